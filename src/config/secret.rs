@@ -1,0 +1,63 @@
+//! A value that must never be printed: keys, tokens, passwords.
+//!
+//! `Debug` and `Display` show a mask, so a secret cannot reach a log, an error or `GET /admin/config`
+//! by accident; whoever needs the value says so with `expose`.
+
+use std::fmt;
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: impl Into<String>) -> Self {
+        Secret(value.into())
+    }
+
+    /// The value itself, for the one place that sends or compares it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Compares in a time that does not tell how much was right.
+    pub fn matches(&self, given: &str) -> bool {
+        let (ours, theirs) = (self.0.as_bytes(), given.as_bytes());
+        let mut difference = ours.len() ^ theirs.len();
+        for (index, byte) in theirs.iter().enumerate() {
+            difference |= usize::from(byte ^ ours.get(index).copied().unwrap_or(0));
+        }
+        difference == 0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_never_prints_its_value() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret} {secret:?}"), "*** ***");
+        assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn comparing_takes_the_whole_value() {
+        let secret = Secret::new("hunter2");
+        assert!(secret.matches("hunter2"));
+        for wrong in ["", "hunter", "hunter22", "Hunter2"] {
+            assert!(!secret.matches(wrong), "{wrong}");
+        }
+    }
+}

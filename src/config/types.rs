@@ -1,0 +1,341 @@
+//! What runs: the configuration after it was read and checked, and the one home of every default.
+//!
+//! Nothing here knows YAML, flags or environment; `config::check` makes these values from what was
+//! written, and everybody else only reads them. A value of these types is always valid.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::secret::Secret;
+
+/// All settings of one running balancer.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: Vec<Listen>,
+    pub admin: Admin,
+    pub upstreams: Vec<UpstreamConfig>,
+    pub balance: Balance,
+    pub peek: Peek,
+    pub health: Health,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    /// Worker threads; 0 is one a core.
+    pub threads: usize,
+    pub passthrough: Vec<Passthrough>,
+    pub log: Log,
+    pub shutdown: Shutdown,
+    /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
+    pub expose: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: vec![Listen { address: Address::Tcp("0.0.0.0:8000".into()), tls: None }],
+            admin: Admin::default(),
+            upstreams: Vec::new(),
+            balance: Balance::default(),
+            peek: Peek::default(),
+            health: Health::default(),
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            threads: 0,
+            passthrough: Vec::new(),
+            log: Log::default(),
+            shutdown: Shutdown::default(),
+            expose: false,
+        }
+    }
+}
+
+/// Where a socket listens: `host:port`, or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug)]
+pub struct Listen {
+    pub address: Address,
+    pub tls: Option<ListenTls>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenTls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub address: Address,
+    /// With a token, admin calls need `Authorization: Bearer`.
+    pub token: Option<Secret>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { address: Address::Tcp("127.0.0.1:9090".into()), token: None }
+    }
+}
+
+/// One vLLM server as it was configured.
+#[derive(Clone, Debug)]
+pub struct UpstreamConfig {
+    /// Unique; `host:port` unless given.
+    pub name: String,
+    pub url: UpstreamUrl,
+    /// `None`: learnt from `GET /v1/models`.
+    pub models: Option<Vec<String>>,
+    /// Divides the cost; above 0.
+    pub weight: f64,
+    /// Sent as `Authorization: Bearer` in place of the client's.
+    pub api_key: Option<Secret>,
+    /// At this many requests in flight the upstream is no candidate.
+    pub max_active: Option<u32>,
+    pub tls: UpstreamTls,
+}
+
+impl UpstreamConfig {
+    /// An upstream with every option at its default, named after its host and port.
+    pub fn new(url: UpstreamUrl) -> Self {
+        UpstreamConfig {
+            name: url.authority(),
+            url,
+            models: None,
+            weight: 1.0,
+            api_key: None,
+            max_active: None,
+            tls: UpstreamTls::default(),
+        }
+    }
+}
+
+/// Where an upstream is reached. A trailing `/v1` has been taken off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    pub https: bool,
+    pub host: String,
+    pub port: u16,
+    /// With a path the connection goes to a unix socket; host and port only name it.
+    pub unix: Option<PathBuf>,
+    /// `""`, or a prefix as `/team-a` that goes before every path.
+    pub prefix: String,
+}
+
+impl UpstreamUrl {
+    /// `host:port`, with brackets around an IPv6 address; a unix socket's path.
+    pub fn authority(&self) -> String {
+        match &self.unix {
+            Some(path) => path.display().to_string(),
+            None if self.host.contains(':') => format!("[{}]:{}", self.host, self.port),
+            None => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// The URL as a person would write it.
+    pub fn display(&self) -> String {
+        match &self.unix {
+            Some(path) => format!("unix:{}", path.display()),
+            None => {
+                let scheme = if self.https { "https" } else { "http" };
+                format!("{scheme}://{}{}", self.authority(), self.prefix)
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// PEM file with the authorities to trust in place of the system's.
+    pub ca: Option<PathBuf>,
+    pub verify: bool,
+    /// Name sent and checked; the URL's host unless given.
+    pub sni: Option<String>,
+}
+
+impl Default for UpstreamTls {
+    fn default() -> Self {
+        UpstreamTls { ca: None, verify: true, sni: None }
+    }
+}
+
+/// Weights of the formula in `pick`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Balance {
+    pub preset: Preset,
+    pub backlog: f64,
+    pub missing: f64,
+    pub active: f64,
+    pub context: f64,
+}
+
+impl Default for Balance {
+    fn default() -> Self {
+        Preset::Work.balance()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    Work,
+    LeastRequests,
+    RoundRobin,
+}
+
+impl Preset {
+    /// The names that a configuration may use, for messages.
+    pub const NAMES: [&'static str; 3] = ["work", "least-requests", "round-robin"];
+
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "work" => Some(Preset::Work),
+            "least-requests" => Some(Preset::LeastRequests),
+            "round-robin" => Some(Preset::RoundRobin),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Preset::Work => "work",
+            Preset::LeastRequests => "least-requests",
+            Preset::RoundRobin => "round-robin",
+        }
+    }
+
+    /// The weights that the preset stands for.
+    pub fn balance(self) -> Balance {
+        let zero = Balance { preset: self, backlog: 0.0, missing: 0.0, active: 0.0, context: 0.0 };
+        match self {
+            Preset::Work => Balance { backlog: 1.0, missing: 2.0, active: 400.0, context: 0.05, ..zero },
+            Preset::LeastRequests => Balance { active: 1.0, ..zero },
+            Preset::RoundRobin => zero,
+        }
+    }
+}
+
+/// How much of a request's body is read, and held, before an upstream is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peek {
+    /// Read before choosing.
+    pub bytes: u64,
+    /// The largest body there may be; larger ones get 413.
+    pub max_body: u64,
+    /// Held for all requests together.
+    pub memory: u64,
+}
+
+impl Default for Peek {
+    fn default() -> Self {
+        Peek { bytes: 2 << 20, max_body: 64 << 20, memory: 2 << 30 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub path: String,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Failed probes in a row after which an upstream is down.
+    pub fall: u32,
+    /// Good probes in a row after which it is ready again.
+    pub rise: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health {
+            path: "/health".into(),
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(2),
+            fall: 3,
+            rise: 1,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { connect: Duration::from_secs(2) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest request head; a larger one gets 431.
+    pub header_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { header_bytes: 64 << 10 }
+    }
+}
+
+/// A control path of vLLM that is let through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passthrough {
+    pub path: String,
+    pub to: PassthroughTo,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PassthroughTo {
+    All,
+    Upstream(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// `None`: txt on a terminal, else json.
+    pub format: Option<LogFormat>,
+    pub level: LogLevel,
+    /// Log the beginnings of request and answer bodies at Debug.
+    pub bodies: bool,
+    /// Characters of a body that a record shows.
+    pub truncate: usize,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { format: None, level: LogLevel::Info, bodies: false, truncate: 180 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Txt,
+    Json,
+    Yaml,
+}
+
+/// The seven steps of verbosity, quietest first; errors are never silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Quiet,
+    Error,
+    Warning,
+    Info,
+    Debug,
+    Verbose,
+    Loud,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shutdown {
+    /// How long requests in flight may go on after SIGTERM.
+    pub grace: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown { grace: Duration::from_secs(180) }
+    }
+}

@@ -1,0 +1,46 @@
+//! vllm-lb: several vLLM servers behind one API.
+//!
+//! # The way of one request
+//!
+//! ```text
+//! bytes --prompt::scan--> Facts --route::paths--> Policy | Reject
+//!   fleet.snapshot().candidates(model, now) -> [Candidate]
+//!   pick::pick(candidates, knobs, seed) -> Choice -> fleet lease (in the request's Ctx)
+//!   pingora forwards -> first byte -> the lease drops with its outcome
+//!   -> observe::request_done
+//! ```
+//!
+//! # Layers: a module imports only downwards (held by `tests/tidy.rs`)
+//!
+//! ```text
+//! L4   main  cli  app                                   assembly: the only code that knows everything
+//! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
+//! L2b  fleet                                            things with tasks, sockets, locks
+//! L2a  observe  logging                                 one door for logs and metrics
+//! L1   prompt  route  pick  reply  aggregate  config::{raw,check}  sim::{cache,engine}   pure
+//! L0   config::{types,secret}  reject  names            vocabulary
+//! ```
+//!
+//! # Words
+//!
+//! `upstream` one vLLM server, `model` the name a client sends, `candidate` a ready upstream as numbers,
+//! `choice` what `pick` returns, `lease` one request in flight on one upstream (a guard), `outcome` how it
+//! ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own, `knob` a tunable of
+//! `pick`, `balancer` one running vllm-lb.
+
+pub mod admin;
+pub mod aggregate;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod fleet;
+pub mod logging;
+pub mod names;
+pub mod observe;
+pub mod pick;
+pub mod prompt;
+pub mod proxy;
+pub mod reject;
+pub mod reply;
+pub mod route;
+pub mod sim;

@@ -1,0 +1,4 @@
+//! What a request's body says, read in one bounded pass over bytes that may be cut.
+
+pub mod multipart;
+pub mod scan;

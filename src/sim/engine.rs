@@ -1,0 +1,1 @@
+//! Stub: comes with its own change.
