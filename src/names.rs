@@ -1,1 +1,13 @@
-//! Stub: comes with its own change.
+//! Names that more than one room uses: header names and the product's own.
+
+/// What we call ourselves in `User-Agent`.
+pub const PRODUCT: &str = concat!("vllm-lb/", env!("CARGO_PKG_VERSION"));
+
+pub const X_REQUEST_ID: &str = "x-request-id";
+pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
+pub const X_FORWARDED_HOST: &str = "x-forwarded-host";
+pub const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
+/// The upstream that answered, with `expose: true`.
+pub const X_UPSTREAM: &str = "x-vllm-lb-upstream";
+/// How many upstreams were tried, with `expose: true`.
+pub const X_ATTEMPTS: &str = "x-vllm-lb-attempts";

@@ -1,1 +1,133 @@
-//! Stub: comes with its own change.
+//! The one door for logs and metrics: a function an event, which writes the record and moves the
+//! counters together. Nobody else names a metric or logs an event of the product.
+//!
+//! Messages are fixed texts; what varies stands in named fields. Label values are bounded: models that no
+//! upstream serves are counted as `other`.
+
+pub mod metrics;
+
+use std::time::Duration;
+
+use log::{debug, info, warn};
+use metrics::METRICS;
+
+/// One request, as it ended.
+pub struct Done<'a> {
+    pub id: &'a str,
+    pub client: Option<&'a str>,
+    pub method: &'a str,
+    pub path: &'a str,
+    /// `None` where the request names none, or one that nobody serves.
+    pub model: Option<&'a str>,
+    pub upstream: Option<&'a str>,
+    pub status: u16,
+    /// Label of the refusal, or of the outcome.
+    pub outcome: &'static str,
+    pub attempts: u32,
+    pub first_byte: Option<Duration>,
+    pub total: Duration,
+    pub received: u64,
+    pub sent: u64,
+    /// What went wrong, in the words of the layer that saw it.
+    pub error: Option<&'a str>,
+}
+
+/// A request has ended, however it did.
+pub fn request_done(done: &Done<'_>) {
+    let model = done.model.unwrap_or("other");
+    let upstream = done.upstream.unwrap_or("");
+    let status = metrics::status_label(done.status);
+    METRICS.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
+    METRICS.seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
+    if let Some(first) = done.first_byte {
+        METRICS.first_byte.with_label_values(&[model]).observe(first.as_secs_f64());
+    }
+    let level = if done.error.is_some() && done.status >= 500 { log::Level::Warn } else { log::Level::Debug };
+    log::log!(
+        level,
+        id = done.id,
+        client = done.client.unwrap_or(""),
+        method = done.method,
+        path = done.path,
+        model = done.model.unwrap_or(""),
+        upstream = upstream,
+        status = done.status,
+        outcome = done.outcome,
+        attempts = done.attempts,
+        first_byte_ms = done.first_byte.map_or(-1.0, millis),
+        total_ms = millis(done.total),
+        received = done.received,
+        sent = done.sent,
+        error = done.error.unwrap_or("");
+        "request done"
+    );
+}
+
+/// The beginnings of a request's and its answer's body, where `log.bodies` asks for them.
+pub fn bodies(id: &str, request: &str, answer: &str) {
+    debug!(id = id, request_body = request, answer_body = answer; "bodies");
+}
+
+/// A refusal of our own went out.
+pub fn rejected(reason: &'static str) {
+    METRICS.rejects.with_label_values(&[reason]).inc();
+}
+
+/// Why a request went where it went.
+pub fn chosen(id: &str, upstream: &str, cost: f64, reason: &'static str, candidates: usize) {
+    debug!(id = id, upstream = upstream, cost = cost, reason = reason, candidates = candidates; "upstream chosen");
+}
+
+pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
+    METRICS.changes.with_label_values(&[upstream, to]).inc();
+    if to == "ready" {
+        info!(upstream = upstream, from = from, to = to; "upstream changed");
+    } else {
+        warn!(upstream = upstream, from = from, to = to; "upstream changed");
+    }
+}
+
+/// The first of a row is worth a line to whoever waits for an upstream; the rest would only repeat it.
+pub fn probe_failed(upstream: &str, why: &str, in_a_row: u32) {
+    METRICS.probe_failures.with_label_values(&[upstream]).inc();
+    if in_a_row == 1 {
+        info!(upstream = upstream, error = why; "upstream does not answer");
+    } else {
+        debug!(upstream = upstream, error = why, in_a_row = in_a_row; "upstream does not answer");
+    }
+}
+
+pub fn listening(address: &str, what: &'static str, tls: bool) {
+    info!(address = address, serves = what, tls = tls; "listening");
+}
+
+pub fn accept_failed(address: &str, error: &str) {
+    METRICS.accept_failures.inc();
+    warn!(address = address, error = error; "cannot accept a connection");
+}
+
+/// A handshake that failed is the client's affair: counted, and told to who looks closely.
+pub fn handshake_failed(error: &str) {
+    METRICS.handshake_failures.inc();
+    debug!(error = error; "tls handshake failed");
+}
+
+pub fn starting(version: &str, upstreams: usize) {
+    info!(version = version, upstreams = upstreams; "starting");
+}
+
+pub fn stopping(signal: &'static str, in_flight: u64) {
+    info!(signal = signal, in_flight = in_flight; "stopping");
+}
+
+pub fn stopped(cut: usize) {
+    if cut == 0 {
+        info!("stopped");
+    } else {
+        warn!(cut = cut; "stopped with requests still in flight");
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}

@@ -1,1 +1,328 @@
-//! Stub: comes with its own change.
+//! The edge towards clients: pingora's `ProxyHttp`, each phase a few lines and a call.
+//!
+//! ```text
+//! request_filter    head checked -> route found -> answered here, or body peeked
+//! upstream_peer     candidates -> pick -> lease
+//! upstream_request  head made ready for the upstream
+//! upstream_response first byte -> the lease's prefill is over, the held body goes
+//! fail_to_proxy     the one place that answers for a failure
+//! logging           the session goes home, the lease drops, the request is told
+//! ```
+//!
+//! Never: a rule of routing or balancing (`route`, `pick`), a metric's name (`observe`), an error's text
+//! (`reject`).
+
+mod context;
+mod headers;
+mod local;
+mod memory;
+mod peek;
+mod peer;
+mod plan;
+mod random;
+mod replay;
+mod respond;
+pub mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use crate::config::types::{Balance, Config};
+use crate::fleet::{Fleet, Lease, Outcome, Routing};
+use crate::observe;
+use crate::pick::{self, Seed};
+use crate::reject::Reject;
+use crate::route::paths;
+use context::{Context, Samples};
+use peek::{Peeker, Wanted};
+use plan::Step;
+
+/// A client that stops reading, or stops sending what it announced, is let go after this.
+const STALLED: Duration = Duration::from_secs(120);
+
+/// What a refused request still has on the way is read, and forgotten, for this long, so that the
+/// client gets to read the refusal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What all listeners share.
+pub struct Shared {
+    fleet: Arc<Fleet>,
+    table: paths::Table,
+    knobs: Balance,
+    peeker: Peeker,
+    peers: peer::Peers,
+    random: random::Random,
+    header_bytes: u64,
+    expose: bool,
+    /// Bytes of bodies that are logged.
+    sample: Option<usize>,
+}
+
+impl Shared {
+    pub fn new(config: &Config, fleet: Arc<Fleet>) -> std::result::Result<Arc<Self>, String> {
+        Ok(Arc::new(Shared {
+            fleet,
+            table: paths::Table::new(&config.passthrough),
+            knobs: config.balance,
+            peeker: Peeker { limits: config.peek, memory: memory::Memory::new(config.peek.memory) },
+            peers: peer::Peers::new(&config.upstreams, config.timeouts.connect)?,
+            random: random::Random::new(),
+            header_bytes: config.limits.header_bytes,
+            expose: config.expose,
+            sample: config.log.bodies.then_some(config.log.truncate),
+        }))
+    }
+}
+
+/// Answers a call to the admin listener; `None` is a path that is not the admin's.
+pub trait Admin: Send + Sync {
+    fn call(&self, request: &http::Request<Bytes>) -> Option<http::Response<Bytes>>;
+}
+
+/// One kind of listener: the public one, or the admin's, which serves all that the public one does too.
+pub struct Balancer {
+    shared: Arc<Shared>,
+    admin: Option<Arc<dyn Admin>>,
+}
+
+impl Balancer {
+    pub fn public(shared: Arc<Shared>) -> Self {
+        Balancer { shared, admin: None }
+    }
+
+    pub fn admin(shared: Arc<Shared>, admin: Arc<dyn Admin>) -> Self {
+        Balancer { shared, admin: Some(admin) }
+    }
+
+    /// Chooses an upstream and takes a lease on it.
+    fn choose(&self, context: &mut Context) -> Result<()> {
+        let shared = &*self.shared;
+        let snapshot = shared.fleet.snapshot_owned();
+        let mut candidates = Vec::with_capacity(snapshot.entries.len());
+        let model = match &context.model {
+            Wanted::Named(name) => Some(name.as_str()),
+            Wanted::Any | Wanted::Unreadable => None,
+        };
+        let routing = snapshot.candidates(model, context.tokens, &mut candidates);
+        if let Some(only) = context.only {
+            candidates.retain(|candidate| candidate.index == only);
+        }
+        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
+        let choice = match (routing, pick::pick(&candidates, &shared.knobs, seed)) {
+            (Routing::Candidates, Some(choice)) => choice,
+            (routing, _) => return Err(refuse(context, plan::no_candidate(&routing, context, &snapshot))),
+        };
+        let upstream = snapshot.entries[choice.index].upstream.clone();
+        observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
+        context.lease = Some(Lease::take(upstream, context.tokens));
+        Ok(())
+    }
+
+    fn finished(&self, context: &Context, error: Option<&Error>) -> Outcome {
+        match (context.outcome, error) {
+            (Some(outcome), _) => outcome,
+            (None, None) => Outcome::Answered(context.status),
+            (None, Some(error)) if *error.esource() == ErrorSource::Downstream => Outcome::ClientGone,
+            (None, Some(_)) => Outcome::Broken,
+        }
+    }
+}
+
+/// Ends the request with a refusal: `fail_to_proxy` says it to the client.
+fn refuse(context: &mut Context, reject: Reject) -> Box<Error> {
+    context.reject = Some(reject);
+    Error::new_in(ErrorType::Custom("refused"))
+}
+
+#[async_trait]
+impl ProxyHttp for Balancer {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context::new()
+    }
+
+    /// No compression: vLLM has none, and an event must not wait for its neighbours.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> Result<()> {
+        session.set_total_drain_timeout(Some(DRAIN));
+        session.set_read_timeout(Some(STALLED));
+        session.set_write_timeout(Some(STALLED));
+        let id = headers::request_id(session.req_header()).map(str::to_string);
+        context.id = id.unwrap_or_else(|| self.shared.random.id());
+        match headers::refuse(session, self.shared.header_bytes) {
+            Some(reject) => Err(refuse(context, reject)),
+            None => Ok(()),
+        }
+    }
+
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        let step = plan::admin(self, session, context).await?;
+        let step = match step {
+            Some(answer) => Step::Answer(answer),
+            None => plan::route(&self.shared, session, context).await?,
+        };
+        match step {
+            Step::Forward => Ok(false),
+            Step::Answer(answer) => {
+                context.status = answer.status().as_u16();
+                respond::send(session, answer, &context.id, false).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+        context.attempts += 1;
+        self.choose(context)?;
+        let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
+        self.shared.peers.peer(lease.upstream()).map_err(|error| {
+            context.outcome = Some(Outcome::Unreached);
+            error.into_up()
+        })
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        context: &mut Context,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        context.outcome = Some(Outcome::Unreached);
+        error.into_up()
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        _session: &mut Session,
+        mut error: Box<Error>,
+        _context: &mut Context,
+        _reused: bool,
+    ) -> Box<Error> {
+        // An undecided error would panic when it is asked whether it may be tried again.
+        error.set_retry(false);
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        head: &mut RequestHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        let https = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        match &context.lease {
+            Some(lease) => headers::towards_upstream(session, head, lease.upstream(), https),
+            None => Ok(()),
+        }
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        context: &mut Context,
+    ) -> Result<()> {
+        context.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
+        let limit = self.shared.peeker.limits.max_body;
+        if context.received > limit && context.home.is_some() {
+            return Err(refuse(context, Reject::TooLarge { limit }));
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        context.status = head.status.as_u16();
+        // Nothing is tried again once an answer has begun.
+        context.settle();
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        headers::towards_client(head, context, self.shared.expose)
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        context: &mut Context,
+    ) -> Result<Option<Duration>> {
+        let Some(piece) = body.as_ref().filter(|piece| !piece.is_empty()) else { return Ok(None) };
+        if context.first_byte.is_none() {
+            context.first_byte = Some(context.started.elapsed());
+            if let Some(lease) = &mut context.lease {
+                lease.first_byte();
+            }
+        }
+        if let Some(samples) = &mut context.samples {
+            Samples::keep(&mut samples.answer, samples.most, piece);
+        }
+        Ok(None)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+        let forwarded = context.home.is_some() || context.lease.is_some();
+        if let Some(home) = context.home.take() {
+            home.unwrap(&mut session.downstream_session);
+        }
+        let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        if session.response_written().is_some_and(|head| !head.status.is_informational()) {
+            return nothing;
+        }
+        let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {
+            return nothing;
+        };
+        observe::rejected(reject.label());
+        if matches!(reject, Reject::Upstream { .. } | Reject::Timeout { .. })
+            && let Some(lease) = &context.lease
+        {
+            lease.upstream().doubt();
+        }
+        context.status = reject.status();
+        let close = forwarded || reject.closes();
+        let answer = respond::refusal(&reject, context.style);
+        match respond::send(session, answer, &context.id, close).await {
+            Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },
+            Err(_) => nothing,
+        }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
+        if let Some(home) = context.home.take() {
+            home.unwrap(&mut session.downstream_session);
+        }
+        context.settle();
+        let outcome = self.finished(context, error);
+        let lease = context.lease.take();
+        plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);
+    }
+
+    /// Ends are told by `observe`, once, with their fields.
+    fn suppress_error_log(&self, _session: &Session, _context: &Context, _error: &Error) -> bool {
+        true
+    }
+}

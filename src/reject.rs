@@ -1,1 +1,254 @@
-//! Stub: comes with its own change.
+//! Every refusal that is the balancer's own: its status, its body in the shape that a client of the
+//! route expects, its metric label, and whether trying again makes sense.
+//!
+//! Errors of an upstream never come through here; they reach the client as the upstream sent them.
+//! The texts follow vLLM where vLLM has the same case, so that a client cannot tell who said it.
+
+use std::borrow::Cow;
+
+/// The shape in which a route's clients expect an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Style {
+    /// `{"error":{"message","type","param","code"}}`
+    #[default]
+    OpenAi,
+    /// `{"type":"error","error":{"type","message"}}`
+    Anthropic,
+}
+
+/// Why a request is not forwarded, or got no answer from an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// No such path, in the framework's own shape.
+    Path,
+    /// The path exists with other methods.
+    Method { allow: &'static str },
+    /// The path exists without its trailing slash.
+    Redirect { location: String },
+    /// No upstream serves the model; the names that would be served.
+    Model { model: String, aliases: Vec<String> },
+    /// The model is known, or may be, but nobody who serves it is ready.
+    NotReady { model: Option<String> },
+    /// All who serve the model are at their `max_active`.
+    Full,
+    /// The body is larger than `peek.max_body`.
+    TooLarge { limit: u64 },
+    /// `peek.memory` is used up.
+    Memory,
+    /// The client took too long to send what must be read before choosing.
+    Slow,
+    /// The request cannot be understood as HTTP.
+    Malformed { why: &'static str },
+    /// The head is larger than `limits.header_bytes`.
+    HeadTooLarge { limit: u64 },
+    /// A stored response that no upstream holds.
+    Response { id: String },
+    /// The upstream could not be reached, or ended without an answer.
+    Upstream { name: String },
+    /// The upstream did not answer in time.
+    Timeout { name: String },
+    /// An admin call without the token.
+    Token,
+    /// A fault of our own.
+    Internal,
+}
+
+/// What goes out for a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: String,
+}
+
+impl Reject {
+    pub fn status(&self) -> u16 {
+        match self {
+            Reject::Path | Reject::Model { .. } | Reject::Response { .. } => 404,
+            Reject::Method { .. } => 405,
+            Reject::Redirect { .. } => 307,
+            Reject::NotReady { .. } | Reject::Memory => 503,
+            Reject::Full => 429,
+            Reject::TooLarge { .. } => 413,
+            Reject::Slow => 408,
+            Reject::Malformed { .. } => 400,
+            Reject::HeadTooLarge { .. } => 431,
+            Reject::Upstream { .. } => 502,
+            Reject::Timeout { .. } => 504,
+            Reject::Token => 401,
+            Reject::Internal => 500,
+        }
+    }
+
+    /// The value of the metric's `reason` label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Reject::Path => "path",
+            Reject::Method { .. } => "method",
+            Reject::Redirect { .. } => "redirect",
+            Reject::Model { .. } => "model",
+            Reject::NotReady { .. } => "not_ready",
+            Reject::Full => "full",
+            Reject::TooLarge { .. } => "too_large",
+            Reject::Memory => "memory",
+            Reject::Slow => "slow",
+            Reject::Malformed { .. } => "malformed",
+            Reject::HeadTooLarge { .. } => "head_too_large",
+            Reject::Response { .. } => "response",
+            Reject::Upstream { .. } => "upstream",
+            Reject::Timeout { .. } => "timeout",
+            Reject::Token => "token",
+            Reject::Internal => "internal",
+        }
+    }
+
+    /// Whether the connection must end, because the rest of the request cannot be trusted or waited for.
+    pub fn closes(&self) -> bool {
+        matches!(self, Reject::Slow | Reject::Malformed { .. } | Reject::HeadTooLarge { .. })
+    }
+
+    pub fn answer(&self, style: Style) -> Answer {
+        let headers = match self {
+            Reject::Method { allow } => vec![("allow", (*allow).to_string())],
+            Reject::Redirect { location } => vec![("location", location.clone())],
+            Reject::NotReady { .. } | Reject::Memory | Reject::Full => vec![("retry-after", "1".into())],
+            _ => Vec::new(),
+        };
+        Answer { status: self.status(), headers, body: self.body(style) }
+    }
+
+    fn body(&self, style: Style) -> String {
+        match (self, style) {
+            (Reject::Path, _) => r#"{"detail":"Not Found"}"#.into(),
+            (Reject::Method { .. }, _) => r#"{"detail":"Method Not Allowed"}"#.into(),
+            (Reject::Redirect { .. }, _) => String::new(),
+            (Reject::Token, _) => r#"{"error":"Unauthorized"}"#.into(),
+            (_, Style::OpenAi) => format!(
+                r#"{{"error":{{"message":{},"type":{},"param":{},"code":{}}}}}"#,
+                json(&self.message()),
+                json(self.openai_type()),
+                self.param().map_or("null".into(), json),
+                self.status(),
+            ),
+            (_, Style::Anthropic) => format!(
+                r#"{{"type":"error","error":{{"type":{},"message":{}}}}}"#,
+                json(self.anthropic_type()),
+                json(&self.message()),
+            ),
+        }
+    }
+
+    fn message(&self) -> Cow<'static, str> {
+        match self {
+            Reject::Path => "Not Found".into(),
+            Reject::Method { .. } => "Method Not Allowed".into(),
+            Reject::Redirect { .. } => "Temporary Redirect".into(),
+            Reject::Model { model, aliases } => {
+                format!("The model `{model}` does not exist. Valid aliases: {}.", aliases.join(", ")).into()
+            }
+            Reject::NotReady { model: Some(model) } => {
+                format!("No ready upstream serves the model `{model}`. Please try again later.").into()
+            }
+            Reject::NotReady { model: None } => "No upstream is ready. Please try again later.".into(),
+            Reject::Full => {
+                "All upstreams that serve the model are busy. Please try again later.".into()
+            }
+            Reject::TooLarge { limit } => {
+                format!("The request body is larger than the limit of {limit} bytes.").into()
+            }
+            Reject::Memory => {
+                "Too many large requests are being read at once. Please try again later.".into()
+            }
+            Reject::Slow => "The request body did not arrive in time.".into(),
+            Reject::Malformed { why } => format!("The request is malformed: {why}.").into(),
+            Reject::HeadTooLarge { limit } => {
+                format!("The request head is larger than the limit of {limit} bytes.").into()
+            }
+            Reject::Response { id } => format!("Response with id '{id}' not found.").into(),
+            Reject::Upstream { name } => format!("The upstream {name} did not answer.").into(),
+            Reject::Timeout { name } => format!("The upstream {name} did not answer in time.").into(),
+            Reject::Token => "Unauthorized".into(),
+            Reject::Internal => "Internal server error".into(),
+        }
+    }
+
+    fn openai_type(&self) -> &'static str {
+        match self.status() {
+            404 if matches!(self, Reject::Response { .. }) => "invalid_request_error",
+            404 => "NotFoundError",
+            400 | 408 | 413 | 431 => "BadRequestError",
+            429 => "RateLimitError",
+            502 => "Bad Gateway",
+            503 => "ServiceUnavailableError",
+            504 => "Gateway Timeout",
+            _ => "InternalServerError",
+        }
+    }
+
+    fn anthropic_type(&self) -> &'static str {
+        match self.status() {
+            404 => "not_found_error",
+            413 => "request_too_large",
+            400 | 408 | 431 => "invalid_request_error",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            _ => "api_error",
+        }
+    }
+
+    fn param(&self) -> Option<&'static str> {
+        match self {
+            Reject::Model { .. } => Some("model"),
+            Reject::Response { .. } => Some("response_id"),
+            _ => None,
+        }
+    }
+}
+
+/// A JSON string with its quotes.
+fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_model_reads_as_vllm_says_it() {
+        let reject = Reject::Model { model: "nope".into(), aliases: vec!["tiny".into()] };
+        let sample = concat!(
+            r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: tiny.","#,
+            r#""type":"NotFoundError","param":"model","code":404}}"#,
+        );
+        assert_eq!(reject.answer(Style::OpenAi).body, sample);
+    }
+
+    #[test]
+    fn anthropic_clients_get_their_own_shape() {
+        let answer = Reject::NotReady { model: None }.answer(Style::Anthropic);
+        assert_eq!(answer.status, 503);
+        assert!(answer.body.starts_with(r#"{"type":"error","error":{"type":"overloaded_error","#));
+        assert_eq!(answer.headers, [("retry-after", "1".to_string())]);
+    }
+
+    #[test]
+    fn framework_answers_keep_the_frameworks_shape_everywhere() {
+        for style in [Style::OpenAi, Style::Anthropic] {
+            assert_eq!(Reject::Path.answer(style).body, r#"{"detail":"Not Found"}"#);
+            let method = Reject::Method { allow: "POST" }.answer(style);
+            assert_eq!((method.status, method.body.as_str()), (405, r#"{"detail":"Method Not Allowed"}"#));
+        }
+    }
+
+    #[test]
+    fn a_clients_text_cannot_break_out_of_the_body() {
+        let hostile = "a\"},{\"x\":\"\u{0}\n\u{2028}";
+        let reject = Reject::Model { model: hostile.into(), aliases: vec![] };
+        for style in [Style::OpenAi, Style::Anthropic] {
+            let parsed: serde_json::Value = serde_json::from_str(&reject.answer(style).body).unwrap();
+            let message = parsed["error"]["message"].as_str().unwrap();
+            assert!(message.contains(hostile));
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A small HTTP client for what the balancer itself asks of upstreams: probes, model lists, metrics.
+//!
+//! One connection a question: nothing is pooled, so a question also tells whether new connections are
+//! taken. Requests of clients never go through here, with the exception of control calls that are fanned
+//! out to all upstreams. Every question has a time limit and a limit on the answer's size.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+use super::upstream::Upstream;
+use crate::config::types::UpstreamConfig;
+use crate::names::PRODUCT;
+
+/// The most that an answer to one of our questions may hold.
+const MOST_ANSWER: usize = 16 << 20;
+
+#[derive(Debug, Error)]
+pub enum AskError {
+    #[error("cannot resolve: {0}")]
+    Resolve(io::Error),
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    #[error("no answer: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("answer cannot be read: {0}")]
+    Answer(Box<dyn std::error::Error + Send + Sync>),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("cannot be asked: {0}")]
+    Request(#[from] http::Error),
+}
+
+pub struct Client {
+    /// For upstreams with https, by id.
+    tls: HashMap<usize, (TlsConnector, ServerName<'static>)>,
+}
+
+trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+
+impl Client {
+    /// Loads what TLS towards the upstreams needs.
+    pub fn new(configs: &[UpstreamConfig]) -> Result<Self, String> {
+        let mut tls = HashMap::new();
+        for (id, config) in configs.iter().enumerate().filter(|(_, config)| config.url.https) {
+            let trust = super::tls::client_config(&config.tls)
+                .map_err(|error| format!("upstream {}: {error}", config.name))?;
+            let name = config.tls.sni.clone().unwrap_or_else(|| config.url.host.clone());
+            let name = ServerName::try_from(name)
+                .map_err(|error| format!("upstream {}: tls.sni: {error}", config.name))?;
+            tls.insert(id, (TlsConnector::from(Arc::new(trust)), name));
+        }
+        Ok(Client { tls })
+    }
+
+    /// Asks with GET.
+    pub async fn get(
+        &self,
+        upstream: &Upstream,
+        path: &str,
+        limit: Duration,
+    ) -> Result<Response<Bytes>, AskError> {
+        self.ask(upstream, Request::get(path).body(Bytes::new())?, limit).await
+    }
+
+    /// Sends `request`, whose URI is a path, and reads the whole answer.
+    pub async fn ask(
+        &self,
+        upstream: &Upstream,
+        request: Request<Bytes>,
+        limit: Duration,
+    ) -> Result<Response<Bytes>, AskError> {
+        let asked = tokio::time::timeout(limit, self.exchange(upstream, request));
+        asked.await.unwrap_or(Err(AskError::Timeout(limit)))
+    }
+
+    async fn exchange(
+        &self,
+        upstream: &Upstream,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, AskError> {
+        let stream = self.connect(upstream).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let request = addressed(upstream, request)?;
+        let exchange = async {
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = Limited::new(body, MOST_ANSWER).collect().await.map_err(AskError::Answer)?;
+            Ok(Response::from_parts(head, body.to_bytes()))
+        };
+        tokio::pin!(connection);
+        tokio::select! {
+            answer = exchange => answer,
+            // The connection ends after the last byte of an answer too: the exchange has it all then.
+            ended = &mut connection => Err(AskError::Answer(match ended {
+                Ok(()) => "connection closed".into(),
+                Err(error) => Box::new(error),
+            })),
+        }
+    }
+
+    async fn connect(&self, upstream: &Upstream) -> Result<Box<dyn Connection>, AskError> {
+        let url = &upstream.config.url;
+        if let Some(path) = &url.unix {
+            return Ok(Box::new(UnixStream::connect(path).await.map_err(AskError::Connect)?));
+        }
+        let addresses =
+            tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(AskError::Resolve)?;
+        let mut failure = io::Error::new(io::ErrorKind::NotFound, "name has no address");
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => {
+                    upstream.set_address(address);
+                    return self.secure(upstream, stream).await;
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(AskError::Connect(failure))
+    }
+
+    async fn secure(
+        &self,
+        upstream: &Upstream,
+        stream: TcpStream,
+    ) -> Result<Box<dyn Connection>, AskError> {
+        match self.tls.get(&upstream.id) {
+            None => Ok(Box::new(stream)),
+            Some((connector, name)) => {
+                let secured = connector.connect(name.clone(), stream).await;
+                Ok(Box::new(secured.map_err(AskError::Connect)?))
+            }
+        }
+    }
+}
+
+/// Puts the upstream's prefix, name and key on a request.
+fn addressed(upstream: &Upstream, request: Request<Bytes>) -> Result<Request<Full<Bytes>>, http::Error> {
+    let (mut head, body) = request.into_parts();
+    let url = &upstream.config.url;
+    if !url.prefix.is_empty() {
+        head.uri = format!("{}{}", url.prefix, head.uri).parse()?;
+    }
+    let host = if url.unix.is_some() { "localhost".into() } else { url.authority() };
+    head.headers.insert(header::HOST, HeaderValue::try_from(host)?);
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    head.headers.insert(header::USER_AGENT, HeaderValue::from_static(PRODUCT));
+    if let Some(value) = &upstream.authorization {
+        head.headers.insert(header::AUTHORIZATION, HeaderValue::try_from(value.as_str())?);
+    }
+    Ok(Request::from_parts(head, Full::new(body)))
+}

@@ -1,0 +1,166 @@
+//! The metrics: their names, labels and buckets, documented in conf/metrics.md.
+//!
+//! Gauges of upstreams are not kept here; they are read from the leases when somebody asks, so that they
+//! cannot drift.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// From a millisecond to ten minutes: a first token takes anything between.
+const BUCKETS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
+
+pub struct Metrics {
+    registry: Registry,
+    pub requests: IntCounterVec,
+    pub seconds: HistogramVec,
+    pub first_byte: HistogramVec,
+    pub rejects: IntCounterVec,
+    pub changes: IntCounterVec,
+    pub probe_failures: IntCounterVec,
+    pub accept_failures: IntCounter,
+    pub handshake_failures: IntCounter,
+    pub connections: IntGauge,
+    pub in_flight: IntGauge,
+    pub peeked_bytes: IntGauge,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let made = IntCounterVec::new(Opts::new(name, help), labels);
+            enter(&registry, made)
+        };
+        let counter = |name: &str, help: &str| enter(&registry, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| enter(&registry, IntGauge::new(name, help));
+        let histogram = |name: &str, help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+            enter(&registry, HistogramVec::new(options, &["model"]))
+        };
+        Metrics {
+            requests: counters(
+                "vllm_lb_requests_total",
+                "Requests that ended, by how they did.",
+                &["model", "upstream", "status", "outcome"],
+            ),
+            seconds: histogram("vllm_lb_request_seconds", "From the request's head to the answer's end."),
+            first_byte: histogram(
+                "vllm_lb_first_byte_seconds",
+                "From the request's head to the first byte of the answer's body.",
+            ),
+            rejects: counters("vllm_lb_rejects_total", "Refusals of the balancer's own.", &["reason"]),
+            changes: counters(
+                "vllm_lb_upstream_changes_total",
+                "Changes of an upstream's state, by the new one.",
+                &["upstream", "state"],
+            ),
+            probe_failures: counters(
+                "vllm_lb_probe_failures_total",
+                "Probes that an upstream did not answer well.",
+                &["upstream"],
+            ),
+            accept_failures: counter("vllm_lb_accept_failures_total", "Connections that could not be taken."),
+            handshake_failures: counter("vllm_lb_handshake_failures_total", "TLS handshakes that failed."),
+            connections: gauge("vllm_lb_connections", "Connections of clients that are open."),
+            in_flight: gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
+            peeked_bytes: gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
+            registry,
+        }
+    }
+
+    /// The text exposition of all that is registered.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(8 << 10);
+        // Writing to memory fails only for a family without samples, which the registry leaves out.
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            log::error!(error:% = error; "metrics cannot be written");
+        }
+        text
+    }
+}
+
+/// Registers what was made. Names and labels are constants of this file, so that a failure is a typing
+/// mistake that the first test run finds.
+fn enter<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    made: prometheus::Result<C>,
+) -> C {
+    let collector = made.expect("metric names and labels in this file are valid");
+    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
+    collector
+}
+
+/// Statuses that get a label of their own; others are counted by their class.
+pub fn status_label(status: u16) -> &'static str {
+    match status {
+        200 => "200",
+        400 => "400",
+        401 => "401",
+        404 => "404",
+        405 => "405",
+        408 => "408",
+        413 => "413",
+        422 => "422",
+        429 => "429",
+        500 => "500",
+        502 => "502",
+        503 => "503",
+        504 => "504",
+        0 => "none",
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    }
+}
+
+/// Lines for gauges that are read where they are kept: `name{upstream="…"} value`.
+pub fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
+    let mut text = String::new();
+    type Read = fn(&UpstreamGauges<'_>) -> u64;
+    let families: [(&str, &str, Read); 4] = [
+        ("vllm_lb_upstream_ready", "1 while the upstream takes requests.", |row| u64::from(row.ready)),
+        ("vllm_lb_upstream_active", "Requests in flight on the upstream.", |row| row.active),
+        ("vllm_lb_upstream_backlog_tokens", "Prompt tokens whose first byte is awaited.", |row| row.backlog),
+        ("vllm_lb_upstream_context_tokens", "Prompt tokens of requests in flight.", |row| row.context),
+    ];
+    for (name, help, read) in families {
+        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
+        for row in rows {
+            let escaped = row.upstream.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            text.push_str(&format!("{name}{{upstream=\"{escaped}\"}} {}\n", read(row)));
+        }
+    }
+    text
+}
+
+/// What one upstream's gauges say now.
+pub struct UpstreamGauges<'a> {
+    pub upstream: &'a str,
+    pub ready: bool,
+    pub active: u64,
+    pub backlog: u64,
+    pub context: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exposition_has_a_type_for_each_family_and_escapes_names() {
+        METRICS.rejects.with_label_values(&["path"]).inc();
+        let text = String::from_utf8(METRICS.render()).unwrap();
+        assert!(text.contains("# TYPE vllm_lb_rejects_total counter"));
+        let row = UpstreamGauges { upstream: "a\"b\n", ready: true, active: 2, backlog: 3, context: 4 };
+        let text = upstream_gauges(&[row]);
+        assert!(text.contains("vllm_lb_upstream_active{upstream=\"a\\\"b\\n\"} 2\n"), "{text}");
+    }
+}

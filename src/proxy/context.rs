@@ -1,0 +1,104 @@
+//! What is known of one request, from its head to its end. Kept small: it lives as long as the stream.
+
+use std::time::{Duration, Instant};
+
+use super::memory::Reservation;
+use super::peek::Wanted;
+use super::replay::{Home, Replay};
+use crate::fleet::{Lease, Outcome};
+use crate::observe::metrics::METRICS;
+use crate::reject::{Reject, Style};
+use std::sync::Arc;
+
+pub struct Context {
+    pub started: Instant,
+    /// Counts the request as in flight until the context is dropped, on whatever path.
+    _in_flight: InFlight,
+    pub id: String,
+    pub style: Style,
+    pub model: Wanted,
+    /// Prompt tokens, estimated.
+    pub tokens: u64,
+    /// The one upstream that may have it, by place in the snapshot.
+    pub only: Option<usize>,
+    pub attempts: u32,
+    pub lease: Option<Lease>,
+    pub home: Option<Home>,
+    pub replay: Option<Arc<Replay>>,
+    /// Set before an error is returned, for the one place that answers.
+    pub reject: Option<Reject>,
+    pub outcome: Option<Outcome>,
+    pub status: u16,
+    pub first_byte: Option<Duration>,
+    /// Bytes of the request's body that went to the upstream.
+    pub received: u64,
+    /// Beginnings of the bodies, where they are logged.
+    pub samples: Option<Box<Samples>>,
+}
+
+/// The beginnings of a request's and its answer's body.
+pub struct Samples {
+    pub request: Vec<u8>,
+    pub answer: Vec<u8>,
+    pub most: usize,
+}
+
+impl Samples {
+    pub fn keep(sample: &mut Vec<u8>, most: usize, piece: &[u8]) {
+        let room = most.saturating_sub(sample.len());
+        sample.extend_from_slice(&piece[..piece.len().min(room)]);
+    }
+}
+
+impl Context {
+    pub fn new() -> Self {
+        Context {
+            started: Instant::now(),
+            _in_flight: InFlight::new(),
+            id: String::new(),
+            style: Style::OpenAi,
+            model: Wanted::Any,
+            tokens: 0,
+            only: None,
+            attempts: 0,
+            lease: None,
+            home: None,
+            replay: None,
+            reject: None,
+            outcome: None,
+            status: 0,
+            first_byte: None,
+            received: 0,
+            samples: None,
+        }
+    }
+
+    /// Holds what was peeked until no attempt can follow.
+    pub fn hold(&mut self, body: bytes::Bytes, reservation: Reservation) -> Arc<Replay> {
+        let replay = Replay::new(body, reservation);
+        self.replay = Some(replay.clone());
+        replay
+    }
+
+    /// No attempt can follow: what is held for one goes.
+    pub fn settle(&mut self) {
+        if let Some(replay) = self.replay.take() {
+            replay.release();
+        }
+    }
+}
+
+struct InFlight;
+
+impl InFlight {
+    fn new() -> Self {
+        METRICS.in_flight.inc();
+        InFlight
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        METRICS.in_flight.dec();
+    }
+}

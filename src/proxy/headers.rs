@@ -1,0 +1,135 @@
+//! Header hygiene: what a client's head must not be, and what goes on towards upstreams and clients.
+//!
+//! Hop-by-hop fields, those that `connection` names included, are taken out by pingora before these
+//! functions run.
+
+use http::{HeaderValue, header};
+use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+
+use super::context::Context;
+use crate::fleet::Upstream;
+use crate::names::{X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_UPSTREAM};
+use crate::reject::Reject;
+
+/// What a head is refused for, before anything of it is used.
+///
+/// A request with both a length and a transfer coding is how requests are smuggled past a proxy that
+/// reads one of them to a server that reads the other. Pingora drops the length and goes on; we do not.
+pub fn refuse(session: &Session, most: u64) -> Option<Reject> {
+    let head = session.req_header();
+    if let Some(http1) = session.as_ref().as_http1() {
+        let raw = http1.get_headers_raw_bytes();
+        if raw.len() as u64 > most {
+            return Some(Reject::HeadTooLarge { limit: most });
+        }
+        let coded = head.headers.contains_key(header::TRANSFER_ENCODING);
+        if coded && names_header(&raw, b"content-length") {
+            return Some(Reject::Malformed { why: "both content-length and transfer-encoding" });
+        }
+        if coded && head.headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
+            return Some(Reject::Malformed { why: "more than one transfer-encoding" });
+        }
+    } else {
+        let size: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if size as u64 > most {
+            return Some(Reject::HeadTooLarge { limit: most });
+        }
+    }
+    let hosts = head.headers.get_all(header::HOST).iter().count();
+    if hosts > 1 {
+        return Some(Reject::Malformed { why: "more than one host" });
+    }
+    None
+}
+
+/// Whether a raw head has a field of this name, given in lower case.
+fn names_header(raw: &[u8], name: &[u8]) -> bool {
+    raw.split(|byte| *byte == b'\n').any(|line| {
+        line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name)
+    })
+}
+
+/// The client's request id, if it is one that can be sent on and logged.
+pub fn request_id(head: &RequestHeader) -> Option<&str> {
+    let id = head.headers.get(X_REQUEST_ID)?.to_str().ok()?;
+    (!id.is_empty() && id.len() <= 256).then_some(id)
+}
+
+/// Makes a client's head one for `upstream`.
+pub fn towards_upstream(
+    session: &Session,
+    head: &mut RequestHeader,
+    upstream: &Upstream,
+    https: bool,
+) -> Result<()> {
+    let url = &upstream.config.url;
+    head.remove_header(&header::EXPECT);
+    forwarded(session, head, https)?;
+    let host = if url.unix.is_some() { "localhost".to_string() } else { url.authority() };
+    head.insert_header(header::HOST, host)?;
+    if let Some(authorization) = &upstream.authorization {
+        head.insert_header(header::AUTHORIZATION, authorization)?;
+    }
+    if !url.prefix.is_empty() {
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let prefixed = format!("{}{path}", url.prefix);
+        head.set_raw_path(prefixed.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Who asked, for which host, over what. A proxy in front may have said so already; it knows better.
+fn forwarded(session: &Session, head: &mut RequestHeader, https: bool) -> Result<()> {
+    let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
+    if let Some(client) = client {
+        let before = head.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+        let mut chain: Vec<String> = before.map(str::to_string).collect();
+        chain.push(client.to_string());
+        head.insert_header(X_FORWARDED_FOR, chain.join(", "))?;
+    }
+    if !head.headers.contains_key(X_FORWARDED_PROTO) {
+        head.insert_header(X_FORWARDED_PROTO, if https { "https" } else { "http" })?;
+    }
+    if !head.headers.contains_key(X_FORWARDED_HOST)
+        && let Some(host) = host(session.req_header())
+    {
+        head.insert_header(X_FORWARDED_HOST, host)?;
+    }
+    Ok(())
+}
+
+/// The host that the client named.
+pub fn host(head: &RequestHeader) -> Option<String> {
+    let field = head.headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    field.or_else(|| head.uri.authority().map(|authority| authority.as_str())).map(str::to_string)
+}
+
+/// Puts on an upstream's answer what is ours to add.
+pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool) -> Result<()> {
+    if !head.headers.contains_key(X_REQUEST_ID)
+        && let Ok(id) = HeaderValue::try_from(context.id.as_str())
+    {
+        head.insert_header(X_REQUEST_ID, id)?;
+    }
+    if expose && let Some(lease) = &context.lease {
+        head.insert_header(X_UPSTREAM, lease.upstream().name())?;
+        head.insert_header(X_ATTEMPTS, context.attempts)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_header;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name_in_any_case() {
+        let raw = b"POST / HTTP/1.1\r\nContent-LENGTH: 3\r\nx-content-length: 4\r\n\r\n";
+        assert!(names_header(raw, b"content-length"));
+        assert!(names_header(raw, b"x-content-length"));
+        assert!(!names_header(raw, b"content"));
+        assert!(!names_header(b"GET /content-length: HTTP/1.1\r\n\r\n", b"content-length"));
+    }
+}

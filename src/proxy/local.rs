@@ -1,0 +1,140 @@
+//! What the balancer answers itself, as the one vLLM that it stands for: the model list, health,
+//! version, load, and the upstreams' metrics as one page.
+//!
+//! Lists and health come from the snapshot and never wait for an upstream; metrics and load are asked
+//! of all upstreams at once, within one time limit.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+
+use super::respond::json;
+use crate::aggregate;
+use crate::fleet::{Entry, Fleet, Snapshot};
+
+/// For metrics and load: whoever scrapes will not wait longer either.
+const SCRAPE: Duration = Duration::from_secs(2);
+
+/// For a control call that is fanned out; some of them wait for requests in flight.
+const CONTROL: Duration = Duration::from_secs(300);
+
+/// For asking where a stored response lies.
+const LOOKUP: Duration = Duration::from_secs(2);
+
+/// The version that is told while no upstream has told its own.
+const VERSION_UNKNOWN: &str = "unknown";
+
+fn answer(kind: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut answer = Response::new(body.into());
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+fn json_answer(body: impl Into<Bytes>) -> Response<Bytes> {
+    let mut answer = Response::new(body.into());
+    json(answer.headers_mut());
+    answer
+}
+
+/// 200 with an empty body while some upstream is ready, else 503, as vLLM's.
+pub fn health(snapshot: &Snapshot) -> Response<Bytes> {
+    let mut answer = Response::new(Bytes::new());
+    if !snapshot.any_ready() {
+        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    answer
+}
+
+/// The union of what ready upstreams serve.
+pub fn models(snapshot: &Snapshot) -> Response<Bytes> {
+    let lists: Vec<&[aggregate::ModelCard]> = snapshot.ready().map(|entry| entry.models.as_slice()).collect();
+    json_answer(aggregate::models_union(&lists))
+}
+
+/// The lowest version among the upstreams: what every one of them can do.
+pub fn version(snapshot: &Snapshot) -> Response<Bytes> {
+    let versions: Vec<&str> = snapshot.ready().filter_map(|entry| entry.version.as_deref()).collect();
+    let version = aggregate::version_min(&versions).unwrap_or_else(|| VERSION_UNKNOWN.into());
+    json_answer(format!(r#"{{"version":{}}}"#, serde_json::Value::from(version)))
+}
+
+/// The sum over ready upstreams.
+pub async fn load(fleet: &Fleet) -> Response<Bytes> {
+    let bodies = ask_ready(fleet, "/load").await;
+    let bodies: Vec<&[u8]> = bodies.iter().map(|(_, body)| &body[..]).collect();
+    json_answer(format!(r#"{{"server_load":{}}}"#, aggregate::load_sum(&bodies)))
+}
+
+/// The upstreams' metrics, each sample with an `upstream` label.
+pub async fn metrics(fleet: &Fleet) -> Response<Bytes> {
+    let bodies = ask_ready(fleet, "/metrics").await;
+    let texts: Vec<(&str, std::borrow::Cow<'_, str>)> =
+        bodies.iter().map(|(name, body)| (name.as_str(), String::from_utf8_lossy(body))).collect();
+    let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_ref())).collect();
+    answer("text/plain; version=1.0.0; charset=utf-8", aggregate::merge_metrics(&texts))
+}
+
+/// Answers of ready upstreams with status 200, by name. One that does not answer is left out.
+async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
+    let snapshot = fleet.snapshot_owned();
+    let asked = snapshot.ready().map(async |entry| {
+        let answer = fleet.client().get(&entry.upstream, path, SCRAPE).await.ok()?;
+        let name = entry.upstream.name().to_string();
+        (answer.status() == StatusCode::OK).then(|| (name, answer.into_body()))
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// Sends a control call to every ready upstream. The answer is the first that failed, else the first.
+pub async fn fan_out(fleet: &Fleet, method: &Method, path: &str, kind: Option<&HeaderValue>, body: Bytes)
+-> Option<Response<Bytes>> {
+    let snapshot = fleet.snapshot_owned();
+    let asked = snapshot.ready().map(async |entry| {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(kind) = kind {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        let request = request.body(body.clone()).ok()?;
+        let answer = fleet.client().ask(&entry.upstream, request, CONTROL).await;
+        Some(answer.unwrap_or_else(|error| unreached(entry, &error.to_string())))
+    });
+    let answers: Vec<Response<Bytes>> = join_all(asked).await.into_iter().flatten().collect();
+    let failed = answers.iter().position(|answer| !answer.status().is_success());
+    answers.into_iter().nth(failed.unwrap_or(0)).map(clean)
+}
+
+fn unreached(entry: &Entry, error: &str) -> Response<Bytes> {
+    let message = format!("upstream {}: {error}", entry.upstream.name());
+    let mut answer = json_answer(format!(r#"{{"error":{}}}"#, serde_json::Value::from(message)));
+    *answer.status_mut() = StatusCode::BAD_GATEWAY;
+    answer
+}
+
+/// Only what describes the body is passed on from an answer that was read whole.
+fn clean(answer: Response<Bytes>) -> Response<Bytes> {
+    let (parts, body) = answer.into_parts();
+    let mut cleaned = Response::new(body);
+    *cleaned.status_mut() = parts.status;
+    if let Some(kind) = parts.headers.get(header::CONTENT_TYPE) {
+        cleaned.headers_mut().insert(header::CONTENT_TYPE, kind.clone());
+    }
+    cleaned
+}
+
+/// The place in the snapshot of the upstream that holds a stored response: responses live in the memory
+/// of the one that made them, so that all are asked.
+pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, id: &str) -> Option<usize> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if id.is_empty() || id.len() > 256 || !id.bytes().all(known) {
+        return None;
+    }
+    let path = format!("/v1/responses/{id}");
+    let ready = snapshot.ready().map(|entry| entry.upstream.id);
+    let asked = ready.map(async |index| {
+        let answer = fleet.client().get(&snapshot.entries[index].upstream, &path, LOOKUP).await.ok()?;
+        (answer.status() == StatusCode::OK).then_some(index)
+    });
+    join_all(asked).await.into_iter().flatten().next()
+}

@@ -1,0 +1,298 @@
+//! Reads the beginning of a request's body, and what it says, before an upstream is chosen.
+//!
+//! Bounded three ways: by `peek.bytes` (up to `peek.max_body` where the model decides the upstream and
+//! has not come yet), by `peek.memory` over all requests, and by a deadline that leaves a slow line its
+//! time but not a client that only holds on: half a minute, and a second more for each 64 KiB that came.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType};
+use tokio::time::{Instant, timeout_at};
+
+use super::memory::{Memory, Reservation};
+use crate::config::types::Peek;
+use crate::prompt::multipart;
+use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::prompt::value::Model;
+use crate::reject::Reject;
+
+/// How long a client may take for the first piece of what is peeked.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A slow line gets a second for so much.
+const SLOWEST: u64 = 64 << 10;
+
+/// Reserved to begin with where no length is declared.
+const FIRST: u64 = 64 << 10;
+
+/// Where the body names its model.
+pub enum Shape {
+    Json,
+    /// With the whole value of `content-type`, which names the boundary.
+    Multipart(String),
+    /// Not looked into.
+    Opaque,
+}
+
+/// What the body says, as far as it was read.
+#[derive(Default)]
+pub struct Wish {
+    pub model: Wanted,
+    /// About how many prompt tokens the request brings.
+    pub tokens: u64,
+    pub previous_response_id: Option<String>,
+}
+
+/// The model that the client asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// None, null or empty: whatever the upstream has.
+    #[default]
+    Any,
+    Named(String),
+    /// The body is no document, or its model no string: an upstream will say what is wrong.
+    Unreadable,
+}
+
+pub struct Peeked {
+    pub body: Bytes,
+    /// The body has no more bytes than these.
+    pub whole: bool,
+    pub reservation: Reservation,
+    pub wish: Wish,
+}
+
+pub enum Failure {
+    /// We refuse the request.
+    Reject(Reject),
+    /// The client left, or its connection broke.
+    Client(Box<Error>),
+}
+
+/// Settings that outlive a request.
+pub struct Peeker {
+    pub limits: Peek,
+    pub memory: Arc<Memory>,
+}
+
+impl Peeker {
+    /// `model_decides`: without the model the request cannot be sent anywhere.
+    pub async fn peek(
+        &self,
+        session: &mut Session,
+        shape: Shape,
+        model_decides: bool,
+    ) -> Result<Peeked, Failure> {
+        let declared = declared_length(session);
+        if declared.is_some_and(|length| length > self.limits.max_body) {
+            return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
+        }
+        let mut reader = Reader {
+            declared,
+            body: Body::Nothing,
+            reservation: self.memory.reservation(),
+            looker: Looker::new(shape),
+            begun: Instant::now(),
+            limits: self.limits,
+        };
+        let mut whole = reader.read(session, self.limits.bytes).await?;
+        reader.look();
+        while !whole && model_decides && reader.looker.wants_more() && reader.len() < self.limits.max_body {
+            // A piece at a time, so that reading ends soon after the model has come.
+            let goal = (reader.len() + self.limits.bytes).min(self.limits.max_body);
+            whole = reader.read(session, goal).await?;
+            reader.look();
+        }
+        if !whole && reader.len() >= self.limits.max_body {
+            return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
+        }
+        let wish = reader.looker.wish(reader.body.bytes(), declared);
+        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
+    }
+}
+
+struct Reader {
+    declared: Option<u64>,
+    body: Body,
+    reservation: Reservation,
+    looker: Looker,
+    begun: Instant,
+    limits: Peek,
+}
+
+impl Reader {
+    fn len(&self) -> u64 {
+        self.body.bytes().len() as u64
+    }
+
+    /// Reads until `goal` bytes are there or the body has ended; true when it has.
+    async fn read(&mut self, session: &mut Session, goal: u64) -> Result<bool, Failure> {
+        while self.len() < goal {
+            let piece = match timeout_at(self.deadline(), session.read_request_body()).await {
+                Err(_) => return Err(Failure::Reject(Reject::Slow)),
+                Ok(Err(error)) => return Err(client_failure(error)),
+                Ok(Ok(piece)) => piece,
+            };
+            let Some(piece) = piece else { return Ok(true) };
+            let total = self.len() + piece.len() as u64;
+            if total > self.limits.max_body {
+                return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
+            }
+            self.reserve(total)?;
+            let room = self.declared.unwrap_or(0).min(self.limits.bytes);
+            self.body.push(piece, usize::try_from(room).unwrap_or(0));
+            if session.is_body_done() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn deadline(&self) -> Instant {
+        self.begun + PATIENCE + Duration::from_secs(self.len() / SLOWEST)
+    }
+
+    /// Doubles the reservation, so that it is taken a few times in a large body and once in a small one.
+    fn reserve(&mut self, total: u64) -> Result<(), Failure> {
+        let ahead = self.declared.map_or(FIRST, |length| length.min(self.limits.bytes));
+        let wanted = total.next_power_of_two().min(self.limits.max_body);
+        let enough = if total <= ahead { ahead } else { wanted.max(total) };
+        match self.reservation.grow_to(enough) {
+            true => Ok(()),
+            false => Err(Failure::Reject(Reject::Memory)),
+        }
+    }
+
+    fn look(&mut self) {
+        self.looker.look(self.body.bytes());
+    }
+}
+
+/// The peeked bytes: most bodies come in one piece, which is then never copied.
+enum Body {
+    Nothing,
+    Piece(Bytes),
+    Many(BytesMut),
+}
+
+impl Body {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Body::Nothing => &[],
+            Body::Piece(piece) => piece,
+            Body::Many(bytes) => bytes,
+        }
+    }
+
+    fn push(&mut self, piece: Bytes, room: usize) {
+        match self {
+            _ if piece.is_empty() => {}
+            Body::Nothing => *self = Body::Piece(piece),
+            Body::Piece(first) => {
+                let mut bytes = BytesMut::with_capacity(room.max(first.len() + piece.len()));
+                bytes.extend_from_slice(first);
+                bytes.extend_from_slice(&piece);
+                *self = Body::Many(bytes);
+            }
+            Body::Many(bytes) => bytes.extend_from_slice(&piece),
+        }
+    }
+
+    fn freeze(self) -> Bytes {
+        match self {
+            Body::Nothing => Bytes::new(),
+            Body::Piece(piece) => piece,
+            Body::Many(bytes) => bytes.freeze(),
+        }
+    }
+}
+
+/// Looks for the model as the bytes come.
+enum Looker {
+    Json(Scanner),
+    Multipart(multipart::Scanner),
+    Opaque,
+}
+
+impl Looker {
+    fn new(shape: Shape) -> Self {
+        match shape {
+            Shape::Json => Looker::Json(Scanner::new()),
+            Shape::Multipart(kind) => {
+                multipart::Scanner::new(&kind).map_or(Looker::Opaque, Looker::Multipart)
+            }
+            Shape::Opaque => Looker::Opaque,
+        }
+    }
+
+    fn look(&mut self, body: &[u8]) {
+        match self {
+            Looker::Json(scanner) => scanner.scan(body),
+            Looker::Multipart(scanner) => scanner.scan(body),
+            Looker::Opaque => {}
+        }
+    }
+
+    /// The model has not come, and may yet.
+    fn wants_more(&self) -> bool {
+        match self {
+            Looker::Json(scanner) => {
+                scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
+            }
+            Looker::Multipart(scanner) => scanner.wants_more(),
+            Looker::Opaque => false,
+        }
+    }
+
+    fn wish(&self, body: &[u8], declared: Option<u64>) -> Wish {
+        match self {
+            Looker::Json(scanner) => json_wish(&scanner.facts(body), body.len(), declared),
+            Looker::Multipart(scanner) => {
+                let model = scanner.model(body).filter(|model| !model.is_empty());
+                let model = model.map_or(Wanted::Any, |model| Wanted::Named(model.into_owned()));
+                Wish { model, ..Wish::default() }
+            }
+            Looker::Opaque => Wish { model: Wanted::Unreadable, ..Wish::default() },
+        }
+    }
+}
+
+fn json_wish(facts: &Facts<'_>, read: usize, declared: Option<u64>) -> Wish {
+    let model = match (&facts.model, facts.state) {
+        (_, Progress::Malformed(_)) | (Model::NotAString, _) => Wanted::Unreadable,
+        (Model::Named(name), _) => Wanted::Named(name.clone().into_owned()),
+        (Model::Absent, _) => Wanted::Any,
+    };
+    // What lies behind the peek is prompt in the same share as what was read.
+    let unread = declared.map_or(0, |length| length.saturating_sub(read as u64));
+    let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });
+    let previous = facts.previous_response_id.as_ref().filter(|id| !id.is_empty());
+    Wish { model, tokens: prompt / 4, previous_response_id: previous.map(|id| id.clone().into_owned()) }
+}
+
+/// The length that the head declares. Pingora has refused differing ones.
+fn declared_length(session: &Session) -> Option<u64> {
+    let value = session.req_header().headers.get(http::header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.trim().parse().ok()
+}
+
+/// A body that breaks the framing is the client's mistake; a connection that ends is its leave.
+fn client_failure(error: Box<Error>) -> Failure {
+    let gone = matches!(
+        error.etype(),
+        ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::H2Error
+            | ErrorType::ReadTimedout
+    );
+    if gone {
+        let mut error = error;
+        error.esource = ErrorSource::Downstream;
+        return Failure::Client(error);
+    }
+    Failure::Reject(Reject::Malformed { why: "the body's framing is broken" })
+}

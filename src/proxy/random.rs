@@ -1,0 +1,28 @@
+//! Random numbers for draws and request ids: unpredictable enough to be unique, no secret.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+pub struct Random {
+    seed: u64,
+    count: AtomicU64,
+}
+
+impl Random {
+    /// Seeded by the system, as the standard hash maps are.
+    pub fn new() -> Self {
+        Random { seed: RandomState::new().hash_one(0u64), count: AtomicU64::new(0) }
+    }
+
+    pub fn next(&self) -> u64 {
+        let count = self.count.fetch_add(1, Relaxed);
+        xxh3_64_with_seed(&count.to_le_bytes(), self.seed)
+    }
+
+    /// 32 hexadecimal digits, as uuid4's.
+    pub fn id(&self) -> String {
+        format!("{:016x}{:016x}", self.next(), self.next())
+    }
+}
