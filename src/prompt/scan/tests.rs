@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{Index, select};
 use serde_json::Value as Json;
 
 use super::*;
@@ -260,7 +260,10 @@ proptest! {
     }
 
     #[test]
-    fn pieces_say_what_the_whole_says((_, body) in document(), mut cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8)) {
+    fn pieces_say_what_the_whole_says(
+        (_, body) in document(),
+        mut cuts in prop::collection::vec(any::<Index>(), 0..8),
+    ) {
         let body = body.as_bytes();
         cuts.sort_by_key(|cut| cut.index(body.len()));
         let mut scanner = Scanner::new();
@@ -288,7 +291,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_taken(body in any::<Vec<u8>>(), cut in any::<prop::sample::Index>()) {
+    fn any_bytes_are_taken(body in any::<Vec<u8>>(), cut in any::<Index>()) {
         let mut scanner = Scanner::new();
         scanner.scan(&body[..cut.index(body.len() + 1)]);
         scanner.scan(&body);
@@ -296,7 +299,9 @@ proptest! {
     }
 
     #[test]
-    fn bytes_that_look_like_json_are_taken(body in r#"\{("model"|"prompt"|[{}\[\]":,\\]|null|1e|-|\\u12| ){0,30}"#) {
+    fn bytes_that_look_like_json_are_taken(
+        body in r#"\{("model"|"prompt"|[{}\[\]":,\\]|null|1e|-|\\u12| ){0,30}"#,
+    ) {
         let mut scanner = Scanner::new();
         for end in 0..=body.len() {
             scanner.scan(&body.as_bytes()[..end]);
