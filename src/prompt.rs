@@ -2,3 +2,6 @@
 
 pub mod multipart;
 pub mod scan;
+mod value;
+
+pub use value::Model;

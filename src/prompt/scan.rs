@@ -1,1 +1,461 @@
-//! Stub: comes with its own change.
+//! One pass over the JSON body of a request that may be cut at any byte: what routing needs to know.
+//!
+//! A body can be megabytes and is looked at before an upstream is chosen, so this is the hottest loop
+//! of the balancer. It finds the top-level fields, and skips what is inside them: in strings from quote
+//! to quote at the speed of memory, elsewhere byte by byte with a counter for the depth.
+//!
+//! The scanner stops where the bytes end and goes on from there when the same buffer has grown, so that
+//! a body costs one pass however it is cut. It is laxer than vLLM: inside a value only brackets and
+//! quotes are looked at. The upstream refuses what is wrong there; no reading of a body is ever a reason
+//! to drop it. Where Python's `json` and others differ, Python is followed: the last of two equal keys
+//! wins, and NaN and a byte-order mark are allowed.
+//!
+//! Never: a tree of the document, recursion, a copy of the body, a panic.
+
+mod fields;
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+pub use self::fields::{Field, FieldSet};
+use super::value::{Model, is_true_number, is_true_word, unescape};
+
+/// How much of a string that is a `data:` URL counts as prompt: 1,000 tokens, about what an image costs.
+/// Its base64 is megabytes, none of which is read as text.
+const MEDIA_BYTES: u64 = 4096;
+
+/// What a number counts as prompt: it is a token id, and a token stands for four bytes.
+const NUMBER_BYTES: u64 = 4;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// How far the scanner has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The document goes on after the bytes seen so far.
+    Cut,
+    /// The document is whole, or is no object, in which there is nothing to find.
+    Complete,
+    /// No JSON from this offset on. What was found before it still holds.
+    Malformed(usize),
+}
+
+/// What the bytes seen so far say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts<'a> {
+    pub model: Model<'a>,
+    /// The answer is asked for as a stream of events.
+    pub stream: bool,
+    /// The known fields that are there and not null, the one that the cut goes through included.
+    pub fields: FieldSet,
+    pub previous_response_id: Option<Cow<'a, str>>,
+    /// About four times the prompt's tokens.
+    pub prompt_bytes: u64,
+    pub state: Progress,
+}
+
+impl Facts<'_> {
+    pub fn has(&self, field: Field) -> bool {
+        self.fields.contains(field)
+    }
+
+    /// The caller has chosen where the keys and values of the prompt lie: never try another upstream.
+    pub fn kv_transfer(&self) -> bool {
+        self.has(Field::KvTransferParams) || self.has(Field::EcTransferParams)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    String,
+    Number,
+    True,
+    False,
+    Null,
+    Container,
+}
+
+/// A top-level value that is whole.
+#[derive(Clone, Copy, Debug)]
+struct Value {
+    kind: Kind,
+    start: usize,
+    end: usize,
+    prompt: u64,
+}
+
+/// Where in the document the scanner stands. Offsets are into the buffer.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Start,
+    /// After `{`.
+    KeyOrEnd,
+    /// After a comma.
+    Key,
+    InKey {
+        start: usize,
+    },
+    Colon,
+    BeforeValue,
+    /// After the opening quote of a top-level string.
+    InString {
+        start: usize,
+    },
+    /// In a number or a literal.
+    InScalar {
+        start: usize,
+    },
+    /// In an object or array, outside strings.
+    Nested {
+        start: usize,
+    },
+    /// In an object or array, after the opening quote of a string.
+    NestedString {
+        start: usize,
+        quote: usize,
+    },
+    CommaOrEnd,
+    /// After the last bracket: white space only.
+    End,
+    NotAnObject,
+    Malformed(usize),
+}
+
+/// See the module. Always give it the same buffer, grown at its end.
+#[derive(Clone, Debug)]
+pub struct Scanner {
+    place: Place,
+    /// Everything before it has been looked at.
+    at: usize,
+    depth: u64,
+    in_number: bool,
+    /// Of the value in progress.
+    field: Option<Field>,
+    prompt: u64,
+    values: [Option<Value>; fields::FIELDS.len()],
+}
+
+impl Default for Scanner {
+    fn default() -> Self {
+        Scanner::new()
+    }
+}
+
+// === impl Scanner: reading ===
+
+impl Scanner {
+    pub fn new() -> Self {
+        Scanner {
+            place: Place::Start,
+            at: 0,
+            depth: 0,
+            in_number: false,
+            field: None,
+            prompt: 0,
+            values: [None; fields::FIELDS.len()],
+        }
+    }
+
+    /// Looks at what the buffer has gained since the last call.
+    pub fn scan(&mut self, body: &[u8]) {
+        while let Some(&byte) = body.get(self.at) {
+            let moved = match self.place {
+                Place::Start => self.start(body),
+                Place::InKey { start } => self.key(body, start),
+                Place::InString { start } => self.string(body, start),
+                Place::InScalar { start } => self.scalar(body, start),
+                Place::Nested { start } => self.nested(body, start),
+                Place::NestedString { start, quote } => self.nested_string(body, start, quote),
+                Place::NotAnObject | Place::Malformed(_) => false,
+                _ => self.between(byte),
+            };
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn go(&mut self, at: usize, place: Place) -> bool {
+        self.at = at;
+        self.place = place;
+        true
+    }
+
+    /// The bytes end here; the place stays, all of them have been looked at.
+    fn wait(&mut self, body: &[u8]) -> bool {
+        self.at = body.len();
+        false
+    }
+
+    fn start(&mut self, body: &[u8]) -> bool {
+        if self.at == 0 {
+            if body.starts_with(BYTE_ORDER_MARK) {
+                return self.go(BYTE_ORDER_MARK.len(), Place::Start);
+            }
+            if BYTE_ORDER_MARK.starts_with(body) {
+                return false;
+            }
+        }
+        let place = match body[self.at] {
+            b' ' | b'\n' | b'\r' | b'\t' => Place::Start,
+            b'{' => Place::KeyOrEnd,
+            b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I' => Place::NotAnObject,
+            _ => Place::Malformed(self.at),
+        };
+        self.go(self.at + 1, place)
+    }
+
+    /// One byte of the top-level object, outside keys and values.
+    fn between(&mut self, byte: u8) -> bool {
+        let next = self.at + 1;
+        let place = match (self.place, byte) {
+            (place, b' ' | b'\n' | b'\r' | b'\t') => place,
+            (Place::KeyOrEnd | Place::Key, b'"') => Place::InKey { start: next },
+            (Place::KeyOrEnd | Place::CommaOrEnd, b'}') => Place::End,
+            (Place::Colon, b':') => Place::BeforeValue,
+            (Place::CommaOrEnd, b',') => Place::Key,
+            (Place::BeforeValue, b'"') => Place::InString { start: next },
+            (Place::BeforeValue, b'{' | b'[') => {
+                self.depth = 1;
+                self.in_number = false;
+                Place::Nested { start: self.at }
+            }
+            (Place::BeforeValue, b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => {
+                Place::InScalar { start: self.at }
+            }
+            _ => Place::Malformed(self.at),
+        };
+        self.go(next, place)
+    }
+
+    fn key(&mut self, body: &[u8], start: usize) -> bool {
+        let Some(end) = string_end(body, start, self.at) else {
+            return self.wait(body);
+        };
+        self.field = Field::of_key(&body[start..end]);
+        self.prompt = 0;
+        self.go(end + 1, Place::Colon)
+    }
+
+    fn string(&mut self, body: &[u8], start: usize) -> bool {
+        let Some(end) = string_end(body, start, self.at) else {
+            return self.wait(body);
+        };
+        self.prompt += string_weight(&body[start..end]);
+        self.finish(Kind::String, start - 1, end + 1)
+    }
+
+    fn scalar(&mut self, body: &[u8], start: usize) -> bool {
+        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+        let Some(length) = body[self.at..].iter().position(|byte| !is_part(byte)) else {
+            return self.wait(body);
+        };
+        let end = self.at + length;
+        let kind = match &body[start..end] {
+            b"true" => Kind::True,
+            b"false" => Kind::False,
+            b"null" => Kind::Null,
+            b"NaN" | b"Infinity" | b"-Infinity" => Kind::Number,
+            [b'-' | b'0'..=b'9', ..] => Kind::Number,
+            _ => return self.go(end, Place::Malformed(start)),
+        };
+        if kind == Kind::Number {
+            self.prompt += NUMBER_BYTES;
+        }
+        self.finish(kind, start, end)
+    }
+
+    /// The inside of an object or array: only quotes, brackets and the beginnings of numbers matter.
+    fn nested(&mut self, body: &[u8], start: usize) -> bool {
+        let mut at = self.at;
+        let (mut depth, mut prompt, mut in_number) = (self.depth, self.prompt, self.in_number);
+        let place = loop {
+            let Some(&byte) = body.get(at) else {
+                break Place::Nested { start };
+            };
+            at += 1;
+            match CLASSES[usize::from(byte)] {
+                Class::Digit => {
+                    prompt += if in_number { 0 } else { NUMBER_BYTES };
+                    in_number = true;
+                    continue;
+                }
+                Class::InNumber => continue,
+                Class::Other => {}
+                Class::Open => depth += 1,
+                Class::Close => {
+                    depth -= 1;
+                    if depth == 0 {
+                        self.prompt = prompt;
+                        return self.finish(Kind::Container, start, at);
+                    }
+                }
+                Class::Quote => match string_end(body, at, at) {
+                    Some(end) => {
+                        prompt += string_weight(&body[at..end]);
+                        at = end + 1;
+                    }
+                    None => break Place::NestedString { start, quote: at },
+                },
+            }
+            in_number = false;
+        };
+        (self.depth, self.prompt, self.in_number) = (depth, prompt, in_number);
+        self.go(body.len(), place)
+    }
+
+    fn nested_string(&mut self, body: &[u8], start: usize, quote: usize) -> bool {
+        let Some(end) = string_end(body, quote, self.at) else {
+            return self.wait(body);
+        };
+        self.prompt += string_weight(&body[quote..end]);
+        self.in_number = false;
+        self.go(end + 1, Place::Nested { start })
+    }
+
+    fn finish(&mut self, kind: Kind, start: usize, end: usize) -> bool {
+        if let Some(field) = self.field.take() {
+            self.values[field.index()] = Some(Value { kind, start, end, prompt: self.prompt });
+        }
+        self.go(end, Place::CommaOrEnd)
+    }
+}
+
+// === impl Scanner: telling ===
+
+impl Scanner {
+    /// What is known so far, out of the buffer that was scanned.
+    pub fn facts<'a>(&self, body: &'a [u8]) -> Facts<'a> {
+        let open = self.open_value();
+        let mut fields = FieldSet::default();
+        let mut prompt_bytes = 0;
+        for (field, _) in fields::FIELDS {
+            let is_open = open == Some(field);
+            let whole = self.values[field.index()].filter(|_| !is_open);
+            if is_open || whole.is_some_and(|value| value.kind != Kind::Null) {
+                fields.insert(field);
+            }
+            if field.is_prompt() {
+                prompt_bytes += if is_open { self.open_prompt(body) } else { 0 };
+                prompt_bytes += whole.map_or(0, |value| value.prompt);
+            }
+        }
+        Facts {
+            model: self.model(body),
+            stream: self.is_true(body, Field::Stream),
+            fields,
+            previous_response_id: self.text(body, Field::PreviousResponseId),
+            prompt_bytes,
+            state: self.progress(),
+        }
+    }
+
+    pub fn progress(&self) -> Progress {
+        match self.place {
+            Place::End | Place::NotAnObject => Progress::Complete,
+            Place::Malformed(offset) => Progress::Malformed(offset),
+            _ => Progress::Cut,
+        }
+    }
+
+    /// Where the value of a field stands, quotes and brackets included; the last one where the key comes
+    /// twice. `None` until it is whole.
+    pub fn span(&self, field: Field) -> Option<Range<usize>> {
+        self.values[field.index()].map(|value| value.start..value.end)
+    }
+
+    fn model<'a>(&self, body: &'a [u8]) -> Model<'a> {
+        match self.values[Field::Model.index()] {
+            None | Some(Value { kind: Kind::Null, .. }) => Model::Absent,
+            Some(_) => self.text(body, Field::Model).map_or(Model::NotAString, Model::named),
+        }
+    }
+
+    /// The text of a field whose value is a string.
+    fn text<'a>(&self, body: &'a [u8], field: Field) -> Option<Cow<'a, str>> {
+        let value = self.values[field.index()].filter(|value| value.kind == Kind::String)?;
+        Some(unescape(body.get(value.start + 1..value.end - 1)?))
+    }
+
+    fn is_true(&self, body: &[u8], field: Field) -> bool {
+        let Some(value) = self.values[field.index()] else {
+            return false;
+        };
+        match value.kind {
+            Kind::True => true,
+            Kind::Number => body.get(value.start..value.end).is_some_and(is_true_number),
+            Kind::String => self.text(body, field).is_some_and(|text| is_true_word(&text)),
+            Kind::False | Kind::Null | Kind::Container => false,
+        }
+    }
+
+    /// The field whose value the cut goes through, where it can no longer turn out to be null.
+    fn open_value(&self) -> Option<Field> {
+        match self.place {
+            Place::InString { .. } | Place::Nested { .. } | Place::NestedString { .. } => self.field,
+            _ => None,
+        }
+    }
+
+    fn open_prompt(&self, body: &[u8]) -> u64 {
+        let string = match self.place {
+            Place::InString { start } | Place::NestedString { quote: start, .. } => body.get(start..self.at),
+            _ => None,
+        };
+        self.prompt + string.map_or(0, string_weight)
+    }
+}
+
+/// Where the closing quote of a string stands, whose text begins at `start` and has been searched up to
+/// `from`. A quote counts unless an odd number of backslashes stands before it; looking back for them at
+/// quotes only, instead of stopping at every escape, is what makes text full of `\n` fast.
+#[inline]
+fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
+    let mut at = from;
+    loop {
+        at += memchr::memchr(b'"', body.get(at..)?)?;
+        let backslashes = body.get(start..at)?.iter().rev().take_while(|byte| **byte == b'\\').count();
+        if backslashes % 2 == 0 {
+            return Some(at);
+        }
+        at += 1;
+    }
+}
+
+#[inline]
+fn string_weight(text: &[u8]) -> u64 {
+    let length = text.len() as u64;
+    if length > MEDIA_BYTES && text.starts_with(b"data:") { MEDIA_BYTES } else { length }
+}
+
+/// What a byte means inside an object or array, outside strings.
+#[derive(Clone, Copy)]
+enum Class {
+    Other,
+    Quote,
+    Open,
+    Close,
+    Digit,
+    /// In a number, but does not begin one.
+    InNumber,
+}
+
+const CLASSES: [Class; 256] = {
+    let mut classes = [Class::Other; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        classes[byte] = match byte as u8 {
+            b'"' => Class::Quote,
+            b'{' | b'[' => Class::Open,
+            b'}' | b']' => Class::Close,
+            b'-' | b'0'..=b'9' => Class::Digit,
+            b'+' | b'.' | b'e' | b'E' => Class::InNumber,
+            _ => Class::Other,
+        };
+        byte += 1;
+    }
+    classes
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,201 @@
-//! Stub: comes with its own change.
+//! Which of vLLM's routes a request is for, and what a balancer does with it.
+//!
+//! To a client the balancer is one vLLM, so methods and paths match as FastAPI matches them, with its
+//! 404, 405 and 307. Two things are stricter: a path whose percent escapes are broken, or hide a control
+//! character, is no path at all; and a route that is denied looks as if it did not exist.
+//!
+//! Never: decide on an upstream, look at a body, or take a path for more than bytes to compare.
+
+mod api;
+mod table;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+pub use self::api::{Api, ErrorStyle, ModelIn};
+use self::table::{ROWS, Row, Rule, fit};
+use crate::config::types::{Passthrough, PassthroughTo};
+
+/// What is done with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// To one upstream that serves the model; with `prefix`, what it has cached of the prompt matters.
+    Route { prefix: bool },
+    /// To the upstream that made the response of this id.
+    Sticky { id: String },
+    /// The balancer answers with what all upstreams say, made one.
+    Aggregate(Aggregate),
+    /// To every upstream.
+    FanOut,
+    /// To this upstream only; the configuration says so.
+    Upstream(Arc<str>),
+    /// The balancer answers itself.
+    Answer(Answer),
+    /// 404 `{"detail":"Not Found"}`, as if it did not exist.
+    Deny,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aggregate {
+    Models,
+    Load,
+    Version,
+    Metrics,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// 200 with an empty body when an upstream is ready, else 503.
+    Health,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub api: Api,
+    pub policy: Policy,
+}
+
+/// What a method and a path lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Route(Route),
+    /// 404 `{"detail":"Not Found"}`
+    NotFound,
+    /// 405 `{"detail":"Method Not Allowed"}` with this `allow` header.
+    MethodNotAllowed {
+        allow: &'static str,
+    },
+    /// 307 with an empty body to this path, decoded: see [`location`].
+    Redirect {
+        to: String,
+    },
+}
+
+/// The routes, with those that a configuration lets through.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    passthrough: Vec<(String, Policy)>,
+}
+
+impl Table {
+    pub fn new(passthrough: &[Passthrough]) -> Self {
+        let policy = |to: &PassthroughTo| match to {
+            PassthroughTo::All => Policy::FanOut,
+            PassthroughTo::Upstream(name) => Policy::Upstream(name.as_str().into()),
+        };
+        Table { passthrough: passthrough.iter().map(|item| (item.path.clone(), policy(&item.to))).collect() }
+    }
+
+    /// The route of a method and a path, which comes without its query.
+    pub fn find(&self, method: &str, path: &str) -> Found {
+        let Some(path) = decode(path) else {
+            return Found::NotFound;
+        };
+        match self.look_up(method, &path) {
+            Found::NotFound if path != "/" => self.with_other_slash(method, &path),
+            found => found,
+        }
+    }
+
+    /// A path that matches but for its last slash is redirected, whether or not the method fits.
+    fn with_other_slash(&self, method: &str, path: &str) -> Found {
+        let to = match path.strip_suffix('/') {
+            Some(_) => path.trim_end_matches('/').to_owned(),
+            None => format!("{path}/"),
+        };
+        match self.look_up(method, &to) {
+            Found::NotFound | Found::Route(Route { policy: Policy::Deny, .. }) => Found::NotFound,
+            _ => Found::Redirect { to },
+        }
+    }
+
+    fn look_up(&self, method: &str, path: &str) -> Found {
+        let mut found = Found::NotFound;
+        let mut known = false;
+        for row in ROWS {
+            let Some(inside) = fit(row.path, path) else {
+                continue;
+            };
+            known = true;
+            let policy = self.policy(row, path, inside);
+            if row.verb.allows(method) {
+                return Found::Route(Route { api: row.api, policy });
+            }
+            if found == Found::NotFound && policy != Policy::Deny {
+                found = Found::MethodNotAllowed { allow: row.verb.allow() };
+            }
+        }
+        // A plugin's path: nothing is known of its methods.
+        match self.let_through(path) {
+            Some(policy) if !known => Found::Route(Route { api: Api::Control, policy: policy.clone() }),
+            _ => found,
+        }
+    }
+
+    fn policy(&self, row: &Row, path: &str, inside: &str) -> Policy {
+        match row.rule {
+            Rule::Prefix => Policy::Route { prefix: true },
+            Rule::Least => Policy::Route { prefix: false },
+            Rule::Sticky => Policy::Sticky { id: inside.to_owned() },
+            Rule::Aggregate(what) => Policy::Aggregate(what),
+            Rule::FanOut => Policy::FanOut,
+            Rule::Answer(what) => Policy::Answer(what),
+            Rule::Deny => self.let_through(path).cloned().unwrap_or(Policy::Deny),
+        }
+    }
+
+    fn let_through(&self, path: &str) -> Option<&Policy> {
+        self.passthrough.iter().find(|(pattern, _)| fit(pattern, path).is_some()).map(|(_, policy)| policy)
+    }
+}
+
+/// The absolute `location` of a redirect. `host` is the request's `host` header, `query` its query as it
+/// came; a path or host can hold anything, so whatever could end the header or the URL is escaped.
+pub fn location(https: bool, host: &str, path: &str, query: Option<&str>) -> String {
+    let mut url = String::from(if https { "https://" } else { "http://" });
+    escape_into(&mut url, host, b":[]%");
+    escape_into(&mut url, path, b"/:@!$&'()*+,;=");
+    if let Some(query) = query.filter(|query| !query.is_empty()) {
+        url.push('?');
+        escape_into(&mut url, query, b"/:@!$&'()*+,;=?%[]");
+    }
+    url
+}
+
+fn escape_into(url: &mut String, text: &str, safe: &[u8]) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || safe.contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            url.push('%');
+            url.push(char::from(HEX[usize::from(byte >> 4)]));
+            url.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+}
+
+/// The path that is matched. `None`: broken escapes, no UTF-8, or control characters, none of which a
+/// route of vLLM has.
+fn decode(path: &str) -> Option<Cow<'_, str>> {
+    let decoded = if path.contains('%') { Cow::Owned(decode_escapes(path)?) } else { Cow::Borrowed(path) };
+    (!decoded.chars().any(char::is_control)).then_some(decoded)
+}
+
+fn decode_escapes(path: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(bytes.next()?).to_digit(16);
+        let value = digit()? << 4 | digit()?;
+        decoded.push(u8::try_from(value).ok()?);
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests;

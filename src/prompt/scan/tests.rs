@@ -1,0 +1,313 @@
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use serde_json::Value as Json;
+
+use super::*;
+
+fn scanned(body: &[u8]) -> Scanner {
+    let mut scanner = Scanner::new();
+    scanner.scan(body);
+    scanner
+}
+
+fn facts(body: &str) -> Facts<'_> {
+    scanned(body.as_bytes()).facts(body.as_bytes())
+}
+
+fn named(name: &str) -> Model<'_> {
+    Model::Named(name.into())
+}
+
+#[test]
+fn the_model_is_read_as_vllm_reads_it() {
+    for (body, model) in [
+        (r#"{"model":"llama"}"#, named("llama")),
+        (r#"{"model":"a\/b\"c"}"#, named("a/b\"c")),
+        (r#"{"mod\u0065l":"escaped key"}"#, named("escaped key")),
+        (r#"{"model":"\ud83d\ude00"}"#, named("😀")),
+        (r#"{"model":"first","model":"last"}"#, named("last")),
+        (r#"{"model":"first","model":null}"#, Model::Absent),
+        (r#"{"model":""}"#, Model::Absent),
+        (r#"{"model":null}"#, Model::Absent),
+        (r#"{"model":7}"#, Model::NotAString),
+        (r#"{"model":["llama"]}"#, Model::NotAString),
+        (r#"{"x":{"model":"nested"},"messages":[{"model":"nested"}]}"#, Model::Absent),
+        (r#"{"x":"\"model\":\"no\"","model":"yes"}"#, named("yes")),
+        (r#"{"x":"\\","model":"yes"}"#, named("yes")),
+        (r#"{"x":["\\\"]","}"],"model":"yes"}"#, named("yes")),
+        ("\u{feff} {\r\n\t\"model\" :\t\"bom\"\n} ", named("bom")),
+        (r#"["model","llama"]"#, Model::Absent),
+        ("{}", Model::Absent),
+    ] {
+        let facts = facts(body);
+        assert_eq!(facts.model, model, "{body}");
+        assert_eq!(facts.state, Progress::Complete, "{body}");
+    }
+}
+
+#[test]
+fn what_is_no_json_says_where() {
+    for (body, offset) in [
+        ("nope{", None),
+        ("model=llama", Some(0)),
+        (" <html>", Some(1)),
+        (r#"{"model":"a"} x"#, Some(14)),
+        (r#"{"model":"a"}{"#, Some(13)),
+        (r#"{"a":1,}"#, Some(7)),
+        (r#"{,"a":1}"#, Some(1)),
+        (r#"{"a" 1}"#, Some(5)),
+        (r#"{"a":tru}"#, Some(5)),
+        (r#"{"a":1 2}"#, Some(7)),
+        (r#"{"a":}"#, Some(5)),
+        (r#"{'a':1}"#, Some(1)),
+        (r#"{"a":NaN,"b":-Infinity,"c":Infinity,"d":1e-5}"#, None),
+    ] {
+        let expected = offset.map_or(Progress::Complete, Progress::Malformed);
+        assert_eq!(facts(body).state, expected, "{body}");
+    }
+    assert_eq!(facts(r#"{"model":"a","x":?"#).model, named("a"));
+}
+
+#[test]
+fn a_cut_body_tells_what_stands_before_the_cut() {
+    for (body, model, prompt_bytes) in [
+        ("", Model::Absent, 0),
+        ("\u{feff}", Model::Absent, 0),
+        (r#"{"model":"lla"#, Model::Absent, 0),
+        (r#"{"model":"llama""#, named("llama"), 0),
+        (r#"{"model":"llama","prompt":"twelve bytes"#, named("llama"), 12),
+        (r#"{"prompt":["one","tw"#, Model::Absent, 5),
+        (r#"{"prompt":[10,200"#, Model::Absent, 8),
+        (r#"{"prompt":"old","prompt":"newer"#, Model::Absent, 5),
+    ] {
+        let facts = facts(body);
+        assert_eq!((facts.model, facts.prompt_bytes), (model, prompt_bytes), "{body}");
+        assert_eq!(facts.state, Progress::Cut, "{body}");
+    }
+    assert!(facts(r#"{"messages":[{"role"#).has(Field::Messages));
+    assert!(!facts(r#"{"messages":nul"#).has(Field::Messages));
+}
+
+#[test]
+fn the_other_facts() {
+    let body = r#"{"stream":true,"messages":[],"documents":null,"kv_transfer_params":null,
+        "previous_response_id":"resp_\u0031","request_id":"r"}"#;
+    let told = facts(body);
+    assert!(told.stream && told.has(Field::Messages) && told.has(Field::RequestId));
+    assert!(!told.has(Field::Documents) && !told.kv_transfer());
+    assert_eq!(told.previous_response_id.as_deref(), Some("resp_1"));
+    assert!(facts(r#"{"kv_transfer_params":{}}"#).kv_transfer());
+    assert!(facts(r#"{"ec_transfer_params":{"a":1}}"#).kv_transfer());
+    for (stream, truth) in [("1", true), ("\"true\"", true), ("\"on\"", true), ("0", false), ("[1]", false)] {
+        assert_eq!(facts(&format!(r#"{{"stream":{stream}}}"#)).stream, truth, "{stream}");
+    }
+    let span = scanned(body.as_bytes()).span(Field::RequestId).unwrap();
+    assert_eq!(&body[span], r#""r""#);
+}
+
+#[test]
+fn prompt_is_counted_where_it_stands() {
+    for (body, bytes) in [
+        (r#"{"messages":[{"role":"user","content":"hello"}]}"#, 4 + 4 + 7 + 5),
+        (r#"{"prompt":[[1,-2.5e+3],[300]]}"#, 12),
+        (r#"{"input":7,"user":"not prompt","stop":["nor this"]}"#, 4),
+        (r#"{"messages":[true,null,false]}"#, 0),
+        (r#"{"system":"ab","instructions":"cd","query":"ef"}"#, 6),
+    ] {
+        assert_eq!(facts(body).prompt_bytes, bytes, "{body}");
+    }
+    let image = format!(r#"{{"input":["data:image/png;base64,{}"]}}"#, "A".repeat(100_000));
+    assert_eq!(facts(&image).prompt_bytes, MEDIA_BYTES);
+}
+
+#[test]
+fn depth_is_a_counter() {
+    let deep = format!(r#"{{"x":{}{},"model":"m"}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
+    assert_eq!(facts(&deep).model, named("m"));
+}
+
+#[test]
+fn a_buffer_that_shrank_is_no_reason_to_panic() {
+    let body = br#"{"model":"llama","prompt":"more"#;
+    let mut scanner = scanned(body);
+    for end in 0..body.len() {
+        scanner.facts(&body[..end]);
+        scanner.scan(&body[..end]);
+    }
+}
+
+// === properties ===
+
+fn value() -> impl Strategy<Value = Json> {
+    let leaf = prop_oneof![
+        Just(Json::Null),
+        any::<bool>().prop_map(Json::from),
+        any::<i64>().prop_map(Json::from),
+        any::<f64>().prop_map(Json::from),
+        any::<String>().prop_map(Json::from),
+        select(vec!["llama", "", "true", "\\", "\\\"", "data:", "]}", "é😀"]).prop_map(Json::from),
+    ];
+    leaf.prop_recursive(5, 40, 6, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Json::from),
+            prop::collection::vec((key(), inner), 0..6)
+                .prop_map(|entries| Json::Object(entries.into_iter().collect())),
+        ]
+    })
+}
+
+fn key() -> impl Strategy<Value = String> {
+    let known = fields::FIELDS.map(|(_, name)| name.to_owned());
+    prop_oneof![4 => select(known.to_vec()), 1 => any::<String>()]
+}
+
+/// Every UTF-16 unit of the strings that `escaped` asks for is written as an escape.
+fn written(value: &Json, escaped: bool, pretty: bool) -> String {
+    let json = match value {
+        Json::String(text) if escaped => {
+            let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
+            return format!("\"{units}\"");
+        }
+        _ if pretty => serde_json::to_string_pretty(value),
+        _ => serde_json::to_string(value),
+    };
+    json.unwrap()
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    key: String,
+    value: Json,
+    /// The value as it stands in the body.
+    raw: String,
+    text: String,
+}
+
+prop_compose! {
+    fn entry()(
+        key in key(), value in value(), escaped_key in any::<bool>(), escaped in any::<bool>(),
+        pretty in any::<bool>(), space in select(vec!["", " ", "\r\n", "\t  "]),
+    ) -> Entry {
+        let name = written(&Json::from(key.as_str()), escaped_key, false);
+        let raw = written(&value, escaped, pretty);
+        let text = format!("{space}{name}{space}:{space}{raw}{space}");
+        Entry { key, value, raw, text }
+    }
+}
+
+fn document() -> impl Strategy<Value = (Vec<Entry>, String)> {
+    prop::collection::vec(entry(), 0..10).prop_map(|entries| {
+        let texts: Vec<&str> = entries.iter().map(|entry| entry.text.as_str()).collect();
+        let body = format!("{{{}}}", texts.join(","));
+        (entries, body)
+    })
+}
+
+/// Counts as plainly as can be, to hold the fast way against.
+fn counted(text: &str, value: &Json) -> u64 {
+    fn numbers(value: &Json) -> u64 {
+        match value {
+            Json::Number(_) => 1,
+            Json::Array(items) => items.iter().map(numbers).sum(),
+            Json::Object(entries) => entries.values().map(numbers).sum(),
+            _ => 0,
+        }
+    }
+    let (mut inside, mut escape, mut bytes) = (false, false, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'"' if !escape => inside = !inside,
+            _ if inside => bytes += 1,
+            _ => {}
+        }
+        escape = inside && byte == b'\\' && !escape;
+    }
+    bytes + 4 * numbers(value)
+}
+
+proptest! {
+    #[test]
+    fn says_what_a_full_parser_says((entries, body) in document()) {
+        let parsed: Json = serde_json::from_str(&body).unwrap();
+        let last = |field: Field| entries.iter().rfind(|entry| entry.key == field.name());
+        let scanner = scanned(body.as_bytes());
+        let facts = scanner.facts(body.as_bytes());
+        prop_assert_eq!(facts.state, Progress::Complete);
+        let model = match &parsed["model"] {
+            Json::Null => Model::Absent,
+            Json::String(name) => Model::named(name.into()),
+            _ => Model::NotAString,
+        };
+        prop_assert_eq!(&facts.model, &model);
+        let stream = match &parsed["stream"] {
+            Json::Bool(truth) => *truth,
+            Json::Number(number) => number.as_f64() == Some(1.0),
+            Json::String(word) => is_true_word(word),
+            _ => false,
+        };
+        prop_assert_eq!(facts.stream, stream);
+        prop_assert_eq!(facts.previous_response_id.as_deref(), parsed["previous_response_id"].as_str());
+        let mut prompt_bytes = 0;
+        for (field, name) in fields::FIELDS {
+            prop_assert_eq!(facts.has(field), !parsed[name].is_null(), "{}", name);
+            let span = scanner.span(field).map(|span| &body[span]);
+            prop_assert_eq!(span, last(field).map(|entry| entry.raw.as_str()));
+            if let Some(entry) = last(field).filter(|_| field.is_prompt()) {
+                prompt_bytes += counted(&entry.raw, &entry.value);
+            }
+        }
+        prop_assert_eq!(facts.prompt_bytes, prompt_bytes);
+    }
+
+    #[test]
+    fn pieces_say_what_the_whole_says(
+        (_, body) in document(),
+        mut cuts in prop::collection::vec(any::<Index>(), 0..8),
+    ) {
+        let body = body.as_bytes();
+        cuts.sort_by_key(|cut| cut.index(body.len()));
+        let mut scanner = Scanner::new();
+        for cut in cuts {
+            let prefix = &body[..cut.index(body.len())];
+            scanner.scan(prefix);
+            prop_assert_eq!(scanner.facts(prefix), scanned(prefix).facts(prefix));
+        }
+        scanner.scan(body);
+        prop_assert_eq!(scanner.facts(body), scanned(body).facts(body));
+    }
+
+    #[test]
+    fn byte_by_byte_is_no_different((_, body) in document()) {
+        let body = body.as_bytes();
+        let mut scanner = Scanner::new();
+        for end in 0..body.len() {
+            let prefix = &body[..end];
+            scanner.scan(prefix);
+            prop_assert_eq!(scanner.progress(), Progress::Cut);
+            prop_assert_eq!(scanner.facts(prefix), scanned(prefix).facts(prefix));
+        }
+        scanner.scan(body);
+        prop_assert_eq!(scanner.facts(body), scanned(body).facts(body));
+    }
+
+    #[test]
+    fn any_bytes_are_taken(body in any::<Vec<u8>>(), cut in any::<Index>()) {
+        let mut scanner = Scanner::new();
+        scanner.scan(&body[..cut.index(body.len() + 1)]);
+        scanner.scan(&body);
+        prop_assert_eq!(scanner.facts(&body), scanned(&body).facts(&body));
+    }
+
+    #[test]
+    fn bytes_that_look_like_json_are_taken(
+        body in r#"\{("model"|"prompt"|[{}\[\]":,\\]|null|1e|-|\\u12| ){0,30}"#,
+    ) {
+        let mut scanner = Scanner::new();
+        for end in 0..=body.len() {
+            scanner.scan(&body.as_bytes()[..end]);
+            scanner.facts(&body.as_bytes()[..end]);
+        }
+        let whole = scanned(body.as_bytes());
+        prop_assert_eq!(scanner.facts(body.as_bytes()), whole.facts(body.as_bytes()));
+    }
+}

@@ -1,0 +1,159 @@
+//! What each of vLLM's interfaces needs to know about itself: where its model stands, how its errors look.
+
+use crate::prompt::scan::{Facts, Field};
+
+/// One interface of vLLM. A closed and small set, fit to be a metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Api {
+    Chat,
+    ChatBatch,
+    Completions,
+    Responses,
+    ResponseById,
+    ResponseCancel,
+    Messages,
+    CountTokens,
+    MessagesRender,
+    CohereChat,
+    GenerativeScoring,
+    SystemOne,
+    Embeddings,
+    CohereEmbed,
+    Pooling,
+    Classify,
+    Score,
+    Rerank,
+    Transcriptions,
+    Translations,
+    Realtime,
+    Tokenize,
+    Detokenize,
+    Render,
+    Derender,
+    Generate,
+    AbortRequests,
+    Invocations,
+    Models,
+    Health,
+    Version,
+    Load,
+    Metrics,
+    Docs,
+    /// Development and control, and whatever else a configuration lets through.
+    Control,
+}
+
+/// Which shape an error has that the balancer itself answers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorStyle {
+    /// `{"error":{"message":...,"type":...,"param":...,"code":...}}`
+    OpenAi,
+    /// `{"type":"error","error":{"type":...,"message":...}}`
+    Anthropic,
+    /// `{"detail":...}`
+    Detail,
+}
+
+/// Where a request says which model it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelIn {
+    Json,
+    /// The field `model` of a form.
+    Multipart,
+    /// `?model=`
+    Query,
+    Nowhere,
+    /// In JSON whose other fields say which interface is meant, see [`Api::sniff`].
+    Sniff,
+}
+
+impl Api {
+    /// The name for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Api::Chat => "chat",
+            Api::ChatBatch => "chat_batch",
+            Api::Completions => "completions",
+            Api::Responses => "responses",
+            Api::ResponseById => "response_by_id",
+            Api::ResponseCancel => "response_cancel",
+            Api::Messages => "messages",
+            Api::CountTokens => "count_tokens",
+            Api::MessagesRender => "messages_render",
+            Api::CohereChat => "cohere_chat",
+            Api::GenerativeScoring => "generative_scoring",
+            Api::SystemOne => "systemone",
+            Api::Embeddings => "embeddings",
+            Api::CohereEmbed => "cohere_embed",
+            Api::Pooling => "pooling",
+            Api::Classify => "classify",
+            Api::Score => "score",
+            Api::Rerank => "rerank",
+            Api::Transcriptions => "transcriptions",
+            Api::Translations => "translations",
+            Api::Realtime => "realtime",
+            Api::Tokenize => "tokenize",
+            Api::Detokenize => "detokenize",
+            Api::Render => "render",
+            Api::Derender => "derender",
+            Api::Generate => "generate",
+            Api::AbortRequests => "abort_requests",
+            Api::Invocations => "invocations",
+            Api::Models => "models",
+            Api::Health => "health",
+            Api::Version => "version",
+            Api::Load => "load",
+            Api::Metrics => "metrics",
+            Api::Docs => "docs",
+            Api::Control => "control",
+        }
+    }
+
+    pub fn error_style(self) -> ErrorStyle {
+        match self {
+            Api::Messages | Api::CountTokens | Api::MessagesRender => ErrorStyle::Anthropic,
+            Api::Health | Api::Version | Api::Load | Api::Metrics | Api::Docs | Api::Control => {
+                ErrorStyle::Detail
+            }
+            _ => ErrorStyle::OpenAi,
+        }
+    }
+
+    pub fn model_in(self) -> ModelIn {
+        match self {
+            Api::Transcriptions | Api::Translations => ModelIn::Multipart,
+            Api::Realtime => ModelIn::Query,
+            Api::Invocations => ModelIn::Sniff,
+            Api::ResponseById | Api::ResponseCancel | Api::AbortRequests | Api::Models => ModelIn::Nowhere,
+            Api::Health | Api::Version | Api::Load | Api::Metrics | Api::Docs | Api::Control => {
+                ModelIn::Nowhere
+            }
+            _ => ModelIn::Json,
+        }
+    }
+
+    /// Only a websocket finds it; to plain HTTP vLLM answers 404 there.
+    pub fn is_websocket(self) -> bool {
+        self == Api::Realtime
+    }
+
+    /// What a request to /invocations is, tried in vLLM's order.
+    pub fn sniff(facts: &Facts<'_>) -> Api {
+        let any = |fields: &[Field]| fields.iter().any(|field| facts.has(*field));
+        if facts.has(Field::Messages) {
+            Api::Chat
+        } else if facts.has(Field::Prompt) {
+            Api::Completions
+        } else if facts.has(Field::Input) {
+            Api::Embeddings
+        } else if facts.has(Field::Query) && facts.has(Field::Documents) {
+            Api::Rerank
+        } else if any(&[Field::Queries, Field::Data1, Field::Text1]) {
+            Api::Score
+        } else if facts.has(Field::Data) {
+            Api::Pooling
+        } else {
+            Api::Invocations
+        }
+    }
+}
