@@ -1,1 +1,183 @@
-//! Stub: comes with its own change.
+//! The command line: its flags, its help, and the one place where the environment is read.
+//!
+//! `parse` understands the words, `load` makes a configuration of flags, environment and file, `main`
+//! only orders the steps. Nothing here starts anything; no value has its default here, except in words.
+
+pub mod engine;
+mod load;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+pub use load::{Loaded, Mode, Problems, load};
+
+/// The exit code for everything that is wrong with command line, environment or file (`EX_USAGE`).
+pub const EXIT_USAGE: u8 = 64;
+
+const ABOUT: &str = "The load balancer to put in front of vLLM: several servers, one API";
+
+const EXAMPLES: &str = "\
+Examples:
+  vllm-lb http://gpu-0:8000 http://gpu-1:8000     balance over two vLLM servers
+  vllm-lb --demo                                  try it without a GPU
+  vllm-lb -c lb.yaml -l 127.0.0.1:8080 -v         a file, another address, one step louder
+  vllm-lb -c lb.yaml -t                           check the file and say every problem
+  vllm-lb unix:/run/vllm.sock -L json             a vLLM behind a unix socket, log as JSON
+
+Flags go before the environment, the environment before the file. Exit codes: 0 after a clean end,
+64 when the configuration is wrong. Signals: SIGTERM lets requests in flight finish.";
+
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "vllm-lb",
+    version,
+    about = ABOUT,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Args {
+    /// vLLM servers to balance over (http://host:port, https://host:port, unix:/path), in place of the
+    /// file's list
+    #[arg(value_name = "UPSTREAM_URL")]
+    pub upstreams: Vec<String>,
+
+    /// Configuration file; conf/lb.yaml documents every key [env: VLLM_LB_CONFIG]
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Address to serve on; repeatable, in place of the file's [env: VLLM_LB_LISTEN, comma-separated]
+    /// [default: 0.0.0.0:8000]
+    #[arg(short, long, value_name = "ADDR")]
+    pub listen: Vec<String>,
+
+    /// Address of the admin listener [env: VLLM_LB_ADMIN] [default: 127.0.0.1:9090]
+    #[arg(short, long, value_name = "ADDR")]
+    pub admin: Option<String>,
+
+    /// Redis to share state over; not available yet [env: VLLM_LB_REDIS, VLLM_PXY_REDIS]
+    #[arg(short = 'R', long, value_name = "URL")]
+    pub redis: Option<String>,
+
+    /// One step louder: quiet, error, warning, info, debug, verbose, loud; repeatable
+    /// [env: VLLM_LB_VERBOSITY, VLLM_PXY_VERBOSITY] [default: info]
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    /// One step quieter; repeatable
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub quiet: u8,
+
+    /// Form of log records: txt, json, yaml or yml [env: VLLM_LB_LOGFORMAT, VLLM_PXY_LOGFORMAT]
+    /// [default: txt on a terminal, else json]
+    #[arg(short = 'L', long, value_name = "FORMAT", global = true)]
+    pub log_format: Option<String>,
+
+    /// Check the configuration, print every problem and end: 0 when there is none, else 64
+    #[arg(short, long)]
+    pub test: bool,
+
+    /// Take the sockets over from a running process; not available yet
+    #[arg(short, long)]
+    pub upgrade: bool,
+
+    /// Start N simulated vLLM servers in the process and balance over them alone [default: 2]
+    #[arg(
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = clap::value_parser!(u16).range(1..=64),
+        conflicts_with = "upstreams"
+    )]
+    pub demo: Option<u16>,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Simulated vLLM servers: try, test and demonstrate without a GPU
+    Engine(engine::EngineArgs),
+}
+
+/// What to print, and with which code to end, instead of going on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    pub text: String,
+    /// 0 for `--help` and `--version`, whose text belongs on standard output; else `EXIT_USAGE`.
+    pub code: u8,
+}
+
+/// Understands a command line; the first item is the program's name.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, Ending> {
+    Args::try_parse_from(arguments).map_err(|error| {
+        let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+        Ending { text: masked(&error.render().to_string()), code }
+    })
+}
+
+/// A mistyped flag may hold a Redis URL: no message shows what stands between `://` and `@` on a word.
+fn masked(text: &str) -> String {
+    text.split_inclusive(char::is_whitespace).map(crate::config::url::masked).collect()
+}
+
+/// A variable of the process' environment; one that is not UTF-8 counts as not set.
+#[allow(clippy::disallowed_methods, reason = "the one door through which settings come from the environment")]
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Result<Args, Ending> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn urls_and_the_subcommand_do_not_clash() {
+        let urls = args("vllm-lb http://a http://b").expect("two upstreams");
+        assert_eq!((urls.upstreams.len(), urls.command.is_none()), (2, true));
+        let engine = args("vllm-lb engine").expect("the subcommand");
+        assert!(matches!(engine.command, Some(Command::Engine(_))) && engine.upstreams.is_empty());
+        let louder = args("vllm-lb engine -v -L json").expect("global flags");
+        assert_eq!((louder.verbose, louder.log_format.as_deref()), (1, Some("json")));
+        let late = args("vllm-lb http://a engine").expect("a word behind a URL is another URL");
+        assert_eq!((late.upstreams.len(), late.command.is_none()), (2, true));
+    }
+
+    #[test]
+    fn demo_takes_a_number_or_none() {
+        let demo = |line: &str| args(line).map(|args| args.demo).map_err(|ending| ending.code);
+        assert_eq!(demo("vllm-lb"), Ok(None));
+        assert_eq!(demo("vllm-lb --demo"), Ok(Some(2)));
+        assert_eq!(demo("vllm-lb --demo 5"), Ok(Some(5)));
+        assert_eq!(demo("vllm-lb --demo -v"), Ok(Some(2)));
+        assert_eq!(demo("vllm-lb --demo 0"), Err(EXIT_USAGE));
+        assert_eq!(demo("vllm-lb http://a --demo"), Err(EXIT_USAGE));
+    }
+
+    #[test]
+    fn endings() {
+        for (line, code) in
+            [("--help", 0), ("--version", 0), ("engine --help", 0), ("--nonsense", 64), ("-c", 64)]
+        {
+            let ending = args(&format!("vllm-lb {line}")).expect_err(line);
+            assert_eq!(ending.code, code, "{line}");
+            assert!(!ending.text.is_empty());
+        }
+        let ending = args("vllm-lb --redsi=redis://u:hunter2@h").expect_err("is no flag");
+        assert!(!ending.text.contains("hunter2"), "{}", ending.text);
+    }
+}

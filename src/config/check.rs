@@ -1,1 +1,211 @@
-//! Stub.
+//! From what was written to what runs: reads every key, fills in defaults, reports every problem.
+//!
+//! Two steps. `read` makes a `Draft` of the file; then what the command line and the environment say is laid
+//! over it; `finish` checks what only the whole can tell (is there an upstream at all, does every
+//! `to` name one) and gives the `Config`. Pure: the environment comes in as a function, and files that the
+//! configuration names are not opened here; whoever loads them reports what is wrong with them.
+
+mod fleet;
+mod listen;
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::expand::{Env, expand};
+use super::problem::{Place, Problem};
+use super::raw::{self, Node};
+use super::section::Section;
+use super::types::{Balance, Config, Health, LogFormat, LogLevel, Peek, Preset};
+use super::values::{
+    Read, boolean, duration_in, integer_in, number_in, secret, show_size, size_in, url_path,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+
+/// Between two probes, and for one of them.
+const PROBE: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
+const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=1000;
+const CONNECT: RangeInclusive<Duration> = Duration::from_millis(1)..=SECOND.saturating_mul(600);
+const BALANCE: RangeInclusive<f64> = 0.0..=1e6;
+const BODY: RangeInclusive<u64> = KIB..=64 * GIB;
+const MEMORY: RangeInclusive<u64> = KIB..=1024 * GIB;
+const HEADER: RangeInclusive<u64> = KIB..=1024 * KIB;
+const THREADS: RangeInclusive<usize> = 0..=1024;
+const TRUNCATE: RangeInclusive<usize> = 0..=1_000_000;
+const GRACE: RangeInclusive<Duration> = Duration::ZERO..=HOUR.saturating_mul(24 * 7);
+
+/// A configuration that is still being put together.
+pub struct Draft {
+    pub config: Config,
+    pub problems: Vec<Problem>,
+    /// Where the admin address was written, for the message when a listener has it too.
+    admin: Place,
+    /// Something was said about upstreams, right or wrong.
+    upstreams_given: bool,
+    /// The names of all upstreams as far as they are known; `None` when some upstream has no readable name.
+    names: Option<Vec<String>>,
+    /// Names that must be an upstream's, and where they were written.
+    references: Vec<(Place, String)>,
+}
+
+/// The whole way for a file alone.
+pub fn check(text: &str, env: Env<'_>) -> Result<Config, Vec<Problem>> {
+    read(text, env).finish()
+}
+
+/// Reads a file; it may say nothing at all.
+pub fn read(text: &str, env: Env<'_>) -> Draft {
+    let mut problems = Vec::new();
+    let parsed = raw::parse(text, &mut problems);
+    let unreadable = parsed.is_none();
+    let mut root = parsed.unwrap_or_else(Node::null);
+    let place = Place { path: String::new(), line: None };
+    expand(&mut root, &place, env, &mut problems);
+    let mut draft = Draft {
+        config: Config::default(),
+        problems: Vec::new(),
+        admin: place.key("admin", None).key("address", None),
+        // What cannot be read may well hold upstreams.
+        upstreams_given: unreadable,
+        names: Some(Vec::new()),
+        references: Vec::new(),
+    };
+    file(&mut Section::open(&root, place, &mut problems), &mut draft);
+    draft.problems = problems;
+    draft
+}
+
+fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
+    listen::read(root, &mut draft.config.listen);
+    admin(root.section("admin"), draft);
+    fleet::upstreams(root, draft);
+    fleet::passthrough(root, draft);
+    let config = &mut draft.config;
+    balance(root.section("balance"), &mut config.balance);
+    peek(root.section("peek"), &mut config.peek);
+    health(root.section("health"), &mut config.health);
+    set(&mut config.timeouts.connect, root.section("timeouts").get("connect", duration_in(CONNECT)));
+    set(&mut config.limits.header_bytes, root.section("limits").get("header_bytes", size_in(HEADER)));
+    set(&mut config.threads, root.get("threads", integer_in(THREADS)));
+    log(root.section("log"), &mut config.log);
+    set(&mut config.shutdown.grace, root.section("shutdown").get("grace", duration_in(GRACE)));
+    set(&mut config.expose, root.get("expose", boolean));
+}
+
+/// Takes what was written in place of the default.
+fn set<T>(target: &mut T, written: Option<T>) {
+    if let Some(value) = written {
+        *target = value;
+    }
+}
+
+fn admin(mut section: Section<'_, '_>, draft: &mut Draft) {
+    if let Some(address) = section.get("address", super::values::address) {
+        draft.config.admin.address = address;
+        draft.admin = section.place_of("address");
+    }
+    draft.config.admin.token = section.get("token", secret);
+}
+
+/// The preset gives all weights; a weight that is written goes before the preset's.
+fn balance(mut section: Section<'_, '_>, balance: &mut Balance) {
+    if let Some(preset) = section.choose("preset", &Preset::NAMES, Preset::parse) {
+        *balance = preset.balance();
+    }
+    set(&mut balance.backlog, section.get("backlog", number_in(BALANCE)));
+    set(&mut balance.missing, section.get("missing", number_in(BALANCE)));
+    set(&mut balance.active, section.get("active", number_in(BALANCE)));
+    set(&mut balance.context, section.get("context", number_in(BALANCE)));
+}
+
+fn peek(mut section: Section<'_, '_>, peek: &mut Peek) {
+    set(&mut peek.bytes, section.get("bytes", size_in(BODY)));
+    set(&mut peek.max_body, section.get("max_body", size_in(BODY)));
+    set(&mut peek.memory, section.get("memory", size_in(MEMORY)));
+    let order = [
+        ("bytes", peek.bytes, "max_body", peek.max_body),
+        ("max_body", peek.max_body, "memory", peek.memory),
+    ];
+    for (smaller, small, larger, large) in order {
+        if small > large {
+            let (small, large) = (show_size(small), show_size(large));
+            section.problem(smaller, format!("{small} is more than peek.{larger}, which is {large}"));
+        }
+    }
+}
+
+fn health(mut section: Section<'_, '_>, health: &mut Health) {
+    set(&mut health.path, section.get("path", url_path));
+    set(&mut health.interval, section.get("interval", duration_in(PROBE)));
+    set(&mut health.timeout, section.get("timeout", duration_in(PROBE)));
+    set(&mut health.fall, section.get("fall", integer_in(PROBES_IN_A_ROW)));
+    set(&mut health.rise, section.get("rise", integer_in(PROBES_IN_A_ROW)));
+}
+
+fn log(mut section: Section<'_, '_>, log: &mut super::types::Log) {
+    log.format = section.choose("format", &LogFormat::NAMES, LogFormat::parse);
+    set(&mut log.level, section.choose("level", &LogLevel::NAMES, LogLevel::parse));
+    set(&mut log.bodies, section.get("bodies", boolean));
+    set(&mut log.truncate, section.get("truncate", integer_in(TRUNCATE)));
+}
+
+// === impl Draft: what the command line and the environment say ===
+
+impl Draft {
+    /// Listens on these addresses in place of the file's. `from` is the flag or variable.
+    pub fn listen<S: AsRef<str>>(&mut self, from: &str, addresses: &[S]) {
+        self.config.listen = listen::from_texts(from, addresses, &mut self.problems);
+    }
+
+    pub fn admin(&mut self, from: &str, address: &str) {
+        let place = Place::named(from);
+        if let Some(address) = self.take(&place, super::values::address(address)) {
+            self.config.admin.address = address;
+        }
+        self.admin = place;
+    }
+
+    /// Balances over these upstreams in place of the file's.
+    pub fn upstreams<S: AsRef<str>>(&mut self, from: &str, urls: &[S]) {
+        self.config.upstreams.clear();
+        self.names = Some(Vec::new());
+        self.upstreams_given = true;
+        fleet::from_texts(from, urls, self);
+    }
+
+    /// The upstreams will be simulated ones, whatever the file says.
+    pub fn upstreams_come_later(&mut self) {
+        self.config.upstreams.clear();
+        self.names = Some(Vec::new());
+        self.upstreams_given = true;
+    }
+
+    /// The value, or its problem at this place.
+    pub fn take<T>(&mut self, place: &Place, value: Read<T>) -> Option<T> {
+        value.map_err(|what| self.problems.push(Problem::new(place, what))).ok()
+    }
+
+    /// The configuration, or every problem there is, in the order of the file.
+    pub fn finish(mut self) -> Result<Config, Vec<Problem>> {
+        if !self.upstreams_given {
+            let text = "there is none: name them on the command line (vllm-lb http://gpu-0:8000), list them under \
+                        upstreams in the file, or try --demo";
+            self.problems.push(Problem::new(&Place::named("upstreams"), text));
+        }
+        fleet::references(&mut self);
+        if !listen::shareable(&self.config.admin.address)
+            && self.config.listen.iter().any(|listen| listen.address == self.config.admin.address)
+        {
+            let text = format!("{} is an address of listen too", self.config.admin.address);
+            self.problems.push(Problem::new(&self.admin, text));
+        }
+        if self.problems.is_empty() {
+            return Ok(self.config);
+        }
+        self.problems.sort_by_key(|problem| problem.place.line.unwrap_or(usize::MAX));
+        Err(self.problems)
+    }
+}

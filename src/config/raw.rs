@@ -1,1 +1,325 @@
-//! Stub.
+//! The file as it was written: a tree of texts, lists and maps, with the line of every one.
+//!
+//! Not serde, since serde stops at the first error and forgets lines; we report every problem. A scalar stays the
+//! text that was written: what it means is decided by the key that it belongs to. Aliases, merge keys
+//! (`<<`) and comments are YAML's; a key that is given twice is a problem. Bounded in size, depth and
+//! number of nodes, so that no file can take the memory. Never substitutes, never gives defaults.
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
+
+use super::problem::{Place, Problem};
+
+const MAX_BYTES: usize = 1 << 20;
+const MAX_DEPTH: usize = 32;
+/// Counted with aliases resolved.
+const MAX_NODES: usize = 100_000;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub line: usize,
+    pub value: Value,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Nothing was written, or `~` or `null`: as if the key were not there.
+    Null,
+    /// A problem was reported for this value already; there is nothing more to say about it.
+    Broken,
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub line: usize,
+    pub node: Node,
+}
+
+impl Node {
+    pub fn null() -> Self {
+        Node { line: 1, value: Value::Null }
+    }
+
+    /// What this is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self.value {
+            Value::Null | Value::Broken => "nothing",
+            Value::Text(_) => "a single value",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a map of keys",
+        }
+    }
+
+    fn count(&self) -> usize {
+        match &self.value {
+            Value::List(items) => 1 + items.iter().map(Node::count).sum::<usize>(),
+            Value::Map(entries) => 1 + entries.iter().map(|entry| entry.node.count()).sum::<usize>(),
+            _ => 1,
+        }
+    }
+}
+
+/// Reads one YAML document. `None` when it is not YAML; then a problem says why.
+pub fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
+    let start = Place { path: String::new(), line: None };
+    if text.len() > MAX_BYTES {
+        problems.push(Problem::new(&start, format!("the file is larger than {MAX_BYTES} bytes")));
+        return None;
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut reader =
+        Reader { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, problems };
+    match reader.document() {
+        Ok(node) => Some(node),
+        Err(stop) => {
+            let place = Place { path: String::new(), line: Some(stop.line) };
+            problems.push(Problem::new(&place, stop.text));
+            None
+        }
+    }
+}
+
+/// Why reading cannot go on.
+struct Stop {
+    line: usize,
+    text: String,
+}
+
+impl From<ScanError> for Stop {
+    fn from(error: ScanError) -> Self {
+        Stop { line: error.marker().line(), text: format!("not valid YAML: {}", error.info()) }
+    }
+}
+
+struct Reader<'t, 'p> {
+    parser: Parser<'t, StrInput<'t>>,
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+    problems: &'p mut Vec<Problem>,
+}
+
+// === impl Reader ===
+
+impl<'t> Reader<'t, '_> {
+    fn next(&mut self) -> Result<(Event<'t>, Span), Stop> {
+        match self.parser.next_event() {
+            Some(event) => Ok(event?),
+            None => Err(Stop { line: 1, text: "not valid YAML: it ends too early".into() }),
+        }
+    }
+
+    fn document(&mut self) -> Result<Node, Stop> {
+        let mut root = None;
+        loop {
+            let (event, span) = self.next()?;
+            match event {
+                Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => {}
+                Event::StreamEnd => return Ok(root.unwrap_or_else(Node::null)),
+                _ if root.is_some() => {
+                    return Err(self.stop(span, "there is a second document: one file is one document"));
+                }
+                event => root = Some(self.node(event, span, &Place::at(String::new(), 1), 0)?),
+            }
+        }
+    }
+
+    fn stop(&self, span: Span, text: &str) -> Stop {
+        Stop { line: span.start.line(), text: text.into() }
+    }
+
+    fn node(&mut self, event: Event<'t>, span: Span, place: &Place, depth: usize) -> Result<Node, Stop> {
+        if depth > MAX_DEPTH {
+            return Err(self.stop(span, &format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        let line = span.start.line();
+        let (value, anchor) = match event {
+            Event::Scalar(text, style, anchor, _) => (scalar(text.into_owned(), style), anchor),
+            Event::SequenceStart(anchor, _) => (self.list(place, depth)?, anchor),
+            Event::MappingStart(anchor, _) => (self.map(place, depth)?, anchor),
+            Event::Alias(anchor) => return self.alias(anchor, span),
+            _ => return Err(self.stop(span, "not valid YAML: a value was expected")),
+        };
+        self.spend(1, span)?;
+        let node = Node { line, value };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn spend(&mut self, nodes: usize, span: Span) -> Result<(), Stop> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            return Err(self.stop(span, &format!("more than {MAX_NODES} values, aliases counted in full")));
+        }
+        Ok(())
+    }
+
+    fn alias(&mut self, anchor: usize, span: Span) -> Result<Node, Stop> {
+        let Some(node) = self.anchors.get(&anchor).cloned() else {
+            return Err(self.stop(span, "an alias stands inside its own anchor"));
+        };
+        self.spend(node.count(), span)?;
+        Ok(Node { line: span.start.line(), ..node })
+    }
+
+    fn list(&mut self, place: &Place, depth: usize) -> Result<Value, Stop> {
+        let mut items = Vec::new();
+        loop {
+            let (event, span) = self.next()?;
+            if event == Event::SequenceEnd {
+                return Ok(Value::List(items));
+            }
+            let place = place.item(items.len(), span.start.line());
+            items.push(self.node(event, span, &place, depth + 1)?);
+        }
+    }
+
+    fn map(&mut self, place: &Place, depth: usize) -> Result<Value, Stop> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut merged = Vec::new();
+        loop {
+            let (event, span) = self.next()?;
+            let (key, plain) = match event {
+                Event::MappingEnd => break,
+                Event::Scalar(key, style, _, _) => (key.into_owned(), style == ScalarStyle::Plain),
+                _ => return Err(self.stop(span, "a key must be a single value")),
+            };
+            let line = span.start.line();
+            let (event, span) = self.next()?;
+            let place = place.key(&key, Some(line));
+            let node = self.node(event, span, &place, depth + 1)?;
+            if plain && key == "<<" {
+                self.merge(node, &place, &mut merged);
+            } else if let Some(first) = entries.iter().find(|entry| entry.key == key) {
+                let text = format!("given twice, first on line {}", first.line);
+                self.problems.push(Problem::new(&place, text));
+            } else {
+                entries.push(Entry { key, line, node });
+            }
+        }
+        for entry in merged {
+            if !entries.iter().any(|own| own.key == entry.key) {
+                entries.push(entry);
+            }
+        }
+        Ok(Value::Map(entries))
+    }
+
+    /// What a `<<` brings in; of several maps the first one wins, as YAML's merge key says.
+    fn merge(&mut self, node: Node, place: &Place, merged: &mut Vec<Entry>) {
+        match node.value {
+            Value::Map(entries) => merged.extend(entries),
+            Value::List(items) => {
+                for item in items {
+                    self.merge(item, place, merged);
+                }
+            }
+            _ => {
+                let text = format!("must be a map of keys or a list of maps, is {}", node.kind());
+                self.problems.push(Problem::new(place, text));
+            }
+        }
+    }
+}
+
+fn scalar(text: String, style: ScalarStyle) -> Value {
+    let null = matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL");
+    if null && style == ScalarStyle::Plain { Value::Null } else { Value::Text(text) }
+}
+
+/// The text that was written, or a problem that says that a single value must stand here.
+pub fn text<'t>(node: &'t Node, place: &Place, problems: &mut Vec<Problem>) -> Option<&'t str> {
+    match &node.value {
+        Value::Text(text) => Some(text),
+        Value::Null | Value::Broken => None,
+        Value::List(_) | Value::Map(_) => {
+            problems.push(Problem::new(place, format!("must be a single value, is {}", node.kind())));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outline(node: &Node) -> String {
+        match &node.value {
+            Value::Null => "null".into(),
+            Value::Broken => "?".into(),
+            Value::Text(text) => text.clone(),
+            Value::List(items) => format!("[{}]", items.iter().map(outline).collect::<Vec<_>>().join(",")),
+            Value::Map(entries) => {
+                let pair = |entry: &Entry| format!("{}:{}", entry.key, outline(&entry.node));
+                format!("{{{}}}", entries.iter().map(pair).collect::<Vec<_>>().join(","))
+            }
+        }
+    }
+
+    fn read(text: &str) -> (Option<String>, Vec<String>) {
+        let mut problems = Vec::new();
+        let node = parse(text, &mut problems);
+        (node.as_ref().map(outline), problems.iter().map(Problem::to_string).collect())
+    }
+
+    #[test]
+    fn trees() {
+        let table = [
+            ("", "null"),
+            ("# nothing", "null"),
+            ("\u{feff}a: 1", "{a:1}"),
+            ("a: ~\nb: ''\nc: null\nd: 'null'", "{a:null,b:,c:null,d:null}"),
+            ("a: [1, {b: c}]\nd:\n  - e", "{a:[1,{b:c}],d:[e]}"),
+            ("a: &x [1]\nb: *x", "{a:[1],b:[1]}"),
+            ("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}", "{a:{b:1,c:2},d:{c:3,b:1}}"),
+            ("d: {<<: [{a: 1}, {a: 2, b: 3}]}", "{d:{a:1,b:3}}"),
+            ("a: http://x:1", "{a:http://x:1}"),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(read(text), (Some(wanted.into()), vec![]), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_duplicate_is_a_problem() {
+        let (tree, problems) = read("a: 1\nb: {c: 1, c: 2}\na: 3\n");
+        assert_eq!(tree.as_deref(), Some("{a:1,b:{c:1}}"));
+        assert_eq!(
+            problems,
+            ["b.c: given twice, first on line 2 (line 2)", "a: given twice, first on line 1 (line 3)"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_one_document_is_one_problem() {
+        let deep = "[".repeat(40);
+        let bomb = format!(
+            "a: &a [{}]\nb: &b [{}]\nc: &c [{}]\nd: [{}]\n",
+            "x,".repeat(50),
+            "*a,".repeat(50),
+            "*b,".repeat(50),
+            "*c,".repeat(50)
+        );
+        let large = " ".repeat(MAX_BYTES + 1);
+        for text in
+            ["a: [", "a: b: c", "a: 1\n---\nb: 2", "? [a]\n: b", "a: *x", "a: &x [*x]", &deep, &bomb, &large]
+        {
+            let (tree, problems) = read(text);
+            assert_eq!((tree, problems.len()), (None, 1), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_merge_of_no_map_is_a_problem() {
+        assert_eq!(
+            read("a: {<<: 3}").1,
+            ["a.<<: must be a map of keys or a list of maps, is a single value (line 1)"]
+        );
+    }
+}

@@ -3,6 +3,7 @@
 //! Nothing here knows YAML, flags or environment; `config::check` makes these values from what was
 //! written, and everybody else only reads them. A value of these types is always valid.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,6 +54,15 @@ impl Default for Config {
 pub enum Address {
     Tcp(String),
     Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => f.write_str(address),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -316,6 +326,38 @@ pub enum LogFormat {
     Yaml,
 }
 
+impl LogFormat {
+    /// The names that a configuration may use, for messages.
+    pub const NAMES: [&'static str; 4] = ["txt", "json", "yaml", "yml"];
+
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "txt" => Some(LogFormat::Txt),
+            "json" => Some(LogFormat::Json),
+            "yaml" | "yml" => Some(LogFormat::Yaml),
+            _ => None,
+        }
+    }
+
+    /// By the first letter alone, as the command line and the environment have it.
+    pub fn from_initial(text: &str) -> Option<Self> {
+        match text.chars().next()?.to_ascii_lowercase() {
+            't' => Some(LogFormat::Txt),
+            'j' => Some(LogFormat::Json),
+            'y' => Some(LogFormat::Yaml),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Txt => "txt",
+            LogFormat::Json => "json",
+            LogFormat::Yaml => "yaml",
+        }
+    }
+}
+
 /// The seven steps of verbosity, quietest first; errors are never silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
@@ -326,6 +368,50 @@ pub enum LogLevel {
     Debug,
     Verbose,
     Loud,
+}
+
+impl LogLevel {
+    /// Quietest first, as the variants stand.
+    pub const ALL: [LogLevel; 7] = [
+        LogLevel::Quiet,
+        LogLevel::Error,
+        LogLevel::Warning,
+        LogLevel::Info,
+        LogLevel::Debug,
+        LogLevel::Verbose,
+        LogLevel::Loud,
+    ];
+
+    /// The names that a configuration may use, for messages.
+    pub const NAMES: [&'static str; 7] = ["quiet", "error", "warning", "info", "debug", "verbose", "loud"];
+
+    pub fn parse(name: &str) -> Option<Self> {
+        LogLevel::ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(name))
+    }
+
+    /// By the first character alone, as the environment has it; `0` and `1` are the predecessor's.
+    pub fn from_initial(text: &str) -> Option<Self> {
+        match text.chars().next()?.to_ascii_lowercase() {
+            'q' => Some(LogLevel::Quiet),
+            'e' | '0' => Some(LogLevel::Error),
+            'w' => Some(LogLevel::Warning),
+            'i' => Some(LogLevel::Info),
+            'd' => Some(LogLevel::Debug),
+            'v' => Some(LogLevel::Verbose),
+            'l' | '1' => Some(LogLevel::Loud),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        LogLevel::NAMES[self as usize]
+    }
+
+    /// So many steps louder, or quieter when below zero; stops at the ends.
+    pub fn step(self, steps: i32) -> Self {
+        let last = LogLevel::ALL.len() as i32 - 1;
+        LogLevel::ALL[(self as i32).saturating_add(steps).clamp(0, last) as usize]
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

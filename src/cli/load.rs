@@ -1,0 +1,166 @@
+//! Flags over environment over file over defaults: one configuration, or every problem.
+//!
+//! The environment and the file system come in as functions, so that all of it is tested without a
+//! process. An environment variable that is set but empty counts as not set.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use super::engine::EngineArgs;
+use super::{Args, Command};
+use crate::config::check::{self, Draft};
+use crate::config::expand::Env;
+use crate::config::keys;
+use crate::config::problem::{Place, Problem, seen};
+use crate::config::redis;
+use crate::config::types::{Config, LogFormat, LogLevel};
+
+/// How a file is read.
+pub type Read<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
+
+/// What to do, and with what.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub mode: Mode,
+    /// So many simulated upstreams are to be started and balanced over; then `config.upstreams` is empty.
+    pub demo: Option<u16>,
+    /// Worth a record each, at Warning, as soon as there is a log.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug)]
+pub enum Mode {
+    Serve,
+    /// Say that the configuration is ok, and end.
+    Test,
+    Engine(EngineArgs),
+}
+
+/// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|problem| writeln!(f, "{problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Makes the configuration. Called again, with the same arguments, it reads the file again.
+pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems> {
+    let mut warnings = Vec::new();
+    let Args { command, demo, test, .. } = &args;
+    let (demo, engine) = (*demo, command.is_some());
+    let mut draft = match (engine, config_path(&args, env)) {
+        (false, Some((from, path))) => file(&from, &path, env, read),
+        _ => check::read("", env),
+    };
+    logging(&args, env, &mut draft, &mut warnings);
+    if engine {
+        // The simulated engine has no upstreams, no listeners and no state to share.
+        draft.upstreams_come_later();
+    } else {
+        addresses(&args, env, &mut draft);
+        not_yet(&args, env, &mut draft);
+    }
+    let mode = if *test { Mode::Test } else { Mode::Serve };
+    let config = draft.finish().map_err(Problems)?;
+    let mode = match args.command {
+        Some(Command::Engine(engine)) => Mode::Engine(engine),
+        None => mode,
+    };
+    Ok(Loaded { config, mode, demo, warnings })
+}
+
+/// A variable by its name or an older one, with the name that it was found under.
+fn variable(names: &[&'static str], env: Env<'_>) -> Option<(&'static str, String)> {
+    names.iter().find_map(|name| Some((*name, env(name).filter(|value| !value.is_empty())?)))
+}
+
+/// The file that was named, and by whom.
+fn config_path(args: &Args, env: Env<'_>) -> Option<(String, std::path::PathBuf)> {
+    if let Some(path) = &args.config {
+        return Some(("--config".into(), path.clone()));
+    }
+    variable(&["VLLM_LB_CONFIG"], env).map(|(name, path)| (name.into(), path.into()))
+}
+
+fn file(from: &str, path: &Path, env: Env<'_>, read: Read<'_>) -> Draft {
+    match read(path) {
+        Ok(text) => check::read(&text, env),
+        Err(error) => {
+            let mut draft = check::read("", env);
+            // The file may well name upstreams: that it cannot be read is the one thing to say.
+            draft.upstreams_come_later();
+            let text = format!("cannot read {}: {error}", seen(&path.display().to_string()));
+            draft.problems.push(Problem::new(&Place::named(from), text));
+            draft
+        }
+    }
+}
+
+fn addresses(args: &Args, env: Env<'_>, draft: &mut Draft) {
+    if !args.listen.is_empty() {
+        draft.listen("--listen", &args.listen);
+    } else if let Some((name, value)) = variable(&["VLLM_LB_LISTEN"], env) {
+        draft.listen(name, &value.split(',').map(str::trim).collect::<Vec<_>>());
+    }
+    if let Some(address) = &args.admin {
+        draft.admin("--admin", address);
+    } else if let Some((name, value)) = variable(&["VLLM_LB_ADMIN"], env) {
+        draft.admin(name, &value);
+    }
+    if args.demo.is_some() {
+        draft.upstreams_come_later();
+    } else if !args.upstreams.is_empty() {
+        draft.upstreams("UPSTREAM_URL", &args.upstreams);
+    }
+}
+
+/// Flags whose feature comes later are checked, so that a mistake is named, and then refused.
+fn not_yet(args: &Args, env: Env<'_>, draft: &mut Draft) {
+    let redis = match &args.redis {
+        Some(url) => Some(("--redis", url.clone())),
+        None => variable(&["VLLM_LB_REDIS", "VLLM_PXY_REDIS"], env),
+    };
+    if let Some((from, url)) = redis {
+        let place = Place::named(from);
+        if draft.take(&place, redis::url(&url)).is_some() && keys::is_later("redis") {
+            draft.problems.push(Problem::new(&place, keys::NOT_AVAILABLE));
+        }
+    }
+    if args.upgrade && keys::is_later("upgrade_socket") {
+        draft.problems.push(Problem::new(&Place::named("--upgrade"), keys::NOT_AVAILABLE));
+    }
+}
+
+/// Level and form of the log. A bad variable must not keep the balancer from starting, as it did not
+/// with the predecessor: it is ignored, with a warning. A bad flag is a problem.
+fn logging(args: &Args, env: Env<'_>, draft: &mut Draft, warnings: &mut Vec<String>) {
+    if let Some((name, value)) = variable(&["VLLM_LB_VERBOSITY", "VLLM_PXY_VERBOSITY"], env) {
+        match LogLevel::from_initial(&value) {
+            Some(level) => draft.config.log.level = level,
+            None => warnings.push(ignored(name, &value, &LogLevel::NAMES)),
+        }
+    }
+    let steps = i32::from(args.verbose) - i32::from(args.quiet);
+    draft.config.log.level = draft.config.log.level.step(steps);
+    if let Some(text) = &args.log_format {
+        let unknown = || format!("{} is unknown: allowed are {}", seen(text), LogFormat::NAMES.join(", "));
+        let format = LogFormat::from_initial(text).ok_or_else(unknown);
+        draft.config.log.format = draft.take(&Place::named("--log-format"), format);
+    } else if let Some((name, value)) = variable(&["VLLM_LB_LOGFORMAT", "VLLM_PXY_LOGFORMAT"], env) {
+        match LogFormat::from_initial(&value) {
+            Some(format) => draft.config.log.format = Some(format),
+            None => warnings.push(ignored(name, &value, &LogFormat::NAMES)),
+        }
+    }
+}
+
+fn ignored(name: &str, value: &str, allowed: &[&str]) -> String {
+    format!("{name}: {} is unknown and was ignored: allowed are {}", seen(value), allowed.join(", "))
+}

@@ -1,0 +1,192 @@
+//! The upstreams, and what refers to them by name.
+
+use std::ops::RangeInclusive;
+
+use super::{Draft, set};
+use crate::config::problem::{Place, Problem, seen};
+use crate::config::raw::{Node, Value};
+use crate::config::section::{Section, items, scalar};
+use crate::config::types::{Passthrough, PassthroughTo, UpstreamConfig, UpstreamTls, UpstreamUrl};
+use crate::config::url;
+use crate::config::values::{Read, boolean, file_path, integer_in, number_in, plain, secret, url_path};
+
+const WEIGHT: RangeInclusive<f64> = 0.001..=1000.0;
+const MAX_ACTIVE: RangeInclusive<u32> = 1..=1_000_000;
+/// Metrics and admin calls carry names.
+const LONGEST_NAME: usize = 128;
+/// What `passthrough` calls every upstream.
+const ALL: &str = "all";
+
+pub fn upstreams(root: &mut Section<'_, '_>, draft: &mut Draft) {
+    let place = root.place_of("upstreams");
+    let Some(node) = root.node("upstreams") else { return };
+    // A list that is there and empty is as good as none, and gets the message that says what to do.
+    draft.upstreams_given = !matches!(&node.value, Value::List(items) if items.is_empty());
+    let Some(items) = items(node, &place, root.problems) else { return };
+    let mut found = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let place = place.item(index, item.line);
+        match upstream(item, &place, root.problems) {
+            Some(upstream) => found.push((place, upstream)),
+            None => draft.names = None,
+        }
+    }
+    adopt(found, draft, root.problems);
+}
+
+/// Upstreams with every option at its default, as the command line names them.
+pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], draft: &mut Draft) {
+    let mut problems = std::mem::take(&mut draft.problems);
+    let mut found = Vec::new();
+    for text in texts {
+        let place = Place::named(from);
+        match url::upstream(text.as_ref()) {
+            Ok(url) => found.push((place, UpstreamConfig::new(url))),
+            Err(what) => {
+                problems.push(Problem::new(&place, what));
+                draft.names = None;
+            }
+        }
+    }
+    adopt(found, draft, &mut problems);
+    draft.problems = problems;
+}
+
+fn adopt(found: Vec<(Place, UpstreamConfig)>, draft: &mut Draft, problems: &mut Vec<Problem>) {
+    for (index, (place, upstream)) in found.iter().enumerate() {
+        if let Some((first, _)) = found[..index].iter().find(|(_, earlier)| earlier.name == upstream.name) {
+            let text = match place.line {
+                Some(_) => {
+                    format!("the name {:?} is {}'s already: give it another name", upstream.name, first.path)
+                }
+                None => format!("{} is given twice", upstream.url.display()),
+            };
+            problems.push(Problem::new(place, text));
+        }
+    }
+    if let Some(names) = &mut draft.names {
+        names.extend(found.iter().map(|(_, upstream)| upstream.name.clone()));
+    }
+    draft.config.upstreams = found.into_iter().map(|(_, upstream)| upstream).collect();
+}
+
+fn upstream(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<UpstreamConfig> {
+    if !matches!(node.value, Value::Map(_)) {
+        return scalar(node, place, problems, url::upstream).map(UpstreamConfig::new);
+    }
+    let mut section = Section::open(node, place.clone(), problems);
+    // A kind of upstream that comes later has no url, and is a problem already.
+    let comes_later = ["dns", "kubernetes", "gym"].iter().any(|kind| section.node(kind).is_some());
+    let url = if comes_later { None } else { section.require("url", url::upstream) };
+    let name_given = section.node("name").is_some();
+    let name = section.get("name", name);
+    let models = models(&mut section);
+    let weight = section.get("weight", number_in(WEIGHT));
+    let api_key = section.get("api_key", secret);
+    let max_active = section.get("max_active", integer_in(MAX_ACTIVE));
+    let tls = tls(&mut section, url.as_ref());
+    let mut upstream = UpstreamConfig::new(url?);
+    if name_given && name.is_none() {
+        return None;
+    }
+    set(&mut upstream.name, name);
+    set(&mut upstream.weight, weight);
+    Some(UpstreamConfig { models, api_key, max_active, tls, ..upstream })
+}
+
+fn models(section: &mut Section<'_, '_>) -> Option<Vec<String>> {
+    let models = section.list("models", plain);
+    if matches!(section.node("models"), Some(Node { value: Value::List(items), .. }) if items.is_empty()) {
+        section.problem("models", "must not be empty: leave the key out to ask the upstream");
+    }
+    models
+}
+
+fn tls(section: &mut Section<'_, '_>, url: Option<&UpstreamUrl>) -> UpstreamTls {
+    let default = UpstreamTls::default();
+    if section.node("tls").is_none() {
+        return default;
+    }
+    if url.is_some_and(|url| !url.https) {
+        section.problem("tls", "the url is not https: write https://, or leave tls out");
+    }
+    let mut section = section.section("tls");
+    UpstreamTls {
+        ca: section.get("ca", file_path),
+        verify: section.get("verify", boolean).unwrap_or(default.verify),
+        sni: section.get("sni", server_name),
+    }
+}
+
+fn server_name(text: &str) -> Read<String> {
+    if crate::config::values::is_host(text) && !text.starts_with('[') {
+        return Ok(text.into());
+    }
+    Err(format!("{} is no host name", seen(text)))
+}
+
+fn name(text: &str) -> Read<String> {
+    let clean = |c: char| c.is_ascii_alphanumeric() || "._:-[]".contains(c);
+    if text == ALL {
+        return Err(format!("{} means every upstream: choose another name", seen(text)));
+    }
+    if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(clean) {
+        let allowed = format!("1 to {LONGEST_NAME} letters, digits and . _ : -");
+        return Err(format!("{} is no name: allowed are {allowed}", seen(text)));
+    }
+    Ok(text.into())
+}
+
+// === what refers to upstreams ===
+
+pub fn passthrough(root: &mut Section<'_, '_>, draft: &mut Draft) {
+    let list = root.place_of("passthrough");
+    let Some(node) = root.node("passthrough") else { return };
+    let Some(items) = items(node, &list, root.problems) else { return };
+    for (index, item) in items.iter().enumerate() {
+        let place = list.item(index, item.line);
+        let Some(found) = one_passthrough(item, &place, root.problems, &mut draft.references) else {
+            continue;
+        };
+        let first = draft.config.passthrough.iter().any(|earlier| earlier.path == found.path);
+        if first {
+            let text = format!("{} is in the list already", seen(&found.path));
+            root.problems.push(Problem::new(&place, text));
+        }
+        draft.config.passthrough.push(found);
+    }
+}
+
+fn one_passthrough(
+    node: &Node,
+    place: &Place,
+    problems: &mut Vec<Problem>,
+    references: &mut Vec<(Place, String)>,
+) -> Option<Passthrough> {
+    if !matches!(node.value, Value::Map(_)) {
+        let path = scalar(node, place, problems, url_path)?;
+        return Some(Passthrough { path, to: PassthroughTo::All });
+    }
+    let mut section = Section::open(node, place.clone(), problems);
+    let path = section.require("path", url_path);
+    let to = match section.get("to", plain) {
+        Some(name) if name != ALL => {
+            references.push((section.place_of("to"), name.clone()));
+            PassthroughTo::Upstream(name)
+        }
+        _ => PassthroughTo::All,
+    };
+    Some(Passthrough { path: path?, to })
+}
+
+/// Every name that must be an upstream's is looked up among all upstreams there are.
+pub fn references(draft: &mut Draft) {
+    // With an upstream whose name is unknown, nothing can be said about the others' names.
+    let Some(names) = &draft.names else { return };
+    for (place, name) in draft.references.iter().filter(|(_, name)| !names.contains(name)) {
+        let mut allowed = vec![ALL];
+        allowed.extend(names.iter().map(String::as_str));
+        let text = format!("no upstream is named {}: allowed are {}", seen(name), allowed.join(", "));
+        draft.problems.push(Problem::new(place, text));
+    }
+}

@@ -1,0 +1,147 @@
+//! `${NAME}` and `${NAME:-default}` in every value of the file; `$$` is a dollar sign.
+//!
+//! Works on the tree, after the YAML was read, so that a variable's value can never become YAML. The
+//! environment comes in as a function. Never looks at keys.
+
+use super::problem::{Place, Problem};
+use super::raw::{Node, Value};
+
+/// How a variable is looked up: the process' environment, or a table in a test.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Replaces the variables in every text below `node`.
+pub fn expand(node: &mut Node, place: &Place, env: Env<'_>, problems: &mut Vec<Problem>) {
+    match &mut node.value {
+        Value::Null | Value::Broken => {}
+        Value::Text(text) if !text.contains('$') => {}
+        Value::Text(text) => match expand_text(text, env) {
+            // An empty default is how a file says that a setting is optional.
+            Ok(Expanded { text, emptied: true }) if text.is_empty() => node.value = Value::Null,
+            Ok(expanded) => node.value = Value::Text(expanded.text),
+            Err(reason) => {
+                problems.push(Problem::new(place, reason));
+                node.value = Value::Broken;
+            }
+        },
+        Value::List(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                let place = place.item(index, item.line);
+                expand(item, &place, env, problems);
+            }
+        }
+        Value::Map(entries) => {
+            for entry in entries {
+                let place = place.key(&entry.key, Some(entry.line));
+                expand(&mut entry.node, &place, env, problems);
+            }
+        }
+    }
+}
+
+struct Expanded {
+    text: String,
+    /// Some variable took an empty default.
+    emptied: bool,
+}
+
+fn expand_text(template: &str, env: Env<'_>) -> Result<Expanded, String> {
+    let mut text = String::with_capacity(template.len());
+    let mut emptied = false;
+    let mut rest = template;
+    while let Some(at) = rest.find('$') {
+        text.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            text.push('$');
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix('{') {
+            let Some(end) = after.find('}') else {
+                return Err("a ${ has no closing brace: write $${ for the characters themselves".into());
+            };
+            let value = variable(&after[..end], env)?;
+            emptied |= value.is_empty() && after[..end].contains(":-");
+            text.push_str(&value);
+            rest = &after[end + 1..];
+        } else {
+            // A lone dollar stands for itself: passwords have them.
+            text.push('$');
+        }
+    }
+    text.push_str(rest);
+    Ok(Expanded { text, emptied })
+}
+
+/// The value of what stands between the braces.
+fn variable(inner: &str, env: Env<'_>) -> Result<String, String> {
+    let (name, default) = match inner.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (inner, None),
+    };
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if !starts_well || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Err(format!("${{{inner}}} is no variable: write ${{NAME}} or ${{NAME:-default}}"));
+    }
+    // As in a shell, `:-` also stands in for a variable that is set but empty.
+    match (env(name), default) {
+        (Some(value), Some(default)) if value.is_empty() => Ok(default.into()),
+        (Some(value), _) => Ok(value),
+        (None, Some(default)) => Ok(default.into()),
+        (None, None) => Err(format!("the variable {name} is not set: set it, or write ${{{name}:-default}}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(name: &str) -> Option<String> {
+        match name {
+            "N" => Some("4".into()),
+            "EMPTY" => Some(String::new()),
+            "YAML" => Some("a: {b: [c]}".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn texts() {
+        let table = [
+            ("${N}", "4"),
+            ("${N:-8}", "4"),
+            ("${M:-8}", "8"),
+            ("${EMPTY:-8}", "8"),
+            ("${EMPTY}", ""),
+            ("a${N}b${N}c", "a4b4c"),
+            ("${M:-a:-b}", "a:-b"),
+            ("$${N}", "${N}"),
+            ("$$", "$"),
+            ("pa$word$", "pa$word$"),
+            ("${YAML}", "a: {b: [c]}"),
+        ];
+        for (template, wanted) in table {
+            assert_eq!(expand_text(template, &env).map(|e| e.text), Ok(wanted.to_string()), "{template}");
+        }
+    }
+
+    #[test]
+    fn mistakes() {
+        for template in ["${M}", "${", "${N", "${}", "${1A}", "${A-B}", "${ N }", "${:-x}"] {
+            assert!(expand_text(template, &env).is_err(), "{template}");
+        }
+    }
+
+    #[test]
+    fn an_empty_default_means_not_given_but_an_empty_variable_does_not() {
+        let expanded = |template: &str| {
+            let mut node = Node { line: 1, value: Value::Text(template.into()) };
+            let mut problems = Vec::new();
+            expand(&mut node, &Place::named("x"), &env, &mut problems);
+            assert_eq!(problems, []);
+            node.value
+        };
+        assert_eq!(expanded("${M:-}"), Value::Null);
+        assert_eq!(expanded("${EMPTY:-}"), Value::Null);
+        assert_eq!(expanded("${EMPTY}"), Value::Text(String::new()));
+        assert_eq!(expanded("${N:-}"), Value::Text("4".into()));
+    }
+}

@@ -1,0 +1,145 @@
+//! The keys of the file: the one table that the reader, its messages and the manual's test go by.
+//!
+//! A key is written as a pattern: `upstreams[].tls.ca` is the `ca` in the `tls` of any upstream.
+
+/// The maps of the file and the keys that each of them may hold, in the manual's order.
+pub const SECTIONS: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "listen",
+            "admin",
+            "upstreams",
+            "balance",
+            "peek",
+            "health",
+            "timeouts",
+            "limits",
+            "threads",
+            "passthrough",
+            "log",
+            "shutdown",
+            "expose",
+        ],
+    ),
+    ("listen", &["address", "tls"]),
+    ("listen.tls", &["certificate", "key"]),
+    ("listen[]", &["address", "tls"]),
+    ("listen[].tls", &["certificate", "key"]),
+    ("admin", &["address", "token"]),
+    ("upstreams[]", &["url", "name", "models", "weight", "api_key", "max_active", "tls"]),
+    ("upstreams[].tls", &["ca", "verify", "sni"]),
+    ("balance", &["preset", "backlog", "missing", "active", "context"]),
+    ("peek", &["bytes", "max_body", "memory"]),
+    ("health", &["path", "interval", "timeout", "fall", "rise"]),
+    ("timeouts", &["connect"]),
+    ("limits", &["header_bytes"]),
+    ("passthrough[]", &["path", "to"]),
+    ("log", &["format", "level", "bodies", "truncate"]),
+    ("shutdown", &["grace"]),
+];
+
+/// What the contract names and this version cannot do yet. Refused, never accepted and ignored; an
+/// entry leaves this list together with the change that brings the feature. `key=value` is one value
+/// of a key that is there.
+pub const LATER: &[&str] = &[
+    "redis",
+    "redis_options",
+    "upstreams[].dns",
+    "upstreams[].every",
+    "upstreams[].kubernetes",
+    "upstreams[].gym",
+    "routes",
+    "balance.preset=prefix",
+    "balance.share",
+    "balance.index_blocks",
+    "balance.block_bytes",
+    "health.metrics",
+    "breaker",
+    "retry",
+    "timeouts.first_byte",
+    "timeouts.idle",
+    "timeouts.total",
+    "queue",
+    "limits.connections",
+    "upgrade_socket",
+    "sessions",
+    "traces",
+    "shutdown.drain",
+];
+
+/// What a message says of everything in `LATER`.
+pub const NOT_AVAILABLE: &str = "not available yet";
+
+/// The keys of a map, by its pattern.
+pub fn of(section: &str) -> &'static [&'static str] {
+    SECTIONS.iter().find(|(name, _)| *name == section).map_or(&[], |(_, keys)| keys)
+}
+
+/// Is this key, or `key=value`, one that comes later?
+pub fn is_later(pattern: &str) -> bool {
+    LATER.contains(&pattern)
+}
+
+/// The allowed word that was most likely meant, if one is close.
+pub fn closest<'a>(word: &str, allowed: &[&'a str]) -> Option<&'a str> {
+    let near = |candidate: &&&str| (distance(word, candidate), candidate.len());
+    let best = allowed.iter().min_by_key(near)?;
+    let limit = (best.chars().count() / 3).max(1);
+    (distance(word, best) <= limit).then_some(*best)
+}
+
+/// Single letters to insert, remove, replace or swap with their neighbour.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 0..a.len() {
+        let mut row = vec![i + 1];
+        for j in 0..b.len() {
+            let replaced = last[j] + usize::from(a[i] != b[j]);
+            let mut cost = replaced.min(last[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && a[i] == b[j - 1] && a[i - 1] == b[j] {
+                cost = cost.min(before[j - 1] + 1);
+            }
+            row.push(cost);
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closest_word() {
+        let allowed = ["health", "listen", "log", "limits", "threads"];
+        let table = [
+            ("helth", Some("health")),
+            ("haelth", Some("health")),
+            ("lsiten", Some("listen")),
+            ("limit", Some("limits")),
+            ("thread", Some("threads")),
+            ("logs", Some("log")),
+            ("colour", None),
+            ("x", None),
+            ("", None),
+        ];
+        for (word, wanted) in table {
+            assert_eq!(closest(word, &allowed), wanted, "{word}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_both_there_and_later() {
+        for (section, keys) in SECTIONS {
+            for key in *keys {
+                let pattern =
+                    if section.is_empty() { (*key).to_string() } else { format!("{section}.{key}") };
+                assert!(!is_later(&pattern), "{pattern}");
+            }
+        }
+    }
+}

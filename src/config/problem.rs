@@ -1,0 +1,114 @@
+//! What is wrong with a configuration, and where: collected, never thrown one at a time.
+//!
+//! A problem is text for a person. It never holds a secret: whoever writes one shows values only
+//! through `seen`, and never the value of a key that is secret.
+
+use std::fmt;
+
+/// The place of a value: its path in the file (or the flag, or the variable) and its line.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub path: String,
+    pub line: Option<usize>,
+}
+
+impl Place {
+    /// A place outside the file: a flag, an environment variable.
+    pub fn named(name: &str) -> Self {
+        Place { path: name.into(), line: None }
+    }
+
+    pub fn at(path: String, line: usize) -> Self {
+        Place { path, line: Some(line) }
+    }
+
+    /// The place of a key in this map; `line` is where the key was written.
+    pub fn key(&self, key: &str, line: Option<usize>) -> Self {
+        let path = if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) };
+        Place { path, line: line.or(self.line) }
+    }
+
+    /// The place of an item in this list.
+    pub fn item(&self, index: usize, line: usize) -> Self {
+        Place::at(format!("{}[{index}]", self.path), line)
+    }
+
+    /// The path without the numbers of list items, as the table of keys has it.
+    pub fn pattern(&self) -> String {
+        let mut pattern = String::with_capacity(self.path.len());
+        let mut in_brackets = false;
+        for character in self.path.chars() {
+            in_brackets = if character == '[' { true } else { in_brackets && character != ']' };
+            if !in_brackets || character == '[' {
+                pattern.push(character);
+            }
+        }
+        pattern
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub place: Place,
+    pub text: String,
+}
+
+impl Problem {
+    pub fn new(place: &Place, text: impl Into<String>) -> Self {
+        Problem { place: place.clone(), text: text.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.place.path.is_empty() {
+            write!(f, "{}: ", printable(&self.place.path))?;
+        }
+        f.write_str(&printable(&self.text))?;
+        match self.place.line {
+            Some(line) => write!(f, " (line {line})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A value as it was written, quoted, cut to what a line can hold.
+pub fn seen(value: &str) -> String {
+    const LONGEST: usize = 80;
+    if value.chars().count() <= LONGEST {
+        return format!("{value:?}");
+    }
+    let start: String = value.chars().take(LONGEST).collect();
+    format!("{start:?}...")
+}
+
+/// Control characters escaped, so that what was written cannot draw on the terminal.
+fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_names_its_place() {
+        let place = Place::at(String::new(), 1).key("upstreams", Some(3)).item(1, 4).key("url", Some(5));
+        assert_eq!(Problem::new(&place, "is bad").to_string(), "upstreams[1].url: is bad (line 5)");
+        assert_eq!(place.pattern(), "upstreams[].url");
+        assert_eq!(Problem::new(&Place::named("--listen"), "is bad").to_string(), "--listen: is bad");
+    }
+
+    #[test]
+    fn what_was_written_cannot_draw_on_the_terminal() {
+        let problem = Problem::new(&Place::named("a\u{1b}[31m"), "b\nc");
+        assert_eq!(problem.to_string(), "a\\u{1b}[31m: b\\nc");
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        assert_eq!(seen("abc"), "\"abc\"");
+        assert_eq!(seen(&"x".repeat(90)), format!("\"{}\"...", "x".repeat(80)));
+    }
+}

@@ -1,0 +1,130 @@
+//! What runs, as a person reads it: the effective configuration with every default and no secret.
+//!
+//! `GET /admin/config` and a Debug record at the start show it. The shape is that of the file.
+
+use serde_json::{Map, Value, json};
+
+use super::secret::Secret;
+use super::types::{Config, Listen, Passthrough, PassthroughTo, UpstreamConfig};
+use super::values::{show_duration, show_size};
+
+/// The configuration as JSON, keys in the manual's order.
+pub fn json(config: &Config) -> Value {
+    let (balance, peek, health) = (&config.balance, &config.peek, &config.health);
+    json!({
+        "listen": config.listen.iter().map(listen).collect::<Vec<_>>(),
+        "admin": {"address": config.admin.address.to_string(), "token": mask(config.admin.token.as_ref())},
+        "upstreams": config.upstreams.iter().map(upstream).collect::<Vec<_>>(),
+        "balance": {
+            "preset": balance.preset.name(),
+            "backlog": number(balance.backlog),
+            "missing": number(balance.missing),
+            "active": number(balance.active),
+            "context": number(balance.context),
+        },
+        "peek": {
+            "bytes": show_size(peek.bytes),
+            "max_body": show_size(peek.max_body),
+            "memory": show_size(peek.memory),
+        },
+        "health": {
+            "path": health.path,
+            "interval": show_duration(health.interval),
+            "timeout": show_duration(health.timeout),
+            "fall": health.fall,
+            "rise": health.rise,
+        },
+        "timeouts": {"connect": show_duration(config.timeouts.connect)},
+        "limits": {"header_bytes": show_size(config.limits.header_bytes)},
+        "threads": config.threads,
+        "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
+        "log": {
+            "format": config.log.format.map(|format| format.name()),
+            "level": config.log.level.name(),
+            "bodies": config.log.bodies,
+            "truncate": config.log.truncate,
+        },
+        "shutdown": {"grace": show_duration(config.shutdown.grace)},
+        "expose": config.expose,
+    })
+}
+
+/// The same as YAML, which can be read as a file again, secrets apart.
+pub fn yaml(config: &Config) -> String {
+    let mut text = String::new();
+    if let Value::Object(map) = json(config) {
+        yaml_map(&map, 0, &mut text);
+    }
+    text
+}
+
+fn listen(listen: &Listen) -> Value {
+    let tls = listen.tls.as_ref();
+    let tls = tls.map(|tls| json!({"certificate": tls.certificate.display().to_string(), "key": tls.key.display().to_string()}));
+    json!({"address": listen.address.to_string(), "tls": tls})
+}
+
+fn upstream(upstream: &UpstreamConfig) -> Value {
+    // The keys of `tls` mean nothing without TLS, and the file refuses them there.
+    let tls = upstream.url.https.then(|| {
+        json!({
+            "ca": upstream.tls.ca.as_ref().map(|ca| ca.display().to_string()),
+            "verify": upstream.tls.verify,
+            "sni": upstream.tls.sni,
+        })
+    });
+    json!({
+        "url": upstream.url.display(),
+        "name": upstream.name,
+        "models": upstream.models,
+        "weight": number(upstream.weight),
+        "api_key": mask(upstream.api_key.as_ref()),
+        "max_active": upstream.max_active,
+        "tls": tls,
+    })
+}
+
+fn passthrough(passthrough: &Passthrough) -> Value {
+    let to = match &passthrough.to {
+        PassthroughTo::All => "all",
+        PassthroughTo::Upstream(name) => name,
+    };
+    json!({"path": passthrough.path, "to": to})
+}
+
+fn mask(secret: Option<&Secret>) -> Option<String> {
+    secret.map(Secret::to_string)
+}
+
+/// A whole number without its point, as it would be written.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+fn yaml_map(map: &Map<String, Value>, indent: usize, text: &mut String) {
+    for (index, (key, value)) in map.iter().enumerate() {
+        // The first key of a list's item stands behind the dash.
+        if index > 0 || !text.ends_with("- ") {
+            text.push_str(&" ".repeat(indent));
+        }
+        text.push_str(key);
+        text.push(':');
+        match value {
+            Value::Object(inner) => {
+                text.push('\n');
+                yaml_map(inner, indent + 2, text);
+            }
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                text.push('\n');
+                for item in items {
+                    text.push_str(&format!("{}- ", " ".repeat(indent + 2)));
+                    if let Value::Object(inner) = item {
+                        yaml_map(inner, indent + 4, text);
+                    }
+                }
+            }
+            // JSON's scalars and lists of scalars are YAML.
+            other => text.push_str(&format!(" {other}\n")),
+        }
+    }
+}
