@@ -1,5 +1,6 @@
 //! What is known of one request, from its head to its end. Kept small: it lives as long as the stream.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::memory::Reservation;
@@ -8,7 +9,6 @@ use super::replay::{Home, Replay};
 use crate::fleet::{Lease, Outcome};
 use crate::observe::metrics::METRICS;
 use crate::reject::{Reject, Style};
-use std::sync::Arc;
 
 pub struct Context {
     pub started: Instant,

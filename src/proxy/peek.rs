@@ -14,9 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::memory::{Memory, Reservation};
 use crate::config::types::Peek;
-use crate::prompt::multipart;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
-use crate::prompt::value::Model;
+use crate::prompt::{Model, multipart};
 use crate::reject::Reject;
 
 /// How long a client may take for the first piece of what is peeked.
@@ -106,7 +105,7 @@ impl Peeker {
             whole = reader.read(session, goal).await?;
             reader.look();
         }
-        if !whole && reader.len() >= self.limits.max_body {
+        if !whole && model_decides && reader.looker.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
         let wish = reader.looker.wish(reader.body.bytes(), declared);
