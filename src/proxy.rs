@@ -41,6 +41,7 @@ use crate::fleet::{Fleet, Lease, Outcome, Routing};
 use crate::observe;
 use crate::pick::{self, Seed};
 use crate::reject::Reject;
+use crate::reply::Reply;
 use crate::route::paths;
 use context::{Context, Samples};
 use peek::{Peeker, Wanted};
@@ -257,6 +258,8 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
     ) -> Result<()> {
         context.status = head.status.as_u16();
+        let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        context.reply = Some(Reply::new(kind));
         // Nothing is tried again once an answer has begun.
         context.settle();
         Ok(())
@@ -279,12 +282,7 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
     ) -> Result<Option<Duration>> {
         let Some(piece) = body.as_ref().filter(|piece| !piece.is_empty()) else { return Ok(None) };
-        if context.first_byte.is_none() {
-            context.first_byte = Some(context.started.elapsed());
-            if let Some(lease) = &mut context.lease {
-                lease.first_byte();
-            }
-        }
+        context.watch(piece);
         if let Some(samples) = &mut context.samples {
             Samples::keep(&mut samples.answer, samples.most, piece);
         }
