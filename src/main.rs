@@ -1,8 +1,11 @@
 //! The order of the steps, and the exit codes.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use vllm_lb::cli::{self, Mode};
+use vllm_lb::config::render;
+use vllm_lb::logging;
 
 fn main() -> ExitCode {
     let args = match cli::parse(std::env::args_os()) {
@@ -18,10 +21,14 @@ fn main() -> ExitCode {
     };
     match cli::load(args, &cli::environment, &|path| std::fs::read_to_string(path)) {
         Ok(loaded) => {
-            loaded.warnings.iter().for_each(|warning| eprintln!("{warning}"));
             if matches!(loaded.mode, Mode::Test) {
                 println!("configuration ok");
+                return ExitCode::SUCCESS;
             }
+            let terminal = std::io::stdout().is_terminal();
+            logging::init(&loaded.config.log, terminal).expect("it is the first logger of the process");
+            loaded.warnings.iter().for_each(|warning| log::warn!(reason = warning; "a setting was ignored"));
+            log::debug!(config = render::json(&loaded.config).to_string(); "effective configuration");
             ExitCode::SUCCESS
         }
         Err(problems) => {
