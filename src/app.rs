@@ -1,1 +1,134 @@
-//! Stub: comes with its own change.
+//! Builds every part from a configuration, starts it, and ends it in order.
+//!
+//! The order of an end: listeners close, requests in flight go on for as long as `shutdown.grace`, then
+//! what is left is cut; the keeper ends last, since requests read its snapshots.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::admin::{self, Admin};
+use crate::config::types::{Config, Listen};
+use crate::fleet::Fleet;
+use crate::observe;
+use crate::observe::metrics::METRICS;
+use crate::proxy::{self, Balancer, Shared, server};
+
+/// The admin room behind the trait that the proxy hands its requests to.
+struct AdminDoor(Admin);
+
+impl proxy::Admin for AdminDoor {
+    fn serves(&self, path: &str) -> bool {
+        admin::serves(path)
+    }
+
+    fn call(&self, request: &Request<Bytes>) -> Response<Bytes> {
+        self.0.call(request)
+    }
+}
+
+/// A balancer that serves.
+pub struct Running {
+    /// Where the public listeners are bound, in the order of the configuration.
+    pub addresses: Vec<String>,
+    pub admin: String,
+    pub fleet: Arc<Fleet>,
+    stop: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
+    serving: JoinSet<usize>,
+    keeper: JoinHandle<()>,
+    keeper_stop: watch::Sender<bool>,
+}
+
+/// Binds all listeners and starts to serve. Nothing has been started when it fails.
+pub async fn start(config: Config) -> Result<Running, String> {
+    let config = Arc::new(config);
+    let fleet = Fleet::new(&config.upstreams)?;
+    let shared = Shared::new(&config, fleet.clone())?;
+    let mut listeners = Vec::new();
+    for listen in &config.listen {
+        listeners.push(server::Listener::bind(listen).await?);
+    }
+    let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
+    let admin_listener = server::Listener::bind(&admin_listen).await?;
+
+    let threads = threads(&config);
+    let public = server::engine(Balancer::public(shared.clone()), threads);
+    let door = Arc::new(AdminDoor(Admin::new(fleet.clone(), config.clone())));
+    let private = server::engine(Balancer::admin(shared, door), threads);
+    let (stop, stopped) = watch::channel(false);
+    let (cut, cutting) = watch::channel(false);
+    let (keeper_stop, keeper_stopped) = watch::channel(false);
+    let keeper = tokio::spawn(fleet.clone().run(config.health.clone(), keeper_stopped));
+    let mut serving = JoinSet::new();
+    let addresses = listeners.iter().map(|listener| listener.address().to_string()).collect();
+    let admin = admin_listener.address().to_string();
+    for listener in listeners {
+        observe::listening(listener.address(), "api", listener.is_tls());
+        serving.spawn(server::serve(listener, public.clone(), stopped.clone(), cutting.clone()));
+    }
+    observe::listening(&admin, "admin", false);
+    serving.spawn(server::serve(admin_listener, private, stopped, cutting));
+    Ok(Running { addresses, admin, fleet, stop, cut, serving, keeper, keeper_stop })
+}
+
+/// Worker threads for a configuration.
+pub fn threads(config: &Config) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    if config.threads == 0 { cores() } else { config.threads }
+}
+
+impl Running {
+    /// Stops accepting, lets requests end for `grace`, cuts the rest. Returns how many connections were cut.
+    pub async fn stop(mut self, grace: Duration) -> usize {
+        self.stop.send_replace(true);
+        let serving = &mut self.serving;
+        let mut ended = async || {
+            let mut cut = 0;
+            while let Some(left) = serving.join_next().await {
+                cut += left.unwrap_or(0);
+            }
+            cut
+        };
+        let cut = match tokio::time::timeout(grace, ended()).await {
+            Ok(cut) => cut,
+            Err(_) => {
+                self.cut.send_replace(true);
+                ended().await
+            }
+        };
+        self.keeper_stop.send_replace(true);
+        // The keeper only ever ends by this word; a panic of its own was told when it happened.
+        drop(self.keeper.await);
+        cut
+    }
+}
+
+/// Serves until a signal ends it.
+pub async fn run(config: Config) -> Result<(), String> {
+    let grace = config.shutdown.grace;
+    let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    observe::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
+    let running = start(config).await?;
+    let (name, grace) = tokio::select! {
+        _ = terminate.recv() => ("SIGTERM", grace),
+        _ = interrupt.recv() => ("SIGINT", grace),
+    };
+    observe::stopping(name, METRICS.in_flight.get().max(0).cast_unsigned());
+    let stopping = running.stop(grace);
+    tokio::pin!(stopping);
+    // Whoever asks a second time does not want to wait.
+    let cut = tokio::select! {
+        cut = &mut stopping => cut,
+        _ = interrupt.recv() => 0,
+    };
+    observe::stopped(cut);
+    Ok(())
+}

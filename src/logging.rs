@@ -1,1 +1,119 @@
-//! Stub: comes with its own change.
+//! The log: records of the `log` facade with named fields, to standard output.
+//!
+//! ```ignore
+//! log::info!(upstream = name, status = 200; "request done");
+//! ```
+//!
+//! The message is fixed and says what happened; everything that varies is a field. A record of ours is one
+//! whose target begins with `vllm_lb`, which is so unless a target is given; dependencies are kept
+//! quieter. `RUST_LOG` is not read: the one level is the configuration's.
+//! This is the only module that writes records; it never decides what is worth one.
+
+pub mod format;
+
+use std::io::Write;
+use std::time::SystemTime;
+
+use env_logger::{Builder, Target};
+use log::{Level, LevelFilter, Record, SetLoggerError};
+
+use crate::config::types::{Log, LogFormat, LogLevel};
+use format::{Origin, Style};
+
+/// The root of the targets of our own records.
+const OURS: &str = "vllm_lb";
+
+/// Records of dependencies that say less than they alarm. They are shown as Debug, and only from
+/// `verbose` on: by target, the beginning of the message, and why.
+const NOISE: &[(&str, &str, &str)] = &[
+    ("pingora_proxy", "Fail to proxy", "our record of the request says the same, with its upstream"),
+    ("pingora_proxy", "failed to send error response", "the client has gone, our record says so"),
+    ("pingora_proxy::proxy_h1", "Error finish sending body", "the client has gone, our record says so"),
+    ("pingora_proxy::proxy_h2", "Error finish sending body", "the client has gone, our record says so"),
+    (
+        "pingora_core::services::listening",
+        "Downstream handshake",
+        "port scans and TCP probes do this all day",
+    ),
+    ("pingora_core::apps", "H2 handshake error", "port scans and TCP probes do this all day"),
+    ("pingora_core::apps::http_app", "HTTP server fails to", "a client of the admin listener has gone"),
+];
+
+/// Starts the log of this process; `terminal` says whether standard output is one.
+pub fn init(log: &Log, terminal: bool) -> Result<(), SetLoggerError> {
+    let format = log.format.unwrap_or(if terminal { LogFormat::Txt } else { LogFormat::Json });
+    let (ours, theirs) = levels(log.level);
+    let pid = std::process::id();
+    Builder::new()
+        .filter(None, theirs)
+        .filter(Some(OURS), ours)
+        .target(Target::Stdout)
+        .format(move |out, record| {
+            let Some(level) = shown_as(record, theirs) else { return Ok(()) };
+            let detail = !terminal || level == Level::Error;
+            let style = Style { format, detail, colour: terminal && format == LogFormat::Txt };
+            let thread = std::thread::current();
+            let origin = Origin { time: SystemTime::now(), thread: thread.name().unwrap_or("unnamed"), pid };
+            out.write_all(format::format(record, level, style, origin).as_bytes())
+        })
+        .try_init()
+}
+
+/// What our own records and the dependencies' must at least be, at each of the seven steps.
+fn levels(level: LogLevel) -> (LevelFilter, LevelFilter) {
+    match level {
+        LogLevel::Quiet => (LevelFilter::Error, LevelFilter::Off),
+        LogLevel::Error => (LevelFilter::Error, LevelFilter::Error),
+        LogLevel::Warning => (LevelFilter::Warn, LevelFilter::Warn),
+        LogLevel::Info => (LevelFilter::Info, LevelFilter::Warn),
+        LogLevel::Debug => (LevelFilter::Debug, LevelFilter::Info),
+        LogLevel::Verbose => (LevelFilter::Trace, LevelFilter::Debug),
+        LogLevel::Loud => (LevelFilter::Trace, LevelFilter::Trace),
+    }
+}
+
+/// The level that a record is shown at; `None` for noise that the level leaves out.
+fn shown_as(record: &Record<'_>, theirs: LevelFilter) -> Option<Level> {
+    if record.level() >= Level::Debug || !is_noise(record) {
+        return Some(record.level());
+    }
+    (theirs >= LevelFilter::Debug).then_some(Level::Debug)
+}
+
+fn is_noise(record: &Record<'_>) -> bool {
+    let mut candidates = NOISE.iter().filter(|(target, ..)| *target == record.target()).peekable();
+    if candidates.peek().is_none() {
+        return false;
+    }
+    let message = record.args().to_string();
+    candidates.any(|(_, start, _)| message.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_never_silent_and_each_step_shows_more() {
+        let steps = LogLevel::ALL.map(levels);
+        assert!(steps.iter().all(|(ours, _)| *ours >= LevelFilter::Error));
+        for pair in steps.windows(2) {
+            assert!(pair[0] != pair[1] && pair[0].0 <= pair[1].0 && pair[0].1 <= pair[1].1, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn noise_is_demoted_and_nothing_else() {
+        let shown = |target: &str, message: &str, theirs| {
+            let make = |args: std::fmt::Arguments<'_>| {
+                shown_as(&Record::builder().args(args).level(Level::Error).target(target).build(), theirs)
+            };
+            make(format_args!("{message}"))
+        };
+        let listening = "pingora_core::services::listening";
+        assert_eq!(shown(listening, "Downstream handshake error from x", LevelFilter::Warn), None);
+        assert_eq!(shown(listening, "Downstream handshake timeout", LevelFilter::Debug), Some(Level::Debug));
+        assert_eq!(shown(listening, "Accept() failed", LevelFilter::Warn), Some(Level::Error));
+        assert_eq!(shown("vllm_lb::proxy", "Fail to proxy", LevelFilter::Warn), Some(Level::Error));
+    }
+}

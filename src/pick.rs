@@ -63,6 +63,16 @@ pub enum Reason {
     Turn,
 }
 
+impl Reason {
+    pub fn label(self) -> &'static str {
+        match self {
+            Reason::Only => "only",
+            Reason::Load => "load",
+            Reason::Turn => "turn",
+        }
+    }
+}
+
 /// Costs within this share of the smallest are equal.
 const TIE: f64 = 0.01;
 
@@ -154,8 +164,9 @@ mod tests {
         let knobs = Preset::RoundRobin.balance();
         let loaded = Candidate { active: 99, backlog: 1 << 40, ..idle(0) };
         let double = Candidate { weight: 2.0, ..idle(1) };
-        let order: Vec<usize> =
-            (0..6).map(|turn| pick(&[loaded, double], &knobs, Seed { random: 0, turn }).unwrap().index).collect();
+        let order: Vec<usize> = (0..6)
+            .map(|turn| pick(&[loaded, double], &knobs, Seed { random: 0, turn }).unwrap().index)
+            .collect();
         assert_eq!(order, [0, 1, 1, 0, 1, 1]);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! request_filter    head checked -> route found -> answered here, or body peeked
-//! upstream_peer     candidates -> pick -> lease
+//!                   candidates -> pick -> lease
+//! upstream_peer     where to connect
 //! upstream_request  head made ready for the upstream
 //! upstream_response first byte -> the lease's prefill is over, the held body goes
 //! fail_to_proxy     the one place that answers for a failure
@@ -40,6 +41,7 @@ use crate::fleet::{Fleet, Lease, Outcome, Routing};
 use crate::observe;
 use crate::pick::{self, Seed};
 use crate::reject::Reject;
+use crate::reply::Reply;
 use crate::route::paths;
 use context::{Context, Samples};
 use peek::{Peeker, Wanted};
@@ -82,9 +84,11 @@ impl Shared {
     }
 }
 
-/// Answers a call to the admin listener; `None` is a path that is not the admin's.
+/// The admin room, handed in by the assembly: edges do not know each other.
 pub trait Admin: Send + Sync {
-    fn call(&self, request: &http::Request<Bytes>) -> Option<http::Response<Bytes>>;
+    /// Whether a path is one of its own.
+    fn serves(&self, path: &str) -> bool;
+    fn call(&self, request: &http::Request<Bytes>) -> http::Response<Bytes>;
 }
 
 /// One kind of listener: the public one, or the admin's, which serves all that the public one does too.
@@ -172,7 +176,12 @@ impl ProxyHttp for Balancer {
             None => plan::route(&self.shared, session, context).await?,
         };
         match step {
-            Step::Forward => Ok(false),
+            Step::Forward => {
+                // Chosen here rather than when pingora asks for the peer, so that a refusal leaves the
+                // client its connection.
+                self.choose(context)?;
+                Ok(false)
+            }
             Step::Answer(answer) => {
                 context.status = answer.status().as_u16();
                 respond::send(session, answer, &context.id, false).await?;
@@ -183,7 +192,6 @@ impl ProxyHttp for Balancer {
 
     async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         context.attempts += 1;
-        self.choose(context)?;
         let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
         self.shared.peers.peer(lease.upstream()).map_err(|error| {
             context.outcome = Some(Outcome::Unreached);
@@ -250,6 +258,8 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
     ) -> Result<()> {
         context.status = head.status.as_u16();
+        let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        context.reply = Some(Reply::new(kind));
         // Nothing is tried again once an answer has begun.
         context.settle();
         Ok(())
@@ -272,20 +282,19 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
     ) -> Result<Option<Duration>> {
         let Some(piece) = body.as_ref().filter(|piece| !piece.is_empty()) else { return Ok(None) };
-        if context.first_byte.is_none() {
-            context.first_byte = Some(context.started.elapsed());
-            if let Some(lease) = &mut context.lease {
-                lease.first_byte();
-            }
-        }
+        context.watch(piece);
         if let Some(samples) = &mut context.samples {
             Samples::keep(&mut samples.answer, samples.most, piece);
         }
         Ok(None)
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
-        let forwarded = context.home.is_some() || context.lease.is_some();
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        context: &mut Context,
+    ) -> FailToProxy {
         if let Some(home) = context.home.take() {
             home.unwrap(&mut session.downstream_session);
         }
@@ -303,7 +312,7 @@ impl ProxyHttp for Balancer {
             lease.upstream().doubt();
         }
         context.status = reject.status();
-        let close = forwarded || reject.closes();
+        let close = context.attempts > 0 || reject.closes();
         let answer = respond::refusal(&reject, context.style);
         match respond::send(session, answer, &context.id, close).await {
             Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },

@@ -150,9 +150,7 @@ impl Reject {
                 format!("No ready upstream serves the model `{model}`. Please try again later.").into()
             }
             Reject::NotReady { model: None } => "No upstream is ready. Please try again later.".into(),
-            Reject::Full => {
-                "All upstreams that serve the model are busy. Please try again later.".into()
-            }
+            Reject::Full => "All upstreams that serve the model are busy. Please try again later.".into(),
             Reject::TooLarge { limit } => {
                 format!("The request body is larger than the limit of {limit} bytes.").into()
             }

@@ -130,11 +130,7 @@ impl Client {
         Err(AskError::Connect(failure))
     }
 
-    async fn secure(
-        &self,
-        upstream: &Upstream,
-        stream: TcpStream,
-    ) -> Result<Box<dyn Connection>, AskError> {
+    async fn secure(&self, upstream: &Upstream, stream: TcpStream) -> Result<Box<dyn Connection>, AskError> {
         match self.tls.get(&upstream.id) {
             None => Ok(Box::new(stream)),
             Some((connector, name)) => {

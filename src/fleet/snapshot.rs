@@ -40,6 +40,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The model that it serves when none is named.
+    fn base(&self) -> Option<&str> {
+        self.models.iter().find(|card| card.parent.is_none()).map(|card| card.id.as_str())
+    }
+
     pub fn serves(&self, model: &str) -> bool {
         self.models.iter().any(|card| card.id == model)
     }
@@ -121,6 +126,13 @@ impl Snapshot {
     /// Whether the name of the model can change where a request goes.
     pub fn model_decides(&self) -> bool {
         !self.uniform
+    }
+
+    /// Whether a request that names no model has one to take: every ready upstream has the same base.
+    pub fn serves_one_base(&self) -> bool {
+        let mut bases = self.ready().map(Entry::base);
+        let first = bases.next().flatten();
+        bases.all(|other| other == first)
     }
 
     /// Whether a name is one that some upstream serves, so that it may label a metric.

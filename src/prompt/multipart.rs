@@ -1,1 +1,400 @@
-//! Stub: comes with its own change.
+//! The fields `model` and `stream` of a `multipart/form-data` body that may be cut, as audio comes in.
+//!
+//! The model may stand behind a file of many megabytes, so the file is stepped over at the speed of a
+//! substring search, and like the JSON scanner this one goes on where the bytes ended. A line that only
+//! begins like the boundary is content. The last of two equal fields wins, as in Starlette.
+//!
+//! Never: a copy of the body, a change to it, a panic, more than a bounded look at the headers of a part.
+
+use std::ops::Range;
+
+use memchr::memmem;
+
+use super::scan::Progress;
+use super::value::{Model, is_true_word};
+
+/// Longer boundaries are refused by vLLM's own parser.
+const MAX_BOUNDARY: usize = 256;
+
+/// The headers of one part; what vLLM's parser allows is a few lines of 4 KiB.
+const MAX_PART_HEADERS: usize = 32 << 10;
+
+/// Starlette takes 1,000 files and as many fields.
+const MAX_PARTS: usize = 2000;
+
+/// What the bytes seen so far say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormFacts<'a> {
+    pub model: Model<'a>,
+    /// The answer is asked for as a stream of events.
+    pub stream: bool,
+    pub state: Progress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Model,
+    Stream,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// Before the first boundary, which may be the body's very first bytes.
+    Start,
+    /// After a boundary's line.
+    Headers {
+        start: usize,
+    },
+    /// In a part's content, or in a preamble.
+    Content {
+        start: usize,
+        field: Option<Field>,
+    },
+    End,
+    Malformed(usize),
+}
+
+/// See the module. Always give it the same buffer, grown at its end.
+#[derive(Clone, Debug)]
+pub struct FormScanner {
+    /// Line end, two dashes, boundary.
+    delimiter: memmem::Finder<'static>,
+    place: Place,
+    /// Everything before it has been looked at.
+    at: usize,
+    parts: usize,
+    model: Option<Range<usize>>,
+    stream: Option<Range<usize>>,
+}
+
+impl FormScanner {
+    /// `None` when the `content-type` header names no form or no usable boundary: vLLM refuses that.
+    pub fn new(content_type: &str) -> Option<Self> {
+        let kind = content_type.split(';').next()?.trim();
+        let boundary = parameter(content_type.as_bytes(), b"boundary")?;
+        if !kind.eq_ignore_ascii_case("multipart/form-data") || !(1..=MAX_BOUNDARY).contains(&boundary.len())
+        {
+            return None;
+        }
+        let delimiter = [b"\r\n--", boundary.as_slice()].concat();
+        Some(FormScanner {
+            delimiter: memmem::Finder::new(&delimiter).into_owned(),
+            place: Place::Start,
+            at: 0,
+            parts: 0,
+            model: None,
+            stream: None,
+        })
+    }
+
+    /// Looks at what the buffer has gained since the last call.
+    pub fn scan(&mut self, body: &[u8]) {
+        while match self.place {
+            Place::Start => self.start(body),
+            Place::Headers { start } => self.headers(body, start),
+            Place::Content { start, field } => self.content(body, start, field),
+            Place::End | Place::Malformed(_) => false,
+        } {}
+    }
+
+    /// What is known so far, out of the buffer that was scanned. A field counts once it is whole.
+    pub fn facts<'a>(&self, body: &'a [u8]) -> FormFacts<'a> {
+        let text = |span: &Option<Range<usize>>| {
+            span.clone().and_then(|span| body.get(span)).map(String::from_utf8_lossy)
+        };
+        FormFacts {
+            model: text(&self.model).map_or(Model::Absent, Model::named),
+            stream: text(&self.stream).is_some_and(|word| is_true_word(&word)),
+            state: match self.place {
+                Place::End => Progress::Complete,
+                Place::Malformed(offset) => Progress::Malformed(offset),
+                _ => Progress::Cut,
+            },
+        }
+    }
+
+    fn start(&mut self, body: &[u8]) -> bool {
+        let first = &self.delimiter.needle()[2..];
+        if body.len() < first.len() + 2 {
+            return false;
+        }
+        if !body.starts_with(first) || !self.boundary_line(body, first.len()) {
+            self.place = Place::Content { start: 0, field: None };
+        }
+        true
+    }
+
+    fn headers(&mut self, body: &[u8], start: usize) -> bool {
+        let window = body.get(self.at..body.len().min(start + MAX_PART_HEADERS)).unwrap_or_default();
+        let Some(found) = memmem::find(window, b"\r\n\r\n") else {
+            if body.len() >= start + MAX_PART_HEADERS {
+                self.place = Place::Malformed(start);
+            }
+            self.at = self.at.max(body.len().saturating_sub(3));
+            return false;
+        };
+        let end = self.at + found;
+        let field = body.get(start..end).and_then(field_of);
+        self.at = end + 4;
+        self.place = Place::Content { start: self.at, field };
+        true
+    }
+
+    fn content(&mut self, body: &[u8], start: usize, field: Option<Field>) -> bool {
+        let Some(found) = body.get(self.at..).and_then(|rest| self.delimiter.find(rest)) else {
+            self.at = self.at.max((body.len() + 1).saturating_sub(self.delimiter.needle().len()));
+            return false;
+        };
+        self.at += found;
+        let (content, line) = (start..self.at, self.at + self.delimiter.needle().len());
+        if body.len() < line + 2 {
+            return false;
+        }
+        if !self.boundary_line(body, line) {
+            // The next line may be the boundary; its line end may be the one right behind.
+            self.at += 2;
+            return true;
+        }
+        match field {
+            Some(Field::Model) => self.model = Some(content),
+            Some(Field::Stream) => self.stream = Some(content),
+            None => {}
+        }
+        true
+    }
+
+    /// Goes on behind a boundary that ends at `at`; false when the line goes on, so that it is none.
+    fn boundary_line(&mut self, body: &[u8], at: usize) -> bool {
+        match body.get(at..at + 2) {
+            Some(b"\r\n") => {
+                self.parts += 1;
+                // From the line end on, since a part without headers begins with the empty line.
+                self.at = at;
+                let too_many = self.parts > MAX_PARTS;
+                self.place = if too_many { Place::Malformed(at) } else { Place::Headers { start: at } };
+                true
+            }
+            Some(b"--") => {
+                self.place = Place::End;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The field that a part's headers name. A part with a file name is a file, whatever else it is called.
+fn field_of(headers: &[u8]) -> Option<Field> {
+    let mut field = None;
+    for line in headers.split(|byte| *byte == b'\n') {
+        let Some(colon) = memchr::memchr(b':', line) else {
+            continue;
+        };
+        if !line[..colon].trim_ascii().eq_ignore_ascii_case(b"content-disposition") {
+            continue;
+        }
+        let disposition = &line[colon + 1..];
+        field = match parameter(disposition, b"name").as_deref() {
+            _ if parameter(disposition, b"filename").is_some() => None,
+            Some(b"model") => Some(Field::Model),
+            Some(b"stream") => Some(Field::Stream),
+            _ => None,
+        };
+    }
+    field
+}
+
+/// A parameter of a header as in `form-data; name="model"`, without its quotes; the last one of a name.
+fn parameter(header: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+    let mut value = None;
+    let mut rest = &header[segment_end(header)..];
+    while let Some(tail) = rest.strip_prefix(b";") {
+        let segment;
+        (segment, rest) = tail.split_at(segment_end(tail));
+        if let Some(equals) = memchr::memchr(b'=', segment)
+            && segment[..equals].trim_ascii().eq_ignore_ascii_case(name)
+        {
+            value = Some(unquoted(segment[equals + 1..].trim_ascii()));
+        }
+    }
+    value
+}
+
+/// Where the semicolon stands that ends a segment; one in quotes does not.
+fn segment_end(text: &[u8]) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    let ends = |byte: &u8| {
+        let end = *byte == b';' && !quoted;
+        quoted ^= *byte == b'"' && !escaped;
+        escaped = *byte == b'\\' && quoted && !escaped;
+        end
+    };
+    text.iter().position(ends).unwrap_or(text.len())
+}
+
+fn unquoted(value: &[u8]) -> Vec<u8> {
+    let Some(inside) = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")) else {
+        return value.to_vec();
+    };
+    let mut text = Vec::with_capacity(inside.len());
+    let mut bytes = inside.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        let escapes = byte == b'\\' && matches!(bytes.peek(), Some(b'"' | b'\\'));
+        text.push(if escapes { bytes.next().unwrap_or(byte) } else { byte });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
+    use super::*;
+
+    const TYPE: &str = "multipart/form-data; boundary=AbC";
+
+    fn scanned(body: &[u8]) -> FormScanner {
+        let mut scanner = FormScanner::new(TYPE).unwrap();
+        scanner.scan(body);
+        scanner
+    }
+
+    fn part(disposition: &str, content: &[u8]) -> Vec<u8> {
+        let head = format!(
+            "\r\n--AbC\r\nContent-Type: x/y\r\nContent-Disposition: form-data; {disposition}\r\n\r\n"
+        );
+        [head.as_bytes(), content].concat()
+    }
+
+    fn form(parts: &[Vec<u8>]) -> Vec<u8> {
+        [&parts.concat()[2..], b"\r\n--AbC--\r\n"].concat()
+    }
+
+    fn named(name: &str) -> Model<'_> {
+        Model::Named(name.into())
+    }
+
+    #[test]
+    fn the_boundary_is_read_from_the_header() {
+        for (header, boundary) in [
+            ("multipart/form-data; boundary=AbC", Some("AbC")),
+            ("Multipart/Form-Data;charset=utf-8; Boundary = \"a b;c\\\"d\" ", Some("a b;c\"d")),
+            ("multipart/form-data; boundary=one; boundary=two", Some("two")),
+            ("multipart/form-data; boundary=\"\"", None),
+            ("multipart/form-data; boundary*=AbC", None),
+            ("multipart/form-data", None),
+            ("multipart/mixed; boundary=AbC", None),
+            ("application/json", None),
+            ("", None),
+        ] {
+            let scanner = FormScanner::new(header);
+            let found = scanner.as_ref().map(|scanner| &scanner.delimiter.needle()[4..]);
+            assert_eq!(found, boundary.map(str::as_bytes), "{header}");
+        }
+        assert!(FormScanner::new(&format!("{TYPE}{}", "x".repeat(253))).is_some());
+        assert!(FormScanner::new(&format!("{TYPE}{}", "x".repeat(254))).is_none());
+    }
+
+    #[test]
+    fn fields_are_found_behind_files() {
+        let file =
+            part("name=\"model\"; filename=\"a;b.wav\"", b"not\r\n--AbX\r\n--AbCno\r\n--AbC-\r\n\r\n--");
+        for (parts, model, stream) in [
+            (vec![file.clone(), part("name=\"model\"", b"whisper")], named("whisper"), false),
+            (vec![part("name=model", b"whisper"), file.clone()], named("whisper"), false),
+            (vec![part("name=\"model\"", b"")], Model::Absent, false),
+            (vec![part("name=\"model\"", b"a"), part("name=\"model\"", b"b")], named("b"), false),
+            (vec![file, part("name=\"stream\"", b"True")], Model::Absent, true),
+            (vec![part("name=\"mod\\\"el\"", b"no")], Model::Absent, false),
+            (vec![part("name=\"model\"", "é\r\n".as_bytes())], named("é\r\n"), false),
+        ] {
+            let body = form(&parts);
+            let facts = scanned(&body).facts(&body).clone();
+            assert_eq!(facts, FormFacts { model, stream, state: Progress::Complete });
+        }
+    }
+
+    #[test]
+    fn a_part_needs_no_headers_and_a_body_may_have_a_preamble() {
+        let body = b"hello\r\n--AbC\r\n\r\nnameless\r\n--AbC\r\ncontent-disposition:form-data;name=model\r\n\r\nm\r\n--AbC--";
+        assert_eq!(scanned(body).facts(body).model, named("m"));
+    }
+
+    #[test]
+    fn limits_hold() {
+        let long = [b"--AbC\r\nx: ".as_slice(), &vec![b'y'; 2 * MAX_PART_HEADERS]].concat();
+        assert_eq!(scanned(&long).facts(&long).state, Progress::Malformed(5));
+        let many = form(&vec![part("name=a", b""); MAX_PARTS + 1]);
+        assert!(matches!(scanned(&many).facts(&many).state, Progress::Malformed(_)));
+        let most = form(&vec![part("name=a", b""); MAX_PARTS]);
+        assert_eq!(scanned(&most).facts(&most).state, Progress::Complete);
+        let none = vec![b'-'; 100_000];
+        assert_eq!(scanned(&none).facts(&none).state, Progress::Cut);
+    }
+
+    /// Binary data with much in it that looks like a boundary, and never is one.
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let pieces = ["\r\n", "\r", "\n", "--", "AbC", "\r\n--Ab", "\r\n--AbCx", "--AbC--", "\r\n\r\n", "\0"];
+        let piece = prop_oneof![
+            3 => select(pieces.to_vec()).prop_map(|piece| piece.as_bytes().to_vec()),
+            1 => any::<Vec<u8>>(),
+        ];
+        prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat()).prop_filter(
+            "a boundary",
+            |bytes| {
+                let whole = [bytes.as_slice(), b"\r\n--AbC\r\n"].concat();
+                ["\r\n--AbC\r\n", "\r\n--AbC--"]
+                    .iter()
+                    .filter_map(|line| memmem::find(&whole, line.as_bytes()))
+                    .min()
+                    == Some(bytes.len())
+            },
+        )
+    }
+
+    prop_compose! {
+        fn any_form()(
+            parts in prop::collection::vec((0..4usize, content()), 1..6),
+        ) -> (Vec<u8>, Option<Vec<u8>>) {
+            let names = ["name=\"model\"", "name=\"file\"; filename=\"x\"", "name=stream", "name=\"other\""];
+            let model = parts.iter().rfind(|(which, _)| *which == 0).map(|(_, content)| content.clone());
+            let parts: Vec<_> = parts.iter().map(|(which, content)| part(names[*which], content)).collect();
+            (form(&parts), model)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_model_of_any_form_is_found((body, model) in any_form()) {
+            let scanner = scanned(&body);
+            prop_assert_eq!(scanner.model.clone().map(|span| body[span].to_vec()), model);
+            prop_assert_eq!(scanner.facts(&body).state, Progress::Complete);
+        }
+
+        #[test]
+        fn pieces_say_what_the_whole_says((body, _) in any_form(), cuts in prop::collection::vec(any::<Index>(), 0..9)) {
+            let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len())).collect();
+            ends.sort_unstable();
+            let mut scanner = FormScanner::new(TYPE).unwrap();
+            for end in ends {
+                scanner.scan(&body[..end]);
+                prop_assert_eq!(scanner.facts(&body[..end]), scanned(&body[..end]).facts(&body[..end]));
+            }
+            scanner.scan(&body);
+            prop_assert_eq!(scanner.facts(&body), scanned(&body).facts(&body));
+        }
+
+        #[test]
+        fn any_bytes_are_taken(body in any::<Vec<u8>>(), header in any::<String>(), shrunk in any::<Index>()) {
+            FormScanner::new(&format!("multipart/form-data;{header}"));
+            let mut scanner = FormScanner::new(TYPE).unwrap();
+            for end in 0..=body.len() {
+                scanner.scan(&body[..end]);
+            }
+            let shorter = &body[..shrunk.index(body.len() + 1)];
+            scanner.scan(shorter);
+            scanner.facts(shorter);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! What is known of one request, from its head to its end. Kept small: it lives as long as the stream.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::memory::Reservation;
@@ -8,7 +9,7 @@ use super::replay::{Home, Replay};
 use crate::fleet::{Lease, Outcome};
 use crate::observe::metrics::METRICS;
 use crate::reject::{Reject, Style};
-use std::sync::Arc;
+use crate::reply::Reply;
 
 pub struct Context {
     pub started: Instant,
@@ -30,6 +31,8 @@ pub struct Context {
     pub outcome: Option<Outcome>,
     pub status: u16,
     pub first_byte: Option<Duration>,
+    /// Watches the answer until its first event, or byte, has come.
+    pub reply: Option<Reply>,
     /// Bytes of the request's body that went to the upstream.
     pub received: u64,
     /// Beginnings of the bodies, where they are logged.
@@ -68,6 +71,7 @@ impl Context {
             outcome: None,
             status: 0,
             first_byte: None,
+            reply: None,
             received: 0,
             samples: None,
         }
@@ -78,6 +82,19 @@ impl Context {
         let replay = Replay::new(body, reservation);
         self.replay = Some(replay.clone());
         replay
+    }
+
+    /// Looks at a piece of the answer: with its first event, or byte, the prefill is over.
+    pub fn watch(&mut self, piece: &[u8]) {
+        let Some(reply) = &mut self.reply else { return };
+        reply.feed(piece);
+        if reply.first().is_some() {
+            self.reply = None;
+            self.first_byte = Some(self.started.elapsed());
+            if let Some(lease) = &mut self.lease {
+                lease.first_byte();
+            }
+        }
     }
 
     /// No attempt can follow: what is held for one goes.

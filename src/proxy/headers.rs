@@ -10,7 +10,9 @@ use pingora::proxy::Session;
 
 use super::context::Context;
 use crate::fleet::Upstream;
-use crate::names::{X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_UPSTREAM};
+use crate::names::{
+    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_UPSTREAM,
+};
 use crate::reject::Reject;
 
 /// What a head is refused for, before anything of it is used.

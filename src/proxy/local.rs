@@ -88,8 +88,13 @@ async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
 }
 
 /// Sends a control call to every ready upstream. The answer is the first that failed, else the first.
-pub async fn fan_out(fleet: &Fleet, method: &Method, path: &str, kind: Option<&HeaderValue>, body: Bytes)
--> Option<Response<Bytes>> {
+pub async fn fan_out(
+    fleet: &Fleet,
+    method: &Method,
+    path: &str,
+    kind: Option<&HeaderValue>,
+    body: Bytes,
+) -> Option<Response<Bytes>> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
         let mut request = Request::builder().method(method).uri(path);

@@ -14,9 +14,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::memory::{Memory, Reservation};
 use crate::config::types::Peek;
-use crate::prompt::multipart;
+use crate::prompt::Model;
+use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
-use crate::prompt::value::Model;
 use crate::reject::Reject;
 
 /// How long a client may take for the first piece of what is peeked.
@@ -100,13 +100,13 @@ impl Peeker {
         };
         let mut whole = reader.read(session, self.limits.bytes).await?;
         reader.look();
-        while !whole && model_decides && reader.looker.wants_more() && reader.len() < self.limits.max_body {
+        while !whole && model_decides && reader.wants_more() && reader.len() < self.limits.max_body {
             // A piece at a time, so that reading ends soon after the model has come.
             let goal = (reader.len() + self.limits.bytes).min(self.limits.max_body);
             whole = reader.read(session, goal).await?;
             reader.look();
         }
-        if !whole && reader.len() >= self.limits.max_body {
+        if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
         let wish = reader.looker.wish(reader.body.bytes(), declared);
@@ -169,6 +169,10 @@ impl Reader {
     fn look(&mut self) {
         self.looker.look(self.body.bytes());
     }
+
+    fn wants_more(&self) -> bool {
+        self.looker.wants_more(self.body.bytes())
+    }
 }
 
 /// The peeked bytes: most bodies come in one piece, which is then never copied.
@@ -213,7 +217,7 @@ impl Body {
 /// Looks for the model as the bytes come.
 enum Looker {
     Json(Scanner),
-    Multipart(multipart::Scanner),
+    Multipart(FormScanner),
     Opaque,
 }
 
@@ -221,9 +225,7 @@ impl Looker {
     fn new(shape: Shape) -> Self {
         match shape {
             Shape::Json => Looker::Json(Scanner::new()),
-            Shape::Multipart(kind) => {
-                multipart::Scanner::new(&kind).map_or(Looker::Opaque, Looker::Multipart)
-            }
+            Shape::Multipart(kind) => FormScanner::new(&kind).map_or(Looker::Opaque, Looker::Multipart),
             Shape::Opaque => Looker::Opaque,
         }
     }
@@ -237,12 +239,15 @@ impl Looker {
     }
 
     /// The model has not come, and may yet.
-    fn wants_more(&self) -> bool {
+    fn wants_more(&self, body: &[u8]) -> bool {
         match self {
             Looker::Json(scanner) => {
                 scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
             }
-            Looker::Multipart(scanner) => scanner.wants_more(),
+            Looker::Multipart(scanner) => {
+                let facts = scanner.facts(body);
+                facts.state == Progress::Cut && facts.model == Model::Absent
+            }
             Looker::Opaque => false,
         }
     }
@@ -251,21 +256,24 @@ impl Looker {
         match self {
             Looker::Json(scanner) => json_wish(&scanner.facts(body), body.len(), declared),
             Looker::Multipart(scanner) => {
-                let model = scanner.model(body).filter(|model| !model.is_empty());
-                let model = model.map_or(Wanted::Any, |model| Wanted::Named(model.into_owned()));
-                Wish { model, ..Wish::default() }
+                let facts = scanner.facts(body);
+                Wish { model: wanted(&facts.model, facts.state), ..Wish::default() }
             }
             Looker::Opaque => Wish { model: Wanted::Unreadable, ..Wish::default() },
         }
     }
 }
 
-fn json_wish(facts: &Facts<'_>, read: usize, declared: Option<u64>) -> Wish {
-    let model = match (&facts.model, facts.state) {
+fn wanted(model: &Model<'_>, state: Progress) -> Wanted {
+    match (model, state) {
         (_, Progress::Malformed(_)) | (Model::NotAString, _) => Wanted::Unreadable,
         (Model::Named(name), _) => Wanted::Named(name.clone().into_owned()),
         (Model::Absent, _) => Wanted::Any,
-    };
+    }
+}
+
+fn json_wish(facts: &Facts<'_>, read: usize, declared: Option<u64>) -> Wish {
+    let model = wanted(&facts.model, facts.state);
     // What lies behind the peek is prompt in the same share as what was read.
     let unread = declared.map_or(0, |length| length.saturating_sub(read as u64));
     let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });

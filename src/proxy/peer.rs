@@ -9,7 +9,7 @@ use pingora::protocols::l4::ext::TcpKeepalive;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
-use pingora::{Error, ErrorType, OrErr, Result};
+use pingora::{ErrorType, OkOrErr, Result};
 
 use crate::config::types::{UpstreamConfig, UpstreamTls};
 use crate::fleet::{Upstream, tls::read_authorities};
@@ -28,7 +28,8 @@ impl Peers {
         let mut authorities: HashMap<PathBuf, Arc<CaType>> = HashMap::new();
         for config in configs.iter().filter(|config| config.url.https) {
             let UpstreamTls { ca: Some(path), .. } = &config.tls else { continue };
-            let read = read_authorities(path).map_err(|error| format!("upstream {}: {error}", config.name))?;
+            let read =
+                read_authorities(path).map_err(|error| format!("upstream {}: {error}", config.name))?;
             // The fleet has taken the same certificates as authorities, so that they parse.
             let parsed = read.iter().map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509));
             authorities.insert(path.clone(), parsed.collect());

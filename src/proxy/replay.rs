@@ -62,11 +62,11 @@ impl Home {
     }
 }
 
-/// Puts a wrapper in the session's place.
-pub fn wrap(place: &mut Box<ServerSession>, replay: Arc<Replay>) -> Home {
+/// Puts a wrapper in the session's place. `whole`: the body has no more bytes than the peeked ones.
+pub fn wrap(place: &mut Box<ServerSession>, replay: Arc<Replay>, whole: bool) -> Home {
     let real = std::mem::replace(place, placeholder());
     let (way_home, home) = oneshot::channel();
-    let empty = replay.body().is_none_or(|body| body.is_empty());
+    let empty = whole && replay.body().is_none_or(|body| body.is_empty());
     let wrapped = Wrapped { session: Some((real, way_home)), replay, empty };
     *place = Box::new(ServerSession::new_custom(Box::new(wrapped)));
     Home(home)
@@ -81,7 +81,7 @@ struct Wrapped {
     /// Present until the drop.
     session: Option<(Box<ServerSession>, oneshot::Sender<Box<ServerSession>>)>,
     replay: Arc<Replay>,
-    /// Nothing was peeked.
+    /// The body turned out to have no bytes, though its head could not tell.
     empty: bool,
 }
 
@@ -208,7 +208,7 @@ impl CustomSession for Wrapped {
     }
 
     fn is_body_empty(&mut self) -> bool {
-        self.empty && self.real_mut().is_body_empty()
+        self.empty || self.real_mut().is_body_empty()
     }
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {

@@ -162,7 +162,7 @@ pub async fn serve(
     loop {
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stopping| *stopping) => break,
+            () = told(&mut stop) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok(socket) => {
@@ -184,12 +184,17 @@ pub async fn serve(
     let ended = async { while connections.join_next().await.is_some() {} };
     tokio::select! {
         () = ended => 0,
-        _ = cut.wait_for(|cutting| *cutting) => {
+        () = told(&mut cut) => {
             let left = connections.len();
             connections.shutdown().await;
             left
         }
     }
+}
+
+/// Waits for the word; that the sender is gone is the word too.
+async fn told(word: &mut watch::Receiver<bool>) {
+    drop(word.wait_for(|said| *said).await);
 }
 
 fn unlink(socket: &UnixListener) {

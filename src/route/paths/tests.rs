@@ -261,7 +261,10 @@ fn names_are_labels_and_only_realtime_is_a_websocket() {
 
 proptest! {
     #[test]
-    fn any_path_is_taken(path in any::<String>(), likely in "(/|%|v1|models|responses|2F|\\{|\\}|:path){0,9}") {
+    fn any_path_is_taken(
+        path in any::<String>(),
+        likely in "(/|%|v1|models|responses|2F|\\{|\\}|:path){0,9}",
+    ) {
         find("GET", &path);
         find("GET", &likely);
     }
@@ -274,7 +277,10 @@ proptest! {
     }
 
     #[test]
-    fn escaping_every_byte_changes_nothing(path in "/(v1|/|models|responses|health|a|\\.)*", method in "GET|POST") {
+    fn escaping_every_byte_changes_nothing(
+        path in "/(v1|/|models|responses|health|a|\\.)*",
+        method in "GET|POST",
+    ) {
         let escaped: String = path.bytes().map(|byte| format!("%{byte:02x}")).collect();
         prop_assert_eq!(find(&method, &escaped), find(&method, &path));
     }

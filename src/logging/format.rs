@@ -1,0 +1,304 @@
+//! One log record as text: txt for people, JSON and YAML for programs.
+//!
+//! Pure: the record goes in with the time, text comes out. Whatever a client can put into a message or a field is
+//! escaped, in all formats, so that nobody can forge a record, a field or a colour. A record is one
+//! line (txt, JSON) or one document (YAML). Never cuts a value: whoever logs decides how much to show.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use log::kv::{Error, Key, Value, VisitSource, VisitValue};
+use log::{Level, Record};
+
+use crate::config::types::LogFormat;
+
+/// How a record is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    pub format: LogFormat,
+    /// Date, target, module, file, thread and process too.
+    pub detail: bool,
+    pub colour: bool,
+}
+
+/// Where and when a record was made, as far as the record itself does not know.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    pub time: SystemTime,
+    pub thread: &'a str,
+    pub pid: u32,
+}
+
+/// The record as text with its line end. `level` is the record's own unless it was demoted.
+pub fn format(record: &Record<'_>, level: Level, style: Style, origin: Origin<'_>) -> String {
+    let mut fields = Fields(Vec::new());
+    // The visitor never fails, so neither does the visit.
+    let _ = record.key_values().visit(&mut fields);
+    if style.detail {
+        fields.add_details(record, origin);
+    }
+    let message = record.args().to_string();
+    match style.format {
+        LogFormat::Txt => txt(record, level, &message, &fields, style, origin),
+        LogFormat::Json => json(record, level, &message, &fields, origin),
+        LogFormat::Yaml => yaml(record, level, &message, &fields, origin),
+    }
+}
+
+// === fields ===
+
+/// A field's value: what needs no quotes in JSON and YAML, and what does.
+enum Field {
+    Bare(String),
+    Text(String),
+}
+
+struct Fields(Vec<(String, Field)>);
+
+/// What every record has; a field of such a name gets an underscore.
+const OWN: [&str; 4] = ["time", "level", "target", "message"];
+
+impl Fields {
+    fn push(&mut self, name: &str, value: Field) {
+        let mut name = name.to_string();
+        while OWN.contains(&name.as_str()) || self.0.iter().any(|(earlier, _)| *earlier == name) {
+            name.push('_');
+        }
+        self.0.push((name, value));
+    }
+
+    fn add_details(&mut self, record: &Record<'_>, origin: Origin<'_>) {
+        if let Some(module) = record.module_path() {
+            self.push("module", Field::Text(module.into()));
+        }
+        if let Some(file) = record.file() {
+            let line = record.line().map(|line| format!(":{line}")).unwrap_or_default();
+            self.push("file", Field::Text(format!("{}{line}", short_path(file))));
+        }
+        self.push("thread", Field::Text(origin.thread.into()));
+        self.push("pid", Field::Bare(origin.pid.to_string()));
+    }
+}
+
+/// A dependency's file without the place where this machine keeps it.
+fn short_path(file: &str) -> &str {
+    let in_registry = file.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
+    in_registry.map_or(file, |(_, path)| path)
+}
+
+impl<'kvs> VisitSource<'kvs> for Fields {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
+        let mut read = ReadValue(None);
+        // A value that cannot be visited is shown as it prints.
+        let field = match value.visit(&mut read) {
+            Ok(()) => read.0.unwrap_or_else(|| Field::Text(value.to_string())),
+            Err(_) => Field::Text(value.to_string()),
+        };
+        self.push(key.as_str(), field);
+        Ok(())
+    }
+}
+
+struct ReadValue(Option<Field>);
+
+impl ReadValue {
+    fn bare(&mut self, text: String) -> Result<(), Error> {
+        self.0 = Some(Field::Bare(text));
+        Ok(())
+    }
+}
+
+impl<'v> VisitValue<'v> for ReadValue {
+    fn visit_any(&mut self, value: Value<'_>) -> Result<(), Error> {
+        self.0 = Some(Field::Text(value.to_string()));
+        Ok(())
+    }
+
+    fn visit_null(&mut self) -> Result<(), Error> {
+        self.bare("null".into())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), Error> {
+        self.bare(value.to_string())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), Error> {
+        self.bare(value.to_string())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), Error> {
+        self.bare(value.to_string())
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), Error> {
+        // JSON has neither infinity nor not-a-number.
+        self.0 = Some(if value.is_finite() {
+            Field::Bare(value.to_string())
+        } else {
+            Field::Text(value.to_string())
+        });
+        Ok(())
+    }
+}
+
+// === the three formats ===
+
+fn txt(
+    record: &Record<'_>,
+    level: Level,
+    message: &str,
+    fields: &Fields,
+    style: Style,
+    origin: Origin<'_>,
+) -> String {
+    let (time, date_end) = (rfc3339(origin.time), 11);
+    let (on, dim, off) = match (style.colour, level) {
+        (false, _) => ("", "", ""),
+        (_, Level::Error) => ("\x1b[1;31m", "\x1b[2m", "\x1b[0m"),
+        (_, Level::Warn) => ("\x1b[33m", "\x1b[2m", "\x1b[0m"),
+        (_, Level::Info) => ("\x1b[32m", "\x1b[2m", "\x1b[0m"),
+        (_, Level::Debug) => ("\x1b[36m", "\x1b[2m", "\x1b[0m"),
+        (_, Level::Trace) => ("\x1b[2m", "\x1b[2m", "\x1b[0m"),
+    };
+    let mut line = String::with_capacity(160);
+    let when = if style.detail { &time[..] } else { time[date_end..].trim_end_matches('Z') };
+    let _ = write!(line, "{when} {on}{level:<5}{off} ");
+    if style.detail {
+        let _ = write!(line, "{}: ", word(record.target()));
+    }
+    line.push_str(&sentence(message));
+    for (name, value) in &fields.0 {
+        let value = match value {
+            Field::Bare(text) => Cow::Borrowed(text.as_str()),
+            Field::Text(text) => word(text),
+        };
+        let _ = write!(line, " {dim}{}={off}{value}", word(name));
+    }
+    line.push('\n');
+    line
+}
+
+fn json(record: &Record<'_>, level: Level, message: &str, fields: &Fields, origin: Origin<'_>) -> String {
+    let mut line = format!(
+        "{{\"time\":\"{}\",\"level\":\"{}\",\"target\":{},\"message\":{}",
+        rfc3339(origin.time),
+        level_name(level),
+        quoted(record.target()),
+        quoted(message)
+    );
+    for (name, value) in &fields.0 {
+        let _ = write!(line, ",{}:{}", quoted(name), scalar(value));
+    }
+    line.push_str("}\n");
+    line
+}
+
+fn yaml(record: &Record<'_>, level: Level, message: &str, fields: &Fields, origin: Origin<'_>) -> String {
+    let mut document = format!(
+        "---\ntime: {}\nlevel: {}\ntarget: {}\nmessage: {}\n",
+        rfc3339(origin.time),
+        level_name(level),
+        quoted(record.target()),
+        quoted(message)
+    );
+    for (name, value) in &fields.0 {
+        let _ = writeln!(document, "{}: {}", quoted_unless_plain(name), scalar(value));
+    }
+    document
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}
+
+// === quoting ===
+
+fn scalar(value: &Field) -> Cow<'_, str> {
+    match value {
+        Field::Bare(text) => Cow::Borrowed(text),
+        Field::Text(text) => Cow::Owned(quoted(text)),
+    }
+}
+
+/// In double quotes, as JSON and YAML both read them.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if invisible(c) => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Control characters, other line ends, and what turns the direction of writing: all below U+10000.
+fn invisible(c: char) -> bool {
+    let turns_or_hides =
+        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns_or_hides || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+}
+
+/// A value in txt: bare where that cannot be mistaken for anything else.
+fn word(text: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/@+,%*~()[]{}".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.into() } else { quoted(text).into() }
+}
+
+fn quoted_unless_plain(name: &str) -> Cow<'_, str> {
+    let plain = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if plain { name.into() } else { quoted(name).into() }
+}
+
+/// A message in txt: bare unless it could be taken for fields, or holds what must be escaped.
+fn sentence(text: &str) -> Cow<'_, str> {
+    let mistakable = |c: char| invisible(c) || matches!(c, '=' | '"' | '\\');
+    if text.is_empty() || text.chars().any(mistakable) { quoted(text).into() } else { text.into() }
+}
+
+// === time ===
+
+/// UTC with milliseconds, as `2026-11-20T08:18:53.123Z`.
+fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+}
+
+/// The date so many days after 1970-01-01. Counts in years that begin in March, so that the leap day
+/// is the last of its year, and in eras of 400 years, which all have the same length.
+fn date(days: u64) -> (u64, u64, u64) {
+    const ERA: u64 = 146_097;
+    // From 0000-03-01, the first day of an era, to 1970-01-01.
+    let days = days + 719_468;
+    let (era, day) = (days / ERA, days % ERA);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // Months from March on have 153 days in every five.
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year + next_year, month, day)
+}
+
+#[cfg(test)]
+mod tests;

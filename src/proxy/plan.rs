@@ -1,0 +1,315 @@
+//! What the phases of `proxy` call: from a head to a step, from a failure to a refusal, from an end to
+//! its record.
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request, Response, header};
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use super::context::{Context, Samples};
+use super::peek::{Failure, Peeked, Shape, Wanted};
+use super::{Balancer, Shared, headers, local, refuse, replay};
+use crate::fleet::{Lease, Outcome, Routing, Snapshot};
+use crate::observe;
+use crate::reject::{Reject, Style};
+use crate::route::paths::{Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location};
+
+/// What a request comes to once its head, and the beginning of its body, are known.
+pub enum Step {
+    Forward,
+    Answer(Response<Bytes>),
+}
+
+/// The largest body of an admin call.
+const ADMIN_BODY: u64 = 1 << 20;
+
+/// Hands an admin listener's request to the admin room; `None` is a request like any other.
+pub async fn admin(
+    balancer: &Balancer,
+    session: &mut Session,
+    context: &mut Context,
+) -> Result<Option<Response<Bytes>>> {
+    let Some(admin) = &balancer.admin else { return Ok(None) };
+    let head = session.req_header();
+    if !admin.serves(head.uri.path()) {
+        return Ok(None);
+    }
+    let mut request = Request::new(Bytes::new());
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = head.uri.clone();
+    *request.headers_mut() = head.headers.clone();
+    *request.body_mut() = read_whole(session, context, ADMIN_BODY).await?;
+    Ok(Some(admin.call(&request)))
+}
+
+/// Finds the route of a request, and answers it or makes it ready to be sent.
+pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<Step> {
+    let head = session.req_header();
+    let (method, path) = (head.method.clone(), head.uri.path().to_string());
+    let Route { api, policy } = match shared.table.find(method.as_str(), &path) {
+        Found::Route(route) => route,
+        Found::NotFound => return Err(refuse(context, Reject::Path)),
+        Found::MethodNotAllowed { allow } => return Err(refuse(context, Reject::Method { allow })),
+        Found::Redirect { to } => {
+            let https = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+            let host = headers::host(head).unwrap_or_default();
+            let location = location(https, &host, &to, head.uri.query());
+            return Err(refuse(context, Reject::Redirect { location }));
+        }
+    };
+    context.style = match api.error_style() {
+        ErrorStyle::Anthropic => Style::Anthropic,
+        ErrorStyle::OpenAi | ErrorStyle::Detail => Style::OpenAi,
+    };
+    let snapshot = shared.fleet.snapshot_owned();
+    match policy {
+        Policy::Deny => Err(refuse(context, Reject::Path)),
+        Policy::Answer(Answer::Health) => Ok(Step::Answer(local::health(&snapshot))),
+        Policy::Aggregate(what) => aggregate(shared, context, &snapshot, what).await,
+        Policy::FanOut => fan_out(shared, session, context, &method).await,
+        Policy::Upstream(name) => {
+            let named = snapshot.entries.iter().position(|entry| entry.upstream.name() == &*name);
+            context.only = Some(named.unwrap_or(usize::MAX));
+            context.model = Wanted::Unreadable;
+            forward(shared, session, context, Shape::Opaque, false).await
+        }
+        Policy::Sticky { id } => {
+            context.only = Some(holder(shared, context, &snapshot, &id).await?);
+            context.model = Wanted::Unreadable;
+            forward(shared, session, context, Shape::Opaque, false).await
+        }
+        Policy::Route { .. } => inference(shared, session, context, api, &snapshot).await,
+    }
+}
+
+async fn aggregate(
+    shared: &Shared,
+    context: &mut Context,
+    snapshot: &Snapshot,
+    what: Aggregate,
+) -> Result<Step> {
+    if !snapshot.any_ready() {
+        return Err(refuse(context, Reject::NotReady { model: None }));
+    }
+    Ok(Step::Answer(match what {
+        Aggregate::Models => local::models(snapshot),
+        Aggregate::Version => local::version(snapshot),
+        Aggregate::Load => local::load(&shared.fleet).await,
+        Aggregate::Metrics => local::metrics(&shared.fleet).await,
+    }))
+}
+
+async fn fan_out(
+    shared: &Shared,
+    session: &mut Session,
+    context: &mut Context,
+    method: &Method,
+) -> Result<Step> {
+    let body = read_whole(session, context, shared.peeker.limits.max_body).await?;
+    let head = session.req_header();
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
+    let kind = head.headers.get(header::CONTENT_TYPE).cloned();
+    match local::fan_out(&shared.fleet, method, &path, kind.as_ref(), body).await {
+        Some(answer) => Ok(Step::Answer(answer)),
+        None => Err(refuse(context, Reject::NotReady { model: None })),
+    }
+}
+
+/// The upstream that holds a stored response; responses live in the memory of the one that made them.
+async fn holder(shared: &Shared, context: &mut Context, snapshot: &Snapshot, id: &str) -> Result<usize> {
+    if !snapshot.any_ready() {
+        return Err(refuse(context, Reject::NotReady { model: None }));
+    }
+    if let [only] = snapshot.ready().collect::<Vec<_>>()[..] {
+        return Ok(only.upstream.id);
+    }
+    let found = local::locate_response(&shared.fleet, snapshot, id).await;
+    found.ok_or_else(|| refuse(context, Reject::Response { id: id.to_string() }))
+}
+
+/// A request for a model: looks where the model is named.
+async fn inference(
+    shared: &Shared,
+    session: &mut Session,
+    context: &mut Context,
+    api: Api,
+    snapshot: &Snapshot,
+) -> Result<Step> {
+    let head = session.req_header();
+    let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let shape = match api.model_in() {
+        ModelIn::Json | ModelIn::Sniff => Shape::Json,
+        ModelIn::Multipart => kind.map_or(Shape::Opaque, |kind| Shape::Multipart(kind.to_string())),
+        ModelIn::Query | ModelIn::Nowhere => Shape::Opaque,
+    };
+    let step = forward(shared, session, context, shape, snapshot.model_decides()).await?;
+    match api.model_in() {
+        ModelIn::Query => context.model = query_model(session),
+        ModelIn::Nowhere => context.model = Wanted::Unreadable,
+        ModelIn::Sniff => {
+            if let Some(adapter) = adapter(session) {
+                context.model = Wanted::Named(adapter);
+            }
+        }
+        ModelIn::Json | ModelIn::Multipart => {}
+    }
+    if context.model == Wanted::Any && snapshot.any_ready() && !snapshot.serves_one_base() {
+        // vLLM would take its own model; with several of them there is none to take.
+        let aliases = snapshot.aliases().to_vec();
+        return Err(refuse(context, Reject::Model { model: String::new(), aliases }));
+    }
+    Ok(step)
+}
+
+/// Peeks the body, if there is one, and stands the wrapper in the session's place.
+async fn forward(
+    shared: &Shared,
+    session: &mut Session,
+    context: &mut Context,
+    shape: Shape,
+    model_decides: bool,
+) -> Result<Step> {
+    if session.is_upgrade_req() || session.is_body_empty() {
+        return Ok(Step::Forward);
+    }
+    expect(session).await?;
+    let Peeked { body, whole, reservation, wish } =
+        match shared.peeker.peek(session, shape, model_decides).await {
+            Ok(peeked) => peeked,
+            Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
+            Err(Failure::Client(error)) => return Err(error),
+        };
+    context.model = wish.model;
+    context.tokens = wish.tokens;
+    if let Some(most) = shared.sample {
+        let mut samples = Samples { request: Vec::new(), answer: Vec::new(), most };
+        Samples::keep(&mut samples.request, most, &body);
+        context.samples = Some(Box::new(samples));
+    }
+    if let Some(id) = wish.previous_response_id {
+        let snapshot = shared.fleet.snapshot_owned();
+        if snapshot.ready().nth(1).is_some() {
+            // Unknown to all: any upstream says so in vLLM's words.
+            context.only = local::locate_response(&shared.fleet, &snapshot, &id).await;
+        }
+    }
+    let replay = context.hold(body, reservation);
+    context.home = Some(replay::wrap(&mut session.downstream_session, replay, whole));
+    Ok(Step::Forward)
+}
+
+/// A client that waits for leave to send its body gets it from us, before we read.
+async fn expect(session: &mut Session) -> Result<()> {
+    let value = session.req_header().headers.get(header::EXPECT);
+    if value.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        session.downstream_session.write_continue_response().await?;
+    }
+    Ok(())
+}
+
+async fn read_whole(session: &mut Session, context: &mut Context, limit: u64) -> Result<Bytes> {
+    let mut body = BytesMut::new();
+    if session.is_body_empty() {
+        return Ok(body.freeze());
+    }
+    expect(session).await?;
+    while let Some(piece) = session.read_request_body().await? {
+        if (body.len() + piece.len()) as u64 > limit {
+            return Err(refuse(context, Reject::TooLarge { limit }));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body.freeze())
+}
+
+/// `?model=`, for a socket whose model comes only after it is open.
+fn query_model(session: &Session) -> Wanted {
+    let query = session.req_header().uri.query().unwrap_or("");
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("model="));
+    match value {
+        Some(name) if !name.is_empty() => Wanted::Named(name.replace("%2F", "/").replace("%2f", "/")),
+        _ => Wanted::Unreadable,
+    }
+}
+
+/// SageMaker names the adapter in a header, which vLLM takes for the model.
+fn adapter(session: &Session) -> Option<String> {
+    let value = session.req_header().headers.get("x-amzn-sagemaker-adapter-identifier")?;
+    value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
+}
+
+/// Why there was nobody to choose from.
+pub fn no_candidate(routing: &Routing, context: &Context, snapshot: &Snapshot) -> Reject {
+    let model = match &context.model {
+        Wanted::Named(name) => Some(name.clone()),
+        Wanted::Any | Wanted::Unreadable => None,
+    };
+    match (routing, model) {
+        (Routing::Full, _) => Reject::Full,
+        (Routing::NoSuchModel, Some(model)) => Reject::Model { model, aliases: snapshot.aliases().to_vec() },
+        (_, model) => Reject::NotReady { model },
+    }
+}
+
+/// What a failure that nobody named is called; `None` when there is no client to tell.
+pub fn failure(error: &Error, context: &Context) -> Option<Reject> {
+    if let ErrorType::HTTPStatus(400) = error.etype() {
+        return Some(Reject::Malformed { why: "it is no HTTP" });
+    }
+    match error.esource() {
+        ErrorSource::Downstream if *error.etype() == ErrorType::InvalidHTTPHeader => {
+            Some(Reject::Malformed { why: "its head is no HTTP" })
+        }
+        ErrorSource::Downstream => None,
+        ErrorSource::Upstream => {
+            let name = context.lease.as_ref().map_or("", |lease| lease.upstream().name()).to_string();
+            match error.etype() {
+                ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
+                    Some(Reject::Timeout { name })
+                }
+                _ => Some(Reject::Upstream { name }),
+            }
+        }
+        ErrorSource::Internal | ErrorSource::Unset => Some(Reject::Internal),
+    }
+}
+
+/// Tells the end of a request to logs and metrics.
+pub fn tell(
+    shared: &Shared,
+    session: &Session,
+    error: Option<&Error>,
+    context: &Context,
+    lease: Option<&Lease>,
+    outcome: Outcome,
+) {
+    let head = session.req_header();
+    let client = session.client_addr().map(ToString::to_string);
+    let model = match &context.model {
+        Wanted::Named(name) if shared.fleet.snapshot().knows(name) => Some(name.as_str()),
+        _ => None,
+    };
+    // A refusal carries its own name in the metrics of refusals; as an error it would be told twice.
+    let error = error.filter(|error| !matches!(error.etype(), ErrorType::Custom(_)));
+    let error = error.map(|error| error.to_string());
+    observe::request_done(&observe::Done {
+        id: &context.id,
+        client: client.as_deref(),
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        model,
+        upstream: lease.map(|lease| lease.upstream().name()),
+        status: context.status,
+        outcome: outcome.label(),
+        attempts: context.attempts,
+        first_byte: context.first_byte,
+        total: context.started.elapsed(),
+        received: context.received,
+        sent: session.body_bytes_sent() as u64,
+        error: error.as_deref(),
+    });
+    if let Some(samples) = &context.samples {
+        let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();
+        observe::bodies(&context.id, &text(&samples.request), &text(&samples.answer));
+    }
+}

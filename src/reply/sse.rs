@@ -1,0 +1,296 @@
+//! Server-sent events, told apart while they pass by in chunks that are cut anywhere.
+//!
+//! A line ends at `\n`, `\r\n` or `\r` and at nothing else: JSON may hold any other kind of line end.
+//! A line that begins with a colon is a comment; vLLM sends such to keep a connection open while the
+//! model has yet to say something, so comments are no sign of life of the request. An event is there with
+//! its first whole `data` line: that is when a client can act on it.
+//!
+//! State is a few numbers and the first bytes of one line.
+
+use super::First;
+
+/// Enough of a line to know its field, and an error by the beginning of its data.
+const HEAD_BYTES: usize = 64;
+
+/// Follows one stream of events.
+#[derive(Clone, Debug)]
+pub struct Events {
+    /// The beginning of the line in progress.
+    head: [u8; HEAD_BYTES],
+    head_length: usize,
+    /// The last chunk ended with `\r`: a `\n` that follows belongs to it.
+    after_return: bool,
+    /// The event in progress has data.
+    has_data: bool,
+    /// The event in progress is called `error`.
+    is_error: bool,
+    /// No line has ended yet: a byte-order mark may stand here.
+    first_line: bool,
+    first: Option<First>,
+    whole: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Events::new()
+    }
+}
+
+impl Events {
+    pub fn new() -> Self {
+        Events {
+            head: [0; HEAD_BYTES],
+            head_length: 0,
+            after_return: false,
+            has_data: false,
+            is_error: false,
+            first_line: true,
+            first: None,
+            whole: 0,
+        }
+    }
+
+    /// The first event: there as soon as its first `data` line has ended.
+    pub fn first(&self) -> Option<First> {
+        self.first
+    }
+
+    /// How many events have ended with their empty line.
+    pub fn whole(&self) -> u64 {
+        self.whole
+    }
+
+    /// Whether the stream stands between two events, where it can be cut, or an event of our own be put in.
+    pub fn between_events(&self) -> bool {
+        self.head_length == 0 && !self.has_data && !self.is_error
+    }
+
+    /// Takes note of the next chunk.
+    pub fn feed(&mut self, chunk: &[u8]) {
+        let mut rest = chunk;
+        if std::mem::take(&mut self.after_return) {
+            if rest.is_empty() {
+                self.after_return = true;
+            }
+            rest = rest.strip_prefix(b"\n").unwrap_or(rest);
+        }
+        while let Some(end) = memchr::memchr2(b'\n', b'\r', rest) {
+            self.append(&rest[..end]);
+            self.end_line();
+            let (line_end, tail) = (rest[end], &rest[end + 1..]);
+            self.after_return = line_end == b'\r' && tail.is_empty();
+            rest = match tail.strip_prefix(b"\n") {
+                Some(after) if line_end == b'\r' => after,
+                _ => tail,
+            };
+        }
+        self.append(rest);
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let length = bytes.len().min(HEAD_BYTES - self.head_length);
+        self.head[self.head_length..self.head_length + length].copy_from_slice(&bytes[..length]);
+        self.head_length += length;
+    }
+
+    fn end_line(&mut self) {
+        let head = self.head;
+        let mut line = &head[..std::mem::take(&mut self.head_length)];
+        if std::mem::take(&mut self.first_line) {
+            line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+        }
+        if line.is_empty() {
+            self.whole += u64::from(self.has_data);
+            self.has_data = false;
+            self.is_error = false;
+        } else if let Some(name) = value_of(line, b"event") {
+            self.is_error = name == b"error";
+        } else if let Some(data) = value_of(line, b"data") {
+            self.has_data = true;
+            let error = self.is_error || is_error(data);
+            self.first.get_or_insert(if error { First::Error } else { First::Event });
+        }
+    }
+}
+
+/// What a line gives a field: all after the colon, but for one space.
+fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
+    let rest = line.strip_prefix(field)?;
+    if rest.is_empty() {
+        return Some(rest);
+    }
+    let value = rest.strip_prefix(b":")?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
+/// Whether data begins as vLLM's errors do: `{"error":`, or `{"type":"error"` as Anthropic's.
+fn is_error(data: &[u8]) -> bool {
+    let mut rest = data;
+    let mut next = |token: &[u8]| {
+        rest = rest.trim_ascii_start();
+        let found = rest.strip_prefix(token);
+        rest = found.unwrap_or(rest);
+        found.is_some()
+    };
+    if !next(b"{") {
+        return false;
+    }
+    if next(b"\"error\"") {
+        // A chunk of an answer may carry `"error":null`.
+        return next(b":") && !next(b"null");
+    }
+    next(b"\"type\"") && next(b":") && next(b"\"error\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
+    use super::*;
+
+    fn fed(stream: &[u8]) -> Events {
+        let mut events = Events::new();
+        events.feed(stream);
+        events
+    }
+
+    #[test]
+    fn the_first_event_is_the_first_whole_data_line() {
+        for (stream, first) in [
+            ("", None),
+            (": keep-alive\n\n: keep-alive\n\n", None),
+            ("event: message\nid: 7\nretry: 1\n", None),
+            ("data: {\"id\":1}", None),
+            ("data: {\"id\":1}\n", Some(First::Event)),
+            ("data: {\"id\":1}\r", Some(First::Event)),
+            ("\u{feff}data:x\n", Some(First::Event)),
+            ("data\n", Some(First::Event)),
+            ("database: no\n\n", None),
+            (" data: no\n\n", None),
+            (": ping\n\ndata: {\"error\":{\"code\":503}}\n", Some(First::Error)),
+            ("data:{ \"error\" : {\"code\":503}}\n", Some(First::Error)),
+            ("data: {\"error\":null,\"id\":1}\n", Some(First::Event)),
+            ("data: {\"errors\":1}\n", Some(First::Event)),
+            ("data: \"error\"\n", Some(First::Event)),
+            ("event: error\ndata: {}\n\n", Some(First::Error)),
+            ("event:error\r\ndata: {}\r\n\r\n", Some(First::Error)),
+            ("data: {\"type\": \"error\"}\n", Some(First::Error)),
+            ("data: {\"type\":\"errors\"}\n", Some(First::Event)),
+            ("event: error\n\ndata: {}\n\n", Some(First::Event)),
+            ("event: error\nevent: message\ndata: {}\n\n", Some(First::Event)),
+            ("data: 1\n\nevent: error\ndata: {\"error\":{}}\n\n", Some(First::Event)),
+        ] {
+            assert_eq!(fed(stream.as_bytes()).first(), first, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn events_end_at_an_empty_line_of_the_three_kinds() {
+        for (stream, whole) in [
+            ("data: 1\n\ndata: 2\r\n\r\ndata: 3\r\rdata: 4", 3),
+            ("data: 1\ndata: 2\n\n", 1),
+            ("data: a\u{2028}\u{85}\u{b}\u{c}b\n\n", 1),
+            ("\n\n\n: comment\n\nevent: empty\n\n", 0),
+            ("data: 1\n\r\n", 1),
+            ("data: 1\r\n", 0),
+        ] {
+            assert_eq!(fed(stream.as_bytes()).whole(), whole, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn vllms_streams() {
+        for (stream, whole) in [
+            (include_bytes!("../../tests/data/vllm-0.32/chat_stream.body").as_slice(), 9),
+            (include_bytes!("../../tests/data/vllm-0.32/responses_stream.body"), 23),
+            (include_bytes!("../../tests/data/vllm-0.32/messages_stream.body"), 8),
+        ] {
+            let events = fed(stream);
+            assert_eq!((events.first(), events.whole()), (Some(First::Event), whole));
+            assert!(events.between_events());
+        }
+    }
+
+    #[test]
+    fn one_is_between_events_only_after_an_empty_line() {
+        for (stream, between) in [
+            ("", true),
+            ("data: 1\n\n", true),
+            ("data: 1\n", false),
+            ("da", false),
+            ("event: error\n", false),
+        ] {
+            assert_eq!(fed(stream.as_bytes()).between_events(), between, "{stream:?}");
+        }
+    }
+
+    fn stream() -> impl Strategy<Value = Vec<u8>> {
+        let pieces = [
+            "\n",
+            "\r",
+            "\r\n",
+            ":",
+            "data",
+            "data:",
+            "data: ",
+            "event",
+            "event: error",
+            "{\"error\"",
+            ":{",
+            " ",
+            "null",
+            "\u{feff}",
+            "é",
+        ];
+        let piece = prop_oneof![
+            8 => select(pieces.to_vec()).prop_map(|piece| piece.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 0..100),
+        ];
+        prop::collection::vec(piece, 0..30).prop_map(|pieces| pieces.concat())
+    }
+
+    /// The standard's way, over the whole stream at once.
+    fn plainly(stream: &[u8]) -> (Option<First>, u64) {
+        let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
+        let text: Vec<u8> = stream.iter().copied().collect();
+        let text = String::from_utf8_lossy(&text).replace("\r\n", "\n").replace('\r', "\n");
+        let (mut first, mut whole, mut name, mut data) = (None, 0, String::new(), 0);
+        let lines: Vec<&str> = text.split('\n').collect();
+        for line in &lines[..lines.len() - 1] {
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                "" if line.is_empty() => {
+                    whole += u64::from(data > 0);
+                    (name, data) = (String::new(), 0);
+                }
+                "event" => name = value.to_owned(),
+                "data" => {
+                    data += 1;
+                    let error = name == "error" || is_error(value.as_bytes());
+                    first = first.or(Some(if error { First::Error } else { First::Event }));
+                }
+                _ => {}
+            }
+        }
+        (first, whole)
+    }
+
+    proptest! {
+        #[test]
+        fn any_cuts_tell_the_same(stream in stream(), cuts in prop::collection::vec(any::<Index>(), 0..10)) {
+            let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+            ends.extend([0, stream.len()]);
+            ends.sort_unstable();
+            let mut events = Events::new();
+            for pair in ends.windows(2) {
+                events.feed(&stream[pair[0]..pair[1]]);
+                let prefix = fed(&stream[..pair[1]]);
+                prop_assert_eq!((events.first(), events.whole()), (prefix.first(), prefix.whole()));
+                prop_assert_eq!(events.between_events(), prefix.between_events());
+            }
+            prop_assert_eq!((events.first(), events.whole()), plainly(&stream));
+        }
+    }
+}
