@@ -26,7 +26,8 @@ def test_messages(same):
 
 
 def test_messages_with_system_and_turns(same):
-    turns = [*ASK, {"role": "assistant", "content": "Scattering."}, {"role": "user", "content": "And at dusk?"}]
+    answered = {"role": "assistant", "content": "Scattering."}
+    turns = [*ASK, answered, {"role": "user", "content": "And at dusk?"}]
     system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
     same(lambda c: create(c, system=system, messages=turns))
 

@@ -18,8 +18,9 @@ WEATHER = {
     "required": ["city", "days"],
     "additionalProperties": False,
 }
-TOOL = {"type": "function", "function": {"name": "weather", "description": "the weather", "parameters": WEATHER}}
-FLAT_TOOL = {"type": "function", "name": "weather", "description": "the weather", "parameters": WEATHER}
+FUNCTION = {"name": "weather", "description": "the weather", "parameters": WEATHER}
+TOOL = {"type": "function", "function": FUNCTION}
+FLAT_TOOL = {"type": "function", **FUNCTION}
 
 
 class Weather(pydantic.BaseModel):
@@ -224,9 +225,8 @@ def test_responses_stream_helper(same):
     """The helper raises unless response.created is first, and .completed last."""
 
     def call(c):
-        with c.openai.responses.stream(
-            model=MODEL, input=ASK, store=False, truncation="disabled", include=["reasoning.encrypted_content"]
-        ) as stream:
+        asked = {"store": False, "truncation": "disabled", "include": ["reasoning.encrypted_content"]}
+        with c.openai.responses.stream(model=MODEL, input=ASK, **asked) as stream:
             events = list(stream)
             return events, stream.get_final_response()
 
