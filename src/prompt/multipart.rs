@@ -390,7 +390,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_taken(body in any::<Vec<u8>>(), header in any::<String>(), shrunk in any::<Index>()) {
+        fn any_bytes_are_taken(
+            body in any::<Vec<u8>>(), header in any::<String>(), shrunk in any::<Index>(),
+        ) {
             FormScanner::new(&format!("multipart/form-data;{header}"));
             let mut scanner = FormScanner::new(TYPE).unwrap();
             for end in 0..=body.len() {
