@@ -306,6 +306,7 @@ impl ProxyHttp for Balancer {
             return nothing;
         };
         observe::rejected(reject.label());
+        context.refused = Some(reject.label());
         if matches!(reject, Reject::Upstream { .. } | Reject::Timeout { .. })
             && let Some(lease) = &context.lease
         {

@@ -28,6 +28,8 @@ pub struct Context {
     pub replay: Option<Arc<Replay>>,
     /// Set before an error is returned, for the one place that answers.
     pub reject: Option<Reject>,
+    /// The label of a refusal that went out.
+    pub refused: Option<&'static str>,
     pub outcome: Option<Outcome>,
     pub status: u16,
     pub first_byte: Option<Duration>,
@@ -68,6 +70,7 @@ impl Context {
             home: None,
             replay: None,
             reject: None,
+            refused: None,
             outcome: None,
             status: 0,
             first_byte: None,

@@ -303,7 +303,7 @@ pub fn tell(
         model,
         upstream: lease.map(|lease| lease.upstream().name()),
         status: context.status,
-        outcome: outcome.label(),
+        outcome: context.refused.unwrap_or(outcome.label()),
         attempts: context.attempts,
         first_byte: context.first_byte,
         total: context.started.elapsed(),
