@@ -1,1 +1,137 @@
-//! Stub: comes with its own change.
+//! What several upstreams say, made the answer of one.
+//!
+//! Upstreams come and go and may be of different versions, so everything here takes what it cannot read
+//! for absent, and what it can read as it is.
+//!
+//! Never: a connection, a cache, a guess about upstreams that did not answer.
+
+mod metrics;
+mod models;
+
+pub use self::metrics::merge_metrics;
+pub use self::models::{ModelCard, models_union, parse_models};
+
+/// The sum of what `GET /load` answered everywhere; an answer that says no number counts nothing.
+pub fn load_sum(answers: &[&[u8]]) -> u64 {
+    #[derive(serde::Deserialize)]
+    struct Load {
+        server_load: serde_json::Number,
+    }
+    let load = |answer: &&[u8]| serde_json::from_slice::<Load>(answer).ok()?.server_load.as_u64();
+    answers.iter().filter_map(load).fold(0, u64::saturating_add)
+}
+
+/// The oldest of the versions, as written. What begins with no number is the oldest only among its like.
+pub fn version_min(versions: &[&str]) -> Option<String> {
+    let oldest = versions.iter().min_by_key(|version| {
+        let key = version_key(version);
+        (key.is_none(), key)
+    });
+    oldest.map(|version| (*version).to_owned())
+}
+
+/// How Python orders versions: the numbers of the release, then whether it came before or after it, then
+/// the number of that. What stands after a plus sign is not compared.
+type VersionKey = (Vec<u64>, Stage, u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Dev,
+    Alpha,
+    Beta,
+    Candidate,
+    Release,
+    Post,
+}
+
+fn version_key(version: &str) -> Option<VersionKey> {
+    let version = version.trim().trim_start_matches(['v', 'V']).to_ascii_lowercase();
+    let (mut digits, mut rest) = split_digits(version.split('+').next()?);
+    let mut release = Vec::new();
+    while !digits.is_empty() {
+        release.push(digits.parse().unwrap_or(u64::MAX));
+        (digits, rest) = match rest.strip_prefix('.').map(split_digits) {
+            Some((digits, after)) if !digits.is_empty() => (digits, after),
+            _ => ("", rest),
+        };
+    }
+    if release.is_empty() {
+        return None;
+    }
+    while release.last() == Some(&0) {
+        release.pop();
+    }
+    let rest = rest.trim_start_matches(['.', '-', '_']);
+    let word_end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+    let stage = match &rest[..word_end] {
+        "dev" => Stage::Dev,
+        "a" | "alpha" => Stage::Alpha,
+        "b" | "beta" => Stage::Beta,
+        "c" | "rc" | "pre" | "preview" => Stage::Candidate,
+        "post" | "rev" | "r" => Stage::Post,
+        _ => Stage::Release,
+    };
+    let (number, _) = split_digits(rest[word_end..].trim_start_matches(['.', '-', '_']));
+    Some((release, stage, number.parse().unwrap_or(0)))
+}
+
+fn split_digits(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn loads_are_added() {
+        let load: &[u8] = include_bytes!("../tests/data/vllm-0.32/load.body");
+        assert_eq!(load_sum(&[load, br#"{"server_load": 3}"#, br#"{"new":1,"server_load":4}"#]), 7);
+        assert_eq!(load_sum(&[]), 0);
+        assert_eq!(load_sum(&[b"", b"[]", br#"{"server_load":-1}"#, br#"{"server_load":"2"}"#, b"\xff"]), 0);
+        let most = format!(r#"{{"server_load":{}}}"#, u64::MAX);
+        assert_eq!(load_sum(&[most.as_bytes(), most.as_bytes()]), u64::MAX);
+    }
+
+    #[test]
+    fn versions_are_ordered_as_python_orders_them() {
+        let ordered = [
+            "0.9.2",
+            "0.10.1.1",
+            "0.11.0rc2",
+            "v0.11.0",
+            "0.11.0.post1",
+            "0.31.9",
+            "0.32.0.dev17+gabcdef",
+            "0.32.0a1",
+            "0.32.0b1",
+            "0.32.0rc1",
+            "0.32.0rc12",
+            "0.32.0+cu128",
+            "0.32.1",
+            "1",
+        ];
+        for (index, version) in ordered.iter().enumerate() {
+            for newer in &ordered[index..] {
+                assert_eq!(version_min(&[newer, version]).as_deref(), Some(*version), "{version} {newer}");
+            }
+        }
+        assert_eq!(version_min(&["0.32", "0.32.0"]).as_deref(), Some("0.32"));
+        assert_eq!(version_min(&["main", "0.32.0", ""]).as_deref(), Some("0.32.0"));
+        assert_eq!(version_min(&["main"]).as_deref(), Some("main"));
+        assert_eq!(version_min(&["99999999999999999999999.1", "0.1"]).as_deref(), Some("0.1"));
+        assert_eq!(version_min(&[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_answers_are_taken(loads in any::<Vec<Vec<u8>>>(), versions in any::<Vec<String>>()) {
+            load_sum(&loads.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let versions: Vec<&str> = versions.iter().map(String::as_str).collect();
+            let oldest = version_min(&versions);
+            prop_assert!(oldest.is_none_or(|oldest| versions.contains(&oldest.as_str())));
+        }
+    }
+}

@@ -13,11 +13,13 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::admin::{self, Admin};
-use crate::config::types::{Config, Listen};
+use crate::config::types::{Config, Listen, UpstreamConfig};
+use crate::config::url;
 use crate::fleet::Fleet;
 use crate::observe;
 use crate::observe::metrics::METRICS;
 use crate::proxy::{self, Balancer, Shared, server};
+use crate::sim::http::{Engine, Options};
 
 /// The admin room behind the trait that the proxy hands its requests to.
 struct AdminDoor(Admin);
@@ -109,12 +111,31 @@ impl Running {
     }
 }
 
-/// Serves until a signal ends it.
-pub async fn run(config: Config) -> Result<(), String> {
+/// Starts simulated servers in the process and makes them the upstreams.
+async fn demo(config: &mut Config, count: u16) -> Result<Vec<Engine>, String> {
+    let mut engines = Vec::new();
+    for seed in 0..u64::from(count) {
+        let options = Options { seed, ..Options::default() };
+        let engine = Engine::start(options).await;
+        let engine = engine.map_err(|error| format!("cannot start a simulated server: {error}"))?;
+        let upstream = UpstreamConfig::new(url::upstream(&engine.url())?);
+        observe::demo_engine(upstream.name.as_str());
+        config.upstreams.push(upstream);
+        engines.push(engine);
+    }
+    Ok(engines)
+}
+
+/// Serves until a signal ends it; with `demo`, over so many simulated servers.
+pub async fn run(mut config: Config, demo_engines: Option<u16>) -> Result<(), String> {
     let grace = config.shutdown.grace;
     let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let _engines = match demo_engines {
+        Some(count) => demo(&mut config, count).await?,
+        None => Vec::new(),
+    };
     observe::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
     let running = start(config).await?;
     let (name, grace) = tokio::select! {

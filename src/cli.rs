@@ -36,62 +36,69 @@ Flags go before the environment, the environment before the file. Exit codes: 0 
     about = ABOUT,
     after_help = EXAMPLES,
     args_conflicts_with_subcommands = true,
-    disable_help_subcommand = true,
-    max_term_width = 100
+    disable_help_subcommand = true
 )]
 pub struct Args {
-    /// vLLM servers to balance over (http://host:port, https://host:port, unix:/path), in place of the
-    /// file's list
-    #[arg(value_name = "UPSTREAM_URL")]
+    /// vLLM servers to balance over: http://host:port, https://host:port,
+    /// unix:/path; in place of the file's list
+    #[arg(value_name = "UPSTREAM_URL", verbatim_doc_comment)]
     pub upstreams: Vec<String>,
 
-    /// Configuration file; conf/lb.yaml documents every key [env: VLLM_LB_CONFIG]
-    #[arg(short, long, value_name = "FILE")]
+    /// Configuration file; conf/lb.yaml documents every key
+    /// [env: VLLM_LB_CONFIG]
+    #[arg(short, long, value_name = "FILE", verbatim_doc_comment)]
     pub config: Option<PathBuf>,
 
-    /// Address to serve on; repeatable, in place of the file's [env: VLLM_LB_LISTEN, comma-separated]
-    /// [default: 0.0.0.0:8000]
-    #[arg(short, long, value_name = "ADDR")]
+    /// Address to serve on; repeatable, in place of the file's
+    /// [env: VLLM_LB_LISTEN, separated by commas] [default: 0.0.0.0:8000]
+    #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub listen: Vec<String>,
 
-    /// Address of the admin listener [env: VLLM_LB_ADMIN] [default: 127.0.0.1:9090]
-    #[arg(short, long, value_name = "ADDR")]
+    /// Address of the admin listener
+    /// [env: VLLM_LB_ADMIN] [default: 127.0.0.1:9090]
+    #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub admin: Option<String>,
 
-    /// Redis to share state over; not available yet [env: VLLM_LB_REDIS, VLLM_PXY_REDIS]
-    #[arg(short = 'R', long, value_name = "URL")]
+    /// Redis to share state over; not available yet
+    /// [env: VLLM_LB_REDIS, VLLM_PXY_REDIS]
+    #[arg(short = 'R', long, value_name = "URL", verbatim_doc_comment)]
     pub redis: Option<String>,
 
-    /// One step louder: quiet, error, warning, info, debug, verbose, loud; repeatable
+    /// One step louder of: quiet, error, warning, info, debug, verbose,
+    /// loud; repeatable
     /// [env: VLLM_LB_VERBOSITY, VLLM_PXY_VERBOSITY] [default: info]
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, verbatim_doc_comment)]
     pub verbose: u8,
 
     /// One step quieter; repeatable
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub quiet: u8,
 
-    /// Form of log records: txt, json, yaml or yml [env: VLLM_LB_LOGFORMAT, VLLM_PXY_LOGFORMAT]
+    /// Form of log records: txt, json, yaml or yml
+    /// [env: VLLM_LB_LOGFORMAT, VLLM_PXY_LOGFORMAT]
     /// [default: txt on a terminal, else json]
-    #[arg(short = 'L', long, value_name = "FORMAT", global = true)]
+    #[arg(short = 'L', long, value_name = "FORMAT", global = true, verbatim_doc_comment)]
     pub log_format: Option<String>,
 
-    /// Check the configuration, print every problem and end: 0 when there is none, else 64
-    #[arg(short, long)]
+    /// Check the configuration, print every problem, and end: with 0 when
+    /// there is none, else with 64
+    #[arg(short, long, verbatim_doc_comment)]
     pub test: bool,
 
     /// Take the sockets over from a running process; not available yet
     #[arg(short, long)]
     pub upgrade: bool,
 
-    /// Start N simulated vLLM servers in the process and balance over them alone [default: 2]
+    /// Start N simulated vLLM servers in the process and balance over them,
+    /// and over nothing else [N: 2]
     #[arg(
         long,
         value_name = "N",
         num_args = 0..=1,
         default_missing_value = "2",
         value_parser = clap::value_parser!(u16).range(1..=64),
-        conflicts_with = "upstreams"
+        conflicts_with = "upstreams",
+        verbatim_doc_comment
     )]
     pub demo: Option<u16>,
 

@@ -1,8 +1,15 @@
-//! The order of the steps, and the exit codes.
+//! The order of the steps, and the exit codes: 0 after a clean end, 64 for a wrong configuration, 1 when
+//! something fails that the configuration cannot be blamed for.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use vllm_lb::cli::{self, Mode};
+use vllm_lb::cli::{self, Loaded, Mode};
+use vllm_lb::{app, logging};
+
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let args = match cli::parse(std::env::args_os()) {
@@ -17,16 +24,42 @@ fn main() -> ExitCode {
         }
     };
     match cli::load(args, &cli::environment, &|path| std::fs::read_to_string(path)) {
-        Ok(loaded) => {
-            loaded.warnings.iter().for_each(|warning| eprintln!("{warning}"));
-            if matches!(loaded.mode, Mode::Test) {
-                println!("configuration ok");
-            }
-            ExitCode::SUCCESS
-        }
+        Ok(loaded) => carry_out(loaded),
         Err(problems) => {
             eprint!("{problems}");
             ExitCode::from(cli::EXIT_USAGE)
+        }
+    }
+}
+
+fn carry_out(loaded: Loaded) -> ExitCode {
+    let Loaded { config, mode, demo, warnings } = loaded;
+    if let Mode::Test = mode {
+        warnings.iter().for_each(|warning| eprintln!("{warning}"));
+        println!("configuration ok");
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = logging::init(&config.log, std::io::stdout().is_terminal()) {
+        eprintln!("cannot start the log: {error}");
+        return ExitCode::FAILURE;
+    }
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let threads = app::threads(&config);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let ended = match runtime {
+        Err(error) => Err(format!("cannot start threads: {error}")),
+        Ok(runtime) => runtime.block_on(async {
+            match mode {
+                Mode::Engine(args) => cli::engine::run(args).await,
+                Mode::Serve | Mode::Test => app::run(config, demo).await,
+            }
+        }),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!(error = error; "cannot go on");
+            ExitCode::FAILURE
         }
     }
 }

@@ -116,6 +116,10 @@ pub fn starting(version: &str, upstreams: usize) {
     info!(version = version, upstreams = upstreams; "starting");
 }
 
+pub fn demo_engine(upstream: &str) {
+    info!(upstream = upstream; "simulated vLLM server started");
+}
+
 pub fn stopping(signal: &'static str, in_flight: u64) {
     info!(signal = signal, in_flight = in_flight; "stopping");
 }

@@ -164,3 +164,6 @@ fn logging(args: &Args, env: Env<'_>, draft: &mut Draft, warnings: &mut Vec<Stri
 fn ignored(name: &str, value: &str, allowed: &[&str]) -> String {
     format!("{name}: {} is unknown and was ignored: allowed are {}", seen(value), allowed.join(", "))
 }
+
+#[cfg(test)]
+mod tests;

@@ -191,8 +191,8 @@ impl Draft {
     /// The configuration, or every problem there is, in the order of the file.
     pub fn finish(mut self) -> Result<Config, Vec<Problem>> {
         if !self.upstreams_given {
-            let text = "there is none: name them on the command line (vllm-lb http://gpu-0:8000), list them under \
-                        upstreams in the file, or try --demo";
+            let text = "there is none: name them on the command line (vllm-lb http://gpu-0:8000), list them \
+                        under upstreams in the file, or try --demo";
             self.problems.push(Problem::new(&Place::named("upstreams"), text));
         }
         fleet::references(&mut self);

@@ -85,7 +85,8 @@ pub fn is_later(pattern: &str) -> bool {
 pub fn closest<'a>(word: &str, allowed: &[&'a str]) -> Option<&'a str> {
     let near = |candidate: &&&str| (distance(word, candidate), candidate.len());
     let best = allowed.iter().min_by_key(near)?;
-    let limit = (best.chars().count() / 3).max(1);
+    // One letter in four: among shorter words everything is near to everything.
+    let limit = word.chars().count().max(best.chars().count()) / 4;
     (distance(word, best) <= limit).then_some(*best)
 }
 

@@ -1,9 +1,9 @@
 //! The file as it was written: a tree of texts, lists and maps, with the line of every one.
 //!
-//! Not serde, since serde stops at the first error and forgets lines; we report every problem. A scalar stays the
-//! text that was written: what it means is decided by the key that it belongs to. Aliases, merge keys
-//! (`<<`) and comments are YAML's; a key that is given twice is a problem. Bounded in size, depth and
-//! number of nodes, so that no file can take the memory. Never substitutes, never gives defaults.
+//! Not serde, since serde stops at the first error and forgets lines; we report every problem. A scalar
+//! stays the text that was written: what it means is decided by the key that it belongs to. Aliases,
+//! merge keys (`<<`) and comments are YAML's; a key that is given twice is a problem. Bounded in size,
+//! depth and number of nodes, so that no file can take the memory. Never substitutes, never gives defaults.
 
 use std::collections::HashMap;
 
@@ -60,6 +60,14 @@ impl Node {
             Value::List(items) => 1 + items.iter().map(Node::count).sum::<usize>(),
             Value::Map(entries) => 1 + entries.iter().map(|entry| entry.node.count()).sum::<usize>(),
             _ => 1,
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match &self.value {
+            Value::List(items) => 1 + items.iter().map(Node::depth).max().unwrap_or(0),
+            Value::Map(entries) => 1 + entries.iter().map(|entry| entry.node.depth()).max().unwrap_or(0),
+            _ => 0,
         }
     }
 }
@@ -132,16 +140,20 @@ impl<'t> Reader<'t, '_> {
         Stop { line: span.start.line(), text: text.into() }
     }
 
+    fn too_deep(&self, span: Span) -> Stop {
+        self.stop(span, &format!("nested deeper than {MAX_DEPTH} levels, aliases counted in full"))
+    }
+
     fn node(&mut self, event: Event<'t>, span: Span, place: &Place, depth: usize) -> Result<Node, Stop> {
         if depth > MAX_DEPTH {
-            return Err(self.stop(span, &format!("nested deeper than {MAX_DEPTH} levels")));
+            return Err(self.too_deep(span));
         }
         let line = span.start.line();
         let (value, anchor) = match event {
             Event::Scalar(text, style, anchor, _) => (scalar(text.into_owned(), style), anchor),
             Event::SequenceStart(anchor, _) => (self.list(place, depth)?, anchor),
             Event::MappingStart(anchor, _) => (self.map(place, depth)?, anchor),
-            Event::Alias(anchor) => return self.alias(anchor, span),
+            Event::Alias(anchor) => return self.alias(anchor, span, depth),
             _ => return Err(self.stop(span, "not valid YAML: a value was expected")),
         };
         self.spend(1, span)?;
@@ -160,11 +172,14 @@ impl<'t> Reader<'t, '_> {
         Ok(())
     }
 
-    fn alias(&mut self, anchor: usize, span: Span) -> Result<Node, Stop> {
+    fn alias(&mut self, anchor: usize, span: Span, depth: usize) -> Result<Node, Stop> {
         let Some(node) = self.anchors.get(&anchor).cloned() else {
             return Err(self.stop(span, "an alias stands inside its own anchor"));
         };
         self.spend(node.count(), span)?;
+        if depth + node.depth() > MAX_DEPTH {
+            return Err(self.too_deep(span));
+        }
         Ok(Node { line: span.start.line(), ..node })
     }
 
@@ -306,10 +321,24 @@ mod tests {
             "*b,".repeat(50),
             "*c,".repeat(50)
         );
+        // Each line is deeper than the one before it by what may be written at once.
+        let ladder: String = (1..5)
+            .map(|n| format!("k{n}: &k{n} {}*k{}{}\n", "[".repeat(20), n - 1, "]".repeat(20)))
+            .collect();
+        let ladder = format!("k0: &k0 x\n{ladder}");
         let large = " ".repeat(MAX_BYTES + 1);
-        for text in
-            ["a: [", "a: b: c", "a: 1\n---\nb: 2", "? [a]\n: b", "a: *x", "a: &x [*x]", &deep, &bomb, &large]
-        {
+        for text in [
+            "a: [",
+            "a: b: c",
+            "a: 1\n---\nb: 2",
+            "? [a]\n: b",
+            "a: *x",
+            "a: &x [*x]",
+            &deep,
+            &ladder,
+            &bomb,
+            &large,
+        ] {
             let (tree, problems) = read(text);
             assert_eq!((tree, problems.len()), (None, 1), "{problems:?}");
         }

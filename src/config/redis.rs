@@ -1,4 +1,5 @@
-//! Forms of a Redis URL: `local`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis-cluster://`.
+//! Forms of a Redis URL: `local`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://` and
+//! `redis-cluster://`.
 //!
 //! Only reads and refuses; connecting is somebody else's. A password is never part of a message.
 

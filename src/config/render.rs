@@ -2,6 +2,8 @@
 //!
 //! `GET /admin/config` and a Debug record at the start show it. The shape is that of the file.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
 use super::secret::Secret;
@@ -60,7 +62,8 @@ pub fn yaml(config: &Config) -> String {
 
 fn listen(listen: &Listen) -> Value {
     let tls = listen.tls.as_ref();
-    let tls = tls.map(|tls| json!({"certificate": tls.certificate.display().to_string(), "key": tls.key.display().to_string()}));
+    let show = |path: &Path| path.display().to_string();
+    let tls = tls.map(|tls| json!({"certificate": show(&tls.certificate), "key": show(&tls.key)}));
     json!({"address": listen.address.to_string(), "tls": tls})
 }
 

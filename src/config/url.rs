@@ -163,9 +163,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_again(text in "(http|https)://[a-z]{1,3}(:[0-9]{1,5})?(/[a-z0-9]{0,2}){0,3}") {
+        fn what_is_shown_is_read_again(text in "https?://[a-z]{1,3}(:[0-9]{1,5})?(/[a-z0-9]{0,2}){0,3}") {
             if let Ok(url) = upstream(&text) {
-                // A shown prefix that itself ends in /v1 would lose it again; prefix() leaves none after one pass.
+                // Of /v1/v1 one is taken off, and then the other.
                 if !url.prefix.ends_with("/v1") {
                     prop_assert_eq!(upstream(&url.display()), Ok(url));
                 }

@@ -1,8 +1,8 @@
 //! One log record as text: txt for people, JSON and YAML for programs.
 //!
-//! Pure: the record goes in with the time, text comes out. Whatever a client can put into a message or a field is
-//! escaped, in all formats, so that nobody can forge a record, a field or a colour. A record is one
-//! line (txt, JSON) or one document (YAML). Never cuts a value: whoever logs decides how much to show.
+//! Pure: the record goes in with the time, text comes out. Whatever a client can put into a message or a
+//! field is escaped, in all formats, so that nobody can forge a record, a field or a colour. A record is
+//! one line (txt, JSON) or one document (YAML). Never cuts a value: whoever logs decides how much to show.
 
 use std::borrow::Cow;
 use std::fmt::Write;

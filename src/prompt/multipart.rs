@@ -317,7 +317,8 @@ mod tests {
 
     #[test]
     fn a_part_needs_no_headers_and_a_body_may_have_a_preamble() {
-        let body = b"hello\r\n--AbC\r\n\r\nnameless\r\n--AbC\r\ncontent-disposition:form-data;name=model\r\n\r\nm\r\n--AbC--";
+        let body = b"hello\r\n--AbC\r\n\r\nnameless\r\n--AbC\r\n\
+            content-disposition:form-data;name=model\r\n\r\nm\r\n--AbC--";
         assert_eq!(scanned(body).facts(body).model, named("m"));
     }
 
@@ -373,7 +374,10 @@ mod tests {
         }
 
         #[test]
-        fn pieces_say_what_the_whole_says((body, _) in any_form(), cuts in prop::collection::vec(any::<Index>(), 0..9)) {
+        fn pieces_say_what_the_whole_says(
+            (body, _) in any_form(),
+            cuts in prop::collection::vec(any::<Index>(), 0..9),
+        ) {
             let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len())).collect();
             ends.sort_unstable();
             let mut scanner = FormScanner::new(TYPE).unwrap();
@@ -386,7 +390,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_taken(body in any::<Vec<u8>>(), header in any::<String>(), shrunk in any::<Index>()) {
+        fn any_bytes_are_taken(
+            body in any::<Vec<u8>>(), header in any::<String>(), shrunk in any::<Index>(),
+        ) {
             FormScanner::new(&format!("multipart/form-data;{header}"));
             let mut scanner = FormScanner::new(TYPE).unwrap();
             for end in 0..=body.len() {

@@ -12,11 +12,13 @@
 //!
 //! Never: a tree of the document, recursion, a copy of the body, a panic.
 
+mod bytes;
 mod fields;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
+use self::bytes::{CLASSES, Class, numbers_at, string_end};
 pub use self::fields::{Field, FieldSet};
 use super::value::{Model, is_true_number, is_true_word, unescape};
 
@@ -128,7 +130,6 @@ pub struct Scanner {
     /// Everything before it has been looked at.
     at: usize,
     depth: u64,
-    in_number: bool,
     /// Of the value in progress.
     field: Option<Field>,
     prompt: u64,
@@ -149,7 +150,6 @@ impl Scanner {
             place: Place::Start,
             at: 0,
             depth: 0,
-            in_number: false,
             field: None,
             prompt: 0,
             values: [None; fields::FIELDS.len()],
@@ -217,7 +217,6 @@ impl Scanner {
             (Place::BeforeValue, b'"') => Place::InString { start: next },
             (Place::BeforeValue, b'{' | b'[') => {
                 self.depth = 1;
-                self.in_number = false;
                 Place::Nested { start: self.at }
             }
             (Place::BeforeValue, b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => {
@@ -268,39 +267,40 @@ impl Scanner {
     /// The inside of an object or array: only quotes, brackets and the beginnings of numbers matter.
     fn nested(&mut self, body: &[u8], start: usize) -> bool {
         let mut at = self.at;
-        let (mut depth, mut prompt, mut in_number) = (self.depth, self.prompt, self.in_number);
+        let (mut depth, mut prompt) = (self.depth, self.prompt);
         let place = loop {
             let Some(&byte) = body.get(at) else {
                 break Place::Nested { start };
             };
-            at += 1;
             match CLASSES[usize::from(byte)] {
-                Class::Digit => {
-                    prompt += if in_number { 0 } else { NUMBER_BYTES };
-                    in_number = true;
-                    continue;
+                Class::Other => at += 1,
+                Class::Number => {
+                    let (length, numbers) = numbers_at(body, at);
+                    prompt += NUMBER_BYTES * numbers;
+                    at += length;
                 }
-                Class::InNumber => continue,
-                Class::Other => {}
-                Class::Open => depth += 1,
+                Class::Open => {
+                    depth += 1;
+                    at += 1;
+                }
                 Class::Close => {
                     depth -= 1;
+                    at += 1;
                     if depth == 0 {
                         self.prompt = prompt;
                         return self.finish(Kind::Container, start, at);
                     }
                 }
-                Class::Quote => match string_end(body, at, at) {
+                Class::Quote => match string_end(body, at + 1, at + 1) {
                     Some(end) => {
-                        prompt += string_weight(&body[at..end]);
+                        prompt += string_weight(&body[at + 1..end]);
                         at = end + 1;
                     }
-                    None => break Place::NestedString { start, quote: at },
+                    None => break Place::NestedString { start, quote: at + 1 },
                 },
             }
-            in_number = false;
         };
-        (self.depth, self.prompt, self.in_number) = (depth, prompt, in_number);
+        (self.depth, self.prompt) = (depth, prompt);
         self.go(body.len(), place)
     }
 
@@ -309,7 +309,6 @@ impl Scanner {
             return self.wait(body);
         };
         self.prompt += string_weight(&body[quote..end]);
-        self.in_number = false;
         self.go(end + 1, Place::Nested { start })
     }
 
@@ -406,56 +405,11 @@ impl Scanner {
     }
 }
 
-/// Where the closing quote of a string stands, whose text begins at `start` and has been searched up to
-/// `from`. A quote counts unless an odd number of backslashes stands before it; looking back for them at
-/// quotes only, instead of stopping at every escape, is what makes text full of `\n` fast.
-#[inline]
-fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
-    let mut at = from;
-    loop {
-        at += memchr::memchr(b'"', body.get(at..)?)?;
-        let backslashes = body.get(start..at)?.iter().rev().take_while(|byte| **byte == b'\\').count();
-        if backslashes % 2 == 0 {
-            return Some(at);
-        }
-        at += 1;
-    }
-}
-
 #[inline]
 fn string_weight(text: &[u8]) -> u64 {
     let length = text.len() as u64;
     if length > MEDIA_BYTES && text.starts_with(b"data:") { MEDIA_BYTES } else { length }
 }
-
-/// What a byte means inside an object or array, outside strings.
-#[derive(Clone, Copy)]
-enum Class {
-    Other,
-    Quote,
-    Open,
-    Close,
-    Digit,
-    /// In a number, but does not begin one.
-    InNumber,
-}
-
-const CLASSES: [Class; 256] = {
-    let mut classes = [Class::Other; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        classes[byte] = match byte as u8 {
-            b'"' => Class::Quote,
-            b'{' | b'[' => Class::Open,
-            b'}' | b']' => Class::Close,
-            b'-' | b'0'..=b'9' => Class::Digit,
-            b'+' | b'.' | b'e' | b'E' => Class::InNumber,
-            _ => Class::Other,
-        };
-        byte += 1;
-    }
-    classes
-};
 
 #[cfg(test)]
 mod tests;

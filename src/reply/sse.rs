@@ -253,8 +253,7 @@ mod tests {
     /// The standard's way, over the whole stream at once.
     fn plainly(stream: &[u8]) -> (Option<First>, u64) {
         let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
-        let text: Vec<u8> = stream.iter().copied().collect();
-        let text = String::from_utf8_lossy(&text).replace("\r\n", "\n").replace('\r', "\n");
+        let text = String::from_utf8_lossy(stream).replace("\r\n", "\n").replace('\r', "\n");
         let (mut first, mut whole, mut name, mut data) = (None, 0, String::new(), 0);
         let lines: Vec<&str> = text.split('\n').collect();
         for line in &lines[..lines.len() - 1] {

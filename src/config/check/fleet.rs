@@ -126,12 +126,12 @@ fn server_name(text: &str) -> Read<String> {
 }
 
 fn name(text: &str) -> Read<String> {
-    let clean = |c: char| c.is_ascii_alphanumeric() || "._:-[]".contains(c);
+    let clean = |c: char| c.is_ascii_alphanumeric() || "._:/-[]".contains(c);
     if text == ALL {
         return Err(format!("{} means every upstream: choose another name", seen(text)));
     }
     if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(clean) {
-        let allowed = format!("1 to {LONGEST_NAME} letters, digits and . _ : -");
+        let allowed = format!("1 to {LONGEST_NAME} letters, digits and . _ : / -");
         return Err(format!("{} is no name: allowed are {allowed}", seen(text)));
     }
     Ok(text.into())

@@ -163,7 +163,10 @@ fn dates() {
 
 proptest! {
     #[test]
-    fn whatever_is_logged_is_one_record_that_reads_back(message in "\\PC{0,20}|[\\x00-\\x7f]{0,20}", value in any::<String>()) {
+    fn whatever_is_logged_is_one_record_that_reads_back(
+        message in "\\PC{0,20}|[\\x00-\\x7f]{0,20}",
+        value in any::<String>(),
+    ) {
         let fields = [("value", value.to_value())];
         let txt = show(LogFormat::Txt, true, Level::Info, &message, &fields);
         prop_assert_eq!(txt.lines().count(), 1);

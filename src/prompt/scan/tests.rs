@@ -150,6 +150,7 @@ fn value() -> impl Strategy<Value = Json> {
     leaf.prop_recursive(5, 40, 6, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..6).prop_map(Json::from),
+            prop::collection::vec(-20..200_000, 0..60).prop_map(Json::from),
             prop::collection::vec((key(), inner), 0..6)
                 .prop_map(|entries| Json::Object(entries.into_iter().collect())),
         ]

@@ -1,0 +1,260 @@
+//! `GET /v1/models` of several upstreams as one list.
+//!
+//! A card stays what its upstream wrote, byte for byte and with fields nobody here knows. Only a
+//! `max_model_len` is replaced, where another replica of the same model takes less: a client that trusts
+//! the list must not be refused by the replica it happens to meet.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A list with more than that is no list of models.
+const MAX_BODY: usize = 16 << 20;
+const MAX_CARDS: usize = 10_000;
+
+/// A longer name cannot be asked for: it would not fit into an error message, let alone a label.
+const MAX_ID: usize = 1024;
+
+/// One model as an upstream shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCard {
+    pub id: String,
+    /// The whole card, as it was written.
+    pub raw: String,
+    pub max_model_len: Option<u64>,
+    /// The base model, of a LoRA adapter.
+    pub parent: Option<String>,
+}
+
+/// The cards of an upstream's list. Cards without a usable id are left out; a body that is no list is an
+/// error that says why.
+pub fn parse_models(body: &[u8]) -> Result<Vec<ModelCard>, String> {
+    #[derive(serde::Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        data: Vec<&'a RawValue>,
+    }
+    if body.len() > MAX_BODY {
+        return Err(format!("model list of {} bytes, at most {MAX_BODY} are read", body.len()));
+    }
+    let list: List<'_> =
+        serde_json::from_slice(body).map_err(|error| format!("model list is not vLLM's: {error}"))?;
+    if list.data.len() > MAX_CARDS {
+        return Err(format!("model list has {} entries, at most {MAX_CARDS} are read", list.data.len()));
+    }
+    Ok(list.data.into_iter().filter_map(parse_card).collect())
+}
+
+fn parse_card(raw: &RawValue) -> Option<ModelCard> {
+    let entries: Entries<'_> = serde_json::from_str(raw.get()).ok()?;
+    let id: String = entries.last("id")?;
+    if id.is_empty() || id.len() > MAX_ID {
+        return None;
+    }
+    Some(ModelCard {
+        id,
+        raw: raw.get().to_owned(),
+        max_model_len: entries.last("max_model_len"),
+        parent: entries.last("parent"),
+    })
+}
+
+/// All models of all upstreams, in the order given, the first card of an id, with the least
+/// `max_model_len` of those that state one.
+pub fn models_union<'c>(upstreams: impl IntoIterator<Item = &'c [ModelCard]>) -> Vec<u8> {
+    let mut cards: Vec<(&ModelCard, Option<u64>)> = Vec::new();
+    let mut by_id: HashMap<&str, usize> = HashMap::new();
+    for card in upstreams.into_iter().flatten() {
+        match by_id.get(card.id.as_str()) {
+            Some(&index) => {
+                let least = &mut cards[index].1;
+                *least = [*least, card.max_model_len].into_iter().flatten().min();
+            }
+            None => {
+                by_id.insert(&card.id, cards.len());
+                cards.push((card, card.max_model_len));
+            }
+        }
+    }
+    let mut body = String::from(r#"{"object":"list","data":["#);
+    for (index, (card, least)) in cards.into_iter().enumerate() {
+        body.push_str(if index == 0 { "" } else { "," });
+        match least {
+            Some(least) if card.max_model_len != Some(least) => push_with_length(&mut body, card, least),
+            _ => body.push_str(&card.raw),
+        }
+    }
+    body.push_str("]}");
+    body.into_bytes()
+}
+
+/// Writes a card with another `max_model_len`; every other value stays as it was written.
+fn push_with_length(body: &mut String, card: &ModelCard, length: u64) {
+    // A card that no parser made may hold anything; it is better shown as it is than not at all.
+    let Ok(Entries(entries)) = serde_json::from_str(&card.raw) else {
+        body.push_str(&card.raw);
+        return;
+    };
+    let length = length.to_string();
+    let others = entries.iter().filter(|(key, _)| key != "max_model_len");
+    let place = entries.iter().position(|(key, _)| key == "max_model_len").unwrap_or(entries.len());
+    let mut written: Vec<(&str, &str)> = others.map(|(key, value)| (key.as_str(), value.get())).collect();
+    written.insert(place.min(written.len()), ("max_model_len", &length));
+    body.push('{');
+    for (index, (key, value)) in written.into_iter().enumerate() {
+        body.push_str(if index == 0 { "" } else { "," });
+        body.push_str(&serde_json::Value::from(key).to_string());
+        body.push(':');
+        body.push_str(value);
+    }
+    body.push('}');
+}
+
+/// The entries of an object as they stand there: in order, doubled keys included, values unread.
+struct Entries<'a>(Vec<(String, &'a RawValue)>);
+
+impl Entries<'_> {
+    /// The value of a key, the last one as in Python, if it has this type.
+    fn last<'s, T: Deserialize<'s>>(&'s self, key: &str) -> Option<T> {
+        let (_, value) = self.0.iter().rfind(|(known, _)| known == key)?;
+        serde_json::from_str(value.get()).ok()
+    }
+}
+
+impl<'de> Deserialize<'de> for Entries<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SAMPLE: &[u8] = include_bytes!("../../tests/data/vllm-0.32/models.body");
+
+    fn cards(list: &str) -> Vec<ModelCard> {
+        parse_models(format!(r#"{{"object":"list","data":{list}}}"#).as_bytes()).unwrap()
+    }
+
+    fn union(upstreams: &[Vec<ModelCard>]) -> String {
+        String::from_utf8(models_union(upstreams.iter().map(Vec::as_slice))).unwrap()
+    }
+
+    #[test]
+    fn the_list_of_one_upstream_is_its_own_byte_for_byte() {
+        let tiny = parse_models(SAMPLE).unwrap();
+        assert_eq!(
+            (tiny[0].id.as_str(), tiny[0].max_model_len, &tiny[0].parent),
+            ("tiny", Some(4096), &None)
+        );
+        assert_eq!(models_union([tiny.as_slice()]), SAMPLE);
+        assert_eq!(union(&[tiny.clone(), tiny]).as_bytes(), SAMPLE);
+        assert_eq!(union(&[]), r#"{"object":"list","data":[]}"#);
+    }
+
+    #[test]
+    fn the_first_card_stays_and_the_least_length_is_shown() {
+        let first = cards(r#"[{ "id" : "a", "max_model_len":8192, "x":1.50, "\u0078":2},{"id":"b"}]"#);
+        let second =
+            cards(r#"[{"id":"a","max_model_len":4096,"y":2},{"id":"lora","parent":"a"},{"id":"b"}]"#);
+        let third = cards(r#"[{"id":"a","max_model_len":null},{"id":"b","max_model_len":7}]"#);
+        assert_eq!(second[1].parent.as_deref(), Some("a"));
+        assert_eq!(
+            union(&[first.clone(), second, third]),
+            r#"{"object":"list","data":[{"id":"a","max_model_len":4096,"x":1.50,"x":2},"#.to_owned()
+                + r#"{"id":"b","max_model_len":7},{"id":"lora","parent":"a"}]}"#
+        );
+        let untouched = r#"{ "id" : "a", "max_model_len":8192, "x":1.50, "\u0078":2}"#;
+        assert!(union(&[first]).contains(untouched));
+    }
+
+    #[test]
+    fn odd_cards_are_left_out_and_odd_values_are_absent() {
+        let long = "x".repeat(MAX_ID + 1);
+        let list = format!(
+            r#"[1,null,[],{{}},{{"id":7}},{{"id":""}},{{"id":"{long}"}},
+            {{"id":"a","max_model_len":-1,"parent":[]}},{{"id":"b","max_model_len":1e3}},
+            {{"id":"x","id":"c"}}]"#
+        );
+        let cards = cards(&list);
+        let ids: Vec<&str> = cards.iter().map(|card| card.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b", "c"]);
+        assert!(cards.iter().all(|card| card.max_model_len.is_none() && card.parent.is_none()));
+    }
+
+    #[test]
+    fn what_is_no_list_is_an_error() {
+        let deep = format!(r#"{{"data":{}"#, "[".repeat(100_000));
+        for body in ["", "[]", "{}", r#"{"data":{}}"#, r#"{"data":[{]}"#, "<html>", deep.as_str()] {
+            let error = parse_models(body.as_bytes()).unwrap_err();
+            assert!(error.starts_with("model list is not vLLM's: "), "{error}");
+        }
+        let many = format!(r#"{{"data":[{}1]}}"#, "1,".repeat(MAX_CARDS));
+        assert!(parse_models(many.as_bytes()).unwrap_err().contains("10001 entries"));
+        assert!(parse_models(&vec![b' '; MAX_BODY + 1]).unwrap_err().contains("bytes"));
+    }
+
+    #[test]
+    fn a_card_that_no_parser_made_is_shown_as_it_is() {
+        let card = |raw: &str, length| ModelCard {
+            id: "a".to_owned(),
+            raw: raw.to_owned(),
+            max_model_len: Some(length),
+            parent: None,
+        };
+        assert!(union(&[vec![card("7", 2)], vec![card("8", 1)]]).ends_with("[7]}"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_union_is_what_a_parser_would_make(
+            upstreams in prop::collection::vec(
+                prop::collection::vec(("[abc]|é\"", prop::option::of(0u64..9), any::<i64>()), 0..5), 0..4),
+        ) {
+            let lists: Vec<Vec<ModelCard>> = upstreams.iter().map(|list| {
+                let list: Vec<Value> = list.iter()
+                    .map(|(id, length, other)| json!({"id": id, "max_model_len": length, "other": other}))
+                    .collect();
+                cards(&Value::from(list).to_string())
+            }).collect();
+            let mut expected: Vec<Value> = Vec::new();
+            for (id, length, other) in upstreams.iter().flatten() {
+                match expected.iter_mut().find(|card| card["id"] == **id) {
+                    Some(card) => {
+                        let least = card["max_model_len"].as_u64().into_iter().chain(*length).min();
+                        card["max_model_len"] = json!(least);
+                    }
+                    None => expected.push(json!({"id": id, "max_model_len": length, "other": other})),
+                }
+            }
+            prop_assert_eq!(union(&lists), json!({"object": "list", "data": expected}).to_string());
+        }
+
+        #[test]
+        fn any_bytes_are_taken(body in any::<Vec<u8>>()) {
+            let _ = parse_models(&body);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The real binary: what it prints, and the code it ends with, when it is only asked to check.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    /// Standard output and error together: where a message goes is main's to choose.
+    all: String,
+}
+
+/// Runs the binary with nothing in its environment but these variables.
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-lb"));
+    let Output { status, stdout, stderr } = command
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .expect("the binary can be started");
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    Ran { code: status.code(), all: format!("{stdout}{stderr}"), stdout: stdout.into_owned() }
+}
+
+fn in_tree(path: &str) -> String {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path).display().to_string()
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(text.as_bytes()).expect("written");
+    file
+}
+
+#[test]
+fn a_good_file_is_ok() {
+    for path in ["conf/lb.yaml", "conf/examples/two-servers.yaml", "conf/examples/models.yaml"] {
+        let ran = run(&["-c", &in_tree(path), "-t"], &[]);
+        assert_eq!((ran.code, ran.all.contains("configuration ok")), (Some(0), true), "{}", ran.all);
+    }
+    assert_eq!(run(&["--test", "http://gpu-0:8000"], &[]).code, Some(0));
+    assert_eq!(run(&["-t", "--demo"], &[]).code, Some(0));
+}
+
+#[test]
+fn a_bad_file_shows_every_problem_and_ends_with_64() {
+    let ran = run(&["-t", "-c", &in_tree("tests/config/invalid/ranges.yaml")], &[]);
+    assert_eq!(ran.code, Some(64), "{}", ran.all);
+    let expected =
+        std::fs::read_to_string(in_tree("tests/config/invalid/ranges.expected")).expect("in the tree");
+    assert!(expected.lines().count() > 10);
+    for line in expected.lines() {
+        assert!(ran.all.contains(line), "{line} is missing in\n{}", ran.all);
+    }
+    assert!(!ran.all.contains("configuration ok"));
+}
+
+#[test]
+fn it_does_not_start_with_a_bad_configuration() {
+    for arguments in [&[][..], &["gpu-0:8000"], &["-c", "/nonexistent/lb.yaml"], &["-l", "x", "http://a"]] {
+        let ran = run(arguments, &[]);
+        assert_eq!(ran.code, Some(64), "{arguments:?}: {}", ran.all);
+        assert!(!ran.all.is_empty());
+    }
+}
+
+#[test]
+fn a_bad_redis_url_is_shown_without_its_password() {
+    let bad = "redis://user:hunter2@host:port/0";
+    for (arguments, variables) in [
+        (&["http://a", "-R", bad][..], &[][..]),
+        (&["http://a", "--redis=http://u:hunter2@h"], &[]),
+        (&["http://a"], &[("VLLM_LB_REDIS", bad)]),
+        (&["http://a"], &[("VLLM_PXY_REDIS", bad)]),
+    ] {
+        let ran = run(arguments, variables);
+        assert_eq!(ran.code, Some(64), "{}", ran.all);
+        assert!(!ran.all.contains("hunter2") && ran.all.contains("***@h"), "{}", ran.all);
+    }
+}
+
+#[test]
+fn a_mistyped_flag_does_not_show_what_was_meant_for_another() {
+    let ran = run(&["http://a", "--redsi=redis://u:hunter2@h", "--demo", "redis://u:hunter2@h"], &[]);
+    assert!(ran.code == Some(64) && !ran.all.contains("hunter2"), "{}", ran.all);
+    let ran = run(&["--demo", "redis://u:hunter2@h"], &[]);
+    assert!(ran.code == Some(64) && !ran.all.contains("hunter2"), "{}", ran.all);
+}
+
+#[test]
+fn the_file_comes_from_the_environment_too_and_flags_win() {
+    let bad = file("upstreams: [http://a]\nlisten: nowhere\n");
+    let path = bad.path().to_str().expect("is UTF-8");
+    let variables = [("VLLM_LB_CONFIG", path)];
+    assert_eq!(run(&["-t"], &variables).code, Some(64));
+    assert_eq!(run(&["-t", "-c", &in_tree("conf/lb.yaml")], &variables).code, Some(0));
+    let variables = [("VLLM_LB_LISTEN", "nowhere")];
+    assert_eq!(run(&["-t", "http://a"], &variables).code, Some(64));
+    assert_eq!(run(&["-t", "http://a", "-l", "127.0.0.1:0"], &variables).code, Some(0));
+}
+
+#[test]
+fn variables_are_filled_in() {
+    let file = file("upstreams: ['http://${GPU}:${PORT:-8000}']\n");
+    let path = file.path().to_str().expect("is UTF-8");
+    assert_eq!(run(&["-t", "-c", path], &[("GPU", "gpu-0")]).code, Some(0));
+    let ran = run(&["-t", "-c", path], &[]);
+    assert!(
+        ran.code == Some(64) && ran.all.contains("upstreams[0]: the variable GPU is not set"),
+        "{}",
+        ran.all
+    );
+}
+
+#[test]
+fn help_and_version_end_well_and_usage_errors_with_64() {
+    let help = run(&["--help"], &[]);
+    assert_eq!(help.code, Some(0));
+    for wanted in
+        ["--config", "--listen", "--admin", "--redis", "--verbose", "--quiet", "--log-format", "--test"]
+    {
+        assert!(help.stdout.contains(wanted), "{wanted}: {}", help.stdout);
+    }
+    for wanted in
+        ["--upgrade", "--demo", "engine", "UPSTREAM_URL", "Examples:", "VLLM_LB_VERBOSITY", "VLLM_PXY_REDIS"]
+    {
+        assert!(help.stdout.contains(wanted), "{wanted}: {}", help.stdout);
+    }
+    let version = run(&["--version"], &[]);
+    assert_eq!((version.code, version.stdout), (Some(0), format!("vllm-lb {}\n", env!("CARGO_PKG_VERSION"))));
+    for arguments in [&["--nonsense"][..], &["-c"], &["--demo", "http://a"], &["engine", "--nonsense"]] {
+        assert_eq!(run(arguments, &[]).code, Some(64), "{arguments:?}");
+    }
+}
+
+#[test]
+fn what_comes_later_is_refused() {
+    for arguments in [&["http://a", "-R", "local"][..], &["http://a", "-u"]] {
+        let ran = run(arguments, &[]);
+        assert!(ran.code == Some(64) && ran.all.contains("not available yet"), "{}", ran.all);
+    }
+}

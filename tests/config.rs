@@ -1,0 +1,360 @@
+//! The corpus of configuration files, and the manual `conf/lb.yaml` held against the code.
+//!
+//! Beside every file of the corpus stands a `.expected`: for a valid one the effective configuration where it
+//! differs from the default, for an invalid one the exact messages. After an intended change, look
+//! at what the test shows and run it with `VLLM_LB_BLESS=1` to write the files anew.
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use serde_json::Value;
+use vllm_lb::config::types::{Config, Listen, ListenTls, Passthrough, PassthroughTo, UpstreamConfig};
+use vllm_lb::config::{check, keys, problem::Problem, render, url};
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "TOKEN" | "VLLM_API_KEY" | "VLLM_LB_ADMIN_TOKEN" => Some("hunter2".into()),
+        "THREADS" => Some("4".into()),
+        "EMPTY" => Some(String::new()),
+        _ => None,
+    }
+}
+
+fn none(_: &str) -> Option<String> {
+    None
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let folder = root().join(folder);
+    let entries = std::fs::read_dir(&folder).expect("the folder is in the tree");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    files.sort();
+    assert!(!files.is_empty(), "no files in {}", folder.display());
+    files
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The lines of the problems of a file; none when it is valid.
+fn problems(text: &str) -> Vec<String> {
+    check::check(text, &env).err().unwrap_or_default().iter().map(Problem::to_string).collect()
+}
+
+/// Every leaf of a rendered configuration as `path: value`.
+fn leaves(value: &Value, path: &str, out: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                leaves(value, &path, out);
+            }
+        }
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            for (index, item) in items.iter().enumerate() {
+                leaves(item, &format!("{path}[{index}]"), out);
+            }
+        }
+        Value::Null => out.push((path.into(), "none".into())),
+        Value::String(text) => out.push((path.into(), text.clone())),
+        other => out.push((path.into(), other.to_string())),
+    }
+}
+
+fn all_leaves(config: &Config) -> Vec<(String, String)> {
+    let mut out = Vec::new();
+    leaves(&render::json(config), "", &mut out);
+    out
+}
+
+fn compare(file: &Path, shown: &str) {
+    let expected = file.with_extension("expected");
+    if std::env::var_os("VLLM_LB_BLESS").is_some() {
+        std::fs::write(&expected, shown).expect("the tree can be written");
+    }
+    assert_eq!(shown, text(&expected), "{}", file.display());
+}
+
+#[test]
+fn valid_files_mean_what_is_expected() {
+    let default = all_leaves(&Config::default());
+    for file in files("tests/config/valid") {
+        let config =
+            check::check(&text(&file), &env).unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
+        let differing = all_leaves(&config).into_iter().filter(|leaf| !default.contains(leaf));
+        let shown: String = differing.map(|(path, value)| format!("{path}: {value}\n")).collect();
+        assert!(!shown.contains("hunter2"), "{shown}");
+        compare(&file, &shown);
+    }
+}
+
+#[test]
+fn invalid_files_get_every_problem_at_once() {
+    let mut most = 0;
+    for file in files("tests/config/invalid") {
+        let lines = problems(&text(&file));
+        assert!(!lines.is_empty(), "{} is accepted", file.display());
+        assert!(!lines.concat().contains("hunter"), "a secret in {lines:?}");
+        most = most.max(lines.len());
+        compare(&file, &lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    }
+    assert!(most > 10, "no file shows that problems are collected");
+}
+
+#[test]
+fn what_is_rendered_as_yaml_is_the_same_configuration() {
+    for file in files("tests/config/valid").into_iter().chain(files("conf/examples")) {
+        let config =
+            check::check(&text(&file), &env).unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
+        let yaml = render::yaml(&config);
+        let again = check::check(&yaml, &none).unwrap_or_else(|problems| panic!("{problems:?} in\n{yaml}"));
+        assert_eq!(render::json(&again), render::json(&config), "{}", file.display());
+    }
+}
+
+// === the manual ===
+
+#[derive(Debug, Default)]
+struct Entry {
+    key: String,
+    what: String,
+    default: String,
+    range: Option<String>,
+    values: Option<String>,
+    example: String,
+}
+
+/// The entries of the manual and its list of what is to come.
+fn manual() -> (Vec<Entry>, Vec<String>) {
+    let (mut entries, mut later) = (Vec::<Entry>::new(), Vec::new());
+    for line in text(&root().join("conf/lb.yaml")).lines() {
+        let Some((field, value)) = line.strip_prefix("# ").and_then(|line| line.split_once(':')) else {
+            continue;
+        };
+        let value = value.trim().to_string();
+        if field == "key" {
+            entries.push(Entry { key: value, ..Entry::default() });
+            continue;
+        }
+        if field == "later" {
+            later.push(value);
+            continue;
+        }
+        let Some(entry) = entries.last_mut() else { continue };
+        match field {
+            "what" => entry.what = value,
+            "default" => entry.default = value,
+            "range" => entry.range = Some(value),
+            "values" => entry.values = Some(value),
+            "example" => entry.example = value,
+            _ => {}
+        }
+    }
+    (entries, later)
+}
+
+/// Every key that holds a value and no further keys. `listen` as a map is the same as one item of it.
+fn known_keys() -> Vec<String> {
+    let sections: Vec<&str> = keys::SECTIONS.iter().map(|(name, _)| *name).collect();
+    let mut found = Vec::new();
+    for (section, keys) in keys::SECTIONS.iter().filter(|(name, _)| !matches!(*name, "listen" | "listen.tls"))
+    {
+        for key in *keys {
+            let path = if section.is_empty() { (*key).to_string() } else { format!("{section}.{key}") };
+            let is_list = sections.contains(&format!("{path}[]").as_str());
+            if !is_list && !sections.contains(&path.as_str()) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_manual_has_every_key_and_nothing_else() {
+    let (entries, later) = manual();
+    let mut documented: Vec<String> = entries.iter().map(|entry| entry.key.clone()).collect();
+    documented.sort();
+    assert_eq!(documented, known_keys());
+    assert_eq!(later, keys::LATER);
+    for entry in &entries {
+        assert!(
+            !entry.what.is_empty() && !entry.default.is_empty() && !entry.example.is_empty(),
+            "{entry:?}"
+        );
+    }
+}
+
+#[test]
+fn the_manual_has_the_defaults_of_the_code() {
+    let url = url::upstream("https://gpu-0:8000").expect("is a URL");
+    let config = Config {
+        upstreams: vec![UpstreamConfig::new(url)],
+        passthrough: vec![Passthrough { path: "/sleep".into(), to: PassthroughTo::All }],
+        ..Config::default()
+    };
+    let leaves = all_leaves(&config);
+    let required = ["listen[].tls.certificate", "listen[].tls.key", "passthrough[].path", "upstreams[].url"];
+    for entry in manual().0 {
+        if required.contains(&entry.key.as_str()) {
+            assert_eq!(entry.default, "required", "{}", entry.key);
+            continue;
+        }
+        let path = entry.key.replace("[]", "[0]");
+        let leaf = leaves.iter().find(|(leaf, _)| *leaf == path);
+        let (_, value) = leaf.unwrap_or_else(|| panic!("{path} is not rendered"));
+        // A name that is not given is made of the URL.
+        let value = if value == "gpu-0:8000" { "none" } else { value };
+        assert_eq!(entry.default, value, "{}", entry.key);
+    }
+}
+
+#[test]
+fn everything_that_comes_later_is_refused() {
+    assert!(!keys::LATER.is_empty(), "the table has gone: so can its readers");
+    for later in keys::LATER {
+        let (key, value) = later.split_once('=').unwrap_or((later, "x"));
+        let lines = problems(&file_with(key, value));
+        let path = format!("{}: ", key.replace("[]", "[0]"));
+        let refused = |line: &String| line.starts_with(&path) && line.contains(keys::NOT_AVAILABLE);
+        assert!(lines.iter().any(refused), "{later}: {lines:?}");
+    }
+}
+
+#[test]
+fn required_keys_are_required() {
+    for (text, path) in [
+        ("upstreams: [{name: a}]", "upstreams[0].url: is missing"),
+        ("passthrough: [{to: all}]", "passthrough[0].path: is missing"),
+        ("listen: [{address: 'a:1', tls: {key: k}}]", "listen[0].tls.certificate: is missing"),
+        ("listen: [{address: 'a:1', tls: {certificate: c}}]", "listen[0].tls.key: is missing"),
+    ] {
+        let lines = problems(text);
+        assert!(lines.iter().any(|line| line.starts_with(path)), "{lines:?}");
+    }
+}
+
+/// A file that gives this value to this key.
+fn file_with(key: &str, value: &str) -> String {
+    let mut text = String::new();
+    let mut close = String::new();
+    for part in key.split('.') {
+        let open = if part.ends_with("[]") { ": [{" } else { ": {" };
+        text.push_str(part.trim_end_matches("[]"));
+        text.push_str(open);
+        close.insert_str(0, if part.ends_with("[]") { "}]" } else { "}" });
+    }
+    let (text, close) = (text.trim_end_matches(": {"), close.strip_prefix('}').unwrap_or(&close));
+    format!("{text}: {value}{close}\n")
+}
+
+#[test]
+fn the_manual_has_the_ranges_of_the_code() {
+    let outside = ["-1", "99999999999", "9999999TiB", "9999999d"];
+    let mut checked = 0;
+    for entry in manual().0 {
+        let lines: Vec<String> = match (&entry.range, &entry.values) {
+            (Some(_), _) => {
+                outside.iter().flat_map(|value| problems(&file_with(&entry.key, value))).collect()
+            }
+            (None, Some(_)) => problems(&file_with(&entry.key, "nonsense")),
+            (None, None) => continue,
+        };
+        let path = entry.key.replace("[]", "[0]");
+        let wanted = match (&entry.range, entry.values.as_deref()) {
+            (Some(range), _) => format!("is out of range: {range} (line 1)"),
+            (None, Some("true, false")) => "is neither true nor false (line 1)".into(),
+            (None, values) => format!("allowed are {} (line 1)", values.unwrap_or_default()),
+        };
+        let found =
+            lines.iter().any(|line| line.starts_with(&format!("{path}: ")) && line.ends_with(&wanted));
+        assert!(found, "{path}: {wanted}, but the code says {lines:?}");
+        checked += 1;
+    }
+    assert!(checked > 10, "the manual names {checked} ranges");
+}
+
+#[test]
+fn the_examples_of_the_manual_are_valid() {
+    for entry in manual().0 {
+        let upstreams = if entry.example.contains("upstreams:") { "" } else { "\nupstreams: [http://a]" };
+        let text = format!("{}{upstreams}\n", entry.example);
+        let env = |_: &str| Some("4".to_string());
+        if let Err(problems) = check::check(&text, &env) {
+            panic!("{}: {problems:?}", entry.key);
+        }
+        let first = entry.key.split(['.', '[']).next().unwrap_or_default();
+        assert!(entry.example.starts_with(first), "{} is about something else", entry.example);
+    }
+}
+
+#[test]
+fn the_manual_as_shipped_is_the_default_with_two_upstreams() {
+    let shipped = check::check(&text(&root().join("conf/lb.yaml")), &none).expect("the manual is valid");
+    assert_eq!(shipped.upstreams.len(), 2);
+    let config = Config { upstreams: shipped.upstreams.clone(), ..Config::default() };
+    assert_eq!(render::json(&shipped), render::json(&config));
+}
+
+#[test]
+fn the_shipped_examples_are_valid() {
+    for file in files("conf/examples") {
+        let env = |_: &str| Some("x".to_string());
+        if let Err(problems) = check::check(&text(&file), &env) {
+            panic!("{}: {problems:?}", file.display());
+        }
+    }
+}
+
+/// What the code reads: with every key at another value than its default, nothing renders as the default.
+#[test]
+fn every_key_is_read() {
+    let everything = text(&root().join("tests/config/valid/everything.yaml"));
+    let config = check::check(&everything, &none).expect("is valid");
+    let url = url::upstream("https://default:1").expect("is a URL");
+    let default = Config {
+        upstreams: vec![UpstreamConfig::new(url)],
+        passthrough: vec![Passthrough { path: "/".into(), to: PassthroughTo::All }],
+        listen: vec![Listen {
+            tls: Some(ListenTls { certificate: "c".into(), key: "k".into() }),
+            ..Config::default().listen.remove(0)
+        }],
+        ..Config::default()
+    };
+    let (read, default) = (all_leaves(&config), all_leaves(&default));
+    for key in known_keys() {
+        let path = key.replace("[]", "[0]");
+        let find = |leaves: &[(String, String)]| {
+            leaves.iter().find(|(leaf, _)| *leaf == path).unwrap_or_else(|| panic!("no {path}")).1.clone()
+        };
+        assert_ne!(find(&read), find(&default), "{path} is not read");
+    }
+}
+
+proptest! {
+    /// A file that was damaged anywhere gives a configuration or problems, and never a panic.
+    #[test]
+    fn no_file_makes_it_panic(
+        at in 0..2000_usize,
+        cut in 0..20_usize,
+        insert in "[\\[\\]{}:,&*<$!|>'\"#\n -]{0,4}",
+    ) {
+        for file in ["tests/config/valid/everything.yaml", "tests/config/valid/merge.yaml"] {
+            let text: Vec<char> = text(&root().join(file)).chars().collect();
+            let at = at % text.len();
+            let after = (at + cut).min(text.len());
+            let (start, end) = (text[..at].iter().copied(), text[after..].iter().copied());
+            let damaged: String = start.chain(insert.chars()).chain(end).collect();
+            for problem in problems(&damaged) {
+                prop_assert!(!problem.contains('\n'), "{:?}", problem);
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+"""Starts what the SDK tests talk to: simulated vLLM servers, and the balancer in front of some of them.
+
+It knows the product by its command line alone. The binary is named by VLLM_LB_BIN. As a program it runs a
+command against such a set of processes, whose addresses stand in the command's environment:
+
+    harness.py COMMAND...       VLLM_LB_DIRECT and VLLM_LB_BALANCED are base URLs without /v1
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Processes start within a second; what takes longer than this will not come.
+PATIENCE = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Somewhere that speaks vLLM's API."""
+
+    name: str
+    url: str
+
+    @property
+    def v1(self):
+        return self.url + "/v1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """One engine for itself, and the balancer over two others of the same kind."""
+
+    direct: Target
+    balanced: Target
+    admin: str
+
+    @property
+    def targets(self):
+        return (self.direct, self.balanced)
+
+
+def binary():
+    path = os.environ.get("VLLM_LB_BIN")
+    if not path or not os.access(path, os.X_OK):
+        sys.exit(f"VLLM_LB_BIN names no program ({path!r}): set it, or run ./dev test")
+    return path
+
+
+def free_ports(count):
+    """Ports of 127.0.0.1 that nobody listens on; all are held until the last is found."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def status(url):
+    """The status of a GET, or None when nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def process(arguments, ready_url):
+    """Runs a program until the block ends; the block begins when `ready_url` is 200."""
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT)
+
+        def fail(why):
+            log.seek(0)
+            said = log.read().decode(errors="replace")
+            raise RuntimeError(f"{' '.join(map(str, arguments))}: {why}\n{said}")
+
+        try:
+            end = time.monotonic() + PATIENCE
+            while status(ready_url) != 200:
+                if child.poll() is not None:
+                    fail(f"ended with {child.returncode} before it was ready")
+                if time.monotonic() > end:
+                    fail(f"{ready_url} is not 200 after {PATIENCE:.0f} s")
+                time.sleep(0.02)
+            yield child
+            if child.poll() is not None:
+                fail(f"ended with {child.returncode} in the middle of the tests")
+        finally:
+            stop(child)
+
+
+def stop(child):
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+@contextlib.contextmanager
+def stack(api_key=None):
+    """Three engines and a balancer over two of them; with a key, engines that ask for it."""
+    lone, first, second, listen, admin = free_ports(5)
+    with contextlib.ExitStack() as running:
+        for port in (lone, first, second):
+            key = ["--api-key", api_key] if api_key else []
+            engine = [binary(), "engine", "--port", str(port), *key]
+            running.enter_context(process(engine, f"http://127.0.0.1:{port}/health"))
+        upstreams = [f"http://127.0.0.1:{first}", f"http://127.0.0.1:{second}"]
+        balancer = [binary(), "--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]
+        if api_key:
+            # Clients bring the key, the balancer has none: so it must be told what it cannot ask.
+            folder = running.enter_context(tempfile.TemporaryDirectory())
+            config = pathlib.Path(folder, "lb.yaml")
+            told = [{"url": url, "models": ["sim"]} for url in upstreams]
+            config.write_text(json.dumps({"upstreams": told}))
+            balancer += ["--config", str(config)]
+        else:
+            balancer += upstreams
+        running.enter_context(process(balancer, f"http://127.0.0.1:{listen}/health"))
+        direct = Target("direct", f"http://127.0.0.1:{lone}")
+        yield Stack(direct, Target("balanced", f"http://127.0.0.1:{listen}"), f"http://127.0.0.1:{admin}")
+
+
+def main(command):
+    if not command:
+        sys.exit(__doc__)
+    with stack() as running:
+        addresses = {"VLLM_LB_DIRECT": running.direct.url, "VLLM_LB_BALANCED": running.balanced.url}
+        return subprocess.run(command, env={**os.environ, **addresses}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
