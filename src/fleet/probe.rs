@@ -3,6 +3,7 @@
 //! A prober never touches gauges and never decides what an upstream is; it tells the keeper.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 
@@ -43,7 +44,7 @@ async fn round(
         return Err(format!("GET {}: status {}", health.path, up.status().as_u16()));
     }
     let models = match &upstream.config.models {
-        Some(names) => names.iter().map(|name| aggregate::plain_card(name)).collect(),
+        Some(names) => names.iter().map(|name| plain_card(name)).collect(),
         None => {
             let list = client.get(upstream, "/v1/models", limit).await;
             let list = list.map_err(|error| say("/v1/models", error))?;
@@ -59,6 +60,22 @@ async fn round(
     };
     let version = if introduce { version(client, upstream, health).await } else { None };
     Ok(Facts { models, version })
+}
+
+/// The card of a model that the configuration names, so that nobody was asked about it.
+fn plain_card(name: &str) -> ModelCard {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let card = serde_json::json!({
+        "id": name,
+        "object": "model",
+        "created": now,
+        "owned_by": "vllm",
+        "root": name,
+        "parent": null,
+        "max_model_len": null,
+        "permission": [],
+    });
+    ModelCard { id: name.to_string(), raw: card.to_string(), max_model_len: None, parent: None }
 }
 
 /// The version is a nicety: an upstream without it is as good.

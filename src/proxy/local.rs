@@ -49,8 +49,7 @@ pub fn health(snapshot: &Snapshot) -> Response<Bytes> {
 
 /// The union of what ready upstreams serve.
 pub fn models(snapshot: &Snapshot) -> Response<Bytes> {
-    let lists: Vec<&[aggregate::ModelCard]> = snapshot.ready().map(|entry| entry.models.as_slice()).collect();
-    json_answer(aggregate::models_union(&lists))
+    json_answer(aggregate::models_union(snapshot.ready().map(|entry| entry.models.as_slice())))
 }
 
 /// The lowest version among the upstreams: what every one of them can do.

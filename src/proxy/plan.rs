@@ -57,6 +57,9 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
             return Err(refuse(context, Reject::Redirect { location }));
         }
     };
+    if api.is_websocket() && !session.is_upgrade_req() {
+        return Err(refuse(context, Reject::Path));
+    }
     context.style = match api.error_style() {
         ErrorStyle::Anthropic => Style::Anthropic,
         ErrorStyle::OpenAi | ErrorStyle::Detail => Style::OpenAi,
