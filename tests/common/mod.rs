@@ -1,0 +1,199 @@
+//! What the tests of the running balancer share: engines, a balancer over them, and clients that show
+//! what is on the wire.
+//!
+//! Everything listens on a free port, is started by the test that uses it, and ends with it. Waiting is
+//! for a condition, with a limit after which the test fails; nothing sleeps and hopes.
+
+#![allow(dead_code, reason = "each test file uses its part of it")]
+
+pub mod body;
+pub mod certs;
+pub mod h2;
+pub mod wire;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use vllm_lb::app::{self, Running};
+use vllm_lb::config::types::{Address, Config, Health, Listen, UpstreamConfig};
+use vllm_lb::config::url;
+use vllm_lb::fleet::upstream::Load;
+pub use vllm_lb::sim::engine::Timing;
+pub use vllm_lb::sim::http::{Engine, Fault, Options, Recorded};
+
+use wire::Wire;
+
+/// After this long, what a test waits for will not come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Waits until `so` gives a value.
+pub async fn eventually<T>(what: &str, mut so: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = so().await {
+            return value;
+        }
+        assert!(Instant::now() < end, "waited {PATIENCE:?} in vain until {what}");
+        sleep(LOOK).await;
+    }
+}
+
+// === engines ===
+
+/// An engine that answers at once.
+pub async fn engine(options: Options) -> Engine {
+    Engine::start(Options { timing: Timing::instant(), ..options }).await.expect("a free port is there")
+}
+
+/// Engines of one kind.
+pub async fn engines(count: usize) -> Vec<Engine> {
+    let mut engines = Vec::new();
+    for seed in 0..count as u64 {
+        engines.push(engine(Options { seed, ..Options::default() }).await);
+    }
+    engines
+}
+
+/// An engine that serves these names and nothing else.
+pub async fn serving(models: &[&str]) -> Engine {
+    engine(Options { models: names(models), ..Options::default() }).await
+}
+
+/// An engine with so long between two tokens.
+pub async fn paced(step: Duration) -> Engine {
+    let timing = Timing { per_step: step.as_secs_f64(), ..Timing::instant() };
+    Engine::start(Options { timing, ..Options::default() }).await.expect("a free port is there")
+}
+
+pub fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+/// `host:port` of an engine, for a client that goes there directly.
+pub fn direct(engine: &Engine) -> String {
+    engine.address().to_string()
+}
+
+// === balancers ===
+
+pub struct Balancer {
+    pub running: Running,
+}
+
+/// On free ports, asking upstreams often.
+pub fn config(upstreams: Vec<UpstreamConfig>) -> Config {
+    let mut config = Config {
+        listen: vec![listen("127.0.0.1:0")],
+        upstreams,
+        threads: 2,
+        health: Health { interval: Duration::from_millis(100), ..Health::default() },
+        ..Config::default()
+    };
+    config.admin.address = Address::Tcp("127.0.0.1:0".into());
+    config
+}
+
+pub fn listen(address: &str) -> Listen {
+    Listen { address: Address::Tcp(address.into()), tls: None }
+}
+
+/// Upstreams with default settings, in the order of the engines.
+pub fn upstreams<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> Vec<UpstreamConfig> {
+    engines.into_iter().map(|engine| upstream(&engine.url())).collect()
+}
+
+pub fn upstream(written: &str) -> UpstreamConfig {
+    UpstreamConfig::new(url::upstream(written).expect("engines have valid addresses"))
+}
+
+// === impl Balancer ===
+
+impl Balancer {
+    /// Starts, and waits for no upstream.
+    pub async fn start(config: Config) -> Self {
+        Balancer { running: app::start(config).await.expect("the balancer starts") }
+    }
+
+    /// Starts, and waits until all upstreams are ready.
+    pub async fn ready(config: Config) -> Self {
+        let count = config.upstreams.len();
+        let balancer = Self::start(config).await;
+        balancer.until_ready(count).await;
+        balancer
+    }
+
+    /// Over these engines, with default settings.
+    pub async fn over<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> Self {
+        Self::ready(config(upstreams(engines))).await
+    }
+
+    pub fn address(&self) -> &str {
+        &self.running.addresses[0]
+    }
+
+    pub async fn client(&self) -> Wire {
+        Wire::connect(self.address()).await
+    }
+
+    /// One request on a connection of its own.
+    pub async fn ask(&self, request: impl AsRef<[u8]>) -> wire::Answer {
+        self.client().await.ask(request).await
+    }
+
+    /// One request to the admin listener.
+    pub async fn admin(&self, request: impl AsRef<[u8]>) -> wire::Answer {
+        Wire::connect(&self.running.admin).await.ask(request).await
+    }
+
+    pub async fn until_ready(&self, count: usize) {
+        let fleet = &self.running.fleet;
+        eventually(&format!("{count} upstreams are ready"), async || {
+            (fleet.snapshot().ready().count() == count).then_some(())
+        })
+        .await;
+    }
+
+    /// What is in flight on each upstream.
+    pub fn loads(&self) -> Vec<Load> {
+        self.running.fleet.snapshot().entries.iter().map(|entry| entry.upstream.load()).collect()
+    }
+
+    /// Waits until no upstream has anything in flight.
+    pub async fn until_idle(&self) {
+        eventually("nothing is in flight", async || {
+            self.loads().iter().all(|load| *load == Load::default()).then_some(())
+        })
+        .await;
+    }
+
+    pub async fn until_active(&self, count: u64) {
+        eventually(&format!("{count} requests are in flight"), async || {
+            (self.loads().iter().map(|load| load.active).sum::<u64>() == count).then_some(())
+        })
+        .await;
+    }
+
+    /// The sum over the samples of a metric on the admin listener.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let page = self.admin(wire::get("/metrics")).await.expect(200);
+        let samples = page.text().lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    pub async fn until_metric(&self, name: &str, wanted: f64) {
+        eventually(&format!("{name} is {wanted}"), async || {
+            (self.metric(name).await == wanted).then_some(())
+        })
+        .await;
+    }
+
+    /// Ends it, which must not take longer than what is in flight.
+    pub async fn stop(self) {
+        self.running.stop(PATIENCE).await;
+    }
+}
