@@ -1,1 +1,3 @@
-//! Stub: comes with its own change.
+//! The command line. Replaced by the whole one.
+
+pub mod engine;
