@@ -240,7 +240,8 @@ impl MessageTalk {
                 Part::Text => json!({"type": "text", "text": ""}),
                 Part::Reasoning => json!({"type": "thinking", "thinking": ""}),
                 Part::Arguments => {
-                    json!({"type": "tool_use", "id": self.form.tool_id(), "name": self.answer.tool, "input": {}})
+                    let (id, name) = (self.form.tool_id(), &self.answer.tool);
+                    json!({"type": "tool_use", "id": id, "name": name, "input": {}})
                 }
             };
             self.open = Some(piece.part);
