@@ -51,7 +51,7 @@ pub struct Running {
 pub async fn start(config: Config) -> Result<Running, String> {
     let config = Arc::new(config);
     let fleet = Fleet::new(&config.upstreams)?;
-    let shared = Shared::new(&config, fleet.clone())?;
+    let shared = Shared::new(&config, fleet.clone());
     let mut listeners = Vec::new();
     for listen in &config.listen {
         listeners.push(server::Listener::bind(listen).await?);

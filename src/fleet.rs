@@ -36,14 +36,13 @@ pub struct Fleet {
 impl Fleet {
     /// Builds the fleet; nothing is asked before `run`. Fails when an upstream's `tls.ca` cannot be used.
     pub fn new(configs: &[UpstreamConfig]) -> Result<Arc<Self>, String> {
-        let client = Client::new(configs)?;
-        let upstreams = configs.iter().enumerate();
-        let upstreams = upstreams.map(|(id, config)| Arc::new(Upstream::new(id, config.clone())));
+        let made = |(id, config): (usize, &UpstreamConfig)| Ok(Arc::new(Upstream::new(id, config.clone())?));
+        let upstreams = configs.iter().enumerate().map(made).collect::<Result<Vec<_>, String>>()?;
         Ok(Arc::new(Fleet {
-            snapshot: ArcSwap::from_pointee(Snapshot::unknown(upstreams)),
+            snapshot: ArcSwap::from_pointee(Snapshot::unknown(upstreams.into_iter())),
             published: watch::Sender::new(0),
             turn: AtomicU64::new(0),
-            client,
+            client: Client,
         }))
     }
 

@@ -75,7 +75,10 @@ pub fn rejected(reason: &'static str) {
 
 /// Why a request went where it went.
 pub fn chosen(id: &str, upstream: &str, cost: f64, reason: &'static str, candidates: usize) {
-    debug!(id = id, upstream = upstream, cost = cost, reason = reason, candidates = candidates; "upstream chosen");
+    debug!(
+        id = id, upstream = upstream, cost = cost, reason = reason, candidates = candidates;
+        "upstream chosen"
+    );
 }
 
 pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {

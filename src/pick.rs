@@ -204,7 +204,12 @@ mod tests {
         }
 
         #[test]
-        fn more_load_never_attracts(all in candidates(), random: u64, which: prop::sample::Index, more in 1u64..100_000) {
+        fn more_load_never_attracts(
+            all in candidates(),
+            random: u64,
+            which: prop::sample::Index,
+            more in 1u64..100_000,
+        ) {
             let knobs = Balance::default();
             let index = which.index(all.len());
             let before = pick(&all, &knobs, seed(random)).unwrap().index;

@@ -24,10 +24,12 @@ mod random;
 mod replay;
 mod respond;
 pub mod server;
+mod settings;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -36,16 +38,16 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use crate::config::types::{Balance, Config};
+use crate::config::types::Config;
 use crate::fleet::{Fleet, Lease, Outcome, Routing};
 use crate::observe;
 use crate::pick::{self, Seed};
 use crate::reject::Reject;
 use crate::reply::Reply;
-use crate::route::paths;
 use context::{Context, Samples};
-use peek::{Peeker, Wanted};
+use peek::Wanted;
 use plan::Step;
+use settings::Settings;
 
 /// A client that stops reading, or stops sending what it announced, is let go after this.
 const STALLED: Duration = Duration::from_secs(120);
@@ -57,30 +59,28 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// What all listeners share.
 pub struct Shared {
     fleet: Arc<Fleet>,
-    table: paths::Table,
-    knobs: Balance,
-    peeker: Peeker,
+    settings: ArcSwap<Settings>,
+    memory: Arc<memory::Memory>,
     peers: peer::Peers,
     random: random::Random,
-    header_bytes: u64,
-    expose: bool,
-    /// Bytes of bodies that are logged.
-    sample: Option<usize>,
 }
 
 impl Shared {
-    pub fn new(config: &Config, fleet: Arc<Fleet>) -> std::result::Result<Arc<Self>, String> {
-        Ok(Arc::new(Shared {
+    pub fn new(config: &Config, fleet: Arc<Fleet>) -> Arc<Self> {
+        let memory = memory::Memory::new(config.peek.memory);
+        Arc::new(Shared {
             fleet,
-            table: paths::Table::new(&config.passthrough),
-            knobs: config.balance,
-            peeker: Peeker { limits: config.peek, memory: memory::Memory::new(config.peek.memory) },
-            peers: peer::Peers::new(&config.upstreams, config.timeouts.connect)?,
+            settings: ArcSwap::new(Settings::new(config, memory.clone())),
+            memory,
+            peers: peer::Peers::default(),
             random: random::Random::new(),
-            header_bytes: config.limits.header_bytes,
-            expose: config.expose,
-            sample: config.log.bodies.then_some(config.log.truncate),
-        }))
+        })
+    }
+
+    /// Requests that begin from now on go by `config`.
+    pub fn reload(&self, config: &Config) {
+        self.memory.limit(config.peek.memory);
+        self.settings.store(Settings::new(config, self.memory.clone()));
     }
 }
 
@@ -120,7 +120,7 @@ impl Balancer {
             candidates.retain(|candidate| candidate.index == only);
         }
         let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
-        let choice = match (routing, pick::pick(&candidates, &shared.knobs, seed)) {
+        let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
             (routing, _) => return Err(refuse(context, plan::no_candidate(&routing, context, &snapshot))),
         };
@@ -151,7 +151,7 @@ impl ProxyHttp for Balancer {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context::new()
+        Context::new(self.shared.settings.load_full())
     }
 
     /// No compression: vLLM has none, and an event must not wait for its neighbours.
@@ -163,7 +163,7 @@ impl ProxyHttp for Balancer {
         session.set_write_timeout(Some(STALLED));
         let id = headers::request_id(session.req_header()).map(str::to_string);
         context.id = id.unwrap_or_else(|| self.shared.random.id());
-        match headers::refuse(session, self.shared.header_bytes) {
+        match headers::refuse(session, context.settings.header_bytes) {
             Some(reject) => Err(refuse(context, reject)),
             None => Ok(()),
         }
@@ -193,7 +193,7 @@ impl ProxyHttp for Balancer {
     async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         context.attempts += 1;
         let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-        self.shared.peers.peer(lease.upstream()).map_err(|error| {
+        self.shared.peers.peer(lease.upstream(), context.settings.timeouts.connect).map_err(|error| {
             context.outcome = Some(Outcome::Unreached);
             error.into_up()
         })
@@ -244,7 +244,7 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
     ) -> Result<()> {
         context.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
-        let limit = self.shared.peeker.limits.max_body;
+        let limit = context.settings.peeker.limits.max_body;
         if context.received > limit && context.home.is_some() {
             return Err(refuse(context, Reject::TooLarge { limit }));
         }
@@ -271,7 +271,7 @@ impl ProxyHttp for Balancer {
         head: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
-        headers::towards_client(head, context, self.shared.expose)
+        headers::towards_client(head, context, context.settings.expose)
     }
 
     fn upstream_response_body_filter(
@@ -306,6 +306,7 @@ impl ProxyHttp for Balancer {
             return nothing;
         };
         observe::rejected(reject.label());
+        context.refused = Some(reject.label());
         if matches!(reject, Reject::Upstream { .. } | Reject::Timeout { .. })
             && let Some(lease) = &context.lease
         {

@@ -16,8 +16,7 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 /// Around what pingora reads at once and keeps for itself, and around what is peeked.
-const SIZES: [usize; 9] =
-    [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 128 * KIB, 300 * KIB, MIB, 16 * MIB];
+const SIZES: [usize; 9] = [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 128 * KIB, 300 * KIB, MIB, 16 * MIB];
 
 const CHAT: &str = "/v1/chat/completions";
 

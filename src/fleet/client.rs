@@ -4,23 +4,18 @@
 //! taken. Requests of clients never go through here, with the exception of control calls that are fanned
 //! out to all upstreams. Every question has a time limit and a limit on the answer's size.
 
-use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
 
 use super::upstream::Upstream;
-use crate::config::types::UpstreamConfig;
 use crate::names::PRODUCT;
 
 /// The most that an answer to one of our questions may hold.
@@ -42,29 +37,13 @@ pub enum AskError {
     Request(#[from] http::Error),
 }
 
-pub struct Client {
-    /// For upstreams with https, by id.
-    tls: HashMap<usize, (TlsConnector, ServerName<'static>)>,
-}
+/// Keeps nothing between two questions.
+pub struct Client;
 
 trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
 impl Client {
-    /// Loads what TLS towards the upstreams needs.
-    pub fn new(configs: &[UpstreamConfig]) -> Result<Self, String> {
-        let mut tls = HashMap::new();
-        for (id, config) in configs.iter().enumerate().filter(|(_, config)| config.url.https) {
-            let trust = super::tls::client_config(&config.tls)
-                .map_err(|error| format!("upstream {}: {error}", config.name))?;
-            let name = config.tls.sni.clone().unwrap_or_else(|| config.url.host.clone());
-            let name = ServerName::try_from(name)
-                .map_err(|error| format!("upstream {}: tls.sni: {error}", config.name))?;
-            tls.insert(id, (TlsConnector::from(Arc::new(trust)), name));
-        }
-        Ok(Client { tls })
-    }
-
     /// Asks with GET.
     pub async fn get(
         &self,
@@ -99,14 +78,14 @@ impl Client {
             let body = Limited::new(body, MOST_ANSWER).collect().await.map_err(AskError::Answer)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        tokio::pin!(connection);
+        // An ended connection has handed over what it had: the exchange tells how it went.
+        let driven = async {
+            drop(connection.await);
+            std::future::pending().await
+        };
         tokio::select! {
             answer = exchange => answer,
-            // The connection ends after the last byte of an answer too: the exchange has it all then.
-            ended = &mut connection => Err(AskError::Answer(match ended {
-                Ok(()) => "connection closed".into(),
-                Err(error) => Box::new(error),
-            })),
+            never = driven => never,
         }
     }
 
@@ -131,7 +110,7 @@ impl Client {
     }
 
     async fn secure(&self, upstream: &Upstream, stream: TcpStream) -> Result<Box<dyn Connection>, AskError> {
-        match self.tls.get(&upstream.id) {
+        match &upstream.secure {
             None => Ok(Box::new(stream)),
             Some((connector, name)) => {
                 let secured = connector.connect(name.clone(), stream).await;

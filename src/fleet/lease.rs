@@ -80,7 +80,7 @@ mod tests {
     fn upstream() -> Arc<Upstream> {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
-        Arc::new(Upstream::new(0, UpstreamConfig::new(url)))
+        Arc::new(Upstream::new(0, UpstreamConfig::new(url)).expect("it needs no file"))
     }
 
     #[test]

@@ -8,11 +8,37 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use tokio_rustls::TlsConnector;
 
-use crate::config::types::UpstreamTls;
+use crate::config::types::UpstreamConfig;
+
+/// What it takes to open a connection of our own: the connector, and the name that must be proven.
+pub(super) type Secure = (TlsConnector, ServerName<'static>);
+
+/// The authorities of an upstream's `tls.ca`; none where there is no file, or no TLS.
+pub(super) fn authorities(config: &UpstreamConfig) -> Result<Vec<CertificateDer<'static>>, String> {
+    match &config.tls.ca {
+        Some(path) if config.url.https => read_authorities(path),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// How to talk to an upstream whose URL is https; `None` for one without TLS.
+pub(super) fn secure(
+    config: &UpstreamConfig,
+    authorities: &[CertificateDer<'static>],
+) -> Result<Option<Secure>, String> {
+    if !config.url.https {
+        return Ok(None);
+    }
+    let trust = client_config(config, authorities)?;
+    let name = config.tls.sni.clone().unwrap_or_else(|| config.url.host.clone());
+    let name = ServerName::try_from(name).map_err(|error| format!("tls.sni: {error}"))?;
+    Ok(Some((TlsConnector::from(Arc::new(trust)), name)))
+}
 
 /// The authorities in a PEM file; an empty file is an error.
-pub fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let say = |error: &dyn std::fmt::Display| format!("tls.ca {}: {error}", path.display());
     let certificates = CertificateDer::pem_file_iter(path).map_err(|error| say(&error))?;
     let certificates: Result<Vec<_>, _> = certificates.collect();
@@ -22,7 +48,11 @@ pub fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, Str
     }
 }
 
-pub(super) fn client_config(tls: &UpstreamTls) -> Result<ClientConfig, String> {
+fn client_config(
+    config: &UpstreamConfig,
+    authorities: &[CertificateDer<'static>],
+) -> Result<ClientConfig, String> {
+    let tls = &config.tls;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -34,8 +64,10 @@ pub(super) fn client_config(tls: &UpstreamTls) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     match &tls.ca {
         Some(path) => {
-            for certificate in read_authorities(path)? {
-                roots.add(certificate).map_err(|error| format!("tls.ca {}: {error}", path.display()))?;
+            for certificate in authorities {
+                roots
+                    .add(certificate.clone())
+                    .map_err(|error| format!("tls.ca {}: {error}", path.display()))?;
             }
         }
         None => {

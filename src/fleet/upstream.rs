@@ -1,11 +1,14 @@
 //! One vLLM server: its settings, its address, and what is in flight on it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::Notify;
 
+use super::tls::{self, Secure};
 use crate::config::types::UpstreamConfig;
 
 pub struct Upstream {
@@ -14,6 +17,10 @@ pub struct Upstream {
     pub config: UpstreamConfig,
     /// Whole `authorization` value sent in place of the client's.
     pub authorization: Option<String>,
+    /// The authorities of `tls.ca`, read once.
+    pub authorities: Vec<CertificateDer<'static>>,
+    /// How our own questions talk to it, where its URL is https.
+    pub(super) secure: Option<Secure>,
     /// Written by leases only.
     pub(super) gauges: Gauges,
     /// Where its name led when it was last asked; resolving is never on a request's path.
@@ -42,16 +49,22 @@ pub struct Load {
 }
 
 impl Upstream {
-    pub(super) fn new(id: usize, config: UpstreamConfig) -> Self {
+    /// Fails when what TLS towards it needs cannot be used.
+    pub(super) fn new(id: usize, config: UpstreamConfig) -> Result<Self, String> {
+        let say = |error: String| format!("upstream {}: {error}", config.name);
+        let authorities = tls::authorities(&config).map_err(say)?;
+        let secure = tls::secure(&config, &authorities).map_err(say)?;
         let authorization = config.api_key.as_ref().map(|key| format!("Bearer {}", key.expose()));
-        Upstream {
+        Ok(Upstream {
             id,
             config,
             authorization,
+            authorities,
+            secure,
             gauges: Gauges::default(),
             address: ArcSwapOption::empty(),
             doubt: Notify::new(),
-        }
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -73,7 +86,7 @@ impl Upstream {
 
     pub(super) fn set_address(&self, address: SocketAddr) {
         if self.address() != Some(address) {
-            self.address.store(Some(std::sync::Arc::new(address)));
+            self.address.store(Some(Arc::new(address)));
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::memory::Reservation;
 use super::peek::Wanted;
 use super::replay::{Home, Replay};
+use super::settings::Settings;
 use crate::fleet::{Lease, Outcome};
 use crate::observe::metrics::METRICS;
 use crate::reject::{Reject, Style};
@@ -13,6 +14,8 @@ use crate::reply::Reply;
 
 pub struct Context {
     pub started: Instant,
+    /// What it began with.
+    pub settings: Arc<Settings>,
     /// Counts the request as in flight until the context is dropped, on whatever path.
     _in_flight: InFlight,
     pub id: String,
@@ -28,6 +31,8 @@ pub struct Context {
     pub replay: Option<Arc<Replay>>,
     /// Set before an error is returned, for the one place that answers.
     pub reject: Option<Reject>,
+    /// The label of a refusal that went out.
+    pub refused: Option<&'static str>,
     pub outcome: Option<Outcome>,
     pub status: u16,
     pub first_byte: Option<Duration>,
@@ -54,9 +59,10 @@ impl Samples {
 }
 
 impl Context {
-    pub fn new() -> Self {
+    pub fn new(settings: Arc<Settings>) -> Self {
         Context {
             started: Instant::now(),
+            settings,
             _in_flight: InFlight::new(),
             id: String::new(),
             style: Style::OpenAi,
@@ -68,6 +74,7 @@ impl Context {
             home: None,
             replay: None,
             reject: None,
+            refused: None,
             outcome: None,
             status: 0,
             first_byte: None,

@@ -10,12 +10,17 @@ use crate::observe::metrics::METRICS;
 
 pub struct Memory {
     taken: AtomicU64,
-    most: u64,
+    most: AtomicU64,
 }
 
 impl Memory {
     pub fn new(most: u64) -> Arc<Self> {
-        Arc::new(Memory { taken: AtomicU64::new(0), most })
+        Arc::new(Memory { taken: AtomicU64::new(0), most: AtomicU64::new(most) })
+    }
+
+    /// Sets another limit. What is taken stays taken, also when it is more.
+    pub fn limit(&self, most: u64) {
+        self.most.store(most, Relaxed);
     }
 
     /// A reservation of nothing yet.
@@ -39,7 +44,7 @@ impl Reservation {
     /// Makes the reservation at least `bytes` large; false when there is not so much.
     pub fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
-        let most = self.memory.most;
+        let most = self.memory.most.load(Relaxed);
         let take = |taken: u64| taken.checked_add(more).filter(|sum| *sum <= most);
         if more > 0 && self.memory.taken.fetch_update(Relaxed, Relaxed, take).is_err() {
             return false;

@@ -1,8 +1,7 @@
 //! An upstream as pingora's peer: where to connect, and how.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use pingora::protocols::l4::ext::TcpKeepalive;
@@ -11,34 +10,37 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use pingora::{ErrorType, OkOrErr, Result};
 
-use crate::config::types::{UpstreamConfig, UpstreamTls};
-use crate::fleet::{Upstream, tls::read_authorities};
+use crate::fleet::Upstream;
 
 /// vLLM's server closes a connection that was idle for 5 s; reusing it later would race with that.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// Makes peers; the authorities of `tls.ca` files are read once.
+/// Makes peers, and keeps the authorities of `tls.ca` in pingora's form for as long as their upstream lives.
+#[derive(Default)]
 pub struct Peers {
-    authorities: HashMap<PathBuf, Arc<CaType>>,
-    connect: Duration,
+    /// Taken for upstreams with a `tls.ca` alone, and never across an await.
+    authorities: Mutex<HashMap<usize, (Weak<Upstream>, Arc<CaType>)>>,
 }
 
 impl Peers {
-    pub fn new(configs: &[UpstreamConfig], connect: Duration) -> std::result::Result<Self, String> {
-        let mut authorities: HashMap<PathBuf, Arc<CaType>> = HashMap::new();
-        for config in configs.iter().filter(|config| config.url.https) {
-            let UpstreamTls { ca: Some(path), .. } = &config.tls else { continue };
-            let read =
-                read_authorities(path).map_err(|error| format!("upstream {}: {error}", config.name))?;
-            // The fleet has taken the same certificates as authorities, so that they parse.
-            let parsed = read.iter().map(|certificate| WrappedX509::new(certificate.to_vec(), parse_x509));
-            authorities.insert(path.clone(), parsed.collect());
+    fn authorities(&self, upstream: &Arc<Upstream>) -> Option<Arc<CaType>> {
+        if upstream.authorities.is_empty() {
+            return None;
         }
-        Ok(Peers { authorities, connect })
+        let mut known = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, parsed)) = known.get(&upstream.id) {
+            return Some(parsed.clone());
+        }
+        known.retain(|_, (upstream, _)| upstream.strong_count() > 0);
+        // The fleet has taken the same certificates as authorities, so that they parse.
+        let parsed = upstream.authorities.iter().map(|der| WrappedX509::new(der.to_vec(), parse_x509));
+        let parsed: Arc<CaType> = parsed.collect();
+        known.insert(upstream.id, (Arc::downgrade(upstream), parsed.clone()));
+        Some(parsed)
     }
 
     /// The peer for an attempt on `upstream`. Fails while its name has never been resolved.
-    pub fn peer(&self, upstream: &Upstream) -> Result<Box<HttpPeer>> {
+    pub fn peer(&self, upstream: &Arc<Upstream>, connect: Duration) -> Result<Box<HttpPeer>> {
         let config = &upstream.config;
         let sni = config.tls.sni.clone().unwrap_or_else(|| config.url.host.clone());
         let mut peer = match &config.url.unix {
@@ -52,12 +54,12 @@ impl Peers {
             }
         };
         let options = &mut peer.options;
-        options.connection_timeout = Some(self.connect);
-        options.total_connection_timeout = Some(self.connect);
+        options.connection_timeout = Some(connect);
+        options.total_connection_timeout = Some(connect);
         options.idle_timeout = Some(IDLE);
         options.verify_cert = config.tls.verify;
         options.verify_hostname = config.tls.verify;
-        options.ca = config.tls.ca.as_ref().and_then(|path| self.authorities.get(path)).cloned();
+        options.ca = self.authorities(upstream);
         options.tcp_keepalive = Some(TcpKeepalive {
             idle: Duration::from_secs(30),
             interval: Duration::from_secs(10),

@@ -46,7 +46,7 @@ pub async fn admin(
 pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<Step> {
     let head = session.req_header();
     let (method, path) = (head.method.clone(), head.uri.path().to_string());
-    let Route { api, policy } = match shared.table.find(method.as_str(), &path) {
+    let Route { api, policy } = match context.settings.table.find(method.as_str(), &path) {
         Found::Route(route) => route,
         Found::NotFound => return Err(refuse(context, Reject::Path)),
         Found::MethodNotAllowed { allow } => return Err(refuse(context, Reject::Method { allow })),
@@ -108,7 +108,7 @@ async fn fan_out(
     context: &mut Context,
     method: &Method,
 ) -> Result<Step> {
-    let body = read_whole(session, context, shared.peeker.limits.max_body).await?;
+    let body = read_whole(session, context, context.settings.peeker.limits.max_body).await?;
     let head = session.req_header();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
     let kind = head.headers.get(header::CONTENT_TYPE).cloned();
@@ -177,14 +177,14 @@ async fn forward(
     }
     expect(session).await?;
     let Peeked { body, whole, reservation, wish } =
-        match shared.peeker.peek(session, shape, model_decides).await {
+        match context.settings.peeker.peek(session, shape, model_decides).await {
             Ok(peeked) => peeked,
             Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
             Err(Failure::Client(error)) => return Err(error),
         };
     context.model = wish.model;
     context.tokens = wish.tokens;
-    if let Some(most) = shared.sample {
+    if let Some(most) = context.settings.sample {
         let mut samples = Samples { request: Vec::new(), answer: Vec::new(), most };
         Samples::keep(&mut samples.request, most, &body);
         context.samples = Some(Box::new(samples));
@@ -303,7 +303,7 @@ pub fn tell(
         model,
         upstream: lease.map(|lease| lease.upstream().name()),
         status: context.status,
-        outcome: outcome.label(),
+        outcome: context.refused.unwrap_or(outcome.label()),
         attempts: context.attempts,
         first_byte: context.first_byte,
         total: context.started.elapsed(),

@@ -1,1 +1,230 @@
-//! Stub: comes with its own change.
+//! The HTTP face of a simulated vLLM 0.32: its routes, its shapes, its errors, and ways to break it.
+//!
+//! ```text
+//! let engine = Engine::start(Options { timing: Timing::faster(50.0), ..Options::default() }).await?;
+//! engine.url()                                  // http://127.0.0.1:41234
+//! engine.set_fault(Fault::CutStream { events: 3, reset: true }).await;
+//! engine.wait_until("both run", |stats| stats.running == 2).await;
+//! ```
+//!
+//! Answers are decided from the prompt alone (`plan`), paced by `sim::engine` and counted as vLLM counts. A
+//! client that goes away aborts its request within a step. What is under `/sim/` is no part of vLLM: it lets
+//! tests in other processes do what the methods of `Engine` do.
+//!
+//! It must never be used by the balancer itself, and it writes nothing to logs.
+
+mod audio;
+mod chat;
+mod clock;
+mod completions;
+mod connection;
+mod control;
+mod driver;
+mod error;
+mod fault;
+mod generate;
+mod input;
+mod latency;
+mod messages;
+mod metrics;
+mod models;
+mod options;
+mod plan;
+mod pooling;
+mod python;
+mod realtime;
+mod record;
+mod render;
+mod reply;
+mod responses;
+mod route;
+mod run;
+mod server;
+mod shared;
+mod store;
+mod stream;
+mod token;
+mod tokenize;
+mod traffic;
+mod usage;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+pub use fault::Fault;
+pub use options::Options;
+pub use record::{Recorded, Stats};
+
+use server::{Address, Listener};
+use shared::Shared;
+
+/// How long `wait_until` and the ends of connections are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One running simulated server. Dropping it ends it at once.
+pub struct Engine {
+    shared: Arc<Shared>,
+    address: Address,
+    tls: bool,
+    tasks: [JoinHandle<()>; 2],
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Starts on a free port of 127.0.0.1.
+    pub async fn start(options: Options) -> io::Result<Self> {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await?, options)
+    }
+
+    /// Starts on a socket the caller bound.
+    pub fn start_on(listener: TcpListener, options: Options) -> io::Result<Self> {
+        let address = Address::Tcp(listener.local_addr()?);
+        Ok(Self::spawn(Listener::Tcp(listener), address, None, options))
+    }
+
+    /// Starts with TLS on a free port of 127.0.0.1.
+    pub async fn start_tls(options: Options, cert_pem: &str, key_pem: &str) -> io::Result<Self> {
+        let acceptor = server::tls(cert_pem, key_pem)?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = Address::Tcp(listener.local_addr()?);
+        Ok(Self::spawn(Listener::Tcp(listener), address, Some(acceptor), options))
+    }
+
+    /// Starts on a unix socket; a file that is in the way is removed.
+    pub fn start_unix(path: impl Into<PathBuf>, options: Options) -> io::Result<Self> {
+        let path = path.into();
+        server::remove_socket(&path);
+        let listener = Listener::Unix(UnixListener::bind(&path)?);
+        Ok(Self::spawn(listener, Address::Unix(path), None, options))
+    }
+
+    fn spawn(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, options: Options) -> Self {
+        let shared = Arc::new(Shared::new(options));
+        let driver = Arc::clone(&shared.driver);
+        let tls = acceptor.is_some();
+        let tasks = [
+            tokio::spawn(async move { driver.run().await }),
+            tokio::spawn(server::run(listener, address.clone(), acceptor, Arc::clone(&shared))),
+        ];
+        Self { shared, address, tls, tasks }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Panics
+    ///
+    /// When it listens on a unix socket, which has a `path` and no address.
+    pub fn address(&self) -> SocketAddr {
+        match &self.address {
+            Address::Tcp(address) => *address,
+            Address::Unix(path) => panic!("{} is a unix socket and has no address", path.display()),
+        }
+    }
+
+    /// The file of its unix socket, if it has one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Tcp(_) => None,
+            Address::Unix(path) => Some(path),
+        }
+    }
+
+    /// `http://…`, `https://…` or `unix:/…`, without a slash at the end.
+    pub fn url(&self) -> String {
+        match &self.address {
+            Address::Tcp(address) if self.tls => format!("https://{address}"),
+            Address::Tcp(address) => format!("http://{address}"),
+            Address::Unix(path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// The latest 1,000 requests other than polls, oldest first.
+    pub fn requests(&self) -> Vec<Recorded> {
+        self.shared.requests.all()
+    }
+
+    /// The latest 1,000 GETs of `/health`, `/metrics`, `/v1/models` and the like, oldest first.
+    pub fn polls(&self) -> Vec<Recorded> {
+        self.shared.polls.all()
+    }
+
+    /// When the simulated process began, as its metrics tell it.
+    pub fn started(&self) -> f64 {
+        self.shared.started()
+    }
+
+    /// Breaks something, for every request until `clear_fault`. When this returns, it is broken.
+    pub async fn set_fault(&self, fault: Fault) {
+        self.shared.set_fault(Some(fault), None).await;
+    }
+
+    /// Breaks something for the next `requests` requests.
+    pub async fn set_fault_for(&self, requests: u64, fault: Fault) {
+        self.shared.set_fault(Some(fault), Some(requests)).await;
+    }
+
+    /// All is well again, but for answers that have gone silent: those stay so.
+    pub async fn clear_fault(&self) {
+        self.shared.set_fault(None, None).await;
+    }
+
+    /// What `/health` answers instead of 200.
+    pub fn set_health(&self, status: Option<u16>) {
+        self.shared.faults.set_health(status);
+    }
+
+    /// A new process on the same address: nothing cached, nothing in flight, all connections closed.
+    pub async fn restart(&self) {
+        self.shared.restart();
+        self.wait_until("old connections are closed", |stats| stats.connections == 0).await;
+    }
+
+    /// Closes everything and waits until it is closed.
+    pub async fn stop(self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.wait_until("connections are closed", |stats| stats.connections == 0).await;
+    }
+
+    /// Waits until the counts are as wanted.
+    ///
+    /// # Panics
+    ///
+    /// After ten seconds, with `what` and the counts as they are: this is for tests.
+    pub async fn wait_until(&self, what: &str, is_so: impl Fn(&Stats) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let stats = self.stats();
+            if is_so(&stats) {
+                return;
+            }
+            assert!(Instant::now() < end, "waited {PATIENCE:?} in vain until {what}: {stats:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        if let Address::Unix(path) = &self.address {
+            server::remove_socket(path);
+        }
+    }
+}

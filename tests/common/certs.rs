@@ -34,8 +34,12 @@ impl Certs {
         let names = vec!["localhost".to_string(), "127.0.0.1".to_string()];
         let leaf = CertificateParams::new(names).expect(made).signed_by(&key, &authority).expect(made);
         let directory = tempfile::tempdir().expect("a directory can be made");
-        let certs =
-            Certs { directory, certificate: leaf.pem(), key: key.serialize_pem(), authority: authority.pem() };
+        let certs = Certs {
+            directory,
+            certificate: leaf.pem(),
+            key: key.serialize_pem(),
+            authority: authority.pem(),
+        };
         for (name, text) in
             [("ca.pem", &certs.authority), ("cert.pem", &certs.certificate), ("key.pem", &certs.key)]
         {

@@ -183,9 +183,10 @@ impl Balancer {
     /// The sum over the samples of a metric on the admin listener.
     pub async fn metric(&self, name: &str) -> f64 {
         let page = self.admin(wire::get("/metrics")).await.expect(200);
-        let samples = page.text().lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
-        });
+        let samples = page
+            .text()
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
         samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 

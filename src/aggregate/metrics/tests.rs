@@ -1,3 +1,5 @@
+//! Tests of `metrics`: pages of several upstreams made one, by table and by property.
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;

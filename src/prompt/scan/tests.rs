@@ -1,3 +1,5 @@
+//! Tests of `scan`: what is read is what serde reads, wherever the body is cut.
+
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::Value as Json;

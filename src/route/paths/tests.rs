@@ -1,3 +1,5 @@
+//! Tests of `paths`: every route of vLLM 0.32, and the answers where none fits.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,0 +1,35 @@
+//! What a configuration says to requests. A request loads it once and keeps it: whatever is reloaded
+//! meanwhile, it ends by the settings that it began with.
+
+use std::sync::Arc;
+
+use super::memory::Memory;
+use super::peek::Peeker;
+use crate::config::types::{Balance, Config, Timeouts};
+use crate::route::paths;
+
+pub struct Settings {
+    pub table: paths::Table,
+    pub knobs: Balance,
+    pub peeker: Peeker,
+    pub timeouts: Timeouts,
+    pub header_bytes: u64,
+    pub expose: bool,
+    /// Bytes of bodies that are logged.
+    pub sample: Option<usize>,
+}
+
+impl Settings {
+    /// `memory` is what all requests share, also those that began with other settings.
+    pub fn new(config: &Config, memory: Arc<Memory>) -> Arc<Self> {
+        Arc::new(Settings {
+            table: paths::Table::new(&config.passthrough),
+            knobs: config.balance,
+            peeker: Peeker { limits: config.peek, memory },
+            timeouts: config.timeouts,
+            header_bytes: config.limits.header_bytes,
+            expose: config.expose,
+            sample: config.log.bodies.then_some(config.log.truncate),
+        })
+    }
+}

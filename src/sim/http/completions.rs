@@ -1,0 +1,259 @@
+//! `POST /v1/completions`: text or token ids, one prompt or several.
+
+use serde_json::{Map, Value, json};
+
+use super::clock;
+use super::driver::{Generation, Step};
+use super::error::ApiError;
+use super::input::Input;
+use super::plan::{Answer, Part};
+use super::reply::{self, Reply};
+use super::run::{Ask, Call, finish_reason, logprob};
+use super::stream::{self, Events, Talk};
+use super::token;
+use super::usage::Usage;
+
+/// Most prompts of one request (`VLLM_MAX_COMPLETION_PROMPTS`).
+const MAX_PROMPTS: usize = 1_024;
+
+#[derive(Debug, Clone)]
+struct Form {
+    id: String,
+    model: String,
+    created: u64,
+    fingerprint: String,
+    /// Number of alternatives beside each token's log probability; `None`: no log probabilities.
+    logprobs: Option<usize>,
+    token_ids: bool,
+    include_usage: bool,
+    continuous_usage: bool,
+    tell_cached: bool,
+}
+
+/// All choices of all prompts, in order.
+struct Batch {
+    /// One entry a choice: its prompt, its answer.
+    choices: Vec<(Vec<u32>, Answer)>,
+    prompt_tokens: usize,
+}
+
+pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+    let mut input = call.input()?;
+    input.require("prompt");
+    let ask = Ask::read(&mut input, &["max_tokens"]);
+    let streams = input.boolean("stream").unwrap_or(false);
+    let options = input.object("stream_options");
+    input.integer("logprobs");
+    let model = input.string("model");
+    if options.is_some() && !streams {
+        input.broken_rule("Stream options can only be defined when `stream=True`.", "stream_options");
+    }
+    let mut input = input.checked()?;
+    let (name, lora) = call.model(model.as_deref())?;
+    ask.check(&mut input)?;
+    let form = Form::new(call, &input, name);
+    let prompts = prompts(&input.body["prompt"])?;
+    let mut batch = Batch { choices: Vec::new(), prompt_tokens: 0 };
+    let mut requests = Vec::new();
+    for (prompt, exact) in prompts {
+        batch.prompt_tokens += prompt.len();
+        let ask =
+            Ask { prompt, exact, wishes: ask.wishes.clone(), cache_salt: ask.cache_salt.clone(), ..ask };
+        let (prepared, more) = call.prepare(ask, lora.as_deref())?;
+        let prompt = prepared.prompt;
+        batch.choices.extend(prepared.answers.into_iter().map(|answer| (prompt.clone(), answer)));
+        requests.extend(more);
+    }
+    let mut generation = call.begin(requests)?;
+    if streams {
+        let told = vec![0; batch.choices.len()];
+        return Ok(stream::answer(call, generation, CompletionTalk { form, batch, told, cached: 0 }));
+    }
+    let cached = generation.finish().await;
+    Ok(reply::ok(&form.whole(&batch, &generation, cached)))
+}
+
+/// Token ids of each prompt, and whether they came as such.
+fn prompts(prompt: &Value) -> Result<Vec<(Vec<u32>, bool)>, ApiError> {
+    let wrong = || ApiError::bad_request("prompt must be a string, an array of strings, or of token ids");
+    let ids = |items: &[Value]| -> Option<Vec<u32>> {
+        items.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
+    };
+    match prompt {
+        Value::String(text) => Ok(vec![(token::encode(text), false)]),
+        Value::Array(items) if items.is_empty() || items.len() > MAX_PROMPTS && !items[0].is_number() => {
+            Err(wrong())
+        }
+        Value::Array(items) if items[0].is_number() => Ok(vec![(ids(items).ok_or_else(wrong)?, true)]),
+        Value::Array(items) => {
+            let each = items.iter().map(|item| match item {
+                Value::String(text) => Some((token::encode(text), false)),
+                Value::Array(items) => ids(items).map(|ids| (ids, true)),
+                _ => None,
+            });
+            each.collect::<Option<Vec<_>>>().ok_or_else(wrong)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+// === impl Form ===
+
+impl Form {
+    fn new(call: &Call, input: &Input, model: String) -> Self {
+        let body = &input.body;
+        let is_on = |value: &Value| value.as_bool().unwrap_or(false);
+        let usage = is_on(&body["stream_options"]["include_usage"]);
+        Self {
+            id: call.id("cmpl", input),
+            model,
+            created: clock::created(),
+            fingerprint: call.fingerprint(),
+            logprobs: body["logprobs"].as_u64().map(|tops| tops.min(20) as usize),
+            token_ids: is_on(&body["return_token_ids"]),
+            include_usage: usage,
+            continuous_usage: usage && is_on(&body["stream_options"]["continuous_usage_stats"]),
+            tell_cached: call.shared.options.prompt_tokens_details,
+        }
+    }
+
+    fn whole(&self, batch: &Batch, generation: &Generation, cached: usize) -> Value {
+        let mut completion = 0;
+        let choices = batch.choices.iter().enumerate().map(|(index, (prompt, answer))| {
+            let (told, aborted) = generation.told(index);
+            completion += told;
+            let ids = answer.ids(told);
+            json!({
+                "index": index,
+                "text": answer.text(Part::Text, told),
+                "logprobs": self.logprobs(&ids, 0),
+                "finish_reason": if aborted { "abort" } else { finish_reason(answer.finish) },
+                "stop_reason": answer.stop_reason,
+                "token_ids": self.token_ids.then_some(ids),
+                "prompt_logprobs": null,
+                "prompt_token_ids": self.token_ids.then_some(prompt),
+                "routed_experts": null,
+            })
+        });
+        let choices: Vec<Value> = choices.collect();
+        let cached = self.tell_cached.then_some(cached);
+        let usage = Usage { prompt: batch.prompt_tokens, completion, cached };
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "service_tier": null,
+            "system_fingerprint": self.fingerprint,
+            "usage": usage.whole(Value::Null),
+            "kv_transfer_params": null,
+            "ec_transfer_params": null,
+            "metrics": null,
+        })
+    }
+
+    /// Log probabilities of tokens whose text begins `offset` characters into the answer.
+    fn logprobs(&self, ids: &[u32], mut offset: usize) -> Value {
+        let Some(tops) = self.logprobs else { return Value::Null };
+        let mut offsets = Vec::new();
+        let mut texts = Vec::new();
+        let mut top_logprobs = Vec::new();
+        for &id in ids {
+            let text = token::decode(&[id]);
+            offsets.push(offset);
+            offset += text.chars().count();
+            let entries = (0..tops.max(1) as u32).map(|rank| {
+                let other = id.saturating_add(rank);
+                (token::decode(&[other]), json!(logprob(id) - f64::from(rank) * 0.5))
+            });
+            top_logprobs.push(Value::Object(Map::from_iter(entries)));
+            texts.push(text);
+        }
+        let values: Vec<f64> = ids.iter().map(|&id| logprob(id)).collect();
+        json!({"text_offset": offsets, "token_logprobs": values, "tokens": texts, "top_logprobs": top_logprobs})
+    }
+
+    fn chunk(&self, choices: Value) -> Value {
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        })
+    }
+}
+
+/// The stream of a completion.
+struct CompletionTalk {
+    form: Form,
+    batch: Batch,
+    told: Vec<usize>,
+    cached: usize,
+}
+
+impl Talk for CompletionTalk {
+    fn tell(&mut self, step: Step, events: &mut Events) {
+        match step {
+            Step::Begun { cached_tokens } => self.cached = cached_tokens,
+            Step::Token { choice, index, last } => {
+                self.told[choice] = index + 1;
+                events.data(&self.token_chunk(choice, index, last));
+            }
+            Step::Aborted { choice } => {
+                let entry = json!({
+                    "index": choice, "text": "", "logprobs": null, "finish_reason": "abort",
+                    "stop_reason": null, "prompt_token_ids": null, "token_ids": null,
+                });
+                events.data(&self.with_usage(json!([entry])));
+            }
+            Step::End => {
+                if self.form.include_usage {
+                    let mut chunk = self.form.chunk(json!([]));
+                    let cached = self.form.tell_cached.then_some(self.cached);
+                    chunk["usage"] = Usage { cached, ..self.usage() }.last(false);
+                    chunk["system_fingerprint"] = json!(self.form.fingerprint);
+                    events.data(&chunk);
+                }
+                events.done();
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+        events.data(&error.openai());
+        events.done();
+    }
+}
+
+impl CompletionTalk {
+    fn token_chunk(&self, choice: usize, index: usize, last: bool) -> Value {
+        let (prompt, answer) = &self.batch.choices[choice];
+        let piece = &answer.pieces[index];
+        let offset = answer.text(Part::Text, index).chars().count();
+        let tells_prompt = self.form.token_ids && index == 0;
+        let entry = json!({
+            "index": choice,
+            "text": piece.text,
+            "logprobs": self.form.logprobs(&[piece.id], offset),
+            "finish_reason": last.then(|| finish_reason(answer.finish)),
+            "stop_reason": answer.stop_reason.as_ref().filter(|_| last),
+            "prompt_token_ids": tells_prompt.then_some(prompt),
+            "token_ids": self.form.token_ids.then_some([piece.id]),
+        });
+        self.with_usage(json!([entry]))
+    }
+
+    fn with_usage(&self, choices: Value) -> Value {
+        let mut chunk = self.form.chunk(choices);
+        if self.form.continuous_usage {
+            chunk["usage"] = self.usage().counts();
+        }
+        chunk
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { prompt: self.batch.prompt_tokens, completion: self.told.iter().sum(), cached: None }
+    }
+}

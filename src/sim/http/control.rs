@@ -1,0 +1,123 @@
+//! Routes that change the server: vLLM's development routes, and `/sim/…`, which is no part of vLLM.
+//!
+//! ```text
+//! POST /sim/fault    {"kind":"status","status":503,"requests":2,"seconds":1.5}   see fault.rs; "none" clears
+//! POST /sim/restart  a new process: new start time, empty cache, connections closed
+//! GET  /sim/stats    counts            GET /sim/requests, /sim/polls   what was received
+//! ```
+//!
+//! A fault given with `seconds` clears itself: the only way back over HTTP when connections are refused.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::error::{self, ApiError};
+use super::fault::Fault;
+use super::record::Recorded;
+use super::reply::{self, Reply};
+use super::run::Call;
+
+/// Time for the answer to leave before what it announces happens.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// `/reset_prefix_cache`, `/sleep`, `/wake_up`, `/is_sleeping`, `/pause`, `/resume`, `/is_paused`.
+pub fn dev(call: &Call) -> Result<Reply, ApiError> {
+    let driver = &call.shared.driver;
+    let sleep = &call.shared.sleep;
+    Ok(reply::ok(&match call.uri.path() {
+        "/reset_prefix_cache" => json!({"success": driver.clear_cache()}),
+        "/sleep" => {
+            let level = call.query("level").and_then(|level| level.parse().ok()).unwrap_or(1_usize).min(2);
+            if call.query("mode").unwrap_or("abort") == "abort" {
+                driver.abort_all();
+            }
+            driver.pause();
+            driver.clear_cache();
+            sleep.store(level + 1, Ordering::SeqCst);
+            json!({"status": "sleeping", "level": level})
+        }
+        "/wake_up" => {
+            sleep.store(0, Ordering::SeqCst);
+            driver.resume();
+            json!({"status": "awake", "tags": call.query("tags").map(|tag| vec![tag])})
+        }
+        "/is_sleeping" => json!({"is_sleeping": sleep.load(Ordering::SeqCst) > 0}),
+        "/pause" => {
+            if call.query("mode").unwrap_or("abort") == "abort" {
+                driver.abort_all();
+            }
+            driver.pause();
+            json!({"status": "paused"})
+        }
+        "/resume" => {
+            driver.resume();
+            json!({"status": "resumed"})
+        }
+        _ => json!({"is_paused": driver.paused()}),
+    }))
+}
+
+pub async fn sim(call: &Call) -> Result<Reply, ApiError> {
+    let list = |all: Vec<Recorded>| {
+        let all: Vec<Value> = all.iter().map(Recorded::to_json).collect();
+        reply::ok(&json!(all))
+    };
+    Ok(match (call.method.as_str(), call.uri.path()) {
+        ("GET", "/sim/stats") => reply::ok(&json!(call.shared.stats())),
+        ("GET", "/sim/requests") => list(call.shared.requests.all()),
+        ("GET", "/sim/polls") => list(call.shared.polls.all()),
+        ("POST", "/sim/restart") => {
+            restart_soon(call);
+            reply::ok(&json!({"status": "restarting"}))
+        }
+        ("POST", "/sim/fault") => {
+            let body = serde_json::from_slice(&call.body).unwrap_or(Value::Null);
+            set_fault(call, &body).await?;
+            reply::ok(&json!({"status": "ok"}))
+        }
+        _ => error::not_found(),
+    })
+}
+
+async fn set_fault(call: &Call, body: &Value) -> Result<(), ApiError> {
+    match body["kind"].as_str() {
+        Some("none") => {
+            call.shared.faults.set_health(None);
+            call.shared.set_fault(None, None).await;
+            return Ok(());
+        }
+        Some("restart") => {
+            restart_soon(call);
+            return Ok(());
+        }
+        Some("health") => {
+            let status = body["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+            call.shared.faults.set_health(Some(status.unwrap_or(503)));
+        }
+        _ => {
+            let fault = Fault::parse(body).map_err(ApiError::bad_request)?;
+            call.shared.set_fault(Some(fault), body["requests"].as_u64()).await;
+        }
+    }
+    if let Some(seconds) = body["seconds"].as_f64().filter(|seconds| (0.0..=86_400.0).contains(seconds)) {
+        let shared = Arc::clone(&call.shared);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+            shared.faults.set_health(None);
+            shared.set_fault(None, None).await;
+        });
+    }
+    Ok(())
+}
+
+/// Restarts after the answer is out, since the answer's own connection ends too.
+fn restart_soon(call: &Call) {
+    let shared = Arc::clone(&call.shared);
+    tokio::spawn(async move {
+        tokio::time::sleep(GRACE).await;
+        shared.restart();
+    });
+}

@@ -1,0 +1,122 @@
+//! vLLM 0.32's refusals, word for word.
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::reply::{self, Reply};
+use crate::sim::engine::Refused;
+
+/// An error before it has the shape of an API.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiError {
+    pub status: u16,
+    pub kind: &'static str,
+    pub message: String,
+    pub param: Option<String>,
+    /// Answered in OpenAI's shape also on Anthropic's routes, as FastAPI's own errors are.
+    pub framework: bool,
+}
+
+impl ApiError {
+    fn new(status: u16, kind: &'static str, message: impl Into<String>, param: Option<&str>) -> Self {
+        let param = param.map(str::to_owned);
+        Self { status, kind, message: message.into(), param, framework: false }
+    }
+
+    pub fn unknown_model(model: &str, aliases: &[String]) -> Self {
+        let aliases = aliases.join(", ");
+        let message = format!("The model `{model}` does not exist. Valid aliases: {aliases}.");
+        Self::new(404, "NotFoundError", message, Some("model"))
+    }
+
+    /// A value vLLM itself refuses; the message names parameter and value.
+    pub fn invalid(message: &str, param: &str, value: &str) -> Self {
+        let message = format!("{message} (parameter={param}, value={value})");
+        Self::new(400, "BadRequestError", message, Some(param))
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, "BadRequestError", message, None)
+    }
+
+    /// `open`: the number is only what is known of it, there may be more.
+    pub fn too_long(tokens: usize, open: bool, limit: usize) -> Self {
+        let at_least = if open { "at least " } else { "" };
+        let message = format!(
+            "This model's maximum context length is {limit} tokens. However, your prompt contains \
+             {at_least}{tokens} input tokens, which exceeds this limit even without any output tokens. Please \
+             reduce the length of the input prompt."
+        );
+        Self::invalid(&message, "input_tokens", &tokens.to_string())
+    }
+
+    /// What the schema of the request does not allow; `problems` are written out already.
+    pub fn schema(problems: &[String], param: Option<&str>) -> Self {
+        let many = if problems.len() == 1 { "error" } else { "errors" };
+        let mut message = format!("{} validation {many}:", problems.len());
+        for problem in problems.iter().take(10) {
+            message.push_str(&format!("\n  {problem}"));
+        }
+        if problems.len() > 10 {
+            message.push_str(&format!("\n  ...and {} more {many}", problems.len() - 10));
+        }
+        Self { framework: true, ..Self::new(400, "Bad Request", message, param) }
+    }
+
+    pub fn refused(refused: Refused) -> Self {
+        match refused {
+            Refused::QueueFull => Self::new(
+                503,
+                "Service Unavailable",
+                "The engine is currently busy and cannot accept new requests. \
+                 Please try again later or on a different instance.",
+                None,
+            ),
+            Refused::TooLarge => Self::bad_request("The request does not fit into the KV cache, even alone."),
+        }
+    }
+
+    pub fn responses(status: u16, message: String, param: &str) -> Self {
+        Self::new(status, "invalid_request_error", message, Some(param))
+    }
+
+    pub fn shutting_down() -> Self {
+        Self::new(500, "InternalServerError", "cannot schedule new futures after shutdown", None)
+    }
+
+    /// What a stream tells when its generation fails.
+    pub fn generation(status: u16) -> Self {
+        Self::new(status, "InternalServerError", "Internal server error", None)
+    }
+
+    pub fn openai(&self) -> Value {
+        json!({"error": {
+            "message": self.message, "type": self.kind, "param": self.param, "code": self.status,
+        }})
+    }
+
+    pub fn anthropic(&self) -> Value {
+        json!({"type": "error", "error": {"type": self.kind, "message": self.message}})
+    }
+
+    /// The answer; on `/v1/messages` in Anthropic's shape.
+    pub fn reply(&self, anthropic: bool) -> Reply {
+        let body = if anthropic && !self.framework { self.anthropic() } else { self.openai() };
+        reply::json(self.status, &body)
+    }
+}
+
+pub fn not_found() -> Reply {
+    reply::json(404, &json!({"detail": "Not Found"}))
+}
+
+pub fn unauthorized() -> Reply {
+    reply::json(401, &json!({"error": "Unauthorized"}))
+}
+
+/// 405, which names what is allowed before everything else, as Starlette does.
+pub fn method_not_allowed(allow: &'static str) -> Reply {
+    let body = Bytes::from_static(b"{\"detail\":\"Method Not Allowed\"}");
+    reply::with(StatusCode::METHOD_NOT_ALLOWED, &[("allow", allow)], Some("application/json"), body)
+}

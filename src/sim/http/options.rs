@@ -1,0 +1,104 @@
+//! What kind of vLLM is simulated.
+
+use std::time::Duration;
+
+use crate::sim::engine::{Limits, Timing};
+
+/// Settings of one simulated server; the names are those of vLLM's flags where it has one.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Served model names: the first is the name in answers and metrics, the rest are aliases.
+    pub models: Vec<String>,
+    pub loras: Vec<String>,
+    pub max_model_len: usize,
+    pub api_key: Option<String>,
+    pub timing: Timing,
+    pub cache_tokens: usize,
+    pub block_size: usize,
+    pub max_num_seqs: usize,
+    pub max_num_queued_reqs: Option<usize>,
+    /// Separates the random ids of engines.
+    pub seed: u64,
+    /// Whether usage tells cached tokens (`--enable-prompt-tokens-details`).
+    pub prompt_tokens_details: bool,
+    /// Whether answers carry `x-request-id` (`--enable-request-id-headers`).
+    pub request_id_headers: bool,
+    /// Whether the routes of `VLLM_SERVER_DEV_MODE=1` exist.
+    pub dev_mode: bool,
+    /// Real servers have pooling or generation; this one can have all at once.
+    pub embeddings: bool,
+    pub transcription: bool,
+    pub realtime: bool,
+    /// Whether Responses are kept (`VLLM_ENABLE_RESPONSES_API_STORE=1`).
+    pub responses_store: bool,
+    /// Whether `/load` counts (`--enable-server-load-tracking`).
+    pub server_load: bool,
+    pub version: String,
+    /// Idle connections are closed after this long (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`).
+    pub keep_alive: Duration,
+    /// Whether `POST /sim/…` can see and disturb the server.
+    pub control: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            models: vec!["sim".to_owned()],
+            loras: Vec::new(),
+            max_model_len: 32_768,
+            api_key: None,
+            timing: Timing::default(),
+            cache_tokens: 262_144,
+            block_size: 16,
+            max_num_seqs: 256,
+            max_num_queued_reqs: None,
+            seed: 0,
+            prompt_tokens_details: true,
+            request_id_headers: false,
+            dev_mode: false,
+            embeddings: true,
+            transcription: true,
+            realtime: true,
+            responses_store: true,
+            server_load: true,
+            version: "0.32.0".to_owned(),
+            keep_alive: Duration::from_secs(5),
+            control: true,
+        }
+    }
+}
+
+impl Options {
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            block_size: self.block_size,
+            cache_tokens: self.cache_tokens,
+            max_running: self.max_num_seqs,
+            max_waiting: self.max_num_queued_reqs,
+            ..Limits::default()
+        }
+    }
+
+    /// The name a model answers under, or `None` if it is not served. No name means the base model.
+    pub(super) fn resolve<'a>(&'a self, model: Option<&'a str>) -> Option<Served<'a>> {
+        let base = self.models.first().map_or("", String::as_str);
+        match model {
+            None | Some("") => Some(Served { name: base, lora: None }),
+            Some(model) if self.models.iter().any(|served| served == model) => {
+                // As in vLLM, the answer names the first alias, whichever was asked for.
+                Some(Served { name: base, lora: None })
+            }
+            Some(model) => {
+                let lora = self.loras.iter().find(|lora| *lora == model)?;
+                Some(Served { name: lora, lora: Some(lora) })
+            }
+        }
+    }
+}
+
+/// A served model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Served<'a> {
+    pub name: &'a str,
+    pub lora: Option<&'a str>,
+}

@@ -1,0 +1,299 @@
+//! What a simulated engine answers: decided in full before the first token, from the prompt alone.
+//!
+//! The same request to two engines gets the same text, whatever the engines are busy with, so an answer that
+//! came through a balancer can be held against one that did not. Lengths are predictable too: a given
+//! `max_tokens` is used up (finish `length`), without it the answer has `DEFAULT_TOKENS` tokens and ends by
+//! itself (finish `stop`). Tool calls and JSON end when they are complete.
+//!
+//! It must never depend on time, load, sampling seeds or anything random.
+
+use serde_json::{Map, Value, json};
+
+use super::token;
+use crate::sim::engine::Finish;
+
+/// Tokens of an answer whose length the client left open.
+pub const DEFAULT_TOKENS: usize = 16;
+
+/// Schemas may refer to themselves; deeper than this, values are left out.
+const SCHEMA_DEPTH: usize = 8;
+
+/// What the client asked for, as far as it shapes the answer.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    pub max_tokens: Option<usize>,
+    pub stop: Vec<String>,
+    /// The tool to call, and the schema of its arguments.
+    pub call: Option<(String, Value)>,
+    /// The schema the text must fit.
+    pub schema: Option<Value>,
+    pub reasoning: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Reasoning,
+    Text,
+    Arguments,
+}
+
+/// One token of the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub part: Part,
+    pub id: u32,
+    /// Shorter than the token where a stop string cuts it.
+    pub text: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub pieces: Vec<Piece>,
+    pub finish: Finish,
+    /// The stop string that ended it.
+    pub stop_reason: Option<String>,
+    /// Name of the tool it calls.
+    pub tool: Option<String>,
+}
+
+/// Source of the words; splitmix64, because it is short and good enough.
+struct Words(u64);
+
+// === impl Answer ===
+
+impl Answer {
+    /// Decides the answer to the prompt that hashes to `seed`.
+    pub fn new(wishes: &Wishes, seed: u64) -> Self {
+        let mut words = Words(seed);
+        let structured = wishes.call.as_ref().map(|(_, schema)| schema).or(wishes.schema.as_ref());
+        let length = wishes.max_tokens.unwrap_or(DEFAULT_TOKENS).max(1);
+        let mut pieces = Vec::new();
+        if wishes.reasoning {
+            let thoughts = words.text((length / 2).clamp(1, 8));
+            pieces.extend(cut(&thoughts, Part::Reasoning));
+        }
+        let mut finish = Finish::Stop;
+        match structured {
+            Some(schema) => {
+                let part = if wishes.call.is_some() { Part::Arguments } else { Part::Text };
+                let value = example(schema, schema, &mut words, SCHEMA_DEPTH).unwrap_or(json!({}));
+                pieces.extend(cut(&value.to_string(), part));
+            }
+            None => {
+                let text = words.text(length.saturating_sub(pieces.len()));
+                pieces.extend(cut(&text, Part::Text));
+                if wishes.max_tokens.is_some() {
+                    finish = Finish::Length;
+                }
+            }
+        }
+        if let Some(limit) = wishes.max_tokens
+            && pieces.len() > limit
+        {
+            pieces.truncate(limit.max(1));
+            finish = Finish::Length;
+        }
+        let tool = wishes.call.as_ref().map(|(name, _)| name.clone());
+        let mut answer = Self { pieces, finish, stop_reason: None, tool };
+        answer.stop_at(&wishes.stop);
+        answer
+    }
+
+    /// Text of the first `tokens` tokens that belong to `part`.
+    pub fn text(&self, part: Part, tokens: usize) -> String {
+        let told = self.pieces.iter().take(tokens);
+        told.filter(|piece| piece.part == part).map(|piece| piece.text.as_str()).collect()
+    }
+
+    pub fn ids(&self, tokens: usize) -> Vec<u32> {
+        self.pieces.iter().take(tokens).map(|piece| piece.id).collect()
+    }
+
+    /// Ends the answer where its text first contains one of `stops`; that string is not part of it.
+    fn stop_at(&mut self, stops: &[String]) {
+        let mut text = String::new();
+        for at in 0..self.pieces.len() {
+            if self.pieces[at].part != Part::Text {
+                continue;
+            }
+            text.push_str(&self.pieces[at].text);
+            let found = stops.iter().filter(|stop| !stop.is_empty());
+            let found = found.filter_map(|stop| Some((text.find(stop.as_str())?, stop))).min();
+            let Some((keep, stop)) = found else { continue };
+            self.stop_reason = Some(stop.clone());
+            self.finish = Finish::Stop;
+            self.pieces.truncate(at + 1);
+            let mut left = keep;
+            for piece in self.pieces.iter_mut().filter(|piece| piece.part == Part::Text) {
+                piece.text.truncate(left);
+                left -= piece.text.len();
+            }
+            return;
+        }
+    }
+}
+
+fn cut(text: &str, part: Part) -> Vec<Piece> {
+    let ids = token::encode(text);
+    ids.into_iter().map(|id| Piece { part, id, text: token::decode(&[id]) }).collect()
+}
+
+// === impl Words ===
+
+impl Words {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A word of two or three letters, so that with its space it is exactly one token.
+    fn word(&mut self) -> String {
+        const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";
+        const VOWELS: &[u8] = b"aeiou";
+        let mut pick = |letters: &[u8]| char::from(letters[(self.next() % letters.len() as u64) as usize]);
+        let mut word = String::from_iter([pick(CONSONANTS), pick(VOWELS)]);
+        if self.next() & 1 == 1 {
+            word.push(char::from(CONSONANTS[(self.next() % CONSONANTS.len() as u64) as usize]));
+        }
+        word
+    }
+
+    fn text(&mut self, words: usize) -> String {
+        let words: Vec<String> = (0..words).map(|_| self.word()).collect();
+        words.join(" ")
+    }
+}
+
+/// A value that fits a simple schema: what is required, with small values of the right type.
+fn example(schema: &Value, root: &Value, words: &mut Words, depth: usize) -> Option<Value> {
+    let depth = depth.checked_sub(1)?;
+    if let Some(name) = schema["$ref"].as_str() {
+        return example(root.pointer(name.strip_prefix('#')?)?, root, words, depth);
+    }
+    for fixed in ["const", "default"] {
+        if let Some(value) = schema.get(fixed) {
+            return Some(value.clone());
+        }
+    }
+    for choices in ["enum", "examples"] {
+        if let Some(value) = schema[choices].as_array().and_then(|values| values.first()) {
+            return Some(value.clone());
+        }
+    }
+    for variants in ["anyOf", "oneOf", "allOf"] {
+        if let Some(variant) = schema[variants].as_array().and_then(|variants| variants.first()) {
+            return example(variant, root, words, depth);
+        }
+    }
+    let kind = match &schema["type"] {
+        Value::String(kind) => kind.as_str(),
+        Value::Array(kinds) => kinds.first().and_then(Value::as_str).unwrap_or("object"),
+        _ if schema.get("properties").is_some() => "object",
+        _ => "string",
+    };
+    Some(match kind {
+        "null" => Value::Null,
+        "boolean" => Value::Bool(words.next() & 1 == 1),
+        "integer" => json!(schema["minimum"].as_i64().unwrap_or(1)),
+        "number" => json!(schema["minimum"].as_f64().unwrap_or(1.5)),
+        "array" => {
+            let least = schema["minItems"].as_u64().unwrap_or(0).min(16);
+            (0..least).filter_map(|_| example(&schema["items"], root, words, depth)).collect()
+        }
+        "object" => Value::Object(example_object(schema, root, words, depth)),
+        _ => Value::String(words.word()),
+    })
+}
+
+fn example_object(schema: &Value, root: &Value, words: &mut Words, depth: usize) -> Map<String, Value> {
+    let mut object = Map::new();
+    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    for name in required {
+        if let Some(value) = example(&schema["properties"][name], root, words, depth) {
+            object.insert(name.to_owned(), value);
+        }
+    }
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(answer: &Answer) -> String {
+        answer.text(Part::Text, usize::MAX)
+    }
+
+    #[test]
+    fn the_same_prompt_gets_the_same_answer() {
+        let wishes = Wishes { max_tokens: Some(40), ..Wishes::default() };
+        let (one, two) = (Answer::new(&wishes, 5), Answer::new(&wishes, 5));
+        assert_eq!(one.pieces, two.pieces);
+        assert_ne!(whole(&one), whole(&Answer::new(&wishes, 6)));
+        assert_eq!((one.pieces.len(), one.finish), (40, Finish::Length));
+        assert_eq!(token::encode(&whole(&one)), one.ids(40), "its text has the tokens it was told in");
+    }
+
+    #[test]
+    fn an_open_length_ends_by_itself() {
+        let answer = Answer::new(&Wishes::default(), 1);
+        assert_eq!((answer.pieces.len(), answer.finish), (DEFAULT_TOKENS, Finish::Stop));
+    }
+
+    #[test]
+    fn a_stop_string_ends_the_text_before_it() {
+        let free = Answer::new(&Wishes { max_tokens: Some(30), ..Wishes::default() }, 9);
+        let text = whole(&free);
+        let stop = text[10..16].to_owned();
+        let wishes = Wishes { max_tokens: Some(30), stop: vec![stop.clone()], ..Wishes::default() };
+        let answer = Answer::new(&wishes, 9);
+        assert_eq!(whole(&answer), text[..text.find(&stop).unwrap()]);
+        assert_eq!((answer.finish, answer.stop_reason), (Finish::Stop, Some(stop)));
+    }
+
+    #[test]
+    fn json_fits_its_schema() {
+        let schema = json!({
+            "type": "object",
+            "required": ["name", "age", "tags", "mood", "home", "next"],
+            "properties": {
+                "name": {"type": "string"},
+                "age": {"type": "integer", "minimum": 18},
+                "tags": {"type": "array", "minItems": 2, "items": {"type": "boolean"}},
+                "mood": {"enum": ["good", "bad"]},
+                "home": {"$ref": "#/$defs/home"},
+                "next": {"anyOf": [{"type": "null"}, {"type": "string"}]},
+                "optional": {"type": "string"},
+            },
+            "$defs": {"home": {"type": "object", "properties": {"at": {"type": "number"}}, "required": ["at"]}},
+        });
+        let wishes = Wishes { schema: Some(schema), ..Wishes::default() };
+        let value: Value = serde_json::from_str(&whole(&Answer::new(&wishes, 3))).unwrap();
+        assert!(value["name"].is_string() && value["tags"].as_array().unwrap().len() == 2);
+        assert_eq!(value["age"], 18);
+        assert_eq!((&value["mood"], &value["home"]), (&json!("good"), &json!({"at": 1.5})));
+        assert_eq!((value.get("next"), value.get("optional")), (Some(&Value::Null), None));
+    }
+
+    #[test]
+    fn a_schema_that_contains_itself_ends() {
+        let schema = json!({"type": "object", "required": ["child"], "properties": {"child": {"$ref": "#"}}});
+        let answer = Answer::new(&Wishes { schema: Some(schema), ..Wishes::default() }, 3);
+        assert!(serde_json::from_str::<Value>(&whole(&answer)).is_ok());
+    }
+
+    #[test]
+    fn calls_and_thoughts_have_their_own_parts() {
+        let schema =
+            json!({"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}});
+        let call = Some(("weather".to_owned(), schema));
+        let answer = Answer::new(&Wishes { call, reasoning: true, ..Wishes::default() }, 3);
+        let arguments: Value = serde_json::from_str(&answer.text(Part::Arguments, usize::MAX)).unwrap();
+        assert!(arguments["city"].is_string());
+        assert!(!answer.text(Part::Reasoning, usize::MAX).is_empty());
+        assert_eq!((whole(&answer).as_str(), answer.finish), ("", Finish::Stop));
+    }
+}

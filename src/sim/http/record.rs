@@ -1,0 +1,116 @@
+//! What the server saw: the latest requests, and counts.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri};
+use serde::Serialize;
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Requests remembered, and how much of each body.
+const RING: usize = 1_000;
+const BODY: usize = 64 * 1_024;
+
+/// One request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub method: Method,
+    /// Path with query.
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body_length: usize,
+    /// xxh3-64 of the whole body.
+    pub body_hash: u64,
+    /// The first 64 KiB of the body.
+    pub body: Bytes,
+}
+
+/// Counts at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Stats {
+    /// Requests other than polls of health, models, metrics and the like.
+    pub received: u64,
+    /// Those polls.
+    pub polled: u64,
+    /// Sequences in the engine.
+    pub running: usize,
+    pub waiting: usize,
+    /// Sequences that ended by themselves, and those that were aborted or refused.
+    pub finished: u64,
+    pub aborted: u64,
+    pub refused: u64,
+    /// Connections open now, and accepted so far.
+    pub connections: usize,
+    pub accepted: u64,
+    /// Prompt tokens looked up in the prefix cache, and found.
+    pub prefix_queries: u64,
+    pub prefix_hits: u64,
+    pub prompt_tokens: u64,
+    pub generation_tokens: u64,
+    pub kv_usage: f64,
+    pub restarts: u64,
+}
+
+/// A bounded memory of requests.
+#[derive(Debug, Default)]
+pub struct Ring(Mutex<VecDeque<Recorded>>);
+
+// === impl Recorded ===
+
+impl Recorded {
+    pub fn new(method: Method, uri: &Uri, headers: HeaderMap, body: &Bytes) -> Self {
+        Self {
+            method,
+            path: uri.path_and_query().map_or_else(|| uri.path().to_owned(), ToString::to_string),
+            headers,
+            body_length: body.len(),
+            body_hash: xxh3_64(body),
+            body: body.slice(..body.len().min(BODY)),
+        }
+    }
+
+    /// A header's value, or nothing if it is not there or not text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The remembered body as JSON; `Null` if it is none or was longer than what is remembered.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let headers: Vec<Value> = self
+            .headers
+            .iter()
+            .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]))
+            .collect();
+        json!({
+            "method": self.method.as_str(),
+            "path": self.path,
+            "headers": headers,
+            "body_length": self.body_length,
+            "body_hash": format!("{:016x}", self.body_hash),
+            "body": String::from_utf8_lossy(&self.body),
+        })
+    }
+}
+
+// === impl Ring ===
+
+impl Ring {
+    pub fn push(&self, recorded: Recorded) {
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.len() == RING {
+            ring.pop_front();
+        }
+        ring.push_back(recorded);
+    }
+
+    /// Oldest first.
+    pub fn all(&self) -> Vec<Recorded> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! The simulated chat template: from the bodies of three APIs to one sequence of tokens.
+//!
+//! All of them become `<|im_start|>role\n…<|im_end|>\n` messages, with tools after the system text, so that a
+//! conversation that goes on, also in another API, begins with the blocks of the one before. What templates
+//! of reasoning models drop from history (thoughts, ids of calls) is dropped here too.
+//!
+//! It must never fail: what it does not understand, it renders as the JSON it is.
+
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::token::{self, END, START};
+
+/// Claude Code puts a line into the system text that differs in every request; vLLM takes it out.
+const BILLING: &str = "x-anthropic-billing-header";
+
+/// One message of the rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Turn {
+    role: String,
+    text: String,
+}
+
+/// Tokens of an OpenAI chat request.
+pub fn chat(body: &Value) -> Vec<u32> {
+    let mut turns = Vec::new();
+    for message in body["messages"].as_array().into_iter().flatten() {
+        turns.push(openai_turn(message));
+    }
+    let generates = body["add_generation_prompt"].as_bool().unwrap_or(true);
+    tokens(turns, &body["tools"], generates)
+}
+
+/// Tokens of an Anthropic request.
+pub fn messages(body: &Value) -> Vec<u32> {
+    let mut turns = Vec::new();
+    let system = text_of(&body["system"]);
+    if !system.is_empty() {
+        turns.push(Turn { role: "system".to_owned(), text: system });
+    }
+    for message in body["messages"].as_array().into_iter().flatten() {
+        let role = message["role"].as_str().unwrap_or("user").to_owned();
+        turns.push(Turn { role, text: text_of(&message["content"]) });
+    }
+    tokens(turns, &body["tools"], true)
+}
+
+/// Tokens of a Responses request that follows on `before`, the turns of an earlier answer.
+pub fn responses(body: &Value, before: &[Value]) -> Vec<u32> {
+    let mut turns = Vec::new();
+    if let Some(instructions) = body["instructions"].as_str() {
+        turns.push(Turn { role: "system".to_owned(), text: instructions.to_owned() });
+    }
+    turns.extend(before.iter().filter_map(response_turn));
+    match &body["input"] {
+        Value::String(text) => turns.push(Turn { role: "user".to_owned(), text: text.clone() }),
+        Value::Array(items) => turns.extend(items.iter().filter_map(response_turn)),
+        _ => {}
+    }
+    tokens(turns, &body["tools"], true)
+}
+
+fn openai_turn(message: &Value) -> Turn {
+    let role = message["role"].as_str().unwrap_or("user").to_owned();
+    let mut text = text_of(&message["content"]);
+    for call in message["tool_calls"].as_array().into_iter().flatten() {
+        push_call(&mut text, &call["function"]["name"], &call["function"]["arguments"]);
+    }
+    Turn { role, text }
+}
+
+/// `None` for what leaves no trace in the prompt.
+fn response_turn(item: &Value) -> Option<Turn> {
+    let mut text = String::new();
+    let role = match item["type"].as_str() {
+        Some("reasoning") => return None,
+        Some("function_call") => {
+            push_call(&mut text, &item["name"], &item["arguments"]);
+            "assistant"
+        }
+        Some("function_call_output") => {
+            text = text_of(&item["output"]);
+            "tool"
+        }
+        _ => {
+            text = text_of(&item["content"]);
+            item["role"].as_str().unwrap_or("user")
+        }
+    };
+    Some(Turn { role: role.to_owned(), text })
+}
+
+fn push_call(text: &mut String, name: &Value, arguments: &Value) {
+    let name = name.as_str().unwrap_or_default();
+    let arguments = arguments.as_str().map_or_else(|| arguments.to_string(), str::to_owned);
+    text.push_str(&format!("<tool_call>{name} {arguments}</tool_call>"));
+}
+
+/// Text of a content: a string, or parts joined by line breaks.
+fn text_of(content: &Value) -> String {
+    match content {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            let texts: Vec<String> = parts.iter().filter_map(part_text).collect();
+            texts.join("\n")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn part_text(part: &Value) -> Option<String> {
+    if let Some(text) = part.as_str() {
+        return Some(text.to_owned());
+    }
+    match part["type"].as_str() {
+        Some("thinking" | "redacted_thinking") => None,
+        Some("tool_use") => {
+            let mut text = String::new();
+            push_call(&mut text, &part["name"], &part["input"]);
+            Some(text)
+        }
+        Some("tool_result") => Some(text_of(&part["content"])),
+        _ => match part["text"].as_str() {
+            Some(text) if text.starts_with(BILLING) => None,
+            Some(text) => Some(text.to_owned()),
+            // An image or a sound: only which one it is matters.
+            None => Some(format!("<|media {:016x}|>", xxh3_64(part.to_string().as_bytes()))),
+        },
+    }
+}
+
+fn tokens(mut turns: Vec<Turn>, tools: &Value, generates: bool) -> Vec<u32> {
+    if let Some(tools) = tools.as_array().filter(|tools| !tools.is_empty()) {
+        let mut text = String::from("\n\n# Tools\n");
+        for tool in tools {
+            let function = tool.get("function").unwrap_or(tool);
+            let schema = function.get("parameters").or(function.get("input_schema")).unwrap_or(&Value::Null);
+            let name = function["name"].as_str().unwrap_or_default();
+            let description = function["description"].as_str().unwrap_or_default();
+            text.push_str(&format!("{name}: {description} {schema}\n"));
+        }
+        match turns.first_mut().filter(|turn| turn.role == "system") {
+            Some(system) => system.text.push_str(&text),
+            None => turns.insert(0, Turn { role: "system".to_owned(), text }),
+        }
+    }
+    let mut ids = Vec::new();
+    for turn in turns {
+        ids.push(START);
+        // Encoded apart, so that a text has the same tokens as question, answer and history.
+        token::encode_into(&turn.role, &mut ids);
+        token::encode_into("\n", &mut ids);
+        token::encode_into(&turn.text, &mut ids);
+        ids.push(END);
+        token::encode_into("\n", &mut ids);
+    }
+    if generates {
+        ids.push(START);
+        token::encode_into("assistant", &mut ids);
+        token::encode_into("\n", &mut ids);
+    }
+    ids
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_conversation_begins_with_the_one_before() {
+        let first = chat(&json!({"messages": [{"role": "user", "content": "how are you"}]}));
+        let second = chat(&json!({"messages": [
+            {"role": "user", "content": [{"type": "text", "text": "how are you"}]},
+            {"role": "assistant", "content": "fine", "reasoning": "hm"},
+            {"role": "user", "content": "good"},
+        ]}));
+        assert_eq!(second[..first.len()], first[..]);
+        assert_eq!(token::decode(&first), "<|im_start|>user\nhow are you<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn three_apis_render_alike() {
+        let schema = json!({"type": "object"});
+        let tool = json!([{"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}}]);
+        let by_chat = chat(&json!({"tools": tool, "messages": [
+            {"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"},
+        ]}));
+        let by_messages = messages(&json!({
+            "system": [{"type": "text", "text": format!("{BILLING}: 1")}, {"type": "text", "text": "be kind"}],
+            "tools": [{"name": "f", "description": "d", "input_schema": schema}],
+            "messages": [{"role": "user", "content": "hi"}],
+        }));
+        let by_responses = responses(
+            &json!({
+                "instructions": "be kind",
+                "tools": [{"type": "function", "name": "f", "description": "d", "parameters": schema}],
+                "input": "hi",
+            }),
+            &[],
+        );
+        assert_eq!(by_chat, by_messages);
+        assert_eq!(by_chat, by_responses);
+    }
+
+    #[test]
+    fn what_is_no_text_still_counts() {
+        let picture = |url: &str| {
+            chat(&json!({"messages": [{"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": url}},
+            ]}]}))
+        };
+        assert_eq!(picture("a"), picture("a"));
+        assert_ne!(picture("a"), picture("b"));
+    }
+}

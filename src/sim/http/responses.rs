@@ -1,0 +1,11 @@
+//! Stub: comes with its own change.
+use super::{error, error::ApiError, reply::Reply, run::Call};
+pub async fn create(_: &Call) -> Result<Reply, ApiError> {
+    Ok(error::not_found())
+}
+pub fn get(_: &Call) -> Result<Reply, ApiError> {
+    Ok(error::not_found())
+}
+pub fn cancel(_: &Call) -> Result<Reply, ApiError> {
+    Ok(error::not_found())
+}

@@ -1,0 +1,290 @@
+//! Which path is answered by whom, and what Starlette says where nobody answers.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::connection::Busy;
+use super::error::{self, ApiError};
+use super::fault::Fault;
+use super::options::Options;
+use super::record::Recorded;
+use super::reply::{self, Reply, Tracked};
+use super::run::Call;
+use super::shared::Shared;
+use super::{
+    audio, chat, completions, control, generate, messages, metrics, models, pooling, realtime, responses,
+    tokenize,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Models,
+    Chat,
+    Completions,
+    Responses,
+    Response,
+    CancelResponse,
+    Messages,
+    CountTokens,
+    Generate,
+    Embeddings,
+    Pooling,
+    Classify,
+    Score,
+    Rerank,
+    Transcribe,
+    Realtime,
+    Tokenize,
+    Detokenize,
+    Invocations,
+    Health,
+    Version,
+    Load,
+    Metrics,
+    Dev,
+    Sim,
+}
+
+/// A row of the table: pattern as the metrics name it, methods as `allow` lists them.
+struct Row {
+    route: Route,
+    pattern: &'static str,
+    allow: &'static str,
+}
+
+/// Routes with a fixed path. Those with a parameter, and those under `/sim/`, are in `find`.
+#[rustfmt::skip]
+const TABLE: &[Row] = &[
+    Row { route: Route::Models, pattern: "/v1/models", allow: "GET" },
+    Row { route: Route::Chat, pattern: "/v1/chat/completions", allow: "POST" },
+    Row { route: Route::Completions, pattern: "/v1/completions", allow: "POST" },
+    Row { route: Route::Responses, pattern: "/v1/responses", allow: "POST" },
+    Row { route: Route::Messages, pattern: "/v1/messages", allow: "POST" },
+    Row { route: Route::CountTokens, pattern: "/v1/messages/count_tokens", allow: "POST" },
+    Row { route: Route::Generate, pattern: "/inference/v1/generate", allow: "POST" },
+    Row { route: Route::Embeddings, pattern: "/v1/embeddings", allow: "POST" },
+    Row { route: Route::Pooling, pattern: "/pooling", allow: "POST" },
+    Row { route: Route::Classify, pattern: "/classify", allow: "POST" },
+    Row { route: Route::Score, pattern: "/score", allow: "POST" },
+    Row { route: Route::Score, pattern: "/v1/score", allow: "POST" },
+    Row { route: Route::Rerank, pattern: "/rerank", allow: "POST" },
+    Row { route: Route::Rerank, pattern: "/v1/rerank", allow: "POST" },
+    Row { route: Route::Rerank, pattern: "/v2/rerank", allow: "POST" },
+    Row { route: Route::Transcribe, pattern: "/v1/audio/transcriptions", allow: "POST" },
+    Row { route: Route::Transcribe, pattern: "/v1/audio/translations", allow: "POST" },
+    Row { route: Route::Realtime, pattern: "/v1/realtime", allow: "GET" },
+    Row { route: Route::Tokenize, pattern: "/tokenize", allow: "POST" },
+    Row { route: Route::Detokenize, pattern: "/detokenize", allow: "POST" },
+    Row { route: Route::Invocations, pattern: "/invocations", allow: "POST" },
+    Row { route: Route::Health, pattern: "/health", allow: "GET" },
+    Row { route: Route::Health, pattern: "/ping", allow: "GET, POST" },
+    Row { route: Route::Version, pattern: "/version", allow: "GET" },
+    Row { route: Route::Load, pattern: "/load", allow: "GET" },
+    Row { route: Route::Metrics, pattern: "/metrics", allow: "GET" },
+    Row { route: Route::Dev, pattern: "/reset_prefix_cache", allow: "POST" },
+    Row { route: Route::Dev, pattern: "/sleep", allow: "POST" },
+    Row { route: Route::Dev, pattern: "/wake_up", allow: "POST" },
+    Row { route: Route::Dev, pattern: "/is_sleeping", allow: "GET" },
+    Row { route: Route::Dev, pattern: "/pause", allow: "POST" },
+    Row { route: Route::Dev, pattern: "/resume", allow: "POST" },
+    Row { route: Route::Dev, pattern: "/is_paused", allow: "GET" },
+];
+const RESPONSE: Row = Row { route: Route::Response, pattern: "/v1/responses/{response_id}", allow: "GET" };
+const CANCEL: Row =
+    Row { route: Route::CancelResponse, pattern: "/v1/responses/{response_id}/cancel", allow: "POST" };
+const SIM: Row = Row { route: Route::Sim, pattern: "/sim", allow: "GET, POST" };
+
+// === impl Route ===
+
+impl Route {
+    fn exists(self, options: &Options) -> bool {
+        match self {
+            Self::Embeddings | Self::Pooling | Self::Classify | Self::Score | Self::Rerank => {
+                options.embeddings
+            }
+            Self::Transcribe => options.transcription,
+            Self::Realtime => options.realtime,
+            Self::Dev => options.dev_mode,
+            Self::Sim => options.control,
+            _ => true,
+        }
+    }
+
+    /// Asked often and by machines; kept apart in the records, and never struck by a fault.
+    fn is_poll(self) -> bool {
+        matches!(self, Self::Models | Self::Health | Self::Version | Self::Load | Self::Metrics)
+    }
+}
+
+fn find(path: &str, options: &Options) -> Option<&'static Row> {
+    let row = match path.strip_prefix("/v1/responses/") {
+        Some(rest) => match rest.split_once('/') {
+            None if !rest.is_empty() => &RESPONSE,
+            Some((id, "cancel")) if !id.is_empty() => &CANCEL,
+            _ => return None,
+        },
+        None if path.starts_with("/sim/") => &SIM,
+        // Metrics are mounted, and a mount takes everything below it.
+        None if path.starts_with("/metrics/") => TABLE.iter().find(|row| row.route == Route::Metrics)?,
+        None => TABLE.iter().find(|row| row.pattern == path)?,
+    };
+    row.route.exists(options).then_some(row)
+}
+
+/// Answers one request; the error closes the connection.
+pub async fn answer(
+    shared: Arc<Shared>,
+    busy: Busy,
+    request: Request<Incoming>,
+) -> io::Result<Response<Tracked>> {
+    let busy = Arc::new(busy);
+    let method = request.method().as_str().to_owned();
+    let row = find(request.uri().path(), &shared.options);
+    let wanted = request.headers().get("x-request-id").cloned();
+    let mut reply = respond(&shared, &busy, row, request).await?;
+    if shared.options.request_id_headers {
+        let fresh = || HeaderValue::from_str(&shared.random_hex()).ok();
+        if let Some(id) = wanted.or_else(fresh) {
+            reply.headers_mut().insert("x-request-id", id);
+        }
+    }
+    let pattern = row.map_or("none", |row| row.pattern);
+    if row.is_none_or(|row| !row.route.is_poll() || row.route == Route::Models) {
+        shared.traffic.count(pattern, &method, reply.status().as_u16());
+    }
+    Ok(reply.map(|body| Tracked { body, busy }))
+}
+
+async fn respond(
+    shared: &Arc<Shared>,
+    busy: &Arc<Busy>,
+    row: Option<&'static Row>,
+    mut request: Request<Incoming>,
+) -> io::Result<Reply> {
+    // Taken before the body is read: a request that upgrades has none.
+    let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let is_sim = row.is_some_and(|row| row.route == Route::Sim);
+    let is_poll = row.is_some_and(|row| row.route.is_poll());
+    if !is_sim {
+        let recorded = Recorded::new(parts.method.clone(), &parts.uri, parts.headers.clone(), &body);
+        shared.record(recorded, is_poll);
+    }
+    let fault = if is_sim || is_poll { None } else { shared.faults.strike() };
+    match &fault {
+        Some(Fault::StallHeaders | Fault::Silent) => std::future::pending().await,
+        Some(Fault::ShuttingDown) => return Ok(ApiError::shutting_down().reply(false)),
+        Some(Fault::Status { status, body }) => {
+            let status = http::StatusCode::from_u16(*status).unwrap_or_default();
+            return Ok(reply::with(status, &[], Some("application/json"), Bytes::from(body.clone())));
+        }
+        _ => {}
+    }
+    if !authorized(&shared.options, &parts.method, &parts.uri, &parts.headers) {
+        return Ok(error::unauthorized());
+    }
+    let Some(row) = row else {
+        return Ok(lost(&shared.options, &parts.uri, &parts.headers));
+    };
+    if !row.allow.split(", ").any(|method| method == parts.method.as_str()) {
+        return Ok(error::method_not_allowed(row.allow));
+    }
+    let call = Call {
+        shared: Arc::clone(shared),
+        connection: Arc::clone(busy.connection()),
+        method: parts.method,
+        uri: parts.uri,
+        headers: parts.headers,
+        body,
+        fault,
+    };
+    let anthropic = matches!(row.route, Route::Messages | Route::CountTokens);
+    let reply = match (row.route, upgrade) {
+        (Route::Realtime, Some(upgrade)) => realtime::open(&call, upgrade, Arc::clone(busy)),
+        // Without an upgrade, a websocket route does not exist for HTTP.
+        (Route::Realtime, None) => Ok(error::not_found()),
+        (route, _) => dispatch(route, &call).await,
+    };
+    let reply = reply.unwrap_or_else(|error| error.reply(anthropic));
+    if shared.faults.current() == Some(Fault::Silent) && !is_sim {
+        std::future::pending::<()>().await;
+    }
+    Ok(reply)
+}
+
+async fn dispatch(route: Route, call: &Call) -> Result<Reply, ApiError> {
+    match route {
+        Route::Models => Ok(models::list(call)),
+        Route::Chat => chat::create(call).await,
+        Route::Completions => completions::create(call).await,
+        Route::Responses => responses::create(call).await,
+        Route::Response => responses::get(call),
+        Route::CancelResponse => responses::cancel(call),
+        Route::Messages => messages::create(call).await,
+        Route::CountTokens => messages::count(call),
+        Route::Generate => generate::create(call).await,
+        Route::Embeddings => pooling::embeddings(call).await,
+        Route::Pooling => pooling::pooling(call).await,
+        Route::Classify => pooling::classify(call).await,
+        Route::Score => pooling::score(call).await,
+        Route::Rerank => pooling::rerank(call).await,
+        Route::Transcribe => audio::transcribe(call).await,
+        Route::Tokenize => tokenize::tokenize(call),
+        Route::Detokenize => tokenize::detokenize(call),
+        Route::Invocations => invocations(call).await,
+        Route::Health => Ok(reply::empty(call.shared.faults.health().unwrap_or(200))),
+        Route::Version => Ok(models::version(call)),
+        Route::Load => Ok(models::load(call)),
+        Route::Metrics => Ok(metrics::page(call)),
+        Route::Dev => control::dev(call),
+        Route::Sim => control::sim(call).await,
+        Route::Realtime => Ok(error::not_found()),
+    }
+}
+
+/// SageMaker's one door: the fields of the body tell which API is meant.
+async fn invocations(call: &Call) -> Result<Reply, ApiError> {
+    let input = call.input()?;
+    if input.get("messages").is_some() {
+        chat::create(call).await
+    } else if input.get("prompt").is_some() {
+        completions::create(call).await
+    } else if input.get("query").is_some() && call.shared.options.embeddings {
+        pooling::rerank(call).await
+    } else if input.get("input").is_some() && call.shared.options.embeddings {
+        pooling::embeddings(call).await
+    } else {
+        Err(ApiError::bad_request(
+            "Cannot find suitable handler for request. Expected one of: chat, completion",
+        ))
+    }
+}
+
+fn authorized(options: &Options, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+    let Some(key) = &options.api_key else { return true };
+    let guarded = ["/v1", "/v2", "/inference", "/cohere"].iter().any(|start| uri.path().starts_with(start));
+    if !guarded || method == Method::OPTIONS {
+        return true;
+    }
+    let given = headers.get(header::AUTHORIZATION).and_then(|given| given.to_str().ok());
+    let given = given.and_then(|given| given.split_once(' '));
+    given.is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token == key)
+}
+
+/// 404, or 307 where only a slash at the end is too much or too few.
+fn lost(options: &Options, uri: &Uri, headers: &HeaderMap) -> Reply {
+    let path = uri.path();
+    let other = path.strip_suffix('/').map_or_else(|| format!("{path}/"), str::to_owned);
+    if path == "/" || find(&other, options).is_none() {
+        return error::not_found();
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    reply::redirect(&format!("http://{host}{other}{query}"))
+}

@@ -1,0 +1,258 @@
+//! From a checked request to work in the engine: what all generating routes have in common.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri};
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::connection::Connection;
+use super::driver::Generation;
+use super::error::ApiError;
+use super::fault::Fault;
+use super::input::Input;
+use super::plan::{Answer, Wishes};
+use super::shared::Shared;
+use super::token;
+use crate::sim::engine::{Finish, Request};
+
+/// Most choices of one request (`VLLM_MAX_N_SEQUENCES`).
+const MAX_N: i64 = 16_384;
+
+/// One HTTP request on its way through a handler.
+pub struct Call {
+    pub shared: Arc<Shared>,
+    pub connection: Arc<Connection>,
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub fault: Option<Fault>,
+}
+
+/// What is asked of the model, in the words of no API.
+#[derive(Debug, Default)]
+pub struct Ask {
+    pub prompt: Vec<u32>,
+    /// Whether the prompt came as token ids, whose number is known exactly.
+    pub exact: bool,
+    pub wishes: Wishes,
+    pub n: usize,
+    pub cache_salt: Option<String>,
+    pub use_cache: bool,
+    /// Name and value of the field that limits the output.
+    pub limit: Option<(&'static str, i64)>,
+}
+
+/// A request whose answers are decided.
+pub struct Prepared {
+    pub prompt: Vec<u32>,
+    pub answers: Vec<Answer>,
+}
+
+/// A request in the engine, and all that its answer will say.
+pub struct Job {
+    pub prompt: Vec<u32>,
+    pub answers: Vec<Answer>,
+    pub generation: Generation,
+}
+
+// === impl Call ===
+
+impl Call {
+    pub fn input(&self) -> Result<Input, ApiError> {
+        Input::parse(&self.headers, &self.body)
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// A value of the query string, undecoded: the simulation only knows simple ones.
+    pub fn query(&self, key: &str) -> Option<&str> {
+        let pairs = self.uri.query()?.split('&');
+        pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
+    /// Name the answer gives for the model asked for, and the adapter it stands for.
+    pub fn model(&self, model: Option<&str>) -> Result<(String, Option<String>), ApiError> {
+        let options = &self.shared.options;
+        match options.resolve(model) {
+            Some(served) => Ok((served.name.to_owned(), served.lora.map(str::to_owned))),
+            None => Err(ApiError::unknown_model(model.unwrap_or_default(), &options.models)),
+        }
+    }
+
+    /// `prefix-<id>`: the client's header, else its field, else something new.
+    pub fn id(&self, prefix: &str, input: &Input) -> String {
+        let wanted = self.header("x-request-id").or(input.body["request_id"].as_str());
+        let id = wanted.map_or_else(|| self.shared.random_hex(), str::to_owned);
+        format!("{prefix}-{id}")
+    }
+
+    pub fn fingerprint(&self) -> String {
+        let model = self.shared.options.models.first().map_or("", String::as_str);
+        format!("vllm-{}-{:08x}", self.shared.options.version, xxh3_64(model.as_bytes()) as u32)
+    }
+
+    /// Hands the request to the engine.
+    pub fn start(&self, ask: Ask, lora: Option<&str>) -> Result<Job, ApiError> {
+        let (prepared, requests) = self.prepare(ask, lora)?;
+        let generation = self.begin(requests)?;
+        Ok(Job { prompt: prepared.prompt, answers: prepared.answers, generation })
+    }
+
+    /// Decides the answers, from the prompt and the adapter alone, and what the engine has to do for them.
+    pub fn prepare(&self, ask: Ask, lora: Option<&str>) -> Result<(Prepared, Vec<Request>), ApiError> {
+        let options = &self.shared.options;
+        check_length(&ask, options.max_model_len)?;
+        let adapter = lora.map_or(0, |lora| xxh3_64(lora.as_bytes()));
+        let salt = ask.cache_salt.as_deref().unwrap_or_default();
+        let space = xxh3_64_with_seed(salt.as_bytes(), adapter);
+        let bytes: Vec<u8> = ask.prompt.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let seed = xxh3_64_with_seed(&bytes, adapter);
+        let room = options.max_model_len.saturating_sub(ask.prompt.len()).max(1);
+        let mut wishes = ask.wishes;
+        wishes.max_tokens = wishes.max_tokens.map(|tokens| tokens.min(room));
+        let choices = 0..ask.n.max(1) as u64;
+        let answers: Vec<Answer> =
+            choices.map(|choice| Answer::new(&wishes, seed.wrapping_add(choice))).collect();
+        let requests = answers.iter().map(|answer| {
+            let mut tokens = ask.prompt.clone();
+            tokens.extend(answer.ids(usize::MAX));
+            Request {
+                id: 0,
+                prompt_tokens: ask.prompt.len().max(1),
+                output_tokens: answer.pieces.len(),
+                chain: token::chain(&tokens, options.block_size, space),
+                finish: answer.finish,
+                use_cache: ask.use_cache,
+            }
+        });
+        let requests = requests.collect();
+        Ok((Prepared { prompt: ask.prompt, answers }, requests))
+    }
+
+    /// Starts prepared requests as the choices of one generation.
+    pub fn begin(&self, requests: Vec<Request>) -> Result<Generation, ApiError> {
+        let driver = &self.shared.driver;
+        if self.fault == Some(Fault::AbortEmpty) {
+            return Ok(driver.aborted(requests.len()));
+        }
+        driver.begin(requests).map_err(ApiError::refused)
+    }
+}
+
+fn check_length(ask: &Ask, max_model_len: usize) -> Result<(), ApiError> {
+    let output = match ask.limit {
+        Some((name, value)) if value > max_model_len as i64 => {
+            let message = format!(
+                "{name}={value} cannot be greater than max_model_len={max_model_len}. \
+                 Please request fewer output tokens."
+            );
+            return Err(ApiError::invalid(&message, name, &value.to_string()));
+        }
+        Some((_, value)) => usize::try_from(value).unwrap_or(0),
+        None => 0,
+    };
+    let room = max_model_len - output;
+    if ask.prompt.len() > room {
+        // vLLM stops tokenizing one token beyond the limit, so of a text it knows no more.
+        let known = if ask.exact { ask.prompt.len() } else { room + 1 };
+        return Err(ApiError::too_long(known, known == room + 1, max_model_len));
+    }
+    Ok(())
+}
+
+// === impl Ask ===
+
+impl Ask {
+    /// Reads the sampling fields that OpenAI's APIs share. `limits` are the fields that may limit the output,
+    /// the first one set wins.
+    pub fn read(input: &mut Input, limits: &[&'static str]) -> Self {
+        let mut ask = Self { n: 1, use_cache: true, ..Self::default() };
+        for name in limits {
+            let value = input.integer(name);
+            ask.limit = ask.limit.or(value.map(|value| (*name, value)));
+        }
+        ask.wishes.max_tokens = ask.limit.and_then(|(_, value)| usize::try_from(value).ok());
+        ask.n = usize::try_from(input.integer("n").unwrap_or(1)).unwrap_or(0);
+        ask.cache_salt = input.string("cache_salt");
+        for name in ["temperature", "top_p", "presence_penalty", "frequency_penalty"] {
+            input.float(name);
+        }
+        ask.wishes.stop = match input.get("stop") {
+            Some(Value::String(stop)) => vec![stop.clone()],
+            Some(Value::Array(stops)) => stops.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            _ => Vec::new(),
+        };
+        ask.use_cache = input.get("prompt_logprobs").is_none();
+        ask
+    }
+
+    /// The rules of vLLM's sampling parameters, checked after the model's name.
+    pub fn check(&self, input: &mut Input) -> Result<(), ApiError> {
+        if let Some(value) = input.float("temperature") {
+            let shown = python_float(value);
+            if value < 0.0 {
+                let message = format!("temperature must be non-negative, got {shown}.");
+                return Err(ApiError::invalid(&message, "temperature", &shown));
+            }
+            if value > 2.0 {
+                let message = format!("temperature must be in [0, 2], got {shown}.");
+                return Err(ApiError::invalid(&message, "temperature", &shown));
+            }
+        }
+        if let Some(value) =
+            input.float("top_p").filter(|value| !(0.0..=1.0).contains(value) || *value == 0.0)
+        {
+            let shown = python_float(value);
+            let message = format!("top_p must be in (0, 1], got {shown}.");
+            return Err(ApiError::invalid(&message, "top_p", &shown));
+        }
+        if let Some((_, value)) = self.limit.filter(|(_, value)| *value < 1) {
+            let message = format!("max_tokens must be at least 1, got {value}.");
+            return Err(ApiError::invalid(&message, "max_tokens", &value.to_string()));
+        }
+        match input.integer("n") {
+            Some(n) if n < 1 => Err(ApiError::bad_request(format!("n must be at least 1, got {n}."))),
+            Some(n) if n > MAX_N => {
+                Err(ApiError::bad_request(format!("n must be at most {MAX_N}, got {n}.")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn python_float(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.1}") } else { value.to_string() }
+}
+
+/// How vLLM names the end of a choice.
+pub fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    }
+}
+
+/// A log probability for a token: made up, but always the same.
+pub fn logprob(id: u32) -> f64 {
+    -((xxh3_64(&id.to_le_bytes()) % 7_000) as f64 + 10.0) / 1_000.0
+}
+
+/// Token, log probability and bytes, as chat tells them.
+pub fn chat_logprob(id: u32, top: usize) -> Value {
+    let entry = |id: u32, logprob: f64| {
+        let bytes = token::bytes_of(id);
+        json!({"token": String::from_utf8_lossy(&bytes), "logprob": logprob, "bytes": bytes})
+    };
+    let own = logprob(id);
+    // The alternatives are neighbours in the vocabulary, each a little less likely.
+    let tops = (0..top as u32).map(|rank| entry(id.saturating_add(rank), own - f64::from(rank) * 0.5));
+    let tops: Vec<Value> = tops.collect();
+    let mut value = entry(id, own);
+    value["top_logprobs"] = Value::Array(tops);
+    value
+}

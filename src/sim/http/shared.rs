@@ -1,0 +1,140 @@
+//! What all connections of one simulated server share.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::clock;
+use super::connection::Control;
+use super::driver::Driver;
+use super::fault::{Fault, Faults};
+use super::options::Options;
+use super::record::{Recorded, Ring, Stats};
+use super::store::Store;
+use super::traffic::Traffic;
+
+pub struct Shared {
+    pub options: Options,
+    pub driver: Arc<Driver>,
+    pub faults: Faults,
+    pub requests: Ring,
+    /// Polls have a memory of their own, or they would push everything else out.
+    pub polls: Ring,
+    pub store: Store,
+    pub traffic: Traffic,
+    pub control: watch::Sender<Control>,
+    /// Whether the listener is open; told by the task that owns it.
+    pub listening: watch::Sender<bool>,
+    pub received: AtomicU64,
+    pub polled: AtomicU64,
+    pub connections: AtomicUsize,
+    pub accepted: AtomicU64,
+    restarts: AtomicU64,
+    started: Mutex<f64>,
+    ids: AtomicU64,
+    /// 0 awake, 1 or 2 the level of sleep, plus 1.
+    pub sleep: AtomicUsize,
+}
+
+impl Shared {
+    pub fn new(options: Options) -> Self {
+        let driver = Arc::new(Driver::new(options.limits(), options.timing));
+        Self {
+            options,
+            driver,
+            faults: Faults::default(),
+            requests: Ring::default(),
+            polls: Ring::default(),
+            store: Store::default(),
+            traffic: Traffic::default(),
+            control: watch::Sender::new(Control { listening: true, ..Control::default() }),
+            listening: watch::Sender::new(true),
+            received: AtomicU64::new(0),
+            polled: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            started: Mutex::new(clock::unix()),
+            ids: AtomicU64::new(0),
+            sleep: AtomicUsize::new(0),
+        }
+    }
+
+    /// When the simulated process began, seconds since 1970.
+    pub fn started(&self) -> f64 {
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sixteen hex digits nobody had before.
+    pub fn random_hex(&self) -> String {
+        let next = self.ids.fetch_add(1, Ordering::Relaxed);
+        let clock = self.started().to_bits() ^ self.options.seed;
+        format!("{:016x}", xxh3_64_with_seed(&next.to_le_bytes(), clock))
+    }
+
+    pub fn stats(&self) -> Stats {
+        let gauges = self.driver.gauges();
+        let counters = gauges.counters;
+        Stats {
+            received: self.received.load(Ordering::SeqCst),
+            polled: self.polled.load(Ordering::SeqCst),
+            running: gauges.running,
+            waiting: gauges.waiting,
+            finished: counters.finished_stop + counters.finished_length,
+            aborted: counters.aborted,
+            refused: counters.refused,
+            connections: self.connections.load(Ordering::SeqCst),
+            accepted: self.accepted.load(Ordering::SeqCst),
+            prefix_queries: counters.prefix_queries,
+            prefix_hits: counters.prefix_hits,
+            prompt_tokens: counters.prompt_tokens,
+            generation_tokens: counters.generation_tokens,
+            kv_usage: gauges.kv_usage,
+            restarts: self.restarts.load(Ordering::SeqCst),
+        }
+    }
+
+    pub fn record(&self, recorded: Recorded, poll: bool) {
+        if poll {
+            self.polled.fetch_add(1, Ordering::SeqCst);
+            self.polls.push(recorded);
+        } else {
+            self.received.fetch_add(1, Ordering::SeqCst);
+            self.requests.push(recorded);
+        }
+    }
+
+    /// Sets or clears what goes wrong; back when the listener is as it shall be.
+    pub async fn set_fault(&self, fault: Option<Fault>, requests: Option<u64>) {
+        let closed = matches!(fault, Some(Fault::Refuse | Fault::Silent));
+        let close_idle = closed || fault == Some(Fault::CloseIdle);
+        let factor = if let Some(Fault::Slow { factor }) = fault { factor } else { 1.0 };
+        let silent = fault == Some(Fault::Silent);
+        // Closing idle connections happens once; nothing stays to be struck by it.
+        self.faults.set(fault.filter(|fault| *fault != Fault::CloseIdle), requests);
+        self.driver.slow_down(factor);
+        self.control.send_modify(|control| {
+            control.listening = !closed;
+            control.close_idle += u64::from(close_idle);
+        });
+        if silent {
+            self.driver.abort_all();
+        }
+        let mut listening = self.listening.subscribe();
+        // An error means the server is gone, and with it its listener.
+        let _ = listening.wait_for(|&listening| listening != closed).await;
+    }
+
+    /// A new process on the same address: nothing in flight, nothing cached, all connections closed.
+    pub fn restart(&self) {
+        self.driver.restart();
+        self.store.clear();
+        self.traffic.clear();
+        self.sleep.store(0, Ordering::SeqCst);
+        *self.started.lock().unwrap_or_else(PoisonError::into_inner) = clock::unix();
+        self.restarts.fetch_add(1, Ordering::SeqCst);
+        self.control.send_modify(|control| control.close_all += 1);
+    }
+}

@@ -1,0 +1,161 @@
+//! A toy tokenizer: deterministic, reversible, about four bytes a token, and stable on shared prefixes.
+//!
+//! A token is up to four ASCII bytes, or up to three bytes of anything else; a space begins a new token, so
+//! words look like words. Its id is its bytes, packed into an integer below 2^30, so no table is needed and
+//! every id stands for the same text in every process. Ids below `TEXT` are markers of the chat template.
+//!
+//! It must never need anything but its input: ids are compared across engines.
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::sim::cache::BlockHash;
+
+/// Opens and closes one message of the chat template.
+pub const START: u32 = 1;
+pub const END: u32 = 2;
+
+/// Ids from here on carry text; each group holds tokens of one length.
+const TEXT: u32 = 16;
+const TWO: u32 = TEXT + (1 << 8);
+const THREE: u32 = TWO + (1 << 16);
+const FOUR: u32 = THREE + (1 << 24);
+const LIMIT: u32 = FOUR + (1 << 28);
+
+/// Splits `text` into the bytes of its tokens, in order.
+fn pieces(text: &str) -> impl Iterator<Item = &[u8]> {
+    let mut rest = text.as_bytes();
+    std::iter::from_fn(move || {
+        let first = *rest.first()?;
+        let mut length = 1;
+        if first.is_ascii() {
+            while length < 4 && rest.get(length).is_some_and(|byte| byte.is_ascii() && *byte != b' ') {
+                length += 1;
+            }
+        } else {
+            while length < 3 && rest.get(length).is_some_and(|byte| (0x80..0xC0).contains(byte)) {
+                length += 1;
+            }
+        }
+        let (piece, after) = rest.split_at(length);
+        rest = after;
+        Some(piece)
+    })
+}
+
+fn id_of(piece: &[u8]) -> u32 {
+    match *piece {
+        [a] => TEXT + u32::from(a),
+        [a, b] => TWO + u32::from_be_bytes([0, 0, a, b]),
+        [a, b, c] => THREE + u32::from_be_bytes([0, a, b, c]),
+        [a, b, c, d] => FOUR + (u32::from(a) << 21 | u32::from(b) << 14 | u32::from(c) << 7 | u32::from(d)),
+        _ => 0,
+    }
+}
+
+/// Token ids of `text`, appended to `ids`.
+pub fn encode_into(text: &str, ids: &mut Vec<u32>) {
+    ids.extend(pieces(text).map(id_of));
+}
+
+/// Token ids of `text`.
+pub fn encode(text: &str) -> Vec<u32> {
+    let mut ids = Vec::with_capacity(text.len() / 3);
+    encode_into(text, &mut ids);
+    ids
+}
+
+/// The bytes of one token; of an id the tokenizer never makes, a word that shows the id.
+pub fn bytes_of(id: u32) -> Vec<u8> {
+    match id {
+        START => b"<|im_start|>".to_vec(),
+        END => b"<|im_end|>".to_vec(),
+        0..TEXT => format!("<|{id}|>").into_bytes(),
+        TEXT..TWO => vec![(id - TEXT) as u8],
+        TWO..THREE => (id - TWO).to_be_bytes()[2..].to_vec(),
+        THREE..FOUR => (id - THREE).to_be_bytes()[1..].to_vec(),
+        FOUR..LIMIT => {
+            let packed = id - FOUR;
+            [21, 14, 7, 0].iter().map(|shift| (packed >> shift & 0x7F) as u8).collect()
+        }
+        LIMIT.. => format!(" t{id}").into_bytes(),
+    }
+}
+
+/// The text of `ids`; a cut character becomes U+FFFD, as with a real tokenizer.
+pub fn decode(ids: &[u32]) -> String {
+    let bytes: Vec<u8> = ids.iter().flat_map(|&id| bytes_of(id)).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// How the token looks in a vocabulary: byte pair encoders write `Ġ` for a space.
+pub fn written(id: u32) -> String {
+    String::from_utf8_lossy(&bytes_of(id)).replace(' ', "Ġ").replace('\n', "Ċ")
+}
+
+/// Chained hashes of the full blocks of `ids`. `seed` separates adapters and cache salts.
+pub fn chain(ids: &[u32], block_size: usize, seed: u64) -> Vec<BlockHash> {
+    let mut parent = seed;
+    let mut bytes = Vec::with_capacity(block_size * 4);
+    ids.chunks_exact(block_size)
+        .map(|block| {
+            bytes.clear();
+            bytes.extend(block.iter().flat_map(|id| id.to_le_bytes()));
+            parent = xxh3_64_with_seed(&bytes, parent);
+            parent
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn words_stay_words() {
+        let ids = encode("the of and to in");
+        let text: Vec<String> = ids.iter().map(|&id| written(id)).collect();
+        assert_eq!(text, ["the", "Ġof", "Ġand", "Ġto", "Ġin"]);
+        assert_eq!(ids, encode("the of and to in"), "ids are stable");
+    }
+
+    #[test]
+    fn markers_and_strange_ids_have_a_text() {
+        assert_eq!(decode(&[START, END]), "<|im_start|><|im_end|>");
+        assert_eq!(decode(&[0, u32::MAX]), format!("<|0|> t{}", u32::MAX));
+    }
+
+    #[test]
+    fn chains_part_where_the_tokens_part() {
+        let one = chain(&encode(&"word ".repeat(40)), 16, 0);
+        let mut text = "word ".repeat(40);
+        text.push_str("and more, enough for another block of tokens, is it not so, dear reader of tests");
+        let two = chain(&encode(&text), 16, 0);
+        assert!(one.len() >= 2 && two.len() > one.len());
+        assert_eq!(one, two[..one.len()]);
+        assert_ne!(one[0], chain(&encode(&text), 16, 7)[0], "another seed, another cache");
+    }
+
+    proptest! {
+        #[test]
+        fn text_survives_the_round_trip(text in any::<String>()) {
+            prop_assert_eq!(decode(&encode(&text)), text);
+        }
+
+        #[test]
+        fn every_piece_has_its_own_id(text in "[ -~é漢😀]{0,60}") {
+            for piece in pieces(&text) {
+                prop_assert_eq!(bytes_of(id_of(piece)), piece);
+            }
+        }
+
+        /// What is known of a prompt stays known when more is appended after a space.
+        #[test]
+        fn shared_prefixes_share_tokens(start in "[a-z ]{0,80}", more in " [a-z ]{0,20}") {
+            let known = encode(&start);
+            let all = encode(&format!("{start}{more}"));
+            prop_assert_eq!(&all[..known.len()], &known[..]);
+        }
+    }
+}

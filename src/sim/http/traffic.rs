@@ -1,0 +1,35 @@
+//! Counts of HTTP requests by route, method and class of status, as vLLM's instrumentation has them.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Route, method, class of status (`2xx`).
+pub type Key = (&'static str, String, &'static str);
+
+#[derive(Debug, Default)]
+pub struct Traffic(Mutex<BTreeMap<Key, u64>>);
+
+impl Traffic {
+    /// `route` is the pattern of the route, so that the number of keys is bounded.
+    pub fn count(&self, route: &'static str, method: &str, status: u16) {
+        let class = match status {
+            100..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            _ => "5xx",
+        };
+        // Methods are the client's words: only the known ones get a line of their own.
+        let method = if matches!(method, "GET" | "POST" | "DELETE") { method } else { "OTHER" };
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry((route, method.to_owned(), class)).or_default() += 1;
+    }
+
+    pub fn all(&self) -> BTreeMap<Key, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}

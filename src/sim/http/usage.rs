@@ -1,0 +1,54 @@
+//! The `usage` of each kind of answer: the same numbers, with the fields vLLM happens to set there.
+
+use serde_json::{Value, json};
+
+/// What an answer cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usage {
+    pub prompt: usize,
+    pub completion: usize,
+    /// `None` when the server does not tell.
+    pub cached: Option<usize>,
+}
+
+impl Usage {
+    /// In a whole answer; `created` is what the API says of newly cached tokens.
+    pub fn whole(&self, created: Value) -> Value {
+        let details = self.cached.map(|cached| {
+            json!({"cached_tokens": cached, "created_cache_tokens": created, "multimodal_tokens": null})
+        });
+        let mut usage = self.counts();
+        usage["prompt_tokens_details"] = json!(details);
+        usage["completion_tokens_details"] = Value::Null;
+        usage
+    }
+
+    /// In the last chunk of a stream of chat or, without created tokens, of completions.
+    pub fn last(&self, created: bool) -> Value {
+        let details = self.cached.map(|cached| {
+            if created {
+                json!({"cached_tokens": cached, "created_cache_tokens": 0})
+            } else {
+                json!({"cached_tokens": cached})
+            }
+        });
+        let mut usage = self.counts();
+        usage["prompt_tokens_details"] = json!(details);
+        usage
+    }
+
+    pub fn counts(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "total_tokens": self.prompt + self.completion,
+            "completion_tokens": self.completion,
+        })
+    }
+
+    /// In every chunk of a stream with `continuous_usage_stats`.
+    pub fn running(&self) -> Value {
+        let mut usage = self.counts();
+        usage["completion_tokens_details"] = Value::Null;
+        usage
+    }
+}
