@@ -121,7 +121,7 @@ def stack(api_key=None):
     with contextlib.ExitStack() as running:
         for port in (lone, first, second):
             key = ["--api-key", api_key] if api_key else []
-            engine = [binary(), "engine", "--port", str(port), *key]
+            engine = [binary(), "engine", "--speed", "10", "--port", str(port), *key]
             running.enter_context(process(engine, f"http://127.0.0.1:{port}/health"))
         upstreams = [f"http://127.0.0.1:{first}", f"http://127.0.0.1:{second}"]
         balancer = [binary(), "--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]
