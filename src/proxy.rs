@@ -176,6 +176,9 @@ impl ProxyHttp for Balancer {
 
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> Result<()> {
         session.set_total_drain_timeout(Some(DRAIN));
+        // Pingora would close a connection on which anything, even `100 Continue`, is said before the body
+        // is whole: a client that still sends would lose the answer.
+        session.set_close_on_response_before_downstream_finish(false);
         session.set_read_timeout(Some(STALLED));
         session.set_write_timeout(Some(STALLED));
         let id = headers::request_id(session.req_header()).map(str::to_string);
@@ -358,6 +361,7 @@ impl ProxyHttp for Balancer {
         context.refused = Some(reject.label());
         context.status = reject.status();
         let close = context.attempts > 0 || reject.closes();
+        context.drain = close && !reject.closes();
         let answer = respond::refusal(&reject, context.style);
         match respond::send(session, answer, &context.id, close).await {
             Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },
@@ -373,6 +377,11 @@ impl ProxyHttp for Balancer {
         let outcome = self.finished(context, error);
         let lease = context.lease.take();
         plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);
+        drop(lease);
+        if context.drain {
+            // The connection ends either way.
+            drop(session.drain_request_body().await);
+        }
     }
 
     /// As above.

@@ -352,8 +352,9 @@ async fn an_upstream_that_cannot_be_reached_is_a_bad_gateway() {
         let engine = engine(Default::default()).await;
         let balancer = believed(&engine).await;
         engine.set_fault(fault.clone()).await;
-        let openai = balancer.ask(post(CHAT, chat("sim"))).await.expect(502);
-        assert_openai(&openai, 502);
+        for body in [Bytes::from(chat("sim")), padded(8 << 20, "sim", Place::First)] {
+            assert_openai(&balancer.ask(post(CHAT, body)).await.expect(502), 502);
+        }
         assert_anthropic(&balancer.ask(post(MESSAGES, chat("sim"))).await.expect(502));
         let by_h2 = H2::connect(balancer.address()).await;
         let by_h2 = { by_h2 }.ask(h2::post(CHAT), &[Bytes::from(chat("sim"))]).await.expect(502);

@@ -49,6 +49,8 @@ pub struct Context {
     /// The label of a refusal that went out.
     pub refused: Option<&'static str>,
     pub outcome: Option<Outcome>,
+    /// What the client still sends is read before the connection ends, so that it gets to read a refusal.
+    pub drain: bool,
     pub status: u16,
     pub first_byte: Option<Duration>,
     /// Looks at the beginning of the answer until it is known to be the client's.
@@ -101,6 +103,7 @@ impl Context {
             reject: None,
             refused: None,
             outcome: None,
+            drain: false,
             status: 0,
             first_byte: None,
             judge: None,
