@@ -115,7 +115,7 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let wish = reader.looker.wish(reader.body.bytes(), declared);
+        let wish = reader.looker.wish(reader.body.bytes(), whole, declared);
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
     }
 }
@@ -258,28 +258,30 @@ impl Looker {
         }
     }
 
-    fn wish(&self, body: &[u8], declared: Option<u64>) -> Wish {
+    fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
         match self {
-            Looker::Json(scanner) => json_wish(&scanner.facts(body), body.len(), declared),
+            Looker::Json(scanner) => json_wish(&scanner.facts(body), body.len(), whole, declared),
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
-                Wish { model: wanted(&facts.model, facts.state), ..Wish::default() }
+                Wish { model: wanted(&facts.model, facts.state, whole), ..Wish::default() }
             }
             Looker::Opaque => Wish { model: Wanted::Unreadable, ..Wish::default() },
         }
     }
 }
 
-fn wanted(model: &Model<'_>, state: Progress) -> Wanted {
+/// A body that is whole and not over is no document either.
+fn wanted(model: &Model<'_>, state: Progress, whole: bool) -> Wanted {
     match (model, state) {
+        (_, Progress::Cut) if whole => Wanted::Unreadable,
         (_, Progress::Malformed(_)) | (Model::NotAString, _) => Wanted::Unreadable,
         (Model::Named(name), _) => Wanted::Named(name.clone().into_owned()),
         (Model::Absent, _) => Wanted::Any,
     }
 }
 
-fn json_wish(facts: &Facts<'_>, read: usize, declared: Option<u64>) -> Wish {
-    let model = wanted(&facts.model, facts.state);
+fn json_wish(facts: &Facts<'_>, read: usize, whole: bool, declared: Option<u64>) -> Wish {
+    let model = wanted(&facts.model, facts.state, whole);
     // What lies behind the peek is prompt in the same share as what was read.
     let unread = declared.map_or(0, |length| length.saturating_sub(read as u64));
     let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });
