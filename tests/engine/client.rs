@@ -126,6 +126,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.stream.read_to_end(&mut rest).await.map(|_| ())
     }
 
+    /// The connection with what was read ahead, for another protocol.
+    pub fn into_stream(self) -> BufReader<S> {
+        self.stream
+    }
+
     pub fn into_inner(self) -> S {
         self.stream.into_inner()
     }
