@@ -1,5 +1,7 @@
 //! Connections and requests from their beginning to their end.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -170,7 +172,9 @@ async fn stopping_frees_the_port() {
     client.send("POST", CHAT, &[], &long(true)).await;
     client.head().await.unwrap();
     engine.stop().await;
-    assert!(client.answer().await.is_err() || client.closed().await.is_err());
+    while let Ok(chunk) = client.chunk().await {
+        assert!(chunk.is_some(), "the stream broke off, it did not end");
+    }
     let again = Engine::start_on(TcpListener::bind(at).await.unwrap(), instant()).unwrap();
     assert_eq!(call(again.address(), "GET", "/health").await.status, 200);
 }
@@ -202,6 +206,29 @@ async fn sleep_and_pause() {
     assert_eq!(call(at, "POST", "/resume").await.status, 200);
     assert_eq!(post(at, CHAT, &short).await.status, 200);
     assert_eq!(call(at, "POST", "/reset_prefix_cache").await.text(), "{\"success\":true}");
+}
+
+/// Several servers in one process: a line with its URL for each, and an orderly end.
+#[test]
+fn command_line() {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_vllm-lb"))
+        .args(["engine", "--port", "0,0", "--model", "tiny", "--speed", "50"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let urls = [lines.next().unwrap().unwrap(), lines.next().unwrap().unwrap()];
+    assert_ne!(urls[0], urls[1]);
+    for url in urls {
+        let mut stream = std::net::TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
+        stream.write_all(b"GET /v1/models HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("\"id\":\"tiny\""), "{answer}");
+    }
+    let kill = Command::new("kill").arg(process.id().to_string()).status().unwrap();
+    assert!(kill.success());
+    assert!(process.wait().unwrap().success());
 }
 
 /// Puts one masked frame of text on the wire.
