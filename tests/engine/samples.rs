@@ -146,9 +146,9 @@ async fn completions() {
     let engine = start().await;
     let at = engine.address();
     let body = json!({
-        "model": "tiny", "prompt": "the of and to in", "max_tokens": 6, "logprobs": 1, "return_token_ids": true,
+        "model": "tiny", "prompt": "the of and to in", "max_tokens": 6, "logprobs": 1,
+        "return_token_ids": true,
     });
-    // Here the sample was asked for log probabilities and token ids.
     check("compl", &post(at, "/v1/completions", &body).await);
     let body = json!({"model": "tiny", "prompt": [1, 2, 3, 4], "max_tokens": 4});
     check("compl_ids", &post(at, "/v1/completions", &body).await);

@@ -122,8 +122,8 @@ impl Fault {
             other => {
                 return Err(format!(
                     "unknown kind `{other}`, use refuse, close_after_accept, close_idle, silent, \
-                     stall_headers, cut_headers, stall_stream, cut_stream, status, shutting_down, abort_empty, \
-                     error_event, slow, health, restart or none"
+                     stall_headers, cut_headers, stall_stream, cut_stream, status, shutting_down, \
+                     abort_empty, error_event, slow, health, restart or none"
                 ));
             }
         })
