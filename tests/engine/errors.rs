@@ -38,8 +38,8 @@ async fn schema() {
             json!({"messages": hi(), "max_tokens": "x", "stream": "maybe"}),
             "2 validation errors:\n  {'type': 'int_parsing', 'loc': 'body.max_tokens', 'msg': 'Input should \
              be a valid integer, unable to parse string as an integer', 'input': 'x'}\n  \
-             {'type': 'bool_parsing', 'loc': 'body.stream', 'msg': 'Input should be a valid boolean, unable to \
-             interpret input', 'input': 'maybe'}"
+             {'type': 'bool_parsing', 'loc': 'body.stream', 'msg': 'Input should be a valid boolean, \
+             unable to interpret input', 'input': 'maybe'}"
                 .to_owned(),
             "body.max_tokens",
         ),
