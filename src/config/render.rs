@@ -3,11 +3,12 @@
 //! `GET /admin/config` and a Debug record at the start show it. The shape is that of the file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::secret::Secret;
-use super::types::{Config, Listen, Passthrough, PassthroughTo, UpstreamConfig};
+use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Timeouts, UpstreamConfig};
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
@@ -36,7 +37,8 @@ pub fn json(config: &Config) -> Value {
             "fall": health.fall,
             "rise": health.rise,
         },
-        "timeouts": {"connect": show_duration(config.timeouts.connect)},
+        "timeouts": timeouts(&config.timeouts),
+        "retry": retry(&config.retry),
         "limits": {"header_bytes": show_size(config.limits.header_bytes)},
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
@@ -48,6 +50,26 @@ pub fn json(config: &Config) -> Value {
         },
         "shutdown": {"grace": show_duration(config.shutdown.grace)},
         "expose": config.expose,
+    })
+}
+
+fn timeouts(timeouts: &Timeouts) -> Value {
+    let optional = |limit: Option<Duration>| show_duration(limit.unwrap_or_default());
+    json!({
+        "connect": show_duration(timeouts.connect),
+        "first_byte": optional(timeouts.first_byte),
+        "idle": optional(timeouts.idle),
+        "total": optional(timeouts.total),
+    })
+}
+
+fn retry(retry: &Retry) -> Value {
+    json!({
+        "attempts": retry.attempts,
+        "backoff": show_duration(retry.backoff),
+        "max_backoff": show_duration(retry.max_backoff),
+        "budget": number(retry.budget),
+        "on": retry.on.names(),
     })
 }
 

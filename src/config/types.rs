@@ -4,8 +4,12 @@
 //! written, and everybody else only reads them. A value of these types is always valid.
 
 use std::fmt;
+mod retry;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use retry::{Retry, RetryOn};
 
 use super::secret::Secret;
 
@@ -19,6 +23,7 @@ pub struct Config {
     pub peek: Peek,
     pub health: Health,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     pub limits: Limits,
     /// Worker threads; 0 is one a core.
     pub threads: usize,
@@ -39,6 +44,7 @@ impl Default for Config {
             peek: Peek::default(),
             health: Health::default(),
             timeouts: Timeouts::default(),
+            retry: Retry::default(),
             limits: Limits::default(),
             threads: 0,
             passthrough: Vec::new(),
@@ -269,11 +275,17 @@ impl Default for Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
+    /// From sending a request to the first event, or byte, of its answer.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of an answer.
+    pub idle: Option<Duration>,
+    /// From a request's head to its answer's end.
+    pub total: Option<Duration>,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts { connect: Duration::from_secs(2) }
+        Timeouts { connect: Duration::from_secs(2), first_byte: None, idle: None, total: None }
     }
 }
 

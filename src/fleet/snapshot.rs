@@ -118,6 +118,12 @@ impl Snapshot {
         self.entries.iter().filter(|entry| entry.state == State::Ready)
     }
 
+    /// Whether an upstream, by its id, is known to be gone.
+    pub fn is_down(&self, id: u64) -> bool {
+        let entry = self.entries.iter().find(|entry| entry.upstream.id as u64 == id);
+        entry.is_none_or(|entry| entry.state == State::Down)
+    }
+
     /// Names for vLLM's "Valid aliases".
     pub fn aliases(&self) -> &[String] {
         &self.aliases

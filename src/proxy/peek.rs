@@ -44,6 +44,8 @@ pub struct Wish {
     /// About how many prompt tokens the request brings.
     pub tokens: u64,
     pub previous_response_id: Option<String>,
+    /// The caller has chosen the upstream: its keys and values lie there.
+    pub pinned: bool,
 }
 
 /// The model that the client asks for.
@@ -86,6 +88,10 @@ impl Peeker {
         shape: Shape,
         model_decides: bool,
     ) -> Result<Peeked, Failure> {
+        if session.is_body_empty() {
+            let (body, reservation) = (Bytes::new(), self.memory.reservation());
+            return Ok(Peeked { body, whole: true, reservation, wish: Wish::default() });
+        }
         let declared = declared_length(session);
         if declared.is_some_and(|length| length > self.limits.max_body) {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
@@ -278,7 +284,12 @@ fn json_wish(facts: &Facts<'_>, read: usize, declared: Option<u64>) -> Wish {
     let unread = declared.map_or(0, |length| length.saturating_sub(read as u64));
     let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });
     let previous = facts.previous_response_id.as_ref().filter(|id| !id.is_empty());
-    Wish { model, tokens: prompt / 4, previous_response_id: previous.map(|id| id.clone().into_owned()) }
+    Wish {
+        model,
+        tokens: prompt / 4,
+        previous_response_id: previous.map(|id| id.clone().into_owned()),
+        pinned: facts.kv_transfer(),
+    }
 }
 
 /// The length that the head declares. Pingora has refused differing ones.

@@ -111,9 +111,9 @@ impl Fault {
             "slow" => Self::Slow { factor: body["factor"].as_f64().unwrap_or(10.0) },
             other => {
                 return Err(format!(
-                    "unknown kind `{other}`, use refuse, close_after_accept, close_idle, silent, stall_headers, \
-                     stall_stream, cut_stream, status, shutting_down, abort_empty, error_event, slow, health, \
-                     restart or none"
+                    "unknown kind `{other}`, use refuse, close_after_accept, close_idle, silent, \
+                     stall_headers, stall_stream, cut_stream, status, shutting_down, abort_empty, \
+                     error_event, slow, health, restart or none"
                 ));
             }
         })

@@ -157,7 +157,7 @@ pub async fn answer(
     if row.is_none_or(|row| !row.route.is_poll() || row.route == Route::Models) {
         shared.traffic.count(pattern, &method, reply.status().as_u16());
     }
-    Ok(reply.map(|body| Tracked { body, busy }))
+    Ok(reply.map(|body| Tracked { body, _busy: busy }))
 }
 
 async fn respond(

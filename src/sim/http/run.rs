@@ -134,6 +134,20 @@ impl Call {
         Ok((Prepared { prompt: ask.prompt, answers }, requests))
     }
 
+    /// Runs prompts through the engine without generating anything.
+    pub fn prefill(&self, prompts: &[Vec<u32>], lora: Option<&str>) -> Result<Generation, ApiError> {
+        let space = lora.map_or(0, |lora| xxh3_64(lora.as_bytes()));
+        let requests = prompts.iter().map(|prompt| Request {
+            id: 0,
+            prompt_tokens: prompt.len().max(1),
+            output_tokens: 0,
+            chain: token::chain(prompt, self.shared.options.block_size, space),
+            finish: Finish::Stop,
+            use_cache: true,
+        });
+        self.begin(requests.collect())
+    }
+
     /// Starts prepared requests as the choices of one generation.
     pub fn begin(&self, requests: Vec<Request>) -> Result<Generation, ApiError> {
         let driver = &self.shared.driver;

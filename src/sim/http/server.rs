@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{self, Connection, Control, Socket};
+use super::connection::{self, Connection, Control, Open, Socket};
 use super::fault::Fault;
 use super::shared::Shared;
 
@@ -128,15 +128,6 @@ async fn accept(listener: Option<&Listener>, connection: &Arc<Connection>) -> io
     }
 }
 
-/// Counts a connection while it lives.
-struct Open(Arc<Shared>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 async fn attend(
     socket: Socket,
     connection: Arc<Connection>,
@@ -144,8 +135,7 @@ async fn attend(
     shared: Arc<Shared>,
     control: watch::Receiver<Control>,
 ) {
-    shared.connections.fetch_add(1, Ordering::SeqCst);
-    let _open = Open(Arc::clone(&shared));
+    let _open = Open::new(Arc::clone(&shared));
     match acceptor {
         // A handshake that fails is the client's loss.
         Some(acceptor) => {

@@ -27,6 +27,8 @@ const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// Turns steps of the engine into events of one API.
 pub trait Talk: Send + 'static {
+    /// What is said before the engine has done anything.
+    fn open(&mut self, _events: &mut Events) {}
     fn tell(&mut self, step: Step, events: &mut Events);
     /// The generation failed.
     fn fail(&mut self, error: &ApiError, events: &mut Events);
@@ -78,6 +80,8 @@ pub fn answer(call: &Call, generation: Generation, talk: impl Talk) -> Reply {
     if let Some(Fault::ErrorEvent { status }) = speaker.fault {
         speaker.talk.fail(&ApiError::generation(status), &mut speaker.events);
         speaker.ended = true;
+    } else {
+        speaker.talk.open(&mut speaker.events);
     }
     reply::events(body(speaker))
 }
@@ -100,10 +104,10 @@ impl Speaker {
         // Gives hyper the chance to write what it has: each event shall be a write of its own.
         tokio::task::yield_now().await;
         loop {
-            if !self.events.0.is_empty() || self.ended {
-                if let Some(cut) = self.interrupted().await {
-                    return Some(Err(cut));
-                }
+            if (!self.events.0.is_empty() || self.ended)
+                && let Some(cut) = self.interrupted().await
+            {
+                return Some(Err(cut));
             }
             if let Some(event) = self.events.0.pop_front() {
                 self.sent += 1;
