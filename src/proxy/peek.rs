@@ -260,7 +260,7 @@ impl Looker {
 
     fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
         match self {
-            Looker::Json(scanner) => json_wish(&scanner.facts(body), body.len(), whole, declared),
+            Looker::Json(scanner) => json_wish(&scanner.facts(body), body, whole, declared),
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
                 Wish { model: wanted(&facts.model, facts.state, whole), ..Wish::default() }
@@ -280,10 +280,14 @@ fn wanted(model: &Model<'_>, state: Progress, whole: bool) -> Wanted {
     }
 }
 
-fn json_wish(facts: &Facts<'_>, read: usize, whole: bool, declared: Option<u64>) -> Wish {
-    let model = wanted(&facts.model, facts.state, whole);
+fn json_wish(facts: &Facts<'_>, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
+    let model = match body.trim_ascii_start().first() {
+        Some(b'{' | b'\xef') => wanted(&facts.model, facts.state, whole),
+        // A list, a number: an upstream will say what a request must be.
+        _ => Wanted::Unreadable,
+    };
     // What lies behind the peek is prompt in the same share as what was read.
-    let unread = declared.map_or(0, |length| length.saturating_sub(read as u64));
+    let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
     let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });
     let previous = facts.previous_response_id.as_ref().filter(|id| !id.is_empty());
     Wish {
