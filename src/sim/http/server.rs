@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use std::sync::atomic::Ordering;
 
 use rustls::ServerConfig;
@@ -86,6 +87,8 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
 /// Accepts until it is dropped, while `Control` says so.
 pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut control = shared.control.subscribe();
+    // What was wished before this task began to run is a change too.
+    control.mark_changed();
     let mut listener = Some(listener);
     let mut connections = JoinSet::new();
     loop {
@@ -111,6 +114,10 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
                 } else if listener.is_none() {
                     // The port may be taken for a moment by a connection that is just ending.
                     listener = Listener::bind(&address).await.ok();
+                    if listener.is_none() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        control.mark_changed();
+                    }
                 }
                 shared.listening.send_replace(listener.is_some());
             }
