@@ -4,6 +4,7 @@
 //! lock. `Snapshot::candidates` is the one place that filters. Counts of requests in flight are guards
 //! (`lease`), never numbers kept by hand.
 
+pub mod breaker;
 pub mod client;
 mod keeper;
 pub mod lease;
