@@ -27,11 +27,12 @@ pub mod server;
 mod settings;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -39,7 +40,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::config::types::Config;
-use crate::fleet::{Fleet, Lease, Outcome, Routing};
+use crate::fleet::{Fleet, Lease, Outcome, Query, Routing};
 use crate::observe;
 use crate::pick::{self, Seed};
 use crate::reject::Reject;
@@ -88,7 +89,7 @@ impl Shared {
 pub trait Admin: Send + Sync {
     /// Whether a path is one of its own.
     fn serves(&self, path: &str) -> bool;
-    fn call(&self, request: &http::Request<Bytes>) -> http::Response<Bytes>;
+    fn call(&self, request: http::Request<Bytes>) -> BoxFuture<'_, http::Response<Bytes>>;
 }
 
 /// One kind of listener: the public one, or the admin's, which serves all that the public one does too.
@@ -115,19 +116,25 @@ impl Balancer {
             Wanted::Named(name) => Some(name.as_str()),
             Wanted::Any | Wanted::Unreadable => None,
         };
-        let routing = snapshot.candidates(model, context.tokens, &mut candidates);
-        if let Some(only) = context.only {
-            candidates.retain(|candidate| candidate.index == only);
+        let query = Query { model, tokens: context.tokens, only: context.only, ..Query::default() };
+        loop {
+            let now = Instant::now();
+            let routing = snapshot.candidates(&query, now, &mut candidates);
+            let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
+            let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
+                (Routing::Candidates, Some(choice)) => choice,
+                (routing, _) => {
+                    return Err(refuse(context, plan::no_candidate(&routing, context, &snapshot)));
+                }
+            };
+            let entry = &snapshot.entries[choice.index];
+            // Somebody else may have taken the last place meanwhile.
+            let Some(lease) = Lease::take(entry, context.tokens, now) else { continue };
+            let (name, reason) = (entry.upstream.name(), choice.reason.label());
+            observe::chosen(&context.id, name, choice.cost, reason, candidates.len());
+            context.lease = Some(lease);
+            return Ok(());
         }
-        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
-        let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
-            (Routing::Candidates, Some(choice)) => choice,
-            (routing, _) => return Err(refuse(context, plan::no_candidate(&routing, context, &snapshot))),
-        };
-        let upstream = snapshot.entries[choice.index].upstream.clone();
-        observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
-        context.lease = Some(Lease::take(upstream, context.tokens));
-        Ok(())
     }
 
     fn finished(&self, context: &Context, error: Option<&Error>) -> Outcome {

@@ -23,7 +23,7 @@ pub struct Context {
     pub model: Wanted,
     /// Prompt tokens, estimated.
     pub tokens: u64,
-    /// The one upstream that may have it, by place in the snapshot.
+    /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
     pub attempts: u32,
     pub lease: Option<Lease>,
