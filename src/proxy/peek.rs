@@ -59,6 +59,15 @@ pub enum Wanted {
     Unreadable,
 }
 
+impl Wanted {
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Wanted::Named(name) => Some(name),
+            Wanted::Any | Wanted::Unreadable => None,
+        }
+    }
+}
+
 pub struct Peeked {
     pub body: Bytes,
     /// The body has no more bytes than these.
