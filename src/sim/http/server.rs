@@ -94,8 +94,7 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
             accepted = accept(listener.as_ref(), &connection) => {
                 let Ok(socket) = accepted else { continue };
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
-                if shared.faults.current() == Some(Fault::CloseAfterAccept) {
-                    shared.faults.strike();
+                if shared.faults.strike(|fault| *fault == Fault::CloseAfterAccept).is_some() {
                     continue;
                 }
                 // Subscribed here, so that no wish is missed between accepting and serving.
