@@ -90,7 +90,8 @@ impl Peeker {
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
-            return Ok(Peeked { body, whole: true, reservation, wish: Wish::default() });
+            let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
+            return Ok(Peeked { body, whole: true, reservation, wish });
         }
         let declared = declared_length(session);
         if declared.is_some_and(|length| length > self.limits.max_body) {
@@ -115,7 +116,11 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let wish = reader.looker.wish(reader.body.bytes(), declared);
+        let mut wish = reader.looker.wish(reader.body.bytes(), declared);
+        if whole && reader.wants_more() {
+            // No document at all, or one without its end: no model is missed in it.
+            wish.model = Wanted::Unreadable;
+        }
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
     }
 }
