@@ -265,6 +265,10 @@ impl Looker {
 
     fn wish(&self, body: &[u8], declared: Option<u64>) -> Wish {
         match self {
+            // What is no object names nothing and misses nothing.
+            Looker::Json(_) if body.trim_ascii_start().first() != Some(&b'{') => {
+                Wish { model: Wanted::Unreadable, ..Wish::default() }
+            }
             Looker::Json(scanner) => json_wish(&scanner.facts(body), body.len(), declared),
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
