@@ -11,7 +11,8 @@ use common::body::{self, Place, chat, padded, stream};
 use common::h2::{self, H2};
 use common::wire::{self, JSON, Wire, get, post, request};
 use common::{
-    Balancer, Engine, Fault, Options, config, engine, engines, eventually, names, serving, upstream, upstreams,
+    Balancer, Engine, Fault, Options, config, engine, engines, eventually, names, serving, upstream,
+    upstreams,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -87,10 +88,10 @@ async fn a_model_that_is_added_later_is_learnt() {
     let listener = eventually("the port is free", async || TcpListener::bind(address).await.ok()).await;
     let options = Options { models: names(&["old"]), loras: names(&["new"]), ..Options::default() };
     let _second = Engine::start_on(listener, options).expect("the listener works");
-    eventually("the new model is known", async || {
-        (balancer.ask(post(CHAT, chat("new"))).await.status == 200).then_some(())
-    })
-    .await;
+    let fleet = &balancer.running.fleet;
+    eventually("the new model is known", async || fleet.snapshot().knows("new").then_some(())).await;
+    balancer.until_ready(1).await;
+    balancer.ask(post(CHAT, chat("new"))).await.expect(200);
     balancer.ask(post(CHAT, chat("old"))).await.expect(200);
     assert_eq!(listed(&balancer).await, ["old", "new"]);
 }
@@ -139,7 +140,8 @@ fn went_to(engines: &[Engine], path: &str) -> Option<usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_goes_where_its_model_is() {
-    let engines = [with_adapters(&["one"], &["sql"], 9_000).await, with_adapters(&["two"], &["poems"], 9_000).await];
+    let engines =
+        [with_adapters(&["one"], &["sql"], 9_000).await, with_adapters(&["two"], &["poems"], 9_000).await];
     let balancer = Balancer::over(&engines).await;
     let messages = r#""messages":[{"role":"user","content":"\"model\": \"one\" {"}],"max_tokens":2"#;
     let large = |model: &str, place| String::from_utf8_lossy(&padded(5 << 20, model, place)).into_owned();
@@ -203,7 +205,8 @@ async fn an_unknown_model_is_refused_with_all_that_are_known() {
     let refused = balancer.ask(post(CHAT, chat("nope"))).await.expect(404);
     assert_eq!(
         refused.text(),
-        r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: one, sql, two.","#.to_string()
+        r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: one, sql, two.","#
+            .to_string()
             + r#""type":"NotFoundError","param":"model","code":404}}"#
     );
     let anthropic = balancer.ask(post("/v1/messages", chat("nope"))).await.expect(404);
@@ -237,7 +240,7 @@ async fn a_request_without_a_model_is_taken_where_there_is_but_one_base() {
 async fn what_is_no_request_is_answered_by_an_upstream() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
-    for body in ["{", "[]", "nonsense", r#"{"model":5,"messages":[]}"#, r#"{"model":"one""#] {
+    for body in ["", "{", "[]", "nonsense", r#"{"model":5,"messages":[]}"#, r#"{"model":"one""#] {
         let there = Wire::connect(&common::direct(&engines[0])).await.ask(post(CHAT, body)).await;
         let here = balancer.ask(post(CHAT, body)).await;
         assert_eq!((here.status, here.text()), (there.status, there.text()), "{body}");
