@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 
 use crate::config::render;
 use crate::config::types::Config;
-use crate::fleet::{Entry, Fleet, State};
+use crate::fleet::{Entry, Fleet};
 use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
 
 /// The paths that the admin listener has beyond the public ones.
@@ -28,7 +28,7 @@ impl Admin {
         Admin { fleet, config }
     }
 
-    pub fn call(&self, request: &Request<Bytes>) -> Response<Bytes> {
+    pub async fn call(&self, request: Request<Bytes>) -> Response<Bytes> {
         let path = request.uri().path();
         if path.starts_with("/admin/") && !self.allowed(request.headers()) {
             return json(StatusCode::UNAUTHORIZED, r#"{"error":"Unauthorized"}"#.into());
@@ -68,9 +68,8 @@ impl Admin {
     fn metrics(&self) -> Response<Bytes> {
         let snapshot = self.fleet.snapshot();
         let gauges = |entry| {
-            let Entry { upstream, state, .. }: &Entry = entry;
-            let load = upstream.load();
-            (upstream.name().to_string(), *state == State::Ready, load)
+            let entry: &Entry = entry;
+            (entry.upstream.name().to_string(), entry.is_ready(), entry.upstream.load())
         };
         let rows: Vec<_> = snapshot.entries.iter().map(gauges).collect();
         let rows: Vec<UpstreamGauges<'_>> = rows
@@ -104,8 +103,8 @@ fn row(entry: &Entry) -> serde_json::Value {
     serde_json::json!({
         "name": config.name,
         "url": config.url.display(),
-        "state": entry.state.label(),
-        "since_seconds": entry.since.elapsed().as_secs(),
+        "state": entry.state().label(),
+        "since_seconds": entry.standing.since.elapsed().as_secs(),
         "models": entry.models.iter().map(|card| card.id.as_str()).collect::<Vec<_>>(),
         "version": entry.version.as_deref(),
         "weight": config.weight,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -29,8 +30,8 @@ impl proxy::Admin for AdminDoor {
         admin::serves(path)
     }
 
-    fn call(&self, request: &Request<Bytes>) -> Response<Bytes> {
-        self.0.call(request)
+    fn call(&self, request: Request<Bytes>) -> BoxFuture<'_, Response<Bytes>> {
+        Box::pin(self.0.call(request))
     }
 }
 
@@ -50,7 +51,7 @@ pub struct Running {
 /// Binds all listeners and starts to serve. Nothing has been started when it fails.
 pub async fn start(config: Config) -> Result<Running, String> {
     let config = Arc::new(config);
-    let fleet = Fleet::new(&config.upstreams)?;
+    let (fleet, keeper) = Fleet::new(&config)?;
     let shared = Shared::new(&config, fleet.clone());
     let mut listeners = Vec::new();
     for listen in &config.listen {
@@ -66,7 +67,7 @@ pub async fn start(config: Config) -> Result<Running, String> {
     let (stop, stopped) = watch::channel(false);
     let (cut, cutting) = watch::channel(false);
     let (keeper_stop, keeper_stopped) = watch::channel(false);
-    let keeper = tokio::spawn(fleet.clone().run(config.health.clone(), keeper_stopped));
+    let keeper = tokio::spawn(keeper.run(keeper_stopped));
     let mut serving = JoinSet::new();
     let addresses = listeners.iter().map(|listener| listener.address().to_string()).collect();
     let admin = admin_listener.address().to_string();

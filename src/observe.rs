@@ -100,11 +100,67 @@ pub fn stream_broken(id: &str, upstream: &str, why: &str) {
 
 pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
     METRICS.changes.with_label_values(&[upstream, to]).inc();
-    if to == "ready" {
-        info!(upstream = upstream, from = from, to = to; "upstream changed");
-    } else {
-        warn!(upstream = upstream, from = from, to = to; "upstream changed");
-    }
+    let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
+}
+
+pub fn upstream_added(upstream: &str, url: &str) {
+    info!(upstream = upstream, url = url; "upstream added");
+}
+
+/// It has other settings now.
+pub fn upstream_altered(upstream: &str) {
+    info!(upstream = upstream; "upstream altered");
+}
+
+pub fn upstream_removing(upstream: &str, active: u64) {
+    info!(upstream = upstream, active = active; "upstream to be removed");
+}
+
+pub fn upstream_removed(upstream: &str) {
+    info!(upstream = upstream; "upstream removed");
+}
+
+/// The engine said that it is full.
+pub fn upstream_busy(upstream: &str) {
+    METRICS.busy.with_label_values(&[upstream]).inc();
+    debug!(upstream = upstream; "upstream is full");
+}
+
+/// The keeper had too much to hear; what was lost is like what it heard.
+pub fn sign_lost() {
+    METRICS.signs_lost.inc();
+}
+
+/// How waiting in the queue ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// With a place on an upstream.
+    Admitted,
+    /// The client left, or was refused for another reason.
+    Left,
+    /// It took too long.
+    Out,
+    /// Before it began: too many waited already.
+    NoPlace,
+}
+
+pub fn queue_joined() {
+    METRICS.queued.inc();
+}
+
+pub fn queue_left() {
+    METRICS.queued.dec();
+}
+
+pub fn queue_ended(end: Waited) {
+    let label = match end {
+        Waited::Admitted => "admitted",
+        Waited::Left => "left",
+        Waited::Out => "waited_out",
+        Waited::NoPlace => "full",
+    };
+    METRICS.queue.with_label_values(&[label]).inc();
 }
 
 /// The first of a row is worth a line to whoever waits for an upstream; the rest would only repeat it.

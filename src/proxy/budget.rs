@@ -35,7 +35,7 @@ impl Budget {
         let share = self.share.load(Relaxed);
         let add = |tokens: i64| (tokens < RESERVE).then(|| (tokens + share).min(RESERVE));
         // A full bucket stays as it is, which is no failure.
-        drop(self.tokens.fetch_update(Relaxed, Relaxed, add));
+        let _ = self.tokens.fetch_update(Relaxed, Relaxed, add);
     }
 
     /// Whether one more try may be made; it is paid for if so.

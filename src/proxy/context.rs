@@ -26,7 +26,7 @@ pub struct Context {
     pub model: Wanted,
     /// Prompt tokens, estimated.
     pub tokens: u64,
-    /// The one upstream that may have it, by place in the snapshot.
+    /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
     /// It names where its keys and values lie: no other upstream has them.
     pub pinned: bool,

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -19,9 +20,6 @@ use tokio_rustls::TlsAcceptor;
 use super::connection::{self, Connection, Control, Open, Socket};
 use super::fault::Fault;
 use super::shared::Shared;
-
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1_024;
 
 /// Where it listens, so that it can do so again.
 #[derive(Debug, Clone)]
@@ -89,10 +87,9 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
 /// Accepts until it is dropped, while `Control` says so.
 pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut control = shared.control.subscribe();
-    // A wish may be older than this task.
+    // What was wished before this task began to run is a change too.
     control.mark_changed();
     let mut listener = Some(listener);
-    let mut reserved = None;
     let mut connections = JoinSet::new();
     loop {
         let connection = Arc::new(Connection::default());
@@ -114,12 +111,13 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
                 let wish = control.borrow_and_update().listening;
                 if !wish {
                     listener = None;
-                    reserved = reserve(&address);
                 } else if listener.is_none() {
-                    listener = match reserved.take() {
-                        Some(socket) => socket.listen(BACKLOG).ok().map(Listener::Tcp),
-                        None => Listener::bind(&address).await.ok(),
-                    };
+                    // The port may be taken for a moment by a connection that is just ending.
+                    listener = Listener::bind(&address).await.ok();
+                    if listener.is_none() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        control.mark_changed();
+                    }
                 }
                 shared.listening.send_replace(listener.is_some());
             }
@@ -127,15 +125,6 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
             Some(_) = connections.join_next() => {}
         }
     }
-}
-
-/// Holds a port without listening: connecting is refused, and no other process gets it meanwhile.
-fn reserve(address: &Address) -> Option<TcpSocket> {
-    let Address::Tcp(address) = address else { return None };
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.ok()?;
-    socket.set_reuseaddr(true).ok()?;
-    socket.bind(*address).ok()?;
-    Some(socket)
 }
 
 async fn accept(listener: Option<&Listener>, connection: &Arc<Connection>) -> io::Result<Socket> {
