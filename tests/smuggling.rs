@@ -157,7 +157,6 @@ async fn bad_chunks_are_refused() {
     let ended = |line: &str| chunked(&format!("{line}\r\n{body}\r\n0\r\n\r\n"));
     let cases = [
         bad("no number", ended("zz")),
-        bad("empty", ended("")),
         bad("negative", ended("-1")),
         bad("with a sign", ended(&format!("+{size:x}"))),
         bad("beyond 64 bits", ended("10000000000000001")),
@@ -174,9 +173,29 @@ async fn bad_chunks_are_refused() {
         bad("a lone line feed after the bytes", chunked(&format!("{size:x}\r\n{body}\n0\r\n\r\n"))),
         bad("a lone carriage return", chunked(&format!("{size:x}\r{body}\r\n0\r\n\r\n"))),
         bad("a NUL in the size", chunked(&format!("{size:x}\0\r\n{body}\r\n0\r\n\r\n"))),
-        bad("a line feed in an extension", chunked(&format!("{size:x};a\nb\r\n{body}\r\n0\r\n\r\n"))),
     ];
     Stand::new().await.refuses_all(&cases).await;
+}
+
+/// Pingora reads these where it might refuse them. It writes chunks of its own towards the engine, and
+/// ends the connection behind the answer: what is read in two ways on the way in is one thing further on.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_are_read_leniently_hide_no_request() {
+    let stand = Stand::new().await;
+    let body = chat("sim");
+    let size = body.len();
+    for (name, request, status) in [
+        ("an empty size ends the body", chunked(&format!("\r\n{body}\r\n0\r\n\r\n")), "400"),
+        ("a line feed in an extension", chunked(&format!("{size:x};a\nb\r\n{body}\r\n0\r\n\r\n")), "200"),
+    ] {
+        let before = stand.engine.requests().len();
+        let said = stand.say(format!("{request}{HIDDEN}").as_bytes()).await;
+        assert_eq!(said.matches("HTTP/1.1 ").count(), 1, "{name}: {said}");
+        assert_eq!(said[9..12], *status, "{name}: {said}");
+        let arrived = stand.engine.requests();
+        assert_eq!(arrived.len(), before + 1, "{name}");
+        assert!([0, size].contains(&arrived[before].body_length), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,10 +238,14 @@ async fn targets_that_point_elsewhere_are_refused() {
             "another host than the header's",
             "GET http://b/v1/responses/x HTTP/1.1\r\nhost: a\r\n\r\n".into(),
         ),
-        bad("a tunnel", "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n".into()),
-        bad("a tunnel to a path", "CONNECT /v1/responses/x HTTP/1.1\r\nhost: a\r\n\r\n".into()),
-        bad("an asterisk", "GET * HTTP/1.1\r\nhost: a\r\n\r\n".into()),
-        bad("no slash", "GET v1/responses/x HTTP/1.1\r\nhost: a\r\n\r\n".into()),
+        ("a tunnel", "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n".into(), Says::Status(405)),
+        (
+            "a tunnel to a path",
+            "CONNECT /v1/responses/x HTTP/1.1\r\nhost: a\r\n\r\n".into(),
+            Says::Status(405),
+        ),
+        ("an asterisk", "GET * HTTP/1.1\r\nhost: a\r\n\r\n".into(), Says::Status(404)),
+        ("no slash", "GET v1/responses/x HTTP/1.1\r\nhost: a\r\n\r\n".into(), Says::Status(404)),
     ];
     Stand::new().await.refuses_all(&cases).await;
 }
@@ -237,10 +260,12 @@ async fn heads_beyond_the_limit_are_refused() {
     stand
         .refuses_all(&[
             ("a long value", get(&format!("x-a: {long}\r\n")), large),
-            ("a long name", get(&format!("{long}: a\r\n")), large),
-            ("a long path", format!("GET /v1/responses/{long} HTTP/1.1\r\nhost: a\r\n\r\n"), large),
-            ("many fields", get(&many), large),
-            ("far more than anything", get(&format!("x-a: {}\r\n", "x".repeat(3 << 20))), large),
+            ("many long values", get(&format!("x-a: {}\r\n", "x".repeat(1 << 10)).repeat(70)), large),
+            // Beyond what pingora takes at all: it does not come to the question of size.
+            ("a long name", get(&format!("{long}: a\r\n")), BAD),
+            ("a long path", format!("GET /v1/responses/{long} HTTP/1.1\r\nhost: a\r\n\r\n"), BAD),
+            ("many fields", get(&many), BAD),
+            ("far more than anything", get(&format!("x-a: {}\r\n", "x".repeat(3 << 20))), BAD),
         ])
         .await;
 }

@@ -320,7 +320,7 @@ fn assert_tells_of_its_end(path: &str, body: &[u8]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_breaks_off_never_looks_finished() {
     let engine = engine(Default::default()).await;
-    let balancer = Balancer::over([&engine]).await;
+    let balancer = steadfast(&engine).await;
     let completion = r#"{"model":"sim","prompt":"hi","stream":true,"max_tokens":20}"#.to_string();
     let response = r#"{"model":"sim","input":"hi","stream":true,"max_output_tokens":20}"#.to_string();
     let cases = [
@@ -392,36 +392,59 @@ fn assert_anthropic(answer: &Answer) {
     assert!(body["error"]["message"].is_string(), "{answer:?}");
 }
 
-/// One upstream, believed to be ready whatever its probes say.
-async fn believed(engine: &Engine) -> Balancer {
+/// Over one upstream that is not given up for failing requests.
+async fn steadfast(engine: &Engine) -> Balancer {
     let mut config = config(upstreams([engine]));
-    config.health.fall = u32::MAX;
+    config.breaker.failures = u32::MAX;
     Balancer::ready(config).await
 }
 
+/// The first request after a failure meets it; later ones may meet an upstream that is known to be down.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_cannot_be_reached_is_a_bad_gateway() {
     for fault in [Fault::Refuse, Fault::CloseAfterAccept] {
-        let engine = engine(Default::default()).await;
-        let balancer = believed(&engine).await;
-        engine.set_fault(fault.clone()).await;
         for body in [Bytes::from(chat("sim")), padded(8 << 20, "sim", Place::First)] {
-            assert_openai(&balancer.ask(post(CHAT, body)).await.expect(502), 502);
+            for path in [CHAT, MESSAGES] {
+                for by_http2 in [false, true] {
+                    let engine = engine(Default::default()).await;
+                    let balancer = steadfast(&engine).await;
+                    engine.set_fault(fault.clone()).await;
+                    let answer = if by_http2 {
+                        let mut client = H2::connect(balancer.address()).await;
+                        client.ask(h2::post(path), std::slice::from_ref(&body)).await
+                    } else {
+                        balancer.ask(post(path, &body)).await
+                    };
+                    let answer = answer.expect(502);
+                    if path == CHAT {
+                        assert_openai(&answer, 502)
+                    } else {
+                        assert_anthropic(&answer)
+                    }
+                    balancer.until_idle().await;
+                }
+            }
         }
-        assert_anthropic(&balancer.ask(post(MESSAGES, chat("sim"))).await.expect(502));
-        let by_h2 = H2::connect(balancer.address()).await;
-        let by_h2 = { by_h2 }.ask(h2::post(CHAT), &[Bytes::from(chat("sim"))]).await.expect(502);
-        assert_openai(&by_h2, 502);
-        balancer.until_idle().await;
-        engine.clear_fault().await;
-        balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_comes_back_is_used_again() {
+    let engine = engine(Default::default()).await;
+    let balancer = steadfast(&engine).await;
+    engine.set_fault(Fault::Refuse).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(502);
+    balancer.until_ready(0).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
+    engine.clear_fault().await;
+    balancer.until_ready(1).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_dies_before_it_answers_is_a_bad_gateway() {
     let engine = engine(Default::default()).await;
-    let balancer = believed(&engine).await;
+    let balancer = steadfast(&engine).await;
     engine.set_fault(Fault::StallHeaders).await;
     let asked = async {
         let answer = balancer.ask(post(CHAT, chat("sim"))).await.expect(502);

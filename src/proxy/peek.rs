@@ -99,7 +99,8 @@ impl Peeker {
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
-            return Ok(Peeked { body, whole: true, reservation, wish: Wish::default() });
+            let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
+            return Ok(Peeked { body, whole: true, reservation, wish });
         }
         let declared = declared_length(session);
         if declared.is_some_and(|length| length > self.limits.max_body) {
