@@ -281,9 +281,6 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         let status = head.status.as_u16();
         context.status = status;
-        if let Some(line) = &context.line {
-            line.moved();
-        }
         attempt::answered(&self.shared, context, head);
         let cause = Cause::Status(status);
         if attempt::may_follow(&self.shared, context, cause) {
@@ -317,7 +314,8 @@ impl ProxyHttp for Balancer {
         if let Some(cause) = attempt::judge(&self.shared, context, piece, end) {
             return Err(another(context, cause));
         }
-        if let Some(line) = &context.line {
+        // A head says nothing yet: vLLM sends it before the prompt is read.
+        if let (Some(line), None) = (&context.line, &context.judge) {
             line.moved();
         }
         if let Some(tail) = &mut context.stream {

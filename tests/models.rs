@@ -88,10 +88,10 @@ async fn a_model_that_is_added_later_is_learnt() {
     let listener = eventually("the port is free", async || TcpListener::bind(address).await.ok()).await;
     let options = Options { models: names(&["old"]), loras: names(&["new"]), ..Options::default() };
     let _second = Engine::start_on(listener, options).expect("the listener works");
-    eventually("the new model is known", async || {
-        (balancer.ask(post(CHAT, chat("new"))).await.status == 200).then_some(())
-    })
-    .await;
+    let fleet = &balancer.running.fleet;
+    eventually("the new model is known", async || fleet.snapshot().knows("new").then_some(())).await;
+    balancer.until_ready(1).await;
+    balancer.ask(post(CHAT, chat("new"))).await.expect(200);
     balancer.ask(post(CHAT, chat("old"))).await.expect(200);
     assert_eq!(listed(&balancer).await, ["old", "new"]);
 }
@@ -240,7 +240,7 @@ async fn a_request_without_a_model_is_taken_where_there_is_but_one_base() {
 async fn what_is_no_request_is_answered_by_an_upstream() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
-    for body in ["{", "[]", "nonsense", r#"{"model":5,"messages":[]}"#, r#"{"model":"one""#] {
+    for body in ["", "{", "[]", "nonsense", r#"{"model":5,"messages":[]}"#, r#"{"model":"one""#] {
         let there = Wire::connect(&common::direct(&engines[0])).await.ask(post(CHAT, body)).await;
         let here = balancer.ask(post(CHAT, body)).await;
         assert_eq!((here.status, here.text()), (there.status, there.text()), "{body}");

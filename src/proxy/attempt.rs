@@ -165,6 +165,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
             line.attempt(upstream.id);
         }
         context.outcome = None;
+        context.received = 0;
         context.lease = Some(lease);
         return Ok(None);
     }
@@ -178,7 +179,8 @@ async fn watched<T>(session: &mut Session, waiting: impl Future<Output = T>) -> 
     }
     tokio::select! {
         gone = session.downstream_session.read_body_or_idle(true) => {
-            let gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
+            let mut gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
+            gone.set_retry(false);
             Err(gone.into_down())
         }
         done = waiting => Ok(done),
