@@ -81,6 +81,23 @@ pub fn chosen(id: &str, upstream: &str, cost: f64, reason: &'static str, candida
     );
 }
 
+/// An attempt failed; whether another follows, the end of the request tells.
+pub fn attempt_failed(id: &str, upstream: &str, cause: &'static str, attempt: u32) {
+    METRICS.failures.with_label_values(&[upstream, cause]).inc();
+    info!(id = id, upstream = upstream, cause = cause, attempt = attempt; "attempt failed");
+}
+
+/// A request goes to another upstream.
+pub fn retried(cause: &'static str) {
+    METRICS.retries.with_label_values(&[cause]).inc();
+}
+
+/// A stream that had begun could not go on: its client was told so.
+pub fn stream_broken(id: &str, upstream: &str, why: &str) {
+    METRICS.broken.with_label_values(&[upstream]).inc();
+    warn!(id = id, upstream = upstream, error = why; "stream ended with an error");
+}
+
 pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
     METRICS.changes.with_label_values(&[upstream, to]).inc();
     let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };

@@ -112,6 +112,8 @@ impl Reject {
             Reject::Method { allow } => vec![("allow", (*allow).to_string())],
             Reject::Redirect { location } => vec![("location", location.clone())],
             Reject::NotReady { .. } | Reject::Memory | Reject::Full => vec![("retry-after", "1".into())],
+            // Whoever else could have been asked was: the client's library would only multiply the tries.
+            Reject::Upstream { .. } | Reject::Timeout { .. } => vec![("x-should-retry", "false".into())],
             _ => Vec::new(),
         };
         Answer { status: self.status(), headers, body: self.body(style) }

@@ -2,7 +2,7 @@
 //!
 //! Pure: it only compares. What can be taken over live is, all of it; what needs a new process is named.
 
-use super::types::{Config, UpstreamConfig};
+use super::types::{Config, Log, UpstreamConfig};
 
 /// The way from one configuration to another.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,10 +28,11 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("health", old.health != new.health),
         ("breaker", old.breaker != new.breaker),
         ("timeouts", old.timeouts != new.timeouts),
+        ("retry", old.retry != new.retry),
         ("queue", old.queue != new.queue),
         ("limits", old.limits != new.limits),
         ("passthrough", old.passthrough != new.passthrough),
-        ("log", (old.log.level, old.log.bodies, old.log.truncate) != (new.log.level, new.log.bodies, new.log.truncate)),
+        ("log", Log { format: None, ..old.log } != Log { format: None, ..new.log }),
         ("shutdown", old.shutdown != new.shutdown),
         ("expose", old.expose != new.expose),
     ];
@@ -89,6 +90,7 @@ mod tests {
             ("health: {interval: 9s}", "health"),
             ("breaker: {failures: 9}", "breaker"),
             ("timeouts: {connect: 9s}", "timeouts"),
+            ("retry: {attempts: 1}", "retry"),
             ("queue: {wait: 9s}", "queue"),
             ("limits: {connections: 9}", "limits"),
             ("passthrough: [/sleep]", "passthrough"),
@@ -126,7 +128,8 @@ mod tests {
         let names: Vec<&str> = diff.upsert.iter().map(|upstream| upstream.name.as_str()).collect();
         assert_eq!(names, ["b:80", "c:80", "d:80"]);
         assert_eq!((diff.remove, diff.changed), (vec!["a:80".to_string()], vec!["upstreams"]));
-        let key = between("upstreams: [{url: http://a, api_key: one}]", "upstreams: [{url: http://a, api_key: two}]");
+        let with = |key: &str| format!("upstreams: [{{url: http://a, api_key: {key}}}]");
+        let key = between(&with("one"), &with("two"));
         assert_eq!(key.changed, ["upstreams"], "secrets are compared, not their masks");
     }
 }

@@ -3,11 +3,12 @@
 //! `GET /admin/config` and a Debug record at the start show it. The shape is that of the file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::secret::Secret;
-use super::types::{Config, Listen, Passthrough, PassthroughTo, UpstreamConfig};
+use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Timeouts, UpstreamConfig};
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
@@ -42,7 +43,8 @@ pub fn json(config: &Config) -> Value {
             "open": show_duration(breaker.open),
             "max_open": show_duration(breaker.max_open),
         },
-        "timeouts": {"connect": show_duration(config.timeouts.connect)},
+        "timeouts": timeouts(&config.timeouts),
+        "retry": retry(&config.retry),
         "queue": {"size": config.queue.size, "wait": show_duration(config.queue.wait)},
         "limits": {
             "connections": config.limits.connections,
@@ -58,6 +60,26 @@ pub fn json(config: &Config) -> Value {
         },
         "shutdown": {"grace": show_duration(config.shutdown.grace)},
         "expose": config.expose,
+    })
+}
+
+fn timeouts(timeouts: &Timeouts) -> Value {
+    let optional = |limit: Option<Duration>| show_duration(limit.unwrap_or_default());
+    json!({
+        "connect": show_duration(timeouts.connect),
+        "first_byte": optional(timeouts.first_byte),
+        "idle": optional(timeouts.idle),
+        "total": optional(timeouts.total),
+    })
+}
+
+fn retry(retry: &Retry) -> Value {
+    json!({
+        "attempts": retry.attempts,
+        "backoff": show_duration(retry.backoff),
+        "max_backoff": show_duration(retry.max_backoff),
+        "budget": number(retry.budget),
+        "on": retry.on.names(),
     })
 }
 

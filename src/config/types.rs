@@ -4,8 +4,12 @@
 //! written, and everybody else only reads them. A value of these types is always valid.
 
 use std::fmt;
+mod retry;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use retry::{Retry, RetryOn};
 
 use super::secret::Secret;
 
@@ -20,6 +24,7 @@ pub struct Config {
     pub health: Health,
     pub breaker: Breaker,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     pub queue: Queue,
     pub limits: Limits,
     /// Worker threads; 0 is one a core.
@@ -42,6 +47,7 @@ impl Default for Config {
             health: Health::default(),
             breaker: Breaker::default(),
             timeouts: Timeouts::default(),
+            retry: Retry::default(),
             queue: Queue::default(),
             limits: Limits::default(),
             threads: 0,
@@ -311,11 +317,17 @@ impl Default for Queue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
+    /// From sending a request to the first event, or byte, of its answer.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of an answer.
+    pub idle: Option<Duration>,
+    /// From a request's head to its answer's end.
+    pub total: Option<Duration>,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts { connect: Duration::from_secs(2) }
+        Timeouts { connect: Duration::from_secs(2), first_byte: None, idle: None, total: None }
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Metrics {
     pub seconds: HistogramVec,
     pub first_byte: HistogramVec,
     pub rejects: IntCounterVec,
+    pub failures: IntCounterVec,
+    pub retries: IntCounterVec,
+    pub broken: IntCounterVec,
     pub changes: IntCounterVec,
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
@@ -59,6 +62,21 @@ impl Metrics {
                 "From the request's head to the first byte of the answer's body.",
             ),
             rejects: counters("vllm_lb_rejects_total", "Refusals of the balancer's own.", &["reason"]),
+            failures: counters(
+                "vllm_lb_attempt_failures_total",
+                "Attempts that failed before an answer began.",
+                &["upstream", "cause"],
+            ),
+            retries: counters(
+                "vllm_lb_retries_total",
+                "Attempts that followed a failed one, by its cause.",
+                &["cause"],
+            ),
+            broken: counters(
+                "vllm_lb_broken_streams_total",
+                "Streams that ended with an error event of the balancer's.",
+                &["upstream"],
+            ),
             changes: counters(
                 "vllm_lb_upstream_changes_total",
                 "Changes of an upstream's state, by the new one.",

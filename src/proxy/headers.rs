@@ -11,7 +11,8 @@ use pingora::proxy::Session;
 use super::context::Context;
 use crate::fleet::Upstream;
 use crate::names::{
-    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_UPSTREAM,
+    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SHOULD_RETRY,
+    X_UPSTREAM,
 };
 use crate::reject::Reject;
 
@@ -114,6 +115,10 @@ pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool
         && let Ok(id) = HeaderValue::try_from(context.id.as_str())
     {
         head.insert_header(X_REQUEST_ID, id)?;
+    }
+    if context.attempts > 1 && (head.status == 429 || head.status.is_server_error()) {
+        // We have tried; the client's library would only multiply the tries.
+        head.insert_header(X_SHOULD_RETRY, "false")?;
     }
     if expose && let Some(lease) = &context.lease {
         head.insert_header(X_UPSTREAM, lease.upstream().name())?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::memory::Memory;
 use super::peek::Peeker;
-use crate::config::types::{Balance, Config, Timeouts};
+use crate::config::types::{Balance, Config, Retry, Timeouts};
 use crate::route::paths;
 
 pub struct Settings {
@@ -13,6 +13,7 @@ pub struct Settings {
     pub knobs: Balance,
     pub peeker: Peeker,
     pub timeouts: Timeouts,
+    pub retry: Retry,
     pub header_bytes: u64,
     pub expose: bool,
     /// Bytes of bodies that are logged.
@@ -27,6 +28,7 @@ impl Settings {
             knobs: config.balance,
             peeker: Peeker { limits: config.peek, memory },
             timeouts: config.timeouts,
+            retry: config.retry,
             header_bytes: config.limits.header_bytes,
             expose: config.expose,
             sample: config.log.bodies.then_some(config.log.truncate),

@@ -9,6 +9,7 @@
 pub mod body;
 pub mod certs;
 pub mod h2;
+pub mod logs;
 pub mod wire;
 
 use std::time::Duration;
@@ -36,7 +37,9 @@ pub async fn eventually<T>(what: &str, mut so: impl AsyncFnMut() -> Option<T>) -
         if let Some(value) = so().await {
             return value;
         }
-        assert!(Instant::now() < end, "waited {PATIENCE:?} in vain until {what}");
+        if Instant::now() > end {
+            panic!("waited {PATIENCE:?} in vain until {what}; the log:\n{}", logs::all().join("\n"));
+        }
         sleep(LOOK).await;
     }
 }
@@ -114,6 +117,7 @@ pub fn upstream(written: &str) -> UpstreamConfig {
 impl Balancer {
     /// Starts, and waits for no upstream.
     pub async fn start(config: Config) -> Self {
+        logs::remember();
         Balancer { running: app::start(config).await.expect("the balancer starts") }
     }
 

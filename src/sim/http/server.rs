@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{self, Connection, Control, Socket};
+use super::connection::{self, Connection, Control, Open, Socket};
 use super::fault::Fault;
 use super::shared::Shared;
 
@@ -86,6 +87,8 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
 /// Accepts until it is dropped, while `Control` says so.
 pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut control = shared.control.subscribe();
+    // What was wished before this task began to run is a change too.
+    control.mark_changed();
     let mut listener = Some(listener);
     let mut connections = JoinSet::new();
     loop {
@@ -94,8 +97,7 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
             accepted = accept(listener.as_ref(), &connection) => {
                 let Ok(socket) = accepted else { continue };
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
-                if shared.faults.current() == Some(Fault::CloseAfterAccept) {
-                    shared.faults.strike();
+                if shared.faults.strike(|fault| *fault == Fault::CloseAfterAccept).is_some() {
                     continue;
                 }
                 // Subscribed here, so that no wish is missed between accepting and serving.
@@ -112,6 +114,10 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
                 } else if listener.is_none() {
                     // The port may be taken for a moment by a connection that is just ending.
                     listener = Listener::bind(&address).await.ok();
+                    if listener.is_none() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        control.mark_changed();
+                    }
                 }
                 shared.listening.send_replace(listener.is_some());
             }
@@ -128,15 +134,6 @@ async fn accept(listener: Option<&Listener>, connection: &Arc<Connection>) -> io
     }
 }
 
-/// Counts a connection while it lives.
-struct Open(Arc<Shared>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 async fn attend(
     socket: Socket,
     connection: Arc<Connection>,
@@ -144,8 +141,7 @@ async fn attend(
     shared: Arc<Shared>,
     control: watch::Receiver<Control>,
 ) {
-    shared.connections.fetch_add(1, Ordering::SeqCst);
-    let _open = Open(Arc::clone(&shared));
+    let _open = Open::new(Arc::clone(&shared));
     match acceptor {
         // A handshake that fails is the client's loss.
         Some(acceptor) => {
