@@ -11,6 +11,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("admin", Level::Edge),
     ("sim::http", Level::Edge),
     ("fleet", Level::Running),
+    ("fleet::breaker", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
     ("prompt", Level::Pure),
