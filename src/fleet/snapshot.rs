@@ -147,7 +147,8 @@ impl Snapshot {
 
     /// Whether an upstream is known to be gone.
     pub fn is_gone(&self, id: usize) -> bool {
-        self.by_id(id).is_none_or(|entry| entry.standing.state == State::Down)
+        // One that was taken out is not probed any more, and what it still does is its own affair.
+        self.by_id(id).is_some_and(|entry| entry.standing.state == State::Down)
     }
 
     /// Names for vLLM's "Valid aliases".

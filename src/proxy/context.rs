@@ -31,7 +31,7 @@ pub struct Context {
     /// It names where its keys and values lie: no other upstream has them.
     pub pinned: bool,
     pub attempts: u32,
-    /// Upstreams that have had it, by place in the snapshot.
+    /// Upstreams that have had it, by their ids.
     pub tried: Vec<usize>,
     pub lease: Option<Lease>,
     /// The upstream of the last attempt that failed.

@@ -35,9 +35,9 @@ impl Bench {
         bench
     }
 
-    /// Words of a script: `+` a good probe, `-` a silent one, `x` a refused one, `!` one that says 503; `refuse`,
-    /// `timeout`, `fail`, `answer`, `begin` (counted, not told), `leave` of requests; `drain`, `undrain`;
-    /// a number lets so many seconds pass.
+    /// Words of a script: `+` a good probe, `-` a silent one, `x` a refused one, `!` one that says 503;
+    /// `refuse`, `timeout`, `fail`, `answer`, `begin` (counted, not told), `leave` of requests; `drain`,
+    /// `undrain`; a number lets so many seconds pass.
     fn step(&mut self, word: &str) {
         let (answers, now) = (self.answers, self.now);
         let mut probe = |found| self.machine.probed(found, answers, now, &self.rules);
@@ -80,89 +80,88 @@ impl Bench {
 }
 
 /// From ready, after a script: state and what it admits.
+const TABLE: &[(&str, State, Admits)] = &[
+    // Probes.
+    ("-", State::Suspect, Admits::All),
+    ("- +", State::Ready, Admits::All),
+    ("- -", State::Suspect, Admits::All),
+    ("- - -", State::Down, Admits::None),
+    ("- - + -", State::Suspect, Admits::All),
+    ("- - - +", State::Down, Admits::None),
+    ("- - - + - +", State::Down, Admits::None),
+    ("- - - + +", State::Ready, Admits::All),
+    ("!", State::Suspect, Admits::Last),
+    ("! ! !", State::Down, Admits::None),
+    ("x", State::Suspect, Admits::Last),
+    ("x x", State::Down, Admits::None),
+    ("x + x", State::Suspect, Admits::Last),
+    // A busy engine that answers requests while its probes time out is never ejected.
+    ("begin - begin - begin - begin - begin -", State::Ready, Admits::All),
+    ("begin - - -", State::Suspect, Admits::All),
+    ("begin - - - -", State::Down, Admits::None),
+    ("begin x begin x", State::Down, Admits::None),
+    // Requests that do not reach it.
+    ("refuse", State::Suspect, Admits::Last),
+    ("refuse x", State::Down, Admits::None),
+    ("refuse -", State::Suspect, Admits::All),
+    ("refuse +", State::Ready, Admits::All),
+    ("refuse + x", State::Suspect, Admits::Last),
+    ("refuse answer", State::Suspect, Admits::All),
+    ("refuse refuse refuse refuse", State::Suspect, Admits::Last),
+    ("timeout", State::Suspect, Admits::All),
+    ("timeout timeout timeout", State::Tripped, Admits::None),
+    // The breaker.
+    ("fail fail", State::Ready, Admits::All),
+    ("fail fail fail", State::Tripped, Admits::None),
+    ("fail 6 fail 6 fail", State::Ready, Admits::All),
+    ("fail 4 fail 4 fail", State::Tripped, Admits::None),
+    ("fail begin fail begin fail begin fail", State::Tripped, Admits::None),
+    ("fail begin begin fail begin begin fail begin begin fail", State::Ready, Admits::All),
+    ("- fail fail fail", State::Tripped, Admits::None),
+    ("fail fail fail + + + +", State::Tripped, Admits::None),
+    ("fail fail fail answer", State::Tripped, Admits::None),
+    ("fail fail fail fail fail 5", State::Tripped, Admits::One),
+    ("fail fail fail 5 + +", State::Tripped, Admits::One),
+    ("fail fail fail 5 answer", State::Ready, Admits::All),
+    ("fail fail fail 5 fail 5", State::Tripped, Admits::None),
+    ("fail fail fail 5 fail 10", State::Tripped, Admits::One),
+    ("fail fail fail 5 fail 10 refuse 14", State::Tripped, Admits::None),
+    ("fail fail fail 5 fail 10 refuse 15", State::Tripped, Admits::One),
+    ("fail fail fail 5 fail 10 answer fail fail fail 5", State::Tripped, Admits::One),
+    // Neither is a trip over because probes were lost in between, only with the process itself.
+    ("fail fail fail - - - + + ", State::Tripped, Admits::None),
+    ("fail fail fail 5 - - -", State::Tripped, Admits::None),
+    ("fail fail fail 5 - - - +", State::Tripped, Admits::One),
+    ("fail fail fail x x", State::Down, Admits::None),
+    ("fail fail fail x x + +", State::Ready, Admits::All),
+    // It says that it is leaving.
+    ("leave", State::Draining, Admits::None),
+    ("leave fail fail fail refuse answer", State::Draining, Admits::None),
+    ("leave + + +", State::Draining, Admits::None),
+    ("leave x", State::Down, Admits::None),
+    ("leave x + +", State::Ready, Admits::All),
+    ("leave - - -", State::Down, Admits::None),
+    ("leave + 15 +", State::Ready, Admits::All),
+    ("leave 14 +", State::Draining, Admits::None),
+    ("fail fail fail leave", State::Draining, Admits::None),
+    // The operator's drain hides the rest until it is taken back.
+    ("drain", State::Draining, Admits::None),
+    ("drain 60 + + answer", State::Draining, Admits::None),
+    ("drain x x", State::Draining, Admits::None),
+    ("drain undrain", State::Ready, Admits::All),
+    ("drain x x undrain", State::Down, Admits::None),
+    ("drain x x + + undrain", State::Ready, Admits::All),
+    ("drain fail fail fail undrain", State::Tripped, Admits::None),
+    ("drain leave undrain", State::Draining, Admits::None),
+    ("drain drain undrain", State::Ready, Admits::All),
+];
+
 #[test]
 fn a_state_follows_from_what_was_seen() {
-    use Admits::{All, Last, None, One};
-    use State::{Down, Draining, Ready, Suspect, Tripped};
-    let table = [
-        // Probes.
-        ("-", Suspect, All),
-        ("- +", Ready, All),
-        ("- -", Suspect, All),
-        ("- - -", Down, None),
-        ("- - + -", Suspect, All),
-        ("- - - +", Down, None),
-        ("- - - + - +", Down, None),
-        ("- - - + +", Ready, All),
-        ("!", Suspect, Last),
-        ("! ! !", Down, None),
-        ("x", Suspect, Last),
-        ("x x", Down, None),
-        ("x + x", Suspect, Last),
-        // A busy engine that answers requests while its probes time out is never ejected.
-        ("begin - begin - begin - begin - begin -", Ready, All),
-        ("begin - - -", Suspect, All),
-        ("begin - - - -", Down, None),
-        ("begin x begin x", Down, None),
-        // Requests that do not reach it.
-        ("refuse", Suspect, Last),
-        ("refuse x", Down, None),
-        ("refuse -", Suspect, All),
-        ("refuse +", Ready, All),
-        ("refuse + x", Suspect, Last),
-        ("refuse answer", Suspect, All),
-        ("refuse refuse refuse refuse", Suspect, Last),
-        ("timeout", Suspect, All),
-        ("timeout timeout timeout", Tripped, None),
-        // The breaker.
-        ("fail fail", Ready, All),
-        ("fail fail fail", Tripped, None),
-        ("fail 6 fail 6 fail", Ready, All),
-        ("fail 4 fail 4 fail", Tripped, None),
-        ("fail begin fail begin fail begin fail", Tripped, None),
-        ("fail begin begin fail begin begin fail begin begin fail", Ready, All),
-        ("- fail fail fail", Tripped, None),
-        ("fail fail fail + + + +", Tripped, None),
-        ("fail fail fail answer", Tripped, None),
-        ("fail fail fail fail fail 5", Tripped, One),
-        ("fail fail fail 5 + +", Tripped, One),
-        ("fail fail fail 5 answer", Ready, All),
-        ("fail fail fail 5 fail 5", Tripped, None),
-        ("fail fail fail 5 fail 10", Tripped, One),
-        ("fail fail fail 5 fail 10 refuse 14", Tripped, None),
-        ("fail fail fail 5 fail 10 refuse 15", Tripped, One),
-        ("fail fail fail 5 fail 10 answer fail fail fail 5", Tripped, One),
-        // Neither is a trip over because probes were lost in between, only with the process itself.
-        ("fail fail fail - - - + + ", Tripped, None),
-        ("fail fail fail 5 - - -", Tripped, None),
-        ("fail fail fail 5 - - - +", Tripped, One),
-        ("fail fail fail x x", Down, None),
-        ("fail fail fail x x + +", Ready, All),
-        // It says that it is leaving.
-        ("leave", Draining, None),
-        ("leave fail fail fail refuse answer", Draining, None),
-        ("leave + + +", Draining, None),
-        ("leave x", Down, None),
-        ("leave x + +", Ready, All),
-        ("leave - - -", Down, None),
-        ("leave + 15 +", Ready, All),
-        ("leave 14 +", Draining, None),
-        ("fail fail fail leave", Draining, None),
-        // The operator's drain hides the rest until it is taken back.
-        ("drain", Draining, None),
-        ("drain 60 + + answer", Draining, None),
-        ("drain x x", Draining, None),
-        ("drain undrain", Ready, All),
-        ("drain x x undrain", Down, None),
-        ("drain x x + + undrain", Ready, All),
-        ("drain fail fail fail undrain", Tripped, None),
-        ("drain leave undrain", Draining, None),
-        ("drain drain undrain", Ready, All),
-    ];
-    for (script, state, admits) in table {
+    for (script, state, admits) in TABLE {
         let mut bench = Bench::ready();
         let standing = bench.play(script);
-        assert_eq!((standing.state, bench.admits()), (state, admits), "{script}");
+        assert_eq!((standing.state, bench.admits()), (*state, *admits), "{script}");
     }
 }
 
