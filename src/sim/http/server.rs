@@ -41,7 +41,7 @@ pub enum Listener {
 /// A listener that can close and come back.
 ///
 /// While it is closed, its port stays bound without listening, as with a vLLM that is still loading: whoever
-/// connects is refused, and nobody else can take the port, not even a client that happens to get it as its own.
+/// connects is refused, and nobody else can take the port, not even a client that gets it as its own by chance.
 struct Door {
     address: Address,
     listener: Option<Listener>,
@@ -148,6 +148,8 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
 /// Accepts until it is dropped, while `Control` says so.
 pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut control = shared.control.subscribe();
+    // What was wished before this task began to run is a change too.
+    control.mark_changed();
     let mut door = Door { address, listener: Some(listener), held: None };
     let mut connections = JoinSet::new();
     loop {
