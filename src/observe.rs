@@ -8,7 +8,7 @@ pub mod metrics;
 
 use std::time::Duration;
 
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 use metrics::METRICS;
 
 /// One request, as it ended.
@@ -130,6 +130,26 @@ pub fn upstream_busy(upstream: &str) {
 /// The keeper had too much to hear; what was lost is like what it heard.
 pub fn sign_lost() {
     METRICS.signs_lost.inc();
+}
+
+/// Another configuration runs.
+pub fn reloaded(changed: &[&str], restart: &[&str], warnings: &[String]) {
+    METRICS.reloads.with_label_values(&["ok"]).inc();
+    info!(changed = changed.join(", "); "reloaded");
+    if !restart.is_empty() {
+        warn!(keys = restart.join(", "); "these changes need a restart");
+    }
+    for warning in warnings {
+        warn!("{warning}");
+    }
+}
+
+/// The one that was running goes on.
+pub fn reload_failed(problems: &[String]) {
+    METRICS.reloads.with_label_values(&["failed"]).inc();
+    for problem in problems {
+        error!(problem = problem.as_str(); "reload failed");
+    }
 }
 
 /// How waiting in the queue ended.

@@ -76,6 +76,15 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
     Ok(Loaded { config, mode, demo, warnings })
 }
 
+/// Makes the configuration again, as this process made it at its start: with its warnings, or its problems.
+pub fn again(args: &Args) -> Result<(Config, Vec<String>), Vec<String>> {
+    let loaded = load(args.clone(), &super::environment, &|path| std::fs::read_to_string(path));
+    match loaded {
+        Ok(loaded) => Ok((loaded.config, loaded.warnings)),
+        Err(Problems(problems)) => Err(problems.iter().map(ToString::to_string).collect()),
+    }
+}
+
 /// A variable by its name or an older one, with the name that it was found under.
 fn variable(names: &[&'static str], env: Env<'_>) -> Option<(&'static str, String)> {
     names.iter().find_map(|name| Some((*name, env(name).filter(|value| !value.is_empty())?)))
