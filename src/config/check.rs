@@ -8,6 +8,8 @@
 mod fleet;
 mod listen;
 
+pub use fleet::{upstream_alone, weight};
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 

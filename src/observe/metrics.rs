@@ -29,6 +29,7 @@ pub struct Metrics {
     pub busy: IntCounterVec,
     pub signs_lost: IntCounter,
     pub queue: IntCounterVec,
+    pub reloads: IntCounterVec,
     pub queued: IntGauge,
     pub accept_failures: IntCounter,
     pub handshake_failures: IntCounter,
@@ -98,6 +99,7 @@ impl Metrics {
                 "Requests that waited for room, by the end of it.",
                 &["end"],
             ),
+            reloads: counters("vllm_lb_reloads_total", "Reloads of the configuration.", &["result"]),
             queued: gauge("vllm_lb_queued", "Requests that wait for room."),
             accept_failures: counter("vllm_lb_accept_failures_total", "Connections that could not be taken."),
             handshake_failures: counter("vllm_lb_handshake_failures_total", "TLS handshakes that failed."),
@@ -147,11 +149,13 @@ pub fn status_label(status: u16) -> &'static str {
         503 => "503",
         504 => "504",
         0 => "none",
-        100..=199 => "1xx",
-        200..=299 => "2xx",
-        300..=399 => "3xx",
-        400..=499 => "4xx",
-        _ => "5xx",
+        _ => match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        },
     }
 }
 

@@ -225,7 +225,12 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     let upstream = lease.upstream();
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
     let name = upstream.name().to_string();
-    context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
+    let ended = context.line.as_ref().and_then(|line| line.ended());
+    if matches!(ended, Some(Ended::FirstByte | Ended::Idle)) {
+        // Probes of an engine that hangs are answered well; only requests can tell.
+        shared.fleet.report(upstream, Sign::Failed);
+    }
+    context.failed = Some(match ended {
         Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },
     });

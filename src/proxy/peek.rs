@@ -231,6 +231,7 @@ impl Body {
 }
 
 /// Looks for the model as the bytes come.
+#[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
 enum Looker {
     Json(Scanner),
     Multipart(FormScanner),

@@ -37,6 +37,7 @@ pub async fn admin(
     if !admin.serves(head.uri.path()) {
         return Ok(None);
     }
+    context.admin = true;
     let mut request = Request::new(Bytes::new());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
@@ -335,6 +336,7 @@ pub fn tell(
         received: context.received,
         sent: session.body_bytes_sent() as u64,
         error: error.as_deref(),
+        admin: context.admin,
     });
     if let Some(samples) = &context.samples {
         let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();

@@ -41,7 +41,7 @@ pub enum Listener {
 /// A listener that can close and come back.
 ///
 /// While it is closed, its port stays bound without listening, as with a vLLM that is still loading: whoever
-/// connects is refused, and nobody else can take the port, not even a client that happens to get it as its own.
+/// connects is refused, and nobody else can take the port, not even a client that gets it by chance.
 struct Door {
     address: Address,
     listener: Option<Listener>,
