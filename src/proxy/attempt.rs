@@ -225,12 +225,7 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     let upstream = lease.upstream();
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
     let name = upstream.name().to_string();
-    let ended = context.line.as_ref().and_then(|line| line.ended());
-    if matches!(ended, Some(Ended::FirstByte | Ended::Idle)) {
-        // Probes of an engine that hangs are answered well; only requests can tell.
-        shared.fleet.report(upstream, Sign::Failed);
-    }
-    context.failed = Some(match ended {
+    context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
         Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },
     });
@@ -260,6 +255,7 @@ fn blame(shared: &Shared, upstream: &Upstream, cause: Cause) {
         Cause::Reset | Cause::Failed => Sign::Failed,
         // A long answer is nobody's fault.
         Cause::Ended(Ended::Total) => return,
+        // Probes of an engine that hangs are answered well; only requests can tell.
         Cause::Ended(_) => Sign::Failed,
         Cause::Leaving | Cause::Aborted => Sign::Leaving,
         // A status has been told when the head came; a pooled connection may end at any time.
