@@ -44,7 +44,7 @@ pub enum Cause {
     Aborted,
     /// The first event was an error of its own.
     Failed,
-    /// A deadline, or silence: the request is over.
+    /// A deadline: the request is over. Or the silence of an upstream that is gone.
     Ended(Ended),
 }
 
@@ -62,6 +62,7 @@ impl Cause {
             Cause::Leaving => "leaving",
             Cause::Aborted => "aborted",
             Cause::Failed => "failed",
+            Cause::Ended(Ended::Gone) => "gone",
             Cause::Ended(_) => "ended",
         }
     }
@@ -74,7 +75,8 @@ impl Cause {
     fn is_on(self, on: &RetryOn) -> bool {
         match self {
             Cause::Connect { .. } => on.connect,
-            Cause::Stale | Cause::Reset => on.reset,
+            // What SIGTERM leaves behind: its connections stay open, and nothing ever comes on them.
+            Cause::Stale | Cause::Reset | Cause::Ended(Ended::Gone) => on.reset,
             Cause::Status(502) => on.bad_gateway,
             Cause::Status(503) => on.unavailable,
             Cause::Status(504) => on.gateway_timeout,
@@ -225,8 +227,7 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     let upstream = lease.upstream();
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
     let name = upstream.name().to_string();
-    let ended = context.line.as_ref().and_then(|line| line.ended());
-    context.failed = Some(match ended {
+    context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
         Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },
     });
