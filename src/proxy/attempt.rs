@@ -185,10 +185,12 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
         // Probes of an engine that hangs are answered well; only requests can tell.
         shared.fleet.report(upstream, Sign::Failed);
     }
-    context.failed = Some(match ended {
-        Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
-        Some(Ended::Gone) | None => Reject::Upstream { name },
-    });
+    context.failed = match (cause, ended) {
+        // It answered that it is full: that nobody else has room either is what there is to say.
+        (Cause::Status(429 | 503), _) => None,
+        (_, Some(Ended::FirstByte | Ended::Idle | Ended::Total)) => Some(Reject::Timeout { name }),
+        (_, Some(Ended::Gone) | None) => Some(Reject::Upstream { name }),
+    };
     shared.blame(upstream, cause);
     context.last = Some(upstream.clone());
 }
