@@ -51,7 +51,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         Err(error) => Err(format!("cannot start threads: {error}")),
         Ok(runtime) => runtime.block_on(async {
             match mode {
-                Mode::Engine(args) => cli::engine::run(args).await.map_err(|error| error.to_string()),
+                Mode::Engine(args) => cli::engine::run(*args).await.map_err(|error| error.to_string()),
                 Mode::Serve | Mode::Test => app::run(config, demo, Arc::new(move || cli::again(&args))).await,
             }
         }),

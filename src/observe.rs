@@ -30,17 +30,16 @@ pub struct Done<'a> {
     pub sent: u64,
     /// What went wrong, in the words of the layer that saw it.
     pub error: Option<&'a str>,
+    /// A call to the admin room: told, but not counted among the clients' requests.
+    pub admin: bool,
 }
 
 /// A request has ended, however it did.
 pub fn request_done(done: &Done<'_>) {
     let model = done.model.unwrap_or("other");
     let upstream = done.upstream.unwrap_or("");
-    let status = metrics::status_label(done.status);
-    METRICS.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
-    METRICS.seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
-    if let Some(first) = done.first_byte {
-        METRICS.first_byte.with_label_values(&[model]).observe(first.as_secs_f64());
+    if !done.admin {
+        count(done, model, upstream);
     }
     let level = if done.error.is_some() && done.status >= 500 { log::Level::Warn } else { log::Level::Debug };
     log::log!(
@@ -61,6 +60,15 @@ pub fn request_done(done: &Done<'_>) {
         error = done.error.unwrap_or("");
         "request done"
     );
+}
+
+fn count(done: &Done<'_>, model: &str, upstream: &str) {
+    let status = metrics::status_label(done.status);
+    METRICS.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
+    METRICS.seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
+    if let Some(first) = done.first_byte {
+        METRICS.first_byte.with_label_values(&[model]).observe(first.as_secs_f64());
+    }
 }
 
 /// The beginnings of a request's and its answer's body, where `log.bodies` asks for them.

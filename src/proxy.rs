@@ -45,7 +45,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::config::types::Config;
-use crate::fleet::{Fleet, Outcome, Sign, Upstream};
+use crate::fleet::{Fleet, Outcome};
 use crate::observe;
 use crate::reject::Reject;
 use crate::reply::ending::Tail;
@@ -91,26 +91,6 @@ impl Shared {
         self.memory.limit(config.peek.memory);
         self.budget.set(config.retry.budget);
         self.settings.store(Settings::new(config, self.memory.clone()));
-    }
-}
-
-impl Shared {
-    /// An upstream has no room for more requests for a while; nothing is wrong with it.
-    fn busy(&self, upstream: &Arc<Upstream>, pause: Duration) {
-        self.fleet.busy(upstream, Some(pause));
-    }
-
-    /// Tells the fleet what an attempt's failure says about its upstream.
-    fn blame(&self, upstream: &Arc<Upstream>, cause: Cause) {
-        let sign = match cause {
-            Cause::Connect => Sign::Unreached { refused: true },
-            Cause::Leaving | Cause::Aborted => Sign::Leaving,
-            Cause::Status(429 | 503) => return,
-            Cause::Reset | Cause::Failed => Sign::Failed,
-            Cause::Status(status) if status >= 500 => Sign::Failed,
-            Cause::Stale | Cause::Status(_) | Cause::Ended => return,
-        };
-        self.fleet.report(upstream, sign);
     }
 }
 
@@ -209,7 +189,7 @@ impl ProxyHttp for Balancer {
                 // Chosen here rather than when pingora asks for the peer, so that a refusal leaves the
                 // client its connection.
                 self.shared.budget.request();
-                attempt::choose(&self.shared, context)?;
+                attempt::choose(&self.shared, session, context).await?;
                 Ok(false)
             }
             Step::Answer(answer) => {
@@ -227,7 +207,7 @@ impl ProxyHttp for Balancer {
         }
         let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
         let peer = self.shared.peers.peer(lease.upstream(), context.settings.timeouts.connect);
-        peer.map_err(|error| self.failed(context, Cause::Connect, error))
+        peer.map_err(|error| self.failed(context, Cause::Connect { refused: false }, error))
     }
 
     fn fail_to_connect(
@@ -237,7 +217,8 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.failed(context, Cause::Connect, error)
+        let refused = *error.etype() == ErrorType::ConnectRefused;
+        self.failed(context, Cause::Connect { refused }, error)
     }
 
     fn error_while_proxy(
@@ -301,9 +282,6 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         let status = head.status.as_u16();
         context.status = status;
-        if let Some(line) = &context.line {
-            line.moved();
-        }
         attempt::answered(&self.shared, context, head);
         let cause = Cause::Status(status);
         if attempt::may_follow(&self.shared, context, cause) {
@@ -337,7 +315,8 @@ impl ProxyHttp for Balancer {
         if let Some(cause) = attempt::judge(&self.shared, context, piece, end) {
             return Err(another(context, cause));
         }
-        if let Some(line) = &context.line {
+        // A head says nothing yet: vLLM sends it before the prompt is read.
+        if let (Some(line), None) = (&context.line, &context.judge) {
             line.moved();
         }
         if let Some(tail) = &mut context.stream {

@@ -35,7 +35,7 @@ pub enum Mode {
     Serve,
     /// Say that the configuration is ok, and end.
     Test,
-    Engine(EngineArgs),
+    Engine(Box<EngineArgs>),
 }
 
 /// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
@@ -70,7 +70,7 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
     let mode = if *test { Mode::Test } else { Mode::Serve };
     let config = draft.finish().map_err(Problems)?;
     let mode = match args.command {
-        Some(Command::Engine(engine)) => Mode::Engine(engine),
+        Some(Command::Engine(engine)) => Mode::Engine(Box::new(engine)),
         None => mode,
     };
     Ok(Loaded { config, mode, demo, warnings })

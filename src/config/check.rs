@@ -102,9 +102,9 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     balance(root.section("balance"), &mut config.balance);
     peek(root.section("peek"), &mut config.peek);
     health(root.section("health"), &mut config.health);
-    breaker(root.section("breaker"), &mut config.breaker);
     timeouts(root.section("timeouts"), &mut config.timeouts);
     retry(root.section("retry"), &mut config.retry);
+    breaker(root.section("breaker"), &mut config.breaker);
     queue(root.section("queue"), &mut config.queue);
     limits(root.section("limits"), &mut config.limits);
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
@@ -163,27 +163,6 @@ fn health(mut section: Section<'_, '_>, health: &mut Health) {
     set(&mut health.rise, section.get("rise", integer_in(PROBES_IN_A_ROW)));
 }
 
-fn breaker(mut section: Section<'_, '_>, breaker: &mut Breaker) {
-    set(&mut breaker.failures, section.get("failures", integer_in(FAILURES)));
-    set(&mut breaker.window, section.get("window", duration_in(BREAKER)));
-    set(&mut breaker.open, section.get("open", duration_in(BREAKER)));
-    set(&mut breaker.max_open, section.get("max_open", duration_in(BREAKER)));
-    if breaker.open > breaker.max_open {
-        let (open, most) = (show_duration(breaker.open), show_duration(breaker.max_open));
-        section.problem("open", format!("{open} is more than breaker.max_open, which is {most}"));
-    }
-}
-
-fn queue(mut section: Section<'_, '_>, queue: &mut Queue) {
-    set(&mut queue.size, section.get("size", integer_in(QUEUE)));
-    set(&mut queue.wait, section.get("wait", duration_in(QUEUED)));
-}
-
-fn limits(mut section: Section<'_, '_>, limits: &mut Limits) {
-    set(&mut limits.connections, section.get("connections", integer_in(CONNECTIONS)));
-    set(&mut limits.header_bytes, section.get("header_bytes", size_in(HEADER)));
-}
-
 /// 0 stands for none in all but the first.
 fn timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
     set(&mut timeouts.connect, section.get("connect", duration_in(CONNECT)));
@@ -217,6 +196,27 @@ fn retry(mut section: Section<'_, '_>, retry: &mut Retry) {
         let (small, large) = (show_duration(retry.backoff), show_duration(retry.max_backoff));
         section.problem("backoff", format!("{small} is more than retry.max_backoff, which is {large}"));
     }
+}
+
+fn breaker(mut section: Section<'_, '_>, breaker: &mut Breaker) {
+    set(&mut breaker.failures, section.get("failures", integer_in(FAILURES)));
+    set(&mut breaker.window, section.get("window", duration_in(BREAKER)));
+    set(&mut breaker.open, section.get("open", duration_in(BREAKER)));
+    set(&mut breaker.max_open, section.get("max_open", duration_in(BREAKER)));
+    if breaker.open > breaker.max_open {
+        let (open, most) = (show_duration(breaker.open), show_duration(breaker.max_open));
+        section.problem("open", format!("{open} is more than breaker.max_open, which is {most}"));
+    }
+}
+
+fn queue(mut section: Section<'_, '_>, queue: &mut Queue) {
+    set(&mut queue.size, section.get("size", integer_in(QUEUE)));
+    set(&mut queue.wait, section.get("wait", duration_in(QUEUED)));
+}
+
+fn limits(mut section: Section<'_, '_>, limits: &mut Limits) {
+    set(&mut limits.connections, section.get("connections", integer_in(CONNECTIONS)));
+    set(&mut limits.header_bytes, section.get("header_bytes", size_in(HEADER)));
 }
 
 fn log(mut section: Section<'_, '_>, log: &mut super::types::Log) {

@@ -145,11 +145,10 @@ impl Snapshot {
         self.entries.iter().find(|entry| entry.upstream.name() == name)
     }
 
-    /// Whether an upstream, by its id, is known to be gone.
-    pub fn is_down(&self, id: u64) -> bool {
-        let entry = self.entries.iter().find(|entry| entry.upstream.id as u64 == id);
+    /// Whether an upstream is known to be gone.
+    pub fn is_gone(&self, id: usize) -> bool {
         // One that was taken out is not probed any more, and what it still does is its own affair.
-        entry.is_some_and(|entry| entry.standing.state == State::Down)
+        self.by_id(id).is_some_and(|entry| entry.standing.state == State::Down)
     }
 
     /// Names for vLLM's "Valid aliases".

@@ -22,6 +22,8 @@ pub struct Context {
     /// Counts the request as in flight until the context is dropped, on whatever path.
     _in_flight: InFlight,
     pub id: String,
+    /// A call to the admin room, which is no client's request.
+    pub admin: bool,
     pub style: Style,
     pub model: Wanted,
     /// Prompt tokens, estimated.
@@ -85,6 +87,7 @@ impl Context {
             settings,
             _in_flight: InFlight::new(),
             id: String::new(),
+            admin: false,
             style: Style::OpenAi,
             model: Wanted::Any,
             tokens: 0,

@@ -59,6 +59,15 @@ pub enum Wanted {
     Unreadable,
 }
 
+impl Wanted {
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Wanted::Named(name) => Some(name),
+            Wanted::Any | Wanted::Unreadable => None,
+        }
+    }
+}
+
 pub struct Peeked {
     pub body: Bytes,
     /// The body has no more bytes than these.
@@ -90,7 +99,8 @@ impl Peeker {
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
-            return Ok(Peeked { body, whole: true, reservation, wish: Wish::default() });
+            let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
+            return Ok(Peeked { body, whole: true, reservation, wish });
         }
         let declared = declared_length(session);
         if declared.is_some_and(|length| length > self.limits.max_body) {
@@ -221,6 +231,7 @@ impl Body {
 }
 
 /// Looks for the model as the bytes come.
+#[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
 enum Looker {
     Json(Scanner),
     Multipart(FormScanner),

@@ -37,6 +37,7 @@ pub async fn admin(
     if !admin.serves(head.uri.path()) {
         return Ok(None);
     }
+    context.admin = true;
     let mut request = Request::new(Bytes::new());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
@@ -261,7 +262,7 @@ pub fn no_candidate(routing: &Routing, context: &Context, snapshot: &Snapshot) -
         Wanted::Any | Wanted::Unreadable => None,
     };
     match (routing, model) {
-        (Routing::Full { .. }, _) => Reject::Full,
+        (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
         (Routing::NoSuchModel, Some(model)) => Reject::Model { model, aliases: snapshot.aliases().to_vec() },
         (_, model) => Reject::NotReady { model },
     }
@@ -335,6 +336,7 @@ pub fn tell(
         received: context.received,
         sent: session.body_bytes_sent() as u64,
         error: error.as_deref(),
+        admin: context.admin,
     });
     if let Some(samples) = &context.samples {
         let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();

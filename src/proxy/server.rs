@@ -138,8 +138,8 @@ pub fn engine(balancer: Balancer, threads: usize) -> Arc<HttpProxy<Balancer>> {
     let conf = ServerConf {
         threads,
         upstream_keepalive_pool_size: POOL,
-        // One attempt: trying again is a later part's.
-        max_retries: 1,
+        // Pingora's own bound; how often a request really goes out, `attempt` decides.
+        max_retries: 16,
         ..ServerConf::default()
     };
     let mut proxy = HttpProxy::new(balancer, Arc::new(conf));

@@ -51,7 +51,7 @@ pub fn wrap(place: &mut Box<ServerSession>, replay: Arc<Replay>, line: Arc<Line>
     let empty = whole && replay.body().is_none_or(|body| body.is_empty());
     let wrapped =
         Wrapped { session: Some((real, way_home)), replay, line, empty, held: Vec::new(), begun: false };
-    *place = Box::new(ServerSession::new_custom(Box::new(wrapped)));
+    **place = ServerSession::new_custom(Box::new(wrapped));
     Home(home)
 }
 

@@ -19,6 +19,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("pick", Level::Pure),
     ("reply", Level::Pure),
     ("aggregate", Level::Pure),
+    ("fleet::breaker", Level::Pure),
     ("config", Level::Pure),
     ("sim", Level::Pure),
     ("sim::cache", Level::Pure),

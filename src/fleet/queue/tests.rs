@@ -278,9 +278,9 @@ proptest! {
             }
         }
         settle(&mut waiting, &mut order);
-        for model in 0..MODELS.len() {
+        for (model, name) in MODELS.iter().enumerate() {
             let numbers: Vec<usize> = order.iter().filter(|(m, _)| *m == model).map(|(_, n)| *n).collect();
-            prop_assert!(numbers.is_sorted(), "{}: {:?}", MODELS[model], numbers);
+            prop_assert!(numbers.is_sorted(), "{name}: {numbers:?}");
         }
         for (model, _, _) in &waiting {
             let key = key(MODELS[*model]);

@@ -71,7 +71,8 @@ fn ask(snapshot: &Snapshot, query: &Query<'_>, now: Instant) -> (Routing, Vec<us
 fn who_may_have_a_request_follows_from_readiness_room_and_what_was_tried() {
     use Routing::{Candidates, NotReady, Tried};
     let full = Routing::Full { until: None };
-    let table: &[(&[&'static str], &[usize], Routing, &[usize])] = &[
+    type Row<'r> = (&'r [&'static str], &'r [usize], Routing, &'r [usize]);
+    let table: &[Row<'_>] = &[
         (&["ready", "ready"], &[], Candidates, &[0, 1]),
         (&["ready", ""], &[], Candidates, &[0]),
         (&["", ""], &[], NotReady, &[]),

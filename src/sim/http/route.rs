@@ -200,7 +200,8 @@ async fn respond(
         return Ok(lost(&shared.options, &parts.uri, &parts.headers));
     };
     if !row.allow.split(", ").any(|method| method == parts.method.as_str()) {
-        return Ok(error::method_not_allowed(row.allow));
+        // FastAPI makes a route of each method, and the first one speaks.
+        return Ok(error::method_not_allowed(row.allow.split(", ").next().unwrap_or(row.allow)));
     }
     let call = Call {
         shared: Arc::clone(shared),
