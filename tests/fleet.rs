@@ -161,6 +161,8 @@ async fn a_removed_upstream_goes_when_its_last_request_has_ended() {
     assert_eq!(early["active"], 1);
     let row = admin(&balancer, "GET", &one, Value::Null).await.expect(200).json();
     assert_eq!((&row["state"], &row["removing"]), (&json!("draining"), &json!(true)));
+    let row = admin(&balancer, "PATCH", &one, json!({"weight": 3, "state": "ready"})).await.expect(200);
+    assert_eq!(row.json()["removing"], true, "only who adds it again keeps it");
     admin(&balancer, "DELETE", &format!("{one}?wait=1ms"), Value::Null).await.expect(504);
     for _ in 0..10 {
         balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
