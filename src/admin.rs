@@ -4,6 +4,7 @@
 //! fleet that does not go through it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -21,11 +22,13 @@ pub fn serves(path: &str) -> bool {
 pub struct Admin {
     fleet: Arc<Fleet>,
     config: Arc<Config>,
+    /// The balancer goes away: whoever sends clients here should stop it.
+    leaving: Arc<AtomicBool>,
 }
 
 impl Admin {
-    pub fn new(fleet: Arc<Fleet>, config: Arc<Config>) -> Self {
-        Admin { fleet, config }
+    pub fn new(fleet: Arc<Fleet>, config: Arc<Config>, leaving: Arc<AtomicBool>) -> Self {
+        Admin { fleet, config, leaving }
     }
 
     pub fn call(&self, request: &Request<Bytes>) -> Response<Bytes> {
@@ -61,8 +64,10 @@ impl Admin {
     fn ready(&self) -> Response<Bytes> {
         let snapshot = self.fleet.snapshot();
         let (ready, all) = (snapshot.ready().count(), snapshot.entries.len());
-        let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        json(status, format!(r#"{{"ready":{},"upstreams":{ready},"of":{all}}}"#, ready > 0))
+        let leaving = self.leaving.load(Ordering::Acquire);
+        let is_ready = ready > 0 && !leaving;
+        let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        json(status, format!(r#"{{"ready":{is_ready},"upstreams":{ready},"of":{all}}}"#))
     }
 
     fn metrics(&self) -> Response<Bytes> {

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(loaded: Loaded) -> ExitCode {
-    let Loaded { config, mode, demo, warnings } = loaded;
+    let Loaded { config, mode, demo, upgrade, warnings } = loaded;
     if let Mode::Test = mode {
         warnings.iter().for_each(|warning| eprintln!("{warning}"));
         println!("configuration ok");
@@ -51,7 +51,7 @@ fn carry_out(loaded: Loaded) -> ExitCode {
         Ok(runtime) => runtime.block_on(async {
             match mode {
                 Mode::Engine(args) => cli::engine::run(args).await.map_err(|error| error.to_string()),
-                Mode::Serve | Mode::Test => app::run(config, demo).await,
+                Mode::Serve | Mode::Test => app::run(config, demo, upgrade).await,
             }
         }),
     };

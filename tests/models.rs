@@ -11,7 +11,8 @@ use common::body::{self, Place, chat, padded, stream};
 use common::h2::{self, H2};
 use common::wire::{self, JSON, Wire, get, post, request};
 use common::{
-    Balancer, Engine, Fault, Options, config, engine, engines, eventually, names, serving, upstream, upstreams,
+    Balancer, Engine, Fault, Options, config, engine, engines, eventually, names, serving, upstream,
+    upstreams,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -139,7 +140,8 @@ fn went_to(engines: &[Engine], path: &str) -> Option<usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_goes_where_its_model_is() {
-    let engines = [with_adapters(&["one"], &["sql"], 9_000).await, with_adapters(&["two"], &["poems"], 9_000).await];
+    let engines =
+        [with_adapters(&["one"], &["sql"], 9_000).await, with_adapters(&["two"], &["poems"], 9_000).await];
     let balancer = Balancer::over(&engines).await;
     let messages = r#""messages":[{"role":"user","content":"\"model\": \"one\" {"}],"max_tokens":2"#;
     let large = |model: &str, place| String::from_utf8_lossy(&padded(5 << 20, model, place)).into_owned();
@@ -203,7 +205,8 @@ async fn an_unknown_model_is_refused_with_all_that_are_known() {
     let refused = balancer.ask(post(CHAT, chat("nope"))).await.expect(404);
     assert_eq!(
         refused.text(),
-        r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: one, sql, two.","#.to_string()
+        r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: one, sql, two.","#
+            .to_string()
             + r#""type":"NotFoundError","param":"model","code":404}}"#
     );
     let anthropic = balancer.ask(post("/v1/messages", chat("nope"))).await.expect(404);

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use common::body::{Place, chat, events, normal, padded, stream};
 use common::h2::{self, H2};
 use common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, head, post};
-use common::{Balancer, Engine, Fault, config, direct, engine, engines, eventually, paced, serving, upstreams};
+use common::{
+    Balancer, Engine, Fault, config, direct, engine, engines, eventually, paced, serving, upstreams,
+};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -95,7 +97,8 @@ async fn a_stream_is_the_one_that_the_engine_sent() {
     let balancer = Balancer::over([&engine]).await;
     let responses = r#"{"model":"sim","input":"hi","stream":true,"max_output_tokens":8}"#.to_string();
     let messages = stream("sim", 30);
-    let usage = stream("sim", 30).replace("\"stream\"", "\"stream_options\":{\"include_usage\":true},\"stream\"");
+    let usage =
+        stream("sim", 30).replace("\"stream\"", "\"stream_options\":{\"include_usage\":true},\"stream\"");
     let completions = r#"{"model":"sim","prompt":"hi","stream":true,"max_tokens":30}"#.to_string();
     for (path, body) in [
         (CHAT, stream("sim", 30)),

@@ -18,6 +18,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "limits",
             "threads",
             "passthrough",
+            "upgrade_socket",
             "log",
             "shutdown",
             "expose",
@@ -38,7 +39,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("limits", &["header_bytes"]),
     ("passthrough[]", &["path", "to"]),
     ("log", &["format", "level", "bodies", "truncate"]),
-    ("shutdown", &["grace"]),
+    ("shutdown", &["grace", "drain"]),
 ];
 
 /// What the contract names and this version cannot do yet. Refused, never accepted and ignored; an
@@ -60,10 +61,8 @@ pub const LATER: &[&str] = &[
     "breaker",
     "queue",
     "limits.connections",
-    "upgrade_socket",
     "sessions",
     "traces",
-    "shutdown.drain",
 ];
 
 /// What a message says of everything in `LATER`.

@@ -75,7 +75,9 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
     let snapshot = shared.fleet.snapshot_owned();
     match policy {
         Policy::Deny => Err(refuse(context, Reject::Path)),
-        Policy::Answer(Answer::Health) => Ok(Step::Answer(local::health(&snapshot))),
+        Policy::Answer(Answer::Health) => {
+            Ok(Step::Answer(local::health(&snapshot, shared.leave.is_leaving())))
+        }
         Policy::Aggregate(what) => aggregate(shared, context, &snapshot, what).await,
         Policy::FanOut => fan_out(shared, session, context, &method).await,
         Policy::Upstream(name) => {
