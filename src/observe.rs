@@ -147,7 +147,7 @@ pub fn stopping(signal: &'static str, in_flight: u64) {
 
 /// Another process asks for the sockets.
 pub fn upgrade_asked(pid: u32, version: &str, sockets: usize) {
-    info!(pid = pid, version = version, sockets = sockets; "handing the listening sockets over");
+    info!(other = pid, version = version, sockets = sockets; "handing the listening sockets over");
 }
 
 /// It came to nothing, and nothing has changed.
@@ -157,12 +157,12 @@ pub fn upgrade_failed(error: &str) {
 
 /// Another process accepts now.
 pub fn handed_over(pid: u32, in_flight: u64) {
-    info!(pid = pid, in_flight = in_flight; "handed over, requests in flight end here");
+    info!(other = pid, in_flight = in_flight; "handed over, requests in flight end here");
 }
 
 /// This process accepts in another's place.
 pub fn took_over(pid: u32) {
-    info!(pid = pid; "took over from the running process");
+    info!(other = pid; "took over from the running process");
 }
 
 /// Under the default path this is what mostly happens outside of a service manager.

@@ -210,7 +210,7 @@ async fn forward(
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
     let line = Line::new(shared.fleet.clone(), context.settings.timeouts);
     let place = &mut session.downstream_session;
-    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), whole));
+    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), shared.leave.clone(), whole));
     context.replay = Some(replay);
     context.line = Some(line);
     Ok(Step::Forward)

@@ -10,6 +10,7 @@ pub mod body;
 pub mod certs;
 pub mod h2;
 pub mod logs;
+pub mod process;
 pub mod wire;
 
 use std::time::Duration;
