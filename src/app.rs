@@ -4,26 +4,32 @@
 //! long as `shutdown.grace`, then what is left is cut; the keeper ends last, since requests read its snapshots.
 
 pub mod notify;
+mod reload;
 mod run;
 mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::fleet::Fleet;
 use crate::observe;
+use crate::proxy::connections::Connections;
 use crate::proxy::leave::{Leave, Phase};
 use crate::proxy::{self, Balancer, Shared, server};
 use crate::sim::http::{Engine, Options};
 
+pub use reload::Load;
+use reload::Reloader;
 pub use run::run;
 use upgrade::{Serves, Socket, Sockets};
 
@@ -35,8 +41,8 @@ impl proxy::Admin for AdminDoor {
         admin::serves(path)
     }
 
-    fn call(&self, request: &Request<Bytes>) -> Response<Bytes> {
-        self.0.call(request)
+    fn call(&self, request: Request<Bytes>) -> BoxFuture<'_, Response<Bytes>> {
+        Box::pin(self.0.call(request))
     }
 }
 
@@ -51,6 +57,7 @@ pub struct Running {
     serving: JoinSet<usize>,
     keeper: JoinHandle<()>,
     keeper_stop: watch::Sender<bool>,
+    reloader: Arc<Reloader>,
 }
 
 /// A balancer with all its sockets, on which it does not accept yet.
@@ -66,38 +73,51 @@ struct Open {
     address: String,
     listener: server::Listener,
     engine: server::Engine,
+    seats: Arc<Connections>,
 }
 
-/// Binds all listeners and starts to serve. Nothing has been started when it fails.
+/// As `start_with`, with a configuration that a reload finds unchanged.
 pub async fn start(config: Config) -> Result<Running, String> {
-    Ok(prepare(config, &mut Sockets::default()).await?.serve())
+    let again = config.clone();
+    start_with(config, Arc::new(move || Ok((again.clone(), Vec::new())))).await
+}
+
+/// Binds all listeners and starts to serve; `load` gives the configuration again when it is to be reloaded.
+/// Nothing has been started when it fails.
+pub async fn start_with(config: Config, load: Load) -> Result<Running, String> {
+    Ok(prepare(config, load, &mut Sockets::default()).await?.serve())
 }
 
 /// Builds all parts, on the sockets that are there already, and on new ones. Nothing has been started when
 /// it fails.
-async fn prepare(config: Config, sockets: &mut Sockets) -> Result<Prepared, String> {
-    let config = Arc::new(config);
-    let fleet = Fleet::new(&config.upstreams)?;
+async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Prepared, String> {
+    let (fleet, keeper) = Fleet::new(&config)?;
     let shared = Shared::new(&config, fleet.clone());
     let leave = shared.leave().clone();
     let threads = threads(&config);
     let public = server::engine(Balancer::public(shared.clone()), threads);
-    let door = Arc::new(AdminDoor(Admin::new(fleet.clone(), config.clone(), leave.leaving())));
-    let private = server::engine(Balancer::admin(shared, door), threads);
+    // Whoever looks after a full balancer must get in.
+    let (seats, unlimited) = (Connections::new(config.limits.connections), Connections::new(0));
+    let listen = config.listen.clone();
     let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
-    let all = config.listen.iter().map(|listen| (Serves::Api, listen, &public));
+    let config = Arc::new(ArcSwap::from_pointee(config));
+    let reloader = Reloader::new(load, config.clone(), fleet.clone(), shared.clone(), seats.clone());
+    let admin = Admin::new(fleet.clone(), config, reloader.clone(), leave.leaving());
+    let door = Arc::new(AdminDoor(admin));
+    let private = server::engine(Balancer::admin(shared, door), threads);
+    let all = listen.iter().map(|listen| (Serves::Api, listen, &public, &seats));
     let mut doors = Vec::new();
-    for (serves, listen, engine) in all.chain([(Serves::Admin, &admin_listen, &private)]) {
+    for (serves, listen, engine, seats) in all.chain([(Serves::Admin, &admin_listen, &private, &unlimited)]) {
         let listener = sockets.listener(serves, listen).await?;
-        let address = listen.address.to_string();
-        doors.push(Open { serves, address, listener, engine: engine.clone() });
+        let (address, engine, seats) = (listen.address.to_string(), engine.clone(), seats.clone());
+        doors.push(Open { serves, address, listener, engine, seats });
     }
     let mut addresses: Vec<String> = doors.iter().map(|door| door.listener.address().to_string()).collect();
     let admin = addresses.pop().unwrap_or_default();
     let (keeper_stop, keeper_stopped) = watch::channel(false);
-    let keeper = tokio::spawn(fleet.clone().run(config.health.clone(), keeper_stopped));
+    let keeper = tokio::spawn(keeper.run(keeper_stopped));
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
-    let running = Running { addresses, admin, fleet, leave, phase, serving, keeper, keeper_stop };
+    let running = Running { addresses, admin, fleet, leave, phase, serving, keeper, keeper_stop, reloader };
     Ok(Prepared { running, doors })
 }
 
@@ -117,16 +137,21 @@ impl Prepared {
     /// Accepts from now on.
     fn serve(self) -> Running {
         let Prepared { mut running, doors } = self;
-        for Open { serves, listener, engine, .. } in doors {
+        for Open { serves, listener, engine, seats, .. } in doors {
             observe::listening(listener.address(), serves.label(), listener.is_tls());
             let (leave, told) = (running.leave.clone(), running.phase.subscribe());
-            running.serving.spawn(server::serve(listener, engine, leave, told));
+            running.serving.spawn(server::serve(listener, engine, seats, leave, told));
         }
         running
     }
 }
 
 impl Running {
+    /// Reads the configuration again and goes by it, or tells its problems and changes nothing.
+    pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
+        self.reloader.reload().await
+    }
+
     /// Stops accepting, lets requests end for `grace`, cuts the rest. Returns how many connections were cut.
     pub async fn stop(mut self, grace: Duration) -> usize {
         self.phase(Phase::Stopping);

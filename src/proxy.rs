@@ -15,6 +15,7 @@
 
 mod attempt;
 mod budget;
+pub mod connections;
 mod context;
 mod headers;
 pub mod leave;
@@ -37,6 +38,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -44,7 +46,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::config::types::Config;
-use crate::fleet::{Fleet, Outcome, Upstream};
+use crate::fleet::{Fleet, Outcome};
 use crate::observe;
 use crate::reject::Reject;
 use crate::reply::ending::Tail;
@@ -101,24 +103,11 @@ impl Shared {
     }
 }
 
-impl Shared {
-    /// An upstream has no room for more requests for a while; nothing is wrong with it.
-    fn busy(&self, _upstream: &Arc<Upstream>, _pause: Duration) {}
-
-    /// Tells the fleet what an attempt's failure says about its upstream.
-    fn blame(&self, upstream: &Arc<Upstream>, cause: Cause) {
-        match cause {
-            Cause::Connect | Cause::Reset | Cause::Leaving | Cause::Aborted => upstream.doubt(),
-            Cause::Stale | Cause::Status(_) | Cause::Failed | Cause::Ended => {}
-        }
-    }
-}
-
 /// The admin room, handed in by the assembly: edges do not know each other.
 pub trait Admin: Send + Sync {
     /// Whether a path is one of its own.
     fn serves(&self, path: &str) -> bool;
-    fn call(&self, request: &http::Request<Bytes>) -> http::Response<Bytes>;
+    fn call(&self, request: http::Request<Bytes>) -> BoxFuture<'_, http::Response<Bytes>>;
 }
 
 /// One kind of listener: the public one, or the admin's, which serves all that the public one does too.
@@ -209,7 +198,7 @@ impl ProxyHttp for Balancer {
                 // Chosen here rather than when pingora asks for the peer, so that a refusal leaves the
                 // client its connection.
                 self.shared.budget.request();
-                attempt::choose(&self.shared, context)?;
+                attempt::choose(&self.shared, session, context).await?;
                 Ok(false)
             }
             Step::Answer(answer) => {
@@ -227,7 +216,7 @@ impl ProxyHttp for Balancer {
         }
         let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
         let peer = self.shared.peers.peer(lease.upstream(), context.settings.timeouts.connect);
-        peer.map_err(|error| self.failed(context, Cause::Connect, error))
+        peer.map_err(|error| self.failed(context, Cause::Connect { refused: false }, error))
     }
 
     fn fail_to_connect(
@@ -237,7 +226,8 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.failed(context, Cause::Connect, error)
+        let refused = *error.etype() == ErrorType::ConnectRefused;
+        self.failed(context, Cause::Connect { refused }, error)
     }
 
     fn error_while_proxy(
@@ -301,9 +291,6 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         let status = head.status.as_u16();
         context.status = status;
-        if let Some(line) = &context.line {
-            line.moved();
-        }
         attempt::answered(&self.shared, context, head);
         let cause = Cause::Status(status);
         if attempt::may_follow(&self.shared, context, cause) {
@@ -340,7 +327,8 @@ impl ProxyHttp for Balancer {
         if let Some(cause) = attempt::judge(&self.shared, context, piece, end) {
             return Err(another(context, cause));
         }
-        if let Some(line) = &context.line {
+        // A head says nothing yet: vLLM sends it before the prompt is read.
+        if let (Some(line), None) = (&context.line, &context.judge) {
             line.moved();
         }
         if let Some(tail) = &mut context.stream {

@@ -17,7 +17,7 @@ use common::{
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use vllm_lb::config::secret::Secret;
-use vllm_lb::config::types::Preset;
+use vllm_lb::config::types::{Preset, Queue};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -56,11 +56,10 @@ async fn an_upstream_that_goes_and_comes_back_is_left_out_meanwhile() {
     assert_eq!((engines[0].stats().received, engines[1].stats().received), (0, 10));
     engines[0].clear_fault().await;
     balancer.until_ready(2).await;
-    eventually("it gets requests again", async || {
-        balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
-        (engines[0].stats().received > 0).then_some(())
-    })
-    .await;
+    engines[1].set_fault(Fault::Refuse).await;
+    balancer.until_ready(1).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+    assert_eq!((engines[0].stats().received, engines[1].stats().received), (1, 10));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,10 +87,10 @@ async fn a_model_that_is_added_later_is_learnt() {
     let listener = eventually("the port is free", async || TcpListener::bind(address).await.ok()).await;
     let options = Options { models: names(&["old"]), loras: names(&["new"]), ..Options::default() };
     let _second = Engine::start_on(listener, options).expect("the listener works");
-    eventually("the new model is known", async || {
-        (balancer.ask(post(CHAT, chat("new"))).await.status == 200).then_some(())
-    })
-    .await;
+    let fleet = &balancer.running.fleet;
+    eventually("the new model is known", async || fleet.snapshot().knows("new").then_some(())).await;
+    balancer.until_ready(1).await;
+    balancer.ask(post(CHAT, chat("new"))).await.expect(200);
     balancer.ask(post(CHAT, chat("old"))).await.expect(200);
     assert_eq!(listed(&balancer).await, ["old", "new"]);
 }
@@ -240,7 +239,7 @@ async fn a_request_without_a_model_is_taken_where_there_is_but_one_base() {
 async fn what_is_no_request_is_answered_by_an_upstream() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
-    for body in ["{", "[]", "nonsense", r#"{"model":5,"messages":[]}"#, r#"{"model":"one""#] {
+    for body in ["", "{", "[]", "nonsense", r#"{"model":5,"messages":[]}"#, r#"{"model":"one""#] {
         let there = Wire::connect(&common::direct(&engines[0])).await.ask(post(CHAT, body)).await;
         let here = balancer.ask(post(CHAT, body)).await;
         assert_eq!((here.status, here.text()), (there.status, there.text()), "{body}");
@@ -273,35 +272,77 @@ async fn an_upstreams_key_replaces_the_clients() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_upstream_is_none_to_choose_and_too_many_are_told_to_come_again() {
-    let engines = engines(2).await;
-    let mut upstreams = upstreams(&engines);
+/// Two upstreams with room for two requests each, which have as many that never end.
+async fn full(engines: &[Engine], queue: Queue) -> (Balancer, Vec<Wire>) {
+    let mut upstreams = upstreams(engines);
     upstreams.iter_mut().for_each(|upstream| upstream.max_active = Some(2));
-    let balancer = Balancer::ready(config(upstreams)).await;
-    for engine in &engines {
+    let mut config = config(upstreams);
+    config.queue = queue;
+    let balancer = Balancer::ready(config).await;
+    for engine in engines {
         engine.set_fault(Fault::StallHeaders).await;
     }
-    let mut waiting = Vec::new();
+    let mut clients = Vec::new();
     for count in 1..=4 {
         let mut client = balancer.client().await;
         client.send(post(CHAT, stream("sim", 5))).await;
         balancer.until_active(count).await;
-        waiting.push(client);
+        clients.push(client);
     }
     assert!(balancer.loads().iter().all(|load| load.active == 2));
-    let mut client = balancer.client().await;
-    let refused = client.ask(post(CHAT, chat("sim"))).await.expect(429);
-    assert_eq!(refused.header("retry-after"), "1");
-    assert_eq!(refused.json()["error"]["type"], "RateLimitError");
-    let anthropic = client.ask(post("/v1/messages", chat("sim"))).await.expect(429);
-    assert_eq!(anthropic.json()["error"]["type"], "rate_limit_error");
-    for engine in &engines {
+    for engine in engines {
+        engine.wait_until("its requests are there", |stats| stats.received == 2).await;
         engine.clear_fault().await;
     }
-    waiting.pop();
-    balancer.until_active(3).await;
-    client.ask(post(CHAT, chat("sim"))).await.expect(200);
+    (balancer, clients)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_requests_are_told_to_come_again() {
+    let none = Queue { size: 0, ..Queue::default() };
+    let brief = Queue { wait: Duration::from_millis(100), ..Queue::default() };
+    for queue in [none, brief] {
+        let engines = engines(2).await;
+        let (balancer, mut running) = full(&engines, queue).await;
+        let mut client = balancer.client().await;
+        let refused = client.ask(post(CHAT, chat("sim"))).await.expect(429);
+        assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
+        assert_eq!(refused.json()["error"]["type"], "RateLimitError");
+        let anthropic = client.ask(post("/v1/messages", chat("sim"))).await.expect(429);
+        assert_eq!(anthropic.json()["error"]["type"], "rate_limit_error");
+        running.pop();
+        balancer.until_active(3).await;
+        client.ask(post(CHAT, chat("sim"))).await.expect(200);
+        running.clear();
+        balancer.until_idle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_for_room_and_is_answered() {
+    let engines = engines(2).await;
+    let (balancer, mut running) = full(&engines, Queue::default()).await;
+    let received = || engines.iter().map(|engine| engine.stats().received).sum::<u64>();
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let mut client = balancer.client().await;
+        client.send(post(CHAT, chat("sim"))).await;
+        waiting.push(client);
+    }
+    let mut leaving = balancer.client().await;
+    leaving.send(post(CHAT, chat("sim"))).await;
+    balancer.until_metric("vllm_lb_in_flight", 9.0).await;
+    drop(leaving);
+    // The question for the metric is in flight itself.
+    balancer.until_metric("vllm_lb_in_flight", 8.0).await;
+    assert_eq!(received(), 4, "nothing is sent while all are full");
+    running.pop();
+    for mut client in waiting {
+        client.answer().await.expect(200);
+    }
+    assert_eq!(received(), 7, "who left was not sent");
+    running.clear();
+    balancer.until_idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

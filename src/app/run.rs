@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::notify::Notify;
 use super::upgrade::{self, Door, Predecessor, Relieved, Sockets};
-use super::{Running, demo, prepare};
+use super::{Load, Running, demo, prepare, reload};
 use crate::cli;
 use crate::config::types::{Config, Shutdown};
 use crate::observe;
@@ -20,6 +20,13 @@ struct Signals {
     interrupt: Signal,
 }
 
+/// The signals that do not.
+struct Orders {
+    /// Means a process that is to follow: without a hand it would end this one, and leave nobody.
+    quit: Signal,
+    hangup: Signal,
+}
+
 /// Why serving ends.
 enum End {
     Signal(&'static str),
@@ -28,20 +35,27 @@ enum End {
 
 /// Serves until a signal, or another process, ends it; with `demo_engines`, over so many simulated servers;
 /// with `upgrade`, on the sockets of the process that runs.
-pub async fn run(mut config: Config, demo_engines: Option<u16>, upgrade: bool) -> Result<(), String> {
+pub async fn run(
+    mut config: Config,
+    demo_engines: Option<u16>,
+    upgrade: bool,
+    load: Load,
+) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let mut signals = Signals::new().map_err(failed)?;
-    // It means a process that is to follow: with this it never ends the one that is to be followed.
-    let mut quit = signal(SignalKind::quit()).map_err(failed)?;
+    let mut orders = Orders {
+        quit: signal(SignalKind::quit()).map_err(failed)?,
+        hangup: signal(SignalKind::hangup()).map_err(failed)?,
+    };
     let _engines = match demo_engines {
         Some(count) => demo(&mut config, count).await?,
         None => Vec::new(),
     };
     observe::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
-    let shutdown = config.shutdown;
+    let load = if demo_engines.is_some() { reload::over(config.upstreams.clone(), load) } else { load };
     let notify = Notify::new(&cli::environment, upgrade);
     let begun = tokio::select! {
-        begun = begin(config, upgrade) => begun?,
+        begun = begin(config, load, upgrade) => begun?,
         // Nothing of this process serves yet, and the one that runs goes on.
         signal = signals.end() => {
             observe::stopping(signal, 0);
@@ -54,7 +68,8 @@ pub async fn run(mut config: Config, demo_engines: Option<u16>, upgrade: bool) -
     } else {
         notify.ready()
     }
-    let end = serve(&running, door.as_ref(), &mut signals, &mut quit, &notify).await;
+    let end = serve(&running, door.as_ref(), &mut signals, &mut orders, &notify).await;
+    let shutdown = running.reloader.config().shutdown;
     let cut = match end {
         End::Signal(signal) => {
             notify.stopping();
@@ -84,7 +99,7 @@ fn in_flight() -> u64 {
 }
 
 /// Binds or takes over, and serves. Where it fails, a process that runs goes on as before.
-async fn begin(config: Config, upgrade: bool) -> Result<(Running, Option<Door>), String> {
+async fn begin(config: Config, load: Load, upgrade: bool) -> Result<(Running, Option<Door>), String> {
     let path = config.upgrade_socket.clone();
     let by_default = path == Config::default().upgrade_socket;
     let (mut sockets, predecessor) = if upgrade {
@@ -93,7 +108,7 @@ async fn begin(config: Config, upgrade: bool) -> Result<(Running, Option<Door>),
     } else {
         (Sockets::default(), None)
     };
-    let prepared = prepare(config, &mut sockets).await?;
+    let prepared = prepare(config, load, &mut sockets).await?;
     if let Some(predecessor) = &predecessor {
         predecessor.caught_up(&prepared.running.fleet).await;
     }
@@ -133,7 +148,7 @@ async fn serve(
     running: &Running,
     door: Option<&Door>,
     signals: &mut Signals,
-    quit: &mut Signal,
+    orders: &mut Orders,
     notify: &Notify,
 ) -> End {
     let relieved = async {
@@ -147,7 +162,13 @@ async fn serve(
         tokio::select! {
             signal = signals.end() => return End::Signal(signal),
             relieved = &mut relieved => return End::Relieved(relieved),
-            _ = quit.recv() => observe::told_to_hand_over(),
+            _ = orders.quit.recv() => observe::told_to_hand_over(),
+            Some(()) = orders.hangup.recv() => {
+                notify.reloading();
+                // What came of it stands in the log.
+                drop(running.reload().await);
+                notify.ready();
+            }
             () = notify.alive() => {}
         }
     }

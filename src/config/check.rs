@@ -8,6 +8,8 @@
 mod fleet;
 mod listen;
 
+pub use fleet::{upstream_alone, weight};
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -16,10 +18,13 @@ use super::problem::seen;
 use super::problem::{Place, Problem};
 use super::raw::{self, Node};
 use super::section::Section;
-use super::types::{Balance, Config, Health, LogFormat, LogLevel, Peek, Preset, Retry, RetryOn, Timeouts};
-use super::values::show_duration;
+use super::types::{
+    Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, Preset, Queue, Retry, RetryOn,
+    Timeouts,
+};
 use super::values::{
-    Read, boolean, duration_in, file_path, integer_in, number_in, secret, show_size, size_in, url_path,
+    Read, boolean, duration_in, file_path, integer_in, number_in, secret, show_duration, show_size, size_in,
+    url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,6 +35,10 @@ const GIB: u64 = 1 << 30;
 /// Between two probes, and for one of them.
 const PROBE: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
 const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=1000;
+const FAILURES: RangeInclusive<u32> = 1..=1000;
+const BREAKER: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
+const QUEUE: RangeInclusive<usize> = 0..=1_000_000;
+const QUEUED: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const CONNECT: RangeInclusive<Duration> = Duration::from_millis(1)..=SECOND.saturating_mul(600);
 const WAIT: RangeInclusive<Duration> = Duration::ZERO..=HOUR.saturating_mul(24 * 7);
 const ATTEMPTS: RangeInclusive<u32> = 0..=7;
@@ -38,6 +47,7 @@ const BUDGET: RangeInclusive<f64> = 0.0..=10.0;
 const BALANCE: RangeInclusive<f64> = 0.0..=1e6;
 const BODY: RangeInclusive<u64> = KIB..=64 * GIB;
 const MEMORY: RangeInclusive<u64> = KIB..=1024 * GIB;
+const CONNECTIONS: RangeInclusive<usize> = 0..=10_000_000;
 const HEADER: RangeInclusive<u64> = KIB..=1024 * KIB;
 const THREADS: RangeInclusive<usize> = 0..=1024;
 const TRUNCATE: RangeInclusive<usize> = 0..=1_000_000;
@@ -96,7 +106,9 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     health(root.section("health"), &mut config.health);
     timeouts(root.section("timeouts"), &mut config.timeouts);
     retry(root.section("retry"), &mut config.retry);
-    set(&mut config.limits.header_bytes, root.section("limits").get("header_bytes", size_in(HEADER)));
+    breaker(root.section("breaker"), &mut config.breaker);
+    queue(root.section("queue"), &mut config.queue);
+    limits(root.section("limits"), &mut config.limits);
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
     set(&mut config.upgrade_socket, root.get("upgrade_socket", file_path));
     log(root.section("log"), &mut config.log);
@@ -187,6 +199,27 @@ fn retry(mut section: Section<'_, '_>, retry: &mut Retry) {
         let (small, large) = (show_duration(retry.backoff), show_duration(retry.max_backoff));
         section.problem("backoff", format!("{small} is more than retry.max_backoff, which is {large}"));
     }
+}
+
+fn breaker(mut section: Section<'_, '_>, breaker: &mut Breaker) {
+    set(&mut breaker.failures, section.get("failures", integer_in(FAILURES)));
+    set(&mut breaker.window, section.get("window", duration_in(BREAKER)));
+    set(&mut breaker.open, section.get("open", duration_in(BREAKER)));
+    set(&mut breaker.max_open, section.get("max_open", duration_in(BREAKER)));
+    if breaker.open > breaker.max_open {
+        let (open, most) = (show_duration(breaker.open), show_duration(breaker.max_open));
+        section.problem("open", format!("{open} is more than breaker.max_open, which is {most}"));
+    }
+}
+
+fn queue(mut section: Section<'_, '_>, queue: &mut Queue) {
+    set(&mut queue.size, section.get("size", integer_in(QUEUE)));
+    set(&mut queue.wait, section.get("wait", duration_in(QUEUED)));
+}
+
+fn limits(mut section: Section<'_, '_>, limits: &mut Limits) {
+    set(&mut limits.connections, section.get("connections", integer_in(CONNECTIONS)));
+    set(&mut limits.header_bytes, section.get("header_bytes", size_in(HEADER)));
 }
 
 fn log(mut section: Section<'_, '_>, log: &mut super::types::Log) {

@@ -13,7 +13,7 @@ use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
 pub fn json(config: &Config) -> Value {
-    let (balance, peek, health) = (&config.balance, &config.peek, &config.health);
+    let (balance, peek, health, breaker) = (&config.balance, &config.peek, &config.health, &config.breaker);
     json!({
         "listen": config.listen.iter().map(listen).collect::<Vec<_>>(),
         "admin": {"address": config.admin.address.to_string(), "token": mask(config.admin.token.as_ref())},
@@ -37,9 +37,19 @@ pub fn json(config: &Config) -> Value {
             "fall": health.fall,
             "rise": health.rise,
         },
+        "breaker": {
+            "failures": breaker.failures,
+            "window": show_duration(breaker.window),
+            "open": show_duration(breaker.open),
+            "max_open": show_duration(breaker.max_open),
+        },
         "timeouts": timeouts(&config.timeouts),
         "retry": retry(&config.retry),
-        "limits": {"header_bytes": show_size(config.limits.header_bytes)},
+        "queue": {"size": config.queue.size, "wait": show_duration(config.queue.wait)},
+        "limits": {
+            "connections": config.limits.connections,
+            "header_bytes": show_size(config.limits.header_bytes),
+        },
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
         "upgrade_socket": config.upgrade_socket.display().to_string(),

@@ -6,7 +6,8 @@
 //! anything (nobody listening, a pooled connection that had ended, an engine that is leaving) are tried
 //! again as long as there is somebody else; the others within `retry.attempts` and the budget.
 
-use std::time::Duration;
+use std::future::Future;
+use std::time::{Duration, Instant};
 
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -14,10 +15,9 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::context::Context;
 use super::line::Ended;
-use super::peek::Wanted;
 use super::{Shared, plan, refuse};
 use crate::config::types::RetryOn;
-use crate::fleet::{Lease, Outcome, Routing};
+use crate::fleet::{Lease, Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
 use crate::observe;
 use crate::pick::{self, Seed};
 use crate::reject::Reject;
@@ -30,7 +30,9 @@ const MOST: u32 = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Could not be reached.
-    Connect,
+    Connect {
+        refused: bool,
+    },
     /// A pooled connection that had ended meanwhile.
     Stale,
     /// The connection ended before the answer began.
@@ -43,13 +45,13 @@ pub enum Cause {
     /// The first event was an error of its own.
     Failed,
     /// A deadline, or silence: the request is over.
-    Ended,
+    Ended(Ended),
 }
 
 impl Cause {
     pub fn label(self) -> &'static str {
         match self {
-            Cause::Connect => "connect",
+            Cause::Connect { .. } => "connect",
             Cause::Stale => "stale",
             Cause::Reset => "reset",
             Cause::Status(429) => "429",
@@ -60,91 +62,138 @@ impl Cause {
             Cause::Leaving => "leaving",
             Cause::Aborted => "aborted",
             Cause::Failed => "failed",
-            Cause::Ended => "ended",
+            Cause::Ended(_) => "ended",
         }
     }
 
     /// Costs no engine anything.
     fn is_cheap(self) -> bool {
-        matches!(self, Cause::Connect | Cause::Stale | Cause::Leaving | Cause::Aborted)
+        matches!(self, Cause::Connect { .. } | Cause::Stale | Cause::Leaving | Cause::Aborted)
     }
 
     fn is_on(self, on: &RetryOn) -> bool {
         match self {
-            Cause::Connect => on.connect,
+            Cause::Connect { .. } => on.connect,
             Cause::Stale | Cause::Reset => on.reset,
             Cause::Status(502) => on.bad_gateway,
             Cause::Status(503) => on.unavailable,
             Cause::Status(504) => on.gateway_timeout,
             Cause::Leaving | Cause::Aborted | Cause::Failed => on.abort,
-            Cause::Status(_) | Cause::Ended => false,
+            Cause::Status(_) | Cause::Ended(_) => false,
         }
     }
 
     fn outcome(self, status: u16) -> Outcome {
         match self {
-            Cause::Connect => Outcome::Unreached,
+            Cause::Connect { .. } => Outcome::Unreached,
             Cause::Status(status) => Outcome::Answered(status),
             Cause::Leaving | Cause::Failed => Outcome::Answered(status.max(500)),
-            Cause::Stale | Cause::Reset | Cause::Aborted | Cause::Ended => Outcome::Broken,
+            Cause::Stale | Cause::Reset | Cause::Aborted | Cause::Ended(_) => Outcome::Broken,
         }
     }
 }
 
-/// Chooses an upstream that was not tried yet, and takes a lease on it.
-pub fn choose(shared: &Shared, context: &mut Context) -> Result<()> {
+/// Chooses an upstream that was not tried yet, and takes a lease on it. While all who could have the
+/// request are full it waits its turn; the client's leave ends the wait.
+pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
+    let deadline = Instant::now() + context.settings.wait;
+    let model = context.model.name().map(str::to_string);
+    let mut turn: Option<Turn> = None;
+    loop {
+        let tried = std::mem::take(&mut context.tried);
+        let query = Query {
+            model: model.as_deref(),
+            tokens: context.tokens,
+            tried: &tried,
+            again: context.attempts > 1,
+            only: context.only,
+        };
+        let full = match turn {
+            None if shared.fleet.must_wait(&query) => Some(None),
+            _ => look(shared, context, &query)?,
+        };
+        let waited = match full {
+            None => {
+                turn.into_iter().for_each(Turn::taken);
+                context.tried = tried;
+                context.tried.extend(context.lease.as_ref().map(|lease| lease.upstream().id));
+                return Ok(());
+            }
+            Some(until) => {
+                let waiting = async {
+                    match turn.take() {
+                        Some(turn) => turn.wait_on(until, deadline).await,
+                        None => shared.fleet.wait(&query, until, deadline).await,
+                    }
+                };
+                watched(session, waiting).await?
+            }
+        };
+        context.tried = tried;
+        match waited {
+            Ok(mine) => turn = Some(mine),
+            Err(Refused::Full { retry_after } | Refused::WaitedOut { retry_after }) => {
+                return Err(refuse(context, Reject::Full { retry_after: retry_after.as_secs().max(1) }));
+            }
+        }
+    }
+}
+
+/// Looks for room once. `Ok(None)`: the lease is taken. `Ok(Some(until))`: all are full.
+fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Option<Option<Instant>>> {
     let snapshot = shared.fleet.snapshot_owned();
     let mut candidates = Vec::with_capacity(snapshot.entries.len());
-    let model = match &context.model {
-        Wanted::Named(name) => Some(name.as_str()),
-        Wanted::Any | Wanted::Unreadable => None,
-    };
-    let routing = snapshot.candidates(model, context.tokens, &mut candidates);
-    if let Some(only) = context.only {
-        candidates.retain(|candidate| candidate.index == only);
-    }
-    let untried = |index: usize| !context.tried.contains(&index);
-    if candidates.iter().any(|candidate| untried(candidate.index)) {
-        candidates.retain(|candidate| untried(candidate.index));
-    }
-    let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
-    let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
-        (Routing::Candidates, Some(choice)) => choice,
-        (routing, _) => {
-            let reject = context.failed.take();
-            let reject = reject.unwrap_or_else(|| plan::no_candidate(&routing, context, &snapshot));
-            return Err(refuse(context, reject));
+    loop {
+        let now = Instant::now();
+        let routing = snapshot.candidates(query, now, &mut candidates);
+        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
+        let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
+            (Routing::Candidates, Some(choice)) => choice,
+            (Routing::Full { until }, _) => return Ok(Some(until)),
+            (routing, _) => {
+                let reject = context.failed.take();
+                let reject = reject.unwrap_or_else(|| plan::no_candidate(&routing, context, &snapshot));
+                return Err(refuse(context, reject));
+            }
+        };
+        let entry = &snapshot.entries[choice.index];
+        // Somebody else may have taken the last place meanwhile.
+        let Some(lease) = Lease::take(entry, context.tokens, now) else { continue };
+        let upstream = lease.upstream();
+        observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
+        if let Some(line) = &context.line {
+            line.attempt(upstream.id);
         }
-    };
-    let upstream = snapshot.entries[choice.index].upstream.clone();
-    observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
-    if let Some(line) = &context.line {
-        line.attempt(upstream.id as u64);
+        context.outcome = None;
+        context.received = 0;
+        context.lease = Some(lease);
+        return Ok(None);
     }
-    context.tried.push(choice.index);
-    context.outcome = None;
-    context.lease = Some(Lease::take(upstream, context.tokens));
-    Ok(())
 }
 
-/// Waits before another attempt, and chooses. The client's leave ends the wait.
+/// Waits for something of ours while the client is watched: its leave is the end. A client that is still
+/// sending cannot be watched without taking its bytes; its leave shows when they are read.
+async fn watched<T>(session: &mut Session, waiting: impl Future<Output = T>) -> Result<T> {
+    if !session.is_body_done() {
+        return Ok(waiting.await);
+    }
+    tokio::select! {
+        gone = session.downstream_session.read_body_or_idle(true) => {
+            let mut gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
+            gone.set_retry(false);
+            Err(gone.into_down())
+        }
+        done = waiting => Ok(done),
+    }
+}
+
+/// Waits before another attempt, and chooses.
 pub async fn next(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
     let pause = pause(context, shared.random.next());
     if !pause.is_zero() {
-        let wait = tokio::time::sleep(pause);
-        if session.is_body_done() {
-            tokio::select! {
-                gone = session.downstream_session.read_body_or_idle(true) => {
-                    let gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
-                    return Err(gone.into_down());
-                }
-                () = wait => {}
-            }
-        } else {
-            wait.await;
-        }
+        watched(session, tokio::time::sleep(pause)).await?;
     }
-    choose(shared, context)
+    choose(shared, session, context).await
 }
 
 /// The first further try goes out at once: it goes to somebody else. From then on the pauses double, each
@@ -176,18 +225,26 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     let upstream = lease.upstream();
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
     let name = upstream.name().to_string();
-    context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
+    let ended = context.line.as_ref().and_then(|line| line.ended());
+    if matches!(ended, Some(Ended::FirstByte | Ended::Idle)) {
+        // Probes of an engine that hangs are answered well; only requests can tell.
+        shared.fleet.report(upstream, Sign::Failed);
+    }
+    context.failed = Some(match ended {
         Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },
     });
-    shared.blame(upstream, cause);
+    blame(shared, upstream, cause);
+    if let Some(line) = &context.line {
+        line.wait();
+    }
     context.last = Some(upstream.clone());
 }
 
 /// What pingora's error after the connection was made means; `None` is the client's doing.
 pub fn cause_of(error: &Error, context: &Context, reused: bool) -> Option<Cause> {
-    if context.line.as_ref().is_some_and(|line| line.ended().is_some()) {
-        return Some(Cause::Ended);
+    if let Some(ended) = context.line.as_ref().and_then(|line| line.ended()) {
+        return Some(Cause::Ended(ended));
     }
     match error.esource() {
         ErrorSource::Upstream if reused => Some(Cause::Stale),
@@ -196,20 +253,37 @@ pub fn cause_of(error: &Error, context: &Context, reused: bool) -> Option<Cause>
     }
 }
 
-/// An answer's head came: what it says about the upstream.
+/// Tells the fleet what an attempt's failure says about its upstream.
+fn blame(shared: &Shared, upstream: &Upstream, cause: Cause) {
+    let sign = match cause {
+        Cause::Connect { refused } => Sign::Unreached { refused },
+        Cause::Reset | Cause::Failed => Sign::Failed,
+        // A long answer is nobody's fault.
+        Cause::Ended(Ended::Total) => return,
+        Cause::Ended(_) => Sign::Failed,
+        Cause::Leaving | Cause::Aborted => Sign::Leaving,
+        // A status has been told when the head came; a pooled connection may end at any time.
+        Cause::Status(_) | Cause::Stale => return,
+    };
+    shared.fleet.report(upstream, sign);
+}
+
+/// An answer's head came: what it says about the upstream. What a 500 means shows in its body.
 pub fn answered(shared: &Shared, context: &Context, head: &ResponseHeader) {
     let Some(lease) = &context.lease else { return };
-    let status = head.status.as_u16();
-    if matches!(status, 429 | 503) {
-        shared.busy(lease.upstream(), retry_after(head));
+    let upstream = lease.upstream();
+    match head.status.as_u16() {
+        429 | 503 => shared.fleet.busy(upstream, retry_after(head)),
+        500 => {}
+        502.. => shared.fleet.report(upstream, Sign::Failed),
+        _ => shared.fleet.report(upstream, Sign::Answered),
     }
 }
 
-/// What the upstream asks to be left alone for, if it says so.
-fn retry_after(head: &ResponseHeader) -> Duration {
-    let value = head.headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let seconds = value.and_then(|value| value.trim().parse().ok()).unwrap_or(1);
-    Duration::from_secs(u64::clamp(seconds, 1, 60))
+/// How long the upstream asks to be left alone, if it says so.
+fn retry_after(head: &ResponseHeader) -> Option<Duration> {
+    let value = head.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Looks at a piece of the answer. `Some`: the attempt is given up, and another may follow.
@@ -217,17 +291,19 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
     let verdict = context.judge.as_mut()?.feed(piece, end);
     let cause = match verdict {
         Verdict::Wait => return None,
+        Verdict::Accept if context.status == 500 => Some(Cause::Failed),
         Verdict::Accept => None,
         Verdict::Leaving => Some(Cause::Leaving),
         Verdict::Aborted => Some(Cause::Aborted),
         Verdict::Failed(_) => Some(Cause::Failed),
     };
     if let Some(cause) = cause {
-        if may_follow(shared, context, cause) {
+        // A 500 that the engine gave to this request is its answer, whoever else might give another.
+        if verdict != Verdict::Accept && may_follow(shared, context, cause) {
             return Some(cause);
         }
         if let Some(lease) = &context.lease {
-            shared.blame(lease.upstream(), cause);
+            blame(shared, lease.upstream(), cause);
         }
     }
     context.accept();

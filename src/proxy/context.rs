@@ -23,16 +23,18 @@ pub struct Context {
     /// Counts the request as in flight until the context is dropped, on whatever path.
     _in_flight: (InFlight, leave::InFlight),
     pub id: String,
+    /// A call to the admin room, which is no client's request.
+    pub admin: bool,
     pub style: Style,
     pub model: Wanted,
     /// Prompt tokens, estimated.
     pub tokens: u64,
-    /// The one upstream that may have it, by place in the snapshot.
+    /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
     /// It names where its keys and values lie: no other upstream has them.
     pub pinned: bool,
     pub attempts: u32,
-    /// Upstreams that have had it, by place in the snapshot.
+    /// Upstreams that have had it, by their ids.
     pub tried: Vec<usize>,
     pub lease: Option<Lease>,
     /// The upstream of the last attempt that failed.
@@ -86,6 +88,7 @@ impl Context {
             settings,
             _in_flight: (InFlight::new(), leave::InFlight::new(leave)),
             id: String::new(),
+            admin: false,
             style: Style::OpenAi,
             model: Wanted::Any,
             tokens: 0,

@@ -30,7 +30,7 @@ pub struct Line {
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
     begun: Instant,
-    /// Milliseconds from `begun` to the start of the present attempt.
+    /// Milliseconds from `begun` to the start of the present attempt; 0 while there is none.
     sent: AtomicU64,
     /// Milliseconds from `begun` to the last piece of the answer; 0 before the first.
     moved: AtomicU64,
@@ -48,7 +48,7 @@ impl Line {
             begun: Instant::now(),
             sent: AtomicU64::new(0),
             moved: AtomicU64::new(0),
-            upstream: AtomicU64::new(u64::MAX),
+            upstream: AtomicU64::new(0),
             holding: AtomicBool::new(true),
             ended: AtomicU8::new(0),
         })
@@ -60,11 +60,17 @@ impl Line {
     }
 
     /// An attempt begins.
-    pub fn attempt(&self, upstream: u64) {
+    pub fn attempt(&self, upstream: usize) {
         self.sent.store(self.now(), Relaxed);
         self.moved.store(0, Relaxed);
-        self.upstream.store(upstream, Relaxed);
+        self.upstream.store(upstream as u64, Relaxed);
         self.holding.store(true, Relaxed);
+    }
+
+    /// No attempt is on its way: the request waits for room, or for another try.
+    pub fn wait(&self) {
+        self.sent.store(0, Relaxed);
+        self.moved.store(0, Relaxed);
     }
 
     /// A piece of the answer came.
@@ -125,6 +131,7 @@ impl Line {
         };
         let (sent, moved) = (self.sent.load(Relaxed), self.moved.load(Relaxed));
         let (step, why) = match moved {
+            0 if sent == 0 => (None, Ended::Total),
             0 => (at(sent, self.timeouts.first_byte), Ended::FirstByte),
             moved => (at(moved, self.timeouts.idle), Ended::Idle),
         };
@@ -142,19 +149,20 @@ impl Line {
     }
 
     fn upstream_is_gone(&self) -> bool {
-        self.fleet.snapshot().is_down(self.upstream.load(Relaxed))
+        self.sent.load(Relaxed) > 0 && self.fleet.snapshot().is_gone(self.upstream.load(Relaxed) as usize)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::types::{UpstreamConfig, UpstreamUrl};
+    use crate::config::types::{Config, UpstreamConfig, UpstreamUrl};
 
     fn line(timeouts: Timeouts) -> Arc<Line> {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
-        let fleet = Fleet::new(&[UpstreamConfig::new(url)]).unwrap();
+        let config = Config { upstreams: vec![UpstreamConfig::new(url)], ..Config::default() };
+        let (fleet, _keeper) = Fleet::new(&config).unwrap();
         Line::new(fleet, timeouts)
     }
 

@@ -37,12 +37,13 @@ pub async fn admin(
     if !admin.serves(head.uri.path()) {
         return Ok(None);
     }
+    context.admin = true;
     let mut request = Request::new(Bytes::new());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
     *request.headers_mut() = head.headers.clone();
     *request.body_mut() = read_whole(session, context, ADMIN_BODY).await?;
-    Ok(Some(admin.call(&request)))
+    Ok(Some(admin.call(request).await))
 }
 
 /// Finds the route of a request, and answers it or makes it ready to be sent.
@@ -81,8 +82,8 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
         Policy::Aggregate(what) => aggregate(shared, context, &snapshot, what).await,
         Policy::FanOut => fan_out(shared, session, context, &method).await,
         Policy::Upstream(name) => {
-            let named = snapshot.entries.iter().position(|entry| entry.upstream.name() == &*name);
-            context.only = Some(named.unwrap_or(usize::MAX));
+            let named = snapshot.by_name(&name);
+            context.only = Some(named.map_or(usize::MAX, |entry| entry.upstream.id));
             context.model = Wanted::Unreadable;
             forward(shared, session, context, Shape::Opaque, false).await
         }
@@ -263,7 +264,7 @@ pub fn no_candidate(routing: &Routing, context: &Context, snapshot: &Snapshot) -
         Wanted::Any | Wanted::Unreadable => None,
     };
     match (routing, model) {
-        (Routing::Full, _) => Reject::Full,
+        (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
         (Routing::NoSuchModel, Some(model)) => Reject::Model { model, aliases: snapshot.aliases().to_vec() },
         (_, model) => Reject::NotReady { model },
     }
@@ -337,6 +338,7 @@ pub fn tell(
         received: context.received,
         sent: session.body_bytes_sent() as u64,
         error: error.as_deref(),
+        admin: context.admin,
     });
     if let Some(samples) = &context.samples {
         let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Balancer;
+use super::connections::{Connections, Seat};
 use super::leave::{self, Leave, Phase};
 use crate::config::types::{Address, Listen, ListenTls};
 use crate::observe;
@@ -179,8 +180,8 @@ pub fn engine(balancer: Balancer, threads: usize) -> Engine {
     let conf = ServerConf {
         threads,
         upstream_keepalive_pool_size: POOL,
-        // One attempt: trying again is a later part's.
-        max_retries: 1,
+        // Pingora's own bound; how often a request really goes out, `attempt` decides.
+        max_retries: 16,
         ..ServerConf::default()
     };
     let mut proxy = HttpProxy::new(balancer, Arc::new(conf));
@@ -192,25 +193,38 @@ pub fn engine(balancer: Balancer, threads: usize) -> Engine {
 }
 
 /// Serves `listener` until `told` of a later phase, then lets what is in flight end; when the cut comes
-/// first, what is left is dropped. Returns how many connections with requests that were.
+/// first, what is left is dropped. Returns how many connections with requests that were. While there is no
+/// seat for it one connection is held, and the rest waits with the kernel.
 pub async fn serve(
     listener: Listener,
     proxy: Engine,
+    seats: Arc<Connections>,
     leave: Arc<Leave>,
     mut told: watch::Receiver<Phase>,
 ) -> usize {
     let mut connections = JoinSet::new();
+    let mut held = None;
     let (close, closing) = watch::channel(false);
+    let phases = told.clone();
+    let talk = |socket, seat| {
+        let serving = connection(socket, seat, listener.tls.clone(), proxy.clone(), closing.clone());
+        leave::connection(serving, phases.clone())
+    };
     let phase = loop {
         tokio::select! {
             biased;
             phase = leave::reached(&mut told, Phase::HandedOver) => break phase,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            accepted = listener.accept() => match accepted {
-                Ok(socket) => {
-                    let serving = connection(socket, listener.tls.clone(), proxy.clone(), closing.clone());
-                    connections.spawn(leave::connection(serving, told.clone()));
+            seat = seats.seat(), if held.is_some() => {
+                if let Some(socket) = held.take() {
+                    connections.spawn(talk(socket, seat));
                 }
+            }
+            accepted = listener.accept(), if held.is_none() => match accepted {
+                Ok(socket) => match seats.try_seat() {
+                    Some(seat) => drop(connections.spawn(talk(socket, seat))),
+                    None => held = Some(socket),
+                },
                 Err(error) => {
                     observe::accept_failed(&listener.address, &error.to_string());
                     tokio::time::sleep(BREATHER).await;
@@ -218,6 +232,10 @@ pub async fn serve(
             },
         }
     };
+    if let Some(socket) = held {
+        // It was let in, and has no other door to go to.
+        connections.spawn(talk(socket, seats.extra_seat()));
+    }
     // Who took the sockets over has the file, too.
     if phase != Phase::HandedOver {
         listener.unlink();
@@ -250,6 +268,7 @@ async fn end(connections: &mut JoinSet<()>, leave: &Leave, mut told: watch::Rece
 
 async fn connection(
     socket: Socket,
+    _seat: Seat,
     tls: Option<Arc<Acceptor>>,
     proxy: Engine,
     closing: watch::Receiver<bool>,

@@ -58,7 +58,7 @@ pub fn wrap(
     let empty = whole && replay.body().is_none_or(|body| body.is_empty());
     let session = Some((real, way_home));
     let wrapped = Wrapped { session, replay, line, leave, empty, held: Vec::new(), begun: false };
-    *place = Box::new(ServerSession::new_custom(Box::new(wrapped)));
+    **place = ServerSession::new_custom(Box::new(wrapped));
     Home(home)
 }
 

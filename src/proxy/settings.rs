@@ -2,6 +2,7 @@
 //! meanwhile, it ends by the settings that it began with.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::memory::Memory;
 use super::peek::Peeker;
@@ -14,6 +15,8 @@ pub struct Settings {
     pub peeker: Peeker,
     pub timeouts: Timeouts,
     pub retry: Retry,
+    /// How long a request waits while all who could have it are full.
+    pub wait: Duration,
     pub header_bytes: u64,
     pub expose: bool,
     /// Bytes of bodies that are logged.
@@ -29,6 +32,7 @@ impl Settings {
             peeker: Peeker { limits: config.peek, memory },
             timeouts: config.timeouts,
             retry: config.retry,
+            wait: config.queue.wait,
             header_bytes: config.limits.header_bytes,
             expose: config.expose,
             sample: config.log.bodies.then_some(config.log.truncate),

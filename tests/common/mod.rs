@@ -4,13 +4,14 @@
 //! Everything listens on a free port, is started by the test that uses it, and ends with it. Waiting is
 //! for a condition, with a limit after which the test fails; nothing sleeps and hopes.
 
-#![allow(dead_code, reason = "each test file uses its part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part of it")]
 
 pub mod body;
 pub mod certs;
 pub mod h2;
 pub mod logs;
 pub mod process;
+pub mod raw;
 pub mod wire;
 
 use std::time::Duration;

@@ -69,7 +69,8 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     read_wishes(&input.body, &mut ask.wishes, model.as_deref());
     let job = call.start(ask, lora.as_deref())?;
     let Some(answer) = job.answers.into_iter().next() else { return Ok(reply::empty(500)) };
-    let form = Form::new(call, input, name, job.prompt.len(), answer, before, stores, background);
+    let keeps = stores.then_some(before);
+    let form = Form::new(call, input, name, job.prompt.len(), answer, keeps, background);
     let mut generation = job.generation;
     if background && !streams {
         return Ok(in_background(call, form, generation));
@@ -151,15 +152,14 @@ fn read_wishes(body: &Value, wishes: &mut Wishes, model: Option<&str>) {
 // === impl Form ===
 
 impl Form {
-    #[allow(clippy::too_many_arguments, reason = "each is one field of the response")]
+    /// `keeps` are the turns before this request, if the response is to be stored.
     fn new(
         call: &Call,
         input: Input,
         model: String,
         prompt: usize,
         answer: Answer,
-        before: Vec<Value>,
-        stores: bool,
+        mut keeps: Option<Vec<Value>>,
         background: bool,
     ) -> Self {
         let request = input.body;
@@ -167,11 +167,12 @@ impl Form {
         let id = request["request_id"].as_str().map_or_else(|| format!("resp_{random}"), str::to_owned);
         let room = call.shared.options.max_model_len.saturating_sub(prompt);
         let asked = request["max_output_tokens"].as_u64().map(|tokens| tokens as usize);
-        let mut turns = before;
-        match &request["input"] {
-            Value::String(text) => turns.push(json!({"role": "user", "content": text})),
-            Value::Array(items) => turns.extend(items.iter().cloned()),
-            _ => {}
+        if let Some(turns) = &mut keeps {
+            match &request["input"] {
+                Value::String(text) => turns.push(json!({"role": "user", "content": text})),
+                Value::Array(items) => turns.extend(items.iter().cloned()),
+                _ => {}
+            }
         }
         Self {
             id,
@@ -183,7 +184,7 @@ impl Form {
             answer,
             random,
             background,
-            keeps: stores.then_some(turns),
+            keeps,
         }
     }
 

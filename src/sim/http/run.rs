@@ -29,6 +29,8 @@ pub struct Call {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub fault: Option<Fault>,
+    /// Times the server had gone silent when the request came.
+    pub silence: u64,
 }
 
 /// What is asked of the model, in the words of no API.

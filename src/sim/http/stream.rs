@@ -47,6 +47,7 @@ struct Speaker {
     ended: bool,
     connection: Arc<Connection>,
     shared: Arc<Shared>,
+    silence: u64,
 }
 
 // === impl Events ===
@@ -76,6 +77,7 @@ pub fn answer(call: &Call, generation: Generation, talk: impl Talk) -> Reply {
         ended: false,
         connection: Arc::clone(&call.connection),
         shared: Arc::clone(&call.shared),
+        silence: call.silence,
     };
     if let Some(Fault::ErrorEvent { status }) = speaker.fault {
         speaker.talk.fail(&ApiError::generation(status), &mut speaker.events);
@@ -117,7 +119,7 @@ impl Speaker {
                 return None;
             }
             let step = self.generation.next().await;
-            if self.shared.faults.current() == Some(Fault::Silent) {
+            if self.shared.silence() != self.silence {
                 // The process that would speak is shutting down; only the client can end this.
                 std::future::pending::<()>().await;
             }
