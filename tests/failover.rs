@@ -115,6 +115,29 @@ async fn a_pooled_connection_that_has_ended_is_nobodys_error() {
     }
 }
 
+/// What SIGTERM leaves behind: the connection stays open, nothing comes on it, and nobody listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_gone_without_a_word_is_nobodys_error() {
+    let (engines, mut config) = two().await;
+    config.health.fall = 2;
+    let balancer = Balancer::ready(config).await;
+    engines[0].set_fault(Fault::StallHeaders).await;
+    let mut clients = Vec::new();
+    for body in [chat("sim"), stream("sim", 3)] {
+        let mut client = balancer.client().await;
+        client.send(post(CHAT, body)).await;
+        clients.push(client);
+    }
+    balancer.until_active(2).await;
+    engines[0].set_fault(Fault::Silent).await;
+    for client in &mut clients {
+        let answer = client.answer().await.expect(200);
+        assert!(!answer.text().contains("error"), "{answer:?}");
+    }
+    assert_eq!(engines[1].stats().received, 2);
+    balancer.until_idle().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_other_engine_gets_the_same_body_whatever_its_size_and_framing() {
     for size in [0x10000, 3 << 20, 9 << 20] {
@@ -286,6 +309,8 @@ async fn a_first_byte_that_does_not_come_is_a_gateway_timeout() {
     }
     engines[0].wait_until("nothing runs", |stats| stats.running + stats.waiting == 0).await;
     balancer.until_idle().await;
+    // Each was one failure of the engine's, not two.
+    assert_eq!(balancer.running.fleet.snapshot().ready().count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

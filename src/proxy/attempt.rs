@@ -44,7 +44,7 @@ pub enum Cause {
     Aborted,
     /// The first event was an error of its own.
     Failed,
-    /// A deadline, or silence: the request is over.
+    /// A deadline: the request is over. Or the silence of an upstream that is gone.
     Ended(Ended),
 }
 
@@ -62,6 +62,7 @@ impl Cause {
             Cause::Leaving => "leaving",
             Cause::Aborted => "aborted",
             Cause::Failed => "failed",
+            Cause::Ended(Ended::Gone) => "gone",
             Cause::Ended(_) => "ended",
         }
     }
@@ -74,7 +75,8 @@ impl Cause {
     fn is_on(self, on: &RetryOn) -> bool {
         match self {
             Cause::Connect { .. } => on.connect,
-            Cause::Stale | Cause::Reset => on.reset,
+            // What SIGTERM leaves behind: its connections stay open, and nothing ever comes on them.
+            Cause::Stale | Cause::Reset | Cause::Ended(Ended::Gone) => on.reset,
             Cause::Status(502) => on.bad_gateway,
             Cause::Status(503) => on.unavailable,
             Cause::Status(504) => on.gateway_timeout,
@@ -225,12 +227,7 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     let upstream = lease.upstream();
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
     let name = upstream.name().to_string();
-    let ended = context.line.as_ref().and_then(|line| line.ended());
-    if matches!(ended, Some(Ended::FirstByte | Ended::Idle)) {
-        // Probes of an engine that hangs are answered well; only requests can tell.
-        shared.fleet.report(upstream, Sign::Failed);
-    }
-    context.failed = Some(match ended {
+    context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
         Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },
     });
@@ -260,6 +257,7 @@ fn blame(shared: &Shared, upstream: &Upstream, cause: Cause) {
         Cause::Reset | Cause::Failed => Sign::Failed,
         // A long answer is nobody's fault.
         Cause::Ended(Ended::Total) => return,
+        // Probes of an engine that hangs are answered well; only requests can tell.
         Cause::Ended(_) => Sign::Failed,
         Cause::Leaving | Cause::Aborted => Sign::Leaving,
         // A status has been told when the head came; a pooled connection may end at any time.

@@ -65,6 +65,8 @@ impl Line {
         self.moved.store(0, Relaxed);
         self.upstream.store(upstream as u64, Relaxed);
         self.holding.store(true, Relaxed);
+        // The one before may have ended because its upstream was gone.
+        self.ended.store(0, Relaxed);
     }
 
     /// No attempt is on its way: the request waits for room, or for another try.

@@ -1,0 +1,258 @@
+//! What happens to the engines: each has its own troubles, one after another, from the seed. So many at
+//! most are in trouble at once, so that there is always somebody who is well.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+use vllm_lb::fleet::{Change, Entry, Fleet, Snapshot};
+
+use crate::common::{Engine, Fault, PATIENCE, upstream};
+use crate::dice::Dice;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// The process dies, and comes back with an empty cache.
+    Kill,
+    /// It takes requests, says nothing, and is restarted.
+    Wedge,
+    /// Streams stand still.
+    Stall,
+    /// Streams end without their end.
+    Cut,
+    /// Connections end before an answer.
+    CutHeaders,
+    CloseAfterAccept,
+    CloseIdle,
+    /// 503, as a full engine says it.
+    Busy,
+    /// 502 and 504, as something between says them.
+    Gateway,
+    /// A stream's first event is an error.
+    ErrorEvent,
+    ShuttingDown,
+    AbortEmpty,
+    /// What SIGTERM leaves behind.
+    Silent,
+    Slow,
+    /// It answers, and says that it is not well.
+    Unwell,
+    Drain,
+    Weight,
+    /// Taken out of the fleet, and put in again.
+    Remove,
+}
+
+const KINDS: [Kind; 18] = [
+    Kind::Kill,
+    Kind::Wedge,
+    Kind::Stall,
+    Kind::Cut,
+    Kind::CutHeaders,
+    Kind::CloseAfterAccept,
+    Kind::CloseIdle,
+    Kind::Busy,
+    Kind::Gateway,
+    Kind::ErrorEvent,
+    Kind::ShuttingDown,
+    Kind::AbortEmpty,
+    Kind::Silent,
+    Kind::Slow,
+    Kind::Unwell,
+    Kind::Drain,
+    Kind::Weight,
+    Kind::Remove,
+];
+
+impl Kind {
+    /// Whether a stream that has begun may end by it.
+    fn breaks_streams(self) -> bool {
+        matches!(
+            self,
+            Kind::Kill
+                | Kind::Wedge
+                | Kind::Stall
+                | Kind::Cut
+                | Kind::ShuttingDown
+                | Kind::AbortEmpty
+                | Kind::Silent
+        )
+    }
+}
+
+/// One trouble of one engine.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub engine: usize,
+    pub kind: Kind,
+    pub begun: Instant,
+    /// `None` while it lasts.
+    pub ended: Option<Instant>,
+}
+
+/// All that has happened.
+#[derive(Default)]
+pub struct Chronicle(Mutex<Vec<Event>>);
+
+impl Chronicle {
+    pub fn events(&self) -> Vec<Event> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn begin(&self, engine: usize, kind: Kind) -> usize {
+        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        events.push(Event { engine, kind, begun: Instant::now(), ended: None });
+        events.len() - 1
+    }
+
+    fn end(&self, number: usize) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[number].ended = Some(Instant::now());
+    }
+
+    /// Whether something happened to an engine between two moments that breaks streams.
+    pub fn explains(&self, engine: usize, from: Instant, to: Instant) -> bool {
+        let touches = |event: &Event| {
+            let over = event.ended.is_some_and(|ended| ended < from);
+            event.engine == engine && event.kind.breaks_streams() && event.begun < to && !over
+        };
+        self.events().iter().any(touches)
+    }
+}
+
+/// One engine, and what troubles it.
+pub struct Trouble {
+    pub number: usize,
+    pub engine: Arc<Engine>,
+    pub fleet: Arc<Fleet>,
+    /// Permits to be in trouble.
+    pub at_once: Arc<Semaphore>,
+    pub chronicle: Arc<Chronicle>,
+    pub over: Arc<AtomicBool>,
+    pub dice: Dice,
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    /// Troubles its engine until it is over, and leaves it well.
+    pub async fn run(mut self) {
+        while !self.over.load(Relaxed) {
+            self.pause(50, 800).await;
+            let _permit = self.at_once.clone().acquire_owned().await.expect("nobody closes it");
+            let kind = *self.dice.one_of(&KINDS);
+            let number = self.chronicle.begin(self.number, kind);
+            self.happen(kind).await;
+            self.engine.clear_fault().await;
+            self.chronicle.end(number);
+            self.until_ready().await;
+        }
+    }
+
+    async fn pause(&mut self, least: u64, most: u64) {
+        sleep(Duration::from_millis(self.dice.between(least, most))).await;
+    }
+
+    async fn until_ready(&self) {
+        let name = self.engine.address().to_string();
+        let so = |fleet: &Snapshot| fleet.by_name(&name).is_some_and(Entry::is_ready);
+        assert!(self.fleet.wait_until(PATIENCE, so).await, "{name} does not come back");
+    }
+
+    async fn happen(&mut self, kind: Kind) {
+        let reset = self.dice.once_in(2);
+        let events = self.dice.between(0, 8) as usize;
+        let status = |status, message: &str| Fault::Status {
+            status,
+            body: format!(r#"{{"error":{{"message":"{message}","type":"x","param":null,"code":{status}}}}}"#),
+        };
+        match kind {
+            Kind::Kill => self.die().await,
+            Kind::Wedge => self.last_words(Fault::StallHeaders).await,
+            Kind::ShuttingDown => self.last_words(Fault::ShuttingDown).await,
+            Kind::AbortEmpty => self.last_words(Fault::AbortEmpty).await,
+            Kind::Silent => {
+                self.engine.set_fault(Fault::Silent).await;
+                self.pause(100, 4000).await;
+                self.die().await;
+            }
+            // A stream that has not begun would wait for ever.
+            Kind::Stall => self.strike(Fault::StallStream { events: events + 1 }).await,
+            Kind::Cut => self.strike(Fault::CutStream { events, reset }).await,
+            Kind::CutHeaders => self.strike(Fault::CutHeaders { reset }).await,
+            Kind::Busy => self.strike(status(503, "the engine is busy")).await,
+            Kind::Gateway if reset => self.strike(status(502, "bad gateway")).await,
+            Kind::Gateway => self.strike(status(504, "gateway timeout")).await,
+            Kind::ErrorEvent => self.strike(Fault::ErrorEvent { status: 500 }).await,
+            Kind::CloseAfterAccept => self.hold(Fault::CloseAfterAccept).await,
+            Kind::CloseIdle => self.hold(Fault::CloseIdle).await,
+            Kind::Slow => {
+                let factor = self.dice.between(2, 20) as f64;
+                self.hold(Fault::Slow { factor }).await;
+            }
+            Kind::Unwell => {
+                self.engine.set_health(Some(503));
+                self.pause(50, 800).await;
+                self.engine.set_health(None);
+            }
+            Kind::Drain => self.drain().await,
+            Kind::Weight => self.weigh().await,
+            Kind::Remove => self.remove().await,
+        }
+    }
+
+    /// A fault for a while.
+    async fn hold(&mut self, fault: Fault) {
+        self.engine.set_fault(fault).await;
+        self.pause(50, 800).await;
+    }
+
+    /// A fault for a few requests, or for as many as come in a while.
+    async fn strike(&mut self, fault: Fault) {
+        let requests = self.dice.between(1, 20);
+        self.engine.set_fault_for(requests, fault).await;
+        self.pause(50, 800).await;
+    }
+
+    /// A fault that ends with the process.
+    async fn last_words(&mut self, fault: Fault) {
+        self.engine.set_fault(fault).await;
+        self.pause(50, 800).await;
+        self.die().await;
+    }
+
+    async fn die(&mut self) {
+        self.engine.set_fault(Fault::Refuse).await;
+        self.engine.restart().await;
+        self.pause(0, 800).await;
+    }
+
+    fn name(&self) -> String {
+        self.engine.address().to_string()
+    }
+
+    async fn apply(&self, change: Change) {
+        self.fleet.apply(vec![change]).await.expect("a change of a known upstream is taken");
+    }
+
+    async fn drain(&mut self) {
+        self.apply(Change::Drain { name: self.name(), drain: true }).await;
+        self.pause(50, 800).await;
+        self.apply(Change::Drain { name: self.name(), drain: false }).await;
+    }
+
+    async fn weigh(&mut self) {
+        let weight = self.dice.between(1, 40) as f64 / 10.0;
+        self.apply(Change::Weight { name: self.name(), weight }).await;
+    }
+
+    async fn remove(&mut self) {
+        let force = self.dice.once_in(3);
+        self.apply(Change::Remove { name: self.name(), force }).await;
+        self.pause(0, 800).await;
+        let mut config = upstream(&self.engine.url());
+        config.max_active = Some(crate::MAX_ACTIVE);
+        self.apply(Change::Upsert(config)).await;
+    }
+}
