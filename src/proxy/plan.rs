@@ -78,7 +78,9 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
     let snapshot = shared.fleet.snapshot_owned();
     match policy {
         Policy::Deny => Err(refuse(context, Reject::Path)),
-        Policy::Answer(Answer::Health) => Ok(Step::Answer(local::health(&snapshot))),
+        Policy::Answer(Answer::Health) => {
+            Ok(Step::Answer(local::health(&snapshot, shared.leave.is_leaving())))
+        }
         Policy::Aggregate(what) => aggregate(shared, context, &snapshot, what).await,
         Policy::FanOut => fan_out(shared, session, context, &method).await,
         Policy::Upstream(name) => {
@@ -211,7 +213,7 @@ async fn forward(
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
     let line = Line::new(shared.fleet.clone(), context.settings.timeouts);
     let place = &mut session.downstream_session;
-    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), whole));
+    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), shared.leave.clone(), whole));
     context.replay = Some(replay);
     context.line = Some(line);
     Ok(Step::Forward)
