@@ -309,6 +309,8 @@ async fn a_first_byte_that_does_not_come_is_a_gateway_timeout() {
     }
     engines[0].wait_until("nothing runs", |stats| stats.running + stats.waiting == 0).await;
     balancer.until_idle().await;
+    // Each was one failure of the engine's, not two.
+    assert_eq!(balancer.running.fleet.snapshot().ready().count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -444,7 +444,9 @@ async fn an_upstream_that_comes_back_is_used_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_dies_before_it_answers_is_a_bad_gateway() {
     let engine = engine(Default::default()).await;
-    let balancer = steadfast(&engine).await;
+    let mut config = config(upstreams([&engine]));
+    config.retry.attempts = 0;
+    let balancer = Balancer::ready(config).await;
     engine.set_fault(Fault::StallHeaders).await;
     let asked = async {
         let answer = balancer.ask(post(CHAT, chat("sim"))).await.expect(502);

@@ -4,7 +4,7 @@
 //! GET    /admin/upstreams                   all of them
 //! POST   /admin/upstreams?wait=30s          {"url": "http://gpu-7:8000", ...}: as in the file
 //! GET    /admin/upstreams/{name}
-//! PATCH  /admin/upstreams/{name}            {"state": "drain"}, {"state": "ready"}, {"drain": true}, {"weight": 2}
+//! PATCH  /admin/upstreams/{name}            {"state": "drain"} or "ready", {"drain": true}, {"weight": 2}
 //! DELETE /admin/upstreams/{name}?wait=5m    or ?force: not waiting for requests in flight
 //! ```
 //!

@@ -117,6 +117,9 @@ pub fn host(head: &RequestHeader) -> Option<String> {
 
 /// Puts on an upstream's answer what is ours to add.
 pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool) -> Result<()> {
+    if head.status != http::StatusCode::SWITCHING_PROTOCOLS {
+        keep_hop(head);
+    }
     if !head.headers.contains_key(X_REQUEST_ID)
         && let Ok(id) = HeaderValue::try_from(context.id.as_str())
     {
@@ -131,6 +134,19 @@ pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool
         head.insert_header(X_ATTEMPTS, context.attempts)?;
     }
     Ok(())
+}
+
+/// Takes out what an upstream said to us and not to the client: pingora does so for requests only. What
+/// frames the body is not the upstream's to nominate.
+fn keep_hop(head: &mut ResponseHeader) {
+    let lines = head.headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    let names = lines.flat_map(|line| line.split(',')).map(str::trim);
+    let framing =
+        |name: &&str| !["content-length", "transfer-encoding"].contains(&&*name.to_ascii_lowercase());
+    let nominated: Vec<String> = names.filter(framing).map(str::to_string).collect();
+    for name in nominated.iter().map(String::as_str).chain(["connection", "keep-alive", "proxy-connection"]) {
+        head.remove_header(name);
+    }
 }
 
 #[cfg(test)]

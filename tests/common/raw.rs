@@ -85,11 +85,14 @@ async fn serve(mut stream: TcpStream, answer: String, seen: Seen, mut ending: wa
         drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await);
         return;
     }
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    });
-    while read.len() < end + length.unwrap_or(0) {
+    let field = |wanted: &str| {
+        let fields = head.lines().filter_map(|line| line.split_once(':'));
+        fields.filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim()).next()
+    };
+    let length = field("content-length").and_then(|length| length.parse::<usize>().ok()).unwrap_or(0);
+    let chunked = field("transfer-encoding").is_some();
+    // What is left unread would turn the end of the connection into a reset.
+    while read.len() < end + length || chunked && !read.ends_with(b"0\r\n\r\n") {
         if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
             return;
         }

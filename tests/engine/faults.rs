@@ -1,6 +1,7 @@
 //! Every way to break, and the way back.
 
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use vllm_lb::sim::engine::Timing;
 use vllm_lb::sim::http::{Engine, Fault, Options};
@@ -240,6 +241,29 @@ async fn a_restart_forgets() {
     let answer = post(engine.address(), "/v1/completions", &body).await.json();
     assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     assert_eq!(engine.stats().restarts, 1);
+}
+
+/// A restart is over when the old connections are gone, however soon clients come back.
+#[tokio::test]
+async fn a_restart_does_not_wait_for_new_connections() {
+    let engine = start().await;
+    let comes_back = async {
+        loop {
+            let mut stream = TcpStream::connect(engine.address()).await.unwrap();
+            let _ = stream.read(&mut [0; 1]).await;
+        }
+    };
+    let restarts = async {
+        for restart in 0..20 {
+            engine.wait_until("it is back", |stats| stats.accepted > restart).await;
+            engine.restart().await;
+        }
+    };
+    tokio::select! {
+        () = comes_back => {}
+        () = restarts => {}
+    }
+    assert_eq!(engine.stats().restarts, 20);
 }
 
 /// What other processes do over HTTP.

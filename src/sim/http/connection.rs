@@ -44,8 +44,14 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Busy(Arc<Connection>);
 
-/// Counts a connection while it lives.
-pub struct Open(Arc<Shared>);
+/// Counts a connection while it lives, as one of the process that accepted it.
+pub struct Open {
+    pub shared: Arc<Shared>,
+    /// Wishes that come after the connection was accepted, however late it begins to look at them.
+    pub control: watch::Receiver<Control>,
+    accepted: Control,
+    _process: Arc<()>,
+}
 
 /// A stream that can end with a reset instead of a goodbye.
 pub struct Socket {
@@ -91,28 +97,34 @@ impl Drop for Busy {
 impl Open {
     pub fn new(shared: Arc<Shared>) -> Self {
         shared.connections.fetch_add(1, Ordering::SeqCst);
-        Self(shared)
+        let control = shared.control.subscribe();
+        let accepted = *control.borrow();
+        let process = shared.process();
+        Self { shared, control, accepted, _process: process }
+    }
+
+    /// Waits until all connections of its time shall end.
+    pub async fn ends(&mut self) {
+        let before = self.accepted.close_all;
+        // An error means that the server is gone, which is an end too.
+        let _ = self.control.wait_for(|now| now.close_all != before).await;
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+        self.shared.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Serves requests until the client, the idle limit or `control` ends it.
-pub async fn serve<S>(
-    io: S,
-    connection: Arc<Connection>,
-    shared: Arc<Shared>,
-    mut control: watch::Receiver<Control>,
-) where
+/// Serves requests until the client, the idle limit or the server's wish ends it.
+pub async fn serve<S>(io: S, connection: Arc<Connection>, open: &mut Open)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let keep_alive = shared.options.keep_alive;
+    let keep_alive = open.shared.options.keep_alive;
     let service = {
-        let connection = Arc::clone(&connection);
+        let (connection, shared) = (Arc::clone(&connection), Arc::clone(&open.shared));
         service_fn(move |request: Request<Incoming>| {
             route::answer(Arc::clone(&shared), connection.busy(), request)
         })
@@ -120,8 +132,8 @@ pub async fn serve<S>(
     let mut http = http1::Builder::new();
     let serving = http.auto_date_header(false).serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut serving = pin!(serving);
-    let mut seen = *control.borrow_and_update();
     let mut idle = IdleTimer::new(keep_alive);
+    let Open { control, accepted: seen, .. } = open;
     loop {
         tokio::select! {
             // A broken connection is its client's business; all that was held is dropped with it.
@@ -137,7 +149,7 @@ pub async fn serve<S>(
                 if wish.close_idle != seen.close_idle && connection.is_idle() {
                     return;
                 }
-                seen = wish;
+                *seen = wish;
             }
             () = idle.over(&connection) => serving.as_mut().graceful_shutdown(),
         }

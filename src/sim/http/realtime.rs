@@ -36,17 +36,14 @@ pub fn open(call: &Call, upgrade: OnUpgrade, busy: Arc<Busy>) -> Result<Reply, A
     };
     let accept = base64(&sha1(format!("{key}{MAGIC}").as_bytes()));
     let shared = Arc::clone(&call.shared);
-    let mut control = shared.control.subscribe();
-    control.mark_unchanged();
+    let mut open = Open::new(Arc::clone(&shared));
     tokio::spawn(async move {
-        let _open = Open::new(Arc::clone(&shared));
         let _busy = busy;
-        let before = *control.borrow();
         let Ok(upgraded) = upgrade.await else { return };
         tokio::select! {
             // Errors mean that the client is gone.
             _ = converse(upgraded, &shared) => {}
-            _ = control.wait_for(|now| now.close_all != before.close_all) => {}
+            () = open.ends() => {}
         }
     });
     let mut reply = Response::new(reply::boxed(bytes::Bytes::new()));

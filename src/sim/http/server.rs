@@ -13,11 +13,10 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{self, Connection, Control, Open, Socket};
+use super::connection::{self, Connection, Open, Socket};
 use super::fault::Fault;
 use super::shared::Shared;
 
@@ -161,9 +160,8 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
                 if shared.faults.strike(|fault| *fault == Fault::CloseAfterAccept).is_some() {
                     continue;
                 }
-                // Subscribed here, so that no wish is missed between accepting and serving.
-                let control = shared.control.subscribe();
-                connections.spawn(attend(socket, connection, acceptor.clone(), Arc::clone(&shared), control));
+                let open = Open::new(Arc::clone(&shared));
+                connections.spawn(attend(socket, connection, acceptor.clone(), open));
             }
             changed = control.changed() => {
                 if changed.is_err() {
@@ -183,21 +181,14 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
     }
 }
 
-async fn attend(
-    socket: Socket,
-    connection: Arc<Connection>,
-    acceptor: Option<TlsAcceptor>,
-    shared: Arc<Shared>,
-    control: watch::Receiver<Control>,
-) {
-    let _open = Open::new(Arc::clone(&shared));
+async fn attend(socket: Socket, connection: Arc<Connection>, acceptor: Option<TlsAcceptor>, mut open: Open) {
     match acceptor {
         // A handshake that fails is the client's loss.
         Some(acceptor) => {
             if let Ok(stream) = acceptor.accept(socket).await {
-                connection::serve(stream, connection, shared, control).await;
+                connection::serve(stream, connection, &mut open).await;
             }
         }
-        None => connection::serve(socket, connection, shared, control).await,
+        None => connection::serve(socket, connection, &mut open).await,
     }
 }

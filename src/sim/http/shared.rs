@@ -1,7 +1,7 @@
 //! What all connections of one simulated server share.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -32,6 +32,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     pub accepted: AtomicU64,
     restarts: AtomicU64,
+    /// Stands for the simulated process; its connections hold it.
+    process: Mutex<Arc<()>>,
     /// Times it went silent: what was open at such a moment stays silent for good.
     silences: AtomicU64,
     started: Mutex<f64>,
@@ -58,6 +60,7 @@ impl Shared {
             connections: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
+            process: Mutex::default(),
             silences: AtomicU64::new(0),
             started: Mutex::new(clock::unix()),
             ids: AtomicU64::new(0),
@@ -135,8 +138,15 @@ impl Shared {
         let _ = listening.wait_for(|&listening| listening != closed).await;
     }
 
-    /// A new process on the same address: nothing in flight, nothing cached, all connections closed.
-    pub fn restart(&self) {
+    /// What a connection holds for as long as the process of its time is not wholly gone.
+    pub fn process(&self) -> Arc<()> {
+        Arc::clone(&self.process.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A new process on the same address: nothing in flight, nothing cached, all connections closed. What it
+    /// returns lives until the last connection of the old process is gone.
+    pub fn restart(&self) -> Weak<()> {
+        let old = std::mem::take(&mut *self.process.lock().unwrap_or_else(PoisonError::into_inner));
         self.driver.restart();
         self.store.clear();
         self.traffic.clear();
@@ -144,5 +154,6 @@ impl Shared {
         *self.started.lock().unwrap_or_else(PoisonError::into_inner) = clock::unix();
         self.restarts.fetch_add(1, Ordering::SeqCst);
         self.control.send_modify(|control| control.close_all += 1);
+        Arc::downgrade(&old)
     }
 }

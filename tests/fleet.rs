@@ -1,0 +1,563 @@
+//! The fleet under load: it is changed while it serves, its engines fail in their ways, and clients notice
+//! nothing that could be spared them.
+
+mod common;
+
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::body::{chat, stream};
+use common::wire::{self, Answer, Wire, get, post};
+use common::{
+    Balancer, Engine, Fault, Options, config, engine, engines, eventually, paced, serving, upstreams,
+};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use vllm_lb::app::{self, Load};
+use vllm_lb::config::types::{Breaker, Config, UpstreamConfig};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// So slow that a stream never ends while its test runs.
+const ENDLESS: Duration = Duration::from_millis(50);
+
+// === a steady load ===
+
+/// Clients that ask one request after another until they are told to stop.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    asked: Arc<AtomicU64>,
+    clients: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Clients {
+    fn start(balancer: &Balancer, clients: usize) -> Self {
+        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let client = |number: usize| {
+            let (stop, asked) = (stop.clone(), asked.clone());
+            let address = balancer.address().to_string();
+            tokio::spawn(async move {
+                let mut wrong = Vec::new();
+                let mut wire = Wire::connect(&address).await;
+                while !stop.load(Ordering::Relaxed) {
+                    let body = if number % 2 == 0 { chat("sim") } else { stream("sim", 5) };
+                    let answer = wire.ask(post(CHAT, body)).await;
+                    if answer.status != 200 || !answer.whole {
+                        wrong.push(format!("{} {}", answer.status, answer.text()));
+                        wire = Wire::connect(&address).await;
+                    }
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+                wrong
+            })
+        };
+        let clients = (0..clients).map(client).collect();
+        Clients { stop, asked, clients }
+    }
+
+    /// Waits until so many more requests have been answered.
+    async fn until_more(&self, more: u64) {
+        let goal = self.asked.load(Ordering::Relaxed) + more;
+        eventually("more requests are answered", async || {
+            (self.asked.load(Ordering::Relaxed) >= goal).then_some(())
+        })
+        .await;
+    }
+
+    /// Stops, and tells what went wrong.
+    async fn end(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut wrong = Vec::new();
+        for client in self.clients {
+            wrong.extend(client.await.expect("clients do not panic"));
+        }
+        wrong
+    }
+}
+
+fn none() -> Vec<String> {
+    Vec::new()
+}
+
+// === helpers ===
+
+async fn admin(balancer: &Balancer, method: &str, path: &str, body: Value) -> Answer {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    balancer.admin(wire::request(method, path, &[wire::JSON], body.as_bytes())).await
+}
+
+fn name(engine: &Engine) -> String {
+    engine.address().to_string()
+}
+
+fn path(engine: &Engine) -> String {
+    format!("/admin/upstreams/{}", name(engine))
+}
+
+async fn state(balancer: &Balancer, engine: &Engine) -> String {
+    let row = admin(balancer, "GET", &path(engine), Value::Null).await.expect(200).json();
+    row["state"].as_str().expect("a state is text").to_string()
+}
+
+async fn until_state(balancer: &Balancer, engine: &Engine, wanted: &[&str]) {
+    eventually(&format!("it is one of {wanted:?}"), async || {
+        wanted.contains(&state(balancer, engine).await.as_str()).then_some(())
+    })
+    .await;
+}
+
+fn served(engine: &Engine) -> usize {
+    engine.requests().len()
+}
+
+/// An unused port of this machine.
+async fn nowhere() -> String {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+    taken.local_addr().expect("it is bound").to_string()
+}
+
+// === changes at run time ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_upstream_ends_its_work_and_gets_no_more_until_it_is_taken_back() {
+    let engines = [paced(ENDLESS).await, engine(Options::default()).await];
+    let mut config = config(upstreams(&engines));
+    config.upstreams[1].weight = 0.001;
+    let balancer = Balancer::ready(config).await;
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, stream("sim", 30))).await;
+    engines[0].wait_until("it runs", |stats| stats.running == 1).await;
+
+    let drained = admin(&balancer, "PATCH", &path(&engines[0]), json!({"state": "drain"})).await;
+    assert_eq!(drained.expect(200).json()["state"], "draining");
+    let load = Clients::start(&balancer, 4);
+    load.until_more(50).await;
+    assert_eq!(load.end().await, none());
+    assert_eq!(served(&engines[0]), 1, "what is in flight, and no more");
+    assert_eq!(state(&balancer, &engines[0]).await, "draining", "probes do not end an operator's word");
+    let whole = client.answer().await.expect(200);
+    assert!(whole.text().trim_end().ends_with("data: [DONE]"), "{}", whole.text());
+
+    let back = admin(&balancer, "PATCH", &path(&engines[0]), json!({"drain": false, "weight": 500})).await;
+    let back = back.expect(200).json();
+    assert_eq!((back["state"].as_str(), back["weight"].as_f64()), (Some("ready"), Some(500.0)));
+    balancer.ask(post(CHAT, stream("sim", 1))).await.expect(200);
+    assert_eq!(served(&engines[0]), 2);
+    balancer.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_is_added_and_the_call_answers_when_it_is_routable() {
+    let engines = engines(2).await;
+    let balancer = Balancer::over([&engines[0]]).await;
+    let added = json!({"url": engines[1].url(), "name": "second", "weight": 1000, "max_active": 9});
+    let answer = admin(&balancer, "POST", "/admin/upstreams?wait=20s", added.clone()).await.expect(201);
+    assert_eq!(answer.json()["state"], "ready");
+    assert_eq!(answer.json()["models"], json!(["sim"]));
+    let load = Clients::start(&balancer, 4);
+    load.until_more(40).await;
+    assert_eq!(load.end().await, none());
+    assert!(served(&engines[1]) > 0, "it gets requests");
+
+    let again = admin(&balancer, "POST", "/admin/upstreams?wait=20s", added).await;
+    assert_eq!(again.expect(200).json()["name"], "second");
+    let other = json!({"url": engines[1].url(), "name": "second"});
+    admin(&balancer, "POST", "/admin/upstreams", other).await.expect(409);
+    let list = admin(&balancer, "GET", "/admin/upstreams", Value::Null).await.expect(200).json();
+    assert_eq!(list.as_array().map(Vec::len), Some(2));
+
+    let dead = json!({"url": format!("http://{}", nowhere().await), "name": "[a]/b"});
+    let late = admin(&balancer, "POST", "/admin/upstreams?wait=50ms", dead).await.expect(504).json();
+    assert_eq!(late["upstream"]["state"], "unknown", "{late}");
+    admin(&balancer, "GET", "/admin/upstreams/%5Ba%5D%2Fb", Value::Null).await.expect(200);
+    admin(&balancer, "DELETE", "/admin/upstreams/[a]/b?wait=20s", Value::Null).await.expect(200);
+    admin(&balancer, "GET", "/admin/upstreams/%5Ba%5D%2Fb", Value::Null).await.expect(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_call_says_what_is_wrong_and_changes_nothing() {
+    let engines = engines(1).await;
+    let balancer = Balancer::over(&engines).await;
+    let one = path(&engines[0]);
+    let table = [
+        ("POST", "/admin/upstreams", json!({"url": "gpu-0"}), 400, "problems"),
+        ("POST", "/admin/upstreams", json!({"url": "http://a", "wieght": 2}), 400, "wieght"),
+        ("POST", "/admin/upstreams", json!([]), 400, "must be an object"),
+        ("POST", "/admin/upstreams?wait=soon", json!({"url": "http://a"}), 400, "wait"),
+        ("PUT", "/admin/upstreams", json!({}), 405, "Method"),
+        ("PATCH", &one, json!({}), 400, "nothing to change"),
+        ("PATCH", &one, json!({"state": "down"}), 400, "neither drain nor ready"),
+        ("PATCH", &one, json!({"drain": "yes"}), 400, "neither true nor false"),
+        ("PATCH", &one, json!({"weight": 0}), 400, "out of range"),
+        ("PATCH", &one, json!({"url": "http://b"}), 400, "cannot be changed"),
+        ("PATCH", "/admin/upstreams/nobody", json!({"drain": true}), 404, "nobody"),
+        ("DELETE", "/admin/upstreams/nobody", Value::Null, 404, "nobody"),
+        ("GET", "/admin/upstreams/%zz", Value::Null, 400, "percent"),
+        ("POST", &one, json!({}), 405, "Method"),
+        ("GET", "/admin/upstreamsx", Value::Null, 404, "Not Found"),
+        ("GET", "/admin/reload", Value::Null, 405, "Method"),
+    ];
+    let before = admin(&balancer, "GET", "/admin/upstreams", Value::Null).await.expect(200).json();
+    for (method, path, body, status, wanted) in table {
+        let answer = admin(&balancer, method, path, body).await;
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
+        assert!(answer.text().contains(wanted), "{method} {path}: {}", answer.text());
+    }
+    let after = admin(&balancer, "GET", "/admin/upstreams", Value::Null).await.expect(200).json();
+    assert_eq!(after[0]["weight"], before[0]["weight"]);
+    assert_eq!((after.as_array().map(Vec::len), &after[0]["state"]), (Some(1), &json!("ready")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_upstream_goes_when_its_last_request_has_ended() {
+    let engines = [paced(ENDLESS).await, engine(Options::default()).await];
+    let mut config = config(upstreams(&engines));
+    config.upstreams[1].weight = 0.001;
+    let balancer = Balancer::ready(config).await;
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, stream("sim", 20))).await;
+    engines[0].wait_until("it runs", |stats| stats.running == 1).await;
+
+    let one = path(&engines[0]);
+    let early = admin(&balancer, "DELETE", &one, Value::Null).await.expect(202).json();
+    assert_eq!(early["active"], 1);
+    let row = admin(&balancer, "GET", &one, Value::Null).await.expect(200).json();
+    assert_eq!((&row["state"], &row["removing"]), (&json!("draining"), &json!(true)));
+    admin(&balancer, "DELETE", &format!("{one}?wait=1ms"), Value::Null).await.expect(504);
+    for _ in 0..10 {
+        balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+    }
+    assert_eq!((served(&engines[0]), served(&engines[1])), (1, 10));
+    let patient = format!("{one}?wait=20s");
+    let gone = admin(&balancer, "DELETE", &patient, Value::Null);
+    let (gone, whole) = tokio::join!(gone, client.answer());
+    assert_eq!(gone.expect(200).json()["removed"], true);
+    assert!(whole.expect(200).text().contains("[DONE]"));
+    admin(&balancer, "GET", &one, Value::Null).await.expect(404);
+    assert_eq!(balancer.loads().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_force_an_upstream_goes_at_once_and_its_requests_end_on_their_own() {
+    let engines = [paced(ENDLESS).await];
+    let balancer = Balancer::over(&engines).await;
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, stream("sim", 10))).await;
+    engines[0].wait_until("it runs", |stats| stats.running == 1).await;
+    let gone = admin(&balancer, "DELETE", &format!("{}?force", path(&engines[0])), Value::Null).await;
+    assert_eq!(gone.expect(200).json()["removed"], true);
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
+    assert!(client.answer().await.expect(200).text().contains("[DONE]"));
+}
+
+// === reload ===
+
+/// A balancer whose configuration can be exchanged.
+async fn reloadable(config: Config) -> (Balancer, Arc<Mutex<Result<Config, Vec<String>>>>) {
+    let file = Arc::new(Mutex::new(Ok(config.clone())));
+    let read = file.clone();
+    let load: Load = Arc::new(move || {
+        let read: Result<Config, Vec<String>> = read.lock().expect("nobody panics with it").clone();
+        read.map(|config| (config, Vec::new()))
+    });
+    let running = app::start_with(config.clone(), load).await.expect("the balancer starts");
+    let balancer = Balancer { running };
+    balancer.until_ready(config.upstreams.len()).await;
+    (balancer, file)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_reloads_that_change_the_upstreams_fail_no_request() {
+    let engines = engines(4).await;
+    let all = upstreams(&engines);
+    let with = |chosen: &[usize]| {
+        let chosen: Vec<UpstreamConfig> = chosen.iter().map(|at| all[*at].clone()).collect();
+        config(chosen)
+    };
+    let (balancer, file) = reloadable(with(&[0, 1])).await;
+    let load = Clients::start(&balancer, 6);
+    load.until_more(20).await;
+    let sets: [&[usize]; 5] = [&[1, 2], &[2, 3, 0], &[0, 1, 2, 3], &[3, 1], &[0, 1]];
+    for round in 0..10 {
+        let mut next = with(sets[round % sets.len()]);
+        next.upstreams[0].weight = 1.0 + round as f64;
+        next.timeouts.connect = Duration::from_secs(2 + round as u64 % 3);
+        next.expose = round % 2 == 0;
+        let count = next.upstreams.len();
+        *file.lock().expect("nobody panics with it") = Ok(next);
+        let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
+        assert!(
+            told["changed"].as_array().is_some_and(|changed| changed.contains(&json!("upstreams"))),
+            "{told}"
+        );
+        balancer.until_ready(count).await;
+        load.until_more(30).await;
+    }
+    assert_eq!(load.end().await, none());
+    balancer.until_idle().await;
+    assert_eq!(balancer.metric("vllm_lb_reloads_total").await, 10.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_with_problems_changes_nothing_and_one_that_needs_a_restart_does_the_rest() {
+    let engines = engines(3).await;
+    let first = config(upstreams([&engines[0]]));
+    let (balancer, file) = reloadable(first.clone()).await;
+    let put = |config: Result<Config, Vec<String>>| *file.lock().expect("nobody panics with it") = config;
+
+    put(Err(vec!["upstreams[0].url: is bad (line 3)".into()]));
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(422).json();
+    assert_eq!(told["problems"], json!(["upstreams[0].url: is bad (line 3)"]));
+    let mut unusable = config(upstreams(&engines));
+    unusable.upstreams[2].url.https = true;
+    unusable.upstreams[2].tls.ca = Some("/nowhere/ca.pem".into());
+    put(Ok(unusable));
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(422).json();
+    assert!(
+        told["problems"][0].as_str().is_some_and(|problem| problem.contains("/nowhere/ca.pem")),
+        "{told}"
+    );
+    assert_eq!(balancer.loads().len(), 1, "neither the good one");
+
+    let mut next = first.clone();
+    next.threads = 7;
+    next.admin.token = Some(vllm_lb::config::secret::Secret::new("hunter2"));
+    put(Ok(next));
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
+    assert_eq!(told, json!({"changed": ["admin.token"], "needs_restart": ["threads"], "warnings": []}));
+    admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(401);
+    let token = ("authorization", "Bearer hunter2");
+    let shown = balancer.admin(wire::request("GET", "/admin/config", &[token], b"")).await.expect(200);
+    assert_eq!(shown.json()["threads"], 2, "what runs is shown");
+
+    // What was added at run time stays, unless the file names it and lets it go again.
+    let add = json!({"url": engines[1].url()}).to_string();
+    let add = wire::request("POST", "/admin/upstreams?wait=20s", &[token], add.as_bytes());
+    balancer.admin(add).await.expect(201);
+    for (config, count) in
+        [(first.clone(), 2), (config(upstreams(&engines[..2])), 2), (config(upstreams([&engines[0]])), 1)]
+    {
+        put(Ok(config));
+        balancer.running.reload().await.expect("is valid");
+        eventually("the upstreams are as wanted", async || (balancer.loads().len() == count).then_some(()))
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_end_by_the_settings_that_they_began_with() {
+    let engines = [paced(ENDLESS).await];
+    let (balancer, file) = reloadable(config(upstreams(&engines))).await;
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, stream("sim", 20))).await;
+    engines[0].wait_until("it runs", |stats| stats.running == 1).await;
+    let mut next = config(upstreams(&engines));
+    next.timeouts.total = Some(Duration::from_millis(1));
+    next.upstreams[0].api_key = Some(vllm_lb::config::secret::Secret::new("other"));
+    *file.lock().expect("nobody panics with it") = Ok(next);
+    balancer.running.reload().await.expect("is valid");
+    assert_eq!(balancer.loads()[0].active, 1, "the count goes on with other settings");
+    assert!(client.answer().await.expect(200).text().contains("[DONE]"));
+    balancer.until_idle().await;
+    balancer.ask(post(CHAT, stream("sim", 100))).await.expect(504);
+}
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_reads_the_file_again() {
+    let engines = engines(2).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("lb.yaml");
+    let socket = |name: &str| format!("unix:{}", folder.path().join(name).display());
+    let write = |engines: &[Engine]| {
+        let urls: Vec<String> = engines.iter().map(Engine::url).collect();
+        let text = json!({"listen": socket("api"), "admin": {"address": socket("admin")}, "upstreams": urls});
+        std::fs::write(&file, text.to_string()).expect("written");
+    };
+    write(&engines[..1]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-lb"));
+    let process = Process(command.arg("-qq").arg("-c").arg(&file).spawn().expect("it starts"));
+    let count = async || {
+        if !folder.path().join("admin").exists() {
+            return None;
+        }
+        let list = Wire::connect(&socket("admin")).await.ask(get("/admin/upstreams")).await.expect(200);
+        list.json().as_array().map(Vec::len)
+    };
+    eventually("it serves", async || count().await.filter(|count| *count == 1)).await;
+    write(&engines);
+    let pid = process.0.id().to_string();
+    let sent = Command::new("kill").args(["-HUP", &pid]).status().expect("kill is there");
+    assert!(sent.success());
+    eventually("it has read the file", async || count().await.filter(|count| *count == 2)).await;
+}
+
+// === how engines fail ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_clients_change_nothing() {
+    let engines = [serving(&["a"]).await, serving(&["b"]).await];
+    let balancer = Balancer::over(&engines).await;
+    let changes = balancer.metric("vllm_lb_upstream_changes_total").await;
+    for _ in 0..20 {
+        balancer.ask(post(CHAT, chat("nobody"))).await.expect(404);
+        balancer.ask(post(CHAT, r#"{"model":"a"}"#)).await.expect(400);
+    }
+    // Also when it is the engine that does not know the model.
+    let direct = Balancer::over([&engines[0]]).await;
+    for _ in 0..20 {
+        direct.ask(post(CHAT, chat("nobody"))).await.expect(404);
+    }
+    assert_eq!(state(&direct, &engines[0]).await, "ready");
+    assert_eq!(balancer.metric("vllm_lb_upstream_changes_total").await, changes + 1.0, "the other's start");
+    for engine in &engines {
+        assert_eq!(state(&balancer, engine).await, "ready");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_engines_are_left_alone_for_a_while_and_never_down() {
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.queue.size = 0;
+    let balancer = Balancer::ready(config).await;
+    let body = json!({"error": {"message": "busy", "type": "Service Unavailable", "code": 503}}).to_string();
+    for engine in &engines {
+        engine.set_fault(Fault::Status { status: 503, body: body.clone() }).await;
+    }
+    for _ in 0..20 {
+        let answer = balancer.ask(post(CHAT, chat("sim"))).await;
+        assert!(matches!(answer.status, 429 | 503), "{} {}", answer.status, answer.text());
+    }
+    for engine in &engines {
+        assert_eq!(state(&balancer, engine).await, "ready");
+        assert!(served(engine) <= 5, "it was left alone: {}", served(engine));
+        engine.clear_fault().await;
+    }
+    eventually("they get requests again", async || {
+        (balancer.ask(post(CHAT, chat("sim"))).await.status == 200).then_some(())
+    })
+    .await;
+    assert!(balancer.metric("vllm_lb_upstream_busy_total").await >= 2.0);
+}
+
+fn quick_breaker() -> Breaker {
+    Breaker { failures: 3, open: Duration::from_millis(300), ..Breaker::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_breaker_trips_lets_one_through_and_closes() {
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.breaker = quick_breaker();
+    config.upstreams[0].weight = 1000.0;
+    let balancer = Balancer::ready(config).await;
+    let body = "{\"error\":{\"message\":\"broken\",\"code\":500}}".to_string();
+    engines[0].set_fault(Fault::Status { status: 500, body }).await;
+    let mut failed = 0;
+    eventually("it has tripped", async || {
+        failed += u32::from(balancer.ask(post(CHAT, chat("sim"))).await.status == 500);
+        (state(&balancer, &engines[0]).await == "tripped").then_some(())
+    })
+    .await;
+    assert!((3..=5).contains(&failed), "{failed}");
+    let before = served(&engines[0]);
+    let load = Clients::start(&balancer, 8);
+    eventually("one request was let through", async || (served(&engines[0]) > before).then_some(())).await;
+    load.until_more(50).await;
+    let wrong = load.end().await;
+    let tried = served(&engines[0]) - before;
+    assert!(wrong.len() <= tried && tried <= 4, "{tried} tries, {wrong:?}");
+    assert_ne!(state(&balancer, &engines[0]).await, "ready", "good probes do not end a trip");
+    engines[0].clear_fault().await;
+    let load = Clients::start(&balancer, 4);
+    until_state(&balancer, &engines[0], &["ready"]).await;
+    assert_eq!(load.end().await, none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_hangs_while_its_health_is_good_is_found_by_its_requests() {
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.breaker = Breaker { open: Duration::from_secs(60), ..quick_breaker() };
+    config.timeouts.first_byte = Some(Duration::from_millis(50));
+    config.upstreams[0].weight = 1000.0;
+    let balancer = Balancer::ready(config).await;
+    engines[0].set_fault(Fault::StallHeaders).await;
+    eventually("it has tripped", async || {
+        drop(balancer.ask(post(CHAT, chat("sim"))).await);
+        (state(&balancer, &engines[0]).await == "tripped").then_some(())
+    })
+    .await;
+    let load = Clients::start(&balancer, 4);
+    load.until_more(40).await;
+    assert_eq!(load.end().await, none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_that_comes_and_goes_fails_no_request() {
+    let engines = engines(2).await;
+    let balancer = Balancer::over(&engines).await;
+    let load = Clients::start(&balancer, 6);
+    for _ in 0..5 {
+        engines[0].set_health(Some(503));
+        until_state(&balancer, &engines[0], &["down", "suspect"]).await;
+        load.until_more(20).await;
+        engines[0].set_health(None);
+        until_state(&balancer, &engines[0], &["ready"]).await;
+        load.until_more(20).await;
+    }
+    assert_eq!(load.end().await, none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_refuses_and_one_that_is_leaving_cost_no_request() {
+    let engines = engines(3).await;
+    let balancer = Balancer::over(&engines).await;
+    let load = Clients::start(&balancer, 6);
+    load.until_more(20).await;
+    engines[0].set_fault(Fault::Refuse).await;
+    until_state(&balancer, &engines[0], &["down"]).await;
+    engines[1].set_fault(Fault::ShuttingDown).await;
+    until_state(&balancer, &engines[1], &["draining"]).await;
+    load.until_more(20).await;
+    engines[0].clear_fault().await;
+    until_state(&balancer, &engines[0], &["ready"]).await;
+    engines[1].set_fault(Fault::Refuse).await;
+    until_state(&balancer, &engines[1], &["down"]).await;
+    engines[1].clear_fault().await;
+    until_state(&balancer, &engines[1], &["ready"]).await;
+    load.until_more(20).await;
+    assert_eq!(load.end().await, none());
+}
+
+// === limits ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_than_allowed_are_served_at_once() {
+    let engines = engines(1).await;
+    let mut config = config(upstreams(&engines));
+    config.limits.connections = 2;
+    let balancer = Balancer::ready(config).await;
+    let (mut first, mut second) = (balancer.client().await, balancer.client().await);
+    first.ask(post(CHAT, chat("sim"))).await.expect(200);
+    second.ask(post(CHAT, chat("sim"))).await.expect(200);
+    let mut third = balancer.client().await;
+    third.send(post(CHAT, chat("sim"))).await;
+    balancer.admin(get("/live")).await.expect(200);
+    second.ask(post(CHAT, chat("sim"))).await.expect(200);
+    assert_eq!(served(&engines[0]), 3);
+    drop(first);
+    third.answer().await.expect(200);
+}
