@@ -65,7 +65,7 @@ fn told(answer: &Answer) -> String {
     format!("{} {}\n{}\n{}", answer.status, answer.whole, headers.join("\n"), normal(&answer.body))
 }
 
-/// Two of one kind, which have no prompt of here cached: answers tell that, and it differs from one to the next.
+/// Two of one kind that cache no prompt: answers tell what was cached, which differs from one to the next.
 async fn alike() -> [Engine; 2] {
     let options = Options { block_size: 4_096, ..Options::default() };
     [engine(options.clone()).await, engine(options).await]

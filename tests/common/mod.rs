@@ -8,8 +8,10 @@
 
 pub mod body;
 pub mod certs;
+pub mod clients;
 pub mod h2;
 pub mod logs;
+pub mod process;
 pub mod raw;
 pub mod wire;
 
