@@ -60,7 +60,7 @@ impl Shape {
     pub fn judge(&self, answer: &Answer) -> Got {
         let wrong = |why: &str| {
             let body = String::from_utf8_lossy(&answer.body);
-            let last: String = body.chars().rev().take(600).collect::<Vec<_>>().into_iter().rev().collect();
+            let last = body.char_indices().rev().nth(600).map_or(&*body, |(at, _)| &body[at..]);
             Got::Wrong(format!("{why}: {} whole {} ... {last}", answer.status, answer.whole))
         };
         if answer.status != 200 {
@@ -138,6 +138,6 @@ fn body(path: &str, stream: bool, tokens: u64, padding: usize, dice: &mut Dice) 
         CHAT | MESSAGES => json!([{"role": "user", "content": prompt}]),
         _ => json!(prompt),
     };
-    body["metadata"] = json!({"user_id": "p".repeat(padding)});
+    body["padding"] = "p".repeat(padding).into();
     Bytes::from(body.to_string())
 }

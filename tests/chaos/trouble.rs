@@ -181,8 +181,8 @@ impl Trouble {
                 self.pause(100, 4000).await;
                 self.die().await;
             }
-            // A stream that has not begun would wait for ever.
-            Kind::Stall => self.strike(Fault::StallStream { events: events + 1 }).await,
+            // A stream that has not begun, with whatever comes before its first token, would wait for ever.
+            Kind::Stall => self.strike(Fault::StallStream { events: events + 3 }).await,
             Kind::Cut => self.strike(Fault::CutStream { events, reset }).await,
             Kind::CutHeaders => self.strike(Fault::CutHeaders { reset }).await,
             Kind::Busy => self.strike(status(503, "the engine is busy")).await,
