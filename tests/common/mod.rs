@@ -8,9 +8,11 @@
 
 pub mod body;
 pub mod certs;
+pub mod dice;
 pub mod h2;
 pub mod logs;
 pub mod raw;
+pub mod shapes;
 pub mod wire;
 
 use std::time::Duration;

@@ -1,13 +1,13 @@
-//! The requests of the test, and what a single engine answers to each: answers of the simulated engine are
+//! Requests of all kinds, and what a single engine answers to each: answers of the simulated engine are
 //! decided from the prompt alone, so that one which came through trouble can be held against it.
 
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::common::body::{events, normal};
-use crate::common::wire::{Answer, Wire, post};
-use crate::common::{Engine, direct};
-use crate::dice::Dice;
+use super::body::{events, normal};
+use super::dice::Dice;
+use super::wire::{Answer, Wire, post};
+use super::{Engine, direct};
 
 pub const CHAT: &str = "/v1/chat/completions";
 pub const COMPLETIONS: &str = "/v1/completions";
