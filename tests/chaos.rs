@@ -7,10 +7,6 @@
 #[path = "chaos/clients.rs"]
 mod clients;
 mod common;
-#[path = "chaos/dice.rs"]
-mod dice;
-#[path = "chaos/shapes.rs"]
-mod shapes;
 #[path = "chaos/trouble.rs"]
 mod trouble;
 
@@ -20,9 +16,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clients::{Client, Tally, World};
+use common::dice::Dice;
+use common::shapes::Shape;
 use common::{Balancer, Engine, Options, Timing, config, engine, eventually, logs, upstreams};
-use dice::Dice;
-use shapes::Shape;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;

@@ -6,10 +6,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::body::{Place, chat, padded, stream};
-use common::wire::{Answer, CHUNKED, JSON, chunk, head, post, request};
-use common::{Balancer, Engine, Fault, Options, config, engine, engines, eventually, upstreams};
-use serde_json::Value;
+use common::body::{Place, chat, normal, padded, stream};
+use common::wire::{Answer, CHUNKED, JSON, Wire, chunk, head, post, request};
+use common::{Balancer, Engine, Fault, Options, config, direct, engine, engines, eventually, upstreams};
+use serde_json::{Value, json};
 use vllm_lb::config::types::{Config, Retry, RetryOn};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -81,14 +81,26 @@ async fn an_engine_that_shuts_down_is_nobodys_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_aborts_without_a_token_is_nobodys_error() {
-    let (engines, config) = two().await;
-    let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::AbortEmpty).await;
-    for body in [chat("sim"), stream("sim", 3)] {
-        let answer = balancer.ask(post(CHAT, &body)).await.expect(200);
-        assert!(!answer.text().contains("abort"), "{answer:?}");
+    for stream in [false, true] {
+        let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3});
+        for (path, body) in [
+            (CHAT, chat.clone()),
+            (MESSAGES, chat),
+            ("/v1/completions", json!({"prompt": "hi", "max_tokens": 3})),
+            (RESPONSES, json!({"input": "hi", "max_output_tokens": 3})),
+        ] {
+            let mut body = body;
+            body["model"] = "sim".into();
+            body["stream"] = stream.into();
+            let (engines, config) = two().await;
+            let whole = Wire::connect(&direct(&engines[1])).await.ask(post(path, body.to_string())).await;
+            let balancer = Balancer::ready(config).await;
+            engines[0].set_fault(Fault::AbortEmpty).await;
+            let answer = balancer.ask(post(path, body.to_string())).await.expect(200);
+            assert_eq!(normal(&answer.body), normal(&whole.body), "{path} stream {stream}");
+            assert_eq!((engines[0].stats().received, engines[1].stats().received), (1, 2));
+        }
     }
-    assert_eq!(engines[1].stats().received, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

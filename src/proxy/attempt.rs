@@ -291,6 +291,8 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
         Verdict::Wait => return None,
         Verdict::Accept if context.status == 500 => Some(Cause::Failed),
         Verdict::Accept => None,
+        // A stored answer that its client cancelled looks the same.
+        Verdict::Aborted if context.only.is_some() => None,
         Verdict::Leaving => Some(Cause::Leaving),
         Verdict::Aborted => Some(Cause::Aborted),
         Verdict::Failed(_) => Some(Cause::Failed),

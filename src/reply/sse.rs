@@ -114,7 +114,7 @@ impl Events {
 }
 
 /// What a line gives a field: all after the colon, but for one space.
-fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
+pub fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
     let rest = line.strip_prefix(field)?;
     if rest.is_empty() {
         return Some(rest);
@@ -124,7 +124,7 @@ fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
 }
 
 /// Whether data begins as vLLM's errors do: `{"error":`, or `{"type":"error"` as Anthropic's.
-fn is_error(data: &[u8]) -> bool {
+pub fn is_error(data: &[u8]) -> bool {
     let mut rest = data;
     let mut next = |token: &[u8]| {
         rest = rest.trim_ascii_start();

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep};
 
+use crate::common::dice::Dice;
 use crate::common::h2::{self, H2};
+use crate::common::shapes::{Got, Shape};
 use crate::common::wire::{Answer, CHUNKED, JSON, Wire, chunk, head, request, tcp};
 use crate::common::{logs, wire};
-use crate::dice::Dice;
-use crate::shapes::{Got, Shape};
 use crate::trouble::Chronicle;
 
 /// What all clients share.

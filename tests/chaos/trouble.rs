@@ -10,9 +10,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use vllm_lb::fleet::{Entry, Fleet, Snapshot};
 
+use crate::common::dice::Dice;
 use crate::common::wire::{JSON, Wire, request};
-use crate::common::{Engine, Fault, PATIENCE};
-use crate::dice::Dice;
+use crate::common::{Engine, Fault, PATIENCE, logs};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -150,7 +150,7 @@ impl Trouble {
             self.happen(kind).await;
             self.engine.clear_fault().await;
             self.chronicle.end(number);
-            self.until_ready().await;
+            self.until_ready(kind).await;
         }
     }
 
@@ -158,10 +158,15 @@ impl Trouble {
         sleep(Duration::from_millis(self.dice.between(least, most))).await;
     }
 
-    async fn until_ready(&self) {
-        let name = self.engine.address().to_string();
+    async fn until_ready(&self, after: Kind) {
+        let name = self.name();
         let so = |fleet: &Snapshot| fleet.by_name(&name).is_some_and(Entry::is_ready);
-        assert!(self.fleet.wait_until(PATIENCE, so).await, "{name} does not come back");
+        if !self.fleet.wait_until(PATIENCE, so).await {
+            let state = self.fleet.snapshot().by_name(&name).map(|entry| (entry.standing, entry.removing));
+            let about = |line: &String| line.contains(&name) && !line.starts_with("DEBUG");
+            let log: Vec<String> = logs::all().into_iter().filter(about).collect();
+            panic!("{name} does not come back after {after:?}: {state:?}\n{}", log.join("\n"));
+        }
     }
 
     async fn happen(&mut self, kind: Kind) {
@@ -181,8 +186,8 @@ impl Trouble {
                 self.pause(100, 4000).await;
                 self.die().await;
             }
-            // A stream that has not begun would wait for ever.
-            Kind::Stall => self.strike(Fault::StallStream { events: events + 1 }).await,
+            // A stream that has not begun, with whatever comes before its first token, would wait for ever.
+            Kind::Stall => self.strike(Fault::StallStream { events: events + 3 }).await,
             Kind::Cut => self.strike(Fault::CutStream { events, reset }).await,
             Kind::CutHeaders => self.strike(Fault::CutHeaders { reset }).await,
             Kind::Busy => self.strike(status(503, "the engine is busy")).await,

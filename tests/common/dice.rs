@@ -1,4 +1,4 @@
-//! Chance that can be had again: everything random in the test comes from its seed.
+//! Chance that can be had again: everything random in a test comes from its seed.
 
 /// splitmix64, because it is short and good enough.
 #[derive(Clone)]

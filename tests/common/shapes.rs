@@ -1,13 +1,13 @@
-//! The requests of the test, and what a single engine answers to each: answers of the simulated engine are
+//! Requests of all kinds, and what a single engine answers to each: answers of the simulated engine are
 //! decided from the prompt alone, so that one which came through trouble can be held against it.
 
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::common::body::{events, normal};
-use crate::common::wire::{Answer, Wire, post};
-use crate::common::{Engine, direct};
-use crate::dice::Dice;
+use super::body::{events, normal};
+use super::dice::Dice;
+use super::wire::{Answer, Wire, post};
+use super::{Engine, direct};
 
 pub const CHAT: &str = "/v1/chat/completions";
 pub const COMPLETIONS: &str = "/v1/completions";
@@ -60,7 +60,7 @@ impl Shape {
     pub fn judge(&self, answer: &Answer) -> Got {
         let wrong = |why: &str| {
             let body = String::from_utf8_lossy(&answer.body);
-            let last: String = body.chars().rev().take(600).collect::<Vec<_>>().into_iter().rev().collect();
+            let last = body.char_indices().rev().nth(600).map_or(&*body, |(at, _)| &body[at..]);
             Got::Wrong(format!("{why}: {} whole {} ... {last}", answer.status, answer.whole))
         };
         if answer.status != 200 {
@@ -138,6 +138,6 @@ fn body(path: &str, stream: bool, tokens: u64, padding: usize, dice: &mut Dice) 
         CHAT | MESSAGES => json!([{"role": "user", "content": prompt}]),
         _ => json!(prompt),
     };
-    body["metadata"] = json!({"user_id": "p".repeat(padding)});
+    body["padding"] = "p".repeat(padding).into();
     Bytes::from(body.to_string())
 }
