@@ -6,6 +6,7 @@
 
 pub mod metrics;
 
+use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use metrics::METRICS;
 /// One request, as it ended.
 pub struct Done<'a> {
     pub id: &'a str,
-    pub client: Option<&'a str>,
+    /// Shown only where it is told, like the error: a name of its own would be made for every request.
+    pub client: Option<&'a dyn Display>,
     pub method: &'a str,
     pub path: &'a str,
     /// `None` where the request names none, or one that nobody serves.
@@ -30,7 +32,7 @@ pub struct Done<'a> {
     pub received: u64,
     pub sent: u64,
     /// What went wrong, in the words of the layer that saw it.
-    pub error: Option<&'a str>,
+    pub error: Option<&'a dyn Display>,
     /// A call to the admin room: told, but not counted among the clients' requests.
     pub admin: bool,
 }
@@ -46,7 +48,7 @@ pub fn request_done(done: &Done<'_>) {
     log::log!(
         level,
         id = done.id,
-        client = done.client.unwrap_or(""),
+        client:% = done.client.unwrap_or(&""),
         method = done.method,
         path = done.path,
         model = done.model.unwrap_or(""),
@@ -58,7 +60,7 @@ pub fn request_done(done: &Done<'_>) {
         total_ms = millis(done.total),
         received = done.received,
         sent = done.sent,
-        error = done.error.unwrap_or("");
+        error:% = done.error.unwrap_or(&"");
         "request done"
     );
 }

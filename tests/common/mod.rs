@@ -8,6 +8,7 @@
 
 pub mod body;
 pub mod certs;
+pub mod clients;
 pub mod h2;
 pub mod logs;
 pub mod process;
