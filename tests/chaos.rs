@@ -16,7 +16,7 @@ mod trouble;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clients::{Client, Tally, World};
@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use trouble::{Chronicle, Trouble};
-use vllm_lb::app;
+use vllm_lb::app::{self, Load};
 use vllm_lb::config::types::{Config, Retry};
 use vllm_lb::observe::metrics::METRICS;
 
@@ -71,6 +71,23 @@ fn settings(engines: &[Arc<Engine>]) -> Config {
     config
 }
 
+/// Each reload finds other settings than the one before.
+fn altering(config: &Config) -> Load {
+    let (config, loads) = (config.clone(), AtomicU32::new(0));
+    Arc::new(move || {
+        let odd = loads.fetch_add(1, Relaxed) % 2;
+        let mut config = config.clone();
+        config.retry.attempts += odd;
+        config.health.fall += odd;
+        config.queue.size += odd as usize;
+        for upstream in &mut config.upstreams {
+            upstream.weight += f64::from(odd) * 0.5;
+            upstream.max_active = Some(MAX_ACTIVE + odd);
+        }
+        Ok((config, Vec::new()))
+    })
+}
+
 fn runtime() -> Runtime {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).enable_all().build().expect("threads can be had")
@@ -91,7 +108,9 @@ fn nobody_is_lost_in_chaos() {
             engines.push(Arc::new(engine));
         }
         logs::remember();
-        let started = its.spawn(app::start(settings(&engines)));
+        let config = settings(&engines);
+        let load = altering(&config);
+        let started = its.spawn(app::start_with(config, load));
         let running = started.await.expect("it does not panic").expect("the balancer starts");
         let balancer = Balancer { running };
         balancer.until_ready(engines.len()).await;
@@ -135,6 +154,7 @@ async fn live(
             number,
             engine: engine.clone(),
             fleet: balancer.running.fleet.clone(),
+            admin: balancer.running.admin.clone(),
             at_once: at_once.clone(),
             chronicle: chronicle.clone(),
             over: over.clone(),
@@ -142,11 +162,14 @@ async fn live(
         };
         tasks.spawn(trouble.run());
     }
+    let reloads = trouble::reload(balancer.running.admin.clone(), over.clone(), Dice::new(seed, 3000));
+    let reloads = tokio::spawn(reloads);
     sleep(time).await;
     over.store(true, Relaxed);
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
+    println!("{} reloads", reloads.await.expect("every reload is taken"));
     (world, chronicle)
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attempt::Cause;
+use super::leave::{self, Leave};
 use super::line::Line;
 use super::peek::Wanted;
 use super::replay::Replay;
@@ -20,7 +21,7 @@ pub struct Context {
     /// What it began with.
     pub settings: Arc<Settings>,
     /// Counts the request as in flight until the context is dropped, on whatever path.
-    _in_flight: InFlight,
+    _in_flight: (InFlight, leave::InFlight),
     pub id: String,
     /// A call to the admin room, which is no client's request.
     pub admin: bool,
@@ -81,11 +82,11 @@ impl Samples {
 }
 
 impl Context {
-    pub fn new(settings: Arc<Settings>) -> Self {
+    pub fn new(settings: Arc<Settings>, leave: Arc<Leave>) -> Self {
         Context {
             started: Instant::now(),
             settings,
-            _in_flight: InFlight::new(),
+            _in_flight: (InFlight::new(), leave::InFlight::new(leave)),
             id: String::new(),
             admin: false,
             style: Style::OpenAi,

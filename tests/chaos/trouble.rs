@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
-use vllm_lb::fleet::{Change, Entry, Fleet, Snapshot};
+use vllm_lb::fleet::{Entry, Fleet, Snapshot};
 
-use crate::common::{Engine, Fault, PATIENCE, upstream};
+use crate::common::wire::{JSON, Wire, request};
+use crate::common::{Engine, Fault, PATIENCE};
 use crate::dice::Dice;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,6 +128,8 @@ pub struct Trouble {
     pub number: usize,
     pub engine: Arc<Engine>,
     pub fleet: Arc<Fleet>,
+    /// Where the admin listener is.
+    pub admin: String,
     /// Permits to be in trouble.
     pub at_once: Arc<Semaphore>,
     pub chronicle: Arc<Chronicle>,
@@ -232,27 +236,48 @@ impl Trouble {
         self.engine.address().to_string()
     }
 
-    async fn apply(&self, change: Change) {
-        self.fleet.apply(vec![change]).await.expect("a change of a known upstream is taken");
+    /// Calls the admin listener about the engine's upstream, and expects one of these statuses.
+    async fn call(&self, method: &str, path: &str, body: Value, statuses: &[u16]) {
+        let mut wire = Wire::connect(&self.admin).await;
+        let answer = wire.ask(request(method, path, &[JSON], body.to_string().as_bytes())).await;
+        assert!(statuses.contains(&answer.status), "{method} {path} {body}: {answer:?}");
+    }
+
+    async fn patch(&self, body: Value) {
+        self.call("PATCH", &format!("/admin/upstreams/{}", self.name()), body, &[200]).await;
     }
 
     async fn drain(&mut self) {
-        self.apply(Change::Drain { name: self.name(), drain: true }).await;
+        self.patch(json!({"state": "drain"})).await;
         self.pause(50, 800).await;
-        self.apply(Change::Drain { name: self.name(), drain: false }).await;
+        self.patch(json!({"state": "ready"})).await;
     }
 
     async fn weigh(&mut self) {
         let weight = self.dice.between(1, 40) as f64 / 10.0;
-        self.apply(Change::Weight { name: self.name(), weight }).await;
+        self.patch(json!({ "weight": weight })).await;
     }
 
     async fn remove(&mut self) {
-        let force = self.dice.once_in(3);
-        self.apply(Change::Remove { name: self.name(), force }).await;
+        let query = *self.dice.one_of(&["", "?force", "?wait=1s"]);
+        let path = format!("/admin/upstreams/{}{query}", self.name());
+        // Streams may last longer than it waits.
+        self.call("DELETE", &path, Value::Null, &[200, 202, 504]).await;
         self.pause(0, 800).await;
-        let mut config = upstream(&self.engine.url());
-        config.max_active = Some(crate::MAX_ACTIVE);
-        self.apply(Change::Upsert(config)).await;
+        let config = json!({"url": self.engine.url(), "max_active": crate::MAX_ACTIVE});
+        // A reload may have put it there meanwhile, with other settings.
+        self.call("POST", "/admin/upstreams?wait=10s", config, &[200, 201, 409]).await;
     }
+}
+
+/// Reloads the configuration again and again until it is over; how often it did.
+pub async fn reload(admin: String, over: Arc<AtomicBool>, mut dice: Dice) -> u64 {
+    let mut reloads = 0;
+    while !over.load(Relaxed) {
+        sleep(Duration::from_millis(dice.between(100, 2500))).await;
+        let reloaded = Wire::connect(&admin).await.ask(request("POST", "/admin/reload", &[], b"")).await;
+        reloaded.expect(200);
+        reloads += 1;
+    }
+    reloads
 }

@@ -11,6 +11,7 @@ pub mod certs;
 pub mod clients;
 pub mod h2;
 pub mod logs;
+pub mod process;
 pub mod raw;
 pub mod wire;
 
