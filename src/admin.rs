@@ -6,6 +6,7 @@
 mod upstreams;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -44,11 +45,18 @@ pub struct Admin {
     /// The configuration that runs.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
+    /// The balancer goes away: whoever sends clients here should stop it.
+    leaving: Arc<AtomicBool>,
 }
 
 impl Admin {
-    pub fn new(fleet: Arc<Fleet>, config: Arc<ArcSwap<Config>>, reload: Arc<dyn Reload>) -> Self {
-        Admin { fleet, config, reload }
+    pub fn new(
+        fleet: Arc<Fleet>,
+        config: Arc<ArcSwap<Config>>,
+        reload: Arc<dyn Reload>,
+        leaving: Arc<AtomicBool>,
+    ) -> Self {
+        Admin { fleet, config, reload, leaving }
     }
 
     pub async fn call(&self, request: Request<Bytes>) -> Response<Bytes> {
@@ -88,8 +96,9 @@ impl Admin {
     fn ready(&self) -> Response<Bytes> {
         let snapshot = self.fleet.snapshot();
         let (ready, all) = (snapshot.ready().count(), snapshot.entries.len());
-        let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        answer(status, &json!({"ready": ready > 0, "upstreams": ready, "of": all}))
+        let is_ready = ready > 0 && !self.leaving.load(Ordering::Acquire);
+        let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        answer(status, &json!({"ready": is_ready, "upstreams": ready, "of": all}))
     }
 
     fn metrics(&self) -> Response<Bytes> {

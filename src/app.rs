@@ -1,9 +1,12 @@
 //! Builds every part from a configuration, starts it, and ends it in order.
 //!
-//! The order of an end: listeners close, requests in flight go on for as long as `shutdown.grace`, then
-//! what is left is cut; the keeper ends last, since requests read its snapshots.
+//! The order of an end: health says no for `shutdown.drain`, listeners close, requests in flight go on for as
+//! long as `shutdown.grace`, then what is left is cut; the keeper ends last, since requests read its snapshots.
 
+pub mod notify;
 mod reload;
+mod run;
+mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +15,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -21,12 +23,15 @@ use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::fleet::Fleet;
 use crate::observe;
-use crate::observe::metrics::METRICS;
 use crate::proxy::connections::Connections;
+use crate::proxy::leave::{Leave, Phase};
 use crate::proxy::{self, Balancer, Shared, server};
 use crate::sim::http::{Engine, Options};
+
 pub use reload::Load;
 use reload::Reloader;
+pub use run::run;
+use upgrade::{Serves, Socket, Sockets};
 
 /// The admin room behind the trait that the proxy hands its requests to.
 struct AdminDoor(Admin);
@@ -47,12 +52,28 @@ pub struct Running {
     pub addresses: Vec<String>,
     pub admin: String,
     pub fleet: Arc<Fleet>,
-    stop: watch::Sender<bool>,
-    cut: watch::Sender<bool>,
+    leave: Arc<Leave>,
+    phase: watch::Sender<Phase>,
     serving: JoinSet<usize>,
     keeper: JoinHandle<()>,
     keeper_stop: watch::Sender<bool>,
     reloader: Arc<Reloader>,
+}
+
+/// A balancer with all its sockets, on which it does not accept yet.
+struct Prepared {
+    running: Running,
+    doors: Vec<Open>,
+}
+
+/// A listener, and what serves it.
+struct Open {
+    serves: Serves,
+    /// As it was configured.
+    address: String,
+    listener: server::Listener,
+    engine: server::Engine,
+    seats: Arc<Connections>,
 }
 
 /// As `start_with`, with a configuration that a reload finds unchanged.
@@ -64,49 +85,65 @@ pub async fn start(config: Config) -> Result<Running, String> {
 /// Binds all listeners and starts to serve; `load` gives the configuration again when it is to be reloaded.
 /// Nothing has been started when it fails.
 pub async fn start_with(config: Config, load: Load) -> Result<Running, String> {
+    Ok(prepare(config, load, &mut Sockets::default()).await?.serve())
+}
+
+/// Builds all parts, on the sockets that are there already, and on new ones. Nothing has been started when
+/// it fails.
+async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Prepared, String> {
     let (fleet, keeper) = Fleet::new(&config)?;
     let shared = Shared::new(&config, fleet.clone());
-    let mut listeners = Vec::new();
-    for listen in &config.listen {
-        listeners.push(server::Listener::bind(listen).await?);
-    }
-    let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
-    let admin_listener = server::Listener::bind(&admin_listen).await?;
-
+    let leave = shared.leave().clone();
     let threads = threads(&config);
     let public = server::engine(Balancer::public(shared.clone()), threads);
-    let seats = Connections::new(config.limits.connections);
+    // Whoever looks after a full balancer must get in.
+    let (seats, unlimited) = (Connections::new(config.limits.connections), Connections::new(0));
+    let listen = config.listen.clone();
+    let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
     let config = Arc::new(ArcSwap::from_pointee(config));
     let reloader = Reloader::new(load, config.clone(), fleet.clone(), shared.clone(), seats.clone());
-    let door = Arc::new(AdminDoor(Admin::new(fleet.clone(), config, reloader.clone())));
+    let admin = Admin::new(fleet.clone(), config, reloader.clone(), leave.leaving());
+    let door = Arc::new(AdminDoor(admin));
     let private = server::engine(Balancer::admin(shared, door), threads);
-    let (stop, stopped) = watch::channel(false);
-    let (cut, cutting) = watch::channel(false);
+    let all = listen.iter().map(|listen| (Serves::Api, listen, &public, &seats));
+    let mut doors = Vec::new();
+    for (serves, listen, engine, seats) in all.chain([(Serves::Admin, &admin_listen, &private, &unlimited)]) {
+        let listener = sockets.listener(serves, listen).await?;
+        let (address, engine, seats) = (listen.address.to_string(), engine.clone(), seats.clone());
+        doors.push(Open { serves, address, listener, engine, seats });
+    }
+    let mut addresses: Vec<String> = doors.iter().map(|door| door.listener.address().to_string()).collect();
+    let admin = addresses.pop().unwrap_or_default();
     let (keeper_stop, keeper_stopped) = watch::channel(false);
     let keeper = tokio::spawn(keeper.run(keeper_stopped));
-    let mut serving = JoinSet::new();
-    let addresses = listeners.iter().map(|listener| listener.address().to_string()).collect();
-    let admin = admin_listener.address().to_string();
-    for listener in listeners {
-        observe::listening(listener.address(), "api", listener.is_tls());
-        serving.spawn(server::serve(
-            listener,
-            public.clone(),
-            seats.clone(),
-            stopped.clone(),
-            cutting.clone(),
-        ));
-    }
-    observe::listening(&admin, "admin", false);
-    // Whoever looks after a full balancer must get in.
-    serving.spawn(server::serve(admin_listener, private, Connections::new(0), stopped, cutting));
-    Ok(Running { addresses, admin, fleet, stop, cut, serving, keeper, keeper_stop, reloader })
+    let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
+    let running = Running { addresses, admin, fleet, leave, phase, serving, keeper, keeper_stop, reloader };
+    Ok(Prepared { running, doors })
 }
 
 /// Worker threads for a configuration.
 pub fn threads(config: &Config) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     if config.threads == 0 { cores() } else { config.threads }
+}
+
+impl Prepared {
+    /// Further handles on the sockets, for a process that is to follow.
+    fn sockets(&self) -> std::io::Result<Vec<Socket>> {
+        let handle = |door: &Open| upgrade::handle(door.serves, door.address.clone(), &door.listener);
+        self.doors.iter().map(handle).collect()
+    }
+
+    /// Accepts from now on.
+    fn serve(self) -> Running {
+        let Prepared { mut running, doors } = self;
+        for Open { serves, listener, engine, seats, .. } in doors {
+            observe::listening(listener.address(), serves.label(), listener.is_tls());
+            let (leave, told) = (running.leave.clone(), running.phase.subscribe());
+            running.serving.spawn(server::serve(listener, engine, seats, leave, told));
+        }
+        running
+    }
 }
 
 impl Running {
@@ -117,26 +154,36 @@ impl Running {
 
     /// Stops accepting, lets requests end for `grace`, cuts the rest. Returns how many connections were cut.
     pub async fn stop(mut self, grace: Duration) -> usize {
-        self.stop.send_replace(true);
-        let serving = &mut self.serving;
-        let mut ended = async || {
-            let mut cut = 0;
-            while let Some(left) = serving.join_next().await {
-                cut += left.unwrap_or(0);
-            }
-            cut
-        };
-        let cut = match tokio::time::timeout(grace, ended()).await {
+        self.phase(Phase::Stopping);
+        let cut = match tokio::time::timeout(grace, self.ended()).await {
             Ok(cut) => cut,
             Err(_) => {
-                self.cut.send_replace(true);
-                ended().await
+                self.phase(Phase::Cut);
+                self.ended().await
             }
         };
+        self.close().await;
+        cut
+    }
+
+    /// Moves the end on; it never goes back.
+    fn phase(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| std::mem::replace(now, phase.max(*now)) < phase);
+    }
+
+    /// Waits for the last connection of all listeners. Returns how many were cut.
+    async fn ended(&mut self) -> usize {
+        let mut cut = 0;
+        while let Some(left) = self.serving.join_next().await {
+            cut += left.unwrap_or(0);
+        }
+        cut
+    }
+
+    async fn close(self) {
         self.keeper_stop.send_replace(true);
         // The keeper only ever ends by this word; a panic of its own was told when it happened.
         drop(self.keeper.await);
-        cut
     }
 }
 
@@ -153,38 +200,4 @@ async fn demo(config: &mut Config, count: u16) -> Result<Vec<Engine>, String> {
         engines.push(engine);
     }
     Ok(engines)
-}
-
-/// Serves until a signal ends it; with `demo`, over so many simulated servers.
-pub async fn run(mut config: Config, demo_engines: Option<u16>, load: Load) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
-    let _engines = match demo_engines {
-        Some(count) => demo(&mut config, count).await?,
-        None => Vec::new(),
-    };
-    observe::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
-    let load = if demo_engines.is_some() { reload::over(config.upstreams.clone(), load) } else { load };
-    let running = start_with(config, load).await?;
-    let name = loop {
-        tokio::select! {
-            _ = terminate.recv() => break "SIGTERM",
-            _ = interrupt.recv() => break "SIGINT",
-            // What came of it stands in the log.
-            Some(()) = hangup.recv() => drop(running.reload().await),
-        }
-    };
-    observe::stopping(name, METRICS.in_flight.get().max(0).cast_unsigned());
-    let grace = running.reloader.config().shutdown.grace;
-    let stopping = running.stop(grace);
-    tokio::pin!(stopping);
-    // Whoever asks a second time does not want to wait.
-    let cut = tokio::select! {
-        cut = &mut stopping => cut,
-        _ = interrupt.recv() => 0,
-    };
-    observe::stopped(cut);
-    Ok(())
 }

@@ -27,8 +27,8 @@ Examples:
   vllm-lb unix:/run/vllm.sock -L json             a vLLM behind a unix socket, log as JSON
 
 Flags go before the environment, the environment before the file. Exit codes: 0 after a clean end,
-64 when the configuration is wrong. Signals: SIGTERM lets requests in flight finish,
-SIGHUP reads the configuration again.";
+64 when the configuration is wrong. Signals: SIGTERM lets requests in flight finish, a second one ends
+at once; SIGHUP reads the configuration again. -u needs none.";
 
 #[derive(Clone, Debug, Parser)]
 #[command(
@@ -86,8 +86,9 @@ pub struct Args {
     #[arg(short, long, verbatim_doc_comment)]
     pub test: bool,
 
-    /// Take the sockets over from a running process; not available yet
-    #[arg(short, long)]
+    /// Take the listening sockets over from the process that runs with
+    /// these arguments; it lets its requests end, and is gone
+    #[arg(short, long, verbatim_doc_comment)]
     pub upgrade: bool,
 
     /// Start N simulated vLLM servers in the process and balance over them,

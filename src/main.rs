@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
-    let Loaded { config, mode, demo, warnings } = loaded;
+    let Loaded { config, mode, demo, upgrade, warnings } = loaded;
     if let Mode::Test = mode {
         warnings.iter().for_each(|warning| eprintln!("{warning}"));
         println!("configuration ok");
@@ -52,7 +52,9 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         Ok(runtime) => runtime.block_on(async {
             match mode {
                 Mode::Engine(args) => cli::engine::run(*args).await.map_err(|error| error.to_string()),
-                Mode::Serve | Mode::Test => app::run(config, demo, Arc::new(move || cli::again(&args))).await,
+                Mode::Serve | Mode::Test => {
+                    app::run(config, demo, upgrade, Arc::new(move || cli::again(&args))).await
+                }
             }
         }),
     };

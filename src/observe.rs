@@ -6,6 +6,8 @@
 
 pub mod metrics;
 
+use std::fmt::Display;
+use std::path::Path;
 use std::time::Duration;
 
 use log::{debug, error, info, warn};
@@ -14,7 +16,8 @@ use metrics::METRICS;
 /// One request, as it ended.
 pub struct Done<'a> {
     pub id: &'a str,
-    pub client: Option<&'a str>,
+    /// Shown only where it is told, like the error: a name of its own would be made for every request.
+    pub client: Option<&'a dyn Display>,
     pub method: &'a str,
     pub path: &'a str,
     /// `None` where the request names none, or one that nobody serves.
@@ -29,7 +32,7 @@ pub struct Done<'a> {
     pub received: u64,
     pub sent: u64,
     /// What went wrong, in the words of the layer that saw it.
-    pub error: Option<&'a str>,
+    pub error: Option<&'a dyn Display>,
     /// A call to the admin room: told, but not counted among the clients' requests.
     pub admin: bool,
 }
@@ -45,7 +48,7 @@ pub fn request_done(done: &Done<'_>) {
     log::log!(
         level,
         id = done.id,
-        client = done.client.unwrap_or(""),
+        client:% = done.client.unwrap_or(&""),
         method = done.method,
         path = done.path,
         model = done.model.unwrap_or(""),
@@ -57,7 +60,7 @@ pub fn request_done(done: &Done<'_>) {
         total_ms = millis(done.total),
         received = done.received,
         sent = done.sent,
-        error = done.error.unwrap_or("");
+        error:% = done.error.unwrap_or(&"");
         "request done"
     );
 }
@@ -226,6 +229,41 @@ pub fn demo_engine(upstream: &str) {
 
 pub fn stopping(signal: &'static str, in_flight: u64) {
     info!(signal = signal, in_flight = in_flight; "stopping");
+}
+
+/// Another process asks for the sockets.
+pub fn upgrade_asked(pid: u32, version: &str, sockets: usize) {
+    info!(other = pid, version = version, sockets = sockets; "handing the listening sockets over");
+}
+
+/// It came to nothing, and nothing has changed.
+pub fn upgrade_failed(error: &str) {
+    warn!(error = error; "no hand-over, this process goes on");
+}
+
+/// Another process accepts now.
+pub fn handed_over(pid: u32, in_flight: u64) {
+    info!(other = pid, in_flight = in_flight; "handed over, requests in flight end here");
+}
+
+/// This process accepts in another's place.
+pub fn took_over(pid: u32) {
+    info!(other = pid; "took over from the running process");
+}
+
+/// Under the default path this is what mostly happens outside of a service manager.
+pub fn no_upgrade(path: &Path, error: &str, by_default: bool) {
+    let level = if by_default { log::Level::Info } else { log::Level::Warn };
+    let path = path.display().to_string();
+    log::log!(level, upgrade_socket = path, error = error; "no socket for upgrades, --upgrade will not work");
+}
+
+pub fn told_to_hand_over() {
+    info!("SIGQUIT: a process started with --upgrade takes over without it");
+}
+
+pub fn draining(time: Duration) {
+    info!(seconds = time.as_secs_f64(); "draining, health says no");
 }
 
 pub fn stopped(cut: usize) {

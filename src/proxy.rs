@@ -18,6 +18,7 @@ mod budget;
 pub mod connections;
 mod context;
 mod headers;
+pub mod leave;
 mod line;
 mod local;
 mod memory;
@@ -53,6 +54,7 @@ use crate::reply::judge::Judge;
 use attempt::Cause;
 use budget::Budget;
 use context::{Context, Samples};
+use leave::Leave;
 use plan::Step;
 use settings::Settings;
 
@@ -71,6 +73,7 @@ pub struct Shared {
     peers: peer::Peers,
     random: random::Random,
     budget: Budget,
+    leave: Arc<Leave>,
 }
 
 impl Shared {
@@ -83,7 +86,13 @@ impl Shared {
             peers: peer::Peers::default(),
             random: random::Random::new(),
             budget: Budget::new(config.retry.budget),
+            leave: Arc::default(),
         })
+    }
+
+    /// What tells of the end: whoever ends the balancer moves it on.
+    pub fn leave(&self) -> &Arc<Leave> {
+        &self.leave
     }
 
     /// Requests that begin from now on go by `config`.
@@ -157,7 +166,7 @@ impl ProxyHttp for Balancer {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context::new(self.shared.settings.load_full())
+        Context::new(self.shared.settings.load_full(), self.shared.leave.clone())
     }
 
     /// No compression: vLLM has none, and an event must not wait for its neighbours.
@@ -194,7 +203,7 @@ impl ProxyHttp for Balancer {
             }
             Step::Answer(answer) => {
                 context.status = answer.status().as_u16();
-                respond::send(session, answer, &context.id, false).await?;
+                respond::send(session, answer, &context.id, self.shared.leave.is_closing()).await?;
                 Ok(true)
             }
         }
@@ -297,10 +306,13 @@ impl ProxyHttp for Balancer {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
+        if self.shared.leave.is_closing() {
+            session.set_keepalive(None);
+        }
         headers::towards_client(head, context, context.settings.expose)
     }
 
@@ -348,8 +360,9 @@ impl ProxyHttp for Balancer {
         observe::rejected(reject.label());
         context.refused = Some(reject.label());
         context.status = reject.status();
-        let close = context.attempts > 0 || reject.closes();
-        context.drain = close && !reject.closes();
+        let failed = context.attempts > 0;
+        context.drain = failed && !reject.closes();
+        let close = failed || reject.closes() || self.shared.leave.is_closing();
         let answer = respond::refusal(&reject, context.style);
         match respond::send(session, answer, &context.id, close).await {
             Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },

@@ -26,6 +26,8 @@ pub struct Loaded {
     pub mode: Mode,
     /// So many simulated upstreams are to be started and balanced over; then `config.upstreams` is empty.
     pub demo: Option<u16>,
+    /// The listening sockets are those of a process that runs.
+    pub upgrade: bool,
     /// Worth a record each, at Warning, as soon as there is a log.
     pub warnings: Vec<String>,
 }
@@ -53,8 +55,8 @@ impl std::error::Error for Problems {}
 /// Makes the configuration. Called again, with the same arguments, it reads the file again.
 pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems> {
     let mut warnings = Vec::new();
-    let Args { command, demo, test, .. } = &args;
-    let (demo, engine) = (*demo, command.is_some());
+    let Args { command, demo, test, upgrade, .. } = &args;
+    let (demo, upgrade, engine) = (*demo, *upgrade, command.is_some());
     let mut draft = match (engine, config_path(&args, env)) {
         (false, Some((from, path))) => file(&from, &path, env, read),
         _ => check::read("", env),
@@ -73,7 +75,7 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
         Some(Command::Engine(engine)) => Mode::Engine(Box::new(engine)),
         None => mode,
     };
-    Ok(Loaded { config, mode, demo, warnings })
+    Ok(Loaded { config, mode, demo, upgrade, warnings })
 }
 
 /// Makes the configuration again, as this process made it at its start: with its warnings, or its problems.
@@ -141,9 +143,6 @@ fn not_yet(args: &Args, env: Env<'_>, draft: &mut Draft) {
         if draft.take(&place, redis::url(&url)).is_some() && keys::is_later("redis") {
             draft.problems.push(Problem::new(&place, keys::NOT_AVAILABLE));
         }
-    }
-    if args.upgrade && keys::is_later("upgrade_socket") {
-        draft.problems.push(Problem::new(&Place::named("--upgrade"), keys::NOT_AVAILABLE));
     }
 }
 

@@ -23,7 +23,8 @@ use super::types::{
     Timeouts,
 };
 use super::values::{
-    Read, boolean, duration_in, integer_in, number_in, secret, show_duration, show_size, size_in, url_path,
+    Read, boolean, duration_in, file_path, integer_in, number_in, secret, show_duration, show_size, size_in,
+    url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -51,6 +52,7 @@ const HEADER: RangeInclusive<u64> = KIB..=1024 * KIB;
 const THREADS: RangeInclusive<usize> = 0..=1024;
 const TRUNCATE: RangeInclusive<usize> = 0..=1_000_000;
 const GRACE: RangeInclusive<Duration> = Duration::ZERO..=HOUR.saturating_mul(24 * 7);
+const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 
 /// A configuration that is still being put together.
 pub struct Draft {
@@ -108,8 +110,9 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     queue(root.section("queue"), &mut config.queue);
     limits(root.section("limits"), &mut config.limits);
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
+    set(&mut config.upgrade_socket, root.get("upgrade_socket", file_path));
     log(root.section("log"), &mut config.log);
-    set(&mut config.shutdown.grace, root.section("shutdown").get("grace", duration_in(GRACE)));
+    shutdown(root.section("shutdown"), &mut config.shutdown);
     set(&mut config.expose, root.get("expose", boolean));
 }
 
@@ -224,6 +227,11 @@ fn log(mut section: Section<'_, '_>, log: &mut super::types::Log) {
     set(&mut log.level, section.choose("level", &LogLevel::NAMES, LogLevel::parse));
     set(&mut log.bodies, section.get("bodies", boolean));
     set(&mut log.truncate, section.get("truncate", integer_in(TRUNCATE)));
+}
+
+fn shutdown(mut section: Section<'_, '_>, shutdown: &mut super::types::Shutdown) {
+    set(&mut shutdown.grace, section.get("grace", duration_in(GRACE)));
+    set(&mut shutdown.drain, section.get("drain", duration_in(DRAIN)));
 }
 
 // === impl Draft: what the command line and the environment say ===

@@ -40,6 +40,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("listen", old.listen != new.listen),
         ("admin.address", old.admin.address != new.admin.address),
         ("threads", old.threads != new.threads),
+        ("upgrade_socket", old.upgrade_socket != new.upgrade_socket),
         ("log.format", old.log.format != new.log.format),
     ];
     let names = |table: &[(&'static str, bool)]| {
@@ -61,6 +62,7 @@ pub fn as_it_runs(old: &Config, new: Config) -> Config {
     runs.listen.clone_from(&old.listen);
     runs.admin.address = old.admin.address.clone();
     runs.threads = old.threads;
+    runs.upgrade_socket.clone_from(&old.upgrade_socket);
     runs.log.format = old.log.format;
     runs
 }
@@ -108,6 +110,7 @@ mod tests {
             ("listen: {address: \"0.0.0.0:8000\", tls: {certificate: a, key: b}}", "listen"),
             ("admin: {address: \"127.0.0.1:1\"}", "admin.address"),
             ("threads: 3", "threads"),
+            ("upgrade_socket: /run/x.sock", "upgrade_socket"),
             ("log: {format: yaml}", "log.format"),
         ];
         for (text, name) in restart {

@@ -20,6 +20,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "limits",
             "threads",
             "passthrough",
+            "upgrade_socket",
             "log",
             "shutdown",
             "expose",
@@ -42,7 +43,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("limits", &["connections", "header_bytes"]),
     ("passthrough[]", &["path", "to"]),
     ("log", &["format", "level", "bodies", "truncate"]),
-    ("shutdown", &["grace"]),
+    ("shutdown", &["grace", "drain"]),
 ];
 
 /// What the contract names and this version cannot do yet. Refused, never accepted and ignored; an
@@ -61,10 +62,8 @@ pub const LATER: &[&str] = &[
     "balance.index_blocks",
     "balance.block_bytes",
     "health.metrics",
-    "upgrade_socket",
     "sessions",
     "traces",
-    "shutdown.drain",
 ];
 
 /// What a message says of everything in `LATER`.

@@ -52,13 +52,17 @@ pub fn json(config: &Config) -> Value {
         },
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
+        "upgrade_socket": config.upgrade_socket.display().to_string(),
         "log": {
             "format": config.log.format.map(|format| format.name()),
             "level": config.log.level.name(),
             "bodies": config.log.bodies,
             "truncate": config.log.truncate,
         },
-        "shutdown": {"grace": show_duration(config.shutdown.grace)},
+        "shutdown": {
+            "grace": show_duration(config.shutdown.grace),
+            "drain": show_duration(config.shutdown.drain),
+        },
         "expose": config.expose,
     })
 }

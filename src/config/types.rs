@@ -13,6 +13,9 @@ pub use retry::{Retry, RetryOn};
 
 use super::secret::Secret;
 
+/// Under what systemd calls `RuntimeDirectory`.
+const UPGRADE_SOCKET: &str = "/run/vllm-lb/upgrade.sock";
+
 /// All settings of one running balancer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -30,6 +33,8 @@ pub struct Config {
     /// Worker threads; 0 is one a core.
     pub threads: usize,
     pub passthrough: Vec<Passthrough>,
+    /// Where a process that is to follow this one asks for its listening sockets.
+    pub upgrade_socket: PathBuf,
     pub log: Log,
     pub shutdown: Shutdown,
     /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
@@ -52,6 +57,7 @@ impl Default for Config {
             limits: Limits::default(),
             threads: 0,
             passthrough: Vec::new(),
+            upgrade_socket: UPGRADE_SOCKET.into(),
             log: Log::default(),
             shutdown: Shutdown::default(),
             expose: false,
@@ -472,12 +478,14 @@ impl LogLevel {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
-    /// How long requests in flight may go on after SIGTERM.
+    /// How long requests in flight may go on once nothing new is accepted.
     pub grace: Duration,
+    /// How long to go on accepting after SIGTERM, while health says no.
+    pub drain: Duration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Shutdown { grace: Duration::from_secs(180) }
+        Shutdown { grace: Duration::from_secs(180), drain: Duration::ZERO }
     }
 }

@@ -192,7 +192,8 @@ impl Keeper {
         Ok(match (change, there) {
             (Change::Upsert(config), Some(there)) if there.config == config => Ready::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
-                Ready::Renew(Arc::new(there.renewed(config).map_err(Refusal::Unusable)?))
+                let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
+                Ready::Renew { upstream, stays: true }
             }
             (Change::Upsert(config), there) => {
                 let upstream = self.make(&config).map_err(Refusal::Unusable)?;
@@ -200,7 +201,8 @@ impl Keeper {
             }
             (Change::Weight { weight, .. }, Some(there)) => {
                 let config = UpstreamConfig { weight, ..there.config.clone() };
-                Ready::Renew(Arc::new(there.renewed(config).map_err(Refusal::Unusable)?))
+                let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
+                Ready::Renew { upstream, stays: false }
             }
             (Change::Remove { force, .. }, Some(there)) => Ready::Remove { id: there.id, force },
             (Change::Drain { drain, .. }, Some(there)) => Ready::Drain { id: there.id, drain },
@@ -216,10 +218,11 @@ impl Keeper {
                     kept.entry.removing = false;
                 }
             }
-            Ready::Renew(upstream) => {
+            Ready::Renew { upstream, stays } => {
                 observe::upstream_altered(upstream.name());
                 if let Some(kept) = self.find(upstream.id) {
                     kept.renew(upstream);
+                    kept.entry.removing &= !stays;
                 }
             }
             Ready::Enter { upstream, replaces } => {
@@ -243,6 +246,8 @@ impl Keeper {
                 self.fleet.rules.store(rules.clone());
                 for kept in &mut self.kept {
                     kept.look_again(&rules);
+                    // Nobody waits for the end of an interval that is no longer meant.
+                    kept.upstream().doubt();
                 }
             }
             Ready::Settings(Change::QueueSize(size)) => self.fleet.queue.resize(size),
@@ -273,7 +278,11 @@ impl Keeper {
 enum Ready {
     /// It is as it should be, and stays.
     Keep(usize),
-    Renew(Arc<Upstream>),
+    /// `stays`: also when it was to be removed.
+    Renew {
+        upstream: Arc<Upstream>,
+        stays: bool,
+    },
     Enter {
         upstream: Arc<Upstream>,
         replaces: Option<usize>,

@@ -88,7 +88,8 @@ struct Place {
 
 impl Key {
     pub fn new(query: &Query<'_>) -> Self {
-        let mut tried = query.tried.to_vec();
+        // Whoever may go back to where it was may take any place.
+        let mut tried = if query.again { Vec::new() } else { query.tried.to_vec() };
         tried.sort_unstable();
         Key { model: query.model.map(str::to_string), only: query.only, tried }
     }

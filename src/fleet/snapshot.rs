@@ -267,13 +267,15 @@ impl Sieve<'_, '_> {
     }
 
     fn routing(self) -> Routing {
+        let nobody = self.out.is_empty();
         match self.full {
             // Better to wait for a good place than to take a doubtful one.
-            Some((rank, until)) if rank < self.rank => {
+            Some((Rank::First, until)) if nobody || self.rank == Rank::Second => {
                 self.out.clear();
                 Routing::Full { until }
             }
-            _ if !self.out.is_empty() => Routing::Candidates,
+            Some((_, until)) if nobody => Routing::Full { until },
+            _ if !nobody => Routing::Candidates,
             _ if self.tried => Routing::Tried,
             _ => Routing::NotReady,
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attempt::Cause;
+use super::leave::{self, Leave};
 use super::line::Line;
 use super::peek::Wanted;
 use super::replay::Replay;
@@ -20,7 +21,7 @@ pub struct Context {
     /// What it began with.
     pub settings: Arc<Settings>,
     /// Counts the request as in flight until the context is dropped, on whatever path.
-    _in_flight: InFlight,
+    _in_flight: (InFlight, leave::InFlight),
     pub id: String,
     /// A call to the admin room, which is no client's request.
     pub admin: bool,
@@ -81,11 +82,11 @@ impl Samples {
 }
 
 impl Context {
-    pub fn new(settings: Arc<Settings>) -> Self {
+    pub fn new(settings: Arc<Settings>, leave: Arc<Leave>) -> Self {
         Context {
             started: Instant::now(),
             settings,
-            _in_flight: InFlight::new(),
+            _in_flight: (InFlight::new(), leave::InFlight::new(leave)),
             id: String::new(),
             admin: false,
             style: Style::OpenAi,
@@ -117,8 +118,8 @@ impl Context {
         }
     }
 
-    /// The answer is the client's: with its first event, or byte, the prefill is over, its head may go
-    /// out, and no attempt can follow.
+    /// The answer is the client's: with its first event, or byte, the prefill is over, and its head may go
+    /// out. Once it has, no attempt can follow.
     pub fn accept(&mut self) {
         self.judge = None;
         self.failed = None;
@@ -129,7 +130,6 @@ impl Context {
         if let Some(line) = &self.line {
             line.let_go();
         }
-        self.settle();
     }
 
     /// No attempt can follow: what is held for one goes.

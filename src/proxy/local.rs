@@ -38,10 +38,10 @@ fn json_answer(body: impl Into<Bytes>) -> Response<Bytes> {
     answer
 }
 
-/// 200 with an empty body while some upstream is ready, else 503, as vLLM's.
-pub fn health(snapshot: &Snapshot) -> Response<Bytes> {
+/// 200 with an empty body while some upstream is ready and the balancer stays, else 503, as vLLM's.
+pub fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
     let mut answer = Response::new(Bytes::new());
-    if !snapshot.any_ready() {
+    if leaving || !snapshot.any_ready() {
         *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
     answer

@@ -1,6 +1,8 @@
 //! What the phases of `proxy` call: from a head to a step, from a failure to a refusal, from an end to
 //! its record.
 
+use std::fmt::Display;
+
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response, header};
 use pingora::proxy::Session;
@@ -76,7 +78,9 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
     let snapshot = shared.fleet.snapshot_owned();
     match policy {
         Policy::Deny => Err(refuse(context, Reject::Path)),
-        Policy::Answer(Answer::Health) => Ok(Step::Answer(local::health(&snapshot))),
+        Policy::Answer(Answer::Health) => {
+            Ok(Step::Answer(local::health(&snapshot, shared.leave.is_leaving())))
+        }
         Policy::Aggregate(what) => aggregate(shared, context, &snapshot, what).await,
         Policy::FanOut => fan_out(shared, session, context, &method).await,
         Policy::Upstream(name) => {
@@ -209,7 +213,7 @@ async fn forward(
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
     let line = Line::new(shared.fleet.clone(), context.settings.timeouts);
     let place = &mut session.downstream_session;
-    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), whole));
+    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), shared.leave.clone(), whole));
     context.replay = Some(replay);
     context.line = Some(line);
     Ok(Step::Forward)
@@ -313,17 +317,16 @@ pub fn tell(
     outcome: Outcome,
 ) {
     let head = session.req_header();
-    let client = session.client_addr().map(ToString::to_string);
+    let client = session.client_addr();
     let model = match &context.model {
         Wanted::Named(name) if shared.fleet.snapshot().knows(name) => Some(name.as_str()),
         _ => None,
     };
     // A refusal carries its own name in the metrics of refusals; as an error it would be told twice.
     let error = error.filter(|error| !matches!(error.etype(), ErrorType::Custom(_)));
-    let error = error.map(|error| error.to_string());
     observe::request_done(&observe::Done {
         id: &context.id,
-        client: client.as_deref(),
+        client: client.map(|client| client as &dyn Display),
         method: head.method.as_str(),
         path: head.uri.path(),
         model,
@@ -335,7 +338,7 @@ pub fn tell(
         total: context.started.elapsed(),
         received: context.received,
         sent: session.body_bytes_sent() as u64,
-        error: error.as_deref(),
+        error: error.map(|error| error as &dyn Display),
         admin: context.admin,
     });
     if let Some(samples) = &context.samples {

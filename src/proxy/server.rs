@@ -18,13 +18,14 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Balancer;
 use super::connections::{Connections, Seat};
+use super::leave::{self, Leave, Phase};
 use crate::config::types::{Address, Listen, ListenTls};
 use crate::observe;
 use crate::observe::metrics::METRICS;
@@ -72,6 +73,36 @@ impl Listener {
         }
     }
 
+    /// Goes on with a socket that another process has bound to this address and listens on.
+    pub fn from_inherited(socket: OwnedFd, listen: &Listen) -> Result<Self, String> {
+        let tls = listen.tls.as_ref().map(acceptor).transpose()?;
+        Self::inherit(socket, listen, tls)
+            .map_err(|error| format!("cannot go on listening on {}: {error}", listen.address))
+    }
+
+    fn inherit(socket: OwnedFd, listen: &Listen, tls: Option<Arc<Acceptor>>) -> io::Result<Self> {
+        match &listen.address {
+            Address::Tcp(_) => {
+                let socket = std::net::TcpListener::from(socket);
+                socket.set_nonblocking(true)?;
+                Self::tcp(TcpListener::from_std(socket)?, tls)
+            }
+            Address::Unix(path) => {
+                let socket = std::os::unix::net::UnixListener::from(socket);
+                socket.set_nonblocking(true)?;
+                let socket = UnixListener::from_std(socket)?;
+                Ok(Listener { socket: Bound::Unix(socket), tls, address: format!("unix:{}", path.display()) })
+            }
+        }
+    }
+
+    /// Removes the file of a unix socket.
+    pub fn unlink(&self) {
+        if let Some(path) = self.address.strip_prefix("unix:") {
+            std::fs::remove_file(path).ok();
+        }
+    }
+
     fn tcp(socket: TcpListener, tls: Option<Arc<Acceptor>>) -> io::Result<Self> {
         let address = socket.local_addr()?.to_string();
         Ok(Listener { socket: Bound::Tcp(socket), tls, address })
@@ -105,6 +136,15 @@ impl Listener {
     }
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Bound::Tcp(socket) => socket.as_fd(),
+            Bound::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
 /// A socket file that a crashed process left behind refuses connections, and may go; a live one may not.
 fn remove_stale(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
@@ -134,7 +174,9 @@ fn acceptor(tls: &ListenTls) -> Result<Arc<Acceptor>, String> {
 }
 
 /// Pingora's engine around a balancer.
-pub fn engine(balancer: Balancer, threads: usize) -> Arc<HttpProxy<Balancer>> {
+pub type Engine = Arc<HttpProxy<Balancer>>;
+
+pub fn engine(balancer: Balancer, threads: usize) -> Engine {
     let conf = ServerConf {
         threads,
         upstream_keepalive_pool_size: POOL,
@@ -150,27 +192,28 @@ pub fn engine(balancer: Balancer, threads: usize) -> Arc<HttpProxy<Balancer>> {
     Arc::new(proxy)
 }
 
-/// Serves `listener` until `stop`, then lets what is in flight end. When `cut` comes first, what is left
-/// is dropped. Returns how many connections that were. While there is no seat for it one connection is
-/// held, and the rest waits with the kernel.
+/// Serves `listener` until `told` of a later phase, then lets what is in flight end; when the cut comes
+/// first, what is left is dropped. Returns how many connections with requests that were. While there is no
+/// seat for it one connection is held, and the rest waits with the kernel.
 pub async fn serve(
     listener: Listener,
-    proxy: Arc<HttpProxy<Balancer>>,
+    proxy: Engine,
     seats: Arc<Connections>,
-    mut stop: watch::Receiver<bool>,
-    mut cut: watch::Receiver<bool>,
+    leave: Arc<Leave>,
+    mut told: watch::Receiver<Phase>,
 ) -> usize {
     let mut connections = JoinSet::new();
     let mut held = None;
-    let shutdown = stop.clone();
+    let (close, closing) = watch::channel(false);
+    let phases = told.clone();
     let talk = |socket, seat| {
-        let (proxy, tls, shutdown) = (proxy.clone(), listener.tls.clone(), shutdown.clone());
-        connection(socket, seat, tls, proxy, shutdown)
+        let serving = connection(socket, seat, listener.tls.clone(), proxy.clone(), closing.clone());
+        leave::connection(serving, phases.clone())
     };
-    loop {
+    let phase = loop {
         tokio::select! {
             biased;
-            () = told(&mut stop) => break,
+            phase = leave::reached(&mut told, Phase::HandedOver) => break phase,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             seat = seats.seat(), if held.is_some() => {
                 if let Some(socket) = held.take() {
@@ -188,41 +231,47 @@ pub async fn serve(
                 }
             },
         }
+    };
+    if let Some(socket) = held {
+        // It was let in, and has no other door to go to.
+        connections.spawn(talk(socket, seats.extra_seat()));
     }
-    if let Bound::Unix(socket) = &listener.socket {
-        unlink(socket);
+    // Who took the sockets over has the file, too.
+    if phase != Phase::HandedOver {
+        listener.unlink();
     }
     drop(listener);
-    proxy.cleanup().await;
+    leave.close();
+    close.send_replace(true);
+    end(&mut connections, &leave, told).await
+}
+
+/// Waits until nothing is in flight any more. What then still is open brings no request, or is a peer that
+/// does not take leave.
+async fn end(connections: &mut JoinSet<()>, leave: &Leave, mut told: watch::Receiver<Phase>) -> usize {
+    let stopping = told.clone();
+    let quiet = async |phase: Phase| {
+        let phase = leave::reached(&mut stopping.clone(), phase).await;
+        leave.requests.quiet(phase).await;
+    };
     let ended = async { while connections.join_next().await.is_some() {} };
-    tokio::select! {
+    let left = tokio::select! {
+        biased;
         () = ended => 0,
-        () = told(&mut cut) => {
-            let left = connections.len();
-            connections.shutdown().await;
-            left
-        }
-    }
-}
-
-/// Waits for the word; that the sender is gone is the word too.
-async fn told(word: &mut watch::Receiver<bool>) {
-    drop(word.wait_for(|said| *said).await);
-}
-
-fn unlink(socket: &UnixListener) {
-    let path = socket.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_path_buf));
-    if let Some(path) = path {
-        std::fs::remove_file(path).ok();
-    }
+        () = quiet(Phase::HandedOver) => 0,
+        () = quiet(Phase::Stopping) => 0,
+        _ = leave::reached(&mut told, Phase::Cut) => connections.len(),
+    };
+    connections.shutdown().await;
+    left
 }
 
 async fn connection(
     socket: Socket,
     _seat: Seat,
     tls: Option<Arc<Acceptor>>,
-    proxy: Arc<HttpProxy<Balancer>>,
-    shutdown: watch::Receiver<bool>,
+    proxy: Engine,
+    closing: watch::Receiver<bool>,
 ) {
     let _open = Open::new();
     let stream: Stream = match tls {
@@ -233,7 +282,7 @@ async fn connection(
             Err(_) => return observe::handshake_failed("not finished in time"),
         },
     };
-    proxy.process_new(stream, &shutdown).await;
+    proxy.process_new(stream, &closing).await;
 }
 
 /// Counts a connection while it lives.

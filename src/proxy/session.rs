@@ -27,6 +27,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 use tokio::sync::oneshot;
 
+use super::leave::Leave;
 use super::line::Line;
 use super::replay::Replay;
 
@@ -45,12 +46,18 @@ impl Home {
 }
 
 /// Puts a wrapper in the session's place. `whole`: the body has no more bytes than the peeked ones.
-pub fn wrap(place: &mut Box<ServerSession>, replay: Arc<Replay>, line: Arc<Line>, whole: bool) -> Home {
+pub fn wrap(
+    place: &mut Box<ServerSession>,
+    replay: Arc<Replay>,
+    line: Arc<Line>,
+    leave: Arc<Leave>,
+    whole: bool,
+) -> Home {
     let real = std::mem::replace(place, placeholder());
     let (way_home, home) = oneshot::channel();
     let empty = whole && replay.body().is_none_or(|body| body.is_empty());
-    let wrapped =
-        Wrapped { session: Some((real, way_home)), replay, line, empty, held: Vec::new(), begun: false };
+    let session = Some((real, way_home));
+    let wrapped = Wrapped { session, replay, line, leave, empty, held: Vec::new(), begun: false };
     **place = ServerSession::new_custom(Box::new(wrapped));
     Home(home)
 }
@@ -65,6 +72,7 @@ struct Wrapped {
     session: Option<(Box<ServerSession>, oneshot::Sender<Box<ServerSession>>)>,
     replay: Arc<Replay>,
     line: Arc<Line>,
+    leave: Arc<Leave>,
     /// Pieces of the answer that wait until they are known to be the client's.
     held: Vec<HttpTask>,
     /// Some of the answer has gone to the client.
@@ -141,10 +149,19 @@ impl CustomSession for Wrapped {
             self.held = all;
             return Ok(false);
         }
-        self.begun |= !all.is_empty();
+        if !self.begun && !all.is_empty() {
+            // From here on no attempt can follow, and not before: an engine may die right behind its first
+            // event.
+            self.begun = true;
+            self.replay.release();
+        }
         let mut over = false;
         // One by one: written together, events would be merged into one chunk.
         for task in all {
+            // Pingora itself does not ask a wrapper whether the connection is kept.
+            if self.leave.is_closing() && matches!(task, HttpTask::Header(..)) {
+                self.real_mut().set_keepalive(None);
+            }
             over = self.real_mut().response_duplex_vec(vec![task]).await?;
         }
         Ok(over)

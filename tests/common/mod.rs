@@ -8,9 +8,11 @@
 
 pub mod body;
 pub mod certs;
+pub mod clients;
 pub mod dice;
 pub mod h2;
 pub mod logs;
+pub mod process;
 pub mod raw;
 pub mod shapes;
 pub mod wire;

@@ -124,14 +124,13 @@ fn redis_is_checked_and_then_refused() {
     }
     let shown = problems("http://a -R http://u:hunter2@h", &[]);
     assert!(shown.starts_with("--redis: \"http://***@h\" has an unknown scheme"), "{shown}");
-    assert_eq!(problems("http://a -u", &[]), "--upgrade: not available yet\n");
 }
 
 #[test]
 fn all_problems_of_all_sources_come_at_once() {
     let shown = problems("-c bad.yaml -l 1 -a 2 -L xml -R x -u", &[]);
     let places: Vec<_> = shown.lines().map(|line| line.split(':').next().unwrap_or_default()).collect();
-    let wanted = ["threads", "upstreams[0]", "--log-format", "--listen", "--admin", "--redis", "--upgrade"];
+    let wanted = ["threads", "upstreams[0]", "--log-format", "--listen", "--admin", "--redis"];
     assert_eq!(places, wanted, "{shown}");
 }
 

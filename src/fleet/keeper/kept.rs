@@ -43,7 +43,6 @@ impl Kept {
     pub fn renew(&mut self, upstream: Arc<Upstream>) {
         upstream.doubt();
         self.entry.upstream = upstream;
-        self.entry.removing = false;
         self.roomier = true;
     }
 

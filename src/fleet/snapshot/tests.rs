@@ -110,6 +110,10 @@ fn those_tried_may_be_tried_again_when_that_is_said_and_nobody_else_is_there() {
     let again = |tried| Query { model: Some("m"), tried, again: true, ..Query::default() };
     assert_eq!(ask(&both, &again(&[10]), now), (Routing::Candidates, vec![1]));
     assert_eq!(ask(&both, &again(&[10, 11]), now), (Routing::Candidates, vec![0, 1]));
+    let one_full = snapshot(&of(&["ready taken", "ready"]), now);
+    assert_eq!(ask(&one_full, &again(&[11]), now), (Routing::Candidates, vec![1]), "it need not wait");
+    let both_full = snapshot(&of(&["ready taken", "ready taken"]), now);
+    assert_eq!(ask(&both_full, &again(&[11]), now), (Routing::Full { until: None }, vec![]));
 }
 
 #[test]

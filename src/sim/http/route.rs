@@ -21,6 +21,9 @@ use super::{
     tokenize,
 };
 
+/// No real server upgrades a connection faster; a proxy may still be noting that the request has ended.
+const UPGRADE: std::time::Duration = std::time::Duration::from_millis(5);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
     Models,
@@ -215,7 +218,10 @@ async fn respond(
     };
     let anthropic = matches!(row.route, Route::Messages | Route::CountTokens);
     let reply = match (row.route, upgrade) {
-        (Route::Realtime, Some(upgrade)) => realtime::open(&call, upgrade, Arc::clone(busy)),
+        (Route::Realtime, Some(upgrade)) => {
+            tokio::time::sleep(UPGRADE).await;
+            realtime::open(&call, upgrade, Arc::clone(busy))
+        }
         // Without an upgrade, a websocket route does not exist for HTTP.
         (Route::Realtime, None) => Ok(error::not_found()),
         (route, _) => dispatch(route, &call).await,

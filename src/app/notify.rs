@@ -1,0 +1,169 @@
+//! What systemd is told of the process: that it serves, reloads, ends, or has been followed by another.
+//!
+//! One datagram a word, to the socket that `NOTIFY_SOCKET` names; without one, nothing is said. What cannot
+//! be sent is not sent: the service goes before the supervision of it.
+
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Reads a variable of the environment.
+type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+pub struct Notify {
+    target: Option<(UnixDatagram, Target)>,
+    watchdog: Option<Duration>,
+}
+
+enum Target {
+    Path(PathBuf),
+    /// A name beginning with `@` is no file: Linux keeps it by itself.
+    #[cfg(target_os = "linux")]
+    Abstract(std::os::unix::net::SocketAddr),
+}
+
+impl Notify {
+    /// `heir` is a process that takes over from another: what supervises that one supervises it.
+    pub fn new(env: Env<'_>, heir: bool) -> Self {
+        let target = env("NOTIFY_SOCKET").as_deref().and_then(target);
+        let target = target.and_then(|target| Some((UnixDatagram::unbound().ok()?, target)));
+        let number = |name| env(name)?.parse::<u64>().ok();
+        let mine = heir || number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
+        let watchdog = number("WATCHDOG_USEC").filter(|limit| *limit > 0 && mine && target.is_some());
+        Notify { target, watchdog: watchdog.map(Duration::from_micros) }
+    }
+
+    /// Serves, or serves again with another configuration.
+    pub fn ready(&self) {
+        self.say("READY=1");
+    }
+
+    /// Serves in place of the process that it took its sockets from.
+    pub fn succeeded(&self) {
+        self.say(&format!("MAINPID={}\nREADY=1", process::id()));
+    }
+
+    /// Reads its configuration again; `ready` ends that.
+    pub fn reloading(&self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
+        self.say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    }
+
+    pub fn stopping(&self) {
+        self.say("STOPPING=1");
+    }
+
+    /// Comes back when the next sign of life is due, and gives it; never where nobody waits for one.
+    pub async fn alive(&self) {
+        match self.watchdog {
+            Some(limit) => {
+                tokio::time::sleep(limit / 3).await;
+                self.say("WATCHDOG=1");
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    fn say(&self, words: &str) {
+        let Some((socket, target)) = &self.target else { return };
+        if let Err(error) = target.send(socket, words.as_bytes()) {
+            log::debug!(error:% = error; "cannot notify the supervisor");
+        }
+    }
+}
+
+impl Target {
+    fn send(&self, socket: &UnixDatagram, words: &[u8]) -> io::Result<usize> {
+        match self {
+            Target::Path(path) => socket.send_to(words, path),
+            #[cfg(target_os = "linux")]
+            Target::Abstract(address) => socket.send_to_addr(words, address),
+        }
+    }
+}
+
+fn target(name: &str) -> Option<Target> {
+    match name.strip_prefix('@') {
+        None => name.starts_with('/').then(|| Target::Path(name.into())),
+        #[cfg(target_os = "linux")]
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            std::os::unix::net::SocketAddr::from_abstract_name(name).ok().map(Target::Abstract)
+        }
+        #[cfg(not(target_os = "linux"))]
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(socket: &UnixDatagram) -> String {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).expect("a datagram has come");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+
+    #[test]
+    fn words_reach_a_path() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("a free path");
+        let env = |name: &str| (name == "NOTIFY_SOCKET").then(|| path.display().to_string());
+        let notify = Notify::new(&env, false);
+        notify.ready();
+        assert_eq!(read(&socket), "READY=1");
+        notify.reloading();
+        let reloading = read(&socket);
+        let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+        assert!(micros.parse::<u64>().is_ok(), "{reloading}");
+        notify.succeeded();
+        assert_eq!(read(&socket), format!("MAINPID={}\nREADY=1", process::id()));
+        notify.stopping();
+        assert_eq!(read(&socket), "STOPPING=1");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn words_reach_an_abstract_name() {
+        use std::os::linux::net::SocketAddrExt;
+        let name = format!("vllm-lb-test-{}", process::id());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+        let socket = UnixDatagram::bind_addr(&address).expect("a free name");
+        let env = |key: &str| (key == "NOTIFY_SOCKET").then(|| format!("@{name}"));
+        Notify::new(&env, false).ready();
+        assert_eq!(read(&socket), "READY=1");
+    }
+
+    #[test]
+    fn a_watchdog_is_fed_where_it_waits_for_this_process() {
+        let watchdog = |pid: Option<&str>, limit: &str, heir: bool| {
+            let env = |name: &str| match name {
+                "NOTIFY_SOCKET" => Some("/nonexistent/notify".to_string()),
+                "WATCHDOG_USEC" => Some(limit.to_string()),
+                "WATCHDOG_PID" => pid.map(str::to_string),
+                _ => None,
+            };
+            Notify::new(&env, heir).watchdog
+        };
+        let own = process::id().to_string();
+        assert_eq!(watchdog(Some(&own), "3000000", false), Some(Duration::from_secs(3)));
+        assert_eq!(watchdog(None, "3000000", false), Some(Duration::from_secs(3)));
+        assert_eq!(watchdog(Some("1"), "3000000", false), None);
+        assert_eq!(watchdog(Some("1"), "3000000", true), Some(Duration::from_secs(3)));
+        assert_eq!(watchdog(None, "0", false), None);
+        assert_eq!(watchdog(None, "soon", false), None);
+    }
+
+    #[test]
+    fn without_a_supervisor_nothing_is_said() {
+        Notify::new(&|_| None, false).ready();
+        Notify::new(&|_| Some("relative".into()), false).stopping();
+    }
+}

@@ -1,0 +1,232 @@
+//! One process from its start to its end: signals, the door for a process that follows, the supervisor.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::notify::Notify;
+use super::upgrade::{self, Door, Predecessor, Relieved, Sockets};
+use super::{Load, Running, demo, prepare, reload};
+use crate::cli;
+use crate::config::types::{Config, Shutdown};
+use crate::observe;
+use crate::observe::metrics::METRICS;
+use crate::proxy::leave::Phase;
+
+/// The signals that end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// The signals that do not.
+struct Orders {
+    /// Means a process that is to follow: without a hand it would end this one, and leave nobody.
+    quit: Signal,
+    hangup: Signal,
+}
+
+/// Why serving ends.
+enum End {
+    Signal(&'static str),
+    Relieved(Relieved),
+}
+
+/// Serves until a signal, or another process, ends it; with `demo_engines`, over so many simulated servers;
+/// with `upgrade`, on the sockets of the process that runs.
+pub async fn run(
+    mut config: Config,
+    demo_engines: Option<u16>,
+    upgrade: bool,
+    load: Load,
+) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
+    let mut signals = Signals::new().map_err(failed)?;
+    let mut orders = Orders {
+        quit: signal(SignalKind::quit()).map_err(failed)?,
+        hangup: signal(SignalKind::hangup()).map_err(failed)?,
+    };
+    let _engines = match demo_engines {
+        Some(count) => demo(&mut config, count).await?,
+        None => Vec::new(),
+    };
+    observe::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
+    let load = if demo_engines.is_some() { reload::over(config.upstreams.clone(), load) } else { load };
+    let notify = Notify::new(&cli::environment, upgrade);
+    let begun = tokio::select! {
+        begun = begin(config, load, upgrade) => begun?,
+        // Nothing of this process serves yet, and the one that runs goes on.
+        signal = signals.end() => {
+            observe::stopping(signal, 0);
+            return Ok(observe::stopped(0));
+        }
+    };
+    let (mut running, door) = begun;
+    if upgrade {
+        notify.succeeded()
+    } else {
+        notify.ready()
+    }
+    let end = serve(&running, door.as_ref(), &mut signals, &mut orders, &notify).await;
+    let shutdown = running.reloader.config().shutdown;
+    let cut = match end {
+        End::Signal(signal) => {
+            notify.stopping();
+            observe::stopping(signal, in_flight());
+            // Who comes now finds nobody to take over from; the sockets close with their listeners.
+            if let Some(door) = door {
+                door.close();
+            }
+            stop(&mut running, &mut signals, shutdown).await
+        }
+        End::Relieved(follower) => {
+            running.phase(Phase::HandedOver);
+            observe::handed_over(follower.pid, in_flight());
+            // Its file stays: it is the other's now.
+            drop(door);
+            follower.gone().await;
+            finish(&mut running, &mut signals, shutdown.grace, false).await
+        }
+    };
+    running.close().await;
+    observe::stopped(cut);
+    Ok(())
+}
+
+fn in_flight() -> u64 {
+    METRICS.in_flight.get().max(0).cast_unsigned()
+}
+
+/// Binds or takes over, and serves. Where it fails, a process that runs goes on as before.
+async fn begin(config: Config, load: Load, upgrade: bool) -> Result<(Running, Option<Door>), String> {
+    let path = config.upgrade_socket.clone();
+    let by_default = path == Config::default().upgrade_socket;
+    let (mut sockets, predecessor) = if upgrade {
+        let (sockets, predecessor) = upgrade::take_over(&path).await?;
+        (sockets, Some(predecessor))
+    } else {
+        (Sockets::default(), None)
+    };
+    let prepared = prepare(config, load, &mut sockets).await?;
+    if let Some(predecessor) = &predecessor {
+        predecessor.caught_up(&prepared.running.fleet).await;
+    }
+    let door = prepared.sockets().and_then(|others| Door::open(&path, &mut sockets, others));
+    let door = door.map_err(|error| observe::no_upgrade(&path, &error.to_string(), by_default)).ok();
+    let running = prepared.serve();
+    let Some(predecessor) = predecessor else { return Ok((running, door)) };
+    relieve(predecessor, running, door, sockets).await
+}
+
+/// Tells the process that runs to end; where that one does not, this one does.
+async fn relieve(
+    predecessor: Predecessor,
+    mut running: Running,
+    door: Option<Door>,
+    left: Sockets,
+) -> Result<(Running, Option<Door>), String> {
+    let pid = predecessor.pid;
+    match predecessor.go().await {
+        Ok(()) => {
+            left.close();
+            observe::took_over(pid);
+            Ok((running, door))
+        }
+        Err(error) => {
+            running.phase(Phase::HandedOver);
+            drop(door);
+            running.ended().await;
+            running.close().await;
+            Err(error)
+        }
+    }
+}
+
+/// Waits for the end.
+async fn serve(
+    running: &Running,
+    door: Option<&Door>,
+    signals: &mut Signals,
+    orders: &mut Orders,
+    notify: &Notify,
+) -> End {
+    let relieved = async {
+        match door {
+            Some(door) => door.relieved(&running.fleet).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(relieved);
+    loop {
+        tokio::select! {
+            signal = signals.end() => return End::Signal(signal),
+            relieved = &mut relieved => return End::Relieved(relieved),
+            _ = orders.quit.recv() => observe::told_to_hand_over(),
+            Some(()) = orders.hangup.recv() => {
+                notify.reloading();
+                // What came of it stands in the log.
+                drop(running.reload().await);
+                notify.ready();
+            }
+            () = notify.alive() => {}
+        }
+    }
+}
+
+/// From the signal to the end: says no to health checks for `drain`, then accepts no more, and ends with
+/// the last request, or after `grace`. A second signal ends it at once.
+async fn stop(running: &mut Running, signals: &mut Signals, shutdown: Shutdown) -> usize {
+    running.leave.go();
+    let mut now = false;
+    if !shutdown.drain.is_zero() {
+        observe::draining(shutdown.drain);
+        tokio::select! {
+            () = sleep(shutdown.drain) => {}
+            _ = signals.end() => now = true,
+        }
+    }
+    running.phase(Phase::Stopping);
+    let grace = if now { Duration::ZERO } else { shutdown.grace };
+    finish(running, signals, grace, true).await
+}
+
+/// Waits for the last request, for as long as `grace`. Whoever signals twice does not want to wait.
+async fn finish(running: &mut Running, signals: &mut Signals, grace: Duration, mut told: bool) -> usize {
+    let end = Instant::now() + grace;
+    loop {
+        tokio::select! {
+            ended = timeout_at(end, running.ended()) => match ended {
+                Ok(cut) => return cut,
+                Err(_) => break,
+            },
+            _ = signals.end() => {
+                if std::mem::replace(&mut told, true) {
+                    break;
+                }
+                running.phase(Phase::Stopping);
+            }
+        }
+    }
+    running.phase(Phase::Cut);
+    running.ended().await
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The name of the next signal that ends the process.
+    async fn end(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

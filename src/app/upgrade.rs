@@ -1,0 +1,221 @@
+//! One process takes the place of another without a client noticing: `vllm-lb -u`.
+//!
+//! ```text
+//! running process                         new process
+//!   listens on upgrade_socket  <--------    take       (its version)
+//!   offer, then the sockets    -------->    builds its listeners from them
+//!   goes on serving                         waits until it knows the upstreams as well
+//!                                           accepts, on the same sockets
+//!   accepts no more            <--------    go
+//!   gone                       -------->    is the one that runs, and listens on upgrade_socket
+//!   lets its requests end, ends
+//! ```
+//!
+//! Both hold the same sockets in the kernel, so that no connection is refused or reset meanwhile. Whatever
+//! fails before `go` leaves the running process as it was. Never: an end that has no follower.
+
+mod door;
+mod wire;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+pub use door::{Door, Relieved, handle};
+use wire::{Message, Named};
+
+use crate::config::types::Listen;
+use crate::fleet::Fleet;
+use crate::proxy::server::Listener;
+
+/// A process of this program answers at once; one that does not is none, or hangs.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// So long a new process waits until it knows the upstreams; then it takes over all the same.
+const READY: Duration = Duration::from_secs(10);
+
+/// What a listening socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Serves {
+    Api,
+    Admin,
+    Upgrade,
+}
+
+impl Serves {
+    pub fn label(self) -> &'static str {
+        match self {
+            Serves::Api => "api",
+            Serves::Admin => "admin",
+            Serves::Upgrade => "upgrade",
+        }
+    }
+}
+
+/// A listening socket, and the address that it stands for: the one that was configured, since the bound
+/// one need not tell (`localhost:8000`, port 0).
+#[derive(Debug)]
+pub struct Socket {
+    pub serves: Serves,
+    pub address: String,
+    pub socket: OwnedFd,
+}
+
+/// Sockets that were taken over and are not in use yet.
+#[derive(Default)]
+pub struct Sockets(Vec<Socket>);
+
+/// The process that handed its sockets over and waits for the word to end.
+pub struct Predecessor {
+    stream: UnixStream,
+    pub pid: u32,
+    /// Names of the upstreams that are ready in its view.
+    ready: Vec<String>,
+}
+
+/// Asks the process that listens at `path` for its sockets.
+pub async fn take_over(path: &Path) -> Result<(Sockets, Predecessor), String> {
+    let shown = path.display();
+    let stream = UnixStream::connect(path).await.map_err(|error| {
+        format!("no running process hands its sockets over at {shown}: {error}; start without --upgrade")
+    })?;
+    if !wire::same_user(&stream) {
+        return Err(format!("the process at {shown} is another user's"));
+    }
+    match timeout(ANSWER, take(stream)).await {
+        Ok(Ok(taken)) => Ok(taken),
+        Ok(Err(error)) => Err(format!("cannot take the sockets over at {shown}: {error}")),
+        Err(_) => Err(format!("the process at {shown} does not answer")),
+    }
+}
+
+async fn take(mut stream: UnixStream) -> Result<(Sockets, Predecessor), String> {
+    let said = |error: std::io::Error| error.to_string();
+    let version = env!("CARGO_PKG_VERSION").to_string();
+    wire::send(&mut stream, &Message::Take { version, pid: std::process::id() }).await.map_err(said)?;
+    let (pid, listeners, ready) = match wire::receive(&mut stream).await.map_err(said)? {
+        Message::Offer { pid, listeners, ready } => (pid, listeners, ready),
+        Message::Refused(why) => return Err(why),
+        _ => return Err("the answer is not an offer".into()),
+    };
+    let mut sockets = Vec::new();
+    for Named { serves, address } in listeners {
+        let socket = wire::receive_socket(&stream).await.map_err(said)?;
+        sockets.push(Socket { serves, address, socket });
+    }
+    Ok((Sockets(sockets), Predecessor { stream, pid, ready }))
+}
+
+// === impl Sockets ===
+
+impl Sockets {
+    /// A listener over the socket that stands for this address, or else over a new one.
+    pub async fn listener(&mut self, serves: Serves, listen: &Listen) -> Result<Listener, String> {
+        match self.take(serves, &listen.address.to_string()) {
+            Some(socket) => Listener::from_inherited(socket, listen),
+            None => Listener::bind(listen).await,
+        }
+    }
+
+    fn take(&mut self, serves: Serves, address: &str) -> Option<OwnedFd> {
+        let exactly = |socket: &Socket| socket.serves == serves && socket.address == address;
+        // An address may have changed its purpose. With port 0 it names many sockets, and not this one.
+        let similarly = |socket: &Socket| socket.address == address && !address.ends_with(":0");
+        let found = self.0.iter().position(exactly).or_else(|| self.0.iter().position(similarly))?;
+        Some(self.0.remove(found).socket)
+    }
+
+    /// Closes those that nobody took, and removes the files of unix sockets among them: they were handed
+    /// over with their sockets.
+    pub fn close(self) {
+        for Socket { address, .. } in self.0 {
+            if let Some(path) = address.strip_prefix("unix:") {
+                std::fs::remove_file(path).ok();
+            }
+        }
+    }
+}
+
+// === impl Predecessor ===
+
+impl Predecessor {
+    /// Waits until every upstream that is ready there is ready here too, so that no request is worse off;
+    /// not for long, since one may go down meanwhile.
+    pub async fn caught_up(&self, fleet: &Fleet) {
+        let mut changes = fleet.changes();
+        let known = || {
+            let snapshot = fleet.snapshot();
+            let unready = |name: &String| {
+                let mut others = snapshot.entries.iter().filter(|entry| entry.upstream.name() == name);
+                others.next().is_some() && !snapshot.ready().any(|entry| entry.upstream.name() == name)
+            };
+            snapshot.any_ready() && !self.ready.iter().any(unready)
+        };
+        let waiting = async {
+            while !known() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // What is missing after that, requests find out.
+        drop(timeout(READY, waiting).await);
+    }
+
+    /// Says that this process accepts, and that the other may end. Fails where that one goes on.
+    pub async fn go(mut self) -> Result<(), String> {
+        let asked = async {
+            wire::send(&mut self.stream, &Message::Go).await?;
+            wire::receive(&mut self.stream).await
+        };
+        match timeout(ANSWER, asked).await {
+            Ok(Ok(Message::Refused(why))) => Err(format!("the running process goes on: {why}")),
+            // It is gone, with its word or without; somebody has to serve.
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sockets(of: &[(Serves, &str)]) -> Sockets {
+        let socket = || OwnedFd::from(std::fs::File::open("/dev/null").expect("is there"));
+        let made = |(serves, address): &(Serves, &str)| Socket {
+            serves: *serves,
+            address: address.to_string(),
+            socket: socket(),
+        };
+        Sockets(of.iter().map(made).collect())
+    }
+
+    fn left(sockets: &Sockets) -> Vec<(Serves, &str)> {
+        sockets.0.iter().map(|socket| (socket.serves, socket.address.as_str())).collect()
+    }
+
+    #[test]
+    fn a_socket_is_found_by_purpose_and_address() {
+        let zero = "127.0.0.1:0";
+        let mut had = sockets(&[(Serves::Admin, zero), (Serves::Api, zero), (Serves::Api, "a:1")]);
+        assert!(had.take(Serves::Api, zero).is_some());
+        assert!(had.take(Serves::Api, zero).is_none(), "the admin listener must not become a public one");
+        assert!(had.take(Serves::Admin, "a:1").is_some(), "a port that changed its purpose");
+        assert!(had.take(Serves::Api, "b:1").is_none());
+        assert_eq!(left(&had), [(Serves::Admin, zero)]);
+    }
+
+    #[test]
+    fn what_nobody_took_is_closed_with_its_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("old.sock");
+        std::fs::write(&path, "").expect("written");
+        let had = sockets(&[(Serves::Api, &format!("unix:{}", path.display())), (Serves::Api, "a:1")]);
+        had.close();
+        assert!(!path.exists());
+    }
+}

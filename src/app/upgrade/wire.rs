@@ -1,0 +1,152 @@
+//! What the two processes of an upgrade say to each other: JSON behind its length, and sockets.
+//!
+//! A socket travels with one byte of its own, so that reading a message never takes a socket's byte with
+//! it: the kernel would close the socket unseen. Versions may differ: a field may be added, none may change.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+
+use super::Serves;
+
+/// Some thousand listeners and upstreams.
+const MOST: u32 = 1 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// The new process asks.
+    Take { version: String, pid: u32 },
+    /// The running one has these; their sockets follow in this order.
+    Offer { pid: u32, listeners: Vec<Named>, ready: Vec<String> },
+    /// The new one accepts.
+    Go,
+    /// The running one does not any more.
+    Gone,
+    /// The running one goes on.
+    Refused(String),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Named {
+    pub serves: Serves,
+    pub address: String,
+}
+
+/// Whether the process at the other end is this one's user's.
+pub fn same_user(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
+}
+
+pub async fn send(stream: &mut UnixStream, message: &Message) -> io::Result<()> {
+    let text = serde_json::to_vec(message)?;
+    let length = u32::try_from(text.len()).ok().filter(|length| *length <= MOST);
+    let length = length.ok_or_else(|| io::Error::other("too much to say in one message"))?;
+    stream.write_u32(length).await?;
+    stream.write_all(&text).await
+}
+
+pub async fn receive(stream: &mut UnixStream) -> io::Result<Message> {
+    let length = stream.read_u32().await?;
+    if length > MOST {
+        return Err(io::Error::other("a message is too long"));
+    }
+    let mut text = vec![0; length as usize];
+    stream.read_exact(&mut text).await?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+pub async fn send_socket(stream: &UnixStream, socket: BorrowedFd<'_>) -> io::Result<()> {
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let sockets = [socket];
+        if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
+            return Err(io::Error::other("no room for a socket in a message"));
+        }
+        let sent = sendmsg(stream.as_fd(), &[IoSlice::new(b"s")], &mut control, SendFlags::NOSIGNAL)?;
+        if sent == 1 { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    };
+    stream.async_io(Interest::WRITABLE, send).await
+}
+
+/// The next socket; nothing that this process starts inherits it.
+pub async fn receive_socket(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let receive = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let mut pieces = [IoSliceMut::new(&mut byte)];
+        let received = recvmsg(stream.as_fd(), &mut pieces, &mut control, RecvFlags::empty())?;
+        let sockets = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+            _ => None,
+        });
+        match sockets.flatten().last() {
+            Some(socket) => Ok(socket),
+            None if received.bytes == 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            None => Err(io::Error::other("a socket is missing: is the limit of open files reached?")),
+        }
+    };
+    let socket = stream.async_io(Interest::READABLE, receive).await?;
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[tokio::test]
+    async fn messages_and_sockets_keep_their_order() {
+        let (mut here, mut there) = UnixStream::pair().expect("a pair");
+        assert!(same_user(&here));
+        let sockets: Vec<TcpListener> =
+            (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let named = |at: usize| Named { serves: Serves::Api, address: at.to_string() };
+        let offer = Message::Offer { pid: 7, listeners: (0..3).map(named).collect(), ready: vec![] };
+        send(&mut here, &offer).await.expect("sent");
+        for socket in &sockets {
+            send_socket(&here, socket.as_fd()).await.expect("sent");
+        }
+        send(&mut here, &Message::Gone).await.expect("sent");
+        let Message::Offer { listeners, .. } = receive(&mut there).await.expect("received") else {
+            panic!("is no offer")
+        };
+        assert_eq!(listeners.len(), 3);
+        for socket in sockets {
+            let address = socket.local_addr().expect("is bound");
+            drop(socket);
+            let taken = TcpListener::from(receive_socket(&there).await.expect("received"));
+            assert_eq!(taken.local_addr().expect("is bound"), address);
+            TcpStream::connect(address).expect("still listens");
+        }
+        assert!(matches!(receive(&mut there).await.expect("received"), Message::Gone));
+        drop(here);
+        assert!(receive(&mut there).await.is_err());
+        assert!(receive_socket(&there).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_an_error() {
+        for bytes in
+            [&b"\0\0\0\x02{}"[..], b"\xff\xff\xff\xff", b"\0\0\0\x09{\"take\":", b"GET / HTTP/1.1\r\n\r\n"]
+        {
+            let (mut here, mut there) = UnixStream::pair().expect("a pair");
+            here.write_all(bytes).await.expect("written");
+            drop(here);
+            assert!(receive(&mut there).await.is_err(), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! More requests than the fleet can have at once: they wait, first come, first served, and who cannot wait is
+//! told when to come again.
+
+mod common;
+
+use std::time::Duration;
+
+use common::body::{chat, stream};
+use common::clients::{Clients, none};
+use common::wire::{Wire, post};
+use common::{Balancer, Engine, Fault, config, engine, eventually, paced, upstreams};
+use vllm_lb::config::types::Config;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// So slow that a stream never ends while its test runs.
+const ENDLESS: Duration = Duration::from_millis(50);
+
+/// One request at a time on each.
+fn narrow<'a>(engines: impl IntoIterator<Item = &'a Engine>, most: u32) -> Config {
+    let mut config = config(upstreams(engines));
+    config.upstreams.iter_mut().for_each(|upstream| upstream.max_active = Some(most));
+    config
+}
+
+async fn queued(balancer: &Balancer, count: usize) {
+    eventually(&format!("{count} wait"), async || {
+        (balancer.running.fleet.queue().len() == count).then_some(())
+    })
+    .await;
+}
+
+/// A client whose request waits, as the last of so many.
+async fn waiting(balancer: &Balancer, place: usize, body: String) -> Wire {
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, body)).await;
+    queued(balancer, place).await;
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_came_first_is_served_first_and_who_leaves_frees_its_place() {
+    let engine = paced(ENDLESS).await;
+    let balancer = Balancer::ready(narrow([&engine], 1)).await;
+    let mut running = balancer.client().await;
+    running.send(post(CHAT, stream("sim", 10))).await;
+    balancer.until_active(1).await;
+    let mut first = waiting(&balancer, 1, stream("sim", 2)).await;
+    let second = waiting(&balancer, 2, stream("sim", 3)).await;
+    let mut third = waiting(&balancer, 3, stream("sim", 4)).await;
+    assert_eq!(engine.requests().len(), 1);
+    drop(second);
+    queued(&balancer, 2).await;
+    running.answer().await.expect(200);
+    first.answer().await.expect(200);
+    third.answer().await.expect(200);
+    let tokens: Vec<u64> = engine
+        .requests()
+        .iter()
+        .map(|request| {
+            let body: serde_json::Value = serde_json::from_slice(&request.body).expect("is JSON");
+            body["max_tokens"].as_u64().expect("is asked for")
+        })
+        .collect();
+    assert_eq!(tokens, [10, 2, 4]);
+    queued(&balancer, 0).await;
+    balancer.until_idle().await;
+    assert_eq!(balancer.metric("vllm_lb_queued").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_and_a_long_wait_get_429_with_a_time() {
+    let engine = paced(ENDLESS).await;
+    let mut config = narrow([&engine], 1);
+    config.queue.size = 1;
+    config.queue.wait = Duration::from_millis(200);
+    let balancer = Balancer::ready(config).await;
+    let mut running = balancer.client().await;
+    running.send(post(CHAT, stream("sim", 1000))).await;
+    balancer.until_active(1).await;
+    let mut late = waiting(&balancer, 1, chat("sim")).await;
+    for refused in [balancer.ask(post(CHAT, chat("sim"))).await, late.answer().await] {
+        let refused = refused.expect(429);
+        let seconds: u64 = refused.header("retry-after").parse().expect("whole seconds");
+        assert!((1..=60).contains(&seconds), "{seconds}");
+        assert_eq!(refused.json()["error"]["type"], "RateLimitError");
+    }
+    queued(&balancer, 0).await;
+    drop(running);
+    balancer.until_idle().await;
+    balancer.ask(post(CHAT, stream("sim", 1))).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_the_line_is_gone_at_once() {
+    let engine = paced(ENDLESS).await;
+    let balancer = Balancer::ready(narrow([&engine], 1)).await;
+    let mut running = balancer.client().await;
+    running.send(post(CHAT, stream("sim", 1000))).await;
+    balancer.until_active(1).await;
+    let mut clients = Vec::new();
+    for place in 1..=5 {
+        clients.push(waiting(&balancer, place, chat("sim")).await);
+    }
+    for left in (0..5).rev() {
+        drop(clients.swap_remove(0));
+        queued(&balancer, left).await;
+    }
+    drop(running);
+    balancer.until_idle().await;
+    assert_eq!(engine.requests().len(), 1, "nobody who had left was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_requests_go_to_whoever_comes_or_comes_back() {
+    let engines = [paced(ENDLESS).await, engine(Default::default()).await];
+    let balancer = Balancer::ready(narrow([&engines[0]], 1)).await;
+    let mut running = balancer.client().await;
+    running.send(post(CHAT, stream("sim", 1000))).await;
+    balancer.until_active(1).await;
+    let mut first = waiting(&balancer, 1, chat("sim")).await;
+    let mut second = waiting(&balancer, 2, chat("sim")).await;
+    let added = serde_json::json!({"url": engines[1].url(), "max_active": 1}).to_string();
+    balancer.admin(post("/admin/upstreams", added)).await.expect(201);
+    first.answer().await.expect(200);
+    second.answer().await.expect(200);
+    assert_eq!(engines[1].requests().len(), 2);
+    // One that said that it is full is asked again when its time is over.
+    let busy = Fault::Status { status: 503, body: "{}".into() };
+    engines[1].set_fault_for(1, busy).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+    drop(running);
+    balancer.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_times_the_load_is_served_at_the_fleets_pace_and_within_its_limits() {
+    let engines = [paced(Duration::from_millis(1)).await, paced(Duration::from_millis(1)).await];
+    let balancer = Balancer::ready(narrow(&engines, 3)).await;
+    let load = Clients::start(&balancer, 30);
+    let mut most = 0;
+    for _ in 0..20 {
+        load.until_more(10).await;
+        most = most.max(balancer.loads().iter().map(|load| load.active).max().unwrap_or(0));
+    }
+    assert_eq!(load.end().await, none());
+    assert_eq!(most, 3, "full, and never more than that");
+    queued(&balancer, 0).await;
+    balancer.until_idle().await;
+    for name in ["vllm_lb_queued", "vllm_lb_in_flight"] {
+        balancer.until_metric(name, f64::from(u8::from(name.ends_with("flight")))).await;
+    }
+}
