@@ -7,6 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::body::{Place, chat, normal, padded, stream};
+use common::raw::Raw;
 use common::wire::{Answer, CHUNKED, JSON, Wire, chunk, head, post, request};
 use common::{Balancer, Engine, Fault, Options, config, direct, engine, engines, eventually, upstreams};
 use serde_json::{Value, json};
@@ -140,7 +141,7 @@ async fn an_engine_that_is_gone_without_a_word_is_nobodys_error() {
         client.send(post(CHAT, body)).await;
         clients.push(client);
     }
-    balancer.until_active(2).await;
+    engines[0].wait_until("both are there", |stats| stats.received == 2).await;
     engines[0].set_fault(Fault::Silent).await;
     for client in &mut clients {
         let answer = client.answer().await.expect(200);
@@ -284,6 +285,30 @@ async fn a_stream_that_is_cut_ends_with_an_error_and_is_never_given_to_another_e
         a_stream_ends_with_an_error(&balancer).await;
         assert_eq!(engines[1].stats().received, 0);
     }
+}
+
+/// Its first event and its end come at once: nothing has gone out yet, though the answer looked good.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_dies_right_behind_its_first_event_is_nobodys_error_or_an_honest_one() {
+    let event = "data: {\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":null}]}\n\n";
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let dying = Raw::start(&format!("{head}{:x}\r\n{event}\r\n", event.len())).await;
+    let engine = engine(Options::default()).await;
+    let mut config = config(vec![dying.upstream(), upstreams([&engine]).remove(0)]);
+    config.upstreams[0].weight = 1000.0;
+    config.upstreams[1].weight = 0.001;
+    config.breaker.failures = 1000;
+    let balancer = Balancer::ready(config).await;
+    let (mut whole, body) = (0, r#"{"model":"sim","prompt":"hi","stream":true,"max_tokens":3}"#);
+    for _ in 0..50 {
+        let answer = balancer.ask(post("/v1/completions", body)).await.expect(200);
+        let broken = answer.text().starts_with(event) && last_event(&answer)["error"]["code"] == 502;
+        assert!(broken || !answer.text().contains("error"), "{answer:?}");
+        whole += usize::from(!broken);
+    }
+    assert!(whole > 0, "nothing had gone out, and no attempt followed");
+    balancer.until_idle().await;
+    balancer.until_metric("vllm_lb_peeked_bytes", 0.0).await;
 }
 
 /// What vLLM leaves behind after SIGTERM: an open connection on which nothing ever comes.

@@ -167,6 +167,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
             line.attempt(upstream.id);
         }
         context.outcome = None;
+        context.first_byte = None;
         context.received = 0;
         context.lease = Some(lease);
         return Ok(None);

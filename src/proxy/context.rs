@@ -118,8 +118,8 @@ impl Context {
         }
     }
 
-    /// The answer is the client's: with its first event, or byte, the prefill is over, its head may go
-    /// out, and no attempt can follow.
+    /// The answer is the client's: with its first event, or byte, the prefill is over, and its head may go
+    /// out. Once it has, no attempt can follow.
     pub fn accept(&mut self) {
         self.judge = None;
         self.failed = None;
@@ -130,7 +130,6 @@ impl Context {
         if let Some(line) = &self.line {
             line.let_go();
         }
-        self.settle();
     }
 
     /// No attempt can follow: what is held for one goes.

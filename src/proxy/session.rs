@@ -149,7 +149,12 @@ impl CustomSession for Wrapped {
             self.held = all;
             return Ok(false);
         }
-        self.begun |= !all.is_empty();
+        if !self.begun && !all.is_empty() {
+            // From here on no attempt can follow, and not before: an engine may die right behind its first
+            // event.
+            self.begun = true;
+            self.replay.release();
+        }
         let mut over = false;
         // One by one: written together, events would be merged into one chunk.
         for task in all {
