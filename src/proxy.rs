@@ -59,7 +59,7 @@ use plan::Step;
 use settings::Settings;
 
 /// A client that stops reading, or stops sending what it announced, is let go after this.
-const STALLED: Duration = Duration::from_secs(120);
+pub(crate) const STALLED: Duration = Duration::from_secs(120);
 
 /// What a refused request still has on the way is read, and forgotten, for this long, so that the
 /// client gets to read the refusal.
@@ -148,6 +148,11 @@ impl Balancer {
     }
 }
 
+/// Whether some of the answer has gone to the client; leave to send a body is none of it.
+fn has_begun(session: &Session) -> bool {
+    session.response_written().is_some_and(|head| !head.status.is_informational() || head.status == 101)
+}
+
 /// Ends the attempt in favour of another one, which `may_follow` has allowed.
 fn another(context: &mut Context, cause: Cause) -> Box<Error> {
     context.cause = Some(cause);
@@ -177,6 +182,8 @@ impl ProxyHttp for Balancer {
         // Pingora would close a connection on which anything, even `100 Continue`, is said before the body
         // is whole: a client that still sends would lose the answer.
         session.set_close_on_response_before_downstream_finish(false);
+        // Whoever sends the next request, or a stray line end, before this one is answered is to get both.
+        session.set_pipelining_enabled(true);
         session.set_read_timeout(Some(STALLED));
         session.set_write_timeout(Some(STALLED));
         let id = headers::request_id(session.req_header()).map(str::to_string);
@@ -240,7 +247,7 @@ impl ProxyHttp for Balancer {
     ) -> Box<Error> {
         // An undecided error would panic when it is asked whether it may be tried again.
         error.set_retry(false);
-        let begun = session.response_written().is_some();
+        let begun = has_begun(session);
         match context.cause.take().or_else(|| attempt::cause_of(&error, context, reused)) {
             Some(cause) if begun => {
                 attempt::end(&self.shared, context, cause);
@@ -291,6 +298,7 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         let status = head.status.as_u16();
         context.status = status;
+        context.head_came = true;
         attempt::answered(&self.shared, context, head);
         let cause = Cause::Status(status);
         if attempt::may_follow(&self.shared, context, cause) {
@@ -312,6 +320,10 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         if self.shared.leave.is_closing() {
             session.set_keepalive(None);
+        }
+        if session.req_header().version == http::Version::HTTP_10 {
+            // It knows no chunks: the end of the connection is the end of the answer.
+            head.remove_header(&http::header::TRANSFER_ENCODING);
         }
         headers::towards_client(head, context, context.settings.expose)
     }
@@ -350,7 +362,7 @@ impl ProxyHttp for Balancer {
             home.unwrap(&mut session.downstream_session);
         }
         let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        if session.response_written().is_some_and(|head| !head.status.is_informational()) {
+        if has_begun(session) {
             plan::end_stream(session, error, context).await;
             return nothing;
         }

@@ -47,6 +47,8 @@ pub enum Reject {
     Upstream { name: String },
     /// The upstream did not answer in time.
     Timeout { name: String },
+    /// The request's own time was over before an upstream had room for it.
+    NoTime,
     /// An admin call without the token.
     Token,
     /// A fault of our own.
@@ -74,7 +76,7 @@ impl Reject {
             Reject::Malformed { .. } => 400,
             Reject::HeadTooLarge { .. } => 431,
             Reject::Upstream { .. } => 502,
-            Reject::Timeout { .. } => 504,
+            Reject::Timeout { .. } | Reject::NoTime => 504,
             Reject::Token => 401,
             Reject::Internal => 500,
         }
@@ -97,6 +99,7 @@ impl Reject {
             Reject::Response { .. } => "response",
             Reject::Upstream { .. } => "upstream",
             Reject::Timeout { .. } => "timeout",
+            Reject::NoTime => "no_time",
             Reject::Token => "token",
             Reject::Internal => "internal",
         }
@@ -170,6 +173,7 @@ impl Reject {
             Reject::Response { id } => format!("Response with id '{id}' not found.").into(),
             Reject::Upstream { name } => format!("The upstream {name} did not answer.").into(),
             Reject::Timeout { name } => format!("The upstream {name} did not answer in time.").into(),
+            Reject::NoTime => "No upstream had room for the request in its time.".into(),
             Reject::Token => "Unauthorized".into(),
             Reject::Internal => "Internal server error".into(),
         }

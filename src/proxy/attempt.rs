@@ -128,7 +128,7 @@ pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Contex
                         None => shared.fleet.wait(&query, until, deadline).await,
                     }
                 };
-                watched(session, waiting).await?
+                watched(session, context, waiting).await?
             }
         };
         context.tried = tried;
@@ -169,24 +169,40 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         context.outcome = None;
         context.first_byte = None;
         context.received = 0;
+        context.head_came = false;
         context.lease = Some(lease);
         return Ok(None);
     }
 }
 
-/// Waits for something of ours while the client is watched: its leave is the end. A client that is still
-/// sending cannot be watched without taking its bytes; its leave shows when they are read.
-async fn watched<T>(session: &mut Session, waiting: impl Future<Output = T>) -> Result<T> {
-    if !session.is_body_done() {
-        return Ok(waiting.await);
-    }
-    tokio::select! {
-        gone = session.downstream_session.read_body_or_idle(true) => {
-            let mut gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
-            gone.set_retry(false);
-            Err(gone.into_down())
+/// Waits for something of ours while the client is watched: its leave is the end, and so is the request's
+/// own deadline. What a client sends meanwhile is held with the rest of its body.
+async fn watched<T>(
+    session: &mut Session,
+    context: &mut Context,
+    waiting: impl Future<Output = T>,
+) -> Result<T> {
+    tokio::pin!(waiting);
+    loop {
+        let done = session.is_body_done();
+        let came = tokio::select! {
+            done = &mut waiting => return Ok(done),
+            came = session.downstream_session.read_body_or_idle(done) => came,
+        };
+        if context.line.as_ref().is_some_and(|line| line.ended().is_some()) {
+            return Err(refuse(context, Reject::NoTime));
         }
-        done = waiting => Ok(done),
+        match came {
+            Ok(_) if context.replay.as_ref().is_some_and(|replay| !replay.is_whole()) => {
+                return Err(refuse(context, Reject::Memory));
+            }
+            Ok(_) if !done => {}
+            Ok(_) => return Err(Error::new_down(ErrorType::ConnectionClosed)),
+            Err(mut gone) => {
+                gone.set_retry(false);
+                return Err(gone.into_down());
+            }
+        }
     }
 }
 
@@ -194,7 +210,7 @@ async fn watched<T>(session: &mut Session, waiting: impl Future<Output = T>) -> 
 pub async fn next(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
     let pause = pause(context, shared.random.next());
     if !pause.is_zero() {
-        watched(session, tokio::time::sleep(pause)).await?;
+        watched(session, context, tokio::time::sleep(pause)).await?;
     }
     choose(shared, session, context).await
 }
@@ -203,7 +219,7 @@ pub async fn next(shared: &Shared, session: &mut Session, context: &mut Context)
 /// drawn between its half and its whole.
 fn pause(context: &Context, random: u64) -> Duration {
     let retry = &context.settings.retry;
-    let Some(doublings) = context.attempts.checked_sub(2) else { return Duration::ZERO };
+    let Some(doublings) = context.attempts.checked_sub(3) else { return Duration::ZERO };
     let whole = retry.backoff.saturating_mul(1 << doublings.min(16)).min(retry.max_backoff);
     whole.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64)
 }
@@ -211,7 +227,11 @@ fn pause(context: &Context, random: u64) -> Duration {
 /// Whether another attempt may follow a failure; a try is paid for if so.
 pub fn may_follow(shared: &Shared, context: &Context, cause: Cause) -> bool {
     let retry = &context.settings.retry;
-    let held = context.replay.as_ref().is_some_and(|replay| replay.is_whole());
+    let held = match &context.replay {
+        Some(replay) => replay.is_whole(),
+        // An upgrade has no body, and no wrapper: it may be given to another as long as nobody has seen it.
+        None => matches!(cause, Cause::Connect { .. }),
+    };
     if retry.attempts == 0 || !held || context.pinned || !cause.is_on(&retry.on) {
         return false;
     }
@@ -224,6 +244,7 @@ pub fn may_follow(shared: &Shared, context: &Context, cause: Cause) -> bool {
 /// Ends the present attempt: the upstream is told of, the lease goes.
 pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     context.outcome = Some(cause.outcome(context.status));
+    context.was_stale |= cause == Cause::Stale;
     let Some(lease) = context.lease.take() else { return };
     let upstream = lease.upstream();
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
@@ -245,7 +266,7 @@ pub fn cause_of(error: &Error, context: &Context, reused: bool) -> Option<Cause>
         return Some(Cause::Ended(ended));
     }
     match error.esource() {
-        ErrorSource::Upstream if reused => Some(Cause::Stale),
+        ErrorSource::Upstream if reused && context.may_be_stale() => Some(Cause::Stale),
         ErrorSource::Upstream => Some(Cause::Reset),
         ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset => None,
     }
@@ -273,8 +294,9 @@ pub fn answered(shared: &Shared, context: &Context, head: &ResponseHeader) {
     let upstream = lease.upstream();
     match head.status.as_u16() {
         429 | 503 => shared.fleet.busy(upstream, retry_after(head)),
-        500 => {}
-        502.. => shared.fleet.report(upstream, Sign::Failed),
+        // With a body it shows there what it means.
+        500 if head.headers.get(http::header::CONTENT_LENGTH).is_none_or(|length| length != "0") => {}
+        500 | 502.. => shared.fleet.report(upstream, Sign::Failed),
         _ => shared.fleet.report(upstream, Sign::Answered),
     }
 }

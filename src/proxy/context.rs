@@ -39,6 +39,10 @@ pub struct Context {
     pub lease: Option<Lease>,
     /// The upstream of the last attempt that failed.
     pub last: Option<Arc<Upstream>>,
+    /// The present attempt has an answer's head.
+    pub head_came: bool,
+    /// An attempt met a pooled connection that had ended.
+    pub was_stale: bool,
     /// Why the present attempt is given up, and that another may follow.
     pub cause: Option<Cause>,
     pub allowed: bool,
@@ -98,6 +102,8 @@ impl Context {
             tried: Vec::new(),
             lease: None,
             last: None,
+            head_came: false,
+            was_stale: false,
             cause: None,
             allowed: false,
             failed: None,
@@ -116,6 +122,13 @@ impl Context {
             received: 0,
             samples: None,
         }
+    }
+
+    /// Whether a pooled connection that failed had just ended by itself: an upstream closes idle ones
+    /// alone, so that it shows at once, before any of an answer. Said of two in a row it is no explanation.
+    pub fn may_be_stale(&self) -> bool {
+        let at_once = self.line.as_ref().is_some_and(|line| line.since_sent() < Duration::from_secs(1));
+        at_once && !self.head_came && !self.was_stale
     }
 
     /// The answer is the client's: with its first event, or byte, the prefill is over, and its head may go

@@ -75,7 +75,19 @@ impl Line {
         self.moved.store(0, Relaxed);
     }
 
-    /// A piece of the answer came.
+    /// How long the present attempt has been on its way.
+    pub fn since_sent(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.sent.load(Relaxed)))
+    }
+
+    /// A piece of the body came from the client: the upstream has not had all of the request yet.
+    pub fn uploading(&self) {
+        if self.sent.load(Relaxed) > 0 && self.moved.load(Relaxed) == 0 {
+            self.sent.store(self.now(), Relaxed);
+        }
+    }
+
+    /// A piece of the answer came, or has gone to the client.
     pub fn moved(&self) {
         self.moved.store(self.now(), Relaxed);
     }

@@ -41,6 +41,10 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Makes the reservation at least `bytes` large; false when there is not so much.
     pub fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);

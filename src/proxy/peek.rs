@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A slow line gets a second for so much.
 const SLOWEST: u64 = 64 << 10;
 
-/// Reserved to begin with where no length is declared.
+/// Reserved to begin with, unless the body is smaller.
 const FIRST: u64 = 64 << 10;
 
 /// Where the body names its model.
@@ -165,8 +165,7 @@ impl Reader {
                 return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
             }
             self.reserve(total)?;
-            let room = self.declared.unwrap_or(0).min(self.limits.bytes);
-            self.body.push(piece, usize::try_from(room).unwrap_or(0));
+            self.body.push(piece, usize::try_from(self.reservation.bytes()).unwrap_or(0));
             if session.is_body_done() {
                 return Ok(true);
             }
@@ -178,11 +177,11 @@ impl Reader {
         self.begun + PATIENCE + Duration::from_secs(self.len() / SLOWEST)
     }
 
-    /// Doubles the reservation, so that it is taken a few times in a large body and once in a small one.
+    /// Reserves for what came, not for what was announced: a client can announce much and send nothing.
+    /// By doubling, so that it is done a few times in a large body and once in a small one.
     fn reserve(&mut self, total: u64) -> Result<(), Failure> {
-        let ahead = self.declared.map_or(FIRST, |length| length.min(self.limits.bytes));
-        let wanted = total.next_power_of_two().min(self.limits.max_body);
-        let enough = if total <= ahead { ahead } else { wanted.max(total) };
+        let ahead = total.next_power_of_two().max(FIRST).min(self.limits.max_body);
+        let enough = ahead.min(self.declared.unwrap_or(u64::MAX)).max(total);
         match self.reservation.grow_to(enough) {
             true => Ok(()),
             false => Err(Failure::Reject(Reject::Memory)),

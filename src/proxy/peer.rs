@@ -15,6 +15,10 @@ use crate::fleet::Upstream;
 /// vLLM's server closes a connection that was idle for 5 s; reusing it later would race with that.
 const IDLE: Duration = Duration::from_secs(4);
 
+/// An upstream that does not take what is sent for so long is stuck: nothing else would notice, since the
+/// client is not watched while its body has nowhere to go.
+const UNREAD: Duration = Duration::from_secs(60);
+
 /// Makes peers, and keeps the authorities of `tls.ca` in pingora's form for as long as their upstream lives.
 #[derive(Default)]
 pub struct Peers {
@@ -60,6 +64,7 @@ impl Peers {
         options.connection_timeout = Some(connect);
         options.total_connection_timeout = Some(connect);
         options.idle_timeout = Some(IDLE);
+        options.write_timeout = Some(UNREAD);
         options.verify_cert = config.tls.verify;
         options.verify_hostname = config.tls.verify;
         options.ca = self.authorities(upstream);

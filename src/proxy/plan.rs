@@ -63,8 +63,16 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
             return Err(refuse(context, Reject::Redirect { location }));
         }
     };
-    if api.is_websocket() && !session.is_upgrade_req() {
-        return Err(refuse(context, Reject::Path));
+    if api.is_websocket() {
+        if !session.is_upgrade_req() {
+            return Err(refuse(context, Reject::Path));
+        }
+    } else {
+        // Some clients offer HTTP/2 with every request; nobody here takes such an offer, and a request
+        // with one is a request like any other.
+        let head = session.req_header_mut();
+        head.remove_header(&header::UPGRADE);
+        head.remove_header("http2-settings");
     }
     context.form = match api {
         Api::Responses | Api::ResponseById => Form::Responses,

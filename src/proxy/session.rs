@@ -27,6 +27,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 use tokio::sync::oneshot;
 
+use super::STALLED;
 use super::leave::Leave;
 use super::line::Line;
 use super::replay::Replay;
@@ -159,11 +160,14 @@ impl CustomSession for Wrapped {
         // One by one: written together, events would be merged into one chunk.
         for task in all {
             // Pingora itself does not ask a wrapper whether the connection is kept.
-            if self.leave.is_closing() && matches!(task, HttpTask::Header(..)) {
+            let last = self.leave.is_closing() || self.real().req_header().version == http::Version::HTTP_10;
+            if last && matches!(task, HttpTask::Header(..)) {
                 self.real_mut().set_keepalive(None);
             }
             over = self.real_mut().response_duplex_vec(vec![task]).await?;
         }
+        // While a client took its time nothing could be read from the upstream.
+        self.line.moved();
         Ok(over)
     }
 
@@ -241,13 +245,22 @@ impl CustomSession for Wrapped {
             let piece = self.real_mut().read_body_or_idle(no_body_expected).await?;
             if let Some(piece) = &piece {
                 replay.push(piece);
+                line.uploading();
             }
             Ok(piece)
+        };
+        let stalled = async {
+            match no_body_expected {
+                // HTTP/2 has no limit of its own for the next piece of a body.
+                false => tokio::time::sleep(STALLED).await,
+                true => std::future::pending().await,
+            }
         };
         tokio::select! {
             biased;
             piece = read => piece,
             _ = line.must_end() => Err(Error::new(ErrorType::Custom("ended"))),
+            () = stalled => Err(Error::new_down(ErrorType::ReadTimedout)),
         }
     }
 

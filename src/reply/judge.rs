@@ -172,16 +172,18 @@ fn has_text(data: &[u8]) -> bool {
 
 /// An error event: the upstream's fault when its code says so, or when it has none.
 fn failed(text: &[u8]) -> Verdict {
-    if has(text, SHUTTING_DOWN) {
-        return Verdict::Leaving;
-    }
     let code = memchr::memmem::find(text, b"\"code\":").map(|at| &text[at + 7..]);
     let digits = code.map(|rest| {
         let rest = rest.trim_ascii_start();
         &rest[..rest.iter().take(3).take_while(|byte| byte.is_ascii_digit()).count()]
     });
     let code = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(500);
-    if code >= 500 { Verdict::Failed(code) } else { Verdict::Accept }
+    // The words may be a client's own, said back to it in an error of its request.
+    match code >= 500 {
+        true if has(text, SHUTTING_DOWN) => Verdict::Leaving,
+        true => Verdict::Failed(code),
+        false => Verdict::Accept,
+    }
 }
 
 #[cfg(test)]

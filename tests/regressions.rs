@@ -1,0 +1,175 @@
+//! One test a bug that was found in the running balancer, named for what went wrong.
+
+mod common;
+
+use std::time::Duration;
+
+use common::body::{Place, chat, padded, stream};
+use common::wire::{JSON, get, head, post, request};
+use common::{Balancer, Engine, Fault, Options, config, engine, engines, serving, upstreams};
+use vllm_lb::fleet::State;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// What Java's HTTP client sends with every request on a plain connection.
+const OFFER: [(&str, &str); 3] =
+    [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABkAAQAAP__")];
+
+fn offering(body: &[u8]) -> Vec<u8> {
+    request("POST", CHAT, &[[JSON].as_slice(), OFFER.as_slice()].concat(), body)
+}
+
+/// Two engines, the first of which gets every request first.
+async fn two() -> (Vec<Engine>, vllm_lb::config::types::Config) {
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.upstreams[0].weight = 1000.0;
+    config.upstreams[1].weight = 0.001;
+    (engines, config)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_of_http2_went_past_model_retry_and_limit() {
+    let models = [serving(&["one"]).await, serving(&["two"]).await];
+    let balancer = Balancer::over(&models).await;
+    for model in ["one", "two", "one", "two"] {
+        balancer.ask(offering(chat(model).as_bytes())).await.expect(200);
+    }
+    let (engines, mut config) = two().await;
+    config.peek.max_body = 1 << 20;
+    let balancer = Balancer::ready(config).await;
+    engines[0].set_fault(Fault::Status { status: 503, body: "{}".into() }).await;
+    balancer.ask(offering(chat("sim").as_bytes())).await.expect(200);
+    balancer.ask(offering(&padded(2 << 20, "sim", Place::First))).await.expect(413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waited_for_leave_got_no_second_try() {
+    let (engines, config) = two().await;
+    let balancer = Balancer::ready(config).await;
+    engines[0].set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
+    let body = chat("sim");
+    let length = body.len().to_string();
+    let mut client = balancer.client().await;
+    client.send(head("POST", CHAT, &[JSON, ("content-length", &length), ("expect", "100-continue")])).await;
+    assert_eq!(client.any_head().await.expect("leave comes").status, 100);
+    client.send(&body).await;
+    client.answer().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_on_pooled_connections_were_not_counted() {
+    let engine = engine(Options::default()).await;
+    let mut config = config(upstreams([&engine]));
+    config.retry.attempts = 0;
+    let balancer = Balancer::ready(config).await;
+    for _ in 0..6 {
+        // A good answer leaves a connection in the pool, on which the next stream then breaks.
+        balancer.ask(post(CHAT, chat("sim"))).await;
+        engine.set_fault_for(1, Fault::CutStream { events: 3, reset: false }).await;
+        balancer.ask(post(CHAT, stream("sim", 20))).await;
+    }
+    let failed = balancer.metric("vllm_lb_attempt_failures_total").await;
+    assert!(failed >= 5.0, "{failed} failures were counted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_time_was_over_in_the_queue_got_no_answer() {
+    let engine = engine(Options::default()).await;
+    let mut config = config(upstreams([&engine]));
+    config.timeouts.total = Some(Duration::from_millis(300));
+    let balancer = Balancer::ready(config).await;
+    // The engine says that it is full, and is left alone for a second.
+    engine.set_fault_for(1, Fault::Status { status: 503, body: "{}".into() }).await;
+    let late = balancer.ask(post(CHAT, chat("sim"))).await.expect(504);
+    assert_eq!(late.json()["error"]["type"], "Gateway Timeout");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_left_the_queue_while_it_sent_kept_its_place() {
+    let engine = engine(Options::default()).await;
+    let mut config = config(upstreams([&engine]));
+    config.upstreams[0].max_active = Some(1);
+    let balancer = Balancer::ready(config).await;
+    engine.set_fault(Fault::StallHeaders).await;
+    let mut first = balancer.client().await;
+    first.send(post(CHAT, chat("sim"))).await;
+    balancer.until_active(1).await;
+    let body = padded(4 << 20, "sim", Place::First);
+    let length = body.len().to_string();
+    let mut leaving = balancer.client().await;
+    leaving.send(head("POST", CHAT, &[JSON, ("content-length", &length)])).await;
+    leaving.send(&body[..3 << 20]).await;
+    balancer.until_metric("vllm_lb_queued", 1.0).await;
+    drop(leaving);
+    balancer.until_metric("vllm_lb_queued", 0.0).await;
+    drop(first);
+    balancer.until_idle().await;
+    balancer.until_metric("vllm_lb_peeked_bytes", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_bodies_took_memory_that_was_never_sent() {
+    let engine = engine(Options::default()).await;
+    let mut config = config(upstreams([&engine]));
+    config.peek.memory = 4 << 20;
+    config.peek.max_body = 4 << 20;
+    let balancer = Balancer::ready(config).await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        let mut client = balancer.client().await;
+        client.send(head("POST", CHAT, &[JSON, ("content-length", "2097152")])).await;
+        client.send(b"{").await;
+        idle.push(client);
+    }
+    balancer.until_metric("vllm_lb_peeked_bytes", 8.0 * 65536.0).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_behind_another_ended_both() {
+    let engine = common::paced(Duration::from_millis(20)).await;
+    let balancer = Balancer::over([&engine]).await;
+    let mut client = balancer.client().await;
+    let mut both = post(CHAT, chat("sim"));
+    both.extend_from_slice(b"\r\n");
+    both.extend_from_slice(&post(CHAT, chat("sim")));
+    client.send(both).await;
+    client.answer().await.expect(200);
+    client.answer().await.expect(200);
+    client.ask(get("/version")).await.expect(200);
+    assert_eq!(engine.stats().received, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_errors_without_a_body_never_tripped() {
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::over([&engine]).await;
+    engine.set_fault(Fault::Status { status: 500, body: String::new() }).await;
+    for _ in 0..5 {
+        balancer.ask(post(CHAT, chat("sim"))).await;
+    }
+    let fleet = &balancer.running.fleet;
+    common::eventually("it is tripped", async || {
+        (fleet.snapshot().entries[0].state() == State::Tripped).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_http_1_0_got_chunks() {
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::over([&engine]).await;
+    let body = stream("sim", 3);
+    let mut client = balancer.client().await;
+    let length = body.len();
+    client
+        .send(format!(
+            "POST {CHAT} HTTP/1.0\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+    let all = String::from_utf8(client.rest().await.to_vec()).expect("text");
+    let (head, body) = all.split_once("\r\n\r\n").expect("a head");
+    assert!(!head.to_ascii_lowercase().contains("transfer-encoding"), "{head}");
+    assert!(body.starts_with("data: {") && body.ends_with("data: [DONE]\n\n"), "{body}");
+}
