@@ -181,6 +181,7 @@ async fn watched<T>(session: &mut Session, waiting: impl Future<Output = T>) -> 
         return Ok(waiting.await);
     }
     tokio::select! {
+        biased;
         gone = session.downstream_session.read_body_or_idle(true) => {
             let mut gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
             gone.set_retry(false);
@@ -193,9 +194,13 @@ async fn watched<T>(session: &mut Session, waiting: impl Future<Output = T>) -> 
 /// Waits before another attempt, and chooses.
 pub async fn next(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
     let pause = pause(context, shared.random.next());
-    if !pause.is_zero() {
-        watched(session, tokio::time::sleep(pause)).await?;
-    }
+    let pausing = async {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    };
+    // Looked at even when there is no pause: a client that left while we connected is noticed here.
+    watched(session, pausing).await?;
     choose(shared, session, context).await
 }
 
