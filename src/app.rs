@@ -1,7 +1,8 @@
 //! Builds every part from a configuration, starts it, and ends it in order.
 //!
-//! The order of an end: health says no for `shutdown.drain`, listeners close, requests in flight go on for as
-//! long as `shutdown.grace`, then what is left is cut; the keeper ends last, since requests read its snapshots.
+//! The order of an end: health says no for `shutdown.drain`, listeners close, requests in flight go on for
+//! as long as `shutdown.grace`, then what is left is cut; the keeper ends last, since requests read its
+//! snapshots.
 
 pub mod notify;
 mod reload;

@@ -49,14 +49,19 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let ended = match runtime {
         Err(error) => Err(format!("cannot start threads: {error}")),
-        Ok(runtime) => runtime.block_on(async {
-            match mode {
-                Mode::Engine(args) => cli::engine::run(*args).await.map_err(|error| error.to_string()),
-                Mode::Serve | Mode::Test => {
-                    app::run(config, demo, upgrade, Arc::new(move || cli::again(&args))).await
+        Ok(runtime) => {
+            let ended = runtime.block_on(async {
+                match mode {
+                    Mode::Engine(args) => cli::engine::run(*args).await.map_err(|error| error.to_string()),
+                    Mode::Serve | Mode::Test => {
+                        app::run(config, demo, upgrade, Arc::new(move || cli::again(&args))).await
+                    }
                 }
-            }
-        }),
+            });
+            // A name that is still being looked up must not keep the process.
+            runtime.shutdown_background();
+            ended
+        }
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -300,7 +300,8 @@ async fn answers_of_other_kinds_come_through() {
         ("HTTP/1.1 299 Odd\r\ncontent-length: 3\r\n\r\nodd", 299, "odd"),
         ("HTTP/1.1 301 Moved\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n", 301, ""),
         (
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3;x=y\r\none\r\n3\r\ntwo\r\n0\r\nx-t: v\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+             3;x=y\r\none\r\n3\r\ntwo\r\n0\r\nx-t: v\r\n\r\n",
             200,
             "onetwo",
         ),

@@ -44,7 +44,7 @@ async fn who_came_first_is_served_first_and_who_leaves_frees_its_place() {
     let balancer = Balancer::ready(narrow([&engine], 1)).await;
     let mut running = balancer.client().await;
     running.send(post(CHAT, stream("sim", 10))).await;
-    balancer.until_active(1).await;
+    engine.wait_until("it runs", |stats| stats.running == 1).await;
     let mut first = waiting(&balancer, 1, stream("sim", 2)).await;
     let second = waiting(&balancer, 2, stream("sim", 3)).await;
     let mut third = waiting(&balancer, 3, stream("sim", 4)).await;

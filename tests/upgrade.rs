@@ -28,6 +28,9 @@ const STEP: Duration = Duration::from_millis(10);
 /// A stream that is longer than what a test does meanwhile.
 const LONG: usize = 300;
 
+/// What the running process says of a new one that failed.
+const FAILED: &str = "no hand-over, this process goes on";
+
 // === under load ===
 
 /// What clients saw.
@@ -194,26 +197,22 @@ async fn a_new_process_that_fails_leaves_the_running_one_as_it_was() {
     let records = failing.records();
     let error = records.last().expect("says why")["error"].to_string();
     assert!(error.contains(&format!("cannot listen on {taken}")), "{error}");
-    running.says("no hand-over, this process goes on").await;
+    running.says(FAILED).await;
     ask().await;
 
-    // Killed while it has the sockets and waits for what the running one knows to be ready.
-    std::fs::write(setup.path("lb.yaml"), text).expect("written");
-    let asked = running.records().len();
+    // Killed while it has the sockets, and waits for an upstream that the running one knows to be ready.
+    let name = engine.address().to_string();
+    setup.write(&format!("{{url: 'http://127.0.0.1:9', name: '{name}'}}"), "");
+    let failures = || running.records().iter().filter(|record| record["message"] == FAILED).count();
+    let (records, failed) = (running.records().len(), failures());
     let killed = setup.spawn(&["-u"]);
-    eventually("it asks for the sockets", async || (running.records().len() > asked).then_some(())).await;
+    eventually("it asks for the sockets", async || (running.records().len() > records).then_some(())).await;
     killed.signal(Signal::KILL);
-    drop(killed);
-    eventually("it is over", async || {
-        let records = running.records();
-        let last = records.last().map(|record| record["message"].clone());
-        (last != Some("handing the listening sockets over".into())).then_some(())
-    })
-    .await;
-    if !running.has_said("handed over, requests in flight end here") {
-        ask().await;
-        let _next = setup.upgrade().await;
-    }
+    eventually("the running one sees it", async || (failures() > failed).then_some(())).await;
+    ask().await;
+    setup.write(&url, "");
+    let next = setup.upgrade().await;
+    assert_eq!(next.addresses, running.addresses);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -59,7 +59,8 @@ pub async fn run(
         // Nothing of this process serves yet, and the one that runs goes on.
         signal = signals.end() => {
             observe::stopping(signal, 0);
-            return Ok(observe::stopped(0));
+            observe::stopped(0);
+            return Ok(());
         }
     };
     let (mut running, door) = begun;

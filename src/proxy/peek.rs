@@ -90,6 +90,16 @@ pub struct Peeker {
 }
 
 impl Peeker {
+    /// A body that says itself that it is too large is refused before any of it is asked for.
+    pub fn declared(&self, session: &Session) -> Result<(), Reject> {
+        match declared_length(session) {
+            Some(length) if length > self.limits.max_body => {
+                Err(Reject::TooLarge { limit: self.limits.max_body })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// `model_decides`: without the model the request cannot be sent anywhere.
     pub async fn peek(
         &self,
@@ -103,9 +113,6 @@ impl Peeker {
             return Ok(Peeked { body, whole: true, reservation, wish });
         }
         let declared = declared_length(session);
-        if declared.is_some_and(|length| length > self.limits.max_body) {
-            return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
-        }
         let mut reader = Reader {
             declared,
             body: Body::Nothing,

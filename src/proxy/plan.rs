@@ -188,6 +188,9 @@ async fn forward(
     if session.is_upgrade_req() {
         return Ok(Step::Forward);
     }
+    if let Err(reject) = context.settings.peeker.declared(session) {
+        return Err(refuse(context, reject));
+    }
     expect(session).await?;
     let Peeked { body, whole, reservation, wish } =
         match context.settings.peeker.peek(session, shape, model_decides).await {

@@ -9,8 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
 use pingora::listeners::tls::Acceptor;
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream as Socket;
 use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
@@ -19,6 +20,7 @@ use pingora::server::configuration::ServerConf;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,6 +34,15 @@ use crate::observe::metrics::METRICS;
 
 /// A client that starts a TLS handshake and does not finish it holds a socket no longer than this.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A client that connects and says nothing holds a socket no longer than this.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Seconds for which a connection waits for its next request.
+const KEEP_ALIVE: u64 = 60;
+
+/// How a client begins that knows without asking that we speak HTTP/2.
+const H2_PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// After a failure to accept, which is mostly a lack of file descriptors, others get time to end.
 const BREATHER: Duration = Duration::from_millis(50);
@@ -275,14 +286,60 @@ async fn connection(
 ) {
     let _open = Open::new();
     let stream: Stream = match tls {
-        None => Box::new(socket),
-        Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.tls_handshake(socket)).await {
-            Ok(Ok(stream)) => Box::new(stream),
-            Ok(Err(error)) => return observe::handshake_failed(&error.to_string()),
-            Err(_) => return observe::handshake_failed("not finished in time"),
-        },
+        None => return plain(socket, proxy, closing).await,
+        Some(acceptor) => {
+            // Boxed: inlined, the handshake would take 6 KiB of every plain connection's task too.
+            let handshake = Box::pin(async move { acceptor.tls_handshake(socket).await });
+            match tokio::time::timeout(HANDSHAKE, handshake).await {
+                Ok(Ok(stream)) => Box::new(stream),
+                Ok(Err(error)) => return observe::handshake_failed(&error.to_string()),
+                Err(_) => return observe::handshake_failed("not finished in time"),
+            }
+        }
     };
     proxy.process_new(stream, &closing).await;
+}
+
+/// HTTP/2 by prior knowledge begins with its greeting, anything else is HTTP/1.1. Pingora would wait for as
+/// many bytes as the greeting has, without end: a shorter request would never be answered.
+async fn plain(mut socket: Socket, proxy: Engine, closing: watch::Receiver<bool>) {
+    match tokio::time::timeout(SILENCE, greeting(&mut socket)).await {
+        Ok(Ok(true)) => {
+            proxy.process_new(Box::new(socket), &closing).await;
+        }
+        Ok(Ok(false)) => http1(Box::new(socket), proxy, closing).await,
+        // Whoever leaves without a word, or says none for so long, gets none.
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
+
+/// Whether a connection begins with HTTP/2's greeting. What was read is put back.
+async fn greeting(socket: &mut Socket) -> io::Result<bool> {
+    let mut read = [0; H2_PREFACE.len()];
+    let mut length = 0;
+    while H2_PREFACE.starts_with(&read[..length]) && length < read.len() {
+        match socket.read(&mut read[length..]).await? {
+            0 if length == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            0 => break,
+            more => length += more,
+        }
+    }
+    socket.rewind(&read[..length]);
+    Ok(read == H2_PREFACE)
+}
+
+/// One request after another on a connection.
+async fn http1(stream: Stream, proxy: Engine, closing: watch::Receiver<bool>) {
+    let mut session = ServerSession::new_http1(stream);
+    session.set_keepalive((!*closing.borrow()).then_some(KEEP_ALIVE));
+    let mut next = proxy.process_new_http(session, &closing).await;
+    while let Some((stream, settings)) = next.map(ReusedHttpStream::consume) {
+        let mut session = ServerSession::new_http1(stream);
+        if let Some(settings) = settings {
+            settings.apply_to_session(&mut session);
+        }
+        next = proxy.process_new_http(session, &closing).await;
+    }
 }
 
 /// Counts a connection while it lives.

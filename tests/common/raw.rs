@@ -53,7 +53,12 @@ impl Raw {
 
     /// It as an upstream that serves `sim`.
     pub fn upstream(&self) -> UpstreamConfig {
-        let mut config = upstream(&format!("http://{}", self.address));
+        self.upstream_below("")
+    }
+
+    /// It as an upstream whose paths begin with a prefix.
+    pub fn upstream_below(&self, prefix: &str) -> UpstreamConfig {
+        let mut config = upstream(&format!("http://{}{prefix}", self.address));
         config.models = Some(names(&["sim"]));
         config
     }
@@ -80,7 +85,8 @@ async fn serve(mut stream: TcpStream, answer: String, seen: Seen, mut ending: wa
         }
     };
     let head = String::from_utf8_lossy(&read[..end]).into_owned();
-    if head.starts_with("GET /health ") || head.starts_with("GET /version ") {
+    let probe = |path: &str| head.lines().next().is_some_and(|line| line.contains(path));
+    if probe("/health ") || probe("/version ") {
         // Whoever asks may have gone.
         drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await);
         return;

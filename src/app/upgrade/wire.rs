@@ -74,7 +74,7 @@ pub async fn send_socket(stream: &UnixStream, socket: BorrowedFd<'_>) -> io::Res
         if !control.push(SendAncillaryMessage::ScmRights(&sockets)) {
             return Err(io::Error::other("no room for a socket in a message"));
         }
-        let sent = sendmsg(stream.as_fd(), &[IoSlice::new(b"s")], &mut control, SendFlags::NOSIGNAL)?;
+        let sent = sendmsg(stream.as_fd(), &[IoSlice::new(b"s")], &mut control, SendFlags::empty())?;
         if sent == 1 { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     };
     stream.async_io(Interest::WRITABLE, send).await

@@ -163,6 +163,8 @@ fn demo_stands_in_for_all_upstreams() {
 #[test]
 fn modes() {
     assert!(matches!(run("-t http://a", &[]).map(|loaded| loaded.mode), Ok(Mode::Test)));
+    let upgrade = |line: &str| run(line, &[]).map(|loaded| loaded.upgrade);
+    assert_eq!((upgrade("http://a -u"), upgrade("http://a")), (Ok(true), Ok(false)));
     let engine =
         run("engine -v", &[("VLLM_LB_REDIS", "nonsense"), ("VLLM_LB_CONFIG", "gone")]).expect("no upstreams");
     assert!(matches!(engine.mode, Mode::Engine(_)));
