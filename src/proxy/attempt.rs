@@ -16,7 +16,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::context::Context;
 use super::line::Ended;
 use super::{Shared, plan, refuse};
-use crate::config::types::RetryOn;
+use crate::config::types::{Retry, RetryOn};
 use crate::fleet::{Lease, Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
 use crate::observe;
 use crate::pick::{self, Seed};
@@ -186,8 +186,9 @@ async fn watched<T>(
     loop {
         let done = session.is_body_done();
         let came = tokio::select! {
-            done = &mut waiting => return Ok(done),
+            biased;
             came = session.downstream_session.read_body_or_idle(done) => came,
+            done = &mut waiting => return Ok(done),
         };
         if context.line.as_ref().is_some_and(|line| line.ended().is_some()) {
             return Err(refuse(context, Reject::NoTime));
@@ -208,18 +209,21 @@ async fn watched<T>(
 
 /// Waits before another attempt, and chooses.
 pub async fn next(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
-    let pause = pause(context, shared.random.next());
-    if !pause.is_zero() {
-        watched(session, context, tokio::time::sleep(pause)).await?;
-    }
+    let pause = pause(&context.settings.retry, context.attempts, shared.random.next());
+    let pausing = async {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    };
+    // Looked at even when there is no pause: a client that left while we connected is noticed here.
+    watched(session, context, pausing).await?;
     choose(shared, session, context).await
 }
 
-/// The first further try goes out at once: it goes to somebody else. From then on the pauses double, each
-/// drawn between its half and its whole.
-fn pause(context: &Context, random: u64) -> Duration {
-    let retry = &context.settings.retry;
-    let Some(doublings) = context.attempts.checked_sub(3) else { return Duration::ZERO };
+/// The pause before an attempt, the first being number 1. The second goes out at once: it goes to somebody
+/// else. From then on the pauses double, each drawn between its half and its whole.
+fn pause(retry: &Retry, attempt: u32, random: u64) -> Duration {
+    let Some(doublings) = attempt.checked_sub(3) else { return Duration::ZERO };
     let whole = retry.backoff.saturating_mul(1 << doublings.min(16)).min(retry.max_backoff);
     whole.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64)
 }
@@ -331,4 +335,21 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
     }
     context.accept();
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_attempt_goes_out_at_once_and_then_the_pauses_double() {
+        let backoff = Duration::from_millis(50);
+        let retry = Retry { backoff, max_backoff: backoff * 3, ..Retry::default() };
+        for (attempt, times) in [(2, 0), (3, 1), (4, 2), (5, 3), (8, 3)] {
+            let (least, most) = (pause(&retry, attempt, 0), pause(&retry, attempt, u64::MAX));
+            assert_eq!(least, backoff * times / 2, "attempt {attempt}");
+            assert!(most > backoff * times * 99 / 100 || times == 0, "attempt {attempt}");
+            assert!(most <= backoff * times, "attempt {attempt}");
+        }
+    }
 }
