@@ -3,14 +3,19 @@
 //! Whatever is not one of these is served as on the public listener. Never: pingora, or a change to the
 //! fleet that does not go through it.
 
+mod upstreams;
+
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use serde_json::{Value, json};
 
 use crate::config::render;
 use crate::config::types::Config;
-use crate::fleet::{Entry, Fleet, State};
+use crate::fleet::Fleet;
 use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
 
 /// The paths that the admin listener has beyond the public ones.
@@ -18,42 +23,64 @@ pub fn serves(path: &str) -> bool {
     matches!(path, "/metrics" | "/live" | "/ready" | "/health") || path.starts_with("/admin/")
 }
 
+/// What a reload has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Sections that are different now.
+    pub changed: Vec<&'static str>,
+    /// Keys whose change needs a restart, and was not taken over.
+    pub restart: Vec<&'static str>,
+    pub warnings: Vec<String>,
+}
+
+/// Reads the configuration again. The assembly can; it alone knows all parts.
+pub trait Reload: Send + Sync {
+    /// The problems for which everything stayed as it was.
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Vec<String>>>;
+}
+
 pub struct Admin {
     fleet: Arc<Fleet>,
-    config: Arc<Config>,
+    /// The configuration that runs.
+    config: Arc<ArcSwap<Config>>,
+    reload: Arc<dyn Reload>,
 }
 
 impl Admin {
-    pub fn new(fleet: Arc<Fleet>, config: Arc<Config>) -> Self {
-        Admin { fleet, config }
+    pub fn new(fleet: Arc<Fleet>, config: Arc<ArcSwap<Config>>, reload: Arc<dyn Reload>) -> Self {
+        Admin { fleet, config, reload }
     }
 
-    pub fn call(&self, request: &Request<Bytes>) -> Response<Bytes> {
+    pub async fn call(&self, request: Request<Bytes>) -> Response<Bytes> {
         let path = request.uri().path();
         if path.starts_with("/admin/") && !self.allowed(request.headers()) {
-            return json(StatusCode::UNAUTHORIZED, r#"{"error":"Unauthorized"}"#.into());
+            return answer(StatusCode::UNAUTHORIZED, &json!({"error": "Unauthorized"}));
         }
-        let known = match path {
-            "/live" => json(StatusCode::OK, r#"{"status":"ok"}"#.into()),
-            "/health" => json(StatusCode::OK, r#"{"status":"ok"}"#.into()),
-            "/ready" => self.ready(),
-            "/metrics" => self.metrics(),
-            "/admin/upstreams" => self.upstreams(),
-            "/admin/config" => json(StatusCode::OK, render::json(&self.config).to_string()),
-            _ => return json(StatusCode::NOT_FOUND, r#"{"detail":"Not Found"}"#.into()),
-        };
-        if request.method() != Method::GET {
-            let mut refusal =
-                json(StatusCode::METHOD_NOT_ALLOWED, r#"{"detail":"Method Not Allowed"}"#.into());
-            refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
-            return refusal;
+        let method = request.method();
+        match path {
+            "/live" | "/health" if method == Method::GET => answer(StatusCode::OK, &json!({"status": "ok"})),
+            "/ready" if method == Method::GET => self.ready(),
+            "/metrics" if method == Method::GET => self.metrics(),
+            "/admin/config" if method == Method::GET => {
+                answer(StatusCode::OK, &render::json(&self.config.load()))
+            }
+            "/admin/reload" if method == Method::POST => self.reload().await,
+            "/live" | "/health" | "/ready" | "/metrics" | "/admin/config" => not_allowed("GET"),
+            "/admin/reload" => not_allowed("POST"),
+            _ => match path.strip_prefix("/admin/upstreams") {
+                Some("") => upstreams::all(&self.fleet, &request).await,
+                Some(name) if name.starts_with('/') => {
+                    upstreams::one(&self.fleet, &name[1..], &request).await
+                }
+                _ => answer(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
+            },
         }
-        known
     }
 
     /// Without a token in the configuration the listener's address is the protection.
     fn allowed(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = &self.config.admin.token else { return true };
+        let config = self.config.load();
+        let Some(token) = &config.admin.token else { return true };
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         given.and_then(|value| value.strip_prefix("Bearer ")).is_some_and(|given| token.matches(given))
     }
@@ -62,63 +89,56 @@ impl Admin {
         let snapshot = self.fleet.snapshot();
         let (ready, all) = (snapshot.ready().count(), snapshot.entries.len());
         let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        json(status, format!(r#"{{"ready":{},"upstreams":{ready},"of":{all}}}"#, ready > 0))
+        answer(status, &json!({"ready": ready > 0, "upstreams": ready, "of": all}))
     }
 
     fn metrics(&self) -> Response<Bytes> {
         let snapshot = self.fleet.snapshot();
-        let gauges = |entry| {
-            let Entry { upstream, state, .. }: &Entry = entry;
-            let load = upstream.load();
-            (upstream.name().to_string(), *state == State::Ready, load)
-        };
-        let rows: Vec<_> = snapshot.entries.iter().map(gauges).collect();
-        let rows: Vec<UpstreamGauges<'_>> = rows
+        let gauges: Vec<UpstreamGauges<'_>> = snapshot
+            .entries
             .iter()
-            .map(|(name, ready, load)| UpstreamGauges {
-                upstream: name,
-                ready: *ready,
-                active: load.active,
-                backlog: load.backlog,
-                context: load.context,
+            .map(|entry| {
+                let load = entry.upstream.load();
+                UpstreamGauges {
+                    upstream: entry.upstream.name(),
+                    ready: entry.is_ready(),
+                    active: load.active,
+                    backlog: load.backlog,
+                    context: load.context,
+                }
             })
             .collect();
         let mut text = METRICS.render();
-        text.extend_from_slice(upstream_gauges(&rows).as_bytes());
+        text.extend_from_slice(upstream_gauges(&gauges).as_bytes());
         let mut answer = Response::new(Bytes::from(text));
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
         answer
     }
 
-    fn upstreams(&self) -> Response<Bytes> {
-        let snapshot = self.fleet.snapshot();
-        let rows: Vec<serde_json::Value> = snapshot.entries.iter().map(row).collect();
-        json(StatusCode::OK, serde_json::Value::from(rows).to_string())
+    async fn reload(&self) -> Response<Bytes> {
+        match self.reload.reload().await {
+            Ok(Reloaded { changed, restart, warnings }) => {
+                let body = json!({"changed": changed, "needs_restart": restart, "warnings": warnings});
+                answer(StatusCode::OK, &body)
+            }
+            Err(problems) => {
+                let error = "the configuration has problems: everything stays as it was";
+                answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({"error": error, "problems": problems}))
+            }
+        }
     }
 }
 
-fn row(entry: &Entry) -> serde_json::Value {
-    let load = entry.upstream.load();
-    let config = &entry.upstream.config;
-    serde_json::json!({
-        "name": config.name,
-        "url": config.url.display(),
-        "state": entry.state.label(),
-        "since_seconds": entry.since.elapsed().as_secs(),
-        "models": entry.models.iter().map(|card| card.id.as_str()).collect::<Vec<_>>(),
-        "version": entry.version.as_deref(),
-        "weight": config.weight,
-        "max_active": config.max_active,
-        "active": load.active,
-        "backlog_tokens": load.backlog,
-        "context_tokens": load.context,
-    })
-}
-
-fn json(status: StatusCode, body: String) -> Response<Bytes> {
-    let mut answer = Response::new(Bytes::from(body));
+fn answer(status: StatusCode, body: &Value) -> Response<Bytes> {
+    let mut answer = Response::new(Bytes::from(body.to_string()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
+}
+
+fn not_allowed(allow: &'static str) -> Response<Bytes> {
+    let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}));
+    refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    refusal
 }

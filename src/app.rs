@@ -3,23 +3,30 @@
 //! The order of an end: listeners close, requests in flight go on for as long as `shutdown.grace`, then
 //! what is left is cut; the keeper ends last, since requests read its snapshots.
 
+mod reload;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::fleet::Fleet;
 use crate::observe;
 use crate::observe::metrics::METRICS;
+use crate::proxy::connections::Connections;
 use crate::proxy::{self, Balancer, Shared, server};
 use crate::sim::http::{Engine, Options};
+pub use reload::Load;
+use reload::Reloader;
 
 /// The admin room behind the trait that the proxy hands its requests to.
 struct AdminDoor(Admin);
@@ -29,8 +36,8 @@ impl proxy::Admin for AdminDoor {
         admin::serves(path)
     }
 
-    fn call(&self, request: &Request<Bytes>) -> Response<Bytes> {
-        self.0.call(request)
+    fn call(&self, request: Request<Bytes>) -> BoxFuture<'_, Response<Bytes>> {
+        Box::pin(self.0.call(request))
     }
 }
 
@@ -45,12 +52,19 @@ pub struct Running {
     serving: JoinSet<usize>,
     keeper: JoinHandle<()>,
     keeper_stop: watch::Sender<bool>,
+    reloader: Arc<Reloader>,
 }
 
-/// Binds all listeners and starts to serve. Nothing has been started when it fails.
+/// As `start_with`, with a configuration that a reload finds unchanged.
 pub async fn start(config: Config) -> Result<Running, String> {
-    let config = Arc::new(config);
-    let fleet = Fleet::new(&config.upstreams)?;
+    let again = config.clone();
+    start_with(config, Arc::new(move || Ok((again.clone(), Vec::new())))).await
+}
+
+/// Binds all listeners and starts to serve; `load` gives the configuration again when it is to be reloaded.
+/// Nothing has been started when it fails.
+pub async fn start_with(config: Config, load: Load) -> Result<Running, String> {
+    let (fleet, keeper) = Fleet::new(&config)?;
     let shared = Shared::new(&config, fleet.clone());
     let mut listeners = Vec::new();
     for listen in &config.listen {
@@ -61,22 +75,32 @@ pub async fn start(config: Config) -> Result<Running, String> {
 
     let threads = threads(&config);
     let public = server::engine(Balancer::public(shared.clone()), threads);
-    let door = Arc::new(AdminDoor(Admin::new(fleet.clone(), config.clone())));
+    let seats = Connections::new(config.limits.connections);
+    let config = Arc::new(ArcSwap::from_pointee(config));
+    let reloader = Reloader::new(load, config.clone(), fleet.clone(), shared.clone(), seats.clone());
+    let door = Arc::new(AdminDoor(Admin::new(fleet.clone(), config, reloader.clone())));
     let private = server::engine(Balancer::admin(shared, door), threads);
     let (stop, stopped) = watch::channel(false);
     let (cut, cutting) = watch::channel(false);
     let (keeper_stop, keeper_stopped) = watch::channel(false);
-    let keeper = tokio::spawn(fleet.clone().run(config.health.clone(), keeper_stopped));
+    let keeper = tokio::spawn(keeper.run(keeper_stopped));
     let mut serving = JoinSet::new();
     let addresses = listeners.iter().map(|listener| listener.address().to_string()).collect();
     let admin = admin_listener.address().to_string();
     for listener in listeners {
         observe::listening(listener.address(), "api", listener.is_tls());
-        serving.spawn(server::serve(listener, public.clone(), stopped.clone(), cutting.clone()));
+        serving.spawn(server::serve(
+            listener,
+            public.clone(),
+            seats.clone(),
+            stopped.clone(),
+            cutting.clone(),
+        ));
     }
     observe::listening(&admin, "admin", false);
-    serving.spawn(server::serve(admin_listener, private, stopped, cutting));
-    Ok(Running { addresses, admin, fleet, stop, cut, serving, keeper, keeper_stop })
+    // Whoever looks after a full balancer must get in.
+    serving.spawn(server::serve(admin_listener, private, Connections::new(0), stopped, cutting));
+    Ok(Running { addresses, admin, fleet, stop, cut, serving, keeper, keeper_stop, reloader })
 }
 
 /// Worker threads for a configuration.
@@ -86,6 +110,11 @@ pub fn threads(config: &Config) -> usize {
 }
 
 impl Running {
+    /// Reads the configuration again and goes by it, or tells its problems and changes nothing.
+    pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
+        self.reloader.reload().await
+    }
+
     /// Stops accepting, lets requests end for `grace`, cuts the rest. Returns how many connections were cut.
     pub async fn stop(mut self, grace: Duration) -> usize {
         self.stop.send_replace(true);
@@ -127,22 +156,28 @@ async fn demo(config: &mut Config, count: u16) -> Result<Vec<Engine>, String> {
 }
 
 /// Serves until a signal ends it; with `demo`, over so many simulated servers.
-pub async fn run(mut config: Config, demo_engines: Option<u16>) -> Result<(), String> {
-    let grace = config.shutdown.grace;
+pub async fn run(mut config: Config, demo_engines: Option<u16>, load: Load) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     let _engines = match demo_engines {
         Some(count) => demo(&mut config, count).await?,
         None => Vec::new(),
     };
     observe::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
-    let running = start(config).await?;
-    let (name, grace) = tokio::select! {
-        _ = terminate.recv() => ("SIGTERM", grace),
-        _ = interrupt.recv() => ("SIGINT", grace),
+    let load = if demo_engines.is_some() { reload::over(config.upstreams.clone(), load) } else { load };
+    let running = start_with(config, load).await?;
+    let name = loop {
+        tokio::select! {
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            // What came of it stands in the log.
+            Some(()) = hangup.recv() => drop(running.reload().await),
+        }
     };
     observe::stopping(name, METRICS.in_flight.get().max(0).cast_unsigned());
+    let grace = running.reloader.config().shutdown.grace;
     let stopping = running.stop(grace);
     tokio::pin!(stopping);
     // Whoever asks a second time does not want to wait.

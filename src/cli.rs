@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
-pub use load::{Loaded, Mode, Problems, load};
+pub use load::{Loaded, Mode, Problems, again, load};
 
 /// The exit code for everything that is wrong with command line, environment or file (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
@@ -27,7 +27,8 @@ Examples:
   vllm-lb unix:/run/vllm.sock -L json             a vLLM behind a unix socket, log as JSON
 
 Flags go before the environment, the environment before the file. Exit codes: 0 after a clean end,
-64 when the configuration is wrong. Signals: SIGTERM lets requests in flight finish.";
+64 when the configuration is wrong. Signals: SIGTERM lets requests in flight finish,
+SIGHUP reads the configuration again.";
 
 #[derive(Clone, Debug, Parser)]
 #[command(

@@ -5,6 +5,7 @@
 //! opens a file or a socket, reads the environment or changes the process.
 
 pub mod check;
+pub mod diff;
 pub mod expand;
 pub mod keys;
 pub mod problem;

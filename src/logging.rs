@@ -12,10 +12,11 @@
 pub mod format;
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use env_logger::{Builder, Target};
-use log::{Level, LevelFilter, Record, SetLoggerError};
+use log::{Level, LevelFilter, Metadata, Record, SetLoggerError};
 
 use crate::config::types::{Log, LogFormat, LogLevel};
 use format::{Origin, Style};
@@ -39,24 +40,61 @@ const NOISE: &[(&str, &str, &str)] = &[
     ("pingora_core::apps::http_app", "HTTP server fails to", "a client of the admin listener has gone"),
 ];
 
+/// The step of verbosity; a reload may change it.
+static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
+
 /// Starts the log of this process; `terminal` says whether standard output is one.
 pub fn init(log: &Log, terminal: bool) -> Result<(), SetLoggerError> {
     let format = log.format.unwrap_or(if terminal { LogFormat::Txt } else { LogFormat::Json });
-    let (ours, theirs) = levels(log.level);
     let pid = std::process::id();
-    Builder::new()
-        .filter(None, theirs)
-        .filter(Some(OURS), ours)
+    let written = Builder::new()
+        .filter(None, LevelFilter::Trace)
         .target(Target::Stdout)
         .format(move |out, record| {
-            let Some(level) = shown_as(record, theirs) else { return Ok(()) };
+            let Some(level) = shown_as(record, present().1) else { return Ok(()) };
             let detail = !terminal || level == Level::Error;
             let style = Style { format, detail, colour: terminal && format == LogFormat::Txt };
             let thread = std::thread::current();
             let origin = Origin { time: SystemTime::now(), thread: thread.name().unwrap_or("unnamed"), pid };
             out.write_all(format::format(record, level, style, origin).as_bytes())
         })
-        .try_init()
+        .build();
+    log::set_boxed_logger(Box::new(Switch(written)))?;
+    set_level(log.level);
+    Ok(())
+}
+
+/// Says more, or less, from now on.
+pub fn set_level(level: LogLevel) {
+    LEVEL.store(level as u8, Relaxed);
+    let (ours, theirs) = levels(level);
+    log::set_max_level(ours.max(theirs));
+}
+
+/// What our own records and the dependencies' must at least be now.
+fn present() -> (LevelFilter, LevelFilter) {
+    let step = usize::from(LEVEL.load(Relaxed));
+    levels(LogLevel::ALL.get(step).copied().unwrap_or(LogLevel::Info))
+}
+
+/// A logger whose level can be changed.
+struct Switch(env_logger::Logger);
+
+impl log::Log for Switch {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let (ours, theirs) = present();
+        metadata.level() <= if metadata.target().starts_with(OURS) { ours } else { theirs }
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
 /// What our own records and the dependencies' must at least be, at each of the seven steps.

@@ -3,8 +3,9 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use vllm_lb::cli::{self, Loaded, Mode};
+use vllm_lb::cli::{self, Args, Loaded, Mode};
 use vllm_lb::{app, logging};
 
 #[cfg(feature = "jemalloc")]
@@ -23,8 +24,8 @@ fn main() -> ExitCode {
             return ExitCode::from(ending.code);
         }
     };
-    match cli::load(args, &cli::environment, &|path| std::fs::read_to_string(path)) {
-        Ok(loaded) => carry_out(loaded),
+    match cli::load(args.clone(), &cli::environment, &|path| std::fs::read_to_string(path)) {
+        Ok(loaded) => carry_out(loaded, args),
         Err(problems) => {
             eprint!("{problems}");
             ExitCode::from(cli::EXIT_USAGE)
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn carry_out(loaded: Loaded) -> ExitCode {
+fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
     let Loaded { config, mode, demo, warnings } = loaded;
     if let Mode::Test = mode {
         warnings.iter().for_each(|warning| eprintln!("{warning}"));
@@ -50,8 +51,8 @@ fn carry_out(loaded: Loaded) -> ExitCode {
         Err(error) => Err(format!("cannot start threads: {error}")),
         Ok(runtime) => runtime.block_on(async {
             match mode {
-                Mode::Engine(args) => cli::engine::run(args).await.map_err(|error| error.to_string()),
-                Mode::Serve | Mode::Test => app::run(config, demo).await,
+                Mode::Engine(args) => cli::engine::run(*args).await.map_err(|error| error.to_string()),
+                Mode::Serve | Mode::Test => app::run(config, demo, Arc::new(move || cli::again(&args))).await,
             }
         }),
     };

@@ -11,3 +11,5 @@ pub const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 pub const X_UPSTREAM: &str = "x-vllm-lb-upstream";
 /// How many upstreams were tried, with `expose: true`.
 pub const X_ATTEMPTS: &str = "x-vllm-lb-attempts";
+/// Tells the clients' libraries whether to try again, whatever the status.
+pub const X_SHOULD_RETRY: &str = "x-should-retry";

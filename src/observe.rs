@@ -8,7 +8,7 @@ pub mod metrics;
 
 use std::time::Duration;
 
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 use metrics::METRICS;
 
 /// One request, as it ended.
@@ -30,17 +30,16 @@ pub struct Done<'a> {
     pub sent: u64,
     /// What went wrong, in the words of the layer that saw it.
     pub error: Option<&'a str>,
+    /// A call to the admin room: told, but not counted among the clients' requests.
+    pub admin: bool,
 }
 
 /// A request has ended, however it did.
 pub fn request_done(done: &Done<'_>) {
     let model = done.model.unwrap_or("other");
     let upstream = done.upstream.unwrap_or("");
-    let status = metrics::status_label(done.status);
-    METRICS.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
-    METRICS.seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
-    if let Some(first) = done.first_byte {
-        METRICS.first_byte.with_label_values(&[model]).observe(first.as_secs_f64());
+    if !done.admin {
+        count(done, model, upstream);
     }
     let level = if done.error.is_some() && done.status >= 500 { log::Level::Warn } else { log::Level::Debug };
     log::log!(
@@ -63,6 +62,15 @@ pub fn request_done(done: &Done<'_>) {
     );
 }
 
+fn count(done: &Done<'_>, model: &str, upstream: &str) {
+    let status = metrics::status_label(done.status);
+    METRICS.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
+    METRICS.seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
+    if let Some(first) = done.first_byte {
+        METRICS.first_byte.with_label_values(&[model]).observe(first.as_secs_f64());
+    }
+}
+
 /// The beginnings of a request's and its answer's body, where `log.bodies` asks for them.
 pub fn bodies(id: &str, request: &str, answer: &str) {
     debug!(id = id, request_body = request, answer_body = answer; "bodies");
@@ -81,13 +89,106 @@ pub fn chosen(id: &str, upstream: &str, cost: f64, reason: &'static str, candida
     );
 }
 
+/// An attempt failed; whether another follows, the end of the request tells.
+pub fn attempt_failed(id: &str, upstream: &str, cause: &'static str, attempt: u32) {
+    METRICS.failures.with_label_values(&[upstream, cause]).inc();
+    info!(id = id, upstream = upstream, cause = cause, attempt = attempt; "attempt failed");
+}
+
+/// A request goes to another upstream.
+pub fn retried(cause: &'static str) {
+    METRICS.retries.with_label_values(&[cause]).inc();
+}
+
+/// A stream that had begun could not go on: its client was told so.
+pub fn stream_broken(id: &str, upstream: &str, why: &str) {
+    METRICS.broken.with_label_values(&[upstream]).inc();
+    warn!(id = id, upstream = upstream, error = why; "stream ended with an error");
+}
+
 pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
     METRICS.changes.with_label_values(&[upstream, to]).inc();
-    if to == "ready" {
-        info!(upstream = upstream, from = from, to = to; "upstream changed");
-    } else {
-        warn!(upstream = upstream, from = from, to = to; "upstream changed");
+    let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
+}
+
+pub fn upstream_added(upstream: &str, url: &str) {
+    info!(upstream = upstream, url = url; "upstream added");
+}
+
+/// It has other settings now.
+pub fn upstream_altered(upstream: &str) {
+    info!(upstream = upstream; "upstream altered");
+}
+
+pub fn upstream_removing(upstream: &str, active: u64) {
+    info!(upstream = upstream, active = active; "upstream to be removed");
+}
+
+pub fn upstream_removed(upstream: &str) {
+    info!(upstream = upstream; "upstream removed");
+}
+
+/// The engine said that it is full.
+pub fn upstream_busy(upstream: &str) {
+    METRICS.busy.with_label_values(&[upstream]).inc();
+    debug!(upstream = upstream; "upstream is full");
+}
+
+/// The keeper had too much to hear; what was lost is like what it heard.
+pub fn sign_lost() {
+    METRICS.signs_lost.inc();
+}
+
+/// Another configuration runs.
+pub fn reloaded(changed: &[&str], restart: &[&str], warnings: &[String]) {
+    METRICS.reloads.with_label_values(&["ok"]).inc();
+    info!(changed = changed.join(", "); "reloaded");
+    if !restart.is_empty() {
+        warn!(keys = restart.join(", "); "these changes need a restart");
     }
+    for warning in warnings {
+        warn!("{warning}");
+    }
+}
+
+/// The one that was running goes on.
+pub fn reload_failed(problems: &[String]) {
+    METRICS.reloads.with_label_values(&["failed"]).inc();
+    for problem in problems {
+        error!(problem = problem.as_str(); "reload failed");
+    }
+}
+
+/// How waiting in the queue ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// With a place on an upstream.
+    Admitted,
+    /// The client left, or was refused for another reason.
+    Left,
+    /// It took too long.
+    Out,
+    /// Before it began: too many waited already.
+    NoPlace,
+}
+
+pub fn queue_joined() {
+    METRICS.queued.inc();
+}
+
+pub fn queue_left() {
+    METRICS.queued.dec();
+}
+
+pub fn queue_ended(end: Waited) {
+    let label = match end {
+        Waited::Admitted => "admitted",
+        Waited::Left => "left",
+        Waited::Out => "waited_out",
+        Waited::NoPlace => "full",
+    };
+    METRICS.queue.with_label_values(&[label]).inc();
 }
 
 /// The first of a row is worth a line to whoever waits for an upstream; the rest would only repeat it.

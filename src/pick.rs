@@ -104,7 +104,7 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
         draw < passed
     });
     // Rounding may leave the draw a hair above the sum: the last of the equals stands for it.
-    let winner = winner.or_else(|| equals().last())?;
+    let winner = winner.or_else(|| equals().next_back())?;
     Some(Choice { index: winner.index, cost: cost(winner, knobs), reason })
 }
 

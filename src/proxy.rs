@@ -13,8 +13,12 @@
 //! Never: a rule of routing or balancing (`route`, `pick`), a metric's name (`observe`), an error's text
 //! (`reject`).
 
+mod attempt;
+mod budget;
+pub mod connections;
 mod context;
 mod headers;
+mod line;
 mod local;
 mod memory;
 mod peek;
@@ -24,6 +28,7 @@ mod random;
 mod replay;
 mod respond;
 pub mod server;
+mod session;
 mod settings;
 
 use std::sync::Arc;
@@ -32,20 +37,22 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use crate::config::types::Config;
-use crate::fleet::{Fleet, Lease, Outcome, Routing};
+use crate::fleet::{Fleet, Outcome};
 use crate::observe;
-use crate::pick::{self, Seed};
 use crate::reject::Reject;
-use crate::reply::Reply;
+use crate::reply::ending::Tail;
+use crate::reply::judge::Judge;
+use attempt::Cause;
+use budget::Budget;
 use context::{Context, Samples};
-use peek::Wanted;
 use plan::Step;
 use settings::Settings;
 
@@ -63,6 +70,7 @@ pub struct Shared {
     memory: Arc<memory::Memory>,
     peers: peer::Peers,
     random: random::Random,
+    budget: Budget,
 }
 
 impl Shared {
@@ -74,12 +82,14 @@ impl Shared {
             memory,
             peers: peer::Peers::default(),
             random: random::Random::new(),
+            budget: Budget::new(config.retry.budget),
         })
     }
 
     /// Requests that begin from now on go by `config`.
     pub fn reload(&self, config: &Config) {
         self.memory.limit(config.peek.memory);
+        self.budget.set(config.retry.budget);
         self.settings.store(Settings::new(config, self.memory.clone()));
     }
 }
@@ -88,7 +98,7 @@ impl Shared {
 pub trait Admin: Send + Sync {
     /// Whether a path is one of its own.
     fn serves(&self, path: &str) -> bool;
-    fn call(&self, request: &http::Request<Bytes>) -> http::Response<Bytes>;
+    fn call(&self, request: http::Request<Bytes>) -> BoxFuture<'_, http::Response<Bytes>>;
 }
 
 /// One kind of listener: the public one, or the admin's, which serves all that the public one does too.
@@ -106,28 +116,17 @@ impl Balancer {
         Balancer { shared, admin: Some(admin) }
     }
 
-    /// Chooses an upstream and takes a lease on it.
-    fn choose(&self, context: &mut Context) -> Result<()> {
-        let shared = &*self.shared;
-        let snapshot = shared.fleet.snapshot_owned();
-        let mut candidates = Vec::with_capacity(snapshot.entries.len());
-        let model = match &context.model {
-            Wanted::Named(name) => Some(name.as_str()),
-            Wanted::Any | Wanted::Unreadable => None,
-        };
-        let routing = snapshot.candidates(model, context.tokens, &mut candidates);
-        if let Some(only) = context.only {
-            candidates.retain(|candidate| candidate.index == only);
+    /// An attempt failed before its answer began: another follows if it may.
+    fn failed(&self, context: &mut Context, cause: Cause, error: Box<Error>) -> Box<Error> {
+        let allowed = std::mem::take(&mut context.allowed);
+        let again = allowed || attempt::may_follow(&self.shared, context, cause);
+        attempt::end(&self.shared, context, cause);
+        if again {
+            observe::retried(cause.label());
         }
-        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
-        let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
-            (Routing::Candidates, Some(choice)) => choice,
-            (routing, _) => return Err(refuse(context, plan::no_candidate(&routing, context, &snapshot))),
-        };
-        let upstream = snapshot.entries[choice.index].upstream.clone();
-        observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
-        context.lease = Some(Lease::take(upstream, context.tokens));
-        Ok(())
+        let mut error = error.into_up();
+        error.set_retry(again);
+        error
     }
 
     fn finished(&self, context: &Context, error: Option<&Error>) -> Outcome {
@@ -138,6 +137,13 @@ impl Balancer {
             (None, Some(_)) => Outcome::Broken,
         }
     }
+}
+
+/// Ends the attempt in favour of another one, which `may_follow` has allowed.
+fn another(context: &mut Context, cause: Cause) -> Box<Error> {
+    context.cause = Some(cause);
+    context.allowed = true;
+    Error::new_up(ErrorType::Custom("tried again"))
 }
 
 /// Ends the request with a refusal: `fail_to_proxy` says it to the client.
@@ -159,6 +165,9 @@ impl ProxyHttp for Balancer {
 
     async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> Result<()> {
         session.set_total_drain_timeout(Some(DRAIN));
+        // Pingora would close a connection on which anything, even `100 Continue`, is said before the body
+        // is whole: a client that still sends would lose the answer.
+        session.set_close_on_response_before_downstream_finish(false);
         session.set_read_timeout(Some(STALLED));
         session.set_write_timeout(Some(STALLED));
         let id = headers::request_id(session.req_header()).map(str::to_string);
@@ -179,7 +188,8 @@ impl ProxyHttp for Balancer {
             Step::Forward => {
                 // Chosen here rather than when pingora asks for the peer, so that a refusal leaves the
                 // client its connection.
-                self.choose(context)?;
+                self.shared.budget.request();
+                attempt::choose(&self.shared, session, context).await?;
                 Ok(false)
             }
             Step::Answer(answer) => {
@@ -190,13 +200,14 @@ impl ProxyHttp for Balancer {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         context.attempts += 1;
+        if context.attempts > 1 {
+            attempt::next(&self.shared, session, context).await?;
+        }
         let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-        self.shared.peers.peer(lease.upstream(), context.settings.timeouts.connect).map_err(|error| {
-            context.outcome = Some(Outcome::Unreached);
-            error.into_up()
-        })
+        let peer = self.shared.peers.peer(lease.upstream(), context.settings.timeouts.connect);
+        peer.map_err(|error| self.failed(context, Cause::Connect { refused: false }, error))
     }
 
     fn fail_to_connect(
@@ -206,21 +217,33 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
         error: Box<Error>,
     ) -> Box<Error> {
-        context.outcome = Some(Outcome::Unreached);
-        error.into_up()
+        let refused = *error.etype() == ErrorType::ConnectRefused;
+        self.failed(context, Cause::Connect { refused }, error)
     }
 
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
-        _session: &mut Session,
+        session: &mut Session,
         mut error: Box<Error>,
-        _context: &mut Context,
-        _reused: bool,
+        context: &mut Context,
+        reused: bool,
     ) -> Box<Error> {
         // An undecided error would panic when it is asked whether it may be tried again.
         error.set_retry(false);
-        error
+        let begun = session.response_written().is_some();
+        match context.cause.take().or_else(|| attempt::cause_of(&error, context, reused)) {
+            Some(cause) if begun => {
+                attempt::end(&self.shared, context, cause);
+                error
+            }
+            Some(cause) => self.failed(context, cause, error),
+            None => {
+                // The client's doing: whatever an earlier attempt met is no news to anybody.
+                context.failed = None;
+                error
+            }
+        }
     }
 
     async fn upstream_request_filter(
@@ -257,11 +280,18 @@ impl ProxyHttp for Balancer {
         head: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
-        context.status = head.status.as_u16();
-        let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        context.reply = Some(Reply::new(kind));
-        // Nothing is tried again once an answer has begun.
-        context.settle();
+        let status = head.status.as_u16();
+        context.status = status;
+        attempt::answered(&self.shared, context, head);
+        let cause = Cause::Status(status);
+        if attempt::may_follow(&self.shared, context, cause) {
+            return Err(another(context, cause));
+        }
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let length = text(http::header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let kind = text(http::header::CONTENT_TYPE);
+        context.judge = Some(Judge::new(status, kind, length));
+        context.stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
         Ok(())
     }
 
@@ -278,11 +308,20 @@ impl ProxyHttp for Balancer {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         context: &mut Context,
     ) -> Result<Option<Duration>> {
-        let Some(piece) = body.as_ref().filter(|piece| !piece.is_empty()) else { return Ok(None) };
-        context.watch(piece);
+        let piece = body.as_deref().unwrap_or_default();
+        if let Some(cause) = attempt::judge(&self.shared, context, piece, end) {
+            return Err(another(context, cause));
+        }
+        // A head says nothing yet: vLLM sends it before the prompt is read.
+        if let (Some(line), None) = (&context.line, &context.judge) {
+            line.moved();
+        }
+        if let Some(tail) = &mut context.stream {
+            tail.feed(piece);
+        }
         if let Some(samples) = &mut context.samples {
             Samples::keep(&mut samples.answer, samples.most, piece);
         }
@@ -300,6 +339,7 @@ impl ProxyHttp for Balancer {
         }
         let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
         if session.response_written().is_some_and(|head| !head.status.is_informational()) {
+            plan::end_stream(session, error, context).await;
             return nothing;
         }
         let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {
@@ -307,13 +347,9 @@ impl ProxyHttp for Balancer {
         };
         observe::rejected(reject.label());
         context.refused = Some(reject.label());
-        if matches!(reject, Reject::Upstream { .. } | Reject::Timeout { .. })
-            && let Some(lease) = &context.lease
-        {
-            lease.upstream().doubt();
-        }
         context.status = reject.status();
         let close = context.attempts > 0 || reject.closes();
+        context.drain = close && !reject.closes();
         let answer = respond::refusal(&reject, context.style);
         match respond::send(session, answer, &context.id, close).await {
             Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },
@@ -329,6 +365,22 @@ impl ProxyHttp for Balancer {
         let outcome = self.finished(context, error);
         let lease = context.lease.take();
         plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);
+        drop(lease);
+        if context.drain {
+            // The connection ends either way.
+            drop(session.drain_request_body().await);
+        }
+    }
+
+    /// As above.
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _context: &Context,
+        _error: &Error,
+        _what: ProxyWarnLogContext,
+    ) -> bool {
+        true
     }
 
     /// Ends are told by `observe`, once, with their fields.

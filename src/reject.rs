@@ -29,8 +29,8 @@ pub enum Reject {
     Model { model: String, aliases: Vec<String> },
     /// The model is known, or may be, but nobody who serves it is ready.
     NotReady { model: Option<String> },
-    /// All who serve the model are at their `max_active`.
-    Full,
+    /// All who serve the model are full, and the queue is too or was waited out; when to try again.
+    Full { retry_after: u64 },
     /// The body is larger than `peek.max_body`.
     TooLarge { limit: u64 },
     /// `peek.memory` is used up.
@@ -68,7 +68,7 @@ impl Reject {
             Reject::Method { .. } => 405,
             Reject::Redirect { .. } => 307,
             Reject::NotReady { .. } | Reject::Memory => 503,
-            Reject::Full => 429,
+            Reject::Full { .. } => 429,
             Reject::TooLarge { .. } => 413,
             Reject::Slow => 408,
             Reject::Malformed { .. } => 400,
@@ -88,7 +88,7 @@ impl Reject {
             Reject::Redirect { .. } => "redirect",
             Reject::Model { .. } => "model",
             Reject::NotReady { .. } => "not_ready",
-            Reject::Full => "full",
+            Reject::Full { .. } => "full",
             Reject::TooLarge { .. } => "too_large",
             Reject::Memory => "memory",
             Reject::Slow => "slow",
@@ -111,7 +111,10 @@ impl Reject {
         let headers = match self {
             Reject::Method { allow } => vec![("allow", (*allow).to_string())],
             Reject::Redirect { location } => vec![("location", location.clone())],
-            Reject::NotReady { .. } | Reject::Memory | Reject::Full => vec![("retry-after", "1".into())],
+            Reject::NotReady { .. } | Reject::Memory => vec![("retry-after", "1".into())],
+            Reject::Full { retry_after } => vec![("retry-after", retry_after.to_string())],
+            // Whoever else could have been asked was: the client's library would only multiply the tries.
+            Reject::Upstream { .. } | Reject::Timeout { .. } => vec![("x-should-retry", "false".into())],
             _ => Vec::new(),
         };
         Answer { status: self.status(), headers, body: self.body(style) }
@@ -150,7 +153,9 @@ impl Reject {
                 format!("No ready upstream serves the model `{model}`. Please try again later.").into()
             }
             Reject::NotReady { model: None } => "No upstream is ready. Please try again later.".into(),
-            Reject::Full => "All upstreams that serve the model are busy. Please try again later.".into(),
+            Reject::Full { .. } => {
+                "All upstreams that serve the model are busy. Please try again later.".into()
+            }
             Reject::TooLarge { limit } => {
                 format!("The request body is larger than the limit of {limit} bytes.").into()
             }

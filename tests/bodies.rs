@@ -124,7 +124,7 @@ async fn all_sizes_arrive(way: Way, place: Place) {
         let path = format!("{CHAT}?size={}", body.len());
         send(&mut client, &path, &body, way).await;
         let answer = client.answer().await;
-        assert_eq!(answer.header("connection"), "", "the connection is kept");
+        assert_ne!(answer.header("connection"), "close", "the connection is kept");
         stand.check(answer, &path, &body);
         client.ask(wire::post(CHAT, chat(MODEL))).await.expect(200);
         assert_eq!(client.left(), b"");
@@ -312,7 +312,8 @@ async fn a_huge_body_is_refused_on_http2_too() {
             request.headers_mut().insert("content-length", body.len().into());
         }
         let mut asked = client.begin(request, false).await;
-        asked.body.send_data(body, true).expect("the stream is open");
+        // The refusal may be faster.
+        drop(asked.body.send_data(body, true));
         let answer = asked.answer().await.expect(413);
         assert_eq!(answer.json()["error"]["code"], 413, "{place:?} {with_length}");
     }

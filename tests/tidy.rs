@@ -57,12 +57,18 @@ fn walk(path: &Path, files: &mut Vec<Source>, empty: &mut Vec<String>) {
     }
 }
 
+/// What the tools write is not held to the rules for what people write.
 fn tree() -> Vec<Source> {
+    let mut files = everything();
+    files.retain(|file| !GENERATED.iter().any(|generated| file.path.ends_with(generated)));
+    files
+}
+
+fn everything() -> Vec<Source> {
     let (mut files, mut empty) = (Vec::new(), Vec::new());
     for start in ROOTS.iter().map(|start| root().join(start)).filter(|start| start.exists()) {
         walk(&start, &mut files, &mut empty);
     }
-    files.retain(|file| !GENERATED.iter().any(|generated| file.path.ends_with(generated)));
     assert!(
         files.iter().filter(|file| file.path.starts_with("src/")).count() > 20,
         "the walk lost the source"
@@ -213,6 +219,20 @@ fn name_at_start(text: &str) -> &str {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(text)
 }
 
+/// What is installed is always the same, wherever it is fetched from: exact versions, and no hosts.
+fn pins(files: &[Source]) -> Vec<String> {
+    each_line(files, |file, line| {
+        let (line, name) = (line.trim(), file.path.rsplit('/').next().unwrap_or_default());
+        let wrong = match name {
+            "requirements.txt" => !line.is_empty() && !line.starts_with('#') && !line.contains("=="),
+            "package.json" => line.contains("\": \"^") || line.contains("\": \"~"),
+            "package-lock.json" => line.contains("\"resolved\""),
+            _ => false,
+        };
+        wrong.then(|| format!("{line}: not an exact version without a host"))
+    })
+}
+
 // === the house holds them ===
 
 #[test]
@@ -267,6 +287,14 @@ fn metrics_are_documented() {
 }
 
 #[test]
+fn what_is_installed_is_pinned() {
+    let files = everything();
+    assert!(files.iter().any(|file| file.path.ends_with("requirements.txt")));
+    assert!(files.iter().any(|file| file.path.ends_with("package-lock.json")));
+    hold(&pins(&files));
+}
+
+#[test]
 fn no_directory_of_data_is_empty() {
     let mut empty = Vec::new();
     for start in ["tests", "conf", "benches", "docker"].iter().map(|start| root().join(start)) {
@@ -310,6 +338,14 @@ mod tests {
         assert_eq!(problems(banned, "src/x.rs", concat!("// uns", "afe\n#![forbid(uns", "afe_code)]\n")), 0);
         assert_eq!(problems(workplaces, "README.md", concat!("see /ro", "ot/x\n")), 1);
         assert_eq!(problems(workplaces, "README.md", "see root/x\n"), 0);
+    }
+
+    #[test]
+    fn loose_versions() {
+        assert_eq!(problems(pins, "tests/sdk/requirements.txt", "# a\n\na==1\n"), 0);
+        assert_eq!(problems(pins, "tests/sdk/requirements.txt", "a==1\nb>=2\nc\n"), 2);
+        assert_eq!(problems(pins, "tests/sdk/package.json", "\"a\": \"1\", \"b\": \"^2\"\n"), 1);
+        assert_eq!(problems(pins, "tests/sdk/package-lock.json", "\"resolved\": \"x\"\n"), 1);
     }
 
     #[test]

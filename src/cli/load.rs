@@ -35,7 +35,7 @@ pub enum Mode {
     Serve,
     /// Say that the configuration is ok, and end.
     Test,
-    Engine(EngineArgs),
+    Engine(Box<EngineArgs>),
 }
 
 /// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
@@ -70,10 +70,19 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
     let mode = if *test { Mode::Test } else { Mode::Serve };
     let config = draft.finish().map_err(Problems)?;
     let mode = match args.command {
-        Some(Command::Engine(engine)) => Mode::Engine(engine),
+        Some(Command::Engine(engine)) => Mode::Engine(Box::new(engine)),
         None => mode,
     };
     Ok(Loaded { config, mode, demo, warnings })
+}
+
+/// Makes the configuration again, as this process made it at its start: with its warnings, or its problems.
+pub fn again(args: &Args) -> Result<(Config, Vec<String>), Vec<String>> {
+    let loaded = load(args.clone(), &super::environment, &|path| std::fs::read_to_string(path));
+    match loaded {
+        Ok(loaded) => Ok((loaded.config, loaded.warnings)),
+        Err(Problems(problems)) => Err(problems.iter().map(ToString::to_string).collect()),
+    }
 }
 
 /// A variable by its name or an older one, with the name that it was found under.

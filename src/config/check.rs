@@ -8,16 +8,22 @@
 mod fleet;
 mod listen;
 
+pub use fleet::{upstream_alone, weight};
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::expand::{Env, expand};
+use super::problem::seen;
 use super::problem::{Place, Problem};
 use super::raw::{self, Node};
 use super::section::Section;
-use super::types::{Balance, Config, Health, LogFormat, LogLevel, Peek, Preset};
+use super::types::{
+    Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, Preset, Queue, Retry, RetryOn,
+    Timeouts,
+};
 use super::values::{
-    Read, boolean, duration_in, integer_in, number_in, secret, show_size, size_in, url_path,
+    Read, boolean, duration_in, integer_in, number_in, secret, show_duration, show_size, size_in, url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,10 +34,19 @@ const GIB: u64 = 1 << 30;
 /// Between two probes, and for one of them.
 const PROBE: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
 const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=1000;
+const FAILURES: RangeInclusive<u32> = 1..=1000;
+const BREAKER: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
+const QUEUE: RangeInclusive<usize> = 0..=1_000_000;
+const QUEUED: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const CONNECT: RangeInclusive<Duration> = Duration::from_millis(1)..=SECOND.saturating_mul(600);
+const WAIT: RangeInclusive<Duration> = Duration::ZERO..=HOUR.saturating_mul(24 * 7);
+const ATTEMPTS: RangeInclusive<u32> = 0..=7;
+const BACKOFF: RangeInclusive<Duration> = Duration::ZERO..=SECOND.saturating_mul(60);
+const BUDGET: RangeInclusive<f64> = 0.0..=10.0;
 const BALANCE: RangeInclusive<f64> = 0.0..=1e6;
 const BODY: RangeInclusive<u64> = KIB..=64 * GIB;
 const MEMORY: RangeInclusive<u64> = KIB..=1024 * GIB;
+const CONNECTIONS: RangeInclusive<usize> = 0..=10_000_000;
 const HEADER: RangeInclusive<u64> = KIB..=1024 * KIB;
 const THREADS: RangeInclusive<usize> = 0..=1024;
 const TRUNCATE: RangeInclusive<usize> = 0..=1_000_000;
@@ -87,8 +102,11 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     balance(root.section("balance"), &mut config.balance);
     peek(root.section("peek"), &mut config.peek);
     health(root.section("health"), &mut config.health);
-    set(&mut config.timeouts.connect, root.section("timeouts").get("connect", duration_in(CONNECT)));
-    set(&mut config.limits.header_bytes, root.section("limits").get("header_bytes", size_in(HEADER)));
+    timeouts(root.section("timeouts"), &mut config.timeouts);
+    retry(root.section("retry"), &mut config.retry);
+    breaker(root.section("breaker"), &mut config.breaker);
+    queue(root.section("queue"), &mut config.queue);
+    limits(root.section("limits"), &mut config.limits);
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
     log(root.section("log"), &mut config.log);
     set(&mut config.shutdown.grace, root.section("shutdown").get("grace", duration_in(GRACE)));
@@ -143,6 +161,62 @@ fn health(mut section: Section<'_, '_>, health: &mut Health) {
     set(&mut health.timeout, section.get("timeout", duration_in(PROBE)));
     set(&mut health.fall, section.get("fall", integer_in(PROBES_IN_A_ROW)));
     set(&mut health.rise, section.get("rise", integer_in(PROBES_IN_A_ROW)));
+}
+
+/// 0 stands for none in all but the first.
+fn timeouts(mut section: Section<'_, '_>, timeouts: &mut Timeouts) {
+    set(&mut timeouts.connect, section.get("connect", duration_in(CONNECT)));
+    let optional = |text: &str| {
+        let read = duration_in(WAIT)(text)?;
+        Ok((!read.is_zero()).then_some(read))
+    };
+    set(&mut timeouts.first_byte, section.get("first_byte", optional));
+    set(&mut timeouts.idle, section.get("idle", optional));
+    set(&mut timeouts.total, section.get("total", optional));
+}
+
+fn retry(mut section: Section<'_, '_>, retry: &mut Retry) {
+    set(&mut retry.attempts, section.get("attempts", integer_in(ATTEMPTS)));
+    set(&mut retry.backoff, section.get("backoff", duration_in(BACKOFF)));
+    set(&mut retry.max_backoff, section.get("max_backoff", duration_in(BACKOFF)));
+    set(&mut retry.budget, section.get("budget", number_in(BUDGET)));
+    let known = |text: &str| match RetryOn::NAMES.iter().find(|name| **name == text) {
+        Some(name) => Ok(*name),
+        None => Err(format!("{} is none of {}", seen(text), RetryOn::NAMES.join(", "))),
+    };
+    if let Some(names) = section.list("on", known) {
+        retry.on = RetryOn::NOTHING;
+        for name in names {
+            if let Some(on) = retry.on.switch(name) {
+                *on = true;
+            }
+        }
+    }
+    if retry.backoff > retry.max_backoff {
+        let (small, large) = (show_duration(retry.backoff), show_duration(retry.max_backoff));
+        section.problem("backoff", format!("{small} is more than retry.max_backoff, which is {large}"));
+    }
+}
+
+fn breaker(mut section: Section<'_, '_>, breaker: &mut Breaker) {
+    set(&mut breaker.failures, section.get("failures", integer_in(FAILURES)));
+    set(&mut breaker.window, section.get("window", duration_in(BREAKER)));
+    set(&mut breaker.open, section.get("open", duration_in(BREAKER)));
+    set(&mut breaker.max_open, section.get("max_open", duration_in(BREAKER)));
+    if breaker.open > breaker.max_open {
+        let (open, most) = (show_duration(breaker.open), show_duration(breaker.max_open));
+        section.problem("open", format!("{open} is more than breaker.max_open, which is {most}"));
+    }
+}
+
+fn queue(mut section: Section<'_, '_>, queue: &mut Queue) {
+    set(&mut queue.size, section.get("size", integer_in(QUEUE)));
+    set(&mut queue.wait, section.get("wait", duration_in(QUEUED)));
+}
+
+fn limits(mut section: Section<'_, '_>, limits: &mut Limits) {
+    set(&mut limits.connections, section.get("connections", integer_in(CONNECTIONS)));
+    set(&mut limits.header_bytes, section.get("header_bytes", size_in(HEADER)));
 }
 
 fn log(mut section: Section<'_, '_>, log: &mut super::types::Log) {

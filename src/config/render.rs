@@ -3,16 +3,17 @@
 //! `GET /admin/config` and a Debug record at the start show it. The shape is that of the file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::secret::Secret;
-use super::types::{Config, Listen, Passthrough, PassthroughTo, UpstreamConfig};
+use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Timeouts, UpstreamConfig};
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
 pub fn json(config: &Config) -> Value {
-    let (balance, peek, health) = (&config.balance, &config.peek, &config.health);
+    let (balance, peek, health, breaker) = (&config.balance, &config.peek, &config.health, &config.breaker);
     json!({
         "listen": config.listen.iter().map(listen).collect::<Vec<_>>(),
         "admin": {"address": config.admin.address.to_string(), "token": mask(config.admin.token.as_ref())},
@@ -36,8 +37,19 @@ pub fn json(config: &Config) -> Value {
             "fall": health.fall,
             "rise": health.rise,
         },
-        "timeouts": {"connect": show_duration(config.timeouts.connect)},
-        "limits": {"header_bytes": show_size(config.limits.header_bytes)},
+        "breaker": {
+            "failures": breaker.failures,
+            "window": show_duration(breaker.window),
+            "open": show_duration(breaker.open),
+            "max_open": show_duration(breaker.max_open),
+        },
+        "timeouts": timeouts(&config.timeouts),
+        "retry": retry(&config.retry),
+        "queue": {"size": config.queue.size, "wait": show_duration(config.queue.wait)},
+        "limits": {
+            "connections": config.limits.connections,
+            "header_bytes": show_size(config.limits.header_bytes),
+        },
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
         "log": {
@@ -48,6 +60,26 @@ pub fn json(config: &Config) -> Value {
         },
         "shutdown": {"grace": show_duration(config.shutdown.grace)},
         "expose": config.expose,
+    })
+}
+
+fn timeouts(timeouts: &Timeouts) -> Value {
+    let optional = |limit: Option<Duration>| show_duration(limit.unwrap_or_default());
+    json!({
+        "connect": show_duration(timeouts.connect),
+        "first_byte": optional(timeouts.first_byte),
+        "idle": optional(timeouts.idle),
+        "total": optional(timeouts.total),
+    })
+}
+
+fn retry(retry: &Retry) -> Value {
+    json!({
+        "attempts": retry.attempts,
+        "backoff": show_duration(retry.backoff),
+        "max_backoff": show_duration(retry.max_backoff),
+        "budget": number(retry.budget),
+        "on": retry.on.names(),
     })
 }
 

@@ -4,13 +4,17 @@
 //! written, and everybody else only reads them. A value of these types is always valid.
 
 use std::fmt;
+mod retry;
+
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use retry::{Retry, RetryOn};
 
 use super::secret::Secret;
 
 /// All settings of one running balancer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub listen: Vec<Listen>,
     pub admin: Admin,
@@ -18,7 +22,10 @@ pub struct Config {
     pub balance: Balance,
     pub peek: Peek,
     pub health: Health,
+    pub breaker: Breaker,
     pub timeouts: Timeouts,
+    pub retry: Retry,
+    pub queue: Queue,
     pub limits: Limits,
     /// Worker threads; 0 is one a core.
     pub threads: usize,
@@ -38,7 +45,10 @@ impl Default for Config {
             balance: Balance::default(),
             peek: Peek::default(),
             health: Health::default(),
+            breaker: Breaker::default(),
             timeouts: Timeouts::default(),
+            retry: Retry::default(),
+            queue: Queue::default(),
             limits: Limits::default(),
             threads: 0,
             passthrough: Vec::new(),
@@ -65,7 +75,7 @@ impl fmt::Display for Address {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     pub address: Address,
     pub tls: Option<ListenTls>,
@@ -77,7 +87,7 @@ pub struct ListenTls {
     pub key: PathBuf,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     pub address: Address,
     /// With a token, admin calls need `Authorization: Bearer`.
@@ -91,7 +101,7 @@ impl Default for Admin {
 }
 
 /// One vLLM server as it was configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
     /// Unique; `host:port` unless given.
     pub name: String,
@@ -266,26 +276,72 @@ impl Default for Health {
     }
 }
 
+/// When an upstream that answers, and fails requests, gets none for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// So many failures within `window`, if they are also half of the answers or more.
+    pub failures: u32,
+    pub window: Duration,
+    /// How long no request is sent; after that one is, to find out.
+    pub open: Duration,
+    /// While that one fails too, `open` doubles up to this.
+    pub max_open: Duration,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Breaker {
+            failures: 5,
+            window: Duration::from_secs(10),
+            open: Duration::from_secs(5),
+            max_open: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Where requests wait while every upstream that could have them is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// The most that wait, for all models together; 0 is no queue.
+    pub size: usize,
+    /// The longest that one waits.
+    pub wait: Duration,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue { size: 1024, wait: Duration::from_secs(30) }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
+    /// From sending a request to the first event, or byte, of its answer.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of an answer.
+    pub idle: Option<Duration>,
+    /// From a request's head to its answer's end.
+    pub total: Option<Duration>,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts { connect: Duration::from_secs(2) }
+        Timeouts { connect: Duration::from_secs(2), first_byte: None, idle: None, total: None }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// The most connections of clients at once; 0 is no limit.
+    pub connections: usize,
     /// The largest request head; a larger one gets 431.
     pub header_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { header_bytes: 64 << 10 }
+        Limits { connections: 0, header_bytes: 64 << 10 }
     }
 }
 

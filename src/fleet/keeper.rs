@@ -1,20 +1,25 @@
-//! The keeper: one prober a upstream, and one task that turns their reports into snapshots.
+//! The keeper: one prober a upstream, and one task that turns what probes and requests saw, and what the
+//! operator wants, into snapshots. It is their only writer.
 //!
-//! An upstream is ready after `health.rise` good rounds in a row and down after `health.fall` failed
-//! ones. One that is not ready is asked more often, so that it is found soon after it comes up; one that
+//! An upstream that is not ready is asked more often, so that it is found soon after it comes up; one that
 //! a request could not reach is asked at once.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod kept;
 
-use tokio::sync::{mpsc, watch};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::probe::{self, Facts, Finding, Report};
-use super::snapshot::{Entry, Snapshot, State};
-use super::{Fleet, Upstream};
-use crate::config::types::Health;
+use super::breaker::{Miss, Sign};
+use super::change::{Change, Refusal};
+use super::probe::{self, Facts, Failure};
+use super::snapshot::Snapshot;
+use super::{Fleet, Upstream, now};
+use crate::config::types::UpstreamConfig;
 use crate::observe;
+use kept::Kept;
 
 /// Between two rounds while an upstream is not ready.
 const IMPATIENT: Duration = Duration::from_millis(250);
@@ -22,141 +27,300 @@ const IMPATIENT: Duration = Duration::from_millis(250);
 /// Between two rounds at the least, however many requests doubt the upstream.
 const LEAST: Duration = Duration::from_millis(50);
 
-pub(super) async fn run(fleet: Arc<Fleet>, health: Health, mut stop: watch::Receiver<bool>) {
-    let (reports, mut inbox) = mpsc::channel(64);
-    let mut probers = JoinSet::new();
-    for entry in &fleet.snapshot_owned().entries {
-        let (fleet, health) = (fleet.clone(), health.clone());
-        probers.spawn(probe_forever(fleet, entry.upstream.clone(), health, reports.clone()));
-    }
-    drop(reports);
-    let mut streaks = vec![Streak::default(); fleet.snapshot().entries.len()];
-    loop {
-        let report = tokio::select! {
-            report = inbox.recv() => report,
-            _ = stop.wait_for(|stopping| *stopping) => None,
-        };
-        let Some(report) = report else { break };
-        take_in(&fleet, &health, &mut streaks, report);
-    }
-    probers.shutdown().await;
+/// What the keeper is told.
+pub(super) enum Word {
+    /// By a prober.
+    Probed {
+        id: usize,
+        found: Result<Facts, Failure>,
+    },
+    /// By a request.
+    Seen {
+        id: usize,
+        sign: Sign,
+    },
+    /// Nothing is in flight on one that is to be removed.
+    Emptied {
+        id: usize,
+    },
+    Apply {
+        changes: Vec<Change>,
+        answer: oneshot::Sender<Result<(), Refusal>>,
+    },
 }
 
-async fn probe_forever(
+pub struct Keeper {
     fleet: Arc<Fleet>,
-    upstream: Arc<Upstream>,
-    health: Health,
-    reports: mpsc::Sender<Report>,
-) {
-    loop {
-        let known = |entry: &Entry| entry.state == State::Ready && entry.version.is_some();
-        let introduce = !known(&fleet.snapshot().entries[upstream.id]);
-        let finding = probe::ask(fleet.client(), &upstream, &health, introduce).await;
-        if reports.send(Report { upstream: upstream.clone(), finding }).await.is_err() {
+    inbox: mpsc::Receiver<Word>,
+    kept: Vec<Kept>,
+    /// Probers, and those who wait for an upstream to be empty.
+    tasks: JoinSet<()>,
+    next_id: usize,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        fleet: Arc<Fleet>,
+        inbox: mpsc::Receiver<Word>,
+        configs: &[UpstreamConfig],
+    ) -> Result<Self, String> {
+        let mut keeper = Keeper { fleet, inbox, kept: Vec::new(), tasks: JoinSet::new(), next_id: 0 };
+        for config in configs {
+            let upstream = keeper.make(config)?;
+            keeper.kept.push(Kept::new(upstream, now()));
+        }
+        keeper.publish();
+        Ok(keeper)
+    }
+
+    /// Asks every upstream, again and again, and publishes what it learns. Ends with `stop`.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        for index in 0..self.kept.len() {
+            self.probe(self.kept[index].upstream().clone());
+        }
+        loop {
+            let opens = self.kept.iter().filter_map(|kept| kept.opens(now())).min();
+            let opening = async {
+                match opens {
+                    Some(opens) => tokio::time::sleep_until(opens.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                word = self.inbox.recv() => match word {
+                    Some(word) => self.take_in(word),
+                    None => break,
+                },
+                // A trip is over: one request may go.
+                () = opening => self.welcome(),
+                Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
+                _ = stop.wait_for(|stopping| *stopping) => break,
+            }
+        }
+        self.tasks.shutdown().await;
+    }
+
+    fn make(&mut self, config: &UpstreamConfig) -> Result<Arc<Upstream>, String> {
+        let id = self.next_id;
+        self.next_id += 1;
+        Ok(Arc::new(Upstream::new(id, config.clone(), self.fleet.queue.clone())?))
+    }
+
+    fn probe(&mut self, upstream: Arc<Upstream>) {
+        self.tasks.spawn(probe_forever(self.fleet.clone(), upstream));
+    }
+
+    fn find(&mut self, id: usize) -> Option<&mut Kept> {
+        self.kept.iter_mut().find(|kept| kept.upstream().id == id)
+    }
+
+    fn publish(&self) {
+        self.fleet.publish(Snapshot::new(self.kept.iter().map(|kept| kept.entry.clone()).collect()));
+    }
+
+    fn take_in(&mut self, word: Word) {
+        let rules = self.fleet.rules.load_full();
+        let changed = match word {
+            Word::Probed { id, found } => self.find(id).is_some_and(|kept| kept.probed(found, now(), &rules)),
+            Word::Seen { id, sign } => self.find(id).is_some_and(|kept| kept.seen(sign, now(), &rules)),
+            Word::Emptied { id } => self.emptied(id),
+            Word::Apply { changes, answer } => {
+                // Whoever asked may have left; what it asked for is done all the same.
+                drop(answer.send(self.apply(changes)));
+                false
+            }
+        };
+        if changed {
+            self.publish();
+            self.welcome();
+        }
+    }
+
+    /// Those who wait get to look at whoever may have room now.
+    fn welcome(&mut self) {
+        for kept in &mut self.kept {
+            if kept.is_roomier(now()) {
+                let live = &kept.upstream().live;
+                live.queue.freed(live);
+            }
+        }
+    }
+
+    fn emptied(&mut self, id: usize) -> bool {
+        let gone = |kept: &Kept| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
+        let before = self.kept.len();
+        self.kept.retain(|kept| {
+            let goes = gone(kept);
+            if goes {
+                observe::upstream_removed(kept.upstream().name());
+            }
+            !goes
+        });
+        self.kept.len() != before
+    }
+
+    // === changes ===
+
+    /// All or none: what can fail is done before anything is changed.
+    fn apply(&mut self, changes: Vec<Change>) -> Result<(), Refusal> {
+        let mut ready = Vec::new();
+        for change in changes {
+            ready.push(self.prepare(change)?);
+        }
+        for change in ready {
+            self.carry_out(change);
+        }
+        self.publish();
+        self.welcome();
+        Ok(())
+    }
+
+    fn named(&self, name: &str) -> Result<usize, Refusal> {
+        let found = self.kept.iter().position(|kept| kept.upstream().name() == name);
+        found.ok_or_else(|| Refusal::Unknown(name.to_string()))
+    }
+
+    fn prepare(&mut self, change: Change) -> Result<Ready, Refusal> {
+        let at = match &change {
+            Change::Upsert(config) => self.named(&config.name).ok(),
+            Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => {
+                Some(self.named(name)?)
+            }
+            Change::Rules(_) | Change::QueueSize(_) => None,
+        };
+        let there = at.map(|at| self.kept[at].upstream().clone());
+        Ok(match (change, there) {
+            (Change::Upsert(config), Some(there)) if there.config == config => Ready::Keep(there.id),
+            (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
+                Ready::Renew(Arc::new(there.renewed(config).map_err(Refusal::Unusable)?))
+            }
+            (Change::Upsert(config), there) => {
+                let upstream = self.make(&config).map_err(Refusal::Unusable)?;
+                Ready::Enter { upstream, replaces: there.map(|there| there.id) }
+            }
+            (Change::Weight { weight, .. }, Some(there)) => {
+                let config = UpstreamConfig { weight, ..there.config.clone() };
+                Ready::Renew(Arc::new(there.renewed(config).map_err(Refusal::Unusable)?))
+            }
+            (Change::Remove { force, .. }, Some(there)) => Ready::Remove { id: there.id, force },
+            (Change::Drain { drain, .. }, Some(there)) => Ready::Drain { id: there.id, drain },
+            (change, _) => Ready::Settings(change),
+        })
+    }
+
+    fn carry_out(&mut self, ready: Ready) {
+        let rules = self.fleet.rules.load_full();
+        match ready {
+            Ready::Keep(id) => {
+                if let Some(kept) = self.find(id) {
+                    kept.entry.removing = false;
+                }
+            }
+            Ready::Renew(upstream) => {
+                observe::upstream_altered(upstream.name());
+                if let Some(kept) = self.find(upstream.id) {
+                    kept.renew(upstream);
+                }
+            }
+            Ready::Enter { upstream, replaces } => {
+                observe::upstream_added(upstream.name(), &upstream.config.url.display());
+                let kept = Kept::new(upstream.clone(), now());
+                let there = self.kept.iter().position(|kept| Some(kept.upstream().id) == replaces);
+                match there {
+                    Some(at) => self.kept[at] = kept,
+                    None => self.kept.push(kept),
+                }
+                self.probe(upstream);
+            }
+            Ready::Remove { id, force } => self.remove(id, force),
+            Ready::Drain { id, drain } => {
+                if let Some(kept) = self.find(id) {
+                    kept.drain(drain, now(), &rules);
+                }
+            }
+            Ready::Settings(Change::Rules(rules)) => {
+                let rules = Arc::new(rules);
+                self.fleet.rules.store(rules.clone());
+                for kept in &mut self.kept {
+                    kept.look_again(&rules);
+                }
+            }
+            Ready::Settings(Change::QueueSize(size)) => self.fleet.queue.resize(size),
+            Ready::Settings(_) => {}
+        }
+    }
+
+    fn remove(&mut self, id: usize, force: bool) {
+        let Some(kept) = self.find(id) else { return };
+        kept.entry.removing = true;
+        let upstream = kept.upstream().clone();
+        if force {
+            self.kept.retain(|kept| kept.upstream().id != id);
+            observe::upstream_removed(upstream.name());
             return;
         }
-        let ready = fleet.snapshot().entries[upstream.id].state == State::Ready;
-        let pause = if ready { health.interval } else { health.interval.min(IMPATIENT) };
+        observe::upstream_removing(upstream.name(), upstream.load().active);
+        let keeper = self.fleet.keeper.clone();
+        self.tasks.spawn(async move {
+            upstream.idle().await;
+            // The keeper that is gone removes nothing any more.
+            drop(keeper.send(Word::Emptied { id }).await);
+        });
+    }
+}
+
+/// A change that cannot fail any more.
+enum Ready {
+    /// It is as it should be, and stays.
+    Keep(usize),
+    Renew(Arc<Upstream>),
+    Enter {
+        upstream: Arc<Upstream>,
+        replaces: Option<usize>,
+    },
+    Remove {
+        id: usize,
+        force: bool,
+    },
+    Drain {
+        id: usize,
+        drain: bool,
+    },
+    Settings(Change),
+}
+
+/// Asks one upstream until it is not in the fleet any more.
+async fn probe_forever(fleet: Arc<Fleet>, first: Arc<Upstream>) {
+    let id = first.id;
+    let mut upstream = first;
+    let mut introduce = true;
+    loop {
+        let rules = fleet.rules.load_full();
+        let found = probe::ask(fleet.client(), &upstream, &rules.health, introduce).await;
+        if fleet.keeper.send(Word::Probed { id, found }).await.is_err() {
+            return;
+        }
         tokio::time::sleep(LEAST).await;
+        let pause = {
+            let snapshot = fleet.snapshot();
+            let Some(entry) = snapshot.by_id(id) else { return };
+            upstream = entry.upstream.clone();
+            introduce = !entry.is_ready() || entry.version.is_none();
+            let interval = rules.health.interval;
+            if entry.calm { interval } else { interval.min(IMPATIENT) }
+        };
         tokio::select! {
             () = tokio::time::sleep(pause.saturating_sub(LEAST)) => {}
-            () = upstream.doubt.notified() => {}
+            () = upstream.live.doubt.notified() => {}
         }
     }
 }
 
-/// Rounds of one kind in a row.
-#[derive(Clone, Copy, Default)]
-struct Streak {
-    good: u32,
-    bad: u32,
-}
-
-impl Streak {
-    /// The state after one more round.
-    fn next(&mut self, up: bool, state: State, health: &Health) -> State {
-        if up {
-            *self = Streak { good: self.good.saturating_add(1), bad: 0 };
-        } else {
-            *self = Streak { good: 0, bad: self.bad.saturating_add(1) };
-        }
-        match state {
-            State::Unknown | State::Down if self.good >= health.rise => State::Ready,
-            State::Ready if self.bad >= health.fall => State::Down,
-            same => same,
-        }
-    }
-}
-
-fn take_in(fleet: &Fleet, health: &Health, streaks: &mut [Streak], report: Report) {
-    let present = fleet.snapshot_owned();
-    let id = report.upstream.id;
-    let entry = &present.entries[id];
-    let up = matches!(report.finding, Finding::Up(_));
-    let state = streaks[id].next(up, entry.state, health);
-    if let Finding::Failed(why) = &report.finding {
-        observe::probe_failed(report.upstream.name(), why, streaks[id].bad);
-    }
-    let Some(next) = changed(entry, state, report.finding) else { return };
-    if next.state != entry.state {
-        observe::upstream_changed(report.upstream.name(), entry.state.label(), next.state.label());
-    }
-    let mut entries = present.entries.clone();
-    entries[id] = next;
-    fleet.publish(Snapshot::new(entries));
-}
-
-/// The entry as it is now, or `None` when nothing a request could see is different.
-fn changed(entry: &Entry, state: State, finding: Finding) -> Option<Entry> {
-    let mut next = entry.clone();
-    if let Finding::Up(Facts { models, version }) = finding {
-        if !same_models(&models, &entry.models) {
-            next.models = Arc::new(models);
-        }
-        if version.is_some() && version.as_deref() != entry.version.as_deref() {
-            next.version = version.map(Arc::from);
-        }
-    }
-    let same = state == entry.state
-        && Arc::ptr_eq(&next.models, &entry.models)
-        && next.version.as_deref() == entry.version.as_deref();
-    if state != entry.state {
-        next.state = state;
-        next.since = Instant::now();
-    }
-    (!same).then_some(next)
-}
-
-/// Cards carry a fresh time and fresh permission ids with every answer; what counts is the rest.
-fn same_models(one: &[crate::aggregate::ModelCard], other: &[crate::aggregate::ModelCard]) -> bool {
-    let key = |card: &crate::aggregate::ModelCard| (card.id.clone(), card.max_model_len, card.parent.clone());
-    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| key(a) == key(b))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn walk(rounds: &str, health: &Health) -> Vec<State> {
-        let mut streak = Streak::default();
-        let mut state = State::Unknown;
-        let step = |round: char| {
-            state = streak.next(round == '+', state, health);
-            state
-        };
-        rounds.chars().map(step).collect()
-    }
-
-    #[test]
-    fn a_state_follows_from_rounds_in_a_row() {
-        use State::{Down, Ready, Unknown};
-        let health = Health { rise: 2, fall: 3, ..Health::default() };
-        assert_eq!(walk("--+", &health), [Unknown; 3]);
-        assert_eq!(walk("++--+---", &health), [Unknown, Ready, Ready, Ready, Ready, Ready, Ready, Down]);
-        assert_eq!(
-            walk("++---+-++", &health)[4..],
-            [Down, Down, Down, Down, Ready],
-            "one good round is no recovery"
-        );
+/// How the machine takes a failed round.
+fn miss(failure: &Failure) -> Miss {
+    match failure {
+        Failure::Refused(_) => Miss::Refused,
+        Failure::Silent(_) => Miss::Silent,
+        Failure::Wrong(_) => Miss::Wrong,
     }
 }

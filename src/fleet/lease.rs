@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
+use super::breaker::Admits;
+use super::snapshot::Entry;
 use super::upstream::Upstream;
 
 /// How a request on an upstream ended.
@@ -37,15 +40,35 @@ pub struct Lease {
     tokens: u64,
     /// Still part of the backlog: no byte of an answer has come.
     waiting: bool,
+    /// It is the one request that is let through after a trip.
+    trial: bool,
 }
 
 impl Lease {
     /// Takes a lease for a request of `tokens` prompt tokens, all of which the upstream has to prefill.
-    pub fn take(upstream: Arc<Upstream>, tokens: u64) -> Self {
-        upstream.gauges.active.fetch_add(1, Relaxed);
-        upstream.gauges.backlog.fetch_add(tokens, Relaxed);
-        upstream.gauges.context.fetch_add(tokens, Relaxed);
-        Lease { upstream, tokens, waiting: true }
+    /// `None` when somebody else has just taken the last place: choose again.
+    pub fn take(entry: &Entry, tokens: u64, now: Instant) -> Option<Self> {
+        let upstream = &entry.upstream;
+        let live = &upstream.live;
+        let trial = match entry.admits(now) {
+            Admits::None => return None,
+            Admits::One => true,
+            Admits::Last | Admits::All => false,
+        };
+        if trial && live.trial.swap(true, Relaxed) {
+            return None;
+        }
+        let most = upstream.config.max_active.map_or(u64::MAX, u64::from);
+        let place = |active: u64| (active < most).then_some(active + 1);
+        if live.gauges.active.fetch_update(Relaxed, Relaxed, place).is_err() {
+            if trial {
+                live.trial.store(false, Relaxed);
+            }
+            return None;
+        }
+        live.gauges.backlog.fetch_add(tokens, Relaxed);
+        live.gauges.context.fetch_add(tokens, Relaxed);
+        Some(Lease { upstream: upstream.clone(), tokens, waiting: true, trial })
     }
 
     pub fn upstream(&self) -> &Arc<Upstream> {
@@ -56,7 +79,7 @@ impl Lease {
     pub fn first_byte(&mut self) -> bool {
         let first = std::mem::take(&mut self.waiting);
         if first {
-            self.upstream.gauges.backlog.fetch_sub(self.tokens, Relaxed);
+            self.upstream.live.gauges.backlog.fetch_sub(self.tokens, Relaxed);
         }
         first
     }
@@ -65,34 +88,96 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.first_byte();
-        self.upstream.gauges.context.fetch_sub(self.tokens, Relaxed);
-        self.upstream.gauges.active.fetch_sub(1, Relaxed);
+        let live = &self.upstream.live;
+        live.gauges.context.fetch_sub(self.tokens, Relaxed);
+        if self.trial {
+            live.trial.store(false, Relaxed);
+        }
+        if live.gauges.active.fetch_sub(1, Relaxed) == 1 {
+            live.emptied.notify_waiters();
+        }
+        live.queue.freed(live);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::breaker::{Machine, Rules, Sign};
+    use super::super::queue::Queue;
     use super::super::upstream::Load;
     use super::*;
-    use crate::config::types::{UpstreamConfig, UpstreamUrl};
+    use crate::config::types::{Breaker, Health, UpstreamConfig, UpstreamUrl};
     use proptest::prelude::*;
 
-    fn upstream() -> Arc<Upstream> {
+    /// A ready entry.
+    fn entry(max_active: Option<u32>) -> Entry {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
-        Arc::new(Upstream::new(0, UpstreamConfig::new(url)).expect("it needs no file"))
+        let config = UpstreamConfig { max_active, ..UpstreamConfig::new(url) };
+        let upstream = Upstream::new(0, config, Queue::new(9)).expect("it needs no file");
+        let mut entry = Entry::unknown(Arc::new(upstream));
+        let mut machine = Machine::new(Instant::now());
+        machine.probed(Ok(()), 0, Instant::now(), &rules());
+        entry.standing = machine.standing(&rules());
+        entry
+    }
+
+    fn rules() -> Rules {
+        let breaker = Breaker { failures: 1, ..Breaker::default() };
+        Rules { health: Health::default(), breaker }
+    }
+
+    fn take(entry: &Entry, tokens: u64) -> Option<Lease> {
+        Lease::take(entry, tokens, Instant::now())
     }
 
     #[test]
     fn the_backlog_ends_with_the_first_byte_and_the_rest_with_the_lease() {
-        let upstream = upstream();
-        let mut lease = Lease::take(upstream.clone(), 700);
-        assert_eq!(upstream.load(), Load { active: 1, backlog: 700, context: 700 });
+        let entry = entry(None);
+        let mut lease = take(&entry, 700).expect("there is room");
+        assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 700, context: 700 });
         assert!(lease.first_byte());
         assert!(!lease.first_byte());
-        assert_eq!(upstream.load(), Load { active: 1, backlog: 0, context: 700 });
+        assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 0, context: 700 });
         drop(lease);
-        assert_eq!(upstream.load(), Load::default());
+        assert_eq!(entry.upstream.load(), Load::default());
+    }
+
+    #[test]
+    fn threads_at_once_never_exceed_max_active() {
+        let entry = entry(Some(3));
+        let most = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        if let Some(lease) = take(&entry, 1) {
+                            most.fetch_max(entry.upstream.load().active, Relaxed);
+                            drop(lease);
+                        }
+                    }
+                });
+            }
+        });
+        assert!((1..=3).contains(&most.into_inner()));
+        assert_eq!(entry.upstream.load(), Load::default());
+    }
+
+    #[test]
+    fn after_a_trip_one_request_is_let_through_at_a_time() {
+        let mut entry = entry(Some(5));
+        let now = Instant::now();
+        let mut machine = Machine::new(now);
+        machine.probed(Ok(()), 0, now, &rules());
+        machine.seen(Sign::Failed, 0, now, &rules());
+        entry.standing = machine.standing(&rules());
+        assert!(Lease::take(&entry, 1, now).is_none(), "the trip is not over");
+        let later = now + rules().breaker.open;
+        let first = Lease::take(&entry, 1, later);
+        assert!(first.is_some());
+        assert!(Lease::take(&entry, 1, later).is_none(), "one is on its way");
+        drop(first);
+        assert!(Lease::take(&entry, 1, later).is_some(), "it told nothing, and its place came back");
     }
 
     #[derive(Clone, Debug)]
@@ -116,11 +201,12 @@ mod tests {
     proptest! {
         #[test]
         fn leases_go_back_to_zero_after_any_sequence_of_outcomes(steps in steps()) {
-            let upstream = upstream();
+            let entry = entry(None);
+            let upstream = entry.upstream.clone();
             let mut held: Vec<Lease> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Take(tokens) => held.push(Lease::take(upstream.clone(), tokens)),
+                    Step::Take(tokens) => held.extend(take(&entry, tokens)),
                     Step::FirstByte(at) if !held.is_empty() => {
                         let at = at.index(held.len());
                         held[at].first_byte();

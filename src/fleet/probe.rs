@@ -2,7 +2,7 @@
 //!
 //! A prober never touches gauges and never decides what an upstream is; it tells the keeper.
 
-use std::sync::Arc;
+use std::io::ErrorKind;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
@@ -12,49 +12,70 @@ use super::upstream::Upstream;
 use crate::aggregate::{self, ModelCard};
 use crate::config::types::Health;
 
-/// What one round found.
-pub(super) enum Finding {
-    Up(Facts),
-    Failed(String),
-}
-
+/// What a good round found.
 pub(super) struct Facts {
     pub models: Vec<ModelCard>,
     pub version: Option<String>,
 }
 
-/// `introduce`: ask for the version too, which changes only with a restart.
-pub(super) async fn ask(client: &Client, upstream: &Upstream, health: &Health, introduce: bool) -> Finding {
-    match round(client, upstream, health, introduce).await {
-        Ok(facts) => Finding::Up(facts),
-        Err(why) => Finding::Failed(why),
+/// How a round failed, and why.
+pub(super) enum Failure {
+    /// Nobody listens.
+    Refused(String),
+    /// No answer, or a broken one.
+    Silent(String),
+    /// An answer, and not a good one.
+    Wrong(String),
+}
+
+impl Failure {
+    pub fn why(&self) -> &str {
+        let (Failure::Refused(why) | Failure::Silent(why) | Failure::Wrong(why)) = self;
+        why
+    }
+
+    fn from(path: &str, error: &AskError) -> Self {
+        let why = format!("GET {path}: {error}");
+        match error {
+            // The file of a unix socket goes with the process too.
+            AskError::Connect(error)
+                if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
+            {
+                Failure::Refused(why)
+            }
+            _ => Failure::Silent(why),
+        }
     }
 }
 
-async fn round(
+/// `introduce`: ask for the version too, which changes only with a restart.
+pub(super) async fn ask(
     client: &Client,
     upstream: &Upstream,
     health: &Health,
     introduce: bool,
-) -> Result<Facts, String> {
-    let say = |path: &str, error: AskError| format!("GET {path}: {error}");
+) -> Result<Facts, Failure> {
     let limit = health.timeout;
-    let up = client.get(upstream, &health.path, limit).await.map_err(|e| say(&health.path, e))?;
+    let up = client.get(upstream, &health.path, limit).await;
+    let up = up.map_err(|error| Failure::from(&health.path, &error))?;
     if up.status() != StatusCode::OK {
-        return Err(format!("GET {}: status {}", health.path, up.status().as_u16()));
+        return Err(Failure::Wrong(format!("GET {}: status {}", health.path, up.status().as_u16())));
     }
     let models = match &upstream.config.models {
         Some(names) => names.iter().map(|name| plain_card(name)).collect(),
         None => {
             let list = client.get(upstream, "/v1/models", limit).await;
-            let list = list.map_err(|error| say("/v1/models", error))?;
+            let list = list.map_err(|error| Failure::from("/v1/models", &error))?;
             match list.status() {
                 StatusCode::OK => aggregate::parse_models(list.body())
-                    .map_err(|error| format!("GET /v1/models: {error}"))?,
+                    .map_err(|error| Failure::Wrong(format!("GET /v1/models: {error}")))?,
                 StatusCode::UNAUTHORIZED => {
-                    return Err("GET /v1/models: status 401: set the upstream's api_key or models".into());
+                    let remedy = "set the upstream's api_key or models";
+                    return Err(Failure::Wrong(format!("GET /v1/models: status 401: {remedy}")));
                 }
-                status => return Err(format!("GET /v1/models: status {}", status.as_u16())),
+                status => {
+                    return Err(Failure::Wrong(format!("GET /v1/models: status {}", status.as_u16())));
+                }
             }
         }
     };
@@ -83,10 +104,4 @@ async fn version(client: &Client, upstream: &Upstream, health: &Health) -> Optio
     let answer = client.get(upstream, "/version", health.timeout).await.ok()?;
     let document: serde_json::Value = serde_json::from_slice(answer.body()).ok()?;
     Some(document.get("version")?.as_str()?.chars().take(64).collect())
-}
-
-/// The findings of one upstream, for the keeper.
-pub(super) struct Report {
-    pub upstream: Arc<Upstream>,
-    pub finding: Finding,
 }

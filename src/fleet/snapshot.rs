@@ -2,62 +2,55 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
+use super::breaker::{Admits, Machine, Rules, Standing, State};
 use super::upstream::Upstream;
 use crate::aggregate::ModelCard;
+use crate::config::types::{Breaker, Health};
 use crate::pick::Candidate;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Not reached since the start.
-    Unknown,
-    Ready,
-    /// Was ready, and does not answer.
-    Down,
-}
-
-impl State {
-    pub fn label(self) -> &'static str {
-        match self {
-            State::Unknown => "unknown",
-            State::Ready => "ready",
-            State::Down => "down",
-        }
-    }
-}
 
 /// One upstream as the keeper last saw it.
 #[derive(Clone)]
 pub struct Entry {
     pub upstream: Arc<Upstream>,
-    pub state: State,
-    /// When `state` began.
-    pub since: Instant,
+    pub standing: Standing,
     /// What it serves; remembered while it is down.
     pub models: Arc<Vec<ModelCard>>,
     pub version: Option<Arc<str>>,
+    /// It goes when its last request has ended.
+    pub removing: bool,
+    /// It is enough to ask it at each interval.
+    pub(super) calm: bool,
 }
 
-impl Entry {
-    /// The model that it serves when none is named.
-    fn base(&self) -> Option<&str> {
-        self.models.iter().find(|card| card.parent.is_none()).map(|card| card.id.as_str())
-    }
-
-    pub fn serves(&self, model: &str) -> bool {
-        self.models.iter().any(|card| card.id == model)
-    }
+/// What a request asks of the fleet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Query<'a> {
+    /// `None`: it names no model, or its model does not matter.
+    pub model: Option<&'a str>,
+    /// Prompt tokens, estimated.
+    pub tokens: u64,
+    /// Ids of upstreams that this request has been to already.
+    pub tried: &'a [usize],
+    /// Those that were tried may have it again when there is nobody else.
+    pub again: bool,
+    /// The id of the one upstream that may have it.
+    pub only: Option<usize>,
 }
 
-/// Who may take a request for a model.
-#[derive(Debug, PartialEq, Eq)]
+/// Who may take a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Routing {
     /// These entries, none of them full.
     Candidates,
-    /// Every ready upstream that serves it is at its `max_active`.
-    Full,
-    /// It is known, or may yet be learnt, and nobody who serves it is ready.
+    /// Those that may have it are at their `max_active`, or full by their own word: until then, at the
+    /// latest, for the first of these.
+    Full { until: Option<Instant> },
+    /// All who may have it were tried.
+    Tried,
+    /// The model is known, or may yet be learnt, and nobody who serves it is ready.
     NotReady,
     /// Nobody serves it.
     NoSuchModel,
@@ -65,7 +58,7 @@ pub enum Routing {
 
 /// For this long an upstream that was never reached counts as one that may serve any model; after that
 /// an unknown name is unknown. Loading the largest models takes about as long.
-const MAY_STILL_COME: std::time::Duration = std::time::Duration::from_secs(600);
+const MAY_STILL_COME: Duration = Duration::from_secs(600);
 
 pub struct Snapshot {
     pub entries: Vec<Entry>,
@@ -78,35 +71,61 @@ pub struct Snapshot {
     aliases: Vec<String>,
 }
 
-impl Snapshot {
-    pub(super) fn unknown(upstreams: impl Iterator<Item = Arc<Upstream>>) -> Self {
-        let entry = |upstream| Entry {
-            upstream,
-            state: State::Unknown,
-            since: Instant::now(),
-            models: Arc::default(),
-            version: None,
-        };
-        Snapshot::new(upstreams.map(entry).collect())
+// === impl Entry ===
+
+impl Entry {
+    /// One of which nothing is known yet.
+    pub(super) fn unknown(upstream: Arc<Upstream>) -> Self {
+        let rules = Rules { health: Health::default(), breaker: Breaker::default() };
+        let standing = Machine::new(super::now()).standing(&rules);
+        Entry { upstream, standing, models: Arc::default(), version: None, removing: false, calm: false }
     }
 
+    /// Takes requests, as far as anybody knows; it may still be full.
+    pub fn is_ready(&self) -> bool {
+        !self.removing && matches!(self.standing.state, State::Ready | State::Suspect)
+    }
+
+    pub fn admits(&self, now: Instant) -> Admits {
+        if self.removing { Admits::None } else { self.standing.admits(now) }
+    }
+
+    /// As a person is told; what is being removed drains.
+    pub fn state(&self) -> State {
+        if self.removing { State::Draining } else { self.standing.state }
+    }
+
+    /// The model that it serves when none is named.
+    fn base(&self) -> Option<&str> {
+        self.models.iter().find(|card| card.parent.is_none()).map(|card| card.id.as_str())
+    }
+
+    pub fn serves(&self, model: &str) -> bool {
+        self.models.iter().any(|card| card.id == model)
+    }
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
     pub(super) fn new(entries: Vec<Entry>) -> Self {
         let mut by_model: HashMap<String, Vec<usize>> = HashMap::new();
         let mut aliases: Vec<String> = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
+        let staying = || entries.iter().enumerate().filter(|(_, entry)| !entry.removing);
+        for (index, entry) in staying() {
             for card in entry.models.iter() {
                 let known = by_model.entry(card.id.clone()).or_default();
                 if known.last() != Some(&index) {
                     known.push(index);
                 }
-                if entry.state == State::Ready && !aliases.contains(&card.id) {
+                if entry.is_ready() && !aliases.contains(&card.id) {
                     aliases.push(card.id.clone());
                 }
             }
         }
         let serves_all = |entry: &Entry| aliases.iter().all(|alias| entry.serves(alias));
-        let uniform = entries.iter().all(|entry| entry.state != State::Unknown && serves_all(entry))
-            && by_model.len() == aliases.len();
+        let known = |entry: &Entry| entry.standing.state != State::Unknown && serves_all(entry);
+        let uniform = staying().all(|(_, entry)| known(entry)) && by_model.len() == aliases.len();
         Snapshot { entries, by_model, uniform, aliases }
     }
 
@@ -115,7 +134,21 @@ impl Snapshot {
     }
 
     pub fn ready(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| entry.state == State::Ready)
+        self.entries.iter().filter(|entry| entry.is_ready())
+    }
+
+    pub fn by_id(&self, id: usize) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.upstream.id == id)
+    }
+
+    pub fn by_name(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.upstream.name() == name)
+    }
+
+    /// Whether an upstream is known to be gone.
+    pub fn is_gone(&self, id: usize) -> bool {
+        // One that was taken out is not probed any more, and what it still does is its own affair.
+        self.by_id(id).is_some_and(|entry| entry.standing.state == State::Down)
     }
 
     /// Names for vLLM's "Valid aliases".
@@ -140,51 +173,112 @@ impl Snapshot {
         self.by_model.contains_key(model)
     }
 
-    /// Fills `out` with those who may take a request for `model` of `tokens` prompt tokens. `None` is a
-    /// request that names no model, or whose model does not matter.
-    pub fn candidates(&self, model: Option<&str>, tokens: u64, out: &mut Vec<Candidate>) -> Routing {
-        out.clear();
-        let known = model.and_then(|name| self.by_model.get(name));
-        if model.is_some() && known.is_none() && self.model_decides() {
-            return if self.may_still_come() || !self.any_ready() {
-                Routing::NotReady
-            } else {
-                Routing::NoSuchModel
-            };
-        }
-        let mut full = false;
-        let mut consider = |index: usize| {
-            let entry = &self.entries[index];
-            if entry.state != State::Ready {
-                return;
-            }
-            let load = entry.upstream.load();
-            if entry.upstream.config.max_active.is_some_and(|most| load.active >= u64::from(most)) {
-                full = true;
-                return;
-            }
-            out.push(Candidate {
-                index,
-                backlog: load.backlog,
-                missing: tokens,
-                active: load.active,
-                context: load.context,
-                weight: entry.upstream.config.weight,
-            });
-        };
+    /// Fills `out` with those who may take a request. The one place that filters: readiness, room, and who
+    /// was tried already.
+    pub fn candidates(&self, query: &Query<'_>, now: Instant, out: &mut Vec<Candidate>) -> Routing {
+        let mut sieve = Sieve { query, now, out, rank: Rank::Worst, full: None, tried: false };
+        sieve.out.clear();
+        let known = query.model.and_then(|name| self.by_model.get(name));
         match known {
-            Some(indices) => indices.iter().copied().for_each(&mut consider),
-            None => (0..self.entries.len()).for_each(&mut consider),
+            Some(indices) => indices.iter().for_each(|index| sieve.consider(*index, &self.entries[*index])),
+            None if query.model.is_some() && self.model_decides() => {
+                let may_come = self.may_still_come(now) || !self.any_ready();
+                return if may_come { Routing::NotReady } else { Routing::NoSuchModel };
+            }
+            None => (0..).zip(&self.entries).for_each(|(index, entry)| sieve.consider(index, entry)),
         }
-        match (out.is_empty(), full) {
-            (false, _) => Routing::Candidates,
-            (true, true) => Routing::Full,
-            (true, false) => Routing::NotReady,
-        }
+        sieve.routing()
     }
 
-    fn may_still_come(&self) -> bool {
-        let waited = |entry: &Entry| entry.since.elapsed() < MAY_STILL_COME;
-        self.entries.iter().any(|entry| entry.state == State::Unknown && waited(entry))
+    fn may_still_come(&self, now: Instant) -> bool {
+        let waited = |standing: &Standing| now.saturating_duration_since(standing.since);
+        let may = |entry: &Entry| {
+            entry.standing.state == State::Unknown && waited(&entry.standing) < MAY_STILL_COME
+        };
+        self.entries.iter().any(may)
     }
 }
+
+/// How gladly a request is given to an upstream; those of the best rank are candidates, the rest is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    First,
+    /// Doubtful, and for a request that has failed once already: on trial.
+    Second,
+    /// Tried already.
+    Again,
+    Worst,
+}
+
+struct Sieve<'a, 'q> {
+    query: &'a Query<'q>,
+    now: Instant,
+    out: &'a mut Vec<Candidate>,
+    /// Of what is in `out`.
+    rank: Rank,
+    /// The best rank of those who are full, and when the first is so no longer.
+    full: Option<(Rank, Option<Instant>)>,
+    tried: bool,
+}
+
+impl Sieve<'_, '_> {
+    fn consider(&mut self, index: usize, entry: &Entry) {
+        let (query, upstream) = (self.query, &entry.upstream);
+        if query.only.is_some_and(|only| only != upstream.id) {
+            return;
+        }
+        let mut rank = match entry.admits(self.now) {
+            Admits::None => return,
+            Admits::One if upstream.live.trial.load(Relaxed) => return,
+            Admits::One if query.tried.is_empty() => Rank::First,
+            Admits::One | Admits::Last => Rank::Second,
+            Admits::All => Rank::First,
+        };
+        if query.tried.contains(&upstream.id) {
+            self.tried = true;
+            if !query.again {
+                return;
+            }
+            rank = Rank::Again;
+        }
+        let load = upstream.load();
+        let busy = upstream.busy_until(self.now);
+        if busy.is_some() || upstream.config.max_active.is_some_and(|most| load.active >= u64::from(most)) {
+            let (best, until) = self.full.unwrap_or((rank, None));
+            let until = until.into_iter().chain(busy).min();
+            self.full = Some((best.min(rank), until));
+            return;
+        }
+        if rank > self.rank {
+            return;
+        }
+        if rank < self.rank {
+            self.rank = rank;
+            self.out.clear();
+        }
+        self.out.push(Candidate {
+            index,
+            backlog: load.backlog,
+            missing: query.tokens,
+            active: load.active,
+            context: load.context,
+            weight: upstream.config.weight * entry.standing.warmth(self.now),
+        });
+    }
+
+    fn routing(self) -> Routing {
+        match self.full {
+            // Better to wait for a good place than to take a doubtful one.
+            Some((rank, until)) if rank < self.rank => {
+                self.out.clear();
+                Routing::Full { until }
+            }
+            _ if !self.out.is_empty() => Routing::Candidates,
+            _ if self.tried => Routing::Tried,
+            _ => Routing::NotReady,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,18 +1,30 @@
 //! One vLLM server: its settings, its address, and what is in flight on it.
+//!
+//! Settings never change in place. A server whose settings change gets another `Upstream`, which shares
+//! what is alive with the one before, so that no count is lost; requests in flight keep theirs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Notify;
 
+use super::queue::Queue;
 use super::tls::{self, Secure};
+use crate::aggregate::ModelCard;
 use crate::config::types::UpstreamConfig;
 
+/// The longest that an engine's Retry-After keeps requests away from it.
+const LONGEST_BUSY: Duration = Duration::from_secs(60);
+
+/// For so long when it gives none.
+const BUSY: Duration = Duration::from_secs(1);
+
 pub struct Upstream {
-    /// Place in the configuration; stable for the life of the process.
+    /// Of this server and no other, for the life of the process; kept when only its settings change.
     pub id: usize,
     pub config: UpstreamConfig,
     /// Whole `authorization` value sent in place of the client's.
@@ -21,12 +33,33 @@ pub struct Upstream {
     pub authorities: Vec<CertificateDer<'static>>,
     /// How our own questions talk to it, where its URL is https.
     pub(super) secure: Option<Secure>,
+    pub(super) live: Arc<Live>,
+}
+
+/// What is alive of a server, whatever its settings.
+pub(super) struct Live {
+    pub id: usize,
     /// Written by leases only.
-    pub(super) gauges: Gauges,
+    pub gauges: Gauges,
+    /// The one request that is let through after a trip is on its way.
+    pub trial: AtomicBool,
+    /// Answers to requests that have begun.
+    pub answers: AtomicU64,
+    /// Answers are news to the keeper now.
+    pub wants_answers: AtomicBool,
+    /// What it serves, as the keeper last learnt it.
+    pub serves: ArcSwap<Vec<ModelCard>>,
+    /// Wakes its prober ahead of time.
+    pub doubt: Notify,
+    /// Told whenever nothing is in flight any more.
+    pub emptied: Notify,
+    /// Where requests wait for a place on it.
+    pub queue: Arc<Queue>,
+    /// Full by its own word until then: milliseconds after `born`.
+    busy_until: AtomicU64,
+    born: Instant,
     /// Where its name led when it was last asked; resolving is never on a request's path.
     address: ArcSwapOption<SocketAddr>,
-    /// Wakes its prober ahead of time.
-    pub(super) doubt: Notify,
 }
 
 /// What is in flight. Relaxed everywhere: each is a number of its own, read as a hint.
@@ -48,23 +81,39 @@ pub struct Load {
     pub context: u64,
 }
 
+// === impl Upstream ===
+
 impl Upstream {
     /// Fails when what TLS towards it needs cannot be used.
-    pub(super) fn new(id: usize, config: UpstreamConfig) -> Result<Self, String> {
+    pub(super) fn new(id: usize, config: UpstreamConfig, queue: Arc<Queue>) -> Result<Self, String> {
+        let live = Live {
+            id,
+            gauges: Gauges::default(),
+            trial: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
+            wants_answers: AtomicBool::new(false),
+            serves: ArcSwap::default(),
+            doubt: Notify::new(),
+            emptied: Notify::new(),
+            queue,
+            busy_until: AtomicU64::new(0),
+            born: super::now(),
+            address: ArcSwapOption::empty(),
+        };
+        Self::with(config, Arc::new(live))
+    }
+
+    /// The same server with other settings.
+    pub(super) fn renewed(&self, config: UpstreamConfig) -> Result<Self, String> {
+        Self::with(config, self.live.clone())
+    }
+
+    fn with(config: UpstreamConfig, live: Arc<Live>) -> Result<Self, String> {
         let say = |error: String| format!("upstream {}: {error}", config.name);
         let authorities = tls::authorities(&config).map_err(say)?;
         let secure = tls::secure(&config, &authorities).map_err(say)?;
         let authorization = config.api_key.as_ref().map(|key| format!("Bearer {}", key.expose()));
-        Ok(Upstream {
-            id,
-            config,
-            authorization,
-            authorities,
-            secure,
-            gauges: Gauges::default(),
-            address: ArcSwapOption::empty(),
-            doubt: Notify::new(),
-        })
+        Ok(Upstream { id: live.id, config, authorization, authorities, secure, live })
     }
 
     pub fn name(&self) -> &str {
@@ -72,26 +121,55 @@ impl Upstream {
     }
 
     pub fn load(&self) -> Load {
+        let gauges = &self.live.gauges;
         Load {
-            active: self.gauges.active.load(Ordering::Relaxed),
-            backlog: self.gauges.backlog.load(Ordering::Relaxed),
-            context: self.gauges.context.load(Ordering::Relaxed),
+            active: gauges.active.load(Relaxed),
+            backlog: gauges.backlog.load(Relaxed),
+            context: gauges.context.load(Relaxed),
         }
     }
 
     /// The address that its name led to; `None` before the first answer of the resolver.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.address.load().as_deref().copied()
+        self.live.address.load().as_deref().copied()
     }
 
     pub(super) fn set_address(&self, address: SocketAddr) {
         if self.address() != Some(address) {
-            self.address.store(Some(Arc::new(address)));
+            self.live.address.store(Some(Arc::new(address)));
         }
     }
 
     /// A request could not reach it: ask it now rather than at the next interval.
     pub fn doubt(&self) {
-        self.doubt.notify_one();
+        self.live.doubt.notify_one();
+    }
+
+    /// The engine said that it is full: nothing is sent for so long. The longest word counts.
+    pub(super) fn busy(&self, retry_after: Option<Duration>, now: Instant) {
+        let until = now + retry_after.unwrap_or(BUSY).min(LONGEST_BUSY);
+        let millis = until.saturating_duration_since(self.live.born).as_millis();
+        self.live.busy_until.fetch_max(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Until when it is full by its own word.
+    pub fn busy_until(&self, now: Instant) -> Option<Instant> {
+        let millis = self.live.busy_until.load(Relaxed);
+        let until = self.live.born + Duration::from_millis(millis);
+        (millis > 0 && until > now).then_some(until)
+    }
+
+    /// Waits until nothing is in flight.
+    pub(super) async fn idle(&self) {
+        loop {
+            let emptied = self.live.emptied.notified();
+            tokio::pin!(emptied);
+            // Listening begins before looking, so that nothing is missed in between.
+            emptied.as_mut().enable();
+            if self.load().active == 0 {
+                return;
+            }
+            emptied.await;
+        }
     }
 }

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::memory::Reservation;
+use super::attempt::Cause;
+use super::line::Line;
 use super::peek::Wanted;
-use super::replay::{Home, Replay};
+use super::replay::Replay;
+use super::session::Home;
 use super::settings::Settings;
-use crate::fleet::{Lease, Outcome};
+use crate::fleet::{Lease, Outcome, Upstream};
 use crate::observe::metrics::METRICS;
 use crate::reject::{Reject, Style};
-use crate::reply::Reply;
+use crate::reply::ending::{Form, Tail};
+use crate::reply::judge::Judge;
 
 pub struct Context {
     pub started: Instant,
@@ -19,25 +22,44 @@ pub struct Context {
     /// Counts the request as in flight until the context is dropped, on whatever path.
     _in_flight: InFlight,
     pub id: String,
+    /// A call to the admin room, which is no client's request.
+    pub admin: bool,
     pub style: Style,
     pub model: Wanted,
     /// Prompt tokens, estimated.
     pub tokens: u64,
-    /// The one upstream that may have it, by place in the snapshot.
+    /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
+    /// It names where its keys and values lie: no other upstream has them.
+    pub pinned: bool,
     pub attempts: u32,
+    /// Upstreams that have had it, by their ids.
+    pub tried: Vec<usize>,
     pub lease: Option<Lease>,
+    /// The upstream of the last attempt that failed.
+    pub last: Option<Arc<Upstream>>,
+    /// Why the present attempt is given up, and that another may follow.
+    pub cause: Option<Cause>,
+    pub allowed: bool,
+    /// What the client is told when nobody is left to ask.
+    pub failed: Option<Reject>,
     pub home: Option<Home>,
+    pub line: Option<Arc<Line>>,
     pub replay: Option<Arc<Replay>>,
     /// Set before an error is returned, for the one place that answers.
     pub reject: Option<Reject>,
     /// The label of a refusal that went out.
     pub refused: Option<&'static str>,
     pub outcome: Option<Outcome>,
+    /// What the client still sends is read before the connection ends, so that it gets to read a refusal.
+    pub drain: bool,
     pub status: u16,
     pub first_byte: Option<Duration>,
-    /// Watches the answer until its first event, or byte, has come.
-    pub reply: Option<Reply>,
+    /// Looks at the beginning of the answer until it is known to be the client's.
+    pub judge: Option<Judge>,
+    /// How the interface's events look, and where the stream stands.
+    pub form: Form,
+    pub stream: Option<Tail>,
     /// Bytes of the request's body that went to the upstream.
     pub received: u64,
     /// Beginnings of the bodies, where they are logged.
@@ -65,43 +87,49 @@ impl Context {
             settings,
             _in_flight: InFlight::new(),
             id: String::new(),
+            admin: false,
             style: Style::OpenAi,
             model: Wanted::Any,
             tokens: 0,
             only: None,
+            pinned: false,
             attempts: 0,
+            tried: Vec::new(),
             lease: None,
+            last: None,
+            cause: None,
+            allowed: false,
+            failed: None,
             home: None,
+            line: None,
             replay: None,
             reject: None,
             refused: None,
             outcome: None,
+            drain: false,
             status: 0,
             first_byte: None,
-            reply: None,
+            judge: None,
+            form: Form::Data,
+            stream: None,
             received: 0,
             samples: None,
         }
     }
 
-    /// Holds what was peeked until no attempt can follow.
-    pub fn hold(&mut self, body: bytes::Bytes, reservation: Reservation) -> Arc<Replay> {
-        let replay = Replay::new(body, reservation);
-        self.replay = Some(replay.clone());
-        replay
-    }
-
-    /// Looks at a piece of the answer: with its first event, or byte, the prefill is over.
-    pub fn watch(&mut self, piece: &[u8]) {
-        let Some(reply) = &mut self.reply else { return };
-        reply.feed(piece);
-        if reply.first().is_some() {
-            self.reply = None;
-            self.first_byte = Some(self.started.elapsed());
-            if let Some(lease) = &mut self.lease {
-                lease.first_byte();
-            }
+    /// The answer is the client's: with its first event, or byte, the prefill is over, its head may go
+    /// out, and no attempt can follow.
+    pub fn accept(&mut self) {
+        self.judge = None;
+        self.failed = None;
+        self.first_byte.get_or_insert_with(|| self.started.elapsed());
+        if let Some(lease) = &mut self.lease {
+            lease.first_byte();
         }
+        if let Some(line) = &self.line {
+            line.let_go();
+        }
+        self.settle();
     }
 
     /// No attempt can follow: what is held for one goes.

@@ -11,7 +11,8 @@ use pingora::proxy::Session;
 use super::context::Context;
 use crate::fleet::Upstream;
 use crate::names::{
-    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_UPSTREAM,
+    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SHOULD_RETRY,
+    X_UPSTREAM,
 };
 use crate::reject::Reject;
 
@@ -26,12 +27,18 @@ pub fn refuse(session: &Session, most: u64) -> Option<Reject> {
         if raw.len() as u64 > most {
             return Some(Reject::HeadTooLarge { limit: most });
         }
-        let coded = head.headers.contains_key(header::TRANSFER_ENCODING);
-        if coded && names_header(&raw, b"content-length") {
-            return Some(Reject::Malformed { why: "both content-length and transfer-encoding" });
+        if memchr::memchr_iter(b'\n', &raw).any(|at| at == 0 || raw[at - 1] != b'\r') {
+            return Some(Reject::Malformed { why: "a line that ends without a carriage return" });
         }
-        if coded && head.headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
-            return Some(Reject::Malformed { why: "more than one transfer-encoding" });
+        let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+        if let Some(coding) = codings.next() {
+            if names_header(&raw, b"content-length") {
+                return Some(Reject::Malformed { why: "both content-length and transfer-encoding" });
+            }
+            let chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+            if !chunked || codings.next().is_some() {
+                return Some(Reject::Malformed { why: "a transfer-encoding other than chunked" });
+            }
         }
     } else {
         let size: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
@@ -114,6 +121,10 @@ pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool
         && let Ok(id) = HeaderValue::try_from(context.id.as_str())
     {
         head.insert_header(X_REQUEST_ID, id)?;
+    }
+    if context.attempts > 1 && (head.status == 429 || head.status.is_server_error()) {
+        // We have tried; the client's library would only multiply the tries.
+        head.insert_header(X_SHOULD_RETRY, "false")?;
     }
     if expose && let Some(lease) = &context.lease {
         head.insert_header(X_UPSTREAM, lease.upstream().name())?;

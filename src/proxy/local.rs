@@ -127,7 +127,7 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
     cleaned
 }
 
-/// The place in the snapshot of the upstream that holds a stored response: responses live in the memory
+/// The id of the upstream that holds a stored response: responses live in the memory
 /// of the one that made them, so that all are asked.
 pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, id: &str) -> Option<usize> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
@@ -135,10 +135,9 @@ pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, id: &str) -> Op
         return None;
     }
     let path = format!("/v1/responses/{id}");
-    let ready = snapshot.ready().map(|entry| entry.upstream.id);
-    let asked = ready.map(async |index| {
-        let answer = fleet.client().get(&snapshot.entries[index].upstream, &path, LOOKUP).await.ok()?;
-        (answer.status() == StatusCode::OK).then_some(index)
+    let asked = snapshot.ready().map(async |entry| {
+        let answer = fleet.client().get(&entry.upstream, &path, LOOKUP).await.ok()?;
+        (answer.status() == StatusCode::OK).then_some(entry.upstream.id)
     });
     join_all(asked).await.into_iter().flatten().next()
 }

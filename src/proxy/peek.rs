@@ -44,6 +44,8 @@ pub struct Wish {
     /// About how many prompt tokens the request brings.
     pub tokens: u64,
     pub previous_response_id: Option<String>,
+    /// The caller has chosen the upstream: its keys and values lie there.
+    pub pinned: bool,
 }
 
 /// The model that the client asks for.
@@ -55,6 +57,15 @@ pub enum Wanted {
     Named(String),
     /// The body is no document, or its model no string: an upstream will say what is wrong.
     Unreadable,
+}
+
+impl Wanted {
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Wanted::Named(name) => Some(name),
+            Wanted::Any | Wanted::Unreadable => None,
+        }
+    }
 }
 
 pub struct Peeked {
@@ -86,6 +97,11 @@ impl Peeker {
         shape: Shape,
         model_decides: bool,
     ) -> Result<Peeked, Failure> {
+        if session.is_body_empty() {
+            let (body, reservation) = (Bytes::new(), self.memory.reservation());
+            let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
+            return Ok(Peeked { body, whole: true, reservation, wish });
+        }
         let declared = declared_length(session);
         if declared.is_some_and(|length| length > self.limits.max_body) {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
@@ -109,7 +125,7 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let wish = reader.looker.wish(reader.body.bytes(), declared);
+        let wish = reader.looker.wish(reader.body.bytes(), whole, declared);
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
     }
 }
@@ -215,6 +231,7 @@ impl Body {
 }
 
 /// Looks for the model as the bytes come.
+#[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
 enum Looker {
     Json(Scanner),
     Multipart(FormScanner),
@@ -252,33 +269,44 @@ impl Looker {
         }
     }
 
-    fn wish(&self, body: &[u8], declared: Option<u64>) -> Wish {
+    fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
         match self {
-            Looker::Json(scanner) => json_wish(&scanner.facts(body), body.len(), declared),
+            Looker::Json(scanner) => json_wish(&scanner.facts(body), body, whole, declared),
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
-                Wish { model: wanted(&facts.model, facts.state), ..Wish::default() }
+                Wish { model: wanted(&facts.model, facts.state, whole), ..Wish::default() }
             }
             Looker::Opaque => Wish { model: Wanted::Unreadable, ..Wish::default() },
         }
     }
 }
 
-fn wanted(model: &Model<'_>, state: Progress) -> Wanted {
+/// A body that is whole and not over is no document either.
+fn wanted(model: &Model<'_>, state: Progress, whole: bool) -> Wanted {
     match (model, state) {
+        (_, Progress::Cut) if whole => Wanted::Unreadable,
         (_, Progress::Malformed(_)) | (Model::NotAString, _) => Wanted::Unreadable,
         (Model::Named(name), _) => Wanted::Named(name.clone().into_owned()),
         (Model::Absent, _) => Wanted::Any,
     }
 }
 
-fn json_wish(facts: &Facts<'_>, read: usize, declared: Option<u64>) -> Wish {
-    let model = wanted(&facts.model, facts.state);
+fn json_wish(facts: &Facts<'_>, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
+    let model = match body.trim_ascii_start().first() {
+        Some(b'{' | b'\xef') => wanted(&facts.model, facts.state, whole),
+        // A list, a number: an upstream will say what a request must be.
+        _ => Wanted::Unreadable,
+    };
     // What lies behind the peek is prompt in the same share as what was read.
-    let unread = declared.map_or(0, |length| length.saturating_sub(read as u64));
+    let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
     let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });
     let previous = facts.previous_response_id.as_ref().filter(|id| !id.is_empty());
-    Wish { model, tokens: prompt / 4, previous_response_id: previous.map(|id| id.clone().into_owned()) }
+    Wish {
+        model,
+        tokens: prompt / 4,
+        previous_response_id: previous.map(|id| id.clone().into_owned()),
+        pinned: facts.kv_transfer(),
+    }
 }
 
 /// The length that the head declares. Pingora has refused differing ones.

@@ -19,8 +19,11 @@ const IDLE: Duration = Duration::from_secs(4);
 #[derive(Default)]
 pub struct Peers {
     /// Taken for upstreams with a `tls.ca` alone, and never across an await.
-    authorities: Mutex<HashMap<usize, (Weak<Upstream>, Arc<CaType>)>>,
+    authorities: Mutex<HashMap<usize, Authorities>>,
 }
+
+/// Those of one upstream, for as long as it lives.
+type Authorities = (Weak<Upstream>, Arc<CaType>);
 
 impl Peers {
     fn authorities(&self, upstream: &Arc<Upstream>) -> Option<Arc<CaType>> {

@@ -7,11 +7,14 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::context::{Context, Samples};
+use super::line::Line;
 use super::peek::{Failure, Peeked, Shape, Wanted};
-use super::{Balancer, Shared, headers, local, refuse, replay};
+use super::replay::Replay;
+use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
 use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
 use crate::reject::{Reject, Style};
+use crate::reply::ending::{Form, error_events};
 use crate::route::paths::{Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location};
 
 /// What a request comes to once its head, and the beginning of its body, are known.
@@ -34,12 +37,13 @@ pub async fn admin(
     if !admin.serves(head.uri.path()) {
         return Ok(None);
     }
+    context.admin = true;
     let mut request = Request::new(Bytes::new());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
     *request.headers_mut() = head.headers.clone();
     *request.body_mut() = read_whole(session, context, ADMIN_BODY).await?;
-    Ok(Some(admin.call(&request)))
+    Ok(Some(admin.call(request).await))
 }
 
 /// Finds the route of a request, and answers it or makes it ready to be sent.
@@ -60,6 +64,11 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
     if api.is_websocket() && !session.is_upgrade_req() {
         return Err(refuse(context, Reject::Path));
     }
+    context.form = match api {
+        Api::Responses | Api::ResponseById => Form::Responses,
+        Api::Messages => Form::Messages,
+        _ => Form::Data,
+    };
     context.style = match api.error_style() {
         ErrorStyle::Anthropic => Style::Anthropic,
         ErrorStyle::OpenAi | ErrorStyle::Detail => Style::OpenAi,
@@ -71,8 +80,8 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
         Policy::Aggregate(what) => aggregate(shared, context, &snapshot, what).await,
         Policy::FanOut => fan_out(shared, session, context, &method).await,
         Policy::Upstream(name) => {
-            let named = snapshot.entries.iter().position(|entry| entry.upstream.name() == &*name);
-            context.only = Some(named.unwrap_or(usize::MAX));
+            let named = snapshot.by_name(&name);
+            context.only = Some(named.map_or(usize::MAX, |entry| entry.upstream.id));
             context.model = Wanted::Unreadable;
             forward(shared, session, context, Shape::Opaque, false).await
         }
@@ -172,7 +181,7 @@ async fn forward(
     shape: Shape,
     model_decides: bool,
 ) -> Result<Step> {
-    if session.is_upgrade_req() || session.is_body_empty() {
+    if session.is_upgrade_req() {
         return Ok(Step::Forward);
     }
     expect(session).await?;
@@ -184,6 +193,7 @@ async fn forward(
         };
     context.model = wish.model;
     context.tokens = wish.tokens;
+    context.pinned = wish.pinned;
     if let Some(most) = context.settings.sample {
         let mut samples = Samples { request: Vec::new(), answer: Vec::new(), most };
         Samples::keep(&mut samples.request, most, &body);
@@ -196,8 +206,12 @@ async fn forward(
             context.only = local::locate_response(&shared.fleet, &snapshot, &id).await;
         }
     }
-    let replay = context.hold(body, reservation);
-    context.home = Some(replay::wrap(&mut session.downstream_session, replay, whole));
+    let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
+    let line = Line::new(shared.fleet.clone(), context.settings.timeouts);
+    let place = &mut session.downstream_session;
+    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), whole));
+    context.replay = Some(replay);
+    context.line = Some(line);
     Ok(Step::Forward)
 }
 
@@ -248,14 +262,17 @@ pub fn no_candidate(routing: &Routing, context: &Context, snapshot: &Snapshot) -
         Wanted::Any | Wanted::Unreadable => None,
     };
     match (routing, model) {
-        (Routing::Full, _) => Reject::Full,
+        (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
         (Routing::NoSuchModel, Some(model)) => Reject::Model { model, aliases: snapshot.aliases().to_vec() },
         (_, model) => Reject::NotReady { model },
     }
 }
 
 /// What a failure that nobody named is called; `None` when there is no client to tell.
-pub fn failure(error: &Error, context: &Context) -> Option<Reject> {
+pub fn failure(error: &Error, context: &mut Context) -> Option<Reject> {
+    if let Some(failed) = context.failed.take() {
+        return Some(failed);
+    }
     if let ErrorType::HTTPStatus(400) = error.etype() {
         return Some(Reject::Malformed { why: "it is no HTTP" });
     }
@@ -264,17 +281,26 @@ pub fn failure(error: &Error, context: &Context) -> Option<Reject> {
             Some(Reject::Malformed { why: "its head is no HTTP" })
         }
         ErrorSource::Downstream => None,
-        ErrorSource::Upstream => {
-            let name = context.lease.as_ref().map_or("", |lease| lease.upstream().name()).to_string();
-            match error.etype() {
-                ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
-                    Some(Reject::Timeout { name })
-                }
-                _ => Some(Reject::Upstream { name }),
-            }
-        }
-        ErrorSource::Internal | ErrorSource::Unset => Some(Reject::Internal),
+        ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset => Some(Reject::Internal),
     }
+}
+
+/// A stream that had begun cannot go on: its client is told so in the interface's own form, and the
+/// connection ends. An answer that is no stream just breaks off, which its framing shows.
+pub async fn end_stream(session: &mut Session, error: &Error, context: &mut Context) {
+    let gone = *error.esource() == ErrorSource::Downstream && context.failed.is_none();
+    let (Some(tail), false) = (&context.stream, gone) else { return };
+    let name = context.last.as_ref().map_or("", |upstream| upstream.name());
+    let (code, message) = match &context.failed {
+        Some(Reject::Timeout { .. }) => {
+            (504, format!("The upstream {name} did not go on with the answer in time."))
+        }
+        _ => (502, format!("The upstream {name} ended before the answer was whole.")),
+    };
+    observe::stream_broken(&context.id, name, &error.to_string());
+    let events = error_events(context.form, &message, code, !tail.between_events());
+    // Whoever does not read any more has not been cut silently either.
+    drop(session.write_response_body(Some(Bytes::from(events)), true).await);
 }
 
 /// Tells the end of a request to logs and metrics.
@@ -301,7 +327,7 @@ pub fn tell(
         method: head.method.as_str(),
         path: head.uri.path(),
         model,
-        upstream: lease.map(|lease| lease.upstream().name()),
+        upstream: lease.map(Lease::upstream).or(context.last.as_ref()).map(|upstream| upstream.name()),
         status: context.status,
         outcome: context.refused.unwrap_or(outcome.label()),
         attempts: context.attempts,
@@ -310,6 +336,7 @@ pub fn tell(
         received: context.received,
         sent: session.body_bytes_sent() as u64,
         error: error.as_deref(),
+        admin: context.admin,
     });
     if let Some(samples) = &context.samples {
         let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();

@@ -1,290 +1,104 @@
-//! A client's session behind a wrapper that hands out what was already read of the body.
+//! What was read of a request's body, held for as long as it may have to be sent again.
 //!
-//! Pingora sends a body that was read before the upstream was chosen only from its own retry buffer,
-//! which holds 64 KiB and is dropped whole when one byte more arrives; a larger peeked body would hang or
-//! be lost. The wrapper stands in the session's place, delegates everything, and answers
-//! `get_retry_buffer` from the peeked bytes. When the request is over the real session goes back, so that
-//! the connection can be kept alive: the wrapper sends it home when it is dropped.
-//!
-//! The trait is not covered by pingora's promises, which is why its version is pinned and
-//! `tests/bodies.rs` sends every kind of body through.
+//! It begins with the peeked bytes and grows with what is read later, up to `peek.max_body` and as far as
+//! `peek.memory` has room; a body that cannot be held is sent once. It goes as soon as no attempt can
+//! follow: with prompts of 100 KB this is most of what an idle stream would cost.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use http::HeaderMap;
-use pingora::Result;
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::protocols::Digest;
-use pingora::protocols::http::custom::CustomMessageWrite;
-use pingora::protocols::http::custom::server::Session as CustomSession;
-use pingora::protocols::http::{HttpTask, ServerSession};
-use pingora::protocols::l4::socket::SocketAddr;
-use tokio::sync::oneshot;
+use bytes::{Bytes, BytesMut};
 
 use super::memory::Reservation;
 
-/// What was read before the upstream was chosen, held while it may still have to be sent.
-///
-/// The lock is a plain mutex: it is taken twice in a request's life and never across an await.
-#[derive(Default)]
-pub struct Replay(Mutex<Option<(Bytes, Reservation)>>);
+/// The lock is a plain mutex: it is taken for a copy or a handle, never across an await.
+pub struct Replay(Mutex<State>);
+
+enum State {
+    /// Everything that was read so far.
+    Whole { body: Bytes, later: BytesMut, reservation: Reservation, most: u64 },
+    /// Something that was read is not held.
+    Gone,
+}
 
 impl Replay {
-    pub fn new(body: Bytes, reservation: Reservation) -> Arc<Self> {
-        Arc::new(Replay(Mutex::new(Some((body, reservation)))))
+    /// `most`: the largest body that is held.
+    pub fn new(body: Bytes, reservation: Reservation, most: u64) -> Arc<Self> {
+        Arc::new(Replay(Mutex::new(State::Whole { body, later: BytesMut::new(), reservation, most })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No attempt can follow: the bytes and their reservation go.
     pub fn release(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        *self.state() = State::Gone;
     }
 
-    fn body(&self) -> Option<Bytes> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().map(|(body, _)| body.clone())
+    /// Whether another attempt can be given all that was read.
+    pub fn is_whole(&self) -> bool {
+        matches!(*self.state(), State::Whole { .. })
     }
-}
 
-/// Where the real session comes back to.
-pub struct Home(oneshot::Receiver<Box<ServerSession>>);
+    /// A piece was read after the peek.
+    pub fn push(&self, piece: &Bytes) {
+        let mut state = self.state();
+        let State::Whole { body, later, reservation, most } = &mut *state else { return };
+        let total = (body.len() + later.len() + piece.len()) as u64;
+        if total > *most || !reservation.grow_to(total) {
+            *state = State::Gone;
+            return;
+        }
+        later.extend_from_slice(piece);
+    }
 
-impl Home {
-    /// Puts the real session back in its place.
-    pub fn unwrap(mut self, place: &mut Box<ServerSession>) {
-        let wrapper = std::mem::replace(place, placeholder());
-        drop(wrapper);
-        if let Ok(real) = self.0.try_recv() {
-            *place = real;
+    /// What an attempt begins with.
+    pub fn body(&self) -> Option<Bytes> {
+        match &mut *self.state() {
+            State::Whole { body, later, .. } => {
+                if !later.is_empty() {
+                    let mut all = BytesMut::with_capacity(body.len() + later.len());
+                    all.extend_from_slice(body);
+                    all.extend_from_slice(&later.split());
+                    *body = all.freeze();
+                }
+                Some(body.clone())
+            }
+            State::Gone => None,
         }
     }
 }
 
-/// Puts a wrapper in the session's place. `whole`: the body has no more bytes than the peeked ones.
-pub fn wrap(place: &mut Box<ServerSession>, replay: Arc<Replay>, whole: bool) -> Home {
-    let real = std::mem::replace(place, placeholder());
-    let (way_home, home) = oneshot::channel();
-    let empty = whole && replay.body().is_none_or(|body| body.is_empty());
-    let wrapped = Wrapped { session: Some((real, way_home)), replay, empty };
-    *place = Box::new(ServerSession::new_custom(Box::new(wrapped)));
-    Home(home)
-}
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memory;
+    use super::*;
 
-/// Stands in a session's place for the moment in which the real one changes hands.
-fn placeholder() -> Box<ServerSession> {
-    Box::new(ServerSession::new_custom(Box::new(())))
-}
-
-struct Wrapped {
-    /// Present until the drop.
-    session: Option<(Box<ServerSession>, oneshot::Sender<Box<ServerSession>>)>,
-    replay: Arc<Replay>,
-    /// The body turned out to have no bytes, though its head could not tell.
-    empty: bool,
-}
-
-impl Wrapped {
-    fn real(&self) -> &ServerSession {
-        &self.session.as_ref().expect("the session leaves only in drop").0
+    fn replay(memory: u64, most: u64) -> Arc<Replay> {
+        let mut reservation = Memory::new(memory).reservation();
+        assert!(reservation.grow_to(4));
+        Replay::new(Bytes::from_static(b"peek"), reservation, most)
     }
 
-    fn real_mut(&mut self) -> &mut ServerSession {
-        &mut self.session.as_mut().expect("the session leaves only in drop").0
+    #[test]
+    fn a_later_attempt_begins_with_all_that_was_read() {
+        let replay = replay(1000, 1000);
+        assert_eq!(replay.body().unwrap(), "peek");
+        replay.push(&Bytes::from_static(b"ed "));
+        replay.push(&Bytes::from_static(b"body"));
+        assert_eq!(replay.body().unwrap(), "peeked body");
+        replay.push(&Bytes::from_static(b"!"));
+        assert_eq!(replay.body().unwrap(), "peeked body!");
+        replay.release();
+        assert!(replay.body().is_none() && !replay.is_whole());
     }
-}
 
-impl Drop for Wrapped {
-    fn drop(&mut self) {
-        if let Some((real, way_home)) = self.session.take() {
-            // Nobody waits when the request itself was dropped: the session, and with it the
-            // connection, ends here then.
-            drop(way_home.send(real));
+    #[test]
+    fn a_body_that_cannot_be_held_is_sent_once() {
+        for (memory, most) in [(1000, 6), (6, 1000)] {
+            let replay = replay(memory, most);
+            replay.push(&Bytes::from_static(b"123"));
+            assert!(!replay.is_whole(), "memory {memory}, most {most}");
         }
-    }
-}
-
-#[async_trait]
-impl CustomSession for Wrapped {
-    fn req_header(&self) -> &RequestHeader {
-        self.real().req_header()
-    }
-
-    fn req_header_mut(&mut self) -> &mut RequestHeader {
-        self.real_mut().req_header_mut()
-    }
-
-    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
-        self.real_mut().read_request_body().await
-    }
-
-    async fn drain_request_body(&mut self) -> Result<()> {
-        self.real_mut().drain_request_body().await
-    }
-
-    async fn write_response_header(&mut self, head: Box<ResponseHeader>, _end: bool) -> Result<()> {
-        self.real_mut().write_response_header(head).await
-    }
-
-    async fn write_response_header_ref(&mut self, head: &ResponseHeader, _end: bool) -> Result<()> {
-        self.real_mut().write_response_header_ref(head).await
-    }
-
-    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
-        self.real_mut().write_response_body(data, end).await
-    }
-
-    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.real_mut().write_response_trailers(trailers).await
-    }
-
-    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        self.real_mut().response_duplex_vec(tasks).await
-    }
-
-    fn proxy_tasks_enabled(&self) -> bool {
-        self.real().supports_proxy_task_api()
-    }
-
-    fn set_proxy_tasks_enabled(&mut self, enabled: bool) {
-        self.real_mut().set_proxy_tasks_enabled(enabled);
-    }
-
-    fn send_proxy_task(&mut self, task: HttpTask) {
-        self.real_mut().send_downstream_proxy_task(task);
-    }
-
-    fn has_pending_proxy_tasks(&self) -> bool {
-        self.real().has_pending_downstream_proxy_tasks()
-    }
-
-    async fn write_proxy_tasks(&mut self) -> Result<bool> {
-        self.real_mut().write_downstream_proxy_tasks().await
-    }
-
-    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_read_timeout(timeout);
-    }
-
-    fn get_read_timeout(&self) -> Option<Duration> {
-        self.real().get_read_timeout()
-    }
-
-    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_write_timeout(timeout);
-    }
-
-    fn get_write_timeout(&self) -> Option<Duration> {
-        self.real().get_write_timeout()
-    }
-
-    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
-        self.real_mut().set_total_drain_timeout(timeout);
-    }
-
-    fn get_total_drain_timeout(&self) -> Option<Duration> {
-        self.real().get_total_drain_timeout()
-    }
-
-    fn request_summary(&self) -> String {
-        self.real().request_summary()
-    }
-
-    fn response_written(&self) -> Option<&ResponseHeader> {
-        self.real().response_written()
-    }
-
-    async fn shutdown(&mut self, _code: u32, _context: &str) {
-        self.real_mut().shutdown().await;
-    }
-
-    fn is_body_done(&mut self) -> bool {
-        self.real_mut().is_body_done()
-    }
-
-    async fn finish(&mut self) -> Result<()> {
-        self.real_mut().finish_body().await.map(|_| ())
-    }
-
-    fn is_body_empty(&mut self) -> bool {
-        self.empty || self.real_mut().is_body_empty()
-    }
-
-    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        self.real_mut().read_body_or_idle(no_body_expected).await
-    }
-
-    fn body_bytes_sent(&self) -> usize {
-        self.real().body_bytes_sent()
-    }
-
-    fn body_bytes_read(&self) -> usize {
-        self.real().body_bytes_read()
-    }
-
-    fn digest(&self) -> Option<&Digest> {
-        self.real().digest()
-    }
-
-    fn digest_mut(&mut self) -> Option<&mut Digest> {
-        self.real_mut().digest_mut()
-    }
-
-    fn client_addr(&self) -> Option<&SocketAddr> {
-        self.real().client_addr()
-    }
-
-    fn server_addr(&self) -> Option<&SocketAddr> {
-        self.real().server_addr()
-    }
-
-    fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        self.real().to_h1_raw()
-    }
-
-    /// Called before each attempt; what was peeked is held already.
-    fn enable_retry_buffering(&mut self) {}
-
-    /// Pingora's own rules for trying again are not used: `proxy` decides.
-    fn retry_buffer_truncated(&self) -> bool {
-        true
-    }
-
-    fn get_retry_buffer(&self) -> Option<Bytes> {
-        if self.empty { None } else { self.replay.body() }
-    }
-
-    async fn finish_custom(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _reader: Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
-    }
-
-    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
-        Ok(())
-    }
-
-    fn is_upgrade_req(&self) -> bool {
-        self.real().is_upgrade_req()
-    }
-
-    fn was_upgraded(&self) -> bool {
-        self.real().was_upgraded()
     }
 }

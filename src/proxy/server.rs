@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Balancer;
+use super::connections::{Connections, Seat};
 use crate::config::types::{Address, Listen, ListenTls};
 use crate::observe;
 use crate::observe::metrics::METRICS;
@@ -137,8 +138,8 @@ pub fn engine(balancer: Balancer, threads: usize) -> Arc<HttpProxy<Balancer>> {
     let conf = ServerConf {
         threads,
         upstream_keepalive_pool_size: POOL,
-        // One attempt: trying again is a later part's.
-        max_retries: 1,
+        // Pingora's own bound; how often a request really goes out, `attempt` decides.
+        max_retries: 16,
         ..ServerConf::default()
     };
     let mut proxy = HttpProxy::new(balancer, Arc::new(conf));
@@ -150,25 +151,37 @@ pub fn engine(balancer: Balancer, threads: usize) -> Arc<HttpProxy<Balancer>> {
 }
 
 /// Serves `listener` until `stop`, then lets what is in flight end. When `cut` comes first, what is left
-/// is dropped. Returns how many connections that were.
+/// is dropped. Returns how many connections that were. While there is no seat for it one connection is
+/// held, and the rest waits with the kernel.
 pub async fn serve(
     listener: Listener,
     proxy: Arc<HttpProxy<Balancer>>,
+    seats: Arc<Connections>,
     mut stop: watch::Receiver<bool>,
     mut cut: watch::Receiver<bool>,
 ) -> usize {
     let mut connections = JoinSet::new();
+    let mut held = None;
     let shutdown = stop.clone();
+    let talk = |socket, seat| {
+        let (proxy, tls, shutdown) = (proxy.clone(), listener.tls.clone(), shutdown.clone());
+        connection(socket, seat, tls, proxy, shutdown)
+    };
     loop {
         tokio::select! {
             biased;
             () = told(&mut stop) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            accepted = listener.accept() => match accepted {
-                Ok(socket) => {
-                    let (proxy, tls, shutdown) = (proxy.clone(), listener.tls.clone(), shutdown.clone());
-                    connections.spawn(connection(socket, tls, proxy, shutdown));
+            seat = seats.seat(), if held.is_some() => {
+                if let Some(socket) = held.take() {
+                    connections.spawn(talk(socket, seat));
                 }
+            }
+            accepted = listener.accept(), if held.is_none() => match accepted {
+                Ok(socket) => match seats.try_seat() {
+                    Some(seat) => drop(connections.spawn(talk(socket, seat))),
+                    None => held = Some(socket),
+                },
                 Err(error) => {
                     observe::accept_failed(&listener.address, &error.to_string());
                     tokio::time::sleep(BREATHER).await;
@@ -206,6 +219,7 @@ fn unlink(socket: &UnixListener) {
 
 async fn connection(
     socket: Socket,
+    _seat: Seat,
     tls: Option<Arc<Acceptor>>,
     proxy: Arc<HttpProxy<Balancer>>,
     shutdown: watch::Receiver<bool>,

@@ -2,10 +2,11 @@
 //! meanwhile, it ends by the settings that it began with.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::memory::Memory;
 use super::peek::Peeker;
-use crate::config::types::{Balance, Config, Timeouts};
+use crate::config::types::{Balance, Config, Retry, Timeouts};
 use crate::route::paths;
 
 pub struct Settings {
@@ -13,6 +14,9 @@ pub struct Settings {
     pub knobs: Balance,
     pub peeker: Peeker,
     pub timeouts: Timeouts,
+    pub retry: Retry,
+    /// How long a request waits while all who could have it are full.
+    pub wait: Duration,
     pub header_bytes: u64,
     pub expose: bool,
     /// Bytes of bodies that are logged.
@@ -27,6 +31,8 @@ impl Settings {
             knobs: config.balance,
             peeker: Peeker { limits: config.peek, memory },
             timeouts: config.timeouts,
+            retry: config.retry,
+            wait: config.queue.wait,
             header_bytes: config.limits.header_bytes,
             expose: config.expose,
             sample: config.log.bodies.then_some(config.log.truncate),

@@ -20,6 +20,7 @@ mod completions;
 mod connection;
 mod control;
 mod driver;
+mod encode;
 mod error;
 mod fault;
 mod generate;
@@ -37,6 +38,7 @@ mod record;
 mod render;
 mod reply;
 mod responses;
+mod responses_stream;
 mod route;
 mod run;
 mod server;
@@ -194,10 +196,16 @@ impl Engine {
 
     /// Closes everything and waits until it is closed.
     pub async fn stop(self) {
+        self.end();
+        self.wait_until("connections are closed", |stats| stats.connections == 0).await;
+    }
+
+    /// Ends the tasks, and asks the connections that became websockets to end.
+    fn end(&self) {
         for task in &self.tasks {
             task.abort();
         }
-        self.wait_until("connections are closed", |stats| stats.connections == 0).await;
+        self.shared.control.send_modify(|control| control.close_all += 1);
     }
 
     /// Waits until the counts are as wanted.
@@ -220,9 +228,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.end();
         if let Address::Unix(path) = &self.address {
             server::remove_socket(path);
         }

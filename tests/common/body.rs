@@ -1,7 +1,7 @@
 //! Bodies of requests.
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Recorded;
@@ -72,46 +72,37 @@ pub fn events(body: &[u8]) -> Vec<String> {
     text.split("\n\n").filter(|event| !event.is_empty()).map(str::to_string).collect()
 }
 
-/// Takes from an answer what differs from one answer to the next: ids and times.
+/// Fields that differ from one answer to the next: ids and times.
+const VARY: [&str; 8] =
+    ["id", "created", "created_at", "completed_at", "item_id", "call_id", "request_id", "response_id"];
+
+/// A body without the values of fields that vary; every other byte stays.
 pub fn normal(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    match serde_json::from_str::<Value>(&text) {
-        Ok(mut value) if value.is_object() || value.is_array() => {
-            strip(&mut value);
-            value.to_string()
-        }
-        _ => text.lines().map(normal_line).collect::<Vec<_>>().join("\n"),
-    }
+    let text = String::from_utf8_lossy(body).into_owned();
+    VARY.iter().fold(text, |text, name| blank(&text, &format!("\"{name}\":")))
 }
 
-/// A line of an event keeps its prefix; its document is normalised.
-fn normal_line(line: &str) -> String {
-    let document = line.strip_prefix("data: ").and_then(|data| serde_json::from_str::<Value>(data).ok());
-    match document {
-        Some(mut value) => {
-            strip(&mut value);
-            format!("data: {value}")
-        }
-        None => line.to_string(),
-    }
-}
-
-fn strip(value: &mut Value) {
-    const VARY: [&str; 7] =
-        ["id", "created", "created_at", "completed_at", "item_id", "call_id", "request_id"];
-    match value {
-        Value::Object(fields) => {
-            for (name, field) in fields {
-                if VARY.contains(&name.as_str()) && (field.is_string() || field.is_number()) {
-                    *field = Value::from("varies");
-                } else {
-                    strip(field);
-                }
+fn blank(text: &str, key: &str) -> String {
+    let mut blanked = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(key) {
+        let (before, value) = rest.split_at(at + key.len());
+        blanked.push_str(before);
+        let spaces = value.len() - value.trim_start_matches(' ').len();
+        blanked.push_str(&value[..spaces]);
+        let value = &value[spaces..];
+        let (blank, length) = match value.strip_prefix('"') {
+            Some(string) => ("\"varies\"", string.find('"').map_or(value.len(), |end| end + 2)),
+            None => {
+                ("0", value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len())
             }
+        };
+        if length > 0 {
+            blanked.push_str(blank);
         }
-        Value::Array(items) => items.iter_mut().for_each(strip),
-        _ => {}
+        rest = &value[length..];
     }
+    blanked + rest
 }
 
 /// Whether an engine received exactly these bytes.

@@ -4,11 +4,13 @@
 //! Everything listens on a free port, is started by the test that uses it, and ends with it. Waiting is
 //! for a condition, with a limit after which the test fails; nothing sleeps and hopes.
 
-#![allow(dead_code, reason = "each test file uses its part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part of it")]
 
 pub mod body;
 pub mod certs;
 pub mod h2;
+pub mod logs;
+pub mod raw;
 pub mod wire;
 
 use std::time::Duration;
@@ -36,7 +38,9 @@ pub async fn eventually<T>(what: &str, mut so: impl AsyncFnMut() -> Option<T>) -
         if let Some(value) = so().await {
             return value;
         }
-        assert!(Instant::now() < end, "waited {PATIENCE:?} in vain until {what}");
+        if Instant::now() > end {
+            panic!("waited {PATIENCE:?} in vain until {what}; the log:\n{}", logs::all().join("\n"));
+        }
         sleep(LOOK).await;
     }
 }
@@ -114,6 +118,7 @@ pub fn upstream(written: &str) -> UpstreamConfig {
 impl Balancer {
     /// Starts, and waits for no upstream.
     pub async fn start(config: Config) -> Self {
+        logs::remember();
         Balancer { running: app::start(config).await.expect("the balancer starts") }
     }
 

@@ -133,6 +133,13 @@ impl Wire {
         self.answer().await
     }
 
+    /// Sends a request and reads an answer that has a head only, as HEAD's has.
+    pub async fn ask_head(&mut self, request: impl AsRef<[u8]>) -> Answer {
+        self.send(request).await;
+        let Head { status, headers, .. } = self.head().await;
+        Answer { status, headers, body: Bytes::new(), pieces: Vec::new(), whole: true }
+    }
+
     pub async fn answer(&mut self) -> Answer {
         let head = self.head().await;
         self.body(head).await

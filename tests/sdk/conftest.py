@@ -33,7 +33,7 @@ def normal(value):
     if isinstance(value, Exception):
         return {"raised": type(value).__name__, "said": str(value)}
     if hasattr(value, "model_dump"):
-        return normal(value.model_dump(mode="json"))
+        return normal(value.model_dump(mode="json", warnings=False))
     if isinstance(value, dict):
         # A list of models in whose cards ids mean something keeps them.
         kept = VOLATILE - {"id"} if value.get("object") == "model" else VOLATILE

@@ -78,7 +78,7 @@ def status(url):
 
 
 @contextlib.contextmanager
-def process(arguments, ready_url):
+def process(arguments, ready_url, patience=PATIENCE):
     """Runs a program until the block ends; the block begins when `ready_url` is 200."""
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT)
@@ -89,12 +89,12 @@ def process(arguments, ready_url):
             raise RuntimeError(f"{' '.join(map(str, arguments))}: {why}\n{said}")
 
         try:
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + patience
             while status(ready_url) != 200:
                 if child.poll() is not None:
                     fail(f"ended with {child.returncode} before it was ready")
                 if time.monotonic() > end:
-                    fail(f"{ready_url} is not 200 after {PATIENCE:.0f} s")
+                    fail(f"{ready_url} is not 200 after {patience:.0f} s")
                 time.sleep(0.02)
             yield child
             if child.poll() is not None:
@@ -121,7 +121,7 @@ def stack(api_key=None):
     with contextlib.ExitStack() as running:
         for port in (lone, first, second):
             key = ["--api-key", api_key] if api_key else []
-            engine = [binary(), "engine", "--port", str(port), *key]
+            engine = [binary(), "engine", "--speed", "10", "--port", str(port), *key]
             running.enter_context(process(engine, f"http://127.0.0.1:{port}/health"))
         upstreams = [f"http://127.0.0.1:{first}", f"http://127.0.0.1:{second}"]
         balancer = [binary(), "--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]

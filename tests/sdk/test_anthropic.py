@@ -72,7 +72,9 @@ def test_unknown_model(same):
     assert error.body["type"] == "error" and "nobody" in error.body["error"]["message"]
 
 
-@pytest.mark.parametrize("change", [{"max_tokens": 0}, {"messages": "no list"}, {"temperature": -5}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"max_tokens": 0}, {"messages": "no list"}, {"extra_body": {"temperature": -5}}], ids=str
+)
 def test_bad_request(same, change):
     same.fails(anthropic.BadRequestError, lambda c: create(c, **change))
 

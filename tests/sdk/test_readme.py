@@ -37,7 +37,8 @@ def demo():
     command = [harness.ROOT / "dev", "demo", "--admin", f"127.0.0.1:{admin}"]
     if address != PRINTED:
         command += ["--listen", address]
-    with harness.process(command, f"http://{address}/health"):
+    # The demo builds what is not built.
+    with harness.process(command, f"http://{address}/health", patience=900):
         yield address
 
 

@@ -79,9 +79,14 @@ impl Source {
     }
 }
 
+/// Where the lines of a text end.
+fn line_ends(text: &str) -> Vec<usize> {
+    text.match_indices('\n').map(|(at, _)| at).collect()
+}
+
 /// Line of a byte, counted from 1.
-fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1
+fn line_of(ends: &[usize], at: usize) -> usize {
+    ends.partition_point(|end| *end < at) + 1
 }
 
 fn is_word(byte: u8) -> bool {
@@ -92,7 +97,7 @@ fn is_word(byte: u8) -> bool {
 fn lex(text: &str) -> (String, Vec<Literal>) {
     let bytes = text.as_bytes();
     let mut code = bytes.to_vec();
-    let mut literals = Vec::new();
+    let (ends, mut literals) = (line_ends(text), Vec::new());
     let mut at = 0;
     while at < bytes.len() {
         let after_word = at > 0 && is_word(bytes[at - 1]);
@@ -102,7 +107,7 @@ fn lex(text: &str) -> (String, Vec<Literal>) {
             comment_end(bytes, at)
         } else if let Some((open, end)) = string_end(bytes, at).filter(|_| !after_word || bytes[at] == b'"') {
             let inner = text.get(open..end).unwrap_or_default().trim_end_matches(['#', '"']);
-            literals.push(Literal { at, line: line_of(text, at), text: inner.into() });
+            literals.push(Literal { at, line: line_of(&ends, at), text: inner.into() });
             end
         } else {
             char_end(text, at)
@@ -229,7 +234,7 @@ fn blank(bytes: &mut [u8]) {
 
 fn functions(code: &str) -> Vec<Function> {
     let bytes = code.as_bytes();
-    let mut found = Vec::new();
+    let (ends, mut found) = (line_ends(code), Vec::new());
     for (at, _) in code.match_indices("fn ") {
         if at > 0 && is_word(bytes[at - 1]) {
             continue;
@@ -239,8 +244,8 @@ fn functions(code: &str) -> Vec<Function> {
             continue;
         }
         if let Ok(open) = body(bytes, at) {
-            let line = line_of(code, at);
-            let last = line_of(code, closing_brace(bytes, open));
+            let line = line_of(&ends, at);
+            let last = line_of(&ends, closing_brace(bytes, open));
             found.push(Function { name, line, lines: last - line + 1 });
         }
     }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::{Draft, set};
 use crate::config::problem::{Place, Problem, seen};
-use crate::config::raw::{Node, Value};
+use crate::config::raw::{self, Node, Value};
 use crate::config::section::{Section, items, scalar};
 use crate::config::types::{Passthrough, PassthroughTo, UpstreamConfig, UpstreamTls, UpstreamUrl};
 use crate::config::url;
@@ -50,6 +50,38 @@ pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], draft: &mut Draft) {
     }
     adopt(found, draft, &mut problems);
     draft.problems = problems;
+}
+
+/// One upstream in its long form as JSON, under the rules of the file. Variables are not filled in: who may
+/// add an upstream may not read the environment.
+pub fn upstream_alone(text: &str) -> Result<UpstreamConfig, Vec<Problem>> {
+    let place = Place::named("upstreams").item(0, 1);
+    let mut problems = Vec::new();
+    if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        return Err(vec![Problem::new(&Place::named(""), format!("not valid JSON: {error}"))]);
+    }
+    let node = raw::parse(text, &mut problems).filter(|node| matches!(node.value, Value::Map(_)));
+    let found = match &node {
+        Some(node) => upstream(node, &place, &mut problems),
+        None => {
+            let text = "must be an object: {\"url\": \"http://gpu-0:8000\"}";
+            problems.push(Problem::new(&Place::named(""), text));
+            None
+        }
+    };
+    if let (Some(found), true) = (found, problems.is_empty()) {
+        return Ok(found);
+    }
+    for problem in &mut problems {
+        let path = problem.place.path.strip_prefix(&place.path).unwrap_or(&problem.place.path);
+        problem.place = Place::named(path.trim_start_matches('.'));
+    }
+    Err(problems)
+}
+
+/// The weight of an upstream as it stands in the file.
+pub fn weight(text: &str) -> Read<f64> {
+    number_in(WEIGHT)(text)
 }
 
 fn adopt(found: Vec<(Place, UpstreamConfig)>, draft: &mut Draft, problems: &mut Vec<Problem>) {
@@ -188,5 +220,36 @@ pub fn references(draft: &mut Draft) {
         allowed.extend(names.iter().map(String::as_str));
         let text = format!("no upstream is named {}: allowed are {}", seen(name), allowed.join(", "));
         draft.problems.push(Problem::new(place, text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_alone_goes_by_the_rules_of_the_file() {
+        let good = upstream_alone(
+            r#"{"url": "http://gpu-0:8000/v1", "name": "a/b", "weight": 2.5, "models": ["m"]}"#,
+        );
+        let good = good.expect("is valid");
+        assert_eq!((good.name.as_str(), good.weight, good.url.port), ("a/b", 2.5, 8000));
+        let table = [
+            ("", "not valid JSON: EOF while parsing a value at line 1 column 0"),
+            ("url: http://a", "not valid JSON: expected value at line 1 column 1"),
+            ("[]", "must be an object: {\"url\": \"http://gpu-0:8000\"}"),
+            ("{}", "url: is missing"),
+            (r#"{"url": "http://a", "wieght": 1}"#, "wieght: unknown key: did you mean \"weight\"?"),
+            (r#"{"url": "http://a", "weight": 0}"#, "weight: \"0\" is out of range: 0.001 to 1000"),
+            (r#"{"url": "https://a", "tls": {"sni": "-"}, "name": "all"}"#, ""),
+            (r#"{"url": "http://a", "url": "http://b"}"#, ""),
+        ];
+        for (text, wanted) in table {
+            let problems = upstream_alone(text).expect_err(text);
+            let told = problems[0].to_string();
+            assert!(wanted.is_empty() || told == wanted, "{text}: {told}");
+        }
+        let variable = upstream_alone(r#"{"url": "http://a", "api_key": "${HOME}"}"#).expect("is valid");
+        assert_eq!(variable.api_key.expect("is there").expose(), "${HOME}");
     }
 }

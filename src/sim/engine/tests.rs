@@ -1,3 +1,5 @@
+//! The pace of the engine by example, and that nothing is lost by property.
+
 use proptest::prelude::*;
 
 use super::*;

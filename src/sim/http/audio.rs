@@ -1,5 +1,63 @@
-//! Stub: comes with its own change.
-use super::{error, error::ApiError, reply::Reply, run::Call};
-pub async fn transcribe(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+//! `POST /v1/audio/transcriptions` and `/v1/audio/translations`: forms with a file.
+//!
+//! The fields may come in any order, also the model after the file. What is "heard" depends on the bytes of
+//! the file alone.
+
+use memchr::memmem;
+use serde_json::json;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::error::ApiError;
+use super::plan::Part;
+use super::reply::{self, Reply};
+use super::run::{Ask, Call};
+use super::token;
+
+/// Largest file, as `VLLM_MAX_AUDIO_CLIP_FILESIZE_MB` has it.
+const MAX_FILE: usize = 25 * 1_024 * 1_024;
+
+pub async fn transcribe(call: &Call) -> Result<Reply, ApiError> {
+    let fields = fields(call).unwrap_or_default();
+    let text_of = |name: &str| {
+        let field = fields.iter().find(|(known, _)| known == name)?;
+        std::str::from_utf8(field.1).ok()
+    };
+    let Some((_, file)) = fields.iter().find(|(name, _)| name == "file") else {
+        let problem = "{'type': 'missing', 'loc': 'body.file', 'msg': 'Field required', 'input': 'None'}";
+        return Err(ApiError::schema(&[problem.to_owned()], Some("body.file")));
+    };
+    if file.len() > MAX_FILE {
+        return Err(ApiError::bad_request("Maximum file size exceeded"));
+    }
+    let (_, lora) = call.model(text_of("model"))?;
+    let mut ask = Ask { n: 1, use_cache: true, ..Ask::default() };
+    ask.prompt = token::encode(&format!("<|audio {:016x}|>", xxh3_64(file)));
+    let mut job = call.start(ask, lora.as_deref())?;
+    job.generation.finish().await;
+    let text = job.answers[0].text(Part::Text, job.generation.told(0).0);
+    if text_of("response_format") == Some("text") {
+        return Ok(reply::text("text/plain; charset=utf-8", text));
+    }
+    Ok(reply::ok(&json!({"text": text})))
+}
+
+/// Name and content of each part of the form; `None` if it is no form.
+fn fields(call: &Call) -> Option<Vec<(String, &[u8])>> {
+    let kind = call.header("content-type")?;
+    let boundary = kind.strip_prefix("multipart/form-data")?.split_once("boundary=")?.1;
+    let boundary = boundary.split(';').next()?.trim().trim_matches('"');
+    let marker = format!("--{boundary}");
+    let mut parts = Vec::new();
+    let mut starts = memmem::find_iter(&call.body, marker.as_bytes());
+    let mut start = starts.next()? + marker.len();
+    for end in starts {
+        let part = call.body.get(start..end)?;
+        start = end + marker.len();
+        let head_end = memmem::find(part, b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&part[..head_end]).ok()?;
+        let name = head.split_once(" name=\"")?.1.split('"').next()?;
+        let content = &part[head_end + 4..];
+        parts.push((name.to_owned(), content.strip_suffix(b"\r\n").unwrap_or(content)));
+    }
+    Some(parts)
 }

@@ -171,7 +171,9 @@ impl Form {
             texts.push(text);
         }
         let values: Vec<f64> = ids.iter().map(|&id| logprob(id)).collect();
-        json!({"text_offset": offsets, "token_logprobs": values, "tokens": texts, "top_logprobs": top_logprobs})
+        json!({
+            "text_offset": offsets, "token_logprobs": values, "tokens": texts, "top_logprobs": top_logprobs,
+        })
     }
 
     fn chunk(&self, choices: Value) -> Value {

@@ -44,6 +44,9 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Busy(Arc<Connection>);
 
+/// Counts a connection while it lives.
+pub struct Open(Arc<Shared>);
+
 /// A stream that can end with a reset instead of a goodbye.
 pub struct Socket {
     stream: Stream,
@@ -82,6 +85,19 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Open {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -45,8 +45,8 @@ impl ApiError {
         let at_least = if open { "at least " } else { "" };
         let message = format!(
             "This model's maximum context length is {limit} tokens. However, your prompt contains \
-             {at_least}{tokens} input tokens, which exceeds this limit even without any output tokens. Please \
-             reduce the length of the input prompt."
+             {at_least}{tokens} input tokens, which exceeds this limit even without any output tokens. \
+             Please reduce the length of the input prompt."
         );
         Self::invalid(&message, "input_tokens", &tokens.to_string())
     }

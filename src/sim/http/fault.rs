@@ -19,6 +19,8 @@ pub enum Fault {
     Silent,
     /// The request is read and nothing is answered.
     StallHeaders,
+    /// The request is read and the connection ends, by a reset or by a plain close.
+    CutHeaders { reset: bool },
     /// A stream says nothing more after so many events.
     StallStream { events: usize },
     /// A stream ends without its last chunk after so many events: by a reset, or by a plain close.
@@ -46,10 +48,12 @@ struct State {
     health: Option<u16>,
 }
 
+// === impl Faults ===
+
 impl Faults {
     pub fn set(&self, fault: Option<Fault>, requests: Option<u64>) {
         let mut state = self.lock();
-        state.fault = fault;
+        state.fault = fault.filter(|_| requests != Some(0));
         state.left = requests;
     }
 
@@ -61,23 +65,17 @@ impl Faults {
         self.lock().health
     }
 
-    /// The fault as it is set, without counting a request.
-    pub fn current(&self) -> Option<Fault> {
-        self.lock().fault.clone()
-    }
-
-    /// The fault that strikes this request.
-    pub fn strike(&self) -> Option<Fault> {
+    /// The fault, if it is `wanted` here: it strikes, and one request less is left for it.
+    pub fn strike(&self, wanted: impl Fn(&Fault) -> bool) -> Option<Fault> {
         let mut state = self.lock();
+        let fault = state.fault.clone().filter(wanted)?;
         if let Some(left) = &mut state.left {
+            *left = left.saturating_sub(1);
             if *left == 0 {
-                state.fault = None;
-                state.left = None;
-                return None;
+                *state = State { health: state.health, ..State::default() };
             }
-            *left -= 1;
         }
-        state.fault.clone()
+        Some(fault)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -85,7 +83,18 @@ impl Faults {
     }
 }
 
+// === impl Fault ===
+
 impl Fault {
+    /// Whether it happens to single requests, after they were read. The others happen to the listener, to
+    /// new connections or to the engine as a whole, and last until they are cleared.
+    pub(super) fn strikes_requests(&self) -> bool {
+        !matches!(
+            self,
+            Self::Refuse | Self::CloseAfterAccept | Self::CloseIdle | Self::Silent | Self::Slow { .. }
+        )
+    }
+
     /// Reads `{"kind": …}` of `POST /sim/fault`.
     pub fn parse(body: &Value) -> Result<Self, String> {
         let number = |key: &str, default: u64| body[key].as_u64().unwrap_or(default);
@@ -96,6 +105,7 @@ impl Fault {
             "close_idle" => Self::CloseIdle,
             "silent" => Self::Silent,
             "stall_headers" => Self::StallHeaders,
+            "cut_headers" => Self::CutHeaders { reset: body["reset"].as_bool().unwrap_or(false) },
             "stall_stream" => Self::StallStream { events: number("events", 1) as usize },
             "cut_stream" => Self::CutStream {
                 events: number("events", 1) as usize,
@@ -111,9 +121,9 @@ impl Fault {
             "slow" => Self::Slow { factor: body["factor"].as_f64().unwrap_or(10.0) },
             other => {
                 return Err(format!(
-                    "unknown kind `{other}`, use refuse, close_after_accept, close_idle, silent, stall_headers, \
-                     stall_stream, cut_stream, status, shutting_down, abort_empty, error_event, slow, health, \
-                     restart or none"
+                    "unknown kind `{other}`, use refuse, close_after_accept, close_idle, silent, \
+                     stall_headers, cut_headers, stall_stream, cut_stream, status, shutting_down, \
+                     abort_empty, error_event, slow, health, restart or none"
                 ));
             }
         })

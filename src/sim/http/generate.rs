@@ -1,5 +1,143 @@
-//! Stub: comes with its own change.
-use super::{error, error::ApiError, reply::Reply, run::Call};
-pub async fn create(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+//! `POST /inference/v1/generate`: token ids in, token ids out.
+
+use serde_json::{Value, json};
+
+use super::clock;
+use super::driver::Step;
+use super::error::ApiError;
+use super::plan::Answer;
+use super::reply::{self, Reply};
+use super::run::{Ask, Call, Job, finish_reason};
+use super::stream::{self, Events, Talk};
+use super::usage::Usage;
+
+struct Form {
+    id: String,
+    tell_cached: bool,
+    include_usage: bool,
+}
+
+pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+    let mut input = call.input()?;
+    for name in ["token_ids", "sampling_params"] {
+        input.require(name);
+    }
+    input.list("token_ids");
+    let sampling = input.object("sampling_params").unwrap_or_default();
+    let streams = input.boolean("stream").unwrap_or(false);
+    let cache_salt = input.string("cache_salt");
+    let model = input.string("model");
+    let input = input.checked()?;
+    let (name, lora) = call.model(model.as_deref())?;
+    let ids = input.body["token_ids"].as_array().into_iter().flatten();
+    let ids: Option<Vec<u32>> = ids.map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
+    let prompt = ids.ok_or_else(|| ApiError::bad_request("token_ids must be token ids"))?;
+    let number = |key: &str| sampling.get(key).and_then(Value::as_i64);
+    let mut ask = Ask { prompt, exact: true, n: 1, cache_salt, use_cache: true, ..Ask::default() };
+    ask.limit = number("max_tokens").map(|value| ("max_tokens", value));
+    ask.wishes.max_tokens = number("max_tokens").and_then(|value| usize::try_from(value).ok());
+    ask.n = number("n").and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
+    let form = Form {
+        id: call.id("generate-tokens", &input),
+        tell_cached: call.shared.options.prompt_tokens_details,
+        include_usage: input.body["stream_options"]["include_usage"].as_bool().unwrap_or(false),
+    };
+    let mut job = call.start(ask, lora.as_deref())?;
+    if streams {
+        let Job { prompt, answers, generation } = job;
+        let talk = GenerateTalk { form, prompt: prompt.len(), answers, told: 0, cached: 0 };
+        return Ok(stream::answer(call, generation, talk));
+    }
+    let cached = job.generation.finish().await;
+    Ok(reply::ok(&form.whole(&job, &name, cached)))
+}
+
+// === impl Form ===
+
+impl Form {
+    fn whole(&self, job: &Job, model: &str, cached: usize) -> Value {
+        let mut completion = 0;
+        let choices = job.answers.iter().enumerate().map(|(index, answer)| {
+            let (told, aborted) = job.generation.told(index);
+            completion += told;
+            json!({
+                "index": index,
+                "finish_reason": if aborted { "abort" } else { finish_reason(answer.finish) },
+                "stop_reason": answer.stop_reason,
+                "token_ids": answer.ids(told),
+                "routed_experts": null,
+                "sampling_mask": null,
+                "weight_versions": [{"version": "default", "start": 0, "end": told}],
+                "logprobs": null,
+            })
+        });
+        let choices: Vec<Value> = choices.collect();
+        let cached = self.tell_cached.then_some(cached);
+        let usage = Usage { prompt: job.prompt.len(), completion, cached };
+        json!({
+            "request_id": self.id,
+            "model": model,
+            "created": clock::created(),
+            "usage": usage.whole(Value::Null),
+            "prompt_logprobs": null,
+            "prompt_token_id_logprobs": null,
+            "prompt_token_ids": null,
+            "mm_placeholders": null,
+            "metrics": null,
+            "kv_transfer_params": null,
+            "ec_transfer_params": null,
+            "output_mode": "tokens",
+            "choices": choices,
+        })
+    }
+}
+
+struct GenerateTalk {
+    form: Form,
+    prompt: usize,
+    answers: Vec<Answer>,
+    told: usize,
+    cached: usize,
+}
+
+impl GenerateTalk {
+    fn chunk(&self, choice: usize, ids: &[u32], finish: Option<&str>) -> Value {
+        let end = finish.map(|_| json!([{"version": "default", "start": 0, "end": self.told}]));
+        let choice = json!({
+            "index": choice, "finish_reason": finish, "stop_reason": null, "token_ids": ids,
+            "routed_experts": null, "sampling_mask": null, "weight_versions": end, "logprobs": null,
+        });
+        json!({"request_id": self.form.id, "usage": null, "output_mode": "tokens", "choices": [choice]})
+    }
+}
+
+impl Talk for GenerateTalk {
+    fn tell(&mut self, step: Step, events: &mut Events) {
+        match step {
+            Step::Begun { cached_tokens } => self.cached = cached_tokens,
+            Step::Token { choice, index, last } => {
+                self.told += 1;
+                let answer = &self.answers[choice];
+                let finish = last.then(|| finish_reason(answer.finish));
+                events.data(&self.chunk(choice, &[answer.pieces[index].id], finish));
+            }
+            Step::Aborted { choice } => events.data(&self.chunk(choice, &[], Some("abort"))),
+            Step::End => {
+                if self.form.include_usage {
+                    let cached = self.form.tell_cached.then_some(self.cached);
+                    let usage = Usage { prompt: self.prompt, completion: self.told, cached };
+                    events.data(&json!({
+                        "request_id": self.form.id, "usage": usage.last(false), "output_mode": "tokens",
+                        "choices": [],
+                    }));
+                }
+                events.done();
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+        events.data(&error.openai());
+        events.done();
+    }
 }

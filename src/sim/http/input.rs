@@ -243,10 +243,10 @@ mod tests {
         assert_eq!(
             error.message,
             "3 validation errors:\n  {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required', \
-             'input': '<dict of 3 items>'}\n  {'type': 'int_parsing', 'loc': 'body.max_tokens', 'msg': 'Input \
-             should be a valid integer, unable to parse string as an integer', 'input': 'many'}\n  {'type': \
-             'bool_parsing', 'loc': 'body.stream', 'msg': 'Input should be a valid boolean, unable to interpret \
-             input', 'input': '<list of 1 items>'}"
+             'input': '<dict of 3 items>'}\n  {'type': 'int_parsing', 'loc': 'body.max_tokens', 'msg': \
+             'Input should be a valid integer, unable to parse string as an integer', 'input': 'many'}\n  \
+             {'type': 'bool_parsing', 'loc': 'body.stream', 'msg': 'Input should be a valid boolean, \
+             unable to interpret input', 'input': '<list of 1 items>'}"
         );
         assert_eq!((error.kind, error.param.as_deref()), ("Bad Request", Some("body.messages")));
     }

@@ -1,8 +1,274 @@
-//! Stub: comes with its own change.
-use super::{error, error::ApiError, reply::Reply, run::Call};
-pub async fn create(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's API as vLLM speaks it.
+
+use serde_json::{Map, Value, json};
+
+use super::driver::Step;
+use super::error::ApiError;
+use super::input::Input;
+use super::plan::{Answer, Part, Wishes};
+use super::render;
+use super::reply::{self, Reply};
+use super::run::{Ask, Call, Job};
+use super::stream::{self, Events, Talk};
+use crate::sim::engine::Finish;
+
+#[derive(Debug, Clone)]
+struct Form {
+    id: String,
+    model: String,
+    /// Ids and signatures of blocks are made from it.
+    random: String,
+    tell_cached: bool,
 }
-pub fn count(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+
+pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+    let mut input = call.input()?;
+    for name in ["model", "messages", "max_tokens"] {
+        input.require(name);
+    }
+    input.list("messages");
+    input.list("tools");
+    let mut ask = Ask::read(&mut input, &["max_tokens"]);
+    let streams = input.boolean("stream").unwrap_or(false);
+    let model = input.string("model");
+    let mut input = input.checked()?;
+    let (name, lora) = call.model(model.as_deref())?;
+    ask.check(&mut input)?;
+    ask.prompt = render::messages(&input.body);
+    ask.n = 1;
+    read_wishes(&input.body, &mut ask.wishes, model.as_deref());
+    let form = Form {
+        id: call.id("chatcmpl", &input),
+        model: name,
+        random: call.shared.random_hex(),
+        tell_cached: call.shared.options.prompt_tokens_details,
+    };
+    let mut job = call.start(ask, lora.as_deref())?;
+    if streams {
+        let Job { prompt, mut answers, generation } = job;
+        let Some(answer) = answers.pop() else { return Ok(reply::empty(500)) };
+        let talk = MessageTalk {
+            form,
+            prompt: prompt.len(),
+            answer,
+            open: None,
+            index: 0,
+            told: 0,
+            cached: 0,
+            aborted: false,
+        };
+        return Ok(stream::answer(call, generation, talk));
+    }
+    let cached = job.generation.finish().await;
+    Ok(reply::ok(&form.whole(&job, cached)))
+}
+
+/// How many tokens the prompt has; nothing is generated.
+pub fn count(call: &Call) -> Result<Reply, ApiError> {
+    let mut input = call.input()?;
+    for name in ["model", "messages"] {
+        input.require(name);
+    }
+    input.list("messages");
+    let model = input.string("model");
+    let input: Input = input.checked()?;
+    call.model(model.as_deref())?;
+    let tokens = render::messages(&input.body).len();
+    Ok(reply::ok(&json!({
+        "input_tokens": tokens,
+        "context_management": {"original_input_tokens": tokens},
+    })))
+}
+
+fn read_wishes(body: &Value, wishes: &mut Wishes, model: Option<&str>) {
+    let stops = body["stop_sequences"].as_array().into_iter().flatten();
+    wishes.stop = stops.filter_map(Value::as_str).map(str::to_owned).collect();
+    wishes.reasoning = match body["thinking"]["type"].as_str() {
+        Some("enabled" | "adaptive") => true,
+        Some("disabled") => false,
+        _ => super::chat::thinks(body, model),
+    };
+    let tools = body["tools"].as_array().map_or(&[][..], Vec::as_slice);
+    let choice = &body["tool_choice"];
+    let tool = match choice["type"].as_str() {
+        Some("any") => tools.first(),
+        Some("tool") => tools.iter().find(|tool| tool["name"].is_string() && tool["name"] == choice["name"]),
+        _ => None,
+    };
+    wishes.call =
+        tool.map(|tool| (tool["name"].as_str().unwrap_or_default().to_owned(), tool["input_schema"].clone()));
+}
+
+/// Anthropic's words for the end, and the stop sequence that caused it.
+fn stop_reason(answer: &Answer, aborted: bool) -> (Option<&'static str>, Option<&str>) {
+    if aborted {
+        return (None, None);
+    }
+    match (answer.finish, &answer.stop_reason) {
+        (Finish::Length, _) => (Some("max_tokens"), None),
+        (Finish::Stop, _) if answer.tool.is_some() => (Some("tool_use"), None),
+        (Finish::Stop, Some(stop)) => (Some("stop_sequence"), Some(stop)),
+        (Finish::Stop, None) => (Some("end_turn"), None),
+    }
+}
+
+// === impl Form ===
+
+impl Form {
+    fn whole(&self, job: &Job, cached: usize) -> Value {
+        let answer = &job.answers[0];
+        let (told, aborted) = job.generation.told(0);
+        let mut content = Vec::new();
+        let thinking = answer.text(Part::Reasoning, told);
+        if !thinking.is_empty() {
+            content.push(json!({"type": "thinking", "thinking": thinking, "signature": self.random}));
+        }
+        let text = answer.text(Part::Text, told);
+        if !text.is_empty() {
+            content.push(json!({"type": "text", "text": text}));
+        }
+        if let Some(name) = &answer.tool {
+            let arguments = serde_json::from_str(&answer.text(Part::Arguments, told)).unwrap_or(json!({}));
+            content.push(json!({"type": "tool_use", "id": self.tool_id(), "name": name, "input": arguments}));
+        }
+        if content.is_empty() {
+            content.push(json!({"type": "text", "text": ""}));
+        }
+        let mut message = Map::new();
+        for (key, value) in [
+            ("id", json!(self.id)),
+            ("type", json!("message")),
+            ("role", json!("assistant")),
+            ("content", json!(content)),
+            ("model", json!(self.model)),
+        ] {
+            message.insert(key.to_owned(), value);
+        }
+        // What is null is left out of whole answers.
+        let (reason, sequence) = stop_reason(answer, aborted);
+        for (key, value) in [("stop_reason", reason), ("stop_sequence", sequence)] {
+            if let Some(value) = value {
+                message.insert(key.to_owned(), json!(value));
+            }
+        }
+        message.insert("usage".to_owned(), self.usage(job.prompt.len(), told, cached));
+        Value::Object(message)
+    }
+
+    fn tool_id(&self) -> String {
+        format!("chatcmpl-tool-{}", self.random)
+    }
+
+    /// `input_tokens` are those that were not read from the cache.
+    fn usage(&self, prompt: usize, completion: usize, cached: usize) -> Value {
+        if !self.tell_cached {
+            return json!({"input_tokens": prompt, "output_tokens": completion});
+        }
+        json!({
+            "input_tokens": prompt - cached.min(prompt),
+            "output_tokens": completion,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": cached,
+        })
+    }
+}
+
+/// The stream of a message: blocks that begin, grow and end.
+struct MessageTalk {
+    form: Form,
+    prompt: usize,
+    answer: Answer,
+    /// Which part the open block holds.
+    open: Option<Part>,
+    /// Blocks closed so far.
+    index: usize,
+    told: usize,
+    cached: usize,
+    aborted: bool,
+}
+
+impl Talk for MessageTalk {
+    fn tell(&mut self, step: Step, events: &mut Events) {
+        match step {
+            Step::Begun { cached_tokens } => {
+                self.cached = cached_tokens;
+                events.event("message_start", &self.start());
+            }
+            Step::Token { index, .. } => {
+                self.told = index + 1;
+                self.piece(index, events);
+            }
+            Step::Aborted { .. } => self.aborted = true,
+            Step::End => {
+                self.close(events);
+                let (reason, sequence) = stop_reason(&self.answer, self.aborted);
+                let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
+                let usage = self.form.usage(self.prompt, self.told, self.cached);
+                let delta = json!({"type": "message_delta", "delta": delta, "usage": usage});
+                events.event("message_delta", &delta);
+                events.event("message_stop", &json!({"type": "message_stop"}));
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+        let error = json!({"type": "internal_error", "message": error.message});
+        events.event("error", &json!({"type": "error", "error": error}));
+    }
+}
+
+impl MessageTalk {
+    fn start(&self) -> Value {
+        json!({"type": "message_start", "message": {
+            "id": self.form.id,
+            "type": "message",
+            "role": "assistant",
+            "content": [],
+            "model": self.form.model,
+            "stop_reason": null,
+            "stop_sequence": null,
+            // The cache is told at the end only; here it is the whole prompt.
+            "usage": {"input_tokens": self.prompt, "output_tokens": 0},
+        }})
+    }
+
+    fn piece(&mut self, index: usize, events: &mut Events) {
+        let piece = self.answer.pieces[index].clone();
+        if self.open != Some(piece.part) {
+            self.close(events);
+            let block = match piece.part {
+                Part::Text => json!({"type": "text", "text": ""}),
+                Part::Reasoning => json!({"type": "thinking", "thinking": ""}),
+                Part::Arguments => {
+                    let (id, name) = (self.form.tool_id(), &self.answer.tool);
+                    json!({"type": "tool_use", "id": id, "name": name, "input": {}})
+                }
+            };
+            self.open = Some(piece.part);
+            let start = json!({"type": "content_block_start", "content_block": block, "index": self.index});
+            events.event("content_block_start", &start);
+        }
+        let delta = match piece.part {
+            Part::Text => json!({"type": "text_delta", "text": piece.text}),
+            Part::Reasoning => json!({"type": "thinking_delta", "thinking": piece.text}),
+            Part::Arguments => json!({"type": "input_json_delta", "partial_json": piece.text}),
+        };
+        if !piece.text.is_empty() {
+            self.delta(&delta, events);
+        }
+    }
+
+    fn delta(&self, delta: &Value, events: &mut Events) {
+        let event = json!({"type": "content_block_delta", "delta": delta, "index": self.index});
+        events.event("content_block_delta", &event);
+    }
+
+    fn close(&mut self, events: &mut Events) {
+        let Some(part) = self.open.take() else { return };
+        if part == Part::Reasoning {
+            self.delta(&json!({"type": "signature_delta", "signature": self.form.random}), events);
+        }
+        events.event("content_block_stop", &json!({"type": "content_block_stop", "index": self.index}));
+        self.index += 1;
+    }
 }

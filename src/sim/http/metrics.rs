@@ -235,8 +235,9 @@ impl Page {
             self.text,
             "vllm:cache_config_info{{block_size=\"{block}\",cache_dtype=\"auto\",\
              effective_attention_block_size=\"{block}\",enable_prefix_caching=\"True\",engine=\"0\",\
-             gpu_memory_utilization=\"0.92\",hash_block_size=\"None\",kv_cache_max_concurrency=\"{concurrency}\",\
-             kv_cache_size_tokens=\"{tokens}\",num_cpu_blocks=\"None\",num_gpu_blocks=\"{blocks}\",\
+             gpu_memory_utilization=\"0.92\",hash_block_size=\"None\",\
+             kv_cache_max_concurrency=\"{concurrency}\",kv_cache_size_tokens=\"{tokens}\",\
+             num_cpu_blocks=\"None\",num_gpu_blocks=\"{blocks}\",\
              prefix_caching_hash_algo=\"sha256\",prefix_match_unit=\"None\"}} 1.0"
         );
     }

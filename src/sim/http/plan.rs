@@ -268,7 +268,9 @@ mod tests {
                 "next": {"anyOf": [{"type": "null"}, {"type": "string"}]},
                 "optional": {"type": "string"},
             },
-            "$defs": {"home": {"type": "object", "properties": {"at": {"type": "number"}}, "required": ["at"]}},
+            "$defs": {
+                "home": {"type": "object", "properties": {"at": {"type": "number"}}, "required": ["at"]},
+            },
         });
         let wishes = Wishes { schema: Some(schema), ..Wishes::default() };
         let value: Value = serde_json::from_str(&whole(&Answer::new(&wishes, 3))).unwrap();

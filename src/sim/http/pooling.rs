@@ -1,17 +1,204 @@
-//! Stub: comes with its own change.
-use super::{error, error::ApiError, reply::Reply, run::Call};
-pub async fn embeddings(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+//! Embeddings, pooling, classification, scores and ranks: numbers that depend on nothing but the text.
+
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::clock;
+use super::encode::base64;
+use super::error::ApiError;
+use super::input::Input;
+use super::render;
+use super::reply::{self, Reply};
+use super::run::Call;
+use super::token;
+
+/// Length of a vector, unless the client asks for another.
+const DIMENSIONS: usize = 8;
+/// Longest vector that can be asked for.
+const MAX_DIMENSIONS: usize = 4_096;
+
+/// A checked request: its inputs as tokens, and the work done on them.
+struct Pooled {
+    input: Input,
+    model: String,
+    texts: Vec<Vec<u32>>,
 }
-pub async fn pooling(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+
+impl Pooled {
+    /// Reads the inputs of `field` (or a chat), checks the model and runs the prefill.
+    async fn run(call: &Call, mut input: Input, texts: Vec<Vec<u32>>) -> Result<Self, ApiError> {
+        let model = input.string("model");
+        let input = input.checked()?;
+        let (model, lora) = call.model(model.as_deref())?;
+        let limit = call.shared.options.max_model_len;
+        if let Some(text) = texts.iter().find(|text| text.len() > limit) {
+            return Err(ApiError::too_long(text.len().min(limit + 1), true, limit));
+        }
+        let _ = call.prefill(&texts, lora.as_deref())?.finish().await;
+        Ok(Self { input, model, texts })
+    }
+
+    fn tokens(&self) -> usize {
+        self.texts.iter().map(Vec::len).sum()
+    }
+
+    fn usage(&self) -> Value {
+        let tokens = self.tokens();
+        json!({
+            "prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0,
+            "prompt_tokens_details": null, "completion_tokens_details": null,
+        })
+    }
+
+    fn list(&self, call: &Call, prefix: &str, data: Vec<Value>) -> Reply {
+        reply::ok(&json!({
+            "id": call.id(prefix, &self.input),
+            "object": "list",
+            "created": clock::created(),
+            "model": self.model,
+            "data": data,
+            "usage": self.usage(),
+        }))
+    }
 }
-pub async fn classify(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+
+/// Numbers between -1 and 1 from the tokens of a text.
+fn vector(text: &[u32], dimensions: usize) -> Vec<f32> {
+    let bytes: Vec<u8> = text.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let place = |at: usize| {
+        let hash = xxh3_64_with_seed(&bytes, at as u64);
+        (hash % 2_000) as f32 / 1_000.0 - 1.0
+    };
+    (0..dimensions).map(place).collect()
 }
-pub async fn score(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+
+/// A number between 0 and 1 for how well two texts go together.
+fn affinity(one: &[u32], other: &[u32]) -> f64 {
+    let both: Vec<u32> = one.iter().chain(other).copied().collect();
+    f64::from(vector(&both, 1)[0]) / 2.0 + 0.5
 }
-pub async fn rerank(_: &Call) -> Result<Reply, ApiError> {
-    Ok(error::not_found())
+
+/// The inputs of a field: one text, several, token ids, or several of those.
+fn inputs(value: &Value) -> Vec<Vec<u32>> {
+    let ids = |items: &[Value]| items.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+    match value {
+        Value::String(text) => vec![token::encode(text)],
+        Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![ids(items)],
+        Value::Array(items) => items
+            .iter()
+            .map(|item| match item {
+                Value::String(text) => token::encode(text),
+                Value::Array(items) => ids(items),
+                other => token::encode(&document(other)),
+            })
+            .collect(),
+        other => vec![token::encode(&document(other))],
+    }
+}
+
+/// The text of a document, which may be an object around it.
+fn document(value: &Value) -> String {
+    value.as_str().or(value["text"].as_str()).map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Reads `input` or `messages` and prefills it.
+async fn pooled(call: &Call) -> Result<Pooled, ApiError> {
+    let mut input = call.input()?;
+    if input.get("messages").is_some() {
+        let texts = vec![render::chat(&input.body)];
+        return Pooled::run(call, input, texts).await;
+    }
+    input.require("input");
+    let texts = inputs(&input.body["input"]);
+    Pooled::run(call, input, texts).await
+}
+
+pub async fn embeddings(call: &Call) -> Result<Reply, ApiError> {
+    let pooled = pooled(call).await?;
+    let body = &pooled.input.body;
+    let dimensions =
+        body["dimensions"].as_u64().map_or(DIMENSIONS, |wanted| wanted as usize).min(MAX_DIMENSIONS);
+    let packed = body["encoding_format"] == "base64";
+    let data = pooled.texts.iter().enumerate().map(|(index, text)| {
+        let vector = vector(text, dimensions);
+        let embedding = if packed {
+            let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+            json!(base64(&bytes))
+        } else {
+            json!(vector)
+        };
+        json!({"index": index, "object": "embedding", "embedding": embedding})
+    });
+    Ok(pooled.list(call, "embd", data.collect()))
+}
+
+pub async fn pooling(call: &Call) -> Result<Reply, ApiError> {
+    let pooled = pooled(call).await?;
+    let data = pooled.texts.iter().enumerate();
+    let data = data
+        .map(|(index, text)| json!({"index": index, "object": "pooling", "data": vector(text, DIMENSIONS)}));
+    Ok(pooled.list(call, "pooling", data.collect()))
+}
+
+pub async fn classify(call: &Call) -> Result<Reply, ApiError> {
+    let pooled = pooled(call).await?;
+    let data = pooled.texts.iter().enumerate().map(|(index, text)| {
+        let likely = affinity(text, &[]);
+        let label = if likely >= 0.5 { "LABEL_0" } else { "LABEL_1" };
+        json!({"index": index, "label": label, "probs": [likely, 1.0 - likely], "num_classes": 2})
+    });
+    Ok(pooled.list(call, "classify", data.collect()))
+}
+
+/// One text against each of others; the fields have had several names.
+pub async fn score(call: &Call) -> Result<Reply, ApiError> {
+    let input = call.input()?;
+    let field = |names: &[&str]| names.iter().find_map(|name| input.get(name)).cloned();
+    let ones = inputs(&field(&["queries", "data_1", "text_1"]).unwrap_or_default());
+    let others = inputs(&field(&["documents", "items", "data_2", "text_2"]).unwrap_or_default());
+    if ones.len() != 1 && ones.len() != others.len() {
+        return Err(ApiError::bad_request("Input lengths must be either 1:1, 1:N or N:N"));
+    }
+    let pairs: Vec<Vec<u32>> = others
+        .iter()
+        .enumerate()
+        .map(|(at, other)| ones[at.min(ones.len() - 1)].iter().chain(other).copied().collect())
+        .collect();
+    let pooled = Pooled::run(call, input, pairs).await?;
+    let data = pooled.texts.iter().enumerate();
+    let data =
+        data.map(|(index, pair)| json!({"index": index, "object": "score", "score": affinity(pair, &[])}));
+    Ok(pooled.list(call, "score", data.collect()))
+}
+
+pub async fn rerank(call: &Call) -> Result<Reply, ApiError> {
+    let mut input = call.input()?;
+    for name in ["query", "documents"] {
+        input.require(name);
+    }
+    let query = token::encode(&document(&input.body["query"]));
+    let documents = match &input.body["documents"] {
+        Value::Array(documents) => documents.iter().map(document).collect(),
+        other => vec![document(other)],
+    };
+    let pairs = documents.iter().map(|text| query.iter().copied().chain(token::encode(text)).collect());
+    let pairs = pairs.collect();
+    let pooled = Pooled::run(call, input, pairs).await?;
+    let mut ranked: Vec<(usize, f64)> =
+        pooled.texts.iter().map(|pair| affinity(pair, &[])).enumerate().collect();
+    ranked.sort_by(|one, other| other.1.total_cmp(&one.1));
+    if let Some(top) = pooled.input.body["top_n"].as_u64().filter(|top| *top > 0) {
+        ranked.truncate(top as usize);
+    }
+    let results = ranked.into_iter().map(|(index, score)| {
+        let document = json!({"text": documents[index], "multi_modal": null});
+        json!({"index": index, "document": document, "relevance_score": score})
+    });
+    let results: Vec<Value> = results.collect();
+    Ok(reply::ok(&json!({
+        "id": call.id("score", &pooled.input),
+        "model": pooled.model,
+        "usage": {"prompt_tokens": pooled.tokens(), "total_tokens": pooled.tokens()},
+        "results": results,
+    })))
 }

@@ -184,12 +184,16 @@ mod tests {
     #[test]
     fn three_apis_render_alike() {
         let schema = json!({"type": "object"});
-        let tool = json!([{"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}}]);
+        let function = json!({"name": "f", "description": "d", "parameters": schema});
+        let tool = json!([{"type": "function", "function": function}]);
         let by_chat = chat(&json!({"tools": tool, "messages": [
             {"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"},
         ]}));
         let by_messages = messages(&json!({
-            "system": [{"type": "text", "text": format!("{BILLING}: 1")}, {"type": "text", "text": "be kind"}],
+            "system": [
+                {"type": "text", "text": format!("{BILLING}: 1")},
+                {"type": "text", "text": "be kind"},
+            ],
             "tools": [{"name": "f", "description": "d", "input_schema": schema}],
             "messages": [{"role": "user", "content": "hi"}],
         }));

@@ -21,7 +21,7 @@ pub type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 /// A body that keeps its connection marked busy until the last byte is out.
 pub struct Tracked {
     pub body: UnsyncBoxBody<Bytes, io::Error>,
-    pub busy: Arc<Busy>,
+    pub _busy: Arc<Busy>,
 }
 
 pub fn json(status: u16, value: &Value) -> Reply {

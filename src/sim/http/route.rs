@@ -157,7 +157,7 @@ pub async fn answer(
     if row.is_none_or(|row| !row.route.is_poll() || row.route == Route::Models) {
         shared.traffic.count(pattern, &method, reply.status().as_u16());
     }
-    Ok(reply.map(|body| Tracked { body, busy }))
+    Ok(reply.map(|body| Tracked { body, _busy: busy }))
 }
 
 async fn respond(
@@ -176,9 +176,16 @@ async fn respond(
         let recorded = Recorded::new(parts.method.clone(), &parts.uri, parts.headers.clone(), &body);
         shared.record(recorded, is_poll);
     }
-    let fault = if is_sim || is_poll { None } else { shared.faults.strike() };
+    let silence = shared.silence();
+    let fault = if is_sim || is_poll { None } else { shared.faults.strike(Fault::strikes_requests) };
     match &fault {
-        Some(Fault::StallHeaders | Fault::Silent) => std::future::pending().await,
+        Some(Fault::StallHeaders) => std::future::pending().await,
+        Some(Fault::CutHeaders { reset }) => {
+            if *reset {
+                busy.connection().end_with_reset();
+            }
+            return Err(io::Error::other("simulated cut"));
+        }
         Some(Fault::ShuttingDown) => return Ok(ApiError::shutting_down().reply(false)),
         Some(Fault::Status { status, body }) => {
             let status = http::StatusCode::from_u16(*status).unwrap_or_default();
@@ -193,7 +200,8 @@ async fn respond(
         return Ok(lost(&shared.options, &parts.uri, &parts.headers));
     };
     if !row.allow.split(", ").any(|method| method == parts.method.as_str()) {
-        return Ok(error::method_not_allowed(row.allow));
+        // FastAPI makes a route of each method, and the first one speaks.
+        return Ok(error::method_not_allowed(row.allow.split(", ").next().unwrap_or(row.allow)));
     }
     let call = Call {
         shared: Arc::clone(shared),
@@ -203,6 +211,7 @@ async fn respond(
         headers: parts.headers,
         body,
         fault,
+        silence,
     };
     let anthropic = matches!(row.route, Route::Messages | Route::CountTokens);
     let reply = match (row.route, upgrade) {
@@ -212,7 +221,8 @@ async fn respond(
         (route, _) => dispatch(route, &call).await,
     };
     let reply = reply.unwrap_or_else(|error| error.reply(anthropic));
-    if shared.faults.current() == Some(Fault::Silent) && !is_sim {
+    if shared.silence() != silence && !is_sim {
+        // It went silent meanwhile, and what was open then says nothing more.
         std::future::pending::<()>().await;
     }
     Ok(reply)

@@ -29,6 +29,8 @@ pub struct Call {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub fault: Option<Fault>,
+    /// Times the server had gone silent when the request came.
+    pub silence: u64,
 }
 
 /// What is asked of the model, in the words of no API.
@@ -132,6 +134,20 @@ impl Call {
         });
         let requests = requests.collect();
         Ok((Prepared { prompt: ask.prompt, answers }, requests))
+    }
+
+    /// Runs prompts through the engine without generating anything.
+    pub fn prefill(&self, prompts: &[Vec<u32>], lora: Option<&str>) -> Result<Generation, ApiError> {
+        let space = lora.map_or(0, |lora| xxh3_64(lora.as_bytes()));
+        let requests = prompts.iter().map(|prompt| Request {
+            id: 0,
+            prompt_tokens: prompt.len().max(1),
+            output_tokens: 0,
+            chain: token::chain(prompt, self.shared.options.block_size, space),
+            finish: Finish::Stop,
+            use_cache: true,
+        });
+        self.begin(requests.collect())
     }
 
     /// Starts prepared requests as the choices of one generation.

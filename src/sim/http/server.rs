@@ -7,18 +7,24 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{self, Connection, Control, Socket};
+use super::connection::{self, Connection, Control, Open, Socket};
 use super::fault::Fault;
 use super::shared::Shared;
+
+/// Connections that may wait to be accepted; uvicorn's number.
+const BACKLOG: u32 = 2_048;
+/// Time between two attempts to have a port back.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// Where it listens, so that it can do so again.
 #[derive(Debug, Clone)]
@@ -32,19 +38,75 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-// === impl Listener ===
+/// A listener that can close and come back.
+///
+/// While it is closed, its port stays bound without listening, as with a vLLM that is still loading: whoever
+/// connects is refused, and nobody else can take the port, not even a client that gets it by chance.
+struct Door {
+    address: Address,
+    listener: Option<Listener>,
+    held: Option<TcpSocket>,
+}
 
-impl Listener {
-    async fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
-            Address::Unix(path) => {
-                remove_socket(path);
-                Ok(Self::Unix(UnixListener::bind(path)?))
-            }
+// === impl Door ===
+
+impl Door {
+    async fn close(&mut self) {
+        if self.listener.take().is_none() {
+            return;
+        }
+        if let Address::Tcp(address) = self.address {
+            self.held = Some(retried(|| bound(address)).await);
         }
     }
 
+    async fn open(&mut self) {
+        if self.listener.is_some() {
+            return;
+        }
+        self.listener = Some(match (&self.address, self.held.take()) {
+            (Address::Tcp(address), held) => {
+                let mut held = held;
+                let listen = || held.take().map_or_else(|| bound(*address), Ok)?.listen(BACKLOG);
+                Listener::Tcp(retried(listen).await)
+            }
+            (Address::Unix(path), _) => {
+                remove_socket(path);
+                Listener::Unix(retried(|| UnixListener::bind(path)).await)
+            }
+        });
+    }
+
+    async fn accept(&self, connection: &Arc<Connection>) -> io::Result<Socket> {
+        match &self.listener {
+            Some(listener) => listener.accept(connection).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A socket that holds a port and does not listen.
+fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of before may still be on the port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Tries until it works: what stands in the way are connections that are just ending.
+async fn retried<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
+    loop {
+        if let Ok(done) = attempt() {
+            return done;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+// === impl Listener ===
+
+impl Listener {
     async fn accept(&self, connection: &Arc<Connection>) -> io::Result<Socket> {
         match self {
             Self::Tcp(listener) => {
@@ -86,16 +148,17 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
 /// Accepts until it is dropped, while `Control` says so.
 pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut control = shared.control.subscribe();
-    let mut listener = Some(listener);
+    // What was wished before this task began to run is a change too.
+    control.mark_changed();
+    let mut door = Door { address, listener: Some(listener), held: None };
     let mut connections = JoinSet::new();
     loop {
         let connection = Arc::new(Connection::default());
         tokio::select! {
-            accepted = accept(listener.as_ref(), &connection) => {
+            accepted = door.accept(&connection) => {
                 let Ok(socket) = accepted else { continue };
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
-                if shared.faults.current() == Some(Fault::CloseAfterAccept) {
-                    shared.faults.strike();
+                if shared.faults.strike(|fault| *fault == Fault::CloseAfterAccept).is_some() {
                     continue;
                 }
                 // Subscribed here, so that no wish is missed between accepting and serving.
@@ -107,33 +170,16 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
                     return;
                 }
                 let wish = control.borrow_and_update().listening;
-                if !wish {
-                    listener = None;
-                } else if listener.is_none() {
-                    // The port may be taken for a moment by a connection that is just ending.
-                    listener = Listener::bind(&address).await.ok();
+                if wish {
+                    door.open().await;
+                } else {
+                    door.close().await;
                 }
-                shared.listening.send_replace(listener.is_some());
+                shared.listening.send_replace(wish);
             }
             // Ended connections are collected, or the set would grow.
             Some(_) = connections.join_next() => {}
         }
-    }
-}
-
-async fn accept(listener: Option<&Listener>, connection: &Arc<Connection>) -> io::Result<Socket> {
-    match listener {
-        Some(listener) => listener.accept(connection).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Counts a connection while it lives.
-struct Open(Arc<Shared>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -144,8 +190,7 @@ async fn attend(
     shared: Arc<Shared>,
     control: watch::Receiver<Control>,
 ) {
-    shared.connections.fetch_add(1, Ordering::SeqCst);
-    let _open = Open(Arc::clone(&shared));
+    let _open = Open::new(Arc::clone(&shared));
     match acceptor {
         // A handshake that fails is the client's loss.
         Some(acceptor) => {

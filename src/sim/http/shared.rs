@@ -32,6 +32,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     pub accepted: AtomicU64,
     restarts: AtomicU64,
+    /// Times it went silent: what was open at such a moment stays silent for good.
+    silences: AtomicU64,
     started: Mutex<f64>,
     ids: AtomicU64,
     /// 0 awake, 1 or 2 the level of sleep, plus 1.
@@ -56,6 +58,7 @@ impl Shared {
             connections: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
+            silences: AtomicU64::new(0),
             started: Mutex::new(clock::unix()),
             ids: AtomicU64::new(0),
             sleep: AtomicUsize::new(0),
@@ -72,6 +75,10 @@ impl Shared {
         let next = self.ids.fetch_add(1, Ordering::Relaxed);
         let clock = self.started().to_bits() ^ self.options.seed;
         format!("{:016x}", xxh3_64_with_seed(&next.to_le_bytes(), clock))
+    }
+
+    pub fn silence(&self) -> u64 {
+        self.silences.load(Ordering::SeqCst)
     }
 
     pub fn stats(&self) -> Stats {
@@ -120,6 +127,7 @@ impl Shared {
             control.close_idle += u64::from(close_idle);
         });
         if silent {
+            self.silences.fetch_add(1, Ordering::SeqCst);
             self.driver.abort_all();
         }
         let mut listening = self.listening.subscribe();

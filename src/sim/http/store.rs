@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
+use tokio::task::AbortHandle;
 
 const LIMIT: usize = 1_000;
 
@@ -12,6 +13,8 @@ const LIMIT: usize = 1_000;
 pub struct Kept {
     pub response: Value,
     pub turns: Vec<Value>,
+    /// The task of a response in the background.
+    pub task: Option<AbortHandle>,
 }
 
 #[derive(Debug, Default)]
@@ -36,11 +39,22 @@ impl Store {
         }
     }
 
+    /// Says which task works on a response that is not done.
+    pub fn attach(&self, id: &str, task: AbortHandle) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = inner.kept.get_mut(id) {
+            kept.task = Some(task);
+        }
+    }
+
     pub fn get(&self, id: &str) -> Option<Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).kept.get(id).cloned()
     }
 
     pub fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Inner::default();
+        let old = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in old.kept.into_values().filter_map(|kept| kept.task) {
+            task.abort();
+        }
     }
 }

@@ -27,6 +27,8 @@ const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// Turns steps of the engine into events of one API.
 pub trait Talk: Send + 'static {
+    /// What is said before the engine has done anything.
+    fn open(&mut self, _events: &mut Events) {}
     fn tell(&mut self, step: Step, events: &mut Events);
     /// The generation failed.
     fn fail(&mut self, error: &ApiError, events: &mut Events);
@@ -45,6 +47,7 @@ struct Speaker {
     ended: bool,
     connection: Arc<Connection>,
     shared: Arc<Shared>,
+    silence: u64,
 }
 
 // === impl Events ===
@@ -74,10 +77,13 @@ pub fn answer(call: &Call, generation: Generation, talk: impl Talk) -> Reply {
         ended: false,
         connection: Arc::clone(&call.connection),
         shared: Arc::clone(&call.shared),
+        silence: call.silence,
     };
     if let Some(Fault::ErrorEvent { status }) = speaker.fault {
         speaker.talk.fail(&ApiError::generation(status), &mut speaker.events);
         speaker.ended = true;
+    } else {
+        speaker.talk.open(&mut speaker.events);
     }
     reply::events(body(speaker))
 }
@@ -100,10 +106,10 @@ impl Speaker {
         // Gives hyper the chance to write what it has: each event shall be a write of its own.
         tokio::task::yield_now().await;
         loop {
-            if !self.events.0.is_empty() || self.ended {
-                if let Some(cut) = self.interrupted().await {
-                    return Some(Err(cut));
-                }
+            if (!self.events.0.is_empty() || self.ended)
+                && let Some(cut) = self.interrupted().await
+            {
+                return Some(Err(cut));
             }
             if let Some(event) = self.events.0.pop_front() {
                 self.sent += 1;
@@ -113,7 +119,7 @@ impl Speaker {
                 return None;
             }
             let step = self.generation.next().await;
-            if self.shared.faults.current() == Some(Fault::Silent) {
+            if self.shared.silence() != self.silence {
                 // The process that would speak is shutting down; only the client can end this.
                 std::future::pending::<()>().await;
             }

@@ -128,9 +128,9 @@ mod tests {
 
     #[test]
     fn chains_part_where_the_tokens_part() {
-        let one = chain(&encode(&"word ".repeat(40)), 16, 0);
-        let mut text = "word ".repeat(40);
-        text.push_str("and more, enough for another block of tokens, is it not so, dear reader of tests");
+        let one = chain(&encode(&" word".repeat(40)), 16, 0);
+        let mut text = " word".repeat(40);
+        text.push_str(" and more, enough for another block of tokens, is it not so, dear reader of tests");
         let two = chain(&encode(&text), 16, 0);
         assert!(one.len() >= 2 && two.len() > one.len());
         assert_eq!(one, two[..one.len()]);

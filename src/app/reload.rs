@@ -1,0 +1,99 @@
+//! A configuration takes another's place while requests are in flight.
+//!
+//! A valid one is taken over as a whole, except for what only a start can change, which is named; one
+//! with problems changes nothing. Requests end by the settings that they began with.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
+
+use crate::admin::{Reload, Reloaded};
+use crate::config::diff;
+use crate::config::types::{Config, UpstreamConfig};
+use crate::fleet::breaker::Rules;
+use crate::fleet::{Change, Fleet};
+use crate::proxy::Shared;
+use crate::proxy::connections::Connections;
+use crate::{logging, observe};
+
+/// Reads the configuration again, as at the start: itself with its warnings, or its problems.
+pub type Load = Arc<dyn Fn() -> Result<(Config, Vec<String>), Vec<String>> + Send + Sync>;
+
+/// The same with these upstreams, which no file names.
+pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: Load) -> Load {
+    Arc::new(move || {
+        let (config, warnings) = load()?;
+        Ok((Config { upstreams: upstreams.clone(), ..config }, warnings))
+    })
+}
+
+pub(super) struct Reloader {
+    load: Load,
+    /// What runs. One reload at a time changes it.
+    config: Arc<ArcSwap<Config>>,
+    turn: Mutex<()>,
+    fleet: Arc<Fleet>,
+    shared: Arc<Shared>,
+    seats: Arc<Connections>,
+}
+
+impl Reloader {
+    pub fn new(
+        load: Load,
+        config: Arc<ArcSwap<Config>>,
+        fleet: Arc<Fleet>,
+        shared: Arc<Shared>,
+        seats: Arc<Connections>,
+    ) -> Arc<Self> {
+        Arc::new(Reloader { load, config, turn: Mutex::new(()), fleet, shared, seats })
+    }
+
+    /// What runs now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
+        let _turn = self.turn.lock().await;
+        let done = self.exchange().await;
+        match &done {
+            Ok(Reloaded { changed, restart, warnings }) => observe::reloaded(changed, restart, warnings),
+            Err(problems) => observe::reload_failed(problems),
+        }
+        done
+    }
+
+    async fn exchange(&self) -> Result<Reloaded, Vec<String>> {
+        let load = self.load.clone();
+        // Files may lie on slow disks.
+        let loaded = tokio::task::spawn_blocking(move || load()).await;
+        let (new, warnings) = loaded.unwrap_or_else(|error| Err(vec![error.to_string()]))?;
+        let old = self.config();
+        let diff = diff::diff(&old, &new);
+        let new = diff::as_it_runs(&old, new);
+        let mut changes: Vec<Change> = diff.upsert.into_iter().map(Change::Upsert).collect();
+        for name in diff.remove {
+            // One that the operator took out already is no problem.
+            if self.fleet.snapshot().by_name(&name).is_some() {
+                changes.push(Change::Remove { name, force: false });
+            }
+        }
+        changes.push(Change::Rules(Rules { health: new.health.clone(), breaker: new.breaker }));
+        changes.push(Change::QueueSize(new.queue.size));
+        // The only step that can fail comes first.
+        self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
+        self.shared.reload(&new);
+        self.seats.limit(new.limits.connections);
+        logging::set_level(new.log.level);
+        self.config.store(Arc::new(new));
+        Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })
+    }
+}
+
+impl Reload for Reloader {
+    fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Vec<String>>> {
+        Box::pin(Reloader::reload(self))
+    }
+}

@@ -1,0 +1,342 @@
+//! How one upstream is, as a state machine: what was seen of it goes in, what it may have comes out.
+//!
+//! ```text
+//! unknown --`rise` good probes--> ready
+//! ready   --a failed probe, or a request that could not reach it--> suspect --a good probe--> ready
+//! suspect --`fall` failed probes, or refused by a request and by the next probe--> down
+//! down    --`rise` good probes--> ready
+//! ready, suspect  --failures of requests--> tripped
+//! tripped --`open` is over: one request is let through--> ready when it is answered,
+//!           tripped for twice as long when it is not; refused twice--> down
+//! ready, suspect, tripped --its own word that it is leaving--> draining
+//! draining --refused, or `fall` failed probes--> down; --still there after a while--> ready
+//! ```
+//!
+//! An operator's drain lies over all of this and hides it until it is taken back. Whoever comes back works
+//! its way up to its whole weight (`Standing::warmth`).
+//!
+//! A probe never ends a trip early: an engine that fails requests mostly answers probes well. Silence to a
+//! probe never counts against an engine that has begun answers meanwhile. Errors of clients and full
+//! engines are nothing that this sees. Pure: time comes in as `now`.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::config::types::{Breaker, Health};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not reached since it is known.
+    Unknown,
+    Ready,
+    /// Something went wrong; it is asked at once.
+    Suspect,
+    /// Does not answer.
+    Down,
+    /// Ends its work and takes no more.
+    Draining,
+    /// Answers, and fails too many requests.
+    Tripped,
+}
+
+impl State {
+    pub const ALL: [State; 6] =
+        [State::Unknown, State::Ready, State::Suspect, State::Down, State::Draining, State::Tripped];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            State::Unknown => "unknown",
+            State::Ready => "ready",
+            State::Suspect => "suspect",
+            State::Down => "down",
+            State::Draining => "draining",
+            State::Tripped => "tripped",
+        }
+    }
+}
+
+/// Which requests an upstream may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Admits {
+    None,
+    /// One at a time, to find out.
+    One,
+    /// Those that nobody better can have.
+    Last,
+    All,
+}
+
+/// What a request saw of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It could not be reached; `refused`: nobody listens there.
+    Unreached { refused: bool },
+    /// A server error, or an end without an answer.
+    Failed,
+    /// An answer began.
+    Answered,
+    /// It said itself that it is shutting down.
+    Leaving,
+}
+
+/// How a probe failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// Nobody listens.
+    Refused,
+    /// No answer in time, or a broken one.
+    Silent,
+    /// An answer that says that it is not well.
+    Wrong,
+}
+
+/// The settings that the machine goes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    pub health: Health,
+    pub breaker: Breaker,
+}
+
+/// After coming back an upstream works its way up for this long: its cache is cold and its kernels are
+/// not compiled.
+const WARM_UP: Duration = Duration::from_secs(10);
+
+/// The share of its weight with which it begins.
+const COLD: f64 = 0.1;
+
+/// An engine that said that it is leaving is gone after this, or was wrong.
+const LEAVING: Duration = Duration::from_secs(15);
+
+/// Failures trip when they are at least this share of the answers among which they fell.
+const TRIP_SHARE: f64 = 0.5;
+
+/// What a decision needs to know of an upstream; true until the machine moves again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub state: State,
+    /// When `state` began.
+    pub since: Instant,
+    admits: Admits,
+    /// Before this it admits nothing.
+    opens: Option<Instant>,
+    warm_since: Option<Instant>,
+}
+
+impl Standing {
+    pub fn admits(&self, now: Instant) -> Admits {
+        match self.opens {
+            Some(opens) if now < opens => Admits::None,
+            _ => self.admits,
+        }
+    }
+
+    /// The share of its weight that it has: below 1 for a while after it came back.
+    pub fn warmth(&self, now: Instant) -> f64 {
+        let Some(since) = self.warm_since else { return 1.0 };
+        let share = now.saturating_duration_since(since).as_secs_f64() / WARM_UP.as_secs_f64();
+        share.clamp(COLD, 1.0)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Machine {
+    state: State,
+    since: Instant,
+    /// Probes in a row.
+    good: u32,
+    bad: u32,
+    /// Nobody listened when it was last tried.
+    refused: bool,
+    /// It said at the last probe that it is not well.
+    unwell: bool,
+    /// Answers that had begun when it was last probed.
+    answers: u64,
+    /// When requests failed, and how many answers had begun by then.
+    failures: VecDeque<(Instant, u64)>,
+    /// How long the present trip lasts.
+    open: Duration,
+    warm_since: Option<Instant>,
+    /// Since when an operator wants it drained.
+    drained: Option<Instant>,
+}
+
+impl Machine {
+    pub fn new(now: Instant) -> Self {
+        Machine {
+            state: State::Unknown,
+            since: now,
+            good: 0,
+            bad: 0,
+            refused: false,
+            unwell: false,
+            answers: 0,
+            failures: VecDeque::new(),
+            open: Duration::ZERO,
+            warm_since: None,
+            drained: None,
+        }
+    }
+
+    pub fn standing(&self, rules: &Rules) -> Standing {
+        let Machine { state, since, warm_since, .. } = *self;
+        if let Some(since) = self.drained {
+            let (state, admits) = (State::Draining, Admits::None);
+            return Standing { state, since, admits, opens: None, warm_since: None };
+        }
+        let admits = match state {
+            State::Ready => Admits::All,
+            State::Suspect if self.refused || self.unwell => Admits::Last,
+            State::Suspect => Admits::All,
+            State::Tripped if self.bad < rules.health.fall => Admits::One,
+            State::Unknown | State::Down | State::Draining | State::Tripped => Admits::None,
+        };
+        let opens = (state == State::Tripped).then(|| since + self.open);
+        Standing { state, since, admits, opens, warm_since }
+    }
+
+    /// When `standing` admits more by itself.
+    pub fn opens(&self) -> Option<Instant> {
+        (self.state == State::Tripped).then(|| self.since + self.open)
+    }
+
+    /// Failed probes in a row.
+    pub fn missed(&self) -> u32 {
+        self.bad
+    }
+
+    /// Whether news of it are worth more than a probe at each interval.
+    pub fn is_uncertain(&self) -> bool {
+        !matches!(self.state, State::Ready | State::Tripped)
+    }
+
+    /// Whether answers are news: otherwise they are only counted.
+    pub fn wants_answers(&self) -> bool {
+        matches!(self.state, State::Suspect | State::Tripped)
+    }
+
+    /// The operator's word; it stands until the next one.
+    pub fn drain(&mut self, drain: bool, now: Instant) {
+        self.drained = drain.then(|| self.drained.unwrap_or(now));
+    }
+
+    /// What a probe found; `answers` to requests have begun in all.
+    pub fn probed(&mut self, found: Result<(), Miss>, answers: u64, now: Instant, rules: &Rules) {
+        let alive = std::mem::replace(&mut self.answers, answers) != answers;
+        match found {
+            Ok(()) => self.good_probe(now, rules),
+            Err(Miss::Silent) if alive => self.bad = 0,
+            Err(miss) => self.bad_probe(miss, now, rules),
+        }
+    }
+
+    /// What a request saw; `answers` as above.
+    pub fn seen(&mut self, sign: Sign, answers: u64, now: Instant, rules: &Rules) {
+        match sign {
+            Sign::Unreached { refused } => self.unreached(refused, answers, now, rules),
+            Sign::Failed => self.failed(answers, now, rules),
+            Sign::Answered => self.answered(now),
+            Sign::Leaving => {
+                if matches!(self.state, State::Ready | State::Suspect | State::Tripped) {
+                    self.enter(State::Draining, now);
+                }
+            }
+        }
+    }
+
+    fn enter(&mut self, state: State, now: Instant) {
+        if self.state != state {
+            self.state = state;
+            self.since = now;
+        }
+    }
+
+    fn come_back(&mut self, now: Instant) {
+        self.warm_since = Some(now);
+        self.failures.clear();
+        self.enter(State::Ready, now);
+    }
+
+    fn good_probe(&mut self, now: Instant, rules: &Rules) {
+        let was_missing = self.bad > 0;
+        self.good = self.good.saturating_add(1);
+        self.bad = 0;
+        self.refused = false;
+        self.unwell = false;
+        match self.state {
+            State::Down if self.good >= rules.health.rise => self.come_back(now),
+            // One that was there before us is as warm as the others; one that came up while we looked is not.
+            State::Unknown if self.good >= rules.health.rise => {
+                self.warm_since = self.warm_since.or(was_missing.then_some(now));
+                self.enter(State::Ready, now);
+            }
+            State::Unknown if was_missing => self.warm_since = Some(now),
+            State::Suspect => self.enter(State::Ready, now),
+            State::Draining if now >= self.since + LEAVING => self.come_back(now),
+            _ => {}
+        }
+    }
+
+    fn bad_probe(&mut self, miss: Miss, now: Instant, rules: &Rules) {
+        let refused = miss == Miss::Refused;
+        // Refused twice, or after it said that it would go: nobody listens there any more.
+        let gone = refused && (self.refused || self.state == State::Draining);
+        self.refused = refused;
+        self.unwell = miss == Miss::Wrong;
+        self.good = 0;
+        self.bad = self.bad.saturating_add(1);
+        let fallen = gone || self.bad >= rules.health.fall;
+        match self.state {
+            State::Ready | State::Suspect | State::Draining if fallen => self.enter(State::Down, now),
+            State::Ready => self.enter(State::Suspect, now),
+            // A trip outlasts everything but the process that it was about.
+            State::Tripped if gone => self.enter(State::Down, now),
+            _ => {}
+        }
+    }
+
+    fn unreached(&mut self, refused: bool, answers: u64, now: Instant, rules: &Rules) {
+        self.refused |= refused;
+        if self.state == State::Ready {
+            self.enter(State::Suspect, now);
+        }
+        // Who refuses is found to be down by the next probe; a trip would outlast its coming back.
+        if !refused || self.state == State::Tripped {
+            self.failed(answers, now, rules);
+        }
+    }
+
+    fn failed(&mut self, answers: u64, now: Instant, rules: &Rules) {
+        let Breaker { failures: enough, window, open, max_open } = rules.breaker;
+        match self.state {
+            State::Ready | State::Suspect => {}
+            State::Tripped if now >= self.since + self.open => {
+                self.open = self.open.saturating_mul(2).min(max_open);
+                self.since = now;
+                return;
+            }
+            State::Unknown | State::Down | State::Draining | State::Tripped => return,
+        }
+        self.failures.push_back((now, answers));
+        let old = |(at, _): &(Instant, u64)| now.saturating_duration_since(*at) > window;
+        while self.failures.front().is_some_and(old) || self.failures.len() > enough as usize {
+            self.failures.pop_front();
+        }
+        let answered = self.failures.front().map_or(0, |(_, first)| answers.saturating_sub(*first));
+        let failed = self.failures.len() as f64;
+        if self.failures.len() >= enough as usize && failed >= TRIP_SHARE * (failed + answered as f64) {
+            self.open = open;
+            self.enter(State::Tripped, now);
+        }
+    }
+
+    fn answered(&mut self, now: Instant) {
+        match self.state {
+            State::Tripped if now >= self.since + self.open => self.come_back(now),
+            State::Suspect => self.refused = false,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! One upstream as the keeper keeps it: its machine, and its entry in the next snapshot.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::super::breaker::{Admits, Machine, Rules, Sign};
+use super::super::probe::{Facts, Failure};
+use super::super::snapshot::Entry;
+use super::super::upstream::Upstream;
+use super::miss;
+use crate::aggregate::ModelCard;
+use crate::observe;
+
+pub(super) struct Kept {
+    pub entry: Entry,
+    machine: Machine,
+    /// What it admitted when it was last looked at.
+    admitted: Admits,
+    /// It may have room that it did not have before.
+    roomier: bool,
+}
+
+impl Kept {
+    pub fn new(upstream: Arc<Upstream>, now: Instant) -> Self {
+        Kept {
+            entry: Entry::unknown(upstream),
+            machine: Machine::new(now),
+            admitted: Admits::None,
+            roomier: false,
+        }
+    }
+
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.entry.upstream
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.upstream().load().active == 0
+    }
+
+    /// The same server with other settings.
+    pub fn renew(&mut self, upstream: Arc<Upstream>) {
+        upstream.doubt();
+        self.entry.upstream = upstream;
+        self.entry.removing = false;
+        self.roomier = true;
+    }
+
+    /// Takes in a round of probing. Returns whether a request could see a difference.
+    pub fn probed(&mut self, found: Result<Facts, Failure>, now: Instant, rules: &Rules) -> bool {
+        let answers = self.upstream().live.answers.load(Relaxed);
+        self.machine.probed(found.as_ref().map(|_| ()).map_err(miss), answers, now, rules);
+        let learnt = match found {
+            Ok(facts) => self.learn(facts),
+            Err(failure) => {
+                observe::probe_failed(self.upstream().name(), failure.why(), self.machine.missed());
+                false
+            }
+        };
+        self.look_again(rules) || learnt
+    }
+
+    /// Takes in what a request saw.
+    pub fn seen(&mut self, sign: Sign, now: Instant, rules: &Rules) -> bool {
+        let answers = self.upstream().live.answers.load(Relaxed);
+        self.machine.seen(sign, answers, now, rules);
+        self.look_again(rules)
+    }
+
+    pub fn drain(&mut self, drain: bool, now: Instant, rules: &Rules) {
+        self.machine.drain(drain, now);
+        self.look_again(rules);
+    }
+
+    /// Brings the entry up to date with the machine.
+    pub fn look_again(&mut self, rules: &Rules) -> bool {
+        let (before, standing) = (self.entry.standing, self.machine.standing(rules));
+        let live = &self.upstream().live;
+        live.wants_answers.store(self.machine.wants_answers(), Relaxed);
+        if before.state != standing.state {
+            observe::upstream_changed(self.upstream().name(), before.state.label(), standing.state.label());
+        }
+        self.entry.calm = !self.machine.is_uncertain();
+        if before.state != standing.state && !self.entry.calm {
+            self.upstream().doubt();
+        }
+        self.entry.standing = standing;
+        before != standing
+    }
+
+    fn learn(&mut self, facts: Facts) -> bool {
+        let Facts { models, version } = facts;
+        let entry = &mut self.entry;
+        let mut learnt = false;
+        if !same_models(&models, &entry.models) {
+            entry.models = Arc::new(models);
+            entry.upstream.live.serves.store(entry.models.clone());
+            self.roomier = true;
+            learnt = true;
+        }
+        if version.is_some() && version.as_deref() != entry.version.as_deref() {
+            entry.version = version.map(Arc::from);
+            learnt = true;
+        }
+        learnt
+    }
+
+    /// When it admits more by itself.
+    pub fn opens(&self, now: Instant) -> Option<Instant> {
+        self.machine.opens().filter(|opens| *opens > now)
+    }
+
+    /// Whether it may have more room than when this was last asked.
+    pub fn is_roomier(&mut self, now: Instant) -> bool {
+        let admits = self.entry.admits(now);
+        let before = std::mem::replace(&mut self.admitted, admits);
+        std::mem::take(&mut self.roomier) || admits > before
+    }
+}
+
+/// Cards carry a fresh time and fresh permission ids with every answer; what counts is the rest.
+fn same_models(one: &[ModelCard], other: &[ModelCard]) -> bool {
+    let key = |card: &ModelCard| (card.id.clone(), card.max_model_len, card.parent.clone());
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| key(a) == key(b))
+}

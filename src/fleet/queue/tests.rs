@@ -1,0 +1,297 @@
+//! The queue under schedules on a virtual clock: who is admitted in which order, and that nobody is
+//! forgotten.
+
+use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll, Waker};
+
+use proptest::prelude::*;
+
+use super::super::upstream::Upstream;
+use super::*;
+use crate::aggregate::ModelCard;
+use crate::config::types::UpstreamConfig;
+use crate::config::url;
+
+const LONG: Duration = Duration::from_secs(1000);
+
+/// A server with so many places and the models that it serves.
+struct Server {
+    upstream: Upstream,
+    places: AtomicU64,
+}
+
+impl Server {
+    fn new(id: usize, queue: &Arc<Queue>, places: u64, models: &[&str]) -> Self {
+        let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));
+        let upstream = Upstream::new(id, config, queue.clone()).expect("it needs no file");
+        let card = |id: &&str| ModelCard {
+            id: (*id).to_string(),
+            raw: String::new(),
+            max_model_len: None,
+            parent: None,
+        };
+        upstream.live.serves.store(Arc::new(models.iter().map(card).collect()));
+        Server { upstream, places: AtomicU64::new(places) }
+    }
+
+    fn take(&self) -> bool {
+        let take = |places: u64| places.checked_sub(1);
+        self.places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    fn free(&self) {
+        self.places.fetch_add(1, Ordering::Relaxed);
+        self.upstream.live.queue.freed(&self.upstream.live);
+    }
+}
+
+fn key(model: &str) -> Key {
+    Key::new(&Query { model: Some(model), ..Query::default() })
+}
+
+fn after(time: Duration) -> Instant {
+    super::super::now() + time
+}
+
+/// What the proxy does: looks, waits, looks again. The number of looks, or why not.
+async fn admitted(
+    queue: Arc<Queue>,
+    key: Key,
+    servers: &[Server],
+    deadline: Instant,
+) -> Result<u32, Refused> {
+    let mut looks = 1;
+    let room = || servers.iter().any(|server| key.served_by(&server.upstream.live) && server.take());
+    if !queue.is_waiting(&key) && room() {
+        return Ok(looks);
+    }
+    let mut turn = queue.wait(key.clone(), None, deadline).await?;
+    loop {
+        looks += 1;
+        if room() {
+            turn.taken();
+            return Ok(looks);
+        }
+        turn = turn.wait_on(None, deadline).await?;
+    }
+}
+
+type Waiting<'a> = Pin<Box<dyn Future<Output = Result<u32, Refused>> + 'a>>;
+
+fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<u32, Refused>> {
+    waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_come_first_served_and_a_newcomer_does_not_overtake() {
+    let queue = Queue::new(10);
+    let servers = [Server::new(0, &queue, 0, &["m"])];
+    let deadline = after(LONG);
+    let wait = || -> Waiting<'_> { Box::pin(admitted(queue.clone(), key("m"), &servers, deadline)) };
+    let (mut first, mut second) = (wait(), wait());
+    assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+    servers[0].free();
+    assert!(queue.is_waiting(&key("m")), "room has just appeared, and belongs to others");
+    let mut third = wait();
+    assert!(poll(&mut third).is_pending());
+    assert!(poll(&mut second).is_pending());
+    assert_eq!(poll(&mut first), Poll::Ready(Ok(3)));
+    assert!(poll(&mut second).is_pending() && poll(&mut third).is_pending());
+    servers[0].free();
+    servers[0].free();
+    assert!(poll(&mut third).is_pending(), "not before the second");
+    assert!(poll(&mut second).is_ready() && poll(&mut third).is_ready());
+    assert_eq!(queue.len(), 0);
+    assert!(!queue.is_waiting(&key("m")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_with_the_turn_hands_it_on_also_to_another_line() {
+    let queue = Queue::new(10);
+    let servers = [Server::new(0, &queue, 0, &["m", "n"])];
+    let deadline = after(LONG);
+    let wait = |model| -> Waiting<'_> { Box::pin(admitted(queue.clone(), key(model), &servers, deadline)) };
+    let (mut first, mut second, mut other) = (wait("m"), wait("m"), wait("n"));
+    for waiting in [&mut first, &mut second, &mut other] {
+        assert!(poll(waiting).is_pending());
+    }
+    servers[0].free();
+    drop(first);
+    assert!(poll(&mut other).is_pending(), "the second has waited longer");
+    drop(second);
+    assert!(poll(&mut other).is_ready());
+    assert_eq!(queue.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_those_are_woken_whose_model_the_upstream_serves() {
+    let queue = Queue::new(10);
+    let servers = [Server::new(0, &queue, 0, &["m"]), Server::new(1, &queue, 0, &["n"])];
+    let deadline = after(LONG);
+    let wait = |model| -> Waiting<'_> { Box::pin(admitted(queue.clone(), key(model), &servers, deadline)) };
+    let (mut m, mut n) = (wait("m"), wait("n"));
+    assert!(poll(&mut m).is_pending() && poll(&mut n).is_pending());
+    servers[1].free();
+    assert!(poll(&mut m).is_pending());
+    assert_eq!(poll(&mut n), Poll::Ready(Ok(3)));
+    servers[0].free();
+    assert_eq!(
+        poll(&mut m),
+        Poll::Ready(Ok(3)),
+        "it looked when it came, when it waited, and when there was room"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_the_head_cannot_take_is_the_next_lines() {
+    let queue = Queue::new(10);
+    let servers = [Server::new(0, &queue, 0, &["m"])];
+    let deadline = after(LONG);
+    let turn = queue.wait(key("m"), None, deadline).await.expect("there is a place to wait");
+    let mut head = Box::pin(turn.wait_on(None, deadline));
+    let mut look = || head.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(look().is_pending());
+    let tried = Key { tried: vec![7], ..key("m") };
+    let mut other: Waiting<'_> = Box::pin(admitted(queue.clone(), tried, &servers, deadline));
+    assert!(poll(&mut other).is_pending());
+    servers[0].free();
+    assert!(poll(&mut other).is_pending(), "the head looks first: it has waited longer");
+    let Poll::Ready(Ok(turn)) = look() else { panic!("there is room") };
+    // The head does not want it, for whatever reason.
+    let mut head = Box::pin(turn.wait_on(None, deadline));
+    assert!(head.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert!(poll(&mut other).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_and_a_long_wait_are_refused_with_an_honest_time() {
+    let queue = Queue::new(2);
+    let servers = [Server::new(0, &queue, 0, &["m"])];
+    let deadline = after(Duration::from_secs(8));
+    let wait = |deadline| -> Waiting<'_> { Box::pin(admitted(queue.clone(), key("m"), &servers, deadline)) };
+    let (mut first, mut second) = (wait(deadline), wait(deadline));
+    assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+    tokio::time::advance(Duration::from_secs(4)).await;
+    let refused = poll(&mut wait(deadline));
+    let two_places_of_four_seconds = Duration::from_secs(8);
+    assert_eq!(refused, Poll::Ready(Err(Refused::Full { retry_after: two_places_of_four_seconds })));
+    servers[0].free();
+    assert_eq!(first.await, Ok(3));
+    assert!(matches!(second.await, Err(Refused::WaitedOut { retry_after }) if retry_after.as_secs() == 4));
+    assert_eq!(queue.len(), 0);
+    queue.resize(0);
+    assert!(matches!(poll(&mut wait(after(LONG))), Poll::Ready(Err(Refused::Full { .. }))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_head_looks_again_when_an_engine_is_no_longer_full_by_its_own_word() {
+    let queue = Queue::new(9);
+    let start = super::super::now();
+    let until = start + Duration::from_secs(3);
+    let turn = queue.wait(key("m"), Some(until), after(LONG)).await.expect("it looks at once");
+    let turn = turn.wait_on(Some(until), after(LONG)).await.expect("it looks in time");
+    assert_eq!(super::super::now(), until);
+    // Without a new hint it waits for something to happen.
+    let waited_out = turn.wait_on(None, until + Duration::from_secs(1)).await;
+    assert!(matches!(waited_out, Err(Refused::WaitedOut { .. })));
+}
+
+/// What a schedule does next.
+#[derive(Clone, Debug)]
+enum Step {
+    Come(usize),
+    Leave(prop::sample::Index),
+    Free(usize),
+    Poll(prop::sample::Index),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let index = any::<prop::sample::Index>;
+    let step = prop_oneof![
+        4 => (0..4usize).prop_map(Step::Come),
+        1 => index().prop_map(Step::Leave),
+        3 => (0..3usize).prop_map(Step::Free),
+        4 => index().prop_map(Step::Poll),
+    ];
+    prop::collection::vec(step, 0..80)
+}
+
+/// Polls everybody until nobody moves any more; removes who was admitted.
+fn settle(waiting: &mut Vec<(usize, usize, Waiting<'_>)>, order: &mut Vec<(usize, usize)>) {
+    loop {
+        let before = waiting.len();
+        waiting.retain_mut(|(model, number, future)| match poll(future) {
+            Poll::Ready(Ok(_)) => {
+                order.push((*model, *number));
+                false
+            }
+            Poll::Ready(Err(refused)) => panic!("{refused:?}"),
+            Poll::Pending => true,
+        });
+        if waiting.len() == before {
+            return;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// In any order of coming, leaving, freeing and running: within a model nobody overtakes, when all have
+    /// run nobody waits for a place that is free, and the counts come back to zero.
+    #[test]
+    fn nobody_overtakes_and_nobody_is_forgotten(steps in steps()) {
+        const MODELS: [&str; 4] = ["a", "b", "c", "d"];
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime without sockets");
+        let _entered = runtime.enter();
+        let queue = Queue::new(1000);
+        let servers = [
+            Server::new(0, &queue, 1, &["a", "b"]),
+            Server::new(1, &queue, 0, &["b", "c"]),
+            Server::new(2, &queue, 0, &["d", "a", "c"]),
+        ];
+        let deadline = after(LONG);
+        let mut waiting: Vec<(usize, usize, Waiting<'_>)> = Vec::new();
+        let mut order = Vec::new();
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Come(model) => {
+                    let mut future: Waiting<'_> =
+                        Box::pin(admitted(queue.clone(), key(MODELS[model]), &servers, deadline));
+                    match poll(&mut future) {
+                        Poll::Ready(_) => order.push((model, number)),
+                        Poll::Pending => waiting.push((model, number, future)),
+                    }
+                }
+                Step::Leave(at) if !waiting.is_empty() => drop(waiting.remove(at.index(waiting.len()))),
+                Step::Free(server) => servers[server].free(),
+                Step::Poll(at) if !waiting.is_empty() => {
+                    let at = at.index(waiting.len());
+                    if poll(&mut waiting[at].2).is_ready() {
+                        let (model, number, _) = waiting.remove(at);
+                        order.push((model, number));
+                    }
+                }
+                _ => {}
+            }
+        }
+        settle(&mut waiting, &mut order);
+        for (model, name) in MODELS.iter().enumerate() {
+            let numbers: Vec<usize> = order.iter().filter(|(m, _)| *m == model).map(|(_, n)| *n).collect();
+            prop_assert!(numbers.is_sorted(), "{name}: {numbers:?}");
+        }
+        for (model, _, _) in &waiting {
+            let key = key(MODELS[*model]);
+            let free = |server: &Server| {
+                key.served_by(&server.upstream.live) && server.places.load(Ordering::Relaxed) > 0
+            };
+            prop_assert!(!servers.iter().any(free), "{} waits beside a free place", MODELS[*model]);
+        }
+        prop_assert_eq!(queue.len(), waiting.len());
+        waiting.clear();
+        prop_assert_eq!(queue.len(), 0);
+        prop_assert!(queue.lock().by_key.is_empty());
+    }
+}

@@ -1,0 +1,173 @@
+//! Who may take a request, by table.
+
+use super::super::breaker::Sign;
+use super::super::queue::Queue;
+use super::*;
+use crate::config::types::UpstreamConfig;
+use crate::config::url;
+
+fn rules() -> Rules {
+    let breaker = Breaker { failures: 1, ..Breaker::default() };
+    Rules { health: Health::default(), breaker }
+}
+
+/// An upstream that serves the models, after a script for its machine; see `act`.
+struct Given {
+    script: &'static str,
+    models: &'static [&'static str],
+}
+
+fn act(word: &str, machine: &mut Machine, entry: &mut Entry, now: Instant) {
+    match word {
+        "ready" => machine.probed(Ok(()), 0, now, &rules()),
+        "refused" => machine.seen(Sign::Unreached { refused: true }, 0, now, &rules()),
+        "tripped" => machine.seen(Sign::Failed, 0, now, &rules()),
+        "drained" => machine.drain(true, now),
+        "removing" => entry.removing = true,
+        "busy" => entry.upstream.busy(None, now),
+        "busier" => entry.upstream.busy(Some(Duration::from_secs(600)), now),
+        "taken" => {
+            entry.upstream.live.gauges.active.store(2, Relaxed);
+        }
+        "trial" => entry.upstream.live.trial.store(true, Relaxed),
+        other => panic!("{other}"),
+    }
+}
+
+/// Names are `u0`, `u1`, ids 10, 11, ...; the limit of each is 2.
+fn snapshot(given: &[Given], now: Instant) -> Snapshot {
+    let queue = Queue::new(9);
+    let make = |(index, given): (usize, &Given)| {
+        let url = url::upstream(&format!("http://u{index}:1")).expect("is a URL");
+        let config = UpstreamConfig { max_active: Some(2), ..UpstreamConfig::new(url) };
+        let upstream = Upstream::new(10 + index, config, queue.clone()).expect("it needs no file");
+        let mut entry = Entry::unknown(Arc::new(upstream));
+        let card = |id: &&str| ModelCard {
+            id: (*id).to_string(),
+            raw: String::new(),
+            max_model_len: None,
+            parent: None,
+        };
+        entry.models = Arc::new(given.models.iter().map(card).collect());
+        let mut machine = Machine::new(now);
+        given.script.split_whitespace().for_each(|word| act(word, &mut machine, &mut entry, now));
+        entry.standing = machine.standing(&rules());
+        entry
+    };
+    Snapshot::new(given.iter().enumerate().map(make).collect())
+}
+
+fn of(scripts: &[&'static str]) -> Vec<Given> {
+    scripts.iter().map(|script| Given { script, models: &["m"] }).collect()
+}
+
+fn ask(snapshot: &Snapshot, query: &Query<'_>, now: Instant) -> (Routing, Vec<usize>) {
+    let mut out = Vec::new();
+    let routing = snapshot.candidates(query, now, &mut out);
+    (routing, out.iter().map(|candidate| candidate.index).collect())
+}
+
+#[test]
+fn who_may_have_a_request_follows_from_readiness_room_and_what_was_tried() {
+    use Routing::{Candidates, NotReady, Tried};
+    let full = Routing::Full { until: None };
+    type Row<'r> = (&'r [&'static str], &'r [usize], Routing, &'r [usize]);
+    let table: &[Row<'_>] = &[
+        (&["ready", "ready"], &[], Candidates, &[0, 1]),
+        (&["ready", ""], &[], Candidates, &[0]),
+        (&["", ""], &[], NotReady, &[]),
+        (&["ready drained", "ready removing"], &[], NotReady, &[]),
+        // The doubtful get what nobody better can have.
+        (&["ready", "ready refused"], &[], Candidates, &[0]),
+        (&["", "ready refused"], &[], Candidates, &[1]),
+        (&["ready", "ready refused"], &[10], Candidates, &[1]),
+        (&["ready taken", "ready refused"], &[], full, &[]),
+        // Room.
+        (&["ready taken", "ready"], &[], Candidates, &[1]),
+        (&["ready taken", "ready taken"], &[], full, &[]),
+        (&["ready taken", ""], &[], full, &[]),
+        // What was tried.
+        (&["ready", "ready"], &[11], Candidates, &[0]),
+        (&["ready", "ready"], &[10, 11], Tried, &[]),
+        (&["ready taken", "ready"], &[11], full, &[]),
+        (&["", "ready"], &[11], Tried, &[]),
+        // A trip lets nothing through before its time.
+        (&["ready tripped", "ready"], &[], Candidates, &[1]),
+        (&["ready tripped"], &[], NotReady, &[]),
+    ];
+    let now = Instant::now();
+    for (scripts, tried, routing, candidates) in table {
+        let query = Query { model: Some("m"), tried, ..Query::default() };
+        let found = ask(&snapshot(&of(scripts), now), &query, now);
+        assert_eq!(found, (*routing, candidates.to_vec()), "{scripts:?} without {tried:?}");
+    }
+}
+
+#[test]
+fn those_tried_may_be_tried_again_when_that_is_said_and_nobody_else_is_there() {
+    let now = Instant::now();
+    let both = snapshot(&of(&["ready", "ready"]), now);
+    let again = |tried| Query { model: Some("m"), tried, again: true, ..Query::default() };
+    assert_eq!(ask(&both, &again(&[10]), now), (Routing::Candidates, vec![1]));
+    assert_eq!(ask(&both, &again(&[10, 11]), now), (Routing::Candidates, vec![0, 1]));
+}
+
+#[test]
+fn only_one_may_have_it_when_it_is_named() {
+    let now = Instant::now();
+    let both = snapshot(&of(&["ready", "ready taken"]), now);
+    let only = |id| Query { only: Some(id), ..Query::default() };
+    assert_eq!(ask(&both, &only(10), now), (Routing::Candidates, vec![0]));
+    assert_eq!(ask(&both, &only(11), now), (Routing::Full { until: None }, vec![]));
+    assert_eq!(ask(&both, &only(12), now), (Routing::NotReady, vec![]));
+    assert_eq!(both.by_name("u1:1").map(|entry| entry.upstream.id), Some(11));
+    assert!(both.by_id(12).is_none() && both.by_name("u2:1").is_none());
+}
+
+#[test]
+fn a_full_engine_is_avoided_until_its_time_is_over() {
+    let now = Instant::now();
+    let after = |seconds| now + Duration::from_secs_f64(seconds);
+    let both = snapshot(&of(&["ready busy", "ready busier"]), now);
+    let query = Query::default();
+    let (routing, _) = ask(&both, &query, now);
+    let Routing::Full { until: Some(until) } = routing else { panic!("{routing:?}") };
+    assert!((after(0.9)..=after(1.1)).contains(&until), "the first of the two");
+    assert_eq!(ask(&both, &query, after(1.1)), (Routing::Candidates, vec![0]));
+    assert_eq!(ask(&both, &query, after(59.0)), (Routing::Candidates, vec![0]));
+    assert_eq!(ask(&both, &query, after(60.1)), (Routing::Candidates, vec![0, 1]), "a minute is the most");
+}
+
+#[test]
+fn after_a_trip_one_request_is_let_through_and_none_that_failed_already() {
+    let now = Instant::now();
+    let later = now + rules().breaker.open;
+    let query = Query::default();
+    let retry = Query { tried: &[99], ..query };
+    let both = snapshot(&of(&["ready tripped", "ready"]), now);
+    assert_eq!(ask(&both, &query, later), (Routing::Candidates, vec![0, 1]));
+    assert_eq!(ask(&both, &retry, later), (Routing::Candidates, vec![1]));
+    let on_trial = snapshot(&of(&["ready tripped trial", "ready"]), now);
+    assert_eq!(ask(&on_trial, &query, later), (Routing::Candidates, vec![1]));
+}
+
+#[test]
+fn a_name_that_nobody_serves_is_unknown_once_nobody_can_come_with_it() {
+    let now = Instant::now();
+    let given = |scripts: [&'static str; 2]| {
+        [Given { script: scripts[0], models: &["a"] }, Given { script: scripts[1], models: &["b"] }]
+    };
+    let routing = |scripts, model, now: Instant| {
+        let query = Query { model: Some(model), ..Query::default() };
+        ask(&snapshot(&given(scripts), now), &query, now)
+    };
+    assert_eq!(routing(["ready", "ready"], "b", now), (Routing::Candidates, vec![1]));
+    assert_eq!(routing(["ready", "ready"], "c", now), (Routing::NoSuchModel, vec![]));
+    assert_eq!(routing(["ready", "ready refused"], "b", now), (Routing::Candidates, vec![1]));
+    assert_eq!(routing(["ready", "ready drained"], "b", now), (Routing::NotReady, vec![]));
+    assert_eq!(routing(["ready", "ready removing"], "b", now), (Routing::Candidates, vec![0]));
+    assert_eq!(routing(["ready", ""], "c", now), (Routing::NotReady, vec![]), "it may still come");
+    let young = snapshot(&given(["ready", ""]), now);
+    let query = Query { model: Some("c"), ..Query::default() };
+    assert_eq!(ask(&young, &query, now + MAY_STILL_COME).0, Routing::NoSuchModel);
+}

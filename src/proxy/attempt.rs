@@ -1,0 +1,311 @@
+//! One attempt after another: choosing an upstream, what an attempt's failure means, and whether
+//! another may follow.
+//!
+//! An attempt may follow only while nothing of an answer has gone to the client, all that was read of the
+//! body is still held, and the client's request is not bound to one upstream. Failures that cost no engine
+//! anything (nobody listening, a pooled connection that had ended, an engine that is leaving) are tried
+//! again as long as there is somebody else; the others within `retry.attempts` and the budget.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use super::context::Context;
+use super::line::Ended;
+use super::{Shared, plan, refuse};
+use crate::config::types::RetryOn;
+use crate::fleet::{Lease, Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
+use crate::observe;
+use crate::pick::{self, Seed};
+use crate::reject::Reject;
+use crate::reply::judge::Verdict;
+
+/// Tries for one request at the most, however cheap they are.
+const MOST: u32 = 8;
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Could not be reached.
+    Connect {
+        refused: bool,
+    },
+    /// A pooled connection that had ended meanwhile.
+    Stale,
+    /// The connection ended before the answer began.
+    Reset,
+    Status(u16),
+    /// It is shutting down.
+    Leaving,
+    /// It aborted without a token, which it does while it shuts down.
+    Aborted,
+    /// The first event was an error of its own.
+    Failed,
+    /// A deadline, or silence: the request is over.
+    Ended(Ended),
+}
+
+impl Cause {
+    pub fn label(self) -> &'static str {
+        match self {
+            Cause::Connect { .. } => "connect",
+            Cause::Stale => "stale",
+            Cause::Reset => "reset",
+            Cause::Status(429) => "429",
+            Cause::Status(502) => "502",
+            Cause::Status(503) => "503",
+            Cause::Status(504) => "504",
+            Cause::Status(_) => "status",
+            Cause::Leaving => "leaving",
+            Cause::Aborted => "aborted",
+            Cause::Failed => "failed",
+            Cause::Ended(_) => "ended",
+        }
+    }
+
+    /// Costs no engine anything.
+    fn is_cheap(self) -> bool {
+        matches!(self, Cause::Connect { .. } | Cause::Stale | Cause::Leaving | Cause::Aborted)
+    }
+
+    fn is_on(self, on: &RetryOn) -> bool {
+        match self {
+            Cause::Connect { .. } => on.connect,
+            Cause::Stale | Cause::Reset => on.reset,
+            Cause::Status(502) => on.bad_gateway,
+            Cause::Status(503) => on.unavailable,
+            Cause::Status(504) => on.gateway_timeout,
+            Cause::Leaving | Cause::Aborted | Cause::Failed => on.abort,
+            Cause::Status(_) | Cause::Ended(_) => false,
+        }
+    }
+
+    fn outcome(self, status: u16) -> Outcome {
+        match self {
+            Cause::Connect { .. } => Outcome::Unreached,
+            Cause::Status(status) => Outcome::Answered(status),
+            Cause::Leaving | Cause::Failed => Outcome::Answered(status.max(500)),
+            Cause::Stale | Cause::Reset | Cause::Aborted | Cause::Ended(_) => Outcome::Broken,
+        }
+    }
+}
+
+/// Chooses an upstream that was not tried yet, and takes a lease on it. While all who could have the
+/// request are full it waits its turn; the client's leave ends the wait.
+pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
+    let deadline = Instant::now() + context.settings.wait;
+    let model = context.model.name().map(str::to_string);
+    let mut turn: Option<Turn> = None;
+    loop {
+        let tried = std::mem::take(&mut context.tried);
+        let query = Query {
+            model: model.as_deref(),
+            tokens: context.tokens,
+            tried: &tried,
+            again: context.attempts > 1,
+            only: context.only,
+        };
+        let full = match turn {
+            None if shared.fleet.must_wait(&query) => Some(None),
+            _ => look(shared, context, &query)?,
+        };
+        let waited = match full {
+            None => {
+                turn.into_iter().for_each(Turn::taken);
+                context.tried = tried;
+                context.tried.extend(context.lease.as_ref().map(|lease| lease.upstream().id));
+                return Ok(());
+            }
+            Some(until) => {
+                let waiting = async {
+                    match turn.take() {
+                        Some(turn) => turn.wait_on(until, deadline).await,
+                        None => shared.fleet.wait(&query, until, deadline).await,
+                    }
+                };
+                watched(session, waiting).await?
+            }
+        };
+        context.tried = tried;
+        match waited {
+            Ok(mine) => turn = Some(mine),
+            Err(Refused::Full { retry_after } | Refused::WaitedOut { retry_after }) => {
+                return Err(refuse(context, Reject::Full { retry_after: retry_after.as_secs().max(1) }));
+            }
+        }
+    }
+}
+
+/// Looks for room once. `Ok(None)`: the lease is taken. `Ok(Some(until))`: all are full.
+fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Option<Option<Instant>>> {
+    let snapshot = shared.fleet.snapshot_owned();
+    let mut candidates = Vec::with_capacity(snapshot.entries.len());
+    loop {
+        let now = Instant::now();
+        let routing = snapshot.candidates(query, now, &mut candidates);
+        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn() };
+        let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
+            (Routing::Candidates, Some(choice)) => choice,
+            (Routing::Full { until }, _) => return Ok(Some(until)),
+            (routing, _) => {
+                let reject = context.failed.take();
+                let reject = reject.unwrap_or_else(|| plan::no_candidate(&routing, context, &snapshot));
+                return Err(refuse(context, reject));
+            }
+        };
+        let entry = &snapshot.entries[choice.index];
+        // Somebody else may have taken the last place meanwhile.
+        let Some(lease) = Lease::take(entry, context.tokens, now) else { continue };
+        let upstream = lease.upstream();
+        observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
+        if let Some(line) = &context.line {
+            line.attempt(upstream.id);
+        }
+        context.outcome = None;
+        context.received = 0;
+        context.lease = Some(lease);
+        return Ok(None);
+    }
+}
+
+/// Waits for something of ours while the client is watched: its leave is the end. A client that is still
+/// sending cannot be watched without taking its bytes; its leave shows when they are read.
+async fn watched<T>(session: &mut Session, waiting: impl Future<Output = T>) -> Result<T> {
+    if !session.is_body_done() {
+        return Ok(waiting.await);
+    }
+    tokio::select! {
+        gone = session.downstream_session.read_body_or_idle(true) => {
+            let mut gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
+            gone.set_retry(false);
+            Err(gone.into_down())
+        }
+        done = waiting => Ok(done),
+    }
+}
+
+/// Waits before another attempt, and chooses.
+pub async fn next(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
+    let pause = pause(context, shared.random.next());
+    if !pause.is_zero() {
+        watched(session, tokio::time::sleep(pause)).await?;
+    }
+    choose(shared, session, context).await
+}
+
+/// The first further try goes out at once: it goes to somebody else. From then on the pauses double, each
+/// drawn between its half and its whole.
+fn pause(context: &Context, random: u64) -> Duration {
+    let retry = &context.settings.retry;
+    let Some(doublings) = context.attempts.checked_sub(2) else { return Duration::ZERO };
+    let whole = retry.backoff.saturating_mul(1 << doublings.min(16)).min(retry.max_backoff);
+    whole.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+/// Whether another attempt may follow a failure; a try is paid for if so.
+pub fn may_follow(shared: &Shared, context: &Context, cause: Cause) -> bool {
+    let retry = &context.settings.retry;
+    let held = context.replay.as_ref().is_some_and(|replay| replay.is_whole());
+    if retry.attempts == 0 || !held || context.pinned || !cause.is_on(&retry.on) {
+        return false;
+    }
+    if cause.is_cheap() {
+        return context.attempts < MOST;
+    }
+    context.attempts <= retry.attempts && shared.budget.take()
+}
+
+/// Ends the present attempt: the upstream is told of, the lease goes.
+pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
+    context.outcome = Some(cause.outcome(context.status));
+    let Some(lease) = context.lease.take() else { return };
+    let upstream = lease.upstream();
+    observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
+    let name = upstream.name().to_string();
+    let ended = context.line.as_ref().and_then(|line| line.ended());
+    if matches!(ended, Some(Ended::FirstByte | Ended::Idle)) {
+        // Probes of an engine that hangs are answered well; only requests can tell.
+        shared.fleet.report(upstream, Sign::Failed);
+    }
+    context.failed = Some(match ended {
+        Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
+        Some(Ended::Gone) | None => Reject::Upstream { name },
+    });
+    blame(shared, upstream, cause);
+    if let Some(line) = &context.line {
+        line.wait();
+    }
+    context.last = Some(upstream.clone());
+}
+
+/// What pingora's error after the connection was made means; `None` is the client's doing.
+pub fn cause_of(error: &Error, context: &Context, reused: bool) -> Option<Cause> {
+    if let Some(ended) = context.line.as_ref().and_then(|line| line.ended()) {
+        return Some(Cause::Ended(ended));
+    }
+    match error.esource() {
+        ErrorSource::Upstream if reused => Some(Cause::Stale),
+        ErrorSource::Upstream => Some(Cause::Reset),
+        ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset => None,
+    }
+}
+
+/// Tells the fleet what an attempt's failure says about its upstream.
+fn blame(shared: &Shared, upstream: &Upstream, cause: Cause) {
+    let sign = match cause {
+        Cause::Connect { refused } => Sign::Unreached { refused },
+        Cause::Reset | Cause::Failed => Sign::Failed,
+        // A long answer is nobody's fault.
+        Cause::Ended(Ended::Total) => return,
+        Cause::Ended(_) => Sign::Failed,
+        Cause::Leaving | Cause::Aborted => Sign::Leaving,
+        // A status has been told when the head came; a pooled connection may end at any time.
+        Cause::Status(_) | Cause::Stale => return,
+    };
+    shared.fleet.report(upstream, sign);
+}
+
+/// An answer's head came: what it says about the upstream. What a 500 means shows in its body.
+pub fn answered(shared: &Shared, context: &Context, head: &ResponseHeader) {
+    let Some(lease) = &context.lease else { return };
+    let upstream = lease.upstream();
+    match head.status.as_u16() {
+        429 | 503 => shared.fleet.busy(upstream, retry_after(head)),
+        500 => {}
+        502.. => shared.fleet.report(upstream, Sign::Failed),
+        _ => shared.fleet.report(upstream, Sign::Answered),
+    }
+}
+
+/// How long the upstream asks to be left alone, if it says so.
+fn retry_after(head: &ResponseHeader) -> Option<Duration> {
+    let value = head.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Looks at a piece of the answer. `Some`: the attempt is given up, and another may follow.
+pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) -> Option<Cause> {
+    let verdict = context.judge.as_mut()?.feed(piece, end);
+    let cause = match verdict {
+        Verdict::Wait => return None,
+        Verdict::Accept if context.status == 500 => Some(Cause::Failed),
+        Verdict::Accept => None,
+        Verdict::Leaving => Some(Cause::Leaving),
+        Verdict::Aborted => Some(Cause::Aborted),
+        Verdict::Failed(_) => Some(Cause::Failed),
+    };
+    if let Some(cause) = cause {
+        // A 500 that the engine gave to this request is its answer, whoever else might give another.
+        if verdict != Verdict::Accept && may_follow(shared, context, cause) {
+            return Some(cause);
+        }
+        if let Some(lease) = &context.lease {
+            blame(shared, lease.upstream(), cause);
+        }
+    }
+    context.accept();
+    None
+}

@@ -1,0 +1,162 @@
+//! The stream of a response: typed events with their own numbering, and no `[DONE]`.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::driver::Step;
+use super::error::ApiError;
+use super::plan::Part;
+use super::responses::{Form, Progress};
+use super::shared::Shared;
+use super::stream::{Events, Talk};
+
+pub struct ResponseTalk {
+    form: Form,
+    shared: Arc<Shared>,
+    /// Number of the next event.
+    sequence: u64,
+    /// The item that grows, and what it says so far.
+    open: Option<(Part, String)>,
+    /// Items closed so far.
+    index: usize,
+    told: usize,
+    cached: usize,
+    aborted: bool,
+}
+
+impl ResponseTalk {
+    pub fn new(form: Form, shared: Arc<Shared>) -> Self {
+        Self { form, shared, sequence: 0, open: None, index: 0, told: 0, cached: 0, aborted: false }
+    }
+
+    /// Sends an event; its number and type come last, as its fields are in alphabetical order.
+    fn emit(&mut self, kind: &str, mut fields: Value, events: &mut Events) {
+        let text = fields.as_object_mut().and_then(|fields| fields.shift_remove("text"));
+        fields["sequence_number"] = json!(self.sequence);
+        if let Some(text) = text {
+            fields["text"] = text;
+        }
+        fields["type"] = json!(kind);
+        self.sequence += 1;
+        events.event(kind, &fields);
+    }
+
+    fn piece(&mut self, index: usize, events: &mut Events) {
+        let piece = self.form.answer.pieces[index].clone();
+        if self.open.as_ref().is_none_or(|(part, _)| *part != piece.part) {
+            self.close(events);
+            self.open_item(piece.part, events);
+        }
+        if let Some((_, text)) = &mut self.open {
+            text.push_str(&piece.text);
+        }
+        let id = self.form.item_id(piece.part);
+        let (kind, fields) = match piece.part {
+            Part::Text => (
+                "response.output_text.delta",
+                json!({
+                    "content_index": 0, "delta": piece.text, "item_id": id, "logprobs": [],
+                    "output_index": self.index,
+                }),
+            ),
+            Part::Reasoning => (
+                "response.reasoning_text.delta",
+                json!({"content_index": 0, "delta": piece.text, "item_id": id, "output_index": self.index}),
+            ),
+            Part::Arguments => (
+                "response.function_call_arguments.delta",
+                json!({"delta": piece.text, "item_id": id, "output_index": self.index}),
+            ),
+        };
+        self.emit(kind, fields, events);
+    }
+
+    fn open_item(&mut self, part: Part, events: &mut Events) {
+        self.open = Some((part, String::new()));
+        let id = self.form.item_id(part);
+        let item = match part {
+            Part::Text => json!({
+                "id": id, "content": [], "role": "assistant", "status": "in_progress", "type": "message",
+                "phase": null,
+            }),
+            Part::Reasoning => json!({
+                "id": id, "summary": [], "type": "reasoning", "content": null, "encrypted_content": null,
+                "status": "in_progress",
+            }),
+            Part::Arguments => self.form.call_item("", "in_progress"),
+        };
+        let added = json!({"item": item, "output_index": self.index});
+        self.emit("response.output_item.added", added, events);
+        let part = match part {
+            Part::Text => json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []}),
+            Part::Reasoning => json!({"text": "", "type": "reasoning_text"}),
+            Part::Arguments => return,
+        };
+        let added = json!({"content_index": 0, "item_id": id, "output_index": self.index, "part": part});
+        self.emit("response.content_part.added", added, events);
+    }
+
+    fn close(&mut self, events: &mut Events) {
+        let Some((part, text)) = self.open.take() else { return };
+        let (id, index) = (self.form.item_id(part), self.index);
+        let part_done = match part {
+            Part::Text => {
+                let done = json!({
+                    "content_index": 0, "item_id": id, "logprobs": [], "output_index": index, "text": text,
+                });
+                self.emit("response.output_text.done", done, events);
+                Some(json!({"annotations": [], "text": text, "type": "output_text", "logprobs": null}))
+            }
+            Part::Reasoning => {
+                let done = json!({"content_index": 0, "item_id": id, "output_index": index, "text": text});
+                self.emit("response.reasoning_text.done", done, events);
+                Some(json!({"text": text, "type": "reasoning_text"}))
+            }
+            Part::Arguments => {
+                let done = json!({
+                    "arguments": text, "item_id": id, "name": self.form.answer.tool, "output_index": index,
+                });
+                self.emit("response.function_call_arguments.done", done, events);
+                None
+            }
+        };
+        if let Some(part) = part_done {
+            let done = json!({"content_index": 0, "item_id": id, "output_index": index, "part": part});
+            self.emit("response.content_part.done", done, events);
+        }
+        let done = json!({"item": self.form.item(part, &text), "output_index": index});
+        self.emit("response.output_item.done", done, events);
+        self.index += 1;
+    }
+}
+
+impl Talk for ResponseTalk {
+    fn open(&mut self, events: &mut Events) {
+        let response = self.form.response(Progress::Running);
+        self.emit("response.created", json!({"response": response}), events);
+        self.emit("response.in_progress", json!({"response": response}), events);
+    }
+
+    fn tell(&mut self, step: Step, events: &mut Events) {
+        match step {
+            Step::Begun { cached_tokens } => self.cached = cached_tokens,
+            Step::Token { index, .. } => {
+                self.told = index + 1;
+                self.piece(index, events);
+            }
+            Step::Aborted { .. } => self.aborted = true,
+            Step::End => {
+                self.close(events);
+                let ended = Progress::Ended { told: self.told, cached: self.cached, aborted: self.aborted };
+                let response = self.form.response(ended);
+                self.form.keep(&self.shared.store, &response);
+                self.emit("response.completed", json!({"response": response}), events);
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+        events.event("error", &error.openai());
+    }
+}

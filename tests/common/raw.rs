@@ -1,0 +1,101 @@
+//! An upstream that says what it is told, byte for byte: for answers that no vLLM gives, and for breaking
+//! off where the simulated one cannot.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use vllm_lb::config::types::UpstreamConfig;
+
+use super::{names, upstream};
+
+/// Heads of the requests it got, other than probes.
+type Seen = Arc<Mutex<Vec<String>>>;
+
+pub struct Raw {
+    address: String,
+    seen: Seen,
+    ending: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+// === impl Raw ===
+
+impl Raw {
+    /// Answers each request with `answer` and closes; probes are answered well.
+    pub async fn start(answer: &str) -> Self {
+        let raw = Self::holding(answer).await;
+        raw.close();
+        raw
+    }
+
+    /// Answers each request with `answer`, and keeps the connection open until `close`.
+    pub async fn holding(answer: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+        let address = listener.local_addr().expect("a listener has an address").to_string();
+        let (seen, answer) = (Seen::default(), answer.to_string());
+        let noted = seen.clone();
+        let (ending, end) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, answer.clone(), noted.clone(), end.clone()));
+            }
+        });
+        Raw { address, seen, ending, task }
+    }
+
+    /// Ends the connections that wait for it, and from now on all after their answer.
+    pub fn close(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// It as an upstream that serves `sim`.
+    pub fn upstream(&self) -> UpstreamConfig {
+        let mut config = upstream(&format!("http://{}", self.address));
+        config.models = Some(names(&["sim"]));
+        config
+    }
+
+    pub fn heads(&self) -> Vec<String> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(mut stream: TcpStream, answer: String, seen: Seen, mut ending: watch::Receiver<bool>) {
+    let mut read = Vec::new();
+    let end = loop {
+        if let Some(end) = memchr::memmem::find(&read, b"\r\n\r\n") {
+            break end + 4;
+        }
+        if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+            return;
+        }
+    };
+    let head = String::from_utf8_lossy(&read[..end]).into_owned();
+    if head.starts_with("GET /health ") || head.starts_with("GET /version ") {
+        // Whoever asks may have gone.
+        drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await);
+        return;
+    }
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    while read.len() < end + length.unwrap_or(0) {
+        if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    seen.lock().unwrap_or_else(PoisonError::into_inner).push(head);
+    drop(stream.write_all(answer.as_bytes()).await);
+    // That the sender is gone ends it too.
+    drop(ending.wait_for(|ending| *ending).await);
+}
