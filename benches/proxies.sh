@@ -12,8 +12,9 @@
 # (benches/proxies/traffic.rs) share another. What counts is the CPU time that the scheduler notes for the
 # proxy's process, which says what it costs whether or not anybody is waiting; requests a second, where
 # the ends are the bottleneck, would not. Samples take turns between the proxies. One during which others
-# used more than NOISE of the two cores is taken again, a few times. Everything stays on loopback and ends
-# with the script; the whole takes less than six minutes, the build not counted.
+# used more than NOISE of the two cores is taken again, a few times; where it may, the script takes
+# precedence over what else runs. Everything stays on loopback and ends with the script; the whole takes
+# less than six minutes, the build not counted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,7 +39,7 @@ ENDS_CORE=1
 NOISE=0.15
 TRIES=4
 # Seconds after which a noisy sample is not taken again.
-PATIENCE=270
+PATIENCE=150
 STREAMS=1000
 readonly PROXY_CORE ENDS_CORE NOISE TRIES PATIENCE STREAMS
 
@@ -63,6 +64,8 @@ binary=${binary:-$target/vllm-lb}
 traffic=$target/examples/traffic
 
 dir=$(mktemp -d)
+first=(nice -n -15)
+"${first[@]}" true 2>/dev/null || first=()
 # A stream needs two sockets in a proxy.
 ulimit -n 20000 2>/dev/null || ulimit -n "$(ulimit -Hn)"
 
@@ -89,13 +92,16 @@ settings() {
         -e "s|@admin@|$admin|g" "benches/proxies/$1" >"$dir/$1"
 }
 
+ends() { "${first[@]}" taskset -c $ENDS_CORE "$traffic" "$@"; }
+
 # begin NAME CORE COMMAND...: starts a process on its core, and waits until it answers.
 begin() {
     local name=$1 core=$2
     shift 2
-    taskset -c "$core" "$@" >"$dir/$name.out" 2>&1 &
+    # Both replace themselves with what they start, so that the process is the proxy's own.
+    "${first[@]}" taskset -c "$core" "$@" >"$dir/$name.out" 2>&1 &
     pid[$name]=$!
-    taskset -c $ENDS_CORE "$traffic" wait "${port[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
+    ends wait "${port[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
     # Somebody else's server on the port would have answered too.
     kill -0 "${pid[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
 }
@@ -130,12 +136,14 @@ sample() {
     shift 2
     [ "$name" = direct ] || watched+=(--proxy "${pid[$name]}")
     for ((try = 0; try < TRIES; try++)); do
-        now=$(taskset -c $ENDS_CORE "$traffic" "$@" "${watched[@]}")
+        # A disturbance can be such that the clients give up; that is no sample.
+        now=$(ends "$@" "${watched[@]}") || continue
         [ -n "$best" ] || best=$now
         best=$(printf '%s\n' "$best" "$now" | sort -g -k 2 | head -n 1)
         quiet "$best" && break
         [ $SECONDS -lt $PATIENCE ] || break
     done
+    [ -n "$best" ] || { say "no sample of $case with $name in $TRIES tries" >&2; exit 1; }
     quiet "$best" || noisy=$((noisy + 1))
     echo "$case $name $best" | tee -a "$samples"
 }
@@ -163,8 +171,7 @@ for ((round = 0; round < rounds; round++)); do
         for name in "${proxies[@]}"; do
             end "$name"
             begin_proxy "$name"
-            kib=$(taskset -c $ENDS_CORE "$traffic" idle "${port[$name]}" $bytes $STREAMS \
-                --proxy "${pid[$name]}")
+            kib=$(ends idle "${port[$name]}" $bytes $STREAMS --proxy "${pid[$name]}")
             echo "idle-$bytes $name $kib" | tee -a "$samples"
         done
     done
@@ -175,7 +182,9 @@ seconds=$SECONDS
 
 # column N CASE NAME: the values of column N, smallest first.
 column() { awk -v n="$1" -v c="$2" -v p="$3" '$1 == c && $2 == p { print $n }' "$samples" | sort -g; }
-median() { column "$@" | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
+median() {
+    column "$@" | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
+}
 round_to() { awk -v d="$1" -v v="$2" 'BEGIN { printf "%.*f", d, v }'; }
 
 # cell CASE NAME: the median, and how often nginx's that is.
@@ -189,22 +198,48 @@ cell() {
     esac
 }
 
-git_state() { git diff --quiet HEAD -- . ':!benches/results' 2>/dev/null || echo ", with changes not committed"; }
 processor() { sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1; }
 
+commit() {
+    git rev-parse --short HEAD 2>/dev/null || echo unknown
+    git diff --quiet HEAD -- . ':!benches/results' 2>/dev/null || echo "with changes that are not committed"
+}
+
+versions() {
+    nginx -v 2>&1 | sed 's|.*/|nginx |'
+    haproxy -v | sed -n '1s/.*version \([^ ]*\).*/haproxy \1/p'
+    "$binary" --version
+    echo "profile $profile"
+}
+
+# How much the samples of CPU time were disturbed.
+quietness() {
+    awk 'NF > 3 { print $4 }' "$samples" | sort -g | awk -v noisy=$noisy -v noise=$NOISE '
+        { v[NR] = $1 }
+        END {
+            printf "of the two cores, others used %.2f in the median sample and %.2f at most; ", \
+                v[int((NR + 1) / 2)], v[NR]
+            printf "%d of %d samples stayed above %.2f\n", noisy, NR, noise
+        }'
+}
+
+# Lines as one cell.
+joined() { paste -sd , | sed 's/,/, /g'; }
+
 report() {
-    local name case
+    local name case row
+    local sizes=(1600 17000 100000 400000)
     cat <<END
 # nginx, haproxy, vllm-lb: what a request costs
 
 | | |
 | --- | --- |
 | date | $(date -u +%Y-%m-%d) |
-| commit | $(git rev-parse --short HEAD 2>/dev/null || echo unknown)$(git_state) |
+| commit | $(commit | joined) |
 | command | \`$command\`, $seconds s |
 | machine | $(nproc) cores, $(processor), Linux $(uname -r) |
-| versions | $(nginx -v 2>&1 | sed 's|.*/|nginx |'), $(haproxy -v | sed -n '1s/.*version \([^ ]*\).*/haproxy \1/p'), $("$binary" --version), profile $profile |
-| quiet | $(foreign) |
+| versions | $(versions | joined) |
+| disturbance | $(quietness) |
 
 Medians of $rounds rounds; in brackets how often nginx's figure that is. One thread a proxy, on a core of its
 own; clients and upstream on another. CPU microseconds of the proxy for a chat request with a body of so
@@ -217,7 +252,9 @@ silent after their first event, for two sizes of the request's body.
 END
     for name in "${proxies[@]}"; do
         row=("$name")
-        for case in 1600 17000 100000 400000 event idle-1600 idle-60000; do row+=("$(cell $case "$name")"); done
+        for case in "${sizes[@]}" event idle-1600 idle-60000; do
+            row+=("$(cell "$case" "$name")")
+        done
         printf '| %s ' "${row[@]}"
         echo '|'
     done
@@ -231,8 +268,8 @@ proxy: more than clients and upstream can do on their core no proxy can show her
 END
     for name in direct "${proxies[@]}"; do
         row=("$name")
-        for case in 1600 17000 100000 400000 event; do
-            row+=("$(round_to 0 "$(median 5 $case "$name")"), $(round_to 2 "$(median 6 $case "$name")")")
+        for case in "${sizes[@]}" event; do
+            row+=("$(round_to 0 "$(median 5 "$case" "$name")"), $(round_to 2 "$(median 6 "$case" "$name")")")
         done
         printf '| %s ' "${row[@]}"
         echo '|'
@@ -246,15 +283,6 @@ cores that others used of the two, units a second, cores that the proxy used; or
 $(sort -s -k 1,1V -k 2,2 "$samples")
 \`\`\`
 END
-}
-
-foreign() {
-    local most
-    most=$(awk 'NF > 3 && $4 > most { most = $4 } END { print most + 0 }' "$samples")
-    local half
-    half=$(awk 'NF > 3 { print $4 }' "$samples" | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }')
-    echo "others used $half of the two cores (median sample), $most at most;" \
-        "$noisy of $(awk 'NF > 3' "$samples" | wc -l) samples stayed above $NOISE"
 }
 
 mkdir -p "$(dirname "$output")"
