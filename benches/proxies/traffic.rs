@@ -1,0 +1,114 @@
+//! Both ends of the traffic for benches/proxies.sh: the server behind the proxies and the clients before
+//! them, and the readings of what a proxy used in between.
+//!
+//! ```text
+//! traffic upstream PORT                               serve until killed
+//! traffic wait PORT                                   until GET /health says 200
+//! traffic requests PORT BYTES COUNT --proxy PID ...   prints one sample
+//! traffic events   PORT STREAMS SECONDS --proxy PID ...  prints one sample
+//! traffic idle     PORT BYTES STREAMS --proxy PID     prints KiB per stream
+//! ```
+//!
+//! A sample is four numbers: CPU microseconds of the proxy for a unit (without a proxy: of the two ends),
+//! CPU that others took (in cores), units a second, and how much of a core the proxy was busy.
+//!
+//! It never judges, repeats or averages: that is the script's. It speaks just the HTTP/1.1 that this
+//! bench needs, by hand, so that both ends together fit on one core beside a fast proxy.
+
+mod load;
+mod meter;
+mod prompt;
+mod upstream;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use meter::Meter;
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve JSON, streams of events and what a balancer asks, until killed
+    Upstream { port: u16 },
+    /// Wait until GET /health says 200
+    Wait { port: u16 },
+    /// Closed loop of chat requests over kept connections
+    Requests {
+        port: u16,
+        bytes: usize,
+        count: usize,
+        #[arg(long, default_value_t = 32)]
+        connections: usize,
+        #[command(flatten)]
+        watched: Watched,
+    },
+    /// Streams that get events at the pace of a model, watched for so many seconds
+    Events {
+        port: u16,
+        streams: usize,
+        seconds: f64,
+        #[command(flatten)]
+        watched: Watched,
+    },
+    /// Streams that are silent after their first event
+    Idle {
+        port: u16,
+        bytes: usize,
+        streams: usize,
+        #[arg(long)]
+        proxy: u32,
+    },
+}
+
+#[derive(Args)]
+struct Watched {
+    /// Process of the proxy; none for a measurement without one
+    #[arg(long)]
+    proxy: Option<u32>,
+    /// Process of the upstream
+    #[arg(long)]
+    upstream: u32,
+    /// The cores that all of them are pinned to
+    #[arg(long, value_delimiter = ',', default_value = "0,1")]
+    cores: Vec<u32>,
+}
+
+impl Watched {
+    fn meter(&self) -> Meter {
+        Meter::new(self.proxy, vec![self.upstream, std::process::id()], &self.cores)
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Upstream { port } => upstream::serve(port).await.map_err(|error| error.to_string()),
+        Command::Wait { port } => load::wait(port).await,
+        Command::Requests { port, bytes, count, connections, watched } => {
+            load::requests(port, bytes, count, connections, &watched.meter()).await.map(show)
+        }
+        Command::Events { port, streams, seconds, watched } => {
+            load::events(port, streams, seconds, &watched.meter()).await.map(show)
+        }
+        Command::Idle { port, bytes, streams, proxy } => {
+            load::idle(port, bytes, streams, proxy).await.map(|kib| println!("{kib:.1}"))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("traffic: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(sample: meter::Sample) {
+    let meter::Sample { cost, foreign, rate, busy } = sample;
+    println!("{cost:.2} {foreign:.3} {rate:.0} {busy:.2}");
+}
