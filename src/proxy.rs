@@ -292,11 +292,17 @@ impl ProxyHttp for Balancer {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         context: &mut Context,
     ) -> Result<()> {
         let status = head.status.as_u16();
+        if status == 101 && !session.is_upgrade_req() {
+            // Nobody has asked to speak another protocol; what follows would be no HTTP.
+            return Err(
+                Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()
+            );
+        }
         context.status = status;
         context.head_came = true;
         attempt::answered(&self.shared, context, head);

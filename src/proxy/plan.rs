@@ -95,7 +95,10 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
             let named = snapshot.by_name(&name);
             context.only = Some(named.map_or(usize::MAX, |entry| entry.upstream.id));
             context.model = Wanted::Unreadable;
-            forward(shared, session, context, Shape::Opaque, false).await
+            let step = forward(shared, session, context, Shape::Opaque, false).await?;
+            // A control call may have done what it says before its connection broke: it is sent once.
+            context.pinned = true;
+            Ok(step)
         }
         Policy::Sticky { id } => {
             context.only = Some(holder(shared, context, &snapshot, &id).await?);
