@@ -1,8 +1,9 @@
 //! Which of vLLM's routes a request is for, and what a balancer does with it.
 //!
 //! To a client the balancer is one vLLM, so methods and paths match as FastAPI matches them, with its
-//! 404, 405 and 307. Two things are stricter: a path whose percent escapes are broken, or hide a control
-//! character, is no path at all; and a route that is denied looks as if it did not exist.
+//! 404, 405 and 307. Three things are stricter: a path whose percent escapes are broken, or hide a control
+//! character, is no path at all; nor is one with `.` or `..` as a segment, which a server behind us may take
+//! for another path than the one that was matched; and a route that is denied looks as if it did not exist.
 //!
 //! Never: decide on an upstream, look at a body, or take a path for more than bytes to compare.
 
@@ -175,11 +176,13 @@ fn escape_into(url: &mut String, text: &str, safe: &[u8]) {
     }
 }
 
-/// The path that is matched. `None`: broken escapes, no UTF-8, or control characters, none of which a
-/// route of vLLM has.
+/// The path that is matched. `None`: broken escapes, no UTF-8, control characters, or segments that lead
+/// elsewhere, none of which a route of vLLM has.
 fn decode(path: &str) -> Option<Cow<'_, str>> {
     let decoded = if path.contains('%') { Cow::Owned(decode_escapes(path)?) } else { Cow::Borrowed(path) };
-    (!decoded.chars().any(char::is_control)).then_some(decoded)
+    let is_plain =
+        !decoded.chars().any(char::is_control) && !decoded.split('/').any(|part| part == "." || part == "..");
+    is_plain.then_some(decoded)
 }
 
 fn decode_escapes(path: &str) -> Option<String> {

@@ -186,12 +186,27 @@ fn what_fastapi_refuses_is_refused_alike() {
         ("GET", "/v1/responses/%00", Found::NotFound),
         ("GET", "/v1/responses/%ff", Found::NotFound),
         ("GET", "/v1/responses/%+1", Found::NotFound),
+        ("GET", "/static/../server_info", Found::NotFound),
+        ("GET", "/static/%2e%2E/server_info", Found::NotFound),
+        ("GET", "/static%2F..%2fserver_info", Found::NotFound),
+        ("GET", "/static/a/./b", Found::NotFound),
+        ("GET", "/static/..", Found::NotFound),
+        ("GET", "/metrics/../server_info", Found::NotFound),
+        ("GET", "/v1/responses/..", Found::NotFound),
+        ("GET", "/v1/./models", Found::NotFound),
         ("GET", "/sleep", Found::NotFound),
         ("POST", "/sleep/", Found::NotFound),
     ] {
         assert_eq!(find(method, path), found, "{method} {path}");
     }
     assert_eq!(find("GET", "/v1%2Fmodel%73"), find("GET", "/v1/models"));
+}
+
+#[test]
+fn dots_within_a_segment_are_part_of_a_name() {
+    for path in ["/static/a.js", "/static/..a", "/static/a..", "/static/...", "/v1/responses/.a"] {
+        assert!(matches!(find("GET", path), Found::Route(_)), "{path}");
+    }
 }
 
 #[test]
