@@ -63,7 +63,7 @@ impl Fleet {
         let (sender, inbox) = mpsc::channel(INBOX);
         let rules = Rules { health: config.health.clone(), breaker: config.breaker };
         let fleet = Arc::new(Fleet {
-            snapshot: ArcSwap::from_pointee(Snapshot::new(Vec::new())),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(Vec::new(), Vec::new())),
             published: watch::Sender::new(0),
             turn: AtomicU64::new(0),
             client: Client,

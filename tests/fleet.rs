@@ -190,6 +190,32 @@ async fn by_force_an_upstream_goes_at_once_and_its_requests_end_on_their_own() {
     assert!(client.answer().await.expect(200).text().contains("[DONE]"));
 }
 
+/// First taken out, then stopped, as a rolling restart does it. What SIGTERM leaves behind is an open
+/// connection on which nothing ever comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_its_engine_goes_after_an_operator_has_taken_it_out() {
+    let drain = json!({"state": "drain"});
+    let table = [("PATCH", "", drain), ("DELETE", "", Value::Null), ("DELETE", "?force", Value::Null)];
+    for (method, query, body) in table {
+        let engines = engines(2).await;
+        let mut config = config(upstreams(&engines));
+        config.upstreams[0].weight = 1000.0;
+        config.upstreams[1].weight = 0.001;
+        let balancer = Balancer::ready(config).await;
+        engines[0].set_fault(Fault::StallStream { events: 5 }).await;
+        let mut client = balancer.client().await;
+        client.send(post(CHAT, stream("sim", 50))).await;
+        let head = client.head().await;
+        let address = format!("{}{query}", path(&engines[0]));
+        let answer = admin(&balancer, method, &address, body).await;
+        assert!(matches!(answer.status, 200 | 202), "{method} {query}: {answer:?}");
+        engines[0].set_fault(Fault::Silent).await;
+        let answer = client.body(head).await.expect(200);
+        assert!(answer.text().contains(r#"{"error":"#), "{method} {query}: {answer:?}");
+        balancer.until_idle().await;
+    }
+}
+
 // === how engines fail ===
 
 #[tokio::test(flavor = "multi_thread")]

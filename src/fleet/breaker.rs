@@ -12,7 +12,8 @@
 //! draining --refused, or `fall` failed probes--> down; --still there after a while--> ready
 //! ```
 //!
-//! An operator's drain lies over all of this and hides it until it is taken back. Whoever comes back works
+//! An operator's drain lies over all of this and hides it until it is taken back, but for `Standing::gone`:
+//! what is in flight must learn that nothing comes any more. Whoever comes back works
 //! its way up to its whole weight (`Standing::warmth`).
 //!
 //! A probe never ends a trip early: an engine that fails requests mostly answers probes well. Silence to a
@@ -116,6 +117,8 @@ pub struct Standing {
     pub state: State,
     /// When `state` began.
     pub since: Instant,
+    /// By all that was seen of it its process does not work any more, also while an operator drains it.
+    pub gone: bool,
     admits: Admits,
     /// Before this it admits nothing.
     opens: Option<Instant>,
@@ -179,19 +182,25 @@ impl Machine {
 
     pub fn standing(&self, rules: &Rules) -> Standing {
         let Machine { state, since, warm_since, .. } = *self;
+        let gone = match state {
+            State::Down => true,
+            // A trip hides that probes fail, too.
+            State::Tripped => self.bad >= rules.health.fall,
+            State::Unknown | State::Ready | State::Suspect | State::Draining => false,
+        };
         if let Some(since) = self.drained {
             let (state, admits) = (State::Draining, Admits::None);
-            return Standing { state, since, admits, opens: None, warm_since: None };
+            return Standing { state, since, gone, admits, opens: None, warm_since: None };
         }
         let admits = match state {
             State::Ready => Admits::All,
             State::Suspect if self.refused || self.unwell => Admits::Last,
             State::Suspect => Admits::All,
-            State::Tripped if self.bad < rules.health.fall => Admits::One,
+            State::Tripped if !gone => Admits::One,
             State::Unknown | State::Down | State::Draining | State::Tripped => Admits::None,
         };
         let opens = (state == State::Tripped).then(|| since + self.open);
-        Standing { state, since, admits, opens, warm_since }
+        Standing { state, since, gone, admits, opens, warm_since }
     }
 
     /// When `standing` admits more by itself.

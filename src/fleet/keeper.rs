@@ -1,6 +1,9 @@
 //! The keeper: one prober a upstream, and one task that turns what probes and requests saw, and what the
 //! operator wants, into snapshots. It is their only writer.
 //!
+//! One that was taken out at once is asked on for as long as requests are in flight on it: those have no
+//! other way to learn that it is gone.
+//!
 //! An upstream that is not ready is asked more often, so that it is found soon after it comes up; one that
 //! a request could not reach is asked at once.
 
@@ -39,7 +42,7 @@ pub(super) enum Word {
         id: usize,
         sign: Sign,
     },
-    /// Nothing is in flight on one that is to be removed.
+    /// Nothing was in flight on one that is to be removed, or departed.
     Emptied {
         id: usize,
     },
@@ -53,6 +56,8 @@ pub struct Keeper {
     fleet: Arc<Fleet>,
     inbox: mpsc::Receiver<Word>,
     kept: Vec<Kept>,
+    /// Not of the fleet any more, with requests in flight.
+    departed: Vec<Kept>,
     /// Probers, and those who wait for an upstream to be empty.
     tasks: JoinSet<()>,
     next_id: usize,
@@ -64,7 +69,8 @@ impl Keeper {
         inbox: mpsc::Receiver<Word>,
         configs: &[UpstreamConfig],
     ) -> Result<Self, String> {
-        let mut keeper = Keeper { fleet, inbox, kept: Vec::new(), tasks: JoinSet::new(), next_id: 0 };
+        let (kept, departed) = (Vec::new(), Vec::new());
+        let mut keeper = Keeper { fleet, inbox, kept, departed, tasks: JoinSet::new(), next_id: 0 };
         for config in configs {
             let upstream = keeper.make(config)?;
             keeper.kept.push(Kept::new(upstream, now()));
@@ -110,19 +116,32 @@ impl Keeper {
         self.tasks.spawn(probe_forever(self.fleet.clone(), upstream));
     }
 
+    /// All that are asked, of the fleet or not.
+    fn all(&mut self) -> impl Iterator<Item = &mut Kept> {
+        self.kept.iter_mut().chain(&mut self.departed)
+    }
+
+    fn asked(&mut self, id: usize) -> Option<&mut Kept> {
+        self.all().find(|kept| kept.upstream().id == id)
+    }
+
+    /// One of the fleet.
     fn find(&mut self, id: usize) -> Option<&mut Kept> {
         self.kept.iter_mut().find(|kept| kept.upstream().id == id)
     }
 
     fn publish(&self) {
-        self.fleet.publish(Snapshot::new(self.kept.iter().map(|kept| kept.entry.clone()).collect()));
+        let entries = |all: &[Kept]| all.iter().map(|kept| kept.entry.clone()).collect();
+        self.fleet.publish(Snapshot::new(entries(&self.kept), entries(&self.departed)));
     }
 
     fn take_in(&mut self, word: Word) {
         let rules = self.fleet.rules.load_full();
         let changed = match word {
-            Word::Probed { id, found } => self.find(id).is_some_and(|kept| kept.probed(found, now(), &rules)),
-            Word::Seen { id, sign } => self.find(id).is_some_and(|kept| kept.seen(sign, now(), &rules)),
+            Word::Probed { id, found } => {
+                self.asked(id).is_some_and(|kept| kept.probed(found, now(), &rules))
+            }
+            Word::Seen { id, sign } => self.asked(id).is_some_and(|kept| kept.seen(sign, now(), &rules)),
             Word::Emptied { id } => self.emptied(id),
             Word::Apply { changes, answer } => {
                 // Whoever asked may have left; what it asked for is done all the same.
@@ -147,16 +166,17 @@ impl Keeper {
     }
 
     fn emptied(&mut self, id: usize) -> bool {
-        let gone = |kept: &Kept| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
-        let before = self.kept.len();
+        let goes = |kept: &Kept| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
+        let before = self.kept.len() + self.departed.len();
+        self.departed.retain(|kept| !goes(kept));
         self.kept.retain(|kept| {
-            let goes = gone(kept);
+            let goes = goes(kept);
             if goes {
                 observe::upstream_removed(kept.upstream().name());
             }
             !goes
         });
-        self.kept.len() != before
+        self.kept.len() + self.departed.len() != before
     }
 
     // === changes ===
@@ -230,7 +250,10 @@ impl Keeper {
                 let kept = Kept::new(upstream.clone(), now());
                 let there = self.kept.iter().position(|kept| Some(kept.upstream().id) == replaces);
                 match there {
-                    Some(at) => self.kept[at] = kept,
+                    Some(at) => {
+                        let before = std::mem::replace(&mut self.kept[at], kept);
+                        self.depart(before);
+                    }
                     None => self.kept.push(kept),
                 }
                 self.probe(upstream);
@@ -244,7 +267,7 @@ impl Keeper {
             Ready::Settings(Change::Rules(rules)) => {
                 let rules = Arc::new(rules);
                 self.fleet.rules.store(rules.clone());
-                for kept in &mut self.kept {
+                for kept in self.all() {
                     kept.look_again(&rules);
                     // Nobody waits for the end of an interval that is no longer meant.
                     kept.upstream().doubt();
@@ -256,15 +279,29 @@ impl Keeper {
     }
 
     fn remove(&mut self, id: usize, force: bool) {
-        let Some(kept) = self.find(id) else { return };
-        kept.entry.removing = true;
-        let upstream = kept.upstream().clone();
+        let Some(at) = self.kept.iter().position(|kept| kept.upstream().id == id) else { return };
         if force {
-            self.kept.retain(|kept| kept.upstream().id != id);
-            observe::upstream_removed(upstream.name());
+            let kept = self.kept.remove(at);
+            observe::upstream_removed(kept.upstream().name());
+            self.depart(kept);
             return;
         }
+        let kept = &mut self.kept[at];
+        kept.entry.removing = true;
+        let upstream = kept.upstream().clone();
         observe::upstream_removing(upstream.name(), upstream.load().active);
+        self.tell_when_idle(upstream);
+    }
+
+    /// Out of the fleet at once; asked on until its last request has ended.
+    fn depart(&mut self, mut kept: Kept) {
+        kept.entry.removing = true;
+        self.tell_when_idle(kept.upstream().clone());
+        self.departed.push(kept);
+    }
+
+    fn tell_when_idle(&mut self, upstream: Arc<Upstream>) {
+        let id = upstream.id;
         let keeper = self.fleet.keeper.clone();
         self.tasks.spawn(async move {
             upstream.idle().await;
@@ -298,7 +335,7 @@ enum Ready {
     Settings(Change),
 }
 
-/// Asks one upstream until it is not in the fleet any more.
+/// Asks one upstream until nobody wants to know of it any more.
 async fn probe_forever(fleet: Arc<Fleet>, first: Arc<Upstream>) {
     let id = first.id;
     let mut upstream = first;
@@ -312,7 +349,7 @@ async fn probe_forever(fleet: Arc<Fleet>, first: Arc<Upstream>) {
         tokio::time::sleep(LEAST).await;
         let pause = {
             let snapshot = fleet.snapshot();
-            let Some(entry) = snapshot.by_id(id) else { return };
+            let Some(entry) = snapshot.watched(id) else { return };
             upstream = entry.upstream.clone();
             introduce = !entry.is_ready() || entry.version.is_none();
             let interval = rules.health.interval;

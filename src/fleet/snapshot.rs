@@ -62,6 +62,8 @@ const MAY_STILL_COME: Duration = Duration::from_secs(600);
 
 pub struct Snapshot {
     pub entries: Vec<Entry>,
+    /// Taken out of the fleet at once, with requests in flight: those must learn when it is gone.
+    departed: Vec<Entry>,
     /// Entries that know the model, ready or not.
     by_model: HashMap<String, Vec<usize>>,
     /// Ready upstreams all serve the same names and nobody else may come with others, so that the model
@@ -108,7 +110,7 @@ impl Entry {
 // === impl Snapshot ===
 
 impl Snapshot {
-    pub(super) fn new(entries: Vec<Entry>) -> Self {
+    pub(super) fn new(entries: Vec<Entry>, departed: Vec<Entry>) -> Self {
         let mut by_model: HashMap<String, Vec<usize>> = HashMap::new();
         let mut aliases: Vec<String> = Vec::new();
         let staying = || entries.iter().enumerate().filter(|(_, entry)| !entry.removing);
@@ -126,7 +128,7 @@ impl Snapshot {
         let serves_all = |entry: &Entry| aliases.iter().all(|alias| entry.serves(alias));
         let known = |entry: &Entry| entry.standing.state != State::Unknown && serves_all(entry);
         let uniform = staying().all(|(_, entry)| known(entry)) && by_model.len() == aliases.len();
-        Snapshot { entries, by_model, uniform, aliases }
+        Snapshot { entries, departed, by_model, uniform, aliases }
     }
 
     pub fn any_ready(&self) -> bool {
@@ -145,10 +147,14 @@ impl Snapshot {
         self.entries.iter().find(|entry| entry.upstream.name() == name)
     }
 
-    /// Whether an upstream is known to be gone.
+    /// Whether an upstream is known to be gone, so that nothing comes from it any more.
     pub fn is_gone(&self, id: usize) -> bool {
-        // One that was taken out is not probed any more, and what it still does is its own affair.
-        self.by_id(id).is_some_and(|entry| entry.standing.state == State::Down)
+        self.watched(id).is_some_and(|entry| entry.standing.gone)
+    }
+
+    /// As `by_id`, also for one that was taken out and is asked for as long as requests are in flight.
+    pub(super) fn watched(&self, id: usize) -> Option<&Entry> {
+        self.by_id(id).or_else(|| self.departed.iter().find(|entry| entry.upstream.id == id))
     }
 
     /// Names for vLLM's "Valid aliases".

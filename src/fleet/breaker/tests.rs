@@ -166,6 +166,35 @@ fn a_state_follows_from_what_was_seen() {
 }
 
 #[test]
+fn that_it_is_gone_shows_through_a_drain_and_through_a_trip() {
+    let table = [
+        ("", false),
+        ("- -", false),
+        ("- - -", true),
+        ("x x", true),
+        ("x x + +", false),
+        ("leave", false),
+        ("leave x", true),
+        ("drain", false),
+        ("drain x", false),
+        ("drain x x", true),
+        ("x x drain", true),
+        ("drain - - -", true),
+        ("drain - - - + +", false),
+        ("drain x x undrain", true),
+        ("fail fail fail", false),
+        ("fail fail fail - -", false),
+        ("fail fail fail - - -", true),
+        ("fail fail fail - - - +", false),
+        ("fail fail fail drain - - -", true),
+    ];
+    for (script, gone) in table {
+        assert_eq!(Bench::ready().play(script).gone, gone, "{script}");
+    }
+    assert!(!Bench::new().play("- - - x x").gone, "it was never there");
+}
+
+#[test]
 fn an_unknown_upstream_admits_nothing_until_it_rises() {
     for (script, state) in [
         ("", State::Unknown),

@@ -54,7 +54,7 @@ fn snapshot(given: &[Given], now: Instant) -> Snapshot {
         entry.standing = machine.standing(&rules());
         entry
     };
-    Snapshot::new(given.iter().enumerate().map(make).collect())
+    Snapshot::new(given.iter().enumerate().map(make).collect(), Vec::new())
 }
 
 fn of(scripts: &[&'static str]) -> Vec<Given> {
