@@ -38,6 +38,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client that connects and says nothing holds a socket no longer than this.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// While serving ends, one that has said nothing yet gets so long to begin.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// Seconds for which a connection waits for its next request.
 const KEEP_ALIVE: u64 = 60;
 
@@ -302,8 +305,20 @@ async fn connection(
 
 /// HTTP/2 by prior knowledge begins with its greeting, anything else is HTTP/1.1. Pingora would wait for as
 /// many bytes as the greeting has, without end: a shorter request would never be answered.
-async fn plain(mut socket: Socket, proxy: Engine, closing: watch::Receiver<bool>) {
-    match tokio::time::timeout(SILENCE, greeting(&mut socket)).await {
+async fn plain(mut socket: Socket, proxy: Engine, mut closing: watch::Receiver<bool>) {
+    let patience = async {
+        let closed = async { drop(closing.wait_for(|closing| *closing).await) };
+        tokio::select! {
+            () = tokio::time::sleep(SILENCE) => {}
+            () = closed => tokio::time::sleep(LAST_WORD).await,
+        }
+    };
+    let greeted = tokio::select! {
+        biased;
+        greeted = greeting(&mut socket) => Ok(greeted),
+        () = patience => Err(()),
+    };
+    match greeted {
         Ok(Ok(true)) => {
             proxy.process_new(Box::new(socket), &closing).await;
         }
