@@ -144,3 +144,42 @@ async fn the_token_is_asked_for_before_the_body() {
     // A client's own expectation is no question of ours.
     balancer.admin(request("GET", &one, &[token, expecting], b"")).await.expect(200);
 }
+
+// === scrapes ===
+
+/// Each of them asked every upstream, however many came and whoever they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_scrapes_ask_the_upstreams_once() {
+    let page = "# TYPE a gauge\na 1\n";
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len());
+    let slow = Raw::holding(&head).await;
+    let quick = Raw::start(&format!("{head}{page}")).await;
+    let balancer = Balancer::ready(config(vec![slow.upstream(), quick.upstream()])).await;
+    let scrape = async |number: usize| {
+        let path = format!("/metrics/{number}");
+        let answer = balancer.ask(get(&path)).await.expect(200);
+        assert!(answer.text().contains("\na{"), "{}", answer.text());
+    };
+    // One upstream keeps all of them waiting, until the time of the scrape is over.
+    futures_util::future::join_all((0..20).map(scrape)).await;
+    assert_eq!((slow.heads().len(), quick.heads().len()), (1, 1));
+    let head = balancer.client().await.ask_head(request("HEAD", "/metrics", &[], b"")).await;
+    assert_eq!(head.status, 200);
+}
+
+/// A page as large as a question of ours may be answered with was held for each upstream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_too_large_is_left_out() {
+    let of = async |size: usize| {
+        let page = format!("# TYPE a gauge\na 1\n#{}\n", "x".repeat(size));
+        Raw::start(&format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}", page.len())).await
+    };
+    let raws = [of(5 << 20).await, of(3 << 20).await];
+    let mut config = config(raws.iter().map(Raw::upstream).collect());
+    for (upstream, name) in config.upstreams.iter_mut().zip(["large", "small"]) {
+        upstream.name = name.into();
+    }
+    let balancer = Balancer::ready(config).await;
+    let page = balancer.ask(get("/metrics")).await.expect(200);
+    assert!(page.text().contains("\"small\"") && !page.text().contains("\"large\""));
+}

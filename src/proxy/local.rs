@@ -2,8 +2,11 @@
 //! version, load, and the upstreams' metrics as one page.
 //!
 //! Lists and health come from the snapshot and never wait for an upstream; metrics and load are asked
-//! of all upstreams at once, within one time limit.
+//! of all upstreams at once, within one time limit, once for all who want to know.
 
+mod scrape;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,14 +63,22 @@ pub fn version(snapshot: &Snapshot) -> Response<Bytes> {
 }
 
 /// The sum over ready upstreams.
-pub async fn load(fleet: &Fleet) -> Response<Bytes> {
+pub async fn load(fleet: &Arc<Fleet>) -> Response<Bytes> {
+    scrape::shared(&scrape::pages(fleet).load, load_now(fleet)).await
+}
+
+async fn load_now(fleet: &Fleet) -> Response<Bytes> {
     let bodies = ask_ready(fleet, "/load").await;
     let bodies: Vec<&[u8]> = bodies.iter().map(|(_, body)| &body[..]).collect();
     json_answer(format!(r#"{{"server_load":{}}}"#, aggregate::load_sum(&bodies)))
 }
 
 /// The upstreams' metrics, each sample with an `upstream` label.
-pub async fn metrics(fleet: &Fleet) -> Response<Bytes> {
+pub async fn metrics(fleet: &Arc<Fleet>) -> Response<Bytes> {
+    scrape::shared(&scrape::pages(fleet).metrics, metrics_now(fleet)).await
+}
+
+async fn metrics_now(fleet: &Fleet) -> Response<Bytes> {
     let bodies = ask_ready(fleet, "/metrics").await;
     let texts: Vec<(&str, std::borrow::Cow<'_, str>)> =
         bodies.iter().map(|(name, body)| (name.as_str(), String::from_utf8_lossy(body))).collect();
@@ -79,7 +90,7 @@ pub async fn metrics(fleet: &Fleet) -> Response<Bytes> {
 async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
-        let answer = fleet.client().get(&entry.upstream, path, SCRAPE).await.ok()?;
+        let answer = fleet.client().scrape(&entry.upstream, path, SCRAPE).await.ok()?;
         let name = entry.upstream.name().to_string();
         (answer.status() == StatusCode::OK).then(|| (name, answer.into_body()))
     });
