@@ -183,3 +183,25 @@ async fn a_page_that_is_too_large_is_left_out() {
     let page = balancer.ask(get("/metrics")).await.expect(200);
     assert!(page.text().contains("\"small\"") && !page.text().contains("\"large\""));
 }
+
+// === the caller's key ===
+
+/// With `--api-key` and clients that bring it, as with one vLLM, these calls were refused everywhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_to_all_upstreams_brings_the_clients_key() {
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.upstreams[1].api_key = Some(Secret::new("its own"));
+    let balancer = Balancer::ready(config).await;
+    let key = ("authorization", "Bearer the client's");
+    balancer.ask(request("POST", ABORT, &[JSON, key, ("x-other", "a")], abort(50).as_bytes())).await;
+    let brought = |index: usize| {
+        let recorded = engines[index].requests().remove(0);
+        assert_eq!((recorded.header(JSON.0), recorded.header("x-other")), (Some(JSON.1), None));
+        recorded.header("authorization").map(str::to_string)
+    };
+    assert_eq!(brought(0).as_deref(), Some(key.1));
+    assert_eq!(brought(1).as_deref(), Some("Bearer its own"), "a key in the configuration goes before");
+    balancer.ask(post(ABORT, abort(50))).await;
+    assert_eq!(engines[0].requests()[1].header("authorization"), None);
+}

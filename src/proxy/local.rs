@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::respond::json;
 use crate::aggregate;
@@ -98,18 +98,23 @@ async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
 }
 
 /// Sends a control call to every ready upstream. The answer is the first that failed, else the first.
+///
+/// Of the client's head goes on what describes the body, and its key: an upstream without a key of its own
+/// in the configuration may ask for one.
 pub async fn fan_out(
     fleet: &Fleet,
     method: &Method,
     path: &str,
-    kind: Option<&HeaderValue>,
+    head: &HeaderMap,
     body: Bytes,
 ) -> Option<Response<Bytes>> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
         let mut request = Request::builder().method(method).uri(path);
-        if let Some(kind) = kind {
-            request = request.header(header::CONTENT_TYPE, kind);
+        for name in [header::CONTENT_TYPE, header::AUTHORIZATION] {
+            if let Some(value) = head.get(&name) {
+                request = request.header(name, value);
+            }
         }
         let request = request.body(body.clone()).ok()?;
         let answer = fleet.client().ask(&entry.upstream, request, CONTROL).await;

@@ -145,8 +145,8 @@ async fn fan_out(
     let body = read_whole(session, context, limit, Some(&mut held)).await?;
     let head = session.req_header();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
-    let kind = head.headers.get(header::CONTENT_TYPE).cloned();
-    let asked = local::fan_out(&shared.fleet, method, &path, kind.as_ref(), body);
+    let headers = head.headers.clone();
+    let asked = local::fan_out(&shared.fleet, method, &path, &headers, body);
     match while_present(session, asked).await? {
         Some(answer) => Ok(Step::Answer(answer)),
         None => Err(refuse(context, Reject::NotReady { model: None })),
