@@ -140,7 +140,7 @@ impl Upstream {
         }
     }
 
-    /// A request could not reach it: ask it now rather than at the next interval.
+    /// A request could not reach it, or was given up: ask it now rather than at the next interval.
     pub fn doubt(&self) {
         self.live.doubt.notify_one();
     }
