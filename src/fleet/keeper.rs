@@ -210,7 +210,7 @@ impl Keeper {
         };
         let there = at.map(|at| self.kept[at].upstream().clone());
         Ok(match (change, there) {
-            (Change::Upsert(config), Some(there)) if there.config == config => Ready::Keep(there.id),
+            (Change::Upsert(config), Some(there)) if there.is_as(&config) => Ready::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
                 let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
                 Ready::Renew { upstream, stays: true }

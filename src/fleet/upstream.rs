@@ -116,6 +116,11 @@ impl Upstream {
         Ok(Upstream { id: live.id, config, authorization, authorities, secure, live })
     }
 
+    /// Whether `config` means just this: the same settings, with the same text in the files that they name.
+    pub(super) fn is_as(&self, config: &UpstreamConfig) -> bool {
+        self.config == *config && tls::authorities(config).is_ok_and(|found| found == self.authorities)
+    }
+
     pub fn name(&self) -> &str {
         &self.config.name
     }
