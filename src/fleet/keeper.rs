@@ -167,6 +167,13 @@ impl Keeper {
 
     fn emptied(&mut self, id: usize) -> bool {
         let goes = |kept: &Kept| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
+        let busy = |kept: &&Kept| kept.upstream().id == id && kept.entry.removing && !kept.is_idle();
+        let busy = self.kept.iter().chain(&self.departed).find(busy).map(|kept| kept.upstream().clone());
+        if let Some(upstream) = busy {
+            // A request that chose it by an older snapshot has come after all.
+            self.tell_when_idle(upstream);
+            return false;
+        }
         let before = self.kept.len() + self.departed.len();
         self.departed.retain(|kept| !goes(kept));
         self.kept.retain(|kept| {
@@ -370,3 +377,6 @@ fn miss(failure: &Failure) -> Miss {
         Failure::Wrong(_) => Miss::Wrong,
     }
 }
+
+#[cfg(test)]
+mod tests;
