@@ -167,6 +167,13 @@ impl Keeper {
 
     fn emptied(&mut self, id: usize) -> bool {
         let goes = |kept: &Kept| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
+        let busy = |kept: &&Kept| kept.upstream().id == id && kept.entry.removing && !kept.is_idle();
+        let busy = self.kept.iter().chain(&self.departed).find(busy).map(|kept| kept.upstream().clone());
+        if let Some(upstream) = busy {
+            // A request that chose it by an older snapshot has come after all.
+            self.tell_when_idle(upstream);
+            return false;
+        }
         let before = self.kept.len() + self.departed.len();
         self.departed.retain(|kept| !goes(kept));
         self.kept.retain(|kept| {
@@ -210,7 +217,7 @@ impl Keeper {
         };
         let there = at.map(|at| self.kept[at].upstream().clone());
         Ok(match (change, there) {
-            (Change::Upsert(config), Some(there)) if there.config == config => Ready::Keep(there.id),
+            (Change::Upsert(config), Some(there)) if there.is_as(&config) => Ready::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
                 let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
                 Ready::Renew { upstream, stays: true }
@@ -370,3 +377,6 @@ fn miss(failure: &Failure) -> Miss {
         Failure::Wrong(_) => Miss::Wrong,
     }
 }
+
+#[cfg(test)]
+mod tests;
