@@ -22,7 +22,7 @@ use super::snapshot::Snapshot;
 use super::{Fleet, Upstream, now};
 use crate::config::types::UpstreamConfig;
 use crate::observe;
-use kept::Kept;
+use kept::{Kept, News};
 
 /// Between two rounds while an upstream is not ready.
 const IMPATIENT: Duration = Duration::from_millis(250);
@@ -155,12 +155,15 @@ impl Keeper {
         }
     }
 
-    /// Those who wait get to look at whoever may have room now.
+    /// Those who wait get to look at whoever may have room now. When one that they may have waited for takes
+    /// nothing any more they all look, since there may be nobody left.
     fn welcome(&mut self) {
-        for kept in &mut self.kept {
-            if kept.is_roomier(now()) {
-                let live = &kept.upstream().live;
-                live.queue.freed(live);
+        let queue = self.fleet.queue.clone();
+        for kept in self.all() {
+            match kept.news(now()) {
+                Some(News::Room) => queue.freed(&kept.upstream().live),
+                Some(News::Loss) => queue.lost(),
+                None => {}
             }
         }
     }
