@@ -3,6 +3,7 @@
 //! Whatever is not one of these is served as on the public listener. Never: pingora, or a change to the
 //! fleet that does not go through it.
 
+mod guard;
 mod upstreams;
 
 use std::sync::Arc;
@@ -66,6 +67,9 @@ impl Admin {
         if path.starts_with("/admin/") {
             if !self.allowed(request.headers()) {
                 return answer(StatusCode::UNAUTHORIZED, &json!({"error": "Unauthorized"}));
+            }
+            if let Err((status, error)) = guard::check(&request) {
+                return answer(status, &json!({"error": error}));
             }
             if request.headers().contains_key(header::EXPECT) {
                 let mut leave = Response::new(Bytes::new());

@@ -145,6 +145,35 @@ async fn the_token_is_asked_for_before_the_body() {
     balancer.admin(request("GET", &one, &[token, expecting], b"")).await.expect(200);
 }
 
+/// A page of any site, open in an operator's browser, could add upstreams to a listener without a token.
+#[tokio::test(flavor = "multi_thread")]
+async fn web_pages_cannot_call_the_admin_listener() {
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::over([&engine]).await;
+    let body = json!({"url": NOWHERE, "name": "evil"}).to_string();
+    let form = ("content-type", "application/x-www-form-urlencoded");
+    let plain = ("content-type", "text/plain");
+    for headers in [&[form][..], &[plain], &[]] {
+        let refused = balancer.admin(request("POST", UPSTREAMS, headers, body.as_bytes())).await.expect(415);
+        assert!(refused.json()["error"].as_str().is_some_and(|error| error.contains("application/json")));
+    }
+    let one = format!("{UPSTREAMS}/{}", engine.address());
+    for from in [("origin", "http://evil.test"), ("origin", "null"), ("sec-fetch-site", "cross-site")] {
+        let add = request("POST", UPSTREAMS, &[JSON, from], body.as_bytes());
+        balancer.admin(add).await.expect(403).json();
+        balancer.admin(request("POST", "/admin/reload", &[from], b"")).await.expect(403);
+        balancer.admin(request("DELETE", &one, &[from], b"")).await.expect(403);
+        // Its body is not even read.
+        balancer.admin(head("PATCH", &one, &[JSON, from, CHUNKED])).await.expect(403);
+        balancer.admin(request("GET", &one, &[from], b"")).await.expect(200);
+    }
+    assert_eq!(balancer.running.fleet.snapshot().entries.len(), 1);
+    let own = ("origin", "http://balancer.test");
+    balancer.admin(request("POST", UPSTREAMS, &[JSON, own], body.as_bytes())).await.expect(201);
+    balancer.admin(request("DELETE", &format!("{UPSTREAMS}/evil"), &[], b"")).await;
+    assert_eq!(balancer.running.fleet.snapshot().entries.len(), 1);
+}
+
 // === scrapes ===
 
 /// Each of them asked every upstream, however many came and whoever they were.

@@ -106,7 +106,7 @@ async fn a_reload_with_problems_changes_nothing_and_one_that_needs_a_restart_doe
 
     // What was added at run time stays, unless the file names it and lets it go again.
     let add = json!({"url": engines[1].url()}).to_string();
-    let add = wire::request("POST", "/admin/upstreams?wait=20s", &[token], add.as_bytes());
+    let add = wire::request("POST", "/admin/upstreams?wait=20s", &[wire::JSON, token], add.as_bytes());
     balancer.admin(add).await.expect(201);
     for (config, count) in
         [(first.clone(), 2), (config(upstreams(&engines[..2])), 2), (config(upstreams([&engines[0]])), 1)]
