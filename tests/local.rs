@@ -234,3 +234,26 @@ async fn a_call_to_all_upstreams_brings_the_clients_key() {
     balancer.ask(post(ABORT, abort(50))).await;
     assert_eq!(engines[0].requests()[1].header("authorization"), None);
 }
+
+/// A stored response was found by nobody, and a conversation went on where its beginning was not known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_response_is_looked_for_with_the_clients_key() {
+    let options = Options { api_key: Some("the client's".into()), ..Options::default() };
+    let engines = [engine(options.clone()).await, engine(options).await];
+    let mut config = config(upstreams(&engines));
+    config.upstreams.iter_mut().for_each(|upstream| upstream.models = Some(common::names(&["sim"])));
+    let balancer = Balancer::ready(config).await;
+    let key = ("authorization", "Bearer the client's");
+    let ask = async |previous: Option<&str>| {
+        let body = json!({"model": "sim", "input": "a", "previous_response_id": previous}).to_string();
+        let made = request("POST", "/v1/responses", &[JSON, key], body.as_bytes());
+        balancer.ask(made).await.expect(200).json()["id"].as_str().expect("has an id").to_string()
+    };
+    let mut last = ask(None).await;
+    for _ in 0..8 {
+        last = ask(Some(&last)).await;
+        let path = format!("/v1/responses/{last}");
+        balancer.ask(request("GET", &path, &[key], b"")).await.expect(200);
+        balancer.ask(get(&path)).await.expect(404);
+    }
+}

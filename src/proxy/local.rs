@@ -144,15 +144,25 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
 }
 
 /// The id of the upstream that holds a stored response: responses live in the memory
-/// of the one that made them, so that all are asked.
-pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, id: &str) -> Option<usize> {
+/// of the one that made them, so that all are asked, with the client's key where there is no other.
+pub async fn locate_response(
+    fleet: &Fleet,
+    snapshot: &Snapshot,
+    id: &str,
+    key: Option<&HeaderValue>,
+) -> Option<usize> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if id.is_empty() || id.len() > 256 || !id.bytes().all(known) {
         return None;
     }
     let path = format!("/v1/responses/{id}");
     let asked = snapshot.ready().map(async |entry| {
-        let answer = fleet.client().get(&entry.upstream, &path, LOOKUP).await.ok()?;
+        let mut request = Request::get(&path);
+        if let Some(key) = key {
+            request = request.header(header::AUTHORIZATION, key);
+        }
+        let request = request.body(Bytes::new()).ok()?;
+        let answer = fleet.client().ask(&entry.upstream, request, LOOKUP).await.ok()?;
         (answer.status() == StatusCode::OK).then_some(entry.upstream.id)
     });
     join_all(asked).await.into_iter().flatten().next()

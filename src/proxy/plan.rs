@@ -120,7 +120,7 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
             Ok(step)
         }
         Policy::Sticky { id } => {
-            context.only = Some(holder(shared, context, &snapshot, &id).await?);
+            context.only = Some(holder(shared, session, context, &snapshot, &id).await?);
             context.model = Wanted::Unreadable;
             forward(shared, session, context, Shape::Opaque, false).await
         }
@@ -165,14 +165,21 @@ async fn fan_out(
 }
 
 /// The upstream that holds a stored response; responses live in the memory of the one that made them.
-async fn holder(shared: &Shared, context: &mut Context, snapshot: &Snapshot, id: &str) -> Result<usize> {
+async fn holder(
+    shared: &Shared,
+    session: &Session,
+    context: &mut Context,
+    snapshot: &Snapshot,
+    id: &str,
+) -> Result<usize> {
     if !snapshot.any_ready() {
         return Err(refuse(context, Reject::NotReady { model: None }));
     }
     if let [only] = snapshot.ready().collect::<Vec<_>>()[..] {
         return Ok(only.upstream.id);
     }
-    let found = local::locate_response(&shared.fleet, snapshot, id).await;
+    let key = session.req_header().headers.get(header::AUTHORIZATION);
+    let found = local::locate_response(&shared.fleet, snapshot, id, key).await;
     found.ok_or_else(|| refuse(context, Reject::Response { id: id.to_string() }))
 }
 
@@ -243,7 +250,8 @@ async fn forward(
         let snapshot = shared.fleet.snapshot_owned();
         if snapshot.ready().nth(1).is_some() {
             // Unknown to all: any upstream says so in vLLM's words.
-            context.only = local::locate_response(&shared.fleet, &snapshot, &id).await;
+            let key = session.req_header().headers.get(header::AUTHORIZATION);
+            context.only = local::locate_response(&shared.fleet, &snapshot, &id, key).await;
         }
     }
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
