@@ -15,6 +15,7 @@
 
 mod attempt;
 mod budget;
+pub mod certificate;
 pub mod connections;
 mod context;
 mod headers;

@@ -190,6 +190,28 @@ async fn requests_trust_the_authority_that_a_reload_brought_and_no_longer_the_on
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_of_a_listener_is_used_after_a_reload() {
+    let (certs, renewed) = (Certs::new(), Certs::new());
+    let engines = engines(1).await;
+    let mut config = config(upstreams(&engines));
+    config.listen[0].tls = Some(certs.listen());
+    let (balancer, _file) = reloadable(config).await;
+    let mut kept = Wire::over(certs.connect(balancer.address(), &["http/1.1"]).await);
+    let files = certs.listen();
+    std::fs::write(&files.certificate, &renewed.certificate).expect("written");
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(422).json();
+    assert!(told["problems"][0].as_str().is_some_and(|problem| problem.contains("cert.pem")), "{told}");
+    Wire::over(certs.connect(balancer.address(), &[]).await).ask(get("/version")).await.expect(200);
+    std::fs::write(&files.key, &renewed.key).expect("written");
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
+    assert_eq!(told, json!({"changed": ["listen.tls"], "needs_restart": [], "warnings": []}));
+    Wire::over(renewed.connect(balancer.address(), &[]).await).ask(get("/version")).await.expect(200);
+    kept.ask(get("/version")).await.expect(200);
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
+    assert_eq!(told["changed"], json!([]));
+}
+
 struct Process(Child);
 
 impl Drop for Process {
