@@ -128,10 +128,10 @@ noisy=0
 
 # sample CASE NAME COMMAND ARGUMENTS...: one quiet sample, or the quietest of a few.
 sample() {
-    local case=$1 name=$2 watched=(--upstream "${pid[direct]}" --cores $ENDS_CORE)
+    local case=$1 name=$2 watched=(--upstream "${pid[direct]}" --cores "$ENDS_CORE")
     local best='' now try
     shift 2
-    [ "$name" = direct ] || watched+=(--cores $PROXY_CORE --proxy "${pid[$name]}")
+    [ "$name" = direct ] || watched+=(--cores "$PROXY_CORE" --proxy "${pid[$name]}")
     for ((try = 0; try < TRIES; try++)); do
         # A disturbance can be such that the clients give up; that is no sample.
         now=$(ends "$@" "${watched[@]}") || continue
