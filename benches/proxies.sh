@@ -12,7 +12,7 @@
 # (benches/proxies/traffic.rs) share another. What counts is the CPU time that the scheduler notes for the
 # proxy's process, which says what it costs whether or not anybody is waiting; requests a second, where
 # the ends are the bottleneck, would not. Samples take turns between the proxies. One during which others
-# used more than NOISE of the two cores is taken again, a few times. Everything stays on loopback and ends
+# used more than NOISE of these cores is taken again, a few times. Everything stays on loopback and ends
 # with the script; the whole takes less than six minutes, the build not counted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -128,10 +128,10 @@ noisy=0
 
 # sample CASE NAME COMMAND ARGUMENTS...: one quiet sample, or the quietest of a few.
 sample() {
-    local case=$1 name=$2 watched=(--upstream "${pid[direct]}" --cores "$PROXY_CORE,$ENDS_CORE")
+    local case=$1 name=$2 watched=(--upstream "${pid[direct]}" --cores "$ENDS_CORE")
     local best='' now try
     shift 2
-    [ "$name" = direct ] || watched+=(--proxy "${pid[$name]}")
+    [ "$name" = direct ] || watched+=(--cores "$PROXY_CORE" --proxy "${pid[$name]}")
     for ((try = 0; try < TRIES; try++)); do
         # A disturbance can be such that the clients give up; that is no sample.
         now=$(ends "$@" "${watched[@]}") || continue
@@ -218,7 +218,7 @@ quietness() {
     awk 'NF > 3 { print $4 }' "$samples" | sort -g | awk -v noisy=$noisy -v noise=$NOISE '
         { v[NR] = $1 }
         END {
-            printf "of the two cores, others used %.2f in the median sample and %.2f at most; ", \
+            printf "of the cores in use, others used %.2f in the median sample and %.2f at most; ", \
                 v[int((NR + 1) / 2)], v[NR]
             printf "%d of %d samples stayed above %.2f\n", noisy, NR, noise
         }'
@@ -278,7 +278,7 @@ END
     cat <<END
 
 All samples, each with: case, proxy, CPU microseconds a unit (direct: of clients and upstream together),
-cores that others used of the two, units a second, cores that the proxy used; or KiB a stream.
+cores that others used of those in use, units a second, cores that the proxy used; or KiB a stream.
 
 \`\`\`text
 $(sort -s -k 1,1V -k 2,2 "$samples")
