@@ -170,9 +170,8 @@ fn resident(process: &Process) -> u64 {
 /// Looks at the memory until all requests are done; what it was after each so many.
 async fn watch(world: &World, process: &Process, engines: &[Engine], requests: u64) -> Vec<(u64, u64)> {
     let (begun, mut dice, mut looks) = (Instant::now(), Dice::new(2, 2), Vec::new());
-    println!(
-        "| requests | resident, MiB | requests a second | refused | broken |\n| ---: | ---: | ---: | ---: | ---: |"
-    );
+    println!("| requests | resident, MiB | requests a second | refused | broken |");
+    println!("| ---: | ---: | ---: | ---: | ---: |");
     let (mut next, mut troubled) = (LOOK, 0);
     while next <= requests {
         tokio::time::sleep(Duration::from_millis(20)).await;
