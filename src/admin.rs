@@ -3,6 +3,7 @@
 //! Whatever is not one of these is served as on the public listener. Never: pingora, or a change to the
 //! fleet that does not go through it.
 
+mod guard;
 mod upstreams;
 
 use std::sync::Arc;
@@ -59,10 +60,22 @@ impl Admin {
         Admin { fleet, config, reload, leaving }
     }
 
+    /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
+    /// wanted: the answer is 100, or what the call comes to without it.
     pub async fn call(&self, request: Request<Bytes>) -> Response<Bytes> {
         let path = request.uri().path();
-        if path.starts_with("/admin/") && !self.allowed(request.headers()) {
-            return answer(StatusCode::UNAUTHORIZED, &json!({"error": "Unauthorized"}));
+        if path.starts_with("/admin/") {
+            if !self.allowed(request.headers()) {
+                return answer(StatusCode::UNAUTHORIZED, &json!({"error": "Unauthorized"}));
+            }
+            if let Err((status, error)) = guard::check(&request) {
+                return answer(status, &json!({"error": error}));
+            }
+            if request.headers().contains_key(header::EXPECT) {
+                let mut leave = Response::new(Bytes::new());
+                *leave.status_mut() = StatusCode::CONTINUE;
+                return leave;
+            }
         }
         let method = request.method();
         match path {
@@ -126,7 +139,10 @@ impl Admin {
     }
 
     async fn reload(&self) -> Response<Bytes> {
-        match self.reload.reload().await {
+        // A task of its own: a caller who leaves must not stop it half-way.
+        let reload = self.reload.clone();
+        let done = tokio::spawn(async move { reload.reload().await }).await;
+        match done.unwrap_or_else(|error| Err(vec![error.to_string()])) {
             Ok(Reloaded { changed, restart, warnings }) => {
                 let body = json!({"changed": changed, "needs_restart": restart, "warnings": warnings});
                 answer(StatusCode::OK, &body)

@@ -101,18 +101,30 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let (seats, unlimited) = (Connections::new(config.limits.connections), Connections::new(0));
     let listen = config.listen.clone();
     let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
+    let mut listeners = Vec::new();
+    for listen in &listen {
+        listeners.push((
+            Serves::Api,
+            listen.address.to_string(),
+            sockets.listener(Serves::Api, listen).await?,
+        ));
+    }
+    let listener = sockets.listener(Serves::Admin, &admin_listen).await?;
+    listeners.push((Serves::Admin, admin_listen.address.to_string(), listener));
+    let certificates =
+        listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
-    let reloader = Reloader::new(load, config.clone(), fleet.clone(), shared.clone(), seats.clone());
+    let (fleet_too, seats_too) = (fleet.clone(), seats.clone());
+    let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), seats_too, certificates);
     let admin = Admin::new(fleet.clone(), config, reloader.clone(), leave.leaving());
     let door = Arc::new(AdminDoor(admin));
     let private = server::engine(Balancer::admin(shared, door), threads);
-    let all = listen.iter().map(|listen| (Serves::Api, listen, &public, &seats));
-    let mut doors = Vec::new();
-    for (serves, listen, engine, seats) in all.chain([(Serves::Admin, &admin_listen, &private, &unlimited)]) {
-        let listener = sockets.listener(serves, listen).await?;
-        let (address, engine, seats) = (listen.address.to_string(), engine.clone(), seats.clone());
-        doors.push(Open { serves, address, listener, engine, seats });
-    }
+    let open = |(serves, address, listener)| {
+        let (engine, seats) =
+            if serves == Serves::Admin { (&private, &unlimited) } else { (&public, &seats) };
+        Open { serves, address, listener, engine: engine.clone(), seats: seats.clone() }
+    };
+    let doors: Vec<Open> = listeners.into_iter().map(open).collect();
     let mut addresses: Vec<String> = doors.iter().map(|door| door.listener.address().to_string()).collect();
     let admin = addresses.pop().unwrap_or_default();
     let (keeper_stop, keeper_stopped) = watch::channel(false);
@@ -139,7 +151,7 @@ impl Prepared {
     fn serve(self) -> Running {
         let Prepared { mut running, doors } = self;
         for Open { serves, listener, engine, seats, .. } in doors {
-            observe::listening(listener.address(), serves.label(), listener.is_tls());
+            observe::listening(listener.address(), serves.label(), listener.certificate().is_some());
             let (leave, told) = (running.leave.clone(), running.phase.subscribe());
             running.serving.spawn(server::serve(listener, engine, seats, leave, told));
         }

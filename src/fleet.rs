@@ -116,7 +116,7 @@ impl Fleet {
                 return;
             }
         }
-        if let Sign::Unreached { .. } = sign {
+        if matches!(sign, Sign::Unreached { .. } | Sign::GaveUp) {
             upstream.doubt();
         }
         if self.keeper.try_send(Word::Seen { id: upstream.id, sign }).is_err() {

@@ -15,6 +15,7 @@
 
 mod attempt;
 mod budget;
+pub mod certificate;
 pub mod connections;
 mod context;
 mod headers;
@@ -182,8 +183,6 @@ impl ProxyHttp for Balancer {
         // Pingora would close a connection on which anything, even `100 Continue`, is said before the body
         // is whole: a client that still sends would lose the answer.
         session.set_close_on_response_before_downstream_finish(false);
-        // Whoever sends the next request, or a stray line end, before this one is answered is to get both.
-        session.set_pipelining_enabled(true);
         session.set_read_timeout(Some(STALLED));
         session.set_write_timeout(Some(STALLED));
         let id = headers::request_id(session.req_header()).map(str::to_string);

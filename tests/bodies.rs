@@ -385,7 +385,10 @@ async fn bodies_beyond_the_memory_are_refused_until_there_is_room_again() {
     let length = large.len().to_string();
     let mut holder = balancer.client().await;
     holder.send(head("POST", CHAT, &[JSON, ("content-length", &length)])).await;
+    // What is announced and not sent takes nothing.
     holder.send(large.slice(..KIB)).await;
+    balancer.until_metric("vllm_lb_peeked_bytes", 65_536.0).await;
+    holder.send(large.slice(KIB..199 * KIB)).await;
     balancer.until_metric("vllm_lb_peeked_bytes", large.len() as f64).await;
 
     let refused = balancer.ask(wire::post(CHAT, &large)).await.expect(503);
@@ -393,7 +396,7 @@ async fn bodies_beyond_the_memory_are_refused_until_there_is_room_again() {
     assert_eq!(refused.json()["error"]["code"], 503);
     balancer.ask(wire::post(CHAT, chat(MODEL))).await.expect(200);
 
-    holder.send(large.slice(KIB..)).await;
+    holder.send(large.slice(199 * KIB..)).await;
     holder.answer().await.expect(200);
     balancer.until_metric("vllm_lb_peeked_bytes", 0.0).await;
     balancer.ask(wire::post(CHAT, &large)).await.expect(200);

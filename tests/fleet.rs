@@ -355,8 +355,35 @@ async fn an_engine_that_refuses_and_one_that_is_leaving_cost_no_request() {
     assert_eq!(load.end().await, none());
 }
 
-// === limits ===
+/// As `POST /inference/v1/abort_requests` does it, which goes to all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_that_each_gave_one_request_up_go_on_serving() {
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.upstreams[0].weight = 1000.0;
+    let balancer = Balancer::ready(config).await;
+    let changes = async || balancer.metric("vllm_lb_upstream_changes_total").await;
+    let before = changes().await;
+    for engine in &engines {
+        engine.set_fault_for(1, Fault::AbortEmpty).await;
+    }
+    let aborted = balancer.ask(post(CHAT, chat("sim"))).await;
+    assert_ne!(aborted.status, 503, "{aborted:?}");
+    for _ in 0..20 {
+        balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+    }
+    for engine in &engines {
+        until_state(&balancer, engine, &["ready"]).await;
+    }
+    assert_eq!(changes().await, before + 4.0, "each was suspected, and found to be well");
+    // The same word of one that goes: its probes tell.
+    engines[0].set_fault_for(1, Fault::AbortEmpty).await;
+    engines[0].set_health(Some(503));
+    until_state(&balancer, &engines[0], &["down"]).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+}
 
+// === limits ===
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_connections_than_allowed_are_served_at_once() {
     let engines = engines(1).await;

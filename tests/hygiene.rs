@@ -105,6 +105,15 @@ async fn everything_else_of_a_request_goes_on_as_it_came() {
     assert_eq!(values(&twice, "x-twice"), ["one", "two"]);
 }
 
+/// vLLM lets a caller choose one of its engines. Whoever did so with one vLLM must be able to go on through
+/// a balancer, which does not choose among the engines of an upstream itself: as long as that is so, the
+/// choice is the client's, and no more trust is needed for it than vLLM asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_choice_of_an_engine_within_the_upstream_goes_on() {
+    let recorded = sent_on(&[("X-data-parallel-rank", "1")]).await;
+    assert_eq!(values(&recorded, "x-data-parallel-rank"), ["1"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_and_queries_go_on_as_they_came() {
     let (engine, balancer) = stand().await;

@@ -305,11 +305,11 @@ async fn a_stop_waits_for_streams_and_for_nobody_else() {
     let mut silent = balancer.client().await;
     let idle_h2 = H2::connect(&address).await;
     let mut busy = balancer.client().await;
-    busy.send(post(CHAT, stream("sim", 40))).await;
+    busy.send(post(CHAT, stream("sim", 120))).await;
     let head = busy.head().await;
     let mut busy_h2 = H2::connect(&address).await;
     let mut asked = busy_h2.begin(h2::post(CHAT), false).await;
-    asked.body.send_data(Bytes::from(stream("sim", 40)), true).expect("the stream is open");
+    asked.body.send_data(Bytes::from(stream("sim", 120)), true).expect("the stream is open");
     engine.wait_until("both streams run", |stats| stats.running == 2).await;
 
     let stopping = tokio::spawn(balancer.running.stop(Duration::from_secs(600)));

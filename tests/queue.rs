@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::body::{chat, stream};
 use common::clients::{Clients, none};
-use common::wire::{Wire, post};
+use common::wire::{JSON, Wire, post, request};
 use common::{Balancer, Engine, Fault, config, engine, eventually, paced, upstreams};
 use vllm_lb::config::types::Config;
 
@@ -131,6 +131,56 @@ async fn waiting_requests_go_to_whoever_comes_or_comes_back() {
     balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
     drop(running);
     balancer.until_idle().await;
+}
+
+/// The stream in flight goes on, so that no place becomes free.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_is_told_at_once_when_nobody_is_left_to_wait_for() {
+    let drain = r#"{"state":"drain"}"#;
+    let table = [("", "", ""), ("PATCH", "", drain), ("DELETE", "", ""), ("DELETE", "?force", "")];
+    for (method, query, body) in table {
+        let engine = paced(ENDLESS).await;
+        let mut config = narrow([&engine], 1);
+        config.queue.wait = Duration::from_secs(3600);
+        let balancer = Balancer::ready(config).await;
+        let mut running = balancer.client().await;
+        running.send(post(CHAT, stream("sim", 1000))).await;
+        engine.wait_until("it runs", |stats| stats.running == 1).await;
+        let mut first = waiting(&balancer, 1, chat("sim")).await;
+        let mut second = waiting(&balancer, 2, stream("sim", 3)).await;
+        if method.is_empty() {
+            engine.set_health(Some(503));
+        } else {
+            let path = format!("/admin/upstreams/{}{query}", engine.address());
+            balancer.admin(request(method, &path, &[JSON], body.as_bytes())).await;
+        }
+        for client in [&mut first, &mut second] {
+            client.answer().await.expect(503);
+        }
+        queued(&balancer, 0).await;
+        assert_eq!(engine.stats().running, 1, "{method} {query}: the stream goes on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_goes_on_waiting_while_somebody_is_left() {
+    let engines = [paced(ENDLESS).await, paced(ENDLESS).await];
+    let mut config = narrow(&engines, 1);
+    config.upstreams[0].weight = 1000.0;
+    let balancer = Balancer::ready(config).await;
+    let mut running = Vec::new();
+    for engine in &engines {
+        let mut client = balancer.client().await;
+        client.send(post(CHAT, stream("sim", 1000))).await;
+        engine.wait_until("it runs", |stats| stats.running == 1).await;
+        running.push(client);
+    }
+    let mut first = waiting(&balancer, 1, stream("sim", 1)).await;
+    engines[0].set_health(Some(503));
+    balancer.until_ready(1).await;
+    drop(running.pop());
+    first.answer().await.expect(200);
+    assert_eq!(engines.map(|engine| engine.requests().len()), [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,10 +6,12 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::body::chat;
 use common::body::stream;
+use common::certs::Certs;
 use common::clients::{Clients, none};
-use common::wire::{self, Answer, Wire, get, post};
-use common::{Balancer, Engine, config, engines, eventually, paced, upstreams};
+use common::wire::{self, Answer, Wire, get, post, tcp};
+use common::{Balancer, Engine, Options, config, engines, eventually, paced, upstream, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::app::{self, Load};
 use vllm_lb::config::types::{Config, UpstreamConfig};
@@ -104,7 +106,7 @@ async fn a_reload_with_problems_changes_nothing_and_one_that_needs_a_restart_doe
 
     // What was added at run time stays, unless the file names it and lets it go again.
     let add = json!({"url": engines[1].url()}).to_string();
-    let add = wire::request("POST", "/admin/upstreams?wait=20s", &[token], add.as_bytes());
+    let add = wire::request("POST", "/admin/upstreams?wait=20s", &[wire::JSON, token], add.as_bytes());
     balancer.admin(add).await.expect(201);
     for (config, count) in
         [(first.clone(), 2), (config(upstreams(&engines[..2])), 2), (config(upstreams([&engines[0]])), 1)]
@@ -132,6 +134,82 @@ async fn requests_end_by_the_settings_that_they_began_with() {
     assert!(client.answer().await.expect(200).text().contains("[DONE]"));
     balancer.until_idle().await;
     balancer.ask(post(CHAT, stream("sim", 100))).await.expect(504);
+}
+
+/// An address that leads to whichever engine it is told to.
+async fn switch(first: &Engine) -> (String, Arc<Mutex<String>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let target = Arc::new(Mutex::new(first.address().to_string()));
+    let told = target.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let target = told.lock().expect("nobody panics with it").clone();
+            tokio::spawn(async move {
+                let mut engine = tcp(&target).await;
+                tokio::io::copy_bidirectional(&mut client, &mut engine).await.ok();
+            });
+        }
+    });
+    (address, target)
+}
+
+/// Also where the connections that the old one has vouched for are still open.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_trust_the_authority_that_a_reload_brought_and_no_longer_the_one_before() {
+    for same_path in [false, true] {
+        let (before, after) = (Certs::new(), Certs::new());
+        let mut engines = Vec::new();
+        for certs in [&before, &after] {
+            let engine = Engine::start_tls(Options::default(), &certs.certificate, &certs.key).await;
+            engines.push(engine.expect("the certificate is one"));
+        }
+        let (address, target) = switch(&engines[0]).await;
+        let mut next = config(vec![upstream(&format!("https://{address}"))]);
+        next.upstreams[0].tls.ca = Some(before.authority());
+        let (balancer, file) = reloadable(next.clone()).await;
+        let mut clients = [balancer.client().await, balancer.client().await];
+        for client in &mut clients {
+            client.ask(post(CHAT, chat("sim"))).await.expect(200);
+        }
+        *target.lock().expect("nobody panics with it") = engines[1].address().to_string();
+        if same_path {
+            std::fs::copy(after.authority(), before.authority()).expect("written");
+        } else {
+            next.upstreams[0].tls.ca = Some(after.authority());
+            *file.lock().expect("nobody panics with it") = Ok(next);
+        }
+        balancer.running.reload().await.expect("is valid");
+        eventually("requests go to the new engine", async || {
+            let answer = clients[0].ask(post(CHAT, chat("sim"))).await;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+        let served = [engines[0].requests().len(), engines[1].requests().len()];
+        assert_eq!(served, [2, 1], "same path: {same_path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_of_a_listener_is_used_after_a_reload() {
+    let (certs, renewed) = (Certs::new(), Certs::new());
+    let engines = engines(1).await;
+    let mut config = config(upstreams(&engines));
+    config.listen[0].tls = Some(certs.listen());
+    let (balancer, _file) = reloadable(config).await;
+    let mut kept = Wire::over(certs.connect(balancer.address(), &["http/1.1"]).await);
+    let files = certs.listen();
+    std::fs::write(&files.certificate, &renewed.certificate).expect("written");
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(422).json();
+    assert!(told["problems"][0].as_str().is_some_and(|problem| problem.contains("cert.pem")), "{told}");
+    Wire::over(certs.connect(balancer.address(), &[]).await).ask(get("/version")).await.expect(200);
+    std::fs::write(&files.key, &renewed.key).expect("written");
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
+    assert_eq!(told, json!({"changed": ["listen.tls"], "needs_restart": [], "warnings": []}));
+    Wire::over(renewed.connect(balancer.address(), &[]).await).ask(get("/version")).await.expect(200);
+    kept.ask(get("/version")).await.expect(200);
+    let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
+    assert_eq!(told["changed"], json!([]));
 }
 
 struct Process(Child);

@@ -8,7 +8,7 @@
 //! DELETE /admin/upstreams/{name}?wait=5m    or ?force: not waiting for requests in flight
 //! ```
 //!
-//! Names may hold slashes and brackets, percent-encoded or not.
+//! Names may hold slashes and brackets, percent-encoded or not. Bodies come as `application/json`.
 
 use std::time::{Duration, Instant};
 

@@ -2,6 +2,8 @@
 //!
 //! A valid one is taken over as a whole, except for what only a start can change, which is named; one
 //! with problems changes nothing. Requests end by the settings that they began with.
+//!
+//! The files of the listeners' certificates are read again, too: they run out, and their paths stay.
 
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use crate::config::types::{Config, UpstreamConfig};
 use crate::fleet::breaker::Rules;
 use crate::fleet::{Change, Fleet};
 use crate::proxy::Shared;
+use crate::proxy::certificate::{Certificate, Pair};
 use crate::proxy::connections::Connections;
 use crate::{logging, observe};
 
@@ -37,6 +40,8 @@ pub(super) struct Reloader {
     fleet: Arc<Fleet>,
     shared: Arc<Shared>,
     seats: Arc<Connections>,
+    /// Of the listeners.
+    certificates: Vec<Arc<Certificate>>,
 }
 
 impl Reloader {
@@ -46,8 +51,9 @@ impl Reloader {
         fleet: Arc<Fleet>,
         shared: Arc<Shared>,
         seats: Arc<Connections>,
+        certificates: Vec<Arc<Certificate>>,
     ) -> Arc<Self> {
-        Arc::new(Reloader { load, config, turn: Mutex::new(()), fleet, shared, seats })
+        Arc::new(Reloader { load, config, turn: Mutex::new(()), fleet, shared, seats, certificates })
     }
 
     /// What runs now.
@@ -66,12 +72,19 @@ impl Reloader {
     }
 
     async fn exchange(&self) -> Result<Reloaded, Vec<String>> {
-        let load = self.load.clone();
-        // Files may lie on slow disks.
-        let loaded = tokio::task::spawn_blocking(move || load()).await;
-        let (new, warnings) = loaded.unwrap_or_else(|error| Err(vec![error.to_string()]))?;
+        let (load, certificates) = (self.load.clone(), self.certificates.clone());
         let old = self.config();
-        let diff = diff::diff(&old, &new);
+        let before = old.clone();
+        // Files may lie on slow disks.
+        let loaded = tokio::task::spawn_blocking(move || {
+            let (new, warnings) = load()?;
+            // Listeners that are to be others at the next start may have left their files behind.
+            let stay = before.listen == new.listen;
+            let renewed = if stay { renewed(&certificates)? } else { Vec::new() };
+            Ok((new, warnings, renewed))
+        });
+        let (new, warnings, renewed) = loaded.await.unwrap_or_else(|error| Err(vec![error.to_string()]))?;
+        let mut diff = diff::diff(&old, &new);
         let new = diff::as_it_runs(&old, new);
         let mut changes: Vec<Change> = diff.upsert.into_iter().map(Change::Upsert).collect();
         for name in diff.remove {
@@ -84,12 +97,26 @@ impl Reloader {
         changes.push(Change::QueueSize(new.queue.size));
         // The only step that can fail comes first.
         self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
+        if !renewed.is_empty() {
+            diff.changed.push("listen.tls");
+        }
+        renewed.into_iter().for_each(|(certificate, pair)| certificate.renew(pair));
         self.shared.reload(&new);
         self.seats.limit(new.limits.connections);
         logging::set_level(new.log.level);
         self.config.store(Arc::new(new));
         Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })
     }
+}
+
+/// Those whose files hold another certificate now.
+fn renewed(certificates: &[Arc<Certificate>]) -> Result<Vec<(Arc<Certificate>, Pair)>, Vec<String>> {
+    let mut found = Vec::new();
+    for certificate in certificates {
+        let pair = certificate.renewed().map_err(|problem| vec![problem])?;
+        found.extend(pair.map(|pair| (certificate.clone(), pair)));
+    }
+    Ok(found)
 }
 
 impl Reload for Reloader {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! unknown --`rise` good probes--> ready
-//! ready   --a failed probe, or a request that could not reach it--> suspect --a good probe--> ready
+//! ready   --a failed probe, or a request that could not reach it or that it gave up--> suspect
+//! suspect --a good probe--> ready
 //! suspect --`fall` failed probes, or refused by a request and by the next probe--> down
 //! down    --`rise` good probes--> ready
 //! ready, suspect  --failures of requests--> tripped
@@ -76,6 +77,9 @@ pub enum Sign {
     Failed,
     /// An answer began.
     Answered,
+    /// It gave the request up without a token: it is shutting down, or somebody told it to abort. Clients
+    /// may do that, so that only a probe can tell.
+    GaveUp,
     /// It said itself that it is shutting down.
     Leaving,
 }
@@ -244,6 +248,8 @@ impl Machine {
             Sign::Unreached { refused } => self.unreached(refused, answers, now, rules),
             Sign::Failed => self.failed(answers, now, rules),
             Sign::Answered => self.answered(now),
+            Sign::GaveUp if self.state == State::Ready => self.enter(State::Suspect, now),
+            Sign::GaveUp => {}
             Sign::Leaving => {
                 if matches!(self.state, State::Ready | State::Suspect | State::Tripped) {
                     self.enter(State::Draining, now);

@@ -4,6 +4,7 @@
 //! taken. Requests of clients never go through here, with the exception of control calls that are fanned
 //! out to all upstreams. Every question has a time limit and a limit on the answer's size.
 
+use std::future::Future;
 use std::io;
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use crate::names::PRODUCT;
 
 /// The most that an answer to one of our questions may hold.
 const MOST_ANSWER: usize = 16 << 20;
+
+/// The most that a page of metrics may hold, many times of what vLLM says: these are asked of all upstreams
+/// at once, for whoever wants to know, and all are held together.
+const MOST_SCRAPED: usize = 4 << 20;
 
 #[derive(Debug, Error)]
 pub enum AskError {
@@ -54,28 +59,40 @@ impl Client {
         self.ask(upstream, Request::get(path).body(Bytes::new())?, limit).await
     }
 
-    /// Sends `request`, whose URI is a path, and reads the whole answer.
+    /// Asks with GET for a page of numbers.
+    pub async fn scrape(
+        &self,
+        upstream: &Upstream,
+        path: &str,
+        limit: Duration,
+    ) -> Result<Response<Bytes>, AskError> {
+        let request = Request::get(path).body(Bytes::new())?;
+        within(limit, self.exchange(upstream, request, MOST_SCRAPED)).await
+    }
+
+    /// Sends `request`, whose URI is a path, and reads the whole answer. An `authorization` that it brings
+    /// gives way to the upstream's own key.
     pub async fn ask(
         &self,
         upstream: &Upstream,
         request: Request<Bytes>,
         limit: Duration,
     ) -> Result<Response<Bytes>, AskError> {
-        let asked = tokio::time::timeout(limit, self.exchange(upstream, request));
-        asked.await.unwrap_or(Err(AskError::Timeout(limit)))
+        within(limit, self.exchange(upstream, request, MOST_ANSWER)).await
     }
 
     async fn exchange(
         &self,
         upstream: &Upstream,
         request: Request<Bytes>,
+        most: usize,
     ) -> Result<Response<Bytes>, AskError> {
         let stream = self.connect(upstream).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let request = addressed(upstream, request)?;
         let exchange = async {
             let (head, body) = sender.send_request(request).await?.into_parts();
-            let body = Limited::new(body, MOST_ANSWER).collect().await.map_err(AskError::Answer)?;
+            let body = Limited::new(body, most).collect().await.map_err(AskError::Answer)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
         // An ended connection has handed over what it had: the exchange tells how it went.
@@ -118,6 +135,13 @@ impl Client {
             }
         }
     }
+}
+
+async fn within(
+    limit: Duration,
+    exchange: impl Future<Output = Result<Response<Bytes>, AskError>>,
+) -> Result<Response<Bytes>, AskError> {
+    tokio::time::timeout(limit, exchange).await.unwrap_or(Err(AskError::Timeout(limit)))
 }
 
 /// Puts the upstream's prefix, name and key on a request.

@@ -22,7 +22,7 @@ use super::snapshot::Snapshot;
 use super::{Fleet, Upstream, now};
 use crate::config::types::UpstreamConfig;
 use crate::observe;
-use kept::Kept;
+use kept::{Kept, News};
 
 /// Between two rounds while an upstream is not ready.
 const IMPATIENT: Duration = Duration::from_millis(250);
@@ -155,18 +155,28 @@ impl Keeper {
         }
     }
 
-    /// Those who wait get to look at whoever may have room now.
+    /// Those who wait get to look at whoever may have room now. When one that they may have waited for takes
+    /// nothing any more they all look, since there may be nobody left.
     fn welcome(&mut self) {
-        for kept in &mut self.kept {
-            if kept.is_roomier(now()) {
-                let live = &kept.upstream().live;
-                live.queue.freed(live);
+        let queue = self.fleet.queue.clone();
+        for kept in self.all() {
+            match kept.news(now()) {
+                Some(News::Room) => queue.freed(&kept.upstream().live),
+                Some(News::Loss) => queue.lost(),
+                None => {}
             }
         }
     }
 
     fn emptied(&mut self, id: usize) -> bool {
         let goes = |kept: &Kept| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
+        let busy = |kept: &&Kept| kept.upstream().id == id && kept.entry.removing && !kept.is_idle();
+        let busy = self.kept.iter().chain(&self.departed).find(busy).map(|kept| kept.upstream().clone());
+        if let Some(upstream) = busy {
+            // A request that chose it by an older snapshot has come after all.
+            self.tell_when_idle(upstream);
+            return false;
+        }
         let before = self.kept.len() + self.departed.len();
         self.departed.retain(|kept| !goes(kept));
         self.kept.retain(|kept| {
@@ -210,7 +220,7 @@ impl Keeper {
         };
         let there = at.map(|at| self.kept[at].upstream().clone());
         Ok(match (change, there) {
-            (Change::Upsert(config), Some(there)) if there.config == config => Ready::Keep(there.id),
+            (Change::Upsert(config), Some(there)) if there.is_as(&config) => Ready::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
                 let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
                 Ready::Renew { upstream, stays: true }
@@ -370,3 +380,6 @@ fn miss(failure: &Failure) -> Miss {
         Failure::Wrong(_) => Miss::Wrong,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,6 +151,17 @@ impl Queue {
         lines.let_one_look();
     }
 
+    /// There may be nobody left to wait for: whoever is first in a line looks, one after the other.
+    pub(super) fn lost(&self) {
+        fence(Ordering::SeqCst);
+        if self.is_empty() {
+            return;
+        }
+        let mut lines = self.lock();
+        lines.by_key.values_mut().for_each(|line| line.due = true);
+        lines.let_one_look();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }

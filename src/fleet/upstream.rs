@@ -116,6 +116,11 @@ impl Upstream {
         Ok(Upstream { id: live.id, config, authorization, authorities, secure, live })
     }
 
+    /// Whether `config` means just this: the same settings, with the same text in the files that they name.
+    pub(super) fn is_as(&self, config: &UpstreamConfig) -> bool {
+        self.config == *config && tls::authorities(config).is_ok_and(|found| found == self.authorities)
+    }
+
     pub fn name(&self) -> &str {
         &self.config.name
     }
@@ -140,7 +145,7 @@ impl Upstream {
         }
     }
 
-    /// A request could not reach it: ask it now rather than at the next interval.
+    /// A request could not reach it, or was given up: ask it now rather than at the next interval.
     pub fn doubt(&self) {
         self.live.doubt.notify_one();
     }

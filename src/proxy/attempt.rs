@@ -285,7 +285,8 @@ fn blame(shared: &Shared, upstream: &Upstream, cause: Cause) {
         Cause::Ended(Ended::Total) => return,
         // Probes of an engine that hangs are answered well; only requests can tell.
         Cause::Ended(_) => Sign::Failed,
-        Cause::Leaving | Cause::Aborted => Sign::Leaving,
+        Cause::Leaving => Sign::Leaving,
+        Cause::Aborted => Sign::GaveUp,
         // A status has been told when the head came; a pooled connection may end at any time.
         Cause::Status(_) | Cause::Stale => return,
     };

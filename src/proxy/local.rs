@@ -2,13 +2,16 @@
 //! version, load, and the upstreams' metrics as one page.
 //!
 //! Lists and health come from the snapshot and never wait for an upstream; metrics and load are asked
-//! of all upstreams at once, within one time limit.
+//! of all upstreams at once, within one time limit, once for all who want to know.
 
+mod scrape;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::respond::json;
 use crate::aggregate;
@@ -60,14 +63,22 @@ pub fn version(snapshot: &Snapshot) -> Response<Bytes> {
 }
 
 /// The sum over ready upstreams.
-pub async fn load(fleet: &Fleet) -> Response<Bytes> {
+pub async fn load(fleet: &Arc<Fleet>) -> Response<Bytes> {
+    scrape::shared(&scrape::pages(fleet).load, load_now(fleet)).await
+}
+
+async fn load_now(fleet: &Fleet) -> Response<Bytes> {
     let bodies = ask_ready(fleet, "/load").await;
     let bodies: Vec<&[u8]> = bodies.iter().map(|(_, body)| &body[..]).collect();
     json_answer(format!(r#"{{"server_load":{}}}"#, aggregate::load_sum(&bodies)))
 }
 
 /// The upstreams' metrics, each sample with an `upstream` label.
-pub async fn metrics(fleet: &Fleet) -> Response<Bytes> {
+pub async fn metrics(fleet: &Arc<Fleet>) -> Response<Bytes> {
+    scrape::shared(&scrape::pages(fleet).metrics, metrics_now(fleet)).await
+}
+
+async fn metrics_now(fleet: &Fleet) -> Response<Bytes> {
     let bodies = ask_ready(fleet, "/metrics").await;
     let texts: Vec<(&str, std::borrow::Cow<'_, str>)> =
         bodies.iter().map(|(name, body)| (name.as_str(), String::from_utf8_lossy(body))).collect();
@@ -79,7 +90,7 @@ pub async fn metrics(fleet: &Fleet) -> Response<Bytes> {
 async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
-        let answer = fleet.client().get(&entry.upstream, path, SCRAPE).await.ok()?;
+        let answer = fleet.client().scrape(&entry.upstream, path, SCRAPE).await.ok()?;
         let name = entry.upstream.name().to_string();
         (answer.status() == StatusCode::OK).then(|| (name, answer.into_body()))
     });
@@ -87,18 +98,23 @@ async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
 }
 
 /// Sends a control call to every ready upstream. The answer is the first that failed, else the first.
+///
+/// Of the client's head goes on what describes the body, and its key: an upstream without a key of its own
+/// in the configuration may ask for one.
 pub async fn fan_out(
     fleet: &Fleet,
     method: &Method,
     path: &str,
-    kind: Option<&HeaderValue>,
+    head: &HeaderMap,
     body: Bytes,
 ) -> Option<Response<Bytes>> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
         let mut request = Request::builder().method(method).uri(path);
-        if let Some(kind) = kind {
-            request = request.header(header::CONTENT_TYPE, kind);
+        for name in [header::CONTENT_TYPE, header::AUTHORIZATION] {
+            if let Some(value) = head.get(&name) {
+                request = request.header(name, value);
+            }
         }
         let request = request.body(body.clone()).ok()?;
         let answer = fleet.client().ask(&entry.upstream, request, CONTROL).await;
@@ -128,15 +144,25 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
 }
 
 /// The id of the upstream that holds a stored response: responses live in the memory
-/// of the one that made them, so that all are asked.
-pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, id: &str) -> Option<usize> {
+/// of the one that made them, so that all are asked, with the client's key where there is no other.
+pub async fn locate_response(
+    fleet: &Fleet,
+    snapshot: &Snapshot,
+    id: &str,
+    key: Option<&HeaderValue>,
+) -> Option<usize> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if id.is_empty() || id.len() > 256 || !id.bytes().all(known) {
         return None;
     }
     let path = format!("/v1/responses/{id}");
     let asked = snapshot.ready().map(async |entry| {
-        let answer = fleet.client().get(&entry.upstream, &path, LOOKUP).await.ok()?;
+        let mut request = Request::get(&path);
+        if let Some(key) = key {
+            request = request.header(header::AUTHORIZATION, key);
+        }
+        let request = request.body(Bytes::new()).ok()?;
+        let answer = fleet.client().ask(&entry.upstream, request, LOOKUP).await.ok()?;
         (answer.status() == StatusCode::OK).then_some(entry.upstream.id)
     });
     join_all(asked).await.into_iter().flatten().next()

@@ -1,6 +1,7 @@
 //! An upstream as pingora's peer: where to connect, and how.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -27,23 +28,35 @@ pub struct Peers {
 }
 
 /// Those of one upstream, for as long as it lives.
-type Authorities = (Weak<Upstream>, Arc<CaType>);
+struct Authorities {
+    /// With the settings that they are of: a server whose settings change keeps its id.
+    upstream: Weak<Upstream>,
+    parsed: Arc<CaType>,
+    /// Different where the authorities are.
+    group: u64,
+}
 
 impl Peers {
-    fn authorities(&self, upstream: &Arc<Upstream>) -> Option<Arc<CaType>> {
+    fn authorities(&self, upstream: &Arc<Upstream>) -> Option<(Arc<CaType>, u64)> {
         if upstream.authorities.is_empty() {
             return None;
         }
         let mut known = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, parsed)) = known.get(&upstream.id) {
-            return Some(parsed.clone());
+        let present = Arc::downgrade(upstream);
+        if let Some(Authorities { upstream, parsed, group }) = known.get(&upstream.id)
+            && upstream.ptr_eq(&present)
+        {
+            return Some((parsed.clone(), *group));
         }
-        known.retain(|_, (upstream, _)| upstream.strong_count() > 0);
+        known.retain(|_, known| known.upstream.strong_count() > 0);
         // The fleet has taken the same certificates as authorities, so that they parse.
         let parsed = upstream.authorities.iter().map(|der| WrappedX509::new(der.to_vec(), parse_x509));
         let parsed: Arc<CaType> = parsed.collect();
-        known.insert(upstream.id, (Arc::downgrade(upstream), parsed.clone()));
-        Some(parsed)
+        let mut hasher = DefaultHasher::new();
+        upstream.authorities.iter().for_each(|der| der.as_ref().hash(&mut hasher));
+        let group = hasher.finish();
+        known.insert(upstream.id, Authorities { upstream: present, parsed: parsed.clone(), group });
+        Some((parsed, group))
     }
 
     /// The peer for an attempt on `upstream`. Fails while its name has never been resolved.
@@ -60,6 +73,10 @@ impl Peers {
                 HttpPeer::new(address, config.url.https, sni)
             }
         };
+        let authorities = self.authorities(upstream);
+        // Pingora's pool does not look at the authorities: a connection that others have vouched for would
+        // be used again.
+        peer.group_key = authorities.as_ref().map_or(0, |(_, group)| *group);
         let options = &mut peer.options;
         options.connection_timeout = Some(connect);
         options.total_connection_timeout = Some(connect);
@@ -67,7 +84,7 @@ impl Peers {
         options.write_timeout = Some(UNREAD);
         options.verify_cert = config.tls.verify;
         options.verify_hostname = config.tls.verify;
-        options.ca = self.authorities(upstream);
+        options.ca = authorities.map(|(parsed, _)| parsed);
         options.tcp_keepalive = Some(TcpKeepalive {
             idle: Duration::from_secs(30),
             interval: Duration::from_secs(10),

@@ -2,14 +2,18 @@
 //! its record.
 
 use std::fmt::Display;
+use std::future::Future;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use tokio::time::{Instant, timeout_at};
 
 use super::context::{Context, Samples};
 use super::line::Line;
+use super::memory::Reservation;
 use super::peek::{Failure, Peeked, Shape, Wanted};
 use super::replay::Replay;
 use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
@@ -25,10 +29,17 @@ pub enum Step {
     Answer(Response<Bytes>),
 }
 
-/// The largest body of an admin call.
-const ADMIN_BODY: u64 = 1 << 20;
+/// The largest body of a call that is held whole: one to the admin room, or one to all upstreams. None of
+/// these carries more than settings, or a list of ids.
+const CALL_BODY: u64 = 1 << 20;
+
+/// How long a client may take for such a body.
+const CALL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Hands an admin listener's request to the admin room; `None` is a request like any other.
+///
+/// A call with a body is handed in twice: first its head alone, as with `expect: 100-continue`, so that
+/// nothing is read for a caller whom the room refuses.
 pub async fn admin(
     balancer: &Balancer,
     session: &mut Session,
@@ -44,8 +55,16 @@ pub async fn admin(
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.uri.clone();
     *request.headers_mut() = head.headers.clone();
-    *request.body_mut() = read_whole(session, context, ADMIN_BODY).await?;
-    Ok(Some(admin.call(request).await))
+    if !session.is_body_empty() {
+        request.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+        let leave = admin.call(request.clone()).await;
+        if leave.status() != StatusCode::CONTINUE {
+            return Ok(Some(leave));
+        }
+        *request.body_mut() = read_whole(session, context, CALL_BODY, None).await?;
+    }
+    request.headers_mut().remove(header::EXPECT);
+    Ok(Some(while_present(session, admin.call(request)).await?))
 }
 
 /// Finds the route of a request, and answers it or makes it ready to be sent.
@@ -101,7 +120,7 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
             Ok(step)
         }
         Policy::Sticky { id } => {
-            context.only = Some(holder(shared, context, &snapshot, &id).await?);
+            context.only = Some(holder(shared, session, context, &snapshot, &id).await?);
             context.model = Wanted::Unreadable;
             forward(shared, session, context, Shape::Opaque, false).await
         }
@@ -132,25 +151,35 @@ async fn fan_out(
     context: &mut Context,
     method: &Method,
 ) -> Result<Step> {
-    let body = read_whole(session, context, context.settings.peeker.limits.max_body).await?;
+    let limit = context.settings.peeker.limits.max_body.min(CALL_BODY);
+    let mut held = context.settings.peeker.memory.reservation();
+    let body = read_whole(session, context, limit, Some(&mut held)).await?;
     let head = session.req_header();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
-    let kind = head.headers.get(header::CONTENT_TYPE).cloned();
-    match local::fan_out(&shared.fleet, method, &path, kind.as_ref(), body).await {
+    let headers = head.headers.clone();
+    let asked = local::fan_out(&shared.fleet, method, &path, &headers, body);
+    match while_present(session, asked).await? {
         Some(answer) => Ok(Step::Answer(answer)),
         None => Err(refuse(context, Reject::NotReady { model: None })),
     }
 }
 
 /// The upstream that holds a stored response; responses live in the memory of the one that made them.
-async fn holder(shared: &Shared, context: &mut Context, snapshot: &Snapshot, id: &str) -> Result<usize> {
+async fn holder(
+    shared: &Shared,
+    session: &Session,
+    context: &mut Context,
+    snapshot: &Snapshot,
+    id: &str,
+) -> Result<usize> {
     if !snapshot.any_ready() {
         return Err(refuse(context, Reject::NotReady { model: None }));
     }
     if let [only] = snapshot.ready().collect::<Vec<_>>()[..] {
         return Ok(only.upstream.id);
     }
-    let found = local::locate_response(&shared.fleet, snapshot, id).await;
+    let key = session.req_header().headers.get(header::AUTHORIZATION);
+    let found = local::locate_response(&shared.fleet, snapshot, id, key).await;
     found.ok_or_else(|| refuse(context, Reject::Response { id: id.to_string() }))
 }
 
@@ -221,7 +250,8 @@ async fn forward(
         let snapshot = shared.fleet.snapshot_owned();
         if snapshot.ready().nth(1).is_some() {
             // Unknown to all: any upstream says so in vLLM's words.
-            context.only = local::locate_response(&shared.fleet, &snapshot, &id).await;
+            let key = session.req_header().headers.get(header::AUTHORIZATION);
+            context.only = local::locate_response(&shared.fleet, &snapshot, &id, key).await;
         }
     }
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
@@ -242,19 +272,53 @@ async fn expect(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-async fn read_whole(session: &mut Session, context: &mut Context, limit: u64) -> Result<Bytes> {
+/// Reads a body of `limit` bytes at the most. `held`: what it takes of `peek.memory`; a call without it, an
+/// operator's, is read also when clients have used all of that up.
+async fn read_whole(
+    session: &mut Session,
+    context: &mut Context,
+    limit: u64,
+    mut held: Option<&mut Reservation>,
+) -> Result<Bytes> {
     let mut body = BytesMut::new();
     if session.is_body_empty() {
         return Ok(body.freeze());
     }
+    let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|length| length.to_str().ok()?.trim().parse::<u64>().ok());
+    if declared.is_some_and(|length| length > limit) {
+        return Err(refuse(context, Reject::TooLarge { limit }));
+    }
     expect(session).await?;
-    while let Some(piece) = session.read_request_body().await? {
-        if (body.len() + piece.len()) as u64 > limit {
+    let deadline = Instant::now() + CALL_PATIENCE;
+    loop {
+        let Ok(piece) = timeout_at(deadline, session.read_request_body()).await else {
+            return Err(refuse(context, Reject::Slow));
+        };
+        let Some(piece) = piece? else { return Ok(body.freeze()) };
+        let total = (body.len() + piece.len()) as u64;
+        if total > limit {
             return Err(refuse(context, Reject::TooLarge { limit }));
+        }
+        // Twice as much each time, as the buffer takes it.
+        if held.as_mut().is_some_and(|held| !held.grow_to(total.next_power_of_two())) {
+            return Err(refuse(context, Reject::Memory));
         }
         body.extend_from_slice(&piece);
     }
-    Ok(body.freeze())
+}
+
+/// Waits for something of ours for a client whose body was read; its leave is the end of the wait.
+async fn while_present<T>(session: &mut Session, waiting: impl Future<Output = T>) -> Result<T> {
+    tokio::select! {
+        biased;
+        done = waiting => Ok(done),
+        gone = session.downstream_session.read_body_or_idle(true) => {
+            let mut gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
+            gone.set_retry(false);
+            Err(gone.into_down())
+        }
+    }
 }
 
 /// `?model=`, for a socket whose model comes only after it is open.

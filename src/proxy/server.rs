@@ -10,15 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream as Socket;
 use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UnixListener};
@@ -26,9 +23,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Balancer;
+use super::certificate::Certificate;
 use super::connections::{Connections, Seat};
 use super::leave::{self, Leave, Phase};
-use crate::config::types::{Address, Listen, ListenTls};
+use crate::config::types::{Address, Listen};
 use crate::observe;
 use crate::observe::metrics::METRICS;
 
@@ -37,6 +35,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// A client that connects and says nothing holds a socket no longer than this.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// While serving ends, one that has said nothing yet gets so long to begin.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Seconds for which a connection waits for its next request.
 const KEEP_ALIVE: u64 = 60;
@@ -53,7 +54,7 @@ const POOL: usize = 4096;
 /// A bound socket, with what it takes to talk on it.
 pub struct Listener {
     socket: Bound,
-    tls: Option<Arc<Acceptor>>,
+    tls: Option<Arc<Certificate>>,
     /// For records: the address with the port that was really taken.
     address: String,
 }
@@ -66,7 +67,7 @@ enum Bound {
 impl Listener {
     /// Binds, and loads the certificate where there is one.
     pub async fn bind(listen: &Listen) -> Result<Self, String> {
-        let tls = listen.tls.as_ref().map(acceptor).transpose()?;
+        let tls = listen.tls.as_ref().map(Certificate::new).transpose()?;
         let say = |address: &dyn std::fmt::Display, error: io::Error| {
             format!("cannot listen on {address}: {error}")
         };
@@ -86,12 +87,12 @@ impl Listener {
 
     /// Goes on with a socket that another process has bound to this address and listens on.
     pub fn from_inherited(socket: OwnedFd, listen: &Listen) -> Result<Self, String> {
-        let tls = listen.tls.as_ref().map(acceptor).transpose()?;
+        let tls = listen.tls.as_ref().map(Certificate::new).transpose()?;
         Self::inherit(socket, listen, tls)
             .map_err(|error| format!("cannot go on listening on {}: {error}", listen.address))
     }
 
-    fn inherit(socket: OwnedFd, listen: &Listen, tls: Option<Arc<Acceptor>>) -> io::Result<Self> {
+    fn inherit(socket: OwnedFd, listen: &Listen, tls: Option<Arc<Certificate>>) -> io::Result<Self> {
         match &listen.address {
             Address::Tcp(_) => {
                 let socket = std::net::TcpListener::from(socket);
@@ -114,7 +115,7 @@ impl Listener {
         }
     }
 
-    fn tcp(socket: TcpListener, tls: Option<Arc<Acceptor>>) -> io::Result<Self> {
+    fn tcp(socket: TcpListener, tls: Option<Arc<Certificate>>) -> io::Result<Self> {
         let address = socket.local_addr()?.to_string();
         Ok(Listener { socket: Bound::Tcp(socket), tls, address })
     }
@@ -123,8 +124,8 @@ impl Listener {
         &self.address
     }
 
-    pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+    pub fn certificate(&self) -> Option<&Arc<Certificate>> {
+        self.tls.as_ref()
     }
 
     async fn accept(&self) -> io::Result<Socket> {
@@ -162,26 +163,6 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     let stale = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
         && std::os::unix::net::UnixStream::connect(path).is_err();
     if stale { std::fs::remove_file(path) } else { Ok(()) }
-}
-
-fn acceptor(tls: &ListenTls) -> Result<Arc<Acceptor>, String> {
-    let say = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let chain = CertificateDer::pem_file_iter(&tls.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| say(&tls.certificate, &error))?;
-    if chain.is_empty() {
-        return Err(say(&tls.certificate, &"no certificate in the file"));
-    }
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| say(&tls.key, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| say(&tls.certificate, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(Acceptor::from_server_config(Arc::new(config))))
 }
 
 /// Pingora's engine around a balancer.
@@ -280,16 +261,16 @@ async fn end(connections: &mut JoinSet<()>, leave: &Leave, mut told: watch::Rece
 async fn connection(
     socket: Socket,
     _seat: Seat,
-    tls: Option<Arc<Acceptor>>,
+    tls: Option<Arc<Certificate>>,
     proxy: Engine,
     closing: watch::Receiver<bool>,
 ) {
     let _open = Open::new();
     let stream: Stream = match tls {
         None => return plain(socket, proxy, closing).await,
-        Some(acceptor) => {
+        Some(certificate) => {
             // Boxed: inlined, the handshake would take 6 KiB of every plain connection's task too.
-            let handshake = Box::pin(async move { acceptor.tls_handshake(socket).await });
+            let handshake = Box::pin(async move { certificate.acceptor.tls_handshake(socket).await });
             match tokio::time::timeout(HANDSHAKE, handshake).await {
                 Ok(Ok(stream)) => Box::new(stream),
                 Ok(Err(error)) => return observe::handshake_failed(&error.to_string()),
@@ -302,8 +283,20 @@ async fn connection(
 
 /// HTTP/2 by prior knowledge begins with its greeting, anything else is HTTP/1.1. Pingora would wait for as
 /// many bytes as the greeting has, without end: a shorter request would never be answered.
-async fn plain(mut socket: Socket, proxy: Engine, closing: watch::Receiver<bool>) {
-    match tokio::time::timeout(SILENCE, greeting(&mut socket)).await {
+async fn plain(mut socket: Socket, proxy: Engine, mut closing: watch::Receiver<bool>) {
+    let patience = async {
+        let closed = async { drop(closing.wait_for(|closing| *closing).await) };
+        tokio::select! {
+            () = tokio::time::sleep(SILENCE) => {}
+            () = closed => tokio::time::sleep(LAST_WORD).await,
+        }
+    };
+    let greeted = tokio::select! {
+        biased;
+        greeted = greeting(&mut socket) => Ok(greeted),
+        () = patience => Err(()),
+    };
+    match greeted {
         Ok(Ok(true)) => {
             proxy.process_new(Box::new(socket), &closing).await;
         }

@@ -36,8 +36,8 @@ impl Bench {
     }
 
     /// Words of a script: `+` a good probe, `-` a silent one, `x` a refused one, `!` one that says 503;
-    /// `refuse`, `timeout`, `fail`, `answer`, `begin` (counted, not told), `leave` of requests; `drain`,
-    /// `undrain`; a number lets so many seconds pass.
+    /// `refuse`, `timeout`, `fail`, `answer`, `begin` (counted, not told), `abort`, `leave` of requests;
+    /// `drain`, `undrain`; a number lets so many seconds pass.
     fn step(&mut self, word: &str) {
         let (answers, now) = (self.answers, self.now);
         let mut probe = |found| self.machine.probed(found, answers, now, &self.rules);
@@ -54,6 +54,7 @@ impl Bench {
                 self.see(Sign::Answered);
             }
             "begin" => self.answers += 1,
+            "abort" => self.see(Sign::GaveUp),
             "leave" => self.see(Sign::Leaving),
             "drain" => self.machine.drain(true, now),
             "undrain" => self.machine.drain(false, now),
@@ -144,6 +145,18 @@ const TABLE: &[(&str, State, Admits)] = &[
     ("leave + 15 +", State::Ready, Admits::All),
     ("leave 14 +", State::Draining, Admits::None),
     ("fail fail fail leave", State::Draining, Admits::None),
+    // It gave requests up: clients can have that done, and nothing is taken from it before a probe fails.
+    ("abort", State::Suspect, Admits::All),
+    ("abort abort abort abort", State::Suspect, Admits::All),
+    ("abort +", State::Ready, Admits::All),
+    ("abort x", State::Suspect, Admits::Last),
+    ("abort x x", State::Down, Admits::None),
+    ("abort !", State::Suspect, Admits::Last),
+    ("abort ! ! !", State::Down, Admits::None),
+    ("abort leave", State::Draining, Admits::None),
+    ("leave abort", State::Draining, Admits::None),
+    ("x x abort", State::Down, Admits::None),
+    ("fail fail fail abort 5", State::Tripped, Admits::One),
     // The operator's drain hides the rest until it is taken back.
     ("drain", State::Draining, Admits::None),
     ("drain 60 + + answer", State::Draining, Admits::None),
@@ -252,8 +265,8 @@ proptest! {
     #[test]
     fn promises_hold_in_any_order(
         words in prop::collection::vec(prop::sample::select(vec![
-            "+", "+", "-", "x", "!", "refuse", "timeout", "fail", "fail", "fail", "answer", "begin", "leave",
-            "drain", "undrain", "0.5", "3", "20",
+            "+", "+", "-", "x", "!", "refuse", "timeout", "fail", "fail", "fail", "answer", "begin", "abort",
+            "leave", "drain", "undrain", "0.5", "3", "20",
         ]), 0..120),
     ) {
         let mut bench = Bench::new();

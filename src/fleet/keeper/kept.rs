@@ -12,6 +12,14 @@ use super::miss;
 use crate::aggregate::ModelCard;
 use crate::observe;
 
+/// What became of an upstream for those who wait.
+pub(super) enum News {
+    /// There may be room on it.
+    Room,
+    /// It takes less than before.
+    Loss,
+}
+
 pub(super) struct Kept {
     pub entry: Entry,
     machine: Machine,
@@ -19,6 +27,8 @@ pub(super) struct Kept {
     admitted: Admits,
     /// It may have room that it did not have before.
     roomier: bool,
+    /// It does not serve what it served before.
+    poorer: bool,
 }
 
 impl Kept {
@@ -28,6 +38,7 @@ impl Kept {
             machine: Machine::new(now),
             admitted: Admits::None,
             roomier: false,
+            poorer: false,
         }
     }
 
@@ -93,6 +104,7 @@ impl Kept {
         let entry = &mut self.entry;
         let mut learnt = false;
         if !same_models(&models, &entry.models) {
+            self.poorer = entry.models.iter().any(|card| !models.iter().any(|other| other.id == card.id));
             entry.models = Arc::new(models);
             entry.upstream.live.serves.store(entry.models.clone());
             self.roomier = true;
@@ -110,11 +122,15 @@ impl Kept {
         self.machine.opens().filter(|opens| *opens > now)
     }
 
-    /// Whether it may have more room than when this was last asked.
-    pub fn is_roomier(&mut self, now: Instant) -> bool {
+    /// What those who wait should know, if anything, since this was last asked.
+    pub fn news(&mut self, now: Instant) -> Option<News> {
         let admits = self.entry.admits(now);
         let before = std::mem::replace(&mut self.admitted, admits);
-        std::mem::take(&mut self.roomier) || admits > before
+        let roomier = std::mem::take(&mut self.roomier);
+        if std::mem::take(&mut self.poorer) || admits < before {
+            return Some(News::Loss);
+        }
+        (roomier || admits > before).then_some(News::Room)
     }
 }
 
