@@ -195,13 +195,18 @@ async fn watch(world: &World, process: &Process, engines: &[Engine], requests: u
     looks
 }
 
-/// The most in the second half of the time after it has settled, as a share of the most in the first.
+/// The median of the second half of the time after it has settled, as a share of that of the first: single
+/// looks differ by what large bodies happen to be on their way.
 fn growth(looks: &[(u64, u64)]) -> f64 {
     let settled: Vec<u64> =
         looks.iter().filter(|(at, _)| *at >= SETTLED).map(|(_, memory)| *memory).collect();
     let (first, second) = settled.split_at(settled.len() / 2);
-    let most = |looks: &[u64]| looks.iter().max().copied().unwrap_or(1) as f64;
-    most(second) / most(first)
+    let median = |looks: &[u64]| {
+        let mut sorted = looks.to_vec();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).map_or(1.0, |memory| *memory as f64)
+    };
+    median(second) / median(first)
 }
 
 #[tokio::main]
