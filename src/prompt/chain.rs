@@ -9,7 +9,7 @@
 //!
 //! Never: more blocks than were asked for, an allocation once the first prompt has been seen.
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 /// What an image, a sound or a video weighs: about 1,000 tokens.
 pub const MEDIA_BYTES: usize = 4096;
@@ -64,6 +64,22 @@ pub(super) trait Sink {
 impl Sink for Vec<u8> {
     fn write(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
+    }
+}
+
+/// One hash of the bytes that are written to it, however they are cut.
+#[derive(Default)]
+pub(super) struct Digest(Xxh3);
+
+impl Digest {
+    pub fn hash(&self) -> u64 {
+        self.0.digest()
+    }
+}
+
+impl Sink for Digest {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
     }
 }
 
@@ -144,9 +160,10 @@ impl Sink for Hasher {
             if !self.fill(&mut bytes) {
                 return;
             }
-            self.previous = xxh3_64_with_seed(&self.rest, self.previous);
-            self.chain.blocks.push(self.previous);
-            self.rest.clear();
+            let mut full = std::mem::take(&mut self.rest);
+            self.hash(&full);
+            full.clear();
+            self.rest = full;
         }
         // Whole blocks are hashed where they stand.
         let mut blocks = bytes.chunks_exact(self.chain.block_bytes);
