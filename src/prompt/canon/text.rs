@@ -14,33 +14,170 @@ const LONGEST_ESCAPE: usize = 12;
 /// all, unless the string is cut within an escape.
 #[inline]
 pub fn decode<S: Sink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
-    let mut at = 0;
-    while let Some(run) = memchr::memchr(b'\\', &raw[at..]) {
-        if run > 0 {
-            out.write(&raw[at..at + run]);
-        }
-        at += run;
-        let rest = &raw[at..];
-        if !whole && is_undecided(rest) {
-            return at;
-        }
-        at += match rest.get(1) {
-            Some(b'n') => wrote(out, b'\n'),
-            Some(b'"') => wrote(out, b'"'),
-            _ => write_escape(rest, out),
-        };
+    let plain = memchr::memchr(b'\\', raw).unwrap_or(raw.len());
+    if plain > 0 {
+        out.write(&raw[..plain]);
     }
-    if at < raw.len() {
-        out.write(&raw[at..]);
-    }
-    raw.len()
+    if plain == raw.len() { plain } else { decode_escaped(raw, plain, whole, out) }
 }
 
-/// The most frequent escapes are one byte for two.
+/// The same from the first backslash on. Prose has an escape in every line, so runs between them are short:
+/// they are copied and searched in one go, and handed on many at a time.
+fn decode_escaped<S: Sink>(raw: &[u8], first: usize, whole: bool, out: &mut S) -> usize {
+    let mut stage = Stage::new(out);
+    let mut at = first;
+    while let Some(rest) = raw.get(at..).filter(|rest| !rest.is_empty()) {
+        if rest[0] != b'\\' {
+            at += stage.run(rest);
+            continue;
+        }
+        let simple = rest.get(1).map_or(0, |byte| SIMPLE[usize::from(*byte)]);
+        if simple != 0 {
+            stage.push(simple);
+            at += 2;
+        } else if let Some(character) = lone_unit(rest) {
+            stage.write(character.encode_utf8(&mut [0; 4]).as_bytes());
+            at += 6;
+        } else if !whole && is_undecided(rest) {
+            break;
+        } else {
+            at += write_escape(rest, &mut stage);
+        }
+    }
+    stage.flush();
+    at
+}
+
+/// The character of an escape `\uXXXX` that is no half of a pair. Clients that write nothing but ASCII
+/// write whole languages in it.
 #[inline]
-fn wrote<S: Sink>(out: &mut S, byte: u8) -> usize {
-    out.write(&[byte]);
-    2
+fn lone_unit(rest: &[u8]) -> Option<char> {
+    let [b'\\', b'u', digits @ ..] = rest.first_chunk::<6>()? else { return None };
+    let mut unit = 0;
+    for digit in digits {
+        let value = HEXADECIMAL[usize::from(*digit)];
+        unit = unit << 8 | u32::from(value);
+    }
+    let spread = unit & 0xf0f0_f0f0;
+    let packed = (unit >> 12 & 0xf000) | (unit >> 8 & 0xf00) | (unit >> 4 & 0xf0) | unit & 0xf;
+    if spread == 0 { char::from_u32(packed) } else { None }
+}
+
+/// The values of digits; others have a high bit.
+const HEXADECIMAL: [u8; 256] = {
+    let mut values = [0xf0; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        values[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        values[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    values
+};
+
+/// What stands behind a backslash, and the character that both are, where it is a single byte.
+const SIMPLE: [u8; 256] = {
+    let mut simple = [0; 256];
+    simple[b'"' as usize] = b'"';
+    simple[b'\\' as usize] = b'\\';
+    simple[b'/' as usize] = b'/';
+    simple[b'b' as usize] = 8;
+    simple[b'f' as usize] = 12;
+    simple[b'n' as usize] = b'\n';
+    simple[b'r' as usize] = b'\r';
+    simple[b't' as usize] = b'\t';
+    simple
+};
+
+/// Short runs on their way to a sink.
+struct Stage<'s, S> {
+    out: &'s mut S,
+    bytes: [u8; STAGE + CHUNK],
+    length: usize,
+}
+
+const STAGE: usize = 1024;
+
+/// Copied at a time, whether all of it is needed or not.
+const CHUNK: usize = 16;
+
+impl<'s, S: Sink> Stage<'s, S> {
+    fn new(out: &'s mut S) -> Self {
+        Stage { out, bytes: [0; STAGE + CHUNK], length: 0 }
+    }
+
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.length] = byte;
+        self.length += 1;
+        self.flush_when_full();
+    }
+
+    #[inline]
+    fn flush_when_full(&mut self) {
+        if self.length >= STAGE {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.out.write(&self.bytes[..self.length]);
+        self.length = 0;
+    }
+
+    /// Takes what stands before the next backslash, and says how much that was.
+    #[inline]
+    fn run(&mut self, raw: &[u8]) -> usize {
+        let (mut at, mut length) = (0, self.length);
+        while let Some(chunk) = raw.get(at..).and_then(|rest| rest.first_chunk::<CHUNK>()) {
+            self.bytes[length..length + CHUNK].copy_from_slice(chunk);
+            if let Some(run) = backslash(chunk) {
+                self.length = length + run;
+                self.flush_when_full();
+                return at + run;
+            }
+            at += CHUNK;
+            length += CHUNK;
+            if length >= STAGE {
+                self.length = length;
+                self.flush();
+                length = 0;
+            }
+        }
+        self.length = length;
+        for &byte in &raw[at..] {
+            if byte == b'\\' {
+                break;
+            }
+            self.push(byte);
+            at += 1;
+        }
+        at
+    }
+}
+
+impl<S: Sink> Sink for Stage<'_, S> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.push(*byte));
+    }
+}
+
+/// How many bytes stand before the first backslash.
+#[inline]
+fn backslash(chunk: &[u8; CHUNK]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    let all = u128::from_le_bytes(*chunk);
+    // The lowest bit that is set tells the first byte that is one; none is set where there is none.
+    let [low, high] = [all as u64, (all >> 64) as u64].map(|half| {
+        let zero_where_found = half ^ (ONES * u64::from(b'\\'));
+        zero_where_found.wrapping_sub(ONES) & !zero_where_found & (ONES << 7)
+    });
+    if low | high == 0 {
+        return None;
+    }
+    let bits = if low == 0 { 64 + high.trailing_zeros() } else { low.trailing_zeros() };
+    Some(bits as usize / 8)
 }
 
 fn write_escape<S: Sink>(rest: &[u8], out: &mut S) -> usize {

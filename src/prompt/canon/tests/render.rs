@@ -84,7 +84,7 @@ fn turn() -> impl Strategy<Value = Turn> {
 }
 
 prop_compose! {
-    fn tool()(name in "[a-z_]{1,12}", description in text(), schema in object()) -> Tool {
+    fn any_tool()(name in "[a-z_]{1,12}", description in text(), schema in object()) -> Tool {
         Tool { name, description, schema }
     }
 }
@@ -92,7 +92,7 @@ prop_compose! {
 prop_compose! {
     pub fn talk()(
         system in prop::option::of(text()),
-        tools in prop::collection::vec(tool(), 0..3),
+        tools in prop::collection::vec(any_tool(), 0..3),
         turns in prop::collection::vec(turn(), 1..7),
     ) -> Talk {
         Talk { system, tools, turns }
