@@ -1,7 +1,7 @@
 //! The chain of a prompt: a hash for each block of its canonical text, each one resting on all before it.
 //!
-//! `h[0] = xxh3(block[0], seed)`, `h[i] = xxh3(block[i], h[i-1])`: two prompts share exactly the hashes of the
-//! blocks that they have in common from the front. The last block, where it is not full, has no hash,
+//! `h[0] = xxh3(block[0], seed)`, `h[i] = xxh3(block[i], h[i-1])`: two prompts share exactly the hashes of
+//! the blocks that they have in common from the front. The last block, where it is not full, has no hash,
 //! since an engine does not keep the piece of a block either; its length counts.
 //!
 //! Everything that a model reads is counted in bytes of canonical text, an image included: it is written

@@ -54,9 +54,9 @@ fn short_number(bytes: &[u8]) -> Option<(u32, usize)> {
         return None;
     }
     let digits = values << (64 - 8 * length);
-    let pairs = (digits.wrapping_mul(10 + (1 << 8)) >> 8) & 0x00ff_00ff_00ff_00ff;
-    let fours = (pairs.wrapping_mul(100 + (1 << 16)) >> 16) & 0x0000_ffff_0000_ffff;
-    let eights = fours.wrapping_mul(10_000 + (1 << 32)) >> 32;
+    let pairs = (digits.wrapping_mul((10 << 8) + 1) >> 8) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs.wrapping_mul((100 << 16) + 1) >> 16) & 0x0000_ffff_0000_ffff;
+    let eights = fours.wrapping_mul((10_000 << 32) + 1) >> 32;
     Some((eights as u32, length as usize))
 }
 
