@@ -44,3 +44,4 @@ pub mod reject;
 pub mod reply;
 pub mod route;
 pub mod sim;
+pub mod state;
