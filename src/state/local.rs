@@ -122,8 +122,11 @@ impl Index {
         while self.writer().limit(&self.blocks, slot, blocks.unwrap_or(usize::MAX)) {}
     }
 
-    /// A request with this chain goes to the upstream. `end` names a prompt that goes on behind the last
-    /// block, for less than another one; it tells conversations apart and is no block itself.
+    /// A request with this chain goes to the upstream.
+    ///
+    /// `end` tells conversations apart that blocks cannot: where the opening of a conversation, all up to its
+    /// first user message, ends behind the last block, it is the hash of the opening; else there is none. It
+    /// is the same in every turn, so that short turns count once, and is no block of anybody's cache.
     pub fn learn(&self, chain: &[u64], end: Option<u64>, slot: Slot) -> Receipt {
         self.writer().learn(&self.blocks, chain, end, slot)
     }

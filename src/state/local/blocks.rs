@@ -12,8 +12,8 @@
 //! branches(b) = max(1, open(b) + sum over the children c of b of branches(c))
 //! ```
 //!
-//! `open` counts the endings of b: prompts that went on for less than a block after it, each with another
-//! text. When a conversation goes on, its next prompt makes a child where its last one made an ending; so a
+//! `open` counts the endings of b: openings of conversations that went on for less than a block after it.
+//! When such a conversation goes on, its next prompt makes a child where its opening made an ending; so a
 //! child takes an open ending's place instead of counting beside it. That way a conversation counts once,
 //! however many turns it has, and a hundred short questions behind one long system prompt count a hundred.
 
@@ -332,7 +332,7 @@ mod tests {
     proptest! {
         #[test]
         fn branches_are_what_the_header_says(
-            steps in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..200),
+            steps in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..60),
         ) {
             let (blocks, mut vacant) = (Blocks::new(1000, 1), Vacant::default());
             let mut alive: Vec<u32> = Vec::new();

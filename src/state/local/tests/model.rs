@@ -12,9 +12,9 @@ pub fn told(hits: &Hits, at: &[Slot]) -> Told {
     (held, (0..hits.known()).map(|block| hits.branches(block)).collect())
 }
 
-/// Every chain of four blocks, each with one of three texts: prefixes are seen on the way.
+/// Every chain of four blocks, each with one of two texts: prefixes are seen on the way.
 pub fn chains() -> impl Iterator<Item = Vec<u8>> {
-    (0u8..81).map(|number| [27, 9, 3, 1].map(|place| number / place % 3).to_vec())
+    (0u8..16).map(|number| [3, 2, 1, 0].map(|place| number >> place & 1).to_vec())
 }
 
 /// A chain's hashes: each tells its text and all before it.
