@@ -78,6 +78,11 @@ impl Hits {
         self.whole = sum + (self.length - self.known) as f64;
     }
 
+    /// What who holds nothing would have to prefill, charged in the same way.
+    pub fn whole(&self) -> f64 {
+        self.whole
+    }
+
     /// What this upstream would have to prefill, in blocks, shared ones charged as `charge` was told.
     pub fn missing(&self, slot: Slot) -> f64 {
         let held = self.held.get(slot.number()).copied().unwrap_or_default();
