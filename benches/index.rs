@@ -1,8 +1,8 @@
 //! How fast the prefix index answers and learns: `cargo bench --bench index` (or with `--profile quick`).
 //!
-//! The index holds a million blocks of 256 to a conversation, so that hardly anything that is looked up lies in a
-//! processor's cache. Every conversation begins with 32 blocks that all have in common, which every one of the
-//! upstreams holds; the rest one to three of them hold.
+//! The index holds a million blocks, 256 to a conversation, so that hardly anything that is looked up lies in
+//! a processor's cache. All conversations begin with the same 32 blocks, which every upstream holds; the rest
+//! of each one to three of them hold.
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -7,7 +7,7 @@
 //! cost(u) = (backlog * B(u) + missing * M(u) + active * A(u) + context * C(u)) / weight(u)
 //!
 //! B  uncached prompt tokens sent to u whose first byte has not come back yet
-//! M  prompt tokens of this request that u does not hold, blocks that many conversations share charged in part
+//! M  prompt tokens of this request that u does not hold; what many conversations share counts in part
 //! A  requests in flight on u
 //! C  prompt tokens of the requests in flight on u
 //! ```
@@ -291,7 +291,8 @@ mod tests {
             (0..equals).for_each(|place| all.insert((place * 7) % (all.len() + 1), best(0)));
             (0..).zip(&mut all).for_each(|(index, candidate)| candidate.index = index);
             for (candidate, won) in all.iter().zip(wins(&all)) {
-                let share = if candidate.missing + candidate.backlog == 0 { DRAWS / equals as u64 } else { 0 };
+                let best = candidate.missing + candidate.backlog == 0;
+                let share = if best { DRAWS / equals as u64 } else { 0 };
                 prop_assert!(won.abs_diff(share) <= 1, "{won} of {DRAWS}");
             }
         }

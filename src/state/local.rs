@@ -8,15 +8,15 @@
 //! # What is forgotten
 //!
 //! Everything is bounded: the pairs of block and upstream altogether, and the blocks of each upstream by what
-//! its engine's cache holds, when that is known. The least recent pair goes first, of the upstream or of all.
-//! A chain is touched from its tail to its head, so that a head is always more recent than what follows it:
-//! tails go before heads, and an upstream that holds a block holds all before it.
+//! its engine's cache holds, when that is known. The least recent pair goes first, of the upstream or of
+//! all. A chain is touched from its tail to its head, so that a head is always more recent than what follows
+//! it: tails go before heads, and an upstream that holds a block holds all before it.
 //!
 //! # Slots and columns
 //!
 //! An upstream has a slot for as long as it is there, a small number that is used again. Inside, the slot has
-//! a column: one bit in every block's holders. To forget an upstream is to give its slot another column, which
-//! takes no time; what the old column held goes bit by bit with what is learnt afterwards.
+//! a column: one bit in every block's holders. To forget an upstream is to give its slot another column,
+//! which takes no time; what the old column held goes bit by bit with what is learnt afterwards.
 //!
 //! # Locks
 //!

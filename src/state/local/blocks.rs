@@ -5,8 +5,8 @@
 //! (see `local`). A block's place is used again after it went, so a reader looks at the name once more after
 //! it has read the rest.
 //!
-//! Blocks form trees, a child being what was seen to follow its parent. `branches` of a block is the number of
-//! conversations that end below it:
+//! Blocks form trees, a child being what was seen to follow its parent. `branches` of a block is the number
+//! of conversations that end below it:
 //!
 //! ```text
 //! branches(b) = max(1, open(b) + sum over the children c of b of branches(c))

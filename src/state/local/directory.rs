@@ -76,7 +76,7 @@ impl Directory {
                 return at;
             }
             fence(Acquire);
-            if moves % 2 == 0 && self.moves.load(Relaxed) == moves {
+            if moves.is_multiple_of(2) && self.moves.load(Relaxed) == moves {
                 return NIL;
             }
             spin_loop();

@@ -1,3 +1,5 @@
+//! The index against plain tables, against a model of lists, and against many threads.
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,10 +97,8 @@ fn short_questions_behind_one_long_prompt_count_each() {
     let receipt = index.learn(&chain("abcf"), None, at);
     index.take_back(&chain("abcf"), at, receipt);
     assert_eq!(branches(), 50);
-    for slot in [at] {
-        index.forget(slot);
-        index.learn(&[1; 100], None, slot);
-    }
+    index.forget(at);
+    index.learn(&[1; 100], None, at);
     assert_eq!(hits(&index, &chain("abc")).branches(2), 0);
 }
 
@@ -182,7 +182,9 @@ fn more_upstreams_than_one_word_has_bits() {
 fn slots_are_used_again_and_the_next_knows_nothing_of_the_last() {
     let index = Index::new(10_000, 1);
     let at = slots(&index, 4);
-    at.iter().for_each(|slot| drop(index.learn(&chain("abc"), None, *slot)));
+    for slot in &at {
+        index.learn(&chain("abc"), None, *slot);
+    }
     index.leave(at[2]);
     assert_eq!(index.enter(), Some(at[2]));
     assert_eq!(held(&index, &chain("abc"), at[2]), 0);
@@ -370,7 +372,9 @@ proptest! {
         }
         // Whatever happened, nothing is left behind when all is forgotten.
         at.iter().for_each(|slot| index.forget(*slot));
-        (0..20).for_each(|_| drop(index.learn(&[], None, at[0])));
+        for _ in 0..20 {
+            index.learn(&[], None, at[0]);
+        }
         prop_assert_eq!((index.size().pairs, index.size().blocks), (0, 0));
     }
 
@@ -384,7 +388,7 @@ proptest! {
         let (index, other) = (Index::new(10_000, 3), Index::new(10_000, 3));
         let at = slots(&index, 3);
         assert_eq!(slots(&other, 3), at);
-        let learn = |index: &Index, (text, slot): &(Vec<u8>, usize)| index.learn(&name(text), None, at[*slot]);
+        let learn = |index: &Index, sent: &(Vec<u8>, usize)| index.learn(&name(&sent.0), None, at[sent.1]);
         for sent in &before {
             learn(&index, sent);
             learn(&other, sent);
