@@ -79,9 +79,9 @@ fn index(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || {
                     fresh += 1;
-                    chain(fresh)
+                    (chain(fresh), slots[fresh as usize % slots.len()])
                 },
-                |chain| index.learn(&chain, None, slots[fresh as usize % slots.len()]),
+                |(chain, slot)| index.learn(&chain, None, slot),
                 criterion::BatchSize::SmallInput,
             );
         });
