@@ -246,8 +246,6 @@ async fn main() {
         ended.expect("a client does not panic");
     }
     let growth = growth(&means);
-    println!(
-        "\nAfter {SETTLED} requests, the most of the second half is {growth:.3} of the most of the first."
-    );
+    println!("\nFrom {SETTLED} requests on, the second half has {growth:.3} of the mean of the first.");
     assert!(growth <= FLAT, "memory grows: {means:?}");
 }
