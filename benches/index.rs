@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use vllm_lb::state::local::{Hits, Index, Slot};
 
 const CONVERSATIONS: u64 = 4000;
@@ -76,14 +76,12 @@ fn index(criterion: &mut Criterion) {
         });
         let mut fresh = CONVERSATIONS;
         group.bench_function(format!("learn a new chain, {upstreams} upstreams"), |bencher| {
-            bencher.iter_batched(
-                || {
-                    fresh += 1;
-                    chain(fresh)
-                },
-                |chain| index.learn(&chain, None, slots[fresh as usize % slots.len()]),
-                criterion::BatchSize::SmallInput,
-            );
+            let prepare = || {
+                fresh += 1;
+                (chain(fresh), slots[fresh as usize % slots.len()])
+            };
+            let learn = |(chain, slot): (Vec<u64>, Slot)| index.learn(&chain, None, slot);
+            bencher.iter_batched(prepare, learn, BatchSize::SmallInput);
         });
     }
     group.finish();
