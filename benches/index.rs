@@ -2,12 +2,22 @@
 //!
 //! The index holds a million blocks, 256 to a conversation, so that hardly anything that is looked up lies in
 //! a processor's cache. All conversations begin with the same 32 blocks, which every upstream holds; the rest
-//! of each one to three of them hold.
+//! of each one to three of them hold. A lookup is followed by what every upstream is missing.
+//!
+//! | 256 blocks, µs of a core of an AMD EPYC | 8 upstreams | 64 | 256 |
+//! | --- | --- | --- | --- |
+//! | lookup, any of 4,000 conversations | 4.0 | 4.0 | 8.2 |
+//! | lookup, the same chain again | 1.9 | 1.9 | 4.6 |
+//! | learn a known chain | 9 | 12 | 18 |
+//! | learn a new chain | 190 | 200 | 210 |
+//!
+//! Processor time, as the scheduler counts it: the machine had other work, and the clock on the wall tells
+//! two to four times as much. Memory: 99 bytes a block with two holders each, about 75 with one.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use vllm_lb::state::local::{Hits, Index, Slot};
 
 const CONVERSATIONS: u64 = 4000;
@@ -76,14 +86,12 @@ fn index(criterion: &mut Criterion) {
         });
         let mut fresh = CONVERSATIONS;
         group.bench_function(format!("learn a new chain, {upstreams} upstreams"), |bencher| {
-            bencher.iter_batched(
-                || {
-                    fresh += 1;
-                    (chain(fresh), slots[fresh as usize % slots.len()])
-                },
-                |(chain, slot)| index.learn(&chain, None, slot),
-                criterion::BatchSize::SmallInput,
-            );
+            let prepare = || {
+                fresh += 1;
+                (chain(fresh), slots[fresh as usize % slots.len()])
+            };
+            let learn = |(chain, slot): (Vec<u64>, Slot)| index.learn(&chain, None, slot);
+            bencher.iter_batched(prepare, learn, BatchSize::SmallInput);
         });
     }
     group.finish();

@@ -104,7 +104,7 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
     let total: f64 = equals().map(|c| c.weight).sum();
     let (draw, reason) = match knobs.preset {
         Preset::RoundRobin => (turn(seed.turn, total), Reason::Turn),
-        Preset::Work | Preset::LeastRequests => (unit(seed.random) * total, Reason::Load),
+        Preset::Work | Preset::Prefix | Preset::LeastRequests => (unit(seed.random) * total, Reason::Load),
     };
     let mut passed = 0.0;
     let winner = equals().find(|c| {

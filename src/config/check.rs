@@ -19,8 +19,8 @@ use super::problem::{Place, Problem};
 use super::raw::{self, Node};
 use super::section::Section;
 use super::types::{
-    Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, Preset, Queue, Retry, RetryOn,
-    Timeouts,
+    Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, PrefixIndex, Preset, Queue, Retry,
+    RetryOn, Timeouts,
 };
 use super::values::{
     Read, boolean, duration_in, file_path, integer_in, number_in, secret, show_duration, show_size, size_in,
@@ -45,6 +45,8 @@ const ATTEMPTS: RangeInclusive<u32> = 0..=7;
 const BACKOFF: RangeInclusive<Duration> = Duration::ZERO..=SECOND.saturating_mul(60);
 const BUDGET: RangeInclusive<f64> = 0.0..=10.0;
 const BALANCE: RangeInclusive<f64> = 0.0..=1e6;
+const INDEX: RangeInclusive<usize> = 0..=100_000_000;
+const BLOCK: RangeInclusive<usize> = 64..=65_536;
 const BODY: RangeInclusive<u64> = KIB..=64 * GIB;
 const MEMORY: RangeInclusive<u64> = KIB..=1024 * GIB;
 const CONNECTIONS: RangeInclusive<usize> = 0..=10_000_000;
@@ -101,7 +103,7 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     fleet::upstreams(root, draft);
     fleet::passthrough(root, draft);
     let config = &mut draft.config;
-    balance(root.section("balance"), &mut config.balance);
+    balance(root.section("balance"), &mut config.balance, &mut config.index);
     peek(root.section("peek"), &mut config.peek);
     health(root.section("health"), &mut config.health);
     timeouts(root.section("timeouts"), &mut config.timeouts);
@@ -132,14 +134,17 @@ fn admin(mut section: Section<'_, '_>, draft: &mut Draft) {
 }
 
 /// The preset gives all weights; a weight that is written goes before the preset's.
-fn balance(mut section: Section<'_, '_>, balance: &mut Balance) {
+fn balance(mut section: Section<'_, '_>, balance: &mut Balance, index: &mut PrefixIndex) {
     if let Some(preset) = section.choose("preset", &Preset::NAMES, Preset::parse) {
         *balance = preset.balance();
     }
     set(&mut balance.backlog, section.get("backlog", number_in(BALANCE)));
     set(&mut balance.missing, section.get("missing", number_in(BALANCE)));
+    set(&mut balance.share, section.get("share", number_in(BALANCE)));
     set(&mut balance.active, section.get("active", number_in(BALANCE)));
     set(&mut balance.context, section.get("context", number_in(BALANCE)));
+    set(&mut index.blocks, section.get("index_blocks", integer_in(INDEX)));
+    set(&mut index.block_bytes, section.get("block_bytes", integer_in(BLOCK)));
 }
 
 fn peek(mut section: Section<'_, '_>, peek: &mut Peek) {

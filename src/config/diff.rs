@@ -39,6 +39,8 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     let restart = [
         ("listen", old.listen != new.listen),
         ("admin.address", old.admin.address != new.admin.address),
+        ("balance.index_blocks", old.index.blocks != new.index.blocks),
+        ("balance.block_bytes", old.index.block_bytes != new.index.block_bytes),
         ("threads", old.threads != new.threads),
         ("upgrade_socket", old.upgrade_socket != new.upgrade_socket),
         ("log.format", old.log.format != new.log.format),
@@ -61,6 +63,7 @@ pub fn as_it_runs(old: &Config, new: Config) -> Config {
     let mut runs = new;
     runs.listen.clone_from(&old.listen);
     runs.admin.address = old.admin.address.clone();
+    runs.index = old.index;
     runs.threads = old.threads;
     runs.upgrade_socket.clone_from(&old.upgrade_socket);
     runs.log.format = old.log.format;

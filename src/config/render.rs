@@ -22,8 +22,11 @@ pub fn json(config: &Config) -> Value {
             "preset": balance.preset.name(),
             "backlog": number(balance.backlog),
             "missing": number(balance.missing),
+            "share": number(balance.share),
             "active": number(balance.active),
             "context": number(balance.context),
+            "index_blocks": config.index.blocks,
+            "block_bytes": config.index.block_bytes,
         },
         "peek": {
             "bytes": show_size(peek.bytes),

@@ -4,11 +4,13 @@
 //! written, and everybody else only reads them. A value of these types is always valid.
 
 use std::fmt;
+mod balance;
 mod retry;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use balance::{Balance, PrefixIndex, Preset};
 pub use retry::{Retry, RetryOn};
 
 use super::secret::Secret;
@@ -23,6 +25,7 @@ pub struct Config {
     pub admin: Admin,
     pub upstreams: Vec<UpstreamConfig>,
     pub balance: Balance,
+    pub index: PrefixIndex,
     pub peek: Peek,
     pub health: Health,
     pub breaker: Breaker,
@@ -48,6 +51,7 @@ impl Default for Config {
             admin: Admin::default(),
             upstreams: Vec::new(),
             balance: Balance::default(),
+            index: PrefixIndex::default(),
             peek: Peek::default(),
             health: Health::default(),
             breaker: Breaker::default(),
@@ -184,61 +188,6 @@ pub struct UpstreamTls {
 impl Default for UpstreamTls {
     fn default() -> Self {
         UpstreamTls { ca: None, verify: true, sni: None }
-    }
-}
-
-/// Weights of the formula in `pick`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Balance {
-    pub preset: Preset,
-    pub backlog: f64,
-    pub missing: f64,
-    pub active: f64,
-    pub context: f64,
-}
-
-impl Default for Balance {
-    fn default() -> Self {
-        Preset::Work.balance()
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preset {
-    Work,
-    LeastRequests,
-    RoundRobin,
-}
-
-impl Preset {
-    /// The names that a configuration may use, for messages.
-    pub const NAMES: [&'static str; 3] = ["work", "least-requests", "round-robin"];
-
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "work" => Some(Preset::Work),
-            "least-requests" => Some(Preset::LeastRequests),
-            "round-robin" => Some(Preset::RoundRobin),
-            _ => None,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Preset::Work => "work",
-            Preset::LeastRequests => "least-requests",
-            Preset::RoundRobin => "round-robin",
-        }
-    }
-
-    /// The weights that the preset stands for.
-    pub fn balance(self) -> Balance {
-        let zero = Balance { preset: self, backlog: 0.0, missing: 0.0, active: 0.0, context: 0.0 };
-        match self {
-            Preset::Work => Balance { backlog: 1.0, missing: 2.0, active: 400.0, context: 0.05, ..zero },
-            Preset::LeastRequests => Balance { active: 1.0, ..zero },
-            Preset::RoundRobin => zero,
-        }
     }
 }
 

@@ -145,8 +145,9 @@ impl Index {
         let mut leading = std::mem::take(&mut out.leading);
         leading.clear();
         leading.extend(columns.used[..words].iter().map(|word| word.load(Acquire)));
+        let mut at = NIL;
         for &hash in chain {
-            let at = self.blocks.find(hash);
+            at = self.blocks.find_after(at, hash);
             if at == NIL {
                 break;
             }

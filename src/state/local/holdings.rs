@@ -6,7 +6,7 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::directory::{Directory, Links, NIL, mix};
+use super::directory::{Directory, Links, NIL};
 
 /// Pairs that are made at a time.
 const PART: usize = 1 << 13;
@@ -49,6 +49,9 @@ pub struct Holdings {
     fresh: u32,
     directory: Directory,
     columns: Vec<Column>,
+    /// The pair that was looked at last. Pairs that were made at once lie side by side, so the next to be
+    /// looked at is likely the next place.
+    last: u32,
 }
 
 /// In parts, so that growing never copies.
@@ -65,6 +68,7 @@ impl Holdings {
             fresh: 0,
             directory: Directory::new(most),
             columns: Vec::new(),
+            last: NIL,
         }
     }
 
@@ -140,15 +144,21 @@ impl Holdings {
         }
         self.unlink(at, column);
         self.directory.remove(&self.pairs, name(block, column as u16), at);
-        self.pairs.at_mut(at).newer = self.freed;
+        let pair = self.pairs.at_mut(at);
+        (pair.block, pair.newer) = (NIL, self.freed);
         self.freed = at;
         self.columns[column].blocks -= usize::from(!ending);
     }
 
-    fn find(&self, block: u32, column: usize) -> u32 {
+    fn find(&mut self, block: u32, column: usize) -> u32 {
         let column = column as u16;
         let is = |at: u32| self.pairs.at(at).block == block && self.pairs.at(at).column == column;
-        self.directory.glance(&self.pairs, name(block, column), is)
+        let next = self.last.wrapping_add(1);
+        self.last = match next < self.fresh && is(next) {
+            true => next,
+            false => self.directory.glance(&self.pairs, name(block, column), is),
+        };
+        self.last
     }
 
     fn take(&mut self) -> u32 {
@@ -188,9 +198,10 @@ impl Holdings {
     }
 }
 
-/// What the directory knows a pair by.
+/// What the directory knows a pair by. Not scattered: places of blocks are dense, and neighbours among them
+/// are learnt together, so they are to be found together. Columns start far from each other.
 fn name(block: u32, column: u16) -> u64 {
-    mix(u64::from(column) << 32 | u64::from(block), 0)
+    u64::from(block.wrapping_add(u32::from(column).wrapping_mul(0x9E37_79B1)))
 }
 
 // === impl Pairs ===

@@ -222,7 +222,7 @@ fn a_block_takes_less_than_a_hundred_bytes() {
     }
     let size = index.size();
     assert_eq!((size.blocks, size.pairs), (250_000, 250_000));
-    assert!(size.bytes - nothing < 80 * 250_000, "{} bytes a block", size.bytes / 250_000);
+    assert!(size.bytes - nothing < 75 * 250_000, "{} bytes a block", size.bytes / 250_000);
     assert!(nothing < 1 << 20, "{nothing} bytes for nothing");
 }
 
@@ -291,7 +291,7 @@ fn steps(all: bool) -> impl Strategy<Value = Vec<Step>> {
         rare => (0usize..3).prop_map(Step::Forget),
         rare => (0usize..3).prop_map(Step::Replace),
     ];
-    prop::collection::vec(step, 0..120)
+    prop::collection::vec(step, 0..60)
 }
 
 proptest! {
@@ -301,7 +301,7 @@ proptest! {
         let (index, mut model) = (Index::new(limit, 3), Model::new(limit, 3));
         let at = slots(&index, 3);
         let mut last = None;
-        for step in steps {
+        for (number, step) in (1..).zip(steps) {
             match step {
                 Step::Learn(text, slot, _) => {
                     let receipt = index.learn(&name(&text), None, at[slot]);
@@ -320,7 +320,8 @@ proptest! {
                 }
                 Step::Forget(_) | Step::Replace(_) => {}
             }
-            for text in chains() {
+            // Every second time, since the model is slow.
+            for text in chains().filter(|_| number % 2 == 0) {
                 prop_assert_eq!(told(&hits(&index, &name(&text)), &at), model.told(&text), "{:?}", text);
             }
             prop_assert_eq!(index.size().pairs, model.pairs());

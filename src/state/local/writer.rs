@@ -175,7 +175,7 @@ impl Writer {
     }
 
     fn place(&mut self, blocks: &Blocks, hash: u64, parent: u32, ending: bool) -> Option<u32> {
-        match blocks.find(hash) {
+        match blocks.find_after(parent, hash) {
             NIL => blocks.add(&mut self.vacant, hash, parent, ending),
             at => blocks.follows(at, parent, ending).then_some(at),
         }

@@ -96,16 +96,21 @@ impl Model {
         let leading = |cache: &Cache| (1..=text.len()).take_while(|length| holds(cache, *length)).count();
         let held: Vec<usize> = self.caches.iter().map(leading).collect();
         let known = held.iter().copied().max().unwrap_or(0);
-        (held, (1..=known).map(|length| self.leaves(&text[..length])).collect())
+        let leaves = self.leaves();
+        let through = |length: usize| leaves.iter().filter(|leaf| leaf.starts_with(&text[..length])).count();
+        (held, (1..=known).map(|length| through(length) as u32).collect())
     }
 
-    /// Conversations that go through a block: those that nothing is known to follow.
-    fn leaves(&self, through: &[u8]) -> u32 {
+    /// Conversations: what nothing is known to follow. In order, what follows a text comes next to it.
+    fn leaves(&self) -> Vec<&[u8]> {
         let all: BTreeSet<&[u8]> =
             self.caches.iter().flat_map(|cache| &cache.pairs).map(|pair| &pair.text[..]).collect();
-        let followed =
-            |text: &[u8]| all.iter().any(|other| other.len() > text.len() && other.starts_with(text));
-        all.iter().filter(|text| text.starts_with(through) && !followed(text)).count() as u32
+        let next = all.iter().skip(1).map(Some).chain([None]);
+        let pairs = all.iter().zip(next);
+        pairs
+            .filter(|(text, next)| next.is_none_or(|next| !next.starts_with(text)))
+            .map(|(text, _)| *text)
+            .collect()
     }
 }
 
