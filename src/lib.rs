@@ -15,9 +15,9 @@
 //! ```text
 //! L4   main  cli  app                                   assembly: the only code that knows everything
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
-//! L2b  fleet                                            things with tasks, sockets, locks
+//! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt  route  pick  reply  aggregate  fleet::breaker  config  sim::{cache,engine}   pure
+//! L1   prompt  route  pick  reply  aggregate  config  fleet::breaker  state::local  sim::{cache,engine} pure
 //! L0   config::{types,secret}  reject  names            vocabulary
 //! ```
 //!
@@ -44,3 +44,4 @@ pub mod reject;
 pub mod reply;
 pub mod route;
 pub mod sim;
+pub mod state;

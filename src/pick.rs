@@ -7,7 +7,7 @@
 //! cost(u) = (backlog * B(u) + missing * M(u) + active * A(u) + context * C(u)) / weight(u)
 //!
 //! B  uncached prompt tokens sent to u whose first byte has not come back yet
-//! M  prompt tokens of this request that u does not hold
+//! M  prompt tokens of this request that u does not hold; what many conversations share counts in part
 //! A  requests in flight on u
 //! C  prompt tokens of the requests in flight on u
 //! ```
@@ -36,6 +36,11 @@ pub struct Candidate {
     pub active: u64,
     pub context: u64,
     pub weight: f64,
+    /// What `missing` would be if it held nothing of the request.
+    pub cold: u64,
+    /// To explain the choice: leading blocks that it holds, and the prompt tokens that are left to prefill.
+    pub hit: u64,
+    pub uncached: u64,
 }
 
 /// What drew the winner among equals: a random number, and a counter for presets that take turns.
@@ -57,6 +62,8 @@ pub struct Choice {
 pub enum Reason {
     /// There was nobody else.
     Only,
+    /// It holds so much of the prompt; without that, another would have won.
+    Prefix,
     /// The least work in the way.
     Load,
     /// Its turn.
@@ -67,6 +74,7 @@ impl Reason {
     pub fn label(self) -> &'static str {
         match self {
             Reason::Only => "only",
+            Reason::Prefix => "prefix",
             Reason::Load => "load",
             Reason::Turn => "turn",
         }
@@ -105,7 +113,17 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
     });
     // Rounding may leave the draw a hair above the sum: the last of the equals stands for it.
     let winner = winner.or_else(|| equals().next_back())?;
+    let by_hits = reason == Reason::Load && won_by_hits(winner, candidates, knobs);
+    let reason = if by_hits { Reason::Prefix } else { reason };
     Some(Choice { index: winner.index, cost: cost(winner, knobs), reason })
+}
+
+/// Whether another would have won if the winner held nothing.
+fn won_by_hits(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> bool {
+    let cold = cost(&Candidate { missing: winner.cold, ..*winner }, knobs);
+    let others = candidates.iter().filter(|other| other.index != winner.index);
+    let least = others.map(|other| cost(other, knobs)).fold(f64::MAX, f64::min);
+    winner.hit > 0 && cold > least * (1.0 + TIE)
 }
 
 /// A number in 0..1 from 64 random bits.
@@ -125,7 +143,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn idle(index: usize) -> Candidate {
-        Candidate { index, backlog: 0, missing: 1000, active: 0, context: 0, weight: 1.0 }
+        Candidate {
+            index,
+            backlog: 0,
+            missing: 1000,
+            active: 0,
+            context: 0,
+            weight: 1.0,
+            cold: 1000,
+            hit: 0,
+            uncached: 1000,
+        }
     }
 
     fn seed(random: u64) -> Seed {
@@ -178,6 +206,37 @@ mod tests {
         assert_eq!(pick(&[wide, deep], &knobs, seed(7)).unwrap().index, 0);
     }
 
+    #[test]
+    fn the_reason_is_the_prefix_only_where_it_decided() {
+        let knobs = Balance::default();
+        let warm = Candidate { missing: 200, hit: 6, uncached: 200, ..idle(0) };
+        let busy = Candidate { active: 2, context: 2000, ..warm };
+        let table = [
+            (vec![warm, idle(1)], 0, Reason::Load),
+            // 1300 beside 2000 for who is idle; without its hits it would cost 2900.
+            (vec![busy, idle(1)], 0, Reason::Prefix),
+            (vec![Candidate { active: 6, ..busy }, idle(1)], 1, Reason::Load),
+            (vec![busy, Candidate { active: 9, ..idle(1) }], 0, Reason::Load),
+            (vec![busy], 0, Reason::Only),
+        ];
+        for (candidates, index, reason) in table {
+            let choice = pick(&candidates, &knobs, seed(3)).unwrap();
+            assert_eq!((choice.index, choice.reason), (index, reason), "{candidates:?}");
+        }
+    }
+
+    /// How often each wins when the draws are spread evenly.
+    fn wins(candidates: &[Candidate]) -> Vec<u64> {
+        let mut wins = vec![0; candidates.len()];
+        for draw in 0..DRAWS {
+            let seed = Seed { random: draw * (u64::MAX / DRAWS), turn: 0 };
+            wins[pick(candidates, &Balance::default(), seed).unwrap().index] += 1;
+        }
+        wins
+    }
+
+    const DRAWS: u64 = 64;
+
     fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
         let one = (0u64..200_000, 0u64..200_000, 0u64..300, 0u64..2_000_000, 1u32..80);
         prop::collection::vec(one, 1..40).prop_map(|all| {
@@ -188,6 +247,7 @@ mod tests {
                 active,
                 context,
                 weight: f64::from(weight) / 8.0,
+                ..idle(index)
             };
             all.into_iter().enumerate().map(make).collect()
         })
@@ -204,22 +264,44 @@ mod tests {
         }
 
         #[test]
-        fn more_load_never_attracts(
-            all in candidates(),
-            random: u64,
+        fn more_load_or_less_cache_never_attracts(
+            all in prop_oneof![candidates(), alike()],
             which: prop::sample::Index,
-            more in 1u64..100_000,
+            kind in 0..4,
+            more in prop_oneof![1u64..40, 1u64..100_000],
         ) {
-            let knobs = Balance::default();
             let index = which.index(all.len());
-            let before = pick(&all, &knobs, seed(random)).unwrap().index;
             let mut loaded = all.clone();
-            loaded[index].backlog += more;
-            let least = |set: &[Candidate]| set.iter().map(|c| cost(c, &knobs)).fold(f64::MAX, f64::min);
-            // It may only win now if it could have won before.
-            if pick(&loaded, &knobs, seed(random)).unwrap().index == index && before != index {
-                prop_assert!(cost(&all[index], &knobs) <= least(&all) * 1.01 + 1e-9);
+            let place = &mut loaded[index];
+            match kind {
+                0 => place.backlog += more,
+                1 => place.missing += more,
+                2 => place.active += more,
+                _ => place.context += more,
+            }
+            // Draws at the border of two shares may fall to either.
+            prop_assert!(wins(&loaded)[index] <= wins(&all)[index] + 1);
+        }
+
+        #[test]
+        fn equals_share_evenly_wherever_they_stand(others in candidates(), equals in 1usize..20) {
+            let best = |index| Candidate { missing: 0, ..idle(index) };
+            let worse = |other: &Candidate| Candidate { backlog: other.backlog + 1, ..*other };
+            let mut all: Vec<Candidate> = others.iter().map(worse).collect();
+            (0..equals).for_each(|place| all.insert((place * 7) % (all.len() + 1), best(0)));
+            (0..).zip(&mut all).for_each(|(index, candidate)| candidate.index = index);
+            for (candidate, won) in all.iter().zip(wins(&all)) {
+                let best = candidate.missing + candidate.backlog == 0;
+                let share = if best { DRAWS / equals as u64 } else { 0 };
+                prop_assert!(won.abs_diff(share) <= 1, "{won} of {DRAWS}");
             }
         }
+    }
+
+    /// Candidates whose costs are close together.
+    fn alike() -> impl Strategy<Value = Vec<Candidate>> {
+        let make = |(index, missing)| Candidate { missing, ..idle(index) };
+        prop::collection::vec(1000u64..1020, 1..20)
+            .prop_map(move |all| all.into_iter().enumerate().map(make).collect())
     }
 }

@@ -1,5 +1,7 @@
 //! What a request's body says, read in one bounded pass over bytes that may be cut.
 
+pub mod canon;
+pub mod chain;
 pub mod multipart;
 pub mod scan;
 mod value;

@@ -81,6 +81,7 @@ async fn a_request_whose_time_was_over_in_the_queue_got_no_answer() {
     let balancer = Balancer::ready(config).await;
     // The engine says that it is full, and is left alone for a second.
     engine.set_fault_for(1, Fault::Status { status: 503, body: "{}".into() }).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
     let late = balancer.ask(post(CHAT, chat("sim"))).await.expect(504);
     assert_eq!(late.json()["error"]["type"], "Gateway Timeout");
 }

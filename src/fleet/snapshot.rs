@@ -269,6 +269,9 @@ impl Sieve<'_, '_> {
             active: load.active,
             context: load.context,
             weight: upstream.config.weight * entry.standing.warmth(self.now),
+            cold: query.tokens,
+            hit: 0,
+            uncached: query.tokens,
         });
     }
 

@@ -12,7 +12,7 @@
 //!
 //! Never: a tree of the document, recursion, a copy of the body, a panic.
 
-mod bytes;
+pub(super) mod bytes;
 mod fields;
 
 use std::borrow::Cow;
@@ -361,6 +361,19 @@ impl Scanner {
     /// twice. `None` until it is whole.
     pub fn span(&self, field: Field) -> Option<Range<usize>> {
         self.values[field.index()].map(|value| value.start..value.end)
+    }
+
+    /// Where the value of a field stands as far as it was seen, and whether that is all of it.
+    pub fn seen(&self, field: Field) -> Option<(Range<usize>, bool)> {
+        if self.open_value() != Some(field) {
+            return Some((self.span(field)?, true));
+        }
+        let start = match self.place {
+            Place::InString { start } => start - 1,
+            Place::Nested { start } | Place::NestedString { start, .. } => start,
+            _ => return None,
+        };
+        Some((start..self.at, false))
     }
 
     fn model<'a>(&self, body: &'a [u8]) -> Model<'a> {

@@ -57,7 +57,7 @@ pub(super) fn unescape(raw: &[u8]) -> Cow<'_, str> {
 }
 
 /// One escape, which begins at the backslash: its character and its length.
-fn escape(raw: &[u8]) -> (char, usize) {
+pub(super) fn escape(raw: &[u8]) -> (char, usize) {
     let character = match raw.get(1) {
         Some(b'u') => return unicode_escape(raw),
         Some(b'b') => '\u{8}',

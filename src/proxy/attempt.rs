@@ -98,7 +98,9 @@ impl Cause {
 /// Chooses an upstream that was not tried yet, and takes a lease on it. While all who could have the
 /// request are full it waits its turn; the client's leave ends the wait.
 pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
-    let deadline = Instant::now() + context.settings.wait;
+    // One wait for all attempts together.
+    let wait = context.settings.wait;
+    let deadline = *context.wait_until.get_or_insert_with(|| Instant::now() + wait);
     let model = context.model.name().map(str::to_string);
     let mut turn: Option<Turn> = None;
     loop {
@@ -177,7 +179,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
 
 /// Waits for something of ours while the client is watched: its leave is the end, and so is the request's
 /// own deadline. What a client sends meanwhile is held with the rest of its body.
-async fn watched<T>(
+pub async fn watched<T>(
     session: &mut Session,
     context: &mut Context,
     waiting: impl Future<Output = T>,
@@ -242,7 +244,25 @@ pub fn may_follow(shared: &Shared, context: &Context, cause: Cause) -> bool {
     if cause.is_cheap() {
         return context.attempts < MOST;
     }
+    // An answer is given up only for somebody else's: the one there is tells the client more than our wait
+    // for the same upstream would.
+    if matches!(cause, Cause::Status(_)) && !somebody_else(shared, context) {
+        return false;
+    }
     context.attempts <= retry.attempts && shared.budget.take()
+}
+
+/// Whether an upstream that was not tried may have the request, now or when it has room.
+fn somebody_else(shared: &Shared, context: &Context) -> bool {
+    let query = Query {
+        model: context.model.name(),
+        tokens: context.tokens,
+        tried: &context.tried,
+        again: false,
+        only: context.only,
+    };
+    let routing = shared.fleet.snapshot().candidates(&query, Instant::now(), &mut Vec::new());
+    matches!(routing, Routing::Candidates | Routing::Full { .. })
 }
 
 /// Ends the present attempt: the upstream is told of, the lease goes.

@@ -34,6 +34,8 @@ pub struct Context {
     /// It names where its keys and values lie: no other upstream has them.
     pub pinned: bool,
     pub attempts: u32,
+    /// Until when it waits for room.
+    pub wait_until: Option<Instant>,
     /// Upstreams that have had it, by their ids.
     pub tried: Vec<usize>,
     pub lease: Option<Lease>,
@@ -99,6 +101,7 @@ impl Context {
             only: None,
             pinned: false,
             attempts: 0,
+            wait_until: None,
             tried: Vec::new(),
             lease: None,
             last: None,

@@ -2,7 +2,6 @@
 //! its record.
 
 use std::fmt::Display;
-use std::future::Future;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -11,6 +10,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::{Instant, timeout_at};
 
+use super::attempt::watched;
 use super::context::{Context, Samples};
 use super::line::Line;
 use super::memory::Reservation;
@@ -64,7 +64,7 @@ pub async fn admin(
         *request.body_mut() = read_whole(session, context, CALL_BODY, None).await?;
     }
     request.headers_mut().remove(header::EXPECT);
-    Ok(Some(while_present(session, admin.call(request)).await?))
+    Ok(Some(watched(session, context, admin.call(request)).await?))
 }
 
 /// Finds the route of a request, and answers it or makes it ready to be sent.
@@ -158,7 +158,7 @@ async fn fan_out(
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
     let headers = head.headers.clone();
     let asked = local::fan_out(&shared.fleet, method, &path, &headers, body);
-    match while_present(session, asked).await? {
+    match watched(session, context, asked).await? {
         Some(answer) => Ok(Step::Answer(answer)),
         None => Err(refuse(context, Reject::NotReady { model: None })),
     }
@@ -305,19 +305,6 @@ async fn read_whole(
             return Err(refuse(context, Reject::Memory));
         }
         body.extend_from_slice(&piece);
-    }
-}
-
-/// Waits for something of ours for a client whose body was read; its leave is the end of the wait.
-async fn while_present<T>(session: &mut Session, waiting: impl Future<Output = T>) -> Result<T> {
-    tokio::select! {
-        biased;
-        done = waiting => Ok(done),
-        gone = session.downstream_session.read_body_or_idle(true) => {
-            let mut gone = gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed));
-            gone.set_retry(false);
-            Err(gone.into_down())
-        }
     }
 }
 

@@ -12,6 +12,9 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("sim::http", Level::Edge),
     ("fleet", Level::Running),
     ("fleet::breaker", Level::Pure),
+    ("state", Level::Running),
+    // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
+    ("state::local", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
     ("prompt", Level::Pure),

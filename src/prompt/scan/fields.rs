@@ -14,6 +14,10 @@ pub enum Field {
     PreviousResponseId,
     KvTransferParams,
     EcTransferParams,
+    CacheSalt,
+    ChatTemplate,
+    PromptEmbeds,
+    Features,
     // What follows holds prompt.
     Messages,
     Prompt,
@@ -40,13 +44,17 @@ pub enum Field {
 }
 
 /// Every field with its name, in the order of the enum.
-pub(super) const FIELDS: [(Field, &str); 28] = [
+pub(super) const FIELDS: [(Field, &str); 32] = [
     (Field::Model, "model"),
     (Field::Stream, "stream"),
     (Field::RequestId, "request_id"),
     (Field::PreviousResponseId, "previous_response_id"),
     (Field::KvTransferParams, "kv_transfer_params"),
     (Field::EcTransferParams, "ec_transfer_params"),
+    (Field::CacheSalt, "cache_salt"),
+    (Field::ChatTemplate, "chat_template"),
+    (Field::PromptEmbeds, "prompt_embeds"),
+    (Field::Features, "features"),
     (Field::Messages, "messages"),
     (Field::Prompt, "prompt"),
     (Field::Input, "input"),

@@ -108,6 +108,22 @@ fn the_other_facts() {
 }
 
 #[test]
+fn a_value_is_seen_before_it_is_whole() {
+    for (body, seen) in [
+        (r#"{"prompt":"ab"}"#, Some((r#""ab""#, true))),
+        (r#"{"prompt":"ab"#, Some((r#""ab"#, false))),
+        (r#"{"prompt": [1,{"a":"b]"#, Some((r#"[1,{"a":"b]"#, false))),
+        (r#"{"prompt":["a"],"prompt":["b"#, Some((r#"["b"#, false))),
+        (r#"{"prompt":["a"],"prompt":nul"#, Some((r#"["a"]"#, true))),
+        (r#"{"prompt":nul"#, None),
+        (r#"{"prompt""#, None),
+    ] {
+        let found = scanned(body.as_bytes()).seen(Field::Prompt);
+        assert_eq!(found.map(|(range, whole)| (&body[range], whole)), seen, "{body}");
+    }
+}
+
+#[test]
 fn prompt_is_counted_where_it_stands() {
     for (body, bytes) in [
         (r#"{"messages":[{"role":"user","content":"hello"}]}"#, 4 + 4 + 7 + 5),

@@ -1,0 +1,302 @@
+//! The canonical prompt of a request, out of a body that may be cut, and its chain of hashes.
+//!
+//! Two requests whose prompts begin alike for an engine begin alike in the canonical text, however their
+//! clients write JSON and whichever of the interfaces chat, responses and messages they use: an agent
+//! that changes its interface keeps its cache. Nothing is built in between; decoded text flows from the
+//! body into blocks that are hashed as they fill.
+//!
+//! # The text
+//! The seed of the chain: the family (conversation, text, token ids), the model's name, `cache_salt`,
+//! `chat_template`, and where they are given `previous_response_id` and the hashes of multimodal features.
+//! Then, each piece behind a control byte that says what it is:
+//! 1. the system's text: `instructions`, `system`, and the messages of `system` or `developer` in front;
+//! 2. tools: name, description, schema in its shortest form with the order of its keys kept;
+//! 3. `documents` in their shortest form;
+//! 4. messages: role, content, calls, name. Texts are decoded, and the parts of one message are joined by
+//!    a line feed (Anthropic's `system` by nothing, as vLLM does). A picture is a hash of its URL, data or
+//!    `uuid` and weighs [`MEDIA_BYTES`](super::chain::MEDIA_BYTES). A call is a name and arguments in
+//!    their shortest form, a result is a turn of the tool.
+//!
+//! A prompt of text is that text, one of token ids four bytes for each, the first one of a batch.
+//!
+//! Left out, because it is random or no prompt: ids, `status`, `cache_control`, `encrypted_content`,
+//! Claude Code's billing line, reasoning (templates drop it from past turns), sampling. Left out although
+//! templates may read it: `reasoning_effort`, `chat_template_kwargs`, `tool_choice`. A wrong guess there
+//! costs an estimate; another seed would cost the cache. An empty text is no turn.
+//!
+//! # A body that is cut
+//! The chain is a beginning of the whole body's chain, as long as what stands in front in the text stands
+//! in front in the body. Tools, `system` and documents that follow the conversation count where they are
+//! whole, and are no part where they are not: a body whose tools lie behind the cut has a chain without
+//! them. Without a byte of the conversation, a cut body has no chain at all. What is written of the last
+//! message ends before the first piece that is not known: a message that tells its role after its content
+//! begins where it ends.
+//!
+//! # How to use it
+//! ```
+//! use vllm_lb::prompt::canon::{Dialect, Reader, Request};
+//! use vllm_lb::prompt::chain::Blocks;
+//! use vllm_lb::prompt::scan::Scanner;
+//!
+//! let body = br#"{"model":"llama","messages":[{"role":"user","content":"Hello"#;
+//! let mut scanner = Scanner::new();
+//! scanner.scan(body);
+//! let mut reader = Reader::default(); // keeps its buffers from one request to the next
+//! let blocks = Blocks { bytes: 4, most: 1000 };
+//! let request = Request { dialect: Dialect::Chat, model: "llama", body, scanner: &scanner };
+//! let known = reader.read(&request, blocks).clone();
+//! assert_eq!((known.blocks.len(), known.bytes), (2, 11));
+//!
+//! // Later, while the body streams past.
+//! if let Some(at) = reader.resume_at() {
+//!     reader.go_on(&body[at..]);
+//!     reader.go_on(br#" world"}]}"#);
+//! }
+//! assert!(reader.chain().blocks.starts_with(&known.blocks));
+//! assert_eq!(reader.chain().bytes, 17);
+//! ```
+//!
+//! Never: a tree of the document, an allocation for a message, recursion, a panic.
+
+mod cursor;
+mod ids;
+mod media;
+mod rest;
+mod text;
+mod turns;
+
+use self::cursor::{Cursor, Raw};
+use self::rest::{Place, Rest, Stop};
+use self::text::{Minifier, decode};
+use self::turns::{Head, Talk};
+use super::chain::{Blocks, Chain, Digest, Family, Hasher, Sink};
+use super::scan::{Field, Progress, Scanner};
+
+/// How a body says its prompt. Interfaces that are none of these have no chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// `messages`, also as a batch of conversations, of which the first one counts.
+    Chat,
+    /// `instructions` and `input`.
+    Responses,
+    /// `system` and `messages`.
+    Messages,
+    /// `prompt`, `prompt_embeds`.
+    Completions,
+    /// `token_ids`.
+    Generate,
+}
+
+/// What a prompt is read from.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    pub dialect: Dialect,
+    /// As the upstream knows it, a LoRA adapter included: the caches of two models have nothing in common.
+    pub model: &'a str,
+    pub body: &'a [u8],
+    /// It has scanned the body.
+    pub scanner: &'a Scanner,
+}
+
+/// Reads prompts, one after the other. See the module.
+#[derive(Debug, Default)]
+pub struct Reader {
+    hasher: Hasher,
+    stop: Option<Stop>,
+    rest: Rest,
+}
+
+// === impl Reader ===
+
+impl Reader {
+    /// The chain of what is there of a body.
+    pub fn read(&mut self, request: &Request<'_>, blocks: Blocks) -> &Chain {
+        let family = request.family();
+        self.hasher.begin(request.seed(family), family, blocks);
+        self.rest.clear();
+        self.stop = request.write(&mut self.hasher);
+        self.hasher.chain()
+    }
+
+    pub fn chain(&self) -> &Chain {
+        self.hasher.chain()
+    }
+
+    /// From where in the body on [`go_on`](Self::go_on) wants it; none where the chain ends here.
+    pub fn resume_at(&self) -> Option<usize> {
+        self.stop.map(|stop| stop.at)
+    }
+
+    /// Takes the next piece of a body that was cut. False when no more is wanted.
+    ///
+    /// At most one message of a mebibyte is held. The chain never loses a block by it that it had, unless
+    /// a message says the same key twice.
+    pub fn go_on(&mut self, piece: &[u8]) -> bool {
+        let Some(stop) = self.stop else { return false };
+        if !self.rest.go_on(stop.place, piece, &mut self.hasher) {
+            self.stop = None;
+            self.rest.clear();
+        }
+        self.stop.is_some()
+    }
+}
+
+// === impl Request ===
+
+/// Where a prompt that is no conversation begins.
+enum Start<'a> {
+    Text(Raw<'a>),
+    /// Behind the bracket of the list.
+    Ids(&'a [u8]),
+}
+
+impl<'a> Request<'a> {
+    fn raw(&self, field: Field) -> Option<(usize, Raw<'a>)> {
+        let (range, whole) = self.scanner.seen(field)?;
+        let bytes = self.body.get(range.clone())?;
+        (bytes != b"null").then_some((range.start, Raw { bytes, whole }))
+    }
+
+    fn whole(&self, field: Field) -> Option<Raw<'a>> {
+        self.raw(field).map(|(_, raw)| raw).filter(|raw| raw.whole)
+    }
+
+    fn family(&self) -> Family {
+        match self.dialect {
+            Dialect::Chat | Dialect::Responses | Dialect::Messages => Family::Chat,
+            Dialect::Generate => Family::Tokens,
+            Dialect::Completions => match self.start(Field::Prompt) {
+                Some((_, Start::Ids(_))) => Family::Tokens,
+                _ => Family::Text,
+            },
+        }
+    }
+
+    /// Whatever parts two caches for certain.
+    fn seed(&self, family: Family) -> u64 {
+        // No text holds this byte, so no two lists of texts are the same bytes.
+        const BREAK: &[u8] = b"\xff";
+        let mut digest = Digest::default();
+        digest.write(match family {
+            Family::Chat => b"chat",
+            Family::Text => b"text",
+            Family::Tokens => b"tokens",
+        });
+        digest.write(BREAK);
+        digest.write(self.model.as_bytes());
+        for field in [Field::CacheSalt, Field::ChatTemplate, Field::PreviousResponseId] {
+            digest.write(BREAK);
+            if let Some(text) = self.whole(field).and_then(Raw::string) {
+                decode(text, true, &mut digest);
+            }
+        }
+        digest.write(BREAK);
+        if let (Dialect::Generate, Some(features)) = (self.dialect, self.whole(Field::Features)) {
+            let features = Cursor::new(features.bytes).object(&["mm_hashes"]);
+            if let Ok(Some(hashes)) = features.get(0) {
+                Minifier::new(&mut digest).write(hashes.bytes);
+            }
+        }
+        digest.hash()
+    }
+
+    /// Writes the canonical text, and says where it stopped if it could go on.
+    fn write<S: Sink>(&self, out: &mut S) -> Option<Stop> {
+        match self.dialect {
+            Dialect::Chat => self.conversation(Field::Messages, None, out),
+            Dialect::Responses => {
+                let instructions = self.whole(Field::Instructions).map(|raw| (raw, &b"\n"[..]));
+                self.conversation(Field::Input, instructions, out)
+            }
+            Dialect::Messages => {
+                let system = self.whole(Field::System).map(|raw| (raw, &b""[..]));
+                self.conversation(Field::Messages, system, out)
+            }
+            Dialect::Completions => {
+                if let Some(embeds) = self.whole(Field::PromptEmbeds) {
+                    media::write(b"embeds", embeds, out);
+                }
+                self.plain(Field::Prompt, out)
+            }
+            Dialect::Generate => self.plain(Field::TokenIds, out),
+        }
+    }
+
+    fn conversation<S: Sink>(
+        &self,
+        field: Field,
+        system: Option<(Raw<'a>, &'static [u8])>,
+        out: &mut S,
+    ) -> Option<Stop> {
+        let said = self.raw(field);
+        if said.is_none() && self.scanner.progress() == Progress::Cut {
+            return None;
+        }
+        let head = Head { tools: self.whole(Field::Tools), documents: self.whole(Field::Documents) };
+        let is_bare = head.tools.is_none() && head.documents.is_none();
+        let mut talk = Talk { out, head: Some(head) };
+        if let Some((text, join)) = system {
+            talk.system(text, join);
+        }
+        let Some((start, raw)) = said else {
+            talk.end_head();
+            return None;
+        };
+        if let Some(text) = raw.string() {
+            let used = talk.user(text, raw.whole);
+            let at = start + 1 + used;
+            return (!raw.whole && !text.is_empty()).then_some(Stop { at, place: Place::Text });
+        }
+        let batch = first_conversation(raw.bytes);
+        let Err(at) = talk.list(&raw.bytes[batch..]) else {
+            talk.end_head();
+            return None;
+        };
+        let can_go_on = !raw.whole && (is_bare || talk.head.is_none());
+        can_go_on.then_some(Stop { at: start + batch + at, place: Place::Elements })
+    }
+
+    /// A prompt of text or token ids, and where its value begins in the body.
+    fn start(&self, field: Field) -> Option<(usize, Start<'a>)> {
+        let (start, raw) = self.raw(field)?;
+        let mut cursor = Cursor::new(raw.bytes);
+        let mut byte = cursor.byte().ok()?;
+        for _ in 0..2 {
+            if byte == b'[' {
+                cursor.at += 1;
+                byte = cursor.byte().ok()?;
+            }
+        }
+        let at = cursor.at;
+        match byte {
+            b'"' => Some((start + at, Start::Text(cursor.value().ok()?))),
+            b'0'..=b'9' if at > 0 => Some((start + at, Start::Ids(&raw.bytes[at..]))),
+            _ => None,
+        }
+    }
+
+    fn plain<S: Sink>(&self, field: Field, out: &mut S) -> Option<Stop> {
+        let (start, prompt) = self.start(field)?;
+        match prompt {
+            Start::Text(_) if self.dialect == Dialect::Generate => None,
+            Start::Text(raw) => {
+                let used = decode(raw.string()?, raw.whole, out);
+                (!raw.whole).then_some(Stop { at: start + 1 + used, place: Place::Text })
+            }
+            Start::Ids(bytes) => {
+                let read = ids::write(bytes, out);
+                (!read.over).then_some(Stop { at: start + read.used, place: Place::Ids })
+            }
+        }
+    }
+}
+
+/// Where the list of messages begins: a batch is a list of such lists.
+fn first_conversation(bytes: &[u8]) -> usize {
+    let inner = bytes.get(1..).unwrap_or_default();
+    let gap = inner.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+    if bytes.first() == Some(&b'[') && inner.get(gap) == Some(&b'[') { 1 + gap } else { 0 }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! Walks over a piece of JSON that may be cut at any byte, and hands out its values as they stand.
+//!
+//! An object is read into one slot for each name that is asked for, so that the order of its keys does
+//! not matter and the last of two equal keys counts. Nothing is decoded, copied or allocated.
+//!
+//! Never: recursion, a panic. What is no JSON is the same as what is cut: from there on nothing is said.
+
+use super::super::scan::bytes::string_end;
+use super::text::{Short, decode};
+
+/// The bytes end here, or they are no JSON from here on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut;
+
+/// A value as it stands in the body, brackets and quotes included.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw<'a> {
+    pub bytes: &'a [u8],
+    /// Its end has been seen.
+    pub whole: bool,
+}
+
+/// The values that were asked for, in the order of the names.
+pub struct Object<'a, const N: usize> {
+    values: [Option<Raw<'a>>; N],
+    pub whole: bool,
+}
+
+pub struct Cursor<'a> {
+    bytes: &'a [u8],
+    pub at: usize,
+}
+
+/// The elements of an array, which whoever walks takes from the cursor.
+pub struct List<'a> {
+    pub cursor: Cursor<'a>,
+    begun: bool,
+}
+
+// === impl Raw ===
+
+impl<'a> Raw<'a> {
+    pub fn first(self) -> u8 {
+        self.bytes.first().copied().unwrap_or(0)
+    }
+
+    /// The bytes between the quotes of a string, as far as they are there.
+    pub fn string(self) -> Option<&'a [u8]> {
+        let inner = self.bytes.strip_prefix(b"\"")?;
+        if self.whole { inner.strip_suffix(b"\"") } else { Some(inner) }
+    }
+
+    /// What was cut ends what can be said, however much of it has been used.
+    pub fn end(self) -> Result<(), Cut> {
+        if self.whole { Ok(()) } else { Err(Cut) }
+    }
+}
+
+// === impl Object ===
+
+impl<'a, const N: usize> Object<'a, N> {
+    /// The value in a slot; none where it is null, or where the object is over and had none.
+    pub fn get(&self, slot: usize) -> Result<Option<Raw<'a>>, Cut> {
+        match self.values[slot] {
+            None if self.whole => Ok(None),
+            None => Err(Cut),
+            Some(raw) if raw.whole && raw.bytes == b"null" => Ok(None),
+            Some(raw) if raw.whole || matches!(raw.first(), b'"' | b'{' | b'[') => Ok(Some(raw)),
+            Some(_) => Err(Cut),
+        }
+    }
+
+    /// The first of several slots that has a value.
+    pub fn first_of(&self, slots: &[usize]) -> Result<Option<Raw<'a>>, Cut> {
+        let present = slots.iter().find_map(|slot| self.get(*slot).ok().flatten());
+        if present.is_some() || self.whole { Ok(present) } else { Err(Cut) }
+    }
+}
+
+// === impl Cursor ===
+
+impl<'a> Cursor<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Cursor { bytes, at: 0 }
+    }
+
+    /// The next byte that is no white space, at which the cursor then stands.
+    #[inline]
+    pub fn byte(&mut self) -> Result<u8, Cut> {
+        while let Some(&byte) = self.bytes.get(self.at) {
+            if !byte.is_ascii_whitespace() {
+                return Ok(byte);
+            }
+            self.at += 1;
+        }
+        Err(Cut)
+    }
+
+    fn eat(&mut self, expected: u8) -> Result<(), Cut> {
+        if self.byte()? != expected {
+            return Err(Cut);
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// The next value; an error where nothing of one is there.
+    pub fn value(&mut self) -> Result<Raw<'a>, Cut> {
+        let first = self.byte()?;
+        let start = self.at;
+        let end = match first {
+            b'"' => string_end(self.bytes, start + 1, start + 1).map(|quote| quote + 1),
+            b'{' | b'[' => self.container_end(),
+            b',' | b':' | b']' | b'}' => return Err(Cut),
+            _ => self.scalar_end(),
+        };
+        self.at = end.unwrap_or(self.bytes.len());
+        Ok(Raw { bytes: &self.bytes[start..self.at], whole: end.is_some() })
+    }
+
+    fn scalar_end(&self) -> Option<usize> {
+        let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}' | b'"');
+        Some(self.at + self.bytes[self.at..].iter().position(ends)?)
+    }
+
+    fn container_end(&self) -> Option<usize> {
+        let mut depth = 0_u64;
+        let mut at = self.at;
+        loop {
+            match self.bytes.get(at)? {
+                b'"' => at = string_end(self.bytes, at + 1, at + 1)?,
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' if depth == 1 => return Some(at + 1),
+                b'}' | b']' => depth -= 1,
+                _ => {}
+            }
+            at += 1;
+        }
+    }
+
+    /// Reads an object, as far as it is there.
+    pub fn object<const N: usize>(&mut self, names: &[&str; N]) -> Object<'a, N> {
+        let mut values = [None; N];
+        let whole = self.entries(names, &mut values).is_ok();
+        Object { values, whole }
+    }
+
+    fn entries(&mut self, names: &[&str], values: &mut [Option<Raw<'a>>]) -> Result<(), Cut> {
+        self.eat(b'{')?;
+        if self.byte()? == b'}' {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            let key = self.value()?;
+            let slot = slot_of(key.string().filter(|_| key.whole).ok_or(Cut)?, names);
+            self.eat(b':')?;
+            let value = self.value()?;
+            if let Some(slot) = slot {
+                values[slot] = Some(value);
+            }
+            value.end()?;
+            match self.byte()? {
+                b',' => self.at += 1,
+                b'}' => break,
+                _ => return Err(Cut),
+            }
+        }
+        self.at += 1;
+        Ok(())
+    }
+}
+
+/// Which of the names a key is, given the bytes between its quotes.
+fn slot_of(key: &[u8], names: &[&str]) -> Option<usize> {
+    let position = |key: &[u8]| names.iter().position(|name| name.as_bytes() == key);
+    if memchr::memchr(b'\\', key).is_none() {
+        return position(key);
+    }
+    let mut short = Short::default();
+    decode(key, true, &mut short);
+    position(short.text()?)
+}
+
+// === impl List ===
+
+impl<'a> List<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        List { cursor: Cursor::new(bytes), begun: false }
+    }
+
+    /// Whether the cursor now stands before an element; false at the end of the array.
+    pub fn next(&mut self) -> Result<bool, Cut> {
+        let cursor = &mut self.cursor;
+        if !self.begun {
+            cursor.eat(b'[')?;
+            let byte = cursor.byte()?;
+            self.begun = true;
+            cursor.at += usize::from(byte == b']');
+            return Ok(byte != b']');
+        }
+        let byte = cursor.byte()?;
+        cursor.at += 1;
+        match byte {
+            b',' => Ok(true),
+            b']' => Ok(false),
+            _ => Err(Cut),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<const N: usize>(text: &str, names: &[&str; N]) -> (Vec<Result<Option<String>, Cut>>, bool) {
+        let object = Cursor::new(text.as_bytes()).object(names);
+        let value =
+            |slot| object.get(slot).map(|raw| raw.map(|raw| String::from_utf8_lossy(raw.bytes).into_owned()));
+        ((0..N).map(value).collect(), object.whole)
+    }
+
+    #[test]
+    fn slots_are_filled_in_whatever_order_the_keys_come() {
+        let some = |text: &str| Ok(Some(text.to_owned()));
+        for (text, role, content, whole) in [
+            (r#"{"role":"a","content":"b"}"#, some(r#""a""#), some(r#""b""#), true),
+            (
+                r#" { "content" : [1, {"]":"\"}"}] , "role" : 7 } "#,
+                some("7"),
+                some(r#"[1, {"]":"\"}"}]"#),
+                true,
+            ),
+            (r#"{"r\u006fle":"a","x":{"role":"no"}}"#, some(r#""a""#), Ok(None), true),
+            (r#"{"role":"a","role":"b","content":null}"#, some(r#""b""#), Ok(None), true),
+            (r#"{"role":"a","cont"#, some(r#""a""#), Err(Cut), false),
+            (r#"{"role":"a","content":["b","#, some(r#""a""#), some(r#"["b","#), false),
+            (r#"{"role":"a","content":nu"#, some(r#""a""#), Err(Cut), false),
+            (r#"{"role":"a" "content":"b"}"#, some(r#""a""#), Err(Cut), false),
+            (r#"{}"#, Ok(None), Ok(None), true),
+            ("", Err(Cut), Err(Cut), false),
+            ("]", Err(Cut), Err(Cut), false),
+        ] {
+            let (values, is_whole) = read(text, &["role", "content"]);
+            assert_eq!((values, is_whole), (vec![role, content], whole), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_elements_of_a_list_come_one_after_the_other() {
+        for (text, elements, end) in [
+            ("[]", vec![], Ok(false)),
+            (" [ ] ", vec![], Ok(false)),
+            (r#"[1 ,"a]", [2,[3]],{"b":[]}]"#, vec!["1", r#""a]""#, "[2,[3]]", r#"{"b":[]}"#], Ok(false)),
+            ("[1,2", vec!["1", "2"], Err(Cut)),
+            ("[1;2]", vec!["1;2"], Ok(false)),
+            ("[[1],", vec!["[1]"], Err(Cut)),
+            ("{}", vec![], Err(Cut)),
+        ] {
+            let mut list = List::new(text.as_bytes());
+            let mut found = Vec::new();
+            let last = loop {
+                match list.next() {
+                    Ok(true) => {}
+                    end => break end,
+                }
+                match list.cursor.value() {
+                    Ok(raw) => found.push(std::str::from_utf8(raw.bytes).unwrap()),
+                    Err(cut) => break Err(cut),
+                }
+            };
+            assert_eq!((found, last), (elements, end), "{text}");
+        }
+    }
+}

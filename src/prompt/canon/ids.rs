@@ -1,0 +1,121 @@
+//! Token ids in the canonical text: four bytes each, little end first.
+
+use super::super::chain::Sink;
+
+/// What was read of a list of numbers.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Read {
+    /// Up to the first number that may go on behind the bytes.
+    pub used: usize,
+    /// The list is over, or no list of token ids.
+    pub over: bool,
+}
+
+/// Written at once, so that the sink is not asked for every number.
+const BATCH: usize = 512;
+
+/// Writes the numbers of a list whose opening bracket stands before the bytes.
+pub fn write<S: Sink>(bytes: &[u8], out: &mut S) -> Read {
+    let mut batch = [0; BATCH];
+    let mut filled = 0;
+    let mut at = 0;
+    let over = loop {
+        let Some(&byte) = bytes.get(at) else { break false };
+        match byte {
+            b',' | b' ' | b'\n' | b'\r' | b'\t' => at += 1,
+            b'0'..=b'9' => {
+                let rest = &bytes[at..];
+                let Some((id, length)) = short_number(rest).or_else(|| number(rest)) else { break false };
+                batch[filled..filled + 4].copy_from_slice(&id.to_le_bytes());
+                filled += 4;
+                at += length;
+                if filled == BATCH {
+                    out.write(&batch);
+                    filled = 0;
+                }
+            }
+            _ => break true,
+        }
+    };
+    out.write(&batch[..filled]);
+    Read { used: at, over }
+}
+
+/// A number of up to seven digits and its length, out of eight bytes at once: digits are added up in pairs,
+/// in fours, in eights.
+#[inline]
+fn short_number(bytes: &[u8]) -> Option<(u32, usize)> {
+    const ONES: u64 = u64::MAX / 255;
+    let values = u64::from_le_bytes(*bytes.first_chunk()?) ^ (ONES * u64::from(b'0'));
+    // What is more than 9 has or gets the high bit; the lowest one is the first byte that is no digit.
+    let stops = (values.wrapping_add(ONES * 0x76) | values) & (ONES << 7);
+    let length = stops.trailing_zeros() / 8;
+    if stops == 0 || length == 0 {
+        return None;
+    }
+    let digits = values << (64 - 8 * length);
+    let pairs = (digits.wrapping_mul((10 << 8) + 1) >> 8) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs.wrapping_mul((100 << 16) + 1) >> 16) & 0x0000_ffff_0000_ffff;
+    let eights = fours.wrapping_mul((10_000 << 32) + 1) >> 32;
+    Some((eights as u32, length as usize))
+}
+
+/// A number and its length; none where it may go on.
+fn number(bytes: &[u8]) -> Option<(u32, usize)> {
+    let mut id = 0_u32;
+    for (length, byte) in bytes.iter().enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return Some((id, length));
+        }
+        id = id.wrapping_mul(10).wrapping_add(u32::from(digit));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_as_far_as_they_are_sure() {
+        for (text, ids, used, over) in [
+            ("1,23 , 456]", vec![1, 23, 456], 10, true),
+            ("1,23", vec![1], 2, false),
+            ("1,23,", vec![1, 23], 5, false),
+            ("", vec![], 0, false),
+            ("]", vec![], 0, true),
+            ("4294967295,1.5]", vec![u32::MAX, 1], 12, true),
+            ("7,-1", vec![7], 2, true),
+        ] {
+            let mut written = Vec::new();
+            let expected: Vec<u8> = ids.into_iter().flat_map(u32::to_le_bytes).collect();
+            assert_eq!(write(text.as_bytes(), &mut written), Read { used, over }, "{text}");
+            assert_eq!(written, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_fast_way_reads_what_the_slow_one_reads() {
+        for digits in ["0", "7", "10", "007", "128255", "9999999", "12345678", "4294967295"] {
+            for end in
+                [",1234567", "]       ", ", 5     ", "\u{ff}\u{ff}\u{ff}\u{ff}", ".5,6,7,8", ":/:/:/:/"]
+            {
+                let text = format!("{digits}{end}");
+                let fast = short_number(text.as_bytes());
+                let slow = number(text.as_bytes());
+                assert!(fast == slow || fast.is_none() && digits.len() > 7, "{text}: {fast:?} {slow:?}");
+            }
+        }
+        assert_eq!(short_number(b"1234567"), None);
+    }
+
+    #[test]
+    fn long_lists_are_no_different() {
+        let ids: Vec<u32> = (0..1000).map(|id| id * 131).collect();
+        let text = format!("{}]", ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
+        let mut written = Vec::new();
+        assert!(write(text.as_bytes(), &mut written).over);
+        assert_eq!(written, ids.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
+    }
+}

@@ -1,0 +1,93 @@
+//! Images, sounds and the like in the canonical text: by a hash of what they are, at the weight that they
+//! have for a model.
+//!
+//! The engine tells two pictures apart by their content; here it is the URL, the data or the id that the
+//! client gave them. The same picture as a URL and as data is therefore two pictures.
+
+use super::super::chain::{Digest, MEDIA_BYTES, Sink};
+use super::cursor::{Cursor, Raw};
+use super::text::{after, begins_with, decode};
+
+/// Begins a picture: its kind and its hash follow.
+const MEDIA: u8 = 3;
+
+/// The keys of a payload that is an object, in the order in which they count.
+const INNER: [&str; 6] = ["url", "data", "file_data", "file_url", "file_id", "content"];
+
+/// Writes a picture, given the type of its part and what says which one it is.
+pub fn write<S: Sink>(kind: &[u8], payload: Raw<'_>, out: &mut S) {
+    let mut filler = [0; MEDIA_BYTES];
+    let hash = hash(payload).to_le_bytes();
+    for (byte, hash) in filler.iter_mut().zip(hash.iter().cycle()) {
+        *byte = *hash;
+    }
+    filler[..2].copy_from_slice(&[MEDIA, letter(kind)]);
+    out.write(&filler);
+}
+
+/// The interfaces call the same thing `image`, `image_url`, `input_image`.
+fn letter(kind: &[u8]) -> u8 {
+    let has = |word: &str| memchr::memmem::find(kind, word.as_bytes()).is_some();
+    match () {
+        () if has("image") => b'i',
+        () if has("audio") => b'a',
+        () if has("video") => b'v',
+        () => b'f',
+    }
+}
+
+fn hash(payload: Raw<'_>) -> u64 {
+    let mut digest = Digest::default();
+    let inside = Cursor::new(payload.bytes).object(&INNER);
+    let value = (0..INNER.len()).find_map(|slot| inside.get(slot).ok().flatten()).unwrap_or(payload);
+    match value.string() {
+        Some(text) => {
+            decode(content(text), true, &mut digest);
+        }
+        None => digest.write(value.bytes),
+    }
+    digest.hash()
+}
+
+/// A data URL without its head, which other interfaces write in a field of its own.
+fn content(text: &[u8]) -> &[u8] {
+    match begins_with(text, true, "data:") {
+        Some(true) => after(text, b',').map_or(text, |head| &text[head..]),
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(kind: &str, payload: &str) -> Vec<u8> {
+        let mut text = Vec::new();
+        write(kind.as_bytes(), Raw { bytes: payload.as_bytes(), whole: true }, &mut text);
+        text
+    }
+
+    #[test]
+    fn a_picture_is_what_it_shows_in_every_interface() {
+        let picture = written("image_url", r#"{"url":"data:image/png;base64,aGVsbG8=","detail":"low"}"#);
+        assert_eq!(picture.len(), MEDIA_BYTES);
+        for (kind, payload) in [
+            ("input_image", r#""data:image/png;base64,aGVsbG8=""#),
+            ("image", r#"{"type":"base64","media_type":"image/png","data":"aGVsbG8="}"#),
+            ("image", r#"{"data":"\u0061GVsbG8="}"#),
+            ("image_url", r#"{"url":"d\u0061ta:image\/png;base64\u002caGVsbG8="}"#),
+        ] {
+            assert_eq!(written(kind, payload), picture, "{payload}");
+        }
+        for (kind, payload) in [
+            ("image", r#"{"data":"aGVsbG9="}"#),
+            ("audio", r#"{"data":"aGVsbG8="}"#),
+            ("image", r#"{"url":"https://host/aGVsbG8="}"#),
+            ("image", r#"{"else":1}"#),
+            ("image", "7"),
+        ] {
+            assert_ne!(written(kind, payload), picture, "{payload}");
+        }
+        assert_ne!(written("image", r#"{"else":1}"#), written("image", r#"{"else":2}"#));
+    }
+}

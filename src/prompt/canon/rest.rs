@@ -1,0 +1,132 @@
+//! What comes after the bytes that were looked at first: the chain goes on as the body streams past.
+//!
+//! A message has to be seen as a whole, since its keys may come in any order, so one message is held
+//! until it is over, and [`HELD`] bytes at the most; a plain text and token ids flow through. What follows
+//! the conversation in the body is not read any more.
+
+use super::super::chain::Hasher;
+use super::super::scan::bytes::string_end;
+use super::cursor::Cursor;
+use super::text::decode;
+use super::turns::Talk;
+use super::{ids, turns};
+
+/// The longest message behind the first bytes that is still understood.
+pub const HELD: usize = 1 << 20;
+
+/// Where a prompt stopped that was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// In the body: from here on nothing has been used.
+    pub at: usize,
+    pub place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Between the messages, or before one that was written as far as it was there.
+    Elements,
+    /// Between the quotes of a text.
+    Text,
+    /// In a list of token ids.
+    Ids,
+}
+
+/// The bytes that are not understood yet.
+#[derive(Debug, Default)]
+pub struct Rest {
+    held: Vec<u8>,
+    /// Up to here they have been looked at for the end of a message.
+    looked: usize,
+    depth: u64,
+    in_string: bool,
+    escaped: bool,
+    /// A message has come to its end, so what was written of it before is replaced.
+    rewound: bool,
+}
+
+// === impl Rest ===
+
+impl Rest {
+    pub fn clear(&mut self) {
+        self.held.clear();
+        *self = Rest { held: std::mem::take(&mut self.held), ..Rest::default() };
+    }
+
+    /// Takes a piece of the body; false when the prompt is over, or cannot be followed any longer.
+    pub fn go_on(&mut self, place: Place, piece: &[u8], out: &mut Hasher) -> bool {
+        self.held.extend_from_slice(piece);
+        match place {
+            Place::Elements => self.elements(out),
+            Place::Text => self.text(out),
+            Place::Ids => {
+                let read = ids::write(&self.held, out);
+                self.held.drain(..read.used);
+                !read.over && self.held.len() <= HELD
+            }
+        }
+    }
+
+    fn text(&mut self, out: &mut Hasher) -> bool {
+        if let Some(end) = string_end(&self.held, 0, 0) {
+            decode(&self.held[..end], true, out);
+            return false;
+        }
+        let used = decode(&self.held, false, out);
+        self.held.drain(..used);
+        true
+    }
+
+    fn elements(&mut self, out: &mut Hasher) -> bool {
+        let mut start = 0;
+        loop {
+            if self.depth == 0 {
+                let between = |byte: &u8| byte.is_ascii_whitespace() || *byte == b',';
+                let gap = self.held[self.looked..].iter().take_while(|byte| between(byte)).count();
+                self.looked += gap;
+                start = self.looked;
+                match self.held.get(start) {
+                    None => break,
+                    Some(b'{') => {}
+                    Some(_) => return false,
+                }
+            }
+            if !self.find_end() {
+                break;
+            }
+            if !std::mem::replace(&mut self.rewound, true) {
+                out.rewind();
+            }
+            let mut talk = Talk { out: &mut *out, head: None::<turns::Head<'_>> };
+            // A message that ends is whole, and a whole one is no error.
+            let _ = talk.element(&mut Cursor::new(&self.held[start..self.looked]));
+            start = self.looked;
+        }
+        self.held.drain(..start);
+        self.looked -= start;
+        self.held.len() <= HELD
+    }
+
+    /// Looks for the bracket that closes the message in progress, and stands behind it.
+    fn find_end(&mut self) -> bool {
+        while let Some(&byte) = self.held.get(self.looked) {
+            self.looked += 1;
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.in_string => self.escaped = true,
+                b'"' => self.in_string = !self.in_string,
+                _ if self.in_string => {
+                    let others = &self.held[self.looked..];
+                    self.looked += memchr::memchr2(b'"', b'\\', others).unwrap_or(others.len());
+                }
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => self.depth -= 1,
+                _ => {}
+            }
+            if self.depth == 0 {
+                return true;
+            }
+        }
+        false
+    }
+}

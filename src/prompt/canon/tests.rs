@@ -1,0 +1,428 @@
+//! Tests of `canon`: what means the same has the same chain, what differs parts where it differs, and a cut
+//! body has a beginning of the whole one's chain.
+
+mod render;
+
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use self::render::{Api, Luck, Piece, Talk, Turn};
+use super::super::chain::MEDIA_BYTES;
+use super::*;
+
+/// So small that nearly all of the text is in the chain.
+const SMALL: Blocks = Blocks { bytes: 4, most: usize::MAX };
+
+const DIALECTS: [Dialect; 5] =
+    [Dialect::Chat, Dialect::Responses, Dialect::Messages, Dialect::Completions, Dialect::Generate];
+
+fn scanned(body: &[u8]) -> Scanner {
+    let mut scanner = Scanner::new();
+    scanner.scan(body);
+    scanner
+}
+
+fn text(dialect: Dialect, body: &[u8]) -> Vec<u8> {
+    let scanner = scanned(body);
+    let mut out = Vec::new();
+    Request { dialect, model: "llama", body, scanner: &scanner }.write(&mut out);
+    out
+}
+
+fn read(reader: &mut Reader, dialect: Dialect, model: &str, body: &[u8]) -> Chain {
+    let scanner = scanned(body);
+    reader.read(&Request { dialect, model, body, scanner: &scanner }, SMALL).clone()
+}
+
+fn chain(dialect: Dialect, body: &[u8]) -> Chain {
+    read(&mut Reader::default(), dialect, "llama", body)
+}
+
+fn dialect(api: Api) -> Dialect {
+    match api {
+        Api::Chat => Dialect::Chat,
+        Api::Responses => Dialect::Responses,
+        Api::Messages => Dialect::Messages,
+    }
+}
+
+fn rendered(talk: &Talk, api: Api, talk_last: bool, seed: u64) -> String {
+    let mut luck = Luck(seed);
+    let body = render::body(talk, api, talk_last, &mut luck);
+    render::written(&body, &mut luck)
+}
+
+/// The control bytes in a form that can be read, pictures by their kind.
+fn shown(text: &[u8]) -> String {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        match byte {
+            1 => out.extend(b"<turn>"),
+            2 => out.push(b'|'),
+            3 => {
+                out.extend([b'<', text[at + 1], b'>']);
+                at += MEDIA_BYTES - 1;
+            }
+            4 => out.extend(b"<call>"),
+            5 => out.extend(b"<tool>"),
+            6 => out.extend(b"<name>"),
+            7 => out.extend(b"<documents>"),
+            _ => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8(out).unwrap()
+}
+
+// === by table ===
+
+#[test]
+fn conversations_read_like_this() {
+    for (dialect, body, expected) in [
+        (
+            Dialect::Chat,
+            r#"{"messages":[{"content":"Hi","role":"user","name":"Ann"},
+                {"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function",
+                 "function":{"arguments":"{\"a\": \"x y\"}","name":"look"}}]},
+                {"role":"tool","tool_call_id":"c1","content":[{"type":"text","text":"1"},
+                 {"type":"text","text":"2"}]}],
+                "tools":[{"type":"function","function":{"name":"look","description":"Looks",
+                 "parameters":{"type": "object"}}}]}"#,
+            "<tool>look|Looks|{\"type\":\"object\"}<turn>user|Hi<name>Ann|\
+             <call>look|{\"a\":\"x y\"}<turn>tool|1\n2",
+        ),
+        (
+            Dialect::Chat,
+            r#"{"documents":[{"title": "t"}],"messages":[{"role":"developer","content":"Be brief"},
+                {"role":"critic","content":[{"type":"input_audio","input_audio":{"data":"AA"}},"and"]},
+                {"role":"system","content":"Briefer"},{"role":"user","content":""}, 7, "x"]}"#,
+            "<turn>system|Be brief<documents>[{\"title\":\"t\"}]<turn>critic|<a>and<turn>system|Briefer",
+        ),
+        (
+            Dialect::Chat,
+            r#"{"messages":[[{"role":"user","content":"one"}],[{"role":"user","content":"two"}]]}"#,
+            "<turn>user|one",
+        ),
+        (
+            Dialect::Responses,
+            r#"{"input":"Hi","instructions":"Be brief","tools":[{"type":"web_search"}]}"#,
+            "<turn>system|Be brief<tool>web_search||<turn>user|Hi",
+        ),
+        (
+            Dialect::Responses,
+            r#"{"input":[{"type":"item_reference","id":"x"},{"type":"custom_tool_call","name":"run",
+                "input":"ls"},{"type":"custom_tool_call_output","output":"a.rs"},{"role":"assistant",
+                "type":"message","content":[{"type":"refusal","refusal":"No."}]}]}"#,
+            "<call>run|ls<turn>tool|a.rs<turn>assistant|No.",
+        ),
+        (
+            Dialect::Messages,
+            r#"{"messages":[{"role":"user","content":[{"type":"tool_result","content":[{"type":"image",
+                "source":{"type":"url","url":"u"}}, {"type":"tool_result","content":"deep"}]},
+                {"type":"text","text":"So?"}, {"type":"document","source":{"data":"AA"}}]}],
+                "system":[{"type":"text","text":"Be"},{"type":"text","text":" brief"}]}"#,
+            "<turn>system|Be brief<turn>tool|<i><turn>user|So?<f>",
+        ),
+        (Dialect::Messages, r#"{"system":"Be brief","tools":[]}"#, "<turn>system|Be brief"),
+        (Dialect::Chat, r#"{"messages":{},"system":"none here"}"#, ""),
+        (Dialect::Chat, "[]", ""),
+        (Dialect::Completions, r#"{"prompt":"a\nb"}"#, "a\nb"),
+        (Dialect::Completions, r#"{"prompt":[ "a\nb","c"]}"#, "a\nb"),
+        (Dialect::Completions, r#"{"prompt":[97,98]}"#, "a\0\0\0b\0\0\0"),
+        (Dialect::Completions, r#"{"prompt":[ [ 97],[98]]}"#, "a\0\0\0"),
+        (Dialect::Completions, r#"{"prompt_embeds":"AAAA","prompt":"and"}"#, "<f>and"),
+        (Dialect::Completions, r#"{"prompt":[]}"#, ""),
+        (Dialect::Completions, r#"{"prompt":[[[97]]]}"#, ""),
+        (Dialect::Generate, r#"{"token_ids":[97]}"#, "a\0\0\0"),
+        (Dialect::Generate, r#"{"token_ids":"97"}"#, ""),
+    ] {
+        assert_eq!(shown(&text(dialect, body.as_bytes())), expected, "{body}");
+    }
+}
+
+#[test]
+fn the_line_that_changes_at_every_request_is_left_out() {
+    let line = "x-anthropic-billing-header: cch=1;";
+    for (system, expected) in [
+        (format!(r#""{line}\nBe brief""#), "<turn>system|Be brief"),
+        (format!(r#""{line}\u000aBe brief""#), "<turn>system|Be brief"),
+        (format!(r#""{line}""#), ""),
+        (format!(r#"[{{"type":"text","text":"{line}"}},{{"type":"text","text":"Be"}}]"#), "<turn>system|Be"),
+        (r#""\u0078-anthropic-billing-header""#.to_owned(), ""),
+        (r#""x-anthropic-bill""#.to_owned(), "<turn>system|x-anthropic-bill"),
+    ] {
+        let body = format!(r#"{{"system":{system},"messages":[]}}"#);
+        assert_eq!(shown(&text(Dialect::Messages, body.as_bytes())), expected, "{body}");
+    }
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"{line}"}}]}}"#);
+    assert_eq!(shown(&text(Dialect::Chat, body.as_bytes())), format!("<turn>user|{line}"));
+}
+
+#[test]
+fn what_stands_in_the_way_of_sharing_is_in_the_seed() {
+    let plain = br#"{"messages":[{"role":"user","content":"Hello there"}]}"#;
+    let base = chain(Dialect::Chat, plain);
+    let with = |extra: &str| format!(r#"{{{extra}"messages":[{{"role":"user","content":"Hello there"}}]}}"#);
+    let same = [r#""temperature":1,"#, r#""cache_salt":null,"#, r#""cache_salt":"","#, r#""user":"u","#];
+    for extra in same {
+        assert_eq!(chain(Dialect::Chat, with(extra).as_bytes()), base, "{extra}");
+    }
+    let mut chains = vec![base, read(&mut Reader::default(), Dialect::Chat, "llama-lora", plain)];
+    for extra in [
+        r#""cache_salt":"s","#,
+        r#""cache_salt":"t","#,
+        r#""chat_template":"s","#,
+        r#""cache_salt":"s","chat_template":"s","#,
+        r#""previous_response_id":"s","#,
+    ] {
+        chains.push(chain(Dialect::Chat, with(extra).as_bytes()));
+    }
+    let others = [
+        (Dialect::Completions, r#"{"prompt":"\u0001user\u0002Hello there"}"#),
+        (Dialect::Completions, r#"{"prompt":[1,2,3,4,5,6]}"#),
+        (Dialect::Generate, r#"{"token_ids":[1,2,3,4,5,6],"features":{"mm_hashes":{"image":["a"]}}}"#),
+        (Dialect::Generate, r#"{"token_ids":[1,2,3,4,5,6],"features":{"mm_hashes":{"image":["b"]}}}"#),
+    ];
+    chains.extend(others.map(|(dialect, body)| chain(dialect, body.as_bytes())));
+    for (index, one) in chains.iter().enumerate() {
+        assert!(!one.blocks.is_empty());
+        for other in &chains[..index] {
+            assert!(one.blocks.iter().all(|block| !other.blocks.contains(block)), "{one:?} {other:?}");
+        }
+    }
+    let ids = chain(Dialect::Completions, br#"{"prompt":[1,2,3]}"#);
+    assert_eq!(ids, chain(Dialect::Generate, br#"{"token_ids":[1,2,3],"features":null}"#));
+    assert_eq!((ids.family, ids.bytes), (Family::Tokens, 12));
+}
+
+#[test]
+fn what_is_cut_off_is_no_part() {
+    let whole = r#"{"messages":[{"role":"user","content":"Hello"}],"tools":[{"name":"look"}]}"#;
+    let without = r#"{"messages":[{"role":"user","content":"Hello"}]}"#;
+    assert_eq!(shown(&text(Dialect::Chat, whole.as_bytes())), "<tool>look||<turn>user|Hello");
+    let cut = &whole.as_bytes()[..whole.len() - 3];
+    assert_eq!(text(Dialect::Chat, cut), text(Dialect::Chat, without.as_bytes()));
+    // Without a byte of the conversation nothing is known.
+    assert_eq!(text(Dialect::Messages, br#"{"system":"Be brief","tools":[{"name":"look"}],"#), b"");
+    // A role that comes after the content.
+    let late = br#"{"messages":[{"role":"user","content":"Hi"},{"content":"Hello"#;
+    assert_eq!(shown(&text(Dialect::Chat, late)), "<turn>user|Hi");
+}
+
+#[test]
+fn a_message_too_long_to_be_held_ends_the_chain() {
+    let body = br#"{"messages":[{"role":"user","content":"Hi"},"#;
+    let mut reader = Reader::default();
+    let known = read(&mut reader, Dialect::Chat, "llama", body);
+    assert!(reader.go_on(br#"{"role":"user","content":""#));
+    assert!(!reader.go_on(&vec![b'x'; rest::HELD]));
+    assert_eq!((reader.chain(), reader.resume_at()), (&known, None));
+    assert!(!reader.go_on(br#""}"#));
+}
+
+#[test]
+fn a_reader_that_was_used_is_as_good_as_new() {
+    let mut reader = Reader::default();
+    let cut = br#"{"messages":[{"role":"user","content":"Hi"},{"role":"user","#;
+    for _ in 0..3 {
+        read(&mut reader, Dialect::Chat, "llama", cut);
+        assert!(reader.go_on(br#"{"role":"user","content":"half"#));
+    }
+    let whole = br#"{"messages":[{"role":"user","content":"Hi"}]}"#;
+    assert_eq!(read(&mut reader, Dialect::Chat, "llama", whole), chain(Dialect::Chat, whole));
+    assert!(!reader.go_on(whole));
+}
+
+#[test]
+fn depth_is_no_danger() {
+    let deep = "[".repeat(300_000);
+    let part = r#"{"type":"tool_result","content":["#.repeat(100_000);
+    for body in [
+        format!(r#"{{"messages":{deep}"#),
+        format!(r#"{{"messages":[{{"role":"user","content":{deep}"#),
+        format!(r#"{{"messages":[{{"role":"user","content":[{part}"#),
+        format!(r#"{{"prompt":{deep}"#),
+        format!(r#"{{"tools":{deep}{},"messages":[]}}"#, "]".repeat(300_000)),
+    ] {
+        for dialect in DIALECTS {
+            chain(dialect, body.as_bytes());
+        }
+    }
+}
+
+// === properties ===
+
+/// How many blocks from the front are the same.
+fn shared(one: &Chain, other: &Chain) -> usize {
+    one.blocks.iter().zip(&other.blocks).take_while(|(one, other)| one == other).count()
+}
+
+fn common_prefix(one: &[u8], other: &[u8]) -> usize {
+    one.iter().zip(other).take_while(|(one, other)| one == other).count()
+}
+
+/// What the chain is whole of, in pieces of any size.
+fn streamed(body: &[u8], dialect: Dialect, cuts: &mut [Index]) -> (Chain, Option<Chain>) {
+    cuts.sort_by_key(|cut| cut.index(body.len() + 1));
+    let mut ends = cuts.iter().map(|cut| cut.index(body.len() + 1)).chain([body.len()]);
+    let mut from = ends.next().unwrap_or(body.len());
+    let mut reader = Reader::default();
+    let known = read(&mut reader, dialect, "llama", &body[..from]);
+    let Some(at) = reader.resume_at() else { return (known, None) };
+    reader.go_on(&body[at..from]);
+    for end in ends {
+        reader.go_on(&body[from..end]);
+        from = end;
+    }
+    (known, Some(reader.chain().clone()))
+}
+
+fn one_change() -> impl Strategy<Value = fn(&mut Talk)> {
+    let changes: [fn(&mut Talk); 4] = [
+        |talk| talk.system = Some(format!("{}!", talk.system.clone().unwrap_or_default())),
+        |talk| {
+            talk.tools.push(render::Tool {
+                name: "one_more".into(),
+                description: "d".into(),
+                schema: serde_json::json!({}),
+            })
+        },
+        |talk| talk.turns.insert(0, Turn::User(vec![Piece::Image("AAAA".into())])),
+        |talk| talk.turns.insert(0, Turn::User(vec![Piece::Text("Hello!".into())])),
+    ];
+    select(changes.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_conversation_has_one_chain(talk in render::talk(), seeds: [u64; 3]) {
+        let chat = rendered(&talk, Api::Chat, false, seeds[0]);
+        let responses = rendered(&talk, Api::Responses, false, seeds[1]);
+        let messages = rendered(&talk, Api::Messages, false, seeds[2]);
+        let expected = text(Dialect::Chat, chat.as_bytes());
+        prop_assert_eq!(shown(&text(Dialect::Responses, responses.as_bytes())), shown(&expected));
+        prop_assert_eq!(shown(&text(Dialect::Messages, messages.as_bytes())), shown(&expected));
+        let chat = chain(Dialect::Chat, chat.as_bytes());
+        prop_assert_eq!(chat.bytes, expected.len() as u64);
+        prop_assert_eq!(&chain(Dialect::Responses, responses.as_bytes()), &chat);
+        prop_assert_eq!(&chain(Dialect::Messages, messages.as_bytes()), &chat);
+    }
+
+    #[test]
+    fn conversations_share_what_they_have_in_common(
+        talk in render::talk(), other in render::talk(), mut turns: usize,
+        seeds: [u64; 2], apis in [render::api(), render::api()],
+    ) {
+        // The other one begins like the first.
+        turns %= talk.turns.len() + 1;
+        let mut longer = talk.clone();
+        longer.turns.truncate(turns);
+        longer.turns.extend(other.turns);
+        let bodies = [rendered(&talk, apis[0], false, seeds[0]), rendered(&longer, apis[1], false, seeds[1])];
+        let texts = [0, 1].map(|index| text(dialect(apis[index]), bodies[index].as_bytes()));
+        let chains = [0, 1].map(|index| chain(dialect(apis[index]), bodies[index].as_bytes()));
+        prop_assert_eq!(shared(&chains[0], &chains[1]), common_prefix(&texts[0], &texts[1]) / SMALL.bytes);
+    }
+
+    #[test]
+    fn another_prompt_has_another_chain(
+        talk in render::talk(), change in one_change(), api in render::api(),
+    ) {
+        let mut other = talk.clone();
+        change(&mut other);
+        let [one, other] = [&talk, &other].map(|talk| rendered(talk, api, false, 1));
+        prop_assert_ne!(chain(dialect(api), one.as_bytes()), chain(dialect(api), other.as_bytes()));
+    }
+
+    #[test]
+    fn a_cut_body_has_the_beginning_of_the_chain(
+        talk in render::talk(), api in render::api(), seed: u64, mut cuts: [Index; 2],
+    ) {
+        let body = rendered(&talk, api, true, seed);
+        let body = body.as_bytes();
+        let whole = text(dialect(api), body);
+        cuts.sort_by_key(|cut| cut.index(body.len() + 1));
+        let [earlier, later] = cuts.map(|cut| text(dialect(api), &body[..cut.index(body.len() + 1)]));
+        prop_assert!(later.starts_with(&earlier), "{} {}", shown(&later), shown(&earlier));
+        prop_assert!(whole.starts_with(&later), "{} {}", shown(&whole), shown(&later));
+    }
+
+    #[test]
+    fn a_body_in_pieces_has_the_chain_of_the_whole(
+        talk in render::talk(), api in render::api(), seed: u64,
+        mut cuts in prop::collection::vec(any::<Index>(), 1..6),
+    ) {
+        let body = rendered(&talk, api, true, seed);
+        let whole = chain(dialect(api), body.as_bytes());
+        let (known, all) = streamed(body.as_bytes(), dialect(api), &mut cuts);
+        prop_assert_eq!(shared(&known, &whole), known.blocks.len());
+        if let Some(all) = all {
+            prop_assert_eq!(all, whole);
+        }
+    }
+
+    #[test]
+    fn plain_prompts_in_pieces_have_the_chain_of_the_whole(
+        prompt in prop_oneof![
+            any::<String>().prop_map(serde_json::Value::from),
+            prop::collection::vec(any::<u32>(), 1..40).prop_map(serde_json::Value::from),
+        ],
+        batch: bool, dialect in select(vec![Dialect::Completions, Dialect::Responses]),
+        mut cuts in prop::collection::vec(any::<Index>(), 1..6),
+    ) {
+        let prompt = if batch { serde_json::json!([prompt, prompt]) } else { prompt };
+        let body = serde_json::json!({"input": prompt, "prompt": prompt, "model": "m"}).to_string();
+        let whole = chain(dialect, body.as_bytes());
+        let (known, all) = streamed(body.as_bytes(), dialect, &mut cuts);
+        prop_assert_eq!(shared(&known, &whole), known.blocks.len());
+        if let Some(all) = all {
+            prop_assert_eq!(all, whole);
+        }
+    }
+
+    #[test]
+    fn a_cut_behind_the_first_turn_can_be_gone_on_from(
+        mut talk in render::talk(), seed: u64, api in render::api(),
+    ) {
+        talk.turns.insert(0, Turn::User(vec![Piece::Text("first".into())]));
+        talk.turns.push(Turn::User(vec![Piece::Text("last".into())]));
+        let body = rendered(&talk, api, true, seed);
+        let end = body.trim_end_matches(|byte| byte != ']').len() - 1;
+        let mut reader = Reader::default();
+        read(&mut reader, dialect(api), "llama", &body.as_bytes()[..end]);
+        prop_assert!(reader.resume_at().is_some());
+        reader.go_on(&body.as_bytes()[reader.resume_at().unwrap()..]);
+        prop_assert_eq!(reader.chain(), &chain(dialect(api), body.as_bytes()));
+    }
+
+    #[test]
+    fn any_bytes_are_taken(
+        talk in render::talk(), api in render::api(), seed: u64,
+        wrong in prop::collection::vec((any::<Index>(), any::<u8>()), 0..6),
+        mut cuts in prop::collection::vec(any::<Index>(), 1..4),
+    ) {
+        let mut body = rendered(&talk, api, false, seed).into_bytes();
+        for (at, byte) in wrong {
+            let at = at.index(body.len());
+            body[at] = byte;
+        }
+        for dialect in DIALECTS {
+            streamed(&body, dialect, &mut cuts);
+        }
+    }
+
+    #[test]
+    fn bytes_that_look_like_a_request_are_taken(
+        field in select(vec!["messages", "input", "prompt", "token_ids"]),
+        value in r#"("(role|type|content|tool_calls|text)"|[{}\[\]":,\\1]|null|\\u12| ){0,30}"#,
+        mut cuts in prop::collection::vec(any::<Index>(), 1..4),
+    ) {
+        let body = format!("{{\"{field}\":{value}");
+        for dialect in DIALECTS {
+            streamed(body.as_bytes(), dialect, &mut cuts);
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! A conversation in the canonical text: one form for what three interfaces write in different ways.
+//!
+//! A message, an item or a block is first looked at as a whole, so that its keys may come in any order,
+//! and then written piece by piece. Where it is cut, what stands first in the canonical order is written
+//! as long as it is known, and nothing after what is missing.
+//!
+//! Never: recursion. Parts stand in messages, and plain parts in the results of tools; deeper there is
+//! nothing to read.
+
+use super::super::chain::Sink;
+use super::cursor::{Cursor, Cut, List, Object, Raw};
+use super::media;
+use super::text::{Minifier, Short, after, begins_with, decode};
+
+/// Begins a turn: the role follows.
+const TURN: u8 = 1;
+/// Ends a short text that something else follows.
+const END: u8 = 2;
+/// Begins a call: the name of the tool and the arguments follow.
+const CALL: u8 = 4;
+/// Begins the description of a tool.
+const TOOL: u8 = 5;
+/// Begins the name of whoever has spoken.
+const NAME: u8 = 6;
+/// Begins the documents.
+const DOCUMENTS: u8 = 7;
+
+/// Claude Code's first system text, other at every request; vLLM leaves it out as well.
+const BILLING: &str = "x-anthropic-billing-header";
+
+type Item<'a> = Object<'a, 8>;
+const ITEM: [&str; 8] = ["role", "type", "content", "tool_calls", "name", "arguments", "input", "output"];
+const ROLE: usize = 0;
+const ITEM_TYPE: usize = 1;
+const ITEM_CONTENT: usize = 2;
+const TOOL_CALLS: usize = 3;
+const ITEM_NAME: usize = 4;
+const ARGUMENTS: [usize; 2] = [5, 6];
+const OUTPUT: usize = 7;
+
+pub type Part<'a> = Object<'a, 16>;
+#[rustfmt::skip]
+const PART: [&str; 16] = [
+    "type", "text", "refusal", "name", "input", "content",
+    // Which picture it is, in the order in which they count.
+    "uuid", "image_url", "video_url", "audio_url", "input_audio", "source", "file", "file_data", "file_url",
+    "file_id",
+];
+const PART_TYPE: usize = 0;
+const TEXT: usize = 1;
+const REFUSAL: usize = 2;
+const PART_NAME: usize = 3;
+const PART_INPUT: usize = 4;
+const PART_CONTENT: usize = 5;
+const FIRST_PAYLOAD: usize = 6;
+
+/// Writes a conversation.
+pub struct Talk<'a, 's, S> {
+    pub out: &'s mut S,
+    /// What follows the system's text and has not been written yet.
+    pub head: Option<Head<'a>>,
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Head<'a> {
+    pub tools: Option<Raw<'a>>,
+    pub documents: Option<Raw<'a>>,
+}
+
+#[derive(Clone, Copy)]
+enum Role<'a> {
+    System,
+    User,
+    Assistant,
+    Tool,
+    /// As it stands between its quotes.
+    Other(&'a [u8]),
+}
+
+/// A message as far as it has been written.
+struct Turn<'a> {
+    role: Role<'a>,
+    /// Between its texts.
+    join: &'static [u8],
+    begun: bool,
+    after_text: bool,
+}
+
+enum Kind<'a> {
+    Message(Role<'a>),
+    Call,
+    Result,
+    /// Reasoning, which templates drop from past turns, and whatever else is no prompt.
+    Nothing,
+}
+
+// === impl Turn ===
+
+impl<'a> Turn<'a> {
+    fn of(role: Role<'a>) -> Self {
+        Turn { role, join: b"\n", begun: false, after_text: false }
+    }
+}
+
+// === impl Role ===
+
+impl<'a> Role<'a> {
+    fn of(raw: Raw<'a>) -> Result<Self, Cut> {
+        raw.end()?;
+        let text = raw.string().ok_or(Cut)?;
+        let mut short = Short::default();
+        decode(text, true, &mut short);
+        Ok(match short.text() {
+            Some(b"system" | b"developer") => Role::System,
+            Some(b"user") => Role::User,
+            Some(b"assistant") => Role::Assistant,
+            Some(b"tool" | b"function") => Role::Tool,
+            _ => Role::Other(text),
+        })
+    }
+
+    fn write<S: Sink>(self, out: &mut S) {
+        match self {
+            Role::System => out.write(b"system"),
+            Role::User => out.write(b"user"),
+            Role::Assistant => out.write(b"assistant"),
+            Role::Tool => out.write(b"tool"),
+            Role::Other(text) => {
+                decode(text, true, out);
+            }
+        }
+    }
+}
+
+/// What an element of a conversation is. Items of Responses that are no messages have no role.
+fn kind<'a>(item: &Item<'a>) -> Result<Kind<'a>, Cut> {
+    if let Ok(Some(role)) = item.get(ROLE) {
+        return Ok(Kind::Message(Role::of(role)?));
+    }
+    let Some(named) = short(item.get(ITEM_TYPE)?)? else {
+        return item.get(ROLE).map(|_| Kind::Nothing);
+    };
+    match named.text().unwrap_or_default() {
+        b"function_call" | b"custom_tool_call" | b"mcp_call" => Ok(Kind::Call),
+        b"message" => item.get(ROLE).map(|_| Kind::Nothing),
+        text if text.ends_with(b"_output") => Ok(Kind::Result),
+        _ => Ok(Kind::Nothing),
+    }
+}
+
+/// A short text, where the value is one.
+fn short(raw: Option<Raw<'_>>) -> Result<Option<Short>, Cut> {
+    let Some(raw) = raw else { return Ok(None) };
+    raw.end()?;
+    let mut text = Short::default();
+    decode(raw.string().unwrap_or_default(), true, &mut text);
+    Ok(Some(text))
+}
+
+// === impl Talk: the order of things ===
+
+impl<'a, S: Sink> Talk<'a, '_, S> {
+    /// The system's text, where an interface has a field for it.
+    pub fn system(&mut self, raw: Raw<'a>, join: &'static [u8]) {
+        let mut turn = Turn::of(Role::System);
+        turn.join = join;
+        // What is wrong with it is left to the upstream.
+        let _ = self.plain_content(&mut turn, raw);
+    }
+
+    /// A conversation that is a single text, given the bytes between its quotes: how many were used.
+    pub fn user(&mut self, text: &[u8], whole: bool) -> usize {
+        self.end_head();
+        if text.is_empty() {
+            return 0;
+        }
+        self.begin(&mut Turn::of(Role::User));
+        decode(text, whole, self.out)
+    }
+
+    /// The messages or items; an error says from where on they have not been written, or not to the end.
+    pub fn list(&mut self, bytes: &'a [u8]) -> Result<(), usize> {
+        let mut list = List::new(bytes);
+        loop {
+            match list.next() {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(Cut) => {
+                    self.out.checkpoint();
+                    return Err(list.cursor.at);
+                }
+            }
+            let at = list.cursor.at;
+            self.element(&mut list.cursor).map_err(|Cut| at)?;
+        }
+    }
+
+    /// One message or item. What is wrong inside a whole one is left to the upstream.
+    pub fn element(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Cut> {
+        if cursor.byte() != Ok(b'{') {
+            self.out.checkpoint();
+            return cursor.value()?.end();
+        }
+        let item = cursor.object(&ITEM);
+        let kind = kind(&item);
+        if matches!(&kind, Ok(kind) if !matches!(kind, Kind::Message(Role::System))) {
+            self.end_head();
+        }
+        if !item.whole {
+            self.out.checkpoint();
+        }
+        let written = kind.and_then(|kind| self.item(&kind, &item));
+        if item.whole { Ok(()) } else { written.and(Err(Cut)) }
+    }
+
+    /// Writes what stands between the system's text and the rest.
+    pub fn end_head(&mut self) {
+        let Some(head) = self.head.take() else { return };
+        if let Some(tools) = head.tools {
+            // What is wrong with them is left to the upstream.
+            let _ = self.tools(tools);
+        }
+        if let Some(documents) = head.documents.filter(|documents| documents.bytes != b"[]") {
+            self.out.write(&[DOCUMENTS]);
+            Minifier::new(self.out).write(documents.bytes);
+        }
+    }
+
+    fn item(&mut self, kind: &Kind<'a>, item: &Item<'a>) -> Result<(), Cut> {
+        match *kind {
+            Kind::Nothing => Ok(()),
+            Kind::Message(role) => self.message(role, item),
+            Kind::Call => self.call(item.get(ITEM_NAME)?, || item.first_of(&ARGUMENTS)),
+            Kind::Result => match item.get(OUTPUT)? {
+                Some(output) => self.plain_content(&mut Turn::of(Role::Tool), output),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// The name comes last: most have none, and before the end of a message nobody knows.
+    fn message(&mut self, role: Role<'a>, item: &Item<'a>) -> Result<(), Cut> {
+        let mut turn = Turn::of(role);
+        if let Some(content) = item.get(ITEM_CONTENT)? {
+            self.content(&mut turn, content)?;
+        }
+        if let Some(calls) = item.get(TOOL_CALLS)? {
+            self.calls(calls)?;
+        }
+        // A tool's name is said in the call.
+        if let (false, Some(name)) = (matches!(role, Role::Tool), item.get(ITEM_NAME)?) {
+            self.out.write(&[NAME]);
+            self.short_text(Some(name))?;
+        }
+        Ok(())
+    }
+}
+
+// === impl Talk: what messages consist of ===
+
+impl<'a, S: Sink> Talk<'a, '_, S> {
+    fn content(&mut self, turn: &mut Turn<'a>, raw: Raw<'a>) -> Result<(), Cut> {
+        if raw.first() != b'[' {
+            return self.text(turn, raw);
+        }
+        let mut list = List::new(raw.bytes);
+        while list.next()? {
+            if list.cursor.byte()? != b'{' {
+                self.text(turn, list.cursor.value()?)?;
+                continue;
+            }
+            let part = list.cursor.object(&PART);
+            let named = short(part.get(PART_TYPE)?)?;
+            match named.as_ref().and_then(Short::text).unwrap_or_default() {
+                b"tool_use" | b"server_tool_use" | b"mcp_tool_use" => {
+                    self.call(part.get(PART_NAME)?, || part.get(PART_INPUT))?;
+                    turn.begun = false;
+                }
+                kind if kind.ends_with(b"tool_result") => {
+                    if let Some(content) = part.get(PART_CONTENT)? {
+                        self.plain_content(&mut Turn::of(Role::Tool), content)?;
+                    }
+                    turn.begun = false;
+                }
+                kind => self.plain_part(turn, kind, &part)?,
+            }
+            if !part.whole {
+                return Err(Cut);
+            }
+        }
+        Ok(())
+    }
+
+    /// Content that holds neither calls nor results.
+    fn plain_content(&mut self, turn: &mut Turn<'a>, raw: Raw<'a>) -> Result<(), Cut> {
+        if raw.first() != b'[' {
+            return self.text(turn, raw);
+        }
+        let mut list = List::new(raw.bytes);
+        while list.next()? {
+            if list.cursor.byte()? != b'{' {
+                self.text(turn, list.cursor.value()?)?;
+                continue;
+            }
+            let part = list.cursor.object(&PART);
+            let named = short(part.get(PART_TYPE)?)?;
+            let kind = named.as_ref().and_then(Short::text).unwrap_or_default();
+            self.plain_part(turn, kind, &part)?;
+            if !part.whole {
+                return Err(Cut);
+            }
+        }
+        Ok(())
+    }
+
+    fn plain_part(&mut self, turn: &mut Turn<'a>, kind: &[u8], part: &Part<'a>) -> Result<(), Cut> {
+        let text = match kind {
+            b"text" | b"input_text" | b"output_text" => part.get(TEXT)?,
+            b"" if part.get(TEXT)?.is_some() => part.get(TEXT)?,
+            b"refusal" => part.get(REFUSAL)?,
+            b"thinking" | b"redacted_thinking" | b"reasoning" | b"reasoning_text" | b"summary_text" => None,
+            b"tool_use" | b"tool_result" | b"tool_reference" => None,
+            _ => return self.media(turn, kind, part),
+        };
+        text.map_or(Ok(()), |text| self.text(turn, text))
+    }
+
+    fn media(&mut self, turn: &mut Turn<'a>, kind: &[u8], part: &Part<'a>) -> Result<(), Cut> {
+        if !part.whole {
+            return Err(Cut);
+        }
+        let payloads = (FIRST_PAYLOAD..PART.len()).map(|slot| part.get(slot));
+        let Some(payload) = payloads.filter_map(Result::ok).flatten().next() else { return Ok(()) };
+        self.begin(turn);
+        turn.after_text = false;
+        media::write(kind, payload, self.out);
+        Ok(())
+    }
+
+    /// Begins the turn where it has not been: an empty message is none.
+    fn begin(&mut self, turn: &mut Turn<'a>) {
+        if !turn.begun {
+            self.out.write(&[TURN]);
+            turn.role.write(self.out);
+            self.out.write(&[END]);
+            (turn.begun, turn.after_text) = (true, false);
+        }
+    }
+
+    /// A text is decoded as far as it is there; what is no text is nothing.
+    fn text(&mut self, turn: &mut Turn<'a>, raw: Raw<'a>) -> Result<(), Cut> {
+        let Some(mut text) = raw.string() else { return raw.end() };
+        if matches!(turn.role, Role::System) {
+            text = without_billing(text, raw.whole)?;
+        }
+        if text.is_empty() {
+            return raw.end();
+        }
+        self.begin(turn);
+        if turn.after_text {
+            self.out.write(turn.join);
+        }
+        turn.after_text = true;
+        decode(text, raw.whole, self.out);
+        raw.end()
+    }
+
+    fn calls(&mut self, raw: Raw<'a>) -> Result<(), Cut> {
+        const CALLED: [&str; 5] = ["function", "custom", "name", "arguments", "input"];
+        const ARGUMENTS: [usize; 2] = [3, 4];
+        if raw.first() != b'[' {
+            return raw.end();
+        }
+        let mut list = List::new(raw.bytes);
+        while list.next()? {
+            let mut call = list.cursor.object(&CALLED);
+            let whole = call.whole;
+            if let Some(inner) = call.first_of(&[0, 1])? {
+                call = Cursor::new(inner.bytes).object(&CALLED);
+            }
+            self.call(call.get(2)?, || call.first_of(&ARGUMENTS))?;
+            if !whole {
+                return Err(Cut);
+            }
+        }
+        Ok(())
+    }
+
+    /// Without its id, which is random.
+    fn call(
+        &mut self,
+        name: Option<Raw<'a>>,
+        arguments: impl FnOnce() -> Result<Option<Raw<'a>>, Cut>,
+    ) -> Result<(), Cut> {
+        self.out.write(&[CALL]);
+        self.short_text(name)?;
+        let Some(arguments) = arguments()? else { return Ok(()) };
+        let mut minifier = Minifier::new(self.out);
+        match arguments.string() {
+            Some(text) => {
+                decode(text, arguments.whole, &mut minifier);
+            }
+            None => minifier.write(arguments.bytes),
+        }
+        arguments.end()
+    }
+
+    /// The schema keeps the order of its keys: that order is the prompt's.
+    fn tools(&mut self, raw: Raw<'a>) -> Result<(), Cut> {
+        #[rustfmt::skip]
+        const NAMES: [&str; 8] = [
+            "function", "custom", "name", "type", "description", "parameters", "input_schema", "format",
+        ];
+        if raw.first() != b'[' {
+            return Ok(());
+        }
+        let mut list = List::new(raw.bytes);
+        while list.next()? {
+            let mut tool = list.cursor.object(&NAMES);
+            if let Some(inner) = tool.first_of(&[0, 1])? {
+                tool = Cursor::new(inner.bytes).object(&NAMES);
+            }
+            self.out.write(&[TOOL]);
+            self.short_text(tool.first_of(&[2, 3])?)?;
+            self.short_text(tool.get(4)?)?;
+            if let Some(schema) = tool.first_of(&[5, 6, 7])? {
+                Minifier::new(self.out).write(schema.bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// A text that must be whole, and an end to it.
+    fn short_text(&mut self, raw: Option<Raw<'a>>) -> Result<(), Cut> {
+        if let Some(raw) = raw {
+            decode(raw.string().unwrap_or_default(), raw.whole, self.out);
+            raw.end()?;
+        }
+        self.out.write(&[END]);
+        Ok(())
+    }
+}
+
+/// A system text without the line that is other at every request.
+fn without_billing(text: &[u8], whole: bool) -> Result<&[u8], Cut> {
+    match begins_with(text, whole, BILLING) {
+        Some(false) => Ok(text),
+        None => Err(Cut),
+        Some(true) => match after(text, b'\n') {
+            Some(line) => Ok(&text[line..]),
+            None if whole => Ok(b""),
+            None => Err(Cut),
+        },
+    }
+}

@@ -1,0 +1,252 @@
+//! The chain of a prompt: a hash for each block of its canonical text, each one resting on all before it.
+//!
+//! `h[0] = xxh3(block[0], seed)`, `h[i] = xxh3(block[i], h[i-1])`: two prompts share exactly the hashes of
+//! the blocks that they have in common from the front. The last block, where it is not full, has no hash,
+//! since an engine does not keep the piece of a block either; its length counts.
+//!
+//! Everything that a model reads is counted in bytes of canonical text, an image included: it is written
+//! as [`MEDIA_BYTES`] bytes. So a block always weighs `block_bytes` and no list of weights is needed.
+//!
+//! Never: more blocks than were asked for, an allocation once the first prompt has been seen.
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+
+/// What an image, a sound or a video weighs: about 1,000 tokens.
+pub const MEDIA_BYTES: usize = 4096;
+
+/// How a chain is cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Bytes of canonical text in a block, not 0.
+    pub bytes: usize,
+    /// The longest chain; what lies behind it is counted and not hashed.
+    pub most: usize,
+}
+
+impl Default for Blocks {
+    /// Blocks of about 128 tokens, over two megabytes of text.
+    fn default() -> Self {
+        Blocks { bytes: 512, most: 4096 }
+    }
+}
+
+/// What the bytes of a canonical text are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Family {
+    /// A conversation, in whichever interface.
+    #[default]
+    Chat,
+    /// Plain text to go on with.
+    Text,
+    /// Token ids of four bytes each: here four bytes are one token, whatever the model's ratio.
+    Tokens,
+}
+
+/// The hashes of a prompt's blocks, and how long it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    pub blocks: Vec<u64>,
+    /// Of the canonical text, blocks and rest. Where the body was cut: of what was seen.
+    pub bytes: u64,
+    pub block_bytes: usize,
+    pub family: Family,
+}
+
+/// Takes bytes one after the other. The canonical text is written into one.
+pub(super) trait Sink {
+    fn write(&mut self, bytes: &[u8]);
+
+    /// What follows may be written a second time, from here on: see [`Hasher::rewind`].
+    fn checkpoint(&mut self) {}
+}
+
+#[cfg(test)]
+impl Sink for Vec<u8> {
+    fn write(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+/// One hash of the bytes that are written to it, however they are cut.
+#[derive(Default)]
+pub(super) struct Digest(Xxh3);
+
+impl Digest {
+    pub fn hash(&self) -> u64 {
+        self.0.digest()
+    }
+}
+
+impl Sink for Digest {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+}
+
+/// Makes a chain of the bytes that are written to it, however they are cut.
+#[derive(Debug, Default)]
+pub(super) struct Hasher {
+    most: usize,
+    previous: u64,
+    /// The block in progress.
+    rest: Vec<u8>,
+    chain: Chain,
+    saved: Saved,
+}
+
+#[derive(Debug, Default)]
+struct Saved {
+    previous: u64,
+    rest: Vec<u8>,
+    blocks: usize,
+    bytes: u64,
+}
+
+// === impl Hasher ===
+
+impl Hasher {
+    /// A chain from the front. Buffers are kept.
+    pub fn begin(&mut self, seed: u64, family: Family, blocks: Blocks) {
+        self.most = blocks.most;
+        self.previous = seed;
+        self.rest.clear();
+        self.rest.reserve(blocks.bytes);
+        self.chain.blocks.clear();
+        self.chain.bytes = 0;
+        self.chain.block_bytes = blocks.bytes.max(1);
+        self.chain.family = family;
+    }
+
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Forgets what was written since the last checkpoint.
+    pub fn rewind(&mut self) {
+        self.previous = self.saved.previous;
+        self.rest.clear();
+        self.rest.extend_from_slice(&self.saved.rest);
+        self.chain.blocks.truncate(self.saved.blocks);
+        self.chain.bytes = self.saved.bytes;
+    }
+
+    fn hash(&mut self, block: &[u8]) {
+        self.previous = xxh3_64_with_seed(block, self.previous);
+        self.chain.blocks.push(self.previous);
+    }
+
+    /// The bytes that fill up the block in progress are taken; true when they did fill it.
+    fn fill(&mut self, bytes: &mut &[u8]) -> bool {
+        let missing = self.chain.block_bytes - self.rest.len();
+        let (first, others) = bytes.split_at(missing.min(bytes.len()));
+        self.rest.extend_from_slice(first);
+        *bytes = others;
+        first.len() == missing
+    }
+}
+
+impl Sink for Hasher {
+    #[inline]
+    fn write(&mut self, mut bytes: &[u8]) {
+        self.chain.bytes += bytes.len() as u64;
+        if self.rest.len() + bytes.len() < self.chain.block_bytes {
+            self.rest.extend_from_slice(bytes);
+            return;
+        }
+        if self.chain.blocks.len() >= self.most {
+            return;
+        }
+        if !self.rest.is_empty() {
+            if !self.fill(&mut bytes) {
+                return;
+            }
+            let mut full = std::mem::take(&mut self.rest);
+            self.hash(&full);
+            full.clear();
+            self.rest = full;
+        }
+        // Whole blocks are hashed where they stand.
+        let mut blocks = bytes.chunks_exact(self.chain.block_bytes);
+        for block in &mut blocks {
+            if self.chain.blocks.len() >= self.most {
+                return;
+            }
+            self.hash(block);
+        }
+        self.rest.extend_from_slice(blocks.remainder());
+    }
+
+    fn checkpoint(&mut self) {
+        self.saved.previous = self.previous;
+        self.saved.rest.clear();
+        self.saved.rest.extend_from_slice(&self.rest);
+        self.saved.blocks = self.chain.blocks.len();
+        self.saved.bytes = self.chain.bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chained(pieces: &[&[u8]], seed: u64, blocks: Blocks) -> Chain {
+        let mut hasher = Hasher::default();
+        hasher.begin(seed, Family::Text, blocks);
+        for piece in pieces {
+            hasher.write(piece);
+        }
+        hasher.chain().clone()
+    }
+
+    const TEN: Blocks = Blocks { bytes: 10, most: 100 };
+
+    #[test]
+    fn each_hash_rests_on_all_before_it() {
+        let chain = chained(&[b"0123456789abcdefghij+++"], 7, TEN);
+        let first = xxh3_64_with_seed(b"0123456789", 7);
+        assert_eq!(chain.blocks, [first, xxh3_64_with_seed(b"abcdefghij", first)]);
+        assert_eq!((chain.bytes, chain.block_bytes), (23, 10));
+        let other = chained(&[b"0123456789abcdefghij+++"], 8, TEN);
+        assert!(chain.blocks.iter().all(|hash| !other.blocks.contains(hash)));
+    }
+
+    #[test]
+    fn a_chain_has_an_end() {
+        let chain = chained(&[&[b'x'; 95], &[b'y'; 95]], 7, Blocks { bytes: 10, most: 4 });
+        assert_eq!((chain.blocks.len(), chain.bytes), (4, 190));
+        assert_eq!(chain.blocks, chained(&[&[b'x'; 40]], 7, TEN).blocks);
+        let none = chained(&[&[b'x'; 95]], 7, Blocks { bytes: 0, most: 0 });
+        assert_eq!((none.blocks.len(), none.bytes), (0, 95));
+    }
+
+    #[test]
+    fn what_was_written_after_a_checkpoint_can_be_taken_back() {
+        let mut hasher = Hasher::default();
+        hasher.begin(7, Family::Text, TEN);
+        hasher.write(b"0123456789abc");
+        hasher.checkpoint();
+        hasher.write(&[b'x'; 50]);
+        hasher.rewind();
+        hasher.write(b"defghij");
+        assert_eq!(*hasher.chain(), chained(&[b"0123456789abcdefghij"], 7, TEN));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_the_chain_of_the_whole(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
+            bytes in 1usize..40,
+            most in 0usize..30,
+        ) {
+            let whole = pieces.concat();
+            let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+            let blocks = Blocks { bytes, most };
+            let chain = chained(&pieces, 7, blocks);
+            prop_assert_eq!(chain.blocks.len(), most.min(whole.len() / bytes));
+            prop_assert_eq!(chain.bytes, whole.len() as u64);
+            prop_assert_eq!(chain, chained(&[&whole], 7, blocks));
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What a lookup found: how far each upstream holds a chain, and what it costs not to hold the rest.
+//!
+//! ```text
+//! missing(u) = sum over the blocks b that u does not hold of min(1, share * n / branches(b))
+//! ```
+//!
+//! with `n` candidates, in blocks. A block that nobody holds counts whole. Blocks next to each other mostly
+//! have the same branches, so the sums are kept by run, and an upstream's is one subtraction.
+
+use super::Slot;
+
+/// Made once and filled again for every request, so that a lookup allocates nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Hits {
+    /// Blocks of the chain.
+    length: usize,
+    /// Leading blocks that somebody holds.
+    known: usize,
+    /// By slot.
+    held: Vec<Held>,
+    runs: Vec<Run>,
+    /// What all blocks together cost who holds none.
+    whole: f64,
+    /// Who holds all blocks so far, word by word.
+    pub(super) leading: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    blocks: u32,
+    /// The run in which they end.
+    run: u32,
+}
+
+/// Blocks in a row with the same branches.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    from: u32,
+    branches: u32,
+    /// What each of them costs, and all blocks before them together.
+    each: f64,
+    before: f64,
+}
+
+impl Hits {
+    /// Blocks of the chain that was looked up.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Leading blocks that anybody holds.
+    pub fn known(&self) -> usize {
+        self.known
+    }
+
+    /// Leading blocks that this upstream is believed to hold.
+    pub fn held(&self, slot: Slot) -> usize {
+        self.held.get(slot.number()).map_or(0, |held| held.blocks as usize)
+    }
+
+    /// How many conversations were seen to go through a block of the chain; 0 when nobody holds it.
+    pub fn branches(&self, block: usize) -> u32 {
+        let after = self.runs.partition_point(|run| run.from as usize <= block);
+        if block < self.known { self.runs[..after].last().map_or(0, |run| run.branches) } else { 0 }
+    }
+
+    /// Says what shared blocks cost, for `missing`: `share` is the knob, `candidates` their number.
+    pub fn charge(&mut self, share: f64, candidates: usize) {
+        let share = share * candidates as f64;
+        let mut sum = 0.0;
+        for at in 0..self.runs.len() {
+            let end = self.runs.get(at + 1).map_or(self.known as u32, |next| next.from);
+            let run = &mut self.runs[at];
+            run.before = sum;
+            run.each = (share / f64::from(run.branches.max(1))).min(1.0);
+            sum = run.until(end);
+        }
+        self.whole = sum + (self.length - self.known) as f64;
+    }
+
+    /// What who holds nothing would have to prefill, charged in the same way.
+    pub fn whole(&self) -> f64 {
+        self.whole
+    }
+
+    /// What this upstream would have to prefill, in blocks, shared ones charged as `charge` was told.
+    pub fn missing(&self, slot: Slot) -> f64 {
+        let held = self.held.get(slot.number()).copied().unwrap_or_default();
+        let paid = self.runs.get(held.run as usize).map_or(0.0, |run| run.until(held.blocks));
+        self.whole - paid
+    }
+
+    /// Room that it has without allocating.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> (usize, usize, usize) {
+        (self.held.capacity(), self.runs.capacity(), self.leading.capacity())
+    }
+
+    pub(super) fn begin(&mut self, length: usize, slots: usize) {
+        (self.length, self.known, self.whole) = (length, 0, length as f64);
+        self.runs.clear();
+        self.held.clear();
+        self.held.resize(slots, Held::default());
+    }
+
+    /// The next block is held by somebody.
+    pub(super) fn saw(&mut self, branches: u32) {
+        if self.runs.last().is_none_or(|run| run.branches != branches) {
+            let from = self.known as u32;
+            self.runs.push(Run { from, branches, each: 1.0, before: f64::from(from) });
+        }
+        self.known += 1;
+    }
+
+    /// This upstream holds what was seen so far, and no more.
+    pub(super) fn ends(&mut self, slot: usize) {
+        let held = Held { blocks: self.known as u32, run: (self.runs.len() as u32).saturating_sub(1) };
+        if let Some(place) = self.held.get_mut(slot) {
+            *place = held;
+        }
+    }
+}
+
+impl Run {
+    /// What the blocks cost up to this one of the run, or to its end.
+    fn until(&self, block: u32) -> f64 {
+        self.before + f64::from(block.saturating_sub(self.from)) * self.each
+    }
+}

@@ -1,0 +1,406 @@
+//! The index against plain tables, against a model of lists, and against many threads.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+mod model;
+mod spreading;
+
+use model::{Model, Told, chains, name, told};
+
+fn hits(index: &Index, chain: &[u64]) -> Hits {
+    let mut hits = Hits::default();
+    index.lookup(chain, &mut hits);
+    hits
+}
+
+fn held(index: &Index, chain: &[u64], slot: Slot) -> usize {
+    hits(index, chain).held(slot)
+}
+
+fn slots(index: &Index, count: usize) -> Vec<Slot> {
+    (0..count).map(|_| index.enter().expect("there is a slot")).collect()
+}
+
+/// The chain of a conversation, by the texts of its blocks.
+fn chain(text: &str) -> Vec<u64> {
+    name(text.as_bytes())
+}
+
+#[test]
+fn a_lookup_tells_how_far_each_upstream_holds_it() {
+    let index = Index::new(100, 1);
+    let at = slots(&index, 3);
+    index.learn(&chain("abcd"), None, at[0]);
+    index.learn(&chain("abx"), None, at[1]);
+    let hits = hits(&index, &chain("abcdef"));
+    assert_eq!(at.iter().map(|slot| hits.held(*slot)).collect::<Vec<_>>(), [4, 2, 0]);
+    assert_eq!((hits.known(), hits.length()), (4, 6));
+    let branches: Vec<u32> = (0..6).map(|block| hits.branches(block)).collect();
+    assert_eq!(branches, [2, 2, 1, 1, 0, 0]);
+}
+
+#[test]
+fn shared_blocks_are_charged_by_their_share() {
+    let index = Index::new(1000, 1);
+    let at = slots(&index, 2);
+    // Eight conversations through two blocks; the first goes on for two more.
+    for name in "ijklmno".chars() {
+        index.learn(&chain(&format!("ab{name}")), None, at[1]);
+    }
+    index.learn(&chain("abcd"), None, at[0]);
+    let mut hits = hits(&index, &chain("abcdef"));
+    assert_eq!(hits.missing(at[1]), 4.0, "nothing is said of sharing");
+    hits.charge(2.0, 2);
+    // Of eight conversations each of two upstreams is charged half a block, twice its share.
+    assert_eq!(hits.missing(at[0]), 2.0);
+    assert_eq!(hits.missing(at[1]), 4.0);
+    let stranger = index.enter().expect("there is a slot");
+    assert_eq!(hits.missing(stranger), 5.0);
+    hits.charge(100.0, 2);
+    assert_eq!(hits.missing(stranger), 6.0);
+    index.lookup(&chain("abcd"), &mut hits);
+    hits.charge(2.0, 2);
+    assert_eq!(hits.missing(at[0]), 0.0);
+}
+
+#[test]
+fn a_conversation_counts_once_however_many_turns_it_has() {
+    let index = Index::new(1000, 1);
+    let at = slots(&index, 1)[0];
+    let opening = Some(1000);
+    let turns = [("ab", opening), ("ab", opening), ("abcd", None), ("abcd", None), ("abcdefg", None)];
+    for (text, end) in turns {
+        index.learn(&chain(text), end, at);
+        assert_eq!(hits(&index, &chain(text)).branches(0), 1, "{text}");
+    }
+}
+
+#[test]
+fn short_questions_behind_one_long_prompt_count_each() {
+    let index = Index::new(1000, 1);
+    let at = slots(&index, 1)[0];
+    let branches = || hits(&index, &chain("abc")).branches(2);
+    for question in 0..50 {
+        index.learn(&chain("abc"), Some(1000 + question), at);
+    }
+    assert_eq!(branches(), 50);
+    // The same prompt again, as samples of one prompt are.
+    index.learn(&chain("abc"), Some(1007), at);
+    assert_eq!(branches(), 50);
+    // One of them goes on; then somebody comes with a long question, and counts for one that may go on yet.
+    index.learn(&chain("abcd"), None, at);
+    index.learn(&chain("abce"), None, at);
+    assert_eq!(branches(), 50);
+    // A request that never arrived leaves all as it was.
+    let receipt = index.learn(&chain("abcf"), None, at);
+    index.take_back(&chain("abcf"), at, receipt);
+    assert_eq!(branches(), 50);
+    index.forget(at);
+    index.learn(&[1; 100], None, at);
+    assert_eq!(hits(&index, &chain("abc")).branches(2), 0);
+}
+
+#[test]
+fn endings_take_no_room_in_a_cache() {
+    let index = Index::new(1000, 1);
+    let at = slots(&index, 1)[0];
+    index.limit(at, Some(3));
+    for question in 0..9 {
+        index.learn(&chain("abc"), Some(1000 + question), at);
+    }
+    assert_eq!((held(&index, &chain("abc"), at), index.held(at)), (3, 3));
+    assert_eq!(index.learn(&chain("abcde"), Some(7), at).learnt(), 3);
+}
+
+#[test]
+fn what_is_learnt_too_often_to_count_is_never_taken_back() {
+    let index = Index::new(100, 1);
+    let at = slots(&index, 1)[0];
+    let receipts: Vec<Receipt> = (0..70_000).map(|_| index.learn(&[1], None, at)).collect();
+    receipts.into_iter().for_each(|receipt| index.take_back(&[1], at, receipt));
+    assert_eq!(held(&index, &[1], at), 1);
+}
+
+#[test]
+fn a_burst_that_never_arrived_leaves_nothing() {
+    let index = Index::new(100, 1);
+    let at = slots(&index, 1)[0];
+    let mut receipts: Vec<Receipt> = (0..5).map(|_| index.learn(&[1, 2, 3], Some(4), at)).collect();
+    assert_eq!((receipts[0].held(), receipts[4].held()), (0, 3));
+    receipts.swap(0, 3);
+    for receipt in receipts {
+        assert_eq!(held(&index, &[1, 2, 3], at), 3);
+        index.take_back(&[1, 2, 3], at, receipt);
+    }
+    assert_eq!(index.size().pairs, 0);
+}
+
+#[test]
+fn a_receipt_from_before_a_restart_takes_nothing() {
+    let index = Index::new(100, 1);
+    let at = slots(&index, 1)[0];
+    for _ in 0..5 {
+        let receipt = index.learn(&[1, 2], None, at);
+        index.forget(at);
+        index.learn(&[1, 2], None, at);
+        index.take_back(&[1, 2], at, receipt);
+        assert_eq!(held(&index, &[1, 2], at), 2);
+    }
+}
+
+#[test]
+fn chains_that_contradict_each_other_do_no_harm() {
+    let index = Index::new(100, 1);
+    let at = slots(&index, 1)[0];
+    index.learn(&[1, 2, 3], Some(4), at);
+    for nonsense in [&[5, 5, 5][..], &[3, 2, 1], &[2, 1], &[1, 2, 1, 2], &[6, 3], &[4], &[1, 2, 3, 4]] {
+        let receipt = index.learn(nonsense, nonsense.last().copied(), at);
+        assert!(receipt.learnt() < nonsense.len() || nonsense == [4], "{nonsense:?}");
+        index.take_back(nonsense, at, receipt);
+    }
+    assert_eq!(held(&index, &[1, 2, 3], at), 3);
+    index.forget(at);
+    index.learn(&[], None, at);
+    assert_eq!(index.size().pairs, 0);
+    assert_eq!(index.size().blocks, 0);
+}
+
+#[test]
+fn more_upstreams_than_one_word_has_bits() {
+    let index = Index::new(10_000, 1);
+    let at = slots(&index, 200);
+    for slot in &at {
+        index.learn(&chain("abcdefgh")[..1 + slot.number() % 8], None, *slot);
+    }
+    let hits = hits(&index, &chain("abcdefgh"));
+    assert!(at.iter().all(|slot| hits.held(*slot) == 1 + slot.number() % 8));
+}
+
+#[test]
+fn slots_are_used_again_and_the_next_knows_nothing_of_the_last() {
+    let index = Index::new(10_000, 1);
+    let at = slots(&index, 4);
+    for slot in &at {
+        index.learn(&chain("abc"), None, *slot);
+    }
+    index.leave(at[2]);
+    assert_eq!(index.enter(), Some(at[2]));
+    assert_eq!(held(&index, &chain("abc"), at[2]), 0);
+    assert_eq!(held(&index, &chain("abc"), at[3]), 3);
+    let all: Vec<Slot> = std::iter::from_fn(|| index.enter()).collect();
+    assert!(all.len() > 4000);
+    assert!(all.iter().collect::<BTreeSet<_>>().len() == all.len());
+    all.iter().for_each(|slot| index.leave(*slot));
+    assert!(index.enter().is_some());
+}
+
+#[test]
+fn learning_and_looking_up_allocate_nothing_once_they_are_warm() {
+    let index = Index::new(10_000, 1);
+    let at = slots(&index, 3);
+    let long: Vec<u64> = (1..500).collect();
+    index.learn(&long, None, at[1]);
+    let mut hits = Hits::default();
+    index.lookup(&long, &mut hits);
+    let room = hits.room();
+    for length in [0, 3, 499, 17] {
+        index.lookup(&long[..length], &mut hits);
+        assert_eq!((hits.held(at[1]), hits.room()), (length, room));
+    }
+}
+
+#[test]
+fn a_block_takes_less_than_a_hundred_bytes() {
+    let index = Index::new(400_000, 1);
+    let at = slots(&index, 8);
+    let nothing = index.size().bytes;
+    for conversation in 0u64..1000 {
+        let chain: Vec<u64> = (0..250).map(|block| conversation * 1000 + block + 1).collect();
+        index.learn(&chain, None, at[conversation as usize % 8]);
+    }
+    let size = index.size();
+    assert_eq!((size.blocks, size.pairs), (250_000, 250_000));
+    assert!(size.bytes - nothing < 80 * 250_000, "{} bytes a block", size.bytes / 250_000);
+    assert!(nothing < 1 << 20, "{nothing} bytes for nothing");
+}
+
+/// While one upstream's blocks come and go, what another holds is found by every reader at every moment.
+#[test]
+fn readers_see_what_is_there_while_others_write() {
+    let index = Index::new(100_000, 1);
+    let at = slots(&index, 2);
+    let kept: Vec<u64> = (1..100).map(|block| block << 40).collect();
+    index.learn(&kept, None, at[0]);
+    index.limit(at[1], Some(3000));
+    let wrong = std::thread::scope(|scope| {
+        let writers: Vec<_> = (1u64..3)
+            .map(|thread| {
+                let (index, at) = (&index, &at);
+                scope.spawn(move || {
+                    for round in 0..3000 {
+                        let first = thread << 32 | (round * 20);
+                        let chain: Vec<u64> = (first..first + 20).collect();
+                        let receipt = index.learn(&chain, None, at[1]);
+                        if round % 3 == 0 {
+                            index.take_back(&chain, at[1], receipt);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut wrong = 0;
+        let mut hits = Hits::default();
+        while !writers.iter().all(|writer| writer.is_finished()) {
+            index.lookup(&kept, &mut hits);
+            wrong += usize::from(hits.held(at[0]) != kept.len() || hits.held(at[1]) != 0);
+        }
+        wrong
+    });
+    assert_eq!(wrong, 0);
+    assert!(index.held(at[1]) <= 3000);
+}
+
+/// All that a lookup tells, of every chain.
+fn everything(index: &Index, at: &[Slot]) -> BTreeMap<Vec<u8>, Told> {
+    chains().map(|text| (text.clone(), told(&hits(index, &name(&text)), at))).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Learn(Vec<u8>, usize, Option<u64>),
+    TakeBack,
+    Limit(usize, Option<usize>),
+    Forget(usize),
+    Replace(usize),
+}
+
+fn text() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(0u8..2, 1..7)
+}
+
+fn steps(all: bool) -> impl Strategy<Value = Vec<Step>> {
+    let limit = prop::option::of(0usize..20);
+    let rare = u32::from(all);
+    let end = prop::option::of(1u64 << 60..(1 << 60) + 5).prop_map(move |end| end.filter(|_| all));
+    let step = prop_oneof![
+        20 => (text(), 0usize..3, end).prop_map(|(text, at, end)| Step::Learn(text, at, end)),
+        4 => Just(Step::TakeBack),
+        2 => (0usize..3, limit).prop_map(|(at, limit)| Step::Limit(at, limit)),
+        rare => (0usize..3).prop_map(Step::Forget),
+        rare => (0usize..3).prop_map(Step::Replace),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+proptest! {
+    /// Learning, taking back and letting go, against lists that are searched from end to end.
+    #[test]
+    fn it_does_what_the_model_does(limit in 1usize..40, steps in steps(false)) {
+        let (index, mut model) = (Index::new(limit, 3), Model::new(limit, 3));
+        let at = slots(&index, 3);
+        let mut last = None;
+        for step in steps {
+            match step {
+                Step::Learn(text, slot, _) => {
+                    let receipt = index.learn(&name(&text), None, at[slot]);
+                    model.learn(&text, slot);
+                    last = Some((text, slot, receipt));
+                }
+                Step::TakeBack => {
+                    let Some((text, slot, receipt)) = last.take() else { continue };
+                    index.take_back(&name(&text), at[slot], receipt);
+                    model.take_back(&text, slot);
+                }
+                Step::Limit(slot, blocks) => {
+                    index.limit(at[slot], blocks);
+                    model.limit(slot, blocks.unwrap_or(usize::MAX));
+                    last = None;
+                }
+                Step::Forget(_) | Step::Replace(_) => {}
+            }
+            for text in chains() {
+                prop_assert_eq!(told(&hits(&index, &name(&text)), &at), model.told(&text), "{:?}", text);
+            }
+            prop_assert_eq!(index.size().pairs, model.pairs());
+        }
+    }
+
+    /// No order of events exceeds a limit, and an upstream that was forgotten holds nothing.
+    #[test]
+    fn no_churn_exceeds_a_limit(limit in 0usize..40, steps in steps(true)) {
+        let index = Index::new(limit, 3);
+        let mut at = slots(&index, 3);
+        let mut limits = [usize::MAX; 3];
+        let mut open = Vec::new();
+        for step in steps {
+            match step {
+                Step::Learn(text, slot, end) => {
+                    let receipt = index.learn(&name(&text), end.map(|end| end + name(&text)[0]), at[slot]);
+                    let most = limits[slot].min(limit).min(text.len());
+                    prop_assert_eq!(receipt.learnt(), most);
+                    prop_assert_eq!(held(&index, &name(&text), at[slot]), most, "what is sent is held");
+                    open.push((text, at[slot], receipt));
+                }
+                Step::TakeBack => {
+                    if !open.is_empty() {
+                        let (text, slot, receipt) = open.swap_remove(open.len() / 2);
+                        index.take_back(&name(&text), slot, receipt);
+                    }
+                }
+                Step::Limit(slot, blocks) => {
+                    limits[slot] = blocks.unwrap_or(usize::MAX);
+                    index.limit(at[slot], blocks);
+                }
+                Step::Forget(slot) => {
+                    index.forget(at[slot]);
+                    prop_assert!(chains().all(|text| held(&index, &name(&text), at[slot]) == 0));
+                }
+                Step::Replace(slot) => {
+                    index.leave(at[slot]);
+                    at[slot] = index.enter().expect("there is a slot");
+                    limits[slot] = usize::MAX;
+                    prop_assert!(chains().all(|text| held(&index, &name(&text), at[slot]) == 0));
+                }
+            }
+            prop_assert!(index.size().pairs <= limit);
+            prop_assert!(index.size().blocks <= index.size().pairs);
+            for (slot, most) in at.iter().zip(limits) {
+                prop_assert!(index.held(*slot) <= most);
+            }
+        }
+        // Whatever happened, nothing is left behind when all is forgotten.
+        at.iter().for_each(|slot| index.forget(*slot));
+        for _ in 0..20 {
+            index.learn(&[], None, at[0]);
+        }
+        prop_assert_eq!((index.size().pairs, index.size().blocks), (0, 0));
+    }
+
+    /// Taking back undoes one thing learnt, whatever else was learnt in between.
+    #[test]
+    fn take_back_restores(
+        before in prop::collection::vec((text(), 0usize..3), 0..30),
+        lost in (text(), 0usize..3),
+        meanwhile in prop::collection::vec((text(), 0usize..3), 0..5),
+    ) {
+        let (index, other) = (Index::new(10_000, 3), Index::new(10_000, 3));
+        let at = slots(&index, 3);
+        assert_eq!(slots(&other, 3), at);
+        let learn = |index: &Index, sent: &(Vec<u8>, usize)| index.learn(&name(&sent.0), None, at[sent.1]);
+        for sent in &before {
+            learn(&index, sent);
+            learn(&other, sent);
+        }
+        let receipt = learn(&index, &lost);
+        for sent in &meanwhile {
+            learn(&index, sent);
+            learn(&other, sent);
+        }
+        index.take_back(&name(&lost.0), at[lost.1], receipt);
+        prop_assert_eq!(everything(&index, &at), everything(&other, &at));
+        prop_assert_eq!(index.size().pairs, other.size().pairs);
+        prop_assert_eq!(index.size().blocks, other.size().blocks);
+    }
+}

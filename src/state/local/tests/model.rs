@@ -1,0 +1,122 @@
+//! The index as plain lists: slow, and plain to see through.
+
+use std::collections::BTreeSet;
+
+use super::{Hits, Slot};
+
+/// What a lookup tells: leading blocks of each upstream, and the branches of each known block.
+pub type Told = (Vec<usize>, Vec<u32>);
+
+pub fn told(hits: &Hits, at: &[Slot]) -> Told {
+    let held = at.iter().map(|slot| hits.held(*slot)).collect();
+    (held, (0..hits.known()).map(|block| hits.branches(block)).collect())
+}
+
+/// Every chain of four blocks, each with one of two texts: prefixes are seen on the way.
+pub fn chains() -> impl Iterator<Item = Vec<u8>> {
+    (0u8..16).map(|number| [3, 2, 1, 0].map(|place| number >> place & 1).to_vec())
+}
+
+/// A chain's hashes: each tells its text and all before it.
+pub fn name(text: &[u8]) -> Vec<u64> {
+    let step = |hash: &mut u64, text: &u8| {
+        *hash = (*hash ^ u64::from(*text)).wrapping_mul(0x0000_0100_0000_01B3);
+        Some(*hash)
+    };
+    text.iter().scan(0xCBF2_9CE4_8422_2325, step).collect()
+}
+
+struct Pair {
+    text: Vec<u8>,
+    claims: usize,
+    tick: usize,
+}
+
+struct Cache {
+    limit: usize,
+    /// The next to go first.
+    pairs: Vec<Pair>,
+    /// Something of what was learnt at this tick went.
+    settled: usize,
+}
+
+pub struct Model {
+    limit: usize,
+    tick: usize,
+    caches: Vec<Cache>,
+}
+
+impl Model {
+    pub fn new(limit: usize, caches: usize) -> Self {
+        let cache = || Cache { limit: usize::MAX, pairs: Vec::new(), settled: 0 };
+        Model { limit, tick: 0, caches: (0..caches).map(|_| cache()).collect() }
+    }
+
+    pub fn pairs(&self) -> usize {
+        self.caches.iter().map(|cache| cache.pairs.len()).sum()
+    }
+
+    pub fn learn(&mut self, text: &[u8], slot: usize) {
+        self.tick += 1;
+        let cache = &mut self.caches[slot];
+        for length in (1..=text.len().min(cache.limit).min(self.limit)).rev() {
+            let old = cache.pairs.iter().position(|pair| pair.text == text[..length]);
+            let claims = old.map_or(0, |old| cache.pairs.remove(old).claims) + 1;
+            cache.pairs.push(Pair { text: text[..length].to_vec(), claims, tick: self.tick });
+        }
+        cache.trim();
+        while self.pairs() > self.limit {
+            let oldest = self.caches.iter_mut().filter(|cache| !cache.pairs.is_empty());
+            let oldest = oldest.min_by_key(|cache| cache.pairs[0].tick).expect("somebody has something");
+            oldest.drop_oldest();
+        }
+    }
+
+    /// Of what was learnt last.
+    pub fn take_back(&mut self, text: &[u8], slot: usize) {
+        let cache = &mut self.caches[slot];
+        if cache.settled == self.tick {
+            return;
+        }
+        for pair in
+            cache.pairs.iter_mut().filter(|pair| text.starts_with(&pair.text) && pair.tick == self.tick)
+        {
+            pair.claims -= 1;
+        }
+        cache.pairs.retain(|pair| pair.claims > 0);
+    }
+
+    pub fn limit(&mut self, slot: usize, limit: usize) {
+        self.caches[slot].limit = limit;
+        self.caches[slot].trim();
+    }
+
+    pub fn told(&self, text: &[u8]) -> Told {
+        let holds = |cache: &Cache, length: usize| cache.pairs.iter().any(|pair| pair.text == text[..length]);
+        let leading = |cache: &Cache| (1..=text.len()).take_while(|length| holds(cache, *length)).count();
+        let held: Vec<usize> = self.caches.iter().map(leading).collect();
+        let known = held.iter().copied().max().unwrap_or(0);
+        (held, (1..=known).map(|length| self.leaves(&text[..length])).collect())
+    }
+
+    /// Conversations that go through a block: those that nothing is known to follow.
+    fn leaves(&self, through: &[u8]) -> u32 {
+        let all: BTreeSet<&[u8]> =
+            self.caches.iter().flat_map(|cache| &cache.pairs).map(|pair| &pair.text[..]).collect();
+        let followed =
+            |text: &[u8]| all.iter().any(|other| other.len() > text.len() && other.starts_with(text));
+        all.iter().filter(|text| text.starts_with(through) && !followed(text)).count() as u32
+    }
+}
+
+impl Cache {
+    fn trim(&mut self) {
+        while self.pairs.len() > self.limit {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        self.settled = self.pairs.remove(0).tick;
+    }
+}
