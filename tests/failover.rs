@@ -320,9 +320,9 @@ async fn a_stream_whose_engine_went_silent_and_is_gone_ends_with_an_error() {
     engines[0].set_fault(Fault::StallStream { events: 5 }).await;
     let mut client = balancer.client().await;
     client.send(post(CHAT, stream("sim", 50))).await;
-    engines[0].wait_until("the stream is there", |stats| stats.received == 1).await;
+    let head = client.head().await;
     engines[0].set_fault(Fault::Silent).await;
-    let answer = client.answer().await.expect(200);
+    let answer = client.body(head).await.expect(200);
     assert!(last_event(&answer)["error"]["message"].is_string(), "{answer:?}");
     balancer.until_idle().await;
 }

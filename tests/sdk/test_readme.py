@@ -68,6 +68,6 @@ def test_there_is_something_to_run():
 
 
 def test_files_that_the_readme_names_exist():
-    named = re.findall(r"\]\(([^):]+)\)", README) + re.findall(r"conf/[a-z.]+", README)
+    named = re.findall(r"\]\(([^):]+)\)", README) + re.findall(r"conf/[a-z.-]+", README)
     missing = [name for name in named if not os.path.exists(harness.ROOT / name)]
     assert not missing
