@@ -104,6 +104,27 @@ async fn an_engine_that_aborts_without_a_token_is_nobodys_error() {
     }
 }
 
+/// One that aborts everything has always room; going back to it is no use while the others are full.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_given_up_waits_for_another_engine_rather_than_go_back() {
+    let (engines, mut config) = two().await;
+    config.upstreams[1].max_active = Some(1);
+    let balancer = Balancer::ready(config).await;
+    engines[1].set_fault_for(1, Fault::StallHeaders).await;
+    engines[0].set_fault(Fault::AbortEmpty).await;
+    let mut first = balancer.client().await;
+    first.send(post(CHAT, chat("sim"))).await;
+    engines[1].wait_until("the first is there", |stats| stats.received == 1).await;
+    let mut second = balancer.client().await;
+    second.send(post(CHAT, chat("sim"))).await;
+    balancer.until_metric("vllm_lb_queued", 1.0).await;
+    drop(first);
+    let answer = second.answer().await.expect(200);
+    assert!(!answer.text().contains("abort"), "{answer:?}");
+    assert_eq!(engines[0].stats().received, 2, "each went there once");
+    balancer.until_idle().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_as_the_first_event_is_nobodys_error() {
     let (engines, config) = two().await;

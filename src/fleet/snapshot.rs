@@ -36,6 +36,8 @@ pub struct Query<'a> {
     pub tried: &'a [usize],
     /// Those that were tried may have it again when there is nobody else.
     pub again: bool,
+    /// Of those, the ids of the ones that sent it away: they get it again only when there will be nobody else.
+    pub away: &'a [usize],
     /// The id of the one upstream that may have it.
     pub only: Option<usize>,
 }
@@ -213,6 +215,8 @@ enum Rank {
     Second,
     /// Tried already.
     Again,
+    /// Tried already, and it would not have the request.
+    Away,
     Worst,
 }
 
@@ -245,7 +249,7 @@ impl Sieve<'_, '_> {
             if !query.again {
                 return;
             }
-            rank = Rank::Again;
+            rank = if query.away.contains(&upstream.id) { Rank::Away } else { Rank::Again };
         }
         let load = upstream.load();
         let busy = upstream.busy_until(self.now);
@@ -283,7 +287,10 @@ impl Sieve<'_, '_> {
                 self.out.clear();
                 Routing::Full { until }
             }
-            Some((_, until)) if nobody => Routing::Full { until },
+            Some((best, until)) if nobody || best < Rank::Away && self.rank == Rank::Away => {
+                self.out.clear();
+                Routing::Full { until }
+            }
             _ if !nobody => Routing::Candidates,
             _ if self.tried => Routing::Tried,
             _ => Routing::NotReady,

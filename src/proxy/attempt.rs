@@ -69,7 +69,12 @@ impl Cause {
 
     /// Costs no engine anything.
     fn is_cheap(self) -> bool {
-        matches!(self, Cause::Connect { .. } | Cause::Stale | Cause::Leaving | Cause::Aborted)
+        self == Cause::Stale || self.sends_away()
+    }
+
+    /// Asking the same upstream again will hardly end otherwise: waiting for another is better.
+    fn sends_away(self) -> bool {
+        matches!(self, Cause::Connect { .. } | Cause::Leaving | Cause::Aborted)
     }
 
     fn is_on(self, on: &RetryOn) -> bool {
@@ -104,12 +109,13 @@ pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Contex
     let model = context.model.name().map(str::to_string);
     let mut turn: Option<Turn> = None;
     loop {
-        let tried = std::mem::take(&mut context.tried);
+        let (tried, away) = (std::mem::take(&mut context.tried), context.away.clone());
         let query = Query {
             model: model.as_deref(),
             tokens: context.tokens,
             tried: &tried,
             again: context.attempts > 1,
+            away: &away,
             only: context.only,
         };
         let full = match turn {
@@ -259,6 +265,7 @@ fn somebody_else(shared: &Shared, context: &Context) -> bool {
         tokens: context.tokens,
         tried: &context.tried,
         again: false,
+        away: &[],
         only: context.only,
     };
     let routing = shared.fleet.snapshot().candidates(&query, Instant::now(), &mut Vec::new());
@@ -272,6 +279,9 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     let Some(lease) = context.lease.take() else { return };
     let upstream = lease.upstream();
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
+    if cause.sends_away() {
+        context.away.push(upstream.id);
+    }
     let name = upstream.name().to_string();
     context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
         Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },

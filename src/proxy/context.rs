@@ -38,6 +38,8 @@ pub struct Context {
     pub wait_until: Option<Instant>,
     /// Upstreams that have had it, by their ids.
     pub tried: Vec<usize>,
+    /// Of those, the ones that would not have it.
+    pub away: Vec<usize>,
     pub lease: Option<Lease>,
     /// The upstream of the last attempt that failed.
     pub last: Option<Arc<Upstream>>,
@@ -103,6 +105,7 @@ impl Context {
             attempts: 0,
             wait_until: None,
             tried: Vec::new(),
+            away: Vec::new(),
             lease: None,
             last: None,
             head_came: false,

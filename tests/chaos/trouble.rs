@@ -14,6 +14,9 @@ use crate::common::dice::Dice;
 use crate::common::wire::{JSON, Wire, request};
 use crate::common::{Engine, Fault, PATIENCE, logs};
 
+/// How often it is looked whether all is over.
+const LOOK: Duration = Duration::from_millis(100);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// The process dies, and comes back with an empty cache.
@@ -158,10 +161,14 @@ impl Trouble {
         sleep(Duration::from_millis(self.dice.between(least, most))).await;
     }
 
+    /// Waits while there are requests: one that is tripped is ready again only by one that it answers.
     async fn until_ready(&self, after: Kind) {
-        let name = self.name();
+        let (name, end) = (self.name(), Instant::now() + PATIENCE);
         let so = |fleet: &Snapshot| fleet.by_name(&name).is_some_and(Entry::is_ready);
-        if !self.fleet.wait_until(PATIENCE, so).await {
+        while !self.over.load(Relaxed) && !self.fleet.wait_until(LOOK, so).await {
+            if Instant::now() < end {
+                continue;
+            }
             let state = self.fleet.snapshot().by_name(&name).map(|entry| (entry.standing, entry.removing));
             let about = |line: &String| line.contains(&name) && !line.starts_with("DEBUG");
             let log: Vec<String> = logs::all().into_iter().filter(about).collect();

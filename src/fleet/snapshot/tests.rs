@@ -112,6 +112,14 @@ fn those_tried_may_be_tried_again_when_that_is_said_and_nobody_else_is_there() {
     assert_eq!(ask(&both, &again(&[10, 11]), now), (Routing::Candidates, vec![0, 1]));
     let one_full = snapshot(&of(&["ready taken", "ready"]), now);
     assert_eq!(ask(&one_full, &again(&[11]), now), (Routing::Candidates, vec![1]), "it need not wait");
+    let away = |snapshot: &Snapshot| ask(snapshot, &Query { away: &[11], ..again(&[11]) }, now);
+    assert_eq!(
+        away(&one_full),
+        (Routing::Full { until: None }, vec![]),
+        "better to wait than to be sent away"
+    );
+    let alone = snapshot(&of(&["", "ready"]), now);
+    assert_eq!(away(&alone), (Routing::Candidates, vec![1]), "there is nobody to wait for");
     let both_full = snapshot(&of(&["ready taken", "ready taken"]), now);
     assert_eq!(ask(&both_full, &again(&[11]), now), (Routing::Full { until: None }, vec![]));
 }
