@@ -4,12 +4,14 @@
 //! before the first token. The smallest wins:
 //!
 //! ```text
-//! cost(u) = (backlog * B(u) + missing * M(u) + active * A(u) + context * C(u)) / weight(u)
+//! cost(u) = (backlog * B(u) + missing * M(u) + active * A(u) + context * C(u) + S(u)) / weight(u)
 //!
 //! B  uncached prompt tokens sent to u whose first byte has not come back yet
 //! M  prompt tokens of this request that u does not hold; what many conversations share counts in part
 //! A  requests in flight on u
 //! C  prompt tokens of the requests in flight on u
+//! S  0 on the upstream that had the request's session last; on all others the prompt tokens that are
+//!    held there, times the session's bonus
 //! ```
 //!
 //! With the default knobs (1, 2, 400, 0.05) and a request of 1,000 tokens that nobody holds:
@@ -20,6 +22,9 @@
 //! Costs within 1 % of the smallest count as equal and are drawn from at random, never by position;
 //! a draw falls in proportion to the weights. Round robin is the preset in which nothing costs
 //! anything and the draw is a turn instead of a random number.
+//!
+//! Balancers that see the same stale numbers would all choose the same upstream: as far as numbers are
+//! stale, each cost is raised by a random share of up to `haze`.
 //!
 //! `pick` must never look at a clock, take a lock, do I/O or keep anything: the same candidates, knobs
 //! and seed always give the same choice.
@@ -36,6 +41,8 @@ pub struct Candidate {
     pub active: u64,
     pub context: u64,
     pub weight: f64,
+    /// What the request's session loses by not going where it was last.
+    pub astray: u64,
     /// What `missing` would be if it held nothing of the request.
     pub cold: u64,
     /// To explain the choice: leading blocks that it holds, and the prompt tokens that are left to prefill.
@@ -44,10 +51,12 @@ pub struct Candidate {
 }
 
 /// What drew the winner among equals: a random number, and a counter for presets that take turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Seed {
     pub random: u64,
     pub turn: u64,
+    /// The most that a cost is raised by at random, as a share; 0 while nothing is stale.
+    pub haze: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,6 +73,8 @@ pub enum Reason {
     Only,
     /// It holds so much of the prompt; without that, another would have won.
     Prefix,
+    /// Its session was there last; without that, another would have won.
+    Session,
     /// The least work in the way.
     Load,
     /// Its turn.
@@ -75,6 +86,7 @@ impl Reason {
         match self {
             Reason::Only => "only",
             Reason::Prefix => "prefix",
+            Reason::Session => "session",
             Reason::Load => "load",
             Reason::Turn => "turn",
         }
@@ -89,7 +101,8 @@ pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
     let work = knobs.backlog * candidate.backlog as f64
         + knobs.missing * candidate.missing as f64
         + knobs.active * candidate.active as f64
-        + knobs.context * candidate.context as f64;
+        + knobs.context * candidate.context as f64
+        + candidate.astray as f64;
     work / candidate.weight
 }
 
@@ -98,9 +111,10 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
     if let [only] = candidates {
         return Some(Choice { index: only.index, cost: cost(only, knobs), reason: Reason::Only });
     }
-    let least = candidates.iter().map(|c| cost(c, knobs)).min_by(f64::total_cmp)?;
+    let seen = |c: &Candidate| cost(c, knobs) * (1.0 + seed.haze * unit(stir(seed.random, c.index)));
+    let least = candidates.iter().map(seen).min_by(f64::total_cmp)?;
     let bound = least * (1.0 + TIE);
-    let equals = || candidates.iter().filter(|c| cost(c, knobs) <= bound);
+    let equals = || candidates.iter().filter(|c| seen(c) <= bound);
     let total: f64 = equals().map(|c| c.weight).sum();
     let (draw, reason) = match knobs.preset {
         Preset::RoundRobin => (turn(seed.turn, total), Reason::Turn),
@@ -113,17 +127,28 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
     });
     // Rounding may leave the draw a hair above the sum: the last of the equals stands for it.
     let winner = winner.or_else(|| equals().next_back())?;
-    let by_hits = reason == Reason::Load && won_by_hits(winner, candidates, knobs);
-    let reason = if by_hits { Reason::Prefix } else { reason };
+    let reason = if reason == Reason::Load { why(winner, candidates, knobs) } else { reason };
     Some(Choice { index: winner.index, cost: cost(winner, knobs), reason })
 }
 
-/// Whether another would have won if the winner held nothing.
-fn won_by_hits(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> bool {
-    let cold = cost(&Candidate { missing: winner.cold, ..*winner }, knobs);
-    let others = candidates.iter().filter(|other| other.index != winner.index);
-    let least = others.map(|other| cost(other, knobs)).fold(f64::MAX, f64::min);
-    winner.hit > 0 && cold > least * (1.0 + TIE)
+/// What the winner owes it to: its session's bonus, what it holds, or that there is little in the way.
+fn why(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> Reason {
+    let others = || candidates.iter().filter(|other| other.index != winner.index);
+    let loses = |winner: &Candidate, others: f64| cost(winner, knobs) > others * (1.0 + TIE);
+    let strangers = others().map(|other| cost(&Candidate { astray: 0, ..*other }, knobs));
+    if winner.astray == 0 && loses(winner, strangers.fold(f64::MAX, f64::min)) {
+        return Reason::Session;
+    }
+    let cold = Candidate { missing: winner.cold, ..*winner };
+    let least = others().map(|other| cost(other, knobs)).fold(f64::MAX, f64::min);
+    if winner.hit > 0 && loses(&cold, least) { Reason::Prefix } else { Reason::Load }
+}
+
+/// A random number of this candidate's own.
+fn stir(random: u64, index: usize) -> u64 {
+    let mixed =
+        (random ^ (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }
 
 /// A number in 0..1 from 64 random bits.
@@ -150,6 +175,7 @@ mod tests {
             active: 0,
             context: 0,
             weight: 1.0,
+            astray: 0,
             cold: 1000,
             hit: 0,
             uncached: 1000,
@@ -157,7 +183,7 @@ mod tests {
     }
 
     fn seed(random: u64) -> Seed {
-        Seed { random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15), turn: random }
+        Seed { random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15), turn: random, haze: 0.0 }
     }
 
     #[test]
@@ -193,7 +219,7 @@ mod tests {
         let loaded = Candidate { active: 99, backlog: 1 << 40, ..idle(0) };
         let double = Candidate { weight: 2.0, ..idle(1) };
         let order: Vec<usize> = (0..6)
-            .map(|turn| pick(&[loaded, double], &knobs, Seed { random: 0, turn }).unwrap().index)
+            .map(|turn| pick(&[loaded, double], &knobs, Seed { turn, ..Seed::default() }).unwrap().index)
             .collect();
         assert_eq!(order, [0, 1, 1, 0, 1, 1]);
     }
@@ -225,11 +251,34 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_session_is_drawn_to_where_it_was_and_not_pinned() {
+        let astray = |index| Candidate { astray: 900, ..idle(index) };
+        let last = Candidate { active: 2, ..idle(0) };
+        let choice = pick(&[last, astray(1)], &Balance::default(), seed(3)).unwrap();
+        assert_eq!((choice.index, choice.reason), (0, Reason::Session));
+        let saturated = Candidate { active: 9, ..idle(0) };
+        let choice = pick(&[saturated, astray(1)], &Balance::default(), seed(3)).unwrap();
+        assert_eq!((choice.index, choice.reason), (1, Reason::Load));
+    }
+
+    #[test]
+    fn haze_scatters_who_would_all_choose_the_same() {
+        let second = Candidate { missing: 1080, ..idle(1) };
+        let far = Candidate { missing: 1300, ..idle(2) };
+        let mut wins = [0; 3];
+        for random in 0..1000 {
+            let seed = Seed { haze: 0.2, ..seed(random) };
+            wins[pick(&[idle(0), second, far], &Balance::default(), seed).unwrap().index] += 1;
+        }
+        assert!(wins[0] > wins[1] && wins[1] > 100 && wins[2] == 0, "{wins:?}");
+    }
+
     /// How often each wins when the draws are spread evenly.
     fn wins(candidates: &[Candidate]) -> Vec<u64> {
         let mut wins = vec![0; candidates.len()];
         for draw in 0..DRAWS {
-            let seed = Seed { random: draw * (u64::MAX / DRAWS), turn: 0 };
+            let seed = Seed { random: draw * (u64::MAX / DRAWS), ..Seed::default() };
             wins[pick(candidates, &Balance::default(), seed).unwrap().index] += 1;
         }
         wins
@@ -267,7 +316,7 @@ mod tests {
         fn more_load_or_less_cache_never_attracts(
             all in prop_oneof![candidates(), alike()],
             which: prop::sample::Index,
-            kind in 0..4,
+            kind in 0..5,
             more in prop_oneof![1u64..40, 1u64..100_000],
         ) {
             let index = which.index(all.len());
@@ -277,6 +326,7 @@ mod tests {
                 0 => place.backlog += more,
                 1 => place.missing += more,
                 2 => place.active += more,
+                3 => place.astray += more,
                 _ => place.context += more,
             }
             // Draws at the border of two shares may fall to either.

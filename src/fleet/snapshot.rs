@@ -273,6 +273,7 @@ impl Sieve<'_, '_> {
             active: load.active,
             context: load.context,
             weight: upstream.config.weight * entry.standing.warmth(self.now),
+            astray: 0,
             cold: query.tokens,
             hit: 0,
             uncached: query.tokens,

@@ -34,7 +34,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use self::hits::Hits;
+pub use self::hits::{Hits, Prompt};
 pub use self::writer::Receipt;
 
 use self::blocks::{Blocks, WORD, WORDS};

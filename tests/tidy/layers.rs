@@ -41,6 +41,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("route", "prompt"),
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
+    // What the index found is put on the formula's candidates.
+    ("state::local", "pick"),
 ];
 
 /// What the pure modules must not name: time, chance and the world come in as arguments.

@@ -8,6 +8,7 @@
 //! have the same branches, so the sums are kept by run, and an upstream's is one subtraction.
 
 use super::Slot;
+use crate::pick::Candidate;
 
 /// Made once and filled again for every request, so that a lookup allocates nothing.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +24,15 @@ pub struct Hits {
     whole: f64,
     /// Who holds all blocks so far, word by word.
     pub(super) leading: Vec<u64>,
+}
+
+/// A prompt as tokens, which is what the formula counts in.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prompt {
+    /// All of it, also what is in no block.
+    pub tokens: u64,
+    /// Of a block.
+    pub block_tokens: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,6 +98,18 @@ impl Hits {
         let held = self.held.get(slot.number()).copied().unwrap_or_default();
         let paid = self.runs.get(held.run as usize).map_or(0.0, |run| run.until(held.blocks));
         self.whole - paid
+    }
+
+    /// Puts on a candidate what it holds of the prompt and what it lacks, after `charge`. What is in no
+    /// block is missing everywhere.
+    pub fn weigh(&self, slot: Option<Slot>, prompt: Prompt, candidate: &mut Candidate) {
+        let held = slot.map_or(0, |slot| self.held(slot));
+        let tokens = |blocks: f64| (blocks * prompt.block_tokens).round() as u64;
+        let rest = prompt.tokens.saturating_sub(tokens(self.length as f64));
+        candidate.hit = held as u64;
+        candidate.uncached = tokens((self.length - held) as f64) + rest;
+        candidate.cold = tokens(self.whole) + rest;
+        candidate.missing = slot.map_or(candidate.cold, |slot| tokens(self.missing(slot)) + rest);
     }
 
     /// Room that it has without allocating.

@@ -44,19 +44,22 @@ impl Fleet {
 
     fn candidate(&self, engine: usize, now: f64) -> Candidate {
         let here = || self.flights.iter().filter(|flight| flight.at == engine && flight.end > now);
-        let (slot, length) = (self.at[engine], self.hits.length());
-        let tokens = |blocks: f64| (blocks * TOKENS) as u64;
-        Candidate {
+        let tokens = (self.hits.length() as f64 * TOKENS) as u64;
+        let mut candidate = Candidate {
             index: engine,
             backlog: here().filter(|flight| flight.first_byte > now).map(|flight| flight.uncached).sum(),
-            missing: tokens(self.hits.missing(slot)),
+            missing: tokens,
             active: here().count() as u64,
             context: here().map(|flight| flight.tokens).sum(),
             weight: 1.0,
-            cold: tokens(self.hits.whole()),
-            hit: self.hits.held(slot) as u64,
-            uncached: tokens((length - self.hits.held(slot)) as f64),
-        }
+            astray: 0,
+            cold: tokens,
+            hit: 0,
+            uncached: tokens,
+        };
+        let prompt = Prompt { tokens, block_tokens: TOKENS };
+        self.hits.weigh(Some(self.at[engine]), prompt, &mut candidate);
+        candidate
     }
 
     /// Sends a request where the formula says, and says where that is.
@@ -65,7 +68,7 @@ impl Fleet {
         self.hits.charge(self.share, self.at.len());
         let all: Vec<Candidate> = (0..self.at.len()).map(|engine| self.candidate(engine, now)).collect();
         self.random = self.random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
-        let seed = Seed { random: self.random, turn: 0 };
+        let seed = Seed { random: self.random, ..Seed::default() };
         let at = pick(&all, &Balance::default(), seed).expect("there are engines").index;
         self.put(chain, end, at, now);
         at
