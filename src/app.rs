@@ -7,6 +7,7 @@
 pub mod notify;
 mod reload;
 mod run;
+pub mod simulate;
 mod upgrade;
 
 use std::sync::Arc;

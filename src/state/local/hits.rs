@@ -100,6 +100,14 @@ impl Hits {
         self.whole - paid
     }
 
+    /// What so many leading blocks cost together, held or not.
+    pub fn charged(&self, blocks: usize) -> f64 {
+        let known = blocks.min(self.known);
+        let after = self.runs.partition_point(|run| (run.from as usize) < known);
+        let within = self.runs[..after].last().map_or(0.0, |run| run.until(known as u32));
+        within + (blocks - known) as f64
+    }
+
     /// Puts on a candidate what it holds of the prompt and what it lacks, after `charge`. What is in no
     /// block is missing everywhere.
     pub fn weigh(&self, slot: Option<Slot>, prompt: Prompt, candidate: &mut Candidate) {

@@ -1,0 +1,1 @@
+//! Small replays, whose whole course is known.
