@@ -20,6 +20,8 @@ pub struct Hits {
     /// By slot.
     held: Vec<Held>,
     runs: Vec<Run>,
+    /// Conversations that the whole index knows.
+    conversations: u32,
     /// What all blocks together cost who holds none.
     whole: f64,
     /// Who holds all blocks so far, word by word.
@@ -42,11 +44,12 @@ struct Held {
     run: u32,
 }
 
-/// Blocks in a row with the same branches.
+/// Blocks in a row with the same branches and as many holders.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     from: u32,
     branches: u32,
+    holders: u32,
     /// What each of them costs, and all blocks before them together.
     each: f64,
     before: f64,
@@ -76,13 +79,17 @@ impl Hits {
 
     /// Says what shared blocks cost, for `missing`: `share` is the knob, `candidates` their number.
     pub fn charge(&mut self, share: f64, candidates: usize) {
-        let share = share * candidates as f64;
+        let candidates = candidates as f64;
+        // The conversation at hand is one of those that are known, and no sign of others.
+        let others = f64::from(self.conversations.max(2) - 1);
         let mut sum = 0.0;
         for at in 0..self.runs.len() {
             let end = self.runs.get(at + 1).map_or(self.known as u32, |next| next.from);
             let run = &mut self.runs[at];
             run.before = sum;
-            run.each = (share / f64::from(run.branches.max(1))).min(1.0);
+            let seen = (share * candidates / f64::from(run.branches.max(1))).min(1.0);
+            let needed = f64::from(run.branches.max(1) - 1) / others * candidates * 2.0 / share;
+            run.each = seen.min((f64::from(run.holders + 1) - needed).max(0.0));
             sum = run.until(end);
         }
         self.whole = sum + (self.length - self.known) as f64;
@@ -126,18 +133,19 @@ impl Hits {
         (self.held.capacity(), self.runs.capacity(), self.leading.capacity())
     }
 
-    pub(super) fn begin(&mut self, length: usize, slots: usize) {
+    pub(super) fn begin(&mut self, length: usize, slots: usize, conversations: u32) {
+        self.conversations = conversations;
         (self.length, self.known, self.whole) = (length, 0, length as f64);
         self.runs.clear();
         self.held.clear();
         self.held.resize(slots, Held::default());
     }
 
-    /// The next block is held by somebody.
-    pub(super) fn saw(&mut self, branches: u32) {
-        if self.runs.last().is_none_or(|run| run.branches != branches) {
+    /// The next block is held by so many.
+    pub(super) fn saw(&mut self, branches: u32, holders: u32) {
+        if self.runs.last().is_none_or(|run| (run.branches, run.holders) != (branches, holders)) {
             let from = self.known as u32;
-            self.runs.push(Run { from, branches, each: 1.0, before: f64::from(from) });
+            self.runs.push(Run { from, branches, holders, each: 1.0, before: f64::from(from) });
         }
         self.known += 1;
     }
