@@ -18,7 +18,7 @@
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt  route  pick  reply  aggregate  config  fleet::breaker  state::local  sim::{cache,engine} pure
-//! L0   config::{types,secret}  reject  names            vocabulary
+//! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!
 //! # Words
@@ -40,6 +40,7 @@ pub mod observe;
 pub mod pick;
 pub mod prompt;
 pub mod proxy;
+pub mod rate;
 pub mod reject;
 pub mod reply;
 pub mod route;
