@@ -3,11 +3,12 @@
 //! The answer passes by in chunks that are cut anywhere; a [`Meter`] looks at each and keeps a few numbers.
 //! Where the interfaces say it:
 //!
-//! | | prompt | of it cached | output | of it reasoning |
-//! | --- | --- | --- | --- | --- |
-//! | chat, completions, generate, pooling: `usage` | `prompt_tokens` | `prompt_tokens_details.cached_tokens` | `completion_tokens` | `completion_tokens_details.reasoning_tokens` |
-//! | Responses: `usage`, in streams of the event's `response` | `input_tokens` | `input_tokens_details.cached_tokens` | `output_tokens` | `output_tokens_details.reasoning_tokens` |
-//! | Messages: `usage`, in streams also of the event's `message` | `input_tokens` + `cache_read_input_tokens` + `cache_creation_input_tokens` | `cache_read_input_tokens` | `output_tokens` | |
+//! - chat, completions, generate and pooling in `usage`: `prompt_tokens`, `completion_tokens`,
+//!   `prompt_tokens_details.cached_tokens`, `completion_tokens_details.reasoning_tokens`;
+//! - Responses in `usage`, in streams that of the event's `response`: `input_tokens`, `output_tokens`,
+//!   `input_tokens_details.cached_tokens`, `output_tokens_details.reasoning_tokens`;
+//! - Messages in `usage`, in streams of the event or of its `message`: `output_tokens`, and a prompt in three
+//!   parts, `input_tokens`, `cache_read_input_tokens` (what was cached) and `cache_creation_input_tokens`.
 //!
 //! What is not said, or said to be null, is unknown and never 0. Of two numbers the later counts: a stream
 //! may tell its usage again and again, and a message's first event knows nothing of the cache yet. An

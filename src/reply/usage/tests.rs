@@ -1,3 +1,5 @@
+//! Tests of `usage`: vLLM's answers cut anywhere, answers that lie, and any document beside its tree.
+
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Value, json};
@@ -36,8 +38,11 @@ fn sample(name: &str) -> Vec<u8> {
     std::fs::read(&path).expect(&path)
 }
 
-/// vLLM's answers: type, body, what they tell.
-fn samples() -> Vec<(&'static str, Vec<u8>, [Option<u64>; 4], Option<Finish>, Option<&'static str>)> {
+/// Type, body, what it tells.
+type Sample = (&'static str, Vec<u8>, [Option<u64>; 4], Option<Finish>, Option<&'static str>);
+
+/// vLLM's answers.
+fn samples() -> Vec<Sample> {
     let numbers = |prompt, output| [Some(prompt), Some(0), Some(output), None];
     let length = Some(Finish::Length);
     let responses = |prompt, output| [Some(prompt), Some(0), Some(output), Some(0)];
@@ -353,14 +358,18 @@ proptest! {
         noise in prop::collection::vec(any::<u8>(), 0..20),
         cuts in prop::collection::vec(any::<Index>(), 0..12),
     ) {
-        let mut stream: Vec<u8> = trees.iter().flat_map(|tree| format!("data: {tree}\n\n").into_bytes()).collect();
+        let event = |tree| format!("data: {tree}\n\n").into_bytes();
+        let mut stream: Vec<u8> = trees.iter().flat_map(event).collect();
         stream.extend(noise);
         prop_assert_eq!(pieces(SSE, cut(&stream, &cuts)), whole(SSE, &stream));
         prop_assert_eq!(pieces(SSE, stream.chunks(1)), whole(SSE, &stream));
     }
 
     #[test]
-    fn any_bytes_are_taken(body in prop::collection::vec(any::<u8>(), 0..200), cuts in prop::collection::vec(any::<Index>(), 0..5)) {
+    fn any_bytes_are_taken(
+        body in prop::collection::vec(any::<u8>(), 0..200),
+        cuts in prop::collection::vec(any::<Index>(), 0..5),
+    ) {
         for kind in [JSON, SSE] {
             prop_assert_eq!(pieces(kind, cut(&body, &cuts)), whole(kind, &body));
         }
