@@ -1,5 +1,5 @@
-//! What a balancer remembers between requests: which upstream was sent which prompts, how long a token of
-//! each model is, and how far engines agree with what was predicted of their caches.
+//! What a balancer remembers between requests: which upstream was sent which prompts and sessions, how long
+//! a token of each model is, and how far engines agree with what was predicted of their caches.
 //!
 //! Decisions read local memory only. It must never wait for anything on a request's path but the short
 //! lock of a writer, and never know the fleet: an upstream is a number here, the same for its life.
@@ -8,6 +8,7 @@ mod agreement;
 mod beyond;
 pub mod local;
 mod ratios;
+pub mod sessions;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
