@@ -21,6 +21,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "threads",
             "passthrough",
             "upgrade_socket",
+            "sessions",
             "log",
             "shutdown",
             "expose",
@@ -35,7 +36,17 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("upstreams[].tls", &["ca", "verify", "sni"]),
     (
         "balance",
-        &["preset", "backlog", "missing", "share", "active", "context", "index_blocks", "block_bytes"],
+        &[
+            "preset",
+            "backlog",
+            "missing",
+            "stall",
+            "share",
+            "active",
+            "context",
+            "index_blocks",
+            "block_bytes",
+        ],
     ),
     ("peek", &["bytes", "max_body", "memory"]),
     ("health", &["path", "interval", "timeout", "fall", "rise"]),
@@ -45,6 +56,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("queue", &["size", "wait"]),
     ("limits", &["connections", "header_bytes"]),
     ("passthrough[]", &["path", "to"]),
+    ("sessions", &["headers", "body", "cookie", "bonus", "ttl"]),
     ("log", &["format", "level", "bodies", "truncate"]),
     ("shutdown", &["grace", "drain"]),
 ];
@@ -61,7 +73,6 @@ pub const LATER: &[&str] = &[
     "upstreams[].gym",
     "routes",
     "health.metrics",
-    "sessions",
     "traces",
 ];
 
