@@ -54,6 +54,10 @@ pub struct SimulateArgs {
     /// Simulated upstreams
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub upstreams: u16,
+    /// Let turns of a conversation come by the clock, even while the one before is not answered; what is
+    /// slow then drowns
+    #[arg(long)]
+    pub open: bool,
     /// Balancers, each with a random share of the requests
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub balancers: u16,
@@ -93,6 +97,7 @@ impl SimulateArgs {
         Setup {
             upstreams: usize::from(self.upstreams),
             balancers: usize::from(self.balancers),
+            open: self.open,
             interval: self.interval.0.map(|interval| interval.as_secs_f64()),
             cache_tokens: self.cache_tokens.unwrap_or(cache),
             speed: self.speed,

@@ -41,6 +41,8 @@ const SCRAPE: f64 = 1.0;
 pub struct Setup {
     pub upstreams: usize,
     pub balancers: usize,
+    /// Whether turns come by the clock, answered or not; else each waits for the answer before it.
+    pub open: bool,
     /// Seconds between two words of a balancer to its siblings; `None`: they say nothing.
     pub interval: Option<f64>,
     /// Tokens that an engine's cache holds.
@@ -165,7 +167,9 @@ impl<'a> Replay<'a> {
                     Kind::Finished(summary) => {
                         balancer.ended(flight.placed, summary.prompt_tokens as u64);
                         self.lives.push(Life::new(at, &summary, event.at));
-                        self.next_turn(flight, event.at);
+                        if !self.setup.open {
+                            self.next_turn(flight, event.at);
+                        }
                     }
                 }
             }
@@ -219,10 +223,13 @@ impl<'a> Replay<'a> {
             use_cache: true,
         };
         let tokens = request.prompt_tokens as u64;
-        if self.engines[placed.upstream].submit(now, request).is_err() {
+        let refused = self.engines[placed.upstream].submit(now, request).is_err();
+        if refused {
             self.refused += 1;
             self.balancers[balancer].first_byte(placed);
             self.balancers[balancer].ended(placed, tokens);
+        }
+        if refused || self.setup.open {
             self.next_turn(flight, now);
         }
     }

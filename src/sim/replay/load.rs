@@ -22,7 +22,7 @@ pub struct Session {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Turn {
-    /// Seconds from the end of the answer before; 0 in the first turn.
+    /// Seconds after the answer before it, or the request before it, see `Setup::open`; 0 in the first turn.
     pub wait: f64,
     /// Tokens of the whole prompt.
     pub prompt: usize,

@@ -119,3 +119,90 @@ fn blocks(scene: &Scene<'_>, at: usize) -> f64 {
     let candidate = &scene.candidates[at];
     (candidate.backlog + candidate.uncached + candidate.context + scene.tokens) as f64 / scene.block as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pick::Candidate;
+    use crate::sim::replay::scene::Metrics;
+
+    const BLOCK: usize = 10;
+
+    /// An upstream with so many requests in flight that holds so many blocks of a prompt of ten.
+    fn upstream(index: usize, active: u64, hit: u64) -> Candidate {
+        let (uncached, cold) = (100 - 10 * hit, 100);
+        Candidate {
+            index,
+            backlog: 0,
+            missing: uncached,
+            active,
+            context: 50 * active,
+            weight: 1.0,
+            astray: 0,
+            cold,
+            hit,
+            uncached,
+        }
+    }
+
+    /// Those that cost least, of upstreams with requests and hits, what they were sent, and their queues.
+    fn best(rival: Rival, all: &[(u64, u64)], sent: &[usize], waiting: &[usize]) -> Vec<usize> {
+        let candidates: Vec<Candidate> =
+            (0..).zip(all).map(|(index, (active, hit))| upstream(index, *active, *hit)).collect();
+        let metrics: Vec<Metrics> =
+            waiting.iter().map(|waiting| Metrics { waiting: *waiting, usage: 0.0 }).collect();
+        let prompt = [7; 10];
+        let (candidates, metrics) = (&candidates[..], &metrics[..]);
+        let scene = Scene { prompt: &prompt, tokens: 100, block: BLOCK, candidates, sent, metrics };
+        let mut costs = Vec::new();
+        rival.costs(&scene, &mut costs);
+        let least = costs.iter().copied().fold(f64::MAX, f64::min);
+        (0..costs.len()).filter(|at| costs[*at] == least).collect()
+    }
+
+    #[test]
+    fn names_lead_back() {
+        for policy in Policy::ALL {
+            assert_eq!(Policy::parse(policy.name()), Some(policy));
+        }
+        assert_eq!(Policy::parse("works"), None);
+    }
+
+    #[test]
+    fn the_switch_goes_by_hits_until_load_is_uneven() {
+        let best = |all: &[(u64, u64)]| best(Rival::Switch, all, &[9, 5, 7], &[0; 3]);
+        assert_eq!(best(&[(3, 6), (0, 0), (1, 8)]), [2], "who holds most of it");
+        assert_eq!(best(&[(3, 5), (0, 0), (1, 2)]), [1], "nobody holds more than half: who was sent least");
+        assert_eq!(best(&[(40, 9), (7, 0), (8, 0)]), [1], "33 more than the least");
+        assert_eq!(best(&[(39, 9), (7, 0), (8, 0)]), [0], "32 more");
+    }
+
+    #[test]
+    fn the_scorers_add_up_what_is_held_and_short_queues() {
+        let best = |all: &[(u64, u64)], waiting: &[usize]| best(Rival::Scorers, all, &[0; 2], waiting);
+        assert_eq!(best(&[(0, 4), (9, 5)], &[0, 0]), [1]);
+        // One queue is the longest: that costs as much as half of the prompt.
+        assert_eq!(best(&[(0, 0), (0, 6)], &[0, 3]), [1]);
+        assert_eq!(best(&[(0, 0), (0, 4)], &[0, 3]), [0]);
+    }
+
+    #[test]
+    fn the_ring_has_one_first_place_and_a_bound() {
+        let best = |all: &[(u64, u64)]| best(Rival::Ring, all, &[0; 4], &[0; 4]);
+        let first = best(&[(0, 0); 4]);
+        assert_eq!((first.len(), best(&[(5, 0); 4])), (1, first.clone()));
+        let mut full = [(1, 0); 4];
+        full[first[0]] = (9, 0);
+        assert_ne!(best(&full), first);
+    }
+
+    #[test]
+    fn blocks_and_hits_are_weighed_with_what_is_in_flight() {
+        let blocks = |all: &[(u64, u64)]| best(Rival::Blocks, all, &[0; 2], &[0; 2]);
+        assert_eq!(blocks(&[(1, 6), (0, 0)]), [0]);
+        assert_eq!(blocks(&[(1, 4), (0, 0)]), [1]);
+        let hits = |all: &[(u64, u64)]| best(Rival::ActiveHits, all, &[0; 2], &[0; 2]);
+        assert_eq!(hits(&[(1, 9), (0, 0)]), [1]);
+        assert_eq!(hits(&[(1, 9), (1, 0)]), [0]);
+    }
+}

@@ -79,3 +79,64 @@ fn common(one: &[u64], other: &[u64]) -> usize {
     }
     low
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::engine::{Finish, Limits, Request, Timing};
+
+    #[test]
+    fn chains_part_where_they_part() {
+        let chain: Vec<u64> = (1..20).collect();
+        for length in 0..19 {
+            let mut other = chain.clone();
+            (length..19).for_each(|place| other[place] += 100);
+            assert_eq!(common(&chain, &other), length);
+            assert_eq!(common(&chain, &chain[..length]), length);
+        }
+    }
+
+    #[test]
+    fn the_truth_is_what_the_engine_holds_and_what_it_still_has_to_do() {
+        let limits = Limits { block_size: 10, cache_tokens: 1000, step_tokens: 40, ..Limits::default() };
+        let mut engine = Engine::new(limits, Timing::instant());
+        let chain: Vec<u64> = (1..=10).collect();
+        let request = |id| Request {
+            id,
+            prompt_tokens: 100,
+            output_tokens: 5,
+            chain: chain.clone(),
+            finish: Finish::Stop,
+            use_cache: true,
+        };
+        engine.submit(0.0, request(0)).expect("there is room");
+        engine.submit(0.0, request(1)).expect("there is room");
+        let blank = Candidate {
+            index: 0,
+            backlog: 9999,
+            missing: 80,
+            active: 0,
+            context: 0,
+            weight: 1.0,
+            astray: 0,
+            cold: 100,
+            hit: 2,
+            uncached: 80,
+        };
+        let seen = |engine: &Engine, prompt: &[u64]| {
+            let pending = |(_, left)| Pending { prompt: &chain, tokens: 100, left };
+            let pending: Vec<Pending<'_>> = engine.prefills().map(pending).collect();
+            let mut candidate = blank;
+            reveal(engine, &pending, prompt, &Hits::default(), &mut candidate);
+            (candidate.backlog, candidate.hit, candidate.uncached, candidate.missing)
+        };
+        // The first is in its first step, and the second will find all of it.
+        assert_eq!(seen(&engine, &chain), (100, 10, 0, 0));
+        assert_eq!(seen(&engine, &[1, 2, 3, 77]), (100, 3, 70, 70));
+        while let Some(next) = engine.next_event_time() {
+            engine.advance(next);
+        }
+        assert_eq!(seen(&engine, &chain), (0, 10, 0, 0));
+        assert_eq!(seen(&engine, &[78]), (0, 0, 100, 100));
+    }
+}
