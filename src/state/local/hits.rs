@@ -16,17 +16,17 @@
 //! Prefilled once on u, it serves all conversations through it that u will get. How many that will be, nobody
 //! knows; there are two signs of it, and the one that says more counts.
 //!
-//! - What was, will be: as many conversations again as were seen, `branches / n` of them on each upstream. This
-//!   needs hundreds of conversations before it says anything, and until then a long prompt has a gravity: of a
-//!   hundred new conversations with one system prompt, three a second, 67 went to the one of 16 upstreams that
-//!   was warm, and at ten a second the mean time to the first token was 0.7 s instead of 0.3.
-//! - What part of all is it? Through a block goes a part of all conversations that are known, `(branches - 1) /
-//!   (conversations - 1)`, the one at hand left out of both as it is no sign of others. That part of the
-//!   traffic needs as large a part of the upstreams, whoever they are. As long as fewer than `needed` hold the
-//!   block, another copy will be made anyway, now or in a moment: it costs this conversation nothing. A copy
-//!   beyond that is spare, and costs whole by this sign. So a system prompt of all is known by the second
-//!   conversation, each of two such prompts gets half of the upstreams, and a document that twenty ask for
-//!   among thousands of other conversations gets its one.
+//! - What was, will be: as many conversations again as were seen, `branches / n` of them on each upstream.
+//!   This needs hundreds of conversations before it says anything, and until then a long prompt has a
+//!   gravity: of a hundred new conversations with one system prompt, three a second, 67 went to the one of 16
+//!   upstreams that was warm, and at ten a second the mean time to the first token was 0.7 s, not 0.3.
+//! - What part of all is it? Through a block goes a part of all conversations that are known,
+//!   `(branches - 1) / (conversations - 1)`, the one at hand left out of both as it is no sign of others.
+//!   That part of the traffic needs as large a part of the upstreams, whoever they are. As long as fewer than
+//!   `needed` hold the block, another copy will be made anyway, now or in a moment: it costs this
+//!   conversation nothing. A copy beyond that is spare, and costs whole by this sign. So a system prompt of
+//!   all is known by the second conversation, each of two such prompts gets half of the upstreams, and a
+//!   document that twenty ask for among thousands of other conversations gets its one.
 //!
 //! The second sign errs where few conversations are known: the first document after a start seems to be what
 //! everybody asks for, and may be prefilled everywhere while there is little else to do.
