@@ -38,7 +38,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
         &["preset", "backlog", "missing", "share", "active", "context", "index_blocks", "block_bytes"],
     ),
     ("peek", &["bytes", "max_body", "memory"]),
-    ("health", &["path", "interval", "timeout", "fall", "rise"]),
+    ("health", &["path", "interval", "timeout", "fall", "rise", "metrics"]),
     ("breaker", &["failures", "window", "open", "max_open"]),
     ("timeouts", &["connect", "first_byte", "idle", "total"]),
     ("retry", &["attempts", "backoff", "max_backoff", "budget", "on"]),
@@ -60,7 +60,6 @@ pub const LATER: &[&str] = &[
     "upstreams[].kubernetes",
     "upstreams[].gym",
     "routes",
-    "health.metrics",
     "sessions",
     "traces",
 ];

@@ -66,6 +66,7 @@ impl Lease {
             }
             return None;
         }
+        live.told.took(tokens);
         live.gauges.backlog.fetch_add(tokens, Relaxed);
         live.gauges.context.fetch_add(tokens, Relaxed);
         Some(Lease { upstream: upstream.clone(), tokens, waiting: true, trial })
