@@ -129,6 +129,7 @@ impl Admin {
                     active: load.active,
                     backlog: load.backlog,
                     context: load.context,
+                    incarnation: entry.incarnation,
                     foreign: telling.and_then(|telling| telling.foreign),
                     kv_usage: telling.and_then(|telling| telling.kv_usage),
                     cache_tokens: entry.cache_tokens,

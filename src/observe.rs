@@ -117,7 +117,6 @@ pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
 
 /// Its cache is taken for empty from now on.
 pub fn upstream_began_anew(upstream: &str, why: &'static str) {
-    METRICS.renewals.with_label_values(&[upstream]).inc();
     info!(upstream = upstream, why = why; "upstream has an empty cache");
 }
 

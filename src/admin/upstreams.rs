@@ -237,6 +237,7 @@ fn row(entry: &Entry) -> Value {
         "active": load.active,
         "backlog_tokens": load.backlog,
         "context_tokens": load.context,
+        "incarnation": entry.incarnation,
     });
     // By its own metrics. What they do not say is left out, or it would be taken for a number.
     let told = entry.upstream.telling(now);

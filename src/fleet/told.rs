@@ -13,9 +13,9 @@
 //! tokens   = foreign * waiting / (running + waiting) * tokens of a usual prompt of ours
 //! ```
 //!
-//! `ours` is the most that the engine can have counted. It counts a request that its client has given up until
-//! its present step ends: mostly that is within the moment, and for the rest a foreign request has to be found
-//! twice.
+//! `ours` is the most that the engine can have counted. It counts a request that its client has given up
+//! until its present step ends: mostly that is within the moment, and for the rest a foreign request has to
+//! be found twice.
 //!
 //! Loads change all the time and go into atomics; the keeper hears of every reading, and publishes only what
 //! is worth a snapshot.
@@ -125,10 +125,9 @@ impl Told {
         until > 0 && now < self.born + Duration::from_millis(until)
     }
 
-    fn take_in(&self, telling: Telling, foreign: Foreign, until: Instant) {
+    pub fn set(&self, foreign: Foreign, until: Instant) {
         self.requests.store(foreign.requests, Relaxed);
         self.tokens.store(foreign.tokens, Relaxed);
-        self.latest.store(Some(telling.into()));
         let millis = until.saturating_duration_since(self.born).as_millis();
         self.until.store(u64::try_from(millis).unwrap_or(u64::MAX).max(1), Relaxed);
     }
@@ -248,7 +247,8 @@ impl Reader {
         let waits = share(requests, waiting.unwrap_or(0), counted.unwrap_or(0));
         let foreign = Foreign { requests, tokens: live.told.estimate(waits) };
         let telling = Telling { running, waiting, kv_usage, foreign: counted.map(|_| requests) };
-        live.told.take_in(telling, foreign, until);
+        live.told.latest.store(Some(telling.into()));
+        live.told.set(foreign, until);
     }
 }
 
@@ -266,3 +266,6 @@ async fn ask(fleet: &Fleet, upstream: &Upstream, limit: Duration) -> Read {
     let truth = parse_truth(answer.body());
     if truth.is_empty() { Read::Absent } else { Read::Page(truth) }
 }
+
+#[cfg(test)]
+mod tests;

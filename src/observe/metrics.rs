@@ -25,7 +25,6 @@ pub struct Metrics {
     pub retries: IntCounterVec,
     pub broken: IntCounterVec,
     pub changes: IntCounterVec,
-    pub renewals: IntCounterVec,
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
     pub signs_lost: IntCounter,
@@ -83,11 +82,6 @@ impl Metrics {
                 "vllm_lb_upstream_changes_total",
                 "Changes of an upstream's state, by the new one.",
                 &["upstream", "state"],
-            ),
-            renewals: counters(
-                "vllm_lb_upstream_renewals_total",
-                "Times that an upstream's cache was taken for empty.",
-                &["upstream"],
             ),
             probe_failures: counters(
                 "vllm_lb_probe_failures_total",
@@ -169,7 +163,7 @@ pub fn status_label(status: u16) -> &'static str {
 pub fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
     let mut text = String::new();
     type Read = fn(&UpstreamGauges<'_>) -> Option<f64>;
-    let families: [(&str, &str, Read); 7] = [
+    let families: [(&str, &str, Read); 8] = [
         ("vllm_lb_upstream_ready", "1 while the upstream takes requests.", |row| {
             Some(f64::from(u8::from(row.ready)))
         }),
@@ -179,6 +173,9 @@ pub fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
         }),
         ("vllm_lb_upstream_context_tokens", "Prompt tokens of requests in flight.", |row| {
             Some(row.context as f64)
+        }),
+        ("vllm_lb_upstream_incarnation", "Times that its cache was taken for empty.", |row| {
+            Some(row.incarnation as f64)
         }),
         ("vllm_lb_upstream_foreign_requests", "Requests of others on the upstream.", |row| {
             row.foreign.map(|count| count as f64)
@@ -210,6 +207,7 @@ pub struct UpstreamGauges<'a> {
     pub active: u64,
     pub backlog: u64,
     pub context: u64,
+    pub incarnation: u64,
     pub foreign: Option<u64>,
     pub kv_usage: Option<f64>,
     pub cache_tokens: Option<u64>,
@@ -230,6 +228,7 @@ mod tests {
             active: 2,
             backlog: 3,
             context: 4,
+            incarnation: 0,
             foreign: None,
             kv_usage: Some(0.25),
             cache_tokens: None,

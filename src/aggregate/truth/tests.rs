@@ -1,3 +1,5 @@
+//! Tests of `truth`: pages by table, cut, and of anything.
+
 use proptest::prelude::*;
 
 use super::*;

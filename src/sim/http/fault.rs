@@ -1,7 +1,7 @@
 //! Ways to break, each as some real vLLM was seen to: set for all requests or for the next few.
 //!
-//! It must never touch `/sim/…`, or there would be no way back; `/health` and `/metrics` obey settings of their
-//! own.
+//! It must never touch `/sim/…`, or there would be no way back; `/health` and `/metrics` obey settings of
+//! their own.
 
 use std::sync::{Mutex, PoisonError};
 
