@@ -98,8 +98,8 @@ async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_o
         ("failed", 3),
         ("failed", 3),
         ("failed", 3),
-        ("well", 3),
-        ("undrained", 3),
+        ("well", 4),
+        ("undrained", 4),
     ];
     for (at, (word, incarnation)) in script.into_iter().enumerate() {
         let name = keeper.kept[0].upstream().name().to_string();
