@@ -152,9 +152,15 @@ async fn the_latest_choices_are_told_with_every_candidate() {
     let mut config = config(upstreams(&engines));
     config.upstreams[0].weight = 1000.0;
     config.upstreams[1].weight = 0.001;
+    config.index.block_bytes = 64;
     config.expose = true;
     let balancer = Balancer::ready(config).await;
     let ask = |id| wire::request("POST", CHAT, &[wire::JSON, ("x-request-id", id)], chat("sim").as_bytes());
+    let long = json!({"model": "sim", "prompt": "x".repeat(640), "max_tokens": 1}).to_string();
+    for hit in ["0/10", "10/10"] {
+        let answer = balancer.ask(post("/v1/completions", &long)).await.expect(200);
+        assert_eq!(answer.header("x-vllm-lb-hit"), hit);
+    }
     let answer = balancer.ask(ask("first")).await.expect(200);
     assert_eq!(answer.header("x-vllm-lb-reason"), "load");
     engines[0].set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
@@ -167,6 +173,10 @@ async fn the_latest_choices_are_told_with_every_candidate() {
     };
     let told = decisions("").await.expect(200).json();
     let rows = told.as_array().expect("it is a list");
+    assert_eq!(rows.len(), 5);
+    let held = [&rows[3], &rows[4]].map(|row| [&row["blocks"], &row["candidates"][0]["hit"]]);
+    assert_eq!(held, [[&json!(10), &json!(10)], [&json!(10), &json!(0)]]);
+    let rows = &rows[..3];
     let outline: Vec<_> = rows
         .iter()
         .map(|row| (row["id"].as_str(), row["attempt"].as_u64(), row["reason"].as_str()))

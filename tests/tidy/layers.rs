@@ -32,6 +32,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("config::secret", Level::Word),
     ("reject", Level::Word),
     ("names", Level::Word),
+    ("rate", Level::Word),
 ];
 
 /// Arrows within a level, from and to. Whoever adds one makes a change that is seen.
