@@ -19,6 +19,7 @@ use super::{Shared, plan, prompt, refuse};
 use crate::config::types::{Retry, RetryOn};
 use crate::fleet::{Lease, Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
 use crate::observe;
+use crate::observe::decisions::Decision;
 use crate::pick::{self, Seed};
 use crate::reject::Reject;
 use crate::reply::judge::Verdict;
@@ -178,7 +179,20 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         let work = prompt::work(context, chosen);
         let Some(lease) = Lease::take(entry, work, now) else { continue };
         let upstream = lease.upstream();
-        observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
+        let decision = Decision {
+            id: &context.id,
+            model: context.model.name(),
+            attempt: context.attempts.max(1),
+            session: None,
+            tokens: context.tokens,
+            blocks: context.asked.chain.len(),
+            choice,
+            candidates: &candidates,
+            knobs: &context.settings.knobs,
+            name: &|index| snapshot.entries[index].upstream.name(),
+        };
+        observe::chosen(&decision);
+        context.reason = decision.reason();
         if let Some(line) = &context.line {
             line.attempt(upstream.id);
         }

@@ -62,6 +62,8 @@ pub struct Context {
     /// Of those, the ones that would not have it.
     pub away: Vec<usize>,
     pub lease: Option<Lease>,
+    /// Why the lease's upstream was chosen.
+    pub reason: &'static str,
     /// The upstream of the last attempt that failed.
     pub last: Option<Arc<Upstream>>,
     /// The present attempt has an answer's head.
@@ -138,6 +140,7 @@ impl Context {
             tried: Vec::new(),
             away: Vec::new(),
             lease: None,
+            reason: "",
             last: None,
             head_came: false,
             was_stale: false,
