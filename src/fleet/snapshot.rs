@@ -40,7 +40,7 @@ pub struct Query<'a> {
     pub tried: &'a [usize],
     /// Those that were tried may have it again when there is nobody else.
     pub again: bool,
-    /// Of those, the ids of the ones that sent it away: they get it again only when nobody else will be there.
+    /// Of those, ids of the ones that sent it away: they get it again only when nobody else will be there.
     pub away: &'a [usize],
     /// The id of the one upstream that may have it.
     pub only: Option<usize>,
