@@ -1,5 +1,5 @@
-//! The keeper: one prober a upstream, and one task that turns what probes and requests saw, and what the
-//! operator wants, into snapshots. It is their only writer.
+//! The keeper: one prober a upstream, with a reader of its metrics beside it, and one task that turns what
+//! probes and requests saw, and what the operator wants, into snapshots. It is their only writer.
 //!
 //! One that was taken out at once is asked on for as long as requests are in flight on it: those have no
 //! other way to learn that it is gone.
