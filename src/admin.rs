@@ -9,6 +9,7 @@ mod upstreams;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -119,18 +120,23 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Bytes> {
-        let snapshot = self.fleet.snapshot();
+        let (snapshot, now) = (self.fleet.snapshot(), Instant::now());
         let gauges: Vec<UpstreamGauges<'_>> = snapshot
             .entries
             .iter()
             .map(|entry| {
                 let load = entry.upstream.load();
+                let telling = entry.upstream.telling(now);
                 UpstreamGauges {
                     upstream: entry.upstream.name(),
                     ready: entry.is_ready(),
                     active: load.active,
                     backlog: load.backlog,
                     context: load.context,
+                    incarnation: entry.incarnation,
+                    foreign: telling.and_then(|telling| telling.foreign),
+                    kv_usage: telling.and_then(|telling| telling.kv_usage),
+                    cache_tokens: entry.cache_tokens,
                 }
             })
             .collect();

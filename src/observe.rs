@@ -178,6 +178,11 @@ pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
     log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
 }
 
+/// Its cache is taken for empty from now on.
+pub fn upstream_began_anew(upstream: &str, why: &'static str) {
+    info!(upstream = upstream, why = why; "upstream has an empty cache");
+}
+
 pub fn upstream_added(upstream: &str, url: &str) {
     info!(upstream = upstream, url = url; "upstream added");
 }

@@ -215,7 +215,7 @@ fn row(entry: &Entry) -> Value {
     let load = entry.upstream.load();
     let config = &entry.upstream.config;
     let now = Instant::now();
-    json!({
+    let mut row = json!({
         "name": config.name,
         "url": config.url.display(),
         "state": entry.state().label(),
@@ -230,7 +230,23 @@ fn row(entry: &Entry) -> Value {
         "active": load.active,
         "backlog_tokens": load.backlog,
         "context_tokens": load.context,
-    })
+        "incarnation": entry.incarnation,
+    });
+    // By its own metrics. What they do not say is left out, or it would be taken for a number.
+    let told = entry.upstream.telling(now);
+    let known = [
+        ("running", told.and_then(|told| told.running).map(Value::from)),
+        ("waiting", told.and_then(|told| told.waiting).map(Value::from)),
+        ("foreign", told.and_then(|told| told.foreign).map(Value::from)),
+        ("kv_usage", told.and_then(|told| told.kv_usage).map(Value::from)),
+        ("cache_tokens", entry.cache_tokens.map(Value::from)),
+    ];
+    for (key, value) in known {
+        if let Some(value) = value {
+            row[key] = value;
+        }
+    }
+    row
 }
 
 #[cfg(test)]

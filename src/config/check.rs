@@ -143,6 +143,7 @@ fn balance(mut section: Section<'_, '_>, balance: &mut Balance, index: &mut Pref
     }
     set(&mut balance.backlog, section.get("backlog", number_in(BALANCE)));
     set(&mut balance.missing, section.get("missing", number_in(BALANCE)));
+    set(&mut balance.stall, section.get("stall", number_in(BALANCE)));
     set(&mut balance.share, section.get("share", number_in(BALANCE)));
     set(&mut balance.active, section.get("active", number_in(BALANCE)));
     set(&mut balance.context, section.get("context", number_in(BALANCE)));
@@ -172,6 +173,7 @@ fn health(mut section: Section<'_, '_>, health: &mut Health) {
     set(&mut health.timeout, section.get("timeout", duration_in(PROBE)));
     set(&mut health.fall, section.get("fall", integer_in(PROBES_IN_A_ROW)));
     set(&mut health.rise, section.get("rise", integer_in(PROBES_IN_A_ROW)));
+    set(&mut health.metrics, section.get("metrics", boolean));
 }
 
 /// 0 stands for none in all but the first.

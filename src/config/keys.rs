@@ -36,10 +36,20 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("upstreams[].tls", &["ca", "verify", "sni"]),
     (
         "balance",
-        &["preset", "backlog", "missing", "share", "active", "context", "index_blocks", "block_bytes"],
+        &[
+            "preset",
+            "backlog",
+            "missing",
+            "stall",
+            "share",
+            "active",
+            "context",
+            "index_blocks",
+            "block_bytes",
+        ],
     ),
     ("peek", &["bytes", "max_body", "memory"]),
-    ("health", &["path", "interval", "timeout", "fall", "rise"]),
+    ("health", &["path", "interval", "timeout", "fall", "rise", "metrics"]),
     ("breaker", &["failures", "window", "open", "max_open"]),
     ("timeouts", &["connect", "first_byte", "idle", "total"]),
     ("retry", &["attempts", "backoff", "max_backoff", "budget", "on"]),
@@ -62,7 +72,6 @@ pub const LATER: &[&str] = &[
     "upstreams[].kubernetes",
     "upstreams[].gym",
     "routes",
-    "health.metrics",
     "traces",
 ];
 

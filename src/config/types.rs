@@ -221,6 +221,8 @@ pub struct Health {
     pub fall: u32,
     /// Good probes in a row after which it is ready again.
     pub rise: u32,
+    /// Whether the upstream's own metrics are read too.
+    pub metrics: bool,
 }
 
 impl Default for Health {
@@ -231,6 +233,7 @@ impl Default for Health {
             timeout: Duration::from_secs(2),
             fall: 3,
             rise: 1,
+            metrics: true,
         }
     }
 }

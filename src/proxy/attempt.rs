@@ -162,7 +162,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
     loop {
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
-        prompt::weigh(shared, context, &snapshot, &mut candidates);
+        prompt::weigh(shared, context, &snapshot, now, &mut candidates);
         let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: 0.0 };
         let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
@@ -203,7 +203,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         context.events = None;
         context.hit = chosen.map_or(0, |chosen| chosen.hit);
         context.lease = Some(lease);
-        prompt::learn(shared, context, work.uncached);
+        prompt::learn(shared, context, work.uncached, now);
         return Ok(None);
     }
 }
