@@ -33,7 +33,8 @@ fn chat(word: &str, usage: &str) -> String {
     format!(
         "data: {{\"id\":\"chatcmpl-aac26cbe005fb1de\",\"object\":\"chat.completion.chunk\",\
          \"created\":1795154964,\"model\":\"tiny\",\"choices\":[{{\"index\":0,\
-         \"delta\":{{\"content\":\" {word}\"}},\"logprobs\":null,\"finish_reason\":null,\"token_ids\":null}}]{usage}}}\n\n"
+         \"delta\":{{\"content\":\" {word}\"}},\"logprobs\":null,\"finish_reason\":null,\
+         \"token_ids\":null}}]{usage}}}\n\n"
     )
 }
 
