@@ -8,6 +8,7 @@ mod follow;
 pub mod notify;
 mod reload;
 mod run;
+pub mod simulate;
 mod upgrade;
 
 use std::hash::{BuildHasher, RandomState};

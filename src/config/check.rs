@@ -143,6 +143,7 @@ fn balance(mut section: Section<'_, '_>, balance: &mut Balance, index: &mut Pref
     }
     set(&mut balance.backlog, section.get("backlog", number_in(BALANCE)));
     set(&mut balance.missing, section.get("missing", number_in(BALANCE)));
+    set(&mut balance.stall, section.get("stall", number_in(BALANCE)));
     set(&mut balance.share, section.get("share", number_in(BALANCE)));
     set(&mut balance.active, section.get("active", number_in(BALANCE)));
     set(&mut balance.context, section.get("context", number_in(BALANCE)));

@@ -36,7 +36,17 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("upstreams[].tls", &["ca", "verify", "sni"]),
     (
         "balance",
-        &["preset", "backlog", "missing", "share", "active", "context", "index_blocks", "block_bytes"],
+        &[
+            "preset",
+            "backlog",
+            "missing",
+            "stall",
+            "share",
+            "active",
+            "context",
+            "index_blocks",
+            "block_bytes",
+        ],
     ),
     ("peek", &["bytes", "max_body", "memory"]),
     ("health", &["path", "interval", "timeout", "fall", "rise", "metrics"]),

@@ -22,6 +22,7 @@ pub fn json(config: &Config) -> Value {
             "preset": balance.preset.name(),
             "backlog": number(balance.backlog),
             "missing": number(balance.missing),
+            "stall": number(balance.stall),
             "share": number(balance.share),
             "active": number(balance.active),
             "context": number(balance.context),

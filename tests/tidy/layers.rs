@@ -28,6 +28,8 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("sim", Level::Pure),
     ("sim::cache", Level::Pure),
     ("sim::engine", Level::Pure),
+    ("sim::dice", Level::Pure),
+    ("sim::replay", Level::Pure),
     ("config::types", Level::Word),
     ("config::secret", Level::Word),
     ("reject", Level::Word),
@@ -46,6 +48,11 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config::types", "names"),
     // What the index found is put on the formula's candidates.
     ("state::local", "pick"),
+    // A replay is the real choice and the real index over simulated engines.
+    ("sim::replay", "sim::dice"),
+    ("sim::replay", "sim::engine"),
+    ("sim::replay", "state::local"),
+    ("sim::replay", "pick"),
 ];
 
 /// What the pure modules must not name: time, chance and the world come in as arguments.
