@@ -21,6 +21,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "threads",
             "passthrough",
             "upgrade_socket",
+            "sessions",
             "log",
             "shutdown",
             "expose",
@@ -45,6 +46,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("queue", &["size", "wait"]),
     ("limits", &["connections", "header_bytes"]),
     ("passthrough[]", &["path", "to"]),
+    ("sessions", &["headers", "body", "cookie", "bonus", "ttl"]),
     ("log", &["format", "level", "bodies", "truncate"]),
     ("shutdown", &["grace", "drain"]),
 ];
@@ -60,7 +62,6 @@ pub const LATER: &[&str] = &[
     "upstreams[].kubernetes",
     "upstreams[].gym",
     "routes",
-    "sessions",
     "traces",
 ];
 

@@ -6,12 +6,14 @@
 use std::fmt;
 mod balance;
 mod retry;
+mod sessions;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use balance::{Balance, PrefixIndex, Preset};
 pub use retry::{Retry, RetryOn};
+pub use sessions::Sessions;
 
 use super::secret::Secret;
 
@@ -38,6 +40,7 @@ pub struct Config {
     pub passthrough: Vec<Passthrough>,
     /// Where a process that is to follow this one asks for its listening sockets.
     pub upgrade_socket: PathBuf,
+    pub sessions: Sessions,
     pub log: Log,
     pub shutdown: Shutdown,
     /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
@@ -62,6 +65,7 @@ impl Default for Config {
             threads: 0,
             passthrough: Vec::new(),
             upgrade_socket: UPGRADE_SOCKET.into(),
+            sessions: Sessions::default(),
             log: Log::default(),
             shutdown: Shutdown::default(),
             expose: false,
