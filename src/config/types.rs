@@ -43,7 +43,7 @@ pub struct Config {
     pub sessions: Sessions,
     pub log: Log,
     pub shutdown: Shutdown,
-    /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
+    /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
     pub expose: bool,
 }
 
