@@ -98,7 +98,7 @@ pub async fn start_with(config: Config, load: Load) -> Result<Running, String> {
 /// it fails.
 async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Prepared, String> {
     let (fleet, keeper) = Fleet::new(&config)?;
-    let state = State::new(config.index, RandomState::new().hash_one(0u64));
+    let state = State::new(config.index, config.sessions.ttl, RandomState::new().hash_one(0u64));
     let shared = Shared::new(&config, fleet.clone(), state.clone());
     let leave = shared.leave().clone();
     let threads = threads(&config);

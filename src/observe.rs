@@ -4,14 +4,18 @@
 //! Messages are fixed texts; what varies stands in named fields. Label values are bounded: models that no
 //! upstream serves are counted as `other`.
 
+pub mod decisions;
 pub mod metrics;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use decisions::{DECISIONS, Decision};
 use log::{debug, error, info, warn};
 use metrics::METRICS;
+
+use crate::pick::{self, Candidate};
 
 /// One request, as it ended.
 pub struct Done<'a> {
@@ -85,11 +89,42 @@ pub fn rejected(reason: &'static str) {
 }
 
 /// Why a request went where it went.
-pub fn chosen(id: &str, upstream: &str, cost: f64, reason: &'static str, candidates: usize) {
+pub fn chosen(decision: &Decision<'_>) {
+    DECISIONS.record(decision, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     debug!(
-        id = id, upstream = upstream, cost = cost, reason = reason, candidates = candidates;
+        id = decision.id,
+        model = decision.model.unwrap_or(""),
+        attempt = decision.attempt,
+        session = decision.session.unwrap_or(""),
+        prompt_tokens = decision.tokens,
+        blocks = decision.blocks,
+        upstream = (decision.name)(decision.choice.index),
+        cost = decision.choice.cost,
+        reason = decision.reason(),
+        candidates:% = Terms(decision);
         "upstream chosen"
     );
+}
+
+/// The candidates of a choice with their terms, one after the other.
+struct Terms<'d, 'a>(&'d Decision<'a>);
+
+impl Display for Terms<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, candidate) in self.0.candidates.iter().enumerate() {
+            let gap = if place == 0 { "" } else { "; " };
+            let name = (self.0.name)(candidate.index);
+            let cost = pick::cost(candidate, self.0.knobs);
+            let Candidate { backlog, missing, active, context, weight, astray, hit, uncached, .. } =
+                candidate;
+            write!(f, "{gap}{name} cost {cost:.1} hit {hit} uncached {uncached} missing {missing}")?;
+            write!(
+                f,
+                " backlog {backlog} active {active} context {context} astray {astray} weight {weight}"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// An upstream's cache is empty: nothing is believed of it any more.
@@ -141,6 +176,11 @@ pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
     METRICS.changes.with_label_values(&[upstream, to]).inc();
     let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
     log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
+}
+
+/// Its cache is taken for empty from now on.
+pub fn upstream_began_anew(upstream: &str, why: &'static str) {
+    info!(upstream = upstream, why = why; "upstream has an empty cache");
 }
 
 pub fn upstream_added(upstream: &str, url: &str) {

@@ -11,6 +11,7 @@ mod ratios;
 pub mod sessions;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -18,10 +19,12 @@ use crate::config::types::PrefixIndex;
 use crate::observe;
 use crate::pick::Candidate;
 use crate::prompt::chain::{Blocks, Family};
+use crate::prompt::session::Session;
 use agreement::Agreement;
 use beyond::Beyond;
 use local::{Hits, Index, Prompt, Receipt, Size, Slot};
 use ratios::{BYTES, Ratios};
+use sessions::{Bound, Sessions};
 
 /// The longest chain, in bytes of text: as long as the largest bodies are.
 const LONGEST: usize = 64 << 20;
@@ -39,6 +42,15 @@ pub struct Asked {
     /// Of the prompt, as far as it was seen, and about as many as were not.
     pub seen: u64,
     pub unseen: u64,
+    pub session: Option<Session>,
+}
+
+/// What was learnt of a request that is sent, to be taken back when it never arrives.
+#[derive(Debug)]
+pub struct Learnt {
+    receipt: Option<Receipt>,
+    /// Where its session was before.
+    before: Option<Bound>,
 }
 
 /// An upstream that is there, as it is told to `follow`.
@@ -63,6 +75,8 @@ pub struct State {
     upstreams: Mutex<Vec<Upstream>>,
     ratios: Ratios,
     beyond: Mutex<Beyond>,
+    sessions: Sessions,
+    born: Instant,
 }
 
 /// What is kept of an upstream.
@@ -83,12 +97,18 @@ impl Asked {
     }
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 // === impl State ===
 
 impl State {
-    /// `seed` is random: see `local::Index::new`.
-    pub fn new(config: PrefixIndex, seed: u64) -> Arc<Self> {
+    /// `ttl` is how long a session is known; `seed` is random: see `local::Index::new`.
+    pub fn new(config: PrefixIndex, ttl: Duration, seed: u64) -> Arc<Self> {
         Arc::new(State {
+            sessions: Sessions::new(Sessions::LIMIT, millis(ttl)),
+            born: Instant::now(),
             index: Index::new(config.blocks, seed),
             blocks: Blocks { bytes: config.block_bytes, most: LONGEST / config.block_bytes.max(1) },
             remembers: config.blocks > 0,
@@ -97,6 +117,15 @@ impl State {
             ratios: Ratios::default(),
             beyond: Mutex::default(),
         })
+    }
+
+    /// Another time to live of sessions.
+    pub fn set_ttl(&self, ttl: Duration) {
+        self.sessions.set_ttl(millis(ttl));
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        millis(now.saturating_duration_since(self.born))
     }
 
     /// How prompts are cut; `None` when nothing is remembered.
@@ -156,17 +185,43 @@ impl State {
         }
     }
 
+    /// Puts on each candidate what the request's session loses by going there, after `weigh`: `bonus` times
+    /// what is held where it was last. Where that upstream is no candidate, all are the same to it.
+    pub fn stray(
+        &self,
+        asked: &Asked,
+        bonus: f64,
+        now: Instant,
+        candidates: &mut [Candidate],
+        id: impl Fn(&Candidate) -> usize,
+    ) {
+        let Some(session) = asked.session else { return };
+        let Some(bound) = self.sessions.find(session.key, self.millis(now)) else { return };
+        let Some(last) = candidates.iter().find(|candidate| id(candidate) == bound.upstream) else { return };
+        let tokens = self.prompt(asked).tokens;
+        // Without a chain nobody knows what is held; then it is about what the session had.
+        let known = if asked.chain.is_empty() { bound.tokens } else { tokens.saturating_sub(last.uncached) };
+        let astray = (known.min(tokens) as f64 * bonus) as u64;
+        for candidate in candidates.iter_mut().filter(|candidate| id(candidate) != bound.upstream) {
+            candidate.astray = astray;
+        }
+    }
+
     fn beyond(&self) -> MutexGuard<'_, Beyond> {
         self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The request goes to this upstream.
-    pub fn learn(&self, asked: &Asked, id: usize) -> Option<Receipt> {
-        if !asked.has_chain() {
-            return None;
-        }
-        let slot = self.slot(id)?;
-        Some(self.index.learn(&asked.chain, asked.end, slot))
+    pub fn learn(&self, asked: &Asked, id: usize, now: Instant) -> Learnt {
+        let before = asked.session.and_then(|session| {
+            let (now, tokens) = (self.millis(now), self.prompt(asked).tokens);
+            let before = self.sessions.find(session.key, now);
+            self.sessions.bind(session.key, id, tokens, now);
+            before
+        });
+        let slot = if asked.has_chain() { self.slot(id) } else { None };
+        let receipt = slot.map(|slot| self.index.learn(&asked.chain, asked.end, slot));
+        Learnt { receipt, before }
     }
 
     /// All of a prompt of which only `seen` blocks were known when it was sent: what was behind them.
@@ -180,8 +235,12 @@ impl State {
     }
 
     /// The request never reached the engine.
-    pub fn take_back(&self, asked: &Asked, id: usize, receipt: Receipt) {
-        if let Some(slot) = self.slots.load().get(id).copied().flatten() {
+    pub fn take_back(&self, asked: &Asked, id: usize, learnt: Learnt) {
+        if let Some(session) = asked.session {
+            self.sessions.unbind(session.key, id, learnt.before);
+        }
+        let slot = self.slots.load().get(id).copied().flatten();
+        if let (Some(slot), Some(receipt)) = (slot, learnt.receipt) {
             self.index.take_back(&asked.chain, slot, receipt);
         }
     }

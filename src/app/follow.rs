@@ -36,8 +36,8 @@ fn tell(snapshot: &Snapshot, state: &State) {
         .map(|entry| Present {
             id: entry.upstream.id,
             name: entry.upstream.name(),
-            incarnation: 0,
-            cache_tokens: None,
+            incarnation: entry.incarnation,
+            cache_tokens: entry.cache_tokens,
             model: entry.models.first().map(|card| card.id.as_str()),
         })
         .collect();

@@ -173,6 +173,7 @@ fn health(mut section: Section<'_, '_>, health: &mut Health) {
     set(&mut health.timeout, section.get("timeout", duration_in(PROBE)));
     set(&mut health.fall, section.get("fall", integer_in(PROBES_IN_A_ROW)));
     set(&mut health.rise, section.get("rise", integer_in(PROBES_IN_A_ROW)));
+    set(&mut health.metrics, section.get("metrics", boolean));
 }
 
 /// 0 stands for none in all but the first.

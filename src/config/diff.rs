@@ -94,6 +94,7 @@ mod tests {
             ("balance: {backlog: 7}", "balance"),
             ("peek: {bytes: 4KiB}", "peek"),
             ("health: {interval: 9s}", "health"),
+            ("health: {metrics: false}", "health"),
             ("breaker: {failures: 9}", "breaker"),
             ("timeouts: {connect: 9s}", "timeouts"),
             ("retry: {attempts: 1}", "retry"),

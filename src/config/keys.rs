@@ -49,7 +49,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
         ],
     ),
     ("peek", &["bytes", "max_body", "memory"]),
-    ("health", &["path", "interval", "timeout", "fall", "rise"]),
+    ("health", &["path", "interval", "timeout", "fall", "rise", "metrics"]),
     ("breaker", &["failures", "window", "open", "max_open"]),
     ("timeouts", &["connect", "first_byte", "idle", "total"]),
     ("retry", &["attempts", "backoff", "max_backoff", "budget", "on"]),
@@ -72,7 +72,6 @@ pub const LATER: &[&str] = &[
     "upstreams[].kubernetes",
     "upstreams[].gym",
     "routes",
-    "health.metrics",
     "traces",
 ];
 

@@ -40,6 +40,7 @@ pub fn json(config: &Config) -> Value {
             "timeout": show_duration(health.timeout),
             "fall": health.fall,
             "rise": health.rise,
+            "metrics": health.metrics,
         },
         "breaker": {
             "failures": breaker.failures,

@@ -43,7 +43,7 @@ pub struct Config {
     pub sessions: Sessions,
     pub log: Log,
     pub shutdown: Shutdown,
-    /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
+    /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
     pub expose: bool,
 }
 
@@ -221,6 +221,8 @@ pub struct Health {
     pub fall: u32,
     /// Good probes in a row after which it is ready again.
     pub rise: u32,
+    /// Whether the upstream's own metrics are read too.
+    pub metrics: bool,
 }
 
 impl Default for Health {
@@ -231,6 +233,7 @@ impl Default for Health {
             timeout: Duration::from_secs(2),
             fall: 3,
             rise: 1,
+            metrics: true,
         }
     }
 }

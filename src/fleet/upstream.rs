@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::pace::Pace;
 use super::queue::Queue;
 use super::tls::{self, Secure};
+use super::told::{Foreign, Telling, Told};
 use crate::aggregate::ModelCard;
 use crate::config::types::UpstreamConfig;
 
@@ -53,6 +54,10 @@ pub(super) struct Live {
     pub serves: ArcSwap<Vec<ModelCard>>,
     /// Wakes its prober ahead of time.
     pub doubt: Notify,
+    /// A round of probing went well: its metrics may be read.
+    pub well: Notify,
+    /// What its metrics said.
+    pub told: Told,
     /// Told whenever nothing is in flight any more.
     pub emptied: Notify,
     /// Where requests wait for a place on it.
@@ -97,6 +102,8 @@ impl Upstream {
             wants_answers: AtomicBool::new(false),
             serves: ArcSwap::default(),
             doubt: Notify::new(),
+            well: Notify::new(),
+            told: Told::new(super::now()),
             emptied: Notify::new(),
             queue,
             busy_until: AtomicU64::new(0),
@@ -144,6 +151,16 @@ impl Upstream {
             backlog: gauges.backlog.load(Relaxed),
             context: gauges.context.load(Relaxed),
         }
+    }
+
+    /// What others have in flight on it, by its own metrics; nothing when they are not known, or too old.
+    pub fn foreign(&self, now: Instant) -> Foreign {
+        self.live.told.foreign(now)
+    }
+
+    /// What its metrics said last; `None` when they are not known, or too old.
+    pub fn telling(&self, now: Instant) -> Option<Telling> {
+        self.live.told.telling(now)
     }
 
     /// The address that its name led to; `None` before the first answer of the resolver.
