@@ -17,7 +17,7 @@
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt  route  pick  reply  aggregate  config  fleet::breaker  state::local  sim::{cache,engine} pure
+//! L1   prompt route pick reply aggregate config fleet::breaker state::{local,exchange} sim::{cache,engine} pure
 //! L0   config::{types,secret}  reject  names            vocabulary
 //! ```
 //!
