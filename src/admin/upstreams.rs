@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use super::{answer, not_allowed};
 use crate::config::check;
 use crate::config::types::UpstreamConfig;
+use crate::config::url::decoded;
 use crate::config::values::duration_in;
 use crate::fleet::{Change, Entry, Fleet, Refusal, State};
 
@@ -200,24 +201,6 @@ fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&'r str> {
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
-/// Without percent-encoding; `None` for what is none, or no text.
-fn decoded(written: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(written.len());
-    let mut rest = written.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, after) = after.split_at_checked(2)?;
-        let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
-}
-
 fn row(entry: &Entry) -> Value {
     let load = entry.upstream.load();
     let config = &entry.upstream.config;
@@ -243,26 +226,6 @@ fn row(entry: &Entry) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_decoded() {
-        let table = [
-            ("gpu-1", Some("gpu-1")),
-            ("[::1]:8000", Some("[::1]:8000")),
-            ("%5B%3a%3A1%5D%3A8000", Some("[::1]:8000")),
-            ("/run/vllm.sock", Some("/run/vllm.sock")),
-            ("%2Frun%2Fvllm.sock", Some("/run/vllm.sock")),
-            ("100%25", Some("100%")),
-            ("%", None),
-            ("%2", None),
-            ("%+1", None),
-            ("%zz", None),
-            ("%ff", None),
-        ];
-        for (written, name) in table {
-            assert_eq!(decoded(written).as_deref(), name, "{written}");
-        }
-    }
 
     #[test]
     fn parameters_are_found() {
