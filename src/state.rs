@@ -5,3 +5,4 @@
 
 pub mod exchange;
 pub mod local;
+pub mod redis;

@@ -6,7 +6,8 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
 };
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
@@ -36,6 +37,13 @@ pub struct Metrics {
     pub connections: IntGauge,
     pub in_flight: IntGauge,
     pub peeked_bytes: IntGauge,
+    pub redis_up: IntGauge,
+    pub redis_failures: IntCounterVec,
+    pub exchange_messages: IntCounterVec,
+    pub exchange_bytes: IntCounterVec,
+    pub exchange_lost: IntCounterVec,
+    pub siblings: IntGauge,
+    pub siblings_age: Gauge,
 }
 
 impl Metrics {
@@ -106,6 +114,28 @@ impl Metrics {
             connections: gauge("vllm_lb_connections", "Connections of clients that are open."),
             in_flight: gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
             peeked_bytes: gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
+            redis_up: gauge("vllm_lb_redis_up", "1 while Redis takes in what is said to siblings."),
+            redis_failures: counters(
+                "vllm_lb_redis_failures_total",
+                "What did not work with Redis, by cause.",
+                &["cause"],
+            ),
+            exchange_messages: counters(
+                "vllm_lb_exchange_messages_total",
+                "Messages to siblings and from them.",
+                &["way"],
+            ),
+            exchange_bytes: counters("vllm_lb_exchange_bytes_total", "Their bytes.", &["way"]),
+            exchange_lost: counters(
+                "vllm_lb_exchange_lost_total",
+                "What did not reach a sibling, or could not be used.",
+                &["what"],
+            ),
+            siblings: gauge("vllm_lb_siblings", "Other balancers on the same Redis."),
+            siblings_age: enter(
+                &registry,
+                Gauge::new("vllm_lb_siblings_age_seconds", "Age of the oldest word of a busy sibling."),
+            ),
             registry,
         }
     }

@@ -90,6 +90,11 @@ impl Outbox {
         }
     }
 
+    /// Whether less than half of the room is taken.
+    pub fn has_room(&self) -> bool {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).bytes < self.limit / 2
+    }
+
     /// Takes the oldest events out, of so many bytes; one at the least, when there is one.
     pub fn take(&self, most: usize) -> Vec<Event> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
