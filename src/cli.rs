@@ -5,6 +5,7 @@
 
 pub mod engine;
 mod load;
+pub mod simulate;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -113,6 +114,8 @@ pub struct Args {
 pub enum Command {
     /// Simulated vLLM servers: try, test and demonstrate without a GPU
     Engine(engine::EngineArgs),
+    /// Replay traffic through the routing code on a virtual clock, one row a policy
+    Simulate(simulate::SimulateArgs),
 }
 
 /// What to print, and with which code to end, instead of going on.

@@ -9,10 +9,12 @@ pub mod change;
 pub mod client;
 mod keeper;
 pub mod lease;
+mod pace;
 mod probe;
 pub mod queue;
 pub mod snapshot;
 pub mod tls;
+mod told;
 pub mod upstream;
 
 use std::sync::Arc;
@@ -30,10 +32,11 @@ pub use change::{Change, Refusal};
 use client::Client;
 pub use keeper::Keeper;
 use keeper::Word;
-pub use lease::{Lease, Outcome};
+pub use lease::{Lease, Outcome, Work};
 use queue::Key;
 pub use queue::{Queue, Refused, Turn};
 pub use snapshot::{Entry, Query, Routing, Snapshot};
+pub use told::{Foreign, Telling};
 pub use upstream::Upstream;
 
 /// Words on their way to the keeper, which takes them in within microseconds.

@@ -4,7 +4,8 @@
 //! before the first token. The smallest wins:
 //!
 //! ```text
-//! cost(u) = (backlog * B(u) + missing * M(u) + active * A(u) + context * C(u) + S(u)) / weight(u)
+//! cost(u) = (backlog * B(u) + (missing + stall * A(u)) * M(u) + active * A(u) + context * C(u) + S(u))
+//!           / weight(u)
 //!
 //! B  uncached prompt tokens sent to u whose first byte has not come back yet
 //! M  prompt tokens of this request that u does not hold; what many conversations share counts in part
@@ -14,10 +15,15 @@
 //!    held there, times the session's bonus
 //! ```
 //!
-//! With the default knobs (1, 2, 400, 0.05) and a request of 1,000 tokens that nobody holds:
+//! A prefill is paid for by others too: while it goes on, every answer on u stands still. `stall` is what a
+//! token's time of each of those costs, beside that of the request itself; it is small, since they wait in the
+//! middle of an answer and not for its beginning. Without it, an upstream that answers hundreds is given
+//! prefills that a warm one would be spared, as soon as it has a few requests less.
+//!
+//! With the default knobs (1, 2, 0.1, 400, 0.05) and a request of 1,000 tokens that nobody holds:
 //! an upstream with 3 requests of 2,000 tokens each, all past their first byte, costs
-//! `0 + 2 * 1000 + 400 * 3 + 6000 / 20 = 3500`; an idle one costs `2000`, and wins; one that is idle but
-//! for a prefill of 2,000 tokens still to do costs `2000 + 2000 + 400 + 100 = 4500`.
+//! `0 + (2 + 0.3) * 1000 + 400 * 3 + 6000 / 20 = 3800`; an idle one costs `2000`, and wins; one that is idle
+//! but for a prefill of 2,000 tokens still to do costs `2000 + (2 + 0.1) * 1000 + 400 + 100 = 4600`.
 //!
 //! Costs within 1 % of the smallest count as equal and are drawn from at random, never by position;
 //! a draw falls in proportion to the weights. Round robin is the preset in which nothing costs
@@ -99,7 +105,7 @@ const TIE: f64 = 0.01;
 /// The cost of giving the request to `candidate`, in prompt tokens.
 pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
     let work = knobs.backlog * candidate.backlog as f64
-        + knobs.missing * candidate.missing as f64
+        + (knobs.missing + knobs.stall * candidate.active as f64) * candidate.missing as f64
         + knobs.active * candidate.active as f64
         + knobs.context * candidate.context as f64
         + candidate.astray as f64;
@@ -191,9 +197,9 @@ mod tests {
         let knobs = Balance::default();
         let busy = Candidate { active: 3, context: 6000, ..idle(0) };
         let prefilling = Candidate { backlog: 2000, active: 1, context: 2000, ..idle(1) };
-        assert_eq!(cost(&busy, &knobs), 3500.0);
+        assert_eq!(cost(&busy, &knobs), 3800.0);
         assert_eq!(cost(&idle(2), &knobs), 2000.0);
-        assert_eq!(cost(&prefilling, &knobs), 4500.0);
+        assert_eq!(cost(&prefilling, &knobs), 4600.0);
         let choice = pick(&[busy, prefilling, idle(2)], &knobs, seed(1)).unwrap();
         assert_eq!((choice.index, choice.reason), (2, Reason::Load));
     }
@@ -239,7 +245,7 @@ mod tests {
         let busy = Candidate { active: 2, context: 2000, ..warm };
         let table = [
             (vec![warm, idle(1)], 0, Reason::Load),
-            // 1300 beside 2000 for who is idle; without its hits it would cost 2900.
+            // 1340 beside 2000 for who is idle; without its hits it would cost 3100.
             (vec![busy, idle(1)], 0, Reason::Prefix),
             (vec![Candidate { active: 6, ..busy }, idle(1)], 1, Reason::Load),
             (vec![busy, Candidate { active: 9, ..idle(1) }], 0, Reason::Load),
@@ -254,7 +260,7 @@ mod tests {
     #[test]
     fn a_session_is_drawn_to_where_it_was_and_not_pinned() {
         let astray = |index| Candidate { astray: 900, ..idle(index) };
-        let last = Candidate { active: 2, ..idle(0) };
+        let last = Candidate { active: 1, ..idle(0) };
         let choice = pick(&[last, astray(1)], &Balance::default(), seed(3)).unwrap();
         assert_eq!((choice.index, choice.reason), (0, Reason::Session));
         let saturated = Candidate { active: 9, ..idle(0) };

@@ -43,8 +43,8 @@ async fn what_one_says_all_know() {
     c.send("u2", &chain(1, 12));
     a.until_held("u2", &chain(1, 12), 12).await;
     assert_eq!(a.held("u1", &chain(1, 12)), 9);
-    a.exchange.bind(Binding::Session, "s 1", "u2");
-    a.exchange.bind(Binding::Response, "resp_1", "u1");
+    a.bind(Binding::Session, "s 1", "u2");
+    a.bind(Binding::Response, "resp_1", "u1");
     eventually("bindings are told", async || (c.bound().len() == 2).then_some(())).await;
     assert_eq!(b.exchange.lookup(Binding::Session, "s 1").await.as_deref(), Some("u2"));
     assert_eq!(b.exchange.lookup(Binding::Response, "resp_1").await.as_deref(), Some("u1"));
@@ -66,7 +66,7 @@ async fn who_starts_is_warm_at_once_and_counts_nobody_who_is_gone() {
         a.send("u1", &chain(number, 20));
         a.send("u1", &chain(number, 25));
     }
-    a.exchange.bind(Binding::Session, "kept", "u1");
+    a.bind(Binding::Session, "kept", "u1");
     gone.crash().await;
     a.until_others("u1", 0).await;
     let late = Board::begun(&redis.url(), "late").await;

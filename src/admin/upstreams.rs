@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::{answer, not_allowed};
+use super::{answer, not_allowed, parameter};
 use crate::config::check;
 use crate::config::types::UpstreamConfig;
 use crate::config::url::decoded;
@@ -194,18 +194,11 @@ fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, Refused> {
     wait.map(Some).map_err(|what| Refused::problem(format!("wait: {what}")))
 }
 
-/// A parameter of the query; `""` when it stands there without a value.
-fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&'r str> {
-    let pairs = request.uri().query()?.split('&');
-    let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
-}
-
 fn row(entry: &Entry) -> Value {
     let load = entry.upstream.load();
     let config = &entry.upstream.config;
     let now = Instant::now();
-    json!({
+    let mut row = json!({
         "name": config.name,
         "url": config.url.display(),
         "state": entry.state().label(),
@@ -220,22 +213,21 @@ fn row(entry: &Entry) -> Value {
         "active": load.active,
         "backlog_tokens": load.backlog,
         "context_tokens": load.context,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_are_found() {
-        let request = |query: &str| {
-            let uri = format!("/admin/upstreams/a{query}");
-            Request::builder().uri(uri).body(Bytes::new()).expect("is a URI")
-        };
-        assert_eq!(parameter(&request("?force&wait=3s"), "force"), Some(""));
-        assert_eq!(parameter(&request("?force&wait=3s"), "wait"), Some("3s"));
-        assert_eq!(parameter(&request("?enforce=1"), "force"), None);
-        assert_eq!(parameter(&request(""), "wait"), None);
+        "incarnation": entry.incarnation,
+    });
+    // By its own metrics. What they do not say is left out, or it would be taken for a number.
+    let told = entry.upstream.telling(now);
+    let known = [
+        ("running", told.and_then(|told| told.running).map(Value::from)),
+        ("waiting", told.and_then(|told| told.waiting).map(Value::from)),
+        ("foreign", told.and_then(|told| told.foreign).map(Value::from)),
+        ("kv_usage", told.and_then(|told| told.kv_usage).map(Value::from)),
+        ("cache_tokens", entry.cache_tokens.map(Value::from)),
+    ];
+    for (key, value) in known {
+        if let Some(value) = value {
+            row[key] = value;
+        }
     }
+    row
 }

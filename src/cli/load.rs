@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 
 use super::engine::EngineArgs;
+use super::simulate::SimulateArgs;
 use super::{Args, Command};
 use crate::config::check::{self, Draft};
 use crate::config::expand::Env;
@@ -36,6 +37,7 @@ pub enum Mode {
     /// Say that the configuration is ok, and end.
     Test,
     Engine(Box<EngineArgs>),
+    Simulate(Box<SimulateArgs>),
 }
 
 /// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
@@ -54,14 +56,14 @@ impl std::error::Error for Problems {}
 pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems> {
     let mut warnings = Vec::new();
     let Args { command, demo, test, upgrade, .. } = &args;
-    let (demo, upgrade, engine) = (*demo, *upgrade, command.is_some());
-    let mut draft = match (engine, config_path(&args, env)) {
+    let (demo, upgrade, simulated) = (*demo, *upgrade, command.is_some());
+    let mut draft = match (simulated, config_path(&args, env)) {
         (false, Some((from, path))) => file(&from, &path, env, read),
         _ => check::read("", env),
     };
     logging(&args, env, &mut draft, &mut warnings);
-    if engine {
-        // The simulated engine has no upstreams, no listeners and no state to share.
+    if simulated {
+        // A simulation has no upstreams, no listeners and no state to share.
         draft.upstreams_come_later();
     } else {
         addresses(&args, env, &mut draft);
@@ -71,6 +73,7 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
     let config = draft.finish().map_err(Problems)?;
     let mode = match args.command {
         Some(Command::Engine(engine)) => Mode::Engine(Box::new(engine)),
+        Some(Command::Simulate(simulate)) => Mode::Simulate(Box::new(simulate)),
         None => mode,
     };
     Ok(Loaded { config, mode, demo, upgrade, warnings })

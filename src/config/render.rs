@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::secret::Secret;
-use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Timeouts, UpstreamConfig};
+use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Sessions, Timeouts, UpstreamConfig};
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
@@ -30,6 +30,7 @@ pub fn json(config: &Config) -> Value {
             "preset": balance.preset.name(),
             "backlog": number(balance.backlog),
             "missing": number(balance.missing),
+            "stall": number(balance.stall),
             "share": number(balance.share),
             "active": number(balance.active),
             "context": number(balance.context),
@@ -47,6 +48,7 @@ pub fn json(config: &Config) -> Value {
             "timeout": show_duration(health.timeout),
             "fall": health.fall,
             "rise": health.rise,
+            "metrics": health.metrics,
         },
         "breaker": {
             "failures": breaker.failures,
@@ -64,6 +66,7 @@ pub fn json(config: &Config) -> Value {
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
         "upgrade_socket": config.upgrade_socket.display().to_string(),
+        "sessions": sessions(&config.sessions),
         "log": {
             "format": config.log.format.map(|format| format.name()),
             "level": config.log.level.name(),
@@ -95,6 +98,16 @@ fn retry(retry: &Retry) -> Value {
         "max_backoff": show_duration(retry.max_backoff),
         "budget": number(retry.budget),
         "on": retry.on.names(),
+    })
+}
+
+fn sessions(sessions: &Sessions) -> Value {
+    json!({
+        "headers": sessions.headers,
+        "body": sessions.body,
+        "cookie": sessions.cookie.as_deref().unwrap_or("none"),
+        "bonus": number(sessions.bonus),
+        "ttl": show_duration(sessions.ttl),
     })
 }
 

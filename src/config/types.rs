@@ -7,6 +7,7 @@ use std::fmt;
 mod balance;
 mod redis;
 mod retry;
+mod sessions;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub use balance::{Balance, PrefixIndex, Preset};
 pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
+pub use sessions::Sessions;
 
 use super::secret::Secret;
 
@@ -43,9 +45,10 @@ pub struct Config {
     pub passthrough: Vec<Passthrough>,
     /// Where a process that is to follow this one asks for its listening sockets.
     pub upgrade_socket: PathBuf,
+    pub sessions: Sessions,
     pub log: Log,
     pub shutdown: Shutdown,
-    /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
+    /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
     pub expose: bool,
 }
 
@@ -69,6 +72,7 @@ impl Default for Config {
             threads: 0,
             passthrough: Vec::new(),
             upgrade_socket: UPGRADE_SOCKET.into(),
+            sessions: Sessions::default(),
             log: Log::default(),
             shutdown: Shutdown::default(),
             expose: false,
@@ -224,6 +228,8 @@ pub struct Health {
     pub fall: u32,
     /// Good probes in a row after which it is ready again.
     pub rise: u32,
+    /// Whether the upstream's own metrics are read too.
+    pub metrics: bool,
 }
 
 impl Default for Health {
@@ -234,6 +240,7 @@ impl Default for Health {
             timeout: Duration::from_secs(2),
             fall: 3,
             rise: 1,
+            metrics: true,
         }
     }
 }

@@ -19,6 +19,10 @@ pub struct Entry {
     /// What it serves; remembered while it is down.
     pub models: Arc<Vec<ModelCard>>,
     pub version: Option<Arc<str>>,
+    /// Moves when its cache is to be taken for empty: it restarted, or came back from being gone.
+    pub incarnation: u64,
+    /// Tokens that its cache holds, as it said last.
+    pub cache_tokens: Option<u64>,
     /// It goes when its last request has ended.
     pub removing: bool,
     /// It is enough to ask it at each interval.
@@ -36,7 +40,7 @@ pub struct Query<'a> {
     pub tried: &'a [usize],
     /// Those that were tried may have it again when there is nobody else.
     pub again: bool,
-    /// Of those, the ids of the ones that sent it away: they get it again only when there will be nobody else.
+    /// Of those, the ids of the ones that sent it away: only when nobody else will ever be there.
     pub away: &'a [usize],
     /// The id of the one upstream that may have it.
     pub only: Option<usize>,
@@ -82,7 +86,16 @@ impl Entry {
     pub(super) fn unknown(upstream: Arc<Upstream>) -> Self {
         let rules = Rules { health: Health::default(), breaker: Breaker::default() };
         let standing = Machine::new(super::now()).standing(&rules);
-        Entry { upstream, standing, models: Arc::default(), version: None, removing: false, calm: false }
+        Entry {
+            upstream,
+            standing,
+            models: Arc::default(),
+            version: None,
+            incarnation: 0,
+            cache_tokens: None,
+            removing: false,
+            calm: false,
+        }
     }
 
     /// Takes requests, as far as anybody knows; it may still be full.
@@ -251,7 +264,7 @@ impl Sieve<'_, '_> {
             }
             rank = if query.away.contains(&upstream.id) { Rank::Away } else { Rank::Again };
         }
-        let load = upstream.load();
+        let load = upstream.load_at(self.now);
         let busy = upstream.busy_until(self.now);
         if busy.is_some() || upstream.config.max_active.is_some_and(|most| load.active >= u64::from(most)) {
             let (best, until) = self.full.unwrap_or((rank, None));
@@ -266,12 +279,16 @@ impl Sieve<'_, '_> {
             self.rank = rank;
             self.out.clear();
         }
+        // Others' requests are work like ours; a place is only what ours take.
+        let (siblings, foreign) = (upstream.siblings(), upstream.foreign(self.now));
+        let sum =
+            |own: u64, siblings: u64, foreign: u64| own.saturating_add(siblings).saturating_add(foreign);
         self.out.push(Candidate {
             index,
-            backlog: load.backlog,
+            backlog: sum(load.backlog, siblings.backlog, foreign.tokens),
             missing: query.tokens,
-            active: load.active,
-            context: load.context,
+            active: sum(load.active, siblings.active, foreign.requests),
+            context: sum(load.context, siblings.context, foreign.tokens),
             weight: upstream.config.weight * entry.standing.warmth(self.now),
             astray: 0,
             cold: query.tokens,

@@ -12,8 +12,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Notify;
 
+use super::pace::Pace;
 use super::queue::Queue;
 use super::tls::{self, Secure};
+use super::told::{Foreign, Telling, Told};
 use crate::aggregate::ModelCard;
 use crate::config::types::UpstreamConfig;
 
@@ -41,6 +43,9 @@ pub(super) struct Live {
     pub id: usize,
     /// Written by leases only.
     pub gauges: Gauges,
+    /// What siblings have in flight, by their word.
+    pub siblings: Gauges,
+    pub pace: Pace,
     /// The one request that is let through after a trip is on its way.
     pub trial: AtomicBool,
     /// Answers to requests that have begun.
@@ -51,6 +56,10 @@ pub(super) struct Live {
     pub serves: ArcSwap<Vec<ModelCard>>,
     /// Wakes its prober ahead of time.
     pub doubt: Notify,
+    /// A round of probing went well: its metrics may be read.
+    pub well: Notify,
+    /// What its metrics said.
+    pub told: Told,
     /// Told whenever nothing is in flight any more.
     pub emptied: Notify,
     /// Where requests wait for a place on it.
@@ -81,6 +90,16 @@ pub struct Load {
     pub context: u64,
 }
 
+impl Gauges {
+    pub fn read(&self) -> Load {
+        Load {
+            active: self.active.load(Relaxed),
+            backlog: self.backlog.load(Relaxed),
+            context: self.context.load(Relaxed),
+        }
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -89,11 +108,15 @@ impl Upstream {
         let live = Live {
             id,
             gauges: Gauges::default(),
+            siblings: Gauges::default(),
+            pace: Pace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             wants_answers: AtomicBool::new(false),
             serves: ArcSwap::default(),
             doubt: Notify::new(),
+            well: Notify::new(),
+            told: Told::new(super::now()),
             emptied: Notify::new(),
             queue,
             busy_until: AtomicU64::new(0),
@@ -125,13 +148,40 @@ impl Upstream {
         &self.config.name
     }
 
+    /// What is in flight now.
     pub fn load(&self) -> Load {
+        self.load_at(super::now())
+    }
+
+    pub fn load_at(&self, now: Instant) -> Load {
         let gauges = &self.live.gauges;
-        Load {
-            active: gauges.active.load(Relaxed),
-            backlog: gauges.backlog.load(Relaxed),
-            context: gauges.context.load(Relaxed),
+        match self.live.pace.over(now) {
+            0 => {}
+            over => drop(gauges.backlog.fetch_sub(over, Relaxed)),
         }
+        gauges.read()
+    }
+
+    /// What other balancers have in flight on it, as they said last.
+    pub fn siblings(&self) -> Load {
+        self.live.siblings.read()
+    }
+
+    pub fn set_siblings(&self, load: Load) {
+        let gauges = &self.live.siblings;
+        gauges.active.store(load.active, Relaxed);
+        gauges.backlog.store(load.backlog, Relaxed);
+        gauges.context.store(load.context, Relaxed);
+    }
+
+    /// What others have in flight on it, by its own metrics; nothing when they are not known, or too old.
+    pub fn foreign(&self, now: Instant) -> Foreign {
+        self.live.told.foreign(now)
+    }
+
+    /// What its metrics said last; `None` when they are not known, or too old.
+    pub fn telling(&self, now: Instant) -> Option<Telling> {
+        self.live.told.telling(now)
     }
 
     /// The address that its name led to; `None` before the first answer of the resolver.

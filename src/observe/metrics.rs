@@ -3,12 +3,18 @@
 //! Gauges of upstreams are not kept here; they are read from the leases when somebody asks, so that they
 //! cannot drift.
 
+mod cache;
+mod exchange;
+
 use std::sync::LazyLock;
 
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+
+pub use cache::CacheMetrics;
+pub use exchange::ExchangeMetrics;
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -28,6 +34,8 @@ pub struct Metrics {
     pub changes: IntCounterVec,
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
+    pub cache: CacheMetrics,
+    pub exchange: ExchangeMetrics,
     pub signs_lost: IntCounter,
     pub queue: IntCounterVec,
     pub reloads: IntCounterVec,
@@ -37,106 +45,73 @@ pub struct Metrics {
     pub connections: IntGauge,
     pub in_flight: IntGauge,
     pub peeked_bytes: IntGauge,
-    pub redis_up: IntGauge,
-    pub redis_failures: IntCounterVec,
-    pub exchange_messages: IntCounterVec,
-    pub exchange_bytes: IntCounterVec,
-    pub exchange_lost: IntCounterVec,
-    pub siblings: IntGauge,
-    pub siblings_age: Gauge,
 }
 
 impl Metrics {
     fn new() -> Self {
-        let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let made = IntCounterVec::new(Opts::new(name, help), labels);
-            enter(&registry, made)
-        };
-        let counter = |name: &str, help: &str| enter(&registry, IntCounter::new(name, help));
-        let gauge = |name: &str, help: &str| enter(&registry, IntGauge::new(name, help));
-        let histogram = |name: &str, help: &str| {
-            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
-            enter(&registry, HistogramVec::new(options, &["model"]))
-        };
+        let make = Maker(Registry::new());
         Metrics {
-            requests: counters(
+            requests: make.counters(
                 "vllm_lb_requests_total",
                 "Requests that ended, by how they did.",
                 &["model", "upstream", "status", "outcome"],
             ),
-            seconds: histogram("vllm_lb_request_seconds", "From the request's head to the answer's end."),
-            first_byte: histogram(
+            seconds: make
+                .histogram("vllm_lb_request_seconds", "From the request's head to the answer's end."),
+            first_byte: make.histogram(
                 "vllm_lb_first_byte_seconds",
                 "From the request's head to the first byte of the answer's body.",
             ),
-            rejects: counters("vllm_lb_rejects_total", "Refusals of the balancer's own.", &["reason"]),
-            failures: counters(
+            rejects: make.counters("vllm_lb_rejects_total", "Refusals of the balancer's own.", &["reason"]),
+            failures: make.counters(
                 "vllm_lb_attempt_failures_total",
                 "Attempts that failed before an answer began.",
                 &["upstream", "cause"],
             ),
-            retries: counters(
+            retries: make.counters(
                 "vllm_lb_retries_total",
                 "Attempts that followed a failed one, by its cause.",
                 &["cause"],
             ),
-            broken: counters(
+            broken: make.counters(
                 "vllm_lb_broken_streams_total",
                 "Streams that ended with an error event of the balancer's.",
                 &["upstream"],
             ),
-            changes: counters(
+            changes: make.counters(
                 "vllm_lb_upstream_changes_total",
                 "Changes of an upstream's state, by the new one.",
                 &["upstream", "state"],
             ),
-            probe_failures: counters(
+            probe_failures: make.counters(
                 "vllm_lb_probe_failures_total",
                 "Probes that an upstream did not answer well.",
                 &["upstream"],
             ),
-            busy: counters(
+            busy: make.counters(
                 "vllm_lb_upstream_busy_total",
                 "Answers by which an upstream said that it is full.",
                 &["upstream"],
             ),
-            signs_lost: counter("vllm_lb_signs_lost_total", "Signs of upstreams' health that were too many."),
-            queue: counters(
+            signs_lost: make
+                .counter("vllm_lb_signs_lost_total", "Signs of upstreams' health that were too many."),
+            queue: make.counters(
                 "vllm_lb_queue_total",
                 "Requests that waited for room, by the end of it.",
                 &["end"],
             ),
-            reloads: counters("vllm_lb_reloads_total", "Reloads of the configuration.", &["result"]),
-            queued: gauge("vllm_lb_queued", "Requests that wait for room."),
-            accept_failures: counter("vllm_lb_accept_failures_total", "Connections that could not be taken."),
-            handshake_failures: counter("vllm_lb_handshake_failures_total", "TLS handshakes that failed."),
-            connections: gauge("vllm_lb_connections", "Connections of clients that are open."),
-            in_flight: gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
-            peeked_bytes: gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
-            redis_up: gauge("vllm_lb_redis_up", "1 while Redis takes in what is said to siblings."),
-            redis_failures: counters(
-                "vllm_lb_redis_failures_total",
-                "What did not work with Redis, by cause.",
-                &["cause"],
-            ),
-            exchange_messages: counters(
-                "vllm_lb_exchange_messages_total",
-                "Messages to siblings and from them.",
-                &["way"],
-            ),
-            exchange_bytes: counters("vllm_lb_exchange_bytes_total", "Their bytes.", &["way"]),
-            exchange_lost: counters(
-                "vllm_lb_exchange_lost_total",
-                "What did not reach a sibling, or could not be used.",
-                &["what"],
-            ),
-            siblings: gauge("vllm_lb_siblings", "Other balancers on the same Redis."),
-            siblings_age: enter(
-                &registry,
-                Gauge::new("vllm_lb_siblings_age_seconds", "Age of the oldest word of a busy sibling."),
-            ),
-            registry,
+            reloads: make.counters("vllm_lb_reloads_total", "Reloads of the configuration.", &["result"]),
+            queued: make.gauge("vllm_lb_queued", "Requests that wait for room."),
+            accept_failures: make
+                .counter("vllm_lb_accept_failures_total", "Connections that could not be taken."),
+            handshake_failures: make
+                .counter("vllm_lb_handshake_failures_total", "TLS handshakes that failed."),
+            connections: make.gauge("vllm_lb_connections", "Connections of clients that are open."),
+            in_flight: make.gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
+            peeked_bytes: make.gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
+            cache: CacheMetrics::new(&make),
+            exchange: ExchangeMetrics::new(&make),
+            registry: make.0,
         }
     }
 
@@ -151,15 +126,33 @@ impl Metrics {
     }
 }
 
-/// Registers what was made. Names and labels are constants of this file, so that a failure is a typing
-/// mistake that the first test run finds.
-fn enter<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    made: prometheus::Result<C>,
-) -> C {
-    let collector = made.expect("metric names and labels in this file are valid");
-    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
-    collector
+/// Makes metrics and registers them. Names and labels are constants of these files, so that a failure is a
+/// typing mistake that the first test run finds.
+struct Maker(Registry);
+
+impl Maker {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.enter(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.enter(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.enter(IntGauge::new(name, help))
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+        self.enter(HistogramVec::new(options, &["model"]))
+    }
+
+    fn enter<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let collector = made.expect("metric names and labels in these files are valid");
+        self.0.register(Box::new(collector.clone())).expect("each metric is registered once");
+        collector
+    }
 }
 
 /// Statuses that get a label of their own; others are counted by their class.
@@ -192,30 +185,55 @@ pub fn status_label(status: u16) -> &'static str {
 /// Lines for gauges that are read where they are kept: `name{upstream="…"} value`.
 pub fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
     let mut text = String::new();
-    type Read = fn(&UpstreamGauges<'_>) -> u64;
-    let families: [(&str, &str, Read); 4] = [
-        ("vllm_lb_upstream_ready", "1 while the upstream takes requests.", |row| u64::from(row.ready)),
-        ("vllm_lb_upstream_active", "Requests in flight on the upstream.", |row| row.active),
-        ("vllm_lb_upstream_backlog_tokens", "Prompt tokens whose first byte is awaited.", |row| row.backlog),
-        ("vllm_lb_upstream_context_tokens", "Prompt tokens of requests in flight.", |row| row.context),
+    type Read = fn(&UpstreamGauges<'_>) -> Option<f64>;
+    let families: [(&str, &str, Read); 8] = [
+        ("vllm_lb_upstream_ready", "1 while the upstream takes requests.", |row| {
+            Some(f64::from(u8::from(row.ready)))
+        }),
+        ("vllm_lb_upstream_active", "Requests in flight on the upstream.", |row| Some(row.active as f64)),
+        ("vllm_lb_upstream_backlog_tokens", "Prompt tokens whose first byte is awaited.", |row| {
+            Some(row.backlog as f64)
+        }),
+        ("vllm_lb_upstream_context_tokens", "Prompt tokens of requests in flight.", |row| {
+            Some(row.context as f64)
+        }),
+        ("vllm_lb_upstream_incarnation", "Times that its cache was taken for empty.", |row| {
+            Some(row.incarnation as f64)
+        }),
+        ("vllm_lb_upstream_foreign_requests", "Requests of others on the upstream.", |row| {
+            row.foreign.map(|count| count as f64)
+        }),
+        ("vllm_lb_upstream_kv_usage", "Used share of the upstream's cache, 0 to 1.", |row| row.kv_usage),
+        ("vllm_lb_upstream_cache_tokens", "Tokens that the upstream's cache holds.", |row| {
+            row.cache_tokens.map(|tokens| tokens as f64)
+        }),
     ];
     for (name, help, read) in families {
+        if rows.iter().all(|row| read(row).is_none()) {
+            continue;
+        }
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
         for row in rows {
+            let Some(value) = read(row) else { continue };
             let escaped = row.upstream.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            text.push_str(&format!("{name}{{upstream=\"{escaped}\"}} {}\n", read(row)));
+            text.push_str(&format!("{name}{{upstream=\"{escaped}\"}} {value}\n"));
         }
     }
     text
 }
 
-/// What one upstream's gauges say now.
+/// What one upstream's gauges say now; what is not known is left out.
+#[derive(Clone, Copy)]
 pub struct UpstreamGauges<'a> {
     pub upstream: &'a str,
     pub ready: bool,
     pub active: u64,
     pub backlog: u64,
     pub context: u64,
+    pub incarnation: u64,
+    pub foreign: Option<u64>,
+    pub kv_usage: Option<f64>,
+    pub cache_tokens: Option<u64>,
 }
 
 #[cfg(test)]
@@ -227,8 +245,22 @@ mod tests {
         METRICS.rejects.with_label_values(&["path"]).inc();
         let text = String::from_utf8(METRICS.render()).unwrap();
         assert!(text.contains("# TYPE vllm_lb_rejects_total counter"));
-        let row = UpstreamGauges { upstream: "a\"b\n", ready: true, active: 2, backlog: 3, context: 4 };
-        let text = upstream_gauges(&[row]);
+        let row = UpstreamGauges {
+            upstream: "a\"b\n",
+            ready: true,
+            active: 2,
+            backlog: 3,
+            context: 4,
+            incarnation: 0,
+            foreign: None,
+            kv_usage: Some(0.25),
+            cache_tokens: None,
+        };
+        let known = UpstreamGauges { upstream: "b", foreign: Some(0), ..row };
+        let text = upstream_gauges(&[row, known]);
         assert!(text.contains("vllm_lb_upstream_active{upstream=\"a\\\"b\\n\"} 2\n"), "{text}");
+        assert!(text.contains("vllm_lb_upstream_kv_usage{upstream=\"b\"} 0.25\n"), "{text}");
+        assert!(text.contains(" gauge\nvllm_lb_upstream_foreign_requests{upstream=\"b\"} 0\n"), "{text}");
+        assert!(!text.contains("cache_tokens"), "{text}");
     }
 }

@@ -58,7 +58,7 @@
 //!
 //! Never: a tree of the document, an allocation for a message, recursion, a panic.
 
-mod cursor;
+pub(super) mod cursor;
 mod ids;
 mod media;
 mod rest;

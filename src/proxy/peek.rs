@@ -13,11 +13,16 @@ use pingora::{Error, ErrorSource, ErrorType};
 use tokio::time::{Instant, timeout_at};
 
 use super::memory::{Memory, Reservation};
-use crate::config::types::Peek;
+use super::prompt::{self, Rest};
+use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
+use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::prompt::session;
 use crate::reject::Reject;
+use crate::route::paths::Api;
+use crate::state::Asked;
 
 /// How long a client may take for the first piece of what is peeked.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,7 +35,8 @@ const FIRST: u64 = 64 << 10;
 
 /// Where the body names its model.
 pub enum Shape {
-    Json,
+    /// Of this interface.
+    Json(Api),
     /// With the whole value of `content-type`, which names the boundary.
     Multipart(String),
     /// Not looked into.
@@ -41,8 +47,9 @@ pub enum Shape {
 #[derive(Default)]
 pub struct Wish {
     pub model: Wanted,
-    /// About how many prompt tokens the request brings.
-    pub tokens: u64,
+    pub asked: Asked,
+    pub rest: Option<Box<Rest>>,
+    pub streams: bool,
     pub previous_response_id: Option<String>,
     /// The caller has chosen the upstream: its keys and values lie there.
     pub pinned: bool,
@@ -87,6 +94,10 @@ pub enum Failure {
 pub struct Peeker {
     pub limits: Peek,
     pub memory: Arc<Memory>,
+    /// How prompts are cut; none are read where it does not matter what an upstream holds.
+    pub blocks: Option<Blocks>,
+    /// Where requests say their session.
+    pub sessions: Sessions,
 }
 
 impl Peeker {
@@ -100,11 +111,13 @@ impl Peeker {
         }
     }
 
-    /// `model_decides`: without the model the request cannot be sent anywhere.
+    /// `model_decides`: without the model the request cannot be sent anywhere. `named`: the session that the
+    /// path named.
     pub async fn peek(
         &self,
         session: &mut Session,
         shape: Shape,
+        named: Option<&str>,
         model_decides: bool,
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
@@ -132,7 +145,14 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let wish = reader.looker.wish(reader.body.bytes(), whole, declared);
+        let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
+        let request = session::Request {
+            path: named,
+            headers: &session.req_header().headers,
+            body: reader.looker.scanner().map(|scanner| (reader.body.bytes(), scanner)),
+            model: wish.asked.model.as_deref().unwrap_or_default(),
+        };
+        wish.asked.session = request.session(&self.sessions);
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
     }
 }
@@ -239,7 +259,7 @@ impl Body {
 /// Looks for the model as the bytes come.
 #[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
 enum Looker {
-    Json(Scanner),
+    Json(Scanner, Api),
     Multipart(FormScanner),
     Opaque,
 }
@@ -247,15 +267,22 @@ enum Looker {
 impl Looker {
     fn new(shape: Shape) -> Self {
         match shape {
-            Shape::Json => Looker::Json(Scanner::new()),
+            Shape::Json(api) => Looker::Json(Scanner::new(), api),
             Shape::Multipart(kind) => FormScanner::new(&kind).map_or(Looker::Opaque, Looker::Multipart),
             Shape::Opaque => Looker::Opaque,
         }
     }
 
+    fn scanner(&self) -> Option<&Scanner> {
+        match self {
+            Looker::Json(scanner, _) => Some(scanner),
+            Looker::Multipart(_) | Looker::Opaque => None,
+        }
+    }
+
     fn look(&mut self, body: &[u8]) {
         match self {
-            Looker::Json(scanner) => scanner.scan(body),
+            Looker::Json(scanner, _) => scanner.scan(body),
             Looker::Multipart(scanner) => scanner.scan(body),
             Looker::Opaque => {}
         }
@@ -264,7 +291,7 @@ impl Looker {
     /// The model has not come, and may yet.
     fn wants_more(&self, body: &[u8]) -> bool {
         match self {
-            Looker::Json(scanner) => {
+            Looker::Json(scanner, _) => {
                 scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
             }
             Looker::Multipart(scanner) => {
@@ -275,9 +302,15 @@ impl Looker {
         }
     }
 
-    fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
+    fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>, blocks: Option<Blocks>) -> Wish {
         match self {
-            Looker::Json(scanner) => json_wish(&scanner.facts(body), body, whole, declared),
+            Looker::Json(scanner, api) => {
+                let facts = scanner.facts(body);
+                let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
+                let dialect = prompt::dialect(*api, &facts);
+                let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
+                Wish { asked, rest, ..json_wish(&facts, body, whole) }
+            }
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
                 Wish { model: wanted(&facts.model, facts.state, whole), ..Wish::default() }
@@ -297,21 +330,19 @@ fn wanted(model: &Model<'_>, state: Progress, whole: bool) -> Wanted {
     }
 }
 
-fn json_wish(facts: &Facts<'_>, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
+fn json_wish(facts: &Facts<'_>, body: &[u8], whole: bool) -> Wish {
     let model = match body.trim_ascii_start().first() {
         Some(b'{' | b'\xef') => wanted(&facts.model, facts.state, whole),
         // A list, a number: an upstream will say what a request must be.
         _ => Wanted::Unreadable,
     };
-    // What lies behind the peek is prompt in the same share as what was read.
-    let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
-    let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });
     let previous = facts.previous_response_id.as_ref().filter(|id| !id.is_empty());
     Wish {
         model,
-        tokens: prompt / 4,
+        streams: facts.stream,
         previous_response_id: previous.map(|id| id.clone().into_owned()),
         pinned: facts.kv_transfer(),
+        ..Wish::default()
     }
 }
 

@@ -262,6 +262,16 @@ impl Engine {
         self.cache.held(chain)
     }
 
+    /// Requests whose prompt is not computed yet, in order, and the tokens left; `None`: it has not begun.
+    pub fn prefills(&self) -> impl Iterator<Item = (u64, Option<usize>)> {
+        let left = |seq: &Sequence| (seq.request.id, Some(seq.request.prompt_tokens - seq.computed));
+        self.running
+            .iter()
+            .filter(|seq| !seq.is_decoding())
+            .map(left)
+            .chain(self.waiting.iter().map(|seq| (seq.request.id, None)))
+    }
+
     /// Takes a request in. It begins at once when no step is under way.
     pub fn submit(&mut self, now: f64, request: Request) -> Result<(), Refused> {
         let blocks = (request.prompt_tokens + request.output_tokens).div_ceil(self.limits.block_size);

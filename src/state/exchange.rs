@@ -103,6 +103,8 @@ pub struct Bound<'a> {
     pub kind: Binding,
     pub key: &'a str,
     pub upstream: &'a str,
+    /// Of its last request there.
+    pub tokens: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,7 +137,7 @@ pub trait Memory: Send + Sync {
     fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>>;
 
     /// A sibling bound a session or a response.
-    fn bound(&self, kind: Binding, key: &str, upstream: &str);
+    fn bound(&self, bound: &Bound<'_>);
 
     /// The list of members, as it is now: a text for each upstream that was ever changed at run time.
     fn members(&self, all: &HashMap<String, String>);
@@ -243,6 +245,7 @@ impl<'a> Message<'a> {
             part.push(bound.kind.number());
             put_bytes(&mut part, bound.key.as_bytes());
             put_number(&mut part, names.number(bound.upstream));
+            put_number(&mut part, bound.tokens);
         }
         if !part.is_empty() {
             put_part(out, kind::BOUND, &part);
@@ -324,8 +327,8 @@ fn learnt<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Learnt<'a>> {
 
 /// Inside there is nothing for a kind of binding that is not known.
 fn bound<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Option<Bound<'a>>> {
-    let (kind, key, upstream) = (part.byte()?, part.text()?, name(part, names)?);
-    Some(Binding::numbered(kind).map(|kind| Bound { kind, key, upstream }))
+    let (kind, key, upstream, tokens) = (part.byte()?, part.text()?, name(part, names)?, part.number()?);
+    Some(Binding::numbered(kind).map(|kind| Bound { kind, key, upstream, tokens }))
 }
 
 fn ask<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Ask<'a>> {

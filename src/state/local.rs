@@ -152,7 +152,7 @@ impl Index {
     pub fn lookup(&self, chain: &[u64], out: &mut Hits) {
         let columns = &self.columns;
         let words = columns.words.load(Acquire);
-        out.begin(chain.len(), columns.most.load(Acquire));
+        out.begin(chain.len(), columns.most.load(Acquire), self.blocks.conversations());
         let mut leading = std::mem::take(&mut out.leading);
         leading.clear();
         leading.extend(columns.used[..words].iter().map(|word| word.load(Acquire)));
@@ -163,7 +163,7 @@ impl Index {
                 break;
             }
             let branches = self.blocks.branches(at);
-            let mut any = 0;
+            let mut holding = 0;
             for (word, leads) in leading.iter_mut().enumerate() {
                 let holders = self.blocks.holders(at, word);
                 // The place may have gone to another block meanwhile.
@@ -172,12 +172,12 @@ impl Index {
                     columns.each(word, *leads & !holders, |slot| out.ends(slot));
                     *leads &= holders;
                 }
-                any |= *leads;
+                holding += leads.count_ones();
             }
-            if any == 0 {
+            if holding == 0 {
                 break;
             }
-            out.saw(branches);
+            out.saw(branches, holding);
         }
         for (word, leads) in leading.iter().enumerate() {
             columns.each(word, *leads, |slot| out.ends(slot));

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
-use super::exchange::{Binding, Event, Memory, Outbox, Row, Siblings};
+use super::exchange::{Binding, Memory, Outbox, Row, Siblings};
 use crate::config::types::{RedisOptions, RedisUrl};
 use crate::observe;
 use connect::{Link, PATIENCE};
@@ -38,9 +38,6 @@ use hear::Ear;
 use members::Members;
 use speak::Mouth;
 use trouble::{Trouble, Troubles};
-
-/// What requests may leave unsaid, in bytes; a tick's worth is a thousandth of it.
-const UNSAID: usize = 4 << 20;
 
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -88,7 +85,7 @@ pub struct Exchange {
     settings: Settings,
     keys: Keys,
     memory: Arc<dyn Memory>,
-    outbox: Outbox,
+    outbox: Arc<Outbox>,
     siblings: Mutex<Siblings>,
     members: Members,
     /// A sibling has changed the list of members.
@@ -128,13 +125,14 @@ impl Keys {
 // === impl Exchange: for requests, and for the admin interface ===
 
 impl Exchange {
-    pub fn new(settings: Settings, memory: Arc<dyn Memory>) -> Arc<Self> {
+    /// `outbox` is where requests put what they have to say.
+    pub fn new(settings: Settings, memory: Arc<dyn Memory>, outbox: Arc<Outbox>) -> Arc<Self> {
         let id = RandomState::new().hash_one(0u64);
         Arc::new(Exchange {
             id,
             keys: Keys::new(&settings.options.prefix),
             memory,
-            outbox: Outbox::new(UNSAID),
+            outbox,
             siblings: Mutex::new(Siblings::new(id, settings.options.gauge_ttl)),
             members: Members::default(),
             members_news: AtomicBool::new(false),
@@ -144,17 +142,6 @@ impl Exchange {
             begun: watch::Sender::new(false),
             settings,
         })
-    }
-
-    /// An upstream was sent a chain of which only this tail was new.
-    pub fn learnt(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) {
-        let (upstream, hashes) = (upstream.into(), hashes.into());
-        self.outbox.put(Event::Learnt { upstream, parent, hashes, end });
-    }
-
-    /// A session, or a stored response, is at this upstream.
-    pub fn bind(&self, kind: Binding, key: &str, upstream: &str) {
-        self.outbox.put(Event::Bound { kind, key: key.into(), upstream: upstream.into() });
     }
 
     /// Where a session or a response is, as any balancer has said; waits for no longer than 50 ms.

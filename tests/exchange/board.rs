@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use vllm_lb::config::{redis, types::RedisOptions};
-use vllm_lb::state::exchange::{Binding, Gauges, Memory};
+use vllm_lb::state::exchange::{Binding, Bound, Event, Gauges, Memory, Outbox};
 use vllm_lb::state::local::{Hits, Index, Slot};
 use vllm_lb::state::redis::{Exchange, Settings};
 
@@ -16,6 +16,7 @@ use crate::common::eventually;
 pub struct Board {
     pub memory: Arc<Mind>,
     pub exchange: Arc<Exchange>,
+    outbox: Arc<Outbox>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -65,10 +66,11 @@ impl Board {
             bound: Mutex::default(),
             members: Mutex::default(),
         });
-        let exchange = Exchange::new(settings, memory.clone());
+        let outbox = Arc::<Outbox>::default();
+        let exchange = Exchange::new(settings, memory.clone(), outbox.clone());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(exchange.clone().run(stopped));
-        Board { memory, exchange, stop, task }
+        Board { memory, exchange, outbox, stop, task }
     }
 
     /// Starts, and waits until it has heard what there is.
@@ -87,7 +89,13 @@ impl Board {
     pub fn send(&self, upstream: &str, chain: &[u64]) {
         let receipt = self.memory.index.learn(chain, None, self.memory.slot(upstream));
         let (parent, new) = receipt.news(chain);
-        self.exchange.learnt(upstream, parent, new, receipt.end());
+        self.outbox.put(Event::learnt(upstream, parent, new, receipt.end()));
+    }
+
+    /// A session, or a response, is at this upstream.
+    pub fn bind(&self, kind: Binding, key: &str, upstream: &str) {
+        let (key, upstream) = (key.into(), upstream.into());
+        self.outbox.put(Event::Bound { kind, key, upstream, tokens: 7, keep: true });
     }
 
     /// Blocks of the chain that an upstream is believed to hold.
@@ -174,8 +182,9 @@ impl Memory for Mind {
         self.index.chain_to(hash, self.slot(upstream))
     }
 
-    fn bound(&self, _: Binding, key: &str, upstream: &str) {
-        self.bound.lock().expect("no panic").push((key.into(), upstream.into()));
+    fn bound(&self, bound: &Bound<'_>) {
+        assert_eq!(bound.tokens, 7);
+        self.bound.lock().expect("no panic").push((bound.key.into(), bound.upstream.into()));
     }
 
     fn members(&self, all: &HashMap<String, String>) {

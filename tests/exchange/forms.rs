@@ -10,7 +10,7 @@ async fn meet(url: &str) {
     let (a, b) = (Board::begun(url, "a").await, Board::begun(url, "b").await);
     a.set("u1", 3);
     b.until_others("u1", 3).await;
-    a.exchange.bind(Binding::Session, "s", "u1");
+    a.bind(Binding::Session, "s", "u1");
     a.exchange.put_member("u9", "added".into());
     b.until_member("u9", Some("added")).await;
     eventually("the session is kept", async || b.exchange.lookup(Binding::Session, "s").await).await;

@@ -15,6 +15,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("state", Level::Running),
     // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
     ("state::local", Level::Pure),
+    ("state::sessions", Level::Pure),
     // So does what siblings say to each other, where it is collected and laid together.
     ("state::exchange", Level::Pure),
     ("observe", Level::Record),
@@ -29,10 +30,13 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("sim", Level::Pure),
     ("sim::cache", Level::Pure),
     ("sim::engine", Level::Pure),
+    ("sim::dice", Level::Pure),
+    ("sim::replay", Level::Pure),
     ("config::types", Level::Word),
     ("config::secret", Level::Word),
     ("reject", Level::Word),
     ("names", Level::Word),
+    ("rate", Level::Word),
 ];
 
 /// Arrows within a level, from and to. Whoever adds one makes a change that is seen.
@@ -43,8 +47,14 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("route", "prompt"),
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
+    ("config::types", "names"),
     // What the index found is put on the formula's candidates.
     ("state::local", "pick"),
+    // A replay is the real choice and the real index over simulated engines.
+    ("sim::replay", "sim::dice"),
+    ("sim::replay", "sim::engine"),
+    ("sim::replay", "state::local"),
+    ("sim::replay", "pick"),
 ];
 
 /// What the pure modules must not name: time, chance and the world come in as arguments.

@@ -10,13 +10,16 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Ask, Binding, Bound, Learnt, Message};
 
+/// What may be left unsaid, in bytes; a tick's worth is a thousandth of it.
+const UNSAID: usize = 4 << 20;
+
 /// Something that siblings are to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// An upstream was sent a chain: all up to `parent`, and these behind it.
     Learnt { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
-    /// A session, or a stored response, is at this upstream.
-    Bound { kind: Binding, key: Box<str>, upstream: Box<str> },
+    /// A session, or a stored response, is at this upstream; with `keep` it is to be found by its key.
+    Bound { kind: Binding, key: Box<str>, upstream: Box<str>, tokens: u64, keep: bool },
     /// A sibling is to say this chain whole.
     Ask { balancer: u64, upstream: Box<str>, hash: u64 },
     /// The list of members has changed.
@@ -39,6 +42,10 @@ struct Pending {
 // === impl Event ===
 
 impl Event {
+    pub fn learnt(upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> Self {
+        Event::Learnt { upstream: upstream.into(), parent, hashes: hashes.into(), end }
+    }
+
     /// Bytes of memory, and more than it takes on the wire.
     fn weight(&self) -> usize {
         let own = match self {
@@ -57,8 +64,8 @@ impl Event {
                 let hashes = Cow::Borrowed(&**hashes);
                 message.learnt.push(Learnt { upstream, parent: *parent, hashes, end: *end });
             }
-            Event::Bound { kind, key, upstream } => {
-                message.bound.push(Bound { kind: *kind, key, upstream });
+            Event::Bound { kind, key, upstream, tokens, .. } => {
+                message.bound.push(Bound { kind: *kind, key, upstream, tokens: *tokens });
             }
             Event::Ask { balancer, upstream, hash } => {
                 message.asks.push(Ask { balancer: *balancer, upstream, hash: *hash });
@@ -70,7 +77,14 @@ impl Event {
 
 // === impl Outbox ===
 
+impl Default for Outbox {
+    fn default() -> Self {
+        Outbox::new(UNSAID)
+    }
+}
+
 impl Outbox {
+    /// Keeps at most so many bytes.
     pub fn new(limit: usize) -> Self {
         Outbox { limit, pending: Mutex::default(), dropped: AtomicU64::new(0) }
     }

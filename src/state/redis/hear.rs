@@ -156,7 +156,7 @@ impl Exchange {
             }
         }
         for bound in &message.bound {
-            self.memory.bound(bound.kind, bound.key, bound.upstream);
+            self.memory.bound(bound);
         }
         if message.members {
             self.members_news.store(true, Relaxed);
@@ -177,7 +177,7 @@ impl Exchange {
     fn say_whole(&self, upstream: &str, hash: u64) {
         // What requests have to say goes before; who asked will ask again.
         if let Some(chain) = self.memory.chain_to(upstream, hash).filter(|_| self.outbox.has_room()) {
-            self.learnt(upstream, None, &chain, None);
+            self.outbox.put(Event::learnt(upstream, None, &chain, None));
         }
     }
 }

@@ -164,7 +164,7 @@ impl Exchange {
     fn keep(&self, events: &[Event], commands: &mut Pipeline) {
         let seconds = self.settings.bindings.as_secs().max(1);
         for event in events {
-            if let Event::Bound { kind, key, upstream } = event {
+            if let Event::Bound { kind, key, upstream, keep: true, .. } = event {
                 let key = self.keys.binding(*kind, key);
                 commands.cmd("SET").arg(key).arg(&**upstream).arg("EX").arg(seconds).ignore();
             }

@@ -1,0 +1,160 @@
+//! What was sent, taken back, forgotten and counted, through the one door.
+
+use super::*;
+use crate::prompt::session::Source;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Blocks of 100 bytes.
+fn state() -> Arc<State> {
+    State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, HOUR, 7)
+}
+
+fn learn(state: &State, asked: &Asked, id: usize) -> Learnt {
+    state.learn(asked, id, Instant::now())
+}
+
+fn asked(chain: &[u64]) -> Asked {
+    let seen = chain.len() as u64 * 100 + 40;
+    Asked { model: Some("m".into()), chain: chain.to_vec(), seen, ..Asked::default() }
+}
+
+fn present(id: usize) -> Present<'static> {
+    Present { id, name: "u", incarnation: 0, cache_tokens: None, model: Some("m") }
+}
+
+/// Upstreams 0 to 2.
+fn candidates(state: &State, asked: &Asked) -> Vec<Candidate> {
+    let tokens = state.prompt(asked).tokens;
+    let stranger = |index| Candidate {
+        index,
+        backlog: 0,
+        missing: tokens,
+        active: 0,
+        context: 0,
+        weight: 1.0,
+        astray: 0,
+        cold: tokens,
+        hit: 0,
+        uncached: tokens,
+    };
+    let mut candidates: Vec<Candidate> = (0..3).map(stranger).collect();
+    state.weigh(asked, 2.0, &mut Hits::default(), &mut candidates, |candidate| candidate.index);
+    state.stray(asked, 0.5, Instant::now(), &mut candidates, |candidate| candidate.index);
+    candidates
+}
+
+/// What upstreams 0 to 2 hold of the prompt, in blocks, and the tokens that are left to prefill.
+fn weigh(state: &State, asked: &Asked) -> Vec<(u64, u64)> {
+    candidates(state, asked).iter().map(|candidate| (candidate.hit, candidate.uncached)).collect()
+}
+
+fn astray(state: &State, asked: &Asked) -> Vec<u64> {
+    candidates(state, asked).iter().map(|candidate| candidate.astray).collect()
+}
+
+#[test]
+fn what_was_sent_is_held_by_whom_it_was_sent_to() {
+    let state = state();
+    learn(&state, &asked(&[1, 2]), 1);
+    // 340 bytes are 85 tokens, a block is 25.
+    assert_eq!(weigh(&state, &asked(&[1, 2, 3])), [(0, 85), (2, 35), (0, 85)]);
+    assert_eq!(weigh(&state, &asked(&[4])), [(0, 35); 3]);
+}
+
+#[test]
+fn what_never_arrived_is_taken_back() {
+    let state = state();
+    let prompt = asked(&[1, 2]);
+    let learnt = learn(&state, &prompt, 0);
+    state.take_back(&prompt, 0, learnt);
+    assert_eq!(weigh(&state, &prompt), [(0, 60); 3]);
+}
+
+#[test]
+fn a_restart_or_a_leave_is_forgotten() {
+    let state = state();
+    state.follow(&[present(0), present(1)]);
+    let prompt = asked(&[1, 2]);
+    learn(&state, &prompt, 0);
+    learn(&state, &prompt, 1);
+    state.follow(&[present(0), present(1)]);
+    assert_eq!(weigh(&state, &prompt)[..2], [(2, 10), (2, 10)]);
+    state.follow(&[Present { incarnation: 1, ..present(0) }, present(1)]);
+    assert_eq!(weigh(&state, &prompt)[..2], [(0, 60), (2, 10)]);
+    state.follow(&[Present { incarnation: 1, ..present(0) }, present(2)]);
+    assert_eq!(weigh(&state, &prompt), [(0, 60); 3]);
+}
+
+#[test]
+fn an_upstream_holds_no_more_than_its_engines_cache() {
+    let state = state();
+    // A hundred tokens are four blocks.
+    state.follow(&[Present { cache_tokens: Some(100), ..present(0) }]);
+    learn(&state, &asked(&[1, 2]), 0);
+    learn(&state, &asked(&[3, 4, 5, 6]), 0);
+    assert_eq!(weigh(&state, &asked(&[1, 2]))[0].0, 0);
+    assert_eq!(weigh(&state, &asked(&[3, 4, 5, 6]))[0].0, 4);
+}
+
+#[test]
+fn tokens_are_counted_as_answers_say() {
+    let state = state();
+    let prompt = asked(&[1, 2]);
+    (0..2000).for_each(|_| state.counted(&prompt, 120));
+    // Two bytes are a token: there were 120 of 240 bytes.
+    let tokens = state.prompt(&prompt);
+    assert!((119..=121).contains(&tokens.tokens), "{tokens:?}");
+    let ids = Asked { family: Family::Tokens, ..asked(&[1, 2]) };
+    assert_eq!(state.prompt(&ids).tokens, 60, "ids need no estimate");
+    assert_eq!(state.prompt(&Asked { model: None, ..asked(&[1, 2]) }).tokens, 60);
+}
+
+#[test]
+fn who_holds_all_that_was_seen_holds_what_it_was_sent_behind_it() {
+    let state = state();
+    let whole = asked(&[1, 2, 3, 4]);
+    learn(&state, &asked(&[1, 2]), 1);
+    state.learn_rest(&whole, 2, 1);
+    assert_eq!(weigh(&state, &whole)[1], (4, 10));
+    let cut = Asked { unseen: 400, ..asked(&[1, 2]) };
+    // Of 160 tokens it holds two blocks that were seen, and two behind them.
+    assert_eq!(weigh(&state, &cut)[..2], [(0, 160), (2, 60)]);
+    let other = Asked { unseen: 400, ..asked(&[1, 9]) };
+    assert_eq!(weigh(&state, &other)[1], (1, 135));
+}
+
+#[test]
+fn an_engine_that_holds_far_less_than_is_believed_loses_the_oldest() {
+    let state = state();
+    for block in 0..10 {
+        learn(&state, &asked(&[block * 10 + 1, block * 10 + 2]), 0);
+    }
+    (0..40).for_each(|_| state.compared(0, "u", 10_000, 0));
+    assert_eq!(weigh(&state, &asked(&[1, 2]))[0].0, 0);
+    assert_eq!(weigh(&state, &asked(&[91, 92]))[0].0, 2);
+    learn(&state, &asked(&(200..230).collect::<Vec<u64>>()), 0);
+    assert_eq!(weigh(&state, &asked(&(200..230).collect::<Vec<u64>>()))[0].0, 30, "its limit is as before");
+}
+
+#[test]
+fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
+    let state = state();
+    let session = Some(Session { key: 7, source: Source::Header });
+    let turn = |chain: &[u64]| Asked { session, ..asked(chain) };
+    assert_eq!(astray(&state, &turn(&[1, 2])), [0; 3]);
+    learn(&state, &turn(&[1, 2]), 1);
+    // Two blocks are fifty tokens.
+    assert_eq!(astray(&state, &turn(&[1, 2, 3, 4])), [25, 0, 25]);
+    assert_eq!(astray(&state, &asked(&[1, 2, 3, 4])), [0; 3], "another session");
+    let opaque = Asked { chain: Vec::new(), ..turn(&[1, 2, 3, 4]) };
+    assert_eq!(astray(&state, &opaque), [30, 0, 30], "its last prompt had sixty tokens");
+    let lost = learn(&state, &turn(&[1, 2, 3]), 2);
+    assert_eq!(astray(&state, &opaque), [42, 42, 0]);
+    state.take_back(&turn(&[1, 2, 3]), 2, lost);
+    assert_eq!(astray(&state, &opaque), [30, 0, 30], "it never arrived");
+    let later = Instant::now() + 2 * HOUR;
+    let mut there = candidates(&state, &asked(&[1, 2]));
+    state.stray(&opaque, 0.5, later, &mut there, |candidate| candidate.index);
+    assert!(there.iter().all(|candidate| candidate.astray == 0), "too long ago");
+}
