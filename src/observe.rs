@@ -345,6 +345,12 @@ pub fn lookup_failed() {
     METRICS.exchange.lost.with_label_values(&["lookup"]).inc();
 }
 
+/// What a sibling has changed cannot be done here.
+pub fn member_unusable(upstream: &str, why: &str) {
+    METRICS.exchange.lost.with_label_values(&["member"]).inc();
+    warn!(upstream = upstream, error = why; "a sibling's change of an upstream cannot be taken over");
+}
+
 /// Who is there besides us, and how old in seconds the oldest word is that counts.
 pub fn siblings(count: usize, age: f64) {
     METRICS.exchange.siblings.set(i64::try_from(count).unwrap_or(i64::MAX));

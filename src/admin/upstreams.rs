@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::desk::Desk;
 use super::{answer, not_allowed, parameter};
 use crate::config::check;
 use crate::config::types::UpstreamConfig;
@@ -57,26 +58,26 @@ fn told(answered: Answered) -> Response<Bytes> {
 }
 
 /// Calls of the list.
-pub async fn all(fleet: &Fleet, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn all(desk: &Desk<'_>, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => {
-            let rows: Vec<Value> = fleet.snapshot().entries.iter().map(row).collect();
+            let rows: Vec<Value> = desk.fleet.snapshot().entries.iter().map(row).collect();
             answer(StatusCode::OK, &rows.into())
         }
-        Method::POST => told(add(fleet, request).await),
+        Method::POST => told(add(desk, request).await),
         _ => not_allowed("GET, POST"),
     }
 }
 
 /// Calls of one upstream, by its name as it stands in the path.
-pub async fn one(fleet: &Fleet, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn one(desk: &Desk<'_>, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     let Some(name) = decoded(written) else {
         return told(Err(Refused::problem("the upstream's name is not percent-encoded UTF-8")));
     };
     told(match *request.method() {
-        Method::GET => show(fleet, &name, StatusCode::OK),
-        Method::PATCH => alter(fleet, &name, request).await,
-        Method::DELETE => remove(fleet, &name, request).await,
+        Method::GET => show(desk.fleet, &name, StatusCode::OK),
+        Method::PATCH => alter(desk, &name, request).await,
+        Method::DELETE => remove(desk, &name, request).await,
         _ => return not_allowed("GET, PATCH, DELETE"),
     })
 }
@@ -91,7 +92,8 @@ fn is_ready(entry: &Entry) -> bool {
     entry.state() == State::Ready
 }
 
-async fn add(fleet: &Fleet, request: &Request<Bytes>) -> Answered {
+async fn add(desk: &Desk<'_>, request: &Request<Bytes>) -> Answered {
+    let fleet = desk.fleet;
     let wait = wait(request)?;
     let config = read(request.body())?;
     let name = config.name.clone();
@@ -104,7 +106,7 @@ async fn add(fleet: &Fleet, request: &Request<Bytes>) -> Answered {
         let error = format!("an upstream is named {name:?} already, with other settings: {remedy}");
         return Err(Refused::new(StatusCode::CONFLICT, error));
     }
-    fleet.apply(vec![Change::Upsert(config)]).await?;
+    desk.apply(vec![Change::Upsert(config)]).await?;
     let added = if there { StatusCode::OK } else { StatusCode::CREATED };
     let Some(wait) = wait else { return show(fleet, &name, added) };
     // Whoever takes it out meanwhile ends the wait too.
@@ -126,7 +128,7 @@ fn read(body: &[u8]) -> Result<UpstreamConfig, Refused> {
     })
 }
 
-async fn alter(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered {
+async fn alter(desk: &Desk<'_>, name: &str, request: &Request<Bytes>) -> Answered {
     let body: Result<Map<String, Value>, _> = serde_json::from_slice(request.body());
     let body = body.map_err(|error| Refused::problem(format!("the body must be a JSON object: {error}")))?;
     let mut changes = Vec::new();
@@ -155,15 +157,16 @@ async fn alter(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered 
     if changes.is_empty() {
         return Err(Refused::problem("nothing to change: give state, drain or weight"));
     }
-    fleet.apply(changes).await?;
-    show(fleet, name, StatusCode::OK)
+    desk.apply(changes).await?;
+    show(desk.fleet, name, StatusCode::OK)
 }
 
 fn drain(name: &str, drain: bool) -> Change {
     Change::Drain { name: name.into(), drain }
 }
 
-async fn remove(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered {
+async fn remove(desk: &Desk<'_>, name: &str, request: &Request<Bytes>) -> Answered {
+    let fleet = desk.fleet;
     let wait = wait(request)?;
     let force = match parameter(request, "force") {
         None | Some("false") => false,
@@ -171,7 +174,7 @@ async fn remove(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered
         Some(other) => return Err(Refused::problem(format!("force: {other:?} is neither true nor false"))),
     };
     let id = fleet.snapshot().by_name(name).map(|entry| entry.upstream.id);
-    fleet.apply(vec![Change::Remove { name: name.into(), force }]).await?;
+    desk.apply(vec![Change::Remove { name: name.into(), force }]).await?;
     let Some(id) = id else { return Err(Refusal::Unknown(name.into()).into()) };
     let gone = fleet.wait_until(wait.unwrap_or_default(), |snapshot| snapshot.by_id(id).is_none()).await;
     let active = fleet.snapshot().by_id(id).map(|entry| entry.upstream.load().active);
@@ -213,6 +216,7 @@ fn row(entry: &Entry) -> Value {
         "active": load.active,
         "backlog_tokens": load.backlog,
         "context_tokens": load.context,
+        "siblings_active": entry.upstream.siblings().active,
         "incarnation": entry.incarnation,
     });
     // By its own metrics. What they do not say is left out, or it would be taken for a number.

@@ -147,6 +147,13 @@ fn upstream(upstream: &UpstreamConfig) -> Value {
     })
 }
 
+/// An upstream with its key, for whoever has to be able to use it.
+pub fn upstream_with_key(config: &UpstreamConfig) -> Value {
+    let mut value = upstream(config);
+    value["api_key"] = json!(config.api_key.as_ref().map(Secret::expose));
+    value
+}
+
 fn passthrough(passthrough: &Passthrough) -> Value {
     let to = match &passthrough.to {
         PassthroughTo::All => "all",

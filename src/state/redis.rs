@@ -171,6 +171,16 @@ impl Exchange {
         self.id
     }
 
+    /// Where siblings meet, without the password.
+    pub fn place(&self) -> String {
+        self.settings.url.to_string()
+    }
+
+    /// Whether Redis took in what was said last.
+    pub fn works(&self) -> bool {
+        self.link.load().is_some() && !self.troubles.are_there()
+    }
+
     /// Waits until what the stream holds is known, or cannot be, for so long at the most.
     pub async fn begun(&self, limit: Duration) {
         let mut begun = self.begun.subscribe();

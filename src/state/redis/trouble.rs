@@ -66,6 +66,10 @@ impl Troubles {
         since.get_or_insert(now);
     }
 
+    pub fn are_there(&self) -> bool {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// All works.
     pub fn over(&self, now: Instant) {
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
