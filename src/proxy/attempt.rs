@@ -184,7 +184,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
             id: &context.id,
             model: context.model.name(),
             attempt: context.attempts.max(1),
-            session: None,
+            session: context.asked.session.map(|session| session.source.label()),
             tokens: context.tokens,
             blocks: context.asked.chain.len(),
             choice,
@@ -202,6 +202,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         context.received = 0;
         context.head_came = false;
         context.events = None;
+        context.blocks = context.asked.chain.len();
         context.hit = chosen.map_or(0, |chosen| chosen.hit);
         context.lease = Some(lease);
         prompt::learn(shared, context, work.uncached, now);

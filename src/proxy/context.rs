@@ -38,8 +38,9 @@ pub struct Context {
     pub rest: Option<Box<Rest>>,
     /// The answer is to come as a stream.
     pub streams: bool,
-    /// What the present upstream was believed to hold, in blocks and in tokens.
+    /// What the present upstream was believed to hold, in blocks of so many, and in tokens.
     pub hit: u64,
+    pub blocks: usize,
     pub predicted: u64,
     /// To take it back, as long as nothing was `sent`.
     pub learnt: Option<Learnt>,
@@ -127,6 +128,7 @@ impl Context {
             rest: None,
             streams: false,
             hit: 0,
+            blocks: 0,
             predicted: 0,
             learnt: None,
             session: None,

@@ -133,7 +133,7 @@ pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool
         head.insert_header(X_UPSTREAM, lease.upstream().name())?;
         head.insert_header(X_ATTEMPTS, context.attempts)?;
         head.insert_header(X_REASON, context.reason)?;
-        head.insert_header(X_HIT, format!("{}/{}", context.hit, context.asked.chain.len()))?;
+        head.insert_header(X_HIT, format!("{}/{}", context.hit, context.blocks))?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Where each upstream stands in the index: by its number in this process, and by the name that siblings know.
+//! Where each upstream stands in the index: by its number in this process, and by the name that siblings
+//! know.
 
 use std::collections::HashMap;
 use std::sync::Arc;

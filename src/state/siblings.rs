@@ -1,8 +1,8 @@
 //! What is remembered, as it is said to siblings and heard from them. They call an upstream by its name, and
 //! a session by its key in hexadecimal digits.
 //!
-//! A request that never arrives is taken back here and not there: for a while siblings believe too much of one
-//! upstream, which costs one of them a prefill at the most.
+//! A request that never arrives is taken back here and not there: for a while siblings believe too much of
+//! one upstream, which costs one of them a prefill at the most.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! A real redis-server for one test: on a free port and a unix socket, to be killed, stopped and started anew.
+//! A real redis-server for one test: on a free port and a unix socket, to be killed, stopped and started
+//! anew.
 
 use std::process::{Child, Command, Stdio};
 

@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 mod model;
 mod spreading;
+mod tails;
 
 use model::{Model, Told, chains, name, told};
+use tails::tell;
 
 fn hits(index: &Index, chain: &[u64]) -> Hits {
     let mut hits = Hits::default();
@@ -26,40 +28,6 @@ fn slots(index: &Index, count: usize) -> Vec<Slot> {
 /// The chain of a conversation, by the texts of its blocks.
 fn chain(text: &str) -> Vec<u64> {
     name(text.as_bytes())
-}
-
-/// Tells a sibling's index what was news to this one.
-fn tell(sibling: &Index, chain: &[u64], receipt: &Receipt, slot: Slot) -> Option<Receipt> {
-    match receipt.news(chain) {
-        (Some(parent), hashes) => sibling.learn_after(parent, hashes, receipt.end(), slot),
-        (None, hashes) => Some(sibling.learn(hashes, receipt.end(), slot)),
-    }
-}
-
-#[test]
-fn a_tail_is_learnt_with_all_before_it() {
-    let index = Index::new(100, 1);
-    let at = slots(&index, 2);
-    index.learn(&chain("abcd"), None, at[0]);
-    let tail = &chain("abxy")[2..];
-    let receipt = index.learn_after(chain("ab")[1], tail, Some(9), at[1]).expect("the parent is known");
-    assert_eq!(
-        (receipt.held(), receipt.learnt(), receipt.news(&chain("abxy"))),
-        (0, 4, (None, &chain("abxy")[..]))
-    );
-    assert_eq!((held(&index, &chain("abxy"), at[1]), held(&index, &chain("abcd"), at[1])), (4, 2));
-    assert_eq!(hits(&index, &chain("ab")).branches(0), 2);
-    // Said once more, with nothing new, it only makes the chain recent.
-    let again = index.learn_after(chain("abxy")[3], &[], None, at[1]).expect("the parent is known");
-    assert_eq!(again.news(&chain("abxy")), (Some(chain("abxy")[3]), &[][..]));
-    assert_eq!(index.learn_after(77, tail, None, at[1]), None, "nobody holds what it goes on from");
-    assert_eq!(index.learn_after(9, tail, None, at[1]), None, "nothing follows an ending");
-    assert_eq!(index.chain_to(chain("abx")[2], at[1]), Some(chain("abx")));
-    assert_eq!(index.chain_to(chain("abx")[2], at[0]), None);
-    assert_eq!((index.chain_to(9, at[1]), index.chain_to(77, at[1])), (None, None));
-    index.limit(at[0], Some(3));
-    let receipt = index.learn_after(chain("abxy")[3], &[5, 6], Some(7), at[0]).expect("the parent is known");
-    assert_eq!((receipt.learnt(), index.held(at[0])), (3, 3), "what a cache has no room for is left out");
 }
 
 #[test]
@@ -97,6 +65,37 @@ fn shared_blocks_are_charged_by_their_share() {
     index.lookup(&chain("abcd"), &mut hits);
     hits.charge(2.0, 2);
     assert_eq!(hits.missing(at[0]), 0.0);
+}
+
+#[test]
+fn a_copy_costs_nothing_while_fewer_hold_it_than_its_part_of_all_needs() {
+    let index = Index::new(10_000, 1);
+    let at = slots(&index, 8);
+    let missing = |text: &str, at: Slot, candidates: usize| {
+        let mut hits = hits(&index, &chain(text));
+        hits.charge(2.0, candidates);
+        hits.missing(at)
+    };
+    // One conversation is no sign of others, even when it is all that is known.
+    index.learn(&chain("abcd"), None, at[0]);
+    assert_eq!(missing("abcdef", at[1], 8), 6.0);
+    // Both that are known go through two blocks: all eight need them, and one holds them.
+    index.learn(&chain("abxy"), None, at[0]);
+    assert_eq!(missing("abcd", at[1], 8), 2.0);
+    // Of two others, one goes through them too: half of the upstreams need them.
+    index.learn(&chain("mn"), None, at[0]);
+    (1..3).for_each(|upstream| drop(index.learn(&chain("ab"), None, at[upstream])));
+    assert_eq!(missing("abcd", at[4], 8), 2.0, "the fourth copy");
+    index.learn(&chain("ab"), None, at[3]);
+    assert_eq!(missing("abcd", at[4], 8), 4.0, "a fifth is one too many");
+    assert_eq!(missing("abcd", at[4], 9), 3.0, "half of it, with nine");
+    assert_eq!(missing("mn", at[4], 8), 2.0, "one of three conversations goes through it, and no other");
+    // The knob turns it off, with the rest of the discount.
+    let mut hits = hits(&index, &chain("abcd"));
+    hits.charge(1e6, 8);
+    assert!(hits.missing(at[4]) > 3.99);
+    hits.charge(0.0, 8);
+    assert_eq!((hits.missing(at[4]), hits.missing(at[0])), (0.0, 0.0));
 }
 
 #[test]
@@ -418,34 +417,6 @@ proptest! {
             index.learn(&[], None, at[0]);
         }
         prop_assert_eq!((index.size().pairs, index.size().blocks), (0, 0));
-    }
-
-    /// Who hears tails in whatever order, and asks for the chains that it cannot place, knows what is known.
-    #[test]
-    fn a_late_sibling_catches_up(
-        steps in prop::collection::vec((text(), 0usize..3, prop::option::of(1u64 << 60..(1 << 60) + 5)), 0..30),
-        late in 0usize..10,
-    ) {
-        let (index, sibling) = (Index::new(10_000, 3), Index::new(10_000, 3));
-        let at = slots(&index, 3);
-        slots(&sibling, 3);
-        for (number, (text, slot, end)) in steps.iter().enumerate() {
-            let (chain, at) = (name(text), at[*slot]);
-            let receipt = index.learn(&chain, end.map(|end| end + chain[0]), at);
-            if number < late || tell(&sibling, &chain, &receipt, at).is_some() {
-                continue;
-            }
-            let whole = index.chain_to(*chain.last().expect("no text is empty"), at);
-            prop_assert_eq!(whole.as_ref(), Some(&chain));
-            sibling.learn(&chain, None, at);
-        }
-        for (text, slot, _) in steps.iter().skip(late) {
-            prop_assert_eq!(held(&sibling, &name(text), at[*slot]), text.len());
-        }
-        let fewer = |text: &Vec<u8>, slot: &Slot| {
-            held(&sibling, &name(text), *slot) <= held(&index, &name(text), *slot)
-        };
-        prop_assert!(chains().all(|text| at.iter().all(|slot| fewer(&text, slot))));
     }
 
     /// Taking back undoes one thing learnt, whatever else was learnt in between.
