@@ -17,17 +17,17 @@ pub struct Redis {
     password: Option<String>,
 }
 
-/// A port that nobody has at the moment.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port is there");
-    listener.local_addr().expect("a listener has an address").port()
-}
-
 impl Redis {
+    /// A port that nobody has at the moment.
+    pub fn free_port() -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port is there");
+        listener.local_addr().expect("a listener has an address").port()
+    }
+
     /// With further arguments of redis-server's; answers when it takes commands.
     pub async fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let port = free_port();
+        let port = Self::free_port();
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let given = arguments.iter().position(|argument| argument == "--requirepass");
         let password = given.map(|at| arguments[at + 1].clone());
