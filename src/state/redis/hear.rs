@@ -13,9 +13,10 @@ use super::{BLOCK, Exchange, now};
 use crate::observe;
 use crate::state::exchange::{Event, Message};
 
-/// Of the tail, what is read at the start: entries at once, and bytes altogether.
+/// Of the tail, what is read at the start: entries at once, and bytes altogether. What was said before that
+/// is asked for when somebody goes on from it.
 const PAGE: usize = 500;
-const TAIL: usize = 32 << 20;
+const TAIL: usize = 64 << 20;
 
 /// Entries that one answer brings.
 const COUNT: usize = 1000;
@@ -74,16 +75,17 @@ impl Exchange {
             }
             (Some(_), _) => {}
             (None, newest) => {
+                self.tail(ear, link, newest).await?;
+                // Only now: what was cut off is to be read again.
                 ear.last = Some(newest.unwrap_or_default());
-                self.tail(ear, link).await?;
             }
         }
         Ok(())
     }
 
     /// Takes in the tail of the stream, from old to new, as much of it as may be.
-    async fn tail(&self, ear: &mut Ear, link: &mut Link) -> Result<(), Trouble> {
-        let (mut pages, mut bytes, mut until) = (Vec::new(), 0, ear.last);
+    async fn tail(&self, ear: &mut Ear, link: &mut Link, newest: Option<Id>) -> Result<(), Trouble> {
+        let (mut pages, mut bytes, mut until) = (Vec::new(), 0, newest);
         while let Some(id) = until.filter(|_| bytes < TAIL) {
             let page = self.page(link, Some(id), PAGE).await?;
             let entries = reply::entries(&page);
@@ -179,5 +181,35 @@ impl Exchange {
         if let Some(chain) = self.memory.chain_to(upstream, hash).filter(|_| self.outbox.has_room()) {
             self.outbox.put(Event::learnt(upstream, None, &chain, None));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_before_is_as_old_as_redis_says() {
+        let now = Instant::now();
+        let mut ear = Ear::default();
+        let id = |millis| Id { millis, number: 0 };
+        assert_eq!(ear.said_at(id(5), now), now, "without a clock all is new");
+        ear.clock = Some((10_000, now));
+        let later = now + Duration::from_secs(7);
+        let table = [(9_000, now - Duration::from_secs(1)), (10_000, later), (10_500, later)];
+        for (millis, said) in table {
+            assert_eq!(ear.said_at(id(millis), later), said, "{millis}");
+        }
+        assert!(ear.said_at(id(0), later) <= now);
+    }
+
+    #[test]
+    fn a_chain_is_asked_for_once_in_a_while_and_not_too_many() {
+        let now = Instant::now();
+        let mut ear = Ear::default();
+        assert!(ear.asks(1, now) && !ear.asks(1, now) && ear.asks(2, now));
+        assert!(!ear.asks(1, now + BLOCK) && ear.asks(1, now + 2 * BLOCK));
+        let asked = (10..5000).filter(|hash| ear.asks(*hash, now + 2 * BLOCK)).count();
+        assert_eq!(asked, ASKED - 1);
     }
 }

@@ -191,3 +191,52 @@ impl Exchange {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gauges(active: u64) -> Gauges {
+        Gauges { active, backlog: active, context: active }
+    }
+
+    /// What is said when these are in flight, in the order of names; whether it is all there is.
+    fn says(mouth: &mut Mouth, flight: &[(&str, u64)]) -> Option<(bool, Vec<(String, u64)>)> {
+        let (changed, _) =
+            mouth.look(|tell| flight.iter().for_each(|(name, number)| tell(name, gauges(*number))));
+        let told = mouth.told()?;
+        let mut rows: Vec<(String, u64)> =
+            told.rows.iter().map(|(name, gauges)| (name.to_string(), gauges.active)).collect();
+        rows.sort();
+        assert!(changed || told.whole);
+        Some((told.whole, rows))
+    }
+
+    fn rows(all: &[(&str, u64)]) -> Vec<(String, u64)> {
+        all.iter().map(|(name, number)| (name.to_string(), *number)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_moved_is_said_and_all_of_it_after_a_loss() {
+        let mut mouth = Mouth::new();
+        let first = [("a", 1), ("b", 2), ("c", 0)];
+        assert_eq!(says(&mut mouth, &first), Some((true, rows(&[("a", 1), ("b", 2)]))));
+        assert_eq!(
+            says(&mut mouth, &first),
+            Some((true, rows(&[("a", 1), ("b", 2)]))),
+            "it was not taken in"
+        );
+        mouth.said(now());
+        assert_eq!(says(&mut mouth, &first), None);
+        assert_eq!(says(&mut mouth, &[("a", 1), ("b", 5)]), Some((false, rows(&[("b", 5)]))));
+        mouth.said(now());
+        // Who has nothing in flight any more, or is gone, is said once.
+        assert_eq!(says(&mut mouth, &[("b", 0)]), Some((false, rows(&[("a", 0), ("b", 0)]))));
+        mouth.said(now());
+        assert_eq!((says(&mut mouth, &[("b", 0)]), mouth.gauges.len()), (None, 0));
+        says(&mut mouth, &[("b", 1)]);
+        mouth.said(now());
+        mouth.begin();
+        assert_eq!(says(&mut mouth, &[("b", 1)]), Some((true, rows(&[("b", 1)]))));
+    }
+}
