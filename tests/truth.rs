@@ -92,7 +92,7 @@ async fn what_is_ours_is_not_foreign() {
     until(&balancer, "foreign", 0).await;
     // Requests come and go, and some of their clients leave in the middle of an answer.
     let load = Clients::start(&balancer, 4);
-    for _ in 0..20 {
+    for _ in 0..8 {
         drop(streams(balancer.address(), 2).await);
         until_polled(&engines[0], "/metrics", 1).await;
         assert_eq!(rows(&balancer).await[0]["foreign"], 0);

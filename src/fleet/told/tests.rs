@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::super::breaker::{Machine, Rules};
-use super::super::lease::Lease;
-use super::super::lease::Work;
+use super::super::lease::{Lease, Work};
 use super::super::queue::Queue;
 use super::super::snapshot::Entry;
 use super::*;
@@ -109,7 +108,7 @@ fn ours_are_those_in_flight_and_those_that_came_since() {
     let mut entry = Entry::unknown(Arc::new(upstream()));
     entry.standing = machine.standing(&rules);
     let live = &entry.upstream.live;
-    let take = || Lease::take(&entry, Work { tokens: 1, ..Work::default() }, now).expect("there is room");
+    let take = || Lease::take(&entry, Work::default(), now).expect("there is room");
     let before = [take(), take()];
     let mark = Mark::now(live);
     assert_eq!(mark.ours(live), 2);
