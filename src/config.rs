@@ -8,6 +8,7 @@ pub mod check;
 pub mod diff;
 pub mod expand;
 pub mod keys;
+pub mod member;
 pub mod problem;
 pub mod raw;
 pub mod redis;

@@ -13,10 +13,18 @@ use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
 pub fn json(config: &Config) -> Value {
+    let redis = &config.redis_options;
     let (balance, peek, health, breaker) = (&config.balance, &config.peek, &config.health, &config.breaker);
     json!({
         "listen": config.listen.iter().map(listen).collect::<Vec<_>>(),
         "admin": {"address": config.admin.address.to_string(), "token": mask(config.admin.token.as_ref())},
+        "redis": config.redis.as_ref().map(ToString::to_string),
+        "redis_options": {
+            "interval": show_duration(redis.interval),
+            "prefix": redis.prefix,
+            "gauge_ttl": show_duration(redis.gauge_ttl),
+            "stream_length": redis.stream_length,
+        },
         "upstreams": config.upstreams.iter().map(upstream).collect::<Vec<_>>(),
         "balance": {
             "preset": balance.preset.name(),
@@ -137,6 +145,13 @@ fn upstream(upstream: &UpstreamConfig) -> Value {
         "max_active": upstream.max_active,
         "tls": tls,
     })
+}
+
+/// An upstream with its key, for whoever has to be able to use it.
+pub fn upstream_with_key(config: &UpstreamConfig) -> Value {
+    let mut value = upstream(config);
+    value["api_key"] = json!(config.api_key.as_ref().map(Secret::expose));
+    value
 }
 
 fn passthrough(passthrough: &Passthrough) -> Value {

@@ -80,7 +80,11 @@ impl Cause {
 
     /// Whether an engine may have read the prompt.
     fn reached(self) -> bool {
-        !matches!(self, Cause::Connect { .. } | Cause::Stale)
+        match self {
+            Cause::Connect { .. } | Cause::Stale | Cause::Leaving | Cause::Aborted => false,
+            Cause::Status(status) => !is_refusal(status),
+            Cause::Reset | Cause::Failed | Cause::Ended(_) => true,
+        }
     }
 
     fn is_on(self, on: &RetryOn) -> bool {
@@ -104,6 +108,12 @@ impl Cause {
             Cause::Stale | Cause::Reset | Cause::Aborted | Cause::Ended(_) => Outcome::Broken,
         }
     }
+}
+
+/// Whether an answer with this status says that the prompt was not read: something is wrong with the request,
+/// or the engine is too busy, or leaves, or a gateway did not find it. One that waited too long says nothing.
+pub fn is_refusal(status: u16) -> bool {
+    matches!(status, 400..500 | 502 | 503)
 }
 
 /// Chooses an upstream that was not tried yet, and takes a lease on it. While all who could have the
@@ -163,7 +173,8 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
         prompt::weigh(shared, context, &snapshot, now, &mut candidates);
-        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: 0.0 };
+        let seed =
+            Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: shared.state.haze() };
         let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
             (Routing::Full { until }, _) => return Ok(Some(until)),

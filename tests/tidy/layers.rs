@@ -16,6 +16,8 @@ pub const LAYERS: &[(&str, Level)] = &[
     // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
     ("state::local", Level::Pure),
     ("state::sessions", Level::Pure),
+    // So does what siblings say to each other, where it is collected and laid together.
+    ("state::exchange", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
     ("prompt", Level::Pure),

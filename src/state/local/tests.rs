@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 mod model;
 mod spreading;
+mod tails;
 
 use model::{Model, Told, chains, name, told};
+use tails::tell;
 
 fn hits(index: &Index, chain: &[u64]) -> Hits {
     let mut hits = Hits::default();
@@ -324,26 +326,32 @@ fn steps(all: bool) -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Learning, taking back and letting go, against lists that are searched from end to end.
+    /// Learning, taking back and letting go, against lists that are searched from end to end. A sibling that
+    /// is told the tails alone knows the same.
     #[test]
     fn it_does_what_the_model_does(limit in 1usize..40, steps in steps(false)) {
-        let (index, mut model) = (Index::new(limit, 3), Model::new(limit, 3));
+        let (index, sibling) = (Index::new(limit, 3), Index::new(limit, 3));
+        let mut model = Model::new(limit, 3);
         let at = slots(&index, 3);
+        slots(&sibling, 3);
         let mut last = None;
         for (number, step) in (1..).zip(steps) {
             match step {
                 Step::Learn(text, slot, _) => {
                     let receipt = index.learn(&name(&text), None, at[slot]);
+                    let theirs = tell(&sibling, &name(&text), &receipt, at[slot]).expect("it knows the rest");
                     model.learn(&text, slot);
-                    last = Some((text, slot, receipt));
+                    last = Some((text, slot, receipt, theirs));
                 }
                 Step::TakeBack => {
-                    let Some((text, slot, receipt)) = last.take() else { continue };
+                    let Some((text, slot, receipt, theirs)) = last.take() else { continue };
                     index.take_back(&name(&text), at[slot], receipt);
+                    sibling.take_back(&name(&text), at[slot], theirs);
                     model.take_back(&text, slot);
                 }
                 Step::Limit(slot, blocks) => {
                     index.limit(at[slot], blocks);
+                    sibling.limit(at[slot], blocks);
                     model.limit(slot, blocks.unwrap_or(usize::MAX));
                     last = None;
                 }
@@ -352,6 +360,7 @@ proptest! {
             // Every second time, since the model is slow.
             for text in chains().filter(|_| number % 2 == 0) {
                 prop_assert_eq!(told(&hits(&index, &name(&text)), &at), model.told(&text), "{:?}", text);
+                prop_assert_eq!(told(&hits(&sibling, &name(&text)), &at), model.told(&text), "{:?}", text);
             }
             prop_assert_eq!(index.size().pairs, model.pairs());
         }
