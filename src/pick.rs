@@ -102,6 +102,15 @@ impl Reason {
 /// Costs within this share of the smallest are equal.
 const TIE: f64 = 0.01;
 
+/// The most that a cost is raised by at random, and the seconds of age from which on it is.
+const HAZE: f64 = 0.2;
+const STALE: f64 = 0.5;
+
+/// `Seed::haze` for numbers that are so many seconds old.
+pub fn haze(age: f64) -> f64 {
+    HAZE * (age / STALE).min(1.0)
+}
+
 /// The cost of giving the request to `candidate`, in prompt tokens.
 pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
     let work = knobs.backlog * candidate.backlog as f64

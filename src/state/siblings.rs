@@ -5,17 +5,13 @@
 //! one upstream, which costs one of them a prefill at the most.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::State;
 use super::exchange::{self, Binding, Event};
 use super::local::Receipt;
 use super::sessions::Bound;
-
-/// Costs are blurred by so much at the most, when siblings' words are so old or older: who sees the same
-/// stale state must not choose the same upstream.
-const HAZE: f64 = 0.2;
-const STALE: Duration = Duration::from_millis(500);
+use crate::pick;
 
 /// One request in so many says again to Redis where its session is, so that it is not forgotten there.
 const AGAIN: u64 = 8;
@@ -84,13 +80,14 @@ impl State {
     /// The most that a cost is raised by at random: see `pick::Seed`.
     pub fn haze(&self) -> f64 {
         let age = self.siblings_age.load(Relaxed) as f64 / 1e6;
-        HAZE * (age / STALE.as_secs_f64()).min(1.0)
+        pick::haze(age)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::super::exchange::{Message, Outbox};
     use super::super::{Asked, Present, State};

@@ -6,15 +6,12 @@
 use super::policy::Policy;
 use super::scene::{Metrics, Scene};
 use crate::config::types::{Balance, Preset};
-use crate::pick::{Candidate, Seed, pick};
+use crate::pick::{Candidate, Seed, haze, pick};
 use crate::sim::dice::Dice;
 use crate::state::local::{Hits, Index, Prompt, Slot};
 
 /// Blocks that an index holds at most.
 const INDEX_BLOCKS: usize = 4_000_000;
-
-/// The most that costs are raised by at random, and the seconds of age from which on they are.
-const HAZE: (f64, f64) = (0.2, 0.5);
 
 /// What is on an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,7 +108,7 @@ impl Balancer {
             }
             Policy::Preset(_) | Policy::Oracle => {
                 self.turn += 1;
-                let haze = HAZE.0 * (sight.age / HAZE.1).min(1.0);
+                let haze = haze(sight.age);
                 let seed = Seed { random: self.dice.roll(), turn: self.turn, haze };
                 pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
             }
