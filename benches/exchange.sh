@@ -33,9 +33,8 @@ Redis, so with sixteen the load is as much as the machine gives.
 $table
 
 A balancer takes 50 messages a second at the most, whatever its load, and hears those of all others: bytes out
-grow with the square of the balancers, as each reads what each says. Sixteen are nothing to one Redis; a
-hundred at this load are some 5,000 messages a second in, and half a million out, which one Redis does not
-give: then \`interval\` is to be longer (100 ms costs 7-25 % in time to first token, 20 ms 1-10 %) or the fleet
+grow with the square of the balancers, as each reads what each says. A hundred at this load are some 5,000
+messages a second in, and half a million out, which is more than one Redis gives: then \`interval\` is to be longer (100 ms costs 7-25 % in time to first token, 20 ms 1-10 %) or the fleet
 to be cut into groups of upstreams with balancers, and a prefix, of their own. A thousand upstreams cost
 little: a message names those whose gauges moved since the last, and all of them once a second.
 END
