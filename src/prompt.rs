@@ -6,4 +6,6 @@ pub mod multipart;
 pub mod scan;
 mod value;
 
+pub(crate) use scan::string_end;
 pub use value::Model;
+pub(crate) use value::unescape;
