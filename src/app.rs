@@ -4,11 +4,13 @@
 //! as long as `shutdown.grace`, then what is left is cut; the keeper ends last, since requests read its
 //! snapshots.
 
+mod follow;
 pub mod notify;
 mod reload;
 mod run;
 mod upgrade;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::admin::{self, Admin, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
@@ -28,6 +30,7 @@ use crate::proxy::connections::Connections;
 use crate::proxy::leave::{Leave, Phase};
 use crate::proxy::{self, Balancer, Shared, server};
 use crate::sim::http::{Engine, Options};
+use crate::state::State;
 
 pub use reload::Load;
 use reload::Reloader;
@@ -56,8 +59,9 @@ pub struct Running {
     leave: Arc<Leave>,
     phase: watch::Sender<Phase>,
     serving: JoinSet<usize>,
-    keeper: JoinHandle<()>,
-    keeper_stop: watch::Sender<bool>,
+    /// The keeper, and whoever follows it.
+    tasks: JoinSet<()>,
+    tasks_stop: watch::Sender<bool>,
     reloader: Arc<Reloader>,
 }
 
@@ -93,7 +97,8 @@ pub async fn start_with(config: Config, load: Load) -> Result<Running, String> {
 /// it fails.
 async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Prepared, String> {
     let (fleet, keeper) = Fleet::new(&config)?;
-    let shared = Shared::new(&config, fleet.clone());
+    let state = State::new(config.index, RandomState::new().hash_one(0u64));
+    let shared = Shared::new(&config, fleet.clone(), state.clone());
     let leave = shared.leave().clone();
     let threads = threads(&config);
     let public = server::engine(Balancer::public(shared.clone()), threads);
@@ -127,10 +132,12 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let doors: Vec<Open> = listeners.into_iter().map(open).collect();
     let mut addresses: Vec<String> = doors.iter().map(|door| door.listener.address().to_string()).collect();
     let admin = addresses.pop().unwrap_or_default();
-    let (keeper_stop, keeper_stopped) = watch::channel(false);
-    let keeper = tokio::spawn(keeper.run(keeper_stopped));
+    let (tasks_stop, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(keeper.run(stopped.clone()));
+    tasks.spawn(follow::follow(fleet.clone(), state, stopped));
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
-    let running = Running { addresses, admin, fleet, leave, phase, serving, keeper, keeper_stop, reloader };
+    let running = Running { addresses, admin, fleet, leave, phase, serving, tasks, tasks_stop, reloader };
     Ok(Prepared { running, doors })
 }
 
@@ -193,10 +200,10 @@ impl Running {
         cut
     }
 
-    async fn close(self) {
-        self.keeper_stop.send_replace(true);
-        // The keeper only ever ends by this word; a panic of its own was told when it happened.
-        drop(self.keeper.await);
+    async fn close(mut self) {
+        self.tasks_stop.send_replace(true);
+        // They only ever end by this word; a panic of their own was told when it happened.
+        while self.tasks.join_next().await.is_some() {}
     }
 }
 

@@ -17,8 +17,9 @@
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt  route  pick  reply  aggregate  config  fleet::breaker  state::local  sim::{cache,engine} pure
-//! L0   config::{types,secret}  reject  names            vocabulary
+//! L1   prompt route pick reply aggregate config fleet::breaker state::{local,sessions} sim::{cache,engine}
+//!                                                       pure: time and chance come in as arguments
+//! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!
 //! # Words
@@ -40,6 +41,7 @@ pub mod observe;
 pub mod pick;
 pub mod prompt;
 pub mod proxy;
+pub mod rate;
 pub mod reject;
 pub mod reply;
 pub mod route;

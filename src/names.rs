@@ -11,5 +11,8 @@ pub const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 pub const X_UPSTREAM: &str = "x-vllm-lb-upstream";
 /// How many upstreams were tried, with `expose: true`.
 pub const X_ATTEMPTS: &str = "x-vllm-lb-attempts";
+/// The cookie that names a session, unless the configuration says another. In two parts, since metrics are
+/// known by the first.
+pub const SESSION_COOKIE: &str = concat!("vllm_lb", "_session");
 /// Tells the clients' libraries whether to try again, whatever the status.
 pub const X_SHOULD_RETRY: &str = "x-should-retry";

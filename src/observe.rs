@@ -92,6 +92,34 @@ pub fn chosen(id: &str, upstream: &str, cost: f64, reason: &'static str, candida
     );
 }
 
+/// An upstream's cache is empty: nothing is believed of it any more.
+pub fn cache_forgotten(upstream: &str) {
+    info!(upstream = upstream; "what the upstream held is forgotten");
+}
+
+/// An engine said how much of a prompt its cache held, beside what was predicted.
+pub fn cache_compared(upstream: &str, predicted: u64, reported: u64) {
+    METRICS.cache.predicted.with_label_values(&[upstream]).inc_by(predicted);
+    METRICS.cache.reported.with_label_values(&[upstream]).inc_by(reported);
+}
+
+/// An engine holds far less than is believed.
+pub fn cache_trimmed(upstream: &str, keep: f64) {
+    METRICS.cache.trimmed.with_label_values(&[upstream]).inc();
+    info!(upstream = upstream, keep = keep; "the upstream holds far less than was believed");
+}
+
+/// What is remembered of prompts.
+pub fn index_size(blocks: usize, pairs: usize, bytes: usize) {
+    METRICS.cache.blocks.set(gauge(blocks));
+    METRICS.cache.pairs.set(gauge(pairs));
+    METRICS.cache.bytes.set(gauge(bytes));
+}
+
+fn gauge(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 /// An attempt failed; whether another follows, the end of the request tells.
 pub fn attempt_failed(id: &str, upstream: &str, cause: &'static str, attempt: u32) {
     METRICS.failures.with_label_values(&[upstream, cause]).inc();

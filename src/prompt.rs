@@ -4,6 +4,7 @@ pub mod canon;
 pub mod chain;
 pub mod multipart;
 pub mod scan;
+pub mod session;
 mod value;
 
 pub(crate) use scan::string_end;

@@ -26,6 +26,7 @@ mod memory;
 mod peek;
 mod peer;
 mod plan;
+mod prompt;
 mod random;
 mod replay;
 mod respond;
@@ -50,8 +51,9 @@ use crate::config::types::Config;
 use crate::fleet::{Fleet, Outcome};
 use crate::observe;
 use crate::reject::Reject;
-use crate::reply::ending::Tail;
+use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
+use crate::state::State;
 use attempt::Cause;
 use budget::Budget;
 use context::{Context, Samples};
@@ -66,9 +68,13 @@ pub(crate) const STALLED: Duration = Duration::from_secs(120);
 /// client gets to read the refusal.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Events of a Responses stream that say that there is a response, and nothing of it.
+const ANNOUNCED: u64 = 2;
+
 /// What all listeners share.
 pub struct Shared {
     fleet: Arc<Fleet>,
+    state: Arc<State>,
     settings: ArcSwap<Settings>,
     memory: Arc<memory::Memory>,
     peers: peer::Peers,
@@ -78,11 +84,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(config: &Config, fleet: Arc<Fleet>) -> Arc<Self> {
+    pub fn new(config: &Config, fleet: Arc<Fleet>, state: Arc<State>) -> Arc<Self> {
         let memory = memory::Memory::new(config.peek.memory);
         Arc::new(Shared {
             fleet,
-            settings: ArcSwap::new(Settings::new(config, memory.clone())),
+            settings: ArcSwap::new(Settings::new(config, memory.clone(), state.blocks())),
+            state,
             memory,
             peers: peer::Peers::default(),
             random: random::Random::new(),
@@ -100,7 +107,7 @@ impl Shared {
     pub fn reload(&self, config: &Config) {
         self.memory.limit(config.peek.memory);
         self.budget.set(config.retry.budget);
-        self.settings.store(Settings::new(config, self.memory.clone()));
+        self.settings.store(Settings::new(config, self.memory.clone(), self.state.blocks()));
     }
 }
 
@@ -268,6 +275,7 @@ impl ProxyHttp for Balancer {
         context: &mut Context,
     ) -> Result<()> {
         let https = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
+        context.sent = true;
         match &context.lease {
             Some(lease) => headers::towards_upstream(session, head, lease.upstream(), https),
             None => Ok(()),
@@ -278,10 +286,12 @@ impl ProxyHttp for Balancer {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         context: &mut Context,
     ) -> Result<()> {
-        context.received += body.as_ref().map_or(0, |piece| piece.len() as u64);
+        let (before, piece) = (context.received, body.as_deref().unwrap_or_default());
+        context.received += piece.len() as u64;
+        prompt::follow(&self.shared, context, before, piece, end);
         let limit = context.settings.peeker.limits.max_body;
         if context.received > limit && context.home.is_some() {
             return Err(refuse(context, Reject::TooLarge { limit }));
@@ -314,6 +324,8 @@ impl ProxyHttp for Balancer {
         let kind = text(http::header::CONTENT_TYPE);
         context.judge = Some(Judge::new(status, kind, length));
         context.stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
+        let announced = status == 200 && context.form == Form::Responses && context.stream.is_some();
+        context.events = announced.then(Box::default);
         Ok(())
     }
 
@@ -350,6 +362,13 @@ impl ProxyHttp for Balancer {
         }
         if let Some(tail) = &mut context.stream {
             tail.feed(piece);
+        }
+        if let Some(events) = &mut context.events {
+            events.feed(piece);
+            if end || events.whole() > ANNOUNCED {
+                context.events = None;
+                context.prefilled();
+            }
         }
         if let Some(samples) = &mut context.samples {
             Samples::keep(&mut samples.answer, samples.most, piece);
@@ -394,6 +413,10 @@ impl ProxyHttp for Balancer {
         context.settle();
         let outcome = self.finished(context, error);
         let lease = context.lease.take();
+        if let Some(lease) = &lease {
+            let sent = context.sent;
+            prompt::forget(&self.shared, context, lease.upstream().id, sent);
+        }
         plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);
         drop(lease);
         if context.drain {

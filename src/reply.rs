@@ -5,6 +5,7 @@
 pub mod ending;
 pub mod judge;
 pub mod sse;
+pub mod usage;
 
 /// What came first in an answer's body. Headers alone say nothing: vLLM sends them before the prompt is
 /// read.
@@ -16,4 +17,9 @@ pub enum First {
     Event,
     /// The first event of a stream, and it tells of an error.
     Error,
+}
+
+/// The type that a `content-type` names, without its parameters.
+fn media_type(content_type: Option<&str>) -> &str {
+    content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim()
 }

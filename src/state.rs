@@ -1,6 +1,269 @@
-//! What a balancer remembers between requests: which upstream was sent which prompts.
+//! What a balancer remembers between requests: which upstream was sent which prompts and sessions, how long
+//! a token of each model is, and how far engines agree with what was predicted of their caches.
 //!
 //! Decisions read local memory only. It must never wait for anything on a request's path but the short
-//! lock of a writer, and never know the fleet: who an upstream is stays with whoever asks for a slot.
+//! lock of a writer, and never know the fleet: an upstream is a number here, the same for its life.
 
+mod agreement;
+mod beyond;
 pub mod local;
+mod ratios;
+pub mod sessions;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::config::types::PrefixIndex;
+use crate::observe;
+use crate::pick::Candidate;
+use crate::prompt::chain::{Blocks, Family};
+use agreement::Agreement;
+use beyond::Beyond;
+use local::{Hits, Index, Prompt, Receipt, Size, Slot};
+use ratios::{BYTES, Ratios};
+
+/// The longest chain, in bytes of text: as long as the largest bodies are.
+const LONGEST: usize = 64 << 20;
+
+/// What a request brings of a prompt.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// Of the model that is to answer.
+    pub model: Option<String>,
+    /// Empty where nothing is known of the prompt, or nothing is remembered.
+    pub chain: Vec<u64>,
+    /// See `local::Index::learn`.
+    pub end: Option<u64>,
+    pub family: Family,
+    /// Of the prompt, as far as it was seen, and about as many as were not.
+    pub seen: u64,
+    pub unseen: u64,
+}
+
+/// An upstream that is there, as it is told to `follow`.
+#[derive(Clone, Copy, Debug)]
+pub struct Present<'a> {
+    pub id: usize,
+    pub name: &'a str,
+    /// Moves whenever its engine's cache must be believed to be empty.
+    pub incarnation: u64,
+    /// What its engine's cache holds, where that is known.
+    pub cache_tokens: Option<u64>,
+    /// The model that tells how long a token is.
+    pub model: Option<&'a str>,
+}
+
+pub struct State {
+    index: Index,
+    blocks: Blocks,
+    remembers: bool,
+    /// By the upstream's number. Written under the lock of `upstreams` only.
+    slots: ArcSwap<Vec<Option<Slot>>>,
+    upstreams: Mutex<Vec<Upstream>>,
+    ratios: Ratios,
+    beyond: Mutex<Beyond>,
+}
+
+/// What is kept of an upstream.
+struct Upstream {
+    id: usize,
+    slot: Slot,
+    incarnation: Option<u64>,
+    limit: Option<usize>,
+    agreement: Agreement,
+}
+
+// === impl Asked ===
+
+impl Asked {
+    /// Whether there is something to look up.
+    pub fn has_chain(&self) -> bool {
+        !self.chain.is_empty() || self.end.is_some()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// `seed` is random: see `local::Index::new`.
+    pub fn new(config: PrefixIndex, seed: u64) -> Arc<Self> {
+        Arc::new(State {
+            index: Index::new(config.blocks, seed),
+            blocks: Blocks { bytes: config.block_bytes, most: LONGEST / config.block_bytes.max(1) },
+            remembers: config.blocks > 0,
+            slots: ArcSwap::default(),
+            upstreams: Mutex::default(),
+            ratios: Ratios::default(),
+            beyond: Mutex::default(),
+        })
+    }
+
+    /// How prompts are cut; `None` when nothing is remembered.
+    pub fn blocks(&self) -> Option<Blocks> {
+        self.remembers.then_some(self.blocks)
+    }
+
+    pub fn size(&self) -> Size {
+        self.index.size()
+    }
+
+    fn upstreams(&self) -> MutexGuard<'_, Vec<Upstream>> {
+        self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of a token of this prompt.
+    fn ratio(&self, asked: &Asked) -> f64 {
+        match asked.family {
+            Family::Tokens => BYTES,
+            Family::Chat | Family::Text => self.ratios.of(asked.model.as_deref()),
+        }
+    }
+
+    /// The prompt in tokens, as the formula counts it.
+    pub fn prompt(&self, asked: &Asked) -> Prompt {
+        let ratio = self.ratio(asked);
+        let tokens = ((asked.seen + asked.unseen) as f64 / ratio).round() as u64;
+        Prompt { tokens, block_tokens: self.blocks.bytes as f64 / ratio }
+    }
+
+    /// Puts on each candidate what it holds of the prompt. `id` says which upstream a candidate is.
+    pub fn weigh(
+        &self,
+        asked: &Asked,
+        share: f64,
+        hits: &mut Hits,
+        candidates: &mut [Candidate],
+        id: impl Fn(&Candidate) -> usize,
+    ) {
+        if asked.chain.is_empty() {
+            return;
+        }
+        let prompt = self.prompt(asked);
+        self.index.lookup(&asked.chain, hits);
+        hits.charge(share, candidates.len());
+        let slots = self.slots.load();
+        for candidate in candidates {
+            let slot = slots.get(id(candidate)).copied().flatten();
+            hits.weigh(slot, prompt, candidate);
+            let all = slot.filter(|_| asked.unseen > 0 && candidate.hit as usize == asked.chain.len());
+            if let (Some(slot), Some(last)) = (all, asked.chain.last()) {
+                // It holds all that was seen: then also what it was sent behind that, as far as is known.
+                let behind = self.beyond().find(*last, slot).min(candidate.uncached);
+                candidate.uncached -= behind;
+                candidate.missing = candidate.missing.saturating_sub(behind);
+            }
+        }
+    }
+
+    fn beyond(&self) -> MutexGuard<'_, Beyond> {
+        self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The request goes to this upstream.
+    pub fn learn(&self, asked: &Asked, id: usize) -> Option<Receipt> {
+        if !asked.has_chain() {
+            return None;
+        }
+        let slot = self.slot(id)?;
+        Some(self.index.learn(&asked.chain, asked.end, slot))
+    }
+
+    /// All of a prompt of which only `seen` blocks were known when it was sent: what was behind them.
+    pub fn learn_rest(&self, asked: &Asked, seen: usize, id: usize) {
+        let Some(slot) = self.slot(id) else { return };
+        self.index.learn(&asked.chain, asked.end, slot);
+        let behind = asked.chain.len().saturating_sub(seen) as f64 * self.prompt(asked).block_tokens;
+        if let Some(last) = seen.checked_sub(1).and_then(|last| asked.chain.get(last)) {
+            self.beyond().learn(*last, slot, behind as u64);
+        }
+    }
+
+    /// The request never reached the engine.
+    pub fn take_back(&self, asked: &Asked, id: usize, receipt: Receipt) {
+        if let Some(slot) = self.slots.load().get(id).copied().flatten() {
+            self.index.take_back(&asked.chain, slot, receipt);
+        }
+    }
+
+    /// The slot of an upstream, which may be sent a request before it is told of here.
+    fn slot(&self, id: usize) -> Option<Slot> {
+        let known = self.slots.load().get(id).copied().flatten();
+        known.or_else(|| self.enter(&mut self.upstreams(), id))
+    }
+
+    fn enter(&self, upstreams: &mut Vec<Upstream>, id: usize) -> Option<Slot> {
+        if let Some(known) = upstreams.iter().find(|upstream| upstream.id == id) {
+            return Some(known.slot);
+        }
+        let slot = self.index.enter()?;
+        upstreams.push(Upstream {
+            id,
+            slot,
+            incarnation: None,
+            limit: None,
+            agreement: Agreement::default(),
+        });
+        self.publish(upstreams);
+        Some(slot)
+    }
+
+    fn publish(&self, upstreams: &[Upstream]) {
+        let most = upstreams.iter().map(|upstream| upstream.id + 1).max().unwrap_or(0);
+        let mut slots = vec![None; most];
+        upstreams.iter().for_each(|upstream| slots[upstream.id] = Some(upstream.slot));
+        self.slots.store(Arc::new(slots));
+    }
+
+    /// The upstreams that there are: others are forgotten, and so is what a restart has emptied.
+    pub fn follow(&self, present: &[Present<'_>]) {
+        let mut upstreams = self.upstreams();
+        let is_there = |id: usize| present.iter().any(|present| present.id == id);
+        let gone: Vec<Slot> = upstreams.iter().filter(|one| !is_there(one.id)).map(|one| one.slot).collect();
+        upstreams.retain(|upstream| is_there(upstream.id));
+        self.publish(&upstreams);
+        gone.into_iter().for_each(|slot| self.index.leave(slot));
+        for one in present {
+            let Some(slot) = self.enter(&mut upstreams, one.id) else { continue };
+            let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == one.id) else {
+                continue;
+            };
+            let before = upstream.incarnation.replace(one.incarnation);
+            if before.is_some_and(|before| before != one.incarnation) {
+                self.index.forget(slot);
+                upstream.agreement = Agreement::default();
+                observe::cache_forgotten(one.name);
+            }
+            let bytes = |tokens: u64| tokens as f64 * self.ratios.of(one.model);
+            let limit = one.cache_tokens.map(|tokens| (bytes(tokens) / self.blocks.bytes as f64) as usize);
+            if limit != upstream.limit {
+                upstream.limit = limit;
+                self.index.limit(slot, limit);
+            }
+        }
+    }
+
+    /// An answer says how many tokens the prompt had.
+    pub fn counted(&self, asked: &Asked, tokens: u64) {
+        if let (Some(model), true) = (&asked.model, asked.family != Family::Tokens && asked.unseen == 0) {
+            self.ratios.learn(model, asked.seen, tokens);
+        }
+    }
+
+    /// An answer says how many of the prompt's tokens came from the engine's cache. An engine that holds far
+    /// less than is believed has forgotten what is oldest.
+    pub fn compared(&self, id: usize, name: &str, predicted: u64, reported: u64) {
+        observe::cache_compared(name, predicted, reported);
+        let mut upstreams = self.upstreams();
+        let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == id) else { return };
+        if let Some(keep) = upstream.agreement.seen(predicted, reported) {
+            let most = (self.index.held(upstream.slot) as f64 * keep) as usize;
+            self.index.limit(upstream.slot, Some(most));
+            self.index.limit(upstream.slot, upstream.limit);
+            observe::cache_trimmed(name, keep);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

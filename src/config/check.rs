@@ -23,11 +23,11 @@ use super::raw::{self, Node};
 use super::section::Section;
 use super::types::{
     Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, PrefixIndex, Preset, Queue, Retry,
-    RetryOn, Timeouts,
+    RetryOn, Sessions, Timeouts,
 };
 use super::values::{
-    Read, boolean, duration_in, file_path, integer_in, number_in, secret, show_duration, show_size, size_in,
-    url_path,
+    Read, boolean, duration_in, file_path, header_name, integer_in, number_in, secret, show_duration,
+    show_size, size_in, url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,6 +52,8 @@ const INDEX: RangeInclusive<usize> = 0..=100_000_000;
 const BLOCK: RangeInclusive<usize> = 64..=65_536;
 const BODY: RangeInclusive<u64> = KIB..=64 * GIB;
 const MEMORY: RangeInclusive<u64> = KIB..=1024 * GIB;
+const BONUS: RangeInclusive<f64> = 0.0..=1000.0;
+const TTL: RangeInclusive<Duration> = SECOND..=HOUR.saturating_mul(24 * 7);
 const CONNECTIONS: RangeInclusive<usize> = 0..=10_000_000;
 const HEADER: RangeInclusive<u64> = KIB..=1024 * KIB;
 const THREADS: RangeInclusive<usize> = 0..=1024;
@@ -131,6 +133,7 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     limits(root.section("limits"), &mut config.limits);
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
     set(&mut config.upgrade_socket, root.get("upgrade_socket", file_path));
+    sessions(root.section("sessions"), &mut config.sessions);
     log(root.section("log"), &mut config.log);
     shutdown(root.section("shutdown"), &mut config.shutdown);
     set(&mut config.expose, root.get("expose", boolean));
@@ -243,6 +246,24 @@ fn queue(mut section: Section<'_, '_>, queue: &mut Queue) {
 fn limits(mut section: Section<'_, '_>, limits: &mut Limits) {
     set(&mut limits.connections, section.get("connections", integer_in(CONNECTIONS)));
     set(&mut limits.header_bytes, section.get("header_bytes", size_in(HEADER)));
+}
+
+fn sessions(mut section: Section<'_, '_>, sessions: &mut Sessions) {
+    set(&mut sessions.headers, section.list("headers", header_name));
+    let field = |text: &str| {
+        let inner = text.strip_prefix("metadata.").is_some_and(|inner| !inner.is_empty());
+        if inner || Sessions::FIELDS.contains(&text) {
+            return Ok(text.to_string());
+        }
+        let known = Sessions::FIELDS.join(", ");
+        Err(format!("{} is no field that may name a session: known are {known}, metadata.NAME", seen(text)))
+    };
+    set(&mut sessions.body, section.list("body", field));
+    let cookie =
+        |text: &str| if text == "none" { Ok(None) } else { header_name(text).map(|_| Some(text.into())) };
+    set(&mut sessions.cookie, section.get("cookie", cookie));
+    set(&mut sessions.bonus, section.get("bonus", number_in(BONUS)));
+    set(&mut sessions.ttl, section.get("ttl", duration_in(TTL)));
 }
 
 fn log(mut section: Section<'_, '_>, log: &mut super::types::Log) {

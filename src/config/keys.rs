@@ -22,6 +22,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "threads",
             "passthrough",
             "upgrade_socket",
+            "sessions",
             "log",
             "shutdown",
             "expose",
@@ -71,6 +72,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("queue", &["size", "wait"]),
     ("limits", &["connections", "header_bytes"]),
     ("passthrough[]", &["path", "to"]),
+    ("sessions", &["headers", "body", "cookie", "bonus", "ttl"]),
     ("log", &["format", "level", "bodies", "truncate"]),
     ("shutdown", &["grace", "drain"]),
 ];
@@ -101,7 +103,6 @@ pub const LATER: &[&str] = &[
     "upstreams[].gym",
     "routes",
     "health.metrics",
-    "sessions",
     "traces",
 ];
 

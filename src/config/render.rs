@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use super::keys;
 use super::secret::Secret;
 use super::types::{
-    Config, HeaderEdits, Listen, Passthrough, PassthroughTo, Retry, RouteConfig, Timeouts, UpstreamConfig,
+    Config, HeaderEdits, Listen, Passthrough, PassthroughTo, Retry, RouteConfig, Sessions, Timeouts,
+    UpstreamConfig,
 };
 use super::values::{show_duration, show_size};
 
@@ -60,6 +61,7 @@ pub fn json(config: &Config) -> Value {
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
         "upgrade_socket": config.upgrade_socket.display().to_string(),
+        "sessions": sessions(&config.sessions),
         "log": {
             "format": config.log.format.map(|format| format.name()),
             "level": config.log.level.name(),
@@ -91,6 +93,16 @@ fn retry(retry: &Retry) -> Value {
         "max_backoff": show_duration(retry.max_backoff),
         "budget": number(retry.budget),
         "on": retry.on.names(),
+    })
+}
+
+fn sessions(sessions: &Sessions) -> Value {
+    json!({
+        "headers": sessions.headers,
+        "body": sessions.body,
+        "cookie": sessions.cookie.as_deref().unwrap_or("none"),
+        "bonus": number(sessions.bonus),
+        "ttl": show_duration(sessions.ttl),
     })
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 mod balance;
 mod retry;
 mod route;
+mod sessions;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub use balance::{Balance, PrefixIndex, Preset};
 pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig};
+pub use sessions::Sessions;
 
 use super::secret::Secret;
 
@@ -41,6 +43,7 @@ pub struct Config {
     pub passthrough: Vec<Passthrough>,
     /// Where a process that is to follow this one asks for its listening sockets.
     pub upgrade_socket: PathBuf,
+    pub sessions: Sessions,
     pub log: Log,
     pub shutdown: Shutdown,
     /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
@@ -66,6 +69,7 @@ impl Default for Config {
             threads: 0,
             passthrough: Vec::new(),
             upgrade_socket: UPGRADE_SOCKET.into(),
+            sessions: Sessions::default(),
             log: Log::default(),
             shutdown: Shutdown::default(),
             expose: false,

@@ -132,6 +132,15 @@ pub fn secret(text: &str) -> Read<Secret> {
     Ok(Secret::new(text))
 }
 
+/// The name of a header, or of a cookie, in small letters.
+pub fn header_name(text: &str) -> Read<String> {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if text.is_empty() || !text.bytes().all(is_part) {
+        return Err(format!("{} is no name: write letters, digits and dashes", seen(text)));
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
 pub fn file_path(text: &str) -> Read<PathBuf> {
     plain(text).map(PathBuf::from)
 }

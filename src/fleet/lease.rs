@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::breaker::Admits;
+use super::pace::Ticket;
 use super::snapshot::Entry;
 use super::upstream::Upstream;
 
@@ -35,19 +36,40 @@ impl Outcome {
     }
 }
 
+/// What a request brings, in prompt tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    pub tokens: u64,
+    /// Of these, the ones that the upstream has not in its cache.
+    pub uncached: u64,
+    /// The first byte of the answer will tell when its prefill is over.
+    pub streams: bool,
+}
+
 pub struct Lease {
     upstream: Arc<Upstream>,
     tokens: u64,
-    /// Still part of the backlog: no byte of an answer has come.
-    waiting: bool,
+    prefill: Prefill,
     /// It is the one request that is let through after a trip.
     trial: bool,
 }
 
+/// What a lease holds of the backlog.
+enum Prefill {
+    /// Until the first byte. To learn from it: since when, and how much was ahead with it.
+    Streams {
+        tokens: u64,
+        ahead: u64,
+        since: Instant,
+    },
+    /// Until the first byte, or until it should be over.
+    Expected(Ticket),
+    Over,
+}
+
 impl Lease {
-    /// Takes a lease for a request of `tokens` prompt tokens, all of which the upstream has to prefill.
-    /// `None` when somebody else has just taken the last place: choose again.
-    pub fn take(entry: &Entry, tokens: u64, now: Instant) -> Option<Self> {
+    /// Takes a lease for a request. `None` when somebody else has just taken the last place: choose again.
+    pub fn take(entry: &Entry, work: Work, now: Instant) -> Option<Self> {
         let upstream = &entry.upstream;
         let live = &upstream.live;
         let trial = match entry.admits(now) {
@@ -66,9 +88,14 @@ impl Lease {
             }
             return None;
         }
-        live.gauges.backlog.fetch_add(tokens, Relaxed);
-        live.gauges.context.fetch_add(tokens, Relaxed);
-        Some(Lease { upstream: upstream.clone(), tokens, waiting: true, trial })
+        let tokens = work.uncached;
+        let before = live.gauges.backlog.fetch_add(tokens, Relaxed);
+        live.gauges.context.fetch_add(work.tokens, Relaxed);
+        let prefill = match work.streams {
+            true => Prefill::Streams { tokens, ahead: before + tokens, since: now },
+            false => Prefill::Expected(live.pace.begin(tokens, before, now)),
+        };
+        Some(Lease { upstream: upstream.clone(), tokens: work.tokens, prefill, trial })
     }
 
     pub fn upstream(&self) -> &Arc<Upstream> {
@@ -76,18 +103,29 @@ impl Lease {
     }
 
     /// The first byte of the answer's body came: the prefill is done. Returns whether it was the first.
-    pub fn first_byte(&mut self) -> bool {
-        let first = std::mem::take(&mut self.waiting);
-        if first {
-            self.upstream.live.gauges.backlog.fetch_sub(self.tokens, Relaxed);
+    pub fn first_byte(&mut self, now: Instant) -> bool {
+        if let Prefill::Streams { ahead, since, .. } = self.prefill {
+            self.upstream.live.pace.learn(ahead, now.saturating_duration_since(since));
         }
-        first
+        self.end_prefill()
+    }
+
+    /// Takes the prefill out of the backlog, if that has not been done.
+    pub fn end_prefill(&mut self) -> bool {
+        let live = &self.upstream.live;
+        let tokens = match std::mem::replace(&mut self.prefill, Prefill::Over) {
+            Prefill::Streams { tokens, .. } => tokens,
+            Prefill::Expected(ticket) => live.pace.end(ticket).unwrap_or(0),
+            Prefill::Over => return false,
+        };
+        live.gauges.backlog.fetch_sub(tokens, Relaxed);
+        true
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.first_byte();
+        self.end_prefill();
         let live = &self.upstream.live;
         live.gauges.context.fetch_sub(self.tokens, Relaxed);
         if self.trial {
@@ -128,7 +166,7 @@ mod tests {
     }
 
     fn take(entry: &Entry, tokens: u64) -> Option<Lease> {
-        Lease::take(entry, tokens, Instant::now())
+        Lease::take(entry, Work { tokens, uncached: tokens, streams: true }, Instant::now())
     }
 
     #[test]
@@ -136,11 +174,38 @@ mod tests {
         let entry = entry(None);
         let mut lease = take(&entry, 700).expect("there is room");
         assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 700, context: 700 });
-        assert!(lease.first_byte());
-        assert!(!lease.first_byte());
+        assert!(lease.first_byte(Instant::now()));
+        assert!(!lease.first_byte(Instant::now()));
         assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 0, context: 700 });
         drop(lease);
         assert_eq!(entry.upstream.load(), Load::default());
+    }
+
+    #[test]
+    fn only_what_is_not_cached_is_backlog() {
+        let entry = entry(None);
+        let work = Work { tokens: 700, uncached: 100, streams: true };
+        let lease = Lease::take(&entry, work, Instant::now()).expect("there is room");
+        assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 100, context: 700 });
+        drop(lease);
+        assert_eq!(entry.upstream.load(), Load::default());
+    }
+
+    #[test]
+    fn the_backlog_of_what_does_not_stream_ends_when_it_should() {
+        let entry = entry(None);
+        let now = Instant::now();
+        let work = Work { tokens: 8000, uncached: 8000, streams: false };
+        let mut lease = Lease::take(&entry, work, now).expect("there is room");
+        assert_eq!(entry.upstream.load_at(now).backlog, 8000);
+        let second = std::time::Duration::from_secs(1);
+        assert_eq!(entry.upstream.load_at(now + 2 * second), Load { active: 1, backlog: 0, context: 8000 });
+        assert!(lease.first_byte(now + 3 * second), "its first byte comes all the same");
+        drop(lease);
+        assert_eq!(entry.upstream.load(), Load::default());
+        let early = Lease::take(&entry, work, now).expect("there is room");
+        drop(early);
+        assert_eq!(entry.upstream.load_at(now + 3 * second), Load::default());
     }
 
     #[test]
@@ -171,18 +236,21 @@ mod tests {
         machine.probed(Ok(()), 0, now, &rules());
         machine.seen(Sign::Failed, 0, now, &rules());
         entry.standing = machine.standing(&rules());
-        assert!(Lease::take(&entry, 1, now).is_none(), "the trip is not over");
+        assert!(Lease::take(&entry, Work::default(), now).is_none(), "the trip is not over");
         let later = now + rules().breaker.open;
-        let first = Lease::take(&entry, 1, later);
+        let first = Lease::take(&entry, Work::default(), later);
         assert!(first.is_some());
-        assert!(Lease::take(&entry, 1, later).is_none(), "one is on its way");
+        assert!(Lease::take(&entry, Work::default(), later).is_none(), "one is on its way");
         drop(first);
-        assert!(Lease::take(&entry, 1, later).is_some(), "it told nothing, and its place came back");
+        assert!(
+            Lease::take(&entry, Work::default(), later).is_some(),
+            "it told nothing, and its place came back"
+        );
     }
 
     #[derive(Clone, Debug)]
     enum Step {
-        Take(u64),
+        Take(u64, bool),
         FirstByte(prop::sample::Index),
         Drop(prop::sample::Index),
         Panic(prop::sample::Index),
@@ -190,7 +258,7 @@ mod tests {
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
-            (0u64..1 << 40).prop_map(Step::Take),
+            (0u64..1 << 40, any::<bool>()).prop_map(|(tokens, streams)| Step::Take(tokens, streams)),
             any::<prop::sample::Index>().prop_map(Step::FirstByte),
             any::<prop::sample::Index>().prop_map(Step::Drop),
             any::<prop::sample::Index>().prop_map(Step::Panic),
@@ -206,10 +274,13 @@ mod tests {
             let mut held: Vec<Lease> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Take(tokens) => held.extend(take(&entry, tokens)),
+                    Step::Take(tokens, streams) => {
+                        let work = Work { tokens, uncached: tokens / 2, streams };
+                        held.extend(Lease::take(&entry, work, Instant::now()));
+                    }
                     Step::FirstByte(at) if !held.is_empty() => {
                         let at = at.index(held.len());
-                        held[at].first_byte();
+                        held[at].first_byte(Instant::now());
                     }
                     Step::Drop(at) if !held.is_empty() => drop(held.swap_remove(at.index(held.len()))),
                     Step::Panic(at) if !held.is_empty() => {

@@ -36,7 +36,7 @@ pub struct Query<'a> {
     pub tried: &'a [usize],
     /// Those that were tried may have it again when there is nobody else.
     pub again: bool,
-    /// Of those, the ids of the ones that sent it away: they get it again only when there will be nobody else.
+    /// Of those, the ids of the ones that sent it away: only when nobody else will ever be there.
     pub away: &'a [usize],
     /// The id of the one upstream that may have it.
     pub only: Option<usize>,
@@ -251,7 +251,7 @@ impl Sieve<'_, '_> {
             }
             rank = if query.away.contains(&upstream.id) { Rank::Away } else { Rank::Again };
         }
-        let load = upstream.load();
+        let load = upstream.load_at(self.now);
         let busy = upstream.busy_until(self.now);
         if busy.is_some() || upstream.config.max_active.is_some_and(|most| load.active >= u64::from(most)) {
             let (best, until) = self.full.unwrap_or((rank, None));

@@ -12,6 +12,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Notify;
 
+use super::pace::Pace;
 use super::queue::Queue;
 use super::tls::{self, Secure};
 use crate::aggregate::ModelCard;
@@ -41,6 +42,7 @@ pub(super) struct Live {
     pub id: usize,
     /// Written by leases only.
     pub gauges: Gauges,
+    pub pace: Pace,
     /// The one request that is let through after a trip is on its way.
     pub trial: AtomicBool,
     /// Answers to requests that have begun.
@@ -89,6 +91,7 @@ impl Upstream {
         let live = Live {
             id,
             gauges: Gauges::default(),
+            pace: Pace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             wants_answers: AtomicBool::new(false),
@@ -125,8 +128,17 @@ impl Upstream {
         &self.config.name
     }
 
+    /// What is in flight now.
     pub fn load(&self) -> Load {
+        self.load_at(super::now())
+    }
+
+    pub fn load_at(&self, now: Instant) -> Load {
         let gauges = &self.live.gauges;
+        match self.live.pace.over(now) {
+            0 => {}
+            over => drop(gauges.backlog.fetch_sub(over, Relaxed)),
+        }
         Load {
             active: gauges.active.load(Relaxed),
             backlog: gauges.backlog.load(Relaxed),

@@ -3,11 +3,16 @@
 //! Gauges of upstreams are not kept here; they are read from the leases when somebody asks, so that they
 //! cannot drift.
 
+mod cache;
+
 use std::sync::LazyLock;
 
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+
+pub use cache::CacheMetrics;
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -27,6 +32,7 @@ pub struct Metrics {
     pub changes: IntCounterVec,
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
+    pub cache: CacheMetrics,
     pub signs_lost: IntCounter,
     pub queue: IntCounterVec,
     pub reloads: IntCounterVec,
@@ -40,73 +46,68 @@ pub struct Metrics {
 
 impl Metrics {
     fn new() -> Self {
-        let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let made = IntCounterVec::new(Opts::new(name, help), labels);
-            enter(&registry, made)
-        };
-        let counter = |name: &str, help: &str| enter(&registry, IntCounter::new(name, help));
-        let gauge = |name: &str, help: &str| enter(&registry, IntGauge::new(name, help));
-        let histogram = |name: &str, help: &str| {
-            let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
-            enter(&registry, HistogramVec::new(options, &["model"]))
-        };
+        let make = Maker(Registry::new());
         Metrics {
-            requests: counters(
+            requests: make.counters(
                 "vllm_lb_requests_total",
                 "Requests that ended, by how they did.",
                 &["model", "upstream", "status", "outcome"],
             ),
-            seconds: histogram("vllm_lb_request_seconds", "From the request's head to the answer's end."),
-            first_byte: histogram(
+            seconds: make
+                .histogram("vllm_lb_request_seconds", "From the request's head to the answer's end."),
+            first_byte: make.histogram(
                 "vllm_lb_first_byte_seconds",
                 "From the request's head to the first byte of the answer's body.",
             ),
-            rejects: counters("vllm_lb_rejects_total", "Refusals of the balancer's own.", &["reason"]),
-            failures: counters(
+            rejects: make.counters("vllm_lb_rejects_total", "Refusals of the balancer's own.", &["reason"]),
+            failures: make.counters(
                 "vllm_lb_attempt_failures_total",
                 "Attempts that failed before an answer began.",
                 &["upstream", "cause"],
             ),
-            retries: counters(
+            retries: make.counters(
                 "vllm_lb_retries_total",
                 "Attempts that followed a failed one, by its cause.",
                 &["cause"],
             ),
-            broken: counters(
+            broken: make.counters(
                 "vllm_lb_broken_streams_total",
                 "Streams that ended with an error event of the balancer's.",
                 &["upstream"],
             ),
-            changes: counters(
+            changes: make.counters(
                 "vllm_lb_upstream_changes_total",
                 "Changes of an upstream's state, by the new one.",
                 &["upstream", "state"],
             ),
-            probe_failures: counters(
+            probe_failures: make.counters(
                 "vllm_lb_probe_failures_total",
                 "Probes that an upstream did not answer well.",
                 &["upstream"],
             ),
-            busy: counters(
+            busy: make.counters(
                 "vllm_lb_upstream_busy_total",
                 "Answers by which an upstream said that it is full.",
                 &["upstream"],
             ),
-            signs_lost: counter("vllm_lb_signs_lost_total", "Signs of upstreams' health that were too many."),
-            queue: counters(
+            signs_lost: make
+                .counter("vllm_lb_signs_lost_total", "Signs of upstreams' health that were too many."),
+            queue: make.counters(
                 "vllm_lb_queue_total",
                 "Requests that waited for room, by the end of it.",
                 &["end"],
             ),
-            reloads: counters("vllm_lb_reloads_total", "Reloads of the configuration.", &["result"]),
-            queued: gauge("vllm_lb_queued", "Requests that wait for room."),
-            accept_failures: counter("vllm_lb_accept_failures_total", "Connections that could not be taken."),
-            handshake_failures: counter("vllm_lb_handshake_failures_total", "TLS handshakes that failed."),
-            connections: gauge("vllm_lb_connections", "Connections of clients that are open."),
-            in_flight: gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
-            peeked_bytes: gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
-            registry,
+            reloads: make.counters("vllm_lb_reloads_total", "Reloads of the configuration.", &["result"]),
+            queued: make.gauge("vllm_lb_queued", "Requests that wait for room."),
+            accept_failures: make
+                .counter("vllm_lb_accept_failures_total", "Connections that could not be taken."),
+            handshake_failures: make
+                .counter("vllm_lb_handshake_failures_total", "TLS handshakes that failed."),
+            connections: make.gauge("vllm_lb_connections", "Connections of clients that are open."),
+            in_flight: make.gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
+            peeked_bytes: make.gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
+            cache: CacheMetrics::new(&make),
+            registry: make.0,
         }
     }
 
@@ -121,15 +122,33 @@ impl Metrics {
     }
 }
 
-/// Registers what was made. Names and labels are constants of this file, so that a failure is a typing
-/// mistake that the first test run finds.
-fn enter<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    made: prometheus::Result<C>,
-) -> C {
-    let collector = made.expect("metric names and labels in this file are valid");
-    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
-    collector
+/// Makes metrics and registers them. Names and labels are constants of these files, so that a failure is a
+/// typing mistake that the first test run finds.
+struct Maker(Registry);
+
+impl Maker {
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.enter(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.enter(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.enter(IntGauge::new(name, help))
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+        self.enter(HistogramVec::new(options, &["model"]))
+    }
+
+    fn enter<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let collector = made.expect("metric names and labels in these files are valid");
+        self.0.register(Box::new(collector.clone())).expect("each metric is registered once");
+        collector
+    }
 }
 
 /// Statuses that get a label of their own; others are counted by their class.

@@ -58,7 +58,7 @@
 //!
 //! Never: a tree of the document, an allocation for a message, recursion, a panic.
 
-mod cursor;
+pub(super) mod cursor;
 mod ids;
 mod media;
 mod rest;
@@ -234,7 +234,7 @@ impl<'a> Request<'a> {
         }
         let head = Head { tools: self.whole(Field::Tools), documents: self.whole(Field::Documents) };
         let is_bare = head.tools.is_none() && head.documents.is_none();
-        let mut talk = Talk { out, head: Some(head) };
+        let mut talk = Talk { out, head: Some(head), asks: false };
         if let Some((text, join)) = system {
             talk.system(text, join);
         }

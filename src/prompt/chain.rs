@@ -50,6 +50,19 @@ pub struct Chain {
     pub bytes: u64,
     pub block_bytes: usize,
     pub family: Family,
+    /// Where the opening of a conversation ends, all up to its first user message, and its hash.
+    opening: Option<(u64, u64)>,
+}
+
+// === impl Chain ===
+
+impl Chain {
+    /// What tells conversations apart that blocks cannot: where the opening ends behind the last block, its
+    /// hash, which is the same in every turn; else there is none.
+    pub fn end(&self) -> Option<u64> {
+        let blocks = (self.blocks.len() * self.block_bytes) as u64;
+        self.opening.filter(|(bytes, _)| *bytes > blocks).map(|(_, hash)| hash)
+    }
 }
 
 /// Takes bytes one after the other. The canonical text is written into one.
@@ -58,6 +71,9 @@ pub(super) trait Sink {
 
     /// What follows may be written a second time, from here on: see [`Hasher::rewind`].
     fn checkpoint(&mut self) {}
+
+    /// Here the first user message ends, unless one has ended before.
+    fn opened(&mut self) {}
 }
 
 #[cfg(test)]
@@ -115,6 +131,7 @@ impl Hasher {
         self.chain.bytes = 0;
         self.chain.block_bytes = blocks.bytes.max(1);
         self.chain.family = family;
+        self.chain.opening = None;
     }
 
     pub fn chain(&self) -> &Chain {
@@ -128,6 +145,7 @@ impl Hasher {
         self.rest.extend_from_slice(&self.saved.rest);
         self.chain.blocks.truncate(self.saved.blocks);
         self.chain.bytes = self.saved.bytes;
+        self.chain.opening = self.chain.opening.filter(|(bytes, _)| *bytes <= self.saved.bytes);
     }
 
     fn hash(&mut self, block: &[u8]) {
@@ -183,6 +201,15 @@ impl Sink for Hasher {
         self.saved.blocks = self.chain.blocks.len();
         self.saved.bytes = self.chain.bytes;
     }
+
+    fn opened(&mut self) {
+        // Behind the longest chain there are no blocks that could tell anything apart.
+        let hashed = self.chain.blocks.len() < self.most;
+        if self.chain.family == Family::Chat && hashed && self.chain.opening.is_none() {
+            let hash = xxh3_64_with_seed(&self.rest, self.previous);
+            self.chain.opening = Some((self.chain.bytes, hash));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -231,6 +258,26 @@ mod tests {
         hasher.rewind();
         hasher.write(b"defghij");
         assert_eq!(*hasher.chain(), chained(&[b"0123456789abcdefghij"], 7, TEN));
+    }
+
+    #[test]
+    fn an_opening_is_told_where_no_block_tells_it() {
+        let opened = |before: &[u8], after: &[u8]| {
+            let mut hasher = Hasher::default();
+            hasher.begin(7, Family::Chat, TEN);
+            hasher.write(before);
+            hasher.opened();
+            hasher.write(after);
+            hasher.opened();
+            hasher.chain().end()
+        };
+        let end = opened(b"0123456789abc", b"");
+        assert!(end.is_some() && end == opened(b"0123456789abc", b"defghi"), "the same in every turn");
+        assert_ne!(end, opened(b"0123456789abd", b""), "another question");
+        assert_ne!(end, opened(b"0123456788abc", b""), "another beginning");
+        assert_eq!(opened(b"0123456789abc", b"defghij"), None, "a block tells");
+        assert_eq!(opened(b"0123456789", b""), None, "a block tells");
+        assert_eq!(chained(&[b"0123456789abc"], 7, TEN).end(), None, "nobody said where it ends");
     }
 
     proptest! {

@@ -21,6 +21,13 @@ impl<'a> Model<'a> {
     pub(super) fn named(name: Cow<'a, str>) -> Self {
         if name.is_empty() { Model::Absent } else { Model::Named(name) }
     }
+
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Model::Named(name) => Some(name),
+            Model::Absent | Model::NotAString => None,
+        }
+    }
 }
 
 /// The strings that pydantic takes for true where a boolean is asked for.

@@ -15,7 +15,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::context::Context;
 use super::line::Ended;
-use super::{Shared, plan, refuse};
+use super::{Shared, plan, prompt, refuse};
 use crate::config::types::{Retry, RetryOn};
 use crate::fleet::{Lease, Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
 use crate::observe;
@@ -75,6 +75,11 @@ impl Cause {
     /// Asking the same upstream again will hardly end otherwise: waiting for another is better.
     fn sends_away(self) -> bool {
         matches!(self, Cause::Connect { .. } | Cause::Leaving | Cause::Aborted)
+    }
+
+    /// Whether an engine may have read the prompt.
+    fn reached(self) -> bool {
+        !matches!(self, Cause::Connect { .. } | Cause::Stale)
     }
 
     fn is_on(self, on: &RetryOn) -> bool {
@@ -156,6 +161,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
     loop {
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
+        prompt::weigh(shared, context, &snapshot, &mut candidates);
         let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: 0.0 };
         let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
@@ -168,7 +174,9 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         };
         let entry = &snapshot.entries[choice.index];
         // Somebody else may have taken the last place meanwhile.
-        let Some(lease) = Lease::take(entry, context.tokens, now) else { continue };
+        let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
+        let work = prompt::work(context, chosen);
+        let Some(lease) = Lease::take(entry, work, now) else { continue };
         let upstream = lease.upstream();
         observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
         if let Some(line) = &context.line {
@@ -178,7 +186,10 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         context.first_byte = None;
         context.received = 0;
         context.head_came = false;
+        context.events = None;
+        context.hit = chosen.map_or(0, |chosen| chosen.hit);
         context.lease = Some(lease);
+        prompt::learn(shared, context, work.uncached);
         return Ok(None);
     }
 }
@@ -278,6 +289,7 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     context.was_stale |= cause == Cause::Stale;
     let Some(lease) = context.lease.take() else { return };
     let upstream = lease.upstream();
+    prompt::forget(shared, context, upstream.id, cause.reached());
     observe::attempt_failed(&context.id, upstream.name(), cause.label(), context.attempts);
     if cause.sends_away() {
         context.away.push(upstream.id);

@@ -7,6 +7,7 @@ use super::attempt::Cause;
 use super::leave::{self, Leave};
 use super::line::Line;
 use super::peek::Wanted;
+use super::prompt::Rest;
 use super::replay::Replay;
 use super::session::Home;
 use super::settings::Settings;
@@ -15,6 +16,9 @@ use crate::observe::metrics::METRICS;
 use crate::reject::{Reject, Style};
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
+use crate::reply::sse::Events;
+use crate::state::Asked;
+use crate::state::local::Receipt;
 
 pub struct Context {
     pub started: Instant,
@@ -29,6 +33,19 @@ pub struct Context {
     pub model: Wanted,
     /// Prompt tokens, estimated.
     pub tokens: u64,
+    /// What is known of its prompt, and what follows it behind the peek.
+    pub asked: Asked,
+    pub rest: Option<Box<Rest>>,
+    /// The answer is to come as a stream.
+    pub streams: bool,
+    /// What the present upstream was believed to hold, in blocks and in tokens.
+    pub hit: u64,
+    pub predicted: u64,
+    /// To take back what was learnt, as long as nothing was `sent`.
+    pub receipt: Option<Receipt>,
+    pub sent: bool,
+    /// Events of a Responses stream, whose first two come before the prompt is read.
+    pub events: Option<Box<Events>>,
     /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
     /// It names where its keys and values lie: no other upstream has them.
@@ -100,6 +117,14 @@ impl Context {
             style: Style::OpenAi,
             model: Wanted::Any,
             tokens: 0,
+            asked: Asked::default(),
+            rest: None,
+            streams: false,
+            hit: 0,
+            predicted: 0,
+            receipt: None,
+            sent: false,
+            events: None,
             only: None,
             pinned: false,
             attempts: 0,
@@ -142,12 +167,25 @@ impl Context {
     pub fn accept(&mut self) {
         self.judge = None;
         self.failed = None;
-        self.first_byte.get_or_insert_with(|| self.started.elapsed());
-        if let Some(lease) = &mut self.lease {
-            lease.first_byte();
+        self.receipt = None;
+        self.asked.chain = Vec::new();
+        if self.events.is_none() {
+            self.prefilled();
         }
         if let Some(line) = &self.line {
             line.let_go();
+        }
+    }
+
+    /// The prompt has been read: the first event, or byte, of what the model says is there.
+    pub fn prefilled(&mut self) {
+        let now = Instant::now();
+        self.first_byte.get_or_insert_with(|| now.saturating_duration_since(self.started));
+        match &mut self.lease {
+            // What was refused was never read, and teaches nothing.
+            Some(lease) if self.status == 200 => drop(lease.first_byte(now)),
+            Some(lease) => drop(lease.end_prefill()),
+            None => {}
         }
     }
 

@@ -13,11 +13,15 @@ use pingora::{Error, ErrorSource, ErrorType};
 use tokio::time::{Instant, timeout_at};
 
 use super::memory::{Memory, Reservation};
+use super::prompt::{self, Rest};
 use crate::config::types::Peek;
 use crate::prompt::Model;
+use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
 use crate::reject::Reject;
+use crate::route::paths::Api;
+use crate::state::Asked;
 
 /// How long a client may take for the first piece of what is peeked.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,7 +34,8 @@ const FIRST: u64 = 64 << 10;
 
 /// Where the body names its model.
 pub enum Shape {
-    Json,
+    /// Of this interface.
+    Json(Api),
     /// With the whole value of `content-type`, which names the boundary.
     Multipart(String),
     /// Not looked into.
@@ -41,8 +46,9 @@ pub enum Shape {
 #[derive(Default)]
 pub struct Wish {
     pub model: Wanted,
-    /// About how many prompt tokens the request brings.
-    pub tokens: u64,
+    pub asked: Asked,
+    pub rest: Option<Box<Rest>>,
+    pub streams: bool,
     pub previous_response_id: Option<String>,
     /// The caller has chosen the upstream: its keys and values lie there.
     pub pinned: bool,
@@ -87,6 +93,8 @@ pub enum Failure {
 pub struct Peeker {
     pub limits: Peek,
     pub memory: Arc<Memory>,
+    /// How prompts are cut; none are read where it does not matter what an upstream holds.
+    pub blocks: Option<Blocks>,
 }
 
 impl Peeker {
@@ -132,7 +140,7 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let wish = reader.looker.wish(reader.body.bytes(), whole, declared);
+        let wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
     }
 }
@@ -239,7 +247,7 @@ impl Body {
 /// Looks for the model as the bytes come.
 #[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
 enum Looker {
-    Json(Scanner),
+    Json(Scanner, Api),
     Multipart(FormScanner),
     Opaque,
 }
@@ -247,7 +255,7 @@ enum Looker {
 impl Looker {
     fn new(shape: Shape) -> Self {
         match shape {
-            Shape::Json => Looker::Json(Scanner::new()),
+            Shape::Json(api) => Looker::Json(Scanner::new(), api),
             Shape::Multipart(kind) => FormScanner::new(&kind).map_or(Looker::Opaque, Looker::Multipart),
             Shape::Opaque => Looker::Opaque,
         }
@@ -255,7 +263,7 @@ impl Looker {
 
     fn look(&mut self, body: &[u8]) {
         match self {
-            Looker::Json(scanner) => scanner.scan(body),
+            Looker::Json(scanner, _) => scanner.scan(body),
             Looker::Multipart(scanner) => scanner.scan(body),
             Looker::Opaque => {}
         }
@@ -264,7 +272,7 @@ impl Looker {
     /// The model has not come, and may yet.
     fn wants_more(&self, body: &[u8]) -> bool {
         match self {
-            Looker::Json(scanner) => {
+            Looker::Json(scanner, _) => {
                 scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
             }
             Looker::Multipart(scanner) => {
@@ -275,9 +283,15 @@ impl Looker {
         }
     }
 
-    fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
+    fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>, blocks: Option<Blocks>) -> Wish {
         match self {
-            Looker::Json(scanner) => json_wish(&scanner.facts(body), body, whole, declared),
+            Looker::Json(scanner, api) => {
+                let facts = scanner.facts(body);
+                let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
+                let dialect = prompt::dialect(*api, &facts);
+                let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
+                Wish { asked, rest, ..json_wish(&facts, body, whole) }
+            }
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
                 Wish { model: wanted(&facts.model, facts.state, whole), ..Wish::default() }
@@ -297,21 +311,19 @@ fn wanted(model: &Model<'_>, state: Progress, whole: bool) -> Wanted {
     }
 }
 
-fn json_wish(facts: &Facts<'_>, body: &[u8], whole: bool, declared: Option<u64>) -> Wish {
+fn json_wish(facts: &Facts<'_>, body: &[u8], whole: bool) -> Wish {
     let model = match body.trim_ascii_start().first() {
         Some(b'{' | b'\xef') => wanted(&facts.model, facts.state, whole),
         // A list, a number: an upstream will say what a request must be.
         _ => Wanted::Unreadable,
     };
-    // What lies behind the peek is prompt in the same share as what was read.
-    let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
-    let prompt = facts.prompt_bytes.saturating_add(if facts.state == Progress::Cut { unread } else { 0 });
     let previous = facts.previous_response_id.as_ref().filter(|id| !id.is_empty());
     Wish {
         model,
-        tokens: prompt / 4,
+        streams: facts.stream,
         previous_response_id: previous.map(|id| id.clone().into_owned()),
         pinned: facts.kv_transfer(),
+        ..Wish::default()
     }
 }
 

@@ -194,7 +194,7 @@ async fn inference(
     let head = session.req_header();
     let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let shape = match api.model_in() {
-        ModelIn::Json | ModelIn::Sniff => Shape::Json,
+        ModelIn::Json | ModelIn::Sniff => Shape::Json(api),
         ModelIn::Multipart => kind.map_or(Shape::Opaque, |kind| Shape::Multipart(kind.to_string())),
         ModelIn::Query | ModelIn::Nowhere => Shape::Opaque,
     };
@@ -239,7 +239,8 @@ async fn forward(
             Err(Failure::Client(error)) => return Err(error),
         };
     context.model = wish.model;
-    context.tokens = wish.tokens;
+    context.tokens = shared.state.prompt(&wish.asked).tokens;
+    (context.asked, context.rest, context.streams) = (wish.asked, wish.rest, wish.streams);
     context.pinned = wish.pinned;
     if let Some(most) = context.settings.sample {
         let mut samples = Samples { request: Vec::new(), answer: Vec::new(), most };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::memory::Memory;
 use super::peek::Peeker;
 use crate::config::types::{Balance, Config, Retry, Timeouts};
+use crate::prompt::chain::Blocks;
 use crate::route::paths;
 
 pub struct Settings {
@@ -24,12 +25,18 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `memory` is what all requests share, also those that began with other settings.
-    pub fn new(config: &Config, memory: Arc<Memory>) -> Arc<Self> {
+    /// `memory` is what all requests share, also those that began with other settings. `blocks`: how prompts
+    /// are cut, where they are remembered.
+    pub fn new(config: &Config, memory: Arc<Memory>, blocks: Option<Blocks>) -> Arc<Self> {
         Arc::new(Settings {
             table: paths::Table::new(&config.passthrough),
             knobs: config.balance,
-            peeker: Peeker { limits: config.peek, memory },
+            // Where what is missing costs nothing, nobody has to know it.
+            peeker: Peeker {
+                limits: config.peek,
+                memory,
+                blocks: blocks.filter(|_| config.balance.missing > 0.0),
+            },
             timeouts: config.timeouts,
             retry: config.retry,
             wait: config.queue.wait,

@@ -10,6 +10,7 @@
 //! chat's role or a `message_start` right before the first token, or before it gives up. The events of a
 //! prelude wait for the one behind them.
 
+use super::media_type;
 use super::sse::{is_error, value_of};
 
 /// The most of a body that is looked at.
@@ -64,7 +65,7 @@ struct Lines {
 
 impl Judge {
     pub fn new(status: u16, content_type: Option<&str>, length: Option<u64>) -> Self {
-        let media = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+        let media = media_type(content_type);
         let kind = match (status, media) {
             (500, _) => Kind::Error,
             (200, media) if media.eq_ignore_ascii_case("text/event-stream") => Kind::Stream(Lines::default()),

@@ -150,6 +150,16 @@ impl Table {
     }
 }
 
+/// The session that a path names, and the path without it: `/sessions/{id}/v1/…` is `/v1/…`. The path comes
+/// without its query; an id may hold slashes, and goes up to the first `/v1` behind it.
+pub fn of_session(path: &str) -> Option<(Cow<'_, str>, &str)> {
+    let inside = path.strip_prefix("/sessions/")?;
+    let ends = |at: &usize| *at > 0 && matches!(inside.as_bytes().get(at + 3), None | Some(b'/'));
+    let at = inside.match_indices("/v1").map(|(at, _)| at).find(ends)?;
+    let (id, rest) = inside.split_at(at);
+    Some((decode(id)?, rest))
+}
+
 /// The absolute `location` of a redirect. `host` is the request's `host` header, `query` its query as it
 /// came; a path or host can hold anything, so whatever could end the header or the URL is escaped.
 pub fn location(https: bool, host: &str, path: &str, query: Option<&str>) -> String {

@@ -15,6 +15,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("state", Level::Running),
     // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
     ("state::local", Level::Pure),
+    ("state::sessions", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
     ("prompt", Level::Pure),
@@ -31,6 +32,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("config::secret", Level::Word),
     ("reject", Level::Word),
     ("names", Level::Word),
+    ("rate", Level::Word),
 ];
 
 /// Arrows within a level, from and to. Whoever adds one makes a change that is seen.
@@ -41,6 +43,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("route", "prompt"),
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
+    ("config::types", "names"),
     // What the index found is put on the formula's candidates.
     ("state::local", "pick"),
 ];

@@ -4,7 +4,7 @@
 //! until it is over, and [`HELD`] bytes at the most; a plain text and token ids flow through. What follows
 //! the conversation in the body is not read any more.
 
-use super::super::chain::Hasher;
+use super::super::chain::{Hasher, Sink};
 use super::super::scan::bytes::string_end;
 use super::cursor::Cursor;
 use super::text::decode;
@@ -70,6 +70,7 @@ impl Rest {
     fn text(&mut self, out: &mut Hasher) -> bool {
         if let Some(end) = string_end(&self.held, 0, 0) {
             decode(&self.held[..end], true, out);
+            out.opened();
             return false;
         }
         let used = decode(&self.held, false, out);
@@ -97,7 +98,7 @@ impl Rest {
             if !std::mem::replace(&mut self.rewound, true) {
                 out.rewind();
             }
-            let mut talk = Talk { out: &mut *out, head: None::<turns::Head<'_>> };
+            let mut talk = Talk { out: &mut *out, head: None::<turns::Head<'_>>, asks: false };
             // A message that ends is whole, and a whole one is no error.
             let _ = talk.element(&mut Cursor::new(&self.held[start..self.looked]));
             start = self.looked;

@@ -59,6 +59,8 @@ pub struct Talk<'a, 's, S> {
     pub out: &'s mut S,
     /// What follows the system's text and has not been written yet.
     pub head: Option<Head<'a>>,
+    /// The turn in progress is the user's.
+    pub asks: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -175,7 +177,11 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
             return 0;
         }
         self.begin(&mut Turn::of(Role::User));
-        decode(text, whole, self.out)
+        let used = decode(text, whole, self.out);
+        if whole {
+            self.end_question();
+        }
+        used
     }
 
     /// The messages or items; an error says from where on they have not been written, or not to the end.
@@ -210,7 +216,18 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
             self.out.checkpoint();
         }
         let written = kind.and_then(|kind| self.item(&kind, &item));
-        if item.whole { Ok(()) } else { written.and(Err(Cut)) }
+        if !item.whole {
+            return written.and(Err(Cut));
+        }
+        self.end_question();
+        Ok(())
+    }
+
+    /// The turn is over; with the user's first one, the opening of the conversation is.
+    fn end_question(&mut self) {
+        if std::mem::take(&mut self.asks) {
+            self.out.opened();
+        }
     }
 
     /// Writes what stands between the system's text and the rest.
@@ -340,6 +357,8 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
     /// Begins the turn where it has not been: an empty message is none.
     fn begin(&mut self, turn: &mut Turn<'a>) {
         if !turn.begun {
+            self.end_question();
+            self.asks = matches!(turn.role, Role::User);
             self.out.write(&[TURN]);
             turn.role.write(self.out);
             self.out.write(&[END]);
@@ -392,6 +411,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
         name: Option<Raw<'a>>,
         arguments: impl FnOnce() -> Result<Option<Raw<'a>>, Cut>,
     ) -> Result<(), Cut> {
+        self.end_question();
         self.out.write(&[CALL]);
         self.short_text(name)?;
         let Some(arguments) = arguments()? else { return Ok(()) };

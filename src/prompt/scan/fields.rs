@@ -18,6 +18,10 @@ pub enum Field {
     ChatTemplate,
     PromptEmbeds,
     Features,
+    SessionId,
+    PromptCacheKey,
+    User,
+    Metadata,
     // What follows holds prompt.
     Messages,
     Prompt,
@@ -44,7 +48,7 @@ pub enum Field {
 }
 
 /// Every field with its name, in the order of the enum.
-pub(super) const FIELDS: [(Field, &str); 32] = [
+pub(super) const FIELDS: [(Field, &str); 36] = [
     (Field::Model, "model"),
     (Field::Stream, "stream"),
     (Field::RequestId, "request_id"),
@@ -55,6 +59,10 @@ pub(super) const FIELDS: [(Field, &str); 32] = [
     (Field::ChatTemplate, "chat_template"),
     (Field::PromptEmbeds, "prompt_embeds"),
     (Field::Features, "features"),
+    (Field::SessionId, "session_id"),
+    (Field::PromptCacheKey, "prompt_cache_key"),
+    (Field::User, "user"),
+    (Field::Metadata, "metadata"),
     (Field::Messages, "messages"),
     (Field::Prompt, "prompt"),
     (Field::Input, "input"),
@@ -97,7 +105,7 @@ impl Field {
     }
 
     /// The field that a key names, given the bytes between its quotes; escapes are allowed in it.
-    pub(super) fn of_key(raw: &[u8]) -> Option<Self> {
+    pub(in super::super) fn of_key(raw: &[u8]) -> Option<Self> {
         if raw.len() > LONGEST_KEY {
             return None;
         }
@@ -114,7 +122,7 @@ impl Field {
 
 /// Which fields a request has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FieldSet(u32);
+pub struct FieldSet(u64);
 
 impl FieldSet {
     pub fn contains(self, field: Field) -> bool {

@@ -302,3 +302,28 @@ proptest! {
         prop_assert_eq!(find(&method, &escaped), find(&method, &path));
     }
 }
+
+#[test]
+fn a_session_in_the_path() {
+    for (path, found) in [
+        ("/sessions/a/v1/chat/completions", Some(("a", "/v1/chat/completions"))),
+        ("/sessions/a/v1", Some(("a", "/v1"))),
+        ("/sessions/a/v1/", Some(("a", "/v1/"))),
+        ("/sessions/harbor/hello-world:0/v1/models", Some(("harbor/hello-world:0", "/v1/models"))),
+        ("/sessions/a%2Fb%20c/v1/models", Some(("a/b c", "/v1/models"))),
+        ("/sessions/a/v1/sessions/b/v1/x", Some(("a", "/v1/sessions/b/v1/x"))),
+        ("/sessions/a/v10/b/v1/x", Some(("a/v10/b", "/v1/x"))),
+        ("/sessions//v1/models", None),
+        ("/sessions/v1/models", None),
+        ("/sessions/a", None),
+        ("/sessions/a/v2/x", None),
+        ("/sessions/%zz/v1/x", None),
+        ("/sessions/../v1/x", None),
+        ("/v1/sessions/a/v1/x", None),
+        ("/session/a/v1/x", None),
+        ("/", None),
+    ] {
+        let (id, rest) = of_session(path).unzip();
+        assert_eq!((id.as_deref(), rest), found.unzip(), "{path}");
+    }
+}

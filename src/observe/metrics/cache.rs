@@ -1,0 +1,39 @@
+//! Metrics of what is remembered of prompts, and of how true it is.
+
+use prometheus::{IntCounterVec, IntGauge};
+
+use super::Maker;
+
+pub struct CacheMetrics {
+    pub predicted: IntCounterVec,
+    pub reported: IntCounterVec,
+    pub trimmed: IntCounterVec,
+    pub blocks: IntGauge,
+    pub pairs: IntGauge,
+    pub bytes: IntGauge,
+}
+
+impl CacheMetrics {
+    pub(super) fn new(make: &Maker) -> Self {
+        CacheMetrics {
+            predicted: make.counters(
+                "vllm_lb_cache_predicted_tokens_total",
+                "Prompt tokens believed to be in the upstream's cache, of answers that tell.",
+                &["upstream"],
+            ),
+            reported: make.counters(
+                "vllm_lb_cache_reported_tokens_total",
+                "Prompt tokens that the upstream said it had in its cache.",
+                &["upstream"],
+            ),
+            trimmed: make.counters(
+                "vllm_lb_cache_trimmed_total",
+                "Times that the upstream held far less than was believed.",
+                &["upstream"],
+            ),
+            blocks: make.gauge("vllm_lb_index_blocks", "Blocks of prompts that are remembered."),
+            pairs: make.gauge("vllm_lb_index_pairs", "The same, once for each upstream that holds them."),
+            bytes: make.gauge("vllm_lb_index_bytes", "Memory of the prefix index."),
+        }
+    }
+}

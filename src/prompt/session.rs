@@ -1,0 +1,324 @@
+//! Which session a request belongs to: the key by which its next turn is known again.
+//!
+//! A client may name it in four places, of which the first that holds one counts: the path
+//! (`/sessions/{id}/v1/…`), the headers, the fields of the body and the cookie that the configuration lists,
+//! in the order of its lists. Wherever it stands, the same name is the same session. Claude Code writes its
+//! session into `metadata.user_id`: where `metadata.session_id` is asked for and missing, that counts.
+//!
+//! What is kept is a hash of the name and of the model, since an agent may use two models in one session
+//! and their caches have nothing in common. It is the same in every balancer. A name may be as long as it
+//! likes; an empty one is none, as is one that the cut of a body goes through.
+//!
+//! Never: a name that is kept or logged, an allocation where no escape has to be decoded.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, header};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::canon::cursor::{Cursor, Raw};
+use super::scan::{Field, Scanner};
+use super::value::unescape;
+use crate::config::types::Sessions;
+
+/// What is known of a request where its session is looked for.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// The session that its path names, decoded.
+    pub path: Option<&'a str>,
+    pub headers: &'a HeaderMap,
+    /// What has been read of the body, and who has scanned it; none where it is no JSON.
+    pub body: Option<(&'a [u8], &'a Scanner)>,
+    /// As the upstream knows it.
+    pub model: &'a str,
+}
+
+/// A session, known by a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    pub key: u64,
+    pub source: Source,
+}
+
+/// Where a session's name stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Path,
+    Header,
+    Body,
+    Cookie,
+}
+
+// === impl Source ===
+
+impl Source {
+    pub fn label(self) -> &'static str {
+        match self {
+            Source::Path => "path",
+            Source::Header => "header",
+            Source::Body => "body",
+            Source::Cookie => "cookie",
+        }
+    }
+}
+
+// === impl Request ===
+
+impl<'a> Request<'a> {
+    /// The session that it belongs to, if it says one.
+    pub fn session(&self, sessions: &Sessions) -> Option<Session> {
+        let (name, source) = self.name(sessions)?;
+        Some(Session { key: xxh3_64_with_seed(&name, xxh3_64(self.model.as_bytes())), source })
+    }
+
+    fn name(&self, sessions: &Sessions) -> Option<(Cow<'a, [u8]>, Source)> {
+        let borrowed = |source| move |name: &'a [u8]| (Cow::Borrowed(name), source);
+        let path = || self.path.map(str::as_bytes).and_then(said).map(borrowed(Source::Path));
+        let header = || sessions.headers.iter().find_map(|name| self.header(name));
+        let header = || header().map(borrowed(Source::Header));
+        let body = || sessions.body.iter().find_map(|field| self.field(field));
+        let body = || body().map(|name| (name, Source::Body));
+        let cookie = || sessions.cookie.as_deref().and_then(|name| self.cookie(name));
+        let cookie = || cookie().map(borrowed(Source::Cookie));
+        path().or_else(header).or_else(body).or_else(cookie)
+    }
+
+    fn header(&self, name: &str) -> Option<&'a [u8]> {
+        self.headers.get_all(name).iter().find_map(|value| said(value.as_bytes()))
+    }
+
+    fn cookie(&self, name: &str) -> Option<&'a [u8]> {
+        let lines = self.headers.get_all(header::COOKIE).iter();
+        let mut pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+        pairs.find_map(|pair| {
+            let rest = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+            said(rest.trim_ascii_start().strip_prefix(b"=")?)
+        })
+    }
+
+    /// What a field holds, given its name with a point before what it is inside of.
+    fn field(&self, name: &str) -> Option<Cow<'a, [u8]>> {
+        let (body, scanner) = self.body?;
+        let (outer, inner) = name.split_once('.').map_or((name, None), |(outer, inner)| (outer, Some(inner)));
+        let value = body.get(scanner.span(Field::of_key(outer.as_bytes())?)?)?;
+        let Some(inner) = inner else {
+            return text(Raw { bytes: value, whole: true });
+        };
+        let object = Cursor::new(value).object(&[inner, "user_id"]);
+        let own = object.get(0).ok().flatten().and_then(text);
+        if own.is_some() || inner != "session_id" {
+            return own;
+        }
+        claude_code(&text(object.get(1).ok().flatten()?)?).map(Cow::Owned)
+    }
+}
+
+/// A name without the white space around it, if it is one.
+fn said(name: &[u8]) -> Option<&[u8]> {
+    let name = name.trim_ascii();
+    (!name.is_empty()).then_some(name)
+}
+
+/// What a string or a number says.
+fn text(raw: Raw<'_>) -> Option<Cow<'_, [u8]>> {
+    if !raw.whole {
+        return None;
+    }
+    let Some(string) = raw.string() else {
+        let is_number = matches!(raw.first(), b'-' | b'0'..=b'9');
+        return is_number.then_some(Cow::Borrowed(raw.bytes));
+    };
+    if memchr::memchr(b'\\', string).is_none() {
+        return said(string).map(Cow::Borrowed);
+    }
+    said(unescape(string).as_bytes()).map(|name| Cow::Owned(name.to_vec()))
+}
+
+/// The session in what Claude Code calls a user: `user_…_account_…_session_{uuid}`, or an object as text.
+fn claude_code(user: &[u8]) -> Option<Vec<u8>> {
+    const MARK: &[u8] = b"_session_";
+    if user.first() == Some(&b'{') {
+        let object = Cursor::new(user).object(&["session_id"]);
+        return text(object.get(0).ok().flatten()?).map(Cow::into_owned);
+    }
+    let at = memchr::memmem::rfind(user, MARK)?;
+    said(&user[at + MARK.len()..]).map(<[u8]>::to_vec)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BODY: &str = r#"{"model":"m","messages":[],"#;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn find(path: Option<&str>, headers: &HeaderMap, body: &str, model: &str) -> Option<Session> {
+        let mut scanner = Scanner::new();
+        scanner.scan(body.as_bytes());
+        let body = Some((body.as_bytes(), &scanner));
+        Request { path, headers, body, model }.session(&Sessions::default())
+    }
+
+    /// The session of a name.
+    fn named(name: &str, source: Source) -> Option<Session> {
+        find(Some(name), &HeaderMap::new(), "", "m").map(|session| Session { source, ..session })
+    }
+
+    fn in_body(fields: &str) -> Option<Session> {
+        find(None, &HeaderMap::new(), &format!("{BODY}{fields}}}"), "m")
+    }
+
+    #[test]
+    fn the_first_place_that_names_a_session_counts() {
+        let all =
+            headers(&[("x-rllm-session-id", "h2"), ("x-session-id", "h1"), ("cookie", "vllm_lb_session=c")]);
+        let body = r#"{"user":"u","session_id":"b"}"#;
+        let without = |name| {
+            let mut fewer = all.clone();
+            fewer.remove(name);
+            fewer
+        };
+        let cookie = headers(&[("cookie", "vllm_lb_session=c")]);
+        for (path, headers, body, name, source) in [
+            (Some("p"), &all, body, "p", Source::Path),
+            (Some(""), &all, body, "h1", Source::Header),
+            (None, &without("x-session-id"), body, "h2", Source::Header),
+            (None, &cookie, body, "b", Source::Body),
+            (None, &cookie, r#"{"user":"u"}"#, "u", Source::Body),
+            (None, &cookie, "{}", "c", Source::Cookie),
+        ] {
+            let expected = named(name, source);
+            assert!(expected.is_some());
+            assert_eq!(find(path, headers, body, "m"), expected, "{path:?} {headers:?} {body}");
+        }
+        assert_eq!(find(None, &HeaderMap::new(), "{}", "m"), None);
+        let no_body = Request { path: None, headers: &HeaderMap::new(), body: None, model: "m" };
+        assert_eq!(no_body.session(&Sessions::default()), None);
+    }
+
+    #[test]
+    fn only_what_the_configuration_lists_is_looked_at() {
+        let headers = headers(&[("x-session-id", "h"), ("x-mine", "mine"), ("cookie", "sid=c")]);
+        let mut scanner = Scanner::new();
+        let body = br#"{"session_id":"b","metadata":{"chat":"m"}}"#;
+        scanner.scan(body);
+        let request = Request { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
+        let nothing = Sessions { headers: vec![], body: vec![], cookie: None, ..Sessions::default() };
+        assert_eq!(request.session(&nothing), None);
+        for (sessions, name, source) in [
+            (Sessions { headers: vec!["x-mine".into()], ..nothing.clone() }, "mine", Source::Header),
+            (Sessions { body: vec!["metadata.chat".into()], ..nothing.clone() }, "m", Source::Body),
+            (Sessions { cookie: Some("sid".into()), ..nothing.clone() }, "c", Source::Cookie),
+        ] {
+            assert_eq!(request.session(&sessions), named(name, source), "{sessions:?}");
+        }
+    }
+
+    #[test]
+    fn fields_of_a_body() {
+        for (fields, name) in [
+            (r#""session_id":"a""#, Some("a")),
+            (r#""session_id":" a ""#, Some("a")),
+            (r#""session_id":"a\u00e9\n""#, Some("a\u{e9}")),
+            (r#""s\u0065ssion_id":"a""#, Some("a")),
+            (r#""session_id":17"#, Some("17")),
+            (r#""session_id":"a","session_id":"b""#, Some("b")),
+            (r#""session_id":"""#, None),
+            (r#""session_id":"  ""#, None),
+            (r#""session_id":null"#, None),
+            (r#""session_id":true"#, None),
+            (r#""session_id":["a"]"#, None),
+            (r#""session_id":"","prompt_cache_key":"k""#, Some("k")),
+            (r#""prompt_cache_key":"k","user":"u""#, Some("k")),
+            (r#""metadata":{"x":1,"session_id":"s"},"user":"u""#, Some("s")),
+            (r#""metadata":{"session_id":{"session_id":"s"}},"user":"u""#, Some("u")),
+            (r#""metadata":{"rllm":{"session_id":"s"}}"#, None),
+            (r#""metadata":"session_id","user":"u""#, Some("u")),
+            (r#""metadata":null"#, None),
+            (r#""metadata":{"user_id":"user_1f_account__session_0b-5"}"#, Some("0b-5")),
+            (r#""metadata":{"user_id":"user_1f_account__session_"},"user":"u""#, Some("u")),
+            (r#""metadata":{"user_id":"somebody"},"user":"u""#, Some("u")),
+            (r#""metadata":{"user_id":"a_session_b","session_id":"s"}"#, Some("s")),
+            (r#""metadata":{"user_id":"{\"device_id\":\"d\",\"session_id\":\"s\"}"}"#, Some("s")),
+            (r#""metadata":{"user_id":"{\"session_id\":"}"#, None),
+            (r#""messages":[{"session_id":"no"}]"#, None),
+        ] {
+            let expected = name.and_then(|name| named(name, Source::Body));
+            assert_eq!(in_body(fields), expected, "{fields}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_cut_is_none() {
+        let body = r#"{"session_id":"abc"}"#;
+        for end in 0..body.len() - 1 {
+            assert_eq!(find(None, &HeaderMap::new(), &body[..end], "m"), None, "{end}");
+        }
+    }
+
+    #[test]
+    fn cookies() {
+        for (line, name) in [
+            ("vllm_lb_session=a", Some("a")),
+            ("b=1; vllm_lb_session=a=b; c", Some("a=b")),
+            (" vllm_lb_session = a ;", Some("a")),
+            ("vllm_lb_session_x=1", None),
+            ("x_vllm_lb_session=1", None),
+            ("vllm_lb_session=", None),
+            ("vllm_lb_session", None),
+            (";;=", None),
+        ] {
+            let expected = name.and_then(|name| named(name, Source::Cookie));
+            assert_eq!(find(None, &headers(&[("cookie", line)]), "{}", "m"), expected, "{line}");
+        }
+        let two = headers(&[("cookie", "a=1"), ("cookie", "vllm_lb_session=a")]);
+        assert_eq!(find(None, &two, "{}", "m"), named("a", Source::Cookie));
+    }
+
+    #[test]
+    fn another_model_is_another_session_and_a_long_name_is_known_to_its_end() {
+        let none = HeaderMap::new();
+        assert_ne!(find(Some("a"), &none, "", "m"), find(Some("a"), &none, "", "n"));
+        let long = "x".repeat(1 << 20);
+        let longer = format!("{long}y");
+        assert_ne!(named(&long, Source::Path), named(&longer, Source::Path));
+        assert_eq!(named("a", Source::Path).unwrap().key, 9_143_808_475_024_823_649, "balancers must agree");
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_is_the_same_session_wherever_it_stands(name in "[a-zA-Z0-9_:/-]{1,40}") {
+            let key = named(&name, Source::Path).unwrap().key;
+            let body = serde_json::json!({"prompt_cache_key": name}).to_string();
+            for session in [
+                find(None, &headers(&[("x-session-id", &name)]), "{}", "m"),
+                find(None, &headers(&[("cookie", &format!("vllm_lb_session={name}"))]), "{}", "m"),
+                find(None, &HeaderMap::new(), &body, "m"),
+            ] {
+                prop_assert_eq!(session.unwrap().key, key);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_taken(body in any::<Vec<u8>>(), metadata in any::<String>()) {
+            let tail = serde_json::json!({"metadata": {"user_id": metadata}}).to_string();
+            for body in [body.as_slice(), tail.as_bytes()] {
+                let mut scanner = Scanner::new();
+                scanner.scan(body);
+                let body = Some((body, &scanner));
+                let headers = HeaderMap::new();
+                Request { path: None, headers: &headers, body, model: "" }.session(&Sessions::default());
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What an answer says about itself at its end: how many tokens it took, why it ended, and its id.
+//!
+//! The answer passes by in chunks that are cut anywhere; a [`Meter`] looks at each and keeps a few numbers.
+//! Where the interfaces say it:
+//!
+//! - chat, completions, generate and pooling in `usage`: `prompt_tokens`, `completion_tokens`,
+//!   `prompt_tokens_details.cached_tokens`, `completion_tokens_details.reasoning_tokens`;
+//! - Responses in `usage`, in streams that of the event's `response`: `input_tokens`, `output_tokens`,
+//!   `input_tokens_details.cached_tokens`, `output_tokens_details.reasoning_tokens`;
+//! - Messages in `usage`, in streams of the event or of its `message`: `output_tokens`, and a prompt in three
+//!   parts, `input_tokens`, `cache_read_input_tokens` (what was cached) and `cache_creation_input_tokens`.
+//!
+//! What is not said, or said to be null, is unknown and never 0. Of two numbers the later counts: a stream
+//! may tell its usage again and again, and a message's first event knows nothing of the cache yet. An
+//! object that is cut off before its end says nothing.
+//!
+//! JSON is read as JSON, so a text that quotes a usage is a text. Of a stream, only events that hold one of
+//! three names are read so; the others are passed over at the speed of memory. Keys are known as every
+//! engine writes them: without escapes. A line of `data` is a document; nobody spreads one over lines.
+//!
+//! Never: hold a byte back, allocate for a chunk, keep more than one name, fail.
+
+mod json;
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+use self::json::Document;
+use super::media_type;
+
+/// Numbers of tokens; what is unknown is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The whole prompt, what was cached included.
+    pub prompt_tokens: Option<u64>,
+    pub cached_tokens: Option<u64>,
+    /// What was generated, reasoning included.
+    pub output_tokens: Option<u64>,
+    pub reasoning_tokens: Option<u64>,
+}
+
+/// Why an answer ended, in the words of chat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    Stop,
+    Length,
+    ToolCalls,
+    ContentFilter,
+    Abort,
+    Error,
+    /// A word that is not known here.
+    Other,
+}
+
+/// Reads one answer. See the module.
+#[derive(Debug)]
+pub struct Meter {
+    form: Form,
+    document: Document,
+    found: Found,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// One document of JSON.
+    Document,
+    /// A stream of events, of which each line of data is a document.
+    Events(Line),
+}
+
+/// Where in a line of a stream the last chunk ended.
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    /// So much of [`DATA`] has come.
+    Begin(usize),
+    Data,
+    Other,
+}
+
+const DATA: &[u8] = b"data:";
+
+/// What the documents have said so far.
+#[derive(Debug, Default)]
+struct Found {
+    counts: Counts,
+    finish: Option<Finish>,
+    id: Option<Box<str>>,
+}
+
+/// The numbers of a usage under the names that they have.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    prompt: Option<u64>,
+    input: Option<u64>,
+    cache_read: Option<u64>,
+    cache_creation: Option<u64>,
+    cached: Option<u64>,
+    output: Option<u64>,
+    reasoning: Option<u64>,
+}
+
+// === impl Finish ===
+
+impl Finish {
+    pub fn label(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::ToolCalls => "tool_calls",
+            Finish::ContentFilter => "content_filter",
+            Finish::Abort => "abort",
+            Finish::Error => "error",
+            Finish::Other => "other",
+        }
+    }
+
+    /// What a word of one of the interfaces means; `None` while the answer goes on.
+    fn of_word(word: &[u8]) -> Option<Self> {
+        Some(match word {
+            b"stop" | b"end_turn" | b"stop_sequence" | b"completed" => Finish::Stop,
+            b"length" | b"max_tokens" | b"incomplete" => Finish::Length,
+            b"tool_calls" | b"function_call" | b"tool_use" => Finish::ToolCalls,
+            b"content_filter" | b"refusal" => Finish::ContentFilter,
+            b"abort" | b"cancelled" => Finish::Abort,
+            b"error" | b"failed" => Finish::Error,
+            b"in_progress" | b"queued" => return None,
+            _ => Finish::Other,
+        })
+    }
+}
+
+// === impl Meter ===
+
+impl Meter {
+    /// For an answer of this type; `None` for one that has no usage to tell, such as sound.
+    pub fn of(content_type: Option<&str>) -> Option<Self> {
+        let media = media_type(content_type);
+        let form = if media.eq_ignore_ascii_case("text/event-stream") {
+            Form::Events(Line::Begin(0))
+        } else if media.eq_ignore_ascii_case("application/json") {
+            Form::Document
+        } else {
+            return None;
+        };
+        Some(Meter { form, document: Document::default(), found: Found::default() })
+    }
+
+    /// Takes note of the next chunk.
+    pub fn feed(&mut self, chunk: &[u8]) {
+        let Form::Events(mut line) = self.form else {
+            return self.document.feed(chunk, &mut self.found);
+        };
+        let mut rest = chunk;
+        while let Some(end) = memchr::memchr2(b'\n', b'\r', rest) {
+            match line {
+                Line::Begin(0) => self.whole_line(&rest[..end]),
+                _ => drop(self.part(line, &rest[..end])),
+            }
+            line = Line::Begin(0);
+            rest = &rest[end + 1..];
+        }
+        self.form = Form::Events(self.part(line, rest));
+    }
+
+    /// What is known by now.
+    pub fn usage(&self) -> Usage {
+        let counts = &self.found.counts;
+        let apart = [counts.cache_read, counts.cache_creation];
+        let whole = |input| apart.into_iter().flatten().try_fold(input, u64::checked_add);
+        Usage {
+            prompt_tokens: counts.prompt.or_else(|| counts.input.and_then(whole)),
+            cached_tokens: counts.cached.or(counts.cache_read),
+            output_tokens: counts.output,
+            reasoning_tokens: counts.reasoning,
+        }
+    }
+
+    /// Of several choices, why the last ended.
+    pub fn finish(&self) -> Option<Finish> {
+        self.found.finish
+    }
+
+    /// The answer's own id, unless it is an unusually long one.
+    pub fn id(&self) -> Option<&str> {
+        self.found.id.as_deref()
+    }
+
+    fn whole_line(&mut self, line: &[u8]) {
+        if let Some(data) = line.strip_prefix(DATA)
+            && (self.found.id.is_none() || tells(data))
+        {
+            self.document = Document::default();
+            self.document.feed(data, &mut self.found);
+        }
+    }
+
+    /// Takes a piece of a line, and tells where in the line it ends.
+    fn part(&mut self, line: Line, piece: &[u8]) -> Line {
+        match line {
+            Line::Other => Line::Other,
+            Line::Data => {
+                self.document.feed(piece, &mut self.found);
+                Line::Data
+            }
+            Line::Begin(come) => {
+                let length = piece.len().min(DATA.len() - come);
+                let (beginning, data) = piece.split_at(length);
+                if !DATA[come..].starts_with(beginning) {
+                    return Line::Other;
+                }
+                if come + length < DATA.len() {
+                    return Line::Begin(come + length);
+                }
+                self.document = Document::default();
+                self.part(Line::Data, data)
+            }
+        }
+    }
+}
+
+/// Whether an event may say something that is kept. It must not miss what reading it would find.
+fn tells(data: &[u8]) -> bool {
+    static NAMES: LazyLock<[Finder<'static>; 3]> =
+        LazyLock::new(|| ["\"usage\"", "_reason\"", "\"status\""].map(Finder::new));
+    let is_said = |name: &Finder<'_>| {
+        let mut ends = name.find_iter(data).map(|at| at + name.needle().len());
+        ends.any(|end| !data[end..].starts_with(b":null"))
+    };
+    NAMES.iter().any(is_said)
+}
+
+// === impl Counts ===
+
+impl Counts {
+    /// What `later` says counts.
+    fn update(&mut self, later: &Counts) {
+        self.prompt = later.prompt.or(self.prompt);
+        self.input = later.input.or(self.input);
+        self.cache_read = later.cache_read.or(self.cache_read);
+        self.cache_creation = later.cache_creation.or(self.cache_creation);
+        self.cached = later.cached.or(self.cached);
+        self.output = later.output.or(self.output);
+        self.reasoning = later.reasoning.or(self.reasoning);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! Tests of `usage`: vLLM's answers cut anywhere, answers that lie, and any document beside its tree.
+
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use serde_json::{Value, json};
+
+use super::*;
+
+const JSON: &str = "application/json";
+const SSE: &str = "text/event-stream; charset=utf-8";
+
+/// Everything that a meter tells.
+type Told = (Usage, Option<Finish>, Option<String>);
+
+fn told(meter: &Meter) -> Told {
+    (meter.usage(), meter.finish(), meter.id().map(str::to_owned))
+}
+
+fn pieces<'p>(kind: &str, pieces: impl IntoIterator<Item = &'p [u8]>) -> Told {
+    let mut meter = Meter::of(Some(kind)).unwrap();
+    pieces.into_iter().for_each(|piece| meter.feed(piece));
+    told(&meter)
+}
+
+fn whole(kind: &str, body: &[u8]) -> Told {
+    pieces(kind, [body])
+}
+
+/// Prompt, cached, output and reasoning tokens.
+fn usage(numbers: [Option<u64>; 4]) -> Usage {
+    let [prompt_tokens, cached_tokens, output_tokens, reasoning_tokens] = numbers;
+    Usage { prompt_tokens, cached_tokens, output_tokens, reasoning_tokens }
+}
+
+/// One of vLLM's answers.
+fn sample(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/data/vllm-0.32/{name}.body", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(&path).expect(&path)
+}
+
+/// Type, body, what it tells.
+type Sample = (&'static str, Vec<u8>, [Option<u64>; 4], Option<Finish>, Option<&'static str>);
+
+/// vLLM's answers.
+fn samples() -> Vec<Sample> {
+    let numbers = |prompt, output| [Some(prompt), Some(0), Some(output), None];
+    let length = Some(Finish::Length);
+    let responses = |prompt, output| [Some(prompt), Some(0), Some(output), Some(0)];
+    vec![
+        (JSON, sample("chat"), numbers(31, 12), length, Some("chatcmpl-955534d1733abee8")),
+        (SSE, sample("chat_stream"), numbers(31, 6), length, Some("chatcmpl-aac26cbe005fb1de")),
+        (JSON, sample("compl"), numbers(5, 6), length, Some("cmpl-8c777fc2479be4bf")),
+        (SSE, sample("compl_stream"), numbers(5, 4), length, Some("cmpl-af40cc4a7f537155")),
+        (JSON, sample("responses"), responses(15, 16), length, Some("resp_9711382ea0b4cb19")),
+        (SSE, sample("responses_stream"), responses(15, 16), length, Some("resp_8408fe1d916a092e")),
+        (JSON, sample("messages"), numbers(15, 6), length, Some("chatcmpl-b80b6159a81705b6")),
+        (SSE, sample("messages_stream"), numbers(15, 4), length, Some("chatcmpl-a0764b636acd2815")),
+        (JSON, sample("inference_generate"), numbers(4, 4), length, None),
+        (JSON, sample("err_long"), [None; 4], None, None),
+        (JSON, sample("err_404"), [None; 4], None, None),
+        (JSON, sample("count_tokens"), [None; 4], None, None),
+    ]
+}
+
+#[test]
+fn vllms_answers_tell_their_usage_wherever_they_are_cut() {
+    for (kind, body, numbers, finish, id) in samples() {
+        let expected = (usage(numbers), finish, id.map(str::to_owned));
+        assert_eq!(whole(kind, &body), expected, "{}", String::from_utf8_lossy(&body));
+        for cut in 0..=body.len() {
+            let (front, back) = body.split_at(cut);
+            assert_eq!(pieces(kind, [front, back]), expected, "cut at {cut}");
+        }
+        assert_eq!(pieces(kind, body.chunks(1)), expected, "byte by byte");
+    }
+}
+
+#[test]
+fn a_body_that_ends_early_tells_nothing_wrong() {
+    for (kind, body, numbers, ..) in samples() {
+        for end in 0..body.len() {
+            let (cut, ..) = whole(kind, &body[..end]);
+            let all = usage(numbers);
+            let is_right = |cut: Option<u64>, all| cut.is_none() || cut == all;
+            assert!(is_right(cut.prompt_tokens, all.prompt_tokens), "{end}");
+            assert!(is_right(cut.cached_tokens, all.cached_tokens), "{end}");
+            assert!(is_right(cut.reasoning_tokens, all.reasoning_tokens), "{end}");
+        }
+    }
+}
+
+#[test]
+fn numbers_are_known_or_not() {
+    let most = u64::MAX.to_string();
+    for (written, number) in [
+        ("7", Some(7)),
+        ("0", Some(0)),
+        (" 12 ", Some(12)),
+        ("null", None),
+        (most.as_str(), Some(u64::MAX)),
+        ("18446744073709551616", None),
+        ("99999999999999999999999999999999", None),
+        ("-1", None),
+        ("1.5", None),
+        ("1e3", None),
+        ("\"7\"", None),
+        ("[7]", None),
+        ("{\"prompt_tokens\":7}", None),
+        ("true", None),
+        ("NaN", None),
+    ] {
+        let body = format!("{{\"usage\":{{\"prompt_tokens\":{written},\"completion_tokens\":3}}}}");
+        let expected = usage([number, None, Some(3), None]);
+        assert_eq!(whole(JSON, body.as_bytes()).0, expected, "{written}");
+        assert_eq!(pieces(JSON, body.as_bytes().chunks(1)).0, expected, "{written}");
+    }
+}
+
+#[test]
+fn the_cached_are_part_of_anthropics_prompt_too() {
+    let body = |usage: &str| format!("{{\"type\":\"message\",\"usage\":{usage}}}");
+    for (said, prompt, cached) in [
+        (r#"{"input_tokens":5,"cache_read_input_tokens":90,"cache_creation_input_tokens":5}"#, 100, Some(90)),
+        (r#"{"cache_creation_input_tokens":null,"cache_read_input_tokens":9,"input_tokens":1}"#, 10, Some(9)),
+        (r#"{"input_tokens":5,"cache_read_input_tokens":null}"#, 5, None),
+    ] {
+        let (told, ..) = whole(JSON, body(said).as_bytes());
+        assert_eq!((told.prompt_tokens, told.cached_tokens), (Some(prompt), cached), "{said}");
+    }
+    let most = u64::MAX;
+    let (told, ..) =
+        whole(JSON, body(&format!(r#"{{"input_tokens":{most},"cache_read_input_tokens":1}}"#)).as_bytes());
+    assert_eq!((told.prompt_tokens, told.cached_tokens), (None, Some(1)));
+}
+
+#[test]
+fn only_the_answers_own_usage_counts() {
+    let fake = r#"{"prompt_tokens":666,"completion_tokens":666}"#;
+    let quoted = serde_json::to_string(&format!("\\\"usage\":{fake}}}],\"usage\":{fake}")).unwrap();
+    let real = "\"usage\":{\"prompt_tokens\":1}";
+    for body in [
+        format!("{{\"choices\":[{{\"message\":{{\"content\":{quoted}}}}}],{real}}}"),
+        format!("{{\"choices\":[{{\"message\":{{\"usage\":{fake}}},\"usage\":{fake}}}],{real}}}"),
+        format!("{{\"choices\":[[{{\"usage\":{fake}}}],{{\"x\":[{{\"usage\":{fake}}}]}}],{real}}}"),
+        format!("{{{real},\"metadata\":{{\"usage\":{fake}}},\"prompt_text\":{quoted}}}"),
+        format!("{{{real},\"Usage\":{fake},\"\\\"usage\":{fake},\"us\\u0061ge\":{fake},\"usage \":{fake}}}"),
+        format!("{{\"message\":{{\"message\":{{\"usage\":{fake}}}}},{real},\"usage\":[{fake}]}}"),
+        format!("{{{real},\"usage\":\"{{\\\"prompt_tokens\\\":7}}\",\"usage\":null,\"usage\":9}}"),
+        format!("{{\"choices\":{{\"finish_reason\":\"stop\"}},{real}}}{{\"usage\":{fake}}}"),
+        format!("{{\"{}\":1,{real}}}", "\\\\".repeat(100)),
+    ] {
+        let expected = (usage([Some(1), None, None, None]), None, None);
+        assert_eq!(whole(JSON, body.as_bytes()), expected, "{body}");
+        assert_eq!(pieces(JSON, body.as_bytes().chunks(1)), expected, "{body}");
+        let event = format!("data: {body}\n\n");
+        assert_eq!(pieces(SSE, event.as_bytes().chunks(7)), expected, "{body}");
+    }
+    for body in
+        [quoted.as_str(), "[{\"usage\":{\"prompt_tokens\":1}}]", "{\"usage\"{\"prompt_tokens\":1}}", ""]
+    {
+        assert_eq!(whole(JSON, body.as_bytes()).0, Usage::default(), "{body}");
+    }
+}
+
+#[test]
+fn a_stream_is_read_line_by_line() {
+    let real = |n: u64| format!("{{\"id\":\"a\",\"usage\":{{\"prompt_tokens\":{n}}}}}");
+    for (stream, prompt) in [
+        (format!("data: {}\r\n\r\n", real(1)), Some(1)),
+        (format!("data:{}\r\r", real(1)), Some(1)),
+        (format!("data: {}", real(1)), Some(1)),
+        (format!("event: x\ndata: {}\n\ndata: {}\n\ndata: [DONE]\n\n", real(1), real(2)), Some(2)),
+        (format!("data: {}\n\ndata: {{\"usage\": null}}\n\n", real(1)), Some(1)),
+        (format!(": {}\n\n", real(1)), None),
+        (format!("database: {}\n\n", real(1)), None),
+        (format!(" data: {}\n\n", real(1)), None),
+        (format!("event: {}\n\n", real(1)), None),
+        (format!("data: {{\"id\":\"\n\ndata: {}\n\n", real(1)), Some(1)),
+    ] {
+        assert_eq!(whole(SSE, stream.as_bytes()).0.prompt_tokens, prompt, "{stream:?}");
+        assert_eq!(pieces(SSE, stream.as_bytes().chunks(1)).0.prompt_tokens, prompt, "{stream:?}");
+    }
+}
+
+#[test]
+fn endings_are_told_in_the_words_of_chat() {
+    for (word, finish) in [
+        ("stop", Some(Finish::Stop)),
+        ("end_turn", Some(Finish::Stop)),
+        ("completed", Some(Finish::Stop)),
+        ("max_tokens", Some(Finish::Length)),
+        ("tool_use", Some(Finish::ToolCalls)),
+        ("refusal", Some(Finish::ContentFilter)),
+        ("cancelled", Some(Finish::Abort)),
+        ("failed", Some(Finish::Error)),
+        ("pause_turn", Some(Finish::Other)),
+        ("in_progress", None),
+    ] {
+        for body in [
+            json!({"choices": [{"stop_reason": "</s>", "finish_reason": word}]}),
+            json!({"stop_reason": word}),
+            json!({"type": "message_delta", "delta": {"stop_reason": word}}),
+            json!({"response": {"status": word}}),
+        ] {
+            assert_eq!(whole(JSON, body.to_string().as_bytes()).1, finish, "{body}");
+        }
+    }
+    let two = json!({"choices": [{"finish_reason": "stop"}, {"finish_reason": null}]}).to_string();
+    assert_eq!(whole(JSON, two.as_bytes()).1, Some(Finish::Stop));
+}
+
+#[test]
+fn an_id_is_kept_when_it_is_one() {
+    let longest = "x".repeat(96);
+    for (written, id) in [
+        ("\"chatcmpl-1\"", Some("chatcmpl-1")),
+        ("\"\"", None),
+        ("7", None),
+        ("null", None),
+        ("\"a\\\"b\"", None),
+        (&format!("\"{longest}\""), Some(longest.as_str())),
+        (&format!("\"{longest}x\""), None),
+    ] {
+        let body = format!("{{\"id\":{written}}}");
+        assert_eq!(whole(JSON, body.as_bytes()).2.as_deref(), id, "{written}");
+        assert_eq!(pieces(JSON, body.as_bytes().chunks(1)).2.as_deref(), id, "{written}");
+    }
+}
+
+#[test]
+fn only_documents_and_streams_are_read() {
+    for kind in [None, Some("audio/wav"), Some("text/plain"), Some("application/jsonl"), Some("")] {
+        assert!(Meter::of(kind).is_none(), "{kind:?}");
+    }
+    for kind in ["application/json", "Application/JSON ; charset=utf-8", "TEXT/EVENT-STREAM"] {
+        assert!(Meter::of(Some(kind)).is_some(), "{kind}");
+    }
+}
+
+/// Any document, of names that mean something and such that do not.
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (0u64..5000).prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        select(vec!["stop", "length", "failed", "x-1", "a\\\"b", "\"usage\":{", "\n", "é{["])
+            .prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(6, 60, 8, |inner| {
+        prop_oneof![
+            1 => prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            6 => prop::collection::vec((name(), inner), 0..8).prop_map(|pairs| Value::Object(
+                pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+            )),
+        ]
+    })
+}
+
+fn name() -> impl Strategy<Value = &'static str> {
+    let often = ["usage", "usage", "usage", "response", "message", "choices", "delta"];
+    let seldom = [
+        "id",
+        "status",
+        "finish_reason",
+        "stop_reason",
+        "prompt_tokens",
+        "input_tokens",
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "completion_tokens_details",
+        "prompt_tokens_details",
+        "cached_tokens",
+        "reasoning_tokens",
+        "content",
+        "a\"b\\",
+    ];
+    prop_oneof![select(often.to_vec()), select(seldom.to_vec())]
+}
+
+/// What a tree of one document with names in its order tells.
+fn plainly(tree: &Value) -> Told {
+    let mut found = Found::default();
+    let Value::Object(top) = tree else { return (Usage::default(), None, None) };
+    for (key, value) in top {
+        object(key, value, &mut found);
+        match (key.as_str(), value) {
+            ("response" | "message", Value::Object(inner)) => {
+                inner.iter().for_each(|(key, value)| object(key, value, &mut found));
+            }
+            ("choices", Value::Array(choices)) => {
+                choices.iter().for_each(|choice| finish(&choice["finish_reason"], &mut found));
+            }
+            ("delta", Value::Object(_)) => finish(&value["stop_reason"], &mut found),
+            _ => {}
+        }
+    }
+    let id = found.id.clone().map(String::from);
+    let document = Meter { form: Form::Document, document: Document::default(), found };
+    (document.usage(), document.finish(), id)
+}
+
+fn finish(word: &Value, found: &mut Found) {
+    if let Some(word) = plain(word) {
+        found.finish = Finish::of_word(word.as_bytes()).or(found.finish);
+    }
+}
+
+/// A word that a meter keeps.
+fn plain(word: &Value) -> Option<&str> {
+    let word = word.as_str()?;
+    (word.len() <= 96 && serde_json::to_string(word).unwrap().len() == word.len() + 2).then_some(word)
+}
+
+fn object(key: &str, value: &Value, found: &mut Found) {
+    match (key, value) {
+        ("usage", Value::Object(_)) => found.counts.update(&Counts {
+            prompt: value["prompt_tokens"].as_u64(),
+            input: value["input_tokens"].as_u64(),
+            cache_read: value["cache_read_input_tokens"].as_u64(),
+            cache_creation: value["cache_creation_input_tokens"].as_u64(),
+            cached: value["prompt_tokens_details"]["cached_tokens"].as_u64(),
+            output: value["output_tokens"].as_u64(),
+            reasoning: value["completion_tokens_details"]["reasoning_tokens"].as_u64(),
+        }),
+        ("id", id) if found.id.is_none() => {
+            found.id = plain(id).filter(|id| !id.is_empty()).map(Box::from);
+        }
+        ("status" | "stop_reason", word) => finish(word, found),
+        _ => {}
+    }
+}
+
+fn cut<'b>(body: &'b [u8], cuts: &[Index]) -> Vec<&'b [u8]> {
+    let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+    ends.extend([0, body.len()]);
+    ends.sort_unstable();
+    ends.windows(2).map(|pair| &body[pair[0]..pair[1]]).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_document_tells_what_its_tree_tells(
+        tree in value(),
+        pretty: bool,
+        cuts in prop::collection::vec(any::<Index>(), 0..8),
+    ) {
+        let text = if pretty { serde_json::to_string_pretty(&tree) } else { serde_json::to_string(&tree) };
+        let text = text.unwrap();
+        prop_assert_eq!(pieces(JSON, cut(text.as_bytes(), &cuts)), plainly(&tree));
+    }
+
+    #[test]
+    fn a_stream_tells_the_same_however_it_is_cut(
+        trees in prop::collection::vec(value(), 1..8),
+        noise in prop::collection::vec(any::<u8>(), 0..20),
+        cuts in prop::collection::vec(any::<Index>(), 0..12),
+    ) {
+        let event = |tree| format!("data: {tree}\n\n").into_bytes();
+        let mut stream: Vec<u8> = trees.iter().flat_map(event).collect();
+        stream.extend(noise);
+        prop_assert_eq!(pieces(SSE, cut(&stream, &cuts)), whole(SSE, &stream));
+        prop_assert_eq!(pieces(SSE, stream.chunks(1)), whole(SSE, &stream));
+    }
+
+    #[test]
+    fn any_bytes_are_taken(
+        body in prop::collection::vec(any::<u8>(), 0..200),
+        cuts in prop::collection::vec(any::<Index>(), 0..5),
+    ) {
+        for kind in [JSON, SSE] {
+            prop_assert_eq!(pieces(kind, cut(&body, &cuts)), whole(kind, &body));
+        }
+    }
+}

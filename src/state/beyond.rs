@@ -1,0 +1,80 @@
+//! What lies behind the part of a prompt that was looked at before it was sent.
+//!
+//! A body longer than `peek.bytes` is hashed to its end while it streams past, but the next one like it is
+//! chosen for by its first part only. So it is kept how much each upstream has seen behind the last block
+//! of such a part.
+//!
+//! Two generations: when the present one is full it becomes the past one, and the past one goes. What is
+//! found in the past comes back. So memory is bounded, and what is used stays.
+
+use std::collections::HashMap;
+
+use super::local::Slot;
+
+/// Of a generation.
+const MOST: usize = 16_384;
+
+#[derive(Default)]
+pub struct Beyond {
+    present: HashMap<(u64, Slot), u64>,
+    past: HashMap<(u64, Slot), u64>,
+}
+
+impl Beyond {
+    /// The longest rest in tokens that this upstream was sent behind the block.
+    pub fn find(&mut self, block: u64, slot: Slot) -> u64 {
+        let key = (block, slot);
+        if let Some(found) = self.present.get(&key) {
+            return *found;
+        }
+        let found = self.past.remove(&key).unwrap_or(0);
+        if found > 0 {
+            self.put(key, found);
+        }
+        found
+    }
+
+    pub fn learn(&mut self, block: u64, slot: Slot, tokens: u64) {
+        let longest = self.find(block, slot).max(tokens);
+        self.put((block, slot), longest);
+    }
+
+    fn put(&mut self, key: (u64, Slot), tokens: u64) {
+        if self.present.len() >= MOST {
+            self.past = std::mem::take(&mut self.present);
+        }
+        self.present.insert(key, tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::local::Index;
+    use super::*;
+
+    #[test]
+    fn the_longest_rest_is_kept_for_each_upstream() {
+        let index = Index::new(10, 1);
+        let (one, other) = (index.enter().unwrap(), index.enter().unwrap());
+        let mut beyond = Beyond::default();
+        for tokens in [500, 900, 700] {
+            beyond.learn(7, one, tokens);
+        }
+        assert_eq!((beyond.find(7, one), beyond.find(7, other), beyond.find(8, one)), (900, 0, 0));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_is_used_stays() {
+        let slot = Index::new(10, 1).enter().unwrap();
+        let mut beyond = Beyond::default();
+        beyond.learn(u64::MAX, slot, 5);
+        for block in 0..5 * MOST as u64 {
+            beyond.learn(block, slot, 1);
+            if block % 1_000 == 0 {
+                assert_eq!(beyond.find(u64::MAX, slot), 5);
+            }
+        }
+        assert!(beyond.present.len() + beyond.past.len() <= 2 * MOST);
+        assert_eq!(beyond.find(0, slot), 0);
+    }
+}
