@@ -3,6 +3,7 @@
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
 //! configuration, `rewrite` edits what is sent, `answer` what comes back.
 
+pub mod answer;
 pub mod dialect;
 mod json;
 pub mod paths;

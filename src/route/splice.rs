@@ -25,6 +25,10 @@ impl Splices {
         self.list.push((span, with));
     }
 
+    pub fn extend(&mut self, changes: impl IntoIterator<Item = (Span, Vec<u8>)>) {
+        self.list.extend(changes);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
