@@ -81,7 +81,7 @@ impl Edits {
     pub fn may_change(&self, model: Option<&str>, usage: bool) -> bool {
         let renamed = self.to.is_some() && self.to.as_deref() != model;
         let overridden = self.overrides.len() > usize::from(self.to.is_some());
-        let talks = self.think_tags || !self.roles.is_empty();
+        let talks = self.dialect != Dialect::Completions && (self.think_tags || !self.roles.is_empty());
         let fields = !self.defaults.is_empty() || self.written.is_some() || !self.remove.is_empty();
         let asks = usage && matches!(self.dialect, Dialect::Chat | Dialect::Completions);
         renamed || overridden || talks || fields || asks

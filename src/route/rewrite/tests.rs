@@ -76,8 +76,12 @@ proptest! {
             map.into_iter().filter(|(key, _)| !remove.contains(key)).collect::<Map<_, _>>()
         };
         let (defaults, overrides) = (kept(defaults), kept(overrides));
-        let edits = BodyEdits { defaults: defaults.clone(), overrides: overrides.clone(), remove: remove.clone(),
-            ..BodyEdits::default() };
+        let edits = BodyEdits {
+            defaults: defaults.clone(),
+            overrides: overrides.clone(),
+            remove: remove.clone(),
+            ..BodyEdits::default()
+        };
         let edits = Edits::new(&route(edits), Dialect::Chat);
         let edited = edits.edit(body.as_bytes(), false);
         let Json::Object(mut wanted) = serde_json::from_str(&body).unwrap() else { unreachable!() };
