@@ -106,9 +106,10 @@ fn requests(criterion: &mut Criterion) {
 fn answers(criterion: &mut Criterion) {
     let chunk = |text: usize| {
         format!(
-            "data: {{\"id\":\"chatcmpl-955534d1733abee8\",\"object\":\"chat.completion.chunk\",\"created\":1795154964,\
-             \"model\":\"openai/gpt-oss-20b\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\" w{text}\"}},\
-             \"logprobs\":null,\"finish_reason\":null,\"token_ids\":null}}]}}\n\n"
+            "data: {{\"id\":\"chatcmpl-955534d1733abee8\",\"object\":\"chat.completion.chunk\",\
+             \"created\":1795154964,\"model\":\"openai/gpt-oss-20b\",\"choices\":[{{\"index\":0,\
+             \"delta\":{{\"content\":\" w{text}\"}},\"logprobs\":null,\"finish_reason\":null,\
+             \"token_ids\":null}}]}}\n\n"
         )
     };
     let chunks: Vec<String> = (0..4096).map(chunk).collect();

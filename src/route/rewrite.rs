@@ -89,7 +89,7 @@ impl Edits {
 
     /// The body as it is sent. `usage`: it asks for a stream, whose usage is wanted.
     pub fn edit(&self, body: &[u8], usage: bool) -> Edited {
-        let Some(object) = json::document(body) else { return Edited::default() };
+        let Some((object, messages)) = self.read(body) else { return Edited::default() };
         let mut out = Splices::default();
         let mut asked = Asked {
             usage: false,
@@ -108,9 +108,7 @@ impl Edits {
         }
         let said = |key: &str| self.dialect.same_as(key).any(|name| object.get(name).is_some());
         merge(body, &mut edit, (&defaults, &overrides), &said, &mut out);
-        if !self.roles.is_empty() || self.think_tags {
-            self.history(body, &object, &mut out);
-        }
+        self.history(body, &messages, &mut out);
         edit.finish(&mut out);
         let body = (!out.is_empty()).then(|| out.apply(body));
         Edited { body, asked }

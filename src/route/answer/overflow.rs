@@ -75,7 +75,10 @@ impl Request<'_> {
             })
         };
         let text = json!({"index": 0, "text": "", "logprobs": null, "finish_reason": "length"});
-        let part = |key: &str, part: Value, reason: Value| json!({"index": 0, key: part, "logprobs": null, "finish_reason": reason});
+        let part = |key: &str, part: Value, reason: Value| {
+            let logprobs = Value::Null;
+            json!({"index": 0, key: part, "logprobs": logprobs, "finish_reason": reason})
+        };
         let message = || json!({"role": "assistant", "content": ""});
         match (chat, self.stream) {
             (true, false) => answer(part("message", message(), "length".into())).to_string(),

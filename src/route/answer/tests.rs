@@ -109,7 +109,8 @@ proptest! {
         let told = fed(answer("application/json", Asked::default()), body.as_bytes(), &[]);
         let told: Value = serde_json::from_slice(&told).unwrap();
         let history = serde_json::json!({"messages": [told["choices"][0]["message"]]}).to_string();
-        let route = RouteConfig { think_tags: true, ..RouteConfig::new(Timeouts::default(), Retry::default()) };
+        let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
+        route.think_tags = true;
         let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
         let sent = plan.edits(Dialect::Chat).edit(history.as_bytes(), false).body.unwrap();
         let sent: Value = serde_json::from_slice(&sent).unwrap();

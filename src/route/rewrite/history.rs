@@ -17,17 +17,30 @@ const CLOSE: &str = "</think>";
 static TAG: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
 
 impl Edits {
-    /// Goes through the messages, where they are a list.
-    pub(super) fn history(&self, bytes: &[u8], object: &Object<'_>, out: &mut Splices) {
+    /// The body, and its messages where something may be changed in them.
+    pub(super) fn read<'a>(&self, bytes: &'a [u8]) -> Option<(Object<'a>, Vec<Object<'a>>)> {
         let field = if self.dialect == Dialect::Responses { "input" } else { "messages" };
         let taken = self.overrides.contains_key(field) || self.remove.iter().any(|key| key == field);
-        let Some(span) = object.get(field).filter(|_| !taken) else { return };
-        let thinks = self.think_tags && may_have_tags(&bytes[span.clone()]);
-        if !thinks && self.roles.is_empty() {
-            return;
-        }
-        for message in messages(bytes, span.start) {
-            self.message(bytes, &message, thinks, out);
+        let untouched = taken || (self.roles.is_empty() && !self.think_tags);
+        let mut found = Vec::new();
+        let object = json::document_with(bytes, |key, at| {
+            if untouched || key != field {
+                return json::value_end(bytes, at);
+            }
+            // Of a list that cannot be followed to its end nothing is changed.
+            let (messages, end) = messages(bytes, at).unwrap_or_default();
+            found = messages;
+            if end > at { Some(end) } else { json::value_end(bytes, at) }
+        })?;
+        Some((object, found))
+    }
+
+    /// Edits the messages that were found.
+    pub(super) fn history(&self, bytes: &[u8], messages: &[Object<'_>], out: &mut Splices) {
+        let (Some(first), Some(last)) = (messages.first(), messages.last()) else { return };
+        let thinks = self.think_tags && may_have_tags(&bytes[first.span.start..last.span.end]);
+        if thinks || !self.roles.is_empty() {
+            messages.iter().for_each(|message| self.message(bytes, message, thinks, out));
         }
     }
 
@@ -43,9 +56,8 @@ impl Edits {
     }
 }
 
-/// The messages of a list, or of the lists in it, as in a batch of chats. Of a list that cannot be followed to
-/// its end nothing is changed.
-fn messages(bytes: &[u8], start: usize) -> Vec<Object<'_>> {
+/// The messages of a list, or of the lists in it, as in a batch of chats, and where that ends.
+fn messages(bytes: &[u8], start: usize) -> Option<(Vec<Object<'_>>, usize)> {
     let one = |at: usize| match json::object(bytes, at) {
         Some(message) => {
             let end = message.span.end;
@@ -54,10 +66,11 @@ fn messages(bytes: &[u8], start: usize) -> Vec<Object<'_>> {
         None => Some((None, json::value_end(bytes, at)?)),
     };
     let talk = |at: usize| match bytes.get(at) {
-        Some(b'[') => Some((json::items(bytes, at, one)?, json::value_end(bytes, at)?)),
+        Some(b'[') => json::items(bytes, at, one),
         _ => one(at).map(|(message, end)| (vec![message], end)),
     };
-    json::items(bytes, start, talk).into_iter().flatten().flatten().flatten().collect()
+    let (talks, end) = json::items(bytes, start, talk)?;
+    Some((talks.into_iter().flatten().flatten().collect(), end))
 }
 
 /// Takes what stands between the tags out of the content, and gives it as the reasoning of the message.
@@ -87,7 +100,8 @@ fn thoughts(bytes: &[u8], message: &Object<'_>, out: &mut Splices) {
 
 /// The texts of a content that is a list of parts.
 fn parts(bytes: &[u8], start: usize) -> Option<Vec<Span>> {
-    let parts = json::items(bytes, start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)))?;
+    let part = |at: usize| Some((json::object(bytes, at), json::value_end(bytes, at)?));
+    let (parts, _) = json::items(bytes, start, part)?;
     let text = |part: Object<'_>| {
         let span = part.get("text").filter(|_| part.is(bytes, "type", "\"text\""))?;
         (bytes[span.start] == b'"').then_some(span)
