@@ -4,6 +4,18 @@
 //! to parse the same bodies, the copy included that it writes into, stands beside, as it was one of the two
 //! ways to do it; it tells values and not where they stand, so the splicing would come on top. Reading into
 //! a tree with serde_json, changing that and writing it again is the yardstick.
+//!
+//! GB/s of CPU time, on a core of an AMD EPYC that others used as well (the best of 60 rounds):
+//!
+//! | a body of | names and defaults | everything | simd-json, parsing alone | serde_json, there and back |
+//! | --- | --- | --- | --- | --- |
+//! | 1.6 KB | 1.5 | 0.9 | 1.9 | 0.4 |
+//! | 17 KB | 6.8 | 3.0 | 3.4 | 0.8 |
+//! | 100 KB | 8.7 | 4.1 | 3.9 | 0.9 |
+//! | 400 KB | 9.1 | 4.4 | 4.0 | 0.9 |
+//!
+//! So the spans are found by a scanner of our own. A chunk of a stream takes 0.4 us for its name, and 0.8
+//! us for everything.
 
 use std::hint::black_box;
 use std::time::Duration;

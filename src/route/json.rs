@@ -181,6 +181,12 @@ impl<'a> Object<'a> {
     }
 }
 
+/// Whether this value is a list without anything in it.
+pub fn is_empty_list(bytes: &[u8], span: &Span) -> bool {
+    let inside = bytes[span.clone()].strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    inside.is_some_and(|inside| inside.trim_ascii().is_empty())
+}
+
 /// What stands between the quotes of a string.
 pub fn inside(value: &[u8]) -> Option<&[u8]> {
     value.strip_prefix(b"\"")?.strip_suffix(b"\"")

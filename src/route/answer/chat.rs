@@ -56,7 +56,8 @@ impl Edit {
         let content = written("content");
         let index = choice.get("index").and_then(|span| std::str::from_utf8(&bytes[span]).ok()?.parse().ok());
         let index: u64 = index.unwrap_or(0);
-        let calls = edit.object.get("tool_calls").is_some_and(|span| bytes[span.start] == b'[');
+        let calls = edit.object.get("tool_calls").filter(|span| bytes[span.start] == b'[');
+        let calls = calls.is_some_and(|span| !json::is_empty_list(bytes, &span));
         let finished = choice.get("finish_reason").is_some_and(|span| bytes[span.start] == b'"');
         let over = whole || content.is_some() || calls || finished;
         let mut text = b"\"".to_vec();
