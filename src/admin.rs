@@ -3,11 +3,15 @@
 //! Whatever is not one of these is served as on the public listener. Never: pingora, or a change to the
 //! fleet that does not go through it.
 
+mod decisions;
+mod desk;
 mod guard;
+mod siblings;
 mod upstreams;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -19,6 +23,8 @@ use crate::config::render;
 use crate::config::types::Config;
 use crate::fleet::Fleet;
 use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
+use crate::state::redis::Exchange;
+use desk::Desk;
 
 /// The paths that the admin listener has beyond the public ones.
 pub fn serves(path: &str) -> bool {
@@ -48,6 +54,8 @@ pub struct Admin {
     reload: Arc<dyn Reload>,
     /// The balancer goes away: whoever sends clients here should stop it.
     leaving: Arc<AtomicBool>,
+    /// With the siblings, where there can be any.
+    exchange: Option<Arc<Exchange>>,
 }
 
 impl Admin {
@@ -56,8 +64,9 @@ impl Admin {
         config: Arc<ArcSwap<Config>>,
         reload: Arc<dyn Reload>,
         leaving: Arc<AtomicBool>,
+        exchange: Option<Arc<Exchange>>,
     ) -> Self {
-        Admin { fleet, config, reload, leaving }
+        Admin { fleet, config, reload, leaving, exchange }
     }
 
     /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
@@ -85,17 +94,24 @@ impl Admin {
             "/admin/config" if method == Method::GET => {
                 answer(StatusCode::OK, &render::json(&self.config.load()))
             }
+            "/admin/decisions" if method == Method::GET => decisions::all(&request),
+            "/admin/siblings" if method == Method::GET => siblings::all(self.exchange.as_deref()),
             "/admin/reload" if method == Method::POST => self.reload().await,
-            "/live" | "/health" | "/ready" | "/metrics" | "/admin/config" => not_allowed("GET"),
+            "/live" | "/health" | "/ready" | "/metrics" => not_allowed("GET"),
+            "/admin/config" | "/admin/decisions" | "/admin/siblings" => not_allowed("GET"),
             "/admin/reload" => not_allowed("POST"),
             _ => match path.strip_prefix("/admin/upstreams") {
-                Some("") => upstreams::all(&self.fleet, &request).await,
+                Some("") => upstreams::all(&self.desk(), &request).await,
                 Some(name) if name.starts_with('/') => {
-                    upstreams::one(&self.fleet, &name[1..], &request).await
+                    upstreams::one(&self.desk(), &name[1..], &request).await
                 }
                 _ => answer(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
             },
         }
+    }
+
+    fn desk(&self) -> Desk<'_> {
+        Desk { fleet: &self.fleet, exchange: self.exchange.as_deref() }
     }
 
     /// Without a token in the configuration the listener's address is the protection.
@@ -115,18 +131,23 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response<Bytes> {
-        let snapshot = self.fleet.snapshot();
+        let (snapshot, now) = (self.fleet.snapshot(), Instant::now());
         let gauges: Vec<UpstreamGauges<'_>> = snapshot
             .entries
             .iter()
             .map(|entry| {
                 let load = entry.upstream.load();
+                let telling = entry.upstream.telling(now);
                 UpstreamGauges {
                     upstream: entry.upstream.name(),
                     ready: entry.is_ready(),
                     active: load.active,
                     backlog: load.backlog,
                     context: load.context,
+                    incarnation: entry.incarnation,
+                    foreign: telling.and_then(|telling| telling.foreign),
+                    kv_usage: telling.and_then(|telling| telling.kv_usage),
+                    cache_tokens: entry.cache_tokens,
                 }
             })
             .collect();
@@ -166,4 +187,28 @@ fn not_allowed(allow: &'static str) -> Response<Bytes> {
     let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}));
     refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     refusal
+}
+
+/// A parameter of the query; `""` when it stands there without a value.
+fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&'r str> {
+    let pairs = request.uri().query()?.split('&');
+    let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_found() {
+        let request = |query: &str| {
+            let uri = format!("/admin/upstreams/a{query}");
+            Request::builder().uri(uri).body(Bytes::new()).expect("is a URI")
+        };
+        assert_eq!(parameter(&request("?force&wait=3s"), "force"), Some(""));
+        assert_eq!(parameter(&request("?force&wait=3s"), "wait"), Some("3s"));
+        assert_eq!(parameter(&request("?enforce=1"), "force"), None);
+        assert_eq!(parameter(&request(""), "wait"), None);
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod engine;
 mod load;
+pub mod simulate;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -60,8 +61,9 @@ pub struct Args {
     #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub admin: Option<String>,
 
-    /// Redis to share state over; not available yet
-    /// [env: VLLM_LB_REDIS, VLLM_PXY_REDIS]
+    /// Redis over which several balancers act as one: local, or a URL
+    /// redis://, rediss://, unix://, redis+sentinel://, redis-cluster://
+    /// [env: VLLM_LB_REDIS, VLLM_PXY_REDIS] [default: none]
     #[arg(short = 'R', long, value_name = "URL", verbatim_doc_comment)]
     pub redis: Option<String>,
 
@@ -112,6 +114,8 @@ pub struct Args {
 pub enum Command {
     /// Simulated vLLM servers: try, test and demonstrate without a GPU
     Engine(engine::EngineArgs),
+    /// Replay traffic through the routing code on a virtual clock, one row a policy
+    Simulate(simulate::SimulateArgs),
 }
 
 /// What to print, and with which code to end, instead of going on.

@@ -14,6 +14,7 @@ mod probe;
 pub mod queue;
 pub mod snapshot;
 pub mod tls;
+mod told;
 pub mod upstream;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub use lease::{Lease, Outcome, Work};
 use queue::Key;
 pub use queue::{Queue, Refused, Turn};
 pub use snapshot::{Entry, Query, Routing, Snapshot};
+pub use told::{Foreign, Telling};
 pub use upstream::Upstream;
 
 /// Words on their way to the keeper, which takes them in within microseconds.

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use vllm_lb::cli::simulate::SimulateArgs;
 use vllm_lb::cli::{self, Args, Loaded, Mode};
 use vllm_lb::{app, logging};
 
@@ -40,6 +41,9 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         println!("configuration ok");
         return ExitCode::SUCCESS;
     }
+    if let Mode::Simulate(args) = mode {
+        return simulate(&args);
+    }
     if let Err(error) = logging::init(&config.log, std::io::stdout().is_terminal()) {
         eprintln!("cannot start the log: {error}");
         return ExitCode::FAILURE;
@@ -53,7 +57,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
             let ended = runtime.block_on(async {
                 match mode {
                     Mode::Engine(args) => cli::engine::run(*args).await.map_err(|error| error.to_string()),
-                    Mode::Serve | Mode::Test => {
+                    Mode::Serve | Mode::Test | Mode::Simulate(_) => {
                         app::run(config, demo, upgrade, Arc::new(move || cli::again(&args))).await
                     }
                 }
@@ -68,6 +72,17 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         Err(error) => {
             log::error!(error = error; "cannot go on");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// A table for people or programs, and no log: whatever is wrong, the arguments are to blame for.
+fn simulate(args: &SimulateArgs) -> ExitCode {
+    match app::simulate::run(args, &mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::from(cli::EXIT_USAGE)
         }
     }
 }

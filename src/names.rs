@@ -11,6 +11,10 @@ pub const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 pub const X_UPSTREAM: &str = "x-vllm-lb-upstream";
 /// How many upstreams were tried, with `expose: true`.
 pub const X_ATTEMPTS: &str = "x-vllm-lb-attempts";
+/// Leading blocks of the prompt that it was believed to hold, of all that are known, with `expose: true`.
+pub const X_HIT: &str = "x-vllm-lb-hit";
+/// Why this upstream was chosen, with `expose: true`.
+pub const X_REASON: &str = "x-vllm-lb-reason";
 /// The cookie that names a session, unless the configuration says another. In two parts, since metrics are
 /// known by the first.
 pub const SESSION_COOKIE: &str = concat!("vllm_lb", "_session");

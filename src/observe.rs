@@ -4,14 +4,18 @@
 //! Messages are fixed texts; what varies stands in named fields. Label values are bounded: models that no
 //! upstream serves are counted as `other`.
 
+pub mod decisions;
 pub mod metrics;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use decisions::{DECISIONS, Decision};
 use log::{debug, error, info, warn};
 use metrics::METRICS;
+
+use crate::pick::{self, Candidate};
 
 /// One request, as it ended.
 pub struct Done<'a> {
@@ -85,11 +89,42 @@ pub fn rejected(reason: &'static str) {
 }
 
 /// Why a request went where it went.
-pub fn chosen(id: &str, upstream: &str, cost: f64, reason: &'static str, candidates: usize) {
+pub fn chosen(decision: &Decision<'_>) {
+    DECISIONS.record(decision, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     debug!(
-        id = id, upstream = upstream, cost = cost, reason = reason, candidates = candidates;
+        id = decision.id,
+        model = decision.model.unwrap_or(""),
+        attempt = decision.attempt,
+        session = decision.session.unwrap_or(""),
+        prompt_tokens = decision.tokens,
+        blocks = decision.blocks,
+        upstream = (decision.name)(decision.choice.index),
+        cost = decision.choice.cost,
+        reason = decision.reason(),
+        candidates:% = Terms(decision);
         "upstream chosen"
     );
+}
+
+/// The candidates of a choice with their terms, one after the other.
+struct Terms<'d, 'a>(&'d Decision<'a>);
+
+impl Display for Terms<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, candidate) in self.0.candidates.iter().enumerate() {
+            let gap = if place == 0 { "" } else { "; " };
+            let name = (self.0.name)(candidate.index);
+            let cost = pick::cost(candidate, self.0.knobs);
+            let Candidate { backlog, missing, active, context, weight, astray, hit, uncached, .. } =
+                candidate;
+            write!(f, "{gap}{name} cost {cost:.1} hit {hit} uncached {uncached} missing {missing}")?;
+            write!(
+                f,
+                " backlog {backlog} active {active} context {context} astray {astray} weight {weight}"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// An upstream's cache is empty: nothing is believed of it any more.
@@ -141,6 +176,11 @@ pub fn upstream_changed(upstream: &str, from: &'static str, to: &'static str) {
     METRICS.changes.with_label_values(&[upstream, to]).inc();
     let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
     log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
+}
+
+/// Its cache is taken for empty from now on.
+pub fn upstream_began_anew(upstream: &str, why: &'static str) {
+    info!(upstream = upstream, why = why; "upstream has an empty cache");
 }
 
 pub fn upstream_added(upstream: &str, url: &str) {
@@ -245,6 +285,76 @@ pub fn accept_failed(address: &str, error: &str) {
 pub fn handshake_failed(error: &str) {
     METRICS.handshake_failures.inc();
     debug!(error = error; "tls handshake failed");
+}
+
+// === the exchange with siblings ===
+
+/// Something did not work with Redis; only the first of a row is worth a warning.
+pub fn redis_failed(cause: &'static str, error: &str, first: bool) {
+    METRICS.exchange.redis_failures.with_label_values(&[cause]).inc();
+    METRICS.exchange.redis_up.set(0);
+    if first {
+        warn!(cause = cause, error = error; "redis does not work, routing goes on from local memory");
+    } else {
+        debug!(cause = cause, error = error; "redis still does not work");
+    }
+}
+
+/// Something was said and taken in; after so long in which it was not.
+pub fn redis_works(trouble: Option<Duration>) {
+    if METRICS.exchange.redis_up.get() == 1 && trouble.is_none() {
+        return;
+    }
+    METRICS.exchange.redis_up.set(1);
+    match trouble {
+        Some(trouble) => info!(after_seconds = trouble.as_secs_f64(); "redis works again"),
+        None => info!("redis works"),
+    }
+}
+
+/// One message to the siblings.
+pub fn said(bytes: usize) {
+    METRICS.exchange.messages.with_label_values(&["said"]).inc();
+    METRICS.exchange.bytes.with_label_values(&["said"]).inc_by(bytes as u64);
+}
+
+/// One message of a sibling.
+pub fn heard(bytes: usize) {
+    METRICS.exchange.messages.with_label_values(&["heard"]).inc();
+    METRICS.exchange.bytes.with_label_values(&["heard"]).inc_by(bytes as u64);
+}
+
+/// So much was to be said, and never will be.
+pub fn unsaid(events: u64) {
+    METRICS.exchange.lost.with_label_values(&["unsaid"]).inc_by(events);
+}
+
+/// An entry of the stream that is no message, or one of another version.
+pub fn unreadable(why: &dyn Display) {
+    METRICS.exchange.lost.with_label_values(&["unreadable"]).inc();
+    debug!(error:% = why; "a message in the stream was passed over");
+}
+
+/// A chain's tail whose beginning nobody here knows.
+pub fn unplaced() {
+    METRICS.exchange.lost.with_label_values(&["unplaced"]).inc();
+}
+
+/// A request asked Redis where something is, and got no answer in time.
+pub fn lookup_failed() {
+    METRICS.exchange.lost.with_label_values(&["lookup"]).inc();
+}
+
+/// What a sibling has changed cannot be done here.
+pub fn member_unusable(upstream: &str, why: &str) {
+    METRICS.exchange.lost.with_label_values(&["member"]).inc();
+    warn!(upstream = upstream, error = why; "a sibling's change of an upstream cannot be taken over");
+}
+
+/// Who is there besides us, and how old in seconds the oldest word is that counts.
+pub fn siblings(count: usize, age: f64) {
+    METRICS.exchange.siblings.set(i64::try_from(count).unwrap_or(i64::MAX));
+    METRICS.exchange.age.set(age);
 }
 
 pub fn starting(version: &str, upstreams: usize) {

@@ -4,7 +4,8 @@
 //! before the first token. The smallest wins:
 //!
 //! ```text
-//! cost(u) = (backlog * B(u) + missing * M(u) + active * A(u) + context * C(u) + S(u)) / weight(u)
+//! cost(u) = (backlog * B(u) + (missing + stall * A(u)) * M(u) + active * A(u) + context * C(u) + S(u))
+//!           / weight(u)
 //!
 //! B  uncached prompt tokens sent to u whose first byte has not come back yet
 //! M  prompt tokens of this request that u does not hold; what many conversations share counts in part
@@ -14,10 +15,15 @@
 //!    held there, times the session's bonus
 //! ```
 //!
-//! With the default knobs (1, 2, 400, 0.05) and a request of 1,000 tokens that nobody holds:
+//! A prefill is paid for by others too: while it goes on, every answer on u stands still. `stall` is what
+//! that costs for each of them; it is small, since they wait in the middle of an answer and not for its
+//! beginning. Without it, upstreams that answer hundreds are given prefills that another would be spared,
+//! as soon as they have a few requests less: in simulated rollouts answers took half as long again.
+//!
+//! With the default knobs (1, 2, 0.1, 400, 0.05) and a request of 1,000 tokens that nobody holds:
 //! an upstream with 3 requests of 2,000 tokens each, all past their first byte, costs
-//! `0 + 2 * 1000 + 400 * 3 + 6000 / 20 = 3500`; an idle one costs `2000`, and wins; one that is idle but
-//! for a prefill of 2,000 tokens still to do costs `2000 + 2000 + 400 + 100 = 4500`.
+//! `0 + (2 + 0.3) * 1000 + 400 * 3 + 6000 / 20 = 3800`; an idle one costs `2000`, and wins; one that is idle
+//! but for a prefill of 2,000 tokens still to do costs `2000 + (2 + 0.1) * 1000 + 400 + 100 = 4600`.
 //!
 //! Costs within 1 % of the smallest count as equal and are drawn from at random, never by position;
 //! a draw falls in proportion to the weights. Round robin is the preset in which nothing costs
@@ -99,7 +105,7 @@ const TIE: f64 = 0.01;
 /// The cost of giving the request to `candidate`, in prompt tokens.
 pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
     let work = knobs.backlog * candidate.backlog as f64
-        + knobs.missing * candidate.missing as f64
+        + (knobs.missing + knobs.stall * candidate.active as f64) * candidate.missing as f64
         + knobs.active * candidate.active as f64
         + knobs.context * candidate.context as f64
         + candidate.astray as f64;
@@ -131,17 +137,23 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
     Some(Choice { index: winner.index, cost: cost(winner, knobs), reason })
 }
 
-/// What the winner owes it to: its session's bonus, what it holds, or that there is little in the way.
+/// What the winner owes it to: as if nobody held anything it would have won no better than by a draw, and
+/// as if nobody had a session it would still have won, or not.
 fn why(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> Reason {
-    let others = || candidates.iter().filter(|other| other.index != winner.index);
-    let loses = |winner: &Candidate, others: f64| cost(winner, knobs) > others * (1.0 + TIE);
-    let strangers = others().map(|other| cost(&Candidate { astray: 0, ..*other }, knobs));
-    if winner.astray == 0 && loses(winner, strangers.fold(f64::MAX, f64::min)) {
-        return Reason::Session;
+    let beats = |winner: &Candidate, as_if: fn(&Candidate) -> Candidate| {
+        let others = candidates.iter().filter(|other| other.index != winner.index);
+        let least = others.map(|other| cost(&as_if(other), knobs)).fold(f64::MAX, f64::min);
+        cost(&as_if(winner), knobs) * (1.0 + TIE) < least
+    };
+    let sessionless = |candidate: &Candidate| Candidate { astray: 0, ..*candidate };
+    let cold = |candidate: &Candidate| Candidate { astray: 0, missing: candidate.cold, ..*candidate };
+    let drawn = candidates.iter().any(|candidate| candidate.astray > winner.astray);
+    match winner.hit > 0 || drawn {
+        true if beats(winner, cold) => Reason::Load,
+        true if winner.hit > 0 && (!drawn || beats(winner, sessionless)) => Reason::Prefix,
+        true if drawn => Reason::Session,
+        _ => Reason::Load,
     }
-    let cold = Candidate { missing: winner.cold, ..*winner };
-    let least = others().map(|other| cost(other, knobs)).fold(f64::MAX, f64::min);
-    if winner.hit > 0 && loses(&cold, least) { Reason::Prefix } else { Reason::Load }
 }
 
 /// A random number of this candidate's own.
@@ -191,9 +203,9 @@ mod tests {
         let knobs = Balance::default();
         let busy = Candidate { active: 3, context: 6000, ..idle(0) };
         let prefilling = Candidate { backlog: 2000, active: 1, context: 2000, ..idle(1) };
-        assert_eq!(cost(&busy, &knobs), 3500.0);
+        assert_eq!(cost(&busy, &knobs), 3800.0);
         assert_eq!(cost(&idle(2), &knobs), 2000.0);
-        assert_eq!(cost(&prefilling, &knobs), 4500.0);
+        assert_eq!(cost(&prefilling, &knobs), 4600.0);
         let choice = pick(&[busy, prefilling, idle(2)], &knobs, seed(1)).unwrap();
         assert_eq!((choice.index, choice.reason), (2, Reason::Load));
     }
@@ -238,8 +250,11 @@ mod tests {
         let warm = Candidate { missing: 200, hit: 6, uncached: 200, ..idle(0) };
         let busy = Candidate { active: 2, context: 2000, ..warm };
         let table = [
-            (vec![warm, idle(1)], 0, Reason::Load),
-            // 1300 beside 2000 for who is idle; without its hits it would cost 2900.
+            (vec![warm, idle(1)], 0, Reason::Prefix),
+            (vec![warm, Candidate { index: 1, active: 9, ..warm }], 0, Reason::Load),
+            (vec![idle(0), Candidate { index: 1, active: 9, ..warm }], 0, Reason::Load),
+            (vec![warm, Candidate { astray: 800, ..idle(1) }], 0, Reason::Prefix),
+            // 1340 beside 2000 for who is idle; without its hits it would cost 3100.
             (vec![busy, idle(1)], 0, Reason::Prefix),
             (vec![Candidate { active: 6, ..busy }, idle(1)], 1, Reason::Load),
             (vec![busy, Candidate { active: 9, ..idle(1) }], 0, Reason::Load),
@@ -254,7 +269,7 @@ mod tests {
     #[test]
     fn a_session_is_drawn_to_where_it_was_and_not_pinned() {
         let astray = |index| Candidate { astray: 900, ..idle(index) };
-        let last = Candidate { active: 2, ..idle(0) };
+        let last = Candidate { active: 1, ..idle(0) };
         let choice = pick(&[last, astray(1)], &Balance::default(), seed(3)).unwrap();
         assert_eq!((choice.index, choice.reason), (0, Reason::Session));
         let saturated = Candidate { active: 9, ..idle(0) };

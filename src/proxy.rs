@@ -53,6 +53,7 @@ use crate::observe;
 use crate::reject::Reject;
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
+use crate::reply::usage::Meter;
 use crate::state::State;
 use attempt::Cause;
 use budget::Budget;
@@ -107,6 +108,7 @@ impl Shared {
     pub fn reload(&self, config: &Config) {
         self.memory.limit(config.peek.memory);
         self.budget.set(config.retry.budget);
+        self.state.set_ttl(config.sessions.ttl);
         self.settings.store(Settings::new(config, self.memory.clone(), self.state.blocks()));
     }
 }
@@ -326,6 +328,8 @@ impl ProxyHttp for Balancer {
         context.stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
         let announced = status == 200 && context.form == Form::Responses && context.stream.is_some();
         context.events = announced.then(Box::default);
+        context.meter =
+            (status == 200 && context.line.is_some()).then(|| Meter::of(kind)).flatten().map(Box::new);
         Ok(())
     }
 
@@ -362,6 +366,9 @@ impl ProxyHttp for Balancer {
         }
         if let Some(tail) = &mut context.stream {
             tail.feed(piece);
+        }
+        if let Some(meter) = &mut context.meter {
+            meter.feed(piece);
         }
         if let Some(events) = &mut context.events {
             events.feed(piece);
@@ -416,6 +423,7 @@ impl ProxyHttp for Balancer {
         if let Some(lease) = &lease {
             let sent = context.sent;
             prompt::forget(&self.shared, context, lease.upstream().id, sent);
+            prompt::told(&self.shared, context, lease.upstream());
         }
         plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);
         drop(lease);

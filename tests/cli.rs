@@ -140,3 +140,54 @@ fn what_comes_later_is_refused() {
     let ran = run(&["http://a", "-R", "local"], &[]);
     assert!(ran.code == Some(64) && ran.all.contains("not available yet"), "{}", ran.all);
 }
+
+/// Two requests with a block in common, and one of another kind.
+const TRACE: &str = concat!(
+    "{\"timestamp\": 0, \"input_length\": 1100, \"output_length\": 10, \"hash_ids\": [0, 1, 2]}\n",
+    "{\"timestamp\": 3000, \"input_length\": 1300, \"output_length\": 20, \"hash_ids\": [0, 1, 3]}\n",
+    "{\"timestamp\": 9000, \"input_length\": 600, \"output_length\": 1, \"hash_ids\": [7, 8]}\n",
+);
+
+#[test]
+fn a_simulation_prints_one_row_a_policy_and_needs_no_upstreams() {
+    let trace = file(TRACE);
+    let path = trace.path().to_str().expect("is UTF-8");
+    let ran = run(&["simulate", "--trace", path, "--upstreams", "2"], &[("VLLM_LB_CONFIG", "gone")]);
+    assert_eq!((ran.code, ran.stdout.lines().count()), (Some(0), 11), "{}", ran.all);
+    assert!(ran.stdout.starts_with("policy"), "{}", ran.all);
+    let some = ["simulate", "--trace", path, "--policies", "work,oracle", "--json"];
+    let ran = run(&[&some[..], &["--balancers", "4", "--interval", "never"]].concat(), &[]);
+    let rows: Vec<serde_json::Value> =
+        ran.stdout.lines().map(|row| serde_json::from_str(row).expect("is JSON")).collect();
+    assert_eq!((ran.code, rows.len()), (Some(0), 2), "{}", ran.all);
+    assert_eq!((&rows[1]["policy"], &rows[1]["requests"]), (&"oracle".into(), &3.into()));
+    let ttft = rows[0]["ttft_mean"].as_f64().expect("a number");
+    assert!((0.05..0.5).contains(&ttft), "{ttft}");
+}
+
+#[test]
+fn a_simulation_says_what_is_wrong_with_its_arguments() {
+    let bad = file(&format!("{TRACE}{{}}\n"));
+    let path = bad.path().to_str().expect("is UTF-8");
+    for (arguments, problem) in [
+        (&["simulate"][..], "--trace"),
+        (&["simulate", "--trace", path], "line 4: missing field `timestamp`"),
+        (&["simulate", "--trace", "/nonexistent/trace"], "cannot read /nonexistent/trace"),
+        (&["simulate", "--trace", path, "--shape", "rag"], "cannot be used with"),
+        (&["simulate", "--shape", "cats"], "allowed are agents, rag"),
+        (&["simulate", "--shape", "rag", "--policies", "work,best"], "allowed are round-robin"),
+        (&["simulate", "--shape", "rag", "--upstreams", "0"], "--upstreams"),
+        (&["simulate", "--shape", "rag", "--balancers", "65"], "--balancers"),
+        (&["simulate", "--shape", "rag", "--interval", "20"], "is not a duration"),
+        (&["simulate", "--shape", "rag", "--interval", "0"], "out of range"),
+        (&["simulate", "--shape", "rag", "--rate", "0"], "out of range"),
+        (&["simulate", "--shape", "rag", "--speed", "fast"], "is not a number"),
+        (&["simulate", "--shape", "rag", "--cache-tokens", "100"], "out of range"),
+    ] {
+        let ran = run(arguments, &[]);
+        assert_eq!(ran.code, Some(64), "{arguments:?}: {}", ran.all);
+        assert!(ran.all.contains(problem) && ran.stdout.is_empty(), "{arguments:?}: {}", ran.all);
+    }
+    let help = run(&["simulate", "--help"], &[]);
+    assert!(help.code == Some(0) && help.stdout.contains("threshold-switch"), "{}", help.all);
+}

@@ -147,6 +147,69 @@ async fn a_wrong_call_says_what_is_wrong_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_latest_choices_are_told_with_every_candidate() {
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.upstreams[0].weight = 1000.0;
+    config.upstreams[1].weight = 0.001;
+    config.index.block_bytes = 64;
+    config.expose = true;
+    let balancer = Balancer::ready(config).await;
+    let ask = |id| wire::request("POST", CHAT, &[wire::JSON, ("x-request-id", id)], chat("sim").as_bytes());
+    let long = json!({"model": "sim", "prompt": "x".repeat(640), "max_tokens": 1}).to_string();
+    for hit in ["0/10", "10/10"] {
+        let answer = balancer.ask(post("/v1/completions", &long)).await.expect(200);
+        assert_eq!(answer.header("x-vllm-lb-hit"), hit);
+    }
+    let answer = balancer.ask(ask("first")).await.expect(200);
+    assert_eq!(answer.header("x-vllm-lb-reason"), "load");
+    engines[0].set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
+    let answer = balancer.ask(ask("second")).await.expect(200);
+    assert_eq!((answer.header("x-vllm-lb-attempts"), answer.header("x-vllm-lb-reason")), ("2", "retry"));
+
+    let decisions = async |query: &str| {
+        let path = format!("/admin/decisions{query}");
+        admin(&balancer, "GET", &path, Value::Null).await
+    };
+    let told = decisions("").await.expect(200).json();
+    let rows = told.as_array().expect("it is a list");
+    assert_eq!(rows.len(), 5);
+    let held = [&rows[3], &rows[4]].map(|row| [&row["blocks"], &row["candidates"][0]["hit"]]);
+    assert_eq!(held, [[&json!(10), &json!(10)], [&json!(10), &json!(0)]]);
+    let rows = &rows[..3];
+    let outline: Vec<_> = rows
+        .iter()
+        .map(|row| (row["id"].as_str(), row["attempt"].as_u64(), row["reason"].as_str()))
+        .map(|(id, attempt, reason)| format!("{id:?} {attempt:?} {reason:?}").replace("Some", ""))
+        .collect();
+    let expected =
+        ["(\"second\") (2) (\"retry\")", "(\"second\") (1) (\"load\")", "(\"first\") (1) (\"load\")"];
+    assert_eq!(outline, expected);
+    assert_eq!(
+        [&rows[0], &rows[2]].map(|row| row["upstream"].as_str()),
+        [Some(name(&engines[1]).as_str()), Some(name(&engines[0]).as_str())]
+    );
+    let first = &rows[2];
+    assert_eq!((&first["model"], &first["of"], &first["session"]), (&json!("sim"), &json!(2), &Value::Null));
+    let candidates = first["candidates"].as_array().expect("it is a list");
+    let names: Vec<_> = candidates.iter().filter_map(|candidate| candidate["upstream"].as_str()).collect();
+    assert_eq!(names, engines.iter().map(name).collect::<Vec<_>>());
+    assert!(candidates[0]["cost"].as_f64() < candidates[1]["cost"].as_f64(), "{first}");
+    assert_eq!(candidates[0]["uncached"], first["prompt_tokens"]);
+    assert_eq!(decisions("?limit=1").await.expect(200).json(), json!([rows[0]]));
+    for limit in ["0", "257", "-1", "x", ""] {
+        let answer = decisions(&format!("?limit={limit}")).await.expect(400);
+        assert!(answer.text().contains("limit: "), "{}", answer.text());
+    }
+    admin(&balancer, "POST", "/admin/decisions", json!({})).await.expect(405);
+    let record = common::logs::all().into_iter().find(|line| line.contains("upstream chosen"));
+    let record = record.expect("choices are logged");
+    for name in names {
+        assert!(record.contains(&format!("{name} cost ")), "{record}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_removed_upstream_goes_when_its_last_request_has_ended() {
     let engines = [paced(ENDLESS).await, engine(Options::default()).await];
     let mut config = config(upstreams(&engines));

@@ -283,8 +283,9 @@ async fn answers_tell_who_gave_them_where_that_is_wanted() {
     for (model, name) in [("one", "gpu-one"), ("two", "gpu-two")] {
         for body in [chat(model), stream(model, 3)] {
             let told = exposing.ask(post(CHAT, &body)).await.expect(200);
-            let headers = (told.header("x-vllm-lb-upstream"), told.header("x-vllm-lb-attempts"));
-            assert_eq!(headers, (name, "1"));
+            let headers = ["upstream", "attempts", "reason", "hit"]
+                .map(|name| told.header(&format!("x-vllm-lb-{name}")));
+            assert_eq!(headers, [name, "1", "only", "0/0"]);
             let silent = hiding.ask(post(CHAT, &body)).await.expect(200);
             assert!(!silent.headers.keys().any(|name| name.as_str().starts_with("x-vllm-lb")));
         }

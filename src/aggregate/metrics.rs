@@ -109,24 +109,24 @@ impl<'p> Families<'p> {
 // === Lines ===
 
 #[derive(Debug, PartialEq)]
-enum Line<'p> {
+pub(super) enum Line<'p> {
     Help { name: &'p str, text: &'p str },
     Type { name: &'p str, kind: &'p str },
     Sample(Sample<'p>),
 }
 
 #[derive(Debug, PartialEq)]
-struct Sample<'p> {
-    name: &'p str,
+pub(super) struct Sample<'p> {
+    pub name: &'p str,
     /// Without the braces, checked.
-    labels: &'p str,
-    value: &'p str,
+    pub labels: &'p str,
+    pub value: &'p str,
     timestamp: Option<&'p str>,
 }
 
 impl<'p> Line<'p> {
     /// `None`: an empty line, a comment, or nothing that the format knows.
-    fn parse(line: &'p str) -> Option<Self> {
+    pub fn parse(line: &'p str) -> Option<Self> {
         let line = line.trim_start_matches([' ', '\t']);
         if let Some(comment) = line.strip_prefix('#') {
             let (word, rest) = split_blank(comment.trim_start_matches([' ', '\t']));
@@ -204,7 +204,7 @@ fn labels_end(inside: &str) -> Option<usize> {
 }
 
 /// The first label of a list, its value with the quotes, and what follows.
-fn next_label(labels: &str) -> Option<(&str, &str, &str)> {
+pub(super) fn next_label(labels: &str) -> Option<(&str, &str, &str)> {
     let labels = labels.trim_start_matches([' ', '\t', ',']);
     let (name, rest) = labels.split_at(name_end(labels));
     let rest = rest.trim_start_matches([' ', '\t']).strip_prefix('=')?.trim_start_matches([' ', '\t']);

@@ -29,15 +29,15 @@ pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Re
     }
 }
 
-fn tell(snapshot: &Snapshot, state: &State) {
+pub fn tell(snapshot: &Snapshot, state: &State) {
     let present: Vec<Present<'_>> = snapshot
         .entries
         .iter()
         .map(|entry| Present {
             id: entry.upstream.id,
             name: entry.upstream.name(),
-            incarnation: 0,
-            cache_tokens: None,
+            incarnation: entry.incarnation,
+            cache_tokens: entry.cache_tokens,
             model: entry.models.first().map(|card| card.id.as_str()),
         })
         .collect();

@@ -8,12 +8,11 @@ use std::io;
 use std::path::Path;
 
 use super::engine::EngineArgs;
+use super::simulate::SimulateArgs;
 use super::{Args, Command};
 use crate::config::check::{self, Draft};
 use crate::config::expand::Env;
-use crate::config::keys;
 use crate::config::problem::{Place, Problem, seen};
-use crate::config::redis;
 use crate::config::types::{Config, LogFormat, LogLevel};
 
 /// How a file is read.
@@ -38,6 +37,7 @@ pub enum Mode {
     /// Say that the configuration is ok, and end.
     Test,
     Engine(Box<EngineArgs>),
+    Simulate(Box<SimulateArgs>),
 }
 
 /// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
@@ -56,23 +56,24 @@ impl std::error::Error for Problems {}
 pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems> {
     let mut warnings = Vec::new();
     let Args { command, demo, test, upgrade, .. } = &args;
-    let (demo, upgrade, engine) = (*demo, *upgrade, command.is_some());
-    let mut draft = match (engine, config_path(&args, env)) {
+    let (demo, upgrade, simulated) = (*demo, *upgrade, command.is_some());
+    let mut draft = match (simulated, config_path(&args, env)) {
         (false, Some((from, path))) => file(&from, &path, env, read),
         _ => check::read("", env),
     };
     logging(&args, env, &mut draft, &mut warnings);
-    if engine {
-        // The simulated engine has no upstreams, no listeners and no state to share.
+    if simulated {
+        // A simulation has no upstreams, no listeners and no state to share.
         draft.upstreams_come_later();
     } else {
         addresses(&args, env, &mut draft);
-        not_yet(&args, env, &mut draft);
+        redis(&args, env, &mut draft);
     }
     let mode = if *test { Mode::Test } else { Mode::Serve };
     let config = draft.finish().map_err(Problems)?;
     let mode = match args.command {
         Some(Command::Engine(engine)) => Mode::Engine(Box::new(engine)),
+        Some(Command::Simulate(simulate)) => Mode::Simulate(Box::new(simulate)),
         None => mode,
     };
     Ok(Loaded { config, mode, demo, upgrade, warnings })
@@ -132,17 +133,11 @@ fn addresses(args: &Args, env: Env<'_>, draft: &mut Draft) {
     }
 }
 
-/// Flags whose feature comes later are checked, so that a mistake is named, and then refused.
-fn not_yet(args: &Args, env: Env<'_>, draft: &mut Draft) {
-    let redis = match &args.redis {
-        Some(url) => Some(("--redis", url.clone())),
-        None => variable(&["VLLM_LB_REDIS", "VLLM_PXY_REDIS"], env),
-    };
-    if let Some((from, url)) = redis {
-        let place = Place::named(from);
-        if draft.take(&place, redis::url(&url)).is_some() && keys::is_later("redis") {
-            draft.problems.push(Problem::new(&place, keys::NOT_AVAILABLE));
-        }
+fn redis(args: &Args, env: Env<'_>, draft: &mut Draft) {
+    if let Some(url) = &args.redis {
+        draft.redis("--redis", url);
+    } else if let Some((name, url)) = variable(&["VLLM_LB_REDIS", "VLLM_PXY_REDIS"], env) {
+        draft.redis(name, &url);
     }
 }
 

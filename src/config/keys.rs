@@ -9,6 +9,8 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
         &[
             "listen",
             "admin",
+            "redis",
+            "redis_options",
             "upstreams",
             "routes",
             "balance",
@@ -33,6 +35,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("listen[]", &["address", "tls"]),
     ("listen[].tls", &["certificate", "key"]),
     ("admin", &["address", "token"]),
+    ("redis_options", &["interval", "prefix", "gauge_ttl", "stream_length"]),
     ("upstreams[]", &["url", "name", "models", "weight", "api_key", "max_active", "tls"]),
     ("upstreams[].tls", &["ca", "verify", "sni"]),
     (
@@ -62,10 +65,20 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("routes[].retry", &["attempts", "backoff", "max_backoff", "budget", "on"]),
     (
         "balance",
-        &["preset", "backlog", "missing", "share", "active", "context", "index_blocks", "block_bytes"],
+        &[
+            "preset",
+            "backlog",
+            "missing",
+            "stall",
+            "share",
+            "active",
+            "context",
+            "index_blocks",
+            "block_bytes",
+        ],
     ),
     ("peek", &["bytes", "max_body", "memory"]),
-    ("health", &["path", "interval", "timeout", "fall", "rise"]),
+    ("health", &["path", "interval", "timeout", "fall", "rise", "metrics"]),
     ("breaker", &["failures", "window", "open", "max_open"]),
     ("timeouts", &["connect", "first_byte", "idle", "total"]),
     ("retry", &["attempts", "backoff", "max_backoff", "budget", "on"]),
@@ -95,14 +108,11 @@ pub const FREE: &[&str] = &["header", "set", "defaults", "overrides", "roles"];
 /// entry leaves this list together with the change that brings the feature. `key=value` is one value
 /// of a key that is there.
 pub const LATER: &[&str] = &[
-    "redis",
-    "redis_options",
     "upstreams[].dns",
     "upstreams[].every",
     "upstreams[].kubernetes",
     "upstreams[].gym",
     "routes",
-    "health.metrics",
     "traces",
 ];
 

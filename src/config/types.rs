@@ -5,6 +5,7 @@
 
 use std::fmt;
 mod balance;
+mod redis;
 mod retry;
 mod route;
 mod sessions;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use balance::{Balance, PrefixIndex, Preset};
+pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig};
 pub use sessions::Sessions;
@@ -27,6 +29,9 @@ const UPGRADE_SOCKET: &str = "/run/vllm-lb/upgrade.sock";
 pub struct Config {
     pub listen: Vec<Listen>,
     pub admin: Admin,
+    /// `None`: there are no siblings.
+    pub redis: Option<RedisUrl>,
+    pub redis_options: RedisOptions,
     pub upstreams: Vec<UpstreamConfig>,
     pub routes: Vec<RouteConfig>,
     pub balance: Balance,
@@ -46,7 +51,7 @@ pub struct Config {
     pub sessions: Sessions,
     pub log: Log,
     pub shutdown: Shutdown,
-    /// Answers carry `x-vllm-lb-upstream` and `x-vllm-lb-attempts`.
+    /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
     pub expose: bool,
 }
 
@@ -55,6 +60,8 @@ impl Default for Config {
         Config {
             listen: vec![Listen { address: Address::Tcp("0.0.0.0:8000".into()), tls: None }],
             admin: Admin::default(),
+            redis: None,
+            redis_options: RedisOptions::default(),
             upstreams: Vec::new(),
             routes: Vec::new(),
             balance: Balance::default(),
@@ -225,6 +232,8 @@ pub struct Health {
     pub fall: u32,
     /// Good probes in a row after which it is ready again.
     pub rise: u32,
+    /// Whether the upstream's own metrics are read too.
+    pub metrics: bool,
 }
 
 impl Default for Health {
@@ -235,6 +244,7 @@ impl Default for Health {
             timeout: Duration::from_secs(2),
             fall: 3,
             rise: 1,
+            metrics: true,
         }
     }
 }

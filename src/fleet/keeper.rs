@@ -1,5 +1,5 @@
-//! The keeper: one prober a upstream, and one task that turns what probes and requests saw, and what the
-//! operator wants, into snapshots. It is their only writer.
+//! The keeper: one prober a upstream, with a reader of its metrics beside it, and one task that turns what
+//! probes and requests saw, and what the operator wants, into snapshots. It is their only writer.
 //!
 //! One that was taken out at once is asked on for as long as requests are in flight on it: those have no
 //! other way to learn that it is gone.
@@ -19,7 +19,8 @@ use super::breaker::{Miss, Sign};
 use super::change::{Change, Refusal};
 use super::probe::{self, Facts, Failure};
 use super::snapshot::Snapshot;
-use super::{Fleet, Upstream, now};
+use super::{Fleet, Upstream, now, told};
+use crate::aggregate::Truth;
 use crate::config::types::UpstreamConfig;
 use crate::observe;
 use kept::{Kept, News};
@@ -36,6 +37,11 @@ pub(super) enum Word {
     Probed {
         id: usize,
         found: Result<Facts, Failure>,
+    },
+    /// By an upstream, in its metrics.
+    Told {
+        id: usize,
+        truth: Truth,
     },
     /// By a request.
     Seen {
@@ -113,7 +119,7 @@ impl Keeper {
     }
 
     fn probe(&mut self, upstream: Arc<Upstream>) {
-        self.tasks.spawn(probe_forever(self.fleet.clone(), upstream));
+        self.tasks.spawn(look_after(self.fleet.clone(), upstream));
     }
 
     /// All that are asked, of the fleet or not.
@@ -141,6 +147,7 @@ impl Keeper {
             Word::Probed { id, found } => {
                 self.asked(id).is_some_and(|kept| kept.probed(found, now(), &rules))
             }
+            Word::Told { id, truth } => self.asked(id).is_some_and(|kept| kept.told(&truth)),
             Word::Seen { id, sign } => self.asked(id).is_some_and(|kept| kept.seen(sign, now(), &rules)),
             Word::Emptied { id } => self.emptied(id),
             Word::Apply { changes, answer } => {
@@ -345,16 +352,28 @@ enum Ready {
     Settings(Change),
 }
 
+/// Probes one upstream, and reads its metrics, until nobody wants to know of it any more.
+async fn look_after(fleet: Arc<Fleet>, upstream: Arc<Upstream>) {
+    tokio::select! {
+        () = probe_forever(&fleet, upstream.clone()) => {}
+        () = told::listen_forever(&fleet, &upstream) => {}
+    }
+}
+
 /// Asks one upstream until nobody wants to know of it any more.
-async fn probe_forever(fleet: Arc<Fleet>, first: Arc<Upstream>) {
+async fn probe_forever(fleet: &Fleet, first: Arc<Upstream>) {
     let id = first.id;
     let mut upstream = first;
     let mut introduce = true;
     loop {
         let rules = fleet.rules.load_full();
         let found = probe::ask(fleet.client(), &upstream, &rules.health, introduce).await;
+        let well = found.is_ok();
         if fleet.keeper.send(Word::Probed { id, found }).await.is_err() {
             return;
+        }
+        if well {
+            upstream.live.well.notify_one();
         }
         tokio::time::sleep(LEAST).await;
         let pause = {

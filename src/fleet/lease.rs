@@ -88,6 +88,7 @@ impl Lease {
             }
             return None;
         }
+        live.told.took(work.tokens);
         let tokens = work.uncached;
         let before = live.gauges.backlog.fetch_add(tokens, Relaxed);
         live.gauges.context.fetch_add(work.tokens, Relaxed);

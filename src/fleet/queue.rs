@@ -277,8 +277,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.queue.leave(self);
+        // Told before the place is free, so that whoever takes it is not counted beside this one.
         observe::queue_left();
+        self.queue.leave(self);
         observe::queue_ended(self.end);
     }
 }

@@ -19,6 +19,10 @@ pub struct Entry {
     /// What it serves; remembered while it is down.
     pub models: Arc<Vec<ModelCard>>,
     pub version: Option<Arc<str>>,
+    /// Moves when its cache is to be taken for empty: it restarted, or came back from being gone.
+    pub incarnation: u64,
+    /// Tokens that its cache holds, as it said last.
+    pub cache_tokens: Option<u64>,
     /// It goes when its last request has ended.
     pub removing: bool,
     /// It is enough to ask it at each interval.
@@ -82,7 +86,16 @@ impl Entry {
     pub(super) fn unknown(upstream: Arc<Upstream>) -> Self {
         let rules = Rules { health: Health::default(), breaker: Breaker::default() };
         let standing = Machine::new(super::now()).standing(&rules);
-        Entry { upstream, standing, models: Arc::default(), version: None, removing: false, calm: false }
+        Entry {
+            upstream,
+            standing,
+            models: Arc::default(),
+            version: None,
+            incarnation: 0,
+            cache_tokens: None,
+            removing: false,
+            calm: false,
+        }
     }
 
     /// Takes requests, as far as anybody knows; it may still be full.
@@ -266,12 +279,16 @@ impl Sieve<'_, '_> {
             self.rank = rank;
             self.out.clear();
         }
+        // Others' requests are work like ours; a place is only what ours take.
+        let (siblings, foreign) = (upstream.siblings(), upstream.foreign(self.now));
+        let sum =
+            |own: u64, siblings: u64, foreign: u64| own.saturating_add(siblings).saturating_add(foreign);
         self.out.push(Candidate {
             index,
-            backlog: load.backlog,
+            backlog: sum(load.backlog, siblings.backlog, foreign.tokens),
             missing: query.tokens,
-            active: load.active,
-            context: load.context,
+            active: sum(load.active, siblings.active, foreign.requests),
+            context: sum(load.context, siblings.context, foreign.tokens),
             weight: upstream.config.weight * entry.standing.warmth(self.now),
             astray: 0,
             cold: query.tokens,

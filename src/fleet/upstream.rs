@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::pace::Pace;
 use super::queue::Queue;
 use super::tls::{self, Secure};
+use super::told::{Foreign, Telling, Told};
 use crate::aggregate::ModelCard;
 use crate::config::types::UpstreamConfig;
 
@@ -42,6 +43,8 @@ pub(super) struct Live {
     pub id: usize,
     /// Written by leases only.
     pub gauges: Gauges,
+    /// What siblings have in flight, by their word.
+    pub siblings: Gauges,
     pub pace: Pace,
     /// The one request that is let through after a trip is on its way.
     pub trial: AtomicBool,
@@ -53,6 +56,10 @@ pub(super) struct Live {
     pub serves: ArcSwap<Vec<ModelCard>>,
     /// Wakes its prober ahead of time.
     pub doubt: Notify,
+    /// A round of probing went well: its metrics may be read.
+    pub well: Notify,
+    /// What its metrics said.
+    pub told: Told,
     /// Told whenever nothing is in flight any more.
     pub emptied: Notify,
     /// Where requests wait for a place on it.
@@ -83,6 +90,16 @@ pub struct Load {
     pub context: u64,
 }
 
+impl Gauges {
+    pub fn read(&self) -> Load {
+        Load {
+            active: self.active.load(Relaxed),
+            backlog: self.backlog.load(Relaxed),
+            context: self.context.load(Relaxed),
+        }
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -91,12 +108,15 @@ impl Upstream {
         let live = Live {
             id,
             gauges: Gauges::default(),
+            siblings: Gauges::default(),
             pace: Pace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             wants_answers: AtomicBool::new(false),
             serves: ArcSwap::default(),
             doubt: Notify::new(),
+            well: Notify::new(),
+            told: Told::new(super::now()),
             emptied: Notify::new(),
             queue,
             busy_until: AtomicU64::new(0),
@@ -139,11 +159,29 @@ impl Upstream {
             0 => {}
             over => drop(gauges.backlog.fetch_sub(over, Relaxed)),
         }
-        Load {
-            active: gauges.active.load(Relaxed),
-            backlog: gauges.backlog.load(Relaxed),
-            context: gauges.context.load(Relaxed),
-        }
+        gauges.read()
+    }
+
+    /// What other balancers have in flight on it, as they said last.
+    pub fn siblings(&self) -> Load {
+        self.live.siblings.read()
+    }
+
+    pub fn set_siblings(&self, load: Load) {
+        let gauges = &self.live.siblings;
+        gauges.active.store(load.active, Relaxed);
+        gauges.backlog.store(load.backlog, Relaxed);
+        gauges.context.store(load.context, Relaxed);
+    }
+
+    /// What others have in flight on it, by its own metrics; nothing when they are not known, or too old.
+    pub fn foreign(&self, now: Instant) -> Foreign {
+        self.live.told.foreign(now)
+    }
+
+    /// What its metrics said last; `None` when they are not known, or too old.
+    pub fn telling(&self, now: Instant) -> Option<Telling> {
+        self.live.told.telling(now)
     }
 
     /// The address that its name led to; `None` before the first answer of the resolver.

@@ -4,6 +4,7 @@
 //! cannot drift.
 
 mod cache;
+mod exchange;
 
 use std::sync::LazyLock;
 
@@ -13,6 +14,7 @@ use prometheus::{
 };
 
 pub use cache::CacheMetrics;
+pub use exchange::ExchangeMetrics;
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -33,6 +35,7 @@ pub struct Metrics {
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
     pub cache: CacheMetrics,
+    pub exchange: ExchangeMetrics,
     pub signs_lost: IntCounter,
     pub queue: IntCounterVec,
     pub reloads: IntCounterVec,
@@ -107,6 +110,7 @@ impl Metrics {
             in_flight: make.gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
             peeked_bytes: make.gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
             cache: CacheMetrics::new(&make),
+            exchange: ExchangeMetrics::new(&make),
             registry: make.0,
         }
     }
@@ -181,30 +185,55 @@ pub fn status_label(status: u16) -> &'static str {
 /// Lines for gauges that are read where they are kept: `name{upstream="…"} value`.
 pub fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
     let mut text = String::new();
-    type Read = fn(&UpstreamGauges<'_>) -> u64;
-    let families: [(&str, &str, Read); 4] = [
-        ("vllm_lb_upstream_ready", "1 while the upstream takes requests.", |row| u64::from(row.ready)),
-        ("vllm_lb_upstream_active", "Requests in flight on the upstream.", |row| row.active),
-        ("vllm_lb_upstream_backlog_tokens", "Prompt tokens whose first byte is awaited.", |row| row.backlog),
-        ("vllm_lb_upstream_context_tokens", "Prompt tokens of requests in flight.", |row| row.context),
+    type Read = fn(&UpstreamGauges<'_>) -> Option<f64>;
+    let families: [(&str, &str, Read); 8] = [
+        ("vllm_lb_upstream_ready", "1 while the upstream takes requests.", |row| {
+            Some(f64::from(u8::from(row.ready)))
+        }),
+        ("vllm_lb_upstream_active", "Requests in flight on the upstream.", |row| Some(row.active as f64)),
+        ("vllm_lb_upstream_backlog_tokens", "Prompt tokens whose first byte is awaited.", |row| {
+            Some(row.backlog as f64)
+        }),
+        ("vllm_lb_upstream_context_tokens", "Prompt tokens of requests in flight.", |row| {
+            Some(row.context as f64)
+        }),
+        ("vllm_lb_upstream_incarnation", "Times that its cache was taken for empty.", |row| {
+            Some(row.incarnation as f64)
+        }),
+        ("vllm_lb_upstream_foreign_requests", "Requests of others on the upstream.", |row| {
+            row.foreign.map(|count| count as f64)
+        }),
+        ("vllm_lb_upstream_kv_usage", "Used share of the upstream's cache, 0 to 1.", |row| row.kv_usage),
+        ("vllm_lb_upstream_cache_tokens", "Tokens that the upstream's cache holds.", |row| {
+            row.cache_tokens.map(|tokens| tokens as f64)
+        }),
     ];
     for (name, help, read) in families {
+        if rows.iter().all(|row| read(row).is_none()) {
+            continue;
+        }
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
         for row in rows {
+            let Some(value) = read(row) else { continue };
             let escaped = row.upstream.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            text.push_str(&format!("{name}{{upstream=\"{escaped}\"}} {}\n", read(row)));
+            text.push_str(&format!("{name}{{upstream=\"{escaped}\"}} {value}\n"));
         }
     }
     text
 }
 
-/// What one upstream's gauges say now.
+/// What one upstream's gauges say now; what is not known is left out.
+#[derive(Clone, Copy)]
 pub struct UpstreamGauges<'a> {
     pub upstream: &'a str,
     pub ready: bool,
     pub active: u64,
     pub backlog: u64,
     pub context: u64,
+    pub incarnation: u64,
+    pub foreign: Option<u64>,
+    pub kv_usage: Option<f64>,
+    pub cache_tokens: Option<u64>,
 }
 
 #[cfg(test)]
@@ -216,8 +245,22 @@ mod tests {
         METRICS.rejects.with_label_values(&["path"]).inc();
         let text = String::from_utf8(METRICS.render()).unwrap();
         assert!(text.contains("# TYPE vllm_lb_rejects_total counter"));
-        let row = UpstreamGauges { upstream: "a\"b\n", ready: true, active: 2, backlog: 3, context: 4 };
-        let text = upstream_gauges(&[row]);
+        let row = UpstreamGauges {
+            upstream: "a\"b\n",
+            ready: true,
+            active: 2,
+            backlog: 3,
+            context: 4,
+            incarnation: 0,
+            foreign: None,
+            kv_usage: Some(0.25),
+            cache_tokens: None,
+        };
+        let known = UpstreamGauges { upstream: "b", foreign: Some(0), ..row };
+        let text = upstream_gauges(&[row, known]);
         assert!(text.contains("vllm_lb_upstream_active{upstream=\"a\\\"b\\n\"} 2\n"), "{text}");
+        assert!(text.contains("vllm_lb_upstream_kv_usage{upstream=\"b\"} 0.25\n"), "{text}");
+        assert!(text.contains(" gauge\nvllm_lb_upstream_foreign_requests{upstream=\"b\"} 0\n"), "{text}");
+        assert!(!text.contains("cache_tokens"), "{text}");
     }
 }

@@ -19,6 +19,7 @@ use super::{Shared, plan, prompt, refuse};
 use crate::config::types::{Retry, RetryOn};
 use crate::fleet::{Lease, Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
 use crate::observe;
+use crate::observe::decisions::Decision;
 use crate::pick::{self, Seed};
 use crate::reject::Reject;
 use crate::reply::judge::Verdict;
@@ -161,8 +162,9 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
     loop {
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
-        prompt::weigh(shared, context, &snapshot, &mut candidates);
-        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: 0.0 };
+        prompt::weigh(shared, context, &snapshot, now, &mut candidates);
+        let seed =
+            Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: shared.state.haze() };
         let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
             (Routing::Full { until }, _) => return Ok(Some(until)),
@@ -178,7 +180,20 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         let work = prompt::work(context, chosen);
         let Some(lease) = Lease::take(entry, work, now) else { continue };
         let upstream = lease.upstream();
-        observe::chosen(&context.id, upstream.name(), choice.cost, choice.reason.label(), candidates.len());
+        let decision = Decision {
+            id: &context.id,
+            model: context.model.name(),
+            attempt: context.attempts.max(1),
+            session: context.asked.session.map(|session| session.source.label()),
+            tokens: context.tokens,
+            blocks: context.asked.chain.len(),
+            choice,
+            candidates: &candidates,
+            knobs: &context.settings.knobs,
+            name: &|index| snapshot.entries[index].upstream.name(),
+        };
+        observe::chosen(&decision);
+        context.reason = decision.reason();
         if let Some(line) = &context.line {
             line.attempt(upstream.id);
         }
@@ -187,9 +202,10 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         context.received = 0;
         context.head_came = false;
         context.events = None;
+        context.blocks = context.asked.chain.len();
         context.hit = chosen.map_or(0, |chosen| chosen.hit);
         context.lease = Some(lease);
-        prompt::learn(shared, context, work.uncached);
+        prompt::learn(shared, context, work.uncached, now);
         return Ok(None);
     }
 }

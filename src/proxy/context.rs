@@ -17,8 +17,8 @@ use crate::reject::{Reject, Style};
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
 use crate::reply::sse::Events;
-use crate::state::Asked;
-use crate::state::local::Receipt;
+use crate::reply::usage::Meter;
+use crate::state::{Asked, Learnt};
 
 pub struct Context {
     pub started: Instant,
@@ -38,12 +38,17 @@ pub struct Context {
     pub rest: Option<Box<Rest>>,
     /// The answer is to come as a stream.
     pub streams: bool,
-    /// What the present upstream was believed to hold, in blocks and in tokens.
+    /// What the present upstream was believed to hold, in blocks of so many, and in tokens.
     pub hit: u64,
+    pub blocks: usize,
     pub predicted: u64,
-    /// To take back what was learnt, as long as nothing was `sent`.
-    pub receipt: Option<Receipt>,
+    /// To take it back, as long as nothing was `sent`.
+    pub learnt: Option<Learnt>,
     pub sent: bool,
+    /// The session that the path names.
+    pub session: Option<String>,
+    /// Reads what the answer says that it took.
+    pub meter: Option<Box<Meter>>,
     /// Events of a Responses stream, whose first two come before the prompt is read.
     pub events: Option<Box<Events>>,
     /// The one upstream that may have it, by its id.
@@ -58,6 +63,8 @@ pub struct Context {
     /// Of those, the ones that would not have it.
     pub away: Vec<usize>,
     pub lease: Option<Lease>,
+    /// Why the lease's upstream was chosen.
+    pub reason: &'static str,
     /// The upstream of the last attempt that failed.
     pub last: Option<Arc<Upstream>>,
     /// The present attempt has an answer's head.
@@ -121,8 +128,11 @@ impl Context {
             rest: None,
             streams: false,
             hit: 0,
+            blocks: 0,
             predicted: 0,
-            receipt: None,
+            learnt: None,
+            session: None,
+            meter: None,
             sent: false,
             events: None,
             only: None,
@@ -132,6 +142,7 @@ impl Context {
             tried: Vec::new(),
             away: Vec::new(),
             lease: None,
+            reason: "",
             last: None,
             head_came: false,
             was_stale: false,
@@ -167,7 +178,7 @@ impl Context {
     pub fn accept(&mut self) {
         self.judge = None;
         self.failed = None;
-        self.receipt = None;
+        self.learnt = None;
         self.asked.chain = Vec::new();
         if self.events.is_none() {
             self.prefilled();

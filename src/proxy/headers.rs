@@ -11,8 +11,8 @@ use pingora::proxy::Session;
 use super::context::Context;
 use crate::fleet::Upstream;
 use crate::names::{
-    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, X_SHOULD_RETRY,
-    X_UPSTREAM,
+    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_HIT, X_REASON, X_REQUEST_ID,
+    X_SHOULD_RETRY, X_UPSTREAM,
 };
 use crate::reject::Reject;
 
@@ -132,6 +132,8 @@ pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool
     if expose && let Some(lease) = &context.lease {
         head.insert_header(X_UPSTREAM, lease.upstream().name())?;
         head.insert_header(X_ATTEMPTS, context.attempts)?;
+        head.insert_header(X_REASON, context.reason)?;
+        head.insert_header(X_HIT, format!("{}/{}", context.hit, context.blocks))?;
     }
     Ok(())
 }

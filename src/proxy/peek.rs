@@ -14,11 +14,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
-use crate::config::types::Peek;
+use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::prompt::session;
 use crate::reject::Reject;
 use crate::route::paths::Api;
 use crate::state::Asked;
@@ -95,6 +96,8 @@ pub struct Peeker {
     pub memory: Arc<Memory>,
     /// How prompts are cut; none are read where it does not matter what an upstream holds.
     pub blocks: Option<Blocks>,
+    /// Where requests say their session.
+    pub sessions: Sessions,
 }
 
 impl Peeker {
@@ -108,11 +111,13 @@ impl Peeker {
         }
     }
 
-    /// `model_decides`: without the model the request cannot be sent anywhere.
+    /// `model_decides`: without the model the request cannot be sent anywhere. `named`: the session that the
+    /// path named.
     pub async fn peek(
         &self,
         session: &mut Session,
         shape: Shape,
+        named: Option<&str>,
         model_decides: bool,
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
@@ -140,7 +145,14 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
+        let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
+        let request = session::Request {
+            path: named,
+            headers: &session.req_header().headers,
+            body: reader.looker.scanner().map(|scanner| (reader.body.bytes(), scanner)),
+            model: wish.asked.model.as_deref().unwrap_or_default(),
+        };
+        wish.asked.session = request.session(&self.sessions);
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
     }
 }
@@ -258,6 +270,13 @@ impl Looker {
             Shape::Json(api) => Looker::Json(Scanner::new(), api),
             Shape::Multipart(kind) => FormScanner::new(&kind).map_or(Looker::Opaque, Looker::Multipart),
             Shape::Opaque => Looker::Opaque,
+        }
+    }
+
+    fn scanner(&self) -> Option<&Scanner> {
+        match self {
+            Looker::Json(scanner, _) => Some(scanner),
+            Looker::Multipart(_) | Looker::Opaque => None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::{Instant, timeout_at};
@@ -21,7 +21,9 @@ use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
 use crate::reject::{Reject, Style};
 use crate::reply::ending::{Form, error_events};
-use crate::route::paths::{Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location};
+use crate::route::paths::{
+    self, Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location,
+};
 
 /// What a request comes to once its head, and the beginning of its body, are known.
 pub enum Step {
@@ -69,6 +71,7 @@ pub async fn admin(
 
 /// Finds the route of a request, and answers it or makes it ready to be sent.
 pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<Step> {
+    name_session(session, context);
     let head = session.req_header();
     let (method, path) = (head.method.clone(), head.uri.path().to_string());
     let Route { api, policy } = match context.settings.table.find(method.as_str(), &path) {
@@ -126,6 +129,17 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
         }
         Policy::Route { .. } => inference(shared, session, context, api, &snapshot).await,
     }
+}
+
+/// Takes a session out of the path: what is left is the path of the interface.
+fn name_session(session: &mut Session, context: &mut Context) {
+    let uri = &session.req_header().uri;
+    let Some((name, rest)) = paths::of_session(uri.path()) else { return };
+    let query = uri.query().map_or(String::new(), |query| format!("?{query}"));
+    // A piece of a path is a path.
+    let Ok(inner) = Uri::try_from(format!("{rest}{query}")) else { return };
+    context.session = Some(name.into_owned());
+    session.req_header_mut().set_uri(inner);
 }
 
 async fn aggregate(
@@ -233,7 +247,7 @@ async fn forward(
     }
     expect(session).await?;
     let Peeked { body, whole, reservation, wish } =
-        match context.settings.peeker.peek(session, shape, model_decides).await {
+        match context.settings.peeker.peek(session, shape, context.session.as_deref(), model_decides).await {
             Ok(peeked) => peeked,
             Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
             Err(Failure::Client(error)) => return Err(error),

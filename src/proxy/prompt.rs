@@ -4,17 +4,18 @@
 //! Never: an await. Buffers for reading and looking up are the thread's, used and left within one call.
 
 use std::cell::RefCell;
+use std::time::Instant;
 
 use super::Shared;
 use super::context::Context;
-use crate::fleet::{Snapshot, Work};
+use crate::fleet::{Snapshot, Upstream, Work};
 use crate::pick::Candidate;
 use crate::prompt::canon::{Dialect, Reader, Request};
 use crate::prompt::chain::Blocks;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
 use crate::route::paths::Api;
 use crate::state::Asked;
-use crate::state::local::{Hits, Receipt};
+use crate::state::local::Hits;
 
 thread_local! {
     static READER: RefCell<Reader> = RefCell::default();
@@ -69,6 +70,7 @@ pub fn read(
             seen: chain.bytes,
             unseen,
             model,
+            session: None,
         };
         let at = reader.resume_at().filter(|_| is_cut);
         let known = asked.chain.len();
@@ -78,10 +80,18 @@ pub fn read(
 }
 
 /// Puts on each candidate what it holds of the prompt.
-pub fn weigh(shared: &Shared, context: &Context, snapshot: &Snapshot, candidates: &mut [Candidate]) {
+pub fn weigh(
+    shared: &Shared,
+    context: &Context,
+    snapshot: &Snapshot,
+    now: Instant,
+    candidates: &mut [Candidate],
+) {
     let share = context.settings.knobs.share;
     let id = |candidate: &Candidate| snapshot.entries[candidate.index].upstream.id;
     HITS.with_borrow_mut(|hits| shared.state.weigh(&context.asked, share, hits, candidates, id));
+    let bonus = context.settings.peeker.sessions.bonus;
+    shared.state.stray(&context.asked, bonus, now, candidates, id);
 }
 
 /// What the chosen upstream is given to do.
@@ -91,18 +101,29 @@ pub fn work(context: &Context, chosen: Option<&Candidate>) -> Work {
 }
 
 /// The request goes to the upstream of its lease: siblings of a burst must find it at once.
-pub fn learn(shared: &Shared, context: &mut Context, uncached: u64) {
+pub fn learn(shared: &Shared, context: &mut Context, uncached: u64, now: Instant) {
     let Some(lease) = &context.lease else { return };
     context.predicted = context.tokens.saturating_sub(uncached);
     context.sent = false;
-    context.receipt = shared.state.learn(&context.asked, lease.upstream().id);
+    context.learnt = Some(shared.state.learn(&context.asked, lease.upstream().id, now));
 }
 
 /// The attempt is over. When it never reached the engine, the engine has learnt nothing.
 pub fn forget(shared: &Shared, context: &mut Context, upstream: usize, reached: bool) {
-    let receipt: Option<Receipt> = context.receipt.take();
-    if let (Some(receipt), false) = (receipt, reached) {
-        shared.state.take_back(&context.asked, upstream, receipt);
+    if let (Some(learnt), false) = (context.learnt.take(), reached) {
+        shared.state.take_back(&context.asked, upstream, learnt);
+    }
+}
+
+/// The answer is whole: what it says that it took corrects what was estimated.
+pub fn told(shared: &Shared, context: &mut Context, upstream: &Upstream) {
+    let Some(usage) = context.meter.take().map(|meter| meter.usage()) else { return };
+    let known = context.model.name().is_some_and(|model| shared.fleet.snapshot().knows(model));
+    if let (Some(tokens), true) = (usage.prompt_tokens, known) {
+        shared.state.counted(&context.asked, tokens);
+    }
+    if let (Some(cached), Some(_)) = (usage.cached_tokens, context.settings.peeker.blocks) {
+        shared.state.compared(upstream.id, upstream.name(), context.predicted, cached);
     }
 }
 

@@ -36,6 +36,7 @@ impl Settings {
                 limits: config.peek,
                 memory,
                 blocks: blocks.filter(|_| config.balance.missing > 0.0),
+                sessions: config.sessions.clone(),
             },
             timeouts: config.timeouts,
             retry: config.retry,

@@ -247,19 +247,26 @@ impl Engine {
 
     /// Share of the cache that running sequences use, 0 to 1; blocks kept for later do not count.
     pub fn kv_usage(&self) -> f64 {
-        if self.cache.capacity() == 0 {
-            return 0.0;
-        }
         let begun = |seq: &Sequence| {
             (seq.computed + seq.generated).div_ceil(self.limits.block_size).saturating_sub(seq.pins)
         };
         let used = self.cache.pinned() + self.running.iter().map(begun).sum::<usize>();
-        used as f64 / self.cache.capacity() as f64
+        used as f64 / self.cache.capacity().max(1) as f64
     }
 
     /// Leading blocks of `chain` that the cache holds now.
     pub fn held(&self, chain: &[BlockHash]) -> usize {
         self.cache.held(chain)
+    }
+
+    /// Requests whose prompt is not computed yet, in order, and the tokens left; `None`: it has not begun.
+    pub fn prefills(&self) -> impl Iterator<Item = (u64, Option<usize>)> {
+        let left = |seq: &Sequence| (seq.request.id, Some(seq.request.prompt_tokens - seq.computed));
+        self.running
+            .iter()
+            .filter(|seq| !seq.is_decoding())
+            .map(left)
+            .chain(self.waiting.iter().map(|seq| (seq.request.id, None)))
     }
 
     /// Takes a request in. It begins at once when no step is under way.

@@ -61,7 +61,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-pub use fault::Fault;
+pub use fault::{Fault, NoMetrics};
 pub use options::Options;
 pub use record::{Recorded, Stats};
 
@@ -186,6 +186,11 @@ impl Engine {
     /// What `/health` answers instead of 200.
     pub fn set_health(&self, status: Option<u16>) {
         self.shared.faults.set_health(status);
+    }
+
+    /// What `/metrics` does in place of an answer.
+    pub fn set_metrics(&self, instead: Option<NoMetrics>) {
+        self.shared.faults.set_metrics(instead);
     }
 
     /// A new process on the same address: nothing cached, nothing in flight, all connections closed.

@@ -131,6 +131,17 @@ impl Index {
         self.writer().learn(&self.blocks, chain, end, slot)
     }
 
+    /// The same, where the chain is told from behind a block that is known: who holds that block holds all
+    /// before it. `None`, and nothing is learnt, when nobody holds it.
+    pub fn learn_after(&self, parent: u64, hashes: &[u64], end: Option<u64>, slot: Slot) -> Option<Receipt> {
+        self.writer().learn_after(&self.blocks, parent, hashes, end, slot)
+    }
+
+    /// The whole chain up to a block that the upstream holds.
+    pub fn chain_to(&self, hash: u64, slot: Slot) -> Option<Vec<u64>> {
+        self.writer().chain_to(&self.blocks, hash, slot)
+    }
+
     /// The request for which this was learnt never reached the engine: what nobody else learnt since goes.
     /// The chain must be the same.
     pub fn take_back(&self, chain: &[u64], slot: Slot, receipt: Receipt) {
@@ -141,7 +152,7 @@ impl Index {
     pub fn lookup(&self, chain: &[u64], out: &mut Hits) {
         let columns = &self.columns;
         let words = columns.words.load(Acquire);
-        out.begin(chain.len(), columns.most.load(Acquire));
+        out.begin(chain.len(), columns.most.load(Acquire), self.blocks.conversations());
         let mut leading = std::mem::take(&mut out.leading);
         leading.clear();
         leading.extend(columns.used[..words].iter().map(|word| word.load(Acquire)));
@@ -152,7 +163,7 @@ impl Index {
                 break;
             }
             let branches = self.blocks.branches(at);
-            let mut any = 0;
+            let mut holding = 0;
             for (word, leads) in leading.iter_mut().enumerate() {
                 let holders = self.blocks.holders(at, word);
                 // The place may have gone to another block meanwhile.
@@ -161,12 +172,12 @@ impl Index {
                     columns.each(word, *leads & !holders, |slot| out.ends(slot));
                     *leads &= holders;
                 }
-                any |= *leads;
+                holding += leads.count_ones();
             }
-            if any == 0 {
+            if holding == 0 {
                 break;
             }
-            out.saw(branches);
+            out.saw(branches, holding);
         }
         for (word, leads) in leading.iter().enumerate() {
             columns.each(word, *leads, |slot| out.ends(slot));

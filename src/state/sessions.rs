@@ -11,7 +11,7 @@
 //! The sessions are spread over shards by their keys, each with its own lock that is held for some
 //! hundred nanoseconds: two requests hardly ever meet at one. Each shard takes its part of the limit.
 //!
-//! Never: a clock, a task, more memory than the limit says (some 80 bytes a session).
+//! Never: a clock, a task, more memory than the limit says (some 100 bytes a session).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,11 +1,17 @@
 //! What was sent, taken back, forgotten and counted, through the one door.
 
 use super::*;
-use crate::pick::Candidate;
+use crate::prompt::session::Source;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Blocks of 100 bytes.
 fn state() -> Arc<State> {
-    State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, 7)
+    State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, HOUR, 7)
+}
+
+fn learn(state: &State, asked: &Asked, id: usize) -> Learnt {
+    state.learn(asked, id, Instant::now())
 }
 
 fn asked(chain: &[u64]) -> Asked {
@@ -17,8 +23,8 @@ fn present(id: usize) -> Present<'static> {
     Present { id, name: "u", incarnation: 0, cache_tokens: None, model: Some("m") }
 }
 
-/// What upstreams 0 to 2 hold of the prompt, in blocks and tokens that are left to prefill.
-fn weigh(state: &State, asked: &Asked) -> Vec<(u64, u64)> {
+/// Upstreams 0 to 2.
+fn candidates(state: &State, asked: &Asked) -> Vec<Candidate> {
     let tokens = state.prompt(asked).tokens;
     let stranger = |index| Candidate {
         index,
@@ -34,13 +40,23 @@ fn weigh(state: &State, asked: &Asked) -> Vec<(u64, u64)> {
     };
     let mut candidates: Vec<Candidate> = (0..3).map(stranger).collect();
     state.weigh(asked, 2.0, &mut Hits::default(), &mut candidates, |candidate| candidate.index);
-    candidates.iter().map(|candidate| (candidate.hit, candidate.uncached)).collect()
+    state.stray(asked, 0.5, Instant::now(), &mut candidates, |candidate| candidate.index);
+    candidates
+}
+
+/// What upstreams 0 to 2 hold of the prompt, in blocks, and the tokens that are left to prefill.
+fn weigh(state: &State, asked: &Asked) -> Vec<(u64, u64)> {
+    candidates(state, asked).iter().map(|candidate| (candidate.hit, candidate.uncached)).collect()
+}
+
+fn astray(state: &State, asked: &Asked) -> Vec<u64> {
+    candidates(state, asked).iter().map(|candidate| candidate.astray).collect()
 }
 
 #[test]
 fn what_was_sent_is_held_by_whom_it_was_sent_to() {
     let state = state();
-    assert!(state.learn(&asked(&[1, 2]), 1).is_some());
+    learn(&state, &asked(&[1, 2]), 1);
     // 340 bytes are 85 tokens, a block is 25.
     assert_eq!(weigh(&state, &asked(&[1, 2, 3])), [(0, 85), (2, 35), (0, 85)]);
     assert_eq!(weigh(&state, &asked(&[4])), [(0, 35); 3]);
@@ -50,8 +66,8 @@ fn what_was_sent_is_held_by_whom_it_was_sent_to() {
 fn what_never_arrived_is_taken_back() {
     let state = state();
     let prompt = asked(&[1, 2]);
-    let receipt = state.learn(&prompt, 0).unwrap();
-    state.take_back(&prompt, 0, receipt);
+    let learnt = learn(&state, &prompt, 0);
+    state.take_back(&prompt, 0, learnt);
     assert_eq!(weigh(&state, &prompt), [(0, 60); 3]);
 }
 
@@ -60,7 +76,8 @@ fn a_restart_or_a_leave_is_forgotten() {
     let state = state();
     state.follow(&[present(0), present(1)]);
     let prompt = asked(&[1, 2]);
-    assert!(state.learn(&prompt, 0).is_some() && state.learn(&prompt, 1).is_some());
+    learn(&state, &prompt, 0);
+    learn(&state, &prompt, 1);
     state.follow(&[present(0), present(1)]);
     assert_eq!(weigh(&state, &prompt)[..2], [(2, 10), (2, 10)]);
     state.follow(&[Present { incarnation: 1, ..present(0) }, present(1)]);
@@ -74,7 +91,8 @@ fn an_upstream_holds_no_more_than_its_engines_cache() {
     let state = state();
     // A hundred tokens are four blocks.
     state.follow(&[Present { cache_tokens: Some(100), ..present(0) }]);
-    assert!(state.learn(&asked(&[1, 2]), 0).is_some() && state.learn(&asked(&[3, 4, 5, 6]), 0).is_some());
+    learn(&state, &asked(&[1, 2]), 0);
+    learn(&state, &asked(&[3, 4, 5, 6]), 0);
     assert_eq!(weigh(&state, &asked(&[1, 2]))[0].0, 0);
     assert_eq!(weigh(&state, &asked(&[3, 4, 5, 6]))[0].0, 4);
 }
@@ -96,7 +114,7 @@ fn tokens_are_counted_as_answers_say() {
 fn who_holds_all_that_was_seen_holds_what_it_was_sent_behind_it() {
     let state = state();
     let whole = asked(&[1, 2, 3, 4]);
-    state.learn(&asked(&[1, 2]), 1);
+    learn(&state, &asked(&[1, 2]), 1);
     state.learn_rest(&whole, 2, 1);
     assert_eq!(weigh(&state, &whole)[1], (4, 10));
     let cut = Asked { unseen: 400, ..asked(&[1, 2]) };
@@ -110,11 +128,33 @@ fn who_holds_all_that_was_seen_holds_what_it_was_sent_behind_it() {
 fn an_engine_that_holds_far_less_than_is_believed_loses_the_oldest() {
     let state = state();
     for block in 0..10 {
-        state.learn(&asked(&[block * 10 + 1, block * 10 + 2]), 0);
+        learn(&state, &asked(&[block * 10 + 1, block * 10 + 2]), 0);
     }
     (0..40).for_each(|_| state.compared(0, "u", 10_000, 0));
     assert_eq!(weigh(&state, &asked(&[1, 2]))[0].0, 0);
     assert_eq!(weigh(&state, &asked(&[91, 92]))[0].0, 2);
-    assert!(state.learn(&asked(&(200..230).collect::<Vec<u64>>()), 0).is_some());
+    learn(&state, &asked(&(200..230).collect::<Vec<u64>>()), 0);
     assert_eq!(weigh(&state, &asked(&(200..230).collect::<Vec<u64>>()))[0].0, 30, "its limit is as before");
+}
+
+#[test]
+fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
+    let state = state();
+    let session = Some(Session { key: 7, source: Source::Header });
+    let turn = |chain: &[u64]| Asked { session, ..asked(chain) };
+    assert_eq!(astray(&state, &turn(&[1, 2])), [0; 3]);
+    learn(&state, &turn(&[1, 2]), 1);
+    // Two blocks are fifty tokens.
+    assert_eq!(astray(&state, &turn(&[1, 2, 3, 4])), [25, 0, 25]);
+    assert_eq!(astray(&state, &asked(&[1, 2, 3, 4])), [0; 3], "another session");
+    let opaque = Asked { chain: Vec::new(), ..turn(&[1, 2, 3, 4]) };
+    assert_eq!(astray(&state, &opaque), [30, 0, 30], "its last prompt had sixty tokens");
+    let lost = learn(&state, &turn(&[1, 2, 3]), 2);
+    assert_eq!(astray(&state, &opaque), [42, 42, 0]);
+    state.take_back(&turn(&[1, 2, 3]), 2, lost);
+    assert_eq!(astray(&state, &opaque), [30, 0, 30], "it never arrived");
+    let later = Instant::now() + 2 * HOUR;
+    let mut there = candidates(&state, &asked(&[1, 2]));
+    state.stray(&opaque, 0.5, later, &mut there, |candidate| candidate.index);
+    assert!(there.iter().all(|candidate| candidate.astray == 0), "too long ago");
 }

@@ -14,6 +14,7 @@ pub mod h2;
 pub mod logs;
 pub mod process;
 pub mod raw;
+pub mod redis;
 pub mod shapes;
 pub mod wire;
 
@@ -25,7 +26,7 @@ use vllm_lb::config::types::{Address, Config, Health, Listen, UpstreamConfig};
 use vllm_lb::config::url;
 use vllm_lb::fleet::upstream::Load;
 pub use vllm_lb::sim::engine::Timing;
-pub use vllm_lb::sim::http::{Engine, Fault, Options, Recorded};
+pub use vllm_lb::sim::http::{Engine, Fault, NoMetrics, Options, Recorded};
 
 use wire::Wire;
 

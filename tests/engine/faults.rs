@@ -280,8 +280,12 @@ async fn by_request() {
     assert_eq!(post(at, CHAT, &ask(false)).await.status, 200);
     assert_eq!(fault(json!({"kind": "health"})).await.0, 200);
     assert_eq!(call(at, "GET", "/health").await.status, 503);
+    assert_eq!(fault(json!({"kind": "metrics", "status": 404})).await.0, 200);
+    assert_eq!(call(at, "GET", "/metrics").await.status, 404);
     assert_eq!(fault(json!({"kind": "none"})).await.0, 200);
-    assert_eq!(call(at, "GET", "/health").await.status, 200);
+    for path in ["/health", "/metrics"] {
+        assert_eq!(call(at, "GET", path).await.status, 200);
+    }
     let (status, text) = fault(json!({"kind": "tired"})).await;
     assert!(status == 400 && text.contains("unknown kind `tired`"), "{text}");
     // Refused for a moment: the way back is the time given.

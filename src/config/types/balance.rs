@@ -6,7 +6,10 @@ pub struct Balance {
     pub preset: Preset,
     pub backlog: f64,
     pub missing: f64,
-    /// A block of the prompt costs whole until so many conversations for each candidate went through it.
+    /// Of what is missing, for each request that is answered meanwhile.
+    pub stall: f64,
+    /// A block of the prompt costs whole until so many conversations for each candidate went through it, or
+    /// fewer hold it than its part of all conversations needs; see `state::local`.
     pub share: f64,
     pub active: f64,
     pub context: f64,
@@ -51,9 +54,16 @@ impl Preset {
 
     /// The weights that the preset stands for.
     pub fn balance(self) -> Balance {
-        let zero =
-            Balance { preset: self, backlog: 0.0, missing: 0.0, share: 2.0, active: 0.0, context: 0.0 };
-        let prefix = Balance { missing: 2.0, active: 400.0, context: 0.05, ..zero };
+        let zero = Balance {
+            preset: self,
+            backlog: 0.0,
+            missing: 0.0,
+            stall: 0.0,
+            share: 2.0,
+            active: 0.0,
+            context: 0.0,
+        };
+        let prefix = Balance { missing: 2.0, stall: 0.1, active: 400.0, context: 0.05, ..zero };
         match self {
             Preset::Work => Balance { backlog: 1.0, ..prefix },
             Preset::Prefix => prefix,

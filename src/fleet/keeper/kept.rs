@@ -9,7 +9,7 @@ use super::super::probe::{Facts, Failure};
 use super::super::snapshot::Entry;
 use super::super::upstream::Upstream;
 use super::miss;
-use crate::aggregate::ModelCard;
+use crate::aggregate::{ModelCard, Truth};
 use crate::observe;
 
 /// What became of an upstream for those who wait.
@@ -29,6 +29,8 @@ pub(super) struct Kept {
     roomier: bool,
     /// It does not serve what it served before.
     poorer: bool,
+    /// When its process began, as it said since it was last taken for a new one.
+    started: Option<f64>,
 }
 
 impl Kept {
@@ -39,6 +41,7 @@ impl Kept {
             admitted: Admits::None,
             roomier: false,
             poorer: false,
+            started: None,
         }
     }
 
@@ -71,6 +74,33 @@ impl Kept {
         self.look_again(rules) || learnt
     }
 
+    /// Takes in what its metrics said. Returns whether anybody but a candidate's load could see a difference.
+    pub fn told(&mut self, truth: &Truth) -> bool {
+        let mut learnt = false;
+        // Only forward: behind an address that several processes share, each page may be another's.
+        match (self.started, truth.started) {
+            (Some(before), Some(started)) if started > before => {
+                self.begin_anew("restarted");
+                self.started = Some(started);
+                learnt = true;
+            }
+            (None, started) => self.started = started,
+            _ => {}
+        }
+        if truth.cache_tokens.is_some() && truth.cache_tokens != self.entry.cache_tokens {
+            self.entry.cache_tokens = truth.cache_tokens;
+            learnt = true;
+        }
+        learnt
+    }
+
+    /// Its cache is taken for empty.
+    fn begin_anew(&mut self, why: &'static str) {
+        self.entry.incarnation += 1;
+        self.started = None;
+        observe::upstream_began_anew(self.upstream().name(), why);
+    }
+
     /// Takes in what a request saw.
     pub fn seen(&mut self, sign: Sign, now: Instant, rules: &Rules) -> bool {
         let answers = self.upstream().live.answers.load(Relaxed);
@@ -96,6 +126,11 @@ impl Kept {
             self.upstream().doubt();
         }
         self.entry.standing = standing;
+        if before.gone && !standing.gone {
+            // Whether or not it restarted: nobody knows, and what it lost must not be believed in. When its
+            // process began is learnt again, so that one restart counts once.
+            self.begin_anew("came back");
+        }
         before != standing
     }
 

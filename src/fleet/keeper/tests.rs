@@ -31,3 +31,91 @@ async fn an_upstream_that_got_a_late_request_goes_when_that_has_ended() {
         assert!(keeper.fleet.snapshot().watched(id).is_none(), "force {force}: nothing is");
     }
 }
+
+/// What metrics say of the process and of its cache, and what a snapshot tells of it: the incarnation, the
+/// cache, and whether there was a new one.
+#[tokio::test(start_paused = true)]
+async fn a_later_start_is_another_incarnation_and_what_is_not_said_stays() {
+    let mut keeper = keeper();
+    let id = keeper.kept[0].upstream().id;
+    let mut changes = keeper.fleet.changes();
+    type Row = ((Option<f64>, Option<u64>), (u64, Option<u64>, bool));
+    let table: [Row; 11] = [
+        ((None, None), (0, None, false)),
+        ((Some(100.0), None), (0, None, false)),
+        ((Some(100.0), Some(5)), (0, Some(5), true)),
+        ((Some(100.0), Some(5)), (0, Some(5), false)),
+        ((None, None), (0, Some(5), false)),
+        ((Some(100.5), Some(5)), (1, Some(5), true)),
+        ((Some(100.5), Some(5)), (1, Some(5), false)),
+        // Another process behind the same address, and the first again.
+        ((Some(90.0), None), (1, Some(5), false)),
+        ((Some(100.5), None), (1, Some(5), false)),
+        ((Some(200.0), Some(7)), (2, Some(7), true)),
+        ((None, Some(8)), (2, Some(8), true)),
+    ];
+    for (at, ((started, cache_tokens), expected)) in table.into_iter().enumerate() {
+        let running = Some(at as u64);
+        keeper
+            .take_in(Word::Told { id, truth: Truth { running, started, cache_tokens, ..Truth::default() } });
+        let is_new = changes.has_changed().expect("the fleet lives");
+        changes.mark_unchanged();
+        let snapshot = keeper.fleet.snapshot();
+        let entry = &snapshot.entries[0];
+        assert_eq!((entry.incarnation, entry.cache_tokens, is_new), expected, "row {at}");
+    }
+}
+
+/// The words of a script, and the incarnation after each.
+#[tokio::test(start_paused = true)]
+async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_once() {
+    let mut keeper = keeper();
+    let id = keeper.kept[0].upstream().id;
+    let found = |keeper: &mut Keeper, found| keeper.take_in(Word::Probed { id, found });
+    let script = [
+        ("well", 0),
+        ("began 100", 0),
+        ("failed", 0),
+        ("well", 0),
+        ("drained", 0),
+        ("undrained", 0),
+        // It was gone, and its new start is no second news.
+        ("failed", 0),
+        ("failed", 0),
+        ("failed", 0),
+        ("well", 1),
+        ("began 200", 1),
+        ("began 200", 1),
+        ("began 300", 2),
+        // A trip hides that it is gone, and a drain too.
+        ("tripped", 2),
+        ("well", 2),
+        ("failed", 2),
+        ("failed", 2),
+        ("failed", 2),
+        ("well", 3),
+        ("drained", 3),
+        ("failed", 3),
+        ("failed", 3),
+        ("failed", 3),
+        ("well", 4),
+        ("undrained", 4),
+    ];
+    for (at, (word, incarnation)) in script.into_iter().enumerate() {
+        let name = keeper.kept[0].upstream().name().to_string();
+        match word {
+            "well" => found(&mut keeper, Ok(Facts { models: Vec::new(), version: None })),
+            "failed" => found(&mut keeper, Err(Failure::Silent("no answer".into()))),
+            "tripped" => (0..5).for_each(|_| keeper.take_in(Word::Seen { id, sign: Sign::Failed })),
+            "drained" | "undrained" => {
+                let drain = word == "drained";
+                keeper.apply(vec![Change::Drain { name, drain }]).expect("it is there");
+            }
+            began => {
+                let started = began.strip_prefix("began ").and_then(|at| at.parse().ok());
+                keeper.take_in(Word::Told { id, truth: Truth { started, ..Truth::default() } });
+            }
+        }
+        assert_eq!(keeper.fleet.snapshot().entries[0].incarnation, incarnation, "{word}, word {at}");
+    }
+}

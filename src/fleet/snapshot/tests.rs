@@ -2,6 +2,7 @@
 
 use super::super::breaker::Sign;
 use super::super::queue::Queue;
+use super::super::told::Foreign;
 use super::*;
 use crate::config::types::UpstreamConfig;
 use crate::config::url;
@@ -182,4 +183,16 @@ fn a_name_that_nobody_serves_is_unknown_once_nobody_can_come_with_it() {
     let young = snapshot(&given(["ready", ""]), now);
     let query = Query { model: Some("c"), ..Query::default() };
     assert_eq!(ask(&young, &query, now + MAY_STILL_COME).0, Routing::NoSuchModel);
+}
+
+#[test]
+fn requests_of_others_are_work_and_take_no_place() {
+    let now = Instant::now();
+    let both = snapshot(&of(&["ready", "ready"]), now);
+    both.entries[1].upstream.live.told.set(Foreign { requests: 5, tokens: 700 }, now + MAY_STILL_COME);
+    let mut out = Vec::new();
+    let query = Query { tokens: 30, ..Query::default() };
+    assert_eq!(both.candidates(&query, now, &mut out), Routing::Candidates, "its limit is two");
+    let loads: Vec<_> = out.iter().map(|one| (one.active, one.backlog, one.context, one.missing)).collect();
+    assert_eq!(loads, [(0, 0, 0, 30), (5, 700, 700, 30)]);
 }

@@ -227,7 +227,7 @@ impl Document {
     /// How much of the rest belongs to the string in progress, and whether its closing quote follows.
     fn string(&mut self, rest: &[u8]) -> (usize, bool) {
         let mut at = usize::from(std::mem::take(&mut self.escaped));
-        while let Some(length) = memchr::memchr2(b'"', b'\\', &rest[at..]) {
+        while let Some(length) = special(&rest[at..]) {
             at += length;
             if rest[at] == b'"' {
                 return (at, true);
@@ -296,6 +296,16 @@ impl Document {
             _ => {}
         }
     }
+}
+
+/// Where the first quote or backslash stands. Most strings of an answer are names and words, too short for
+/// a search by vectors to pay.
+fn special(text: &[u8]) -> Option<usize> {
+    const SHORT: usize = 16;
+    let is_special = |byte: &u8| matches!(byte, b'"' | b'\\');
+    let (short, long) = text.split_at(text.len().min(SHORT));
+    let near = short.iter().position(is_special);
+    near.or_else(|| memchr::memchr2(b'"', b'\\', long).map(|at| at + SHORT))
 }
 
 /// What the value of a key is wanted for.

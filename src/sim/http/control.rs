@@ -15,10 +15,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::error::{self, ApiError};
-use super::fault::Fault;
+use super::fault::{Fault, NoMetrics};
 use super::record::Recorded;
 use super::reply::{self, Reply};
 use super::run::Call;
+use super::shared::Shared;
 
 /// Time for the answer to leave before what it announces happens.
 const GRACE: Duration = Duration::from_millis(20);
@@ -85,8 +86,7 @@ pub async fn sim(call: &Call) -> Result<Reply, ApiError> {
 async fn set_fault(call: &Call, body: &Value) -> Result<(), ApiError> {
     match body["kind"].as_str() {
         Some("none") => {
-            call.shared.faults.set_health(None);
-            call.shared.set_fault(None, None).await;
+            well(&call.shared).await;
             return Ok(());
         }
         Some("restart") => {
@@ -97,6 +97,10 @@ async fn set_fault(call: &Call, body: &Value) -> Result<(), ApiError> {
             let status = body["status"].as_u64().and_then(|status| u16::try_from(status).ok());
             call.shared.faults.set_health(Some(status.unwrap_or(503)));
         }
+        Some("metrics") => {
+            let status = body["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+            call.shared.faults.set_metrics(Some(status.map_or(NoMetrics::Stall, NoMetrics::Status)));
+        }
         _ => {
             let fault = Fault::parse(body).map_err(ApiError::bad_request)?;
             call.shared.set_fault(Some(fault), body["requests"].as_u64()).await;
@@ -106,11 +110,17 @@ async fn set_fault(call: &Call, body: &Value) -> Result<(), ApiError> {
         let shared = Arc::clone(&call.shared);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-            shared.faults.set_health(None);
-            shared.set_fault(None, None).await;
+            well(&shared).await;
         });
     }
     Ok(())
+}
+
+/// Nothing goes wrong any more.
+async fn well(shared: &Shared) {
+    shared.faults.set_health(None);
+    shared.faults.set_metrics(None);
+    shared.set_fault(None, None).await;
 }
 
 /// Restarts after the answer is out, since the answer's own connection ends too.

@@ -1,6 +1,7 @@
 //! Ways to break, each as some real vLLM was seen to: set for all requests or for the next few.
 //!
-//! It must never touch `/sim/…`, or there would be no way back; `/health` obeys a setting of its own.
+//! It must never touch `/sim/…`, or there would be no way back; `/health` and `/metrics` obey settings of
+//! their own.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -37,6 +38,15 @@ pub enum Fault {
     Slow { factor: f64 },
 }
 
+/// What `/metrics` does in place of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoMetrics {
+    /// They are not there.
+    Status(u16),
+    /// They never come.
+    Stall,
+}
+
 #[derive(Debug, Default)]
 pub struct Faults(Mutex<State>);
 
@@ -46,6 +56,7 @@ struct State {
     /// How many more requests it strikes; `None`: all.
     left: Option<u64>,
     health: Option<u16>,
+    metrics: Option<NoMetrics>,
 }
 
 // === impl Faults ===
@@ -65,6 +76,14 @@ impl Faults {
         self.lock().health
     }
 
+    pub fn set_metrics(&self, instead: Option<NoMetrics>) {
+        self.lock().metrics = instead;
+    }
+
+    pub fn metrics(&self) -> Option<NoMetrics> {
+        self.lock().metrics
+    }
+
     /// The fault, if it is `wanted` here: it strikes, and one request less is left for it.
     pub fn strike(&self, wanted: impl Fn(&Fault) -> bool) -> Option<Fault> {
         let mut state = self.lock();
@@ -72,7 +91,7 @@ impl Faults {
         if let Some(left) = &mut state.left {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                *state = State { health: state.health, ..State::default() };
+                *state = State { health: state.health, metrics: state.metrics, ..State::default() };
             }
         }
         Some(fault)
@@ -123,7 +142,7 @@ impl Fault {
                 return Err(format!(
                     "unknown kind `{other}`, use refuse, close_after_accept, close_idle, silent, \
                      stall_headers, cut_headers, stall_stream, cut_stream, status, shutting_down, \
-                     abort_empty, error_event, slow, health, restart or none"
+                     abort_empty, error_event, slow, health, metrics, restart or none"
                 ));
             }
         })

@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::fault::NoMetrics;
 use super::latency::Histogram;
 use super::reply::{self, Reply};
 use super::run::Call;
@@ -17,7 +18,15 @@ struct Page {
     created: f64,
 }
 
-pub fn page(call: &Call) -> Reply {
+pub async fn answer(call: &Call) -> Reply {
+    match call.shared.faults.metrics() {
+        None => page(call),
+        Some(NoMetrics::Status(status)) => reply::empty(status),
+        Some(NoMetrics::Stall) => std::future::pending().await,
+    }
+}
+
+fn page(call: &Call) -> Reply {
     let shared = &call.shared;
     let model = shared.options.models.first().cloned().unwrap_or_default();
     let mut page = Page { text: String::with_capacity(16 * 1_024), model, created: shared.started() };

@@ -10,6 +10,7 @@
 use serde_json::{Map, Value, json};
 
 use super::token;
+use crate::sim::dice::Dice;
 use crate::sim::engine::Finish;
 
 /// Tokens of an answer whose length the client left open.
@@ -57,14 +58,14 @@ pub struct Answer {
 }
 
 /// Source of the words; splitmix64, because it is short and good enough.
-struct Words(u64);
+struct Words(Dice);
 
 // === impl Answer ===
 
 impl Answer {
     /// Decides the answer to the prompt that hashes to `seed`.
     pub fn new(wishes: &Wishes, seed: u64) -> Self {
-        let mut words = Words(seed);
+        let mut words = Words(Dice::new(seed));
         let structured = wishes.call.as_ref().map(|(_, schema)| schema).or(wishes.schema.as_ref());
         let length = wishes.max_tokens.unwrap_or(DEFAULT_TOKENS).max(1);
         let mut pieces = Vec::new();
@@ -141,22 +142,14 @@ fn cut(text: &str, part: Part) -> Vec<Piece> {
 // === impl Words ===
 
 impl Words {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
     /// A word of two or three letters, so that with its space it is exactly one token.
     fn word(&mut self) -> String {
         const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";
         const VOWELS: &[u8] = b"aeiou";
-        let mut pick = |letters: &[u8]| char::from(letters[(self.next() % letters.len() as u64) as usize]);
+        let mut pick = |letters: &[u8]| char::from(letters[(self.0.roll() % letters.len() as u64) as usize]);
         let mut word = String::from_iter([pick(CONSONANTS), pick(VOWELS)]);
-        if self.next() & 1 == 1 {
-            word.push(char::from(CONSONANTS[(self.next() % CONSONANTS.len() as u64) as usize]));
+        if self.0.roll() & 1 == 1 {
+            word.push(char::from(CONSONANTS[(self.0.roll() % CONSONANTS.len() as u64) as usize]));
         }
         word
     }
@@ -196,7 +189,7 @@ fn example(schema: &Value, root: &Value, words: &mut Words, depth: usize) -> Opt
     };
     Some(match kind {
         "null" => Value::Null,
-        "boolean" => Value::Bool(words.next() & 1 == 1),
+        "boolean" => Value::Bool(words.0.roll() & 1 == 1),
         "integer" => json!(schema["minimum"].as_i64().unwrap_or(1)),
         "number" => json!(schema["minimum"].as_f64().unwrap_or(1.5)),
         "array" => {

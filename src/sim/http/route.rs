@@ -257,7 +257,7 @@ async fn dispatch(route: Route, call: &Call) -> Result<Reply, ApiError> {
         Route::Health => Ok(reply::empty(call.shared.faults.health().unwrap_or(200))),
         Route::Version => Ok(models::version(call)),
         Route::Load => Ok(models::load(call)),
-        Route::Metrics => Ok(metrics::page(call)),
+        Route::Metrics => Ok(metrics::answer(call).await),
         Route::Dev => control::dev(call),
         Route::Sim => control::sim(call).await,
         Route::Realtime => Ok(error::not_found()),

@@ -58,6 +58,8 @@ pub struct Blocks {
     /// The words of holders after the first.
     more: Box<[OnceLock<Parts<AtomicU64>>]>,
     directory: Directory,
+    /// Branches of all blocks that nothing comes before.
+    conversations: AtomicU32,
     seed: u64,
 }
 
@@ -89,6 +91,7 @@ impl Blocks {
             parts: parts(most.div_ceil(PART).max(1)),
             more: parts(WORDS - 1),
             directory: Directory::new(most),
+            conversations: AtomicU32::new(0),
             seed,
         }
     }
@@ -137,6 +140,11 @@ impl Blocks {
         }
     }
 
+    /// Conversations that go through any block at all.
+    pub fn conversations(&self) -> u32 {
+        self.conversations.load(Relaxed)
+    }
+
     pub fn branches(&self, at: u32) -> u32 {
         self.at(at).branches.load(Relaxed)
     }
@@ -167,7 +175,9 @@ impl Blocks {
         block.parent.store(if ending { parent | ENDING } else { parent }, Relaxed);
         block.branches.store(1, Release);
         self.directory.add(self, self.mixed(hash), at);
-        if parent != NIL {
+        if parent == NIL {
+            self.conversations.fetch_add(1, Relaxed);
+        } else {
             self.born(parent, ending);
         }
         Some(at)
@@ -182,6 +192,21 @@ impl Blocks {
     pub fn is_ending(&self, at: u32) -> bool {
         let parent = self.at(at).parent.load(Relaxed);
         parent != NIL && parent & ENDING != 0
+    }
+
+    /// The block's name.
+    pub fn name(&self, at: u32) -> u64 {
+        self.at(at).hash.load(Relaxed)
+    }
+
+    /// All places from a block up to the first of its chain. Blocks stay while something follows them, so
+    /// none of them is missing.
+    pub fn above(&self, at: u32, path: &mut Vec<u32>) {
+        let mut at = at;
+        while at != NIL {
+            path.push(at);
+            at = self.at(at).parent.load(Relaxed);
+        }
     }
 
     pub fn is_held_by(&self, at: u32, column: usize) -> bool {
@@ -206,7 +231,9 @@ impl Blocks {
             block.branches.store(0, Release);
             block.parent.store(vacant.freed, Relaxed);
             vacant.freed = at;
-            if parent != NIL {
+            if parent == NIL {
+                self.conversations.fetch_sub(1, Relaxed);
+            } else {
                 self.died(parent, ending);
             }
             at = parent;
@@ -236,6 +263,7 @@ impl Blocks {
         if !ending && open > 0 {
             block.open.store(open - 1, Relaxed);
         } else {
+            self.conversations.fetch_add(1, Relaxed);
             self.climb(parent, |branches| branches + 1);
         }
     }
@@ -261,6 +289,7 @@ impl Blocks {
             }
         }
         if block.children.load(Relaxed) + block.open.load(Relaxed) > 0 {
+            self.conversations.fetch_sub(1, Relaxed);
             self.climb(parent, |branches| branches - 1);
         }
     }
@@ -374,6 +403,8 @@ mod tests {
                 }
             }
             prop_assert_eq!(blocks.len(), alive.len());
+            let first = alive.iter().filter(|at| blocks.at(**at).parent.load(Relaxed) == NIL);
+            prop_assert_eq!(blocks.conversations(), first.map(|at| blocks.branches(*at)).sum::<u32>());
         }
     }
 

@@ -1,0 +1,363 @@
+//! The latest choices of upstreams, each with the numbers that it was made by: what `GET /admin/decisions`
+//! tells whoever asks why a request went where it went.
+//!
+//! A ring of slots. A choice takes the next slot's own lock if it is free, which it is unless somebody is
+//! reading just this slot, and goes without being kept otherwise. Slots keep the memory that they have, so
+//! once the ring has gone round nothing is allocated any more.
+//!
+//! Never: a wait on a request's path, a lock that all requests share, a record of two choices in one.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
+
+use crate::config::types::Balance;
+use crate::pick::{Candidate, Choice, cost};
+
+/// How many choices are kept.
+pub const KEPT: usize = 256;
+
+/// Of a choice: how many candidates are told.
+const TOLD: usize = 512;
+
+/// The choices of this process.
+pub static DECISIONS: LazyLock<Decisions> = LazyLock::new(|| Decisions::new(KEPT));
+
+/// A choice as it is made.
+pub struct Decision<'a> {
+    /// Of the request.
+    pub id: &'a str,
+    pub model: Option<&'a str>,
+    /// The first is number 1.
+    pub attempt: u32,
+    /// Where the request named its session, if it did.
+    pub session: Option<&'static str>,
+    /// Of the prompt, estimated, and how many blocks of it are known.
+    pub tokens: u64,
+    pub blocks: usize,
+    pub choice: Choice,
+    pub candidates: &'a [Candidate],
+    pub knobs: &'a Balance,
+    /// The name of an upstream, by the index of a candidate.
+    pub name: &'a dyn Fn(usize) -> &'a str,
+}
+
+/// A choice as it is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// Choices are counted from 1; 0 is an empty slot.
+    number: u64,
+    /// Since 1970.
+    pub at: Duration,
+    pub id: String,
+    /// Empty where the request names none.
+    pub model: String,
+    pub attempt: u32,
+    pub session: Option<&'static str>,
+    pub tokens: u64,
+    pub blocks: usize,
+    pub reason: &'static str,
+    /// Of how many candidates; those that are told may be fewer.
+    pub of: usize,
+    /// Place of the chosen one among the rows.
+    chosen: usize,
+    /// All names, one after the other.
+    names: String,
+    rows: Vec<Row>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    /// Where in the names its own ends.
+    name_end: usize,
+    terms: Candidate,
+    cost: f64,
+}
+
+/// A candidate of a choice that was kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Told<'r> {
+    pub upstream: &'r str,
+    pub terms: Candidate,
+    pub cost: f64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Decisions {
+    slots: Box<[Mutex<Record>]>,
+    last: AtomicU64,
+}
+
+// === impl Decision ===
+
+impl Decision<'_> {
+    /// Why this upstream, in a word.
+    pub fn reason(&self) -> &'static str {
+        if self.attempt > 1 { "retry" } else { self.choice.reason.label() }
+    }
+}
+
+// === impl Decisions ===
+
+impl Decisions {
+    fn new(kept: usize) -> Self {
+        Decisions { slots: (0..kept).map(|_| Mutex::default()).collect(), last: AtomicU64::new(0) }
+    }
+
+    /// Keeps a choice that was made `at` this time since 1970, unless its slot is being read.
+    pub fn record(&self, decision: &Decision<'_>, at: Duration) {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut slot = match self.slot(number).try_lock() {
+            Ok(slot) => slot,
+            Err(TryLockError::Poisoned(slot)) => slot.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        // A thread that was held up for a whole round must not hide what came after it.
+        if slot.number < number {
+            slot.write(decision, number, at);
+        }
+    }
+
+    /// The latest choices, newest first.
+    pub fn latest(&self, limit: usize) -> Vec<Record> {
+        let last = self.last.load(Ordering::Relaxed);
+        let oldest = last.saturating_sub(self.slots.len() as u64);
+        let numbers = (oldest + 1..=last).rev();
+        let kept = numbers.filter_map(|number| {
+            let slot = self.slot(number).lock().unwrap_or_else(PoisonError::into_inner);
+            (slot.number == number).then(|| slot.clone())
+        });
+        kept.take(limit).collect()
+    }
+
+    fn slot(&self, number: u64) -> &Mutex<Record> {
+        &self.slots[(number % self.slots.len() as u64) as usize]
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// The candidates, in the order in which they stood.
+    pub fn candidates(&self) -> impl Iterator<Item = Told<'_>> {
+        let starts = std::iter::once(0).chain(self.rows.iter().map(|row| row.name_end));
+        starts.zip(&self.rows).map(|(start, row)| Told {
+            upstream: &self.names[start..row.name_end],
+            terms: row.terms,
+            cost: row.cost,
+        })
+    }
+
+    pub fn chosen(&self) -> Option<Told<'_>> {
+        self.candidates().nth(self.chosen)
+    }
+
+    fn write(&mut self, decision: &Decision<'_>, number: u64, at: Duration) {
+        // A panic half-way leaves an empty slot.
+        self.number = 0;
+        self.at = at;
+        refill(&mut self.id, decision.id);
+        refill(&mut self.model, decision.model.unwrap_or_default());
+        self.attempt = decision.attempt;
+        self.session = decision.session;
+        self.tokens = decision.tokens;
+        self.blocks = decision.blocks;
+        self.reason = decision.reason();
+        self.of = decision.candidates.len();
+        self.names.clear();
+        self.rows.clear();
+        for (place, candidate) in decision.candidates.iter().enumerate() {
+            let is_chosen = candidate.index == decision.choice.index;
+            // Of very many the first are told, and the chosen one.
+            if place >= TOLD && !is_chosen {
+                continue;
+            }
+            if is_chosen {
+                self.chosen = self.rows.len();
+            }
+            self.names.push_str((decision.name)(candidate.index));
+            let name_end = self.names.len();
+            self.rows.push(Row { name_end, terms: *candidate, cost: cost(candidate, decision.knobs) });
+        }
+        self.number = number;
+    }
+}
+
+fn refill(text: &mut String, with: &str) {
+    text.clear();
+    text.push_str(with);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::pick::Reason;
+
+    const NAMES: [&str; 3] = ["gpu-0", "é", "gpu-two"];
+
+    /// Every number of it is made of `seed`, so that a record of two choices shows.
+    fn candidate(index: usize, seed: u64) -> Candidate {
+        Candidate {
+            index,
+            backlog: seed,
+            missing: seed,
+            active: seed,
+            context: seed,
+            weight: 1.0,
+            astray: seed,
+            cold: seed,
+            hit: seed,
+            uncached: seed,
+        }
+    }
+
+    fn record(decisions: &Decisions, seed: u64, candidates: &[Candidate], chosen: usize) {
+        let id = format!("request-{seed}");
+        let choice = Choice { index: chosen, cost: 1.0, reason: Reason::Load };
+        let decision = Decision {
+            id: &id,
+            model: Some("m"),
+            attempt: 1,
+            session: Some("header"),
+            tokens: seed,
+            blocks: seed as usize,
+            choice,
+            candidates,
+            knobs: &Balance::default(),
+            name: &|index| NAMES[index % NAMES.len()],
+        };
+        decisions.record(&decision, Duration::from_secs(seed));
+    }
+
+    fn seeds(decisions: &Decisions, limit: usize) -> Vec<u64> {
+        decisions.latest(limit).iter().map(|record| record.tokens).collect()
+    }
+
+    #[test]
+    fn a_choice_is_kept_with_all_its_candidates() {
+        let decisions = Decisions::new(4);
+        assert!(decisions.latest(9).is_empty());
+        record(&decisions, 5, &[candidate(2, 5), candidate(0, 5), candidate(1, 5)], 0);
+        let [record] = &decisions.latest(9)[..] else { panic!("one was made") };
+        assert_eq!((record.id.as_str(), record.model.as_str(), record.of), ("request-5", "m", 3));
+        assert_eq!((record.reason, record.session, record.attempt), ("load", Some("header"), 1));
+        assert_eq!((record.at, record.blocks), (Duration::from_secs(5), 5));
+        let told: Vec<_> = record.candidates().map(|told| (told.upstream, told.terms)).collect();
+        assert_eq!(told, [("gpu-two", candidate(2, 5)), ("gpu-0", candidate(0, 5)), ("é", candidate(1, 5))]);
+        let chosen = record.chosen().unwrap();
+        assert_eq!((chosen.upstream, chosen.cost), ("gpu-0", cost(&candidate(0, 5), &Balance::default())));
+    }
+
+    #[test]
+    fn the_newest_come_first_and_the_oldest_go() {
+        let decisions = Decisions::new(4);
+        (1..=3).for_each(|seed| record(&decisions, seed, &[candidate(0, seed)], 0));
+        assert_eq!(seeds(&decisions, 9), [3, 2, 1]);
+        (4..=6).for_each(|seed| record(&decisions, seed, &[candidate(0, seed)], 0));
+        assert_eq!(seeds(&decisions, 9), [6, 5, 4, 3]);
+        assert_eq!(seeds(&decisions, 2), [6, 5]);
+        assert!(seeds(&decisions, 0).is_empty());
+    }
+
+    #[test]
+    fn a_slot_that_is_read_is_left_out() {
+        let decisions = Decisions::new(2);
+        (1..=2).for_each(|seed| record(&decisions, seed, &[candidate(0, seed)], 0));
+        let reading = decisions.slot(3).lock().unwrap();
+        record(&decisions, 3, &[candidate(0, 3)], 0);
+        drop(reading);
+        record(&decisions, 4, &[candidate(0, 4)], 0);
+        assert_eq!(seeds(&decisions, 9), [4]);
+    }
+
+    #[test]
+    fn another_try_is_the_reason_for_itself() {
+        let choice = Choice { index: 0, cost: 0.0, reason: Reason::Prefix };
+        let knobs = Balance::default();
+        let mut decision = Decision {
+            id: "",
+            model: None,
+            attempt: 1,
+            session: None,
+            tokens: 0,
+            blocks: 0,
+            choice,
+            candidates: &[],
+            knobs: &knobs,
+            name: &|_| "",
+        };
+        assert_eq!(decision.reason(), "prefix");
+        decision.attempt = 2;
+        assert_eq!(decision.reason(), "retry");
+        let decisions = Decisions::new(1);
+        decisions.record(&decision, Duration::ZERO);
+        assert!(decisions.latest(1)[0].chosen().is_none(), "nobody is no problem");
+    }
+
+    #[test]
+    fn of_very_many_the_first_and_the_chosen_are_told() {
+        let decisions = Decisions::new(1);
+        let all: Vec<Candidate> = (0..TOLD * 2).map(|index| candidate(index, 1)).collect();
+        record(&decisions, 1, &all, TOLD + 7);
+        let [record] = &decisions.latest(1)[..] else { panic!("one was made") };
+        assert_eq!((record.candidates().count(), record.of), (TOLD + 1, TOLD * 2));
+        assert_eq!(record.chosen().unwrap().terms.index, TOLD + 7);
+    }
+
+    #[test]
+    fn slots_keep_their_memory() {
+        let decisions = Decisions::new(1);
+        let many: Vec<Candidate> = (0..3).map(|index| candidate(index, 1)).collect();
+        record(&decisions, 1, &many, 0);
+        let memory = |decisions: &Decisions| {
+            let slot = decisions.slot(1).lock().unwrap();
+            (slot.rows.as_ptr() as usize, slot.names.as_ptr() as usize, slot.id.as_ptr() as usize)
+        };
+        let before = memory(&decisions);
+        (2..9).for_each(|seed| record(&decisions, seed, &many[..(seed as usize % 3) + 1], 0));
+        assert_eq!(memory(&decisions), before);
+    }
+
+    #[test]
+    fn many_writers_and_readers_meet_no_record_of_two_choices() {
+        let decisions = Decisions::new(8);
+        let over = AtomicBool::new(false);
+        let write = |thread: u64| {
+            for round in 0..5000 {
+                let seed = thread * 10_000 + round + 1;
+                let all: Vec<Candidate> =
+                    (0..=round as usize % 3).map(|index| candidate(index, seed)).collect();
+                record(&decisions, seed, &all, 0);
+            }
+        };
+        let read = || {
+            let mut seen = 0;
+            let mut is_last = false;
+            while !is_last {
+                // Once more behind the last writer: there is something to see, however fast they were.
+                is_last = over.load(Ordering::Relaxed);
+                let records = decisions.latest(8);
+                assert!(records.windows(2).all(|pair| pair[0].number > pair[1].number));
+                for record in records {
+                    let seed = record.tokens;
+                    let own = |told: Told<'_>| told.terms == candidate(told.terms.index, seed);
+                    assert!(record.candidates().all(own));
+                    assert_eq!((record.id, record.of), (format!("request-{seed}"), record.rows.len()));
+                    seen += 1;
+                }
+            }
+            seen
+        };
+        std::thread::scope(|scope| {
+            let readers = [scope.spawn(read), scope.spawn(read)];
+            let writers = [0, 1, 2, 3].map(|thread| scope.spawn(move || write(thread)));
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            over.store(true, Ordering::Relaxed);
+            assert!(readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u64>() > 0);
+        });
+        assert!(!decisions.latest(8).is_empty());
+    }
+}

@@ -1,0 +1,300 @@
+//! A load replayed on a virtual clock, through the product's own choice and index and simulated engines.
+//!
+//! ```text
+//! session's turn -> one of the balancers: Index::lookup, Hits::charge, Hits::weigh, pick::pick
+//!   -> sim::engine -> first token: the backlog falls -> end: the lease ends, the next turn is due
+//! ```
+//!
+//! Nothing of the choice is written here a second time, so what a replay says holds of the product. Its
+//! bookkeeping is the product's too: a chain is learnt when it is sent, its uncached tokens are backlog until
+//! the first token, and an index holds of each upstream as much as its cache does.
+//!
+//! Several balancers each get a random share of the requests. Every `interval` each says its absolute
+//! gauges and the chains that it sent since; its siblings know that at once, and nothing else. With `None`
+//! they never say anything. All chance comes from the seed; the same load, setup and policy give the same
+//! row.
+
+mod balancer;
+pub mod load;
+pub mod policy;
+pub mod report;
+mod scene;
+pub mod shapes;
+pub mod trace;
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
+use self::balancer::{Ask, Balancer, Gauges, Placed, Sight};
+use self::load::Load;
+use self::policy::Policy;
+use self::report::{Life, Row};
+use self::scene::{Metrics, Pending};
+use crate::pick::Candidate;
+use crate::sim::dice::Dice;
+use crate::sim::engine::{Engine, Finish, Kind, Limits, Request, Timing};
+use crate::state::local::Hits;
+
+/// Seconds between two readings of the engines' own metrics.
+const SCRAPE: f64 = 1.0;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Setup {
+    pub upstreams: usize,
+    pub balancers: usize,
+    /// Whether turns come by the clock, answered or not; else each waits for the answer before it.
+    pub open: bool,
+    /// Seconds between two words of a balancer to its siblings; `None`: they say nothing.
+    pub interval: Option<f64>,
+    /// Tokens that an engine's cache holds.
+    pub cache_tokens: usize,
+    /// How much faster engines are than about one H100.
+    pub speed: f64,
+    pub seed: u64,
+}
+
+/// A turn that is due.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Due {
+    at: f64,
+    session: usize,
+    turn: usize,
+}
+
+/// A request on its way. Its name on the engines is its place in the list.
+#[derive(Clone, Copy)]
+struct Flight {
+    session: usize,
+    turn: usize,
+    balancer: usize,
+    placed: Placed,
+}
+
+struct Replay<'a> {
+    load: &'a Load,
+    setup: Setup,
+    due: BinaryHeap<Reverse<Due>>,
+    engines: Vec<Engine>,
+    balancers: Vec<Balancer>,
+    flights: Vec<Flight>,
+    lives: Vec<Life>,
+    refused: usize,
+    metrics: Vec<Metrics>,
+    scraped: f64,
+    /// What each balancer said last, and when it will next say something.
+    said: Vec<Vec<Gauges>>,
+    speaks: Vec<f64>,
+    /// What the siblings of the balancer at hand said, together.
+    others: Vec<Gauges>,
+    /// Flights of each balancer that its siblings have not heard of.
+    unsaid: Vec<Vec<usize>>,
+    dice: Dice,
+}
+
+/// Replays the load and says how it went; `None` when there are more upstreams than a balancer can have.
+pub fn run(load: &Load, setup: Setup, policy: Policy) -> Option<Row> {
+    let mut replay = Replay::new(load, setup, policy)?;
+    replay.run();
+    Some(Row::new(policy.name(), setup.upstreams, &replay.lives, replay.refused))
+}
+
+// === impl Replay ===
+
+impl<'a> Replay<'a> {
+    fn new(load: &'a Load, setup: Setup, policy: Policy) -> Option<Self> {
+        let limits = Limits {
+            block_size: load.block,
+            cache_tokens: setup.cache_tokens,
+            tell_tokens: false,
+            ..Limits::default()
+        };
+        let engine = || Engine::new(limits.clone(), Timing::faster(setup.speed));
+        let blocks = setup.cache_tokens / load.block;
+        let balancer =
+            |number| Balancer::new(policy, setup.upstreams, blocks, Dice::of(setup.seed, 1000 + number));
+        let first = |(session, of): (usize, &load::Session)| Reverse(Due { at: of.start, session, turn: 0 });
+        // One after the other, since nothing makes them speak at the same moment.
+        let part =
+            |number: usize| setup.interval.unwrap_or(0.0) * (number + 1) as f64 / setup.balancers as f64;
+        Some(Replay {
+            load,
+            setup,
+            due: load.sessions.iter().enumerate().map(first).collect(),
+            engines: (0..setup.upstreams).map(|_| engine()).collect(),
+            balancers: (0..setup.balancers as u64).map(balancer).collect::<Option<_>>()?,
+            flights: Vec::with_capacity(load.requests()),
+            lives: Vec::with_capacity(load.requests()),
+            refused: 0,
+            metrics: vec![Metrics::default(); setup.upstreams],
+            scraped: 0.0,
+            others: vec![Gauges::default(); setup.upstreams],
+            said: vec![vec![Gauges::default(); setup.upstreams]; setup.balancers],
+            speaks: (0..setup.balancers).map(part).collect(),
+            unsaid: vec![Vec::new(); setup.balancers],
+            dice: Dice::of(setup.seed, 2),
+        })
+    }
+
+    /// Until nothing is due and no engine has anything to do.
+    fn run(&mut self) {
+        loop {
+            let next = self.engines.iter().filter_map(Engine::next_event_time).fold(f64::INFINITY, f64::min);
+            let due = self.due.peek().map_or(f64::INFINITY, |due| due.0.at);
+            if next.min(due) == f64::INFINITY {
+                return;
+            }
+            if next <= due {
+                self.exchange(next);
+                self.advance(next);
+            } else if let Some(Reverse(due)) = self.due.pop() {
+                self.exchange(due.at);
+                self.scrape(due.at);
+                self.send(due);
+            }
+        }
+    }
+
+    fn advance(&mut self, now: f64) {
+        for at in 0..self.engines.len() {
+            if self.engines[at].next_event_time().is_none_or(|next| next > now) {
+                continue;
+            }
+            for event in self.engines[at].advance(now) {
+                let flight = self.flights[event.id as usize];
+                let balancer = &mut self.balancers[flight.balancer];
+                match event.kind {
+                    Kind::FirstToken { .. } => balancer.first_byte(flight.placed),
+                    Kind::Token => {}
+                    Kind::Finished(summary) => {
+                        balancer.ended(flight.placed, summary.prompt_tokens as u64);
+                        self.lives.push(Life::new(at, &summary, event.at));
+                        if !self.setup.open {
+                            self.next_turn(flight, event.at);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_turn(&mut self, flight: Flight, now: f64) {
+        let turn = flight.turn + 1;
+        if let Some(next) = self.load.sessions[flight.session].turns.get(turn) {
+            self.due.push(Reverse(Due { at: now + next.wait, session: flight.session, turn }));
+        }
+    }
+
+    fn ask(&self, session: usize, turn: usize) -> Ask<'a> {
+        let (block, of) = (self.load.block, &self.load.sessions[session]);
+        let tokens = of.turns[turn].prompt as u64;
+        Ask { prompt: of.prompt(turn, block), end: of.end(turn, block), tokens, block }
+    }
+
+    fn send(&mut self, due: Due) {
+        let Due { at: now, session, turn } = due;
+        let ask = self.ask(session, turn);
+        let number = self.dice.between(0, self.setup.balancers - 1);
+        let age = self.hear(number, now);
+        let Replay { load, engines, balancers, flights, metrics, others, .. } = self;
+        let reveal = |at: usize, hits: &Hits, candidate: &mut Candidate| {
+            let engine = &engines[at];
+            let pending = |(id, left): (u64, Option<usize>)| {
+                let Flight { session, turn, .. } = flights[id as usize];
+                let of = &load.sessions[session];
+                Pending { prompt: of.prompt(turn, load.block), tokens: of.turns[turn].prompt, left }
+            };
+            let pending: Vec<Pending<'_>> = engine.prefills().map(pending).collect();
+            scene::reveal(engine, &pending, ask.prompt, hits, candidate);
+        };
+        let placed = balancers[number].place(ask, &Sight { metrics, others, age, reveal: &reveal });
+        self.launch(Flight { session, turn, balancer: number, placed }, now);
+    }
+
+    fn launch(&mut self, flight: Flight, now: f64) {
+        let Flight { session, turn, balancer, placed } = flight;
+        let (id, of) = (self.flights.len(), &self.load.sessions[session]);
+        self.flights.push(flight);
+        self.unsaid[balancer].push(id);
+        let request = Request {
+            id: id as u64,
+            prompt_tokens: of.turns[turn].prompt,
+            output_tokens: of.turns[turn].output,
+            chain: of.whole(turn, self.load.block).to_vec(),
+            finish: Finish::Stop,
+            use_cache: true,
+        };
+        let tokens = request.prompt_tokens as u64;
+        let refused = self.engines[placed.upstream].submit(now, request).is_err();
+        if refused {
+            self.refused += 1;
+            self.balancers[balancer].first_byte(placed);
+            self.balancers[balancer].ended(placed, tokens);
+        }
+        if refused || self.setup.open {
+            self.next_turn(flight, now);
+        }
+    }
+
+    /// Puts together what the siblings of a balancer said last, and says how old the oldest of it is.
+    fn hear(&mut self, number: usize, now: f64) -> f64 {
+        self.others.fill(Gauges::default());
+        let Some(interval) = self.setup.interval else { return 0.0 };
+        let mut age: f64 = 0.0;
+        for sibling in (0..self.setup.balancers).filter(|sibling| *sibling != number) {
+            for (others, said) in self.others.iter_mut().zip(&self.said[sibling]) {
+                *others = others.and(*said);
+            }
+            age = age.max(now - (self.speaks[sibling] - interval));
+        }
+        age
+    }
+
+    /// Every balancer whose time has come says its gauges, and what it sent since the last time.
+    fn exchange(&mut self, now: f64) {
+        let Some(interval) = self.setup.interval.filter(|_| self.setup.balancers > 1) else { return };
+        for number in 0..self.setup.balancers {
+            if self.speaks[number] > now {
+                continue;
+            }
+            // Those in between would have said what the last says.
+            let rounds = ((now - self.speaks[number]) / interval).floor() + 1.0;
+            self.speaks[number] += rounds * interval;
+            self.said[number].copy_from_slice(self.balancers[number].gauges());
+            for id in std::mem::take(&mut self.unsaid[number]) {
+                let Flight { session, turn, placed, .. } = self.flights[id];
+                let ask = self.ask(session, turn);
+                let siblings = self.balancers.iter().enumerate().filter(|(sibling, _)| *sibling != number);
+                siblings.for_each(|(_, sibling)| sibling.learn(ask, placed.upstream));
+            }
+        }
+    }
+
+    fn scrape(&mut self, now: f64) {
+        if now < self.scraped {
+            return;
+        }
+        self.scraped = now + SCRAPE;
+        for (metrics, engine) in self.metrics.iter_mut().zip(&self.engines) {
+            *metrics = Metrics { waiting: engine.waiting(), usage: engine.kv_usage() };
+        }
+    }
+}
+
+// === impl Due ===
+
+impl Eq for Due {}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.total_cmp(&other.at).then(self.session.cmp(&other.session)).then(self.turn.cmp(&other.turn))
+    }
+}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests;

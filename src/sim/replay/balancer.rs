@@ -1,0 +1,192 @@
+//! One balancer of a replay: the real index and the real formula, over gauges kept as leases keep them.
+//!
+//! It knows what a balancer knows: what itself sent, and what its siblings said when they last said
+//! something. Only `Oracle` is shown more, and only where its policy asks for it.
+
+use super::policy::Policy;
+use super::scene::{Metrics, Scene};
+use crate::config::types::{Balance, Preset};
+use crate::pick::{Candidate, Seed, pick};
+use crate::sim::dice::Dice;
+use crate::state::local::{Hits, Index, Prompt, Slot};
+
+/// Blocks that an index holds at most.
+const INDEX_BLOCKS: usize = 4_000_000;
+
+/// The most that costs are raised by at random, and the seconds of age from which on they are.
+const HAZE: (f64, f64) = (0.2, 0.5);
+
+/// What is on an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    pub active: u64,
+    pub backlog: u64,
+    pub context: u64,
+}
+
+/// A request that is to be placed.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    pub prompt: &'a [u64],
+    pub end: Option<u64>,
+    pub tokens: u64,
+    pub block: usize,
+}
+
+/// What a balancer cannot see by itself.
+pub struct Sight<'a> {
+    pub metrics: &'a [Metrics],
+    /// What siblings said of all upstreams, and how old the oldest of it is, in seconds.
+    pub others: &'a [Gauges],
+    pub age: f64,
+    /// Shows the truth to who may see it.
+    pub reveal: &'a dyn Fn(usize, &Hits, &mut Candidate),
+}
+
+/// Where a request went, and what was believed to be left to prefill there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub upstream: usize,
+    pub uncached: u64,
+}
+
+pub struct Balancer {
+    policy: Policy,
+    index: Index,
+    slots: Vec<Slot>,
+    own: Vec<Gauges>,
+    dice: Dice,
+    turn: u64,
+    // Kept, so that a choice allocates nothing.
+    hits: Hits,
+    candidates: Vec<Candidate>,
+    sent: Vec<usize>,
+    costs: Vec<f64>,
+}
+
+// === impl Balancer ===
+
+impl Balancer {
+    /// `cache` is how many blocks each upstream's own cache has; `None` when there are more upstreams than an
+    /// index has room for.
+    pub fn new(policy: Policy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
+        let index = Index::new(INDEX_BLOCKS, dice.roll());
+        let slots: Vec<Slot> = (0..upstreams).map_while(|_| index.enter()).collect();
+        slots.iter().for_each(|slot| index.limit(*slot, Some(cache)));
+        (slots.len() == upstreams).then(|| Balancer {
+            policy,
+            index,
+            slots,
+            own: vec![Gauges::default(); upstreams],
+            // Balancers that take turns begin anywhere.
+            turn: dice.roll() >> 32,
+            dice,
+            hits: Hits::default(),
+            candidates: Vec::new(),
+            sent: Vec::new(),
+            costs: Vec::new(),
+        })
+    }
+
+    pub fn gauges(&self) -> &[Gauges] {
+        &self.own
+    }
+
+    /// Chooses an upstream and sends the request there.
+    pub fn place(&mut self, ask: Ask<'_>, sight: &Sight<'_>) -> Placed {
+        let knobs = match self.policy {
+            Policy::Preset(preset) => preset.balance(),
+            Policy::Oracle | Policy::Rival(_) => Preset::Work.balance(),
+        };
+        self.look(ask, sight, &knobs);
+        let upstream = match self.policy {
+            Policy::Rival(rival) => {
+                self.sent.clear();
+                self.sent.extend(self.slots.iter().map(|slot| self.index.held(*slot)));
+                let (prompt, candidates) = (ask.prompt, &self.candidates[..]);
+                let (sent, metrics) = (&self.sent[..], sight.metrics);
+                let (tokens, block) = (ask.tokens, ask.block);
+                rival.costs(&Scene { prompt, tokens, block, candidates, sent, metrics }, &mut self.costs);
+                self.least()
+            }
+            Policy::Preset(_) | Policy::Oracle => {
+                self.turn += 1;
+                let haze = HAZE.0 * (sight.age / HAZE.1).min(1.0);
+                let seed = Seed { random: self.dice.roll(), turn: self.turn, haze };
+                pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
+            }
+        };
+        let uncached = self.candidates[upstream].uncached;
+        self.learn(ask, upstream);
+        let gauges = &mut self.own[upstream];
+        gauges.active += 1;
+        gauges.context += ask.tokens;
+        gauges.backlog += uncached;
+        Placed { upstream, uncached }
+    }
+
+    /// A request went to an upstream, by this balancer or a sibling.
+    pub fn learn(&self, ask: Ask<'_>, upstream: usize) {
+        self.index.learn(ask.prompt, ask.end, self.slots[upstream]);
+    }
+
+    /// The first byte of an answer came.
+    pub fn first_byte(&mut self, placed: Placed) {
+        self.own[placed.upstream].backlog -= placed.uncached;
+    }
+
+    /// The answer ended.
+    pub fn ended(&mut self, placed: Placed, tokens: u64) {
+        let gauges = &mut self.own[placed.upstream];
+        gauges.active -= 1;
+        gauges.context -= tokens;
+    }
+
+    fn look(&mut self, ask: Ask<'_>, sight: &Sight<'_>, knobs: &Balance) {
+        self.index.lookup(ask.prompt, &mut self.hits);
+        self.hits.charge(knobs.share, self.slots.len());
+        self.candidates.clear();
+        let prompt = Prompt { tokens: ask.tokens, block_tokens: ask.block as f64 };
+        for (index, slot) in self.slots.iter().enumerate() {
+            let all = self.own[index].and(sight.others[index]);
+            let mut candidate = Candidate {
+                index,
+                backlog: all.backlog,
+                missing: 0,
+                active: all.active,
+                context: all.context,
+                weight: 1.0,
+                astray: 0,
+                cold: 0,
+                hit: 0,
+                uncached: 0,
+            };
+            self.hits.weigh(Some(*slot), prompt, &mut candidate);
+            if self.policy == Policy::Oracle {
+                (sight.reveal)(index, &self.hits, &mut candidate);
+            }
+            self.candidates.push(candidate);
+        }
+    }
+
+    /// One of those that cost least.
+    fn least(&mut self) -> usize {
+        let least = self.costs.iter().copied().fold(f64::MAX, f64::min);
+        let equals = || (0..self.costs.len()).filter(|at| self.costs[*at] <= least);
+        let count = equals().count().max(1);
+        let at = self.dice.between(0, count - 1);
+        equals().nth(at).unwrap_or(0)
+    }
+}
+
+// === impl Gauges ===
+
+impl Gauges {
+    pub fn and(self, other: Gauges) -> Gauges {
+        Gauges {
+            active: self.active + other.active,
+            backlog: self.backlog + other.backlog,
+            context: self.context + other.context,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What came out of a replay, as a row of numbers.
+
+use serde::Serialize;
+
+use crate::sim::engine::Summary;
+
+/// The life of one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Life {
+    pub upstream: usize,
+    pub prompt: usize,
+    pub cached: usize,
+    /// Seconds to the first token, between two tokens, and to the end.
+    pub first: f64,
+    pub between: Option<f64>,
+    pub end: f64,
+}
+
+/// One row of the table; times are in seconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Row {
+    pub policy: String,
+    pub requests: usize,
+    /// Refused by the engine, since they would not fit into its cache.
+    pub refused: usize,
+    /// Share of all prompt tokens that engines found in their caches.
+    pub hits: f64,
+    pub ttft_mean: f64,
+    pub ttft_p50: f64,
+    pub ttft_p90: f64,
+    pub ttft_p99: f64,
+    /// Mean time between two tokens of an answer.
+    pub inter_token: f64,
+    pub end_to_end: f64,
+    /// Requests on the engine that had most, as a multiple of an even share; 1 is perfect.
+    pub imbalance: f64,
+    /// Engines that had no request at all.
+    pub idle: usize,
+}
+
+// === impl Life ===
+
+impl Life {
+    pub fn new(upstream: usize, summary: &Summary, now: f64) -> Self {
+        let gaps = summary.output_tokens.saturating_sub(1);
+        Life {
+            upstream,
+            prompt: summary.prompt_tokens,
+            cached: summary.cached_tokens,
+            first: summary.first_token - summary.arrived,
+            between: (gaps > 0).then(|| (now - summary.first_token) / gaps as f64),
+            end: now - summary.arrived,
+        }
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    pub fn new(policy: &str, upstreams: usize, lives: &[Life], refused: usize) -> Self {
+        let mut requests = vec![0usize; upstreams];
+        lives.iter().for_each(|life| requests[life.upstream] += 1);
+        let sum = |of: fn(&Life) -> usize| lives.iter().map(of).sum::<usize>() as f64;
+        let mut first: Vec<f64> = lives.iter().map(|life| life.first).collect();
+        first.sort_by(f64::total_cmp);
+        let between: Vec<f64> = lives.iter().filter_map(|life| life.between).collect();
+        let end: Vec<f64> = lives.iter().map(|life| life.end).collect();
+        let most = requests.iter().max().copied().unwrap_or(0);
+        Row {
+            policy: policy.to_owned(),
+            requests: lives.len(),
+            refused,
+            hits: sum(|life| life.cached) / sum(|life| life.prompt).max(1.0),
+            ttft_mean: mean(&first),
+            ttft_p50: percentile(&first, 50),
+            ttft_p90: percentile(&first, 90),
+            ttft_p99: percentile(&first, 99),
+            inter_token: mean(&between),
+            end_to_end: mean(&end),
+            imbalance: (most * upstreams) as f64 / lives.len().max(1) as f64,
+            idle: requests.iter().filter(|requests| **requests == 0).count(),
+        }
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// The smallest of the sorted values that so many in a hundred do not exceed; 0 of nothing.
+fn percentile(sorted: &[f64], hundredths: usize) -> f64 {
+    let rank = (sorted.len() * hundredths).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(0.0)
+}
+
+/// The heads of the columns, and one line a row.
+pub fn table(rows: &[Row]) -> String {
+    let heads = ["policy", "hits", "ttft", "p50", "p90", "p99", "between", "end", "most", "idle"];
+    let mut cells = vec![heads.map(str::to_owned)];
+    let seconds = |value: f64| if value < 99.995 { format!("{value:.2}") } else { format!("{value:.0}") };
+    cells.extend(rows.iter().map(|row| {
+        [
+            row.policy.clone(),
+            format!("{:.1}%", 100.0 * row.hits),
+            seconds(row.ttft_mean),
+            seconds(row.ttft_p50),
+            seconds(row.ttft_p90),
+            seconds(row.ttft_p99),
+            format!("{:.1}ms", 1000.0 * row.inter_token),
+            seconds(row.end_to_end),
+            format!("{:.2}", row.imbalance),
+            row.idle.to_string(),
+        ]
+    }));
+    let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
+    let line = |row: &[String; 10]| {
+        let first = format!("{:<width$}", row[0], width = widths[0]);
+        let rest = row.iter().zip(&widths).skip(1).map(|(cell, width)| format!("  {cell:>width$}"));
+        first + &rest.collect::<String>() + "\n"
+    };
+    cells.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_seen() {
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        let three = [1.0, 2.0, 9.0];
+        for (values, hundredths, expected) in [
+            (&hundred[..], 50, 50.0),
+            (&hundred, 90, 90.0),
+            (&hundred, 99, 99.0),
+            (&three, 50, 2.0),
+            (&three, 90, 9.0),
+            (&three[..1], 99, 1.0),
+            (&[], 50, 0.0),
+        ] {
+            assert_eq!(percentile(values, hundredths), expected, "{hundredths} of {values:?}");
+        }
+    }
+
+    fn lives() -> Vec<Life> {
+        let life = |upstream, first| Life {
+            upstream,
+            prompt: 100,
+            cached: 30,
+            first,
+            between: (upstream == 0).then_some(0.02),
+            end: 2.0 * first,
+        };
+        vec![life(0, 1.0), life(0, 2.0), life(0, 150.0), life(2, 3.0)]
+    }
+
+    #[test]
+    fn a_row_says_what_happened() {
+        let row = Row::new("work", 4, &lives(), 2);
+        assert_eq!((row.requests, row.refused, row.idle), (4, 2, 2));
+        assert_eq!((row.hits, row.ttft_mean, row.ttft_p50, row.ttft_p90), (0.3, 39.0, 2.0, 150.0));
+        assert_eq!((row.inter_token, row.end_to_end, row.imbalance), (0.02, 78.0, 3.0));
+        let nothing = Row::new("work", 4, &[], 0);
+        assert_eq!((nothing.requests, nothing.ttft_p99, nothing.imbalance), (0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn the_table_is_straight() {
+        let table = table(&[Row::new("work", 4, &lives(), 0), Row::new("least-requests", 4, &[], 0)]);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{table}");
+        assert!(lines[1].contains("30.0%") && lines[1].contains(" 150 ") && lines[1].contains("20.0ms"));
+    }
+}

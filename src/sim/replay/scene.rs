@@ -1,0 +1,142 @@
+//! What a balancer sees when it chooses, and what only a simulation can see.
+
+use crate::pick::Candidate;
+use crate::sim::engine::Engine;
+use crate::state::local::Hits;
+
+/// One request to place.
+pub struct Scene<'a> {
+    /// The blocks and tokens of its prompt, and the tokens of a block.
+    pub prompt: &'a [u64],
+    pub tokens: u64,
+    pub block: usize,
+    pub candidates: &'a [Candidate],
+    /// Blocks that each upstream was sent and is believed to hold.
+    pub sent: &'a [usize],
+    /// What each upstream told of itself when it was last asked.
+    pub metrics: &'a [Metrics],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Metrics {
+    pub waiting: usize,
+    /// Share of the cache in use.
+    pub usage: f64,
+}
+
+/// A prompt that waits for its prefill, or is in the middle of it.
+pub struct Pending<'a> {
+    pub prompt: &'a [u64],
+    pub tokens: usize,
+    /// What is left of it, once it has begun.
+    pub left: Option<usize>,
+}
+
+// === impl Scene ===
+
+impl Scene<'_> {
+    /// How much of the prompt an upstream is believed to hold, 0 to 1.
+    pub fn share_held(&self, at: usize) -> f64 {
+        self.candidates[at].hit as f64 * self.block as f64 / self.tokens.max(1) as f64
+    }
+}
+
+// === the truth ===
+
+/// Lays over a candidate what its engine really holds of the prompt and really has to prefill, in place of
+/// what is believed. What a request before it is about to compute counts as held, since it will be.
+pub fn reveal(
+    engine: &Engine,
+    pending: &[Pending<'_>],
+    prompt: &[u64],
+    hits: &Hits,
+    candidate: &mut Candidate,
+) {
+    let block = engine.limits().block_size;
+    let held = |chain: &[u64], before: &[Pending<'_>]| {
+        let coming = before.iter().map(|other| common(chain, other.prompt)).max().unwrap_or(0);
+        engine.held(chain).max(coming)
+    };
+    let left = |at: usize| {
+        let one = &pending[at];
+        one.left.unwrap_or_else(|| one.tokens - held(one.prompt, &pending[..at]) * block)
+    };
+    candidate.backlog = (0..pending.len()).map(left).sum::<usize>() as u64;
+    let held = held(prompt, pending);
+    let tokens = |blocks: f64| (blocks * block as f64).round() as u64;
+    candidate.uncached =
+        (candidate.uncached + tokens(candidate.hit as f64)).saturating_sub(tokens(held as f64));
+    candidate.missing = candidate.cold.saturating_sub(tokens(hits.charged(held)));
+    candidate.hit = held as u64;
+}
+
+/// Leading blocks that two chains have in common; a block names all before it.
+fn common(one: &[u64], other: &[u64]) -> usize {
+    let (mut low, mut high) = (0, one.len().min(other.len()));
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if one[middle - 1] == other[middle - 1] { low = middle } else { high = middle - 1 }
+    }
+    low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::engine::{Finish, Limits, Request, Timing};
+
+    #[test]
+    fn chains_part_where_they_part() {
+        let chain: Vec<u64> = (1..20).collect();
+        for length in 0..19 {
+            let mut other = chain.clone();
+            (length..19).for_each(|place| other[place] += 100);
+            assert_eq!(common(&chain, &other), length);
+            assert_eq!(common(&chain, &chain[..length]), length);
+        }
+    }
+
+    #[test]
+    fn the_truth_is_what_the_engine_holds_and_what_it_still_has_to_do() {
+        let limits = Limits { block_size: 10, cache_tokens: 1000, step_tokens: 40, ..Limits::default() };
+        let mut engine = Engine::new(limits, Timing::instant());
+        let chain: Vec<u64> = (1..=10).collect();
+        let request = |id| Request {
+            id,
+            prompt_tokens: 100,
+            output_tokens: 5,
+            chain: chain.clone(),
+            finish: Finish::Stop,
+            use_cache: true,
+        };
+        engine.submit(0.0, request(0)).expect("there is room");
+        engine.submit(0.0, request(1)).expect("there is room");
+        let blank = Candidate {
+            index: 0,
+            backlog: 9999,
+            missing: 80,
+            active: 0,
+            context: 0,
+            weight: 1.0,
+            astray: 0,
+            cold: 100,
+            hit: 2,
+            uncached: 80,
+        };
+        let seen = |engine: &Engine, prompt: &[u64]| {
+            let pending = |(_, left)| Pending { prompt: &chain, tokens: 100, left };
+            let pending: Vec<Pending<'_>> = engine.prefills().map(pending).collect();
+            let mut candidate = blank;
+            reveal(engine, &pending, prompt, &Hits::default(), &mut candidate);
+            (candidate.backlog, candidate.hit, candidate.uncached, candidate.missing)
+        };
+        // The first is in its first step, and the second will find all of it.
+        assert_eq!(seen(&engine, &chain), (100, 10, 0, 0));
+        assert_eq!(seen(&engine, &[1, 2, 3, 77]), (100, 3, 70, 70));
+        while let Some(next) = engine.next_event_time() {
+            engine.advance(next);
+        }
+        assert_eq!(seen(&engine, &chain), (0, 10, 0, 0));
+        assert_eq!(seen(&engine, &[78]), (0, 0, 100, 100));
+    }
+}

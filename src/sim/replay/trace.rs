@@ -1,0 +1,141 @@
+//! Traces in the form of Mooncake's: one JSON object a line, a request each.
+//!
+//! ```text
+//! {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
+//! ```
+//!
+//! Time is in milliseconds. `hash_ids` names blocks of 512 tokens, each after all before it; the last may
+//! not be full. Conversations cannot be told apart in it, so every line counts as one of its own; nobody
+//! waits for an answer before the next line comes.
+
+use serde::Deserialize;
+
+use super::load::{Load, Session, Turn};
+use crate::sim::dice::{Dice, mix};
+
+/// Tokens in a block.
+pub const BLOCK: usize = 512;
+
+/// Seconds over which arrivals that were noted as of one moment are spread at most.
+const GRID: f64 = 3.0;
+
+#[derive(Deserialize)]
+struct Line {
+    timestamp: f64,
+    input_length: usize,
+    output_length: usize,
+    hash_ids: Vec<u64>,
+}
+
+/// Reads a trace; the error says which line is wrong.
+///
+/// Clocks of traces are coarse: what came within three seconds is noted as of one moment. So each request is
+/// moved by a random part of the time to the next moment that was noted, of three seconds at most.
+pub fn parse(text: &str, seed: u64) -> Result<Load, String> {
+    let mut lines = Vec::new();
+    for (number, text) in (1..).zip(text.lines()) {
+        if !text.trim().is_empty() {
+            lines.push(read(text).map_err(|problem| format!("line {number}: {problem}"))?);
+        }
+    }
+    if lines.is_empty() {
+        return Err("there is no request in it".into());
+    }
+    lines.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
+    let first = lines[0].timestamp;
+    let mut dice = Dice::of(seed, 0);
+    let mut sessions = Vec::with_capacity(lines.len());
+    let mut next = 0;
+    for at in 0..lines.len() {
+        let line = &lines[at];
+        while next < lines.len() && lines[next].timestamp <= line.timestamp {
+            next += 1;
+        }
+        let gap = lines.get(next).map_or(GRID, |next| (next.timestamp - line.timestamp) / 1000.0);
+        let start = (line.timestamp - first) / 1000.0 + dice.unit() * gap.min(GRID);
+        let full = (line.input_length / BLOCK).min(line.hash_ids.len());
+        let chain = line.hash_ids[..full].iter().map(|id| mix(id + 1)).collect();
+        let turn = Turn { wait: 0.0, prompt: line.input_length, output: line.output_length };
+        sessions.push(Session { start, chain, opening: None, turns: vec![turn] });
+    }
+    Ok(Load { block: BLOCK, sessions })
+}
+
+fn read(text: &str) -> Result<Line, String> {
+    let line: Line = serde_json::from_str(text).map_err(|error| {
+        // "at line 1 column 7": the number of the line in the file is told already.
+        let text = error.to_string();
+        text.split(" at line ").next().unwrap_or(&text).to_owned()
+    })?;
+    if !line.timestamp.is_finite() || line.timestamp < 0.0 {
+        return Err(format!("timestamp {} is no time", line.timestamp));
+    }
+    if line.input_length == 0 || line.output_length == 0 {
+        return Err("input_length and output_length must be above 0".into());
+    }
+    if line.hash_ids.len() < line.input_length / BLOCK {
+        let ids = line.hash_ids.len();
+        return Err(format!("{ids} hash_ids for {} tokens: one for every {BLOCK}", line.input_length));
+    }
+    if line.hash_ids.contains(&u64::MAX) {
+        return Err("a hash id is out of range".into());
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(at: u64, input: usize, ids: &[u64]) -> String {
+        format!(
+            "{{\"timestamp\": {at}, \"input_length\": {input}, \"output_length\": 9, \
+            \"hash_ids\": {ids:?}}}\n"
+        )
+    }
+
+    #[test]
+    fn a_line_is_a_request_with_its_full_blocks() {
+        let text = format!("{}\n{}", line(3000, 1100, &[0, 1, 2]), line(1000, 600, &[0, 5]));
+        let load = parse(&text, 1).expect("a good trace");
+        let of = |at: usize| (load.sessions[at].chain.len(), load.sessions[at].turns[0].prompt);
+        assert_eq!((of(0), of(1)), ((1, 600), (2, 1100)), "in order of time");
+        assert_eq!(load.sessions[0].chain[0], load.sessions[1].chain[0]);
+        assert_eq!((load.block, load.requests()), (512, 2));
+    }
+
+    #[test]
+    fn what_came_at_one_moment_is_spread_to_the_next_and_always_alike() {
+        let text: String = [0, 0, 0, 2000, 2000, 60_000].map(|at| line(at, 600, &[0, 1])).concat();
+        let starts = |seed| -> Vec<f64> {
+            parse(&text, seed).expect("a good trace").sessions.iter().map(|session| session.start).collect()
+        };
+        let bounds = [(0.0, 2.0), (0.0, 2.0), (0.0, 2.0), (2.0, 5.0), (2.0, 5.0), (60.0, 63.0)];
+        for seed in 0..20 {
+            let starts = starts(seed);
+            assert!(starts.iter().zip(bounds).all(|(at, (from, to))| (from..to).contains(at)), "{starts:?}");
+        }
+        assert_eq!(starts(7), starts(7));
+        assert_ne!(starts(7), starts(8));
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        let good = line(0, 600, &[0, 1]);
+        for (bad, problem) in [
+            ("nonsense\n".to_owned(), "line 2: expected"),
+            ("{}\n".to_owned(), "line 2: missing field `timestamp`"),
+            ("{\"timestamp\": 0, \"input_length\": -4}\n".to_owned(), "line 2: invalid value"),
+            (line(0, 0, &[0]), "line 2: input_length and output_length must be above 0"),
+            (line(0, 2000, &[0]), "line 2: 1 hash_ids for 2000 tokens"),
+            (line(0, 600, &[u64::MAX]), "line 2: a hash id is out of range"),
+            (good.replacen("0,", "-1,", 1), "line 2: timestamp -1 is no time"),
+            (good.trim_end().trim_end_matches('}').to_owned(), "line 2: EOF"),
+        ] {
+            let problem_seen = parse(&format!("{good}{bad}"), 1).expect_err("a bad line");
+            assert!(problem_seen.starts_with(problem), "{problem_seen} for {bad}");
+            assert!(!problem_seen.contains("column"), "{problem_seen}");
+        }
+        assert!(parse("\n\n", 1).is_err());
+    }
+}
