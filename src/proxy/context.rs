@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::attempt::Cause;
+use super::attempt::{self, Cause};
 use super::leave::{self, Leave};
 use super::line::Line;
 use super::peek::Wanted;
@@ -178,14 +178,21 @@ impl Context {
     pub fn accept(&mut self) {
         self.judge = None;
         self.failed = None;
-        self.learnt = None;
-        self.asked.chain = Vec::new();
+        if self.has_read() {
+            self.learnt = None;
+            self.asked.chain = Vec::new();
+        }
         if self.events.is_none() {
             self.prefilled();
         }
         if let Some(line) = &self.line {
             line.let_go();
         }
+    }
+
+    /// Whether the engine may have read the prompt.
+    pub fn has_read(&self) -> bool {
+        self.sent && !attempt::is_refusal(self.status)
     }
 
     /// The prompt has been read: the first event, or byte, of what the model says is there.
