@@ -7,13 +7,16 @@
 
 mod fleet;
 mod listen;
+mod routes;
 
 pub use fleet::{upstream_alone, weight};
+pub use routes::warnings;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::expand::{Env, expand};
+use super::keys;
 use super::problem::seen;
 use super::problem::{Place, Problem};
 use super::raw::{self, Node};
@@ -69,7 +72,7 @@ pub struct Draft {
     /// The names of all upstreams as far as they are known; `None` when some upstream has no readable name.
     names: Option<Vec<String>>,
     /// Names that must be an upstream's, and where they were written.
-    references: Vec<(Place, String)>,
+    references: Vec<fleet::Reference>,
 }
 
 /// The whole way for a file alone.
@@ -77,8 +80,17 @@ pub fn check(text: &str, env: Env<'_>) -> Result<Config, Vec<Problem>> {
     read(text, env).finish()
 }
 
+/// As `check`, routes included: for the tests of what reads them.
+pub fn check_ahead(text: &str, env: Env<'_>) -> Result<Config, Vec<Problem>> {
+    read_as(text, env, true).finish()
+}
+
 /// Reads a file; it may say nothing at all.
 pub fn read(text: &str, env: Env<'_>) -> Draft {
+    read_as(text, env, !keys::is_later("routes"))
+}
+
+fn read_as(text: &str, env: Env<'_>, with_routes: bool) -> Draft {
     let mut problems = Vec::new();
     let parsed = raw::parse(text, &mut problems);
     let unreadable = parsed.is_none();
@@ -94,7 +106,13 @@ pub fn read(text: &str, env: Env<'_>) -> Draft {
         names: Some(Vec::new()),
         references: Vec::new(),
     };
-    file(&mut Section::open(&root, place, &mut problems), &mut draft);
+    let mut root = Section::open(&root, place, &mut problems);
+    file(&mut root, &mut draft);
+    let base = (draft.config.timeouts, draft.config.retry);
+    match with_routes {
+        true => draft.config.routes = routes::read(&mut root, base, &mut draft.references),
+        false => routes::refuse(&mut root),
+    }
     draft.problems = problems;
     draft
 }

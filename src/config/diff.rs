@@ -23,6 +23,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     let live = [
         ("admin.token", old.admin.token != new.admin.token),
         ("upstreams", old.upstreams != new.upstreams),
+        ("routes", old.routes != new.routes),
         ("balance", old.balance != new.balance),
         ("peek", old.peek != new.peek),
         ("health", old.health != new.health),
@@ -74,10 +75,10 @@ pub fn as_it_runs(old: &Config, new: Config) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::check::check;
+    use crate::config::check::check_ahead;
 
     fn config(text: &str) -> Config {
-        check(text, &|_| None).unwrap_or_else(|problems| panic!("{text}: {problems:?}"))
+        check_ahead(text, &|_| None).unwrap_or_else(|problems| panic!("{text}: {problems:?}"))
     }
 
     fn between(old: &str, new: &str) -> Diff {
@@ -90,6 +91,7 @@ mod tests {
         let base = "upstreams: [{url: http://a}]\n";
         let live = [
             ("admin: {token: secret}", "admin.token"),
+            ("routes: [{model: a, to: b}]", "routes"),
             ("balance: {preset: round-robin}", "balance"),
             ("balance: {backlog: 7}", "balance"),
             ("peek: {bytes: 4KiB}", "peek"),

@@ -7,8 +7,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::keys;
 use super::secret::Secret;
-use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Sessions, Timeouts, UpstreamConfig};
+use super::types::{
+    Config, HeaderEdits, Listen, Passthrough, PassthroughTo, Retry, RouteConfig, Sessions, Timeouts,
+    UpstreamConfig,
+};
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
@@ -18,6 +22,7 @@ pub fn json(config: &Config) -> Value {
         "listen": config.listen.iter().map(listen).collect::<Vec<_>>(),
         "admin": {"address": config.admin.address.to_string(), "token": mask(config.admin.token.as_ref())},
         "upstreams": config.upstreams.iter().map(upstream).collect::<Vec<_>>(),
+        "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
         "balance": {
             "preset": balance.preset.name(),
             "backlog": number(balance.backlog),
@@ -139,6 +144,54 @@ fn upstream(upstream: &UpstreamConfig) -> Value {
     })
 }
 
+/// A route; what is a map of the user's own keys is null where it is empty.
+fn route(route: &RouteConfig) -> Value {
+    let body = &route.body;
+    json!({
+        "model": route.model,
+        "path": route.path,
+        "header": pairs(&route.header, false),
+        "to": route.to,
+        "upstreams": route.upstreams,
+        "headers": headers(&route.headers),
+        "response_headers": headers(&route.response_headers),
+        "body": {
+            "defaults": some(&body.defaults),
+            "overrides": some(&body.overrides),
+            "remove": body.remove,
+            "roles": pairs(&body.roles, false),
+        },
+        "token_ids": route.token_ids,
+        "think_tags": route.think_tags,
+        "overflow": route.overflow.name(),
+        "metadata_overrides": route.metadata_overrides,
+        "api_key": mask(route.api_key.as_ref()),
+        "timeouts": timeouts(&route.timeouts),
+        "retry": retry(&route.retry),
+    })
+}
+
+fn headers(edits: &HeaderEdits) -> Value {
+    json!({"set": pairs(&edits.set, true), "remove": edits.remove})
+}
+
+/// Names and values as a map; `hide` what names say is secret.
+fn pairs(pairs: &[(String, String)], hide: bool) -> Option<Map<String, Value>> {
+    let is_secret = |name: &str| {
+        hide && ["auth", "key", "token", "secret", "cookie"].iter().any(|word| name.contains(word))
+    };
+    let value = |name: &str, value: &str| match is_secret(name) {
+        true => Secret::new(value).to_string(),
+        false => value.to_owned(),
+    };
+    let map: Map<_, _> = pairs.iter().map(|(name, v)| (name.clone(), value(name, v).into())).collect();
+    some(&map)
+}
+
+fn some(map: &Map<String, Value>) -> Option<Map<String, Value>> {
+    (!map.is_empty()).then(|| map.clone())
+}
+
 fn passthrough(passthrough: &Passthrough) -> Value {
     let to = match &passthrough.to {
         PassthroughTo::All => "all",
@@ -165,6 +218,10 @@ fn yaml_map(map: &Map<String, Value>, indent: usize, text: &mut String) {
         text.push_str(key);
         text.push(':');
         match value {
+            // JSON is YAML; a dollar sign would begin a variable.
+            Value::Object(_) if keys::FREE.contains(&key.as_str()) => {
+                text.push_str(&format!(" {}\n", dollars_doubled(value)));
+            }
             Value::Object(inner) => {
                 text.push('\n');
                 yaml_map(inner, indent + 2, text);
@@ -181,5 +238,14 @@ fn yaml_map(map: &Map<String, Value>, indent: usize, text: &mut String) {
             // JSON's scalars and lists of scalars are YAML.
             other => text.push_str(&format!(" {other}\n")),
         }
+    }
+}
+
+fn dollars_doubled(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(text.replace('$', "$$")),
+        Value::Array(items) => items.iter().map(dollars_doubled).collect(),
+        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), dollars_doubled(value))).collect(),
+        scalar => scalar.clone(),
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt;
 mod balance;
 mod retry;
+mod route;
 mod sessions;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use balance::{Balance, PrefixIndex, Preset};
 pub use retry::{Retry, RetryOn};
+pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig};
 pub use sessions::Sessions;
 
 use super::secret::Secret;
@@ -26,6 +28,7 @@ pub struct Config {
     pub listen: Vec<Listen>,
     pub admin: Admin,
     pub upstreams: Vec<UpstreamConfig>,
+    pub routes: Vec<RouteConfig>,
     pub balance: Balance,
     pub index: PrefixIndex,
     pub peek: Peek,
@@ -53,6 +56,7 @@ impl Default for Config {
             listen: vec![Listen { address: Address::Tcp("0.0.0.0:8000".into()), tls: None }],
             admin: Admin::default(),
             upstreams: Vec::new(),
+            routes: Vec::new(),
             balance: Balance::default(),
             index: PrefixIndex::default(),
             peek: Peek::default(),
