@@ -44,6 +44,8 @@ pub struct Query<'a> {
     pub away: &'a [usize],
     /// The id of the one upstream that may have it.
     pub only: Option<usize>,
+    /// The ids of those that may have it; `None`: all.
+    pub among: Option<&'a [usize]>,
 }
 
 /// Who may take a request.
@@ -247,7 +249,9 @@ struct Sieve<'a, 'q> {
 impl Sieve<'_, '_> {
     fn consider(&mut self, index: usize, entry: &Entry) {
         let (query, upstream) = (self.query, &entry.upstream);
-        if query.only.is_some_and(|only| only != upstream.id) {
+        let excluded = query.only.is_some_and(|only| only != upstream.id)
+            || query.among.is_some_and(|among| !among.contains(&upstream.id));
+        if excluded {
             return;
         }
         let mut rank = match entry.admits(self.now) {

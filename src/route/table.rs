@@ -38,6 +38,10 @@ impl Table {
         self.plans.iter().find(|plan| plan.matches(model, path, headers)).cloned()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.plans.is_empty()
+    }
+
     /// The names that only routes give, each with the name that it is served by, in the order of the file.
     pub fn virtual_models(&self) -> Vec<(&str, &str)> {
         let mut names: Vec<(&str, &str)> = Vec::new();
