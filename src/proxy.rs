@@ -365,10 +365,9 @@ impl ProxyHttp for Balancer {
         if let Some(answer) = context.instead.take() {
             context.status = answer.status().as_u16();
             context.outcome = Some(Outcome::Answered(context.status));
-            return match respond::send(session, answer, &context.id, false).await {
-                Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: true },
-                Err(_) => nothing,
-            };
+            // Pingora ends a connection after a failure, which this is to it.
+            drop(respond::send(session, answer, &context.id, true).await);
+            return nothing;
         }
         let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {
             return nothing;

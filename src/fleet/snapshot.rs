@@ -46,6 +46,8 @@ pub struct Query<'a> {
     pub only: Option<usize>,
     /// The ids of those that may have it; `None`: all.
     pub among: Option<&'a [usize]>,
+    /// There are names that no upstream knows: who refuses a model must tell them.
+    pub has_aliases: bool,
 }
 
 /// Who may take a request.
@@ -204,7 +206,7 @@ impl Snapshot {
         let known = query.model.and_then(|name| self.by_model.get(name));
         match known {
             Some(indices) => indices.iter().for_each(|index| sieve.consider(*index, &self.entries[*index])),
-            None if query.model.is_some() && self.model_decides() => {
+            None if query.model.is_some() && (query.has_aliases || self.model_decides()) => {
                 let may_come = self.may_still_come(now) || !self.any_ready();
                 return if may_come { Routing::NotReady } else { Routing::NoSuchModel };
             }

@@ -125,6 +125,7 @@ pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Contex
             away: &away,
             only: context.only,
             among: among.as_deref(),
+            has_aliases: !context.settings.peeker.routes.is_empty(),
         };
         let full = match turn {
             None if shared.fleet.must_wait(&query) => Some(None),
@@ -298,6 +299,7 @@ fn somebody_else(shared: &Shared, context: &Context) -> bool {
         away: &[],
         only: context.only,
         among: among.as_deref(),
+        has_aliases: !context.settings.peeker.routes.is_empty(),
     };
     let routing = snapshot.candidates(&query, Instant::now(), &mut Vec::new());
     matches!(routing, Routing::Candidates | Routing::Full { .. })

@@ -110,11 +110,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::check::check_ahead;
+    use crate::config::check::check;
 
     fn table(routes: &str) -> Table {
         let text = format!("upstreams: [http://a]\nroutes: {routes}\n");
-        let config = check_ahead(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
         Table::new(&config.routes)
     }
 
