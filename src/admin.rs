@@ -4,7 +4,9 @@
 //! fleet that does not go through it.
 
 mod decisions;
+mod desk;
 mod guard;
+mod siblings;
 mod upstreams;
 
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use crate::config::render;
 use crate::config::types::Config;
 use crate::fleet::Fleet;
 use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
+use crate::state::redis::Exchange;
+use desk::Desk;
 
 /// The paths that the admin listener has beyond the public ones.
 pub fn serves(path: &str) -> bool {
@@ -50,6 +54,8 @@ pub struct Admin {
     reload: Arc<dyn Reload>,
     /// The balancer goes away: whoever sends clients here should stop it.
     leaving: Arc<AtomicBool>,
+    /// With the siblings, where there can be any.
+    exchange: Option<Arc<Exchange>>,
 }
 
 impl Admin {
@@ -58,8 +64,9 @@ impl Admin {
         config: Arc<ArcSwap<Config>>,
         reload: Arc<dyn Reload>,
         leaving: Arc<AtomicBool>,
+        exchange: Option<Arc<Exchange>>,
     ) -> Self {
-        Admin { fleet, config, reload, leaving }
+        Admin { fleet, config, reload, leaving, exchange }
     }
 
     /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
@@ -88,19 +95,23 @@ impl Admin {
                 answer(StatusCode::OK, &render::json(&self.config.load()))
             }
             "/admin/decisions" if method == Method::GET => decisions::all(&request),
+            "/admin/siblings" if method == Method::GET => siblings::all(self.exchange.as_deref()),
             "/admin/reload" if method == Method::POST => self.reload().await,
-            "/live" | "/health" | "/ready" | "/metrics" | "/admin/config" | "/admin/decisions" => {
-                not_allowed("GET")
-            }
+            "/live" | "/health" | "/ready" | "/metrics" => not_allowed("GET"),
+            "/admin/config" | "/admin/decisions" | "/admin/siblings" => not_allowed("GET"),
             "/admin/reload" => not_allowed("POST"),
             _ => match path.strip_prefix("/admin/upstreams") {
-                Some("") => upstreams::all(&self.fleet, &request).await,
+                Some("") => upstreams::all(&self.desk(), &request).await,
                 Some(name) if name.starts_with('/') => {
-                    upstreams::one(&self.fleet, &name[1..], &request).await
+                    upstreams::one(&self.desk(), &name[1..], &request).await
                 }
                 _ => answer(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
             },
         }
+    }
+
+    fn desk(&self) -> Desk<'_> {
+        Desk { fleet: &self.fleet, exchange: self.exchange.as_deref() }
     }
 
     /// Without a token in the configuration the listener's address is the protection.

@@ -8,6 +8,7 @@ mod follow;
 pub mod notify;
 mod reload;
 mod run;
+mod siblings;
 pub mod simulate;
 mod upgrade;
 
@@ -36,6 +37,7 @@ use crate::state::State;
 pub use reload::Load;
 use reload::Reloader;
 pub use run::run;
+use siblings::Siblings;
 use upgrade::{Serves, Socket, Sockets};
 
 /// The admin room behind the trait that the proxy hands its requests to.
@@ -98,7 +100,10 @@ pub async fn start_with(config: Config, load: Load) -> Result<Running, String> {
 /// it fails.
 async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Prepared, String> {
     let (fleet, keeper) = Fleet::new(&config)?;
-    let state = State::new(config.index, config.sessions.ttl, RandomState::new().hash_one(0u64));
+    let siblings = Siblings::new(&config);
+    let outbox = siblings.as_ref().map(|siblings| siblings.outbox.clone());
+    let seed = RandomState::new().hash_one(0u64);
+    let state = State::among(config.index, config.sessions.ttl, seed, outbox);
     let shared = Shared::new(&config, fleet.clone(), state.clone());
     let leave = shared.leave().clone();
     let threads = threads(&config);
@@ -122,7 +127,10 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let config = Arc::new(ArcSwap::from_pointee(config));
     let (fleet_too, seats_too) = (fleet.clone(), seats.clone());
     let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), seats_too, certificates);
-    let admin = Admin::new(fleet.clone(), config, reloader.clone(), leave.leaving());
+    let (tasks_stop, stopped) = watch::channel(false);
+    let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
+    let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
+    let admin = Admin::new(fleet.clone(), config, reloader.clone(), leave.leaving(), exchange);
     let door = Arc::new(AdminDoor(admin));
     let private = server::engine(Balancer::admin(shared, door), threads);
     let open = |(serves, address, listener)| {
@@ -133,9 +141,11 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let doors: Vec<Open> = listeners.into_iter().map(open).collect();
     let mut addresses: Vec<String> = doors.iter().map(|door| door.listener.address().to_string()).collect();
     let admin = addresses.pop().unwrap_or_default();
-    let (tasks_stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper.run(stopped.clone()));
+    if let Some(meeting) = meeting {
+        meeting.begin(&mut tasks).await;
+    }
     tasks.spawn(follow::follow(fleet.clone(), state, stopped));
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
     let running = Running { addresses, admin, fleet, leave, phase, serving, tasks, tasks_stop, reloader };

@@ -61,8 +61,9 @@ pub struct Args {
     #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub admin: Option<String>,
 
-    /// Redis to share state over; not available yet
-    /// [env: VLLM_LB_REDIS, VLLM_PXY_REDIS]
+    /// Redis over which several balancers act as one: local, or a URL
+    /// redis://, rediss://, unix://, redis+sentinel://, redis-cluster://
+    /// [env: VLLM_LB_REDIS, VLLM_PXY_REDIS] [default: none]
     #[arg(short = 'R', long, value_name = "URL", verbatim_doc_comment)]
     pub redis: Option<String>,
 

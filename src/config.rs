@@ -9,6 +9,7 @@ pub mod diff;
 pub mod expand;
 pub mod free;
 pub mod keys;
+pub mod member;
 pub mod problem;
 pub mod raw;
 pub mod redis;

@@ -17,7 +17,7 @@
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt route pick reply aggregate config breaker state::{local,sessions} sim::{cache,dice,engine,replay}
+//! L1   prompt route pick reply aggregate config breaker local exchange sessions cache dice engine replay sim
 //!                                                       pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```

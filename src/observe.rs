@@ -287,6 +287,76 @@ pub fn handshake_failed(error: &str) {
     debug!(error = error; "tls handshake failed");
 }
 
+// === the exchange with siblings ===
+
+/// Something did not work with Redis; only the first of a row is worth a warning.
+pub fn redis_failed(cause: &'static str, error: &str, first: bool) {
+    METRICS.exchange.redis_failures.with_label_values(&[cause]).inc();
+    METRICS.exchange.redis_up.set(0);
+    if first {
+        warn!(cause = cause, error = error; "redis does not work, routing goes on from local memory");
+    } else {
+        debug!(cause = cause, error = error; "redis still does not work");
+    }
+}
+
+/// Something was said and taken in; after so long in which it was not.
+pub fn redis_works(trouble: Option<Duration>) {
+    if METRICS.exchange.redis_up.get() == 1 && trouble.is_none() {
+        return;
+    }
+    METRICS.exchange.redis_up.set(1);
+    match trouble {
+        Some(trouble) => info!(after_seconds = trouble.as_secs_f64(); "redis works again"),
+        None => info!("redis works"),
+    }
+}
+
+/// One message to the siblings.
+pub fn said(bytes: usize) {
+    METRICS.exchange.messages.with_label_values(&["said"]).inc();
+    METRICS.exchange.bytes.with_label_values(&["said"]).inc_by(bytes as u64);
+}
+
+/// One message of a sibling.
+pub fn heard(bytes: usize) {
+    METRICS.exchange.messages.with_label_values(&["heard"]).inc();
+    METRICS.exchange.bytes.with_label_values(&["heard"]).inc_by(bytes as u64);
+}
+
+/// So much was to be said, and never will be.
+pub fn unsaid(events: u64) {
+    METRICS.exchange.lost.with_label_values(&["unsaid"]).inc_by(events);
+}
+
+/// An entry of the stream that is no message, or one of another version.
+pub fn unreadable(why: &dyn Display) {
+    METRICS.exchange.lost.with_label_values(&["unreadable"]).inc();
+    debug!(error:% = why; "a message in the stream was passed over");
+}
+
+/// A chain's tail whose beginning nobody here knows.
+pub fn unplaced() {
+    METRICS.exchange.lost.with_label_values(&["unplaced"]).inc();
+}
+
+/// A request asked Redis where something is, and got no answer in time.
+pub fn lookup_failed() {
+    METRICS.exchange.lost.with_label_values(&["lookup"]).inc();
+}
+
+/// What a sibling has changed cannot be done here.
+pub fn member_unusable(upstream: &str, why: &str) {
+    METRICS.exchange.lost.with_label_values(&["member"]).inc();
+    warn!(upstream = upstream, error = why; "a sibling's change of an upstream cannot be taken over");
+}
+
+/// Who is there besides us, and how old in seconds the oldest word is that counts.
+pub fn siblings(count: usize, age: f64) {
+    METRICS.exchange.siblings.set(i64::try_from(count).unwrap_or(i64::MAX));
+    METRICS.exchange.age.set(age);
+}
+
 pub fn starting(version: &str, upstreams: usize) {
     info!(version = version, upstreams = upstreams; "starting");
 }

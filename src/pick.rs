@@ -15,10 +15,10 @@
 //!    held there, times the session's bonus
 //! ```
 //!
-//! A prefill is paid for by others too: while it goes on, every answer on u stands still. `stall` is what a
-//! token's time of each of those costs, beside that of the request itself; it is small, since they wait in the
-//! middle of an answer and not for its beginning. Without it, an upstream that answers hundreds is given
-//! prefills that a warm one would be spared, as soon as it has a few requests less.
+//! A prefill is paid for by others too: while it goes on, every answer on u stands still. `stall` is what
+//! that costs for each of them; it is small, since they wait in the middle of an answer and not for its
+//! beginning. Without it, upstreams that answer hundreds are given prefills that another would be spared,
+//! as soon as they have a few requests less: in simulated rollouts answers took half as long again.
 //!
 //! With the default knobs (1, 2, 0.1, 400, 0.05) and a request of 1,000 tokens that nobody holds:
 //! an upstream with 3 requests of 2,000 tokens each, all past their first byte, costs

@@ -6,10 +6,15 @@
 
 mod agreement;
 mod beyond;
+pub mod exchange;
 pub mod local;
+mod places;
 mod ratios;
+pub mod redis;
 pub mod sessions;
+mod siblings;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +27,9 @@ use crate::prompt::chain::{Blocks, Family};
 use crate::prompt::session::Session;
 use agreement::Agreement;
 use beyond::Beyond;
+use exchange::Outbox;
 use local::{Hits, Index, Prompt, Receipt, Size, Slot};
+use places::Places;
 use ratios::{BYTES, Ratios};
 use sessions::{Bound, Sessions};
 
@@ -70,18 +77,24 @@ pub struct State {
     index: Index,
     blocks: Blocks,
     remembers: bool,
-    /// By the upstream's number. Written under the lock of `upstreams` only.
-    slots: ArcSwap<Vec<Option<Slot>>>,
+    /// Written under the lock of `upstreams` only.
+    places: ArcSwap<Places>,
     upstreams: Mutex<Vec<Upstream>>,
     ratios: Ratios,
     beyond: Mutex<Beyond>,
     sessions: Sessions,
     born: Instant,
+    /// For what siblings are to know; `None`: there are none.
+    outbox: Option<Arc<Outbox>>,
+    /// How old the siblings' word is, in microseconds.
+    siblings_age: AtomicU64,
 }
 
 /// What is kept of an upstream.
 struct Upstream {
     id: usize,
+    /// What siblings call it; `None` until it is told of.
+    name: Option<Arc<str>>,
     slot: Slot,
     incarnation: Option<u64>,
     limit: Option<usize>,
@@ -106,16 +119,23 @@ fn millis(time: Duration) -> u64 {
 impl State {
     /// `ttl` is how long a session is known; `seed` is random: see `local::Index::new`.
     pub fn new(config: PrefixIndex, ttl: Duration, seed: u64) -> Arc<Self> {
+        Self::among(config, ttl, seed, None)
+    }
+
+    /// The same, of one of several balancers, which says what it learns.
+    pub fn among(config: PrefixIndex, ttl: Duration, seed: u64, outbox: Option<Arc<Outbox>>) -> Arc<Self> {
         Arc::new(State {
             sessions: Sessions::new(Sessions::LIMIT, millis(ttl)),
             born: Instant::now(),
             index: Index::new(config.blocks, seed),
             blocks: Blocks { bytes: config.block_bytes, most: LONGEST / config.block_bytes.max(1) },
             remembers: config.blocks > 0,
-            slots: ArcSwap::default(),
+            places: ArcSwap::default(),
             upstreams: Mutex::default(),
             ratios: Ratios::default(),
             beyond: Mutex::default(),
+            outbox,
+            siblings_age: AtomicU64::new(0),
         })
     }
 
@@ -171,9 +191,9 @@ impl State {
         let prompt = self.prompt(asked);
         self.index.lookup(&asked.chain, hits);
         hits.charge(share, candidates.len());
-        let slots = self.slots.load();
+        let places = self.places.load();
         for candidate in candidates {
-            let slot = slots.get(id(candidate)).copied().flatten();
+            let slot = places.slot(id(candidate));
             hits.weigh(slot, prompt, candidate);
             let all = slot.filter(|_| asked.unseen > 0 && candidate.hit as usize == asked.chain.len());
             if let (Some(slot), Some(last)) = (all, asked.chain.last()) {
@@ -217,17 +237,22 @@ impl State {
             let (now, tokens) = (self.millis(now), self.prompt(asked).tokens);
             let before = self.sessions.find(session.key, now);
             self.sessions.bind(session.key, id, tokens, now);
+            self.say_bound(session.key, Bound { upstream: id, tokens }, before);
             before
         });
         let slot = if asked.has_chain() { self.slot(id) } else { None };
         let receipt = slot.map(|slot| self.index.learn(&asked.chain, asked.end, slot));
+        if let Some(receipt) = &receipt {
+            self.say_learnt(&asked.chain, receipt, id);
+        }
         Learnt { receipt, before }
     }
 
     /// All of a prompt of which only `seen` blocks were known when it was sent: what was behind them.
     pub fn learn_rest(&self, asked: &Asked, seen: usize, id: usize) {
         let Some(slot) = self.slot(id) else { return };
-        self.index.learn(&asked.chain, asked.end, slot);
+        let receipt = self.index.learn(&asked.chain, asked.end, slot);
+        self.say_learnt(&asked.chain, &receipt, id);
         let behind = asked.chain.len().saturating_sub(seen) as f64 * self.prompt(asked).block_tokens;
         if let Some(last) = seen.checked_sub(1).and_then(|last| asked.chain.get(last)) {
             self.beyond().learn(*last, slot, behind as u64);
@@ -239,7 +264,7 @@ impl State {
         if let Some(session) = asked.session {
             self.sessions.unbind(session.key, id, learnt.before);
         }
-        let slot = self.slots.load().get(id).copied().flatten();
+        let slot = self.places.load().slot(id);
         if let (Some(slot), Some(receipt)) = (slot, learnt.receipt) {
             self.index.take_back(&asked.chain, slot, receipt);
         }
@@ -247,7 +272,7 @@ impl State {
 
     /// The slot of an upstream, which may be sent a request before it is told of here.
     fn slot(&self, id: usize) -> Option<Slot> {
-        let known = self.slots.load().get(id).copied().flatten();
+        let known = self.places.load().slot(id);
         known.or_else(|| self.enter(&mut self.upstreams(), id))
     }
 
@@ -258,6 +283,7 @@ impl State {
         let slot = self.index.enter()?;
         upstreams.push(Upstream {
             id,
+            name: None,
             slot,
             incarnation: None,
             limit: None,
@@ -268,10 +294,8 @@ impl State {
     }
 
     fn publish(&self, upstreams: &[Upstream]) {
-        let most = upstreams.iter().map(|upstream| upstream.id + 1).max().unwrap_or(0);
-        let mut slots = vec![None; most];
-        upstreams.iter().for_each(|upstream| slots[upstream.id] = Some(upstream.slot));
-        self.slots.store(Arc::new(slots));
+        let places = upstreams.iter().map(|upstream| (upstream.id, upstream.slot, upstream.name.clone()));
+        self.places.store(Arc::new(Places::new(places)));
     }
 
     /// The upstreams that there are: others are forgotten, and so is what a restart has emptied.
@@ -280,6 +304,12 @@ impl State {
         let is_there = |id: usize| present.iter().any(|present| present.id == id);
         let gone: Vec<Slot> = upstreams.iter().filter(|one| !is_there(one.id)).map(|one| one.slot).collect();
         upstreams.retain(|upstream| is_there(upstream.id));
+        for one in present {
+            self.enter(&mut upstreams, one.id);
+            if let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == one.id) {
+                upstream.name.get_or_insert_with(|| one.name.into());
+            }
+        }
         self.publish(&upstreams);
         gone.into_iter().for_each(|slot| self.index.leave(slot));
         for one in present {

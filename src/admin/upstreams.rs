@@ -16,9 +16,11 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::desk::Desk;
 use super::{answer, not_allowed, parameter};
 use crate::config::check;
 use crate::config::types::UpstreamConfig;
+use crate::config::url::decoded;
 use crate::config::values::duration_in;
 use crate::fleet::{Change, Entry, Fleet, Refusal, State};
 
@@ -56,26 +58,26 @@ fn told(answered: Answered) -> Response<Bytes> {
 }
 
 /// Calls of the list.
-pub async fn all(fleet: &Fleet, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn all(desk: &Desk<'_>, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => {
-            let rows: Vec<Value> = fleet.snapshot().entries.iter().map(row).collect();
+            let rows: Vec<Value> = desk.fleet.snapshot().entries.iter().map(row).collect();
             answer(StatusCode::OK, &rows.into())
         }
-        Method::POST => told(add(fleet, request).await),
+        Method::POST => told(add(desk, request).await),
         _ => not_allowed("GET, POST"),
     }
 }
 
 /// Calls of one upstream, by its name as it stands in the path.
-pub async fn one(fleet: &Fleet, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn one(desk: &Desk<'_>, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     let Some(name) = decoded(written) else {
         return told(Err(Refused::problem("the upstream's name is not percent-encoded UTF-8")));
     };
     told(match *request.method() {
-        Method::GET => show(fleet, &name, StatusCode::OK),
-        Method::PATCH => alter(fleet, &name, request).await,
-        Method::DELETE => remove(fleet, &name, request).await,
+        Method::GET => show(desk.fleet, &name, StatusCode::OK),
+        Method::PATCH => alter(desk, &name, request).await,
+        Method::DELETE => remove(desk, &name, request).await,
         _ => return not_allowed("GET, PATCH, DELETE"),
     })
 }
@@ -90,7 +92,8 @@ fn is_ready(entry: &Entry) -> bool {
     entry.state() == State::Ready
 }
 
-async fn add(fleet: &Fleet, request: &Request<Bytes>) -> Answered {
+async fn add(desk: &Desk<'_>, request: &Request<Bytes>) -> Answered {
+    let fleet = desk.fleet;
     let wait = wait(request)?;
     let config = read(request.body())?;
     let name = config.name.clone();
@@ -103,7 +106,7 @@ async fn add(fleet: &Fleet, request: &Request<Bytes>) -> Answered {
         let error = format!("an upstream is named {name:?} already, with other settings: {remedy}");
         return Err(Refused::new(StatusCode::CONFLICT, error));
     }
-    fleet.apply(vec![Change::Upsert(config)]).await?;
+    desk.apply(vec![Change::Upsert(config)]).await?;
     let added = if there { StatusCode::OK } else { StatusCode::CREATED };
     let Some(wait) = wait else { return show(fleet, &name, added) };
     // Whoever takes it out meanwhile ends the wait too.
@@ -125,7 +128,7 @@ fn read(body: &[u8]) -> Result<UpstreamConfig, Refused> {
     })
 }
 
-async fn alter(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered {
+async fn alter(desk: &Desk<'_>, name: &str, request: &Request<Bytes>) -> Answered {
     let body: Result<Map<String, Value>, _> = serde_json::from_slice(request.body());
     let body = body.map_err(|error| Refused::problem(format!("the body must be a JSON object: {error}")))?;
     let mut changes = Vec::new();
@@ -154,15 +157,16 @@ async fn alter(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered 
     if changes.is_empty() {
         return Err(Refused::problem("nothing to change: give state, drain or weight"));
     }
-    fleet.apply(changes).await?;
-    show(fleet, name, StatusCode::OK)
+    desk.apply(changes).await?;
+    show(desk.fleet, name, StatusCode::OK)
 }
 
 fn drain(name: &str, drain: bool) -> Change {
     Change::Drain { name: name.into(), drain }
 }
 
-async fn remove(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered {
+async fn remove(desk: &Desk<'_>, name: &str, request: &Request<Bytes>) -> Answered {
+    let fleet = desk.fleet;
     let wait = wait(request)?;
     let force = match parameter(request, "force") {
         None | Some("false") => false,
@@ -170,7 +174,7 @@ async fn remove(fleet: &Fleet, name: &str, request: &Request<Bytes>) -> Answered
         Some(other) => return Err(Refused::problem(format!("force: {other:?} is neither true nor false"))),
     };
     let id = fleet.snapshot().by_name(name).map(|entry| entry.upstream.id);
-    fleet.apply(vec![Change::Remove { name: name.into(), force }]).await?;
+    desk.apply(vec![Change::Remove { name: name.into(), force }]).await?;
     let Some(id) = id else { return Err(Refusal::Unknown(name.into()).into()) };
     let gone = fleet.wait_until(wait.unwrap_or_default(), |snapshot| snapshot.by_id(id).is_none()).await;
     let active = fleet.snapshot().by_id(id).map(|entry| entry.upstream.load().active);
@@ -193,24 +197,6 @@ fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, Refused> {
     wait.map(Some).map_err(|what| Refused::problem(format!("wait: {what}")))
 }
 
-/// Without percent-encoding; `None` for what is none, or no text.
-fn decoded(written: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(written.len());
-    let mut rest = written.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, after) = after.split_at_checked(2)?;
-        let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
-}
-
 fn row(entry: &Entry) -> Value {
     let load = entry.upstream.load();
     let config = &entry.upstream.config;
@@ -230,6 +216,7 @@ fn row(entry: &Entry) -> Value {
         "active": load.active,
         "backlog_tokens": load.backlog,
         "context_tokens": load.context,
+        "siblings_active": entry.upstream.siblings().active,
         "incarnation": entry.incarnation,
     });
     // By its own metrics. What they do not say is left out, or it would be taken for a number.
@@ -247,29 +234,4 @@ fn row(entry: &Entry) -> Value {
         }
     }
     row
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_decoded() {
-        let table = [
-            ("gpu-1", Some("gpu-1")),
-            ("[::1]:8000", Some("[::1]:8000")),
-            ("%5B%3a%3A1%5D%3A8000", Some("[::1]:8000")),
-            ("/run/vllm.sock", Some("/run/vllm.sock")),
-            ("%2Frun%2Fvllm.sock", Some("/run/vllm.sock")),
-            ("100%25", Some("100%")),
-            ("%", None),
-            ("%2", None),
-            ("%+1", None),
-            ("%zz", None),
-            ("%ff", None),
-        ];
-        for (written, name) in table {
-            assert_eq!(decoded(written).as_deref(), name, "{written}");
-        }
-    }
 }

@@ -29,7 +29,7 @@ pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Re
     }
 }
 
-fn tell(snapshot: &Snapshot, state: &State) {
+pub fn tell(snapshot: &Snapshot, state: &State) {
     let present: Vec<Present<'_>> = snapshot
         .entries
         .iter()

@@ -12,9 +12,7 @@ use super::simulate::SimulateArgs;
 use super::{Args, Command};
 use crate::config::check::{self, Draft};
 use crate::config::expand::Env;
-use crate::config::keys;
 use crate::config::problem::{Place, Problem, seen};
-use crate::config::redis;
 use crate::config::types::{Config, LogFormat, LogLevel};
 
 /// How a file is read.
@@ -69,7 +67,7 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
         draft.upstreams_come_later();
     } else {
         addresses(&args, env, &mut draft);
-        not_yet(&args, env, &mut draft);
+        redis(&args, env, &mut draft);
     }
     let mode = if *test { Mode::Test } else { Mode::Serve };
     let config = draft.finish().map_err(Problems)?;
@@ -135,17 +133,11 @@ fn addresses(args: &Args, env: Env<'_>, draft: &mut Draft) {
     }
 }
 
-/// Flags whose feature comes later are checked, so that a mistake is named, and then refused.
-fn not_yet(args: &Args, env: Env<'_>, draft: &mut Draft) {
-    let redis = match &args.redis {
-        Some(url) => Some(("--redis", url.clone())),
-        None => variable(&["VLLM_LB_REDIS", "VLLM_PXY_REDIS"], env),
-    };
-    if let Some((from, url)) = redis {
-        let place = Place::named(from);
-        if draft.take(&place, redis::url(&url)).is_some() && keys::is_later("redis") {
-            draft.problems.push(Problem::new(&place, keys::NOT_AVAILABLE));
-        }
+fn redis(args: &Args, env: Env<'_>, draft: &mut Draft) {
+    if let Some(url) = &args.redis {
+        draft.redis("--redis", url);
+    } else if let Some((name, url)) = variable(&["VLLM_LB_REDIS", "VLLM_PXY_REDIS"], env) {
+        draft.redis(name, &url);
     }
 }
 

@@ -52,15 +52,15 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "NAME", value_parser = shape)]
     pub shape: Option<Shape>,
     /// Simulated upstreams
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub upstreams: u16,
+    #[arg(long, value_name = "N", default_value = "8", value_parser = upstreams)]
+    pub upstreams: usize,
     /// Let turns of a conversation come by the clock, even while the one before is not answered; what is
     /// slow then drowns
     #[arg(long)]
     pub open: bool,
     /// Balancers, each with a random share of the requests
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub balancers: u16,
+    #[arg(long, value_name = "N", default_value = "1", value_parser = balancers)]
+    pub balancers: usize,
     /// How often balancers tell each other what they know: a duration, or never
     #[arg(long, default_value = "20ms", value_parser = interval)]
     pub interval: Interval,
@@ -95,8 +95,8 @@ impl SimulateArgs {
         let agents = self.shape == Some(Shape::Agents);
         let cache = if agents { CACHE_TOKENS_OF_AGENTS } else { CACHE_TOKENS };
         Setup {
-            upstreams: usize::from(self.upstreams),
-            balancers: usize::from(self.balancers),
+            upstreams: self.upstreams,
+            balancers: self.balancers,
             open: self.open,
             interval: self.interval.0.map(|interval| interval.as_secs_f64()),
             cache_tokens: self.cache_tokens.unwrap_or(cache),
@@ -124,6 +124,14 @@ fn interval(text: &str) -> Result<Interval, String> {
     }
     let range = Duration::from_millis(1)..=Duration::from_secs(3600);
     values::duration_in(range)(text).map(|interval| Interval(Some(interval)))
+}
+
+fn upstreams(text: &str) -> Result<usize, String> {
+    values::integer_in(1..=1024)(text)
+}
+
+fn balancers(text: &str) -> Result<usize, String> {
+    values::integer_in(1..=64)(text)
 }
 
 fn cache_tokens(text: &str) -> Result<usize, String> {

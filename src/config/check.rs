@@ -21,11 +21,11 @@ use super::problem::{Place, Problem};
 use super::raw::{self, Node};
 use super::section::Section;
 use super::types::{
-    Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, PrefixIndex, Preset, Queue, Retry,
-    RetryOn, Sessions, Timeouts,
+    Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, PrefixIndex, Preset, Queue,
+    RedisOptions, Retry, RetryOn, Sessions, Timeouts,
 };
 use super::values::{
-    Read, boolean, duration_in, file_path, header_name, integer_in, number_in, secret, show_duration,
+    Read, boolean, duration_in, file_path, header_name, integer_in, number_in, plain, secret, show_duration,
     show_size, size_in, url_path,
 };
 
@@ -46,6 +46,11 @@ const WAIT: RangeInclusive<Duration> = Duration::ZERO..=HOUR.saturating_mul(24 *
 const ATTEMPTS: RangeInclusive<u32> = 0..=7;
 const BACKOFF: RangeInclusive<Duration> = Duration::ZERO..=SECOND.saturating_mul(60);
 const BUDGET: RangeInclusive<f64> = 0.0..=10.0;
+const EXCHANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=SECOND.saturating_mul(60);
+const GAUGES: RangeInclusive<Duration> = Duration::from_millis(100)..=HOUR;
+const STREAM: RangeInclusive<u64> = 100..=100_000_000;
+/// Within `gauge_ttl` a balancer is to be heard so often.
+const HEARTBEATS: u32 = 3;
 const BALANCE: RangeInclusive<f64> = 0.0..=1e6;
 const INDEX: RangeInclusive<usize> = 0..=100_000_000;
 const BLOCK: RangeInclusive<usize> = 64..=65_536;
@@ -107,6 +112,8 @@ pub fn read(text: &str, env: Env<'_>) -> Draft {
 fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     listen::read(root, &mut draft.config.listen);
     admin(root.section("admin"), draft);
+    draft.config.redis = root.get("redis", super::redis::url);
+    redis_options(root.section("redis_options"), &mut draft.config.redis_options);
     fleet::upstreams(root, draft);
     fleet::passthrough(root, draft);
     let config = &mut draft.config;
@@ -139,6 +146,18 @@ fn admin(mut section: Section<'_, '_>, draft: &mut Draft) {
         draft.admin = section.place_of("address");
     }
     draft.config.admin.token = section.get("token", secret);
+}
+
+fn redis_options(mut section: Section<'_, '_>, options: &mut RedisOptions) {
+    set(&mut options.interval, section.get("interval", duration_in(EXCHANGE)));
+    set(&mut options.prefix, section.get("prefix", plain));
+    set(&mut options.gauge_ttl, section.get("gauge_ttl", duration_in(GAUGES)));
+    set(&mut options.stream_length, section.get("stream_length", integer_in(STREAM)));
+    if options.interval * HEARTBEATS > options.gauge_ttl {
+        let (small, large) = (show_duration(options.interval), show_duration(options.gauge_ttl));
+        let what = format!("{small} is more than a third of redis_options.gauge_ttl, which is {large}");
+        section.problem("interval", what);
+    }
 }
 
 /// The preset gives all weights; a weight that is written goes before the preset's.
@@ -281,6 +300,12 @@ impl Draft {
             self.config.admin.address = address;
         }
         self.admin = place;
+    }
+
+    /// Meets siblings there, in place of the file's.
+    pub fn redis(&mut self, from: &str, url: &str) {
+        let url = self.take(&Place::named(from), super::redis::url(url));
+        self.config.redis = url.or(self.config.redis.take());
     }
 
     /// Balances over these upstreams in place of the file's.

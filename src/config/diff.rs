@@ -41,6 +41,8 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     let restart = [
         ("listen", old.listen != new.listen),
         ("admin.address", old.admin.address != new.admin.address),
+        ("redis", old.redis != new.redis),
+        ("redis_options", old.redis_options != new.redis_options),
         ("balance.index_blocks", old.index.blocks != new.index.blocks),
         ("balance.block_bytes", old.index.block_bytes != new.index.block_bytes),
         ("threads", old.threads != new.threads),
@@ -65,6 +67,8 @@ pub fn as_it_runs(old: &Config, new: Config) -> Config {
     let mut runs = new;
     runs.listen.clone_from(&old.listen);
     runs.admin.address = old.admin.address.clone();
+    runs.redis.clone_from(&old.redis);
+    runs.redis_options.clone_from(&old.redis_options);
     runs.index = old.index;
     runs.threads = old.threads;
     runs.upgrade_socket.clone_from(&old.upgrade_socket);
@@ -117,6 +121,8 @@ mod tests {
             ("listen: 127.0.0.1:1", "listen"),
             ("listen: {address: \"0.0.0.0:8000\", tls: {certificate: a, key: b}}", "listen"),
             ("admin: {address: \"127.0.0.1:1\"}", "admin.address"),
+            ("redis: local", "redis"),
+            ("redis_options: {interval: 5ms}", "redis_options"),
             ("threads: 3", "threads"),
             ("upgrade_socket: /run/x.sock", "upgrade_socket"),
             ("log: {format: yaml}", "log.format"),

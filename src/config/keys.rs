@@ -9,6 +9,8 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
         &[
             "listen",
             "admin",
+            "redis",
+            "redis_options",
             "upstreams",
             "routes",
             "balance",
@@ -33,6 +35,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("listen[]", &["address", "tls"]),
     ("listen[].tls", &["certificate", "key"]),
     ("admin", &["address", "token"]),
+    ("redis_options", &["interval", "prefix", "gauge_ttl", "stream_length"]),
     ("upstreams[]", &["url", "name", "models", "weight", "api_key", "max_active", "tls"]),
     ("upstreams[].tls", &["ca", "verify", "sni"]),
     (
@@ -105,8 +108,6 @@ pub const FREE: &[&str] = &["header", "set", "defaults", "overrides", "roles"];
 /// entry leaves this list together with the change that brings the feature. `key=value` is one value
 /// of a key that is there.
 pub const LATER: &[&str] = &[
-    "redis",
-    "redis_options",
     "upstreams[].dns",
     "upstreams[].every",
     "upstreams[].kubernetes",

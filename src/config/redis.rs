@@ -1,79 +1,121 @@
 //! Forms of a Redis URL: `local`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://` and
 //! `redis-cluster://`.
 //!
-//! Only reads and refuses; connecting is somebody else's. A password is never part of a message.
+//! Only reads and refuses; connecting is somebody else's. A password is never part of a message. User and
+//! password may be percent-encoded, and need not be: what stands before the last `@` is theirs.
 
 use super::problem::seen;
-use super::url::{host_and_port, masked};
+use super::secret::Secret;
+use super::types::{RedisForm, RedisUrl};
+use super::url::{decoded, host_and_port, masked};
 use super::values::{Read, unix_path};
 
-const REMEDY: &str = "write local, redis://[user:password@]host:port/db, rediss://..., unix:///path, \
+const REMEDY: &str = "write local, redis://[user:password@]host:port/db, rediss://..., unix:///path?db=0, \
                       redis+sentinel://host,host/master/db or redis-cluster://host,host";
 
-/// How the nodes of a Redis are found.
+const LOCAL: &str = "redis://localhost:6379";
+
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+
+/// What a scheme stands for; the path says the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum Kind {
     Single,
     Sentinel,
     Cluster,
 }
 
-const SCHEMES: [(&str, Form); 6] = [
-    ("redis", Form::Single),
-    ("rediss", Form::Single),
-    ("redis+sentinel", Form::Sentinel),
-    ("rediss+sentinel", Form::Sentinel),
-    ("redis-cluster", Form::Cluster),
-    ("rediss-cluster", Form::Cluster),
+const SCHEMES: [(&str, Kind); 6] = [
+    ("redis", Kind::Single),
+    ("rediss", Kind::Single),
+    ("redis+sentinel", Kind::Sentinel),
+    ("rediss+sentinel", Kind::Sentinel),
+    ("redis-cluster", Kind::Cluster),
+    ("rediss-cluster", Kind::Cluster),
 ];
 
-/// The URL with `local` written out, or the rest of a sentence that says what is wrong.
-pub fn url(text: &str) -> Read<String> {
-    if text == "local" {
-        return Ok("redis://localhost:6379".into());
-    }
-    let bad = |what: &str| format!("{} {what}: {REMEDY}", seen(&masked(text)));
+/// Reads a URL, or `local`; the error reads on after the key.
+pub fn url(text: &str) -> Read<RedisUrl> {
+    let text = if text == "local" { LOCAL } else { text };
+    parse(text).map_err(|what| format!("{} {what}: {REMEDY}", seen(&masked(text))))
+}
+
+fn parse(text: &str) -> Result<RedisUrl, &'static str> {
     if let Some(rest) = text.strip_prefix("unix:") {
-        let path = rest.split(['?', '#']).next().unwrap_or(rest);
-        let path = path.rsplit_once('@').map_or(path, |(_, path)| path);
-        return unix_path(path).map(|_| text.into()).ok_or_else(|| bad("is no unix socket"));
+        return socket(rest);
     }
-    let (scheme, rest) = text.split_once("://").ok_or_else(|| bad("is no redis URL"))?;
+    let (scheme, rest) = text.split_once("://").ok_or("is no redis URL")?;
     let found = SCHEMES.iter().find(|(name, _)| scheme.eq_ignore_ascii_case(name));
-    let (_, form) = found.ok_or_else(|| bad("has an unknown scheme"))?;
-    let rest = rest.split(['?', '#']).next().unwrap_or(rest);
-    let (authority, path) = match rest.rfind('@') {
-        // A password may hold a slash; what follows the last `@` may not be the user's part.
-        Some(at) => split_path(&rest[at + 1..]),
-        None => split_path(rest),
+    let (name, kind) = found.ok_or("has an unknown scheme")?;
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((user, rest)) => (Some(user), rest),
+        None => (None, rest),
     };
-    let hosts: Vec<&str> = authority.split(',').collect();
-    if *form == Form::Single && hosts.len() > 1 {
-        return Err(bad("names several hosts"));
+    if rest.contains(['?', '#']) {
+        return Err("has a query or fragment");
     }
-    for host in hosts {
-        host_and_port(host).map_err(bad)?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let port = if *kind == Kind::Sentinel { SENTINEL_PORT } else { PORT };
+    let mut hosts = Vec::new();
+    for host in authority.split(',') {
+        let (host, given) = host_and_port(host)?;
+        hosts.push((host, given.unwrap_or(port)));
     }
-    check_path(*form, path).map_err(bad)?;
-    Ok(text.into())
+    if *kind == Kind::Single && hosts.len() > 1 {
+        return Err("names several hosts");
+    }
+    let (form, database) = place(*kind, path.trim_matches('/'))?;
+    let (user, password) = user_and_password(user);
+    Ok(RedisUrl { form, tls: name.starts_with("rediss"), hosts, user, password, database })
 }
 
-fn split_path(text: &str) -> (&str, &str) {
-    let (authority, path) = text.split_at(text.find('/').unwrap_or(text.len()));
-    (authority, path.trim_matches('/'))
+/// `///run/redis.sock?db=2` or `//user:password@/run/redis.sock`.
+fn socket(rest: &str) -> Result<RedisUrl, &'static str> {
+    let bad = "is no unix socket";
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (user, path) = match place.strip_prefix("//").and_then(|place| place.split_once("@/")) {
+        Some((user, path)) if !user.starts_with('/') => (Some(user), format!("/{path}")),
+        _ => (None, place.into()),
+    };
+    let path = unix_path(&path).filter(|path| !path.as_os_str().is_empty()).ok_or(bad)?;
+    let database = match query.strip_prefix("db=") {
+        Some(number) => number.parse().map_err(|_| "has a database that is no number")?,
+        None if query.is_empty() => 0,
+        None => return Err("has a query other than db"),
+    };
+    let (user, password) = user_and_password(user);
+    Ok(RedisUrl { form: RedisForm::Socket(path), tls: false, hosts: Vec::new(), user, password, database })
 }
 
-fn check_path(form: Form, path: &str) -> Result<(), &'static str> {
-    let is_number = |text: &str| text.is_empty() || text.parse::<u16>().is_ok();
-    match (form, path.split_once('/')) {
-        (Form::Single, None) if is_number(path) => Ok(()),
-        (Form::Single, _) => Err("has a path that is no database number"),
-        (Form::Sentinel, None) if path.is_empty() => Err("does not name the master"),
-        (Form::Sentinel, None) => Ok(()),
-        (Form::Sentinel, Some((_, database))) if is_number(database) => Ok(()),
-        (Form::Sentinel, _) => Err("has a database that is no number"),
-        (Form::Cluster, _) if path.is_empty() || path == "0" => Ok(()),
-        (Form::Cluster, _) => Err("names a database, which a cluster does not have"),
+fn user_and_password(written: Option<&str>) -> (Option<String>, Option<Secret>) {
+    let Some(written) = written else { return (None, None) };
+    // What is not percent-encoded stands for itself.
+    let plain = |text: &str| decoded(text).unwrap_or_else(|| text.into());
+    let (user, password) = match written.split_once(':') {
+        Some((user, password)) => (user, Some(password)),
+        None => (written, None),
+    };
+    let user = Some(plain(user)).filter(|user| !user.is_empty());
+    (user, password.filter(|password| !password.is_empty()).map(|password| Secret::new(plain(password))))
+}
+
+fn place(kind: Kind, path: &str) -> Result<(RedisForm, u16), &'static str> {
+    let number = |text: &str| if text.is_empty() { Ok(0) } else { text.parse::<u16>() };
+    match (kind, path.split_once('/')) {
+        (Kind::Single, None) => match number(path) {
+            Ok(database) => Ok((RedisForm::Single, database)),
+            Err(_) => Err("has a path that is no database number"),
+        },
+        (Kind::Single, _) => Err("has a path that is no database number"),
+        (Kind::Sentinel, None) if path.is_empty() => Err("does not name the master"),
+        (Kind::Sentinel, split) => {
+            let (master, database) = split.unwrap_or((path, ""));
+            let database = number(database).map_err(|_| "has a database that is no number")?;
+            Ok((RedisForm::Sentinel(master.into()), database))
+        }
+        (Kind::Cluster, _) if path.is_empty() || path == "0" => Ok((RedisForm::Cluster, 0)),
+        (Kind::Cluster, _) => Err("names a database, which a cluster does not have"),
     }
 }
 
@@ -84,20 +126,44 @@ mod tests {
     #[test]
     fn forms() {
         let table = [
-            "redis://localhost",
-            "redis://user:pass@host:42/2",
-            "redis://:p@ss/word@host",
-            "rediss://host:6380/0",
-            "unix:///run/redis.sock",
-            "unix:///run/redis.sock?db=2",
-            "redis+sentinel://a:26379,b:26379/mymaster/1",
-            "redis-cluster://a:7000,b:7000",
-            "redis://[::1]:6379/0",
+            ("local", "redis://localhost:6379/0"),
+            ("redis://localhost", "redis://localhost:6379/0"),
+            ("REDIS://Host/", "redis://host:6379/0"),
+            ("redis://user:pass@host:42/2", "redis://user:***@host:42/2"),
+            ("redis://:p@ss/word?#@host", "redis://:***@host:6379/0"),
+            ("rediss://host:6380/0", "rediss://host:6380/0"),
+            ("unix:///run/redis.sock", "unix:///run/redis.sock?db=0"),
+            ("unix:/run/redis.sock?db=2", "unix:///run/redis.sock?db=2"),
+            ("unix://u:p@/run/redis.sock", "unix://u:***@/run/redis.sock?db=0"),
+            ("unix:///run/@x/redis.sock", "unix:///run/@x/redis.sock?db=0"),
+            ("redis+sentinel://a,b:1/mymaster/1", "redis+sentinel://a:26379,b:1/mymaster/1"),
+            ("rediss+sentinel://a/m", "rediss+sentinel://a:26379/m/0"),
+            ("redis-cluster://a:7000,b", "redis-cluster://a:7000,b:6379"),
+            ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
         ];
-        for text in table {
-            assert_eq!(url(text), Ok(text.to_string()));
+        for (text, shown) in table {
+            let read = url(text).unwrap_or_else(|what| panic!("{text} {what}"));
+            assert_eq!(read.to_string(), shown, "{text}");
+            assert_eq!(url(shown).map(|again| again.to_string()), Ok(shown.into()), "{text}");
         }
-        assert_eq!(url("local"), Ok("redis://localhost:6379".into()));
+    }
+
+    #[test]
+    fn users_and_passwords() {
+        let table = [
+            ("redis://h", None, None),
+            ("redis://u@h", Some("u"), None),
+            ("redis://:p@h", None, Some("p")),
+            ("redis://u:p:q@h", Some("u"), Some("p:q")),
+            ("redis://u:p@ss/w?o#rd@h", Some("u"), Some("p@ss/w?o#rd")),
+            ("redis://u%3A:p%40ss@h", Some("u:"), Some("p@ss")),
+            ("redis://:100%@h", None, Some("100%")),
+        ];
+        for (text, user, password) in table {
+            let read = url(text).unwrap_or_else(|what| panic!("{text} {what}"));
+            let found = (read.user.as_deref(), read.password.as_ref().map(Secret::expose));
+            assert_eq!(found, (user, password), "{text}");
+        }
     }
 
     #[test]
@@ -116,6 +182,9 @@ mod tests {
             "redis:hunter2@host",
             "unix://u:hunter2@",
             "redis://u:hunter2@host:6379/x",
+            "redis://u:hunter2@host?protocol=3",
+            "unix://u:hunter2@/run/redis.sock?db=x",
+            "unix://u:hunter2@/run/redis.sock?protocol=3",
         ];
         for text in table {
             let message = url(text).expect_err(text);

@@ -2,6 +2,8 @@
 //!
 //! `GET /admin/config` and a Debug record at the start show it. The shape is that of the file.
 
+mod route;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,20 +11,25 @@ use serde_json::{Map, Value, json};
 
 use super::keys;
 use super::secret::Secret;
-use super::types::{
-    Config, HeaderEdits, Listen, Passthrough, PassthroughTo, Retry, RouteConfig, Sessions, Timeouts,
-    UpstreamConfig,
-};
+use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Sessions, Timeouts, UpstreamConfig};
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
 pub fn json(config: &Config) -> Value {
+    let redis = &config.redis_options;
     let (balance, peek, health, breaker) = (&config.balance, &config.peek, &config.health, &config.breaker);
     json!({
         "listen": config.listen.iter().map(listen).collect::<Vec<_>>(),
         "admin": {"address": config.admin.address.to_string(), "token": mask(config.admin.token.as_ref())},
+        "redis": config.redis.as_ref().map(ToString::to_string),
+        "redis_options": {
+            "interval": show_duration(redis.interval),
+            "prefix": redis.prefix,
+            "gauge_ttl": show_duration(redis.gauge_ttl),
+            "stream_length": redis.stream_length,
+        },
         "upstreams": config.upstreams.iter().map(upstream).collect::<Vec<_>>(),
-        "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
+        "routes": config.routes.iter().map(route::json).collect::<Vec<_>>(),
         "balance": {
             "preset": balance.preset.name(),
             "backlog": number(balance.backlog),
@@ -144,52 +151,11 @@ fn upstream(upstream: &UpstreamConfig) -> Value {
     })
 }
 
-/// A route; what is a map of the user's own keys is null where it is empty.
-fn route(route: &RouteConfig) -> Value {
-    let body = &route.body;
-    json!({
-        "model": route.model,
-        "path": route.path,
-        "header": pairs(&route.header, false),
-        "to": route.to,
-        "upstreams": route.upstreams,
-        "headers": headers(&route.headers),
-        "response_headers": headers(&route.response_headers),
-        "body": {
-            "defaults": some(&body.defaults),
-            "overrides": some(&body.overrides),
-            "remove": body.remove,
-            "roles": pairs(&body.roles, false),
-        },
-        "token_ids": route.token_ids,
-        "think_tags": route.think_tags,
-        "overflow": route.overflow.name(),
-        "metadata_overrides": route.metadata_overrides,
-        "api_key": mask(route.api_key.as_ref()),
-        "timeouts": timeouts(&route.timeouts),
-        "retry": retry(&route.retry),
-    })
-}
-
-fn headers(edits: &HeaderEdits) -> Value {
-    json!({"set": pairs(&edits.set, true), "remove": edits.remove})
-}
-
-/// Names and values as a map; `hide` what names say is secret.
-fn pairs(pairs: &[(String, String)], hide: bool) -> Option<Map<String, Value>> {
-    let is_secret = |name: &str| {
-        hide && ["auth", "key", "token", "secret", "cookie"].iter().any(|word| name.contains(word))
-    };
-    let value = |name: &str, value: &str| match is_secret(name) {
-        true => Secret::new(value).to_string(),
-        false => value.to_owned(),
-    };
-    let map: Map<_, _> = pairs.iter().map(|(name, v)| (name.clone(), value(name, v).into())).collect();
-    some(&map)
-}
-
-fn some(map: &Map<String, Value>) -> Option<Map<String, Value>> {
-    (!map.is_empty()).then(|| map.clone())
+/// An upstream with its key, for whoever has to be able to use it.
+pub fn upstream_with_key(config: &UpstreamConfig) -> Value {
+    let mut value = upstream(config);
+    value["api_key"] = json!(config.api_key.as_ref().map(Secret::expose));
+    value
 }
 
 fn passthrough(passthrough: &Passthrough) -> Value {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 mod balance;
+mod redis;
 mod retry;
 mod route;
 mod sessions;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use balance::{Balance, PrefixIndex, Preset};
+pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig};
 pub use sessions::Sessions;
@@ -27,6 +29,9 @@ const UPGRADE_SOCKET: &str = "/run/vllm-lb/upgrade.sock";
 pub struct Config {
     pub listen: Vec<Listen>,
     pub admin: Admin,
+    /// `None`: there are no siblings.
+    pub redis: Option<RedisUrl>,
+    pub redis_options: RedisOptions,
     pub upstreams: Vec<UpstreamConfig>,
     pub routes: Vec<RouteConfig>,
     pub balance: Balance,
@@ -55,6 +60,8 @@ impl Default for Config {
         Config {
             listen: vec![Listen { address: Address::Tcp("0.0.0.0:8000".into()), tls: None }],
             admin: Admin::default(),
+            redis: None,
+            redis_options: RedisOptions::default(),
             upstreams: Vec::new(),
             routes: Vec::new(),
             balance: Balance::default(),

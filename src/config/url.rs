@@ -88,6 +88,24 @@ pub fn masked(text: &str) -> String {
     }
 }
 
+/// Without percent-encoding; `None` for what is none, or no text.
+pub fn decoded(written: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(written.len());
+    let mut rest = written.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (digits, after) = after.split_at_checked(2)?;
+        let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -113,6 +131,26 @@ mod tests {
         ];
         for (text, wanted) in table {
             assert_eq!(upstream(text).map(|url| url.display()), Ok(wanted.to_string()), "{text}");
+        }
+    }
+
+    #[test]
+    fn texts_are_decoded() {
+        let table = [
+            ("gpu-1", Some("gpu-1")),
+            ("[::1]:8000", Some("[::1]:8000")),
+            ("%5B%3a%3A1%5D%3A8000", Some("[::1]:8000")),
+            ("/run/vllm.sock", Some("/run/vllm.sock")),
+            ("%2Frun%2Fvllm.sock", Some("/run/vllm.sock")),
+            ("100%25", Some("100%")),
+            ("%", None),
+            ("%2", None),
+            ("%+1", None),
+            ("%zz", None),
+            ("%ff", None),
+        ];
+        for (written, name) in table {
+            assert_eq!(decoded(written).as_deref(), name, "{written}");
         }
     }
 

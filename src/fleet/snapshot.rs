@@ -286,13 +286,15 @@ impl Sieve<'_, '_> {
             self.out.clear();
         }
         // Others' requests are work like ours; a place is only what ours take.
-        let foreign = upstream.foreign(self.now);
+        let (siblings, foreign) = (upstream.siblings(), upstream.foreign(self.now));
+        let sum =
+            |own: u64, siblings: u64, foreign: u64| own.saturating_add(siblings).saturating_add(foreign);
         self.out.push(Candidate {
             index,
-            backlog: load.backlog.saturating_add(foreign.tokens),
+            backlog: sum(load.backlog, siblings.backlog, foreign.tokens),
             missing: query.tokens,
-            active: load.active.saturating_add(foreign.requests),
-            context: load.context.saturating_add(foreign.tokens),
+            active: sum(load.active, siblings.active, foreign.requests),
+            context: sum(load.context, siblings.context, foreign.tokens),
             weight: upstream.config.weight * entry.standing.warmth(self.now),
             astray: 0,
             cold: query.tokens,

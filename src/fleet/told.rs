@@ -150,20 +150,23 @@ impl Told {
 struct Mark {
     active: u64,
     sent: u64,
+    siblings: u64,
 }
 
 impl Mark {
     fn now(live: &Live) -> Self {
         // In this order: one that is sent in between is counted twice rather than not at all.
         let sent = live.told.sent.load(Relaxed);
-        Mark { active: live.gauges.active.load(Relaxed), sent }
+        let siblings = live.siblings.active.load(Relaxed);
+        Mark { active: live.gauges.active.load(Relaxed), sent, siblings }
     }
 
-    /// The most requests in flight since the mark that are nobody else's. The one place that says what is
-    /// not foreign: what siblings have in flight is to be added here.
+    /// The most requests in flight since the mark that are nobody else's: ours, and what siblings say of
+    /// theirs, which they say again many times in a moment. The one place that says what is not foreign.
     fn ours(&self, live: &Live) -> u64 {
         let sent = live.told.sent.load(Relaxed).saturating_sub(self.sent);
-        self.active.saturating_add(sent)
+        let siblings = self.siblings.max(live.siblings.active.load(Relaxed));
+        self.active.saturating_add(sent).saturating_add(siblings)
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Live {
     pub id: usize,
     /// Written by leases only.
     pub gauges: Gauges,
+    /// What siblings have in flight, by their word.
+    pub siblings: Gauges,
     pub pace: Pace,
     /// The one request that is let through after a trip is on its way.
     pub trial: AtomicBool,
@@ -88,6 +90,16 @@ pub struct Load {
     pub context: u64,
 }
 
+impl Gauges {
+    pub fn read(&self) -> Load {
+        Load {
+            active: self.active.load(Relaxed),
+            backlog: self.backlog.load(Relaxed),
+            context: self.context.load(Relaxed),
+        }
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -96,6 +108,7 @@ impl Upstream {
         let live = Live {
             id,
             gauges: Gauges::default(),
+            siblings: Gauges::default(),
             pace: Pace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
@@ -146,11 +159,19 @@ impl Upstream {
             0 => {}
             over => drop(gauges.backlog.fetch_sub(over, Relaxed)),
         }
-        Load {
-            active: gauges.active.load(Relaxed),
-            backlog: gauges.backlog.load(Relaxed),
-            context: gauges.context.load(Relaxed),
-        }
+        gauges.read()
+    }
+
+    /// What other balancers have in flight on it, as they said last.
+    pub fn siblings(&self) -> Load {
+        self.live.siblings.read()
+    }
+
+    pub fn set_siblings(&self, load: Load) {
+        let gauges = &self.live.siblings;
+        gauges.active.store(load.active, Relaxed);
+        gauges.backlog.store(load.backlog, Relaxed);
+        gauges.context.store(load.context, Relaxed);
     }
 
     /// What others have in flight on it, by its own metrics; nothing when they are not known, or too old.

@@ -4,6 +4,7 @@
 //! cannot drift.
 
 mod cache;
+mod exchange;
 
 use std::sync::LazyLock;
 
@@ -13,6 +14,7 @@ use prometheus::{
 };
 
 pub use cache::CacheMetrics;
+pub use exchange::ExchangeMetrics;
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -33,6 +35,7 @@ pub struct Metrics {
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
     pub cache: CacheMetrics,
+    pub exchange: ExchangeMetrics,
     pub signs_lost: IntCounter,
     pub queue: IntCounterVec,
     pub reloads: IntCounterVec,
@@ -107,6 +110,7 @@ impl Metrics {
             in_flight: make.gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
             peeked_bytes: make.gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
             cache: CacheMetrics::new(&make),
+            exchange: ExchangeMetrics::new(&make),
             registry: make.0,
         }
     }

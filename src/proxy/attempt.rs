@@ -166,7 +166,8 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
         prompt::weigh(shared, context, &snapshot, now, &mut candidates);
-        let seed = Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: 0.0 };
+        let seed =
+            Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: shared.state.haze() };
         let choice = match (routing, pick::pick(&candidates, &context.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
             (Routing::Full { until }, _) => return Ok(Some(until)),

@@ -238,9 +238,8 @@ impl Edit {
 
 /// The chunk that carries a stream's usage and nothing else.
 fn is_usage_alone(bytes: &[u8], object: &Object<'_>) -> bool {
-    let empty = |span: json::Span| bytes[span.start + 1..span.end].trim_ascii() == b"]";
     let usage = object.get("usage").is_some_and(|span| bytes[span.start] == b'{');
-    usage && object.get("choices").is_some_and(|span| bytes[span.start] == b'[' && empty(span))
+    usage && object.get("choices").is_some_and(|span| json::is_empty_list(bytes, &span))
 }
 
 // === impl Names ===

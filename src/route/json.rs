@@ -38,13 +38,30 @@ pub fn skip_space(bytes: &[u8], mut at: usize) -> usize {
 
 /// The object that is all there is, but for white space and a byte-order mark.
 pub fn document(body: &[u8]) -> Option<Object<'_>> {
+    document_with(body, |_, at| value_end(body, at))
+}
+
+/// As `document`, with a reader that is given every key and where its value begins, and says where that
+/// ends: what has to be walked is then walked once.
+pub fn document_with<'a>(
+    body: &'a [u8],
+    read: impl FnMut(&str, usize) -> Option<usize>,
+) -> Option<Object<'a>> {
     let mark = if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
-    let object = object(body, skip_space(body, mark))?;
+    let object = object_with(body, skip_space(body, mark), read)?;
     (skip_space(body, object.span.end) == body.len()).then_some(object)
 }
 
 /// The object that begins at `at`.
 pub fn object(bytes: &[u8], start: usize) -> Option<Object<'_>> {
+    object_with(bytes, start, |_, at| value_end(bytes, at))
+}
+
+fn object_with<'a>(
+    bytes: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(&str, usize) -> Option<usize>,
+) -> Option<Object<'a>> {
     if bytes.get(start) != Some(&b'{') {
         return None;
     }
@@ -54,8 +71,15 @@ pub fn object(bytes: &[u8], start: usize) -> Option<Object<'_>> {
         return Some(Object { members, span: start..at + 1 });
     }
     loop {
-        let (member, end) = member(bytes, at)?;
-        members.push(member);
+        let key_end = key_end(bytes, at)?;
+        let key = unescape(&bytes[at + 1..key_end - 1]);
+        let colon = skip_space(bytes, key_end);
+        if bytes.get(colon) != Some(&b':') {
+            return None;
+        }
+        let value = skip_space(bytes, colon + 1);
+        let end = read(&key, value)?;
+        members.push(Member { key, start: at, value: value..end });
         at = skip_space(bytes, end);
         match bytes.get(at)? {
             b',' => at = skip_space(bytes, at + 1),
@@ -65,33 +89,26 @@ pub fn object(bytes: &[u8], start: usize) -> Option<Object<'_>> {
     }
 }
 
-fn member(bytes: &[u8], start: usize) -> Option<(Member<'_>, usize)> {
+fn key_end(bytes: &[u8], start: usize) -> Option<usize> {
     if bytes.get(start) != Some(&b'"') {
         return None;
     }
-    let quote = string_end(bytes, start + 1, start + 1)?;
-    let colon = skip_space(bytes, quote + 1);
-    if bytes.get(colon) != Some(&b':') {
-        return None;
-    }
-    let at = skip_space(bytes, colon + 1);
-    let end = value_end(bytes, at)?;
-    Some((Member { key: unescape(&bytes[start + 1..quote]), start, value: at..end }, end))
+    Some(string_end(bytes, start + 1, start + 1)? + 1)
 }
 
-/// The values of the array that begins at `at`, each where `read` says that it ends.
+/// The values of the array that begins at `at`, each where `read` says that it ends, and the array's end.
 pub fn items<T>(
     bytes: &[u8],
     start: usize,
     mut read: impl FnMut(usize) -> Option<(T, usize)>,
-) -> Option<Vec<T>> {
+) -> Option<(Vec<T>, usize)> {
     if bytes.get(start) != Some(&b'[') {
         return None;
     }
     let mut items = Vec::new();
     let mut at = skip_space(bytes, start + 1);
     if bytes.get(at) == Some(&b']') {
-        return Some(items);
+        return Some((items, at + 1));
     }
     loop {
         let (item, end) = read(at)?;
@@ -99,7 +116,7 @@ pub fn items<T>(
         at = skip_space(bytes, end);
         match bytes.get(at)? {
             b',' => at = skip_space(bytes, at + 1),
-            b']' => return Some(items),
+            b']' => return Some((items, at + 1)),
             _ => return None,
         }
     }
@@ -162,6 +179,12 @@ impl<'a> Object<'a> {
     pub fn is(&self, bytes: &[u8], key: &str, written: &str) -> bool {
         self.get(key).is_some_and(|span| &bytes[span] == written.as_bytes())
     }
+}
+
+/// Whether this value is a list without anything in it.
+pub fn is_empty_list(bytes: &[u8], span: &Span) -> bool {
+    let inside = bytes[span.clone()].strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    inside.is_some_and(|inside| inside.trim_ascii().is_empty())
 }
 
 /// What stands between the quotes of a string.
@@ -230,9 +253,10 @@ mod tests {
                 let end = value_end(text.as_bytes(), at)?;
                 Some((&text[at..end], end))
             })
+            .map(|(items, end)| (items, &text[end..]))
         };
-        assert_eq!(read("[1, [2] ,\"]\",{}]"), Some(vec!["1", "[2]", "\"]\"", "{}"]));
-        assert_eq!(read("[ ]"), Some(vec![]));
+        assert_eq!(read("[1, [2] ,\"]\",{}]x"), Some((vec!["1", "[2]", "\"]\"", "{}"], "x")));
+        assert_eq!(read("[ ]"), Some((vec![], "")));
         for text in ["[1", "[1,]", "[1 2]", "{}", "", "[,1]"] {
             assert_eq!(read(text), None, "{text}");
         }

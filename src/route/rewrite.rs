@@ -20,6 +20,8 @@ use super::dialect::Dialect;
 use super::json::{self, Object};
 use super::splice::{ObjectEdit, Splices, write};
 use crate::config::types::RouteConfig;
+use crate::prompt::multipart::FormScanner;
+use crate::prompt::scan::Progress;
 
 /// What a route changes in bodies of one language.
 #[derive(Debug)]
@@ -79,17 +81,35 @@ impl Edits {
     /// Whether a body for this model may have to be changed, so that it is held until it is whole. `usage`
     /// is as for `edit`.
     pub fn may_change(&self, model: Option<&str>, usage: bool) -> bool {
-        let renamed = self.to.is_some() && self.to.as_deref() != model;
+        let renamed = self.renames(model);
         let overridden = self.overrides.len() > usize::from(self.to.is_some());
-        let talks = self.think_tags || !self.roles.is_empty();
+        let talks = self.dialect != Dialect::Completions && (self.think_tags || !self.roles.is_empty());
         let fields = !self.defaults.is_empty() || self.written.is_some() || !self.remove.is_empty();
         let asks = usage && matches!(self.dialect, Dialect::Chat | Dialect::Completions);
         renamed || overridden || talks || fields || asks
     }
 
+    /// Whether the upstreams know this model by another name. Of a form nothing else is changed.
+    pub fn renames(&self, model: Option<&str>) -> bool {
+        self.to.is_some() && self.to.as_deref() != model
+    }
+
+    /// A form, as audio comes in, with the served name in it. `None`: it goes on as it is, and so does one
+    /// that names no model.
+    pub fn edit_form(&self, content_type: &str, body: &[u8]) -> Option<Vec<u8>> {
+        let to = self.to.as_ref()?;
+        let mut scanner = FormScanner::new(content_type)?;
+        scanner.scan(body);
+        let whole = scanner.facts(body).state == Progress::Complete;
+        let span = scanner.model_span().filter(|span| whole && &body[span.clone()] != to.as_bytes())?;
+        let mut out = Splices::default();
+        out.replace(span, to.clone().into_bytes());
+        Some(out.apply(body))
+    }
+
     /// The body as it is sent. `usage`: it asks for a stream, whose usage is wanted.
     pub fn edit(&self, body: &[u8], usage: bool) -> Edited {
-        let Some(object) = json::document(body) else { return Edited::default() };
+        let Some((object, messages)) = self.read(body) else { return Edited::default() };
         let mut out = Splices::default();
         let mut asked = Asked {
             usage: false,
@@ -108,9 +128,7 @@ impl Edits {
         }
         let said = |key: &str| self.dialect.same_as(key).any(|name| object.get(name).is_some());
         merge(body, &mut edit, (&defaults, &overrides), &said, &mut out);
-        if !self.roles.is_empty() || self.think_tags {
-            self.history(body, &object, &mut out);
-        }
+        self.history(body, &messages, &mut out);
         edit.finish(&mut out);
         let body = (!out.is_empty()).then(|| out.apply(body));
         Edited { body, asked }

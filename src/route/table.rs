@@ -131,7 +131,8 @@ mod tests {
         let table = table(
             "[{model: fast, path: /v1/chat/completions, header: {X-Team: a}, to: one},
               {model: fast, header: {x-team: a, x-level: 7}, to: two}, {model: fast, to: three},
-              {model: 'gpt-*-mini', to: four}, {path: /v1/embeddings, to: five}, {model: '*', header: {x: y}, to: six}]",
+              {model: 'gpt-*-mini', to: four}, {path: /v1/embeddings, to: five},
+              {model: '*', header: {x: y}, to: six}]",
         );
         let chat = "/v1/chat/completions";
         for (model, path, headers, to) in [

@@ -247,14 +247,11 @@ impl Engine {
 
     /// Share of the cache that running sequences use, 0 to 1; blocks kept for later do not count.
     pub fn kv_usage(&self) -> f64 {
-        if self.cache.capacity() == 0 {
-            return 0.0;
-        }
         let begun = |seq: &Sequence| {
             (seq.computed + seq.generated).div_ceil(self.limits.block_size).saturating_sub(seq.pins)
         };
         let used = self.cache.pinned() + self.running.iter().map(begun).sum::<usize>();
-        used as f64 / self.cache.capacity() as f64
+        used as f64 / self.cache.capacity().max(1) as f64
     }
 
     /// Leading blocks of `chain` that the cache holds now.

@@ -9,9 +9,10 @@
 //! bookkeeping is the product's too: a chain is learnt when it is sent, its uncached tokens are backlog until
 //! the first token, and an index holds of each upstream as much as its cache does.
 //!
-//! Several balancers each get a random share of the requests. Every `interval` each says its absolute gauges
-//! and the chains that it sent since; its siblings know that at once, and nothing else. With `None` they never
-//! say anything. All chance comes from the seed; the same load, setup and policy give the same row.
+//! Several balancers each get a random share of the requests. Every `interval` each says its absolute
+//! gauges and the chains that it sent since; its siblings know that at once, and nothing else. With `None`
+//! they never say anything. All chance comes from the seed; the same load, setup and policy give the same
+//! row.
 
 mod balancer;
 pub mod load;

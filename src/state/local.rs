@@ -131,6 +131,17 @@ impl Index {
         self.writer().learn(&self.blocks, chain, end, slot)
     }
 
+    /// The same, where the chain is told from behind a block that is known: who holds that block holds all
+    /// before it. `None`, and nothing is learnt, when nobody holds it.
+    pub fn learn_after(&self, parent: u64, hashes: &[u64], end: Option<u64>, slot: Slot) -> Option<Receipt> {
+        self.writer().learn_after(&self.blocks, parent, hashes, end, slot)
+    }
+
+    /// The whole chain up to a block that the upstream holds.
+    pub fn chain_to(&self, hash: u64, slot: Slot) -> Option<Vec<u64>> {
+        self.writer().chain_to(&self.blocks, hash, slot)
+    }
+
     /// The request for which this was learnt never reached the engine: what nobody else learnt since goes.
     /// The chain must be the same.
     pub fn take_back(&self, chain: &[u64], slot: Slot, receipt: Receipt) {

@@ -14,6 +14,7 @@ pub mod h2;
 pub mod logs;
 pub mod process;
 pub mod raw;
+pub mod redis;
 pub mod shapes;
 pub mod wire;
 

@@ -16,6 +16,8 @@ pub const LAYERS: &[(&str, Level)] = &[
     // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
     ("state::local", Level::Pure),
     ("state::sessions", Level::Pure),
+    // So does what siblings say to each other, where it is collected and laid together.
+    ("state::exchange", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
     ("prompt", Level::Pure),
@@ -207,15 +209,17 @@ pub fn purity(files: &[Source]) -> Vec<String> {
     problems
 }
 
-/// The picture in `src/lib.rs` names every module of the table on the line of its level.
+/// The picture in `src/lib.rs` names every module of the table on a line of its level.
 pub fn picture(lib: &Source) -> Vec<String> {
     let mut problems = Vec::new();
     for (name, level) in LAYERS {
         let start = format!("//! {} ", level.label());
-        let line = lib.text.lines().find(|line| line.starts_with(&start)).unwrap_or_default();
+        let mut lines = lib.text.lines().filter(|line| line.starts_with(&start));
         let last = name.rsplit("::").next().unwrap_or(name);
-        if !line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == last) {
-            problems.push(format!("{}: the line {} does not name {name}", lib.path, level.label()));
+        let names =
+            |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == last);
+        if !lines.any(names) {
+            problems.push(format!("{}: no line {} names {name}", lib.path, level.label()));
         }
     }
     problems

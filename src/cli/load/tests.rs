@@ -116,12 +116,13 @@ fn the_newer_name_of_a_variable_wins_and_an_empty_one_is_none() {
 }
 
 #[test]
-fn redis_is_checked_and_then_refused() {
-    for url in ["local", "redis://u:hunter2@h:42/2", "redis+sentinel://a,b/m", "redis-cluster://a,b"] {
-        assert_eq!(problems(&format!("http://a -R {url}"), &[]), "--redis: not available yet\n");
-        let shown = problems("http://a", &[("VLLM_PXY_REDIS", url)]);
-        assert_eq!(shown, "VLLM_PXY_REDIS: not available yet\n");
-    }
+fn redis_comes_from_the_flag_or_a_variable() {
+    let shown = |config: Config| config.redis.map(|url| url.to_string());
+    assert_eq!(shown(config("http://a", &[])), None);
+    let local = Some("redis://localhost:6379/0".to_string());
+    assert_eq!(shown(config("http://a -R local", &[("VLLM_LB_REDIS", "redis://h")])), local);
+    let variables = [("VLLM_PXY_REDIS", "redis://u:hunter2@h:42/2")];
+    assert_eq!(shown(config("http://a", &variables)), Some("redis://u:***@h:42/2".into()));
     let shown = problems("http://a -R http://u:hunter2@h", &[]);
     assert!(shown.starts_with("--redis: \"http://***@h\" has an unknown scheme"), "{shown}");
 }

@@ -22,7 +22,7 @@ impl Edit {
         let choices =
             json::items(bytes, list.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));
         let prompt = object.get("prompt_token_ids").filter(|span| bytes[span.start] == b'[');
-        for choice in choices.into_iter().flatten().flatten() {
+        for choice in choices.into_iter().flat_map(|(choices, _)| choices).flatten() {
             let Some(message) = choice.object(bytes, key) else { continue };
             let mut edit = ObjectEdit::new(bytes, &message);
             if self.think_tags {
@@ -56,7 +56,8 @@ impl Edit {
         let content = written("content");
         let index = choice.get("index").and_then(|span| std::str::from_utf8(&bytes[span]).ok()?.parse().ok());
         let index: u64 = index.unwrap_or(0);
-        let calls = edit.object.get("tool_calls").is_some_and(|span| bytes[span.start] == b'[');
+        let calls = edit.object.get("tool_calls").filter(|span| bytes[span.start] == b'[');
+        let calls = calls.is_some_and(|span| !json::is_empty_list(bytes, &span));
         let finished = choice.get("finish_reason").is_some_and(|span| bytes[span.start] == b'"');
         let over = whole || content.is_some() || calls || finished;
         let mut text = b"\"".to_vec();
@@ -117,7 +118,7 @@ fn null(span: Span) -> (Span, Vec<u8>) {
 /// The numbers of `logprobs.content`, as they are written.
 fn log_probabilities(bytes: &[u8], start: usize) -> Option<Vec<u8>> {
     let content = json::object(bytes, start)?.get("content")?;
-    let numbers = json::items(bytes, content.start, |at| {
+    let (numbers, _) = json::items(bytes, content.start, |at| {
         let token = json::object(bytes, at)?;
         Some((token.get("logprob")?, token.span.end))
     })?;

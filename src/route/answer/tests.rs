@@ -100,4 +100,22 @@ proptest! {
             prop_assert_eq!(cut, fed(answer(kind, ALL), &body, &[]));
         }
     }
+
+    /// What a client keeps of an answer and sends back in the history is for the upstream what it said.
+    #[test]
+    fn thoughts_come_back_as_they_went(thought in "\\PC{1,20}|[\n\"\\\\]{1,4}", content in "\\PC{0,20}") {
+        let message = serde_json::json!({"role": "assistant", "content": content, "reasoning": thought});
+        let body = serde_json::json!({"choices": [{"index": 0, "message": message}]}).to_string();
+        let told = fed(answer("application/json", Asked::default()), body.as_bytes(), &[]);
+        let told: Value = serde_json::from_slice(&told).unwrap();
+        let history = serde_json::json!({"messages": [told["choices"][0]["message"]]}).to_string();
+        let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
+        route.think_tags = true;
+        let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+        let sent = plan.edits(Dialect::Chat).edit(history.as_bytes(), false).body.unwrap();
+        let sent: Value = serde_json::from_slice(&sent).unwrap();
+        let message = &sent["messages"][0];
+        let came = [&message["content"], &message["reasoning"], &message["reasoning_content"]];
+        prop_assert_eq!(came, [&Value::from(content), &Value::from(thought.clone()), &Value::from(thought)]);
+    }
 }

@@ -76,8 +76,12 @@ proptest! {
             map.into_iter().filter(|(key, _)| !remove.contains(key)).collect::<Map<_, _>>()
         };
         let (defaults, overrides) = (kept(defaults), kept(overrides));
-        let edits = BodyEdits { defaults: defaults.clone(), overrides: overrides.clone(), remove: remove.clone(),
-            ..BodyEdits::default() };
+        let edits = BodyEdits {
+            defaults: defaults.clone(),
+            overrides: overrides.clone(),
+            remove: remove.clone(),
+            ..BodyEdits::default()
+        };
         let edits = Edits::new(&route(edits), Dialect::Chat);
         let edited = edits.edit(body.as_bytes(), false);
         let Json::Object(mut wanted) = serde_json::from_str(&body).unwrap() else { unreachable!() };
@@ -132,4 +136,31 @@ fn a_body_that_needs_no_edit_is_known_by_its_route() {
     let tags = RouteConfig { think_tags: true, token_ids: true, ..nothing };
     assert!(Edits::new(&tags, Dialect::Chat).may_change(None, false));
     assert!(!Edits::new(&tags, Dialect::Responses).may_change(None, false));
+}
+
+#[test]
+fn a_form_gets_the_served_name() {
+    let kind = "multipart/form-data; boundary=AbC";
+    let form = |models: &[&str], end: &str| {
+        let head = "--AbC\r\nContent-Disposition: form-data; name=";
+        let part = |model: &&str| format!("{head}\"model\"\r\n\r\n{model}\r\n");
+        let file = format!("{head}\"file\"; filename=\"model\"\r\n\r\nfast\r\n");
+        format!("{file}{}--AbC{end}", models.iter().map(part).collect::<String>())
+    };
+    let renamed = RouteConfig { to: Some("whisper".into()), ..route(BodyEdits::default()) };
+    let edits = Edits::new(&renamed, Dialect::Other);
+    for (models, end, wanted) in [
+        (&["fast"][..], "--\r\n", Some(&["whisper"][..])),
+        (&["other", "fast"], "--", Some(&["other", "whisper"])),
+        (&["whisper"], "--", None),
+        (&[], "--", None),
+        (&["fast"], "\r\n", None),
+    ] {
+        let edited = edits.edit_form(kind, form(models, end).as_bytes());
+        assert_eq!(edited, wanted.map(|models| form(models, end).into_bytes()), "{models:?}");
+    }
+    assert_eq!(edits.edit_form("text/plain", form(&["fast"], "--").as_bytes()), None);
+    let unnamed = Edits::new(&route(BodyEdits::default()), Dialect::Other);
+    assert_eq!(unnamed.edit_form(kind, form(&["fast"], "--").as_bytes()), None);
+    assert!(edits.renames(Some("fast")) && !edits.renames(Some("whisper")) && !unnamed.renames(None));
 }

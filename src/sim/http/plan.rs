@@ -146,10 +146,10 @@ impl Words {
     fn word(&mut self) -> String {
         const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";
         const VOWELS: &[u8] = b"aeiou";
-        let mut pick = |letters: &[u8]| char::from(letters[(self.0.next() % letters.len() as u64) as usize]);
+        let mut pick = |letters: &[u8]| char::from(letters[(self.0.roll() % letters.len() as u64) as usize]);
         let mut word = String::from_iter([pick(CONSONANTS), pick(VOWELS)]);
-        if self.0.next() & 1 == 1 {
-            word.push(char::from(CONSONANTS[(self.0.next() % CONSONANTS.len() as u64) as usize]));
+        if self.0.roll() & 1 == 1 {
+            word.push(char::from(CONSONANTS[(self.0.roll() % CONSONANTS.len() as u64) as usize]));
         }
         word
     }
@@ -189,7 +189,7 @@ fn example(schema: &Value, root: &Value, words: &mut Words, depth: usize) -> Opt
     };
     Some(match kind {
         "null" => Value::Null,
-        "boolean" => Value::Bool(words.0.next() & 1 == 1),
+        "boolean" => Value::Bool(words.0.roll() & 1 == 1),
         "integer" => json!(schema["minimum"].as_i64().unwrap_or(1)),
         "number" => json!(schema["minimum"].as_f64().unwrap_or(1.5)),
         "array" => {

@@ -70,7 +70,7 @@ impl Balancer {
     /// `cache` is how many blocks each upstream's own cache has; `None` when there are more upstreams than an
     /// index has room for.
     pub fn new(policy: Policy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
-        let index = Index::new(INDEX_BLOCKS, dice.next());
+        let index = Index::new(INDEX_BLOCKS, dice.roll());
         let slots: Vec<Slot> = (0..upstreams).map_while(|_| index.enter()).collect();
         slots.iter().for_each(|slot| index.limit(*slot, Some(cache)));
         (slots.len() == upstreams).then(|| Balancer {
@@ -79,7 +79,7 @@ impl Balancer {
             slots,
             own: vec![Gauges::default(); upstreams],
             // Balancers that take turns begin anywhere.
-            turn: dice.next() >> 32,
+            turn: dice.roll() >> 32,
             dice,
             hits: Hits::default(),
             candidates: Vec::new(),
@@ -112,7 +112,7 @@ impl Balancer {
             Policy::Preset(_) | Policy::Oracle => {
                 self.turn += 1;
                 let haze = HAZE.0 * (sight.age / HAZE.1).min(1.0);
-                let seed = Seed { random: self.dice.next(), turn: self.turn, haze };
+                let seed = Seed { random: self.dice.roll(), turn: self.turn, haze };
                 pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
             }
         };

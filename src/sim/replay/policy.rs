@@ -20,8 +20,9 @@ pub enum Policy {
 /// What others do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rival {
-    /// The threshold switch of SGLang's gateway and vLLM's router: while requests are spread evenly, who holds
-    /// more than half of the prompt gets it, or else who was sent least; when they are not, the shortest queue.
+    /// The threshold switch of SGLang's gateway and vLLM's router: while requests are spread evenly, who
+    /// holds more than half of the prompt gets it, or else who was sent least; when they are not, the
+    /// shortest queue.
     Switch,
     /// The scorers of llm-d: the share of the prompt that is held, twice, with how short the queue and how
     /// empty the cache is, by metrics that are read once a second.
@@ -29,8 +30,8 @@ pub enum Rival {
     /// Consistent hashing with bounded load, of KubeAI: the first block says where on a ring the search
     /// begins; the first with less than 1.25 times its share of the requests gets it.
     Ring,
-    /// The blocks of Dynamo: those still to prefill there, this prompt's among them, and those that are in use
-    /// while others are answered.
+    /// The blocks of Dynamo: those still to prefill there, this prompt's among them, and those that are in
+    /// use while others are answered.
     Blocks,
     /// Requests in flight, less the share of the prompt that is held.
     ActiveHits,
@@ -104,8 +105,8 @@ fn score(scene: &Scene<'_>, at: usize) -> f64 {
     2.0 * scene.share_held(at) + queue + (1.0 - here.usage)
 }
 
-/// How many steps on the ring lead to it from where the prompt's first block falls; after all others when it
-/// has its share already. Each upstream stands on the ring many times, so that every block sees another order.
+/// How far on the ring it is from where the prompt's first block falls; behind all others when it has its
+/// share already. Each upstream stands on the ring many times, so every block sees another order.
 fn steps(scene: &Scene<'_>, at: usize) -> f64 {
     let all: u64 = scene.candidates.iter().map(|candidate| candidate.active).sum();
     let most = ((all + 1) as f64 * 1.25 / scene.candidates.len() as f64).ceil();

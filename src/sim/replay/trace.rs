@@ -89,7 +89,8 @@ mod tests {
 
     fn line(at: u64, input: usize, ids: &[u64]) -> String {
         format!(
-            "{{\"timestamp\": {at}, \"input_length\": {input}, \"output_length\": 9, \"hash_ids\": {ids:?}}}\n"
+            "{{\"timestamp\": {at}, \"input_length\": {input}, \"output_length\": 9, \
+            \"hash_ids\": {ids:?}}}\n"
         )
     }
 

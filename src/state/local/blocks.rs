@@ -194,6 +194,21 @@ impl Blocks {
         parent != NIL && parent & ENDING != 0
     }
 
+    /// The block's name.
+    pub fn name(&self, at: u32) -> u64 {
+        self.at(at).hash.load(Relaxed)
+    }
+
+    /// All places from a block up to the first of its chain. Blocks stay while something follows them, so
+    /// none of them is missing.
+    pub fn above(&self, at: u32, path: &mut Vec<u32>) {
+        let mut at = at;
+        while at != NIL {
+            path.push(at);
+            at = self.at(at).parent.load(Relaxed);
+        }
+    }
+
     pub fn is_held_by(&self, at: u32, column: usize) -> bool {
         self.holders(at, column / WORD) & (1 << (column % WORD)) != 0
     }

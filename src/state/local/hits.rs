@@ -3,8 +3,9 @@
 //! ```text
 //! missing(u) = sum over the blocks b that u does not hold of min(1, share * n / branches(b), spare(b))
 //!
-//! spare(b)   = max(0, holders(b) + 1 - needed(b))
+//! spare(b)   = max(holders(b) + 1 - needed(b), doubt(b))
 //! needed(b)  = n * (branches(b) - 1) / (conversations - 1) * 2 / share
+//! doubt(b)   = 1 / 2^(branches(b) - 2) * share / 2
 //! ```
 //!
 //! with `n` candidates, in blocks. A block that nobody holds counts whole, and one that a single conversation
@@ -16,20 +17,23 @@
 //! Prefilled once on u, it serves all conversations through it that u will get. How many that will be, nobody
 //! knows; there are two signs of it, and the one that says more counts.
 //!
-//! - What was, will be: as many conversations again as were seen, `branches / n` of them on each upstream. This
-//!   needs hundreds of conversations before it says anything, and until then a long prompt has a gravity: of a
-//!   hundred new conversations with one system prompt, three a second, 67 went to the one of 16 upstreams that
-//!   was warm, and at ten a second the mean time to the first token was 0.7 s instead of 0.3.
-//! - What part of all is it? Through a block goes a part of all conversations that are known, `(branches - 1) /
-//!   (conversations - 1)`, the one at hand left out of both as it is no sign of others. That part of the
-//!   traffic needs as large a part of the upstreams, whoever they are. As long as fewer than `needed` hold the
-//!   block, another copy will be made anyway, now or in a moment: it costs this conversation nothing. A copy
-//!   beyond that is spare, and costs whole by this sign. So a system prompt of all is known by the second
-//!   conversation, each of two such prompts gets half of the upstreams, and a document that twenty ask for
-//!   among thousands of other conversations gets its one.
+//! - What was, will be: as many conversations again as were seen, `branches / n` of them on each upstream.
+//!   This needs hundreds of conversations before it says anything, and until then a long prompt has a
+//!   gravity: of a hundred new conversations with one system prompt, three a second, 67 went to the one of 16
+//!   upstreams that was warm, and at ten a second the mean time to the first token was 0.7 s, not 0.3.
+//! - What part of all is it? Through a block goes a part of all conversations that are known,
+//!   `(branches - 1) / (conversations - 1)`, the one at hand left out of both as it is no sign of others.
+//!   That part of the traffic needs as large a part of the upstreams, whoever they are. As long as fewer than
+//!   `needed` hold the block, another copy will be made anyway, now or in a moment: it costs this
+//!   conversation nothing. A copy beyond that is spare, and costs whole by this sign. So a system prompt of
+//!   all is known within a few conversations, each of two such prompts gets half of the upstreams, and a
+//!   document that twenty ask for among thousands of other conversations gets its one.
 //!
-//! The second sign errs where few conversations are known: the first document after a start seems to be what
-//! everybody asks for, and may be prefilled everywhere while there is little else to do.
+//! The second sign errs where few conversations are known: a single user who edits a prompt makes a branch
+//! each time, and all of them go through what stands before it. So there is a doubt, which every further
+//! conversation halves, as it would have gone another way as well; and as there is always some doubt left,
+//! whoever is warm is preferred as long as everybody is idle. With several models in one index the part is
+//! too small by the others', and the first sign decides.
 
 use super::Slot;
 use crate::pick::Candidate;
@@ -112,7 +116,8 @@ impl Hits {
             run.before = sum;
             let branches = f64::from(run.branches.max(1));
             let needed = candidates * (branches - 1.0) / others * 2.0 / share;
-            let spare = (f64::from(run.holders + 1) - needed).max(0.0);
+            let doubt = 0.5f64.powf(branches - 2.0) * share / 2.0;
+            let spare = (f64::from(run.holders + 1) - needed).max(doubt);
             run.each = (share * candidates / branches).min(spare).min(1.0);
             sum = run.until(end);
         }

@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 mod model;
 mod spreading;
+mod tails;
 
 use model::{Model, Told, chains, name, told};
+use tails::tell;
 
 fn hits(index: &Index, chain: &[u64]) -> Hits {
     let mut hits = Hits::default();
@@ -66,34 +68,32 @@ fn shared_blocks_are_charged_by_their_share() {
 }
 
 #[test]
-fn a_copy_costs_nothing_while_fewer_hold_it_than_its_part_of_all_needs() {
+fn a_copy_costs_little_while_fewer_hold_it_than_its_part_of_all_needs() {
     let index = Index::new(10_000, 1);
     let at = slots(&index, 8);
-    let missing = |text: &str, at: Slot, candidates: usize| {
-        let mut hits = hits(&index, &chain(text));
-        hits.charge(2.0, candidates);
-        hits.missing(at)
+    let learn = |text: &str, at: Slot| assert!(index.learn(&chain(text), None, at).learnt() > 0);
+    let missing = |share: f64, candidates: usize| {
+        let mut hits = hits(&index, &chain("abcd"));
+        hits.charge(share, candidates);
+        hits.missing(at[7])
     };
-    // One conversation is no sign of others, even when it is all that is known.
-    index.learn(&chain("abcd"), None, at[0]);
-    assert_eq!(missing("abcdef", at[1], 8), 6.0);
-    // Both that are known go through two blocks: all eight need them, and one holds them.
-    index.learn(&chain("abxy"), None, at[0]);
-    assert_eq!(missing("abcd", at[1], 8), 2.0);
-    // Of two others, one goes through them too: half of the upstreams need them.
-    index.learn(&chain("mn"), None, at[0]);
-    (1..3).for_each(|upstream| drop(index.learn(&chain("ab"), None, at[upstream])));
-    assert_eq!(missing("abcd", at[4], 8), 2.0, "the fourth copy");
-    index.learn(&chain("ab"), None, at[3]);
-    assert_eq!(missing("abcd", at[4], 8), 4.0, "a fifth is one too many");
-    assert_eq!(missing("abcd", at[4], 9), 3.0, "half of it, with nine");
-    assert_eq!(missing("mn", at[4], 8), 2.0, "one of three conversations goes through it, and no other");
-    // The knob turns it off, with the rest of the discount.
-    let mut hits = hits(&index, &chain("abcd"));
-    hits.charge(1e6, 8);
-    assert!(hits.missing(at[4]) > 3.99);
-    hits.charge(0.0, 8);
-    assert_eq!((hits.missing(at[4]), hits.missing(at[0])), (0.0, 0.0));
+    // One conversation is no sign of others, even when it is all that is known, and a second is none yet.
+    learn("abc", at[0]);
+    assert_eq!(missing(2.0, 8), 4.0);
+    learn("abi", at[0]);
+    assert_eq!(missing(2.0, 8), 4.0);
+    // Each further one halves the doubt that all will go through two blocks: all eight need them.
+    "jklm".chars().for_each(|name| learn(&format!("ab{name}"), at[0]));
+    assert_eq!(missing(2.0, 8), 2.0 + 2.0 / 16.0);
+    // Of ten others, five go through them: half of the upstreams need them.
+    "opqrs".chars().for_each(|name| learn(&name.to_string(), at[0]));
+    (1..3).for_each(|upstream| learn("ab", at[upstream]));
+    assert_eq!(missing(2.0, 8), 2.0 + 2.0 / 16.0, "the fourth copy");
+    learn("ab", at[3]);
+    assert_eq!(missing(2.0, 8), 4.0, "a fifth is one too many");
+    assert_eq!(missing(2.0, 9), 3.0, "half of it, with nine upstreams");
+    // The knob turns this off with the rest of the discount, or everything.
+    assert_eq!((missing(1e6, 8), missing(0.0, 8)), (4.0, 1.0));
 }
 
 #[test]
@@ -326,26 +326,32 @@ fn steps(all: bool) -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Learning, taking back and letting go, against lists that are searched from end to end.
+    /// Learning, taking back and letting go, against lists that are searched from end to end. A sibling that
+    /// is told the tails alone knows the same.
     #[test]
     fn it_does_what_the_model_does(limit in 1usize..40, steps in steps(false)) {
-        let (index, mut model) = (Index::new(limit, 3), Model::new(limit, 3));
+        let (index, sibling) = (Index::new(limit, 3), Index::new(limit, 3));
+        let mut model = Model::new(limit, 3);
         let at = slots(&index, 3);
+        slots(&sibling, 3);
         let mut last = None;
         for (number, step) in (1..).zip(steps) {
             match step {
                 Step::Learn(text, slot, _) => {
                     let receipt = index.learn(&name(&text), None, at[slot]);
+                    let theirs = tell(&sibling, &name(&text), &receipt, at[slot]).expect("it knows the rest");
                     model.learn(&text, slot);
-                    last = Some((text, slot, receipt));
+                    last = Some((text, slot, receipt, theirs));
                 }
                 Step::TakeBack => {
-                    let Some((text, slot, receipt)) = last.take() else { continue };
+                    let Some((text, slot, receipt, theirs)) = last.take() else { continue };
                     index.take_back(&name(&text), at[slot], receipt);
+                    sibling.take_back(&name(&text), at[slot], theirs);
                     model.take_back(&text, slot);
                 }
                 Step::Limit(slot, blocks) => {
                     index.limit(at[slot], blocks);
+                    sibling.limit(at[slot], blocks);
                     model.limit(slot, blocks.unwrap_or(usize::MAX));
                     last = None;
                 }
@@ -354,6 +360,7 @@ proptest! {
             // Every second time, since the model is slow.
             for text in chains().filter(|_| number % 2 == 0) {
                 prop_assert_eq!(told(&hits(&index, &name(&text)), &at), model.told(&text), "{:?}", text);
+                prop_assert_eq!(told(&hits(&sibling, &name(&text)), &at), model.told(&text), "{:?}", text);
             }
             prop_assert_eq!(index.size().pairs, model.pairs());
         }

@@ -51,6 +51,18 @@ impl Receipt {
     pub fn learnt(&self) -> usize {
         self.learnt
     }
+
+    /// The ending that was learnt.
+    pub fn end(&self) -> Option<u64> {
+        self.end
+    }
+
+    /// What of the chain is news to who has heard all before: the block to go on from, and what follows it.
+    pub fn news<'c>(&self, chain: &'c [u64]) -> (Option<u64>, &'c [u64]) {
+        let learnt = &chain[..self.learnt.min(chain.len())];
+        let (known, new) = learnt.split_at(self.held.min(learnt.len()));
+        (known.last().copied(), new)
+    }
 }
 
 // === impl Writer ===
@@ -119,12 +131,48 @@ impl Writer {
     }
 
     pub fn learn(&mut self, blocks: &Blocks, chain: &[u64], end: Option<u64>, slot: Slot) -> Receipt {
+        self.path.clear();
+        self.learn_behind(blocks, chain, end, slot)
+    }
+
+    pub fn learn_after(
+        &mut self,
+        blocks: &Blocks,
+        parent: u64,
+        hashes: &[u64],
+        end: Option<u64>,
+        slot: Slot,
+    ) -> Option<Receipt> {
+        let at = blocks.find(parent);
+        if at == NIL || blocks.is_ending(at) {
+            return None;
+        }
+        self.path.clear();
+        blocks.above(at, &mut self.path);
+        self.path.reverse();
+        Some(self.learn_behind(blocks, hashes, end, slot))
+    }
+
+    pub fn chain_to(&mut self, blocks: &Blocks, hash: u64, slot: Slot) -> Option<Vec<u64>> {
+        let (at, column) = (blocks.find(hash), self.column(slot)?);
+        if at == NIL || blocks.is_ending(at) || !blocks.is_held_by(at, column) {
+            return None;
+        }
+        self.path.clear();
+        blocks.above(at, &mut self.path);
+        Some(self.path.iter().rev().map(|at| blocks.name(*at)).collect())
+    }
+
+    /// Learns what is in `path` already, and this behind it.
+    fn learn_behind(&mut self, blocks: &Blocks, chain: &[u64], end: Option<u64>, slot: Slot) -> Receipt {
         self.tick = self.tick.wrapping_add(1);
         let nothing = Receipt { column: COLUMNS, tick: self.tick, learnt: 0, held: 0, end: None };
         let Some(column) = self.column(slot) else { return nothing };
         let most = self.holdings.column(column).limit.min(self.limit);
-        let whole = chain.len() < most;
-        let end = self.follow(blocks, &chain[..chain.len().min(most)], end.filter(|_| whole));
+        let whole = self.path.len() + chain.len() < most;
+        self.path.truncate(most);
+        let room = most - self.path.len();
+        let end = self.follow(blocks, &chain[..chain.len().min(room)], end.filter(|_| whole));
         let learnt = self.path.len() - usize::from(end.is_some());
         let mut held = learnt;
         for place in (0..self.path.len()).rev() {
@@ -157,11 +205,10 @@ impl Writer {
         }
     }
 
-    /// The places of a chain and its end in `path`, made where there are none. Stops where the chain
-    /// contradicts what is known, and where there is no room; says whether it came to the end.
+    /// Goes on in `path` with the places of a chain and its end, made where there are none. Stops where the
+    /// chain contradicts what is known, and where there is no room; says whether it came to the end.
     fn follow(&mut self, blocks: &Blocks, chain: &[u64], end: Option<u64>) -> Option<u64> {
-        self.path.clear();
-        let mut parent = NIL;
+        let mut parent = self.path.last().copied().unwrap_or(NIL);
         for &hash in chain {
             parent = self.place(blocks, hash, parent, false)?;
             self.path.push(parent);

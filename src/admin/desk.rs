@@ -1,0 +1,67 @@
+//! Where changes to the fleet are made: here at once, and, with siblings, in the list that all go by.
+
+use crate::config::member::Member;
+use crate::fleet::{Change, Fleet, Refusal};
+use crate::state::redis::Exchange;
+
+pub struct Desk<'a> {
+    pub fleet: &'a Fleet,
+    pub exchange: Option<&'a Exchange>,
+}
+
+impl Desk<'_> {
+    /// Carries out all changes, or none; siblings hear of them within a moment.
+    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Refusal> {
+        self.fleet.apply(changes.clone()).await?;
+        let Some(exchange) = self.exchange else { return Ok(()) };
+        let mut members = exchange.members();
+        for change in changes {
+            let Some(name) = name(&change).map(String::from) else { continue };
+            let known = members.get(&name).and_then(|text| Member::read(text).ok());
+            let text = noted(known.unwrap_or_default(), change).write();
+            exchange.put_member(&name, text.clone());
+            members.insert(name, text);
+        }
+        Ok(())
+    }
+}
+
+fn name(change: &Change) -> Option<&str> {
+    match change {
+        Change::Upsert(config) => Some(&config.name),
+        Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => Some(name),
+        Change::Rules(_) | Change::QueueSize(_) => None,
+    }
+}
+
+/// What is known of an upstream, with this change.
+fn noted(known: Member, change: Change) -> Member {
+    match change {
+        Change::Upsert(config) => Member { upstream: Some(config), ..Member::default() },
+        Change::Remove { .. } => Member { removed: true, ..Member::default() },
+        Change::Drain { drain, .. } => Member { drain: Some(drain), ..known },
+        Change::Weight { weight, .. } => Member { weight: Some(weight), ..known },
+        Change::Rules(_) | Change::QueueSize(_) => known,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::types::UpstreamConfig;
+    use crate::config::url;
+
+    #[test]
+    fn changes_add_up_until_it_is_another_upstream() {
+        let config = UpstreamConfig::new(url::upstream("http://a").expect("is a URL"));
+        let name = || config.name.clone();
+        let drained = noted(Member::default(), Change::Drain { name: name(), drain: true });
+        let heavy = noted(drained, Change::Weight { name: name(), weight: 2.0 });
+        let both = Member { drain: Some(true), weight: Some(2.0), ..Member::default() };
+        assert_eq!(heavy, both);
+        let gone = noted(heavy, Change::Remove { name: name(), force: true });
+        assert_eq!(gone, Member { removed: true, ..Member::default() });
+        let again = noted(gone, Change::Upsert(config.clone()));
+        assert_eq!(again, Member { upstream: Some(config.clone()), ..Member::default() });
+    }
+}

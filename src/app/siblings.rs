@@ -1,0 +1,181 @@
+//! The exchange with siblings, between the parts that do not know each other: the fleet has the requests in
+//! flight, the state what was learnt, Redis what others say.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::follow;
+use crate::config::member::Member;
+use crate::config::types::Config;
+use crate::fleet::upstream::Load;
+use crate::fleet::{Change, Fleet, Refusal};
+use crate::observe;
+use crate::state::State;
+use crate::state::exchange::{Bound, Gauges, Memory, Outbox};
+use crate::state::redis::{Exchange, Settings};
+
+/// The longest that a start waits for what siblings know.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// What a balancer that may have siblings has besides.
+pub struct Siblings {
+    settings: Settings,
+    pub outbox: Arc<Outbox>,
+}
+
+/// The parts as the exchange sees them.
+struct Parts {
+    fleet: Arc<Fleet>,
+    state: Arc<State>,
+    members: watch::Sender<HashMap<String, String>>,
+}
+
+// === impl Siblings ===
+
+impl Siblings {
+    /// `None` without a Redis.
+    pub fn new(config: &Config) -> Option<Self> {
+        let url = config.redis.clone()?;
+        let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
+        let settings = Settings {
+            url,
+            options: config.redis_options.clone(),
+            bindings: config.sessions.ttl,
+            name: host(),
+            address: addresses.join(","),
+        };
+        Some(Siblings { settings, outbox: Arc::default() })
+    }
+
+    /// The exchange, which is to be begun.
+    pub fn meet(self, fleet: Arc<Fleet>, state: Arc<State>, stop: &watch::Receiver<bool>) -> Meeting {
+        let (members, changed) = watch::channel(HashMap::new());
+        let parts = Arc::new(Parts { fleet: fleet.clone(), state: state.clone(), members });
+        let exchange = Exchange::new(self.settings, parts, self.outbox);
+        Meeting { exchange, fleet, state, changed, stop: stop.clone() }
+    }
+}
+
+/// An exchange that is not begun.
+pub struct Meeting {
+    pub exchange: Arc<Exchange>,
+    fleet: Arc<Fleet>,
+    state: Arc<State>,
+    changed: watch::Receiver<HashMap<String, String>>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Meeting {
+    /// Begins to exchange, and waits a moment for what is known already. The keeper must run.
+    pub async fn begin(self, tasks: &mut JoinSet<()>) {
+        let Meeting { exchange, fleet, state, mut changed, stop } = self;
+        // What is heard of upstreams is of use only when they are known by name.
+        follow::tell(&fleet.snapshot(), &state);
+        tasks.spawn(exchange.clone().run(stop.clone()));
+        exchange.begun(LONGEST).await;
+        let mut known = HashMap::new();
+        let first = changed.borrow_and_update().clone();
+        take_over(&fleet, &mut known, first).await;
+        tasks.spawn(follow_members(fleet, changed, known, stop));
+    }
+}
+
+/// What this machine is called.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+// === impl Memory for Parts ===
+
+impl Memory for Parts {
+    fn gauges(&self, tell: &mut dyn FnMut(&str, Gauges)) {
+        for entry in &self.fleet.snapshot().entries {
+            let Load { active, backlog, context } = entry.upstream.load();
+            tell(entry.upstream.name(), Gauges { active, backlog, context });
+        }
+    }
+
+    fn siblings(&self, sums: &HashMap<&str, Gauges>, age: f64) {
+        for entry in &self.fleet.snapshot().entries {
+            let sum = sums.get(entry.upstream.name()).copied().unwrap_or_default();
+            let Gauges { active, backlog, context } = sum;
+            entry.upstream.set_siblings(Load { active, backlog, context });
+        }
+        self.state.set_siblings_age(age);
+    }
+
+    fn learn(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
+        self.state.hear_learnt(upstream, parent, hashes, end)
+    }
+
+    fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>> {
+        self.state.chain_to(upstream, hash)
+    }
+
+    fn bound(&self, bound: &Bound<'_>) {
+        self.state.hear_bound(bound, Instant::now());
+    }
+
+    fn members(&self, all: &HashMap<String, String>) {
+        self.members.send_replace(all.clone());
+    }
+}
+
+// === members ===
+
+/// Changes the fleet as the list of members does, until `stop`.
+async fn follow_members(
+    fleet: Arc<Fleet>,
+    mut changed: watch::Receiver<HashMap<String, String>>,
+    mut known: HashMap<String, String>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stopping| *stopping) => return,
+            news = changed.changed() => if news.is_err() { return },
+        }
+        let all = changed.borrow_and_update().clone();
+        take_over(&fleet, &mut known, all).await;
+    }
+}
+
+/// Carries out what is different from what was known.
+async fn take_over(fleet: &Fleet, known: &mut HashMap<String, String>, all: HashMap<String, String>) {
+    for (name, text) in all.iter().filter(|(name, text)| known.get(*name) != Some(*text)) {
+        match Member::read(text) {
+            Ok(member) => carry_out(fleet, name, member).await,
+            Err(why) => observe::member_unusable(name, &why),
+        }
+    }
+    *known = all;
+}
+
+async fn carry_out(fleet: &Fleet, name: &str, member: Member) {
+    for change in changes(name, member) {
+        match fleet.apply(vec![change]).await {
+            // Of one that stands in another balancer's file only; or it is gone already.
+            Ok(()) | Err(Refusal::Unknown(_) | Refusal::Stopping) => {}
+            Err(refusal) => observe::member_unusable(name, &refusal.to_string()),
+        }
+    }
+}
+
+fn changes(name: &str, member: Member) -> Vec<Change> {
+    let Member { upstream, drain, weight, removed } = member;
+    let name = || name.to_string();
+    if removed {
+        return vec![Change::Remove { name: name(), force: false }];
+    }
+    let upstream = upstream.filter(|upstream| upstream.name == name()).map(|mut upstream| {
+        upstream.weight = weight.unwrap_or(upstream.weight);
+        Change::Upsert(upstream)
+    });
+    let weight = weight.filter(|_| upstream.is_none()).map(|weight| Change::Weight { name: name(), weight });
+    let drain = drain.map(|drain| Change::Drain { name: name(), drain });
+    upstream.into_iter().chain(weight).chain(drain).collect()
+}

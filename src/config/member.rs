@@ -1,0 +1,85 @@
+//! What was changed of an upstream at run time, as a text that all balancers on one Redis keep.
+//!
+//! ```text
+//! {"upstream": {"url": "http://gpu-7:8000", ...}, "drain": true, "weight": 2, "removed": false}
+//! ```
+//!
+//! `upstream` is there for one that was added, as the file would say it, its key included; one that stands
+//! in the file has only what is different. What a newer balancer says besides is left alone.
+
+use serde_json::{Map, Value, json};
+
+use super::check;
+use super::render;
+use super::types::UpstreamConfig;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Member {
+    pub upstream: Option<UpstreamConfig>,
+    pub drain: Option<bool>,
+    pub weight: Option<f64>,
+    pub removed: bool,
+}
+
+impl Member {
+    /// What the text says; the rest of a sentence when it makes no sense here.
+    pub fn read(text: &str) -> Result<Self, String> {
+        let map: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
+        let upstream = match map.get("upstream") {
+            None | Some(Value::Null) => None,
+            Some(written) => Some(check::upstream_alone(&written.to_string()).map_err(|problems| {
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                problems.join("; ")
+            })?),
+        };
+        let weight = map.get("weight").filter(|weight| !weight.is_null());
+        let weight = weight.map(|weight| check::weight(&weight.to_string())).transpose()?;
+        let is = |key: &str| map.get(key).and_then(Value::as_bool);
+        Ok(Member { upstream, drain: is("drain"), weight, removed: is("removed").unwrap_or(false) })
+    }
+
+    /// As it is kept. It holds the upstream's key: whoever reads the Redis may use it.
+    pub fn write(&self) -> String {
+        let upstream = self.upstream.as_ref().map(render::upstream_with_key);
+        let Member { drain, weight, removed, .. } = self;
+        json!({"upstream": upstream, "drain": drain, "weight": weight, "removed": removed}).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let upstreams = [
+            r#"{"url": "http://gpu-7:8000"}"#,
+            r#"{"url": "https://gpu-7/x", "name": "a b", "models": ["m"], "weight": 0.5, "api_key": "hunter2",
+                "max_active": 3, "tls": {"verify": false, "sni": "h"}}"#,
+            r#"{"url": "unix:/run/vllm.sock", "models": []}"#,
+        ];
+        let mut members = vec![
+            Member::default(),
+            Member { drain: Some(false), weight: Some(2.5), removed: true, upstream: None },
+        ];
+        for text in upstreams {
+            let upstream = check::upstream_alone(text).expect(text);
+            members.push(Member { upstream: Some(upstream), ..Member::default() });
+        }
+        for member in members {
+            assert_eq!(Member::read(&member.write()), Ok(member));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_told_and_what_is_newer_is_left_alone() {
+        for text in
+            ["", "[]", r#"{"upstream": {"url": "nonsense"}}"#, r#"{"upstream": 3}"#, r#"{"weight": 0}"#]
+        {
+            assert!(Member::read(text).is_err(), "{text}");
+        }
+        let newer = r#"{"drain": true, "colour": {"red": 1}}"#;
+        assert_eq!(Member::read(newer), Ok(Member { drain: Some(true), ..Member::default() }));
+    }
+}

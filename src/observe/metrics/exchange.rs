@@ -1,0 +1,44 @@
+//! Metrics of the exchange with siblings.
+
+use prometheus::{Gauge, IntCounterVec, IntGauge};
+
+use super::Maker;
+
+pub struct ExchangeMetrics {
+    pub redis_up: IntGauge,
+    pub redis_failures: IntCounterVec,
+    pub messages: IntCounterVec,
+    pub bytes: IntCounterVec,
+    pub lost: IntCounterVec,
+    pub siblings: IntGauge,
+    pub age: Gauge,
+}
+
+impl ExchangeMetrics {
+    pub(super) fn new(make: &Maker) -> Self {
+        ExchangeMetrics {
+            redis_up: make.gauge("vllm_lb_redis_up", "1 while Redis takes in what is said to siblings."),
+            redis_failures: make.counters(
+                "vllm_lb_redis_failures_total",
+                "What did not work with Redis, by cause.",
+                &["cause"],
+            ),
+            messages: make.counters(
+                "vllm_lb_exchange_messages_total",
+                "Messages to siblings and from them.",
+                &["way"],
+            ),
+            bytes: make.counters("vllm_lb_exchange_bytes_total", "Their bytes.", &["way"]),
+            lost: make.counters(
+                "vllm_lb_exchange_lost_total",
+                "What did not reach a sibling, or could not be used.",
+                &["what"],
+            ),
+            siblings: make.gauge("vllm_lb_siblings", "Other balancers on the same Redis."),
+            age: make.enter(Gauge::new(
+                "vllm_lb_siblings_age_seconds",
+                "Age of the oldest word of a busy sibling.",
+            )),
+        }
+    }
+}

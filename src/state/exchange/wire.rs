@@ -1,0 +1,123 @@
+//! Numbers and texts as bytes: the alphabet of `exchange`.
+//!
+//! A whole number takes seven bits a byte, the lowest first; a text its length and itself. Reading never
+//! panics, and takes no memory for a length that the input only claims.
+
+/// The longest form of a whole number.
+const LONGEST: u32 = 10;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a>(&'a [u8]);
+
+// === writing ===
+
+pub fn put_number(out: &mut Vec<u8>, number: u64) {
+    let mut left = number;
+    while left >= 0x80 {
+        out.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    out.push(left as u8);
+}
+
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_number(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+pub fn put_hash(out: &mut Vec<u8>, hash: u64) {
+    out.extend_from_slice(&hash.to_le_bytes());
+}
+
+// === impl Reader ===
+
+impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Reader(bytes)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    pub fn number(&mut self) -> Option<u64> {
+        let mut number = 0u64;
+        for place in 0..LONGEST {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7F);
+            // The last byte has room for one bit.
+            if place == LONGEST - 1 && bits > 1 {
+                return None;
+            }
+            number |= bits << (7 * place);
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    pub fn bytes(&mut self) -> Option<&'a [u8]> {
+        let length = usize::try_from(self.number()?).ok()?;
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    pub fn text(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.bytes()?).ok()
+    }
+
+    pub fn hash(&mut self) -> Option<u64> {
+        let (hash, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_le_bytes(*hash))
+    }
+
+    pub fn hashes(&mut self) -> Option<Vec<u64>> {
+        let count = usize::try_from(self.number()?).ok()?;
+        let (hashes, rest) = self.0.split_at_checked(count.checked_mul(size_of::<u64>())?)?;
+        self.0 = rest;
+        let (hashes, _) = hashes.as_chunks();
+        Some(hashes.iter().map(|hash| u64::from_le_bytes(*hash)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn numbers_that_are_none() {
+        let table: [&[u8]; 4] =
+            [&[], &[0x80], &[0xFF; 10], &[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 2]];
+        for bytes in table {
+            assert_eq!(Reader::new(bytes).number(), None, "{bytes:?}");
+        }
+        let claims = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1, 7];
+        assert_eq!(Reader::new(&claims).number(), Some(u64::MAX));
+        assert_eq!((Reader::new(&claims).bytes(), Reader::new(&claims).hashes()), (None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_put_is_read(number: u64, small in 0u64..300, text in "\\PC{0,9}", hash: u64) {
+            let mut out = Vec::new();
+            put_number(&mut out, number);
+            put_bytes(&mut out, text.as_bytes());
+            put_hash(&mut out, hash);
+            put_number(&mut out, small);
+            let mut reader = Reader::new(&out);
+            prop_assert_eq!((reader.number(), reader.text()), (Some(number), Some(text.as_str())));
+            prop_assert_eq!((reader.hash(), reader.number()), (Some(hash), Some(small)));
+            prop_assert!(reader.is_empty());
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! A connection to whoever takes commands: the one Redis there is, the master that sentinels name, or a
+//! cluster's node for our keys.
+//!
+//! Asked for anew after every loss, so that a failover is followed. Every wait has an end.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
+    TlsMode, Value,
+};
+
+use super::trouble::Trouble;
+use crate::config::types::{RedisForm, RedisUrl};
+
+/// To connect, and to get any answer that is not waited for by intent.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A cluster tells itself where keys went; once more is asked there, then we begin anew.
+const RETRIES: u32 = 1;
+
+#[derive(Clone)]
+pub enum Link {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl Link {
+    /// Connects; no single answer may take longer than `longest`.
+    pub async fn connect(url: &RedisUrl, longest: Duration) -> Result<Self, Trouble> {
+        let connected = tokio::time::timeout(PATIENCE, connect(url, longest)).await;
+        Ok(connected.map_err(|_| Trouble::silent())??)
+    }
+
+    pub async fn ask(&mut self, command: &Cmd, limit: Duration) -> Result<Value, Trouble> {
+        let asked = async {
+            match self {
+                Link::One(link) => command.query_async(link).await,
+                Link::Cluster(link) => command.query_async(link).await,
+            }
+        };
+        Ok(tokio::time::timeout(limit, asked).await.map_err(|_| Trouble::silent())??)
+    }
+
+    /// All commands at once; fails when any of them does.
+    pub async fn pipe(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Trouble> {
+        let asked = async {
+            match self {
+                Link::One(link) => commands.query_async(link).await,
+                Link::Cluster(link) => commands.query_async(link).await,
+            }
+        };
+        Ok(tokio::time::timeout(PATIENCE, asked).await.map_err(|_| Trouble::silent())??)
+    }
+}
+
+async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<Link> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(PATIENCE))
+        .set_response_timeout(Some(longest));
+    match &url.form {
+        RedisForm::Single | RedisForm::Socket(_) => {
+            let address = match &url.form {
+                RedisForm::Socket(path) => vec![ConnectionAddr::Unix(path.clone())],
+                _ => addresses(url),
+            };
+            let mut found = address.into_iter().map(|address| address.into_connection_info());
+            let Some(info) = found.next() else {
+                return Err((redis::ErrorKind::InvalidClientConfig, "no host is named").into());
+            };
+            let client = Client::open(info?.set_redis_settings(settings(url)))?;
+            Ok(Link::One(client.get_multiplexed_async_connection_with_config(&config).await?))
+        }
+        RedisForm::Sentinel(master) => {
+            let mut builder = SentinelClientBuilder::new(addresses(url), master, SentinelServerType::Master)?
+                .set_client_to_redis_db(i64::from(url.database));
+            if url.tls {
+                builder = builder
+                    .set_client_to_redis_tls_mode(TlsMode::Secure)
+                    .set_client_to_sentinel_tls_mode(TlsMode::Secure);
+            }
+            if let Some(user) = &url.user {
+                builder = builder.set_client_to_redis_username(user);
+            }
+            if let Some(password) = &url.password {
+                builder = builder.set_client_to_redis_password(password.expose());
+            }
+            let mut client = builder.build()?;
+            Ok(Link::One(client.get_async_connection_with_config(&config).await?))
+        }
+        RedisForm::Cluster => {
+            let mut builder = ClusterClient::builder(addresses(url))
+                .connection_timeout(PATIENCE)
+                .response_timeout(longest)
+                .retries(RETRIES);
+            if url.tls {
+                builder = builder.tls(TlsMode::Secure);
+            }
+            if let Some(user) = &url.user {
+                builder = builder.username(user);
+            }
+            if let Some(password) = &url.password {
+                builder = builder.password(password.expose());
+            }
+            Ok(Link::Cluster(builder.build()?.get_async_connection().await?))
+        }
+    }
+}
+
+fn addresses(url: &RedisUrl) -> Vec<ConnectionAddr> {
+    let address = |(host, port): &(String, u16)| match url.tls {
+        true => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
+        false => ConnectionAddr::Tcp(host.clone(), *port),
+    };
+    url.hosts.iter().map(address).collect()
+}
+
+fn settings(url: &RedisUrl) -> RedisConnectionInfo {
+    let mut settings = RedisConnectionInfo::default().set_db(i64::from(url.database));
+    if let Some(user) = &url.user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = &url.password {
+        settings = settings.set_password(password.expose());
+    }
+    settings
+}

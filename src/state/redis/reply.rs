@@ -1,0 +1,146 @@
+//! What Redis answers, as values; whatever is not as expected reads as nothing.
+
+use redis::Value;
+
+/// The place of an entry in the stream: milliseconds and a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Id {
+    pub millis: u64,
+    pub number: u64,
+}
+
+pub struct Entry<'v> {
+    pub id: Id,
+    pub bytes: &'v [u8],
+}
+
+/// The name of the one field of an entry.
+pub const FIELD: &str = "d";
+
+pub fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
+        Value::SimpleString(text) => Some(text.clone()),
+        Value::Int(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn items(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(items) => items,
+        _ => &[],
+    }
+}
+
+/// What `HGETALL` gives.
+pub fn pairs(value: &Value) -> Vec<(String, String)> {
+    let pair = |name: &Value, value: &Value| Some((text(name)?, text(value)?));
+    match value {
+        Value::Map(pairs) => pairs.iter().filter_map(|(name, value)| pair(name, value)).collect(),
+        _ => items(value).chunks_exact(2).filter_map(|both| pair(&both[0], &both[1])).collect(),
+    }
+}
+
+/// What `XREAD` gives for the one stream that was asked for.
+pub fn read(value: &Value) -> Vec<Entry<'_>> {
+    match value {
+        Value::Map(streams) => streams.iter().flat_map(|(_, list)| entries(list)).collect(),
+        _ => items(value).iter().filter_map(|stream| items(stream).get(1)).flat_map(entries).collect(),
+    }
+}
+
+/// What `XREVRANGE` gives: entries that are none of ours have no bytes.
+pub fn entries(value: &Value) -> Vec<Entry<'_>> {
+    items(value).iter().filter_map(entry).collect()
+}
+
+fn entry(value: &Value) -> Option<Entry<'_>> {
+    let [id, fields] = items(value) else { return None };
+    let id = Id::parse(&text(id)?)?;
+    let mut fields = items(fields).chunks_exact(2);
+    let ours = fields.find(|field| matches!(&field[0], Value::BulkString(name) if name == FIELD.as_bytes()));
+    let bytes: &[u8] = match ours {
+        Some([_, Value::BulkString(bytes)]) => bytes,
+        _ => &[],
+    };
+    Some(Entry { id, bytes })
+}
+
+/// Milliseconds of what `TIME` gives.
+pub fn time(value: &Value) -> Option<u64> {
+    let [seconds, micros] = items(value) else { return None };
+    let number = |value: &Value| text(value)?.parse::<u64>().ok();
+    number(seconds)?.checked_mul(1000)?.checked_add(number(micros)? / 1000)
+}
+
+// === impl Id ===
+
+impl Id {
+    fn parse(text: &str) -> Option<Self> {
+        let (millis, number) = text.split_once('-')?;
+        Some(Id { millis: millis.parse().ok()?, number: number.parse().ok()? })
+    }
+
+    /// The last one before this.
+    pub fn before(self) -> Option<Self> {
+        match (self.millis, self.number) {
+            (0, 0) => None,
+            (millis, 0) => Some(Id { millis: millis - 1, number: u64::MAX }),
+            (millis, number) => Some(Id { millis, number: number - 1 }),
+        }
+    }
+}
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.millis, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn list(items: &[Value]) -> Value {
+        Value::Array(items.to_vec())
+    }
+
+    #[test]
+    fn entries_of_both_protocols_and_of_strangers() {
+        let ours = list(&[bulk("12-3"), list(&[bulk("x"), bulk("?"), bulk("d"), bulk("bytes")])]);
+        let stranger = list(&[bulk("12-4"), list(&[bulk("x"), bulk("d")])]);
+        let wrong =
+            [Value::Nil, list(&[bulk("12"), list(&[])]), list(&[bulk("a-b"), Value::Nil]), Value::Int(3)];
+        let all = list(&[&[ours, stranger][..], &wrong].concat());
+        let two = list(&[list(&[bulk("key"), all.clone()])]);
+        let three = Value::Map(vec![(bulk("key"), all)]);
+        for answer in [two, three] {
+            let found: Vec<(String, &[u8])> =
+                read(&answer).into_iter().map(|entry| (entry.id.to_string(), entry.bytes)).collect();
+            assert_eq!(found, [("12-3".into(), &b"bytes"[..]), ("12-4".into(), &[])]);
+        }
+        assert!(read(&Value::Nil).is_empty());
+    }
+
+    #[test]
+    fn ids_are_in_order() {
+        let id = |text: &str| Id::parse(text).expect(text);
+        assert!(id("9-9") < id("10-0") && id("10-0") < id("10-1"));
+        assert_eq!(id("10-0").before(), Some(Id { millis: 9, number: u64::MAX }));
+        assert_eq!((id("10-2").before(), id("0-0").before()), (Some(id("10-1")), None));
+    }
+
+    #[test]
+    fn times_and_pairs() {
+        assert_eq!(time(&list(&[bulk("12"), bulk("345678")])), Some(12_345));
+        assert_eq!((time(&Value::Nil), time(&list(&[bulk("x"), bulk("1")]))), (None, None));
+        let wanted = vec![("a".to_string(), "1".to_string())];
+        assert_eq!(pairs(&list(&[bulk("a"), bulk("1"), bulk("odd")])), wanted);
+        assert_eq!(pairs(&Value::Map(vec![(bulk("a"), bulk("1")), (bulk("b"), Value::Nil)])), wanted);
+    }
+}

@@ -1,0 +1,78 @@
+//! What goes wrong with Redis: said once when it begins and once when it is over, and counted every time.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use redis::{ErrorKind, RedisError};
+
+use crate::observe;
+
+/// Why something did not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// A label of few values.
+    pub cause: &'static str,
+    pub text: String,
+    /// The connection is good, and Redis is not: it takes nothing in for now.
+    pub full: bool,
+}
+
+/// Codes by which Redis says that it takes nothing in.
+const FULL: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
+
+/// Whether there is trouble now.
+#[derive(Debug, Default)]
+pub struct Troubles {
+    since: Mutex<Option<Instant>>,
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    pub fn silent() -> Self {
+        Trouble { cause: "silent", text: "no answer in time".into(), full: false }
+    }
+
+    /// It says what nobody expects of a Redis.
+    pub fn strange(what: &str) -> Self {
+        Trouble { cause: "strange", text: what.into(), full: false }
+    }
+}
+
+impl From<RedisError> for Trouble {
+    fn from(error: RedisError) -> Self {
+        let code = error.code().unwrap_or_default();
+        let full = FULL.contains(&code);
+        let cause = match error.kind() {
+            _ if full => "full",
+            _ if error.is_timeout() => "silent",
+            ErrorKind::AuthenticationFailed => "password",
+            _ if matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM") => "password",
+            ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => "lost",
+            ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::EmptySentinelList => "lost",
+            _ => "refused",
+        };
+        Trouble { cause, text: error.to_string(), full }
+    }
+}
+
+// === impl Troubles ===
+
+impl Troubles {
+    /// Something did not work; the first of a row is worth a warning.
+    pub fn met(&self, trouble: &Trouble, now: Instant) {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        observe::redis_failed(trouble.cause, &trouble.text, since.is_none());
+        since.get_or_insert(now);
+    }
+
+    pub fn are_there(&self) -> bool {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// All works.
+    pub fn over(&self, now: Instant) {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        observe::redis_works(since.take().map(|since| now.saturating_duration_since(since)));
+    }
+}

@@ -1,0 +1,131 @@
+//! A real redis-server for one test: on a free port and a unix socket, to be killed, stopped and started
+//! anew.
+
+use std::process::{Child, Command, Stdio};
+
+use redis::Value;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::eventually;
+
+pub struct Redis {
+    child: Child,
+    folder: TempDir,
+    pub port: u16,
+    arguments: Vec<String>,
+    password: Option<String>,
+}
+
+impl Redis {
+    /// A port that nobody has at the moment.
+    pub fn free_port() -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port is there");
+        listener.local_addr().expect("a listener has an address").port()
+    }
+
+    /// With further arguments of redis-server's; answers when it takes commands.
+    pub async fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let port = Self::free_port();
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        let given = arguments.iter().position(|argument| argument == "--requirepass");
+        let password = given.map(|at| arguments[at + 1].clone());
+        let child = spawn(&folder, port, &arguments);
+        let redis = Redis { child, folder, port, arguments, password };
+        redis.until_up().await;
+        redis
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn socket(&self) -> String {
+        self.folder.path().join("redis.sock").display().to_string()
+    }
+
+    async fn until_up(&self) {
+        eventually("redis answers", async || self.try_ask(&["PING"]).await.ok()).await;
+    }
+
+    /// One command, over the unix socket.
+    pub async fn ask(&self, words: &[&str]) -> Value {
+        self.try_ask(words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    async fn try_ask(&self, words: &[&str]) -> redis::RedisResult<Value> {
+        let password = self.password.as_deref().map(|password| format!("&pass={password}"));
+        let url = format!("unix://{}?db=0{}", self.socket(), password.unwrap_or_default());
+        let mut link = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+        let mut command = redis::cmd(words[0]);
+        words[1..].iter().for_each(|word| {
+            command.arg(word);
+        });
+        command.query_async(&mut link).await
+    }
+
+    /// A number, from one command.
+    pub async fn count(&self, words: &[&str]) -> i64 {
+        match self.ask(words).await {
+            Value::Int(number) => number,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process has an id");
+        kill_process(pid, signal).expect("the process is there until it was waited for");
+    }
+
+    /// Stops it without an end: connections stay, and nothing answers.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// kill -9
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the process is there until it was waited for");
+        self.child.wait().expect("its own child can be waited for");
+    }
+
+    /// Starts it again after its end, with nothing in it.
+    pub async fn again(&mut self) {
+        self.child = spawn(&self.folder, self.port, &self.arguments);
+        self.until_up().await;
+    }
+}
+
+fn spawn(folder: &TempDir, port: u16, arguments: &[String]) -> Child {
+    let log = std::fs::File::options().append(true).create(true).open(folder.path().join("log"));
+    // Sentinels are begun with a file, which has to stand first.
+    let (first, rest) = match arguments.split_first() {
+        Some((file, rest)) if !file.starts_with("--") => (Some(file), rest),
+        _ => (None, arguments),
+    };
+    Command::new("redis-server")
+        .args(first)
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--unixsocket", "redis.sock"])
+        .args(["--save", "", "--appendonly", "no"])
+        .args(rest)
+        .current_dir(folder.path())
+        .stdout(Stdio::from(log.expect("the folder can be written")))
+        .spawn()
+        .expect("redis-server is installed: ./dev setup does it")
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // It may have ended.
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            eprintln!("the log of redis-server:\n{log}");
+        }
+    }
+}

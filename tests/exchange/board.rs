@@ -1,0 +1,193 @@
+//! A balancer as its siblings see it: a memory without requests, and its exchange.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use vllm_lb::config::{redis, types::RedisOptions};
+use vllm_lb::state::exchange::{Binding, Bound, Event, Gauges, Memory, Outbox};
+use vllm_lb::state::local::{Hits, Index, Slot};
+use vllm_lb::state::redis::{Exchange, Settings};
+
+use crate::common::eventually;
+
+pub struct Board {
+    pub memory: Arc<Mind>,
+    pub exchange: Arc<Exchange>,
+    outbox: Arc<Outbox>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+pub struct Mind {
+    index: Index,
+    slots: Mutex<HashMap<String, Slot>>,
+    gauges: Mutex<HashMap<String, Gauges>>,
+    others: Mutex<(HashMap<String, Gauges>, f64)>,
+    bound: Mutex<Vec<(String, String)>>,
+    members: Mutex<HashMap<String, String>>,
+}
+
+pub fn gauges(active: u64) -> Gauges {
+    Gauges { active, backlog: 1000 * active, context: 2000 * active }
+}
+
+/// Quick enough for tests, slow enough for a busy machine.
+pub fn options() -> RedisOptions {
+    RedisOptions { gauge_ttl: Duration::from_millis(1500), ..RedisOptions::default() }
+}
+
+pub fn settings(url: &str, name: &str) -> Settings {
+    Settings {
+        url: redis::url(url).expect("tests write valid URLs"),
+        options: options(),
+        bindings: Duration::from_secs(60),
+        name: name.into(),
+        address: format!("{name}:8000"),
+    }
+}
+
+// === impl Board ===
+
+impl Board {
+    pub fn start(url: &str, name: &str) -> Self {
+        Self::with(settings(url, name))
+    }
+
+    pub fn with(settings: Settings) -> Self {
+        crate::common::logs::remember();
+        let memory = Arc::new(Mind {
+            index: Index::new(1 << 20, 1),
+            slots: Mutex::default(),
+            gauges: Mutex::default(),
+            others: Mutex::default(),
+            bound: Mutex::default(),
+            members: Mutex::default(),
+        });
+        let outbox = Arc::<Outbox>::default();
+        let exchange = Exchange::new(settings, memory.clone(), outbox.clone());
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(exchange.clone().run(stopped));
+        Board { memory, exchange, outbox, stop, task }
+    }
+
+    /// Starts, and waits until it has heard what there is.
+    pub async fn begun(url: &str, name: &str) -> Self {
+        let board = Self::start(url, name);
+        board.exchange.begun(crate::common::PATIENCE).await;
+        board
+    }
+
+    /// Requests in flight on an upstream, from now on.
+    pub fn set(&self, upstream: &str, active: u64) {
+        self.memory.gauges.lock().expect("no panic").insert(upstream.into(), gauges(active));
+    }
+
+    /// A request with this chain goes to the upstream.
+    pub fn send(&self, upstream: &str, chain: &[u64]) {
+        let receipt = self.memory.index.learn(chain, None, self.memory.slot(upstream));
+        let (parent, new) = receipt.news(chain);
+        self.outbox.put(Event::learnt(upstream, parent, new, receipt.end()));
+    }
+
+    /// A session, or a response, is at this upstream.
+    pub fn bind(&self, kind: Binding, key: &str, upstream: &str) {
+        let (key, upstream) = (key.into(), upstream.into());
+        self.outbox.put(Event::Bound { kind, key, upstream, tokens: 7, keep: true });
+    }
+
+    /// Blocks of the chain that an upstream is believed to hold.
+    pub fn held(&self, upstream: &str, chain: &[u64]) -> usize {
+        let mut hits = Hits::default();
+        self.memory.index.lookup(chain, &mut hits);
+        hits.held(self.memory.slot(upstream))
+    }
+
+    /// In flight through all others.
+    pub fn others(&self, upstream: &str) -> Gauges {
+        self.memory.others.lock().expect("no panic").0.get(upstream).copied().unwrap_or_default()
+    }
+
+    pub async fn until_others(&self, upstream: &str, active: u64) {
+        let what = format!("siblings have {active} on {upstream}");
+        eventually(&what, async || (self.others(upstream) == gauges(active)).then_some(())).await;
+    }
+
+    pub async fn until_held(&self, upstream: &str, chain: &[u64], blocks: usize) {
+        let what = format!("{upstream} holds {blocks} blocks");
+        eventually(&what, async || (self.held(upstream, chain) == blocks).then_some(())).await;
+    }
+
+    pub async fn until_siblings(&self, count: usize) {
+        let what = format!("there are {count} siblings");
+        eventually(&what, async || (self.exchange.rows().len() == count).then_some(())).await;
+    }
+
+    pub async fn until_member(&self, name: &str, text: Option<&str>) {
+        let member = || self.memory.members.lock().expect("no panic").get(name).cloned();
+        let what = format!("{name} is {text:?}");
+        eventually(&what, async || (member().as_deref() == text).then_some(())).await;
+    }
+
+    pub fn bound(&self) -> Vec<(String, String)> {
+        self.memory.bound.lock().expect("no panic").clone()
+    }
+
+    /// Ends as a process that is asked to.
+    pub async fn leave(self) {
+        self.stop.send_replace(true);
+        self.task.await.expect("the task does not panic");
+    }
+
+    /// Ends as a process that is killed.
+    pub async fn crash(self) {
+        self.task.abort();
+        drop(self.task.await);
+    }
+}
+
+// === impl Memory for Mind ===
+
+impl Mind {
+    fn slot(&self, upstream: &str) -> Slot {
+        let mut slots = self.slots.lock().expect("no panic");
+        *slots.entry(upstream.into()).or_insert_with(|| self.index.enter().expect("there is a slot"))
+    }
+}
+
+impl Memory for Mind {
+    fn gauges(&self, tell: &mut dyn FnMut(&str, Gauges)) {
+        self.gauges.lock().expect("no panic").iter().for_each(|(name, gauges)| tell(name, *gauges));
+    }
+
+    fn siblings(&self, sums: &HashMap<&str, Gauges>, age: f64) {
+        let sums = sums.iter().map(|(name, gauges)| (name.to_string(), *gauges)).collect();
+        *self.others.lock().expect("no panic") = (sums, age);
+    }
+
+    fn learn(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
+        let slot = self.slot(upstream);
+        match parent {
+            Some(parent) => self.index.learn_after(parent, hashes, end, slot).is_some(),
+            None => {
+                self.index.learn(hashes, end, slot);
+                true
+            }
+        }
+    }
+
+    fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>> {
+        self.index.chain_to(hash, self.slot(upstream))
+    }
+
+    fn bound(&self, bound: &Bound<'_>) {
+        assert_eq!(bound.tokens, 7);
+        self.bound.lock().expect("no panic").push((bound.key.into(), bound.upstream.into()));
+    }
+
+    fn members(&self, all: &HashMap<String, String>) {
+        self.members.lock().expect("no panic").clone_from(all);
+    }
+}
