@@ -59,6 +59,7 @@ pub struct Running {
     pub addresses: Vec<String>,
     pub admin: String,
     pub fleet: Arc<Fleet>,
+    pub state: Arc<State>,
     leave: Arc<Leave>,
     phase: watch::Sender<Phase>,
     serving: JoinSet<usize>,
@@ -146,9 +147,10 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     if let Some(meeting) = meeting {
         meeting.begin(&mut tasks).await;
     }
-    tasks.spawn(follow::follow(fleet.clone(), state, stopped));
+    tasks.spawn(follow::follow(fleet.clone(), state.clone(), stopped));
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
-    let running = Running { addresses, admin, fleet, leave, phase, serving, tasks, tasks_stop, reloader };
+    let running =
+        Running { addresses, admin, fleet, state, leave, phase, serving, tasks, tasks_stop, reloader };
     Ok(Prepared { running, doors })
 }
 

@@ -393,8 +393,8 @@ impl ProxyHttp for Balancer {
         let outcome = self.finished(context, error);
         let lease = context.lease.take();
         if let Some(lease) = &lease {
-            let sent = context.sent;
-            prompt::forget(&self.shared, context, lease.upstream().id, sent);
+            let has_read = context.has_read();
+            prompt::forget(&self.shared, context, lease.upstream().id, has_read);
             prompt::told(&self.shared, context, lease.upstream());
         }
         plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);

@@ -36,6 +36,10 @@ use sessions::{Bound, Sessions};
 /// The longest chain, in bytes of text: as long as the largest bodies are.
 const LONGEST: usize = 64 << 20;
 
+/// Tokens of a prompt that cannot be read, such as a form with a recording, for its session: somebody else
+/// would have to do what was done for it, and nobody can say how much that was.
+const UNREAD: u64 = 1_000;
+
 /// What a request brings of a prompt.
 #[derive(Debug, Default)]
 pub struct Asked {
@@ -218,7 +222,7 @@ impl State {
         let Some(session) = asked.session else { return };
         let Some(bound) = self.sessions.find(session.key, self.millis(now)) else { return };
         let Some(last) = candidates.iter().find(|candidate| id(candidate) == bound.upstream) else { return };
-        let tokens = self.prompt(asked).tokens;
+        let tokens = self.session_tokens(asked);
         // Without a chain nobody knows what is held; then it is about what the session had.
         let known = if asked.chain.is_empty() { bound.tokens } else { tokens.saturating_sub(last.uncached) };
         let astray = (known.min(tokens) as f64 * bonus) as u64;
@@ -231,10 +235,18 @@ impl State {
         self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a request of a session weighs for it.
+    fn session_tokens(&self, asked: &Asked) -> u64 {
+        match self.prompt(asked).tokens {
+            0 => UNREAD,
+            tokens => tokens,
+        }
+    }
+
     /// The request goes to this upstream.
     pub fn learn(&self, asked: &Asked, id: usize, now: Instant) -> Learnt {
         let before = asked.session.and_then(|session| {
-            let (now, tokens) = (self.millis(now), self.prompt(asked).tokens);
+            let (now, tokens) = (self.millis(now), self.session_tokens(asked));
             let before = self.sessions.find(session.key, now);
             self.sessions.bind(session.key, id, tokens, now);
             self.say_bound(session.key, Bound { upstream: id, tokens }, before);

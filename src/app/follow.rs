@@ -10,8 +10,9 @@ use crate::fleet::{Fleet, Snapshot};
 use crate::observe;
 use crate::state::{Present, State};
 
-/// How often it is told even when nothing changes: what a token weighs is learnt all the time.
-const EVERY: Duration = Duration::from_secs(10);
+/// How often it is told even when nothing changes: what a token weighs is learnt all the time, and whoever
+/// looks at the metrics wants to see how full the index is, not how full it was.
+const EVERY: Duration = Duration::from_secs(1);
 
 /// Runs until `stopped` says so.
 pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Receiver<bool>) {

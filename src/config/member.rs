@@ -55,7 +55,7 @@ mod tests {
     fn what_is_written_is_read() {
         let upstreams = [
             r#"{"url": "http://gpu-7:8000"}"#,
-            r#"{"url": "https://gpu-7/x", "name": "a b", "models": ["m"], "weight": 0.5, "api_key": "hunter2",
+            r#"{"url": "https://gpu-7/x", "name": "a-b", "models": ["m"], "weight": 0.5, "api_key": "hunter2",
                 "max_active": 3, "tls": {"verify": false, "sni": "h"}}"#,
             r#"{"url": "unix:/run/vllm.sock", "models": []}"#,
         ];

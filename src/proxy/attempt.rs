@@ -80,7 +80,11 @@ impl Cause {
 
     /// Whether an engine may have read the prompt.
     fn reached(self) -> bool {
-        !matches!(self, Cause::Connect { .. } | Cause::Stale)
+        match self {
+            Cause::Connect { .. } | Cause::Stale | Cause::Leaving | Cause::Aborted => false,
+            Cause::Status(status) => !is_refusal(status),
+            Cause::Reset | Cause::Failed | Cause::Ended(_) => true,
+        }
     }
 
     fn is_on(self, on: &RetryOn) -> bool {
@@ -104,6 +108,12 @@ impl Cause {
             Cause::Stale | Cause::Reset | Cause::Aborted | Cause::Ended(_) => Outcome::Broken,
         }
     }
+}
+
+/// Whether an answer with this status says that the prompt was not read: something is wrong with the request,
+/// or the engine is too busy, or leaves, or a gateway did not find it. One that waited too long says nothing.
+pub fn is_refusal(status: u16) -> bool {
+    matches!(status, 400..500 | 502 | 503)
 }
 
 /// Chooses an upstream that was not tried yet, and takes a lease on it. While all who could have the

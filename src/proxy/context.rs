@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Response;
 
-use super::attempt::Cause;
+use super::attempt::{self, Cause};
 use super::face::Face;
 use super::leave::{self, Leave};
 use super::line::Line;
@@ -189,14 +189,21 @@ impl Context {
     pub fn accept(&mut self) {
         self.judge = None;
         self.failed = None;
-        self.learnt = None;
-        self.asked.chain = Vec::new();
+        if self.has_read() {
+            self.learnt = None;
+            self.asked.chain = Vec::new();
+        }
         if self.events.is_none() {
             self.prefilled();
         }
         if let Some(line) = &self.line {
             line.let_go();
         }
+    }
+
+    /// Whether the engine may have read the prompt.
+    pub fn has_read(&self) -> bool {
+        self.sent && !attempt::is_refusal(self.status)
     }
 
     /// The prompt has been read: the first event, or byte, of what the model says is there.

@@ -55,20 +55,27 @@ pub fn read(
 ) -> (Asked, Option<Box<Rest>>) {
     let model = facts.model.name().map(str::to_string);
     let is_cut = facts.state == Progress::Cut;
-    // What lies behind the peek is taken for prompt.
-    let unseen = if is_cut { unread.max(1) } else { 0 };
+    let unseen = match &facts.previous_response_id {
+        // What lies behind the peek is taken for prompt.
+        _ if is_cut => unread.max(1),
+        // The prompt begins with what the engine has kept, which nobody here has seen.
+        Some(id) if !id.is_empty() => 1,
+        _ => 0,
+    };
     let (Some(dialect), Some(blocks)) = (dialect, blocks) else {
         return (Asked { model, seen: facts.prompt_bytes, unseen, ..Asked::default() }, None);
     };
     READER.with_borrow_mut(|reader| {
         let request = Request { dialect, model: model.as_deref().unwrap_or_default(), body, scanner };
         let chain = reader.read(&request, blocks);
+        // The chain is of the first prompt; the others have to be read as well.
+        let others = if is_batch(&request) { facts.prompt_bytes.saturating_sub(chain.bytes) } else { 0 };
         let asked = Asked {
             chain: chain.blocks.clone(),
             end: if is_cut { None } else { chain.end() },
             family: chain.family,
             seen: chain.bytes,
-            unseen,
+            unseen: unseen.max(others),
             model,
             session: None,
         };
@@ -77,6 +84,21 @@ pub fn read(
         let rest = at.map(|at| Box::new(Rest { reader: std::mem::take(reader), at: at as u64, known }));
         (asked, rest)
     })
+}
+
+/// Whether the body asks for several prompts at once.
+fn is_batch(request: &Request<'_>) -> bool {
+    let field = match request.dialect {
+        Dialect::Completions => Field::Prompt,
+        Dialect::Chat => Field::Messages,
+        Dialect::Responses | Dialect::Messages | Dialect::Generate => return false,
+    };
+    let list = request.scanner.span(field).and_then(|span| request.body.get(span)?.strip_prefix(b"["));
+    let first = list.and_then(|list| list.trim_ascii_start().first());
+    match request.dialect {
+        Dialect::Completions => matches!(first, Some(b'"' | b'[')),
+        _ => first == Some(&b'['),
+    }
 }
 
 /// Puts on each candidate what it holds of the prompt.

@@ -1,0 +1,174 @@
+//! Sessions: however a request names its own, it stays near where that was, and is never kept waiting for it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vllm_lb::config::types::Config;
+
+use super::common::body::form;
+use super::common::wire::{JSON, post, request};
+use super::common::{Balancer, Engine, Fault, config, engines, eventually, upstreams};
+use super::{CHAT, chat_of, pending, telling, who, words};
+
+/// By chance, all of these would stay in one case of half a million.
+const TIMES: u64 = 12;
+
+/// A chat of its own that names its session in some way.
+fn named(way: &str, session: &str, number: u64) -> Vec<u8> {
+    // What it says has nothing in common with any other.
+    let mut body = chat_of(&words(1_000 + number, 200));
+    let (mut path, mut headers) = (CHAT.to_string(), vec![JSON]);
+    let cookie = format!("a=b; vllm_lb_session={session}");
+    match way {
+        "path" => path = format!("/sessions/{session}{CHAT}"),
+        "header" => headers.push(("x-session-id", session)),
+        "cookie" => headers.push(("cookie", &cookie)),
+        "metadata" => body["metadata"] = json!({"session_id": session}),
+        field => body[field] = session.into(),
+    }
+    request("POST", &path, &headers, body.to_string().as_bytes())
+}
+
+async fn over(engines: &[Engine], change: impl Fn(&mut Config)) -> Balancer {
+    let mut config = config(upstreams(engines));
+    // What is held does not matter here; what the session is worth does.
+    config.sessions.bonus = 20.0;
+    change(&mut config);
+    telling(config).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_stays_however_it_is_named() {
+    let engines = engines(3).await;
+    // Nothing is remembered of prompts, so that the session alone can hold them together.
+    let balancer = over(&engines, |config| config.index.blocks = 0).await;
+    let ways = ["path", "header", "cookie", "session_id", "prompt_cache_key", "user", "metadata"];
+    for (number, way) in (0u64..).zip(ways) {
+        let session = format!("session-{number}");
+        let mut places = Vec::new();
+        for turn in 0..TIMES {
+            let answer = balancer.ask(named(way, &session, 100 * number + turn)).await.expect(200);
+            places.push(who(&engines, &answer));
+        }
+        assert!(places.iter().all(|place| *place == places[0]), "{way}: {places:?}");
+    }
+    for recorded in engines.iter().flat_map(Engine::requests) {
+        assert_eq!(recorded.path, CHAT, "the engine sees its own path");
+    }
+}
+
+/// Forms cannot be read: nothing is known of their prompts, and their session is all there is to go by.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_stays_when_its_prompts_cannot_be_read() {
+    let engines = engines(3).await;
+    let balancer = over(&engines, |config| config.sessions.bonus = 1.0).await;
+    let kind = ("content-type", "multipart/form-data; boundary=a-boundary");
+    let body = form("a-boundary", &[("model", "sim"), ("file", "RIFF--not really--")]);
+    let mut first = Vec::new();
+    for number in 0..4 {
+        let session = format!("recordings-{number}");
+        let mut places = Vec::new();
+        for _ in 0..TIMES {
+            let headers = [kind, ("x-session-id", session.as_str())];
+            let request = request("POST", "/v1/audio/transcriptions", &headers, &body);
+            places.push(who(&engines, &balancer.ask(request).await.expect(200)));
+        }
+        assert!(places.iter().all(|place| *place == places[0]), "{places:?}");
+        first.push(places[0]);
+    }
+    let mut places = Vec::new();
+    for _ in 0..TIMES {
+        let request = request("POST", "/v1/audio/transcriptions", &[kind], &body);
+        places.push(who(&engines, &balancer.ask(request).await.expect(200)));
+    }
+    assert!(places.iter().any(|place| *place != places[0]), "without a session nothing holds them");
+}
+
+async fn turn(balancer: &Balancer, engines: &[Engine], session: &str, text: &str) -> usize {
+    let mut body = chat_of(text);
+    body["session_id"] = session.into();
+    who(engines, &balancer.ask(post(CHAT, body.to_string())).await.expect(200))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_does_not_wait_for_an_upstream_that_is_full() {
+    let engines = engines(2).await;
+    let balancer = over(&engines, |config| {
+        config.upstreams.iter_mut().for_each(|upstream| upstream.max_active = Some(1));
+    })
+    .await;
+    let text = words(1, 4_000);
+    let first = turn(&balancer, &engines, "s", &text).await;
+    engines[first].set_fault(Fault::StallHeaders).await;
+    let mut body = chat_of(&text);
+    body["session_id"] = "s".into();
+    let stalled = pending(&balancer, CHAT, &body).await;
+    engines[first].wait_until("it is there", |stats| stats.received == 2).await;
+    assert_eq!(turn(&balancer, &engines, "s", &text).await, 1 - first, "there is no room where it was");
+    drop(stalled);
+    balancer.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_does_not_wait_behind_a_large_backlog() {
+    let engines = engines(2).await;
+    let balancer = over(&engines, |config| config.sessions.bonus = 1.0).await;
+    let text = words(1, 1_000);
+    let first = turn(&balancer, &engines, "s", &text).await;
+    assert_eq!(turn(&balancer, &engines, "s", &text).await, first, "it is drawn there while there is room");
+    engines[first].set_fault(Fault::StallHeaders).await;
+    // A stream of another session that nobody answers, sent where the first one was.
+    let mut long: Value = chat_of(&format!("{text}{}", words(2, 20_000)));
+    long["stream"] = true.into();
+    long["session_id"] = "s".into();
+    let stalled = pending(&balancer, CHAT, &long).await;
+    assert!(super::row(&balancer, &engines[first]).await["backlog_tokens"].as_u64() > Some(15_000));
+    assert_eq!(turn(&balancer, &engines, "s", &text).await, 1 - first, "20,000 tokens are in the way");
+    drop(stalled);
+    balancer.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_forgotten_after_its_time() {
+    let engines = engines(3).await;
+    let ttl = Duration::from_millis(200);
+    let balancer = over(&engines, |config| {
+        config.sessions.ttl = ttl;
+        // Nothing else is to hold them.
+        config.index.blocks = 0;
+    })
+    .await;
+    let mut moved = 0;
+    for number in 0..TIMES {
+        let session = format!("s{number}");
+        let text = words(number, 100);
+        let first = turn(&balancer, &engines, &session, &text).await;
+        tokio::time::sleep(2 * ttl).await;
+        moved += usize::from(turn(&balancer, &engines, &session, &text).await != first);
+    }
+    assert!(moved > 0, "none of {TIMES} sessions that are over has moved");
+    balancer.running.state.set_ttl(Duration::from_secs(60));
+    let first = turn(&balancer, &engines, "t", "again").await;
+    for _ in 0..TIMES {
+        assert_eq!(turn(&balancer, &engines, "t", "again").await, first);
+    }
+}
+
+/// A session whose upstream is gone is bound anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_goes_on_when_its_upstream_is_gone() {
+    let engines = engines(3).await;
+    let balancer = over(&engines, |_| {}).await;
+    let text = words(1, 500);
+    let first = turn(&balancer, &engines, "s", &text).await;
+    engines[first].set_health(Some(503));
+    balancer.until_ready(2).await;
+    let second = turn(&balancer, &engines, "s", &text).await;
+    assert_ne!(second, first);
+    engines[first].set_health(None);
+    balancer.until_ready(3).await;
+    eventually("it stays where it is now", async || {
+        (turn(&balancer, &engines, "s", &text).await == second).then_some(())
+    })
+    .await;
+}
