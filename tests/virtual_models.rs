@@ -6,7 +6,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::body::chat;
+use common::body::{chat, form};
 use common::h2::{self, H2};
 use common::wire::{CHUNKED, JSON, chunk, get, head, post, request};
 use common::{Balancer, Engine, Fault, Options, Recorded, config, engine, engines, serving, upstreams};
@@ -189,7 +189,27 @@ async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
 async fn what_matches_no_route_is_not_touched() {
     let engines = [serving(&["sim", "other"]).await];
     let balancer = Balancer::ready(routed(&engines, FAST)).await;
-    let body = "{\"messages\" : [{\"role\":\"user\",\"content\":\"\\u00e9\"}],  \"model\":\"other\", \"seed\":1, \"seed\":2}";
+    let body = concat!(
+        r#"{"messages" : [{"role":"user","content":"\u00e9"}],  "#,
+        r#""model":"other", "seed":1, "seed":2}"#,
+    );
     balancer.ask(post(CHAT, body)).await.expect(200);
     assert_eq!(last(&engines[0]).body, body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_names_the_served_model() {
+    let engines = [serving(&["whisper"]).await, serving(&["other"]).await];
+    let routes = "
+  - {model: ears, to: whisper}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let kind = ("content-type", "multipart/form-data; boundary=cut");
+    let path = "/v1/audio/transcriptions";
+    let direct = form("cut", &[("model", "whisper"), ("file", "RIFF")]);
+    let expected = balancer.ask(request("POST", path, &[kind], &direct)).await;
+    let body = form("cut", &[("model", "ears"), ("file", "RIFF")]);
+    let answer = balancer.ask(request("POST", path, &[kind], &body)).await.expect(expected.status);
+    assert_eq!(answer.status, expected.status);
+    assert_eq!(last(&engines[0]).body, direct);
+    assert!(engines[1].requests().is_empty());
 }

@@ -107,13 +107,8 @@ pub const FREE: &[&str] = &["header", "set", "defaults", "overrides", "roles"];
 /// What the contract names and this version cannot do yet. Refused, never accepted and ignored; an
 /// entry leaves this list together with the change that brings the feature. `key=value` is one value
 /// of a key that is there.
-pub const LATER: &[&str] = &[
-    "upstreams[].dns",
-    "upstreams[].every",
-    "upstreams[].kubernetes",
-    "upstreams[].gym",
-    "traces",
-];
+pub const LATER: &[&str] =
+    &["upstreams[].dns", "upstreams[].every", "upstreams[].kubernetes", "upstreams[].gym", "traces"];
 
 /// What a message says of everything in `LATER`.
 pub const NOT_AVAILABLE: &str = "not available yet";

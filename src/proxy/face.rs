@@ -25,6 +25,8 @@ pub struct Face {
     pub dialect: Dialect,
     /// The name that the client gave.
     pub model: Option<String>,
+    /// The type of a body that is a form.
+    pub form: Option<String>,
     asked: Asked,
     /// Of the body, where it was edited.
     length: Option<usize>,
@@ -71,21 +73,31 @@ fn apply(edits: &HeaderEdits, head: &mut impl Fields) -> Result<()> {
 }
 
 impl Face {
-    pub fn new(plan: Arc<Plan>, dialect: Dialect, model: Option<String>) -> Self {
-        Face { plan, dialect, model, asked: Asked::default(), length: None, answer: None, held: None }
+    /// `form`: the whole `content-type` of a form.
+    pub fn new(plan: Arc<Plan>, dialect: Dialect, model: Option<String>, form: Option<String>) -> Self {
+        Face { plan, dialect, model, form, asked: Asked::default(), length: None, answer: None, held: None }
     }
 
     /// Whether the body must be there as a whole, to be edited.
     pub fn wants_body(&self) -> bool {
-        self.plan.edits(self.dialect).may_change(self.model.as_deref(), false)
+        let edits = self.plan.edits(self.dialect);
+        let model = self.model.as_deref();
+        if self.form.is_some() { edits.renames(model) } else { edits.may_change(model, false) }
     }
 
     /// The body as it is sent. `streams`: the answer is asked for as a stream.
     pub fn edit(&mut self, body: &[u8], streams: bool) -> Option<Vec<u8>> {
-        let edited = self.plan.edits(self.dialect).edit(body, streams);
-        self.asked = edited.asked;
-        self.length = edited.body.as_ref().map(Vec::len);
-        edited.body
+        let edits = self.plan.edits(self.dialect);
+        let body = match &self.form {
+            Some(kind) => edits.edit_form(kind, body),
+            None => {
+                let edited = edits.edit(body, streams);
+                self.asked = edited.asked;
+                edited.body
+            }
+        };
+        self.length = body.as_ref().map(Vec::len);
+        body
     }
 
     /// Makes a head one for the upstream of this route.

@@ -173,15 +173,22 @@ impl Peeker {
 
     /// What the request's route makes of it, if it takes one.
     fn face(&self, session: &Session, reader: &Reader) -> Option<Box<Face>> {
-        let Looker::Json(scanner, api) = &reader.looker else { return None };
         if self.routes.is_empty() {
             return None;
         }
-        let facts = scanner.facts(reader.body.bytes());
+        let body = reader.body.bytes();
         let head = session.req_header();
-        let plan = self.routes.plan(facts.model.name(), head.uri.path(), &head.headers)?;
-        let model = facts.model.name().map(str::to_string);
-        Some(Box::new(Face::new(plan, Dialect::of(*api), model)))
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let (model, dialect, form) = match &reader.looker {
+            Looker::Json(scanner, api) => (scanner.facts(body).model, Dialect::of(*api), None),
+            Looker::Multipart(scanner) => {
+                (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
+            }
+            Looker::Opaque => return None,
+        };
+        let plan = self.routes.plan(model.name(), head.uri.path(), &head.headers)?;
+        let (model, form) = (model.name().map(str::to_string), form.map(str::to_string));
+        Some(Box::new(Face::new(plan, dialect, model, form)))
     }
 }
 
@@ -247,11 +254,17 @@ impl Reader {
     /// Puts the edited body in the place of the one that came, which is whole.
     fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
         self.look();
-        let Looker::Json(scanner, _) = &mut self.looker else { return Ok(()) };
-        let streams = scanner.facts(self.body.bytes()).stream;
+        let streams = match &self.looker {
+            Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
+            Looker::Multipart(_) | Looker::Opaque => false,
+        };
         let Some(edited) = face.edit(self.body.bytes(), streams) else { return Ok(()) };
-        *scanner = Scanner::new();
-        scanner.scan(&edited);
+        self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
+            (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
+            (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
+            (Looker::Multipart(_) | Looker::Opaque, _) => Looker::Opaque,
+        };
+        self.looker.look(&edited);
         let length = edited.len() as u64;
         self.body = Body::Piece(Bytes::from(edited));
         match self.reservation.grow_to(length) {
