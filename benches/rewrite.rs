@@ -23,7 +23,7 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::HeaderMap;
 use serde_json::Value;
-use vllm_lb::config::check::check_ahead;
+use vllm_lb::config::check::check;
 use vllm_lb::route::answer::{Answer, Asker};
 use vllm_lb::route::dialect::Dialect;
 use vllm_lb::route::rewrite::Asked;
@@ -66,7 +66,7 @@ fn chat(random: &mut Random, bytes: usize) -> Vec<u8> {
 
 fn table(route: &str) -> Table {
     let text = format!("upstreams: [http://a]\nroutes: [{route}]\n");
-    Table::new(&check_ahead(&text, &|_| None).expect("is valid").routes)
+    Table::new(&check(&text, &|_| None).expect("is valid").routes)
 }
 
 const NAMES: &str =

@@ -46,7 +46,7 @@ fn text(path: &Path) -> String {
 
 /// The lines of the problems of a file; none when it is valid.
 fn problems(text: &str) -> Vec<String> {
-    check::check_ahead(text, &env).err().unwrap_or_default().iter().map(Problem::to_string).collect()
+    check::check(text, &env).err().unwrap_or_default().iter().map(Problem::to_string).collect()
 }
 
 /// As `problems`, for the product as it is: routes are refused until requests go by them.
@@ -92,8 +92,8 @@ fn compare(file: &Path, shown: &str) {
 fn valid_files_mean_what_is_expected() {
     let default = all_leaves(&Config::default());
     for file in files("tests/config/valid") {
-        let config = check::check_ahead(&text(&file), &env)
-            .unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
+        let config =
+            check::check(&text(&file), &env).unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
         let differing = all_leaves(&config).into_iter().filter(|leaf| !default.contains(leaf));
         let shown: String = differing.map(|(path, value)| format!("{path}: {value}\n")).collect();
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -117,11 +117,10 @@ fn invalid_files_get_every_problem_at_once() {
 #[test]
 fn what_is_rendered_as_yaml_is_the_same_configuration() {
     for file in files("tests/config/valid").into_iter().chain(files("conf/examples")) {
-        let config = check::check_ahead(&text(&file), &env)
-            .unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
+        let config =
+            check::check(&text(&file), &env).unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
         let yaml = render::yaml(&config);
-        let again =
-            check::check_ahead(&yaml, &none).unwrap_or_else(|problems| panic!("{problems:?} in\n{yaml}"));
+        let again = check::check(&yaml, &none).unwrap_or_else(|problems| panic!("{problems:?} in\n{yaml}"));
         assert_eq!(render::json(&again), render::json(&config), "{}", file.display());
     }
 }
@@ -302,7 +301,7 @@ fn the_examples_of_the_manual_are_valid() {
         let upstreams = if entry.example.contains("upstreams:") { "" } else { "\nupstreams: [http://a]" };
         let text = format!("{}{upstreams}\n", entry.example);
         let env = |_: &str| Some("4".to_string());
-        if let Err(problems) = check::check_ahead(&text, &env) {
+        if let Err(problems) = check::check(&text, &env) {
             panic!("{}: {problems:?}", entry.key);
         }
         let first = entry.key.split(['.', '[']).next().unwrap_or_default();
@@ -333,18 +332,17 @@ fn what_is_hardly_meant_is_a_warning() {
     let upstreams =
         "upstreams: [{url: http://x, name: x, models: [m1]}, {url: http://y, name: y, models: [m2]}]";
     for (routes, wanted) in table {
-        let config = check::check_ahead(&format!("{upstreams}\nroutes: {routes}\n"), &env).expect(routes);
+        let config = check::check(&format!("{upstreams}\nroutes: {routes}\n"), &env).expect(routes);
         let lines: Vec<String> = check::warnings(&config).iter().map(Problem::to_string).collect();
         assert_eq!(lines, wanted, "{routes}");
     }
     let open = "upstreams: [{url: http://x, models: [m1]}, http://y]\nroutes: [{to: any}]";
-    assert_eq!(check::warnings(&check::check_ahead(open, &env).expect("is valid")), []);
+    assert_eq!(check::warnings(&check::check(open, &env).expect("is valid")), []);
 }
 
 #[test]
 fn the_manual_as_shipped_is_the_default_with_two_upstreams() {
-    let shipped =
-        check::check_ahead(&text(&root().join("conf/lb.yaml")), &none).expect("the manual is valid");
+    let shipped = check::check(&text(&root().join("conf/lb.yaml")), &none).expect("the manual is valid");
     assert_eq!(shipped.upstreams.len(), 2);
     let config = Config { upstreams: shipped.upstreams.clone(), ..Config::default() };
     assert_eq!(render::json(&shipped), render::json(&config));
@@ -354,7 +352,7 @@ fn the_manual_as_shipped_is_the_default_with_two_upstreams() {
 fn the_shipped_examples_are_valid() {
     for file in files("conf/examples") {
         let env = |_: &str| Some("x".to_string());
-        if let Err(problems) = check::check_ahead(&text(&file), &env) {
+        if let Err(problems) = check::check(&text(&file), &env) {
             panic!("{}: {problems:?}", file.display());
         }
     }
@@ -364,7 +362,7 @@ fn the_shipped_examples_are_valid() {
 #[test]
 fn every_key_is_read() {
     let everything = text(&root().join("tests/config/valid/everything.yaml"));
-    let config = check::check_ahead(&everything, &none).expect("is valid");
+    let config = check::check(&everything, &none).expect("is valid");
     let url = url::upstream("https://default:1").expect("is a URL");
     let default = Config {
         upstreams: vec![UpstreamConfig::new(url)],

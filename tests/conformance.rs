@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use vllm_lb::config::check::check_ahead;
+use vllm_lb::config::check::check;
 use vllm_lb::config::types::Overflow;
 use vllm_lb::route::answer::{Answer, Asker, overflow};
 use vllm_lb::route::dialect::Dialect;
@@ -55,8 +55,7 @@ impl Case {
     fn plan(&self) -> Arc<Plan> {
         let route = self.setting("route").unwrap_or_else(|| panic!("{}: no route", self.name));
         let text = format!("upstreams: [http://a]\nroutes: [{route}]\n");
-        let config =
-            check_ahead(&text, &|_| None).unwrap_or_else(|problems| panic!("{}: {problems:?}", self.name));
+        let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{}: {problems:?}", self.name));
         let table = Table::new(&config.routes);
         let model = config.routes[0].model.clone();
         table.plan(model.as_deref(), self.path(), &HeaderMap::new()).expect("the only route matches")

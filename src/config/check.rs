@@ -16,7 +16,6 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::expand::{Env, expand};
-use super::keys;
 use super::problem::seen;
 use super::problem::{Place, Problem};
 use super::raw::{self, Node};
@@ -85,17 +84,8 @@ pub fn check(text: &str, env: Env<'_>) -> Result<Config, Vec<Problem>> {
     read(text, env).finish()
 }
 
-/// As `check`, routes included: for the tests of what reads them.
-pub fn check_ahead(text: &str, env: Env<'_>) -> Result<Config, Vec<Problem>> {
-    read_as(text, env, true).finish()
-}
-
 /// Reads a file; it may say nothing at all.
 pub fn read(text: &str, env: Env<'_>) -> Draft {
-    read_as(text, env, !keys::is_later("routes"))
-}
-
-fn read_as(text: &str, env: Env<'_>, with_routes: bool) -> Draft {
     let mut problems = Vec::new();
     let parsed = raw::parse(text, &mut problems);
     let unreadable = parsed.is_none();
@@ -114,10 +104,7 @@ fn read_as(text: &str, env: Env<'_>, with_routes: bool) -> Draft {
     let mut root = Section::open(&root, place, &mut problems);
     file(&mut root, &mut draft);
     let base = (draft.config.timeouts, draft.config.retry);
-    match with_routes {
-        true => draft.config.routes = routes::read(&mut root, base, &mut draft.references),
-        false => routes::refuse(&mut root),
-    }
+    draft.config.routes = routes::read(&mut root, base, &mut draft.references);
     draft.problems = problems;
     draft
 }

@@ -79,10 +79,10 @@ pub fn as_it_runs(old: &Config, new: Config) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::check::check_ahead;
+    use crate::config::check::check;
 
     fn config(text: &str) -> Config {
-        check_ahead(text, &|_| None).unwrap_or_else(|problems| panic!("{text}: {problems:?}"))
+        check(text, &|_| None).unwrap_or_else(|problems| panic!("{text}: {problems:?}"))
     }
 
     fn between(old: &str, new: &str) -> Diff {

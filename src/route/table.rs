@@ -38,6 +38,10 @@ impl Table {
         self.plans.iter().find(|plan| plan.matches(model, path, headers)).cloned()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.plans.is_empty()
+    }
+
     /// The names that only routes give, each with the name that it is served by, in the order of the file.
     pub fn virtual_models(&self) -> Vec<(&str, &str)> {
         let mut names: Vec<(&str, &str)> = Vec::new();
@@ -106,11 +110,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::check::check_ahead;
+    use crate::config::check::check;
 
     fn table(routes: &str) -> Table {
         let text = format!("upstreams: [http://a]\nroutes: {routes}\n");
-        let config = check_ahead(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
         Table::new(&config.routes)
     }
 

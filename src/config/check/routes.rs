@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 use super::fleet::Reference;
 use super::{retry, set, timeouts};
 use crate::config::free;
-use crate::config::keys::{self, NOT_AVAILABLE};
+use crate::config::keys::{self};
 use crate::config::problem::{Place, Problem, seen};
 use crate::config::raw::Value;
 use crate::config::section::{Section, items};
@@ -48,15 +48,6 @@ pub fn read(
     }
     cycles(&routes, &places, root.problems);
     routes
-}
-
-/// Until requests go by them, routes are refused; a list without any says nothing.
-pub fn refuse(root: &mut Section<'_, '_>) {
-    let nothing =
-        root.node("routes").is_none_or(|node| matches!(&node.value, Value::List(items) if items.is_empty()));
-    if !nothing {
-        root.problem("routes", NOT_AVAILABLE);
-    }
 }
 
 fn route(
