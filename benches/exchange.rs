@@ -1,6 +1,7 @@
 //! What the exchange over Redis takes: how long until a sibling knows, and what Redis has to do for it.
 //! `benches/exchange.sh` runs this.
 
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/exchange/board.rs"]
 mod board;
 #[path = "../tests/common/mod.rs"]
