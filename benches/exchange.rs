@@ -35,7 +35,10 @@ fn main() {
     runtime.block_on(async {
         converge().await;
         println!();
-        println!("| balancers | requests/s of each | commands/s | bytes/s in | bytes/s out | of a core of Redis | in a message |");
+        println!(
+            "| balancers | requests/s of each | commands/s | bytes/s in | bytes/s out | of a core of Redis \
+             | in a message |"
+        );
         println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
         for (balancers, rate) in LOADS {
             cost(balancers, rate).await;
