@@ -1,6 +1,7 @@
 //! What the exchange over Redis takes: how long until a sibling knows, and what Redis has to do for it.
 //! `benches/exchange.sh` runs this.
 
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/exchange/board.rs"]
 mod board;
 #[path = "../tests/common/mod.rs"]
@@ -20,8 +21,11 @@ const TRIES: u64 = 1000;
 /// Between two looks.
 const LOOK: Duration = Duration::from_micros(200);
 
-/// Requests a second of each balancer, the new blocks of each, upstreams, and for how long.
-const RATE: u64 = 1000;
+/// Balancers, and requests a second of each: all run in this process, which has to learn what each of them
+/// hears of all others.
+const LOADS: [(u64, u64); 4] = [(1, 1000), (4, 1000), (4, 100), (16, 100)];
+
+/// New blocks of each request, upstreams, and for how long.
 const BLOCKS: u64 = 16;
 const UPSTREAMS: u64 = 8;
 const TIME: Duration = Duration::from_secs(5);
@@ -31,10 +35,13 @@ fn main() {
     runtime.block_on(async {
         converge().await;
         println!();
-        println!("| balancers | commands/s | bytes/s in | bytes/s out | of a core of Redis | in a message |");
-        println!("| ---: | ---: | ---: | ---: | ---: | ---: |");
-        for balancers in [1, 4, 16] {
-            cost(balancers).await;
+        println!(
+            "| balancers | requests/s of each | commands/s | bytes/s in | bytes/s out | of a core of Redis \
+             | in a message |"
+        );
+        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        for (balancers, rate) in LOADS {
+            cost(balancers, rate).await;
         }
     });
 }
@@ -72,7 +79,7 @@ async fn info(redis: &Redis, name: &str) -> f64 {
     line.and_then(|number| number.trim().parse().ok()).unwrap_or(0.0)
 }
 
-async fn cost(balancers: u64) {
+async fn cost(balancers: u64, rate: u64) {
     let redis = Redis::start(&[]).await;
     let mut boards = Vec::new();
     for number in 0..balancers {
@@ -90,7 +97,7 @@ async fn cost(balancers: u64) {
         before.push(info(&redis, name).await);
     }
     let start = Instant::now();
-    let all = boards.iter().enumerate().map(|(number, board)| load(number as u64, board, start));
+    let all = boards.iter().enumerate().map(|(number, board)| load(number as u64, board, rate, start));
     futures_util::future::join_all(all).await;
     let seconds = start.elapsed().as_secs_f64();
     let mut did = Vec::new();
@@ -99,7 +106,7 @@ async fn cost(balancers: u64) {
     }
     let messages = redis.count(&["XLEN", "vllm-lb:{lb}:stream"]).await as f64 / seconds;
     println!(
-        "| {balancers} | {:.0} | {:.0} | {:.0} | {:.0} % | {:.0} bytes |",
+        "| {balancers} | {rate} | {:.0} | {:.0} | {:.0} | {:.0} % | {:.0} bytes |",
         did[0],
         did[1],
         did[2],
@@ -109,21 +116,19 @@ async fn cost(balancers: u64) {
 }
 
 /// So many requests a second through one balancer: each is a turn with some new blocks, of a session.
-async fn load(number: u64, board: &Board, start: Instant) {
-    let mut tick = interval(Duration::from_millis(1));
+async fn load(number: u64, board: &Board, rate: u64, start: Instant) {
+    let mut tick = interval(Duration::from_secs(1) / rate as u32);
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut sent = 0;
     while start.elapsed() < TIME {
         tick.tick().await;
-        for _ in 0..RATE / 1000 {
-            sent += 1;
-            let upstream = format!("10.0.0.{}:8000", sent % UPSTREAMS);
-            let conversation = (number << 20 | sent % 500) << 32;
-            let turn = sent / 500 % 4 + 1;
-            let chain: Vec<u64> = (0..turn * BLOCKS).map(|block| conversation | block).collect();
-            board.set(&upstream, sent % 50);
-            board.send(&upstream, &chain);
-            board.bind(Binding::Session, &format!("{conversation:x}"), &upstream);
-        }
+        sent += 1;
+        let upstream = format!("10.0.0.{}:8000", sent % UPSTREAMS);
+        let conversation = (number << 20 | sent % 500) << 32;
+        let turn = sent / 500 % 4 + 1;
+        let chain: Vec<u64> = (0..turn * BLOCKS).map(|block| conversation | block).collect();
+        board.set(&upstream, sent % 50);
+        board.send(&upstream, &chain);
+        board.bind(Binding::Session, &format!("{conversation:x}"), &upstream);
     }
 }

@@ -25,10 +25,10 @@ load of the machine $before before and $(load) after.
 First: a chain of 16 blocks is sent through one balancer; how long until a sibling knows it, over 1,000 tries.
 Half of it is the wait for the next tick (\`redis_options.interval\`, 20 ms).
 
-Then: balancers with 1,000 requests a second each, every one a turn of a conversation with 16 new blocks
+Then: balancers whose every request is a turn of a conversation with 16 new blocks
 (2,000 tokens) and a session, over eight upstreams; every request keeps its session's key in Redis, which is
 eight times what the product does of sessions that stay. All balancers share one process, and the machine with
-Redis: where that has not enough for all, they say less often, and more at once.
+Redis. Bytes grow with the requests, messages do not; the session's keys are most of the commands.
 
 $table
 

@@ -3,11 +3,11 @@
 
 use std::process::{Child, Command, Stdio};
 
-use redis::Value;
+use redis::{AsyncConnectionConfig, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::eventually;
+use super::{PATIENCE, eventually};
 
 pub struct Redis {
     child: Child,
@@ -57,7 +57,9 @@ impl Redis {
     async fn try_ask(&self, words: &[&str]) -> redis::RedisResult<Value> {
         let password = self.password.as_deref().map(|password| format!("&pass={password}"));
         let url = format!("unix://{}?db=0{}", self.socket(), password.unwrap_or_default());
-        let mut link = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        let client = redis::Client::open(url)?;
+        let mut link = client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut command = redis::cmd(words[0]);
         words[1..].iter().for_each(|word| {
             command.arg(word);
