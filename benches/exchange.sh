@@ -27,16 +27,16 @@ Half of it is the wait for the next tick (\`redis_options.interval\`, 20 ms).
 
 Then: balancers with 1,000 requests a second each, every one a turn of a conversation with 16 new blocks
 (2,000 tokens) and a session, over eight upstreams; every request keeps its session's key in Redis, which is
-eight times what the product does of sessions that stay. All balancers share one process and the machine with
-Redis, so with sixteen the load is as much as the machine gives.
+eight times what the product does of sessions that stay. All balancers share one process, and the machine with
+Redis: where that has not enough for all, they say less often, and more at once.
 
 $table
 
-A balancer takes 50 messages a second at the most, whatever its load, and hears those of all others: bytes out
-grow with the square of the balancers, as each reads what each says. Sixteen are nothing to one Redis; a
-hundred at this load are some 5,000 messages a second in, and half a million out, which one Redis does not
-give: then \`interval\` is to be longer (100 ms costs 7-25 % in time to first token, 20 ms 1-10 %) or the fleet
-to be cut into groups of upstreams with balancers, and a prefix, of their own. A thousand upstreams cost
-little: a message names those whose gauges moved since the last, and all of them once a second.
+A balancer says at most 50 messages a second, whatever its load, and hears those of all others: what Redis
+gives out grows with the square of the balancers, since each reads what each says. A hundred of them at 20 ms
+would be 5,000 messages a second in, and half a million out: then \`interval\` is to be longer (100 ms costs
+7-25 % in mean time to first token, 20 ms 1-10 %), or the fleet to be cut into groups of balancers and
+upstreams, each with a prefix of its own. A thousand upstreams cost little: a message names those whose gauges
+moved since the last one, and all of them every \`gauge_ttl\` / 3.
 END
 echo "exchange: $result"

@@ -7,6 +7,7 @@
 pub mod check;
 pub mod diff;
 pub mod expand;
+pub mod free;
 pub mod keys;
 pub mod member;
 pub mod problem;

@@ -7,4 +7,6 @@ pub mod scan;
 pub mod session;
 mod value;
 
+pub(crate) use scan::string_end;
 pub use value::Model;
+pub(crate) use value::unescape;

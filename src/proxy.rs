@@ -13,11 +13,13 @@
 //! Never: a rule of routing or balancing (`route`, `pick`), a metric's name (`observe`), an error's text
 //! (`reject`).
 
+mod answer;
 mod attempt;
 mod budget;
 pub mod certificate;
 pub mod connections;
 mod context;
+mod face;
 mod headers;
 pub mod leave;
 mod line;
@@ -51,13 +53,10 @@ use crate::config::types::Config;
 use crate::fleet::{Fleet, Outcome};
 use crate::observe;
 use crate::reject::Reject;
-use crate::reply::ending::{Form, Tail};
-use crate::reply::judge::Judge;
-use crate::reply::usage::Meter;
 use crate::state::State;
 use attempt::Cause;
 use budget::Budget;
-use context::{Context, Samples};
+use context::Context;
 use leave::Leave;
 use plan::Step;
 use settings::Settings;
@@ -68,9 +67,6 @@ pub(crate) const STALLED: Duration = Duration::from_secs(120);
 /// What a refused request still has on the way is read, and forgotten, for this long, so that the
 /// client gets to read the refusal.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// Events of a Responses stream that say that there is a response, and nothing of it.
-const ANNOUNCED: u64 = 2;
 
 /// What all listeners share.
 pub struct Shared {
@@ -230,7 +226,7 @@ impl ProxyHttp for Balancer {
             attempt::next(&self.shared, session, context).await?;
         }
         let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-        let peer = self.shared.peers.peer(lease.upstream(), context.settings.timeouts.connect);
+        let peer = self.shared.peers.peer(lease.upstream(), context.timeouts().connect);
         peer.map_err(|error| self.failed(context, Cause::Connect { refused: false }, error))
     }
 
@@ -278,10 +274,10 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         let https = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         context.sent = true;
-        match &context.lease {
-            Some(lease) => headers::towards_upstream(session, head, lease.upstream(), https),
-            None => Ok(()),
+        if let Some(lease) = &context.lease {
+            headers::towards_upstream(session, head, lease.upstream(), https)?;
         }
+        context.face.as_ref().map_or(Ok(()), |face| face.towards_upstream(head))
     }
 
     async fn request_body_filter(
@@ -321,16 +317,7 @@ impl ProxyHttp for Balancer {
         if attempt::may_follow(&self.shared, context, cause) {
             return Err(another(context, cause));
         }
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let length = text(http::header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
-        let kind = text(http::header::CONTENT_TYPE);
-        context.judge = Some(Judge::new(status, kind, length));
-        context.stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
-        let announced = status == 200 && context.form == Form::Responses && context.stream.is_some();
-        context.events = announced.then(Box::default);
-        context.meter =
-            (status == 200 && context.line.is_some()).then(|| Meter::of(kind)).flatten().map(Box::new);
-        Ok(())
+        answer::begin(context, head)
     }
 
     async fn response_filter(
@@ -346,6 +333,7 @@ impl ProxyHttp for Balancer {
             // It knows no chunks: the end of the connection is the end of the answer.
             head.remove_header(&http::header::TRANSFER_ENCODING);
         }
+        context.face.as_ref().map_or(Ok(()), |face| face.towards_client(head))?;
         headers::towards_client(head, context, context.settings.expose)
     }
 
@@ -356,30 +344,7 @@ impl ProxyHttp for Balancer {
         end: bool,
         context: &mut Context,
     ) -> Result<Option<Duration>> {
-        let piece = body.as_deref().unwrap_or_default();
-        if let Some(cause) = attempt::judge(&self.shared, context, piece, end) {
-            return Err(another(context, cause));
-        }
-        // A head says nothing yet: vLLM sends it before the prompt is read.
-        if let (Some(line), None) = (&context.line, &context.judge) {
-            line.moved();
-        }
-        if let Some(tail) = &mut context.stream {
-            tail.feed(piece);
-        }
-        if let Some(meter) = &mut context.meter {
-            meter.feed(piece);
-        }
-        if let Some(events) = &mut context.events {
-            events.feed(piece);
-            if end || events.whole() > ANNOUNCED {
-                context.events = None;
-                context.prefilled();
-            }
-        }
-        if let Some(samples) = &mut context.samples {
-            Samples::keep(&mut samples.answer, samples.most, piece);
-        }
+        answer::piece(&self.shared, context, body, end)?;
         Ok(None)
     }
 
@@ -395,6 +360,13 @@ impl ProxyHttp for Balancer {
         let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
         if has_begun(session) {
             plan::end_stream(session, error, context).await;
+            return nothing;
+        }
+        if let Some(answer) = context.instead.take() {
+            context.status = answer.status().as_u16();
+            context.outcome = Some(Outcome::Answered(context.status));
+            // Pingora ends a connection after a failure, which this is to it.
+            drop(respond::send(session, answer, &context.id, true).await);
             return nothing;
         }
         let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {

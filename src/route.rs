@@ -1,3 +1,12 @@
-//! Where a request may go: vLLM's routes and what a balancer does with each.
+//! Where a request may go, and what is made of it and of its answer on the way.
+//!
+//! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
+//! configuration, `rewrite` edits what is sent, `answer` what comes back.
 
+pub mod answer;
+pub mod dialect;
+mod json;
 pub mod paths;
+pub mod rewrite;
+mod splice;
+pub mod table;

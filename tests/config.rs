@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use serde_json::Value;
-use vllm_lb::config::types::{Config, Listen, ListenTls, Passthrough, PassthroughTo, UpstreamConfig};
+use vllm_lb::config::types::{
+    Config, Listen, ListenTls, Passthrough, PassthroughTo, Retry, RouteConfig, Timeouts, UpstreamConfig,
+};
 use vllm_lb::config::{check, keys, problem::Problem, render, url};
 
 fn env(name: &str) -> Option<String> {
@@ -47,10 +49,15 @@ fn problems(text: &str) -> Vec<String> {
     check::check(text, &env).err().unwrap_or_default().iter().map(Problem::to_string).collect()
 }
 
+/// As `problems`, for the product as it is: routes are refused until requests go by them.
+fn as_it_ships(text: &str) -> Vec<String> {
+    check::check(text, &env).err().unwrap_or_default().iter().map(Problem::to_string).collect()
+}
+
 /// Every leaf of a rendered configuration as `path: value`.
 fn leaves(value: &Value, path: &str, out: &mut Vec<(String, String)>) {
     match value {
-        Value::Object(map) => {
+        Value::Object(map) if !keys::FREE.iter().any(|free| path.ends_with(&format!(".{free}"))) => {
             for (key, value) in map {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 leaves(value, &path, out);
@@ -130,9 +137,9 @@ struct Entry {
     example: String,
 }
 
-/// The entries of the manual and its list of what is to come.
-fn manual() -> (Vec<Entry>, Vec<String>) {
-    let (mut entries, mut later) = (Vec::<Entry>::new(), Vec::new());
+/// The entries of the manual, its list of what is to come, and that of other names.
+fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
+    let (mut entries, mut later, mut aliases) = (Vec::<Entry>::new(), Vec::new(), Vec::new());
     for line in text(&root().join("conf/lb.yaml")).lines() {
         let Some((field, value)) = line.strip_prefix("# ").and_then(|line| line.split_once(':')) else {
             continue;
@@ -146,6 +153,10 @@ fn manual() -> (Vec<Entry>, Vec<String>) {
             later.push(value);
             continue;
         }
+        if field == "alias" {
+            aliases.push(value);
+            continue;
+        }
         let Some(entry) = entries.last_mut() else { continue };
         match field {
             "what" => entry.what = value,
@@ -156,7 +167,7 @@ fn manual() -> (Vec<Entry>, Vec<String>) {
             _ => {}
         }
     }
-    (entries, later)
+    (entries, later, aliases)
 }
 
 /// Every key that holds a value and no further keys. `listen` as a map is the same as one item of it.
@@ -179,11 +190,13 @@ fn known_keys() -> Vec<String> {
 
 #[test]
 fn the_manual_has_every_key_and_nothing_else() {
-    let (entries, later) = manual();
+    let (entries, later, aliases) = manual();
     let mut documented: Vec<String> = entries.iter().map(|entry| entry.key.clone()).collect();
     documented.sort();
     assert_eq!(documented, known_keys());
     assert_eq!(later, keys::LATER);
+    let known: Vec<String> = keys::ALIASES.iter().map(|(alias, key)| format!("{alias} = {key}")).collect();
+    assert_eq!(aliases, known);
     for entry in &entries {
         assert!(
             !entry.what.is_empty() && !entry.default.is_empty() && !entry.example.is_empty(),
@@ -197,6 +210,7 @@ fn the_manual_has_the_defaults_of_the_code() {
     let url = url::upstream("https://gpu-0:8000").expect("is a URL");
     let config = Config {
         upstreams: vec![UpstreamConfig::new(url)],
+        routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
         passthrough: vec![Passthrough { path: "/sleep".into(), to: PassthroughTo::All }],
         ..Config::default()
     };
@@ -221,7 +235,7 @@ fn everything_that_comes_later_is_refused() {
     assert!(!keys::LATER.is_empty(), "the table has gone: so can its readers");
     for later in keys::LATER {
         let (key, value) = later.split_once('=').unwrap_or((later, "x"));
-        let lines = problems(&file_with(key, value));
+        let lines = as_it_ships(&file_with(key, value));
         let path = format!("{}: ", key.replace("[]", "[0]"));
         let refused = |line: &String| line.starts_with(&path) && line.contains(keys::NOT_AVAILABLE);
         assert!(lines.iter().any(refused), "{later}: {lines:?}");
@@ -291,8 +305,39 @@ fn the_examples_of_the_manual_are_valid() {
             panic!("{}: {problems:?}", entry.key);
         }
         let first = entry.key.split(['.', '[']).next().unwrap_or_default();
-        assert!(entry.example.starts_with(first), "{} is about something else", entry.example);
+        assert!(entry.example.contains(&format!("{first}:")), "{} is about something else", entry.example);
     }
+}
+
+#[test]
+fn the_manual_as_shipped_starts() {
+    assert_eq!(as_it_ships(&text(&root().join("conf/lb.yaml"))), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_hardly_meant_is_a_warning() {
+    let table = [
+        ("[{model: a, to: c}]", vec!["routes[0].to: no upstream serves \"c\""]),
+        (
+            "[{model: a, to: m1}, {model: b, upstreams: [y], to: m1}]",
+            vec!["routes[1].to: no upstream serves \"m1\""],
+        ),
+        ("[{to: m2}, {model: b}]", vec!["routes[1]: is never reached: routes[0] matches all that it does"]),
+        (
+            "[{model: a, header: {x: 1}}, {model: a}, {model: a, path: /b}]",
+            vec!["routes[2]: is never reached: routes[1] matches all that it does"],
+        ),
+        ("[{model: a, path: /a}, {model: a, header: {x: 1}}, {model: a*}, {model: '*'}]", vec![]),
+    ];
+    let upstreams =
+        "upstreams: [{url: http://x, name: x, models: [m1]}, {url: http://y, name: y, models: [m2]}]";
+    for (routes, wanted) in table {
+        let config = check::check(&format!("{upstreams}\nroutes: {routes}\n"), &env).expect(routes);
+        let lines: Vec<String> = check::warnings(&config).iter().map(Problem::to_string).collect();
+        assert_eq!(lines, wanted, "{routes}");
+    }
+    let open = "upstreams: [{url: http://x, models: [m1]}, http://y]\nroutes: [{to: any}]";
+    assert_eq!(check::warnings(&check::check(open, &env).expect("is valid")), []);
 }
 
 #[test]
@@ -321,6 +366,7 @@ fn every_key_is_read() {
     let url = url::upstream("https://default:1").expect("is a URL");
     let default = Config {
         upstreams: vec![UpstreamConfig::new(url)],
+        routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
         passthrough: vec![Passthrough { path: "/".into(), to: PassthroughTo::All }],
         listen: vec![Listen {
             tls: Some(ListenTls { certificate: "c".into(), key: "k".into() }),

@@ -62,8 +62,12 @@ fn parse_card(raw: &RawValue) -> Option<ModelCard> {
 }
 
 /// All models of all upstreams, in the order given, the first card of an id, with the least
-/// `max_model_len` of those that state one.
-pub fn models_union<'c>(upstreams: impl IntoIterator<Item = &'c [ModelCard]>) -> Vec<u8> {
+/// `max_model_len` of those that state one. In front of them `virtuals`: other names of models that are
+/// served, each with the name that its card has.
+pub fn models_union<'c>(
+    upstreams: impl IntoIterator<Item = &'c [ModelCard]>,
+    virtuals: &[(&str, &str)],
+) -> Vec<u8> {
     let mut cards: Vec<(&ModelCard, Option<u64>)> = Vec::new();
     let mut by_id: HashMap<&str, usize> = HashMap::new();
     for card in upstreams.into_iter().flatten() {
@@ -79,29 +83,39 @@ pub fn models_union<'c>(upstreams: impl IntoIterator<Item = &'c [ModelCard]>) ->
         }
     }
     let mut body = String::from(r#"{"object":"list","data":["#);
-    for (index, (card, least)) in cards.into_iter().enumerate() {
+    let named = virtuals.iter().filter(|(name, _)| !by_id.contains_key(name));
+    let named = named.filter_map(|(name, to)| Some((cards[*by_id.get(to)?], Some(*name))));
+    let all = named.chain(cards.iter().map(|card| (*card, None)));
+    for (index, ((card, least), name)) in all.enumerate() {
         body.push_str(if index == 0 { "" } else { "," });
-        match least {
-            Some(least) if card.max_model_len != Some(least) => push_with_length(&mut body, card, least),
-            _ => body.push_str(&card.raw),
+        let least = least.filter(|least| card.max_model_len != Some(*least));
+        match (least, name) {
+            (None, None) => body.push_str(&card.raw),
+            (least, name) => push_changed(&mut body, card, least, name),
         }
     }
     body.push_str("]}");
     body.into_bytes()
 }
 
-/// Writes a card with another `max_model_len`; every other value stays as it was written.
-fn push_with_length(body: &mut String, card: &ModelCard, length: u64) {
+/// Writes a card with another `max_model_len` or under another name; every other value stays as it was
+/// written.
+fn push_changed(body: &mut String, card: &ModelCard, length: Option<u64>, name: Option<&str>) {
     // A card that no parser made may hold anything; it is better shown as it is than not at all.
     let Ok(Entries(entries)) = serde_json::from_str(&card.raw) else {
         body.push_str(&card.raw);
         return;
     };
-    let length = length.to_string();
-    let others = entries.iter().filter(|(key, _)| key != "max_model_len");
-    let place = entries.iter().position(|(key, _)| key == "max_model_len").unwrap_or(entries.len());
-    let mut written: Vec<(&str, &str)> = others.map(|(key, value)| (key.as_str(), value.get())).collect();
-    written.insert(place.min(written.len()), ("max_model_len", &length));
+    let mut written: Vec<(&str, &str)> =
+        entries.iter().map(|(key, value)| (key.as_str(), value.get())).collect();
+    let length = length.map(|length| length.to_string());
+    let name = name.map(|name| serde_json::Value::from(name).to_string());
+    for (key, value) in [("max_model_len", length.as_deref()), ("id", name.as_deref())] {
+        let Some(value) = value else { continue };
+        let place = written.iter().position(|(known, _)| *known == key).unwrap_or(written.len());
+        written.retain(|(known, _)| *known != key);
+        written.insert(place.min(written.len()), (key, value));
+    }
     body.push('{');
     for (index, (key, value)) in written.into_iter().enumerate() {
         body.push_str(if index == 0 { "" } else { "," });
@@ -159,7 +173,7 @@ mod tests {
     }
 
     fn union(upstreams: &[Vec<ModelCard>]) -> String {
-        String::from_utf8(models_union(upstreams.iter().map(Vec::as_slice))).unwrap()
+        String::from_utf8(models_union(upstreams.iter().map(Vec::as_slice), &[])).unwrap()
     }
 
     #[test]
@@ -169,7 +183,7 @@ mod tests {
             (tiny[0].id.as_str(), tiny[0].max_model_len, &tiny[0].parent),
             ("tiny", Some(4096), &None)
         );
-        assert_eq!(models_union([tiny.as_slice()]), SAMPLE);
+        assert_eq!(models_union([tiny.as_slice()], &[]), SAMPLE);
         assert_eq!(union(&[tiny.clone(), tiny]).as_bytes(), SAMPLE);
         assert_eq!(union(&[]), r#"{"object":"list","data":[]}"#);
     }

@@ -7,8 +7,10 @@
 
 mod fleet;
 mod listen;
+mod routes;
 
 pub use fleet::{upstream_alone, weight};
+pub use routes::warnings;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -74,7 +76,7 @@ pub struct Draft {
     /// The names of all upstreams as far as they are known; `None` when some upstream has no readable name.
     names: Option<Vec<String>>,
     /// Names that must be an upstream's, and where they were written.
-    references: Vec<(Place, String)>,
+    references: Vec<fleet::Reference>,
 }
 
 /// The whole way for a file alone.
@@ -99,7 +101,10 @@ pub fn read(text: &str, env: Env<'_>) -> Draft {
         names: Some(Vec::new()),
         references: Vec::new(),
     };
-    file(&mut Section::open(&root, place, &mut problems), &mut draft);
+    let mut root = Section::open(&root, place, &mut problems);
+    file(&mut root, &mut draft);
+    let base = (draft.config.timeouts, draft.config.retry);
+    draft.config.routes = routes::read(&mut root, base, &mut draft.references);
     draft.problems = problems;
     draft
 }

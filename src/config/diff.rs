@@ -23,6 +23,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     let live = [
         ("admin.token", old.admin.token != new.admin.token),
         ("upstreams", old.upstreams != new.upstreams),
+        ("routes", old.routes != new.routes),
         ("balance", old.balance != new.balance),
         ("peek", old.peek != new.peek),
         ("health", old.health != new.health),
@@ -94,6 +95,7 @@ mod tests {
         let base = "upstreams: [{url: http://a}]\n";
         let live = [
             ("admin: {token: secret}", "admin.token"),
+            ("routes: [{model: a, to: b}]", "routes"),
             ("balance: {preset: round-robin}", "balance"),
             ("balance: {backlog: 7}", "balance"),
             ("peek: {bytes: 4KiB}", "peek"),

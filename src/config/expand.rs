@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn an_empty_default_means_not_given_but_an_empty_variable_does_not() {
         let expanded = |template: &str| {
-            let mut node = Node { line: 1, value: Value::Text(template.into()) };
+            let mut node = Node { line: 1, plain: true, value: Value::Text(template.into()) };
             let mut problems = Vec::new();
             expand(&mut node, &Place::named("x"), &env, &mut problems);
             assert_eq!(problems, []);

@@ -12,6 +12,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "redis",
             "redis_options",
             "upstreams",
+            "routes",
             "balance",
             "peek",
             "health",
@@ -37,6 +38,31 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("redis_options", &["interval", "prefix", "gauge_ttl", "stream_length"]),
     ("upstreams[]", &["url", "name", "models", "weight", "api_key", "max_active", "tls"]),
     ("upstreams[].tls", &["ca", "verify", "sni"]),
+    (
+        "routes[]",
+        &[
+            "model",
+            "path",
+            "header",
+            "to",
+            "upstreams",
+            "headers",
+            "response_headers",
+            "body",
+            "token_ids",
+            "think_tags",
+            "overflow",
+            "metadata_overrides",
+            "api_key",
+            "timeouts",
+            "retry",
+        ],
+    ),
+    ("routes[].headers", &["set", "remove"]),
+    ("routes[].response_headers", &["set", "remove"]),
+    ("routes[].body", &["defaults", "overrides", "remove", "roles"]),
+    ("routes[].timeouts", &["connect", "first_byte", "idle", "total"]),
+    ("routes[].retry", &["attempts", "backoff", "max_backoff", "budget", "on"]),
     (
         "balance",
         &[
@@ -64,17 +90,25 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("shutdown", &["grace", "drain"]),
 ];
 
+/// Other names for keys of a route, which NeMo Gym's model servers have for the same.
+pub const ALIASES: &[(&str, &str)] = &[
+    ("routes[].chat_template_kwargs", "routes[].body.defaults.chat_template_kwargs"),
+    ("routes[].extra_body", "routes[].body.defaults"),
+    ("routes[].sampling_overrides", "routes[].body.overrides"),
+    ("routes[].default_headers", "routes[].headers.set"),
+    ("routes[].return_token_id_information", "routes[].token_ids"),
+    ("routes[].uses_reasoning_parser", "routes[].think_tags"),
+    ("routes[].replace_developer_role_with_system", "routes[].body.roles"),
+];
+
+/// Keys that hold a map whose keys are the user's own.
+pub const FREE: &[&str] = &["header", "set", "defaults", "overrides", "roles"];
+
 /// What the contract names and this version cannot do yet. Refused, never accepted and ignored; an
 /// entry leaves this list together with the change that brings the feature. `key=value` is one value
 /// of a key that is there.
-pub const LATER: &[&str] = &[
-    "upstreams[].dns",
-    "upstreams[].every",
-    "upstreams[].kubernetes",
-    "upstreams[].gym",
-    "routes",
-    "traces",
-];
+pub const LATER: &[&str] =
+    &["upstreams[].dns", "upstreams[].every", "upstreams[].kubernetes", "upstreams[].gym", "traces"];
 
 /// What a message says of everything in `LATER`.
 pub const NOT_AVAILABLE: &str = "not available yet";
@@ -82,6 +116,11 @@ pub const NOT_AVAILABLE: &str = "not available yet";
 /// The keys of a map, by its pattern.
 pub fn of(section: &str) -> &'static [&'static str] {
     SECTIONS.iter().find(|(name, _)| *name == section).map_or(&[], |(_, keys)| keys)
+}
+
+/// Does this pattern stand for another key?
+pub fn is_alias(pattern: &str) -> bool {
+    ALIASES.iter().any(|(alias, _)| *alias == pattern)
 }
 
 /// Is this key, or `key=value`, one that comes later?
@@ -147,6 +186,7 @@ mod tests {
             for key in *keys {
                 let pattern =
                     if section.is_empty() { (*key).to_string() } else { format!("{section}.{key}") };
+                // Routes are read and checked, and refused until requests go by them.
                 assert!(!is_later(&pattern), "{pattern}");
             }
         }

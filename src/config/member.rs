@@ -57,7 +57,7 @@ mod tests {
             r#"{"url": "http://gpu-7:8000"}"#,
             r#"{"url": "https://gpu-7/x", "name": "a-b", "models": ["m"], "weight": 0.5, "api_key": "hunter2",
                 "max_active": 3, "tls": {"verify": false, "sni": "h"}}"#,
-            r#"{"url": "unix:/run/vllm.sock", "models": []}"#,
+            r#"{"url": "unix:/run/vllm.sock"}"#,
         ];
         let mut members = vec![
             Member::default(),

@@ -19,6 +19,8 @@ const MAX_NODES: usize = 100_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub line: usize,
+    /// Written without quotes: where any type may stand, `1` is then a number and `"1"` is a text.
+    pub plain: bool,
     pub value: Value,
 }
 
@@ -42,7 +44,7 @@ pub struct Entry {
 
 impl Node {
     pub fn null() -> Self {
-        Node { line: 1, value: Value::Null }
+        Node { line: 1, plain: true, value: Value::Null }
     }
 
     /// What this is, for messages.
@@ -149,6 +151,7 @@ impl<'t> Reader<'t, '_> {
             return Err(self.too_deep(span));
         }
         let line = span.start.line();
+        let plain = !matches!(&event, Event::Scalar(_, style, _, _) if *style != ScalarStyle::Plain);
         let (value, anchor) = match event {
             Event::Scalar(text, style, anchor, _) => (scalar(text.into_owned(), style), anchor),
             Event::SequenceStart(anchor, _) => (self.list(place, depth)?, anchor),
@@ -157,7 +160,7 @@ impl<'t> Reader<'t, '_> {
             _ => return Err(self.stop(span, "not valid YAML: a value was expected")),
         };
         self.spend(1, span)?;
-        let node = Node { line, value };
+        let node = Node { line, plain, value };
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }

@@ -2,11 +2,14 @@
 //!
 //! `GET /admin/config` and a Debug record at the start show it. The shape is that of the file.
 
+mod route;
+
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::keys;
 use super::secret::Secret;
 use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Sessions, Timeouts, UpstreamConfig};
 use super::values::{show_duration, show_size};
@@ -26,6 +29,7 @@ pub fn json(config: &Config) -> Value {
             "stream_length": redis.stream_length,
         },
         "upstreams": config.upstreams.iter().map(upstream).collect::<Vec<_>>(),
+        "routes": config.routes.iter().map(route::json).collect::<Vec<_>>(),
         "balance": {
             "preset": balance.preset.name(),
             "backlog": number(balance.backlog),
@@ -180,6 +184,10 @@ fn yaml_map(map: &Map<String, Value>, indent: usize, text: &mut String) {
         text.push_str(key);
         text.push(':');
         match value {
+            // JSON is YAML; a dollar sign would begin a variable.
+            Value::Object(_) if keys::FREE.contains(&key.as_str()) => {
+                text.push_str(&format!(" {}\n", dollars_doubled(value)));
+            }
             Value::Object(inner) => {
                 text.push('\n');
                 yaml_map(inner, indent + 2, text);
@@ -196,5 +204,14 @@ fn yaml_map(map: &Map<String, Value>, indent: usize, text: &mut String) {
             // JSON's scalars and lists of scalars are YAML.
             other => text.push_str(&format!(" {other}\n")),
         }
+    }
+}
+
+fn dollars_doubled(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(text.replace('$', "$$")),
+        Value::Array(items) => items.iter().map(dollars_doubled).collect(),
+        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), dollars_doubled(value))).collect(),
+        scalar => scalar.clone(),
     }
 }

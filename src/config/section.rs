@@ -31,6 +31,9 @@ impl<'t, 'p> Section<'t, 'p> {
         };
         for entry in entries.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
             let place = place.key(&entry.key, Some(entry.line));
+            if keys::is_alias(&place.pattern()) {
+                continue;
+            }
             problems.push(Problem::new(&place, unknown(&entry.key, &place.pattern(), known)));
         }
         Section { place, entries, problems }

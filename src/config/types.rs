@@ -7,6 +7,7 @@ use std::fmt;
 mod balance;
 mod redis;
 mod retry;
+mod route;
 mod sessions;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub use balance::{Balance, PrefixIndex, Preset};
 pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
+pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig};
 pub use sessions::Sessions;
 
 use super::secret::Secret;
@@ -31,6 +33,7 @@ pub struct Config {
     pub redis: Option<RedisUrl>,
     pub redis_options: RedisOptions,
     pub upstreams: Vec<UpstreamConfig>,
+    pub routes: Vec<RouteConfig>,
     pub balance: Balance,
     pub index: PrefixIndex,
     pub peek: Peek,
@@ -60,6 +63,7 @@ impl Default for Config {
             redis: None,
             redis_options: RedisOptions::default(),
             upstreams: Vec::new(),
+            routes: Vec::new(),
             balance: Balance::default(),
             index: PrefixIndex::default(),
             peek: Peek::default(),

@@ -30,6 +30,7 @@ use pace::Pace;
 pub(super) struct Key {
     model: Option<String>,
     only: Option<usize>,
+    among: Option<Vec<usize>>,
     tried: Vec<usize>,
 }
 
@@ -91,11 +92,13 @@ impl Key {
         // Whoever may go back to where it was may take any place.
         let mut tried = if query.again { Vec::new() } else { query.tried.to_vec() };
         tried.sort_unstable();
-        Key { model: query.model.map(str::to_string), only: query.only, tried }
+        let among = query.among.map(<[usize]>::to_vec);
+        Key { model: query.model.map(str::to_string), only: query.only, among, tried }
     }
 
     fn served_by(&self, live: &Live) -> bool {
         self.only.is_none_or(|only| only == live.id)
+            && self.among.as_ref().is_none_or(|among| among.contains(&live.id))
             && !self.tried.contains(&live.id)
             && self.model.as_ref().is_none_or(|model| live.serves.load().iter().any(|card| card.id == *model))
     }

@@ -44,6 +44,10 @@ pub struct Query<'a> {
     pub away: &'a [usize],
     /// The id of the one upstream that may have it.
     pub only: Option<usize>,
+    /// The ids of those that may have it; `None`: all.
+    pub among: Option<&'a [usize]>,
+    /// There are names that no upstream knows: who refuses a model must tell them.
+    pub has_aliases: bool,
 }
 
 /// Who may take a request.
@@ -202,7 +206,7 @@ impl Snapshot {
         let known = query.model.and_then(|name| self.by_model.get(name));
         match known {
             Some(indices) => indices.iter().for_each(|index| sieve.consider(*index, &self.entries[*index])),
-            None if query.model.is_some() && self.model_decides() => {
+            None if query.model.is_some() && (query.has_aliases || self.model_decides()) => {
                 let may_come = self.may_still_come(now) || !self.any_ready();
                 return if may_come { Routing::NotReady } else { Routing::NoSuchModel };
             }
@@ -247,7 +251,9 @@ struct Sieve<'a, 'q> {
 impl Sieve<'_, '_> {
     fn consider(&mut self, index: usize, entry: &Entry) {
         let (query, upstream) = (self.query, &entry.upstream);
-        if query.only.is_some_and(|only| only != upstream.id) {
+        let excluded = query.only.is_some_and(|only| only != upstream.id)
+            || query.among.is_some_and(|among| !among.contains(&upstream.id));
+        if excluded {
             return;
         }
         let mut rank = match entry.admits(self.now) {

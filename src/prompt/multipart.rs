@@ -113,6 +113,11 @@ impl FormScanner {
         }
     }
 
+    /// Where the name of the model stands, once it is whole.
+    pub fn model_span(&self) -> Option<Range<usize>> {
+        self.model.clone()
+    }
+
     fn start(&mut self, body: &[u8]) -> bool {
         let first = &self.delimiter.needle()[2..];
         if body.len() < first.len() + 2 {

@@ -18,7 +18,8 @@ mod fields;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use self::bytes::{CLASSES, Class, numbers_at, string_end};
+pub(crate) use self::bytes::string_end;
+use self::bytes::{CLASSES, Class, numbers_at};
 pub use self::fields::{Field, FieldSet};
 use super::value::{Model, is_true_number, is_true_word, unescape};
 

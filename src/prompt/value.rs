@@ -44,7 +44,7 @@ pub(super) fn is_true_number(number: &[u8]) -> bool {
 ///
 /// Two escaped surrogates make one character as they do in Python. A lone one has no place in UTF-8
 /// and becomes U+FFFD, which no served model is called.
-pub(super) fn unescape(raw: &[u8]) -> Cow<'_, str> {
+pub(crate) fn unescape(raw: &[u8]) -> Cow<'_, str> {
     if memchr::memchr(b'\\', raw).is_none() {
         return String::from_utf8_lossy(raw);
     }

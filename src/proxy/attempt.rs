@@ -126,6 +126,7 @@ pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Contex
     let mut turn: Option<Turn> = None;
     loop {
         let (tried, away) = (std::mem::take(&mut context.tried), context.away.clone());
+        let among = context.among(&shared.fleet.snapshot());
         let query = Query {
             model: model.as_deref(),
             tokens: context.tokens,
@@ -133,6 +134,8 @@ pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Contex
             again: context.attempts > 1,
             away: &away,
             only: context.only,
+            among: among.as_deref(),
+            has_aliases: !context.settings.peeker.routes.is_empty(),
         };
         let full = match turn {
             None if shared.fleet.must_wait(&query) => Some(None),
@@ -254,7 +257,7 @@ pub async fn watched<T>(
 
 /// Waits before another attempt, and chooses.
 pub async fn next(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<()> {
-    let pause = pause(&context.settings.retry, context.attempts, shared.random.next());
+    let pause = pause(context.retry(), context.attempts, shared.random.next());
     let pausing = async {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
@@ -275,7 +278,7 @@ fn pause(retry: &Retry, attempt: u32, random: u64) -> Duration {
 
 /// Whether another attempt may follow a failure; a try is paid for if so.
 pub fn may_follow(shared: &Shared, context: &Context, cause: Cause) -> bool {
-    let retry = &context.settings.retry;
+    let retry = context.retry();
     let held = match &context.replay {
         Some(replay) => replay.is_whole(),
         // An upgrade has no body, and no wrapper: it may be given to another as long as nobody has seen it.
@@ -297,6 +300,8 @@ pub fn may_follow(shared: &Shared, context: &Context, cause: Cause) -> bool {
 
 /// Whether an upstream that was not tried may have the request, now or when it has room.
 fn somebody_else(shared: &Shared, context: &Context) -> bool {
+    let snapshot = shared.fleet.snapshot();
+    let among = context.among(&snapshot);
     let query = Query {
         model: context.model.name(),
         tokens: context.tokens,
@@ -304,8 +309,10 @@ fn somebody_else(shared: &Shared, context: &Context) -> bool {
         again: false,
         away: &[],
         only: context.only,
+        among: among.as_deref(),
+        has_aliases: !context.settings.peeker.routes.is_empty(),
     };
-    let routing = shared.fleet.snapshot().candidates(&query, Instant::now(), &mut Vec::new());
+    let routing = snapshot.candidates(&query, Instant::now(), &mut Vec::new());
     matches!(routing, Routing::Candidates | Routing::Full { .. })
 }
 

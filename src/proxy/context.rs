@@ -3,7 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::Response;
+
 use super::attempt::{self, Cause};
+use super::face::Face;
 use super::leave::{self, Leave};
 use super::line::Line;
 use super::peek::Wanted;
@@ -11,7 +15,8 @@ use super::prompt::Rest;
 use super::replay::Replay;
 use super::session::Home;
 use super::settings::Settings;
-use crate::fleet::{Lease, Outcome, Upstream};
+use crate::config::types::{Retry, Timeouts};
+use crate::fleet::{Lease, Outcome, Snapshot, Upstream};
 use crate::observe::metrics::METRICS;
 use crate::reject::{Reject, Style};
 use crate::reply::ending::{Form, Tail};
@@ -31,6 +36,10 @@ pub struct Context {
     pub admin: bool,
     pub style: Style,
     pub model: Wanted,
+    /// What its route makes of it.
+    pub face: Option<Box<Face>>,
+    /// The whole answer, in place of the upstream's.
+    pub instead: Option<Response<Bytes>>,
     /// Prompt tokens, estimated.
     pub tokens: u64,
     /// What is known of its prompt, and what follows it behind the peek.
@@ -123,6 +132,8 @@ impl Context {
             admin: false,
             style: Style::OpenAi,
             model: Wanted::Any,
+            face: None,
+            instead: None,
             tokens: 0,
             asked: Asked::default(),
             rest: None,
@@ -205,6 +216,25 @@ impl Context {
             Some(lease) => drop(lease.end_prefill()),
             None => {}
         }
+    }
+
+    pub fn retry(&self) -> &Retry {
+        self.face.as_ref().map_or(&self.settings.retry, |face| &face.plan.route.retry)
+    }
+
+    pub fn timeouts(&self) -> Timeouts {
+        self.face.as_ref().map_or(self.settings.timeouts, |face| face.plan.route.timeouts)
+    }
+
+    /// The name that the client gave the model.
+    pub fn client_model(&self) -> Option<&str> {
+        self.face.as_ref().map_or(self.model.name(), |face| face.model.as_deref())
+    }
+
+    /// The upstreams that its route leads to; `None`: all.
+    pub fn among(&self, snapshot: &Snapshot) -> Option<Vec<usize>> {
+        let names = self.face.as_ref()?.plan.route.upstreams.as_ref()?;
+        Some(names.iter().filter_map(|name| Some(snapshot.by_name(name)?.upstream.id)).collect())
     }
 
     /// No attempt can follow: what is held for one goes.

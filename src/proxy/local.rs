@@ -50,9 +50,9 @@ pub fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
     answer
 }
 
-/// The union of what ready upstreams serve.
-pub fn models(snapshot: &Snapshot) -> Response<Bytes> {
-    json_answer(aggregate::models_union(snapshot.ready().map(|entry| entry.models.as_slice())))
+/// The union of what ready upstreams serve, and the names that routes give to some of it.
+pub fn models(snapshot: &Snapshot, virtuals: &[(&str, &str)]) -> Response<Bytes> {
+    json_answer(aggregate::models_union(snapshot.ready().map(|entry| entry.models.as_slice()), virtuals))
 }
 
 /// The lowest version among the upstreams: what every one of them can do.

@@ -12,6 +12,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 use tokio::time::{Instant, timeout_at};
 
+use super::face::Face;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
 use crate::config::types::{Peek, Sessions};
@@ -21,7 +22,9 @@ use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
 use crate::prompt::session;
 use crate::reject::Reject;
+use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
+use crate::route::table::Table;
 use crate::state::Asked;
 
 /// How long a client may take for the first piece of what is peeked.
@@ -81,6 +84,7 @@ pub struct Peeked {
     pub whole: bool,
     pub reservation: Reservation,
     pub wish: Wish,
+    pub face: Option<Box<Face>>,
 }
 
 pub enum Failure {
@@ -98,6 +102,7 @@ pub struct Peeker {
     pub blocks: Option<Blocks>,
     /// Where requests say their session.
     pub sessions: Sessions,
+    pub routes: Table,
 }
 
 impl Peeker {
@@ -123,7 +128,7 @@ impl Peeker {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            return Ok(Peeked { body, whole: true, reservation, wish });
+            return Ok(Peeked { body, whole: true, reservation, wish, face: None });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -145,6 +150,16 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
+        let mut face = self.face(session, &reader);
+        if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
+            while !whole && reader.len() < self.limits.max_body {
+                whole = reader.read(session, self.limits.max_body).await?;
+            }
+            if !whole {
+                return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
+            }
+            reader.edit(face)?;
+        }
         let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
         let request = session::Request {
             path: named,
@@ -153,7 +168,27 @@ impl Peeker {
             model: wish.asked.model.as_deref().unwrap_or_default(),
         };
         wish.asked.session = request.session(&self.sessions);
-        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish })
+        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face })
+    }
+
+    /// What the request's route makes of it, if it takes one.
+    fn face(&self, session: &Session, reader: &Reader) -> Option<Box<Face>> {
+        if self.routes.is_empty() {
+            return None;
+        }
+        let body = reader.body.bytes();
+        let head = session.req_header();
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let (model, dialect, form) = match &reader.looker {
+            Looker::Json(scanner, api) => (scanner.facts(body).model, Dialect::of(*api), None),
+            Looker::Multipart(scanner) => {
+                (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
+            }
+            Looker::Opaque => return None,
+        };
+        let plan = self.routes.plan(model.name(), head.uri.path(), &head.headers)?;
+        let (model, form) = (model.name().map(str::to_string), form.map(str::to_string));
+        Some(Box::new(Face::new(plan, dialect, model, form)))
     }
 }
 
@@ -214,6 +249,28 @@ impl Reader {
 
     fn wants_more(&self) -> bool {
         self.looker.wants_more(self.body.bytes())
+    }
+
+    /// Puts the edited body in the place of the one that came, which is whole.
+    fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
+        self.look();
+        let streams = match &self.looker {
+            Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
+            Looker::Multipart(_) | Looker::Opaque => false,
+        };
+        let Some(edited) = face.edit(self.body.bytes(), streams) else { return Ok(()) };
+        self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
+            (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
+            (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
+            (Looker::Multipart(_) | Looker::Opaque, _) => Looker::Opaque,
+        };
+        self.looker.look(&edited);
+        let length = edited.len() as u64;
+        self.body = Body::Piece(Bytes::from(edited));
+        match self.reservation.grow_to(length) {
+            true => Ok(()),
+            false => Err(Failure::Reject(Reject::Memory)),
+        }
     }
 }
 

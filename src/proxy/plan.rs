@@ -152,7 +152,7 @@ async fn aggregate(
         return Err(refuse(context, Reject::NotReady { model: None }));
     }
     Ok(Step::Answer(match what {
-        Aggregate::Models => local::models(snapshot),
+        Aggregate::Models => local::models(snapshot, &context.settings.peeker.routes.virtual_models()),
         Aggregate::Version => local::version(snapshot),
         Aggregate::Load => local::load(&shared.fleet).await,
         Aggregate::Metrics => local::metrics(&shared.fleet).await,
@@ -225,7 +225,7 @@ async fn inference(
     }
     if context.model == Wanted::Any && snapshot.any_ready() && !snapshot.serves_one_base() {
         // vLLM would take its own model; with several of them there is none to take.
-        let aliases = snapshot.aliases().to_vec();
+        let aliases = aliases(context, snapshot);
         return Err(refuse(context, Reject::Model { model: String::new(), aliases }));
     }
     Ok(step)
@@ -246,13 +246,15 @@ async fn forward(
         return Err(refuse(context, reject));
     }
     expect(session).await?;
-    let Peeked { body, whole, reservation, wish } =
+    let model_decides = model_decides || !context.settings.peeker.routes.is_empty();
+    let Peeked { body, whole, reservation, wish, face } =
         match context.settings.peeker.peek(session, shape, context.session.as_deref(), model_decides).await {
             Ok(peeked) => peeked,
             Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
             Err(Failure::Client(error)) => return Err(error),
         };
     context.model = wish.model;
+    context.face = face;
     context.tokens = shared.state.prompt(&wish.asked).tokens;
     (context.asked, context.rest, context.streams) = (wish.asked, wish.rest, wish.streams);
     context.pinned = wish.pinned;
@@ -270,7 +272,7 @@ async fn forward(
         }
     }
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
-    let line = Line::new(shared.fleet.clone(), context.settings.timeouts);
+    let line = Line::new(shared.fleet.clone(), context.timeouts());
     let place = &mut session.downstream_session;
     context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), shared.leave.clone(), whole));
     context.replay = Some(replay);
@@ -339,15 +341,21 @@ fn adapter(session: &Session) -> Option<String> {
     value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
 }
 
+/// Names that a client may ask for now: those of routes whose model is served, and the served ones.
+fn aliases(context: &Context, snapshot: &Snapshot) -> Vec<String> {
+    let served = snapshot.aliases();
+    let has = |to: &str| served.iter().any(|name| name == to);
+    let virtuals = context.settings.peeker.routes.virtual_models();
+    let virtuals = virtuals.into_iter().filter(|(name, to)| has(to) && !has(name));
+    virtuals.map(|(name, _)| name.to_string()).chain(served.iter().cloned()).collect()
+}
+
 /// Why there was nobody to choose from.
 pub fn no_candidate(routing: &Routing, context: &Context, snapshot: &Snapshot) -> Reject {
-    let model = match &context.model {
-        Wanted::Named(name) => Some(name.clone()),
-        Wanted::Any | Wanted::Unreadable => None,
-    };
+    let model = context.client_model().map(str::to_string);
     match (routing, model) {
         (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
-        (Routing::NoSuchModel, Some(model)) => Reject::Model { model, aliases: snapshot.aliases().to_vec() },
+        (Routing::NoSuchModel, Some(model)) => Reject::Model { model, aliases: aliases(context, snapshot) },
         (_, model) => Reject::NotReady { model },
     }
 }

@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::peek::Peeker;
 use crate::config::types::{Balance, Config, Retry, Timeouts};
 use crate::prompt::chain::Blocks;
-use crate::route::paths;
+use crate::route::{paths, table};
 
 pub struct Settings {
     pub table: paths::Table,
@@ -37,6 +37,7 @@ impl Settings {
                 memory,
                 blocks: blocks.filter(|_| config.balance.missing > 0.0),
                 sessions: config.sessions.clone(),
+                routes: table::Table::new(&config.routes),
             },
             timeouts: config.timeouts,
             retry: config.retry,

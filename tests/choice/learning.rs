@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::common::wire::{JSON, post, request};
 use super::common::{
@@ -210,7 +210,7 @@ async fn no_more_is_believed_than_a_cache_holds() {
     let engines = [engine(Options { max_model_len: 4_096, ..options }).await];
     let balancer = telling(config(upstreams(&engines))).await;
     eventually("its cache's size is known", async || {
-        (super::row(&balancer, &engines[0]).await["cache_tokens"] == Value::from(4_096)).then_some(())
+        (super::row(&balancer, &engines[0]).await["cache_tokens"] == 4_096).then_some(())
     })
     .await;
     for text in prompts() {

@@ -18,11 +18,14 @@ pub struct Staged {
 
 type Pieces = Arc<Mutex<mpsc::Receiver<String>>>;
 
+/// More than any test says at once.
+const PIECES: usize = 64;
+
 impl Staged {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
         let address = listener.local_addr().expect("a listener has an address").to_string();
-        let (pieces, coming) = mpsc::channel(100);
+        let (pieces, coming) = mpsc::channel(PIECES);
         let coming: Pieces = Arc::new(Mutex::new(coming));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -49,7 +52,7 @@ impl Staged {
     }
 
     pub fn says(&self, bytes: &str) {
-        self.pieces.try_send(bytes.to_string()).expect("a test says few pieces");
+        self.pieces.try_send(bytes.to_string()).expect("there is room, and the receiver lives as long");
     }
 }
 

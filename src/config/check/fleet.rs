@@ -17,6 +17,14 @@ const LONGEST_NAME: usize = 128;
 /// What `passthrough` calls every upstream.
 const ALL: &str = "all";
 
+/// A name that must be an upstream's, and where it was written.
+pub struct Reference {
+    pub place: Place,
+    pub name: String,
+    /// Here the word for every upstream is allowed too.
+    pub or_all: bool,
+}
+
 pub fn upstreams(root: &mut Section<'_, '_>, draft: &mut Draft) {
     let place = root.place_of("upstreams");
     let Some(node) = root.node("upstreams") else { return };
@@ -193,7 +201,7 @@ fn one_passthrough(
     node: &Node,
     place: &Place,
     problems: &mut Vec<Problem>,
-    references: &mut Vec<(Place, String)>,
+    references: &mut Vec<Reference>,
 ) -> Option<Passthrough> {
     if !matches!(node.value, Value::Map(_)) {
         let path = scalar(node, place, problems, url_path)?;
@@ -203,7 +211,7 @@ fn one_passthrough(
     let path = section.require("path", url_path);
     let to = match section.get("to", plain) {
         Some(name) if name != ALL => {
-            references.push((section.place_of("to"), name.clone()));
+            references.push(Reference { place: section.place_of("to"), name: name.clone(), or_all: true });
             PassthroughTo::Upstream(name)
         }
         _ => PassthroughTo::All,
@@ -215,11 +223,12 @@ fn one_passthrough(
 pub fn references(draft: &mut Draft) {
     // With an upstream whose name is unknown, nothing can be said about the others' names.
     let Some(names) = &draft.names else { return };
-    for (place, name) in draft.references.iter().filter(|(_, name)| !names.contains(name)) {
-        let mut allowed = vec![ALL];
+    for reference in draft.references.iter().filter(|reference| !names.contains(&reference.name)) {
+        let mut allowed = if reference.or_all { vec![ALL] } else { Vec::new() };
         allowed.extend(names.iter().map(String::as_str));
-        let text = format!("no upstream is named {}: allowed are {}", seen(name), allowed.join(", "));
-        draft.problems.push(Problem::new(place, text));
+        let (name, allowed) = (seen(&reference.name), allowed.join(", "));
+        let text = format!("no upstream is named {name}: allowed are {allowed}");
+        draft.problems.push(Problem::new(&reference.place, text));
     }
 }
 

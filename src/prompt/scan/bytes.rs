@@ -6,7 +6,7 @@
 /// `from`. A quote counts unless an odd number of backslashes stands before it; looking back for them at
 /// quotes only, instead of stopping at every escape, is what makes text full of `\n` fast.
 #[inline]
-pub(in super::super) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
+pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let mut at = from;
     loop {
         at += memchr::memchr(b'"', body.get(at..)?)?;

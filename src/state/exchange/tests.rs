@@ -3,13 +3,19 @@
 use super::*;
 use proptest::prelude::*;
 
+/// Of each upstream, by its name.
+type Rows = Vec<(String, [u64; 3])>;
+
+/// Upstream, parent, blocks and end.
+type Chain = (String, Option<u64>, Vec<u64>, Option<u64>);
+
 /// A message's contents, owned.
 #[derive(Clone, Debug)]
 struct Given {
     head: (u64, u64),
     who: Option<(String, String)>,
-    gauges: Option<(bool, Vec<(String, [u64; 3])>)>,
-    learnt: Vec<(String, Option<u64>, Vec<u64>, Option<u64>)>,
+    gauges: Option<(bool, Rows)>,
+    learnt: Vec<Chain>,
     bound: Vec<(bool, String, String)>,
     asks: Vec<(u64, String, u64)>,
     marks: (bool, bool),

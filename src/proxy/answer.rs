@@ -1,0 +1,77 @@
+//! An upstream's answer as it goes by: who looks at it, who holds it back, who edits it.
+//!
+//! In this order: an answer that a route answers in another way, whether it is one that another upstream
+//! should give, what it says about itself, and then the route's edits. What stands behind them, the log of
+//! bodies and the stream's end, sees what the client sees.
+//!
+//! Never: a byte that is held longer than one of these needs.
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorType, Result};
+
+use super::context::{Context, Samples};
+use super::{Shared, another, attempt};
+use crate::reply::ending::{Form, Tail};
+use crate::reply::judge::Judge;
+use crate::reply::usage::Meter;
+
+/// Events of a Responses stream that say that there is a response, and nothing of it.
+const ANNOUNCED: u64 = 2;
+
+/// The head of an answer came that is not given up for its status.
+pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
+    let status = head.status.as_u16();
+    let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let length = text(http::header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    let kind = text(http::header::CONTENT_TYPE);
+    context.judge = Some(Judge::new(status, kind, length));
+    context.stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
+    let announced = status == 200 && context.form == Form::Responses && context.stream.is_some();
+    context.events = announced.then(Box::default);
+    let metered = status == 200 && context.line.is_some();
+    context.meter = if metered { Meter::of(kind).map(Box::new) } else { None };
+    context.face.as_mut().map_or(Ok(()), |face| face.begin(head))
+}
+
+/// The next piece of it, and whether it is the last.
+pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, end: bool) -> Result<()> {
+    let piece = body.as_deref().unwrap_or_default();
+    if let Some(face) = context.face.as_mut().filter(|face| face.holds()) {
+        context.instead = face.instead(piece, end, context.streams, shared.random.next());
+        if context.instead.is_some() {
+            return Err(Error::new_in(ErrorType::Custom("answered instead")));
+        }
+    }
+    let holds = context.face.as_ref().is_some_and(|face| face.holds());
+    let cause = if holds { None } else { attempt::judge(shared, context, piece, end) };
+    if let Some(cause) = cause {
+        return Err(another(context, cause));
+    }
+    // A head says nothing yet: vLLM sends it before the prompt is read.
+    if let (Some(line), None) = (&context.line, &context.judge) {
+        line.moved();
+    }
+    if let Some(meter) = &mut context.meter {
+        meter.feed(piece);
+    }
+    if let Some(events) = &mut context.events {
+        events.feed(piece);
+        if end || events.whole() > ANNOUNCED {
+            context.events = None;
+            context.prefilled();
+        }
+    }
+    let edited = context.face.as_mut().and_then(|face| face.piece(piece, end));
+    let piece = edited.as_deref().unwrap_or(piece);
+    if let Some(tail) = &mut context.stream {
+        tail.feed(piece);
+    }
+    if let Some(samples) = &mut context.samples {
+        Samples::keep(&mut samples.answer, samples.most, piece);
+    }
+    if edited.is_some() {
+        *body = edited.filter(|piece| !piece.is_empty());
+    }
+    Ok(())
+}

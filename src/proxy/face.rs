@@ -1,0 +1,164 @@
+//! A virtual model on its way through: what its route changes of a request, and of the answer.
+//!
+//! What is changed, and how, is `route`'s matter; here stands when. A body is edited once, before an
+//! upstream is chosen, and is the same at every attempt. An answer is edited as it goes by; one that a
+//! route answers in another way is held until it is whole, before anything of it has gone out.
+//!
+//! Never: an await, a rule of its own.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, header};
+use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::config::types::{HeaderEdits, Overflow};
+use crate::route::answer::{Answer, Asker, overflow};
+use crate::route::dialect::Dialect;
+use crate::route::rewrite::Asked;
+use crate::route::table::Plan;
+
+pub struct Face {
+    pub plan: Arc<Plan>,
+    pub dialect: Dialect,
+    /// The name that the client gave.
+    pub model: Option<String>,
+    /// The type of a body that is a form.
+    pub form: Option<String>,
+    asked: Asked,
+    /// Of the body, where it was edited.
+    length: Option<usize>,
+    answer: Option<Answer>,
+    /// The beginning of an answer that may be answered in another way.
+    held: Option<Vec<u8>>,
+}
+
+/// Header fields, of a request or of an answer.
+trait Fields {
+    fn set(&mut self, name: HeaderName, value: HeaderValue) -> Result<()>;
+    fn remove(&mut self, name: &str);
+}
+
+impl Fields for RequestHeader {
+    fn set(&mut self, name: HeaderName, value: HeaderValue) -> Result<()> {
+        self.insert_header(name, value)
+    }
+
+    fn remove(&mut self, name: &str) {
+        drop(self.remove_header(name));
+    }
+}
+
+impl Fields for ResponseHeader {
+    fn set(&mut self, name: HeaderName, value: HeaderValue) -> Result<()> {
+        self.insert_header(name, value)
+    }
+
+    fn remove(&mut self, name: &str) {
+        drop(self.remove_header(name));
+    }
+}
+
+/// Names and values were checked when the configuration was read.
+fn apply(edits: &HeaderEdits, head: &mut impl Fields) -> Result<()> {
+    edits.remove.iter().for_each(|name| head.remove(name));
+    for (name, value) in &edits.set {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            head.set(name, value)?;
+        }
+    }
+    Ok(())
+}
+
+impl Face {
+    /// `form`: the whole `content-type` of a form.
+    pub fn new(plan: Arc<Plan>, dialect: Dialect, model: Option<String>, form: Option<String>) -> Self {
+        Face { plan, dialect, model, form, asked: Asked::default(), length: None, answer: None, held: None }
+    }
+
+    /// Whether the body must be there as a whole, to be edited.
+    pub fn wants_body(&self) -> bool {
+        let edits = self.plan.edits(self.dialect);
+        let model = self.model.as_deref();
+        if self.form.is_some() { edits.renames(model) } else { edits.may_change(model, false) }
+    }
+
+    /// The body as it is sent. `streams`: the answer is asked for as a stream.
+    pub fn edit(&mut self, body: &[u8], streams: bool) -> Option<Vec<u8>> {
+        let edits = self.plan.edits(self.dialect);
+        let body = match &self.form {
+            Some(kind) => edits.edit_form(kind, body),
+            None => {
+                let edited = edits.edit(body, streams);
+                self.asked = edited.asked;
+                edited.body
+            }
+        };
+        self.length = body.as_ref().map(Vec::len);
+        body
+    }
+
+    /// Makes a head one for the upstream of this route.
+    pub fn towards_upstream(&self, head: &mut RequestHeader) -> Result<()> {
+        if let Some(length) = self.length {
+            head.remove_header(&header::TRANSFER_ENCODING);
+            head.insert_header(header::CONTENT_LENGTH, length)?;
+        }
+        if let Some(key) = &self.plan.route.api_key {
+            head.insert_header(header::AUTHORIZATION, format!("Bearer {}", key.expose()))?;
+        }
+        apply(&self.plan.route.headers, head)
+    }
+
+    pub fn towards_client(&self, head: &mut ResponseHeader) -> Result<()> {
+        apply(&self.plan.route.response_headers, head)
+    }
+
+    /// An answer begins.
+    pub fn begin(&mut self, head: &mut ResponseHeader) -> Result<()> {
+        let status = head.status.as_u16();
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        // What is compressed cannot be read; vLLM compresses nothing.
+        let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+        let asker = Asker { dialect: self.dialect, model: self.model.as_deref(), asked: self.asked };
+        let kind = text(header::CONTENT_TYPE);
+        self.answer = if plain { Answer::new(&self.plan, asker, status, kind) } else { None };
+        let may_overflow = plain && status == 400 && self.plan.route.overflow == Overflow::Length;
+        self.held = may_overflow.then(Vec::new);
+        if self.answer.is_some() && head.remove_header(&header::CONTENT_LENGTH).is_some() {
+            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+        }
+        Ok(())
+    }
+
+    /// Whether the answer may yet be another one, so that nothing of it can go out.
+    pub fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Looks at a piece of an answer that may be answered in another way; with the last one it is known.
+    pub fn instead(&mut self, piece: &[u8], end: bool, streams: bool, seed: u64) -> Option<Response<Bytes>> {
+        let held = self.held.as_mut()?;
+        let room = (overflow::MOST + 1).saturating_sub(held.len());
+        held.extend_from_slice(&piece[..piece.len().min(room)]);
+        if !end && held.len() <= overflow::MOST {
+            return None;
+        }
+        let held = self.held.take().filter(|held| overflow::is_overflow(400, held))?;
+        drop(held);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let model = self.model.as_deref().unwrap_or_default();
+        let instead =
+            overflow::Request { dialect: self.dialect, stream: streams, model, now, seed }.instead()?;
+        let mut answer = Response::new(Bytes::from(instead.body));
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(instead.content_type));
+        Some(answer)
+    }
+
+    /// The next piece of the answer, edited. `None`: it goes on as it is.
+    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
+        self.answer.as_mut().map(|answer| Bytes::from(answer.feed(piece, end)))
+    }
+}

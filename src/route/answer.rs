@@ -1,0 +1,284 @@
+//! Edits an upstream's answer on its way to the client, piece by piece, however it is cut.
+//!
+//! - The client's name of the model stands in it again: in JSON, in every event of a stream, in errors.
+//! - With `think_tags`, a chat's reasoning stands in its content.
+//! - With `token_ids`, a chat's token ids and log-probabilities stand on its messages.
+//! - What the balancer asked for on its own account, and the client did not, is taken out again.
+//!
+//! A stream is edited line by line: a line of `data` is held until it is whole, which is how engines write
+//! it. JSON in which only names change flows through; a chat that is edited further, and an error, are held
+//! until they are whole. What is longer than [`EVENT`] or [`WHOLE`] has its names changed and nothing else.
+//!
+//! The edited answer has another length than the upstream's: a `content-length` must not go with it.
+//!
+//! Never: hold more than one event of a stream, parse what it need not change, fail.
+
+mod chat;
+pub mod overflow;
+mod rename;
+
+use serde_json::Value;
+
+use self::chat::Thoughts;
+use self::rename::Renamer;
+use super::dialect::Dialect;
+use super::json::{self, Object};
+use super::rewrite::Asked;
+use super::splice::{Splices, write};
+use super::table::Plan;
+
+/// The longest line of a stream that is edited as a whole.
+pub const EVENT: usize = 16 << 20;
+
+/// The longest answer, no stream, that is.
+pub const WHOLE: usize = 64 << 20;
+
+/// What is known of the request when its answer begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker<'a> {
+    pub dialect: Dialect,
+    /// The name that the client gave.
+    pub model: Option<&'a str>,
+    pub asked: Asked,
+}
+
+/// One answer on its way.
+#[derive(Debug)]
+pub struct Answer {
+    edit: Edit,
+    /// What is held: a line of a stream, or all there is.
+    held: Vec<u8>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// Lines of events. `skip`: the empty line behind an event that was taken out goes too.
+    Events {
+        skip: bool,
+    },
+    /// A line that is too long has its names changed as it goes by.
+    LongLine(Renamer),
+    Whole,
+    Flowing(Renamer),
+}
+
+#[derive(Debug)]
+struct Edit {
+    names: Option<Names>,
+    /// The messages of a chat are looked at.
+    chat: bool,
+    think_tags: bool,
+    token_ids: bool,
+    asked: Asked,
+    thoughts: Thoughts,
+}
+
+/// The name to put in place of another; both as they are written inside JSON, quotes included.
+#[derive(Clone, Debug)]
+struct Names {
+    client: Vec<u8>,
+    served: Vec<u8>,
+}
+
+enum Became {
+    Same,
+    Other(Vec<u8>),
+    /// The event is none of the client's.
+    Nothing,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// `None`: the answer goes on as it comes, and keeps its length.
+    pub fn new(plan: &Plan, asker: Asker<'_>, status: u16, content_type: Option<&str>) -> Option<Self> {
+        let route = &plan.route;
+        let renamed = asker.model.zip(route.to.as_deref()).filter(|(client, served)| client != served);
+        let quoted = |name: &str| write(&Value::from(name));
+        let good = (200..300).contains(&status);
+        let is_chat = asker.dialect == Dialect::Chat && good;
+        let edit = Edit {
+            names: renamed.map(|(client, served)| Names { client: quoted(client), served: quoted(served) }),
+            chat: is_chat && (route.think_tags || route.token_ids),
+            think_tags: route.think_tags,
+            token_ids: route.token_ids,
+            asked: asker.asked,
+            thoughts: Thoughts::default(),
+        };
+        let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
+        let way = if kind.starts_with("text/event-stream") {
+            Way::Events { skip: false }
+        } else if !kind.starts_with("application/json") {
+            return None;
+        } else if edit.chat || !good {
+            Way::Whole
+        } else {
+            Way::Flowing(Renamer::new(edit.client_name()))
+        };
+        let takes_out = asker.asked.usage && matches!(way, Way::Events { .. });
+        let edits = edit.names.is_some() || edit.chat || takes_out;
+        edits.then(|| Answer { edit, held: Vec::new(), way })
+    }
+
+    /// Takes the next piece of the body, and gives what can go on; `end`: it is the last.
+    pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
+        let mut out = Vec::with_capacity(piece.len());
+        match &mut self.way {
+            Way::Flowing(renamer) => renamer.feed(piece, &mut out),
+            Way::Whole => self.whole(piece, end, &mut out),
+            Way::Events { .. } | Way::LongLine(_) => self.events(piece, end, &mut out),
+        }
+        out
+    }
+
+    fn whole(&mut self, piece: &[u8], end: bool, out: &mut Vec<u8>) {
+        self.held.extend_from_slice(piece);
+        if self.held.len() > WHOLE {
+            let mut renamer = Renamer::new(self.edit.client_name());
+            renamer.feed(&std::mem::take(&mut self.held), out);
+            self.way = Way::Flowing(renamer);
+        } else if end {
+            let held = std::mem::take(&mut self.held);
+            match self.edit.document(&held, "message") {
+                Became::Other(edited) => out.extend_from_slice(&edited),
+                Became::Same | Became::Nothing => out.extend_from_slice(&held),
+            }
+        }
+    }
+
+    fn events(&mut self, piece: &[u8], end: bool, out: &mut Vec<u8>) {
+        let mut rest = piece;
+        while let Some(length) = memchr::memchr(b'\n', rest) {
+            let (line, after) = rest.split_at(length + 1);
+            rest = after;
+            if self.held.is_empty() && matches!(self.way, Way::Events { .. }) {
+                self.line(line, out);
+            } else {
+                self.part_of_line(line, out);
+                self.end_of_line(out);
+            }
+        }
+        self.part_of_line(rest, out);
+        if end {
+            self.end_of_line(out);
+        }
+    }
+
+    fn end_of_line(&mut self, out: &mut Vec<u8>) {
+        let held = std::mem::take(&mut self.held);
+        match self.way {
+            Way::LongLine(_) => self.way = Way::Events { skip: false },
+            _ => self.line(&held, out),
+        }
+    }
+
+    /// Bytes of a line whose end may not have come.
+    fn part_of_line(&mut self, part: &[u8], out: &mut Vec<u8>) {
+        if let Way::LongLine(renamer) = &mut self.way {
+            renamer.feed(part, out);
+            return;
+        }
+        self.held.extend_from_slice(part);
+        if self.held.len() > EVENT {
+            let mut renamer = Renamer::new(self.edit.client_name());
+            renamer.feed(&std::mem::take(&mut self.held), out);
+            self.way = Way::LongLine(renamer);
+        }
+    }
+
+    /// A line with its end.
+    fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        let Way::Events { skip } = &mut self.way else { return };
+        if std::mem::take(skip) && matches!(line, b"\n" | b"\r\n") {
+            return;
+        }
+        let data = line.strip_prefix(b"data:").map(|data| json::skip_space(data, 0));
+        let start = data.map_or(line.len(), |space| 5 + space);
+        let end = start + line[start..].trim_ascii_end().len();
+        match self.edit.document(&line[start..end], "delta") {
+            Became::Same => out.extend_from_slice(line),
+            Became::Other(edited) => {
+                out.extend_from_slice(&line[..start]);
+                out.extend_from_slice(&edited);
+                out.extend_from_slice(&line[end..]);
+            }
+            Became::Nothing => *skip = true,
+        }
+    }
+}
+
+// === impl Edit ===
+
+impl Edit {
+    fn client_name(&self) -> Option<Vec<u8>> {
+        self.names.as_ref().map(|names| names.client.clone())
+    }
+
+    /// One document: an answer, or the data of an event. A choice has its message in `message`.
+    fn document(&mut self, bytes: &[u8], message: &str) -> Became {
+        // The end of a stream, and other data that is no object.
+        if bytes.first() != Some(&b'{') {
+            return Became::Same;
+        }
+        let Some(object) = json::document(bytes) else { return Became::Same };
+        if self.asked.usage && message == "delta" && is_usage_alone(bytes, &object) {
+            return Became::Nothing;
+        }
+        let mut out = Splices::default();
+        if let Some(names) = &self.names {
+            names.put_back(bytes, &object, &mut out);
+        }
+        if self.chat {
+            self.choices(bytes, &object, message, &mut out);
+        }
+        if out.is_empty() { Became::Same } else { Became::Other(out.apply(bytes)) }
+    }
+}
+
+/// The chunk that carries a stream's usage and nothing else.
+fn is_usage_alone(bytes: &[u8], object: &Object<'_>) -> bool {
+    let usage = object.get("usage").is_some_and(|span| bytes[span.start] == b'{');
+    usage && object.get("choices").is_some_and(|span| json::is_empty_list(bytes, &span))
+}
+
+// === impl Names ===
+
+impl Names {
+    /// In the document itself, in the `response` or `message` that an event carries, and in errors.
+    fn put_back(&self, bytes: &[u8], object: &Object<'_>, out: &mut Splices) {
+        let inner = ["response", "message"].map(|key| object.object(bytes, key));
+        let is_error = object.is(bytes, "type", "\"error\"");
+        for object in std::iter::once(object).chain(inner.iter().flatten()) {
+            if let Some(span) = object.get("model").filter(|span| bytes[span.start] == b'"') {
+                out.replace(span, self.client.clone());
+            }
+            if let Some(error) = object.object(bytes, "error") {
+                self.in_words(bytes, error.get("message"), out);
+            }
+        }
+        if is_error {
+            self.in_words(bytes, object.get("message"), out);
+        }
+    }
+
+    /// In a sentence, a name is what stands between marks.
+    fn in_words(&self, bytes: &[u8], sentence: Option<json::Span>, out: &mut Splices) {
+        let Some(span) = sentence.filter(|span| bytes[span.start] == b'"') else { return };
+        let (Some(client), Some(served)) = (json::inside(&self.client), json::inside(&self.served)) else {
+            return;
+        };
+        for mark in [&b"`"[..], b"'", b"\\\""] {
+            let marked = [mark, served, mark].concat();
+            let mut at = span.start;
+            while let Some(found) = memchr::memmem::find(&bytes[at..span.end], &marked) {
+                let start = at + found + mark.len();
+                out.replace(start..start + served.len(), client.to_vec());
+                at = start + served.len();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

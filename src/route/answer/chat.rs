@@ -1,0 +1,147 @@
+//! What is changed on the messages of a chat: in an answer, or in the pieces of a stream.
+
+use super::Edit;
+use crate::route::json::{self, Object, Span};
+use crate::route::splice::{ObjectEdit, Splices};
+
+/// Choices of a stream that have begun to think, by their index.
+#[derive(Debug, Default)]
+pub struct Thoughts {
+    open: Vec<u64>,
+}
+
+/// More choices than this at once are not followed: vLLM allows fewer.
+const CHOICES: usize = 1 << 14;
+
+const REASONING: [&str; 2] = ["reasoning", "reasoning_content"];
+
+impl Edit {
+    /// Goes through the choices, each of which has its message under `key`.
+    pub(super) fn choices(&mut self, bytes: &[u8], object: &Object<'_>, key: &str, out: &mut Splices) {
+        let Some(list) = object.get("choices") else { return };
+        let choices =
+            json::items(bytes, list.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));
+        let prompt = object.get("prompt_token_ids").filter(|span| bytes[span.start] == b'[');
+        for choice in choices.into_iter().flat_map(|(choices, _)| choices).flatten() {
+            let Some(message) = choice.object(bytes, key) else { continue };
+            let mut edit = ObjectEdit::new(bytes, &message);
+            if self.think_tags {
+                self.thoughts(bytes, &choice, &mut edit, key == "message", out);
+            }
+            if self.token_ids {
+                self.tokens(bytes, &choice, prompt.clone(), &mut edit, out);
+            }
+            edit.finish(out);
+        }
+        if self.asked.token_ids {
+            out.extend(prompt.map(null));
+        }
+    }
+
+    /// Reasoning becomes a part of the content. Both stand there as JSON texts, and so can be joined as
+    /// they are.
+    fn thoughts(
+        &mut self,
+        bytes: &[u8],
+        choice: &Object<'_>,
+        edit: &mut ObjectEdit<'_, '_>,
+        whole: bool,
+        out: &mut Splices,
+    ) {
+        let written = |key: &str| {
+            let span = edit.object.get(key)?;
+            json::inside(&bytes[span]).filter(|text| !text.is_empty())
+        };
+        let thought = REASONING.iter().find_map(|key| written(key));
+        let content = written("content");
+        let index = choice.get("index").and_then(|span| std::str::from_utf8(&bytes[span]).ok()?.parse().ok());
+        let index: u64 = index.unwrap_or(0);
+        let calls = edit.object.get("tool_calls").filter(|span| bytes[span.start] == b'[');
+        let calls = calls.is_some_and(|span| !json::is_empty_list(bytes, &span));
+        let finished = choice.get("finish_reason").is_some_and(|span| bytes[span.start] == b'"');
+        let over = whole || content.is_some() || calls || finished;
+        let mut text = b"\"".to_vec();
+        if let Some(thought) = thought {
+            if self.thoughts.begin(index) {
+                text.extend_from_slice(b"<think>");
+            }
+            text.extend_from_slice(thought);
+        }
+        if over && self.thoughts.end(index) {
+            text.extend_from_slice(b"</think>");
+        } else if thought.is_none() {
+            return;
+        }
+        text.extend_from_slice(content.unwrap_or_default());
+        text.push(b'"');
+        edit.set("content", text, out);
+        for key in REASONING {
+            edit.remove(key);
+        }
+    }
+
+    /// Ids and log-probabilities move to the message; what the client did not ask for goes.
+    fn tokens(
+        &self,
+        bytes: &[u8],
+        choice: &Object<'_>,
+        prompt: Option<Span>,
+        edit: &mut ObjectEdit<'_, '_>,
+        out: &mut Splices,
+    ) {
+        let list = |key: &str| choice.get(key).filter(|span| bytes[span.start] == b'[');
+        if let Some(span) = prompt {
+            edit.set("prompt_token_ids", bytes[span].to_vec(), out);
+        }
+        if let Some(span) = list("token_ids") {
+            edit.set("generation_token_ids", bytes[span.clone()].to_vec(), out);
+            if self.asked.token_ids {
+                out.extend([null(span)]);
+            }
+        }
+        let logprobs = choice.get("logprobs").filter(|span| bytes[span.start] == b'{');
+        let Some(span) = logprobs else { return };
+        if let Some(numbers) = log_probabilities(bytes, span.start) {
+            edit.set("generation_log_probs", numbers, out);
+        }
+        if self.asked.logprobs {
+            out.extend([null(span)]);
+        }
+    }
+}
+
+/// As it would have been without asking.
+fn null(span: Span) -> (Span, Vec<u8>) {
+    (span, b"null".to_vec())
+}
+
+/// The numbers of `logprobs.content`, as they are written.
+fn log_probabilities(bytes: &[u8], start: usize) -> Option<Vec<u8>> {
+    let content = json::object(bytes, start)?.get("content")?;
+    let (numbers, _) = json::items(bytes, content.start, |at| {
+        let token = json::object(bytes, at)?;
+        Some((token.get("logprob")?, token.span.end))
+    })?;
+    let numbers: Vec<&[u8]> = numbers.into_iter().map(|span| &bytes[span]).collect();
+    Some([b"[", numbers.join(&b","[..]).as_slice(), b"]"].concat())
+}
+
+// === impl Thoughts ===
+
+impl Thoughts {
+    /// Whether the thought of a choice begins here.
+    fn begin(&mut self, index: u64) -> bool {
+        let new = !self.open.contains(&index) && self.open.len() < CHOICES;
+        if new {
+            self.open.push(index);
+        }
+        new
+    }
+
+    /// Whether a thought of it was open.
+    fn end(&mut self, index: u64) -> bool {
+        let before = self.open.len();
+        self.open.retain(|open| *open != index);
+        self.open.len() < before
+    }
+}

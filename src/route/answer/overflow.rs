@@ -1,0 +1,227 @@
+//! A prompt that is longer than the model's context, answered as one that was ended by its length.
+//!
+//! Agents that go on until the context is full take such an answer for the end it is. What the engine did
+//! is what is said: it read nothing and generated nothing.
+
+use serde_json::{Value, json};
+
+use crate::route::dialect::Dialect;
+
+/// The longest error that is looked at.
+pub const MOST: usize = 64 << 10;
+
+/// An answer in place of the upstream's error.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Instead {
+    pub content_type: &'static str,
+    pub body: String,
+}
+
+/// What the answer is for. `seed` makes its id, `now` is in seconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub dialect: Dialect,
+    pub stream: bool,
+    /// The client's name of it.
+    pub model: &'a str,
+    pub now: u64,
+    pub seed: u64,
+}
+
+/// Whether this 400 says that the prompt does not fit: by the parameter that vLLM names, or by its words.
+pub fn is_overflow(status: u16, body: &[u8]) -> bool {
+    let Some(Value::Object(body)) =
+        (status == 400 && body.len() <= MOST).then(|| serde_json::from_slice(body).ok()).flatten()
+    else {
+        return false;
+    };
+    // Before 0.10.1 the error was the whole body.
+    let error = body.get("error").and_then(Value::as_object).unwrap_or(&body);
+    let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
+    text("param") == "input_tokens" || text("message").contains("context length")
+}
+
+impl Request<'_> {
+    /// `None` where an interface has no such answer.
+    pub fn instead(&self) -> Option<Instead> {
+        let body = match self.dialect {
+            Dialect::Chat | Dialect::Completions => self.choices(),
+            Dialect::Responses => self.response(),
+            Dialect::Messages => self.message(),
+            Dialect::Other => return None,
+        };
+        let content_type = if self.stream { "text/event-stream; charset=utf-8" } else { "application/json" };
+        Some(Instead { content_type, body })
+    }
+
+    fn id(&self, prefix: &str) -> String {
+        format!("{prefix}{:016x}", self.seed)
+    }
+
+    fn choices(&self) -> String {
+        let chat = self.dialect == Dialect::Chat;
+        let (prefix, kind) = match (chat, self.stream) {
+            (true, true) => ("chatcmpl-", "chat.completion.chunk"),
+            (true, false) => ("chatcmpl-", "chat.completion"),
+            (false, _) => ("cmpl-", "text_completion"),
+        };
+        let answer = |choice: Value| {
+            json!({
+                "id": self.id(prefix),
+                "object": kind,
+                "created": self.now,
+                "model": self.model,
+                "choices": [choice],
+            })
+        };
+        let text = json!({"index": 0, "text": "", "logprobs": null, "finish_reason": "length"});
+        let part = |key: &str, part: Value, reason: Value| {
+            let logprobs = Value::Null;
+            json!({"index": 0, key: part, "logprobs": logprobs, "finish_reason": reason})
+        };
+        let message = || json!({"role": "assistant", "content": ""});
+        match (chat, self.stream) {
+            (true, false) => answer(part("message", message(), "length".into())).to_string(),
+            (false, false) => answer(text).to_string(),
+            (true, true) => data(&[
+                answer(part("delta", message(), Value::Null)),
+                answer(part("delta", json!({}), "length".into())),
+            ]),
+            (false, true) => data(&[answer(text)]),
+        }
+    }
+
+    fn response(&self) -> String {
+        let part = json!({"type": "output_text", "text": "", "annotations": [], "logprobs": null});
+        let item = |status: &str, content: Value| {
+            json!({
+                "id": self.id("msg_"),
+                "type": "message",
+                "role": "assistant",
+                "status": status,
+                "content": content,
+            })
+        };
+        let done = item("completed", json!([part]));
+        let answer = |status: &str, details: Value, output: Value| {
+            json!({
+                "id": self.id("resp_"),
+                "object": "response",
+                "created_at": self.now,
+                "status": status,
+                "incomplete_details": details,
+                "error": null,
+                "instructions": null,
+                "metadata": null,
+                "model": self.model,
+                "output": output,
+                "parallel_tool_calls": true,
+                "tool_choice": "auto",
+                "tools": [],
+                "usage": null,
+            })
+        };
+        let whole = answer("incomplete", json!({"reason": "max_output_tokens"}), json!([done]));
+        if !self.stream {
+            return whole.to_string();
+        }
+        let begun = answer("in_progress", Value::Null, json!([]));
+        let at = |mut event: Value| {
+            event["output_index"] = json!(0);
+            event
+        };
+        let in_item = |mut event: Value| {
+            event["item_id"] = json!(self.id("msg_"));
+            event["content_index"] = json!(0);
+            at(event)
+        };
+        // Libraries take nothing but response.completed for the end; its status says what it was.
+        named(
+            &[
+                json!({"type": "response.created", "response": begun}),
+                json!({"type": "response.in_progress", "response": begun}),
+                at(json!({"type": "response.output_item.added", "item": item("in_progress", json!([]))})),
+                in_item(json!({"type": "response.content_part.added", "part": part})),
+                in_item(json!({"type": "response.output_text.done", "text": "", "logprobs": []})),
+                in_item(json!({"type": "response.content_part.done", "part": part})),
+                at(json!({"type": "response.output_item.done", "item": done})),
+                json!({"type": "response.completed", "response": whole}),
+            ],
+            true,
+        )
+    }
+
+    fn message(&self) -> String {
+        let text = json!({"type": "text", "text": ""});
+        let usage = json!({"input_tokens": 0, "output_tokens": 0});
+        let answer = |content: Value, reason: Value| {
+            json!({
+                "id": self.id("msg_"),
+                "type": "message",
+                "role": "assistant",
+                "content": content,
+                "model": self.model,
+                "stop_reason": reason,
+                "stop_sequence": null,
+                "usage": usage,
+            })
+        };
+        if !self.stream {
+            return answer(json!([text]), "max_tokens".into()).to_string();
+        }
+        let delta = json!({"stop_reason": "max_tokens", "stop_sequence": null});
+        named(
+            &[
+                json!({"type": "message_start", "message": answer(json!([]), Value::Null)}),
+                json!({"type": "content_block_start", "index": 0, "content_block": text}),
+                json!({"type": "content_block_stop", "index": 0}),
+                json!({"type": "message_delta", "delta": delta, "usage": usage}),
+                json!({"type": "message_stop"}),
+            ],
+            false,
+        )
+    }
+}
+
+fn data(events: &[Value]) -> String {
+    let all: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    all + "data: [DONE]\n\n"
+}
+
+/// Events with their names in front, and numbers where the interface has them.
+fn named(events: &[Value], numbered: bool) -> String {
+    let mut all = String::new();
+    for (number, event) in events.iter().enumerate() {
+        let mut event = event.clone();
+        if numbered {
+            event["sequence_number"] = json!(number);
+        }
+        let name = event["type"].as_str().unwrap_or_default();
+        all.push_str(&format!("event: {name}\ndata: {event}\n\n"));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overflow_is_told_from_other_mistakes() {
+        for (status, body, wanted) in [
+            (400, r#"{"error":{"message":"too long","param":"input_tokens"}}"#, true),
+            (400, r#"{"object":"error","message":"This model's maximum context length is 10 tokens"}"#, true),
+            (400, r#"{"type":"error","error":{"type":"x","message":"maximum context length"}}"#, true),
+            (400, r#"{"error":{"message":"max_tokens=9 cannot be greater than max_model_len=4"}}"#, false),
+            (400, r#"{"error":{"message":"temperature must be non-negative","param":"temperature"}}"#, false),
+            (500, r#"{"error":{"message":"maximum context length"}}"#, false),
+            (400, "maximum context length", false),
+            (400, r#"{"error":"maximum context length"}"#, false),
+            (400, "", false),
+        ] {
+            assert_eq!(is_overflow(status, body.as_bytes()), wanted, "{status} {body}");
+        }
+        let large = format!(r#"{{"error":{{"message":"context length {}"}}}}"#, "x".repeat(MOST));
+        assert!(!is_overflow(400, large.as_bytes()));
+    }
+}

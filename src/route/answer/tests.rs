@@ -1,0 +1,121 @@
+//! Tests of `answer` that the conformance file of tests/conformance.rs cannot hold: what is very long, and
+//! any cuts.
+
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::*;
+use crate::config::types::{Retry, RouteConfig, Timeouts};
+use crate::route::table::Table;
+
+const ALL: Asked = Asked { usage: true, logprobs: true, token_ids: true };
+
+fn answer(kind: &str, asked: Asked) -> Answer {
+    let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
+    route.to = Some("served".into());
+    route.think_tags = true;
+    route.token_ids = asked.token_ids;
+    let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+    let asker = Asker { dialect: Dialect::Chat, model: Some("mine"), asked };
+    Answer::new(&plan, asker, 200, Some(kind)).unwrap()
+}
+
+fn fed(mut answer: Answer, body: &[u8], cuts: &[usize]) -> Vec<u8> {
+    let (mut out, mut at) = (Vec::new(), 0);
+    for cut in cuts {
+        out.extend(answer.feed(&body[at..*cut], false));
+        at = *cut;
+    }
+    out.extend(answer.feed(&body[at..], true));
+    out
+}
+
+#[test]
+fn what_is_too_long_to_be_held_is_renamed_all_the_same() {
+    let text = "x".repeat(EVENT);
+    let event = format!("data: {{\"a\":\"{text}\",\"model\":\"served\"}}\n\n");
+    let more = "data: {\"model\":\"served\"}\n\n";
+    let body = format!("{event}{more}");
+    let wanted = body.replace("served", "mine");
+    let cuts: Vec<usize> = (0..body.len()).step_by(1 << 16).collect();
+    assert!(fed(answer("text/event-stream", ALL), body.as_bytes(), &cuts) == wanted.as_bytes());
+    let body = format!("{{\"a\":\"{}\",\"model\":\"served\"}}", "x".repeat(WHOLE));
+    let cuts: Vec<usize> = (0..body.len()).step_by(1 << 20).collect();
+    let wanted = body.replace("served", "mine");
+    assert!(fed(answer("application/json", ALL), body.as_bytes(), &cuts) == wanted.as_bytes());
+}
+
+#[test]
+fn an_event_goes_on_as_soon_as_its_line_is_whole() {
+    let mut answer = answer("text/event-stream", ALL);
+    assert_eq!(answer.feed(b"data: {\"mod", false), b"");
+    assert_eq!(answer.feed(b"el\":\"served\"}\n", false), b"data: {\"model\":\"mine\"}\n");
+    assert_eq!(answer.feed(b"\n: comment\n", false), b"\n: comment\n");
+    assert_eq!(answer.feed(b"data: {\"model\":\"ser", true), b"data: {\"model\":\"ser");
+}
+
+#[test]
+fn what_is_neither_json_nor_events_is_left_alone() {
+    let route =
+        RouteConfig { to: Some("served".into()), ..RouteConfig::new(Timeouts::default(), Retry::default()) };
+    let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+    let asker = |model| Asker { dialect: Dialect::Other, model, asked: Asked::default() };
+    let is_edited = |model, kind| Answer::new(&plan, asker(model), 200, kind).is_some();
+    assert!(is_edited(Some("mine"), Some("Application/JSON; charset=utf-8")));
+    for (model, kind) in [
+        (Some("mine"), Some("audio/wav")),
+        (Some("mine"), None),
+        (Some("served"), Some("application/json")),
+        (None, Some("application/json")),
+    ] {
+        assert!(!is_edited(model, kind), "{model:?} {kind:?}");
+    }
+}
+
+fn stream() -> impl Strategy<Value = Vec<u8>> {
+    let lines = select(vec![
+        r#"data: {"model":"served","choices":[{"index":0,"delta":{"reasoning":"a\n"}}]}"#,
+        r#"data: {"model":"served","choices":[{"index":0,"delta":{"content":"b"},"token_ids":[1]}]}"#,
+        r#"data: {"choices":[],"usage":{"a":1}}"#,
+        r#"data: {"choices":[{"index":1,"delta":{"reasoning":"c","content":"d"},"finish_reason":"stop"}]}"#,
+        "data: [DONE]",
+        "event: x",
+        ": comment",
+        "",
+        "\r",
+        "data",
+        "data: {\"model\":",
+        "é",
+    ]);
+    prop::collection::vec(lines, 0..20).prop_map(|lines| lines.join("\n").into_bytes())
+}
+
+proptest! {
+    #[test]
+    fn any_cuts_give_the_same(body in stream(), cuts in prop::collection::vec(any::<Index>(), 0..10)) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+        cuts.sort_unstable();
+        for kind in ["text/event-stream", "application/json"] {
+            let cut = fed(answer(kind, ALL), &body, &cuts);
+            prop_assert_eq!(cut, fed(answer(kind, ALL), &body, &[]));
+        }
+    }
+
+    /// What a client keeps of an answer and sends back in the history is for the upstream what it said.
+    #[test]
+    fn thoughts_come_back_as_they_went(thought in "\\PC{1,20}|[\n\"\\\\]{1,4}", content in "\\PC{0,20}") {
+        let message = serde_json::json!({"role": "assistant", "content": content, "reasoning": thought});
+        let body = serde_json::json!({"choices": [{"index": 0, "message": message}]}).to_string();
+        let told = fed(answer("application/json", Asked::default()), body.as_bytes(), &[]);
+        let told: Value = serde_json::from_slice(&told).unwrap();
+        let history = serde_json::json!({"messages": [told["choices"][0]["message"]]}).to_string();
+        let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
+        route.think_tags = true;
+        let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+        let sent = plan.edits(Dialect::Chat).edit(history.as_bytes(), false).body.unwrap();
+        let sent: Value = serde_json::from_slice(&sent).unwrap();
+        let message = &sent["messages"][0];
+        let came = [&message["content"], &message["reasoning"], &message["reasoning_content"]];
+        prop_assert_eq!(came, [&Value::from(content), &Value::from(thought.clone()), &Value::from(thought)]);
+    }
+}

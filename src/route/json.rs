@@ -1,0 +1,273 @@
+//! Where things stand in a piece of JSON that is whole: spans, never values.
+//!
+//! Laxer than a parser: inside what is skipped only quotes and brackets are looked at, and the upstream
+//! refuses what is wrong there. What cannot be followed is `None`, and then nothing is edited.
+//!
+//! Never: recursion, a copy of a value, a panic.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use crate::prompt::{string_end, unescape};
+
+pub type Span = Range<usize>;
+
+/// One key of an object and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member<'a> {
+    pub key: Cow<'a, str>,
+    /// Where the key's first quote stands.
+    pub start: usize,
+    /// Quotes and brackets included.
+    pub value: Span,
+}
+
+/// What an object holds, and where it ends. Equal keys are all there.
+pub struct Object<'a> {
+    pub members: Vec<Member<'a>>,
+    pub span: Span,
+}
+
+/// The first byte at or after `at` that is no white space.
+pub fn skip_space(bytes: &[u8], mut at: usize) -> usize {
+    while bytes.get(at).is_some_and(|byte| matches!(byte, b' ' | b'\n' | b'\r' | b'\t')) {
+        at += 1;
+    }
+    at
+}
+
+/// The object that is all there is, but for white space and a byte-order mark.
+pub fn document(body: &[u8]) -> Option<Object<'_>> {
+    document_with(body, |_, at| value_end(body, at))
+}
+
+/// As `document`, with a reader that is given every key and where its value begins, and says where that
+/// ends: what has to be walked is then walked once.
+pub fn document_with<'a>(
+    body: &'a [u8],
+    read: impl FnMut(&str, usize) -> Option<usize>,
+) -> Option<Object<'a>> {
+    let mark = if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+    let object = object_with(body, skip_space(body, mark), read)?;
+    (skip_space(body, object.span.end) == body.len()).then_some(object)
+}
+
+/// The object that begins at `at`.
+pub fn object(bytes: &[u8], start: usize) -> Option<Object<'_>> {
+    object_with(bytes, start, |_, at| value_end(bytes, at))
+}
+
+fn object_with<'a>(
+    bytes: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(&str, usize) -> Option<usize>,
+) -> Option<Object<'a>> {
+    if bytes.get(start) != Some(&b'{') {
+        return None;
+    }
+    let mut members = Vec::new();
+    let mut at = skip_space(bytes, start + 1);
+    if bytes.get(at) == Some(&b'}') {
+        return Some(Object { members, span: start..at + 1 });
+    }
+    loop {
+        let key_end = key_end(bytes, at)?;
+        let key = unescape(&bytes[at + 1..key_end - 1]);
+        let colon = skip_space(bytes, key_end);
+        if bytes.get(colon) != Some(&b':') {
+            return None;
+        }
+        let value = skip_space(bytes, colon + 1);
+        let end = read(&key, value)?;
+        members.push(Member { key, start: at, value: value..end });
+        at = skip_space(bytes, end);
+        match bytes.get(at)? {
+            b',' => at = skip_space(bytes, at + 1),
+            b'}' => return Some(Object { members, span: start..at + 1 }),
+            _ => return None,
+        }
+    }
+}
+
+fn key_end(bytes: &[u8], start: usize) -> Option<usize> {
+    if bytes.get(start) != Some(&b'"') {
+        return None;
+    }
+    Some(string_end(bytes, start + 1, start + 1)? + 1)
+}
+
+/// The values of the array that begins at `at`, each where `read` says that it ends, and the array's end.
+pub fn items<T>(
+    bytes: &[u8],
+    start: usize,
+    mut read: impl FnMut(usize) -> Option<(T, usize)>,
+) -> Option<(Vec<T>, usize)> {
+    if bytes.get(start) != Some(&b'[') {
+        return None;
+    }
+    let mut items = Vec::new();
+    let mut at = skip_space(bytes, start + 1);
+    if bytes.get(at) == Some(&b']') {
+        return Some((items, at + 1));
+    }
+    loop {
+        let (item, end) = read(at)?;
+        items.push(item);
+        at = skip_space(bytes, end);
+        match bytes.get(at)? {
+            b',' => at = skip_space(bytes, at + 1),
+            b']' => return Some((items, at + 1)),
+            _ => return None,
+        }
+    }
+}
+
+/// Where the value that begins at `at` ends.
+pub fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
+    match bytes.get(at)? {
+        b'"' => Some(string_end(bytes, at + 1, at + 1)? + 1),
+        b'{' | b'[' => container_end(bytes, at),
+        b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+            let part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+            let length = bytes[at..].iter().position(|byte| !part(byte)).unwrap_or(bytes.len() - at);
+            Some(at + length)
+        }
+        _ => None,
+    }
+}
+
+fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let (mut at, mut depth) = (start, 0_u64);
+    loop {
+        match bytes.get(at)? {
+            b'"' => at = string_end(bytes, at + 1, at + 1)?,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth == 1 => return Some(at + 1),
+            b'}' | b']' => depth -= 1,
+            b'0'..=b'9' => at += plain_run(&bytes[at + 1..]),
+            _ => {}
+        }
+        at += 1;
+    }
+}
+
+/// How many of the next bytes are no quotes and no brackets, in whole windows: lists of numbers are long.
+fn plain_run(bytes: &[u8]) -> usize {
+    const WINDOW: usize = 32;
+    let structure = |byte: &u8| (*byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
+    let plain = |window: &&[u8]| !window.iter().fold(false, |found, byte| found | structure(byte));
+    bytes.chunks_exact(WINDOW).take_while(plain).count() * WINDOW
+}
+
+impl<'a> Object<'a> {
+    /// The value that counts for a key: Python takes the last of equal ones.
+    pub fn get(&self, key: &str) -> Option<Span> {
+        self.members.iter().rfind(|member| member.key == key).map(|member| member.value.clone())
+    }
+
+    /// As `get`, with the object that the value is.
+    pub fn object(&self, bytes: &'a [u8], key: &str) -> Option<Object<'a>> {
+        object(bytes, self.get(key)?.start)
+    }
+
+    /// The text of a key whose value is a string.
+    pub fn text(&self, bytes: &'a [u8], key: &str) -> Option<Cow<'a, str>> {
+        text(bytes.get(self.get(key)?)?)
+    }
+
+    /// Whether the value of a key is written exactly so.
+    pub fn is(&self, bytes: &[u8], key: &str, written: &str) -> bool {
+        self.get(key).is_some_and(|span| &bytes[span] == written.as_bytes())
+    }
+}
+
+/// Whether this value is a list without anything in it.
+pub fn is_empty_list(bytes: &[u8], span: &Span) -> bool {
+    let inside = bytes[span.clone()].strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    inside.is_some_and(|inside| inside.trim_ascii().is_empty())
+}
+
+/// What stands between the quotes of a string.
+pub fn inside(value: &[u8]) -> Option<&[u8]> {
+    value.strip_prefix(b"\"")?.strip_suffix(b"\"")
+}
+
+/// The text of a value that is a string.
+pub fn text(value: &[u8]) -> Option<Cow<'_, str>> {
+    inside(value).map(unescape)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn outline(body: &str) -> Option<String> {
+        let object = document(body.as_bytes())?;
+        let pair = |member: &Member<'_>| format!("{}={}", member.key, &body[member.value.clone()]);
+        Some(object.members.iter().map(pair).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn members_stand_where_they_stand() {
+        for (body, wanted) in [
+            ("{}", Some("")),
+            (" \u{feff}{}", None),
+            ("\u{feff} { }\n", Some("")),
+            (
+                r#"{"a":1,"b" : [1,"]",{"}":2}] , "c":{"a":"\""},"d":"\\"}"#,
+                Some(r#"a=1 b=[1,"]",{"}":2}] c={"a":"\""} d="\\""#),
+            ),
+            (r#"{"\u0061":null,"a":true}"#, Some("a=null a=true")),
+            (r#"{"a":NaN,"b":-Infinity,"c":-1.5E+3}"#, Some("a=NaN b=-Infinity c=-1.5E+3")),
+            (r#"{"a":1,}"#, None),
+            (r#"{"a":1"#, None),
+            (r#"{"a"1}"#, None),
+            (r#"{"a":}"#, None),
+            (r#"{a:1}"#, None),
+            (r#"{"a":1}{"#, None),
+            (r#"{"a":"x}"#, None),
+            (r#"[1]"#, None),
+            ("", None),
+        ] {
+            assert_eq!(outline(body).as_deref(), wanted, "{body}");
+        }
+        let ids = format!(r#"{{"a":[{}],"b":2}}"#, "12345,".repeat(100));
+        assert!(outline(&ids).is_some_and(|text| text.ends_with("] b=2")));
+    }
+
+    #[test]
+    fn the_last_of_equal_keys_counts() {
+        let body = br#"{"a":1,"b":{"c":"x\n"},"a":"y"}"#;
+        let object = document(body).unwrap();
+        assert_eq!(object.text(body, "a").as_deref(), Some("y"));
+        assert_eq!(object.object(body, "b").unwrap().text(body, "c").as_deref(), Some("x\n"));
+        assert!(object.is(body, "a", "\"y\"") && !object.is(body, "z", ""));
+    }
+
+    #[test]
+    fn items_come_in_order() {
+        let read = |text: &'static str| {
+            items(text.as_bytes(), 0, |at| {
+                let end = value_end(text.as_bytes(), at)?;
+                Some((&text[at..end], end))
+            })
+            .map(|(items, end)| (items, &text[end..]))
+        };
+        assert_eq!(read("[1, [2] ,\"]\",{}]x"), Some((vec!["1", "[2]", "\"]\"", "{}"], "x")));
+        assert_eq!(read("[ ]"), Some((vec![], "")));
+        for text in ["[1", "[1,]", "[1 2]", "{}", "", "[,1]"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in r#"[\[\]{}",:\\a1 \-\PC]{0,40}"#, at in 0..40_usize) {
+            let bytes = bytes.as_bytes();
+            let _ = (document(bytes), value_end(bytes, at), object(bytes, at));
+            let _ = items(bytes, at, |at| Some(((), value_end(bytes, at)?)));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Tests of `rewrite`: by property, against a merge of parsed documents. The cases that people read stand in
+//! the conformance file of tests/conformance.rs.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use serde_json::Value as Json;
+
+use super::*;
+use crate::config::types::{BodyEdits, Retry, Timeouts};
+
+fn route(body: BodyEdits) -> RouteConfig {
+    RouteConfig { body, ..RouteConfig::new(Timeouts::default(), Retry::default()) }
+}
+
+fn key() -> impl Strategy<Value = String> {
+    prop_oneof![8 => select(vec!["a", "b", "c", "é", "a\"b"]).prop_map(str::to_owned), 1 => any::<String>()]
+}
+
+fn value() -> impl Strategy<Value = Json> {
+    let leaf = prop_oneof![
+        Just(Json::Null),
+        any::<bool>().prop_map(Json::from),
+        any::<i64>().prop_map(Json::from),
+        select(vec!["", "x", "]}", "\\", "\\\"", "😀"]).prop_map(Json::from),
+    ];
+    leaf.prop_recursive(3, 20, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Json::from),
+            map_of(inner).prop_map(Json::Object),
+        ]
+    })
+}
+
+fn map_of(value: impl Strategy<Value = Json>) -> impl Strategy<Value = Map<String, Json>> {
+    prop::collection::vec((key(), value), 0..5).prop_map(|entries| entries.into_iter().collect())
+}
+
+/// Members as a client may write them: keys twice, escapes, white space.
+fn body() -> impl Strategy<Value = String> {
+    let member = (key(), value(), any::<bool>(), any::<bool>(), select(vec!["", " ", "\n\t"]));
+    let text = member.prop_map(|(key, value, escaped, pretty, space)| {
+        let units: String = key.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+        let key = if escaped { format!("\"{units}\"") } else { Json::from(key).to_string() };
+        let value = if pretty { serde_json::to_string_pretty(&value).unwrap() } else { value.to_string() };
+        format!("{space}{key}{space}:{space}{value}{space}")
+    });
+    prop::collection::vec(text, 0..6).prop_map(|members| format!("{{{}}}", members.join(",")))
+}
+
+/// Client wins, maps merge.
+fn below(body: &mut Map<String, Json>, defaults: &Map<String, Json>) {
+    for (key, default) in defaults {
+        match (body.get_mut(key), default) {
+            (None, default) => drop(body.insert(key.clone(), default.clone())),
+            (Some(Json::Object(there)), Json::Object(default)) => below(there, default),
+            (Some(_), _) => {}
+        }
+    }
+}
+
+fn without_nulls(map: &Map<String, Json>) -> Map<String, Json> {
+    map.iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn an_edit_is_a_merge_of_what_was_parsed(
+        body in body(), defaults in map_of(value()), overrides in map_of(value()),
+        remove in prop::collection::vec(key(), 0..3),
+    ) {
+        // A configuration that sets what it removes is refused.
+        let kept = |map: Map<String, Json>| {
+            map.into_iter().filter(|(key, _)| !remove.contains(key)).collect::<Map<_, _>>()
+        };
+        let (defaults, overrides) = (kept(defaults), kept(overrides));
+        let edits = BodyEdits {
+            defaults: defaults.clone(),
+            overrides: overrides.clone(),
+            remove: remove.clone(),
+            ..BodyEdits::default()
+        };
+        let edits = Edits::new(&route(edits), Dialect::Chat);
+        let edited = edits.edit(body.as_bytes(), false);
+        let Json::Object(mut wanted) = serde_json::from_str(&body).unwrap() else { unreachable!() };
+        wanted.retain(|key, _| !remove.contains(key));
+        below(&mut wanted, &without_nulls(&defaults));
+        let mut wanted = Json::Object(wanted);
+        patch(&mut wanted, &Json::Object(overrides));
+        let out = edited.body.clone().unwrap_or_else(|| body.clone().into_bytes());
+        prop_assert_eq!(serde_json::from_slice::<Json>(&out).unwrap(), wanted);
+        prop_assert_eq!(edits.edit(body.as_bytes(), false), edited);
+    }
+
+    /// Every member that no rule names stands in the result as it was written.
+    #[test]
+    fn what_is_not_edited_stays_byte_for_byte(body in body(), set in map_of(value())) {
+        let edits = BodyEdits { overrides: set.clone(), ..BodyEdits::default() };
+        let edited = Edits::new(&route(edits), Dialect::Chat).edit(body.as_bytes(), false);
+        let out = edited.body.unwrap_or_else(|| body.clone().into_bytes());
+        let (before, after) = (json::document(body.as_bytes()).unwrap(), json::document(&out).unwrap());
+        let written = |bytes: &[u8], object: &Object<'_>| {
+            let kept = object.members.iter().filter(|member| !set.contains_key(&*member.key));
+            kept.map(|member| bytes[member.start..member.value.end].to_vec()).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(written(body.as_bytes(), &before), written(&out, &after));
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in r#"\{?[\[\]{}",:\\a1 \-\PC]{0,40}\}?"#, set in map_of(value())) {
+        let mut config = route(BodyEdits { overrides: set.clone(), defaults: set, ..BodyEdits::default() });
+        config.think_tags = true;
+        config.metadata_overrides = true;
+        for dialect in super::super::dialect::ALL {
+            Edits::new(&config, dialect).edit(bytes.as_bytes(), true);
+        }
+    }
+}
+
+#[test]
+fn a_body_that_needs_no_edit_is_known_by_its_route() {
+    let nothing = route(BodyEdits::default());
+    assert!(!Edits::new(&nothing, Dialect::Chat).may_change(Some("a"), false));
+    assert!(Edits::new(&nothing, Dialect::Completions).may_change(Some("a"), true));
+    assert!(!Edits::new(&nothing, Dialect::Responses).may_change(Some("a"), true));
+    let renamed = RouteConfig { to: Some("a".into()), ..nothing.clone() };
+    for (model, changes) in [(Some("a"), false), (Some("b"), true), (None, true)] {
+        assert_eq!(Edits::new(&renamed, Dialect::Chat).may_change(model, false), changes, "{model:?}");
+    }
+    let limit = json!({"reasoning_effort": "low"}).as_object().cloned().unwrap();
+    let limit = route(BodyEdits { defaults: limit, ..BodyEdits::default() });
+    assert!(Edits::new(&limit, Dialect::Chat).may_change(Some("a"), false));
+    assert!(!Edits::new(&limit, Dialect::Messages).may_change(Some("a"), false));
+    let tags = RouteConfig { think_tags: true, token_ids: true, ..nothing };
+    assert!(Edits::new(&tags, Dialect::Chat).may_change(None, false));
+    assert!(!Edits::new(&tags, Dialect::Responses).may_change(None, false));
+}
+
+#[test]
+fn a_form_gets_the_served_name() {
+    let kind = "multipart/form-data; boundary=AbC";
+    let form = |models: &[&str], end: &str| {
+        let head = "--AbC\r\nContent-Disposition: form-data; name=";
+        let part = |model: &&str| format!("{head}\"model\"\r\n\r\n{model}\r\n");
+        let file = format!("{head}\"file\"; filename=\"model\"\r\n\r\nfast\r\n");
+        format!("{file}{}--AbC{end}", models.iter().map(part).collect::<String>())
+    };
+    let renamed = RouteConfig { to: Some("whisper".into()), ..route(BodyEdits::default()) };
+    let edits = Edits::new(&renamed, Dialect::Other);
+    for (models, end, wanted) in [
+        (&["fast"][..], "--\r\n", Some(&["whisper"][..])),
+        (&["other", "fast"], "--", Some(&["other", "whisper"])),
+        (&["whisper"], "--", None),
+        (&[], "--", None),
+        (&["fast"], "\r\n", None),
+    ] {
+        let edited = edits.edit_form(kind, form(models, end).as_bytes());
+        assert_eq!(edited, wanted.map(|models| form(models, end).into_bytes()), "{models:?}");
+    }
+    assert_eq!(edits.edit_form("text/plain", form(&["fast"], "--").as_bytes()), None);
+    let unnamed = Edits::new(&route(BodyEdits::default()), Dialect::Other);
+    assert_eq!(unnamed.edit_form(kind, form(&["fast"], "--").as_bytes()), None);
+    assert!(edits.renames(Some("fast")) && !edits.renames(Some("whisper")) && !unnamed.renames(None));
+}

@@ -1,0 +1,150 @@
+//! Puts other bytes into spans of a text; every byte outside them stays.
+
+use serde_json::Value;
+
+use super::json::{Object, Span};
+
+/// Changes to one text. They may come in any order and must not overlap.
+#[derive(Debug, Default)]
+pub struct Splices {
+    list: Vec<(Span, Vec<u8>)>,
+}
+
+/// Changes to the members of one object.
+pub struct ObjectEdit<'a, 'o> {
+    pub object: &'o Object<'a>,
+    bytes: &'a [u8],
+    removed: Vec<bool>,
+    added: Vec<u8>,
+}
+
+// === impl Splices ===
+
+impl Splices {
+    pub fn replace(&mut self, span: Span, with: Vec<u8>) {
+        self.list.push((span, with));
+    }
+
+    pub fn extend(&mut self, changes: impl IntoIterator<Item = (Span, Vec<u8>)>) {
+        self.list.extend(changes);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The text with all changes made.
+    pub fn apply(mut self, text: &[u8]) -> Vec<u8> {
+        self.list.sort_by_key(|(span, _)| span.start);
+        let added: usize = self.list.iter().map(|(_, with)| with.len()).sum();
+        let mut changed = Vec::with_capacity(text.len() + added);
+        let mut at = 0;
+        // A span that begins inside another would be a mistake of ours; the text must not suffer for it.
+        for (span, with) in self.list.iter().filter(|(span, _)| span.start <= span.end) {
+            if span.start < at {
+                continue;
+            }
+            changed.extend_from_slice(&text[at..span.start]);
+            changed.extend_from_slice(with);
+            at = span.end;
+        }
+        changed.extend_from_slice(&text[at..]);
+        changed
+    }
+}
+
+// === impl ObjectEdit ===
+
+impl<'a, 'o> ObjectEdit<'a, 'o> {
+    pub fn new(bytes: &'a [u8], object: &'o Object<'a>) -> Self {
+        ObjectEdit { object, bytes, removed: vec![false; object.members.len()], added: Vec::new() }
+    }
+
+    /// Takes every member of this name out: one that was left would count.
+    pub fn remove(&mut self, key: &str) {
+        for (removed, member) in self.removed.iter_mut().zip(&self.object.members) {
+            *removed |= member.key == key;
+        }
+    }
+
+    /// Gives a key a value that is already written: in place of the one that counts, or behind all others.
+    pub fn set(&mut self, key: &str, written: Vec<u8>, out: &mut Splices) {
+        match self.object.get(key) {
+            Some(span) if self.bytes[span.clone()] == written => {}
+            Some(span) => out.replace(span, written),
+            None => {
+                self.added.push(b',');
+                self.added.extend_from_slice(&write(&Value::from(key)));
+                self.added.push(b':');
+                self.added.extend_from_slice(&written);
+            }
+        }
+    }
+
+    /// Writes down what was removed and added.
+    pub fn finish(self, out: &mut Splices) {
+        let members = &self.object.members;
+        let kept = self.removed.iter().rposition(|removed| !removed);
+        // In front of the last member that stays, a removed one goes with the comma behind it.
+        for index in (0..kept.unwrap_or(0)).filter(|index| self.removed[*index]) {
+            out.replace(members[index].start..members[index + 1].start, Vec::new());
+        }
+        // Behind it, everything goes at once, and what is new takes its place.
+        let inner = self.object.span.start + 1;
+        let start = match (kept, members.first()) {
+            (Some(index), _) => members[index].value.end,
+            (None, Some(first)) => first.start,
+            (None, None) => inner,
+        };
+        let end = members.last().map_or(inner, |last| last.value.end);
+        let added = if kept.is_none() { self.added.get(1..).unwrap_or_default() } else { &self.added };
+        if start != end || !added.is_empty() {
+            out.replace(start..end, added.to_vec());
+        }
+    }
+}
+
+/// JSON without white space.
+pub fn write(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::json::document;
+    use super::*;
+
+    fn edited(body: &str, remove: &[&str], set: &[(&str, &str)]) -> String {
+        let object = document(body.as_bytes()).unwrap();
+        let (mut edit, mut out) = (ObjectEdit::new(body.as_bytes(), &object), Splices::default());
+        for key in remove {
+            edit.remove(key);
+        }
+        for (key, value) in set {
+            edit.set(key, value.as_bytes().to_vec(), &mut out);
+        }
+        edit.finish(&mut out);
+        String::from_utf8(out.apply(body.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn members_go_with_their_commas() {
+        for (body, remove, set, wanted) in [
+            ("{}", &["a"][..], &[][..], "{}"),
+            ("{}", &[], &[("a", "1"), ("b", "2")], r#"{"a":1,"b":2}"#),
+            (r#"{ "a" : 1 , "b" : 2 , "c" : 3 }"#, &["a"], &[], r#"{ "b" : 2 , "c" : 3 }"#),
+            (r#"{ "a" : 1 , "b" : 2 , "c" : 3 }"#, &["b"], &[], r#"{ "a" : 1 , "c" : 3 }"#),
+            (r#"{ "a" : 1 , "b" : 2 , "c" : 3 }"#, &["c"], &[], r#"{ "a" : 1 , "b" : 2 }"#),
+            (r#"{ "a" : 1 , "b" : 2 , "c" : 3 }"#, &["b", "c"], &[("d", "4")], r#"{ "a" : 1,"d":4 }"#),
+            (r#"{ "a" : 1 , "b" : 2 , "c" : 3 }"#, &["a", "b"], &[("d", "4")], r#"{ "c" : 3,"d":4 }"#),
+            (r#"{ "a" : 1 , "b" : 2 }"#, &["a", "b"], &[], "{  }"),
+            (r#"{ "a" : 1 , "b" : 2 }"#, &["a", "b"], &[("c", "3")], r#"{ "c":3 }"#),
+            (r#"{"a":1,"b":2,"a":3}"#, &["a"], &[], r#"{"b":2}"#),
+            (r#"{"a":1,"b":2,"a":3}"#, &[], &[("a", "4")], r#"{"a":1,"b":2,"a":4}"#),
+            (r#"{"a":1}"#, &[], &[("a", "1")], r#"{"a":1}"#),
+            (r#"{"a\n":1}"#, &["a\n"], &[("b\"", "2")], r#"{"b\"":2}"#),
+        ] {
+            assert_eq!(edited(body, remove, set), wanted, "{body} -{remove:?} +{set:?}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The virtual models of a configuration: which route a request takes, and what it is called.
+//!
+//! Everything that depends on the configuration alone is worked out once, when the table is made.
+//!
+//! Never: look at a body, decide on an upstream, know what an upstream serves.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use super::dialect::{ALL, Dialect};
+use super::rewrite::Edits;
+use crate::config::types::RouteConfig;
+
+/// The routes in the order of the file.
+#[derive(Debug, Default)]
+pub struct Table {
+    plans: Vec<Arc<Plan>>,
+}
+
+/// What one route makes of a request.
+#[derive(Debug)]
+pub struct Plan {
+    /// As it was configured: upstreams, headers, key, timeouts, retry, overflow.
+    pub route: RouteConfig,
+    edits: [Edits; ALL.len()],
+}
+
+// === impl Table ===
+
+impl Table {
+    pub fn new(routes: &[RouteConfig]) -> Self {
+        Table { plans: routes.iter().map(|route| Arc::new(Plan::new(route.clone()))).collect() }
+    }
+
+    /// The first route that matches; without one, a request goes on unchanged.
+    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<Plan>> {
+        self.plans.iter().find(|plan| plan.matches(model, path, headers)).cloned()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.plans.is_empty()
+    }
+
+    /// The names that only routes give, each with the name that it is served by, in the order of the file.
+    pub fn virtual_models(&self) -> Vec<(&str, &str)> {
+        let mut names: Vec<(&str, &str)> = Vec::new();
+        for plan in &self.plans {
+            let (Some(model), Some(to)) = (plan.route.model.as_deref(), plan.route.to.as_deref()) else {
+                continue;
+            };
+            let known = names.iter().any(|(name, _)| *name == model);
+            if !model.contains('*') && model != to && !known {
+                names.push((model, to));
+            }
+        }
+        names
+    }
+}
+
+// === impl Plan ===
+
+impl Plan {
+    fn new(route: RouteConfig) -> Self {
+        let edits = ALL.map(|dialect| Edits::new(&route, dialect));
+        Plan { route, edits }
+    }
+
+    fn matches(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> bool {
+        let route = &self.route;
+        let by_model = match (route.model.as_deref(), model) {
+            (None | Some("*"), _) => true,
+            (Some(pattern), Some(model)) => fits(pattern, model),
+            (Some(_), None) => false,
+        };
+        // A header that is there twice is equal to nothing.
+        let has = |(name, value): &(String, String)| {
+            let mut all = headers.get_all(name.as_str()).iter();
+            all.next().is_some_and(|first| first.as_bytes() == value.as_bytes()) && all.next().is_none()
+        };
+        by_model && route.path.as_deref().is_none_or(|wanted| wanted == path) && route.header.iter().all(has)
+    }
+
+    /// What is changed in a body of this language.
+    pub fn edits(&self, dialect: Dialect) -> &Edits {
+        &self.edits[dialect.index()]
+    }
+
+    /// The name that the upstreams serve the model by.
+    pub fn served<'a>(&'a self, model: Option<&'a str>) -> Option<&'a str> {
+        self.route.to.as_deref().or(model)
+    }
+}
+
+/// Whether a pattern, in which every `*` is any characters or none, is all of a name.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(first) else { return false };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    // The earliest place for each piece leaves the most for those behind it.
+    for piece in middle.split('*').filter(|piece| !piece.is_empty()) {
+        let Some(at) = name.find(piece) else { return false };
+        name = &name[at + piece.len()..];
+    }
+    name.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::check::check;
+
+    fn table(routes: &str) -> Table {
+        let text = format!("upstreams: [http://a]\nroutes: {routes}\n");
+        let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
+        Table::new(&config.routes)
+    }
+
+    fn taken(table: &Table, model: Option<&str>, path: &str, headers: &[(&str, &str)]) -> Option<String> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        table.plan(model, path, &map)?.route.to.clone()
+    }
+
+    #[test]
+    fn the_first_that_matches_is_taken() {
+        let table = table(
+            "[{model: fast, path: /v1/chat/completions, header: {X-Team: a}, to: one},
+              {model: fast, header: {x-team: a, x-level: 7}, to: two}, {model: fast, to: three},
+              {model: 'gpt-*-mini', to: four}, {path: /v1/embeddings, to: five},
+              {model: '*', header: {x: y}, to: six}]",
+        );
+        let chat = "/v1/chat/completions";
+        for (model, path, headers, to) in [
+            (Some("fast"), chat, &[("x-team", "a")][..], Some("one")),
+            (Some("fast"), chat, &[("x-team", "b")], Some("three")),
+            (Some("fast"), chat, &[("x-team", "a"), ("x-team", "a")], Some("three")),
+            (Some("fast"), "/v1/responses", &[("x-team", "a"), ("x-level", "7")], Some("two")),
+            (Some("fast"), "/v1/responses", &[("x-team", "a")], Some("three")),
+            (Some("faster"), chat, &[], None),
+            (Some("gpt-5-mini"), chat, &[], Some("four")),
+            (Some("gpt--mini"), chat, &[], Some("four")),
+            (Some("gpt-mini"), chat, &[], None),
+            (Some("Fast"), chat, &[], None),
+            (None, chat, &[], None),
+            (None, "/v1/embeddings", &[], Some("five")),
+            (None, chat, &[("x", "y")], Some("six")),
+        ] {
+            assert_eq!(taken(&table, model, path, headers).as_deref(), to, "{model:?} {path} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_virtual_models_are_those_that_only_routes_give() {
+        let table = table(
+            "[{model: a, to: x}, {model: 'b*', to: x}, {model: c}, {model: d, to: d}, {to: y},
+              {model: a, path: /p, to: z}, {model: e, to: y}]",
+        );
+        assert_eq!(table.virtual_models(), [("a", "x"), ("e", "y")]);
+    }
+
+    #[test]
+    fn stars_are_any_characters() {
+        for (pattern, name, wanted) in [
+            ("*", "", true),
+            ("**", "x", true),
+            ("a*", "a", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("*ab*", "xaab", true),
+            ("ab*ba", "aba", false),
+            ("é*", "éa", true),
+            ("a", "a*", false),
+        ] {
+            assert_eq!(fits(pattern, name), wanted, "{pattern} {name}");
+        }
+    }
+
+    /// By trying every length for every star.
+    fn plainly(pattern: &[u8], name: &[u8]) -> bool {
+        match pattern.split_first() {
+            None => name.is_empty(),
+            Some((b'*', rest)) => (0..=name.len()).any(|at| plainly(rest, &name[at..])),
+            Some((byte, rest)) => name.first() == Some(byte) && plainly(rest, &name[1..]),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_fit_as_they_are_read(pattern in "[ab*]{0,6}", name in "[ab]{0,8}") {
+            prop_assert_eq!(fits(&pattern, &name), plainly(pattern.as_bytes(), name.as_bytes()));
+        }
+    }
+}

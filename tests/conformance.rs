@@ -1,0 +1,169 @@
+//! The conformance file of routes: what is made of a request, and of its answer.
+//!
+//! tests/data/routes/*.txt hold triples, in a form that people can read:
+//!
+//! ```text
+//! === a name for the case
+//! route: {model: fast, to: big}            one entry of `routes`, as in a configuration
+//! path: /v1/chat/completions               chat unless it is given
+//! usage: yes                               the usage of a stream is wanted
+//! asked: usage logprobs token_ids          what is asked for on our own account
+//! model: fast                              the client's name; that of the route unless it is given
+//! status: 404                              of the answer; 200 unless it is given
+//! stream: yes                              the answer is asked for as a stream
+//! --- client                               the request's body as the client wrote it
+//! --- upstream                             as the upstream gets it; nothing: it goes on as it is
+//! --- answer                               in place of those: the upstream's answer
+//! --- told                                 and what the client gets
+//! ```
+//!
+//! Empty lines around a body are no part of it. Answers are given in pieces of all sizes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use vllm_lb::config::check::check;
+use vllm_lb::config::types::Overflow;
+use vllm_lb::route::answer::{Answer, Asker, overflow};
+use vllm_lb::route::dialect::Dialect;
+use vllm_lb::route::paths::{self, Found};
+use vllm_lb::route::rewrite::Asked;
+use vllm_lb::route::table::{Plan, Table};
+
+#[derive(Debug, Default)]
+struct Case {
+    name: String,
+    /// `key: value` lines.
+    settings: Vec<(String, String)>,
+    parts: Vec<(String, String)>,
+}
+
+impl Case {
+    fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    fn part(&self, name: &str) -> Option<&str> {
+        self.parts.iter().find(|(part, _)| part == name).map(|(_, text)| text.trim_matches('\n'))
+    }
+
+    fn path(&self) -> &str {
+        self.setting("path").unwrap_or("/v1/chat/completions")
+    }
+
+    fn plan(&self) -> Arc<Plan> {
+        let route = self.setting("route").unwrap_or_else(|| panic!("{}: no route", self.name));
+        let text = format!("upstreams: [http://a]\nroutes: [{route}]\n");
+        let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{}: {problems:?}", self.name));
+        let table = Table::new(&config.routes);
+        let model = config.routes[0].model.clone();
+        table.plan(model.as_deref(), self.path(), &HeaderMap::new()).expect("the only route matches")
+    }
+
+    /// The name that the client gave.
+    fn model(&self) -> Option<String> {
+        self.setting("model").map(str::to_owned).or_else(|| self.plan().route.model.clone())
+    }
+
+    fn asked(&self) -> Asked {
+        let asked = |word| self.setting("asked").is_some_and(|words| words.split(' ').any(|w| w == word));
+        Asked { usage: asked("usage"), logprobs: asked("logprobs"), token_ids: asked("token_ids") }
+    }
+
+    /// What the client gets of an answer that comes in pieces of this size.
+    fn told(&self, answer: &str, size: usize) -> String {
+        let (plan, model) = (self.plan(), self.model());
+        let status = self.setting("status").map_or(200, |status| status.parse().expect("is a status"));
+        let is_too_long = overflow::is_overflow(status, answer.as_bytes());
+        if plan.route.overflow == Overflow::Length && is_too_long {
+            let request = overflow::Request {
+                dialect: self.dialect(),
+                stream: self.setting("stream").is_some(),
+                model: model.as_deref().unwrap_or_default(),
+                now: 1,
+                seed: 0x2a,
+            };
+            return request.instead().expect("has such an answer").body;
+        }
+        let events = answer.starts_with("data") || answer.starts_with("event") || answer.starts_with(':');
+        let kind = if events { "text/event-stream; charset=utf-8" } else { "application/json" };
+        let asker = Asker { dialect: self.dialect(), model: model.as_deref(), asked: self.asked() };
+        let Some(mut edit) = Answer::new(&plan, asker, status, Some(kind)) else { return answer.into() };
+        let mut told = Vec::new();
+        for piece in answer.as_bytes().chunks(size) {
+            told.extend(edit.feed(piece, false));
+        }
+        told.extend(edit.feed(b"", true));
+        String::from_utf8(told).expect("is text")
+    }
+
+    fn dialect(&self) -> Dialect {
+        match paths::Table::default().find("POST", self.path()) {
+            Found::Route(route) => Dialect::of(route.api),
+            other => panic!("{}: {other:?}", self.name),
+        }
+    }
+}
+
+fn cases(file: &str) -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/routes").join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut cases: Vec<Case> = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("=== ") {
+            assert!(cases.iter().all(|case| case.name != name), "{name} is there twice");
+            cases.push(Case { name: name.into(), ..Case::default() });
+            continue;
+        }
+        let Some(case) = cases.last_mut() else { continue };
+        if let Some(part) = line.strip_prefix("--- ") {
+            case.parts.push((part.into(), String::new()));
+        } else if let Some((_, text)) = case.parts.last_mut() {
+            text.push_str(line);
+            text.push('\n');
+        } else if let Some((key, value)) = line.split_once(": ") {
+            case.settings.push((key.into(), value.into()));
+        }
+    }
+    cases
+}
+
+#[test]
+fn requests_reach_the_upstream_as_they_should() {
+    let cases = cases("requests.txt");
+    for case in &cases {
+        let client = case.part("client").unwrap_or_else(|| panic!("{}: no request", case.name));
+        let wanted = case.part("upstream").filter(|text| !text.is_empty());
+        let plan = case.plan();
+        let edits = plan.edits(case.dialect());
+        let usage = case.setting("usage").is_some();
+        let edited = edits.edit(client.as_bytes(), usage);
+        let sent = edited.body.as_deref().map(|body| String::from_utf8_lossy(body).into_owned());
+        assert_eq!(sent.as_deref(), wanted, "{}", case.name);
+        let asked = edited.asked;
+        let asked = [("usage", asked.usage), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
+        let asked: Vec<&str> = asked.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        assert_eq!(asked.join(" "), case.setting("asked").unwrap_or_default(), "{}", case.name);
+        assert!(
+            edited.body.is_none() || edits.may_change(None, usage),
+            "{}: would not have been held",
+            case.name
+        );
+    }
+    assert!(cases.len() >= 60, "{} cases", cases.len());
+}
+
+#[test]
+fn answers_reach_the_client_as_they_should() {
+    let cases = cases("answers.txt");
+    for case in &cases {
+        let answer = case.part("answer").unwrap_or_else(|| panic!("{}: no answer", case.name));
+        let wanted = case.part("told").filter(|text| !text.is_empty()).unwrap_or(answer);
+        for size in [usize::MAX, 1, 2, 3, 7, 64] {
+            let told = case.told(&format!("{answer}\n\n"), size);
+            assert_eq!(told.trim_end_matches('\n'), wanted, "{} in pieces of {size}", case.name);
+        }
+    }
+    assert!(cases.len() >= 45, "{} cases", cases.len());
+}

@@ -1,0 +1,215 @@
+//! Virtual models through the running balancer: what the engine gets, and what the client gets back.
+//!
+//! What exactly is edited, and how, is held by `tests/conformance.rs`; here it is held that requests and
+//! answers really go through it, with every framing, at every attempt.
+
+mod common;
+
+use bytes::Bytes;
+use common::body::{chat, form};
+use common::h2::{self, H2};
+use common::wire::{CHUNKED, JSON, chunk, get, head, post, request};
+use common::{Balancer, Engine, Fault, Options, Recorded, config, engine, engines, serving, upstreams};
+use serde_json::{Value, json};
+use vllm_lb::config::check::check;
+use vllm_lb::config::types::Config;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// A configuration over these engines, called `one`, `two` and so on, with these routes.
+fn routed(engines: &[Engine], routes: &str) -> Config {
+    let text = format!("upstreams: [http://one, http://two, http://three]\nroutes:\n{routes}");
+    let checked = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let mut config = config(upstreams(engines));
+    for (upstream, name) in config.upstreams.iter_mut().zip(["one:80", "two:80", "three:80"]) {
+        upstream.name = name.into();
+    }
+    config.routes = checked.routes;
+    config
+}
+
+const FAST: &str = "
+  - model: fast
+    to: sim
+    headers: {set: {x-stage: prod}, remove: [x-debug]}
+    response_headers: {set: {x-face: fast}}
+    api_key: other
+    body:
+      defaults: {max_tokens: 3, temperature: 0.5}
+      overrides: {seed: 7}
+      remove: [logit_bias]
+      roles: {developer: system}
+";
+
+fn last(engine: &Engine) -> Recorded {
+    engine.requests().pop().expect("it got a request")
+}
+
+fn last_body(engine: &Engine) -> Value {
+    serde_json::from_slice(&last(engine).body).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_gets_what_the_route_says_and_the_client_its_own_name() {
+    let engines = engines(1).await;
+    let balancer = Balancer::ready(routed(&engines, FAST)).await;
+    let body = json!({
+        "model": "fast", "temperature": 0.1, "logit_bias": {"1": 1}, "seed": 1,
+        "messages": [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}],
+    });
+    let headers = [JSON, ("authorization", "Bearer mine"), ("x-debug", "1")];
+    let answer = balancer.ask(request("POST", CHAT, &headers, body.to_string().as_bytes())).await.expect(200);
+    let answered: Value = answer.json();
+    assert_eq!(answered["model"], "fast");
+    assert_eq!(answered["usage"]["completion_tokens"], 3);
+    assert_eq!(answer.headers["x-face"], "fast");
+    let got = last_body(&engines[0]);
+    let expected = json!({
+        "model": "sim", "temperature": 0.1, "seed": 7, "max_tokens": 3,
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
+    });
+    assert_eq!(got, expected);
+    let head = last(&engines[0]).headers;
+    assert!(head["authorization"] == "Bearer other" && head["x-stage"] == "prod");
+    assert!(!head.contains_key("x-debug"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_event_carries_the_clients_name_and_no_usage_that_it_did_not_ask_for() {
+    let engines = engines(1).await;
+    let balancer = Balancer::ready(routed(&engines, FAST)).await;
+    let mut body = json!({"model": "fast", "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+    for asks in [false, true] {
+        if asks {
+            body["stream_options"] = json!({"include_usage": true});
+        }
+        let answer = balancer.ask(post(CHAT, body.to_string())).await.expect(200);
+        let events: Vec<&str> =
+            answer.text().lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        assert_eq!(events.last(), Some(&"[DONE]"));
+        let chunks: Vec<Value> = events[..events.len() - 1]
+            .iter()
+            .map(|event| serde_json::from_str(event).expect("JSON"))
+            .collect();
+        assert!(chunks.iter().all(|chunk| chunk["model"] == "fast"), "{chunks:?}");
+        assert_eq!(chunks.iter().any(|chunk| chunk["usage"].is_object()), asks, "{chunks:?}");
+        assert!(asks || chunks.iter().all(|chunk| chunk["choices"] != json!([])), "{chunks:?}");
+    }
+    assert_eq!(last_body(&engines[0])["stream_options"]["include_usage"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_body_is_the_same_at_every_attempt_and_in_every_framing() {
+    let options = || Options { max_model_len: 1_000_000, ..Options::default() };
+    let engines = [engine(options()).await, engine(options()).await];
+    let balancer = Balancer::ready(routed(&engines, FAST)).await;
+    let text = "long ".repeat(60_000);
+    let body = json!({"model": "fast", "messages": [{"role": "user", "content": text}]}).to_string();
+    for engine in &engines {
+        engine.set_fault_for(1, Fault::CutHeaders { reset: true }).await;
+    }
+    let mut client = balancer.client().await;
+    client.ask(post(CHAT, &body)).await.expect(200);
+    client.send(head("POST", CHAT, &[JSON, CHUNKED])).await;
+    for piece in body.as_bytes().chunks(50_000).chain([&b""[..]]) {
+        client.send(chunk(piece)).await;
+    }
+    client.answer().await.expect(200);
+    let mut h2 = H2::connect(balancer.address()).await;
+    h2.ask(h2::post(CHAT), &[Bytes::from(body.clone())]).await.expect(200);
+    let mut hashes = Vec::new();
+    for engine in &engines {
+        hashes.extend(engine.requests().iter().map(|one| (one.body_length, one.body_hash)));
+    }
+    assert!(hashes.len() >= 4, "{hashes:?}");
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_leads_to_its_upstreams_only() {
+    let engines = engines(3).await;
+    let routes = "
+  - {model: small, to: sim, upstreams: ['two:80']}
+  - {model: none, to: nobody}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    for _ in 0..12 {
+        balancer.ask(post(CHAT, chat("small"))).await.expect(200);
+    }
+    let received = |index: usize| engines[index].requests().len();
+    assert_eq!((received(0), received(1), received(2)), (0, 12, 0));
+    let refused = balancer.ask(post(CHAT, chat("none"))).await.expect(404);
+    assert!(refused.text().contains("The model `none` does not exist"), "{}", refused.text());
+    assert!(refused.text().contains("small"), "the aliases: {}", refused.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn virtual_models_are_listed() {
+    let engines = engines(1).await;
+    let routes = "
+  - {model: fast, to: sim}
+  - {model: 'any-*', to: sim}
+  - {model: ghost, to: nobody}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let list: Value = balancer.ask(get("/v1/models")).await.expect(200).json();
+    let ids: Vec<&str> =
+        list["data"].as_array().expect("a list").iter().filter_map(|card| card["id"].as_str()).collect();
+    assert_eq!(ids, ["fast", "sim"]);
+    assert_eq!(list["data"][0]["max_model_len"], list["data"][1]["max_model_len"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
+    let engine = engine(Options { max_model_len: 64, ..Options::default() }).await;
+    let routes = "
+  - {model: long, to: sim, overflow: length}";
+    let engines = [engine];
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let text = "word ".repeat(2000);
+    let ask = |model: &str, stream: bool| {
+        json!({"model": model, "stream": stream, "messages": [{"role": "user", "content": text}]}).to_string()
+    };
+    balancer.ask(post(CHAT, ask("sim", false))).await.expect(400);
+    for _ in 0..3 {
+        let answer = balancer.ask(post(CHAT, ask("long", false))).await.expect(200);
+        let answered: Value = answer.json();
+        assert_eq!(answered["choices"][0]["finish_reason"], "length");
+        assert_eq!(
+            (&answered["model"], &answered["choices"][0]["message"]["content"]),
+            (&json!("long"), &json!(""))
+        );
+    }
+    let stream = balancer.ask(post(CHAT, ask("long", true))).await.expect(200);
+    assert!(stream.text().ends_with("data: [DONE]\n\n"), "{}", stream.text());
+    balancer.until_idle().await;
+    let wrong = json!({"model": "long", "messages": "none"}).to_string();
+    balancer.ask(post(CHAT, wrong)).await.expect(400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_matches_no_route_is_not_touched() {
+    let engines = [serving(&["sim", "other"]).await];
+    let balancer = Balancer::ready(routed(&engines, FAST)).await;
+    let body = concat!(
+        r#"{"messages" : [{"role":"user","content":"\u00e9"}],  "#,
+        r#""model":"other", "seed":1, "seed":2}"#,
+    );
+    balancer.ask(post(CHAT, body)).await.expect(200);
+    assert_eq!(last(&engines[0]).body, body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_names_the_served_model() {
+    let engines = [serving(&["whisper"]).await, serving(&["other"]).await];
+    let routes = "
+  - {model: ears, to: whisper}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let kind = ("content-type", "multipart/form-data; boundary=cut");
+    let path = "/v1/audio/transcriptions";
+    let direct = form("cut", &[("model", "whisper"), ("file", "RIFF")]);
+    let expected = balancer.ask(request("POST", path, &[kind], &direct)).await;
+    let body = form("cut", &[("model", "ears"), ("file", "RIFF")]);
+    let answer = balancer.ask(request("POST", path, &[kind], &body)).await.expect(expected.status);
+    assert_eq!(answer.status, expected.status);
+    assert_eq!(last(&engines[0]).body, direct);
+    assert!(engines[1].requests().is_empty());
+}
