@@ -27,14 +27,14 @@ model=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1)
 cat >$result <<END
 # A trace through the running product
 
-\`PROFILE=$profile benches/replay.sh $(basename "$trace") $minutes $speed\` at
-$(git rev-parse --short HEAD), on $(nproc) cores of $model, Linux $(uname -r | cut -d . -f 1-2); load of the
-machine $before before and $(load) after.
+\`PROFILE=$profile benches/replay.sh $(basename "$trace") $minutes $speed\` at $(git rev-parse --short HEAD),
+on $(nproc) cores of $model, Linux $(uname -r | cut -d . -f 1-2);
+load of the machine $before before and $(load) after.
 
 The first $minutes minutes of the trace, $speed times faster, through one \`vllm-lb\` over 8 simulated
-engines; streams, each block of the trace a text of its own. Beside it the replay of \`vllm-lb simulate\` of
-the same requests, with the same arrivals. Times to the first token and to the end are seconds of the trace;
-"most" is the engine with most requests, 1 being an even share.
+engines; streams, each block of the trace a text of its own. Beside it \`vllm-lb simulate\`'s replay of the
+same requests, with the same arrivals. Times to the first token and to the end are seconds of the trace; "most"
+is the engine with most requests, 1 being an even share.
 
 $table
 END

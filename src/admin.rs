@@ -22,7 +22,9 @@ use serde_json::{Value, json};
 use crate::config::render;
 use crate::config::types::Config;
 use crate::fleet::Fleet;
+use crate::observe;
 use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
+use crate::state::State;
 use crate::state::redis::Exchange;
 use desk::Desk;
 
@@ -49,6 +51,7 @@ pub trait Reload: Send + Sync {
 
 pub struct Admin {
     fleet: Arc<Fleet>,
+    state: Arc<State>,
     /// The configuration that runs.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
@@ -61,12 +64,13 @@ pub struct Admin {
 impl Admin {
     pub fn new(
         fleet: Arc<Fleet>,
+        state: Arc<State>,
         config: Arc<ArcSwap<Config>>,
         reload: Arc<dyn Reload>,
         leaving: Arc<AtomicBool>,
         exchange: Option<Arc<Exchange>>,
     ) -> Self {
-        Admin { fleet, config, reload, leaving, exchange }
+        Admin { fleet, state, config, reload, leaving, exchange }
     }
 
     /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
@@ -151,6 +155,8 @@ impl Admin {
                 }
             })
             .collect();
+        let size = self.state.size();
+        observe::index_size(size.blocks, size.pairs, size.bytes);
         let mut text = METRICS.render();
         text.extend_from_slice(upstream_gauges(&gauges).as_bytes());
         let mut answer = Response::new(Bytes::from(text));

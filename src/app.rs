@@ -131,7 +131,8 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let (tasks_stop, stopped) = watch::channel(false);
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
-    let admin = Admin::new(fleet.clone(), config, reloader.clone(), leave.leaving(), exchange);
+    let (asks, leaving) = (reloader.clone(), leave.leaving());
+    let admin = Admin::new(fleet.clone(), state.clone(), config, asks, leaving, exchange);
     let door = Arc::new(AdminDoor(admin));
     let private = server::engine(Balancer::admin(shared, door), threads);
     let open = |(serves, address, listener)| {

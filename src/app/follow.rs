@@ -7,7 +7,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::fleet::{Fleet, Snapshot};
-use crate::observe;
 use crate::state::{Present, State};
 
 /// How often it is told even when nothing changes: what a token weighs is learnt all the time, and whoever
@@ -43,6 +42,4 @@ pub fn tell(snapshot: &Snapshot, state: &State) {
         })
         .collect();
     state.follow(&present);
-    let size = state.size();
-    observe::index_size(size.blocks, size.pairs, size.bytes);
 }

@@ -71,6 +71,7 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
     }
     let mode = if *test { Mode::Test } else { Mode::Serve };
     let config = draft.finish().map_err(Problems)?;
+    warnings.extend(check::warnings(&config).iter().map(ToString::to_string));
     let mode = match args.command {
         Some(Command::Engine(engine)) => Mode::Engine(Box::new(engine)),
         Some(Command::Simulate(simulate)) => Mode::Simulate(Box::new(simulate)),

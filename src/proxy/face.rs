@@ -106,6 +106,8 @@ impl Face {
             head.remove_header(&header::TRANSFER_ENCODING);
             head.insert_header(header::CONTENT_LENGTH, length)?;
         }
+        // What is compressed on the way could not be edited.
+        head.remove_header(&header::ACCEPT_ENCODING);
         if let Some(key) = &self.plan.route.api_key {
             head.insert_header(header::AUTHORIZATION, format!("Bearer {}", key.expose()))?;
         }

@@ -262,11 +262,8 @@ impl Engine {
     /// Requests whose prompt is not computed yet, in order, and the tokens left; `None`: it has not begun.
     pub fn prefills(&self) -> impl Iterator<Item = (u64, Option<usize>)> {
         let left = |seq: &Sequence| (seq.request.id, Some(seq.request.prompt_tokens - seq.computed));
-        self.running
-            .iter()
-            .filter(|seq| !seq.is_decoding())
-            .map(left)
-            .chain(self.waiting.iter().map(|seq| (seq.request.id, None)))
+        let begun = self.running.iter().filter(|seq| !seq.is_decoding()).map(left);
+        begun.chain(self.waiting.iter().map(|seq| (seq.request.id, None)))
     }
 
     /// Takes a request in. It begins at once when no step is under way.
