@@ -33,8 +33,8 @@ load of the machine $before before and $(load) after.
 
 The first $minutes minutes of the trace, $speed times faster, through one \`vllm-lb\` over 8 simulated
 engines; streams, each block of the trace a text of its own. Beside it \`vllm-lb simulate\`'s replay of the
-same requests, with the same arrivals. Times to the first token and to the end are seconds of the trace; "most"
-is the engine with most requests, 1 being an even share.
+same requests, with the same arrivals. Times to the first token and to the end are seconds of the trace;
+"most" is the engine with most requests, 1 being an even share.
 
 $table
 END

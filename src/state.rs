@@ -60,6 +60,8 @@ pub struct Asked {
 #[derive(Debug)]
 pub struct Learnt {
     receipt: Option<Receipt>,
+    /// Of all of it, where it was longer than what was known when it was sent.
+    rest: Option<Receipt>,
     /// Where its session was before.
     before: Option<Bound>,
 }
@@ -257,14 +259,17 @@ impl State {
         if let Some(receipt) = &receipt {
             self.say_learnt(&asked.chain, receipt, id);
         }
-        Learnt { receipt, before }
+        Learnt { receipt, rest: None, before }
     }
 
     /// All of a prompt of which only `seen` blocks were known when it was sent: what was behind them.
-    pub fn learn_rest(&self, asked: &Asked, seen: usize, id: usize) {
+    pub fn learn_rest(&self, asked: &Asked, seen: usize, id: usize, learnt: Option<&mut Learnt>) {
         let Some(slot) = self.slot(id) else { return };
         let receipt = self.index.learn(&asked.chain, asked.end, slot);
         self.say_learnt(&asked.chain, &receipt, id);
+        if let Some(learnt) = learnt {
+            learnt.rest = Some(receipt);
+        }
         let behind = asked.chain.len().saturating_sub(seen) as f64 * self.prompt(asked).block_tokens;
         if let Some(last) = seen.checked_sub(1).and_then(|last| asked.chain.get(last)) {
             self.beyond().learn(*last, slot, behind as u64);
@@ -277,7 +282,8 @@ impl State {
             self.sessions.unbind(session.key, id, learnt.before);
         }
         let slot = self.places.load().slot(id);
-        if let (Some(slot), Some(receipt)) = (slot, learnt.receipt) {
+        let Some(slot) = slot else { return };
+        for receipt in [learnt.rest, learnt.receipt].into_iter().flatten() {
             self.index.take_back(&asked.chain, slot, receipt);
         }
     }

@@ -165,7 +165,7 @@ pub fn follow(shared: &Shared, context: &mut Context, before: u64, piece: &[u8],
     (asked.chain, asked.end) = (chain.blocks.clone(), chain.end());
     (asked.seen, asked.unseen) = (chain.bytes, 0);
     if let Some(lease) = &context.lease {
-        shared.state.learn_rest(asked, rest.known, lease.upstream().id);
+        shared.state.learn_rest(asked, rest.known, lease.upstream().id, context.learnt.as_mut());
     }
     context.rest = None;
 }

@@ -137,7 +137,7 @@ mod tests {
         other.learn(&asked(&[1, 2, 3, 4], Some(9)), 3, Instant::now());
         assert_eq!(carry(&theirs, &one), 1, "one block is new");
         assert_eq!((one.chain_to("b", 4), one.chain_to("a", 4)), (Some(vec![1, 2, 3, 4]), None));
-        one.learn_rest(&asked(&[1, 2, 3, 4, 5, 6], None), 4, 1);
+        one.learn_rest(&asked(&[1, 2, 3, 4, 5, 6], None), 4, 1, None);
         assert_eq!(carry(&ours, &other), 2);
         assert_eq!(other.chain_to("b", 6), Some(vec![1, 2, 3, 4, 5, 6]));
     }

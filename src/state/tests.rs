@@ -115,7 +115,7 @@ fn who_holds_all_that_was_seen_holds_what_it_was_sent_behind_it() {
     let state = state();
     let whole = asked(&[1, 2, 3, 4]);
     learn(&state, &asked(&[1, 2]), 1);
-    state.learn_rest(&whole, 2, 1);
+    state.learn_rest(&whole, 2, 1, None);
     assert_eq!(weigh(&state, &whole)[1], (4, 10));
     let cut = Asked { unseen: 400, ..asked(&[1, 2]) };
     // Of 160 tokens it holds two blocks that were seen, and two behind them.

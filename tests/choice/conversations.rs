@@ -150,16 +150,16 @@ async fn a_conversation_that_changes_its_interface_keeps_its_cache() {
 /// of the engines' time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shared_system_prompt_has_no_gravity() {
-    const SPEED: f64 = 10.0;
+    const SPEED: f64 = 5.0;
     let engines = fast(16, SPEED).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let system = words(5, 10_000);
     let body = |number: u64| {
         json!({
-            "model": "sim", "max_tokens": 100, "stream": true,
+            "model": "sim", "max_tokens": 300, "stream": true,
             "messages": [
                 {"role": "system", "content": system},
-                {"role": "user", "content": words(100 + number, 50)},
+                {"role": "user", "content": words(100 + number, 500)},
             ],
         })
         .to_string()

@@ -1,12 +1,19 @@
 //! What is learnt when a request is sent, and taken back, or forgotten, when it is no longer true.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::common::wire::{JSON, post, request};
 use super::common::{
-    Balancer, Engine, Fault, Options, Timing, config, direct, engine, engines, eventually, upstreams,
+    Balancer, Engine, Fault, Options, Timing, config, direct, engine, engines, eventually, names, upstream,
+    upstreams,
 };
 use super::{BLOCK, CHAT, all, ask, change, chat_of, known, next_turn, only, pending, telling, words};
 
@@ -103,6 +110,63 @@ async fn who_leaves_while_all_are_full_leaves_nothing_in_the_index() {
     balancer.until_metric("vllm_lb_queued", 0.0).await;
     drop(first);
     assert_eq!(known(&balancer).await.1, before);
+}
+
+/// A listener that answers probes, until nobody is let in any more and whoever connects is kept waiting.
+struct Crowded {
+    listener: Arc<TcpListener>,
+    answering: JoinHandle<()>,
+}
+
+impl Crowded {
+    fn start() -> Self {
+        let socket = TcpSocket::new_v4().expect("there is a socket");
+        socket.bind("127.0.0.1:0".parse().expect("it is an address")).expect("a free port is there");
+        let listener = Arc::new(socket.listen(1).expect("it can listen"));
+        let accepting = listener.clone();
+        let answering = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = accepting.accept().await {
+                let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
+                // Who asks may have gone; what is asked does not matter.
+                drop(stream.read(&mut [0; 4_096]).await);
+                drop(stream.write_all(answer).await);
+            }
+        });
+        Crowded { listener, answering }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("a listener has an address")
+    }
+
+    /// Lets nobody in any more; what is returned fills the room in front.
+    async fn close(&self) -> Vec<TcpStream> {
+        self.answering.abort();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(self.address())).await {
+            waiting.push(stream.expect("there is room for some"));
+        }
+        waiting
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_while_we_connect_leaves_nothing_in_the_index() {
+    let crowded = Crowded::start();
+    let mut config = config(vec![upstream(&format!("http://{}", crowded.address()))]);
+    config.upstreams[0].models = Some(names(&["sim"]));
+    config.health.fall = 1_000;
+    config.health.metrics = false;
+    config.timeouts.connect = Duration::from_secs(3);
+    let balancer = telling(config).await;
+    let waiting = crowded.close().await;
+    let before = known(&balancer).await.1;
+    let client = pending(&balancer, CHAT, &chat_of(&words(4, 1_000))).await;
+    let size = || balancer.running.state.size().pairs;
+    eventually("siblings of a burst would find it", async || (size() >= before + 7).then_some(())).await;
+    drop(client);
+    assert_eq!(known(&balancer).await.1, before);
+    drop(waiting);
 }
 
 #[tokio::test(flavor = "multi_thread")]

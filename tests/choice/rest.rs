@@ -82,9 +82,18 @@ async fn a_body_that_was_tried_twice_is_learnt_once_and_whole() {
             let blocks = 4 * TOKENS / BLOCK;
             let learnt = after.0 - before.0;
             assert!((blocks - 2..=blocks + 2).contains(&learnt), "{fault:?} {way:?}: {learnt} of {blocks}");
-            if fault == Fault::Refuse {
-                assert_eq!(after.1 - before.1, learnt, "{way:?}: one holder for each block");
-            }
+            assert_eq!(after.1 - before.1, learnt, "{fault:?} {way:?}: one holder for each block");
         }
     }
+}
+
+/// The body has passed by to its end when the engine says that it is too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_body_that_is_refused_leaves_nothing() {
+    let engines = engines(2).await;
+    let balancer = over(&engines).await;
+    let before = known(&balancer).await;
+    let body = chat_of(&words(1, 40_000)).to_string();
+    balancer.ask(post(CHAT, &body)).await.expect(400);
+    assert_eq!(known(&balancer).await.1, before.1);
 }
