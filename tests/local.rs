@@ -170,7 +170,7 @@ async fn web_pages_cannot_call_the_admin_listener() {
     assert_eq!(balancer.running.fleet.snapshot().entries.len(), 1);
     let own = ("origin", "http://balancer.test");
     balancer.admin(request("POST", UPSTREAMS, &[JSON, own], body.as_bytes())).await.expect(201);
-    balancer.admin(request("DELETE", &format!("{UPSTREAMS}/evil"), &[], b"")).await;
+    balancer.admin(request("DELETE", &format!("{UPSTREAMS}/evil?wait=20s"), &[], b"")).await;
     assert_eq!(balancer.running.fleet.snapshot().entries.len(), 1);
 }
 
