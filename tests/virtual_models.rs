@@ -96,6 +96,11 @@ async fn every_event_carries_the_clients_name_and_no_usage_that_it_did_not_ask_f
         assert!(asks || chunks.iter().all(|chunk| chunk["choices"] != json!([])), "{chunks:?}");
     }
     assert_eq!(last_body(&engines[0])["stream_options"]["include_usage"], true);
+    // Both were counted, also the one whose client did not ask.
+    let page = balancer.admin(get("/metrics")).await.expect(200);
+    let counted = page.text().lines().find(|line| line.contains(r#"kind="output",model="sim""#));
+    let tokens = counted.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    assert!(tokens.is_some_and(|tokens| tokens >= 6), "{counted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
