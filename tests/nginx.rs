@@ -340,11 +340,12 @@ async fn processes(engine: &Engine) -> ([Setup; 2], Vec<Process>, Nginx) {
     (setups, processes, nginx)
 }
 
-/// Kills the balancer that has the one request in flight.
+/// Kills the balancer by which the one request is in flight.
 async fn kill_the_one_that_works(processes: &mut Vec<Process>) {
     let works = async |process: &Process| {
         let page = process.admin("/metrics").await.expect(200);
-        page.text().lines().any(|line| line == "vllm_lb_in_flight 1")
+        let mut lines = page.text().lines();
+        lines.any(|line| line.starts_with("vllm_lb_upstream_active{") && line.ends_with(" 1"))
     };
     let at = eventually("one of them has a request", async || {
         for (at, process) in processes.iter().enumerate() {
