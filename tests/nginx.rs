@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use common::body::{Place, assert_arrived, chat, events, padded, stream};
 use common::process::{Process, Setup};
+use common::raw::Raw;
 use common::redis::Redis;
 use common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, get, head, post, request};
 use common::{Balancer, Engine, Fault, config, engine, eventually, paced, upstream, upstreams};
@@ -217,6 +218,19 @@ async fn large_bodies_pass_as_they_come_and_larger_ones_are_413() {
     assert_eq!(engine.stats().received, 2);
 }
 
+/// With buffering, nginx takes all that a balancer has for a client that does not keep up, and writes it to disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_does_not_take_waits_at_the_balancer() {
+    let long = "x".repeat(32 << 20);
+    let balancer =
+        Raw::start(&format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{long}", long.len())).await;
+    let nginx = Nginx::before([balancer.address(), balancer.address()]).await;
+    let answer = nginx.ask(post(CHAT, stream("sim", 5))).await.expect(200);
+    assert_eq!((answer.body.len(), balancer.heads().len()), (long.len(), 1));
+    let log = nginx.log("error.log");
+    assert!(!log.contains("temporary file"), "{log}");
+}
+
 // === connections ===
 
 /// What goes to a balancer through here is counted by its connections.
@@ -256,20 +270,20 @@ async fn connections_to_the_balancers_are_kept() {
 async fn balancers_hear_who_asks_and_websockets_are_passed_on() {
     let engine = engine(Default::default()).await;
     let stand = Stand::over(&engine).await;
-    let upgrade = |kind| [("connection", "Upgrade"), ("upgrade", kind), JSON];
-    // One that is not passed on.
-    stand.nginx.ask(request("POST", CHAT, &upgrade("h2c"), chat("sim").as_bytes())).await.expect(200);
+    stand.nginx.ask(post(CHAT, chat("sim"))).await.expect(200);
     let seen = engine.requests().pop().expect("it is there");
     assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1, 127.0.0.1"), "the client, and nginx");
     assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
     assert_eq!(seen.header("x-forwarded-host"), Some("balancer.test"));
-    assert_eq!(seen.header("upgrade"), None);
 
     let mut client = stand.nginx.client().await;
-    let [connection, websocket, _] = upgrade("websocket");
-    let version = ("sec-websocket-version", "13");
-    let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
-    client.send(request("GET", "/v1/realtime?model=sim", &[connection, websocket, version, key], b"")).await;
+    let headers = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    client.send(request("GET", "/v1/realtime?model=sim", &headers, b"")).await;
     let head = client.any_head().await.expect("an answer comes");
     assert_eq!((head.status, &head.headers["upgrade"]), (101, &"websocket".parse().unwrap()));
     // A short text frame: its kind, its length, its text.
@@ -279,6 +293,19 @@ async fn balancers_hear_who_asks_and_websockets_are_passed_on() {
     assert!(String::from_utf8_lossy(&text).contains("session.created"), "{text:?}");
     drop(client);
     stand.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_upgrades_are_not_passed_on() {
+    let balancer = Raw::start("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let nginx = Nginx::before([balancer.address(), balancer.address()]).await;
+    let headers = [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "")];
+    nginx.ask(request("GET", CHAT, &headers, b"")).await.expect(200);
+    let heads = balancer.heads().concat().to_lowercase();
+    assert!(
+        heads.starts_with("get ") && !heads.contains("upgrade") && !heads.contains("connection"),
+        "{heads}"
+    );
 }
 
 // === what balancers say ===
@@ -324,7 +351,9 @@ async fn health_is_that_of_any_balancer() {
         nginx.ask(get("/health")).await.expect(200);
     }
     let nginx = Nginx::before([without.address(), without.address()]).await;
-    nginx.ask(get("/health")).await.expect(503);
+    for _ in 0..4 {
+        nginx.ask(get("/health")).await.expect(503);
+    }
     // What balancers say of their health takes none of them out: it is they who answer.
     let answer = nginx.ask(get("/v1/models")).await.expect(503);
     assert_eq!(answer.json()["error"]["type"], "ServiceUnavailableError");
