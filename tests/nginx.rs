@@ -59,6 +59,16 @@ fn temporary(folder: &str) -> String {
     kinds.map(|kind| format!("    {kind}_temp_path {folder}/{kind};\n")).concat()
 }
 
+/// Starts it in the foreground, unless it is not there.
+fn spawn(program: &str, folder: &Path) -> Option<Child> {
+    let log = std::fs::File::create(folder.join("output")).expect("the folder can be written");
+    let mut command = Command::new(program);
+    // One process: root's would give its workers to another user, who may not write here.
+    command.args(["-g", "daemon off; master_process off;", "-p"]).arg(folder);
+    command.arg("-e").arg(folder.join("error.log")).arg("-c").arg(folder.join("nginx.conf"));
+    command.stdin(Stdio::null()).stderr(Stdio::from(log)).spawn().ok()
+}
+
 // === impl Nginx ===
 
 impl Nginx {
@@ -69,22 +79,9 @@ impl Nginx {
         let file = folder.path().join("nginx.conf");
         std::fs::write(&file, adapted(folder.path(), &address, balancers))
             .expect("the folder can be written");
-        let log = std::fs::File::create(folder.path().join("output")).expect("the folder can be written");
         // Debian keeps it where only root looks.
-        let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
-        let child = Command::new("nginx")
-            .env("PATH", path)
-            // One process: root's would give its workers to another user, who may not write here.
-            .args(["-g", "daemon off; master_process off;", "-c"])
-            .arg(&file)
-            .arg("-p")
-            .arg(folder.path())
-            .arg("-e")
-            .arg(folder.path().join("error.log"))
-            .stdin(Stdio::null())
-            .stderr(Stdio::from(log))
-            .spawn()
-            .expect("nginx is installed: ./dev setup does it");
+        let child = ["nginx", "/usr/sbin/nginx"].iter().find_map(|program| spawn(program, folder.path()));
+        let child = child.expect("nginx is installed: ./dev setup does it");
         let mut nginx = Nginx { child, folder, address };
         eventually("nginx listens", async || {
             let ended = nginx.child.try_wait().expect("its own child can be waited for");
@@ -218,7 +215,8 @@ async fn large_bodies_pass_as_they_come_and_larger_ones_are_413() {
     assert_eq!(engine.stats().received, 2);
 }
 
-/// With buffering, nginx takes all that a balancer has for a client that does not keep up, and writes it to disk.
+/// With buffering, nginx takes all that a balancer has for a client that does not keep up, and writes it to
+/// disk.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_client_does_not_take_waits_at_the_balancer() {
     let long = "x".repeat(32 << 20);
