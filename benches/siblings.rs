@@ -89,7 +89,8 @@ async fn compare(name: &str, load: &Load, speed: f64, rounds: usize) {
     let off = |at: usize| 100.0 * (means[at].ttft_mean / means[0].ttft_mean - 1.0);
     println!(
         "\nMean time to the first token against one balancer: four with Redis {:+.1} %, without {:+.1} %.\n\
-         Of one core, the balancers took {:.0}, {:.0} and {:.0} %, engines and clients {:.0}, {:.0} and {:.0} %.\n",
+         Of one core, the balancers took {:.0}, {:.0} and {:.0} %, \
+         engines and clients {:.0}, {:.0} and {:.0} %.\n",
         off(1),
         off(2),
         busy[0].0,

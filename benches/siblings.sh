@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Four balancers with one Redis beside one balancer and beside four that know nothing of each other, as real
-# processes; and what requests feel while things happen to Redis. The tables go to benches/results/siblings.md.
-# Takes a quarter of an hour, on a quiet machine; needs redis-server.
+# processes; and what requests feel while things happen to Redis. The tables go to
+# benches/results/siblings.md. Takes a quarter of an hour, on a quiet machine;
+# needs redis-server.
 #
 #   benches/siblings.sh TRACE [MINUTES] [SPEED] [ROUNDS]
 #
@@ -11,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-[ $# -gt 0 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 1; }
+[ $# -gt 0 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 1; }
 profile=${PROFILE:-release}
 trace=$(realpath "$1")
 minutes=${2:-10}
@@ -57,10 +58,10 @@ $rag
 
 200 short streams a second, half of them through each of two balancers, over engines that answer at once;
 milliseconds from when a request was due to the first byte of the answer's body, over the 10 s before the
-trouble and the 10 s of it. With nothing between balancer and engine that takes time, all of it is added latency,
-the client's and the machine's own included. "Right again" is the time from the end of the trouble until
-the second balancer knows how many streams the first has in flight on an engine of their own, the number of which
-changes just before that end.
+trouble and the 10 s of it. With engines that take no time, all of it is added latency, the client's and
+the machine's own included. One stream more is opened through the first balancer just before the trouble
+ends, and after the last FLUSHALL or CLIENT KILL: "right again" is how long it takes from then, or from when
+Redis is well, until the second balancer knows of it.
 
 $trouble
 END

@@ -108,13 +108,21 @@ impl Trouble {
         }
     }
 
-    /// Makes it whole again.
+    /// The last blow, after which something changes that is to be told.
+    async fn last(self, redis: &mut Redis) {
+        match self {
+            Trouble::Restarted => redis.kill(),
+            other => other.blow(redis).await,
+        }
+    }
+
+    /// Makes Redis whole again.
     async fn end(self, redis: &mut Redis) {
         match self {
-            Trouble::Killed => redis.again().await,
+            Trouble::Killed | Trouble::Restarted => redis.again().await,
             Trouble::Stopped => redis.thaw(),
             Trouble::Full => drop(redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await),
-            other => other.blow(redis).await,
+            Trouble::Nothing | Trouble::Flushed | Trouble::Cut => {}
         }
     }
 }
@@ -172,7 +180,7 @@ impl Stage {
             trouble.blow(&mut self.redis).await;
         }
         sleep_until(end).await;
-        // What changed meanwhile is to be told afterwards.
+        trouble.last(&mut self.redis).await;
         self.hold().await;
         trouble.end(&mut self.redis).await;
         self.agrees().await
