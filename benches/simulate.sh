@@ -48,12 +48,11 @@ exchange() {
     show --trace "$trace" --upstreams 16 --rate 0.5
     show --trace "$trace" --upstreams 6
     section "Agents"
-    show --shape agents --upstreams 12
-    show --shape agents --upstreams 12 --open
-    show --shape agents --upstreams 12 --open --seed 2
-    show --shape agents --upstreams 12 --open --rate 1.2
-    show --shape agents --upstreams 10
-    show --shape agents --upstreams 8 --rate 0.5
+    for seed in 1 2 3 4; do show --shape agents --upstreams 12 --seed $seed; done
+    show --shape agents --upstreams 12 --rate 1.2
+    show --shape agents --upstreams 12 --closed
+    show --shape agents --upstreams 10 --closed
+    show --shape agents --upstreams 8 --rate 0.5 --closed
     section "Other shapes"
     for shape in rag rollouts apps reasoning; do
         for rate in 0.6 1; do show --shape $shape --rate $rate; done
@@ -63,7 +62,7 @@ exchange() {
     exchange --trace "$trace" --upstreams 8
     exchange --trace "$trace" --upstreams 16
     exchange --shape agents --upstreams 12
-    exchange --shape agents --upstreams 12 --open
+    exchange --shape agents --upstreams 12 --closed
     exchange --shape rag
     exchange --shape rollouts
 } >$result.new

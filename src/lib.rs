@@ -3,11 +3,12 @@
 //! # The way of one request
 //!
 //! ```text
-//! bytes --prompt::scan--> Facts --route::paths--> Policy | Reject
-//!   fleet.snapshot().candidates(model, now) -> [Candidate]
-//!   pick::pick(candidates, knobs, seed) -> Choice -> fleet lease (in the request's Ctx)
-//!   pingora forwards -> first byte -> the lease drops with its outcome
-//!   -> observe::request_done
+//! bytes --prompt::{scan,canon}--> Facts, chain --route::{paths,table}--> Policy, Plan | Reject
+//!   route::rewrite (bytes -> bytes, where a route says so)
+//!   fleet.snapshot().candidates(model, now), state.weigh(chain), state.stray(session) -> [Candidate]
+//!   pick::pick(candidates, knobs, seed) -> Choice -> fleet lease (in the request's Ctx), state.learn(chain)
+//!   pingora forwards -> reply::{judge,usage} -> first event: the prefill is over -> route::answer
+//!   the lease drops with its outcome -> state.{counted,compared}, observe::request_done
 //! ```
 //!
 //! # Layers: a module imports only downwards (held by `tests/tidy.rs`)
@@ -24,10 +25,12 @@
 //!
 //! # Words
 //!
-//! `upstream` one vLLM server, `model` the name a client sends, `candidate` a ready upstream as numbers,
-//! `choice` what `pick` returns, `lease` one request in flight on one upstream (a guard), `outcome` how it
-//! ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own, `knob` a tunable of
-//! `pick`, `balancer` one running vllm-lb.
+//! `upstream` one vLLM server, `model` the name a client sends, `route` a rule of which requests are for
+//! whom and what is changed of them, `plan` what it comes to, `block` a hashed piece of a prompt and `chain`
+//! all of them, `hit` leading blocks that an upstream is believed to hold, `candidate` a ready upstream as
+//! numbers, `choice` what `pick` returns, `lease` one request in flight on one upstream (a guard), `outcome`
+//! how it ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own, `knob` a tunable of
+//! `pick`, `balancer` one running vllm-lb, `sibling` another one on the same Redis.
 
 pub mod admin;
 pub mod aggregate;

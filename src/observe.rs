@@ -16,6 +16,7 @@ use log::{debug, error, info, warn};
 use metrics::METRICS;
 
 use crate::pick::{self, Candidate};
+use crate::reply::usage::Usage;
 
 /// One request, as it ended.
 pub struct Done<'a> {
@@ -124,6 +125,21 @@ impl Display for Terms<'_, '_> {
             )?;
         }
         Ok(())
+    }
+}
+
+/// An answer said how many tokens it took; what it did not say is not counted.
+pub fn tokens(model: &str, usage: &Usage) {
+    let kinds = [
+        ("prompt", usage.prompt_tokens),
+        ("cached", usage.cached_tokens),
+        ("output", usage.output_tokens),
+        ("reasoning", usage.reasoning_tokens),
+    ];
+    for (kind, tokens) in kinds {
+        if let Some(tokens) = tokens {
+            METRICS.cache.tokens.with_label_values(&[model, kind]).inc_by(tokens);
+        }
     }
 }
 

@@ -96,6 +96,11 @@ async fn every_event_carries_the_clients_name_and_no_usage_that_it_did_not_ask_f
         assert!(asks || chunks.iter().all(|chunk| chunk["choices"] != json!([])), "{chunks:?}");
     }
     assert_eq!(last_body(&engines[0])["stream_options"]["include_usage"], true);
+    // Both were counted, also the one whose client did not ask.
+    let page = balancer.admin(get("/metrics")).await.expect(200);
+    let counted = page.text().lines().find(|line| line.contains(r#"kind="output",model="sim""#));
+    let tokens = counted.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    assert!(tokens.is_some_and(|tokens| tokens >= 6), "{counted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,4 +217,38 @@ async fn a_form_names_the_served_model() {
     assert_eq!(answer.status, expected.status);
     assert_eq!(last(&engines[0]).body, direct);
     assert!(engines[1].requests().is_empty());
+}
+
+/// The example of the manual: one engine, two faces.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_virtual_models_think_and_do_not_over_the_same_engines() {
+    let example = include_str!("../conf/examples/reasoning.yaml");
+    let checked = check(example, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let engines = engines(2).await;
+    let mut config = config(upstreams(&engines));
+    config.routes = checked.routes;
+    let balancer = Balancer::ready(config).await;
+    let body = |model: &str| {
+        let thinks = json!({"enable_thinking": true, "budget": 7});
+        let messages = json!([{"role": "user", "content": "hi"}]);
+        json!({"model": model, "messages": messages, "chat_template_kwargs": thinks}).to_string()
+    };
+    for (model, thinks, temperature) in [("thinker", true, 1.0), ("instant", false, 0.6)] {
+        let answer = balancer.ask(post(CHAT, body(model))).await.expect(200).json();
+        assert_eq!(answer["model"], model);
+        let asked = |engine: &Engine| engine.requests().into_iter().map(|one| one.body).collect::<Vec<_>>();
+        let all: Vec<Value> = engines
+            .iter()
+            .flat_map(asked)
+            .map(|body| serde_json::from_slice(&body).expect("JSON"))
+            .filter(|body: &Value| body["temperature"] == temperature)
+            .collect();
+        let [got] = &all[..] else { panic!("one request: {all:?}") };
+        assert_eq!(got["chat_template_kwargs"], json!({"enable_thinking": thinks, "budget": 7}));
+        assert_eq!(got["model"], "sim");
+    }
+    let list = balancer.ask(get("/v1/models")).await.expect(200).json();
+    let ids =
+        list["data"].as_array().map(|cards| cards.iter().map(|card| card["id"].clone()).collect::<Vec<_>>());
+    assert_eq!(ids, Some(vec![json!("thinker"), json!("instant"), json!("sim")]));
 }

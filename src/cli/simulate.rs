@@ -54,10 +54,10 @@ pub struct SimulateArgs {
     /// Simulated upstreams
     #[arg(long, value_name = "N", default_value = "8", value_parser = upstreams)]
     pub upstreams: usize,
-    /// Let turns of a conversation come by the clock, even while the one before is not answered; what is
-    /// slow then drowns
+    /// Let each turn of a conversation wait for the answer before it, so that nobody can drown; by default
+    /// turns come by the clock
     #[arg(long)]
-    pub open: bool,
+    pub closed: bool,
     /// Balancers, each with a random share of the requests
     #[arg(long, value_name = "N", default_value = "1", value_parser = balancers)]
     pub balancers: usize,
@@ -97,7 +97,7 @@ impl SimulateArgs {
         Setup {
             upstreams: self.upstreams,
             balancers: self.balancers,
-            open: self.open,
+            open: !self.closed,
             interval: self.interval.0.map(|interval| interval.as_secs_f64()),
             cache_tokens: self.cache_tokens.unwrap_or(cache),
             speed: self.speed,

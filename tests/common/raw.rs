@@ -51,6 +51,10 @@ impl Raw {
         self.ending.send_replace(true);
     }
 
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// It as an upstream that serves `sim`.
     pub fn upstream(&self) -> UpstreamConfig {
         self.upstream_below("")

@@ -1,10 +1,11 @@
-//! Metrics of what is remembered of prompts, and of how true it is.
+//! Metrics of tokens: what answers say that they took, what is remembered of prompts, and how true that is.
 
 use prometheus::{IntCounterVec, IntGauge};
 
 use super::Maker;
 
 pub struct CacheMetrics {
+    pub tokens: IntCounterVec,
     pub predicted: IntCounterVec,
     pub reported: IntCounterVec,
     pub trimmed: IntCounterVec,
@@ -16,6 +17,11 @@ pub struct CacheMetrics {
 impl CacheMetrics {
     pub(super) fn new(make: &Maker) -> Self {
         CacheMetrics {
+            tokens: make.counters(
+                "vllm_lb_tokens_total",
+                "Tokens of answers that count them.",
+                &["model", "kind"],
+            ),
             predicted: make.counters(
                 "vllm_lb_cache_predicted_tokens_total",
                 "Prompt tokens believed to be in the upstream's cache, of answers that tell.",

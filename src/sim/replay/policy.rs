@@ -20,9 +20,10 @@ pub enum Policy {
 /// What others do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rival {
-    /// The threshold switch of SGLang's gateway and vLLM's router: while requests are spread evenly, who
-    /// holds more than half of the prompt gets it, or else who was sent least; when they are not, the
-    /// shortest queue.
+    /// The threshold switch of SGLang's gateway and vLLM's router, with the thresholds that both have by
+    /// default: while requests are spread evenly, who holds the most of the prompt gets it, if that is more
+    /// than 0.3 of it, or else who was sent least; where one has 64 requests and half as many again more
+    /// than another, the shortest queue.
     Switch,
     /// The scorers of llm-d: the share of the prompt that is held, twice, with how short the queue and how
     /// empty the cache is, by metrics that are read once a second.
@@ -90,11 +91,11 @@ impl Rival {
 fn switch(scene: &Scene<'_>, at: usize) -> f64 {
     let active = || scene.candidates.iter().map(|candidate| candidate.active as f64);
     let (least, most) = active().fold((f64::MAX, 0.0), |(low, high), one| (one.min(low), one.max(high)));
-    if most - least > 32.0 && most > 1.1 * least {
+    if most - least > 64.0 && most > 1.5 * least {
         return scene.candidates[at].active as f64;
     }
     let best = (0..scene.candidates.len()).map(|at| scene.share_held(at)).fold(0.0, f64::max);
-    if best > 0.5 { -scene.share_held(at) } else { scene.sent[at] as f64 }
+    if best > 0.3 { -scene.share_held(at) } else { scene.sent[at] as f64 }
 }
 
 fn score(scene: &Scene<'_>, at: usize) -> f64 {
@@ -173,9 +174,10 @@ mod tests {
     fn the_switch_goes_by_hits_until_load_is_uneven() {
         let best = |all: &[(u64, u64)]| best(Rival::Switch, all, &[9, 5, 7], &[0; 3]);
         assert_eq!(best(&[(3, 6), (0, 0), (1, 8)]), [2], "who holds most of it");
-        assert_eq!(best(&[(3, 5), (0, 0), (1, 2)]), [1], "nobody holds more than half: who was sent least");
-        assert_eq!(best(&[(40, 9), (7, 0), (8, 0)]), [1], "33 more than the least");
-        assert_eq!(best(&[(39, 9), (7, 0), (8, 0)]), [0], "32 more");
+        assert_eq!(best(&[(3, 3), (0, 0), (1, 2)]), [1], "nobody holds more than 0.3: who was sent least");
+        assert_eq!(best(&[(72, 9), (7, 0), (8, 0)]), [1], "65 more than the least");
+        assert_eq!(best(&[(71, 9), (7, 0), (8, 0)]), [0], "64 more");
+        assert_eq!(best(&[(200, 9), (134, 0), (140, 0)]), [0], "less than half as many again");
     }
 
     #[test]
