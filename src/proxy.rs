@@ -363,6 +363,10 @@ impl ProxyHttp for Balancer {
             return nothing;
         }
         if let Some(answer) = context.instead.take() {
+            // The engine refused the prompt, and holds nothing of it.
+            if let Some(id) = context.lease.as_ref().map(|lease| lease.upstream().id) {
+                prompt::forget(&self.shared, context, id, false);
+            }
             context.status = answer.status().as_u16();
             context.outcome = Some(Outcome::Answered(context.status));
             // Pingora ends a connection after a failure, which this is to it.

@@ -212,7 +212,8 @@ impl State {
     }
 
     /// Puts on each candidate what the request's session loses by going there, after `weigh`: `bonus` times
-    /// what is held where it was last. Where that upstream is no candidate, all are the same to it.
+    /// what is held where it was last, and not there. Where that upstream is no candidate, all are the same
+    /// to it.
     pub fn stray(
         &self,
         asked: &Asked,
@@ -226,10 +227,12 @@ impl State {
         let Some(last) = candidates.iter().find(|candidate| id(candidate) == bound.upstream) else { return };
         let tokens = self.session_tokens(asked);
         // Without a chain nobody knows what is held; then it is about what the session had.
-        let known = if asked.chain.is_empty() { bound.tokens } else { tokens.saturating_sub(last.uncached) };
-        let astray = (known.min(tokens) as f64 * bonus) as u64;
+        let (guess, uncached) = (bound.tokens.min(tokens), last.uncached);
         for candidate in candidates.iter_mut().filter(|candidate| id(candidate) != bound.upstream) {
-            candidate.astray = astray;
+            // Who holds as much loses nothing, such as a system prompt that all have.
+            let more = candidate.uncached.saturating_sub(uncached);
+            let lost = if asked.chain.is_empty() { guess } else { more };
+            candidate.astray = (lost as f64 * bonus) as u64;
         }
     }
 
@@ -329,7 +332,10 @@ impl State {
             }
         }
         self.publish(&upstreams);
-        gone.into_iter().for_each(|slot| self.index.leave(slot));
+        for slot in gone {
+            self.beyond().forget(slot);
+            self.index.leave(slot);
+        }
         for one in present {
             let Some(slot) = self.enter(&mut upstreams, one.id) else { continue };
             let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == one.id) else {
@@ -338,6 +344,7 @@ impl State {
             let before = upstream.incarnation.replace(one.incarnation);
             if before.is_some_and(|before| before != one.incarnation) {
                 self.index.forget(slot);
+                self.beyond().forget(slot);
                 upstream.agreement = Agreement::default();
                 observe::cache_forgotten(one.name);
             }
@@ -363,12 +370,14 @@ impl State {
         observe::cache_compared(name, predicted, reported);
         let mut upstreams = self.upstreams();
         let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == id) else { return };
-        if let Some(keep) = upstream.agreement.seen(predicted, reported) {
-            let most = (self.index.held(upstream.slot) as f64 * keep) as usize;
-            self.index.limit(upstream.slot, Some(most));
-            self.index.limit(upstream.slot, upstream.limit);
-            observe::cache_trimmed(name, keep);
-        }
+        let Some(keep) = upstream.agreement.seen(predicted, reported) else { return };
+        let (slot, limit) = (upstream.slot, upstream.limit);
+        // Letting go takes its time, and others need the list.
+        drop(upstreams);
+        let most = (self.index.held(slot) as f64 * keep) as usize;
+        self.index.limit(slot, Some(most));
+        self.index.limit(slot, limit);
+        observe::cache_trimmed(name, keep);
     }
 }
 

@@ -156,3 +156,37 @@ async fn clients_of_http_1_0_got_chunks() {
     assert!(!head.to_ascii_lowercase().contains("transfer-encoding"), "{head}");
     assert!(body.starts_with("data: {") && body.ends_with("data: [DONE]\n\n"), "{body}");
 }
+
+/// The session's bonus was weighed by no knob: where nothing else costs anything, it decided alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_pinned_where_turns_are_taken() {
+    use vllm_lb::config::types::Preset;
+    for preset in [Preset::RoundRobin, Preset::LeastRequests] {
+        let engines = engines(2).await;
+        let mut config = config(upstreams(&engines));
+        config.balance = preset.balance();
+        let balancer = Balancer::ready(config).await;
+        let body = r#"{"model":"sim","user":"app","messages":[{"role":"user","content":"hi"}]}"#;
+        for _ in 0..40 {
+            balancer.ask(post(CHAT, body)).await.expect(200);
+            balancer.until_idle().await;
+        }
+        let got: Vec<usize> = engines.iter().map(|engine| engine.requests().len()).collect();
+        assert!(got.iter().all(|got| *got >= 5), "{preset:?}: {got:?}");
+    }
+}
+
+/// A prompt that was answered as an overflow was believed to be held, though the engine had refused it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overflow_was_believed_to_be_held() {
+    let engines = [engine(Options { max_model_len: 64, ..Options::default() }).await];
+    let mut config = config(upstreams(&engines));
+    let text = "routes: [{model: long, to: sim, overflow: length}]\nupstreams: [http://a]";
+    config.routes = vllm_lb::config::check::check(text, &|_| None).expect("is right").routes;
+    let balancer = Balancer::ready(config).await;
+    let words = "word ".repeat(2000);
+    let body = format!(r#"{{"model":"long","messages":[{{"role":"user","content":"{words}"}}]}}"#);
+    balancer.ask(post(CHAT, body)).await.expect(200);
+    balancer.until_idle().await;
+    assert_eq!(balancer.metric("vllm_lb_index_pairs").await, 0.0);
+}

@@ -51,6 +51,7 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
     // A head says nothing yet: vLLM sends it before the prompt is read.
     if let (Some(line), None) = (&context.line, &context.judge) {
         line.moved();
+        context.go_out();
     }
     if let Some(meter) = &mut context.meter {
         meter.feed(piece);

@@ -211,6 +211,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
             line.attempt(upstream.id);
         }
         context.outcome = None;
+        context.status = 0;
         context.first_byte = None;
         context.received = 0;
         context.head_came = false;

@@ -189,15 +189,21 @@ impl Context {
     pub fn accept(&mut self) {
         self.judge = None;
         self.failed = None;
-        if self.has_read() {
-            self.learnt = None;
-            self.asked.chain = Vec::new();
-        }
         if self.events.is_none() {
             self.prefilled();
         }
         if let Some(line) = &self.line {
             line.let_go();
+        }
+    }
+
+    /// Once some of the answer has gone out no attempt can follow: what another would be chosen by, which may
+    /// be long, goes. Before that an engine may still die right behind its first event.
+    pub fn go_out(&mut self) {
+        let held = || self.replay.as_ref().is_some_and(|replay| replay.is_whole());
+        if !self.asked.chain.is_empty() && self.has_read() && !held() {
+            self.learnt = None;
+            self.asked.chain = Vec::new();
         }
     }
 

@@ -108,10 +108,16 @@ impl Face {
         }
         // What is compressed on the way could not be edited.
         head.remove_header(&header::ACCEPT_ENCODING);
-        if let Some(key) = &self.plan.route.api_key {
-            head.insert_header(header::AUTHORIZATION, format!("Bearer {}", key.expose()))?;
+        if let Some(key) = self.authorization() {
+            head.insert_header(header::AUTHORIZATION, key)?;
         }
         apply(&self.plan.route.headers, head)
+    }
+
+    /// What its upstreams are shown in place of the client's key.
+    pub fn authorization(&self) -> Option<HeaderValue> {
+        let key = self.plan.route.api_key.as_ref()?;
+        HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()
     }
 
     pub fn towards_client(&self, head: &mut ResponseHeader) -> Result<()> {

@@ -150,13 +150,15 @@ pub async fn locate_response(
     snapshot: &Snapshot,
     id: &str,
     key: Option<&HeaderValue>,
+    among: Option<&[usize]>,
 ) -> Option<usize> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     if id.is_empty() || id.len() > 256 || !id.bytes().all(known) {
         return None;
     }
     let path = format!("/v1/responses/{id}");
-    let asked = snapshot.ready().map(async |entry| {
+    let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
+    let asked = snapshot.ready().filter(may).map(async |entry| {
         let mut request = Request::get(&path);
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);

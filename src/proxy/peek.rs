@@ -184,7 +184,7 @@ impl Peeker {
             Looker::Multipart(scanner) => {
                 (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
             }
-            Looker::Opaque => return None,
+            Looker::Opaque => (Model::Absent, Dialect::Other, None),
         };
         let plan = self.routes.plan(model.name(), head.uri.path(), &head.headers)?;
         let (model, form) = (model.name().map(str::to_string), form.map(str::to_string));

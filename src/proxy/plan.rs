@@ -193,7 +193,7 @@ async fn holder(
         return Ok(only.upstream.id);
     }
     let key = session.req_header().headers.get(header::AUTHORIZATION);
-    let found = local::locate_response(&shared.fleet, snapshot, id, key).await;
+    let found = local::locate_response(&shared.fleet, snapshot, id, key, None).await;
     found.ok_or_else(|| refuse(context, Reject::Response { id: id.to_string() }))
 }
 
@@ -267,8 +267,10 @@ async fn forward(
         let snapshot = shared.fleet.snapshot_owned();
         if snapshot.ready().nth(1).is_some() {
             // Unknown to all: any upstream says so in vLLM's words.
-            let key = session.req_header().headers.get(header::AUTHORIZATION);
-            context.only = local::locate_response(&shared.fleet, &snapshot, &id, key).await;
+            let routed = context.face.as_ref().and_then(|face| face.authorization());
+            let key = routed.as_ref().or(session.req_header().headers.get(header::AUTHORIZATION));
+            let among = context.among(&snapshot);
+            context.only = local::locate_response(&shared.fleet, &snapshot, &id, key, among.as_deref()).await;
         }
     }
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);

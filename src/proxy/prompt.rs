@@ -113,7 +113,9 @@ pub fn weigh(
     let share = context.settings.knobs.share;
     let id = |candidate: &Candidate| snapshot.entries[candidate.index].upstream.id;
     HITS.with_borrow_mut(|hits| shared.state.weigh(&context.asked, share, hits, candidates, id));
-    let bonus = context.settings.peeker.sessions.bonus;
+    // Where what is missing costs nothing, losing it costs nothing either.
+    let knobs = &context.settings.knobs;
+    let bonus = if knobs.missing > 0.0 { context.settings.peeker.sessions.bonus } else { 0.0 };
     shared.state.stray(&context.asked, bonus, now, candidates, id);
 }
 

@@ -118,7 +118,7 @@ impl Edits {
         };
         let defaults = self.defaults_for(body, &object);
         let mut overrides = Cow::Borrowed(&self.overrides);
-        if usage && self.may_ask_for_usage(body, &object) {
+        if usage && self.may_ask_for_usage(body, &object, &defaults) {
             asked.usage = true;
             overrides.to_mut().insert("stream_options".into(), json!({"include_usage": true}));
         }
@@ -156,10 +156,11 @@ impl Edits {
     }
 
     /// A client that says anything about usage gets what it says; nor is it asked for against the route.
-    fn may_ask_for_usage(&self, body: &[u8], object: &Object<'_>) -> bool {
+    fn may_ask_for_usage(&self, body: &[u8], object: &Object<'_>, defaults: &Map<String, Value>) -> bool {
         const FIELD: &str = "stream_options";
-        let told = self.defaults.contains_key(FIELD) || self.overrides.contains_key(FIELD);
-        let told = told || self.remove.iter().any(|key| key == FIELD);
+        // Without `stream` it would be refused.
+        let has = |key: &str| self.overrides.contains_key(key) || self.remove.iter().any(|gone| gone == key);
+        let told = defaults.contains_key(FIELD) || has(FIELD) || has("stream");
         let has_usage = matches!(self.dialect, Dialect::Chat | Dialect::Completions);
         let silent = match object.get(FIELD) {
             None => true,

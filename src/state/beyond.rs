@@ -39,6 +39,12 @@ impl Beyond {
         self.put((block, slot), longest);
     }
 
+    /// The upstream's cache is empty, or its slot is another's.
+    pub fn forget(&mut self, slot: Slot) {
+        self.present.retain(|(_, held), _| *held != slot);
+        self.past.retain(|(_, held), _| *held != slot);
+    }
+
     fn put(&mut self, key: (u64, Slot), tokens: u64) {
         if self.present.len() >= MOST {
             self.past = std::mem::take(&mut self.present);
@@ -61,6 +67,9 @@ mod tests {
             beyond.learn(7, one, tokens);
         }
         assert_eq!((beyond.find(7, one), beyond.find(7, other), beyond.find(8, one)), (900, 0, 0));
+        beyond.learn(7, other, 300);
+        beyond.forget(one);
+        assert_eq!((beyond.find(7, one), beyond.find(7, other)), (0, 300));
     }
 
     #[test]

@@ -27,8 +27,8 @@ impl State {
         }
     }
 
-    /// Said to siblings only: a balancer that starts hears the latest of the stream, nobody waits for Redis to
-    /// find a session, and keys that nobody reads would fill it.
+    /// Said to siblings only: a balancer that starts hears the latest of the stream, nobody waits for Redis
+    /// to find a session, and keys that nobody reads would fill it.
     pub(super) fn say_bound(&self, key: u64, bound: Bound) {
         let Some(outbox) = &self.outbox else { return };
         if let Some(name) = self.places.load().name(bound.upstream) {

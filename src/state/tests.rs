@@ -147,6 +147,8 @@ fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
     // Two blocks are fifty tokens.
     assert_eq!(astray(&state, &turn(&[1, 2, 3, 4])), [25, 0, 25]);
     assert_eq!(astray(&state, &asked(&[1, 2, 3, 4])), [0; 3], "another session");
+    learn(&state, &asked(&[1, 2]), 0);
+    assert_eq!(astray(&state, &turn(&[1, 2, 3, 4])), [0, 0, 25], "who holds as much loses nothing");
     let opaque = Asked { chain: Vec::new(), ..turn(&[1, 2, 3, 4]) };
     assert_eq!(astray(&state, &opaque), [30, 0, 30], "its last prompt had sixty tokens");
     let lost = learn(&state, &turn(&[1, 2, 3]), 2);

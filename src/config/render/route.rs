@@ -12,7 +12,7 @@ pub fn json(route: &RouteConfig) -> Value {
     json!({
         "model": route.model,
         "path": route.path,
-        "header": pairs(&route.header, false),
+        "header": pairs(&route.header, true),
         "to": route.to,
         "upstreams": route.upstreams,
         "headers": headers(&route.headers),

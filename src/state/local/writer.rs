@@ -185,7 +185,8 @@ impl Writer {
                 held = held.min(place);
             }
         }
-        self.trim(blocks, column, usize::MAX);
+        // A limit that was lowered is reached in pieces: a request must not wait for all of them.
+        self.trim(blocks, column, 2 * self.path.len() + PIECE);
         self.sweep(blocks, 2 * self.path.len() + SWEPT);
         self.trim_all(blocks);
         Receipt { column, tick: self.tick, learnt, held, end }

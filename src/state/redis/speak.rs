@@ -174,8 +174,8 @@ impl Exchange {
     pub(super) async fn sync_members(&self, mouth: &mut Mouth, link: &mut Link) -> Result<(), Trouble> {
         let mark = format!("{:016x}-{}", self.id, mouth.sequence);
         let synced = self.members.sync(link, &self.keys, &mark).await?;
-        // Also what was written by us: carried out again it changes nothing, and whoever follows the list knows
-        // then which text stands there.
+        // Also what was written by us: carried out again it changes nothing, and whoever follows the list
+        // knows then which text stands there.
         if synced.changed || synced.written {
             self.take_members();
         }
