@@ -251,7 +251,7 @@ impl State {
             let (now, tokens) = (self.millis(now), self.session_tokens(asked));
             let before = self.sessions.find(session.key, now);
             self.sessions.bind(session.key, id, tokens, now);
-            self.say_bound(session.key, Bound { upstream: id, tokens }, before);
+            self.say_bound(session.key, Bound { upstream: id, tokens });
             before
         });
         let slot = if asked.has_chain() { self.slot(id) } else { None };

@@ -37,7 +37,8 @@ fn name(change: &Change) -> Option<&str> {
 /// What is known of an upstream, with this change.
 fn noted(known: Member, change: Change) -> Member {
     match change {
-        Change::Upsert(config) => Member { upstream: Some(config), ..Member::default() },
+        // Named again it stays drained; one that was removed begins anew.
+        Change::Upsert(config) => Member { upstream: Some(config), drain: known.drain, ..Member::default() },
         Change::Remove { .. } => Member { removed: true, ..Member::default() },
         Change::Drain { drain, .. } => Member { drain: Some(drain), ..known },
         Change::Weight { weight, .. } => Member { weight: Some(weight), ..known },
@@ -59,6 +60,8 @@ mod tests {
         let heavy = noted(drained, Change::Weight { name: name(), weight: 2.0 });
         let both = Member { drain: Some(true), weight: Some(2.0), ..Member::default() };
         assert_eq!(heavy, both);
+        let named = noted(heavy.clone(), Change::Upsert(config.clone()));
+        assert_eq!(named.drain, Some(true), "who was drained and is named again stays drained");
         let gone = noted(heavy, Change::Remove { name: name(), force: true });
         assert_eq!(gone, Member { removed: true, ..Member::default() });
         let again = noted(gone, Change::Upsert(config.clone()));

@@ -13,9 +13,6 @@ use super::local::Receipt;
 use super::sessions::Bound;
 use crate::pick;
 
-/// One request in so many says again to Redis where its session is, so that it is not forgotten there.
-const AGAIN: u64 = 8;
-
 impl State {
     // === saying ===
 
@@ -30,13 +27,19 @@ impl State {
         }
     }
 
-    pub(super) fn say_bound(&self, key: u64, bound: Bound, before: Option<Bound>) {
+    /// Said to siblings only: a balancer that starts hears the latest of the stream, nobody waits for Redis to
+    /// find a session, and keys that nobody reads would fill it.
+    pub(super) fn say_bound(&self, key: u64, bound: Bound) {
         let Some(outbox) = &self.outbox else { return };
-        let moved = before.is_none_or(|before| before.upstream != bound.upstream);
-        let keep = moved || (key ^ bound.tokens).is_multiple_of(AGAIN);
         if let Some(name) = self.places.load().name(bound.upstream) {
             let (key, upstream) = (format!("{key:x}").into(), name.into());
-            outbox.put(Event::Bound { kind: Binding::Session, key, upstream, tokens: bound.tokens, keep });
+            outbox.put(Event::Bound {
+                kind: Binding::Session,
+                key,
+                upstream,
+                tokens: bound.tokens,
+                keep: false,
+            });
         }
     }
 

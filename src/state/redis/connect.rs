@@ -20,6 +20,10 @@ use crate::config::types::{RedisForm, RedisUrl};
 /// To connect, and to get any answer that is not waited for by intent.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
+/// All of connecting: one of several Sentinels, or seeds of a cluster, may be a host that is off and takes
+/// its second before the next is asked.
+const CONNECT: Duration = Duration::from_secs(4);
+
 /// A cluster tells itself where keys went; once more is asked there, then we begin anew.
 const RETRIES: u32 = 1;
 
@@ -32,7 +36,7 @@ pub enum Link {
 impl Link {
     /// Connects; no single answer may take longer than `longest`.
     pub async fn connect(url: &RedisUrl, longest: Duration) -> Result<Self, Trouble> {
-        let connected = tokio::time::timeout(PATIENCE, connect(url, longest)).await;
+        let connected = tokio::time::timeout(CONNECT, connect(url, longest)).await;
         Ok(connected.map_err(|_| Trouble::silent())??)
     }
 
@@ -94,7 +98,7 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<Link> 
         }
         RedisForm::Cluster => {
             let mut builder = ClusterClient::builder(addresses(url))
-                .connection_timeout(PATIENCE)
+                .connection_timeout(PATIENCE / 2)
                 .response_timeout(longest)
                 .retries(RETRIES);
             if url.tls {

@@ -19,7 +19,7 @@ const PAGE: usize = 500;
 const TAIL: usize = 64 << 20;
 
 /// Entries that one answer brings.
-const COUNT: usize = 1000;
+const COUNT: usize = 100;
 
 /// So many messages are taken in without letting others have their turn.
 const AT_ONCE: usize = 32;

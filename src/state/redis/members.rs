@@ -115,6 +115,9 @@ impl Members {
         let State { all, unsaid, .. } = &mut *state;
         unsaid.retain(|name| !done(name, all));
         let mut read: HashMap<String, String> = reply::pairs(list).into_iter().take(MOST).collect();
+        // Nobody ever takes a name out: one that was there and is not was lost, with an older state of Redis.
+        let lost = all.keys().filter(|name| !read.contains_key(*name)).cloned();
+        unsaid.extend(lost);
         for name in unsaid.iter() {
             read.extend(all.get(name).map(|text| (name.clone(), text.clone())));
         }

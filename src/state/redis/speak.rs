@@ -174,7 +174,9 @@ impl Exchange {
     pub(super) async fn sync_members(&self, mouth: &mut Mouth, link: &mut Link) -> Result<(), Trouble> {
         let mark = format!("{:016x}-{}", self.id, mouth.sequence);
         let synced = self.members.sync(link, &self.keys, &mark).await?;
-        if synced.changed {
+        // Also what was written by us: carried out again it changes nothing, and whoever follows the list knows
+        // then which text stands there.
+        if synced.changed || synced.written {
             self.take_members();
         }
         if synced.written {

@@ -41,7 +41,10 @@ impl Trouble {
 
 impl From<RedisError> for Trouble {
     fn from(error: RedisError) -> Self {
-        let code = error.code().unwrap_or_default();
+        // What a command in a pipeline met stands one level deeper.
+        let inner = error.clone().into_server_errors();
+        let inner = inner.iter().flat_map(|all| all.iter()).map(|(_, one)| one.code()).next();
+        let code = inner.or(error.code()).unwrap_or_default();
         let full = FULL.contains(&code);
         let cause = match error.kind() {
             _ if full => "full",
