@@ -58,8 +58,9 @@ $rag
 
 200 short streams a second, half of them through each of two balancers, over engines that answer at once;
 milliseconds from when a request was due to the first byte of the answer's body, over the 10 s before the
-trouble and the 10 s of it. With engines that take no time, all of it is added latency, the client's and
-the machine's own included. One stream more is opened through the first balancer just before the trouble
+trouble and the 10 s of it, with what it takes to get over it. With engines that take no time, all of it is
+added latency, the client's and the machine's own included; the row "nothing" shows how much two stretches
+of time differ by themselves. One stream more is opened through the first balancer just before the trouble
 ends, and after the last FLUSHALL or CLIENT KILL: "right again" is how long it takes from then, or from when
 Redis is well, until the second balancer knows of it.
 
