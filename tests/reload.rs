@@ -40,6 +40,30 @@ async fn reloadable(config: Config) -> (Balancer, Arc<Mutex<Result<Config, Vec<S
     (balancer, file)
 }
 
+/// A reload brought back what had been taken out at run time, and weights of the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_at_run_time_outlasts_a_reload_that_does_not_name_it() {
+    let engines = engines(2).await;
+    let first = config(upstreams(&engines));
+    let (balancer, file) = reloadable(first.clone()).await;
+    let path = |at: usize| format!("/admin/upstreams/{}", first.upstreams[at].name);
+    admin(&balancer, "DELETE", &path(0), Value::Null).await;
+    balancer.until_ready(1).await;
+    admin(&balancer, "PATCH", &path(1), json!({"weight": 3})).await.expect(200);
+    let reload = async |next: Config| {
+        *file.lock().expect("nobody panics with it") = Ok(next);
+        admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200);
+        let rows = admin(&balancer, "GET", "/admin/upstreams", Value::Null).await.expect(200).json();
+        let rows = rows.as_array().cloned().unwrap_or_default();
+        rows.iter().map(|row| row["weight"].as_f64().unwrap_or(0.0)).collect::<Vec<f64>>()
+    };
+    assert_eq!(reload(Config { expose: true, ..first.clone() }).await, [3.0]);
+    let mut next = first.clone();
+    next.upstreams[0].max_active = Some(9);
+    next.upstreams[1].weight = 2.0;
+    assert_eq!(reload(next).await, [2.0, 1.0], "the file says something new of both");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_reloads_that_change_the_upstreams_fail_no_request() {
     let engines = engines(4).await;

@@ -15,7 +15,7 @@ use crate::admin::{Reload, Reloaded};
 use crate::config::diff;
 use crate::config::types::{Config, UpstreamConfig};
 use crate::fleet::breaker::Rules;
-use crate::fleet::{Change, Fleet};
+use crate::fleet::{Change, Fleet, Snapshot};
 use crate::proxy::Shared;
 use crate::proxy::certificate::{Certificate, Pair};
 use crate::proxy::connections::Connections;
@@ -86,7 +86,9 @@ impl Reloader {
         let (new, warnings, renewed) = loaded.await.unwrap_or_else(|error| Err(vec![error.to_string()]))?;
         let mut diff = diff::diff(&old, &new);
         let new = diff::as_it_runs(&old, new);
-        let mut changes: Vec<Change> = diff.upsert.into_iter().map(Change::Upsert).collect();
+        let snapshot = self.fleet.snapshot_owned();
+        let mut changes: Vec<Change> =
+            diff.upsert.into_iter().filter_map(|named| taken_over(&old, &snapshot, named)).collect();
         for name in diff.remove {
             // One that the operator took out already is no problem.
             if self.fleet.snapshot().by_name(&name).is_some() {
@@ -107,6 +109,17 @@ impl Reloader {
         self.config.store(Arc::new(new));
         Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })
     }
+}
+
+/// What a reload makes of an upstream that the file names. Where the file says what it said before, what was
+/// changed at run time stays: one that was taken out stays out, also at all siblings, and a weight stays as
+/// it was set; only the files that it names are read again.
+fn taken_over(old: &Config, snapshot: &Snapshot, named: UpstreamConfig) -> Option<Change> {
+    if !old.upstreams.contains(&named) {
+        return Some(Change::Upsert(named));
+    }
+    let there = snapshot.by_name(&named.name).filter(|there| !there.removing)?;
+    Some(Change::Upsert(there.upstream.config.clone()))
 }
 
 /// Those whose files hold another certificate now.
