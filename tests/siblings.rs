@@ -98,6 +98,36 @@ async fn a_conversation_goes_on_where_it_was_through_whatever_balancer() {
     }
 }
 
+/// No prompt is remembered here: only the session says where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_outlast_the_balancers_that_had_them() {
+    let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
+    let mut config = settings(&engines, &redis);
+    config.redis_options.gauge_ttl = Duration::from_millis(600);
+    config.index.blocks = 0;
+    let ask = async |balancer: &Balancer, number: usize| {
+        let session = format!("session {number}");
+        let headers = [wire::JSON, ("x-session-id", session.as_str())];
+        let body = turn("the same", 1);
+        balancer.until_idle().await;
+        let answer = balancer.ask(wire::request("POST", CHAT, &headers, body.as_bytes())).await.expect(200);
+        answer.header("x-vllm-lb-upstream").to_string()
+    };
+    let first = [Balancer::ready(config.clone()).await, Balancer::ready(config.clone()).await];
+    let mut before = Vec::new();
+    for number in 0..8 {
+        before.push(ask(&first[number % 2], number).await);
+    }
+    until_told(&first).await;
+    for balancer in first {
+        balancer.stop().await;
+    }
+    let next = Balancer::ready(config).await;
+    for (number, before) in before.iter().enumerate() {
+        assert_eq!(ask(&next, number).await, *before, "session {number}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_flight_through_one_counts_for_all_and_goes_with_it() {
     let redis = Redis::start(&[]).await;

@@ -6,10 +6,13 @@
 //!
 //! ```text
 //! stream    one entry a message, about `stream_length` of them     XADD MAXLEN ~, XREAD BLOCK
-//! s: and r: sessions and stored responses, each with its upstream   SET EX, GET
+//! s: and r: bindings that are to be found by key, with their upstream  SET EX, GET
 //! members   upstreams that were changed at run time                 HSET, HGETALL
 //! mark      another after every change of members                   SET, GET
 //! ```
+//!
+//! Sessions are said in the stream and have no key: nobody may wait for one, and whoever starts reads the
+//! stream's tail. Keys are for what only one upstream can answer.
 //!
 //! All keys have one hash tag, so that a cluster keeps them together. There are two connections, one to talk
 //! and one that waits for news; both are made anew together after a loss, with pauses of up to half a second.
@@ -63,7 +66,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 pub struct Settings {
     pub url: RedisUrl,
     pub options: RedisOptions,
-    /// How long sessions and responses are kept for lookup.
+    /// How long bindings are kept for lookup.
     pub bindings: Duration,
     /// For people.
     pub name: String,
