@@ -30,7 +30,7 @@ fn name(change: &Change) -> Option<&str> {
     match change {
         Change::Upsert(config) => Some(&config.name),
         Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => Some(name),
-        Change::Rules(_) | Change::QueueSize(_) => None,
+        Change::Release { .. } | Change::Rules(_) | Change::QueueSize(_) | Change::Sources { .. } => None,
     }
 }
 
@@ -42,7 +42,7 @@ fn noted(known: Member, change: Change) -> Member {
         Change::Remove { .. } => Member { removed: true, ..Member::default() },
         Change::Drain { drain, .. } => Member { drain: Some(drain), ..known },
         Change::Weight { weight, .. } => Member { weight: Some(weight), ..known },
-        Change::Rules(_) | Change::QueueSize(_) => known,
+        Change::Release { .. } | Change::Rules(_) | Change::QueueSize(_) | Change::Sources { .. } => known,
     }
 }
 

@@ -219,7 +219,7 @@ fn row(entry: &Entry) -> Value {
         "siblings_active": entry.upstream.siblings().active,
         "incarnation": entry.incarnation,
     });
-    // By its own metrics. What they do not say is left out, or it would be taken for a number.
+    // By its own metrics, and by who named it. What nobody says is left out, or it would be taken for a number.
     let told = entry.upstream.telling(now);
     let known = [
         ("running", told.and_then(|told| told.running).map(Value::from)),
@@ -227,6 +227,7 @@ fn row(entry: &Entry) -> Value {
         ("foreign", told.and_then(|told| told.foreign).map(Value::from)),
         ("kv_usage", told.and_then(|told| told.kv_usage).map(Value::from)),
         ("cache_tokens", entry.cache_tokens.map(Value::from)),
+        ("source", config.discovered.as_ref().map(|discovered| discovered.source.as_str().into())),
     ];
     for (key, value) in known {
         if let Some(value) = value {

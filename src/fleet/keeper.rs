@@ -17,11 +17,12 @@ use tokio::task::JoinSet;
 
 use super::breaker::{Miss, Sign};
 use super::change::{Change, Refusal};
+use super::discover::{Asked, Plan};
 use super::probe::{self, Facts, Failure};
 use super::snapshot::Snapshot;
 use super::{Fleet, Upstream, now, told};
 use crate::aggregate::Truth;
-use crate::config::types::UpstreamConfig;
+use crate::config::types::{Config, Source, UpstreamConfig};
 use crate::observe;
 use kept::{Kept, News};
 
@@ -73,14 +74,17 @@ impl Keeper {
     pub(super) fn new(
         fleet: Arc<Fleet>,
         inbox: mpsc::Receiver<Word>,
-        configs: &[UpstreamConfig],
+        config: &Config,
     ) -> Result<Self, String> {
         let (kept, departed) = (Vec::new(), Vec::new());
         let mut keeper = Keeper { fleet, inbox, kept, departed, tasks: JoinSet::new(), next_id: 0 };
-        for config in configs {
+        for config in &config.upstreams {
             let upstream = keeper.make(config)?;
             keeper.kept.push(Kept::new(upstream, now()));
         }
+        let file = config.upstreams.iter().map(|upstream| upstream.name.clone());
+        let plan = keeper.plan(config.sources.clone(), file)?;
+        keeper.fleet.plan.send_replace(plan);
         keeper.publish();
         Ok(keeper)
     }
@@ -116,6 +120,19 @@ impl Keeper {
         let id = self.next_id;
         self.next_id += 1;
         Ok(Arc::new(Upstream::new(id, config.clone(), self.fleet.queue.clone())?))
+    }
+
+    fn plan(
+        &mut self,
+        sources: Vec<Source>,
+        file: impl IntoIterator<Item = String>,
+    ) -> Result<Arc<Plan>, String> {
+        let mut plan = Plan { sources: Vec::new(), file: file.into_iter().collect() };
+        for source in sources {
+            let server = self.make(&Asked::server(&source))?;
+            plan.sources.push(Arc::new(Asked::new(source, server)));
+        }
+        Ok(Arc::new(plan))
     }
 
     fn probe(&mut self, upstream: Arc<Upstream>) {
@@ -223,10 +240,18 @@ impl Keeper {
             Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => {
                 Some(self.named(name)?)
             }
-            Change::Rules(_) | Change::QueueSize(_) => None,
+            Change::Release { name } => self.named(name).ok(),
+            Change::Rules(_) | Change::QueueSize(_) | Change::Sources { .. } => None,
         };
+        let operators = at.is_some_and(|at| self.kept[at].is_operators());
         let there = at.map(|at| self.kept[at].upstream().clone());
         Ok(match (change, there) {
+            (Change::Upsert(config), Some(_)) if operators && config.discovered.is_some() => Ready::Nothing,
+            (Change::Release { .. }, _) if operators => Ready::Nothing,
+            (Change::Release { .. }, Some(there)) => Ready::Remove { id: there.id, force: false },
+            (Change::Sources { sources, file }, _) => {
+                Ready::Plan(self.plan(sources, file).map_err(Refusal::Unusable)?)
+            }
             (Change::Upsert(config), Some(there)) if there.is_as(&config) => Ready::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
                 let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
@@ -291,7 +316,8 @@ impl Keeper {
                 }
             }
             Ready::Settings(Change::QueueSize(size)) => self.fleet.queue.resize(size),
-            Ready::Settings(_) => {}
+            Ready::Plan(plan) => drop(self.fleet.plan.send_replace(plan)),
+            Ready::Settings(_) | Ready::Nothing => {}
         }
     }
 
@@ -350,6 +376,9 @@ enum Ready {
         drain: bool,
     },
     Settings(Change),
+    Plan(Arc<Plan>),
+    /// An operator's word goes before it.
+    Nothing,
 }
 
 /// Probes one upstream, and reads its metrics, until nobody wants to know of it any more.

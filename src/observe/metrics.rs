@@ -34,6 +34,7 @@ pub struct Metrics {
     pub changes: IntCounterVec,
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
+    pub discovery_failures: IntCounterVec,
     pub cache: CacheMetrics,
     pub exchange: ExchangeMetrics,
     pub signs_lost: IntCounter,
@@ -92,6 +93,11 @@ impl Metrics {
                 "vllm_lb_upstream_busy_total",
                 "Answers by which an upstream said that it is full.",
                 &["upstream"],
+            ),
+            discovery_failures: make.counters(
+                "vllm_lb_discovery_failures_total",
+                "Questions for upstreams that a source did not answer well.",
+                &["source"],
             ),
             signs_lost: make
                 .counter("vllm_lb_signs_lost_total", "Signs of upstreams' health that were too many."),
