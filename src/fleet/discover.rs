@@ -269,6 +269,3 @@ impl Finder {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -100,7 +100,9 @@ impl Standings {
             if ours(&url, now).is_none() {
                 continue;
             }
-            if settled || late {
+            // The operator has named it since, by another name.
+            let twice = present(now).any(|there| !there.is_discovered() && there.config.url == url);
+            if settled || late || twice {
                 changes.push(Change::Release { name });
             } else {
                 self.0.insert(url, Standing::Leaving { name, since });
@@ -136,7 +138,12 @@ impl Standings {
 
 /// The upstream that was discovered there, unless it is on its way out.
 fn ours<'a>(url: &UpstreamUrl, now: &Now<'a>) -> Option<&'a Present<'a>> {
-    now.present.iter().find(|there| !there.removing && there.is_discovered() && there.config.url == *url)
+    present(now).find(|there| there.is_discovered() && there.config.url == *url)
+}
+
+/// All but those that are on their way out.
+fn present<'a>(now: &Now<'a>) -> impl Iterator<Item = &'a Present<'a>> {
+    now.present.iter().filter(|there| !there.removing)
 }
 
 /// What becomes of an engine that is named.
@@ -147,8 +154,7 @@ fn stand(
     changes: &mut Vec<Change>,
 ) -> Standing {
     let ours = ours(&config.url, now);
-    let theirs =
-        now.present.iter().find(|there| !there.removing && !there.is_discovered() && there.is_as(config));
+    let theirs = present(now).find(|there| !there.is_discovered() && there.is_as(config));
     if let Some(theirs) = theirs {
         if let Some(ours) = ours {
             changes.push(Change::Release { name: ours.config.name.clone() });
