@@ -226,7 +226,7 @@ impl Finder {
     /// Brings the fleet to what the sources name.
     async fn settle(&mut self) {
         let snapshot = self.fleet.snapshot_owned();
-        // In this order: what a reload takes out of the file is out of the plan before it is out of the fleet.
+        // In this order: what a reload takes away leaves the plan before it leaves the fleet.
         if self.plans.has_changed().is_ok_and(|changed| changed) {
             self.follow();
         }
@@ -269,3 +269,6 @@ impl Finder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::breaker::{Miss, Sign};
+use super::breaker::{Miss, Rules, Sign};
 use super::change::{Change, Refusal};
 use super::discover::{Asked, Plan};
 use super::probe::{self, Facts, Failure};
@@ -268,7 +268,10 @@ impl Keeper {
             }
             (Change::Remove { force, .. }, Some(there)) => Ready::Remove { id: there.id, force },
             (Change::Drain { drain, .. }, Some(there)) => Ready::Drain { id: there.id, drain },
-            (change, _) => Ready::Settings(change),
+            (Change::Rules(rules), _) => Ready::Rules(Arc::new(rules)),
+            (Change::QueueSize(size), _) => Ready::QueueSize(size),
+            // Those of one upstream are refused where there is none.
+            (_, None) => Ready::Nothing,
         })
     }
 
@@ -306,8 +309,7 @@ impl Keeper {
                     kept.drain(drain, now(), &rules);
                 }
             }
-            Ready::Settings(Change::Rules(rules)) => {
-                let rules = Arc::new(rules);
+            Ready::Rules(rules) => {
                 self.fleet.rules.store(rules.clone());
                 for kept in self.all() {
                     kept.look_again(&rules);
@@ -315,9 +317,9 @@ impl Keeper {
                     kept.upstream().doubt();
                 }
             }
-            Ready::Settings(Change::QueueSize(size)) => self.fleet.queue.resize(size),
+            Ready::QueueSize(size) => self.fleet.queue.resize(size),
             Ready::Plan(plan) => drop(self.fleet.plan.send_replace(plan)),
-            Ready::Settings(_) | Ready::Nothing => {}
+            Ready::Nothing => {}
         }
     }
 
@@ -375,7 +377,8 @@ enum Ready {
         id: usize,
         drain: bool,
     },
-    Settings(Change),
+    Rules(Arc<Rules>),
+    QueueSize(usize),
     Plan(Arc<Plan>),
     /// An operator's word goes before it.
     Nothing,

@@ -11,7 +11,7 @@ pub fn answers(source: &str, upstreams: usize, model: Option<&str>) {
 
 /// A source did not answer, or not in a way that can be used; what it gave before stays.
 pub fn failed(source: &str, why: &str, first: bool) {
-    METRICS.discovery_failures.with_label_values(&[source]).inc();
+    METRICS.discovery.failures.with_label_values(&[source]).inc();
     if first {
         warn!(source = source, error = why; "source does not name upstreams, those it named stay");
     } else {
@@ -21,6 +21,6 @@ pub fn failed(source: &str, why: &str, first: bool) {
 
 /// What a source has named cannot be used here.
 pub fn unusable(source: &str, upstream: &str, why: &str) {
-    METRICS.discovery_failures.with_label_values(&[source]).inc();
+    METRICS.discovery.failures.with_label_values(&[source]).inc();
     warn!(source = source, upstream = upstream, error = why; "upstream of a source cannot be used");
 }
