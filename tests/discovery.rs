@@ -89,6 +89,23 @@ async fn a_model_server_that_comes_up_late_is_found_with_all_that_it_says() {
     balancer.stop().await;
 }
 
+/// While one source is silent its models may yet come; when all have answered an unknown name is unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_of_a_source_that_is_not_up_yet_is_no_unknown_model() {
+    let (engines, judge, address) = (engines(1).await, serving(&["judge"]).await, nowhere().await);
+    let server = ModelServer::start(document(&engines)).await;
+    let mut config = asking([server.source(), source(&address)]);
+    config.queue.wait = Duration::ZERO;
+    let balancer = Balancer::start(config).await;
+    until_ready(&balancer, &engines).await;
+    balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+    balancer.ask(post(CHAT, chat("judge"))).await.expect(503);
+    let _late = ModelServer::at(&address, document([&judge])).await;
+    until_ready(&balancer, [&engines[0], &judge]).await;
+    balancer.ask(post(CHAT, chat("judge"))).await.expect(200);
+    balancer.ask(post(CHAT, chat("nobody"))).await.expect(404);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn other_engines_take_over_and_no_request_notices() {
     let engines = engines(4).await;

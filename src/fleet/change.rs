@@ -1,5 +1,7 @@
 //! Changes of the fleet at run time, from the admin interface, from reloads and from what is discovered.
 
+use std::time::Instant;
+
 use thiserror::Error;
 
 use super::breaker::Rules;
@@ -37,6 +39,8 @@ pub enum Change {
         sources: Vec<Source>,
         file: Vec<String>,
     },
+    /// Sources that have not answered may name upstreams until then; `None`: all have.
+    Awaits(Option<Instant>),
     /// Lets so many wait.
     QueueSize(usize),
 }

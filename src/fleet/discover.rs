@@ -11,13 +11,14 @@ mod settle;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::change::{Change, Refusal};
+use super::snapshot::MAY_STILL_COME;
 use super::upstream::Upstream;
 use super::{Fleet, now};
 use crate::config::secret::Secret;
@@ -91,9 +92,18 @@ struct Finder {
     standings: Standings,
     /// The next look is at everything, since files may have changed.
     again: bool,
-    /// Who asks, by the source's label; they end with this.
-    asking: HashMap<String, (Arc<Asked>, JoinSet<()>)>,
+    /// Who asks, by the source's label.
+    asking: HashMap<String, Asking>,
+    /// As the keeper was told last.
+    awaited: Option<Instant>,
     answers: mpsc::Sender<(String, Found)>,
+}
+
+/// One who asks a source, and ends with this.
+struct Asking {
+    asked: Arc<Asked>,
+    since: Instant,
+    _task: JoinSet<()>,
 }
 
 // === impl Asked ===
@@ -181,6 +191,7 @@ impl Finder {
             standings: Standings::default(),
             again: false,
             asking: HashMap::new(),
+            awaited: None,
             answers,
         }
     }
@@ -190,11 +201,11 @@ impl Finder {
         let plan = self.plans.borrow_and_update().clone();
         let mut before = std::mem::take(&mut self.asking);
         for asked in &plan.sources {
-            let going = before.remove(&asked.label).filter(|(going, _)| going.is_as(asked));
+            let going = before.remove(&asked.label).filter(|going| going.asked.is_as(asked));
             let going = going.unwrap_or_else(|| {
                 let mut task = JoinSet::new();
                 task.spawn(ask_forever(self.fleet.clone(), asked.clone(), self.answers.clone()));
-                (asked.clone(), task)
+                Asking { asked: asked.clone(), since: now(), _task: task }
             });
             self.asking.insert(asked.label.clone(), going);
         }
@@ -223,6 +234,12 @@ impl Finder {
         wanted
     }
 
+    /// Until when a source that has not answered may name upstreams that serve any model.
+    fn awaits(&self) -> Option<Instant> {
+        let silent = self.asking.iter().filter(|(label, _)| !self.found.contains_key(*label));
+        silent.map(|(_, asking)| asking.since + MAY_STILL_COME).max()
+    }
+
     /// Brings the fleet to what the sources name.
     async fn settle(&mut self) {
         let snapshot = self.fleet.snapshot_owned();
@@ -241,13 +258,17 @@ impl Finder {
             .collect();
         let wanted = self.wanted();
         let again = std::mem::take(&mut self.again);
-        let changes = self.standings.settle(&Now {
+        let mut changes = self.standings.settle(&Now {
             wanted: &wanted,
             present: &present,
             file: &self.plan.file,
             again,
             now: now(),
         });
+        let awaits = self.awaits();
+        if std::mem::replace(&mut self.awaited, awaits) != awaits {
+            changes.push(Change::Awaits(awaits));
+        }
         if changes.is_empty() {
             return;
         }

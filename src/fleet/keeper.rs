@@ -10,7 +10,7 @@
 mod kept;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use super::breaker::{Miss, Rules, Sign};
 use super::change::{Change, Refusal};
 use super::discover::{Asked, Plan};
 use super::probe::{self, Facts, Failure};
-use super::snapshot::Snapshot;
+use super::snapshot::{MAY_STILL_COME, Snapshot};
 use super::{Fleet, Upstream, now, told};
 use crate::aggregate::Truth;
 use crate::config::types::{Config, Source, UpstreamConfig};
@@ -68,6 +68,8 @@ pub struct Keeper {
     /// Probers, and those who wait for an upstream to be empty.
     tasks: JoinSet<()>,
     next_id: usize,
+    /// Until then upstreams may be discovered that serve any model.
+    awaited: Option<Instant>,
 }
 
 impl Keeper {
@@ -77,7 +79,9 @@ impl Keeper {
         config: &Config,
     ) -> Result<Self, String> {
         let (kept, departed) = (Vec::new(), Vec::new());
-        let mut keeper = Keeper { fleet, inbox, kept, departed, tasks: JoinSet::new(), next_id: 0 };
+        let awaited = (!config.sources.is_empty()).then(|| now() + MAY_STILL_COME);
+        let tasks = JoinSet::new();
+        let mut keeper = Keeper { fleet, inbox, kept, departed, tasks, next_id: 0, awaited };
         for config in &config.upstreams {
             let upstream = keeper.make(config)?;
             keeper.kept.push(Kept::new(upstream, now()));
@@ -155,7 +159,8 @@ impl Keeper {
 
     fn publish(&self) {
         let entries = |all: &[Kept]| all.iter().map(|kept| kept.entry.clone()).collect();
-        self.fleet.publish(Snapshot::new(entries(&self.kept), entries(&self.departed)));
+        let snapshot = Snapshot::new(entries(&self.kept), entries(&self.departed));
+        self.fleet.publish(snapshot.awaiting(self.awaited));
     }
 
     fn take_in(&mut self, word: Word) {
@@ -241,7 +246,7 @@ impl Keeper {
                 Some(self.named(name)?)
             }
             Change::Release { name } => self.named(name).ok(),
-            Change::Rules(_) | Change::QueueSize(_) | Change::Sources { .. } => None,
+            _ => None,
         };
         let operators = at.is_some_and(|at| self.kept[at].is_operators());
         let there = at.map(|at| self.kept[at].upstream().clone());
@@ -270,6 +275,7 @@ impl Keeper {
             (Change::Drain { drain, .. }, Some(there)) => Ready::Drain { id: there.id, drain },
             (Change::Rules(rules), _) => Ready::Rules(Arc::new(rules)),
             (Change::QueueSize(size), _) => Ready::QueueSize(size),
+            (Change::Awaits(until), _) => Ready::Awaits(until),
             // Those of one upstream are refused where there is none.
             (_, None) => Ready::Nothing,
         })
@@ -319,6 +325,7 @@ impl Keeper {
             }
             Ready::QueueSize(size) => self.fleet.queue.resize(size),
             Ready::Plan(plan) => drop(self.fleet.plan.send_replace(plan)),
+            Ready::Awaits(until) => self.awaited = until,
             Ready::Nothing => {}
         }
     }
@@ -379,6 +386,7 @@ enum Ready {
     },
     Rules(Arc<Rules>),
     QueueSize(usize),
+    Awaits(Option<Instant>),
     Plan(Arc<Plan>),
     /// An operator's word goes before it.
     Nothing,
