@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::face::Face;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
+use super::stored::Kept;
 use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
@@ -56,6 +57,8 @@ pub struct Wish {
     pub previous_response_id: Option<String>,
     /// The caller has chosen the upstream: its keys and values lie there.
     pub pinned: bool,
+    /// The upstream is to keep the response.
+    pub kept: Option<Kept>,
 }
 
 /// The model that the client asks for.
@@ -128,7 +131,8 @@ impl Peeker {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            return Ok(Peeked { body, whole: true, reservation, wish, face: None });
+            let face = self.plain_face(session, None, Dialect::Other);
+            return Ok(Peeked { body, whole: true, reservation, wish, face });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -169,6 +173,13 @@ impl Peeker {
         };
         wish.asked.session = request.session(&self.sessions);
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face })
+    }
+
+    /// What its route makes of a request whose body says nothing of the model.
+    pub fn plain_face(&self, session: &Session, model: Option<&str>, dialect: Dialect) -> Option<Box<Face>> {
+        let head = session.req_header();
+        let plan = self.routes.plan(model, head.uri.path(), &head.headers)?;
+        Some(Box::new(Face::new(plan, dialect, model.map(str::to_string), None)))
     }
 
     /// What the request's route makes of it, if it takes one.
@@ -366,7 +377,10 @@ impl Looker {
                 let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
                 let dialect = prompt::dialect(*api, &facts);
                 let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
-                Wish { asked, rest, ..json_wish(&facts, body, whole) }
+                let keeps = *api == Api::Responses && !facts.forgets;
+                let named = facts.has(Field::RequestId);
+                let kept = keeps.then_some(Kept { named, background: facts.background });
+                Wish { asked, rest, kept, ..json_wish(&facts, body, whole) }
             }
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
