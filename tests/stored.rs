@@ -6,6 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use common::h2::{self, H2};
 use common::redis::Redis;
 use common::wire::{Answer, CHUNKED, JSON, Wire, chunk, get, head, post, request};
 use common::{Balancer, Engine, Fault, Options, config, engine, engines, eventually, paced, upstreams};
@@ -138,6 +139,12 @@ async fn the_engine_gets_the_body_as_it_was_and_an_id_before_it() {
     let other = id_of(&client.answer().await.expect(200));
     assert_ne!(other, id);
     assert_eq!(last(), body.replacen('{', &format!("{{\"request_id\":\"{other}\","), 1));
+
+    let mut h2 = H2::connect(balancer.address()).await;
+    let third = h2.ask(h2::post(RESPONSES), &[body.into()]).await.expect(200);
+    let third: Value = serde_json::from_slice(&third.body).unwrap();
+    let field = format!("{{\"request_id\":\"{}\",", third["id"].as_str().unwrap());
+    assert_eq!(last(), body.replacen('{', &field, 1));
 
     for untouched in [
         r#"{"model":"sim","input":"a","store":false}"#,
