@@ -224,7 +224,7 @@ impl ProxyHttp for Balancer {
             }
             Step::Answer(answer) => {
                 context.status = answer.status().as_u16();
-                respond::send(session, answer, &context.id, self.shared.leave.is_closing()).await?;
+                respond::send(session, answer, context, self.shared.leave.is_closing()).await?;
                 Ok(true)
             }
         }
@@ -384,7 +384,7 @@ impl ProxyHttp for Balancer {
             context.status = answer.status().as_u16();
             context.outcome = Some(Outcome::Answered(context.status));
             // Pingora ends a connection after a failure, which this is to it.
-            drop(respond::send(session, answer, &context.id, true).await);
+            drop(respond::send(session, answer, context, true).await);
             return nothing;
         }
         let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {
@@ -397,7 +397,7 @@ impl ProxyHttp for Balancer {
         context.drain = failed && !reject.closes();
         let close = failed || reject.closes() || self.shared.leave.is_closing();
         let answer = respond::refusal(&reject, context.style);
-        match respond::send(session, answer, &context.id, close).await {
+        match respond::send(session, answer, context, close).await {
             Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },
             Err(_) => nothing,
         }

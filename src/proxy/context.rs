@@ -241,8 +241,11 @@ impl Context {
         self.face.as_ref().map_or(self.model.name(), |face| face.model.as_deref())
     }
 
-    /// The upstreams that its route leads to; `None`: all.
+    /// The upstreams that its route leads to; `None`: all. A request that can go to one alone goes there.
     pub fn among(&self, snapshot: &Snapshot) -> Option<Vec<usize>> {
+        if self.only.is_some() {
+            return None;
+        }
         let names = self.face.as_ref()?.plan.route.upstreams.as_ref()?;
         Some(names.iter().filter_map(|name| Some(snapshot.by_name(name)?.upstream.id)).collect())
     }

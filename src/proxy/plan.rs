@@ -22,7 +22,6 @@ use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
 use crate::reject::{Reject, Style};
 use crate::reply::ending::{Form, error_events};
-use crate::route::dialect::Dialect;
 use crate::route::paths::{
     self, Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location,
 };
@@ -311,8 +310,8 @@ fn by_query(session: &mut Session, context: &mut Context) {
     context.model = query_model(session);
     let model = context.model.name().map(str::to_string);
     let peeker = &context.settings.peeker;
-    let Some(face) = peeker.plain_face(session, model.as_deref(), Dialect::Other) else { return };
-    let served = face.plan.served(model.as_deref()).map(str::to_string);
+    let Some(face) = peeker.plain_face(session, model.as_deref()) else { return };
+    let served = face.served().map(str::to_string);
     context.face = Some(face);
     let Some(served) = served.filter(|served| Some(served) != model.as_ref()) else { return };
     let uri = &session.req_header().uri;
