@@ -10,7 +10,8 @@ use common::body::{chat, form};
 use common::h2::{self, H2};
 use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request};
 use common::{
-    Balancer, Engine, Fault, Options, Recorded, config, direct, engine, engines, serving, upstreams,
+    Balancer, Engine, Fault, Options, Recorded, config, direct, engine, engines, eventually, serving,
+    upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
