@@ -132,11 +132,37 @@ class Routed:
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE))
 
 
+# Every option that a client cannot see, and the name that it can.
+UNSEEN = {
+    "model": SERVED,
+    "to": "real/one",
+    "headers": {"set": {"x-stage": "prod"}, "remove": ["x-debug"]},
+    "response_headers": {"set": {"x-served-by": "a route"}},
+    "body": {
+        "defaults": {"seed": 3, "chat_template_kwargs": {"style": {"tone": "dry"}}},
+        "overrides": {"priority": 1, "chat_template_kwargs": {"secret": None}},
+        "remove": ["of_nobody"],
+    },
+    "metadata_overrides": True,
+    "timeouts": EVERYTHING["timeouts"],
+    "retry": EVERYTHING["retry"],
+}
+
+
 @contextlib.contextmanager
-def engines(count, *flags):
+def renamed():
+    """One engine for itself, and a balancer over two that serve the same model by another name."""
+    length = 8 * LENGTH
+    with engines(1, length=length) as lone, engines(2, "--model", UNSEEN["to"], length=length) as urls:
+        with balancer({"upstreams": urls, "routes": [UNSEEN]}, urls) as running:
+            yield harness.Stack(harness.Target("direct", lone[0]), running.balanced, running.admin)
+
+
+@contextlib.contextmanager
+def engines(count, *flags, length=LENGTH):
     """So many engines in one process; the block is given their URLs."""
     ports = harness.free_ports(count)
-    command = [harness.binary(), "engine", "--speed", "10", "--max-model-len", str(LENGTH), *flags]
+    command = [harness.binary(), "engine", "--speed", "10", "--max-model-len", str(length), *flags]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     with harness.process([*command, "--port", ",".join(map(str, ports))], f"{urls[-1]}/health"):
         yield urls

@@ -1,6 +1,7 @@
 """The SDKs through routes that have every option on, over engines that are well and engines that fail."""
 
 import asyncio
+import inspect
 import itertools
 import json
 
@@ -9,9 +10,10 @@ import openai
 import pytest
 
 import routed
-from conftest import normal
+import test_anthropic
+import test_openai
+from conftest import Same, normal
 from test_openai import ASK, FLAT_TOOL, TOOL, Weather
-from test_anthropic import TOOL as MESSAGES_TOOL
 
 LONG = [{"role": "user", "content": "word " * (2 * routed.LENGTH)}]
 TALK = [{"role": "developer", "content": "Be brief."}, *ASK]
@@ -125,6 +127,44 @@ def last_received(balancer, before):
     news = [got[len(old) :] for got, old in zip(balancer.received(), before)]
     ((path, headers, body),) = [one for got in news for one in got]
     return path, headers, json.loads(body)
+
+
+# ---- what stands elsewhere, through a route ----------------------------------------------------
+
+
+class Renamed(Same):
+    """What an engine is known by to itself is not compared."""
+
+    def plain(self, value):
+        def without(value):
+            if isinstance(value, dict):
+                own = ("system_fingerprint", "root")
+                return {key: without(inner) for key, inner in value.items() if key not in own}
+            return [without(inner) for inner in value] if isinstance(value, list) else value
+
+        return without(super().plain(value))
+
+
+@pytest.fixture(scope="module")
+def renamed():
+    with routed.renamed() as stack:
+        yield Renamed(stack)
+
+
+# These see that there are two names; an answer that is asked for again has the engine's own.
+TWO_NAMES = {"test_models", "test_unknown_model", "test_unknown_model_streamed", "test_responses_that_go_on"}
+ELSEWHERE = [
+    pytest.param(test, id=f"{module.__name__}-{name}")
+    for module in (test_openai, test_anthropic)
+    for name, test in vars(module).items()
+    if name.startswith("test_") and name not in TWO_NAMES and list(inspect.signature(test).parameters) == ["same"]
+]
+
+
+@pytest.mark.parametrize("test", ELSEWHERE)
+def test_a_virtual_model_is_like_any_other(renamed, test):
+    """What holds of a served model holds of one that a route makes of it."""
+    test(renamed)
 
 
 # ---- chat --------------------------------------------------------------------------------------
@@ -327,7 +367,7 @@ def test_messages_text_stream(face):
 
 
 def test_messages_tools(face):
-    asked = {"tools": [MESSAGES_TOOL], "tool_choice": {"type": "any"}}
+    asked = {"tools": [test_anthropic.TOOL], "tool_choice": {"type": "any"}}
     reply, (_, final) = face.message(**asked), face.message_events(**asked)
     used = [[block for block in one.content if block.type == "tool_use"][0] for one in (reply, final)]
     assert used[0].input == used[1].input and isinstance(used[0].input["city"], str)
