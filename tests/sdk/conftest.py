@@ -9,6 +9,8 @@ import openai
 import pytest
 
 import harness
+import routed
+from faces import Face
 
 IDS = {"id", "item_id", "call_id", "response_id", "previous_response_id", "request_id", "_request_id"}
 TIMES = {"created", "created_at", "completed_at"}
@@ -100,3 +102,46 @@ def same(stack):
 def locked_stack():
     with harness.stack(api_key="open-sesame") as running:
         yield running
+
+
+# ---- virtual models ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def balancer():
+    with routed.every_face() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def clients(balancer):
+    """The SDKs' clients: to make one takes longer than most tests."""
+    url, common = balancer.balanced, {"max_retries": 0, "timeout": 60, "default_headers": routed.MATCHED}
+    key = "the client's own"
+    yield (
+        openai.OpenAI(base_url=url.v1, api_key=key, **common),
+        anthropic.Anthropic(base_url=url.url, auth_token=key, **common),
+    )
+
+
+@pytest.fixture(params=["calm", "rough"])
+def weather(request, balancer):
+    balancer.heal()
+    yield request.param
+    balancer.heal()
+
+
+@pytest.fixture(params=routed.FACES)
+def face(request, balancer, clients, weather):
+    return Face(balancer, clients, request.param, weather == "rough")
+
+
+@pytest.fixture
+def plain(balancer, clients, weather):
+    return Face(balancer, clients, "plain", weather == "rough")
+
+
+@pytest.fixture
+def calm(balancer, clients):
+    balancer.heal()
+    return Face(balancer, clients, "plain")

@@ -64,7 +64,8 @@ def item(role, text):
 def thought(text):
     summary = [{"type": "summary_text", "text": text}]
     content = [{"type": "reasoning_text", "text": text}]
-    return {"type": "reasoning", "id": f"local_{uuid.uuid4().hex[:16]}", "summary": summary, "content": content}
+    kind = {"type": "reasoning", "id": f"local_{uuid.uuid4().hex[:16]}"}
+    return {**kind, "summary": summary, "content": content}
 
 
 def call(identity, name, arguments):
@@ -197,10 +198,8 @@ def test_what_is_cut_by_its_length_completes(balancer, model):
 
 
 def test_it_finds_what_a_model_can_take(balancer):
-    cards = {card.id: card for card in openai.OpenAI(base_url=balancer.balanced.v1, api_key="x").models.list()}
-    assert {name: card.max_model_len for name, card in cards.items()} == dict.fromkeys(
-        ["agent", "sim"], routed.LENGTH
-    )
+    cards = run(balancer.balanced, lambda client: client.models.list()).data
+    assert {card.id: card.max_model_len for card in cards} == dict.fromkeys(["agent", "sim"], routed.LENGTH)
 
 
 # ---- its errors --------------------------------------------------------------------------------
