@@ -10,7 +10,8 @@ use common::body::{chat, form};
 use common::h2::{self, H2};
 use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request};
 use common::{
-    Balancer, Engine, Fault, Options, Recorded, config, direct, engine, engines, serving, upstreams,
+    Balancer, Engine, Fault, Options, Recorded, config, direct, engine, engines, eventually, serving,
+    upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
@@ -98,11 +99,13 @@ async fn every_event_carries_the_clients_name_and_no_usage_that_it_did_not_ask_f
         assert!(asks || chunks.iter().all(|chunk| chunk["choices"] != json!([])), "{chunks:?}");
     }
     assert_eq!(last_body(&engines[0])["stream_options"]["include_usage"], true);
-    // Both were counted, also the one whose client did not ask.
-    let page = balancer.admin(get("/metrics")).await.expect(200);
-    let counted = page.text().lines().find(|line| line.contains(r#"kind="output",model="sim""#));
-    let tokens = counted.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-    assert!(tokens.is_some_and(|tokens| tokens >= 6), "{counted:?}");
+    // Both are counted, also the one whose client did not ask, when they have ended.
+    eventually("both are counted", async || {
+        let page = balancer.admin(get("/metrics")).await.expect(200);
+        let counted = page.text().lines().find(|line| line.contains(r#"kind="output",model="sim""#))?;
+        (counted.rsplit(' ').next()?.parse::<u64>().ok()? >= 6).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::face::Face;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
+use super::stored::Kept;
 use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
@@ -56,6 +57,8 @@ pub struct Wish {
     pub previous_response_id: Option<String>,
     /// The caller has chosen the upstream: its keys and values lie there.
     pub pinned: bool,
+    /// The upstream is to keep the response.
+    pub kept: Option<Kept>,
 }
 
 /// The model that the client asks for.
@@ -186,6 +189,13 @@ impl Peeker {
             model: model.unwrap_or_default(),
         };
         request.session(&self.sessions)
+    }
+
+    /// What its route makes of a request whose body says nothing of the model.
+    pub fn plain_face(&self, session: &Session, model: Option<&str>) -> Option<Box<Face>> {
+        let head = session.req_header();
+        let plan = self.routes.plan(model, head.uri.path(), &head.headers)?;
+        Some(Box::new(Face::new(plan, Dialect::Other, model.map(str::to_string), None)))
     }
 
     /// What the request's route makes of it, if it takes one.
@@ -381,7 +391,10 @@ impl Looker {
                 let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
                 let dialect = prompt::dialect(*api, &facts);
                 let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
-                Wish { asked, rest, ..json_wish(&facts, body, whole) }
+                let keeps = *api == Api::Responses && !facts.forgets;
+                let named = facts.has(Field::RequestId);
+                let kept = keeps.then_some(Kept { named, background: facts.background });
+                Wish { asked, rest, kept, ..json_wish(&facts, body, whole) }
             }
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
