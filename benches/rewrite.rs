@@ -20,8 +20,10 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::HeaderMap;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use vllm_lb::config::check::check;
 use vllm_lb::prompt::scan::Scanner;
@@ -32,6 +34,39 @@ use vllm_lb::route::table::Table;
 
 /// So many bytes of bodies for every measurement.
 const BYTES: usize = 6 << 20;
+
+/// CPU time of this thread, so that a machine that others use as well tells nearly the same.
+struct CpuTime;
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        self.start().saturating_sub(start)
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, time: &Duration) -> f64 {
+        WallTime.to_f64(time)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
 
 /// Xorshift: the same bodies at every run.
 struct Random(u64);
@@ -77,7 +112,7 @@ const USUAL: &str = "{model: fast, to: openai/gpt-oss-20b, body: {defaults: {top
 const ALL: &str = "{model: fast, to: openai/gpt-oss-20b, think_tags: true, token_ids: true, \
                    body: {defaults: {max_tokens: 9}, overrides: {seed: 1}, roles: {developer: system}}}";
 
-fn requests(criterion: &mut Criterion) {
+fn requests(criterion: &mut Criterion<CpuTime>) {
     let mut random = Random(88_172_645_463_325_252);
     for kilobytes in [1.6, 17.0, 100.0, 400.0] {
         let size = (kilobytes * 1000.0) as usize;
@@ -144,7 +179,7 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
-fn streams(criterion: &mut Criterion) {
+fn streams(criterion: &mut Criterion<CpuTime>) {
     let chunk = |text: usize| {
         format!(
             "data: {{\"id\":\"chatcmpl-955534d1733abee8\",\"object\":\"chat.completion.chunk\",\
@@ -202,7 +237,7 @@ fn embedding(random: &mut Random, numbers: usize) -> String {
     )
 }
 
-fn answers(criterion: &mut Criterion) {
+fn answers(criterion: &mut Criterion<CpuTime>) {
     let mut random = Random(88_172_645_463_325_252);
     let mut many = |one: &dyn Fn(&mut Random) -> String| -> Vec<String> {
         let mut all = Vec::new();
@@ -236,5 +271,9 @@ fn answers(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, requests, streams, answers);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = requests, streams, answers
+}
 criterion_main!(benches);
