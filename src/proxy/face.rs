@@ -86,6 +86,11 @@ impl Face {
         if self.form.is_some() { edits.renames(model) } else { edits.may_change(model, false) }
     }
 
+    /// The name by which the upstreams know the model.
+    pub fn served(&self) -> Option<&str> {
+        self.plan.served(self.model.as_deref())
+    }
+
     /// The body as it is sent. `streams`: the answer is asked for as a stream. `scanner` has read the body.
     pub fn edit(&mut self, body: &[u8], streams: bool, scanner: Option<&Scanner>) -> Option<Vec<u8>> {
         let edits = self.plan.edits(self.dialect);
