@@ -25,6 +25,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::Overflow;
+use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::route::answer::{Answer, Asker, overflow};
 use vllm_lb::route::dialect::Dialect;
 use vllm_lb::route::paths::{self, Found};
@@ -138,7 +139,16 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let edited = edits.edit(client.as_bytes(), usage);
+        let mut scanner = Scanner::new();
+        scanner.scan(client.as_bytes());
+        let edited = edits.edit_known(client.as_bytes(), usage, &|at| scanner.end_of(at));
+        assert_eq!(edited, edits.edit(client.as_bytes(), usage), "{}", case.name);
+        if let Some(body) = &edited.body {
+            let again = scanner.of_edited(client.as_bytes(), body);
+            scanner = Scanner::new();
+            scanner.scan(body);
+            assert_eq!(again.facts(body), scanner.facts(body), "{}", case.name);
+        }
         let sent = edited.body.as_deref().map(|body| String::from_utf8_lossy(body).into_owned());
         assert_eq!(sent.as_deref(), wanted, "{}", case.name);
         let asked = edited.asked;

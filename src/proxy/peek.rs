@@ -283,9 +283,13 @@ impl Reader {
             Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
             Looker::Multipart(_) | Looker::Opaque => false,
         };
-        let Some(edited) = face.edit(self.body.bytes(), streams) else { return Ok(()) };
+        let Some(edited) = face.edit(self.body.bytes(), streams, self.looker.scanner()) else {
+            return Ok(());
+        };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
-            (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
+            (Looker::Json(scanner, api), _) => {
+                Looker::Json(scanner.of_edited(self.body.bytes(), &edited), *api)
+            }
             (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
             (Looker::Multipart(_) | Looker::Opaque, _) => Looker::Opaque,
         };
