@@ -35,6 +35,7 @@ mod respond;
 pub mod server;
 mod session;
 mod settings;
+mod translation;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -317,7 +318,7 @@ impl ProxyHttp for Balancer {
         if attempt::may_follow(&self.shared, context, cause) {
             return Err(another(context, cause));
         }
-        answer::begin(context, head)
+        answer::begin(&self.shared, context, head)
     }
 
     async fn response_filter(

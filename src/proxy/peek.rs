@@ -258,9 +258,10 @@ impl Reader {
             Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
             Looker::Multipart(_) | Looker::Opaque => false,
         };
-        let Some(edited) = face.edit(self.body.bytes(), streams) else { return Ok(()) };
+        let edited = face.edit(self.body.bytes(), streams).map_err(Failure::Reject)?;
+        let Some(edited) = edited else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
-            (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
+            (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), face.api(*api)),
             (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
             (Looker::Multipart(_) | Looker::Opaque, _) => Looker::Opaque,
         };
