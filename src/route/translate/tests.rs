@@ -117,7 +117,8 @@ proptest! {
         prop_assert_eq!(deltas(&events, "response.output_text.delta"), words);
         prop_assert_eq!(deltas(&events, "response.reasoning_text.delta"), thoughts);
         prop_assert_eq!(deltas(&events, "response.function_call_arguments.delta"), arguments);
-        let numbers: Vec<u64> = events.iter().map(|event| event["sequence_number"].as_u64().unwrap()).collect();
+        let number = |event: &Value| event["sequence_number"].as_u64().unwrap();
+        let numbers: Vec<u64> = events.iter().map(number).collect();
         prop_assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>());
         prop_assert_eq!(&events[0]["type"], "response.created");
         let last = &events[events.len() - 1];
@@ -133,7 +134,9 @@ proptest! {
     }
 
     #[test]
-    fn no_request_is_too_odd(text in r#"\{("input"|"tools"|"text"|"type"|"role"|"content"|[{}\[\]:,"a1 ]){0,30}\}"#) {
+    fn no_request_is_too_odd(
+        text in r#"\{("input"|"tools"|"text"|"type"|"role"|"content"|[{}\[\]:,"a1 ]){0,30}\}"#,
+    ) {
         drop(Exchange::default().request(text.as_bytes(), true));
     }
 
