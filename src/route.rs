@@ -1,8 +1,8 @@
 //! Where a request may go, and what is made of it and of its answer on the way.
 //!
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
-//! configuration, `rewrite` edits what is sent, `answer` what comes back, and `translate` says a Responses
-//! request as a chat.
+//! configuration, `rewrite` edits what is sent, `answer` what comes back, `stored` gives responses ids by
+//! which they are found again, and `translate` says a Responses request as a chat.
 
 pub mod answer;
 pub mod dialect;
@@ -10,5 +10,6 @@ mod json;
 pub mod paths;
 pub mod rewrite;
 mod splice;
+pub mod stored;
 pub mod table;
 pub mod translate;

@@ -82,9 +82,8 @@ fn apply(edits: &HeaderEdits, head: &mut impl Fields) -> Result<()> {
 impl Face {
     /// `form`: the whole `content-type` of a form.
     pub fn new(plan: Arc<Plan>, dialect: Dialect, model: Option<String>, form: Option<String>) -> Self {
-        let translation = translation::of(&plan, dialect);
         let asked = Asked::default();
-        Face { plan, dialect, model, form, asked, length: None, answer: None, translation, held: None }
+        Face { plan, dialect, model, form, asked, length: None, answer: None, translation: None, held: None }
     }
 
     /// Whether the body must be there as a whole, to be edited.
@@ -98,6 +97,16 @@ impl Face {
         } else {
             edits.may_change(model, false)
         }
+    }
+
+    /// The name by which the upstreams know the model.
+    pub fn served(&self) -> Option<&str> {
+        self.plan.served(self.model.as_deref())
+    }
+
+    /// A body of this interface is to come, which the route may want said in another language.
+    pub fn expect(&mut self, api: Api) {
+        self.translation = translation::of(&self.plan, api);
     }
 
     /// The language that the upstreams are spoken to in.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::face::Face;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
+use super::stored::Kept;
 use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
@@ -56,6 +57,8 @@ pub struct Wish {
     pub previous_response_id: Option<String>,
     /// The caller has chosen the upstream: its keys and values lie there.
     pub pinned: bool,
+    /// The upstream is to keep the response.
+    pub kept: Option<Kept>,
 }
 
 /// The model that the client asks for.
@@ -128,7 +131,8 @@ impl Peeker {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            return Ok(Peeked { body, whole: true, reservation, wish, face: None });
+            let face = self.face(session, &Looker::Opaque, &body);
+            return Ok(Peeked { body, whole: true, reservation, wish, face });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -150,7 +154,8 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let mut face = self.face(session, &reader);
+        let mut face = self.face(session, &reader.looker, reader.body.bytes());
+        let mut said = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
                 whole = reader.read(session, self.limits.max_body).await?;
@@ -158,28 +163,49 @@ impl Peeker {
             if !whole {
                 return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
             }
+            reader.look();
+            // What names the session may be nothing for the upstream, and taken out.
+            said = Some(self.session(session, named, &reader, face.served()));
             reader.edit(face)?;
         }
         let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
+        let model = wish.asked.model.as_deref();
+        wish.asked.session = said.unwrap_or_else(|| self.session(session, named, &reader, model));
+        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face })
+    }
+
+    /// The session that the request says it is of. `model`: as the upstreams know it.
+    fn session(
+        &self,
+        session: &Session,
+        named: Option<&str>,
+        reader: &Reader,
+        model: Option<&str>,
+    ) -> Option<session::Session> {
         let request = session::Request {
             path: named,
             headers: &session.req_header().headers,
             body: reader.looker.scanner().map(|scanner| (reader.body.bytes(), scanner)),
-            model: wish.asked.model.as_deref().unwrap_or_default(),
+            model: model.unwrap_or_default(),
         };
-        wish.asked.session = request.session(&self.sessions);
-        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face })
+        request.session(&self.sessions)
+    }
+
+    /// What its route makes of a request whose body says nothing of the model.
+    pub fn plain_face(&self, session: &Session, model: Option<&str>) -> Option<Box<Face>> {
+        let head = session.req_header();
+        let plan = self.routes.plan(model, head.uri.path(), &head.headers)?;
+        Some(Box::new(Face::new(plan, Dialect::Other, model.map(str::to_string), None)))
     }
 
     /// What the request's route makes of it, if it takes one.
-    fn face(&self, session: &Session, reader: &Reader) -> Option<Box<Face>> {
+    fn face(&self, session: &Session, looker: &Looker, body: &[u8]) -> Option<Box<Face>> {
         if self.routes.is_empty() {
             return None;
         }
-        let body = reader.body.bytes();
         let head = session.req_header();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let (model, dialect, form) = match &reader.looker {
+        let (model, dialect, form) = match looker {
             Looker::Json(scanner, api) => (scanner.facts(body).model, Dialect::of(*api), None),
             Looker::Multipart(scanner) => {
                 (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
@@ -188,7 +214,11 @@ impl Peeker {
         };
         let plan = self.routes.plan(model.name(), head.uri.path(), &head.headers)?;
         let (model, form) = (model.name().map(str::to_string), form.map(str::to_string));
-        Some(Box::new(Face::new(plan, dialect, model, form)))
+        let mut face = Face::new(plan, dialect, model, form);
+        if let Looker::Json(_, api) = looker {
+            face.expect(*api);
+        }
+        Some(Box::new(face))
     }
 }
 
@@ -251,9 +281,8 @@ impl Reader {
         self.looker.wants_more(self.body.bytes())
     }
 
-    /// Puts the edited body in the place of the one that came, which is whole.
+    /// Puts the edited body in the place of the one that came, which is whole and has been looked at.
     fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
-        self.look();
         let streams = match &self.looker {
             Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
             Looker::Multipart(_) | Looker::Opaque => false,
@@ -367,7 +396,10 @@ impl Looker {
                 let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
                 let dialect = prompt::dialect(*api, &facts);
                 let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
-                Wish { asked, rest, ..json_wish(&facts, body, whole) }
+                let keeps = *api == Api::Responses && !facts.forgets;
+                let named = facts.has(Field::RequestId);
+                let kept = keeps.then_some(Kept { named, background: facts.background });
+                Wish { asked, rest, kept, ..json_wish(&facts, body, whole) }
             }
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);

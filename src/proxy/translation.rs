@@ -12,16 +12,16 @@ use super::face::now;
 use super::random::Random;
 use crate::config::types::Responses;
 use crate::route::answer::Asker;
-use crate::route::dialect::Dialect;
+use crate::route::paths::Api;
 use crate::route::table::Plan;
 use crate::route::translate::{self, Exchange, Unreadable};
 
 const RESPONSES: &str = "/v1/responses";
 const CHAT: &str = "/v1/chat/completions";
 
-/// The translation of a request in this language, if its route wants one.
-pub fn of(plan: &Plan, dialect: Dialect) -> Option<Exchange> {
-    let wanted = plan.route.responses == Responses::Chat && dialect == Dialect::Responses;
+/// The translation of a request to this interface, if its route wants one.
+pub fn of(plan: &Plan, api: Api) -> Option<Exchange> {
+    let wanted = plan.route.responses == Responses::Chat && api == Api::Responses;
     wanted.then(Exchange::default)
 }
 

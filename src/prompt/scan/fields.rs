@@ -22,6 +22,8 @@ pub enum Field {
     PromptCacheKey,
     User,
     Metadata,
+    Store,
+    Background,
     // What follows holds prompt.
     Messages,
     Prompt,
@@ -48,7 +50,7 @@ pub enum Field {
 }
 
 /// Every field with its name, in the order of the enum.
-pub(super) const FIELDS: [(Field, &str); 36] = [
+pub(super) const FIELDS: [(Field, &str); 38] = [
     (Field::Model, "model"),
     (Field::Stream, "stream"),
     (Field::RequestId, "request_id"),
@@ -63,6 +65,8 @@ pub(super) const FIELDS: [(Field, &str); 36] = [
     (Field::PromptCacheKey, "prompt_cache_key"),
     (Field::User, "user"),
     (Field::Metadata, "metadata"),
+    (Field::Store, "store"),
+    (Field::Background, "background"),
     (Field::Messages, "messages"),
     (Field::Prompt, "prompt"),
     (Field::Input, "input"),
