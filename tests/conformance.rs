@@ -30,6 +30,7 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::{Overflow, Responses};
+use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::reject::{Reject, Style};
 use vllm_lb::route::answer::{Answer, Asker, overflow};
 use vllm_lb::route::dialect::Dialect;
@@ -207,6 +208,20 @@ fn brief(told: &str) -> String {
     told.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// With what a scanner has read of the body, the same comes out, and is known in its turn.
+fn knows_alike(case: &Case, client: &str, usage: bool, edited: &Edited) {
+    let (plan, mut scanner) = (case.plan(), Scanner::new());
+    scanner.scan(client.as_bytes());
+    let known = plan.edits(case.dialect()).edit_known(client.as_bytes(), usage, &|at| scanner.end_of(at));
+    assert_eq!(&known, edited, "{}", case.name);
+    if let Some(body) = &edited.body {
+        let again = scanner.of_edited(client.as_bytes(), body);
+        scanner = Scanner::new();
+        scanner.scan(body);
+        assert_eq!(again.facts(body), scanner.facts(body), "{}", case.name);
+    }
+}
+
 #[test]
 fn requests_reach_the_upstream_as_they_should() {
     let cases = cases("requests.txt");
@@ -224,6 +239,9 @@ fn requests_reach_the_upstream_as_they_should() {
             }
             (Ok(edited), Some(_)) => panic!("{}: sent as {edited:?}", case.name),
         };
+        if !case.translates() {
+            knows_alike(case, client, usage, &edited);
+        }
         let sent = edited.body.as_deref().map(|body| String::from_utf8_lossy(body).into_owned());
         assert_eq!(sent.as_deref(), wanted, "{}", case.name);
         let asked = edited.asked;

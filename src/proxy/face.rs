@@ -17,6 +17,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use super::random::Random;
 use super::translation;
 use crate::config::types::{HeaderEdits, Overflow};
+use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 use crate::route::answer::{Answer, Asker, overflow};
 use crate::route::dialect::Dialect;
@@ -124,20 +125,27 @@ impl Face {
         if self.translates() { Api::Chat } else { api }
     }
 
-    /// The body as it is sent. `streams`: the answer is asked for as a stream. `Err`: what it says cannot be
-    /// said to the upstreams.
-    pub fn edit(&mut self, body: &[u8], streams: bool) -> Result<Option<Vec<u8>>, Reject> {
+    /// The body as it is sent. `streams`: the answer is asked for as a stream. `scanner` has read the body.
+    /// `Err`: what it says cannot be said to the upstreams.
+    pub fn edit(
+        &mut self,
+        body: &[u8],
+        streams: bool,
+        scanner: Option<&Scanner>,
+    ) -> Result<Option<Vec<u8>>, Reject> {
         let tags = self.plan.route.think_tags;
         let chat = match &mut self.translation {
             Some(exchange) => exchange.request(body, tags)?,
             None => None,
         };
+        // It has not read what the body was made into.
+        let scanner = scanner.filter(|_| chat.is_none());
         let body = chat.as_deref().unwrap_or(body);
         let edits = self.plan.edits(self.spoken());
         let edited = match &self.form {
             Some(kind) => edits.edit_form(kind, body),
             None => {
-                let edited = edits.edit(body, streams);
+                let edited = edits.edit_known(body, streams, &|at| scanner?.end_of(at));
                 self.asked = edited.asked;
                 edited.body
             }
