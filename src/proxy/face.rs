@@ -125,8 +125,8 @@ impl Face {
         if self.translates() { Api::Chat } else { api }
     }
 
-    /// The body as it is sent. `streams`: the answer is asked for as a stream. `Err`: what it says cannot be
-    /// said to the upstreams. `scanner` has read the body.
+    /// The body as it is sent. `streams`: the answer is asked for as a stream. `scanner` has read the body.
+    /// `Err`: what it says cannot be said to the upstreams.
     pub fn edit(
         &mut self,
         body: &[u8],
@@ -138,6 +138,7 @@ impl Face {
             Some(exchange) => exchange.request(body, tags)?,
             None => None,
         };
+        // It has not read what the body was made into.
         let scanner = scanner.filter(|_| chat.is_none());
         let body = chat.as_deref().unwrap_or(body);
         let edits = self.plan.edits(self.spoken());

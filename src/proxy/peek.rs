@@ -287,8 +287,8 @@ impl Reader {
             Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
             Looker::Multipart(_) | Looker::Opaque => false,
         };
-        let edited = face.edit(self.body.bytes(), streams, self.looker.scanner()).map_err(Failure::Reject)?;
-        let Some(edited) = edited else { return Ok(()) };
+        let edited = face.edit(self.body.bytes(), streams, self.looker.scanner());
+        let Some(edited) = edited.map_err(Failure::Reject)? else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
             (Looker::Json(scanner, api), _) => {
                 Looker::Json(scanner.of_edited(self.body.bytes(), &edited), face.api(*api))

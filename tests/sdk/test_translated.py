@@ -124,7 +124,9 @@ def test_create_as_a_stream(both):
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}], ids=["any", "named"])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "name": "weather"}], ids=["any", "named"]
+)
 def test_tool_call(both, choice):
     reply = both(lambda r: r.create(model=MODEL, input=ASK, tools=[TOOL], tool_choice=choice))
     called = [item for item in reply.output if item.type == "function_call"]
