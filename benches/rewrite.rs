@@ -226,8 +226,8 @@ fn chat_answer(random: &mut Random, words: usize, told: bool) -> String {
     format!(
         "{{\"id\":\"chatcmpl-955534d1733abee8\",\"object\":\"chat.completion\",\"created\":1795154964,\
          \"model\":\"openai/gpt-oss-20b\",\"choices\":[{{\"index\":0,\"message\":{{\"role\":\"assistant\",\
-         \"content\":\"{}\"}},\"logprobs\":{told},\"finish_reason\":\"stop\"}}],\"usage\":{{\"prompt_tokens\":31,\
-         \"total_tokens\":43,\"completion_tokens\":12}}}}",
+         \"content\":\"{}\"}},\"logprobs\":{told},\"finish_reason\":\"stop\"}}],\"usage\":\
+         {{\"prompt_tokens\":31,\"total_tokens\":43,\"completion_tokens\":12}}}}",
         words.join(" ")
     )
 }
