@@ -2,7 +2,7 @@
 //!
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
 //! configuration, `rewrite` edits what is sent, `answer` what comes back, `stored` gives responses ids by
-//! which they are found again.
+//! which they are found again, and `translate` says a Responses request as a chat.
 
 pub mod answer;
 pub mod dialect;
@@ -12,3 +12,4 @@ pub mod rewrite;
 mod splice;
 pub mod stored;
 pub mod table;
+pub mod translate;

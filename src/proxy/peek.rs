@@ -214,7 +214,11 @@ impl Peeker {
         };
         let plan = self.routes.plan(model.name(), head.uri.path(), &head.headers)?;
         let (model, form) = (model.name().map(str::to_string), form.map(str::to_string));
-        Some(Box::new(Face::new(plan, dialect, model, form)))
+        let mut face = Face::new(plan, dialect, model, form);
+        if let Looker::Json(_, api) = looker {
+            face.expect(*api);
+        }
+        Some(Box::new(face))
     }
 }
 
@@ -283,9 +287,12 @@ impl Reader {
             Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
             Looker::Multipart(_) | Looker::Opaque => false,
         };
-        let Some(edited) = face.edit(self.body.bytes(), streams) else { return Ok(()) };
+        let edited = face.edit(self.body.bytes(), streams, self.looker.scanner()).map_err(Failure::Reject)?;
+        let Some(edited) = edited else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
-            (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
+            (Looker::Json(scanner, api), _) => {
+                Looker::Json(scanner.of_edited(self.body.bytes(), &edited), face.api(*api))
+            }
             (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
             (Looker::Multipart(_) | Looker::Opaque, _) => Looker::Opaque,
         };

@@ -109,7 +109,12 @@ impl Edits {
 
     /// The body as it is sent. `usage`: it asks for a stream, whose usage is wanted.
     pub fn edit(&self, body: &[u8], usage: bool) -> Edited {
-        let Some((object, messages)) = self.read(body) else { return Edited::default() };
+        self.edit_known(body, usage, &|_| None)
+    }
+
+    /// As `edit`, of a body of which somebody may know where the value that begins at a byte ends.
+    pub fn edit_known(&self, body: &[u8], usage: bool, end_of: &dyn Fn(usize) -> Option<usize>) -> Edited {
+        let Some((object, messages)) = self.read(body, end_of) else { return Edited::default() };
         let mut out = Splices::default();
         let mut asked = Asked {
             usage: false,

@@ -3,13 +3,15 @@
 use serde_json::{Map, Value as Json};
 
 use super::fleet::Reference;
-use super::{retry, set, timeouts};
+use super::{retry, set, source, timeouts};
 use crate::config::free;
 use crate::config::keys::{self};
 use crate::config::problem::{Place, Problem, seen};
 use crate::config::raw::Value;
 use crate::config::section::{Section, items};
-use crate::config::types::{BodyEdits, Config, HeaderEdits, Overflow, Retry, RouteConfig, Timeouts};
+use crate::config::types::{
+    BodyEdits, Config, HeaderEdits, Overflow, Responses, Retry, RouteConfig, Timeouts,
+};
 use crate::config::values::{Read, boolean, plain, secret, url_path};
 
 /// Headers that frame a message or belong to one connection: the balancer's own.
@@ -66,6 +68,7 @@ fn route(
     set(&mut route.token_ids, section.get("token_ids", boolean));
     set(&mut route.think_tags, section.get("think_tags", boolean));
     set(&mut route.overflow, section.choose("overflow", &Overflow::NAMES, Overflow::parse));
+    set(&mut route.responses, section.choose("responses", &Responses::NAMES, Responses::parse));
     set(&mut route.metadata_overrides, section.get("metadata_overrides", boolean));
     route.api_key = section.get("api_key", secret);
     timeouts(section.section("timeouts"), &mut route.timeouts);
@@ -202,6 +205,7 @@ fn aliases(section: &mut Section<'_, '_>, route: &mut RouteConfig) {
         ("default_headers", !headers.is_empty() && !route.headers.set.is_empty()),
         ("return_token_id_information", route.token_ids),
         ("uses_reasoning_parser", route.think_tags),
+        ("is_responses_native", route.responses == Responses::Chat),
     ];
     body.defaults.extend(defaults);
     body.overrides.extend(overrides);
@@ -213,6 +217,8 @@ fn aliases(section: &mut Section<'_, '_>, route: &mut RouteConfig) {
     }
     set(&mut route.token_ids, section.get("return_token_id_information", boolean));
     set(&mut route.think_tags, section.get("uses_reasoning_parser", boolean));
+    let native = section.get("is_responses_native", boolean);
+    set(&mut route.responses, native.map(|native| if native { Responses::Native } else { Responses::Chat }));
     for (alias, clash) in taken.into_iter().chain([("chat_template_kwargs", kwargs_taken)]) {
         if clash && section.node(alias).is_some() {
             let pattern = section.place_of(alias).pattern();
@@ -274,7 +280,7 @@ fn cycles(routes: &[RouteConfig], places: &[Place], problems: &mut Vec<Problem>)
 
 /// What is allowed, since upstreams may come later, and yet hardly meant.
 pub fn warnings(config: &Config) -> Vec<Problem> {
-    let mut found = Vec::new();
+    let mut found = source::names_to_come(config);
     for (index, route) in config.routes.iter().enumerate() {
         let place = Place::named(&format!("routes[{index}]"));
         if let Some(to) = route.to.as_ref().filter(|to| !may_be_served(config, route, to)) {
@@ -291,11 +297,12 @@ pub fn warnings(config: &Config) -> Vec<Problem> {
     found
 }
 
-/// An upstream whose models are asked for may serve any.
+/// An upstream whose models are asked for may serve any, as may one that is yet to be discovered.
 fn may_be_served(config: &Config, route: &RouteConfig, model: &String) -> bool {
     let chosen = |name: &String| route.upstreams.as_ref().is_none_or(|names| names.contains(name));
     let mut upstreams = config.upstreams.iter().filter(|upstream| chosen(&upstream.name)).peekable();
     upstreams.peek().is_none()
+        || (route.upstreams.is_none() && !config.sources.is_empty())
         || upstreams.any(|upstream| upstream.models.as_ref().is_none_or(|models| models.contains(model)))
 }
 
