@@ -88,7 +88,7 @@ fn requests(criterion: &mut Criterion) {
             group.bench_function(name, |bench| {
                 bench.iter(|| {
                     for body in black_box(&bodies) {
-                        black_box(edits.edit(body, false));
+                        black_box(edits.edit(body));
                     }
                 });
             });

@@ -6,7 +6,7 @@
 //! === a name for the case
 //! route: {model: fast, to: big}            one entry of `routes`, as in a configuration
 //! path: /v1/chat/completions               chat unless it is given
-//! usage: yes                               the usage of a stream is wanted
+//! usage: yes                               the usage of streams is wanted
 //! asked: usage logprobs token_ids          what is asked for on our own account
 //! model: fast                              the client's name; that of the route unless it is given
 //! status: 404                              of the answer; 200 unless it is given
@@ -25,11 +25,13 @@ use std::sync::Arc;
 use http::HeaderMap;
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::Overflow;
+use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::route::answer::{Answer, Asker, overflow};
 use vllm_lb::route::dialect::Dialect;
 use vllm_lb::route::paths::{self, Found};
 use vllm_lb::route::rewrite::Asked;
 use vllm_lb::route::table::{Plan, Table};
+use vllm_lb::route::usage::{self, Unasked};
 
 #[derive(Debug, Default)]
 struct Case {
@@ -68,7 +70,11 @@ impl Case {
 
     fn asked(&self) -> Asked {
         let asked = |word| self.setting("asked").is_some_and(|words| words.split(' ').any(|w| w == word));
-        Asked { usage: asked("usage"), logprobs: asked("logprobs"), token_ids: asked("token_ids") }
+        Asked { logprobs: asked("logprobs"), token_ids: asked("token_ids") }
+    }
+
+    fn asked_for_usage(&self) -> bool {
+        self.setting("asked").is_some_and(|words| words.split(' ').any(|word| word == "usage"))
     }
 
     /// What the client gets of an answer that comes in pieces of this size.
@@ -89,12 +95,19 @@ impl Case {
         let events = answer.starts_with("data") || answer.starts_with("event") || answer.starts_with(':');
         let kind = if events { "text/event-stream; charset=utf-8" } else { "application/json" };
         let asker = Asker { dialect: self.dialect(), model: model.as_deref(), asked: self.asked() };
-        let Some(mut edit) = Answer::new(&plan, asker, status, Some(kind)) else { return answer.into() };
+        let mut edit = Answer::new(&plan, asker, status, Some(kind));
+        let mut unasked = (events && self.asked_for_usage()).then(Unasked::default);
         let mut told = Vec::new();
-        for piece in answer.as_bytes().chunks(size) {
-            told.extend(edit.feed(piece, false));
+        for (piece, end) in
+            answer.as_bytes().chunks(size).map(|piece| (piece, false)).chain([(&b""[..], true)])
+        {
+            let taken = unasked.as_mut().and_then(|unasked| unasked.feed(piece, end));
+            let piece = taken.as_deref().unwrap_or(piece);
+            match &mut edit {
+                Some(edit) => told.extend(edit.feed(piece, end)),
+                None => told.extend_from_slice(piece),
+            }
         }
-        told.extend(edit.feed(b"", true));
         String::from_utf8(told).expect("is text")
     }
 
@@ -129,6 +142,14 @@ fn cases(file: &str) -> Vec<Case> {
     cases
 }
 
+/// The body that asks for its stream's usage, if it is one.
+fn asking(body: &str, dialect: Dialect) -> Option<String> {
+    let mut scanner = Scanner::new();
+    scanner.scan(body.as_bytes());
+    let asking = usage::ask(body.as_bytes(), &scanner, dialect)?;
+    Some(String::from_utf8(asking).expect("is text"))
+}
+
 #[test]
 fn requests_reach_the_upstream_as_they_should() {
     let cases = cases("requests.txt");
@@ -138,18 +159,19 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let edited = edits.edit(client.as_bytes(), usage);
-        let sent = edited.body.as_deref().map(|body| String::from_utf8_lossy(body).into_owned());
+        let edited = edits.edit(client.as_bytes());
+        assert!(edited.body.is_none() || edits.may_change(None), "{}: would not have been held", case.name);
+        let mut sent = edited.body.as_deref().map(|body| String::from_utf8_lossy(body).into_owned());
+        let asking = (usage && edits.leaves_usage())
+            .then(|| asking(sent.as_deref().unwrap_or(client), case.dialect()))
+            .flatten();
+        let asks = asking.is_some();
+        sent = asking.or(sent);
         assert_eq!(sent.as_deref(), wanted, "{}", case.name);
         let asked = edited.asked;
-        let asked = [("usage", asked.usage), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
+        let asked = [("usage", asks), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
         let asked: Vec<&str> = asked.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         assert_eq!(asked.join(" "), case.setting("asked").unwrap_or_default(), "{}", case.name);
-        assert!(
-            edited.body.is_none() || edits.may_change(None, usage),
-            "{}: would not have been held",
-            case.name
-        );
     }
     assert!(cases.len() >= 60, "{} cases", cases.len());
 }

@@ -82,16 +82,16 @@ impl Face {
     pub fn wants_body(&self) -> bool {
         let edits = self.plan.edits(self.dialect);
         let model = self.model.as_deref();
-        if self.form.is_some() { edits.renames(model) } else { edits.may_change(model, false) }
+        if self.form.is_some() { edits.renames(model) } else { edits.may_change(model) }
     }
 
-    /// The body as it is sent. `streams`: the answer is asked for as a stream.
-    pub fn edit(&mut self, body: &[u8], streams: bool) -> Option<Vec<u8>> {
+    /// The body as it is sent.
+    pub fn edit(&mut self, body: &[u8]) -> Option<Vec<u8>> {
         let edits = self.plan.edits(self.dialect);
         let body = match &self.form {
             Some(kind) => edits.edit_form(kind, body),
             None => {
-                let edited = edits.edit(body, streams);
+                let edited = edits.edit(body);
                 self.asked = edited.asked;
                 edited.body
             }

@@ -12,6 +12,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 use tokio::time::{Instant, timeout_at};
 
+use super::ask::{self, Ask};
 use super::face::Face;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
@@ -51,6 +52,8 @@ pub enum Shape {
 pub struct Wish {
     pub model: Wanted,
     pub asked: Asked,
+    /// The session, in the form in which it is told.
+    pub session: Option<String>,
     pub rest: Option<Box<Rest>>,
     pub streams: bool,
     pub previous_response_id: Option<String>,
@@ -85,6 +88,7 @@ pub struct Peeked {
     pub reservation: Reservation,
     pub wish: Wish,
     pub face: Option<Box<Face>>,
+    pub ask: Option<Box<Ask>>,
 }
 
 pub enum Failure {
@@ -128,7 +132,7 @@ impl Peeker {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            return Ok(Peeked { body, whole: true, reservation, wish, face: None });
+            return Ok(Peeked { body, whole: true, reservation, wish, face: None, ask: None });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -167,8 +171,9 @@ impl Peeker {
             body: reader.looker.scanner().map(|scanner| (reader.body.bytes(), scanner)),
             model: wish.asked.model.as_deref().unwrap_or_default(),
         };
-        wish.asked.session = request.session(&self.sessions);
-        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face })
+        (wish.asked.session, wish.session) = request.session(&self.sessions).unzip();
+        let ask = if whole { reader.ask(face.as_deref()) } else { None };
+        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face, ask })
     }
 
     /// What the request's route makes of it, if it takes one.
@@ -254,11 +259,7 @@ impl Reader {
     /// Puts the edited body in the place of the one that came, which is whole.
     fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
         self.look();
-        let streams = match &self.looker {
-            Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
-            Looker::Multipart(_) | Looker::Opaque => false,
-        };
-        let Some(edited) = face.edit(self.body.bytes(), streams) else { return Ok(()) };
+        let Some(edited) = face.edit(self.body.bytes()) else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
             (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
             (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
@@ -271,6 +272,20 @@ impl Reader {
             true => Ok(()),
             false => Err(Failure::Reject(Reject::Memory)),
         }
+    }
+
+    /// Puts the question for the stream's usage into the body, which is whole and has been read.
+    fn ask(&mut self, face: Option<&Face>) -> Option<Box<Ask>> {
+        let Looker::Json(scanner, api) = &self.looker else { return None };
+        let asking = ask::question(self.body.bytes(), scanner, *api, face)?;
+        let length = asking.len() as u64;
+        // Where it does not fit, it is not worth a refusal.
+        if length > self.limits.max_body || !self.reservation.grow_to(length) {
+            return None;
+        }
+        let ask = Ask::new(asking.len());
+        self.body = Body::Piece(Bytes::from(asking));
+        Some(Box::new(ask))
     }
 }
 

@@ -16,7 +16,7 @@ use super::line::Line;
 use super::memory::Reservation;
 use super::peek::{Failure, Peeked, Shape, Wanted};
 use super::replay::Replay;
-use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
+use super::{Balancer, Shared, answer, headers, local, refuse, session as wrapper};
 use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
 use crate::reject::{Reject, Style};
@@ -205,6 +205,7 @@ async fn inference(
     api: Api,
     snapshot: &Snapshot,
 ) -> Result<Step> {
+    context.counts = api.counts_tokens();
     let head = session.req_header();
     let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let shape = match api.model_in() {
@@ -247,14 +248,14 @@ async fn forward(
     }
     expect(session).await?;
     let model_decides = model_decides || !context.settings.peeker.routes.is_empty();
-    let Peeked { body, whole, reservation, wish, face } =
+    let Peeked { body, whole, reservation, wish, face, ask } =
         match context.settings.peeker.peek(session, shape, context.session.as_deref(), model_decides).await {
             Ok(peeked) => peeked,
             Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
             Err(Failure::Client(error)) => return Err(error),
         };
     context.model = wish.model;
-    context.face = face;
+    (context.face, context.ask, context.told_session) = (face, ask, wish.session);
     context.tokens = shared.state.prompt(&wish.asked).tokens;
     (context.asked, context.rest, context.streams) = (wish.asked, wish.rest, wish.streams);
     context.pinned = wish.pinned;
@@ -383,6 +384,7 @@ pub fn failure(error: &Error, context: &mut Context) -> Option<Reject> {
 /// connection ends. An answer that is no stream just breaks off, which its framing shows.
 pub async fn end_stream(session: &mut Session, error: &Error, context: &mut Context) {
     let gone = *error.esource() == ErrorSource::Downstream && context.failed.is_none();
+    let held = if gone { None } else { answer::rest(context) };
     let (Some(tail), false) = (&context.stream, gone) else { return };
     let name = context.last.as_ref().map_or("", |upstream| upstream.name());
     let (code, message) = match &context.failed {
@@ -393,6 +395,7 @@ pub async fn end_stream(session: &mut Session, error: &Error, context: &mut Cont
     };
     observe::stream_broken(&context.id, name, &error.to_string());
     let events = error_events(context.form, &message, code, !tail.between_events());
+    let events = [held.as_deref().unwrap_or_default(), events.as_ref()].concat();
     // Whoever does not read any more has not been cut silently either.
     drop(session.write_response_body(Some(Bytes::from(events)), true).await);
 }
@@ -420,6 +423,9 @@ pub fn tell(
         method: head.method.as_str(),
         path: head.uri.path(),
         model,
+        route: context.face.as_ref().map(|face| face.plan.name.as_str()),
+        session: context.told_session.as_deref(),
+        usage: context.usage(),
         upstream: lease.map(Lease::upstream).or(context.last.as_ref()).map(|upstream| upstream.name()),
         status: context.status,
         outcome: context.refused.unwrap_or(outcome.label()),
