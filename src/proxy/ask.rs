@@ -15,12 +15,20 @@ use super::face::Face;
 use crate::prompt::scan::Scanner;
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
-use crate::route::usage::{self, Unasked};
+use crate::route::usage::{self, Refusal, Unasked};
 
 pub struct Ask {
-    /// Of the body with the question.
+    /// With the question in it, where that is a field of its own; it goes when an answer that is no refusal
+    /// begins.
+    body: Option<Bytes>,
     length: usize,
-    unasked: Option<Unasked>,
+    answer: Option<Answer>,
+}
+
+/// What is done to the present answer.
+enum Answer {
+    Stream(Unasked),
+    Refusal(Refusal),
 }
 
 /// The body with the question in it, if it is one to ask with.
@@ -32,8 +40,11 @@ pub fn question(body: &[u8], scanner: &Scanner, api: Api, face: Option<&Face>) -
 }
 
 impl Ask {
-    pub fn new(length: usize) -> Self {
-        Ask { length, unasked: None }
+    /// `body`: with the question in it. `before`: how long it was without.
+    pub fn new(body: Bytes, before: usize) -> Self {
+        let length = body.len();
+        let is_new = (length - before) as u64 == usage::GROWTH;
+        Ask { length, body: is_new.then_some(body), answer: None }
     }
 
     /// Makes a head one of the body with the question.
@@ -49,17 +60,34 @@ impl Ask {
     pub fn begin(&mut self, head: &mut ResponseHeader) -> Result<()> {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
-        let streams = text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/event-stream"));
-        let edits = plain && streams && head.status.is_success();
-        self.unasked = edits.then(Unasked::default);
-        if edits && head.remove_header(&header::CONTENT_LENGTH).is_some() {
+        let kind = text(header::CONTENT_TYPE).unwrap_or_default();
+        self.answer = match head.status.as_u16() {
+            _ if !plain => None,
+            200..300 if kind.starts_with("text/event-stream") => Some(Answer::Stream(Unasked::default())),
+            400 if kind.starts_with("application/json") => {
+                self.body.as_deref().and_then(Refusal::new).map(Answer::Refusal)
+            }
+            _ => None,
+        };
+        if head.status.is_success() {
+            self.body = None;
+        }
+        let keeps = match &self.answer {
+            Some(Answer::Stream(_)) => false,
+            Some(Answer::Refusal(refusal)) => refusal.keeps_length(),
+            None => true,
+        };
+        if !keeps && head.remove_header(&header::CONTENT_LENGTH).is_some() {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
         Ok(())
     }
 
-    /// The next piece of the answer, without what was only asked for. `None`: it goes on as it is.
+    /// The next piece of the answer, without what is in it on our account. `None`: it goes on as it is.
     pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
-        self.unasked.as_mut()?.feed(piece, end).map(Bytes::from)
+        match self.answer.as_mut()? {
+            Answer::Stream(unasked) => unasked.feed(piece, end).map(Bytes::from),
+            Answer::Refusal(refusal) => Some(Bytes::from(refusal.feed(piece, end))),
+        }
     }
 }

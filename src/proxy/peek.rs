@@ -283,8 +283,9 @@ impl Reader {
         if length > self.limits.max_body || !self.reservation.grow_to(length) {
             return None;
         }
-        let ask = Ask::new(asking.len());
-        self.body = Body::Piece(Bytes::from(asking));
+        let asking = Bytes::from(asking);
+        let ask = Ask::new(asking.clone(), self.body.bytes().len());
+        self.body = Body::Piece(asking);
         Some(Box::new(ask))
     }
 }

@@ -9,7 +9,8 @@
 //! - `system_fingerprint`, which otherwise stands on the chunk that ends the choice, stands on that one: the
 //!   chunk that ends the choice is held until the next, which follows at once, and gets it back.
 //!
-//! What is left is the stream of the engine that was not asked, byte by byte. For that, several choices (`n`,
+//! What is left is the stream of the engine that was not asked, byte by byte, as a refusal is after
+//! [`Refusal`]: its text counts the fields of the body. For that, several choices (`n`,
 //! a list of prompts) are not asked for: each ends with a chunk of its own, long before the others do, which
 //! would have to wait for the fingerprint. vLLM says nothing else on account of being asked; a `"usage":null`
 //! that an engine puts on its chunks says nothing to anybody, and stays.
@@ -19,8 +20,10 @@
 //!
 //! Never: a second walk through a body, a byte that waits for anything but its line or the next event.
 
+mod refusal;
 mod unasked;
 
+pub use refusal::Refusal;
 pub use unasked::Unasked;
 
 use super::dialect::Dialect;
@@ -34,7 +37,7 @@ const OPTIONS: &[u8] = br#"{"include_usage":true}"#;
 /// The name of the field, with what goes before it and behind.
 const FIELD: &[u8] = br#","stream_options":"#;
 
-/// By how much a body grows at the most.
+/// By how much a body grows that had no such field, which is the most.
 pub const GROWTH: u64 = (OPTIONS.len() + FIELD.len()) as u64;
 
 /// The body that asks for its stream's usage; `None`: there is nothing to ask for, or the client has spoken.

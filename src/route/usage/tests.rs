@@ -52,6 +52,29 @@ fn what_a_stream_is_asked_with() {
     }
 }
 
+#[test]
+fn a_refusal_counts_the_fields_of_the_client() {
+    let told = |body: &str, said: &str| {
+        let asking = asking(body, Dialect::Chat).unwrap();
+        let mut refusal = Refusal::new(asking.as_bytes()).unwrap();
+        let first = refusal.feed(&said.as_bytes()[..10], false);
+        String::from_utf8([first, refusal.feed(&said.as_bytes()[10..], true)].concat()).unwrap()
+    };
+    let three = r#"{"stream":true,"a":1,"b":{"c":2},"a":3}"#;
+    for (body, said, wanted) in [
+        (
+            three,
+            "input: '<dict of 4 items>', <dict of 2 items>",
+            "input: '<dict of 3 items>', <dict of 2 items>",
+        ),
+        (three, "nothing of the kind", "nothing of the kind"),
+    ] {
+        assert_eq!(told(body, said), wanted, "{body}");
+    }
+    let nine = r#"{"stream":true,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1,"h":1,"i":1}"#;
+    assert!(!Refusal::new(asking(nine, Dialect::Chat).unwrap().as_bytes()).unwrap().keeps_length());
+}
+
 /// What goes on of a stream in pieces that end at these places, and whether each piece was copied.
 fn fed(body: &[u8], cuts: &[usize]) -> (Vec<u8>, Vec<bool>) {
     let (mut unasked, mut out, mut copied, mut start) = (Unasked::default(), Vec::new(), Vec::new(), 0);
@@ -110,7 +133,7 @@ fn what_names_no_usage_is_not_copied() {
     let all = format!("{first}{second}{}", events(&[END, USAGE, "data: [DONE]"]));
     let cuts = [first.len(), first.len() + second.len(), all.len() - "data: [DONE]\n\n".len()];
     let (told, copied) = fed(all.as_bytes(), &cuts);
-    assert_eq!(copied, [false, false, true, true], "what is behind the usage loses its empty line");
+    assert_eq!(copied, [false, false, true, false], "with the end of its choice, a stream is looked into");
     assert!(String::from_utf8(told).unwrap().ends_with("\"f\"}\n\ndata: [DONE]\n\n"));
 }
 
