@@ -38,7 +38,8 @@ fn routed(engines: &[Engine], routes: &str) -> Config {
 }
 
 fn chat(stream: bool) -> Value {
-    json!({"model": "sim", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "stream": stream})
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    json!({"model": "sim", "messages": messages, "max_tokens": 5, "stream": stream})
 }
 
 fn completion(stream: bool) -> Value {
