@@ -1,4 +1,5 @@
-//! What it costs to look for the usage in an answer, and to take out of it what was only asked for: `cargo bench --bench usage` (or with `--profile quick`).
+//! What it costs to look for the usage in an answer, and to take out of it what was only asked for:
+//! `cargo bench --bench usage` (or with `--profile quick`).
 //!
 //! Each stream is fed event by event, as an engine sends them, and all words in it are distinct.
 //!

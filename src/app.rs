@@ -105,7 +105,10 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let outbox = siblings.as_ref().map(|siblings| siblings.outbox.clone());
     let seed = RandomState::new().hash_one(0u64);
     let state = State::among(config.index, config.sessions.ttl, seed, outbox);
-    let shared = Shared::new(&config, fleet.clone(), state.clone());
+    let (tasks_stop, stopped) = watch::channel(false);
+    let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
+    let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
+    let shared = Shared::new(&config, fleet.clone(), state.clone(), exchange.clone());
     let leave = shared.leave().clone();
     let threads = threads(&config);
     let public = server::engine(Balancer::public(shared.clone()), threads);
@@ -128,9 +131,6 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let config = Arc::new(ArcSwap::from_pointee(config));
     let (fleet_too, seats_too) = (fleet.clone(), seats.clone());
     let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), seats_too, certificates);
-    let (tasks_stop, stopped) = watch::channel(false);
-    let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
-    let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
     let (asks, leaving) = (reloader.clone(), leave.leaving());
     let admin = Admin::new(fleet.clone(), state.clone(), config, asks, leaving, exchange);
     let door = Arc::new(AdminDoor(admin));

@@ -288,6 +288,11 @@ pub fn lookup_failed() {
     METRICS.exchange.lost.with_label_values(&["lookup"]).inc();
 }
 
+/// Where a stored response is was looked for; `by` says what told it.
+pub fn response_found(by: &str) {
+    METRICS.exchange.found.with_label_values(&[by]).inc();
+}
+
 /// What a sibling has changed cannot be done here.
 pub fn member_unusable(upstream: &str, why: &str) {
     METRICS.exchange.lost.with_label_values(&["member"]).inc();

@@ -36,6 +36,7 @@ mod respond;
 pub mod server;
 mod session;
 mod settings;
+mod stored;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,7 @@ use crate::fleet::{Fleet, Outcome};
 use crate::observe;
 use crate::reject::Reject;
 use crate::state::State;
+use crate::state::redis::Exchange;
 use attempt::Cause;
 use budget::Budget;
 use context::Context;
@@ -73,6 +75,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Shared {
     fleet: Arc<Fleet>,
     state: Arc<State>,
+    /// Where siblings' words are to be looked up; `None`: there are none.
+    exchange: Option<Arc<Exchange>>,
     settings: ArcSwap<Settings>,
     memory: Arc<memory::Memory>,
     peers: peer::Peers,
@@ -82,12 +86,18 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(config: &Config, fleet: Arc<Fleet>, state: Arc<State>) -> Arc<Self> {
+    pub fn new(
+        config: &Config,
+        fleet: Arc<Fleet>,
+        state: Arc<State>,
+        exchange: Option<Arc<Exchange>>,
+    ) -> Arc<Self> {
         let memory = memory::Memory::new(config.peek.memory);
         Arc::new(Shared {
             fleet,
             settings: ArcSwap::new(Settings::new(config, memory.clone(), state.blocks())),
             state,
+            exchange,
             memory,
             peers: peer::Peers::default(),
             random: random::Random::new(),
@@ -215,7 +225,7 @@ impl ProxyHttp for Balancer {
             }
             Step::Answer(answer) => {
                 context.status = answer.status().as_u16();
-                respond::send(session, answer, &context.id, self.shared.leave.is_closing()).await?;
+                respond::send(session, answer, context, self.shared.leave.is_closing()).await?;
                 Ok(true)
             }
         }
@@ -279,7 +289,8 @@ impl ProxyHttp for Balancer {
             headers::towards_upstream(session, head, lease.upstream(), https)?;
         }
         context.face.as_ref().map_or(Ok(()), |face| face.towards_upstream(head))?;
-        context.ask.as_ref().map_or(Ok(()), |ask| ask.towards_upstream(head))
+        context.ask.as_ref().map_or(Ok(()), |ask| ask.towards_upstream(head))?;
+        context.making.as_ref().map_or(Ok(()), |making| making.lengthen(head))
     }
 
     async fn request_body_filter(
@@ -295,6 +306,9 @@ impl ProxyHttp for Balancer {
         let limit = context.settings.peeker.limits.max_body;
         if context.received > limit && context.home.is_some() {
             return Err(refuse(context, Reject::TooLarge { limit }));
+        }
+        if before == 0 {
+            stored::stamp(context, body);
         }
         Ok(())
     }
@@ -374,7 +388,7 @@ impl ProxyHttp for Balancer {
             context.status = answer.status().as_u16();
             context.outcome = Some(Outcome::Answered(context.status));
             // Pingora ends a connection after a failure, which this is to it.
-            drop(respond::send(session, answer, &context.id, true).await);
+            drop(respond::send(session, answer, context, true).await);
             return nothing;
         }
         let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {
@@ -387,7 +401,7 @@ impl ProxyHttp for Balancer {
         context.drain = failed && !reject.closes();
         let close = failed || reject.closes() || self.shared.leave.is_closing();
         let answer = respond::refusal(&reject, context.style);
-        match respond::send(session, answer, &context.id, close).await {
+        match respond::send(session, answer, context, close).await {
             Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },
             Err(_) => nothing,
         }

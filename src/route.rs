@@ -1,8 +1,8 @@
 //! Where a request may go, and what is made of it and of its answer on the way.
 //!
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
-//! configuration, `rewrite` edits what is sent, `answer` what comes back. `usage` asks streams for their
-//! tokens, and takes out again what that put into them.
+//! configuration, `rewrite` edits what is sent, `answer` what comes back, `stored` gives responses ids by
+//! which they are found again, `usage` asks streams for their tokens and takes out again what that adds.
 
 pub mod answer;
 pub mod dialect;
@@ -10,5 +10,6 @@ mod json;
 pub mod paths;
 pub mod rewrite;
 mod splice;
+pub mod stored;
 pub mod table;
 pub mod usage;

@@ -1,5 +1,6 @@
-//! What a balancer remembers between requests: which upstream was sent which prompts and sessions, how long
-//! a token of each model is, and how far engines agree with what was predicted of their caches.
+//! What a balancer remembers between requests: which upstream was sent which prompts and sessions, and made
+//! which responses, how long a token of each model is, and how far engines agree with what was predicted of
+//! their caches.
 //!
 //! Decisions read local memory only. It must never wait for anything on a request's path but the short
 //! lock of a writer, and never know the fleet: an upstream is a number here, the same for its life.
@@ -11,6 +12,7 @@ pub mod local;
 mod places;
 mod ratios;
 pub mod redis;
+mod responses;
 pub mod sessions;
 mod siblings;
 
@@ -89,6 +91,8 @@ pub struct State {
     ratios: Ratios,
     beyond: Mutex<Beyond>,
     sessions: Sessions,
+    /// Where stored responses are whose ids do not say it.
+    responses: Sessions,
     born: Instant,
     /// For what siblings are to know; `None`: there are none.
     outbox: Option<Arc<Outbox>>,
@@ -132,6 +136,7 @@ impl State {
     pub fn among(config: PrefixIndex, ttl: Duration, seed: u64, outbox: Option<Arc<Outbox>>) -> Arc<Self> {
         Arc::new(State {
             sessions: Sessions::new(Sessions::LIMIT, millis(ttl)),
+            responses: Sessions::new(responses::LIMIT, millis(ttl)),
             born: Instant::now(),
             index: Index::new(config.blocks, seed),
             blocks: Blocks { bytes: config.block_bytes, most: LONGEST / config.block_bytes.max(1) },
@@ -148,6 +153,7 @@ impl State {
     /// Another time to live of sessions.
     pub fn set_ttl(&self, ttl: Duration) {
         self.sessions.set_ttl(millis(ttl));
+        self.responses.set_ttl(millis(ttl));
     }
 
     fn millis(&self, now: Instant) -> u64 {

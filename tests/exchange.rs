@@ -162,3 +162,35 @@ async fn changes_of_members_are_known_to_all_and_kept() {
     let next = Board::begun(&redis.url(), "next").await;
     next.until_member("u2", Some("added")).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_state_of_redis_is_not_believed() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
+    let list = "vllm-lb:{lb}:members";
+    let text = async || match redis.ask(&["HGET", list, "u1"]).await {
+        redis::Value::BulkString(text) => String::from_utf8(text).expect("text"),
+        other => panic!("{other:?}"),
+    };
+    a.exchange.put_member("u1", "added".into());
+    b.until_member("u1", Some("added")).await;
+    let before = text().await;
+    b.exchange.put_member("u1", "drained".into());
+    a.until_member("u1", Some("drained")).await;
+    let after = text().await;
+    // As a snapshot, or a replica that lagged, would have it.
+    redis.ask(&["HSET", list, "u1", &before]).await;
+    redis.ask(&["SET", "vllm-lb:{lb}:mark", "another"]).await;
+    eventually("it is as it was", async || (text().await == after).then_some(())).await;
+    for board in [&a, &b] {
+        board.until_member("u1", Some("drained")).await;
+    }
+    // A later word goes before, and so does one over a text without a number, which nobody here writes.
+    a.exchange.put_member("u1", "added again".into());
+    b.until_member("u1", Some("added again")).await;
+    redis.ask(&["HSET", list, "u2", "{}"]).await;
+    redis.ask(&["SET", "vllm-lb:{lb}:mark", "yet another"]).await;
+    b.until_member("u2", Some("{}")).await;
+    a.exchange.put_member("u2", "said".into());
+    b.until_member("u2", Some("said")).await;
+}

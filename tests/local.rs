@@ -247,16 +247,19 @@ async fn a_stored_response_is_looked_for_with_the_clients_key() {
     config.upstreams.iter_mut().for_each(|upstream| upstream.models = Some(common::names(&["sim"])));
     let balancer = Balancer::ready(config).await;
     let key = ("authorization", "Bearer the client's");
-    let ask = async |previous: Option<&str>| {
-        let body = json!({"model": "sim", "input": "a", "previous_response_id": previous}).to_string();
-        let made = request("POST", "/v1/responses", &[JSON, key], body.as_bytes());
-        balancer.ask(made).await.expect(200).json()["id"].as_str().expect("has an id").to_string()
+    let body = |id: &str, previous: Option<&str>| {
+        let body = json!({"model": "sim", "input": "a", "request_id": id, "previous_response_id": previous});
+        request("POST", "/v1/responses", &[JSON, key], body.to_string().as_bytes())
     };
-    let mut last = ask(None).await;
-    for _ in 0..8 {
-        last = ask(Some(&last)).await;
-        let path = format!("/v1/responses/{last}");
+    for (number, engine) in engines.iter().cycle().take(8).enumerate() {
+        // Made behind the balancer's back, so that nothing but asking tells where it is.
+        let (id, next) = (format!("mine-{number}"), format!("next-{number}"));
+        Wire::connect(&common::direct(engine)).await.ask(body(&id, None)).await.expect(200);
+        let path = format!("/v1/responses/{id}");
         balancer.ask(request("GET", &path, &[key], b"")).await.expect(200);
         balancer.ask(get(&path)).await.expect(404);
+        balancer.ask(body(&next, Some(&id))).await.expect(200);
+        // What was made through it is known; without a key its engine says what it says.
+        balancer.ask(get(&format!("/v1/responses/{next}"))).await.expect(401);
     }
 }

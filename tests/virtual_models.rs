@@ -8,8 +8,11 @@ mod common;
 use bytes::Bytes;
 use common::body::{chat, form};
 use common::h2::{self, H2};
-use common::wire::{CHUNKED, JSON, chunk, get, head, post, request};
-use common::{Balancer, Engine, Fault, Options, Recorded, config, engine, engines, serving, upstreams};
+use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request};
+use common::{
+    Balancer, Engine, Fault, Options, Recorded, config, direct, engine, engines, eventually, serving,
+    upstreams,
+};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::Config;
@@ -96,11 +99,13 @@ async fn every_event_carries_the_clients_name_and_no_usage_that_it_did_not_ask_f
         assert!(asks || chunks.iter().all(|chunk| chunk["choices"] != json!([])), "{chunks:?}");
     }
     assert_eq!(last_body(&engines[0])["stream_options"]["include_usage"], true);
-    // Both were counted, also the one whose client did not ask.
-    let page = balancer.admin(get("/metrics")).await.expect(200);
-    let counted = page.text().lines().find(|line| line.contains(r#"kind="output",model="sim""#));
-    let tokens = counted.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-    assert!(tokens.is_some_and(|tokens| tokens >= 6), "{counted:?}");
+    // Both are counted, also the one whose client did not ask, when they have ended.
+    eventually("both are counted", async || {
+        let page = balancer.admin(get("/metrics")).await.expect(200);
+        let counted = page.text().lines().find(|line| line.contains(r#"kind="output",model="sim""#))?;
+        (counted.rsplit(' ').next()?.parse::<u64>().ok()? >= 6).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,6 +193,50 @@ async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
     balancer.until_idle().await;
     let wrong = json!({"model": "long", "messages": "none"}).to_string();
     balancer.ask(post(CHAT, wrong)).await.expect(400);
+}
+
+/// Only what an upstream had answered had them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_balancer_answers_on_a_route_has_the_routes_headers() {
+    let engines = [engine(Options { max_model_len: 64, ..Options::default() }).await];
+    let routes = "
+  - model: long
+    to: sim
+    overflow: length
+    response_headers: {set: {x-face: long}, remove: [server]}
+  - {model: ghost, to: nobody, response_headers: {set: {x-face: none, server: mine}}}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let ask = |model: &str| {
+        let messages = json!([{"role": "user", "content": "word ".repeat(2000)}]);
+        json!({"model": model, "messages": messages}).to_string()
+    };
+    let overflow = balancer.ask(post(CHAT, ask("long"))).await.expect(200);
+    assert!(overflow.headers["x-face"] == "long" && !overflow.headers.contains_key("server"));
+    let refused = balancer.ask(post(CHAT, ask("ghost"))).await.expect(404);
+    assert!(refused.headers["x-face"] == "none" && refused.headers["server"] == "mine");
+    let refused = balancer.ask(post(CHAT, ask("sim"))).await.expect(400);
+    assert!(!refused.headers.contains_key("x-face"));
+}
+
+/// They had gone by all routes: "a route with nothing to match matches every request".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_body_takes_a_route_that_needs_no_model() {
+    let engines = engines(2).await;
+    let routes = "
+  - {model: fast, to: sim, headers: {set: {x-stage: wrong}}}
+  - {upstreams: ['one:80'], headers: {set: {x-stage: prod}}, response_headers: {set: {x-face: any}}}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let kept = json!({"input": "hi", "store": true}).to_string();
+    for engine in &engines {
+        // One that the route would not have led there is at home where it is.
+        let mut own = Wire::connect(&direct(engine)).await;
+        let made: Value = own.ask(post("/v1/responses", &kept)).await.expect(200).json();
+        let path = format!("/v1/responses/{}", made["id"].as_str().expect("an id"));
+        let answer = balancer.ask(get(&path)).await.expect(200);
+        assert!(answer.json()["id"] == made["id"] && answer.headers["x-face"] == "any");
+        let got = last(engine);
+        assert!(got.path == path && got.headers["x-stage"] == "prod", "{} {:?}", got.path, got.headers);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -123,6 +123,8 @@ pub struct Standing {
     pub since: Instant,
     /// By all that was seen of it its process does not work any more, also while an operator drains it.
     pub gone: bool,
+    /// Nobody listens there: what its process had in memory is no more.
+    pub lost: bool,
     admits: Admits,
     /// Before this it admits nothing.
     opens: Option<Instant>,
@@ -192,9 +194,10 @@ impl Machine {
             State::Tripped => self.bad >= rules.health.fall,
             State::Unknown | State::Ready | State::Suspect | State::Draining => false,
         };
+        let lost = gone && self.refused;
         if let Some(since) = self.drained {
             let (state, admits) = (State::Draining, Admits::None);
-            return Standing { state, since, gone, admits, opens: None, warm_since: None };
+            return Standing { state, since, gone, lost, admits, opens: None, warm_since: None };
         }
         let admits = match state {
             State::Ready => Admits::All,
@@ -204,7 +207,7 @@ impl Machine {
             State::Unknown | State::Down | State::Draining | State::Tripped => Admits::None,
         };
         let opens = (state == State::Tripped).then(|| since + self.open);
-        Standing { state, since, gone, admits, opens, warm_since }
+        Standing { state, since, gone, lost, admits, opens, warm_since }
     }
 
     /// When `standing` admits more by itself.

@@ -73,6 +73,8 @@ impl Lease {
         let upstream = &entry.upstream;
         let live = &upstream.live;
         let trial = match entry.admits(now) {
+            // What only it can answer; the candidates have said that it is so.
+            Admits::None if entry.drains() => false,
             Admits::None => return None,
             Admits::One => true,
             Admits::Last | Admits::All => false,

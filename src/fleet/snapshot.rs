@@ -107,6 +107,11 @@ impl Entry {
         !self.removing && matches!(self.standing.state, State::Ready | State::Suspect)
     }
 
+    /// Takes no requests, and is there.
+    pub(super) fn drains(&self) -> bool {
+        !self.removing && self.standing.state == State::Draining && !self.standing.gone
+    }
+
     pub fn admits(&self, now: Instant) -> Admits {
         if self.removing { Admits::None } else { self.standing.admits(now) }
     }
@@ -257,6 +262,8 @@ impl Sieve<'_, '_> {
             return;
         }
         let mut rank = match entry.admits(self.now) {
+            // What only it can answer, such as for a response that it keeps, it answers while it drains.
+            Admits::None if query.only.is_some() && entry.drains() => Rank::First,
             Admits::None => return,
             Admits::One if upstream.live.trial.load(Relaxed) => return,
             Admits::One if query.tried.is_empty() => Rank::First,

@@ -52,6 +52,10 @@ pub struct Facts<'a> {
     /// The known fields that are there and not null, the one that the cut goes through included.
     pub fields: FieldSet,
     pub previous_response_id: Option<Cow<'a, str>>,
+    /// The response is not to be kept.
+    pub forgets: bool,
+    /// The answer comes at once, and the work goes on without it.
+    pub background: bool,
     /// About four times the prompt's tokens.
     pub prompt_bytes: u64,
     pub state: Progress,
@@ -345,6 +349,8 @@ impl Scanner {
             stream: self.is_true(body, Field::Stream),
             fields,
             previous_response_id: self.text(body, Field::PreviousResponseId),
+            forgets: self.values[Field::Store.index()].is_some_and(|value| value.kind == Kind::False),
+            background: self.is_true(body, Field::Background),
             prompt_bytes,
             state: self.progress(),
         }

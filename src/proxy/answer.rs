@@ -11,7 +11,7 @@ use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 
 use super::context::{Context, Samples};
-use super::{Shared, another, attempt};
+use super::{Shared, another, attempt, stored};
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
 use crate::reply::usage::Meter;
@@ -56,6 +56,7 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
     }
     if let Some(meter) = &mut context.meter {
         meter.feed(piece);
+        stored::learn(shared, context);
     }
     if let Some(events) = &mut context.events {
         events.feed(piece);

@@ -16,6 +16,7 @@ use super::prompt::Rest;
 use super::replay::Replay;
 use super::session::Home;
 use super::settings::Settings;
+use super::stored::Making;
 use crate::config::types::{Retry, Timeouts};
 use crate::fleet::{Lease, Outcome, Snapshot, Upstream};
 use crate::observe::metrics::METRICS;
@@ -67,6 +68,8 @@ pub struct Context {
     pub meter: Option<Box<Meter>>,
     /// Events of a Responses stream, whose first two come before the prompt is read.
     pub events: Option<Box<Events>>,
+    /// A response that its upstream keeps is being made.
+    pub making: Option<Box<Making>>,
     /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
     /// It names where its keys and values lie: no other upstream has them.
@@ -156,6 +159,7 @@ impl Context {
             meter: None,
             sent: false,
             events: None,
+            making: None,
             only: None,
             pinned: false,
             attempts: 0,
@@ -252,8 +256,11 @@ impl Context {
         self.meter.as_ref().map(|meter| meter.usage())
     }
 
-    /// The upstreams that its route leads to; `None`: all.
+    /// The upstreams that its route leads to; `None`: all. A request that can go to one alone goes there.
     pub fn among(&self, snapshot: &Snapshot) -> Option<Vec<usize>> {
+        if self.only.is_some() {
+            return None;
+        }
         let names = self.face.as_ref()?.plan.route.upstreams.as_ref()?;
         Some(names.iter().filter_map(|name| Some(snapshot.by_name(name)?.upstream.id)).collect())
     }

@@ -85,6 +85,11 @@ impl Face {
         if self.form.is_some() { edits.renames(model) } else { edits.may_change(model) }
     }
 
+    /// The name by which the upstreams know the model.
+    pub fn served(&self) -> Option<&str> {
+        self.plan.served(self.model.as_deref())
+    }
+
     /// The body as it is sent.
     pub fn edit(&mut self, body: &[u8]) -> Option<Vec<u8>> {
         let edits = self.plan.edits(self.dialect);

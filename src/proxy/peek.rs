@@ -16,6 +16,7 @@ use super::ask::{self, Ask};
 use super::face::Face;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
+use super::stored::Kept;
 use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
@@ -59,6 +60,8 @@ pub struct Wish {
     pub previous_response_id: Option<String>,
     /// The caller has chosen the upstream: its keys and values lie there.
     pub pinned: bool,
+    /// The upstream is to keep the response.
+    pub kept: Option<Kept>,
 }
 
 /// The model that the client asks for.
@@ -132,7 +135,8 @@ impl Peeker {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            return Ok(Peeked { body, whole: true, reservation, wish, face: None, ask: None });
+            let face = self.face(session, &Looker::Opaque, &body);
+            return Ok(Peeked { body, whole: true, reservation, wish, face, ask: None });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -154,7 +158,8 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let mut face = self.face(session, &reader);
+        let mut face = self.face(session, &reader.looker, reader.body.bytes());
+        let mut said = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
                 whole = reader.read(session, self.limits.max_body).await?;
@@ -162,29 +167,51 @@ impl Peeker {
             if !whole {
                 return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
             }
+            reader.look();
+            // What names the session may be nothing for the upstream, and taken out.
+            said = Some(self.session(session, named, &reader, face.served()));
             reader.edit(face)?;
         }
         let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
-        let request = session::Request {
-            path: named,
-            headers: &session.req_header().headers,
-            body: reader.looker.scanner().map(|scanner| (reader.body.bytes(), scanner)),
-            model: wish.asked.model.as_deref().unwrap_or_default(),
-        };
-        (wish.asked.session, wish.session) = request.session(&self.sessions).unzip();
+        let model = wish.asked.model.as_deref();
+        let said = said.unwrap_or_else(|| self.session(session, named, &reader, model));
+        (wish.asked.session, wish.session) = said.unzip();
         let ask = if whole { reader.ask(face.as_deref()) } else { None };
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face, ask })
     }
 
+    /// The session that the request says it is of, and how that is told. `model`: as the upstreams know it.
+    fn session(
+        &self,
+        session: &Session,
+        named: Option<&str>,
+        reader: &Reader,
+        model: Option<&str>,
+    ) -> Option<(session::Session, String)> {
+        let request = session::Request {
+            path: named,
+            headers: &session.req_header().headers,
+            body: reader.looker.scanner().map(|scanner| (reader.body.bytes(), scanner)),
+            model: model.unwrap_or_default(),
+        };
+        request.session(&self.sessions)
+    }
+
+    /// What its route makes of a request whose body says nothing of the model.
+    pub fn plain_face(&self, session: &Session, model: Option<&str>) -> Option<Box<Face>> {
+        let head = session.req_header();
+        let plan = self.routes.plan(model, head.uri.path(), &head.headers)?;
+        Some(Box::new(Face::new(plan, Dialect::Other, model.map(str::to_string), None)))
+    }
+
     /// What the request's route makes of it, if it takes one.
-    fn face(&self, session: &Session, reader: &Reader) -> Option<Box<Face>> {
+    fn face(&self, session: &Session, looker: &Looker, body: &[u8]) -> Option<Box<Face>> {
         if self.routes.is_empty() {
             return None;
         }
-        let body = reader.body.bytes();
         let head = session.req_header();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let (model, dialect, form) = match &reader.looker {
+        let (model, dialect, form) = match looker {
             Looker::Json(scanner, api) => (scanner.facts(body).model, Dialect::of(*api), None),
             Looker::Multipart(scanner) => {
                 (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
@@ -256,9 +283,8 @@ impl Reader {
         self.looker.wants_more(self.body.bytes())
     }
 
-    /// Puts the edited body in the place of the one that came, which is whole.
+    /// Puts the edited body in the place of the one that came, which is whole and has been looked at.
     fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
-        self.look();
         let Some(edited) = face.edit(self.body.bytes()) else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
             (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
@@ -382,7 +408,10 @@ impl Looker {
                 let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
                 let dialect = prompt::dialect(*api, &facts);
                 let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
-                Wish { asked, rest, ..json_wish(&facts, body, whole) }
+                let keeps = *api == Api::Responses && !facts.forgets;
+                let named = facts.has(Field::RequestId);
+                let kept = keeps.then_some(Kept { named, background: facts.background });
+                Wish { asked, rest, kept, ..json_wish(&facts, body, whole) }
             }
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);

@@ -16,6 +16,7 @@ use super::line::Line;
 use super::memory::Reservation;
 use super::peek::{Failure, Peeked, Shape, Wanted};
 use super::replay::Replay;
+use super::stored::{self, Making};
 use super::{Balancer, Shared, answer, headers, local, refuse, session as wrapper};
 use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
@@ -123,7 +124,7 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
             Ok(step)
         }
         Policy::Sticky { id } => {
-            context.only = Some(holder(shared, session, context, &snapshot, &id).await?);
+            stored::again(shared, session, context, &id).await?;
             context.model = Wanted::Unreadable;
             forward(shared, session, context, Shape::Opaque, false).await
         }
@@ -178,25 +179,6 @@ async fn fan_out(
     }
 }
 
-/// The upstream that holds a stored response; responses live in the memory of the one that made them.
-async fn holder(
-    shared: &Shared,
-    session: &Session,
-    context: &mut Context,
-    snapshot: &Snapshot,
-    id: &str,
-) -> Result<usize> {
-    if !snapshot.any_ready() {
-        return Err(refuse(context, Reject::NotReady { model: None }));
-    }
-    if let [only] = snapshot.ready().collect::<Vec<_>>()[..] {
-        return Ok(only.upstream.id);
-    }
-    let key = session.req_header().headers.get(header::AUTHORIZATION);
-    let found = local::locate_response(&shared.fleet, snapshot, id, key, None).await;
-    found.ok_or_else(|| refuse(context, Reject::Response { id: id.to_string() }))
-}
-
 /// A request for a model: looks where the model is named.
 async fn inference(
     shared: &Shared,
@@ -215,7 +197,7 @@ async fn inference(
     };
     let step = forward(shared, session, context, shape, snapshot.model_decides()).await?;
     match api.model_in() {
-        ModelIn::Query => context.model = query_model(session),
+        ModelIn::Query => by_query(session, context),
         ModelIn::Nowhere => context.model = Wanted::Unreadable,
         ModelIn::Sniff => {
             if let Some(adapter) = adapter(session) {
@@ -254,8 +236,12 @@ async fn forward(
             Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
             Err(Failure::Client(error)) => return Err(error),
         };
+    // A response that is asked for again has had its route before.
+    context.face = context.face.take().or(face);
     context.model = wish.model;
-    (context.face, context.ask, context.told_session) = (face, ask, wish.session);
+    (context.ask, context.told_session) = (ask, wish.session);
+    stored::follow(shared, session, context, wish.previous_response_id.as_deref()).await?;
+    context.making = wish.kept.map(|kept| Making::new(shared, kept, &body, context.client_model()));
     context.tokens = shared.state.prompt(&wish.asked).tokens;
     (context.asked, context.rest, context.streams) = (wish.asked, wish.rest, wish.streams);
     context.pinned = wish.pinned;
@@ -264,20 +250,12 @@ async fn forward(
         Samples::keep(&mut samples.request, most, &body);
         context.samples = Some(Box::new(samples));
     }
-    if let Some(id) = wish.previous_response_id {
-        let snapshot = shared.fleet.snapshot_owned();
-        if snapshot.ready().nth(1).is_some() {
-            // Unknown to all: any upstream says so in vLLM's words.
-            let routed = context.face.as_ref().and_then(|face| face.authorization());
-            let key = routed.as_ref().or(session.req_header().headers.get(header::AUTHORIZATION));
-            let among = context.among(&snapshot);
-            context.only = local::locate_response(&shared.fleet, &snapshot, &id, key, among.as_deref()).await;
-        }
-    }
     let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
     let line = Line::new(shared.fleet.clone(), context.timeouts());
     let place = &mut session.downstream_session;
-    context.home = Some(wrapper::wrap(place, replay.clone(), line.clone(), shared.leave.clone(), whole));
+    let background = wish.kept.is_some_and(|kept| kept.background);
+    let held = wrapper::Held { replay: replay.clone(), whole, background };
+    context.home = Some(wrapper::wrap(place, held, line.clone(), shared.leave.clone()));
     context.replay = Some(replay);
     context.line = Some(line);
     Ok(Step::Forward)
@@ -328,7 +306,25 @@ async fn read_whole(
     }
 }
 
-/// `?model=`, for a socket whose model comes only after it is open.
+/// A socket's model comes only after it is open; who wants another than the only one says so in the query.
+/// What its route makes of it ends with its head: what is said on it goes by unread.
+fn by_query(session: &mut Session, context: &mut Context) {
+    context.model = query_model(session);
+    let model = context.model.name().map(str::to_string);
+    let peeker = &context.settings.peeker;
+    let Some(face) = peeker.plain_face(session, model.as_deref()) else { return };
+    let served = face.served().map(str::to_string);
+    context.face = Some(face);
+    let Some(served) = served.filter(|served| Some(served) != model.as_ref()) else { return };
+    let uri = &session.req_header().uri;
+    let renamed = paths::with_model(uri.path(), uri.query().unwrap_or_default(), &served);
+    if let Ok(renamed) = Uri::try_from(renamed) {
+        session.req_header_mut().set_uri(renamed);
+        context.model = Wanted::Named(served);
+    }
+}
+
+/// `?model=`, if there is one.
 fn query_model(session: &Session) -> Wanted {
     let query = session.req_header().uri.query().unwrap_or("");
     let value = query.split('&').find_map(|pair| pair.strip_prefix("model="));

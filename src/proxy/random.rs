@@ -1,4 +1,5 @@
-//! Random numbers for draws and request ids: unpredictable enough to be unique, no secret.
+//! Random numbers for draws and request ids: unpredictable enough to be unique, no secret. Who needs one
+//! that is says so.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,6 +20,13 @@ impl Random {
     pub fn next(&self) -> u64 {
         let count = self.count.fetch_add(1, Relaxed);
         xxh3_64_with_seed(&count.to_le_bytes(), self.seed)
+    }
+
+    /// Bytes that nobody can guess, from the system; `None` when it has none.
+    pub fn secret<const LENGTH: usize>(&self) -> Option<[u8; LENGTH]> {
+        let mut bytes = [0; LENGTH];
+        rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// 32 hexadecimal digits, as uuid4's.

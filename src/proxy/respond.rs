@@ -7,6 +7,7 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::proxy::Session;
 
+use super::context::Context;
 use crate::names::{PRODUCT, X_REQUEST_ID};
 use crate::reject::{Reject, Style};
 
@@ -32,8 +33,14 @@ pub fn json(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
 }
 
-/// Sends `answer`; with `close` the client is told that the connection ends.
-pub async fn send(session: &mut Session, answer: Response<Bytes>, id: &str, close: bool) -> Result<()> {
+/// Sends `answer`, with the headers that its route has for the client; with `close` the client is told that
+/// the connection ends.
+pub async fn send(
+    session: &mut Session,
+    answer: Response<Bytes>,
+    context: &Context,
+    close: bool,
+) -> Result<()> {
     if close {
         session.set_keepalive(None);
     }
@@ -42,12 +49,13 @@ pub async fn send(session: &mut Session, answer: Response<Bytes>, id: &str, clos
     head.insert_header(header::DATE, get_cached_date())?;
     head.insert_header(header::SERVER, PRODUCT)?;
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
-    if let Ok(id) = HeaderValue::try_from(id) {
+    if let Ok(id) = HeaderValue::try_from(context.id.as_str()) {
         head.insert_header(X_REQUEST_ID, id)?;
     }
     for (name, value) in &parts.headers {
         head.append_header(name.clone(), value)?;
     }
+    context.face.as_ref().map_or(Ok(()), |face| face.towards_client(&mut head))?;
     let silent = body.is_empty() || session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(head), silent).await?;
     if !silent {

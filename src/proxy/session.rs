@@ -3,10 +3,11 @@
 //!
 //! Pingora sends a body that was read before the upstream was chosen only from its own retry buffer,
 //! which holds 64 KiB and is dropped whole when one byte more arrives; a larger peeked body would hang or
-//! be lost. The wrapper stands in the session's place, delegates everything, and differs in three things:
+//! be lost. The wrapper stands in the session's place, delegates everything, and differs in four things:
 //! `get_retry_buffer` answers from the replay; the wait for the client ends too when the line says that the
 //! request must end; and an answer's first pieces wait here until they are known to be the client's, so
-//! that another upstream can still be asked. When the request is over the real session goes back, so that
+//! that another upstream can still be asked; and the client of a request whose work goes on in the background
+//! may leave, which ends other requests. When the request is over the real session goes back, so that
 //! the connection can be kept alive: the wrapper sends it home when it is dropped.
 //!
 //! The trait is not covered by pingora's promises, which is why its version is pinned and
@@ -46,19 +47,24 @@ impl Home {
     }
 }
 
-/// Puts a wrapper in the session's place. `whole`: the body has no more bytes than the peeked ones.
-pub fn wrap(
-    place: &mut Box<ServerSession>,
-    replay: Arc<Replay>,
-    line: Arc<Line>,
-    leave: Arc<Leave>,
-    whole: bool,
-) -> Home {
+/// What was read of the request.
+pub struct Held {
+    pub replay: Arc<Replay>,
+    /// The body has no more bytes than the peeked ones.
+    pub whole: bool,
+    /// What it asks for is to be done whether or not the client waits for the answer.
+    pub background: bool,
+}
+
+/// Puts a wrapper in the session's place.
+pub fn wrap(place: &mut Box<ServerSession>, held: Held, line: Arc<Line>, leave: Arc<Leave>) -> Home {
+    let Held { replay, whole, background } = held;
     let real = std::mem::replace(place, placeholder());
     let (way_home, home) = oneshot::channel();
     let empty = whole && replay.body().is_none_or(|body| body.is_empty());
     let session = Some((real, way_home));
-    let wrapped = Wrapped { session, replay, line, leave, empty, held: Vec::new(), begun: false };
+    let (held, begun, silent, gone) = (Vec::new(), false, false, false);
+    let wrapped = Wrapped { session, replay, line, leave, empty, held, begun, background, silent, gone };
     **place = ServerSession::new_custom(Box::new(wrapped));
     Home(home)
 }
@@ -80,6 +86,12 @@ struct Wrapped {
     begun: bool,
     /// The body turned out to have no bytes, though its head could not tell.
     empty: bool,
+    /// The client's leave is no reason to end the request.
+    background: bool,
+    /// It says nothing any more; it may still listen.
+    silent: bool,
+    /// Nor does it listen.
+    gone: bool,
 }
 
 impl Wrapped {
@@ -89,6 +101,12 @@ impl Wrapped {
 
     fn real_mut(&mut self) -> &mut ServerSession {
         &mut self.session.as_mut().expect("the session leaves only in drop").0
+    }
+
+    /// The client of a request that goes on without it is leaving: its connection is of no use any more.
+    fn lose(&mut self, gone: bool) {
+        (self.silent, self.gone) = (true, gone);
+        self.real_mut().set_keepalive(None);
     }
 }
 
@@ -164,7 +182,15 @@ impl CustomSession for Wrapped {
             if last && matches!(task, HttpTask::Header(..)) {
                 self.real_mut().set_keepalive(None);
             }
-            over = self.real_mut().response_duplex_vec(vec![task]).await?;
+            let ends = task.is_end();
+            if !self.gone {
+                match self.real_mut().response_duplex_vec(vec![task]).await {
+                    Ok(ended) => over = ended,
+                    Err(_) if self.background => self.lose(true),
+                    Err(error) => return Err(error),
+                }
+            }
+            over |= self.gone && ends;
         }
         // While a client took its time nothing could be read from the upstream.
         self.line.moved();
@@ -232,6 +258,9 @@ impl CustomSession for Wrapped {
     }
 
     async fn finish(&mut self) -> Result<()> {
+        if self.gone {
+            return Ok(());
+        }
         self.real_mut().finish_body().await.map(|_| ())
     }
 
@@ -242,7 +271,15 @@ impl CustomSession for Wrapped {
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         let (line, replay) = (self.line.clone(), self.replay.clone());
         let read = async {
-            let piece = self.real_mut().read_body_or_idle(no_body_expected).await?;
+            if self.silent {
+                return std::future::pending().await;
+            }
+            let piece = self.real_mut().read_body_or_idle(no_body_expected).await;
+            if no_body_expected && self.background {
+                self.lose(false);
+                return std::future::pending().await;
+            }
+            let piece = piece?;
             if let Some(piece) = &piece {
                 replay.push(piece);
                 line.uploading();

@@ -150,6 +150,22 @@ impl Table {
     }
 }
 
+/// A path and its query with another model named in it.
+pub fn with_model(path: &str, query: &str, model: &str) -> String {
+    let mut out = format!("{path}?model=");
+    for byte in model.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    for pair in query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("model=")) {
+        out.push('&');
+        out.push_str(pair);
+    }
+    out
+}
+
 /// The session that a path names, and the path without it: `/sessions/{id}/v1/…` is `/v1/…`. The path comes
 /// without its query; an id may hold slashes, and goes up to the first `/v1` behind it.
 pub fn of_session(path: &str) -> Option<(Cow<'_, str>, &str)> {

@@ -45,6 +45,12 @@ impl Table {
         self.plans.is_empty()
     }
 
+    /// The names of models that routes are for, as far as they are said in full.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names = self.plans.iter().filter_map(|plan| plan.route.model.as_deref());
+        names.filter(|name| !name.contains('*'))
+    }
+
     /// The names that only routes give, each with the name that it is served by, in the order of the file.
     pub fn virtual_models(&self) -> Vec<(&str, &str)> {
         let mut names: Vec<(&str, &str)> = Vec::new();

@@ -67,11 +67,13 @@ impl State {
         self.index.chain_to(hash, places.slot(places.id(name)?)?)
     }
 
-    /// A sibling has had a session's request.
+    /// A sibling has had a session's request, or knows who made a response.
     pub fn hear_bound(&self, bound: &exchange::Bound<'_>, now: Instant) {
-        let key = u64::from_str_radix(bound.key, 16).ok().filter(|_| bound.kind == Binding::Session);
-        if let (Some(key), Some(id)) = (key, self.places.load().id(bound.upstream)) {
-            self.sessions.bind(key, id, bound.tokens, self.millis(now));
+        let Some(id) = self.places.load().id(bound.upstream) else { return };
+        match (bound.kind, u64::from_str_radix(bound.key, 16)) {
+            (Binding::Session, Ok(key)) => self.sessions.bind(key, id, bound.tokens, self.millis(now)),
+            (Binding::Session, Err(_)) => {}
+            (Binding::Response, _) => self.bind_response(bound.key, id, now),
         }
     }
 
@@ -152,11 +154,24 @@ mod tests {
         assert!(!one.hear_learnt("a", Some(7), &[8], None));
         let bound = |key, kind| exchange::Bound { kind, key, upstream: "a", tokens: 5 };
         one.hear_bound(&bound("no number", Binding::Session), Instant::now());
-        one.hear_bound(&bound("a", Binding::Response), Instant::now());
-        assert!(one.sessions.is_empty());
+        one.hear_bound(&exchange::Bound { upstream: "x", ..bound("a", Binding::Response) }, Instant::now());
+        assert!(one.sessions.is_empty() && one.responses.is_empty());
         // Nobody has told what this one is called.
         one.learn(&asked(&[1], None), 17, Instant::now());
         assert_eq!(ours.take(usize::MAX), []);
+    }
+
+    #[test]
+    fn a_response_is_known_to_both_and_to_be_found_by_its_key() {
+        let [(one, ours), (other, _)] = pair();
+        one.keep_response("mine", 1, Instant::now());
+        let events = ours.take(usize::MAX);
+        assert!(matches!(&events[..], [Event::Bound { kind: Binding::Response, keep: true, .. }]));
+        let mut message = Message::default();
+        events.iter().for_each(|event| event.say(&mut message));
+        message.bound.iter().for_each(|bound| other.hear_bound(bound, Instant::now()));
+        assert_eq!(other.response("mine", Instant::now()), Some(3));
+        assert!(other.sessions.is_empty());
     }
 
     #[test]

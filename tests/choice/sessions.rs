@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vllm_lb::config::types::Config;
+use vllm_lb::config::check::check;
+use vllm_lb::config::types::{Config, RouteConfig};
 
 use super::common::body::form;
 use super::common::wire::{JSON, post, request};
@@ -27,6 +28,11 @@ fn named(way: &str, session: &str, number: u64) -> Vec<u8> {
         field => body[field] = session.into(),
     }
     request("POST", &path, &headers, body.to_string().as_bytes())
+}
+
+fn routes(text: &str) -> Vec<RouteConfig> {
+    let checked = check(&format!("upstreams: [http://a]\nroutes: {text}"), &|_| None);
+    checked.unwrap_or_else(|problems| panic!("{problems:?}")).routes
 }
 
 async fn over(engines: &[Engine], change: impl Fn(&mut Config)) -> Balancer {
@@ -54,6 +60,28 @@ async fn a_session_stays_however_it_is_named() {
     }
     for recorded in engines.iter().flat_map(Engine::requests) {
         assert_eq!(recorded.path, CHAT, "the engine sees its own path");
+    }
+}
+
+/// It was looked for in what was left of the body, and so was nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_a_route_takes_out_of_the_body_still_counts() {
+    let engines = engines(3).await;
+    let balancer = over(&engines, |config| {
+        config.index.blocks = 0;
+        config.routes = routes("[{body: {remove: [session_id], overrides: {user: null}}}]");
+    })
+    .await;
+    for (number, way) in (0u64..).zip(["session_id", "user"]) {
+        let mut places = Vec::new();
+        for turn in 0..TIMES {
+            let answer = balancer.ask(named(way, "s", 100 * number + turn)).await.expect(200);
+            places.push(who(&engines, &answer));
+        }
+        assert!(places.iter().all(|place| *place == places[0]), "{way}: {places:?}");
+    }
+    for recorded in engines.iter().flat_map(Engine::requests) {
+        assert_eq!((&recorded.json()["session_id"], &recorded.json()["user"]), (&Value::Null, &Value::Null));
     }
 }
 

@@ -10,6 +10,7 @@ pub struct ExchangeMetrics {
     pub messages: IntCounterVec,
     pub bytes: IntCounterVec,
     pub lost: IntCounterVec,
+    pub found: IntCounterVec,
     pub siblings: IntGauge,
     pub age: Gauge,
 }
@@ -33,6 +34,11 @@ impl ExchangeMetrics {
                 "vllm_lb_exchange_lost_total",
                 "What did not reach a sibling, or could not be used.",
                 &["what"],
+            ),
+            found: make.counters(
+                "vllm_lb_responses_found_total",
+                "Stored responses that were looked for, by what told where they are.",
+                &["by"],
             ),
             siblings: make.gauge("vllm_lb_siblings", "Other balancers on the same Redis."),
             age: make.enter(Gauge::new(

@@ -24,6 +24,8 @@ pub enum Field {
     PromptCacheKey,
     User,
     Metadata,
+    Store,
+    Background,
     // What follows holds prompt.
     Messages,
     Prompt,
@@ -50,7 +52,7 @@ pub enum Field {
 }
 
 /// Every field with its name, in the order of the enum.
-pub(super) const FIELDS: [(Field, &str); 38] = [
+pub(super) const FIELDS: [(Field, &str); 40] = [
     (Field::Model, "model"),
     (Field::Stream, "stream"),
     (Field::StreamOptions, "stream_options"),
@@ -67,6 +69,8 @@ pub(super) const FIELDS: [(Field, &str); 38] = [
     (Field::PromptCacheKey, "prompt_cache_key"),
     (Field::User, "user"),
     (Field::Metadata, "metadata"),
+    (Field::Store, "store"),
+    (Field::Background, "background"),
     (Field::Messages, "messages"),
     (Field::Prompt, "prompt"),
     (Field::Input, "input"),

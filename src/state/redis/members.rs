@@ -3,9 +3,14 @@
 //! It lives in a Redis hash, so that a restart finds it, with a mark beside it that is another after every
 //! change. Whoever sees a mark that it does not know reads the list again. What was changed while Redis was
 //! away is written when it is back, and what Redis has lost is given back by whoever still knows it.
+//!
+//! Each text stands behind a number, `1795172158000 {...}`, which is higher than that of the text before it,
+//! and about the time of its writing in milliseconds. A lower one than is known comes from an older state of
+//! Redis, a snapshot or a replica that lagged, and is not believed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use redis::{Pipeline, Value};
 
@@ -22,9 +27,16 @@ pub struct Members {
     state: Mutex<State>,
 }
 
+/// What is said of one upstream, and the number of this word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Text {
+    number: u64,
+    text: String,
+}
+
 #[derive(Default)]
 struct State {
-    all: HashMap<String, String>,
+    all: HashMap<String, Text>,
     /// Names whose texts are to be written.
     unsaid: HashSet<String>,
     /// As it was when the list was read.
@@ -40,6 +52,26 @@ pub struct Synced {
     pub written: bool,
 }
 
+// === impl Text ===
+
+impl Text {
+    fn write(&self) -> String {
+        format!("{} {}", self.number, self.text)
+    }
+
+    /// What has no number is older than all that has one.
+    fn read(written: String) -> Self {
+        let split = written.split_once(' ');
+        let numbered = split.and_then(|(number, text)| Some((number.parse().ok()?, text)));
+        match numbered {
+            Some((number, text)) => Text { number, text: text.to_string() },
+            None => Text { number: 0, text: written },
+        }
+    }
+}
+
+// === impl Members ===
+
 impl Members {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -49,13 +81,17 @@ impl Members {
     pub fn put(&self, name: &str, text: String) {
         let mut state = self.state();
         if state.all.len() < MOST || state.all.contains_key(name) {
-            state.all.insert(name.into(), text);
+            let before = state.all.get(name).map_or(0, |text| text.number);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+            let number = u64::try_from(now).unwrap_or(0).max(before.saturating_add(1));
+            state.all.insert(name.into(), Text { number, text });
             state.unsaid.insert(name.into());
         }
     }
 
     pub fn all(&self) -> HashMap<String, String> {
-        self.state().all.clone()
+        let state = self.state();
+        state.all.iter().map(|(name, text)| (name.clone(), text.text.clone())).collect()
     }
 
     pub fn wants_writing(&self) -> bool {
@@ -81,19 +117,19 @@ impl Members {
 
     /// The commands that write what is unsaid, and all that is known where there is nothing any more; with
     /// the texts that they write.
-    fn writes(&self, keys: &Keys, mark: &str, lost: bool) -> (Option<Pipeline>, HashMap<String, String>) {
+    fn writes(&self, keys: &Keys, mark: &str, lost: bool) -> (Option<Pipeline>, HashMap<String, Text>) {
         let state = self.state();
         let mut writes = Pipeline::new();
-        let texts = |names: &HashSet<String>| -> HashMap<String, String> {
+        let texts = |names: &HashSet<String>| -> HashMap<String, Text> {
             let text = |name: &String| Some((name.clone(), state.all.get(name)?.clone()));
             names.iter().filter_map(text).collect()
         };
         let unsaid = texts(&state.unsaid);
         for (name, text) in &unsaid {
-            writes.cmd("HSET").arg(&keys.members).arg(name).arg(text).ignore();
+            writes.cmd("HSET").arg(&keys.members).arg(name).arg(text.write()).ignore();
         }
         for (name, text) in state.all.iter().filter(|_| lost) {
-            writes.cmd("HSETNX").arg(&keys.members).arg(name).arg(text).ignore();
+            writes.cmd("HSETNX").arg(&keys.members).arg(name).arg(text.write()).ignore();
         }
         if writes.is_empty() {
             return (None, unsaid);
@@ -104,20 +140,22 @@ impl Members {
 
     /// The list as it was read. `written` are the texts that stand in it by us: whatever was changed here
     /// since is still to be written.
-    fn take_in(&self, mark: Option<String>, list: &Value, written: &HashMap<String, String>) -> bool {
+    fn take_in(&self, mark: Option<String>, list: &Value, written: &HashMap<String, Text>) -> bool {
         let mut state = self.state();
         if mark.is_none() && !state.all.is_empty() {
             // It was lost between two questions; the next round gives it back.
             return false;
         }
         state.mark = mark;
-        let done = |name: &String, all: &HashMap<String, String>| all.get(name) == written.get(name);
+        let done = |name: &String, all: &HashMap<String, Text>| all.get(name) == written.get(name);
         let State { all, unsaid, .. } = &mut *state;
         unsaid.retain(|name| !done(name, all));
-        let mut read: HashMap<String, String> = reply::pairs(list).into_iter().take(MOST).collect();
+        let pairs = reply::pairs(list).into_iter().take(MOST);
+        let mut read: HashMap<String, Text> = pairs.map(|(name, text)| (name, Text::read(text))).collect();
         // Nobody ever takes a name out: one that was there and is not was lost, with an older state of Redis.
-        let lost = all.keys().filter(|name| !read.contains_key(*name)).cloned();
-        unsaid.extend(lost);
+        let is_older =
+            |(name, known): &(&String, &Text)| read.get(*name).is_none_or(|read| read.number < known.number);
+        unsaid.extend(all.iter().filter(is_older).map(|(name, _)| name.clone()));
         for name in unsaid.iter() {
             read.extend(all.get(name).map(|text| (name.clone(), text.clone())));
         }

@@ -1,0 +1,221 @@
+//! Ids of stored responses that say themselves where they are.
+//!
+//! A server keeps a response in its own memory, and calls it as the request's `request_id` says. A request
+//! that has none is given one:
+//!
+//! ```text
+//! resp_ <upstream: 12> <name: 8> <secret: 28>       hexadecimal digits
+//! ```
+//!
+//! The first part is a hash of the upstream's name, the second one of the model's name that the client gave,
+//! or zeros; the third is all that makes the id hard to guess, as for vLLM's own whoever knows an id may ask
+//! for it. The hash is keyed so that it is nobody else's, and the same in every balancer and at every start:
+//! it is no secret, and hides no name from one who guesses it.
+//!
+//! The id stands right behind the body's first brace, so that no byte behind it has to be moved or read; it
+//! has the same length at every attempt. A request that says its own id further on than was peeked has its
+//! way: of equal keys the last counts.
+//!
+//! Never: decide on an upstream, know which there are.
+
+use std::ops::Range;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Of hashes of names.
+const KEY: u64 = u64::from_be_bytes(*b"vllm-lb\0");
+
+const BEGIN: &str = "resp_";
+const UPSTREAM: Range<usize> = 5..17;
+const NAME: Range<usize> = 17..25;
+const LENGTH: usize = 53;
+
+/// Bytes of chance in an id.
+pub const SECRET: usize = 14;
+
+/// The longest id that is looked for.
+const LONGEST: usize = 256;
+
+/// What an id of ours says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    upstream: u64,
+    name: u64,
+}
+
+/// The id of a response that is to be stored, as far as it does not depend on the upstream.
+#[derive(Clone, Debug)]
+pub struct Stamp {
+    name: u64,
+    secret: [u8; SECRET],
+    /// Where in the body it goes.
+    at: usize,
+}
+
+/// Whether it can be an id of a response at all: it becomes part of a path, and of a key.
+pub fn is_id(id: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    (1..=LONGEST).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
+}
+
+fn hash(name: &str) -> u64 {
+    xxh3_64_with_seed(name.as_bytes(), KEY)
+}
+
+fn of_upstream(name: &str) -> u64 {
+    hash(name) >> 16
+}
+
+/// Never 0, which stands for no name.
+fn of_model(name: &str) -> u64 {
+    (hash(name) >> 32).max(1)
+}
+
+// === impl Tag ===
+
+impl Tag {
+    /// `None` for an id that is not written as ours are.
+    pub fn read(id: &str) -> Option<Self> {
+        let digits = id.strip_prefix(BEGIN)?;
+        let ours = id.len() == LENGTH && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let part = |range| u64::from_str_radix(id.get(range)?, 16).ok();
+        let tag = Tag { upstream: part(UPSTREAM)?, name: part(NAME)? };
+        ours.then_some(tag)
+    }
+
+    /// Whether the response is at the upstream of this name.
+    pub fn is_at(self, upstream: &str) -> bool {
+        self.upstream == of_upstream(upstream)
+    }
+
+    /// Whether the client called the model so.
+    pub fn is_of(self, model: &str) -> bool {
+        self.name == of_model(model)
+    }
+}
+
+// === impl Stamp ===
+
+impl Stamp {
+    /// For a body that begins so, and has no id of its own. `None` for one that is no object, or of which too
+    /// little is known to tell what stands behind its brace.
+    pub fn new(body: &[u8], model: Option<&str>, secret: [u8; SECRET]) -> Option<Self> {
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+        let brace = body.iter().position(|byte| !is_space(byte))?;
+        let next = body[brace..].get(1..)?.iter().find(|byte| !is_space(byte))?;
+        let fits = body[brace] == b'{' && *next == b'"';
+        fits.then(|| Stamp { name: model.map_or(0, of_model), secret, at: brace + 1 })
+    }
+
+    /// The id at this upstream.
+    pub fn id(&self, upstream: &str) -> String {
+        let secret: String = self.secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{BEGIN}{:012x}{:08x}{secret}", of_upstream(upstream), self.name)
+    }
+
+    /// So much longer the body becomes.
+    pub fn length() -> usize {
+        r#""request_id":"","#.len() + LENGTH
+    }
+
+    /// The beginning of the body, as it is sent to this upstream.
+    pub fn put(&self, begin: &[u8], upstream: &str) -> Vec<u8> {
+        let (before, behind) = begin.split_at(self.at.min(begin.len()));
+        let field = format!(r#""request_id":"{}","#, self.id(upstream));
+        [before, field.as_bytes(), behind].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stamp(body: &str, model: Option<&str>) -> Option<Stamp> {
+        Stamp::new(body.as_bytes(), model, [0xA7; SECRET])
+    }
+
+    #[test]
+    fn an_id_says_where_it_is_and_what_the_client_called_it() {
+        let stamp = stamp(r#"{"model":"fast"}"#, Some("fast")).unwrap();
+        let id = stamp.id("gpu-1");
+        assert_eq!((id.len(), is_id(&id)), (LENGTH, true));
+        let tag = Tag::read(&id).unwrap();
+        assert_eq!((tag.is_at("gpu-1"), tag.is_at("gpu-2")), (true, false));
+        assert_eq!((tag.is_of("fast"), tag.is_of("slow")), (true, false));
+        // Balancers of different versions must read each other's.
+        assert_eq!(id, "resp_13e0ffc96e9027ae1ea4a7a7a7a7a7a7a7a7a7a7a7a7a7a7");
+    }
+
+    #[test]
+    fn an_id_of_nobody_says_nothing() {
+        for id in [
+            "",
+            "resp_",
+            "resp_0123456789abcdef0123456789abcdef",
+            &format!("resp_{}", "g".repeat(48)),
+            &format!("resp_{}", "A".repeat(48)),
+            &format!("resp_{}", "é".repeat(24)),
+            &format!("resp_+{}", "1".repeat(47)),
+            &format!("rosp_{}", "1".repeat(48)),
+            &format!("resp_{}", "1".repeat(49)),
+        ] {
+            assert_eq!(Tag::read(id), None, "{id}");
+        }
+        assert!(!Tag::read(&stamp("{\"", None).unwrap().id("a")).unwrap().is_of(""));
+    }
+
+    #[test]
+    fn only_what_can_stand_in_a_path_is_an_id() {
+        for (id, wanted) in [
+            ("resp_1", true),
+            ("a-b.c_D", true),
+            ("", false),
+            ("..", false),
+            ("a/b", false),
+            ("a b", false),
+            ("é", false),
+            ("a\n", false),
+        ] {
+            assert_eq!(is_id(id), wanted, "{id:?}");
+        }
+        assert_eq!((is_id(&"a".repeat(256)), is_id(&"a".repeat(257))), (true, false));
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_or_an_empty_one_is_left_alone() {
+        for body in ["", " ", "{", "{ ", "{}", " { } ", "[1]", "{1", "\u{feff}{\"a\":1}", "null"] {
+            assert!(stamp(body, None).is_none(), "{body:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_other_byte_stays(
+            space in "[ \t\r\n]{0,3}", inner in "[ \t\r\n]{0,3}", value in "[a-z]{0,20}", cut in 0usize..30
+        ) {
+            let body = format!("{space}{{{inner}\"input\":\"{value}\"}}{space}");
+            let stamp = stamp(&body, Some("m")).unwrap();
+            // The beginning is all that was peeked, or a part of it.
+            let cut = body.len() - cut.min(value.len());
+            let sent = stamp.put(&body.as_bytes()[..cut], "gpu");
+            prop_assert_eq!(sent.len(), cut + Stamp::length());
+            let whole = String::from_utf8([&sent[..], &body.as_bytes()[cut..]].concat()).unwrap();
+            let read: serde_json::Value = serde_json::from_str(&whole).unwrap();
+            prop_assert_eq!(read["request_id"].as_str().unwrap(), stamp.id("gpu"));
+            prop_assert_eq!(read["input"].as_str().unwrap(), &value);
+            let field = format!("\"request_id\":\"{}\",", stamp.id("gpu"));
+            prop_assert_eq!(whole.replacen(&field, "", 1), body);
+        }
+
+        #[test]
+        fn reading_never_panics(id in ".{0,60}", body in prop::collection::vec(any::<u8>(), 0..40)) {
+            Tag::read(&id);
+            if let Some(stamp) = Stamp::new(&body, None, [0; SECRET]) {
+                stamp.put(&body, "a");
+                stamp.put(&body[..0], "a");
+            }
+        }
+    }
+}
