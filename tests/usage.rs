@@ -290,18 +290,24 @@ async fn of_a_client_that_leaves_counts_what_was_told_until_then() {
     assert!(row["input"].as_u64() > Some(0), "a message begins with its prompt's tokens: {totals}");
 }
 
-/// The chunk that ended the choice was held for the next event, which never came: the client gets it.
+/// The chunk that ends the choice is held for the usage, which never comes: without it, nobody knows what it
+/// would have said to a client that was not asked for.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_breaks_loses_nothing_that_came() {
+async fn what_reaches_the_client_of_a_stream_that_breaks_is_its_beginning() {
     let engine = paced(Duration::from_millis(2)).await;
     let balancer = Balancer::over([&engine]).await;
+    let body = chat(true).to_string();
+    let whole = Wire::connect(&direct(&engine)).await.ask(post(CHAT, &body)).await.expect(200);
+    let whole = events(normal(&whole.body).as_bytes());
     // A role, and as many tokens as are wanted.
-    engine.set_fault(Fault::CutStream { events: 6, reset: false }).await;
-    let answer = balancer.ask(post(CHAT, chat(true).to_string())).await.expect(200);
-    let events = events(&answer.body);
-    assert!(events[5].contains(r#""finish_reason":"length""#), "{events:?}");
-    assert!(events.len() == 8 && events[6].contains("\"error\""), "{events:?}");
-    assert_eq!(totals_of(&balancer, 1).await["models"][0]["unknown"], 1);
+    for (sent, told) in [(4, 4), (6, 5)] {
+        engine.set_fault(Fault::CutStream { events: sent, reset: false }).await;
+        let answer = balancer.ask(post(CHAT, &body)).await.expect(200);
+        let events = events(normal(&answer.body).as_bytes());
+        assert_eq!(events[..told], whole[..told]);
+        assert!(events.len() == told + 2 && events[told].contains("\"error\""), "{events:?}");
+    }
+    assert_eq!(totals_of(&balancer, 2).await["models"][0]["unknown"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

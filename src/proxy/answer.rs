@@ -85,14 +85,3 @@ fn edit(context: &mut Context, piece: &[u8], end: bool) -> Option<Bytes> {
     let piece = taken.as_deref().unwrap_or(piece);
     context.face.as_mut().and_then(|face| face.piece(piece, end)).or(taken)
 }
-
-/// What was held of a stream that broke off: it has come, and is the client's.
-pub fn rest(context: &mut Context) -> Option<Bytes> {
-    let held = context.ask.as_mut()?.piece(b"", true)?;
-    let edited = context.face.as_mut().and_then(|face| face.piece(&held, false));
-    let rest = edited.unwrap_or(held);
-    if let Some(tail) = &mut context.stream {
-        tail.feed(&rest);
-    }
-    Some(rest)
-}

@@ -17,7 +17,7 @@ use super::memory::Reservation;
 use super::peek::{Failure, Peeked, Shape, Wanted};
 use super::replay::Replay;
 use super::stored::{self, Making};
-use super::{Balancer, Shared, answer, headers, local, refuse, session as wrapper};
+use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
 use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
 use crate::reject::{Reject, Style};
@@ -380,7 +380,6 @@ pub fn failure(error: &Error, context: &mut Context) -> Option<Reject> {
 /// connection ends. An answer that is no stream just breaks off, which its framing shows.
 pub async fn end_stream(session: &mut Session, error: &Error, context: &mut Context) {
     let gone = *error.esource() == ErrorSource::Downstream && context.failed.is_none();
-    let held = if gone { None } else { answer::rest(context) };
     let (Some(tail), false) = (&context.stream, gone) else { return };
     let name = context.last.as_ref().map_or("", |upstream| upstream.name());
     let (code, message) = match &context.failed {
@@ -391,7 +390,6 @@ pub async fn end_stream(session: &mut Session, error: &Error, context: &mut Cont
     };
     observe::stream_broken(&context.id, name, &error.to_string());
     let events = error_events(context.form, &message, code, !tail.between_events());
-    let events = [held.as_deref().unwrap_or_default(), events.as_ref()].concat();
     // Whoever does not read any more has not been cut silently either.
     drop(session.write_response_body(Some(Bytes::from(events)), true).await);
 }

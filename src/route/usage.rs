@@ -7,7 +7,8 @@
 //!
 //! - a chunk without choices carries the usage, right before `[DONE]`: it is taken out;
 //! - `system_fingerprint`, which otherwise stands on the chunk that ends the choice, stands on that one: the
-//!   chunk that ends the choice is held until the next, which follows at once, and gets it back.
+//!   chunk that ends the choice is held until the next, which follows at once, and gets it back. A stream
+//!   that breaks off between the two ends before them.
 //!
 //! What is left is the stream of the engine that was not asked, byte by byte, as a refusal is after
 //! [`Refusal`]: its text counts the fields of the body. For that, several choices (`n`,
