@@ -33,14 +33,10 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 
-PROXY_CORE=0
-ENDS_CORE=1
-NOISE=0.15
-TRIES=4
 # Seconds after which a noisy sample is not taken again.
 PATIENCE=150
 STREAMS=1000
-readonly PROXY_CORE ENDS_CORE NOISE TRIES PATIENCE STREAMS
+readonly PATIENCE STREAMS
 
 # Body bytes, and requests for about a second.
 cases=("1600 40000" "17000 30000" "100000 10000" "400000 3000")
@@ -49,59 +45,16 @@ declare -A port=([direct]=28400 [nginx]=28401 [haproxy]=28402 [vllm-lb]=28403) p
 admin=28404
 
 export PATH=$PATH:/usr/sbin
-say() { echo "proxies: $*"; }
+source benches/proxies/common.sh
 for tool in nginx haproxy taskset; do
     command -v $tool >/dev/null || { say "no $tool here; ./dev bench proxies installs it" >&2; exit 1; }
 done
 
-target=${CARGO_TARGET_DIR:-target}/$profile
-build=(cargo build --locked --profile "$profile" --example traffic)
-[ -n "$binary" ] || build+=(--bin vllm-lb)
-say "building with profile $profile"
-"${build[@]}"
-binary=${binary:-$target/vllm-lb}
-traffic=$target/examples/traffic
-
-dir=$(mktemp -d)
+build
 # A stream needs two sockets in a proxy.
 ulimit -n 20000 2>/dev/null || ulimit -n "$(ulimit -Hn)"
 
 # ---- processes ---------------------------------------------------------------------------------
-
-end() {
-    [ -n "${pid[$1]:-}" ] || return 0
-    # SIGKILL: a proxy that lets its streams end would wait for them.
-    kill -KILL "${pid[$1]}" 2>/dev/null || true
-    wait "${pid[$1]}" 2>/dev/null || true
-    unset "pid[$1]"
-}
-
-finish() {
-    local name
-    for name in "${!pid[@]}"; do end "$name"; done
-    rm -rf "$dir"
-}
-trap finish EXIT
-
-# What a proxy reads, with the ports of this run.
-settings() {
-    sed -e "s|@dir@|$dir|g" -e "s|@listen@|${port[$2]}|g" -e "s|@upstream@|${port[direct]}|g" \
-        -e "s|@admin@|$admin|g" "benches/proxies/$1" >"$dir/$1"
-}
-
-ends() { taskset -c $ENDS_CORE "$traffic" "$@"; }
-
-# begin NAME CORE COMMAND...: starts a process on its core, and waits until it answers.
-begin() {
-    local name=$1 core=$2
-    shift 2
-    # It replaces itself with what it starts, so that the process is the proxy's own.
-    taskset -c "$core" "$@" >"$dir/$name.out" 2>&1 &
-    pid[$name]=$!
-    ends wait "${port[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
-    # Somebody else's server on the port would have answered too.
-    kill -0 "${pid[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
-}
 
 begin_proxy() {
     case $1 in
@@ -121,35 +74,6 @@ begin_proxy() {
 }
 
 # ---- samples -----------------------------------------------------------------------------------
-
-# Lines of: case proxy value foreign rate busy
-samples=$dir/samples
-noisy=0
-
-# sample CASE NAME COMMAND ARGUMENTS...: one quiet sample, or the quietest of a few.
-sample() {
-    local case=$1 name=$2 watched=(--upstream "${pid[direct]}" --cores "$ENDS_CORE")
-    local best='' now try
-    shift 2
-    [ "$name" = direct ] || watched+=(--cores "$PROXY_CORE" --proxy "${pid[$name]}")
-    for ((try = 0; try < TRIES; try++)); do
-        # A disturbance can be such that the clients give up; that is no sample.
-        now=$(ends "$@" "${watched[@]}") || continue
-        [ -n "$best" ] || best=$now
-        best=$(printf '%s\n' "$best" "$now" | sort -g -k 2 | head -n 1)
-        quiet "$best" && break
-        [ $SECONDS -lt $PATIENCE ] || break
-    done
-    if [ -z "$best" ]; then
-        say "no sample of $case with $name"
-        return
-    fi
-    quiet "$best" || noisy=$((noisy + 1))
-    echo "$case $name $best" | tee -a "$samples"
-}
-
-# Whether a sample had its cores to itself.
-quiet() { awk -v noise=$NOISE '{ exit !($2 <= noise) }' <<<"$1"; }
 
 begin direct $ENDS_CORE "$traffic" upstream "${port[direct]}"
 SECONDS=0
@@ -180,13 +104,6 @@ seconds=$SECONDS
 
 # ---- the result --------------------------------------------------------------------------------
 
-# column N CASE NAME: the values of column N, smallest first.
-column() { awk -v n="$1" -v c="$2" -v p="$3" '$1 == c && $2 == p { print $n }' "$samples" | sort -g; }
-median() {
-    column "$@" | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
-}
-round_to() { awk -v d="$1" -v v="$2" 'BEGIN { printf "%.*f", d, v }'; }
-
 # cell CASE NAME: the median, and how often nginx's that is.
 cell() {
     local mine nginx
@@ -199,33 +116,12 @@ cell() {
     esac
 }
 
-processor() { sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1; }
-
-commit() {
-    git rev-parse --short HEAD 2>/dev/null || echo unknown
-    git diff --quiet HEAD -- . ':!benches/results' 2>/dev/null || echo "with changes that are not committed"
-}
-
 versions() {
     nginx -v 2>&1 | sed 's|.*/|nginx |'
     haproxy -v | sed -n '1s/.*version \([^ ]*\).*/haproxy \1/p'
     "$binary" --version
     echo "profile $profile"
 }
-
-# How much the samples of CPU time were disturbed.
-quietness() {
-    awk 'NF > 3 { print $4 }' "$samples" | sort -g | awk -v noisy=$noisy -v noise=$NOISE '
-        { v[NR] = $1 }
-        END {
-            printf "of the cores in use, others used %.2f in the median sample and %.2f at most; ", \
-                v[int((NR + 1) / 2)], v[NR]
-            printf "%d of %d samples stayed above %.2f\n", noisy, NR, noise
-        }'
-}
-
-# Lines as one cell.
-joined() { paste -sd , | sed 's/,/, /g'; }
 
 report() {
     local name case row

@@ -20,10 +20,13 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use http::HeaderMap;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use vllm_lb::config::check::check;
+use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::route::answer::{Answer, Asker};
 use vllm_lb::route::dialect::Dialect;
 use vllm_lb::route::rewrite::Asked;
@@ -31,6 +34,39 @@ use vllm_lb::route::table::Table;
 
 /// So many bytes of bodies for every measurement.
 const BYTES: usize = 6 << 20;
+
+/// CPU time of this thread, so that a machine that others use as well tells nearly the same.
+struct CpuTime;
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        self.start().saturating_sub(start)
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, time: &Duration) -> f64 {
+        WallTime.to_f64(time)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
 
 /// Xorshift: the same bodies at every run.
 struct Random(u64);
@@ -69,12 +105,14 @@ fn table(route: &str) -> Table {
     Table::new(&check(&text, &|_| None).expect("is valid").routes)
 }
 
-const NAMES: &str =
-    "{model: fast, to: openai/gpt-oss-20b, body: {defaults: {temperature: 0.6, max_tokens: 9}}}";
+const NAMES: &str = "{model: fast, to: openai/gpt-oss-20b}";
+const USUAL: &str = "{model: fast, to: openai/gpt-oss-20b, body: {defaults: {top_p: 0.9, max_tokens: 9}, \
+                     overrides: {chat_template_kwargs: {enable_thinking: false}}, remove: [temperature], \
+                     roles: {developer: system}}}";
 const ALL: &str = "{model: fast, to: openai/gpt-oss-20b, think_tags: true, token_ids: true, \
                    body: {defaults: {max_tokens: 9}, overrides: {seed: 1}, roles: {developer: system}}}";
 
-fn requests(criterion: &mut Criterion) {
+fn requests(criterion: &mut Criterion<CpuTime>) {
     let mut random = Random(88_172_645_463_325_252);
     for kilobytes in [1.6, 17.0, 100.0, 400.0] {
         let size = (kilobytes * 1000.0) as usize;
@@ -82,7 +120,7 @@ fn requests(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("{kilobytes} KB"));
         group.throughput(Throughput::Bytes(bodies.iter().map(Vec::len).sum::<usize>() as u64));
         group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_secs(1)).sample_size(20);
-        for (name, route) in [("names and defaults", NAMES), ("everything", ALL)] {
+        for (name, route) in [("names", NAMES), ("usual", USUAL), ("everything", ALL)] {
             let plan = table(route).plan(Some("fast"), "/", &HeaderMap::new()).expect("matches");
             let edits = plan.edits(Dialect::Chat);
             group.bench_function(name, |bench| {
@@ -93,6 +131,32 @@ fn requests(criterion: &mut Criterion) {
                 });
             });
         }
+        // As the proxy does it: what was peeked is known, and what was edited is read again.
+        let plan = table(NAMES).plan(Some("fast"), "/", &HeaderMap::new()).expect("matches");
+        let edits = plan.edits(Dialect::Chat);
+        let read = |body: &Vec<u8>| {
+            let mut scanner = Scanner::new();
+            scanner.scan(body);
+            scanner
+        };
+        let scanners: Vec<Scanner> = bodies.iter().map(read).collect();
+        group.bench_function("names, after a peek", |bench| {
+            bench.iter(|| {
+                for (body, scanner) in black_box(&bodies).iter().zip(&scanners) {
+                    let edited = edits.edit_known(body, &|at| scanner.end_of(at));
+                    let edited = edited.body.expect("has another name");
+                    black_box(scanner.of_edited(body, &edited));
+                }
+            });
+        });
+        group.bench_function("the same, read twice more", |bench| {
+            bench.iter(|| {
+                for body in black_box(&bodies) {
+                    let edited = edits.edit(body).body.expect("has another name");
+                    black_box(read(&edited));
+                }
+            });
+        });
         group.bench_function("simd-json, parsing alone", |bench| {
             bench.iter(|| {
                 for body in black_box(&bodies) {
@@ -115,7 +179,7 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
-fn answers(criterion: &mut Criterion) {
+fn streams(criterion: &mut Criterion<CpuTime>) {
     let chunk = |text: usize| {
         format!(
             "data: {{\"id\":\"chatcmpl-955534d1733abee8\",\"object\":\"chat.completion.chunk\",\
@@ -144,5 +208,72 @@ fn answers(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, requests, answers);
+/// A chat of so many words, with a log-probability for each where they are asked for.
+fn chat_answer(random: &mut Random, words: usize, told: bool) -> String {
+    let words: Vec<String> = (0..words).map(|_| format!("w{}", random.below(100_000))).collect();
+    let told = match told {
+        true => {
+            let one =
+                |word: &String| format!("{{\"token\":\" {word}\",\"logprob\":-0.25,\"bytes\":[32,119]}}");
+            format!("{{\"content\":[{}]}}", words.iter().map(one).collect::<Vec<_>>().join(","))
+        }
+        false => "null".into(),
+    };
+    format!(
+        "{{\"id\":\"chatcmpl-955534d1733abee8\",\"object\":\"chat.completion\",\"created\":1795154964,\
+         \"model\":\"openai/gpt-oss-20b\",\"choices\":[{{\"index\":0,\"message\":{{\"role\":\"assistant\",\
+         \"content\":\"{}\"}},\"logprobs\":{told},\"finish_reason\":\"stop\"}}],\"usage\":{{\"prompt_tokens\":31,\
+         \"total_tokens\":43,\"completion_tokens\":12}}}}",
+        words.join(" ")
+    )
+}
+
+fn embedding(random: &mut Random, numbers: usize) -> String {
+    let numbers: Vec<String> = (0..numbers).map(|_| format!("-0.0{}", random.below(1_000_000_000))).collect();
+    format!(
+        "{{\"id\":\"embd-9\",\"object\":\"list\",\"created\":1795154964,\"model\":\"openai/gpt-oss-20b\",\
+         \"data\":[{{\"index\":0,\"object\":\"embedding\",\"embedding\":[{}]}}]}}",
+        numbers.join(",")
+    )
+}
+
+fn answers(criterion: &mut Criterion<CpuTime>) {
+    let mut random = Random(88_172_645_463_325_252);
+    let mut many = |one: &dyn Fn(&mut Random) -> String| -> Vec<String> {
+        let mut all = Vec::new();
+        while all.iter().map(String::len).sum::<usize>() < BYTES {
+            all.push(one(&mut random));
+        }
+        all
+    };
+    let kinds = [
+        ("a chat", many(&|random| chat_answer(random, 300, false))),
+        ("a chat with log-probabilities", many(&|random| chat_answer(random, 300, true))),
+        ("an embedding", many(&|random| embedding(random, 4096))),
+    ];
+    let mut group = criterion.benchmark_group("answer");
+    group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_secs(1)).sample_size(20);
+    for (kind, answers) in &kinds {
+        group.throughput(Throughput::Bytes(answers.iter().map(String::len).sum::<usize>() as u64));
+        for (name, route) in [("names", NAMES), ("everything", ALL)] {
+            let plan = table(route).plan(Some("fast"), "/", &HeaderMap::new()).expect("matches");
+            let asker = Asker { dialect: Dialect::Chat, model: Some("fast"), asked: Asked::default() };
+            group.bench_function(format!("{kind}, {name}"), |bench| {
+                bench.iter(|| {
+                    for text in black_box(answers) {
+                        let answer = Answer::new(&plan, asker, 200, Some("application/json"));
+                        black_box(answer.expect("is edited").feed(text.as_bytes(), true));
+                    }
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = requests, streams, answers
+}
 criterion_main!(benches);

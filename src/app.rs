@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, Admin, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, discover};
 use crate::observe;
 use crate::proxy::connections::Connections;
 use crate::proxy::leave::{Leave, Phase};
@@ -148,6 +148,7 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     if let Some(meeting) = meeting {
         meeting.begin(&mut tasks).await;
     }
+    tasks.spawn(discover::run(fleet.clone(), stopped.clone()));
     tasks.spawn(follow::follow(fleet.clone(), state.clone(), stopped));
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
     let running =

@@ -7,6 +7,7 @@
 pub mod breaker;
 pub mod change;
 pub mod client;
+pub mod discover;
 mod keeper;
 pub mod lease;
 mod pace;
@@ -30,6 +31,7 @@ use breaker::Rules;
 pub use breaker::{Sign, State};
 pub use change::{Change, Refusal};
 use client::Client;
+use discover::Plan;
 pub use keeper::Keeper;
 use keeper::Word;
 pub use lease::{Lease, Outcome, Work};
@@ -51,6 +53,8 @@ pub struct Fleet {
     client: Client,
     queue: Arc<Queue>,
     rules: ArcSwap<Rules>,
+    /// Who is asked for upstreams.
+    plan: watch::Sender<Arc<Plan>>,
     keeper: mpsc::Sender<Word>,
 }
 
@@ -60,8 +64,8 @@ fn now() -> Instant {
 }
 
 impl Fleet {
-    /// Builds the fleet, and the keeper that is to be run for it; nothing is asked before. Fails when an
-    /// upstream's `tls.ca` cannot be used.
+    /// Builds the fleet, and the keeper that is to be run for it; nothing is asked before. Fails when the
+    /// `tls.ca` of an upstream, or of a source, cannot be used.
     pub fn new(config: &Config) -> Result<(Arc<Self>, Keeper), String> {
         let (sender, inbox) = mpsc::channel(INBOX);
         let rules = Rules { health: config.health.clone(), breaker: config.breaker };
@@ -72,9 +76,10 @@ impl Fleet {
             client: Client,
             queue: Queue::new(config.queue.size),
             rules: ArcSwap::from_pointee(rules),
+            plan: watch::Sender::default(),
             keeper: sender,
         });
-        let keeper = Keeper::new(fleet.clone(), inbox, &config.upstreams)?;
+        let keeper = Keeper::new(fleet.clone(), inbox, config)?;
         Ok((fleet, keeper))
     }
 

@@ -5,6 +5,7 @@
 //! upstream serves are counted as `other`.
 
 pub mod decisions;
+pub mod discovery;
 pub mod metrics;
 mod request;
 pub mod usage;

@@ -194,6 +194,8 @@ impl Reject {
 
     fn anthropic_type(&self) -> &'static str {
         match self.status() {
+            // vLLM refuses a model itself, and says so in its own words here too.
+            404 if matches!(self, Reject::Model { .. }) => self.openai_type(),
             404 => "not_found_error",
             413 => "request_too_large",
             400 | 408 | 431 => "invalid_request_error",

@@ -9,9 +9,14 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::Value;
 use vllm_lb::config::types::{
-    Config, Listen, ListenTls, Passthrough, PassthroughTo, Retry, RouteConfig, Timeouts, UpstreamConfig,
+    Config, Discover, Listen, ListenTls, Passthrough, PassthroughTo, Retry, RouteConfig, Source, Timeouts,
+    UpstreamConfig,
 };
-use vllm_lb::config::{check, keys, problem::Problem, render, url};
+use vllm_lb::config::{
+    check, keys,
+    problem::{Place, Problem},
+    render, url,
+};
 
 fn env(name: &str) -> Option<String> {
     match name {
@@ -78,6 +83,16 @@ fn all_leaves(config: &Config) -> Vec<(String, String)> {
     let mut out = Vec::new();
     leaves(&render::json(config), "", &mut out);
     out
+}
+
+/// The same by keys, as the table of them has it; one of a list's items has as many leaves as items have it.
+fn by_key(config: &Config) -> Vec<(String, String)> {
+    let key = |path: String| Place::named(&path).pattern();
+    all_leaves(config).into_iter().map(|(path, value)| (key(path), value)).collect()
+}
+
+fn gym(written: &str) -> Source {
+    Source::new(Discover::Gym(url::upstream(written).expect("is a URL")))
 }
 
 fn compare(file: &Path, shown: &str) {
@@ -210,23 +225,27 @@ fn the_manual_has_the_defaults_of_the_code() {
     let url = url::upstream("https://gpu-0:8000").expect("is a URL");
     let config = Config {
         upstreams: vec![UpstreamConfig::new(url)],
+        sources: vec![gym("http://gym:11000")],
         routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
         passthrough: vec![Passthrough { path: "/sleep".into(), to: PassthroughTo::All }],
         ..Config::default()
     };
-    let leaves = all_leaves(&config);
+    let leaves = by_key(&config);
     let required = ["listen[].tls.certificate", "listen[].tls.key", "passthrough[].path", "upstreams[].url"];
     for entry in manual().0 {
         if required.contains(&entry.key.as_str()) {
             assert_eq!(entry.default, "required", "{}", entry.key);
             continue;
         }
-        let path = entry.key.replace("[]", "[0]");
-        let leaf = leaves.iter().find(|(leaf, _)| *leaf == path);
-        let (_, value) = leaf.unwrap_or_else(|| panic!("{path} is not rendered"));
-        // A name that is not given is made of the URL.
-        let value = if value == "gpu-0:8000" { "none" } else { value };
-        assert_eq!(entry.default, value, "{}", entry.key);
+        let values: Vec<&String> =
+            leaves.iter().filter(|(key, _)| *key == entry.key).map(|(_, value)| value).collect();
+        assert!(!values.is_empty(), "{} is not rendered", entry.key);
+        for value in values {
+            // A name that is not given is made of the URL; whoever is asked is another kind of item.
+            let value =
+                if ["gpu-0:8000", "http://gym:11000"].contains(&value.as_str()) { "none" } else { value };
+            assert_eq!(entry.default, value, "{}", entry.key);
+        }
     }
 }
 
@@ -340,6 +359,29 @@ fn what_is_hardly_meant_is_a_warning() {
     assert_eq!(check::warnings(&check::check(open, &env).expect("is valid")), []);
 }
 
+/// With a source nobody knows which names there will be, nor what is served.
+#[test]
+fn names_that_may_be_discovered_are_warnings() {
+    let upstreams = "upstreams: [{url: http://x, name: x, models: [m1]}, {gym: http://g}]";
+    let routes = [
+        "{model: a, to: any}",
+        "{model: b, upstreams: [x, z], to: m1}",
+        "{model: c, upstreams: [z], to: m}",
+        "{model: d, upstreams: [x], to: m}",
+    ];
+    let routes = routes.join(", ");
+    let text = format!("{upstreams}\nroutes: [{routes}]\npassthrough: [{{path: /a, to: y}}]\n");
+    let config = check::check(&text, &env).expect("is valid");
+    let lines: Vec<String> = check::warnings(&config).iter().map(Problem::to_string).collect();
+    let wanted = [
+        "routes[1].upstreams[1]: no upstream is named \"z\" unless one is discovered",
+        "routes[2].upstreams[0]: no upstream is named \"z\" unless one is discovered",
+        "passthrough[0].to: no upstream is named \"y\" unless one is discovered",
+        "routes[3].to: no upstream serves \"m\"",
+    ];
+    assert_eq!(lines, wanted);
+}
+
 #[test]
 fn the_manual_as_shipped_is_the_default_with_two_upstreams() {
     let shipped = check::check(&text(&root().join("conf/lb.yaml")), &none).expect("the manual is valid");
@@ -366,6 +408,7 @@ fn every_key_is_read() {
     let url = url::upstream("https://default:1").expect("is a URL");
     let default = Config {
         upstreams: vec![UpstreamConfig::new(url)],
+        sources: vec![gym("https://default:2")],
         routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
         passthrough: vec![Passthrough { path: "/".into(), to: PassthroughTo::All }],
         listen: vec![Listen {
@@ -374,13 +417,14 @@ fn every_key_is_read() {
         }],
         ..Config::default()
     };
-    let (read, default) = (all_leaves(&config), all_leaves(&default));
+    let (read, default) = (by_key(&config), by_key(&default));
     for key in known_keys() {
-        let path = key.replace("[]", "[0]");
-        let find = |leaves: &[(String, String)]| {
-            leaves.iter().find(|(leaf, _)| *leaf == path).unwrap_or_else(|| panic!("no {path}")).1.clone()
+        let find = |leaves: &[(String, String)]| -> Vec<String> {
+            leaves.iter().filter(|(leaf, _)| *leaf == key).map(|(_, value)| value.clone()).collect()
         };
-        assert_ne!(find(&read), find(&default), "{path} is not read");
+        let (read, default) = (find(&read), find(&default));
+        assert!(!read.is_empty() && read.len() == default.len(), "{key}: {read:?}, {default:?}");
+        assert!(!read.iter().any(|value| default.contains(value)), "{key} is not read: {read:?}");
     }
 }
 

@@ -31,7 +31,7 @@ use vllm_lb::route::dialect::Dialect;
 use vllm_lb::route::paths::{self, Found};
 use vllm_lb::route::rewrite::Asked;
 use vllm_lb::route::table::{Plan, Table};
-use vllm_lb::route::usage::{self, Unasked};
+use vllm_lb::route::usage::{Unasked, ask};
 
 #[derive(Debug, Default)]
 struct Case {
@@ -142,14 +142,6 @@ fn cases(file: &str) -> Vec<Case> {
     cases
 }
 
-/// The body that asks for its stream's usage, if it is one.
-fn asking(body: &str, dialect: Dialect) -> Option<String> {
-    let mut scanner = Scanner::new();
-    scanner.scan(body.as_bytes());
-    let asking = usage::ask(body.as_bytes(), &scanner, dialect)?;
-    Some(String::from_utf8(asking).expect("is text"))
-}
-
 #[test]
 fn requests_reach_the_upstream_as_they_should() {
     let cases = cases("requests.txt");
@@ -159,17 +151,25 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let edited = edits.edit(client.as_bytes());
+        let mut scanner = Scanner::new();
+        scanner.scan(client.as_bytes());
+        let edited = edits.edit_known(client.as_bytes(), &|at| scanner.end_of(at));
+        assert_eq!(edited, edits.edit(client.as_bytes()), "{}", case.name);
         assert!(edited.body.is_none() || edits.may_change(None), "{}: would not have been held", case.name);
-        let mut sent = edited.body.as_deref().map(|body| String::from_utf8_lossy(body).into_owned());
-        let asking = (usage && edits.leaves_usage())
-            .then(|| asking(sent.as_deref().unwrap_or(client), case.dialect()))
-            .flatten();
-        let asks = asking.is_some();
-        sent = asking.or(sent);
+        if let Some(body) = &edited.body {
+            let again = scanner.of_edited(client.as_bytes(), body);
+            scanner = Scanner::new();
+            scanner.scan(body);
+            assert_eq!(again.facts(body), scanner.facts(body), "{}", case.name);
+            scanner = again;
+        }
+        let body = edited.body.as_deref().unwrap_or(client.as_bytes());
+        let asks = if usage && edits.leaves_usage() { ask(body, &scanner, case.dialect()) } else { None };
+        let is_asked = asks.is_some();
+        let sent = asks.or(edited.body).map(|body| String::from_utf8_lossy(&body).into_owned());
         assert_eq!(sent.as_deref(), wanted, "{}", case.name);
         let asked = edited.asked;
-        let asked = [("usage", asks), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
+        let asked = [("usage", is_asked), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
         let asked: Vec<&str> = asked.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         assert_eq!(asked.join(" "), case.setting("asked").unwrap_or_default(), "{}", case.name);
     }

@@ -207,7 +207,7 @@ async fn an_unknown_model_is_refused_with_all_that_are_known() {
             + r#""type":"NotFoundError","param":"model","code":404}}"#
     );
     let anthropic = balancer.ask(post("/v1/messages", chat("nope"))).await.expect(404);
-    assert_eq!(anthropic.json()["error"]["type"], "not_found_error");
+    assert_eq!(anthropic.json()["error"]["type"], "NotFoundError", "as vLLM says it");
     assert_eq!(engines.iter().map(|engine| engine.stats().received).sum::<u64>(), 0);
 }
 

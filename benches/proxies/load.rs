@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::meter::{self, Meter, Sample};
-use super::prompt;
+use super::prompt::{self, Answer};
 
 /// Nothing here may take longer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,7 +63,8 @@ impl Connection {
     /// One request with its whole answer.
     async fn exchange(&mut self, request: &[u8]) -> Result<(), String> {
         let (end, mut filled, length) = self.ask(request).await?;
-        let whole = end + length.ok_or("an answer without a length")?;
+        let Some(length) = length else { return self.rest_of_stream(end, filled).await };
+        let whole = end + length;
         while filled < whole {
             match self.stream.read(&mut self.buffer).await.map_err(io("reading"))? {
                 0 => return Err("the connection ended inside the answer".into()),
@@ -72,7 +73,21 @@ impl Connection {
         }
         Ok(())
     }
+
+    /// Reads a stream, of which so much is there, up to its end; all of it fits into the buffer.
+    async fn rest_of_stream(&mut self, from: usize, mut filled: usize) -> Result<(), String> {
+        while !self.buffer[from..filled].ends_with(LAST_CHUNK) {
+            match self.stream.read(&mut self.buffer[filled..]).await.map_err(io("reading"))? {
+                0 => return Err("the connection or the buffer ended inside the stream".into()),
+                read => filled += read,
+            }
+        }
+        Ok(())
+    }
 }
+
+/// What ends a body in chunks.
+const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 
 pub async fn wait(port: u16) -> Result<(), String> {
     let request = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n";
@@ -124,14 +139,14 @@ async fn collect<T: 'static>(mut tasks: JoinSet<Result<T, String>>) -> Result<Ve
     Ok(all)
 }
 
+/// `count` of these requests over so many connections.
 pub async fn requests(
     port: u16,
-    bytes: usize,
-    count: usize,
-    connections: usize,
+    requests: Vec<Vec<u8>>,
+    (count, connections): (usize, usize),
     meter: &Meter,
 ) -> Result<Sample, String> {
-    let requests = Arc::new(prompt::requests(bytes, None));
+    let requests = Arc::new(requests);
     let mut open = Vec::new();
     for _ in 0..connections {
         open.push(Connection::open(port).await?);
@@ -147,7 +162,7 @@ pub async fn requests(
 
 /// Opens streams, some at a time, and reads each one's head and first event.
 async fn streams(port: u16, bytes: usize, count: usize, events: usize) -> Result<Vec<Stream>, String> {
-    let requests = Arc::new(prompt::requests(bytes, Some(events)));
+    let requests = Arc::new(prompt::requests(bytes, "sim", Answer::Events(events)));
     let mut open = Vec::new();
     while open.len() < count {
         let mut tasks = JoinSet::new();

@@ -4,15 +4,30 @@
 /// Distinct bodies of one size.
 const DISTINCT: usize = 64;
 
-/// Head and body of requests with bodies of about `bytes`; `events` asks the upstream for a stream.
-pub fn requests(bytes: usize, events: Option<usize>) -> Vec<Vec<u8>> {
+/// What the upstream is asked to answer.
+#[derive(Clone, Copy)]
+pub enum Answer {
+    /// One document.
+    Whole,
+    /// A stream of so many events at the pace of a model, which never ends.
+    Events(usize),
+    /// A stream of so many events at once, which ends.
+    Burst(usize),
+}
+
+/// Head and body of requests with bodies of about `bytes`.
+pub fn requests(bytes: usize, model: &str, answer: Answer) -> Vec<Vec<u8>> {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    let mut make = |_| request(&body(bytes, events.is_some(), &mut random), events);
+    let mut make = |_| request(&body(bytes, model, answer, &mut random), answer);
     (0..DISTINCT).map(&mut make).collect()
 }
 
-fn request(body: &str, events: Option<usize>) -> Vec<u8> {
-    let events = events.map_or(String::new(), |count| format!("x-events: {count}\r\n"));
+fn request(body: &str, answer: Answer) -> Vec<u8> {
+    let asks = match answer {
+        Answer::Whole => String::new(),
+        Answer::Events(count) => format!("x-events: {count}\r\n"),
+        Answer::Burst(count) => format!("x-burst: {count}\r\n"),
+    };
     let head = [
         "POST /v1/chat/completions HTTP/1.1",
         "Host: 127.0.0.1:8000",
@@ -33,11 +48,17 @@ fn request(body: &str, events: Option<usize>) -> Vec<u8> {
         "x-stainless-read-timeout: 600",
     ];
     let head = head.join("\r\n");
-    format!("{head}\r\n{events}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    format!("{head}\r\n{asks}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-fn body(bytes: usize, stream: bool, random: &mut Random) -> String {
-    let end = format!("],\"model\":\"sim\",\"max_tokens\":256,\"stream\":{stream},\"temperature\":0.7}}");
+fn body(bytes: usize, model: &str, answer: Answer, random: &mut Random) -> String {
+    let stream = match answer {
+        Answer::Whole => "false",
+        Answer::Events(_) => "true",
+        // What it says of usage itself, nobody has to say for it.
+        Answer::Burst(_) => "true,\"stream_options\":{\"include_usage\":true}",
+    };
+    let end = format!("],\"model\":\"{model}\",\"max_tokens\":256,\"stream\":{stream},\"temperature\":0.7}}");
     let mut body = String::from("{\"messages\":[");
     let mut roles = ["system", "user"].into_iter().chain(["assistant", "user"].into_iter().cycle());
     while body.len() + end.len() < bytes {

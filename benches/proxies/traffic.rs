@@ -1,4 +1,4 @@
-//! Both ends of the traffic for benches/proxies.sh: the server behind the proxies and the clients before
+//! Both ends of the traffic for benches/proxies.sh and benches/routes.sh: the server behind the proxies and the clients before
 //! them, and the readings of what a proxy used in between.
 //!
 //! ```text
@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use meter::Meter;
+use prompt::Answer;
 
 #[derive(Parser)]
 struct Arguments {
@@ -44,6 +45,12 @@ enum Command {
         count: usize,
         #[arg(long, default_value_t = 32)]
         connections: usize,
+        /// The model that they ask for
+        #[arg(long, default_value = "sim")]
+        model: String,
+        /// Ask for streams of so many events at once, and an end
+        #[arg(long)]
+        burst: Option<usize>,
         #[command(flatten)]
         watched: Watched,
     },
@@ -89,8 +96,9 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Upstream { port } => upstream::serve(port).await.map_err(|error| error.to_string()),
         Command::Wait { port } => load::wait(port).await,
-        Command::Requests { port, bytes, count, connections, watched } => {
-            load::requests(port, bytes, count, connections, &watched.meter()).await.map(show)
+        Command::Requests { port, bytes, count, connections, model, burst, watched } => {
+            let requests = prompt::requests(bytes, &model, burst.map_or(Answer::Whole, Answer::Burst));
+            load::requests(port, requests, (count, connections), &watched.meter()).await.map(show)
         }
         Command::Events { port, streams, seconds, watched } => {
             load::events(port, streams, seconds, &watched.meter()).await.map(show)

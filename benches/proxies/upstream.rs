@@ -1,7 +1,7 @@
 //! A server that costs little: it reads whole requests and answers with constants.
 //!
 //! `x-events: N` asks for a stream: a chunk with one event every `PACE`, N times, then silence until the
-//! client leaves. Without it the answer is a chat completion of 1 KiB in one piece. It never checks what
+//! client leaves. `x-burst: N` asks for one whose N events come at once, and which ends. Without them the answer is a chat completion of 1 KiB in one piece. It never checks what
 //! it is asked; a body without a length, which no proxy here should make, is refused loudly.
 
 use std::io;
@@ -60,9 +60,10 @@ async fn connection(mut stream: TcpStream, completion: &[u8]) -> io::Result<()> 
             }
         }
         filled = 0;
-        match events {
-            Some(count) => return events_of(stream, count).await,
-            None => stream.write_all(completion).await?,
+        match (events, number(&head, "x-burst:")) {
+            (Some(count), _) => return events_of(stream, count).await,
+            (None, Some(count)) => stream.write_all(&burst(count)).await?,
+            (None, None) => stream.write_all(completion).await?,
         }
     }
 }
@@ -106,15 +107,27 @@ fn completion() -> Vec<u8> {
     json("200 OK", &format!("{body:<1024}"))
 }
 
+const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n\
+    content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
+
+const EVENT: &str = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\
+    \"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"sim\",\"choices\":\
+    [{\"index\":0,\"delta\":{\"content\":\" word\"},\"logprobs\":null,\
+    \"finish_reason\":null,\"token_ids\":null}]}\n\n";
+
+fn chunk(event: &str) -> String {
+    format!("{:x}\r\n{event}\r\n", event.len())
+}
+
+/// A whole stream.
+fn burst(count: usize) -> Vec<u8> {
+    let (events, done) = (chunk(EVENT).repeat(count), chunk("data: [DONE]\n\n"));
+    [STREAM_HEAD, &events, &done, "0\r\n\r\n"].concat().into_bytes()
+}
+
 async fn events_of(mut stream: TcpStream, count: usize) -> io::Result<()> {
-    let event = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\
-                 \"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"sim\",\"choices\":\
-                 [{\"index\":0,\"delta\":{\"content\":\" word\"},\"logprobs\":null,\
-                 \"finish_reason\":null,\"token_ids\":null}]}\n\n";
-    let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-    let head = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n\
-                content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
-    stream.write_all(head.as_bytes()).await?;
+    let chunk = chunk(EVENT);
+    stream.write_all(STREAM_HEAD.as_bytes()).await?;
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for _ in 0..count {

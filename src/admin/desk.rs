@@ -30,7 +30,8 @@ fn name(change: &Change) -> Option<&str> {
     match change {
         Change::Upsert(config) => Some(&config.name),
         Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => Some(name),
-        Change::Rules(_) | Change::QueueSize(_) => None,
+        // Nobody's changes of one upstream.
+        _ => None,
     }
 }
 
@@ -42,7 +43,7 @@ fn noted(known: Member, change: Change) -> Member {
         Change::Remove { .. } => Member { removed: true, ..Member::default() },
         Change::Drain { drain, .. } => Member { drain: Some(drain), ..known },
         Change::Weight { weight, .. } => Member { weight: Some(weight), ..known },
-        Change::Rules(_) | Change::QueueSize(_) => known,
+        _ => known,
     }
 }
 

@@ -8,6 +8,9 @@
 //! DELETE /admin/upstreams/{name}?wait=5m    or ?force: not waiting for requests in flight
 //! ```
 //!
+//! An upstream with a `source` was discovered. What is deleted of those stays out for as long as its source
+//! goes on naming it; one that is added by its URL is the operator's from then on, whoever else names it.
+//!
 //! Names may hold slashes and brackets, percent-encoded or not. Bodies come as `application/json`.
 
 use std::time::{Duration, Instant};
@@ -219,7 +222,7 @@ fn row(entry: &Entry) -> Value {
         "siblings_active": entry.upstream.siblings().active,
         "incarnation": entry.incarnation,
     });
-    // By its own metrics. What they do not say is left out, or it would be taken for a number.
+    // By its own metrics, and by who named it. What is not said is left out, or it would pass for a number.
     let told = entry.upstream.telling(now);
     let known = [
         ("running", told.and_then(|told| told.running).map(Value::from)),
@@ -227,6 +230,7 @@ fn row(entry: &Entry) -> Value {
         ("foreign", told.and_then(|told| told.foreign).map(Value::from)),
         ("kv_usage", told.and_then(|told| told.kv_usage).map(Value::from)),
         ("cache_tokens", entry.cache_tokens.map(Value::from)),
+        ("source", config.discovered.as_ref().map(|discovered| discovered.source.as_str().into())),
     ];
     for (key, value) in known {
         if let Some(value) = value {

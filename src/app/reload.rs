@@ -90,13 +90,15 @@ impl Reloader {
         let mut changes: Vec<Change> =
             diff.upsert.into_iter().filter_map(|named| taken_over(&old, &snapshot, named)).collect();
         for name in diff.remove {
-            // One that the operator took out already is no problem.
-            if self.fleet.snapshot().by_name(&name).is_some() {
+            // One that the operator took out already is no problem; who has the name since is another.
+            if snapshot.by_name(&name).is_some_and(|there| there.upstream.config.discovered.is_none()) {
                 changes.push(Change::Remove { name, force: false });
             }
         }
         changes.push(Change::Rules(Rules { health: new.health.clone(), breaker: new.breaker }));
         changes.push(Change::QueueSize(new.queue.size));
+        let file = new.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
+        changes.push(Change::Sources { sources: new.sources.clone(), file });
         // The only step that can fail comes first.
         self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
         if !renewed.is_empty() {

@@ -77,10 +77,10 @@ impl Meeting {
         follow::tell(&fleet.snapshot(), &state);
         tasks.spawn(exchange.clone().run(stop.clone()));
         exchange.begun(LONGEST).await;
-        let mut known = HashMap::new();
         let first = changed.borrow_and_update().clone();
-        take_over(&fleet, &mut known, first).await;
-        tasks.spawn(follow_members(fleet, changed, known, stop));
+        let mut follower = Follower { fleet, exchange, known: HashMap::new(), met: HashMap::new() };
+        follower.take_over(first).await;
+        tasks.spawn(follower.follow(changed, stop));
     }
 }
 
@@ -127,32 +127,70 @@ impl Memory for Parts {
 
 // === members ===
 
-/// Changes the fleet as the list of members does, until `stop`.
-async fn follow_members(
+/// Changes the fleet as the list of members does.
+struct Follower {
     fleet: Arc<Fleet>,
-    mut changed: watch::Receiver<HashMap<String, String>>,
-    mut known: HashMap<String, String>,
-    mut stop: watch::Receiver<bool>,
-) {
-    loop {
-        tokio::select! {
-            _ = stop.wait_for(|stopping| *stopping) => return,
-            news = changed.changed() => if news.is_err() { return },
-        }
-        let all = changed.borrow_and_update().clone();
-        take_over(&fleet, &mut known, all).await;
-    }
+    exchange: Arc<Exchange>,
+    /// The list as it was carried out last.
+    known: HashMap<String, String>,
+    /// Ids of the upstreams that were discovered here, by name; none for one that is on its way out.
+    met: HashMap<String, Option<usize>>,
 }
 
-/// Carries out what is different from what was known.
-async fn take_over(fleet: &Fleet, known: &mut HashMap<String, String>, all: HashMap<String, String>) {
-    for (name, text) in all.iter().filter(|(name, text)| known.get(*name) != Some(*text)) {
-        match Member::read(text) {
-            Ok(member) => carry_out(fleet, name, member).await,
-            Err(why) => observe::member_unusable(name, &why),
+impl Follower {
+    async fn follow(
+        mut self,
+        mut changed: watch::Receiver<HashMap<String, String>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut fleet_changed = self.fleet.changes();
+        loop {
+            let stopped = async { drop(stop.wait_for(|stopping| *stopping).await) };
+            tokio::select! {
+                () = stopped => return,
+                news = changed.changed() => {
+                    if news.is_err() {
+                        return;
+                    }
+                    let all = changed.borrow_and_update().clone();
+                    self.take_over(all).await;
+                }
+                Ok(()) = fleet_changed.changed() => self.greet().await,
+            }
         }
     }
-    *known = all;
+
+    /// Carries out what is different from what was known.
+    async fn take_over(&mut self, all: HashMap<String, String>) {
+        for (name, text) in all.iter().filter(|(name, text)| self.known.get(*name) != Some(*text)) {
+            match Member::read(text) {
+                Ok(member) => carry_out(&self.fleet, name, member).await,
+                Err(why) => observe::member_unusable(name, &why),
+            }
+        }
+        self.known = all;
+    }
+
+    /// Upstreams that are discovered come when they come: what was changed of one before this balancer found
+    /// it is made up for. One that its source has named anew begins anew: that it was taken out before is
+    /// not true any more, and whoever starts later must not find it.
+    async fn greet(&mut self) {
+        let snapshot = self.fleet.snapshot_owned();
+        for entry in snapshot.entries.iter().filter(|entry| entry.upstream.config.discovered.is_some()) {
+            let (name, id) = (entry.upstream.name(), entry.upstream.id);
+            let now = (!entry.removing).then_some(id);
+            let before = self.met.insert(name.to_string(), now);
+            if now.is_none() || before == Some(now) {
+                continue;
+            }
+            let Some(Ok(member)) = self.known.get(name).map(|text| Member::read(text)) else { continue };
+            match before {
+                None => carry_out(&self.fleet, name, member).await,
+                Some(_) if member.removed => self.exchange.put_member(name, Member::default().write()),
+                Some(_) => {}
+            }
+        }
+    }
 }
 
 async fn carry_out(fleet: &Fleet, name: &str, member: Member) {

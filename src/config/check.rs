@@ -8,6 +8,7 @@
 mod fleet;
 mod listen;
 mod routes;
+mod source;
 
 pub use fleet::{upstream_alone, weight};
 pub use routes::warnings;
@@ -73,7 +74,8 @@ pub struct Draft {
     admin: Place,
     /// Something was said about upstreams, right or wrong.
     upstreams_given: bool,
-    /// The names of all upstreams as far as they are known; `None` when some upstream has no readable name.
+    /// The names of all upstreams as far as they are known; `None` when some upstream has no readable name,
+    /// or some are to be discovered.
     names: Option<Vec<String>>,
     /// Names that must be an upstream's, and where they were written.
     references: Vec<fleet::Reference>,
@@ -311,6 +313,7 @@ impl Draft {
     /// Balances over these upstreams in place of the file's.
     pub fn upstreams<S: AsRef<str>>(&mut self, from: &str, urls: &[S]) {
         self.config.upstreams.clear();
+        self.config.sources.clear();
         self.names = Some(Vec::new());
         self.upstreams_given = true;
         fleet::from_texts(from, urls, self);
@@ -319,6 +322,7 @@ impl Draft {
     /// The upstreams will be simulated ones, whatever the file says.
     pub fn upstreams_come_later(&mut self) {
         self.config.upstreams.clear();
+        self.config.sources.clear();
         self.names = Some(Vec::new());
         self.upstreams_given = true;
     }

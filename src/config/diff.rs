@@ -22,7 +22,7 @@ pub struct Diff {
 pub fn diff(old: &Config, new: &Config) -> Diff {
     let live = [
         ("admin.token", old.admin.token != new.admin.token),
-        ("upstreams", old.upstreams != new.upstreams),
+        ("upstreams", old.upstreams != new.upstreams || old.sources != new.sources),
         ("routes", old.routes != new.routes),
         ("balance", old.balance != new.balance),
         ("peek", old.peek != new.peek),

@@ -58,6 +58,10 @@ fn scalar(text: &str) -> Result<Json, String> {
         "false" | "False" | "FALSE" => return Ok(Json::Bool(false)),
         _ => {}
     }
+    // Whoever writes one of these means no text, and a template would take any text for true.
+    if ["yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word)) {
+        return Err(format!("{} is neither true nor false: write one of these, or quotes", seen(text)));
+    }
     let unsigned = text.trim_start_matches(['+', '-']);
     if matches!(unsigned, ".inf" | ".Inf" | ".INF" | ".nan" | ".NaN" | ".NAN") {
         return Err(format!("{} is no number in JSON", seen(text)));
@@ -115,11 +119,22 @@ mod tests {
             ("[0.6, 1e3, .5, 2., -1.5E-2]", json!([0.6, 1000.0, 0.5, 2.0, -0.015])),
             ("[true, False, null, ~, ]", json!([true, false, null, null])),
             ("['1', \"true\", 'null', '']", json!(["1", "true", "null", ""])),
-            ("[yes, 1.2.3, 1e, ., e5, 0xg, 1_000]", json!(["yes", "1.2.3", "1e", ".", "e5", "0xg", "1_000"])),
+            ("[y, 1.2.3, 1e, ., e5, 0xg, 1_000]", json!(["y", "1.2.3", "1e", ".", "e5", "0xg", "1_000"])),
+            ("['yes', \"off\", none]", json!(["yes", "off", "none"])),
             ("{a: {b: [c]}, d: {}}", json!({"a": {"b": ["c"]}, "d": {}})),
             ("18446744073709551615", json!(18_446_744_073_709_551_615_u64)),
         ] {
             assert_eq!(read(text), (Some(wanted), vec![]), "{text}");
+        }
+    }
+
+    /// For older YAML, which Gym reads, they are truth values; sent as texts, `off` would be on.
+    #[test]
+    fn words_that_other_yaml_takes_for_truth_values_are_a_problem() {
+        for word in ["yes", "No", "ON", "off"] {
+            let what = "is neither true nor false: write one of these, or quotes";
+            let problem = format!("x.thinks: {word:?} {what} (line 1)");
+            assert_eq!(read(&format!("{{thinks: {word}}}")), (None, vec![problem]), "{word}");
         }
     }
 

@@ -36,7 +36,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("listen[].tls", &["certificate", "key"]),
     ("admin", &["address", "token"]),
     ("redis_options", &["interval", "prefix", "gauge_ttl", "stream_length"]),
-    ("upstreams[]", &["url", "name", "models", "weight", "api_key", "max_active", "tls"]),
+    ("upstreams[]", &["url", "gym", "every", "name", "models", "weight", "api_key", "max_active", "tls"]),
     ("upstreams[].tls", &["ca", "verify", "sni"]),
     (
         "routes[]",
@@ -107,8 +107,7 @@ pub const FREE: &[&str] = &["header", "set", "defaults", "overrides", "roles"];
 /// What the contract names and this version cannot do yet. Refused, never accepted and ignored; an
 /// entry leaves this list together with the change that brings the feature. `key=value` is one value
 /// of a key that is there.
-pub const LATER: &[&str] =
-    &["upstreams[].dns", "upstreams[].every", "upstreams[].kubernetes", "upstreams[].gym", "traces"];
+pub const LATER: &[&str] = &["upstreams[].dns", "upstreams[].kubernetes", "traces"];
 
 /// What a message says of everything in `LATER`.
 pub const NOT_AVAILABLE: &str = "not available yet";

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! `upstream` is there for one that was added, as the file would say it, its key included; one that stands
-//! in the file has only what is different. What a newer balancer says besides is left alone.
+//! in the file, or was discovered, has only what is different. What a newer balancer says besides is left
+//! alone.
 
 use serde_json::{Map, Value, json};
 

@@ -11,7 +11,10 @@ use serde_json::{Map, Value, json};
 
 use super::keys;
 use super::secret::Secret;
-use super::types::{Config, Listen, Passthrough, PassthroughTo, Retry, Sessions, Timeouts, UpstreamConfig};
+use super::types::{
+    Config, Discover, Listen, Passthrough, PassthroughTo, Retry, Sessions, Source, Timeouts, UpstreamConfig,
+    UpstreamTls,
+};
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
@@ -28,7 +31,7 @@ pub fn json(config: &Config) -> Value {
             "gauge_ttl": show_duration(redis.gauge_ttl),
             "stream_length": redis.stream_length,
         },
-        "upstreams": config.upstreams.iter().map(upstream).collect::<Vec<_>>(),
+        "upstreams": upstreams(config),
         "routes": config.routes.iter().map(route::json).collect::<Vec<_>>(),
         "balance": {
             "preset": balance.preset.name(),
@@ -131,15 +134,32 @@ fn listen(listen: &Listen) -> Value {
     json!({"address": listen.address.to_string(), "tls": tls})
 }
 
+fn upstreams(config: &Config) -> Vec<Value> {
+    config.upstreams.iter().map(upstream).chain(config.sources.iter().map(source)).collect()
+}
+
+fn source(source: &Source) -> Value {
+    let mut value = match &source.ask {
+        Discover::Gym(url) => json!({"gym": url.display()}),
+    };
+    value["every"] = json!(show_duration(source.every));
+    value["weight"] = number(source.weight);
+    value["max_active"] = json!(source.max_active);
+    value["tls"] = tls(&source.tls);
+    value
+}
+
+fn tls(tls: &UpstreamTls) -> Value {
+    json!({
+        "ca": tls.ca.as_ref().map(|ca| ca.display().to_string()),
+        "verify": tls.verify,
+        "sni": tls.sni,
+    })
+}
+
 fn upstream(upstream: &UpstreamConfig) -> Value {
     // The keys of `tls` mean nothing without TLS, and the file refuses them there.
-    let tls = upstream.url.https.then(|| {
-        json!({
-            "ca": upstream.tls.ca.as_ref().map(|ca| ca.display().to_string()),
-            "verify": upstream.tls.verify,
-            "sni": upstream.tls.sni,
-        })
-    });
+    let tls = upstream.url.https.then(|| tls(&upstream.tls));
     json!({
         "url": upstream.url.display(),
         "name": upstream.name,

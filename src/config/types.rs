@@ -9,6 +9,7 @@ mod redis;
 mod retry;
 mod route;
 mod sessions;
+mod source;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig};
 pub use sessions::Sessions;
+pub use source::{Discover, Discovered, Source};
 
 use super::secret::Secret;
 
@@ -33,6 +35,8 @@ pub struct Config {
     pub redis: Option<RedisUrl>,
     pub redis_options: RedisOptions,
     pub upstreams: Vec<UpstreamConfig>,
+    /// Who is asked for further ones.
+    pub sources: Vec<Source>,
     pub routes: Vec<RouteConfig>,
     pub balance: Balance,
     pub index: PrefixIndex,
@@ -63,6 +67,7 @@ impl Default for Config {
             redis: None,
             redis_options: RedisOptions::default(),
             upstreams: Vec::new(),
+            sources: Vec::new(),
             routes: Vec::new(),
             balance: Balance::default(),
             index: PrefixIndex::default(),
@@ -140,6 +145,8 @@ pub struct UpstreamConfig {
     /// At this many requests in flight the upstream is no candidate.
     pub max_active: Option<u32>,
     pub tls: UpstreamTls,
+    /// `None`: somebody named it in the file, on the command line or at run time.
+    pub discovered: Option<Discovered>,
 }
 
 impl UpstreamConfig {
@@ -153,12 +160,13 @@ impl UpstreamConfig {
             api_key: None,
             max_active: None,
             tls: UpstreamTls::default(),
+            discovered: None,
         }
     }
 }
 
 /// Where an upstream is reached. A trailing `/v1` has been taken off.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UpstreamUrl {
     pub https: bool,
     pub host: String,

@@ -1,19 +1,26 @@
-//! Changes of the fleet at run time, from the admin interface and from reloads.
+//! Changes of the fleet at run time, from the admin interface, from reloads and from what is discovered.
+
+use std::time::Instant;
 
 use thiserror::Error;
 
 use super::breaker::Rules;
-use crate::config::types::UpstreamConfig;
+use crate::config::types::{Source, UpstreamConfig};
 
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Adds an upstream, or gives the one of its name other settings. One that is being removed stays.
+    /// Adds an upstream, or gives the one of its name other settings. One that is being removed stays. What
+    /// is discovered leaves alone what an operator has named.
     Upsert(UpstreamConfig),
     /// Takes an upstream out: no new requests from now on, and it goes when its last one has ended; with
     /// `force` it goes at once, and its requests end on their own.
     Remove {
         name: String,
         force: bool,
+    },
+    /// No source names it any more: as `Remove`, unless an operator does by now.
+    Release {
+        name: String,
     },
     /// Stops new requests, or lets them come again; it stands until the next such word.
     Drain {
@@ -26,6 +33,14 @@ pub enum Change {
     },
     /// Goes by other settings of `health` and `breaker` from now on.
     Rules(Rules),
+    /// Asks these for upstreams from now on, and no others; `file` has the names of the upstreams that the
+    /// file lists.
+    Sources {
+        sources: Vec<Source>,
+        file: Vec<String>,
+    },
+    /// Sources that have not answered may name upstreams until then; `None`: all have.
+    Awaits(Option<Instant>),
     /// Lets so many wait.
     QueueSize(usize),
 }

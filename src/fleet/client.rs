@@ -1,4 +1,5 @@
-//! A small HTTP client for what the balancer itself asks of upstreams: probes, model lists, metrics.
+//! A small HTTP client for what the balancer itself asks: probes, model lists and metrics of upstreams, and
+//! sources for which upstreams there are.
 //!
 //! One connection a question: nothing is pooled, so a question also tells whether new connections are
 //! taken. Requests of clients never go through here, with the exception of control calls that are fanned
@@ -25,6 +26,9 @@ const MOST_ANSWER: usize = 16 << 20;
 /// The most that a page of metrics may hold, many times of what vLLM says: these are asked of all upstreams
 /// at once, for whoever wants to know, and all are held together.
 const MOST_SCRAPED: usize = 4 << 20;
+
+/// The most that a document may hold which is a few lines of settings.
+const MOST_SMALL: usize = 1 << 20;
 
 #[derive(Debug, Error)]
 pub enum AskError {
@@ -68,6 +72,17 @@ impl Client {
     ) -> Result<Response<Bytes>, AskError> {
         let request = Request::get(path).body(Bytes::new())?;
         within(limit, self.exchange(upstream, request, MOST_SCRAPED)).await
+    }
+
+    /// Asks with GET for a small document.
+    pub async fn small(
+        &self,
+        upstream: &Upstream,
+        path: &str,
+        limit: Duration,
+    ) -> Result<Response<Bytes>, AskError> {
+        let request = Request::get(path).body(Bytes::new())?;
+        within(limit, self.exchange(upstream, request, MOST_SMALL)).await
     }
 
     /// Sends `request`, whose URI is a path, and reads the whole answer. An `authorization` that it brings

@@ -10,18 +10,19 @@
 mod kept;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::breaker::{Miss, Sign};
+use super::breaker::{Miss, Rules, Sign};
 use super::change::{Change, Refusal};
+use super::discover::{Asked, Plan};
 use super::probe::{self, Facts, Failure};
-use super::snapshot::Snapshot;
+use super::snapshot::{MAY_STILL_COME, Snapshot};
 use super::{Fleet, Upstream, now, told};
 use crate::aggregate::Truth;
-use crate::config::types::UpstreamConfig;
+use crate::config::types::{Config, Source, UpstreamConfig};
 use crate::observe;
 use kept::{Kept, News};
 
@@ -67,20 +68,27 @@ pub struct Keeper {
     /// Probers, and those who wait for an upstream to be empty.
     tasks: JoinSet<()>,
     next_id: usize,
+    /// Until then upstreams may be discovered that serve any model.
+    awaited: Option<Instant>,
 }
 
 impl Keeper {
     pub(super) fn new(
         fleet: Arc<Fleet>,
         inbox: mpsc::Receiver<Word>,
-        configs: &[UpstreamConfig],
+        config: &Config,
     ) -> Result<Self, String> {
         let (kept, departed) = (Vec::new(), Vec::new());
-        let mut keeper = Keeper { fleet, inbox, kept, departed, tasks: JoinSet::new(), next_id: 0 };
-        for config in configs {
+        let awaited = (!config.sources.is_empty()).then(|| now() + MAY_STILL_COME);
+        let tasks = JoinSet::new();
+        let mut keeper = Keeper { fleet, inbox, kept, departed, tasks, next_id: 0, awaited };
+        for config in &config.upstreams {
             let upstream = keeper.make(config)?;
             keeper.kept.push(Kept::new(upstream, now()));
         }
+        let file = config.upstreams.iter().map(|upstream| upstream.name.clone());
+        let plan = keeper.plan(config.sources.clone(), file)?;
+        keeper.fleet.plan.send_replace(plan);
         keeper.publish();
         Ok(keeper)
     }
@@ -118,6 +126,19 @@ impl Keeper {
         Ok(Arc::new(Upstream::new(id, config.clone(), self.fleet.queue.clone())?))
     }
 
+    fn plan(
+        &mut self,
+        sources: Vec<Source>,
+        file: impl IntoIterator<Item = String>,
+    ) -> Result<Arc<Plan>, String> {
+        let mut plan = Plan { sources: Vec::new(), file: file.into_iter().collect() };
+        for source in sources {
+            let server = self.make(&Asked::server(&source))?;
+            plan.sources.push(Arc::new(Asked::new(source, server)));
+        }
+        Ok(Arc::new(plan))
+    }
+
     fn probe(&mut self, upstream: Arc<Upstream>) {
         self.tasks.spawn(look_after(self.fleet.clone(), upstream));
     }
@@ -138,7 +159,8 @@ impl Keeper {
 
     fn publish(&self) {
         let entries = |all: &[Kept]| all.iter().map(|kept| kept.entry.clone()).collect();
-        self.fleet.publish(Snapshot::new(entries(&self.kept), entries(&self.departed)));
+        let snapshot = Snapshot::new(entries(&self.kept), entries(&self.departed));
+        self.fleet.publish(snapshot.awaiting(self.awaited));
     }
 
     fn take_in(&mut self, word: Word) {
@@ -223,10 +245,18 @@ impl Keeper {
             Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => {
                 Some(self.named(name)?)
             }
-            Change::Rules(_) | Change::QueueSize(_) => None,
+            Change::Release { name } => self.named(name).ok(),
+            _ => None,
         };
+        let operators = at.is_some_and(|at| self.kept[at].is_operators());
         let there = at.map(|at| self.kept[at].upstream().clone());
         Ok(match (change, there) {
+            (Change::Upsert(config), Some(_)) if operators && config.discovered.is_some() => Ready::Nothing,
+            (Change::Release { .. }, _) if operators => Ready::Nothing,
+            (Change::Release { .. }, Some(there)) => Ready::Remove { id: there.id, force: false },
+            (Change::Sources { sources, file }, _) => {
+                Ready::Plan(self.plan(sources, file).map_err(Refusal::Unusable)?)
+            }
             (Change::Upsert(config), Some(there)) if there.is_as(&config) => Ready::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
                 let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
@@ -243,7 +273,11 @@ impl Keeper {
             }
             (Change::Remove { force, .. }, Some(there)) => Ready::Remove { id: there.id, force },
             (Change::Drain { drain, .. }, Some(there)) => Ready::Drain { id: there.id, drain },
-            (change, _) => Ready::Settings(change),
+            (Change::Rules(rules), _) => Ready::Rules(Arc::new(rules)),
+            (Change::QueueSize(size), _) => Ready::QueueSize(size),
+            (Change::Awaits(until), _) => Ready::Awaits(until),
+            // Those of one upstream are refused where there is none.
+            (_, None) => Ready::Nothing,
         })
     }
 
@@ -281,8 +315,7 @@ impl Keeper {
                     kept.drain(drain, now(), &rules);
                 }
             }
-            Ready::Settings(Change::Rules(rules)) => {
-                let rules = Arc::new(rules);
+            Ready::Rules(rules) => {
                 self.fleet.rules.store(rules.clone());
                 for kept in self.all() {
                     kept.look_again(&rules);
@@ -290,8 +323,10 @@ impl Keeper {
                     kept.upstream().doubt();
                 }
             }
-            Ready::Settings(Change::QueueSize(size)) => self.fleet.queue.resize(size),
-            Ready::Settings(_) => {}
+            Ready::QueueSize(size) => self.fleet.queue.resize(size),
+            Ready::Plan(plan) => drop(self.fleet.plan.send_replace(plan)),
+            Ready::Awaits(until) => self.awaited = until,
+            Ready::Nothing => {}
         }
     }
 
@@ -349,7 +384,12 @@ enum Ready {
         id: usize,
         drain: bool,
     },
-    Settings(Change),
+    Rules(Arc<Rules>),
+    QueueSize(usize),
+    Awaits(Option<Instant>),
+    Plan(Arc<Plan>),
+    /// An operator's word goes before it.
+    Nothing,
 }
 
 /// Probes one upstream, and reads its metrics, until nobody wants to know of it any more.

@@ -63,24 +63,30 @@ pub(super) async fn ask(
     }
     let models = match &upstream.config.models {
         Some(names) => names.iter().map(|name| plain_card(name)).collect(),
-        None => {
-            let list = client.get(upstream, "/v1/models", limit).await;
-            let list = list.map_err(|error| Failure::from("/v1/models", &error))?;
-            match list.status() {
-                StatusCode::OK => aggregate::parse_models(list.body())
-                    .map_err(|error| Failure::Wrong(format!("GET /v1/models: {error}")))?,
-                StatusCode::UNAUTHORIZED => {
-                    let remedy = "set the upstream's api_key or models";
-                    return Err(Failure::Wrong(format!("GET /v1/models: status 401: {remedy}")));
-                }
-                status => {
-                    return Err(Failure::Wrong(format!("GET /v1/models: status {}", status.as_u16())));
-                }
-            }
-        }
+        None => models(client, upstream, health).await?,
     };
     let version = if introduce { version(client, upstream, health).await } else { None };
     Ok(Facts { models, version })
+}
+
+/// What it says that it serves. One that was discovered and has no such list serves what its source said.
+async fn models(client: &Client, upstream: &Upstream, health: &Health) -> Result<Vec<ModelCard>, Failure> {
+    let list = client.get(upstream, "/v1/models", health.timeout).await;
+    let list = list.map_err(|error| Failure::from("/v1/models", &error))?;
+    let told = upstream.config.discovered.as_ref().and_then(|discovered| discovered.model.as_deref());
+    match (list.status(), told) {
+        (StatusCode::OK, _) => aggregate::parse_models(list.body())
+            .map_err(|error| Failure::Wrong(format!("GET /v1/models: {error}"))),
+        (
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED,
+            Some(model),
+        ) => Ok(vec![plain_card(model)]),
+        (StatusCode::UNAUTHORIZED, None) => {
+            let remedy = "set the upstream's api_key or models";
+            Err(Failure::Wrong(format!("GET /v1/models: status 401: {remedy}")))
+        }
+        (status, _) => Err(Failure::Wrong(format!("GET /v1/models: status {}", status.as_u16()))),
+    }
 }
 
 /// The card of a model that the configuration names, so that nobody was asked about it.

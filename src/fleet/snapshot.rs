@@ -68,7 +68,7 @@ pub enum Routing {
 
 /// For this long an upstream that was never reached counts as one that may serve any model; after that
 /// an unknown name is unknown. Loading the largest models takes about as long.
-const MAY_STILL_COME: Duration = Duration::from_secs(600);
+pub(super) const MAY_STILL_COME: Duration = Duration::from_secs(600);
 
 pub struct Snapshot {
     pub entries: Vec<Entry>,
@@ -81,6 +81,8 @@ pub struct Snapshot {
     uniform: bool,
     /// Names that ready upstreams serve, in the order of the union.
     aliases: Vec<String>,
+    /// Until then upstreams may be discovered by sources that have not answered yet.
+    awaited: Option<Instant>,
 }
 
 // === impl Entry ===
@@ -152,7 +154,12 @@ impl Snapshot {
         let serves_all = |entry: &Entry| aliases.iter().all(|alias| entry.serves(alias));
         let known = |entry: &Entry| entry.standing.state != State::Unknown && serves_all(entry);
         let uniform = staying().all(|(_, entry)| known(entry)) && by_model.len() == aliases.len();
-        Snapshot { entries, departed, by_model, uniform, aliases }
+        Snapshot { entries, departed, by_model, uniform, aliases, awaited: None }
+    }
+
+    /// The same while upstreams may be discovered that serve any model.
+    pub(super) fn awaiting(self, until: Option<Instant>) -> Self {
+        Snapshot { uniform: self.uniform && until.is_none(), awaited: until, ..self }
     }
 
     pub fn any_ready(&self) -> bool {
@@ -225,7 +232,7 @@ impl Snapshot {
         let may = |entry: &Entry| {
             entry.standing.state == State::Unknown && waited(&entry.standing) < MAY_STILL_COME
         };
-        self.entries.iter().any(may)
+        self.awaited.is_some_and(|until| now < until) || self.entries.iter().any(may)
     }
 }
 

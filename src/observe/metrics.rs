@@ -4,6 +4,7 @@
 //! cannot drift.
 
 mod cache;
+mod discovery;
 mod exchange;
 
 use std::sync::LazyLock;
@@ -14,6 +15,7 @@ use prometheus::{
 };
 
 pub use cache::CacheMetrics;
+pub use discovery::DiscoveryMetrics;
 pub use exchange::ExchangeMetrics;
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
@@ -35,6 +37,7 @@ pub struct Metrics {
     pub probe_failures: IntCounterVec,
     pub busy: IntCounterVec,
     pub cache: CacheMetrics,
+    pub discovery: DiscoveryMetrics,
     pub exchange: ExchangeMetrics,
     pub signs_lost: IntCounter,
     pub queue: IntCounterVec,
@@ -110,6 +113,7 @@ impl Metrics {
             in_flight: make.gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
             peeked_bytes: make.gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
             cache: CacheMetrics::new(&make),
+            discovery: DiscoveryMetrics::new(&make),
             exchange: ExchangeMetrics::new(&make),
             registry: make.0,
         }

@@ -14,6 +14,7 @@
 
 pub(super) mod bytes;
 mod fields;
+mod known;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -21,6 +22,7 @@ use std::ops::Range;
 pub(crate) use self::bytes::string_end;
 use self::bytes::{CLASSES, Class, numbers_at};
 pub use self::fields::{Field, FieldSet};
+use self::known::Known;
 use super::value::{Model, is_true_number, is_true_word, unescape};
 
 /// How much of a string that is a `data:` URL counts as prompt: 1,000 tokens, about what an image costs.
@@ -163,6 +165,10 @@ impl Scanner {
 
     /// Looks at what the buffer has gained since the last call.
     pub fn scan(&mut self, body: &[u8]) {
+        self.scan_with(body, &Known::NOTHING);
+    }
+
+    fn scan_with(&mut self, body: &[u8], known: &Known<'_>) {
         while let Some(&byte) = body.get(self.at) {
             let moved = match self.place {
                 Place::Start => self.start(body),
@@ -172,6 +178,7 @@ impl Scanner {
                 Place::Nested { start } => self.nested(body, start),
                 Place::NestedString { start, quote } => self.nested_string(body, start, quote),
                 Place::NotAnObject | Place::Malformed(_) => false,
+                Place::BeforeValue => self.take_known(body, known) || self.between(byte),
                 _ => self.between(byte),
             };
             if !moved {

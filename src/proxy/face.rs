@@ -15,6 +15,7 @@ use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use crate::config::types::{HeaderEdits, Overflow};
+use crate::prompt::scan::Scanner;
 use crate::route::answer::{Answer, Asker, overflow};
 use crate::route::dialect::Dialect;
 use crate::route::rewrite::Asked;
@@ -90,13 +91,13 @@ impl Face {
         self.plan.served(self.model.as_deref())
     }
 
-    /// The body as it is sent.
-    pub fn edit(&mut self, body: &[u8]) -> Option<Vec<u8>> {
+    /// The body as it is sent. `scanner` has read the body.
+    pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Option<Vec<u8>> {
         let edits = self.plan.edits(self.dialect);
         let body = match &self.form {
             Some(kind) => edits.edit_form(kind, body),
             None => {
-                let edited = edits.edit(body);
+                let edited = edits.edit_known(body, &|at| scanner?.end_of(at));
                 self.asked = edited.asked;
                 edited.body
             }

@@ -285,9 +285,11 @@ impl Reader {
 
     /// Puts the edited body in the place of the one that came, which is whole and has been looked at.
     fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
-        let Some(edited) = face.edit(self.body.bytes()) else { return Ok(()) };
+        let Some(edited) = face.edit(self.body.bytes(), self.looker.scanner()) else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
-            (Looker::Json(_, api), _) => Looker::Json(Scanner::new(), *api),
+            (Looker::Json(scanner, api), _) => {
+                Looker::Json(scanner.of_edited(self.body.bytes(), &edited), *api)
+            }
             (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
             (Looker::Multipart(_) | Looker::Opaque, _) => Looker::Opaque,
         };

@@ -152,7 +152,7 @@ fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
 }
 
 /// How many of the next bytes are no quotes and no brackets, in whole windows: lists of numbers are long.
-fn plain_run(bytes: &[u8]) -> usize {
+pub fn plain_run(bytes: &[u8]) -> usize {
     const WINDOW: usize = 32;
     let structure = |byte: &u8| (*byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
     let plain = |window: &&[u8]| !window.iter().fold(false, |found, byte| found | structure(byte));

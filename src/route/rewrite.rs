@@ -105,7 +105,12 @@ impl Edits {
 
     /// The body as it is sent.
     pub fn edit(&self, body: &[u8]) -> Edited {
-        let Some((object, messages)) = self.read(body) else { return Edited::default() };
+        self.edit_known(body, &|_| None)
+    }
+
+    /// As `edit`, of a body of which somebody may know where the value that begins at a byte ends.
+    pub fn edit_known(&self, body: &[u8], end_of: &dyn Fn(usize) -> Option<usize>) -> Edited {
+        let Some((object, messages)) = self.read(body, end_of) else { return Edited::default() };
         let mut out = Splices::default();
         let asked = Asked {
             logprobs: self.token_ids && !object.is(body, "logprobs", "true"),

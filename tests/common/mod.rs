@@ -12,6 +12,7 @@ pub mod clients;
 pub mod dice;
 pub mod h2;
 pub mod logs;
+pub mod model_server;
 pub mod process;
 pub mod raw;
 pub mod redis;

@@ -3,7 +3,8 @@
 It knows the product by its command line alone. The binary is named by VLLM_LB_BIN. As a program it runs a
 command against such a set of processes, whose addresses stand in the command's environment:
 
-    harness.py COMMAND...       VLLM_LB_DIRECT and VLLM_LB_BALANCED are base URLs without /v1
+    harness.py COMMAND...       VLLM_LB_DIRECT and VLLM_LB_BALANCED are base URLs without /v1, and so is
+                                VLLM_LB_ROUTED, where the virtual models of routed.py are
 """
 
 import contextlib
@@ -142,8 +143,15 @@ def stack(api_key=None):
 def main(command):
     if not command:
         sys.exit(__doc__)
-    with stack() as running:
-        addresses = {"VLLM_LB_DIRECT": running.direct.url, "VLLM_LB_BALANCED": running.balanced.url}
+    # Made of what stands here.
+    import routed
+
+    with stack() as running, routed.every_face() as faces:
+        addresses = {
+            "VLLM_LB_DIRECT": running.direct.url,
+            "VLLM_LB_BALANCED": running.balanced.url,
+            "VLLM_LB_ROUTED": faces.balanced.url,
+        }
         return subprocess.run(command, env={**os.environ, **addresses}, check=False).returncode
 
 

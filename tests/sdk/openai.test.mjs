@@ -8,13 +8,18 @@ import OpenAI from "openai";
 const MODEL = "sim";
 const messages = [{ role: "user", content: "Why is the sky blue?" }];
 
-function client(name) {
+function client(name, defaultHeaders = {}) {
   const url = process.env[name];
   assert.ok(url, `${name} is not set: run this through harness.py`);
-  return new OpenAI({ baseURL: `${url}/v1`, apiKey: "EMPTY", maxRetries: 0, timeout: 60_000 });
+  const patience = { maxRetries: 0, timeout: 60_000 };
+  return new OpenAI({ baseURL: `${url}/v1`, apiKey: "EMPTY", defaultHeaders, ...patience });
 }
 
 const targets = [client("VLLM_LB_DIRECT"), client("VLLM_LB_BALANCED")];
+
+// Virtual models with every option on; `tagged` has its thoughts in the content, `plain` beside it.
+const routed = client("VLLM_LB_ROUTED", { "x-team": "research" });
+const faces = ["tagged", "plain"];
 
 const VOLATILE = /^(id|created|created_at|completed_at|item_id|.*cache.*)$/;
 
@@ -87,5 +92,56 @@ test("a bad request is the SDK's BadRequestError", async () => {
       assert.ok(error instanceof OpenAI.BadRequestError);
       return error.param === "temperature";
     });
+  }
+});
+
+test("virtual models stream what they say", async () => {
+  for (const model of faces) {
+    const whole = (await routed.chat.completions.create({ model, messages })).choices[0].message;
+    const stream = routed.chat.completions.stream({ model, messages });
+    const kinds = new Set();
+    for await (const chunk of stream) {
+      assert.equal(chunk.model, model);
+      assert.ok(chunk.choices.length === 1 && !chunk.usage);
+      Object.keys(chunk.choices[0].delta).forEach((key) => kinds.add(key));
+    }
+    const final = (await stream.finalChatCompletion()).choices[0];
+    assert.equal(final.message.content, whole.content);
+    assert.equal(final.message.content.startsWith("<think>"), model === "tagged");
+    assert.ok(kinds.has("generation_token_ids") && kinds.has("prompt_token_ids"));
+    assert.equal(whole.generation_token_ids.length, whole.generation_log_probs.length);
+  }
+});
+
+test("virtual models run tools", async () => {
+  const called = [];
+  const weather = { name: "weather", parse: JSON.parse, function: (given) => called.push(given) && "rain" };
+  weather.parameters = { type: "object", required: ["city"], properties: { city: { type: "string" } } };
+  const tool_choice = { type: "function", function: { name: "weather" } };
+  for (const model of faces) {
+    const tools = [{ type: "function", function: weather }];
+    const runner = routed.chat.completions.runTools({ model, messages, tools, tool_choice, stream: true });
+    await runner.done();
+  }
+  assert.equal(called.length, faces.length);
+  assert.ok(called.every((given) => typeof given.city === "string"));
+});
+
+test("virtual models stream responses", async () => {
+  for (const model of faces) {
+    const events = await all(routed.responses.stream({ model, input: "Why?" }));
+    assert.equal(events.at(0).type, "response.created");
+    assert.equal(events.at(-1).type, "response.completed");
+    const told = events.flatMap(({ response }) => (response ? [`${response.id} ${response.model}`] : []));
+    assert.deepEqual([...new Set(told)], [`${events[0].response.id} ${model}`]);
+  }
+});
+
+test("a prompt that is too long for a virtual model is an empty answer", async () => {
+  const long = [{ role: "user", content: "word ".repeat(9000) }];
+  for (const model of faces) {
+    const chunks = await all(await routed.chat.completions.create({ model, messages: long, stream: true }));
+    assert.equal(chunks.at(-1).choices[0].finish_reason, "length");
+    assert.equal(chunks.map((chunk) => chunk.choices[0].delta.content ?? "").join(""), "");
   }
 });

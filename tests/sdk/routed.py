@@ -11,6 +11,7 @@ import json
 import pathlib
 import re
 import tempfile
+import time
 import urllib.request
 
 import harness
@@ -88,7 +89,7 @@ def every_option(urls, spare):
 
 @dataclasses.dataclass(frozen=True)
 class Routed:
-    """The balancer, and the engines behind it; the last is the spare one."""
+    """The balancer, and the engines behind it."""
 
     balanced: harness.Target
     admin: str
@@ -107,6 +108,16 @@ class Routed:
         for engine in self.engines:
             self.told(engine, "/sim/fault", {"kind": "none"})
 
+    def struck(self, call, kind, **more):
+        """Makes a call while two engines would fail it, until one has; what each call gave."""
+        before, end = self.metric("vllm_lb_retries_total"), time.monotonic() + 20
+        while self.metric("vllm_lb_retries_total") == before:
+            assert time.monotonic() < end, f"no request came to an engine that would fail it by {kind}"
+            for at in (0, 1):
+                self.fail(at, kind, **more)
+            yield call()
+            self.heal()
+
     def received(self):
         """What every engine got: a list of lists of (path, headers, body)."""
         return [
@@ -121,20 +132,60 @@ class Routed:
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE))
 
 
+# Every option that a client cannot see, and the name that it can.
+UNSEEN = {
+    "model": SERVED,
+    "to": "real/one",
+    "headers": {"set": {"x-stage": "prod"}, "remove": ["x-debug"]},
+    "response_headers": {"set": {"x-served-by": "a route"}},
+    "body": {
+        "defaults": {"seed": 3, "chat_template_kwargs": {"style": {"tone": "dry"}}},
+        "overrides": {"priority": 1, "chat_template_kwargs": {"secret": None}},
+        "remove": ["of_nobody"],
+    },
+    "metadata_overrides": True,
+    "timeouts": EVERYTHING["timeouts"],
+    "retry": EVERYTHING["retry"],
+}
+
+
 @contextlib.contextmanager
-def routed(configure=every_option, engines=3, flags=()):
-    """A balancer over so many engines and a spare one; `configure` makes its configuration of their URLs."""
-    *ports, listen, admin = harness.free_ports(engines + 3)
-    command = [harness.binary(), "engine", "--api-key", KEY, "--max-model-len", str(LENGTH)]
-    command += ["--port", ",".join(map(str, ports)), *(flags or ["--speed", "10"])]
+def renamed():
+    """One engine for itself, and a balancer over two that serve the same model by another name."""
+    length = 8 * LENGTH
+    with engines(1, length=length) as lone, engines(2, "--model", UNSEEN["to"], length=length) as urls:
+        with balancer({"upstreams": urls, "routes": [UNSEEN]}, urls) as running:
+            yield harness.Stack(harness.Target("direct", lone[0]), running.balanced, running.admin)
+
+
+@contextlib.contextmanager
+def engines(count, *flags, length=LENGTH):
+    """So many engines in one process; the block is given their URLs."""
+    ports = harness.free_ports(count)
+    command = [harness.binary(), "engine", "--speed", "10", "--max-model-len", str(length), *flags]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
-    with contextlib.ExitStack() as running:
-        running.enter_context(harness.process(command, f"{urls[-1]}/health"))
-        folder = running.enter_context(tempfile.TemporaryDirectory())
-        config = pathlib.Path(folder, "lb.yaml")
-        config.write_text(json.dumps(configure(urls[:-1], urls[-1])))
-        balancer = [harness.binary(), "--config", str(config)]
-        balancer += ["--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]
-        running.enter_context(harness.process(balancer, f"http://127.0.0.1:{listen}/health"))
+    with harness.process([*command, "--port", ",".join(map(str, ports))], f"{urls[-1]}/health"):
+        yield urls
+
+
+@contextlib.contextmanager
+def balancer(config, urls, lives=False):
+    """A balancer with this configuration, over the engines at these URLs."""
+    listen, admin = harness.free_ports(2)
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "lb.yaml")
+        file.write_text(json.dumps(config))
+        command = [harness.binary(), "--config", str(file)]
+        command += ["--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]
         target = harness.Target("balanced", f"http://127.0.0.1:{listen}")
-        yield Routed(target, f"http://127.0.0.1:{admin}", urls)
+        # One whose upstreams are all gone lives, and is not healthy.
+        ready = f"http://127.0.0.1:{admin}/live" if lives else f"{target.url}/health"
+        with harness.process(command, ready):
+            yield Routed(target, f"http://127.0.0.1:{admin}", urls)
+
+
+@contextlib.contextmanager
+def every_face():
+    """The faces over three engines and a spare one."""
+    with engines(4, "--api-key", KEY) as urls, balancer(every_option(urls[:-1], urls[-1]), urls) as running:
+        yield running

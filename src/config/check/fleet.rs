@@ -2,16 +2,18 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Draft, set};
+use super::{Draft, set, source};
 use crate::config::problem::{Place, Problem, seen};
 use crate::config::raw::{self, Node, Value};
 use crate::config::section::{Section, items, scalar};
 use crate::config::types::{Passthrough, PassthroughTo, UpstreamConfig, UpstreamTls, UpstreamUrl};
 use crate::config::url;
-use crate::config::values::{Read, boolean, file_path, integer_in, number_in, plain, secret, url_path};
+use crate::config::values::{
+    Read, boolean, duration_in, file_path, integer_in, number_in, plain, secret, url_path,
+};
 
-const WEIGHT: RangeInclusive<f64> = 0.001..=1000.0;
-const MAX_ACTIVE: RangeInclusive<u32> = 1..=1_000_000;
+pub const WEIGHT: RangeInclusive<f64> = 0.001..=1000.0;
+pub const MAX_ACTIVE: RangeInclusive<u32> = 1..=1_000_000;
 /// Metrics and admin calls carry names.
 const LONGEST_NAME: usize = 128;
 /// What `passthrough` calls every upstream.
@@ -31,14 +33,22 @@ pub fn upstreams(root: &mut Section<'_, '_>, draft: &mut Draft) {
     // A list that is there and empty is as good as none, and gets the message that says what to do.
     draft.upstreams_given = !matches!(&node.value, Value::List(items) if items.is_empty());
     let Some(items) = items(node, &place, root.problems) else { return };
-    let mut found = Vec::new();
+    let (mut found, mut sources) = (Vec::new(), Vec::new());
     for (index, item) in items.iter().enumerate() {
         let place = place.item(index, item.line);
+        if source::is_one(item) {
+            // What it will name is not known.
+            draft.names = None;
+            sources.extend(source::read(item, &place, root.problems).map(|source| (place, source)));
+            continue;
+        }
         match upstream(item, &place, root.problems) {
             Some(upstream) => found.push((place, upstream)),
             None => draft.names = None,
         }
     }
+    source::duplicates(&sources, root.problems);
+    draft.config.sources = sources.into_iter().map(|(_, source)| source).collect();
     adopt(found, draft, root.problems);
 }
 
@@ -116,8 +126,16 @@ fn upstream(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<U
     }
     let mut section = Section::open(node, place.clone(), problems);
     // A kind of upstream that comes later has no url, and is a problem already.
-    let comes_later = ["dns", "kubernetes", "gym"].iter().any(|kind| section.node(kind).is_some());
+    let comes_later = ["dns", "kubernetes"].iter().any(|kind| section.node(kind).is_some());
     let url = if comes_later { None } else { section.require("url", url::upstream) };
+    let every = section.get("every", duration_in(source::EVERY));
+    if every.is_some() && !comes_later {
+        section.problem("every", "is how often a gym is asked: leave it out");
+    }
+    // The file's are read elsewhere.
+    if section.node("gym").is_some() {
+        section.problem("gym", "can only stand in the file");
+    }
     let name_given = section.node("name").is_some();
     let name = section.get("name", name);
     let models = models(&mut section);
@@ -142,7 +160,7 @@ fn models(section: &mut Section<'_, '_>) -> Option<Vec<String>> {
     models
 }
 
-fn tls(section: &mut Section<'_, '_>, url: Option<&UpstreamUrl>) -> UpstreamTls {
+pub fn tls(section: &mut Section<'_, '_>, url: Option<&UpstreamUrl>) -> UpstreamTls {
     let default = UpstreamTls::default();
     if section.node("tls").is_none() {
         return default;
@@ -252,6 +270,8 @@ mod tests {
             (r#"{"url": "http://a", "weight": 0}"#, "weight: \"0\" is out of range: 0.001 to 1000"),
             (r#"{"url": "https://a", "tls": {"sni": "-"}, "name": "all"}"#, ""),
             (r#"{"url": "http://a", "url": "http://b"}"#, ""),
+            (r#"{"url": "http://a", "gym": "http://b"}"#, "gym: can only stand in the file"),
+            (r#"{"url": "http://a", "every": "5s"}"#, "every: is how often a gym is asked: leave it out"),
         ];
         for (text, wanted) in table {
             let problems = upstream_alone(text).expect_err(text);

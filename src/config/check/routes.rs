@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::fleet::Reference;
-use super::{retry, set, timeouts};
+use super::{retry, set, source, timeouts};
 use crate::config::free;
 use crate::config::keys::{self};
 use crate::config::problem::{Place, Problem, seen};
@@ -274,7 +274,7 @@ fn cycles(routes: &[RouteConfig], places: &[Place], problems: &mut Vec<Problem>)
 
 /// What is allowed, since upstreams may come later, and yet hardly meant.
 pub fn warnings(config: &Config) -> Vec<Problem> {
-    let mut found = Vec::new();
+    let mut found = source::names_to_come(config);
     for (index, route) in config.routes.iter().enumerate() {
         let place = Place::named(&format!("routes[{index}]"));
         if let Some(to) = route.to.as_ref().filter(|to| !may_be_served(config, route, to)) {
@@ -291,11 +291,12 @@ pub fn warnings(config: &Config) -> Vec<Problem> {
     found
 }
 
-/// An upstream whose models are asked for may serve any.
+/// An upstream whose models are asked for may serve any, as may one that is yet to be discovered.
 fn may_be_served(config: &Config, route: &RouteConfig, model: &String) -> bool {
     let chosen = |name: &String| route.upstreams.as_ref().is_none_or(|names| names.contains(name));
     let mut upstreams = config.upstreams.iter().filter(|upstream| chosen(&upstream.name)).peekable();
     upstreams.peek().is_none()
+        || (route.upstreams.is_none() && !config.sources.is_empty())
         || upstreams.any(|upstream| upstream.models.as_ref().is_none_or(|models| models.contains(model)))
 }
 

@@ -49,6 +49,11 @@ impl Kept {
         &self.entry.upstream
     }
 
+    /// Named by an operator, and not taken out again.
+    pub fn is_operators(&self) -> bool {
+        self.upstream().config.discovered.is_none() && !self.entry.removing
+    }
+
     pub fn is_idle(&self) -> bool {
         self.upstream().load().active == 0
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::*;
-use crate::config::types::Config;
+use crate::config::types::{Config, Discovered};
 use crate::config::url;
 
 fn keeper() -> Keeper {
@@ -118,4 +118,31 @@ async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_o
         }
         assert_eq!(keeper.fleet.snapshot().entries[0].incarnation, incarnation, "{word}, word {at}");
     }
+}
+
+/// What is discovered, and what its source names no more, changes nothing that an operator has named.
+#[tokio::test(start_paused = true)]
+async fn an_operators_word_goes_before_a_sources() {
+    let mut keeper = keeper();
+    let operators = keeper.kept[0].upstream().config.clone();
+    let name = operators.name.clone();
+    let discovered = Some(Discovered { source: "gym http://g:1".into(), model: None });
+    let theirs = UpstreamConfig { weight: 9.0, discovered, ..operators.clone() };
+    let there = |keeper: &Keeper| {
+        let kept = &keeper.kept[0];
+        (kept.upstream().config.weight, kept.upstream().config.discovered.is_some(), kept.entry.removing)
+    };
+    let id = keeper.kept[0].upstream().id;
+    let release = || vec![Change::Release { name: name.clone() }];
+    keeper.apply(vec![Change::Upsert(theirs.clone())]).expect("it is left alone");
+    keeper.apply(release()).expect("it is left alone");
+    assert_eq!(there(&keeper), (1.0, false, false));
+    // Once it is taken out the source may have it, requests in flight and all.
+    keeper.apply(vec![Change::Remove { name: name.clone(), force: false }]).expect("it is there");
+    keeper.apply(vec![Change::Upsert(theirs)]).expect("it is nobody else's");
+    assert_eq!((there(&keeper), keeper.kept[0].upstream().id), ((9.0, true, false), id));
+    keeper.apply(vec![Change::Upsert(operators)]).expect("it is there");
+    assert_eq!(there(&keeper), (1.0, false, false));
+    keeper.apply(vec![Change::Release { name: "nobody".into() }]).expect("there is nothing to do");
+    assert_eq!(keeper.kept.len(), 1);
 }

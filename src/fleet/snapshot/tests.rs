@@ -196,3 +196,22 @@ fn requests_of_others_are_work_and_take_no_place() {
     let loads: Vec<_> = out.iter().map(|one| (one.active, one.backlog, one.context, one.missing)).collect();
     assert_eq!(loads, [(0, 0, 0, 30), (5, 700, 700, 30)]);
 }
+
+/// A model that nobody knows may be one of those that a source will name.
+#[test]
+fn an_unknown_model_may_come_while_a_source_is_silent() {
+    let now = Instant::now();
+    let until = now + MAY_STILL_COME;
+    let query = |model| Query { model: Some(model), ..Query::default() };
+    let table = [
+        (None, "x", now, Routing::Candidates),
+        (Some(until), "x", now, Routing::NotReady),
+        (Some(until), "m", now, Routing::Candidates),
+        (Some(until), "x", until, Routing::NoSuchModel),
+    ];
+    for (awaited, model, now, expected) in table {
+        let snapshot = snapshot(&of(&["ready"]), now).awaiting(awaited);
+        let (routing, _) = ask(&snapshot, &query(model), now);
+        assert_eq!(routing, expected, "{model}, awaited {}", awaited.is_some());
+    }
+}

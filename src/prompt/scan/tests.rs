@@ -330,3 +330,27 @@ proptest! {
         prop_assert_eq!(scanner.facts(body.as_bytes()), whole.facts(body.as_bytes()));
     }
 }
+
+proptest! {
+    /// Of what an editor may do, and more: members go, come, and stand elsewhere.
+    #[test]
+    fn an_edited_body_is_read_as_any_other(
+        (entries, body) in document(), (others, _) in document(),
+        stays in prop::collection::vec(any::<bool>(), 10), first in any::<Index>(),
+    ) {
+        let kept = entries.iter().zip(&stays).filter(|(_, stays)| **stays).map(|(entry, _)| entry);
+        let mut texts: Vec<&str> = kept.chain(&others).map(|entry| entry.text.as_str()).collect();
+        let shift = if texts.is_empty() { 0 } else { first.index(texts.len()) };
+        texts.rotate_left(shift);
+        let edited = format!("{{{}}}", texts.join(","));
+        let before = scanned(body.as_bytes());
+        let (again, fresh) = (before.of_edited(body.as_bytes(), edited.as_bytes()), scanned(edited.as_bytes()));
+        prop_assert_eq!(again.facts(edited.as_bytes()), fresh.facts(edited.as_bytes()));
+        for (field, name) in fields::FIELDS {
+            prop_assert_eq!(again.span(field), fresh.span(field), "{}", name);
+            if let Some(span) = before.span(field) {
+                prop_assert_eq!(before.end_of(span.start), Some(span.end), "{}", name);
+            }
+        }
+    }
+}

@@ -18,14 +18,18 @@ static TAG: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
 
 impl Edits {
     /// The body, and its messages where something may be changed in them.
-    pub(super) fn read<'a>(&self, bytes: &'a [u8]) -> Option<(Object<'a>, Vec<Object<'a>>)> {
+    pub(super) fn read<'a>(
+        &self,
+        bytes: &'a [u8],
+        end_of: &dyn Fn(usize) -> Option<usize>,
+    ) -> Option<(Object<'a>, Vec<Object<'a>>)> {
         let field = if self.dialect == Dialect::Responses { "input" } else { "messages" };
         let taken = self.overrides.contains_key(field) || self.remove.iter().any(|key| key == field);
         let untouched = taken || (self.roles.is_empty() && !self.think_tags);
         let mut found = Vec::new();
         let object = json::document_with(bytes, |key, at| {
             if untouched || key != field {
-                return json::value_end(bytes, at);
+                return end_of(at).or_else(|| json::value_end(bytes, at));
             }
             // Of a list that cannot be followed to its end nothing is changed.
             let (messages, end) = messages(bytes, at).unwrap_or_default();

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use super::super::json;
 use super::*;
 use crate::config::types::{BodyEdits, Retry, Timeouts};
+use crate::prompt::scan::Scanner;
 
 fn route(body: BodyEdits) -> RouteConfig {
     RouteConfig { body, ..RouteConfig::new(Timeouts::default(), Retry::default()) }
@@ -114,8 +115,12 @@ proptest! {
         let mut config = route(BodyEdits { overrides: set.clone(), defaults: set, ..BodyEdits::default() });
         config.think_tags = true;
         config.metadata_overrides = true;
+        let mut scanner = Scanner::new();
+        scanner.scan(bytes.as_bytes());
         for dialect in super::super::dialect::ALL {
-            Edits::new(&config, dialect).edit(bytes.as_bytes());
+            let edits = Edits::new(&config, dialect);
+            let known = edits.edit_known(bytes.as_bytes(), &|at| scanner.end_of(at));
+            prop_assert_eq!(known, edits.edit(bytes.as_bytes()));
         }
     }
 }

@@ -1,0 +1,67 @@
+//! What becomes of a source's words, and who may be asked at all.
+
+use super::*;
+use crate::config::types::Config;
+use crate::config::url;
+
+fn source(written: &str) -> Source {
+    Source::new(Discover::Gym(url::upstream(written).expect("is a URL")))
+}
+
+#[tokio::test]
+async fn every_engine_has_what_its_source_says_and_what_the_entry_says() {
+    let tls = UpstreamTls { verify: false, ..UpstreamTls::default() };
+    let source = Source { weight: 2.0, max_active: Some(7), tls: tls.clone(), ..source("http://g:1") };
+    let config = Config { sources: vec![source], ..Config::default() };
+    let (fleet, _keeper) = Fleet::new(&config).expect("it needs no file");
+    let asked = fleet.plan.borrow().sources[0].clone();
+    let document =
+        br#"{"base_url": ["http://a:1/v1", "https://b", "http://a:1/x/v1"], "api_key": "k", "model": "m"}"#;
+    let found = gym::parse(document).expect("is valid");
+    let upstreams: Vec<UpstreamConfig> = asked.upstreams(&found).collect();
+    let names: Vec<&str> = upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+    assert_eq!(names, ["a:1", "b:443", "a:1/x"]);
+    let discovered = Some(Discovered { source: "gym http://g:1".into(), model: Some("m".into()) });
+    for upstream in &upstreams {
+        assert_eq!((upstream.weight, upstream.max_active), (2.0, Some(7)));
+        assert_eq!(upstream.api_key.as_ref().map(Secret::expose), Some("k"));
+        assert_eq!((&upstream.models, &upstream.discovered), (&None, &discovered));
+        let wanted = if upstream.url.https { tls.clone() } else { UpstreamTls::default() };
+        assert_eq!(upstream.tls, wanted, "{}", upstream.name);
+    }
+}
+
+#[tokio::test]
+async fn a_source_whose_authorities_cannot_be_read_is_a_problem_before_anything_is_asked() {
+    let tls = UpstreamTls { ca: Some("/nowhere/ca.pem".into()), ..UpstreamTls::default() };
+    let with =
+        |url: &str| Config { sources: vec![Source { tls: tls.clone(), ..source(url) }], ..Config::default() };
+    let problem = Fleet::new(&with("https://g:1")).err().expect("there is no such file");
+    assert!(problem.contains("/nowhere/ca.pem") && problem.contains("gym https://g:1"), "{problem}");
+    // Whether its engines have TLS is not known.
+    assert!(Fleet::new(&with("http://g:1")).is_ok());
+}
+
+/// Of several that name an engine the first is meant, also where only the name is the same.
+#[tokio::test]
+async fn the_first_source_that_names_an_engine_has_it() {
+    let sources = vec![source("http://g:1"), source("http://g:2")];
+    let (fleet, _keeper) = Fleet::new(&Config { sources, ..Config::default() }).expect("it needs no file");
+    let (sender, _answers) = mpsc::channel(1);
+    let mut finder = Finder::new(fleet, sender);
+    finder.follow();
+    let says = |urls: &str| gym::parse(format!(r#"{{"base_url": {urls}}}"#).as_bytes()).expect("is valid");
+    finder.take_in("gym http://g:2".into(), says(r#"["http://a:1", "http://b:1"]"#));
+    let owners = |finder: &Finder| -> Vec<String> {
+        let owner = |config: &UpstreamConfig| {
+            let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
+            format!("{} {source}", config.url.display())
+        };
+        finder.wanted().iter().map(owner).collect()
+    };
+    assert_eq!(owners(&finder), ["http://a:1 gym http://g:2", "http://b:1 gym http://g:2"]);
+    finder.take_in("gym http://g:1".into(), says(r#"["http://b:1", "https://a:1"]"#));
+    assert_eq!(owners(&finder), ["http://b:1 gym http://g:1", "https://a:1 gym http://g:1"]);
+    finder.take_in("gym http://nobody:1".into(), says(r#"["http://c:1"]"#));
+    assert_eq!(finder.found.len(), 2, "who is not asked is not heard");
+}

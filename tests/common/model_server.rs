@@ -1,0 +1,114 @@
+//! What stands in for a NeMo Gym model server: it says what it is told to at `GET /get_inner_vllm_config`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use vllm_lb::config::types::{Discover, Source};
+use vllm_lb::config::url;
+
+use super::{Duration, Engine, eventually};
+
+#[derive(Default)]
+struct State {
+    /// Status and body of each answer.
+    answer: (u16, String),
+    heads: Vec<String>,
+}
+
+pub struct ModelServer {
+    pub address: String,
+    state: Arc<Mutex<State>>,
+    task: JoinHandle<()>,
+}
+
+/// A port that nobody has at the moment.
+pub async fn nowhere() -> String {
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+    taken.local_addr().expect("it is bound").to_string()
+}
+
+/// What a model server says of these engines.
+pub fn document<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> Value {
+    let urls: Vec<String> = engines.into_iter().map(|engine| format!("{}/v1", engine.url())).collect();
+    json!({"base_url": urls, "api_key": "dummy", "model": "sim"})
+}
+
+/// A source that is asked often.
+pub fn source(address: &str) -> Source {
+    let url = url::upstream(&format!("http://{address}")).expect("is a URL");
+    Source { every: Duration::from_millis(100), ..Source::new(Discover::Gym(url)) }
+}
+
+// === impl ModelServer ===
+
+impl ModelServer {
+    pub async fn start(document: Value) -> Self {
+        Self::at(&nowhere().await, document).await
+    }
+
+    /// At an address that nobody has.
+    pub async fn at(address: &str, document: Value) -> Self {
+        let listener = TcpListener::bind(address).await.expect("nobody has the port");
+        let answer = (200, document.to_string());
+        let state = Arc::new(Mutex::new(State { answer, heads: Vec::new() }));
+        let shared = state.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, shared.clone()));
+            }
+        });
+        ModelServer { address: address.into(), state, task }
+    }
+
+    /// A source that asks here, often.
+    pub fn source(&self) -> Source {
+        source(&self.address)
+    }
+
+    pub fn say(&self, document: &Value) {
+        self.answer(200, &document.to_string());
+    }
+
+    pub fn answer(&self, status: u16, body: &str) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).answer = (status, body.into());
+    }
+
+    /// Heads of the questions that came.
+    pub fn heads(&self) -> Vec<String> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).heads.clone()
+    }
+
+    /// Waits until it was asked so often since this was called: the answers to all but the last have been
+    /// read.
+    pub async fn until_asked(&self, times: usize) {
+        let before = self.heads().len();
+        eventually("it is asked again", async || (self.heads().len() >= before + times).then_some(())).await;
+    }
+}
+
+impl Drop for ModelServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    let (status, body) = {
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.heads.push(String::from_utf8_lossy(&read).into_owned());
+        state.answer.clone()
+    };
+    let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    // Whoever asked may have gone.
+    drop(stream.write_all(format!("{head}{body}").as_bytes()).await);
+    drop(stream.shutdown().await);
+}
