@@ -130,7 +130,7 @@ fn requests(criterion: &mut Criterion<CpuTime>) {
             group.bench_function(name, |bench| {
                 bench.iter(|| {
                     for body in black_box(&bodies) {
-                        black_box(edits.edit(body, false));
+                        black_box(edits.edit(body));
                     }
                 });
             });
@@ -147,7 +147,7 @@ fn requests(criterion: &mut Criterion<CpuTime>) {
         group.bench_function("names, after a peek", |bench| {
             bench.iter(|| {
                 for (body, scanner) in black_box(&bodies).iter().zip(&scanners) {
-                    let edited = edits.edit_known(body, false, &|at| scanner.end_of(at));
+                    let edited = edits.edit_known(body, &|at| scanner.end_of(at));
                     let edited = edited.body.expect("has another name");
                     black_box(scanner.of_edited(body, &edited));
                 }
@@ -156,7 +156,7 @@ fn requests(criterion: &mut Criterion<CpuTime>) {
         group.bench_function("the same, read twice more", |bench| {
             bench.iter(|| {
                 for body in black_box(&bodies) {
-                    let edited = edits.edit(body, false).body.expect("has another name");
+                    let edited = edits.edit(body).body.expect("has another name");
                     black_box(read(&edited));
                 }
             });

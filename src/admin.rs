@@ -8,6 +8,7 @@ mod desk;
 mod guard;
 mod siblings;
 mod upstreams;
+mod usage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,10 +100,11 @@ impl Admin {
                 answer(StatusCode::OK, &render::json(&self.config.load()))
             }
             "/admin/decisions" if method == Method::GET => decisions::all(&request),
+            "/admin/usage" if method == Method::GET => usage::all(&request),
             "/admin/siblings" if method == Method::GET => siblings::all(self.exchange.as_deref()),
             "/admin/reload" if method == Method::POST => self.reload().await,
             "/live" | "/health" | "/ready" | "/metrics" => not_allowed("GET"),
-            "/admin/config" | "/admin/decisions" | "/admin/siblings" => not_allowed("GET"),
+            "/admin/config" | "/admin/decisions" | "/admin/siblings" | "/admin/usage" => not_allowed("GET"),
             "/admin/reload" => not_allowed("POST"),
             _ => match path.strip_prefix("/admin/upstreams") {
                 Some("") => upstreams::all(&self.desk(), &request).await,

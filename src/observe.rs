@@ -7,6 +7,8 @@
 pub mod decisions;
 pub mod discovery;
 pub mod metrics;
+mod request;
+pub mod usage;
 
 use std::fmt::{self, Display};
 use std::path::Path;
@@ -16,69 +18,9 @@ use decisions::{DECISIONS, Decision};
 use log::{debug, error, info, warn};
 use metrics::METRICS;
 
+pub use request::{Done, request_done};
+
 use crate::pick::{self, Candidate};
-use crate::reply::usage::Usage;
-
-/// One request, as it ended.
-pub struct Done<'a> {
-    pub id: &'a str,
-    /// Shown only where it is told, like the error: a name of its own would be made for every request.
-    pub client: Option<&'a dyn Display>,
-    pub method: &'a str,
-    pub path: &'a str,
-    /// `None` where the request names none, or one that nobody serves.
-    pub model: Option<&'a str>,
-    pub upstream: Option<&'a str>,
-    pub status: u16,
-    /// Label of the refusal, or of the outcome.
-    pub outcome: &'static str,
-    pub attempts: u32,
-    pub first_byte: Option<Duration>,
-    pub total: Duration,
-    pub received: u64,
-    pub sent: u64,
-    /// What went wrong, in the words of the layer that saw it.
-    pub error: Option<&'a dyn Display>,
-    /// A call to the admin room: told, but not counted among the clients' requests.
-    pub admin: bool,
-}
-
-/// A request has ended, however it did.
-pub fn request_done(done: &Done<'_>) {
-    let model = done.model.unwrap_or("other");
-    let upstream = done.upstream.unwrap_or("");
-    if !done.admin {
-        count(done, model, upstream);
-    }
-    let level = if done.error.is_some() && done.status >= 500 { log::Level::Warn } else { log::Level::Debug };
-    log::log!(
-        level,
-        id = done.id,
-        client:% = done.client.unwrap_or(&""),
-        method = done.method,
-        path = done.path,
-        model = done.model.unwrap_or(""),
-        upstream = upstream,
-        status = done.status,
-        outcome = done.outcome,
-        attempts = done.attempts,
-        first_byte_ms = done.first_byte.map_or(-1.0, millis),
-        total_ms = millis(done.total),
-        received = done.received,
-        sent = done.sent,
-        error:% = done.error.unwrap_or(&"");
-        "request done"
-    );
-}
-
-fn count(done: &Done<'_>, model: &str, upstream: &str) {
-    let status = metrics::status_label(done.status);
-    METRICS.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
-    METRICS.seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
-    if let Some(first) = done.first_byte {
-        METRICS.first_byte.with_label_values(&[model]).observe(first.as_secs_f64());
-    }
-}
 
 /// The beginnings of a request's and its answer's body, where `log.bodies` asks for them.
 pub fn bodies(id: &str, request: &str, answer: &str) {
@@ -126,21 +68,6 @@ impl Display for Terms<'_, '_> {
             )?;
         }
         Ok(())
-    }
-}
-
-/// An answer said how many tokens it took; what it did not say is not counted.
-pub fn tokens(model: &str, usage: &Usage) {
-    let kinds = [
-        ("prompt", usage.prompt_tokens),
-        ("cached", usage.cached_tokens),
-        ("output", usage.output_tokens),
-        ("reasoning", usage.reasoning_tokens),
-    ];
-    for (kind, tokens) in kinds {
-        if let Some(tokens) = tokens {
-            METRICS.cache.tokens.with_label_values(&[model, kind]).inc_by(tokens);
-        }
     }
 }
 
@@ -432,8 +359,4 @@ pub fn stopped(cut: usize) {
     } else {
         warn!(cut = cut; "stopped with requests still in flight");
     }
-}
-
-fn millis(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
 }

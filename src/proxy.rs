@@ -14,6 +14,7 @@
 //! (`reject`).
 
 mod answer;
+mod ask;
 mod attempt;
 mod budget;
 pub mod certificate;
@@ -289,6 +290,7 @@ impl ProxyHttp for Balancer {
             headers::towards_upstream(session, head, lease.upstream(), https)?;
         }
         context.face.as_ref().map_or(Ok(()), |face| face.towards_upstream(head))?;
+        context.ask.as_ref().map_or(Ok(()), |ask| ask.towards_upstream(head))?;
         context.making.as_ref().map_or(Ok(()), |making| making.lengthen(head))
     }
 
@@ -377,6 +379,8 @@ impl ProxyHttp for Balancer {
             plan::end_stream(session, error, context).await;
             return nothing;
         }
+        // What an answer said that no client got counts for nothing.
+        context.meter = None;
         if let Some(answer) = context.instead.take() {
             // The engine refused the prompt, and holds nothing of it.
             if let Some(id) = context.lease.as_ref().map(|lease| lease.upstream().id) {
@@ -414,7 +418,9 @@ impl ProxyHttp for Balancer {
         if let Some(lease) = &lease {
             let has_read = context.has_read();
             prompt::forget(&self.shared, context, lease.upstream().id, has_read);
-            prompt::told(&self.shared, context, lease.upstream());
+            if let Some(usage) = &context.usage() {
+                prompt::told(&self.shared, context, lease.upstream(), usage);
+            }
         }
         plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);
         drop(lease);

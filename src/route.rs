@@ -2,7 +2,8 @@
 //!
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
 //! configuration, `rewrite` edits what is sent, `answer` what comes back, `stored` gives responses ids by
-//! which they are found again, and `translate` says a Responses request as a chat.
+//! which they are found again, `translate` says a Responses request as a chat, `usage` asks streams for their
+//! tokens and takes out again what that adds.
 
 pub mod answer;
 pub mod dialect;
@@ -13,3 +14,4 @@ mod splice;
 pub mod stored;
 pub mod table;
 pub mod translate;
+pub mod usage;

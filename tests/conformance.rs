@@ -6,7 +6,7 @@
 //! === a name for the case
 //! route: {model: fast, to: big}            one entry of `routes`, as in a configuration
 //! path: /v1/chat/completions               chat unless it is given
-//! usage: yes                               the usage of a stream is wanted
+//! usage: yes                               the usage of streams is wanted
 //! asked: usage logprobs token_ids          what is asked for on our own account
 //! model: fast                              the client's name; that of the route unless it is given
 //! status: 404                              of the answer; 200 unless it is given
@@ -38,6 +38,7 @@ use vllm_lb::route::paths::{self, Found};
 use vllm_lb::route::rewrite::{Asked, Edited};
 use vllm_lb::route::table::{Plan, Table};
 use vllm_lb::route::translate::{self, Exchange};
+use vllm_lb::route::usage::{Unasked, ask};
 
 #[derive(Debug, Default)]
 struct Case {
@@ -76,7 +77,11 @@ impl Case {
 
     fn asked(&self) -> Asked {
         let asked = |word| self.setting("asked").is_some_and(|words| words.split(' ').any(|w| w == word));
-        Asked { usage: asked("usage"), logprobs: asked("logprobs"), token_ids: asked("token_ids") }
+        Asked { logprobs: asked("logprobs"), token_ids: asked("token_ids") }
+    }
+
+    fn asked_for_usage(&self) -> bool {
+        self.setting("asked").is_some_and(|words| words.split(' ').any(|word| word == "usage"))
     }
 
     /// What the client gets of an answer that comes in pieces of this size.
@@ -100,12 +105,19 @@ impl Case {
             return self.translated(answer, kind, size);
         }
         let asker = Asker { dialect: self.dialect(), model: model.as_deref(), asked: self.asked() };
-        let Some(mut edit) = Answer::new(&plan, asker, status, Some(kind)) else { return answer.into() };
+        let mut edit = Answer::new(&plan, asker, status, Some(kind));
+        let mut unasked = (events && self.asked_for_usage()).then(Unasked::default);
         let mut told = Vec::new();
-        for piece in answer.as_bytes().chunks(size) {
-            told.extend(edit.feed(piece, false));
+        for (piece, end) in
+            answer.as_bytes().chunks(size).map(|piece| (piece, false)).chain([(&b""[..], true)])
+        {
+            let taken = unasked.as_mut().and_then(|unasked| unasked.feed(piece, end));
+            let piece = taken.as_deref().unwrap_or(piece);
+            match &mut edit {
+                Some(edit) => told.extend(edit.feed(piece, end)),
+                None => told.extend_from_slice(piece),
+            }
         }
-        told.extend(edit.feed(b"", true));
         String::from_utf8(told).expect("is text")
     }
 
@@ -115,13 +127,13 @@ impl Case {
 
     /// What the upstream gets, as the proxy has it made.
     fn sent(&self, exchange: &mut Exchange, client: &str) -> Result<Edited, Reject> {
-        let (plan, usage) = (self.plan(), self.setting("usage").is_some());
+        let plan = self.plan();
         if !self.translates() {
-            return Ok(plan.edits(self.dialect()).edit(client.as_bytes(), usage));
+            return Ok(plan.edits(self.dialect()).edit(client.as_bytes()));
         }
         let chat = exchange.request(client.as_bytes(), plan.route.think_tags)?;
         let Some(chat) = chat else { return Ok(Edited::default()) };
-        let edited = plan.edits(Dialect::Chat).edit(&chat, usage);
+        let edited = plan.edits(Dialect::Chat).edit(&chat);
         let body = edited.body.unwrap_or(chat);
         exchange.sent(&body);
         Ok(Edited { body: Some(body), asked: edited.asked })
@@ -209,10 +221,10 @@ fn brief(told: &str) -> String {
 }
 
 /// With what a scanner has read of the body, the same comes out, and is known in its turn.
-fn knows_alike(case: &Case, client: &str, usage: bool, edited: &Edited) {
+fn knows_alike(case: &Case, client: &str, edited: &Edited) {
     let (plan, mut scanner) = (case.plan(), Scanner::new());
     scanner.scan(client.as_bytes());
-    let known = plan.edits(case.dialect()).edit_known(client.as_bytes(), usage, &|at| scanner.end_of(at));
+    let known = plan.edits(case.dialect()).edit_known(client.as_bytes(), &|at| scanner.end_of(at));
     assert_eq!(&known, edited, "{}", case.name);
     if let Some(body) = &edited.body {
         let again = scanner.of_edited(client.as_bytes(), body);
@@ -228,9 +240,7 @@ fn requests_reach_the_upstream_as_they_should() {
     for case in &cases {
         let client = case.part("client").unwrap_or_else(|| panic!("{}: no request", case.name));
         let wanted = case.part("upstream").filter(|text| !text.is_empty());
-        let plan = case.plan();
-        let edits = plan.edits(case.dialect());
-        let usage = case.setting("usage").is_some();
+        let (plan, usage) = (case.plan(), case.setting("usage").is_some());
         let edited = match (case.sent(&mut Exchange::default(), client), case.part("refused")) {
             (Ok(edited), None) => edited,
             (Err(reject), refused) => {
@@ -240,19 +250,26 @@ fn requests_reach_the_upstream_as_they_should() {
             (Ok(edited), Some(_)) => panic!("{}: sent as {edited:?}", case.name),
         };
         if !case.translates() {
-            knows_alike(case, client, usage, &edited);
+            knows_alike(case, client, &edited);
         }
-        let sent = edited.body.as_deref().map(|body| String::from_utf8_lossy(body).into_owned());
-        assert_eq!(sent.as_deref(), wanted, "{}", case.name);
-        let asked = edited.asked;
-        let asked = [("usage", asked.usage), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
-        let asked: Vec<&str> = asked.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
-        assert_eq!(asked.join(" "), case.setting("asked").unwrap_or_default(), "{}", case.name);
         assert!(
-            edited.body.is_none() || case.translates() || edits.may_change(None, usage),
+            edited.body.is_none() || case.translates() || plan.edits(case.dialect()).may_change(None),
             "{}: would not have been held",
             case.name
         );
+        let body = edited.body.as_deref().unwrap_or(client.as_bytes());
+        let spoken = if case.translates() { Dialect::Chat } else { case.dialect() };
+        let mut scanner = Scanner::new();
+        scanner.scan(body);
+        let asks = usage && plan.edits(spoken).leaves_usage();
+        let asks = if asks { ask(body, &scanner, spoken) } else { None };
+        let is_asked = asks.is_some();
+        let sent = asks.or(edited.body).map(|body| String::from_utf8_lossy(&body).into_owned());
+        assert_eq!(sent.as_deref(), wanted, "{}", case.name);
+        let asked = edited.asked;
+        let asked = [("usage", is_asked), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
+        let asked: Vec<&str> = asked.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+        assert_eq!(asked.join(" "), case.setting("asked").unwrap_or_default(), "{}", case.name);
     }
     assert!(cases.len() >= 90, "{} cases", cases.len());
 }

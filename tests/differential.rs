@@ -210,6 +210,7 @@ async fn fields_of_a_chat_are_judged_alike() {
         ("messages", json!([{"role": "user", "content": "ünïcödé ☃ \u{1F600}"}])),
         ("messages", json!([{"role": "user", "content": [{"type": "text", "text": "part"}]}])),
         ("logprobs", json!(true)),
+        ("tool_choice", json!("auto")),
         ("stop", json!(["a", "e"])),
         ("tools", tools),
         ("response_format", schema),

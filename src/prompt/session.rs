@@ -9,7 +9,9 @@
 //! and their caches have nothing in common. It is the same in every balancer. A name may be as long as it
 //! likes; an empty one is none, as is one that the cut of a body goes through.
 //!
-//! Never: a name that is kept or logged, an allocation where no escape has to be decoded.
+//! What is told of a session, in records and totals, is its name as far as it can be printed, cut to a bound.
+//!
+//! Never: a name that is kept or told as it came.
 
 use std::borrow::Cow;
 
@@ -20,6 +22,9 @@ use super::canon::cursor::{Cursor, Raw};
 use super::scan::{Field, Scanner};
 use super::value::unescape;
 use crate::config::types::Sessions;
+
+/// The longest name that is told as it is, in bytes.
+pub const TOLD: usize = 128;
 
 /// What is known of a request where its session is looked for.
 #[derive(Clone, Copy)]
@@ -65,10 +70,11 @@ impl Source {
 // === impl Request ===
 
 impl<'a> Request<'a> {
-    /// The session that it belongs to, if it says one.
-    pub fn session(&self, sessions: &Sessions) -> Option<Session> {
+    /// The session that it belongs to, if it says one, and how that is told.
+    pub fn session(&self, sessions: &Sessions) -> Option<(Session, String)> {
         let (name, source) = self.name(sessions)?;
-        Some(Session { key: xxh3_64_with_seed(&name, xxh3_64(self.model.as_bytes())), source })
+        let key = xxh3_64_with_seed(&name, xxh3_64(self.model.as_bytes()));
+        Some((Session { key, source }, printable(&name)))
     }
 
     fn name(&self, sessions: &Sessions) -> Option<(Cow<'a, [u8]>, Source)> {
@@ -111,6 +117,22 @@ impl<'a> Request<'a> {
         }
         claude_code(&text(object.get(1).ok().flatten()?)?).map(Cow::Owned)
     }
+}
+
+/// How a session is told: what cannot be printed is shown as `\u{fffd}`, and of a long name its beginning
+/// with a hash of all of it, so that two that begin alike are two. What has been told is told the same again.
+pub fn printable(name: &[u8]) -> String {
+    let mark = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let mut text: String = String::from_utf8_lossy(name).chars().map(mark).collect();
+    if text.len() > TOLD {
+        let mut cut = TOLD - "~0123456789abcdef".len();
+        while !text.is_char_boundary(cut) {
+            cut -= 1;
+        }
+        text.truncate(cut);
+        text.push_str(&format!("~{:016x}", xxh3_64(name)));
+    }
+    text
 }
 
 /// A name without the white space around it, if it is one.
@@ -166,7 +188,7 @@ mod tests {
         let mut scanner = Scanner::new();
         scanner.scan(body.as_bytes());
         let body = Some((body.as_bytes(), &scanner));
-        Request { path, headers, body, model }.session(&Sessions::default())
+        Request { path, headers, body, model }.session(&Sessions::default()).map(|(session, _)| session)
     }
 
     /// The session of a name.
@@ -215,13 +237,31 @@ mod tests {
         let request = Request { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
         let nothing = Sessions { headers: vec![], body: vec![], cookie: None, ..Sessions::default() };
         assert_eq!(request.session(&nothing), None);
+        let session = |sessions: &Sessions| request.session(sessions).map(|(session, _)| session);
         for (sessions, name, source) in [
             (Sessions { headers: vec!["x-mine".into()], ..nothing.clone() }, "mine", Source::Header),
             (Sessions { body: vec!["metadata.chat".into()], ..nothing.clone() }, "m", Source::Body),
             (Sessions { cookie: Some("sid".into()), ..nothing.clone() }, "c", Source::Cookie),
         ] {
-            assert_eq!(request.session(&sessions), named(name, source), "{sessions:?}");
+            assert_eq!(session(&sessions), named(name, source), "{sessions:?}");
         }
+    }
+
+    #[test]
+    fn a_session_is_told_as_it_is_written_as_far_as_it_can_be_printed() {
+        let headers = headers(&[("x-session-id", " sess-1 ")]);
+        let request = Request { path: None, headers: &headers, body: None, model: "m" };
+        assert_eq!(request.session(&Sessions::default()).unwrap().1, "sess-1");
+        for (name, told) in [
+            (&b"a b/\xc3\xa9"[..], "a b/\u{e9}"),
+            (b"a\nb\x1b[1m", "a\u{fffd}b\u{fffd}[1m"),
+            (b"\xff", "\u{fffd}"),
+        ] {
+            assert_eq!(printable(name), told);
+        }
+        let long = "\u{e9}".repeat(100);
+        assert_ne!(printable(format!("{long}1").as_bytes()), printable(format!("{long}2").as_bytes()));
+        assert_eq!(printable("x".repeat(TOLD).as_bytes()), "x".repeat(TOLD));
     }
 
     #[test]
@@ -307,6 +347,13 @@ mod tests {
             ] {
                 prop_assert_eq!(session.unwrap().key, key);
             }
+        }
+
+        #[test]
+        fn what_is_told_is_short_and_told_the_same_again(name in any::<Vec<u8>>(), times in 1..40_usize) {
+            let told = printable(&name.repeat(times));
+            prop_assert!(told.len() <= TOLD && !told.contains(char::is_control));
+            prop_assert_eq!(printable(told.as_bytes()), told);
         }
 
         #[test]

@@ -1,8 +1,8 @@
 //! An upstream's answer as it goes by: who looks at it, who holds it back, who edits it.
 //!
 //! In this order: an answer that a route answers in another way, whether it is one that another upstream
-//! should give, what it says about itself, and then the route's edits. What stands behind them, the log of
-//! bodies and the stream's end, sees what the client sees.
+//! should give, what it says about itself, what was only asked for on our account, and then the route's
+//! edits. What stands behind them, the log of bodies and the stream's end, sees what the client sees.
 //!
 //! Never: a byte that is held longer than one of these needs.
 
@@ -32,8 +32,9 @@ pub fn begin(shared: &Shared, context: &mut Context, head: &mut ResponseHeader) 
     let form = if is_chat { Form::Data } else { context.form };
     let announced = status == 200 && form == Form::Responses && context.stream.is_some();
     context.events = announced.then(Box::default);
-    let metered = status == 200 && context.line.is_some();
+    let metered = status == 200 && context.counts && context.line.is_some();
     context.meter = if metered { Meter::of(kind).map(Box::new) } else { None };
+    context.ask.as_mut().map_or(Ok(()), |ask| ask.begin(head))?;
     context.face.as_mut().map_or(Ok(()), |face| face.begin(head, &shared.random))
 }
 
@@ -67,7 +68,7 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
             context.prefilled();
         }
     }
-    let edited = context.face.as_mut().map(|face| face.piece(piece, end)).transpose()?.flatten();
+    let edited = edit(context, piece, end)?;
     let piece = edited.as_deref().unwrap_or(piece);
     if let Some(tail) = &mut context.stream {
         tail.feed(piece);
@@ -79,4 +80,12 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
         *body = edited.filter(|piece| !piece.is_empty());
     }
     Ok(())
+}
+
+/// A piece as the client gets it. `None`: as it is.
+fn edit(context: &mut Context, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    let taken = context.ask.as_mut().and_then(|ask| ask.piece(piece, end));
+    let piece = taken.as_deref().unwrap_or(piece);
+    let edited = context.face.as_mut().map(|face| face.piece(piece, end)).transpose()?.flatten();
+    Ok(edited.or(taken))
 }

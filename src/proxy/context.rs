@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Response;
 
+use super::ask::Ask;
 use super::attempt::{self, Cause};
 use super::face::Face;
 use super::leave::{self, Leave};
@@ -23,7 +24,7 @@ use crate::reject::{Reject, Style};
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
 use crate::reply::sse::Events;
-use crate::reply::usage::Meter;
+use crate::reply::usage::{Meter, Usage};
 use crate::state::{Asked, Learnt};
 
 pub struct Context {
@@ -39,6 +40,8 @@ pub struct Context {
     pub model: Wanted,
     /// What its route makes of it.
     pub face: Option<Box<Face>>,
+    /// Its stream is asked for its usage on our own account.
+    pub ask: Option<Box<Ask>>,
     /// The whole answer, in place of the upstream's.
     pub instead: Option<Response<Bytes>>,
     /// Prompt tokens, estimated.
@@ -57,6 +60,10 @@ pub struct Context {
     pub sent: bool,
     /// The session that the path names.
     pub session: Option<String>,
+    /// The session, wherever it is named, in the form in which it is told.
+    pub told_session: Option<String>,
+    /// The interface has answers that count tokens.
+    pub counts: bool,
     /// Reads what the answer says that it took.
     pub meter: Option<Box<Meter>>,
     /// Events of a Responses stream, whose first two come before the prompt is read.
@@ -136,6 +143,7 @@ impl Context {
             style: Style::OpenAi,
             model: Wanted::Any,
             face: None,
+            ask: None,
             instead: None,
             tokens: 0,
             asked: Asked::default(),
@@ -146,6 +154,8 @@ impl Context {
             predicted: 0,
             learnt: None,
             session: None,
+            told_session: None,
+            counts: false,
             meter: None,
             sent: false,
             events: None,
@@ -239,6 +249,11 @@ impl Context {
     /// The name that the client gave the model.
     pub fn client_model(&self) -> Option<&str> {
         self.face.as_ref().map_or(self.model.name(), |face| face.model.as_deref())
+    }
+
+    /// What the answer has said that it took, as far as it came.
+    pub fn usage(&self) -> Option<Usage> {
+        self.meter.as_ref().map(|meter| meter.usage())
     }
 
     /// The upstreams that its route leads to; `None`: all. A request that can go to one alone goes there.

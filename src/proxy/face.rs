@@ -96,7 +96,7 @@ impl Face {
         } else if self.form.is_some() {
             edits.renames(model)
         } else {
-            edits.may_change(model, false)
+            edits.may_change(model)
         }
     }
 
@@ -125,14 +125,8 @@ impl Face {
         if self.translates() { Api::Chat } else { api }
     }
 
-    /// The body as it is sent. `streams`: the answer is asked for as a stream. `scanner` has read the body.
-    /// `Err`: what it says cannot be said to the upstreams.
-    pub fn edit(
-        &mut self,
-        body: &[u8],
-        streams: bool,
-        scanner: Option<&Scanner>,
-    ) -> Result<Option<Vec<u8>>, Reject> {
+    /// The body as it is sent. `scanner` has read the body. `Err`: what it says cannot be said to the upstreams.
+    pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Result<Option<Vec<u8>>, Reject> {
         let tags = self.plan.route.think_tags;
         let chat = match &mut self.translation {
             Some(exchange) => exchange.request(body, tags)?,
@@ -145,7 +139,7 @@ impl Face {
         let edited = match &self.form {
             Some(kind) => edits.edit_form(kind, body),
             None => {
-                let edited = edits.edit_known(body, streams, &|at| scanner?.end_of(at));
+                let edited = edits.edit_known(body, &|at| scanner?.end_of(at));
                 self.asked = edited.asked;
                 edited.body
             }

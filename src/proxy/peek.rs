@@ -12,6 +12,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 use tokio::time::{Instant, timeout_at};
 
+use super::ask::{self, Ask};
 use super::face::Face;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
@@ -52,6 +53,8 @@ pub enum Shape {
 pub struct Wish {
     pub model: Wanted,
     pub asked: Asked,
+    /// The session, in the form in which it is told.
+    pub session: Option<String>,
     pub rest: Option<Box<Rest>>,
     pub streams: bool,
     pub previous_response_id: Option<String>,
@@ -88,6 +91,7 @@ pub struct Peeked {
     pub reservation: Reservation,
     pub wish: Wish,
     pub face: Option<Box<Face>>,
+    pub ask: Option<Box<Ask>>,
 }
 
 pub enum Failure {
@@ -132,7 +136,7 @@ impl Peeker {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
             let face = self.face(session, &Looker::Opaque, &body);
-            return Ok(Peeked { body, whole: true, reservation, wish, face });
+            return Ok(Peeked { body, whole: true, reservation, wish, face, ask: None });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -170,18 +174,20 @@ impl Peeker {
         }
         let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
         let model = wish.asked.model.as_deref();
-        wish.asked.session = said.unwrap_or_else(|| self.session(session, named, &reader, model));
-        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face })
+        let said = said.unwrap_or_else(|| self.session(session, named, &reader, model));
+        (wish.asked.session, wish.session) = said.unzip();
+        let ask = if whole { reader.ask(face.as_deref()) } else { None };
+        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face, ask })
     }
 
-    /// The session that the request says it is of. `model`: as the upstreams know it.
+    /// The session that the request says it is of, and how that is told. `model`: as the upstreams know it.
     fn session(
         &self,
         session: &Session,
         named: Option<&str>,
         reader: &Reader,
         model: Option<&str>,
-    ) -> Option<session::Session> {
+    ) -> Option<(session::Session, String)> {
         let request = session::Request {
             path: named,
             headers: &session.req_header().headers,
@@ -283,11 +289,7 @@ impl Reader {
 
     /// Puts the edited body in the place of the one that came, which is whole and has been looked at.
     fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
-        let streams = match &self.looker {
-            Looker::Json(scanner, _) => scanner.facts(self.body.bytes()).stream,
-            Looker::Multipart(_) | Looker::Opaque => false,
-        };
-        let edited = face.edit(self.body.bytes(), streams, self.looker.scanner());
+        let edited = face.edit(self.body.bytes(), self.looker.scanner());
         let Some(edited) = edited.map_err(Failure::Reject)? else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
             (Looker::Json(scanner, api), _) => {
@@ -303,6 +305,21 @@ impl Reader {
             true => Ok(()),
             false => Err(Failure::Reject(Reject::Memory)),
         }
+    }
+
+    /// Puts the question for the stream's usage into the body, which is whole and has been read.
+    fn ask(&mut self, face: Option<&Face>) -> Option<Box<Ask>> {
+        let Looker::Json(scanner, api) = &self.looker else { return None };
+        let asking = ask::question(self.body.bytes(), scanner, *api, face)?;
+        let length = asking.len() as u64;
+        // Where it does not fit, it is not worth a refusal.
+        if length > self.limits.max_body || !self.reservation.grow_to(length) {
+            return None;
+        }
+        let asking = Bytes::from(asking);
+        let ask = Ask::new(asking.clone(), self.body.bytes().len());
+        self.body = Body::Piece(asking);
+        Some(Box::new(ask))
     }
 }
 

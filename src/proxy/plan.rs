@@ -187,6 +187,7 @@ async fn inference(
     api: Api,
     snapshot: &Snapshot,
 ) -> Result<Step> {
+    context.counts = api.counts_tokens();
     let head = session.req_header();
     let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let shape = match api.model_in() {
@@ -229,7 +230,7 @@ async fn forward(
     }
     expect(session).await?;
     let model_decides = model_decides || !context.settings.peeker.routes.is_empty();
-    let Peeked { body, whole, reservation, wish, face } =
+    let Peeked { body, whole, reservation, wish, face, ask } =
         match context.settings.peeker.peek(session, shape, context.session.as_deref(), model_decides).await {
             Ok(peeked) => peeked,
             Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
@@ -238,6 +239,7 @@ async fn forward(
     // A response that is asked for again has had its route before.
     context.face = context.face.take().or(face);
     context.model = wish.model;
+    (context.ask, context.told_session) = (ask, wish.session);
     stored::follow(shared, session, context, wish.previous_response_id.as_deref()).await?;
     context.making = wish.kept.map(|kept| Making::new(shared, kept, &body, context.client_model()));
     context.tokens = shared.state.prompt(&wish.asked).tokens;
@@ -415,6 +417,9 @@ pub fn tell(
         method: head.method.as_str(),
         path: head.uri.path(),
         model,
+        route: context.face.as_ref().map(|face| face.plan.name.as_str()),
+        session: context.told_session.as_deref(),
+        usage: context.usage(),
         upstream: lease.map(Lease::upstream).or(context.last.as_ref()).map(|upstream| upstream.name()),
         status: context.status,
         outcome: context.refused.unwrap_or(outcome.label()),

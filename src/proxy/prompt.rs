@@ -9,11 +9,11 @@ use std::time::Instant;
 use super::Shared;
 use super::context::Context;
 use crate::fleet::{Snapshot, Upstream, Work};
-use crate::observe;
 use crate::pick::Candidate;
 use crate::prompt::canon::{Dialect, Reader, Request};
 use crate::prompt::chain::Blocks;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::reply::usage::Usage;
 use crate::route::paths::Api;
 use crate::state::Asked;
 use crate::state::local::Hits;
@@ -140,13 +140,10 @@ pub fn forget(shared: &Shared, context: &mut Context, upstream: usize, reached: 
     }
 }
 
-/// The answer is whole: what it says that it took corrects what was estimated.
-pub fn told(shared: &Shared, context: &mut Context, upstream: &Upstream) {
-    let Some(usage) = context.meter.take().map(|meter| meter.usage()) else { return };
-    // A client may name what it likes; only names that are served become labels.
-    let known = context.model.name().filter(|model| shared.fleet.snapshot().knows(model));
-    observe::tokens(known.unwrap_or("other"), &usage);
-    if let (Some(tokens), Some(_)) = (usage.prompt_tokens, known) {
+/// What the answer says that it took corrects what was estimated.
+pub fn told(shared: &Shared, context: &Context, upstream: &Upstream, usage: &Usage) {
+    let is_known = context.model.name().is_some_and(|model| shared.fleet.snapshot().knows(model));
+    if let (Some(tokens), true) = (usage.prompt_tokens, is_known) {
         shared.state.counted(&context.asked, tokens);
     }
     if let (Some(cached), Some(_)) = (usage.cached_tokens, context.settings.peeker.blocks) {

@@ -3,7 +3,8 @@
 //! - The client's name of the model stands in it again: in JSON, in every event of a stream, in errors.
 //! - With `think_tags`, a chat's reasoning stands in its content.
 //! - With `token_ids`, a chat's token ids and log-probabilities stand on its messages.
-//! - What the balancer asked for on its own account, and the client did not, is taken out again.
+//! - What the balancer asked for on its own account, and the client did not, is taken out again (but for
+//!   usage, which is `usage`'s matter).
 //!
 //! A stream is edited line by line: a line of `data` is held until it is whole, which is how engines write
 //! it. JSON in which only names change flows through; a chat that is edited further, and an error, are held
@@ -53,10 +54,8 @@ pub struct Answer {
 
 #[derive(Debug)]
 enum Way {
-    /// Lines of events. `skip`: the empty line behind an event that was taken out goes too.
-    Events {
-        skip: bool,
-    },
+    /// Lines of events.
+    Events,
     /// A line that is too long has its names changed as it goes by.
     LongLine(Renamer),
     Whole,
@@ -84,8 +83,6 @@ pub(super) struct Names {
 enum Became {
     Same,
     Other(Vec<u8>),
-    /// The event is none of the client's.
-    Nothing,
 }
 
 // === impl Answer ===
@@ -106,7 +103,7 @@ impl Answer {
         };
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let way = if kind.starts_with("text/event-stream") {
-            Way::Events { skip: false }
+            Way::Events
         } else if !kind.starts_with("application/json") {
             return None;
         } else if edit.chat || !good {
@@ -114,8 +111,7 @@ impl Answer {
         } else {
             Way::Flowing(Renamer::new(edit.client_name()))
         };
-        let takes_out = asker.asked.usage && matches!(way, Way::Events { .. });
-        let edits = edit.names.is_some() || edit.chat || takes_out;
+        let edits = edit.names.is_some() || edit.chat;
         edits.then(|| Answer { edit, held: Vec::new(), way })
     }
 
@@ -125,7 +121,7 @@ impl Answer {
         match &mut self.way {
             Way::Flowing(renamer) => renamer.feed(piece, &mut out),
             Way::Whole => self.whole(piece, end, &mut out),
-            Way::Events { .. } | Way::LongLine(_) => self.events(piece, end, &mut out),
+            Way::Events | Way::LongLine(_) => self.events(piece, end, &mut out),
         }
         out
     }
@@ -140,7 +136,7 @@ impl Answer {
             let held = std::mem::take(&mut self.held);
             match self.edit.document(&held, "message") {
                 Became::Other(edited) => out.extend_from_slice(&edited),
-                Became::Same | Became::Nothing => out.extend_from_slice(&held),
+                Became::Same => out.extend_from_slice(&held),
             }
         }
     }
@@ -150,7 +146,7 @@ impl Answer {
         while let Some(length) = memchr::memchr(b'\n', rest) {
             let (line, after) = rest.split_at(length + 1);
             rest = after;
-            if self.held.is_empty() && matches!(self.way, Way::Events { .. }) {
+            if self.held.is_empty() && matches!(self.way, Way::Events) {
                 self.line(line, out);
             } else {
                 self.part_of_line(line, out);
@@ -166,7 +162,7 @@ impl Answer {
     fn end_of_line(&mut self, out: &mut Vec<u8>) {
         let held = std::mem::take(&mut self.held);
         match self.way {
-            Way::LongLine(_) => self.way = Way::Events { skip: false },
+            Way::LongLine(_) => self.way = Way::Events,
             _ => self.line(&held, out),
         }
     }
@@ -187,10 +183,6 @@ impl Answer {
 
     /// A line with its end.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        let Way::Events { skip } = &mut self.way else { return };
-        if std::mem::take(skip) && matches!(line, b"\n" | b"\r\n") {
-            return;
-        }
         let data = line.strip_prefix(b"data:").map(|data| json::skip_space(data, 0));
         let start = data.map_or(line.len(), |space| 5 + space);
         let end = start + line[start..].trim_ascii_end().len();
@@ -201,7 +193,6 @@ impl Answer {
                 out.extend_from_slice(&edited);
                 out.extend_from_slice(&line[end..]);
             }
-            Became::Nothing => *skip = true,
         }
     }
 }
@@ -220,9 +211,6 @@ impl Edit {
             return Became::Same;
         }
         let Some(object) = json::document(bytes) else { return Became::Same };
-        if self.asked.usage && message == "delta" && is_usage_alone(bytes, &object) {
-            return Became::Nothing;
-        }
         let mut out = Splices::default();
         if let Some(names) = &self.names {
             names.put_back(bytes, &object, &mut out);
@@ -232,12 +220,6 @@ impl Edit {
         }
         if out.is_empty() { Became::Same } else { Became::Other(out.apply(bytes)) }
     }
-}
-
-/// The chunk that carries a stream's usage and nothing else.
-fn is_usage_alone(bytes: &[u8], object: &Object<'_>) -> bool {
-    let usage = object.get("usage").is_some_and(|span| bytes[span.start] == b'{');
-    usage && object.get("choices").is_some_and(|span| json::is_empty_list(bytes, &span))
 }
 
 // === impl Names ===

@@ -211,9 +211,10 @@ fn decode(path: &str) -> Option<Cow<'_, str>> {
     is_plain.then_some(decoded)
 }
 
-fn decode_escapes(path: &str) -> Option<String> {
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut bytes = path.bytes();
+/// A text with its percent escapes decoded; `None` where that gives none.
+pub fn decode_escapes(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         if byte != b'%' {
             decoded.push(byte);

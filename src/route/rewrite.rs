@@ -1,9 +1,8 @@
 //! Edits the JSON of a request: what a route says is put into the body, every other byte stays.
 //!
-//! In the order in which one thing goes before another: what the balancer asks for itself and the served
-//! name, `overrides`, what the client said, `metadata_overrides`, `defaults`. `remove` takes a field out
-//! whoever said it. Of equal keys the last one counts, as for Python: it is the one that is edited, and all
-//! of them are removed.
+//! In the order in which one thing goes before another: the served name, `overrides`, what the client said,
+//! `metadata_overrides`, `defaults`. `remove` takes a field out whoever said it. Of equal keys the last one
+//! counts, as for Python: it is the one that is edited, and all of them are removed.
 //!
 //! The same body gives the same bytes at every attempt. A body that is no JSON object goes on as it is: the
 //! upstream refuses it in its own words.
@@ -17,7 +16,7 @@ use std::borrow::Cow;
 use serde_json::{Map, Value, json};
 
 use super::dialect::Dialect;
-use super::json::{self, Object};
+use super::json::Object;
 use super::splice::{ObjectEdit, Splices, write};
 use crate::config::types::RouteConfig;
 use crate::prompt::multipart::FormScanner;
@@ -49,7 +48,6 @@ pub struct Edited {
 /// What is in the answer only because we asked for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    pub usage: bool,
     pub logprobs: bool,
     pub token_ids: bool,
 }
@@ -78,15 +76,13 @@ impl Edits {
         }
     }
 
-    /// Whether a body for this model may have to be changed, so that it is held until it is whole. `usage`
-    /// is as for `edit`.
-    pub fn may_change(&self, model: Option<&str>, usage: bool) -> bool {
+    /// Whether a body for this model may have to be changed, so that it is held until it is whole.
+    pub fn may_change(&self, model: Option<&str>) -> bool {
         let renamed = self.renames(model);
         let overridden = self.overrides.len() > usize::from(self.to.is_some());
         let talks = self.dialect != Dialect::Completions && (self.think_tags || !self.roles.is_empty());
         let fields = !self.defaults.is_empty() || self.written.is_some() || !self.remove.is_empty();
-        let asks = usage && matches!(self.dialect, Dialect::Chat | Dialect::Completions);
-        renamed || overridden || talks || fields || asks
+        renamed || overridden || talks || fields
     }
 
     /// Whether the upstreams know this model by another name. Of a form nothing else is changed.
@@ -107,32 +103,26 @@ impl Edits {
         Some(out.apply(body))
     }
 
-    /// The body as it is sent. `usage`: it asks for a stream, whose usage is wanted.
-    pub fn edit(&self, body: &[u8], usage: bool) -> Edited {
-        self.edit_known(body, usage, &|_| None)
+    /// The body as it is sent.
+    pub fn edit(&self, body: &[u8]) -> Edited {
+        self.edit_known(body, &|_| None)
     }
 
     /// As `edit`, of a body of which somebody may know where the value that begins at a byte ends.
-    pub fn edit_known(&self, body: &[u8], usage: bool, end_of: &dyn Fn(usize) -> Option<usize>) -> Edited {
+    pub fn edit_known(&self, body: &[u8], end_of: &dyn Fn(usize) -> Option<usize>) -> Edited {
         let Some((object, messages)) = self.read(body, end_of) else { return Edited::default() };
         let mut out = Splices::default();
-        let mut asked = Asked {
-            usage: false,
+        let asked = Asked {
             logprobs: self.token_ids && !object.is(body, "logprobs", "true"),
             token_ids: self.token_ids && !object.is(body, "return_token_ids", "true"),
         };
         let defaults = self.defaults_for(body, &object);
-        let mut overrides = Cow::Borrowed(&self.overrides);
-        if usage && self.may_ask_for_usage(body, &object, &defaults) {
-            asked.usage = true;
-            overrides.to_mut().insert("stream_options".into(), json!({"include_usage": true}));
-        }
         let mut edit = ObjectEdit::new(body, &object);
         for key in &self.remove {
             edit.remove(key);
         }
         let said = |key: &str| self.dialect.same_as(key).any(|name| object.get(name).is_some());
-        merge(body, &mut edit, (&defaults, &overrides), &said, &mut out);
+        merge(body, &mut edit, (&defaults, &self.overrides), &said, &mut out);
         self.history(body, &messages, &mut out);
         edit.finish(&mut out);
         let body = (!out.is_empty()).then(|| out.apply(body));
@@ -160,21 +150,11 @@ impl Edits {
         Cow::Owned(self.dialect.defaults(&all))
     }
 
-    /// A client that says anything about usage gets what it says; nor is it asked for against the route.
-    fn may_ask_for_usage(&self, body: &[u8], object: &Object<'_>, defaults: &Map<String, Value>) -> bool {
+    /// Whether a stream may be asked for its usage, which is not done against what the route says of it.
+    pub fn leaves_usage(&self) -> bool {
         const FIELD: &str = "stream_options";
-        // Without `stream` it would be refused.
-        let has = |key: &str| self.overrides.contains_key(key) || self.remove.iter().any(|gone| gone == key);
-        let told = defaults.contains_key(FIELD) || has(FIELD) || has("stream");
-        let has_usage = matches!(self.dialect, Dialect::Chat | Dialect::Completions);
-        let silent = match object.get(FIELD) {
-            None => true,
-            Some(span) if &body[span.clone()] == b"null" => true,
-            Some(span) => json::object(body, span.start).is_some_and(|options| {
-                options.get("include_usage").is_none() && options.get("continuous_usage_stats").is_none()
-            }),
-        };
-        has_usage && !told && silent
+        let removed = self.remove.iter().any(|gone| gone == FIELD);
+        !removed && !self.defaults.contains_key(FIELD) && !self.overrides.contains_key(FIELD)
     }
 }
 

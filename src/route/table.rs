@@ -21,6 +21,8 @@ pub struct Table {
 /// What one route makes of a request.
 #[derive(Debug)]
 pub struct Plan {
+    /// How it is told apart from others: its model, else its path, else its place among the routes.
+    pub name: String,
     /// As it was configured: upstreams, headers, key, timeouts, retry, overflow.
     pub route: RouteConfig,
     edits: [Edits; ALL.len()],
@@ -30,7 +32,8 @@ pub struct Plan {
 
 impl Table {
     pub fn new(routes: &[RouteConfig]) -> Self {
-        Table { plans: routes.iter().map(|route| Arc::new(Plan::new(route.clone()))).collect() }
+        let plan = |(index, route): (usize, &RouteConfig)| Arc::new(Plan::new(index, route.clone()));
+        Table { plans: routes.iter().enumerate().map(plan).collect() }
     }
 
     /// The first route that matches; without one, a request goes on unchanged.
@@ -67,9 +70,10 @@ impl Table {
 // === impl Plan ===
 
 impl Plan {
-    fn new(route: RouteConfig) -> Self {
+    fn new(index: usize, route: RouteConfig) -> Self {
         let edits = ALL.map(|dialect| Edits::new(&route, dialect));
-        Plan { route, edits }
+        let name = route.model.clone().or_else(|| route.path.clone());
+        Plan { name: name.unwrap_or_else(|| format!("routes[{index}]")), route, edits }
     }
 
     fn matches(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> bool {
@@ -158,6 +162,13 @@ mod tests {
         ] {
             assert_eq!(taken(&table, model, path, headers).as_deref(), to, "{model:?} {path} {headers:?}");
         }
+    }
+
+    #[test]
+    fn a_route_is_told_by_its_model_its_path_or_its_place() {
+        let table = table("[{model: 'a*', path: /p}, {path: /q, to: x}, {to: y}]");
+        let names: Vec<&str> = table.plans.iter().map(|plan| plan.name.as_str()).collect();
+        assert_eq!(names, ["a*", "/q", "routes[2]"]);
     }
 
     #[test]

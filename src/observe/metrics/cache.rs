@@ -20,7 +20,7 @@ impl CacheMetrics {
             tokens: make.counters(
                 "vllm_lb_tokens_total",
                 "Tokens of answers that count them.",
-                &["model", "kind"],
+                &["model", "route", "kind"],
             ),
             predicted: make.counters(
                 "vllm_lb_cache_predicted_tokens_total",

@@ -10,6 +10,8 @@ use super::super::value::unescape;
 pub enum Field {
     Model,
     Stream,
+    StreamOptions,
+    N,
     RequestId,
     PreviousResponseId,
     KvTransferParams,
@@ -50,9 +52,11 @@ pub enum Field {
 }
 
 /// Every field with its name, in the order of the enum.
-pub(super) const FIELDS: [(Field, &str); 38] = [
+pub(super) const FIELDS: [(Field, &str); 40] = [
     (Field::Model, "model"),
     (Field::Stream, "stream"),
+    (Field::StreamOptions, "stream_options"),
+    (Field::N, "n"),
     (Field::RequestId, "request_id"),
     (Field::PreviousResponseId, "previous_response_id"),
     (Field::KvTransferParams, "kv_transfer_params"),

@@ -8,7 +8,7 @@ use super::*;
 use crate::config::types::{Retry, RouteConfig, Timeouts};
 use crate::route::table::Table;
 
-const ALL: Asked = Asked { usage: true, logprobs: true, token_ids: true };
+const ALL: Asked = Asked { logprobs: true, token_ids: true };
 
 fn answer(kind: &str, asked: Asked) -> Answer {
     let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
@@ -112,7 +112,7 @@ proptest! {
         let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
         route.think_tags = true;
         let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
-        let sent = plan.edits(Dialect::Chat).edit(history.as_bytes(), false).body.unwrap();
+        let sent = plan.edits(Dialect::Chat).edit(history.as_bytes()).body.unwrap();
         let sent: Value = serde_json::from_slice(&sent).unwrap();
         let message = &sent["messages"][0];
         let came = [&message["content"], &message["reasoning"], &message["reasoning_content"]];

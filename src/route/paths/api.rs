@@ -132,6 +132,30 @@ impl Api {
         }
     }
 
+    /// Whether an answer is work whose tokens count. Others have none, or tell of an answer once more.
+    pub fn counts_tokens(self) -> bool {
+        !matches!(
+            self,
+            Api::ResponseById
+                | Api::ResponseCancel
+                | Api::CountTokens
+                | Api::MessagesRender
+                | Api::Realtime
+                | Api::Tokenize
+                | Api::Detokenize
+                | Api::Render
+                | Api::Derender
+                | Api::AbortRequests
+                | Api::Models
+                | Api::Health
+                | Api::Version
+                | Api::Load
+                | Api::Metrics
+                | Api::Docs
+                | Api::Control
+        )
+    }
+
     /// Only a websocket finds it; to plain HTTP vLLM answers 404 there.
     pub fn is_websocket(self) -> bool {
         self == Api::Realtime

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::Value as Json;
 
+use super::super::json;
 use super::*;
 use crate::config::types::{BodyEdits, Retry, Timeouts};
 use crate::prompt::scan::Scanner;
@@ -84,7 +85,7 @@ proptest! {
             ..BodyEdits::default()
         };
         let edits = Edits::new(&route(edits), Dialect::Chat);
-        let edited = edits.edit(body.as_bytes(), false);
+        let edited = edits.edit(body.as_bytes());
         let Json::Object(mut wanted) = serde_json::from_str(&body).unwrap() else { unreachable!() };
         wanted.retain(|key, _| !remove.contains(key));
         below(&mut wanted, &without_nulls(&defaults));
@@ -92,14 +93,14 @@ proptest! {
         patch(&mut wanted, &Json::Object(overrides));
         let out = edited.body.clone().unwrap_or_else(|| body.clone().into_bytes());
         prop_assert_eq!(serde_json::from_slice::<Json>(&out).unwrap(), wanted);
-        prop_assert_eq!(edits.edit(body.as_bytes(), false), edited);
+        prop_assert_eq!(edits.edit(body.as_bytes()), edited);
     }
 
     /// Every member that no rule names stands in the result as it was written.
     #[test]
     fn what_is_not_edited_stays_byte_for_byte(body in body(), set in map_of(value())) {
         let edits = BodyEdits { overrides: set.clone(), ..BodyEdits::default() };
-        let edited = Edits::new(&route(edits), Dialect::Chat).edit(body.as_bytes(), false);
+        let edited = Edits::new(&route(edits), Dialect::Chat).edit(body.as_bytes());
         let out = edited.body.unwrap_or_else(|| body.clone().into_bytes());
         let (before, after) = (json::document(body.as_bytes()).unwrap(), json::document(&out).unwrap());
         let written = |bytes: &[u8], object: &Object<'_>| {
@@ -118,8 +119,8 @@ proptest! {
         scanner.scan(bytes.as_bytes());
         for dialect in super::super::dialect::ALL {
             let edits = Edits::new(&config, dialect);
-            let known = edits.edit_known(bytes.as_bytes(), true, &|at| scanner.end_of(at));
-            prop_assert_eq!(known, edits.edit(bytes.as_bytes(), true));
+            let known = edits.edit_known(bytes.as_bytes(), &|at| scanner.end_of(at));
+            prop_assert_eq!(known, edits.edit(bytes.as_bytes()));
         }
     }
 }
@@ -127,20 +128,18 @@ proptest! {
 #[test]
 fn a_body_that_needs_no_edit_is_known_by_its_route() {
     let nothing = route(BodyEdits::default());
-    assert!(!Edits::new(&nothing, Dialect::Chat).may_change(Some("a"), false));
-    assert!(Edits::new(&nothing, Dialect::Completions).may_change(Some("a"), true));
-    assert!(!Edits::new(&nothing, Dialect::Responses).may_change(Some("a"), true));
+    assert!(!Edits::new(&nothing, Dialect::Chat).may_change(Some("a")));
     let renamed = RouteConfig { to: Some("a".into()), ..nothing.clone() };
     for (model, changes) in [(Some("a"), false), (Some("b"), true), (None, true)] {
-        assert_eq!(Edits::new(&renamed, Dialect::Chat).may_change(model, false), changes, "{model:?}");
+        assert_eq!(Edits::new(&renamed, Dialect::Chat).may_change(model), changes, "{model:?}");
     }
     let limit = json!({"reasoning_effort": "low"}).as_object().cloned().unwrap();
     let limit = route(BodyEdits { defaults: limit, ..BodyEdits::default() });
-    assert!(Edits::new(&limit, Dialect::Chat).may_change(Some("a"), false));
-    assert!(!Edits::new(&limit, Dialect::Messages).may_change(Some("a"), false));
+    assert!(Edits::new(&limit, Dialect::Chat).may_change(Some("a")));
+    assert!(!Edits::new(&limit, Dialect::Messages).may_change(Some("a")));
     let tags = RouteConfig { think_tags: true, token_ids: true, ..nothing };
-    assert!(Edits::new(&tags, Dialect::Chat).may_change(None, false));
-    assert!(!Edits::new(&tags, Dialect::Responses).may_change(None, false));
+    assert!(Edits::new(&tags, Dialect::Chat).may_change(None));
+    assert!(!Edits::new(&tags, Dialect::Responses).may_change(None));
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Talk for CompletionTalk {
                     "index": choice, "text": "", "logprobs": null, "finish_reason": "abort",
                     "stop_reason": null, "prompt_token_ids": null, "token_ids": null,
                 });
-                events.data(&self.with_usage(json!([entry])));
+                events.data(&self.terminal(json!([entry])));
             }
             Step::End => {
                 if self.form.include_usage {
@@ -244,7 +244,16 @@ impl CompletionTalk {
             "prompt_token_ids": tells_prompt.then_some(prompt),
             "token_ids": self.form.token_ids.then_some([piece.id]),
         });
-        self.with_usage(json!([entry]))
+        if last { self.terminal(json!([entry])) } else { self.with_usage(json!([entry])) }
+    }
+
+    /// A choice's last chunk; as in a chat, it carries the fingerprint unless a usage chunk comes after it.
+    fn terminal(&self, choices: Value) -> Value {
+        let mut chunk = self.with_usage(choices);
+        if !self.form.include_usage {
+            chunk["system_fingerprint"] = json!(self.form.fingerprint);
+        }
+        chunk
     }
 
     fn with_usage(&self, choices: Value) -> Value {

@@ -1,0 +1,74 @@
+//! `/admin/usage`: the tokens that answers took since this balancer began, by model, route and session.
+//!
+//! ```text
+//! GET /admin/usage?limit=100        the sessions that were used last, the latest first
+//! GET /admin/usage?session=ID       of sessions, this one
+//! ```
+//!
+//! A number that no answer told is absent. The numbers are this balancer's own: siblings have theirs.
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::{answer, parameter};
+use crate::config::values::integer_in;
+use crate::observe::usage::{Dated, SESSIONS, TOTALS, Total};
+use crate::prompt::session::printable;
+use crate::route::paths::decode_escapes;
+
+/// How many sessions are told unless the call says another number.
+const USUAL: usize = 100;
+
+/// All totals.
+pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
+    let limit = parameter(request, "limit").map_or(Ok(USUAL), integer_in(1..=SESSIONS));
+    let limit = match limit {
+        Ok(limit) => limit,
+        Err(what) => {
+            return answer(StatusCode::BAD_REQUEST, &json!({"error": format!("limit: {what}")}));
+        }
+    };
+    let sessions: Vec<Value> = match parameter(request, "session") {
+        Some(written) => {
+            let decoded = decode_escapes(written);
+            let name = printable(decoded.as_deref().unwrap_or(written).as_bytes());
+            TOTALS.session(&name).map(|dated| of_session(&name, &dated)).into_iter().collect()
+        }
+        None => TOTALS.sessions(limit).iter().map(|(name, dated)| of_session(name, dated)).collect(),
+    };
+    let named = |key: &str, totals: Vec<(String, Total)>| -> Value {
+        totals.iter().map(|(name, total)| Value::Object(row(key, name, total))).collect()
+    };
+    let body = json!({
+        "models": named("model", TOTALS.models()),
+        "routes": named("route", TOTALS.routes()),
+        "sessions": sessions,
+    });
+    answer(StatusCode::OK, &body)
+}
+
+fn of_session(name: &str, dated: &Dated) -> Value {
+    let mut row = row("session", name, &dated.total);
+    row.insert("last".into(), dated.last.as_secs().into());
+    Value::Object(row)
+}
+
+fn row(key: &str, name: &str, total: &Total) -> Map<String, Value> {
+    let mut row = Map::new();
+    row.insert(key.into(), name.into());
+    row.insert("requests".into(), total.requests.into());
+    row.insert("unknown".into(), total.unknown.into());
+    let usage = &total.usage;
+    for (kind, tokens) in [
+        ("input", usage.prompt_tokens),
+        ("output", usage.output_tokens),
+        ("cached", usage.cached_tokens),
+        ("reasoning", usage.reasoning_tokens),
+    ] {
+        if let Some(tokens) = tokens {
+            row.insert(kind.into(), tokens.into());
+        }
+    }
+    row
+}

@@ -1,0 +1,240 @@
+//! What all answers took, by model, by route and by session: what `GET /admin/usage` tells.
+//!
+//! In the memory of this process, since it began; siblings have totals of their own. A number that no answer
+//! has told is absent, never 0. Models and routes are bounded by the fleet and the configuration; of
+//! sessions, [`SESSIONS`] are kept, and the one that was used least recently goes.
+//!
+//! The lock is a plain mutex. It is taken once at a request's end, for a few look-ups, and never across an
+//! await; whoever reads copies what it wants and lets go.
+//!
+//! Never: a name that is not bounded by its giver, a clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::reply::usage::Usage;
+
+/// How many sessions are kept.
+pub const SESSIONS: usize = 10_000;
+
+/// The totals of this process.
+pub static TOTALS: LazyLock<Totals> = LazyLock::new(|| Totals::new(SESSIONS));
+
+/// What some answers took together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    pub requests: u64,
+    /// Of those, the ones whose answer told nothing.
+    pub unknown: u64,
+    /// Of the answers that did, as far as they did.
+    pub usage: Usage,
+}
+
+/// A total, and when it was last added to, since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dated {
+    pub total: Total,
+    pub last: Duration,
+}
+
+/// Whose answer it was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Whose<'a> {
+    pub model: &'a str,
+    /// Empty where the request took none.
+    pub route: &'a str,
+    pub session: Option<&'a str>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Totals(Mutex<Tables>);
+
+#[derive(Debug)]
+struct Tables {
+    models: BTreeMap<String, Total>,
+    routes: BTreeMap<String, Total>,
+    sessions: HashMap<Arc<str>, Kept>,
+    /// By when they were last used; the first goes first.
+    order: BTreeMap<u64, Arc<str>>,
+    /// Counts uses.
+    uses: u64,
+    most: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    dated: Dated,
+    use_number: u64,
+}
+
+// === impl Total ===
+
+impl Total {
+    fn add(&mut self, usage: &Usage) {
+        self.requests += 1;
+        self.unknown += u64::from(*usage == Usage::default());
+        let sum = |sum: &mut Option<u64>, more: Option<u64>| {
+            if let Some(more) = more {
+                *sum = Some(sum.unwrap_or(0).saturating_add(more));
+            }
+        };
+        sum(&mut self.usage.prompt_tokens, usage.prompt_tokens);
+        sum(&mut self.usage.cached_tokens, usage.cached_tokens);
+        sum(&mut self.usage.output_tokens, usage.output_tokens);
+        sum(&mut self.usage.reasoning_tokens, usage.reasoning_tokens);
+    }
+}
+
+// === impl Totals ===
+
+impl Totals {
+    fn new(most: usize) -> Self {
+        Totals(Mutex::new(Tables {
+            models: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            sessions: HashMap::new(),
+            order: BTreeMap::new(),
+            uses: 0,
+            most,
+        }))
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An answer has ended, `at` this time since 1970.
+    pub fn add(&self, whose: Whose<'_>, usage: &Usage, at: Duration) {
+        let mut tables = self.tables();
+        add(&mut tables.models, whose.model, usage);
+        if !whose.route.is_empty() {
+            add(&mut tables.routes, whose.route, usage);
+        }
+        if let Some(session) = whose.session {
+            tables.session(session, usage, at);
+        }
+    }
+
+    pub fn models(&self) -> Vec<(String, Total)> {
+        self.tables().models.iter().map(|(name, total)| (name.clone(), *total)).collect()
+    }
+
+    pub fn routes(&self) -> Vec<(String, Total)> {
+        self.tables().routes.iter().map(|(name, total)| (name.clone(), *total)).collect()
+    }
+
+    /// The sessions that were used last, the latest first.
+    pub fn sessions(&self, limit: usize) -> Vec<(Arc<str>, Dated)> {
+        let tables = self.tables();
+        let names = tables.order.values().rev().take(limit);
+        names.filter_map(|name| Some((name.clone(), tables.sessions.get(name)?.dated))).collect()
+    }
+
+    pub fn session(&self, name: &str) -> Option<Dated> {
+        self.tables().sessions.get(name).map(|kept| kept.dated)
+    }
+}
+
+fn add(totals: &mut BTreeMap<String, Total>, name: &str, usage: &Usage) {
+    match totals.get_mut(name) {
+        Some(total) => total.add(usage),
+        None => totals.entry(name.to_string()).or_default().add(usage),
+    }
+}
+
+// === impl Tables ===
+
+impl Tables {
+    fn session(&mut self, name: &str, usage: &Usage, at: Duration) {
+        self.uses += 1;
+        let number = self.uses;
+        if let Some(kept) = self.sessions.get_mut(name) {
+            kept.dated.total.add(usage);
+            kept.dated.last = at;
+            let before = std::mem::replace(&mut kept.use_number, number);
+            if let Some(name) = self.order.remove(&before) {
+                self.order.insert(number, name);
+            }
+            return;
+        }
+        if self.sessions.len() >= self.most
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.sessions.remove(&oldest);
+        }
+        let mut dated = Dated { last: at, ..Dated::default() };
+        dated.total.add(usage);
+        let name: Arc<str> = name.into();
+        self.sessions.insert(name.clone(), Kept { dated, use_number: number });
+        self.order.insert(number, name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(session: &str) -> Whose<'_> {
+        Whose { model: "m", route: "", session: Some(session) }
+    }
+
+    fn usage(prompt: Option<u64>, output: Option<u64>) -> Usage {
+        Usage { prompt_tokens: prompt, output_tokens: output, ..Usage::default() }
+    }
+
+    #[test]
+    fn what_is_not_told_is_not_zero() {
+        let totals = Totals::new(10);
+        let at = Duration::from_secs(7);
+        totals.add(Whose { model: "a", route: "fast", session: None }, &Usage::default(), at);
+        assert_eq!(totals.models()[0].1, Total { requests: 1, unknown: 1, usage: Usage::default() });
+        totals.add(Whose { model: "a", route: "", session: None }, &usage(Some(0), None), at);
+        totals.add(Whose { model: "a", route: "", session: None }, &usage(Some(5), Some(2)), at);
+        let wanted = Total { requests: 3, unknown: 1, usage: usage(Some(5), Some(2)) };
+        assert_eq!(totals.models(), [("a".to_string(), wanted)]);
+        assert_eq!(totals.routes().len(), 1, "no route is no name");
+        assert_eq!(totals.sessions(10), []);
+    }
+
+    #[test]
+    fn the_session_that_was_used_least_recently_goes() {
+        let totals = Totals::new(2);
+        for (session, second) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
+            totals.add(of(session), &usage(Some(1), None), Duration::from_secs(second));
+        }
+        let names: Vec<(String, u64)> =
+            totals.sessions(9).iter().map(|(name, dated)| (name.to_string(), dated.last.as_secs())).collect();
+        assert_eq!(names, [("c".to_string(), 4), ("a".to_string(), 3)]);
+        assert_eq!(totals.sessions(1).len(), 1);
+        assert_eq!(totals.session("b"), None);
+        assert_eq!(totals.session("a").map(|dated| dated.total.requests), Some(2));
+    }
+
+    proptest! {
+        /// Against the plain way: a list of all uses, of which the last distinct names count.
+        #[test]
+        fn the_latest_sessions_are_kept(uses in prop::collection::vec(0..9_u8, 0..60), most in 1..6_usize) {
+            let totals = Totals::new(most);
+            let mut plain: Vec<(String, u64)> = Vec::new();
+            for session in uses.iter().map(u8::to_string) {
+                totals.add(of(&session), &usage(Some(3), None), Duration::ZERO);
+                let before = plain.iter().position(|(name, _)| *name == session);
+                let count = before.map_or(0, |at| plain.remove(at).1);
+                plain.insert(0, (session, count + 1));
+                plain.truncate(most);
+            }
+            let kept: Vec<(String, u64)> = totals
+                .sessions(99)
+                .iter()
+                .map(|(name, dated)| (name.to_string(), dated.total.requests))
+                .collect();
+            prop_assert_eq!(kept, plain);
+            let total: u64 = totals.models().iter().map(|(_, total)| total.requests).sum();
+            prop_assert_eq!(total, uses.len() as u64);
+        }
+    }
+}

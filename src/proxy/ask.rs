@@ -1,0 +1,93 @@
+//! A stream that is asked for its usage although its client did not ask: the body with the question, and
+//! what takes the answer to it out of the stream again. What exactly that is, is `route::usage`'s matter.
+//!
+//! Only a body that was peeked to its end is asked with; a larger one is never held for it, and its usage
+//! stays unknown.
+//!
+//! Never: an await, an answer that is touched without having been asked.
+
+use bytes::Bytes;
+use http::header;
+use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use super::face::Face;
+use crate::prompt::scan::Scanner;
+use crate::route::dialect::Dialect;
+use crate::route::paths::Api;
+use crate::route::usage::{self, Refusal, Unasked};
+
+pub struct Ask {
+    /// With the question in it, where that is a field of its own; it goes when an answer that is no refusal
+    /// begins.
+    body: Option<Bytes>,
+    length: usize,
+    answer: Option<Answer>,
+}
+
+/// What is done to the present answer.
+enum Answer {
+    Stream(Unasked),
+    Refusal(Refusal),
+}
+
+/// The body with the question in it, if it is one to ask with.
+pub fn question(body: &[u8], scanner: &Scanner, api: Api, face: Option<&Face>) -> Option<Vec<u8>> {
+    let dialect = Dialect::of(api);
+    let asks = matches!(api, Api::Chat | Api::Completions);
+    let leaves = face.is_none_or(|face| face.plan.edits(dialect).leaves_usage());
+    if asks && leaves { usage::ask(body, scanner, dialect) } else { None }
+}
+
+impl Ask {
+    /// `body`: with the question in it. `before`: how long it was without.
+    pub fn new(body: Bytes, before: usize) -> Self {
+        let length = body.len();
+        let is_new = (length - before) as u64 == usage::GROWTH;
+        Ask { length, body: is_new.then_some(body), answer: None }
+    }
+
+    /// Makes a head one of the body with the question.
+    pub fn towards_upstream(&self, head: &mut RequestHeader) -> Result<()> {
+        head.remove_header(&header::TRANSFER_ENCODING);
+        head.insert_header(header::CONTENT_LENGTH, self.length)?;
+        // What is compressed on the way could not be taken out.
+        head.remove_header(&header::ACCEPT_ENCODING);
+        Ok(())
+    }
+
+    /// An answer begins.
+    pub fn begin(&mut self, head: &mut ResponseHeader) -> Result<()> {
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+        let kind = text(header::CONTENT_TYPE).unwrap_or_default();
+        self.answer = match head.status.as_u16() {
+            _ if !plain => None,
+            200..300 if kind.starts_with("text/event-stream") => Some(Answer::Stream(Unasked::default())),
+            400 if kind.starts_with("application/json") => {
+                self.body.as_deref().and_then(Refusal::new).map(Answer::Refusal)
+            }
+            _ => None,
+        };
+        if head.status.is_success() {
+            self.body = None;
+        }
+        let keeps = match &self.answer {
+            Some(Answer::Stream(_)) => false,
+            Some(Answer::Refusal(refusal)) => refusal.keeps_length(),
+            None => true,
+        };
+        if !keeps && head.remove_header(&header::CONTENT_LENGTH).is_some() {
+            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+        }
+        Ok(())
+    }
+
+    /// The next piece of the answer, without what is in it on our account. `None`: it goes on as it is.
+    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
+        match self.answer.as_mut()? {
+            Answer::Stream(unasked) => unasked.feed(piece, end).map(Bytes::from),
+            Answer::Refusal(refusal) => Some(Bytes::from(refusal.feed(piece, end))),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The usage of a stream: asked for where its client did not ask, and taken out again.
+//!
+//! A stream of chat or completions says what it took only if `stream_options.include_usage` is set. It is
+//! set in every body that asks for a stream and does not speak of usage itself; no other byte changes, and
+//! the body is the same at every attempt. The stream then differs in two things from the one that the client
+//! asked for, and [`Unasked`] undoes both:
+//!
+//! - a chunk without choices carries the usage, right before `[DONE]`: it is taken out;
+//! - `system_fingerprint`, which otherwise stands on the chunk that ends the choice, stands on that one: the
+//!   chunk that ends the choice is held until the next, which follows at once, and gets it back. A stream
+//!   that breaks off between the two ends before them.
+//!
+//! What is left is the stream of the engine that was not asked, byte by byte, as a refusal is after
+//! [`Refusal`]: its text counts the fields of the body. For that, several choices (`n`,
+//! a list of prompts) are not asked for: each ends with a chunk of its own, long before the others do, which
+//! would have to wait for the fingerprint. vLLM says nothing else on account of being asked; a `"usage":null`
+//! that an engine puts on its chunks says nothing to anybody, and stays.
+//!
+//! One thing cannot be told from outside: an engine that runs with `--enable-force-include-usage` sends the
+//! chunk to everybody, and through a balancer only those get it who ask.
+//!
+//! Never: a second walk through a body, a byte that waits for anything but its line or the next event.
+
+mod refusal;
+mod unasked;
+
+pub use refusal::Refusal;
+pub use unasked::Unasked;
+
+use super::dialect::Dialect;
+use super::json::{self, Span};
+use super::splice::{ObjectEdit, Splices};
+use crate::prompt::scan::{Field, Progress, Scanner};
+
+/// What a body without options gets.
+const OPTIONS: &[u8] = br#"{"include_usage":true}"#;
+
+/// The name of the field, with what goes before it and behind.
+const FIELD: &[u8] = br#","stream_options":"#;
+
+/// By how much a body grows that had no such field, which is the most.
+pub const GROWTH: u64 = (OPTIONS.len() + FIELD.len()) as u64;
+
+/// The body that asks for its stream's usage; `None`: there is nothing to ask for, or the client has spoken.
+///
+/// `scanner` has read all of the body.
+pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> {
+    let tells = matches!(dialect, Dialect::Chat | Dialect::Completions);
+    // Without `stream` the options would be refused.
+    if !tells || scanner.progress() != Progress::Complete || !scanner.facts(body).stream {
+        return None;
+    }
+    if several(body, scanner.span(Field::N), scanner.span(Field::Prompt)) {
+        return None;
+    }
+    let mut out = Splices::default();
+    match scanner.span(Field::StreamOptions) {
+        None => {
+            let end = body.trim_ascii_end().len().checked_sub(1).filter(|end| body[*end] == b'}')?;
+            out.replace(end..end, [FIELD, OPTIONS].concat());
+        }
+        Some(span) if &body[span.clone()] == b"null" => out.replace(span, OPTIONS.to_vec()),
+        Some(span) => {
+            let options = json::object(body, span.start)?;
+            // Whoever says anything about usage gets what it says.
+            if ["include_usage", "continuous_usage_stats"].iter().any(|key| options.get(key).is_some()) {
+                return None;
+            }
+            let mut edit = ObjectEdit::new(body, &options);
+            edit.set("include_usage", b"true".to_vec(), &mut out);
+            edit.finish(&mut out);
+        }
+    }
+    Some(out.apply(body))
+}
+
+/// Whether the answer may have more choices than one.
+fn several(body: &[u8], n: Option<Span>, prompt: Option<Span>) -> bool {
+    let one = n.is_none_or(|span| matches!(&body[span], b"1" | b"null"));
+    !one || prompt.is_some_and(|span| several_prompts(body, span))
+}
+
+/// A list of numbers is one prompt.
+fn several_prompts(body: &[u8], span: Span) -> bool {
+    if body.get(span.start) != Some(&b'[') {
+        return false;
+    }
+    let first = json::skip_space(body, span.start + 1);
+    if !matches!(body.get(first), Some(b'"' | b'[')) {
+        return false;
+    }
+    let end = json::value_end(body, first).map(|end| json::skip_space(body, end));
+    end.is_none_or(|end| body.get(end) != Some(&b']'))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! The refusal of a body that the question was put into: vLLM's errors tell how many fields the body has
+//! (`'input': '<dict of 5 items>'`), and the client must be told of its own.
+//!
+//! Never: fail, hold more than an error may be long.
+
+use std::collections::HashSet;
+
+use memchr::memmem;
+
+use super::json;
+
+/// What is longer is no error of vLLM's.
+const LONGEST: usize = 1 << 20;
+
+/// One refusal on its way.
+#[derive(Debug)]
+pub struct Refusal {
+    said: Vec<u8>,
+    meant: Vec<u8>,
+    held: Vec<u8>,
+    is_long: bool,
+}
+
+impl Refusal {
+    /// `body`: with the question in it, as a field of its own.
+    pub fn new(body: &[u8]) -> Option<Self> {
+        let object = json::document(body)?;
+        let fields = object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len();
+        let told = |fields: usize| format!("<dict of {fields} items>").into_bytes();
+        let meant = told(fields.checked_sub(1)?);
+        Some(Refusal { said: told(fields), meant, held: Vec::new(), is_long: false })
+    }
+
+    /// Whether the refusal is as long as it was.
+    pub fn keeps_length(&self) -> bool {
+        self.said.len() == self.meant.len()
+    }
+
+    /// Takes the next piece, and gives what can go on; `end`: it is the last.
+    pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
+        if self.is_long {
+            return piece.to_vec();
+        }
+        self.held.extend_from_slice(piece);
+        self.is_long = self.held.len() > LONGEST;
+        if !end && !self.is_long {
+            return Vec::new();
+        }
+        let held = std::mem::take(&mut self.held);
+        let (mut out, mut at) = (Vec::with_capacity(held.len()), 0);
+        for found in memmem::find_iter(&held, &self.said) {
+            out.extend_from_slice(&held[at..found]);
+            out.extend_from_slice(&self.meant);
+            at = found + self.said.len();
+        }
+        out.extend_from_slice(&held[at..]);
+        out
+    }
+}
