@@ -104,7 +104,8 @@ def test_thoughts_come_back_as_reasoning(calm, balancer, clients):
     tagged.chat(messages=[*TALK, {"role": "assistant", "content": said}, {"role": "user", "content": "And?"}])
     message = last_received(balancer, before)[2]["messages"][2]
     thought, text = said.removeprefix("<think>").split("</think>")
-    assert message == {"role": "assistant", "content": text, "reasoning": thought, "reasoning_content": thought}
+    assert (message["role"], message["content"]) == ("assistant", text)
+    assert message["reasoning"] == message["reasoning_content"] == thought
 
 
 def test_without_the_header_nothing_matches(calm):
@@ -272,7 +273,7 @@ def test_what_breaks_in_the_middle_is_an_error_at_once(calm, reset):
 
 def test_engines_did_fail_and_nothing_is_left(balancer):
     """Last: without faults that struck, what stands above would have shown less than it says."""
-    assert balancer.metric("vllm_lb_retries_total") > 50
+    assert balancer.metric("vllm_lb_retries_total") > 10
     for name in ("active", "backlog_tokens", "context_tokens"):
         assert balancer.metric(f"vllm_lb_upstream_{name}") == 0
     *_, spare = balancer.received()
