@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
 done
 
 # Seconds after which a noisy sample is not taken again.
-PATIENCE=150
+PATIENCE=20
 EVENTS=4
 readonly PATIENCE EVENTS
 

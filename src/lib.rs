@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! bytes --prompt::{scan,canon}--> Facts, chain --route::{paths,table}--> Policy, Plan | Reject
-//!   route::rewrite (bytes -> bytes, where a route says so)
+//!   route::{translate,rewrite} (bytes -> bytes, where a route says so)
 //!   fleet.snapshot().candidates(model, now), state.weigh(chain), state.stray(session) -> [Candidate]
 //!   pick::pick(candidates, knobs, seed) -> Choice -> fleet lease (in the request's Ctx), state.learn(chain)
 //!   pingora forwards -> reply::{judge,usage} -> first event: the prefill is over -> route::answer

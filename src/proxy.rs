@@ -37,6 +37,7 @@ pub mod server;
 mod session;
 mod settings;
 mod stored;
+mod translation;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -333,7 +334,7 @@ impl ProxyHttp for Balancer {
         if attempt::may_follow(&self.shared, context, cause) {
             return Err(another(context, cause));
         }
-        answer::begin(context, head)
+        answer::begin(&self.shared, context, head)
     }
 
     async fn response_filter(

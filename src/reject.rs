@@ -39,6 +39,8 @@ pub enum Reject {
     Slow,
     /// The request cannot be understood as HTTP.
     Malformed { why: &'static str },
+    /// A field of the body that cannot be said to the upstreams of its route.
+    Field { param: String, message: String },
     /// The head is larger than `limits.header_bytes`.
     HeadTooLarge { limit: u64 },
     /// A stored response that no upstream holds.
@@ -73,7 +75,7 @@ impl Reject {
             Reject::Full { .. } => 429,
             Reject::TooLarge { .. } => 413,
             Reject::Slow => 408,
-            Reject::Malformed { .. } => 400,
+            Reject::Malformed { .. } | Reject::Field { .. } => 400,
             Reject::HeadTooLarge { .. } => 431,
             Reject::Upstream { .. } => 502,
             Reject::Timeout { .. } | Reject::NoTime => 504,
@@ -95,6 +97,7 @@ impl Reject {
             Reject::Memory => "memory",
             Reject::Slow => "slow",
             Reject::Malformed { .. } => "malformed",
+            Reject::Field { .. } => "field",
             Reject::HeadTooLarge { .. } => "head_too_large",
             Reject::Response { .. } => "response",
             Reject::Upstream { .. } => "upstream",
@@ -167,6 +170,7 @@ impl Reject {
             }
             Reject::Slow => "The request body did not arrive in time.".into(),
             Reject::Malformed { why } => format!("The request is malformed: {why}.").into(),
+            Reject::Field { message, .. } => message.clone().into(),
             Reject::HeadTooLarge { limit } => {
                 format!("The request head is larger than the limit of {limit} bytes.").into()
             }
@@ -181,7 +185,7 @@ impl Reject {
 
     fn openai_type(&self) -> &'static str {
         match self.status() {
-            404 if matches!(self, Reject::Response { .. }) => "invalid_request_error",
+            _ if matches!(self, Reject::Response { .. } | Reject::Field { .. }) => "invalid_request_error",
             404 => "NotFoundError",
             400 | 408 | 413 | 431 => "BadRequestError",
             429 => "RateLimitError",
@@ -205,8 +209,9 @@ impl Reject {
         }
     }
 
-    fn param(&self) -> Option<&'static str> {
+    fn param(&self) -> Option<&str> {
         match self {
+            Reject::Field { param, .. } => Some(param),
             Reject::Model { .. } => Some("model"),
             Reject::Response { .. } => Some("response_id"),
             _ => None,

@@ -15,22 +15,29 @@
 //! --- upstream                             as the upstream gets it; nothing: it goes on as it is
 //! --- answer                               in place of those: the upstream's answer
 //! --- told                                 and what the client gets
+//! --- refused                              in place of `upstream`: the client gets this instead
 //! ```
 //!
 //! Empty lines around a body are no part of it. Answers are given in pieces of all sizes.
+//!
+//! Of a response that was translated from a chat, which says again much of its request, only those fields
+//! stand there that are not as a request without any would have them; with `whole: yes`, all.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use serde_json::{Value, json};
 use vllm_lb::config::check::check;
-use vllm_lb::config::types::Overflow;
+use vllm_lb::config::types::{Overflow, Responses};
 use vllm_lb::prompt::scan::Scanner;
+use vllm_lb::reject::{Reject, Style};
 use vllm_lb::route::answer::{Answer, Asker, overflow};
 use vllm_lb::route::dialect::Dialect;
 use vllm_lb::route::paths::{self, Found};
-use vllm_lb::route::rewrite::Asked;
+use vllm_lb::route::rewrite::{Asked, Edited};
 use vllm_lb::route::table::{Plan, Table};
+use vllm_lb::route::translate::{self, Exchange};
 use vllm_lb::route::usage::{Unasked, ask};
 
 #[derive(Debug, Default)]
@@ -94,6 +101,9 @@ impl Case {
         }
         let events = answer.starts_with("data") || answer.starts_with("event") || answer.starts_with(':');
         let kind = if events { "text/event-stream; charset=utf-8" } else { "application/json" };
+        if self.translates() && status == 200 {
+            return self.translated(answer, kind, size);
+        }
         let asker = Asker { dialect: self.dialect(), model: model.as_deref(), asked: self.asked() };
         let mut edit = Answer::new(&plan, asker, status, Some(kind));
         let mut unasked = (events && self.asked_for_usage()).then(Unasked::default);
@@ -109,6 +119,51 @@ impl Case {
             }
         }
         String::from_utf8(told).expect("is text")
+    }
+
+    fn translates(&self) -> bool {
+        self.plan().route.responses == Responses::Chat && self.dialect() == Dialect::Responses
+    }
+
+    /// What the upstream gets, as the proxy has it made.
+    fn sent(&self, exchange: &mut Exchange, client: &str) -> Result<Edited, Reject> {
+        let plan = self.plan();
+        if !self.translates() {
+            return Ok(plan.edits(self.dialect()).edit(client.as_bytes()));
+        }
+        let chat = exchange.request(client.as_bytes(), plan.route.think_tags)?;
+        let Some(chat) = chat else { return Ok(Edited::default()) };
+        let edited = plan.edits(Dialect::Chat).edit(&chat);
+        let body = edited.body.unwrap_or(chat);
+        exchange.sent(&body);
+        Ok(Edited { body: Some(body), asked: edited.asked })
+    }
+
+    /// A chat's answer as a response. The request is the case's, or one without anything to say again.
+    fn translated(&self, answer: &str, kind: &str, size: usize) -> String {
+        let mut exchange = Exchange::default();
+        let client = self.part("client").unwrap_or(r#"{"input":"hi"}"#);
+        let edited = self.sent(&mut exchange, client).expect("is no refusal");
+        let plan = self.plan();
+        let asker = translate::Asker {
+            model: self.model(),
+            to: plan.route.to.clone(),
+            now: 1,
+            seed: 0x2a,
+            token_ids: plan.route.token_ids,
+            hides_logprobs: edited.asked.logprobs,
+        };
+        exchange.begin(asker, Some(kind)).expect("is JSON or events");
+        let mut told = Vec::new();
+        let ends = answer.as_bytes().chunks(size).map(|piece| (piece, false)).chain([(&b""[..], true)]);
+        for (piece, end) in ends {
+            match exchange.feed(piece, end) {
+                Ok(piece) => told.extend(piece.expect("is translated")),
+                Err(unreadable) => return format!("{unreadable:?}"),
+            }
+        }
+        let told = String::from_utf8(told).expect("is text");
+        if self.setting("whole").is_some() { told } else { brief(&told) }
     }
 
     fn dialect(&self) -> Dialect {
@@ -142,6 +197,51 @@ fn cases(file: &str) -> Vec<Case> {
     cases
 }
 
+/// Leaves out of responses what they say again of a request that says nothing.
+fn brief(told: &str) -> String {
+    let nothing = json!({
+        "parallel_tool_calls": true, "tool_choice": "none", "tools": [], "background": false,
+        "service_tier": "auto", "store": false, "truncation": "disabled", "output": [],
+    });
+    let shorten = |response: &mut Value| {
+        let Some(fields) = response.as_object_mut() else { return };
+        fields.retain(|key, value| !value.is_null() && nothing.get(key) != Some(value));
+    };
+    let line = |line: &str| {
+        let (start, data) = line.split_at(line.find('{').unwrap_or(line.len()));
+        let Ok(mut data) = serde_json::from_str::<Value>(data) else { return line.to_owned() };
+        if data["object"] == "response" {
+            shorten(&mut data);
+        } else if let Some(response) = data.get_mut("response") {
+            shorten(response);
+        }
+        format!("{start}{data}")
+    };
+    told.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// With what a scanner has read of the body, the same comes out, and is known in its turn.
+fn knows_alike(case: &Case, client: &str, edited: &Edited) {
+    let (plan, mut scanner) = (case.plan(), Scanner::new());
+    scanner.scan(client.as_bytes());
+    let known = plan.edits(case.dialect()).edit_known(client.as_bytes(), &|at| scanner.end_of(at));
+    assert_eq!(&known, edited, "{}", case.name);
+    if let Some(body) = &edited.body {
+        let again = scanner.of_edited(client.as_bytes(), body);
+        scanner = Scanner::new();
+        scanner.scan(body);
+        assert_eq!(again.facts(body), scanner.facts(body), "{}", case.name);
+    }
+}
+
+/// The body that asks for its stream's usage, if it is one.
+fn asking(client: &str, edited: &Edited, dialect: Dialect) -> Option<Vec<u8>> {
+    let body = edited.body.as_deref().unwrap_or(client.as_bytes());
+    let mut scanner = Scanner::new();
+    scanner.scan(body);
+    ask(body, &scanner, dialect)
+}
+
 #[test]
 fn requests_reach_the_upstream_as_they_should() {
     let cases = cases("requests.txt");
@@ -151,21 +251,25 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let mut scanner = Scanner::new();
-        scanner.scan(client.as_bytes());
-        let edited = edits.edit_known(client.as_bytes(), &|at| scanner.end_of(at));
-        assert_eq!(edited, edits.edit(client.as_bytes()), "{}", case.name);
-        assert!(edited.body.is_none() || edits.may_change(None), "{}: would not have been held", case.name);
-        if let Some(body) = &edited.body {
-            let again = scanner.of_edited(client.as_bytes(), body);
-            scanner = Scanner::new();
-            scanner.scan(body);
-            assert_eq!(again.facts(body), scanner.facts(body), "{}", case.name);
-            scanner = again;
+        let edited = match (case.sent(&mut Exchange::default(), client), case.part("refused")) {
+            (Ok(edited), None) => edited,
+            (Err(reject), refused) => {
+                assert_eq!(Some(&*reject.answer(Style::OpenAi).body), refused, "{}", case.name);
+                continue;
+            }
+            (Ok(edited), Some(_)) => panic!("{}: sent as {edited:?}", case.name),
+        };
+        if !case.translates() {
+            knows_alike(case, client, &edited);
         }
-        let body = edited.body.as_deref().unwrap_or(client.as_bytes());
-        let asks = if usage && edits.leaves_usage() { ask(body, &scanner, case.dialect()) } else { None };
-        let is_asked = asks.is_some();
+        assert!(
+            edited.body.is_none() || case.translates() || edits.may_change(None),
+            "{}: would not have been held",
+            case.name
+        );
+        let dialect = if case.translates() { Dialect::Chat } else { case.dialect() };
+        let asks = if usage && edits.leaves_usage() { asking(client, &edited, dialect) } else { None };
+        let is_asked = asks.is_some() && !case.translates();
         let sent = asks.or(edited.body).map(|body| String::from_utf8_lossy(&body).into_owned());
         assert_eq!(sent.as_deref(), wanted, "{}", case.name);
         let asked = edited.asked;
@@ -173,7 +277,7 @@ fn requests_reach_the_upstream_as_they_should() {
         let asked: Vec<&str> = asked.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         assert_eq!(asked.join(" "), case.setting("asked").unwrap_or_default(), "{}", case.name);
     }
-    assert!(cases.len() >= 60, "{} cases", cases.len());
+    assert!(cases.len() >= 90, "{} cases", cases.len());
 }
 
 #[test]
@@ -187,5 +291,5 @@ fn answers_reach_the_client_as_they_should() {
             assert_eq!(told.trim_end_matches('\n'), wanted, "{} in pieces of {size}", case.name);
         }
     }
-    assert!(cases.len() >= 45, "{} cases", cases.len());
+    assert!(cases.len() >= 70, "{} cases", cases.len());
 }

@@ -309,6 +309,7 @@ async fn a_reload_adds_and_takes_away_sources_and_no_request_notices() {
     let sources: Vec<Source> = servers.iter().map(ModelServer::source).collect();
     reload(Config { sources: sources.clone(), upstreams: Vec::new(), ..first.clone() }).await;
     eventually("all are discovered", async || (discovered() == 3).then_some(())).await;
+    assert!(discovered() == balancer.loads().len(), "what the file had is the source's now");
     until_ready(&balancer, &engines).await;
     // Other settings for the same engines.
     let heavier: Vec<Source> = sources.into_iter().map(|source| Source { weight: 2.0, ..source }).collect();

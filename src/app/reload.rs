@@ -92,13 +92,17 @@ impl Reloader {
         for name in diff.remove {
             // One that the operator took out already is no problem; who has the name since is another.
             if snapshot.by_name(&name).is_some_and(|there| there.upstream.config.discovered.is_none()) {
-                changes.push(Change::Remove { name, force: false });
+                let leave = !new.sources.is_empty();
+                changes.push(if leave {
+                    Change::Leave { name }
+                } else {
+                    Change::Remove { name, force: false }
+                });
             }
         }
         changes.push(Change::Rules(Rules { health: new.health.clone(), breaker: new.breaker }));
         changes.push(Change::QueueSize(new.queue.size));
-        let file = new.upstreams.iter().map(|upstream| upstream.name.clone()).collect();
-        changes.push(Change::Sources { sources: new.sources.clone(), file });
+        changes.push(Change::Sources(new.sources.clone()));
         // The only step that can fail comes first.
         self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
         if !renewed.is_empty() {

@@ -63,6 +63,9 @@ pub struct EngineArgs {
     /// Have the routes of VLLM_SERVER_DEV_MODE=1
     #[arg(long)]
     pub dev_mode: bool,
+    /// Have no /v1/responses, as older servers have none
+    #[arg(long)]
+    pub no_responses: bool,
     /// Leave cached tokens out of usage
     #[arg(long)]
     pub no_prompt_tokens_details: bool,
@@ -100,6 +103,7 @@ impl EngineArgs {
             max_num_queued_reqs: self.max_num_queued_reqs,
             seed: number as u64,
             prompt_tokens_details: !self.no_prompt_tokens_details,
+            responses: !self.no_responses,
             request_id_headers: self.enable_request_id_headers,
             dev_mode: self.dev_mode,
             version: self.report_version.clone(),

@@ -52,6 +52,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "token_ids",
             "think_tags",
             "overflow",
+            "responses",
             "metadata_overrides",
             "api_key",
             "timeouts",
@@ -99,6 +100,7 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("routes[].return_token_id_information", "routes[].token_ids"),
     ("routes[].uses_reasoning_parser", "routes[].think_tags"),
     ("routes[].replace_developer_role_with_system", "routes[].body.roles"),
+    ("routes[].is_responses_native", "routes[].responses"),
 ];
 
 /// Keys that hold a map whose keys are the user's own.

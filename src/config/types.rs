@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use balance::{Balance, PrefixIndex, Preset};
 pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
-pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig};
+pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
 pub use sessions::Sessions;
 pub use source::{Discover, Discovered, Source};
 

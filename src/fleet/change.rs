@@ -33,12 +33,12 @@ pub enum Change {
     },
     /// Goes by other settings of `health` and `breaker` from now on.
     Rules(Rules),
-    /// Asks these for upstreams from now on, and no others; `file` has the names of the upstreams that the
-    /// file lists.
-    Sources {
-        sources: Vec<Source>,
-        file: Vec<String>,
+    /// The file names it no more, and has sources that may: it goes once what they name is there.
+    Leave {
+        name: String,
     },
+    /// Asks these for upstreams from now on, and no others.
+    Sources(Vec<Source>),
     /// Sources that have not answered may name upstreams until then; `None`: all have.
     Awaits(Option<Instant>),
     /// Lets so many wait.

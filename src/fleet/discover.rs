@@ -9,7 +9,7 @@
 mod gym;
 mod settle;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between two questions, at the most, to a source that has not answered yet.
 const IMPATIENT: Duration = Duration::from_secs(1);
+
+/// The source of an upstream that the file names no more.
+pub(super) const NOBODY: &str = "none";
 
 /// Answers on their way.
 const INBOX: usize = 16;
@@ -54,8 +57,6 @@ pub(super) struct Asked {
 #[derive(Default)]
 pub(super) struct Plan {
     pub sources: Vec<Arc<Asked>>,
-    /// Names of the upstreams that the file has.
-    pub file: HashSet<String>,
 }
 
 /// Finds upstreams until `stop`. The keeper must run.
@@ -243,7 +244,7 @@ impl Finder {
     /// Brings the fleet to what the sources name.
     async fn settle(&mut self) {
         let snapshot = self.fleet.snapshot_owned();
-        // In this order: what a reload takes away leaves the plan before it leaves the fleet.
+        // In this order: what the file has left was left with a plan for who may have it.
         if self.plans.has_changed().is_ok_and(|changed| changed) {
             self.follow();
         }
@@ -257,15 +258,14 @@ impl Finder {
             })
             .collect();
         let wanted = self.wanted();
-        let again = std::mem::take(&mut self.again);
+        let (again, awaits) = (std::mem::take(&mut self.again), self.awaits());
         let mut changes = self.standings.settle(&Now {
             wanted: &wanted,
             present: &present,
-            file: &self.plan.file,
+            silent: awaits.is_some(),
             again,
             now: now(),
         });
-        let awaits = self.awaits();
         if std::mem::replace(&mut self.awaited, awaits) != awaits {
             changes.push(Change::Awaits(awaits));
         }

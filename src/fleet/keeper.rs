@@ -17,12 +17,12 @@ use tokio::task::JoinSet;
 
 use super::breaker::{Miss, Rules, Sign};
 use super::change::{Change, Refusal};
-use super::discover::{Asked, Plan};
+use super::discover::{Asked, NOBODY, Plan};
 use super::probe::{self, Facts, Failure};
 use super::snapshot::{MAY_STILL_COME, Snapshot};
 use super::{Fleet, Upstream, now, told};
 use crate::aggregate::Truth;
-use crate::config::types::{Config, Source, UpstreamConfig};
+use crate::config::types::{Config, Discovered, Source, UpstreamConfig};
 use crate::observe;
 use kept::{Kept, News};
 
@@ -86,8 +86,7 @@ impl Keeper {
             let upstream = keeper.make(config)?;
             keeper.kept.push(Kept::new(upstream, now()));
         }
-        let file = config.upstreams.iter().map(|upstream| upstream.name.clone());
-        let plan = keeper.plan(config.sources.clone(), file)?;
+        let plan = keeper.plan(config.sources.clone())?;
         keeper.fleet.plan.send_replace(plan);
         keeper.publish();
         Ok(keeper)
@@ -126,12 +125,8 @@ impl Keeper {
         Ok(Arc::new(Upstream::new(id, config.clone(), self.fleet.queue.clone())?))
     }
 
-    fn plan(
-        &mut self,
-        sources: Vec<Source>,
-        file: impl IntoIterator<Item = String>,
-    ) -> Result<Arc<Plan>, String> {
-        let mut plan = Plan { sources: Vec::new(), file: file.into_iter().collect() };
+    fn plan(&mut self, sources: Vec<Source>) -> Result<Arc<Plan>, String> {
+        let mut plan = Plan::default();
         for source in sources {
             let server = self.make(&Asked::server(&source))?;
             plan.sources.push(Arc::new(Asked::new(source, server)));
@@ -245,7 +240,7 @@ impl Keeper {
             Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => {
                 Some(self.named(name)?)
             }
-            Change::Release { name } => self.named(name).ok(),
+            Change::Release { name } | Change::Leave { name } => self.named(name).ok(),
             _ => None,
         };
         let operators = at.is_some_and(|at| self.kept[at].is_operators());
@@ -254,9 +249,13 @@ impl Keeper {
             (Change::Upsert(config), Some(_)) if operators && config.discovered.is_some() => Ready::Nothing,
             (Change::Release { .. }, _) if operators => Ready::Nothing,
             (Change::Release { .. }, Some(there)) => Ready::Remove { id: there.id, force: false },
-            (Change::Sources { sources, file }, _) => {
-                Ready::Plan(self.plan(sources, file).map_err(Refusal::Unusable)?)
+            (Change::Leave { .. }, Some(there)) => {
+                let discovered = Some(Discovered { source: NOBODY.into(), model: None });
+                let config = UpstreamConfig { discovered, ..there.config.clone() };
+                let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
+                Ready::Renew { upstream, stays: false }
             }
+            (Change::Sources(sources), _) => Ready::Plan(self.plan(sources).map_err(Refusal::Unusable)?),
             (Change::Upsert(config), Some(there)) if there.is_as(&config) => Ready::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
                 let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);

@@ -20,19 +20,22 @@ use crate::reply::usage::Meter;
 const ANNOUNCED: u64 = 2;
 
 /// The head of an answer came that is not given up for its status.
-pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
+pub fn begin(shared: &Shared, context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
     let status = head.status.as_u16();
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     let length = text(http::header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
     let kind = text(http::header::CONTENT_TYPE);
     context.judge = Some(Judge::new(status, kind, length));
     context.stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
-    let announced = status == 200 && context.form == Form::Responses && context.stream.is_some();
+    // A chat, which is told as a response, announces nothing.
+    let is_chat = context.face.as_ref().is_some_and(|face| face.translates());
+    let form = if is_chat { Form::Data } else { context.form };
+    let announced = status == 200 && form == Form::Responses && context.stream.is_some();
     context.events = announced.then(Box::default);
     let metered = status == 200 && context.counts && context.line.is_some();
     context.meter = if metered { Meter::of(kind).map(Box::new) } else { None };
     context.ask.as_mut().map_or(Ok(()), |ask| ask.begin(head))?;
-    context.face.as_mut().map_or(Ok(()), |face| face.begin(head))
+    context.face.as_mut().map_or(Ok(()), |face| face.begin(head, &shared.random))
 }
 
 /// The next piece of it, and whether it is the last.
@@ -65,7 +68,7 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
             context.prefilled();
         }
     }
-    let edited = edit(context, piece, end);
+    let edited = edit(context, piece, end)?;
     let piece = edited.as_deref().unwrap_or(piece);
     if let Some(tail) = &mut context.stream {
         tail.feed(piece);
@@ -80,8 +83,9 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
 }
 
 /// A piece as the client gets it. `None`: as it is.
-fn edit(context: &mut Context, piece: &[u8], end: bool) -> Option<Bytes> {
+fn edit(context: &mut Context, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
     let taken = context.ask.as_mut().and_then(|ask| ask.piece(piece, end));
     let piece = taken.as_deref().unwrap_or(piece);
-    context.face.as_mut().and_then(|face| face.piece(piece, end)).or(taken)
+    let edited = context.face.as_mut().map(|face| face.piece(piece, end)).transpose()?.flatten();
+    Ok(edited.or(taken))
 }

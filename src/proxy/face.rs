@@ -14,12 +14,17 @@ use http::{HeaderName, HeaderValue, Response, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use super::random::Random;
+use super::translation;
 use crate::config::types::{HeaderEdits, Overflow};
 use crate::prompt::scan::Scanner;
+use crate::reject::Reject;
 use crate::route::answer::{Answer, Asker, overflow};
 use crate::route::dialect::Dialect;
+use crate::route::paths::Api;
 use crate::route::rewrite::Asked;
 use crate::route::table::Plan;
+use crate::route::translate::Exchange;
 
 pub struct Face {
     pub plan: Arc<Plan>,
@@ -32,6 +37,8 @@ pub struct Face {
     /// Of the body, where it was edited.
     length: Option<usize>,
     answer: Option<Answer>,
+    /// The upstreams are spoken to in another language.
+    translation: Option<Exchange>,
     /// The beginning of an answer that may be answered in another way.
     held: Option<Vec<u8>>,
 }
@@ -76,14 +83,21 @@ fn apply(edits: &HeaderEdits, head: &mut impl Fields) -> Result<()> {
 impl Face {
     /// `form`: the whole `content-type` of a form.
     pub fn new(plan: Arc<Plan>, dialect: Dialect, model: Option<String>, form: Option<String>) -> Self {
-        Face { plan, dialect, model, form, asked: Asked::default(), length: None, answer: None, held: None }
+        let asked = Asked::default();
+        Face { plan, dialect, model, form, asked, length: None, answer: None, translation: None, held: None }
     }
 
     /// Whether the body must be there as a whole, to be edited.
     pub fn wants_body(&self) -> bool {
-        let edits = self.plan.edits(self.dialect);
+        let edits = self.plan.edits(self.spoken());
         let model = self.model.as_deref();
-        if self.form.is_some() { edits.renames(model) } else { edits.may_change(model) }
+        if self.translation.is_some() {
+            true
+        } else if self.form.is_some() {
+            edits.renames(model)
+        } else {
+            edits.may_change(model)
+        }
     }
 
     /// The name by which the upstreams know the model.
@@ -91,10 +105,39 @@ impl Face {
         self.plan.served(self.model.as_deref())
     }
 
+    /// A body of this interface is to come, which the route may want said in another language.
+    pub fn expect(&mut self, api: Api) {
+        self.translation = translation::of(&self.plan, api);
+    }
+
+    /// The language that the upstreams are spoken to in.
+    fn spoken(&self) -> Dialect {
+        if self.translates() { Dialect::Chat } else { self.dialect }
+    }
+
+    /// Whether it is another one than the client's.
+    pub fn translates(&self) -> bool {
+        self.translation.is_some()
+    }
+
+    /// The interface of a body that was edited.
+    pub fn api(&self, api: Api) -> Api {
+        if self.translates() { Api::Chat } else { api }
+    }
+
     /// The body as it is sent. `scanner` has read the body.
-    pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Option<Vec<u8>> {
-        let edits = self.plan.edits(self.dialect);
-        let body = match &self.form {
+    /// `Err`: what it says cannot be said to the upstreams.
+    pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Result<Option<Vec<u8>>, Reject> {
+        let tags = self.plan.route.think_tags;
+        let chat = match &mut self.translation {
+            Some(exchange) => exchange.request(body, tags)?,
+            None => None,
+        };
+        // It has not read what the body was made into.
+        let scanner = scanner.filter(|_| chat.is_none());
+        let body = chat.as_deref().unwrap_or(body);
+        let edits = self.plan.edits(self.spoken());
+        let edited = match &self.form {
             Some(kind) => edits.edit_form(kind, body),
             None => {
                 let edited = edits.edit_known(body, &|at| scanner?.end_of(at));
@@ -102,8 +145,12 @@ impl Face {
                 edited.body
             }
         };
+        let body = edited.or(chat);
+        if let (Some(exchange), Some(chat)) = (&mut self.translation, &body) {
+            exchange.sent(chat);
+        }
         self.length = body.as_ref().map(Vec::len);
-        body
+        Ok(body)
     }
 
     /// Makes a head one for the upstream of this route.
@@ -114,6 +161,9 @@ impl Face {
         }
         // What is compressed on the way could not be edited.
         head.remove_header(&header::ACCEPT_ENCODING);
+        if self.translates() {
+            translation::to_chat(head)?;
+        }
         if let Some(key) = self.authorization() {
             head.insert_header(header::AUTHORIZATION, key)?;
         }
@@ -130,18 +180,25 @@ impl Face {
         apply(&self.plan.route.response_headers, head)
     }
 
-    /// An answer begins.
-    pub fn begin(&mut self, head: &mut ResponseHeader) -> Result<()> {
+    /// An answer begins. `random` makes the ids of one that is translated.
+    pub fn begin(&mut self, head: &mut ResponseHeader, random: &Random) -> Result<()> {
         let status = head.status.as_u16();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         // What is compressed cannot be read; vLLM compresses nothing.
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let asker = Asker { dialect: self.dialect, model: self.model.as_deref(), asked: self.asked };
         let kind = text(header::CONTENT_TYPE);
-        self.answer = if plain { Answer::new(&self.plan, asker, status, kind) } else { None };
+        let translated = match &mut self.translation {
+            Some(exchange) => {
+                translation::begin(exchange, (&self.plan, asker), (status, kind, plain), random)?
+            }
+            None => false,
+        };
+        let edits = plain && !translated;
+        self.answer = if edits { Answer::new(&self.plan, asker, status, kind) } else { None };
         let may_overflow = plain && status == 400 && self.plan.route.overflow == Overflow::Length;
         self.held = may_overflow.then(Vec::new);
-        if self.answer.is_some() && head.remove_header(&header::CONTENT_LENGTH).is_some() {
+        if (self.answer.is_some() || translated) && head.remove_header(&header::CONTENT_LENGTH).is_some() {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
         Ok(())
@@ -162,7 +219,7 @@ impl Face {
         }
         let held = self.held.take().filter(|held| overflow::is_overflow(400, held))?;
         drop(held);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = now();
         let model = self.model.as_deref().unwrap_or_default();
         let instead =
             overflow::Request { dialect: self.dialect, stream: streams, model, now, seed }.instead()?;
@@ -172,7 +229,17 @@ impl Face {
     }
 
     /// The next piece of the answer, edited. `None`: it goes on as it is.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
-        self.answer.as_mut().map(|answer| Bytes::from(answer.feed(piece, end)))
+    pub fn piece(&mut self, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+        if let Some(exchange) = &mut self.translation
+            && let Some(told) = translation::piece(exchange, piece, end)?
+        {
+            return Ok(Some(told));
+        }
+        Ok(self.answer.as_mut().map(|answer| Bytes::from(answer.feed(piece, end))))
     }
+}
+
+/// In seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

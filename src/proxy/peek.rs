@@ -220,7 +220,11 @@ impl Peeker {
         };
         let plan = self.routes.plan(model.name(), head.uri.path(), &head.headers)?;
         let (model, form) = (model.name().map(str::to_string), form.map(str::to_string));
-        Some(Box::new(Face::new(plan, dialect, model, form)))
+        let mut face = Face::new(plan, dialect, model, form);
+        if let Looker::Json(_, api) = looker {
+            face.expect(*api);
+        }
+        Some(Box::new(face))
     }
 }
 
@@ -285,10 +289,11 @@ impl Reader {
 
     /// Puts the edited body in the place of the one that came, which is whole and has been looked at.
     fn edit(&mut self, face: &mut Face) -> Result<(), Failure> {
-        let Some(edited) = face.edit(self.body.bytes(), self.looker.scanner()) else { return Ok(()) };
+        let edited = face.edit(self.body.bytes(), self.looker.scanner());
+        let Some(edited) = edited.map_err(Failure::Reject)? else { return Ok(()) };
         self.looker = match (&self.looker, face.form.as_deref().and_then(FormScanner::new)) {
             (Looker::Json(scanner, api), _) => {
-                Looker::Json(scanner.of_edited(self.body.bytes(), &edited), *api)
+                Looker::Json(scanner.of_edited(self.body.bytes(), &edited), face.api(*api))
             }
             (Looker::Multipart(_), Some(scanner)) => Looker::Multipart(scanner),
             (Looker::Multipart(_) | Looker::Opaque, _) => Looker::Opaque,
@@ -312,7 +317,8 @@ impl Reader {
             return None;
         }
         let asking = Bytes::from(asking);
-        let ask = Ask::new(asking.clone(), self.body.bytes().len());
+        let keeps = face.is_some_and(Face::translates);
+        let ask = Ask::new(asking.clone(), self.body.bytes().len(), keeps);
         self.body = Body::Piece(asking);
         Some(Box::new(ask))
     }

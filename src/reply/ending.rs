@@ -24,23 +24,26 @@ pub fn error_events(form: Form, message: &str, code: u16, apart: bool) -> String
     let error = json!({"message": message, "type": kind, "param": Value::Null, "code": code});
     match form {
         Form::Data => format!("{start}data: {}\n\ndata: [DONE]\n\n", json!({ "error": error })),
-        Form::Responses => {
-            // The number is not known without reading every event; libraries do not look at it here. The
-            // nested error is what makes OpenAI's libraries raise at once.
-            let event = json!({
-                "type": "error",
-                "code": "server_error",
-                "message": message,
-                "param": Value::Null,
-                "error": error,
-            });
-            format!("{start}event: error\ndata: {event}\n\n")
-        }
+        Form::Responses => format!("{start}{}", response_error(error)),
         Form::Messages => {
             let event = json!({"type": "error", "error": {"type": "api_error", "message": message}});
             format!("{start}event: error\ndata: {event}\n\n")
         }
     }
+}
+
+/// The last event of a Responses stream, from an error as vLLM writes it.
+pub fn response_error(error: Value) -> String {
+    // The number is not known without reading every event; libraries do not look at it here. The nested
+    // error is what makes OpenAI's libraries raise at once.
+    let event = json!({
+        "type": "error",
+        "code": "server_error",
+        "message": error["message"],
+        "param": error["param"],
+        "error": error,
+    });
+    format!("event: error\ndata: {event}\n\n")
 }
 
 /// Follows where a stream stands, so that an event of ours is not put into the middle of another: by the

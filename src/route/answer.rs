@@ -75,7 +75,7 @@ struct Edit {
 
 /// The name to put in place of another; both as they are written inside JSON, quotes included.
 #[derive(Clone, Debug)]
-struct Names {
+pub(super) struct Names {
     client: Vec<u8>,
     served: Vec<u8>,
 }
@@ -91,12 +91,10 @@ impl Answer {
     /// `None`: the answer goes on as it comes, and keeps its length.
     pub fn new(plan: &Plan, asker: Asker<'_>, status: u16, content_type: Option<&str>) -> Option<Self> {
         let route = &plan.route;
-        let renamed = asker.model.zip(route.to.as_deref()).filter(|(client, served)| client != served);
-        let quoted = |name: &str| write(&Value::from(name));
         let good = (200..300).contains(&status);
         let is_chat = asker.dialect == Dialect::Chat && good;
         let edit = Edit {
-            names: renamed.map(|(client, served)| Names { client: quoted(client), served: quoted(served) }),
+            names: Names::of(asker.model, route.to.as_deref()),
             chat: is_chat && (route.think_tags || route.token_ids),
             think_tags: route.think_tags,
             token_ids: route.token_ids,
@@ -227,6 +225,22 @@ impl Edit {
 // === impl Names ===
 
 impl Names {
+    /// `None`: the client has named the model as it is served.
+    pub(super) fn of(client: Option<&str>, served: Option<&str>) -> Option<Self> {
+        let (client, served) = client.zip(served).filter(|(client, served)| client != served)?;
+        let quoted = |name: &str| write(&Value::from(name));
+        Some(Names { client: quoted(client), served: quoted(served) })
+    }
+
+    /// A document with the client's name in it.
+    pub(super) fn document(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Splices::default();
+        if let Some(object) = json::document(bytes) {
+            self.put_back(bytes, &object, &mut out);
+        }
+        out.apply(bytes)
+    }
+
     /// In the document itself, in the `response` or `message` that an event carries, and in errors.
     fn put_back(&self, bytes: &[u8], object: &Object<'_>, out: &mut Splices) {
         let inner = ["response", "message"].map(|key| object.object(bytes, key));

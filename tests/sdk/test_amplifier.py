@@ -168,7 +168,7 @@ def test_a_conversation_stays_where_its_cache_is(balancer, model):
     """No session, and new ids every time: what is known again is what was said."""
 
     async def converse(client, number):
-        history = [item("user", f"{model} {number}: {WORDS * 30}")]
+        history = [item("user", f"{model} {number}: {WORDS * 100}")]
         kept = []
         for turn in range(4):
             # As the client writes it anew for every request.
@@ -180,10 +180,11 @@ def test_a_conversation_stays_where_its_cache_is(balancer, model):
         return kept
 
     async def all_of_them(client):
-        return await asyncio.gather(*(converse(client, number) for number in range(9)))
+        return await asyncio.gather(*(converse(client, number) for number in range(6)))
 
     for first, *others in run(balancer.balanced, all_of_them):
-        # Each engine has a cache of its own: only the one that had the turn before has this much of it.
+        # Each engine has a cache of its own: only the one that had the turn before has this much of it. What
+        # the others have in flight is never worth as much as these prompts.
         assert first < 0.5 and min(others) > 0.8, (first, others)
 
 

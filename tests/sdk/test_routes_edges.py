@@ -68,6 +68,8 @@ def test_what_the_engine_gets_of_a_response_and_a_message(calm):
     before = calm.balancer.received()
     calm.response_events(reasoning={"effort": "high", "summary": "auto"})
     _, _, body = last_received(calm.balancer, before)
+    # Of a response that is kept, its id says where.
+    assert body.pop("request_id").startswith("resp_")
     assert body == {
         "model": routed.SERVED,
         "input": [{"role": "system", "content": "Be brief."}, *ASK],

@@ -45,6 +45,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     ("app", "cli"),
     ("route", "prompt"),
+    // A translated stream that cannot go on ends as any other does.
+    ("route", "reply"),
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
     ("config::types", "names"),

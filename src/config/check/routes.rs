@@ -9,7 +9,9 @@ use crate::config::keys::{self};
 use crate::config::problem::{Place, Problem, seen};
 use crate::config::raw::Value;
 use crate::config::section::{Section, items};
-use crate::config::types::{BodyEdits, Config, HeaderEdits, Overflow, Retry, RouteConfig, Timeouts};
+use crate::config::types::{
+    BodyEdits, Config, HeaderEdits, Overflow, Responses, Retry, RouteConfig, Timeouts,
+};
 use crate::config::values::{Read, boolean, plain, secret, url_path};
 
 /// Headers that frame a message or belong to one connection: the balancer's own.
@@ -66,6 +68,7 @@ fn route(
     set(&mut route.token_ids, section.get("token_ids", boolean));
     set(&mut route.think_tags, section.get("think_tags", boolean));
     set(&mut route.overflow, section.choose("overflow", &Overflow::NAMES, Overflow::parse));
+    set(&mut route.responses, section.choose("responses", &Responses::NAMES, Responses::parse));
     set(&mut route.metadata_overrides, section.get("metadata_overrides", boolean));
     route.api_key = section.get("api_key", secret);
     timeouts(section.section("timeouts"), &mut route.timeouts);
@@ -202,6 +205,7 @@ fn aliases(section: &mut Section<'_, '_>, route: &mut RouteConfig) {
         ("default_headers", !headers.is_empty() && !route.headers.set.is_empty()),
         ("return_token_id_information", route.token_ids),
         ("uses_reasoning_parser", route.think_tags),
+        ("is_responses_native", route.responses == Responses::Chat),
     ];
     body.defaults.extend(defaults);
     body.overrides.extend(overrides);
@@ -213,6 +217,8 @@ fn aliases(section: &mut Section<'_, '_>, route: &mut RouteConfig) {
     }
     set(&mut route.token_ids, section.get("return_token_id_information", boolean));
     set(&mut route.think_tags, section.get("uses_reasoning_parser", boolean));
+    let native = section.get("is_responses_native", boolean);
+    set(&mut route.responses, native.map(|native| if native { Responses::Native } else { Responses::Chat }));
     for (alias, clash) in taken.into_iter().chain([("chat_template_kwargs", kwargs_taken)]) {
         if clash && section.node(alias).is_some() {
             let pattern = section.place_of(alias).pattern();

@@ -26,6 +26,7 @@ pub fn json(route: &RouteConfig) -> Value {
         "token_ids": route.token_ids,
         "think_tags": route.think_tags,
         "overflow": route.overflow.name(),
+        "responses": route.responses.name(),
         "metadata_overrides": route.metadata_overrides,
         "api_key": mask(route.api_key.as_ref()),
         "timeouts": timeouts(&route.timeouts),

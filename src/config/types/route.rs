@@ -25,6 +25,8 @@ pub struct RouteConfig {
     /// Reasoning stands in the content, between `<think>` and `</think>`.
     pub think_tags: bool,
     pub overflow: Overflow,
+    /// What the upstreams get of a request to `/v1/responses`.
+    pub responses: Responses,
     /// JSON in `metadata.chat_template_kwargs` and `metadata.extra_body` goes before `body.defaults`.
     pub metadata_overrides: bool,
     /// Sent as `Authorization: Bearer` in place of the client's and of the upstream's.
@@ -50,6 +52,7 @@ impl RouteConfig {
             token_ids: false,
             think_tags: false,
             overflow: Overflow::Error,
+            responses: Responses::Native,
             metadata_overrides: false,
             api_key: None,
             timeouts,
@@ -85,6 +88,35 @@ pub enum Overflow {
     Error,
     /// An empty answer that was ended by its length.
     Length,
+}
+
+/// How the upstreams of a route are asked for a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Responses {
+    /// As the client asks.
+    Native,
+    /// As for a chat, whose answer is told as a response.
+    Chat,
+}
+
+impl Responses {
+    /// The names that a configuration may use, for messages.
+    pub const NAMES: [&'static str; 2] = ["native", "chat"];
+
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "native" => Some(Responses::Native),
+            "chat" => Some(Responses::Chat),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Responses::Native => "native",
+            Responses::Chat => "chat",
+        }
+    }
 }
 
 impl Overflow {

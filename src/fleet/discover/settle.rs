@@ -10,10 +10,11 @@
 //! ```
 //!
 //! The operator is the file, the command line, and whoever calls the admin interface, here or at a sibling.
-//! An engine is known by its URL. What the file once named and names no longer was not taken out of the
-//! fleet, it was left to its source. A weight that was given at run time stays until the source's changes.
+//! What a reload takes out of the file is nobody's, and no less there than what was discovered: a source may
+//! name it. An engine is known by its URL. A weight that was given at run time stays until the source's
+//! changes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::config::types::{UpstreamConfig, UpstreamUrl};
@@ -30,24 +31,13 @@ pub struct Present<'a> {
     pub ready: bool,
 }
 
-impl Present<'_> {
-    fn is_discovered(&self) -> bool {
-        self.config.discovered.is_some()
-    }
-
-    /// Of whom there can be only one.
-    fn is_as(&self, config: &UpstreamConfig) -> bool {
-        self.config.url == config.url || self.config.name == config.name
-    }
-}
-
 /// What stands now.
 pub struct Now<'a> {
     /// Of all sources, the first that names an engine first.
     pub wanted: &'a [UpstreamConfig],
     pub present: &'a [Present<'a>],
-    /// Names of the upstreams that the file has.
-    pub file: &'a HashSet<String>,
+    /// Some source has not answered yet.
+    pub silent: bool,
     /// Files that settings name may hold something else than before.
     pub again: bool,
     pub now: Instant,
@@ -56,21 +46,36 @@ pub struct Now<'a> {
 enum Standing {
     /// With what it was last given.
     Ours(Box<UpstreamConfig>),
-    Theirs {
-        name: String,
-        /// It stood in the file.
-        filed: bool,
-    },
+    Theirs,
     Out,
-    Leaving {
-        name: String,
-        since: Instant,
-    },
 }
 
-/// The engines that some source names, or named a moment ago.
 #[derive(Default)]
-pub struct Standings(BTreeMap<UpstreamUrl, Standing>);
+pub struct Standings {
+    /// The engines that some source names.
+    known: BTreeMap<UpstreamUrl, Standing>,
+    /// Names of the upstreams that were discovered and are named no more, and since when.
+    leaving: BTreeMap<String, Instant>,
+}
+
+// === impl Now ===
+
+impl<'a> Now<'a> {
+    /// Those that are not on their way out, discovered or the operator's.
+    fn present(&self, discovered: bool) -> impl Iterator<Item = &'a Present<'a>> {
+        let is = move |there: &&Present<'_>| there.config.discovered.is_some() == discovered;
+        self.present.iter().filter(|there| !there.removing).filter(is)
+    }
+
+    fn ours(&self, config: &UpstreamConfig) -> Option<&'a Present<'a>> {
+        self.present(true).find(|there| there.config.url == config.url && there.config.name == config.name)
+    }
+
+    /// Whether the operator has it, or its name.
+    fn is_theirs(&self, config: &UpstreamConfig) -> bool {
+        self.present(false).any(|there| there.config.url == config.url || there.config.name == config.name)
+    }
+}
 
 // === impl Standings ===
 
@@ -78,72 +83,60 @@ impl Standings {
     /// What is to be changed, in this order.
     pub fn settle(&mut self, now: &Now<'_>) -> Vec<Change> {
         let mut changes = Vec::new();
+        let mut before = std::mem::take(&mut self.known);
         for config in now.wanted {
-            let before = self.0.remove(&config.url);
-            let standing = stand(before, config, now, &mut changes);
-            self.0.insert(config.url.clone(), standing);
+            let standing = stand(before.remove(&config.url), config, now, &mut changes);
+            self.known.insert(config.url.clone(), standing);
         }
-        let entering = changes.iter().any(|change| matches!(change, Change::Upsert(_)));
-        let settled = !entering && self.all_ready(now);
-        let wanted = |url: &UpstreamUrl| now.wanted.iter().any(|config| config.url == *url);
-        for (url, standing) in std::mem::take(&mut self.0) {
-            if wanted(&url) {
-                self.0.insert(url, standing);
-                continue;
-            }
-            let (name, since) = match standing {
-                Standing::Ours(config) => (config.name, now.now),
-                Standing::Leaving { name, since } => (name, since),
-                Standing::Theirs { .. } | Standing::Out => continue,
-            };
-            let late = !entering && now.now.saturating_duration_since(since) >= LONGEST;
-            if ours(&url, now).is_none() {
-                continue;
-            }
-            // The operator has named it since, by another name.
-            let twice = present(now).any(|there| !there.is_discovered() && there.config.url == url);
-            if settled || late || twice {
-                changes.push(Change::Release { name });
-            } else {
-                self.0.insert(url, Standing::Leaving { name, since });
-            }
-        }
+        let entering = !changes.is_empty();
+        self.leave(now, entering, &mut changes);
         changes
     }
 
     /// It could not be brought into the fleet: another look may try again.
     pub fn forget(&mut self, url: &UpstreamUrl) {
-        self.0.remove(url);
+        self.known.remove(url);
     }
 
     /// When it should be looked at even though nothing has happened.
     pub fn due(&self) -> Option<Instant> {
-        let due = |standing: &Standing| match standing {
-            Standing::Leaving { since, .. } => Some(*since + LONGEST),
-            _ => None,
-        };
-        self.0.values().filter_map(due).min()
+        self.leaving.values().min().map(|since| *since + LONGEST)
     }
 
-    /// Whether all of ours that are named take requests.
-    fn all_ready(&self, now: &Now<'_>) -> bool {
-        self.0.iter().all(|(url, standing)| match standing {
-            Standing::Ours(_) if now.wanted.iter().any(|config| config.url == *url) => {
-                ours(url, now).is_some_and(|there| there.ready)
+    /// Lets go of those that are named no more, or are the operator's by another name. Nobody goes while
+    /// somebody `entering` is not there.
+    fn leave(&mut self, now: &Now<'_>, entering: bool, changes: &mut Vec<Change>) {
+        let settled = !entering && !now.silent && self.all_ready(now);
+        let mut before = std::mem::take(&mut self.leaving);
+        for there in now.present(true) {
+            let config = there.config;
+            if self.given(&config.url).is_some_and(|ours| ours.name == config.name) {
+                continue;
             }
-            _ => true,
-        })
+            let since = before.remove(&config.name).unwrap_or(now.now);
+            let late = !entering && now.now.saturating_duration_since(since) >= LONGEST;
+            let twice = now.present(false).any(|theirs| theirs.config.url == config.url);
+            if settled || late || twice {
+                changes.push(Change::Release { name: config.name.clone() });
+            } else {
+                self.leaving.insert(config.name.clone(), since);
+            }
+        }
     }
-}
 
-/// The upstream that was discovered there, unless it is on its way out.
-fn ours<'a>(url: &UpstreamUrl, now: &Now<'a>) -> Option<&'a Present<'a>> {
-    present(now).find(|there| there.is_discovered() && there.config.url == *url)
-}
+    /// What one of ours was last given.
+    fn given(&self, url: &UpstreamUrl) -> Option<&UpstreamConfig> {
+        match self.known.get(url) {
+            Some(Standing::Ours(given)) => Some(given),
+            _ => None,
+        }
+    }
 
-/// All but those that are on their way out.
-fn present<'a>(now: &Now<'a>) -> impl Iterator<Item = &'a Present<'a>> {
-    now.present.iter().filter(|there| !there.removing)
+    /// Whether all of ours take requests.
+    fn all_ready(&self, now: &Now<'_>) -> bool {
+        let ready = |config: &UpstreamConfig| now.ours(config).is_some_and(|there| there.ready);
+        self.known.keys().filter_map(|url| self.given(url)).all(ready)
+    }
 }
 
 /// What becomes of an engine that is named.
@@ -153,28 +146,18 @@ fn stand(
     now: &Now<'_>,
     changes: &mut Vec<Change>,
 ) -> Standing {
-    let ours = ours(&config.url, now);
-    let theirs = present(now).find(|there| !there.is_discovered() && there.is_as(config));
-    if let Some(theirs) = theirs {
-        if let Some(ours) = ours {
-            changes.push(Change::Release { name: ours.config.name.clone() });
-        }
-        let was = matches!(before, Some(Standing::Theirs { filed: true, .. }));
-        let filed = was || now.file.contains(&theirs.config.name);
-        return Standing::Theirs { name: theirs.config.name.clone(), filed };
+    if now.is_theirs(config) {
+        return Standing::Theirs;
     }
-    match (before, ours) {
-        (Some(Standing::Out), _) | (Some(Standing::Ours(_)), None) => return Standing::Out,
-        (Some(Standing::Theirs { name, filed }), _) if !filed || now.file.contains(&name) => {
-            return Standing::Out;
-        }
+    match (before, now.ours(config)) {
+        (Some(_), None) | (Some(Standing::Out), _) => return Standing::Out,
         (Some(Standing::Ours(given)), Some(there)) => {
             if *given != *config || now.again {
                 let weight = if given.weight == config.weight { there.config.weight } else { config.weight };
                 changes.push(Change::Upsert(UpstreamConfig { weight, ..config.clone() }));
             }
         }
-        _ => changes.push(Change::Upsert(config.clone())),
+        (None | Some(Standing::Theirs), _) => changes.push(Change::Upsert(config.clone())),
     }
     Standing::Ours(Box::new(config.clone()))
 }

@@ -29,6 +29,8 @@ pub struct Options {
     pub embeddings: bool,
     pub transcription: bool,
     pub realtime: bool,
+    /// Whether there are Responses at all: older vLLM, and other engines, have only chats.
+    pub responses: bool,
     /// Whether Responses are kept (`VLLM_ENABLE_RESPONSES_API_STORE=1`).
     pub responses_store: bool,
     /// Whether `/load` counts (`--enable-server-load-tracking`).
@@ -59,6 +61,7 @@ impl Default for Options {
             embeddings: true,
             transcription: true,
             realtime: true,
+            responses: true,
             responses_store: true,
             server_load: true,
             version: "0.32.0".to_owned(),

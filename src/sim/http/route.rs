@@ -112,6 +112,7 @@ impl Route {
             }
             Self::Transcribe => options.transcription,
             Self::Realtime => options.realtime,
+            Self::Responses | Self::Response | Self::CancelResponse => options.responses,
             Self::Dev => options.dev_mode,
             Self::Sim => options.control,
             _ => true,

@@ -17,8 +17,8 @@ struct There {
 /// A fleet, an operator, and what is believed.
 struct Scene {
     fleet: Vec<There>,
-    file: HashSet<String>,
     standings: Standings,
+    silent: bool,
     again: bool,
     now: Instant,
 }
@@ -38,8 +38,8 @@ fn engines(numbers: &[u8]) -> Vec<UpstreamConfig> {
 
 impl Scene {
     fn new() -> Self {
-        let (fleet, file, standings) = (Vec::new(), HashSet::new(), Standings::default());
-        Scene { fleet, file, standings, again: false, now: Instant::now() }
+        let (fleet, standings) = (Vec::new(), Standings::default());
+        Scene { fleet, standings, silent: false, again: false, now: Instant::now() }
     }
 
     fn at(&mut self, name: &str) -> Option<usize> {
@@ -68,6 +68,13 @@ impl Scene {
         }
     }
 
+    /// A reload takes it out of the file.
+    fn leave(&mut self, name: &str) {
+        if let Some(at) = self.at(name) {
+            self.fleet[at].config.discovered = Some(Discovered { source: "none".into(), model: None });
+        }
+    }
+
     /// Whose last request has ended.
     fn empty(&mut self) {
         self.fleet.retain(|there| !there.removing);
@@ -85,8 +92,13 @@ impl Scene {
             .map(|There { config, removing, ready }| Present { config, removing: *removing, ready: *ready })
             .collect();
         let again = std::mem::take(&mut self.again);
-        let changes =
-            self.standings.settle(&Now { wanted, present: &present, file: &self.file, again, now: self.now });
+        let changes = self.standings.settle(&Now {
+            wanted,
+            present: &present,
+            silent: self.silent,
+            again,
+            now: self.now,
+        });
         let mut told = Vec::new();
         for change in changes {
             match change {
@@ -200,20 +212,35 @@ fn what_the_operator_takes_out_stays_out_while_it_is_named() {
 }
 
 #[test]
-fn what_the_file_names_no_more_is_its_sources() {
+fn what_the_file_names_no_more_is_its_sources_or_goes_when_those_are_there() {
     let mut scene = Scene::new();
-    scene.file = HashSet::from(["e:1".to_string(), "e:2".to_string()]);
     scene.upsert(named("http://e:1"));
-    scene.upsert(named("http://e:2"));
+    scene.upsert(UpstreamConfig { name: "mine".into(), ..named("http://e:2") });
+    scene.upsert(named("http://e:9"));
+    scene.ready();
+    scene.silent = true;
+    ["e:1", "mine", "e:9"].iter().for_each(|name| scene.leave(name));
+    assert_eq!(scene.look(&[]), NOTHING, "the source has not answered");
+    scene.silent = false;
+    assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1", "+e:2"]);
+    assert!(scene.fleet[0].ready, "it goes on as it was");
+    assert_eq!(scene.look(&engines(&[1, 2])), NOTHING, "another name makes another upstream of it");
+    scene.ready();
+    assert_eq!(scene.look(&engines(&[1, 2])), ["-mine", "-e:9"]);
+    assert_eq!(scene.staying(), [("e:1", true), ("e:2", true)]);
+    // Named by both, left by the file.
+    scene.upsert(named("http://e:1"));
     assert_eq!(scene.look(&engines(&[1, 2])), NOTHING);
-    // The plan is another before the fleet is.
-    scene.file = HashSet::from(["e:2".to_string()]);
-    assert_eq!(scene.look(&engines(&[1, 2])), NOTHING);
-    scene.remove("e:1");
-    assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1"], "requests in flight go on there");
-    scene.remove("e:2");
-    assert_eq!(scene.look(&engines(&[1, 2])), NOTHING, "the file names it, and somebody took it out");
-    assert_eq!(scene.staying(), [("e:1", true)]);
+    scene.leave("e:1");
+    assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1"]);
+    // The source never answers.
+    let mut scene = Scene::new();
+    scene.upsert(named("http://e:1"));
+    scene.leave("e:1");
+    scene.silent = true;
+    assert_eq!(scene.look(&[]), NOTHING);
+    scene.now += LONGEST;
+    assert_eq!(scene.look(&[]), ["-e:1"]);
 }
 
 #[test]
@@ -268,7 +295,8 @@ enum Act {
     Empty,
     Ready,
     Wait,
-    File(u8),
+    Leave(u8),
+    Silent(bool),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -279,7 +307,8 @@ fn act() -> impl Strategy<Value = Act> {
         Just(Act::Empty),
         Just(Act::Ready),
         Just(Act::Wait),
-        (1..6_u8).prop_map(Act::File),
+        (1..6_u8).prop_map(Act::Leave),
+        any::<bool>().prop_map(Act::Silent),
     ]
 }
 
@@ -313,7 +342,8 @@ proptest! {
                 Act::Empty => scene.empty(),
                 Act::Ready => scene.ready(),
                 Act::Wait => scene.now += LONGEST,
-                Act::File(number) => drop(scene.file.insert(format!("e:{number}"))),
+                Act::Leave(number) => scene.leave(&format!("e:{number}")),
+                Act::Silent(silent) => scene.silent = silent,
             }
             let operators = |scene: &Scene| -> Vec<String> {
                 let staying = scene.staying().into_iter().filter(|(_, discovered)| !discovered);

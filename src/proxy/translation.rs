@@ -1,0 +1,68 @@
+//! A route whose upstreams are asked for a chat where its client asks for a response.
+//!
+//! The translation itself is `route::translate`; here it gets its path, its time and its chance.
+//!
+//! Never: an await, a word of either language.
+
+use bytes::Bytes;
+use pingora::http::RequestHeader;
+use pingora::{Error, ErrorType, Result};
+
+use super::face::now;
+use super::random::Random;
+use crate::config::types::Responses;
+use crate::route::answer::Asker;
+use crate::route::paths::Api;
+use crate::route::table::Plan;
+use crate::route::translate::{self, Exchange, Unreadable};
+
+const RESPONSES: &str = "/v1/responses";
+const CHAT: &str = "/v1/chat/completions";
+
+/// The translation of a request to this interface, if its route wants one.
+pub fn of(plan: &Plan, api: Api) -> Option<Exchange> {
+    let wanted = plan.route.responses == Responses::Chat && api == Api::Responses;
+    wanted.then(Exchange::default)
+}
+
+/// Makes the path that of a chat; before it may stand that of the upstream.
+pub fn to_chat(head: &mut RequestHeader) -> Result<()> {
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+    let Some(before) = path.strip_suffix(RESPONSES) else { return Ok(()) };
+    let path = format!("{before}{CHAT}{query}");
+    head.set_raw_path(path.as_bytes())
+}
+
+/// An answer begins: whether it is translated, which errors need not be. `plain`: it can be read.
+pub fn begin(
+    exchange: &mut Exchange,
+    (plan, asker): (&Plan, Asker<'_>),
+    (status, kind, plain): (u16, Option<&str>, bool),
+    random: &Random,
+) -> Result<bool> {
+    if !(200..300).contains(&status) {
+        exchange.pass();
+        return Ok(false);
+    }
+    let asker = translate::Asker {
+        model: asker.model.map(str::to_string),
+        to: plan.route.to.clone(),
+        now: now(),
+        seed: u128::from(random.next()) << 64 | u128::from(random.next()),
+        token_ids: plan.route.token_ids,
+        hides_logprobs: asker.asked.logprobs,
+    };
+    let begun = if plain { exchange.begin(asker, kind) } else { Err(Unreadable) };
+    begun.map(|()| true).map_err(unreadable)
+}
+
+/// The next piece of the answer, translated. `None`: it goes on as it is.
+pub fn piece(exchange: &mut Exchange, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    exchange.feed(piece, end).map(|told| told.map(Bytes::from)).map_err(unreadable)
+}
+
+/// The upstream's fault: another may answer in its place as long as nothing has gone out.
+fn unreadable(_: Unreadable) -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, "the answer is no chat, as the route says it is").into_up()
+}

@@ -1,0 +1,66 @@
+//! A chat's answer that came whole, as a response.
+
+use serde_json::{Value, json};
+
+use super::form::{self, Form, Kind, Status, Tokens};
+
+/// The text that a message has under one of these names; an empty one is none.
+pub fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
+    let texts = names.iter().filter_map(|name| message[*name].as_str());
+    texts.into_iter().find(|text| !text.is_empty())
+}
+
+/// Where engines put what the model thought.
+pub const THOUGHTS: [&str; 2] = ["reasoning", "reasoning_content"];
+
+/// The response; `None`: this is no chat.
+pub fn whole(form: &Form, body: &[u8]) -> Option<Vec<u8>> {
+    let mut chat: Value = serde_json::from_slice(body).ok()?;
+    let choices = chat.get_mut("choices")?.as_array_mut()?;
+    let first = choices.iter().position(|choice| choice["index"] == 0).unwrap_or(0);
+    let mut choice = choices.get_mut(first)?.take();
+    let mut output = items(form, &choice)?;
+    if form.asker.token_ids
+        && let Some(last) = output.last_mut()
+    {
+        let mut tokens = Tokens::default();
+        tokens.take(&mut chat, &mut choice);
+        tokens.put(last);
+    }
+    let status = Status::of(choice["finish_reason"].as_str().unwrap_or_default());
+    let usage = form::usage(&chat["usage"]);
+    let mut response = form.response(chat["model"].as_str().unwrap_or_default(), status, &output, &usage);
+    // The caller of a disaggregated prefill needs them for its next request.
+    if chat["kv_transfer_params"].is_object() {
+        response["kv_transfer_params"] = chat["kv_transfer_params"].take();
+    }
+    serde_json::to_vec(&response).ok()
+}
+
+/// What the message says, in vLLM's order: what it thought, what it says, what it calls.
+fn items(form: &Form, choice: &Value) -> Option<Vec<Value>> {
+    let message = choice.get("message").filter(|message| message.is_object())?;
+    let mut output = Vec::new();
+    if let Some(thought) = text(message, &THOUGHTS) {
+        output.push(form::reasoning(&form.item_id(Kind::Reasoning, 0), thought));
+    }
+    let calls = message["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
+    let said = text(message, &["content", "refusal"]);
+    if said.is_some() || (output.is_empty() && calls.is_empty()) {
+        let logprobs = match &choice["logprobs"]["content"] {
+            Value::Array(list) if !form.asker.hides_logprobs => json!(list),
+            _ => Value::Null,
+        };
+        let id = form.item_id(Kind::Message, output.len());
+        output.push(form::message(&id, said.unwrap_or_default(), logprobs));
+    }
+    for call in calls {
+        let id = form.item_id(Kind::Call, output.len());
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (function, call_id) = (&call["function"], word(&call["id"]));
+        let call_id = if call_id.is_empty() { id.clone() } else { call_id };
+        let names = (call_id.as_str(), &*word(&function["name"]));
+        output.push(form::call(&id, names, &word(&function["arguments"]), "completed"));
+    }
+    Some(output)
+}

@@ -1,0 +1,278 @@
+//! How a response is written: what it says again of its request, its items, its usage, its end.
+//!
+//! Fields, and their order, are those of vLLM 0.32. What the engine did not tell is null.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::Asker;
+use crate::route::json;
+
+/// What of a request its answer says again.
+const AGAIN: [&str; 17] = [
+    "frequency_penalty",
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "metadata",
+    "parallel_tool_calls",
+    "presence_penalty",
+    "reasoning",
+    "service_tier",
+    "temperature",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+    "truncation",
+    "user",
+];
+
+/// Of those, what a route may have changed in the chat, with the chat's names of it.
+const SETTLED: [(&str, &[&str]); 6] = [
+    ("frequency_penalty", &["frequency_penalty"]),
+    ("max_output_tokens", &["max_completion_tokens", "max_tokens"]),
+    ("parallel_tool_calls", &["parallel_tool_calls"]),
+    ("presence_penalty", &["presence_penalty"]),
+    ("temperature", &["temperature"]),
+    ("top_p", &["top_p"]),
+];
+
+/// The request as its answer says it again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Echo {
+    said: Map<String, Value>,
+    /// The id that the client gave the response.
+    id: Option<String>,
+}
+
+/// What a response of one request has in common from its first event to its last.
+#[derive(Debug)]
+pub struct Form {
+    echo: Arc<Echo>,
+    id: String,
+    pub asker: Asker,
+}
+
+/// How far a response is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Running,
+    Completed,
+    /// With its reason.
+    Incomplete(&'static str),
+    Cancelled,
+}
+
+/// What an item of the output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Reasoning,
+    Message,
+    Call,
+}
+
+/// Token ids and log-probabilities of an answer, as they come.
+#[derive(Debug, Default)]
+pub struct Tokens {
+    prompt: Value,
+    ids: Vec<Value>,
+    logprobs: Vec<Value>,
+}
+
+// === impl Echo ===
+
+impl Echo {
+    pub fn new(request: &Map<String, Value>) -> Self {
+        let said = AGAIN.iter().filter_map(|key| Some(((*key).to_owned(), request.get(*key)?.clone())));
+        let id = request.get("request_id").and_then(Value::as_str).map(str::to_owned);
+        Echo { said: said.collect(), id }
+    }
+
+    /// What is really asked for.
+    pub fn settle(&mut self, chat: &[u8]) {
+        let Some(object) = json::document(chat) else { return };
+        for (key, names) in SETTLED {
+            let written = names.iter().find_map(|name| object.get(name));
+            let value = written.and_then(|span| serde_json::from_slice(&chat[span]).ok());
+            match value {
+                Some(value) => drop(self.said.insert(key.to_owned(), value)),
+                // A chat without tools is not told whether it may call several at once.
+                None if key == "parallel_tool_calls" => {}
+                None => drop(self.said.shift_remove(key)),
+            }
+        }
+    }
+
+    fn get(&self, key: &str) -> Value {
+        self.said.get(key).cloned().unwrap_or(Value::Null)
+    }
+
+    fn or(&self, key: &str, value: Value) -> Value {
+        self.said.get(key).cloned().unwrap_or(value)
+    }
+}
+
+// === impl Form ===
+
+impl Form {
+    pub fn new(echo: Arc<Echo>, asker: Asker) -> Self {
+        let id = echo.id.clone().unwrap_or_else(|| format!("resp_{:032x}", asker.seed));
+        Form { echo, id, asker }
+    }
+
+    /// The id of an item: other than those of all others, and of the response.
+    pub fn item_id(&self, kind: Kind, index: usize) -> String {
+        let prefix = match kind {
+            Kind::Reasoning => "rs",
+            Kind::Message => "msg",
+            Kind::Call => "fc",
+        };
+        format!("{prefix}_{:032x}", self.asker.seed.wrapping_add(index as u128 + 1))
+    }
+
+    /// `served`: what the engine calls its model, for a client that has named none.
+    pub fn response(&self, served: &str, status: Status, output: &[Value], usage: &Value) -> Value {
+        let echo = &self.echo;
+        let reason = match status {
+            Status::Incomplete(reason) => json!({ "reason": reason }),
+            _ => Value::Null,
+        };
+        let has_tools = echo.said.get("tools").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+        json!({
+            "id": self.id,
+            "created_at": self.asker.now,
+            "incomplete_details": reason,
+            "instructions": echo.get("instructions"),
+            "metadata": echo.get("metadata"),
+            "model": self.asker.model.as_deref().unwrap_or(served),
+            "object": "response",
+            "output": output,
+            "parallel_tool_calls": echo.or("parallel_tool_calls", json!(true)),
+            "temperature": echo.get("temperature"),
+            "tool_choice": echo.or("tool_choice", json!(if has_tools { "auto" } else { "none" })),
+            "tools": echo.or("tools", json!([])),
+            "top_p": echo.get("top_p"),
+            "background": false,
+            "max_output_tokens": echo.get("max_output_tokens"),
+            "max_tool_calls": echo.get("max_tool_calls"),
+            "previous_response_id": null,
+            "prompt": null,
+            "reasoning": echo.get("reasoning"),
+            "service_tier": echo.or("service_tier", json!("auto")),
+            "status": status.name(),
+            "store": false,
+            "text": echo.get("text"),
+            "top_logprobs": echo.get("top_logprobs"),
+            "truncation": echo.or("truncation", json!("disabled")),
+            "usage": usage,
+            "user": echo.get("user"),
+            "presence_penalty": echo.get("presence_penalty"),
+            "frequency_penalty": echo.get("frequency_penalty"),
+        })
+    }
+}
+
+// === impl Status ===
+
+impl Status {
+    /// By what a chat says of its end.
+    pub fn of(finish_reason: &str) -> Self {
+        match finish_reason {
+            "length" => Status::Incomplete("max_output_tokens"),
+            "content_filter" => Status::Incomplete("content_filter"),
+            "abort" => Status::Cancelled,
+            _ => Status::Completed,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Status::Running => "in_progress",
+            Status::Completed => "completed",
+            Status::Incomplete(_) => "incomplete",
+            Status::Cancelled => "cancelled",
+        }
+    }
+}
+
+// === impl Tokens ===
+
+impl Tokens {
+    /// Takes what an answer, or one chunk of it, says of its tokens.
+    pub fn take(&mut self, chat: &mut Value, choice: &mut Value) {
+        if chat["prompt_token_ids"].is_array() {
+            self.prompt = chat["prompt_token_ids"].take();
+        }
+        if let Value::Array(ids) = choice["token_ids"].take() {
+            self.ids.extend(ids);
+        }
+        let logprobs = choice["logprobs"]["content"].as_array().into_iter().flatten();
+        self.logprobs.extend(logprobs.map(|token| token["logprob"].clone()));
+    }
+
+    /// Puts all of it on an item, as NeMo Gym's clients read it there.
+    pub fn put(self, item: &mut Value) {
+        if self.prompt.is_array() {
+            item["prompt_token_ids"] = self.prompt;
+        }
+        if !self.ids.is_empty() {
+            item["generation_token_ids"] = self.ids.into();
+        }
+        if !self.logprobs.is_empty() {
+            item["generation_log_probs"] = self.logprobs.into();
+        }
+    }
+}
+
+// === items ===
+
+pub fn reasoning(id: &str, text: &str) -> Value {
+    json!({
+        "id": id,
+        "summary": [],
+        "type": "reasoning",
+        "content": [{"text": text, "type": "reasoning_text"}],
+        "encrypted_content": null,
+        "status": "completed",
+    })
+}
+
+/// `logprobs`: null where nobody asked for them.
+pub fn message(id: &str, text: &str, logprobs: Value) -> Value {
+    json!({
+        "id": id,
+        "content": [{"annotations": [], "text": text, "type": "output_text", "logprobs": logprobs}],
+        "role": "assistant",
+        "status": "completed",
+        "type": "message",
+        "phase": null,
+    })
+}
+
+pub fn call(id: &str, (call_id, name): (&str, &str), arguments: &str, status: &str) -> Value {
+    json!({
+        "arguments": arguments,
+        "call_id": call_id,
+        "name": name,
+        "type": "function_call",
+        "id": id,
+        "status": status,
+    })
+}
+
+/// What a chat's usage comes to. What it does not say is null, and never 0.
+pub fn usage(chat: &Value) -> Value {
+    if !chat.is_object() {
+        return Value::Null;
+    }
+    json!({
+        "input_tokens": chat["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": chat["prompt_tokens_details"]["cached_tokens"]},
+        "output_tokens": chat["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": chat["completion_tokens_details"]["reasoning_tokens"]},
+        "total_tokens": chat["total_tokens"],
+    })
+}

@@ -1,0 +1,354 @@
+//! A chat's stream as the events of a response, told as each chunk goes by.
+//!
+//! The events, their order and their fields are those of vLLM's own Responses. The first chunk begins the
+//! response, `[DONE]` ends it: by then the usage is known. An error, an end without `[DONE]`, or a chunk that
+//! cannot be read, ends the stream with an error, never as if it were complete.
+//!
+//! What is held is one line, and the text so far, which the last events say again.
+//!
+//! Never: wait for a chunk that is not needed, go on behind an end.
+
+use serde_json::{Value, json};
+
+use super::answer::{THOUGHTS, text};
+use super::form::{self, Form, Kind, Status, Tokens};
+use crate::reply::ending::{self, error_events, response_error};
+use crate::route::answer::{EVENT, Names, WHOLE};
+
+#[derive(Debug)]
+pub struct Stream {
+    form: Form,
+    names: Option<Names>,
+    /// The beginning of a line.
+    held: Vec<u8>,
+    /// Number of the next event.
+    number: u64,
+    /// What the engine calls its model, once a chunk has come.
+    served: Option<String>,
+    open: Option<Open>,
+    /// Items that are done.
+    output: Vec<Value>,
+    /// How many bytes of text they have.
+    size: usize,
+    finish: Option<String>,
+    usage: Value,
+    tokens: Tokens,
+    over: bool,
+    out: Vec<u8>,
+}
+
+/// The item that grows.
+#[derive(Debug)]
+struct Open {
+    kind: Kind,
+    id: String,
+    text: String,
+    logprobs: Option<Vec<Value>>,
+    call: Call,
+}
+
+/// Which call it is, and of what.
+#[derive(Debug, Default)]
+struct Call {
+    index: u64,
+    id: String,
+    name: String,
+}
+
+/// Why a stream cannot go on.
+struct Broken(&'static str);
+
+const ENDED: Broken = Broken("The upstream ended before the answer was whole.");
+const UNREADABLE: Broken = Broken("The upstream's stream cannot be read as a chat.");
+const TOO_LONG: Broken = Broken("The upstream's answer is too long to be translated.");
+
+impl Stream {
+    pub fn new(form: Form, names: Option<Names>) -> Self {
+        Stream {
+            form,
+            names,
+            held: Vec::new(),
+            number: 0,
+            served: None,
+            open: None,
+            output: Vec::new(),
+            size: 0,
+            finish: None,
+            usage: Value::Null,
+            tokens: Tokens::default(),
+            over: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes the next piece, and gives the events that it makes.
+    pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
+        if let Err(Broken(why)) = self.pieces(piece, end) {
+            let last = error_events(ending::Form::Responses, why, 502, false);
+            self.out.extend_from_slice(last.as_bytes());
+            self.over = true;
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    fn pieces(&mut self, piece: &[u8], end: bool) -> Result<(), Broken> {
+        let mut rest = piece;
+        while let (false, Some(length)) = (self.over, memchr::memchr(b'\n', rest)) {
+            let (line, after) = rest.split_at(length);
+            rest = &after[1..];
+            if self.held.is_empty() {
+                self.line(line)?;
+            } else {
+                let mut held = std::mem::take(&mut self.held);
+                held.extend_from_slice(line);
+                self.line(&held)?;
+            }
+        }
+        if self.over {
+            return Ok(());
+        }
+        if self.held.len() + rest.len() > EVENT {
+            return Err(TOO_LONG);
+        }
+        self.held.extend_from_slice(rest);
+        if !end {
+            return Ok(());
+        }
+        let held = std::mem::take(&mut self.held);
+        self.line(&held)?;
+        if self.over { Ok(()) } else { Err(ENDED) }
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<(), Broken> {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.first() == Some(&b':') {
+            // Says that somebody is there: to a client, or to what stands before it.
+            self.out.extend_from_slice(line);
+            self.out.extend_from_slice(b"\n\n");
+            return Ok(());
+        }
+        let Some(data) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else { return Ok(()) };
+        match data {
+            b"" => Ok(()),
+            b"[DONE]" => self.done(),
+            data => self.chunk(data),
+        }
+    }
+
+    fn chunk(&mut self, data: &[u8]) -> Result<(), Broken> {
+        let mut chunk: Value = serde_json::from_slice(data).map_err(|_| UNREADABLE)?;
+        if !chunk.is_object() {
+            return Err(UNREADABLE);
+        }
+        // Before 0.10.1 the error was all there was.
+        if !chunk["error"].is_null() || chunk["object"] == "error" {
+            self.failed(data);
+            return Ok(());
+        }
+        if self.served.is_none() {
+            self.served = Some(chunk["model"].as_str().unwrap_or_default().to_owned());
+            self.lifecycle("response.created", Status::Running);
+            self.lifecycle("response.in_progress", Status::Running);
+        }
+        if chunk["usage"].is_object() {
+            self.usage = form::usage(&chunk["usage"]);
+        }
+        let choices = chunk["choices"].as_array_mut();
+        let mut first = choices.into_iter().flatten().filter(|choice| choice.is_object());
+        // There is one; a route that asks for several gets the first.
+        let Some(choice) = first.find(|choice| choice["index"].as_u64().unwrap_or(0) == 0) else {
+            return Ok(());
+        };
+        let mut choice = choice.take();
+        self.delta(&choice)?;
+        if let Some(reason) = choice["finish_reason"].as_str() {
+            self.finish = Some(reason.to_owned());
+        }
+        if self.form.asker.token_ids {
+            self.tokens.take(&mut chunk, &mut choice);
+        }
+        Ok(())
+    }
+
+    fn delta(&mut self, choice: &Value) -> Result<(), Broken> {
+        let delta = &choice["delta"];
+        if let Some(thought) = text(delta, &THOUGHTS) {
+            self.grow(Kind::Reasoning, thought, None)?;
+        }
+        let logprobs = choice["logprobs"]["content"].as_array().filter(|_| !self.form.asker.hides_logprobs);
+        if let Some(said) = text(delta, &["content", "refusal"]) {
+            self.grow(Kind::Message, said, logprobs)?;
+        }
+        for call in delta["tool_calls"].as_array().into_iter().flatten() {
+            self.call(call)?;
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, call: &Value) -> Result<(), Broken> {
+        let index = call["index"].as_u64().unwrap_or(0);
+        let open = self.open.as_ref().filter(|open| open.kind == Kind::Call);
+        match open.map(|open| open.call.index) {
+            Some(open) if open == index => {}
+            // What is done cannot grow any more.
+            Some(open) if open > index => return Err(UNREADABLE),
+            _ => {
+                let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let (id, name) = (word(&call["id"]), word(&call["function"]["name"]));
+                self.open(Kind::Call, Call { index, id, name });
+            }
+        }
+        match call["function"]["arguments"].as_str().filter(|arguments| !arguments.is_empty()) {
+            Some(arguments) => self.grow(Kind::Call, arguments, None),
+            None => Ok(()),
+        }
+    }
+
+    /// The item of this kind says more.
+    fn grow(&mut self, kind: Kind, said: &str, logprobs: Option<&Vec<Value>>) -> Result<(), Broken> {
+        self.size += said.len();
+        if self.size > WHOLE {
+            return Err(TOO_LONG);
+        }
+        if self.open.as_ref().is_none_or(|open| open.kind != kind) {
+            self.open(kind, Call::default());
+        }
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.text.push_str(said);
+        if let Some(logprobs) = logprobs {
+            open.logprobs.get_or_insert_default().extend(logprobs.iter().cloned());
+        }
+        let (id, at) = (open.id.clone(), self.output.len());
+        let (name, event) = match kind {
+            Kind::Message => (
+                "response.output_text.delta",
+                json!({
+                    "content_index": 0, "delta": said, "item_id": id,
+                    "logprobs": logprobs.map_or(&[][..], Vec::as_slice), "output_index": at,
+                }),
+            ),
+            Kind::Reasoning => (
+                "response.reasoning_text.delta",
+                json!({"content_index": 0, "delta": said, "item_id": id, "output_index": at}),
+            ),
+            Kind::Call => (
+                "response.function_call_arguments.delta",
+                json!({"delta": said, "item_id": id, "output_index": at}),
+            ),
+        };
+        self.emit(name, event);
+        Ok(())
+    }
+
+    /// An item begins, and the one before it is done.
+    fn open(&mut self, kind: Kind, mut call: Call) {
+        self.close(None);
+        let at = self.output.len();
+        let id = self.form.item_id(kind, at);
+        let item = match kind {
+            Kind::Message => json!({
+                "id": id, "content": [], "role": "assistant", "status": "in_progress", "type": "message",
+                "phase": null,
+            }),
+            Kind::Reasoning => json!({
+                "id": id, "summary": [], "type": "reasoning", "content": null, "encrypted_content": null,
+                "status": "in_progress",
+            }),
+            Kind::Call => {
+                if call.id.is_empty() {
+                    call.id.clone_from(&id);
+                }
+                form::call(&id, (&call.id, &call.name), "", "in_progress")
+            }
+        };
+        self.emit("response.output_item.added", json!({"item": item, "output_index": at}));
+        let part = match kind {
+            Kind::Message => json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []}),
+            Kind::Reasoning => json!({"text": "", "type": "reasoning_text"}),
+            Kind::Call => Value::Null,
+        };
+        if kind != Kind::Call {
+            let event = json!({"content_index": 0, "item_id": id, "output_index": at, "part": part});
+            self.emit("response.content_part.added", event);
+        }
+        self.open = Some(Open { kind, id, text: String::new(), logprobs: None, call });
+    }
+
+    /// The open item is done. `tokens`: those of the answer, whose last item it is.
+    fn close(&mut self, tokens: Option<Tokens>) {
+        let Some(Open { kind, id, text, logprobs, call }) = self.open.take() else { return };
+        let at = self.output.len();
+        let mut item = match kind {
+            Kind::Reasoning => form::reasoning(&id, &text),
+            Kind::Message => form::message(&id, &text, json!(logprobs)),
+            Kind::Call => form::call(&id, (&call.id, &call.name), &text, "completed"),
+        };
+        let part = item["content"][0].clone();
+        let (name, event) = match kind {
+            Kind::Message => (
+                "response.output_text.done",
+                json!({
+                    "content_index": 0, "item_id": id, "logprobs": logprobs.unwrap_or_default(),
+                    "output_index": at, "text": text,
+                }),
+            ),
+            Kind::Reasoning => (
+                "response.reasoning_text.done",
+                json!({"content_index": 0, "item_id": id, "output_index": at, "text": text}),
+            ),
+            Kind::Call => (
+                "response.function_call_arguments.done",
+                json!({"arguments": text, "item_id": id, "name": call.name, "output_index": at}),
+            ),
+        };
+        self.emit(name, event);
+        if kind != Kind::Call {
+            let event = json!({"content_index": 0, "item_id": id, "output_index": at, "part": part});
+            self.emit("response.content_part.done", event);
+        }
+        if let Some(tokens) = tokens {
+            tokens.put(&mut item);
+        }
+        self.emit("response.output_item.done", json!({"item": item, "output_index": at}));
+        self.output.push(item);
+    }
+
+    fn done(&mut self) -> Result<(), Broken> {
+        let Some(reason) = self.finish.take() else { return Err(ENDED) };
+        if self.open.is_none() && self.output.is_empty() {
+            self.open(Kind::Message, Call::default());
+        }
+        let tokens = std::mem::take(&mut self.tokens);
+        self.close(Some(tokens));
+        self.lifecycle("response.completed", Status::of(&reason));
+        self.over = true;
+        Ok(())
+    }
+
+    /// The engine's own error is the last that is told.
+    fn failed(&mut self, data: &[u8]) {
+        let data = self.names.as_ref().map_or_else(|| data.to_vec(), |names| names.document(data));
+        let chunk: Value = serde_json::from_slice(&data).unwrap_or_default();
+        let error = match &chunk["error"] {
+            Value::Object(_) => chunk["error"].clone(),
+            Value::String(message) => json!({ "message": message }),
+            _ => chunk,
+        };
+        self.out.extend_from_slice(response_error(error).as_bytes());
+        self.over = true;
+    }
+
+    /// An event that has the response as it is.
+    fn lifecycle(&mut self, name: &str, status: Status) {
+        let served = self.served.as_deref().unwrap_or_default();
+        let response = self.form.response(served, status, &self.output, &self.usage);
+        self.emit(name, json!({ "response": response }));
+    }
+
+    fn emit(&mut self, name: &str, mut event: Value) {
+        event["sequence_number"] = json!(self.number);
+        event["type"] = json!(name);
+        self.number += 1;
+        self.out.extend_from_slice(format!("event: {name}\ndata: {event}\n\n").as_bytes());
+    }
+}

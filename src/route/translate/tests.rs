@@ -1,0 +1,192 @@
+//! Any chat's stream, however it is cut, makes the same events, and they say what it said.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::route::answer::EVENT;
+
+const STREAM: Option<&str> = Some("text/event-stream; charset=utf-8");
+
+/// What a chunk of a chat says.
+#[derive(Clone, Debug)]
+enum Said {
+    Thought(String),
+    Word(String),
+    Call(u64, String),
+    Comment,
+    /// Of a choice that nobody asked for.
+    Other(String),
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    prop_oneof![
+        "[a-zä\n\"\\\\{}]{0,4}".prop_map(Said::Thought),
+        "[a-zé\u{2028}:]{0,4}".prop_map(Said::Word),
+        (0..3_u64, "[a-z\"{}]{0,4}").prop_map(|(index, text)| Said::Call(index, text)),
+        Just(Said::Comment),
+        "[a-z]{1,3}".prop_map(Said::Other),
+    ]
+}
+
+fn chat(all: &[Said], finish: &str, line_end: &str) -> String {
+    let chunk = |index: u64, delta: Value| {
+        let choice = json!({"index": index, "delta": delta, "finish_reason": null});
+        format!("data: {}", json!({"model": "big", "choices": [choice]}))
+    };
+    let event = |said: &Said| match said {
+        Said::Thought(text) => chunk(0, json!({"reasoning": text})),
+        Said::Word(text) => chunk(0, json!({"content": text})),
+        Said::Call(index, text) => {
+            let function = json!({"name": format!("f{index}"), "arguments": text});
+            let call = json!({"index": index, "id": format!("c{index}"), "function": function});
+            chunk(0, json!({"tool_calls": [call]}))
+        }
+        Said::Comment => ": ping".into(),
+        Said::Other(text) => chunk(1, json!({"content": text})),
+    };
+    let last = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]});
+    let mut events: Vec<String> = all.iter().map(event).collect();
+    events.push(format!("data: {last}"));
+    events.push("data: [DONE]".into());
+    events.iter().map(|event| format!("{event}{line_end}{line_end}")).collect()
+}
+
+fn exchange() -> Exchange {
+    let mut exchange = Exchange::default();
+    exchange.request(br#"{"input":"hi"}"#, false).unwrap();
+    exchange.begin(Asker::default(), STREAM).unwrap();
+    exchange
+}
+
+fn told(chat: &[u8], cuts: &[usize]) -> Vec<u8> {
+    let mut exchange = exchange();
+    let (mut told, mut at) = (Vec::new(), 0);
+    for cut in cuts {
+        let cut = (*cut).clamp(at, chat.len());
+        told.extend(exchange.feed(&chat[at..cut], false).unwrap().unwrap());
+        at = cut;
+    }
+    told.extend(exchange.feed(&chat[at..], true).unwrap().unwrap());
+    told
+}
+
+fn events(told: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(told).unwrap();
+    let events = text.split("\n\n").filter_map(|event| event.split_once("data: "));
+    events.map(|(_, data)| serde_json::from_str(data).unwrap()).collect()
+}
+
+/// The deltas of one kind, put together.
+fn deltas(events: &[Value], kind: &str) -> String {
+    let of_kind = events.iter().filter(|event| event["type"] == kind);
+    of_kind.map(|event| event["delta"].as_str().unwrap()).collect()
+}
+
+proptest! {
+    #[test]
+    fn any_cuts_give_the_same_events(
+        all in prop::collection::vec(said(), 0..12),
+        finish in prop::sample::select(&["stop", "length", "tool_calls", "abort"][..]),
+        line_end in prop::sample::select(&["\n", "\r\n"][..]),
+        mut cuts in prop::collection::vec(0..4000_usize, 0..12),
+    ) {
+        let chat = chat(&all, finish, line_end);
+        cuts.sort_unstable();
+        let whole = told(chat.as_bytes(), &[]);
+        let cut = told(chat.as_bytes(), &cuts);
+        prop_assert_eq!(String::from_utf8_lossy(&cut), String::from_utf8_lossy(&whole));
+        let each: Vec<usize> = (0..chat.len()).collect();
+        prop_assert_eq!(&told(chat.as_bytes(), &each), &whole);
+    }
+
+    #[test]
+    fn the_events_say_what_the_chunks_said(all in prop::collection::vec(said(), 0..12)) {
+        // Calls come one behind the other, as engines write them.
+        let mut next = 0;
+        let in_order = |said: Said| match said {
+            Said::Call(_, text) => { next += 1; Said::Call(next, text) }
+            other => other,
+        };
+        let all: Vec<Said> = all.into_iter().map(in_order).collect();
+        let events = events(&told(chat(&all, "stop", "\n").as_bytes(), &[]));
+        let texts = |pick: &dyn Fn(&Said) -> Option<String>| all.iter().filter_map(pick).collect::<String>();
+        let words = texts(&|said| match said { Said::Word(text) => Some(text.clone()), _ => None });
+        let thoughts = texts(&|said| match said { Said::Thought(text) => Some(text.clone()), _ => None });
+        let arguments = texts(&|said| match said { Said::Call(_, text) => Some(text.clone()), _ => None });
+        prop_assert_eq!(deltas(&events, "response.output_text.delta"), words);
+        prop_assert_eq!(deltas(&events, "response.reasoning_text.delta"), thoughts);
+        prop_assert_eq!(deltas(&events, "response.function_call_arguments.delta"), arguments);
+        let number = |event: &Value| event["sequence_number"].as_u64().unwrap();
+        let numbers: Vec<u64> = events.iter().map(number).collect();
+        prop_assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>());
+        prop_assert_eq!(&events[0]["type"], "response.created");
+        let last = &events[events.len() - 1];
+        prop_assert_eq!(&last["type"], "response.completed");
+        // What was told of each item when it was done is what the response has of it.
+        let done = events.iter().filter(|event| event["type"] == "response.output_item.done");
+        let done: Vec<&Value> = done.map(|event| &event["item"]).collect();
+        prop_assert_eq!(&json!(done), &last["response"]["output"]);
+        let mut ids: Vec<String> = done.iter().map(|item| item["id"].to_string()).collect();
+        ids.sort();
+        ids.dedup();
+        prop_assert_eq!(ids.len(), done.len());
+    }
+
+    #[test]
+    fn no_request_is_too_odd(
+        text in r#"\{("input"|"tools"|"text"|"type"|"role"|"content"|[{}\[\]:,"a1 ]){0,30}\}"#,
+    ) {
+        drop(Exchange::default().request(text.as_bytes(), true));
+    }
+
+    #[test]
+    fn no_answer_is_too_odd(
+        text in r#"((data: ?)?(\{|"choices"|"delta"|"index"|"error"|"usage"|[{}\[\]:,"a1\n ]){0,30}\n){0,4}"#,
+    ) {
+        let told = events(&told(text.as_bytes(), &[]));
+        prop_assert_eq!(&told.last().unwrap()["type"], "error");
+        let mut whole = exchange();
+        whole.begin(Asker::default(), Some("application/json")).unwrap();
+        drop(whole.feed(text.as_bytes(), true));
+    }
+}
+
+#[test]
+fn a_line_that_never_ends_is_not_held() {
+    let mut exchange = exchange();
+    let piece = vec![b'x'; 1 << 20];
+    let mut fed = 0;
+    let told = loop {
+        let told = exchange.feed(&piece, false).unwrap().unwrap();
+        fed += piece.len();
+        if !told.is_empty() || fed > 2 * EVENT {
+            break told;
+        }
+    };
+    assert!(fed <= EVENT + piece.len());
+    assert_eq!(events(&told)[0]["type"], "error");
+    assert_eq!(exchange.feed(b"data: [DONE]\n\n", true), Ok(Some(Vec::new())));
+}
+
+#[test]
+fn every_event_goes_out_with_its_chunk() {
+    let mut exchange = exchange();
+    let chat = chat(&[Said::Thought("h".into()), Said::Word("w".into())], "stop", "\n");
+    let mut counts = Vec::new();
+    for line in chat.split_inclusive('\n').filter(|line| *line != "\n") {
+        counts.push(events(&exchange.feed(line.as_bytes(), false).unwrap().unwrap()).len());
+    }
+    // Created, in progress, added, part, delta; done thrice and the same again; nothing; the ends.
+    assert_eq!(counts, [5, 6, 0, 4]);
+}
+
+#[test]
+fn an_answer_of_another_kind_is_refused() {
+    for kind in [None, Some("text/html")] {
+        assert_eq!(Exchange::default().begin(Asker::default(), kind), Err(Unreadable));
+    }
+    let mut exchange = exchange();
+    exchange.pass();
+    assert_eq!(exchange.feed(b"{}", true), Ok(None));
+}
