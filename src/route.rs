@@ -2,8 +2,8 @@
 //!
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
 //! configuration, `rewrite` edits what is sent, `answer` what comes back, `stored` gives responses ids by
-//! which they are found again, `translate` says a Responses request as a chat, `usage` asks streams for their
-//! tokens and takes out again what that adds.
+//! which they are found again, `translate` says a Responses request as a chat, and `usage` asks streams for
+//! their tokens and takes out again what that adds.
 
 pub mod answer;
 pub mod dialect;

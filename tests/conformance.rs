@@ -234,13 +234,23 @@ fn knows_alike(case: &Case, client: &str, edited: &Edited) {
     }
 }
 
+/// The body that asks for its stream's usage, if it is one.
+fn asking(client: &str, edited: &Edited, dialect: Dialect) -> Option<Vec<u8>> {
+    let body = edited.body.as_deref().unwrap_or(client.as_bytes());
+    let mut scanner = Scanner::new();
+    scanner.scan(body);
+    ask(body, &scanner, dialect)
+}
+
 #[test]
 fn requests_reach_the_upstream_as_they_should() {
     let cases = cases("requests.txt");
     for case in &cases {
         let client = case.part("client").unwrap_or_else(|| panic!("{}: no request", case.name));
         let wanted = case.part("upstream").filter(|text| !text.is_empty());
-        let (plan, usage) = (case.plan(), case.setting("usage").is_some());
+        let plan = case.plan();
+        let edits = plan.edits(case.dialect());
+        let usage = case.setting("usage").is_some();
         let edited = match (case.sent(&mut Exchange::default(), client), case.part("refused")) {
             (Ok(edited), None) => edited,
             (Err(reject), refused) => {
@@ -253,17 +263,13 @@ fn requests_reach_the_upstream_as_they_should() {
             knows_alike(case, client, &edited);
         }
         assert!(
-            edited.body.is_none() || case.translates() || plan.edits(case.dialect()).may_change(None),
+            edited.body.is_none() || case.translates() || edits.may_change(None),
             "{}: would not have been held",
             case.name
         );
-        let body = edited.body.as_deref().unwrap_or(client.as_bytes());
-        let spoken = if case.translates() { Dialect::Chat } else { case.dialect() };
-        let mut scanner = Scanner::new();
-        scanner.scan(body);
-        let asks = usage && plan.edits(spoken).leaves_usage();
-        let asks = if asks { ask(body, &scanner, spoken) } else { None };
-        let is_asked = asks.is_some();
+        let dialect = if case.translates() { Dialect::Chat } else { case.dialect() };
+        let asks = if usage && edits.leaves_usage() { asking(client, &edited, dialect) } else { None };
+        let is_asked = asks.is_some() && !case.translates();
         let sent = asks.or(edited.body).map(|body| String::from_utf8_lossy(&body).into_owned());
         assert_eq!(sent.as_deref(), wanted, "{}", case.name);
         let asked = edited.asked;

@@ -22,6 +22,8 @@ pub struct Ask {
     /// begins.
     body: Option<Bytes>,
     length: usize,
+    /// The answer is made into another one, which tells the usage.
+    keeps: bool,
     answer: Option<Answer>,
 }
 
@@ -40,11 +42,11 @@ pub fn question(body: &[u8], scanner: &Scanner, api: Api, face: Option<&Face>) -
 }
 
 impl Ask {
-    /// `body`: with the question in it. `before`: how long it was without.
-    pub fn new(body: Bytes, before: usize) -> Self {
+    /// `body`: with the question in it. `before`: how long it was without. `keeps`: the answer to it stays.
+    pub fn new(body: Bytes, before: usize, keeps: bool) -> Self {
         let length = body.len();
         let is_new = (length - before) as u64 == usage::GROWTH;
-        Ask { length, body: is_new.then_some(body), answer: None }
+        Ask { length, body: is_new.then_some(body), keeps, answer: None }
     }
 
     /// Makes a head one of the body with the question.
@@ -62,7 +64,7 @@ impl Ask {
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE).unwrap_or_default();
         self.answer = match head.status.as_u16() {
-            _ if !plain => None,
+            _ if !plain || self.keeps => None,
             200..300 if kind.starts_with("text/event-stream") => Some(Answer::Stream(Unasked::default())),
             400 if kind.starts_with("application/json") => {
                 self.body.as_deref().and_then(Refusal::new).map(Answer::Refusal)

@@ -125,7 +125,8 @@ impl Face {
         if self.translates() { Api::Chat } else { api }
     }
 
-    /// The body as it is sent. `scanner` has read the body. `Err`: what it says cannot be said to the upstreams.
+    /// The body as it is sent. `scanner` has read the body.
+    /// `Err`: what it says cannot be said to the upstreams.
     pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Result<Option<Vec<u8>>, Reject> {
         let tags = self.plan.route.think_tags;
         let chat = match &mut self.translation {

@@ -317,7 +317,8 @@ impl Reader {
             return None;
         }
         let asking = Bytes::from(asking);
-        let ask = Ask::new(asking.clone(), self.body.bytes().len());
+        let keeps = face.is_some_and(Face::translates);
+        let ask = Ask::new(asking.clone(), self.body.bytes().len(), keeps);
         self.body = Body::Piece(asking);
         Some(Box::new(ask))
     }

@@ -4,13 +4,14 @@
 //! that has none is given one:
 //!
 //! ```text
-//! resp_ <upstream: 12> <name: 8> <secret: 28>       hexadecimal digits
+//! resp_ <upstream: 9> <name: 5> <secret: 18>        hexadecimal digits, as many as vLLM's own have
 //! ```
 //!
 //! The first part is a hash of the upstream's name, the second one of the model's name that the client gave,
 //! or zeros; the third is all that makes the id hard to guess, as for vLLM's own whoever knows an id may ask
 //! for it. The hash is keyed so that it is nobody else's, and the same in every balancer and at every start:
-//! it is no secret, and hides no name from one who guesses it.
+//! it is no secret, and hides no name from one who guesses it. An id of vLLM's own has the same look, and
+//! names one of a thousand upstreams once in some ten million ids: whoever is asked says that it has none.
 //!
 //! The id stands right behind the body's first brace, so that no byte behind it has to be moved or read; it
 //! has the same length at every attempt. A request that says its own id further on than was peeked has its
@@ -26,12 +27,12 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 const KEY: u64 = u64::from_be_bytes(*b"vllm-lb\0");
 
 const BEGIN: &str = "resp_";
-const UPSTREAM: Range<usize> = 5..17;
-const NAME: Range<usize> = 17..25;
-const LENGTH: usize = 53;
+const UPSTREAM: Range<usize> = 5..14;
+const NAME: Range<usize> = 14..19;
+const LENGTH: usize = 37;
 
 /// Bytes of chance in an id.
-pub const SECRET: usize = 14;
+pub const SECRET: usize = 9;
 
 /// The longest id that is looked for.
 const LONGEST: usize = 256;
@@ -63,12 +64,12 @@ fn hash(name: &str) -> u64 {
 }
 
 fn of_upstream(name: &str) -> u64 {
-    hash(name) >> 16
+    hash(name) >> 28
 }
 
 /// Never 0, which stands for no name.
 fn of_model(name: &str) -> u64 {
-    (hash(name) >> 32).max(1)
+    (hash(name) >> 44).max(1)
 }
 
 // === impl Tag ===
@@ -110,7 +111,7 @@ impl Stamp {
     /// The id at this upstream.
     pub fn id(&self, upstream: &str) -> String {
         let secret: String = self.secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{BEGIN}{:012x}{:08x}{secret}", of_upstream(upstream), self.name)
+        format!("{BEGIN}{:09x}{:05x}{secret}", of_upstream(upstream), self.name)
     }
 
     /// So much longer the body becomes.
@@ -145,7 +146,7 @@ mod tests {
         assert_eq!((tag.is_at("gpu-1"), tag.is_at("gpu-2")), (true, false));
         assert_eq!((tag.is_of("fast"), tag.is_of("slow")), (true, false));
         // Balancers of different versions must read each other's.
-        assert_eq!(id, "resp_13e0ffc96e9027ae1ea4a7a7a7a7a7a7a7a7a7a7a7a7a7a7");
+        assert_eq!(id, "resp_13e0ffc9627ae1a7a7a7a7a7a7a7a7a7");
     }
 
     #[test]
@@ -153,13 +154,13 @@ mod tests {
         for id in [
             "",
             "resp_",
-            "resp_0123456789abcdef0123456789abcdef",
-            &format!("resp_{}", "g".repeat(48)),
-            &format!("resp_{}", "A".repeat(48)),
-            &format!("resp_{}", "é".repeat(24)),
-            &format!("resp_+{}", "1".repeat(47)),
-            &format!("rosp_{}", "1".repeat(48)),
-            &format!("resp_{}", "1".repeat(49)),
+            "resp_0123456789abcdef0123456789abcde",
+            &format!("resp_{}", "g".repeat(32)),
+            &format!("resp_{}", "A".repeat(32)),
+            &format!("resp_{}", "é".repeat(16)),
+            &format!("resp_+{}", "1".repeat(31)),
+            &format!("rosp_{}", "1".repeat(32)),
+            &format!("resp_{}", "1".repeat(33)),
         ] {
             assert_eq!(Tag::read(id), None, "{id}");
         }
