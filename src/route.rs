@@ -9,6 +9,7 @@ pub mod answer;
 pub mod dialect;
 mod json;
 pub mod paths;
+pub mod refusal;
 pub mod rewrite;
 mod splice;
 pub mod stored;

@@ -1,5 +1,5 @@
-//! Both ends of the traffic for benches/proxies.sh and benches/routes.sh: the server behind the proxies and the clients before
-//! them, and the readings of what a proxy used in between.
+//! Both ends of the traffic for benches/proxies.sh and benches/routes.sh: the server behind the proxies and
+//! the clients before them, and the readings of what a proxy used in between.
 //!
 //! ```text
 //! traffic upstream PORT                               serve until killed

@@ -1,8 +1,9 @@
 //! A server that costs little: it reads whole requests and answers with constants.
 //!
 //! `x-events: N` asks for a stream: a chunk with one event every `PACE`, N times, then silence until the
-//! client leaves. `x-burst: N` asks for one whose N events come at once, and which ends. Without them the answer is a chat completion of 1 KiB in one piece. It never checks what
-//! it is asked; a body without a length, which no proxy here should make, is refused loudly.
+//! client leaves. `x-burst: N` asks for one whose N events come at once, and which ends. Without them the
+//! answer is a chat completion of 1 KiB in one piece. It never checks what it is asked; a body without a
+//! length, which no proxy here should make, is refused loudly.
 
 use std::io;
 use std::time::Duration;

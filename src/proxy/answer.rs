@@ -35,6 +35,7 @@ pub fn begin(shared: &Shared, context: &mut Context, head: &mut ResponseHeader) 
     let metered = status == 200 && context.counts && context.line.is_some();
     context.meter = if metered { Meter::of(kind).map(Box::new) } else { None };
     context.ask.as_mut().map_or(Ok(()), |ask| ask.begin(head))?;
+    stored::begin(context, head)?;
     context.face.as_mut().map_or(Ok(()), |face| face.begin(head, &shared.random))
 }
 
@@ -84,7 +85,9 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
 
 /// A piece as the client gets it. `None`: as it is.
 fn edit(context: &mut Context, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    // A body has one or the other.
     let taken = context.ask.as_mut().and_then(|ask| ask.piece(piece, end));
+    let taken = taken.or_else(|| stored::piece(context, piece, end));
     let piece = taken.as_deref().unwrap_or(piece);
     let edited = context.face.as_mut().map(|face| face.piece(piece, end)).transpose()?.flatten();
     Ok(edited.or(taken))

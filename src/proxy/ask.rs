@@ -12,10 +12,12 @@ use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::face::Face;
+use super::headers;
 use crate::prompt::scan::Scanner;
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
-use crate::route::usage::{self, Refusal, Unasked};
+use crate::route::refusal::Refusal;
+use crate::route::usage::{self, Unasked};
 
 pub struct Ask {
     /// With the question in it, where that is a field of its own; it goes when an answer that is no refusal
@@ -79,10 +81,7 @@ impl Ask {
             Some(Answer::Refusal(refusal)) => refusal.keeps_length(),
             None => true,
         };
-        if !keeps && head.remove_header(&header::CONTENT_LENGTH).is_some() {
-            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-        }
-        Ok(())
+        if keeps { Ok(()) } else { headers::of_unknown_length(head) }
     }
 
     /// The next piece of the answer, without what is in it on our account. `None`: it goes on as it is.

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Response, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use super::headers;
 use super::random::Random;
 use super::translation;
 use crate::config::types::{HeaderEdits, Overflow};
@@ -198,10 +199,7 @@ impl Face {
         self.answer = if edits { Answer::new(&self.plan, asker, status, kind) } else { None };
         let may_overflow = plain && status == 400 && self.plan.route.overflow == Overflow::Length;
         self.held = may_overflow.then(Vec::new);
-        if (self.answer.is_some() || translated) && head.remove_header(&header::CONTENT_LENGTH).is_some() {
-            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-        }
-        Ok(())
+        if self.answer.is_some() || translated { headers::of_unknown_length(head) } else { Ok(()) }
     }
 
     /// Whether the answer may yet be another one, so that nothing of it can go out.

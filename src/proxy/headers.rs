@@ -115,6 +115,14 @@ pub fn host(head: &RequestHeader) -> Option<String> {
     field.or_else(|| head.uri.authority().map(|authority| authority.as_str())).map(str::to_string)
 }
 
+/// The answer's body will be edited as it goes by.
+pub fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
+    match head.remove_header(&header::CONTENT_LENGTH) {
+        Some(_) => head.insert_header(header::TRANSFER_ENCODING, "chunked"),
+        None => Ok(()),
+    }
+}
+
 /// Puts on an upstream's answer what is ours to add.
 pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool) -> Result<()> {
     if head.status != http::StatusCode::SWITCHING_PROTOCOLS {

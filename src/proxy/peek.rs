@@ -416,7 +416,9 @@ impl Looker {
                 let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
                 let dialect = prompt::dialect(*api, &facts);
                 let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
-                let keeps = *api == Api::Responses && !facts.forgets;
+                // What is no document is refused by where it is none: nothing may be moved.
+                let reads = facts.state == Progress::Complete || facts.state == Progress::Cut && !whole;
+                let keeps = *api == Api::Responses && !facts.forgets && reads;
                 let named = facts.has(Field::RequestId);
                 let kept = keeps.then_some(Kept { named, background: facts.background });
                 Wish { asked, rest, kept, ..json_wish(&facts, body, whole) }

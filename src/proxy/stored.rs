@@ -10,16 +10,17 @@
 use bytes::Bytes;
 use http::header;
 use pingora::Result;
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 
 use super::context::Context;
 use super::face::Face;
-use super::{Shared, local, refuse};
+use super::{Shared, headers, local, refuse};
 use crate::fleet::{Entry, Snapshot};
 use crate::observe;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
+use crate::route::refusal::Refusal;
 use crate::route::stored::{Stamp, Tag, is_id};
 use crate::state::exchange::Binding;
 
@@ -39,6 +40,8 @@ pub struct Making {
     stamp: Option<Stamp>,
     /// Its id has come, and where it is will be known.
     learnt: bool,
+    /// Of the present attempt: it counts the client's fields.
+    refusal: Option<Refusal>,
 }
 
 /// Where a response is.
@@ -56,7 +59,7 @@ impl Making {
     pub fn new(shared: &Shared, kept: Kept, body: &[u8], model: Option<&str>) -> Box<Self> {
         let secret = if kept.named { None } else { shared.random.secret() };
         let stamp = secret.and_then(|secret| Stamp::new(body, model, secret));
-        Box::new(Making { stamp, learnt: false })
+        Box::new(Making { stamp, learnt: false, refusal: None })
     }
 
     /// The head says how long the body is.
@@ -76,6 +79,27 @@ pub fn stamp(context: &Context, body: &mut Option<Bytes>) {
     if let (Some(stamp), Some(lease), Some(piece)) = (stamp, &context.lease, &*body) {
         *body = Some(stamp.put(piece, lease.upstream().name()).into());
     }
+}
+
+/// An answer begins.
+pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
+    let (Some(making), Some(lease)) = (&mut context.making, &context.lease) else { return Ok(()) };
+    let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
+    let plain = text(header::CONTENT_ENCODING).is_empty();
+    let body = context.replay.as_ref().filter(|_| refuses && plain).and_then(|replay| replay.body());
+    let sent = making.stamp.as_ref().zip(body).map(|(stamp, body)| stamp.put(&body, lease.upstream().name()));
+    making.refusal = sent.as_deref().and_then(Refusal::new);
+    match &making.refusal {
+        Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
+        _ => Ok(()),
+    }
+}
+
+/// The next piece of it, without what is in it on account of the id. `None`: it goes on as it is.
+pub fn piece(context: &mut Context, piece: &[u8], end: bool) -> Option<Bytes> {
+    let refusal = context.making.as_mut()?.refusal.as_mut()?;
+    Some(Bytes::from(refusal.feed(piece, end)))
 }
 
 /// The answer has said more of itself: its id may be there, which is learnt where it does not speak for

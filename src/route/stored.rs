@@ -4,14 +4,14 @@
 //! that has none is given one:
 //!
 //! ```text
-//! resp_ <upstream: 9> <name: 5> <secret: 18>        hexadecimal digits, as many as vLLM's own have
+//! resp_ <upstream: 9> <name: 5> <secret: 18>        hexadecimal digits
 //! ```
 //!
 //! The first part is a hash of the upstream's name, the second one of the model's name that the client gave,
 //! or zeros; the third is all that makes the id hard to guess, as for vLLM's own whoever knows an id may ask
 //! for it. The hash is keyed so that it is nobody else's, and the same in every balancer and at every start:
-//! it is no secret, and hides no name from one who guesses it. An id of vLLM's own has the same look, and
-//! names one of a thousand upstreams once in some ten million ids: whoever is asked says that it has none.
+//! it is no secret, and hides no name from one who guesses it. vLLM's own ids have 16 digits, those of older
+//! ones 32, as ours: one of these names one of a thousand upstreams once in some ten million ids.
 //!
 //! The id stands right behind the body's first brace, so that no byte behind it has to be moved or read; it
 //! has the same length at every attempt. A request that says its own id further on than was peeked has its

@@ -11,20 +11,18 @@
 //!   that breaks off between the two ends before them.
 //!
 //! What is left is the stream of the engine that was not asked, byte by byte, as a refusal is after
-//! [`Refusal`]: its text counts the fields of the body. For that, several choices (`n`,
-//! a list of prompts) are not asked for: each ends with a chunk of its own, long before the others do, which
-//! would have to wait for the fingerprint. vLLM says nothing else on account of being asked; a `"usage":null`
-//! that an engine puts on its chunks says nothing to anybody, and stays.
+//! [`Refusal`](super::refusal::Refusal): its text counts the fields of the body. For that, several choices
+//! (`n`, a list of prompts) are not asked for: each ends with a chunk of its own, long before the others do,
+//! which would have to wait for the fingerprint. vLLM says nothing else on account of being asked; a
+//! `"usage":null` that an engine puts on its chunks says nothing to anybody, and stays.
 //!
 //! One thing cannot be told from outside: an engine that runs with `--enable-force-include-usage` sends the
 //! chunk to everybody, and through a balancer only those get it who ask.
 //!
 //! Never: a second walk through a body, a byte that waits for anything but its line or the next event.
 
-mod refusal;
 mod unasked;
 
-pub use refusal::Refusal;
 pub use unasked::Unasked;
 
 use super::dialect::Dialect;

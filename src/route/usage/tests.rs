@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::super::refusal::Refusal;
 use super::*;
 
 fn asking(body: &str, dialect: Dialect) -> Option<String> {

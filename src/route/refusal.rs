@@ -1,4 +1,4 @@
-//! The refusal of a body that the question was put into: vLLM's errors tell how many fields the body has
+//! The refusal of a body that a field was put into: vLLM's errors tell how many fields the body has
 //! (`'input': '<dict of 5 items>'`), and the client must be told of its own.
 //!
 //! Never: fail, hold more than an error may be long.
@@ -22,7 +22,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// `body`: with the question in it, as a field of its own.
+    /// `body`: as it was sent, with one field more than the client's.
     pub fn new(body: &[u8]) -> Option<Self> {
         let object = json::document(body)?;
         let fields = object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len();
