@@ -14,7 +14,7 @@ use super::attempt::watched;
 use super::context::{Context, Samples};
 use super::line::Line;
 use super::memory::Reservation;
-use super::peek::{Failure, Peeked, Shape, Wanted};
+use super::peek::{Failure, Needs, Peeked, Shape, Wanted};
 use super::replay::Replay;
 use super::stored::{self, Making};
 use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
@@ -229,14 +229,19 @@ async fn forward(
         return Err(refuse(context, reject));
     }
     expect(session).await?;
-    let model_decides = model_decides || !context.settings.peeker.routes.is_empty();
+    let needs = Needs {
+        model: model_decides || !context.settings.peeker.routes.is_empty(),
+        // Where there is one upstream, it is there or nowhere.
+        previous: shared.fleet.snapshot().entries.len() > 1,
+        // A response that is asked for again has had its route before.
+        route: context.face.is_none(),
+    };
     let Peeked { body, whole, reservation, wish, face, ask } =
-        match context.settings.peeker.peek(session, shape, context.session.as_deref(), model_decides).await {
+        match context.settings.peeker.peek(session, shape, context.session.as_deref(), needs).await {
             Ok(peeked) => peeked,
             Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
             Err(Failure::Client(error)) => return Err(error),
         };
-    // A response that is asked for again has had its route before.
     context.face = context.face.take().or(face);
     context.model = wish.model;
     (context.ask, context.told_session) = (ask, wish.session);
