@@ -6,11 +6,14 @@
 
 mod scrape;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::future::{join_all, ready};
+use futures_util::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::respond::json;
@@ -158,7 +161,7 @@ pub async fn locate_response(
     }
     let path = format!("/v1/responses/{id}");
     let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
-    let asked = snapshot.ready().filter(may).map(async |entry| {
+    let asked = snapshot.reachable().filter(may).map(async |entry| {
         let mut request = Request::get(&path);
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);
@@ -167,5 +170,7 @@ pub async fn locate_response(
         let answer = fleet.client().ask(&entry.upstream, request, LOOKUP).await.ok()?;
         (answer.status() == StatusCode::OK).then_some(entry.upstream.id)
     });
-    join_all(asked).await.into_iter().flatten().next()
+    // Who has it need not wait for those who hang.
+    let mut found = pin!(asked.collect::<FuturesUnordered<_>>().filter_map(ready));
+    found.next().await
 }

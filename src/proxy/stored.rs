@@ -136,11 +136,12 @@ pub async fn follow(
 /// A response is asked for again, or told to stop.
 pub async fn again(shared: &Shared, session: &Session, context: &mut Context, id: &str) -> Result<()> {
     context.face = face(session, context, id);
-    if !shared.fleet.snapshot().any_ready() {
-        return Err(refuse(context, Reject::NotReady { model: None }));
-    }
     match place(shared, session, context, id).await {
         Place::At(upstream) => context.only = Some(upstream),
+        // Whoever has it may come back.
+        Place::Nowhere if !shared.fleet.snapshot().any_ready() => {
+            return Err(refuse(context, Reject::NotReady { model: None }));
+        }
         Place::Lost | Place::Nowhere => {
             return Err(refuse(context, Reject::Response { id: id.to_string() }));
         }
@@ -166,7 +167,7 @@ async fn place(shared: &Shared, session: &Session, context: &Context, id: &str) 
     let may = |entry: &&Entry| among.as_ref().is_none_or(|among| among.contains(&entry.upstream.id));
     let (by, place) = match known(shared, &snapshot, &may, id) {
         Some(known) => known,
-        None => match &snapshot.ready().filter(may).collect::<Vec<_>>()[..] {
+        None => match &snapshot.reachable().filter(may).collect::<Vec<_>>()[..] {
             [only] => ("alone", Place::At(only.upstream.id)),
             _ => asked(shared, session, context, &snapshot, id).await,
         },
