@@ -166,8 +166,7 @@ impl Peeker {
         if !whole && reader.wants_more(needs) {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let face = self.face(session, &reader.looker, reader.body.bytes());
-        let mut face = face.filter(|_| needs.route);
+        let mut face = self.face(session, &reader.looker, reader.body.bytes()).filter(|_| needs.route);
         let mut said = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
@@ -435,7 +434,7 @@ impl Looker {
                 // What is no document is refused by where it is none: nothing may be moved.
                 let reads = facts.state == Progress::Complete || facts.state == Progress::Cut && !whole;
                 let keeps = *api == Api::Responses && !facts.forgets && reads;
-                let named = facts.has(Field::RequestId);
+                let named = facts.has(Field::RequestId) || scanner.span(Field::RequestId).is_some();
                 let kept = keeps.then_some(Kept { named, background: facts.background });
                 Wish { asked, rest, kept, ..json_wish(&facts, *api, body, whole) }
             }

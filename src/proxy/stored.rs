@@ -30,7 +30,7 @@ const PATH: &str = "/v1/responses";
 /// What the body says of the response that it asks for, unless it is not to be kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
-    /// The client has given it an id.
+    /// The client says what its id is, if only that it is null: what stands behind ours counts.
     pub named: bool,
     pub background: bool,
 }
