@@ -147,7 +147,8 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
 }
 
 /// The id of the upstream that holds a stored response: responses live in the memory
-/// of the one that made them, so that all are asked, with the client's key where there is no other.
+/// of the one that made them, so that all are asked, with the client's key where there is no other. `id` is
+/// one that can stand in a path.
 pub async fn locate_response(
     fleet: &Fleet,
     snapshot: &Snapshot,
@@ -155,10 +156,6 @@ pub async fn locate_response(
     key: Option<&HeaderValue>,
     among: Option<&[usize]>,
 ) -> Option<usize> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if id.is_empty() || id.len() > 256 || !id.bytes().all(known) {
-        return None;
-    }
     let path = format!("/v1/responses/{id}");
     let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
     let asked = snapshot.reachable().filter(may).map(async |entry| {

@@ -119,3 +119,17 @@ async fn a_job_outlives_every_way_of_leaving_and_nothing_stays_behind() {
     balancer.until_idle().await;
     assert_eq!(status_of(&balancer, "h2").await, "completed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_the_clients_may_be_written_as_paths_allow() {
+    let engines = engines(3).await;
+    let balancer = Balancer::ready(settings(&engines)).await;
+    let made = make(&balancer, json!({"model": "sim", "input": "a", "request_id": "user@host:1"})).await;
+    let next = json!({"model": "sim", "input": "b", "previous_response_id": "user@host:1"});
+    assert_eq!(upstream_of(&make(&balancer, next).await), upstream_of(&made));
+    balancer.ask(get(&format!("{RESPONSES}/user@host:1"))).await.expect(200);
+    // The engine of the tests does not decode a path.
+    let found = balancer.ask(get(&format!("{RESPONSES}/user%40host%3a1"))).await;
+    assert_eq!(upstream_of(&found), upstream_of(&made));
+    assert_eq!(asked_for(&engines), 2, "nobody else was asked");
+}
