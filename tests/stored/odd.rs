@@ -5,7 +5,7 @@ use super::*;
 
 async fn drain(balancer: &Balancer, name: &str) {
     let change = Change::Drain { name: name.into(), drain: true };
-    balancer.running.fleet.apply(vec![change]).await.unwrap();
+    balancer.running.fleet.apply(vec![change]).await.expect("it is there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
