@@ -12,6 +12,7 @@ use http::header;
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use serde::de::IgnoredAny;
 
 use super::context::Context;
 use super::face::Face;
@@ -88,8 +89,11 @@ pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
     let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
     let plain = text(header::CONTENT_ENCODING).is_empty();
     let body = context.replay.as_ref().filter(|_| refuses && plain).and_then(|replay| replay.body());
-    let sent = making.stamp.as_ref().zip(body).map(|(stamp, body)| stamp.put(&body, lease.upstream().name()));
-    making.refusal = sent.as_deref().and_then(Refusal::new);
+    making.refusal = making.stamp.as_ref().zip(body).and_then(|(stamp, body)| {
+        let refusal = Refusal::new(&stamp.put(&body, lease.upstream().name()))?;
+        let is_broken = serde_json::from_slice::<IgnoredAny>(&body).is_err();
+        Some(if is_broken { refusal.broken_behind(stamp.span()) } else { refusal })
+    });
     match &making.refusal {
         Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
         _ => Ok(()),

@@ -119,6 +119,11 @@ impl Stamp {
         r#""request_id":"","#.len() + LENGTH
     }
 
+    /// Where it stands in the body that is sent.
+    pub fn span(&self) -> Range<usize> {
+        self.at..self.at + Stamp::length()
+    }
+
     /// The beginning of the body, as it is sent to this upstream.
     pub fn put(&self, begin: &[u8], upstream: &str) -> Vec<u8> {
         let (before, behind) = begin.split_at(self.at.min(begin.len()));

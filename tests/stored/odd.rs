@@ -133,3 +133,19 @@ async fn an_id_of_the_clients_may_be_written_as_paths_allow() {
     assert_eq!(upstream_of(&found), upstream_of(&made));
     assert_eq!(asked_for(&engines), 2, "nobody else was asked");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_points_where_the_clients_body_is_broken() {
+    let engines = engines(1).await;
+    let balancer = Balancer::ready(settings(&engines)).await;
+    for body in [
+        r#"{"model":"sim","input":[{"role":"user",}]}"#,
+        r#" {"model":"sim","input":"a","tools":[1 2]}"#,
+        &format!(r#"{{"model":"sim","input":"{}","tools":[1 2]}}"#, "long".repeat(20)),
+    ] {
+        let there = Wire::connect(&common::direct(&engines[0])).await.ask(post(RESPONSES, body)).await;
+        let here = balancer.ask(post(RESPONSES, body)).await;
+        assert!(there.text().contains("json_invalid"));
+        assert_eq!((here.status, here.text()), (there.status, there.text()));
+    }
+}
