@@ -90,7 +90,6 @@ pub struct Peeked {
     pub whole: bool,
     pub reservation: Reservation,
     pub wish: Wish,
-    pub face: Option<Box<Face>>,
     pub ask: Option<Box<Ask>>,
 }
 
@@ -124,19 +123,20 @@ impl Peeker {
     }
 
     /// `model_decides`: without the model the request cannot be sent anywhere. `named`: the session that the
-    /// path named.
+    /// path named. `face`: what its route makes of it, which is known as soon as the route is.
     pub async fn peek(
         &self,
         session: &mut Session,
         shape: Shape,
         named: Option<&str>,
         model_decides: bool,
+        face: &mut Option<Box<Face>>,
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            let face = self.face(session, &Looker::Opaque, &body);
-            return Ok(Peeked { body, whole: true, reservation, wish, face, ask: None });
+            *face = self.face(session, &Looker::Opaque, &body);
+            return Ok(Peeked { body, whole: true, reservation, wish, ask: None });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -158,7 +158,7 @@ impl Peeker {
         if !whole && model_decides && reader.wants_more() {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let mut face = self.face(session, &reader.looker, reader.body.bytes());
+        *face = self.face(session, &reader.looker, reader.body.bytes());
         let mut said = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
@@ -177,7 +177,7 @@ impl Peeker {
         let said = said.unwrap_or_else(|| self.session(session, named, &reader, model));
         (wish.asked.session, wish.session) = said.unzip();
         let ask = if whole { reader.ask(face.as_deref()) } else { None };
-        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face, ask })
+        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, ask })
     }
 
     /// The session that the request says it is of, and how that is told. `model`: as the upstreams know it.

@@ -34,6 +34,8 @@ pub struct Stream {
     usage: Value,
     tokens: Tokens,
     over: bool,
+    /// It ended as no chat does.
+    broken: bool,
     out: Vec<u8>,
 }
 
@@ -77,18 +79,23 @@ impl Stream {
             usage: Value::Null,
             tokens: Tokens::default(),
             over: false,
+            broken: false,
             out: Vec::new(),
         }
     }
 
-    /// Takes the next piece, and gives the events that it makes.
+    /// Takes the next piece, and gives the events that it makes; the last of them says what is broken.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         if let Err(Broken(why)) = self.pieces(piece, end) {
             let last = error_events(ending::Form::Responses, why, 502, false);
             self.out.extend_from_slice(last.as_bytes());
-            self.over = true;
+            (self.over, self.broken) = (true, true);
         }
         std::mem::take(&mut self.out)
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     fn pieces(&mut self, piece: &[u8], end: bool) -> Result<(), Broken> {
