@@ -36,6 +36,8 @@ pub struct Stream {
     finish: Option<String>,
     usage: Value,
     tokens: Tokens,
+    /// Log-probabilities of tokens that make no text yet, as those of a character's first bytes.
+    early: Vec<Value>,
     over: bool,
     /// It ended as no chat does.
     broken: bool,
@@ -83,6 +85,7 @@ impl Stream {
             finish: None,
             usage: Value::Null,
             tokens: Tokens::default(),
+            early: Vec::new(),
             over: false,
             broken: false,
             out: Vec::new(),
@@ -187,8 +190,14 @@ impl Stream {
             self.grow(Kind::Reasoning, thought, None)?;
         }
         let logprobs = choice["logprobs"]["content"].as_array().filter(|_| !self.form.asker.hides_logprobs);
-        if let Some(said) = text(delta, &["content", "refusal"]) {
-            self.grow(Kind::Message, said, logprobs)?;
+        let said = text(delta, &["content", "refusal"]);
+        let other = text(delta, &THOUGHTS).is_some() || delta["tool_calls"].is_array();
+        if let Some(logprobs) = logprobs.filter(|_| said.is_some() || !other) {
+            self.early.extend(logprobs.iter().cloned());
+        }
+        if let Some(said) = said {
+            let logprobs = std::mem::take(&mut self.early);
+            self.grow(Kind::Message, said, Some(logprobs).filter(|all| !all.is_empty()))?;
         }
         for call in delta["tool_calls"].as_array().into_iter().flatten() {
             self.call(call)?;
@@ -216,7 +225,7 @@ impl Stream {
     }
 
     /// The item of this kind says more.
-    fn grow(&mut self, kind: Kind, said: &str, logprobs: Option<&Vec<Value>>) -> Result<(), Broken> {
+    fn grow(&mut self, kind: Kind, said: &str, logprobs: Option<Vec<Value>>) -> Result<(), Broken> {
         self.size += said.len();
         if self.size > WHOLE {
             return Err(TOO_LONG);
@@ -226,7 +235,7 @@ impl Stream {
         }
         let Some(open) = self.open.iter_mut().find(|open| open.kind == kind) else { return Ok(()) };
         open.text.push_str(said);
-        if let Some(logprobs) = logprobs {
+        if let Some(logprobs) = &logprobs {
             open.logprobs.get_or_insert_default().extend(logprobs.iter().cloned());
         }
         let (id, at) = (open.id.clone(), open.at);
@@ -235,7 +244,7 @@ impl Stream {
                 "response.output_text.delta",
                 json!({
                     "content_index": 0, "delta": said, "item_id": id,
-                    "logprobs": logprobs.map_or(&[][..], Vec::as_slice), "output_index": at,
+                    "logprobs": logprobs.unwrap_or_default(), "output_index": at,
                 }),
             ),
             Kind::Reasoning => (
@@ -339,6 +348,11 @@ impl Stream {
         let Some(reason) = self.finish.take() else { return Err(ENDED) };
         if self.output.is_empty() {
             self.open(Kind::Message, Call::default());
+        }
+        let said = self.open.iter_mut().find(|open| open.kind == Kind::Message);
+        if let Some(logprobs) = said.and_then(|said| said.logprobs.as_mut()) {
+            // That of the end itself.
+            logprobs.append(&mut self.early);
         }
         let (open, tokens) = (std::mem::take(&mut self.open), std::mem::take(&mut self.tokens));
         self.close(open, Some(tokens));

@@ -198,6 +198,27 @@ fn the_last_event_has_its_number_also_when_it_is_an_error() {
     }
 }
 
+/// A character may take several tokens, of which only the last makes text; the end is one that makes none.
+#[test]
+fn log_probabilities_of_tokens_without_text_are_kept() {
+    let chunk = |text: &str, logprob: f64| {
+        let logprobs = json!({"content": [{"logprob": logprob}]});
+        let choice = json!({"index": 0, "delta": {"content": text}, "logprobs": logprobs});
+        format!("data: {}\n\n", json!({"model": "big", "choices": [choice]}))
+    };
+    let end = chat(&[], "stop", "\n");
+    let stream = format!("{}{}{}{end}", chunk("", -1.0), chunk("é", -2.0), chunk("", -3.0));
+    let events = events(&told(stream.as_bytes(), &[]));
+    let of = |value: &Value| {
+        let all = value.as_array().unwrap().iter().map(|one| one["logprob"].as_f64().unwrap());
+        all.collect::<Vec<f64>>()
+    };
+    let delta = events.iter().find(|event| event["type"] == "response.output_text.delta").unwrap();
+    assert_eq!(of(&delta["logprobs"]), [-1.0, -2.0]);
+    let response = &events[events.len() - 1]["response"];
+    assert_eq!(of(&response["output"][0]["content"][0]["logprobs"]), [-1.0, -2.0, -3.0]);
+}
+
 #[test]
 fn a_thought_that_nobody_can_read_is_no_turn() {
     let secret = r#"{"type":"reasoning","summary":[],"encrypted_content":"x"}"#;
