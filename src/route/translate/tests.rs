@@ -135,6 +135,15 @@ proptest! {
         prop_assert_eq!(ids.len(), done.len());
     }
 
+    /// Whoever trains on log-probabilities gets those that the engine told.
+    #[test]
+    fn numbers_are_told_as_they_were(number in -30.0..0.0_f64) {
+        let body = format!(r#"{{"input":"hi","temperature":{number:?}}}"#);
+        let chat = Exchange::default().request(body.as_bytes(), false).unwrap().unwrap();
+        let chat = String::from_utf8(chat).unwrap();
+        prop_assert!(chat.contains(&format!("{number:?}")), "{} of {}", chat, body);
+    }
+
     #[test]
     fn no_request_is_too_odd(
         text in r#"\{("input"|"tools"|"text"|"type"|"role"|"content"|[{}\[\]:,"a1 ]){0,30}\}"#,
