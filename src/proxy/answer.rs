@@ -87,8 +87,8 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
     Ok(())
 }
 
-/// What was told is no whole answer. `told`: the last of it, which says so. An upstream that goes on with it is
-/// left at once, so that nothing more is generated.
+/// What was told is no whole answer. `told`: the last of it, which says so. An upstream that goes on with it
+/// is left at once, so that nothing more is generated.
 fn broken(shared: &Shared, context: &mut Context, told: Option<&Bytes>, end: bool) -> Result<()> {
     if context.outcome.is_some() {
         return Ok(());
