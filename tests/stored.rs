@@ -6,6 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use common::body::events;
 use common::h2::{self, H2};
 use common::redis::Redis;
 use common::wire::{Answer, CHUNKED, JSON, Wire, chunk, get, head, post, request};
@@ -302,6 +303,42 @@ async fn a_stream_in_the_background_goes_on_when_its_client_leaves() {
     balancer.until_idle().await;
     assert_eq!(status_of(&balancer, "job-true").await, "incomplete", "all its tokens are there");
     balancer.ask(get(&format!("{RESPONSES}/job-false"))).await.expect(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_in_the_background_is_heard_again_through_another_balancer() {
+    let engines = [paced(Duration::from_millis(5)).await, paced(Duration::from_millis(5)).await];
+    let [one, other] = [Balancer::ready(settings(&engines)).await, Balancer::ready(settings(&engines)).await];
+    for number in 0..4 {
+        let body = json!({
+            "model": "sim", "input": format!("{number}"), "background": true, "stream": true,
+            "max_output_tokens": 20,
+        });
+        let whole = make(&one, body).await;
+        let id = id_of(&whole);
+        let events = events(&whole.body);
+        assert!(events.len() > 20, "{events:?}");
+        // All of it, and what came behind an event.
+        for (query, from) in [("stream=true", 0), ("stream=true&starting_after=7", 8)] {
+            let again = other.ask(get(&format!("{RESPONSES}/{id}?{query}"))).await.expect(200);
+            assert!(again.header("content-type").starts_with("text/event-stream"));
+            assert_eq!(common::body::events(&again.body), events[from..]);
+        }
+    }
+    // One that goes on is heard to its end.
+    let body = json!({
+        "model": "sim", "input": "long", "background": true, "stream": true, "max_output_tokens": 100,
+        "request_id": "long",
+    });
+    let mut client = one.client().await;
+    client.send(post(RESPONSES, body.to_string())).await;
+    client.head().await;
+    drop(client);
+    let again = other.ask(get(&format!("{RESPONSES}/long?stream=true"))).await.expect(200);
+    assert!(again.text().contains("event: response.completed"), "{}", again.text());
+    let plain = make(&one, json!({"model": "sim", "input": "a"})).await;
+    let path = format!("{RESPONSES}/{}?stream=true", id_of(&plain));
+    assert_eq!(other.ask(get(&path)).await.expect(400).json()["error"]["message"], "Unknown response_id");
 }
 
 #[tokio::test(flavor = "multi_thread")]

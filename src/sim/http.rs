@@ -14,6 +14,7 @@
 //! It must never be used by the balancer itself, and it writes nothing to logs.
 
 mod audio;
+mod background;
 mod chat;
 mod clock;
 mod completions;

@@ -203,9 +203,9 @@ fn aliases(section: &mut Section<'_, '_>, route: &mut RouteConfig) {
         ("sampling_overrides", !overrides.is_empty() && !body.overrides.is_empty()),
         ("replace_developer_role_with_system", developer && !body.roles.is_empty()),
         ("default_headers", !headers.is_empty() && !route.headers.set.is_empty()),
-        ("return_token_id_information", route.token_ids),
-        ("uses_reasoning_parser", route.think_tags),
-        ("is_responses_native", route.responses == Responses::Chat),
+        ("return_token_id_information", section.node("token_ids").is_some()),
+        ("uses_reasoning_parser", section.node("think_tags").is_some()),
+        ("is_responses_native", section.node("responses").is_some()),
     ];
     body.defaults.extend(defaults);
     body.overrides.extend(overrides);

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::background;
 use super::clock;
-use super::driver::Generation;
 use super::error::ApiError;
 use super::input::Input;
 use super::plan::{Answer, Part, Wishes};
@@ -72,8 +72,8 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     let keeps = stores.then_some(before);
     let form = Form::new(call, input, name, job.prompt.len(), answer, keeps, background);
     let mut generation = job.generation;
-    if background && !streams {
-        return Ok(in_background(call, form, generation));
+    if background {
+        return Ok(background::begin(call, form, generation, streams));
     }
     if streams {
         let shared = std::sync::Arc::clone(&call.shared);
@@ -86,40 +86,34 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     Ok(reply::ok(&response))
 }
 
-/// Answers at once; the engine goes on without a client until it is done or cancelled.
-fn in_background(call: &Call, form: Form, mut generation: Generation) -> Reply {
-    let queued = form.response(Progress::Queued);
-    let shared = std::sync::Arc::clone(&call.shared);
-    let id = form.id.clone();
-    form.keep(&shared.store, &queued);
-    let task = tokio::spawn(async move {
-        let cached = generation.finish().await;
-        let (told, aborted) = generation.told(0);
-        let response = form.response(Progress::Ended { told, cached, aborted });
-        form.keep(&shared.store, &response);
-    });
-    call.shared.store.attach(&id, task.abort_handle());
-    reply::ok(&queued)
-}
-
 pub fn get(call: &Call) -> Result<Reply, ApiError> {
     let id = id_of(call);
     let kept = call.shared.store.get(id).ok_or_else(|| unknown(id))?;
-    Ok(reply::ok(&kept.response))
+    if call.query("stream") != Some("true") {
+        return Ok(reply::ok(&kept.response));
+    }
+    let refused = || ApiError::responses(400, "Unknown response_id".to_owned(), "response_id");
+    let log = kept.log.ok_or_else(refused)?;
+    let after = call.query("starting_after").and_then(|number| number.parse::<usize>().ok());
+    Ok(log.follow(after.map_or(0, |number| number.saturating_add(1))))
 }
 
 /// Only a background response that is not done can be cancelled.
 pub fn cancel(call: &Call) -> Result<Reply, ApiError> {
     let id = id_of(call);
     let kept = call.shared.store.get(id).ok_or_else(|| unknown(id))?;
-    let Some(task) = kept.task.filter(|_| kept.response["status"] == "queued") else {
+    let Some(task) =
+        kept.task.filter(|_| matches!(kept.response["status"].as_str(), Some("queued" | "in_progress")))
+    else {
         let message = "Cannot cancel a synchronous response.".to_owned();
         return Err(ApiError::responses(400, message, "response_id"));
     };
     task.abort();
     let mut response = kept.response;
     response["status"] = json!("cancelled");
-    call.shared.store.put(id.to_owned(), Kept { response: response.clone(), turns: kept.turns, task: None });
+    call.shared
+        .store
+        .put(id.to_owned(), Kept { response: response.clone(), turns: kept.turns, task: None, log: None });
     Ok(reply::ok(&response))
 }
 
@@ -193,7 +187,7 @@ impl Form {
         let Some(before) = &self.keeps else { return };
         let mut turns = before.clone();
         turns.extend(response["output"].as_array().into_iter().flatten().cloned());
-        store.put(self.id.clone(), Kept { response: response.clone(), turns, task: None });
+        store.put(self.id.clone(), Kept { response: response.clone(), turns, task: None, log: None });
     }
 
     pub fn response(&self, progress: Progress) -> Value {

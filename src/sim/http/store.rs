@@ -1,10 +1,12 @@
 //! The Responses that can be asked for again: in memory, and bounded, unlike vLLM's.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use tokio::task::AbortHandle;
+
+use super::background::Log;
 
 const LIMIT: usize = 1_000;
 
@@ -15,6 +17,8 @@ pub struct Kept {
     pub turns: Vec<Value>,
     /// The task of a response in the background.
     pub task: Option<AbortHandle>,
+    /// Its events, if they were asked for.
+    pub log: Option<Arc<Log>>,
 }
 
 #[derive(Debug, Default)]
@@ -27,8 +31,10 @@ struct Inner {
 }
 
 impl Store {
-    pub fn put(&self, id: String, kept: Kept) {
+    /// In the place of what it was before; its events stay.
+    pub fn put(&self, id: String, mut kept: Kept) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.log = kept.log.or_else(|| inner.kept.get(&id)?.log.clone());
         if inner.kept.insert(id.clone(), kept).is_none() {
             inner.order.push_back(id);
         }
@@ -44,6 +50,13 @@ impl Store {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = inner.kept.get_mut(id) {
             kept.task = Some(task);
+        }
+    }
+
+    pub fn attach_log(&self, id: &str, log: Option<Arc<Log>>) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = inner.kept.get_mut(id) {
+            kept.log = log;
         }
     }
 

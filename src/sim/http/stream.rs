@@ -61,6 +61,10 @@ impl Events {
         self.0.push_back(Bytes::from(format!("event: {name}\ndata: {value}\n\n")));
     }
 
+    pub fn take(&mut self) -> impl Iterator<Item = Bytes> {
+        self.0.drain(..)
+    }
+
     pub fn done(&mut self) {
         self.0.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
     }
