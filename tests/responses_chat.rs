@@ -267,9 +267,10 @@ async fn what_is_no_whole_chat_is_not_taken_for_one() {
     assert!(!kinds.contains(&"response.completed"), "{kinds:?}");
     // It is told as any other that breaks: in the log, in the metrics, to the breaker.
     balancer.until_metric("vllm_lb_broken_streams_total", 1.0).await;
-    let lines = common::logs::all();
-    let done = lines.iter().find(|line| line.contains(&format!("path={RESPONSES} ")));
-    assert!(done.is_some_and(|line| line.contains("outcome=broken ")), "{done:?}");
+    let of_it = |line: &String| line.contains(&format!("path={RESPONSES} "));
+    let done = async || common::logs::all().into_iter().find(of_it);
+    let done = eventually("the request is logged", done).await;
+    assert!(done.contains("outcome=broken "), "{done}");
     eventually("the breaker is open", async || {
         balancer.running.fleet.snapshot().ready().next().is_none().then_some(())
     })
