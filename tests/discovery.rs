@@ -192,6 +192,20 @@ async fn a_source_that_goes_or_talks_rubbish_takes_nothing_with_it() {
     until_ready(&balancer, &engines[1..]).await;
 }
 
+/// The authorities of a source that is asked without TLS are read when it names an engine that has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_cannot_be_used_keeps_no_other_out() {
+    let engines = engines(2).await;
+    let said = json!({"base_url": ["https://127.0.0.1:1", engines[0].url()], "model": "sim"});
+    let servers = [ModelServer::start(said).await, ModelServer::start(document(&engines[1..])).await];
+    let mut sources = servers.each_ref().map(ModelServer::source);
+    sources[0].tls.ca = Some("/nowhere/ca.pem".into());
+    let balancer = Balancer::start(asking(sources)).await;
+    until_ready(&balancer, &engines).await;
+    let logs = common::logs::all();
+    assert!(logs.iter().any(|line| line.contains("cannot be used") && line.contains("/nowhere/ca.pem")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_is_used_and_the_old_one_no_more() {
     let engines = engines(1).await;

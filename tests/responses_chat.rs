@@ -17,6 +17,7 @@ use vllm_lb::config::types::{Config, RouteConfig, UpstreamConfig};
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";
+const UNREADABLE: &str = "The upstream's stream cannot be read as a chat.";
 
 fn routes(written: &str) -> Vec<RouteConfig> {
     let text = format!("upstreams: [http://a]\nroutes: [{written}]");
@@ -256,17 +257,65 @@ async fn what_is_no_whole_chat_is_not_taken_for_one() {
     };
     let ask = post(RESPONSES, r#"{"model":"fast","input":"hi","stream":true}"#);
     let raw = Raw::start(&answer("text/event-stream", &format!("{chunk}\n\n"))).await;
-    let balancer = Balancer::ready(translating(vec![raw.upstream()])).await;
+    let mut config = translating(vec![raw.upstream()]);
+    config.routes[0].retry.attempts = 0;
+    config.breaker.failures = 1;
+    let balancer = Balancer::ready(config).await;
     let told = events(&balancer.ask(&ask).await.expect(200));
     let kinds: Vec<&str> = told.iter().filter_map(|event| event["type"].as_str()).collect();
     assert_eq!(kinds.last(), Some(&"error"), "{kinds:?}");
     assert!(!kinds.contains(&"response.completed"), "{kinds:?}");
+    // It is told as any other that breaks: in the log, in the metrics, to the breaker.
+    balancer.until_metric("vllm_lb_broken_streams_total", 1.0).await;
+    let of_it = |line: &String| line.contains(&format!("path={RESPONSES} "));
+    let done = async || common::logs::all().into_iter().find(of_it);
+    let done = eventually("the request is logged", done).await;
+    assert!(done.contains("outcome=broken "), "{done}");
+    eventually("the breaker is open", async || {
+        balancer.running.fleet.snapshot().ready().next().is_none().then_some(())
+    })
+    .await;
     for (kind, body) in [("application/json", r#"{"object":"list"}"#), ("text/html", "<html>")] {
         let raw = Raw::start(&answer(kind, body)).await;
         let balancer = Balancer::ready(translating(vec![raw.upstream()])).await;
         let refused = balancer.ask(&ask).await.expect(502);
         assert!(refused.json()["error"]["message"].is_string(), "{refused:?}");
     }
+}
+
+/// Nobody reads on what cannot be told: the upstream would generate to its end for nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_whose_stream_cannot_be_read_on_is_left_at_once() {
+    let chunk = r#"data: {"model":"sim","choices":[{"index":0,"delta":{"content":"wo"}}]}"#;
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 1000000";
+    // It has more to say, and says nothing. What goes before is more than is read at once.
+    let waiting = ": wait\n\n".repeat(40_000);
+    let raw = Raw::holding(&format!("{head}\r\n\r\n{chunk}\n\n{waiting}data: {{oh\n\n")).await;
+    let mut config = translating(vec![raw.upstream()]);
+    config.routes[0].retry.attempts = 0;
+    let balancer = Balancer::ready(config).await;
+    let ask = post(RESPONSES, r#"{"model":"fast","input":"hi","stream":true}"#);
+    let answer = balancer.ask(&ask).await;
+    balancer.until_idle().await;
+    if answer.status == 200 {
+        let told = events(&answer);
+        assert!(told.iter().any(|event| event["type"] == "response.output_text.delta"), "{told:?}");
+        assert_eq!(told.last().map(|event| &event["message"]), Some(&json!(UNREADABLE)));
+    } else {
+        // All of it came at once, and nothing had gone out.
+        answer.expect(502);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_a_route_has_the_routes_headers() {
+    let engines = [only_chats(1).await];
+    let written = "{model: fast, to: sim, responses: chat, response_headers: {set: {x-team: blue}}}";
+    let config = Config { routes: routes(written), ..config(upstreams(&engines)) };
+    let balancer = Balancer::ready(config).await;
+    let body = r#"{"model":"fast","input":"hi","background":true}"#;
+    let refused = balancer.ask(post(RESPONSES, body)).await.expect(400);
+    assert_eq!(refused.header("x-team"), "blue");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::body::{chat, events, stream};
 use common::h2::{self, H2};
+use common::model_server::{ModelServer, document};
 use common::process::{Process, Setup};
 use common::wire::{Answer, Wire, get, post};
 use common::{engine, eventually, paced};
@@ -213,6 +214,36 @@ async fn a_new_process_that_fails_leaves_the_running_one_as_it_was() {
     setup.write(&url, "");
     let next = setup.upgrade().await;
     assert_eq!(next.addresses, running.addresses);
+}
+
+/// What a source named outlives the source, and must outlive the process that asked it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_waits_for_what_is_discovered_and_does_not_lose_it() {
+    let (listed, found) = (engine(Default::default()).await, engine(Default::default()).await);
+    let server = ModelServer::start(document([&found])).await;
+    let upstreams = format!("{:?}, {{gym: 'http://{}', every: 100ms}}", listed.url(), server.address);
+    let setup = Setup::over([], "");
+    setup.write(&upstreams, "");
+    let running = setup.start().await;
+    let ready = async |of: &Process| of.admin("/ready").await.json()["upstreams"] == 2;
+    eventually("both are ready", async || ready(&running).await.then_some(())).await;
+    server.answer(503, "");
+    let next = setup.spawn(&["-u"]);
+    next.says("source does not name upstreams, those it named stay").await;
+    next.says("upstream changed").await;
+    server.say(&document([&found]));
+    next.says("took over from the running process").await;
+    let records = next.records();
+    let at = |message: &str| records.iter().position(|record| record["message"] == message);
+    assert!(at("source names upstreams") < at("took over from the running process"), "{records:?}");
+
+    // The source never comes: the one that has its engines goes on.
+    drop(server);
+    let mut blind = setup.spawn(&["-u"]);
+    assert_eq!(blind.ended().await, Some(1));
+    let error = blind.records().last().expect("says why")["error"].to_string();
+    assert!(error.contains("a source of upstreams does not answer, and 1 that"), "{error}");
+    next.says(FAILED).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

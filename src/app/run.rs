@@ -111,7 +111,7 @@ async fn begin(config: Config, load: Load, upgrade: bool) -> Result<(Running, Op
     };
     let prepared = prepare(config, load, &mut sockets).await?;
     if let Some(predecessor) = &predecessor {
-        predecessor.caught_up(&prepared.running.fleet).await;
+        predecessor.caught_up(&prepared.running.fleet).await?;
     }
     let door = prepared.sockets().and_then(|others| Door::open(&path, &mut sockets, others));
     let door = door.map_err(|error| observe::no_upgrade(&path, &error.to_string(), by_default)).ok();

@@ -144,14 +144,15 @@ impl Sockets {
 
 impl Predecessor {
     /// Waits until every upstream that is ready there is ready here too, so that no request is worse off;
-    /// not for long, since one may go down meanwhile.
-    pub async fn caught_up(&self, fleet: &Fleet) {
+    /// not for long, since one may go down meanwhile. Fails where there are some that this process cannot
+    /// even find, since whoever names them does not answer: that one still has them.
+    pub async fn caught_up(&self, fleet: &Fleet) -> Result<(), String> {
         let mut changes = fleet.changes();
         let known = || {
             let snapshot = fleet.snapshot();
-            let unready = |name: &String| {
-                let mut others = snapshot.entries.iter().filter(|entry| entry.upstream.name() == name);
-                others.next().is_some() && !snapshot.ready().any(|entry| entry.upstream.name() == name)
+            let unready = |name: &String| match snapshot.by_name(name) {
+                Some(_) => !snapshot.ready().any(|entry| entry.upstream.name() == name),
+                None => snapshot.awaits(),
             };
             snapshot.any_ready() && !self.ready.iter().any(unready)
         };
@@ -162,8 +163,17 @@ impl Predecessor {
                 }
             }
         };
-        // What is missing after that, requests find out.
+        // What is not ready after that, requests find out.
         drop(timeout(READY, waiting).await);
+        let snapshot = fleet.snapshot();
+        let missing = self.ready.iter().filter(|name| snapshot.by_name(name).is_none()).count();
+        if snapshot.awaits() && missing > 0 {
+            return Err(format!(
+                "a source of upstreams does not answer, and {missing} that the running process has would be \
+                 lost: it goes on"
+            ));
+        }
+        Ok(())
     }
 
     /// Says that this process accepts, and that the other may end. Fails where that one goes on.

@@ -272,21 +272,22 @@ impl Finder {
         if changes.is_empty() {
             return;
         }
-        // All of a source enter at once, or the first to come would get everything.
-        let entering = changes.clone();
-        match self.fleet.apply(changes).await {
-            Ok(()) | Err(Refusal::Stopping) => {}
-            Err(refusal) => self.refused(&entering, &refusal),
+        // All of a source enter at once, or the first to come would get everything. One that cannot be used
+        // keeps nobody else out, of whatever source.
+        if let Err(Refusal::Unusable(_)) = self.fleet.apply(changes.clone()).await {
+            for change in changes {
+                if let Err(Refusal::Unusable(why)) = self.fleet.apply(vec![change.clone()]).await {
+                    self.refused(&change, &why);
+                }
+            }
         }
     }
 
-    fn refused(&mut self, changes: &[Change], refusal: &Refusal) {
-        for change in changes {
-            if let Change::Upsert(config) = change {
-                self.standings.forget(&config.url);
-                let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
-                discovery::unusable(source, &config.name, &refusal.to_string());
-            }
+    fn refused(&mut self, change: &Change, why: &str) {
+        if let Change::Upsert(config) = change {
+            self.standings.unusable(&config.url);
+            let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
+            discovery::unusable(source, &config.name, why);
         }
     }
 }

@@ -162,6 +162,11 @@ impl Snapshot {
         Snapshot { uniform: self.uniform && until.is_none(), awaited: until, ..self }
     }
 
+    /// Whether some source has not said yet which upstreams there are.
+    pub fn awaits(&self) -> bool {
+        self.awaited.is_some()
+    }
+
     pub fn any_ready(&self) -> bool {
         self.ready().next().is_some()
     }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 
+use super::attempt::Cause;
 use super::context::{Context, Samples};
 use super::{Shared, another, attempt, stored};
 use crate::reply::ending::{Form, Tail};
@@ -70,6 +71,9 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
         }
     }
     let edited = edit(context, piece, end)?;
+    if context.face.as_ref().is_some_and(|face| face.is_broken()) {
+        broken(shared, context, edited.as_ref(), end)?;
+    }
     let piece = edited.as_deref().unwrap_or(piece);
     if let Some(tail) = &mut context.stream {
         tail.feed(piece);
@@ -81,6 +85,23 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
         *body = edited.filter(|piece| !piece.is_empty());
     }
     Ok(())
+}
+
+/// What was told is no whole answer. `told`: the last of it, which says so. An upstream that goes on with it
+/// is left at once, so that nothing more is generated.
+fn broken(shared: &Shared, context: &mut Context, told: Option<&Bytes>, end: bool) -> Result<()> {
+    if context.outcome.is_some() {
+        return Ok(());
+    }
+    if attempt::may_follow(shared, context, Cause::Reset) {
+        return Err(another(context, Cause::Reset));
+    }
+    if end {
+        attempt::broke(shared, context);
+        return Ok(());
+    }
+    context.last_words = told.cloned();
+    Err(Error::explain(ErrorType::InvalidHTTPHeader, "the stream is no chat's").into_up())
 }
 
 /// A piece as the client gets it. `None`: as it is.

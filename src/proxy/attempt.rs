@@ -216,6 +216,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         context.received = 0;
         context.head_came = false;
         context.events = None;
+        context.last_words = None;
         context.blocks = context.asked.chain.len();
         context.hit = chosen.map_or(0, |chosen| chosen.hit);
         context.lease = Some(lease);
@@ -338,6 +339,14 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
         line.wait();
     }
     context.last = Some(upstream.clone());
+}
+
+/// An answer came to a proper end and is not whole: its client has been told, and so are all others.
+pub fn broke(shared: &Shared, context: &mut Context) {
+    context.outcome = Some(Cause::Reset.outcome(context.status));
+    let Some(lease) = &context.lease else { return };
+    observe::stream_broken(&context.id, lease.upstream().name(), "it ended before the answer was whole");
+    blame(shared, lease.upstream(), Cause::Reset);
 }
 
 /// What pingora's error after the connection was made means; `None` is the client's doing.

@@ -112,6 +112,8 @@ pub struct Context {
     /// How the interface's events look, and where the stream stands.
     pub form: Form,
     pub stream: Option<Tail>,
+    /// The last events of a stream that cannot go on, where it says them itself.
+    pub last_words: Option<Bytes>,
     /// Bytes of the request's body that went to the upstream.
     pub received: u64,
     /// Beginnings of the bodies, where they are logged.
@@ -186,6 +188,7 @@ impl Context {
             judge: None,
             form: Form::Data,
             stream: None,
+            last_words: None,
             received: 0,
             samples: None,
         }

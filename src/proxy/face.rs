@@ -226,6 +226,11 @@ impl Face {
         Some(answer)
     }
 
+    /// The stream that it was made of is no whole chat: its client has been told the last that there is.
+    pub fn is_broken(&self) -> bool {
+        self.translation.as_ref().is_some_and(Exchange::is_broken)
+    }
+
     /// The next piece of the answer, edited. `None`: it goes on as it is.
     pub fn piece(&mut self, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
         if let Some(exchange) = &mut self.translation

@@ -99,7 +99,6 @@ pub struct Peeked {
     pub whole: bool,
     pub reservation: Reservation,
     pub wish: Wish,
-    pub face: Option<Box<Face>>,
     pub ask: Option<Box<Ask>>,
 }
 
@@ -132,19 +131,21 @@ impl Peeker {
         }
     }
 
-    /// `named`: the session that the path named.
+    /// `named`: the session that the path named. `face`: what its route makes of it, which is known as soon as
+    /// the route is.
     pub async fn peek(
         &self,
         session: &mut Session,
         shape: Shape,
         named: Option<&str>,
         needs: Needs,
+        face: &mut Option<Box<Face>>,
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            let face = self.face(session, &Looker::Opaque, &body).filter(|_| needs.route);
-            return Ok(Peeked { body, whole: true, reservation, wish, face, ask: None });
+            *face = self.face(session, &Looker::Opaque, &body).filter(|_| needs.route);
+            return Ok(Peeked { body, whole: true, reservation, wish, ask: None });
         }
         let declared = declared_length(session);
         let mut reader = Reader {
@@ -166,7 +167,7 @@ impl Peeker {
         if !whole && reader.wants_more(needs) {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        let mut face = self.face(session, &reader.looker, reader.body.bytes()).filter(|_| needs.route);
+        *face = self.face(session, &reader.looker, reader.body.bytes()).filter(|_| needs.route);
         let mut said = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
@@ -185,7 +186,7 @@ impl Peeker {
         let said = said.unwrap_or_else(|| self.session(session, named, &reader, model));
         (wish.asked.session, wish.session) = said.unzip();
         let ask = if whole { reader.ask(face.as_deref()) } else { None };
-        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, face, ask })
+        Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, ask })
     }
 
     /// The session that the request says it is of, and how that is told. `model`: as the upstreams know it.

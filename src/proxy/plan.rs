@@ -236,13 +236,15 @@ async fn forward(
         // A response that is asked for again has had its route before.
         route: context.face.is_none(),
     };
-    let Peeked { body, whole, reservation, wish, face, ask } =
-        match context.settings.peeker.peek(session, shape, context.session.as_deref(), needs).await {
-            Ok(peeked) => peeked,
-            Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
-            Err(Failure::Client(error)) => return Err(error),
-        };
+    let (peeker, mut face) = (&context.settings.peeker, None);
+    let peeked = peeker.peek(session, shape, context.session.as_deref(), needs, &mut face).await;
+    // A refusal goes out by its route, too.
     context.face = context.face.take().or(face);
+    let Peeked { body, whole, reservation, wish, ask } = match peeked {
+        Ok(peeked) => peeked,
+        Err(Failure::Reject(reject)) => return Err(refuse(context, reject)),
+        Err(Failure::Client(error)) => return Err(error),
+    };
     context.model = wish.model;
     (context.ask, context.told_session) = (ask, wish.session);
     stored::follow(shared, session, context, wish.previous_response_id.as_deref()).await?;
@@ -394,9 +396,11 @@ pub async fn end_stream(session: &mut Session, error: &Error, context: &mut Cont
         _ => (502, format!("The upstream {name} ended before the answer was whole.")),
     };
     observe::stream_broken(&context.id, name, &error.to_string());
-    let events = error_events(context.form, &message, code, !tail.between_events());
+    let apart = !tail.between_events();
+    let events = context.last_words.take();
+    let events = events.unwrap_or_else(|| error_events(context.form, &message, code, apart).into());
     // Whoever does not read any more has not been cut silently either.
-    drop(session.write_response_body(Some(Bytes::from(events)), true).await);
+    drop(session.write_response_body(Some(events), true).await);
 }
 
 /// Tells the end of a request to logs and metrics.

@@ -20,11 +20,10 @@ pub enum Form {
 /// end has to be written first.
 pub fn error_events(form: Form, message: &str, code: u16, apart: bool) -> String {
     let start = if apart { "\n\n" } else { "" };
-    let kind = if code == 504 { "Gateway Timeout" } else { "InternalServerError" };
-    let error = json!({"message": message, "type": kind, "param": Value::Null, "code": code});
+    let error = error_of(message, code);
     match form {
         Form::Data => format!("{start}data: {}\n\ndata: [DONE]\n\n", json!({ "error": error })),
-        Form::Responses => format!("{start}{}", response_error(error)),
+        Form::Responses => format!("{start}{}", response_error(error, None)),
         Form::Messages => {
             let event = json!({"type": "error", "error": {"type": "api_error", "message": message}});
             format!("{start}event: error\ndata: {event}\n\n")
@@ -32,17 +31,26 @@ pub fn error_events(form: Form, message: &str, code: u16, apart: bool) -> String
     }
 }
 
-/// The last event of a Responses stream, from an error as vLLM writes it.
-pub fn response_error(error: Value) -> String {
-    // The number is not known without reading every event; libraries do not look at it here. The nested
-    // error is what makes OpenAI's libraries raise at once.
-    let event = json!({
+/// An error as vLLM writes it.
+pub fn error_of(message: &str, code: u16) -> Value {
+    let kind = if code == 504 { "Gateway Timeout" } else { "InternalServerError" };
+    json!({"message": message, "type": kind, "param": Value::Null, "code": code})
+}
+
+/// The last event of a Responses stream, from an error as vLLM writes it. `number`: its number, which is not
+/// known without having read every event; libraries do not look at it here.
+pub fn response_error(error: Value, number: Option<u64>) -> String {
+    // The nested error is what makes OpenAI's libraries raise at once.
+    let mut event = json!({
         "type": "error",
         "code": "server_error",
         "message": error["message"],
         "param": error["param"],
         "error": error,
     });
+    if let Some(number) = number {
+        event["sequence_number"] = number.into();
+    }
     format!("event: error\ndata: {event}\n\n")
 }
 

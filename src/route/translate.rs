@@ -99,6 +99,11 @@ impl Exchange {
         self.way = None;
     }
 
+    /// Its stream has ended as no chat does, and the client was told so.
+    pub fn is_broken(&self) -> bool {
+        matches!(&self.way, Some(Way::Events(stream)) if stream.is_broken())
+    }
+
     /// The next piece, and what the client gets of it; `None`: it goes on as it is.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Option<Vec<u8>>, Unreadable> {
         match &mut self.way {

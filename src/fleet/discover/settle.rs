@@ -48,6 +48,8 @@ enum Standing {
     Ours(Box<UpstreamConfig>),
     Theirs,
     Out,
+    /// It could not be brought into the fleet.
+    Unusable,
 }
 
 #[derive(Default)]
@@ -84,18 +86,22 @@ impl Standings {
     pub fn settle(&mut self, now: &Now<'_>) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.known);
+        let mut entering = false;
         for config in now.wanted {
-            let standing = stand(before.remove(&config.url), config, now, &mut changes);
+            let (before, count) = (before.remove(&config.url), changes.len());
+            // Nobody waits for one that may never come.
+            let may_enter = !matches!(before, Some(Standing::Unusable));
+            let standing = stand(before, config, now, &mut changes);
+            entering |= may_enter && changes.len() > count;
             self.known.insert(config.url.clone(), standing);
         }
-        let entering = !changes.is_empty();
         self.leave(now, entering, &mut changes);
         changes
     }
 
-    /// It could not be brought into the fleet: another look may try again.
-    pub fn forget(&mut self, url: &UpstreamUrl) {
-        self.known.remove(url);
+    /// It could not be brought into the fleet: another look tries again.
+    pub fn unusable(&mut self, url: &UpstreamUrl) {
+        self.known.insert(url.clone(), Standing::Unusable);
     }
 
     /// When it should be looked at even though nothing has happened.
@@ -150,6 +156,9 @@ fn stand(
         return Standing::Theirs;
     }
     match (before, now.ours(config)) {
+        (None | Some(Standing::Unusable), _) | (Some(Standing::Theirs), Some(_)) => {
+            changes.push(Change::Upsert(config.clone()));
+        }
         (Some(_), None) | (Some(Standing::Out), _) => return Standing::Out,
         (Some(Standing::Ours(given)), Some(there)) => {
             if *given != *config || now.again {
@@ -157,7 +166,6 @@ fn stand(
                 changes.push(Change::Upsert(UpstreamConfig { weight, ..config.clone() }));
             }
         }
-        (None | Some(Standing::Theirs), _) => changes.push(Change::Upsert(config.clone())),
     }
     Standing::Ours(Box::new(config.clone()))
 }

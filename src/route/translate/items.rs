@@ -84,7 +84,12 @@ impl Talk {
         let assistant = &mut self.assistant;
         match kind.as_str() {
             "message" => self.message(item, place)?,
-            "reasoning" => assistant.get_or_insert_default().thoughts.extend(thought(&item)),
+            "reasoning" => {
+                // One that nobody can read is no turn of the assistant's.
+                if let Some(thought) = thought(&item) {
+                    assistant.get_or_insert_default().thoughts.push(thought);
+                }
+            }
             "function_call" => assistant.get_or_insert_default().calls.push(call(&mut item, place)?),
             "function_call_output" => {
                 let id = required(&mut item, "call_id", place)?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::answer::{THOUGHTS, text};
 use super::form::{self, Form, Kind, Status, Tokens};
-use crate::reply::ending::{self, error_events, response_error};
+use crate::reply::ending::{error_of, response_error};
 use crate::route::answer::{EVENT, Names, WHOLE};
 
 #[derive(Debug)]
@@ -25,22 +25,31 @@ pub struct Stream {
     number: u64,
     /// What the engine calls its model, once a chunk has come.
     served: Option<String>,
-    open: Option<Open>,
-    /// Items that are done.
+    /// The latest call, which may yet say more, and what is said beside it; the earlier one first.
+    open: Vec<Open>,
+    /// The latest call's place among all calls.
+    called: Option<u64>,
+    /// Items that are done, and null for those that are not.
     output: Vec<Value>,
     /// How many bytes of text they have.
     size: usize,
     finish: Option<String>,
     usage: Value,
     tokens: Tokens,
+    /// Log-probabilities of tokens that make no text yet, as those of a character's first bytes.
+    early: Vec<Value>,
     over: bool,
+    /// It ended as no chat does.
+    broken: bool,
     out: Vec<u8>,
 }
 
-/// The item that grows.
+/// An item that grows.
 #[derive(Debug)]
 struct Open {
     kind: Kind,
+    /// Its place in the output.
+    at: usize,
     id: String,
     text: String,
     logprobs: Option<Vec<Value>>,
@@ -50,7 +59,6 @@ struct Open {
 /// Which call it is, and of what.
 #[derive(Debug, Default)]
 struct Call {
-    index: u64,
     id: String,
     name: String,
 }
@@ -70,25 +78,31 @@ impl Stream {
             held: Vec::new(),
             number: 0,
             served: None,
-            open: None,
+            open: Vec::new(),
+            called: None,
             output: Vec::new(),
             size: 0,
             finish: None,
             usage: Value::Null,
             tokens: Tokens::default(),
+            early: Vec::new(),
             over: false,
+            broken: false,
             out: Vec::new(),
         }
     }
 
-    /// Takes the next piece, and gives the events that it makes.
+    /// Takes the next piece, and gives the events that it makes; the last of them says what is broken.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         if let Err(Broken(why)) = self.pieces(piece, end) {
-            let last = error_events(ending::Form::Responses, why, 502, false);
-            self.out.extend_from_slice(last.as_bytes());
-            self.over = true;
+            self.error(error_of(why, 502));
+            self.broken = true;
         }
         std::mem::take(&mut self.out)
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     fn pieces(&mut self, piece: &[u8], end: bool) -> Result<(), Broken> {
@@ -176,8 +190,14 @@ impl Stream {
             self.grow(Kind::Reasoning, thought, None)?;
         }
         let logprobs = choice["logprobs"]["content"].as_array().filter(|_| !self.form.asker.hides_logprobs);
-        if let Some(said) = text(delta, &["content", "refusal"]) {
-            self.grow(Kind::Message, said, logprobs)?;
+        let said = text(delta, &["content", "refusal"]);
+        let other = text(delta, &THOUGHTS).is_some() || delta["tool_calls"].is_array();
+        if let Some(logprobs) = logprobs.filter(|_| said.is_some() || !other) {
+            self.early.extend(logprobs.iter().cloned());
+        }
+        if let Some(said) = said {
+            let logprobs = std::mem::take(&mut self.early);
+            self.grow(Kind::Message, said, Some(logprobs).filter(|all| !all.is_empty()))?;
         }
         for call in delta["tool_calls"].as_array().into_iter().flatten() {
             self.call(call)?;
@@ -187,15 +207,15 @@ impl Stream {
 
     fn call(&mut self, call: &Value) -> Result<(), Broken> {
         let index = call["index"].as_u64().unwrap_or(0);
-        let open = self.open.as_ref().filter(|open| open.kind == Kind::Call);
-        match open.map(|open| open.call.index) {
-            Some(open) if open == index => {}
+        match self.called {
+            Some(called) if called == index => {}
             // What is done cannot grow any more.
-            Some(open) if open > index => return Err(UNREADABLE),
+            Some(called) if called > index => return Err(UNREADABLE),
             _ => {
                 let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 let (id, name) = (word(&call["id"]), word(&call["function"]["name"]));
-                self.open(Kind::Call, Call { index, id, name });
+                self.open(Kind::Call, Call { id, name });
+                self.called = Some(index);
             }
         }
         match call["function"]["arguments"].as_str().filter(|arguments| !arguments.is_empty()) {
@@ -205,26 +225,26 @@ impl Stream {
     }
 
     /// The item of this kind says more.
-    fn grow(&mut self, kind: Kind, said: &str, logprobs: Option<&Vec<Value>>) -> Result<(), Broken> {
+    fn grow(&mut self, kind: Kind, said: &str, logprobs: Option<Vec<Value>>) -> Result<(), Broken> {
         self.size += said.len();
         if self.size > WHOLE {
             return Err(TOO_LONG);
         }
-        if self.open.as_ref().is_none_or(|open| open.kind != kind) {
+        if !self.open.iter().any(|open| open.kind == kind) {
             self.open(kind, Call::default());
         }
-        let Some(open) = &mut self.open else { return Ok(()) };
+        let Some(open) = self.open.iter_mut().find(|open| open.kind == kind) else { return Ok(()) };
         open.text.push_str(said);
-        if let Some(logprobs) = logprobs {
+        if let Some(logprobs) = &logprobs {
             open.logprobs.get_or_insert_default().extend(logprobs.iter().cloned());
         }
-        let (id, at) = (open.id.clone(), self.output.len());
+        let (id, at) = (open.id.clone(), open.at);
         let (name, event) = match kind {
             Kind::Message => (
                 "response.output_text.delta",
                 json!({
                     "content_index": 0, "delta": said, "item_id": id,
-                    "logprobs": logprobs.map_or(&[][..], Vec::as_slice), "output_index": at,
+                    "logprobs": logprobs.unwrap_or_default(), "output_index": at,
                 }),
             ),
             Kind::Reasoning => (
@@ -240,10 +260,14 @@ impl Stream {
         Ok(())
     }
 
-    /// An item begins, and the one before it is done.
+    /// An item begins, and those before it are done, but for a call: its arguments may go on behind a word.
     fn open(&mut self, kind: Kind, mut call: Call) {
-        self.close(None);
+        let goes_on = |open: &Open| kind != Kind::Call && open.kind == Kind::Call;
+        let (open, done) = std::mem::take(&mut self.open).into_iter().partition(goes_on);
+        self.open = open;
+        self.close(done, None);
         let at = self.output.len();
+        self.output.push(Value::Null);
         let id = self.form.item_id(kind, at);
         let item = match kind {
             Kind::Message => json!({
@@ -271,13 +295,20 @@ impl Stream {
             let event = json!({"content_index": 0, "item_id": id, "output_index": at, "part": part});
             self.emit("response.content_part.added", event);
         }
-        self.open = Some(Open { kind, id, text: String::new(), logprobs: None, call });
+        self.open.push(Open { kind, at, id, text: String::new(), logprobs: None, call });
     }
 
-    /// The open item is done. `tokens`: those of the answer, whose last item it is.
-    fn close(&mut self, tokens: Option<Tokens>) {
-        let Some(Open { kind, id, text, logprobs, call }) = self.open.take() else { return };
-        let at = self.output.len();
+    /// Items are done. `tokens`: those of the answer, whose last items they are.
+    fn close(&mut self, items: Vec<Open>, mut tokens: Option<Tokens>) {
+        let last = self.output.len().saturating_sub(1);
+        for item in items {
+            let tokens = if item.at == last { tokens.take() } else { None };
+            self.close_one(item, tokens);
+        }
+    }
+
+    fn close_one(&mut self, item: Open, tokens: Option<Tokens>) {
+        let Open { kind, at, id, text, logprobs, call } = item;
         let mut item = match kind {
             Kind::Reasoning => form::reasoning(&id, &text),
             Kind::Message => form::message(&id, &text, json!(logprobs)),
@@ -310,16 +341,21 @@ impl Stream {
             tokens.put(&mut item);
         }
         self.emit("response.output_item.done", json!({"item": item, "output_index": at}));
-        self.output.push(item);
+        self.output[at] = item;
     }
 
     fn done(&mut self) -> Result<(), Broken> {
         let Some(reason) = self.finish.take() else { return Err(ENDED) };
-        if self.open.is_none() && self.output.is_empty() {
+        if self.output.is_empty() {
             self.open(Kind::Message, Call::default());
         }
-        let tokens = std::mem::take(&mut self.tokens);
-        self.close(Some(tokens));
+        let said = self.open.iter_mut().find(|open| open.kind == Kind::Message);
+        if let Some(logprobs) = said.and_then(|said| said.logprobs.as_mut()) {
+            // That of the end itself.
+            logprobs.append(&mut self.early);
+        }
+        let (open, tokens) = (std::mem::take(&mut self.open), std::mem::take(&mut self.tokens));
+        self.close(open, Some(tokens));
         self.lifecycle("response.completed", Status::of(&reason));
         self.over = true;
         Ok(())
@@ -334,7 +370,12 @@ impl Stream {
             Value::String(message) => json!({ "message": message }),
             _ => chunk,
         };
-        self.out.extend_from_slice(response_error(error).as_bytes());
+        self.error(error);
+    }
+
+    /// The last event.
+    fn error(&mut self, error: Value) {
+        self.out.extend_from_slice(response_error(error, Some(self.number)).as_bytes());
         self.over = true;
     }
 

@@ -125,12 +125,23 @@ proptest! {
         prop_assert_eq!(&last["type"], "response.completed");
         // What was told of each item when it was done is what the response has of it.
         let done = events.iter().filter(|event| event["type"] == "response.output_item.done");
-        let done: Vec<&Value> = done.map(|event| &event["item"]).collect();
+        let mut done: Vec<&Value> = done.collect();
+        done.sort_by_key(|event| event["output_index"].as_u64());
+        let done: Vec<&Value> = done.iter().map(|event| &event["item"]).collect();
         prop_assert_eq!(&json!(done), &last["response"]["output"]);
         let mut ids: Vec<String> = done.iter().map(|item| item["id"].to_string()).collect();
         ids.sort();
         ids.dedup();
         prop_assert_eq!(ids.len(), done.len());
+    }
+
+    /// Whoever trains on log-probabilities gets those that the engine told.
+    #[test]
+    fn numbers_are_told_as_they_were(number in -30.0..0.0_f64) {
+        let body = format!(r#"{{"input":"hi","temperature":{number:?}}}"#);
+        let chat = Exchange::default().request(body.as_bytes(), false).unwrap().unwrap();
+        let chat = String::from_utf8(chat).unwrap();
+        prop_assert!(chat.contains(&format!("{number:?}")), "{} of {}", chat, body);
     }
 
     #[test]
@@ -167,6 +178,63 @@ fn a_line_that_never_ends_is_not_held() {
     assert!(fed <= EVENT + piece.len());
     assert_eq!(events(&told)[0]["type"], "error");
     assert_eq!(exchange.feed(b"data: [DONE]\n\n", true), Ok(Some(Vec::new())));
+}
+
+/// vLLM's parsers let line ends between calls through, and tell the end of the arguments behind them.
+#[test]
+fn a_call_goes_on_behind_a_word() {
+    let call = |text: &str| Said::Call(0, text.into());
+    let all =
+        [call("{"), Said::Word("\n".into()), call("}"), Said::Thought("h".into()), Said::Call(1, "x".into())];
+    let events = events(&told(chat(&all, "tool_calls", "\n").as_bytes(), &[]));
+    let output = events[events.len() - 1]["response"]["output"].as_array().unwrap();
+    let kinds: Vec<&str> = output.iter().filter_map(|item| item["type"].as_str()).collect();
+    assert_eq!(kinds, ["function_call", "message", "reasoning", "function_call"]);
+    assert_eq!((&output[0]["name"], &output[0]["arguments"]), (&json!("f0"), &json!("{}")));
+    assert_eq!(output[3]["arguments"], "x");
+    let of_first = |event: &&Value| event["output_index"] == 0;
+    let last = events.iter().rfind(of_first).unwrap();
+    assert_eq!(last["type"], "response.output_item.done");
+}
+
+#[test]
+fn the_last_event_has_its_number_also_when_it_is_an_error() {
+    for error in ["", "data: {\n\n", "data: {\"error\":{\"message\":\"m\"}}\n\n"] {
+        let begun = chat(&[Said::Word("w".into())], "stop", "\n").replace("data: [DONE]", error);
+        let events = events(&told(begun.as_bytes(), &[]));
+        let last = &events[events.len() - 1];
+        assert_eq!((&last["type"], &last["sequence_number"]), (&json!("error"), &json!(events.len() - 1)));
+    }
+}
+
+/// A character may take several tokens, of which only the last makes text; the end is one that makes none.
+#[test]
+fn log_probabilities_of_tokens_without_text_are_kept() {
+    let chunk = |text: &str, logprob: f64| {
+        let logprobs = json!({"content": [{"logprob": logprob}]});
+        let choice = json!({"index": 0, "delta": {"content": text}, "logprobs": logprobs});
+        format!("data: {}\n\n", json!({"model": "big", "choices": [choice]}))
+    };
+    let end = chat(&[], "stop", "\n");
+    let stream = format!("{}{}{}{end}", chunk("", -1.0), chunk("é", -2.0), chunk("", -3.0));
+    let events = events(&told(stream.as_bytes(), &[]));
+    let of = |value: &Value| {
+        let all = value.as_array().unwrap().iter().map(|one| one["logprob"].as_f64().unwrap());
+        all.collect::<Vec<f64>>()
+    };
+    let delta = events.iter().find(|event| event["type"] == "response.output_text.delta").unwrap();
+    assert_eq!(of(&delta["logprobs"]), [-1.0, -2.0]);
+    let response = &events[events.len() - 1]["response"];
+    assert_eq!(of(&response["output"][0]["content"][0]["logprobs"]), [-1.0, -2.0, -3.0]);
+}
+
+#[test]
+fn a_thought_that_nobody_can_read_is_no_turn() {
+    let secret = r#"{"type":"reasoning","summary":[],"encrypted_content":"x"}"#;
+    let body = format!(r#"{{"input":[{{"role":"user","content":"a"}},{secret}]}}"#);
+    let chat = Exchange::default().request(body.as_bytes(), false).unwrap().unwrap();
+    let chat: Value = serde_json::from_slice(&chat).unwrap();
+    assert_eq!(chat["messages"], json!([{"role": "user", "content": "a"}]));
 }
 
 #[test]

@@ -282,8 +282,30 @@ fn what_could_not_enter_is_tried_again() {
     let mut scene = Scene::new();
     scene.look(&engines(&[1]));
     scene.fleet.clear();
-    scene.standings.forget(&engine(1).url);
+    scene.standings.unusable(&engine(1).url);
     assert_eq!(scene.look(&engines(&[1])), ["+e:1"]);
+}
+
+/// Of what is named no more nobody waits for it, and what was there before it could not be used stays.
+#[test]
+fn what_cannot_enter_holds_nobody_and_what_cannot_be_altered_stays() {
+    let mut scene = Scene::new();
+    scene.look(&engines(&[1, 2]));
+    scene.ready();
+    assert_eq!(scene.look(&engines(&[2, 3])), ["+e:3"]);
+    let at = scene.at("e:3").expect("it entered");
+    scene.fleet.remove(at);
+    for more in [&[][..], &["-e:1"]] {
+        for number in [2, 3] {
+            scene.standings.unusable(&engine(number).url);
+        }
+        let tried = [&["+e:2", "+e:3"], more].concat();
+        assert_eq!(scene.look(&engines(&[2, 3])), tried);
+        scene.fleet.retain(|there| there.config.name != "e:3");
+        scene.now += LONGEST;
+    }
+    assert_eq!(scene.standings.due(), None);
+    assert!(scene.staying().contains(&("e:2", true)));
 }
 
 /// What anybody may do.
