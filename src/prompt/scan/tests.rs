@@ -361,7 +361,8 @@ proptest! {
         pieces in prop::collection::vec(
             select(vec![
                 "{", "}", "[", "]", ",", ":", "\"", "\\", " ", "null", "1", "\"model\":", "\"m\\u006fdel\":",
-                "\"prompt\":", "\"model\":\"a\",", "\"prompt\":[1,\"]\"],", "\"prompt\":{\"prompt\":[1,\"]\"]},",
+                "\"prompt\":", "\"model\":\"a\",", "\"prompt\":[1,\"]\"],",
+                "\"prompt\":{\"prompt\":[1,\"]\"]},",
                 "[1,\"]\"]", "\"data:a\"", "\"n\":1,", "\u{feff}", "é",
             ]),
             0..16,
@@ -369,7 +370,8 @@ proptest! {
         more in prop::collection::vec(any::<Index>(), 0..16), cut in any::<Index>(),
     ) {
         let old = format!("{{{}", pieces.concat());
-        let again: String = more.iter().filter_map(|at| pieces.get(at.index(pieces.len().max(1))).copied()).collect();
+        let piece = |at: &Index| pieces.get(at.index(pieces.len().max(1))).copied();
+        let again: String = more.iter().filter_map(piece).collect();
         let edited = format!("{{{again}}}");
         let old = &old.as_bytes()[..cut.index(old.len() + 1)];
         let told = scanned(old).of_edited(old, edited.as_bytes());
