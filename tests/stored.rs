@@ -2,6 +2,8 @@
 //! balancer, is answered by that engine, and work in the background needs nobody who waits for it.
 
 mod common;
+#[path = "stored/odd.rs"]
+mod odd;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -150,6 +152,7 @@ async fn the_engine_gets_the_body_as_it_was_and_an_id_before_it() {
     for untouched in [
         r#"{"model":"sim","input":"a","store":false}"#,
         r#"{"model":"sim","input":"a","request_id":"mine"}"#,
+        r#"{"model":"sim","input":"a","request_id":null}"#,
         r#"{"model":"sim","input":"a","request_id":"resp_0123456789abcdef0123456789abcdef"}"#,
     ] {
         balancer.ask(post(RESPONSES, untouched)).await.expect(200);

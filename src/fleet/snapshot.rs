@@ -175,6 +175,11 @@ impl Snapshot {
         self.entries.iter().filter(|entry| entry.is_ready())
     }
 
+    /// Those who can be asked for what only they can answer: the ready ones, and those that drain.
+    pub fn reachable(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.is_ready() || entry.drains())
+    }
+
     pub fn by_id(&self, id: usize) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.upstream.id == id)
     }

@@ -6,11 +6,14 @@
 
 mod scrape;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::future::{join_all, ready};
+use futures_util::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::respond::json;
@@ -144,7 +147,8 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
 }
 
 /// The id of the upstream that holds a stored response: responses live in the memory
-/// of the one that made them, so that all are asked, with the client's key where there is no other.
+/// of the one that made them, so that all are asked, with the client's key where there is no other. `id` is
+/// one that can stand in a path.
 pub async fn locate_response(
     fleet: &Fleet,
     snapshot: &Snapshot,
@@ -152,13 +156,9 @@ pub async fn locate_response(
     key: Option<&HeaderValue>,
     among: Option<&[usize]>,
 ) -> Option<usize> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if id.is_empty() || id.len() > 256 || !id.bytes().all(known) {
-        return None;
-    }
     let path = format!("/v1/responses/{id}");
     let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
-    let asked = snapshot.ready().filter(may).map(async |entry| {
+    let asked = snapshot.reachable().filter(may).map(async |entry| {
         let mut request = Request::get(&path);
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);
@@ -167,5 +167,7 @@ pub async fn locate_response(
         let answer = fleet.client().ask(&entry.upstream, request, LOOKUP).await.ok()?;
         (answer.status() == StatusCode::OK).then_some(entry.upstream.id)
     });
-    join_all(asked).await.into_iter().flatten().next()
+    // Who has it need not wait for those who hang.
+    let mut found = pin!(asked.collect::<FuturesUnordered<_>>().filter_map(ready));
+    found.next().await
 }

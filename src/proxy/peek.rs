@@ -1,7 +1,7 @@
 //! Reads the beginning of a request's body, and what it says, before an upstream is chosen.
 //!
-//! Bounded three ways: by `peek.bytes` (up to `peek.max_body` where the model decides the upstream and
-//! has not come yet), by `peek.memory` over all requests, and by a deadline that leaves a slow line its
+//! Bounded three ways: by `peek.bytes` (up to `peek.max_body` where something decides the upstream that has
+//! not come yet), by `peek.memory` over all requests, and by a deadline that leaves a slow line its
 //! time but not a client that only holds on: half a minute, and a second more for each 64 KiB that came.
 
 use std::sync::Arc;
@@ -46,6 +46,15 @@ pub enum Shape {
     Multipart(String),
     /// Not looked into.
     Opaque,
+}
+
+/// What must be known of a request before an upstream can be chosen.
+#[derive(Clone, Copy)]
+pub struct Needs {
+    pub model: bool,
+    /// The response that it goes on from, of one that makes another.
+    pub previous: bool,
+    pub route: bool,
 }
 
 /// What the body says, as far as it was read.
@@ -122,20 +131,19 @@ impl Peeker {
         }
     }
 
-    /// `model_decides`: without the model the request cannot be sent anywhere. `named`: the session that the
-    /// path named. `face`: what its route makes of it, which is known as soon as the route is.
+    /// `named`: the session that the path named. `face`: what its route makes of it, once that is known.
     pub async fn peek(
         &self,
         session: &mut Session,
         shape: Shape,
         named: Option<&str>,
-        model_decides: bool,
+        needs: Needs,
         face: &mut Option<Box<Face>>,
     ) -> Result<Peeked, Failure> {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            *face = self.face(session, &Looker::Opaque, &body);
+            *face = self.face(session, &Looker::Opaque, &body).filter(|_| needs.route);
             return Ok(Peeked { body, whole: true, reservation, wish, ask: None });
         }
         let declared = declared_length(session);
@@ -149,16 +157,16 @@ impl Peeker {
         };
         let mut whole = reader.read(session, self.limits.bytes).await?;
         reader.look();
-        while !whole && model_decides && reader.wants_more() && reader.len() < self.limits.max_body {
-            // A piece at a time, so that reading ends soon after the model has come.
+        while !whole && reader.wants_more(needs) && reader.len() < self.limits.max_body {
+            // A piece at a time, so that reading ends soon after what decides has come.
             let goal = (reader.len() + self.limits.bytes).min(self.limits.max_body);
             whole = reader.read(session, goal).await?;
             reader.look();
         }
-        if !whole && model_decides && reader.wants_more() {
+        if !whole && reader.wants_more(needs) {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        *face = self.face(session, &reader.looker, reader.body.bytes());
+        *face = self.face(session, &reader.looker, reader.body.bytes()).filter(|_| needs.route);
         let mut said = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
@@ -283,8 +291,9 @@ impl Reader {
         self.looker.look(self.body.bytes());
     }
 
-    fn wants_more(&self) -> bool {
-        self.looker.wants_more(self.body.bytes())
+    fn wants_more(&self, needs: Needs) -> bool {
+        needs.model && self.looker.wants_model(self.body.bytes())
+            || needs.previous && self.looker.wants_previous()
     }
 
     /// Puts the edited body in the place of the one that came, which is whole and has been looked at.
@@ -396,7 +405,7 @@ impl Looker {
     }
 
     /// The model has not come, and may yet.
-    fn wants_more(&self, body: &[u8]) -> bool {
+    fn wants_model(&self, body: &[u8]) -> bool {
         match self {
             Looker::Json(scanner, _) => {
                 scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
@@ -409,6 +418,12 @@ impl Looker {
         }
     }
 
+    /// What it goes on from has not come, and may yet: OpenAI's clients write it behind the input.
+    fn wants_previous(&self) -> bool {
+        let Looker::Json(scanner, Api::Responses) = self else { return false };
+        scanner.progress() == Progress::Cut && scanner.span(Field::PreviousResponseId).is_none()
+    }
+
     fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>, blocks: Option<Blocks>) -> Wish {
         match self {
             Looker::Json(scanner, api) => {
@@ -419,9 +434,9 @@ impl Looker {
                 // What is no document is refused by where it is none: nothing may be moved.
                 let reads = facts.state == Progress::Complete || facts.state == Progress::Cut && !whole;
                 let keeps = *api == Api::Responses && !facts.forgets && reads;
-                let named = facts.has(Field::RequestId);
+                let named = facts.has(Field::RequestId) || scanner.span(Field::RequestId).is_some();
                 let kept = keeps.then_some(Kept { named, background: facts.background });
-                Wish { asked, rest, kept, ..json_wish(&facts, body, whole) }
+                Wish { asked, rest, kept, ..json_wish(&facts, *api, body, whole) }
             }
             Looker::Multipart(scanner) => {
                 let facts = scanner.facts(body);
@@ -442,13 +457,15 @@ fn wanted(model: &Model<'_>, state: Progress, whole: bool) -> Wanted {
     }
 }
 
-fn json_wish(facts: &Facts<'_>, body: &[u8], whole: bool) -> Wish {
+fn json_wish(facts: &Facts<'_>, api: Api, body: &[u8], whole: bool) -> Wish {
     let model = match body.trim_ascii_start().first() {
         Some(b'{' | b'\xef') => wanted(&facts.model, facts.state, whole),
         // A list, a number: an upstream will say what a request must be.
         _ => Wanted::Unreadable,
     };
-    let previous = facts.previous_response_id.as_ref().filter(|id| !id.is_empty());
+    // The others do not know the field.
+    let goes_on = matches!(api, Api::Responses | Api::Render);
+    let previous = facts.previous_response_id.as_ref().filter(|id| goes_on && !id.is_empty());
     Wish {
         model,
         streams: facts.stream,

@@ -14,7 +14,7 @@ use super::attempt::watched;
 use super::context::{Context, Samples};
 use super::line::Line;
 use super::memory::Reservation;
-use super::peek::{Failure, Peeked, Shape, Wanted};
+use super::peek::{Failure, Needs, Peeked, Shape, Wanted};
 use super::replay::Replay;
 use super::stored::{self, Making};
 use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
@@ -229,11 +229,16 @@ async fn forward(
         return Err(refuse(context, reject));
     }
     expect(session).await?;
-    let model_decides = model_decides || !context.settings.peeker.routes.is_empty();
-    let mut face = None;
-    let peeker = &context.settings.peeker;
-    let peeked = peeker.peek(session, shape, context.session.as_deref(), model_decides, &mut face).await;
-    // A response that is asked for again has had its route before. A refusal goes out by its route, too.
+    let needs = Needs {
+        model: model_decides || !context.settings.peeker.routes.is_empty(),
+        // Where there is one upstream, it is there or nowhere.
+        previous: shared.fleet.snapshot().entries.len() > 1,
+        // A response that is asked for again has had its route before.
+        route: context.face.is_none(),
+    };
+    let (mut face, peeker) = (None, &context.settings.peeker);
+    let peeked = peeker.peek(session, shape, context.session.as_deref(), needs, &mut face).await;
+    // A refusal goes out by its route, too.
     context.face = context.face.take().or(face);
     let Peeked { body, whole, reservation, wish, ask } = match peeked {
         Ok(peeked) => peeked,

@@ -12,6 +12,7 @@ use http::header;
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use serde::de::IgnoredAny;
 
 use super::context::Context;
 use super::face::Face;
@@ -30,7 +31,7 @@ const PATH: &str = "/v1/responses";
 /// What the body says of the response that it asks for, unless it is not to be kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
-    /// The client has given it an id.
+    /// The client says what its id is, if only that it is null: what stands behind ours counts.
     pub named: bool,
     pub background: bool,
 }
@@ -88,8 +89,11 @@ pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
     let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
     let plain = text(header::CONTENT_ENCODING).is_empty();
     let body = context.replay.as_ref().filter(|_| refuses && plain).and_then(|replay| replay.body());
-    let sent = making.stamp.as_ref().zip(body).map(|(stamp, body)| stamp.put(&body, lease.upstream().name()));
-    making.refusal = sent.as_deref().and_then(Refusal::new);
+    making.refusal = making.stamp.as_ref().zip(body).and_then(|(stamp, body)| {
+        let refusal = Refusal::new(&stamp.put(&body, lease.upstream().name()))?;
+        let is_broken = serde_json::from_slice::<IgnoredAny>(&body).is_err();
+        Some(if is_broken { refusal.broken_behind(stamp.span()) } else { refusal })
+    });
     match &making.refusal {
         Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
         _ => Ok(()),
@@ -136,11 +140,12 @@ pub async fn follow(
 /// A response is asked for again, or told to stop.
 pub async fn again(shared: &Shared, session: &Session, context: &mut Context, id: &str) -> Result<()> {
     context.face = face(session, context, id);
-    if !shared.fleet.snapshot().any_ready() {
-        return Err(refuse(context, Reject::NotReady { model: None }));
-    }
     match place(shared, session, context, id).await {
         Place::At(upstream) => context.only = Some(upstream),
+        // Whoever has it may come back.
+        Place::Nowhere if !shared.fleet.snapshot().any_ready() => {
+            return Err(refuse(context, Reject::NotReady { model: None }));
+        }
         Place::Lost | Place::Nowhere => {
             return Err(refuse(context, Reject::Response { id: id.to_string() }));
         }
@@ -166,7 +171,7 @@ async fn place(shared: &Shared, session: &Session, context: &Context, id: &str) 
     let may = |entry: &&Entry| among.as_ref().is_none_or(|among| among.contains(&entry.upstream.id));
     let (by, place) = match known(shared, &snapshot, &may, id) {
         Some(known) => known,
-        None => match &snapshot.ready().filter(may).collect::<Vec<_>>()[..] {
+        None => match &snapshot.reachable().filter(may).collect::<Vec<_>>()[..] {
             [only] => ("alone", Place::At(only.upstream.id)),
             _ => asked(shared, session, context, &snapshot, id).await,
         },

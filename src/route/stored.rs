@@ -53,9 +53,9 @@ pub struct Stamp {
     at: usize,
 }
 
-/// Whether it can be an id of a response at all: it becomes part of a path, and of a key.
+/// Whether it can be an id of a response at all: it becomes part of a path, as it is, and of a key.
 pub fn is_id(id: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte);
     (1..=LONGEST).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
 }
 
@@ -119,6 +119,11 @@ impl Stamp {
         r#""request_id":"","#.len() + LENGTH
     }
 
+    /// Where it stands in the body that is sent.
+    pub fn span(&self) -> Range<usize> {
+        self.at..self.at + Stamp::length()
+    }
+
     /// The beginning of the body, as it is sent to this upstream.
     pub fn put(&self, begin: &[u8], upstream: &str) -> Vec<u8> {
         let (before, behind) = begin.split_at(self.at.min(begin.len()));
@@ -172,10 +177,13 @@ mod tests {
         for (id, wanted) in [
             ("resp_1", true),
             ("a-b.c_D", true),
+            ("user@host:1~(a)", true),
             ("", false),
             ("..", false),
             ("a/b", false),
             ("a b", false),
+            ("a%3A", false),
+            ("a?b#c", false),
             ("é", false),
             ("a\n", false),
         ] {

@@ -48,7 +48,7 @@ pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> 
     if !tells || scanner.progress() != Progress::Complete || !scanner.facts(body).stream {
         return None;
     }
-    if several(body, scanner.span(Field::N), scanner.span(Field::Prompt)) {
+    if several(body, scanner) {
         return None;
     }
     let mut out = Splices::default();
@@ -72,10 +72,12 @@ pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> 
     Some(out.apply(body))
 }
 
-/// Whether the answer may have more choices than one.
-fn several(body: &[u8], n: Option<Span>, prompt: Option<Span>) -> bool {
-    let one = n.is_none_or(|span| matches!(&body[span], b"1" | b"null"));
-    !one || prompt.is_some_and(|span| several_prompts(body, span))
+/// Whether the answer may have more choices than one. Embeddings are prompts before the others.
+fn several(body: &[u8], scanner: &Scanner) -> bool {
+    let prompt = scanner.span(Field::Prompt);
+    let one = scanner.span(Field::N).is_none_or(|span| matches!(&body[span], b"1" | b"null"));
+    let embeds = scanner.span(Field::PromptEmbeds).is_some_and(|span| &body[span] != b"null");
+    !one || embeds || prompt.is_some_and(|span| several_prompts(body, span))
 }
 
 /// A list of numbers is one prompt.

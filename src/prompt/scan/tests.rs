@@ -354,4 +354,29 @@ proptest! {
             }
         }
     }
+
+    /// Bodies that are hardly any, cut anywhere, with the same values in them, also inside one another.
+    #[test]
+    fn what_looks_like_an_edited_body_is_read_as_any_other(
+        pieces in prop::collection::vec(
+            select(vec![
+                "{", "}", "[", "]", ",", ":", "\"", "\\", " ", "null", "1", "\"model\":", "\"m\\u006fdel\":",
+                "\"prompt\":", "\"model\":\"a\",", "\"prompt\":[1,\"]\"],", "\"prompt\":{\"prompt\":[1,\"]\"]},",
+                "[1,\"]\"]", "\"data:a\"", "\"n\":1,", "\u{feff}", "é",
+            ]),
+            0..16,
+        ),
+        more in prop::collection::vec(any::<Index>(), 0..16), cut in any::<Index>(),
+    ) {
+        let old = format!("{{{}", pieces.concat());
+        let again: String = more.iter().filter_map(|at| pieces.get(at.index(pieces.len().max(1))).copied()).collect();
+        let edited = format!("{{{again}}}");
+        let old = &old.as_bytes()[..cut.index(old.len() + 1)];
+        let told = scanned(old).of_edited(old, edited.as_bytes());
+        let fresh = scanned(edited.as_bytes());
+        prop_assert_eq!(told.facts(edited.as_bytes()), fresh.facts(edited.as_bytes()));
+        for (field, name) in fields::FIELDS {
+            prop_assert_eq!(told.span(field), fresh.span(field), "{}", name);
+        }
+    }
 }

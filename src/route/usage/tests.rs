@@ -38,6 +38,8 @@ fn what_a_stream_is_asked_with() {
         (r#"{"stream":true,"n":"1"}"#, None),
         (r#"{"stream":true,"prompt":["a","b"]}"#, None),
         (r#"{"stream":true,"prompt":[[1],[2]]}"#, None),
+        (r#"{"stream":true,"prompt":"a","prompt_embeds":"b"}"#, None),
+        (r#"{"stream":true,"prompt_embeds":["a","b"]}"#, None),
         (r#"{"stream":true"#, None),
         (r#"{"stream":true,}"#, None),
         (r#"{"stream":true} x"#, None),
