@@ -131,8 +131,7 @@ impl Peeker {
         }
     }
 
-    /// `named`: the session that the path named. `face`: what its route makes of it, which is known as soon as
-    /// the route is.
+    /// `named`: the session that the path named. `face`: what its route makes of it, once that is known.
     pub async fn peek(
         &self,
         session: &mut Session,

@@ -236,7 +236,7 @@ async fn forward(
         // A response that is asked for again has had its route before.
         route: context.face.is_none(),
     };
-    let (peeker, mut face) = (&context.settings.peeker, None);
+    let (mut face, peeker) = (None, &context.settings.peeker);
     let peeked = peeker.peek(session, shape, context.session.as_deref(), needs, &mut face).await;
     // A refusal goes out by its route, too.
     context.face = context.face.take().or(face);
