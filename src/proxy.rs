@@ -82,6 +82,8 @@ pub struct Shared {
     memory: Arc<memory::Memory>,
     peers: peer::Peers,
     random: random::Random,
+    /// What this balancer calls itself in `via`, so that it knows a request that comes back.
+    mark: String,
     budget: Budget,
     leave: Arc<Leave>,
 }
@@ -94,6 +96,7 @@ impl Shared {
         exchange: Option<Arc<Exchange>>,
     ) -> Arc<Self> {
         let memory = memory::Memory::new(config.peek.memory);
+        let random = random::Random::new();
         Arc::new(Shared {
             fleet,
             settings: ArcSwap::new(Settings::new(config, memory.clone(), state.blocks())),
@@ -101,7 +104,8 @@ impl Shared {
             exchange,
             memory,
             peers: peer::Peers::default(),
-            random: random::Random::new(),
+            mark: format!("vllm-lb-{:016x}", random.next()),
+            random,
             budget: Budget::new(config.retry.budget),
             leave: Arc::default(),
         })
@@ -204,7 +208,7 @@ impl ProxyHttp for Balancer {
         session.set_write_timeout(Some(STALLED));
         let id = headers::request_id(session.req_header()).map(str::to_string);
         context.id = id.unwrap_or_else(|| self.shared.random.id());
-        match headers::refuse(session, context.settings.header_bytes) {
+        match headers::refuse(session, context.settings.header_bytes, &self.shared.mark) {
             Some(reject) => Err(refuse(context, reject)),
             None => Ok(()),
         }
@@ -289,6 +293,7 @@ impl ProxyHttp for Balancer {
         if let Some(lease) = &context.lease {
             headers::towards_upstream(session, head, lease.upstream(), https)?;
         }
+        headers::pass(head, &self.shared.mark)?;
         context.face.as_ref().map_or(Ok(()), |face| face.towards_upstream(head))?;
         context.ask.as_ref().map_or(Ok(()), |ask| ask.towards_upstream(head))?;
         context.making.as_ref().map_or(Ok(()), |making| making.lengthen(head))

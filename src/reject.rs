@@ -49,6 +49,8 @@ pub enum Reject {
     Upstream { name: String },
     /// The upstream did not answer in time.
     Timeout { name: String },
+    /// The request has been here before: some upstream leads back to this balancer.
+    Loop,
     /// The request's own time was over before an upstream had room for it.
     NoTime,
     /// An admin call without the token.
@@ -79,6 +81,7 @@ impl Reject {
             Reject::HeadTooLarge { .. } => 431,
             Reject::Upstream { .. } => 502,
             Reject::Timeout { .. } | Reject::NoTime => 504,
+            Reject::Loop => 508,
             Reject::Token => 401,
             Reject::Internal => 500,
         }
@@ -103,6 +106,7 @@ impl Reject {
             Reject::Upstream { .. } => "upstream",
             Reject::Timeout { .. } => "timeout",
             Reject::NoTime => "no_time",
+            Reject::Loop => "loop",
             Reject::Token => "token",
             Reject::Internal => "internal",
         }
@@ -120,7 +124,9 @@ impl Reject {
             Reject::NotReady { .. } | Reject::Memory => vec![("retry-after", "1".into())],
             Reject::Full { retry_after } => vec![("retry-after", retry_after.to_string())],
             // Whoever else could have been asked was: the client's library would only multiply the tries.
-            Reject::Upstream { .. } | Reject::Timeout { .. } => vec![("x-should-retry", "false".into())],
+            Reject::Upstream { .. } | Reject::Timeout { .. } | Reject::Loop => {
+                vec![("x-should-retry", "false".into())]
+            }
             _ => Vec::new(),
         };
         Answer { status: self.status(), headers, body: self.body(style) }
@@ -178,6 +184,7 @@ impl Reject {
             Reject::Upstream { name } => format!("The upstream {name} did not answer.").into(),
             Reject::Timeout { name } => format!("The upstream {name} did not answer in time.").into(),
             Reject::NoTime => "No upstream had room for the request in its time.".into(),
+            Reject::Loop => "The request came back: an upstream leads to its own balancer.".into(),
             Reject::Token => "Unauthorized".into(),
             Reject::Internal => "Internal server error".into(),
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::body::{Place, chat, padded, stream};
 use common::wire::{JSON, head, post, request};
-use common::{Balancer, Engine, Fault, Options, config, engine, engines, serving, upstreams};
-use vllm_lb::fleet::State;
+use common::{Balancer, Engine, Fault, Options, config, engine, engines, serving, upstream, upstreams};
+use vllm_lb::fleet::{Change, State};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -189,4 +189,41 @@ async fn an_overflow_was_believed_to_be_held() {
     balancer.ask(post(CHAT, body)).await.expect(200);
     balancer.until_idle().await;
     assert_eq!(balancer.metric("vllm_lb_index_pairs").await, 0.0);
+}
+
+/// An upstream that is the balancer itself, or one that leads back to it, took every connection there was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_comes_back_is_refused() {
+    let engines = engines(1).await;
+    let first = Balancer::over(&engines).await;
+    let back = Balancer::ready(config(vec![upstream(&format!("http://{}", first.address()))])).await;
+    // The first now has the second for an upstream, which has it.
+    let url = format!("http://{}", back.address());
+    first.running.fleet.apply(vec![Change::Upsert(upstream(&url))]).await.unwrap();
+    first.until_ready(2).await;
+    let mut drain = upstreams(&engines);
+    let name = drain.remove(0).name;
+    first.running.fleet.apply(vec![Change::Drain { name, drain: true }]).await.unwrap();
+    for balancer in [&first, &back] {
+        let answer = balancer.ask(post(CHAT, chat("sim"))).await.expect(508);
+        assert!(
+            answer.json()["error"]["message"].as_str().unwrap().contains("came back"),
+            "{}",
+            answer.text()
+        );
+    }
+    first.until_idle().await;
+    // Two in a row are none.
+    first
+        .running
+        .fleet
+        .apply(vec![Change::Remove { name: back.address().into(), force: true }])
+        .await
+        .unwrap();
+    let name = common::direct(&engines[0]);
+    first.running.fleet.apply(vec![Change::Drain { name, drain: false }]).await.unwrap();
+    first.until_ready(1).await;
+    back.ask(post(CHAT, chat("sim"))).await.expect(200);
+    let via = engines[0].requests().pop().unwrap().header("via").map(str::to_string).unwrap_or_default();
+    assert!(via.starts_with("1.1 vllm-lb-"), "{via}");
 }

@@ -20,8 +20,11 @@ use crate::reject::Reject;
 ///
 /// A request with both a length and a transfer coding is how requests are smuggled past a proxy that
 /// reads one of them to a server that reads the other. Pingora drops the length and goes on; we do not.
-pub fn refuse(session: &Session, most: u64) -> Option<Reject> {
+pub fn refuse(session: &Session, most: u64, mark: &str) -> Option<Reject> {
     let head = session.req_header();
+    if has_passed(head, mark) {
+        return Some(Reject::Loop);
+    }
     if let Some(http1) = session.as_ref().as_http1() {
         let raw = http1.get_headers_raw_bytes();
         if raw.len() as u64 > most {
@@ -51,6 +54,17 @@ pub fn refuse(session: &Session, most: u64) -> Option<Reject> {
         return Some(Reject::Malformed { why: "more than one host" });
     }
     None
+}
+
+/// Whether a request has been here before. `mark` is what this balancer calls itself, as nobody else does.
+fn has_passed(head: &RequestHeader, mark: &str) -> bool {
+    let passed = |value: &HeaderValue| memchr::memmem::find(value.as_bytes(), mark.as_bytes()).is_some();
+    head.headers.get_all(header::VIA).iter().any(passed)
+}
+
+/// Says that a request has passed here, behind all who have said so before.
+pub fn pass(head: &mut RequestHeader, mark: &str) -> Result<()> {
+    head.append_header(header::VIA, format!("1.1 {mark}")).map(|_| ())
 }
 
 /// Whether a raw head has a field of this name, given in lower case.
