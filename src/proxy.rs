@@ -46,6 +46,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use http::HeaderValue;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -82,8 +83,8 @@ pub struct Shared {
     memory: Arc<memory::Memory>,
     peers: peer::Peers,
     random: random::Random,
-    /// What this balancer calls itself in `via`, so that it knows a request that comes back.
-    mark: String,
+    /// What this balancer says of itself in `via`, so that it knows a request that comes back.
+    mark: HeaderValue,
     budget: Budget,
     leave: Arc<Leave>,
 }
@@ -104,7 +105,7 @@ impl Shared {
             exchange,
             memory,
             peers: peer::Peers::default(),
-            mark: format!("vllm-lb-{:016x}", random.next()),
+            mark: random.mark(),
             random,
             budget: Budget::new(config.retry.budget),
             leave: Arc::default(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::body::{Place, chat, padded, stream};
 use common::wire::{JSON, head, post, request};
 use common::{Balancer, Engine, Fault, Options, config, engine, engines, serving, upstream, upstreams};
+use vllm_lb::config::secret::Secret;
 use vllm_lb::fleet::{Change, State};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -226,4 +227,21 @@ async fn a_request_that_comes_back_is_refused() {
     back.ask(post(CHAT, chat("sim"))).await.expect(200);
     let via = engines[0].requests().pop().unwrap().header("via").map(str::to_string).unwrap_or_default();
     assert!(via.starts_with("1.1 vllm-lb-"), "{via}");
+}
+
+/// Anthropic's clients have their key in a field of its own, which went to upstreams that have another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_the_clients_stays_here_where_the_upstream_has_its_own() {
+    let engines = engines(1).await;
+    let mut keyed = config(upstreams(&engines));
+    keyed.upstreams[0].api_key = Some(Secret::new("its own"));
+    let mine = [JSON, ("x-api-key", "mine"), ("authorization", "Bearer mine")];
+    let ask = request("POST", CHAT, &mine, chat("sim").as_bytes());
+    let plain = config(upstreams(&engines));
+    for (config, wanted) in [(keyed, ("Bearer its own", None)), (plain, ("Bearer mine", Some("mine")))] {
+        let balancer = Balancer::ready(config).await;
+        balancer.ask(&ask).await.expect(200);
+        let got = engines[0].requests().pop().unwrap();
+        assert_eq!((got.header("authorization"), got.header("x-api-key")), (Some(wanted.0), wanted.1));
+    }
 }

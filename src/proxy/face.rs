@@ -166,7 +166,7 @@ impl Face {
             translation::to_chat(head)?;
         }
         if let Some(key) = self.authorization() {
-            head.insert_header(header::AUTHORIZATION, key)?;
+            headers::replace_key(head, key)?;
         }
         apply(&self.plan.route.headers, head)
     }

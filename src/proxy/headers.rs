@@ -20,7 +20,7 @@ use crate::reject::Reject;
 ///
 /// A request with both a length and a transfer coding is how requests are smuggled past a proxy that
 /// reads one of them to a server that reads the other. Pingora drops the length and goes on; we do not.
-pub fn refuse(session: &Session, most: u64, mark: &str) -> Option<Reject> {
+pub fn refuse(session: &Session, most: u64, mark: &HeaderValue) -> Option<Reject> {
     let head = session.req_header();
     if has_passed(head, mark) {
         return Some(Reject::Loop);
@@ -56,15 +56,15 @@ pub fn refuse(session: &Session, most: u64, mark: &str) -> Option<Reject> {
     None
 }
 
-/// Whether a request has been here before. `mark` is what this balancer calls itself, as nobody else does.
-fn has_passed(head: &RequestHeader, mark: &str) -> bool {
+/// Whether a request has been here before. `mark` is what this balancer says of itself, as nobody else does.
+fn has_passed(head: &RequestHeader, mark: &HeaderValue) -> bool {
     let passed = |value: &HeaderValue| memchr::memmem::find(value.as_bytes(), mark.as_bytes()).is_some();
     head.headers.get_all(header::VIA).iter().any(passed)
 }
 
 /// Says that a request has passed here, behind all who have said so before.
-pub fn pass(head: &mut RequestHeader, mark: &str) -> Result<()> {
-    head.append_header(header::VIA, format!("1.1 {mark}")).map(|_| ())
+pub fn pass(head: &mut RequestHeader, mark: &HeaderValue) -> Result<()> {
+    head.append_header(header::VIA, mark.clone()).map(|_| ())
 }
 
 /// Whether a raw head has a field of this name, given in lower case.
@@ -93,7 +93,7 @@ pub fn towards_upstream(
     let host = if url.unix.is_some() { "localhost".to_string() } else { url.authority() };
     head.insert_header(header::HOST, host)?;
     if let Some(authorization) = &upstream.authorization {
-        head.insert_header(header::AUTHORIZATION, authorization)?;
+        replace_key(head, authorization)?;
     }
     if !url.prefix.is_empty() {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
@@ -101,6 +101,12 @@ pub fn towards_upstream(
         head.set_raw_path(prefixed.as_bytes())?;
     }
     Ok(())
+}
+
+/// Shows the upstream this key and none of the client's; Anthropic's clients have theirs in another field.
+pub fn replace_key(head: &mut RequestHeader, key: impl TryInto<HeaderValue>) -> Result<()> {
+    head.remove_header("x-api-key");
+    head.insert_header(header::AUTHORIZATION, key)
 }
 
 /// Who asked, for which host, over what. A proxy in front may have said so already; it knows better.

@@ -6,18 +6,19 @@
 
 mod scrape;
 
-use std::pin::pin;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::{join_all, ready};
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::respond::json;
 use crate::aggregate;
+use crate::fleet::client::AskError;
 use crate::fleet::{Entry, Fleet, Snapshot};
 
 /// For metrics and load: whoever scrapes will not wait longer either.
@@ -146,6 +147,14 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
     cleaned
 }
 
+/// What came of asking who holds a stored response.
+pub enum Located {
+    At(usize),
+    Nowhere,
+    /// Somebody did not say.
+    Unsure,
+}
+
 /// The id of the upstream that holds a stored response: responses live in the memory
 /// of the one that made them, so that all are asked, with the client's key where there is no other. `id` is
 /// one that can stand in a path.
@@ -155,7 +164,7 @@ pub async fn locate_response(
     id: &str,
     key: Option<&HeaderValue>,
     among: Option<&[usize]>,
-) -> Option<usize> {
+) -> Located {
     let path = format!("/v1/responses/{id}");
     let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
     let asked = snapshot.reachable().filter(may).map(async |entry| {
@@ -163,11 +172,25 @@ pub async fn locate_response(
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);
         }
-        let request = request.body(Bytes::new()).ok()?;
-        let answer = fleet.client().ask(&entry.upstream, request, LOOKUP).await.ok()?;
-        (answer.status() == StatusCode::OK).then_some(entry.upstream.id)
+        let Ok(request) = request.body(Bytes::new()) else { return Located::Nowhere };
+        match fleet.client().ask(&entry.upstream, request, LOOKUP).await {
+            Ok(answer) if answer.status() == StatusCode::OK => Located::At(entry.upstream.id),
+            Ok(answer) if !answer.status().is_server_error() => Located::Nowhere,
+            // Whoever is not there has nothing.
+            Err(AskError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Located::Nowhere
+            }
+            Ok(_) | Err(_) => Located::Unsure,
+        }
     });
+    let (mut asked, mut unsure) = (asked.collect::<FuturesUnordered<_>>(), false);
     // Who has it need not wait for those who hang.
-    let mut found = pin!(asked.collect::<FuturesUnordered<_>>().filter_map(ready));
-    found.next().await
+    while let Some(located) = asked.next().await {
+        match located {
+            Located::At(_) => return located,
+            Located::Unsure => unsure = true,
+            Located::Nowhere => {}
+        }
+    }
+    if unsure { Located::Unsure } else { Located::Nowhere }
 }

@@ -4,6 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub struct Random {
@@ -27,6 +28,12 @@ impl Random {
         let mut bytes = [0; LENGTH];
         rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).ok()?;
         Some(bytes)
+    }
+
+    /// What one balancer says of itself in `via`, and no other does.
+    pub fn mark(&self) -> HeaderValue {
+        let mark = format!("1.1 vllm-lb-{:016x}", self.next());
+        HeaderValue::try_from(mark).expect("digits and letters make a header's value")
     }
 
     /// 32 hexadecimal digits, as uuid4's.

@@ -16,6 +16,7 @@ use serde::de::IgnoredAny;
 
 use super::context::Context;
 use super::face::Face;
+use super::local::Located;
 use super::{Shared, headers, local, refuse};
 use crate::fleet::{Entry, Snapshot};
 use crate::observe;
@@ -51,6 +52,8 @@ enum Place {
     /// It was there, and is no more.
     Lost,
     Nowhere,
+    /// Whoever may have it does not answer now.
+    Unsure,
 }
 
 // === impl Making ===
@@ -131,6 +134,7 @@ pub async fn follow(
     match place(shared, session, context, id).await {
         Place::At(upstream) => context.only = Some(upstream),
         Place::Lost => return Err(refuse(context, Reject::Response { id: id.to_string() })),
+        Place::Unsure => return Err(refuse(context, Reject::NotReady { model: None })),
         // Unknown to all: any upstream says so in vLLM's words.
         Place::Nowhere => {}
     }
@@ -146,6 +150,7 @@ pub async fn again(shared: &Shared, session: &Session, context: &mut Context, id
         Place::Nowhere if !shared.fleet.snapshot().any_ready() => {
             return Err(refuse(context, Reject::NotReady { model: None }));
         }
+        Place::Unsure => return Err(refuse(context, Reject::NotReady { model: None })),
         Place::Lost | Place::Nowhere => {
             return Err(refuse(context, Reject::Response { id: id.to_string() }));
         }
@@ -213,8 +218,9 @@ async fn asked(
     let routed = context.face.as_ref().and_then(|face| face.authorization());
     let key = routed.as_ref().or(session.req_header().headers.get(header::AUTHORIZATION));
     match local::locate_response(&shared.fleet, snapshot, id, key, among.as_deref()).await {
-        Some(upstream) => ("asked", Place::At(upstream)),
-        None => ("nowhere", Place::Nowhere),
+        Located::At(upstream) => ("asked", Place::At(upstream)),
+        Located::Nowhere => ("nowhere", Place::Nowhere),
+        Located::Unsure => ("unsure", Place::Unsure),
     }
 }
 

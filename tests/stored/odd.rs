@@ -81,6 +81,30 @@ async fn an_engine_that_hangs_is_not_waited_for_when_another_has_it() {
     tokio::time::timeout(Duration::from_millis(1_500), asked).await.expect("in time").expect(200);
 }
 
+/// A client that is told 404 gives its conversation up, while the engine that has it is only slow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_is_not_unknown_while_somebody_does_not_answer() {
+    let engines = engines(3).await;
+    let before = Balancer::ready(settings(&engines)).await;
+    let made = make(&before, json!({"model": "sim", "input": "a", "request_id": "mine"})).await;
+    let holder = engines.iter().find(|engine| common::direct(engine) == upstream_of(&made)).unwrap();
+    let balancer = Balancer::ready(settings(&engines)).await;
+    let next = json!({"model": "sim", "input": "b", "previous_response_id": "mine"}).to_string();
+    let asks = [get(&format!("{RESPONSES}/mine")), post(RESPONSES, next)];
+    for fault in [Fault::StallHeaders, Fault::Status { status: 500, body: "{}".into() }] {
+        holder.set_fault(fault).await;
+        for ask in &asks {
+            let answer = balancer.ask(ask).await.expect(503);
+            assert_eq!(answer.header("retry-after"), "1");
+        }
+    }
+    holder.clear_fault().await;
+    for ask in &asks {
+        balancer.ask(ask).await.expect(200);
+    }
+    balancer.ask(get(&format!("{RESPONSES}/nobodys"))).await.expect(404);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_asked_for_a_field_that_the_interface_does_not_know() {
     let engines = engines(3).await;
