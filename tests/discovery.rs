@@ -10,8 +10,10 @@ use common::clients::{Clients, none};
 use common::model_server::{ModelServer, document, nowhere, source};
 use common::raw::Raw;
 use common::redis::Redis;
-use common::wire::{self, Answer, get, post};
-use common::{Balancer, Engine, config, engines, eventually, paced, serving, upstream, upstreams};
+use common::wire::{get, post};
+use common::{
+    Balancer, Engine, admin, config, direct as name, engines, eventually, paced, serving, upstream, upstreams,
+};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::redis;
@@ -22,15 +24,6 @@ const CHAT: &str = "/v1/chat/completions";
 /// Over what these sources name, and nothing else.
 fn asking(sources: impl IntoIterator<Item = Source>) -> Config {
     Config { sources: sources.into_iter().collect(), ..config(Vec::new()) }
-}
-
-async fn admin(balancer: &Balancer, method: &str, path: &str, body: Value) -> Answer {
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    balancer.admin(wire::request(method, path, &[wire::JSON], body.as_bytes())).await
-}
-
-fn name(engine: &Engine) -> String {
-    engine.address().to_string()
 }
 
 fn path(engine: &Engine) -> String {

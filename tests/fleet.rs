@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use common::body::{chat, stream};
 use common::clients::{Clients, none};
-use common::wire::{self, Answer, get, post};
+use common::wire::{self, get, post};
 use common::{
-    Balancer, Engine, Fault, Options, config, engine, engines, eventually, paced, serving, upstreams,
+    Balancer, Engine, Fault, Options, admin, config, direct as name, engine, engines, eventually, paced,
+    serving, upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::types::Breaker;
@@ -18,15 +19,6 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// So slow that a stream never ends while its test runs.
 const ENDLESS: Duration = Duration::from_millis(50);
-
-async fn admin(balancer: &Balancer, method: &str, path: &str, body: Value) -> Answer {
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    balancer.admin(wire::request(method, path, &[wire::JSON], body.as_bytes())).await
-}
-
-fn name(engine: &Engine) -> String {
-    engine.address().to_string()
-}
 
 fn path(engine: &Engine) -> String {
     format!("/admin/upstreams/{}", name(engine))

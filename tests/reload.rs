@@ -10,8 +10,8 @@ use common::body::chat;
 use common::body::stream;
 use common::certs::Certs;
 use common::clients::{Clients, none};
-use common::wire::{self, Answer, Wire, get, post, tcp};
-use common::{Balancer, Engine, Options, config, engines, eventually, paced, upstream, upstreams};
+use common::wire::{self, Wire, get, post, tcp};
+use common::{Balancer, Engine, Options, admin, config, engines, eventually, paced, upstream, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::app::{self, Load};
 use vllm_lb::config::types::{Config, UpstreamConfig};
@@ -20,11 +20,6 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// So slow that a stream never ends while its test runs.
 const ENDLESS: Duration = Duration::from_millis(50);
-
-async fn admin(balancer: &Balancer, method: &str, path: &str, body: Value) -> Answer {
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    balancer.admin(wire::request(method, path, &[wire::JSON], body.as_bytes())).await
-}
 
 /// A balancer whose configuration can be exchanged.
 async fn reloadable(config: Config) -> (Balancer, Arc<Mutex<Result<Config, Vec<String>>>>) {

@@ -9,8 +9,8 @@ use common::certs::Certs;
 use common::clients::{Clients, none};
 use common::process::{Process, Setup};
 use common::redis::Redis;
-use common::wire::{self, Answer, Wire, post};
-use common::{Balancer, Engine, config, engine, engines, eventually, paced, upstreams};
+use common::wire::{self, Wire, post};
+use common::{Balancer, Engine, admin, config, engine, engines, eventually, paced, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::config::redis;
 use vllm_lb::config::types::Config;
@@ -39,11 +39,6 @@ async fn pair(engines: &[Engine], redis: &Redis) -> [Balancer; 2] {
 async fn siblings(balancer: &Balancer) -> Vec<Value> {
     let page = balancer.admin(wire::get("/admin/siblings")).await.expect(200).json();
     page["siblings"].as_array().expect("is a list").clone()
-}
-
-async fn admin(balancer: &Balancer, method: &str, path: &str, body: Value) -> Answer {
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    balancer.admin(wire::request(method, path, &[wire::JSON], body.as_bytes())).await
 }
 
 async fn state(balancer: &Balancer, name: &str) -> String {

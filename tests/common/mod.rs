@@ -209,3 +209,9 @@ impl Balancer {
         self.running.stop(PATIENCE).await;
     }
 }
+
+/// One call to the admin listener; null is no body.
+pub async fn admin(balancer: &Balancer, method: &str, path: &str, body: serde_json::Value) -> wire::Answer {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    balancer.admin(wire::request(method, path, &[wire::JSON], body.as_bytes())).await
+}
