@@ -70,8 +70,7 @@ impl Client {
         path: &str,
         limit: Duration,
     ) -> Result<Response<Bytes>, AskError> {
-        let request = Request::get(path).body(Bytes::new())?;
-        within(limit, self.exchange(upstream, request, MOST_SCRAPED)).await
+        self.page(upstream, path, limit, MOST_SCRAPED).await
     }
 
     /// Asks with GET for a small document.
@@ -81,8 +80,19 @@ impl Client {
         path: &str,
         limit: Duration,
     ) -> Result<Response<Bytes>, AskError> {
+        self.page(upstream, path, limit, MOST_SMALL).await
+    }
+
+    /// Asks with GET for what has `most` bytes.
+    async fn page(
+        &self,
+        upstream: &Upstream,
+        path: &str,
+        limit: Duration,
+        most: usize,
+    ) -> Result<Response<Bytes>, AskError> {
         let request = Request::get(path).body(Bytes::new())?;
-        within(limit, self.exchange(upstream, request, MOST_SMALL)).await
+        within(limit, self.exchange(upstream, request, most)).await
     }
 
     /// Sends `request`, whose URI is a path, and reads the whole answer. An `authorization` that it brings

@@ -12,7 +12,7 @@ use pingora::{Error, ErrorType, Result};
 
 use super::attempt::Cause;
 use super::context::{Context, Samples};
-use super::{Shared, another, attempt, stored};
+use super::{Shared, another, attempt, headers, stored};
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
 use crate::reply::usage::Meter;
@@ -24,7 +24,7 @@ const ANNOUNCED: u64 = 2;
 pub fn begin(shared: &Shared, context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
     let status = head.status.as_u16();
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-    let length = text(http::header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    let length = headers::length(&head.headers);
     let kind = text(http::header::CONTENT_TYPE);
     context.judge = Some(Judge::new(status, kind, length));
     context.stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);

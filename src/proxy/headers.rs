@@ -3,7 +3,7 @@
 //! Hop-by-hop fields, those that `connection` names included, are taken out by pingora before these
 //! functions run.
 
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
@@ -78,6 +78,11 @@ fn names_header(raw: &[u8], name: &[u8]) -> bool {
 pub fn request_id(head: &RequestHeader) -> Option<&str> {
     let id = head.headers.get(X_REQUEST_ID)?.to_str().ok()?;
     (!id.is_empty() && id.len() <= 256).then_some(id)
+}
+
+/// The length that a head declares. Pingora has refused differing ones.
+pub fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// Makes a client's head one for `upstream`.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ask::{self, Ask};
 use super::face::Face;
+use super::headers;
 use super::memory::{Memory, Reservation};
 use super::prompt::{self, Rest};
 use super::stored::Kept;
@@ -123,7 +124,7 @@ pub struct Peeker {
 impl Peeker {
     /// A body that says itself that it is too large is refused before any of it is asked for.
     pub fn declared(&self, session: &Session) -> Result<(), Reject> {
-        match declared_length(session) {
+        match headers::length(&session.req_header().headers) {
             Some(length) if length > self.limits.max_body => {
                 Err(Reject::TooLarge { limit: self.limits.max_body })
             }
@@ -146,7 +147,7 @@ impl Peeker {
             *face = self.face(session, &Looker::Opaque, &body).filter(|_| needs.route);
             return Ok(Peeked { body, whole: true, reservation, wish, ask: None });
         }
-        let declared = declared_length(session);
+        let declared = headers::length(&session.req_header().headers);
         let mut reader = Reader {
             declared,
             body: Body::Nothing,
@@ -205,11 +206,17 @@ impl Peeker {
         request.session(&self.sessions)
     }
 
-    /// What its route makes of a request whose body says nothing of the model.
-    pub fn plain_face(&self, session: &Session, model: Option<&str>) -> Option<Box<Face>> {
+    /// What the route of a request for this model makes of it. `form`: the type of a body that is one.
+    pub fn routed(
+        &self,
+        session: &Session,
+        model: Option<&str>,
+        dialect: Dialect,
+        form: Option<&str>,
+    ) -> Option<Face> {
         let head = session.req_header();
         let plan = self.routes.plan(model, head.uri.path(), &head.headers)?;
-        Some(Box::new(Face::new(plan, Dialect::Other, model.map(str::to_string), None)))
+        Some(Face::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
     }
 
     /// What the request's route makes of it, if it takes one.
@@ -217,8 +224,7 @@ impl Peeker {
         if self.routes.is_empty() {
             return None;
         }
-        let head = session.req_header();
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let text = |name| session.req_header().headers.get(name).and_then(|value| value.to_str().ok());
         let (model, dialect, form) = match looker {
             Looker::Json(scanner, api) => (scanner.facts(body).model, Dialect::of(*api), None),
             Looker::Multipart(scanner) => {
@@ -226,9 +232,7 @@ impl Peeker {
             }
             Looker::Opaque => (Model::Absent, Dialect::Other, None),
         };
-        let plan = self.routes.plan(model.name(), head.uri.path(), &head.headers)?;
-        let (model, form) = (model.name().map(str::to_string), form.map(str::to_string));
-        let mut face = Face::new(plan, dialect, model, form);
+        let mut face = self.routed(session, model.name(), dialect, form)?;
         if let Looker::Json(_, api) = looker {
             face.expect(*api);
         }
@@ -473,12 +477,6 @@ fn json_wish(facts: &Facts<'_>, api: Api, body: &[u8], whole: bool) -> Wish {
         pinned: facts.kv_transfer(),
         ..Wish::default()
     }
-}
-
-/// The length that the head declares. Pingora has refused differing ones.
-fn declared_length(session: &Session) -> Option<u64> {
-    let value = session.req_header().headers.get(http::header::CONTENT_LENGTH)?;
-    value.to_str().ok()?.trim().parse().ok()
 }
 
 /// A body that breaks the framing is the client's mistake; a connection that ends is its leave.

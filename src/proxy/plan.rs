@@ -22,6 +22,7 @@ use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
 use crate::reject::{Reject, Style};
 use crate::reply::ending::{Form, error_events};
+use crate::route::dialect::Dialect;
 use crate::route::paths::{
     self, Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location,
 };
@@ -289,8 +290,7 @@ async fn read_whole(
     if session.is_body_empty() {
         return Ok(body.freeze());
     }
-    let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
-    let declared = declared.and_then(|length| length.to_str().ok()?.trim().parse::<u64>().ok());
+    let declared = headers::length(&session.req_header().headers);
     if declared.is_some_and(|length| length > limit) {
         return Err(refuse(context, Reject::TooLarge { limit }));
     }
@@ -319,7 +319,8 @@ fn by_query(session: &mut Session, context: &mut Context) {
     context.model = query_model(session);
     let model = context.model.name().map(str::to_string);
     let peeker = &context.settings.peeker;
-    let Some(face) = peeker.plain_face(session, model.as_deref()) else { return };
+    let face = peeker.routed(session, model.as_deref(), Dialect::Other, None);
+    let Some(face) = face.map(Box::new) else { return };
     let served = face.served().map(str::to_string);
     context.face = Some(face);
     let Some(served) = served.filter(|served| Some(served) != model.as_ref()) else { return };

@@ -5,9 +5,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::HeaderValue;
+use rustls::crypto::{SecureRandom, ring};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub struct Random {
+    /// For what nobody may guess.
+    system: &'static dyn SecureRandom,
     seed: u64,
     count: AtomicU64,
 }
@@ -15,7 +18,11 @@ pub struct Random {
 impl Random {
     /// Seeded by the system, as the standard hash maps are.
     pub fn new() -> Self {
-        Random { seed: RandomState::new().hash_one(0u64), count: AtomicU64::new(0) }
+        Random {
+            system: ring::default_provider().secure_random,
+            seed: RandomState::new().hash_one(0u64),
+            count: AtomicU64::new(0),
+        }
     }
 
     pub fn next(&self) -> u64 {
@@ -26,7 +33,7 @@ impl Random {
     /// Bytes that nobody can guess, from the system; `None` when it has none.
     pub fn secret<const LENGTH: usize>(&self) -> Option<[u8; LENGTH]> {
         let mut bytes = [0; LENGTH];
-        rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).ok()?;
+        self.system.fill(&mut bytes).ok()?;
         Some(bytes)
     }
 

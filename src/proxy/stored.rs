@@ -68,10 +68,8 @@ impl Making {
 
     /// The head says how long the body is.
     pub fn lengthen(&self, head: &mut RequestHeader) -> Result<()> {
-        let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        let length = length.and_then(|length| length.trim().parse::<usize>().ok());
-        match length.filter(|_| self.stamp.is_some()) {
-            Some(length) => head.insert_header(header::CONTENT_LENGTH, length + Stamp::length()),
+        match headers::length(&head.headers).filter(|_| self.stamp.is_some()) {
+            Some(length) => head.insert_header(header::CONTENT_LENGTH, length + Stamp::length() as u64),
             None => Ok(()),
         }
     }
