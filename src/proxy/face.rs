@@ -154,6 +154,11 @@ impl Face {
         Ok(body)
     }
 
+    /// Gives a head that is the client's yet the path that its upstreams are to be asked at.
+    pub fn translate_path(&self, head: &mut RequestHeader) -> Result<()> {
+        if self.translates() { translation::to_chat(head) } else { Ok(()) }
+    }
+
     /// Makes a head one for the upstream of this route.
     pub fn towards_upstream(&self, head: &mut RequestHeader) -> Result<()> {
         if let Some(length) = self.length {
@@ -162,9 +167,6 @@ impl Face {
         }
         // What is compressed on the way could not be edited.
         head.remove_header(&header::ACCEPT_ENCODING);
-        if self.translates() {
-            translation::to_chat(head)?;
-        }
         if let Some(key) = self.authorization() {
             headers::replace_key(head, key)?;
         }

@@ -13,8 +13,9 @@ use tokio::time::{Instant, timeout_at};
 use super::attempt::watched;
 use super::context::{Context, Samples};
 use super::line::Line;
+use super::look::Shape;
 use super::memory::Reservation;
-use super::peek::{Failure, Needs, Peeked, Shape, Wanted};
+use super::peek::{Failure, Needs, Peeked, Said, Wanted};
 use super::replay::Replay;
 use super::stored::{self, Making};
 use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
@@ -75,8 +76,10 @@ pub async fn admin(
 pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<Step> {
     name_session(session, context);
     let head = session.req_header();
-    let (method, path) = (head.method.clone(), head.uri.path().to_string());
-    let Route { api, policy } = match context.settings.table.find(method.as_str(), &path) {
+    let Some(path) = paths::decode(head.uri.path()) else { return Err(refuse(context, Reject::Path)) };
+    context.path = path.into_owned();
+    let method = head.method.clone();
+    let Route { api, policy } = match context.settings.table.find(method.as_str(), &context.path) {
         Found::Route(route) => route,
         Found::NotFound => return Err(refuse(context, Reject::Path)),
         Found::MethodNotAllowed { allow } => return Err(refuse(context, Reject::Method { allow })),
@@ -238,7 +241,8 @@ async fn forward(
         route: context.face.is_none(),
     };
     let (mut face, peeker) = (None, &context.settings.peeker);
-    let peeked = peeker.peek(session, shape, context.session.as_deref(), needs, &mut face).await;
+    let said = Said { path: &context.path, session: context.session.as_deref() };
+    let peeked = peeker.peek(session, shape, said, needs, &mut face).await;
     // A refusal goes out by its route, too.
     context.face = context.face.take().or(face);
     let Peeked { body, whole, reservation, wish, ask } = match peeked {
@@ -319,7 +323,7 @@ fn by_query(session: &mut Session, context: &mut Context) {
     context.model = query_model(session);
     let model = context.model.name().map(str::to_string);
     let peeker = &context.settings.peeker;
-    let face = peeker.routed(session, model.as_deref(), Dialect::Other, None);
+    let face = peeker.routed(session, &context.path, model.as_deref(), (Dialect::Other, None));
     let Some(face) = face.map(Box::new) else { return };
     let served = face.served().map(str::to_string);
     context.face = Some(face);

@@ -1,0 +1,72 @@
+//! Which route a request takes, however its client writes what routes go by: the path, the host, the model
+//! where it stands outside of the body, and no model at all.
+//!
+//! Which route is the first that matches is held by `route::table`; here it is held that the running balancer
+//! reads a request as an engine does before it asks there.
+
+mod common;
+
+use common::body::chat;
+use common::wire::{post, upgrade};
+use common::{Balancer, Engine, Recorded, config, engines, upstreams};
+use serde_json::{Value, json};
+use vllm_lb::config::check::check;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Over engines that are called `one` and `two`, with these routes.
+async fn routed(engines: &[Engine], routes: &str) -> Balancer {
+    let text =
+        format!("upstreams: [{{url: http://a, name: one}}, {{url: http://b, name: two}}]\nroutes:\n{routes}");
+    let checked = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let mut config = config(upstreams(engines));
+    for (upstream, name) in config.upstreams.iter_mut().zip(["one", "two"]) {
+        upstream.name = name.into();
+    }
+    config.routes = checked.routes;
+    Balancer::ready(config).await
+}
+
+fn last(engine: &Engine) -> Recorded {
+    engine.requests().pop().expect("it got a request")
+}
+
+fn last_body(engine: &Engine) -> Value {
+    serde_json::from_slice(&last(engine).body).expect("JSON")
+}
+
+/// The engine unescapes a path before it looks where it leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn escapes_in_a_path_lead_past_no_route() {
+    let engines = engines(1).await;
+    let routes = "
+  - {path: /v1/chat/completions, body: {overrides: {max_tokens: 7}}}
+  - {path: /v1/realtime, to: sim}";
+    let balancer = routed(&engines, routes).await;
+    for path in [CHAT, "/v1/%63hat/completions", "/sessions/s/v1/%63hat%2Fcompletions?x=%63"] {
+        // The simulated engine finds nothing at an escaped path: what counts is what it gets.
+        balancer.ask(post(path, chat("sim"))).await;
+        let got = last(&engines[0]);
+        assert_eq!(got.path, path.trim_start_matches("/sessions/s"), "it goes on as it was written");
+        assert_eq!(last_body(&engines[0])["max_tokens"], 7, "{path}");
+    }
+    balancer.ask(upgrade("/v1/%72ealtime?model=fast")).await;
+    assert_eq!(last(&engines[0]).path, "/v1/%72ealtime?model=sim");
+}
+
+/// A chat was sent to where the engine takes responses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_is_asked_for_as_a_chat_goes_where_chats_go() {
+    let engines = engines(1).await;
+    let balancer = routed(&engines, "  - {model: fast, to: sim, responses: chat}").await;
+    let body = json!({"model": "fast", "input": "hi"}).to_string();
+    for (path, to) in [
+        ("/v1/responses?a=b%20c", "/v1/chat/completions?a=b%20c"),
+        ("/v1/%72esponses", CHAT),
+        ("/sessions/s/v1/respons%65s", CHAT),
+    ] {
+        let answer = balancer.ask(post(path, &body)).await.expect(200).json();
+        assert_eq!((&answer["object"], &answer["model"]), (&json!("response"), &json!("fast")), "{path}");
+        assert_eq!(last(&engines[0]).path, to, "{path}");
+    }
+}
