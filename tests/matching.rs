@@ -6,8 +6,10 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::body::chat;
-use common::wire::{post, upgrade};
+use common::h2::{self, H2};
+use common::wire::{JSON, post, request, upgrade};
 use common::{Balancer, Engine, Recorded, config, engines, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
@@ -68,5 +70,23 @@ async fn a_response_that_is_asked_for_as_a_chat_goes_where_chats_go() {
         let answer = balancer.ask(post(path, &body)).await.expect(200).json();
         assert_eq!((&answer["object"], &answer["model"]), (&json!("response"), &json!("fast")), "{path}");
         assert_eq!(last(&engines[0]).path, to, "{path}");
+    }
+}
+
+/// HTTP/2 has it in a field of another name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_is_a_host_in_every_version() {
+    let engines = engines(1).await;
+    let routes = "
+  - {header: {host: balancer.test}, headers: {set: {x-stage: tenant}}}";
+    let balancer = routed(&engines, routes).await;
+    let plain = [JSON, ("host", "balancer.test")];
+    balancer.ask(request("POST", CHAT, &plain, chat("sim").as_bytes())).await.expect(200);
+    assert_eq!(last(&engines[0]).headers["x-stage"], "tenant");
+    let mut client = H2::connect(balancer.address()).await;
+    for path in [CHAT, "/sessions/s/v1/chat/completions"] {
+        client.ask(h2::post(path), &[Bytes::from(chat("sim"))]).await.expect(200);
+        let got = last(&engines[0]).headers;
+        assert!(got["x-stage"] == "tenant" && got["x-forwarded-host"] == "balancer.test", "{path} {got:?}");
     }
 }

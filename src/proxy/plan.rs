@@ -74,6 +74,7 @@ pub async fn admin(
 
 /// Finds the route of a request, and answers it or makes it ready to be sent.
 pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<Step> {
+    name_host(session)?;
     name_session(session, context);
     let head = session.req_header();
     let Some(path) = paths::decode(head.uri.path()) else { return Err(refuse(context, Reject::Path)) };
@@ -134,6 +135,13 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
         }
         Policy::Route { .. } => inference(shared, session, context, api, &snapshot).await,
     }
+}
+
+/// HTTP/2 has the host outside of the fields: from here on it stands among them, where routes look for it.
+fn name_host(session: &mut Session) -> Result<()> {
+    let head = session.req_header_mut();
+    let host = headers::host(head).filter(|_| !head.headers.contains_key(header::HOST));
+    host.map_or(Ok(()), |host| head.insert_header(header::HOST, host))
 }
 
 /// Takes a session out of the path: what is left is the path of the interface.
