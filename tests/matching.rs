@@ -10,7 +10,7 @@ use bytes::Bytes;
 use common::body::chat;
 use common::h2::{self, H2};
 use common::wire::{JSON, post, request, upgrade};
-use common::{Balancer, Engine, Recorded, config, engines, upstreams};
+use common::{Balancer, Engine, Recorded, config, engines, serving, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 
@@ -89,4 +89,21 @@ async fn a_host_is_a_host_in_every_version() {
         let got = last(&engines[0]).headers;
         assert!(got["x-stage"] == "tenant" && got["x-forwarded-host"] == "balancer.test", "{path} {got:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_in_a_query_is_read_as_queries_are_written() {
+    let engines = [serving(&["a b/c:1"]).await, serving(&["other"]).await];
+    let balancer = routed(&engines, "  - {model: 'rt:1+é', to: 'a b/c:1'}").await;
+    for asked in ["rt%3A1%2B%C3%A9", "a+b/c:1", "a%20b%2fc%3A1"] {
+        let mut client = balancer.client().await;
+        client.send(upgrade(&format!("/v1/realtime?language=%65n&model={asked}"))).await;
+        assert_eq!(client.head().await.status, 101, "{asked}");
+    }
+    let paths: Vec<String> = engines[0].requests().into_iter().map(|one| one.path).collect();
+    let renamed = "/v1/realtime?model=a%20b%2Fc%3A1&language=%65n";
+    assert_eq!(paths[0], renamed);
+    assert_eq!(paths[1], "/v1/realtime?language=%65n&model=a+b/c:1", "it goes on as it was written");
+    let refused = balancer.ask(upgrade("/v1/realtime?model=rt%3")).await.expect(404);
+    assert!(refused.text().contains("The model `rt%3` does not exist"), "{}", refused.text());
 }

@@ -347,11 +347,10 @@ fn by_query(session: &mut Session, context: &mut Context) {
 /// `?model=`, if there is one.
 fn query_model(session: &Session) -> Wanted {
     let query = session.req_header().uri.query().unwrap_or("");
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("model="));
-    match value {
-        Some(name) if !name.is_empty() => Wanted::Named(name.replace("%2F", "/").replace("%2f", "/")),
-        _ => Wanted::Unreadable,
-    }
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("model=")).unwrap_or_default();
+    // As forms are written. Broken escapes are text to whoever reads such a query.
+    let name = paths::decode_escapes(&value.replace('+', " ")).unwrap_or_else(|| value.to_string());
+    if name.is_empty() { Wanted::Unreadable } else { Wanted::Named(name) }
 }
 
 /// SageMaker names the adapter in a header, which vLLM takes for the model.
