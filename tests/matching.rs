@@ -7,7 +7,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::body::chat;
+use common::body::{chat, form};
 use common::h2::{self, H2};
 use common::wire::{JSON, post, request, upgrade};
 use common::{Balancer, Engine, Recorded, config, engines, serving, upstreams};
@@ -106,4 +106,19 @@ async fn a_model_in_a_query_is_read_as_queries_are_written() {
     assert_eq!(paths[1], "/v1/realtime?language=%65n&model=a+b/c:1", "it goes on as it was written");
     let refused = balancer.ask(upgrade("/v1/realtime?model=rt%3")).await.expect(404);
     assert!(refused.text().contains("The model `rt%3` does not exist"), "{}", refused.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_without_a_model_gets_that_of_its_route() {
+    let engines = [serving(&["whisper"]).await, serving(&["other"]).await];
+    let path = "/v1/audio/transcriptions";
+    let balancer = routed(&engines, "  - {path: /v1/audio/transcriptions, to: whisper}").await;
+    let kind = ("content-type", "multipart/form-data; boundary=cut");
+    let named = form("cut", &[("file", "RIFF"), ("model", "whisper")]);
+    let expected = balancer.ask(request("POST", path, &[kind], &named)).await;
+    let body = form("cut", &[("file", "RIFF")]);
+    balancer.ask(request("POST", path, &[kind], &body)).await.expect(expected.status);
+    assert!(engines[0].requests().len() == 2 && engines[1].requests().is_empty());
+    let got = String::from_utf8(last(&engines[0]).body.to_vec()).expect("a text");
+    assert_eq!(got.to_ascii_lowercase(), String::from_utf8(named).expect("a text").to_ascii_lowercase());
 }
