@@ -122,3 +122,17 @@ async fn a_form_without_a_model_gets_that_of_its_route() {
     let got = String::from_utf8(last(&engines[0]).body.to_vec()).expect("a text");
     assert_eq!(got.to_ascii_lowercase(), String::from_utf8(named).expect("a text").to_ascii_lowercase());
 }
+
+/// It was refused because others, whom the route does not allow, serve something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_model_takes_that_of_its_routes_upstreams() {
+    let engines = [serving(&["big"]).await, serving(&["small"]).await];
+    let balancer = routed(&engines, "  - {header: {x-team: one}, upstreams: [two]}").await;
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}).to_string();
+    let refused = balancer.ask(post(CHAT, &body)).await.expect(404);
+    assert!(refused.text().contains("The model `` does not exist"), "{}", refused.text());
+    let of_team = request("POST", CHAT, &[JSON, ("x-team", "one")], body.as_bytes());
+    let answer = balancer.ask(of_team).await.expect(200).json();
+    assert_eq!(answer["model"], "small");
+    assert_eq!((engines[0].requests().len(), last(&engines[1]).body), (0, Bytes::from(body)));
+}

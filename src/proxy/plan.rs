@@ -218,12 +218,17 @@ async fn inference(
         }
         ModelIn::Json | ModelIn::Multipart => {}
     }
-    if context.model == Wanted::Any && snapshot.any_ready() && !snapshot.serves_one_base() {
+    if context.model == Wanted::Any && !has_model(context, snapshot) {
         // vLLM would take its own model; with several of them there is none to take.
         let aliases = aliases(context, snapshot);
         return Err(refuse(context, Reject::Model { model: String::new(), aliases }));
     }
     Ok(step)
+}
+
+/// Whether a request that names no model goes to where there is one to take.
+fn has_model(context: &Context, snapshot: &Snapshot) -> bool {
+    context.only.is_some() || snapshot.serves_one_base(context.among(snapshot).as_deref())
 }
 
 /// Peeks the body, if there is one, and stands the wrapper in the session's place.
