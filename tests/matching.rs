@@ -10,7 +10,7 @@ use bytes::Bytes;
 use common::body::{chat, form};
 use common::h2::{self, H2};
 use common::wire::{JSON, post, request, upgrade};
-use common::{Balancer, Engine, Recorded, config, engines, serving, upstreams};
+use common::{Balancer, Engine, Options, Recorded, config, engine, engines, names, serving, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 
@@ -135,4 +135,38 @@ async fn a_request_without_a_model_takes_that_of_its_routes_upstreams() {
     let answer = balancer.ask(of_team).await.expect(200).json();
     assert_eq!(answer["model"], "small");
     assert_eq!((engines[0].requests().len(), last(&engines[1]).body), (0, Bytes::from(body)));
+}
+
+/// vLLM puts it into the body, in place of the one there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_in_the_head_is_the_model_that_routes_go_by() {
+    const ADAPTER: &str = "x-amzn-sagemaker-adapter-identifier";
+    let tuned = Options { loras: names(&["tuned", "raw"]), ..Options::default() };
+    let engines = [engine(tuned).await, serving(&["other"]).await];
+    let routes = "
+  - {model: virtual, to: tuned, body: {overrides: {seed: 7}}}
+  - {model: raw, body: {overrides: {seed: 8}}}
+  - {model: other, body: {overrides: {seed: 9}}}";
+    let balancer = routed(&engines, routes).await;
+    let ask = async |path: &str, adapter: &str, body: &Value| {
+        let head = [JSON, (ADAPTER, adapter)];
+        balancer.ask(request("POST", path, &head, body.to_string().as_bytes())).await.expect(200).json()
+    };
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    for model in [json!(null), json!("other"), json!("virtual"), json!("tuned")] {
+        let answer = ask("/invocations", "virtual", &json!({"model": model, "messages": messages})).await;
+        assert_eq!(answer["model"], "virtual", "{model}");
+        let (got, body) = (last(&engines[0]).headers, last_body(&engines[0]));
+        assert_eq!((&body["model"], &body["seed"]), (&json!("tuned"), &json!(7)), "{model}");
+        assert!(got.get(ADAPTER).is_none_or(|name| name == "tuned"), "the engine would take {got:?}");
+    }
+    // What is not renamed goes on where it stands.
+    ask("/invocations", "raw", &json!({"model": "sim", "messages": messages})).await;
+    let (got, body) = (last(&engines[0]).headers, last_body(&engines[0]));
+    assert!(body["model"] == "sim" && body["seed"] == 8 && got[ADAPTER] == "raw", "{body} {got:?}");
+    // Elsewhere vLLM does not look at it.
+    ask(CHAT, "virtual", &json!({"model": "other", "messages": messages})).await;
+    let (got, body) = (last(&engines[1]).headers, last_body(&engines[1]));
+    assert!(body["seed"] == 9 && got[ADAPTER] == "virtual");
+    assert_eq!((engines[0].requests().len(), engines[1].requests().len()), (5, 1));
 }

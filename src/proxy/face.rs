@@ -106,6 +106,11 @@ impl Face {
         self.plan.served(self.model.as_deref())
     }
 
+    /// Whether that is another than the client's.
+    pub fn renames(&self) -> bool {
+        self.served() != self.model.as_deref()
+    }
+
     /// A body of this interface is to come, which the route may want said in another language.
     pub fn expect(&mut self, api: Api) {
         self.translation = translation::of(&self.plan, api);

@@ -73,10 +73,20 @@ impl Looker {
         scanner.progress() == Progress::Cut && scanner.span(Field::PreviousResponseId).is_none()
     }
 
-    pub fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>, blocks: Option<Blocks>) -> Wish {
+    /// `model`: the one that JSON is for, whatever it says itself.
+    pub fn wish(
+        &self,
+        (body, whole): (&[u8], bool),
+        declared: Option<u64>,
+        blocks: Option<Blocks>,
+        model: Option<&str>,
+    ) -> Wish {
         match self {
             Looker::Json(scanner, api) => {
-                let facts = scanner.facts(body);
+                let mut facts = scanner.facts(body);
+                if let Some(model) = model {
+                    facts.model = Model::Named(model.into());
+                }
                 let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
                 let dialect = prompt::dialect(*api, &facts);
                 let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);

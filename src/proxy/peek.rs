@@ -45,6 +45,8 @@ pub struct Said<'a> {
     pub path: &'a str,
     /// The session that the path named.
     pub session: Option<&'a str>,
+    /// The model, before which what the body says of one does not count.
+    pub model: Option<&'a str>,
 }
 
 /// What must be known of a request before an upstream can be chosen.
@@ -135,10 +137,11 @@ impl Peeker {
         &self,
         session: &mut Session,
         shape: Shape,
-        said: Said<'_>,
-        needs: Needs,
+        mut said: Said<'_>,
+        mut needs: Needs,
         face: &mut Option<Box<Face>>,
     ) -> Result<Peeked, Failure> {
+        needs.model &= said.model.is_none();
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
@@ -178,8 +181,10 @@ impl Peeker {
             // What names the session may be nothing for the upstream, and taken out.
             named = Some(self.session(session, said, &reader, face.served()));
             reader.edit(face)?;
+            // The name that its route gives stands in the body.
+            said.model = said.model.filter(|_| !face.renames());
         }
-        let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
+        let mut wish = reader.looker.wish((reader.body.bytes(), whole), declared, self.blocks, said.model);
         let model = wish.asked.model.as_deref();
         let named = named.unwrap_or_else(|| self.session(session, said, &reader, model));
         (wish.asked.session, wish.session) = named.unzip();
@@ -229,7 +234,8 @@ impl Peeker {
             }
             Looker::Opaque => (Model::Absent, Dialect::Other, None),
         };
-        let mut face = self.routed(session, said.path, model.name(), (dialect, form))?;
+        let model = said.model.or(model.name());
+        let mut face = self.routed(session, said.path, model, (dialect, form))?;
         if let Looker::Json(_, api) = looker {
             face.expect(*api);
         }

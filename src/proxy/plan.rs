@@ -38,6 +38,9 @@ pub enum Step {
 /// these carries more than settings, or a list of ids.
 const CALL_BODY: u64 = 1 << 20;
 
+/// Where SageMaker names a model.
+const ADAPTER: &str = "x-amzn-sagemaker-adapter-identifier";
+
 /// How long a client may take for such a body.
 const CALL_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -211,12 +214,11 @@ async fn inference(
     match api.model_in() {
         ModelIn::Query => by_query(session, context),
         ModelIn::Nowhere => context.model = Wanted::Unreadable,
-        ModelIn::Sniff => {
-            if let Some(adapter) = adapter(session) {
-                context.model = Wanted::Named(adapter);
-            }
+        // The name that its route gives stands in the body, before which the field would go.
+        ModelIn::Sniff if context.face.as_ref().is_some_and(|face| face.renames()) => {
+            session.req_header_mut().remove_header(ADAPTER);
         }
-        ModelIn::Json | ModelIn::Multipart => {}
+        ModelIn::Json | ModelIn::Multipart | ModelIn::Sniff => {}
     }
     if context.model == Wanted::Any && !has_model(context, snapshot) {
         // vLLM would take its own model; with several of them there is none to take.
@@ -254,7 +256,8 @@ async fn forward(
         route: context.face.is_none(),
     };
     let (mut face, peeker) = (None, &context.settings.peeker);
-    let said = Said { path: &context.path, session: context.session.as_deref() };
+    let (path, adapter) = (&context.path, adapter(session, &shape));
+    let said = Said { path, session: context.session.as_deref(), model: adapter.as_deref() };
     let peeked = peeker.peek(session, shape, said, needs, &mut face).await;
     // A refusal goes out by its route, too.
     context.face = context.face.take().or(face);
@@ -358,9 +361,12 @@ fn query_model(session: &Session) -> Wanted {
     if name.is_empty() { Wanted::Unreadable } else { Wanted::Named(name) }
 }
 
-/// SageMaker names the adapter in a header, which vLLM takes for the model.
-fn adapter(session: &Session) -> Option<String> {
-    let value = session.req_header().headers.get("x-amzn-sagemaker-adapter-identifier")?;
+/// SageMaker names the adapter in a header, which vLLM takes for the model, whatever the body says.
+fn adapter(session: &Session, shape: &Shape) -> Option<String> {
+    let value = session.req_header().headers.get(ADAPTER)?;
+    if !matches!(shape, Shape::Json(Api::Invocations)) {
+        return None;
+    }
     value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
 }
 
