@@ -194,7 +194,10 @@ pub async fn again(shared: &Shared, session: &Session, context: &mut Context, id
 /// upstream has it, which is asked next: the client has put the id of an earlier response on a later one, and
 /// nobody has told here.
 pub async fn elsewhere(shared: &Shared, session: &Session, context: &mut Context) -> bool {
-    let Some(id) = context.unproven.take().filter(|_| context.status == 404) else { return false };
+    if context.status != 404 {
+        return false;
+    }
+    let Some(id) = context.unproven.take() else { return false };
     if context.pinned || context.replay.as_ref().is_none_or(|replay| !replay.is_whole()) {
         return false;
     }
