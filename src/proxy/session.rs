@@ -106,6 +106,7 @@ impl Wrapped {
     /// The client of a request that goes on without it is leaving: its connection is of no use any more.
     fn lose(&mut self, gone: bool) {
         (self.silent, self.gone) = (true, gone);
+        self.line.left();
         self.real_mut().set_keepalive(None);
     }
 }
@@ -374,5 +375,39 @@ impl CustomSession for Wrapped {
 
     fn was_upgraded(&self) -> bool {
         self.real().was_upgraded()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::super::line::Ended;
+    use super::super::line::tests::line;
+    use super::super::memory::Memory;
+    use super::*;
+
+    /// Its lease stayed for as long as the engine hung, which may be for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_job_whose_client_has_left_is_not_waited_for_without_end() {
+        for background in [true, false] {
+            let (mut client, here) = tokio::io::duplex(1024);
+            let mut place = Box::new(ServerSession::new_http1(Box::new(here)));
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            place.read_request().await.unwrap();
+            let replay = Replay::new(Bytes::new(), Memory::new(0).reservation(), 0);
+            let (held, line) = (Held { replay, whole: true, background }, line(Default::default()));
+            let home = wrap(&mut place, held, line.clone(), Arc::default());
+            line.attempt(0);
+            drop(client);
+            let begun = tokio::time::Instant::now();
+            let day = Duration::from_secs(24 * 3600);
+            let came = tokio::time::timeout(day, place.read_body_or_idle(true)).await.expect("it ends");
+            assert!(!matches!(came, Ok(Some(_))));
+            // Any other request ends at once.
+            let wanted = if background { (Some(Ended::Left), 600) } else { (None, 0) };
+            assert_eq!((line.ended(), begun.elapsed().as_secs()), wanted);
+            home.unwrap(&mut place);
+        }
     }
 }
