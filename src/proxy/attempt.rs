@@ -407,8 +407,8 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
         // A stored answer that its client cancelled looks the same.
         Verdict::Aborted if context.only.is_some() => None,
         Verdict::Leaving => Some(Cause::Leaving),
-        // Not a job in the background that its client cancels: its stream says nothing more, as of vLLM, or ends
-        // behind its prelude.
+        // Not a job in the background that its client cancels: its stream says nothing more, as of vLLM, or
+        // ends behind its prelude.
         Verdict::Aborted => Some(Cause::Aborted),
         Verdict::Failed(_) => Some(Cause::Failed),
     };

@@ -18,9 +18,9 @@ const GLANCE: Duration = Duration::from_secs(2);
 
 /// How long a client that has left its job in the background is waited for, with nothing of an answer. An
 /// engine answers such a request before it reads the prompt; what a stream says later is of a job that is its
-/// engine's by then, and ends by itself. Longer silence is a hang, which must not hold a place for ever: vLLM's
-/// stream of a job that was cancelled is one, too. Whoever only ended its own half of the connection cannot be
-/// told apart, and can have the rest by `GET`.
+/// engine's by then, and ends by itself. Longer silence is a hang, which must not hold a place for ever:
+/// vLLM's stream of a job that was cancelled is one, too. Whoever only ended its own half of the connection
+/// cannot be told apart, and can have the rest by `GET`.
 const LEFT: Duration = Duration::from_secs(600);
 
 /// Why the wrapper ended a request that was on its way.

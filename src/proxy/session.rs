@@ -391,7 +391,8 @@ mod tests {
     use super::*;
     use crate::config::types::Timeouts;
 
-    /// A session whose client has sent `head`, in a wrapper; the line is that of a request that was just sent.
+    /// A session whose client has sent `head`, in a wrapper; the line is that of a request that was just
+    /// sent.
     async fn wrapped(head: &str, background: bool) -> (DuplexStream, Box<ServerSession>, Home, Arc<Line>) {
         let (mut client, here) = tokio::io::duplex(1024);
         let mut place = Box::new(ServerSession::new_http1(Box::new(here)));

@@ -2,10 +2,11 @@
 //! (`route::stored`), and whoever asks for one is sent to the upstream that has it.
 //!
 //! In this order: what was learnt here or said by siblings, what the id says, what stands in Redis, the one
-//! upstream there is, and at last what the upstreams say when all of them are asked. What is learnt are ids that
-//! clients give, and these may look like ours: whoever has learnt of one knows better than the id says, and who
-//! has not goes on looking when the upstream that it names does not know it. An upstream that nobody listens at
-//! has lost what it had. One that an operator drains still has it, and still answers for it.
+//! upstream there is, and at last what the upstreams say when all of them are asked. What is learnt are ids
+//! that clients give, and these may look like ours: whoever has learnt of one knows better than the id
+//! says, and who has not goes on looking when the upstream that it names does not know it. An upstream that
+//! nobody listens at has lost what it had. One that an operator drains still has it, and still answers for
+//! it.
 //!
 //! With the place goes the name that the client gave the model, so that who asks again has its route.
 //!

@@ -98,8 +98,8 @@ impl Tag {
 // === impl Stamp ===
 
 impl Stamp {
-    /// For a body that begins so, and has no id of its own; `name` is the model's `number`. `None` for one that
-    /// is no object, or of which too little is known to tell what stands behind its brace.
+    /// For a body that begins so, and has no id of its own; `name` is the model's `number`. `None` for one
+    /// that is no object, or of which too little is known to tell what stands behind its brace.
     pub fn new(body: &[u8], name: u64, secret: [u8; SECRET]) -> Option<Self> {
         let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
         let brace = body.iter().position(|byte| !is_space(byte))?;

@@ -1,5 +1,5 @@
-//! A binding as it stands under its own key: the upstream's name, and behind a space its number in hexadecimal
-//! digits, where there is one: `gpu-1 7a3f1`.
+//! A binding as it stands under its own key: the upstream's name, and behind a space its number in
+//! hexadecimal digits, where there is one: `gpu-1 7a3f1`.
 //!
 //! Older balancers write the name alone, as names have no spaces. What stands behind it makes a name for them
 //! that nobody has: they ask the upstreams.
