@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Response;
 
 use super::ask::Ask;
 use super::attempt::{self, Cause};
@@ -42,8 +41,6 @@ pub struct Context {
     pub face: Option<Box<Face>>,
     /// Its stream is asked for its usage on our own account.
     pub ask: Option<Box<Ask>>,
-    /// The whole answer, in place of the upstream's.
-    pub instead: Option<Response<Bytes>>,
     /// Prompt tokens, estimated.
     pub tokens: u64,
     /// What is known of its prompt, and what follows it behind the peek.
@@ -146,7 +143,6 @@ impl Context {
             model: Wanted::Any,
             face: None,
             ask: None,
-            instead: None,
             tokens: 0,
             asked: Asked::default(),
             rest: None,

@@ -4,10 +4,12 @@
 //! client, so that it is the place where deadlines and the upstream's end are noticed, and where an
 //! answer's head can wait until the first event is known to be good.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Response;
 use tokio::time::Instant;
 
 use crate::config::types::Timeouts;
@@ -38,6 +40,8 @@ pub struct Line {
     upstream: AtomicU64,
     holding: AtomicBool,
     ended: AtomicU8,
+    /// In place of the answer that came, once that is held as a whole.
+    instead: OnceLock<Box<Response<Bytes>>>,
 }
 
 impl Line {
@@ -51,6 +55,7 @@ impl Line {
             upstream: AtomicU64::new(0),
             holding: AtomicBool::new(true),
             ended: AtomicU8::new(0),
+            instead: OnceLock::new(),
         })
     }
 
@@ -99,6 +104,16 @@ impl Line {
 
     pub fn holds(&self) -> bool {
         self.holding.load(Relaxed)
+    }
+
+    /// This goes out, under the fields of the head that is held.
+    pub fn say_instead(&self, answer: Response<Bytes>) {
+        // No attempt follows an answer that goes out: there is but one.
+        self.instead.get_or_init(|| Box::new(answer));
+    }
+
+    pub fn instead(&self) -> Option<&Response<Bytes>> {
+        self.instead.get().map(|answer| &**answer)
     }
 
     pub fn ended(&self) -> Option<Ended> {
