@@ -16,7 +16,7 @@ use super::headers;
 use crate::prompt::scan::Scanner;
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
-use crate::route::refusal::Refusal;
+use crate::route::refusal::{self, Refusal};
 use crate::route::usage::{self, Unasked};
 
 pub struct Ask {
@@ -69,19 +69,16 @@ impl Ask {
             _ if !plain || self.keeps => None,
             200..300 if kind.starts_with("text/event-stream") => Some(Answer::Stream(Unasked::default())),
             400 if kind.starts_with("application/json") => {
-                self.body.as_deref().and_then(Refusal::new).map(Answer::Refusal)
+                // The question is one of the fields.
+                let fields = self.body.as_deref().and_then(refusal::fields);
+                fields.map(|fields| Answer::Refusal(Refusal::new(fields.checked_sub(1))))
             }
             _ => None,
         };
         if head.status.is_success() {
             self.body = None;
         }
-        let keeps = match &self.answer {
-            Some(Answer::Stream(_)) => false,
-            Some(Answer::Refusal(refusal)) => refusal.keeps_length(),
-            None => true,
-        };
-        if keeps { Ok(()) } else { headers::of_unknown_length(head) }
+        if self.answer.is_some() { headers::of_unknown_length(head) } else { Ok(()) }
     }
 
     /// The next piece of the answer, without what is in it on our account. `None`: it goes on as it is.

@@ -12,7 +12,6 @@ use http::header;
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
-use serde::de::IgnoredAny;
 
 use super::context::Context;
 use super::face::Face;
@@ -22,7 +21,7 @@ use crate::fleet::{Entry, Snapshot};
 use crate::observe;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
-use crate::route::refusal::Refusal;
+use crate::route::refusal::{self, Refusal};
 use crate::route::stored::{Stamp, Tag, is_id};
 use crate::state::exchange::Binding;
 
@@ -85,20 +84,15 @@ pub fn stamp(context: &Context, body: &mut Option<Bytes>) {
 
 /// An answer begins.
 pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
-    let (Some(making), Some(lease)) = (&mut context.making, &context.lease) else { return Ok(()) };
+    let Some(making) = &mut context.making else { return Ok(()) };
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
     let plain = text(header::CONTENT_ENCODING).is_empty();
-    let body = context.replay.as_ref().filter(|_| refuses && plain).and_then(|replay| replay.body());
-    making.refusal = making.stamp.as_ref().zip(body).and_then(|(stamp, body)| {
-        let refusal = Refusal::new(&stamp.put(&body, lease.upstream().name()))?;
-        let is_broken = serde_json::from_slice::<IgnoredAny>(&body).is_err();
-        Some(if is_broken { refusal.broken_behind(stamp.span()) } else { refusal })
+    making.refusal = making.stamp.as_ref().filter(|_| refuses && plain).map(|stamp| {
+        let body = context.replay.as_ref().and_then(|replay| replay.body());
+        Refusal::new(body.as_deref().and_then(refusal::fields)).behind(stamp.span())
     });
-    match &making.refusal {
-        Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
-        _ => Ok(()),
-    }
+    if making.refusal.is_some() { headers::of_unknown_length(head) } else { Ok(()) }
 }
 
 /// The next piece of it, without what is in it on account of the id. `None`: it goes on as it is.
