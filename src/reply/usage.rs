@@ -1,4 +1,4 @@
-//! What an answer says about itself at its end: how many tokens it took, why it ended, and its id.
+//! What an answer says about itself: how many tokens it took, and its id.
 //!
 //! The answer passes by in chunks that are cut anywhere; a [`Meter`] looks at each and keeps a few numbers.
 //! Where the interfaces say it:
@@ -14,8 +14,8 @@
 //! may tell its usage again and again, and a message's first event knows nothing of the cache yet. An
 //! object that is cut off before its end says nothing.
 //!
-//! JSON is read as JSON, so a text that quotes a usage is a text. Of a stream, only events that hold one of
-//! three names are read so; the others are passed over at the speed of memory. Keys are known as every
+//! JSON is read as JSON, so a text that quotes a usage is a text. Of a stream, only events that name one are
+//! read so; the others are passed over at the speed of memory. Keys are known as every
 //! engine writes them: without escapes. A line of `data` is a document; nobody spreads one over lines.
 //!
 //! Never: hold a byte back, allocate for a chunk, keep more than one name, fail.
@@ -38,19 +38,6 @@ pub struct Usage {
     /// What was generated, reasoning included.
     pub output_tokens: Option<u64>,
     pub reasoning_tokens: Option<u64>,
-}
-
-/// Why an answer ended, in the words of chat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    Stop,
-    Length,
-    ToolCalls,
-    ContentFilter,
-    Abort,
-    Error,
-    /// A word that is not known here.
-    Other,
 }
 
 /// Reads one answer. See the module.
@@ -84,7 +71,6 @@ const DATA: &[u8] = b"data:";
 #[derive(Debug, Default)]
 struct Found {
     counts: Counts,
-    finish: Option<Finish>,
     id: Option<Box<str>>,
 }
 
@@ -98,36 +84,6 @@ struct Counts {
     cached: Option<u64>,
     output: Option<u64>,
     reasoning: Option<u64>,
-}
-
-// === impl Finish ===
-
-impl Finish {
-    pub fn label(self) -> &'static str {
-        match self {
-            Finish::Stop => "stop",
-            Finish::Length => "length",
-            Finish::ToolCalls => "tool_calls",
-            Finish::ContentFilter => "content_filter",
-            Finish::Abort => "abort",
-            Finish::Error => "error",
-            Finish::Other => "other",
-        }
-    }
-
-    /// What a word of one of the interfaces means; `None` while the answer goes on.
-    fn of_word(word: &[u8]) -> Option<Self> {
-        Some(match word {
-            b"stop" | b"end_turn" | b"stop_sequence" | b"completed" => Finish::Stop,
-            b"length" | b"max_tokens" | b"incomplete" => Finish::Length,
-            b"tool_calls" | b"function_call" | b"tool_use" => Finish::ToolCalls,
-            b"content_filter" | b"refusal" => Finish::ContentFilter,
-            b"abort" | b"cancelled" => Finish::Abort,
-            b"error" | b"failed" => Finish::Error,
-            b"in_progress" | b"queued" => return None,
-            _ => Finish::Other,
-        })
-    }
 }
 
 // === impl Meter ===
@@ -176,11 +132,6 @@ impl Meter {
         }
     }
 
-    /// Of several choices, why the last ended.
-    pub fn finish(&self) -> Option<Finish> {
-        self.found.finish
-    }
-
     /// The answer's own id, unless it is an unusually long one.
     pub fn id(&self) -> Option<&str> {
         self.found.id.as_deref()
@@ -221,13 +172,9 @@ impl Meter {
 
 /// Whether an event may say something that is kept. It must not miss what reading it would find.
 fn tells(data: &[u8]) -> bool {
-    static NAMES: LazyLock<[Finder<'static>; 3]> =
-        LazyLock::new(|| ["\"usage\"", "_reason\"", "\"status\""].map(Finder::new));
-    let is_said = |name: &Finder<'_>| {
-        let mut ends = name.find_iter(data).map(|at| at + name.needle().len());
-        ends.any(|end| !data[end..].starts_with(b":null"))
-    };
-    NAMES.iter().any(is_said)
+    static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
+    let mut ends = NAME.find_iter(data).map(|at| at + NAME.needle().len());
+    ends.any(|end| !data[end..].starts_with(b":null"))
 }
 
 // === impl Counts ===

@@ -3,15 +3,15 @@
 //! Only objects in which such a name may stand are entered. All else is skipped: strings from quote to
 //! quote, and between them only brackets are counted. A document that is none is read no further.
 
-use super::{Counts, Finish, Found};
+use super::{Counts, Found};
 
-/// The longest name or word that is kept.
+/// The longest name or id that is kept.
 const WORD_BYTES: usize = 96;
 
 /// `usage`'s details inside of `usage` inside of `response` inside of the document.
 const DEEPEST: usize = 4;
 
-/// An object or a list that is entered.
+/// An object that is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     Top,
@@ -20,11 +20,6 @@ enum Scope {
     Usage,
     PromptDetails,
     OutputDetails,
-    /// The list.
-    Choices,
-    Choice,
-    /// Of Anthropic's `message_delta`.
-    Delta,
 }
 
 /// What is wanted of a value.
@@ -33,7 +28,6 @@ enum Want {
     Nothing,
     Inside(Scope),
     Id,
-    Finish,
     Number(Count),
 }
 
@@ -58,9 +52,7 @@ enum Place {
     Key,
     Colon,
     BeforeValue,
-    /// After `[` of the choices, or a comma in it.
-    BeforeChoice,
-    /// In a string that is wanted.
+    /// In an id.
     Word,
     /// In a string that is not.
     Text,
@@ -90,7 +82,7 @@ pub(super) struct Document {
     counts: Counts,
 }
 
-/// A name or a word in progress.
+/// A name or an id in progress.
 #[derive(Debug)]
 struct Word {
     bytes: [u8; WORD_BYTES],
@@ -141,7 +133,6 @@ impl Document {
 
     /// One byte outside of values and names.
     fn between(&mut self, byte: u8, found: &mut Found) {
-        let in_choices = self.scope() == Scope::Choices;
         self.place = match (self.place, byte) {
             (place, b' ' | b'\n' | b'\r' | b'\t') => place,
             (Place::Start, b'{') => self.enter(Scope::Top),
@@ -150,41 +141,31 @@ impl Document {
                 Place::Key
             }
             (Place::Colon, b':') => Place::BeforeValue,
-            (Place::BeforeValue | Place::BeforeChoice, b'"') => match self.want {
-                Want::Id | Want::Finish => {
+            (Place::BeforeValue, b'"') => match self.want {
+                Want::Id => {
                     self.word.clear();
                     Place::Word
                 }
                 _ => Place::Text,
             },
-            (Place::BeforeValue | Place::BeforeChoice, b'{' | b'[') => match self.want {
-                Want::Inside(scope) if (scope == Scope::Choices) == (byte == b'[') => self.enter(scope),
+            (Place::BeforeValue, b'{') => match self.want {
+                Want::Inside(scope) => self.enter(scope),
                 _ => Place::Skip(1),
             },
-            (Place::BeforeValue | Place::BeforeChoice, b'0'..=b'9') => {
-                Place::Scalar(Some(u64::from(byte - b'0')))
-            }
-            (Place::BeforeValue | Place::BeforeChoice, b'-' | b'a'..=b'z' | b'A'..=b'Z') => {
-                Place::Scalar(None)
-            }
-            (Place::CommaOrEnd, b',') if in_choices => Place::BeforeChoice,
+            (Place::BeforeValue, b'[') => Place::Skip(1),
+            (Place::BeforeValue, b'0'..=b'9') => Place::Scalar(Some(u64::from(byte - b'0'))),
+            (Place::BeforeValue, b'-' | b'a'..=b'z' | b'A'..=b'Z') => Place::Scalar(None),
             (Place::CommaOrEnd, b',') => Place::BeforeKey,
-            (Place::CommaOrEnd | Place::BeforeChoice, b']') if in_choices => self.leave(found),
-            (Place::CommaOrEnd | Place::KeyOrEnd, b'}') if !in_choices => self.leave(found),
+            (Place::CommaOrEnd | Place::KeyOrEnd, b'}') => self.leave(found),
             _ => Place::Over,
         };
-        if matches!(self.place, Place::BeforeChoice) {
-            self.want = Want::Inside(Scope::Choice);
-        }
     }
 
     fn enter(&mut self, scope: Scope) -> Place {
         self.scopes[self.open] = scope;
         self.open += 1;
-        match scope {
-            Scope::Choices => return Place::BeforeChoice,
-            Scope::Usage => self.counts = Counts::default(),
-            _ => {}
+        if scope == Scope::Usage {
+            self.counts = Counts::default();
         }
         Place::KeyOrEnd
     }
@@ -197,7 +178,7 @@ impl Document {
         if self.open == 0 { Place::Over } else { Place::CommaOrEnd }
     }
 
-    /// The inside of a name or of a word that is wanted.
+    /// The inside of a name or of an id.
     fn word<'p>(&mut self, rest: &'p [u8], found: &mut Found) -> &'p [u8] {
         let (length, is_over) = self.string(rest);
         self.word.push(&rest[..length]);
@@ -285,15 +266,11 @@ impl Document {
         &[]
     }
 
-    /// A word that was wanted has ended.
+    /// An id has ended.
     fn tell(&mut self, found: &mut Found) {
         let Some(word) = self.word.known() else { return };
-        match self.want {
-            Want::Finish => found.finish = Finish::of_word(word).or(found.finish),
-            Want::Id if found.id.is_none() && !word.is_empty() => {
-                found.id = std::str::from_utf8(word).ok().map(Box::from);
-            }
-            _ => {}
+        if found.id.is_none() && !word.is_empty() {
+            found.id = std::str::from_utf8(word).ok().map(Box::from);
         }
     }
 }
@@ -314,11 +291,7 @@ fn wanted(scope: Scope, key: Option<&[u8]>) -> Want {
     match (scope, key) {
         (Scope::Top | Scope::Answer, b"usage") => Want::Inside(Scope::Usage),
         (Scope::Top | Scope::Answer, b"id") => Want::Id,
-        (Scope::Top | Scope::Answer, b"status" | b"stop_reason") => Want::Finish,
-        (Scope::Delta, b"stop_reason") | (Scope::Choice, b"finish_reason") => Want::Finish,
         (Scope::Top, b"response" | b"message") => Want::Inside(Scope::Answer),
-        (Scope::Top, b"choices") => Want::Inside(Scope::Choices),
-        (Scope::Top, b"delta") => Want::Inside(Scope::Delta),
         (Scope::Usage, b"prompt_tokens") => Want::Number(Count::Prompt),
         (Scope::Usage, b"input_tokens") => Want::Number(Count::Input),
         (Scope::Usage, b"cache_read_input_tokens") => Want::Number(Count::CacheRead),

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::*;
 
@@ -10,10 +10,10 @@ const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream; charset=utf-8";
 
 /// Everything that a meter tells.
-type Told = (Usage, Option<Finish>, Option<String>);
+type Told = (Usage, Option<String>);
 
 fn told(meter: &Meter) -> Told {
-    (meter.usage(), meter.finish(), meter.id().map(str::to_owned))
+    (meter.usage(), meter.id().map(str::to_owned))
 }
 
 fn pieces<'p>(kind: &str, pieces: impl IntoIterator<Item = &'p [u8]>) -> Told {
@@ -39,33 +39,32 @@ fn sample(name: &str) -> Vec<u8> {
 }
 
 /// Type, body, what it tells.
-type Sample = (&'static str, Vec<u8>, [Option<u64>; 4], Option<Finish>, Option<&'static str>);
+type Sample = (&'static str, Vec<u8>, [Option<u64>; 4], Option<&'static str>);
 
 /// vLLM's answers.
 fn samples() -> Vec<Sample> {
     let numbers = |prompt, output| [Some(prompt), Some(0), Some(output), None];
-    let length = Some(Finish::Length);
     let responses = |prompt, output| [Some(prompt), Some(0), Some(output), Some(0)];
     vec![
-        (JSON, sample("chat"), numbers(31, 12), length, Some("chatcmpl-955534d1733abee8")),
-        (SSE, sample("chat_stream"), numbers(31, 6), length, Some("chatcmpl-aac26cbe005fb1de")),
-        (JSON, sample("compl"), numbers(5, 6), length, Some("cmpl-8c777fc2479be4bf")),
-        (SSE, sample("compl_stream"), numbers(5, 4), length, Some("cmpl-af40cc4a7f537155")),
-        (JSON, sample("responses"), responses(15, 16), length, Some("resp_9711382ea0b4cb19")),
-        (SSE, sample("responses_stream"), responses(15, 16), length, Some("resp_8408fe1d916a092e")),
-        (JSON, sample("messages"), numbers(15, 6), length, Some("chatcmpl-b80b6159a81705b6")),
-        (SSE, sample("messages_stream"), numbers(15, 4), length, Some("chatcmpl-a0764b636acd2815")),
-        (JSON, sample("inference_generate"), numbers(4, 4), length, None),
-        (JSON, sample("err_long"), [None; 4], None, None),
-        (JSON, sample("err_404"), [None; 4], None, None),
-        (JSON, sample("count_tokens"), [None; 4], None, None),
+        (JSON, sample("chat"), numbers(31, 12), Some("chatcmpl-955534d1733abee8")),
+        (SSE, sample("chat_stream"), numbers(31, 6), Some("chatcmpl-aac26cbe005fb1de")),
+        (JSON, sample("compl"), numbers(5, 6), Some("cmpl-8c777fc2479be4bf")),
+        (SSE, sample("compl_stream"), numbers(5, 4), Some("cmpl-af40cc4a7f537155")),
+        (JSON, sample("responses"), responses(15, 16), Some("resp_9711382ea0b4cb19")),
+        (SSE, sample("responses_stream"), responses(15, 16), Some("resp_8408fe1d916a092e")),
+        (JSON, sample("messages"), numbers(15, 6), Some("chatcmpl-b80b6159a81705b6")),
+        (SSE, sample("messages_stream"), numbers(15, 4), Some("chatcmpl-a0764b636acd2815")),
+        (JSON, sample("inference_generate"), numbers(4, 4), None),
+        (JSON, sample("err_long"), [None; 4], None),
+        (JSON, sample("err_404"), [None; 4], None),
+        (JSON, sample("count_tokens"), [None; 4], None),
     ]
 }
 
 #[test]
 fn vllms_answers_tell_their_usage_wherever_they_are_cut() {
-    for (kind, body, numbers, finish, id) in samples() {
-        let expected = (usage(numbers), finish, id.map(str::to_owned));
+    for (kind, body, numbers, id) in samples() {
+        let expected = (usage(numbers), id.map(str::to_owned));
         assert_eq!(whole(kind, &body), expected, "{}", String::from_utf8_lossy(&body));
         for cut in 0..=body.len() {
             let (front, back) = body.split_at(cut);
@@ -149,7 +148,7 @@ fn only_the_answers_own_usage_counts() {
         format!("{{\"choices\":{{\"finish_reason\":\"stop\"}},{real}}}{{\"usage\":{fake}}}"),
         format!("{{\"{}\":1,{real}}}", "\\\\".repeat(100)),
     ] {
-        let expected = (usage([Some(1), None, None, None]), None, None);
+        let expected = (usage([Some(1), None, None, None]), None);
         assert_eq!(whole(JSON, body.as_bytes()), expected, "{body}");
         assert_eq!(pieces(JSON, body.as_bytes().chunks(1)), expected, "{body}");
         let event = format!("data: {body}\n\n");
@@ -183,33 +182,6 @@ fn a_stream_is_read_line_by_line() {
 }
 
 #[test]
-fn endings_are_told_in_the_words_of_chat() {
-    for (word, finish) in [
-        ("stop", Some(Finish::Stop)),
-        ("end_turn", Some(Finish::Stop)),
-        ("completed", Some(Finish::Stop)),
-        ("max_tokens", Some(Finish::Length)),
-        ("tool_use", Some(Finish::ToolCalls)),
-        ("refusal", Some(Finish::ContentFilter)),
-        ("cancelled", Some(Finish::Abort)),
-        ("failed", Some(Finish::Error)),
-        ("pause_turn", Some(Finish::Other)),
-        ("in_progress", None),
-    ] {
-        for body in [
-            json!({"choices": [{"stop_reason": "</s>", "finish_reason": word}]}),
-            json!({"stop_reason": word}),
-            json!({"type": "message_delta", "delta": {"stop_reason": word}}),
-            json!({"response": {"status": word}}),
-        ] {
-            assert_eq!(whole(JSON, body.to_string().as_bytes()).1, finish, "{body}");
-        }
-    }
-    let two = json!({"choices": [{"finish_reason": "stop"}, {"finish_reason": null}]}).to_string();
-    assert_eq!(whole(JSON, two.as_bytes()).1, Some(Finish::Stop));
-}
-
-#[test]
 fn an_id_is_kept_when_it_is_one() {
     let longest = "x".repeat(96);
     for (written, id) in [
@@ -222,8 +194,8 @@ fn an_id_is_kept_when_it_is_one() {
         (&format!("\"{longest}x\""), None),
     ] {
         let body = format!("{{\"id\":{written}}}");
-        assert_eq!(whole(JSON, body.as_bytes()).2.as_deref(), id, "{written}");
-        assert_eq!(pieces(JSON, body.as_bytes().chunks(1)).2.as_deref(), id, "{written}");
+        assert_eq!(whole(JSON, body.as_bytes()).1.as_deref(), id, "{written}");
+        assert_eq!(pieces(JSON, body.as_bytes().chunks(1)).1.as_deref(), id, "{written}");
     }
 }
 
@@ -283,29 +255,16 @@ fn name() -> impl Strategy<Value = &'static str> {
 /// What a tree of one document with names in its order tells.
 fn plainly(tree: &Value) -> Told {
     let mut found = Found::default();
-    let Value::Object(top) = tree else { return (Usage::default(), None, None) };
+    let Value::Object(top) = tree else { return (Usage::default(), None) };
     for (key, value) in top {
         object(key, value, &mut found);
-        match (key.as_str(), value) {
-            ("response" | "message", Value::Object(inner)) => {
-                inner.iter().for_each(|(key, value)| object(key, value, &mut found));
-            }
-            ("choices", Value::Array(choices)) => {
-                choices.iter().for_each(|choice| finish(&choice["finish_reason"], &mut found));
-            }
-            ("delta", Value::Object(_)) => finish(&value["stop_reason"], &mut found),
-            _ => {}
+        if let ("response" | "message", Value::Object(inner)) = (key.as_str(), value) {
+            inner.iter().for_each(|(key, value)| object(key, value, &mut found));
         }
     }
     let id = found.id.clone().map(String::from);
     let document = Meter { form: Form::Document, document: Document::default(), found };
-    (document.usage(), document.finish(), id)
-}
-
-fn finish(word: &Value, found: &mut Found) {
-    if let Some(word) = plain(word) {
-        found.finish = Finish::of_word(word.as_bytes()).or(found.finish);
-    }
+    (document.usage(), id)
 }
 
 /// A word that a meter keeps.
@@ -328,7 +287,6 @@ fn object(key: &str, value: &Value, found: &mut Found) {
         ("id", id) if found.id.is_none() => {
             found.id = plain(id).filter(|id| !id.is_empty()).map(Box::from);
         }
-        ("status" | "stop_reason", word) => finish(word, found),
         _ => {}
     }
 }
