@@ -164,7 +164,7 @@ impl Balancer {
     fn finished(&self, context: &Context, error: Option<&Error>) -> Outcome {
         match (context.outcome, error) {
             (Some(outcome), _) => outcome,
-            (None, None) => Outcome::Answered(context.status),
+            (None, None) => attempt::whole(&self.shared, context),
             (None, Some(error)) if *error.esource() == ErrorSource::Downstream => Outcome::ClientGone,
             (None, Some(_)) => Outcome::Broken,
         }

@@ -103,6 +103,8 @@ pub struct Context {
     /// What the client still sends is read before the connection ends, so that it gets to read a refusal.
     pub drain: bool,
     pub status: u16,
+    /// The code of an error that the answer begins with, whatever its status.
+    pub failed_at_once: Option<u16>,
     pub first_byte: Option<Duration>,
     /// Looks at the beginning of the answer until it is known to be the client's.
     pub judge: Option<Judge>,
@@ -180,6 +182,7 @@ impl Context {
             outcome: None,
             drain: false,
             status: 0,
+            failed_at_once: None,
             first_byte: None,
             judge: None,
             form: Form::Data,
@@ -222,16 +225,17 @@ impl Context {
 
     /// Whether the engine may have read the prompt.
     pub fn has_read(&self) -> bool {
-        self.sent && !attempt::is_refusal(self.status)
+        self.sent && !attempt::is_refusal(self.failed_at_once.unwrap_or(self.status))
     }
 
     /// The prompt has been read: the first event, or byte, of what the model says is there.
     pub fn prefilled(&mut self) {
         let now = Instant::now();
         self.first_byte.get_or_insert_with(|| now.saturating_duration_since(self.started));
+        // What was refused was never read, and teaches nothing.
+        let teaches = self.status == 200 && self.failed_at_once.is_none();
         match &mut self.lease {
-            // What was refused was never read, and teaches nothing.
-            Some(lease) if self.status == 200 => drop(lease.first_byte(now)),
+            Some(lease) if teaches => drop(lease.first_byte(now)),
             Some(lease) => drop(lease.end_prefill()),
             None => {}
         }

@@ -3,9 +3,9 @@
 //! Only objects in which such a name may stand are entered. All else is skipped: strings from quote to
 //! quote, and between them only brackets are counted. A document that is none is read no further.
 
-use super::{Counts, Found};
+use super::{Counts, Failure, Found};
 
-/// The longest name or id that is kept.
+/// The longest name or word that is kept.
 const WORD_BYTES: usize = 96;
 
 /// `usage`'s details inside of `usage` inside of `response` inside of the document.
@@ -20,6 +20,7 @@ enum Scope {
     Usage,
     PromptDetails,
     OutputDetails,
+    Error,
 }
 
 /// What is wanted of a value.
@@ -28,7 +29,9 @@ enum Want {
     Nothing,
     Inside(Scope),
     Id,
+    Type,
     Number(Count),
+    Code,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +55,7 @@ enum Place {
     Key,
     Colon,
     BeforeValue,
-    /// In an id.
+    /// In a string that is wanted.
     Word,
     /// In a string that is not.
     Text,
@@ -82,7 +85,7 @@ pub(super) struct Document {
     counts: Counts,
 }
 
-/// A name or an id in progress.
+/// A name or a word in progress.
 #[derive(Debug)]
 struct Word {
     bytes: [u8; WORD_BYTES],
@@ -118,7 +121,7 @@ impl Document {
                 Place::Text => self.text(rest, Place::CommaOrEnd),
                 Place::SkipText(depth) => self.text(rest, Place::Skip(depth)),
                 Place::Skip(depth) => self.skip(rest, depth),
-                Place::Scalar(value) => self.scalar(rest, value),
+                Place::Scalar(value) => self.scalar(rest, value, found),
                 _ => {
                     self.between(byte, found);
                     &rest[1..]
@@ -135,21 +138,25 @@ impl Document {
     fn between(&mut self, byte: u8, found: &mut Found) {
         self.place = match (self.place, byte) {
             (place, b' ' | b'\n' | b'\r' | b'\t') => place,
-            (Place::Start, b'{') => self.enter(Scope::Top),
+            (Place::Start, b'{') => self.enter(Scope::Top, found),
             (Place::KeyOrEnd | Place::BeforeKey, b'"') => {
                 self.word.clear();
                 Place::Key
             }
             (Place::Colon, b':') => Place::BeforeValue,
             (Place::BeforeValue, b'"') => match self.want {
-                Want::Id => {
+                Want::Id | Want::Type => {
                     self.word.clear();
                     Place::Word
+                }
+                Want::Inside(Scope::Error) => {
+                    found.fail();
+                    Place::Text
                 }
                 _ => Place::Text,
             },
             (Place::BeforeValue, b'{') => match self.want {
-                Want::Inside(scope) => self.enter(scope),
+                Want::Inside(scope) => self.enter(scope, found),
                 _ => Place::Skip(1),
             },
             (Place::BeforeValue, b'[') => Place::Skip(1),
@@ -161,11 +168,13 @@ impl Document {
         };
     }
 
-    fn enter(&mut self, scope: Scope) -> Place {
+    fn enter(&mut self, scope: Scope, found: &mut Found) -> Place {
         self.scopes[self.open] = scope;
         self.open += 1;
-        if scope == Scope::Usage {
-            self.counts = Counts::default();
+        match scope {
+            Scope::Usage => self.counts = Counts::default(),
+            Scope::Error => found.fail(),
+            _ => {}
         }
         Place::KeyOrEnd
     }
@@ -178,7 +187,7 @@ impl Document {
         if self.open == 0 { Place::Over } else { Place::CommaOrEnd }
     }
 
-    /// The inside of a name or of an id.
+    /// The inside of a name or of a word that is wanted.
     fn word<'p>(&mut self, rest: &'p [u8], found: &mut Found) -> &'p [u8] {
         let (length, is_over) = self.string(rest);
         self.word.push(&rest[..length]);
@@ -245,7 +254,7 @@ impl Document {
         &[]
     }
 
-    fn scalar<'p>(&mut self, rest: &'p [u8], mut value: Option<u64>) -> &'p [u8] {
+    fn scalar<'p>(&mut self, rest: &'p [u8], mut value: Option<u64>, found: &mut Found) -> &'p [u8] {
         for (at, &byte) in rest.iter().enumerate() {
             match byte {
                 b'0'..=b'9' => {
@@ -254,8 +263,12 @@ impl Document {
                 }
                 b'+' | b'-' | b'.' | b'a'..=b'z' | b'A'..=b'Z' => value = None,
                 _ => {
-                    if let (Want::Number(count), Some(value)) = (self.want, value) {
-                        self.counts.set(count, value);
+                    match (self.want, value) {
+                        (Want::Number(count), Some(value)) => self.counts.set(count, value),
+                        (Want::Code, Some(code @ 400..600)) => {
+                            found.failure = Some(Failure { code: u16::try_from(code).ok() });
+                        }
+                        _ => {}
                     }
                     self.place = Place::CommaOrEnd;
                     return &rest[at..];
@@ -266,11 +279,15 @@ impl Document {
         &[]
     }
 
-    /// An id has ended.
+    /// A word that was wanted has ended.
     fn tell(&mut self, found: &mut Found) {
         let Some(word) = self.word.known() else { return };
-        if found.id.is_none() && !word.is_empty() {
-            found.id = std::str::from_utf8(word).ok().map(Box::from);
+        match (self.want, word) {
+            (Want::Type, b"error" | b"response.failed") => found.fail(),
+            (Want::Id, id) if found.id.is_none() && !id.is_empty() => {
+                found.id = std::str::from_utf8(id).ok().map(Box::from);
+            }
+            _ => {}
         }
     }
 }
@@ -291,6 +308,9 @@ fn wanted(scope: Scope, key: Option<&[u8]>) -> Want {
     match (scope, key) {
         (Scope::Top | Scope::Answer, b"usage") => Want::Inside(Scope::Usage),
         (Scope::Top | Scope::Answer, b"id") => Want::Id,
+        (Scope::Top | Scope::Answer, b"error") => Want::Inside(Scope::Error),
+        (Scope::Top, b"type" | b"object") => Want::Type,
+        (Scope::Error, b"code") => Want::Code,
         (Scope::Top, b"response" | b"message") => Want::Inside(Scope::Answer),
         (Scope::Usage, b"prompt_tokens") => Want::Number(Count::Prompt),
         (Scope::Usage, b"input_tokens") => Want::Number(Count::Input),

@@ -10,10 +10,10 @@ const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream; charset=utf-8";
 
 /// Everything that a meter tells.
-type Told = (Usage, Option<String>);
+type Told = (Usage, Option<String>, Option<Failure>);
 
 fn told(meter: &Meter) -> Told {
-    (meter.usage(), meter.id().map(str::to_owned))
+    (meter.usage(), meter.id().map(str::to_owned), meter.found.failure)
 }
 
 fn pieces<'p>(kind: &str, pieces: impl IntoIterator<Item = &'p [u8]>) -> Told {
@@ -63,14 +63,15 @@ fn samples() -> Vec<Sample> {
 
 #[test]
 fn vllms_answers_tell_their_usage_wherever_they_are_cut() {
+    let read = |(usage, id, _): Told| (usage, id);
     for (kind, body, numbers, id) in samples() {
         let expected = (usage(numbers), id.map(str::to_owned));
-        assert_eq!(whole(kind, &body), expected, "{}", String::from_utf8_lossy(&body));
+        assert_eq!(read(whole(kind, &body)), expected, "{}", String::from_utf8_lossy(&body));
         for cut in 0..=body.len() {
             let (front, back) = body.split_at(cut);
-            assert_eq!(pieces(kind, [front, back]), expected, "cut at {cut}");
+            assert_eq!(read(pieces(kind, [front, back])), expected, "cut at {cut}");
         }
-        assert_eq!(pieces(kind, body.chunks(1)), expected, "byte by byte");
+        assert_eq!(read(pieces(kind, body.chunks(1))), expected, "byte by byte");
     }
 }
 
@@ -148,7 +149,7 @@ fn only_the_answers_own_usage_counts() {
         format!("{{\"choices\":{{\"finish_reason\":\"stop\"}},{real}}}{{\"usage\":{fake}}}"),
         format!("{{\"{}\":1,{real}}}", "\\\\".repeat(100)),
     ] {
-        let expected = (usage([Some(1), None, None, None]), None);
+        let expected = (usage([Some(1), None, None, None]), None, None);
         assert_eq!(whole(JSON, body.as_bytes()), expected, "{body}");
         assert_eq!(pieces(JSON, body.as_bytes().chunks(1)), expected, "{body}");
         let event = format!("data: {body}\n\n");
@@ -178,6 +179,41 @@ fn a_stream_is_read_line_by_line() {
     ] {
         assert_eq!(whole(SSE, stream.as_bytes()).0.prompt_tokens, prompt, "{stream:?}");
         assert_eq!(pieces(SSE, stream.as_bytes().chunks(1)).0.prompt_tokens, prompt, "{stream:?}");
+    }
+}
+
+#[test]
+fn a_stream_tells_that_it_failed() {
+    let said = |code| Some(Failure { code });
+    let good = "data: {\"id\":\"a\",\"error\":null,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    for (event, failure) in [
+        (
+            r#"{"error":{"message":"x","type":"InternalServerError","param":null,"code":500}}"#,
+            said(Some(500)),
+        ),
+        (r#"{"error": {"code": 400, "message": "\"code\":500"}}"#, said(Some(400))),
+        (r#"{"error":{"message":"x","code":"server_error"}}"#, said(None)),
+        (r#"{"error":{"message":"x","code":7}}"#, said(None)),
+        (r#"{"error":"Unauthorized"}"#, said(None)),
+        (r#"{"type":"error","error":{"type":"internal_error","message":"x"}}"#, said(None)),
+        (r#"{"code":"server_error","message":"x","sequence_number":7,"type":"error"}"#, said(None)),
+        (r#"{"response":{"status":"failed","error":null},"type":"response.failed"}"#, said(None)),
+        (r#"{"response":{"error":{"code":503}},"type":"response.failed"}"#, said(Some(503))),
+        (r#"{"object":"error","message":"x","code":400}"#, said(None)),
+        (r#"{"type":"response.completed","response":{"error":null}}"#, None),
+        (r#"{"choices":[{"delta":{"content":"{\"error\":{\"code\":500}}"}}]}"#, None),
+        (r#"{"choices":[{"error":{"code":500},"type":"error"}],"x":{"error":{}},"error":null}"#, None),
+        (r#"{"type":"content_block_delta","delta":{"type":"error","error":{}}}"#, None),
+        (r#"{"type":"response.output_text.delta","delta":"error"}"#, None),
+    ] {
+        let stream = format!("{good}event: x\ndata: {event}\n\ndata: [DONE]\n\n");
+        for cut in 0..=stream.len() {
+            let (front, back) = stream.as_bytes().split_at(cut);
+            assert_eq!(pieces(SSE, [front, back]).2, failure, "{event} cut at {cut}");
+        }
+        let mut document = Meter::of(Some(JSON)).unwrap();
+        document.feed(event.as_bytes());
+        assert_eq!(document.failure(), None, "{event}");
     }
 }
 
@@ -217,8 +253,18 @@ fn value() -> impl Strategy<Value = Value> {
         (0u64..5000).prop_map(Value::from),
         any::<u64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
-        select(vec!["stop", "length", "failed", "x-1", "a\\\"b", "\"usage\":{", "\n", "é{["])
-            .prop_map(Value::from),
+        select(vec![
+            "stop",
+            "length",
+            "error",
+            "response.failed",
+            "x-1",
+            "a\\\"b",
+            "\"usage\":{",
+            "\n",
+            "é{["
+        ])
+        .prop_map(Value::from),
         any::<String>().prop_map(Value::from),
     ];
     leaf.prop_recursive(6, 60, 8, |inner| {
@@ -232,12 +278,11 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 fn name() -> impl Strategy<Value = &'static str> {
-    let often = ["usage", "usage", "usage", "response", "message", "choices", "delta"];
+    let often = ["usage", "usage", "usage", "response", "message", "error"];
     let seldom = [
         "id",
-        "status",
-        "finish_reason",
-        "stop_reason",
+        "type",
+        "code",
         "prompt_tokens",
         "input_tokens",
         "cache_read_input_tokens",
@@ -255,16 +300,22 @@ fn name() -> impl Strategy<Value = &'static str> {
 /// What a tree of one document with names in its order tells.
 fn plainly(tree: &Value) -> Told {
     let mut found = Found::default();
-    let Value::Object(top) = tree else { return (Usage::default(), None) };
+    let Value::Object(top) = tree else { return (Usage::default(), None, None) };
     for (key, value) in top {
         object(key, value, &mut found);
-        if let ("response" | "message", Value::Object(inner)) = (key.as_str(), value) {
-            inner.iter().for_each(|(key, value)| object(key, value, &mut found));
+        match (key.as_str(), value) {
+            ("response" | "message", Value::Object(inner)) => {
+                inner.iter().for_each(|(key, value)| object(key, value, &mut found));
+            }
+            ("type" | "object", word) if matches!(plain(word), Some("error" | "response.failed")) => {
+                found.fail();
+            }
+            _ => {}
         }
     }
     let id = found.id.clone().map(String::from);
     let document = Meter { form: Form::Document, document: Document::default(), found };
-    (document.usage(), id)
+    (document.usage(), id, document.found.failure)
 }
 
 /// A word that a meter keeps.
@@ -286,6 +337,14 @@ fn object(key: &str, value: &Value, found: &mut Found) {
         }),
         ("id", id) if found.id.is_none() => {
             found.id = plain(id).filter(|id| !id.is_empty()).map(Box::from);
+        }
+        ("error", Value::String(_)) => found.fail(),
+        ("error", Value::Object(error)) => {
+            found.fail();
+            let code = error.get("code").and_then(Value::as_u64).filter(|code| (400..600).contains(code));
+            if let Some(code) = code {
+                found.failure = Some(Failure { code: u16::try_from(code).ok() });
+            }
         }
         _ => {}
     }
