@@ -71,14 +71,20 @@ impl Ask {
             400 if kind.starts_with("application/json") => {
                 // The question is one of the fields.
                 let fields = self.body.as_deref().and_then(refusal::fields);
-                fields.map(|fields| Answer::Refusal(Refusal::new(fields.checked_sub(1))))
+                let fields = fields.and_then(|fields| fields.checked_sub(1));
+                fields.map(Refusal::new).map(Answer::Refusal)
             }
             _ => None,
         };
         if head.status.is_success() {
             self.body = None;
         }
-        if self.answer.is_some() { headers::of_unknown_length(head) } else { Ok(()) }
+        let keeps = match &self.answer {
+            Some(Answer::Stream(_)) => false,
+            Some(Answer::Refusal(refusal)) => refusal.keeps_length(),
+            None => true,
+        };
+        if keeps { Ok(()) } else { headers::of_unknown_length(head) }
     }
 
     /// The next piece of the answer, without what is in it on our account. `None`: it goes on as it is.

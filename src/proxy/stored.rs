@@ -88,11 +88,16 @@ pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
     let plain = text(header::CONTENT_ENCODING).is_empty();
-    making.refusal = making.stamp.as_ref().filter(|_| refuses && plain).map(|stamp| {
-        let body = context.replay.as_ref().and_then(|replay| replay.body());
-        Refusal::new(body.as_deref().and_then(refusal::fields)).behind(stamp.span())
-    });
-    if making.refusal.is_some() { headers::of_unknown_length(head) } else { Ok(()) }
+    let body = context.replay.as_ref().filter(|_| refuses && plain).and_then(|replay| replay.body());
+    making.refusal =
+        making.stamp.as_ref().zip(body).and_then(|(stamp, body)| match refusal::fields_if_sound(&body) {
+            Some(fields) => Some(Refusal::new(fields)),
+            None => Some(Refusal::new(refusal::fields(&body)?).broken_behind(stamp.span())),
+        });
+    match &making.refusal {
+        Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
+        _ => Ok(()),
+    }
 }
 
 /// The next piece of it, without what is in it on account of the id. `None`: it goes on as it is.

@@ -2,14 +2,16 @@
 //! (`'input': '<dict of 5 items>'`), and where it is broken (`'loc': 'body.40'`), and the client must be told
 //! of its own.
 //!
-//! A refusal may become shorter, which nobody knows before it is there: it has no length beforehand.
+//! The refusal of a broken body may become shorter, which nobody knows before it is there: it has no length
+//! beforehand. All others keep theirs, but where a count has a digit less.
 //!
-//! Never: fail, hold more than an error may be long, parse the body.
+//! Never: fail, hold more than an error may be long, copy the body.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use memchr::memmem;
+use serde::de::IgnoredAny;
 
 use super::json;
 
@@ -28,11 +30,16 @@ const BROKEN: &[u8] = b"json_invalid'";
 #[derive(Debug)]
 pub struct Refusal {
     /// How the engine calls a body of so many fields, and what the client's would be called.
-    names: Option<[Vec<u8>; 2]>,
-    /// Where the field stands, if it is before all else.
+    names: [Vec<u8>; 2],
+    /// Where the field stands, of a body that is broken behind it.
     first: Option<Range<usize>>,
     held: Vec<u8>,
     is_long: bool,
+}
+
+/// How many fields a body has, if it is an object and nothing in it is broken.
+pub fn fields_if_sound(body: &[u8]) -> Option<usize> {
+    serde_json::from_slice::<HashMap<String, IgnoredAny>>(body).ok().map(|fields| fields.len())
 }
 
 /// How many fields a body has; `None` for one that cannot be followed, which nobody counts.
@@ -43,15 +50,19 @@ pub fn fields(body: &[u8]) -> Option<usize> {
 
 impl Refusal {
     /// Of a body of so many fields of the client's, and one more.
-    pub fn new(fields: Option<usize>) -> Self {
-        let names =
-            fields.map(|fields| [fields + 1, fields].map(|count| format!("<dict of {count} items>").into()));
+    pub fn new(fields: usize) -> Self {
+        let names = [fields + 1, fields].map(|count| format!("<dict of {count} items>").into_bytes());
         Refusal { names, first: None, held: Vec::new(), is_long: false }
     }
 
-    /// That one stands here, before those of the client.
-    pub fn behind(self, field: Range<usize>) -> Self {
+    /// The body is broken, and that field stands here, before those of the client.
+    pub fn broken_behind(self, field: Range<usize>) -> Self {
         Refusal { first: Some(field), ..self }
+    }
+
+    /// Whether the refusal is as long as it was.
+    pub fn keeps_length(&self) -> bool {
+        self.names[0].len() == self.names[1].len() && self.first.is_none()
     }
 
     /// Takes the next piece, and gives what can go on; `end`: it is the last.
@@ -65,10 +76,10 @@ impl Refusal {
             return Vec::new();
         }
         let held = std::mem::take(&mut self.held);
-        match (&self.first, &self.names) {
-            (Some(field), _) if is_of_broken(&held) => without(field, &held),
-            (_, Some([said, meant])) => renamed(&held, said, meant),
-            _ => held,
+        let [said, meant] = &self.names;
+        match &self.first {
+            Some(field) if is_of_broken(&held) => without(field, &held),
+            _ => renamed(&held, said, meant),
         }
     }
 }
@@ -125,9 +136,9 @@ mod tests {
             (quoted.into(), quoted.into()),
             ("The model does not exist".into(), "The model does not exist".into()),
         ] {
-            for fields in [None, Some(3)] {
+            for fields in [1, 3] {
                 for cut in [0, 1, said.len() - 1] {
-                    let mut refusal = Refusal::new(fields).behind(1..57);
+                    let mut refusal = Refusal::new(fields).broken_behind(1..57);
                     let first = refusal.feed(&said.as_bytes()[..cut], false);
                     let all = [first, refusal.feed(&said.as_bytes()[cut..], true)].concat();
                     assert_eq!(String::from_utf8(all).unwrap(), wanted);
@@ -139,14 +150,15 @@ mod tests {
     #[test]
     fn fields_are_counted_once_each_where_they_can_be() {
         for (body, wanted) in [
-            (r#"{"a":1,"b":{"c":1,"d":2},"a":2}"#, Some(2)),
-            ("{}", Some(0)),
-            (r#"{"a":NaN}"#, Some(1)),
-            (r#"{"a":1"#, None),
-            ("[1]", None),
-            ("", None),
+            (r#"{"a":1,"b":{"c":1,"d":2},"a":2}"#, (Some(2), Some(2))),
+            ("{}", (Some(0), Some(0))),
+            (r#"{"a":NaN}"#, (Some(1), None)),
+            (r#"{"a":[1 2]}"#, (Some(1), None)),
+            (r#"{"a":1"#, (None, None)),
+            ("[1]", (None, None)),
+            ("", (None, None)),
         ] {
-            assert_eq!(fields(body.as_bytes()), wanted, "{body}");
+            assert_eq!((fields(body.as_bytes()), fields_if_sound(body.as_bytes())), wanted, "{body}");
         }
     }
 }

@@ -59,7 +59,7 @@ fn what_a_stream_is_asked_with() {
 fn a_refusal_counts_the_fields_of_the_client() {
     let told = |body: &str, said: &str| {
         let asking = asking(body, Dialect::Chat).unwrap();
-        let mut refusal = Refusal::new(refusal::fields(asking.as_bytes()).map(|fields| fields - 1));
+        let mut refusal = Refusal::new(refusal::fields(asking.as_bytes()).unwrap() - 1);
         let first = refusal.feed(&said.as_bytes()[..10], false);
         String::from_utf8([first, refusal.feed(&said.as_bytes()[10..], true)].concat()).unwrap()
     };
