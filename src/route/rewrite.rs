@@ -64,10 +64,10 @@ impl Edits {
             body.overrides.insert("logprobs".into(), json!(true));
             body.overrides.insert("return_token_ids".into(), json!(true));
         }
-        let overridden = !body.overrides.is_empty();
         if let Some(to) = &route.to {
             body.overrides.insert("model".into(), json!(to));
         }
+        let overridden = body.overrides.len() > usize::from(route.to.is_some());
         let defaults = dialect.defaults(&body.defaults);
         let think_tags = route.think_tags && is_chat;
         let field = if dialect == Dialect::Responses { "input" } else { "messages" };
