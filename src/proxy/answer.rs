@@ -7,12 +7,13 @@
 //! Never: a byte that is held longer than one of these needs.
 
 use bytes::Bytes;
+use http::Response;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 
 use super::attempt::Cause;
 use super::context::{Context, Samples};
-use super::{Shared, another, attempt, headers, stored};
+use super::{Shared, another, attempt, headers, prompt, stored};
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
 use crate::reply::usage::Meter;
@@ -43,11 +44,11 @@ pub fn begin(shared: &Shared, context: &mut Context, head: &mut ResponseHeader) 
 /// The next piece of it, and whether it is the last.
 pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, end: bool) -> Result<()> {
     let piece = body.as_deref().unwrap_or_default();
-    if let Some(face) = context.face.as_mut().filter(|face| face.holds()) {
-        context.instead = face.instead(piece, end, context.streams, shared.random.next());
-        if context.instead.is_some() {
-            return Err(Error::new_in(ErrorType::Custom("answered instead")));
-        }
+    if let Some(face) = context.face.as_mut().filter(|face| face.holds())
+        && let Some(answer) = face.instead(piece, end, context.streams, shared.random.next())
+    {
+        instead(shared, context, answer);
+        return Ok(());
     }
     let holds = context.face.as_ref().is_some_and(|face| face.holds());
     let cause = if holds { None } else { attempt::judge(shared, context, piece, end) };
@@ -85,6 +86,22 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
         *body = edited.filter(|piece| !piece.is_empty());
     }
     Ok(())
+}
+
+/// The upstream's answer, all of which is held, goes out as another one.
+fn instead(shared: &Shared, context: &mut Context, answer: Response<Bytes>) {
+    // The engine refused the prompt, and holds nothing of it.
+    if let Some(id) = context.lease.as_ref().map(|lease| lease.upstream().id) {
+        prompt::forget(shared, context, id, false);
+    }
+    context.accept();
+    context.status = answer.status().as_u16();
+    if let Some(samples) = &mut context.samples {
+        Samples::keep(&mut samples.answer, samples.most, answer.body());
+    }
+    if let Some(line) = &context.line {
+        line.say_instead(answer);
+    }
 }
 
 /// What was told is no whole answer. `told`: the last of it, which says so. An upstream that goes on with it

@@ -212,6 +212,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         }
         context.outcome = None;
         context.status = 0;
+        context.failed_at_once = None;
         context.first_byte = None;
         context.received = 0;
         context.head_came = false;
@@ -331,7 +332,7 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     }
     let name = upstream.name().to_string();
     context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
-        Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
+        Some(Ended::FirstByte | Ended::Idle | Ended::Total | Ended::Left) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },
     });
     blame(shared, upstream, cause);
@@ -347,6 +348,24 @@ pub fn broke(shared: &Shared, context: &mut Context) {
     let Some(lease) = &context.lease else { return };
     observe::stream_broken(&context.id, lease.upstream().name(), "it ended before the answer was whole");
     blame(shared, lease.upstream(), Cause::Reset);
+}
+
+/// An answer came to its end: what it was. Whatever its head has said, a stream may tell of an error.
+pub fn whole(shared: &Shared, context: &Context) -> Outcome {
+    let failure = context.meter.as_ref().and_then(|meter| meter.failure());
+    let status = match (context.failed_at_once, failure) {
+        // The upstream was judged by it then.
+        (Some(code), _) => code,
+        (None, Some(failure)) => {
+            // Where no code says so, it may be the request's own fault.
+            if let (Some(lease), Some(500..)) = (&context.lease, failure.code) {
+                blame(shared, lease.upstream(), Cause::Failed);
+            }
+            failure.status()
+        }
+        (None, None) => context.status,
+    };
+    Outcome::Answered(status)
 }
 
 /// What pingora's error after the connection was made means; `None` is the client's doing.
@@ -366,8 +385,8 @@ fn blame(shared: &Shared, upstream: &Upstream, cause: Cause) {
     let sign = match cause {
         Cause::Connect { refused } => Sign::Unreached { refused },
         Cause::Reset | Cause::Failed => Sign::Failed,
-        // A long answer is nobody's fault.
-        Cause::Ended(Ended::Total) => return,
+        // A long answer is nobody's fault, nor is a job that has not had its turn.
+        Cause::Ended(Ended::Total | Ended::Left) => return,
         // Probes of an engine that hangs are answered well; only requests can tell.
         Cause::Ended(_) => Sign::Failed,
         Cause::Leaving => Sign::Leaving,
@@ -400,6 +419,12 @@ fn retry_after(head: &ResponseHeader) -> Option<Duration> {
 /// Looks at a piece of the answer. `Some`: the attempt is given up, and another may follow.
 pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) -> Option<Cause> {
     let verdict = context.judge.as_mut()?.feed(piece, end);
+    context.failed_at_once = match verdict {
+        // No code is one of success.
+        Verdict::Failed(code) => Some(code.max(400)),
+        Verdict::Leaving => Some(503),
+        Verdict::Wait | Verdict::Accept | Verdict::Aborted => None,
+    };
     let cause = match verdict {
         Verdict::Wait => return None,
         Verdict::Accept if context.status == 500 => Some(Cause::Failed),
@@ -407,7 +432,10 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
         // A stored answer that its client cancelled looks the same.
         Verdict::Aborted if context.only.is_some() => None,
         Verdict::Leaving => Some(Cause::Leaving),
+        // Not a job in the background that its client cancels: its stream says nothing more, as of vLLM, or
+        // ends behind its prelude.
         Verdict::Aborted => Some(Cause::Aborted),
+        Verdict::Failed(code) if code < 500 => None,
         Verdict::Failed(_) => Some(Cause::Failed),
     };
     if let Some(cause) = cause {

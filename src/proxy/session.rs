@@ -5,10 +5,11 @@
 //! which holds 64 KiB and is dropped whole when one byte more arrives; a larger peeked body would hang or
 //! be lost. The wrapper stands in the session's place, delegates everything, and differs in four things:
 //! `get_retry_buffer` answers from the replay; the wait for the client ends too when the line says that the
-//! request must end; and an answer's first pieces wait here until they are known to be the client's, so
-//! that another upstream can still be asked; and the client of a request whose work goes on in the background
-//! may leave, which ends other requests. When the request is over the real session goes back, so that
-//! the connection can be kept alive: the wrapper sends it home when it is dropped.
+//! request must end; an answer's first pieces wait here until they are known to be the client's, so that
+//! another upstream can still be asked, or another answer go out in their place, to which pingora has no
+//! other way but a failure, which ends the connection; and the client of a request whose work goes on in
+//! the background may leave, which ends other requests. When the request is over the real session goes back,
+//! so that the connection can be kept alive: the wrapper sends it home when it is dropped.
 //!
 //! The trait is not covered by pingora's promises, which is why its version is pinned and
 //! `tests/bodies.rs` sends every kind of body through.
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Response, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::custom::CustomMessageWrite;
@@ -64,7 +65,8 @@ pub fn wrap(place: &mut Box<ServerSession>, held: Held, line: Arc<Line>, leave: 
     let empty = whole && replay.body().is_none_or(|body| body.is_empty());
     let session = Some((real, way_home));
     let (held, begun, silent, gone) = (Vec::new(), false, false, false);
-    let wrapped = Wrapped { session, replay, line, leave, empty, held, begun, background, silent, gone };
+    let wrapped =
+        Wrapped { session, replay, line, leave, whole, empty, held, begun, background, silent, gone };
     **place = ServerSession::new_custom(Box::new(wrapped));
     Home(home)
 }
@@ -72,6 +74,25 @@ pub fn wrap(place: &mut Box<ServerSession>, held: Held, line: Arc<Line>, leave: 
 /// Stands in a session's place for the moment in which the real one changes hands.
 fn placeholder() -> Box<ServerSession> {
     Box::new(ServerSession::new_custom(Box::new(())))
+}
+
+/// `instead` under the head of the answer that was held, whose other fields it keeps.
+fn in_place_of(held: Vec<HttpTask>, instead: &Response<Bytes>) -> Result<Vec<HttpTask>> {
+    let heads = held.into_iter().filter_map(|task| match task {
+        HttpTask::Header(head, _) => Some(head),
+        _ => None,
+    });
+    let Some(mut head) = heads.last() else {
+        return Err(Error::explain(ErrorType::InternalError, "an answer without a head"));
+    };
+    let (body, kind) = (instead.body(), instead.headers().get(header::CONTENT_TYPE));
+    head.set_status(instead.status())?;
+    head.remove_header(&header::TRANSFER_ENCODING);
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    if let Some(kind) = kind {
+        head.insert_header(header::CONTENT_TYPE, kind)?;
+    }
+    Ok(vec![HttpTask::Header(head, false), HttpTask::Body(Some(body.clone()), true)])
 }
 
 struct Wrapped {
@@ -84,6 +105,8 @@ struct Wrapped {
     held: Vec<HttpTask>,
     /// Some of the answer has gone to the client.
     begun: bool,
+    /// All of the body has come: a stream that its client has reset no longer says so.
+    whole: bool,
     /// The body turned out to have no bytes, though its head could not tell.
     empty: bool,
     /// The client's leave is no reason to end the request.
@@ -106,6 +129,7 @@ impl Wrapped {
     /// The client of a request that goes on without it is leaving: its connection is of no use any more.
     fn lose(&mut self, gone: bool) {
         (self.silent, self.gone) = (true, gone);
+        self.line.left();
         self.real_mut().set_keepalive(None);
     }
 }
@@ -173,6 +197,9 @@ impl CustomSession for Wrapped {
             // event.
             self.begun = true;
             self.replay.release();
+            if let Some(instead) = self.line.instead() {
+                all = in_place_of(all, instead)?;
+            }
         }
         let mut over = false;
         // One by one: written together, events would be merged into one chunk.
@@ -254,7 +281,7 @@ impl CustomSession for Wrapped {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.real_mut().is_body_done()
+        self.whole || self.real_mut().is_body_done()
     }
 
     async fn finish(&mut self) -> Result<()> {
@@ -374,5 +401,59 @@ impl CustomSession for Wrapped {
 
     fn was_upgraded(&self) -> bool {
         self.real().was_upgraded()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
+    use super::super::line::Ended;
+    use super::super::line::tests::line;
+    use super::super::memory::Memory;
+    use super::*;
+    use crate::config::types::Timeouts;
+
+    /// A session whose client has sent `head`, in a wrapper; the line is that of a request that was just
+    /// sent.
+    async fn wrapped(head: &str, background: bool) -> (DuplexStream, Box<ServerSession>, Home, Arc<Line>) {
+        let (mut client, here) = tokio::io::duplex(1024);
+        let mut place = Box::new(ServerSession::new_http1(Box::new(here)));
+        client.write_all(head.as_bytes()).await.unwrap();
+        place.read_request().await.unwrap();
+        let replay = Replay::new(Bytes::new(), Memory::new(0).reservation(), 0);
+        let (held, line) = (Held { replay, whole: true, background }, line(Timeouts::default()));
+        let home = wrap(&mut place, held, line.clone(), Arc::default());
+        line.attempt(0);
+        (client, place, home, line)
+    }
+
+    /// Its lease stayed for as long as the engine hung, which may be for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_job_whose_client_has_left_is_not_waited_for_without_end() {
+        for background in [true, false] {
+            let (client, mut place, home, line) =
+                wrapped("GET / HTTP/1.1\r\nhost: a\r\n\r\n", background).await;
+            drop(client);
+            let begun = tokio::time::Instant::now();
+            let day = Duration::from_secs(24 * 3600);
+            let came = tokio::time::timeout(day, place.read_body_or_idle(true)).await.expect("it ends");
+            assert!(!matches!(came, Ok(Some(_))));
+            // Any other request ends at once.
+            let wanted = if background { (Some(Ended::Left), 600) } else { (None, 0) };
+            assert_eq!((line.ended(), begun.elapsed().as_secs()), wanted);
+            home.unwrap(&mut place);
+        }
+    }
+
+    /// A job was lost when its client reset the stream right behind the body: h2 no longer said then that the
+    /// body had ended.
+    #[tokio::test]
+    async fn a_body_that_has_come_stays_whole_whatever_its_connection_says_later() {
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
+        let (_client, mut place, home, _line) = wrapped(head, true).await;
+        assert!(place.is_body_done());
+        home.unwrap(&mut place);
+        assert!(!place.is_body_done(), "nobody has read it from the connection");
     }
 }
