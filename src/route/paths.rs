@@ -199,8 +199,8 @@ fn escape_into(url: &mut String, text: &str, safe: &[u8]) {
     }
 }
 
-/// The path that everything which goes by paths goes by. `None`: broken escapes, no UTF-8, control characters, or segments that lead
-/// elsewhere, none of which a route of vLLM has.
+/// The path that everything which goes by paths goes by. `None`: broken escapes, no UTF-8, control
+/// characters, or segments that lead elsewhere, none of which a route of vLLM has.
 pub fn decode(path: &str) -> Option<Cow<'_, str>> {
     let decoded = if path.contains('%') { Cow::Owned(decode_escapes(path)?) } else { Cow::Borrowed(path) };
     let is_plain =
