@@ -10,7 +10,7 @@ mod models;
 mod truth;
 
 pub use self::metrics::merge_metrics;
-pub use self::models::{ModelCard, models_union, parse_models};
+pub use self::models::{ModelCard, models_list, parse_models};
 pub use self::truth::{Truth, parse_truth};
 
 /// The sum of what `GET /load` answered everywhere; an answer that says no number counts nothing.

@@ -34,6 +34,7 @@ mod prompt;
 mod random;
 mod replay;
 mod respond;
+mod served;
 pub mod server;
 mod session;
 mod settings;

@@ -4,6 +4,8 @@
 //! answers really go through it, with every framing, at every attempt.
 
 mod common;
+#[path = "virtual_models/names.rs"]
+mod names;
 
 use bytes::Bytes;
 use common::body::{chat, form};

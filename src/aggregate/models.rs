@@ -4,7 +4,6 @@
 //! `max_model_len` is replaced, where another replica of the same model takes less: a client that trusts
 //! the list must not be refused by the replica it happens to meet.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -61,34 +60,19 @@ fn parse_card(raw: &RawValue) -> Option<ModelCard> {
     })
 }
 
-/// All models of all upstreams, in the order given, the first card of an id, with the least
-/// `max_model_len` of those that state one. In front of them `virtuals`: other names of models that are
-/// served, each with the name that its card has.
-pub fn models_union<'c>(
-    upstreams: impl IntoIterator<Item = &'c [ModelCard]>,
-    virtuals: &[(&str, &str)],
-) -> Vec<u8> {
-    let mut cards: Vec<(&ModelCard, Option<u64>)> = Vec::new();
-    let mut by_id: HashMap<&str, usize> = HashMap::new();
-    for card in upstreams.into_iter().flatten() {
-        match by_id.get(card.id.as_str()) {
-            Some(&index) => {
-                let least = &mut cards[index].1;
-                *least = [*least, card.max_model_len].into_iter().flatten().min();
-            }
-            None => {
-                by_id.insert(&card.id, cards.len());
-                cards.push((card, card.max_model_len));
-            }
-        }
-    }
+/// The list of these names, in this order, each with the cards of its model by all who have it: the first
+/// card, under that name, with the least `max_model_len` of those that state one. What has no card is left
+/// out.
+pub fn models_list<'c>(models: impl IntoIterator<Item = (&'c str, Vec<&'c ModelCard>)>) -> Vec<u8> {
     let mut body = String::from(r#"{"object":"list","data":["#);
-    let named = virtuals.iter().filter(|(name, _)| !by_id.contains_key(name));
-    let named = named.filter_map(|(name, to)| Some((cards[*by_id.get(to)?], Some(*name))));
-    let all = named.chain(cards.iter().map(|card| (*card, None)));
-    for (index, ((card, least), name)) in all.enumerate() {
+    let first = |(name, cards): (&'c str, Vec<&'c ModelCard>)| {
+        let least = cards.iter().filter_map(|card| card.max_model_len).min();
+        Some((name, *cards.first()?, least))
+    };
+    for (index, (name, card, least)) in models.into_iter().filter_map(first).enumerate() {
         body.push_str(if index == 0 { "" } else { "," });
         let least = least.filter(|least| card.max_model_len != Some(*least));
+        let name = Some(name).filter(|name| card.id != *name);
         match (least, name) {
             (None, None) => body.push_str(&card.raw),
             (least, name) => push_changed(&mut body, card, least, name),
@@ -172,8 +156,26 @@ mod tests {
         parse_models(format!(r#"{{"object":"list","data":{list}}}"#).as_bytes()).unwrap()
     }
 
+    /// Of every name, the cards of all.
     fn union(upstreams: &[Vec<ModelCard>]) -> String {
-        String::from_utf8(models_union(upstreams.iter().map(Vec::as_slice), &[])).unwrap()
+        let mut models: Vec<(&str, Vec<&ModelCard>)> = Vec::new();
+        for card in upstreams.iter().flatten() {
+            match models.iter_mut().find(|(name, _)| *name == card.id) {
+                Some((_, cards)) => cards.push(card),
+                None => models.push((&card.id, vec![card])),
+            }
+        }
+        String::from_utf8(models_list(models)).unwrap()
+    }
+
+    #[test]
+    fn a_card_under_another_name_says_the_rest_as_it_did() {
+        let all = cards(r#"[{"x":1.0,"id":"a","max_model_len":9},{"id":"a","max_model_len":8},{"id":"b"}]"#);
+        let list = models_list([("face", vec![&all[0], &all[1]]), ("none", vec![]), ("b", vec![&all[2]])]);
+        assert_eq!(
+            String::from_utf8(list).unwrap(),
+            r#"{"object":"list","data":[{"x":1.0,"id":"face","max_model_len":8},{"id":"b"}]}"#
+        );
     }
 
     #[test]
@@ -183,7 +185,7 @@ mod tests {
             (tiny[0].id.as_str(), tiny[0].max_model_len, &tiny[0].parent),
             ("tiny", Some(4096), &None)
         );
-        assert_eq!(models_union([tiny.as_slice()], &[]), SAMPLE);
+        assert_eq!(union(std::slice::from_ref(&tiny)).as_bytes(), SAMPLE);
         assert_eq!(union(&[tiny.clone(), tiny]).as_bytes(), SAMPLE);
         assert_eq!(union(&[]), r#"{"object":"list","data":[]}"#);
     }

@@ -1,5 +1,7 @@
 //! The immutable view of the fleet that one decision is made from.
 
+mod common;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -44,7 +46,7 @@ pub struct Query<'a> {
     pub away: &'a [usize],
     /// The id of the one upstream that may have it.
     pub only: Option<usize>,
-    /// The ids of those that may have it; `None`: all.
+    /// The ids of those that may have it; `None`: all. One that nobody has is that of somebody who may come.
     pub among: Option<&'a [usize]>,
     /// There are names that no upstream knows: who refuses a model must tell them.
     pub has_aliases: bool,
@@ -62,7 +64,7 @@ pub enum Routing {
     Tried,
     /// The model is known, or may yet be learnt, and nobody who serves it is ready.
     NotReady,
-    /// Nobody serves it.
+    /// Nobody who may have it serves it.
     NoSuchModel,
 }
 
@@ -227,11 +229,12 @@ impl Snapshot {
     pub fn candidates(&self, query: &Query<'_>, now: Instant, out: &mut Vec<Candidate>) -> Routing {
         let mut sieve = Sieve { query, now, out, rank: Rank::Worst, full: None, tried: false };
         sieve.out.clear();
-        let known = query.model.and_then(|name| self.by_model.get(name));
-        match known {
+        let known = query.model.filter(|name| self.serves(name, query.among));
+        let decides = query.has_aliases || query.among.is_some() || self.model_decides();
+        match known.and_then(|name| self.by_model.get(name)) {
             Some(indices) => indices.iter().for_each(|index| sieve.consider(*index, &self.entries[*index])),
-            None if query.model.is_some() && (query.has_aliases || self.model_decides()) => {
-                let may_come = self.may_still_come(now) || !self.any_ready();
+            None if query.model.is_some() && decides => {
+                let may_come = self.may_still_come(query.among, now) || !self.any_ready_of(query.among);
                 return if may_come { Routing::NotReady } else { Routing::NoSuchModel };
             }
             None => (0..).zip(&self.entries).for_each(|(index, entry)| sieve.consider(index, entry)),
@@ -239,12 +242,14 @@ impl Snapshot {
         sieve.routing()
     }
 
-    fn may_still_come(&self, now: Instant) -> bool {
+    /// Whether one of these may yet say that it serves any model.
+    fn may_still_come(&self, among: Option<&[usize]>, now: Instant) -> bool {
         let waited = |standing: &Standing| now.saturating_duration_since(standing.since);
         let may = |entry: &Entry| {
-            entry.standing.state == State::Unknown && waited(&entry.standing) < MAY_STILL_COME
+            let is_new = entry.standing.state == State::Unknown && entry.is_among(among);
+            is_new && waited(&entry.standing) < MAY_STILL_COME
         };
-        self.awaited.is_some_and(|until| now < until) || self.entries.iter().any(may)
+        self.awaits_any_of(among, now) || self.entries.iter().any(may)
     }
 }
 
@@ -275,8 +280,7 @@ struct Sieve<'a, 'q> {
 impl Sieve<'_, '_> {
     fn consider(&mut self, index: usize, entry: &Entry) {
         let (query, upstream) = (self.query, &entry.upstream);
-        let excluded = query.only.is_some_and(|only| only != upstream.id)
-            || query.among.is_some_and(|among| !among.contains(&upstream.id));
+        let excluded = query.only.is_some_and(|only| only != upstream.id) || !entry.is_among(query.among);
         if excluded {
             return;
         }

@@ -13,6 +13,7 @@ use super::line::Line;
 use super::peek::Wanted;
 use super::prompt::Rest;
 use super::replay::Replay;
+use super::served;
 use super::session::Home;
 use super::settings::Settings;
 use super::stored::Making;
@@ -274,8 +275,7 @@ impl Context {
         if self.only.is_some() {
             return None;
         }
-        let names = self.face.as_ref()?.plan.route.upstreams.as_ref()?;
-        Some(names.iter().filter_map(|name| Some(snapshot.by_name(name)?.upstream.id)).collect())
+        served::among(&self.face.as_ref()?.plan.route, snapshot)
     }
 
     /// No attempt can follow: what is held for one goes.

@@ -17,6 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::respond::json;
+use super::served::Routes;
 use crate::aggregate;
 use crate::fleet::client::AskError;
 use crate::fleet::{Entry, Fleet, Snapshot};
@@ -54,9 +55,9 @@ pub fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
     answer
 }
 
-/// The union of what ready upstreams serve, and the names that routes give to some of it.
-pub fn models(snapshot: &Snapshot, virtuals: &[(&str, &str)]) -> Response<Bytes> {
-    json_answer(aggregate::models_union(snapshot.ready().map(|entry| entry.models.as_slice()), virtuals))
+/// What clients may ask for now: what ready upstreams serve, and the names that routes give to some of it.
+pub fn models(snapshot: &Snapshot, routes: &Routes) -> Response<Bytes> {
+    json_answer(routes.models(snapshot))
 }
 
 /// The lowest version among the upstreams: what every one of them can do.

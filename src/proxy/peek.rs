@@ -18,6 +18,7 @@ use super::headers;
 use super::look::{Looker, Shape};
 use super::memory::{Memory, Reservation};
 use super::prompt::Rest;
+use super::served::Routes;
 use super::stored::Kept;
 use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
@@ -26,7 +27,6 @@ use crate::prompt::multipart::FormScanner;
 use crate::prompt::session;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
-use crate::route::table::Table;
 use crate::state::Asked;
 
 /// How long a client may take for the first piece of what is peeked.
@@ -118,7 +118,7 @@ pub struct Peeker {
     pub blocks: Option<Blocks>,
     /// Where requests say their session.
     pub sessions: Sessions,
-    pub routes: Table,
+    pub routes: Routes,
 }
 
 impl Peeker {

@@ -168,7 +168,7 @@ async fn aggregate(
         return Err(refuse(context, Reject::NotReady { model: None }));
     }
     Ok(Step::Answer(match what {
-        Aggregate::Models => local::models(snapshot, &context.settings.peeker.routes.virtual_models()),
+        Aggregate::Models => local::models(snapshot, &context.settings.peeker.routes),
         Aggregate::Version => local::version(snapshot),
         Aggregate::Load => local::load(&shared.fleet).await,
         Aggregate::Metrics => local::metrics(&shared.fleet).await,
@@ -222,7 +222,7 @@ async fn inference(
     }
     if context.model == Wanted::Any && !has_model(context, snapshot) {
         // vLLM would take its own model; with several of them there is none to take.
-        let aliases = aliases(context, snapshot);
+        let aliases = context.settings.peeker.routes.aliases(snapshot);
         return Err(refuse(context, Reject::Model { model: String::new(), aliases }));
     }
     Ok(step)
@@ -372,21 +372,14 @@ fn adapter(session: &Session, shape: &Shape) -> Option<String> {
     value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
 }
 
-/// Names that a client may ask for now: those of routes whose model is served, and the served ones.
-fn aliases(context: &Context, snapshot: &Snapshot) -> Vec<String> {
-    let served = snapshot.aliases();
-    let has = |to: &str| served.iter().any(|name| name == to);
-    let virtuals = context.settings.peeker.routes.virtual_models();
-    let virtuals = virtuals.into_iter().filter(|(name, to)| has(to) && !has(name));
-    virtuals.map(|(name, _)| name.to_string()).chain(served.iter().cloned()).collect()
-}
-
 /// Why there was nobody to choose from.
 pub fn no_candidate(routing: &Routing, context: &Context, snapshot: &Snapshot) -> Reject {
     let model = context.client_model().map(str::to_string);
     match (routing, model) {
         (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
-        (Routing::NoSuchModel, Some(model)) => Reject::Model { model, aliases: aliases(context, snapshot) },
+        (Routing::NoSuchModel, Some(model)) => {
+            Reject::Model { model, aliases: context.settings.peeker.routes.aliases(snapshot) }
+        }
         (_, model) => Reject::NotReady { model },
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::memory::Memory;
 use super::peek::Peeker;
+use super::served::Routes;
 use crate::config::types::{Balance, Config, Retry, Timeouts};
 use crate::prompt::chain::Blocks;
-use crate::route::{paths, table};
+use crate::route::paths;
 
 pub struct Settings {
     pub table: paths::Table,
@@ -37,7 +38,7 @@ impl Settings {
                 memory,
                 blocks: blocks.filter(|_| config.balance.missing > 0.0),
                 sessions: config.sessions.clone(),
-                routes: table::Table::new(&config.routes),
+                routes: Routes::new(&config.routes),
             },
             timeouts: config.timeouts,
             retry: config.retry,

@@ -51,19 +51,9 @@ impl Table {
         names.filter(|name| !name.contains('*'))
     }
 
-    /// The names that only routes give, each with the name that it is served by, in the order of the file.
-    pub fn virtual_models(&self) -> Vec<(&str, &str)> {
-        let mut names: Vec<(&str, &str)> = Vec::new();
-        for plan in &self.plans {
-            let (Some(model), Some(to)) = (plan.route.model.as_deref(), plan.route.to.as_deref()) else {
-                continue;
-            };
-            let known = names.iter().any(|(name, _)| *name == model);
-            if !model.contains('*') && model != to && !known {
-                names.push((model, to));
-            }
-        }
-        names
+    /// Those that match requests for this model, if need be by a path or headers, too.
+    pub fn for_model(&self, model: &str) -> impl Iterator<Item = &Plan> {
+        self.plans.iter().map(Arc::as_ref).filter(move |plan| plan.fits(model))
     }
 }
 
@@ -76,12 +66,26 @@ impl Plan {
         Plan { name: name.unwrap_or_else(|| format!("routes[{index}]")), route, edits }
     }
 
+    /// Whether requests for this model, as far as that goes, are its.
+    fn fits(&self, model: &str) -> bool {
+        self.route.model.as_deref().is_none_or(|pattern| fits(pattern, model))
+    }
+
+    /// Whether it is a route for this model and no other.
+    pub fn is_for(&self, model: &str) -> bool {
+        !model.contains('*') && self.route.model.as_deref() == Some(model)
+    }
+
+    /// Whether it takes some requests for its models only.
+    pub fn is_bound(&self) -> bool {
+        self.route.path.is_some() || !self.route.header.is_empty()
+    }
+
     fn matches(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> bool {
         let route = &self.route;
-        let by_model = match (route.model.as_deref(), model) {
-            (None | Some("*"), _) => true,
-            (Some(pattern), Some(model)) => fits(pattern, model),
-            (Some(_), None) => false,
+        let by_model = match model {
+            Some(model) => self.fits(model),
+            None => matches!(route.model.as_deref(), None | Some("*")),
         };
         // A header that is there twice is equal to nothing.
         let has = |(name, value): &(String, String)| {
@@ -169,15 +173,6 @@ mod tests {
         let table = table("[{model: 'a*', path: /p}, {path: /q, to: x}, {to: y}]");
         let names: Vec<&str> = table.plans.iter().map(|plan| plan.name.as_str()).collect();
         assert_eq!(names, ["a*", "/q", "routes[2]"]);
-    }
-
-    #[test]
-    fn names_of_virtual_models_are_those_that_only_routes_give() {
-        let table = table(
-            "[{model: a, to: x}, {model: 'b*', to: x}, {model: c}, {model: d, to: d}, {to: y},
-              {model: a, path: /p, to: z}, {model: e, to: y}]",
-        );
-        assert_eq!(table.virtual_models(), [("a", "x"), ("e", "y")]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Who may take a request, by table.
 
-use super::super::breaker::Sign;
+use super::super::breaker::{Miss, Sign};
 use super::super::queue::Queue;
 use super::super::told::Foreign;
 use super::*;
@@ -21,6 +21,7 @@ struct Given {
 fn act(word: &str, machine: &mut Machine, entry: &mut Entry, now: Instant) {
     match word {
         "ready" => machine.probed(Ok(()), 0, now, &rules()),
+        "missed" => machine.probed(Err(Miss::Silent), 0, now, &rules()),
         "refused" => machine.seen(Sign::Unreached { refused: true }, 0, now, &rules()),
         "tripped" => machine.seen(Sign::Failed, 0, now, &rules()),
         "drained" => machine.drain(true, now),
@@ -214,4 +215,29 @@ fn an_unknown_model_may_come_while_a_source_is_silent() {
         let (routing, _) = ask(&snapshot, &query(model), now);
         assert_eq!(routing, expected, "{model}, awaited {}", awaited.is_some());
     }
+}
+
+#[test]
+fn a_route_asks_what_its_own_upstreams_serve() {
+    let now = Instant::now();
+    let later = now + MAY_STILL_COME;
+    let given = [("ready", &["m"] as &[_]), ("ready", &["n"]), ("missed", &[])];
+    let make = || snapshot(&given.map(|(script, models)| Given { script, models }), now);
+    let (known, awaiting) = (make(), make().awaiting(Some(later)));
+    let routing = |snapshot: &Snapshot, model, among: &[usize], now| {
+        ask(snapshot, &Query { model: Some(model), among: Some(among), ..Query::default() }, now).0
+    };
+    use Routing::{Candidates, NoSuchModel, NotReady};
+    for (model, among, soon, late) in [
+        ("m", &[10][..], Candidates, Candidates),
+        ("m", &[11], NoSuchModel, NoSuchModel),
+        ("m", &[11, 12], NotReady, NoSuchModel),
+        ("m", &[12], NotReady, NotReady),
+        ("nobody", &[10], NoSuchModel, NoSuchModel),
+    ] {
+        assert_eq!(routing(&known, model, among, now), soon, "{model} {among:?}");
+        assert_eq!(routing(&known, model, among, later), late, "{model} {among:?}, later");
+    }
+    assert_eq!(routing(&awaiting, "m", &[11, 99], now), NotReady, "it may be the source's");
+    assert!(known.is_ready_with("n", None) && !known.is_ready_with("n", Some(&[10])));
 }

@@ -1,0 +1,117 @@
+//! The routes of a configuration over the fleet of this moment: what their names stand for now, and which
+//! names a client may ask for.
+//!
+//! Never: an await, a choice among upstreams.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use crate::aggregate::{self, ModelCard};
+use crate::config::types::RouteConfig;
+use crate::fleet::Snapshot;
+use crate::route::table::{Plan, Table};
+
+/// The id of an upstream that is not there.
+const NOBODY: usize = usize::MAX;
+
+pub struct Routes {
+    table: Table,
+}
+
+/// The ids of the upstreams that a route leads to; `None`: all.
+pub fn among(route: &RouteConfig, snapshot: &Snapshot) -> Option<Vec<usize>> {
+    let names = route.upstreams.as_ref()?;
+    let id = |name: &String| snapshot.by_name(name).map_or(NOBODY, |entry| entry.upstream.id);
+    Some(names.iter().map(id).collect())
+}
+
+impl Routes {
+    pub fn new(routes: &[RouteConfig]) -> Self {
+        Routes { table: Table::new(routes) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// The names of models that routes are for, as far as they are said in full.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.table.names()
+    }
+
+    /// The first route that matches.
+    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<Plan>> {
+        self.table.plan(model, path, headers)
+    }
+
+    /// For vLLM's "Valid aliases".
+    pub fn aliases(&self, snapshot: &Snapshot) -> Vec<String> {
+        let is_served =
+            |model: &str, among: Option<&[usize]>| snapshot.is_ready_with(model, among).then_some(());
+        self.listed(snapshot, &is_served).into_iter().map(|(name, ())| name.to_string()).collect()
+    }
+
+    /// The body of `GET /v1/models`: a name's card is that of who would have its requests.
+    pub fn models(&self, snapshot: &Snapshot) -> Vec<u8> {
+        let mut cards: HashMap<&str, Vec<(usize, &ModelCard)>> = HashMap::new();
+        for entry in snapshot.ready() {
+            for card in entry.models.iter() {
+                cards.entry(&card.id).or_default().push((entry.upstream.id, card));
+            }
+        }
+        let of = |model: &str, among: Option<&[usize]>| {
+            let may = |id: &usize| among.is_none_or(|among| among.contains(id));
+            let cards = cards.get(model)?.iter().filter(|(id, _)| may(id)).map(|(_, card)| *card);
+            Some(cards.collect::<Vec<&ModelCard>>()).filter(|cards| !cards.is_empty())
+        };
+        aggregate::models_list(self.listed(snapshot, &of))
+    }
+
+    /// The names that a client may ask for now, each with what `find` finds: those that only routes give, in
+    /// the order of the file, and the served ones.
+    fn listed<'a, T>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        find: &impl Fn(&str, Option<&[usize]>) -> Option<T>,
+    ) -> Vec<(&'a str, T)> {
+        let mut listed: Vec<(&str, T)> = Vec::new();
+        for name in self.names() {
+            if listed.iter().all(|(known, _)| *known != name)
+                && let Some((served, found)) = self.reach(snapshot, name, find)
+                && served != name
+            {
+                listed.push((name, found));
+            }
+        }
+        let given = listed.len();
+        for name in snapshot.aliases() {
+            if listed[..given].iter().all(|(known, _)| known != name) {
+                listed.extend(self.reach(snapshot, name, find).map(|(_, found)| (name.as_str(), found)));
+            }
+        }
+        listed
+    }
+
+    /// What a request for this model is made one for, and what `find` finds of that among the upstreams that
+    /// it may go to; `None`: they do not have it. A route for some requests counts where others go nowhere.
+    fn reach<'a, T>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        model: &'a str,
+        find: &impl Fn(&str, Option<&[usize]>) -> Option<T>,
+    ) -> Option<(&'a str, T)> {
+        let by_route = |plan: &'a Plan| {
+            let among = among(&plan.route, snapshot);
+            let served = plan.served(Some(model))?;
+            Some((served, find(served, among.as_deref())?))
+        };
+        let general = match self.table.for_model(model).find(|plan| !plan.is_bound()) {
+            Some(plan) => by_route(plan),
+            None => find(model, None).map(|found| (model, found)),
+        };
+        let mut bound = self.table.for_model(model).filter(|plan| plan.is_bound() && plan.is_for(model));
+        general.or_else(|| bound.find_map(by_route))
+    }
+}
