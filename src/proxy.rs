@@ -101,8 +101,8 @@ impl Shared {
         let memory = memory::Memory::new(config.peek.memory);
         let random = random::Random::new();
         Arc::new(Shared {
+            settings: ArcSwap::new(Settings::new(config, fleet.clone(), memory.clone(), state.blocks())),
             fleet,
-            settings: ArcSwap::new(Settings::new(config, memory.clone(), state.blocks())),
             state,
             exchange,
             memory,
@@ -123,7 +123,8 @@ impl Shared {
     pub fn reload(&self, config: &Config) {
         self.memory.limit(config.peek.memory);
         self.state.set_ttl(config.sessions.ttl);
-        self.settings.store(Settings::new(config, self.memory.clone(), self.state.blocks()));
+        let (fleet, memory) = (self.fleet.clone(), self.memory.clone());
+        self.settings.store(Settings::new(config, fleet, memory, self.state.blocks()));
     }
 }
 

@@ -125,6 +125,8 @@ pub struct Standing {
     pub gone: bool,
     /// Nobody listens there: what its process had in memory is no more.
     pub lost: bool,
+    /// It has been looked for, and was not there: nobody knows when it comes.
+    pub missing: bool,
     admits: Admits,
     /// Before this it admits nothing.
     opens: Option<Instant>,
@@ -195,9 +197,10 @@ impl Machine {
             State::Unknown | State::Ready | State::Suspect | State::Draining => false,
         };
         let lost = gone && self.refused;
+        let missing = state == State::Unknown && self.bad > 0;
         if let Some(since) = self.drained {
             let (state, admits) = (State::Draining, Admits::None);
-            return Standing { state, since, gone, lost, admits, opens: None, warm_since: None };
+            return Standing { state, since, gone, lost, missing, admits, opens: None, warm_since: None };
         }
         let admits = match state {
             State::Ready => Admits::All,
@@ -207,7 +210,7 @@ impl Machine {
             State::Unknown | State::Down | State::Draining | State::Tripped => Admits::None,
         };
         let opens = (state == State::Tripped).then(|| since + self.open);
-        Standing { state, since, gone, lost, admits, opens, warm_since }
+        Standing { state, since, gone, lost, missing, admits, opens, warm_since }
     }
 
     /// When `standing` admits more by itself.

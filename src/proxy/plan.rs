@@ -375,8 +375,11 @@ fn adapter(session: &Session, shape: &Shape) -> Option<String> {
 /// Why there was nobody to choose from.
 pub fn no_candidate(routing: &Routing, context: &Context, snapshot: &Snapshot) -> Reject {
     let model = context.client_model().map(str::to_string);
+    // The model that it was made for has gone meanwhile: the next try is made for the one that is there then.
+    let is_late = context.face.as_ref().is_some_and(|face| face.plan.is_found);
     match (routing, model) {
         (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
+        (Routing::NoSuchModel, model) if is_late => Reject::NotReady { model },
         (Routing::NoSuchModel, Some(model)) => {
             Reject::Model { model, aliases: context.settings.peeker.routes.aliases(snapshot) }
         }

@@ -1,16 +1,20 @@
 //! The routes of a configuration over the fleet of this moment: what their names stand for now, and which
 //! names a client may ask for.
 //!
+//! A route that says no served name keeps the client's. Where nobody among its upstreams serves that, and all
+//! of them have one base model, it is that model: what a model server comes back with is not known before.
+//!
 //! Never: an await, a choice among upstreams.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::HeaderMap;
 
 use crate::aggregate::{self, ModelCard};
 use crate::config::types::RouteConfig;
-use crate::fleet::Snapshot;
+use crate::fleet::{Fleet, Snapshot};
 use crate::route::table::{Plan, Table};
 
 /// The id of an upstream that is not there.
@@ -18,6 +22,7 @@ const NOBODY: usize = usize::MAX;
 
 pub struct Routes {
     table: Table,
+    fleet: Arc<Fleet>,
 }
 
 /// The ids of the upstreams that a route leads to; `None`: all.
@@ -27,9 +32,15 @@ pub fn among(route: &RouteConfig, snapshot: &Snapshot) -> Option<Vec<usize>> {
     Some(names.iter().map(id).collect())
 }
 
+/// The one model that its upstreams have, where neither the route nor the client names one that they serve.
+fn only<'s>(plan: &Plan, model: &str, among: Option<&[usize]>, snapshot: &'s Snapshot) -> Option<&'s str> {
+    let is_open = plan.route.to.is_none() && plan.is_for(model) && !snapshot.serves(model, among);
+    if is_open { snapshot.only_base(among, Instant::now()) } else { None }
+}
+
 impl Routes {
-    pub fn new(routes: &[RouteConfig]) -> Self {
-        Routes { table: Table::new(routes) }
+    pub fn new(routes: &[RouteConfig], fleet: Arc<Fleet>) -> Self {
+        Routes { table: Table::new(routes), fleet }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -41,9 +52,17 @@ impl Routes {
         self.table.names()
     }
 
-    /// The first route that matches.
+    /// The first route that matches, with the name by which its model is served now.
     pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<Plan>> {
-        self.table.plan(model, path, headers)
+        let plan = self.table.plan(model, path, headers)?;
+        // What the file alone decides is not looked up.
+        let Some(model) = model.filter(|model| plan.route.to.is_none() && plan.is_for(model)) else {
+            return Some(plan);
+        };
+        let snapshot = self.fleet.snapshot();
+        let among = among(&plan.route, &snapshot);
+        let only = only(&plan, model, among.as_deref(), &snapshot);
+        Some(only.map_or_else(|| plan.clone(), |only| plan.serving(only)))
     }
 
     /// For vLLM's "Valid aliases".
@@ -104,7 +123,8 @@ impl Routes {
     ) -> Option<(&'a str, T)> {
         let by_route = |plan: &'a Plan| {
             let among = among(&plan.route, snapshot);
-            let served = plan.served(Some(model))?;
+            let only = only(plan, model, among.as_deref(), snapshot);
+            let served = only.or(plan.served(Some(model)))?;
             Some((served, find(served, among.as_deref())?))
         };
         let general = match self.table.for_model(model).find(|plan| !plan.is_bound()) {

@@ -8,6 +8,7 @@ use super::memory::Memory;
 use super::peek::Peeker;
 use super::served::Routes;
 use crate::config::types::{Balance, Config, Retry, Timeouts};
+use crate::fleet::Fleet;
 use crate::prompt::chain::Blocks;
 use crate::route::paths;
 
@@ -28,7 +29,7 @@ pub struct Settings {
 impl Settings {
     /// `memory` is what all requests share, also those that began with other settings. `blocks`: how prompts
     /// are cut, where they are remembered.
-    pub fn new(config: &Config, memory: Arc<Memory>, blocks: Option<Blocks>) -> Arc<Self> {
+    pub fn new(config: &Config, fleet: Arc<Fleet>, memory: Arc<Memory>, blocks: Option<Blocks>) -> Arc<Self> {
         Arc::new(Settings {
             table: paths::Table::new(&config.passthrough),
             knobs: config.balance,
@@ -38,7 +39,7 @@ impl Settings {
                 memory,
                 blocks: blocks.filter(|_| config.balance.missing > 0.0),
                 sessions: config.sessions.clone(),
-                routes: Routes::new(&config.routes),
+                routes: Routes::new(&config.routes, fleet),
             },
             timeouts: config.timeouts,
             retry: config.retry,

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 
 use super::dialect::{ALL, Dialect};
@@ -25,7 +26,11 @@ pub struct Plan {
     pub name: String,
     /// As it was configured: upstreams, headers, key, timeouts, retry, overflow.
     pub route: RouteConfig,
+    /// The name that its model is served by was found among its upstreams, who may have another one later.
+    pub is_found: bool,
     edits: [Edits; ALL.len()],
+    /// The same with a name to serve the model by, as it was last made.
+    latest: ArcSwapOption<Plan>,
 }
 
 // === impl Table ===
@@ -61,9 +66,25 @@ impl Table {
 
 impl Plan {
     fn new(index: usize, route: RouteConfig) -> Self {
-        let edits = ALL.map(|dialect| Edits::new(&route, dialect));
         let name = route.model.clone().or_else(|| route.path.clone());
-        Plan { name: name.unwrap_or_else(|| format!("routes[{index}]")), route, edits }
+        Plan::named(name.unwrap_or_else(|| format!("routes[{index}]")), route)
+    }
+
+    fn named(name: String, route: RouteConfig) -> Self {
+        let edits = ALL.map(|dialect| Edits::new(&route, dialect));
+        Plan { name, route, is_found: false, edits, latest: ArcSwapOption::empty() }
+    }
+
+    /// The same, as if the route said that its model is served by this name. Worked out when the name is not
+    /// the one that it was before.
+    pub fn serving(&self, to: &str) -> Arc<Plan> {
+        if let Some(latest) = self.latest.load_full().filter(|plan| plan.route.to.as_deref() == Some(to)) {
+            return latest;
+        }
+        let route = RouteConfig { to: Some(to.to_string()), ..self.route.clone() };
+        let plan = Arc::new(Plan { is_found: true, ..Plan::named(self.name.clone(), route) });
+        self.latest.store(Some(plan.clone()));
+        plan
     }
 
     /// Whether requests for this model, as far as that goes, are its.
@@ -173,6 +194,21 @@ mod tests {
         let table = table("[{model: 'a*', path: /p}, {path: /q, to: x}, {to: y}]");
         let names: Vec<&str> = table.plans.iter().map(|plan| plan.name.as_str()).collect();
         assert_eq!(names, ["a*", "/q", "routes[2]"]);
+    }
+
+    #[test]
+    fn a_plan_is_made_anew_when_the_served_name_is_another() {
+        let table = table("[{model: face, path: /p, body: {defaults: {seed: 1}}}]");
+        let plan = table.for_model("face").next().unwrap();
+        let one = plan.serving("one");
+        assert!(Arc::ptr_eq(&one, &plan.serving("one")), "it is kept");
+        let two = plan.serving("two");
+        for (made, to, body) in [(one, "one", r#"{"model":"one","seed":1}"#), (two, "two", "")] {
+            assert_eq!((made.name.as_str(), made.served(Some("face"))), ("face", Some(to)));
+            let edited = made.edits(Dialect::Chat).edit(br#"{"model":"face"}"#).body.unwrap();
+            assert!(body.is_empty() || edited == body.as_bytes(), "{}", String::from_utf8_lossy(&edited));
+        }
+        assert_eq!(plan.served(Some("face")), Some("face"), "the route says nothing itself");
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What the names of routes stand for, when that depends on what the upstreams serve: the card of who
-//! would have the request, and nothing where nobody would.
+//! What the names of routes stand for, when that depends on what the upstreams serve: the one model that
+//! there is, the card of who would have the request, and nothing where nobody would.
 
 use super::*;
 use common::names;
+use common::wire::upgrade;
 
 async fn with(models: &[&str], loras: &[&str], max_model_len: usize) -> Engine {
     engine(Options { models: names(models), loras: names(loras), max_model_len, ..Options::default() }).await
@@ -25,6 +26,78 @@ fn rows(rows: &[(&str, u64)]) -> Vec<(String, u64)> {
 fn aliases(refusal: &str) -> &str {
     let names = refusal.split("Valid aliases: ").nth(1).unwrap_or_default();
     names.split(".\"").next().unwrap_or_default()
+}
+
+/// It was 404 without a `to` in the file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_without_a_served_name_is_for_the_one_base_model() {
+    let engines = [with(&["base"], &["lora"], 9_000).await, with(&["base"], &[], 8_000).await];
+    let routes = "
+  - {model: face, body: {defaults: {max_tokens: 3}}}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let got = || engines.iter().flat_map(Engine::requests).collect::<Vec<_>>();
+    let answer = balancer.ask(post(CHAT, json!({"model": "face", "messages": []}).to_string())).await;
+    assert_eq!(answer.expect(200).json()["model"], "face");
+    let sent: Value = serde_json::from_slice(&got()[0].body).expect("JSON");
+    assert_eq!(sent, json!({"model": "base", "messages": [], "max_tokens": 3}));
+    let events = balancer.ask(post(CHAT, common::body::stream("face", 2))).await.expect(200);
+    assert!(events.text().contains(r#""model":"face""#) && !events.text().contains("base"));
+    let wrong = balancer.ask(post(CHAT, json!({"model": "face", "messages": 1}).to_string())).await;
+    assert!(!wrong.expect(400).text().contains("base"));
+
+    let kind = ("content-type", "multipart/form-data; boundary=cut");
+    let body = |model| form("cut", &[("model", model), ("file", "RIFF")]);
+    balancer.ask(request("POST", "/v1/audio/transcriptions", &[kind], &body("face"))).await;
+    assert!(got().iter().any(|one| one.body == body("base")), "in a form, too");
+
+    let mut client = balancer.client().await;
+    client.send(upgrade("/v1/realtime?model=face")).await;
+    assert_eq!(client.head().await.status, 101);
+    assert!(got().iter().any(|one| one.path == "/v1/realtime?model=base"), "in a query, too");
+    drop(client);
+
+    let kept = json!({"model": "face", "input": "hi"}).to_string();
+    let made: Value = balancer.ask(post("/v1/responses", kept)).await.expect(200).json();
+    let path = format!("/v1/responses/{}", made["id"].as_str().expect("an id"));
+    let again: Value = balancer.ask(get(&path)).await.expect(200).json();
+    assert_eq!((&made["model"], &again["model"]), (&json!("face"), &json!("face")));
+
+    assert_eq!(listed(&balancer).await, rows(&[("face", 8_000), ("base", 8_000), ("lora", 0)]));
+    let refused = balancer.ask(post(CHAT, chat("nobody"))).await.expect(404);
+    assert_eq!(aliases(refused.text()), "face, base, lora");
+    eventually("what it took is counted for the served model and the route", async || {
+        let page = balancer.admin(get("/metrics")).await.expect(200);
+        let counted = |line: &str| line.contains(r#"model="base""#) && line.contains(r#"route="face""#);
+        page.text().lines().any(counted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_base_models_none_is_guessed() {
+    let engines =
+        [serving(&["one"]).await, with(&["two"], &["lora"], 100).await, serving(&["three", "four"]).await];
+    let routes = "
+  - {model: any}
+  - {model: second, upstreams: ['two:80']}
+  - {model: third, upstreams: ['three:80']}
+  - {model: lora, upstreams: ['two:80'], body: {defaults: {max_tokens: 1}}}
+  - {model: 'like-*', upstreams: ['two:80']}
+  - {path: /v1/completions, upstreams: ['two:80']}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    for model in ["any", "third", "like-that"] {
+        let refused = balancer.ask(post(CHAT, chat(model))).await.expect(404);
+        assert!(refused.text().contains(&format!("The model `{model}` does not exist")));
+        assert_eq!(aliases(refused.text()), "second, one, two, lora, three, four");
+    }
+    let answer: Value = balancer.ask(post(CHAT, chat("second"))).await.expect(200).json();
+    assert_eq!((&answer["model"], &last_body(&engines[1])["model"]), (&json!("second"), &json!("two")));
+    balancer.ask(post(CHAT, chat("lora"))).await.expect(200);
+    assert_eq!(last_body(&engines[1])["model"], "lora", "a name that is served is kept");
+    let other = json!({"model": "other", "prompt": "hi"}).to_string();
+    balancer.ask(post("/v1/completions", other)).await.expect(404);
+    let lengths = rows(&[("second", 100), ("one", 32_768), ("two", 100), ("lora", 0)]);
+    assert_eq!(listed(&balancer).await[..4], lengths);
 }
 
 /// Cards were shown, and names offered, of upstreams to which the route never leads: asked for, they were

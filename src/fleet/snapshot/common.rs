@@ -1,22 +1,67 @@
-//! What those who may have a request serve together. An id that nobody has is that of one who may yet come.
+//! What those who may have a request serve together: whether it is a certain name, and which model it is
+//! where there is only one.
 //!
-//! Never: a route.
+//! What is remembered of an upstream that is down counts: nobody answers in its place with another model
+//! because it is away for a moment.
+//!
+//! Never: a route, a guess while somebody has yet to say what it serves.
 
 use std::time::Instant;
 
+use super::super::breaker::State;
 use super::{Entry, Snapshot};
+
+/// The model that an upstream serves when none is named, as far as that is known.
+enum Base<'a> {
+    One(&'a str),
+    Several,
+    /// It is being asked for the first time.
+    Coming,
+    Unknown,
+}
 
 // === impl Entry ===
 
 impl Entry {
+    fn only_base(&self) -> Base<'_> {
+        let discovered = self.upstream.config.discovered.as_ref();
+        let told = discovered.and_then(|discovered| discovered.model.as_deref());
+        if let Some(told) = told.filter(|told| self.models.is_empty() || self.serves(told)) {
+            return Base::One(told);
+        }
+        let mut bases = self.models.iter().filter(|card| card.parent.is_none()).map(|card| card.id.as_str());
+        match bases.next() {
+            Some(first) if bases.all(|other| other == first) => Base::One(first),
+            Some(_) => Base::Several,
+            None if self.standing.state == State::Unknown && !self.standing.missing => Base::Coming,
+            None => Base::Unknown,
+        }
+    }
+
     pub(super) fn is_among(&self, among: Option<&[usize]>) -> bool {
         among.is_none_or(|among| among.contains(&self.upstream.id))
+    }
+
+    /// The source that it was discovered by.
+    fn source(&self) -> Option<&str> {
+        self.upstream.config.discovered.as_ref().map(|discovered| discovered.source.as_str())
+    }
+
+    /// Of what one source names, the one with the greatest of these says what all of them serve: while other
+    /// engines take over, both are there.
+    fn rank(&self) -> (bool, usize) {
+        (self.is_ready(), self.upstream.id)
     }
 }
 
 // === impl Snapshot ===
 
 impl Snapshot {
+    /// Those who stay, of these. An id that nobody has is one who may yet come.
+    fn staying<'s>(&'s self, among: Option<&[usize]>) -> impl Iterator<Item = &'s Entry> {
+        self.entries.iter().filter(move |entry| !entry.removing && entry.is_among(among))
+    }
+
     /// Whether one of these serves the model, ready or not.
     pub fn serves(&self, model: &str, among: Option<&[usize]>) -> bool {
         let known = self.by_model.get(model);
@@ -40,4 +85,40 @@ impl Snapshot {
         let all_there = among.is_some_and(|among| among.iter().all(is_there));
         !all_there && self.awaited.is_some_and(|until| now < until)
     }
+
+    /// The base model of all of these whose models are known, where it is one and the same.
+    pub fn only_base<'s>(&'s self, among: Option<&[usize]>, now: Instant) -> Option<&'s str> {
+        if self.awaits_any_of(among, now) {
+            return None;
+        }
+        let mut found: Vec<(&Entry, &'s str)> = Vec::new();
+        let (mut known, mut coming) = (None, None);
+        for entry in self.staying(among) {
+            let since = Some(entry.standing.since);
+            match entry.only_base() {
+                Base::One(base) => {
+                    known = known.min(since).or(since);
+                    match found.iter_mut().find(|(other, _)| is_of_same_source(entry, other)) {
+                        Some(latest) if latest.0.rank() < entry.rank() => *latest = (entry, base),
+                        Some(_) => {}
+                        None => found.push((entry, base)),
+                    }
+                }
+                Base::Several => return None,
+                Base::Coming => coming = coming.min(since).or(since),
+                Base::Unknown => {}
+            }
+        }
+        // At the start, the first to answer does not speak for the others. One that comes later changes
+        // nothing before it is known.
+        if coming.is_some_and(|coming| Some(coming) <= known) {
+            return None;
+        }
+        let first = found.first()?.1;
+        found.iter().all(|(_, other)| *other == first).then_some(first)
+    }
+}
+
+fn is_of_same_source(one: &Entry, other: &Entry) -> bool {
+    one.source().is_some() && one.source() == other.source()
 }

@@ -4,13 +4,16 @@ use super::super::breaker::{Miss, Sign};
 use super::super::queue::Queue;
 use super::super::told::Foreign;
 use super::*;
-use crate::config::types::UpstreamConfig;
+use crate::config::types::{Discovered, UpstreamConfig};
 use crate::config::url;
 
 fn rules() -> Rules {
     let breaker = Breaker { failures: 1, ..Breaker::default() };
     Rules { health: Health::default(), breaker }
 }
+
+/// How much later an upstream is there whose script begins with `late`.
+const LATE: Duration = Duration::from_secs(1);
 
 /// An upstream that serves the models, after a script for its machine; see `act`.
 struct Given {
@@ -22,6 +25,8 @@ fn act(word: &str, machine: &mut Machine, entry: &mut Entry, now: Instant) {
     match word {
         "ready" => machine.probed(Ok(()), 0, now, &rules()),
         "missed" => machine.probed(Err(Miss::Silent), 0, now, &rules()),
+        // Of its making.
+        "late" | "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" => {}
         "refused" => machine.seen(Sign::Unreached { refused: true }, 0, now, &rules()),
         "tripped" => machine.seen(Sign::Failed, 0, now, &rules()),
         "drained" => machine.drain(true, now),
@@ -41,17 +46,22 @@ fn snapshot(given: &[Given], now: Instant) -> Snapshot {
     let queue = Queue::new(9);
     let make = |(index, given): (usize, &Given)| {
         let url = url::upstream(&format!("http://u{index}:1")).expect("is a URL");
-        let config = UpstreamConfig { max_active: Some(2), ..UpstreamConfig::new(url) };
+        let said = given.script.split(' ').find_map(|word| word.strip_prefix("of-"));
+        let discovered = said.map(|said| {
+            let (source, model) = said.split_once('=').map_or((said, None), |(of, model)| (of, Some(model)));
+            Discovered { source: source.into(), model: model.map(Into::into) }
+        });
+        let config = UpstreamConfig { max_active: Some(2), discovered, ..UpstreamConfig::new(url) };
         let upstream = Upstream::new(10 + index, config, queue.clone()).expect("it needs no file");
         let mut entry = Entry::unknown(Arc::new(upstream));
         let card = |id: &&str| ModelCard {
             id: (*id).to_string(),
             raw: String::new(),
             max_model_len: None,
-            parent: None,
+            parent: id.starts_with('+').then(|| "m".to_string()),
         };
         entry.models = Arc::new(given.models.iter().map(card).collect());
-        let mut machine = Machine::new(now);
+        let mut machine = Machine::new(if given.script.starts_with("late") { now + LATE } else { now });
         given.script.split_whitespace().for_each(|word| act(word, &mut machine, &mut entry, now));
         entry.standing = machine.standing(&rules());
         entry
@@ -218,12 +228,63 @@ fn an_unknown_model_may_come_while_a_source_is_silent() {
 }
 
 #[test]
+fn there_is_one_base_model_when_all_who_are_known_have_it() {
+    let now = Instant::now();
+    type Row = (&'static [(&'static str, &'static [&'static str])], Option<&'static str>);
+    let table: &[Row] = &[
+        (&[], None),
+        (&[("ready", &["m"])], Some("m")),
+        (&[("ready", &["m", "+lora"]), ("ready", &["m"])], Some("m")),
+        (&[("ready", &["+lora", "m", "m"])], Some("m")),
+        (&[("ready", &["m", "n"])], None),
+        (&[("ready", &["m"]), ("ready", &["n"])], None),
+        // It is remembered, and may be back at any time.
+        (&[("ready", &["m"]), ("ready missed missed missed", &["n"])], None),
+        (&[("ready", &["m"]), ("ready removing", &["n"])], Some("m")),
+        (&[("ready", &["m"]), ("ready", &[])], Some("m")),
+        (&[("ready", &[])], None),
+        // Who has not been asked yet at the start, who was not there, and who comes later.
+        (&[("ready", &["m"]), ("", &[])], None),
+        (&[("ready", &["m"]), ("missed", &[])], Some("m")),
+        (&[("ready", &["m"]), ("late", &[])], Some("m")),
+        // A source's word, for engines that have several names, or are not up yet.
+        (&[("ready of-gym=n", &["m", "n"])], Some("n")),
+        (&[("ready of-gym=n", &["m"])], Some("m")),
+        (&[(" of-gym=n", &[])], Some("n")),
+        (&[("ready of-gym", &["m"]), (" of-gym=m", &[])], Some("m")),
+        // Of one source, the latest that is ready.
+        (&[("ready of-gym", &["m"]), ("ready of-gym", &["n"])], Some("n")),
+        (&[("ready of-gym", &["m"]), (" of-gym=n", &[])], Some("m")),
+        (&[("ready missed missed missed of-gym", &["m"]), (" of-gym=n", &[])], Some("n")),
+        (&[("ready of-gym", &["m"]), ("ready of-other", &["n"])], None),
+        (&[("ready of-gym", &["m"]), ("ready", &["n"])], None),
+    ];
+    for (given, wanted) in table {
+        let all: Vec<Given> = given.iter().map(|(script, models)| Given { script, models }).collect();
+        let snapshot = snapshot(&all, now);
+        assert_eq!(snapshot.only_base(None, now), *wanted, "{given:?}");
+    }
+}
+
+#[test]
 fn a_route_asks_what_its_own_upstreams_serve() {
     let now = Instant::now();
     let later = now + MAY_STILL_COME;
     let given = [("ready", &["m"] as &[_]), ("ready", &["n"]), ("missed", &[])];
     let make = || snapshot(&given.map(|(script, models)| Given { script, models }), now);
-    let (known, awaiting) = (make(), make().awaiting(Some(later)));
+    let (known, awaiting) = (make(), make().awaiting(Some(now + LATE)));
+    for (among, base, waits) in [
+        (None, None, true),
+        (Some(&[10][..]), Some("m"), false),
+        (Some(&[11, 12]), Some("n"), false),
+        (Some(&[12]), None, false),
+        (Some(&[10, 99]), Some("m"), true),
+    ] {
+        assert_eq!(known.only_base(among, now), base, "{among:?}");
+        let soon = if waits { None } else { base };
+        assert_eq!(awaiting.only_base(among, now), soon, "{among:?} while a source is silent");
+        assert_eq!(awaiting.only_base(among, now + LATE), base, "{among:?} when it has been for long");
+    }
     let routing = |snapshot: &Snapshot, model, among: &[usize], now| {
         ask(snapshot, &Query { model: Some(model), among: Some(among), ..Query::default() }, now).0
     };
