@@ -154,7 +154,16 @@ pub async fn follow(
     previous: Option<&str>,
 ) -> Result<()> {
     let Some(id) = previous else { return Ok(()) };
-    let found = find(shared, session, context, id).await;
+    let mut found = find(shared, session, context, id).await;
+    if let Place::At(upstream) = found.place
+        && !may_have(&shared.fleet.snapshot(), upstream, context.model.name())
+    {
+        found.place = match found.unproven(id) {
+            Some(id) => other(shared, session, context, Some(upstream), &id).await.unwrap_or(Place::Lost),
+            // Where its model is, nobody has ever heard of it.
+            None => Place::Lost,
+        };
+    }
     match found.place {
         Place::At(upstream) => context.only = Some(upstream),
         Place::Lost => return Err(refuse(context, Reject::Response { id: id.to_string() })),
@@ -202,21 +211,45 @@ pub async fn elsewhere(shared: &Shared, session: &Session, context: &mut Context
         return false;
     }
     let said = context.only.take();
+    let Some(Place::At(upstream)) = other(shared, session, context, said, &id).await else {
+        context.only = said;
+        return false;
+    };
+    context.only = Some(upstream);
+    true
+}
+
+/// Where a response is, if not where its id says; `None`: nobody else has it.
+async fn other(
+    shared: &Shared,
+    session: &Session,
+    context: &Context,
+    said: Option<usize>,
+    id: &str,
+) -> Option<Place> {
     let snapshot = shared.fleet.snapshot_owned();
     let all = || snapshot.entries.iter().map(|entry| entry.upstream.id).collect();
     let mut others: Vec<usize> = context.among(&snapshot).unwrap_or_else(all);
     others.retain(|other| Some(*other) != said);
-    let found = match kept(shared, &snapshot, Some(&others), &id).await {
+    let found = match kept(shared, &snapshot, Some(&others), id).await {
         Some(found) => found,
-        None => asked(shared, session, context, &snapshot, Some(&others), &id).await,
+        None => asked(shared, session, context, &snapshot, Some(&others), id).await,
     };
-    let Place::At(upstream) = found.place else {
-        context.only = said;
-        return false;
-    };
-    observe::response_found(found.by);
-    context.only = Some(upstream);
-    true
+    match found.place {
+        Place::At(upstream) if may_have(&snapshot, upstream, context.model.name()) => {
+            observe::response_found(found.by);
+            Some(found.place)
+        }
+        Place::Unsure => Some(Place::Unsure),
+        Place::At(_) | Place::Lost | Place::Nowhere => None,
+    }
+}
+
+/// Whether an upstream may go on from a response with this model, as far as it is known who serves that.
+fn may_have(snapshot: &Snapshot, upstream: usize, model: Option<&str>) -> bool {
+    let is_others = |model| snapshot.knows(model) && !snapshot.serves(model, Some(&[upstream]));
+    let says = snapshot.by_id(upstream).is_some_and(|entry| !entry.models.is_empty());
+    !(says && model.is_some_and(is_others))
 }
 
 /// The route by which it was made, as far as the number of its model's name tells.
@@ -238,7 +271,8 @@ async fn find(shared: &Shared, session: &Session, context: &Context, id: &str) -
     if found.is_none() {
         found = kept(shared, &snapshot, among, id).await;
     }
-    let found = match found.or_else(|| alone(&snapshot, among)) {
+    let model = context.model.name();
+    let found = match found.or_else(|| alone(&snapshot, among, model)) {
         Some(found) => found,
         None => asked(shared, session, context, &snapshot, among, id).await,
     };
@@ -267,11 +301,12 @@ async fn kept(shared: &Shared, snapshot: &Snapshot, among: Option<&[usize]>, id:
     Some(Found::new("redis", entry.into(), kept.number))
 }
 
-/// The one upstream there is.
-fn alone(snapshot: &Snapshot, among: Option<&[usize]>) -> Option<Found> {
+/// The one upstream there is, if it may be that it has made what this model goes on from.
+fn alone(snapshot: &Snapshot, among: Option<&[usize]>, model: Option<&str>) -> Option<Found> {
     let mut reachable = snapshot.reachable().filter(|entry| may(among, entry));
     let only = reachable.next().filter(|_| reachable.next().is_none())?;
-    Some(Found::new("alone", Place::At(only.upstream.id), 0))
+    let may = may_have(snapshot, only.upstream.id, model);
+    may.then(|| Found::new("alone", Place::At(only.upstream.id), 0))
 }
 
 /// What the upstreams say.

@@ -195,3 +195,52 @@ async fn a_refusal_points_where_the_clients_body_is_broken() {
         assert_eq!((here.status, here.text()), (there.status, there.text()));
     }
 }
+
+/// It was 503 with `retry-after`, for ever: the model is nowhere near the response.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_is_unknown_to_a_model_that_its_holder_does_not_serve() {
+    let serving = |model: &str| engine(Options { models: vec![model.into()], ..Options::default() });
+    let engines = [serving("one").await, serving("other").await];
+    let mut config = settings(&engines);
+    let routes = "upstreams: [http://a]\nroutes: [{model: face, to: other}]";
+    config.routes = check(routes, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}")).routes;
+    let balancer = Balancer::ready(config).await;
+    for named in
+        [json!({"model": "one", "input": "a"}), json!({"model": "one", "input": "a", "request_id": "x"})]
+    {
+        let id = id_of(&make(&balancer, named).await);
+        let next =
+            |model: &str| json!({"model": model, "input": "b", "previous_response_id": id}).to_string();
+        for model in ["other", "face"] {
+            let refused = balancer.ask(post(RESPONSES, next(model))).await.expect(404);
+            let there = Wire::connect(&common::direct(&engines[1])).await;
+            let wanted = { there }.ask(post(RESPONSES, next("other"))).await.expect(404);
+            assert_eq!(refused.json(), wanted.json());
+            assert!(!refused.headers.contains_key("retry-after"));
+        }
+        balancer.ask(post(RESPONSES, next("one"))).await.expect(200);
+        let unknown = balancer.ask(post(RESPONSES, next("nobody"))).await.expect(404);
+        assert!(unknown.text().contains("The model `nobody` does not exist"));
+    }
+}
+
+/// Who is alone is no holder of what others may have made.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_serves_the_model_may_come_back_with_the_response() {
+    let serving = |model: &str| engine(Options { models: vec![model.into()], ..Options::default() });
+    let engines = [serving("one").await, serving("other").await];
+    let mut config = settings(&engines);
+    config.health.fall = 1;
+    let made = {
+        let before = Balancer::ready(config.clone()).await;
+        id_of(&make(&before, json!({"model": "other", "input": "a", "request_id": "mine"})).await)
+    };
+    let balancer = Balancer::ready(config).await;
+    engines[1].set_fault(Fault::Refuse).await;
+    balancer.until_ready(1).await;
+    let next = json!({"model": "other", "input": "b", "previous_response_id": made}).to_string();
+    balancer.ask(post(RESPONSES, &next)).await.expect(503);
+    engines[1].clear_fault().await;
+    balancer.until_ready(2).await;
+    balancer.ask(post(RESPONSES, &next)).await.expect(200);
+}
