@@ -2,6 +2,8 @@
 //! when it goes, and never the operator's.
 
 mod common;
+#[path = "discovery/models.rs"]
+mod models;
 
 use std::time::Duration;
 
@@ -424,51 +426,6 @@ async fn balancers_discover_for_themselves_and_agree_on_what_was_changed() {
 
 async fn until_ready_some(balancer: &Balancer) {
     eventually("some are ready", async || (!ready(balancer).is_empty()).then_some(())).await;
-}
-
-/// What its engines serve by then is nowhere in the file: the clients' `sim` is a name of a route.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_model_server_that_comes_back_with_another_model_goes_on_working() {
-    let address = nowhere().await;
-    let engines = [serving(&["first"]).await, serving(&["second"]).await, serving(&["third"]).await];
-    let mut config = asking([source(&address)]);
-    config.routes = check("upstreams: [http://a]\nroutes: [{model: sim}]", &|_| None)
-        .unwrap_or_else(|problems| panic!("{problems:?}"))
-        .routes;
-    config.queue.wait = Duration::ZERO;
-    let balancer = Balancer::start(config).await;
-    let refused = balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
-    assert_eq!(refused.header("retry-after"), "1", "as for any model of a source that is not up");
-    let said = |index: usize, model: Value| {
-        let mut said = document([&engines[index]]);
-        said["model"] = model;
-        said
-    };
-    let server = ModelServer::at(&address, said(0, json!("first"))).await;
-    until_ready(&balancer, &engines[..1]).await;
-    let load = Clients::start(&balancer, 4);
-    // By its own word, and by what its engines say.
-    for (index, model) in [(1, json!("second")), (2, Value::Null), (0, json!("first")), (2, json!("third"))] {
-        load.until_more(20).await;
-        server.say(&said(index, model));
-        until_ready(&balancer, [&engines[index]]).await;
-    }
-    load.until_more(20).await;
-    // One that was made for a model in the moment before it went is told to try again, and finds the next: at
-    // the most one of each client at each change.
-    let wrong = load.end().await;
-    let late = |told: &&String| told.starts_with("503 ") && told.contains("the model `sim`");
-    assert!(wrong.len() <= 16 && wrong.iter().all(|told| late(&told)), "{wrong:?}");
-    let answer = balancer.ask(post(CHAT, chat("sim"))).await.expect(200).json();
-    assert_eq!(answer["model"], "sim");
-    let models = balancer.ask(get("/v1/models")).await.expect(200).json();
-    let ids: Vec<&str> =
-        models["data"].as_array().into_iter().flatten().flat_map(|card| card["id"].as_str()).collect();
-    assert_eq!(ids, ["sim", "third"]);
-    // While its engine is away it is waited for.
-    engines[2].set_fault(common::Fault::Refuse).await;
-    balancer.until_ready(0).await;
-    balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
 }
 
 /// The example of the manual: Gym's proxy replaced, two faces of what one model server has.

@@ -213,8 +213,7 @@ impl Snapshot {
     /// Whether a request that names no model has one to take: all ready upstreams, among those that may have
     /// it, have the same base.
     pub fn serves_one_base(&self, among: Option<&[usize]>) -> bool {
-        let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
-        let mut bases = self.ready().filter(may).map(Entry::base);
+        let mut bases = self.ready().filter(|entry| entry.is_among(among)).map(Entry::base);
         let first = bases.next().flatten();
         bases.all(|other| other == first)
     }
