@@ -268,6 +268,24 @@ async fn a_form_names_the_served_model() {
     assert!(engines[1].requests().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_describes_an_embedding_of_bytes_names_the_model_as_the_client_does() {
+    let engines = engines(1).await;
+    let balancer = Balancer::ready(routed(&engines, FAST)).await;
+    let ask = |model: &str| {
+        post("/v1/embeddings", json!({"model": model, "input": "hi", "encoding_format": "bytes"}).to_string())
+    };
+    let served = balancer.ask(ask("sim")).await.expect(200);
+    let answer = balancer.ask(ask("fast")).await.expect(200);
+    assert_eq!(answer.body, served.body);
+    let described = |answer: &common::wire::Answer| -> Value {
+        serde_json::from_str(answer.header("metadata")).expect("JSON")
+    };
+    assert_eq!(described(&served)["model"], "sim");
+    assert_eq!(described(&answer)["model"], "fast");
+    assert_eq!(described(&answer)["data"], described(&served)["data"]);
+}
+
 /// The example of the manual: one engine, two faces.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_virtual_models_think_and_do_not_over_the_same_engines() {

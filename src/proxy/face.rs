@@ -20,7 +20,7 @@ use super::translation;
 use crate::config::types::{HeaderEdits, Overflow};
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
-use crate::route::answer::{Answer, Asker, overflow};
+use crate::route::answer::{self, Answer, Asker, overflow};
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
 use crate::route::rewrite::Asked;
@@ -197,9 +197,20 @@ impl Face {
         };
         let edits = plain && !translated;
         self.answer = if edits { Answer::new(&self.plan, asker, status, kind) } else { None };
+        self.describe(head)?;
         let may_overflow = plain && status == 400 && self.plan.route.overflow == Overflow::Length;
         self.held = may_overflow.then(Vec::new);
         if self.answer.is_some() || translated { headers::of_unknown_length(head) } else { Ok(()) }
+    }
+
+    /// Names the model as the client does in the header that describes an answer of plain bytes.
+    fn describe(&self, head: &mut ResponseHeader) -> Result<()> {
+        let described = head.headers.get("metadata").map(HeaderValue::as_bytes);
+        let renamed = described.and_then(|text| answer::metadata(&self.plan, self.model.as_deref(), text));
+        match renamed.map(HeaderValue::try_from) {
+            Some(Ok(renamed)) => head.insert_header("metadata", renamed),
+            Some(Err(_)) | None => Ok(()),
+        }
     }
 
     /// Whether the answer may yet be another one, so that nothing of it can go out.
