@@ -286,6 +286,32 @@ async fn what_describes_an_embedding_of_bytes_names_the_model_as_the_client_does
     assert_eq!(described(&answer)["data"], described(&served)["data"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_cannot_be_edited_is_refused() {
+    let engines = engines(1).await;
+    let routes = "
+  - {header: {x-team: guard}, body: {overrides: {max_tokens: 7}}}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let wide = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    for body in [wide(&chat("sim")), wide(&format!("\u{feff}{}", chat("sim")))] {
+        let ask = |headers: &[(&str, &str)]| request("POST", CHAT, headers, &body);
+        let answer = balancer.ask(ask(&[JSON, ("x-team", "guard")])).await.expect(400);
+        let error = &answer.json()["error"];
+        assert_eq!(
+            *error,
+            json!({
+                "message": "The body must be JSON in UTF-8.",
+                "type": "invalid_request_error", "param": "body", "code": 400,
+            })
+        );
+        assert!(engines[0].requests().is_empty());
+    }
+    let answer =
+        balancer.ask(request("POST", CHAT, &[JSON, ("x-team", "guard")], chat("sim").as_bytes())).await;
+    answer.expect(200);
+    assert_eq!(last_body(&engines[0])["max_tokens"], 7);
+}
+
 /// The example of the manual: one engine, two faces.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_virtual_models_think_and_do_not_over_the_same_engines() {

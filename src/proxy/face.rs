@@ -23,7 +23,7 @@ use crate::reject::Reject;
 use crate::route::answer::{self, Answer, Asker, overflow};
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
-use crate::route::rewrite::Asked;
+use crate::route::rewrite::{Asked, is_wide};
 use crate::route::table::Plan;
 use crate::route::translate::Exchange;
 
@@ -129,6 +129,11 @@ impl Face {
     /// The body as it is sent. `scanner` has read the body.
     /// `Err`: what it says cannot be said to the upstreams.
     pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Result<Option<Vec<u8>>, Reject> {
+        // It would pass unedited, and vLLM reads it.
+        if scanner.is_some() && is_wide(body) {
+            let message = "The body must be JSON in UTF-8.".into();
+            return Err(Reject::Field { param: "body".into(), message });
+        }
         let tags = self.plan.route.think_tags;
         let chat = match &mut self.translation {
             Some(exchange) => exchange.request(body, tags)?,

@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::dialect::Dialect;
 use super::json::Object;
+pub use super::json::is_wide;
 use super::splice::{ObjectEdit, Splices, write};
 use crate::config::types::RouteConfig;
 use crate::prompt::multipart::FormScanner;
