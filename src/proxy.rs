@@ -107,7 +107,7 @@ impl Shared {
             peers: peer::Peers::default(),
             mark: random.mark(),
             random,
-            budget: Budget::new(config.retry.budget),
+            budget: Budget::new(),
             leave: Arc::default(),
         })
     }
@@ -120,7 +120,6 @@ impl Shared {
     /// Requests that begin from now on go by `config`.
     pub fn reload(&self, config: &Config) {
         self.memory.limit(config.peek.memory);
-        self.budget.set(config.retry.budget);
         self.state.set_ttl(config.sessions.ttl);
         self.settings.store(Settings::new(config, self.memory.clone(), self.state.blocks()));
     }
@@ -225,7 +224,7 @@ impl ProxyHttp for Balancer {
             Step::Forward => {
                 // Chosen here rather than when pingora asks for the peer, so that a refusal leaves the
                 // client its connection.
-                self.shared.budget.request();
+                self.shared.budget.request(context.retry().budget);
                 attempt::choose(&self.shared, session, context).await?;
                 Ok(false)
             }
@@ -310,9 +309,8 @@ impl ProxyHttp for Balancer {
         let (before, piece) = (context.received, body.as_deref().unwrap_or_default());
         context.received += piece.len() as u64;
         prompt::follow(&self.shared, context, before, piece, end);
-        let limit = context.settings.peeker.limits.max_body;
-        if context.received > limit && context.home.is_some() {
-            return Err(refuse(context, Reject::TooLarge { limit }));
+        if context.received > context.most {
+            return Err(refuse(context, Reject::TooLarge { limit: context.most }));
         }
         if before == 0 {
             stored::stamp(context, body);

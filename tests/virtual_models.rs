@@ -153,6 +153,42 @@ async fn a_route_leads_to_its_upstreams_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_route_has_a_budget_of_its_own_for_further_tries() {
+    let engines = engines(2).await;
+    let routes = "
+  - {model: once, to: sim, retry: {budget: 0}}
+  - {model: again, to: sim}";
+    let mut config = routed(&engines, routes);
+    config.health.fall = 1000;
+    config.breaker.failures = 1000;
+    let balancer = Balancer::ready(config).await;
+    for engine in &engines {
+        engine.set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
+    }
+    let attempts = || engines.iter().map(|engine| engine.stats().received).sum::<u64>();
+    balancer.ask(post(CHAT, chat("once"))).await.expect(502);
+    assert_eq!(attempts(), 1);
+    balancer.ask(post(CHAT, chat("again"))).await.expect(502);
+    assert_eq!(attempts(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_route_puts_into_a_body_does_not_make_it_too_large() {
+    let engines = engines(1).await;
+    let routes = "
+  - {model: fast, to: sim, body: {defaults: {max_tokens: 1, temperature: 0.5, user: somebody}}}";
+    let mut config = routed(&engines, routes);
+    let body = json!({"model": "fast", "messages": [{"role": "user", "content": "a ".repeat(2_000)}]});
+    let body = body.to_string();
+    config.peek.max_body = body.len() as u64;
+    config.peek.bytes = 1024;
+    let balancer = Balancer::ready(config).await;
+    balancer.ask(post(CHAT, body.clone())).await.expect(200);
+    assert!(last(&engines[0]).body.len() > body.len());
+    balancer.ask(post(CHAT, body.replace("a a", "a a a"))).await.expect(413);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn virtual_models_are_listed() {
     let engines = engines(1).await;
     let routes = "

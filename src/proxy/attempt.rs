@@ -297,7 +297,7 @@ pub fn may_follow(shared: &Shared, context: &Context, cause: Cause) -> bool {
     if matches!(cause, Cause::Status(_)) && !somebody_else(shared, context) {
         return false;
     }
-    context.attempts <= retry.attempts && shared.budget.take()
+    context.attempts <= retry.attempts && shared.budget.take(retry.budget)
 }
 
 /// Whether an upstream that was not tried may have the request, now or when it has room.

@@ -116,6 +116,9 @@ pub struct Context {
     pub last_words: Option<Bytes>,
     /// Bytes of the request's body that went to the upstream.
     pub received: u64,
+    /// The most that may come. A body that was read whole has been measured as its client sent it: what a
+    /// route puts into it does not count.
+    pub most: u64,
     /// Beginnings of the bodies, where they are logged.
     pub samples: Option<Box<Samples>>,
 }
@@ -190,6 +193,7 @@ impl Context {
             stream: None,
             last_words: None,
             received: 0,
+            most: u64::MAX,
             samples: None,
         }
     }

@@ -258,7 +258,9 @@ async fn forward(
         Samples::keep(&mut samples.request, most, &body);
         context.samples = Some(Box::new(samples));
     }
-    let replay = Replay::new(body, reservation, context.settings.peeker.limits.max_body);
+    let most = context.settings.peeker.limits.max_body;
+    context.most = if whole { u64::MAX } else { most };
+    let replay = Replay::new(body, reservation, most);
     let line = Line::new(shared.fleet.clone(), context.timeouts());
     let place = &mut session.downstream_session;
     let background = wish.kept.is_some_and(|kept| kept.background);
