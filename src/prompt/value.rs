@@ -46,7 +46,8 @@ pub(super) fn is_true_number(number: &[u8]) -> bool {
 /// and becomes U+FFFD, which no served model is called.
 pub(crate) fn unescape(raw: &[u8]) -> Cow<'_, str> {
     if memchr::memchr(b'\\', raw).is_none() {
-        return String::from_utf8_lossy(raw);
+        // Making sure that there is nothing to replace is quicker than looking for what to replace.
+        return std::str::from_utf8(raw).map_or_else(|_| String::from_utf8_lossy(raw), Cow::Borrowed);
     }
     let mut text = Vec::with_capacity(raw.len());
     let mut rest = raw;

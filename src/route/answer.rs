@@ -262,7 +262,7 @@ impl Names {
     }
 
     /// In the document itself, in the `response` or `message` that an event carries, and in errors.
-    fn put_back(&self, bytes: &[u8], object: &Object<'_>, out: &mut Splices) {
+    fn put_back(&self, bytes: &[u8], object: &Object<'_>, out: &mut Splices<'_>) {
         let inner = ["response", "message"].map(|key| object.object(bytes, key));
         let is_error = object.is(bytes, "type", "\"error\"");
         for object in std::iter::once(object).chain(inner.iter().flatten()) {
@@ -279,7 +279,7 @@ impl Names {
     }
 
     /// In a sentence, a name is what stands between marks.
-    fn in_words(&self, bytes: &[u8], sentence: Option<json::Span>, out: &mut Splices) {
+    fn in_words(&self, bytes: &[u8], sentence: Option<json::Span>, out: &mut Splices<'_>) {
         let Some(span) = sentence.filter(|span| bytes[span.start] == b'"') else { return };
         let (Some(client), Some(served)) = (json::inside(&self.client), json::inside(&self.served)) else {
             return;

@@ -113,7 +113,6 @@ impl Dialect {
     /// Other names by which a request of this language may have said what `field` says.
     pub fn same_as(self, field: &str) -> impl Iterator<Item = &'static str> {
         let is_limit = LIMITS.contains(&field);
-        let field = field.to_owned();
         LIMITS.into_iter().filter(move |name| is_limit && *name != field && self.has(name))
     }
 

@@ -109,21 +109,29 @@ pub fn items<T>(
     start: usize,
     mut read: impl FnMut(usize) -> Option<(T, usize)>,
 ) -> Option<(Vec<T>, usize)> {
+    let mut items = Vec::new();
+    let end = each(bytes, start, |at| {
+        let (item, end) = read(at)?;
+        items.push(item);
+        Some(end)
+    })?;
+    Some((items, end))
+}
+
+/// Goes from value to value of the array that begins at `at`, as `read` says where each ends, to its end.
+pub fn each(bytes: &[u8], start: usize, mut read: impl FnMut(usize) -> Option<usize>) -> Option<usize> {
     if bytes.get(start) != Some(&b'[') {
         return None;
     }
-    let mut items = Vec::new();
     let mut at = skip_space(bytes, start + 1);
     if bytes.get(at) == Some(&b']') {
-        return Some((items, at + 1));
+        return Some(at + 1);
     }
     loop {
-        let (item, end) = read(at)?;
-        items.push(item);
-        at = skip_space(bytes, end);
+        at = skip_space(bytes, read(at)?);
         match bytes.get(at)? {
             b',' => at = skip_space(bytes, at + 1),
-            b']' => return Some((items, at + 1)),
+            b']' => return Some(at + 1),
             _ => return None,
         }
     }

@@ -10,16 +10,16 @@
 //! Never: a tree of the body, a change to what no rule names.
 
 mod history;
-
-use std::borrow::Cow;
+mod rules;
 
 use serde_json::{Map, Value, json};
 
+use self::rules::{Rules, patch};
 use super::dialect::Dialect;
 use super::json::Object;
 pub use super::json::is_wide;
-use super::splice::{ObjectEdit, Splices, write};
-use crate::config::types::RouteConfig;
+use super::splice::{Splices, write};
+use crate::config::types::{BodyEdits, RouteConfig};
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::Progress;
 
@@ -27,15 +27,19 @@ use crate::prompt::scan::Progress;
 #[derive(Debug)]
 pub struct Edits {
     dialect: Dialect,
-    defaults: Map<String, Value>,
-    /// As they were written, to be put together with those of `metadata`.
-    written: Option<Map<String, Value>>,
-    overrides: Map<String, Value>,
-    remove: Vec<String>,
-    roles: Vec<(String, String)>,
+    rules: Rules,
+    /// As it was written, to be put together with the defaults that requests have in their `metadata`.
+    written: Option<BodyEdits>,
+    /// The field in which messages are changed, if they are.
+    history: Option<&'static str>,
+    /// From and to, the latter as it stands in a body.
+    roles: Vec<(String, Vec<u8>)>,
     think_tags: bool,
     token_ids: bool,
     to: Option<String>,
+    /// There is more to change than a name.
+    more: bool,
+    leaves_usage: bool,
 }
 
 /// What became of a body.
@@ -56,34 +60,41 @@ pub struct Asked {
 impl Edits {
     pub fn new(route: &RouteConfig, dialect: Dialect) -> Self {
         let is_chat = dialect == Dialect::Chat;
-        let mut overrides = route.body.overrides.clone();
+        let mut body = route.body.clone();
         if route.token_ids && is_chat {
-            overrides.insert("logprobs".into(), json!(true));
-            overrides.insert("return_token_ids".into(), json!(true));
+            body.overrides.insert("logprobs".into(), json!(true));
+            body.overrides.insert("return_token_ids".into(), json!(true));
         }
         if let Some(to) = &route.to {
-            overrides.insert("model".into(), json!(to));
+            body.overrides.insert("model".into(), json!(to));
         }
+        let overridden = body.overrides.len() > usize::from(route.to.is_some());
+        let defaults = dialect.defaults(&body.defaults);
+        let think_tags = route.think_tags && is_chat;
+        let field = if dialect == Dialect::Responses { "input" } else { "messages" };
+        let is_removed = |field: &str| body.remove.iter().any(|key| key == field);
+        let is_taken = |field: &str| body.overrides.contains_key(field) || is_removed(field);
+        let changes = (think_tags || !body.roles.is_empty()) && !is_taken(field);
+        let talks = dialect != Dialect::Completions && changes;
+        let fields = !defaults.is_empty() || route.metadata_overrides || !body.remove.is_empty();
+        let written = |role: &String| write(&Value::from(role.as_str()));
         Edits {
             dialect,
-            defaults: dialect.defaults(&route.body.defaults),
-            written: route.metadata_overrides.then(|| route.body.defaults.clone()),
-            overrides,
-            remove: route.body.remove.clone(),
-            roles: route.body.roles.clone(),
-            think_tags: route.think_tags && is_chat,
+            rules: Rules::new(&defaults, &body.overrides, &body.remove),
+            history: changes.then_some(field),
+            roles: body.roles.iter().map(|(from, to)| (from.clone(), written(to))).collect(),
+            think_tags,
             token_ids: route.token_ids && is_chat,
             to: route.to.clone(),
+            more: overridden || talks || fields,
+            leaves_usage: !is_taken("stream_options") && !defaults.contains_key("stream_options"),
+            written: route.metadata_overrides.then_some(body),
         }
     }
 
     /// Whether a body for this model may have to be changed, so that it is held until it is whole.
     pub fn may_change(&self, model: Option<&str>) -> bool {
-        let renamed = self.renames(model);
-        let overridden = self.overrides.len() > usize::from(self.to.is_some());
-        let talks = self.dialect != Dialect::Completions && (self.think_tags || !self.roles.is_empty());
-        let fields = !self.defaults.is_empty() || self.written.is_some() || !self.remove.is_empty();
-        renamed || overridden || talks || fields
+        self.more || self.renames(model)
     }
 
     /// Whether the upstreams know this model by another name. Of a form nothing else is changed.
@@ -111,120 +122,43 @@ impl Edits {
 
     /// As `edit`, of a body of which somebody may know where the value that begins at a byte ends.
     pub fn edit_known(&self, body: &[u8], end_of: &dyn Fn(usize) -> Option<usize>) -> Edited {
-        let Some((object, messages)) = self.read(body, end_of) else { return Edited::default() };
-        let mut out = Splices::default();
+        let Some((object, history)) = self.read(body, end_of) else { return Edited::default() };
         let asked = Asked {
             logprobs: self.token_ids && !object.is(body, "logprobs", "true"),
             token_ids: self.token_ids && !object.is(body, "return_token_ids", "true"),
         };
-        let defaults = self.defaults_for(body, &object);
-        let mut edit = ObjectEdit::new(body, &object);
-        for key in &self.remove {
-            edit.remove(key);
-        }
+        let own = self.rules_of_request(body, &object);
         let said = |key: &str| self.dialect.same_as(key).any(|name| object.get(name).is_some());
-        merge(body, &mut edit, (&defaults, &self.overrides), &said, &mut out);
-        self.history(body, &messages, &mut out);
-        edit.finish(&mut out);
+        let mut out = history;
+        own.as_ref().unwrap_or(&self.rules).apply(body, &object, &said, &mut out);
         let body = (!out.is_empty()).then(|| out.apply(body));
         Edited { body, asked }
     }
 
-    /// The defaults of the route, with those that the request has in its `metadata` before them.
-    fn defaults_for(&self, body: &[u8], object: &Object<'_>) -> Cow<'_, Map<String, Value>> {
-        let Some(written) = &self.written else { return Cow::Borrowed(&self.defaults) };
-        let Some(metadata) = object.object(body, "metadata") else { return Cow::Borrowed(&self.defaults) };
+    /// The rules of a request that has defaults in its `metadata`, which go before those of the route.
+    fn rules_of_request(&self, body: &[u8], object: &Object<'_>) -> Option<Rules> {
+        let written = self.written.as_ref()?;
+        let metadata = object.object(body, "metadata")?;
         let given = |key: &str| {
             let text = metadata.text(body, key)?;
             serde_json::from_str::<Map<String, Value>>(&text).ok()
         };
-        let mut all = Value::Object(written.clone());
+        let mut all = Value::Object(written.defaults.clone());
         if let Some(extra) = given("extra_body") {
             patch(&mut all, &Value::Object(extra));
         }
         if let Some(kwargs) = given("chat_template_kwargs") {
             patch(&mut all, &json!({ "chat_template_kwargs": kwargs }));
         }
-        let Value::Object(mut all) = all else { return Cow::Borrowed(&self.defaults) };
+        let Value::Object(mut all) = all else { return None };
         // What the route keeps in its own hand, a client does not get by another way.
-        all.retain(|key, _| key != "model" && !self.remove.contains(key));
-        Cow::Owned(self.dialect.defaults(&all))
+        all.retain(|key, _| key != "model" && !written.remove.contains(key));
+        Some(Rules::new(&self.dialect.defaults(&all), &written.overrides, &written.remove))
     }
 
     /// Whether a stream may be asked for its usage, which is not done against what the route says of it.
     pub fn leaves_usage(&self) -> bool {
-        const FIELD: &str = "stream_options";
-        let removed = self.remove.iter().any(|gone| gone == FIELD);
-        !removed && !self.defaults.contains_key(FIELD) && !self.overrides.contains_key(FIELD)
-    }
-}
-
-/// Merges defaults (below what is there) and overrides (above it) into an object. `said`: the default of
-/// this key is in the object under another name.
-fn merge(
-    bytes: &[u8],
-    edit: &mut ObjectEdit<'_, '_>,
-    (defaults, overrides): (&Map<String, Value>, &Map<String, Value>),
-    said: &dyn Fn(&str) -> bool,
-    out: &mut Splices,
-) {
-    let nothing = Map::new();
-    let inner = |value: &Value, key: &str| match value {
-        Value::Object(_) => edit.object.object(bytes, key),
-        _ => None,
-    };
-    let mut deeper = |object: Object<'_>, below: &Map<String, Value>, above: &Map<String, Value>| {
-        let mut edit = ObjectEdit::new(bytes, &object);
-        merge(bytes, &mut edit, (below, above), &|_| false, out);
-        edit.finish(out);
-    };
-    let mut set: Vec<(&str, Vec<u8>)> = Vec::new();
-    let mut removed = Vec::new();
-    for (key, above) in overrides {
-        let default = defaults.get(key).filter(|_| !said(key));
-        match (above, inner(above, key)) {
-            (Value::Null, _) => removed.push(key),
-            (Value::Object(above), Some(object)) => {
-                deeper(object, default.and_then(Value::as_object).unwrap_or(&nothing), above);
-            }
-            (above, _) => {
-                let absent = edit.object.get(key).is_none();
-                let mut value = default.filter(|_| absent).cloned().unwrap_or(Value::Null);
-                patch(&mut value, above);
-                set.push((key, write(&value)));
-            }
-        }
-    }
-    for (key, default) in defaults.iter().filter(|(key, _)| !overrides.contains_key(*key)) {
-        match (default, inner(default, key)) {
-            (Value::Object(below), Some(object)) => deeper(object, below, &nothing),
-            _ if edit.object.get(key).is_some() || said(key) => {}
-            (default, _) => set.push((key, write(default))),
-        }
-    }
-    for (key, written) in set {
-        edit.set(key, written, out);
-    }
-    for key in removed {
-        edit.remove(key);
-    }
-}
-
-/// A merge patch as RFC 7396 has it.
-fn patch(target: &mut Value, with: &Value) {
-    let Value::Object(with) = with else {
-        *target = with.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(Map::new());
-    }
-    let Value::Object(target) = target else { return };
-    for (key, value) in with {
-        match value {
-            Value::Null => drop(target.shift_remove(key)),
-            value => patch(target.entry(key.as_str()).or_insert(Value::Null), value),
-        }
+        self.leaves_usage
     }
 }
 

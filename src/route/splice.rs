@@ -1,32 +1,35 @@
 //! Puts other bytes into spans of a text; every byte outside them stays.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::json::{Object, Span};
 
-/// Changes to one text. They may come in any order and must not overlap.
+/// Changes to one text, out of texts that live for `'t`. They may come in any order and must not overlap.
 #[derive(Debug, Default)]
-pub struct Splices {
-    list: Vec<(Span, Vec<u8>)>,
+pub struct Splices<'t> {
+    list: Vec<(Span, Cow<'t, [u8]>)>,
 }
 
 /// Changes to the members of one object.
 pub struct ObjectEdit<'a, 'o> {
     pub object: &'o Object<'a>,
     bytes: &'a [u8],
+    /// Of each member; empty while none is.
     removed: Vec<bool>,
     added: Vec<u8>,
 }
 
 // === impl Splices ===
 
-impl Splices {
-    pub fn replace(&mut self, span: Span, with: Vec<u8>) {
-        self.list.push((span, with));
+impl<'t> Splices<'t> {
+    pub fn replace(&mut self, span: Span, with: impl Into<Cow<'t, [u8]>>) {
+        self.list.push((span, with.into()));
     }
 
-    pub fn extend(&mut self, changes: impl IntoIterator<Item = (Span, Vec<u8>)>) {
-        self.list.extend(changes);
+    pub fn clear(&mut self) {
+        self.list.clear();
     }
 
     pub fn is_empty(&self) -> bool {
@@ -57,36 +60,39 @@ impl Splices {
 
 impl<'a, 'o> ObjectEdit<'a, 'o> {
     pub fn new(bytes: &'a [u8], object: &'o Object<'a>) -> Self {
-        ObjectEdit { object, bytes, removed: vec![false; object.members.len()], added: Vec::new() }
+        ObjectEdit { object, bytes, removed: Vec::new(), added: Vec::new() }
     }
 
     /// Takes every member of this name out: one that was left would count.
     pub fn remove(&mut self, key: &str) {
-        for (removed, member) in self.removed.iter_mut().zip(&self.object.members) {
-            *removed |= member.key == key;
+        for (index, _) in self.object.members.iter().enumerate().filter(|(_, member)| member.key == key) {
+            self.removed.resize(self.object.members.len(), false);
+            self.removed[index] = true;
         }
     }
 
     /// Gives a key a value that is already written: in place of the one that counts, or behind all others.
-    pub fn set(&mut self, key: &str, written: Vec<u8>, out: &mut Splices) {
+    pub fn set<'t>(&mut self, key: &str, written: impl Into<Cow<'t, [u8]>>, out: &mut Splices<'t>) {
+        let written = written.into();
         match self.object.get(key) {
-            Some(span) if self.bytes[span.clone()] == written => {}
+            Some(span) if self.bytes[span.clone()] == *written => {}
             Some(span) => out.replace(span, written),
-            None => {
-                self.added.push(b',');
-                self.added.extend_from_slice(&write(&Value::from(key)));
-                self.added.push(b':');
-                self.added.extend_from_slice(&written);
-            }
+            None => self.add(&member(key, &written)),
         }
     }
 
+    /// Adds what [`member`] has made behind all others.
+    pub fn add(&mut self, member: &[u8]) {
+        self.added.extend_from_slice(member);
+    }
+
     /// Writes down what was removed and added.
-    pub fn finish(self, out: &mut Splices) {
+    pub fn finish(mut self, out: &mut Splices<'_>) {
         let members = &self.object.members;
-        let kept = self.removed.iter().rposition(|removed| !removed);
+        let is_kept = |index: &usize| !self.removed.get(*index).is_some_and(|removed| *removed);
+        let kept = (0..members.len()).rfind(is_kept);
         // In front of the last member that stays, a removed one goes with the comma behind it.
-        for index in (0..kept.unwrap_or(0)).filter(|index| self.removed[*index]) {
+        for index in (0..kept.unwrap_or(0)).filter(|index| !is_kept(index)) {
             out.replace(members[index].start..members[index + 1].start, Vec::new());
         }
         // Behind it, everything goes at once, and what is new takes its place.
@@ -97,11 +103,18 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
             (None, None) => inner,
         };
         let end = members.last().map_or(inner, |last| last.value.end);
-        let added = if kept.is_none() { self.added.get(1..).unwrap_or_default() } else { &self.added };
-        if start != end || !added.is_empty() {
-            out.replace(start..end, added.to_vec());
+        if kept.is_none() && !self.added.is_empty() {
+            self.added.remove(0);
+        }
+        if start != end || !self.added.is_empty() {
+            out.replace(start..end, self.added);
         }
     }
+}
+
+/// A key and its value as they stand behind another member.
+pub fn member(key: &str, written: &[u8]) -> Vec<u8> {
+    [b",", write(&Value::from(key)).as_slice(), b":", written].concat()
 }
 
 /// JSON without white space.

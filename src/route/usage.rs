@@ -33,11 +33,11 @@ use crate::prompt::scan::{Field, Progress, Scanner};
 /// What a body without options gets.
 const OPTIONS: &[u8] = br#"{"include_usage":true}"#;
 
-/// The name of the field, with what goes before it and behind.
-const FIELD: &[u8] = br#","stream_options":"#;
+/// The same behind another field, under its name.
+const MEMBER: &[u8] = br#","stream_options":{"include_usage":true}"#;
 
 /// By how much a body grows that had no such field, which is the most.
-pub const GROWTH: u64 = (OPTIONS.len() + FIELD.len()) as u64;
+pub const GROWTH: u64 = MEMBER.len() as u64;
 
 /// The body that asks for its stream's usage; `None`: there is nothing to ask for, or the client has spoken.
 ///
@@ -55,9 +55,9 @@ pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> 
     match scanner.span(Field::StreamOptions) {
         None => {
             let end = body.trim_ascii_end().len().checked_sub(1).filter(|end| body[*end] == b'}')?;
-            out.replace(end..end, [FIELD, OPTIONS].concat());
+            out.replace(end..end, MEMBER);
         }
-        Some(span) if &body[span.clone()] == b"null" => out.replace(span, OPTIONS.to_vec()),
+        Some(span) if &body[span.clone()] == b"null" => out.replace(span, OPTIONS),
         Some(span) => {
             let options = json::object(body, span.start)?;
             // Whoever says anything about usage gets what it says.
@@ -65,7 +65,7 @@ pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> 
                 return None;
             }
             let mut edit = ObjectEdit::new(body, &options);
-            edit.set("include_usage", b"true".to_vec(), &mut out);
+            edit.set("include_usage", &b"true"[..], &mut out);
             edit.finish(&mut out);
         }
     }

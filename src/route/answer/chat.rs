@@ -13,11 +13,14 @@ pub struct Thoughts {
 /// More choices than this at once are not followed: vLLM allows fewer.
 const CHOICES: usize = 1 << 14;
 
+/// What stands there where nobody asks.
+const NULL: &[u8] = b"null";
+
 const REASONING: [&str; 2] = ["reasoning", "reasoning_content"];
 
 impl Edit {
     /// Goes through the choices, each of which has its message under `key`.
-    pub(super) fn choices(&mut self, bytes: &[u8], object: &Object<'_>, key: &str, out: &mut Splices) {
+    pub(super) fn choices(&mut self, bytes: &[u8], object: &Object<'_>, key: &str, out: &mut Splices<'_>) {
         let Some(list) = object.get("choices") else { return };
         let choices =
             json::items(bytes, list.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));
@@ -34,7 +37,7 @@ impl Edit {
             edit.finish(out);
         }
         if self.asked.token_ids {
-            out.extend(prompt.map(null));
+            prompt.into_iter().for_each(|span| out.replace(span, NULL));
         }
     }
 
@@ -46,7 +49,7 @@ impl Edit {
         choice: &Object<'_>,
         edit: &mut ObjectEdit<'_, '_>,
         whole: bool,
-        out: &mut Splices,
+        out: &mut Splices<'_>,
     ) {
         let written = |key: &str| {
             let span = edit.object.get(key)?;
@@ -87,7 +90,7 @@ impl Edit {
         choice: &Object<'_>,
         prompt: Option<Span>,
         edit: &mut ObjectEdit<'_, '_>,
-        out: &mut Splices,
+        out: &mut Splices<'_>,
     ) {
         let list = |key: &str| choice.get(key).filter(|span| bytes[span.start] == b'[');
         if let Some(span) = prompt {
@@ -96,7 +99,7 @@ impl Edit {
         if let Some(span) = list("token_ids") {
             edit.set("generation_token_ids", bytes[span.clone()].to_vec(), out);
             if self.asked.token_ids {
-                out.extend([null(span)]);
+                out.replace(span, NULL);
             }
         }
         let logprobs = choice.get("logprobs").filter(|span| bytes[span.start] == b'{');
@@ -105,14 +108,9 @@ impl Edit {
             edit.set("generation_log_probs", numbers, out);
         }
         if self.asked.logprobs {
-            out.extend([null(span)]);
+            out.replace(span, NULL);
         }
     }
-}
-
-/// As it would have been without asking.
-fn null(span: Span) -> (Span, Vec<u8>) {
-    (span, b"null".to_vec())
 }
 
 /// The numbers of `logprobs.content`, as they are written.

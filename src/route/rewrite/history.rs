@@ -6,7 +6,6 @@ use memchr::memmem::Finder;
 use serde_json::Value;
 
 use super::Edits;
-use crate::route::dialect::Dialect;
 use crate::route::json::{self, Object, Span};
 use crate::route::splice::{ObjectEdit, Splices, write};
 
@@ -17,69 +16,58 @@ const CLOSE: &str = "</think>";
 static TAG: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
 
 impl Edits {
-    /// The body, and its messages where something may be changed in them.
+    /// The body, and what is changed in its messages.
     pub(super) fn read<'a>(
         &self,
         bytes: &'a [u8],
         end_of: &dyn Fn(usize) -> Option<usize>,
-    ) -> Option<(Object<'a>, Vec<Object<'a>>)> {
-        let field = if self.dialect == Dialect::Responses { "input" } else { "messages" };
-        let taken = self.overrides.contains_key(field) || self.remove.iter().any(|key| key == field);
-        let untouched = taken || (self.roles.is_empty() && !self.think_tags);
-        let mut found = Vec::new();
+    ) -> Option<(Object<'a>, Splices<'_>)> {
+        let mut changes = Splices::default();
         let object = json::document_with(bytes, |key, at| {
-            if untouched || key != field {
+            if self.history != Some(key) {
                 return end_of(at).or_else(|| json::value_end(bytes, at));
             }
-            // Of a list that cannot be followed to its end nothing is changed.
-            let (messages, end) = messages(bytes, at).unwrap_or_default();
-            found = messages;
-            if end > at { Some(end) } else { json::value_end(bytes, at) }
+            // Of equal keys the last counts, and in a list that cannot be followed nothing is changed.
+            changes.clear();
+            self.messages(bytes, at, &mut changes).or_else(|| {
+                changes.clear();
+                json::value_end(bytes, at)
+            })
         })?;
-        Some((object, found))
+        Some((object, changes))
     }
 
-    /// Edits the messages that were found.
-    pub(super) fn history(&self, bytes: &[u8], messages: &[Object<'_>], out: &mut Splices) {
-        let (Some(first), Some(last)) = (messages.first(), messages.last()) else { return };
-        let thinks = self.think_tags && may_have_tags(&bytes[first.span.start..last.span.end]);
-        if thinks || !self.roles.is_empty() {
-            messages.iter().for_each(|message| self.message(bytes, message, thinks, out));
-        }
+    /// Goes through the messages of a list, or of the lists in it, as in a batch of chats, to its end.
+    fn messages<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> Option<usize> {
+        let mut one = |at: usize| match json::object(bytes, at) {
+            Some(message) => {
+                self.message(bytes, &message, out);
+                Some(message.span.end)
+            }
+            None => json::value_end(bytes, at),
+        };
+        json::each(bytes, start, |at| match bytes.get(at) {
+            Some(b'[') => json::each(bytes, at, &mut one),
+            _ => one(at),
+        })
     }
 
-    fn message(&self, bytes: &[u8], message: &Object<'_>, thinks: bool, out: &mut Splices) {
-        let Some(role) = message.text(bytes, "role") else { return };
-        if thinks && role == "assistant" {
+    fn message<'t>(&'t self, bytes: &[u8], message: &Object<'_>, out: &mut Splices<'t>) {
+        let Some(span) = message.get("role") else { return };
+        let Some(role) = json::text(&bytes[span.clone()]) else { return };
+        if self.think_tags && role == "assistant" {
             thoughts(bytes, message, out);
         }
-        let becomes = self.roles.iter().find(|(from, _)| *from == role);
-        if let (Some((_, to)), Some(span)) = (becomes, message.get("role")) {
-            out.replace(span, write(&Value::from(to.as_str())));
+        if let Some((_, to)) = self.roles.iter().find(|(from, _)| *from == role) {
+            out.replace(span, to.as_slice());
         }
     }
-}
-
-/// The messages of a list, or of the lists in it, as in a batch of chats, and where that ends.
-fn messages(bytes: &[u8], start: usize) -> Option<(Vec<Object<'_>>, usize)> {
-    let one = |at: usize| match json::object(bytes, at) {
-        Some(message) => {
-            let end = message.span.end;
-            Some((Some(message), end))
-        }
-        None => Some((None, json::value_end(bytes, at)?)),
-    };
-    let talk = |at: usize| match bytes.get(at) {
-        Some(b'[') => json::items(bytes, at, one),
-        _ => one(at).map(|(message, end)| (vec![message], end)),
-    };
-    let (talks, end) = json::items(bytes, start, talk)?;
-    Some((talks.into_iter().flatten().flatten().collect(), end))
 }
 
 /// Takes what stands between the tags out of the content, and gives it as the reasoning of the message.
-fn thoughts(bytes: &[u8], message: &Object<'_>, out: &mut Splices) {
-    let Some(content) = message.get("content") else { return };
+fn thoughts(bytes: &[u8], message: &Object<'_>, out: &mut Splices<'_>) {
+    let content = message.get("content").filter(|span| may_have_tags(&bytes[span.clone()]));
+    let Some(content) = content else { return };
     let texts: Vec<Span> = match bytes[content.start] {
         b'"' => vec![content],
         b'[' => parts(bytes, content.start).unwrap_or_default(),

@@ -143,6 +143,26 @@ fn a_body_that_needs_no_edit_is_known_by_its_route() {
 }
 
 #[test]
+fn of_equal_lists_of_messages_the_last_is_changed_and_one_that_cannot_be_followed_is_not() {
+    let roles = vec![("developer".to_owned(), "system".to_owned())];
+    let edits = Edits::new(&route(BodyEdits { roles, ..BodyEdits::default() }), Dialect::Chat);
+    for (before, after) in [
+        ("[D]", Some("[S]")),
+        ("[[D,1],[D]]", Some("[[S,1],[S]]")),
+        ("[D],\"messages\":[D]", Some("[D],\"messages\":[S]")),
+        ("[D],\"messages\":[D 1]", None),
+        ("[D],\"messages\":{}", None),
+        ("[D 1],\"messages\":[D]", Some("[D 1],\"messages\":[S]")),
+    ] {
+        let said = |text: &str| {
+            let text = text.replace('D', r#"{"role":"developer"}"#).replace('S', r#"{"role":"system"}"#);
+            format!("{{\"messages\":{text}}}").into_bytes()
+        };
+        assert_eq!(edits.edit(&said(before)).body, after.map(said), "{before}");
+    }
+}
+
+#[test]
 fn a_form_gets_the_served_name() {
     let kind = "multipart/form-data; boundary=AbC";
     let form = |models: &[&str], end: &str| {
