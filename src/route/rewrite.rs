@@ -1,7 +1,7 @@
 //! Edits the JSON of a request: what a route says is put into the body, every other byte stays.
 //!
 //! In the order in which one thing goes before another: the served name, `overrides`, what the client said,
-//! `metadata_overrides`, `defaults`. `remove` takes a field out whoever said it. Of equal keys the last one
+//! `metadata_overrides`, `defaults`. `remove` takes out what client and defaults say. Of equal keys the last one
 //! counts, as for Python: it is the one that is edited, and all of them are removed.
 //!
 //! The same body gives the same bytes at every attempt. A body that is no JSON object goes on as it is: the
@@ -69,6 +69,9 @@ impl Edits {
             body.overrides.insert("model".into(), json!(to));
         }
         let overridden = body.overrides.len() > usize::from(route.to.is_some());
+        let (overrides, gone) = dialect.overrides(&body.overrides);
+        body.overrides = overrides;
+        body.remove.extend(gone);
         let defaults = dialect.defaults(&body.defaults);
         let think_tags = route.think_tags && is_chat;
         let field = if dialect == Dialect::Responses { "input" } else { "messages" };
