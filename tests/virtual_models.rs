@@ -226,6 +226,9 @@ async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
     }
     let stream = balancer.ask(post(CHAT, ask("long", true))).await.expect(200);
     assert!(stream.text().ends_with("data: [DONE]\n\n"), "{}", stream.text());
+    let two = json!({"model": "long", "n": 2, "messages": [{"role": "user", "content": text}]}).to_string();
+    let answered: Value = balancer.ask(post(CHAT, two)).await.expect(200).json();
+    assert_eq!(answered["choices"].as_array().map(Vec::len), Some(2), "{answered}");
     balancer.until_idle().await;
     let wrong = json!({"model": "long", "messages": "none"}).to_string();
     balancer.ask(post(CHAT, wrong)).await.expect(400);

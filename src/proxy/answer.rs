@@ -44,7 +44,9 @@ pub fn begin(shared: &Shared, context: &mut Context, head: &mut ResponseHeader) 
 pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, end: bool) -> Result<()> {
     let piece = body.as_deref().unwrap_or_default();
     if let Some(face) = context.face.as_mut().filter(|face| face.holds()) {
-        context.instead = face.instead(piece, end, context.streams, shared.random.next());
+        let sent = context.replay.as_ref().and_then(|replay| replay.body());
+        let seed = shared.random.next();
+        context.instead = face.instead((piece, end), sent.as_ref(), context.streams, seed);
         if context.instead.is_some() {
             return Err(Error::new_in(ErrorType::Custom("answered instead")));
         }

@@ -224,7 +224,14 @@ impl Face {
     }
 
     /// Looks at a piece of an answer that may be answered in another way; with the last one it is known.
-    pub fn instead(&mut self, piece: &[u8], end: bool, streams: bool, seed: u64) -> Option<Response<Bytes>> {
+    /// `sent`: the body that it answers, if that is still there.
+    pub fn instead(
+        &mut self,
+        (piece, end): (&[u8], bool),
+        sent: Option<&Bytes>,
+        streams: bool,
+        seed: u64,
+    ) -> Option<Response<Bytes>> {
         let held = self.held.as_mut()?;
         let room = (overflow::MOST + 1).saturating_sub(held.len());
         held.extend_from_slice(&piece[..piece.len().min(room)]);
@@ -235,8 +242,9 @@ impl Face {
         drop(held);
         let now = now();
         let model = self.model.as_deref().unwrap_or_default();
-        let instead =
-            overflow::Request { dialect: self.dialect, stream: streams, model, now, seed }.instead()?;
+        let (dialect, stream) = (self.dialect, streams);
+        let choices = sent.map_or(1, |sent| overflow::choices(dialect, sent));
+        let instead = overflow::Request { dialect, stream, choices, model, now, seed }.instead()?;
         let mut answer = Response::new(Bytes::from(instead.body));
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(instead.content_type));
         Some(answer)
