@@ -335,7 +335,8 @@ impl ProxyHttp for Balancer {
         context.head_came = true;
         attempt::answered(&self.shared, context, head);
         let cause = Cause::Status(status);
-        if attempt::may_follow(&self.shared, context, cause) {
+        let elsewhere = stored::elsewhere(&self.shared, session, context).await;
+        if elsewhere || attempt::may_follow(&self.shared, context, cause) {
             return Err(another(context, cause));
         }
         answer::begin(&self.shared, context, head)

@@ -12,7 +12,7 @@ pub mod local;
 mod places;
 mod ratios;
 pub mod redis;
-mod responses;
+pub mod responses;
 pub mod sessions;
 mod siblings;
 

@@ -15,10 +15,16 @@ use common::eventually;
 use common::redis::Redis;
 use vllm_lb::state::exchange::{Binding, Message};
 use vllm_lb::state::redis::Settings;
+use vllm_lb::state::redis::kept::Kept;
 
 /// A conversation's chain, by its number.
 fn chain(number: u64, blocks: u64) -> Vec<u64> {
     (1..=blocks).map(|block| number << 32 | block).collect()
+}
+
+/// As `Board::bind` says it.
+fn found(upstream: &str) -> Option<Kept> {
+    Some(Kept { upstream: upstream.into(), number: 7 })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,8 +52,8 @@ async fn what_one_says_all_know() {
     a.bind(Binding::Session, "s 1", "u2");
     a.bind(Binding::Response, "resp_1", "u1");
     eventually("bindings are told", async || (c.bound().len() == 2).then_some(())).await;
-    assert_eq!(b.exchange.lookup(Binding::Session, "s 1").await.as_deref(), Some("u2"));
-    assert_eq!(b.exchange.lookup(Binding::Response, "resp_1").await.as_deref(), Some("u1"));
+    assert_eq!(b.exchange.lookup(Binding::Session, "s 1").await, found("u2"));
+    assert_eq!(b.exchange.lookup(Binding::Response, "resp_1").await, found("u1"));
     assert_eq!(b.exchange.lookup(Binding::Response, "s 1").await, None);
     let rows = c.exchange.rows();
     let names: Vec<(&str, &str)> = rows.iter().map(|row| (row.name.as_str(), row.address.as_str())).collect();
@@ -71,7 +77,7 @@ async fn who_starts_is_warm_at_once_and_counts_nobody_who_is_gone() {
     a.until_others("u1", 0).await;
     let late = Board::begun(&redis.url(), "late").await;
     assert!((1..500).all(|number| late.held("u1", &chain(number, 25)) == 25));
-    assert_eq!(late.exchange.lookup(Binding::Session, "kept").await.as_deref(), Some("u1"));
+    assert_eq!(late.exchange.lookup(Binding::Session, "kept").await, found("u1"));
     late.until_others("u1", 3).await;
     // Who leaves in order is gone at once.
     let start = Instant::now();

@@ -2,6 +2,8 @@
 //! balancer, is answered by that engine, and work in the background needs nobody who waits for it.
 
 mod common;
+#[path = "stored/named.rs"]
+mod named;
 #[path = "stored/odd.rs"]
 mod odd;
 

@@ -331,7 +331,7 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     }
     let name = upstream.name().to_string();
     context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
-        Some(Ended::FirstByte | Ended::Idle | Ended::Total) => Reject::Timeout { name },
+        Some(Ended::FirstByte | Ended::Idle | Ended::Total | Ended::Left) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },
     });
     blame(shared, upstream, cause);
@@ -366,8 +366,8 @@ fn blame(shared: &Shared, upstream: &Upstream, cause: Cause) {
     let sign = match cause {
         Cause::Connect { refused } => Sign::Unreached { refused },
         Cause::Reset | Cause::Failed => Sign::Failed,
-        // A long answer is nobody's fault.
-        Cause::Ended(Ended::Total) => return,
+        // A long answer is nobody's fault, nor is a job that has not had its turn.
+        Cause::Ended(Ended::Total | Ended::Left) => return,
         // Probes of an engine that hangs are answered well; only requests can tell.
         Cause::Ended(_) => Sign::Failed,
         Cause::Leaving => Sign::Leaving,
@@ -407,6 +407,8 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
         // A stored answer that its client cancelled looks the same.
         Verdict::Aborted if context.only.is_some() => None,
         Verdict::Leaving => Some(Cause::Leaving),
+        // Not a job in the background that its client cancels: its stream says nothing more, as of vLLM, or
+        // ends behind its prelude.
         Verdict::Aborted => Some(Cause::Aborted),
         Verdict::Failed(_) => Some(Cause::Failed),
     };

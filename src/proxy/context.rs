@@ -72,6 +72,8 @@ pub struct Context {
     pub making: Option<Box<Making>>,
     /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
+    /// The response that it should have, where nobody says so but the response's id.
+    pub unproven: Option<Box<str>>,
     /// It names where its keys and values lie: no other upstream has them.
     pub pinned: bool,
     pub attempts: u32,
@@ -166,6 +168,7 @@ impl Context {
             events: None,
             making: None,
             only: None,
+            unproven: None,
             pinned: false,
             attempts: 0,
             wait_until: None,

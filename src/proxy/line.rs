@@ -16,12 +16,21 @@ use crate::fleet::Fleet;
 /// How often a silent answer's upstream is looked at.
 const GLANCE: Duration = Duration::from_secs(2);
 
+/// How long a client that has left its job in the background is waited for, with nothing of an answer. An
+/// engine answers such a request before it reads the prompt; what a stream says later is of a job that is its
+/// engine's by then, and ends by itself. Longer silence is a hang, which must not hold a place for ever:
+/// vLLM's stream of a job that was cancelled is one, too. Whoever only ended its own half of the connection
+/// cannot be told apart, and can have the rest by `GET`.
+const LEFT: Duration = Duration::from_secs(600);
+
 /// Why the wrapper ended a request that was on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     FirstByte,
     Idle,
     Total,
+    /// Nobody waits any more, and nothing comes.
+    Left,
     /// The upstream went silent, and its probes say that it is gone.
     Gone,
 }
@@ -37,6 +46,7 @@ pub struct Line {
     /// The upstream of the present attempt.
     upstream: AtomicU64,
     holding: AtomicBool,
+    left: AtomicBool,
     ended: AtomicU8,
 }
 
@@ -50,6 +60,7 @@ impl Line {
             moved: AtomicU64::new(0),
             upstream: AtomicU64::new(0),
             holding: AtomicBool::new(true),
+            left: AtomicBool::new(false),
             ended: AtomicU8::new(0),
         })
     }
@@ -97,6 +108,11 @@ impl Line {
         self.holding.store(false, Relaxed);
     }
 
+    /// The client has left, and the request goes on without it.
+    pub fn left(&self) {
+        self.left.store(true, Relaxed);
+    }
+
     pub fn holds(&self) -> bool {
         self.holding.load(Relaxed)
     }
@@ -107,6 +123,7 @@ impl Line {
             2 => Some(Ended::Idle),
             3 => Some(Ended::Total),
             4 => Some(Ended::Gone),
+            5 => Some(Ended::Left),
             _ => None,
         }
     }
@@ -114,11 +131,11 @@ impl Line {
     /// Waits until the request must end, and says why. Costs one timer.
     pub async fn must_end(&self) -> Ended {
         loop {
-            let (deadline, why) = self.deadline();
             let glance = Instant::now() + GLANCE;
-            let due = deadline.is_some_and(|deadline| deadline <= glance);
-            tokio::time::sleep_until(if due { deadline.unwrap_or(glance) } else { glance }).await;
-            let ended = if due && self.deadline().0.is_some_and(|deadline| deadline <= Instant::now()) {
+            let due = self.deadline().map_or(glance, |(deadline, _)| deadline.min(glance));
+            tokio::time::sleep_until(due).await;
+            let passed = self.deadline().filter(|(deadline, _)| *deadline <= Instant::now());
+            let ended = if let Some((_, why)) = passed {
                 Some(why)
             } else if self.silent_for(GLANCE) && self.upstream_is_gone() {
                 Some(Ended::Gone)
@@ -131,6 +148,7 @@ impl Line {
                     Ended::Idle => 2,
                     Ended::Total => 3,
                     Ended::Gone => 4,
+                    Ended::Left => 5,
                 };
                 self.ended.store(code, Relaxed);
                 return ended;
@@ -139,22 +157,20 @@ impl Line {
     }
 
     /// The earliest deadline there is, and what it is of.
-    fn deadline(&self) -> (Option<Instant>, Ended) {
-        let at = |millis: u64, limit: Option<Duration>| {
-            limit.map(|limit| self.begun + Duration::from_millis(millis) + limit)
+    fn deadline(&self) -> Option<(Instant, Ended)> {
+        let at = |millis: u64, limit: Option<Duration>, why| {
+            Some((self.begun + Duration::from_millis(millis) + limit?, why))
         };
         let (sent, moved) = (self.sent.load(Relaxed), self.moved.load(Relaxed));
-        let (step, why) = match moved {
-            0 if sent == 0 => (None, Ended::Total),
-            0 => (at(sent, self.timeouts.first_byte), Ended::FirstByte),
-            moved => (at(moved, self.timeouts.idle), Ended::Idle),
+        let step = match moved {
+            0 if sent == 0 => None,
+            0 => at(sent, self.timeouts.first_byte, Ended::FirstByte),
+            moved => at(moved, self.timeouts.idle, Ended::Idle),
         };
-        let total = at(0, self.timeouts.total);
-        match (step, total) {
-            (Some(step), Some(total)) if total < step => (Some(total), Ended::Total),
-            (None, Some(total)) => (Some(total), Ended::Total),
-            (step, _) => (step, why),
-        }
+        let left = (sent > 0 && self.left.load(Relaxed)).then_some(LEFT);
+        let left = at(moved.max(sent), left, Ended::Left);
+        let total = at(0, self.timeouts.total, Ended::Total);
+        [step, left, total].into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
     }
 
     fn silent_for(&self, time: Duration) -> bool {
@@ -168,11 +184,12 @@ impl Line {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::config::types::{Config, UpstreamConfig, UpstreamUrl};
 
-    fn line(timeouts: Timeouts) -> Arc<Line> {
+    /// Of a request to an upstream that nobody has looked at, whose number is 0.
+    pub fn line(timeouts: Timeouts) -> Arc<Line> {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
         let config = Config { upstreams: vec![UpstreamConfig::new(url)], ..Config::default() };
@@ -214,6 +231,33 @@ mod tests {
         line.attempt(0);
         let day = Duration::from_secs(24 * 3600);
         assert!(tokio::time::timeout(day, line.must_end()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_left_is_not_waited_for_without_end() {
+        let silent = line(seconds(0, 0, 0));
+        silent.attempt(0);
+        silent.left();
+        assert_eq!(ends(&silent).await, (Ended::Left, 600));
+
+        // From what came last; and what was asked for goes before.
+        let streaming = line(seconds(0, 0, 0));
+        streaming.attempt(0);
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        streaming.moved();
+        streaming.left();
+        assert_eq!(ends(&streaming).await, (Ended::Left, 600));
+        let limited = line(seconds(0, 10, 0));
+        limited.attempt(0);
+        limited.moved();
+        limited.left();
+        assert_eq!(ends(&limited).await, (Ended::Idle, 10));
+
+        // The wait for room has its own end.
+        let waiting = line(seconds(0, 0, 0));
+        waiting.left();
+        let day = Duration::from_secs(24 * 3600);
+        assert!(tokio::time::timeout(day, waiting.must_end()).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

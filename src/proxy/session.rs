@@ -64,7 +64,8 @@ pub fn wrap(place: &mut Box<ServerSession>, held: Held, line: Arc<Line>, leave: 
     let empty = whole && replay.body().is_none_or(|body| body.is_empty());
     let session = Some((real, way_home));
     let (held, begun, silent, gone) = (Vec::new(), false, false, false);
-    let wrapped = Wrapped { session, replay, line, leave, empty, held, begun, background, silent, gone };
+    let wrapped =
+        Wrapped { session, replay, line, leave, whole, empty, held, begun, background, silent, gone };
     **place = ServerSession::new_custom(Box::new(wrapped));
     Home(home)
 }
@@ -84,6 +85,8 @@ struct Wrapped {
     held: Vec<HttpTask>,
     /// Some of the answer has gone to the client.
     begun: bool,
+    /// All of the body has come: a stream that its client has reset no longer says so.
+    whole: bool,
     /// The body turned out to have no bytes, though its head could not tell.
     empty: bool,
     /// The client's leave is no reason to end the request.
@@ -106,6 +109,7 @@ impl Wrapped {
     /// The client of a request that goes on without it is leaving: its connection is of no use any more.
     fn lose(&mut self, gone: bool) {
         (self.silent, self.gone) = (true, gone);
+        self.line.left();
         self.real_mut().set_keepalive(None);
     }
 }
@@ -254,7 +258,7 @@ impl CustomSession for Wrapped {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.real_mut().is_body_done()
+        self.whole || self.real_mut().is_body_done()
     }
 
     async fn finish(&mut self) -> Result<()> {
@@ -374,5 +378,59 @@ impl CustomSession for Wrapped {
 
     fn was_upgraded(&self) -> bool {
         self.real().was_upgraded()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
+    use super::super::line::Ended;
+    use super::super::line::tests::line;
+    use super::super::memory::Memory;
+    use super::*;
+    use crate::config::types::Timeouts;
+
+    /// A session whose client has sent `head`, in a wrapper; the line is that of a request that was just
+    /// sent.
+    async fn wrapped(head: &str, background: bool) -> (DuplexStream, Box<ServerSession>, Home, Arc<Line>) {
+        let (mut client, here) = tokio::io::duplex(1024);
+        let mut place = Box::new(ServerSession::new_http1(Box::new(here)));
+        client.write_all(head.as_bytes()).await.unwrap();
+        place.read_request().await.unwrap();
+        let replay = Replay::new(Bytes::new(), Memory::new(0).reservation(), 0);
+        let (held, line) = (Held { replay, whole: true, background }, line(Timeouts::default()));
+        let home = wrap(&mut place, held, line.clone(), Arc::default());
+        line.attempt(0);
+        (client, place, home, line)
+    }
+
+    /// Its lease stayed for as long as the engine hung, which may be for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_job_whose_client_has_left_is_not_waited_for_without_end() {
+        for background in [true, false] {
+            let (client, mut place, home, line) =
+                wrapped("GET / HTTP/1.1\r\nhost: a\r\n\r\n", background).await;
+            drop(client);
+            let begun = tokio::time::Instant::now();
+            let day = Duration::from_secs(24 * 3600);
+            let came = tokio::time::timeout(day, place.read_body_or_idle(true)).await.expect("it ends");
+            assert!(!matches!(came, Ok(Some(_))));
+            // Any other request ends at once.
+            let wanted = if background { (Some(Ended::Left), 600) } else { (None, 0) };
+            assert_eq!((line.ended(), begun.elapsed().as_secs()), wanted);
+            home.unwrap(&mut place);
+        }
+    }
+
+    /// A job was lost when its client reset the stream right behind the body: h2 no longer said then that the
+    /// body had ended.
+    #[tokio::test]
+    async fn a_body_that_has_come_stays_whole_whatever_its_connection_says_later() {
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
+        let (_client, mut place, home, _line) = wrapped(head, true).await;
+        assert!(place.is_body_done());
+        home.unwrap(&mut place);
+        assert!(!place.is_body_done(), "nobody has read it from the connection");
     }
 }

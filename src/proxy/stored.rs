@@ -1,11 +1,18 @@
 //! Responses that a server keeps in its memory, and only there: new ones get ids that say where they are
 //! (`route::stored`), and whoever asks for one is sent to the upstream that has it.
 //!
-//! In this order: what the id says, what was learnt here or said by siblings, the one upstream there is, what
-//! stands in Redis, and at last what the upstreams say when all of them are asked. An upstream that nobody
-//! listens at has lost what it had. One that an operator drains still has it, and still answers for it.
+//! In this order: what was learnt here or said by siblings, what the id says, what stands in Redis, the one
+//! upstream there is, and at last what the upstreams say when all of them are asked. What is learnt are ids
+//! that clients give, and these may look like ours: whoever has learnt of one knows better than the id
+//! says, and who has not goes on looking when the upstream that it names does not know it. An upstream that
+//! nobody listens at has lost what it had. One that an operator drains still has it, and still answers for
+//! it.
+//!
+//! With the place goes the name that the client gave the model, so that who asks again has its route.
 //!
 //! Never: send what goes on from a response to an upstream that does not have it, while one does.
+
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header;
@@ -23,11 +30,15 @@ use crate::observe;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
 use crate::route::refusal::Refusal;
-use crate::route::stored::{Stamp, Tag, is_id};
+use crate::route::stored::{Stamp, Tag, is_id, number};
 use crate::state::exchange::Binding;
+use crate::state::responses::Made;
 
 /// The path by which responses are made: routes are looked up by it for those that are asked for again, too.
 const PATH: &str = "/v1/responses";
+
+/// How a place is called that nothing but the response's id tells.
+const BY_ID: &str = "id";
 
 /// What the body says of the response that it asks for, unless it is not to be kept.
 #[derive(Clone, Copy, Debug)]
@@ -40,10 +51,21 @@ pub struct Kept {
 /// A response that is being made.
 pub struct Making {
     stamp: Option<Stamp>,
+    /// The number of its model's name.
+    name: u64,
     /// Its id has come, and where it is will be known.
     learnt: bool,
     /// Of the present attempt: it counts the client's fields.
     refusal: Option<Refusal>,
+}
+
+/// What came of looking for a response.
+struct Found {
+    /// What told it.
+    by: &'static str,
+    place: Place,
+    /// The number of its model's name.
+    name: u64,
 }
 
 /// Where a response is.
@@ -62,8 +84,9 @@ impl Making {
     /// `model` as the client called it.
     pub fn new(shared: &Shared, kept: Kept, body: &[u8], model: Option<&str>) -> Box<Self> {
         let secret = if kept.named { None } else { shared.random.secret() };
-        let stamp = secret.and_then(|secret| Stamp::new(body, model, secret));
-        Box::new(Making { stamp, learnt: false, refusal: None })
+        let name = number(model);
+        let stamp = secret.and_then(|secret| Stamp::new(body, name, secret));
+        Box::new(Making { stamp, name, learnt: false, refusal: None })
     }
 
     /// The head says how long the body is.
@@ -86,6 +109,8 @@ pub fn stamp(context: &Context, body: &mut Option<Bytes>) {
 /// An answer begins.
 pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
     let (Some(making), Some(lease)) = (&mut context.making, &context.lease) else { return Ok(()) };
+    // What was learnt of an attempt that has failed was of another upstream.
+    making.learnt = false;
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
     let plain = text(header::CONTENT_ENCODING).is_empty();
@@ -107,17 +132,18 @@ pub fn piece(context: &mut Context, piece: &[u8], end: bool) -> Option<Bytes> {
     Some(Bytes::from(refusal.feed(piece, end)))
 }
 
-/// The answer has said more of itself: its id may be there, which is learnt where it does not speak for
-/// itself.
+/// The answer has said more of itself: its id may be there, which is learnt where it is not ours. One that
+/// only looks like it may be of an earlier response, made elsewhere.
 pub fn learn(shared: &Shared, context: &mut Context) {
     let (Some(making), Some(lease)) = (&mut context.making, &context.lease) else { return };
     let id = context.meter.as_ref().and_then(|meter| meter.id()).filter(|_| !making.learnt);
     let Some(id) = id else { return };
     making.learnt = true;
     let upstream = lease.upstream();
-    let speaks = Tag::read(id).is_some_and(|tag| tag.is_at(upstream.name()));
-    if !speaks && is_id(id) {
-        shared.state.keep_response(id, upstream.id, std::time::Instant::now());
+    let ours = making.stamp.as_ref().is_some_and(|stamp| stamp.id(upstream.name()) == id);
+    if !ours && is_id(id) {
+        let made = Made { upstream: upstream.id, name: making.name };
+        shared.state.keep_response(id, made, Instant::now());
     }
 }
 
@@ -129,20 +155,28 @@ pub async fn follow(
     previous: Option<&str>,
 ) -> Result<()> {
     let Some(id) = previous else { return Ok(()) };
-    match place(shared, session, context, id).await {
+    let found = find(shared, session, context, id).await;
+    match found.place {
         Place::At(upstream) => context.only = Some(upstream),
         Place::Lost => return Err(refuse(context, Reject::Response { id: id.to_string() })),
         Place::Unsure => return Err(refuse(context, Reject::NotReady { model: None })),
         // Unknown to all: any upstream says so in vLLM's words.
         Place::Nowhere => {}
     }
+    context.unproven = found.unproven(id);
     Ok(())
 }
 
 /// A response is asked for again, or told to stop.
 pub async fn again(shared: &Shared, session: &Session, context: &mut Context, id: &str) -> Result<()> {
-    context.face = face(session, context, id);
-    match place(shared, session, context, id).await {
+    let learnt = shared.state.response(id, Instant::now()).map(|made| made.name);
+    let name = learnt.or_else(|| Some(Tag::read(id)?.name()));
+    context.face = face(session, context, name.unwrap_or_default());
+    let found = find(shared, session, context, id).await;
+    if context.face.is_none() {
+        context.face = face(session, context, found.name);
+    }
+    match found.place {
         Place::At(upstream) => context.only = Some(upstream),
         // Whoever has it may come back.
         Place::Nowhere if !shared.fleet.snapshot().any_ready() => {
@@ -153,72 +187,126 @@ pub async fn again(shared: &Shared, session: &Session, context: &mut Context, id
             return Err(refuse(context, Reject::Response { id: id.to_string() }));
         }
     }
+    context.unproven = found.unproven(id);
     Ok(())
 }
 
-/// The route by which it was made, as far as its id tells.
-fn face(session: &Session, context: &Context, id: &str) -> Option<Box<Face>> {
+/// An answer's head has come. Whether it says that a response is not where its id alone says, while another
+/// upstream has it, which is asked next: the client has put the id of an earlier response on a later one, and
+/// nobody has told here.
+pub async fn elsewhere(shared: &Shared, session: &Session, context: &mut Context) -> bool {
+    if context.status != 404 {
+        return false;
+    }
+    let Some(id) = context.unproven.take() else { return false };
+    if context.pinned || context.replay.as_ref().is_none_or(|replay| !replay.is_whole()) {
+        return false;
+    }
+    let said = context.only.take();
+    let snapshot = shared.fleet.snapshot_owned();
+    let all = || snapshot.entries.iter().map(|entry| entry.upstream.id).collect();
+    let mut others: Vec<usize> = context.among(&snapshot).unwrap_or_else(all);
+    others.retain(|other| Some(*other) != said);
+    let found = match kept(shared, &snapshot, Some(&others), &id).await {
+        Some(found) => found,
+        None => asked(shared, session, context, &snapshot, Some(&others), &id).await,
+    };
+    let Place::At(upstream) = found.place else {
+        context.only = said;
+        return false;
+    };
+    observe::response_found(found.by);
+    context.only = Some(upstream);
+    true
+}
+
+/// The route by which it was made, as far as the number of its model's name tells.
+fn face(session: &Session, context: &Context, name: u64) -> Option<Box<Face>> {
     let (routes, headers) = (&context.settings.peeker.routes, &session.req_header().headers);
-    let tag = Tag::read(id)?;
-    let model = routes.names().find(|name| tag.is_of(name))?;
+    let model = routes.names().find(|model| number(Some(model)) == name)?;
     let plan = routes.plan(Some(model), PATH, headers)?;
     Some(Box::new(Face::new(plan, Dialect::Responses, Some(model.to_string()), None)))
 }
 
-async fn place(shared: &Shared, session: &Session, context: &Context, id: &str) -> Place {
+async fn find(shared: &Shared, session: &Session, context: &Context, id: &str) -> Found {
     if !is_id(id) {
-        return Place::Nowhere;
+        return Found::new("nowhere", Place::Nowhere, 0);
     }
     let snapshot = shared.fleet.snapshot_owned();
     let among = context.among(&snapshot);
-    let may = |entry: &&Entry| among.as_ref().is_none_or(|among| among.contains(&entry.upstream.id));
-    let (by, place) = match known(shared, &snapshot, &may, id) {
-        Some(known) => known,
-        None => match &snapshot.reachable().filter(may).collect::<Vec<_>>()[..] {
-            [only] => ("alone", Place::At(only.upstream.id)),
-            _ => asked(shared, session, context, &snapshot, id).await,
-        },
+    let among = among.as_deref();
+    let mut found = known(shared, &snapshot, among, id);
+    if found.is_none() {
+        found = kept(shared, &snapshot, among, id).await;
+    }
+    let found = match found.or_else(|| alone(&snapshot, among)) {
+        Some(found) => found,
+        None => asked(shared, session, context, &snapshot, among, id).await,
     };
-    observe::response_found(by);
-    place
+    observe::response_found(found.by);
+    found
 }
 
 /// What is known without asking anybody.
-fn known(
-    shared: &Shared,
-    snapshot: &Snapshot,
-    may: &impl Fn(&&Entry) -> bool,
-    id: &str,
-) -> Option<(&'static str, Place)> {
-    let said = |tag: Tag| snapshot.entries.iter().filter(may).find(|one| tag.is_at(one.upstream.name()));
-    if let Some(entry) = Tag::read(id).and_then(said) {
-        return Some(("id", entry.into()));
-    }
-    let learnt = shared.state.response(id, std::time::Instant::now())?;
-    Some(("memory", snapshot.by_id(learnt).filter(may)?.into()))
+fn known(shared: &Shared, snapshot: &Snapshot, among: Option<&[usize]>, id: &str) -> Option<Found> {
+    let learnt = shared.state.response(id, Instant::now()).and_then(|made| {
+        let entry = snapshot.by_id(made.upstream).filter(|entry| may(among, entry))?;
+        Some(Found::new("memory", entry.into(), made.name))
+    });
+    learnt.or_else(|| {
+        let tag = Tag::read(id)?;
+        let mut entries = snapshot.entries.iter().filter(|entry| may(among, entry));
+        let entry = entries.find(|entry| tag.is_at(entry.upstream.name()))?;
+        Some(Found::new(BY_ID, entry.into(), tag.name()))
+    })
 }
 
+/// What stands in Redis.
+async fn kept(shared: &Shared, snapshot: &Snapshot, among: Option<&[usize]>, id: &str) -> Option<Found> {
+    let kept = shared.exchange.as_ref()?.lookup(Binding::Response, id).await?;
+    let entry = snapshot.by_name(&kept.upstream).filter(|entry| may(among, entry))?;
+    Some(Found::new("redis", entry.into(), kept.number))
+}
+
+/// The one upstream there is.
+fn alone(snapshot: &Snapshot, among: Option<&[usize]>) -> Option<Found> {
+    let mut reachable = snapshot.reachable().filter(|entry| may(among, entry));
+    let only = reachable.next().filter(|_| reachable.next().is_none())?;
+    Some(Found::new("alone", Place::At(only.upstream.id), 0))
+}
+
+/// What the upstreams say.
 async fn asked(
     shared: &Shared,
     session: &Session,
     context: &Context,
     snapshot: &Snapshot,
+    among: Option<&[usize]>,
     id: &str,
-) -> (&'static str, Place) {
-    let among = context.among(snapshot);
-    let may = |entry: &&Entry| among.as_ref().is_none_or(|among| among.contains(&entry.upstream.id));
-    if let Some(exchange) = &shared.exchange
-        && let Some(name) = exchange.lookup(Binding::Response, id).await
-        && let Some(entry) = snapshot.by_name(&name).filter(may)
-    {
-        return ("redis", entry.into());
-    }
+) -> Found {
     let routed = context.face.as_ref().and_then(|face| face.authorization());
     let key = routed.as_ref().or(session.req_header().headers.get(header::AUTHORIZATION));
-    match local::locate_response(&shared.fleet, snapshot, id, key, among.as_deref()).await {
-        Located::At(upstream) => ("asked", Place::At(upstream)),
-        Located::Nowhere => ("nowhere", Place::Nowhere),
-        Located::Unsure => ("unsure", Place::Unsure),
+    match local::locate_response(&shared.fleet, snapshot, id, key, among).await {
+        Located::At(upstream) => Found::new("asked", Place::At(upstream), 0),
+        Located::Nowhere => Found::new("nowhere", Place::Nowhere, 0),
+        Located::Unsure => Found::new("unsure", Place::Unsure, 0),
+    }
+}
+
+fn may(among: Option<&[usize]>, entry: &Entry) -> bool {
+    among.is_none_or(|among| among.contains(&entry.upstream.id))
+}
+
+// === impl Found ===
+
+impl Found {
+    fn new(by: &'static str, place: Place, name: u64) -> Self {
+        Found { by, place, name }
+    }
+
+    /// The id, where there is nothing else that says where the response is.
+    fn unproven(&self, id: &str) -> Option<Box<str>> {
+        (self.by == BY_ID).then(|| id.into())
     }
 }
 

@@ -67,9 +67,9 @@ fn of_upstream(name: &str) -> u64 {
     hash(name) >> 28
 }
 
-/// Never 0, which stands for no name.
-fn of_model(name: &str) -> u64 {
-    (hash(name) >> 44).max(1)
+/// The number of a model's name, as a client gave it; 0 stands for no name, and for nothing else.
+pub fn number(name: Option<&str>) -> u64 {
+    name.map_or(0, |name| (hash(name) >> 44).max(1))
 }
 
 // === impl Tag ===
@@ -89,23 +89,23 @@ impl Tag {
         self.upstream == of_upstream(upstream)
     }
 
-    /// Whether the client called the model so.
-    pub fn is_of(self, model: &str) -> bool {
-        self.name == of_model(model)
+    /// The number of the name that the client gave the model.
+    pub fn name(self) -> u64 {
+        self.name
     }
 }
 
 // === impl Stamp ===
 
 impl Stamp {
-    /// For a body that begins so, and has no id of its own. `None` for one that is no object, or of which too
-    /// little is known to tell what stands behind its brace.
-    pub fn new(body: &[u8], model: Option<&str>, secret: [u8; SECRET]) -> Option<Self> {
+    /// For a body that begins so, and has no id of its own; `name` is the model's `number`. `None` for one
+    /// that is no object, or of which too little is known to tell what stands behind its brace.
+    pub fn new(body: &[u8], name: u64, secret: [u8; SECRET]) -> Option<Self> {
         let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
         let brace = body.iter().position(|byte| !is_space(byte))?;
         let next = body[brace..].get(1..)?.iter().find(|byte| !is_space(byte))?;
         let fits = body[brace] == b'{' && *next == b'"';
-        fits.then(|| Stamp { name: model.map_or(0, of_model), secret, at: brace + 1 })
+        fits.then(|| Stamp { name, secret, at: brace + 1 })
     }
 
     /// The id at this upstream.
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     fn stamp(body: &str, model: Option<&str>) -> Option<Stamp> {
-        Stamp::new(body.as_bytes(), model, [0xA7; SECRET])
+        Stamp::new(body.as_bytes(), number(model), [0xA7; SECRET])
     }
 
     #[test]
@@ -148,7 +148,8 @@ mod tests {
         assert_eq!((id.len(), is_id(&id)), (LENGTH, true));
         let tag = Tag::read(&id).unwrap();
         assert_eq!((tag.is_at("gpu-1"), tag.is_at("gpu-2")), (true, false));
-        assert_eq!((tag.is_of("fast"), tag.is_of("slow")), (true, false));
+        assert_eq!(tag.name(), number(Some("fast")));
+        assert_ne!(tag.name(), number(Some("slow")));
         // Balancers of different versions must read each other's.
         assert_eq!(id, "resp_13e0ffc9627ae1a7a7a7a7a7a7a7a7a7");
     }
@@ -168,7 +169,8 @@ mod tests {
         ] {
             assert_eq!(Tag::read(id), None, "{id}");
         }
-        assert!(!Tag::read(&stamp("{\"", None).unwrap().id("a")).unwrap().is_of(""));
+        assert_eq!(Tag::read(&stamp("{\"", None).unwrap().id("a")).unwrap().name(), 0);
+        assert_ne!(number(Some("")), 0);
     }
 
     #[test]
@@ -220,7 +222,7 @@ mod tests {
         #[test]
         fn reading_never_panics(id in ".{0,60}", body in prop::collection::vec(any::<u8>(), 0..40)) {
             Tag::read(&id);
-            if let Some(stamp) = Stamp::new(&body, None, [0; SECRET]) {
+            if let Some(stamp) = Stamp::new(&body, 0, [0; SECRET]) {
                 stamp.put(&body, "a");
                 stamp.put(&body[..0], "a");
             }

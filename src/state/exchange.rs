@@ -103,8 +103,9 @@ pub struct Bound<'a> {
     pub kind: Binding,
     pub key: &'a str,
     pub upstream: &'a str,
-    /// Of its last request there.
-    pub tokens: u64,
+    /// Of a session, the tokens of its last request there; of a response, the number of the name that its
+    /// client gave the model, where older balancers say 0, which is no name.
+    pub number: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -245,7 +246,7 @@ impl<'a> Message<'a> {
             part.push(bound.kind.number());
             put_bytes(&mut part, bound.key.as_bytes());
             put_number(&mut part, names.number(bound.upstream));
-            put_number(&mut part, bound.tokens);
+            put_number(&mut part, bound.number);
         }
         if !part.is_empty() {
             put_part(out, kind::BOUND, &part);
@@ -327,8 +328,8 @@ fn learnt<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Learnt<'a>> {
 
 /// Inside there is nothing for a kind of binding that is not known.
 fn bound<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Option<Bound<'a>>> {
-    let (kind, key, upstream, tokens) = (part.byte()?, part.text()?, name(part, names)?, part.number()?);
-    Some(Binding::numbered(kind).map(|kind| Bound { kind, key, upstream, tokens }))
+    let (kind, key, upstream, number) = (part.byte()?, part.text()?, name(part, names)?, part.number()?);
+    Some(Binding::numbered(kind).map(|kind| Bound { kind, key, upstream, number }))
 }
 
 fn ask<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Ask<'a>> {

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! stream    one entry a message, about `stream_length` of them     XADD MAXLEN ~, XREAD BLOCK
-//! s: and r: bindings that are to be found by key, with their upstream  SET EX, GET
+//! s: and r: bindings that are to be found by key, with upstream, number  SET EX, GET
 //! members   upstreams that were changed at run time                 HSET, HGETALL
 //! mark      another after every change of members                   SET, GET
 //! ```
@@ -19,6 +19,7 @@
 
 mod connect;
 mod hear;
+pub mod kept;
 mod members;
 mod reply;
 mod speak;
@@ -38,6 +39,7 @@ use crate::config::types::{RedisOptions, RedisUrl};
 use crate::observe;
 use connect::{Link, PATIENCE};
 use hear::Ear;
+use kept::Kept;
 use members::Members;
 use speak::Mouth;
 use trouble::{Trouble, Troubles};
@@ -148,11 +150,11 @@ impl Exchange {
     }
 
     /// Where a session or a response is, as any balancer has said; waits for no longer than 50 ms.
-    pub async fn lookup(&self, kind: Binding, key: &str) -> Option<String> {
+    pub async fn lookup(&self, kind: Binding, key: &str) -> Option<Kept> {
         let mut link = Link::clone(&*self.link.load_full()?);
         let found = link.ask(redis::cmd("GET").arg(self.keys.binding(kind, key)), LOOKUP).await;
         // A connection that is lost is noticed, and told, by the task.
-        found.map_err(|_| observe::lookup_failed()).ok().as_ref().and_then(reply::text)
+        found.map_err(|_| observe::lookup_failed()).ok().as_ref().and_then(reply::text).map(Kept::read)
     }
 
     /// An upstream was changed here at run time; `text` is all there is to know of it.

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::State;
 use super::exchange::{self, Binding, Event};
 use super::local::Receipt;
+use super::responses::Made;
 use super::sessions::Bound;
 use crate::pick;
 
@@ -37,7 +38,7 @@ impl State {
                 kind: Binding::Session,
                 key,
                 upstream,
-                tokens: bound.tokens,
+                number: bound.tokens,
                 keep: false,
             });
         }
@@ -71,9 +72,11 @@ impl State {
     pub fn hear_bound(&self, bound: &exchange::Bound<'_>, now: Instant) {
         let Some(id) = self.places.load().id(bound.upstream) else { return };
         match (bound.kind, u64::from_str_radix(bound.key, 16)) {
-            (Binding::Session, Ok(key)) => self.sessions.bind(key, id, bound.tokens, self.millis(now)),
+            (Binding::Session, Ok(key)) => self.sessions.bind(key, id, bound.number, self.millis(now)),
             (Binding::Session, Err(_)) => {}
-            (Binding::Response, _) => self.bind_response(bound.key, id, now),
+            (Binding::Response, _) => {
+                self.bind_response(bound.key, Made { upstream: id, name: bound.number }, now);
+            }
         }
     }
 
@@ -152,7 +155,7 @@ mod tests {
         let [(one, ours), _] = pair();
         assert!(one.hear_learnt("x", Some(7), &[8], None), "there is nothing to ask for");
         assert!(!one.hear_learnt("a", Some(7), &[8], None));
-        let bound = |key, kind| exchange::Bound { kind, key, upstream: "a", tokens: 5 };
+        let bound = |key, kind| exchange::Bound { kind, key, upstream: "a", number: 5 };
         one.hear_bound(&bound("no number", Binding::Session), Instant::now());
         one.hear_bound(&exchange::Bound { upstream: "x", ..bound("a", Binding::Response) }, Instant::now());
         assert!(one.sessions.is_empty() && one.responses.is_empty());
@@ -164,13 +167,13 @@ mod tests {
     #[test]
     fn a_response_is_known_to_both_and_to_be_found_by_its_key() {
         let [(one, ours), (other, _)] = pair();
-        one.keep_response("mine", 1, Instant::now());
+        one.keep_response("mine", Made { upstream: 1, name: 7 }, Instant::now());
         let events = ours.take(usize::MAX);
         assert!(matches!(&events[..], [Event::Bound { kind: Binding::Response, keep: true, .. }]));
         let mut message = Message::default();
         events.iter().for_each(|event| event.say(&mut message));
         message.bound.iter().for_each(|bound| other.hear_bound(bound, Instant::now()));
-        assert_eq!(other.response("mine", Instant::now()), Some(3));
+        assert_eq!(other.response("mine", Instant::now()), Some(Made { upstream: 3, name: 7 }));
         assert!(other.sessions.is_empty());
     }
 

@@ -95,7 +95,7 @@ impl Board {
     /// A session, or a response, is at this upstream.
     pub fn bind(&self, kind: Binding, key: &str, upstream: &str) {
         let (key, upstream) = (key.into(), upstream.into());
-        self.outbox.put(Event::Bound { kind, key, upstream, tokens: 7, keep: true });
+        self.outbox.put(Event::Bound { kind, key, upstream, number: 7, keep: true });
     }
 
     /// Blocks of the chain that an upstream is believed to hold.
@@ -183,7 +183,7 @@ impl Memory for Mind {
     }
 
     fn bound(&self, bound: &Bound<'_>) {
-        assert_eq!(bound.tokens, 7);
+        assert_eq!(bound.number, 7);
         self.bound.lock().expect("no panic").push((bound.key.into(), bound.upstream.into()));
     }
 

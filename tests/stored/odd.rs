@@ -134,6 +134,8 @@ async fn a_job_outlives_every_way_of_leaving_and_nothing_stays_behind() {
         let answer = client.answer().await.expect(200);
         assert!(answer.text().contains("response.completed"), "{}", answer.text());
     }
+    // A client has its answer a moment before the place is free.
+    balancer.until_idle().await;
     let mut client = H2::connect(balancer.address()).await;
     let mut asked = client.begin(h2::post(RESPONSES), false).await;
     asked.body.send_data(job("h2").into(), true).unwrap();
@@ -142,6 +144,26 @@ async fn a_job_outlives_every_way_of_leaving_and_nothing_stays_behind() {
     client.cut();
     balancer.until_idle().await;
     assert_eq!(status_of(&balancer, "h2").await, "completed");
+}
+
+/// Its stream ends without a token, as that of an engine that leaves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_cancelled_before_its_first_token_is_not_run_again() {
+    let long = Duration::from_secs(60);
+    let engines = [paced(long).await, paced(long).await];
+    let balancer = Balancer::ready(settings(&engines)).await;
+    let body = json!({"model": "sim", "input": "a", "stream": true, "background": true, "request_id": "job"});
+    let mut client = balancer.client().await;
+    client.send(post(RESPONSES, body.to_string())).await;
+    eventually("it is known", async || {
+        let cancelled = balancer.ask(post(&format!("{RESPONSES}/job/cancel"), "")).await;
+        (cancelled.status == 200 && cancelled.json()["status"] == "cancelled").then_some(())
+    })
+    .await;
+    client.answer().await.expect(200);
+    let made = engines.iter().flat_map(Engine::requests).filter(|one| one.path == RESPONSES).count();
+    assert_eq!(made, 1);
+    assert_eq!(status_of(&balancer, "job").await, "cancelled");
 }
 
 #[tokio::test(flavor = "multi_thread")]

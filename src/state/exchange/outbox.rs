@@ -19,7 +19,7 @@ pub enum Event {
     /// An upstream was sent a chain: all up to `parent`, and these behind it.
     Learnt { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
     /// A session, or a stored response, is at this upstream; with `keep` it is to be found by its key.
-    Bound { kind: Binding, key: Box<str>, upstream: Box<str>, tokens: u64, keep: bool },
+    Bound { kind: Binding, key: Box<str>, upstream: Box<str>, number: u64, keep: bool },
     /// A sibling is to say this chain whole.
     Ask { balancer: u64, upstream: Box<str>, hash: u64 },
     /// The list of members has changed.
@@ -64,8 +64,8 @@ impl Event {
                 let hashes = Cow::Borrowed(&**hashes);
                 message.learnt.push(Learnt { upstream, parent: *parent, hashes, end: *end });
             }
-            Event::Bound { kind, key, upstream, tokens, .. } => {
-                message.bound.push(Bound { kind: *kind, key, upstream, tokens: *tokens });
+            Event::Bound { kind, key, upstream, number, .. } => {
+                message.bound.push(Bound { kind: *kind, key, upstream, number: *number });
             }
             Event::Ask { balancer, upstream, hash } => {
                 message.asks.push(Ask { balancer: *balancer, upstream, hash: *hash });

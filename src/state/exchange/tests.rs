@@ -36,7 +36,7 @@ impl Given {
         }
         for (session, key, upstream) in &self.bound {
             let kind = if *session { Binding::Session } else { Binding::Response };
-            message.bound.push(Bound { kind, key, upstream, tokens: key.len() as u64 * 1000 });
+            message.bound.push(Bound { kind, key, upstream, number: key.len() as u64 * 1000 });
         }
         for (balancer, upstream, hash) in &self.asks {
             message.asks.push(Ask { balancer: *balancer, upstream, hash: *hash });
@@ -176,8 +176,8 @@ fn another_version_and_too_much_are_told_apart() {
 #[test]
 fn a_binding_of_a_new_kind_is_passed_over() {
     let mut message = Message::new(1, 2);
-    message.bound.push(Bound { kind: Binding::Session, key: "k", upstream: "a", tokens: 3 });
-    message.bound.push(Bound { kind: Binding::Response, key: "r", upstream: "a", tokens: 3 });
+    message.bound.push(Bound { kind: Binding::Session, key: "k", upstream: "a", number: 3 });
+    message.bound.push(Bound { kind: Binding::Response, key: "r", upstream: "a", number: 3 });
     let mut bytes = message.encode();
     let at = bytes.windows(3).position(|window| window == [1, 1, b'k']).expect("is there");
     bytes[at] = 9;

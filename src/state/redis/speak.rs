@@ -8,6 +8,7 @@ use redis::Pipeline;
 use tokio::time::MissedTickBehavior;
 
 use super::connect::Link;
+use super::kept::Kept;
 use super::reply::FIELD;
 use super::trouble::Trouble;
 use super::{Exchange, now};
@@ -164,9 +165,10 @@ impl Exchange {
     fn keep(&self, events: &[Event], commands: &mut Pipeline) {
         let seconds = self.settings.bindings.as_secs().max(1);
         for event in events {
-            if let Event::Bound { kind, key, upstream, keep: true, .. } = event {
+            if let Event::Bound { kind, key, upstream, number, keep: true } = event {
                 let key = self.keys.binding(*kind, key);
-                commands.cmd("SET").arg(key).arg(&**upstream).arg("EX").arg(seconds).ignore();
+                let text = Kept::write(upstream, *number);
+                commands.cmd("SET").arg(key).arg(text).arg("EX").arg(seconds).ignore();
             }
         }
     }

@@ -1,0 +1,184 @@
+//! Responses that their clients have named: where they are, and by which route they were made, is learnt and
+//! told, also where their ids say otherwise.
+
+use super::*;
+
+const ROUTES: &str = "
+  - {model: fast, to: sim, upstreams: ['two:80'], api_key: inner, headers: {set: {x-stage: prod}},
+     response_headers: {set: {x-face: fast}}}
+  - {api_key: inner}
+";
+
+/// Two engines that nobody gets into without the route's key.
+async fn locked() -> [Engine; 2] {
+    let locked = Options { api_key: Some("inner".into()), ..Options::default() };
+    [engine(locked.clone()).await, engine(Options { seed: 1, ..locked }).await]
+}
+
+fn shared(mut config: Config, redis: &Redis) -> Config {
+    config.redis = Some(redis::url(&redis.url()).expect("a URL"));
+    config.upstreams.iter_mut().for_each(|upstream| upstream.models = Some(vec!["sim".into()]));
+    config
+}
+
+async fn until_kept(redis: &Redis, id: &str) {
+    let key = format!("vllm-lb:{{lb}}:r:{id}");
+    eventually("Redis has it", async || (redis.count(&["EXISTS", &key]).await == 1).then_some(())).await;
+}
+
+/// What a response of the route `fast` looks like when it is asked for again.
+async fn is_fast(balancer: &Balancer, id: &str) {
+    let found = balancer.ask(get(&format!("{RESPONSES}/{id}"))).await.expect(200);
+    assert_eq!((found.json()["model"].as_str(), found.header("x-face")), (Some("fast"), "fast"), "{id}");
+    // It was no job: the refusal is the engine's, by the same route.
+    let cancelled = balancer.ask(post(&format!("{RESPONSES}/{id}/cancel"), "")).await.expect(400);
+    assert_eq!((upstream_of(&cancelled), cancelled.header("x-face")), ("two:80".to_string(), "fast"));
+}
+
+/// It knew neither the client's name of the model nor the route's key and headers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_its_client_named_is_found_by_the_route_that_made_it() {
+    let (redis, engines) = (Redis::start(&[]).await, locked().await);
+    let mut config = shared(routed(&engines, ROUTES), &redis);
+    // Without it only the route has the key.
+    config.routes.truncate(1);
+    let [one, other] = [Balancer::ready(config.clone()).await, Balancer::ready(config.clone()).await];
+    for (id, stream) in [("mine", false), ("resp_0123456789abcdef0123456789abcdef", true)] {
+        let body = json!({"model": "fast", "input": "a", "request_id": id, "stream": stream});
+        make(&one, body).await;
+        until_kept(&redis, id).await;
+    }
+    // Who begins later is told by Redis alone.
+    redis.ask(&["DEL", "vllm-lb:{lb}:stream"]).await;
+    let third = Balancer::ready(config).await;
+    for balancer in [&one, &other, &third] {
+        for id in ["mine", "resp_0123456789abcdef0123456789abcdef"] {
+            is_fast(balancer, id).await;
+            let body = json!({"model": "fast", "input": "b", "previous_response_id": id});
+            assert_eq!(upstream_of(&make(balancer, body).await), "two:80");
+        }
+    }
+    let again = engines[1].requests();
+    let again: Vec<_> = again.iter().filter(|one| one.path.starts_with("/v1/responses/")).collect();
+    assert_eq!(again.len(), 12, "each was found at once");
+    for one in again {
+        assert_eq!(
+            (one.header("authorization"), one.header("x-stage")),
+            (Some("Bearer inner"), Some("prod"))
+        );
+    }
+    assert_eq!(asked_for(&engines[..1]), 0, "nobody else was asked");
+}
+
+/// There is no doubt where it is, but about the key.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_route_of_a_named_response_is_known_also_where_there_is_one_upstream() {
+    let (redis, engines) = (Redis::start(&[]).await, locked().await);
+    let mut config = shared(routed(&engines, ROUTES), &redis);
+    config.upstreams.remove(0);
+    config.routes.truncate(1);
+    let one = Balancer::ready(config.clone()).await;
+    make(&one, json!({"model": "fast", "input": "a", "request_id": "mine"})).await;
+    until_kept(&redis, "mine").await;
+    redis.ask(&["DEL", "vllm-lb:{lb}:stream"]).await;
+    is_fast(&Balancer::ready(config).await, "mine").await;
+}
+
+/// Balancers of the version before wrote the upstream's name alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_older_balancer_has_left_in_redis_is_found() {
+    let (redis, engines) = (Redis::start(&[]).await, locked().await);
+    let config = shared(routed(&engines, ROUTES), &redis);
+    let before = Balancer::ready(Config { redis: None, ..config.clone() }).await;
+    let made = make(&before, json!({"model": "sim", "input": "a", "request_id": "old"})).await;
+    redis.ask(&["SET", "vllm-lb:{lb}:r:old", &upstream_of(&made)]).await;
+    let balancer = Balancer::ready(config).await;
+    let found = balancer.ask(get(&format!("{RESPONSES}/old"))).await.expect(200);
+    assert_eq!(found.json(), made.json());
+    assert_eq!(asked_for(&engines), 1, "nobody was asked but who has it");
+}
+
+/// Makes a response, and another one elsewhere that is to be called the same. Returns the id, who has made
+/// the first and who the second.
+async fn replayed(balancer: &Balancer) -> (String, String, String) {
+    let first = make(balancer, json!({"model": "sim", "input": "first"})).await;
+    let (id, was) = (id_of(&first), upstream_of(&first));
+    let body = json!({"model": "sim", "input": "second", "request_id": id, "max_output_tokens": 3});
+    let second = make(balancer, body).await;
+    assert_eq!(id_of(&second), id);
+    assert_ne!(upstream_of(&second), was, "they take turns");
+    (id, was, upstream_of(&second))
+}
+
+async fn finds(balancer: &Balancer, id: &str, there: &str) {
+    let found = balancer.ask(get(&format!("{RESPONSES}/{id}"))).await.expect(200);
+    assert_eq!((upstream_of(&found).as_str(), found.json()["id"].as_str()), (there, Some(id)));
+    let next = json!({"model": "sim", "input": "more", "previous_response_id": id});
+    assert_eq!(upstream_of(&make(balancer, next).await), there);
+}
+
+/// It was looked for where its id says, as an earlier response of this id is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_ours_on_a_later_response_is_found_where_that_was_made() {
+    let (redis, engines) = (Redis::start(&[]).await, engines(2).await);
+    let config = shared(settings(&engines), &redis);
+    let [one, other] = [Balancer::ready(config.clone()).await, Balancer::ready(config).await];
+    let (id, was, is) = replayed(&one).await;
+    finds(&one, &id, &is).await;
+    eventually("the other is told", async || {
+        let found = other.ask(get(&format!("{RESPONSES}/{id}"))).await.expect(200);
+        (upstream_of(&found) == is).then_some(())
+    })
+    .await;
+    finds(&other, &id, &is).await;
+    assert_eq!(asked_for(&engines), engines.iter().map(|engine| gets(engine, &id)).sum::<usize>());
+    // Once more, where the id says: what was learnt before no longer counts.
+    let body = json!({"model": "sim", "input": "third", "request_id": id});
+    while upstream_of(&make(&one, body.clone()).await) != was {}
+    finds(&one, &id, &was).await;
+}
+
+fn gets(engine: &Engine, id: &str) -> usize {
+    let path = format!("{RESPONSES}/{id}");
+    engine.requests().iter().filter(|one| one.method == "GET" && one.path == path).count()
+}
+
+/// The upstream that the id names has never heard of it, or no longer knows; that was the end of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_ours_is_found_elsewhere_when_who_it_names_does_not_know_it() {
+    let engines = engines(3).await;
+    let balancers = [Balancer::ready(settings(&engines)).await, Balancer::ready(settings(&engines)).await];
+    let (id, was, is) = replayed(&balancers[0]).await;
+    let named = engines.iter().find(|engine| common::direct(engine) == was).expect("it is one of them");
+    named.restart().await;
+    // One has made it, and knows; the other has to ask, once for each request.
+    for (balancer, asked) in balancers.iter().zip([0.0, 2.0]) {
+        balancer.until_ready(3).await;
+        finds(balancer, &id, &is).await;
+        assert_eq!(balancer.metric("vllm_lb_responses_found_total{by=\"asked\"}").await, asked);
+    }
+    // Its owner is gone: who it names says so, in its own words.
+    let owner = engines.iter().find(|engine| common::direct(engine) == is).expect("it is one of them");
+    owner.restart().await;
+    balancers[1].until_ready(3).await;
+    let found = balancers[1].ask(get(&format!("{RESPONSES}/{id}"))).await.expect(404);
+    assert_eq!(upstream_of(&found), was);
+    assert_eq!(found.json()["error"]["message"], format!("Response with id '{id}' not found."));
+    let next = json!({"model": "sim", "input": "more", "previous_response_id": id});
+    balancers[1].ask(post(RESPONSES, next.to_string())).await.expect(404);
+}
+
+/// The first upstream's stream has said the id before it failed, and was remembered for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_named_response_is_where_the_last_attempt_has_made_it() {
+    let engines = engines(2).await;
+    let balancer = Balancer::ready(settings(&engines)).await;
+    engines[0].set_fault(Fault::AbortEmpty).await;
+    for number in 0..4 {
+        let id = format!("mine-{number}");
+        let body = json!({"model": "sim", "input": "a", "stream": true, "request_id": id});
+        make(&balancer, body).await;
+        finds(&balancer, &id, &common::direct(&engines[1])).await;
+    }
+    assert!(balancer.metric("vllm_lb_retries_total").await > 0.0, "none was tried again");
+}
