@@ -142,10 +142,12 @@ impl Dialect {
     pub fn overrides(self, written: &Map<String, Value>) -> (Map<String, Value>, Vec<String>) {
         let (mut said, mut gone) = (written.clone(), Vec::new());
         let limits = LIMITS.iter().filter_map(|name| Some((*name, written.get(*name)?)));
+        // What may be of several languages is served best by the name that most of them have.
+        let own_limit = self.limit().unwrap_or("max_tokens");
         // Of several, the one that the language goes by.
-        let limit = limits.min_by_key(|(name, _)| (self.limit() != Some(*name), !self.has(name)));
+        let limit = limits.min_by_key(|(name, _)| (own_limit != *name, !self.has(name)));
         if let Some((name, value)) = limit {
-            let own = self.limit().filter(|_| !self.has(name)).unwrap_or(name);
+            let own = if self.has(name) { name } else { own_limit };
             said.retain(|key, _| !LIMITS.contains(&key.as_str()));
             said.insert(own.into(), value.clone());
             gone.extend(LIMITS.iter().filter(|other| **other != own).map(|other| (*other).to_owned()));
@@ -289,6 +291,7 @@ mod tests {
             (Dialect::Messages, json!({"max_completion_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
             (Dialect::Responses, json!({"max_tokens": null}), r#"{"max_output_tokens":null}"#, OUTPUT),
             (Dialect::Other, json!({"max_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (Dialect::Other, json!({"max_output_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
             (Dialect::Chat, json!({"reasoning_effort": "low"}), r#"{"reasoning_effort":"low"}"#, "reasoning"),
             (
                 Dialect::Chat,
