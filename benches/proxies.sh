@@ -18,20 +18,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 rounds=3
-profile=release
-binary=
-output=benches/results/proxies.md
-command="./dev bench proxies${*:+ $*}"
-while [ $# -gt 0 ]; do
-    case $1 in
-        --profile) profile=$2 ;;
-        --rounds) rounds=$2 ;;
-        --binary) binary=$2 ;;
-        --output) output=$2 ;;
-        *) echo "proxies: no such option: $1" >&2; exit 64 ;;
-    esac
-    shift 2
-done
 
 # Seconds after which a noisy sample is not taken again.
 PATIENCE=150
@@ -46,6 +32,7 @@ admin=28404
 
 export PATH=$PATH:/usr/sbin
 source benches/proxies/common.sh
+options "$@"
 for tool in nginx haproxy taskset; do
     command -v $tool >/dev/null || { say "no $tool here; ./dev bench proxies installs it" >&2; exit 1; }
 done

@@ -5,17 +5,18 @@
 //! ways to do it; it tells values and not where they stand, so the splicing would come on top. Reading into
 //! a tree with serde_json, changing that and writing it again is the yardstick.
 //!
-//! GB/s on a core of an AMD EPYC that others used as well, profile quick. simd-json and serde_json are the
-//! best of 60 rounds of an earlier run. "Names" is a new name alone; "usual" also sets, adds and removes
-//! fields and changes a role; "after a peek" is a new name where the peek's scanner has read the body
-//! before, and the scanner of the edited body is made as well.
+//! GB/s on a core of an AMD EPYC that others used as well, profile quick. "Usual" and "everything" are those
+//! of results/routes.md; simd-json and serde_json are the best of 60 rounds of an earlier run. "Names" is a
+//! new name alone; "usual" also sets, adds and removes fields and changes a role; "after a peek" is a new
+//! name where the peek's scanner has read the body before, and the scanner of the edited body is made as
+//! well.
 //!
 //! | a body of | names | usual | everything | names, after a peek | simd-json | serde_json |
 //! | --- | --- | --- | --- | --- | --- | --- |
-//! | 1.6 KB | 2.0 | 0.8 | 0.9 | 1.9 | 1.9 | 0.4 |
-//! | 17 KB | 7.4 | 3.5 | 3.2 | 16 | 3.4 | 0.8 |
-//! | 100 KB | 8.5 | 4.7 | 4.0 | 30 | 3.9 | 0.9 |
-//! | 400 KB | 8.8 | 5.1 | 4.4 | 31 | 4.0 | 0.9 |
+//! | 1.6 KB | 2.0 | 1.4 | 1.3 | 1.9 | 1.9 | 0.4 |
+//! | 17 KB | 7.4 | 4.1 | 3.5 | 16 | 3.4 | 0.8 |
+//! | 100 KB | 8.5 | 5.5 | 4.7 | 30 | 3.9 | 0.9 |
+//! | 400 KB | 8.8 | 5.7 | 4.8 | 31 | 4.0 | 0.9 |
 //!
 //! So the spans are found by a scanner of our own. A chunk of a stream takes 0.4 us for its name, and 0.8
 //! us for everything. Of answers that are no streams, in a noisier run and with a new name alone: 2 GB/s of
@@ -35,6 +36,11 @@ use vllm_lb::route::answer::{Answer, Asker};
 use vllm_lb::route::dialect::Dialect;
 use vllm_lb::route::rewrite::Asked;
 use vllm_lb::route::table::Table;
+
+/// The balancer's, as the small bodies spend a part of their time in it.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// So many bytes of bodies for every measurement.
 const BYTES: usize = 6 << 20;

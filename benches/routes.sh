@@ -15,20 +15,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 rounds=9
-profile=release
-binary=
-output=benches/results/routes.md
-command="./dev bench routes${*:+ $*}"
-while [ $# -gt 0 ]; do
-    case $1 in
-        --profile) profile=$2 ;;
-        --rounds) rounds=$2 ;;
-        --binary) binary=$2 ;;
-        --output) output=$2 ;;
-        *) echo "routes: no such option: $1" >&2; exit 64 ;;
-    esac
-    shift 2
-done
 
 # Seconds after which a noisy sample is not taken again.
 PATIENCE=20
@@ -44,6 +30,7 @@ declare -A admins=([none]=28414 [named]=28415 [edited]=28416)
 declare -A model=([none]=sim [named]=named [edited]=edited)
 
 source benches/proxies/common.sh
+options "$@"
 build
 
 # Lines of: case name ratio

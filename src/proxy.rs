@@ -163,7 +163,7 @@ impl Balancer {
     fn finished(&self, context: &Context, error: Option<&Error>) -> Outcome {
         match (context.outcome, error) {
             (Some(outcome), _) => outcome,
-            (None, None) => Outcome::Answered(context.status),
+            (None, None) => attempt::whole(&self.shared, context),
             (None, Some(error)) if *error.esource() == ErrorSource::Downstream => Outcome::ClientGone,
             (None, Some(_)) => Outcome::Broken,
         }
@@ -386,17 +386,6 @@ impl ProxyHttp for Balancer {
         }
         // What an answer said that no client got counts for nothing.
         context.meter = None;
-        if let Some(answer) = context.instead.take() {
-            // The engine refused the prompt, and holds nothing of it.
-            if let Some(id) = context.lease.as_ref().map(|lease| lease.upstream().id) {
-                prompt::forget(&self.shared, context, id, false);
-            }
-            context.status = answer.status().as_u16();
-            context.outcome = Some(Outcome::Answered(context.status));
-            // Pingora ends a connection after a failure, which this is to it.
-            drop(respond::send(session, answer, context, true).await);
-            return nothing;
-        }
         let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {
             return nothing;
         };

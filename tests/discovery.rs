@@ -6,18 +6,20 @@ mod common;
 use std::time::Duration;
 
 use common::body::chat;
+use common::certs::Certs;
 use common::clients::{Clients, none};
 use common::model_server::{ModelServer, document, nowhere, source};
 use common::raw::Raw;
 use common::redis::Redis;
 use common::wire::{get, post};
 use common::{
-    Balancer, Engine, admin, config, direct as name, engines, eventually, paced, serving, upstream, upstreams,
+    Balancer, Engine, Options, admin, config, direct as name, engines, eventually, paced, serving, upstream,
+    upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::redis;
-use vllm_lb::config::types::{Config, Source};
+use vllm_lb::config::types::{Config, Source, UpstreamTls};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -97,6 +99,43 @@ async fn a_model_of_a_source_that_is_not_up_yet_is_no_unknown_model() {
     until_ready(&balancer, [&engines[0], &judge]).await;
     balancer.ask(post(CHAT, chat("judge"))).await.expect(200);
     balancer.ask(post(CHAT, chat("nobody"))).await.expect(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_behind_tls_and_who_names_them_are_trusted_as_the_source_says() {
+    let certs = Certs::new();
+    let engine = Engine::start_tls(Options::default(), &certs.certificate, &certs.key);
+    let engine = engine.await.expect("a free port is there");
+    assert!(engine.url().starts_with("https://"));
+    let plain = ModelServer::start(document([&engine])).await;
+    let secure = ModelServer::secure(document([&engine]), &certs).await;
+    let proven = UpstreamTls { ca: Some(certs.authority()), ..UpstreamTls::default() };
+    let named = |name: &str| UpstreamTls { sni: Some(name.into()), ..proven.clone() };
+    for (tls, is_trusted) in [
+        (proven.clone(), true),
+        (named("localhost"), true),
+        (UpstreamTls { verify: false, ..UpstreamTls::default() }, true),
+        (named("elsewhere.test"), false),
+        (UpstreamTls::default(), false),
+    ] {
+        // Who cannot be trusted is found out at the probe of an engine, or at the question for engines.
+        let found_out = ["vllm_lb_probe_failures_total", "vllm_lb_discovery_failures_total"];
+        for (server, failures) in [&plain, &secure].into_iter().zip(found_out) {
+            let source = Source { tls: tls.clone(), ..server.source() };
+            let balancer = Balancer::start(asking([source])).await;
+            if is_trusted {
+                until_ready(&balancer, [&engine]).await;
+                balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+                assert_eq!(authorization(&engine).as_deref(), Some("Bearer dummy"));
+            } else {
+                let before = balancer.metric(failures).await;
+                let more = async || (balancer.metric(failures).await > before).then_some(());
+                eventually(&format!("{tls:?} is not believed"), more).await;
+                assert!(ready(&balancer).is_empty(), "{tls:?}");
+            }
+            balancer.stop().await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

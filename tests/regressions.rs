@@ -5,9 +5,11 @@ mod common;
 use std::time::Duration;
 
 use common::body::{Place, chat, padded, stream};
-use common::wire::{JSON, head, post, request};
+use common::raw::Raw;
+use common::wire::{JSON, get, head, post, request};
 use common::{Balancer, Engine, Fault, Options, config, engine, engines, serving, upstream, upstreams};
 use vllm_lb::config::secret::Secret;
+use vllm_lb::config::types::Breaker;
 use vllm_lb::fleet::{Change, State};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -143,6 +145,64 @@ async fn server_errors_without_a_body_never_tripped() {
     .await;
 }
 
+/// It had counted as a good answer, whatever it said: now by its code, the client's own faults not against
+/// the upstream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_told_of_an_error_was_ok() {
+    let text =
+        r#"{"choices":[{"index":0,"delta":{"content":"an \"error\""},"finish_reason":null}],"error":null}"#;
+    let code = |code: u16| format!(r#"{{"error":{{"message":"x","type":"y","param":null,"code":{code}}}}}"#);
+    let (messages, responses) = ("/v1/messages", "/v1/responses");
+    let delta = r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a"}}"#;
+    let internal = r#"{"type":"error","error":{"type":"internal_error","message":"x"}}"#;
+    let written = r#"{"type":"response.output_text.delta","delta":"a"}"#;
+    let failed = r#"{"response":{"status":"failed"},"sequence_number":9,"type":"response.failed"}"#;
+    for (path, events, outcome, trips) in [
+        (CHAT, [text, text], "ok", false),
+        (CHAT, [text, &code(400)], "client_error", false),
+        (CHAT, [&code(400), text], "client_error", false),
+        // Whose fault it is is not said.
+        (messages, [delta, internal], "server_error", false),
+        (responses, [written, failed], "server_error", false),
+        (CHAT, [text, &code(500)], "server_error", true),
+    ] {
+        let stream: String = events.map(|event| format!("event: x\ndata: {event}\n\n")).concat();
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length";
+        let raw = Raw::start(&format!("{head}: {}\r\n\r\n{stream}", stream.len())).await;
+        let balancer = Balancer::ready(config(vec![raw.upstream()])).await;
+        let body =
+            r#"{"model":"sim","stream":true,"messages":[{"role":"user","content":"hi"}],"input":"hi"}"#;
+        let enough = Breaker::default().failures;
+        for _ in 0..enough {
+            let answer = balancer.ask(post(path, body)).await.expect(200);
+            assert_eq!(answer.text(), stream, "{path} {outcome}");
+        }
+        balancer.until_idle().await;
+        let counted = |page: &str| {
+            let mut lines = page.lines().filter(|line| line.starts_with("vllm_lb_requests_total"));
+            let line = lines.find(|line| line.contains(&format!("upstream=\"{}\"", raw.address())));
+            line.is_some_and(|line| line.contains(outcome) && line.ends_with(&format!(" {enough}")))
+        };
+        let mut page = String::new();
+        common::eventually(&format!("{path} is {outcome}"), async || {
+            page = balancer.admin(get("/metrics")).await.expect(200).text().to_string();
+            counted(&page).then_some(())
+        })
+        .await;
+        if trips {
+            let fleet = &balancer.running.fleet;
+            common::eventually("it is tripped", async || {
+                (fleet.snapshot().entries[0].state() == State::Tripped).then_some(())
+            })
+            .await;
+            // Of all balancers of the process.
+            page = balancer.admin(get("/metrics")).await.expect(200).text().to_string();
+            let tripped = page.lines().filter(|line| line.contains(r#"state="tripped""#));
+            assert_eq!(tripped.count(), 1, "{page}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_of_http_1_0_got_chunks() {
     let engine = engine(Options::default()).await;
@@ -190,6 +250,24 @@ async fn an_overflow_was_believed_to_be_held() {
     balancer.ask(post(CHAT, body)).await.expect(200);
     balancer.until_idle().await;
     assert_eq!(balancer.metric("vllm_lb_index_pairs").await, 0.0);
+}
+
+/// So was one that a stream refused in its first event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_was_refused_in_a_stream_was_believed_to_be_held() {
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::over([&engine]).await;
+    let words = "word ".repeat(2000);
+    let body =
+        format!(r#"{{"model":"sim","stream":true,"messages":[{{"role":"user","content":"{words}"}}]}}"#);
+    engine.set_fault_for(1, Fault::ErrorEvent { status: 400 }).await;
+    for (outcome, held) in [("client_error", false), ("ok", true)] {
+        balancer.ask(post(CHAT, &body)).await.expect(200);
+        balancer.until_idle().await;
+        let page = balancer.admin(get("/metrics")).await.expect(200);
+        assert!(page.text().contains(&format!("outcome=\"{outcome}\"")), "{}", page.text());
+        assert_eq!(balancer.metric("vllm_lb_index_pairs").await > 0.0, held, "{outcome}");
+    }
 }
 
 /// An upstream that is the balancer itself, or one that leads back to it, took every connection there was.

@@ -234,6 +234,44 @@ async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
     balancer.ask(post(CHAT, wrong)).await.expect(400);
 }
 
+/// It was a failure to pingora, which closed its connection, and nothing of ours was on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overflow_keeps_its_connection_and_says_where_it_is_from() {
+    let engines = [engine(Options { max_model_len: 64, ..Options::default() }).await];
+    let routes = "
+  - {model: long, to: sim, overflow: length}";
+    let mut config = routed(&engines, routes);
+    config.expose = true;
+    let balancer = Balancer::ready(config).await;
+    let ask = |model: &str, stream: bool| {
+        let messages = json!([{"role": "user", "content": "word ".repeat(2000)}]);
+        json!({"model": model, "stream": stream, "messages": messages}).to_string()
+    };
+    let mut wire = balancer.client().await;
+    let mut client = H2::connect(balancer.address()).await;
+    for (stream, kind) in [(false, "application/json"), (true, "text/event-stream; charset=utf-8")] {
+        let refused = wire.ask(post(CHAT, ask("sim", stream))).await.expect(400);
+        let by_http1 = wire.ask(post(CHAT, ask("long", stream))).await.expect(200);
+        let by_http2 = client.ask(h2::post(CHAT), &[Bytes::from(ask("long", stream))]).await.expect(200);
+        for answer in [&by_http1, &by_http2] {
+            let text = answer.text();
+            assert!(answer.whole && text.contains(r#""finish_reason":"length""#), "{text}");
+            assert_eq!(answer.headers["content-type"], kind);
+            assert_eq!(answer.headers["content-length"], answer.body.len().to_string());
+            let fields = refused.headers.keys().filter(|name| name.as_str().starts_with("x-"));
+            for name in fields {
+                assert!(answer.headers.contains_key(name), "{name}: {:?}", answer.headers);
+            }
+            assert_eq!(answer.headers["x-vllm-lb-upstream"], "one:80");
+            assert_eq!(answer.headers["x-vllm-lb-attempts"], "1");
+        }
+    }
+    balancer.until_idle().await;
+    let page = balancer.admin(get("/metrics")).await.expect(200);
+    let ok = page.text().lines().find(|line| line.contains(r#"outcome="ok""#)).map(str::to_string);
+    assert!(ok.as_ref().is_some_and(|line| line.ends_with(" 4")), "{ok:?}");
+}
+
 /// Only what an upstream had answered had them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_balancer_answers_on_a_route_has_the_routes_headers() {

@@ -1,6 +1,6 @@
-# What benches/proxies.sh and benches/routes.sh have in common: the build, processes on cores of their own,
-# samples that are taken again when they were disturbed, and the words about them. It is read with `source`
-# by a script that has said `profile`, `binary`, `PATIENCE`, `port` and `pid`.
+# What benches/proxies.sh and benches/routes.sh have in common: options, the build, processes on cores of
+# their own, samples that are taken again when they were disturbed, and the words about them. It is read with
+# `source` by a script that has said `rounds`, `PATIENCE`, `port` and `pid`.
 
 PROXY_CORE=0
 ENDS_CORE=1
@@ -10,6 +10,25 @@ TRIES=4
 readonly PROXY_CORE ENDS_CORE NOISE TRIES
 
 say() { echo "$(basename "$0" .sh): $*"; }
+
+profile=release
+binary=
+output=benches/results/$(basename "$0" .sh).md
+
+# What the script was told in place of these.
+options() {
+    command="./dev bench $(basename "$0" .sh)${*:+ $*}"
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --profile) profile=$2 ;;
+            --rounds) rounds=$2 ;;
+            --binary) binary=$2 ;;
+            --output) output=$2 ;;
+            *) say "no such option: $1" >&2; exit 64 ;;
+        esac
+        shift 2
+    done
+}
 
 dir=$(mktemp -d)
 # Lines of: case proxy value foreign rate busy

@@ -7,12 +7,13 @@
 //! Never: a byte that is held longer than one of these needs.
 
 use bytes::Bytes;
+use http::Response;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 
 use super::attempt::Cause;
 use super::context::{Context, Samples};
-use super::{Shared, another, attempt, headers, stored};
+use super::{Shared, another, attempt, headers, prompt, stored};
 use crate::reply::ending::{Form, Tail};
 use crate::reply::judge::Judge;
 use crate::reply::usage::Meter;
@@ -46,9 +47,9 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
     if let Some(face) = context.face.as_mut().filter(|face| face.holds()) {
         let sent = context.replay.as_ref().and_then(|replay| replay.body());
         let seed = shared.random.next();
-        context.instead = face.instead((piece, end), sent.as_ref(), context.streams, seed);
-        if context.instead.is_some() {
-            return Err(Error::new_in(ErrorType::Custom("answered instead")));
+        if let Some(answer) = face.instead((piece, end), sent.as_ref(), context.streams, seed) {
+            instead(shared, context, answer);
+            return Ok(());
         }
     }
     let holds = context.face.as_ref().is_some_and(|face| face.holds());
@@ -87,6 +88,22 @@ pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, e
         *body = edited.filter(|piece| !piece.is_empty());
     }
     Ok(())
+}
+
+/// The upstream's answer, all of which is held, goes out as another one.
+fn instead(shared: &Shared, context: &mut Context, answer: Response<Bytes>) {
+    // The engine refused the prompt, and holds nothing of it.
+    if let Some(id) = context.lease.as_ref().map(|lease| lease.upstream().id) {
+        prompt::forget(shared, context, id, false);
+    }
+    context.accept();
+    context.status = answer.status().as_u16();
+    if let Some(samples) = &mut context.samples {
+        Samples::keep(&mut samples.answer, samples.most, answer.body());
+    }
+    if let Some(line) = &context.line {
+        line.say_instead(answer);
+    }
 }
 
 /// What was told is no whole answer. `told`: the last of it, which says so. An upstream that goes on with it

@@ -16,7 +16,7 @@ use super::headers;
 use crate::prompt::scan::Scanner;
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
-use crate::route::refusal::Refusal;
+use crate::route::refusal::{self, Refusal};
 use crate::route::usage::{self, Unasked};
 
 pub struct Ask {
@@ -69,7 +69,10 @@ impl Ask {
             _ if !plain || self.keeps => None,
             200..300 if kind.starts_with("text/event-stream") => Some(Answer::Stream(Unasked::default())),
             400 if kind.starts_with("application/json") => {
-                self.body.as_deref().and_then(Refusal::new).map(Answer::Refusal)
+                // The question is one of the fields.
+                let fields = self.body.as_deref().and_then(refusal::fields);
+                let fields = fields.and_then(|fields| fields.checked_sub(1));
+                fields.map(Refusal::new).map(Answer::Refusal)
             }
             _ => None,
         };

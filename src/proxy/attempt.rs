@@ -212,6 +212,7 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
         }
         context.outcome = None;
         context.status = 0;
+        context.failed_at_once = None;
         context.first_byte = None;
         context.received = 0;
         context.head_came = false;
@@ -349,6 +350,24 @@ pub fn broke(shared: &Shared, context: &mut Context) {
     blame(shared, lease.upstream(), Cause::Reset);
 }
 
+/// An answer came to its end: what it was. Whatever its head has said, a stream may tell of an error.
+pub fn whole(shared: &Shared, context: &Context) -> Outcome {
+    let failure = context.meter.as_ref().and_then(|meter| meter.failure());
+    let status = match (context.failed_at_once, failure) {
+        // The upstream was judged by it then.
+        (Some(code), _) => code,
+        (None, Some(failure)) => {
+            // Where no code says so, it may be the request's own fault.
+            if let (Some(lease), Some(500..)) = (&context.lease, failure.code) {
+                blame(shared, lease.upstream(), Cause::Failed);
+            }
+            failure.status()
+        }
+        (None, None) => context.status,
+    };
+    Outcome::Answered(status)
+}
+
 /// What pingora's error after the connection was made means; `None` is the client's doing.
 pub fn cause_of(error: &Error, context: &Context, reused: bool) -> Option<Cause> {
     if let Some(ended) = context.line.as_ref().and_then(|line| line.ended()) {
@@ -400,6 +419,12 @@ fn retry_after(head: &ResponseHeader) -> Option<Duration> {
 /// Looks at a piece of the answer. `Some`: the attempt is given up, and another may follow.
 pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) -> Option<Cause> {
     let verdict = context.judge.as_mut()?.feed(piece, end);
+    context.failed_at_once = match verdict {
+        // No code is one of success.
+        Verdict::Failed(code) => Some(code.max(400)),
+        Verdict::Leaving => Some(503),
+        Verdict::Wait | Verdict::Accept | Verdict::Aborted => None,
+    };
     let cause = match verdict {
         Verdict::Wait => return None,
         Verdict::Accept if context.status == 500 => Some(Cause::Failed),
@@ -410,6 +435,7 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
         // Not a job in the background that its client cancels: its stream says nothing more, as of vLLM, or
         // ends behind its prelude.
         Verdict::Aborted => Some(Cause::Aborted),
+        Verdict::Failed(code) if code < 500 => None,
         Verdict::Failed(_) => Some(Cause::Failed),
     };
     if let Some(cause) = cause {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Response;
 
 use super::ask::Ask;
 use super::attempt::{self, Cause};
@@ -42,8 +41,6 @@ pub struct Context {
     pub face: Option<Box<Face>>,
     /// Its stream is asked for its usage on our own account.
     pub ask: Option<Box<Ask>>,
-    /// The whole answer, in place of the upstream's.
-    pub instead: Option<Response<Bytes>>,
     /// Prompt tokens, estimated.
     pub tokens: u64,
     /// What is known of its prompt, and what follows it behind the peek.
@@ -108,6 +105,8 @@ pub struct Context {
     /// What the client still sends is read before the connection ends, so that it gets to read a refusal.
     pub drain: bool,
     pub status: u16,
+    /// The code of an error that the answer begins with, whatever its status.
+    pub failed_at_once: Option<u16>,
     pub first_byte: Option<Duration>,
     /// Looks at the beginning of the answer until it is known to be the client's.
     pub judge: Option<Judge>,
@@ -151,7 +150,6 @@ impl Context {
             model: Wanted::Any,
             face: None,
             ask: None,
-            instead: None,
             tokens: 0,
             asked: Asked::default(),
             rest: None,
@@ -190,6 +188,7 @@ impl Context {
             outcome: None,
             drain: false,
             status: 0,
+            failed_at_once: None,
             first_byte: None,
             judge: None,
             form: Form::Data,
@@ -233,16 +232,17 @@ impl Context {
 
     /// Whether the engine may have read the prompt.
     pub fn has_read(&self) -> bool {
-        self.sent && !attempt::is_refusal(self.status)
+        self.sent && !attempt::is_refusal(self.failed_at_once.unwrap_or(self.status))
     }
 
     /// The prompt has been read: the first event, or byte, of what the model says is there.
     pub fn prefilled(&mut self) {
         let now = Instant::now();
         self.first_byte.get_or_insert_with(|| now.saturating_duration_since(self.started));
+        // What was refused was never read, and teaches nothing.
+        let teaches = self.status == 200 && self.failed_at_once.is_none();
         match &mut self.lease {
-            // What was refused was never read, and teaches nothing.
-            Some(lease) if self.status == 200 => drop(lease.first_byte(now)),
+            Some(lease) if teaches => drop(lease.first_byte(now)),
             Some(lease) => drop(lease.end_prefill()),
             None => {}
         }

@@ -4,10 +4,12 @@
 //! client, so that it is the place where deadlines and the upstream's end are noticed, and where an
 //! answer's head can wait until the first event is known to be good.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Response;
 use tokio::time::Instant;
 
 use crate::config::types::Timeouts;
@@ -48,6 +50,8 @@ pub struct Line {
     holding: AtomicBool,
     left: AtomicBool,
     ended: AtomicU8,
+    /// In place of the answer that came, once that is held as a whole.
+    instead: OnceLock<Box<Response<Bytes>>>,
 }
 
 impl Line {
@@ -62,6 +66,7 @@ impl Line {
             holding: AtomicBool::new(true),
             left: AtomicBool::new(false),
             ended: AtomicU8::new(0),
+            instead: OnceLock::new(),
         })
     }
 
@@ -115,6 +120,16 @@ impl Line {
 
     pub fn holds(&self) -> bool {
         self.holding.load(Relaxed)
+    }
+
+    /// This goes out, under the fields of the head that is held.
+    pub fn say_instead(&self, answer: Response<Bytes>) {
+        // No attempt follows an answer that goes out: there is but one.
+        self.instead.get_or_init(|| Box::new(answer));
+    }
+
+    pub fn instead(&self) -> Option<&Response<Bytes>> {
+        self.instead.get().map(|answer| &**answer)
     }
 
     pub fn ended(&self) -> Option<Ended> {

@@ -5,10 +5,11 @@
 //! which holds 64 KiB and is dropped whole when one byte more arrives; a larger peeked body would hang or
 //! be lost. The wrapper stands in the session's place, delegates everything, and differs in four things:
 //! `get_retry_buffer` answers from the replay; the wait for the client ends too when the line says that the
-//! request must end; and an answer's first pieces wait here until they are known to be the client's, so
-//! that another upstream can still be asked; and the client of a request whose work goes on in the background
-//! may leave, which ends other requests. When the request is over the real session goes back, so that
-//! the connection can be kept alive: the wrapper sends it home when it is dropped.
+//! request must end; an answer's first pieces wait here until they are known to be the client's, so that
+//! another upstream can still be asked, or another answer go out in their place, to which pingora has no
+//! other way but a failure, which ends the connection; and the client of a request whose work goes on in
+//! the background may leave, which ends other requests. When the request is over the real session goes back,
+//! so that the connection can be kept alive: the wrapper sends it home when it is dropped.
 //!
 //! The trait is not covered by pingora's promises, which is why its version is pinned and
 //! `tests/bodies.rs` sends every kind of body through.
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Response, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::custom::CustomMessageWrite;
@@ -73,6 +74,25 @@ pub fn wrap(place: &mut Box<ServerSession>, held: Held, line: Arc<Line>, leave: 
 /// Stands in a session's place for the moment in which the real one changes hands.
 fn placeholder() -> Box<ServerSession> {
     Box::new(ServerSession::new_custom(Box::new(())))
+}
+
+/// `instead` under the head of the answer that was held, whose other fields it keeps.
+fn in_place_of(held: Vec<HttpTask>, instead: &Response<Bytes>) -> Result<Vec<HttpTask>> {
+    let heads = held.into_iter().filter_map(|task| match task {
+        HttpTask::Header(head, _) => Some(head),
+        _ => None,
+    });
+    let Some(mut head) = heads.last() else {
+        return Err(Error::explain(ErrorType::InternalError, "an answer without a head"));
+    };
+    let (body, kind) = (instead.body(), instead.headers().get(header::CONTENT_TYPE));
+    head.set_status(instead.status())?;
+    head.remove_header(&header::TRANSFER_ENCODING);
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    if let Some(kind) = kind {
+        head.insert_header(header::CONTENT_TYPE, kind)?;
+    }
+    Ok(vec![HttpTask::Header(head, false), HttpTask::Body(Some(body.clone()), true)])
 }
 
 struct Wrapped {
@@ -177,6 +197,9 @@ impl CustomSession for Wrapped {
             // event.
             self.begun = true;
             self.replay.release();
+            if let Some(instead) = self.line.instead() {
+                all = in_place_of(all, instead)?;
+            }
         }
         let mut over = false;
         // One by one: written together, events would be merged into one chunk.

@@ -19,7 +19,6 @@ use http::header;
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
-use serde::de::IgnoredAny;
 
 use super::context::Context;
 use super::face::Face;
@@ -29,7 +28,7 @@ use crate::fleet::{Entry, Snapshot};
 use crate::observe;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
-use crate::route::refusal::Refusal;
+use crate::route::refusal::{self, Refusal};
 use crate::route::stored::{Stamp, Tag, is_id, number};
 use crate::state::exchange::Binding;
 use crate::state::responses::Made;
@@ -108,18 +107,18 @@ pub fn stamp(context: &Context, body: &mut Option<Bytes>) {
 
 /// An answer begins.
 pub fn begin(context: &mut Context, head: &mut ResponseHeader) -> Result<()> {
-    let (Some(making), Some(lease)) = (&mut context.making, &context.lease) else { return Ok(()) };
+    let Some(making) = &mut context.making else { return Ok(()) };
     // What was learnt of an attempt that has failed was of another upstream.
     making.learnt = false;
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
     let plain = text(header::CONTENT_ENCODING).is_empty();
     let body = context.replay.as_ref().filter(|_| refuses && plain).and_then(|replay| replay.body());
-    making.refusal = making.stamp.as_ref().zip(body).and_then(|(stamp, body)| {
-        let refusal = Refusal::new(&stamp.put(&body, lease.upstream().name()))?;
-        let is_broken = serde_json::from_slice::<IgnoredAny>(&body).is_err();
-        Some(if is_broken { refusal.broken_behind(stamp.span()) } else { refusal })
-    });
+    making.refusal =
+        making.stamp.as_ref().zip(body).and_then(|(stamp, body)| match refusal::fields_if_sound(&body) {
+            Some(fields) => Some(Refusal::new(fields)),
+            None => Some(Refusal::new(refusal::fields(&body)?).broken_behind(stamp.span())),
+        });
     match &making.refusal {
         Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
         _ => Ok(()),

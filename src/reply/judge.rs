@@ -32,7 +32,7 @@ pub enum Verdict {
     Leaving,
     /// Aborted without a token: the upstream is shutting down too.
     Aborted,
-    /// The first event is an error of the upstream's, with this code.
+    /// The first event is an error, with this code: below 500 it is of the request.
     Failed(u16),
 }
 
@@ -171,7 +171,7 @@ fn has_text(data: &[u8]) -> bool {
     holds(b"\"content\":\"") || holds(b"\"text\":\"")
 }
 
-/// An error event: the upstream's fault when its code says so, or when it has none.
+/// An error event: the upstream's fault unless its code says something else.
 fn failed(text: &[u8]) -> Verdict {
     let code = memchr::memmem::find(text, b"\"code\":").map(|at| &text[at + 7..]);
     let digits = code.map(|rest| {
@@ -180,11 +180,7 @@ fn failed(text: &[u8]) -> Verdict {
     });
     let code = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(500);
     // The words may be a client's own, said back to it in an error of its request.
-    match code >= 500 {
-        true if has(text, SHUTTING_DOWN) => Verdict::Leaving,
-        true => Verdict::Failed(code),
-        false => Verdict::Accept,
-    }
+    if code >= 500 && has(text, SHUTTING_DOWN) { Verdict::Leaving } else { Verdict::Failed(code) }
 }
 
 #[cfg(test)]
@@ -224,7 +220,7 @@ mod tests {
             (200, "application/json", r#"{"type":"message","usage":{"output_tokens":3}}"#, Verdict::Accept),
             (404, "application/json", leaving, Verdict::Accept),
             (200, SSE, "data: {\"error\":{\"message\":\"dead\",\"code\":500}}\n\n", Verdict::Failed(500)),
-            (200, SSE, "data: {\"error\":{\"message\":\"bad\",\"code\":400}}\n\n", Verdict::Accept),
+            (200, SSE, "data: {\"error\":{\"message\":\"bad\",\"code\":400}}\n\n", Verdict::Failed(400)),
             (200, SSE, "data: {\"error\":{\"message\":\"no code\"}}\n\n", Verdict::Failed(500)),
             (200, SSE, "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n", Verdict::Accept),
             (

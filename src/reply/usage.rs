@@ -1,4 +1,4 @@
-//! What an answer says about itself at its end: how many tokens it took, why it ended, and its id.
+//! What an answer says about itself: how many tokens it took, its id, and, of a stream, that it failed.
 //!
 //! The answer passes by in chunks that are cut anywhere; a [`Meter`] looks at each and keeps a few numbers.
 //! Where the interfaces say it:
@@ -10,12 +10,15 @@
 //! - Messages in `usage`, in streams of the event or of its `message`: `output_tokens`, and a prompt in three
 //!   parts, `input_tokens`, `cache_read_input_tokens` (what was cached) and `cache_creation_input_tokens`.
 //!
+//! A stream fails by an event with an `error` in it, or in its `response`, or one of the type `error` or
+//! `response.failed`. As each is the last that there is, nothing behind it is needed to tell.
+//!
 //! What is not said, or said to be null, is unknown and never 0. Of two numbers the later counts: a stream
 //! may tell its usage again and again, and a message's first event knows nothing of the cache yet. An
 //! object that is cut off before its end says nothing.
 //!
 //! JSON is read as JSON, so a text that quotes a usage is a text. Of a stream, only events that hold one of
-//! three names are read so; the others are passed over at the speed of memory. Keys are known as every
+//! three words are read so; the others are passed over at the speed of memory. Keys are known as every
 //! engine writes them: without escapes. A line of `data` is a document; nobody spreads one over lines.
 //!
 //! Never: hold a byte back, allocate for a chunk, keep more than one name, fail.
@@ -40,17 +43,11 @@ pub struct Usage {
     pub reasoning_tokens: Option<u64>,
 }
 
-/// Why an answer ended, in the words of chat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    Stop,
-    Length,
-    ToolCalls,
-    ContentFilter,
-    Abort,
-    Error,
-    /// A word that is not known here.
-    Other,
+/// An error that a stream told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// A status of HTTP, where the interface says one.
+    pub code: Option<u16>,
 }
 
 /// Reads one answer. See the module.
@@ -84,8 +81,8 @@ const DATA: &[u8] = b"data:";
 #[derive(Debug, Default)]
 struct Found {
     counts: Counts,
-    finish: Option<Finish>,
     id: Option<Box<str>>,
+    failure: Option<Failure>,
 }
 
 /// The numbers of a usage under the names that they have.
@@ -98,36 +95,6 @@ struct Counts {
     cached: Option<u64>,
     output: Option<u64>,
     reasoning: Option<u64>,
-}
-
-// === impl Finish ===
-
-impl Finish {
-    pub fn label(self) -> &'static str {
-        match self {
-            Finish::Stop => "stop",
-            Finish::Length => "length",
-            Finish::ToolCalls => "tool_calls",
-            Finish::ContentFilter => "content_filter",
-            Finish::Abort => "abort",
-            Finish::Error => "error",
-            Finish::Other => "other",
-        }
-    }
-
-    /// What a word of one of the interfaces means; `None` while the answer goes on.
-    fn of_word(word: &[u8]) -> Option<Self> {
-        Some(match word {
-            b"stop" | b"end_turn" | b"stop_sequence" | b"completed" => Finish::Stop,
-            b"length" | b"max_tokens" | b"incomplete" => Finish::Length,
-            b"tool_calls" | b"function_call" | b"tool_use" => Finish::ToolCalls,
-            b"content_filter" | b"refusal" => Finish::ContentFilter,
-            b"abort" | b"cancelled" => Finish::Abort,
-            b"error" | b"failed" => Finish::Error,
-            b"in_progress" | b"queued" => return None,
-            _ => Finish::Other,
-        })
-    }
 }
 
 // === impl Meter ===
@@ -176,14 +143,14 @@ impl Meter {
         }
     }
 
-    /// Of several choices, why the last ended.
-    pub fn finish(&self) -> Option<Finish> {
-        self.found.finish
-    }
-
     /// The answer's own id, unless it is an unusually long one.
     pub fn id(&self) -> Option<&str> {
         self.found.id.as_deref()
+    }
+
+    /// What a stream failed by. A document has a status for that.
+    pub fn failure(&self) -> Option<Failure> {
+        self.found.failure.filter(|_| matches!(self.form, Form::Events(_)))
     }
 
     fn whole_line(&mut self, line: &[u8]) {
@@ -221,13 +188,31 @@ impl Meter {
 
 /// Whether an event may say something that is kept. It must not miss what reading it would find.
 fn tells(data: &[u8]) -> bool {
-    static NAMES: LazyLock<[Finder<'static>; 3]> =
-        LazyLock::new(|| ["\"usage\"", "_reason\"", "\"status\""].map(Finder::new));
-    let is_said = |name: &Finder<'_>| {
-        let mut ends = name.find_iter(data).map(|at| at + name.needle().len());
+    static WORDS: LazyLock<[Finder<'static>; 3]> =
+        LazyLock::new(|| ["\"usage\"", "\"error\"", "\"response.failed\""].map(Finder::new));
+    let is_said = |word: &Finder<'_>| {
+        let mut ends = word.find_iter(data).map(|at| at + word.needle().len());
         ends.any(|end| !data[end..].starts_with(b":null"))
     };
-    NAMES.iter().any(is_said)
+    WORDS.iter().any(is_said)
+}
+
+// === impl Found ===
+
+impl Found {
+    /// An error was told of, of which more may follow.
+    fn fail(&mut self) {
+        self.failure.get_or_insert_default();
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// The status that the answer would have had, had it not begun as a good one.
+    pub fn status(self) -> u16 {
+        self.code.unwrap_or(500)
+    }
 }
 
 // === impl Counts ===

@@ -2,12 +2,16 @@
 //! (`'input': '<dict of 5 items>'`), and where it is broken (`'loc': 'body.40'`), and the client must be told
 //! of its own.
 //!
-//! Never: fail, hold more than an error may be long.
+//! The refusal of a broken body may become shorter, which nobody knows before it is there: it has no length
+//! beforehand. All others keep theirs, but where a count has a digit less.
+//!
+//! Never: fail, hold more than an error may be long, copy the body.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use memchr::memmem;
+use serde::de::IgnoredAny;
 
 use super::json;
 
@@ -17,35 +21,48 @@ const LONGEST: usize = 1 << 20;
 /// What comes before an offset into the body, in a refusal of what is no JSON.
 const PLACE: &[u8] = b"body.";
 
+/// What comes before the kind of the first mistake, which no text of the client's can stand before, and the
+/// kind of what is no JSON.
+const KIND: &[u8] = b"'type': '";
+const BROKEN: &[u8] = b"json_invalid'";
+
 /// One refusal on its way.
 #[derive(Debug)]
 pub struct Refusal {
-    said: Vec<u8>,
-    meant: Vec<u8>,
+    /// How the engine calls a body of so many fields, and what the client's would be called.
+    names: [Vec<u8>; 2],
+    /// Where the field stands, of a body that is broken behind it.
+    first: Option<Range<usize>>,
     held: Vec<u8>,
     is_long: bool,
-    /// Where the field stands, of a body that is broken behind it.
-    before: Option<Range<usize>>,
+}
+
+/// How many fields a body has, if it is an object and nothing in it is broken.
+pub fn fields_if_sound(body: &[u8]) -> Option<usize> {
+    serde_json::from_slice::<HashMap<String, IgnoredAny>>(body).ok().map(|fields| fields.len())
+}
+
+/// How many fields a body has; `None` for one that cannot be followed, which nobody counts.
+pub fn fields(body: &[u8]) -> Option<usize> {
+    let object = json::document(body)?;
+    Some(object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len())
 }
 
 impl Refusal {
-    /// `body`: as it was sent, with one field more than the client's.
-    pub fn new(body: &[u8]) -> Option<Self> {
-        let object = json::document(body)?;
-        let fields = object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len();
-        let told = |fields: usize| format!("<dict of {fields} items>").into_bytes();
-        let meant = told(fields.checked_sub(1)?);
-        Some(Refusal { said: told(fields), meant, held: Vec::new(), is_long: false, before: None })
+    /// Of a body of so many fields of the client's, and one more.
+    pub fn new(fields: usize) -> Self {
+        let names = [fields + 1, fields].map(|count| format!("<dict of {count} items>").into_bytes());
+        Refusal { names, first: None, held: Vec::new(), is_long: false }
     }
 
-    /// The body is broken, and this is where the field stands before it.
+    /// The body is broken, and that field stands here, before those of the client.
     pub fn broken_behind(self, field: Range<usize>) -> Self {
-        Refusal { before: Some(field), ..self }
+        Refusal { first: Some(field), ..self }
     }
 
     /// Whether the refusal is as long as it was.
     pub fn keeps_length(&self) -> bool {
-        self.said.len() == self.meant.len() && self.before.is_none()
+        self.names[0].len() == self.names[1].len() && self.first.is_none()
     }
 
     /// Takes the next piece, and gives what can go on; `end`: it is the last.
@@ -59,18 +76,28 @@ impl Refusal {
             return Vec::new();
         }
         let held = std::mem::take(&mut self.held);
-        let (mut out, mut at) = (Vec::with_capacity(held.len()), 0);
-        for found in memmem::find_iter(&held, &self.said) {
-            out.extend_from_slice(&held[at..found]);
-            out.extend_from_slice(&self.meant);
-            at = found + self.said.len();
-        }
-        out.extend_from_slice(&held[at..]);
-        match &self.before {
-            Some(field) if memmem::find(&out, b"json_invalid").is_some() => without(field, &out),
-            _ => out,
+        let [said, meant] = &self.names;
+        match &self.first {
+            Some(field) if is_of_broken(&held) => without(field, &held),
+            _ => renamed(&held, said, meant),
         }
     }
+}
+
+/// Whether it is a refusal of what is no JSON, in which no fields are counted.
+fn is_of_broken(text: &[u8]) -> bool {
+    memmem::find(text, KIND).is_some_and(|at| text[at + KIND.len()..].starts_with(BROKEN))
+}
+
+fn renamed(text: &[u8], said: &[u8], meant: &[u8]) -> Vec<u8> {
+    let (mut out, mut at) = (Vec::with_capacity(text.len()), 0);
+    for found in memmem::find_iter(text, said) {
+        out.extend_from_slice(&text[at..found]);
+        out.extend_from_slice(meant);
+        at = found + said.len();
+    }
+    out.extend_from_slice(&text[at..]);
+    out
 }
 
 /// The text with its offsets as they are in a body without the field.
@@ -89,4 +116,49 @@ fn without(field: &Range<usize>, text: &[u8]) -> Vec<u8> {
     }
     out.extend_from_slice(&text[at..]);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_those_in_the_clients_body() {
+        let broken =
+            |at: u32| format!("1 validation error:\\n  {{'type': 'json_invalid', 'loc': 'body.{at}', 'x'");
+        // What the client has sent is no word of the engine's.
+        let quoted =
+            "{'type': 'missing', 'loc': 'body.1', 'input': \"{'type': 'json_invalid', 'loc': 'body.88'\"";
+        for (said, wanted) in [
+            (broken(72), broken(16)),
+            (broken(57), broken(1)),
+            (broken(1), broken(1)),
+            (quoted.into(), quoted.into()),
+            ("The model does not exist".into(), "The model does not exist".into()),
+        ] {
+            for fields in [1, 3] {
+                for cut in [0, 1, said.len() - 1] {
+                    let mut refusal = Refusal::new(fields).broken_behind(1..57);
+                    let first = refusal.feed(&said.as_bytes()[..cut], false);
+                    let all = [first, refusal.feed(&said.as_bytes()[cut..], true)].concat();
+                    assert_eq!(String::from_utf8(all).unwrap(), wanted);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fields_are_counted_once_each_where_they_can_be() {
+        for (body, wanted) in [
+            (r#"{"a":1,"b":{"c":1,"d":2},"a":2}"#, (Some(2), Some(2))),
+            ("{}", (Some(0), Some(0))),
+            (r#"{"a":NaN}"#, (Some(1), None)),
+            (r#"{"a":[1 2]}"#, (Some(1), None)),
+            (r#"{"a":1"#, (None, None)),
+            ("[1]", (None, None)),
+            ("", (None, None)),
+        ] {
+            assert_eq!((fields(body.as_bytes()), fields_if_sound(body.as_bytes())), wanted, "{body}");
+        }
+    }
 }

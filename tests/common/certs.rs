@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::RootCertStore;
-use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::wire::tcp;
 use vllm_lb::config::types::ListenTls;
@@ -67,9 +67,21 @@ impl Certs {
         connector.connect(name, tcp(address).await).await.expect("the certificate is believed")
     }
 
+    /// Serves with the certificate.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let certificate =
+            CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("rcgen writes PEM");
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("rcgen writes PEM");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().expect("ring has the defaults");
+        let config = builder.with_no_client_auth().with_single_cert(vec![certificate], key);
+        TlsAcceptor::from(Arc::new(config.expect("the key is the certificate's")))
+    }
+
     fn connector(&self, protocols: &[&str]) -> TlsConnector {
         let mut roots = RootCertStore::empty();
-        let authority = rustls::pki_types::CertificateDer::from_pem_slice(self.authority.as_bytes());
+        let authority = CertificateDer::from_pem_slice(self.authority.as_bytes());
         roots.add(authority.expect("rcgen writes PEM")).expect("rcgen makes authorities");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider);

@@ -4,11 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 use vllm_lb::config::types::{Discover, Source};
 use vllm_lb::config::url;
 
+use super::certs::Certs;
+use super::wire::Stream;
 use super::{Duration, Engine, eventually};
 
 #[derive(Default)]
@@ -20,6 +23,7 @@ struct State {
 
 pub struct ModelServer {
     pub address: String,
+    scheme: &'static str,
     state: Arc<Mutex<State>>,
     task: JoinHandle<()>,
 }
@@ -38,7 +42,11 @@ pub fn document<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> Value {
 
 /// A source that is asked often.
 pub fn source(address: &str) -> Source {
-    let url = url::upstream(&format!("http://{address}")).expect("is a URL");
+    source_at(&format!("http://{address}"))
+}
+
+fn source_at(url: &str) -> Source {
+    let url = url::upstream(url).expect("is a URL");
     Source { every: Duration::from_millis(100), ..Source::new(Discover::Gym(url)) }
 }
 
@@ -49,23 +57,44 @@ impl ModelServer {
         Self::at(&nowhere().await, document).await
     }
 
+    /// With TLS.
+    pub async fn secure(document: Value, certs: &Certs) -> Self {
+        Self::over(&nowhere().await, document, Some(certs.acceptor())).await
+    }
+
     /// At an address that nobody has.
     pub async fn at(address: &str, document: Value) -> Self {
+        Self::over(address, document, None).await
+    }
+
+    async fn over(address: &str, document: Value, acceptor: Option<TlsAcceptor>) -> Self {
+        let scheme = if acceptor.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind(address).await.expect("nobody has the port");
         let answer = (200, document.to_string());
         let state = Arc::new(Mutex::new(State { answer, heads: Vec::new() }));
         let shared = state.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, shared.clone()));
+                let (shared, acceptor) = (shared.clone(), acceptor.clone());
+                tokio::spawn(async move {
+                    match acceptor {
+                        None => serve(stream, shared).await,
+                        // Who does not trust the certificate leaves.
+                        Some(acceptor) => {
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                serve(stream, shared).await;
+                            }
+                        }
+                    }
+                });
             }
         });
-        ModelServer { address: address.into(), state, task }
+        ModelServer { address: address.into(), scheme, state, task }
     }
 
     /// A source that asks here, often.
     pub fn source(&self) -> Source {
-        source(&self.address)
+        source_at(&format!("{}://{}", self.scheme, self.address))
     }
 
     pub fn say(&self, document: &Value) {
@@ -95,7 +124,7 @@ impl Drop for ModelServer {
     }
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+async fn serve(mut stream: impl Stream, state: Arc<Mutex<State>>) {
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {
         if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {

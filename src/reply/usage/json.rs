@@ -3,7 +3,7 @@
 //! Only objects in which such a name may stand are entered. All else is skipped: strings from quote to
 //! quote, and between them only brackets are counted. A document that is none is read no further.
 
-use super::{Counts, Finish, Found};
+use super::{Counts, Failure, Found};
 
 /// The longest name or word that is kept.
 const WORD_BYTES: usize = 96;
@@ -11,7 +11,7 @@ const WORD_BYTES: usize = 96;
 /// `usage`'s details inside of `usage` inside of `response` inside of the document.
 const DEEPEST: usize = 4;
 
-/// An object or a list that is entered.
+/// An object that is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     Top,
@@ -20,11 +20,7 @@ enum Scope {
     Usage,
     PromptDetails,
     OutputDetails,
-    /// The list.
-    Choices,
-    Choice,
-    /// Of Anthropic's `message_delta`.
-    Delta,
+    Error,
 }
 
 /// What is wanted of a value.
@@ -33,8 +29,9 @@ enum Want {
     Nothing,
     Inside(Scope),
     Id,
-    Finish,
+    Type,
     Number(Count),
+    Code,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +55,6 @@ enum Place {
     Key,
     Colon,
     BeforeValue,
-    /// After `[` of the choices, or a comma in it.
-    BeforeChoice,
     /// In a string that is wanted.
     Word,
     /// In a string that is not.
@@ -126,7 +121,7 @@ impl Document {
                 Place::Text => self.text(rest, Place::CommaOrEnd),
                 Place::SkipText(depth) => self.text(rest, Place::Skip(depth)),
                 Place::Skip(depth) => self.skip(rest, depth),
-                Place::Scalar(value) => self.scalar(rest, value),
+                Place::Scalar(value) => self.scalar(rest, value, found),
                 _ => {
                     self.between(byte, found);
                     &rest[1..]
@@ -141,49 +136,44 @@ impl Document {
 
     /// One byte outside of values and names.
     fn between(&mut self, byte: u8, found: &mut Found) {
-        let in_choices = self.scope() == Scope::Choices;
         self.place = match (self.place, byte) {
             (place, b' ' | b'\n' | b'\r' | b'\t') => place,
-            (Place::Start, b'{') => self.enter(Scope::Top),
+            (Place::Start, b'{') => self.enter(Scope::Top, found),
             (Place::KeyOrEnd | Place::BeforeKey, b'"') => {
                 self.word.clear();
                 Place::Key
             }
             (Place::Colon, b':') => Place::BeforeValue,
-            (Place::BeforeValue | Place::BeforeChoice, b'"') => match self.want {
-                Want::Id | Want::Finish => {
+            (Place::BeforeValue, b'"') => match self.want {
+                Want::Id | Want::Type => {
                     self.word.clear();
                     Place::Word
                 }
+                Want::Inside(Scope::Error) => {
+                    found.fail();
+                    Place::Text
+                }
                 _ => Place::Text,
             },
-            (Place::BeforeValue | Place::BeforeChoice, b'{' | b'[') => match self.want {
-                Want::Inside(scope) if (scope == Scope::Choices) == (byte == b'[') => self.enter(scope),
+            (Place::BeforeValue, b'{') => match self.want {
+                Want::Inside(scope) => self.enter(scope, found),
                 _ => Place::Skip(1),
             },
-            (Place::BeforeValue | Place::BeforeChoice, b'0'..=b'9') => {
-                Place::Scalar(Some(u64::from(byte - b'0')))
-            }
-            (Place::BeforeValue | Place::BeforeChoice, b'-' | b'a'..=b'z' | b'A'..=b'Z') => {
-                Place::Scalar(None)
-            }
-            (Place::CommaOrEnd, b',') if in_choices => Place::BeforeChoice,
+            (Place::BeforeValue, b'[') => Place::Skip(1),
+            (Place::BeforeValue, b'0'..=b'9') => Place::Scalar(Some(u64::from(byte - b'0'))),
+            (Place::BeforeValue, b'-' | b'a'..=b'z' | b'A'..=b'Z') => Place::Scalar(None),
             (Place::CommaOrEnd, b',') => Place::BeforeKey,
-            (Place::CommaOrEnd | Place::BeforeChoice, b']') if in_choices => self.leave(found),
-            (Place::CommaOrEnd | Place::KeyOrEnd, b'}') if !in_choices => self.leave(found),
+            (Place::CommaOrEnd | Place::KeyOrEnd, b'}') => self.leave(found),
             _ => Place::Over,
         };
-        if matches!(self.place, Place::BeforeChoice) {
-            self.want = Want::Inside(Scope::Choice);
-        }
     }
 
-    fn enter(&mut self, scope: Scope) -> Place {
+    fn enter(&mut self, scope: Scope, found: &mut Found) -> Place {
         self.scopes[self.open] = scope;
         self.open += 1;
         match scope {
-            Scope::Choices => return Place::BeforeChoice,
             Scope::Usage => self.counts = Counts::default(),
+            Scope::Error => found.fail(),
             _ => {}
         }
         Place::KeyOrEnd
@@ -264,7 +254,7 @@ impl Document {
         &[]
     }
 
-    fn scalar<'p>(&mut self, rest: &'p [u8], mut value: Option<u64>) -> &'p [u8] {
+    fn scalar<'p>(&mut self, rest: &'p [u8], mut value: Option<u64>, found: &mut Found) -> &'p [u8] {
         for (at, &byte) in rest.iter().enumerate() {
             match byte {
                 b'0'..=b'9' => {
@@ -273,8 +263,12 @@ impl Document {
                 }
                 b'+' | b'-' | b'.' | b'a'..=b'z' | b'A'..=b'Z' => value = None,
                 _ => {
-                    if let (Want::Number(count), Some(value)) = (self.want, value) {
-                        self.counts.set(count, value);
+                    match (self.want, value) {
+                        (Want::Number(count), Some(value)) => self.counts.set(count, value),
+                        (Want::Code, Some(code @ 400..600)) => {
+                            found.failure = Some(Failure { code: u16::try_from(code).ok() });
+                        }
+                        _ => {}
                     }
                     self.place = Place::CommaOrEnd;
                     return &rest[at..];
@@ -288,10 +282,10 @@ impl Document {
     /// A word that was wanted has ended.
     fn tell(&mut self, found: &mut Found) {
         let Some(word) = self.word.known() else { return };
-        match self.want {
-            Want::Finish => found.finish = Finish::of_word(word).or(found.finish),
-            Want::Id if found.id.is_none() && !word.is_empty() => {
-                found.id = std::str::from_utf8(word).ok().map(Box::from);
+        match (self.want, word) {
+            (Want::Type, b"error" | b"response.failed") => found.fail(),
+            (Want::Id, id) if found.id.is_none() && !id.is_empty() => {
+                found.id = std::str::from_utf8(id).ok().map(Box::from);
             }
             _ => {}
         }
@@ -314,11 +308,10 @@ fn wanted(scope: Scope, key: Option<&[u8]>) -> Want {
     match (scope, key) {
         (Scope::Top | Scope::Answer, b"usage") => Want::Inside(Scope::Usage),
         (Scope::Top | Scope::Answer, b"id") => Want::Id,
-        (Scope::Top | Scope::Answer, b"status" | b"stop_reason") => Want::Finish,
-        (Scope::Delta, b"stop_reason") | (Scope::Choice, b"finish_reason") => Want::Finish,
+        (Scope::Top | Scope::Answer, b"error") => Want::Inside(Scope::Error),
+        (Scope::Top, b"type" | b"object") => Want::Type,
+        (Scope::Error, b"code") => Want::Code,
         (Scope::Top, b"response" | b"message") => Want::Inside(Scope::Answer),
-        (Scope::Top, b"choices") => Want::Inside(Scope::Choices),
-        (Scope::Top, b"delta") => Want::Inside(Scope::Delta),
         (Scope::Usage, b"prompt_tokens") => Want::Number(Count::Prompt),
         (Scope::Usage, b"input_tokens") => Want::Number(Count::Input),
         (Scope::Usage, b"cache_read_input_tokens") => Want::Number(Count::CacheRead),

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::*;
 
@@ -10,10 +10,10 @@ const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream; charset=utf-8";
 
 /// Everything that a meter tells.
-type Told = (Usage, Option<Finish>, Option<String>);
+type Told = (Usage, Option<String>, Option<Failure>);
 
 fn told(meter: &Meter) -> Told {
-    (meter.usage(), meter.finish(), meter.id().map(str::to_owned))
+    (meter.usage(), meter.id().map(str::to_owned), meter.found.failure)
 }
 
 fn pieces<'p>(kind: &str, pieces: impl IntoIterator<Item = &'p [u8]>) -> Told {
@@ -39,39 +39,39 @@ fn sample(name: &str) -> Vec<u8> {
 }
 
 /// Type, body, what it tells.
-type Sample = (&'static str, Vec<u8>, [Option<u64>; 4], Option<Finish>, Option<&'static str>);
+type Sample = (&'static str, Vec<u8>, [Option<u64>; 4], Option<&'static str>);
 
 /// vLLM's answers.
 fn samples() -> Vec<Sample> {
     let numbers = |prompt, output| [Some(prompt), Some(0), Some(output), None];
-    let length = Some(Finish::Length);
     let responses = |prompt, output| [Some(prompt), Some(0), Some(output), Some(0)];
     vec![
-        (JSON, sample("chat"), numbers(31, 12), length, Some("chatcmpl-955534d1733abee8")),
-        (SSE, sample("chat_stream"), numbers(31, 6), length, Some("chatcmpl-aac26cbe005fb1de")),
-        (JSON, sample("compl"), numbers(5, 6), length, Some("cmpl-8c777fc2479be4bf")),
-        (SSE, sample("compl_stream"), numbers(5, 4), length, Some("cmpl-af40cc4a7f537155")),
-        (JSON, sample("responses"), responses(15, 16), length, Some("resp_9711382ea0b4cb19")),
-        (SSE, sample("responses_stream"), responses(15, 16), length, Some("resp_8408fe1d916a092e")),
-        (JSON, sample("messages"), numbers(15, 6), length, Some("chatcmpl-b80b6159a81705b6")),
-        (SSE, sample("messages_stream"), numbers(15, 4), length, Some("chatcmpl-a0764b636acd2815")),
-        (JSON, sample("inference_generate"), numbers(4, 4), length, None),
-        (JSON, sample("err_long"), [None; 4], None, None),
-        (JSON, sample("err_404"), [None; 4], None, None),
-        (JSON, sample("count_tokens"), [None; 4], None, None),
+        (JSON, sample("chat"), numbers(31, 12), Some("chatcmpl-955534d1733abee8")),
+        (SSE, sample("chat_stream"), numbers(31, 6), Some("chatcmpl-aac26cbe005fb1de")),
+        (JSON, sample("compl"), numbers(5, 6), Some("cmpl-8c777fc2479be4bf")),
+        (SSE, sample("compl_stream"), numbers(5, 4), Some("cmpl-af40cc4a7f537155")),
+        (JSON, sample("responses"), responses(15, 16), Some("resp_9711382ea0b4cb19")),
+        (SSE, sample("responses_stream"), responses(15, 16), Some("resp_8408fe1d916a092e")),
+        (JSON, sample("messages"), numbers(15, 6), Some("chatcmpl-b80b6159a81705b6")),
+        (SSE, sample("messages_stream"), numbers(15, 4), Some("chatcmpl-a0764b636acd2815")),
+        (JSON, sample("inference_generate"), numbers(4, 4), None),
+        (JSON, sample("err_long"), [None; 4], None),
+        (JSON, sample("err_404"), [None; 4], None),
+        (JSON, sample("count_tokens"), [None; 4], None),
     ]
 }
 
 #[test]
 fn vllms_answers_tell_their_usage_wherever_they_are_cut() {
-    for (kind, body, numbers, finish, id) in samples() {
-        let expected = (usage(numbers), finish, id.map(str::to_owned));
-        assert_eq!(whole(kind, &body), expected, "{}", String::from_utf8_lossy(&body));
+    let read = |(usage, id, _): Told| (usage, id);
+    for (kind, body, numbers, id) in samples() {
+        let expected = (usage(numbers), id.map(str::to_owned));
+        assert_eq!(read(whole(kind, &body)), expected, "{}", String::from_utf8_lossy(&body));
         for cut in 0..=body.len() {
             let (front, back) = body.split_at(cut);
-            assert_eq!(pieces(kind, [front, back]), expected, "cut at {cut}");
+            assert_eq!(read(pieces(kind, [front, back])), expected, "cut at {cut}");
         }
-        assert_eq!(pieces(kind, body.chunks(1)), expected, "byte by byte");
+        assert_eq!(read(pieces(kind, body.chunks(1))), expected, "byte by byte");
     }
 }
 
@@ -183,30 +183,38 @@ fn a_stream_is_read_line_by_line() {
 }
 
 #[test]
-fn endings_are_told_in_the_words_of_chat() {
-    for (word, finish) in [
-        ("stop", Some(Finish::Stop)),
-        ("end_turn", Some(Finish::Stop)),
-        ("completed", Some(Finish::Stop)),
-        ("max_tokens", Some(Finish::Length)),
-        ("tool_use", Some(Finish::ToolCalls)),
-        ("refusal", Some(Finish::ContentFilter)),
-        ("cancelled", Some(Finish::Abort)),
-        ("failed", Some(Finish::Error)),
-        ("pause_turn", Some(Finish::Other)),
-        ("in_progress", None),
+fn a_stream_tells_that_it_failed() {
+    let said = |code| Some(Failure { code });
+    let good = "data: {\"id\":\"a\",\"error\":null,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    for (event, failure) in [
+        (
+            r#"{"error":{"message":"x","type":"InternalServerError","param":null,"code":500}}"#,
+            said(Some(500)),
+        ),
+        (r#"{"error": {"code": 400, "message": "\"code\":500"}}"#, said(Some(400))),
+        (r#"{"error":{"message":"x","code":"server_error"}}"#, said(None)),
+        (r#"{"error":{"message":"x","code":7}}"#, said(None)),
+        (r#"{"error":"Unauthorized"}"#, said(None)),
+        (r#"{"type":"error","error":{"type":"internal_error","message":"x"}}"#, said(None)),
+        (r#"{"code":"server_error","message":"x","sequence_number":7,"type":"error"}"#, said(None)),
+        (r#"{"response":{"status":"failed","error":null},"type":"response.failed"}"#, said(None)),
+        (r#"{"response":{"error":{"code":503}},"type":"response.failed"}"#, said(Some(503))),
+        (r#"{"object":"error","message":"x","code":400}"#, said(None)),
+        (r#"{"type":"response.completed","response":{"error":null}}"#, None),
+        (r#"{"choices":[{"delta":{"content":"{\"error\":{\"code\":500}}"}}]}"#, None),
+        (r#"{"choices":[{"error":{"code":500},"type":"error"}],"x":{"error":{}},"error":null}"#, None),
+        (r#"{"type":"content_block_delta","delta":{"type":"error","error":{}}}"#, None),
+        (r#"{"type":"response.output_text.delta","delta":"error"}"#, None),
     ] {
-        for body in [
-            json!({"choices": [{"stop_reason": "</s>", "finish_reason": word}]}),
-            json!({"stop_reason": word}),
-            json!({"type": "message_delta", "delta": {"stop_reason": word}}),
-            json!({"response": {"status": word}}),
-        ] {
-            assert_eq!(whole(JSON, body.to_string().as_bytes()).1, finish, "{body}");
+        let stream = format!("{good}event: x\ndata: {event}\n\ndata: [DONE]\n\n");
+        for cut in 0..=stream.len() {
+            let (front, back) = stream.as_bytes().split_at(cut);
+            assert_eq!(pieces(SSE, [front, back]).2, failure, "{event} cut at {cut}");
         }
+        let mut document = Meter::of(Some(JSON)).unwrap();
+        document.feed(event.as_bytes());
+        assert_eq!(document.failure(), None, "{event}");
     }
-    let two = json!({"choices": [{"finish_reason": "stop"}, {"finish_reason": null}]}).to_string();
-    assert_eq!(whole(JSON, two.as_bytes()).1, Some(Finish::Stop));
 }
 
 #[test]
@@ -222,8 +230,8 @@ fn an_id_is_kept_when_it_is_one() {
         (&format!("\"{longest}x\""), None),
     ] {
         let body = format!("{{\"id\":{written}}}");
-        assert_eq!(whole(JSON, body.as_bytes()).2.as_deref(), id, "{written}");
-        assert_eq!(pieces(JSON, body.as_bytes().chunks(1)).2.as_deref(), id, "{written}");
+        assert_eq!(whole(JSON, body.as_bytes()).1.as_deref(), id, "{written}");
+        assert_eq!(pieces(JSON, body.as_bytes().chunks(1)).1.as_deref(), id, "{written}");
     }
 }
 
@@ -245,8 +253,18 @@ fn value() -> impl Strategy<Value = Value> {
         (0u64..5000).prop_map(Value::from),
         any::<u64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
-        select(vec!["stop", "length", "failed", "x-1", "a\\\"b", "\"usage\":{", "\n", "é{["])
-            .prop_map(Value::from),
+        select(vec![
+            "stop",
+            "length",
+            "error",
+            "response.failed",
+            "x-1",
+            "a\\\"b",
+            "\"usage\":{",
+            "\n",
+            "é{["
+        ])
+        .prop_map(Value::from),
         any::<String>().prop_map(Value::from),
     ];
     leaf.prop_recursive(6, 60, 8, |inner| {
@@ -260,12 +278,11 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 fn name() -> impl Strategy<Value = &'static str> {
-    let often = ["usage", "usage", "usage", "response", "message", "choices", "delta"];
+    let often = ["usage", "usage", "usage", "response", "message", "error"];
     let seldom = [
         "id",
-        "status",
-        "finish_reason",
-        "stop_reason",
+        "type",
+        "code",
         "prompt_tokens",
         "input_tokens",
         "cache_read_input_tokens",
@@ -290,22 +307,15 @@ fn plainly(tree: &Value) -> Told {
             ("response" | "message", Value::Object(inner)) => {
                 inner.iter().for_each(|(key, value)| object(key, value, &mut found));
             }
-            ("choices", Value::Array(choices)) => {
-                choices.iter().for_each(|choice| finish(&choice["finish_reason"], &mut found));
+            ("type" | "object", word) if matches!(plain(word), Some("error" | "response.failed")) => {
+                found.fail();
             }
-            ("delta", Value::Object(_)) => finish(&value["stop_reason"], &mut found),
             _ => {}
         }
     }
     let id = found.id.clone().map(String::from);
     let document = Meter { form: Form::Document, document: Document::default(), found };
-    (document.usage(), document.finish(), id)
-}
-
-fn finish(word: &Value, found: &mut Found) {
-    if let Some(word) = plain(word) {
-        found.finish = Finish::of_word(word.as_bytes()).or(found.finish);
-    }
+    (document.usage(), id, document.found.failure)
 }
 
 /// A word that a meter keeps.
@@ -328,7 +338,14 @@ fn object(key: &str, value: &Value, found: &mut Found) {
         ("id", id) if found.id.is_none() => {
             found.id = plain(id).filter(|id| !id.is_empty()).map(Box::from);
         }
-        ("status" | "stop_reason", word) => finish(word, found),
+        ("error", Value::String(_)) => found.fail(),
+        ("error", Value::Object(error)) => {
+            found.fail();
+            let code = error.get("code").and_then(Value::as_u64).filter(|code| (400..600).contains(code));
+            if let Some(code) = code {
+                found.failure = Some(Failure { code: u16::try_from(code).ok() });
+            }
+        }
         _ => {}
     }
 }
