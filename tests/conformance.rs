@@ -13,7 +13,7 @@
 //! stream: yes                              the answer is asked for as a stream
 //! --- client                               the request's body as the client wrote it
 //! --- upstream                             as the upstream gets it; nothing: it goes on as it is
-//! --- answer                               in place of those: the upstream's answer; `client` may stand by it
+//! --- answer                               in place of `upstream`: the upstream's answer
 //! --- told                                 and what the client gets
 //! --- refused                              in place of `upstream`: the client gets this instead
 //! ```

@@ -1,7 +1,7 @@
 //! Edits an upstream's answer on its way to the client, piece by piece, however it is cut.
 //!
-//! - The client's name of the model stands in it again: in JSON, in every event of a stream, in errors, and in
-//!   the header that describes an answer of plain bytes.
+//! - The client's name of the model stands in it again: in JSON, in every event of a stream, in errors, and
+//!   in the header that describes an answer of plain bytes.
 //! - With `think_tags`, a chat's reasoning stands in its content.
 //! - With `token_ids`, a chat's token ids and log-probabilities stand on its messages.
 //! - What the balancer asked for on its own account, and the client did not, is taken out again (but for

@@ -1,8 +1,8 @@
 //! Edits the JSON of a request: what a route says is put into the body, every other byte stays.
 //!
 //! In the order in which one thing goes before another: the served name, `overrides`, what the client said,
-//! `metadata_overrides`, `defaults`. `remove` takes out what client and defaults say. Of equal keys the last one
-//! counts, as for Python: it is the one that is edited, and all of them are removed.
+//! `metadata_overrides`, `defaults`. `remove` takes out what client and defaults say. Of equal keys the last
+//! one counts, as for Python: it is the one that is edited, and all of them are removed.
 //!
 //! The same body gives the same bytes at every attempt. A body that is no JSON object goes on as it is: the
 //! upstream refuses it in its own words.

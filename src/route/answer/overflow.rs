@@ -104,7 +104,10 @@ impl Request<'_> {
         };
         let text =
             |index: usize| json!({"index": index, "text": "", "logprobs": null, "finish_reason": "length"});
-        let part = |index: usize, key: &str, part: Value, reason: Value| json!({"index": index, key: part, "logprobs": null, "finish_reason": reason});
+        let part = |index: usize, key: &str, part: Value, reason: Value| {
+            let logprobs = Value::Null;
+            json!({"index": index, key: part, "logprobs": logprobs, "finish_reason": reason})
+        };
         let message = || json!({"role": "assistant", "content": ""});
         let all = 0..self.choices.max(1);
         let events = |events: Vec<Value>| {

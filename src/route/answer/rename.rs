@@ -220,8 +220,8 @@ mod tests {
                 r#"[ {"a":{"model":"old"},"model":"new"},{"model":"new"},"model","old",{"model":null}]"#,
             ),
             (
-                r#"[[{"model":"old"}],["model","old"],{"b":"model","model":"old"},{"response":{"model":"old"}}]"#,
-                r#"[[{"model":"old"}],["model","old"],{"b":"model","model":"new"},{"response":{"model":"old"}}]"#,
+                r#"[[{"model":"old"}],["a","old"],{"b":"model","model":"old"},{"message":{"model":"old"}}]"#,
+                r#"[[{"model":"old"}],["a","old"],{"b":"model","model":"new"},{"message":{"model":"old"}}]"#,
             ),
             (r#"{"a":"\"model\":\"old\""}"#, r#"{"a":"\"model\":\"old\""}"#),
             (

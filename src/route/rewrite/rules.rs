@@ -30,8 +30,8 @@ struct Rule {
 // === impl Rules ===
 
 impl Rules {
-    /// `below`: what is said where the client says nothing. `above`: what is said in any case. `removed` goes,
-    /// unless it is said in any case.
+    /// `below`: what is said where the client says nothing. `above`: what is said in any case. `removed`
+    /// goes, unless it is said in any case.
     pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, removed: &[String]) -> Self {
         let is_null = |key: &str| above.get(key).is_some_and(Value::is_null);
         let nulls = above.keys().filter(|key| is_null(key));
