@@ -25,6 +25,7 @@ mod headers;
 pub mod leave;
 mod line;
 mod local;
+mod look;
 mod memory;
 mod peek;
 mod peer;
@@ -290,6 +291,7 @@ impl ProxyHttp for Balancer {
     ) -> Result<()> {
         let https = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
         context.sent = true;
+        context.face.as_ref().map_or(Ok(()), |face| face.translate_path(head))?;
         if let Some(lease) = &context.lease {
             headers::towards_upstream(session, head, lease.upstream(), https)?;
         }

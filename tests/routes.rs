@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::body::{chat, stream};
-use common::wire::{JSON, Wire, get, post, request};
+use common::wire::{JSON, Wire, get, post, request, upgrade};
 use common::{Balancer, Engine, Fault, Options, config, engine, engines, paced, serving, upstreams};
 use serde_json::json;
 use vllm_lb::config::secret::Secret;
@@ -333,16 +333,6 @@ async fn next_frame(client: &mut Wire) -> String {
         short => usize::from(short),
     };
     String::from_utf8_lossy(&client.exactly(length).await).into_owned()
-}
-
-fn upgrade(path: &str) -> Vec<u8> {
-    let headers = [
-        ("connection", "Upgrade"),
-        ("upgrade", "websocket"),
-        ("sec-websocket-version", "13"),
-        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-    ];
-    request("GET", path, &headers, b"")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -208,9 +208,11 @@ impl Snapshot {
         !self.uniform
     }
 
-    /// Whether a request that names no model has one to take: every ready upstream has the same base.
-    pub fn serves_one_base(&self) -> bool {
-        let mut bases = self.ready().map(Entry::base);
+    /// Whether a request that names no model has one to take: all ready upstreams, among those that may have
+    /// it, have the same base.
+    pub fn serves_one_base(&self, among: Option<&[usize]>) -> bool {
+        let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
+        let mut bases = self.ready().filter(may).map(Entry::base);
         let first = bases.next().flatten();
         bases.all(|other| other == first)
     }

@@ -50,7 +50,10 @@ enum Place {
         start: usize,
         field: Option<Field>,
     },
-    End,
+    /// Behind the boundary that stands there and ends the form.
+    End {
+        start: usize,
+    },
     Malformed(usize),
 }
 
@@ -93,7 +96,7 @@ impl FormScanner {
             Place::Start => self.start(body),
             Place::Headers { start } => self.headers(body, start),
             Place::Content { start, field } => self.content(body, start, field),
-            Place::End | Place::Malformed(_) => false,
+            Place::End { .. } | Place::Malformed(_) => false,
         } {}
     }
 
@@ -106,7 +109,7 @@ impl FormScanner {
             model: text(&self.model).map_or(Model::Absent, Model::named),
             stream: text(&self.stream).is_some_and(|word| is_true_word(&word)),
             state: match self.place {
-                Place::End => Progress::Complete,
+                Place::End { .. } => Progress::Complete,
                 Place::Malformed(offset) => Progress::Malformed(offset),
                 _ => Progress::Cut,
             },
@@ -116,6 +119,12 @@ impl FormScanner {
     /// Where the name of the model stands, once it is whole.
     pub fn model_span(&self) -> Option<Range<usize>> {
         self.model.clone()
+    }
+
+    /// Where the boundary stands that ends the form, with the dashes in front of it, once it is whole.
+    pub fn end(&self) -> Option<Range<usize>> {
+        let Place::End { start } = self.place else { return None };
+        Some(start..start + self.delimiter.needle().len() - 2)
     }
 
     fn start(&mut self, body: &[u8]) -> bool {
@@ -180,7 +189,7 @@ impl FormScanner {
                 true
             }
             Some(b"--") => {
-                self.place = Place::End;
+                self.place = Place::End { start: at + 2 - self.delimiter.needle().len() };
                 true
             }
             _ => false,
@@ -376,6 +385,8 @@ mod tests {
             let scanner = scanned(&body);
             prop_assert_eq!(scanner.model.clone().map(|span| body[span].to_vec()), model);
             prop_assert_eq!(scanner.facts(&body).state, Progress::Complete);
+            let end = scanner.end().map(|end| (&body[end.clone()], &body[end.end..]));
+            prop_assert_eq!(end, Some((&b"--AbC"[..], &b"--\r\n"[..])));
         }
 
         #[test]

@@ -55,6 +55,8 @@ pub struct Context {
     /// To take it back, as long as nothing was `sent`.
     pub learnt: Option<Learnt>,
     pub sent: bool,
+    /// Decoded, and without the session.
+    pub path: String,
     /// The session that the path names.
     pub session: Option<String>,
     /// The session, wherever it is named, in the form in which it is told.
@@ -158,6 +160,7 @@ impl Context {
             blocks: 0,
             predicted: 0,
             learnt: None,
+            path: String::new(),
             session: None,
             told_session: None,
             counts: false,

@@ -106,6 +106,11 @@ impl Face {
         self.plan.served(self.model.as_deref())
     }
 
+    /// Whether that is another than the client's.
+    pub fn renames(&self) -> bool {
+        self.served() != self.model.as_deref()
+    }
+
     /// A body of this interface is to come, which the route may want said in another language.
     pub fn expect(&mut self, api: Api) {
         self.translation = translation::of(&self.plan, api);
@@ -159,6 +164,11 @@ impl Face {
         Ok(body)
     }
 
+    /// Gives a head that is the client's yet the path that its upstreams are to be asked at.
+    pub fn translate_path(&self, head: &mut RequestHeader) -> Result<()> {
+        if self.translates() { translation::to_chat(head) } else { Ok(()) }
+    }
+
     /// Makes a head one for the upstream of this route.
     pub fn towards_upstream(&self, head: &mut RequestHeader) -> Result<()> {
         if let Some(length) = self.length {
@@ -167,9 +177,6 @@ impl Face {
         }
         // What is compressed on the way could not be edited.
         head.remove_header(&header::ACCEPT_ENCODING);
-        if self.translates() {
-            translation::to_chat(head)?;
-        }
         if let Some(key) = self.authorization() {
             headers::replace_key(head, key)?;
         }

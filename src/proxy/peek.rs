@@ -15,18 +15,17 @@ use tokio::time::{Instant, timeout_at};
 use super::ask::{self, Ask};
 use super::face::Face;
 use super::headers;
+use super::look::{Looker, Shape};
 use super::memory::{Memory, Reservation};
-use super::prompt::{self, Rest};
+use super::prompt::Rest;
 use super::stored::Kept;
 use crate::config::types::{Peek, Sessions};
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
-use crate::prompt::scan::{Facts, Field, Progress, Scanner};
 use crate::prompt::session;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
-use crate::route::paths::Api;
 use crate::route::table::Table;
 use crate::state::Asked;
 
@@ -39,14 +38,15 @@ const SLOWEST: u64 = 64 << 10;
 /// Reserved to begin with, unless the body is smaller.
 const FIRST: u64 = 64 << 10;
 
-/// Where the body names its model.
-pub enum Shape {
-    /// Of this interface.
-    Json(Api),
-    /// With the whole value of `content-type`, which names the boundary.
-    Multipart(String),
-    /// Not looked into.
-    Opaque,
+/// What the head says of a request.
+#[derive(Clone, Copy)]
+pub struct Said<'a> {
+    /// Decoded, as its interface is found by it.
+    pub path: &'a str,
+    /// The session that the path named.
+    pub session: Option<&'a str>,
+    /// The model, before which what the body says of one does not count.
+    pub model: Option<&'a str>,
 }
 
 /// What must be known of a request before an upstream can be chosen.
@@ -132,19 +132,20 @@ impl Peeker {
         }
     }
 
-    /// `named`: the session that the path named. `face`: what its route makes of it, once that is known.
+    /// `face`: what its route makes of it, once that is known.
     pub async fn peek(
         &self,
         session: &mut Session,
         shape: Shape,
-        named: Option<&str>,
-        needs: Needs,
+        mut said: Said<'_>,
+        mut needs: Needs,
         face: &mut Option<Box<Face>>,
     ) -> Result<Peeked, Failure> {
+        needs.model &= said.model.is_none();
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            *face = self.face(session, &Looker::Opaque, &body).filter(|_| needs.route);
+            *face = self.face(session, said, &Looker::Opaque, &body).filter(|_| needs.route);
             return Ok(Peeked { body, whole: true, reservation, wish, ask: None });
         }
         let declared = headers::length(&session.req_header().headers);
@@ -167,8 +168,8 @@ impl Peeker {
         if !whole && reader.wants_more(needs) {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        *face = self.face(session, &reader.looker, reader.body.bytes()).filter(|_| needs.route);
-        let mut said = None;
+        *face = self.face(session, said, &reader.looker, reader.body.bytes()).filter(|_| needs.route);
+        let mut named = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
                 whole = reader.read(session, self.limits.max_body).await?;
@@ -178,13 +179,15 @@ impl Peeker {
             }
             reader.look();
             // What names the session may be nothing for the upstream, and taken out.
-            said = Some(self.session(session, named, &reader, face.served()));
+            named = Some(self.session(session, said, &reader, face.served()));
             reader.edit(face)?;
+            // The name that its route gives stands in the body.
+            said.model = said.model.filter(|_| !face.renames());
         }
-        let mut wish = reader.looker.wish(reader.body.bytes(), whole, declared, self.blocks);
+        let mut wish = reader.looker.wish((reader.body.bytes(), whole), declared, self.blocks, said.model);
         let model = wish.asked.model.as_deref();
-        let said = said.unwrap_or_else(|| self.session(session, named, &reader, model));
-        (wish.asked.session, wish.session) = said.unzip();
+        let named = named.unwrap_or_else(|| self.session(session, said, &reader, model));
+        (wish.asked.session, wish.session) = named.unzip();
         let ask = if whole { reader.ask(face.as_deref()) } else { None };
         Ok(Peeked { body: reader.body.freeze(), whole, reservation: reader.reservation, wish, ask })
     }
@@ -193,12 +196,12 @@ impl Peeker {
     fn session(
         &self,
         session: &Session,
-        named: Option<&str>,
+        said: Said<'_>,
         reader: &Reader,
         model: Option<&str>,
     ) -> Option<(session::Session, String)> {
         let request = session::Request {
-            path: named,
+            path: said.session,
             headers: &session.req_header().headers,
             body: reader.looker.scanner().map(|scanner| (reader.body.bytes(), scanner)),
             model: model.unwrap_or_default(),
@@ -210,17 +213,16 @@ impl Peeker {
     pub fn routed(
         &self,
         session: &Session,
+        path: &str,
         model: Option<&str>,
-        dialect: Dialect,
-        form: Option<&str>,
+        (dialect, form): (Dialect, Option<&str>),
     ) -> Option<Face> {
-        let head = session.req_header();
-        let plan = self.routes.plan(model, head.uri.path(), &head.headers)?;
+        let plan = self.routes.plan(model, path, &session.req_header().headers)?;
         Some(Face::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
     }
 
     /// What the request's route makes of it, if it takes one.
-    fn face(&self, session: &Session, looker: &Looker, body: &[u8]) -> Option<Box<Face>> {
+    fn face(&self, session: &Session, said: Said<'_>, looker: &Looker, body: &[u8]) -> Option<Box<Face>> {
         if self.routes.is_empty() {
             return None;
         }
@@ -232,7 +234,8 @@ impl Peeker {
             }
             Looker::Opaque => (Model::Absent, Dialect::Other, None),
         };
-        let mut face = self.routed(session, model.name(), dialect, form)?;
+        let model = said.model.or(model.name());
+        let mut face = self.routed(session, said.path, model, (dialect, form))?;
         if let Looker::Json(_, api) = looker {
             face.expect(*api);
         }
@@ -373,109 +376,6 @@ impl Body {
             Body::Piece(piece) => piece,
             Body::Many(bytes) => bytes.freeze(),
         }
-    }
-}
-
-/// Looks for the model as the bytes come.
-#[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
-enum Looker {
-    Json(Scanner, Api),
-    Multipart(FormScanner),
-    Opaque,
-}
-
-impl Looker {
-    fn new(shape: Shape) -> Self {
-        match shape {
-            Shape::Json(api) => Looker::Json(Scanner::new(), api),
-            Shape::Multipart(kind) => FormScanner::new(&kind).map_or(Looker::Opaque, Looker::Multipart),
-            Shape::Opaque => Looker::Opaque,
-        }
-    }
-
-    fn scanner(&self) -> Option<&Scanner> {
-        match self {
-            Looker::Json(scanner, _) => Some(scanner),
-            Looker::Multipart(_) | Looker::Opaque => None,
-        }
-    }
-
-    fn look(&mut self, body: &[u8]) {
-        match self {
-            Looker::Json(scanner, _) => scanner.scan(body),
-            Looker::Multipart(scanner) => scanner.scan(body),
-            Looker::Opaque => {}
-        }
-    }
-
-    /// The model has not come, and may yet.
-    fn wants_model(&self, body: &[u8]) -> bool {
-        match self {
-            Looker::Json(scanner, _) => {
-                scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
-            }
-            Looker::Multipart(scanner) => {
-                let facts = scanner.facts(body);
-                facts.state == Progress::Cut && facts.model == Model::Absent
-            }
-            Looker::Opaque => false,
-        }
-    }
-
-    /// What it goes on from has not come, and may yet: OpenAI's clients write it behind the input.
-    fn wants_previous(&self) -> bool {
-        let Looker::Json(scanner, Api::Responses) = self else { return false };
-        scanner.progress() == Progress::Cut && scanner.span(Field::PreviousResponseId).is_none()
-    }
-
-    fn wish(&self, body: &[u8], whole: bool, declared: Option<u64>, blocks: Option<Blocks>) -> Wish {
-        match self {
-            Looker::Json(scanner, api) => {
-                let facts = scanner.facts(body);
-                let unread = declared.map_or(0, |length| length.saturating_sub(body.len() as u64));
-                let dialect = prompt::dialect(*api, &facts);
-                let (asked, rest) = prompt::read(dialect, blocks, &facts, (body, scanner), unread);
-                // What is no document is refused by where it is none: nothing may be moved.
-                let reads = facts.state == Progress::Complete || facts.state == Progress::Cut && !whole;
-                let keeps = *api == Api::Responses && !facts.forgets && reads;
-                let named = facts.has(Field::RequestId) || scanner.span(Field::RequestId).is_some();
-                let kept = keeps.then_some(Kept { named, background: facts.background });
-                Wish { asked, rest, kept, ..json_wish(&facts, *api, body, whole) }
-            }
-            Looker::Multipart(scanner) => {
-                let facts = scanner.facts(body);
-                Wish { model: wanted(&facts.model, facts.state, whole), ..Wish::default() }
-            }
-            Looker::Opaque => Wish { model: Wanted::Unreadable, ..Wish::default() },
-        }
-    }
-}
-
-/// A body that is whole and not over is no document either.
-fn wanted(model: &Model<'_>, state: Progress, whole: bool) -> Wanted {
-    match (model, state) {
-        (_, Progress::Cut) if whole => Wanted::Unreadable,
-        (_, Progress::Malformed(_)) | (Model::NotAString, _) => Wanted::Unreadable,
-        (Model::Named(name), _) => Wanted::Named(name.clone().into_owned()),
-        (Model::Absent, _) => Wanted::Any,
-    }
-}
-
-fn json_wish(facts: &Facts<'_>, api: Api, body: &[u8], whole: bool) -> Wish {
-    let model = match body.trim_ascii_start().first() {
-        Some(b'{' | b'\xef') => wanted(&facts.model, facts.state, whole),
-        // A list, a number: an upstream will say what a request must be.
-        _ => Wanted::Unreadable,
-    };
-    // The others do not know the field.
-    let goes_on = matches!(api, Api::Responses | Api::Render);
-    let previous = facts.previous_response_id.as_ref().filter(|id| goes_on && !id.is_empty());
-    Wish {
-        model,
-        streams: facts.stream,
-        previous_response_id: previous.map(|id| id.clone().into_owned()),
-        pinned: facts.kv_transfer(),
-        ..Wish::default()
     }
 }
 

@@ -13,8 +13,9 @@ use tokio::time::{Instant, timeout_at};
 use super::attempt::watched;
 use super::context::{Context, Samples};
 use super::line::Line;
+use super::look::Shape;
 use super::memory::Reservation;
-use super::peek::{Failure, Needs, Peeked, Shape, Wanted};
+use super::peek::{Failure, Needs, Peeked, Said, Wanted};
 use super::replay::Replay;
 use super::stored::{self, Making};
 use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
@@ -36,6 +37,9 @@ pub enum Step {
 /// The largest body of a call that is held whole: one to the admin room, or one to all upstreams. None of
 /// these carries more than settings, or a list of ids.
 const CALL_BODY: u64 = 1 << 20;
+
+/// Where SageMaker names a model.
+const ADAPTER: &str = "x-amzn-sagemaker-adapter-identifier";
 
 /// How long a client may take for such a body.
 const CALL_PATIENCE: Duration = Duration::from_secs(30);
@@ -73,10 +77,13 @@ pub async fn admin(
 
 /// Finds the route of a request, and answers it or makes it ready to be sent.
 pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context) -> Result<Step> {
+    name_host(session)?;
     name_session(session, context);
     let head = session.req_header();
-    let (method, path) = (head.method.clone(), head.uri.path().to_string());
-    let Route { api, policy } = match context.settings.table.find(method.as_str(), &path) {
+    let Some(path) = paths::decode(head.uri.path()) else { return Err(refuse(context, Reject::Path)) };
+    context.path = path.into_owned();
+    let method = head.method.clone();
+    let Route { api, policy } = match context.settings.table.find(method.as_str(), &context.path) {
         Found::Route(route) => route,
         Found::NotFound => return Err(refuse(context, Reject::Path)),
         Found::MethodNotAllowed { allow } => return Err(refuse(context, Reject::Method { allow })),
@@ -131,6 +138,13 @@ pub async fn route(shared: &Shared, session: &mut Session, context: &mut Context
         }
         Policy::Route { .. } => inference(shared, session, context, api, &snapshot).await,
     }
+}
+
+/// HTTP/2 has the host outside of the fields: from here on it stands among them, where routes look for it.
+fn name_host(session: &mut Session) -> Result<()> {
+    let head = session.req_header_mut();
+    let host = headers::host(head).filter(|_| !head.headers.contains_key(header::HOST));
+    host.map_or(Ok(()), |host| head.insert_header(header::HOST, host))
 }
 
 /// Takes a session out of the path: what is left is the path of the interface.
@@ -200,19 +214,23 @@ async fn inference(
     match api.model_in() {
         ModelIn::Query => by_query(session, context),
         ModelIn::Nowhere => context.model = Wanted::Unreadable,
-        ModelIn::Sniff => {
-            if let Some(adapter) = adapter(session) {
-                context.model = Wanted::Named(adapter);
-            }
+        // The name that its route gives stands in the body, before which the field would go.
+        ModelIn::Sniff if context.face.as_ref().is_some_and(|face| face.renames()) => {
+            session.req_header_mut().remove_header(ADAPTER);
         }
-        ModelIn::Json | ModelIn::Multipart => {}
+        ModelIn::Json | ModelIn::Multipart | ModelIn::Sniff => {}
     }
-    if context.model == Wanted::Any && snapshot.any_ready() && !snapshot.serves_one_base() {
+    if context.model == Wanted::Any && !has_model(context, snapshot) {
         // vLLM would take its own model; with several of them there is none to take.
         let aliases = aliases(context, snapshot);
         return Err(refuse(context, Reject::Model { model: String::new(), aliases }));
     }
     Ok(step)
+}
+
+/// Whether a request that names no model goes to where there is one to take.
+fn has_model(context: &Context, snapshot: &Snapshot) -> bool {
+    context.only.is_some() || snapshot.serves_one_base(context.among(snapshot).as_deref())
 }
 
 /// Peeks the body, if there is one, and stands the wrapper in the session's place.
@@ -238,7 +256,9 @@ async fn forward(
         route: context.face.is_none(),
     };
     let (mut face, peeker) = (None, &context.settings.peeker);
-    let peeked = peeker.peek(session, shape, context.session.as_deref(), needs, &mut face).await;
+    let (path, adapter) = (&context.path, adapter(session, &shape));
+    let said = Said { path, session: context.session.as_deref(), model: adapter.as_deref() };
+    let peeked = peeker.peek(session, shape, said, needs, &mut face).await;
     // A refusal goes out by its route, too.
     context.face = context.face.take().or(face);
     let Peeked { body, whole, reservation, wish, ask } = match peeked {
@@ -321,7 +341,7 @@ fn by_query(session: &mut Session, context: &mut Context) {
     context.model = query_model(session);
     let model = context.model.name().map(str::to_string);
     let peeker = &context.settings.peeker;
-    let face = peeker.routed(session, model.as_deref(), Dialect::Other, None);
+    let face = peeker.routed(session, &context.path, model.as_deref(), (Dialect::Other, None));
     let Some(face) = face.map(Box::new) else { return };
     let served = face.served().map(str::to_string);
     context.face = Some(face);
@@ -337,16 +357,18 @@ fn by_query(session: &mut Session, context: &mut Context) {
 /// `?model=`, if there is one.
 fn query_model(session: &Session) -> Wanted {
     let query = session.req_header().uri.query().unwrap_or("");
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("model="));
-    match value {
-        Some(name) if !name.is_empty() => Wanted::Named(name.replace("%2F", "/").replace("%2f", "/")),
-        _ => Wanted::Unreadable,
-    }
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("model=")).unwrap_or_default();
+    // As forms are written. Broken escapes are text to whoever reads such a query.
+    let name = paths::decode_escapes(&value.replace('+', " ")).unwrap_or_else(|| value.to_string());
+    if name.is_empty() { Wanted::Unreadable } else { Wanted::Named(name) }
 }
 
-/// SageMaker names the adapter in a header, which vLLM takes for the model.
-fn adapter(session: &Session) -> Option<String> {
-    let value = session.req_header().headers.get("x-amzn-sagemaker-adapter-identifier")?;
+/// SageMaker names the adapter in a header, which vLLM takes for the model, whatever the body says.
+fn adapter(session: &Session, shape: &Shape) -> Option<String> {
+    let value = session.req_header().headers.get(ADAPTER)?;
+    if !matches!(shape, Shape::Json(Api::Invocations)) {
+        return None;
+    }
     value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
 }
 

@@ -16,7 +16,6 @@ use crate::route::paths::Api;
 use crate::route::table::Plan;
 use crate::route::translate::{self, Exchange, Unreadable};
 
-const RESPONSES: &str = "/v1/responses";
 const CHAT: &str = "/v1/chat/completions";
 
 /// The translation of a request to this interface, if its route wants one.
@@ -25,13 +24,10 @@ pub fn of(plan: &Plan, api: Api) -> Option<Exchange> {
     wanted.then(Exchange::default)
 }
 
-/// Makes the path that of a chat; before it may stand that of the upstream.
+/// Makes the path that of a chat, however the client wrote that of a response.
 pub fn to_chat(head: &mut RequestHeader) -> Result<()> {
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
-    let Some(before) = path.strip_suffix(RESPONSES) else { return Ok(()) };
-    let path = format!("{before}{CHAT}{query}");
-    head.set_raw_path(path.as_bytes())
+    let query = head.uri.query().map_or(String::new(), |query| format!("?{query}"));
+    head.set_raw_path(format!("{CHAT}{query}").as_bytes())
 }
 
 /// An answer begins: whether it is translated, which errors need not be. `plain`: it can be read.

@@ -87,13 +87,10 @@ impl Table {
         Table { passthrough: passthrough.iter().map(|item| (item.path.clone(), policy(&item.to))).collect() }
     }
 
-    /// The route of a method and a path, which comes without its query.
+    /// The route of a method and a path, which comes decoded and without its query.
     pub fn find(&self, method: &str, path: &str) -> Found {
-        let Some(path) = decode(path) else {
-            return Found::NotFound;
-        };
-        match self.look_up(method, &path) {
-            Found::NotFound if path != "/" => self.with_other_slash(method, &path),
+        match self.look_up(method, path) {
+            Found::NotFound if path != "/" => self.with_other_slash(method, path),
             found => found,
         }
     }
@@ -202,9 +199,9 @@ fn escape_into(url: &mut String, text: &str, safe: &[u8]) {
     }
 }
 
-/// The path that is matched. `None`: broken escapes, no UTF-8, control characters, or segments that lead
-/// elsewhere, none of which a route of vLLM has.
-fn decode(path: &str) -> Option<Cow<'_, str>> {
+/// The path that everything which goes by paths goes by. `None`: broken escapes, no UTF-8, control
+/// characters, or segments that lead elsewhere, none of which a route of vLLM has.
+pub fn decode(path: &str) -> Option<Cow<'_, str>> {
     let decoded = if path.contains('%') { Cow::Owned(decode_escapes(path)?) } else { Cow::Borrowed(path) };
     let is_plain =
         !decoded.chars().any(char::is_control) && !decoded.split('/').any(|part| part == "." || part == "..");

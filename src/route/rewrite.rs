@@ -21,7 +21,6 @@ pub use super::json::is_wide;
 use super::splice::{Splices, write};
 use crate::config::types::{BodyEdits, RouteConfig};
 use crate::prompt::multipart::FormScanner;
-use crate::prompt::scan::Progress;
 
 /// What a route changes in bodies of one language.
 #[derive(Debug)]
@@ -105,16 +104,23 @@ impl Edits {
         self.to.is_some() && self.to.as_deref() != model
     }
 
-    /// A form, as audio comes in, with the served name in it. `None`: it goes on as it is, and so does one
-    /// that names no model.
+    /// A form, as audio comes in, with the served name in it, behind all else where it names no model.
+    /// `None`: it goes on as it is.
     pub fn edit_form(&self, content_type: &str, body: &[u8]) -> Option<Vec<u8>> {
-        let to = self.to.as_ref()?;
+        let to = self.to.as_ref()?.as_bytes();
         let mut scanner = FormScanner::new(content_type)?;
         scanner.scan(body);
-        let whole = scanner.facts(body).state == Progress::Complete;
-        let span = scanner.model_span().filter(|span| whole && &body[span.clone()] != to.as_bytes())?;
+        let end = scanner.end()?;
         let mut out = Splices::default();
-        out.replace(span, to.clone().into_bytes());
+        match scanner.model_span() {
+            Some(span) if &body[span.clone()] == to => return None,
+            Some(span) => out.replace(span, to.to_vec()),
+            None => {
+                let head = b"\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n";
+                let part = [&body[end.clone()], head, to, b"\r\n"].concat();
+                out.replace(end.start..end.start, part);
+            }
+        }
         Some(out.apply(body))
     }
 

@@ -86,6 +86,17 @@ pub fn get(path: &str) -> Vec<u8> {
     request("GET", path, &[], b"")
 }
 
+/// Asks for a websocket.
+pub fn upgrade(path: &str) -> Vec<u8> {
+    let headers = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    request("GET", path, &headers, b"")
+}
+
 /// One chunk of a chunked body; an empty one ends it.
 pub fn chunk(bytes: &[u8]) -> Vec<u8> {
     let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();

@@ -94,7 +94,7 @@ const REFERENCE: &str = "
 ";
 
 fn find(method: &str, path: &str) -> Found {
-    Table::default().find(method, path)
+    decode(path).map_or(Found::NotFound, |path| Table::default().find(method, &path))
 }
 
 fn reference() -> impl Iterator<Item = Vec<&'static str>> {

@@ -218,12 +218,17 @@ fn a_form_gets_the_served_name() {
         (&["fast"][..], "--\r\n", Some(&["whisper"][..])),
         (&["other", "fast"], "--", Some(&["other", "whisper"])),
         (&["whisper"], "--", None),
-        (&[], "--", None),
+        (&[], "--", Some(&["whisper"])),
+        (&[], "--\r\n", Some(&["whisper"])),
+        (&[""], "--", Some(&["whisper"])),
         (&["fast"], "\r\n", None),
+        (&[], "\r\n", None),
     ] {
         let edited = edits.edit_form(kind, form(models, end).as_bytes());
         assert_eq!(edited, wanted.map(|models| form(models, end).into_bytes()), "{models:?}");
     }
+    let alone = b"--AbC\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--AbC--";
+    assert_eq!(edits.edit_form(kind, b"--AbC--").as_deref(), Some(&alone[..]));
     assert_eq!(edits.edit_form("text/plain", form(&["fast"], "--").as_bytes()), None);
     let unnamed = Edits::new(&route(BodyEdits::default()), Dialect::Other);
     assert_eq!(unnamed.edit_form(kind, form(&["fast"], "--").as_bytes()), None);
