@@ -13,7 +13,7 @@
 //! stream: yes                              the answer is asked for as a stream
 //! --- client                               the request's body as the client wrote it
 //! --- upstream                             as the upstream gets it; nothing: it goes on as it is
-//! --- answer                               in place of those: the upstream's answer
+//! --- answer                               in place of `upstream`: the upstream's answer
 //! --- told                                 and what the client gets
 //! --- refused                              in place of `upstream`: the client gets this instead
 //! ```
@@ -93,6 +93,9 @@ impl Case {
             let request = overflow::Request {
                 dialect: self.dialect(),
                 stream: self.setting("stream").is_some(),
+                choices: self
+                    .part("client")
+                    .map_or(1, |body| overflow::choices(self.dialect(), body.as_bytes())),
                 model: model.as_deref().unwrap_or_default(),
                 now: 1,
                 seed: 0x2a,

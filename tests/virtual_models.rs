@@ -228,6 +228,9 @@ async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
     }
     let stream = balancer.ask(post(CHAT, ask("long", true))).await.expect(200);
     assert!(stream.text().ends_with("data: [DONE]\n\n"), "{}", stream.text());
+    let two = json!({"model": "long", "n": 2, "messages": [{"role": "user", "content": text}]}).to_string();
+    let answered: Value = balancer.ask(post(CHAT, two)).await.expect(200).json();
+    assert_eq!(answered["choices"].as_array().map(Vec::len), Some(2), "{answered}");
     balancer.until_idle().await;
     let wrong = json!({"model": "long", "messages": "none"}).to_string();
     balancer.ask(post(CHAT, wrong)).await.expect(400);
@@ -342,6 +345,50 @@ async fn a_form_names_the_served_model() {
     assert_eq!(answer.status, expected.status);
     assert_eq!(last(&engines[0]).body, direct);
     assert!(engines[1].requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_describes_an_embedding_of_bytes_names_the_model_as_the_client_does() {
+    let engines = engines(1).await;
+    let balancer = Balancer::ready(routed(&engines, FAST)).await;
+    let ask = |model: &str| {
+        post("/v1/embeddings", json!({"model": model, "input": "hi", "encoding_format": "bytes"}).to_string())
+    };
+    let served = balancer.ask(ask("sim")).await.expect(200);
+    let answer = balancer.ask(ask("fast")).await.expect(200);
+    assert_eq!(answer.body, served.body);
+    let described = |answer: &common::wire::Answer| -> Value {
+        serde_json::from_str(answer.header("metadata")).expect("JSON")
+    };
+    assert_eq!(described(&served)["model"], "sim");
+    assert_eq!(described(&answer)["model"], "fast");
+    assert_eq!(described(&answer)["data"], described(&served)["data"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_cannot_be_edited_is_refused() {
+    let engines = engines(1).await;
+    let routes = "
+  - {header: {x-team: guard}, body: {overrides: {max_tokens: 7}}}";
+    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let wide = |text: &str| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    for body in [wide(&chat("sim")), wide(&format!("\u{feff}{}", chat("sim")))] {
+        let ask = |headers: &[(&str, &str)]| request("POST", CHAT, headers, &body);
+        let answer = balancer.ask(ask(&[JSON, ("x-team", "guard")])).await.expect(400);
+        let error = &answer.json()["error"];
+        assert_eq!(
+            *error,
+            json!({
+                "message": "The body must be JSON in UTF-8.",
+                "type": "invalid_request_error", "param": "body", "code": 400,
+            })
+        );
+        assert!(engines[0].requests().is_empty());
+    }
+    let answer =
+        balancer.ask(request("POST", CHAT, &[JSON, ("x-team", "guard")], chat("sim").as_bytes())).await;
+    answer.expect(200);
+    assert_eq!(last_body(&engines[0])["max_tokens"], 7);
 }
 
 /// The example of the manual: one engine, two faces.

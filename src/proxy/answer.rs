@@ -44,11 +44,13 @@ pub fn begin(shared: &Shared, context: &mut Context, head: &mut ResponseHeader) 
 /// The next piece of it, and whether it is the last.
 pub fn piece(shared: &Shared, context: &mut Context, body: &mut Option<Bytes>, end: bool) -> Result<()> {
     let piece = body.as_deref().unwrap_or_default();
-    if let Some(face) = context.face.as_mut().filter(|face| face.holds())
-        && let Some(answer) = face.instead(piece, end, context.streams, shared.random.next())
-    {
-        instead(shared, context, answer);
-        return Ok(());
+    if let Some(face) = context.face.as_mut().filter(|face| face.holds()) {
+        let sent = context.replay.as_ref().and_then(|replay| replay.body());
+        let seed = shared.random.next();
+        if let Some(answer) = face.instead((piece, end), sent.as_ref(), context.streams, seed) {
+            instead(shared, context, answer);
+            return Ok(());
+        }
     }
     let holds = context.face.as_ref().is_some_and(|face| face.holds());
     let cause = if holds { None } else { attempt::judge(shared, context, piece, end) };

@@ -20,10 +20,10 @@ use super::translation;
 use crate::config::types::{HeaderEdits, Overflow};
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
-use crate::route::answer::{Answer, Asker, overflow};
+use crate::route::answer::{self, Answer, Asker, overflow};
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
-use crate::route::rewrite::Asked;
+use crate::route::rewrite::{Asked, is_wide};
 use crate::route::table::Plan;
 use crate::route::translate::Exchange;
 
@@ -134,6 +134,11 @@ impl Face {
     /// The body as it is sent. `scanner` has read the body.
     /// `Err`: what it says cannot be said to the upstreams.
     pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Result<Option<Vec<u8>>, Reject> {
+        // It would pass unedited, and vLLM reads it.
+        if scanner.is_some() && is_wide(body) {
+            let message = "The body must be JSON in UTF-8.".into();
+            return Err(Reject::Field { param: "body".into(), message });
+        }
         let tags = self.plan.route.think_tags;
         let chat = match &mut self.translation {
             Some(exchange) => exchange.request(body, tags)?,
@@ -204,9 +209,20 @@ impl Face {
         };
         let edits = plain && !translated;
         self.answer = if edits { Answer::new(&self.plan, asker, status, kind) } else { None };
+        self.describe(head)?;
         let may_overflow = plain && status == 400 && self.plan.route.overflow == Overflow::Length;
         self.held = may_overflow.then(Vec::new);
         if self.answer.is_some() || translated { headers::of_unknown_length(head) } else { Ok(()) }
+    }
+
+    /// Names the model as the client does in the header that describes an answer of plain bytes.
+    fn describe(&self, head: &mut ResponseHeader) -> Result<()> {
+        let described = head.headers.get("metadata").map(HeaderValue::as_bytes);
+        let renamed = described.and_then(|text| answer::metadata(&self.plan, self.model.as_deref(), text));
+        match renamed.map(HeaderValue::try_from) {
+            Some(Ok(renamed)) => head.insert_header("metadata", renamed),
+            Some(Err(_)) | None => Ok(()),
+        }
     }
 
     /// Whether the answer may yet be another one, so that nothing of it can go out.
@@ -215,7 +231,14 @@ impl Face {
     }
 
     /// Looks at a piece of an answer that may be answered in another way; with the last one it is known.
-    pub fn instead(&mut self, piece: &[u8], end: bool, streams: bool, seed: u64) -> Option<Response<Bytes>> {
+    /// `sent`: the body that it answers, if that is still there.
+    pub fn instead(
+        &mut self,
+        (piece, end): (&[u8], bool),
+        sent: Option<&Bytes>,
+        streams: bool,
+        seed: u64,
+    ) -> Option<Response<Bytes>> {
         let held = self.held.as_mut()?;
         let room = (overflow::MOST + 1).saturating_sub(held.len());
         held.extend_from_slice(&piece[..piece.len().min(room)]);
@@ -226,8 +249,9 @@ impl Face {
         drop(held);
         let now = now();
         let model = self.model.as_deref().unwrap_or_default();
-        let instead =
-            overflow::Request { dialect: self.dialect, stream: streams, model, now, seed }.instead()?;
+        let (dialect, stream) = (self.dialect, streams);
+        let choices = sent.map_or(1, |sent| overflow::choices(dialect, sent));
+        let instead = overflow::Request { dialect, stream, choices, model, now, seed }.instead()?;
         let mut answer = Response::new(Bytes::from(instead.body));
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(instead.content_type));
         Some(answer)

@@ -1,6 +1,7 @@
 //! Edits an upstream's answer on its way to the client, piece by piece, however it is cut.
 //!
-//! - The client's name of the model stands in it again: in JSON, in every event of a stream, in errors.
+//! - The client's name of the model stands in it again: in JSON, in every event of a stream, in errors, and
+//!   in the header that describes an answer of plain bytes.
 //! - With `think_tags`, a chat's reasoning stands in its content.
 //! - With `token_ids`, a chat's token ids and log-probabilities stand on its messages.
 //! - What the balancer asked for on its own account, and the client did not, is taken out again (but for
@@ -136,7 +137,8 @@ impl Answer {
             let held = std::mem::take(&mut self.held);
             match self.edit.document(&held, "message") {
                 Became::Other(edited) => out.extend_from_slice(&edited),
-                Became::Same => out.extend_from_slice(&held),
+                // A list, or what only begins with a space.
+                Became::Same => Renamer::new(self.edit.client_name()).feed(&held, out),
             }
         }
     }
@@ -195,6 +197,24 @@ impl Answer {
             }
         }
     }
+}
+
+/// What describes an answer of plain bytes, as embeddings may be asked for: the document in its header
+/// `metadata`. `None`: it stays as it is.
+pub fn metadata(plan: &Plan, model: Option<&str>, header: &[u8]) -> Option<String> {
+    let names = Names::of(model, plan.route.to.as_deref())?;
+    let renamed = String::from_utf8(names.document(header)).ok()?;
+    let mut ascii = String::with_capacity(renamed.len());
+    for character in renamed.chars() {
+        match character {
+            ' '..='~' => ascii.push(character),
+            // As vLLM writes it: a header has no place for other characters.
+            _ => {
+                ascii.extend(character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")))
+            }
+        }
+    }
+    (ascii.as_bytes() != header).then_some(ascii)
 }
 
 // === impl Edit ===

@@ -1,7 +1,8 @@
 //! The languages that requests for the same thing are written in, and which field belongs to which.
 //!
-//! A route has one set of defaults for all of them. What two languages have under two names is translated,
-//! what a language does not have is left out; names that stand in no table are everybody's.
+//! A route has one set of defaults, and one of overrides, for all of them. What two languages have under two
+//! names is translated. A default that a language does not have is left out; names that stand in no table are
+//! everybody's.
 
 use serde_json::{Map, Value, json};
 
@@ -136,20 +137,62 @@ impl Dialect {
         said
     }
 
-    fn translate(self, field: &str, value: &Value) -> Option<(&'static str, Value)> {
-        let limit = match self {
+    /// Overrides as this language says them, and the names by which a client may say the same, which must
+    /// not stand beside them. What has one name only is said whatever the language.
+    pub fn overrides(self, written: &Map<String, Value>) -> (Map<String, Value>, Vec<String>) {
+        let (mut said, mut gone) = (written.clone(), Vec::new());
+        let limits = LIMITS.iter().filter_map(|name| Some((*name, written.get(*name)?)));
+        // What may be of several languages is served best by the name that most of them have.
+        let own_limit = self.limit().unwrap_or("max_tokens");
+        // Of several, the one that the language goes by.
+        let limit = limits.min_by_key(|(name, _)| (own_limit != *name, !self.has(name)));
+        if let Some((name, value)) = limit {
+            let own = if self.has(name) { name } else { own_limit };
+            said.retain(|key, _| !LIMITS.contains(&key.as_str()));
+            said.insert(own.into(), value.clone());
+            gone.extend(LIMITS.iter().filter(|other| **other != own).map(|other| (*other).to_owned()));
+        }
+        let (own, other) = match self {
+            Dialect::Chat => ("reasoning_effort", "reasoning"),
+            Dialect::Responses => ("reasoning", "reasoning_effort"),
+            Dialect::Completions | Dialect::Messages | Dialect::Other => return (said, gone),
+        };
+        if let Some((_, effort)) = written.get(other).and_then(|value| self.translate(other, value)) {
+            said.shift_remove(other);
+            match said.get_mut(own) {
+                None => drop(said.insert(own.into(), effort)),
+                Some(own) => fill(own, effort),
+            }
+        }
+        let speaks_of_effort = said.get(own).is_some_and(|value| own != "reasoning" || has_effort(value));
+        gone.extend((speaks_of_effort && !said.contains_key(other)).then(|| other.to_owned()));
+        (said, gone)
+    }
+
+    /// The name that the limit of an answer's length goes by.
+    fn limit(self) -> Option<&'static str> {
+        match self {
             Dialect::Chat => Some("max_completion_tokens"),
             Dialect::Completions | Dialect::Messages => Some("max_tokens"),
             Dialect::Responses => Some("max_output_tokens"),
             Dialect::Other => None,
-        };
+        }
+    }
+
+    fn translate(self, field: &str, value: &Value) -> Option<(&'static str, Value)> {
         match (field, self) {
-            (field, _) if LIMITS.contains(&field) => Some((limit?, value.clone())),
+            (field, _) if LIMITS.contains(&field) => Some((self.limit()?, value.clone())),
             ("reasoning_effort", Dialect::Responses) => Some(("reasoning", json!({"effort": value}))),
+            ("reasoning", Dialect::Chat) if value.is_null() => Some(("reasoning_effort", Value::Null)),
             ("reasoning", Dialect::Chat) => Some(("reasoning_effort", value.get("effort")?.clone())),
             _ => None,
         }
     }
+}
+
+/// Whether an override of `reasoning` is one of the effort, too.
+fn has_effort(reasoning: &Value) -> bool {
+    reasoning.as_object().is_none_or(|fields| fields.contains_key("effort"))
 }
 
 /// Adds the keys of an object that another lacks.
@@ -222,6 +265,71 @@ mod tests {
         }
         let other = Dialect::Other.defaults(json!({"temperature": 1, "x": 2}).as_object().unwrap());
         assert_eq!(Value::Object(other), json!({"x": 2}));
+    }
+
+    /// What is said, and which names go, for each language.
+    fn overridden(dialect: Dialect, written: &Value) -> (String, String) {
+        let (said, gone) = dialect.overrides(written.as_object().unwrap());
+        (Value::Object(said).to_string(), gone.join(" "))
+    }
+
+    #[test]
+    fn an_override_is_said_once_and_in_the_words_of_the_language() {
+        const COMPLETION: &str = "max_completion_tokens max_output_tokens";
+        const OUTPUT: &str = "max_tokens max_completion_tokens";
+        const TOKENS: &str = "max_tokens max_output_tokens";
+        for (dialect, written, said, gone) in [
+            (Dialect::Chat, json!({"max_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (Dialect::Chat, json!({"max_output_tokens": 9}), r#"{"max_completion_tokens":9}"#, TOKENS),
+            (
+                Dialect::Chat,
+                json!({"max_tokens": 9, "a": 1, "max_completion_tokens": 8}),
+                r#"{"a":1,"max_completion_tokens":8}"#,
+                TOKENS,
+            ),
+            (Dialect::Completions, json!({"max_output_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (Dialect::Messages, json!({"max_completion_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (Dialect::Responses, json!({"max_tokens": null}), r#"{"max_output_tokens":null}"#, OUTPUT),
+            (Dialect::Other, json!({"max_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (Dialect::Other, json!({"max_output_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (Dialect::Chat, json!({"reasoning_effort": "low"}), r#"{"reasoning_effort":"low"}"#, "reasoning"),
+            (
+                Dialect::Chat,
+                json!({"reasoning": {"effort": "low", "summary": "auto"}}),
+                r#"{"reasoning_effort":"low"}"#,
+                "reasoning",
+            ),
+            (Dialect::Chat, json!({"reasoning": null}), r#"{"reasoning_effort":null}"#, "reasoning"),
+            (
+                Dialect::Chat,
+                json!({"reasoning": {"summary": "auto"}}),
+                r#"{"reasoning":{"summary":"auto"}}"#,
+                "",
+            ),
+            (
+                Dialect::Responses,
+                json!({"reasoning_effort": "low", "reasoning": {"summary": "auto"}}),
+                r#"{"reasoning":{"summary":"auto","effort":"low"}}"#,
+                "reasoning_effort",
+            ),
+            (
+                Dialect::Responses,
+                json!({"reasoning_effort": null}),
+                r#"{"reasoning":{"effort":null}}"#,
+                "reasoning_effort",
+            ),
+            (
+                Dialect::Responses,
+                json!({"reasoning": {"summary": "auto"}}),
+                r#"{"reasoning":{"summary":"auto"}}"#,
+                "",
+            ),
+            (Dialect::Messages, json!({"reasoning_effort": "low"}), r#"{"reasoning_effort":"low"}"#, ""),
+            (Dialect::Messages, json!({"top_k": 3, "n": null}), r#"{"top_k":3,"n":null}"#, ""),
+        ] {
+            let expected = (said.to_owned(), gone.to_owned());
+            assert_eq!(overridden(dialect, &written), expected, "{dialect:?} {written}");
+        }
     }
 
     #[test]

@@ -36,6 +36,13 @@ pub fn skip_space(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
+/// Whether Python would read this body as UTF-16 or UTF-32, which nobody here follows.
+pub fn is_wide(body: &[u8]) -> bool {
+    body.starts_with(b"\xff\xfe")
+        || body.starts_with(b"\xfe\xff")
+        || body.iter().take(4).any(|byte| *byte == 0)
+}
+
 /// The object that is all there is, but for white space and a byte-order mark.
 pub fn document(body: &[u8]) -> Option<Object<'_>> {
     document_with(body, |_, at| value_end(body, at))
@@ -243,6 +250,27 @@ mod tests {
         }
         let ids = format!(r#"{{"a":[{}],"b":2}}"#, "12345,".repeat(100));
         assert!(outline(&ids).is_some_and(|text| text.ends_with("] b=2")));
+    }
+
+    #[test]
+    fn wide_characters_are_seen() {
+        let wide = |units: &[u16], order: fn(u16) -> [u8; 2]| units.iter().copied().flat_map(order).collect();
+        let text: Vec<u16> = r#"{"a":1}"#.encode_utf16().collect();
+        let marked = [&[0xfeff], &text[..]].concat();
+        let four: Vec<u8> = r#"{"a":1}"#.chars().flat_map(|one| (one as u32).to_le_bytes()).collect();
+        let bodies: [Vec<u8>; 5] = [
+            wide(&text, u16::to_le_bytes),
+            wide(&text, u16::to_be_bytes),
+            wide(&marked, u16::to_le_bytes),
+            wide(&marked, u16::to_be_bytes),
+            four,
+        ];
+        for body in &bodies {
+            assert!(is_wide(body), "{body:?}");
+        }
+        for body in ["", "1", r#"{"a":1}"#, "\u{feff}{}", "{\"\\u0000\":\"\0\"}", "é"] {
+            assert!(!is_wide(body.as_bytes()), "{body:?}");
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Edits the JSON of a request: what a route says is put into the body, every other byte stays.
 //!
 //! In the order in which one thing goes before another: the served name, `overrides`, what the client said,
-//! `metadata_overrides`, `defaults`. `remove` takes a field out whoever said it. Of equal keys the last one
-//! counts, as for Python: it is the one that is edited, and all of them are removed.
+//! `metadata_overrides`, `defaults`. `remove` takes out what client and defaults say. Of equal keys the last
+//! one counts, as for Python: it is the one that is edited, and all of them are removed.
 //!
 //! The same body gives the same bytes at every attempt. A body that is no JSON object goes on as it is: the
 //! upstream refuses it in its own words.
@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 use self::rules::{Rules, patch};
 use super::dialect::Dialect;
 use super::json::Object;
+pub use super::json::is_wide;
 use super::splice::{Splices, write};
 use crate::config::types::{BodyEdits, RouteConfig};
 use crate::prompt::multipart::FormScanner;
@@ -67,6 +68,9 @@ impl Edits {
             body.overrides.insert("model".into(), json!(to));
         }
         let overridden = body.overrides.len() > usize::from(route.to.is_some());
+        let (overrides, gone) = dialect.overrides(&body.overrides);
+        body.overrides = overrides;
+        body.remove.extend(gone);
         let defaults = dialect.defaults(&body.defaults);
         let think_tags = route.think_tags && is_chat;
         let field = if dialect == Dialect::Responses { "input" } else { "messages" };

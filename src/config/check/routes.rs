@@ -28,8 +28,12 @@ const OURS: [&str; 10] = [
     "upgrade",
 ];
 
-/// Fields of a body that a route changes in a way of its own.
-const OWN_WAY: [(&str, &str); 2] = [("model", "to"), ("messages", "body.roles")];
+/// Fields of a body that a route changes in a way of its own, or not at all.
+const OWN_WAY: [(&str, &str); 2] =
+    [("model", "is changed by to"), ("messages", "is the client's: body.roles changes the roles in it")];
+
+const ASKED: &str = "is asked for by token_ids";
+const STREAM: &str = "is the client's to say with responses: chat";
 
 /// The routes of a file. `base` is what a route's timeouts and retry begin with.
 pub fn read(
@@ -242,17 +246,37 @@ fn contradictions(section: &mut Section<'_, '_>, route: &RouteConfig) {
                 section.problems.push(Problem::new(&place, "is in body.remove too"));
             }
             if let Some((_, own)) = OWN_WAY.iter().find(|(field, _)| field == key) {
-                section.problems.push(Problem::new(&place, format!("is changed by {own}")));
+                section.problems.push(Problem::new(&place, *own));
             }
         }
     }
-    if let Some((field, own)) = OWN_WAY.iter().find(|(field, _)| body.remove.iter().any(|key| key == field)) {
-        let text = format!("{} is changed by {own}", seen(field));
+    let needed = needed(route);
+    for (field, why) in
+        OWN_WAY.iter().chain(&needed).filter(|(field, _)| body.remove.iter().any(|key| key == field))
+    {
+        let text = format!("{} {why}", seen(field));
         section.problems.push(Problem::new(&place.key("remove", place.line), text));
+    }
+    for (field, why) in needed {
+        // For completions, which have such a field, too, it is a number.
+        let taken = |value: &Json| why != ASKED || value.is_null() || *value == Json::Bool(false);
+        if body.overrides.get(field).is_some_and(taken) {
+            let place = place.key("overrides", place.line).key(field, place.line);
+            section.problems.push(Problem::new(&place, why));
+        }
     }
     if route.api_key.is_some() && route.headers.set.iter().any(|(name, _)| name == "authorization") {
         section.problem("api_key", "is sent as authorization, which headers.set has too");
     }
+}
+
+/// Fields that must reach the upstream as another key of the route, or the client, has them.
+fn needed(route: &RouteConfig) -> Vec<(&'static str, &'static str)> {
+    let ids = [("logprobs", ASKED), ("return_token_ids", ASKED)];
+    let asked = ids.into_iter().filter(|_| route.token_ids);
+    // A chat that does not stream is refused with what a translated stream has beside it.
+    let translated = (route.responses == Responses::Chat).then_some(("stream", STREAM));
+    asked.chain(translated).collect()
 }
 
 /// `to` is a served name and not followed further; names that lead to each other in a circle are no

@@ -6,9 +6,13 @@
 use serde_json::{Value, json};
 
 use crate::route::dialect::Dialect;
+use crate::route::json;
 
 /// The longest error that is looked at.
 pub const MOST: usize = 64 << 10;
+
+/// More choices are not asked for: vLLM allows so many.
+const CHOICES: usize = 1 << 14;
 
 /// An answer in place of the upstream's error.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,10 +26,34 @@ pub struct Instead {
 pub struct Request<'a> {
     pub dialect: Dialect,
     pub stream: bool,
+    /// How many choices the answer has.
+    pub choices: usize,
     /// The client's name of it.
     pub model: &'a str,
     pub now: u64,
     pub seed: u64,
+}
+
+/// How many choices an answer to this body would have: `n` for each prompt, or conversation of a batch.
+pub fn choices(dialect: Dialect, body: &[u8]) -> usize {
+    let field = match dialect {
+        Dialect::Chat => "messages",
+        Dialect::Completions => "prompt",
+        Dialect::Responses | Dialect::Messages | Dialect::Other => return 1,
+    };
+    let Some(object) = json::document(body) else { return 1 };
+    let number = |span: json::Span| std::str::from_utf8(&body[span]).ok()?.parse::<usize>().ok();
+    let each = object.get("n").and_then(number).unwrap_or(1);
+    let mut asked = 0;
+    // A list of messages, or of token ids, is one prompt.
+    let is_prompt = |at: usize| matches!(body.get(at), Some(b'"' | b'['));
+    object.get(field).and_then(|list| {
+        json::each(body, list.start, |at| {
+            asked += usize::from(is_prompt(at));
+            json::value_end(body, at)
+        })
+    });
+    each.saturating_mul(asked.max(1)).clamp(1, CHOICES)
 }
 
 /// Whether this 400 says that the prompt does not fit: by the parameter that vLLM names, or by its words.
@@ -65,29 +93,39 @@ impl Request<'_> {
             (true, false) => ("chatcmpl-", "chat.completion"),
             (false, _) => ("cmpl-", "text_completion"),
         };
-        let answer = |choice: Value| {
+        let answer = |choices: Vec<Value>| {
             json!({
                 "id": self.id(prefix),
                 "object": kind,
                 "created": self.now,
                 "model": self.model,
-                "choices": [choice],
+                "choices": choices,
             })
         };
-        let text = json!({"index": 0, "text": "", "logprobs": null, "finish_reason": "length"});
-        let part = |key: &str, part: Value, reason: Value| {
+        let text =
+            |index: usize| json!({"index": index, "text": "", "logprobs": null, "finish_reason": "length"});
+        let part = |index: usize, key: &str, part: Value, reason: Value| {
             let logprobs = Value::Null;
-            json!({"index": 0, key: part, "logprobs": logprobs, "finish_reason": reason})
+            json!({"index": index, key: part, "logprobs": logprobs, "finish_reason": reason})
         };
         let message = || json!({"role": "assistant", "content": ""});
+        let all = 0..self.choices.max(1);
+        let events = |events: Vec<Value>| {
+            data(&events.into_iter().map(|choice| answer(vec![choice])).collect::<Vec<_>>())
+        };
         match (chat, self.stream) {
-            (true, false) => answer(part("message", message(), "length".into())).to_string(),
-            (false, false) => answer(text).to_string(),
-            (true, true) => data(&[
-                answer(part("delta", message(), Value::Null)),
-                answer(part("delta", json!({}), "length".into())),
-            ]),
-            (false, true) => data(&[answer(text)]),
+            (true, false) => {
+                answer(all.map(|index| part(index, "message", message(), "length".into())).collect())
+                    .to_string()
+            }
+            (false, false) => answer(all.map(text).collect()).to_string(),
+            (true, true) => {
+                let begun = all.clone().map(|index| part(index, "delta", message(), Value::Null));
+                events(
+                    begun.chain(all.map(|index| part(index, "delta", json!({}), "length".into()))).collect(),
+                )
+            }
+            (false, true) => events(all.map(text).collect()),
         }
     }
 
@@ -205,6 +243,30 @@ fn named(events: &[Value], numbered: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_has_as_many_choices_as_were_asked_for() {
+        for (dialect, body, wanted) in [
+            (Dialect::Chat, r#"{"messages":[{"role":"user","content":"hi"},{}]}"#, 1),
+            (Dialect::Chat, r#"{"messages":[{}],"n":2}"#, 2),
+            (Dialect::Chat, r#"{"messages":[[{}],[{},{}]]}"#, 2),
+            (Dialect::Chat, r#"{"n":3,"messages":[[{}],[{}]]}"#, 6),
+            (Dialect::Chat, r#"{"messages":[{}],"n":null}"#, 1),
+            (Dialect::Chat, r#"{"messages":[{}],"n":0}"#, 1),
+            (Dialect::Chat, r#"{"messages":[{}],"n":99999999999999999999999}"#, 1),
+            (Dialect::Chat, r#"{"messages":[{}],"n":18446744073709551615}"#, 1 << 14),
+            (Dialect::Chat, r#"{"messages":[[{}],[{"#, 1),
+            (Dialect::Completions, r#"{"prompt":"a","n":2}"#, 2),
+            (Dialect::Completions, r#"{"prompt":["a","b"],"n":2}"#, 4),
+            (Dialect::Completions, r#"{"prompt":[1,2,3]}"#, 1),
+            (Dialect::Completions, r#"{"prompt":[[1,2],[3]]}"#, 2),
+            (Dialect::Completions, r#"{"prompt":[]}"#, 1),
+            (Dialect::Responses, r#"{"input":["a","b"],"n":2}"#, 1),
+            (Dialect::Messages, r#"{"messages":[[],[]],"n":2}"#, 1),
+        ] {
+            assert_eq!(choices(dialect, body.as_bytes()), wanted, "{body}");
+        }
+    }
 
     #[test]
     fn an_overflow_is_told_from_other_mistakes() {

@@ -1,5 +1,5 @@
 //! Changes the name of the model in JSON that flows by in pieces: `model`, `response.model` and
-//! `message.model`, where they are texts.
+//! `message.model`, where they are texts, and `model` in the objects of a list, as prompts come rendered.
 //!
 //! Keys are known as every engine writes them: without escapes.
 //!
@@ -18,6 +18,8 @@ pub struct Renamer {
     depth: u64,
     /// The members at this depth are looked at: those of the document, and those of the two inner objects.
     watched: u64,
+    /// The document is a list.
+    list: bool,
     key: Key,
     behind_colon: bool,
 }
@@ -65,6 +67,7 @@ impl Renamer {
             place: Place::Outside,
             depth: 0,
             watched: 1,
+            list: false,
             key: Key::default(),
             behind_colon: false,
         }
@@ -121,8 +124,9 @@ impl Renamer {
         let carries = self.depth == 1 && self.watched == 1 && self.behind_colon;
         self.depth += 1;
         if self.depth == 1 && !object {
-            // A list has no members, and no depth is this deep.
-            self.watched = u64::MAX;
+            (self.list, self.watched) = (true, 2);
+        } else if self.list && self.depth == 2 {
+            self.behind_colon = false;
         } else if carries && object && (self.key.is(b"response") || self.key.is(b"message")) {
             self.watched = 2;
             self.behind_colon = false;
@@ -131,7 +135,7 @@ impl Renamer {
 
     fn close(&mut self) {
         self.depth = self.depth.saturating_sub(1);
-        if self.watched == 2 && self.depth == 1 {
+        if self.watched == 2 && self.depth == 1 && !self.list {
             self.watched = 1;
             self.behind_colon = true;
             self.key = Key::default();
@@ -211,7 +215,14 @@ mod tests {
                 r#"{"message":{"model":"old"},"x":"model","response":[{"model":"old"}]}"#,
                 r#"{"message":{"model":"new"},"x":"model","response":[{"model":"old"}]}"#,
             ),
-            (r#"[{"model":"old"},"model","old"]"#, r#"[{"model":"old"},"model","old"]"#),
+            (
+                r#"[ {"a":{"model":"old"},"model":"old"},{"model":"old"},"model","old",{"model":null}]"#,
+                r#"[ {"a":{"model":"old"},"model":"new"},{"model":"new"},"model","old",{"model":null}]"#,
+            ),
+            (
+                r#"[[{"model":"old"}],["a","old"],{"b":"model","model":"old"},{"message":{"model":"old"}}]"#,
+                r#"[[{"model":"old"}],["a","old"],{"b":"model","model":"new"},{"message":{"model":"old"}}]"#,
+            ),
             (r#"{"a":"\"model\":\"old\""}"#, r#"{"a":"\"model\":\"old\""}"#),
             (
                 r#"{"data":[0.25,-1e-5,0.75,0.25,-1e-5,0.75,0.25,-1e-5,0.75],"model":"old"}"#,

@@ -72,6 +72,30 @@ fn what_is_neither_json_nor_events_is_left_alone() {
     }
 }
 
+#[test]
+fn what_describes_an_answer_of_bytes_names_the_model_as_the_client_does() {
+    let route =
+        RouteConfig { to: Some("served".into()), ..RouteConfig::new(Timeouts::default(), Retry::default()) };
+    let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+    for (model, header, wanted) in [
+        (
+            Some("mine"),
+            r#"{"id": "e", "model": "served", "data": [{"model": "x"}], "usage": {}}"#,
+            Some(r#"{"id": "e", "model": "mine", "data": [{"model": "x"}], "usage": {}}"#),
+        ),
+        (Some("né\"\u{7f}😀"), r#"{"model":"served"}"#, Some(r#"{"model":"n\u00e9\"\u007f\ud83d\ude00"}"#)),
+        (Some("mine"), r#"{"model":null}"#, None),
+        (Some("mine"), r#"{"model":"served""#, None),
+        (Some("mine"), "served", None),
+        (Some("mine"), "", None),
+        (Some("served"), r#"{"model":"other"}"#, None),
+        (None, r#"{"model":"served"}"#, None),
+    ] {
+        assert_eq!(metadata(&plan, model, header.as_bytes()).as_deref(), wanted, "{header}");
+    }
+    assert_eq!(metadata(&plan, Some("mine"), b"{\"model\":\"\xff\",\"a\":\"\xff\"}"), None);
+}
+
 fn stream() -> impl Strategy<Value = Vec<u8>> {
     let lines = select(vec![
         r#"data: {"model":"served","choices":[{"index":0,"delta":{"reasoning":"a\n"}}]}"#,

@@ -101,12 +101,13 @@ fn parts(bytes: &[u8], start: usize) -> Option<Vec<Span>> {
     Some(parts.into_iter().flatten().filter_map(text).collect())
 }
 
-/// A text without what stands between tags, and that; `None` where there are no tags.
+/// A text without what stands between tags, and that; `None` where there are no tags, and for a text that
+/// could not be written again as it is: Python takes halves of characters.
 fn split(written: &[u8]) -> Option<(String, Vec<String>)> {
     if !may_have_tags(written) {
         return None;
     }
-    let text = json::text(written)?;
+    let text: String = serde_json::from_slice(written).ok()?;
     let (mut rest, mut found) = (String::with_capacity(text.len()), Vec::new());
     let mut left: &str = &text;
     while let Some((before, inside, after)) = left.split_once(OPEN).and_then(|(before, behind)| {

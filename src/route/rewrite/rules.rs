@@ -30,17 +30,18 @@ struct Rule {
 // === impl Rules ===
 
 impl Rules {
-    /// `below`: what is said where the client says nothing. `above`: what is said in any case.
+    /// `below`: what is said where the client says nothing. `above`: what is said in any case. `removed`
+    /// goes, unless it is said in any case.
     pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, removed: &[String]) -> Self {
         let is_null = |key: &str| above.get(key).is_some_and(Value::is_null);
         let nulls = above.keys().filter(|key| is_null(key));
         let overrides = above.iter().filter(|(key, _)| !is_null(key));
         let overrides = overrides.map(|(key, above)| Rule::above(key, below.get(key), above));
-        let defaults = below.iter().filter(|(key, _)| !above.contains_key(*key));
+        let defaults = below.iter().filter(|(key, _)| !above.contains_key(*key) && !removed.contains(key));
         let defaults = defaults.map(|(key, below)| Rule::below(key, below));
         Rules {
             list: overrides.chain(defaults).collect(),
-            removed: removed.iter().chain(nulls).cloned().collect(),
+            removed: removed.iter().filter(|key| !above.contains_key(*key)).chain(nulls).cloned().collect(),
         }
     }
 

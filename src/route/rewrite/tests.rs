@@ -2,13 +2,15 @@
 //! the conformance file of tests/conformance.rs.
 
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{select, subsequence};
 use serde_json::Value as Json;
 
 use super::super::json;
 use super::*;
 use crate::config::types::{BodyEdits, Retry, Timeouts};
 use crate::prompt::scan::Scanner;
+
+const LIMITS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
 
 fn route(body: BodyEdits) -> RouteConfig {
     RouteConfig { body, ..RouteConfig::new(Timeouts::default(), Retry::default()) }
@@ -68,6 +70,28 @@ fn without_nulls(map: &Map<String, Json>) -> Map<String, Json> {
 }
 
 proptest! {
+    /// Whatever the client, the defaults and the override call it.
+    #[test]
+    fn an_override_of_the_limit_is_the_only_limit(
+        client in subsequence(LIMITS.to_vec(), 0..=3), default in select(LIMITS.to_vec()),
+        name in select(LIMITS.to_vec()), is_null in any::<bool>(),
+    ) {
+        let one = |name: &str, value: Json| Map::from_iter([(name.to_owned(), value)]);
+        let edits = route(BodyEdits {
+            defaults: one(default, json!(9)),
+            overrides: one(name, if is_null { Json::Null } else { json!(100) }),
+            ..BodyEdits::default()
+        });
+        let body: Map<String, Json> = client.iter().map(|name| ((*name).to_owned(), json!(5000))).collect();
+        for dialect in super::super::dialect::ALL {
+            let body = Json::Object(body.clone()).to_string();
+            let sent = Edits::new(&edits, dialect).edit(body.as_bytes()).body.unwrap_or(body.into_bytes());
+            let sent: Map<String, Json> = serde_json::from_slice(&sent).unwrap();
+            let limits: Vec<Json> = sent.values().cloned().collect();
+            prop_assert_eq!(limits, if is_null { vec![] } else { vec![json!(100)] }, "{:?}", dialect);
+        }
+    }
+
     #[test]
     fn an_edit_is_a_merge_of_what_was_parsed(
         body in body(), defaults in map_of(value()), overrides in map_of(value()),
@@ -159,6 +183,23 @@ fn of_equal_lists_of_messages_the_last_is_changed_and_one_that_cannot_be_followe
             format!("{{\"messages\":{text}}}").into_bytes()
         };
         assert_eq!(edits.edit(&said(before)).body, after.map(said), "{before}");
+    }
+}
+
+/// A configuration that says this is refused; whoever makes one in another way still gets the ids.
+#[test]
+fn what_token_ids_asks_for_wins_over_what_is_removed() {
+    let remove = ["logprobs", "return_token_ids", "top_logprobs"].map(str::to_owned).to_vec();
+    let config = RouteConfig { token_ids: true, ..route(BodyEdits { remove, ..BodyEdits::default() }) };
+    let edits = Edits::new(&config, Dialect::Chat);
+    for body in [
+        r#"{"logprobs":true,"top_logprobs":2}"#,
+        r#"{"logprobs":false}"#,
+        r#"{"return_token_ids":null}"#,
+        "{}",
+    ] {
+        let edited: Json = serde_json::from_slice(&edits.edit(body.as_bytes()).body.unwrap()).unwrap();
+        assert_eq!(edited, json!({"logprobs": true, "return_token_ids": true}), "{body}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Embeddings, pooling, classification, scores and ranks: numbers that depend on nothing but the text.
 
+use http::StatusCode;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -60,6 +61,26 @@ impl Pooled {
             "usage": self.usage(),
         }))
     }
+
+    /// Vectors one behind the other, and a header that says where each stands.
+    fn bytes(&self, call: &Call, prefix: &str, vectors: &[Vec<u8>]) -> Reply {
+        let place = |(index, vector): (usize, &Vec<u8>)| {
+            let (start, shape) = (index * vector.len(), [vector.len() / 4]);
+            json!({
+                "index": index, "embed_dtype": "float32", "endianness": "native",
+                "start": start, "end": start + vector.len(), "shape": shape,
+            })
+        };
+        let metadata = json!({
+            "id": call.id(prefix, &self.input),
+            "created": clock::created(),
+            "model": self.model,
+            "data": vectors.iter().enumerate().map(place).collect::<Vec<_>>(),
+            "usage": self.usage(),
+        });
+        let headers = [("metadata", &*metadata.to_string())];
+        reply::with(StatusCode::OK, &headers, Some("application/octet-stream"), vectors.concat().into())
+    }
 }
 
 /// Numbers between -1 and 1 from the tokens of a text.
@@ -119,14 +140,15 @@ pub async fn embeddings(call: &Call) -> Result<Reply, ApiError> {
     let dimensions =
         body["dimensions"].as_u64().map_or(DIMENSIONS, |wanted| wanted as usize).min(MAX_DIMENSIONS);
     let packed = body["encoding_format"] == "base64";
+    let packing = |text: &Vec<u32>| -> Vec<u8> {
+        vector(text, dimensions).iter().flat_map(|number| number.to_le_bytes()).collect()
+    };
+    if body["encoding_format"] == "bytes" {
+        let vectors: Vec<Vec<u8>> = pooled.texts.iter().map(packing).collect();
+        return Ok(pooled.bytes(call, "embd", &vectors));
+    }
     let data = pooled.texts.iter().enumerate().map(|(index, text)| {
-        let vector = vector(text, dimensions);
-        let embedding = if packed {
-            let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
-            json!(base64(&bytes))
-        } else {
-            json!(vector)
-        };
+        let embedding = if packed { json!(base64(&packing(text))) } else { json!(vector(text, dimensions)) };
         json!({"index": index, "object": "embedding", "embedding": embedding})
     });
     Ok(pooled.list(call, "embd", data.collect()))
