@@ -58,6 +58,12 @@ fn asked_for(engines: &[Engine]) -> usize {
     all.filter(|one| one.method == "GET" && one.path.starts_with("/v1/responses/")).count()
 }
 
+/// How often Redis was too late with its answer for a request to wait, which then asks the engines: on a busy
+/// machine that is nobody's fault.
+async fn too_late(balancer: &Balancer) -> usize {
+    balancer.metric("vllm_lb_exchange_lost_total{what=\"lookup\"}").await as usize
+}
+
 /// One conversation: where it is, and its last response.
 struct Conversation {
     number: usize,
@@ -211,9 +217,10 @@ async fn the_clients_own_ids_are_learnt_and_shared() {
             assert_eq!(&upstream_of(&make(balancer, body).await), place);
         }
     }
-    assert_eq!(asked_for(&engines), 0, "nobody had to be asked");
-    let found = one.metric("vllm_lb_responses_found_total{by=\"redis\"}").await;
-    assert!(found >= 6.0, "{found}");
+    let (late, asked) = (too_late(&one).await, asked_for(&engines));
+    assert!(asked <= 3 * late, "{asked} were asked, and Redis was too late {late} times");
+    let found = one.metric("vllm_lb_responses_found_total{by=\"redis\"}").await as usize;
+    assert!(found + late >= 6, "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
