@@ -298,7 +298,8 @@ impl ProxyHttp for Balancer {
             headers::towards_upstream(session, head, lease.upstream(), https)?;
         }
         headers::pass(head, &self.shared.mark)?;
-        context.face.as_ref().map_or(Ok(()), |face| face.towards_upstream(head))?;
+        let upstream = context.lease.as_ref().map(|lease| &**lease.upstream());
+        context.face.as_ref().map_or(Ok(()), |face| face.towards_upstream(head, upstream))?;
         context.ask.as_ref().map_or(Ok(()), |ask| ask.towards_upstream(head))?;
         context.making.as_ref().map_or(Ok(()), |making| making.lengthen(head))
     }
@@ -339,7 +340,7 @@ impl ProxyHttp for Balancer {
         context.head_came = true;
         attempt::answered(&self.shared, context, head);
         let cause = Cause::Status(status);
-        let elsewhere = stored::elsewhere(&self.shared, session, context).await;
+        let elsewhere = stored::elsewhere(&self.shared, context).await;
         if elsewhere || attempt::may_follow(&self.shared, context, cause) {
             return Err(another(context, cause));
         }

@@ -368,6 +368,7 @@ fn names_that_may_be_discovered_are_warnings() {
         "{model: b, upstreams: [x, z], to: m1}",
         "{model: c, upstreams: [z], to: m}",
         "{model: d, upstreams: [x], to: m}",
+        "{model: e, upstreams: ['gym http://g:80', x], to: m1}",
     ];
     let routes = routes.join(", ");
     let text = format!("{upstreams}\nroutes: [{routes}]\npassthrough: [{{path: /a, to: y}}]\n");

@@ -17,6 +17,7 @@ use common::{
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
+use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::Config;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -295,6 +296,26 @@ async fn what_the_balancer_answers_on_a_route_has_the_routes_headers() {
     assert!(refused.headers["x-face"] == "none" && refused.headers["server"] == "mine");
     let refused = balancer.ask(post(CHAT, ask("sim"))).await.expect(400);
     assert!(!refused.headers.contains_key("x-face"));
+}
+
+/// The upstream's own key, and a route's, went with the client's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_is_the_clients_key_and_not_ours() {
+    let engines = [engine(Options { api_key: Some("right".into()), ..Options::default() }).await];
+    let routes = "
+  - {model: own, to: sim, headers: {remove: [authorization]}}
+  - {model: routed, to: sim, api_key: right, headers: {remove: [Authorization]}}";
+    for (model, key) in [("own", Some("right")), ("routed", None), ("own", None)] {
+        let mut config = routed(&engines, routes);
+        config.upstreams[0].models = Some(vec!["sim".into()]);
+        config.upstreams[0].api_key = key.map(Secret::new);
+        let balancer = Balancer::ready(config).await;
+        let client = ("authorization", "Bearer right");
+        let body = chat(model);
+        let answer = balancer.ask(request("POST", CHAT, &[JSON, client], body.as_bytes())).await;
+        let wanted = if model == "own" && key.is_none() { 401 } else { 200 };
+        assert_eq!(answer.status, wanted, "{model} {key:?}");
+    }
 }
 
 /// They had gone by all routes: "a route with nothing to match matches every request".

@@ -16,8 +16,9 @@ use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::headers;
 use super::random::Random;
-use super::translation;
+use super::{served, translation};
 use crate::config::types::{HeaderEdits, Overflow};
+use crate::fleet::Upstream;
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 use crate::route::answer::{self, Answer, Asker, overflow};
@@ -169,18 +170,30 @@ impl Face {
         if self.translates() { translation::to_chat(head) } else { Ok(()) }
     }
 
-    /// Makes a head one for the upstream of this route.
-    pub fn towards_upstream(&self, head: &mut RequestHeader) -> Result<()> {
+    /// Makes a head one for an upstream of this route, or for another that alone has what is asked for.
+    pub fn towards_upstream(&self, head: &mut RequestHeader, upstream: Option<&Upstream>) -> Result<()> {
         if let Some(length) = self.length {
             head.remove_header(&header::TRANSFER_ENCODING);
             head.insert_header(header::CONTENT_LENGTH, length)?;
         }
         // What is compressed on the way could not be edited.
         head.remove_header(&header::ACCEPT_ENCODING);
-        if let Some(key) = self.authorization() {
+        let route = &self.plan.route;
+        let is_ours = upstream.is_none_or(|upstream| served::leads_to(route, upstream));
+        // The key of a route is for its own upstreams.
+        let routed = if is_ours { self.authorization() } else { None };
+        if let Some(key) = &routed {
             headers::replace_key(head, key)?;
         }
-        apply(&self.plan.route.headers, head)
+        apply(&route.headers, head)?;
+        // What is taken out is the client's, and not what upstreams are shown in place of it.
+        let is_key = |name: &str| name.eq_ignore_ascii_case("authorization");
+        let is_set = route.headers.set.iter().any(|(name, _)| is_key(name));
+        if is_set || !route.headers.remove.iter().any(|name| is_key(name)) {
+            return Ok(());
+        }
+        let own = || HeaderValue::try_from(upstream?.authorization.as_ref()?).ok();
+        routed.or_else(own).map_or(Ok(()), |key| head.insert_header(header::AUTHORIZATION, key))
     }
 
     /// What its upstreams are shown in place of the client's key.

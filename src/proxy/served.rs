@@ -2,11 +2,12 @@
 //! names a client may ask for.
 //!
 //! A route that says no served name keeps the client's. Where nobody among its upstreams serves that, and all
-//! of them have one base model, it is that model: what a model server comes back with is not known before.
+//! of them are model servers' that have one base model, it is that model: what a model server comes back with
+//! is not known before.
 //!
 //! Never: an await, a choice among upstreams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use http::HeaderMap;
 
 use crate::aggregate::{self, ModelCard};
 use crate::config::types::RouteConfig;
-use crate::fleet::{Fleet, Snapshot};
+use crate::fleet::{Fleet, Snapshot, Upstream};
 use crate::route::table::{Plan, Table};
 
 /// The id of an upstream that is not there.
@@ -25,11 +26,29 @@ pub struct Routes {
     fleet: Arc<Fleet>,
 }
 
+/// Whether this is the name of the upstream, or of the source that it was discovered by.
+fn is_name_of(name: &str, upstream: &Upstream) -> bool {
+    let source = upstream.config.discovered.as_ref().map(|discovered| discovered.source.as_str());
+    name == upstream.name() || source == Some(name)
+}
+
 /// The ids of the upstreams that a route leads to; `None`: all.
 pub fn among(route: &RouteConfig, snapshot: &Snapshot) -> Option<Vec<usize>> {
-    let names = route.upstreams.as_ref()?;
-    let id = |name: &String| snapshot.by_name(name).map_or(NOBODY, |entry| entry.upstream.id);
-    Some(names.iter().map(id).collect())
+    let mut ids = Vec::new();
+    for name in route.upstreams.as_ref()? {
+        let before = ids.len();
+        let named = snapshot.entries.iter().filter(|entry| is_name_of(name, &entry.upstream));
+        ids.extend(named.map(|entry| entry.upstream.id));
+        if ids.len() == before {
+            ids.push(NOBODY);
+        }
+    }
+    Some(ids)
+}
+
+/// Whether a route may lead to this upstream.
+pub fn leads_to(route: &RouteConfig, upstream: &Upstream) -> bool {
+    route.upstreams.as_ref().is_none_or(|names| names.iter().any(|name| is_name_of(name, upstream)))
 }
 
 /// The one model that its upstreams have, where neither the route nor the client names one that they serve.
@@ -95,20 +114,18 @@ impl Routes {
         snapshot: &'a Snapshot,
         find: &impl Fn(&str, Option<&[usize]>) -> Option<T>,
     ) -> Vec<(&'a str, T)> {
-        let mut listed: Vec<(&str, T)> = Vec::new();
-        for name in self.names() {
-            if listed.iter().all(|(known, _)| *known != name)
-                && let Some((served, found)) = self.reach(snapshot, name, find)
-                && served != name
-            {
-                listed.push((name, found));
+        let (mut listed, mut tried, mut shown) = (Vec::new(), HashSet::new(), HashSet::new());
+        for name in self.names().filter(|name| tried.insert(*name)) {
+            match self.reach(snapshot, name, find) {
+                Some((served, found)) if served != name => {
+                    shown.insert(name);
+                    listed.push((name, found));
+                }
+                _ => {}
             }
         }
-        let given = listed.len();
-        for name in snapshot.aliases() {
-            if listed[..given].iter().all(|(known, _)| known != name) {
-                listed.extend(self.reach(snapshot, name, find).map(|(_, found)| (name.as_str(), found)));
-            }
+        for name in snapshot.aliases().iter().map(String::as_str).filter(|name| !shown.contains(name)) {
+            listed.extend(self.reach(snapshot, name, find).map(|(_, found)| (name, found)));
         }
         listed
     }

@@ -4,7 +4,7 @@
 //! In this order: what was learnt here or said by siblings, what the id says, what stands in Redis, the one
 //! upstream there is, and at last what the upstreams say when all of them are asked. What is learnt are ids
 //! that clients give, and these may look like ours: whoever has learnt of one knows better than the id
-//! says, and who has not goes on looking when the upstream that it names does not know it. An upstream that
+//! says, and who has not looks into Redis when the upstream that it names does not know it. An upstream that
 //! nobody listens at has lost what it had. One that an operator drains still has it, and still answers for
 //! it.
 //!
@@ -158,11 +158,12 @@ pub async fn follow(
     if let Place::At(upstream) = found.place
         && !may_have(&shared.fleet.snapshot(), upstream, context.model.name())
     {
-        found.place = match found.unproven(id) {
-            Some(id) => other(shared, session, context, Some(upstream), &id).await.unwrap_or(Place::Lost),
-            // Where its model is, nobody has ever heard of it.
-            None => Place::Lost,
+        // Where its model is, nobody has ever heard of it.
+        let other = match found.unproven(id) {
+            Some(id) => other(shared, context, upstream, &id).await,
+            None => None,
         };
+        found.place = other.map_or(Place::Lost, Place::At);
     }
     match found.place {
         Place::At(upstream) => context.only = Some(upstream),
@@ -199,10 +200,10 @@ pub async fn again(shared: &Shared, session: &Session, context: &mut Context, id
     Ok(())
 }
 
-/// An answer's head has come. Whether it says that a response is not where its id alone says, while another
-/// upstream has it, which is asked next: the client has put the id of an earlier response on a later one, and
-/// nobody has told here.
-pub async fn elsewhere(shared: &Shared, session: &Session, context: &mut Context) -> bool {
+/// An answer's head has come. Whether it says that a response is not where its id alone says, while Redis
+/// knows of another upstream, which is asked next: the client has put an earlier id on a later response. The
+/// upstreams are not asked: whoever asks for what is long gone would have all of them searched.
+pub async fn elsewhere(shared: &Shared, context: &mut Context) -> bool {
     if context.status != 404 {
         return false;
     }
@@ -210,38 +211,22 @@ pub async fn elsewhere(shared: &Shared, session: &Session, context: &mut Context
     if context.pinned || context.replay.as_ref().is_none_or(|replay| !replay.is_whole()) {
         return false;
     }
-    let said = context.only.take();
-    let Some(Place::At(upstream)) = other(shared, session, context, said, &id).await else {
-        context.only = said;
-        return false;
-    };
-    context.only = Some(upstream);
-    true
+    let Some(said) = context.only.take() else { return false };
+    let other = other(shared, context, said, &id).await;
+    context.only = other.or(Some(said));
+    other.is_some()
 }
 
-/// Where a response is, if not where its id says; `None`: nobody else has it.
-async fn other(
-    shared: &Shared,
-    session: &Session,
-    context: &Context,
-    said: Option<usize>,
-    id: &str,
-) -> Option<Place> {
+/// Where a response is by what stands in Redis, if that is not where its id says.
+async fn other(shared: &Shared, context: &Context, said: usize, id: &str) -> Option<usize> {
     let snapshot = shared.fleet.snapshot_owned();
-    let all = || snapshot.entries.iter().map(|entry| entry.upstream.id).collect();
-    let mut others: Vec<usize> = context.among(&snapshot).unwrap_or_else(all);
-    others.retain(|other| Some(*other) != said);
-    let found = match kept(shared, &snapshot, Some(&others), id).await {
-        Some(found) => found,
-        None => asked(shared, session, context, &snapshot, Some(&others), id).await,
-    };
+    let found = kept(shared, &snapshot, context.among(&snapshot).as_deref(), id).await?;
     match found.place {
-        Place::At(upstream) if may_have(&snapshot, upstream, context.model.name()) => {
+        Place::At(upstream) if upstream != said && may_have(&snapshot, upstream, context.model.name()) => {
             observe::response_found(found.by);
-            Some(found.place)
+            Some(upstream)
         }
-        Place::Unsure => Some(Place::Unsure),
-        Place::At(_) | Place::Lost | Place::Nowhere => None,
+        _ => None,
     }
 }
 

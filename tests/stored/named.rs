@@ -160,31 +160,76 @@ fn gets(engine: &Engine, id: &str) -> usize {
     engine.requests().iter().filter(|one| one.method == "GET" && one.path == path).count()
 }
 
-/// The upstream that the id names has never heard of it, or no longer knows; that was the end of it.
+/// The upstream that the id names no longer knows it; that was the end of it. Only Redis is asked then: a
+/// search of all upstreams would be everybody's to ask for, with one old id.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_of_ours_is_found_elsewhere_when_who_it_names_does_not_know_it() {
-    let engines = engines(3).await;
-    let balancers = [Balancer::ready(settings(&engines)).await, Balancer::ready(settings(&engines)).await];
-    let (id, was, is) = replayed(&balancers[0]).await;
-    let named = engines.iter().find(|engine| common::direct(engine) == was).expect("it is one of them");
-    named.restart().await;
-    // One has made it, and knows; the other has to ask, once for each request.
-    let is_third = |engine: &&Engine| ![&was, &is].contains(&&common::direct(engine));
-    let third = engines.iter().find(is_third).expect("there are three");
-    for (balancer, asked) in balancers.iter().zip([0, 2]) {
-        balancer.until_ready(3).await;
-        finds(balancer, &id, &is).await;
-        assert_eq!(gets(third, &id), asked);
-    }
-    // Its owner is gone: who it names says so, in its own words.
-    let owner = engines.iter().find(|engine| common::direct(engine) == is).expect("it is one of them");
-    owner.restart().await;
-    balancers[1].until_ready(3).await;
-    let found = balancers[1].ask(get(&format!("{RESPONSES}/{id}"))).await.expect(404);
-    assert_eq!(upstream_of(&found), was);
-    assert_eq!(found.json()["error"]["message"], format!("Response with id '{id}' not found."));
+async fn an_id_of_ours_is_found_by_redis_when_who_it_names_does_not_know_it() {
+    let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
+    let config = shared(settings(&engines), &redis);
+    let one = Balancer::ready(config.clone()).await;
+    let (id, was, is) = replayed(&one).await;
+    until_kept(&redis, &id).await;
+    redis.ask(&["DEL", "vllm-lb:{lb}:stream"]).await;
+    let at = |name: &str| engines.iter().find(|engine| common::direct(engine) == name).expect("it is there");
+    at(&was).restart().await;
+    one.until_ready(3).await;
+    finds(&one, &id, &is).await;
+    let other = Balancer::ready(config).await;
+    eventually("Redis was in time", async || {
+        let found = other.ask(get(&format!("{RESPONSES}/{id}"))).await;
+        (upstream_of(&found) == is && found.status == 200).then_some(())
+    })
+    .await;
     let next = json!({"model": "sim", "input": "more", "previous_response_id": id});
-    balancers[1].ask(post(RESPONSES, next.to_string())).await.expect(404);
+    eventually("Redis was in time again", async || {
+        let made = other.ask(post(RESPONSES, next.to_string())).await;
+        (upstream_of(&made) == is && made.status == 200).then_some(())
+    })
+    .await;
+    // Its owner is gone: who it names says so, in its own words.
+    at(&is).restart().await;
+    other.until_ready(3).await;
+    let found = other.ask(get(&format!("{RESPONSES}/{id}"))).await.expect(404);
+    assert_eq!(found.json()["error"]["message"], format!("Response with id '{id}' not found."));
+    other.ask(post(RESPONSES, next.to_string())).await.expect(404);
+    let third = engines.iter().find(|engine| ![&was, &is].contains(&&common::direct(engine)));
+    assert_eq!(gets(third.expect("there are three"), &id), 0, "no search was made");
+}
+
+/// The last route is for everybody else, and its key for its own upstream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_routes_key_goes_to_no_other_upstream_that_has_a_response() {
+    let redis = Redis::start(&[]).await;
+    let engines = [engine(Options::default()).await, engine(Options::default()).await];
+    let routes = "
+  - {model: 'star-*', to: sim, upstreams: ['one:80'], api_key: first}
+  - {model: face, to: sim, header: {x-team: research}, upstreams: ['one:80'], api_key: first}
+  - {model: face, to: sim, upstreams: ['two:80'], api_key: second}
+  - {upstreams: ['two:80'], api_key: second}";
+    let config = shared(routed(&engines, routes), &redis);
+    let balancer = Balancer::ready(config.clone()).await;
+    let star = make(&balancer, json!({"model": "star-1", "input": "a"})).await;
+    let body = json!({"model": "face", "input": "a", "request_id": "resp_mine"}).to_string();
+    let made = balancer
+        .ask(request("POST", RESPONSES, &[JSON, ("x-team", "research")], body.as_bytes()))
+        .await
+        .expect(200);
+    assert_eq!((upstream_of(&star), upstream_of(&made)), ("one:80".to_string(), "one:80".to_string()));
+    until_kept(&redis, "resp_mine").await;
+    redis.ask(&["DEL", "vllm-lb:{lb}:stream"]).await;
+    // By Redis alone it is found before its route is.
+    let other = Balancer::ready(config).await;
+    eventually("Redis was in time", async || {
+        (other.ask(get(&format!("{RESPONSES}/resp_mine"))).await.status == 200).then_some(())
+    })
+    .await;
+    for balancer in [&balancer, &other] {
+        balancer.ask(get(&format!("{RESPONSES}/{}", id_of(&star)))).await.expect(200);
+        balancer.ask(get(&format!("{RESPONSES}/resp_mine"))).await;
+    }
+    let keys = engines[0].requests().into_iter().filter(|one| one.path.starts_with(RESPONSES));
+    let keys: Vec<_> = keys.map(|one| one.header("authorization").map(str::to_string)).collect();
+    assert!(keys.len() >= 5 && keys.iter().all(|key| key.as_deref() != Some("Bearer second")), "{keys:?}");
 }
 
 /// The first upstream's stream has said the id before it failed, and was remembered for it.

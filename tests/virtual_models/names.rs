@@ -2,11 +2,35 @@
 //! there is, the card of who would have the request, and nothing where nobody would.
 
 use super::*;
+use common::model_server::{ModelServer, document};
 use common::names;
 use common::wire::upgrade;
+use vllm_lb::fleet::Change;
 
 async fn with(models: &[&str], loras: &[&str], max_model_len: usize) -> Engine {
     engine(Options { models: names(models), loras: names(loras), max_model_len, ..Options::default() }).await
+}
+
+/// Over model servers, each of which has one of these engines.
+async fn discovering(
+    engines: &[Engine],
+    routes: impl Fn(&[String]) -> String,
+) -> (Balancer, Vec<ModelServer>) {
+    let mut servers = Vec::new();
+    for engine in engines {
+        let mut said = document([engine]);
+        said["model"] = Value::Null;
+        servers.push(ModelServer::start(said).await);
+    }
+    let names: Vec<String> = servers.iter().map(|server| format!("gym http://{}", server.address)).collect();
+    let sources: Vec<String> = names.iter().map(|name| format!("gym: {}", &name[4..])).collect();
+    let text = format!("upstreams: [{{{}}}]\nroutes:\n{}", sources.join("}, {"), routes(&names));
+    let mut config = config(Vec::new());
+    config.routes = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}")).routes;
+    config.sources = servers.iter().map(ModelServer::source).collect();
+    let balancer = Balancer::start(config).await;
+    balancer.until_ready(engines.len()).await;
+    (balancer, servers)
 }
 
 /// Names and lengths of the list.
@@ -34,7 +58,7 @@ async fn a_route_without_a_served_name_is_for_the_one_base_model() {
     let engines = [with(&["base"], &["lora"], 9_000).await, with(&["base"], &[], 8_000).await];
     let routes = "
   - {model: face, body: {defaults: {max_tokens: 3}}}";
-    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let (balancer, _servers) = discovering(&engines, |_| routes.into()).await;
     let got = || engines.iter().flat_map(Engine::requests).collect::<Vec<_>>();
     let answer = balancer.ask(post(CHAT, json!({"model": "face", "messages": []}).to_string())).await;
     assert_eq!(answer.expect(200).json()["model"], "face");
@@ -77,18 +101,25 @@ async fn a_route_without_a_served_name_is_for_the_one_base_model() {
 async fn of_several_base_models_none_is_guessed() {
     let engines =
         [serving(&["one"]).await, with(&["two"], &["lora"], 100).await, serving(&["three", "four"]).await];
-    let routes = "
-  - {model: any}
-  - {model: second, upstreams: ['two:80']}
-  - {model: third, upstreams: ['three:80']}
-  - {model: lora, upstreams: ['two:80'], body: {defaults: {max_tokens: 1}}}
-  - {model: 'like-*', upstreams: ['two:80']}
-  - {path: /v1/completions, upstreams: ['two:80']}";
-    let balancer = Balancer::ready(routed(&engines, routes)).await;
+    let routes = |names: &[String]| {
+        let [_, two, three] = names else { panic!("there are three") };
+        format!(
+            "
+  - {{model: any}}
+  - {{model: second, upstreams: ['{two}']}}
+  - {{model: third, upstreams: ['{three}']}}
+  - {{model: lora, upstreams: ['{two}'], body: {{defaults: {{max_tokens: 1}}}}}}
+  - {{model: 'like-*', upstreams: ['{two}']}}
+  - {{path: /v1/completions, upstreams: ['{two}']}}"
+        )
+    };
+    let (balancer, _servers) = discovering(&engines, routes).await;
     for model in ["any", "third", "like-that"] {
         let refused = balancer.ask(post(CHAT, chat(model))).await.expect(404);
         assert!(refused.text().contains(&format!("The model `{model}` does not exist")));
-        assert_eq!(aliases(refused.text()), "second, one, two, lora, three, four");
+        let mut offered: Vec<&str> = aliases(refused.text()).split(", ").collect();
+        offered.sort_unstable();
+        assert_eq!(offered, ["four", "lora", "one", "second", "three", "two"]);
     }
     let answer: Value = balancer.ask(post(CHAT, chat("second"))).await.expect(200).json();
     assert_eq!((&answer["model"], &last_body(&engines[1])["model"]), (&json!("second"), &json!("two")));
@@ -96,8 +127,34 @@ async fn of_several_base_models_none_is_guessed() {
     assert_eq!(last_body(&engines[1])["model"], "lora", "a name that is served is kept");
     let other = json!({"model": "other", "prompt": "hi"}).to_string();
     balancer.ask(post("/v1/completions", other)).await.expect(404);
-    let lengths = rows(&[("second", 100), ("one", 32_768), ("two", 100), ("lora", 0)]);
-    assert_eq!(listed(&balancer).await[..4], lengths);
+    let listed = listed(&balancer).await;
+    assert!(rows(&[("second", 100), ("two", 100), ("lora", 0)]).iter().all(|row| listed.contains(row)));
+}
+
+/// A request for a model whose upstream was away, or had been taken out, was answered by another model under
+/// its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_model_stands_in_for_one_that_is_away() {
+    let engines = [serving(&["small"]).await, serving(&["big"]).await];
+    engines[1].set_fault(Fault::Refuse).await;
+    let routes = "
+  - {model: big, timeouts: {total: 600s}}
+  - {model: lora, body: {defaults: {max_tokens: 1}}}";
+    let balancer = Balancer::start(routed(&engines, routes)).await;
+    balancer.until_ready(1).await;
+    for model in ["big", "lora"] {
+        let refused = balancer.ask(post(CHAT, chat(model))).await;
+        assert!(refused.status == 503 || refused.status == 404, "{refused:?}");
+    }
+    engines[1].clear_fault().await;
+    balancer.until_ready(2).await;
+    let answer = balancer.ask(post(CHAT, chat("big"))).await.expect(200);
+    assert_eq!(last_body(&engines[1])["model"], answer.json()["model"]);
+    let name = balancer.running.fleet.snapshot().entries[1].upstream.name().to_string();
+    balancer.running.fleet.apply(vec![Change::Remove { name, force: false }]).await.expect("it goes");
+    let refused = balancer.ask(post(CHAT, chat("big"))).await.expect(404);
+    assert_eq!(aliases(refused.text()), "small");
+    assert!(engines[0].requests().iter().all(|one| one.path != CHAT), "it was never asked");
 }
 
 /// Cards were shown, and names offered, of upstreams to which the route never leads: asked for, they were

@@ -66,7 +66,8 @@ pub fn names_to_come(config: &Config) -> Vec<Problem> {
     }
     let mut found = Vec::new();
     let mut look = |name: &String, place: Place| {
-        if !config.upstreams.iter().any(|upstream| upstream.name == *name) {
+        let is_source = config.sources.iter().any(|source| source.ask.label() == *name);
+        if !is_source && !config.upstreams.iter().any(|upstream| upstream.name == *name) {
             let text = format!("no upstream is named {} unless one is discovered", seen(name));
             found.push(Problem::new(&place, text));
         }

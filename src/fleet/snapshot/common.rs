@@ -1,22 +1,20 @@
 //! What those who may have a request serve together: whether it is a certain name, and which model it is
 //! where there is only one.
 //!
-//! What is remembered of an upstream that is down counts: nobody answers in its place with another model
-//! because it is away for a moment.
+//! It is asked only of what sources name: they say which model there is, and mean it. An upstream that the
+//! file names may serve anything by the time it is up, and nobody's request must be answered by another model
+//! because of that. What is remembered of one that is down counts.
 //!
 //! Never: a route, a guess while somebody has yet to say what it serves.
 
 use std::time::Instant;
 
-use super::super::breaker::State;
 use super::{Entry, Snapshot};
 
 /// The model that an upstream serves when none is named, as far as that is known.
 enum Base<'a> {
     One(&'a str),
     Several,
-    /// It is being asked for the first time.
-    Coming,
     Unknown,
 }
 
@@ -33,7 +31,6 @@ impl Entry {
         match bases.next() {
             Some(first) if bases.all(|other| other == first) => Base::One(first),
             Some(_) => Base::Several,
-            None if self.standing.state == State::Unknown && !self.standing.missing => Base::Coming,
             None => Base::Unknown,
         }
     }
@@ -86,18 +83,16 @@ impl Snapshot {
         !all_there && self.awaited.is_some_and(|until| now < until)
     }
 
-    /// The base model of all of these whose models are known, where it is one and the same.
+    /// The base model of all of these, where it is one and the same and sources have named them all.
     pub fn only_base<'s>(&'s self, among: Option<&[usize]>, now: Instant) -> Option<&'s str> {
         if self.awaits_any_of(among, now) {
             return None;
         }
-        let mut found: Vec<(&Entry, &'s str)> = Vec::new();
-        let (mut known, mut coming) = (None, None);
+        let (mut found, mut unknown): (Vec<(&Entry, &'s str)>, Vec<&Entry>) = (Vec::new(), Vec::new());
         for entry in self.staying(among) {
-            let since = Some(entry.standing.since);
+            entry.source()?;
             match entry.only_base() {
                 Base::One(base) => {
-                    known = known.min(since).or(since);
                     match found.iter_mut().find(|(other, _)| is_of_same_source(entry, other)) {
                         Some(latest) if latest.0.rank() < entry.rank() => *latest = (entry, base),
                         Some(_) => {}
@@ -105,17 +100,13 @@ impl Snapshot {
                     }
                 }
                 Base::Several => return None,
-                Base::Coming => coming = coming.min(since).or(since),
-                Base::Unknown => {}
+                Base::Unknown => unknown.push(entry),
             }
         }
-        // At the start, the first to answer does not speak for the others. One that comes later changes
-        // nothing before it is known.
-        if coming.is_some_and(|coming| Some(coming) <= known) {
-            return None;
-        }
+        let is_told = |entry: &&Entry| found.iter().any(|(other, _)| is_of_same_source(entry, other));
         let first = found.first()?.1;
-        found.iter().all(|(_, other)| *other == first).then_some(first)
+        let is_one = unknown.iter().all(is_told) && found.iter().all(|(_, other)| *other == first);
+        is_one.then_some(first)
     }
 }
 

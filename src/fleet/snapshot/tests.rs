@@ -12,7 +12,7 @@ fn rules() -> Rules {
     Rules { health: Health::default(), breaker }
 }
 
-/// How much later an upstream is there whose script begins with `late`.
+/// For how long a source is waited for.
 const LATE: Duration = Duration::from_secs(1);
 
 /// An upstream that serves the models, after a script for its machine; see `act`.
@@ -26,7 +26,7 @@ fn act(word: &str, machine: &mut Machine, entry: &mut Entry, now: Instant) {
         "ready" => machine.probed(Ok(()), 0, now, &rules()),
         "missed" => machine.probed(Err(Miss::Silent), 0, now, &rules()),
         // Of its making.
-        "late" | "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" => {}
+        "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" => {}
         "refused" => machine.seen(Sign::Unreached { refused: true }, 0, now, &rules()),
         "tripped" => machine.seen(Sign::Failed, 0, now, &rules()),
         "drained" => machine.drain(true, now),
@@ -61,7 +61,7 @@ fn snapshot(given: &[Given], now: Instant) -> Snapshot {
             parent: id.starts_with('+').then(|| "m".to_string()),
         };
         entry.models = Arc::new(given.models.iter().map(card).collect());
-        let mut machine = Machine::new(if given.script.starts_with("late") { now + LATE } else { now });
+        let mut machine = Machine::new(now);
         given.script.split_whitespace().for_each(|word| act(word, &mut machine, &mut entry, now));
         entry.standing = machine.standing(&rules());
         entry
@@ -228,36 +228,38 @@ fn an_unknown_model_may_come_while_a_source_is_silent() {
 }
 
 #[test]
-fn there_is_one_base_model_when_all_who_are_known_have_it() {
+fn there_is_one_base_model_when_all_whom_sources_name_have_it() {
     let now = Instant::now();
     type Row = (&'static [(&'static str, &'static [&'static str])], Option<&'static str>);
     let table: &[Row] = &[
         (&[], None),
-        (&[("ready", &["m"])], Some("m")),
-        (&[("ready", &["m", "+lora"]), ("ready", &["m"])], Some("m")),
-        (&[("ready", &["+lora", "m", "m"])], Some("m")),
-        (&[("ready", &["m", "n"])], None),
-        (&[("ready", &["m"]), ("ready", &["n"])], None),
+        (&[("ready of-gym", &["m"])], Some("m")),
+        (&[("ready of-gym", &["m", "+lora"]), ("ready of-other", &["m"])], Some("m")),
+        (&[("ready of-gym", &["+lora", "m", "m"])], Some("m")),
+        (&[("ready of-gym", &["m", "n"])], None),
+        (&[("ready of-gym", &["m"]), ("ready of-other", &["n"])], None),
+        // Nothing is guessed of those that the file or an operator names, whatever they serve now.
+        (&[("ready", &["m"])], None),
+        (&[("ready", &["m"]), ("ready", &["m"])], None),
+        (&[("ready of-gym", &["m"]), ("ready", &["m"])], None),
+        (&[("ready of-gym", &["m"]), ("", &[])], None),
         // It is remembered, and may be back at any time.
-        (&[("ready", &["m"]), ("ready missed missed missed", &["n"])], None),
-        (&[("ready", &["m"]), ("ready removing", &["n"])], Some("m")),
-        (&[("ready", &["m"]), ("ready", &[])], Some("m")),
-        (&[("ready", &[])], None),
-        // Who has not been asked yet at the start, who was not there, and who comes later.
-        (&[("ready", &["m"]), ("", &[])], None),
-        (&[("ready", &["m"]), ("missed", &[])], Some("m")),
-        (&[("ready", &["m"]), ("late", &[])], Some("m")),
+        (&[("ready of-gym", &["m"]), ("ready missed missed missed of-other", &["n"])], None),
+        (&[("ready of-gym", &["m"]), ("ready removing of-other", &["n"])], Some("m")),
+        // Of some nobody knows what they serve.
+        (&[("ready of-gym", &["m"]), ("ready of-other", &[])], None),
+        (&[("ready of-gym", &[])], None),
+        (&[("ready of-gym", &["m"]), ("missed of-other", &[])], None),
         // A source's word, for engines that have several names, or are not up yet.
         (&[("ready of-gym=n", &["m", "n"])], Some("n")),
         (&[("ready of-gym=n", &["m"])], Some("m")),
         (&[(" of-gym=n", &[])], Some("n")),
         (&[("ready of-gym", &["m"]), (" of-gym=m", &[])], Some("m")),
         // Of one source, the latest that is ready.
+        (&[("ready of-gym", &["m"]), (" of-gym", &[])], Some("m")),
         (&[("ready of-gym", &["m"]), ("ready of-gym", &["n"])], Some("n")),
         (&[("ready of-gym", &["m"]), (" of-gym=n", &[])], Some("m")),
         (&[("ready missed missed missed of-gym", &["m"]), (" of-gym=n", &[])], Some("n")),
-        (&[("ready of-gym", &["m"]), ("ready of-other", &["n"])], None),
-        (&[("ready of-gym", &["m"]), ("ready", &["n"])], None),
     ];
     for (given, wanted) in table {
         let all: Vec<Given> = given.iter().map(|(script, models)| Given { script, models }).collect();
@@ -270,7 +272,7 @@ fn there_is_one_base_model_when_all_who_are_known_have_it() {
 fn a_route_asks_what_its_own_upstreams_serve() {
     let now = Instant::now();
     let later = now + MAY_STILL_COME;
-    let given = [("ready", &["m"] as &[_]), ("ready", &["n"]), ("missed", &[])];
+    let given = [("ready of-gym", &["m"] as &[_]), ("ready of-other", &["n"]), ("missed of-other", &[])];
     let make = || snapshot(&given.map(|(script, models)| Given { script, models }), now);
     let (known, awaiting) = (make(), make().awaiting(Some(now + LATE)));
     for (among, base, waits) in [
