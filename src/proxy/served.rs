@@ -26,19 +26,22 @@ pub struct Routes {
     fleet: Arc<Fleet>,
 }
 
-/// Whether this is the name of the upstream, or of the source that it was discovered by.
-fn is_name_of(name: &str, upstream: &Upstream) -> bool {
-    let source = upstream.config.discovered.as_ref().map(|discovered| discovered.source.as_str());
-    name == upstream.name() || source == Some(name)
+/// Whether this is the name of the source that the upstream was discovered by.
+fn is_source_of(name: &str, upstream: &Upstream) -> bool {
+    upstream.config.discovered.as_ref().is_some_and(|discovered| discovered.source == name)
 }
 
 /// The ids of the upstreams that a route leads to; `None`: all.
 pub fn among(route: &RouteConfig, snapshot: &Snapshot) -> Option<Vec<usize>> {
     let mut ids = Vec::new();
     for name in route.upstreams.as_ref()? {
+        if let Some(entry) = snapshot.by_name(name) {
+            ids.push(entry.upstream.id);
+            continue;
+        }
         let before = ids.len();
-        let named = snapshot.entries.iter().filter(|entry| is_name_of(name, &entry.upstream));
-        ids.extend(named.map(|entry| entry.upstream.id));
+        let found = snapshot.entries.iter().filter(|entry| is_source_of(name, &entry.upstream));
+        ids.extend(found.map(|entry| entry.upstream.id));
         if ids.len() == before {
             ids.push(NOBODY);
         }
@@ -48,7 +51,8 @@ pub fn among(route: &RouteConfig, snapshot: &Snapshot) -> Option<Vec<usize>> {
 
 /// Whether a route may lead to this upstream.
 pub fn leads_to(route: &RouteConfig, upstream: &Upstream) -> bool {
-    route.upstreams.as_ref().is_none_or(|names| names.iter().any(|name| is_name_of(name, upstream)))
+    let is_named = |name: &String| name == upstream.name() || is_source_of(name, upstream);
+    route.upstreams.as_ref().is_none_or(|names| names.iter().any(is_named))
 }
 
 /// The one model that its upstreams have, where neither the route nor the client names one that they serve.
