@@ -167,8 +167,7 @@ pub async fn locate_response(
     among: Option<&[usize]>,
 ) -> Located {
     let path = format!("/v1/responses/{id}");
-    let may = |entry: &&Entry| among.is_none_or(|among| among.contains(&entry.upstream.id));
-    let asked = snapshot.reachable().filter(may).map(async |entry| {
+    let asked = snapshot.reachable().filter(|entry| entry.is_among(among)).map(async |entry| {
         let mut request = Request::get(&path);
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);

@@ -268,12 +268,12 @@ async fn find(shared: &Shared, session: &Session, context: &Context, id: &str) -
 /// What is known without asking anybody.
 fn known(shared: &Shared, snapshot: &Snapshot, among: Option<&[usize]>, id: &str) -> Option<Found> {
     let learnt = shared.state.response(id, Instant::now()).and_then(|made| {
-        let entry = snapshot.by_id(made.upstream).filter(|entry| may(among, entry))?;
+        let entry = snapshot.by_id(made.upstream).filter(|entry| entry.is_among(among))?;
         Some(Found::new("memory", entry.into(), made.name))
     });
     learnt.or_else(|| {
         let tag = Tag::read(id)?;
-        let mut entries = snapshot.entries.iter().filter(|entry| may(among, entry));
+        let mut entries = snapshot.entries.iter().filter(|entry| entry.is_among(among));
         let entry = entries.find(|entry| tag.is_at(entry.upstream.name()))?;
         Some(Found::new(BY_ID, entry.into(), tag.name()))
     })
@@ -282,13 +282,13 @@ fn known(shared: &Shared, snapshot: &Snapshot, among: Option<&[usize]>, id: &str
 /// What stands in Redis.
 async fn kept(shared: &Shared, snapshot: &Snapshot, among: Option<&[usize]>, id: &str) -> Option<Found> {
     let kept = shared.exchange.as_ref()?.lookup(Binding::Response, id).await?;
-    let entry = snapshot.by_name(&kept.upstream).filter(|entry| may(among, entry))?;
+    let entry = snapshot.by_name(&kept.upstream).filter(|entry| entry.is_among(among))?;
     Some(Found::new("redis", entry.into(), kept.number))
 }
 
 /// The one upstream there is, if it may be that it has made what this model goes on from.
 fn alone(snapshot: &Snapshot, among: Option<&[usize]>, model: Option<&str>) -> Option<Found> {
-    let mut reachable = snapshot.reachable().filter(|entry| may(among, entry));
+    let mut reachable = snapshot.reachable().filter(|entry| entry.is_among(among));
     let only = reachable.next().filter(|_| reachable.next().is_none())?;
     let may = may_have(snapshot, only.upstream.id, model);
     may.then(|| Found::new("alone", Place::At(only.upstream.id), 0))
@@ -310,10 +310,6 @@ async fn asked(
         Located::Nowhere => Found::new("nowhere", Place::Nowhere, 0),
         Located::Unsure => Found::new("unsure", Place::Unsure, 0),
     }
-}
-
-fn may(among: Option<&[usize]>, entry: &Entry) -> bool {
-    among.is_none_or(|among| among.contains(&entry.upstream.id))
 }
 
 // === impl Found ===

@@ -35,7 +35,8 @@ impl Entry {
         }
     }
 
-    pub(super) fn is_among(&self, among: Option<&[usize]>) -> bool {
+    /// Whether it is one of these, by their ids; `None`: anybody is.
+    pub fn is_among(&self, among: Option<&[usize]>) -> bool {
         among.is_none_or(|among| among.contains(&self.upstream.id))
     }
 
