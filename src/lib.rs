@@ -47,6 +47,7 @@ pub mod proxy;
 pub mod rate;
 pub mod reject;
 pub mod reply;
+pub mod retry;
 pub mod route;
 pub mod sim;
 pub mod state;

@@ -20,3 +20,6 @@ pub const X_REASON: &str = "x-vllm-lb-reason";
 pub const SESSION_COOKIE: &str = concat!("vllm_lb", "_session");
 /// Tells the clients' libraries whether to try again, whatever the status.
 pub const X_SHOULD_RETRY: &str = "x-should-retry";
+
+/// Names one of the engines of an upstream that runs several.
+pub const X_DATA_PARALLEL_RANK: &str = "x-data-parallel-rank";

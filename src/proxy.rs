@@ -1,45 +1,45 @@
-//! The edge towards clients: pingora's `ProxyHttp`, each phase a few lines and a call.
+//! The edge towards clients: pingora's `ProxyHttp`, which hands each request to `exchange`.
 //!
 //! ```text
-//! request_filter    head checked -> route found -> answered here, or body peeked
-//!                   candidates -> pick -> lease
-//! upstream_peer     where to connect
-//! upstream_request  head made ready for the upstream
-//! upstream_response first byte -> the lease's prefill is over, the held body goes
-//! fail_to_proxy     the one place that answers for a failure
-//! logging           the session goes home, the lease drops, the request is told
+//! request_filter    exchange::carry: intake -> choose -> attempt -> relay
+//! logging           the record of the finished request
 //! ```
 //!
-//! Never: a rule of routing or balancing (`route`, `pick`), a metric's name (`observe`), an error's text
-//! (`reject`).
+//! Pingora reads and parses requests, frames answers and keeps connections; it never carries a request
+//! itself, so that its own phases towards upstreams do not run.
+//!
+//! Never: a rule of routing or balancing (`route`, `pick`, `retry`), a metric's name (`observe`), an error's
+//! text (`reject`).
 
-mod answer;
-mod ask;
 mod attempt;
+mod body;
 mod budget;
 pub mod certificate;
+mod choose;
+mod client;
 pub mod connections;
 mod context;
-mod face;
+mod exchange;
 mod headers;
+mod intake;
 pub mod leave;
-mod line;
-mod local;
-mod look;
 mod memory;
-mod peek;
-mod peer;
-mod plan;
-mod prompt;
+mod own_answers;
+mod prompt_work;
 mod random;
-mod replay;
+mod record;
+mod relay;
+mod request;
 mod respond;
+mod route_edits;
 mod served;
 pub mod server;
-mod session;
 mod settings;
 mod stored;
 mod translation;
+mod tunnel;
+mod usage_question;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,31 +49,25 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
-use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 
 use crate::config::types::Config;
-use crate::fleet::{Fleet, Outcome};
-use crate::observe;
-use crate::reject::Reject;
+use crate::fleet::Fleet;
 use crate::state::State;
 use crate::state::redis::Exchange;
-use attempt::Cause;
+use attempt::pool::Pool;
 use budget::Budget;
+use client::{Client, STALLED};
 use context::Context;
 use leave::Leave;
-use plan::Step;
 use settings::Settings;
-
-/// A client that stops reading, or stops sending what it announced, is let go after this.
-pub(crate) const STALLED: Duration = Duration::from_secs(120);
 
 /// What a refused request still has on the way is read, and forgotten, for this long, so that the
 /// client gets to read the refusal.
-const DRAIN: Duration = Duration::from_secs(10);
+const MAX_DRAIN: Duration = Duration::from_secs(10);
 
 /// What all listeners share.
 pub struct Shared {
@@ -83,7 +77,7 @@ pub struct Shared {
     exchange: Option<Arc<Exchange>>,
     settings: ArcSwap<Settings>,
     memory: Arc<memory::Memory>,
-    peers: peer::Peers,
+    pool: Pool,
     random: random::Random,
     /// What this balancer says of itself in `via`, so that it knows a request that comes back.
     mark: HeaderValue,
@@ -106,7 +100,7 @@ impl Shared {
             state,
             exchange,
             memory,
-            peers: peer::Peers::default(),
+            pool: Pool::default(),
             mark: random.mark(),
             random,
             budget: Budget::new(),
@@ -149,46 +143,6 @@ impl Balancer {
     pub fn admin(shared: Arc<Shared>, admin: Arc<dyn Admin>) -> Self {
         Balancer { shared, admin: Some(admin) }
     }
-
-    /// An attempt failed before its answer began: another follows if it may.
-    fn failed(&self, context: &mut Context, cause: Cause, error: Box<Error>) -> Box<Error> {
-        let allowed = std::mem::take(&mut context.allowed);
-        let again = allowed || attempt::may_follow(&self.shared, context, cause);
-        attempt::end(&self.shared, context, cause);
-        if again {
-            observe::retried(cause.label());
-        }
-        let mut error = error.into_up();
-        error.set_retry(again);
-        error
-    }
-
-    fn finished(&self, context: &Context, error: Option<&Error>) -> Outcome {
-        match (context.outcome, error) {
-            (Some(outcome), _) => outcome,
-            (None, None) => attempt::whole(&self.shared, context),
-            (None, Some(error)) if *error.esource() == ErrorSource::Downstream => Outcome::ClientGone,
-            (None, Some(_)) => Outcome::Broken,
-        }
-    }
-}
-
-/// Whether some of the answer has gone to the client; leave to send a body is none of it.
-fn has_begun(session: &Session) -> bool {
-    session.response_written().is_some_and(|head| !head.status.is_informational() || head.status == 101)
-}
-
-/// Ends the attempt in favour of another one, which `may_follow` has allowed.
-fn another(context: &mut Context, cause: Cause) -> Box<Error> {
-    context.cause = Some(cause);
-    context.allowed = true;
-    Error::new_up(ErrorType::Custom("tried again"))
-}
-
-/// Ends the request with a refusal: `fail_to_proxy` says it to the client.
-fn refuse(context: &mut Context, reject: Reject) -> Box<Error> {
-    context.reject = Some(reject);
-    Error::new_in(ErrorType::Custom("refused"))
 }
 
 #[async_trait]
@@ -202,234 +156,42 @@ impl ProxyHttp for Balancer {
     /// No compression: vLLM has none, and an event must not wait for its neighbours.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, context: &mut Context) -> Result<()> {
-        session.set_total_drain_timeout(Some(DRAIN));
-        // Pingora would close a connection on which anything, even `100 Continue`, is said before the body
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        session.set_total_drain_timeout(Some(MAX_DRAIN));
+        // Pingora would close a connection on which anything, even `100 Continue`, is written before the body
         // is whole: a client that still sends would lose the answer.
         session.set_close_on_response_before_downstream_finish(false);
         session.set_read_timeout(Some(STALLED));
-        session.set_write_timeout(Some(STALLED));
         let id = headers::request_id(session.req_header()).map(str::to_string);
         context.id = id.unwrap_or_else(|| self.shared.random.id());
-        match headers::refuse(session, context.settings.header_bytes, &self.shared.mark) {
-            Some(reject) => Err(refuse(context, reject)),
-            None => Ok(()),
-        }
+        let mut client = Client::new(session.as_downstream_mut());
+        exchange::carry(self, &mut client, context).await.map(|()| true)
     }
 
-    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
-        let step = plan::admin(self, session, context).await?;
-        let step = match step {
-            Some(answer) => Step::Answer(answer),
-            None => plan::route(&self.shared, session, context).await?,
-        };
-        match step {
-            Step::Forward => {
-                // Chosen here rather than when pingora asks for the peer, so that a refusal leaves the
-                // client its connection.
-                self.shared.budget.request(context.retry().budget);
-                attempt::choose(&self.shared, session, context).await?;
-                Ok(false)
-            }
-            Step::Answer(answer) => {
-                context.status = answer.status().as_u16();
-                respond::send(session, answer, context, self.shared.leave.is_closing()).await?;
-                Ok(true)
-            }
-        }
+    /// Never called: `request_filter` answers every request.
+    async fn upstream_peer(&self, _session: &mut Session, _context: &mut Context) -> Result<Box<HttpPeer>> {
+        Err(Error::new_in(ErrorType::InternalError))
     }
 
-    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
-        context.attempts += 1;
-        if context.attempts > 1 {
-            attempt::next(&self.shared, session, context).await?;
-        }
-        let lease = context.lease.as_ref().ok_or_else(|| Error::new_in(ErrorType::InternalError))?;
-        let peer = self.shared.peers.peer(lease.upstream(), context.timeouts().connect);
-        peer.map_err(|error| self.failed(context, Cause::Connect { refused: false }, error))
-    }
-
-    fn fail_to_connect(
-        &self,
-        _session: &mut Session,
-        _peer: &HttpPeer,
-        context: &mut Context,
-        error: Box<Error>,
-    ) -> Box<Error> {
-        let refused = *error.etype() == ErrorType::ConnectRefused;
-        self.failed(context, Cause::Connect { refused }, error)
-    }
-
-    fn error_while_proxy(
-        &self,
-        _peer: &HttpPeer,
-        session: &mut Session,
-        mut error: Box<Error>,
-        context: &mut Context,
-        reused: bool,
-    ) -> Box<Error> {
-        // An undecided error would panic when it is asked whether it may be tried again.
-        error.set_retry(false);
-        let begun = has_begun(session);
-        match context.cause.take().or_else(|| attempt::cause_of(&error, context, reused)) {
-            Some(cause) if begun => {
-                attempt::end(&self.shared, context, cause);
-                error
-            }
-            Some(cause) => self.failed(context, cause, error),
-            None => {
-                // The client's doing: whatever an earlier attempt met is no news to anybody.
-                context.failed = None;
-                error
-            }
-        }
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        session: &mut Session,
-        head: &mut RequestHeader,
-        context: &mut Context,
-    ) -> Result<()> {
-        let https = session.digest().is_some_and(|digest| digest.ssl_digest.is_some());
-        context.sent = true;
-        context.face.as_ref().map_or(Ok(()), |face| face.translate_path(head))?;
-        if let Some(lease) = &context.lease {
-            headers::towards_upstream(session, head, lease.upstream(), https)?;
-        }
-        headers::pass(head, &self.shared.mark)?;
-        let upstream = context.lease.as_ref().map(|lease| &**lease.upstream());
-        context.face.as_ref().map_or(Ok(()), |face| face.towards_upstream(head, upstream))?;
-        context.ask.as_ref().map_or(Ok(()), |ask| ask.towards_upstream(head))?;
-        context.making.as_ref().map_or(Ok(()), |making| making.lengthen(head))
-    }
-
-    async fn request_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        end: bool,
-        context: &mut Context,
-    ) -> Result<()> {
-        let (before, piece) = (context.received, body.as_deref().unwrap_or_default());
-        context.received += piece.len() as u64;
-        prompt::follow(&self.shared, context, before, piece, end);
-        if context.received > context.most {
-            return Err(refuse(context, Reject::TooLarge { limit: context.most }));
-        }
-        if before == 0 {
-            stored::stamp(context, body);
-        }
-        Ok(())
-    }
-
-    async fn upstream_response_filter(
-        &self,
-        session: &mut Session,
-        head: &mut ResponseHeader,
-        context: &mut Context,
-    ) -> Result<()> {
-        let status = head.status.as_u16();
-        if status == 101 && !session.is_upgrade_req() {
-            // Nobody has asked to speak another protocol; what follows would be no HTTP.
-            return Err(
-                Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()
-            );
-        }
-        context.status = status;
-        context.head_came = true;
-        attempt::answered(&self.shared, context, head);
-        let cause = Cause::Status(status);
-        let elsewhere = stored::elsewhere(&self.shared, context).await;
-        if elsewhere || attempt::may_follow(&self.shared, context, cause) {
-            return Err(another(context, cause));
-        }
-        answer::begin(&self.shared, context, head)
-    }
-
-    async fn response_filter(
-        &self,
-        session: &mut Session,
-        head: &mut ResponseHeader,
-        context: &mut Context,
-    ) -> Result<()> {
-        if self.shared.leave.is_closing() {
-            session.set_keepalive(None);
-        }
-        if session.req_header().version == http::Version::HTTP_10 {
-            // It knows no chunks: the end of the connection is the end of the answer.
-            head.remove_header(&http::header::TRANSFER_ENCODING);
-        }
-        context.face.as_ref().map_or(Ok(()), |face| face.towards_client(head))?;
-        headers::towards_client(head, context, context.settings.expose)
-    }
-
-    fn upstream_response_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        end: bool,
-        context: &mut Context,
-    ) -> Result<Option<Duration>> {
-        answer::piece(&self.shared, context, body, end)?;
-        Ok(None)
-    }
-
+    /// The client has been told what there was to tell: the connection ends.
     async fn fail_to_proxy(
         &self,
-        session: &mut Session,
-        error: &Error,
-        context: &mut Context,
+        _session: &mut Session,
+        _error: &Error,
+        _context: &mut Context,
     ) -> FailToProxy {
-        if let Some(home) = context.home.take() {
-            home.unwrap(&mut session.downstream_session);
-        }
-        let nothing = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        if has_begun(session) {
-            plan::end_stream(session, error, context).await;
-            return nothing;
-        }
-        // What an answer said that no client got counts for nothing.
-        context.meter = None;
-        let Some(reject) = context.reject.take().or_else(|| plan::failure(error, context)) else {
-            return nothing;
-        };
-        observe::rejected(reject.label());
-        context.refused = Some(reject.label());
-        context.status = reject.status();
-        let failed = context.attempts > 0;
-        context.drain = failed && !reject.closes();
-        let close = failed || reject.closes() || self.shared.leave.is_closing();
-        let answer = respond::refusal(&reject, context.style);
-        match respond::send(session, answer, context, close).await {
-            Ok(()) => FailToProxy { error_code: context.status, can_reuse_downstream: !close },
-            Err(_) => nothing,
-        }
+        FailToProxy { error_code: 0, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
-        if let Some(home) = context.home.take() {
-            home.unwrap(&mut session.downstream_session);
-        }
-        context.settle();
-        let outcome = self.finished(context, error);
-        let lease = context.lease.take();
-        if let Some(lease) = &lease {
-            let has_read = context.has_read();
-            prompt::forget(&self.shared, context, lease.upstream().id, has_read);
-            if let Some(usage) = &context.usage() {
-                prompt::told(&self.shared, context, lease.upstream(), usage);
-            }
-        }
-        plan::tell(&self.shared, session, error, context, lease.as_ref(), outcome);
-        drop(lease);
+        record::write(&self.shared, session, error, context);
         if context.drain {
             // The connection ends either way.
-            drop(session.drain_request_body().await);
+            session.drain_request_body().await.ok();
         }
     }
 
-    /// As above.
+    /// As below.
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,

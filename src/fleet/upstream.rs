@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Notify;
+use tokio_rustls::TlsConnector;
 
 use super::pace::Pace;
 use super::queue::Queue;
@@ -29,6 +30,8 @@ pub struct Upstream {
     /// Of this server and no other, for the life of the process; kept when only its settings change.
     pub id: usize,
     pub config: UpstreamConfig,
+    /// The `host` field of requests to it.
+    pub host: String,
     /// Whole `authorization` value sent in place of the client's.
     pub authorization: Option<String>,
     /// The authorities of `tls.ca`, read once.
@@ -136,12 +139,19 @@ impl Upstream {
         let authorities = tls::authorities(&config).map_err(say)?;
         let secure = tls::secure(&config, &authorities).map_err(say)?;
         let authorization = config.api_key.as_ref().map(|key| format!("Bearer {}", key.expose()));
-        Ok(Upstream { id: live.id, config, authorization, authorities, secure, live })
+        let url = &config.url;
+        let host = if url.unix.is_some() { "localhost".into() } else { url.authority() };
+        Ok(Upstream { id: live.id, host, config, authorization, authorities, secure, live })
     }
 
     /// Whether `config` means just this: the same settings, with the same text in the files that they name.
     pub(super) fn is_as(&self, config: &UpstreamConfig) -> bool {
         self.config == *config && tls::authorities(config).is_ok_and(|found| found == self.authorities)
+    }
+
+    /// How to talk TLS with it, and the name that it must prove; `None`: its URL is not https.
+    pub fn tls(&self) -> Option<&(TlsConnector, ServerName<'static>)> {
+        self.secure.as_ref()
     }
 
     pub fn name(&self) -> &str {

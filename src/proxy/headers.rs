@@ -1,18 +1,22 @@
 //! Header hygiene: what a client's head must not be, and what goes on towards upstreams and clients.
 //!
-//! Hop-by-hop fields, those that `connection` names included, are taken out by pingora before these
-//! functions run.
+//! A head is built anew in one pass over the one that came, without its hop-by-hop fields and those that
+//! `connection` nominates, with the framing of the body that is really sent.
 
-use http::{HeaderMap, HeaderValue, header};
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession;
 
-use super::context::Context;
+use super::client::Client;
+use super::prompt_work::Placement;
+use super::request::{ClientRequest, Scope};
 use crate::fleet::Upstream;
 use crate::names::{
-    X_ATTEMPTS, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_HIT, X_REASON, X_REQUEST_ID,
-    X_SHOULD_RETRY, X_UPSTREAM,
+    X_ATTEMPTS, X_DATA_PARALLEL_RANK, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_HIT, X_REASON,
+    X_REQUEST_ID, X_SHOULD_RETRY, X_UPSTREAM,
 };
 use crate::reject::Reject;
 
@@ -20,12 +24,12 @@ use crate::reject::Reject;
 ///
 /// A request with both a length and a transfer coding is how requests are smuggled past a proxy that
 /// reads one of them to a server that reads the other. Pingora drops the length and goes on; we do not.
-pub fn refuse(session: &Session, most: u64, mark: &HeaderValue) -> Option<Reject> {
+pub fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> Option<Reject> {
     let head = session.req_header();
     if has_passed(head, mark) {
         return Some(Reject::Loop);
     }
-    if let Some(http1) = session.as_ref().as_http1() {
+    if let Some(http1) = session.as_http1() {
         let raw = http1.get_headers_raw_bytes();
         if raw.len() as u64 > most {
             return Some(Reject::HeadTooLarge { limit: most });
@@ -53,18 +57,45 @@ pub fn refuse(session: &Session, most: u64, mark: &HeaderValue) -> Option<Reject
     if hosts > 1 {
         return Some(Reject::Malformed { why: "more than one host" });
     }
+    if nominated(&head.headers).any(|name| name.is_none_or(|name| is_protected(&name))) {
+        return Some(Reject::Malformed { why: "connection nominates what it may not" });
+    }
     None
+}
+
+/// The fields that `connection` nominates; `None` for what is no field's name.
+fn nominated(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
+    let lines = headers.get_all(header::CONNECTION).iter();
+    let names = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let names = names.map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
+    names.map(|name| HeaderName::from_bytes(name).ok())
+}
+
+/// Whether a field is needed for what the request is, so that `connection` must not take it away.
+fn is_protected(name: &HeaderName) -> bool {
+    matches!(*name, header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING)
+        || [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name.as_str())
+}
+
+/// Whether a field is for the next hop alone, or frames the body.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    match *name {
+        header::CONNECTION
+        | header::TE
+        | header::TRAILER
+        | header::TRANSFER_ENCODING
+        | header::UPGRADE
+        | header::EXPECT
+        | header::PROXY_AUTHENTICATE
+        | header::PROXY_AUTHORIZATION => true,
+        _ => ["keep-alive", "proxy-connection", "http2-settings"].contains(&name.as_str()),
+    }
 }
 
 /// Whether a request has been here before. `mark` is what this balancer says of itself, as nobody else does.
 fn has_passed(head: &RequestHeader, mark: &HeaderValue) -> bool {
     let passed = |value: &HeaderValue| memchr::memmem::find(value.as_bytes(), mark.as_bytes()).is_some();
     head.headers.get_all(header::VIA).iter().any(passed)
-}
-
-/// Says that a request has passed here, behind all who have said so before.
-pub fn pass(head: &mut RequestHeader, mark: &HeaderValue) -> Result<()> {
-    head.append_header(header::VIA, mark.clone()).map(|_| ())
 }
 
 /// Whether a raw head has a field of this name, given in lower case.
@@ -85,27 +116,70 @@ pub fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Makes a client's head one for `upstream`.
+/// The head of a client's request, as it goes to the upstream of this attempt.
 pub fn towards_upstream(
-    session: &Session,
-    head: &mut RequestHeader,
+    scope: &Scope<'_>,
+    client: &Client<'_>,
+    request: &ClientRequest,
     upstream: &Upstream,
-    https: bool,
-) -> Result<()> {
-    let url = &upstream.config.url;
-    head.remove_header(&header::EXPECT);
-    forwarded(session, head, https)?;
-    let host = if url.unix.is_some() { "localhost".to_string() } else { url.authority() };
-    head.insert_header(header::HOST, host)?;
+) -> Result<RequestHeader> {
+    let (from, prefix) = (client.head(), &upstream.config.url.prefix);
+    let translated = request.edits.as_ref().and_then(|edits| edits.translated_target(from));
+    let target = translated.as_ref().map_or_else(|| origin_form(from), |target| target.as_bytes());
+    let path = if prefix.is_empty() { target.into() } else { [prefix.as_bytes(), target].concat().into() };
+    let path: Cow<'_, [u8]> = path;
+    let mut head = RequestHeader::build_no_case(from.method.clone(), &path, Some(from.headers.len() + 6))?;
+    head.insert_header(header::HOST, &*upstream.host)?;
+    let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
+    let trusted = scope.settings.trusts(client.address());
+    let edits_answer = request.edits.is_some() || request.usage_question.is_some();
+    for (name, value) in &from.headers {
+        let stays = match *name {
+            header::HOST | header::CONTENT_LENGTH => true,
+            // What is compressed on the way could not be edited.
+            header::ACCEPT_ENCODING => edits_answer,
+            _ => is_hop_by_hop(name) || is_forwarded(name) || !trusted && name == X_DATA_PARALLEL_RANK,
+        };
+        if !stays && !nominated.contains(name) {
+            head.append_header(name, value)?;
+        }
+    }
+    if client.is_upgrade() {
+        head.insert_header(header::CONNECTION, "Upgrade")?;
+        head.insert_header(header::UPGRADE, "websocket")?;
+    }
+    frame(&mut head, client, request)?;
+    forwarded(client, &mut head, trusted)?;
     if let Some(authorization) = &upstream.authorization {
-        replace_key(head, authorization)?;
+        replace_key(&mut head, authorization)?;
     }
-    if !url.prefix.is_empty() {
-        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        let prefixed = format!("{}{path}", url.prefix);
-        head.set_raw_path(prefixed.as_bytes())?;
+    head.append_header(header::VIA, scope.shared.mark.clone())?;
+    match &request.edits {
+        Some(edits) => edits.towards_upstream(&mut head, upstream).map(|()| head),
+        None => Ok(head),
     }
-    Ok(())
+}
+
+/// The target as upstreams get it: a path with its query, also where the client named the host in it.
+fn origin_form(head: &RequestHeader) -> &[u8] {
+    let raw = head.raw_path();
+    let path = || head.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes();
+    if raw.starts_with(b"/") { raw } else { path() }
+}
+
+/// Frames the body that is sent: by its length where that is known, else in chunks.
+fn frame(head: &mut RequestHeader, client: &Client<'_>, request: &ClientRequest) -> Result<()> {
+    let declares = client.headers().contains_key(header::CONTENT_LENGTH);
+    match request.length() {
+        Some(0) if !declares => Ok(()),
+        Some(length) => head.insert_header(header::CONTENT_LENGTH, length),
+        None => head.insert_header(header::TRANSFER_ENCODING, "chunked"),
+    }
+}
+
+/// Whether a field says where a request came from.
+fn is_forwarded(name: &HeaderName) -> bool {
+    [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name.as_str())
 }
 
 /// Shows the upstream this key and none of the client's; Anthropic's clients have theirs in another field.
@@ -114,24 +188,30 @@ pub fn replace_key(head: &mut RequestHeader, key: impl TryInto<HeaderValue>) -> 
     head.insert_header(header::AUTHORIZATION, key)
 }
 
-/// Who asked, for which host, over what. A proxy in front may have said so already; it knows better.
-fn forwarded(session: &Session, head: &mut RequestHeader, https: bool) -> Result<()> {
-    let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
-    if let Some(client) = client {
-        let before = head.headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
-        let mut chain: Vec<String> = before.map(str::to_string).collect();
-        chain.push(client.to_string());
+/// Tells which client asked, for which host, over what. A trusted proxy in front has told so already, and
+/// knows better; what any other client says of it is not passed on.
+fn forwarded(client: &Client<'_>, head: &mut RequestHeader, trusted: bool) -> Result<()> {
+    let from = client.headers();
+    let address = client.address().and_then(|address| address.as_inet()).map(|address| address.ip());
+    let mut chain: Vec<&str> = Vec::new();
+    if trusted {
+        let before = from.get_all(X_FORWARDED_FOR).iter();
+        chain.extend(before.filter_map(|value| value.to_str().ok()));
+    }
+    let address = address.map(|address| address.to_string());
+    chain.extend(address.as_deref());
+    if !chain.is_empty() {
         head.insert_header(X_FORWARDED_FOR, chain.join(", "))?;
     }
-    if !head.headers.contains_key(X_FORWARDED_PROTO) {
-        head.insert_header(X_FORWARDED_PROTO, if https { "https" } else { "http" })?;
+    let told = |name: &str| from.get(name).filter(|_| trusted);
+    match told(X_FORWARDED_PROTO) {
+        Some(scheme) => head.insert_header(X_FORWARDED_PROTO, scheme)?,
+        None => head.insert_header(X_FORWARDED_PROTO, if client.is_https() { "https" } else { "http" })?,
     }
-    if !head.headers.contains_key(X_FORWARDED_HOST)
-        && let Some(host) = host(session.req_header())
-    {
-        head.insert_header(X_FORWARDED_HOST, host)?;
+    match told(X_FORWARDED_HOST).or_else(|| from.get(header::HOST)) {
+        Some(host) => head.insert_header(X_FORWARDED_HOST, host),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The host that the client named.
@@ -148,40 +228,65 @@ pub fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
     }
 }
 
-/// Puts on an upstream's answer what is ours to add.
-pub fn towards_client(head: &mut ResponseHeader, context: &Context, expose: bool) -> Result<()> {
-    if head.status != http::StatusCode::SWITCHING_PROTOCOLS {
-        keep_hop(head);
+/// The head of an upstream's answer, as far as it is the client's.
+pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build_no_case(from.status, Some(from.headers.len() + 6))?;
+    head.set_reason_phrase(from.get_reason_phrase())?;
+    let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    // What frames the body is not the upstream's to nominate.
+    let nominated: Vec<HeaderName> =
+        nominated(&from.headers).flatten().filter(|name| !framing.contains(name)).collect();
+    for (name, value) in &from.headers {
+        let stays = match *name {
+            header::TRANSFER_ENCODING => false,
+            _ => is_hop_by_hop(name),
+        };
+        if !stays && !nominated.contains(name) {
+            head.append_header(name, value)?;
+        }
     }
+    if from.status == StatusCode::SWITCHING_PROTOCOLS {
+        head.insert_header(header::CONNECTION, "Upgrade")?;
+        head.insert_header(header::UPGRADE, "websocket")?;
+    }
+    Ok(head)
+}
+
+/// Puts on an upstream's answer what the balancer adds.
+pub fn towards_client(
+    head: &mut ResponseHeader,
+    scope: &Scope<'_>,
+    placement: &Placement,
+    attempts: u32,
+) -> Result<()> {
     if !head.headers.contains_key(X_REQUEST_ID)
-        && let Ok(id) = HeaderValue::try_from(context.id.as_str())
+        && let Ok(id) = HeaderValue::try_from(scope.id)
     {
         head.insert_header(X_REQUEST_ID, id)?;
     }
-    if context.attempts > 1 && (head.status == 429 || head.status.is_server_error()) {
-        // We have tried; the client's library would only multiply the tries.
+    if attempts > 1 && (head.status == 429 || head.status.is_server_error()) {
+        // The balancer has tried; the client's library would only multiply the tries.
         head.insert_header(X_SHOULD_RETRY, "false")?;
     }
-    if expose && let Some(lease) = &context.lease {
-        head.insert_header(X_UPSTREAM, lease.upstream().name())?;
-        head.insert_header(X_ATTEMPTS, context.attempts)?;
-        head.insert_header(X_REASON, context.reason)?;
-        head.insert_header(X_HIT, format!("{}/{}", context.hit, context.blocks))?;
+    if scope.settings.expose {
+        head.insert_header(X_UPSTREAM, placement.upstream().name())?;
+        head.insert_header(X_ATTEMPTS, attempts)?;
+        head.insert_header(X_REASON, placement.reason)?;
+        head.insert_header(X_HIT, format!("{}/{}", placement.hit, placement.blocks))?;
     }
     Ok(())
 }
 
-/// Takes out what an upstream said to us and not to the client: pingora does so for requests only. What
-/// frames the body is not the upstream's to nominate.
-fn keep_hop(head: &mut ResponseHeader) {
-    let lines = head.headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
-    let names = lines.flat_map(|line| line.split(',')).map(str::trim);
-    let framing =
-        |name: &&str| !["content-length", "transfer-encoding"].contains(&&*name.to_ascii_lowercase());
-    let nominated: Vec<String> = names.filter(framing).map(str::to_string).collect();
-    for name in nominated.iter().map(String::as_str).chain(["connection", "keep-alive", "proxy-connection"]) {
-        head.remove_header(name);
+/// Frames an answer for the client: HTTP/1.0 knows no chunks, there the end of the connection is the end of
+/// the answer.
+pub fn frame_answer(head: &mut ResponseHeader, client: &Client<'_>) -> Result<()> {
+    let bodiless = client.is_head() || matches!(head.status.as_u16(), 101 | 204 | 304);
+    if client.head().version == Version::HTTP_10 {
+        head.remove_header(&header::TRANSFER_ENCODING);
+    } else if !bodiless && !head.headers.contains_key(header::CONTENT_LENGTH) {
+        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -57,12 +57,20 @@ impl Reservation {
         self.bytes += more;
         true
     }
+
+    /// Gives back what it holds.
+    pub fn release(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes > 0 {
+            self.memory.taken.fetch_sub(bytes, Relaxed);
+            METRICS.peeked_bytes.sub(bytes.cast_signed());
+        }
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.memory.taken.fetch_sub(self.bytes, Relaxed);
-        METRICS.peeked_bytes.sub(self.bytes.cast_signed());
+        self.release();
     }
 }
 

@@ -1,13 +1,13 @@
 //! Writes the balancer's own answers to a client: refusals, aggregates, admin answers.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
-use pingora::proxy::Session;
 
-use super::context::Context;
+use super::client::Client;
+use super::request::ClientRequest;
 use crate::names::{PRODUCT, X_REQUEST_ID};
 use crate::reject::{Reject, Style};
 
@@ -36,30 +36,31 @@ pub fn json(headers: &mut HeaderMap) {
 /// Sends `answer`, with the headers that its route has for the client; with `close` the client is told that
 /// the connection ends.
 pub async fn send(
-    session: &mut Session,
+    client: &mut Client<'_>,
+    id: &str,
+    request: &ClientRequest,
     answer: Response<Bytes>,
-    context: &Context,
     close: bool,
 ) -> Result<()> {
     if close {
-        session.set_keepalive(None);
+        client.close_after();
     }
     let (parts, body) = answer.into_parts();
     let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 4))?;
     head.insert_header(header::DATE, get_cached_date())?;
     head.insert_header(header::SERVER, PRODUCT)?;
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
-    if let Ok(id) = HeaderValue::try_from(context.id.as_str()) {
+    if let Ok(id) = HeaderValue::try_from(id) {
         head.insert_header(X_REQUEST_ID, id)?;
     }
     for (name, value) in &parts.headers {
         head.append_header(name.clone(), value)?;
     }
-    context.face.as_ref().map_or(Ok(()), |face| face.towards_client(&mut head))?;
-    let silent = body.is_empty() || session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(head), silent).await?;
-    if !silent {
-        session.write_response_body(Some(body), true).await?;
+    if let Some(edits) = &request.edits {
+        edits.towards_client(&mut head)?;
     }
-    Ok(())
+    let silent = body.is_empty() || client.is_head();
+    let first: &[u8] = if silent { &[] } else { &body };
+    client.write_head(head, first, silent).await?;
+    client.finish().await
 }

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pingora::protocols::l4::socket::SocketAddr;
+
+use super::intake::peek::Peeker;
 use super::memory::Memory;
-use super::peek::Peeker;
 use super::served::Routes;
 use crate::config::types::{Balance, Config, Retry, Timeouts};
 use crate::fleet::Fleet;
@@ -27,6 +29,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether a client's word on where a request came from is believed.
+    pub fn trusts(&self, _address: Option<&SocketAddr>) -> bool {
+        false
+    }
+
     /// `memory` is what all requests share, also those that began with other settings. `blocks`: how prompts
     /// are cut, where they are remembered.
     pub fn new(config: &Config, fleet: Arc<Fleet>, memory: Arc<Memory>, blocks: Option<Blocks>) -> Arc<Self> {

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType, Result};
 
-use super::face::now;
 use super::random::Random;
+use super::route_edits::now;
 use crate::config::types::Responses;
 use crate::route::answer::Asker;
 use crate::route::paths::Api;
@@ -24,10 +24,10 @@ pub fn of(plan: &Plan, api: Api) -> Option<Exchange> {
     wanted.then(Exchange::default)
 }
 
-/// Makes the path that of a chat, however the client wrote that of a response.
-pub fn to_chat(head: &mut RequestHeader) -> Result<()> {
+/// The target of a chat, however the client wrote that of a response.
+pub fn chat_target(head: &RequestHeader) -> String {
     let query = head.uri.query().map_or(String::new(), |query| format!("?{query}"));
-    head.set_raw_path(format!("{CHAT}{query}").as_bytes())
+    format!("{CHAT}{query}")
 }
 
 /// An answer begins: whether it is translated, which errors need not be. `plain`: it can be read.

@@ -1,8 +1,8 @@
-//! A virtual model on its way through: what its route changes of a request, and of the answer.
+//! What the route of a request changes: the request on its way to an upstream, and the answer.
 //!
-//! What is changed, and how, is `route`'s matter; here stands when. A body is edited once, before an
-//! upstream is chosen, and is the same at every attempt. An answer is edited as it goes by; one that a
-//! route answers in another way is held until it is whole, before anything of it has gone out.
+//! `route` has the rules; this module applies them at their time. A body is edited once, before an upstream
+//! is chosen, and is the same at every attempt. An answer is edited as it goes by; one that a route answers
+//! in another way is held until it is whole, before anything of it has gone out.
 //!
 //! Never: an await, a rule of its own.
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, header};
+use http::{HeaderName, HeaderValue, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
@@ -28,7 +28,7 @@ use crate::route::rewrite::{Asked, is_wide};
 use crate::route::table::Plan;
 use crate::route::translate::Exchange;
 
-pub struct Face {
+pub struct RouteEdits {
     pub plan: Arc<Plan>,
     pub dialect: Dialect,
     /// The name that the client gave.
@@ -36,13 +36,9 @@ pub struct Face {
     /// The type of a body that is a form.
     pub form: Option<String>,
     asked: Asked,
-    /// Of the body, where it was edited.
-    length: Option<usize>,
     answer: Option<Answer>,
     /// The upstreams are spoken to in another language.
     translation: Option<Exchange>,
-    /// The beginning of an answer that may be answered in another way.
-    held: Option<Vec<u8>>,
 }
 
 /// Header fields, of a request or of an answer.
@@ -82,11 +78,11 @@ fn apply(edits: &HeaderEdits, head: &mut impl Fields) -> Result<()> {
     Ok(())
 }
 
-impl Face {
+impl RouteEdits {
     /// `form`: the whole `content-type` of a form.
     pub fn new(plan: Arc<Plan>, dialect: Dialect, model: Option<String>, form: Option<String>) -> Self {
         let asked = Asked::default();
-        Face { plan, dialect, model, form, asked, length: None, answer: None, translation: None, held: None }
+        RouteEdits { plan, dialect, model, form, asked, answer: None, translation: None }
     }
 
     /// Whether the body must be there as a whole, to be edited.
@@ -161,25 +157,18 @@ impl Face {
         if let (Some(exchange), Some(chat)) = (&mut self.translation, &body) {
             exchange.sent(chat);
         }
-        self.length = body.as_ref().map(Vec::len);
         Ok(body)
     }
 
-    /// Gives a head that is the client's yet the path that its upstreams are to be asked at.
-    pub fn translate_path(&self, head: &mut RequestHeader) -> Result<()> {
-        if self.translates() { translation::to_chat(head) } else { Ok(()) }
+    /// The target that its upstreams are asked at, where that is not the client's.
+    pub fn translated_target(&self, head: &RequestHeader) -> Option<String> {
+        self.translates().then(|| translation::chat_target(head))
     }
 
     /// Makes a head one for an upstream of this route, or for another that alone has what is asked for.
-    pub fn towards_upstream(&self, head: &mut RequestHeader, upstream: Option<&Upstream>) -> Result<()> {
-        if let Some(length) = self.length {
-            head.remove_header(&header::TRANSFER_ENCODING);
-            head.insert_header(header::CONTENT_LENGTH, length)?;
-        }
-        // What is compressed on the way could not be edited.
-        head.remove_header(&header::ACCEPT_ENCODING);
+    pub fn towards_upstream(&self, head: &mut RequestHeader, upstream: &Upstream) -> Result<()> {
         let route = &self.plan.route;
-        let is_ours = upstream.is_none_or(|upstream| served::leads_to(route, upstream));
+        let is_ours = served::leads_to(route, upstream);
         // The key of a route is for its own upstreams.
         let routed = if is_ours { self.authorization() } else { None };
         if let Some(key) = &routed {
@@ -192,7 +181,7 @@ impl Face {
         if is_set || !route.headers.remove.iter().any(|name| is_key(name)) {
             return Ok(());
         }
-        let own = || HeaderValue::try_from(upstream?.authorization.as_ref()?).ok();
+        let own = || HeaderValue::try_from(upstream.authorization.as_ref()?).ok();
         routed.or_else(own).map_or(Ok(()), |key| head.insert_header(header::AUTHORIZATION, key))
     }
 
@@ -210,8 +199,7 @@ impl Face {
     pub fn begin(&mut self, head: &mut ResponseHeader, random: &Random) -> Result<()> {
         let status = head.status.as_u16();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        // What is compressed cannot be read; vLLM compresses nothing.
-        let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+        let plain = is_plain(head);
         let asker = Asker { dialect: self.dialect, model: self.model.as_deref(), asked: self.asked };
         let kind = text(header::CONTENT_TYPE);
         let translated = match &mut self.translation {
@@ -223,8 +211,6 @@ impl Face {
         let edits = plain && !translated;
         self.answer = if edits { Answer::new(&self.plan, asker, status, kind) } else { None };
         self.describe(head)?;
-        let may_overflow = plain && status == 400 && self.plan.route.overflow == Overflow::Length;
-        self.held = may_overflow.then(Vec::new);
         if self.answer.is_some() || translated { headers::of_unknown_length(head) } else { Ok(()) }
     }
 
@@ -238,36 +224,28 @@ impl Face {
         }
     }
 
-    /// Whether the answer may yet be another one, so that nothing of it can go out.
-    pub fn holds(&self) -> bool {
-        self.held.is_some()
+    /// Whether an answer with this head may be answered in another way, once its body is known.
+    pub fn may_overflow(&self, head: &ResponseHeader) -> bool {
+        head.status == 400 && self.plan.route.overflow == Overflow::Length && is_plain(head)
     }
 
-    /// Looks at a piece of an answer that may be answered in another way; with the last one it is known.
-    /// `sent`: the body that it answers, if that is still there.
-    pub fn instead(
-        &mut self,
-        (piece, end): (&[u8], bool),
-        sent: Option<&Bytes>,
+    /// The answer in place of an upstream's whole error that says that the prompt does not fit. `sent`: the
+    /// body that it answers.
+    pub fn instead_of_overflow(
+        &self,
+        error: &[u8],
+        sent: &[u8],
         streams: bool,
         seed: u64,
-    ) -> Option<Response<Bytes>> {
-        let held = self.held.as_mut()?;
-        let room = (overflow::MOST + 1).saturating_sub(held.len());
-        held.extend_from_slice(&piece[..piece.len().min(room)]);
-        if !end && held.len() <= overflow::MOST {
+    ) -> Option<(&'static str, String)> {
+        if !overflow::is_overflow(400, error) {
             return None;
         }
-        let held = self.held.take().filter(|held| overflow::is_overflow(400, held))?;
-        drop(held);
-        let now = now();
+        let (now, dialect, stream) = (now(), self.dialect, streams);
         let model = self.model.as_deref().unwrap_or_default();
-        let (dialect, stream) = (self.dialect, streams);
-        let choices = sent.map_or(1, |sent| overflow::choices(dialect, sent));
+        let choices = if sent.is_empty() { 1 } else { overflow::choices(dialect, sent) };
         let instead = overflow::Request { dialect, stream, choices, model, now, seed }.instead()?;
-        let mut answer = Response::new(Bytes::from(instead.body));
-        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(instead.content_type));
-        Some(answer)
+        Some((instead.content_type, instead.body))
     }
 
     /// The stream that it was made of is no whole chat: its client has been told the last that there is.
@@ -284,6 +262,11 @@ impl Face {
         }
         Ok(self.answer.as_mut().map(|answer| Bytes::from(answer.feed(piece, end))))
     }
+}
+
+/// Whether an answer can be read: what is compressed cannot; vLLM compresses nothing.
+fn is_plain(head: &ResponseHeader) -> bool {
+    head.headers.get(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
 }
 
 /// In seconds since 1970.

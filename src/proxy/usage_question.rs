@@ -9,55 +9,44 @@
 use bytes::Bytes;
 use http::header;
 use pingora::Result;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 
-use super::face::Face;
 use super::headers;
+use super::route_edits::RouteEdits;
 use crate::prompt::scan::Scanner;
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
 use crate::route::refusal::{self, Refusal};
 use crate::route::usage::{self, Unasked};
 
-pub struct Ask {
+pub struct UsageQuestion {
     /// With the question in it, where that is a field of its own; it goes when an answer that is no refusal
     /// begins.
     body: Option<Bytes>,
-    length: usize,
     /// The answer is made into another one, which tells the usage.
     keeps: bool,
-    answer: Option<Answer>,
+    answer: Option<QuestionAnswer>,
 }
 
 /// What is done to the present answer.
-enum Answer {
+enum QuestionAnswer {
     Stream(Unasked),
     Refusal(Refusal),
 }
 
 /// The body with the question in it, if it is one to ask with.
-pub fn question(body: &[u8], scanner: &Scanner, api: Api, face: Option<&Face>) -> Option<Vec<u8>> {
+pub fn question(body: &[u8], scanner: &Scanner, api: Api, edits: Option<&RouteEdits>) -> Option<Vec<u8>> {
     let dialect = Dialect::of(api);
     let asks = matches!(api, Api::Chat | Api::Completions);
-    let leaves = face.is_none_or(|face| face.plan.edits(dialect).leaves_usage());
+    let leaves = edits.is_none_or(|edits| edits.plan.edits(dialect).leaves_usage());
     if asks && leaves { usage::ask(body, scanner, dialect) } else { None }
 }
 
-impl Ask {
+impl UsageQuestion {
     /// `body`: with the question in it. `before`: how long it was without. `keeps`: the answer to it stays.
     pub fn new(body: Bytes, before: usize, keeps: bool) -> Self {
-        let length = body.len();
-        let is_new = (length - before) as u64 == usage::GROWTH;
-        Ask { length, body: is_new.then_some(body), keeps, answer: None }
-    }
-
-    /// Makes a head one of the body with the question.
-    pub fn towards_upstream(&self, head: &mut RequestHeader) -> Result<()> {
-        head.remove_header(&header::TRANSFER_ENCODING);
-        head.insert_header(header::CONTENT_LENGTH, self.length)?;
-        // What is compressed on the way could not be taken out.
-        head.remove_header(&header::ACCEPT_ENCODING);
-        Ok(())
+        let is_new = (body.len() - before) as u64 == usage::GROWTH;
+        UsageQuestion { body: is_new.then_some(body), keeps, answer: None }
     }
 
     /// An answer begins.
@@ -67,12 +56,14 @@ impl Ask {
         let kind = text(header::CONTENT_TYPE).unwrap_or_default();
         self.answer = match head.status.as_u16() {
             _ if !plain || self.keeps => None,
-            200..300 if kind.starts_with("text/event-stream") => Some(Answer::Stream(Unasked::default())),
+            200..300 if kind.starts_with("text/event-stream") => {
+                Some(QuestionAnswer::Stream(Unasked::default()))
+            }
             400 if kind.starts_with("application/json") => {
                 // The question is one of the fields.
                 let fields = self.body.as_deref().and_then(refusal::fields);
                 let fields = fields.and_then(|fields| fields.checked_sub(1));
-                fields.map(Refusal::new).map(Answer::Refusal)
+                fields.map(Refusal::new).map(QuestionAnswer::Refusal)
             }
             _ => None,
         };
@@ -80,8 +71,8 @@ impl Ask {
             self.body = None;
         }
         let keeps = match &self.answer {
-            Some(Answer::Stream(_)) => false,
-            Some(Answer::Refusal(refusal)) => refusal.keeps_length(),
+            Some(QuestionAnswer::Stream(_)) => false,
+            Some(QuestionAnswer::Refusal(refusal)) => refusal.keeps_length(),
             None => true,
         };
         if keeps { Ok(()) } else { headers::of_unknown_length(head) }
@@ -90,8 +81,8 @@ impl Ask {
     /// The next piece of the answer, without what is in it on our account. `None`: it goes on as it is.
     pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
         match self.answer.as_mut()? {
-            Answer::Stream(unasked) => unasked.feed(piece, end).map(Bytes::from),
-            Answer::Refusal(refusal) => Some(Bytes::from(refusal.feed(piece, end))),
+            QuestionAnswer::Stream(unasked) => unasked.feed(piece, end).map(Bytes::from),
+            QuestionAnswer::Refusal(refusal) => Some(Bytes::from(refusal.feed(piece, end))),
         }
     }
 }

@@ -1,0 +1,182 @@
+//! The connection of one attempt: the request goes out on it piece by piece, and the answer is read.
+//!
+//! Pingora's client session parses the answer; `wire` sends. Never: a wait for the upstream to read.
+
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::v1::client::HttpSession;
+use pingora::{Error, Result};
+
+use super::wire::{Outgoing, UpstreamWire};
+use crate::proxy::client::{Client, ClientEvent};
+use crate::proxy::exchange::Stop;
+use crate::proxy::prompt_work::Placement;
+use crate::proxy::request::{ClientRequest, Scope};
+use crate::proxy::watch::Watch;
+use crate::reject::Reject;
+
+/// The client's next piece is read only while less than this waits for the upstream.
+const MAX_WAITING: usize = 256 << 10;
+
+/// The end of a body in chunks.
+const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
+
+/// See the module.
+pub struct UpstreamConnection {
+    session: HttpSession,
+    outgoing: Outgoing,
+    reused: bool,
+    /// The body is sent in chunks.
+    chunked: bool,
+    /// Every byte of the request has been queued.
+    queued_all: bool,
+}
+
+// === impl UpstreamConnection ===
+
+impl UpstreamConnection {
+    pub fn new(wire: Box<UpstreamWire>, reused: bool) -> Self {
+        let outgoing = wire.outgoing();
+        let session = HttpSession::new(wire);
+        UpstreamConnection { session, outgoing, reused, chunked: false, queued_all: false }
+    }
+
+    pub fn outgoing(&self) -> &Outgoing {
+        &self.outgoing
+    }
+
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Queues the head. A head that cannot be written is an answer that cannot be read: that tells.
+    pub async fn send_head(&mut self, head: RequestHeader) {
+        self.chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
+        self.session.write_request_header(Box::new(head)).await.ok();
+    }
+
+    /// Queues what is held of the body.
+    pub fn send_held(&mut self, scope: &Scope<'_>, request: &mut ClientRequest, placement: &mut Placement) {
+        let (held, complete) = (request.body.replay(), request.body.is_complete());
+        request.forwarded = 0;
+        placement.follow(scope, request, 0, &held, complete);
+        request.forwarded = held.len() as u64;
+        let name = placement.upstream().name();
+        let held = match &request.pending_response {
+            Some(pending) if !held.is_empty() => pending.stamp(held, name),
+            _ => held,
+        };
+        self.queue(held);
+        if complete {
+            self.end_request();
+        }
+    }
+
+    fn queue(&mut self, piece: Bytes) {
+        if piece.is_empty() {
+            return;
+        }
+        if !self.chunked {
+            return self.outgoing.push(piece);
+        }
+        self.outgoing.push(format!("{:x}\r\n", piece.len()).into());
+        self.outgoing.push(piece);
+        self.outgoing.push(Bytes::from_static(b"\r\n"));
+    }
+
+    fn end_request(&mut self) {
+        if self.chunked && !self.queued_all {
+            self.outgoing.push(LAST_CHUNK);
+        }
+        self.queued_all = true;
+    }
+
+    /// Whether the client is to be read now: behind the body's end for its disconnect, before it while the
+    /// upstream keeps up.
+    pub fn takes_more(&self, complete: bool) -> bool {
+        complete || self.outgoing.waiting() < MAX_WAITING
+    }
+
+    /// Lets the upload's clock stand while the client is not read.
+    pub fn pace(&self, request: &ClientRequest, watch: &mut Watch) {
+        let reads = self.takes_more(request.body.is_complete());
+        match watch.upload() {
+            Some(upload) if reads => upload.resume(),
+            Some(upload) => upload.pause(),
+            None => {}
+        }
+    }
+
+    /// Passes on what came from the client.
+    pub fn forward(
+        &mut self,
+        scope: &Scope<'_>,
+        client: &mut Client<'_>,
+        request: &mut ClientRequest,
+        placement: &mut Placement,
+        watch: &mut Watch,
+        event: Result<ClientEvent, Box<Error>>,
+    ) -> Result<(), Stop> {
+        let piece = match event.map_err(Stop::Disconnected)? {
+            ClientEvent::Abandoned => {
+                watch.abandon();
+                return Ok(());
+            }
+            ClientEvent::Piece(piece) => piece.unwrap_or_default(),
+        };
+        let before = request.forwarded;
+        request.forwarded += piece.len() as u64;
+        let limit = scope.settings.peeker.limits.max_body;
+        if request.forwarded > limit {
+            return Err(Reject::TooLarge { limit }.into());
+        }
+        watch.uploaded(piece.len());
+        request.body.hold_if_possible(&piece);
+        let complete = piece.is_empty() || client.is_body_done();
+        placement.follow(scope, request, before, &piece, complete);
+        self.queue(piece);
+        if complete {
+            request.body.complete();
+            watch.set_upload(None);
+            self.end_request();
+        }
+        Ok(())
+    }
+
+    /// Queues bytes of an upgraded connection as they are.
+    pub fn pass(&self, piece: Bytes) {
+        self.outgoing.push(piece);
+    }
+
+    /// Reads the head of an answer, and of each informational one before it. Returns its status.
+    pub async fn read_head(&mut self) -> Result<u16> {
+        self.session.read_response().await?;
+        Ok(self.head().status.as_u16())
+    }
+
+    /// The head that was read last.
+    pub fn head(&self) -> &ResponseHeader {
+        self.session.resp_header().expect("an answer has a head, which was read first")
+    }
+
+    /// Reads the next piece of the answer's body; `None`: it has ended. Dropped while it waits, it has read
+    /// nothing.
+    pub async fn read_piece(&mut self) -> Result<Option<&[u8]>> {
+        if self.session.is_body_done() {
+            return Ok(None);
+        }
+        let piece = self.session.read_body_ref().await?;
+        Ok(piece.filter(|piece| !piece.is_empty()))
+    }
+
+    /// The connection for its next request, if its answer was read to its end and the request was sent to its
+    /// end.
+    pub async fn into_idle(mut self) -> Option<Box<UpstreamWire>> {
+        if !self.queued_all || !self.outgoing.is_sent() || !self.session.is_body_done() {
+            return None;
+        }
+        self.session.respect_keepalive();
+        let stream = self.session.reuse().await?;
+        stream.into_any().downcast::<UpstreamWire>().ok()
+    }
+}

@@ -1,0 +1,180 @@
+//! Connections to upstreams: new ones, and those that wait for their next request.
+//!
+//! vLLM's server closes a connection that was idle for five seconds; one that is reused later would race
+//! with that. So a connection waits for `MAX_IDLE` at most, is looked at before it is used, and is closed
+//! by a sweep that runs while connections wait.
+//!
+//! Never: give a connection of other settings to an upstream, wait for a resolver.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::wire::{Transport, UpstreamWire};
+use crate::fleet::Upstream;
+
+/// An idle connection is not used after this.
+const MAX_IDLE: Duration = Duration::from_secs(4);
+
+/// The idle connections that are kept for one upstream.
+const MAX_IDLE_CONNECTIONS: usize = 1024;
+
+/// A peer that vanished without a word is noticed after the sum of these.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+const UNACKNOWLEDGED: u32 = 60_000;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("its name is not resolved yet")]
+    Unresolved,
+    #[error("not connected within {0:?}")]
+    TimedOut(Duration),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl ConnectError {
+    pub fn is_refused(&self) -> bool {
+        matches!(self, ConnectError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
+/// The idle connections of all upstreams.
+///
+/// The lock is a plain mutex: it is held for a push or a pop, never across an await.
+#[derive(Default)]
+pub struct Pool(Arc<Mutex<PoolState>>);
+
+#[derive(Default)]
+struct PoolState {
+    by_upstream: HashMap<usize, IdleConnections>,
+    sweeping: bool,
+}
+
+/// The idle connections of one upstream, the longest idle first.
+struct IdleConnections {
+    /// With the settings that they were made by: a server whose settings change keeps its id.
+    upstream: Weak<Upstream>,
+    waiting: VecDeque<(Box<UpstreamWire>, Instant)>,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new connection, within `limit`.
+    pub async fn dial(
+        &self,
+        upstream: &Upstream,
+        limit: Duration,
+    ) -> Result<Box<UpstreamWire>, ConnectError> {
+        let dialed = timeout(limit, dial(upstream)).await;
+        let transport = dialed.map_err(|_| ConnectError::TimedOut(limit))??;
+        Ok(UpstreamWire::new(transport))
+    }
+
+    /// A connection that waits for its next request.
+    pub fn idle(&self, upstream: &Arc<Upstream>) -> Option<Box<UpstreamWire>> {
+        loop {
+            // The lock is not held while a connection is looked at, or closed.
+            let (mut wire, since) = {
+                let mut state = self.lock();
+                let idle = state.by_upstream.get_mut(&upstream.id)?;
+                if !idle.is_of(upstream) {
+                    return None;
+                }
+                idle.waiting.pop_back()?
+            };
+            if since.elapsed() < MAX_IDLE && wire.is_quiet() {
+                return Some(wire);
+            }
+        }
+    }
+
+    /// Keeps a connection whose answer was read to its end, and on which nothing waits to be sent.
+    pub fn keep(&self, upstream: &Arc<Upstream>, wire: Box<UpstreamWire>) {
+        let mut state = self.lock();
+        let idle = state.by_upstream.entry(upstream.id).or_insert_with(|| IdleConnections::new(upstream));
+        if !idle.is_of(upstream) {
+            *idle = IdleConnections::new(upstream);
+        }
+        if idle.waiting.len() < MAX_IDLE_CONNECTIONS {
+            idle.waiting.push_back((wire, Instant::now()));
+        }
+        if !std::mem::replace(&mut state.sweeping, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0)));
+        }
+    }
+}
+
+/// Closes what has been idle for too long, until nothing waits any more.
+async fn sweep(pool: Weak<Mutex<PoolState>>) {
+    loop {
+        sleep(MAX_IDLE / 2).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let mut state = pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut closed = Vec::new();
+        state.by_upstream.retain(|_, idle| {
+            while idle.waiting.front().is_some_and(|(_, since)| since.elapsed() >= MAX_IDLE) {
+                closed.extend(idle.waiting.pop_front());
+            }
+            !idle.waiting.is_empty()
+        });
+        state.sweeping = !state.by_upstream.is_empty();
+        let over = !state.sweeping;
+        drop(state);
+        drop(closed);
+        if over {
+            return;
+        }
+    }
+}
+
+impl IdleConnections {
+    fn new(upstream: &Arc<Upstream>) -> Self {
+        IdleConnections { upstream: Arc::downgrade(upstream), waiting: VecDeque::new() }
+    }
+
+    fn is_of(&self, upstream: &Arc<Upstream>) -> bool {
+        std::ptr::eq(self.upstream.as_ptr(), Arc::as_ptr(upstream))
+    }
+}
+
+async fn dial(upstream: &Upstream) -> Result<Transport, ConnectError> {
+    if let Some(path) = &upstream.config.url.unix {
+        return Ok(Transport::Unix(UnixStream::connect(path).await?));
+    }
+    let address = upstream.address().ok_or(ConnectError::Unresolved)?;
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    watch_peer(&socket)?;
+    match upstream.tls() {
+        None => Ok(Transport::Tcp(socket)),
+        // Boxed: inlined, the handshake would take some KiB of every request's task.
+        Some((connector, name)) => {
+            let secured = Box::pin(connector.connect(name.clone(), socket)).await?;
+            Ok(Transport::Tls(Box::new(secured)))
+        }
+    }
+}
+
+/// Lets the kernel notice a peer that has vanished.
+fn watch_peer(socket: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(socket, UNACKNOWLEDGED)?;
+    Ok(())
+}

@@ -1,0 +1,337 @@
+//! A connection to an upstream that sends while it is read.
+//!
+//! What goes to the upstream is queued and leaves in vectored writes, head and body together, whenever the
+//! connection is read or flushed. So one task carries both directions: an upstream that answers before it
+//! has read the whole request, or instead of reading it, is heard. Pingora's client session, which parses
+//! the answer, sits on top; it writes the head, which is queued too, and reads.
+//!
+//! Never: block a reader on a writer, copy a body, hold more than the caller queued.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes};
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+/// Pieces that one vectored write takes.
+const MAX_SLICES: usize = 16;
+
+/// A connected socket.
+#[derive(Debug)]
+pub enum Transport {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What is on its way to an upstream. The request queues it, the connection sends it.
+///
+/// The lock is a plain mutex: one task holds both handles, so that it is never waited for.
+#[derive(Clone, Debug, Default)]
+pub struct Outgoing(Arc<Mutex<SendQueue>>);
+
+#[derive(Debug, Default)]
+struct SendQueue {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+    /// When the upstream last took something, or the queue was last empty.
+    moved: Option<Instant>,
+    /// The upstream takes nothing any more. What it has answered can still be read.
+    broken: bool,
+}
+
+/// The socket with its queue.
+#[derive(Debug)]
+pub struct UpstreamWire {
+    transport: Transport,
+    outgoing: Outgoing,
+}
+
+// === impl Outgoing ===
+
+impl Outgoing {
+    fn lock(&self) -> MutexGuard<'_, SendQueue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn push(&self, piece: Bytes) {
+        let mut queue = self.lock();
+        if piece.is_empty() || queue.broken {
+            return;
+        }
+        if queue.pieces.is_empty() {
+            queue.moved = Some(Instant::now());
+        }
+        queue.bytes += piece.len();
+        queue.pieces.push_back(piece);
+    }
+
+    /// The bytes that the upstream has not taken yet.
+    pub fn waiting(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Whether everything that was queued has been taken.
+    pub fn is_sent(&self) -> bool {
+        let queue = self.lock();
+        queue.pieces.is_empty() && !queue.broken
+    }
+
+    /// Since when the upstream has taken nothing of what waits for it.
+    pub fn stuck_since(&self) -> Option<Instant> {
+        let queue = self.lock();
+        queue.moved.filter(|_| !queue.pieces.is_empty())
+    }
+}
+
+// === impl SendQueue ===
+
+impl SendQueue {
+    fn advance(&mut self, mut count: usize) {
+        self.bytes = self.bytes.saturating_sub(count);
+        self.moved = Some(Instant::now());
+        while let Some(piece) = self.pieces.front_mut() {
+            if count < piece.len() {
+                piece.advance(count);
+                return;
+            }
+            count -= piece.len();
+            self.pieces.pop_front();
+        }
+    }
+
+    fn fail(&mut self) {
+        (self.pieces, self.bytes, self.broken) = (VecDeque::new(), 0, true);
+    }
+
+    /// Sends what the socket takes now; pending while some is left.
+    fn poll_send(&mut self, transport: &mut Transport, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.pieces.is_empty() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let filled = slices.iter_mut().zip(&self.pieces);
+            let count = filled.map(|(slice, piece)| *slice = IoSlice::new(piece)).count();
+            match transport.poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => self.advance(count),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        transport.poll_flush(cx)
+    }
+}
+
+// === impl Transport ===
+
+impl Transport {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Transport::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Transport::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+
+    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, data: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Transport::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, data),
+            Transport::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, data),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            // Neither has a buffer of its own.
+            Transport::Tcp(_) | Transport::Unix(_) => Poll::Ready(Ok(())),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Transport::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Transport::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn fd(&self) -> RawFd {
+        match self {
+            Transport::Tcp(socket) => socket.as_raw_fd(),
+            Transport::Unix(socket) => socket.as_raw_fd(),
+            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+        }
+    }
+}
+
+// === impl UpstreamWire ===
+
+impl UpstreamWire {
+    pub fn new(transport: Transport) -> Box<Self> {
+        Box::new(UpstreamWire { transport, outgoing: Outgoing::default() })
+    }
+
+    /// A handle for queueing what the connection is to send.
+    pub fn outgoing(&self) -> Outgoing {
+        self.outgoing.clone()
+    }
+
+    /// Whether an idle connection has received nothing, not even its end.
+    pub fn is_quiet(&mut self) -> bool {
+        let (mut byte, mut cx) = ([0], Context::from_waker(Waker::noop()));
+        self.transport.poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+
+    /// Sends what waits, as far as the socket takes it. An upstream that stopped reading may have answered:
+    /// reading tells.
+    fn send(&mut self, cx: &mut Context<'_>) {
+        let mut queue = self.outgoing.lock();
+        if !queue.broken && matches!(queue.poll_send(&mut self.transport, cx), Poll::Ready(Err(_))) {
+            queue.fail();
+        }
+    }
+}
+
+impl AsyncRead for UpstreamWire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.send(cx);
+        self.transport.poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for UpstreamWire {
+    fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.outgoing.push(Bytes::copy_from_slice(data));
+        Poll::Ready(Ok(data.len()))
+    }
+
+    /// Nothing is sent here: the head leaves with the body behind it, when the answer is read.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.transport.poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for UpstreamWire {
+    async fn shutdown(&mut self) {
+        AsyncWriteExt::shutdown(self).await.ok();
+    }
+}
+
+impl UniqueID for UpstreamWire {
+    fn id(&self) -> UniqueIDType {
+        self.transport.fd()
+    }
+}
+
+impl Ssl for UpstreamWire {}
+
+impl Peek for UpstreamWire {}
+
+impl GetTimingDigest for UpstreamWire {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for UpstreamWire {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for UpstreamWire {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, Box<UpstreamWire>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let here = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener.accept().await.unwrap().0, UpstreamWire::new(Transport::Tcp(here)))
+    }
+
+    #[tokio::test]
+    async fn what_is_queued_leaves_while_the_answer_is_awaited() {
+        let (mut upstream, mut wire) = pair().await;
+        wire.write_all(b"head ").await.unwrap();
+        wire.flush().await.unwrap();
+        let (outgoing, large) = (wire.outgoing(), vec![b'x'; 4 << 20]);
+        outgoing.push(large.clone().into());
+        assert_eq!(outgoing.waiting(), 5 + large.len(), "nothing has been sent yet");
+        let server = tokio::spawn(async move {
+            let mut got = vec![0; 5 + (4 << 20)];
+            upstream.read_exact(&mut got).await.unwrap();
+            upstream.write_all(b"answer").await.unwrap();
+            got
+        });
+        let mut answer = [0; 6];
+        wire.read_exact(&mut answer).await.unwrap();
+        assert_eq!((&answer, outgoing.is_sent()), (b"answer", true));
+        let got = server.await.unwrap();
+        assert!(got.starts_with(b"head xxx") && got[5..] == large[..]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_from_an_upstream_that_does_not_read() {
+        let (mut upstream, mut wire) = pair().await;
+        let outgoing = wire.outgoing();
+        outgoing.push(vec![b'x'; 64 << 20].into());
+        upstream.write_all(b"413").await.unwrap();
+        let mut answer = [0; 3];
+        wire.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"413");
+        assert!(outgoing.waiting() > 0 && outgoing.stuck_since().is_some());
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_quiet_until_something_comes() {
+        let (mut upstream, mut wire) = pair().await;
+        assert!(wire.is_quiet());
+        upstream.write_all(b"x").await.unwrap();
+        wire.transport_readable().await;
+        assert!(!wire.is_quiet());
+        let (upstream, mut wire) = pair().await;
+        drop(upstream);
+        wire.transport_readable().await;
+        assert!(!wire.is_quiet(), "its end came");
+    }
+
+    impl UpstreamWire {
+        async fn transport_readable(&self) {
+            if let Transport::Tcp(socket) = &self.transport {
+                socket.readable().await.unwrap();
+            }
+        }
+    }
+}

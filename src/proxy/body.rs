@@ -1,0 +1,222 @@
+//! A request's body: the part that is held, and what is known of the rest.
+//!
+//! The held part begins with the peeked bytes and grows with what is read later, up to `peek.max_body` and
+//! as far as `peek.memory` has room; a body that cannot be held is sent once. What is held goes as soon as
+//! no attempt can follow: with prompts of 100 KB it is most of what an idle stream would cost.
+//!
+//! Never: hold a byte that is not reserved first.
+
+use bytes::{Bytes, BytesMut};
+
+use super::memory::Reservation;
+
+/// The least that a growing body reserves at a time.
+const MIN_RESERVED: u64 = 1 << 10;
+
+/// The bytes that are held of a body; most bodies come in one piece, which is then never copied.
+#[derive(Debug)]
+enum HeldBytes {
+    Nothing,
+    Piece(Bytes),
+    Many(BytesMut),
+    /// Something that was read is held no more.
+    Released,
+}
+
+/// See the module.
+pub struct RequestBody {
+    held: HeldBytes,
+    reservation: Reservation,
+    /// The largest body that is held.
+    max_held: u64,
+    /// The length that the head declares.
+    declared: Option<u64>,
+    /// The body has no more bytes than were read.
+    complete: bool,
+}
+
+// === impl HeldBytes ===
+
+impl HeldBytes {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            HeldBytes::Nothing | HeldBytes::Released => &[],
+            HeldBytes::Piece(piece) => piece,
+            HeldBytes::Many(bytes) => bytes,
+        }
+    }
+
+    fn push(&mut self, piece: Bytes, room: usize) {
+        match self {
+            HeldBytes::Released => {}
+            _ if piece.is_empty() => {}
+            HeldBytes::Nothing => *self = HeldBytes::Piece(piece),
+            HeldBytes::Piece(first) => {
+                let mut bytes = BytesMut::with_capacity(room.max(first.len() + piece.len()));
+                bytes.extend_from_slice(first);
+                bytes.extend_from_slice(&piece);
+                *self = HeldBytes::Many(bytes);
+            }
+            HeldBytes::Many(bytes) => bytes.extend_from_slice(&piece),
+        }
+    }
+}
+
+// === impl RequestBody ===
+
+impl RequestBody {
+    pub fn new(reservation: Reservation, max_held: u64, declared: Option<u64>) -> Self {
+        RequestBody { held: HeldBytes::Nothing, reservation, max_held, declared, complete: false }
+    }
+
+    /// The body of a request that has none.
+    pub fn empty(reservation: Reservation) -> Self {
+        RequestBody { complete: true, ..RequestBody::new(reservation, 0, Some(0)) }
+    }
+
+    /// The held bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.held.bytes()
+    }
+
+    pub fn len(&self) -> u64 {
+        self.bytes().len() as u64
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    pub fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// The body's length, as far as it is known before its end.
+    pub fn declared(&self) -> Option<u64> {
+        self.declared
+    }
+
+    /// The largest body that is held.
+    pub fn max_held(&self) -> u64 {
+        self.max_held
+    }
+
+    /// Whether an attempt can be given every byte that was read.
+    pub fn is_replayable(&self) -> bool {
+        !matches!(self.held, HeldBytes::Released)
+    }
+
+    /// Holds another piece, for which room is reserved first. False when there is none.
+    pub fn hold(&mut self, piece: Bytes) -> bool {
+        let total = self.len() + piece.len() as u64;
+        if !self.reserve(total) {
+            return false;
+        }
+        self.held.push(piece, usize::try_from(self.reservation.bytes()).unwrap_or(0));
+        true
+    }
+
+    /// Reserves for what came, not for what was declared: a client can declare much and send nothing. By
+    /// doubling, so that it is done a few times in a large body and once in a small one.
+    fn reserve(&mut self, total: u64) -> bool {
+        let ahead = total.next_power_of_two().max(MIN_RESERVED).min(self.max_held.max(total));
+        let enough = ahead.min(self.declared.unwrap_or(u64::MAX)).max(total);
+        self.reservation.grow_to(enough)
+    }
+
+    /// Holds a piece that came behind the peek, as long as the body can be held; else it is sent once.
+    pub fn hold_if_possible(&mut self, piece: &Bytes) {
+        let total = self.len() + piece.len() as u64;
+        if !self.is_replayable() {
+            return;
+        }
+        if total > self.max_held || !self.hold(piece.clone()) {
+            self.release();
+        }
+    }
+
+    /// Reserves room for something that is made of the body.
+    pub fn reserve_beside(&mut self, bytes: u64) -> bool {
+        self.reservation.grow_to(self.len().saturating_add(bytes))
+    }
+
+    /// Puts an edited body, for which room is reserved, in the place of the one that came.
+    pub fn replace(&mut self, edited: Bytes) -> bool {
+        let length = edited.len() as u64;
+        self.held = HeldBytes::Piece(edited);
+        self.declared = Some(length);
+        self.reservation.grow_to(length)
+    }
+
+    /// What an attempt begins with.
+    pub fn replay(&mut self) -> Bytes {
+        match std::mem::replace(&mut self.held, HeldBytes::Nothing) {
+            HeldBytes::Nothing => Bytes::new(),
+            HeldBytes::Piece(piece) => {
+                self.held = HeldBytes::Piece(piece.clone());
+                piece
+            }
+            HeldBytes::Many(bytes) => {
+                let piece = bytes.freeze();
+                self.held = HeldBytes::Piece(piece.clone());
+                piece
+            }
+            HeldBytes::Released => {
+                self.held = HeldBytes::Released;
+                Bytes::new()
+            }
+        }
+    }
+
+    /// No attempt can follow: the bytes and their reservation go.
+    pub fn release(&mut self) {
+        self.held = HeldBytes::Released;
+        self.reservation.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memory;
+    use super::*;
+
+    fn body(memory: u64, max_held: u64) -> RequestBody {
+        let mut body = RequestBody::new(Memory::new(memory).reservation(), max_held, None);
+        assert!(body.hold(Bytes::from_static(b"peek")));
+        body
+    }
+
+    #[test]
+    fn a_later_attempt_begins_with_all_that_was_read() {
+        let mut body = body(10_000, 1000);
+        assert_eq!(body.replay(), "peek");
+        body.hold_if_possible(&Bytes::from_static(b"ed "));
+        body.hold_if_possible(&Bytes::from_static(b"body"));
+        assert_eq!(body.replay(), "peeked body");
+        body.hold_if_possible(&Bytes::from_static(b"!"));
+        assert_eq!(body.replay(), "peeked body!");
+        body.release();
+        assert!(!body.is_replayable() && body.replay().is_empty());
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_held_is_sent_once() {
+        for (memory, max_held) in [(10_000, 6), (1 << 10, 1 << 20)] {
+            let mut body = body(memory, max_held);
+            body.hold_if_possible(&Bytes::from(vec![b'x'; 1 << 10]));
+            assert!(!body.is_replayable(), "memory {memory}, at most {max_held}");
+        }
+    }
+
+    /// One byte reserved 64 KiB of `peek.memory`: 32,768 idle uploads used all of 2 GiB up.
+    #[test]
+    fn a_small_body_reserves_little() {
+        let memory = Memory::new(1 << 20);
+        let mut bodies = Vec::new();
+        for _ in 0..1000 {
+            let mut body = RequestBody::new(memory.reservation(), 1 << 20, None);
+            assert!(body.hold(Bytes::from_static(b"{")));
+            bodies.push(body);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Chooses an upstream for the next attempt, and takes a lease on it.
+//!
+//! While every upstream that could have the request is full, the request waits its turn; the client's
+//! disconnect ends the wait. Never: the formula (`pick`), a filter of its own (`fleet::Snapshot`).
+
+use std::time::Instant;
+
+use super::client::Client;
+use super::exchange::{Stop, Tries};
+use super::intake::watched;
+use super::prompt_work::{self, Placement};
+use super::request::{ClientRequest, Scope};
+use super::watch::Watch;
+use crate::fleet::{Lease, Query, Refused, Routing, Snapshot, Turn};
+use crate::observe;
+use crate::observe::decisions::Decision;
+use crate::pick::{self, Seed};
+use crate::reject::Reject;
+
+/// What one look for room brings.
+enum Look {
+    Placed(Placement),
+    /// Every upstream that may have the request is full; until then, at the latest, for the first of these.
+    Full {
+        until: Option<Instant>,
+    },
+    /// There is no upstream to choose or to wait for.
+    Nothing(Reject),
+}
+
+/// Chooses an upstream that was not tried yet.
+pub async fn choose(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    tries: &mut Tries,
+    watch: &mut Watch,
+) -> Result<Placement, Stop> {
+    let fleet = &scope.shared.fleet;
+    // One wait for all attempts together.
+    let deadline = *tries.wait_until.get_or_insert_with(|| Instant::now() + scope.settings.wait);
+    let mut turn: Option<Turn> = None;
+    loop {
+        let among = request.among(&fleet.snapshot());
+        let query = tries.query(request, scope.settings, among.as_deref());
+        let look = match turn {
+            None if fleet.must_wait(&query) => Look::Full { until: None },
+            _ => look(scope, request, &query, tries.made + 1),
+        };
+        let until = match look {
+            Look::Placed(placement) => {
+                turn.into_iter().for_each(Turn::taken);
+                tries.begin(placement.upstream().id);
+                return Ok(placement);
+            }
+            Look::Nothing(reject) => return Err(tries.failed.take().unwrap_or(reject).into()),
+            Look::Full { until } => until,
+        };
+        let model = request.model.name().map(str::to_string);
+        let query = Query {
+            model: model.as_deref(),
+            tokens: request.tokens,
+            tried: &tries.tried,
+            again: tries.made > 0,
+            away: &tries.away,
+            only: request.only,
+            among: among.as_deref(),
+            has_aliases: !scope.settings.peeker.routes.is_empty(),
+        };
+        let waiting = async {
+            match turn.take() {
+                Some(turn) => turn.wait_on(until, deadline).await,
+                None => fleet.wait(&query, until, deadline).await,
+            }
+        };
+        // Boxed: few requests wait, and the others should not hold its room.
+        match watched(client, request, watch, Box::pin(waiting)).await? {
+            Ok(mine) => turn = Some(mine),
+            Err(Refused::Full { retry_after } | Refused::WaitedOut { retry_after }) => {
+                return Err(Reject::Full { retry_after: retry_after.as_secs().max(1) }.into());
+            }
+        }
+    }
+}
+
+/// Looks for room once.
+fn look(scope: &Scope<'_>, request: &ClientRequest, query: &Query<'_>, attempt: u32) -> Look {
+    let shared = scope.shared;
+    let snapshot = shared.fleet.snapshot_owned();
+    let mut candidates = Vec::with_capacity(snapshot.entries.len());
+    loop {
+        let now = Instant::now();
+        let routing = snapshot.candidates(query, now, &mut candidates);
+        prompt_work::weigh(scope, request, &snapshot, now, &mut candidates);
+        let seed =
+            Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: shared.state.haze() };
+        let choice = match (routing, pick::pick(&candidates, &scope.settings.knobs, seed)) {
+            (Routing::Candidates, Some(choice)) => choice,
+            (Routing::Full { until }, _) => return Look::Full { until },
+            (routing, _) => return Look::Nothing(no_candidate(&routing, scope, request, &snapshot)),
+        };
+        let entry = &snapshot.entries[choice.index];
+        // Another request may have taken the last place meanwhile.
+        let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
+        let work = prompt_work::work(request, chosen);
+        let Some(lease) = Lease::take(entry, work, now) else { continue };
+        let decision = Decision {
+            id: scope.id,
+            model: request.model.name(),
+            attempt,
+            session: request.prompt.session.map(|session| session.source.label()),
+            tokens: request.tokens,
+            blocks: request.prompt.chain.len(),
+            choice,
+            candidates: &candidates,
+            knobs: &scope.settings.knobs,
+            name: &|index| snapshot.entries[index].upstream.name(),
+        };
+        observe::chosen(&decision);
+        let reason = decision.reason();
+        return Look::Placed(Placement::new(scope, request, lease, chosen, reason, now));
+    }
+}
+
+/// Why there was nothing to choose from.
+fn no_candidate(
+    routing: &Routing,
+    scope: &Scope<'_>,
+    request: &ClientRequest,
+    snapshot: &Snapshot,
+) -> Reject {
+    let model = request.client_model().map(str::to_string);
+    // The model that it was made for has gone meanwhile: a later request is made for the one that is there.
+    let is_late = request.edits.as_ref().is_some_and(|edits| edits.plan.is_found);
+    match (routing, model) {
+        (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
+        (Routing::NoSuchModel, model) if is_late => Reject::NotReady { model },
+        (Routing::NoSuchModel, Some(model)) => {
+            Reject::Model { model, aliases: scope.settings.peeker.routes.aliases(snapshot) }
+        }
+        (_, model) => Reject::NotReady { model },
+    }
+}

@@ -1,0 +1,300 @@
+//! The client of one request: pingora's session with deadlines, and with what follows from a disconnect.
+//!
+//! Every write ends within `STALLED`: a client that stops reading holds no lease for ever. The client of a
+//! background job may disconnect: what would be written then is dropped, and the job goes on.
+//!
+//! Never: a byte of an answer of its own, a retry.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use tokio::time::timeout;
+
+/// A client that does not take what is written for so long is let go.
+pub const STALLED: Duration = Duration::from_secs(120);
+
+/// See the module.
+pub struct Client<'s> {
+    session: &'s mut ServerSession,
+    presence: Presence,
+    /// The client's disconnect does not end the request.
+    background: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Connected,
+    /// It sends nothing any more; it may still read.
+    HalfClosed,
+    Gone,
+}
+
+/// What came from the client while the request was on its way.
+#[derive(Debug)]
+pub enum ClientEvent {
+    /// A piece of the body; `None`: it has ended.
+    Piece(Option<Bytes>),
+    /// The client has disconnected, and the request goes on without it.
+    Abandoned,
+}
+
+fn disconnected(mut error: Box<Error>) -> Box<Error> {
+    error.esource = ErrorSource::Downstream;
+    error
+}
+
+// === impl Client ===
+
+impl<'s> Client<'s> {
+    pub fn new(session: &'s mut ServerSession) -> Self {
+        Client { session, presence: Presence::Connected, background: false }
+    }
+
+    pub fn head(&self) -> &RequestHeader {
+        self.session.req_header()
+    }
+
+    pub fn head_mut(&mut self) -> &mut RequestHeader {
+        self.session.req_header_mut()
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        &self.session.req_header().headers
+    }
+
+    pub fn session(&self) -> &ServerSession {
+        self.session
+    }
+
+    pub fn address(&self) -> Option<&SocketAddr> {
+        self.session.client_addr()
+    }
+
+    pub fn is_https(&self) -> bool {
+        self.session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
+    }
+
+    pub fn is_upgrade(&self) -> bool {
+        self.session.is_upgrade_req()
+    }
+
+    pub fn has_no_body(&mut self) -> bool {
+        self.session.is_body_empty()
+    }
+
+    pub fn is_body_done(&mut self) -> bool {
+        self.session.is_body_done()
+    }
+
+    pub fn bytes_sent(&self) -> u64 {
+        self.session.body_bytes_sent() as u64
+    }
+
+    /// Whether some of an answer has gone out; permission to send a body is none of it.
+    pub fn has_answer(&self) -> bool {
+        let begun = |head: &ResponseHeader| !head.status.is_informational() || head.status.as_u16() == 101;
+        self.session.response_written().is_some_and(begun)
+    }
+
+    /// The request goes on when its client disconnects.
+    pub fn set_background(&mut self, background: bool) {
+        self.background = background;
+    }
+
+    /// The connection ends behind this request.
+    pub fn close_after(&mut self) {
+        self.session.set_keepalive(None);
+    }
+
+    /// Permits a client that asked for permission to send its body.
+    pub async fn permit_body(&mut self) -> Result<()> {
+        within_deadline(self.session.write_continue_response()).await
+    }
+
+    /// Reads the next piece of the body. The caller has a deadline.
+    pub async fn read(&mut self) -> Result<Option<Bytes>> {
+        self.session.read_request_body().await
+    }
+
+    /// Waits for the next piece of the body, or, behind its end, for the client's disconnect. The caller has
+    /// a watch. `complete`: the body has ended, whatever the connection says: a stream of HTTP/2 that its
+    /// client has reset no longer tells.
+    pub async fn next(&mut self, complete: bool) -> Result<ClientEvent> {
+        if self.presence != Presence::Connected {
+            return std::future::pending().await;
+        }
+        match self.session.read_body_or_idle(complete).await {
+            _ if complete && self.background => {
+                self.lose(Presence::HalfClosed);
+                Ok(ClientEvent::Abandoned)
+            }
+            Ok(piece) if !complete => Ok(ClientEvent::Piece(piece)),
+            Ok(_) => Err(Error::new_down(ErrorType::ConnectionClosed)),
+            Err(error) => Err(disconnected(error)),
+        }
+    }
+
+    /// The connection of a client that has disconnected is of no use any more.
+    fn lose(&mut self, presence: Presence) {
+        self.presence = presence;
+        self.close_after();
+    }
+
+    /// Drops the failure of a write where the request goes on without its client.
+    fn settle(&mut self, written: Result<()>) -> Result<()> {
+        match written {
+            Err(_) if self.background => {
+                self.lose(Presence::Gone);
+                Ok(())
+            }
+            written => written.map_err(disconnected),
+        }
+    }
+
+    /// Writes the head of an answer and the beginning of its body, together; `end`: it has no body.
+    pub async fn write_head(&mut self, head: ResponseHeader, first: &[u8], end: bool) -> Result<()> {
+        if self.presence == Presence::Gone {
+            return Ok(());
+        }
+        let head = Box::new(head);
+        let written = match &mut *self.session {
+            ServerSession::H1(session) => within_deadline(session.write_response_header(head)).await,
+            ServerSession::H2(session) => session.write_response_header(head, end),
+            other => within_deadline(other.write_response_header(head)).await,
+        };
+        self.settle(written)?;
+        self.write(first).await
+    }
+
+    /// Writes a piece of an answer's body.
+    pub async fn write(&mut self, piece: &[u8]) -> Result<()> {
+        if self.presence == Presence::Gone || piece.is_empty() {
+            return Ok(());
+        }
+        let written = match &mut *self.session {
+            ServerSession::H1(session) => within_deadline(session.write_body(piece)).await.map(drop),
+            other => {
+                let piece = Bytes::copy_from_slice(piece);
+                within_deadline(other.write_response_body(piece, false)).await
+            }
+        };
+        self.settle(written)
+    }
+
+    /// Ends an answer's body.
+    pub async fn finish(&mut self) -> Result<()> {
+        if self.presence == Presence::Gone {
+            return Ok(());
+        }
+        let written = match &mut *self.session {
+            ServerSession::H1(session) => within_deadline(session.finish_body()).await.map(drop),
+            ServerSession::H2(session) => session.finish(),
+            other => within_deadline(other.write_response_body(Bytes::new(), true)).await,
+        };
+        self.settle(written)
+    }
+
+    pub fn is_http10(&self) -> bool {
+        self.head().version == Version::HTTP_10
+    }
+
+    pub fn is_head(&self) -> bool {
+        self.head().method == Method::HEAD
+    }
+}
+
+/// Bounds a write.
+async fn within_deadline<T>(write: impl Future<Output = Result<T>>) -> Result<T> {
+    match timeout(STALLED, write).await {
+        Ok(written) => written,
+        Err(_) => Err(Error::new_down(ErrorType::WriteTimedout)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    /// A client that has sent this head.
+    async fn sent(head: &str, room: usize) -> (DuplexStream, ServerSession) {
+        let (mut client, here) = tokio::io::duplex(room);
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut session = ServerSession::new_http1(Box::new(here));
+        session.read_request().await.unwrap();
+        (client, session)
+    }
+
+    #[tokio::test]
+    async fn a_disconnect_ends_a_request_but_not_a_background_job() {
+        for background in [true, false] {
+            let (client, mut session) = sent("GET / HTTP/1.1\r\nhost: a\r\n\r\n", 1024).await;
+            let mut here = Client::new(&mut session);
+            here.set_background(background);
+            drop(client);
+            let event = here.next(true).await;
+            assert_eq!(matches!(event, Ok(ClientEvent::Abandoned)), background, "{event:?}");
+            assert_eq!(event.is_err(), !background);
+            let head = ResponseHeader::build(200, None).unwrap();
+            assert_eq!(here.write_head(head, b"", true).await.is_ok(), background);
+        }
+    }
+
+    /// A job was lost when its client reset the stream right behind the body: h2 no longer said then that the
+    /// body had ended.
+    #[tokio::test]
+    async fn a_complete_body_stays_complete_whatever_the_connection_says() {
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
+        let (client, mut session) = sent(head, 1024).await;
+        let mut here = Client::new(&mut session);
+        here.set_background(true);
+        assert!(!here.is_body_done(), "nobody has read it from the connection");
+        drop(client);
+        assert!(matches!(here.next(true).await, Ok(ClientEvent::Abandoned)));
+    }
+
+    /// The writes of heads and last chunks had no deadline: a client that stopped reading held its lease.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_is_let_go_in_head_body_and_end() {
+        let text = "x".repeat(4096);
+        for step in ["head", "body", "end"] {
+            let (mut client, mut session) = sent("GET / HTTP/1.1\r\nhost: a\r\n\r\n", 64).await;
+            let mut here = Client::new(&mut session);
+            let mut head = ResponseHeader::build(200, None).unwrap();
+            head.insert_header("transfer-encoding", "chunked").unwrap();
+            if step == "head" {
+                head.insert_header("x-long", &text).unwrap();
+                assert!(here.write_head(head, b"", false).await.is_err());
+                continue;
+            }
+            let mut got = vec![0; 4096];
+            let write = async {
+                here.write_head(head, b"", false).await?;
+                if step == "body" { here.write(text.as_bytes()).await } else { here.write(&[b'x'; 50]).await }
+            };
+            let read = async {
+                let mut length = 0;
+                while !got[..length].ends_with(b"\r\n\r\n") {
+                    length += client.read(&mut got[length..length + 1]).await.unwrap();
+                }
+            };
+            let (written, ()) = tokio::join!(write, read);
+            if step == "body" {
+                assert!(written.is_err());
+                continue;
+            }
+            written.unwrap();
+            // The peer's buffer has room for a few bytes only.
+            let mut refused = here.write(&[b'y'; 40]).await.is_err();
+            refused |= here.finish().await.is_err();
+            assert!(refused);
+        }
+    }
+}

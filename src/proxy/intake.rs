@@ -1,0 +1,441 @@
+//! From a head to a request that can be sent, or to an answer of the balancer's own.
+//!
+//! In this order: the head is checked, its API route found, the body peeked, the configured route and the
+//! stored response looked up. What is refused on the way is a `Stop`; nothing has been sent then.
+//!
+//! Never: a lease, a choice among upstreams, a byte of an answer.
+
+pub mod body_facts;
+pub mod peek;
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use tokio::time::{Instant, timeout_at};
+
+use super::Balancer;
+use super::client::{Client, ClientEvent};
+use super::exchange::Stop;
+use super::memory::Reservation;
+use super::request::{BodySamples, ClientRequest, RequestedModel, Scope};
+use super::stored::{self, PendingResponse};
+use super::watch::Watch;
+use super::{headers, own_answers};
+use crate::fleet::Snapshot;
+use crate::reject::{Reject, Style};
+use crate::reply::ending::Form;
+use crate::retry::EndReason;
+use crate::route::dialect::Dialect;
+use crate::route::paths::{
+    self, Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location,
+};
+use body_facts::BodyShape;
+use peek::{HeadFacts, PeekNeeds, Peeked};
+
+/// The largest body of a call that is held whole: one to the admin API, or one to all upstreams. None of
+/// these carries more than settings, or a list of ids.
+const MAX_CALL_BODY: u64 = 1 << 20;
+
+/// How long a client may take for such a body.
+const CALL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where SageMaker names a model.
+const ADAPTER: &str = "x-amzn-sagemaker-adapter-identifier";
+
+/// What is done with a request.
+pub enum Intake {
+    /// It is sent to an upstream, and watched.
+    Forward(Watch),
+    /// The balancer answers it.
+    Answer(Response<Bytes>),
+}
+
+/// Takes a request in; what is known of it is put into `request`.
+pub async fn take_in(
+    balancer: &Balancer,
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+) -> Result<Intake, Stop> {
+    if let Some(reject) = headers::refuse(client.session(), scope.settings.header_bytes, &scope.shared.mark) {
+        return Err(reject.into());
+    }
+    match call_admin(balancer, scope, client, request).await? {
+        Some(answer) => Ok(Intake::Answer(answer)),
+        None => route(scope, client, request).await,
+    }
+}
+
+/// Hands an admin listener's request to the admin API; `None` is a request like any other.
+///
+/// A call with a body is handed in twice: first its head alone, as with `expect: 100-continue`, so that
+/// nothing is read for a caller whom the API refuses.
+async fn call_admin(
+    balancer: &Balancer,
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+) -> Result<Option<Response<Bytes>>, Stop> {
+    let Some(admin) = &balancer.admin else { return Ok(None) };
+    let head = client.head();
+    if !admin.serves(head.uri.path()) {
+        return Ok(None);
+    }
+    request.admin = true;
+    let mut call = Request::new(Bytes::new());
+    *call.method_mut() = head.method.clone();
+    *call.uri_mut() = head.uri.clone();
+    *call.headers_mut() = head.headers.clone();
+    if !client.has_no_body() {
+        call.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+        let permission = admin.call(call.clone()).await;
+        if permission.status() != StatusCode::CONTINUE {
+            return Ok(Some(permission));
+        }
+        *call.body_mut() = read_call(client, MAX_CALL_BODY, None).await?;
+    }
+    call.headers_mut().remove(header::EXPECT);
+    let mut watch = Watch::new(scope.shared.fleet.clone(), scope.settings.timeouts, scope.begun);
+    Ok(Some(watched(client, request, &mut watch, admin.call(call)).await?))
+}
+
+/// Finds the API route of a request, and answers the request or makes it ready to be sent.
+async fn route(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+) -> Result<Intake, Stop> {
+    name_host(client);
+    take_session(client, request);
+    let head = client.head();
+    let Some(path) = paths::decode(head.uri.path()) else { return Err(Reject::Path.into()) };
+    request.path = path.into_owned();
+    let Route { api, policy } = match scope.settings.table.find(head.method.as_str(), &request.path) {
+        Found::Route(route) => route,
+        Found::NotFound => return Err(Reject::Path.into()),
+        Found::MethodNotAllowed { allow } => return Err(Reject::Method { allow }.into()),
+        Found::Redirect { to } => {
+            let host = headers::host(head).unwrap_or_default();
+            let location = location(client.is_https(), &host, &to, head.uri.query());
+            return Err(Reject::Redirect { location }.into());
+        }
+    };
+    if api.is_websocket() {
+        if !client.is_upgrade() {
+            return Err(Reject::Path.into());
+        }
+    } else if client.headers().contains_key(header::UPGRADE) {
+        // Some clients offer HTTP/2 with every request; the offer is not taken.
+        let head = client.head_mut();
+        head.remove_header(&header::UPGRADE);
+        head.remove_header("http2-settings");
+    }
+    request.form = match api {
+        Api::Responses | Api::ResponseById => Form::Responses,
+        Api::Messages => Form::Messages,
+        _ => Form::Data,
+    };
+    request.style = match api.error_style() {
+        ErrorStyle::Anthropic => Style::Anthropic,
+        ErrorStyle::OpenAi | ErrorStyle::Detail => Style::OpenAi,
+    };
+    let shared = scope.shared;
+    match policy {
+        Policy::Deny => Err(Reject::Path.into()),
+        Policy::Answer(Answer::Health) => {
+            let health = own_answers::health(&shared.fleet.snapshot(), shared.leave.is_leaving());
+            Ok(Intake::Answer(health))
+        }
+        Policy::Aggregate(what) => aggregate(scope, what).await,
+        Policy::FanOut => fan_out(scope, client, request).await,
+        Policy::Upstream(name) => {
+            let named = shared.fleet.snapshot().by_name(&name).map(|entry| entry.upstream.id);
+            request.only = Some(named.unwrap_or(usize::MAX));
+            let watch = read_body(scope, client, request, BodyShape::Opaque, false).await?;
+            request.model = RequestedModel::Unreadable;
+            // A control call may have done its work before its connection broke: it is sent once.
+            request.pinned = true;
+            Ok(Intake::Forward(watch))
+        }
+        Policy::Sticky { id } => {
+            stored::again(scope, client, request, &id).await?;
+            let watch = read_body(scope, client, request, BodyShape::Opaque, false).await?;
+            request.model = RequestedModel::Unreadable;
+            Ok(Intake::Forward(watch))
+        }
+        Policy::Route { .. } => infer(scope, client, request, api).await,
+    }
+}
+
+/// HTTP/2 has the host outside of the fields: from here on it stands among them, where routes look for it.
+fn name_host(client: &mut Client<'_>) {
+    let head = client.head();
+    let host = headers::host(head).filter(|_| !head.headers.contains_key(header::HOST));
+    if let Some(host) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
+        // A field that the head has room for; without it routes see no host.
+        client.head_mut().insert_header(header::HOST, host).ok();
+    }
+}
+
+/// Takes a session out of the path: what is left is the path of the interface.
+fn take_session(client: &mut Client<'_>, request: &mut ClientRequest) {
+    let uri = &client.head().uri;
+    let Some((name, rest)) = paths::of_session(uri.path()) else { return };
+    let query = uri.query().map_or(String::new(), |query| format!("?{query}"));
+    // A piece of a path is a path.
+    let Ok(inner) = Uri::try_from(format!("{rest}{query}")) else { return };
+    request.path_session = Some(name.into_owned());
+    client.head_mut().set_uri(inner);
+}
+
+async fn aggregate(scope: &Scope<'_>, what: Aggregate) -> Result<Intake, Stop> {
+    let fleet = &scope.shared.fleet;
+    let snapshot = fleet.snapshot_owned();
+    if !snapshot.any_ready() {
+        return Err(Reject::NotReady { model: None }.into());
+    }
+    Ok(Intake::Answer(match what {
+        Aggregate::Models => own_answers::models(&snapshot, &scope.settings.peeker.routes),
+        Aggregate::Version => own_answers::version(&snapshot),
+        Aggregate::Load => own_answers::load(fleet).await,
+        Aggregate::Metrics => own_answers::metrics(fleet).await,
+    }))
+}
+
+async fn fan_out(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+) -> Result<Intake, Stop> {
+    let peeker = &scope.settings.peeker;
+    let mut held = peeker.memory.reservation();
+    let body = read_call(client, peeker.limits.max_body.min(MAX_CALL_BODY), Some(&mut held)).await?;
+    let head = client.head();
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
+    let (method, fields) = (head.method.clone(), head.headers.clone());
+    let asked = own_answers::fan_out(&scope.shared.fleet, &method, &path, &fields, body);
+    let mut watch = Watch::new(scope.shared.fleet.clone(), scope.settings.timeouts, scope.begun);
+    match watched(client, request, &mut watch, asked).await? {
+        Some(answer) => Ok(Intake::Answer(answer)),
+        None => Err(Reject::NotReady { model: None }.into()),
+    }
+}
+
+/// A request for a model: looks where the model is named.
+async fn infer(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    api: Api,
+) -> Result<Intake, Stop> {
+    request.counts_tokens = api.counts_tokens();
+    let kind = client.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let shape = match api.model_in() {
+        ModelIn::Json | ModelIn::Sniff => BodyShape::Json(api),
+        ModelIn::Multipart => kind.map_or(BodyShape::Opaque, |kind| BodyShape::Multipart(kind.to_string())),
+        ModelIn::Query | ModelIn::Nowhere => BodyShape::Opaque,
+    };
+    let decides = scope.shared.fleet.snapshot().model_decides();
+    let watch = read_body(scope, client, request, shape, decides).await?;
+    match api.model_in() {
+        ModelIn::Query => take_model_of_query(scope, client, request),
+        ModelIn::Nowhere => request.model = RequestedModel::Unreadable,
+        // The name that its route gives is in the body, before which the field would go.
+        ModelIn::Sniff if request.edits.as_ref().is_some_and(|edits| edits.renames()) => {
+            client.head_mut().remove_header(ADAPTER);
+        }
+        ModelIn::Json | ModelIn::Multipart | ModelIn::Sniff => {}
+    }
+    let snapshot = scope.shared.fleet.snapshot();
+    if request.model == RequestedModel::Any && !has_model(request, &snapshot) {
+        // vLLM would take its own model; with several of them there is none to take.
+        let aliases = scope.settings.peeker.routes.aliases(&snapshot);
+        return Err(Reject::Model { model: String::new(), aliases }.into());
+    }
+    Ok(Intake::Forward(watch))
+}
+
+/// Whether a request that names no model goes to where there is one to take.
+fn has_model(request: &ClientRequest, snapshot: &Snapshot) -> bool {
+    request.only.is_some() || snapshot.serves_one_base(request.among(snapshot).as_deref())
+}
+
+/// Peeks the body, if there is one, and puts down what it says.
+async fn read_body(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    shape: BodyShape,
+    model_decides: bool,
+) -> Result<Watch, Stop> {
+    let (shared, peeker) = (scope.shared, &scope.settings.peeker);
+    let is_upgrade = client.is_upgrade();
+    if !is_upgrade {
+        peeker.declared(client)?;
+        permit_body(client).await?;
+        let needs = PeekNeeds {
+            model: model_decides || !peeker.routes.is_empty(),
+            // Where there is one upstream, the response is there or nowhere.
+            previous: shared.fleet.snapshot().entries.len() > 1,
+            // A response that is asked for again has had its route before.
+            route: request.edits.is_none(),
+        };
+        let adapter = adapter(client, &shape);
+        let head = HeadFacts {
+            path: &request.path,
+            session: request.path_session.as_deref(),
+            model: adapter.as_deref(),
+        };
+        let mut edits = None;
+        // Boxed: it ends before the answer begins, and an idle stream should not hold its room.
+        let peeked = Box::pin(peeker.peek(client, shape, head, needs, &mut edits)).await;
+        // A refusal has the headers of its route, too.
+        request.edits = request.edits.take().or(edits);
+        let Peeked { body, pace, facts, usage_question } = peeked?;
+        request.model = facts.model;
+        (request.usage_question, request.session_label) = (usage_question, facts.session_label);
+        stored::follow(scope, client, request, facts.previous_response_id.as_deref()).await?;
+        request.tokens = shared.state.prompt(&facts.prompt).tokens;
+        (request.prompt, request.prompt_tail) = (facts.prompt, facts.prompt_tail);
+        (request.streams, request.pinned) = (facts.streams, facts.pinned);
+        if let Some(limit) = scope.settings.sample {
+            let mut samples = BodySamples { limit, ..BodySamples::default() };
+            BodySamples::keep(&mut samples.request, limit, body.bytes());
+            request.samples = Some(Box::new(samples));
+        }
+        if let Some(kept) = facts.kept {
+            let pending = PendingResponse::new(shared, kept, body.bytes(), request.client_model());
+            request.pending_response = Some(pending);
+            request.background = kept.background;
+        }
+        client.set_background(request.background);
+        let mut watch = Watch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun);
+        watch.set_upload((!body.is_complete()).then_some(pace));
+        request.body = body;
+        return Ok(watch);
+    }
+    Ok(Watch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun))
+}
+
+/// Permits a client that asks for permission to send its body, before it is read. HTTP/1.0 knows no
+/// permission.
+async fn permit_body(client: &mut Client<'_>) -> Result<(), Stop> {
+    let expects = client
+        .headers()
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if expects && !client.is_http10() {
+        client.permit_body().await.map_err(Stop::Disconnected)?;
+    }
+    Ok(())
+}
+
+/// Reads the body of a call, `limit` bytes at the most. `held`: what it takes of `peek.memory`; a call
+/// without it, an operator's, is read also when clients have used all of that up.
+async fn read_call(
+    client: &mut Client<'_>,
+    limit: u64,
+    mut held: Option<&mut Reservation>,
+) -> Result<Bytes, Stop> {
+    let mut body = BytesMut::new();
+    if client.has_no_body() {
+        return Ok(body.freeze());
+    }
+    if headers::length(client.headers()).is_some_and(|length| length > limit) {
+        return Err(Reject::TooLarge { limit }.into());
+    }
+    permit_body(client).await?;
+    let deadline = Instant::now() + CALL_PATIENCE;
+    loop {
+        let Ok(piece) = timeout_at(deadline, client.read()).await else {
+            return Err(Reject::Slow.into());
+        };
+        let Some(piece) = piece.map_err(peek::client_failure)? else { return Ok(body.freeze()) };
+        let total = (body.len() + piece.len()) as u64;
+        if total > limit {
+            return Err(Reject::TooLarge { limit }.into());
+        }
+        // Twice as much each time, as the buffer takes it.
+        if held.as_mut().is_some_and(|held| !held.grow_to(total.next_power_of_two())) {
+            return Err(Reject::Memory.into());
+        }
+        body.extend_from_slice(&piece);
+    }
+}
+
+/// A socket's model comes only after it is open; a client that wants another than the only one names it in
+/// the query. What its route changes ends with its head: what is sent on it goes by unread.
+fn take_model_of_query(scope: &Scope<'_>, client: &mut Client<'_>, request: &mut ClientRequest) {
+    request.model = model_of_query(client.head().uri.query().unwrap_or_default());
+    let model = request.model.name().map(str::to_string);
+    let peeker = &scope.settings.peeker;
+    let edits = peeker.routed(client, &request.path, model.as_deref(), (Dialect::Other, None));
+    let Some(edits) = edits.map(Box::new) else { return };
+    let served = edits.served().map(str::to_string);
+    request.edits = Some(edits);
+    let Some(served) = served.filter(|served| Some(served) != model.as_ref()) else { return };
+    let uri = &client.head().uri;
+    let renamed = paths::with_model(uri.path(), uri.query().unwrap_or_default(), &served);
+    if let Ok(renamed) = Uri::try_from(renamed) {
+        client.head_mut().set_uri(renamed);
+        request.model = RequestedModel::Named(served);
+    }
+}
+
+/// `?model=`, if there is one.
+fn model_of_query(query: &str) -> RequestedModel {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("model=")).unwrap_or_default();
+    // As forms are written. Broken escapes are text to a reader of such a query.
+    let name = paths::decode_escapes(&value.replace('+', " ")).unwrap_or_else(|| value.to_string());
+    if name.is_empty() { RequestedModel::Unreadable } else { RequestedModel::Named(name) }
+}
+
+/// SageMaker names the adapter in a header, which vLLM takes for the model, whatever the body says.
+fn adapter(client: &Client<'_>, shape: &BodyShape) -> Option<String> {
+    let value = client.headers().get(ADAPTER)?;
+    if !matches!(shape, BodyShape::Json(Api::Invocations)) {
+        return None;
+    }
+    value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
+}
+
+fn end_of_wait(reason: EndReason) -> Reject {
+    if reason == EndReason::SlowUpload { Reject::Slow } else { Reject::NoTime }
+}
+
+/// Waits for something of the balancer's own while the client is watched: its disconnect is the end, and so
+/// are the request's own deadlines. What a client sends meanwhile is held with the rest of its body.
+pub async fn watched<T>(
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    watch: &mut Watch,
+    waiting: impl Future<Output = T>,
+) -> Result<T, Stop> {
+    tokio::pin!(waiting);
+    loop {
+        let complete = request.body.is_complete() || client.is_body_done();
+        let event = tokio::select! {
+            biased;
+            event = client.next(complete) => event,
+            done = &mut waiting => return Ok(done),
+            reason = watch.end() => return Err(end_of_wait(reason).into()),
+        };
+        match event.map_err(Stop::Disconnected)? {
+            ClientEvent::Abandoned => watch.abandon(),
+            ClientEvent::Piece(None) => request.body.complete(),
+            ClientEvent::Piece(Some(piece)) => {
+                watch.uploaded(piece.len());
+                request.body.hold_if_possible(&piece);
+                if !request.body.is_replayable() {
+                    return Err(Reject::Memory.into());
+                }
+            }
+        }
+        if request.body.is_complete() || client.is_body_done() {
+            request.body.complete();
+            watch.set_upload(None);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Reads what the peeked bytes of a body say, as they come.
+//!
+//! Never: a byte of the connection, a change to the body.
+
+use crate::prompt::Model;
+use crate::prompt::chain::Blocks;
+use crate::prompt::multipart::FormScanner;
+use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::proxy::prompt_work::{self, PromptTail};
+use crate::proxy::request::RequestedModel;
+use crate::proxy::stored::KeptResponse;
+use crate::route::paths::Api;
+use crate::state::Asked;
+
+/// Where the body names its model.
+pub enum BodyShape {
+    /// JSON of this interface.
+    Json(Api),
+    /// A form, with the whole value of `content-type`, which names the boundary.
+    Multipart(String),
+    /// Not looked into.
+    Opaque,
+}
+
+/// Reads the facts of a body as its bytes come.
+#[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
+pub enum FactsReader {
+    Json(Scanner, Api),
+    Multipart(FormScanner),
+    Opaque,
+}
+
+/// What the body says, as far as it was read.
+#[derive(Default)]
+pub struct BodyFacts {
+    pub model: RequestedModel,
+    pub prompt: Asked,
+    /// The session, in the form in which it is reported.
+    pub session_label: Option<String>,
+    pub prompt_tail: Option<Box<PromptTail>>,
+    pub streams: bool,
+    pub previous_response_id: Option<String>,
+    /// The client has chosen the upstream: its keys and values are there.
+    pub pinned: bool,
+    /// The upstream is to keep the response.
+    pub kept: Option<KeptResponse>,
+}
+
+/// The peeked bytes.
+#[derive(Clone, Copy)]
+pub struct PeekedBytes<'a> {
+    pub bytes: &'a [u8],
+    /// The body has no more bytes than these.
+    pub complete: bool,
+    /// The length that the head declares.
+    pub declared: Option<u64>,
+}
+
+// === impl FactsReader ===
+
+impl FactsReader {
+    pub fn new(shape: BodyShape) -> Self {
+        match shape {
+            BodyShape::Json(api) => FactsReader::Json(Scanner::new(), api),
+            BodyShape::Multipart(kind) => {
+                FormScanner::new(&kind).map_or(FactsReader::Opaque, FactsReader::Multipart)
+            }
+            BodyShape::Opaque => FactsReader::Opaque,
+        }
+    }
+
+    pub fn scanner(&self) -> Option<&Scanner> {
+        match self {
+            FactsReader::Json(scanner, _) => Some(scanner),
+            FactsReader::Multipart(_) | FactsReader::Opaque => None,
+        }
+    }
+
+    pub fn read(&mut self, body: &[u8]) {
+        match self {
+            FactsReader::Json(scanner, _) => scanner.scan(body),
+            FactsReader::Multipart(scanner) => scanner.scan(body),
+            FactsReader::Opaque => {}
+        }
+    }
+
+    /// The model has not come, and may yet.
+    pub fn wants_model(&self, body: &[u8]) -> bool {
+        match self {
+            FactsReader::Json(scanner, _) => {
+                scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
+            }
+            FactsReader::Multipart(scanner) => {
+                let facts = scanner.facts(body);
+                facts.state == Progress::Cut && facts.model == Model::Absent
+            }
+            FactsReader::Opaque => false,
+        }
+    }
+
+    /// The response that the request goes on from has not come, and may yet: OpenAI's clients write it behind
+    /// the input.
+    pub fn wants_previous(&self) -> bool {
+        let FactsReader::Json(scanner, Api::Responses) = self else { return false };
+        scanner.progress() == Progress::Cut && scanner.span(Field::PreviousResponseId).is_none()
+    }
+
+    /// `model`: the one that JSON is for, whatever it says itself.
+    pub fn facts(&self, peeked: PeekedBytes<'_>, blocks: Option<Blocks>, model: Option<&str>) -> BodyFacts {
+        match self {
+            FactsReader::Json(scanner, api) => json_facts(scanner, *api, peeked, blocks, model),
+            FactsReader::Multipart(scanner) => {
+                let facts = scanner.facts(peeked.bytes);
+                let model = requested(&facts.model, facts.state, peeked.complete);
+                BodyFacts { model, ..BodyFacts::default() }
+            }
+            FactsReader::Opaque => BodyFacts { model: RequestedModel::Unreadable, ..BodyFacts::default() },
+        }
+    }
+}
+
+/// A body that is complete and whose document is not is no document either.
+fn requested(model: &Model<'_>, state: Progress, complete: bool) -> RequestedModel {
+    match (model, state) {
+        (_, Progress::Cut) if complete => RequestedModel::Unreadable,
+        (_, Progress::Malformed(_)) | (Model::NotAString, _) => RequestedModel::Unreadable,
+        (Model::Named(name), _) => RequestedModel::Named(name.clone().into_owned()),
+        (Model::Absent, _) => RequestedModel::Any,
+    }
+}
+
+fn json_facts(
+    scanner: &Scanner,
+    api: Api,
+    peeked: PeekedBytes<'_>,
+    blocks: Option<Blocks>,
+    model: Option<&str>,
+) -> BodyFacts {
+    let mut facts = scanner.facts(peeked.bytes);
+    if let Some(model) = model {
+        facts.model = Model::Named(model.into());
+    }
+    let unread = peeked.declared.map_or(0, |length| length.saturating_sub(peeked.bytes.len() as u64));
+    let dialect = prompt_work::dialect(api, &facts);
+    let (prompt, prompt_tail) = prompt_work::read(dialect, blocks, &facts, (peeked.bytes, scanner), unread);
+    // What is no document is refused by where it is broken: nothing may be moved.
+    let reads = facts.state == Progress::Complete || facts.state == Progress::Cut && !peeked.complete;
+    let keeps = api == Api::Responses && !facts.forgets && reads;
+    let named = facts.has(Field::RequestId) || scanner.span(Field::RequestId).is_some();
+    let kept = keeps.then_some(KeptResponse { named, background: facts.background });
+    BodyFacts { prompt, prompt_tail, kept, ..plain_facts(&facts, api, peeked) }
+}
+
+fn plain_facts(facts: &Facts<'_>, api: Api, peeked: PeekedBytes<'_>) -> BodyFacts {
+    let model = match peeked.bytes.trim_ascii_start().first() {
+        Some(b'{' | b'\xef') => requested(&facts.model, facts.state, peeked.complete),
+        // A list, a number: an upstream tells what a request must be.
+        _ => RequestedModel::Unreadable,
+    };
+    // The other interfaces do not know the field.
+    let goes_on = matches!(api, Api::Responses | Api::Render);
+    let previous = facts.previous_response_id.as_ref().filter(|id| goes_on && !id.is_empty());
+    BodyFacts {
+        model,
+        streams: facts.stream,
+        previous_response_id: previous.map(|id| id.clone().into_owned()),
+        pinned: facts.kv_transfer(),
+        ..BodyFacts::default()
+    }
+}

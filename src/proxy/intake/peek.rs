@@ -1,0 +1,307 @@
+//! Reads the beginning of a request's body, and what it says, before an upstream is chosen.
+//!
+//! Bounded three ways: by `peek.bytes` (up to `peek.max_body` where something decides the upstream that has
+//! not come yet), by `peek.memory` over all requests, and by the pace of the upload.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pingora::{Error, ErrorSource, ErrorType};
+use tokio::time::{Instant, timeout_at};
+
+use super::body_facts::{BodyFacts, BodyShape, FactsReader, PeekedBytes};
+use crate::config::types::{Peek, Sessions};
+use crate::prompt::Model;
+use crate::prompt::chain::Blocks;
+use crate::prompt::multipart::FormScanner;
+use crate::prompt::session;
+use crate::proxy::body::RequestBody;
+use crate::proxy::client::Client;
+use crate::proxy::exchange::Stop;
+use crate::proxy::headers;
+use crate::proxy::memory::Memory;
+use crate::proxy::route_edits::RouteEdits;
+use crate::proxy::served::Routes;
+use crate::proxy::usage_question::{self, UsageQuestion};
+use crate::proxy::watch::UploadPace;
+use crate::reject::Reject;
+use crate::route::dialect::Dialect;
+
+/// What the head says of a request.
+#[derive(Clone, Copy)]
+pub struct HeadFacts<'a> {
+    /// Decoded, as its interface is found by it.
+    pub path: &'a str,
+    /// The session that the path names.
+    pub session: Option<&'a str>,
+    /// The model, before which what the body says of one does not count.
+    pub model: Option<&'a str>,
+}
+
+/// What must be known of a request before an upstream can be chosen.
+#[derive(Clone, Copy)]
+pub struct PeekNeeds {
+    pub model: bool,
+    /// The response that it goes on from, of one that makes another.
+    pub previous: bool,
+    pub route: bool,
+}
+
+/// What was read of a body, and what that says.
+pub struct Peeked {
+    pub body: RequestBody,
+    pub pace: UploadPace,
+    pub facts: BodyFacts,
+    pub usage_question: Option<Box<UsageQuestion>>,
+}
+
+/// Settings that outlive a request.
+pub struct Peeker {
+    pub limits: Peek,
+    pub memory: Arc<Memory>,
+    /// How prompts are cut; none are read where it does not matter what an upstream holds.
+    pub blocks: Option<Blocks>,
+    /// Where requests name their session.
+    pub sessions: Sessions,
+    pub routes: Routes,
+}
+
+impl Peeker {
+    /// A body whose declared length is above the limit is refused before any of it is read.
+    pub fn declared(&self, client: &Client<'_>) -> Result<(), Reject> {
+        match headers::length(client.headers()) {
+            Some(length) if length > self.limits.max_body => {
+                Err(Reject::TooLarge { limit: self.limits.max_body })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `edits`: what its route changes, once that is known.
+    pub async fn peek(
+        &self,
+        client: &mut Client<'_>,
+        shape: BodyShape,
+        mut head: HeadFacts<'_>,
+        mut needs: PeekNeeds,
+        edits: &mut Option<Box<RouteEdits>>,
+    ) -> Result<Peeked, Stop> {
+        needs.model &= head.model.is_none();
+        let declared = headers::length(client.headers());
+        let body = RequestBody::new(self.memory.reservation(), self.limits.max_body, declared);
+        let pace = UploadPace::new(Instant::now());
+        let mut reader = PeekReader { body, pace, facts: FactsReader::new(shape), limits: self.limits };
+        if client.has_no_body() {
+            reader.body.complete();
+            reader.facts = FactsReader::Opaque;
+            *edits = self.edits(client, head, &reader).filter(|_| needs.route);
+            let facts = reader.facts.facts(reader.peeked(), None, None);
+            let PeekReader { body, pace, .. } = reader;
+            return Ok(Peeked { body, pace, facts, usage_question: None });
+        }
+        reader.read_needed(client, needs).await?;
+        *edits = self.edits(client, head, &reader).filter(|_| needs.route);
+        let mut named = None;
+        if let Some(edits) = edits.as_mut().filter(|edits| edits.wants_body()) {
+            reader.read_all(client).await?;
+            // What names the session may mean nothing to the upstream, and be removed.
+            named = Some(self.session(client, head, &reader, edits.served()));
+            reader.edit(edits)?;
+            // The name that its route gives is in the body.
+            head.model = head.model.filter(|_| !edits.renames());
+        }
+        let mut facts = reader.facts.facts(reader.peeked(), self.blocks, head.model);
+        let model = facts.prompt.model.as_deref();
+        let named = named.unwrap_or_else(|| self.session(client, head, &reader, model));
+        (facts.prompt.session, facts.session_label) = named.unzip();
+        let usage_question = reader.ask_for_usage(edits.as_deref());
+        let PeekReader { body, pace, .. } = reader;
+        Ok(Peeked { body, pace, facts, usage_question })
+    }
+
+    /// The session that the request names, and how that is reported. `model`: as the upstreams know it.
+    fn session(
+        &self,
+        client: &Client<'_>,
+        head: HeadFacts<'_>,
+        reader: &PeekReader,
+        model: Option<&str>,
+    ) -> Option<(session::Session, String)> {
+        let request = session::Request {
+            path: head.session,
+            headers: client.headers(),
+            body: reader.facts.scanner().map(|scanner| (reader.body.bytes(), scanner)),
+            model: model.unwrap_or_default(),
+        };
+        request.session(&self.sessions)
+    }
+
+    /// What the route of a request for this model changes. `form`: the type of a body that is one.
+    pub fn routed(
+        &self,
+        client: &Client<'_>,
+        path: &str,
+        model: Option<&str>,
+        (dialect, form): (Dialect, Option<&str>),
+    ) -> Option<RouteEdits> {
+        let plan = self.routes.plan(model, path, client.headers())?;
+        Some(RouteEdits::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
+    }
+
+    /// What the request's route changes, if it has one.
+    fn edits(
+        &self,
+        client: &Client<'_>,
+        head: HeadFacts<'_>,
+        reader: &PeekReader,
+    ) -> Option<Box<RouteEdits>> {
+        if self.routes.is_empty() {
+            return None;
+        }
+        let body = reader.body.bytes();
+        let text = |name| client.headers().get(name).and_then(|value| value.to_str().ok());
+        let (model, dialect, form) = match &reader.facts {
+            FactsReader::Json(scanner, api) => (scanner.facts(body).model, Dialect::of(*api), None),
+            FactsReader::Multipart(scanner) => {
+                (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
+            }
+            FactsReader::Opaque => (Model::Absent, Dialect::Other, None),
+        };
+        let model = head.model.or(model.name());
+        let mut edits = self.routed(client, head.path, model, (dialect, form))?;
+        if let FactsReader::Json(_, api) = &reader.facts {
+            edits.expect(*api);
+        }
+        Some(Box::new(edits))
+    }
+}
+
+/// One body while it is peeked.
+struct PeekReader {
+    body: RequestBody,
+    pace: UploadPace,
+    facts: FactsReader,
+    limits: Peek,
+}
+
+impl PeekReader {
+    fn peeked(&self) -> PeekedBytes<'_> {
+        PeekedBytes {
+            bytes: self.body.bytes(),
+            complete: self.body.is_complete(),
+            declared: self.body.declared(),
+        }
+    }
+
+    /// Reads `peek.bytes`, and on until what decides the upstream has come.
+    async fn read_needed(&mut self, client: &mut Client<'_>, needs: PeekNeeds) -> Result<(), Stop> {
+        self.read(client, self.limits.bytes).await?;
+        self.facts.read(self.body.bytes());
+        while !self.body.is_complete() && self.wants_more(needs) && self.body.len() < self.limits.max_body {
+            // A piece at a time, so that reading ends soon after what decides has come.
+            let goal = (self.body.len() + self.limits.bytes).min(self.limits.max_body);
+            self.read(client, goal).await?;
+            self.facts.read(self.body.bytes());
+        }
+        if !self.body.is_complete() && self.wants_more(needs) {
+            return Err(Reject::TooLarge { limit: self.limits.max_body }.into());
+        }
+        Ok(())
+    }
+
+    /// Reads the rest of a body that is needed as a whole.
+    async fn read_all(&mut self, client: &mut Client<'_>) -> Result<(), Stop> {
+        while !self.body.is_complete() && self.body.len() < self.limits.max_body {
+            self.read(client, self.limits.max_body).await?;
+        }
+        if !self.body.is_complete() {
+            return Err(Reject::TooLarge { limit: self.limits.max_body }.into());
+        }
+        self.facts.read(self.body.bytes());
+        Ok(())
+    }
+
+    /// Reads until `goal` bytes are there or the body has ended.
+    async fn read(&mut self, client: &mut Client<'_>, goal: u64) -> Result<(), Stop> {
+        while self.body.len() < goal && !self.body.is_complete() {
+            let deadline = self.pace.deadline().unwrap_or_else(Instant::now);
+            let piece = match timeout_at(deadline, client.read()).await {
+                Err(_) => return Err(Reject::Slow.into()),
+                Ok(Err(error)) => return Err(client_failure(error)),
+                Ok(Ok(piece)) => piece,
+            };
+            let Some(piece) = piece else {
+                self.body.complete();
+                break;
+            };
+            self.pace.received(piece.len());
+            if self.body.len() + piece.len() as u64 > self.limits.max_body {
+                return Err(Reject::TooLarge { limit: self.limits.max_body }.into());
+            }
+            if !self.body.hold(piece) {
+                return Err(Reject::Memory.into());
+            }
+            if client.is_body_done() {
+                self.body.complete();
+            }
+        }
+        Ok(())
+    }
+
+    fn wants_more(&self, needs: PeekNeeds) -> bool {
+        needs.model && self.facts.wants_model(self.body.bytes())
+            || needs.previous && self.facts.wants_previous()
+    }
+
+    /// Puts the edited body in the place of the one that came, which is complete and has been read.
+    fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), Stop> {
+        let edited = edits.edit(self.body.bytes(), self.facts.scanner())?;
+        let Some(edited) = edited else { return Ok(()) };
+        self.facts = match (&self.facts, edits.form.as_deref().and_then(FormScanner::new)) {
+            (FactsReader::Json(scanner, api), _) => {
+                FactsReader::Json(scanner.of_edited(self.body.bytes(), &edited), edits.api(*api))
+            }
+            (FactsReader::Multipart(_), Some(scanner)) => FactsReader::Multipart(scanner),
+            (FactsReader::Multipart(_) | FactsReader::Opaque, _) => FactsReader::Opaque,
+        };
+        self.facts.read(&edited);
+        if self.body.replace(Bytes::from(edited)) { Ok(()) } else { Err(Reject::Memory.into()) }
+    }
+
+    /// Puts the question for the stream's usage into the body, which has been read, if it is complete.
+    fn ask_for_usage(&mut self, edits: Option<&RouteEdits>) -> Option<Box<UsageQuestion>> {
+        let FactsReader::Json(scanner, api) = &self.facts else { return None };
+        if !self.body.is_complete() {
+            return None;
+        }
+        let asking = usage_question::question(self.body.bytes(), scanner, *api, edits)?;
+        let length = asking.len() as u64;
+        // Where it does not fit, it is not worth a refusal.
+        if length > self.limits.max_body {
+            return None;
+        }
+        let (asking, before) = (Bytes::from(asking), self.body.bytes().len());
+        if !self.body.reserve_beside(length - before as u64) || !self.body.replace(asking.clone()) {
+            return None;
+        }
+        let keeps = edits.is_some_and(RouteEdits::translates);
+        Some(Box::new(UsageQuestion::new(asking, before, keeps)))
+    }
+}
+
+/// A body that breaks the framing is the client's mistake; a connection that ends is its disconnect.
+pub fn client_failure(mut error: Box<Error>) -> Stop {
+    let gone = matches!(
+        error.etype(),
+        ErrorType::ConnectionClosed
+            | ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::H2Error
+            | ErrorType::ReadTimedout
+    );
+    if gone {
+        error.esource = ErrorSource::Downstream;
+        return Stop::Disconnected(error);
+    }
+    Reject::Malformed { why: "the body's framing is broken" }.into()
+}

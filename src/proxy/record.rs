@@ -1,0 +1,51 @@
+//! The end of a request, told to logs and metrics.
+
+use std::fmt::Display;
+
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType};
+
+use super::Shared;
+use super::context::{Context, FinishedRequest};
+use super::request::RequestedModel;
+use crate::fleet::Outcome;
+use crate::observe;
+
+/// Writes the record of a request that has ended.
+pub fn write(shared: &Shared, session: &Session, error: Option<&Error>, context: &Context) {
+    let Some(finished) = &context.finished else { return };
+    let FinishedRequest { request, report } = &**finished;
+    let (head, client) = (session.req_header(), session.client_addr());
+    let snapshot = shared.fleet.snapshot();
+    let model = match &request.model {
+        RequestedModel::Named(name) if snapshot.knows(name) => Some(name.as_str()),
+        _ => None,
+    };
+    // A refusal has its own label in the metrics; as an error it would be told twice.
+    let error = error.filter(|error| !matches!(error.etype(), ErrorType::Custom(_)));
+    let outcome = report.outcome.unwrap_or(Outcome::Broken);
+    observe::request_done(&observe::Done {
+        id: &context.id,
+        client: client.map(|client| client as &dyn Display),
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        model,
+        route: request.edits.as_ref().map(|edits| edits.plan.name.as_str()),
+        session: request.session_label.as_deref(),
+        usage: report.usage,
+        upstream: report.upstream.as_ref().map(|upstream| upstream.name()),
+        status: report.status,
+        outcome: report.refused.unwrap_or(outcome.label()),
+        attempts: report.attempts,
+        first_byte: report.first_byte,
+        total: context.started.elapsed(),
+        received: report.bytes_received,
+        sent: report.bytes_sent,
+        error: error.map(|error| error as &dyn Display),
+        admin: request.admin,
+    });
+    if let Some(samples) = &request.samples {
+        let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();
+        observe::bodies(&context.id, &text(&samples.request), &text(&samples.answer));
+    }
+}

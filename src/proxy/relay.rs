@@ -1,0 +1,289 @@
+//! An upstream's answer on its way to the client: head and first bytes, then piece by piece, to its end.
+//!
+//! One loop with three arms: the next piece of the answer, the client, the watch. It ends with an outcome.
+//! Once the first byte has gone out no attempt can follow, and what was held for one goes.
+//!
+//! Never: an attempt, a piece that is written without a deadline.
+
+mod pipeline;
+
+use bytes::Bytes;
+use http::header;
+use pingora::http::ResponseHeader;
+use pingora::{Error, Result};
+
+use super::attempt::UpstreamAnswer;
+use super::attempt::connection::UpstreamConnection;
+use super::client::Client;
+use super::exchange::{Report, Stop, report_failure};
+use super::headers;
+use super::prompt_work::Placement;
+use super::request::{ClientRequest, Scope};
+use super::watch::Watch;
+use crate::fleet::{Outcome, Sign};
+use crate::observe;
+use crate::reject::Reject;
+use crate::reply::ending::error_events;
+use crate::retry::{AttemptFailure, EndReason, is_refusal};
+use pipeline::AnswerPipeline;
+
+/// An answer that is ready to go to the client.
+pub struct PreparedAnswer {
+    connection: UpstreamConnection,
+    head: ResponseHeader,
+    pipeline: AnswerPipeline,
+    /// The beginning of the body, as the client gets it.
+    first: Bytes,
+    over: bool,
+    /// The status that it has for the fleet: that of an error which it begins with, or its own.
+    judged: u16,
+    status: u16,
+    /// The rest of the upstream's answer is not wanted.
+    replaced: bool,
+}
+
+/// How an answer ended.
+enum AnswerEnd {
+    Whole,
+    /// The upstream's fault; of a stream, with the last events that it tells its client itself.
+    Failed(AttemptFailure, Option<Bytes>),
+}
+
+/// Builds the head for the client, and passes the beginning of the body through the edits. Fails where the
+/// edits cannot read the answer.
+pub fn prepare(
+    scope: &Scope<'_>,
+    client: &Client<'_>,
+    request: &mut ClientRequest,
+    placement: &Placement,
+    answer: UpstreamAnswer,
+    attempts: u32,
+) -> Result<PreparedAnswer> {
+    let UpstreamAnswer { connection, status, begun, mut over, error_code } = answer;
+    let mut head = headers::of_answer(connection.head())?;
+    let instead =
+        request.edits.as_ref().filter(|edits| over && edits.may_overflow(&head)).and_then(|edits| {
+            let seed = scope.shared.random.next();
+            edits.instead_of_overflow(&begun, request.body.bytes(), request.streams, seed)
+        });
+    let judged = error_code.unwrap_or(status);
+    let (mut first, mut replaced) = (Bytes::new(), false);
+    let mut pipeline = AnswerPipeline::new(scope, request, &mut head)?;
+    let mut status = status;
+    if let Some((kind, body)) = instead {
+        (status, over, replaced, first) = (200, true, true, body.into());
+        head.set_status(status)?;
+        head.remove_header(&header::TRANSFER_ENCODING);
+        head.insert_header(header::CONTENT_LENGTH, first.len())?;
+        head.insert_header(header::CONTENT_TYPE, kind)?;
+        request.sample_answer(&first);
+    } else if over || !begun.is_empty() {
+        let edited = pipeline.pass(scope, request, placement, &begun, over)?;
+        first = edited.unwrap_or_else(|| begun.into());
+    }
+    if let Some(edits) = &request.edits {
+        edits.towards_client(&mut head)?;
+    }
+    headers::towards_client(&mut head, scope, placement, attempts)?;
+    headers::frame_answer(&mut head, client)?;
+    let judged = if replaced { 200 } else { judged };
+    Ok(PreparedAnswer { connection, head, pipeline, first, over, judged, status, replaced })
+}
+
+impl PreparedAnswer {
+    /// The upstream speaks another protocol from here on.
+    pub fn is_upgrade(&self) -> bool {
+        self.status == 101
+    }
+
+    /// The connection, and the head that tells the client.
+    pub fn into_upgrade(self) -> (UpstreamConnection, ResponseHeader) {
+        (self.connection, self.head)
+    }
+}
+
+/// Whether what was made of the answer is no whole answer: its client has been told so.
+pub fn is_broken(request: &ClientRequest) -> bool {
+    request.edits.as_ref().is_some_and(|edits| edits.is_broken())
+}
+
+/// Sends the answer to the client. What became of it is put into the report.
+pub async fn relay(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    placement: &mut Placement,
+    mut answer: PreparedAnswer,
+    watch: &mut Watch,
+    report: &mut Report,
+) -> Result<(), Stop> {
+    let read = !answer.replaced && !is_refusal(answer.judged);
+    placement.conclude(scope, request, read);
+    report.status = answer.status;
+    let mut prefill = PrefillEnd { ended: false, teaches: answer.judged == 200 && read };
+    prefill.look(&answer.pipeline, placement, scope, report);
+    request.settle();
+    if scope.shared.leave.is_closing() || client.is_http10() {
+        client.close_after();
+    }
+    let end = carry_body(scope, client, request, placement, &mut answer, watch, (&mut prefill, report)).await;
+    let usage = answer.pipeline.usage();
+    if let Some(usage) = &usage {
+        placement.correct(scope, request, usage);
+    }
+    report.usage = usage;
+    match end? {
+        AnswerEnd::Whole => {
+            report.outcome = Some(whole(scope, request, placement, &answer));
+            keep(scope, placement, answer).await;
+            Ok(())
+        }
+        AnswerEnd::Failed(failure, last_words) => {
+            report_failure(scope, placement, failure, report);
+            end_stream(scope, client, request, placement, &answer, failure, last_words).await;
+            let error = Error::explain(pingora::ErrorType::ConnectionClosed, failure.label());
+            Err(Stop::Broken(error.into_up()))
+        }
+    }
+}
+
+/// Keeps the connection for its next request.
+async fn keep(scope: &Scope<'_>, placement: &Placement, answer: PreparedAnswer) {
+    if let Some(wire) = answer.connection.into_idle().await {
+        scope.shared.pool.keep(placement.upstream(), wire);
+    }
+}
+
+/// Marks the end of the prefill, once.
+struct PrefillEnd {
+    ended: bool,
+    /// The answer tells how fast the engine reads.
+    teaches: bool,
+}
+
+impl PrefillEnd {
+    fn look(
+        &mut self,
+        pipeline: &AnswerPipeline,
+        placement: &mut Placement,
+        scope: &Scope<'_>,
+        report: &mut Report,
+    ) {
+        if self.ended || !pipeline.has_content() {
+            return;
+        }
+        self.ended = true;
+        report.first_byte.get_or_insert_with(|| scope.begun.elapsed());
+        placement.end_prefill(self.teaches);
+    }
+}
+
+/// Writes head and body, while the rest of the request is sent and the client is watched.
+async fn carry_body(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    placement: &mut Placement,
+    answer: &mut PreparedAnswer,
+    watch: &mut Watch,
+    (prefill, report): (&mut PrefillEnd, &mut Report),
+) -> Result<AnswerEnd, Stop> {
+    let head = std::mem::replace(
+        &mut answer.head,
+        ResponseHeader::build_no_case(200, Some(0)).map_err(Stop::Broken)?,
+    );
+    let bodiless = answer.over && answer.first.is_empty();
+    client.write_head(head, &answer.first, bodiless).await.map_err(Stop::Disconnected)?;
+    answer.first = Bytes::new();
+    watch.moved();
+    let PreparedAnswer { connection, pipeline, over, .. } = answer;
+    while !*over {
+        let reads = connection.takes_more(request.body.is_complete());
+        tokio::select! {
+            biased;
+            piece = connection.read_piece() => {
+                let Ok(piece) = piece else { return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None)) };
+                let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
+                watch.moved();
+                let Ok(edited) = pipeline.pass(scope, request, placement, piece, end) else {
+                    return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None));
+                };
+                prefill.look(pipeline, placement, scope, report);
+                if is_broken(request) && !end {
+                    return Ok(AnswerEnd::Failed(AttemptFailure::Reset, edited));
+                }
+                client.write(edited.as_deref().unwrap_or(piece)).await.map_err(Stop::Disconnected)?;
+                watch.moved();
+                *over = end;
+            }
+            event = client.next(request.body.is_complete()), if reads => {
+                connection.forward(scope, client, request, placement, watch, event)?;
+            }
+            reason = watch.end() => match reason {
+                EndReason::SlowUpload => return Err(Reject::Slow.into()),
+                reason => return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None)),
+            },
+        }
+        connection.pace(request, watch);
+    }
+    client.finish().await.map_err(Stop::Disconnected)?;
+    Ok(AnswerEnd::Whole)
+}
+
+/// The outcome of an answer that came to its end. Whatever its head says, a stream may tell of an error.
+fn whole(
+    scope: &Scope<'_>,
+    request: &ClientRequest,
+    placement: &Placement,
+    answer: &PreparedAnswer,
+) -> Outcome {
+    let (fleet, upstream) = (&scope.shared.fleet, placement.upstream());
+    if is_broken(request) {
+        observe::stream_broken(scope.id, upstream.name(), "it ended before the answer was whole");
+        fleet.report(upstream, Sign::Failed);
+        return Outcome::Broken;
+    }
+    match answer.pipeline.failure() {
+        // The upstream was judged by the beginning of its answer.
+        _ if answer.judged != answer.status => Outcome::Answered(answer.judged),
+        Some(failure) => {
+            // Where no code says so, the error may be the request's own fault.
+            if let Some(500..) = failure.code {
+                fleet.report(upstream, Sign::Failed);
+            }
+            Outcome::Answered(failure.status())
+        }
+        None => Outcome::Answered(answer.status),
+    }
+}
+
+/// A stream that had begun cannot go on: its client is told so in the interface's own form, and the
+/// connection ends. An answer that is no stream just breaks off, which its framing shows.
+async fn end_stream(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &ClientRequest,
+    placement: &Placement,
+    answer: &PreparedAnswer,
+    failure: AttemptFailure,
+    last_words: Option<Bytes>,
+) {
+    client.close_after();
+    let name = placement.upstream().name();
+    observe::stream_broken(scope.id, name, failure.label());
+    if !answer.pipeline.is_stream() {
+        return;
+    }
+    let (code, message) = match failure {
+        AttemptFailure::Ended(EndReason::Gone) | AttemptFailure::Reset => {
+            (502, format!("The upstream {name} ended before the answer was whole."))
+        }
+        _ => (504, format!("The upstream {name} did not go on with the answer in time.")),
+    };
+    let apart = !answer.pipeline.is_between_events();
+    let events = last_words.unwrap_or_else(|| error_events(request.form, &message, code, apart).into());
+    // A client that has disconnected has not been cut silently either.
+    if client.write(&events).await.is_ok() {
+        client.finish().await.ok();
+    }
+}

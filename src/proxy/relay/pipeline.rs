@@ -1,0 +1,121 @@
+//! What an answer's bytes pass through on their way to the client.
+//!
+//! In this order: what the answer reports of itself is read, what was asked for on the balancer's account is
+//! taken out, and the route's edits are made. What stands behind, the log of bodies and the stream's end,
+//! sees what the client sees.
+//!
+//! Never: an await, a byte that is held longer than one of these needs.
+
+use bytes::Bytes;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+
+use crate::proxy::prompt_work::Placement;
+use crate::proxy::request::{ClientRequest, Scope};
+use crate::reply::ending::{Form, Tail};
+use crate::reply::sse::Events;
+use crate::reply::usage::{Failure, Meter, Usage};
+
+/// Events of a Responses stream that say that there is a response, and nothing of it.
+const ANNOUNCING_EVENTS: u64 = 2;
+
+/// The state of one answer. See the module.
+pub struct AnswerPipeline {
+    meter: Option<Box<Meter>>,
+    /// Where a stream stands.
+    tail: Option<Tail>,
+    /// Events of a Responses stream, whose first two come before the prompt is read.
+    announced: Option<Box<Events>>,
+}
+
+// === impl AnswerPipeline ===
+
+impl AnswerPipeline {
+    /// For an answer with this head, which the edits may change.
+    pub fn new(scope: &Scope<'_>, request: &mut ClientRequest, head: &mut ResponseHeader) -> Result<Self> {
+        let status = head.status.as_u16();
+        let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let tail = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
+        // A chat that is made into a response announces nothing.
+        let is_chat = request.edits.as_ref().is_some_and(|edits| edits.translates());
+        let announces = status == 200 && request.form == Form::Responses && !is_chat && tail.is_some();
+        let announced = announces.then(Box::default);
+        let metered = status == 200 && request.counts_tokens;
+        let meter = if metered { Meter::of(kind).map(Box::new) } else { None };
+        if let Some(question) = &mut request.usage_question {
+            question.begin(head)?;
+        }
+        if let Some(pending) = &mut request.pending_response {
+            pending.begin(head, request.body.bytes())?;
+        }
+        if let Some(edits) = &mut request.edits {
+            edits.begin(head, &scope.shared.random)?;
+        }
+        Ok(AnswerPipeline { meter, tail, announced })
+    }
+
+    /// The next piece as the client gets it; `None`: as it is. `end`: it is the last.
+    pub fn pass(
+        &mut self,
+        scope: &Scope<'_>,
+        request: &mut ClientRequest,
+        placement: &Placement,
+        piece: &[u8],
+        end: bool,
+    ) -> Result<Option<Bytes>> {
+        if let Some(meter) = &mut self.meter {
+            meter.feed(piece);
+            if let (Some(pending), Some(id)) = (&mut request.pending_response, meter.id()) {
+                pending.learn(scope.shared, placement, id);
+            }
+        }
+        if let Some(events) = &mut self.announced {
+            events.feed(piece);
+            if end || events.whole() > ANNOUNCING_EVENTS {
+                self.announced = None;
+            }
+        }
+        let edited = edit(request, piece, end)?;
+        let passed = edited.as_deref().unwrap_or(piece);
+        if let Some(tail) = &mut self.tail {
+            tail.feed(passed);
+        }
+        request.sample_answer(passed);
+        Ok(edited)
+    }
+
+    /// Whether something of what the model says has come: then the prompt has been read.
+    pub fn has_content(&self) -> bool {
+        self.announced.is_none()
+    }
+
+    pub fn is_stream(&self) -> bool {
+        self.tail.is_some()
+    }
+
+    /// Whether an event of the balancer's own can follow what was passed.
+    pub fn is_between_events(&self) -> bool {
+        self.tail.as_ref().is_none_or(Tail::between_events)
+    }
+
+    /// The error that the answer told of.
+    pub fn failure(&self) -> Option<Failure> {
+        self.meter.as_ref().and_then(|meter| meter.failure())
+    }
+
+    /// What the answer reported of tokens, as far as it came.
+    pub fn usage(&self) -> Option<Usage> {
+        self.meter.as_ref().map(|meter| meter.usage())
+    }
+}
+
+/// A piece as the client gets it. `None`: as it is.
+fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    // A body has one or the other.
+    let taken = request.usage_question.as_mut().and_then(|question| question.piece(piece, end));
+    let pending = request.pending_response.as_mut();
+    let taken = taken.or_else(|| pending.and_then(|pending| pending.piece(piece, end)));
+    let piece = taken.as_deref().unwrap_or(piece);
+    let edited = request.edits.as_mut().map(|edits| edits.piece(piece, end)).transpose()?.flatten();
+    Ok(edited.or(taken))
+}

@@ -1,0 +1,78 @@
+//! An upgraded connection (`/v1/realtime`): bytes both ways, until one side ends or the watch does.
+//!
+//! The same deadlines and watches as for any answer: what moves either way counts. Never: a look at what is
+//! sent.
+
+use pingora::Error;
+
+use super::attempt::connection::UpstreamConnection;
+use super::client::{Client, ClientEvent};
+use super::exchange::{Report, Stop, report_failure};
+use super::prompt_work::Placement;
+use super::relay::PreparedAnswer;
+use super::request::{ClientRequest, Scope};
+use super::watch::Watch;
+use crate::fleet::Outcome;
+use crate::observe;
+use crate::retry::AttemptFailure;
+
+/// Carries an upgraded connection to its end.
+pub async fn carry(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    placement: &mut Placement,
+    answer: PreparedAnswer,
+    watch: &mut Watch,
+    report: &mut Report,
+) -> Result<(), Stop> {
+    let (mut connection, head) = answer.into_upgrade();
+    placement.conclude(scope, request, true);
+    placement.end_prefill(false);
+    report.status = 101;
+    report.first_byte = Some(scope.begun.elapsed());
+    client.write_head(head, &[], false).await.map_err(Stop::Disconnected)?;
+    watch.moved();
+    let failure = match pass(client, request, &mut connection, watch).await? {
+        None => {
+            report.outcome = Some(Outcome::Answered(101));
+            return Ok(());
+        }
+        Some(failure) => failure,
+    };
+    report_failure(scope, placement, failure, report);
+    observe::stream_broken(scope.id, placement.upstream().name(), failure.label());
+    Err(Stop::Broken(Error::new_up(pingora::ErrorType::ConnectionClosed)))
+}
+
+/// Passes bytes on. Returns why the upstream ended it, where it did not end as it should.
+async fn pass(
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    connection: &mut UpstreamConnection,
+    watch: &mut Watch,
+) -> Result<Option<AttemptFailure>, Stop> {
+    loop {
+        let reads = connection.takes_more(false);
+        tokio::select! {
+            biased;
+            piece = connection.read_piece() => match piece {
+                Ok(Some(piece)) => {
+                    client.write(piece).await.map_err(Stop::Disconnected)?;
+                }
+                Ok(None) => return Ok(None),
+                Err(_) => return Ok(Some(AttemptFailure::Reset)),
+            },
+            event = client.next(false), if reads => match event {
+                Ok(ClientEvent::Piece(Some(piece))) => {
+                    request.forwarded += piece.len() as u64;
+                    connection.pass(piece);
+                }
+                Ok(ClientEvent::Piece(None) | ClientEvent::Abandoned) => return Ok(None),
+                Err(error) => return Err(Stop::Disconnected(error)),
+            },
+            reason = watch.end() => return Ok(Some(AttemptFailure::Ended(reason))),
+        }
+        watch.moved();
+    }
+}

@@ -1,0 +1,279 @@
+//! The retry rule: whether another attempt may follow one that failed, and after which pause.
+//!
+//! An attempt may follow only while nothing of an answer has gone to the client, every byte that was read of
+//! the request is still held, and the request is not bound to one upstream. Failures that cost no engine
+//! any work (a refused connection, a pooled connection that had ended, an engine that shuts down) are retried
+//! up to `MAX_ATTEMPTS`; the others within `retry.attempts` and the retry budget.
+//!
+//! Never: a clock, a count of its own, a budget. The caller holds what was tried and pays for a retry.
+
+use std::time::Duration;
+
+use crate::config::types::{Retry, RetryOn};
+
+/// The attempts that one request gets, however cheap its failures are.
+pub const MAX_ATTEMPTS: u32 = 8;
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptFailure {
+    /// The upstream could not be reached.
+    Connect { refused: bool },
+    /// A pooled connection had ended before the request was sent on it.
+    Stale,
+    /// The connection ended before the answer began, or the answer is no HTTP.
+    Reset,
+    /// An answer with this status.
+    Status(u16),
+    /// The engine is shutting down.
+    Leaving,
+    /// The engine aborted the request without a token, which it does while it shuts down.
+    Aborted,
+    /// The answer begins with an error of the engine.
+    EngineError,
+    /// The answer says that the engine behind the API server has died.
+    EngineDead,
+    /// The balancer ended the attempt.
+    Ended(EndReason),
+}
+
+/// Why the balancer ends an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// `timeouts.first_byte` has passed.
+    FirstByte,
+    /// `timeouts.idle` has passed.
+    Idle,
+    /// `timeouts.total` has passed.
+    Total,
+    /// The client of a background job has disconnected, and the upstream stays silent.
+    Abandoned,
+    /// The upstream is silent, and its probes say that it is gone.
+    Gone,
+    /// The upstream does not read what is sent to it.
+    Unread,
+    /// The client sends its body too slowly.
+    SlowUpload,
+}
+
+/// What the rule says about another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryDecision {
+    Stop,
+    /// It costs nothing.
+    Free,
+    /// It is paid from the retry budget.
+    Paid,
+    /// It is paid from the retry budget, and made only if an upstream is left that was not tried: the answer
+    /// at hand tells the client more than a second one of the same upstream would.
+    PaidElsewhere,
+}
+
+/// What the rule needs to know of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryFacts {
+    /// Attempts made, the failed one included.
+    pub attempts: u32,
+    /// Every byte that was read of the request is held.
+    pub replayable: bool,
+    /// The request may go to one upstream only.
+    pub pinned: bool,
+}
+
+// === impl AttemptFailure ===
+
+impl AttemptFailure {
+    /// The value of the metrics' `cause` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            AttemptFailure::Connect { .. } => "connect",
+            AttemptFailure::Stale => "stale",
+            AttemptFailure::Reset => "reset",
+            AttemptFailure::Status(429) => "429",
+            AttemptFailure::Status(502) => "502",
+            AttemptFailure::Status(503) => "503",
+            AttemptFailure::Status(504) => "504",
+            AttemptFailure::Status(_) => "status",
+            AttemptFailure::Leaving => "leaving",
+            AttemptFailure::Aborted => "aborted",
+            AttemptFailure::EngineError => "failed",
+            AttemptFailure::EngineDead => "engine_dead",
+            AttemptFailure::Ended(EndReason::Gone) => "gone",
+            AttemptFailure::Ended(_) => "ended",
+        }
+    }
+
+    /// Whether the failure cost no engine any work.
+    fn is_free(self) -> bool {
+        self == AttemptFailure::Stale || self.declines()
+    }
+
+    /// Whether the upstream will hardly answer a second attempt otherwise: waiting for another is better.
+    pub fn declines(self) -> bool {
+        matches!(
+            self,
+            AttemptFailure::Connect { .. }
+                | AttemptFailure::Leaving
+                | AttemptFailure::Aborted
+                | AttemptFailure::EngineDead
+        )
+    }
+
+    /// Whether an engine may have read the prompt.
+    pub fn may_have_read(self) -> bool {
+        match self {
+            AttemptFailure::Connect { .. }
+            | AttemptFailure::Stale
+            | AttemptFailure::Leaving
+            | AttemptFailure::Aborted => false,
+            AttemptFailure::Status(status) => !is_refusal(status),
+            AttemptFailure::Reset
+            | AttemptFailure::EngineError
+            | AttemptFailure::EngineDead
+            | AttemptFailure::Ended(_) => true,
+        }
+    }
+
+    fn is_on(self, on: &RetryOn) -> bool {
+        match self {
+            AttemptFailure::Connect { .. } => on.connect,
+            // SIGTERM leaves this behind: the engine's connections stay open, and nothing comes on them.
+            AttemptFailure::Stale | AttemptFailure::Reset | AttemptFailure::Ended(EndReason::Gone) => {
+                on.reset
+            }
+            AttemptFailure::Status(502) => on.bad_gateway,
+            AttemptFailure::Status(503) => on.unavailable,
+            AttemptFailure::Status(504) => on.gateway_timeout,
+            AttemptFailure::Leaving
+            | AttemptFailure::Aborted
+            | AttemptFailure::EngineError
+            | AttemptFailure::EngineDead => on.abort,
+            AttemptFailure::Status(_) | AttemptFailure::Ended(_) => false,
+        }
+    }
+}
+
+/// Whether an answer with this status says that the prompt was not read: the request is wrong, the engine is
+/// too busy or shuts down, or a gateway did not find it. A timeout says nothing about it.
+pub fn is_refusal(status: u16) -> bool {
+    matches!(status, 400..500 | 502 | 503)
+}
+
+/// The rule.
+pub fn decide(failure: AttemptFailure, facts: RetryFacts, retry: &Retry) -> RetryDecision {
+    if retry.attempts == 0 || !facts.replayable || facts.pinned || !failure.is_on(&retry.on) {
+        return RetryDecision::Stop;
+    }
+    if failure.is_free() {
+        return if facts.attempts < MAX_ATTEMPTS { RetryDecision::Free } else { RetryDecision::Stop };
+    }
+    match failure {
+        _ if facts.attempts > retry.attempts => RetryDecision::Stop,
+        AttemptFailure::Status(_) => RetryDecision::PaidElsewhere,
+        _ => RetryDecision::Paid,
+    }
+}
+
+/// The pause before an attempt, the first being number 1. The second goes out at once, to another upstream.
+/// From then on the pauses double, each drawn between its half and its whole by `random`.
+pub fn pause(retry: &Retry, attempt: u32, random: u64) -> Duration {
+    let Some(doublings) = attempt.checked_sub(3) else { return Duration::ZERO };
+    let whole = retry.backoff.saturating_mul(1 << doublings.min(16)).min(retry.max_backoff);
+    whole.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: RetryFacts = RetryFacts { attempts: 1, replayable: true, pinned: false };
+
+    const FAILURES: [AttemptFailure; 17] = [
+        AttemptFailure::Connect { refused: true },
+        AttemptFailure::Connect { refused: false },
+        AttemptFailure::Stale,
+        AttemptFailure::Reset,
+        AttemptFailure::Status(502),
+        AttemptFailure::Status(503),
+        AttemptFailure::Status(504),
+        AttemptFailure::Status(429),
+        AttemptFailure::Status(500),
+        AttemptFailure::Leaving,
+        AttemptFailure::Aborted,
+        AttemptFailure::EngineError,
+        AttemptFailure::EngineDead,
+        AttemptFailure::Ended(EndReason::Gone),
+        AttemptFailure::Ended(EndReason::FirstByte),
+        AttemptFailure::Ended(EndReason::Total),
+        AttemptFailure::Ended(EndReason::SlowUpload),
+    ];
+
+    #[test]
+    fn decides_by_failure() {
+        use RetryDecision::{Free, Paid, PaidElsewhere, Stop};
+        let expected = [
+            Free,
+            Free,
+            Free,
+            Paid,
+            PaidElsewhere,
+            PaidElsewhere,
+            PaidElsewhere,
+            Stop,
+            Stop,
+            Free,
+            Free,
+            Paid,
+            Free,
+            Paid,
+            Stop,
+            Stop,
+            Stop,
+        ];
+        for (failure, decision) in FAILURES.into_iter().zip(expected) {
+            assert_eq!(decide(failure, FACTS, &Retry::default()), decision, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn never_repeats_what_cannot_be_repeated() {
+        let retry = Retry::default();
+        let off = Retry { attempts: 0, ..retry };
+        let nothing = Retry { on: RetryOn::NOTHING, ..retry };
+        for failure in FAILURES {
+            for (facts, retry) in [
+                (RetryFacts { replayable: false, ..FACTS }, &retry),
+                (RetryFacts { pinned: true, ..FACTS }, &retry),
+                (RetryFacts { attempts: MAX_ATTEMPTS, ..FACTS }, &retry),
+                (FACTS, &off),
+                (FACTS, &nothing),
+            ] {
+                assert_eq!(decide(failure, facts, retry), RetryDecision::Stop, "{failure:?} {facts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn paid_retries_end_at_the_configured_attempts_and_free_ones_go_on() {
+        let retry = Retry { attempts: 2, ..Retry::default() };
+        for (attempts, paid) in [(1, true), (2, true), (3, false), (7, false)] {
+            let facts = RetryFacts { attempts, ..FACTS };
+            let reset = decide(AttemptFailure::Reset, facts, &retry);
+            assert_eq!(reset == RetryDecision::Paid, paid, "after {attempts}");
+            let refused = decide(AttemptFailure::Connect { refused: true }, facts, &retry);
+            assert_eq!(refused, RetryDecision::Free, "after {attempts}");
+        }
+    }
+
+    #[test]
+    fn the_second_attempt_goes_out_at_once_and_then_the_pauses_double() {
+        let backoff = Duration::from_millis(50);
+        let retry = Retry { backoff, max_backoff: backoff * 3, ..Retry::default() };
+        for (attempt, times) in [(2, 0), (3, 1), (4, 2), (5, 3), (8, 3)] {
+            let (least, most) = (pause(&retry, attempt, 0), pause(&retry, attempt, u64::MAX));
+            assert_eq!(least, backoff * times / 2, "attempt {attempt}");
+            assert!(most > backoff * times * 99 / 100 || times == 0, "attempt {attempt}");
+            assert!(most <= backoff * times, "attempt {attempt}");
+        }
+    }
+}
