@@ -3,12 +3,14 @@
 //! # The way of one request
 //!
 //! ```text
-//! bytes --prompt::{scan,canon}--> Facts, chain --route::{paths,table}--> Policy, Plan | Reject
-//!   route::{translate,rewrite} (bytes -> bytes, where a route says so)
-//!   fleet.snapshot().candidates(model, now), state.weigh(chain), state.stray(session) -> [Candidate]
-//!   pick::pick(candidates, knobs, seed) -> Choice -> fleet lease (in the request's Ctx), state.learn(chain)
-//!   pingora forwards -> reply::{judge,usage} -> first event: the prefill is over -> route::answer
-//!   the lease drops with its outcome -> state.{counted,compared}, observe::request_done
+//! proxy::exchange::carry       one request reads as this function, from its head to its end
+//!   intake::take_in            head -> route::paths -> peek: body -> prompt::{scan,canon} -> facts, chain
+//!                              route::{table,rewrite,translate} where a route says so | Stop::Reject
+//!   choose::choose             fleet.snapshot().candidates(), state.weigh(chain) -> pick::pick -> lease
+//!   attempt::attempt           connection, head and held body in one write, answer's head, first event
+//!   retry::decide              what failed, what is held -> another attempt or none
+//!   relay::relay               pieces -> reply::usage, route::answer -> client; deadlines; the outcome
+//!   record::write              the lease has dropped: observe::request_done
 //! ```
 //!
 //! # Layers: a module imports only downwards (held by `tests/tidy.rs`)
@@ -18,7 +20,7 @@
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt route pick reply aggregate config breaker local exchange sessions cache dice engine replay sim
+//! L1   prompt route retry pick reply aggregate config breaker local exchange sessions cache dice engine replay sim
 //!                                                       pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```

@@ -36,6 +36,7 @@ mod served;
 pub mod server;
 mod settings;
 mod stored;
+mod stored_search;
 mod translation;
 mod tunnel;
 mod usage_question;
@@ -64,6 +65,7 @@ use client::{Client, STALLED};
 use context::Context;
 use leave::Leave;
 use settings::Settings;
+use stored_search::ResponseSearches;
 
 /// What a refused request still has on the way is read, and forgotten, for this long, so that the
 /// client gets to read the refusal.
@@ -78,6 +80,7 @@ pub struct Shared {
     settings: ArcSwap<Settings>,
     memory: Arc<memory::Memory>,
     pool: Pool,
+    searches: ResponseSearches,
     random: random::Random,
     /// What this balancer says of itself in `via`, so that it knows a request that comes back.
     mark: HeaderValue,
@@ -101,6 +104,7 @@ impl Shared {
             exchange,
             memory,
             pool: Pool::default(),
+            searches: ResponseSearches::default(),
             mark: random.mark(),
             random,
             budget: Budget::new(),

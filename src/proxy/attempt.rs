@@ -153,6 +153,7 @@ async fn await_head(
     watch: &mut Watch,
 ) -> Result<u16, AttemptError> {
     let mut informational = 0;
+    let room = connection.outgoing().clone();
     loop {
         let reads = connection.takes_more(request.body.is_complete());
         tokio::select! {
@@ -173,6 +174,7 @@ async fn await_head(
             event = client.next(request.body.is_complete()), if reads => {
                 connection.forward(scope, client, request, placement, watch, event)?;
             }
+            () = room.room(), if !reads => {}
             reason = watch.end() => return Err(ended(reason)),
         }
         connection.pace(request, watch);
@@ -213,6 +215,7 @@ async fn judge_beginning(
     let mut judge = Judge::new(answer.status, kind, headers::length(&answer.head().headers));
     let held_until = Instant::now() + MAX_HELD_BACK;
     let may_overflow = request.edits.as_ref().is_some_and(|edits| edits.may_overflow(answer.head()));
+    let room = answer.connection.outgoing().clone();
     loop {
         let reads = answer.connection.takes_more(request.body.is_complete());
         let received = tokio::select! {
@@ -222,6 +225,7 @@ async fn judge_beginning(
                 answer.connection.forward(scope, client, request, placement, watch, event)?;
                 continue;
             }
+            () = room.room(), if !reads => continue,
             reason = watch.end() => return Err(ended(reason)),
             () = sleep_until(held_until), if !is_stream => return Ok(None),
         };

@@ -105,10 +105,7 @@ pub async fn carry(balancer: &Balancer, client: &mut Client<'_>, context: &mut C
         Err(Stop::Broken(error)) => Err(error),
         Ok(()) => Ok(()),
     };
-    context.drain = report.attempts > 0 && !request.body.is_complete();
-    if context.drain {
-        client.close_after();
-    }
+    context.drain = report.refused.is_some() && report.attempts > 0 && !request.body.is_complete();
     (report.bytes_received, report.bytes_sent) = (request.forwarded, client.bytes_sent());
     context.id = id;
     request.body.release();

@@ -289,8 +289,7 @@ async fn read_body(
             model: adapter.as_deref(),
         };
         let mut edits = None;
-        // Boxed: it ends before the answer begins, and an idle stream should not hold its room.
-        let peeked = Box::pin(peeker.peek(client, shape, head, needs, &mut edits)).await;
+        let peeked = peeker.peek(client, shape, head, needs, &mut edits).await;
         // A refusal has the headers of its route, too.
         request.edits = request.edits.take().or(edits);
         let Peeked { body, pace, facts, usage_question } = peeked?;

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 
 use super::respond::json;
 use super::served::Routes;
+use super::stored_search::SearchKey;
 use crate::aggregate;
 use crate::fleet::client::AskError;
 use crate::fleet::{Entry, Fleet, Snapshot};
@@ -148,35 +149,30 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
     cleaned
 }
 
-/// What came of asking who holds a stored response.
+/// What came of asking for a stored response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Located {
+    /// At the upstream of this id.
     At(usize),
     Nowhere,
-    /// Somebody did not say.
+    /// An upstream did not answer, or too many searches run.
     Unsure,
 }
 
-/// The id of the upstream that holds a stored response: responses live in the memory
-/// of the one that made them, so that all are asked, with the client's key where there is no other. `id` is
-/// one that can stand in a path.
-pub async fn locate_response(
-    fleet: &Fleet,
-    snapshot: &Snapshot,
-    id: &str,
-    key: Option<&HeaderValue>,
-    among: Option<&[usize]>,
-) -> Located {
-    let path = format!("/v1/responses/{id}");
+/// Asks every upstream that may hold a stored response for it: responses are in the memory of the engine
+/// that made them. The id can stand in a path.
+pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &SearchKey) -> Located {
+    let (path, among) = (format!("/v1/responses/{}", wanted.id), wanted.among.as_deref());
     let asked = snapshot.reachable().filter(|entry| entry.is_among(among)).map(async |entry| {
         let mut request = Request::get(&path);
-        if let Some(key) = key {
+        if let Some(key) = &wanted.authorization {
             request = request.header(header::AUTHORIZATION, key);
         }
         let Ok(request) = request.body(Bytes::new()) else { return Located::Nowhere };
         match fleet.client().ask(&entry.upstream, request, LOOKUP).await {
             Ok(answer) if answer.status() == StatusCode::OK => Located::At(entry.upstream.id),
             Ok(answer) if !answer.status().is_server_error() => Located::Nowhere,
-            // Whoever is not there has nothing.
+            // An upstream that is not there has nothing.
             Err(AskError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Located::Nowhere
             }

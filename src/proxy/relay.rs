@@ -197,6 +197,7 @@ async fn carry_body(
     answer.first = Bytes::new();
     watch.moved();
     let PreparedAnswer { connection, pipeline, over, .. } = answer;
+    let room = connection.outgoing().clone();
     while !*over {
         let reads = connection.takes_more(request.body.is_complete());
         tokio::select! {
@@ -219,6 +220,7 @@ async fn carry_body(
             event = client.next(request.body.is_complete()), if reads => {
                 connection.forward(scope, client, request, placement, watch, event)?;
             }
+            () = room.room(), if !reads => {}
             reason = watch.end() => match reason {
                 EndReason::SlowUpload => return Err(Reject::Slow.into()),
                 reason => return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None)),

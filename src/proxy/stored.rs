@@ -12,6 +12,7 @@
 //!
 //! Never: send what goes on from a response to an upstream that does not have it, while one does.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -23,10 +24,11 @@ use super::Shared;
 use super::client::Client;
 use super::exchange::Stop;
 use super::headers;
-use super::own_answers::{self, Located};
+use super::own_answers::Located;
 use super::prompt_work::Placement;
 use super::request::{ClientRequest, Scope};
 use super::route_edits::RouteEdits;
+use super::stored_search::SearchKey;
 use crate::fleet::{Entry, Snapshot};
 use crate::observe;
 use crate::reject::Reject;
@@ -310,13 +312,14 @@ async fn asked(
     shared: &Shared,
     client: &Client<'_>,
     request: &ClientRequest,
-    snapshot: &Snapshot,
+    snapshot: &Arc<Snapshot>,
     among: Option<&[usize]>,
     id: &str,
 ) -> FoundResponse {
     let routed = request.edits.as_ref().and_then(|edits| edits.authorization());
-    let key = routed.as_ref().or(client.headers().get(header::AUTHORIZATION));
-    match own_answers::locate_response(&shared.fleet, snapshot, id, key, among).await {
+    let authorization = routed.or_else(|| client.headers().get(header::AUTHORIZATION).cloned());
+    let key = SearchKey { id: id.into(), authorization, among: among.map(<[usize]>::to_vec) };
+    match shared.searches.locate(&shared.fleet, snapshot, key).await {
         Located::At(upstream) => FoundResponse::new("asked", ResponsePlace::At(upstream), 0),
         Located::Nowhere => FoundResponse::new("nowhere", ResponsePlace::Nowhere, 0),
         Located::Unsure => FoundResponse::new("unsure", ResponsePlace::Unsure, 0),

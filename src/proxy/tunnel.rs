@@ -52,6 +52,7 @@ async fn pass(
     connection: &mut UpstreamConnection,
     watch: &mut Watch,
 ) -> Result<Option<AttemptFailure>, Stop> {
+    let room = connection.outgoing().clone();
     loop {
         let reads = connection.takes_more(false);
         tokio::select! {
@@ -71,6 +72,7 @@ async fn pass(
                 Ok(ClientEvent::Piece(None) | ClientEvent::Abandoned) => return Ok(None),
                 Err(error) => return Err(Stop::Disconnected(error)),
             },
+            () = room.room(), if !reads => {}
             reason = watch.end() => return Ok(Some(AttemptFailure::Ended(reason))),
         }
         watch.moved();

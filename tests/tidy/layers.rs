@@ -22,6 +22,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("logging", Level::Record),
     ("prompt", Level::Pure),
     ("route", Level::Pure),
+    ("retry", Level::Pure),
     ("pick", Level::Pure),
     ("reply", Level::Pure),
     ("aggregate", Level::Pure),

@@ -15,9 +15,6 @@ use crate::proxy::request::{ClientRequest, Scope};
 use crate::proxy::watch::Watch;
 use crate::reject::Reject;
 
-/// The client's next piece is read only while less than this waits for the upstream.
-const MAX_WAITING: usize = 256 << 10;
-
 /// The end of a body in chunks.
 const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
 
@@ -94,7 +91,7 @@ impl UpstreamConnection {
     /// Whether the client is to be read now: behind the body's end for its disconnect, before it while the
     /// upstream keeps up.
     pub fn takes_more(&self, complete: bool) -> bool {
-        complete || self.outgoing.waiting() < MAX_WAITING
+        complete || self.outgoing.has_room()
     }
 
     /// Lets the upload's clock stand while the client is not read.

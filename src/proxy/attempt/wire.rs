@@ -8,6 +8,7 @@
 //! Never: block a reader on a writer, copy a body, hold more than the caller queued.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
@@ -37,6 +38,9 @@ pub enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// More is queued only while less than this waits for the upstream.
+const MAX_WAITING: usize = 256 << 10;
+
 /// What is on its way to an upstream. The request queues it, the connection sends it.
 ///
 /// The lock is a plain mutex: one task holds both handles, so that it is never waited for.
@@ -51,6 +55,8 @@ struct SendQueue {
     moved: Option<Instant>,
     /// The upstream takes nothing any more. What it has answered can still be read.
     broken: bool,
+    /// Wakes the task that waits for room.
+    wants_room: Option<Waker>,
 }
 
 /// The socket with its queue.
@@ -79,9 +85,22 @@ impl Outgoing {
         queue.pieces.push_back(piece);
     }
 
-    /// The bytes that the upstream has not taken yet.
-    pub fn waiting(&self) -> usize {
-        self.lock().bytes
+    /// Whether more may be queued.
+    pub fn has_room(&self) -> bool {
+        self.lock().bytes < MAX_WAITING
+    }
+
+    /// Waits until more may be queued, while the same task reads the connection and so sends.
+    pub async fn room(&self) {
+        poll_fn(|cx| {
+            let mut queue = self.lock();
+            if queue.bytes < MAX_WAITING {
+                return Poll::Ready(());
+            }
+            queue.wants_room = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Whether everything that was queued has been taken.
@@ -103,6 +122,7 @@ impl SendQueue {
     fn advance(&mut self, mut count: usize) {
         self.bytes = self.bytes.saturating_sub(count);
         self.moved = Some(Instant::now());
+        self.wake_for_room();
         while let Some(piece) = self.pieces.front_mut() {
             if count < piece.len() {
                 piece.advance(count);
@@ -115,6 +135,15 @@ impl SendQueue {
 
     fn fail(&mut self) {
         (self.pieces, self.bytes, self.broken) = (VecDeque::new(), 0, true);
+        self.wake_for_room();
+    }
+
+    fn wake_for_room(&mut self) {
+        if self.bytes < MAX_WAITING
+            && let Some(waker) = self.wants_room.take()
+        {
+            waker.wake();
+        }
     }
 
     /// Sends what the socket takes now; pending while some is left.
@@ -288,7 +317,7 @@ mod tests {
         wire.flush().await.unwrap();
         let (outgoing, large) = (wire.outgoing(), vec![b'x'; 4 << 20]);
         outgoing.push(large.clone().into());
-        assert_eq!(outgoing.waiting(), 5 + large.len(), "nothing has been sent yet");
+        assert!(!outgoing.is_sent() && !outgoing.has_room(), "nothing has been sent yet");
         let server = tokio::spawn(async move {
             let mut got = vec![0; 5 + (4 << 20)];
             upstream.read_exact(&mut got).await.unwrap();
@@ -302,6 +331,30 @@ mod tests {
         assert!(got.starts_with(b"head xxx") && got[5..] == large[..]);
     }
 
+    /// An upload stood still for ever once so much had been queued: nothing told that there was room again.
+    #[tokio::test]
+    async fn room_is_told_while_only_the_answer_is_awaited() {
+        let (mut upstream, mut wire) = pair().await;
+        let outgoing = wire.outgoing();
+        outgoing.push(vec![b'x'; 4 << 20].into());
+        let server = tokio::spawn(async move {
+            let mut got = vec![0; 4 << 20];
+            upstream.read_exact(&mut got).await.unwrap();
+            upstream
+        });
+        let mut byte = [0];
+        tokio::select! {
+            _ = wire.read_exact(&mut byte) => panic!("nothing was answered"),
+            () = outgoing.room() => {}
+        }
+        let kept = async { wire.read_exact(&mut byte).await };
+        tokio::select! {
+            _ = kept => panic!("nothing was answered"),
+            upstream = server => drop(upstream.unwrap()),
+        }
+        assert!(outgoing.is_sent());
+    }
+
     #[tokio::test]
     async fn an_answer_is_read_from_an_upstream_that_does_not_read() {
         let (mut upstream, mut wire) = pair().await;
@@ -311,7 +364,7 @@ mod tests {
         let mut answer = [0; 3];
         wire.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"413");
-        assert!(outgoing.waiting() > 0 && outgoing.stuck_since().is_some());
+        assert!(!outgoing.has_room() && outgoing.stuck_since().is_some());
     }
 
     #[tokio::test]
