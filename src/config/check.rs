@@ -23,11 +23,11 @@ use super::raw::{self, Node};
 use super::section::Section;
 use super::types::{
     Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, PrefixIndex, Preset, Queue,
-    RedisOptions, Retry, RetryOn, Sessions, Timeouts,
+    RedisOptions, Retry, RetryOn, Sessions, Timeouts, TrustedProxies,
 };
 use super::values::{
     Read, boolean, duration_in, file_path, header_name, integer_in, number_in, plain, secret, show_duration,
-    show_size, size_in, url_path,
+    show_size, size_in, trusted_proxy, url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -127,6 +127,9 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     breaker(root.section("breaker"), &mut config.breaker);
     queue(root.section("queue"), &mut config.queue);
     limits(root.section("limits"), &mut config.limits);
+    if let Some(proxies) = root.list("trusted_proxies", trusted_proxy) {
+        config.trusted_proxies = TrustedProxies::new(proxies);
+    }
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
     set(&mut config.upgrade_socket, root.get("upgrade_socket", file_path));
     sessions(root.section("sessions"), &mut config.sessions);

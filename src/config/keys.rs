@@ -21,6 +21,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "retry",
             "queue",
             "limits",
+            "trusted_proxies",
             "threads",
             "passthrough",
             "upgrade_socket",

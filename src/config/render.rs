@@ -70,6 +70,7 @@ pub fn json(config: &Config) -> Value {
             "connections": config.limits.connections,
             "header_bytes": show_size(config.limits.header_bytes),
         },
+        "trusted_proxies": config.trusted_proxies.names(),
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
         "upgrade_socket": config.upgrade_socket.display().to_string(),

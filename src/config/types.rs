@@ -10,6 +10,7 @@ mod retry;
 mod route;
 mod sessions;
 mod source;
+mod trusted;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
 pub use sessions::Sessions;
 pub use source::{Discover, Discovered, Source};
+pub use trusted::{Network, TrustedProxies, TrustedProxy};
 
 use super::secret::Secret;
 
@@ -47,6 +49,7 @@ pub struct Config {
     pub retry: Retry,
     pub queue: Queue,
     pub limits: Limits,
+    pub trusted_proxies: TrustedProxies,
     /// Worker threads; 0 is one a core.
     pub threads: usize,
     pub passthrough: Vec<Passthrough>,
@@ -78,6 +81,7 @@ impl Default for Config {
             retry: Retry::default(),
             queue: Queue::default(),
             limits: Limits::default(),
+            trusted_proxies: TrustedProxies::default(),
             threads: 0,
             passthrough: Vec::new(),
             upgrade_socket: UPGRADE_SOCKET.into(),
