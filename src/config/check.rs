@@ -40,6 +40,7 @@ const PROBE: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
 const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=1000;
 const FAILURES: RangeInclusive<u32> = 1..=1000;
 const BREAKER: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
+const EJECTED: RangeInclusive<f64> = 0.0..=1.0;
 const QUEUE: RangeInclusive<usize> = 0..=1_000_000;
 const QUEUED: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const CONNECT: RangeInclusive<Duration> = Duration::from_millis(1)..=SECOND.saturating_mul(600);
@@ -245,6 +246,7 @@ fn breaker(mut section: Section<'_, '_>, breaker: &mut Breaker) {
     set(&mut breaker.window, section.get("window", duration_in(BREAKER)));
     set(&mut breaker.open, section.get("open", duration_in(BREAKER)));
     set(&mut breaker.max_open, section.get("max_open", duration_in(BREAKER)));
+    set(&mut breaker.max_ejected, section.get("max_ejected", number_in(EJECTED)));
     if breaker.open > breaker.max_open {
         let (open, most) = (show_duration(breaker.open), show_duration(breaker.max_open));
         section.problem("open", format!("{open} is more than breaker.max_open, which is {most}"));

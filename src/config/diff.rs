@@ -103,6 +103,7 @@ mod tests {
             ("health: {interval: 9s}", "health"),
             ("health: {metrics: false}", "health"),
             ("breaker: {failures: 9}", "breaker"),
+            ("breaker: {max_ejected: 0.3}", "breaker"),
             ("timeouts: {connect: 9s}", "timeouts"),
             ("retry: {attempts: 1}", "retry"),
             ("queue: {wait: 9s}", "queue"),

@@ -81,7 +81,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ),
     ("peek", &["bytes", "max_body", "memory"]),
     ("health", &["path", "interval", "timeout", "fall", "rise", "metrics"]),
-    ("breaker", &["failures", "window", "open", "max_open"]),
+    ("breaker", &["failures", "window", "open", "max_open", "max_ejected"]),
     ("timeouts", &["connect", "first_byte", "idle", "total"]),
     ("retry", &["attempts", "backoff", "max_backoff", "budget", "on"]),
     ("queue", &["size", "wait"]),

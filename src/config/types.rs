@@ -262,7 +262,7 @@ impl Default for Health {
 }
 
 /// When an upstream that answers, and fails requests, gets none for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Breaker {
     /// So many failures within `window`, if they are also half of the answers or more.
     pub failures: u32,
@@ -271,6 +271,9 @@ pub struct Breaker {
     pub open: Duration,
     /// While that one fails too, `open` doubles up to this.
     pub max_open: Duration,
+    /// The largest share of the upstreams of a model that get no request because of this. The last one that
+    /// could have a request always may.
+    pub max_ejected: f64,
 }
 
 impl Default for Breaker {
@@ -280,6 +283,7 @@ impl Default for Breaker {
             window: Duration::from_secs(10),
             open: Duration::from_secs(5),
             max_open: Duration::from_secs(60),
+            max_ejected: 0.5,
         }
     }
 }

@@ -96,7 +96,7 @@ pub enum Miss {
 }
 
 /// The settings that the machine goes by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     pub health: Health,
     pub breaker: Breaker,
@@ -139,6 +139,11 @@ impl Standing {
             Some(opens) if now < opens => Admits::None,
             _ => self.admits,
         }
+    }
+
+    /// The end of the trip that keeps requests away; `None`: it is not tripped, or it is gone.
+    pub fn trip_end(&self) -> Option<Instant> {
+        self.opens.filter(|_| !self.gone)
     }
 
     /// The share of its weight that it has: below 1 for a while after it came back.
@@ -327,7 +332,7 @@ impl Machine {
     }
 
     fn failed(&mut self, answers: u64, now: Instant, rules: &Rules) {
-        let Breaker { failures: enough, window, open, max_open } = rules.breaker;
+        let Breaker { failures: enough, window, open, max_open, .. } = rules.breaker;
         match self.state {
             State::Ready | State::Suspect => {}
             State::Tripped if now >= self.since + self.open => {

@@ -155,7 +155,8 @@ impl Keeper {
     fn publish(&self) {
         let entries = |all: &[Kept]| all.iter().map(|kept| kept.entry.clone()).collect();
         let snapshot = Snapshot::new(entries(&self.kept), entries(&self.departed));
-        self.fleet.publish(snapshot.awaiting(self.awaited));
+        let max_ejected = self.fleet.rules.load().breaker.max_ejected;
+        self.fleet.publish(snapshot.awaiting(self.awaited).ejecting(max_ejected));
     }
 
     fn take_in(&mut self, word: Word) {

@@ -17,7 +17,7 @@ use super::context::Context;
 use super::line::Ended;
 use super::{Shared, plan, prompt, refuse};
 use crate::config::types::{Retry, RetryOn};
-use crate::fleet::{Lease, Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
+use crate::fleet::{Outcome, Query, Refused, Routing, Sign, Turn, Upstream};
 use crate::observe;
 use crate::observe::decisions::Decision;
 use crate::pick::{self, Seed};
@@ -187,11 +187,10 @@ fn look(shared: &Shared, context: &mut Context, query: &Query<'_>) -> Result<Opt
                 return Err(refuse(context, reject));
             }
         };
-        let entry = &snapshot.entries[choice.index];
         // Somebody else may have taken the last place meanwhile.
         let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
         let work = prompt::work(context, chosen);
-        let Some(lease) = Lease::take(entry, work, now) else { continue };
+        let Some(lease) = snapshot.take(query, choice.index, work, now) else { continue };
         let upstream = lease.upstream();
         let decision = Decision {
             id: &context.id,

@@ -10,6 +10,7 @@ fn rules() -> Rules {
         window: Duration::from_secs(10),
         open: Duration::from_secs(5),
         max_open: Duration::from_secs(15),
+        ..Breaker::default()
     };
     Rules { health: Health { rise: 2, fall: 3, ..Health::default() }, breaker }
 }
