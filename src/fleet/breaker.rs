@@ -21,6 +21,8 @@
 //! probe never counts against an engine that has begun answers meanwhile. Errors of clients and full
 //! engines are nothing that this sees. Pure: time comes in as `now`.
 
+pub mod blame;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

@@ -159,6 +159,15 @@ impl Keeper {
         self.fleet.publish(snapshot.awaiting(self.awaited).ejecting(max_ejected));
     }
 
+    /// The upstream of the next sign in the inbox.
+    #[cfg(test)]
+    pub(super) fn next_sign(&mut self) -> Option<usize> {
+        match self.inbox.try_recv() {
+            Ok(Word::Seen { id, .. }) => Some(id),
+            _ => None,
+        }
+    }
+
     fn take_in(&mut self, word: Word) {
         let rules = self.fleet.rules.load_full();
         let changed = match word {
