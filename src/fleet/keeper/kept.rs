@@ -86,6 +86,7 @@ impl Kept {
         match (self.started, truth.started) {
             (Some(before), Some(started)) if started > before => {
                 self.begin_anew("restarted");
+                self.machine.restarted();
                 self.started = Some(started);
                 learnt = true;
             }
