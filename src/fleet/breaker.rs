@@ -121,6 +121,10 @@ const COLD: f64 = 0.1;
 /// An engine that said that it is leaving is gone after this, or was wrong.
 const LEAVING: Duration = Duration::from_secs(15);
 
+/// While an upstream works its way up it has its whole weight with this many requests in flight, one more
+/// for each second. Otherwise it would get nothing beside idle upstreams, whose cost is a tenth of its own.
+const FIRST_IN_FLIGHT: u64 = 1;
+
 /// An upstream whose engine is dead is taken back after this, by good probes alone: no other process has
 /// shown, so that the sign was wrong, or the restart was not seen.
 const MAX_DEAD: Duration = Duration::from_secs(30);
@@ -157,6 +161,14 @@ impl Standing {
     /// The end of the trip that keeps requests away; `None`: it is not tripped, or it is gone.
     pub fn trip_end(&self) -> Option<Instant> {
         self.opens.filter(|_| !self.gone)
+    }
+
+    /// The share of its weight that it has with so many requests in flight: its warmth beyond the few that it
+    /// may have at once.
+    pub fn weight_share(&self, active: u64, now: Instant) -> f64 {
+        let Some(since) = self.warm_since else { return 1.0 };
+        let at_once = FIRST_IN_FLIGHT + now.saturating_duration_since(since).as_secs();
+        if active < at_once { 1.0 } else { self.warmth(now) }
     }
 
     /// The share of its weight that it has: below 1 for a while after it came back.

@@ -383,13 +383,14 @@ impl Sieve<'_, '_> {
         let (siblings, foreign) = (upstream.siblings(), upstream.foreign(self.now));
         let sum =
             |own: u64, siblings: u64, foreign: u64| own.saturating_add(siblings).saturating_add(foreign);
+        let active = sum(load.active, siblings.active, foreign.requests);
         self.out.push(Candidate {
             index,
             backlog: sum(load.backlog, siblings.backlog, foreign.tokens),
             missing: query.tokens,
-            active: sum(load.active, siblings.active, foreign.requests),
+            active,
             context: sum(load.context, siblings.context, foreign.tokens),
-            weight: upstream.config.weight * entry.standing.warmth(self.now),
+            weight: upstream.config.weight * entry.standing.weight_share(active, self.now),
             astray: 0,
             cold: query.tokens,
             hit: 0,

@@ -1,6 +1,7 @@
 //! Who may take a request, by table.
 
 mod floor;
+mod slow_start;
 
 use super::super::breaker::{Miss, Sign};
 use super::super::queue::Queue;
