@@ -51,6 +51,9 @@ pub struct Query<'a> {
     pub only: Option<usize>,
     /// The ids of those that may have it; `None`: all. One that nobody has is that of somebody who may come.
     pub among: Option<&'a [usize]>,
+    /// The names that `among` was looked up by: requests with equal names wait in one line, whichever
+    /// upstreams the names stand for by then.
+    pub names: Option<&'a [String]>,
     /// There are names that no upstream knows: who refuses a model must tell them.
     pub has_aliases: bool,
 }

@@ -41,6 +41,9 @@ pub struct Upstream {
 /// What is alive of a server, whatever its settings.
 pub(super) struct Live {
     pub id: usize,
+    name: String,
+    /// The source that it was discovered by, as far as the keeper has taken its settings over.
+    source: ArcSwapOption<String>,
     /// Written by leases only.
     pub gauges: Gauges,
     /// What siblings have in flight, by their word.
@@ -100,6 +103,19 @@ impl Gauges {
     }
 }
 
+fn source(config: &UpstreamConfig) -> Option<Arc<String>> {
+    config.discovered.as_ref().map(|discovered| Arc::new(discovered.source.clone()))
+}
+
+// === impl Live ===
+
+impl Live {
+    /// Whether this is its name, or the name of the source that it was discovered by, as routes have it.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.source.load().as_deref().is_some_and(|source| source == name)
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -107,6 +123,8 @@ impl Upstream {
     pub(super) fn new(id: usize, config: UpstreamConfig, queue: Arc<Queue>) -> Result<Self, String> {
         let live = Live {
             id,
+            name: config.name.clone(),
+            source: ArcSwapOption::new(source(&config)),
             gauges: Gauges::default(),
             siblings: Gauges::default(),
             pace: Pace::new(super::now()),
@@ -142,6 +160,11 @@ impl Upstream {
     /// Whether `config` means just this: the same settings, with the same text in the files that they name.
     pub(super) fn is_as(&self, config: &UpstreamConfig) -> bool {
         self.config == *config && tls::authorities(config).is_ok_and(|found| found == self.authorities)
+    }
+
+    /// Its settings are in force from now on.
+    pub(super) fn enters(&self) {
+        self.live.source.store(source(&self.config));
     }
 
     pub fn name(&self) -> &str {

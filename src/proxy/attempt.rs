@@ -123,6 +123,7 @@ pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Contex
     let wait = context.settings.wait;
     let deadline = *context.wait_until.get_or_insert_with(|| Instant::now() + wait);
     let model = context.model.name().map(str::to_string);
+    let names = context.names().map(<[String]>::to_vec);
     let mut turn: Option<Turn> = None;
     loop {
         let (tried, away) = (std::mem::take(&mut context.tried), context.away.clone());
@@ -135,6 +136,7 @@ pub async fn choose(shared: &Shared, session: &mut Session, context: &mut Contex
             away: &away,
             only: context.only,
             among: among.as_deref(),
+            names: names.as_deref(),
             has_aliases: !context.settings.peeker.routes.is_empty(),
         };
         let full = match turn {
@@ -312,6 +314,7 @@ fn somebody_else(shared: &Shared, context: &Context) -> bool {
         away: &[],
         only: context.only,
         among: among.as_deref(),
+        names: context.names(),
         has_aliases: !context.settings.peeker.routes.is_empty(),
     };
     let routing = snapshot.candidates(&query, Instant::now(), &mut Vec::new());

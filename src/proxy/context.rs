@@ -278,6 +278,12 @@ impl Context {
         served::among(&self.face.as_ref()?.plan.route, snapshot)
     }
 
+    /// The names of the upstreams that its route leads to; `None` as for `among`.
+    pub fn names(&self) -> Option<&[String]> {
+        let face = self.face.as_ref().filter(|_| self.only.is_none())?;
+        face.plan.route.upstreams.as_deref()
+    }
+
     /// No attempt can follow: what is held for one goes.
     pub fn settle(&mut self) {
         if let Some(replay) = self.replay.take() {

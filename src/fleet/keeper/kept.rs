@@ -61,6 +61,7 @@ impl Kept {
     /// The same server with other settings.
     pub fn renew(&mut self, upstream: Arc<Upstream>) {
         upstream.doubt();
+        upstream.enters();
         self.entry.upstream = upstream;
         self.roomier = true;
     }
