@@ -233,8 +233,11 @@ impl Upstream {
     /// Until when it is full by its own word.
     pub fn busy_until(&self, now: Instant) -> Option<Instant> {
         let millis = self.live.busy_until.load(Relaxed);
+        if millis == 0 {
+            return None;
+        }
         let until = self.live.born + Duration::from_millis(millis);
-        (millis > 0 && until > now).then_some(until)
+        (until > now).then_some(until)
     }
 
     /// Waits until nothing is in flight.
