@@ -4,6 +4,7 @@
 //! lock. `Snapshot::candidates` is the one place that filters. Counts of requests in flight are guards
 //! (`lease`), never numbers kept by hand, and so are places in the queue.
 
+mod blame;
 pub mod breaker;
 pub mod change;
 pub mod client;
@@ -27,7 +28,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::types::Config;
 use crate::observe;
+pub use blame::Blame;
 use breaker::Rules;
+pub use breaker::blame::FailureKind;
 pub use breaker::{Sign, State};
 pub use change::{Change, Refusal};
 use client::Client;
@@ -131,6 +134,11 @@ impl Fleet {
             // More than a thousand others say the same; the keeper will have seen enough of them.
             observe::sign_lost();
         }
+    }
+
+    /// Holds back the failures of one request's attempts until it is clear whether they count.
+    pub fn blame(&self) -> Blame<'_> {
+        Blame::new(self)
     }
 
     /// An engine said that it is full: it is avoided for so long (60 s at most), or for a second.

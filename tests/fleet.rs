@@ -354,6 +354,40 @@ async fn the_breaker_trips_lets_one_through_and_closes() {
     assert_eq!(load.end().await, none());
 }
 
+/// Five answers of 500 to one client had tripped each upstream in turn, and all clients got 503.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_fail_everywhere_take_the_fleet_from_no_other_client() {
+    let engines = engines(3).await;
+    let mut config = config(upstreams(&engines));
+    config.breaker = Breaker { open: Duration::from_secs(60), ..quick_breaker() };
+    let balancer = Balancer::ready(config).await;
+    let body = "{\"error\":{\"message\":\"broken\",\"code\":500}}".to_string();
+    for engine in &engines {
+        engine.set_fault(Fault::Status { status: 500, body: body.clone() }).await;
+    }
+    for engine in &engines {
+        eventually("it has tripped", async || {
+            assert_eq!(balancer.ask(post(CHAT, chat("sim"))).await.status, 500);
+            (state(&balancer, engine).await == "tripped").then_some(())
+        })
+        .await;
+    }
+    for engine in &engines {
+        engine.clear_fault().await;
+    }
+    let before: Vec<usize> = engines.iter().map(served).collect();
+    for _ in 0..30 {
+        balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+    }
+    for (engine, before) in engines.iter().zip(before) {
+        assert_eq!(state(&balancer, engine).await, "tripped", "its time is not over");
+        assert!(served(engine) > before, "each has its part");
+    }
+    balancer.ask(get("/health")).await.expect(200);
+    let models = balancer.ask(get("/v1/models")).await.expect(200).json();
+    assert_eq!(models["data"][0]["id"], "sim");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_hangs_while_its_health_is_good_is_found_by_its_requests() {
     let engines = engines(2).await;

@@ -9,7 +9,7 @@ use common::body::{chat, stream};
 use common::clients::{Clients, none};
 use common::wire::{JSON, Wire, post, request};
 use common::{Balancer, Engine, Fault, config, engine, eventually, paced, upstreams};
-use vllm_lb::config::types::Config;
+use vllm_lb::config::types::{Config, RouteConfig};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -28,6 +28,12 @@ async fn queued(balancer: &Balancer, count: usize) {
         (balancer.running.fleet.queue().len() == count).then_some(())
     })
     .await;
+}
+
+/// The `max_tokens` of a request.
+fn tokens_of(body: &[u8]) -> u64 {
+    let body: serde_json::Value = serde_json::from_slice(body).expect("is JSON");
+    body["max_tokens"].as_u64().expect("is asked for")
 }
 
 /// A client whose request waits, as the last of so many.
@@ -54,14 +60,7 @@ async fn who_came_first_is_served_first_and_who_leaves_frees_its_place() {
     running.answer().await.expect(200);
     first.answer().await.expect(200);
     third.answer().await.expect(200);
-    let tokens: Vec<u64> = engine
-        .requests()
-        .iter()
-        .map(|request| {
-            let body: serde_json::Value = serde_json::from_slice(&request.body).expect("is JSON");
-            body["max_tokens"].as_u64().expect("is asked for")
-        })
-        .collect();
+    let tokens: Vec<u64> = engine.requests().iter().map(|request| tokens_of(&request.body)).collect();
     assert_eq!(tokens, [10, 2, 4]);
     queued(&balancer, 0).await;
     balancer.until_idle().await;
@@ -129,6 +128,34 @@ async fn waiting_requests_go_to_whoever_comes_or_comes_back() {
     let busy = Fault::Status { status: 503, body: "{}".into() };
     engines[1].set_fault_for(1, busy).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
+    drop(running);
+    balancer.until_idle().await;
+}
+
+/// Each had waited for the upstreams that its route's names stood for when it came.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_joins_a_route_serves_older_requests_first() {
+    let engines = [paced(ENDLESS).await, paced(ENDLESS).await];
+    let mut config = narrow([&engines[0]], 1);
+    let names = vec![config.upstreams[0].name.clone(), "late".to_string()];
+    let route = RouteConfig::new(config.timeouts, config.retry);
+    config.routes = vec![RouteConfig { upstreams: Some(names), ..route }];
+    config.queue.wait = Duration::from_secs(20);
+    let balancer = Balancer::ready(config).await;
+    let mut running = balancer.client().await;
+    running.send(post(CHAT, stream("sim", 10_000))).await;
+    balancer.until_active(1).await;
+    let mut first = waiting(&balancer, 1, stream("sim", 2)).await;
+    let mut second = waiting(&balancer, 2, stream("sim", 3)).await;
+    let added = serde_json::json!({"url": engines[1].url(), "name": "late", "max_active": 1}).to_string();
+    balancer.admin(post("/admin/upstreams?wait=20s", added)).await.expect(201);
+    let late = balancer.ask(post(CHAT, stream("sim", 4))).await.expect(200);
+    assert!(late.text().contains("[DONE]"));
+    first.answer().await.expect(200);
+    second.answer().await.expect(200);
+    assert_eq!(engines[1].requests().len(), 3);
+    let asked = engines[1].requests().iter().map(|request| tokens_of(&request.body)).collect::<Vec<_>>();
+    assert_eq!(asked, [2, 3, 4]);
     drop(running);
     balancer.until_idle().await;
 }

@@ -23,11 +23,11 @@ use super::raw::{self, Node};
 use super::section::Section;
 use super::types::{
     Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, PrefixIndex, Preset, Queue,
-    RedisOptions, Retry, RetryOn, Sessions, Timeouts,
+    RedisOptions, Retry, RetryOn, Sessions, Timeouts, TrustedProxies,
 };
 use super::values::{
     Read, boolean, duration_in, file_path, header_name, integer_in, number_in, plain, secret, show_duration,
-    show_size, size_in, url_path,
+    show_size, size_in, trusted_proxy, url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -40,6 +40,7 @@ const PROBE: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
 const PROBES_IN_A_ROW: RangeInclusive<u32> = 1..=1000;
 const FAILURES: RangeInclusive<u32> = 1..=1000;
 const BREAKER: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
+const EJECTED: RangeInclusive<f64> = 0.0..=1.0;
 const QUEUE: RangeInclusive<usize> = 0..=1_000_000;
 const QUEUED: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const CONNECT: RangeInclusive<Duration> = Duration::from_millis(1)..=SECOND.saturating_mul(600);
@@ -127,6 +128,9 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     breaker(root.section("breaker"), &mut config.breaker);
     queue(root.section("queue"), &mut config.queue);
     limits(root.section("limits"), &mut config.limits);
+    if let Some(proxies) = root.list("trusted_proxies", trusted_proxy) {
+        config.trusted_proxies = TrustedProxies::new(proxies);
+    }
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
     set(&mut config.upgrade_socket, root.get("upgrade_socket", file_path));
     sessions(root.section("sessions"), &mut config.sessions);
@@ -242,6 +246,7 @@ fn breaker(mut section: Section<'_, '_>, breaker: &mut Breaker) {
     set(&mut breaker.window, section.get("window", duration_in(BREAKER)));
     set(&mut breaker.open, section.get("open", duration_in(BREAKER)));
     set(&mut breaker.max_open, section.get("max_open", duration_in(BREAKER)));
+    set(&mut breaker.max_ejected, section.get("max_ejected", number_in(EJECTED)));
     if breaker.open > breaker.max_open {
         let (open, most) = (show_duration(breaker.open), show_duration(breaker.max_open));
         section.problem("open", format!("{open} is more than breaker.max_open, which is {most}"));

@@ -12,15 +12,15 @@ use serde_json::{Map, Value, json};
 use super::keys;
 use super::secret::Secret;
 use super::types::{
-    Config, Discover, Listen, Passthrough, PassthroughTo, Retry, Sessions, Source, Timeouts, UpstreamConfig,
-    UpstreamTls,
+    Breaker, Config, Discover, Listen, Passthrough, PassthroughTo, Retry, Sessions, Source, Timeouts,
+    UpstreamConfig, UpstreamTls,
 };
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
 pub fn json(config: &Config) -> Value {
     let redis = &config.redis_options;
-    let (balance, peek, health, breaker) = (&config.balance, &config.peek, &config.health, &config.breaker);
+    let (balance, peek, health) = (&config.balance, &config.peek, &config.health);
     json!({
         "listen": config.listen.iter().map(listen).collect::<Vec<_>>(),
         "admin": {"address": config.admin.address.to_string(), "token": mask(config.admin.token.as_ref())},
@@ -57,12 +57,7 @@ pub fn json(config: &Config) -> Value {
             "rise": health.rise,
             "metrics": health.metrics,
         },
-        "breaker": {
-            "failures": breaker.failures,
-            "window": show_duration(breaker.window),
-            "open": show_duration(breaker.open),
-            "max_open": show_duration(breaker.max_open),
-        },
+        "breaker": breaker(&config.breaker),
         "timeouts": timeouts(&config.timeouts),
         "retry": retry(&config.retry),
         "queue": {"size": config.queue.size, "wait": show_duration(config.queue.wait)},
@@ -70,6 +65,7 @@ pub fn json(config: &Config) -> Value {
             "connections": config.limits.connections,
             "header_bytes": show_size(config.limits.header_bytes),
         },
+        "trusted_proxies": config.trusted_proxies.names(),
         "threads": config.threads,
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
         "upgrade_socket": config.upgrade_socket.display().to_string(),
@@ -85,6 +81,16 @@ pub fn json(config: &Config) -> Value {
             "drain": show_duration(config.shutdown.drain),
         },
         "expose": config.expose,
+    })
+}
+
+fn breaker(breaker: &Breaker) -> Value {
+    json!({
+        "failures": breaker.failures,
+        "window": show_duration(breaker.window),
+        "open": show_duration(breaker.open),
+        "max_open": show_duration(breaker.max_open),
+        "max_ejected": number(breaker.max_ejected),
     })
 }
 

@@ -10,6 +10,7 @@ mod retry;
 mod route;
 mod sessions;
 mod source;
+mod trusted;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
 pub use sessions::Sessions;
 pub use source::{Discover, Discovered, Source};
+pub use trusted::{Network, TrustedProxies, TrustedProxy};
 
 use super::secret::Secret;
 
@@ -47,6 +49,7 @@ pub struct Config {
     pub retry: Retry,
     pub queue: Queue,
     pub limits: Limits,
+    pub trusted_proxies: TrustedProxies,
     /// Worker threads; 0 is one a core.
     pub threads: usize,
     pub passthrough: Vec<Passthrough>,
@@ -78,6 +81,7 @@ impl Default for Config {
             retry: Retry::default(),
             queue: Queue::default(),
             limits: Limits::default(),
+            trusted_proxies: TrustedProxies::default(),
             threads: 0,
             passthrough: Vec::new(),
             upgrade_socket: UPGRADE_SOCKET.into(),
@@ -258,7 +262,7 @@ impl Default for Health {
 }
 
 /// When an upstream that answers, and fails requests, gets none for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Breaker {
     /// So many failures within `window`, if they are also half of the answers or more.
     pub failures: u32,
@@ -267,6 +271,9 @@ pub struct Breaker {
     pub open: Duration,
     /// While that one fails too, `open` doubles up to this.
     pub max_open: Duration,
+    /// The largest share of the upstreams of a model that get no request because of this. The last one that
+    /// could have a request always may.
+    pub max_ejected: f64,
 }
 
 impl Default for Breaker {
@@ -276,6 +283,7 @@ impl Default for Breaker {
             window: Duration::from_secs(10),
             open: Duration::from_secs(5),
             max_open: Duration::from_secs(60),
+            max_ejected: 0.5,
         }
     }
 }

@@ -4,13 +4,14 @@
 //! key: what was seen and what is allowed. The writers give the form that the readers read.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problem::seen;
 use super::secret::Secret;
-use super::types::Address;
+use super::types::{Address, Network, TrustedProxy};
 
 /// A reader's answer; the error reads on after the key.
 pub type Read<T> = Result<T, String>;
@@ -197,6 +198,29 @@ pub(super) fn is_host(host: &str) -> bool {
     host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(label)
 }
 
+/// An address, a network in CIDR form, or `unix`.
+pub fn trusted_proxy(text: &str) -> Read<TrustedProxy> {
+    if text == "unix" {
+        return Ok(TrustedProxy::Unix);
+    }
+    let bad = || format!("{} is no network: write 10.0.0.0/8, 10.0.0.7, fd00::/8, ::1 or unix", seen(text));
+    let (address, prefix) =
+        text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let address: IpAddr = address.parse().map_err(|_| bad())?;
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    let prefix = match prefix {
+        None => whole,
+        Some(bits) if bits.bytes().all(|byte| byte.is_ascii_digit()) => bits.parse().map_err(|_| bad())?,
+        Some(_) => return Err(bad()),
+    };
+    let network = Network::new(address, prefix).ok_or_else(bad)?;
+    // A typing error here opens more, or other, networks than was meant.
+    if !network.begins_with(address) {
+        return Err(format!("{} has bits after its prefix: write {network}", seen(text)));
+    }
+    Ok(TrustedProxy::Network(network))
+}
+
 // === writing ===
 
 /// In the largest unit that leaves no rest.
@@ -299,6 +323,92 @@ mod tests {
             ["", "8000", ":8000", "*:8000", "::1:80", "a b:1", "h:", "h:+1", "h:65536", "unix:", "unix:x"]
         {
             assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        let table = [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.7", "10.0.0.7"),
+            ("10.0.0.7/32", "10.0.0.7"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("::1", "::1"),
+            ("FD00:0:0::/8", "fd00::/8"),
+            ("2001:db8::/127", "2001:db8::/127"),
+            ("::ffff:10.1.0.0/112", "10.1.0.0/16"),
+            ("::ffff:10.1.0.7", "10.1.0.7"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/80", "::/80"),
+        ];
+        for (text, shown) in table {
+            let Ok(TrustedProxy::Network(network)) = trusted_proxy(text) else { panic!("{text}") };
+            assert_eq!(network.to_string(), shown, "{text}");
+            assert_eq!(trusted_proxy(shown), Ok(TrustedProxy::Network(network)), "{text}");
+        }
+        assert_eq!(trusted_proxy("unix"), Ok(TrustedProxy::Unix));
+        for text in [
+            "",
+            "/",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "::/129",
+            "::/256",
+            "10/8",
+            "10.0.0/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/-1",
+            "10.0.0.0/8/8",
+            "010.0.0.0/8",
+            "10.0.0.0 /8",
+            "[::1]",
+            "fe80::1%eth0",
+            "localhost",
+            "*",
+            "Unix",
+            "unix:/x",
+            "10.0.0.0/999999999999",
+            "::ffff:10.0.0.0/129",
+            "10.0.0.1/8",
+            "fd00::1/64",
+            "::ffff:10.0.0.0/90",
+        ] {
+            assert!(trusted_proxy(text).is_err(), "{text}");
+        }
+        let wide = trusted_proxy("10.0.0.1/8").expect_err("has bits after its prefix");
+        assert_eq!(wide, "\"10.0.0.1/8\" has bits after its prefix: write 10.0.0.0/8");
+    }
+
+    #[test]
+    fn an_address_is_in_a_network_when_its_leading_bits_are_the_networks() {
+        let table = [
+            (&["10.0.0.0/8"][..], "10.255.0.1", true),
+            (&["10.0.0.0/8"], "11.0.0.0", false),
+            (&["10.0.0.0/8"], "::ffff:10.1.2.3", true),
+            (&["::ffff:10.0.0.0/104"], "10.1.2.3", true),
+            (&["10.0.0.7"], "10.0.0.7", true),
+            (&["10.0.0.7"], "10.0.0.6", false),
+            (&["10.0.0.0/31", "192.168.0.0/16"], "192.168.9.9", true),
+            (&["0.0.0.0/0"], "203.0.113.9", true),
+            (&["0.0.0.0/0"], "2001:db8::1", false),
+            (&["::/0"], "2001:db8::1", true),
+            // All of IPv6 is nothing of IPv4.
+            (&["::/0"], "203.0.113.9", false),
+            (&["::/0"], "::ffff:203.0.113.9", false),
+            (&["fd00::/8"], "fdff::1", true),
+            (&["fd00::/8"], "fe00::1", false),
+            (&["::1"], "::1", true),
+            // The deprecated IPv4-compatible form is an IPv6 address as any other.
+            (&["127.0.0.1"], "::127.0.0.1", false),
+            (&["unix"], "127.0.0.1", false),
+            (&[], "127.0.0.1", false),
+        ];
+        for (networks, address, wanted) in table {
+            let networks = networks.iter().map(|text| trusted_proxy(text).expect(text));
+            let proxies = super::super::types::TrustedProxies::new(networks);
+            let address = address.parse().expect("is an address");
+            assert_eq!(proxies.contains(address), wanted, "{address} in {:?}", proxies.names());
         }
     }
 

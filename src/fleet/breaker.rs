@@ -11,7 +11,12 @@
 //!           tripped for twice as long when it is not; refused twice--> down
 //! ready, suspect, tripped --its own word that it is leaving--> draining
 //! draining --refused, or `fall` failed probes--> down; --still there after a while--> ready
+//! any but unknown --its engine is dead--> down, and good probes count only after a sign of another process:
+//!           its metrics report another start, or nothing listened at a probe; where its metrics are not
+//!           read, any failed probe; else after 30 s
 //! ```
+//!
+//! The process of a dead engine goes on for a moment, and may answer probes well meanwhile.
 //!
 //! An operator's drain lies over all of this and hides it until it is taken back, but for `Standing::gone`:
 //! what is in flight must learn that nothing comes any more. Whoever comes back works
@@ -20,6 +25,8 @@
 //! A probe never ends a trip early: an engine that fails requests mostly answers probes well. Silence to a
 //! probe never counts against an engine that has begun answers meanwhile. Errors of clients and full
 //! engines are nothing that this sees. Pure: time comes in as `now`.
+
+pub mod blame;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -82,6 +89,8 @@ pub enum Sign {
     GaveUp,
     /// It said itself that it is shutting down.
     Leaving,
+    /// It reported that its engine is dead: its process can do nothing but end.
+    EngineDead,
 }
 
 /// How a probe failed.
@@ -96,7 +105,7 @@ pub enum Miss {
 }
 
 /// The settings that the machine goes by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     pub health: Health,
     pub breaker: Breaker,
@@ -111,6 +120,14 @@ const COLD: f64 = 0.1;
 
 /// An engine that said that it is leaving is gone after this, or was wrong.
 const LEAVING: Duration = Duration::from_secs(15);
+
+/// While an upstream works its way up it has its whole weight with this many requests in flight, one more
+/// for each second. Otherwise it would get nothing beside idle upstreams, whose cost is a tenth of its own.
+const FIRST_IN_FLIGHT: u64 = 1;
+
+/// An upstream whose engine is dead is taken back after this, by good probes alone: no other process has
+/// shown, so that the sign was wrong, or the restart was not seen.
+const MAX_DEAD: Duration = Duration::from_secs(30);
 
 /// Failures trip when they are at least this share of the answers among which they fell.
 const TRIP_SHARE: f64 = 0.5;
@@ -141,6 +158,19 @@ impl Standing {
         }
     }
 
+    /// The end of the trip that keeps requests away; `None`: it is not tripped, or it is gone.
+    pub fn trip_end(&self) -> Option<Instant> {
+        self.opens.filter(|_| !self.gone)
+    }
+
+    /// The share of its weight that it has with so many requests in flight: its warmth beyond the few that it
+    /// may have at once.
+    pub fn weight_share(&self, active: u64, now: Instant) -> f64 {
+        let Some(since) = self.warm_since else { return 1.0 };
+        let at_once = FIRST_IN_FLIGHT + now.saturating_duration_since(since).as_secs();
+        if active < at_once { 1.0 } else { self.warmth(now) }
+    }
+
     /// The share of its weight that it has: below 1 for a while after it came back.
     pub fn warmth(&self, now: Instant) -> f64 {
         let Some(since) = self.warm_since else { return 1.0 };
@@ -169,6 +199,15 @@ pub struct Machine {
     warm_since: Option<Instant>,
     /// Since when an operator wants it drained.
     drained: Option<Instant>,
+    dead: Option<DeadEngine>,
+}
+
+/// An upstream reported that its engine is dead.
+#[derive(Clone, Copy, Debug)]
+struct DeadEngine {
+    since: Instant,
+    /// There was a sign of another process.
+    replaced: bool,
 }
 
 impl Machine {
@@ -185,6 +224,7 @@ impl Machine {
             open: Duration::ZERO,
             warm_since: None,
             drained: None,
+            dead: None,
         }
     }
 
@@ -196,7 +236,7 @@ impl Machine {
             State::Tripped => self.bad >= rules.health.fall,
             State::Unknown | State::Ready | State::Suspect | State::Draining => false,
         };
-        let lost = gone && self.refused;
+        let lost = gone && (self.refused || self.dead.is_some());
         let missing = state == State::Unknown && self.bad > 0;
         if let Some(since) = self.drained {
             let (state, admits) = (State::Draining, Admits::None);
@@ -261,7 +301,29 @@ impl Machine {
                     self.enter(State::Draining, now);
                 }
             }
+            Sign::EngineDead => self.engine_died(now),
         }
+    }
+
+    /// Its metrics report that its process began anew.
+    pub fn restarted(&mut self) {
+        if let Some(dead) = &mut self.dead {
+            dead.replaced = true;
+        }
+    }
+
+    fn engine_died(&mut self, now: Instant) {
+        // Requests of the same process report it one after the other: the first counts.
+        if self.state != State::Unknown && self.dead.is_none() {
+            self.dead = Some(DeadEngine { since: now, replaced: false });
+            self.good = 0;
+            self.enter(State::Down, now);
+        }
+    }
+
+    /// Whether a good probe may be of a process whose engine is dead.
+    fn is_dead(&self, now: Instant) -> bool {
+        self.dead.is_some_and(|dead| !dead.replaced && now < dead.since + MAX_DEAD)
     }
 
     fn enter(&mut self, state: State, now: Instant) {
@@ -274,12 +336,13 @@ impl Machine {
     fn come_back(&mut self, now: Instant) {
         self.warm_since = Some(now);
         self.failures.clear();
+        self.dead = None;
         self.enter(State::Ready, now);
     }
 
     fn good_probe(&mut self, now: Instant, rules: &Rules) {
         let was_missing = self.bad > 0;
-        self.good = self.good.saturating_add(1);
+        self.good = if self.is_dead(now) { 0 } else { self.good.saturating_add(1) };
         self.bad = 0;
         self.refused = false;
         self.unwell = false;
@@ -305,6 +368,9 @@ impl Machine {
         self.unwell = miss == Miss::Wrong;
         self.good = 0;
         self.bad = self.bad.saturating_add(1);
+        if let Some(dead) = &mut self.dead {
+            dead.replaced |= refused || !rules.health.metrics;
+        }
         let fallen = gone || self.bad >= rules.health.fall;
         match self.state {
             State::Ready | State::Suspect | State::Draining if fallen => self.enter(State::Down, now),
@@ -327,7 +393,7 @@ impl Machine {
     }
 
     fn failed(&mut self, answers: u64, now: Instant, rules: &Rules) {
-        let Breaker { failures: enough, window, open, max_open } = rules.breaker;
+        let Breaker { failures: enough, window, open, max_open, .. } = rules.breaker;
         match self.state {
             State::Ready | State::Suspect => {}
             State::Tripped if now >= self.since + self.open => {

@@ -155,7 +155,17 @@ impl Keeper {
     fn publish(&self) {
         let entries = |all: &[Kept]| all.iter().map(|kept| kept.entry.clone()).collect();
         let snapshot = Snapshot::new(entries(&self.kept), entries(&self.departed));
-        self.fleet.publish(snapshot.awaiting(self.awaited));
+        let max_ejected = self.fleet.rules.load().breaker.max_ejected;
+        self.fleet.publish(snapshot.awaiting(self.awaited).ejecting(max_ejected));
+    }
+
+    /// The upstream of the next sign in the inbox.
+    #[cfg(test)]
+    pub(super) fn next_sign(&mut self) -> Option<usize> {
+        match self.inbox.try_recv() {
+            Ok(Word::Seen { id, .. }) => Some(id),
+            _ => None,
+        }
     }
 
     fn take_in(&mut self, word: Word) {

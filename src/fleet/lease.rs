@@ -68,11 +68,12 @@ enum Prefill {
 }
 
 impl Lease {
-    /// Takes a lease for a request. `None` when somebody else has just taken the last place: choose again.
-    pub fn take(entry: &Entry, work: Work, now: Instant) -> Option<Self> {
+    /// Takes a lease on an upstream that admits so much of the request. `None` when another request has just
+    /// taken the last place.
+    pub(super) fn take_as(entry: &Entry, admits: Admits, work: Work, now: Instant) -> Option<Self> {
         let upstream = &entry.upstream;
         let live = &upstream.live;
-        let trial = match entry.admits(now) {
+        let trial = match admits {
             // What only it can answer; the candidates have said that it is so.
             Admits::None if entry.drains() => false,
             Admits::None => return None,
@@ -166,6 +167,12 @@ mod tests {
     fn rules() -> Rules {
         let breaker = Breaker { failures: 1, ..Breaker::default() };
         Rules { health: Health::default(), breaker }
+    }
+
+    impl Lease {
+        pub fn take(entry: &Entry, work: Work, now: Instant) -> Option<Self> {
+            Lease::take_as(entry, entry.admits(now), work, now)
+        }
     }
 
     fn take(entry: &Entry, tokens: u64) -> Option<Lease> {

@@ -30,6 +30,10 @@ use pace::Pace;
 pub(super) struct Key {
     model: Option<String>,
     only: Option<usize>,
+    /// The names of the upstreams of its route. Not their ids: an upstream that joins under one of these
+    /// names must find the requests that wait already, and later requests must find their line.
+    names: Option<Vec<String>>,
+    /// Where no names are known.
     among: Option<Vec<usize>>,
     tried: Vec<usize>,
 }
@@ -92,12 +96,14 @@ impl Key {
         // Whoever may go back to where it was may take any place.
         let mut tried = if query.again { Vec::new() } else { query.tried.to_vec() };
         tried.sort_unstable();
-        let among = query.among.map(<[usize]>::to_vec);
-        Key { model: query.model.map(str::to_string), only: query.only, among, tried }
+        let names = query.names.map(<[String]>::to_vec);
+        let among = query.among.filter(|_| names.is_none()).map(<[usize]>::to_vec);
+        Key { model: query.model.map(str::to_string), only: query.only, names, among, tried }
     }
 
     fn served_by(&self, live: &Live) -> bool {
         self.only.is_none_or(|only| only == live.id)
+            && self.names.as_ref().is_none_or(|names| names.iter().any(|name| live.is_named(name)))
             && self.among.as_ref().is_none_or(|among| among.contains(&live.id))
             && !self.tried.contains(&live.id)
             && self.model.as_ref().is_none_or(|model| live.serves.load().iter().any(|card| card.id == *model))

@@ -1,6 +1,7 @@
 //! The immutable view of the fleet that one decision is made from.
 
 mod common;
+mod floor;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,10 +9,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::breaker::{Admits, Machine, Rules, Standing, State};
+use super::lease::{Lease, Work};
 use super::upstream::Upstream;
 use crate::aggregate::ModelCard;
 use crate::config::types::{Breaker, Health};
 use crate::pick::Candidate;
+use floor::Floor;
 
 /// One upstream as the keeper last saw it.
 #[derive(Clone)]
@@ -48,6 +51,9 @@ pub struct Query<'a> {
     pub only: Option<usize>,
     /// The ids of those that may have it; `None`: all. One that nobody has is that of somebody who may come.
     pub among: Option<&'a [usize]>,
+    /// The names that `among` was looked up by: requests with equal names wait in one line, whichever
+    /// upstreams the names stand for by then.
+    pub names: Option<&'a [String]>,
     /// There are names that no upstream knows: who refuses a model must tell them.
     pub has_aliases: bool,
 }
@@ -85,6 +91,19 @@ pub struct Snapshot {
     aliases: Vec<String>,
     /// Until then upstreams may be discovered by sources that have not answered yet.
     awaited: Option<Instant>,
+    /// Some upstream is tripped.
+    any_tripped: bool,
+    /// `breaker.max_ejected`.
+    max_ejected: f64,
+}
+
+// === impl Query ===
+
+impl Query<'_> {
+    /// Whether the request may go to this upstream, whatever its state.
+    fn allows(&self, entry: &Entry) -> bool {
+        self.only.is_none_or(|only| only == entry.upstream.id) && entry.is_among(self.among)
+    }
 }
 
 // === impl Entry ===
@@ -148,7 +167,7 @@ impl Snapshot {
                 if known.last() != Some(&index) {
                     known.push(index);
                 }
-                if entry.is_ready() && !aliases.contains(&card.id) {
+                if entry.can_serve() && !aliases.contains(&card.id) {
                     aliases.push(card.id.clone());
                 }
             }
@@ -156,12 +175,19 @@ impl Snapshot {
         let serves_all = |entry: &Entry| aliases.iter().all(|alias| entry.serves(alias));
         let known = |entry: &Entry| entry.standing.state != State::Unknown && serves_all(entry);
         let uniform = staying().all(|(_, entry)| known(entry)) && by_model.len() == aliases.len();
-        Snapshot { entries, departed, by_model, uniform, aliases, awaited: None }
+        let any_tripped = entries.iter().any(|entry| entry.standing.state == State::Tripped);
+        let max_ejected = Breaker::default().max_ejected;
+        Snapshot { entries, departed, by_model, uniform, aliases, awaited: None, any_tripped, max_ejected }
     }
 
     /// The same while upstreams may be discovered that serve any model.
     pub(super) fn awaiting(self, until: Option<Instant>) -> Self {
         Snapshot { uniform: self.uniform && until.is_none(), awaited: until, ..self }
+    }
+
+    /// The same with another `breaker.max_ejected`.
+    pub(super) fn ejecting(self, max_ejected: f64) -> Self {
+        Snapshot { max_ejected, ..self }
     }
 
     /// Whether some source has not said yet which upstreams there are.
@@ -173,13 +199,15 @@ impl Snapshot {
         self.ready().next().is_some()
     }
 
+    /// The upstreams that requests go to. Tripped ones are among them: of those that serve a model, one at
+    /// the least takes requests.
     pub fn ready(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| entry.is_ready())
+        self.entries.iter().filter(|entry| entry.can_serve())
     }
 
     /// Those who can be asked for what only they can answer: the ready ones, and those that drain.
     pub fn reachable(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| entry.is_ready() || entry.drains())
+        self.entries.iter().filter(|entry| entry.can_serve() || entry.drains())
     }
 
     pub fn by_id(&self, id: usize) -> Option<&Entry> {
@@ -223,22 +251,53 @@ impl Snapshot {
         self.by_model.contains_key(model)
     }
 
-    /// Fills `out` with those who may take a request. The one place that filters: readiness, room, and who
-    /// was tried already.
+    /// Fills `out` with those who may take a request. The one place that filters: readiness, the breaker,
+    /// room, and who was tried already.
     pub fn candidates(&self, query: &Query<'_>, now: Instant, out: &mut Vec<Candidate>) -> Routing {
-        let mut sieve = Sieve { query, now, out, rank: Rank::Worst, full: None, tried: false };
-        sieve.out.clear();
-        let known = query.model.filter(|name| self.serves(name, query.among));
-        let decides = query.has_aliases || query.among.is_some() || self.model_decides();
-        match known.and_then(|name| self.by_model.get(name)) {
-            Some(indices) => indices.iter().for_each(|index| sieve.consider(*index, &self.entries[*index])),
-            None if query.model.is_some() && decides => {
-                let may_come = self.may_still_come(query.among, now) || !self.any_ready_of(query.among);
-                return if may_come { Routing::NotReady } else { Routing::NoSuchModel };
-            }
-            None => (0..).zip(&self.entries).for_each(|(index, entry)| sieve.consider(index, entry)),
-        }
+        out.clear();
+        let Some(served) = self.serving(query) else {
+            let may_come = self.may_still_come(query.among, now) || !self.any_ready_of(query.among);
+            return if may_come { Routing::NotReady } else { Routing::NoSuchModel };
+        };
+        let floor = self.floor(served, query, now);
+        let mut sieve = Sieve { query, now, floor, out, rank: Rank::Worst, full: None, tried: false };
+        self.served(served).for_each(|(index, entry)| sieve.consider(index, entry));
         sieve.routing()
+    }
+
+    /// Takes a lease on one of the `candidates` of the same query. `None` when another request has taken the
+    /// last place meanwhile: choose again.
+    pub fn take(&self, query: &Query<'_>, index: usize, work: Work, now: Instant) -> Option<Lease> {
+        let entry = &self.entries[index];
+        let floor = match entry.standing.state {
+            State::Tripped => self.serving(query).map_or(Floor::Unneeded, |at| self.floor(at, query, now)),
+            _ => Floor::Unneeded,
+        };
+        Lease::take_as(entry, floor.admits(entry, now), work, now)
+    }
+
+    /// The entries that serve the query's model, whatever their state; `None`: no entry does.
+    fn serving(&self, query: &Query<'_>) -> Option<Serving<'_>> {
+        let Some(model) = query.model else { return Some(Serving::All) };
+        let indices = self.by_model.get(model).map(Vec::as_slice).unwrap_or_default();
+        if indices.iter().any(|index| self.entries[*index].is_among(query.among)) {
+            return Some(Serving::These(indices));
+        }
+        let decides = query.has_aliases || query.among.is_some() || self.model_decides();
+        (!decides).then_some(Serving::All)
+    }
+
+    /// These entries, with their places.
+    fn served<'s>(&'s self, serving: Serving<'s>) -> impl Iterator<Item = (usize, &'s Entry)> {
+        let indices = match serving {
+            Serving::All => None,
+            Serving::These(indices) => Some(indices),
+        };
+        let count = indices.map_or(self.entries.len(), <[usize]>::len);
+        (0..count).map(move |at| {
+            let index = indices.map_or(at, |indices| indices[at]);
+            (index, &self.entries[index])
+        })
     }
 
     /// Whether one of these may yet say that it serves any model.
@@ -250,6 +309,15 @@ impl Snapshot {
         };
         self.awaits_any_of(among, now) || self.entries.iter().any(may)
     }
+}
+
+/// The entries that serve a query's model.
+#[derive(Clone, Copy)]
+enum Serving<'s> {
+    /// Its model does not matter.
+    All,
+    /// By their places.
+    These(&'s [usize]),
 }
 
 /// How gladly a request is given to an upstream; those of the best rank are candidates, the rest is not.
@@ -268,6 +336,7 @@ enum Rank {
 struct Sieve<'a, 'q> {
     query: &'a Query<'q>,
     now: Instant,
+    floor: Floor,
     out: &'a mut Vec<Candidate>,
     /// Of what is in `out`.
     rank: Rank,
@@ -279,11 +348,10 @@ struct Sieve<'a, 'q> {
 impl Sieve<'_, '_> {
     fn consider(&mut self, index: usize, entry: &Entry) {
         let (query, upstream) = (self.query, &entry.upstream);
-        let excluded = query.only.is_some_and(|only| only != upstream.id) || !entry.is_among(query.among);
-        if excluded {
+        if !query.allows(entry) {
             return;
         }
-        let mut rank = match entry.admits(self.now) {
+        let mut rank = match self.floor.admits(entry, self.now) {
             // What only it can answer, such as for a response that it keeps, it answers while it drains.
             Admits::None if query.only.is_some() && entry.drains() => Rank::First,
             Admits::None => return,
@@ -318,13 +386,14 @@ impl Sieve<'_, '_> {
         let (siblings, foreign) = (upstream.siblings(), upstream.foreign(self.now));
         let sum =
             |own: u64, siblings: u64, foreign: u64| own.saturating_add(siblings).saturating_add(foreign);
+        let active = sum(load.active, siblings.active, foreign.requests);
         self.out.push(Candidate {
             index,
             backlog: sum(load.backlog, siblings.backlog, foreign.tokens),
             missing: query.tokens,
-            active: sum(load.active, siblings.active, foreign.requests),
+            active,
             context: sum(load.context, siblings.context, foreign.tokens),
-            weight: upstream.config.weight * entry.standing.warmth(self.now),
+            weight: upstream.config.weight * entry.standing.weight_share(active, self.now),
             astray: 0,
             cold: query.tokens,
             hit: 0,

@@ -44,6 +44,9 @@ pub struct Upstream {
 /// What is alive of a server, whatever its settings.
 pub(super) struct Live {
     pub id: usize,
+    name: String,
+    /// The source that it was discovered by, as far as the keeper has taken its settings over.
+    source: ArcSwapOption<String>,
     /// Written by leases only.
     pub gauges: Gauges,
     /// What siblings have in flight, by their word.
@@ -103,6 +106,19 @@ impl Gauges {
     }
 }
 
+fn source(config: &UpstreamConfig) -> Option<Arc<String>> {
+    config.discovered.as_ref().map(|discovered| Arc::new(discovered.source.clone()))
+}
+
+// === impl Live ===
+
+impl Live {
+    /// Whether this is its name, or the name of the source that it was discovered by, as routes have it.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.source.load().as_deref().is_some_and(|source| source == name)
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -110,6 +126,8 @@ impl Upstream {
     pub(super) fn new(id: usize, config: UpstreamConfig, queue: Arc<Queue>) -> Result<Self, String> {
         let live = Live {
             id,
+            name: config.name.clone(),
+            source: ArcSwapOption::new(source(&config)),
             gauges: Gauges::default(),
             siblings: Gauges::default(),
             pace: Pace::new(super::now()),
@@ -152,6 +170,11 @@ impl Upstream {
     /// How to talk TLS with it, and the name that it must prove; `None`: its URL is not https.
     pub fn tls(&self) -> Option<&(TlsConnector, ServerName<'static>)> {
         self.secure.as_ref()
+    }
+
+    /// Its settings are in force from now on.
+    pub(super) fn enters(&self) {
+        self.live.source.store(source(&self.config));
     }
 
     pub fn name(&self) -> &str {
@@ -220,8 +243,11 @@ impl Upstream {
     /// Until when it is full by its own word.
     pub fn busy_until(&self, now: Instant) -> Option<Instant> {
         let millis = self.live.busy_until.load(Relaxed);
+        if millis == 0 {
+            return None;
+        }
         let until = self.live.born + Duration::from_millis(millis);
-        (millis > 0 && until > now).then_some(until)
+        (until > now).then_some(until)
     }
 
     /// Waits until nothing is in flight.

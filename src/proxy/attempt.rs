@@ -14,7 +14,7 @@ pub mod wire;
 
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use pingora::http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
@@ -52,6 +52,8 @@ pub struct UpstreamAnswer {
     pub over: bool,
     /// The code of an error that it begins with, whatever its status.
     pub error_code: Option<u16>,
+    /// What it says about its upstream, where the client gets it nevertheless.
+    pub failure: Option<AttemptFailure>,
 }
 
 /// How an attempt ends that brings no answer for the client.
@@ -106,8 +108,7 @@ pub async fn attempt(
         }
         status => status?,
     };
-    let mut answer =
-        Box::new(UpstreamAnswer { connection, status, begun: Vec::new(), over: false, error_code: None });
+    let mut answer = Box::new(UpstreamAnswer::new(connection, status));
     judge_head(scope, placement, answer.head());
     if status == 101 {
         return Ok(answer);
@@ -181,14 +182,13 @@ async fn await_head(
     }
 }
 
-/// What an answer's head tells the fleet of its upstream. What a 500 means shows in its body.
+/// What an answer's head tells the fleet of its upstream. A failure is told by the exchange, which knows
+/// whether another upstream fails alike.
 fn judge_head(scope: &Scope<'_>, placement: &Placement, head: &ResponseHeader) {
     let (fleet, upstream) = (&scope.shared.fleet, placement.upstream());
     match head.status.as_u16() {
         429 | 503 => fleet.busy(upstream, retry_after(head)),
-        // With a body it shows there what it means.
-        500 if head.headers.get(CONTENT_LENGTH).is_none_or(|length| length != "0") => {}
-        500 | 502.. => fleet.report(upstream, Sign::Failed),
+        500 | 502.. => {}
         _ => fleet.report(upstream, Sign::Answered),
     }
 }
@@ -273,6 +273,10 @@ fn failure_of(
 // === impl UpstreamAnswer ===
 
 impl UpstreamAnswer {
+    fn new(connection: UpstreamConnection, status: u16) -> Self {
+        UpstreamAnswer { connection, status, begun: Vec::new(), over: false, error_code: None, failure: None }
+    }
+
     pub fn head(&self) -> &ResponseHeader {
         self.connection.head()
     }

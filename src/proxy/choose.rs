@@ -11,7 +11,7 @@ use super::intake::watched;
 use super::prompt_work::{self, Placement};
 use super::request::{ClientRequest, Scope};
 use super::watch::Watch;
-use crate::fleet::{Lease, Query, Refused, Routing, Snapshot, Turn};
+use crate::fleet::{Query, Refused, Routing, Snapshot, Turn};
 use crate::observe;
 use crate::observe::decisions::Decision;
 use crate::pick::{self, Seed};
@@ -57,6 +57,7 @@ pub async fn choose(
             Look::Full { until } => until,
         };
         let model = request.model.name().map(str::to_string);
+        let names = request.upstream_names().map(<[String]>::to_vec);
         let query = Query {
             model: model.as_deref(),
             tokens: request.tokens,
@@ -65,6 +66,7 @@ pub async fn choose(
             away: &tries.away,
             only: request.only,
             among: among.as_deref(),
+            names: names.as_deref(),
             has_aliases: !scope.settings.peeker.routes.is_empty(),
         };
         let waiting = async {
@@ -99,11 +101,10 @@ fn look(scope: &Scope<'_>, request: &ClientRequest, query: &Query<'_>, attempt: 
             (Routing::Full { until }, _) => return Look::Full { until },
             (routing, _) => return Look::Nothing(no_candidate(&routing, scope, request, &snapshot)),
         };
-        let entry = &snapshot.entries[choice.index];
         // Another request may have taken the last place meanwhile.
         let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
         let work = prompt_work::work(request, chosen);
-        let Some(lease) = Lease::take(entry, work, now) else { continue };
+        let Some(lease) = snapshot.take(query, choice.index, work, now) else { continue };
         let decision = Decision {
             id: scope.id,
             model: request.model.name(),

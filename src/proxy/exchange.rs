@@ -24,7 +24,7 @@ use super::request::{ClientRequest, Scope};
 use super::settings::Settings;
 use super::watch::Watch;
 use super::{Balancer, respond, stored, tunnel};
-use crate::fleet::{Outcome, Query, Routing, Sign, Upstream};
+use crate::fleet::{Blame, FailureKind, Outcome, Query, Routing, Sign, Upstream};
 use crate::observe;
 use crate::reject::Reject;
 use crate::reply::usage::Usage;
@@ -141,17 +141,24 @@ async fn forward(
     report: &mut Report,
 ) -> Result<(), Stop> {
     scope.shared.budget.request(request.retry(scope.settings).budget);
-    let mut tries = Tries::default();
+    let (mut tries, mut blame) = (Tries::default(), scope.shared.fleet.blame());
     loop {
         pause(scope, client, request, &tries, watch).await?;
         let mut placement = choose(scope, client, request, &mut tries, watch).await?;
         (report.attempts, report.upstream) = (tries.made, Some(placement.upstream().clone()));
-        let tried = attempt(scope, client, request, &mut placement, watch, tries.stale).await;
+        let trying = attempt(scope, client, request, &mut placement, watch, tries.stale);
+        let tried = blame.during(trying).await;
         let failure = match settle(scope, client, request, &placement, &mut tries, tried).await {
             Settled::Answer(answer) if answer.is_upgrade() => {
+                blame.settle();
                 return tunnel::carry(scope, client, request, &mut placement, *answer, watch, report).await;
             }
             Settled::Answer(answer) => {
+                answer
+                    .failure()
+                    .into_iter()
+                    .for_each(|failure| fault(scope, &mut blame, &placement, failure));
+                blame.settle();
                 return relay::relay(scope, client, request, &mut placement, *answer, watch, report).await;
             }
             Settled::Failed(failure) => failure,
@@ -162,7 +169,8 @@ async fn forward(
         };
         watch.end_attempt();
         placement.conclude(scope, request, failure.may_have_read());
-        report_failure(scope, &placement, failure, report);
+        report_attempt(scope, &placement, failure, report);
+        fault(scope, &mut blame, &placement, failure);
         tries.note(&placement, failure);
         drop(placement);
         if !std::mem::take(&mut tries.another) {
@@ -205,13 +213,10 @@ async fn settle(
         if tries.another || answer.is_none() {
             return Settled::Failed(failure);
         }
-        // The client gets the answer, and the upstream is judged by it.
-        blame(scope, placement.upstream(), failure);
     }
-    let Some(answer) = answer else { return Settled::Failed(AttemptFailure::Reset) };
-    if failure.is_none() && answer.status == 500 {
-        scope.shared.fleet.report(placement.upstream(), Sign::Failed);
-    }
+    let Some(mut answer) = answer else { return Settled::Failed(AttemptFailure::Reset) };
+    // The client gets the answer, and the upstream is judged by it.
+    answer.failure = failure;
     let prepared = relay::prepare(scope, client, request, placement, *answer, tries.made);
     let broken = prepared.is_err() || relay::is_broken(request);
     if broken && may_follow(scope, request, tries, AttemptFailure::Reset) {
@@ -266,17 +271,34 @@ fn has_another(scope: &Scope<'_>, request: &ClientRequest, tries: &Tries) -> boo
     matches!(routing, Routing::Candidates | Routing::Full { .. })
 }
 
-/// Puts down that an attempt failed, and tells the fleet.
+/// Puts down that an attempt failed.
+fn report_attempt(scope: &Scope<'_>, placement: &Placement, failure: AttemptFailure, report: &mut Report) {
+    report.outcome = Some(outcome_of(failure));
+    observe::attempt_failed(scope.id, placement.upstream().name(), failure.label(), report.attempts);
+}
+
+/// Puts down that an answer that had begun failed, and tells the fleet: no attempt can follow.
 pub fn report_failure(
     scope: &Scope<'_>,
     placement: &Placement,
     failure: AttemptFailure,
     report: &mut Report,
 ) {
-    let upstream = placement.upstream();
-    report.outcome = Some(outcome_of(failure));
-    observe::attempt_failed(scope.id, upstream.name(), failure.label(), report.attempts);
-    blame(scope, upstream, failure);
+    report_attempt(scope, placement, failure, report);
+    match sign_of(failure) {
+        Fault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
+        Fault::Failed(_) => scope.shared.fleet.report(placement.upstream(), Sign::Failed),
+        Fault::None => {}
+    }
+}
+
+/// What an attempt's failure says about its upstream.
+enum Fault {
+    None,
+    /// The upstream's own word, or it was not reached.
+    Sign(Sign),
+    /// It failed with the request, which may be the cause itself.
+    Failed(FailureKind),
 }
 
 fn outcome_of(failure: AttemptFailure) -> Outcome {
@@ -293,23 +315,33 @@ fn outcome_of(failure: AttemptFailure) -> Outcome {
     }
 }
 
-/// Tells the fleet what an attempt's failure says about its upstream.
-fn blame(scope: &Scope<'_>, upstream: &Upstream, failure: AttemptFailure) {
-    let sign = match failure {
-        AttemptFailure::Connect { refused } => Sign::Unreached { refused },
-        AttemptFailure::Reset | AttemptFailure::EngineError | AttemptFailure::EngineDead => Sign::Failed,
+fn sign_of(failure: AttemptFailure) -> Fault {
+    match failure {
+        AttemptFailure::Connect { refused } => Fault::Sign(Sign::Unreached { refused }),
+        AttemptFailure::EngineDead => Fault::Sign(Sign::EngineDead),
+        AttemptFailure::Leaving => Fault::Sign(Sign::Leaving),
+        AttemptFailure::Aborted => Fault::Sign(Sign::GaveUp),
+        AttemptFailure::Reset => Fault::Failed(FailureKind::Reset),
+        AttemptFailure::EngineError => Fault::Failed(FailureKind::ErrorEvent(500)),
+        AttemptFailure::Status(status @ (500 | 502 | 504..)) => Fault::Failed(FailureKind::Status(status)),
         // A long answer is no fault of the upstream's, nor is a job that has not had its turn.
-        AttemptFailure::Ended(EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload) => return,
+        AttemptFailure::Ended(EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload) => Fault::None,
         // Probes of an engine that hangs are answered well; only requests can tell.
         AttemptFailure::Ended(
             EndReason::FirstByte | EndReason::Idle | EndReason::Gone | EndReason::Unread,
-        ) => Sign::Failed,
-        AttemptFailure::Leaving => Sign::Leaving,
-        AttemptFailure::Aborted => Sign::GaveUp,
-        // A status was reported when the head came; a pooled connection may end at any time.
-        AttemptFailure::Status(_) | AttemptFailure::Stale => return,
-    };
-    scope.shared.fleet.report(upstream, sign);
+        ) => Fault::Failed(FailureKind::Silence),
+        // A full upstream was reported with its head; a pooled connection may end at any time.
+        AttemptFailure::Status(_) | AttemptFailure::Stale => Fault::None,
+    }
+}
+
+/// Tells the fleet what an attempt's failure says about its upstream.
+fn fault(scope: &Scope<'_>, blame: &mut Blame<'_>, placement: &Placement, failure: AttemptFailure) {
+    match sign_of(failure) {
+        Fault::None => {}
+        Fault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
+        Fault::Failed(kind) => blame.failed(placement.upstream().id, kind),
+    }
 }
 
 /// Answers with a refusal.

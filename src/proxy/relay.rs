@@ -40,6 +40,7 @@ pub struct PreparedAnswer {
     status: u16,
     /// The rest of the upstream's answer is not wanted.
     replaced: bool,
+    failure: Option<AttemptFailure>,
 }
 
 /// How an answer ended.
@@ -59,7 +60,7 @@ pub fn prepare(
     answer: UpstreamAnswer,
     attempts: u32,
 ) -> Result<PreparedAnswer> {
-    let UpstreamAnswer { connection, status, begun, mut over, error_code } = answer;
+    let UpstreamAnswer { connection, status, begun, mut over, error_code, failure } = answer;
     let mut head = headers::of_answer(connection.head())?;
     let instead =
         request.edits.as_ref().filter(|edits| over && edits.may_overflow(&head)).and_then(|edits| {
@@ -87,13 +88,19 @@ pub fn prepare(
     headers::towards_client(&mut head, scope, placement, attempts)?;
     headers::frame_answer(&mut head, client)?;
     let judged = if replaced { 200 } else { judged };
-    Ok(PreparedAnswer { connection, head, pipeline, first, over, judged, status, replaced })
+    Ok(PreparedAnswer { connection, head, pipeline, first, over, judged, status, replaced, failure })
 }
 
 impl PreparedAnswer {
     /// The upstream speaks another protocol from here on.
     pub fn is_upgrade(&self) -> bool {
         self.status == 101
+    }
+
+    /// What the answer says about its upstream, although the client gets it.
+    pub fn failure(&self) -> Option<AttemptFailure> {
+        let failed = self.judged == self.status && matches!(self.status, 500 | 502 | 504..);
+        self.failure.or(failed.then_some(AttemptFailure::Status(self.status)))
     }
 
     /// The connection, and the head that tells the client.

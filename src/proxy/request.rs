@@ -151,6 +151,12 @@ impl ClientRequest {
         served::among(&self.edits.as_ref()?.plan.route, snapshot)
     }
 
+    /// The names of the upstreams that its route leads to; `None` as for `among`.
+    pub fn upstream_names(&self) -> Option<&[String]> {
+        let edits = self.edits.as_ref().filter(|_| self.only.is_none())?;
+        edits.plan.route.upstreams.as_deref()
+    }
+
     /// What it asks of the fleet, as far as that does not depend on its attempts.
     pub fn query<'a>(&'a self, settings: &Settings, among: Option<&'a [usize]>) -> Query<'a> {
         Query {
@@ -161,6 +167,7 @@ impl ClientRequest {
             away: &[],
             only: self.only,
             among,
+            names: self.upstream_names(),
             has_aliases: !settings.peeker.routes.is_empty(),
         }
     }

@@ -9,7 +9,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use super::intake::peek::Peeker;
 use super::memory::Memory;
 use super::served::Routes;
-use crate::config::types::{Balance, Config, Retry, Timeouts};
+use crate::config::types::{Balance, Config, Retry, Timeouts, TrustedProxies};
 use crate::fleet::Fleet;
 use crate::prompt::chain::Blocks;
 use crate::route::paths;
@@ -24,14 +24,18 @@ pub struct Settings {
     pub wait: Duration,
     pub header_bytes: u64,
     pub expose: bool,
+    pub trusted_proxies: TrustedProxies,
     /// Bytes of bodies that are logged.
     pub sample: Option<usize>,
 }
 
 impl Settings {
     /// Whether a client's word on where a request came from is believed.
-    pub fn trusts(&self, _address: Option<&SocketAddr>) -> bool {
-        false
+    pub fn trusts(&self, address: Option<&SocketAddr>) -> bool {
+        match address {
+            Some(SocketAddr::Inet(address)) => self.trusted_proxies.contains(address.ip()),
+            Some(SocketAddr::Unix(_)) | None => self.trusted_proxies.contains_unix(),
+        }
     }
 
     /// `memory` is what all requests share, also those that began with other settings. `blocks`: how prompts
@@ -53,6 +57,7 @@ impl Settings {
             wait: config.queue.wait,
             header_bytes: config.limits.header_bytes,
             expose: config.expose,
+            trusted_proxies: config.trusted_proxies.clone(),
             sample: config.log.bodies.then_some(config.log.truncate),
         })
     }

@@ -10,6 +10,7 @@ fn rules() -> Rules {
         window: Duration::from_secs(10),
         open: Duration::from_secs(5),
         max_open: Duration::from_secs(15),
+        ..Breaker::default()
     };
     Rules { health: Health { rise: 2, fall: 3, ..Health::default() }, breaker }
 }
@@ -37,6 +38,7 @@ impl Bench {
 
     /// Words of a script: `+` a good probe, `-` a silent one, `x` a refused one, `!` one that says 503;
     /// `refuse`, `timeout`, `fail`, `answer`, `begin` (counted, not told), `abort`, `leave` of requests;
+    /// `dead` a request's word that the engine is, `restart` the metrics' word that the process is another;
     /// `drain`, `undrain`; a number lets so many seconds pass.
     fn step(&mut self, word: &str) {
         let (answers, now) = (self.answers, self.now);
@@ -56,6 +58,8 @@ impl Bench {
             "begin" => self.answers += 1,
             "abort" => self.see(Sign::GaveUp),
             "leave" => self.see(Sign::Leaving),
+            "dead" => self.see(Sign::EngineDead),
+            "restart" => self.machine.restarted(),
             "drain" => self.machine.drain(true, now),
             "undrain" => self.machine.drain(false, now),
             seconds => self.now += Duration::from_secs_f64(seconds.parse().expect(seconds)),
@@ -157,6 +161,31 @@ const TABLE: &[(&str, State, Admits)] = &[
     ("leave abort", State::Draining, Admits::None),
     ("x x abort", State::Down, Admits::None),
     ("fail fail fail abort 5", State::Tripped, Admits::One),
+    // Its engine is dead: good probes mean nothing before another process has shown.
+    ("dead", State::Down, Admits::None),
+    ("dead + + + answer", State::Down, Admits::None),
+    ("dead + 29 + + + +", State::Down, Admits::None),
+    ("dead x +", State::Down, Admits::None),
+    ("dead x + +", State::Ready, Admits::All),
+    ("dead + restart +", State::Down, Admits::None),
+    ("dead + restart + +", State::Ready, Admits::All),
+    ("dead - + + + - ! ! + + +", State::Down, Admits::None),
+    // Not for ever.
+    ("dead 30 +", State::Down, Admits::None),
+    ("dead 30 + +", State::Ready, Admits::All),
+    ("dead 29 + 1 + - +", State::Down, Admits::None),
+    ("dead 20 dead 10 + +", State::Ready, Admits::All),
+    ("dead x + + dead + +", State::Down, Admits::None),
+    ("restart dead + +", State::Down, Admits::None),
+    ("- dead + +", State::Down, Admits::None),
+    ("x x dead + +", State::Down, Admits::None),
+    ("fail fail fail dead 10 answer + +", State::Down, Admits::None),
+    ("fail fail fail dead x + +", State::Ready, Admits::All),
+    ("leave dead x + +", State::Ready, Admits::All),
+    ("leave dead 15 + +", State::Down, Admits::None),
+    ("dead leave abort fail refuse", State::Down, Admits::None),
+    ("drain dead x + +", State::Draining, Admits::None),
+    ("drain dead undrain + +", State::Down, Admits::None),
     // The operator's drain hides the rest until it is taken back.
     ("drain", State::Draining, Admits::None),
     ("drain 60 + + answer", State::Draining, Admits::None),
@@ -178,6 +207,24 @@ fn a_state_follows_from_what_was_seen() {
     }
 }
 
+/// Where the metrics are not read, any failed probe is a sign that the process has ended.
+#[test]
+fn without_metrics_a_dead_engine_is_down_until_a_probe_failed() {
+    for (script, state) in [
+        ("dead + + +", State::Down),
+        ("dead - + +", State::Ready),
+        ("dead + ! + +", State::Ready),
+        ("dead ! +", State::Down),
+        ("dead x + +", State::Ready),
+        ("! dead + +", State::Down),
+        ("dead 30 + +", State::Ready),
+    ] {
+        let mut bench = Bench::ready();
+        bench.rules.health.metrics = false;
+        assert_eq!(bench.play(script).state, state, "{script}");
+    }
+}
+
 #[test]
 fn that_it_is_gone_shows_through_a_drain_and_through_a_trip() {
     let table = [
@@ -195,6 +242,10 @@ fn that_it_is_gone_shows_through_a_drain_and_through_a_trip() {
         ("drain - - -", true),
         ("drain - - - + +", false),
         ("drain x x undrain", true),
+        ("dead", true),
+        ("dead + +", true),
+        ("drain dead", true),
+        ("dead x + +", false),
         ("fail fail fail", false),
         ("fail fail fail - -", false),
         ("fail fail fail - - -", true),
@@ -205,6 +256,7 @@ fn that_it_is_gone_shows_through_a_drain_and_through_a_trip() {
         assert_eq!(Bench::ready().play(script).gone, gone, "{script}");
     }
     assert!(!Bench::new().play("- - - x x").gone, "it was never there");
+    assert!(!Bench::new().play("dead").gone, "it was never there");
 }
 
 #[test]
@@ -266,7 +318,7 @@ proptest! {
     fn promises_hold_in_any_order(
         words in prop::collection::vec(prop::sample::select(vec![
             "+", "+", "-", "x", "!", "refuse", "timeout", "fail", "fail", "fail", "answer", "begin", "abort",
-            "leave", "drain", "undrain", "0.5", "3", "20",
+            "leave", "drain", "undrain", "dead", "restart", "0.5", "3", "20",
         ]), 0..120),
     ) {
         let mut bench = Bench::new();

@@ -61,6 +61,7 @@ impl Kept {
     /// The same server with other settings.
     pub fn renew(&mut self, upstream: Arc<Upstream>) {
         upstream.doubt();
+        upstream.enters();
         self.entry.upstream = upstream;
         self.roomier = true;
     }
@@ -86,6 +87,7 @@ impl Kept {
         match (self.started, truth.started) {
             (Some(before), Some(started)) if started > before => {
                 self.begin_anew("restarted");
+                self.machine.restarted();
                 self.started = Some(started);
                 learnt = true;
             }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::*;
 use crate::config::types::{Config, Discovered};
 use crate::config::url;
+use crate::fleet::State;
 
 fn keeper() -> Keeper {
     let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));
@@ -145,4 +146,38 @@ async fn an_operators_word_goes_before_a_sources() {
     assert_eq!(there(&keeper), (1.0, false, false));
     keeper.apply(vec![Change::Release { name: "nobody".into() }]).expect("there is nothing to do");
     assert_eq!(keeper.kept.len(), 1);
+}
+
+/// The process of a dead engine answers its probes for a moment.
+#[tokio::test(start_paused = true)]
+async fn an_upstream_whose_engine_is_dead_is_back_with_its_next_process() {
+    let mut keeper = keeper();
+    let id = keeper.kept[0].upstream().id;
+    let started = |started| Word::Told { id, truth: Truth { started: Some(started), ..Truth::default() } };
+    let well = || Word::Probed { id, found: Ok(Facts { models: Vec::new(), version: None }) };
+    let refused = || Word::Probed { id, found: Err(Failure::Refused(String::new())) };
+    let dead = || Word::Seen { id, sign: Sign::EngineDead };
+    let second = Duration::from_secs(1);
+    type Script = Vec<(Word, State, Duration)>;
+    let scripts: [Script; 3] = [
+        vec![(started(100.0), State::Down, second), (started(200.0), State::Ready, second)],
+        vec![(refused(), State::Ready, second)],
+        vec![(well(), State::Down, second * 28), (well(), State::Ready, second)],
+    ];
+    for script in scripts {
+        for word in [well(), started(100.0), dead(), well()] {
+            keeper.take_in(word);
+        }
+        let state = |keeper: &Keeper| keeper.fleet.snapshot().entries[0].state();
+        assert_eq!(state(&keeper), State::Down);
+        assert!(keeper.fleet.snapshot().is_gone(id), "its requests in flight need not wait for it");
+        for (word, wanted, pause) in script {
+            keeper.take_in(word);
+            tokio::time::advance(pause + second / 2).await;
+            keeper.take_in(well());
+            assert_eq!(state(&keeper), wanted);
+        }
+        // The same for the next script.
+        keeper.take_in(started(100.0));
+    }
 }

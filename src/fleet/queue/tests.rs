@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::super::upstream::Upstream;
 use super::*;
 use crate::aggregate::ModelCard;
-use crate::config::types::UpstreamConfig;
+use crate::config::types::{Discovered, UpstreamConfig};
 use crate::config::url;
 
 const LONG: Duration = Duration::from_secs(1000);
@@ -141,6 +141,46 @@ async fn only_those_are_woken_whose_model_the_upstream_serves() {
         Poll::Ready(Ok(3)),
         "it looked when it came, when it waited, and when there was room"
     );
+}
+
+/// Queued by the ids that the names stood for, older requests never heard of it, and newer ones went first.
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() {
+    let queue = Queue::new(10);
+    let names = ["gpu:1".to_string(), "gpu:2".to_string(), "gym http://gym:11000".to_string()];
+    let route = |ids| {
+        Key::new(&Query { model: Some("m"), among: Some(ids), names: Some(&names), ..Query::default() })
+    };
+    let named = |id, name: &str, source: Option<&str>| {
+        let server = Server::new(id, &queue, 0, &["m"]);
+        let discovered = source.map(|source| Discovered { source: source.into(), model: None });
+        let config = UpstreamConfig { name: name.into(), discovered, ..server.upstream.config.clone() };
+        let upstream = Upstream::new(id, config, queue.clone()).expect("it needs no file");
+        upstream.live.serves.store(server.upstream.live.serves.load_full());
+        Server { upstream, ..server }
+    };
+    let servers = [
+        named(0, "gpu:1", None),
+        named(1, "gpu:2", None),
+        named(2, "10.0.0.1:8000", Some("gym http://gym:11000")),
+        named(3, "gpu:3", Some("gym http://other:1")),
+    ];
+    let deadline = after(LONG);
+    let wait = |ids| -> Waiting<'_> { Box::pin(admitted(queue.clone(), route(ids), &servers, deadline)) };
+    let (mut first, mut second) = (wait(&[0, usize::MAX]), wait(&[0, usize::MAX]));
+    assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+    servers[3].free();
+    assert!(poll(&mut first).is_pending(), "it is not of the route");
+    // The second name is there by now.
+    servers[1].free();
+    let mut late = wait(&[0, 1]);
+    assert!(poll(&mut late).is_pending(), "others have waited longer");
+    assert!(poll(&mut first).is_ready());
+    assert!(poll(&mut second).is_pending() && poll(&mut late).is_pending());
+    servers[2].free();
+    assert!(poll(&mut second).is_ready());
+    servers[2].free();
+    assert!(poll(&mut late).is_ready());
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,10 +66,10 @@ impl Snapshot {
         known.is_some_and(|known| known.iter().any(|index| self.entries[*index].is_among(among)))
     }
 
-    /// Whether one of these serves the model and is ready.
+    /// Whether one of these serves the model and takes requests.
     pub fn is_ready_with(&self, model: &str, among: Option<&[usize]>) -> bool {
         let known = self.by_model.get(model).into_iter().flatten().map(|index| &self.entries[*index]);
-        known.filter(|entry| entry.is_ready()).any(|entry| entry.is_among(among))
+        known.filter(|entry| entry.can_serve()).any(|entry| entry.is_among(among))
     }
 
     /// Whether one of these is ready.

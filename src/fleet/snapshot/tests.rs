@@ -1,5 +1,8 @@
 //! Who may take a request, by table.
 
+mod floor;
+mod slow_start;
+
 use super::super::breaker::{Miss, Sign};
 use super::super::queue::Queue;
 use super::super::told::Foreign;
@@ -29,6 +32,7 @@ fn act(word: &str, machine: &mut Machine, entry: &mut Entry, now: Instant) {
         "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" => {}
         "refused" => machine.seen(Sign::Unreached { refused: true }, 0, now, &rules()),
         "tripped" => machine.seen(Sign::Failed, 0, now, &rules()),
+        "tripped-later" => machine.seen(Sign::Failed, 0, now + Duration::from_secs(1), &rules()),
         "drained" => machine.drain(true, now),
         "removing" => entry.removing = true,
         "busy" => entry.upstream.busy(None, now),
@@ -105,7 +109,8 @@ fn who_may_have_a_request_follows_from_readiness_room_and_what_was_tried() {
         (&["", "ready"], &[11], Tried, &[]),
         // A trip lets nothing through before its time.
         (&["ready tripped", "ready"], &[], Candidates, &[1]),
-        (&["ready tripped"], &[], NotReady, &[]),
+        (&["ready tripped", ""], &[11], Candidates, &[0]),
+        (&["ready tripped missed missed missed"], &[], NotReady, &[]),
     ];
     let now = Instant::now();
     for (scripts, tried, routing, candidates) in table {

@@ -1,0 +1,106 @@
+//! What an upstream that came back gets of the requests, by simulation: the real candidates and the real
+//! choice, on a virtual clock.
+
+use super::*;
+use crate::config::types::Balance;
+use crate::fleet::lease::{Lease, Work};
+use crate::pick::{self, Seed};
+
+const TOKENS: u64 = 1000;
+
+/// Requests that come at an even pace.
+struct Traffic {
+    siblings: usize,
+    gap: Duration,
+    lasts: Duration,
+}
+
+struct Scene {
+    snapshot: Snapshot,
+    start: Instant,
+    leases: Vec<(Instant, Lease)>,
+    count: u64,
+}
+
+impl Scene {
+    /// The last upstream is down.
+    fn new(siblings: usize, start: Instant) -> Self {
+        let mut scripts = vec!["ready"; siblings];
+        scripts.push("ready missed missed missed");
+        let mut snapshot = snapshot(&of(&scripts), start);
+        for entry in &mut snapshot.entries {
+            Arc::get_mut(&mut entry.upstream).expect("it is not shared yet").config.max_active = None;
+        }
+        Scene { snapshot, start, leases: Vec::new(), count: 0 }
+    }
+
+    fn last_comes_back(&mut self, now: Instant) {
+        let mut machine = Machine::new(self.start);
+        let missed = || Err(Miss::Silent);
+        for found in [Ok(()), missed(), missed(), missed(), Ok(())] {
+            machine.probed(found, 0, now, &rules());
+        }
+        let entry = self.snapshot.entries.last_mut().expect("there is one");
+        entry.standing = machine.standing(&rules());
+        assert_eq!(entry.state(), State::Ready);
+    }
+
+    /// The share of the requests that the last upstream gets in so many seconds from `now` on.
+    fn share(&mut self, traffic: &Traffic, now: Instant, seconds: u64) -> f64 {
+        let (mut all, mut its) = (0, 0);
+        let mut at = now;
+        let mut candidates = Vec::new();
+        while at < now + Duration::from_secs(seconds) {
+            self.leases.retain(|(end, _)| *end > at);
+            let half = traffic.lasts / 2;
+            for (end, lease) in &mut self.leases {
+                if *end <= at + half {
+                    lease.first_byte(at);
+                }
+            }
+            let query = Query { model: Some("m"), tokens: TOKENS, ..Query::default() };
+            assert_eq!(self.snapshot.candidates(&query, at, &mut candidates), Routing::Candidates);
+            self.count += 1;
+            let random = self.count.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let seed = Seed { random: random ^ (random >> 29), turn: self.count, haze: 0.0 };
+            let choice = pick::pick(&candidates, &Balance::default(), seed).expect("there are candidates");
+            let work = Work { tokens: TOKENS, uncached: TOKENS, streams: true };
+            let lease = self.snapshot.take(&query, choice.index, work, at).expect("there is room");
+            self.leases.push((at + traffic.lasts, lease));
+            all += 1;
+            its += u32::from(choice.index == traffic.siblings);
+            at += traffic.gap;
+        }
+        f64::from(its) / f64::from(all)
+    }
+}
+
+/// Beside idle upstreams it had got nothing for ten seconds.
+#[test]
+fn an_upstream_that_came_back_grows_to_its_share_and_never_starves() {
+    let millis = Duration::from_millis;
+    // Requests in flight for each sibling; the least and the most share in the first second, as parts of a
+    // fair one.
+    let table = [
+        ("idle", Traffic { siblings: 3, gap: millis(20), lasts: millis(15) }, 0.5..=1.5),
+        ("idle, one sibling", Traffic { siblings: 1, gap: millis(20), lasts: millis(15) }, 0.5..=1.5),
+        ("two each", Traffic { siblings: 3, gap: millis(50), lasts: millis(300) }, 0.2..=0.8),
+        ("thirty each", Traffic { siblings: 3, gap: millis(10), lasts: millis(900) }, 0.04..=0.4),
+        ("sixty each", Traffic { siblings: 7, gap: millis(4), lasts: millis(1700) }, 0.02..=0.8),
+    ];
+    for (name, traffic, at_first) in table {
+        let start = Instant::now();
+        let mut scene = Scene::new(traffic.siblings, start);
+        assert_eq!(scene.share(&traffic, start, 5), 0.0, "{name}: it is down");
+        let back = start + Duration::from_secs(5);
+        scene.last_comes_back(back);
+        let fair = 1.0 / (traffic.siblings + 1) as f64;
+        let shares: Vec<f64> = (0..15)
+            .map(|second| scene.share(&traffic, back + Duration::from_secs(second), 1) / fair)
+            .collect();
+        println!("{name}: {shares:.2?}");
+        assert!(at_first.contains(&shares[0]), "{name}: {shares:.2?}");
+        let last = shares[10..].iter().sum::<f64>() / 5.0;
+        assert!((0.8..=1.25).contains(&last), "{name}: {shares:.2?}");
+    }
+}
