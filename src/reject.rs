@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use crate::names::shown;
+
 /// The shape in which a route's clients expect an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Style {
@@ -159,10 +161,12 @@ impl Reject {
             Reject::Method { .. } => "Method Not Allowed".into(),
             Reject::Redirect { .. } => "Temporary Redirect".into(),
             Reject::Model { model, aliases } => {
-                format!("The model `{model}` does not exist. Valid aliases: {}.", aliases.join(", ")).into()
+                let [name, cut] = shown(model);
+                format!("The model `{name}{cut}` does not exist. Valid aliases: {}.", aliases.join(", ")).into()
             }
             Reject::NotReady { model: Some(model) } => {
-                format!("No ready upstream serves the model `{model}`. Please try again later.").into()
+                let [name, cut] = shown(model);
+                format!("No ready upstream serves the model `{name}{cut}`. Please try again later.").into()
             }
             Reject::NotReady { model: None } => "No upstream is ready. Please try again later.".into(),
             Reject::Full { .. } => {
@@ -180,7 +184,10 @@ impl Reject {
             Reject::HeadTooLarge { limit } => {
                 format!("The request head is larger than the limit of {limit} bytes.").into()
             }
-            Reject::Response { id } => format!("Response with id '{id}' not found.").into(),
+            Reject::Response { id } => {
+                let [id, cut] = shown(id);
+                format!("Response with id '{id}{cut}' not found.").into()
+            }
             Reject::Upstream { name } => format!("The upstream {name} did not answer.").into(),
             Reject::Timeout { name } => format!("The upstream {name} did not answer in time.").into(),
             Reject::NoTime => "No upstream had room for the request in its time.".into(),
@@ -259,6 +266,21 @@ mod tests {
             assert_eq!(Reject::Path.answer(style).body, r#"{"detail":"Not Found"}"#);
             let method = Reject::Method { allow: "POST" }.answer(style);
             assert_eq!((method.status, method.body.as_str()), (405, r#"{"detail":"Method Not Allowed"}"#));
+        }
+    }
+
+    #[test]
+    fn a_clients_long_name_is_not_sent_back() {
+        let (long, cut) = ("é".repeat(1 << 20), "é".repeat(62) + "…");
+        for reject in [
+            Reject::Model { model: long.clone(), aliases: vec![] },
+            Reject::NotReady { model: Some(long.clone()) },
+            Reject::Response { id: long.clone() },
+        ] {
+            for style in [Style::OpenAi, Style::Anthropic] {
+                let body = reject.answer(style).body;
+                assert!(body.contains(&cut) && body.len() < 500, "{} bytes", body.len());
+            }
         }
     }
 
