@@ -330,7 +330,7 @@ pub fn end(shared: &Shared, context: &mut Context, cause: Cause) {
     if cause.sends_away() {
         context.away.push(upstream.id);
     }
-    let name = upstream.name().to_string();
+    let name = context.settings.expose.then(|| upstream.name().to_string());
     context.failed = Some(match context.line.as_ref().and_then(|line| line.ended()) {
         Some(Ended::FirstByte | Ended::Idle | Ended::Total | Ended::Left) => Reject::Timeout { name },
         Some(Ended::Gone) | None => Reject::Upstream { name },

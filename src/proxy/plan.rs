@@ -21,7 +21,7 @@ use super::stored::{self, Making};
 use super::{Balancer, Shared, headers, local, refuse, session as wrapper};
 use crate::fleet::{Lease, Outcome, Routing, Snapshot};
 use crate::observe;
-use crate::reject::{Reject, Style};
+use crate::reject::{Reject, Style, broken_stream};
 use crate::reply::ending::{Form, error_events};
 use crate::route::dialect::Dialect;
 use crate::route::paths::{
@@ -187,7 +187,7 @@ async fn fan_out(
     let head = session.req_header();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
     let headers = head.headers.clone();
-    let asked = local::fan_out(&shared.fleet, method, &path, &headers, body);
+    let asked = local::fan_out(&shared.fleet, (method, &path), &headers, body, context.settings.expose);
     match watched(session, context, asked).await? {
         Some(answer) => Ok(Step::Answer(answer)),
         None => Err(refuse(context, Reject::NotReady { model: None })),
@@ -410,12 +410,8 @@ pub async fn end_stream(session: &mut Session, error: &Error, context: &mut Cont
     let gone = *error.esource() == ErrorSource::Downstream && context.failed.is_none();
     let (Some(tail), false) = (&context.stream, gone) else { return };
     let name = context.last.as_ref().map_or("", |upstream| upstream.name());
-    let (code, message) = match &context.failed {
-        Some(Reject::Timeout { .. }) => {
-            (504, format!("The upstream {name} did not go on with the answer in time."))
-        }
-        _ => (502, format!("The upstream {name} ended before the answer was whole.")),
-    };
+    let late = matches!(&context.failed, Some(Reject::Timeout { .. }));
+    let (code, message) = broken_stream(late, context.settings.expose.then_some(name));
     observe::stream_broken(&context.id, name, &error.to_string());
     let apart = !tail.between_events();
     let events = context.last_words.take();
