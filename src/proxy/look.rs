@@ -73,7 +73,7 @@ impl Looker {
         scanner.progress() == Progress::Cut && scanner.span(Field::PreviousResponseId).is_none()
     }
 
-    /// `model`: the one that JSON is for, whatever it says itself.
+    /// `model`: the one that the body is for, whatever it says itself.
     pub fn wish(
         &self,
         (body, whole): (&[u8], bool),
@@ -98,7 +98,10 @@ impl Looker {
                 Wish { asked, rest, kept, ..json_wish(&facts, *api, body, whole) }
             }
             Looker::Multipart(scanner) => {
-                let facts = scanner.facts(body);
+                let mut facts = scanner.facts(body);
+                if let Some(model) = model {
+                    facts.model = Model::Named(model.into());
+                }
                 Wish { model: wanted(&facts.model, facts.state, whole), ..Wish::default() }
             }
             Looker::Opaque => Wish { model: Wanted::Unreadable, ..Wish::default() },

@@ -21,12 +21,15 @@ use super::prompt::Rest;
 use super::served::Routes;
 use super::stored::Kept;
 use crate::config::types::{Peek, Sessions};
+use crate::names::MAX_MODEL_BYTES;
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::session;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
+use crate::route::rewrite::is_wide;
+use crate::route::table::Unnamed;
 use crate::state::Asked;
 
 /// How long a client may take for the first piece of what is peeked.
@@ -137,7 +140,7 @@ impl Peeker {
         &self,
         session: &mut Session,
         shape: Shape,
-        mut said: Said<'_>,
+        said: Said<'_>,
         mut needs: Needs,
         face: &mut Option<Box<Face>>,
     ) -> Result<Peeked, Failure> {
@@ -145,7 +148,7 @@ impl Peeker {
         if session.is_body_empty() {
             let (body, reservation) = (Bytes::new(), self.memory.reservation());
             let wish = Wish { model: Wanted::Unreadable, ..Wish::default() };
-            *face = self.face(session, said, &Looker::Opaque, &body).filter(|_| needs.route);
+            *face = self.face(session, said, &Looker::Opaque, &body).1.filter(|_| needs.route);
             return Ok(Peeked { body, whole: true, reservation, wish, ask: None });
         }
         let declared = headers::length(&session.req_header().headers);
@@ -159,6 +162,7 @@ impl Peeker {
         };
         let mut whole = reader.read(session, self.limits.bytes).await?;
         reader.look();
+        reader.check_encoding(&self.routes)?;
         while !whole && reader.wants_more(needs) && reader.len() < self.limits.max_body {
             // A piece at a time, so that reading ends soon after what decides has come.
             let goal = (reader.len() + self.limits.bytes).min(self.limits.max_body);
@@ -168,7 +172,9 @@ impl Peeker {
         if !whole && reader.wants_more(needs) {
             return Err(Failure::Reject(Reject::TooLarge { limit: self.limits.max_body }));
         }
-        *face = self.face(session, said, &reader.looker, reader.body.bytes()).filter(|_| needs.route);
+        let (model, found) = self.face(session, said, &reader.looker, reader.body.bytes());
+        *face = found.filter(|_| needs.route);
+        let mut said = Said { model: said.model.or(model.as_deref()), ..said };
         let mut named = None;
         if let Some(face) = face.as_mut().filter(|face| face.wants_body()) {
             while !whole && reader.len() < self.limits.max_body {
@@ -185,6 +191,7 @@ impl Peeker {
             said.model = said.model.filter(|_| !face.renames());
         }
         let mut wish = reader.looker.wish((reader.body.bytes(), whole), declared, self.blocks, said.model);
+        check_model(wish.model.name())?;
         let model = wish.asked.model.as_deref();
         let named = named.unwrap_or_else(|| self.session(session, said, &reader, model));
         (wish.asked.session, wish.session) = named.unzip();
@@ -221,10 +228,29 @@ impl Peeker {
         Some(Face::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
     }
 
-    /// What the request's route makes of it, if it takes one.
-    fn face(&self, session: &Session, said: Said<'_>, looker: &Looker, body: &[u8]) -> Option<Box<Face>> {
+    /// As `routed`, of a request that names no model; with the model that it is for.
+    pub fn unnamed(
+        &self,
+        session: &Session,
+        path: &str,
+        (dialect, form): (Dialect, Option<&str>),
+    ) -> (Option<String>, Option<Face>) {
+        let Unnamed { model, plan } = self.routes.plan_unnamed(path, &session.req_header().headers);
+        let face = |plan| Face::new(plan, dialect, model.clone(), form.map(str::to_string));
+        (model.clone(), plan.map(face))
+    }
+
+    /// What the request's route makes of it, if it takes one, and the model that a request which names none
+    /// is for.
+    fn face(
+        &self,
+        session: &Session,
+        said: Said<'_>,
+        looker: &Looker,
+        body: &[u8],
+    ) -> (Option<String>, Option<Box<Face>>) {
         if self.routes.is_empty() {
-            return None;
+            return (None, None);
         }
         let text = |name| session.req_header().headers.get(name).and_then(|value| value.to_str().ok());
         let (model, dialect, form) = match looker {
@@ -234,12 +260,16 @@ impl Peeker {
             }
             Looker::Opaque => (Model::Absent, Dialect::Other, None),
         };
-        let model = said.model.or(model.name());
-        let mut face = self.routed(session, said.path, model, (dialect, form))?;
-        if let Looker::Json(_, api) = looker {
+        let is_unnamed = said.model.is_none() && model == Model::Absent && !matches!(looker, Looker::Opaque);
+        let (resolved, mut face) = if is_unnamed {
+            self.unnamed(session, said.path, (dialect, form))
+        } else {
+            (None, self.routed(session, said.path, said.model.or(model.name()), (dialect, form)))
+        };
+        if let (Looker::Json(_, api), Some(face)) = (looker, &mut face) {
             face.expect(*api);
         }
-        Some(Box::new(face))
+        (resolved, face.map(Box::new))
     }
 }
 
@@ -296,6 +326,15 @@ impl Reader {
 
     fn look(&mut self) {
         self.looker.look(self.body.bytes());
+    }
+
+    /// JSON in UTF-16 and UTF-32 can be read by engines and not here, so that no route would be found for it.
+    fn check_encoding(&self, routes: &Routes) -> Result<(), Failure> {
+        if routes.is_empty() || self.looker.scanner().is_none() || !is_wide(self.body.bytes()) {
+            return Ok(());
+        }
+        let message = "The body must be JSON in UTF-8.".into();
+        Err(Failure::Reject(Reject::Field { param: "body".into(), message }))
     }
 
     fn wants_more(&self, needs: Needs) -> bool {
@@ -377,6 +416,15 @@ impl Body {
             Body::Many(bytes) => bytes.freeze(),
         }
     }
+}
+
+/// A name that is put into every event of an answer must not be of any length.
+fn check_model(model: Option<&str>) -> Result<(), Failure> {
+    if model.is_none_or(|model| model.len() <= MAX_MODEL_BYTES) {
+        return Ok(());
+    }
+    let message = format!("The name of the model is longer than {MAX_MODEL_BYTES} bytes.");
+    Err(Failure::Reject(Reject::Field { param: "model".into(), message }))
 }
 
 /// A body that breaks the framing is the client's mistake; a connection that ends is its leave.

@@ -221,6 +221,9 @@ async fn inference(
         ModelIn::Json | ModelIn::Multipart | ModelIn::Sniff => {}
     }
     if context.model == Wanted::Any && !has_model(context, snapshot) {
+        if !snapshot.any_ready() {
+            return Err(refuse(context, Reject::NotReady { model: None }));
+        }
         // vLLM would take its own model; with several of them there is none to take.
         let aliases = context.settings.peeker.routes.aliases(snapshot);
         return Err(refuse(context, Reject::Model { model: String::new(), aliases }));
@@ -230,7 +233,9 @@ async fn inference(
 
 /// Whether a request that names no model goes to where there is one to take.
 fn has_model(context: &Context, snapshot: &Snapshot) -> bool {
-    context.only.is_some() || snapshot.serves_one_base(context.among(snapshot).as_deref())
+    // The route of the model that it would get would not be the one it takes.
+    let has_one = || snapshot.serves_one_base(context.among(snapshot).as_deref());
+    !context.settings.peeker.routes.goes_by_model() && (context.only.is_some() || has_one())
 }
 
 /// Peeks the body, if there is one, and stands the wrapper in the session's place.
@@ -339,9 +344,17 @@ async fn read_whole(
 /// What its route makes of it ends with its head: what is said on it goes by unread.
 fn by_query(session: &mut Session, context: &mut Context) {
     context.model = query_model(session);
-    let model = context.model.name().map(str::to_string);
+    let mut model = context.model.name().map(str::to_string);
     let peeker = &context.settings.peeker;
-    let face = peeker.routed(session, &context.path, model.as_deref(), (Dialect::Other, None));
+    let of_query = (Dialect::Other, None);
+    let face = match &model {
+        Some(model) => peeker.routed(session, &context.path, Some(model), of_query),
+        None => {
+            let (resolved, face) = peeker.unnamed(session, &context.path, of_query);
+            model = resolved;
+            face
+        }
+    };
     let Some(face) = face.map(Box::new) else { return };
     let served = face.served().map(str::to_string);
     context.face = Some(face);
