@@ -17,7 +17,7 @@ use common::body::padded;
 use common::dice::Dice;
 use common::h2::{self, H2};
 use common::process::{Process, Setup};
-use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request};
+use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request, with_host};
 use common::{Engine, Fault, engines};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -157,7 +157,7 @@ async fn trouble(process: &Process, engines: &[Engine], dice: &mut Dice) {
 }
 
 async fn admin(process: &Process, request: Vec<u8>) {
-    let answer = Wire::connect(&process.admin).await.ask(request).await;
+    let answer = Wire::connect(&process.admin).await.ask(with_host(&request, &process.admin)).await;
     assert!(answer.status < 400, "{answer:?}");
 }
 

@@ -28,6 +28,7 @@ use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
 use crate::state::State;
 use crate::state::redis::Exchange;
 use desk::Desk;
+use guard::Protection;
 
 /// The paths that the admin listener has beyond the public ones.
 pub fn serves(path: &str) -> bool {
@@ -82,7 +83,12 @@ impl Admin {
             if !self.allowed(request.headers()) {
                 return answer(StatusCode::UNAUTHORIZED, &json!({"error": "Unauthorized"}));
             }
-            if let Err((status, error)) = guard::check(&request) {
+            let config = self.config.load();
+            let protection = match config.admin.token {
+                Some(_) => Protection::Token,
+                None => Protection::Address(&config.admin.address),
+            };
+            if let Err((status, error)) = guard::check(&request, protection) {
                 return answer(status, &json!({"error": error}));
             }
             if request.headers().contains_key(header::EXPECT) {
@@ -120,7 +126,7 @@ impl Admin {
         Desk { fleet: &self.fleet, exchange: self.exchange.as_deref() }
     }
 
-    /// Without a token in the configuration the listener's address is the protection.
+    /// Without a token in the configuration the listener's address is the protection, see `guard`.
     fn allowed(&self, headers: &HeaderMap) -> bool {
         let config = self.config.load();
         let Some(token) = &config.admin.token else { return true };

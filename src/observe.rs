@@ -20,6 +20,7 @@ use metrics::METRICS;
 
 pub use request::{Done, request_done};
 
+use crate::names::shown;
 use crate::pick::{self, Candidate};
 
 /// The beginnings of a request's and its answer's body, where `log.bodies` asks for them.
@@ -37,7 +38,7 @@ pub fn chosen(decision: &Decision<'_>) {
     DECISIONS.record(decision, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     debug!(
         id = decision.id,
-        model = decision.model.unwrap_or(""),
+        model = shown(decision.model.unwrap_or_default()).concat().as_str(),
         attempt = decision.attempt,
         session = decision.session.unwrap_or(""),
         prompt_tokens = decision.tokens,

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use crate::names::shown;
+
 /// The shape in which a route's clients expect an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Style {
@@ -45,10 +47,10 @@ pub enum Reject {
     HeadTooLarge { limit: u64 },
     /// A stored response that no upstream holds.
     Response { id: String },
-    /// The upstream could not be reached, or ended without an answer.
-    Upstream { name: String },
-    /// The upstream did not answer in time.
-    Timeout { name: String },
+    /// The upstream could not be reached, or ended without an answer. Named where clients may know it.
+    Upstream { name: Option<String> },
+    /// The upstream did not answer in time. Named where clients may know it.
+    Timeout { name: Option<String> },
     /// The request has been here before: some upstream leads back to this balancer.
     Loop,
     /// The request's own time was over before an upstream had room for it.
@@ -159,10 +161,13 @@ impl Reject {
             Reject::Method { .. } => "Method Not Allowed".into(),
             Reject::Redirect { .. } => "Temporary Redirect".into(),
             Reject::Model { model, aliases } => {
-                format!("The model `{model}` does not exist. Valid aliases: {}.", aliases.join(", ")).into()
+                let [name, cut] = shown(model);
+                format!("The model `{name}{cut}` does not exist. Valid aliases: {}.", aliases.join(", "))
+                    .into()
             }
             Reject::NotReady { model: Some(model) } => {
-                format!("No ready upstream serves the model `{model}`. Please try again later.").into()
+                let [name, cut] = shown(model);
+                format!("No ready upstream serves the model `{name}{cut}`. Please try again later.").into()
             }
             Reject::NotReady { model: None } => "No upstream is ready. Please try again later.".into(),
             Reject::Full { .. } => {
@@ -180,9 +185,12 @@ impl Reject {
             Reject::HeadTooLarge { limit } => {
                 format!("The request head is larger than the limit of {limit} bytes.").into()
             }
-            Reject::Response { id } => format!("Response with id '{id}' not found.").into(),
-            Reject::Upstream { name } => format!("The upstream {name} did not answer.").into(),
-            Reject::Timeout { name } => format!("The upstream {name} did not answer in time.").into(),
+            Reject::Response { id } => {
+                let [id, cut] = shown(id);
+                format!("Response with id '{id}{cut}' not found.").into()
+            }
+            Reject::Upstream { name } => of_upstream(name.as_deref(), "did not answer.").into(),
+            Reject::Timeout { name } => of_upstream(name.as_deref(), "did not answer in time.").into(),
             Reject::NoTime => "No upstream had room for the request in its time.".into(),
             Reject::Loop => "The request came back: an upstream leads to its own balancer.".into(),
             Reject::Token => "Unauthorized".into(),
@@ -226,6 +234,32 @@ impl Reject {
     }
 }
 
+/// The status and the text of the error that ends a stream which had begun and cannot go on. `late`: because a
+/// deadline passed. `upstream`: its name, where clients may know it.
+pub fn broken_stream(late: bool, upstream: Option<&str>) -> (u16, String) {
+    if late {
+        (504, of_upstream(upstream, "did not go on with the answer in time."))
+    } else {
+        (502, of_upstream(upstream, "ended before the answer was whole."))
+    }
+}
+
+/// The text of the error for a control call that an upstream did not answer. `error`: its name and what went
+/// wrong, where clients may know them.
+pub fn unanswered_call(error: Option<(&str, &str)>) -> String {
+    match error {
+        Some((name, error)) => format!("The upstream {name} did not answer: {error}."),
+        None => of_upstream(None, "did not answer."),
+    }
+}
+
+fn of_upstream(name: Option<&str>, what: &str) -> String {
+    match name {
+        Some(name) => format!("The upstream {name} {what}"),
+        None => format!("The upstream {what}"),
+    }
+}
+
 /// A JSON string with its quotes.
 fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
@@ -259,6 +293,42 @@ mod tests {
             assert_eq!(Reject::Path.answer(style).body, r#"{"detail":"Not Found"}"#);
             let method = Reject::Method { allow: "POST" }.answer(style);
             assert_eq!((method.status, method.body.as_str()), (405, r#"{"detail":"Method Not Allowed"}"#));
+        }
+    }
+
+    #[test]
+    fn an_upstream_is_named_only_where_clients_may_know_it() {
+        let text = |reject: &Reject| {
+            let body: serde_json::Value = serde_json::from_str(&reject.answer(Style::OpenAi).body).unwrap();
+            body["error"]["message"].as_str().unwrap().to_string()
+        };
+        for (name, subject) in [(None, "The upstream"), (Some("gpu-0"), "The upstream gpu-0")] {
+            let owned = name.map(String::from);
+            assert_eq!(text(&Reject::Upstream { name: owned.clone() }), format!("{subject} did not answer."));
+            let late = format!("{subject} did not answer in time.");
+            assert_eq!(text(&Reject::Timeout { name: owned }), late);
+            let late = format!("{subject} did not go on with the answer in time.");
+            assert_eq!(broken_stream(true, name), (504, late));
+            let broken = format!("{subject} ended before the answer was whole.");
+            assert_eq!(broken_stream(false, name), (502, broken));
+        }
+        assert_eq!(unanswered_call(None), "The upstream did not answer.");
+        let named = unanswered_call(Some(("gpu-0", "cannot connect")));
+        assert_eq!(named, "The upstream gpu-0 did not answer: cannot connect.");
+    }
+
+    #[test]
+    fn a_clients_long_name_is_not_sent_back() {
+        let (long, cut) = ("é".repeat(1 << 20), "é".repeat(62) + "…");
+        for reject in [
+            Reject::Model { model: long.clone(), aliases: vec![] },
+            Reject::NotReady { model: Some(long.clone()) },
+            Reject::Response { id: long.clone() },
+        ] {
+            for style in [Style::OpenAi, Style::Anthropic] {
+                let body = reject.answer(style).body;
+                assert!(body.contains(&cut) && body.len() < 500, "{} bytes", body.len());
+            }
         }
     }
 

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::raw::Raw;
-use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request};
+use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request, with_host};
 use common::{Balancer, Options, config, engine, engines, eventually, logs, upstreams};
 use serde_json::json;
 use vllm_lb::config::secret::Secret;
@@ -89,7 +89,7 @@ async fn a_call_whose_body_does_not_come_is_ended() {
     let asks = async |address: &str, path: &str| {
         let mut client = Wire::connect(address).await;
         client.patience = Duration::from_secs(60);
-        client.send(head("POST", path, &[JSON, ("content-length", "100")])).await;
+        client.send(head("POST", path, &[JSON, ("host", address), ("content-length", "100")])).await;
         client.send(b"{").await;
         client.answer().await.expect(408);
     };
@@ -109,7 +109,8 @@ async fn a_call_ends_when_its_client_leaves() {
     until_told(ABORT, "client_gone").await;
 
     let mut client = Wire::connect(&balancer.running.admin).await;
-    client.send(post(&format!("{UPSTREAMS}?wait=1h"), json!({"url": NOWHERE}).to_string())).await;
+    let add = post(&format!("{UPSTREAMS}?wait=1h"), json!({"url": NOWHERE}).to_string());
+    client.send(with_host(&add, &balancer.running.admin)).await;
     let fleet = &balancer.running.fleet;
     eventually("it is added", async || (fleet.snapshot().entries.len() == 2).then_some(())).await;
     drop(client);
@@ -168,7 +169,8 @@ async fn web_pages_cannot_call_the_admin_listener() {
         balancer.admin(request("GET", &one, &[from], b"")).await.expect(200);
     }
     assert_eq!(balancer.running.fleet.snapshot().entries.len(), 1);
-    let own = ("origin", "http://balancer.test");
+    let own = format!("http://{}", balancer.running.admin);
+    let own = ("origin", own.as_str());
     balancer.admin(request("POST", UPSTREAMS, &[JSON, own], body.as_bytes())).await.expect(201);
     balancer.admin(request("DELETE", &format!("{UPSTREAMS}/evil?wait=20s"), &[], b"")).await;
     assert_eq!(balancer.running.fleet.snapshot().entries.len(), 1);

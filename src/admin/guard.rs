@@ -1,18 +1,46 @@
 //! Keeps web pages out: a browser sends what any page tells it to, also to addresses that only its user can
 //! reach, and a listener without a token has no other protection than its address.
 //!
-//! A page can read no answer of ours, so that calls which change nothing need no guard. For the others,
-//! browsers tell where the page is from; and they ask first, which we never allow, before they send JSON to
-//! another site. Programs tell nothing of the kind and are let through.
+//! A page of another site can read no answer of this listener, and browsers ask first, which is never
+//! allowed, before they send JSON to another site. But a site may change the address of its own name to that
+//! of this listener (DNS rebinding): for the browser both are then one site, and `Host` is the site's name.
+//! Without a token `Host` must therefore be something that no site can own: an IP address, `localhost` or
+//! the name in `admin.address`; an `Origin` must be the same. Programs send no `Origin` and may leave `Host`
+//! out, which no browser does; no page reaches a Unix socket. A page does not know the token, so that with
+//! one any name will do.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 
+use crate::config::types::Address;
+
 /// Where a request was made: by a page of the same address, of another one, or by the user.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
-/// What a call is refused for, whoever makes it.
-pub fn check(request: &Request<Bytes>) -> Result<(), (StatusCode, &'static str)> {
+const FOREIGN_HOST: &str = "the host is a name that any web site could have: call the admin listener by its IP \
+                            address, localhost or the name in admin.address, or set admin.token";
+const FOREIGN_ORIGIN: &str = "the call comes from a web page of another site: make it from a program, or set \
+                              admin.token";
+
+/// What protects the listener.
+#[derive(Clone, Copy, Debug)]
+pub enum Protection<'a> {
+    /// Callers have shown the token.
+    Token,
+    /// The listener's address.
+    Address(&'a Address),
+}
+
+/// The status and the text of a refusal.
+type Refused = (StatusCode, &'static str);
+
+/// Refuses calls that a web page may have made.
+pub fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(), Refused> {
+    if let Protection::Address(address) = protection {
+        check_names(request, address)?;
+    }
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(());
     }
@@ -26,6 +54,65 @@ pub fn check(request: &Request<Bytes>) -> Result<(), (StatusCode, &'static str)>
         return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
     }
     Ok(())
+}
+
+/// Whether the names by which the listener is called are its own.
+fn check_names(request: &Request<Bytes>, address: &Address) -> Result<(), Refused> {
+    let configured = match address {
+        Address::Tcp(address) => split_port(address).unwrap_or(address),
+        Address::Unix(_) => return Ok(()),
+    };
+    // HTTP/2 and absolute forms have the host in the URI.
+    let authority = request.uri().authority().map(|authority| authority.as_str());
+    let hosts = request.headers().get_all(header::HOST).iter().map(|host| host.to_str().unwrap_or_default());
+    let mut hosts = authority.into_iter().chain(hosts);
+    if !hosts.all(|host| is_own(host, configured)) {
+        return Err((StatusCode::MISDIRECTED_REQUEST, FOREIGN_HOST));
+    }
+    // Reading is left to the browser, which shows no page the answers of another origin.
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let mut origins = request.headers().get_all(header::ORIGIN).iter();
+    let is_own_origin = |origin: &str| {
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        authority.is_some_and(|authority| is_own(authority, configured) && is_host(request, authority))
+    };
+    match !changes || origins.all(|origin| origin.to_str().is_ok_and(is_own_origin)) {
+        true => Ok(()),
+        false => Err((StatusCode::FORBIDDEN, FOREIGN_ORIGIN)),
+    }
+}
+
+/// Whether the request was sent to this host and port.
+fn is_host(request: &Request<Bytes>, authority: &str) -> bool {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or(request.uri().authority().map(|authority| authority.as_str()));
+    host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
+}
+
+/// Whether an authority names what no web site can own. `configured`: the host in `admin.address`.
+fn is_own(authority: &str, configured: &str) -> bool {
+    let Some(host) = split_port(authority) else { return false };
+    let is_name = |name: &str| host.eq_ignore_ascii_case(name);
+    is_ip(host) || is_name("localhost") || !configured.is_empty() && is_name(configured)
+}
+
+fn is_ip(host: &str) -> bool {
+    let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    match bracketed {
+        Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+        None => host.parse::<Ipv4Addr>().is_ok(),
+    }
+}
+
+/// The host of an authority, which may have a port; `None` where what stands behind it is no port.
+fn split_port(authority: &str) -> Option<&str> {
+    let end = match authority.find(']') {
+        Some(bracket) => bracket + 1,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    let (host, port) = authority.split_at(end);
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(host)
 }
 
 /// Browsers that tell no site tell an origin, at least with calls that can change something.
@@ -57,7 +144,21 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(Bytes::from_static(body.as_bytes())).expect("is a request");
-        check(&request).map_or_else(|(status, _)| status.as_u16(), |()| 200)
+        check(&request, Protection::Token).map_or_else(|(status, _)| status.as_u16(), |()| 200)
+    }
+
+    /// Without a token, at a listener of this address.
+    fn without_token(address: &str, method: &str, uri: &str, headers: &[(&str, &str)]) -> u16 {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Bytes::new()).expect("is a request");
+        let address = match address.strip_prefix("unix:") {
+            Some(path) => Address::Unix(path.into()),
+            None => Address::Tcp(address.into()),
+        };
+        check(&request, Protection::Address(&address)).map_or_else(|(status, _)| status.as_u16(), |()| 200)
     }
 
     #[test]
@@ -98,5 +199,74 @@ mod tests {
             }
             assert_eq!(status("GET", headers, ""), 200, "no page can read the answer");
         }
+    }
+
+    #[test]
+    fn without_a_token_the_host_is_what_no_site_can_own() {
+        const NAMED: &str = "lb.internal:9090";
+        for (address, host, expected) in [
+            ("127.0.0.1:9090", "127.0.0.1:9090", 200),
+            ("127.0.0.1:9090", "127.0.0.1", 200),
+            ("127.0.0.1:9090", "10.1.2.3:80", 200),
+            ("[::]:9090", "[::1]:9090", 200),
+            ("[::]:9090", "[2001:db8::1]", 200),
+            ("127.0.0.1:9090", "localhost:9090", 200),
+            ("127.0.0.1:9090", "LocalHost", 200),
+            (NAMED, "lb.internal", 200),
+            (NAMED, "LB.internal:8443", 200),
+            (NAMED, "10.1.2.3:9090", 200),
+            ("127.0.0.1:9090", "evil.example:9090", 421),
+            ("127.0.0.1:9090", "lb.internal:9090", 421),
+            (NAMED, "internal:9090", 421),
+            (NAMED, "lb.internal.evil.example", 421),
+            ("127.0.0.1:9090", "127.0.0.1.evil.example", 421),
+            ("127.0.0.1:9090", "127.0.0.1:evil.example", 421),
+            ("127.0.0.1:9090", "localhost.evil.example", 421),
+            ("127.0.0.1:9090", "user@127.0.0.1", 421),
+            ("127.0.0.1:9090", "[::1].evil.example", 421),
+            ("127.0.0.1:9090", "[evil.example]", 421),
+            ("127.0.0.1:9090", "::1", 421),
+            ("127.0.0.1:9090", "", 421),
+            (":9090", "", 421),
+            ("unix:/run/lb.sock", "anything", 200),
+        ] {
+            for method in ["GET", "POST", "PATCH", "DELETE"] {
+                let status = without_token(address, method, "/admin/config", &[("host", host)]);
+                assert_eq!(status, expected, "{method} {host} at {address}");
+            }
+        }
+        let (address, good, evil) = ("127.0.0.1:9090", ("host", "127.0.0.1"), ("host", "evil.example"));
+        assert_eq!(without_token(address, "GET", "/admin/config", &[]), 200, "no browser leaves it out");
+        assert_eq!(without_token(address, "GET", "/admin/config", &[good, evil]), 421);
+        assert_eq!(without_token(address, "GET", "http://evil.example/admin/config", &[good]), 421);
+        assert_eq!(without_token(address, "GET", "http://evil.example/admin/config", &[]), 421, "HTTP/2");
+        assert_eq!(without_token(address, "GET", "http://[::1]:9090/admin/config", &[]), 200, "HTTP/2");
+        assert_eq!(status("GET", &[evil], ""), 200, "a page does not know the token");
+    }
+
+    #[test]
+    fn without_a_token_the_origin_is_the_host_and_what_no_site_can_own() {
+        for (host, origin, expected) in [
+            ("127.0.0.1:9090", "http://127.0.0.1:9090", 200),
+            ("[::1]:9090", "http://[::1]:9090", 200),
+            ("localhost:9090", "https://localhost:9090", 200),
+            ("lb.internal", "http://lb.internal", 200),
+            ("localhost:9090", "http://127.0.0.1:9090", 403),
+            ("127.0.0.1:9090", "http://127.0.0.1:8000", 403),
+            ("127.0.0.1:9090", "http://evil.example", 403),
+            ("127.0.0.1:9090", "null", 403),
+            ("127.0.0.1:9090", "", 403),
+            ("evil.example", "http://evil.example", 421),
+        ] {
+            for site in [None, Some(("sec-fetch-site", "same-origin"))] {
+                let headers: Vec<_> = [("host", host), ("origin", origin)].into_iter().chain(site).collect();
+                for method in ["POST", "PATCH", "DELETE"] {
+                    let status = without_token("lb.internal:9090", method, "/admin/upstreams", &headers);
+                    assert_eq!(status, expected, "{method} {headers:?}");
+                }
+            }
+        }
+        let origin = [("origin", "http://127.0.0.1:9090")];
+        assert_eq!(without_token("127.0.0.1:9090", "POST", "/admin/reload", &origin), 403, "no host");
     }
 }

@@ -238,6 +238,13 @@ impl Snapshot {
         !self.uniform
     }
 
+    /// The base model of all ready upstreams among these, where it is known and the same.
+    pub fn base_of_ready(&self, among: Option<&[usize]>) -> Option<&str> {
+        let mut bases = self.ready().filter(|entry| entry.is_among(among)).map(Entry::base);
+        let first = bases.next()??;
+        bases.all(|other| other == Some(first)).then_some(first)
+    }
+
     /// Whether a request that names no model has one to take: all ready upstreams, among those that may have
     /// it, have the same base.
     pub fn serves_one_base(&self, among: Option<&[usize]>) -> bool {

@@ -3,7 +3,8 @@
 //!
 //! A ring of slots. A choice takes the next slot's own lock if it is free, which it is unless somebody is
 //! reading just this slot, and goes without being kept otherwise. Slots keep the memory that they have, so
-//! once the ring has gone round nothing is allocated any more.
+//! once the ring has gone round nothing is allocated any more. What a client has written is cut before it is
+//! kept.
 //!
 //! Never: a wait on a request's path, a lock that all requests share, a record of two choices in one.
 
@@ -12,6 +13,7 @@ use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::config::types::Balance;
+use crate::names::shown;
 use crate::pick::{Candidate, Choice, cost};
 
 /// How many choices are kept.
@@ -184,9 +186,10 @@ impl Record {
     }
 }
 
+/// Takes over a text of a client's, cut.
 fn refill(text: &mut String, with: &str) {
     text.clear();
-    text.push_str(with);
+    shown(with).iter().for_each(|part| text.push_str(part));
 }
 
 #[cfg(test)]
@@ -249,6 +252,31 @@ mod tests {
         assert_eq!(told, [("gpu-two", candidate(2, 5)), ("gpu-0", candidate(0, 5)), ("é", candidate(1, 5))]);
         let chosen = record.chosen().unwrap();
         assert_eq!((chosen.upstream, chosen.cost), ("gpu-0", cost(&candidate(0, 5), &Balance::default())));
+    }
+
+    /// A ring full of names of 2 MiB held 512 MiB.
+    #[test]
+    fn what_a_client_has_written_is_cut() {
+        let (decisions, long) = (Decisions::new(1), "é".repeat(1 << 20));
+        let choice = Choice { index: 0, cost: 0.0, reason: Reason::Load };
+        let decision = Decision {
+            id: &long,
+            model: Some(&long),
+            attempt: 1,
+            session: None,
+            tokens: 0,
+            blocks: 0,
+            choice,
+            candidates: &[],
+            knobs: &Balance::default(),
+            name: &|index| NAMES[index],
+        };
+        decisions.record(&decision, Duration::ZERO);
+        let slot = decisions.slot(1).lock().unwrap();
+        for kept in [&slot.id, &slot.model] {
+            assert!(kept.len() <= 128 && kept.ends_with("é…"), "{kept}");
+            assert!(kept.capacity() <= 256, "{}", kept.capacity());
+        }
     }
 
     #[test]

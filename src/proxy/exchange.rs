@@ -171,7 +171,7 @@ async fn forward(
         placement.conclude(scope, request, failure.may_have_read());
         report_attempt(scope, &placement, failure, report);
         fault(scope, &mut blame, &placement, failure);
-        tries.note(&placement, failure);
+        tries.note(scope, &placement, failure);
         drop(placement);
         if !std::mem::take(&mut tries.another) {
             return Err(tries.failed.take().unwrap_or(Reject::Internal).into());
@@ -383,13 +383,13 @@ impl Tries {
         self.tried.push(upstream);
     }
 
-    fn note(&mut self, placement: &Placement, failure: AttemptFailure) {
+    fn note(&mut self, scope: &Scope<'_>, placement: &Placement, failure: AttemptFailure) {
         let upstream = placement.upstream();
         self.stale |= failure == AttemptFailure::Stale;
         if failure.declines() {
             self.away.push(upstream.id);
         }
-        let name = upstream.name().to_string();
+        let name = scope.settings.expose.then(|| upstream.name().to_string());
         self.failed = Some(match failure {
             AttemptFailure::Ended(EndReason::Gone) => Reject::Upstream { name },
             AttemptFailure::Ended(_) => Reject::Timeout { name },

@@ -215,7 +215,8 @@ async fn fan_out(
     let head = client.head();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
     let (method, fields) = (head.method.clone(), head.headers.clone());
-    let asked = own_answers::fan_out(&scope.shared.fleet, &method, &path, &fields, body);
+    let expose = scope.settings.expose;
+    let asked = own_answers::fan_out(&scope.shared.fleet, (&method, &path), &fields, body, expose);
     let mut watch = Watch::new(scope.shared.fleet.clone(), scope.settings.timeouts, scope.begun);
     match watched(client, request, &mut watch, asked).await? {
         Some(answer) => Ok(Intake::Answer(answer)),
@@ -249,7 +250,10 @@ async fn infer(
         ModelIn::Json | ModelIn::Multipart | ModelIn::Sniff => {}
     }
     let snapshot = scope.shared.fleet.snapshot();
-    if request.model == RequestedModel::Any && !has_model(request, &snapshot) {
+    if request.model == RequestedModel::Any && !has_model(scope, request, &snapshot) {
+        if !snapshot.any_ready() {
+            return Err(Reject::NotReady { model: None }.into());
+        }
         // vLLM would take its own model; with several of them there is none to take.
         let aliases = scope.settings.peeker.routes.aliases(&snapshot);
         return Err(Reject::Model { model: String::new(), aliases }.into());
@@ -258,8 +262,10 @@ async fn infer(
 }
 
 /// Whether a request that names no model goes to where there is one to take.
-fn has_model(request: &ClientRequest, snapshot: &Snapshot) -> bool {
-    request.only.is_some() || snapshot.serves_one_base(request.among(snapshot).as_deref())
+fn has_model(scope: &Scope<'_>, request: &ClientRequest, snapshot: &Snapshot) -> bool {
+    // The route of the model that it would get would not be the one that it has.
+    let has_one = || snapshot.serves_one_base(request.among(snapshot).as_deref());
+    !scope.settings.peeker.routes.goes_by_model() && (request.only.is_some() || has_one())
 }
 
 /// Peeks the body, if there is one, and puts down what it says.
@@ -368,9 +374,16 @@ async fn read_call(
 /// the query. What its route changes ends with its head: what is sent on it goes by unread.
 fn take_model_of_query(scope: &Scope<'_>, client: &mut Client<'_>, request: &mut ClientRequest) {
     request.model = model_of_query(client.head().uri.query().unwrap_or_default());
-    let model = request.model.name().map(str::to_string);
-    let peeker = &scope.settings.peeker;
-    let edits = peeker.routed(client, &request.path, model.as_deref(), (Dialect::Other, None));
+    let mut model = request.model.name().map(str::to_string);
+    let (peeker, of_query) = (&scope.settings.peeker, (Dialect::Other, None));
+    let edits = match &model {
+        Some(model) => peeker.routed(client, &request.path, Some(model), of_query),
+        None => {
+            let (resolved, edits) = peeker.unnamed(client, &request.path, of_query);
+            model = resolved;
+            edits
+        }
+    };
     let Some(edits) = edits.map(Box::new) else { return };
     let served = edits.served().map(str::to_string);
     request.edits = Some(edits);

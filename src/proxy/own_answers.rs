@@ -22,6 +22,7 @@ use super::stored_search::SearchKey;
 use crate::aggregate;
 use crate::fleet::client::AskError;
 use crate::fleet::{Entry, Fleet, Snapshot};
+use crate::reject::unanswered_call;
 
 /// For metrics and load: whoever scrapes will not wait longer either.
 const SCRAPE: Duration = Duration::from_secs(2);
@@ -106,13 +107,13 @@ async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
 /// Sends a control call to every ready upstream. The answer is the first that failed, else the first.
 ///
 /// Of the client's head goes on what describes the body, and its key: an upstream without a key of its own
-/// in the configuration may ask for one.
+/// in the configuration may ask for one. `expose`: an error names its upstream.
 pub async fn fan_out(
     fleet: &Fleet,
-    method: &Method,
-    path: &str,
+    (method, path): (&Method, &str),
     head: &HeaderMap,
     body: Bytes,
+    expose: bool,
 ) -> Option<Response<Bytes>> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
@@ -124,15 +125,15 @@ pub async fn fan_out(
         }
         let request = request.body(body.clone()).ok()?;
         let answer = fleet.client().ask(&entry.upstream, request, CONTROL).await;
-        Some(answer.unwrap_or_else(|error| unreached(entry, &error.to_string())))
+        Some(answer.unwrap_or_else(|error| unreached(entry, &error.to_string(), expose)))
     });
     let answers: Vec<Response<Bytes>> = join_all(asked).await.into_iter().flatten().collect();
     let failed = answers.iter().position(|answer| !answer.status().is_success());
     answers.into_iter().nth(failed.unwrap_or(0)).map(clean)
 }
 
-fn unreached(entry: &Entry, error: &str) -> Response<Bytes> {
-    let message = format!("upstream {}: {error}", entry.upstream.name());
+fn unreached(entry: &Entry, error: &str, expose: bool) -> Response<Bytes> {
+    let message = unanswered_call(expose.then_some((entry.upstream.name(), error)));
     let mut answer = json_answer(format!(r#"{{"error":{}}}"#, serde_json::Value::from(message)));
     *answer.status_mut() = StatusCode::BAD_GATEWAY;
     answer

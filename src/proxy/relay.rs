@@ -22,7 +22,7 @@ use super::request::{ClientRequest, Scope};
 use super::watch::Watch;
 use crate::fleet::{Outcome, Sign};
 use crate::observe;
-use crate::reject::Reject;
+use crate::reject::{Reject, broken_stream};
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
 use pipeline::AnswerPipeline;
@@ -283,12 +283,8 @@ async fn end_stream(
     if !answer.pipeline.is_stream() {
         return;
     }
-    let (code, message) = match failure {
-        AttemptFailure::Ended(EndReason::Gone) | AttemptFailure::Reset => {
-            (502, format!("The upstream {name} ended before the answer was whole."))
-        }
-        _ => (504, format!("The upstream {name} did not go on with the answer in time.")),
-    };
+    let late = !matches!(failure, AttemptFailure::Ended(EndReason::Gone) | AttemptFailure::Reset);
+    let (code, message) = broken_stream(late, scope.settings.expose.then_some(name));
     let apart = !answer.pipeline.is_between_events();
     let events = last_words.unwrap_or_else(|| error_events(request.form, &message, code, apart).into());
     // A client that has disconnected has not been cut silently either.

@@ -16,7 +16,7 @@ use http::HeaderMap;
 use crate::aggregate::{self, ModelCard};
 use crate::config::types::RouteConfig;
 use crate::fleet::{Fleet, Snapshot, Upstream};
-use crate::route::table::{Plan, Table};
+use crate::route::table::{Plan, Table, Unnamed};
 
 /// The id of an upstream that is not there.
 const NOBODY: usize = usize::MAX;
@@ -73,6 +73,21 @@ impl Routes {
     /// The names of models that routes are for, as far as they are said in full.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.table.names()
+    }
+
+    /// Whether some routes are for certain models only.
+    pub fn goes_by_model(&self) -> bool {
+        self.table.goes_by_model()
+    }
+
+    /// The route of a request that names no model, and the model that it is for.
+    pub fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> Unnamed {
+        let snapshot = self.fleet.snapshot_owned();
+        let base_of = |route: Option<&RouteConfig>| {
+            let among = route.and_then(|route| among(route, &snapshot));
+            snapshot.base_of_ready(among.as_deref()).map(str::to_string)
+        };
+        self.table.plan_unnamed(path, headers, base_of, |model| self.plan(Some(model), path, headers))
     }
 
     /// The first route that matches, with the name by which its model is served now.

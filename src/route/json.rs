@@ -36,7 +36,8 @@ pub fn skip_space(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Whether Python would read this body as UTF-16 or UTF-32, which nobody here follows.
+/// Whether Python would read this body as UTF-16 or UTF-32, by a mark or by the zeros in its first four bytes.
+/// Such a body is not followed here. In UTF-8 no JSON has a zero there.
 pub fn is_wide(body: &[u8]) -> bool {
     body.starts_with(b"\xff\xfe")
         || body.starts_with(b"\xfe\xff")
@@ -258,12 +259,23 @@ mod tests {
         let text: Vec<u16> = r#"{"a":1}"#.encode_utf16().collect();
         let marked = [&[0xfeff], &text[..]].concat();
         let four: Vec<u8> = r#"{"a":1}"#.chars().flat_map(|one| (one as u32).to_le_bytes()).collect();
-        let bodies: [Vec<u8>; 5] = [
+        let quad = |marked: &str, order: fn(u32) -> [u8; 4]| {
+            marked.chars().flat_map(|one| order(one as u32)).collect()
+        };
+        let bodies: [Vec<u8>; 12] = [
             wide(&text, u16::to_le_bytes),
             wide(&text, u16::to_be_bytes),
             wide(&marked, u16::to_le_bytes),
             wide(&marked, u16::to_be_bytes),
             four,
+            quad(r#"{"a":1}"#, u32::to_be_bytes),
+            quad("\u{feff}{}", u32::to_le_bytes),
+            quad("\u{feff}{}", u32::to_be_bytes),
+            wide(&[u16::from(b'1')], u16::to_le_bytes),
+            wide(&[u16::from(b'1')], u16::to_be_bytes),
+            // A character beyond ASCII in the first place, or in the second.
+            wide(&[u16::from(b'"'), 0x4e2d, u16::from(b'"')], u16::to_le_bytes),
+            wide(&[u16::from(b'"'), 0x4e2d, u16::from(b'"')], u16::to_be_bytes),
         ];
         for body in &bodies {
             assert!(is_wide(body), "{body:?}");

@@ -33,6 +33,14 @@ pub struct Plan {
     latest: ArcSwapOption<Plan>,
 }
 
+/// What a request that names no model is for.
+#[derive(Clone, Debug, Default)]
+pub struct Unnamed {
+    /// The model that it is for, unless its route gives one to the body.
+    pub model: Option<String>,
+    pub plan: Option<Arc<Plan>>,
+}
+
 // === impl Table ===
 
 impl Table {
@@ -46,8 +54,38 @@ impl Table {
         self.plans.iter().find(|plan| plan.matches(model, path, headers)).cloned()
     }
 
+    /// The route of a request that names no model, which takes that of the one named model its upstreams would
+    /// take: else a client could go past a route by leaving the name out. `base_of` gives the one base model
+    /// that the upstreams of a route, or all of them, have; `named` the route for a model.
+    pub fn plan_unnamed(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        base_of: impl Fn(Option<&RouteConfig>) -> Option<String>,
+        named: impl Fn(&str) -> Option<Arc<Plan>>,
+    ) -> Unnamed {
+        if let Some(base) = base_of(None) {
+            return Unnamed { plan: named(&base), model: Some(base) };
+        }
+        let Some(first) = self.plan(None, path, headers) else { return Unnamed::default() };
+        let base = base_of(Some(&first.route)).and_then(|base| Some((named(&base)?, base)));
+        match base {
+            None => Unnamed { model: None, plan: Some(first) },
+            Some((plan, base)) if Arc::ptr_eq(&plan, &first) || plan.route.to.is_some() => {
+                Unnamed { model: Some(base), plan: Some(plan) }
+            }
+            // Its upstreams need not be those of the first: the body has to say the model.
+            Some((plan, base)) => Unnamed { model: None, plan: Some(plan.serving(&base)) },
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.plans.is_empty()
+    }
+
+    /// Whether some routes are for certain models only.
+    pub fn goes_by_model(&self) -> bool {
+        self.plans.iter().any(|plan| !matches!(plan.route.model.as_deref(), None | Some("*")))
     }
 
     /// The names of models that routes are for, as far as they are said in full.
@@ -186,6 +224,79 @@ mod tests {
             (None, chat, &[("x", "y")], Some("six")),
         ] {
             assert_eq!(taken(&table, model, path, headers).as_deref(), to, "{model:?} {path} {headers:?}");
+        }
+    }
+
+    /// The routes that a request without a model takes, over upstreams `one` and `two` with these bases.
+    fn unnamed(routes: &str, bases: [&str; 2], headers: &[(&'static str, &'static str)]) -> (String, String) {
+        let text = format!("upstreams: [{{url: http://a, name: one}}, {{url: http://b, name: two}}]\n");
+        let text = format!("{text}routes: {routes}\n");
+        let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let table = Table::new(&config.routes);
+        let mut map = HeaderMap::new();
+        headers.iter().for_each(|(name, value)| drop(map.insert(*name, value.parse().unwrap())));
+        let base_of = |route: Option<&RouteConfig>| {
+            let among = route.and_then(|route| route.upstreams.as_ref());
+            let is_among = |name: &str| among.is_none_or(|among| among.iter().any(|other| other == name));
+            let mut bases = ["one", "two"].iter().zip(bases).filter(|(name, _)| is_among(name));
+            let first = bases.next()?.1;
+            bases.all(|(_, base)| base == first).then(|| first.to_string())
+        };
+        let found = table.plan_unnamed("/p", &map, base_of, |model| table.plan(Some(model), "/p", &map));
+        let edited = found.plan.as_ref().map(|plan| plan.edits(Dialect::Chat).edit(b"{}").body);
+        let body = edited.flatten().map_or(String::new(), |body| String::from_utf8(body).unwrap());
+        (found.model.unwrap_or_default(), body)
+    }
+
+    #[test]
+    fn a_request_without_a_model_takes_the_route_of_the_one_it_would_get() {
+        const SEED: &str = "body: {overrides: {seed: 1}}";
+        let team = &[("x-team", "a")][..];
+        let (same, other) = (["big", "big"], ["big", "small"]);
+        for (routes, bases, headers, model, body) in [
+            (format!("[{{model: big, {SEED}}}]"), same, &[][..], "big", r#"{"seed":1}"#),
+            (
+                format!("[{{model: 'b*', to: tuned, {SEED}}}]"),
+                same,
+                &[],
+                "big",
+                r#"{"seed":1,"model":"tuned"}"#,
+            ),
+            (format!("[{{model: small, {SEED}}}, {{model: '*'}}]"), same, &[], "big", ""),
+            (format!("[{{model: other, {SEED}}}]"), same, &[], "big", ""),
+            // Which it would get is not certain.
+            (format!("[{{model: big, {SEED}}}]"), other, &[], "", ""),
+            (
+                format!("[{{model: big, {SEED}}}, {{path: /p, to: tuned}}]"),
+                other,
+                &[],
+                "",
+                r#"{"model":"tuned"}"#,
+            ),
+            // It is, among the upstreams of the route that requests without a model take.
+            (
+                format!("[{{header: {{x-team: a}}, upstreams: [two], {SEED}}}]"),
+                other,
+                team,
+                "small",
+                r#"{"seed":1}"#,
+            ),
+            (
+                format!("[{{model: small, {SEED}}}, {{header: {{x-team: a}}, upstreams: [two]}}]"),
+                other,
+                team,
+                "",
+                r#"{"seed":1,"model":"small"}"#,
+            ),
+            (
+                format!("[{{model: big, {SEED}}}, {{header: {{x-team: a}}, upstreams: [two]}}]"),
+                other,
+                team,
+                "small",
+                "",
+            ),
+        ] {
+            assert_eq!(unnamed(&routes, bases, headers), (model.into(), body.into()), "{routes} {bases:?}");
         }
     }
 

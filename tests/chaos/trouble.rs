@@ -251,7 +251,8 @@ impl Trouble {
     /// Calls the admin listener about the engine's upstream, and expects one of these statuses.
     async fn call(&self, method: &str, path: &str, body: Value, statuses: &[u16]) {
         let mut wire = Wire::connect(&self.admin).await;
-        let answer = wire.ask(request(method, path, &[JSON], body.to_string().as_bytes())).await;
+        let head = [JSON, ("host", self.admin.as_str())];
+        let answer = wire.ask(request(method, path, &head, body.to_string().as_bytes())).await;
         assert!(statuses.contains(&answer.status), "{method} {path} {body}: {answer:?}");
     }
 
@@ -287,7 +288,8 @@ pub async fn reload(admin: String, over: Arc<AtomicBool>, mut dice: Dice) -> u64
     let mut reloads = 0;
     while !over.load(Relaxed) {
         sleep(Duration::from_millis(dice.between(100, 2500))).await;
-        let reloaded = Wire::connect(&admin).await.ask(request("POST", "/admin/reload", &[], b"")).await;
+        let reloaded =
+            Wire::connect(&admin).await.ask(request("POST", "/admin/reload", &[("host", &admin)], b"")).await;
         reloaded.expect(200);
         reloads += 1;
     }

@@ -154,8 +154,9 @@ impl Balancer {
         self.client().await.ask(request).await
     }
 
-    /// One request to the admin listener.
+    /// One request to the admin listener, by its address.
     pub async fn admin(&self, request: impl AsRef<[u8]>) -> wire::Answer {
+        let request = wire::with_host(request.as_ref(), &self.running.admin);
         Wire::connect(&self.running.admin).await.ask(request).await
     }
 

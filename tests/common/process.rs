@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
-use super::wire::{Answer, Wire, get};
+use super::wire::{Answer, Wire, get, with_host};
 use super::{Engine, eventually};
 
 /// A process, which does not outlive its test.
@@ -129,7 +129,7 @@ impl Process {
 
     /// `GET` on the admin listener; after a hand-over, whoever serves answers.
     pub async fn admin(&self, path: &str) -> Answer {
-        Wire::connect(&self.admin).await.ask(get(path)).await
+        Wire::connect(&self.admin).await.ask(with_host(&get(path), &self.admin)).await
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -74,6 +74,18 @@ pub fn head(method: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     text.into_bytes()
 }
 
+/// The request with another host than the one that is added by `head`.
+pub fn with_host(request: &[u8], host: &str) -> Vec<u8> {
+    const ADDED: &[u8] = b"\r\nhost: balancer.test\r\n";
+    match memchr::memmem::find(request, ADDED) {
+        Some(at) => {
+            let (before, rest) = (&request[..at], &request[at + ADDED.len()..]);
+            [before, b"\r\nhost: ", host.as_bytes(), b"\r\n", rest].concat()
+        }
+        None => request.to_vec(),
+    }
+}
+
 pub const JSON: (&str, &str) = ("content-type", "application/json");
 pub const CHUNKED: (&str, &str) = ("transfer-encoding", "chunked");
 

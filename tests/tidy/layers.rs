@@ -51,6 +51,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
     ("config::types", "names"),
+    ("reject", "names"),
     // What the index found is put on the formula's candidates.
     ("state::local", "pick"),
     // A replay is the real choice and the real index over simulated engines.

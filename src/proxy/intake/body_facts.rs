@@ -105,12 +105,15 @@ impl FactsReader {
         scanner.progress() == Progress::Cut && scanner.span(Field::PreviousResponseId).is_none()
     }
 
-    /// `model`: the one that JSON is for, whatever it says itself.
+    /// `model`: the one that the body is for, whatever it says itself.
     pub fn facts(&self, peeked: PeekedBytes<'_>, blocks: Option<Blocks>, model: Option<&str>) -> BodyFacts {
         match self {
             FactsReader::Json(scanner, api) => json_facts(scanner, *api, peeked, blocks, model),
             FactsReader::Multipart(scanner) => {
-                let facts = scanner.facts(peeked.bytes);
+                let mut facts = scanner.facts(peeked.bytes);
+                if let Some(model) = model {
+                    facts.model = Model::Named(model.into());
+                }
                 let model = requested(&facts.model, facts.state, peeked.complete);
                 BodyFacts { model, ..BodyFacts::default() }
             }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::body_facts::{BodyFacts, BodyShape, FactsReader, PeekedBytes};
 use crate::config::types::{Peek, Sessions};
+use crate::names::MAX_MODEL_BYTES;
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
@@ -26,6 +27,8 @@ use crate::proxy::usage_question::{self, UsageQuestion};
 use crate::proxy::watch::UploadPace;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
+use crate::route::rewrite::is_wide;
+use crate::route::table::Unnamed;
 
 /// What the head says of a request.
 #[derive(Clone, Copy)]
@@ -82,7 +85,7 @@ impl Peeker {
         &self,
         client: &mut Client<'_>,
         shape: BodyShape,
-        mut head: HeadFacts<'_>,
+        head: HeadFacts<'_>,
         mut needs: PeekNeeds,
         edits: &mut Option<Box<RouteEdits>>,
     ) -> Result<Peeked, Stop> {
@@ -94,13 +97,15 @@ impl Peeker {
         if client.has_no_body() {
             reader.body.complete();
             reader.facts = FactsReader::Opaque;
-            *edits = self.edits(client, head, &reader).filter(|_| needs.route);
+            *edits = self.edits(client, head, &reader).1.filter(|_| needs.route);
             let facts = reader.facts.facts(reader.peeked(), None, None);
             let PeekReader { body, pace, .. } = reader;
             return Ok(Peeked { body, pace, facts, usage_question: None });
         }
-        reader.read_needed(client, needs).await?;
-        *edits = self.edits(client, head, &reader).filter(|_| needs.route);
+        reader.read_needed(client, needs, &self.routes).await?;
+        let (model, found) = self.edits(client, head, &reader);
+        *edits = found.filter(|_| needs.route);
+        let mut head = HeadFacts { model: head.model.or(model.as_deref()), ..head };
         let mut named = None;
         if let Some(edits) = edits.as_mut().filter(|edits| edits.wants_body()) {
             reader.read_all(client).await?;
@@ -111,6 +116,7 @@ impl Peeker {
             head.model = head.model.filter(|_| !edits.renames());
         }
         let mut facts = reader.facts.facts(reader.peeked(), self.blocks, head.model);
+        check_model(facts.model.name())?;
         let model = facts.prompt.model.as_deref();
         let named = named.unwrap_or_else(|| self.session(client, head, &reader, model));
         (facts.prompt.session, facts.session_label) = named.unzip();
@@ -148,15 +154,27 @@ impl Peeker {
         Some(RouteEdits::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
     }
 
-    /// What the request's route changes, if it has one.
+    /// As `routed`, of a request that names no model; with the model that it is for.
+    pub fn unnamed(
+        &self,
+        client: &Client<'_>,
+        path: &str,
+        (dialect, form): (Dialect, Option<&str>),
+    ) -> (Option<String>, Option<RouteEdits>) {
+        let Unnamed { model, plan } = self.routes.plan_unnamed(path, client.headers());
+        let edits = |plan| RouteEdits::new(plan, dialect, model.clone(), form.map(str::to_string));
+        (model.clone(), plan.map(edits))
+    }
+
+    /// What the request's route changes, if it has one, and the model of a request that names none.
     fn edits(
         &self,
         client: &Client<'_>,
         head: HeadFacts<'_>,
         reader: &PeekReader,
-    ) -> Option<Box<RouteEdits>> {
+    ) -> (Option<String>, Option<Box<RouteEdits>>) {
         if self.routes.is_empty() {
-            return None;
+            return (None, None);
         }
         let body = reader.body.bytes();
         let text = |name| client.headers().get(name).and_then(|value| value.to_str().ok());
@@ -167,12 +185,17 @@ impl Peeker {
             }
             FactsReader::Opaque => (Model::Absent, Dialect::Other, None),
         };
-        let model = head.model.or(model.name());
-        let mut edits = self.routed(client, head.path, model, (dialect, form))?;
-        if let FactsReader::Json(_, api) = &reader.facts {
+        let is_opaque = matches!(reader.facts, FactsReader::Opaque);
+        let is_unnamed = head.model.is_none() && model == Model::Absent && !is_opaque;
+        let (resolved, mut edits) = if is_unnamed {
+            self.unnamed(client, head.path, (dialect, form))
+        } else {
+            (None, self.routed(client, head.path, head.model.or(model.name()), (dialect, form)))
+        };
+        if let (FactsReader::Json(_, api), Some(edits)) = (&reader.facts, &mut edits) {
             edits.expect(*api);
         }
-        Some(Box::new(edits))
+        (resolved, edits.map(Box::new))
     }
 }
 
@@ -194,9 +217,15 @@ impl PeekReader {
     }
 
     /// Reads `peek.bytes`, and on until what decides the upstream has come.
-    async fn read_needed(&mut self, client: &mut Client<'_>, needs: PeekNeeds) -> Result<(), Stop> {
+    async fn read_needed(
+        &mut self,
+        client: &mut Client<'_>,
+        needs: PeekNeeds,
+        routes: &Routes,
+    ) -> Result<(), Stop> {
         self.read(client, self.limits.bytes).await?;
         self.facts.read(self.body.bytes());
+        self.check_encoding(routes)?;
         while !self.body.is_complete() && self.wants_more(needs) && self.body.len() < self.limits.max_body {
             // A piece at a time, so that reading ends soon after what decides has come.
             let goal = (self.body.len() + self.limits.bytes).min(self.limits.max_body);
@@ -248,6 +277,15 @@ impl PeekReader {
         Ok(())
     }
 
+    /// Engines can read JSON in UTF-16 and UTF-32 where the balancer cannot: no route would be found for it.
+    fn check_encoding(&self, routes: &Routes) -> Result<(), Reject> {
+        if routes.is_empty() || self.facts.scanner().is_none() || !is_wide(self.body.bytes()) {
+            return Ok(());
+        }
+        let message = "The body must be JSON in UTF-8.".into();
+        Err(Reject::Field { param: "body".into(), message })
+    }
+
     fn wants_more(&self, needs: PeekNeeds) -> bool {
         needs.model && self.facts.wants_model(self.body.bytes())
             || needs.previous && self.facts.wants_previous()
@@ -287,6 +325,15 @@ impl PeekReader {
         let keeps = edits.is_some_and(RouteEdits::translates);
         Some(Box::new(UsageQuestion::new(asking, before, keeps)))
     }
+}
+
+/// Refuses a name that would be put into every event of an answer at any length.
+fn check_model(model: Option<&str>) -> Result<(), Reject> {
+    if model.is_none_or(|model| model.len() <= MAX_MODEL_BYTES) {
+        return Ok(());
+    }
+    let message = format!("The name of the model is longer than {MAX_MODEL_BYTES} bytes.");
+    Err(Reject::Field { param: "model".into(), message })
 }
 
 /// A body that breaks the framing is the client's mistake; a connection that ends is its disconnect.
