@@ -387,7 +387,7 @@ async fn bodies_beyond_the_memory_are_refused_until_there_is_room_again() {
     holder.send(head("POST", CHAT, &[JSON, ("content-length", &length)])).await;
     // What is announced and not sent takes nothing.
     holder.send(large.slice(..KIB)).await;
-    balancer.until_metric("vllm_lb_peeked_bytes", 65_536.0).await;
+    balancer.until_metric("vllm_lb_peeked_bytes", 1_024.0).await;
     holder.send(large.slice(KIB..199 * KIB)).await;
     balancer.until_metric("vllm_lb_peeked_bytes", large.len() as f64).await;
 

@@ -7,7 +7,7 @@ use common::h2::{self, H2};
 use common::raw::Raw;
 use common::wire::{Answer, JSON, post, request};
 use common::{Balancer, Engine, Options, Recorded, config, engine, upstreams};
-use vllm_lb::config::types::Address;
+use vllm_lb::config::types::{Address, Config};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -26,12 +26,31 @@ fn values(recorded: &Recorded, name: &str) -> Vec<String> {
     values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
 }
 
+const FORWARDED: [(&str, &str); 4] = [
+    ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
+    ("x-forwarded-for", "10.0.0.2"),
+    ("x-forwarded-proto", "https"),
+    ("x-forwarded-host", "public.example"),
+];
+
 /// What an engine gets for a request with these headers.
 async fn sent_on(headers: &[(&str, &str)]) -> Recorded {
     let (engine, balancer) = stand().await;
+    sent_through(&engine, &balancer, headers).await
+}
+
+/// The same, where clients on this machine are trusted.
+async fn sent_on_trusted(headers: &[(&str, &str)]) -> Recorded {
+    let engine = engine(Options::default()).await;
+    let config = Config { trusted_proxies: common::loopback(), ..config(upstreams([&engine])) };
+    let balancer = Balancer::ready(config).await;
+    sent_through(&engine, &balancer, headers).await
+}
+
+async fn sent_through(engine: &Engine, balancer: &Balancer, headers: &[(&str, &str)]) -> Recorded {
     let headers = [&[JSON], headers].concat();
     balancer.ask(request("POST", CHAT, &headers, chat("sim").as_bytes())).await.expect(200);
-    last(&engine)
+    last(engine)
 }
 
 // === towards the engine ===
@@ -83,7 +102,6 @@ async fn everything_else_of_a_request_goes_on_as_it_came() {
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("tracestate", "a=b,c=d"),
         ("x-session-id", "session"),
-        ("x-data-parallel-rank", "1"),
         ("anthropic-version", "2023-06-01"),
         ("anthropic-beta", "one,two"),
         ("x-api-key", "key"),
@@ -105,13 +123,21 @@ async fn everything_else_of_a_request_goes_on_as_it_came() {
     assert_eq!(values(&twice, "x-twice"), ["one", "two"]);
 }
 
-/// vLLM lets a caller choose one of its engines. Whoever did so with one vLLM must be able to go on through
-/// a balancer, which does not choose among the engines of an upstream itself: as long as that is so, the
-/// choice is the client's, and no more trust is needed for it than vLLM asks for.
+/// vLLM lets a caller choose one of its engines, past any balance of theirs: a trusted caller may.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clients_choice_of_an_engine_within_the_upstream_goes_on() {
-    let recorded = sent_on(&[("X-data-parallel-rank", "1")]).await;
-    assert_eq!(values(&recorded, "x-data-parallel-rank"), ["1"]);
+async fn the_choice_of_an_engine_within_the_upstream_is_a_trusted_clients() {
+    let rank = [("X-data-parallel-rank", "1")];
+    assert_eq!(values(&sent_on_trusted(&rank).await, "x-data-parallel-rank"), ["1"]);
+    assert_eq!(values(&sent_on(&rank).await, "x-data-parallel-rank"), [""; 0]);
+}
+
+/// Any client could choose the scheme and the host that engines are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_untrusted_client_says_of_where_it_came_from_is_replaced() {
+    let arrived = sent_on(&FORWARDED).await;
+    assert_eq!(values(&arrived, "x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(values(&arrived, "x-forwarded-proto"), ["http"]);
+    assert_eq!(values(&arrived, "x-forwarded-host"), ["balancer.test"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,14 +174,8 @@ async fn the_host_is_the_engines_and_the_clients_is_told_beside_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_in_front_is_believed_and_the_chain_grows() {
-    let arrived = sent_on(&[
-        ("x-forwarded-for", "203.0.113.7, 10.0.0.1"),
-        ("x-forwarded-for", "10.0.0.2"),
-        ("x-forwarded-proto", "https"),
-        ("x-forwarded-host", "public.example"),
-    ])
-    .await;
+async fn a_trusted_proxy_in_front_is_believed_and_the_chain_grows() {
+    let arrived = sent_on_trusted(&FORWARDED).await;
     assert_eq!(values(&arrived, "x-forwarded-for"), ["203.0.113.7, 10.0.0.1, 10.0.0.2, 127.0.0.1"]);
     assert_eq!(values(&arrived, "x-forwarded-proto"), ["https"]);
     assert_eq!(values(&arrived, "x-forwarded-host"), ["public.example"]);

@@ -17,7 +17,7 @@ use common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, get, head, post, re
 use common::{Balancer, Engine, Fault, config, engine, eventually, paced, upstream, upstreams};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
-use vllm_lb::config::types::Peek;
+use vllm_lb::config::types::{Config, Peek};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -128,7 +128,9 @@ struct Stand {
 
 impl Stand {
     async fn over(engine: &Engine) -> Self {
-        let balancers = [Balancer::over([engine]).await, Balancer::over([engine]).await];
+        // As docker/lb.yaml: nginx is believed.
+        let trusting = || Config { trusted_proxies: common::loopback(), ..config(upstreams([engine])) };
+        let balancers = [Balancer::ready(trusting()).await, Balancer::ready(trusting()).await];
         let nginx = Nginx::before([balancers[0].address(), balancers[1].address()]).await;
         Stand { balancers, nginx }
     }

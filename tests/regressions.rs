@@ -126,7 +126,7 @@ async fn announced_bodies_took_memory_that_was_never_sent() {
         client.send(b"{").await;
         idle.push(client);
     }
-    balancer.until_metric("vllm_lb_peeked_bytes", 8.0 * 65536.0).await;
+    balancer.until_metric("vllm_lb_peeked_bytes", 8.0 * 1024.0).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
 }
 

@@ -14,6 +14,7 @@ pub mod wire;
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::header::CONTENT_TYPE;
 use pingora::http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
@@ -241,9 +242,14 @@ async fn judge_beginning(
             }
         };
         let may_overflow = may_overflow && !answer.over && answer.begun.len() <= overflow::MOST;
-        if verdict != Verdict::Wait && !may_overflow {
-            return Ok(failure_of(verdict, request, answer));
+        if verdict == Verdict::Wait || may_overflow {
+            continue;
         }
+        let failure = failure_of(verdict, request, answer);
+        if failure.is_none() {
+            answer.read_what_is_there()?;
+        }
+        return Ok(failure);
     }
 }
 
@@ -273,6 +279,21 @@ fn failure_of(
 // === impl UpstreamAnswer ===
 
 impl UpstreamAnswer {
+    /// Reads on without a wait. An engine that dies right behind its first event fails here, while another
+    /// attempt can follow.
+    fn read_what_is_there(&mut self) -> Result<(), AttemptFailure> {
+        if self.over {
+            return Ok(());
+        }
+        match self.connection.read_piece().now_or_never() {
+            None => {}
+            Some(Err(_)) => return Err(AttemptFailure::Reset),
+            Some(Ok(None)) => self.over = true,
+            Some(Ok(Some(piece))) => self.begun.extend_from_slice(piece),
+        }
+        Ok(())
+    }
+
     fn new(connection: UpstreamConnection, status: u16) -> Self {
         UpstreamAnswer { connection, status, begun: Vec::new(), over: false, error_code: None, failure: None }
     }

@@ -112,6 +112,8 @@ pub struct Placement {
     pub predicted: u64,
     /// To take back what was learnt, while it may turn out that the engine has not read the prompt.
     learnt: Option<Learnt>,
+    /// Some of the request may have reached the upstream.
+    sent: bool,
 }
 
 /// Puts on each candidate what it holds of the prompt.
@@ -156,6 +158,7 @@ impl Placement {
             blocks: request.prompt.chain.len(),
             predicted: request.tokens.saturating_sub(uncached),
             learnt,
+            sent: false,
             lease,
         }
     }
@@ -164,9 +167,14 @@ impl Placement {
         self.lease.upstream()
     }
 
+    /// The request goes out.
+    pub fn send(&mut self) {
+        self.sent = true;
+    }
+
     /// It is known whether the engine may have read the prompt. Where it has not, it has learnt nothing.
     pub fn conclude(&mut self, scope: &Scope<'_>, request: &ClientRequest, read: bool) {
-        if let (Some(learnt), false) = (self.learnt.take(), read) {
+        if let (Some(learnt), false) = (self.learnt.take(), read && self.sent) {
             scope.shared.state.take_back(&request.prompt, self.lease.upstream().id, learnt);
         }
     }

@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use vllm_lb::app::{self, Running};
-use vllm_lb::config::types::{Address, Config, Health, Listen, UpstreamConfig};
-use vllm_lb::config::url;
+use vllm_lb::config::types::{Address, Config, Health, Listen, TrustedProxies, UpstreamConfig};
+use vllm_lb::config::{url, values};
 use vllm_lb::fleet::upstream::Load;
 pub use vllm_lb::sim::engine::Timing;
 pub use vllm_lb::sim::http::{Engine, Fault, NoMetrics, Options, Recorded};
@@ -104,6 +104,11 @@ pub fn config(upstreams: Vec<UpstreamConfig>) -> Config {
     };
     config.admin.address = Address::Tcp("127.0.0.1:0".into());
     config
+}
+
+/// Believes what clients on this machine say of where a request came from.
+pub fn loopback() -> TrustedProxies {
+    TrustedProxies::new([values::trusted_proxy("127.0.0.0/8").expect("it is a network")])
 }
 
 pub fn listen(address: &str) -> Listen {

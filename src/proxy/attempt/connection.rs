@@ -56,6 +56,7 @@ impl UpstreamConnection {
     pub fn send_held(&mut self, scope: &Scope<'_>, request: &mut ClientRequest, placement: &mut Placement) {
         let (held, complete) = (request.body.replay(), request.body.is_complete());
         request.forwarded = 0;
+        placement.send();
         placement.follow(scope, request, 0, &held, complete);
         request.forwarded = held.len() as u64;
         let name = placement.upstream().name();
@@ -119,8 +120,11 @@ impl UpstreamConnection {
                 watch.abandon();
                 return Ok(());
             }
-            ClientEvent::Piece(piece) => piece.unwrap_or_default(),
+            ClientEvent::Piece(piece) => piece,
         };
+        // A piece may be empty without being the last: the framing of a chunk came.
+        let complete = piece.is_none() || client.is_body_done();
+        let piece = piece.unwrap_or_default();
         let before = request.forwarded;
         request.forwarded += piece.len() as u64;
         let limit = scope.settings.peeker.limits.max_body;
@@ -129,7 +133,6 @@ impl UpstreamConnection {
         }
         watch.uploaded(piece.len());
         request.body.hold_if_possible(&piece);
-        let complete = piece.is_empty() || client.is_body_done();
         placement.follow(scope, request, before, &piece, complete);
         self.queue(piece);
         if complete {
@@ -156,14 +159,13 @@ impl UpstreamConnection {
         self.session.resp_header().expect("an answer has a head, which was read first")
     }
 
-    /// Reads the next piece of the answer's body; `None`: it has ended. Dropped while it waits, it has read
-    /// nothing.
+    /// Reads the next piece of the answer's body, which may be empty; `None`: the body has ended. Dropped while
+    /// it waits, it has read nothing.
     pub async fn read_piece(&mut self) -> Result<Option<&[u8]>> {
         if self.session.is_body_done() {
             return Ok(None);
         }
-        let piece = self.session.read_body_ref().await?;
-        Ok(piece.filter(|piece| !piece.is_empty()))
+        Ok(Some(self.session.read_body_ref().await?.unwrap_or_default()))
     }
 
     /// The connection for its next request, if its answer was read to its end and the request was sent to its
