@@ -18,8 +18,8 @@
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt route pick reply aggregate config breaker local exchange sessions cache dice engine replay sim
-//!                                                       pure: time and chance come in as arguments
+//! L1   prompt route pick reply sse aggregate config     pure: time and chance come in as arguments
+//! L1   breaker local exchange sessions cache dice engine replay sim
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!
@@ -49,4 +49,5 @@ pub mod reject;
 pub mod reply;
 pub mod route;
 pub mod sim;
+pub mod sse;
 pub mod state;

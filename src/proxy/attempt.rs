@@ -423,6 +423,7 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
         // No code is one of success.
         Verdict::Failed(code) => Some(code.max(400)),
         Verdict::Leaving => Some(503),
+        Verdict::EngineDead => Some(500),
         Verdict::Wait | Verdict::Accept | Verdict::Aborted => None,
     };
     let cause = match verdict {
@@ -436,7 +437,7 @@ pub fn judge(shared: &Shared, context: &mut Context, piece: &[u8], end: bool) ->
         // ends behind its prelude.
         Verdict::Aborted => Some(Cause::Aborted),
         Verdict::Failed(code) if code < 500 => None,
-        Verdict::Failed(_) => Some(Cause::Failed),
+        Verdict::Failed(_) | Verdict::EngineDead => Some(Cause::Failed),
     };
     if let Some(cause) = cause {
         // A 500 that the engine gave to this request is its answer, whoever else might give another.
