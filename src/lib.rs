@@ -20,7 +20,7 @@
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt route retry pick reply aggregate config breaker local exchange sessions
+//! L1   prompt route retry pick reply sse aggregate config breaker local exchange sessions
 //! L1   cache dice engine replay sim                     pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
@@ -52,4 +52,5 @@ pub mod reply;
 pub mod retry;
 pub mod route;
 pub mod sim;
+pub mod sse;
 pub mod state;

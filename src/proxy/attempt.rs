@@ -263,6 +263,7 @@ fn failure_of(
         // No code is one of success.
         Verdict::Failed(code) => Some(code.max(400)),
         Verdict::Leaving => Some(503),
+        Verdict::EngineDead => Some(500),
         Verdict::Wait | Verdict::Accept | Verdict::Aborted => None,
     };
     match verdict {
@@ -271,6 +272,7 @@ fn failure_of(
         Verdict::Aborted if request.only.is_some() => None,
         Verdict::Aborted => Some(AttemptFailure::Aborted),
         Verdict::Leaving => Some(AttemptFailure::Leaving),
+        Verdict::EngineDead => Some(AttemptFailure::EngineDead),
         Verdict::Failed(code) if code < 500 => None,
         Verdict::Failed(_) => Some(AttemptFailure::EngineError),
     }

@@ -5,6 +5,8 @@
 
 use serde_json::{Value, json};
 
+pub use crate::sse::Tail;
+
 /// How a stream's events look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -54,32 +56,6 @@ pub fn response_error(error: Value, number: Option<u64>) -> String {
     format!("event: error\ndata: {event}\n\n")
 }
 
-/// Follows where a stream stands, so that an event of ours is not put into the middle of another: by the
-/// last two bytes that are no carriage return.
-#[derive(Clone, Copy, Debug)]
-pub struct Tail {
-    last: [u8; 2],
-}
-
-impl Default for Tail {
-    fn default() -> Self {
-        Tail { last: *b"\n\n" }
-    }
-}
-
-impl Tail {
-    pub fn feed(&mut self, piece: &[u8]) {
-        let mut ends = piece.iter().rev().filter(|byte| **byte != b'\r');
-        let (Some(last), before) = (ends.next(), ends.next()) else { return };
-        self.last = [before.copied().unwrap_or(self.last[1]), *last];
-    }
-
-    /// Whether the last event has had its end.
-    pub fn between_events(&self) -> bool {
-        self.last == *b"\n\n"
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,26 +74,6 @@ mod tests {
             let event: Value = serde_json::from_str(event).unwrap();
             assert_eq!(event["type"], "error");
             assert_eq!(event["error"]["message"], "gone");
-        }
-    }
-
-    #[test]
-    fn a_stream_stands_between_events_after_an_empty_line_only() {
-        let mut tail = Tail::default();
-        assert!(tail.between_events());
-        for (piece, between) in [
-            ("data: 1\n\n", true),
-            ("data: 2\n", false),
-            ("\n", true),
-            ("data: 3\r\n\r\n", true),
-            ("data", false),
-            ("\n", false),
-            ("\r", false),
-            ("\n", true),
-            ("", true),
-        ] {
-            tail.feed(piece.as_bytes());
-            assert_eq!(tail.between_events(), between, "{piece:?}");
         }
     }
 }

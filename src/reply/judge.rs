@@ -1,26 +1,33 @@
 //! Whether the beginning of an answer is one to give to the client, or a sign that another upstream
 //! should be asked.
 //!
-//! vLLM says three things in answers that are about itself and not about the request: that it is shutting
-//! down (500), that it has aborted the request without generating anything (200), and that the engine
-//! failed after the head had gone out (an error as the first event). Each is known from a small beginning
-//! of the body, and nothing larger is ever held.
+//! vLLM says four things in answers that are about itself and not about the request: that it is shutting
+//! down (500), that its engine has died (500, or an error as the first event), that it has aborted the
+//! request without generating anything (200), and that the engine failed after the head had gone out (an
+//! error as the first event). Each is known from a small beginning of the body, and nothing larger is ever
+//! held.
 //!
 //! A stream's prelude says nothing yet: vLLM sends `response.created` before the prompt is read, and a
 //! chat's role or a `message_start` right before the first token, or before it gives up. The events of a
 //! prelude wait for the one behind them.
 
 use super::media_type;
-use super::sse::{is_error, value_of};
+use super::sse::is_error;
+use crate::sse::{Field, Lines, Piece, count_work};
 
 /// The most of a body that is looked at.
-const MOST: usize = 64 << 10;
+const MAX_SEEN_BYTES: usize = 64 << 10;
 
 /// An answer that is no stream and aborted at once is smaller than this.
-const SMALL: u64 = 8 << 10;
+const MAX_ABORTED_BYTES: u64 = 8 << 10;
 
 /// What vLLM answers to new requests while it shuts down.
 const SHUTTING_DOWN: &[u8] = b"cannot schedule new futures after shutdown";
+
+/// The message of vLLM's `EngineDeadError`, as a whole JSON string. Quoted in another text, its quotes would
+/// be escaped.
+const ENGINE_DEAD: &[u8] =
+    b"\"EngineCore encountered an issue. See stack trace (above) for the root cause.\"";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -32,6 +39,9 @@ pub enum Verdict {
     Leaving,
     /// Aborted without a token: the upstream is shutting down too.
     Aborted,
+    /// The upstream's engine has died, in an answer of status 500 or in the first event of a stream. Every
+    /// other request would get the same until the upstream's process has restarted.
+    EngineDead,
     /// The first event is an error, with this code: below 500 it is of the request.
     Failed(u16),
 }
@@ -40,108 +50,138 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Judge {
     kind: Kind,
-    seen: Vec<u8>,
+    /// How many bytes of the body were looked at.
+    seen_bytes: usize,
 }
 
 #[derive(Debug)]
 enum Kind {
     /// A server error, whose whole text is needed.
-    Error,
-    Stream(Lines),
+    Error(Vec<u8>),
+    Stream {
+        lines: Lines,
+        name: EventName,
+    },
     /// Small enough to be looked at whole.
-    Small,
+    Small(Vec<u8>),
     /// Its first byte is enough.
     Plain,
 }
 
-/// Where the look at the lines of a stream's beginning stands.
-#[derive(Debug, Default)]
-struct Lines {
-    /// The first line that has not come whole.
-    next: usize,
-    /// The name of the present event.
-    name: std::ops::Range<usize>,
+/// The name of an event, as far as it matters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum EventName {
+    #[default]
+    None,
+    Error,
+    /// Of an event that comes before the engine has read the prompt, or says nothing of the answer.
+    Prelude,
+    MessageDelta,
+    ResponseCompleted,
+    Other,
 }
 
 impl Judge {
     pub fn new(status: u16, content_type: Option<&str>, length: Option<u64>) -> Self {
         let media = media_type(content_type);
         let kind = match (status, media) {
-            (500, _) => Kind::Error,
-            (200, media) if media.eq_ignore_ascii_case("text/event-stream") => Kind::Stream(Lines::default()),
+            (500, _) => Kind::Error(Vec::new()),
+            (200, media) if media.eq_ignore_ascii_case("text/event-stream") => {
+                Kind::Stream { lines: Lines::new(MAX_SEEN_BYTES), name: EventName::None }
+            }
             (200, media)
-                if media.eq_ignore_ascii_case("application/json") && length.is_some_and(|l| l <= SMALL) =>
+                if media.eq_ignore_ascii_case("application/json")
+                    && length.is_some_and(|length| length <= MAX_ABORTED_BYTES) =>
             {
-                Kind::Small
+                Kind::Small(Vec::new())
             }
             _ => Kind::Plain,
         };
-        Judge { kind, seen: Vec::new() }
+        Judge { kind, seen_bytes: 0 }
     }
 
     /// Takes the next piece of the body; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Verdict {
-        match self.kind {
-            Kind::Plain if piece.is_empty() && !end => return Verdict::Wait,
-            Kind::Plain => return Verdict::Accept,
-            Kind::Error | Kind::Small | Kind::Stream(_) => {}
-        }
-        let room = MOST - self.seen.len();
-        self.seen.extend_from_slice(&piece[..piece.len().min(room)]);
-        let over = end || self.seen.len() == MOST;
-        match &mut self.kind {
-            Kind::Error if has(&self.seen, SHUTTING_DOWN) => Verdict::Leaving,
-            Kind::Small if over && gave_up(&self.seen) => Verdict::Aborted,
-            Kind::Stream(lines) => match lines.look(&self.seen) {
-                Some(verdict) => verdict,
-                None if over => Verdict::Accept,
-                None => Verdict::Wait,
-            },
-            _ if over => Verdict::Accept,
-            _ => Verdict::Wait,
+        let room = MAX_SEEN_BYTES - self.seen_bytes;
+        let new = &piece[..piece.len().min(room)];
+        self.seen_bytes += new.len();
+        let is_over = end || self.seen_bytes == MAX_SEEN_BYTES;
+        let verdict = match &mut self.kind {
+            Kind::Plain if piece.is_empty() && !end => None,
+            Kind::Plain => Some(Verdict::Accept),
+            Kind::Error(text) => server_error(text, new),
+            Kind::Small(text) => {
+                text.extend_from_slice(new);
+                (is_over && gave_up(text)).then_some(Verdict::Aborted)
+            }
+            Kind::Stream { lines, name } => stream(lines, name, new),
+        };
+        verdict.unwrap_or(if is_over { Verdict::Accept } else { Verdict::Wait })
+    }
+}
+
+impl EventName {
+    fn of(name: &[u8]) -> Self {
+        match name {
+            b"" => EventName::None,
+            b"error" => EventName::Error,
+            b"response.created"
+            | b"response.queued"
+            | b"response.in_progress"
+            | b"message_start"
+            | b"ping" => EventName::Prelude,
+            b"message_delta" => EventName::MessageDelta,
+            b"response.completed" => EventName::ResponseCompleted,
+            _ => EventName::Other,
         }
     }
 }
 
-impl Lines {
-    /// Looks at what has come whole since the last look: the verdict of the first event that says something.
-    fn look(&mut self, seen: &[u8]) -> Option<Verdict> {
-        while let Some(length) = memchr::memchr2(b'\n', b'\r', &seen[self.next..]) {
-            let (start, end) = (self.next, self.next + length);
-            self.next = end + 1;
-            let line = &seen[start..end];
-            // A mark of the byte order may stand before the first.
-            let line = if start == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
-            if line.is_empty() {
-                // The second half of a line's end is no line.
-                let half = seen[end] == b'\n' && seen[..start].last() == Some(&b'\r');
-                self.name = if half { self.name.clone() } else { 0..0 };
-            } else if let Some(name) = value_of(line, b"event") {
-                self.name = end - name.len()..end;
-            } else if let Some(data) = value_of(line, b"data") {
-                let verdict = event(&seen[self.name.clone()], data);
+/// What the text of a 500 says, which has `new` behind what it had.
+fn server_error(text: &mut Vec<u8>, new: &[u8]) -> Option<Verdict> {
+    let old = text.len();
+    text.extend_from_slice(new);
+    // What was looked at before cannot have more than the beginning of the words.
+    let not_seen = |words: &[u8]| old.saturating_sub(words.len() - 1);
+    if has(&text[not_seen(SHUTTING_DOWN)..], SHUTTING_DOWN) {
+        return Some(Verdict::Leaving);
+    }
+    let start = not_seen(ENGINE_DEAD);
+    is_engine_dead(text, start).then_some(Verdict::EngineDead)
+}
+
+/// The verdict of the first event that says something, when it came with the next piece.
+fn stream(lines: &mut Lines, name: &mut EventName, piece: &[u8]) -> Option<Verdict> {
+    let mut rest = piece;
+    while let Some(piece) = lines.next(&mut rest) {
+        // Nothing is looked at that is as long as a line beyond the cap.
+        let Piece::Line(line) = piece else { continue };
+        match line.field() {
+            Field::Empty => *name = EventName::None,
+            Field::Event(value) => *name = EventName::of(value),
+            Field::Data(data) => {
+                let verdict = event(*name, data);
                 if verdict.is_some() {
                     return verdict;
                 }
             }
+            Field::Comment | Field::Other => {}
         }
-        None
     }
+    None
 }
 
 /// What an event says; `None` for one of the prelude.
-fn event(name: &[u8], data: &[u8]) -> Option<Verdict> {
+fn event(name: EventName, data: &[u8]) -> Option<Verdict> {
     let role = || has(data, b"\"role\":\"assistant\"") && has(data, b"\"content\":\"\"");
     match name {
-        b"error" => Some(failed(data)),
+        EventName::Error => Some(failed(data)),
         _ if is_error(data) => Some(failed(data)),
-        b"response.created" | b"response.queued" | b"response.in_progress" | b"message_start" | b"ping" => {
-            None
-        }
-        b"" if role() && has(data, b"\"finish_reason\":null") => None,
-        b"message_delta" if has(data, b"\"stop_reason\":null") => Some(Verdict::Aborted),
-        b"" if has(data, ABORT) && !has_text(data) => Some(Verdict::Aborted),
-        b"response.completed" if gave_up(data) => Some(Verdict::Aborted),
+        EventName::Prelude => None,
+        EventName::None if role() && has(data, b"\"finish_reason\":null") => None,
+        EventName::MessageDelta if has(data, b"\"stop_reason\":null") => Some(Verdict::Aborted),
+        EventName::None if has(data, ABORT) && !has_text(data) => Some(Verdict::Aborted),
+        EventName::ResponseCompleted if gave_up(data) => Some(Verdict::Aborted),
         _ => Some(Verdict::Accept),
     }
 }
@@ -161,6 +201,7 @@ fn gave_up(text: &[u8]) -> bool {
 }
 
 fn has(text: &[u8], what: &[u8]) -> bool {
+    count_work(text.len());
     memchr::memmem::find(text, what).is_some()
 }
 
@@ -180,12 +221,27 @@ fn failed(text: &[u8]) -> Verdict {
     });
     let code = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(500);
     // The words may be a client's own, said back to it in an error of its request.
-    if code >= 500 && has(text, SHUTTING_DOWN) { Verdict::Leaving } else { Verdict::Failed(code) }
+    match code {
+        500.. if has(text, SHUTTING_DOWN) => Verdict::Leaving,
+        500.. if is_engine_dead(text, 0) => Verdict::EngineDead,
+        _ => Verdict::Failed(code),
+    }
+}
+
+/// Whether a message behind `start` is that of an engine that has died.
+fn is_engine_dead(text: &[u8], start: usize) -> bool {
+    count_work(text.len() - start);
+    memchr::memmem::find_iter(&text[start..], ENGINE_DEAD).any(|at| {
+        let before = text[..start + at].trim_ascii_end();
+        let key = before.strip_suffix(b":").map(<[u8]>::trim_ascii_end);
+        key.is_some_and(|key| key.ends_with(b"\"message\""))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sse::tests::assert_linear;
 
     fn whole(status: u16, kind: &str, body: &str) -> Verdict {
         let mut judge = Judge::new(status, Some(kind), Some(body.len() as u64));
@@ -283,6 +339,76 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_engine_is_told_from_other_errors() {
+        const TEXT: &str = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
+        let error = |message: &str, code: &str| {
+            let kind = r#""type":"InternalServerError","param":null"#;
+            format!(r#"{{"error":{{"message":"{message}",{kind},"code":{code}}}}}"#)
+        };
+        let quoted = format!(r#"cannot read \"message\":\"{TEXT}\""#);
+        let anthropic = |text: &str| {
+            format!(r#"{{"type":"error","error":{{"type":"internal_error","message":"{text}"}}}}"#)
+        };
+        for (body, json, first_event) in [
+            (error(TEXT, "500"), Verdict::EngineDead, Verdict::EngineDead),
+            (error(TEXT, "503"), Verdict::EngineDead, Verdict::EngineDead),
+            (error(TEXT, "400"), Verdict::EngineDead, Verdict::Failed(400)),
+            (error(TEXT, "500").replace(":", ": "), Verdict::EngineDead, Verdict::EngineDead),
+            (anthropic(TEXT), Verdict::EngineDead, Verdict::EngineDead),
+            (
+                format!(r#"{{"object":"error","message":"{TEXT}","code":500}}"#),
+                Verdict::EngineDead,
+                Verdict::Accept,
+            ),
+            (error(&TEXT[..40], "500"), Verdict::Accept, Verdict::Failed(500)),
+            (error(&format!("{TEXT} Again."), "500"), Verdict::Accept, Verdict::Failed(500)),
+            (error(&format!("Not so: {TEXT}"), "500"), Verdict::Accept, Verdict::Failed(500)),
+            (error(&quoted, "500"), Verdict::Accept, Verdict::Failed(500)),
+            (
+                format!(r#"{{"error":{{"message":"x","param":"{TEXT}","code":500}}}}"#),
+                Verdict::Accept,
+                Verdict::Failed(500),
+            ),
+            (error("other", "500"), Verdict::Accept, Verdict::Failed(500)),
+            (TEXT.to_owned(), Verdict::Accept, Verdict::Accept),
+        ] {
+            let event = format!("data: {body}\n\n");
+            let cases = [
+                (500, "application/json", &body, json),
+                (200, SSE, &event, first_event),
+                (404, "application/json", &body, Verdict::Accept),
+                (503, "application/json", &body, Verdict::Accept),
+            ];
+            for (status, kind, text, verdict) in cases {
+                assert_eq!(whole(status, kind, text), verdict, "{status} {text}");
+                for size in [1, 50] {
+                    let mut judge = Judge::new(status, Some(kind), Some(text.len() as u64));
+                    let pieces = text.as_bytes().chunks(size).map(|piece| (piece, false));
+                    let mut verdicts =
+                        pieces.chain([(&b""[..], true)]).map(|(piece, end)| judge.feed(piece, end));
+                    let cut = verdicts.find(|verdict| *verdict != Verdict::Wait);
+                    assert_eq!(cut, Some(verdict), "{status} {text} in pieces of {size}");
+                }
+            }
+        }
+        let later = format!("data: {{\"choices\":[]}}\n\ndata: {}\n\n", error(TEXT, "500"));
+        assert_eq!(whole(200, SSE, &later), Verdict::Accept, "the client has had a part of the answer");
+    }
+
+    #[test]
+    fn the_cost_of_a_byte_is_bounded() {
+        for (status, kind) in [(500, "application/json"), (200, SSE)] {
+            // Of the words that it looks for, each byte may be the last.
+            assert_linear(200, || {
+                let mut judge = Judge::new(status, Some(kind), None);
+                Box::new(move |chunk| {
+                    judge.feed(chunk, false);
+                })
+            });
+        }
+    }
+
+    #[test]
     fn comments_and_cut_events_wait_and_nothing_large_is_held() {
         let mut judge = Judge::new(200, Some(SSE), None);
         assert_eq!(judge.feed(b": keep-alive\n\n", false), Verdict::Wait);
@@ -291,13 +417,14 @@ mod tests {
 
         // What begins an answer may be as long as the request that it repeats.
         let mut judge = Judge::new(200, Some(SSE), None);
-        let long = format!("event: response.created\ndata: {}\n\n", "x".repeat(MOST));
+        let long = format!("event: response.created\ndata: {}\n\n", "x".repeat(MAX_SEEN_BYTES));
         assert_eq!(judge.feed(long.as_bytes(), false), Verdict::Accept);
 
         let mut judge = Judge::new(500, Some("text/plain"), None);
-        assert_eq!(judge.feed(&vec![b'x'; MOST - 1], false), Verdict::Wait);
+        assert_eq!(judge.feed(&vec![b'x'; MAX_SEEN_BYTES - 1], false), Verdict::Wait);
         assert_eq!(judge.feed(b"xx", false), Verdict::Accept);
-        assert!(judge.seen.capacity() <= 2 * MOST);
+        let Kind::Error(text) = &judge.kind else { panic!("{judge:?}") };
+        assert!(text.capacity() <= 2 * MAX_SEEN_BYTES);
 
         let mut judge = Judge::new(200, Some("application/json"), Some(1 << 20));
         assert_eq!(judge.feed(b"", false), Verdict::Wait);

@@ -1,33 +1,38 @@
-//! Server-sent events, told apart while they pass by in chunks that are cut anywhere.
+//! How far a stream of events has come: its first event, and how many are whole.
 //!
-//! A line ends at `\n`, `\r\n` or `\r` and at nothing else: JSON may hold any other kind of line end.
 //! A line that begins with a colon is a comment; vLLM sends such to keep a connection open while the
 //! model has yet to say something, so comments are no sign of life of the request. An event is there with
 //! its first whole `data` line: that is when a client can act on it.
 //!
-//! State is a few numbers and the first bytes of one line.
+//! State is a few flags and the first bytes of one line.
 
 use super::First;
+use crate::sse::{Field, Line, Lines, Piece};
 
 /// Enough of a line to know its field, and an error by the beginning of its data.
-const HEAD_BYTES: usize = 64;
+const MAX_HEAD_BYTES: usize = 64;
 
 /// Follows one stream of events.
 #[derive(Clone, Debug)]
 pub struct Events {
-    /// The beginning of the line in progress.
-    head: [u8; HEAD_BYTES],
-    head_length: usize,
-    /// The last chunk ended with `\r`: a `\n` that follows belongs to it.
-    after_return: bool,
+    lines: Lines,
+    /// What the line in progress says, when it is longer than its head.
+    long: LineSign,
     /// The event in progress has data.
     has_data: bool,
     /// The event in progress is called `error`.
     is_error: bool,
-    /// No line has ended yet: a byte-order mark may stand here.
-    first_line: bool,
     first: Option<First>,
     whole: u64,
+}
+
+/// What a line means for the event in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LineSign {
+    Nothing,
+    End,
+    Name { is_error: bool },
+    Data { is_error: bool },
 }
 
 impl Default for Events {
@@ -39,12 +44,10 @@ impl Default for Events {
 impl Events {
     pub fn new() -> Self {
         Events {
-            head: [0; HEAD_BYTES],
-            head_length: 0,
-            after_return: false,
+            lines: Lines::new(MAX_HEAD_BYTES),
+            long: LineSign::Nothing,
             has_data: false,
             is_error: false,
-            first_line: true,
             first: None,
             whole: 0,
         }
@@ -62,65 +65,56 @@ impl Events {
 
     /// Whether the stream stands between two events, where it can be cut, or an event of our own be put in.
     pub fn between_events(&self) -> bool {
-        self.head_length == 0 && !self.has_data && !self.is_error
+        self.lines.is_between_lines() && !self.has_data && !self.is_error
     }
 
     /// Takes note of the next chunk.
     pub fn feed(&mut self, chunk: &[u8]) {
         let mut rest = chunk;
-        if std::mem::take(&mut self.after_return) {
-            if rest.is_empty() {
-                self.after_return = true;
-            }
-            rest = rest.strip_prefix(b"\n").unwrap_or(rest);
-        }
-        while let Some(end) = memchr::memchr2(b'\n', b'\r', rest) {
-            self.append(&rest[..end]);
-            self.end_line();
-            let (line_end, tail) = (rest[end], &rest[end + 1..]);
-            self.after_return = line_end == b'\r' && tail.is_empty();
-            rest = match tail.strip_prefix(b"\n") {
-                Some(after) if line_end == b'\r' => after,
-                _ => tail,
+        while let Some(piece) = self.lines.next(&mut rest) {
+            let sign = match piece {
+                Piece::LineFeed => continue,
+                Piece::Line(line) => LineSign::of(&line),
+                Piece::Long { part, begins, ends } => {
+                    if begins {
+                        self.long = LineSign::of(&part);
+                    }
+                    if !ends {
+                        continue;
+                    }
+                    self.long
+                }
             };
-        }
-        self.append(rest);
-    }
-
-    fn append(&mut self, bytes: &[u8]) {
-        let length = bytes.len().min(HEAD_BYTES - self.head_length);
-        self.head[self.head_length..self.head_length + length].copy_from_slice(&bytes[..length]);
-        self.head_length += length;
-    }
-
-    fn end_line(&mut self) {
-        let head = self.head;
-        let mut line = &head[..std::mem::take(&mut self.head_length)];
-        if std::mem::take(&mut self.first_line) {
-            line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
-        }
-        if line.is_empty() {
-            self.whole += u64::from(self.has_data);
-            self.has_data = false;
-            self.is_error = false;
-        } else if let Some(name) = value_of(line, b"event") {
-            self.is_error = name == b"error";
-        } else if let Some(data) = value_of(line, b"data") {
-            self.has_data = true;
-            let error = self.is_error || is_error(data);
-            self.first.get_or_insert(if error { First::Error } else { First::Event });
+            match sign {
+                LineSign::Nothing => {}
+                LineSign::End => {
+                    self.whole += u64::from(self.has_data);
+                    self.has_data = false;
+                    self.is_error = false;
+                }
+                LineSign::Name { is_error } => self.is_error = is_error,
+                LineSign::Data { is_error } => {
+                    self.has_data = true;
+                    let is_error = self.is_error || is_error;
+                    self.first.get_or_insert(if is_error { First::Error } else { First::Event });
+                }
+            }
         }
     }
 }
 
-/// What a line gives a field: all after the colon, but for one space.
-pub fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
-    let rest = line.strip_prefix(field)?;
-    if rest.is_empty() {
-        return Some(rest);
+impl LineSign {
+    /// By the beginning of the line.
+    fn of(line: &Line<'_>) -> Self {
+        match line.field() {
+            Field::Empty => LineSign::End,
+            Field::Comment | Field::Other => LineSign::Nothing,
+            Field::Event(name) => LineSign::Name { is_error: name == b"error" },
+            Field::Data(data) => {
+                LineSign::Data { is_error: is_error(&data[..data.len().min(MAX_HEAD_BYTES)]) }
+            }
+        }
     }
-    let value = rest.strip_prefix(b":")?;
-    Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
 /// Whether data begins as vLLM's errors do: `{"error":`, or `{"type":"error"` as Anthropic's.
@@ -148,6 +142,7 @@ mod tests {
     use proptest::sample::{Index, select};
 
     use super::*;
+    use crate::sse::tests::assert_linear;
 
     fn fed(stream: &[u8]) -> Events {
         let mut events = Events::new();
@@ -274,6 +269,14 @@ mod tests {
             }
         }
         (first, whole)
+    }
+
+    #[test]
+    fn the_cost_of_a_byte_is_bounded() {
+        assert_linear(4, || {
+            let mut events = Events::new();
+            Box::new(move |chunk| events.feed(chunk))
+        });
     }
 
     proptest! {

@@ -31,6 +31,7 @@ use memchr::memmem::Finder;
 
 use self::json::Document;
 use super::media_type;
+use crate::sse::{Lines, Piece, count_work};
 
 /// Numbers of tokens; what is unknown is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,19 +64,21 @@ enum Form {
     /// One document of JSON.
     Document,
     /// A stream of events, of which each line of data is a document.
-    Events(Line),
+    Events {
+        lines: Lines,
+        /// The line in progress is one of data, and is read in pieces.
+        is_data: bool,
+    },
 }
 
-/// Where in a line of a stream the last chunk ended.
-#[derive(Clone, Copy, Debug)]
-enum Line {
-    /// So much of [`DATA`] has come.
-    Begin(usize),
-    Data,
-    Other,
-}
+/// A byte-order mark and `data:`: whether a line is one of data. What follows is read as it comes.
+const MAX_HEAD_BYTES: usize = 8;
 
-const DATA: &[u8] = b"data:";
+/// The shortest of the words that tell that an event may say something.
+const MIN_WORD_BYTES: usize = "\"usage\"".len();
+
+/// Up to here, a chunk in which one event says something is read without a search in each of its events.
+const MAX_READ_BYTES: usize = 1 << 10;
 
 /// What the documents have said so far.
 #[derive(Debug, Default)]
@@ -104,7 +107,7 @@ impl Meter {
     pub fn of(content_type: Option<&str>) -> Option<Self> {
         let media = media_type(content_type);
         let form = if media.eq_ignore_ascii_case("text/event-stream") {
-            Form::Events(Line::Begin(0))
+            Form::Events { lines: Lines::new(MAX_HEAD_BYTES), is_data: false }
         } else if media.eq_ignore_ascii_case("application/json") {
             Form::Document
         } else {
@@ -115,19 +118,42 @@ impl Meter {
 
     /// Takes note of the next chunk.
     pub fn feed(&mut self, chunk: &[u8]) {
-        let Form::Events(mut line) = self.form else {
+        let Form::Events { lines, is_data } = &mut self.form else {
             return self.document.feed(chunk, &mut self.found);
         };
         let mut rest = chunk;
-        while let Some(end) = memchr::memchr2(b'\n', b'\r', rest) {
-            match line {
-                Line::Begin(0) => self.whole_line(&rest[..end]),
-                _ => drop(self.part(line, &rest[..end])),
+        // Most chunks are whole events that say nothing that is kept: one search finds that out.
+        let (mut may_skip, mut is_told) = (self.found.id.is_some(), false);
+        loop {
+            if may_skip && lines.is_between_lines() {
+                may_skip = false;
+                let (front, behind) = lines.split_whole(rest);
+                if tells(front) {
+                    is_told = front.len() <= MAX_READ_BYTES;
+                } else {
+                    lines.skip(front);
+                    rest = behind;
+                }
             }
-            line = Line::Begin(0);
-            rest = &rest[end + 1..];
+            let Some(piece) = lines.next(&mut rest) else { return };
+            match piece {
+                // Too short to say anything, or the end of a line that was cut.
+                Piece::Line(_) | Piece::LineFeed => {}
+                Piece::Long { part, begins: true, ends } => {
+                    let data = part.data().map(|span| &part.raw()[span]);
+                    *is_data = !ends && data.is_some();
+                    let is_read = |data: &&[u8]| !ends || is_told || self.found.id.is_none() || tells(data);
+                    if let Some(data) = data.filter(is_read) {
+                        self.document = Document::default();
+                        self.document.feed(data, &mut self.found);
+                    }
+                }
+                Piece::Long { part, begins: false, .. } if *is_data => {
+                    self.document.feed(part.text(), &mut self.found);
+                }
+                Piece::Long { .. } => {}
+            }
         }
-        self.form = Form::Events(self.part(line, rest));
     }
 
     /// What is known by now.
@@ -150,39 +176,7 @@ impl Meter {
 
     /// What a stream failed by. A document has a status for that.
     pub fn failure(&self) -> Option<Failure> {
-        self.found.failure.filter(|_| matches!(self.form, Form::Events(_)))
-    }
-
-    fn whole_line(&mut self, line: &[u8]) {
-        if let Some(data) = line.strip_prefix(DATA)
-            && (self.found.id.is_none() || tells(data))
-        {
-            self.document = Document::default();
-            self.document.feed(data, &mut self.found);
-        }
-    }
-
-    /// Takes a piece of a line, and tells where in the line it ends.
-    fn part(&mut self, line: Line, piece: &[u8]) -> Line {
-        match line {
-            Line::Other => Line::Other,
-            Line::Data => {
-                self.document.feed(piece, &mut self.found);
-                Line::Data
-            }
-            Line::Begin(come) => {
-                let length = piece.len().min(DATA.len() - come);
-                let (beginning, data) = piece.split_at(length);
-                if !DATA[come..].starts_with(beginning) {
-                    return Line::Other;
-                }
-                if come + length < DATA.len() {
-                    return Line::Begin(come + length);
-                }
-                self.document = Document::default();
-                self.part(Line::Data, data)
-            }
-        }
+        self.found.failure.filter(|_| matches!(self.form, Form::Events { .. }))
     }
 }
 
@@ -194,7 +188,8 @@ fn tells(data: &[u8]) -> bool {
         let mut ends = word.find_iter(data).map(|at| at + word.needle().len());
         ends.any(|end| !data[end..].starts_with(b":null"))
     };
-    WORDS.iter().any(is_said)
+    count_work(data.len());
+    data.len() > MIN_WORD_BYTES && WORDS.iter().any(is_said)
 }
 
 // === impl Found ===

@@ -28,6 +28,7 @@ use super::json::{self, Object};
 use super::rewrite::Asked;
 use super::splice::{Splices, write};
 use super::table::Plan;
+use crate::sse::{Line, Lines, Piece, count_work};
 
 /// The longest line of a stream that is edited as a whole.
 pub const EVENT: usize = 16 << 20;
@@ -48,18 +49,18 @@ pub struct Asker<'a> {
 #[derive(Debug)]
 pub struct Answer {
     edit: Edit,
-    /// What is held: a line of a stream, or all there is.
-    held: Vec<u8>,
     way: Way,
 }
 
 #[derive(Debug)]
 enum Way {
-    /// Lines of events.
-    Events,
-    /// A line that is too long has its names changed as it goes by.
-    LongLine(Renamer),
-    Whole,
+    Events {
+        lines: Lines,
+        /// A line that is too long has its names changed as it goes by.
+        long: Option<Renamer>,
+    },
+    /// All that has come is held.
+    Whole(Vec<u8>),
     Flowing(Renamer),
 }
 
@@ -104,16 +105,16 @@ impl Answer {
         };
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let way = if kind.starts_with("text/event-stream") {
-            Way::Events
+            Way::Events { lines: Lines::new(EVENT), long: None }
         } else if !kind.starts_with("application/json") {
             return None;
         } else if edit.chat || !good {
-            Way::Whole
+            Way::Whole(Vec::new())
         } else {
             Way::Flowing(Renamer::new(edit.client_name()))
         };
         let edits = edit.names.is_some() || edit.chat;
-        edits.then(|| Answer { edit, held: Vec::new(), way })
+        edits.then_some(Answer { edit, way })
     }
 
     /// Takes the next piece of the body, and gives what can go on; `end`: it is the last.
@@ -121,81 +122,37 @@ impl Answer {
         let mut out = Vec::with_capacity(piece.len());
         match &mut self.way {
             Way::Flowing(renamer) => renamer.feed(piece, &mut out),
-            Way::Whole => self.whole(piece, end, &mut out),
-            Way::Events | Way::LongLine(_) => self.events(piece, end, &mut out),
+            Way::Whole(held) => {
+                held.extend_from_slice(piece);
+                if held.len() > WHOLE {
+                    let mut renamer = Renamer::new(self.edit.client_name());
+                    renamer.feed(held, &mut out);
+                    self.way = Way::Flowing(renamer);
+                } else if end {
+                    self.edit.whole(&std::mem::take(held), &mut out);
+                }
+            }
+            Way::Events { lines, long } => {
+                let mut rest = piece;
+                while let Some(piece) = lines.next(&mut rest) {
+                    match piece {
+                        Piece::Line(line) => self.edit.line(&line, &mut out),
+                        Piece::LineFeed => out.extend_from_slice(piece.raw()),
+                        Piece::Long { part, ends, .. } => {
+                            let renamer = long.get_or_insert_with(|| Renamer::new(self.edit.client_name()));
+                            renamer.feed(part.raw(), &mut out);
+                            if ends {
+                                *long = None;
+                            }
+                        }
+                    }
+                }
+                if let Some(line) = end.then(|| lines.finish()).flatten() {
+                    self.edit.line(&line, &mut out);
+                }
+            }
         }
         out
-    }
-
-    fn whole(&mut self, piece: &[u8], end: bool, out: &mut Vec<u8>) {
-        self.held.extend_from_slice(piece);
-        if self.held.len() > WHOLE {
-            let mut renamer = Renamer::new(self.edit.client_name());
-            renamer.feed(&std::mem::take(&mut self.held), out);
-            self.way = Way::Flowing(renamer);
-        } else if end {
-            let held = std::mem::take(&mut self.held);
-            match self.edit.document(&held, "message") {
-                Became::Other(edited) => out.extend_from_slice(&edited),
-                // A list, or what only begins with a space.
-                Became::Same => Renamer::new(self.edit.client_name()).feed(&held, out),
-            }
-        }
-    }
-
-    fn events(&mut self, piece: &[u8], end: bool, out: &mut Vec<u8>) {
-        let mut rest = piece;
-        while let Some(length) = memchr::memchr(b'\n', rest) {
-            let (line, after) = rest.split_at(length + 1);
-            rest = after;
-            if self.held.is_empty() && matches!(self.way, Way::Events) {
-                self.line(line, out);
-            } else {
-                self.part_of_line(line, out);
-                self.end_of_line(out);
-            }
-        }
-        self.part_of_line(rest, out);
-        if end {
-            self.end_of_line(out);
-        }
-    }
-
-    fn end_of_line(&mut self, out: &mut Vec<u8>) {
-        let held = std::mem::take(&mut self.held);
-        match self.way {
-            Way::LongLine(_) => self.way = Way::Events,
-            _ => self.line(&held, out),
-        }
-    }
-
-    /// Bytes of a line whose end may not have come.
-    fn part_of_line(&mut self, part: &[u8], out: &mut Vec<u8>) {
-        if let Way::LongLine(renamer) = &mut self.way {
-            renamer.feed(part, out);
-            return;
-        }
-        self.held.extend_from_slice(part);
-        if self.held.len() > EVENT {
-            let mut renamer = Renamer::new(self.edit.client_name());
-            renamer.feed(&std::mem::take(&mut self.held), out);
-            self.way = Way::LongLine(renamer);
-        }
-    }
-
-    /// A line with its end.
-    fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        let data = line.strip_prefix(b"data:").map(|data| json::skip_space(data, 0));
-        let start = data.map_or(line.len(), |space| 5 + space);
-        let end = start + line[start..].trim_ascii_end().len();
-        match self.edit.document(&line[start..end], "delta") {
-            Became::Same => out.extend_from_slice(line),
-            Became::Other(edited) => {
-                out.extend_from_slice(&line[..start]);
-                out.extend_from_slice(&edited);
-                out.extend_from_slice(&line[end..]);
-            }
-        }
     }
 }
 
@@ -224,8 +181,34 @@ impl Edit {
         self.names.as_ref().map(|names| names.client.clone())
     }
 
+    /// An answer that is no stream.
+    fn whole(&mut self, body: &[u8], out: &mut Vec<u8>) {
+        match self.document(body, "message") {
+            Became::Other(edited) => out.extend_from_slice(&edited),
+            // A list, or what only begins with a space.
+            Became::Same => Renamer::new(self.client_name()).feed(body, out),
+        }
+    }
+
+    /// A line of a stream.
+    fn line(&mut self, line: &Line<'_>, out: &mut Vec<u8>) {
+        let raw = line.raw();
+        let data = line.data().unwrap_or(raw.len()..raw.len());
+        let start = data.start + json::skip_space(&raw[data.clone()], 0);
+        let end = start + raw[start..data.end].trim_ascii_end().len();
+        match self.document(&raw[start..end], "delta") {
+            Became::Same => out.extend_from_slice(raw),
+            Became::Other(edited) => {
+                out.extend_from_slice(&raw[..start]);
+                out.extend_from_slice(&edited);
+                out.extend_from_slice(&raw[end..]);
+            }
+        }
+    }
+
     /// One document: an answer, or the data of an event. A choice has its message in `message`.
     fn document(&mut self, bytes: &[u8], message: &str) -> Became {
+        count_work(bytes.len());
         // The end of a stream, and other data that is no object.
         if bytes.first() != Some(&b'{') {
             return Became::Same;

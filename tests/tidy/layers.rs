@@ -25,6 +25,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("retry", Level::Pure),
     ("pick", Level::Pure),
     ("reply", Level::Pure),
+    ("sse", Level::Pure),
     ("aggregate", Level::Pure),
     ("fleet::breaker", Level::Pure),
     ("config", Level::Pure),
@@ -48,6 +49,9 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("route", "prompt"),
     // A translated stream that cannot go on ends as any other does.
     ("route", "reply"),
+    // Both read streams of events.
+    ("reply", "sse"),
+    ("route", "sse"),
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
     ("config::types", "names"),

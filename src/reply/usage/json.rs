@@ -4,6 +4,7 @@
 //! quote, and between them only brackets are counted. A document that is none is read no further.
 
 use super::{Counts, Failure, Found};
+use crate::sse::count_work;
 
 /// The longest name or word that is kept.
 const WORD_BYTES: usize = 96;
@@ -113,6 +114,7 @@ impl Default for Document {
 impl Document {
     /// Takes the next piece.
     pub(super) fn feed(&mut self, piece: &[u8], found: &mut Found) {
+        count_work(piece.len());
         let mut rest = piece;
         while let Some(&byte) = rest.first() {
             rest = match self.place {

@@ -5,6 +5,7 @@ use proptest::sample::{Index, select};
 use serde_json::Value;
 
 use super::*;
+use crate::sse::tests::assert_linear;
 
 const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream; charset=utf-8";
@@ -168,6 +169,8 @@ fn a_stream_is_read_line_by_line() {
     for (stream, prompt) in [
         (format!("data: {}\r\n\r\n", real(1)), Some(1)),
         (format!("data:{}\r\r", real(1)), Some(1)),
+        (format!("\u{feff}data: {}\n\n", real(1)), Some(1)),
+        (format!("data: {}\r\rdata: {}\r\r", real(1), real(2)), Some(2)),
         (format!("data: {}", real(1)), Some(1)),
         (format!("event: x\ndata: {}\n\ndata: {}\n\ndata: [DONE]\n\n", real(1), real(2)), Some(2)),
         (format!("data: {}\n\ndata: {{\"usage\": null}}\n\n", real(1)), Some(1)),
@@ -179,6 +182,16 @@ fn a_stream_is_read_line_by_line() {
     ] {
         assert_eq!(whole(SSE, stream.as_bytes()).0.prompt_tokens, prompt, "{stream:?}");
         assert_eq!(pieces(SSE, stream.as_bytes().chunks(1)).0.prompt_tokens, prompt, "{stream:?}");
+    }
+}
+
+#[test]
+fn the_cost_of_a_byte_is_bounded() {
+    for kind in [SSE, JSON] {
+        assert_linear(8, || {
+            let mut meter = Meter::of(Some(kind)).unwrap();
+            Box::new(move |chunk| meter.feed(chunk))
+        });
     }
 }
 

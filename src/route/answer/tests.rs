@@ -7,6 +7,7 @@ use proptest::sample::{Index, select};
 use super::*;
 use crate::config::types::{Retry, RouteConfig, Timeouts};
 use crate::route::table::Table;
+use crate::sse::tests::assert_linear;
 
 const ALL: Asked = Asked { logprobs: true, token_ids: true };
 
@@ -52,6 +53,37 @@ fn an_event_goes_on_as_soon_as_its_line_is_whole() {
     assert_eq!(answer.feed(b"el\":\"served\"}\n", false), b"data: {\"model\":\"mine\"}\n");
     assert_eq!(answer.feed(b"\n: comment\n", false), b"\n: comment\n");
     assert_eq!(answer.feed(b"data: {\"model\":\"ser", true), b"data: {\"model\":\"ser");
+}
+
+#[test]
+fn an_event_with_any_line_ends_goes_on_as_soon_as_its_line_is_whole() {
+    for end in ["\n", "\r\n", "\r"] {
+        let mut answer = answer("text/event-stream", ALL);
+        for mark in ["\u{feff}", ""] {
+            let event = format!("{mark}data: {{\"model\":\"served\"}}{end}{end}");
+            let told = answer.feed(event.as_bytes(), false);
+            assert_eq!(String::from_utf8(told).unwrap(), event.replace("served", "mine"));
+        }
+    }
+    let mut answer = answer("text/event-stream", ALL);
+    for (piece, told) in [
+        ("data: {\"model\":", ""),
+        ("\"served\"}\r", "data: {\"model\":\"mine\"}\r"),
+        ("\n", "\n"),
+        ("\r", "\r"),
+        ("\ndata: {\"model\":\"served\"}\r\r", "\ndata: {\"model\":\"mine\"}\r\r"),
+        ("data: {\"model\":\"\u{2028}\"}\r", "data: {\"model\":\"mine\"}\r"),
+    ] {
+        assert_eq!(String::from_utf8(answer.feed(piece.as_bytes(), false)).unwrap(), told, "{piece:?}");
+    }
+}
+
+#[test]
+fn the_cost_of_a_byte_is_bounded() {
+    assert_linear(8, || {
+        let mut answer = answer("text/event-stream", ALL);
+        Box::new(move |chunk| drop(answer.feed(chunk, false)))
+    });
 }
 
 #[test]
@@ -107,6 +139,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
         ": comment",
         "",
         "\r",
+        "data: {\"model\":\"served\"}\r\rdata: {\"model\":\"served\"}\r",
         "data",
         "data: {\"model\":",
         "é",

@@ -14,13 +14,19 @@ use super::answer::{THOUGHTS, text};
 use super::form::{self, Form, Kind, Status, Tokens};
 use crate::reply::ending::{error_of, response_error};
 use crate::route::answer::{EVENT, Names, WHOLE};
+use crate::sse::{Field, Line, Lines, Piece};
 
 #[derive(Debug)]
 pub struct Stream {
+    lines: Lines,
+    response: ResponseEvents,
+}
+
+/// The response as far as it is told, and the events that tell more of it.
+#[derive(Debug)]
+struct ResponseEvents {
     form: Form,
     names: Option<Names>,
-    /// The beginning of a line.
-    held: Vec<u8>,
     /// Number of the next event.
     number: u64,
     /// What the engine calls its model, once a chunk has come.
@@ -72,10 +78,9 @@ const TOO_LONG: Broken = Broken("The upstream's answer is too long to be transla
 
 impl Stream {
     pub fn new(form: Form, names: Option<Names>) -> Self {
-        Stream {
+        let response = ResponseEvents {
             form,
             names,
-            held: Vec::new(),
             number: 0,
             served: None,
             open: Vec::new(),
@@ -89,63 +94,60 @@ impl Stream {
             over: false,
             broken: false,
             out: Vec::new(),
-        }
+        };
+        Stream { lines: Lines::new(EVENT), response }
     }
 
     /// Takes the next piece, and gives the events that it makes; the last of them says what is broken.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         if let Err(Broken(why)) = self.pieces(piece, end) {
-            self.error(error_of(why, 502));
-            self.broken = true;
+            self.response.error(error_of(why, 502));
+            self.response.broken = true;
         }
-        std::mem::take(&mut self.out)
+        std::mem::take(&mut self.response.out)
     }
 
     pub fn is_broken(&self) -> bool {
-        self.broken
+        self.response.broken
     }
 
     fn pieces(&mut self, piece: &[u8], end: bool) -> Result<(), Broken> {
+        let Stream { lines, response } = self;
         let mut rest = piece;
-        while let (false, Some(length)) = (self.over, memchr::memchr(b'\n', rest)) {
-            let (line, after) = rest.split_at(length);
-            rest = &after[1..];
-            if self.held.is_empty() {
-                self.line(line)?;
-            } else {
-                let mut held = std::mem::take(&mut self.held);
-                held.extend_from_slice(line);
-                self.line(&held)?;
+        while !response.over
+            && let Some(piece) = lines.next(&mut rest)
+        {
+            match piece {
+                Piece::Line(line) => response.line(&line)?,
+                Piece::Long { .. } => return Err(TOO_LONG),
+                Piece::LineFeed => {}
             }
         }
-        if self.over {
+        if response.over || !end {
             return Ok(());
         }
-        if self.held.len() + rest.len() > EVENT {
-            return Err(TOO_LONG);
+        if let Some(line) = lines.finish() {
+            response.line(&line)?;
         }
-        self.held.extend_from_slice(rest);
-        if !end {
-            return Ok(());
-        }
-        let held = std::mem::take(&mut self.held);
-        self.line(&held)?;
-        if self.over { Ok(()) } else { Err(ENDED) }
+        if response.over { Ok(()) } else { Err(ENDED) }
     }
+}
 
-    fn line(&mut self, line: &[u8]) -> Result<(), Broken> {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.first() == Some(&b':') {
-            // Says that somebody is there: to a client, or to what stands before it.
-            self.out.extend_from_slice(line);
-            self.out.extend_from_slice(b"\n\n");
-            return Ok(());
-        }
-        let Some(data) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else { return Ok(()) };
-        match data {
-            b"" => Ok(()),
-            b"[DONE]" => self.done(),
-            data => self.chunk(data),
+impl ResponseEvents {
+    fn line(&mut self, line: &Line<'_>) -> Result<(), Broken> {
+        match line.field() {
+            Field::Comment => {
+                // Says that somebody is there: to a client, or to what stands before it.
+                self.out.extend_from_slice(line.text());
+                self.out.extend_from_slice(b"\n\n");
+                Ok(())
+            }
+            Field::Data(data) => match data.trim_ascii() {
+                b"" => Ok(()),
+                b"[DONE]" => self.done(),
+                data => self.chunk(data),
+            },
+            Field::Empty | Field::Event(_) | Field::Other => Ok(()),
         }
     }
 

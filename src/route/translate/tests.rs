@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::route::answer::EVENT;
+use crate::sse::tests::assert_linear;
 
 const STREAM: Option<&str> = Some("text/event-stream; charset=utf-8");
 
@@ -88,7 +89,7 @@ proptest! {
     fn any_cuts_give_the_same_events(
         all in prop::collection::vec(said(), 0..12),
         finish in prop::sample::select(&["stop", "length", "tool_calls", "abort"][..]),
-        line_end in prop::sample::select(&["\n", "\r\n"][..]),
+        line_end in prop::sample::select(&["\n", "\r\n", "\r"][..]),
         mut cuts in prop::collection::vec(0..4000_usize, 0..12),
     ) {
         let chat = chat(&all, finish, line_end);
@@ -239,14 +240,24 @@ fn a_thought_that_nobody_can_read_is_no_turn() {
 
 #[test]
 fn every_event_goes_out_with_its_chunk() {
-    let mut exchange = exchange();
-    let chat = chat(&[Said::Thought("h".into()), Said::Word("w".into())], "stop", "\n");
-    let mut counts = Vec::new();
-    for line in chat.split_inclusive('\n').filter(|line| *line != "\n") {
-        counts.push(events(&exchange.feed(line.as_bytes(), false).unwrap().unwrap()).len());
+    for end in ['\n', '\r'] {
+        let mut exchange = exchange();
+        let chat = chat(&[Said::Thought("h".into()), Said::Word("w".into())], "stop", &end.to_string());
+        let mut counts = Vec::new();
+        for line in chat.split_inclusive(end).filter(|line| line.len() > 1) {
+            counts.push(events(&exchange.feed(line.as_bytes(), false).unwrap().unwrap()).len());
+        }
+        // Created, in progress, added, part, delta; done thrice and the same again; nothing; the ends.
+        assert_eq!(counts, [5, 6, 0, 4]);
     }
-    // Created, in progress, added, part, delta; done thrice and the same again; nothing; the ends.
-    assert_eq!(counts, [5, 6, 0, 4]);
+}
+
+#[test]
+fn the_cost_of_a_byte_is_bounded() {
+    assert_linear(4, || {
+        let mut exchange = exchange();
+        Box::new(move |chunk| drop(exchange.feed(chunk, false)))
+    });
 }
 
 #[test]

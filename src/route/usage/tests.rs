@@ -5,6 +5,7 @@ use proptest::sample::{Index, select};
 
 use super::super::refusal::{self, Refusal};
 use super::*;
+use crate::sse::tests::assert_linear;
 
 fn asking(body: &str, dialect: Dialect) -> Option<String> {
     let mut scanner = Scanner::new();
@@ -123,7 +124,7 @@ fn what_is_left_is_the_stream_that_was_not_asked() {
         (vec![USAGE], vec![]),
     ] {
         let (asked, wanted) = (events(&asked), events(&wanted));
-        for end in ["\n", "\r\n"] {
+        for end in ["\n", "\r\n", "\r"] {
             let (asked, wanted) = (asked.replace('\n', end), wanted.replace('\n', end));
             let told = fed(asked.as_bytes(), &[]).0;
             assert_eq!(String::from_utf8(told).unwrap(), wanted);
@@ -141,6 +142,26 @@ fn what_names_no_usage_is_not_copied() {
     let (told, copied) = fed(all.as_bytes(), &cuts);
     assert_eq!(copied, [false, false, true, false], "with the end of its choice, a stream is looked into");
     assert!(String::from_utf8(told).unwrap().ends_with("\"f\"}\n\ndata: [DONE]\n\n"));
+}
+
+#[test]
+fn events_with_any_line_ends_go_on_as_soon_as_they_are_whole() {
+    for end in ["\n", "\r\n", "\r"] {
+        let mut unasked = Unasked::default();
+        for (event, goes_on) in [(TALK, true), (END, false), (USAGE, true), ("data: [DONE]", true)] {
+            let event = format!("{event}{end}{end}");
+            let told = unasked.feed(event.as_bytes(), false);
+            assert_eq!(told.is_none_or(|told| !told.is_empty()), goes_on, "{event:?}");
+        }
+    }
+}
+
+#[test]
+fn the_cost_of_a_byte_is_bounded() {
+    assert_linear(8, || {
+        let mut unasked = Unasked::default();
+        Box::new(move |chunk| drop(unasked.feed(chunk, false)))
+    });
 }
 
 #[test]
@@ -168,7 +189,7 @@ fn streams() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let ends =
         select(vec![(vec![END, USAGE], vec![STAMPED]), (vec![END, BARE], vec![END]), (vec![], vec![])]);
     let done = any::<bool>();
-    (between, talk, ends, done, select(vec!["\n", "\r\n"]), select(vec!["data: ", "data:", "data:  "]))
+    (between, talk, ends, done, select(vec!["\n", "\r\n", "\r"]), select(vec!["data: ", "data:", "data:  "]))
         .prop_map(|(between, talk, (asked, plain), done, end, prefix)| {
             let whole = |ends: Vec<&str>| {
                 let last = done.then_some("data: [DONE]");

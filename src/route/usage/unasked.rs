@@ -14,6 +14,7 @@ use memchr::memmem::Finder;
 
 use crate::route::answer::EVENT;
 use crate::route::json::{self, Object, Span};
+use crate::sse::{Line, Lines, Piece, count_work};
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
 static FINISH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"finish_reason\""));
@@ -21,18 +22,37 @@ static FINISH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"finis
 const FINGERPRINT: &str = "system_fingerprint";
 
 /// One stream on its way. See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Unasked {
-    /// A line whose end has not come.
-    line: Vec<u8>,
+    lines: Lines,
+    removal: UsageRemoval,
+}
+
+/// What is held of a stream from which the chunk of usage is taken out.
+#[derive(Debug, Default)]
+struct UsageRemoval {
     /// The chunk that ended the choice, and what came behind it.
     ended: Vec<u8>,
     /// Where in `ended` the fingerprint would stand.
     seam: usize,
+    last: LastLine,
+}
+
+/// What became of the last line: a line end that was cut in two goes the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LastLine {
+    #[default]
+    Stays,
     /// The chunk was taken out; the empty line behind it goes too.
-    skip: bool,
-    /// A line that is too long goes by.
-    is_long: bool,
+    ChunkRemoved,
+    /// The empty line behind the chunk was taken out.
+    EndRemoved,
+}
+
+impl Default for Unasked {
+    fn default() -> Self {
+        Unasked { lines: Lines::new(EVENT), removal: UsageRemoval::default() }
+    }
 }
 
 // === impl Unasked ===
@@ -40,55 +60,63 @@ pub struct Unasked {
 impl Unasked {
     /// Takes the next piece, and gives what can go on; `None`: the piece as it is. `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Option<Vec<u8>> {
-        let at_ease = self.line.is_empty() && self.ended.is_empty() && !self.skip && !self.is_long;
-        if at_ease && (end || piece.is_empty() || piece.ends_with(b"\n")) && !is_of_interest(piece) {
+        let holds_nothing = self.removal.is_at_ease() && self.lines.is_between_lines();
+        if holds_nothing && (end || self.lines.are_whole_in(piece)) && !is_of_interest(piece) {
+            if !end {
+                self.lines.skip(piece);
+            }
             return None;
         }
-        let mut out = Vec::with_capacity(self.line.len() + self.ended.len() + piece.len());
+        let held = self.lines.held_bytes() + self.removal.ended.len();
+        let mut out = Vec::with_capacity(held + piece.len());
         let mut rest = piece;
-        while let Some(length) = memchr::memchr(b'\n', rest) {
-            let (line, after) = rest.split_at(length + 1);
-            rest = after;
-            if std::mem::take(&mut self.is_long) {
-                out.extend_from_slice(line);
-            } else if self.line.is_empty() {
-                self.whole_line(line, &mut out);
-            } else {
-                let mut whole = std::mem::take(&mut self.line);
-                whole.extend_from_slice(line);
-                self.whole_line(&whole, &mut out);
-            }
+        while let Some(piece) = self.lines.next(&mut rest) {
+            self.removal.take(&piece, &mut out);
         }
-        self.part_of_line(rest, &mut out);
+        if self.removal.last == LastLine::EndRemoved && !self.lines.may_await_line_feed() {
+            self.removal.last = LastLine::Stays;
+        }
         if end {
-            let line = std::mem::take(&mut self.line);
-            self.whole_line(&line, &mut out);
-            self.let_go(&mut out);
+            if let Some(line) = self.lines.finish() {
+                self.removal.line(&line, &mut out);
+            }
+            self.removal.let_go(&mut out);
         }
         Some(out)
     }
+}
 
-    fn part_of_line(&mut self, part: &[u8], out: &mut Vec<u8>) {
-        if self.is_long {
-            out.extend_from_slice(part);
-            return;
-        }
-        self.line.extend_from_slice(part);
-        if self.line.len() > EVENT {
-            self.let_go(out);
-            out.append(&mut self.line);
-            self.is_long = true;
+// === impl UsageRemoval ===
+
+impl UsageRemoval {
+    /// Nothing is held, and nothing more is to be taken out.
+    fn is_at_ease(&self) -> bool {
+        self.ended.is_empty() && self.last == LastLine::Stays
+    }
+
+    fn take(&mut self, piece: &Piece<'_>, out: &mut Vec<u8>) {
+        match piece {
+            Piece::Line(line) => self.line(line, out),
+            Piece::LineFeed if self.last == LastLine::Stays => self.put(piece.raw(), out),
+            Piece::LineFeed => {}
+            Piece::Long { .. } => {
+                self.last = LastLine::Stays;
+                self.let_go(out);
+                out.extend_from_slice(piece.raw());
+            }
         }
     }
 
-    fn whole_line(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        if std::mem::take(&mut self.skip) && matches!(line, b"\n" | b"\r\n") {
+    fn line(&mut self, line: &Line<'_>, out: &mut Vec<u8>) {
+        let raw = line.raw();
+        if std::mem::take(&mut self.last) == LastLine::ChunkRemoved && line.text().is_empty() {
+            self.last = LastLine::EndRemoved;
             return;
         }
-        let Some(data) = line.strip_prefix(b"data:") else { return self.put(line, out) };
+        let Some(data) = line.data() else { return self.put(raw, out) };
         // Whatever comes next, the chunk that ended the choice waits no longer.
-        let start = 5 + json::skip_space(data, 0);
-        let document = line[start..].trim_ascii_end();
+        let start = data.start + json::skip_space(&raw[data.clone()], 0);
+        let document = raw[start..data.end].trim_ascii_end();
         let object = Some(document).filter(|data| is_of_interest(data)).and_then(json::document);
         match object {
             Some(object) if is_usage_alone(document, &object) => {
@@ -97,27 +125,29 @@ impl Unasked {
                     self.stamp(&member);
                 }
                 self.let_go(out);
-                self.skip = true;
+                self.last = LastLine::ChunkRemoved;
             }
             Some(object) if object.get(FINGERPRINT).is_none() && ends_choice(document) => {
                 self.let_go(out);
-                self.ended.extend_from_slice(line);
+                count_work(raw.len());
+                self.ended.extend_from_slice(raw);
                 self.seam = start + object.span.end - 1;
             }
             _ => {
                 self.let_go(out);
-                out.extend_from_slice(line);
+                out.extend_from_slice(raw);
             }
         }
     }
 
-    /// Puts a line that is no data behind what is held.
-    fn put(&mut self, line: &[u8], out: &mut Vec<u8>) {
+    /// Puts bytes that are no data behind what is held.
+    fn put(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.ended.is_empty() {
-            out.extend_from_slice(line);
+            out.extend_from_slice(bytes);
             return;
         }
-        self.ended.extend_from_slice(line);
+        count_work(bytes.len());
+        self.ended.extend_from_slice(bytes);
         if self.ended.len() > EVENT {
             self.let_go(out);
         }
@@ -136,6 +166,7 @@ impl Unasked {
 
 /// Whether some of it may be a usage, or the end of a choice.
 fn is_of_interest(bytes: &[u8]) -> bool {
+    count_work(bytes.len());
     ends_choice(bytes) || USAGE.find(bytes).is_some()
 }
 
