@@ -33,6 +33,8 @@ pub struct RequestBody {
     declared: Option<u64>,
     /// The body has no more bytes than were read.
     complete: bool,
+    /// What is put into the body on its way to an upstream, and where.
+    insertion: Option<(usize, &'static [u8])>,
 }
 
 // === impl HeldBytes ===
@@ -66,7 +68,14 @@ impl HeldBytes {
 
 impl RequestBody {
     pub fn new(reservation: Reservation, max_held: u64, declared: Option<u64>) -> Self {
-        RequestBody { held: HeldBytes::Nothing, reservation, max_held, declared, complete: false }
+        RequestBody {
+            held: HeldBytes::Nothing,
+            reservation,
+            max_held,
+            declared,
+            complete: false,
+            insertion: None,
+        }
     }
 
     /// The body of a request that has none.
@@ -135,17 +144,34 @@ impl RequestBody {
         }
     }
 
-    /// Reserves room for something that is made of the body.
-    pub fn reserve_beside(&mut self, bytes: u64) -> bool {
-        self.reservation.grow_to(self.len().saturating_add(bytes))
-    }
-
-    /// Puts an edited body, for which room is reserved, in the place of the one that came.
+    /// Puts an edited body in the place of the one that came. False when there is no room for it.
     pub fn replace(&mut self, edited: Bytes) -> bool {
         let length = edited.len() as u64;
-        self.held = HeldBytes::Piece(edited);
-        self.declared = Some(length);
-        self.reservation.grow_to(length)
+        if !self.reservation.grow_to(length) {
+            return false;
+        }
+        (self.held, self.declared) = (HeldBytes::Piece(edited), Some(length));
+        true
+    }
+
+    /// Puts a text into a complete body on its way to an upstream, without a copy of the body.
+    pub fn insert(&mut self, at: usize, text: &'static [u8]) {
+        self.insertion = Some((at, text));
+    }
+
+    /// The length of a complete body on its way to an upstream.
+    pub fn sent_length(&self) -> u64 {
+        self.len() + self.insertion.map_or(0, |(_, text)| text.len() as u64)
+    }
+
+    /// The pieces of held bytes as they are sent.
+    pub fn pieces(&self, held: Bytes) -> [Bytes; 3] {
+        match self.insertion {
+            Some((at, text)) if at <= held.len() => {
+                [held.slice(..at), Bytes::from_static(text), held.slice(at..)]
+            }
+            _ => [held, Bytes::new(), Bytes::new()],
+        }
     }
 
     /// What an attempt begins with.
@@ -206,6 +232,15 @@ mod tests {
             body.hold_if_possible(&Bytes::from(vec![b'x'; 1 << 10]));
             assert!(!body.is_replayable(), "memory {memory}, at most {max_held}");
         }
+    }
+
+    #[test]
+    fn an_insertion_is_sent_and_not_held() {
+        let mut body = body(10_000, 1000);
+        body.insert(2, b"**");
+        let held = body.replay();
+        assert_eq!((body.bytes(), body.sent_length()), (&b"peek"[..], 6));
+        assert_eq!(body.pieces(held).concat(), b"pe**ek");
     }
 
     /// One byte reserved 64 KiB of `peek.memory`: 32,768 idle uploads used all of 2 GiB up.

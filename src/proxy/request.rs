@@ -175,7 +175,7 @@ impl ClientRequest {
     /// The length of the body on its way to an upstream, as far as it is known before its end.
     pub fn length(&self) -> Option<u64> {
         let body = &self.body;
-        let length = if body.is_complete() { Some(body.len()) } else { body.declared() }?;
+        let length = if body.is_complete() { Some(body.sent_length()) } else { body.declared() }?;
         let added = self.pending_response.as_ref().map_or(0, |pending| pending.added_length());
         Some(if length == 0 { 0 } else { length + added })
     }

@@ -1,5 +1,5 @@
-//! A stream that is asked for its usage although its client did not ask: the body with the question, and
-//! what takes the answer to it out of the stream again. What exactly that is, is `route::usage`'s matter.
+//! A stream that is asked for its usage although its client did not ask: the question in the body, and what
+//! takes the answer to it out of the stream again. `route::usage` has the rules.
 //!
 //! Only a body that was peeked to its end is asked with; a larger one is never held for it, and its usage
 //! stays unknown.
@@ -17,12 +17,11 @@ use crate::prompt::scan::Scanner;
 use crate::route::dialect::Dialect;
 use crate::route::paths::Api;
 use crate::route::refusal::{self, Refusal};
-use crate::route::usage::{self, Unasked};
+use crate::route::usage::{self, Unasked, UsageRequest};
 
 pub struct UsageQuestion {
-    /// With the question in it, where that is a field of its own; it goes when an answer that is no refusal
-    /// begins.
-    body: Option<Bytes>,
+    /// The question is a field of its own, which a refusal counts.
+    is_field: bool,
     /// The answer is made into another one, which tells the usage.
     keeps: bool,
     answer: Option<QuestionAnswer>,
@@ -34,8 +33,13 @@ enum QuestionAnswer {
     Refusal(Refusal),
 }
 
-/// The body with the question in it, if it is one to ask with.
-pub fn question(body: &[u8], scanner: &Scanner, api: Api, edits: Option<&RouteEdits>) -> Option<Vec<u8>> {
+/// How the body asks, if it is one to ask with.
+pub fn question(
+    body: &[u8],
+    scanner: &Scanner,
+    api: Api,
+    edits: Option<&RouteEdits>,
+) -> Option<UsageRequest> {
     let dialect = Dialect::of(api);
     let asks = matches!(api, Api::Chat | Api::Completions);
     let leaves = edits.is_none_or(|edits| edits.plan.edits(dialect).leaves_usage());
@@ -43,14 +47,13 @@ pub fn question(body: &[u8], scanner: &Scanner, api: Api, edits: Option<&RouteEd
 }
 
 impl UsageQuestion {
-    /// `body`: with the question in it. `before`: how long it was without. `keeps`: the answer to it stays.
-    pub fn new(body: Bytes, before: usize, keeps: bool) -> Self {
-        let is_new = (body.len() - before) as u64 == usage::GROWTH;
-        UsageQuestion { body: is_new.then_some(body), keeps, answer: None }
+    /// `is_field`: the question is a field of its own. `keeps`: the answer to it stays.
+    pub fn new(is_field: bool, keeps: bool) -> Self {
+        UsageQuestion { is_field, keeps, answer: None }
     }
 
-    /// An answer begins.
-    pub fn begin(&mut self, head: &mut ResponseHeader) -> Result<()> {
+    /// An answer begins. `body`: the client's.
+    pub fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE).unwrap_or_default();
@@ -59,17 +62,11 @@ impl UsageQuestion {
             200..300 if kind.starts_with("text/event-stream") => {
                 Some(QuestionAnswer::Stream(Unasked::default()))
             }
-            400 if kind.starts_with("application/json") => {
-                // The question is one of the fields.
-                let fields = self.body.as_deref().and_then(refusal::fields);
-                let fields = fields.and_then(|fields| fields.checked_sub(1));
-                fields.map(Refusal::new).map(QuestionAnswer::Refusal)
+            400 if kind.starts_with("application/json") && self.is_field => {
+                refusal::fields(body).map(Refusal::new).map(QuestionAnswer::Refusal)
             }
             _ => None,
         };
-        if head.status.is_success() {
-            self.body = None;
-        }
         let keeps = match &self.answer {
             Some(QuestionAnswer::Stream(_)) => false,
             Some(QuestionAnswer::Refusal(refusal)) => refusal.keeps_length(),

@@ -36,13 +36,30 @@ const OPTIONS: &[u8] = br#"{"include_usage":true}"#;
 /// The same behind another field, under its name.
 const MEMBER: &[u8] = br#","stream_options":{"include_usage":true}"#;
 
-/// By how much a body grows that had no such field, which is the most.
-pub const GROWTH: u64 = MEMBER.len() as u64;
+/// How a body asks for its stream's usage.
+#[derive(Debug, PartialEq, Eq)]
+pub enum UsageRequest {
+    /// By a field of its own, which is put in here.
+    Insert { at: usize, text: &'static [u8] },
+    /// By a changed field: the whole body.
+    Body(Vec<u8>),
+}
 
-/// The body that asks for its stream's usage; `None`: there is nothing to ask for, or the client has spoken.
+impl UsageRequest {
+    /// The whole body.
+    #[cfg(test)]
+    pub fn apply(self, body: &[u8]) -> Vec<u8> {
+        match self {
+            UsageRequest::Insert { at, text } => [&body[..at], text, &body[at..]].concat(),
+            UsageRequest::Body(body) => body,
+        }
+    }
+}
+
+/// How a body asks for its stream's usage; `None`: there is nothing to ask for, or the client has asked.
 ///
 /// `scanner` has read all of the body.
-pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> {
+pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<UsageRequest> {
     let tells = matches!(dialect, Dialect::Chat | Dialect::Completions);
     // Without `stream` the options would be refused.
     if !tells || scanner.progress() != Progress::Complete || !scanner.facts(body).stream {
@@ -55,7 +72,7 @@ pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> 
     match scanner.span(Field::StreamOptions) {
         None => {
             let end = body.trim_ascii_end().len().checked_sub(1).filter(|end| body[*end] == b'}')?;
-            out.replace(end..end, MEMBER);
+            return Some(UsageRequest::Insert { at: end, text: MEMBER });
         }
         Some(span) if &body[span.clone()] == b"null" => out.replace(span, OPTIONS),
         Some(span) => {
@@ -69,7 +86,7 @@ pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<Vec<u8>> 
             edit.finish(&mut out);
         }
     }
-    Some(out.apply(body))
+    Some(UsageRequest::Body(out.apply(body)))
 }
 
 /// Whether the answer may have more choices than one. Embeddings are prompts before the others.

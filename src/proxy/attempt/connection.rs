@@ -64,7 +64,9 @@ impl UpstreamConnection {
             Some(pending) if !held.is_empty() => pending.stamp(held, name),
             _ => held,
         };
-        self.queue(held);
+        for piece in request.body.pieces(held) {
+            self.queue(piece);
+        }
         if complete {
             self.end_request();
         }

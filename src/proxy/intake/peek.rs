@@ -29,6 +29,7 @@ use crate::reject::Reject;
 use crate::route::dialect::Dialect;
 use crate::route::rewrite::is_wide;
 use crate::route::table::Unnamed;
+use crate::route::usage::UsageRequest;
 
 /// What the head says of a request.
 #[derive(Clone, Copy)]
@@ -313,17 +314,21 @@ impl PeekReader {
             return None;
         }
         let asking = usage_question::question(self.body.bytes(), scanner, *api, edits)?;
-        let length = asking.len() as u64;
-        // Where it does not fit, it is not worth a refusal.
-        if length > self.limits.max_body {
-            return None;
-        }
-        let (asking, before) = (Bytes::from(asking), self.body.bytes().len());
-        if !self.body.reserve_beside(length - before as u64) || !self.body.replace(asking.clone()) {
-            return None;
-        }
         let keeps = edits.is_some_and(RouteEdits::translates);
-        Some(Box::new(UsageQuestion::new(asking, before, keeps)))
+        let is_field = match asking {
+            UsageRequest::Insert { at, text } => {
+                self.body.insert(at, text);
+                true
+            }
+            UsageRequest::Body(asking) => {
+                // Where it does not fit, it is not worth a refusal.
+                if asking.len() as u64 > self.limits.max_body || !self.body.replace(Bytes::from(asking)) {
+                    return None;
+                }
+                false
+            }
+        };
+        Some(Box::new(UsageQuestion::new(is_field, keeps)))
     }
 }
 

@@ -43,7 +43,7 @@ impl AnswerPipeline {
         let metered = status == 200 && request.counts_tokens;
         let meter = if metered { Meter::of(kind).map(Box::new) } else { None };
         if let Some(question) = &mut request.usage_question {
-            question.begin(head)?;
+            question.begin(head, request.body.bytes())?;
         }
         if let Some(pending) = &mut request.pending_response {
             pending.begin(head, request.body.bytes())?;
