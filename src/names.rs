@@ -32,7 +32,8 @@ pub const MAX_MODEL_BYTES: usize = 1024;
 /// Stands behind a text that was cut.
 const ELLIPSIS: &str = "…";
 
-/// Cuts a text of a client's to [`MAX_SHOWN_BYTES`]: its beginning, and what marks the cut, empty without one.
+/// Cuts a text of a client's to [`MAX_SHOWN_BYTES`]: its beginning, and the mark of the cut, empty without
+/// one.
 pub fn shown(text: &str) -> [&str; 2] {
     if text.len() <= MAX_SHOWN_BYTES {
         return [text, ""];

@@ -234,8 +234,8 @@ impl Reject {
     }
 }
 
-/// The status and the text of the error that ends a stream which had begun and cannot go on. `late`: because a
-/// deadline passed. `upstream`: its name, where clients may know it.
+/// The status and the text of the error that ends a stream which had begun and cannot go on. `late`: because
+/// a deadline passed. `upstream`: its name, where clients may know it.
 pub fn broken_stream(late: bool, upstream: Option<&str>) -> (u16, String) {
     if late {
         (504, of_upstream(upstream, "did not go on with the answer in time."))

@@ -1,12 +1,13 @@
 //! Where a request may go, and what is made of it and of its answer on the way.
 //!
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
-//! configuration, `rewrite` edits what is sent, `answer` what comes back, `stored` gives responses ids by
-//! which they are found again, `translate` says a Responses request as a chat, and `usage` asks streams for
-//! their tokens and takes out again what that adds.
+//! configuration, `rewrite` edits what is sent and `edit` makes a value of that, `answer` edits what comes
+//! back, `stored` gives responses ids by which they are found again, `translate` says a Responses request as
+//! a chat, and `usage` asks streams for their tokens and takes out again what that adds.
 
 pub mod answer;
 pub mod dialect;
+pub mod edit;
 mod json;
 pub mod paths;
 pub mod refusal;

@@ -132,11 +132,11 @@ impl Case {
     fn sent(&self, exchange: &mut Exchange, client: &str) -> Result<Edited, Reject> {
         let plan = self.plan();
         if !self.translates() {
-            return Ok(plan.edits(self.dialect()).edit(client.as_bytes()));
+            return plan.edits(self.dialect()).edit(client.as_bytes());
         }
         let chat = exchange.request(client.as_bytes(), plan.route.think_tags)?;
         let Some(chat) = chat else { return Ok(Edited::default()) };
-        let edited = plan.edits(Dialect::Chat).edit(&chat);
+        let edited = plan.edits(Dialect::Chat).edit(&chat)?;
         let body = edited.body.unwrap_or(chat);
         exchange.sent(&body);
         Ok(Edited { body: Some(body), asked: edited.asked })
@@ -227,7 +227,7 @@ fn brief(told: &str) -> String {
 fn knows_alike(case: &Case, client: &str, edited: &Edited) {
     let (plan, mut scanner) = (case.plan(), Scanner::new());
     scanner.scan(client.as_bytes());
-    let known = plan.edits(case.dialect()).edit_known(client.as_bytes(), &|at| scanner.end_of(at));
+    let known = plan.edits(case.dialect()).edit_known(client.as_bytes(), &|at| scanner.end_of(at)).unwrap();
     assert_eq!(&known, edited, "{}", case.name);
     if let Some(body) = &edited.body {
         let again = scanner.of_edited(client.as_bytes(), body);

@@ -170,3 +170,99 @@ async fn an_adapter_in_the_head_is_the_model_that_routes_go_by() {
     assert!(body["seed"] == 9 && got[ADAPTER] == "virtual");
     assert_eq!((engines[0].requests().len(), engines[1].requests().len()), (5, 1));
 }
+
+// === past no route ===
+
+const SEEDED: &str = "  - {model: sim, body: {overrides: {seed: 7}, remove: [logit_bias]}}";
+
+/// What names no model went past the routes for the one it got.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_model_takes_the_route_of_the_one_it_gets() {
+    let engines = engines(2).await;
+    let balancer = routed(&engines, SEEDED).await;
+    for model in ["", r#""model":null,"#, r#""model":"","#, r#""mod\u0065l":null,"#] {
+        let body = format!(r#"{{{model}"messages":[{{"role":"user","content":"hi"}}],"logit_bias":{{}}}}"#);
+        let answer = balancer.ask(post(CHAT, &body)).await.expect(200).json();
+        assert_eq!(answer["model"], "sim", "{body}");
+    }
+    let bodies = engines.iter().flat_map(Engine::requests).map(|got| got.body);
+    let bodies: Vec<Value> = bodies.map(|body| serde_json::from_slice(&body).expect("JSON")).collect();
+    assert_eq!(bodies.len(), 4);
+    assert!(bodies.iter().all(|body| body["seed"] == 7 && body.get("logit_bias").is_none()), "{bodies:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_or_a_form_without_a_model_takes_the_route_of_the_one_it_gets() {
+    let engines = engines(1).await;
+    let routes = "  - {model: sim, headers: {set: {x-stage: seen}}}";
+    let balancer = routed(&engines, routes).await;
+    let mut client = balancer.client().await;
+    client.send(upgrade("/v1/realtime")).await;
+    client.head().await;
+    assert_eq!(last(&engines[0]).headers["x-stage"], "seen");
+    let kind = ("content-type", "multipart/form-data; boundary=cut");
+    let body = form("cut", &[("file", "RIFF")]);
+    balancer.ask(request("POST", "/v1/audio/transcriptions", &[kind], &body)).await;
+    let got = last(&engines[0]);
+    assert_eq!(
+        (got.path.as_str(), &got.headers["x-stage"]),
+        ("/v1/audio/transcriptions", &"seen".parse().unwrap())
+    );
+}
+
+/// Where upstreams have several, those of the route that such requests take say which it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_model_goes_past_no_route_behind_another() {
+    let engines = [serving(&["big"]).await, serving(&["small"]).await];
+    let routes = "
+  - {model: small, body: {overrides: {seed: 7}}}
+  - {header: {x-team: one}, upstreams: [two]}";
+    let balancer = routed(&engines, routes).await;
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}).to_string();
+    balancer.ask(post(CHAT, &body)).await.expect(404);
+    let of_team = request("POST", CHAT, &[JSON, ("x-team", "one")], body.as_bytes());
+    balancer.ask(of_team).await.expect(200);
+    let got = last_body(&engines[1]);
+    assert_eq!((&got["seed"], &got["model"]), (&json!(7), &json!("small")));
+    assert!(engines[0].requests().is_empty());
+}
+
+/// Python reads these as it reads UTF-8; here no route was found for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn json_in_wide_characters_goes_past_no_route() {
+    let engines = engines(1).await;
+    let balancer = routed(&engines, SEEDED).await;
+    let text = chat("sim");
+    let narrow = || text.encode_utf16();
+    let marked = || std::iter::once(0xfeff).chain(narrow());
+    let wide = || text.chars().map(u32::from);
+    let marked_wide = || std::iter::once(0xfeff).chain(wide());
+    let bodies: [Vec<u8>; 8] = [
+        narrow().flat_map(u16::to_le_bytes).collect(),
+        narrow().flat_map(u16::to_be_bytes).collect(),
+        marked().flat_map(u16::to_le_bytes).collect(),
+        marked().flat_map(u16::to_be_bytes).collect(),
+        wide().flat_map(u32::to_le_bytes).collect(),
+        wide().flat_map(u32::to_be_bytes).collect(),
+        marked_wide().flat_map(u32::to_le_bytes).collect(),
+        marked_wide().flat_map(u32::to_be_bytes).collect(),
+    ];
+    for (index, body) in bodies.iter().enumerate() {
+        let refused = balancer.ask(post(CHAT, body)).await.expect(400);
+        assert!(refused.text().contains("UTF-8"), "{index}: {}", refused.text());
+    }
+    assert!(engines[0].requests().is_empty());
+    balancer.ask(post(CHAT, format!("\u{feff}{text}"))).await;
+    assert!(last(&engines[0]).body.windows(8).any(|part| part == b"\"seed\":7"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_a_model_has_an_end() {
+    let engines = engines(1).await;
+    for routes in ["  - {model: '*', to: sim}", "  - {path: /nowhere}"] {
+        let balancer = routed(&engines, routes).await;
+        let refused = balancer.ask(post(CHAT, chat(&"m".repeat(1025)))).await.expect(400);
+        assert!(refused.text().contains("longer than 1024 bytes") && refused.text().len() < 500);
+    }
+    assert!(engines[0].requests().is_empty());
+}

@@ -19,8 +19,8 @@ use crate::config::types::Address;
 /// Where a request was made: by a page of the same address, of another one, or by the user.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
-const FOREIGN_HOST: &str = "the host is a name that any web site could have: call the admin listener by its IP \
-                            address, localhost or the name in admin.address, or set admin.token";
+const FOREIGN_HOST: &str = "the host is a name that any web site could have: call the admin listener by its \
+                            IP address, localhost or the name in admin.address, or set admin.token";
 const FOREIGN_ORIGIN: &str = "the call comes from a web page of another site: make it from a program, or set \
                               admin.token";
 

@@ -51,12 +51,16 @@ impl<'f> Blame<'f> {
         self.report(counts);
     }
 
+    /// Whether a failed attempt waits for the next one.
+    pub fn is_open(&self) -> bool {
+        self.ledger.is_open()
+    }
+
     /// Waits for the next attempt; settles when that takes long.
-    pub async fn during<T>(&mut self, attempt: impl Future<Output = T>) -> T {
+    pub async fn during<T>(&mut self, mut attempt: impl Future<Output = T> + Unpin) -> T {
         if !self.ledger.is_open() {
             return attempt.await;
         }
-        tokio::pin!(attempt);
         tokio::select! {
             biased;
             ended = &mut attempt => return ended,

@@ -144,6 +144,11 @@ impl RequestBody {
         }
     }
 
+    /// A reservation of nothing yet, for what is made of the body.
+    pub fn reservation_beside(&self) -> Reservation {
+        self.reservation.beside()
+    }
+
     /// Puts an edited body in the place of the one that came. False when there is no room for it.
     pub fn replace(&mut self, edited: Bytes) -> bool {
         let length = edited.len() as u64;

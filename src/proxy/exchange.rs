@@ -147,11 +147,12 @@ async fn forward(
         let mut placement = choose(scope, client, request, &mut tries, watch).await?;
         (report.attempts, report.upstream) = (tries.made, Some(placement.upstream().clone()));
         let trying = attempt(scope, client, request, &mut placement, watch, tries.stale);
-        let tried = blame.during(trying).await;
+        // Boxed where another attempt has failed: most requests have one, and pay nothing for that.
+        let tried = if blame.is_open() { blame.during(Box::pin(trying)).await } else { trying.await };
         let failure = match settle(scope, client, request, &placement, &mut tries, tried).await {
             Settled::Answer(answer) if answer.is_upgrade() => {
                 blame.settle();
-                return tunnel::carry(scope, client, request, &mut placement, *answer, watch, report).await;
+                return tunnel::carry(scope, client, request, &mut placement, answer, watch, report).await;
             }
             Settled::Answer(answer) => {
                 answer
@@ -159,7 +160,7 @@ async fn forward(
                     .into_iter()
                     .for_each(|failure| fault(scope, &mut blame, &placement, failure));
                 blame.settle();
-                return relay::relay(scope, client, request, &mut placement, *answer, watch, report).await;
+                return relay::relay(scope, client, request, &mut placement, answer, watch, report).await;
             }
             Settled::Failed(failure) => failure,
             Settled::Stopped(stop) => {

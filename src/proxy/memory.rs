@@ -45,6 +45,11 @@ impl Reservation {
         self.bytes
     }
 
+    /// Another one of the same memory, of nothing yet.
+    pub fn beside(&self) -> Reservation {
+        self.memory.reservation()
+    }
+
     /// Makes the reservation at least `bytes` large; false when there is not so much.
     pub fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);

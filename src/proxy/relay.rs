@@ -120,7 +120,7 @@ pub async fn relay(
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
-    mut answer: PreparedAnswer,
+    mut answer: Box<PreparedAnswer>,
     watch: &mut Watch,
     report: &mut Report,
 ) -> Result<(), Stop> {
@@ -142,7 +142,10 @@ pub async fn relay(
     match end? {
         AnswerEnd::Whole => {
             report.outcome = Some(whole(scope, request, placement, &answer));
-            keep(scope, placement, answer).await;
+            // Boxed: it ends at once, and an idle stream should not hold its room.
+            if let Some(wire) = Box::pin(answer.connection.into_idle()).await {
+                scope.shared.pool.keep(placement.upstream(), wire);
+            }
             Ok(())
         }
         AnswerEnd::Failed(failure, last_words) => {
@@ -151,13 +154,6 @@ pub async fn relay(
             let error = Error::explain(pingora::ErrorType::ConnectionClosed, failure.label());
             Err(Stop::Broken(error.into_up()))
         }
-    }
-}
-
-/// Keeps the connection for its next request.
-async fn keep(scope: &Scope<'_>, placement: &Placement, answer: PreparedAnswer) {
-    if let Some(wire) = answer.connection.into_idle().await {
-        scope.shared.pool.keep(placement.upstream(), wire);
     }
 }
 

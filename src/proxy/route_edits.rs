@@ -20,11 +20,11 @@ use super::{served, translation};
 use crate::config::types::{HeaderEdits, Overflow};
 use crate::fleet::Upstream;
 use crate::prompt::scan::Scanner;
-use crate::reject::Reject;
 use crate::route::answer::{self, Answer, Asker, overflow};
 use crate::route::dialect::Dialect;
+use crate::route::edit::{BodyEdit, EditedBody};
 use crate::route::paths::Api;
-use crate::route::rewrite::{Asked, is_wide};
+use crate::route::rewrite::Asked;
 use crate::route::table::Plan;
 use crate::route::translate::Exchange;
 
@@ -128,36 +128,22 @@ impl RouteEdits {
         if self.translates() { Api::Chat } else { api }
     }
 
-    /// The body as it is sent. `scanner` has read the body.
-    /// `Err`: what it says cannot be said to the upstreams.
-    pub fn edit(&mut self, body: &[u8], scanner: Option<&Scanner>) -> Result<Option<Vec<u8>>, Reject> {
-        // It would pass unedited, and vLLM reads it.
-        if scanner.is_some() && is_wide(body) {
-            let message = "The body must be JSON in UTF-8.".into();
-            return Err(Reject::Field { param: "body".into(), message });
+    /// What is to be done to the body. `scanner` has read it.
+    pub fn edit(&mut self, scanner: Option<&Scanner>) -> BodyEdit {
+        BodyEdit {
+            plan: self.plan.clone(),
+            spoken: self.spoken(),
+            form: self.form.clone(),
+            translation: self.translation.take(),
+            scanner: scanner.cloned(),
         }
-        let tags = self.plan.route.think_tags;
-        let chat = match &mut self.translation {
-            Some(exchange) => exchange.request(body, tags)?,
-            None => None,
-        };
-        // It has not read what the body was made into.
-        let scanner = scanner.filter(|_| chat.is_none());
-        let body = chat.as_deref().unwrap_or(body);
-        let edits = self.plan.edits(self.spoken());
-        let edited = match &self.form {
-            Some(kind) => edits.edit_form(kind, body),
-            None => {
-                let edited = edits.edit_known(body, &|at| scanner?.end_of(at));
-                self.asked = edited.asked;
-                edited.body
-            }
-        };
-        let body = edited.or(chat);
-        if let (Some(exchange), Some(chat)) = (&mut self.translation, &body) {
-            exchange.sent(chat);
-        }
-        Ok(body)
+    }
+
+    /// What was done to the body; the body as it is sent, if it is another one.
+    pub fn edited(&mut self, edited: EditedBody) -> Option<Vec<u8>> {
+        self.asked = edited.asked;
+        self.translation = edited.translation;
+        edited.body
     }
 
     /// The target that its upstreams are asked at, where that is not the client's.

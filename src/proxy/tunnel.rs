@@ -22,7 +22,7 @@ pub async fn carry(
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
-    answer: PreparedAnswer,
+    answer: Box<PreparedAnswer>,
     watch: &mut Watch,
     report: &mut Report,
 ) -> Result<(), Stop> {

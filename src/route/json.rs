@@ -12,6 +12,27 @@ use crate::prompt::{string_end, unescape};
 
 pub type Span = Range<usize>;
 
+/// The most members that an object may have: vLLM's requests have less than a hundred.
+pub const MAX_MEMBERS: usize = 10_000;
+
+/// The longest key, with its quotes and as it is written, in bytes.
+pub const MAX_KEY_BYTES: usize = 1024;
+
+/// Why an object or a list is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFault {
+    /// It is none, or cannot be followed.
+    Syntax,
+    /// An object has more than [`MAX_MEMBERS`].
+    ManyMembers,
+    /// A key is longer than [`MAX_KEY_BYTES`].
+    LongKey,
+    /// The reader has found more to do than it may.
+    ManyChanges,
+}
+
+pub type Read<T> = Result<T, ReadFault>;
+
 /// One key of an object and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
@@ -36,8 +57,8 @@ pub fn skip_space(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Whether Python would read this body as UTF-16 or UTF-32, by a mark or by the zeros in its first four bytes.
-/// Such a body is not followed here. In UTF-8 no JSON has a zero there.
+/// Whether Python would read this body as UTF-16 or UTF-32, by a mark or by the zeros in its first four
+/// bytes. Such a body is not followed here. In UTF-8 no JSON has a zero there.
 pub fn is_wide(body: &[u8]) -> bool {
     body.starts_with(b"\xff\xfe")
         || body.starts_with(b"\xfe\xff")
@@ -46,55 +67,75 @@ pub fn is_wide(body: &[u8]) -> bool {
 
 /// The object that is all there is, but for white space and a byte-order mark.
 pub fn document(body: &[u8]) -> Option<Object<'_>> {
-    document_with(body, |_, at| value_end(body, at))
+    document_with(body, |_, at| read_value(body, at)).ok()
 }
 
 /// As `document`, with a reader that is given every key and where its value begins, and says where that
 /// ends: what has to be walked is then walked once.
-pub fn document_with<'a>(
-    body: &'a [u8],
-    read: impl FnMut(&str, usize) -> Option<usize>,
-) -> Option<Object<'a>> {
+pub fn document_with<'a>(body: &'a [u8], read: impl FnMut(&str, usize) -> Read<usize>) -> Read<Object<'a>> {
     let mark = if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
     let object = object_with(body, skip_space(body, mark), read)?;
-    (skip_space(body, object.span.end) == body.len()).then_some(object)
+    if skip_space(body, object.span.end) == body.len() { Ok(object) } else { Err(ReadFault::Syntax) }
 }
 
 /// The object that begins at `at`.
 pub fn object(bytes: &[u8], start: usize) -> Option<Object<'_>> {
-    object_with(bytes, start, |_, at| value_end(bytes, at))
+    read_object(bytes, start).ok()
+}
+
+/// As `object`, with the reason why there is none.
+pub fn read_object(bytes: &[u8], start: usize) -> Read<Object<'_>> {
+    object_with(bytes, start, |_, at| read_value(bytes, at))
 }
 
 fn object_with<'a>(
     bytes: &'a [u8],
     start: usize,
-    mut read: impl FnMut(&str, usize) -> Option<usize>,
-) -> Option<Object<'a>> {
-    if bytes.get(start) != Some(&b'{') {
-        return None;
-    }
+    mut read: impl FnMut(&str, usize) -> Read<usize>,
+) -> Read<Object<'a>> {
     let mut members = Vec::new();
+    let end = walk(bytes, start, |key, start, value| {
+        let end = read(&key, value)?;
+        members.push(Member { key, start, value: value..end });
+        Ok(end)
+    })?;
+    Ok(Object { members, span: start..end })
+}
+
+/// Goes from member to member of the object that begins at `at`, to its end. `read` is given a key, where
+/// the key stands and where its value begins, and says where that ends.
+pub fn walk<'a>(
+    bytes: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(Cow<'a, str>, usize, usize) -> Read<usize>,
+) -> Read<usize> {
+    if bytes.get(start) != Some(&b'{') {
+        return Err(ReadFault::Syntax);
+    }
     let mut at = skip_space(bytes, start + 1);
     if bytes.get(at) == Some(&b'}') {
-        return Some(Object { members, span: start..at + 1 });
+        return Ok(at + 1);
     }
-    loop {
-        let key_end = key_end(bytes, at)?;
+    for _ in 0..MAX_MEMBERS {
+        let key_end = key_end(bytes, at).ok_or(ReadFault::Syntax)?;
+        if key_end - at > MAX_KEY_BYTES {
+            return Err(ReadFault::LongKey);
+        }
         let key = unescape(&bytes[at + 1..key_end - 1]);
         let colon = skip_space(bytes, key_end);
         if bytes.get(colon) != Some(&b':') {
-            return None;
+            return Err(ReadFault::Syntax);
         }
-        let value = skip_space(bytes, colon + 1);
-        let end = read(&key, value)?;
-        members.push(Member { key, start: at, value: value..end });
+        let end = read(key, at, skip_space(bytes, colon + 1))?;
+        work::count(key_end - at);
         at = skip_space(bytes, end);
-        match bytes.get(at)? {
-            b',' => at = skip_space(bytes, at + 1),
-            b'}' => return Some(Object { members, span: start..at + 1 }),
-            _ => return None,
+        match bytes.get(at) {
+            Some(b',') => at = skip_space(bytes, at + 1),
+            Some(b'}') => return Ok(at + 1),
+            _ => return Err(ReadFault::Syntax),
         }
     }
+    Err(ReadFault::ManyMembers)
 }
 
 fn key_end(bytes: &[u8], start: usize) -> Option<usize> {
@@ -112,34 +153,66 @@ pub fn items<T>(
 ) -> Option<(Vec<T>, usize)> {
     let mut items = Vec::new();
     let end = each(bytes, start, |at| {
-        let (item, end) = read(at)?;
+        let (item, end) = read(at).ok_or(ReadFault::Syntax)?;
         items.push(item);
-        Some(end)
-    })?;
-    Some((items, end))
+        Ok(end)
+    });
+    Some((items, end.ok()?))
 }
 
 /// Goes from value to value of the array that begins at `at`, as `read` says where each ends, to its end.
-pub fn each(bytes: &[u8], start: usize, mut read: impl FnMut(usize) -> Option<usize>) -> Option<usize> {
+pub fn each(bytes: &[u8], start: usize, mut read: impl FnMut(usize) -> Read<usize>) -> Read<usize> {
     if bytes.get(start) != Some(&b'[') {
-        return None;
+        return Err(ReadFault::Syntax);
     }
     let mut at = skip_space(bytes, start + 1);
     if bytes.get(at) == Some(&b']') {
-        return Some(at + 1);
+        return Ok(at + 1);
     }
     loop {
         at = skip_space(bytes, read(at)?);
-        match bytes.get(at)? {
-            b',' => at = skip_space(bytes, at + 1),
-            b']' => return Some(at + 1),
-            _ => return None,
+        match bytes.get(at) {
+            Some(b',') => at = skip_space(bytes, at + 1),
+            Some(b']') => return Ok(at + 1),
+            _ => return Err(ReadFault::Syntax),
         }
     }
 }
 
+/// As `value_end`, for readers of objects and lists.
+pub fn read_value(bytes: &[u8], at: usize) -> Read<usize> {
+    value_end(bytes, at).ok_or(ReadFault::Syntax)
+}
+
+/// Whether a document has at the most so many values. Counted are commas, colons and opening brackets: every
+/// value but the first stands behind one.
+pub fn has_at_most(bytes: &[u8], values: usize) -> bool {
+    let (mut at, mut seen) = (0, 1_usize);
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'"' => match string_end(bytes, at + 1, at + 1) {
+                Some(end) => at = end,
+                None => return true,
+            },
+            b',' | b':' | b'[' | b'{' => seen += 1,
+            _ => {}
+        }
+        if seen > values {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
 /// Where the value that begins at `at` ends.
 pub fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
+    let end = find_value_end(bytes, at);
+    work::count(end.unwrap_or(bytes.len()).saturating_sub(at));
+    end
+}
+
+fn find_value_end(bytes: &[u8], at: usize) -> Option<usize> {
     match bytes.get(at)? {
         b'"' => Some(string_end(bytes, at + 1, at + 1)? + 1),
         b'{' | b'[' => container_end(bytes, at),
@@ -211,6 +284,22 @@ pub fn inside(value: &[u8]) -> Option<&[u8]> {
 /// The text of a value that is a string.
 pub fn text(value: &[u8]) -> Option<Cow<'_, str>> {
     inside(value).map(unescape)
+}
+
+/// How many bytes were walked, for tests that hold that edits take time in proportion to their bodies.
+pub mod work {
+    #[cfg(test)]
+    thread_local! {
+        pub static WALKED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
+
+    #[cfg(test)]
+    pub fn count(bytes: usize) {
+        WALKED.set(WALKED.get() + bytes);
+    }
+
+    #[cfg(not(test))]
+    pub fn count(_bytes: usize) {}
 }
 
 #[cfg(test)]
@@ -307,6 +396,35 @@ mod tests {
         assert_eq!(read("[ ]"), Some((vec![], "")));
         for text in ["[1", "[1,]", "[1 2]", "{}", "", "[,1]"] {
             assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn objects_have_a_size() {
+        let of = |count: usize| format!("{{{}}}", vec![r#""a":1"#; count].join(","));
+        assert_eq!(document(of(MAX_MEMBERS).as_bytes()).map(|all| all.members.len()), Some(MAX_MEMBERS));
+        let fault = |text: &str| read_object(text.as_bytes(), 0).err();
+        assert_eq!(fault(&of(MAX_MEMBERS + 1)), Some(ReadFault::ManyMembers));
+        let key = |bytes: usize| format!(r#"{{"{}":1}}"#, "k".repeat(bytes - 2));
+        assert_eq!(fault(&key(MAX_KEY_BYTES)), None);
+        assert_eq!(fault(&key(MAX_KEY_BYTES + 1)), Some(ReadFault::LongKey));
+        assert_eq!(fault("[1]"), Some(ReadFault::Syntax));
+    }
+
+    #[test]
+    fn values_are_counted() {
+        for (text, values) in [
+            ("1", 1),
+            (r#"",,::[[""#, 1),
+            ("[1,2,3]", 4),
+            (r#"{"a":[1,{}],"b":"}"}"#, 6),
+            (r#"{"a":{"b":1}}"#, 5),
+        ] {
+            let counted = (0..).find(|most| has_at_most(text.as_bytes(), *most));
+            assert!(
+                counted.is_some_and(|counted| counted >= values && counted <= 2 * values),
+                "{text} {counted:?}"
+            );
         }
     }
 

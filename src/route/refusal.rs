@@ -7,13 +7,15 @@
 //!
 //! Never: fail, hold more than an error may be long, copy the body.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::fmt;
 use std::ops::Range;
 
 use memchr::memmem;
-use serde::de::IgnoredAny;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
-use super::json;
+use super::json::{self, MAX_MEMBERS};
 
 /// What is longer is no error of vLLM's.
 const LONGEST: usize = 1 << 20;
@@ -37,12 +39,44 @@ pub struct Refusal {
     is_long: bool,
 }
 
-/// How many fields a body has, if it is an object and nothing in it is broken.
-pub fn fields_if_sound(body: &[u8]) -> Option<usize> {
-    serde_json::from_slice::<HashMap<String, IgnoredAny>>(body).ok().map(|fields| fields.len())
+/// The number of an object's fields, equal ones counted once.
+struct FieldCount(usize);
+
+impl<'de> Deserialize<'de> for FieldCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldCounter)
+    }
 }
 
-/// How many fields a body has; `None` for one that cannot be followed, which nobody counts.
+struct FieldCounter;
+
+impl<'de> Visitor<'de> for FieldCounter {
+    type Value = FieldCount;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object of at the most {MAX_MEMBERS} members")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<FieldCount, A::Error> {
+        let mut names = HashSet::new();
+        for seen in 0.. {
+            let Some(name) = fields.next_key::<String>()? else { break };
+            if seen == MAX_MEMBERS {
+                return Err(A::Error::custom("too many members"));
+            }
+            names.insert(name);
+            fields.next_value::<IgnoredAny>()?;
+        }
+        Ok(FieldCount(names.len()))
+    }
+}
+
+/// How many fields a body has, if it is an object and nothing in it is broken, and it has not too many.
+pub fn fields_if_sound(body: &[u8]) -> Option<usize> {
+    serde_json::from_slice::<FieldCount>(body).ok().map(|fields| fields.0)
+}
+
+/// How many fields a body has; `None` for one that cannot be followed, which is not counted.
 pub fn fields(body: &[u8]) -> Option<usize> {
     let object = json::document(body)?;
     Some(object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len())

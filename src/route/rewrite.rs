@@ -5,7 +5,8 @@
 //! one counts, as for Python: it is the one that is edited, and all of them are removed.
 //!
 //! The same body gives the same bytes at every attempt. A body that is no JSON object goes on as it is: the
-//! upstream refuses it in its own words.
+//! upstream refuses it in its own words. One that is too large to be edited is refused: how much memory an
+//! edit takes is known before it is made, and bounded.
 //!
 //! Never: a tree of the body, a change to what no rule names.
 
@@ -14,13 +15,32 @@ mod rules;
 
 use serde_json::{Map, Value, json};
 
+use self::history::MAX_CHANGES;
 use self::rules::{Rules, patch};
 use super::dialect::Dialect;
-use super::json::Object;
 pub use super::json::is_wide;
+use super::json::{self, MAX_KEY_BYTES, MAX_MEMBERS, Member, Object, Read, ReadFault};
 use super::splice::{Splices, write};
 use crate::config::types::{BodyEdits, RouteConfig};
 use crate::prompt::multipart::FormScanner;
+use crate::reject::Reject;
+
+/// The longest text in a request's `metadata` that is read as fields, in bytes.
+pub const MAX_METADATA_BYTES: usize = 16 << 10;
+
+/// What one byte of such texts may take as a tree and as rules.
+const METADATA_FACTOR: usize = 512;
+
+/// What one member of an object, or one change, may take; the list of them is copied as it grows.
+const MEMBER_BYTES: usize = 3 * size_of::<Member<'_>>() + 192;
+const CHANGE_BYTES: usize = 256;
+
+/// What one byte of messages may take while tags are looked for and reasoning is written.
+const TAGS_FACTOR: usize = 10;
+
+/// The shortest member, and the shortest message that is changed, in bytes.
+const SHORTEST_MEMBER: usize = 5;
+const SHORTEST_MESSAGE: usize = 12;
 
 /// What a route changes in bodies of one language.
 #[derive(Debug)]
@@ -124,51 +144,117 @@ impl Edits {
         Some(out.apply(body))
     }
 
-    /// The body as it is sent.
-    pub fn edit(&self, body: &[u8]) -> Edited {
+    /// The most memory that an edit of a body of so many bytes takes beside the body: the new body, and what
+    /// is needed to make it.
+    pub fn memory_needed(&self, body_len: usize) -> u64 {
+        let depth = 3 + self.rules.depth() + usize::from(self.written.is_some());
+        let members = (body_len / SHORTEST_MEMBER + 1).min(depth * MAX_MEMBERS);
+        // Unescaping may make three bytes of one, in twice the room.
+        let keys = 6 * body_len.min(members * MAX_KEY_BYTES);
+        let messages = (body_len / SHORTEST_MESSAGE + 1).min(MAX_CHANGES);
+        let messages = if self.history.is_some() { messages } else { 0 };
+        let longest_role = self.roles.iter().map(|(_, to)| to.len()).max().unwrap_or_default();
+        let tags = if self.think_tags { TAGS_FACTOR * body_len } else { 0 };
+        let metadata = body_len.min(2 * MAX_METADATA_BYTES) * METADATA_FACTOR;
+        let metadata = if self.written.is_some() { metadata } else { 0 };
+        let to = self.to.as_ref().map_or(0, |to| 4 * to.len() + 128);
+        let out = body_len + 4 * self.rules.bytes() + messages * longest_role + to;
+        let all = out + members * MEMBER_BYTES + keys + messages * CHANGE_BYTES + tags + metadata;
+        all as u64
+    }
+
+    /// The body as it is sent. `Err`: it is too large to be edited.
+    pub fn edit(&self, body: &[u8]) -> Result<Edited, Reject> {
         self.edit_known(body, &|_| None)
     }
 
-    /// As `edit`, of a body of which somebody may know where the value that begins at a byte ends.
-    pub fn edit_known(&self, body: &[u8], end_of: &dyn Fn(usize) -> Option<usize>) -> Edited {
-        let Some((object, history)) = self.read(body, end_of) else { return Edited::default() };
+    /// As `edit`, of a body of which it may be known where the value that begins at a byte ends.
+    pub fn edit_known(&self, body: &[u8], end_of: &dyn Fn(usize) -> Option<usize>) -> Result<Edited, Reject> {
+        match self.edit_read(body, end_of) {
+            Err(ReadFault::Syntax) => Ok(Edited::default()),
+            Err(fault) => Err(too_large(fault)),
+            Ok(edited) => edited,
+        }
+    }
+
+    fn edit_read(
+        &self,
+        body: &[u8],
+        end_of: &dyn Fn(usize) -> Option<usize>,
+    ) -> Read<Result<Edited, Reject>> {
+        let (object, history) = self.read(body, end_of)?;
         let asked = Asked {
             logprobs: self.token_ids && !object.is(body, "logprobs", "true"),
             token_ids: self.token_ids && !object.is(body, "return_token_ids", "true"),
         };
-        let own = self.rules_of_request(body, &object);
+        let own = match self.rules_of_request(body, &object)? {
+            Ok(own) => own,
+            Err(reject) => return Ok(Err(reject)),
+        };
         let said = |key: &str| self.dialect.same_as(key).any(|name| object.get(name).is_some());
         let mut out = history;
-        own.as_ref().unwrap_or(&self.rules).apply(body, &object, &said, &mut out);
+        own.as_ref().unwrap_or(&self.rules).apply(body, &object, &said, &mut out)?;
         let body = (!out.is_empty()).then(|| out.apply(body));
-        Edited { body, asked }
+        Ok(Ok(Edited { body, asked }))
     }
 
     /// The rules of a request that has defaults in its `metadata`, which go before those of the route.
-    fn rules_of_request(&self, body: &[u8], object: &Object<'_>) -> Option<Rules> {
-        let written = self.written.as_ref()?;
-        let metadata = object.object(body, "metadata")?;
-        let given = |key: &str| {
-            let text = metadata.text(body, key)?;
-            serde_json::from_str::<Map<String, Value>>(&text).ok()
+    fn rules_of_request(&self, body: &[u8], object: &Object<'_>) -> Read<Result<Option<Rules>, Reject>> {
+        let metadata = self.written.as_ref().zip(object.get("metadata"));
+        let Some((written, span)) = metadata else { return Ok(Ok(None)) };
+        let metadata = match json::read_object(body, span.start) {
+            Ok(metadata) => metadata,
+            Err(ReadFault::Syntax) => return Ok(Ok(None)),
+            Err(fault) => return Err(fault),
         };
         let mut all = Value::Object(written.defaults.clone());
-        if let Some(extra) = given("extra_body") {
-            patch(&mut all, &Value::Object(extra));
+        for key in ["extra_body", "chat_template_kwargs"] {
+            if metadata.get(key).is_some_and(|span| span.len() > MAX_METADATA_BYTES) {
+                return Ok(Err(large_metadata(key)));
+            }
+            let given = metadata.text(body, key);
+            let Some(given) = given.and_then(|text| serde_json::from_str::<Map<_, _>>(&text).ok()) else {
+                continue;
+            };
+            let given = Value::Object(given);
+            let given = if key == "extra_body" { given } else { json!({ key: given }) };
+            patch(&mut all, &given);
         }
-        if let Some(kwargs) = given("chat_template_kwargs") {
-            patch(&mut all, &json!({ "chat_template_kwargs": kwargs }));
-        }
-        let Value::Object(mut all) = all else { return None };
+        let Value::Object(mut all) = all else { return Ok(Ok(None)) };
         // What the route keeps in its own hand, a client does not get by another way.
         all.retain(|key, _| key != "model" && !written.remove.contains(key));
-        Some(Rules::new(&self.dialect.defaults(&all), &written.overrides, &written.remove))
+        let defaults = self.dialect.defaults(&all);
+        Ok(Ok(Some(Rules::new(&defaults, &written.overrides, &written.remove))))
+    }
+
+    /// Whether more is looked at than the members of a body.
+    pub fn reads_all(&self) -> bool {
+        self.history.is_some() || self.written.is_some()
     }
 
     /// Whether a stream may be asked for its usage, which is not done against what the route says of it.
     pub fn leaves_usage(&self) -> bool {
         self.leaves_usage
     }
+}
+
+/// The refusal of a body that is too large to be edited.
+fn too_large(fault: ReadFault) -> Reject {
+    let why = match fault {
+        ReadFault::ManyMembers => format!("an object in it has more than {MAX_MEMBERS} members"),
+        ReadFault::LongKey => format!("an object in it has a key of more than {MAX_KEY_BYTES} bytes"),
+        ReadFault::ManyChanges => format!("more than {MAX_CHANGES} places in its messages are to be edited"),
+        ReadFault::Syntax => "it cannot be followed".into(),
+    };
+    Reject::Field {
+        param: "body".into(),
+        message: format!("The body cannot be edited as its route says: {why}."),
+    }
+}
+
+fn large_metadata(key: &str) -> Reject {
+    let message = format!("The text is longer than the limit of {MAX_METADATA_BYTES} bytes.");
+    Reject::Field { param: format!("metadata.{key}"), message }
 }
 
 #[cfg(test)]

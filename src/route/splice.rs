@@ -32,6 +32,15 @@ impl<'t> Splices<'t> {
         self.list.clear();
     }
 
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Takes back all changes but so many of the first.
+    pub fn truncate(&mut self, len: usize) {
+        self.list.truncate(len);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -65,10 +74,16 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
 
     /// Takes every member of this name out: one that was left would count.
     pub fn remove(&mut self, key: &str) {
-        for (index, _) in self.object.members.iter().enumerate().filter(|(_, member)| member.key == key) {
-            self.removed.resize(self.object.members.len(), false);
-            self.removed[index] = true;
+        let object = self.object;
+        for (index, _) in object.members.iter().enumerate().filter(|(_, member)| member.key == key) {
+            self.remove_at(index);
         }
+    }
+
+    /// Takes out the member at this place.
+    pub fn remove_at(&mut self, index: usize) {
+        self.removed.resize(self.object.members.len(), false);
+        self.removed[index] = true;
     }
 
     /// Gives a key a value that is already written: in place of the one that counts, or behind all others.
@@ -115,6 +130,14 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
 /// A key and its value as they stand behind another member.
 pub fn member(key: &str, written: &[u8]) -> Vec<u8> {
     [b",", write(&Value::from(key)).as_slice(), b":", written].concat()
+}
+
+/// A text with its quotes, in one allocation unless much of it has to be escaped.
+pub fn write_text(text: &str) -> Vec<u8> {
+    let mut written = Vec::with_capacity(text.len() + text.len() / 16 + 2);
+    // Writing to memory does not fail.
+    drop(serde_json::to_writer(&mut written, text));
+    written
 }
 
 /// JSON without white space.

@@ -54,9 +54,9 @@ impl Table {
         self.plans.iter().find(|plan| plan.matches(model, path, headers)).cloned()
     }
 
-    /// The route of a request that names no model, which takes that of the one named model its upstreams would
-    /// take: else a client could go past a route by leaving the name out. `base_of` gives the one base model
-    /// that the upstreams of a route, or all of them, have; `named` the route for a model.
+    /// The route of a request that names no model: that of the model which its upstreams take then, else a
+    /// client could go past a route by leaving the name out. `base_of` gives the one base model that the
+    /// upstreams of a route, or all of them, have; `named` the route for a model.
     pub fn plan_unnamed(
         &self,
         path: &str,
@@ -243,7 +243,7 @@ mod tests {
             bases.all(|(_, base)| base == first).then(|| first.to_string())
         };
         let found = table.plan_unnamed("/p", &map, base_of, |model| table.plan(Some(model), "/p", &map));
-        let edited = found.plan.as_ref().map(|plan| plan.edits(Dialect::Chat).edit(b"{}").body);
+        let edited = found.plan.as_ref().map(|plan| plan.edits(Dialect::Chat).edit(b"{}").unwrap().body);
         let body = edited.flatten().map_or(String::new(), |body| String::from_utf8(body).unwrap());
         (found.model.unwrap_or_default(), body)
     }
@@ -316,7 +316,7 @@ mod tests {
         let two = plan.serving("two");
         for (made, to, body) in [(one, "one", r#"{"model":"one","seed":1}"#), (two, "two", "")] {
             assert_eq!((made.name.as_str(), made.served(Some("face"))), ("face", Some(to)));
-            let edited = made.edits(Dialect::Chat).edit(br#"{"model":"face"}"#).body.unwrap();
+            let edited = made.edits(Dialect::Chat).edit(br#"{"model":"face"}"#).unwrap().body.unwrap();
             assert!(body.is_empty() || edited == body.as_bytes(), "{}", String::from_utf8_lossy(&edited));
         }
         assert_eq!(plan.served(Some("face")), Some("face"), "the route says nothing itself");

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 pub use self::form::Echo;
 use self::form::Form;
+pub use self::request::{MAX_TREE_VALUES, chat_bytes, memory_needed};
 use self::stream::Stream;
 use super::answer::{Names, WHOLE};
 use crate::reject::Reject;

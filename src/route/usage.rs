@@ -56,6 +56,13 @@ impl UsageRequest {
     }
 }
 
+/// The most memory that asking takes for a body of so many bytes that has options: the new body, and what is
+/// looked at of the options.
+pub fn memory_needed(body_len: usize) -> u64 {
+    let members = (body_len / 5 + 1).min(json::MAX_MEMBERS);
+    (body_len + members * 4 * size_of::<json::Member<'_>>() + 4096 + MEMBER.len()) as u64
+}
+
 /// How a body asks for its stream's usage; `None`: there is nothing to ask for, or the client has asked.
 ///
 /// `scanner` has read all of the body.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pingora::{Error, ErrorSource, ErrorType};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
 use super::body_facts::{BodyFacts, BodyShape, FactsReader, PeekedBytes};
@@ -15,6 +16,7 @@ use crate::names::MAX_MODEL_BYTES;
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
+use crate::prompt::scan::Field;
 use crate::prompt::session;
 use crate::proxy::body::RequestBody;
 use crate::proxy::client::Client;
@@ -27,9 +29,10 @@ use crate::proxy::usage_question::{self, UsageQuestion};
 use crate::proxy::watch::UploadPace;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
+use crate::route::edit::wide;
 use crate::route::rewrite::is_wide;
 use crate::route::table::Unnamed;
-use crate::route::usage::UsageRequest;
+use crate::route::usage::{self, UsageRequest};
 
 /// What the head says of a request.
 #[derive(Clone, Copy)]
@@ -106,13 +109,14 @@ impl Peeker {
         reader.read_needed(client, needs, &self.routes).await?;
         let (model, found) = self.edits(client, head, &reader);
         *edits = found.filter(|_| needs.route);
+        check_model(edits.as_ref().and_then(|edits| edits.model.as_deref()))?;
         let mut head = HeadFacts { model: head.model.or(model.as_deref()), ..head };
         let mut named = None;
         if let Some(edits) = edits.as_mut().filter(|edits| edits.wants_body()) {
             reader.read_all(client).await?;
             // What names the session may mean nothing to the upstream, and be removed.
             named = Some(self.session(client, head, &reader, edits.served()));
-            reader.edit(edits)?;
+            reader.edit(edits).await?;
             // The name that its route gives is in the body.
             head.model = head.model.filter(|_| !edits.renames());
         }
@@ -283,8 +287,7 @@ impl PeekReader {
         if routes.is_empty() || self.facts.scanner().is_none() || !is_wide(self.body.bytes()) {
             return Ok(());
         }
-        let message = "The body must be JSON in UTF-8.".into();
-        Err(Reject::Field { param: "body".into(), message })
+        Err(wide())
     }
 
     fn wants_more(&self, needs: PeekNeeds) -> bool {
@@ -293,9 +296,20 @@ impl PeekReader {
     }
 
     /// Puts the edited body in the place of the one that came, which is complete and has been read.
-    fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), Stop> {
-        let edited = edits.edit(self.body.bytes(), self.facts.scanner())?;
-        let Some(edited) = edited else { return Ok(()) };
+    async fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), Stop> {
+        let (body, edit) = (self.body.replay(), edits.edit(self.facts.scanner()));
+        let mut working = self.body.reservation_beside();
+        if !working.grow_to(edit.memory_needed(body.len())) {
+            return Err(Reject::Memory.into());
+        }
+        let edited = if edit.leaves_worker(body.len()) {
+            // It goes on when its client disconnects, and holds its memory as long.
+            let edited = spawn_blocking(move || (edit.run(&body), working)).await;
+            edited.map_or(Err(Reject::Internal), |(edited, _)| edited)
+        } else {
+            edit.run(&body)
+        };
+        let Some(edited) = edits.edited(edited?) else { return Ok(()) };
         self.facts = match (&self.facts, edits.form.as_deref().and_then(FormScanner::new)) {
             (FactsReader::Json(scanner, api), _) => {
                 FactsReader::Json(scanner.of_edited(self.body.bytes(), &edited), edits.api(*api))
@@ -311,6 +325,11 @@ impl PeekReader {
     fn ask_for_usage(&mut self, edits: Option<&RouteEdits>) -> Option<Box<UsageQuestion>> {
         let FactsReader::Json(scanner, api) = &self.facts else { return None };
         if !self.body.is_complete() {
+            return None;
+        }
+        let mut working = self.body.reservation_beside();
+        let edits_options = scanner.span(Field::StreamOptions).is_some();
+        if edits_options && !working.grow_to(usage::memory_needed(self.body.bytes().len())) {
             return None;
         }
         let asking = usage_question::question(self.body.bytes(), scanner, *api, edits)?;

@@ -48,10 +48,11 @@ pub fn choices(dialect: Dialect, body: &[u8]) -> usize {
     // A list of messages, or of token ids, is one prompt.
     let is_prompt = |at: usize| matches!(body.get(at), Some(b'"' | b'['));
     object.get(field).and_then(|list| {
-        json::each(body, list.start, |at| {
+        let count = |at| {
             asked += usize::from(is_prompt(at));
-            json::value_end(body, at)
-        })
+            json::read_value(body, at)
+        };
+        json::each(body, list.start, count).ok()
     });
     each.saturating_mul(asked.max(1)).clamp(1, CHOICES)
 }

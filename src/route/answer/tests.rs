@@ -169,7 +169,7 @@ proptest! {
         let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
         route.think_tags = true;
         let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
-        let sent = plan.edits(Dialect::Chat).edit(history.as_bytes()).body.unwrap();
+        let sent = plan.edits(Dialect::Chat).edit(history.as_bytes()).unwrap().body.unwrap();
         let sent: Value = serde_json::from_slice(&sent).unwrap();
         let message = &sent["messages"][0];
         let came = [&message["content"], &message["reasoning"], &message["reasoning_content"]];

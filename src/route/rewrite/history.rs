@@ -1,19 +1,30 @@
 //! Edits the messages of a request: roles, and the reasoning that a client keeps inside the content.
+//!
+//! Never: a list of messages or of parts, of which a body may have millions.
 
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
-use serde_json::Value;
 
 use super::Edits;
-use crate::route::json::{self, Object, Span};
-use crate::route::splice::{ObjectEdit, Splices, write};
+use crate::route::json::{self, MAX_KEY_BYTES, Object, Read, ReadFault, Span};
+use crate::route::splice::{ObjectEdit, Splices, write_text};
 
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
 
+/// The most places of a request's messages that may be edited.
+pub const MAX_CHANGES: usize = 100_000;
+
 /// What every tag has in it, brackets written as they are or escaped.
 static TAG: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
+
+/// What stood between the tags of one message, a line each.
+#[derive(Default)]
+struct Thoughts {
+    text: String,
+    is_any: bool,
+}
 
 impl Edits {
     /// The body, and what is changed in its messages.
@@ -21,30 +32,30 @@ impl Edits {
         &self,
         bytes: &'a [u8],
         end_of: &dyn Fn(usize) -> Option<usize>,
-    ) -> Option<(Object<'a>, Splices<'_>)> {
+    ) -> Read<(Object<'a>, Splices<'_>)> {
         let mut changes = Splices::default();
         let object = json::document_with(bytes, |key, at| {
             if self.history != Some(key) {
-                return end_of(at).or_else(|| json::value_end(bytes, at));
+                return end_of(at).map_or_else(|| json::read_value(bytes, at), Ok);
             }
             // Of equal keys the last counts, and in a list that cannot be followed nothing is changed.
             changes.clear();
-            self.messages(bytes, at, &mut changes).or_else(|| {
-                changes.clear();
-                json::value_end(bytes, at)
-            })
+            match self.messages(bytes, at, &mut changes) {
+                Err(ReadFault::Syntax) => {
+                    changes.clear();
+                    json::read_value(bytes, at)
+                }
+                read => read,
+            }
         })?;
-        Some((object, changes))
+        Ok((object, changes))
     }
 
     /// Goes through the messages of a list, or of the lists in it, as in a batch of chats, to its end.
-    fn messages<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> Option<usize> {
-        let mut one = |at: usize| match json::object(bytes, at) {
-            Some(message) => {
-                self.message(bytes, &message, out);
-                Some(message.span.end)
-            }
-            None => json::value_end(bytes, at),
+    fn messages<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> Read<usize> {
+        let mut one = |at: usize| match self.message(bytes, at, out) {
+            Err(ReadFault::Syntax) => json::read_value(bytes, at),
+            read => read,
         };
         json::each(bytes, start, |at| match bytes.get(at) {
             Some(b'[') => json::each(bytes, at, &mut one),
@@ -52,74 +63,123 @@ impl Edits {
         })
     }
 
-    fn message<'t>(&'t self, bytes: &[u8], message: &Object<'_>, out: &mut Splices<'t>) {
-        let Some(span) = message.get("role") else { return };
-        let Some(role) = json::text(&bytes[span.clone()]) else { return };
-        if self.think_tags && role == "assistant" {
-            thoughts(bytes, message, out);
+    /// The message that begins at `at`; its end.
+    fn message<'t>(&'t self, bytes: &[u8], at: usize, out: &mut Splices<'t>) -> Read<usize> {
+        let [mut role, mut content] = [None, None];
+        let message_end = json::walk(bytes, at, |key, _, at| {
+            let end = json::read_value(bytes, at)?;
+            match &*key {
+                "role" => role = Some(at..end),
+                "content" => content = Some(at..end),
+                _ => {}
+            }
+            Ok(end)
+        })?;
+        let Some(role) = role.filter(|role| role.len() <= MAX_KEY_BYTES) else { return Ok(message_end) };
+        let Some(name) = json::text(&bytes[role.clone()]) else { return Ok(message_end) };
+        if let Some(content) = content.filter(|_| self.think_tags && name == "assistant") {
+            think(bytes, at, content, out)?;
         }
-        if let Some((_, to)) = self.roles.iter().find(|(from, _)| *from == role) {
-            out.replace(span, to.as_slice());
+        if let Some((_, to)) = self.roles.iter().find(|(from, _)| *from == name) {
+            out.replace(role, to.as_slice());
         }
+        if out.len() > MAX_CHANGES { Err(ReadFault::ManyChanges) } else { Ok(message_end) }
     }
 }
 
-/// Takes what stands between the tags out of the content, and gives it as the reasoning of the message.
-fn thoughts(bytes: &[u8], message: &Object<'_>, out: &mut Splices<'_>) {
-    let content = message.get("content").filter(|span| may_have_tags(&bytes[span.clone()]));
-    let Some(content) = content else { return };
-    let texts: Vec<Span> = match bytes[content.start] {
-        b'"' => vec![content],
-        b'[' => parts(bytes, content.start).unwrap_or_default(),
-        _ => return,
-    };
-    let mut thoughts: Vec<String> = Vec::new();
-    for span in texts {
-        let Some((rest, found)) = split(&bytes[span.clone()]) else { continue };
-        out.replace(span, write(&Value::from(rest)));
-        thoughts.extend(found);
+/// Takes what stands between the tags out of the content, and gives it as the reasoning of the message that
+/// begins at `at`.
+fn think(bytes: &[u8], at: usize, content: Span, out: &mut Splices<'_>) -> Read<()> {
+    if !may_have_tags(&bytes[content.clone()]) {
+        return Ok(());
     }
-    if thoughts.is_empty() {
-        return;
+    let (before, mut thoughts) = (out.len(), Thoughts::default());
+    match bytes[content.start] {
+        b'"' => thoughts.take(bytes, content, out)?,
+        b'[' => {
+            let read = json::each(bytes, content.start, |at| {
+                if let Some(text) = text_of_part(bytes, at)? {
+                    thoughts.take(bytes, text, out)?;
+                }
+                json::read_value(bytes, at)
+            });
+            match read {
+                Ok(_) => {}
+                Err(ReadFault::Syntax) => {
+                    out.truncate(before);
+                    return Ok(());
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        _ => return Ok(()),
     }
-    let reasoning = write(&Value::from(thoughts.join("\n")));
-    let mut edit = ObjectEdit::new(bytes, message);
+    if !thoughts.is_any {
+        return Ok(());
+    }
+    let message = json::read_object(bytes, at)?;
+    let reasoning = write_text(&thoughts.text);
+    drop(thoughts);
+    let mut edit = ObjectEdit::new(bytes, &message);
     // vLLM reads the first, what is older than 0.16 the second.
     edit.set("reasoning", reasoning.clone(), out);
     edit.set("reasoning_content", reasoning, out);
     edit.finish(out);
+    Ok(())
 }
 
-/// The texts of a content that is a list of parts.
-fn parts(bytes: &[u8], start: usize) -> Option<Vec<Span>> {
-    let part = |at: usize| Some((json::object(bytes, at), json::value_end(bytes, at)?));
-    let (parts, _) = json::items(bytes, start, part)?;
-    let text = |part: Object<'_>| {
-        let span = part.get("text").filter(|_| part.is(bytes, "type", "\"text\""))?;
-        (bytes[span.start] == b'"').then_some(span)
-    };
-    Some(parts.into_iter().flatten().filter_map(text).collect())
+/// The text of the part that begins at `at`, if it is one of text.
+fn text_of_part(bytes: &[u8], at: usize) -> Read<Option<Span>> {
+    let (mut is_text, mut text) = (false, None);
+    let read = json::walk(bytes, at, |key, _, at| {
+        let end = json::read_value(bytes, at)?;
+        match &*key {
+            "type" => is_text = &bytes[at..end] == b"\"text\"",
+            "text" => text = Some(at..end).filter(|_| bytes[at] == b'"'),
+            _ => {}
+        }
+        Ok(end)
+    });
+    match read {
+        Ok(_) => Ok(text.filter(|_| is_text)),
+        Err(ReadFault::Syntax) => Ok(None),
+        Err(fault) => Err(fault),
+    }
 }
 
-/// A text without what stands between tags, and that; `None` where there are no tags, and for a text that
-/// could not be written again as it is: Python takes halves of characters.
-fn split(written: &[u8]) -> Option<(String, Vec<String>)> {
-    if !may_have_tags(written) {
-        return None;
+// === impl Thoughts ===
+
+impl Thoughts {
+    /// Takes what stands between tags out of a text. One that could not be written again as it is stays:
+    /// Python takes halves of characters.
+    fn take(&mut self, bytes: &[u8], span: Span, out: &mut Splices<'_>) -> Read<()> {
+        let written = &bytes[span.clone()];
+        let text = if may_have_tags(written) { serde_json::from_slice::<String>(written).ok() } else { None };
+        let Some(text) = text else { return Ok(()) };
+        let Some((first, _)) = tagged(&text) else { return Ok(()) };
+        let mut rest = String::with_capacity(text.len());
+        rest.push_str(first);
+        let mut left = &text[first.len()..];
+        while let Some((before, inside)) = tagged(left) {
+            rest.push_str(before);
+            if self.is_any {
+                self.text.push('\n');
+            }
+            self.text.push_str(inside);
+            self.is_any = true;
+            left = &left[before.len() + OPEN.len() + inside.len() + CLOSE.len()..];
+        }
+        rest.push_str(left);
+        drop(text);
+        out.replace(span, write_text(&rest));
+        if out.len() > MAX_CHANGES { Err(ReadFault::ManyChanges) } else { Ok(()) }
     }
-    let text: String = serde_json::from_slice(written).ok()?;
-    let (mut rest, mut found) = (String::with_capacity(text.len()), Vec::new());
-    let mut left: &str = &text;
-    while let Some((before, inside, after)) = left.split_once(OPEN).and_then(|(before, behind)| {
-        let (inside, after) = behind.split_once(CLOSE)?;
-        Some((before, inside, after))
-    }) {
-        rest.push_str(before);
-        found.push(inside.to_owned());
-        left = after;
-    }
-    rest.push_str(left);
-    (!found.is_empty()).then_some((rest, found))
+}
+
+/// What stands before the first tags, and between them.
+fn tagged(text: &str) -> Option<(&str, &str)> {
+    let (before, behind) = text.split_once(OPEN)?;
+    Some((before, behind.split_once(CLOSE)?.0))
 }
 
 /// Said of most texts without reading them twice; the word alone is no tag.

@@ -3,16 +3,31 @@
 //!
 //! Never: look at a request, write a value while one waits.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 
-use crate::route::json::{self, Object};
+use crate::route::json::{self, Object, Read, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, member, write};
+
+/// So many rules are looked through for every member; of more, a table tells which it is.
+const LOOKED_THROUGH: usize = 32;
 
 /// What becomes of the members of one object.
 #[derive(Debug)]
 pub struct Rules {
     list: Vec<Rule>,
     removed: Vec<String>,
+    /// Of all keys, where there are many.
+    table: HashMap<String, MemberRule>,
+}
+
+/// What becomes of a member.
+#[derive(Clone, Copy, Debug)]
+enum MemberRule {
+    Removed,
+    /// By its place in the list.
+    Rule(usize),
 }
 
 /// What becomes of one key.
@@ -39,10 +54,16 @@ impl Rules {
         let overrides = overrides.map(|(key, above)| Rule::above(key, below.get(key), above));
         let defaults = below.iter().filter(|(key, _)| !above.contains_key(*key) && !removed.contains(key));
         let defaults = defaults.map(|(key, below)| Rule::below(key, below));
-        Rules {
-            list: overrides.chain(defaults).collect(),
-            removed: removed.iter().filter(|key| !above.contains_key(*key)).chain(nulls).cloned().collect(),
+        let list: Vec<Rule> = overrides.chain(defaults).collect();
+        let removed = removed.iter().filter(|key| !above.contains_key(*key)).chain(nulls).cloned();
+        let removed: Vec<String> = removed.collect();
+        let mut table = HashMap::new();
+        if list.len() + removed.len() > LOOKED_THROUGH {
+            table.extend(removed.iter().map(|key| (key.clone(), MemberRule::Removed)));
+            let rules = list.iter().enumerate();
+            table.extend(rules.map(|(place, rule)| (rule.key.clone(), MemberRule::Rule(place))));
         }
+        Rules { list, removed, table }
     }
 
     /// `said`: the object has under another name what this key would say by default.
@@ -52,15 +73,49 @@ impl Rules {
         object: &Object<'_>,
         said: &dyn Fn(&str) -> bool,
         out: &mut Splices<'t>,
-    ) {
+    ) -> Read<()> {
         let mut edit = ObjectEdit::new(bytes, object);
-        for key in &self.removed {
-            edit.remove(key);
+        // Of equal keys the last counts.
+        let mut values: Vec<Option<&Span>> = vec![None; self.list.len()];
+        for (index, member) in object.members.iter().enumerate() {
+            match self.find(&member.key) {
+                Some(MemberRule::Removed) => edit.remove_at(index),
+                Some(MemberRule::Rule(place)) => values[place] = Some(&member.value),
+                None => {}
+            }
         }
-        for rule in &self.list {
-            rule.apply(bytes, &mut edit, said, out);
+        for (rule, value) in self.list.iter().zip(values) {
+            rule.apply(bytes, value, &mut edit, said, out)?;
         }
         edit.finish(out);
+        Ok(())
+    }
+
+    fn find(&self, key: &str) -> Option<MemberRule> {
+        let looked_at = if self.table.is_empty() { self.list.len() + self.removed.len() } else { 1 };
+        json::work::count(looked_at);
+        if !self.table.is_empty() {
+            return self.table.get(key).copied();
+        }
+        if self.removed.iter().any(|removed| removed == key) {
+            return Some(MemberRule::Removed);
+        }
+        self.list.iter().position(|rule| rule.key == key).map(MemberRule::Rule)
+    }
+
+    /// The bytes of all that may be put into a body.
+    pub fn bytes(&self) -> usize {
+        let of_rule = |rule: &Rule| {
+            let value = rule.value.as_ref().map_or(0, Vec::len);
+            rule.member.len() + value + rule.inner.as_ref().map_or(0, Rules::bytes)
+        };
+        self.list.iter().map(of_rule).sum()
+    }
+
+    /// How many objects, one in another, are read at once.
+    pub fn depth(&self) -> usize {
+        let inner = self.list.iter().filter_map(|rule| rule.inner.as_ref());
+        1 + inner.map(Rules::depth).max().unwrap_or_default()
     }
 }
 
@@ -84,25 +139,37 @@ impl Rule {
         Rule { key: key.to_owned(), value: Some(patched(Value::Null)), member: member(key, &alone), inner }
     }
 
+    /// `value`: of the member that counts, if the object has one.
     fn apply<'t>(
         &'t self,
         bytes: &[u8],
+        value: Option<&Span>,
         edit: &mut ObjectEdit<'_, '_>,
         said: &dyn Fn(&str) -> bool,
         out: &mut Splices<'t>,
-    ) {
-        let Some(span) = edit.object.get(&self.key) else {
+    ) -> Read<()> {
+        let Some(span) = value else {
             if self.value.is_some() || !said(&self.key) {
                 edit.add(&self.member);
             }
-            return;
+            return Ok(());
         };
-        let inner = self.inner.as_ref().zip(json::object(bytes, span.start));
-        match (inner, &self.value) {
-            (Some((rules, object)), _) => rules.apply(bytes, &object, &|_| false, out),
-            (None, Some(value)) if bytes[span.clone()] != **value => out.replace(span, value.as_slice()),
+        let object = match &self.inner {
+            Some(rules) => match json::read_object(bytes, span.start) {
+                Ok(object) => Some((rules, object)),
+                Err(ReadFault::Syntax) => None,
+                Err(fault) => return Err(fault),
+            },
+            None => None,
+        };
+        match (object, &self.value) {
+            (Some((rules, object)), _) => rules.apply(bytes, &object, &|_| false, out)?,
+            (None, Some(value)) if bytes[span.clone()] != **value => {
+                out.replace(span.clone(), value.as_slice())
+            }
             (None, _) => {}
         }
+        Ok(())
     }
 }
 

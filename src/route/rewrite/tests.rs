@@ -85,7 +85,8 @@ proptest! {
         let body: Map<String, Json> = client.iter().map(|name| ((*name).to_owned(), json!(5000))).collect();
         for dialect in super::super::dialect::ALL {
             let body = Json::Object(body.clone()).to_string();
-            let sent = Edits::new(&edits, dialect).edit(body.as_bytes()).body.unwrap_or(body.into_bytes());
+            let sent = Edits::new(&edits, dialect).edit(body.as_bytes()).unwrap();
+            let sent = sent.body.unwrap_or(body.into_bytes());
             let sent: Map<String, Json> = serde_json::from_slice(&sent).unwrap();
             let limits: Vec<Json> = sent.values().cloned().collect();
             prop_assert_eq!(limits, if is_null { vec![] } else { vec![json!(100)] }, "{:?}", dialect);
@@ -109,7 +110,7 @@ proptest! {
             ..BodyEdits::default()
         };
         let edits = Edits::new(&route(edits), Dialect::Chat);
-        let edited = edits.edit(body.as_bytes());
+        let edited = edits.edit(body.as_bytes()).unwrap();
         let Json::Object(mut wanted) = serde_json::from_str(&body).unwrap() else { unreachable!() };
         wanted.retain(|key, _| !remove.contains(key));
         below(&mut wanted, &without_nulls(&defaults));
@@ -117,14 +118,14 @@ proptest! {
         patch(&mut wanted, &Json::Object(overrides));
         let out = edited.body.clone().unwrap_or_else(|| body.clone().into_bytes());
         prop_assert_eq!(serde_json::from_slice::<Json>(&out).unwrap(), wanted);
-        prop_assert_eq!(edits.edit(body.as_bytes()), edited);
+        prop_assert_eq!(edits.edit(body.as_bytes()).unwrap(), edited);
     }
 
     /// Every member that no rule names stands in the result as it was written.
     #[test]
     fn what_is_not_edited_stays_byte_for_byte(body in body(), set in map_of(value())) {
         let edits = BodyEdits { overrides: set.clone(), ..BodyEdits::default() };
-        let edited = Edits::new(&route(edits), Dialect::Chat).edit(body.as_bytes());
+        let edited = Edits::new(&route(edits), Dialect::Chat).edit(body.as_bytes()).unwrap();
         let out = edited.body.unwrap_or_else(|| body.clone().into_bytes());
         let (before, after) = (json::document(body.as_bytes()).unwrap(), json::document(&out).unwrap());
         let written = |bytes: &[u8], object: &Object<'_>| {
@@ -182,7 +183,7 @@ fn of_equal_lists_of_messages_the_last_is_changed_and_one_that_cannot_be_followe
             let text = text.replace('D', r#"{"role":"developer"}"#).replace('S', r#"{"role":"system"}"#);
             format!("{{\"messages\":{text}}}").into_bytes()
         };
-        assert_eq!(edits.edit(&said(before)).body, after.map(said), "{before}");
+        assert_eq!(edits.edit(&said(before)).unwrap().body, after.map(said), "{before}");
     }
 }
 
@@ -198,7 +199,8 @@ fn what_token_ids_asks_for_wins_over_what_is_removed() {
         r#"{"return_token_ids":null}"#,
         "{}",
     ] {
-        let edited: Json = serde_json::from_slice(&edits.edit(body.as_bytes()).body.unwrap()).unwrap();
+        let edited: Json =
+            serde_json::from_slice(&edits.edit(body.as_bytes()).unwrap().body.unwrap()).unwrap();
         assert_eq!(edited, json!({"logprobs": true, "return_token_ids": true}), "{body}");
     }
 }

@@ -8,6 +8,24 @@ use crate::names::shown;
 use crate::reject::Reject;
 use crate::route::json;
 
+/// The most values that a request may have which is read as a whole; each takes memory of its own.
+pub const MAX_TREE_VALUES: usize = 100_000;
+
+/// What one value, and one byte, of a request may take while it is translated.
+const VALUE_BYTES: usize = 1280;
+const BYTE_FACTOR: usize = 12;
+
+/// The most bytes that a chat made of a request of so many bytes has: a text alone becomes a part of a
+/// message.
+pub fn chat_bytes(body_len: usize) -> usize {
+    2 * body_len + (body_len / 2 + 1).min(MAX_TREE_VALUES) * 64 + 1024
+}
+
+/// The most memory that the translation of a request of so many bytes takes.
+pub fn memory_needed(body_len: usize) -> u64 {
+    ((body_len / 2 + 1).min(MAX_TREE_VALUES) * VALUE_BYTES + body_len * BYTE_FACTOR) as u64
+}
+
 /// What vLLM says without a store.
 const NO_STORE: &str = "This vLLM engine does not support `store=True` and therefore does not support the \
                         background mode.";
@@ -36,6 +54,10 @@ pub fn refused(param: impl Into<String>, message: impl Into<String>) -> Reject {
 /// The chat, and what is remembered for its answer. `Ok(None)`: the body is no JSON object.
 pub fn translate(body: &[u8], tags: bool) -> Result<Option<(Vec<u8>, Echo)>, Reject> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    if !json::has_at_most(body, MAX_TREE_VALUES) {
+        let message = format!("The body has more than the {MAX_TREE_VALUES} values that can be translated.");
+        return Err(refused("body", message));
+    }
     let mut given: Fields = match serde_json::from_slice(body) {
         Ok(Value::Object(fields)) => fields,
         // An object to Python, which takes halves of characters and any depth.
