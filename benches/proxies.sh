@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# What a request, an event of a stream and an idle stream cost in nginx, haproxy and vllm-lb, side by side
-# in one run: benches/results/proxies.md. `./dev bench proxies` installs what is missing and runs this.
+# What a request, an event of a stream and an idle stream cost in nginx, haproxy, pingora-proxy as it comes
+# and vllm-lb, side by side in one run: benches/results/proxies.md. `./dev bench proxies` installs what is
+# missing and runs this.
 #
-#   benches/proxies.sh [--profile NAME] [--rounds N] [--binary FILE] [--output FILE]
+#   benches/proxies.sh [--profile NAME] [--rounds N] [--percent N] [--patience N]
+#                      [--binary FILE] [--before FILE] [--others] [--output FILE]
 #
 #   --profile   cargo's profile to build and measure; release, whose link takes minutes, is the default
+#   --percent   how many of its requests a sample has, for a look at the script; 100 is the default
+#   --patience  seconds after which a disturbed sample is not taken again; 50 a proxy is the default
 #   --binary    measure this vllm-lb and do not build one
+#   --before    measure this vllm-lb, too, as a row of its own
+#   --others    measure sglang-router and vllm-router, too, which `./dev bench proxies --others` installs
 #   --output    where the result goes
 #
 # How: each proxy has one thread, pinned to one core; the server behind it and the clients before it
@@ -13,67 +19,120 @@
 # proxy's process, which says what it costs whether or not anybody is waiting; requests a second, where
 # the ends are the bottleneck, would not. Samples take turns between the proxies. One during which others
 # used more than NOISE of these cores is taken again, a few times. Everything stays on loopback and ends
-# with the script; the whole takes less than six minutes, the build not counted.
+# with the script; the whole takes about two minutes a proxy, the build not counted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 rounds=3
+percent=100
+# The port of the admin listener of what is started next.
+admin=
+patience=
+before=
+others=
 
-# Seconds after which a noisy sample is not taken again.
-PATIENCE=150
 STREAMS=1000
-readonly PATIENCE STREAMS
+# Requests a second of the open loop, and for how many seconds.
+RATE=2000
+RATE_SECONDS=3
+readonly STREAMS RATE RATE_SECONDS
 
 # Body bytes, and requests for about a second.
 cases=("1600 40000" "17000 30000" "100000 10000" "400000 3000")
-proxies=(nginx haproxy vllm-lb)
-declare -A port=([direct]=28400 [nginx]=28401 [haproxy]=28402 [vllm-lb]=28403) pid=()
-admin=28404
+thread_cases=("1600 40000" "100000 15000")
+proxies=(nginx haproxy pingora vllm-lb)
+# `one` and `two` are vllm-lb with so many threads.
+declare -A port=([direct]=28400 [nginx]=28401 [haproxy]=28402 [vllm-lb]=28403 [pingora]=28420 [before]=28421
+    [sglang-router]=28422 [vllm-router]=28423 [one]=28424 [two]=28425) pid=()
+declare -A admins=([vllm-lb]=28404 [before]=28426 [sglang-router]=28427 [vllm-router]=28428
+    [one]=28429 [two]=28430)
 
 export PATH=$PATH:/usr/sbin
 source benches/proxies/common.sh
-options "$@"
-for tool in nginx haproxy taskset; do
-    command -v $tool >/dev/null || { say "no $tool here; ./dev bench proxies installs it" >&2; exit 1; }
-done
+source benches/proxies/report.sh
 
+own_option() {
+    case $1 in
+        --percent) percent=$2 took=2 ;;
+        --patience) patience=$2 took=2 ;;
+        --before) before=$2 took=2 ;;
+        --others) others=yes took=1 ;;
+    esac
+}
+
+options "$@"
+python=${VENV:-.dev/venv-bench}/bin/python
+for tool in nginx haproxy taskset ${others:+"$python"}; do
+    command -v "$tool" >/dev/null || { say "no $tool here; ./dev bench proxies installs it" >&2; exit 1; }
+done
+[ -z "$before" ] || proxies+=(before)
+[ -z "$others" ] || proxies+=(sglang-router vllm-router)
+# Seconds after which a noisy sample is not taken again.
+PATIENCE=${patience:-$((50 * ${#proxies[@]}))}
+readonly PATIENCE
+
+examples+=(pingora-proxy)
 build
 # A stream needs two sockets in a proxy.
 ulimit -n 20000 2>/dev/null || ulimit -n "$(ulimit -Hn)"
 
 # ---- processes ---------------------------------------------------------------------------------
 
+# begin_balancer NAME BINARY THREADS: a vllm-lb.
+begin_balancer() {
+    admin=${admins[$1]}
+    settings vllm-lb.yaml "$1"
+    sed "s/^threads: .*/threads: $3/" "$dir/vllm-lb.yaml" >"$dir/$1-settings.yaml"
+    begin "$1" "$proxy_cores" "$2" -c "$dir/$1-settings.yaml"
+}
+
+# begin_router NAME MODULE: a router of Python's registry with its defaults. Both are Rust within a process of
+# Python; tokio's own variable gives them one thread.
+begin_router() {
+    begin "$1" "$proxy_cores" env TOKIO_WORKER_THREADS=1 "$python" -m "$2" --log-level error \
+        --host 127.0.0.1 --port "${port[$1]}" --worker-urls "http://127.0.0.1:${port[direct]}" \
+        --prometheus-host 127.0.0.1 --prometheus-port "${admins[$1]}"
+}
+
 begin_proxy() {
     case $1 in
         nginx)
             settings nginx.conf nginx
-            begin nginx $PROXY_CORE nginx -e "$dir/nginx.log" -c "$dir/nginx.conf"
+            begin nginx "$proxy_cores" nginx -e "$dir/nginx.log" -c "$dir/nginx.conf"
             ;;
         haproxy)
             settings haproxy.cfg haproxy
-            begin haproxy $PROXY_CORE haproxy -db -f "$dir/haproxy.cfg"
+            begin haproxy "$proxy_cores" haproxy -db -f "$dir/haproxy.cfg"
             ;;
-        vllm-lb)
-            settings vllm-lb.yaml vllm-lb
-            begin vllm-lb $PROXY_CORE "$binary" -c "$dir/vllm-lb.yaml"
+        pingora)
+            begin pingora "$proxy_cores" "$pingora" "127.0.0.1:${port[pingora]}" "127.0.0.1:${port[direct]}"
             ;;
+        vllm-lb) begin_balancer vllm-lb "$binary" 1 ;;
+        before) begin_balancer before "$before" 1 ;;
+        one) begin_balancer one "$binary" 1 ;;
+        two) begin_balancer two "$binary" 2 ;;
+        sglang-router) begin_router sglang-router sglang_router.launch_router ;;
+        vllm-router) begin_router vllm-router vllm_router.launch_router ;;
     esac
 }
 
 # ---- samples -----------------------------------------------------------------------------------
 
-begin direct $ENDS_CORE "$traffic" upstream "${port[direct]}"
+begin direct "$ends_cores" "$traffic" upstream "${port[direct]}"
 SECONDS=0
 for name in "${proxies[@]}"; do begin_proxy "$name"; done
 for ((round = 0; round < rounds; round++)); do
     for case in "${cases[@]}"; do
         read -r bytes count <<<"$case"
         for name in direct "${proxies[@]}"; do
-            sample "$bytes" "$name" requests "${port[$name]}" "$bytes" "$count"
+            sample "$bytes" "$name" requests "${port[$name]}" "$bytes" $((count * percent / 100))
         done
     done
     for name in direct "${proxies[@]}"; do
         sample event "$name" events "${port[$name]}" 500 1.5
+    done
+    for name in direct "${proxies[@]}"; do
+        sample first "$name" rate "${port[$name]}" 1600 $RATE $RATE_SECONDS
     done
 done
 # Memory is measured in fresh processes: one that has worked keeps some, and hands it out again.
@@ -82,92 +141,31 @@ for ((round = 0; round < rounds; round++)); do
         for name in "${proxies[@]}"; do
             end "$name"
             begin_proxy "$name"
-            kib=$(ends idle "${port[$name]}" $bytes $STREAMS --proxy "${pid[$name]}")
-            echo "idle-$bytes $name $kib" | tee -a "$samples"
+            if kib=$(ends idle "${port[$name]}" $bytes $STREAMS --proxy "${pid[$name]}"); then
+                echo "idle-$bytes $name $kib" | tee -a "$samples"
+            else
+                say "no sample of idle-$bytes with $name"
+            fi
+        done
+    done
+done
+# One thread against two. Where there are not cores for all, everything shares two, and the ratio comes from
+# the CPU time of a request: what two cores can carry is limited by it, and by cores that stay idle.
+for name in direct "${proxies[@]}"; do end "$name"; done
+proxy_cores=0,1
+if [ "$(nproc)" -ge 4 ]; then ends_cores=2,3; else ends_cores=0,1; fi
+begin direct "$ends_cores" "$traffic" upstream "${port[direct]}"
+for name in one two; do begin_proxy "$name"; done
+for ((round = 0; round < rounds; round++)); do
+    for case in "${thread_cases[@]}"; do
+        read -r bytes count <<<"$case"
+        for name in one two; do
+            sample "threads-$bytes" "$name" \
+                requests "${port[$name]}" "$bytes" $((count * percent / 100)) --connections 64
         done
     done
 done
 seconds=$SECONDS
-
-# ---- the result --------------------------------------------------------------------------------
-
-# cell CASE NAME: the median, and how often nginx's that is.
-cell() {
-    local mine nginx
-    mine=$(median 3 "$1" "$2")
-    nginx=$(median 3 "$1" nginx)
-    # Without a sample there is no median.
-    case $2 in
-        nginx) round_to 1 "$mine" ;;
-        *) [ "$nginx" = 0 ] || awk -v a="$mine" -v b="$nginx" 'BEGIN { printf "%.1f (%.2f)", a, a / b }' ;;
-    esac
-}
-
-versions() {
-    nginx -v 2>&1 | sed 's|.*/|nginx |'
-    haproxy -v | sed -n '1s/.*version \([^ ]*\).*/haproxy \1/p'
-    "$binary" --version
-    echo "profile $profile"
-}
-
-report() {
-    local name case row
-    local sizes=(1600 17000 100000 400000)
-    cat <<END
-# nginx, haproxy, vllm-lb: what a request costs
-
-| | |
-| --- | --- |
-| date | $(date -u +%Y-%m-%d) |
-| commit | $(commit | joined) |
-| command | \`$command\`, $seconds s |
-| machine | $(nproc) cores, $(processor), Linux $(uname -r) |
-| versions | $(versions | joined) |
-| disturbance | $(quietness) |
-
-Medians of $rounds rounds; in brackets how often nginx's figure that is. One thread a proxy, on a core of its
-own; clients and upstream on another. CPU microseconds of the proxy for a chat request with a body of so
-many bytes (32 connections, distinct bodies, an answer of 1 KiB), and for an event of a stream (500
-streams with an event every 20 ms each). KiB of resident memory for each of $STREAMS streams that are
-silent after their first event, for two sizes of the request's body.
-
-| | 1.6 KB | 17 KB | 100 KB | 400 KB | an event | idle stream, 1.6 KB | idle stream, 60 KB |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-END
-    for name in "${proxies[@]}"; do
-        row=("$name")
-        for case in "${sizes[@]}" event idle-1600 idle-60000; do
-            row+=("$(cell "$case" "$name")")
-        done
-        printf '| %s ' "${row[@]}"
-        echo '|'
-    done
-    cat <<END
-
-Requests, or events, a second, and how much of its core the proxy was busy with them. Direct is without a
-proxy: more than clients and upstream can do on their core no proxy can show here. Events have a fixed pace.
-
-| | 1.6 KB | 17 KB | 100 KB | 400 KB | an event |
-| --- | --- | --- | --- | --- | --- |
-END
-    for name in direct "${proxies[@]}"; do
-        row=("$name")
-        for case in "${sizes[@]}" event; do
-            row+=("$(round_to 0 "$(median 5 "$case" "$name")"), $(round_to 2 "$(median 6 "$case" "$name")")")
-        done
-        printf '| %s ' "${row[@]}"
-        echo '|'
-    done
-    cat <<END
-
-All samples, each with: case, proxy, CPU microseconds a unit (direct: of clients and upstream together),
-cores that others used of those in use, units a second, cores that the proxy used; or KiB a stream.
-
-\`\`\`text
-$(sort -s -k 1,1V -k 2,2 "$samples")
-\`\`\`
-END
-}
 
 mkdir -p "$(dirname "$output")"
 report >"$output"

@@ -41,7 +41,7 @@ begin_balancer() {
     [ "$1" != none ] || file=vllm-lb.yaml
     settings $file "$1"
     mv "$dir/$file" "$dir/$1.yaml"
-    begin "$1" $PROXY_CORE "$binary" -c "$dir/$1.yaml"
+    begin "$1" "$proxy_cores" "$binary" -c "$dir/$1.yaml"
 }
 
 # turn CASE BYTES COUNT OPTION...: a sample of each, one after another, and what the others are to the first.
@@ -58,7 +58,7 @@ turn() {
         END { if (!bad) for (name in of) print c, name, of[name] }' >>"$ratios"
 }
 
-begin direct $ENDS_CORE "$traffic" upstream "${port[direct]}"
+begin direct "$ends_cores" "$traffic" upstream "${port[direct]}"
 SECONDS=0
 for name in "${names[@]}"; do begin_balancer "$name"; done
 for ((round = 0; round < rounds; round++)); do
@@ -126,7 +126,7 @@ Answers of 1 KiB that are no streams:
 $(table whole)
 
 All samples, each with: case, balancer, CPU microseconds a request, cores that others used of those in use,
-requests a second, cores that the balancer used.
+requests a second, cores that the balancer used, cores that clients and upstream used.
 
 \`\`\`text
 $(sort -s -k 1,1V -k 2,2 "$samples")

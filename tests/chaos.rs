@@ -3,14 +3,18 @@
 //! its stream had begun when its engine failed, an honest end; and when all is over, nothing is left.
 //!
 //! `VLLM_LB_CHAOS_SECONDS` says how long, and `VLLM_LB_CHAOS_SEED` has a run again as far as time allows.
+//! `./dev bench chaos` lets it run for ten minutes. A run of five minutes or more also checks that every
+//! trouble has happened and that memory does not grow.
 
 #[path = "chaos/clients.rs"]
 mod clients;
 mod common;
+#[path = "chaos/memory.rs"]
+mod memory;
 #[path = "chaos/trouble.rs"]
 mod trouble;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,18 +22,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clients::{Client, Tally, World};
 use common::dice::Dice;
 use common::shapes::Shape;
-use common::{Balancer, Engine, Options, Timing, config, engine, eventually, logs, upstreams};
+use common::{Balancer, Engine, Fault, Options, Timing, config, engine, eventually, logs, upstreams};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use trouble::{Chronicle, Trouble};
+use trouble::{Chronicle, KINDS, Trouble};
 use vllm_lb::app::{self, Load};
 use vllm_lb::config::types::{Config, Retry};
 use vllm_lb::observe::metrics::METRICS;
 
+/// The product's, or freed memory would not leave the process.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const ENGINES: u64 = 8;
 const CLIENTS: u64 = 32;
+
+/// From here on a run is long enough for every trouble, and to tell whether memory grows.
+const LONG: Duration = Duration::from_secs(300);
 
 /// So many engines are in trouble at once at most.
 const AT_ONCE: usize = 5;
@@ -111,14 +123,31 @@ fn nobody_is_lost_in_chaos() {
         let balancer = Balancer { running };
         balancer.until_ready(engines.len()).await;
 
-        let (world, chronicle) = live(&balancer, &engines, seed, time).await;
+        let (world, chronicle, samples) = live(&balancer, &engines, seed, time).await;
         tell(&world.tally, &chronicle);
         let wrong = world.tally.wrong();
         assert!(wrong.is_empty(), "seed {seed}, {} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
         assert!(world.tally.whole.load(Relaxed) > 100, "next to nothing was answered");
+        let happened: BTreeSet<_> = chronicle.events().iter().map(|event| event.kind).collect();
+        let missed: Vec<_> = KINDS.iter().filter(|kind| !happened.contains(kind)).collect();
+        if time >= LONG {
+            assert!(missed.is_empty(), "seed {seed}: {missed:?} never happened");
+            memory::has_stayed(&samples);
+        }
         nothing_is_left(balancer, &engines, &its).await;
     });
     its.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// The switches are those that the engine names when it does not know one.
+#[test]
+fn every_switch_of_the_engine_is_thrown() {
+    let words = Fault::parse(&serde_json::json!({"kind": "?"})).expect_err("there is no such switch");
+    let (_, names) = words.split_once("use ").expect("it names them");
+    let names: BTreeSet<&str> =
+        names.split([',', ' ']).filter(|name| !["", "or", "none"].contains(name)).collect();
+    let thrown: BTreeSet<&str> = KINDS.iter().flat_map(|kind| kind.switches()).copied().collect();
+    assert_eq!(thrown, names);
 }
 
 /// Clients and troubles until the time is over, and then until each has come to its end.
@@ -127,7 +156,7 @@ async fn live(
     engines: &[Arc<Engine>],
     seed: u64,
     time: Duration,
-) -> (Arc<World>, Arc<Chronicle>) {
+) -> (Arc<World>, Arc<Chronicle>, Vec<memory::Sample>) {
     let reference = engine(Options { timing: Timing::instant(), ..options(99) }).await;
     let chronicle = Arc::new(Chronicle::default());
     let over = Arc::new(AtomicBool::new(false));
@@ -160,13 +189,15 @@ async fn live(
     }
     let reloads = trouble::reload(balancer.running.admin.clone(), over.clone(), Dice::new(seed, 3000));
     let reloads = tokio::spawn(reloads);
+    let watch = tokio::spawn(memory::watch(engines.to_vec(), over.clone()));
     sleep(time).await;
     over.store(true, Relaxed);
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
     println!("{} reloads", reloads.await.expect("every reload is taken"));
-    (world, chronicle)
+    let samples = watch.await.expect("memory can be read");
+    (world, chronicle, samples)
 }
 
 /// What has happened, for whoever reads the output of a test.

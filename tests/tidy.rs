@@ -18,8 +18,19 @@ const FUNCTION_LINES: usize = 70;
 const LINE_COLUMNS: usize = 110;
 
 /// Directories and files that make the project; what is installed or built is none of it.
-const ROOTS: &[&str] =
-    &["src", "tests", "benches", "conf", "docker", "dev", "deny.toml", "README.md", "CHANGELOG.md"];
+const ROOTS: &[&str] = &[
+    "src",
+    "tests",
+    "benches",
+    "fuzz/src",
+    "fuzz/targets",
+    "conf",
+    "docker",
+    "dev",
+    "deny.toml",
+    "README.md",
+    "CHANGELOG.md",
+];
 const INSTALLED: &[&str] = &["node_modules", "__pycache__"];
 
 /// Files that tools write, or that quote whole lines of others.

@@ -2,47 +2,59 @@
 # their own, samples that are taken again when they were disturbed, and the words about them. It is read with
 # `source` by a script that has said `rounds`, `PATIENCE`, `port` and `pid`.
 
-PROXY_CORE=0
-ENDS_CORE=1
+# Lists of cores, as taskset reads them.
+proxy_cores=0
+ends_cores=1
 # What others may use of the cores in use.
 NOISE=0.15
 TRIES=4
-readonly PROXY_CORE ENDS_CORE NOISE TRIES
+readonly NOISE TRIES
 
 say() { echo "$(basename "$0" .sh): $*"; }
 
 profile=release
 binary=
+# Programs of benches/proxies/ that the script starts.
+examples=(traffic)
 output=benches/results/$(basename "$0" .sh).md
 
-# What the script was told in place of these.
+# What the script was told in place of these. A script with options of its own has a function `own_option`,
+# which sets `took` to how many words it read.
 options() {
+    local took
     command="./dev bench $(basename "$0" .sh)${*:+ $*}"
     while [ $# -gt 0 ]; do
+        took=2
         case $1 in
             --profile) profile=$2 ;;
             --rounds) rounds=$2 ;;
             --binary) binary=$2 ;;
             --output) output=$2 ;;
-            *) say "no such option: $1" >&2; exit 64 ;;
+            *)
+                took=0
+                ! declare -F own_option >/dev/null || own_option "$@"
+                [ $took != 0 ] || { say "no such option: $1" >&2; exit 64; }
+                ;;
         esac
-        shift 2
+        shift $took
     done
 }
 
 dir=$(mktemp -d)
-# Lines of: case proxy value foreign rate busy
+# Lines of: case proxy value foreign rate busy ends, and of `rate` median p99
 samples=$dir/samples
 noisy=0
 
 build() {
-    local target=${CARGO_TARGET_DIR:-target}/$profile
-    local build=(cargo build --locked --profile "$profile" --example traffic)
+    local target=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug} example
+    local build=(cargo build --locked --profile "$profile")
+    for example in "${examples[@]}"; do build+=(--example "$example"); done
     [ -n "$binary" ] || build+=(--bin vllm-lb)
     say "building with profile $profile"
     "${build[@]}"
     binary=${binary:-$target/vllm-lb}
     traffic=$target/examples/traffic
+    pingora=$target/examples/pingora-proxy
 }
 
 # ---- processes ---------------------------------------------------------------------------------
@@ -68,14 +80,14 @@ settings() {
         -e "s|@admin@|$admin|g" "benches/proxies/$1" >"$dir/$1"
 }
 
-ends() { taskset -c $ENDS_CORE "$traffic" "$@"; }
+ends() { taskset -c "$ends_cores" "$traffic" "$@"; }
 
-# begin NAME CORE COMMAND...: starts a process on its core, and waits until it answers.
+# begin NAME CORES COMMAND...: starts a process on its cores, and waits until it answers.
 begin() {
-    local name=$1 core=$2
+    local name=$1 cores=$2
     shift 2
     # It replaces itself with what it starts, so that the process is the proxy's own.
-    taskset -c "$core" "$@" >"$dir/$name.out" 2>&1 &
+    taskset -c "$cores" "$@" >"$dir/$name.out" 2>&1 &
     pid[$name]=$!
     ends wait "${port[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
     # Somebody else's server on the port would have answered too.
@@ -86,10 +98,10 @@ begin() {
 
 # sample CASE NAME COMMAND ARGUMENTS...: one quiet sample, or the quietest of a few.
 sample() {
-    local case=$1 name=$2 watched=(--upstream "${pid[direct]}" --cores "$ENDS_CORE")
+    local case=$1 name=$2 watched=(--upstream "${pid[direct]}" --cores "$ends_cores")
     local best='' now try
     shift 2
-    [ "$name" = direct ] || watched+=(--cores "$PROXY_CORE" --proxy "${pid[$name]}")
+    [ "$name" = direct ] || watched+=(--cores "$proxy_cores" --proxy "${pid[$name]}")
     for ((try = 0; try < TRIES; try++)); do
         # A disturbance can be such that the clients give up; that is no sample.
         now=$(ends "$@" "${watched[@]}") || continue

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -25,7 +25,7 @@ const LOOKS: usize = 24;
 /// Between the opening of streams and the measurement of what goes through them.
 const BREATHER: Duration = Duration::from_millis(300);
 
-struct Connection {
+pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
@@ -35,7 +35,7 @@ fn io(what: &'static str) -> impl Fn(std::io::Error) -> String {
 }
 
 impl Connection {
-    async fn open(port: u16) -> Result<Self, String> {
+    pub async fn open(port: u16) -> Result<Self, String> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(io("connecting"))?;
         stream.set_nodelay(true).map_err(io("connecting"))?;
         Ok(Connection { stream, buffer: vec![0; 16 << 10] })
@@ -74,6 +74,19 @@ impl Connection {
         Ok(())
     }
 
+    /// One request for a stream that ends; returns when the first event was there.
+    pub async fn stream(&mut self, request: &[u8]) -> Result<Instant, String> {
+        let (end, mut filled, _) = self.ask(request).await?;
+        while memchr::memmem::find(&self.buffer[end..filled], b"\n\n").is_none() {
+            match self.stream.read(&mut self.buffer[filled..]).await.map_err(io("reading"))? {
+                0 => return Err("the connection ended before the first event".into()),
+                read => filled += read,
+            }
+        }
+        let first = Instant::now();
+        self.rest_of_stream(end, filled).await.map(|()| first)
+    }
+
     /// Reads a stream, of which so much is there, up to its end; all of it fits into the buffer.
     async fn rest_of_stream(&mut self, from: usize, mut filled: usize) -> Result<(), String> {
         while !self.buffer[from..filled].ends_with(LAST_CHUNK) {
@@ -89,12 +102,13 @@ impl Connection {
 /// What ends a body in chunks.
 const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 
+/// Waits until a request for a completion is answered: some routers are healthy before they have upstreams.
 pub async fn wait(port: u16) -> Result<(), String> {
-    let request = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n";
+    let requests = prompt::requests(500, "sim", Answer::Whole);
     let asking = async {
         loop {
             if let Ok(mut connection) = Connection::open(port).await
-                && connection.ask(request).await.is_ok()
+                && connection.exchange(&requests[0]).await.is_ok()
             {
                 return;
             }
@@ -104,7 +118,7 @@ pub async fn wait(port: u16) -> Result<(), String> {
     timeout(PATIENCE, asking).await.map_err(|_| format!("nobody is ready on port {port}"))
 }
 
-async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+pub async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     timeout(PATIENCE, work).await.map_err(|_| "not done in time".to_string())?
 }
 
@@ -131,7 +145,7 @@ async fn round(
     collect(tasks).await
 }
 
-async fn collect<T: 'static>(mut tasks: JoinSet<Result<T, String>>) -> Result<Vec<T>, String> {
+pub async fn collect<T: 'static>(mut tasks: JoinSet<Result<T, String>>) -> Result<Vec<T>, String> {
     let mut all = Vec::new();
     while let Some(done) = tasks.join_next().await {
         all.push(done.map_err(|error| error.to_string())??);

@@ -29,8 +29,9 @@ pub struct Sample {
     pub foreign: f64,
     /// Units a second.
     pub rate: f64,
-    /// How much of its core the proxy was busy.
+    /// How much of its core the proxy was busy, and clients and upstream of theirs.
     pub busy: f64,
+    pub ends: f64,
 }
 
 impl Meter {
@@ -55,6 +56,7 @@ impl Meter {
             foreign: ((now.busy - before.busy - proxy - ends) / seconds).max(0.0),
             rate: units as f64 / seconds,
             busy: proxy / seconds,
+            ends: ends / seconds,
         })
     }
 }

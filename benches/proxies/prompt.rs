@@ -25,8 +25,8 @@ pub fn requests(bytes: usize, model: &str, answer: Answer) -> Vec<Vec<u8>> {
 fn request(body: &str, answer: Answer) -> Vec<u8> {
     let asks = match answer {
         Answer::Whole => String::new(),
-        Answer::Events(count) => format!("x-events: {count}\r\n"),
-        Answer::Burst(count) => format!("x-burst: {count}\r\n"),
+        Answer::Events(count) => format!("x-request-id-events: {count}\r\n"),
+        Answer::Burst(count) => format!("x-request-id-burst: {count}\r\n"),
     };
     let head = [
         "POST /v1/chat/completions HTTP/1.1",
@@ -68,7 +68,9 @@ fn body(bytes: usize, model: &str, answer: Answer, random: &mut Random) -> Strin
         }
         body.push_str(&format!("{{\"role\":\"{role}\",\"content\":\""));
         let most = body.len() + 200 + random.below(3000);
-        prose(&mut body, bytes.saturating_sub(end.len() + 2).min(most), random);
+        // Some routers refuse a message without a word.
+        let least = body.len() + 1;
+        prose(&mut body, bytes.saturating_sub(end.len() + 2).clamp(least, most), random);
         body.push_str("\"}");
     }
     body.push_str(&end);

@@ -3,18 +3,22 @@
 //!
 //! ```text
 //! traffic upstream PORT                               serve until killed
-//! traffic wait PORT                                   until GET /health says 200
+//! traffic wait PORT                                   until a chat request is answered with 200
 //! traffic requests PORT BYTES COUNT --proxy PID ...   prints one sample
 //! traffic events   PORT STREAMS SECONDS --proxy PID ...  prints one sample
+//! traffic rate     PORT BYTES RATE SECONDS --proxy PID ...  prints one sample, and two times
 //! traffic idle     PORT BYTES STREAMS --proxy PID     prints KiB per stream
 //! ```
 //!
-//! A sample is four numbers: CPU microseconds of the proxy for a unit (without a proxy: of the two ends),
-//! CPU that others took (in cores), units a second, and how much of a core the proxy was busy.
+//! A sample is five numbers: CPU microseconds of the proxy for a unit (without a proxy: of the two ends),
+//! CPU that others took (in cores), units a second, and how much of a core the proxy and the ends were busy.
+//! The times are the median and the 99th percentile, in microseconds, from when a request was due
+//! to the first event.
 //!
 //! It never judges, repeats or averages: that is the script's. It speaks just the HTTP/1.1 that this
 //! bench needs, by hand, so that both ends together fit on one core beside a fast proxy.
 
+mod fixed_rate;
 mod load;
 mod meter;
 mod prompt;
@@ -36,7 +40,7 @@ struct Arguments {
 enum Command {
     /// Serve JSON, streams of events and what a balancer asks, until killed
     Upstream { port: u16 },
-    /// Wait until GET /health says 200
+    /// Wait until a chat request is answered with 200
     Wait { port: u16 },
     /// Closed loop of chat requests over kept connections
     Requests {
@@ -58,6 +62,15 @@ enum Command {
     Events {
         port: u16,
         streams: usize,
+        seconds: f64,
+        #[command(flatten)]
+        watched: Watched,
+    },
+    /// Open loop of short streams: so many requests a second, whether or not the others are answered
+    Rate {
+        port: u16,
+        bytes: usize,
+        rate: f64,
         seconds: f64,
         #[command(flatten)]
         watched: Watched,
@@ -103,6 +116,9 @@ async fn main() -> ExitCode {
         Command::Events { port, streams, seconds, watched } => {
             load::events(port, streams, seconds, &watched.meter()).await.map(show)
         }
+        Command::Rate { port, bytes, rate, seconds, watched } => {
+            fixed_rate::run(port, bytes, (rate, seconds), &watched.meter()).await.map(show_times)
+        }
         Command::Idle { port, bytes, streams, proxy } => {
             load::idle(port, bytes, streams, proxy).await.map(|kib| println!("{kib:.1}"))
         }
@@ -117,6 +133,14 @@ async fn main() -> ExitCode {
 }
 
 fn show(sample: meter::Sample) {
-    let meter::Sample { cost, foreign, rate, busy } = sample;
-    println!("{cost:.2} {foreign:.3} {rate:.0} {busy:.2}");
+    println!("{}", numbers(&sample));
+}
+
+fn show_times((sample, times): (meter::Sample, fixed_rate::FirstEventTimes)) {
+    println!("{} {:.0} {:.0}", numbers(&sample), times.median, times.p99);
+}
+
+fn numbers(sample: &meter::Sample) -> String {
+    let meter::Sample { cost, foreign, rate, busy, ends } = sample;
+    format!("{cost:.2} {foreign:.3} {rate:.0} {busy:.2} {ends:.2}")
 }

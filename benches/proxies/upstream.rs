@@ -1,9 +1,10 @@
 //! A server that costs little: it reads whole requests and answers with constants.
 //!
-//! `x-events: N` asks for a stream: a chunk with one event every `PACE`, N times, then silence until the
-//! client leaves. `x-burst: N` asks for one whose N events come at once, and which ends. Without them the
-//! answer is a chat completion of 1 KiB in one piece. It never checks what it is asked; a body without a
-//! length, which no proxy here should make, is refused loudly.
+//! A request with `x-request-id-events: N` is answered with a stream: a chunk with one event every `PACE`, N
+//! times, then silence until the client leaves. One with `x-request-id-burst: N` is answered with a stream
+//! whose N events come at once, and which ends. sglang-router forwards no other field that a client can make
+//! up. Without them the answer is a chat completion of 1 KiB in one piece. Bodies are not read; one without a
+//! length, which no proxy here should send, is refused.
 
 use std::io;
 use std::time::Duration;
@@ -43,7 +44,7 @@ async fn connection(mut stream: TcpStream, completion: &[u8]) -> io::Result<()> 
         };
         let head = String::from_utf8_lossy(&buffer[..end]).to_ascii_lowercase();
         if head.starts_with("get ") {
-            stream.write_all(&asked(&head)).await?;
+            stream.write_all(&get(&head)).await?;
             buffer.copy_within(end..filled, 0);
             filled -= end;
             continue;
@@ -51,7 +52,6 @@ async fn connection(mut stream: TcpStream, completion: &[u8]) -> io::Result<()> 
         let Some(length) = number(&head, "content-length:") else {
             return stream.write_all(b"HTTP/1.1 411 Length Required\r\ncontent-length: 0\r\n\r\n").await;
         };
-        let events = number(&head, "x-events:");
         let mut left = length.saturating_sub(filled - end);
         while left > 0 {
             let room = left.min(BUFFER);
@@ -61,10 +61,15 @@ async fn connection(mut stream: TcpStream, completion: &[u8]) -> io::Result<()> 
             }
         }
         filled = 0;
-        match (events, number(&head, "x-burst:")) {
-            (Some(count), _) => return events_of(stream, count).await,
-            (None, Some(count)) => stream.write_all(&burst(count)).await?,
-            (None, None) => stream.write_all(completion).await?,
+        if !head.starts_with("post /v1/chat/completions ") {
+            // vllm-router asks for the tokens of each prompt, and does without them.
+            stream.write_all(&not_found()).await?;
+        } else if let Some(count) = number(&head, "x-request-id-events:") {
+            return events_of(stream, count).await;
+        } else if let Some(count) = number(&head, "x-request-id-burst:") {
+            stream.write_all(&burst(count)).await?;
+        } else {
+            stream.write_all(completion).await?;
         }
     }
 }
@@ -74,8 +79,8 @@ fn number(head: &str, name: &str) -> Option<usize> {
     head.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
-/// What a balancer wants to know of a vLLM.
-fn asked(head: &str) -> Vec<u8> {
+/// Answers what balancers ask of a vLLM, and what sglang-router asks of an SGLang.
+fn get(head: &str) -> Vec<u8> {
     let path = head.split(' ').nth(1).unwrap_or("");
     match path {
         "/health" => json("200 OK", ""),
@@ -84,8 +89,18 @@ fn asked(head: &str) -> Vec<u8> {
             let card = r#"{"id":"sim","object":"model","created":1,"owned_by":"vllm","root":"sim"}"#;
             json("200 OK", &format!(r#"{{"object":"list","data":[{card}]}}"#))
         }
-        _ => json("404 Not Found", r#"{"detail":"Not Found"}"#),
+        "/server_info" | "/get_server_info" => {
+            json("200 OK", r#"{"model_path":"sim","served_model_name":"sim","tp_size":1,"dp_size":1}"#)
+        }
+        "/model_info" | "/get_model_info" => {
+            json("200 OK", r#"{"model_path":"sim","tokenizer_path":"sim","is_generation":true}"#)
+        }
+        _ => not_found(),
     }
+}
+
+fn not_found() -> Vec<u8> {
+    json("404 Not Found", r#"{"detail":"Not Found"}"#)
 }
 
 fn json(status: &str, body: &str) -> Vec<u8> {

@@ -12,7 +12,7 @@ use vllm_lb::fleet::{Entry, Fleet, Snapshot};
 
 use crate::common::dice::Dice;
 use crate::common::wire::{JSON, Wire, request};
-use crate::common::{Engine, Fault, PATIENCE, logs};
+use crate::common::{Engine, Fault, NoMetrics, PATIENCE, logs};
 
 /// How often it is looked whether all is over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -44,13 +44,15 @@ pub enum Kind {
     Slow,
     /// It answers, and says that it is not well.
     Unwell,
+    /// It says nothing of its load.
+    NoMetrics,
     Drain,
     Weight,
     /// Taken out of the fleet, and put in again.
     Remove,
 }
 
-const KINDS: [Kind; 18] = [
+pub const KINDS: [Kind; 19] = [
     Kind::Kill,
     Kind::Wedge,
     Kind::Stall,
@@ -66,12 +68,35 @@ const KINDS: [Kind; 18] = [
     Kind::Silent,
     Kind::Slow,
     Kind::Unwell,
+    Kind::NoMetrics,
     Kind::Drain,
     Kind::Weight,
     Kind::Remove,
 ];
 
 impl Kind {
+    /// The switches of `POST /sim/fault` that it throws. Trouble by the balancer's own admin API has none.
+    pub fn switches(self) -> &'static [&'static str] {
+        match self {
+            Kind::Kill => &["refuse", "restart"],
+            Kind::Wedge => &["stall_headers"],
+            Kind::Stall => &["stall_stream"],
+            Kind::Cut => &["cut_stream"],
+            Kind::CutHeaders => &["cut_headers"],
+            Kind::CloseAfterAccept => &["close_after_accept"],
+            Kind::CloseIdle => &["close_idle"],
+            Kind::Busy | Kind::Gateway => &["status"],
+            Kind::ErrorEvent => &["error_event"],
+            Kind::ShuttingDown => &["shutting_down"],
+            Kind::AbortEmpty => &["abort_empty"],
+            Kind::Silent => &["silent"],
+            Kind::Slow => &["slow"],
+            Kind::Unwell => &["health"],
+            Kind::NoMetrics => &["metrics"],
+            Kind::Drain | Kind::Weight | Kind::Remove => &[],
+        }
+    }
+
     /// Whether a stream that has begun may end by it.
     fn breaks_streams(self) -> bool {
         matches!(
@@ -211,6 +236,12 @@ impl Trouble {
                 self.engine.set_health(Some(503));
                 self.pause(50, 800).await;
                 self.engine.set_health(None);
+            }
+            Kind::NoMetrics => {
+                let instead = if reset { NoMetrics::Stall } else { NoMetrics::Status(404) };
+                self.engine.set_metrics(Some(instead));
+                self.pause(50, 800).await;
+                self.engine.set_metrics(None);
             }
             Kind::Drain => self.drain().await,
             Kind::Weight => self.weigh().await,

@@ -1,0 +1,20 @@
+//! `state::exchange`: a message that can be read is written and read again as the same message, and reading
+//! takes no memory that the bytes do not account for.
+
+use vllm_lb::state::exchange::Message;
+
+/// Bytes of memory that a byte of a message may stand for.
+const MEMORY: usize = 64;
+
+pub fn run(data: &[u8]) {
+    let Ok(message) = Message::decode(data) else { return };
+    let hashes: usize = message.learnt.iter().map(|learnt| learnt.hashes.len() * 8).sum();
+    let rows = message.gauges.as_ref().map_or(0, |told| told.rows.len());
+    let entries = rows + message.learnt.len() + message.bound.len() + message.asks.len();
+    assert!(hashes <= data.len() * MEMORY, "{hashes} bytes of hashes out of {}", data.len());
+    assert!(entries <= data.len(), "{entries} entries out of {} bytes", data.len());
+    let written = message.encode();
+    let again = Message::decode(&written).expect("what is written can be read");
+    assert_eq!(again, message);
+    assert_eq!(again.encode(), written);
+}
