@@ -136,9 +136,9 @@ mod tests {
         let (fleet, mut keeper) = fleet();
         let mut blame = fleet.blame();
         blame.failed(0, FailureKind::Reset);
-        blame.during(tokio::time::sleep(MAX_OPEN / 2)).await;
+        blame.during(Box::pin(tokio::time::sleep(MAX_OPEN / 2))).await;
         assert_eq!(signs(&mut keeper), Vec::<usize>::new());
-        blame.during(tokio::time::sleep(MAX_OPEN * 2)).await;
+        blame.during(Box::pin(tokio::time::sleep(MAX_OPEN * 2))).await;
         assert_eq!(signs(&mut keeper), [0]);
         blame.failed(1, FailureKind::Reset);
         drop(blame);
