@@ -40,6 +40,7 @@ mod session;
 mod settings;
 mod stored;
 mod translation;
+pub mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
