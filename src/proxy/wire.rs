@@ -115,6 +115,13 @@ impl Carrier for Transport {
     }
 }
 
+impl Transport {
+    /// Whether HTTP/2 was agreed on in the TLS handshake.
+    pub fn is_http2(&self) -> bool {
+        self.tls().and_then(CommonState::alpn_protocol) == Some(b"h2")
+    }
+}
+
 /// A connection that gathers what is written until it is flushed.
 #[derive(Debug)]
 pub struct Wire<T: Carrier = Transport> {
@@ -133,7 +140,7 @@ pub struct Wire<T: Carrier = Transport> {
 
 impl<T: Carrier> Wire<T> {
     /// A connection of a client. `socket` has its addresses.
-    pub fn to_client(transport: T, socket: Option<SocketDigest>) -> Self {
+    pub fn to_client(transport: T, socket: Option<Arc<SocketDigest>>) -> Self {
         Self::new(transport, socket, true)
     }
 
@@ -142,9 +149,8 @@ impl<T: Carrier> Wire<T> {
         Self::new(transport, None, false)
     }
 
-    fn new(transport: T, socket: Option<SocketDigest>, sends_on_drop: bool) -> Self {
+    fn new(transport: T, socket: Option<Arc<SocketDigest>>, sends_on_drop: bool) -> Self {
         let tls = transport.tls().map(digest).map(Arc::new);
-        let socket = socket.map(Arc::new);
         Wire { transport, gathered: Vec::new(), sent: 0, corked: false, sends_on_drop, socket, tls }
     }
 

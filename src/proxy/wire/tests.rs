@@ -1,3 +1,5 @@
+//! Wires over transports that take what a script says, and over real ones.
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
