@@ -232,6 +232,18 @@ pub fn handshake_failed(error: &str) {
     debug!(error = error; "tls handshake failed");
 }
 
+/// A client was refused before it had sent a whole request head.
+pub fn head_refused(reason: &'static str) {
+    rejected(reason);
+    debug!(reason = reason; "request head refused");
+}
+
+/// A connection of HTTP/2 was ended for what its client did with it.
+pub fn connection_ended(reason: &'static str) {
+    rejected(reason);
+    info!(reason = reason; "connection ended because of its client");
+}
+
 // === the exchange with siblings ===
 
 /// Something did not work with Redis; only the first of a row is worth a warning.

@@ -41,6 +41,7 @@ mod translation;
 mod tunnel;
 mod usage_question;
 mod watch;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -37,7 +37,7 @@ pub enum Reject {
     TooLarge { limit: u64 },
     /// `peek.memory` is used up.
     Memory,
-    /// The client took too long to send what must be read before choosing.
+    /// The client took too long to send the head, or what must be read before choosing.
     Slow,
     /// The request cannot be understood as HTTP.
     Malformed { why: &'static str },
@@ -179,7 +179,7 @@ impl Reject {
             Reject::Memory => {
                 "Too many large requests are being read at once. Please try again later.".into()
             }
-            Reject::Slow => "The request body did not arrive in time.".into(),
+            Reject::Slow => "The request did not arrive in time.".into(),
             Reject::Malformed { why } => format!("The request is malformed: {why}.").into(),
             Reject::Field { message, .. } => message.clone().into(),
             Reject::HeadTooLarge { limit } => {

@@ -92,6 +92,13 @@ async fn a_request_with_two_lengths_is_refused() {
             "two lengths, small first",
             chat_with(&format!("content-length: 3\r\ncontent-length: {size}\r\n"), &body),
         ),
+        bad(
+            "two lengths that agree",
+            chat_with(&format!("content-length: {size}\r\ncontent-length: {size}\r\n"), &body),
+        ),
+        bad("one length twice in one", chat_with(&format!("content-length: {size}, {size}\r\n"), &body)),
+        bad("one length twice, no space", chat_with(&format!("content-length: {size},{size}\r\n"), &body)),
+        bad("a comma behind", chat_with(&format!("content-length: {size},\r\n"), &body)),
         bad("two lengths in one", chat_with(&format!("content-length: {size}, 3\r\n"), &body)),
         bad("length with a sign", chat_with(&format!("content-length: +{size}\r\n"), &body)),
         bad("negative length", chat_with("content-length: -1\r\n", &body)),
@@ -247,7 +254,7 @@ async fn heads_beyond_the_limit_are_refused() {
             ("a long name", get(&format!("{long}: a\r\n")), 400),
             ("a long path", format!("GET /v1/responses/{long} HTTP/1.1\r\nhost: a\r\n\r\n"), 400),
             ("many fields", get(&many), 400),
-            ("far more than anything", get(&format!("x-a: {}\r\n", "x".repeat(3 << 20))), 400),
+            ("far more than anything", get(&format!("x-a: {}\r\n", "x".repeat(3 << 20))), large),
         ])
         .await;
 }
@@ -286,10 +293,6 @@ async fn what_is_odd_but_plain_is_taken() {
                 " chunked",
                 format!("{size:x}\r\n{body}\r\n0\r\nx-trailer: a\r\n\r\n"),
             ),
-        ),
-        (
-            "two lengths that agree",
-            chat_with(&format!("{close}content-length: {size}\r\ncontent-length: {size}\r\n"), &body),
         ),
         (
             "empty lines before",

@@ -5,6 +5,7 @@
 
 use std::fmt;
 mod balance;
+mod limits;
 mod redis;
 mod retry;
 mod route;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use balance::{Balance, PrefixIndex, Preset};
+pub use limits::ConnectionLimits;
 pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
@@ -326,11 +328,12 @@ pub struct Limits {
     pub connections: usize,
     /// The largest request head; a larger one gets 431.
     pub header_bytes: u64,
+    pub connection: ConnectionLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { connections: 0, header_bytes: 64 << 10 }
+        Limits { connections: 0, header_bytes: 64 << 10, connection: ConnectionLimits::default() }
     }
 }
 

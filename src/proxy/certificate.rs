@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use pingora::listeners::tls::Acceptor;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tokio_rustls::TlsAcceptor;
 
 use crate::config::types::ListenTls;
 
@@ -19,7 +19,7 @@ use crate::config::types::ListenTls;
 pub struct Certificate {
     files: ListenTls,
     present: Arc<Present>,
-    pub(super) acceptor: Acceptor,
+    pub(super) acceptor: TlsAcceptor,
 }
 
 /// A certificate and its key that fit each other.
@@ -46,7 +46,7 @@ impl Certificate {
             .with_no_client_auth()
             .with_cert_resolver(present.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let acceptor = Acceptor::from_server_config(Arc::new(config));
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         Ok(Arc::new(Certificate { files: files.clone(), present, acceptor }))
     }
 

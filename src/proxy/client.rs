@@ -16,6 +16,8 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::timeout;
 
+use super::wire::ClientWire;
+
 /// A client that does not take what is written for so long is let go.
 pub const STALLED: Duration = Duration::from_secs(120);
 
@@ -164,7 +166,14 @@ impl<'s> Client<'s> {
         }
         let head = Box::new(head);
         let written = match &mut *self.session {
-            ServerSession::H1(session) => within_deadline(session.write_response_header(head)).await,
+            ServerSession::H1(session) => {
+                if let Some(wire) = session.stream().as_any().downcast_ref::<ClientWire>()
+                    && !first.is_empty()
+                {
+                    wire.cork();
+                }
+                within_deadline(session.write_response_header(head)).await
+            }
             ServerSession::H2(session) => session.write_response_header(head, end),
             other => within_deadline(other.write_response_header(head)).await,
         };

@@ -53,6 +53,9 @@ pub fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> Option<
             return Some(Reject::HeadTooLarge { limit: most });
         }
     }
+    if let Err(why) = content_length(&head.headers) {
+        return Some(Reject::Malformed { why });
+    }
     let hosts = head.headers.get_all(header::HOST).iter().count();
     if hosts > 1 {
         return Some(Reject::Malformed { why: "more than one host" });
@@ -109,6 +112,19 @@ fn names_header(raw: &[u8], name: &[u8]) -> bool {
 pub fn request_id(head: &RequestHeader) -> Option<&str> {
     let id = head.headers.get(X_REQUEST_ID)?.to_str().ok()?;
     (!id.is_empty() && id.len() <= 256).then_some(id)
+}
+
+/// The length that a request's head declares: one field with one decimal number, or none. Pingora accepts
+/// a number that is repeated, in fields or in a list, which an upstream may read in another way.
+pub fn content_length(headers: &HeaderMap) -> std::result::Result<Option<u64>, &'static str> {
+    let mut fields = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(field) = fields.next() else { return Ok(None) };
+    let number = field.as_bytes();
+    let length = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
+    match length {
+        Some(length) if fields.next().is_none() && number.iter().all(u8::is_ascii_digit) => Ok(Some(length)),
+        _ => Err("a content-length other than one number"),
+    }
 }
 
 /// The length that a head declares. Pingora has refused differing ones.
@@ -291,7 +307,28 @@ pub fn frame_answer(head: &mut ResponseHeader, client: &Client<'_>) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use super::names_header;
+    use http::{HeaderMap, HeaderValue, header};
+
+    use super::{content_length, names_header};
+
+    #[test]
+    fn a_length_is_one_field_with_one_number() {
+        let lengths = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(value));
+            }
+            content_length(&headers)
+        };
+        assert_eq!(lengths(&[]), Ok(None));
+        for (value, length) in [("0", 0), ("31", 31), ("0031", 31), ("18446744073709551615", u64::MAX)] {
+            assert_eq!(lengths(&[value]), Ok(Some(length)));
+        }
+        for value in ["", "+31", "-1", " 31", "31 ", "0x1f", "31, 31", "31,", "3 1", "18446744073709551616"] {
+            assert!(lengths(&[value]).is_err(), "{value:?}");
+        }
+        assert!(lengths(&["31", "31"]).is_err() && lengths(&["31", ""]).is_err());
+    }
 
     #[test]
     fn a_field_is_found_by_its_whole_name_in_any_case() {

@@ -15,8 +15,9 @@ use rustix::net::sockopt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::wire::{Transport, UpstreamWire};
+use super::wire::UpstreamWire;
 use crate::fleet::Upstream;
+use crate::proxy::wire::Transport;
 
 /// An idle connection is not used after this.
 const MAX_IDLE: Duration = Duration::from_secs(4);
@@ -164,7 +165,7 @@ async fn dial(upstream: &Upstream) -> Result<Transport, ConnectError> {
         // Boxed: inlined, the handshake would take some KiB of every request's task.
         Some((connector, name)) => {
             let secured = Box::pin(connector.connect(name.clone(), socket)).await?;
-            Ok(Transport::Tls(Box::new(secured)))
+            Ok(Transport::TlsTcp(Box::new(secured.into())))
         }
     }
 }

@@ -10,7 +10,6 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -23,20 +22,12 @@ use pingora::protocols::{
     UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
-use tokio_rustls::client::TlsStream;
+
+use crate::proxy::wire::{Carrier, Transport};
 
 /// Pieces that one vectored write takes.
 const MAX_SLICES: usize = 16;
-
-/// A connected socket.
-#[derive(Debug)]
-pub enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
 
 /// More is queued only while less than this waits for the upstream.
 const MAX_WAITING: usize = 256 << 10;
@@ -152,58 +143,14 @@ impl SendQueue {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let filled = slices.iter_mut().zip(&self.pieces);
             let count = filled.map(|(slice, piece)| *slice = IoSlice::new(piece)).count();
-            match transport.poll_write_vectored(cx, &slices[..count]) {
+            match Pin::new(&mut *transport).poll_write_vectored(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => self.advance(count),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
             }
         }
-        transport.poll_flush(cx)
-    }
-}
-
-// === impl Transport ===
-
-impl Transport {
-    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Transport::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-
-    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, data: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match self {
-            Transport::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, data),
-            Transport::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, data),
-            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, data),
-        }
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            // Neither has a buffer of its own.
-            Transport::Tcp(_) | Transport::Unix(_) => Poll::Ready(Ok(())),
-            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Transport::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Transport::Unix(socket) => Pin::new(socket).poll_shutdown(cx),
-            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-
-    fn fd(&self) -> RawFd {
-        match self {
-            Transport::Tcp(socket) => socket.as_raw_fd(),
-            Transport::Unix(socket) => socket.as_raw_fd(),
-            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
-        }
+        Pin::new(transport).poll_flush(cx)
     }
 }
 
@@ -222,7 +169,7 @@ impl UpstreamWire {
     /// Whether an idle connection has received nothing, not even its end.
     pub fn is_quiet(&mut self) -> bool {
         let (mut byte, mut cx) = ([0], Context::from_waker(Waker::noop()));
-        self.transport.poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+        Pin::new(&mut self.transport).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
     /// Sends what waits, as far as the socket takes it. An upstream that stopped reading may have answered:
@@ -242,7 +189,7 @@ impl AsyncRead for UpstreamWire {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.send(cx);
-        self.transport.poll_read(cx, buffer)
+        Pin::new(&mut self.transport).poll_read(cx, buffer)
     }
 }
 
@@ -258,7 +205,7 @@ impl AsyncWrite for UpstreamWire {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.transport.poll_shutdown(cx)
+        Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 }
 
@@ -271,7 +218,7 @@ impl Shutdown for UpstreamWire {
 
 impl UniqueID for UpstreamWire {
     fn id(&self) -> UniqueIDType {
-        self.transport.fd()
+        self.transport.id()
     }
 }
 
@@ -300,7 +247,7 @@ impl GetSocketDigest for UpstreamWire {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

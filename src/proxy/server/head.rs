@@ -1,0 +1,185 @@
+//! Reads the heads of a connection's HTTP/1 requests, each within its time and its size.
+//!
+//! Pingora's own reader has a deadline for the first head only, none for a head that is under way, and
+//! holds up to 1 MiB of it. It parses what is read here as if it had been pipelined. An idle connection
+//! holds no buffer.
+
+use std::future::poll_fn;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::Poll;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::config::types::ConnectionLimits;
+use crate::reject::Reject;
+
+/// The bytes read at a time. Most heads with the beginning of their body fit.
+const CHUNK: usize = 4 << 10;
+
+/// A head above `limits.header_bytes` is refused like any other request if it exceeds the limit by no
+/// more than this. Of a longer one nothing more is read.
+const HEAD_MARGIN: u64 = 8 << 10;
+
+/// The connection preface of a client that speaks HTTP/2 without asking.
+pub const H2_PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the bytes of a head are read from.
+pub type Source<'a> = dyn AsyncRead + Unpin + Send + 'a;
+
+/// What a client sent where a request may begin.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A request's head, and what was received with it.
+    Request(BytesMut),
+    /// The preface of HTTP/2, and what was received with it.
+    Http2(BytesMut),
+    Refused(Reject),
+    /// The client closed the connection, or sent nothing in time.
+    Gone,
+}
+
+/// Reads one head after another.
+pub struct HeadReader {
+    limits: ConnectionLimits,
+    /// The one timer of the connection between its requests.
+    timer: Pin<Box<Sleep>>,
+    held: BytesMut,
+}
+
+enum Received {
+    Bytes,
+    End,
+    Late,
+}
+
+impl HeadReader {
+    pub fn new(limits: ConnectionLimits) -> Self {
+        let timer = Box::pin(sleep_until(Instant::now() + limits.idle));
+        HeadReader { limits, timer, held: BytesMut::new() }
+    }
+
+    /// Reads the head of the next request; `header_bytes` is the limit that applies to it.
+    pub async fn next(&mut self, source: &mut Source<'_>, header_bytes: u64) -> Incoming {
+        if self.begin(source).await { self.finish(source, header_bytes, false).await } else { Incoming::Gone }
+    }
+
+    /// Waits for the first bytes of a request. Returns whether they came.
+    pub async fn begin(&mut self, source: &mut Source<'_>) -> bool {
+        self.timer.as_mut().reset(Instant::now() + self.limits.idle);
+        matches!(self.receive(source).await, Received::Bytes)
+    }
+
+    /// Reads the head that has begun. `preface`: it may turn out to be HTTP/2's preface.
+    pub async fn finish(&mut self, source: &mut Source<'_>, header_bytes: u64, preface: bool) -> Incoming {
+        let most = usize::try_from(header_bytes + HEAD_MARGIN).unwrap_or(usize::MAX);
+        let mut scan = HeadScan::default();
+        let mut is_timed = false;
+        loop {
+            let known = self.held.len().min(H2_PREFACE.len());
+            let undecided = preface && self.held[..known] == H2_PREFACE[..known];
+            if undecided && known == H2_PREFACE.len() {
+                return Incoming::Http2(std::mem::take(&mut self.held));
+            }
+            let end = if undecided { None } else { scan.end(&self.held) };
+            if end.unwrap_or(self.held.len()) > most {
+                return Incoming::Refused(Reject::HeadTooLarge { limit: header_bytes });
+            }
+            if let Some(end) = end {
+                return match malformed(&self.held[..end]) {
+                    Some(why) => Incoming::Refused(Reject::Malformed { why }),
+                    None => Incoming::Request(std::mem::take(&mut self.held)),
+                };
+            }
+            if is_hopeless(&self.held) {
+                return Incoming::Refused(Reject::Malformed { why: "it does not begin as HTTP does" });
+            }
+            // Empty lines before a request are no part of it.
+            let has_begun = undecided || scan.has_begun;
+            if has_begun && !is_timed {
+                self.timer.as_mut().reset(Instant::now() + self.limits.head);
+                is_timed = true;
+            }
+            match self.receive(source).await {
+                Received::Bytes => {}
+                Received::Late if has_begun => return Incoming::Refused(Reject::Slow),
+                Received::Late | Received::End => return Incoming::Gone,
+            }
+        }
+    }
+
+    /// Receives what there is. Where there is nothing, no memory is held while waiting.
+    async fn receive(&mut self, source: &mut Source<'_>) -> Received {
+        poll_fn(|cx| {
+            let mut space = [const { MaybeUninit::uninit() }; CHUNK];
+            let mut chunk = ReadBuf::uninit(&mut space);
+            match Pin::new(&mut *source).poll_read(cx, &mut chunk) {
+                Poll::Ready(Ok(())) if !chunk.filled().is_empty() => {
+                    self.held.extend_from_slice(chunk.filled());
+                    Poll::Ready(Received::Bytes)
+                }
+                Poll::Ready(_) => Poll::Ready(Received::End),
+                Poll::Pending => self.timer.as_mut().poll(cx).map(|()| Received::Late),
+            }
+        })
+        .await
+    }
+}
+
+/// Finds the end of a head that arrives in pieces; each byte is looked at once.
+#[derive(Default)]
+struct HeadScan {
+    at: usize,
+    /// The empty lines before the request are over.
+    has_begun: bool,
+}
+
+impl HeadScan {
+    /// The length of the head, once it is whole: it ends with the first empty line behind its first line.
+    fn end(&mut self, head: &[u8]) -> Option<usize> {
+        while !self.has_begun {
+            match &head[self.at..] {
+                [] | [b'\r'] => return None,
+                [b'\n', ..] => self.at += 1,
+                [b'\r', b'\n', ..] => self.at += 2,
+                _ => self.has_begun = true,
+            }
+        }
+        while let Some(length) = memchr::memchr(b'\n', &head[self.at..]) {
+            let next = self.at + length + 1;
+            match &head[next..] {
+                [] | [b'\r'] => {
+                    // The line's end is looked at again with what follows.
+                    self.at = next - 1;
+                    return None;
+                }
+                [b'\n', ..] => return Some(next + 1),
+                [b'\r', b'\n', ..] => return Some(next + 2),
+                _ => self.at = next,
+            }
+        }
+        self.at = head.len();
+        None
+    }
+}
+
+/// Whether what has begun is no HTTP, such as a TLS handshake: it may never have an end.
+fn is_hopeless(head: &[u8]) -> bool {
+    let first = head.iter().find(|byte| !matches!(byte, b'\r' | b'\n'));
+    first.is_some_and(|byte| !byte.is_ascii_graphic())
+}
+
+/// What is wrong with a request line. Pingora escapes spaces and control characters in a target where a
+/// reader with other rules sees another target; what else is wrong with a head, it refuses.
+fn malformed(head: &[u8]) -> Option<&'static str> {
+    let line = head.split(|byte| *byte == b'\n').find(|line| !matches!(line, [] | [b'\r']))?;
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let spaces = line.iter().filter(|byte| **byte == b' ').count();
+    let is_plain = spaces == 2 && !line.iter().any(u8::is_ascii_control);
+    (!is_plain).then_some("a request line other than a method, a target and a version")
+}
+
+#[cfg(test)]
+mod tests;

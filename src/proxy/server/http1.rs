@@ -1,0 +1,85 @@
+//! One HTTP/1 request after another on a connection.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::date::get_cached_date;
+use pingora::protocols::{Shutdown, Stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, sink};
+use tokio::sync::watch;
+
+use super::Engine;
+use super::head::{HeadReader, Incoming};
+use crate::config::types::ConnectionLimits;
+use crate::names::PRODUCT;
+use crate::observe;
+use crate::proxy::respond;
+use crate::reject::{Reject, Style};
+
+/// What a refused client still sends is read and forgotten up to this size and for this time, so that it
+/// receives the refusal: a connection that is closed with unread bytes is reset.
+const MAX_DISCARDED: u64 = 64 << 10;
+const MAX_DISCARDING: Duration = Duration::from_secs(1);
+
+/// Serves the request whose head has been received, and those that follow it.
+pub async fn serve(
+    mut stream: Stream,
+    mut head: BytesMut,
+    mut reader: HeadReader,
+    engine: Engine,
+    closing: watch::Receiver<bool>,
+) {
+    loop {
+        let processing = engine.proxy.process_new_http(session(stream, head, &engine.limits), &closing);
+        let Some(reused) = processing.await else { return };
+        // Pingora's settings of a reused connection are its timeout and bytes of a pipelined request. The
+        // timeout is ours, and without pipelining there are no bytes.
+        (stream, _) = reused.consume();
+        head = match reader.next(&mut stream, engine.header_bytes()).await {
+            Incoming::Request(head) => head,
+            Incoming::Refused(reject) => return Box::pin(refuse(stream, reject)).await,
+            Incoming::Http2(_) | Incoming::Gone => return Shutdown::shutdown(stream.as_mut()).await,
+        };
+    }
+}
+
+/// A request whose head has been received.
+fn session(stream: Stream, head: BytesMut, limits: &ConnectionLimits) -> ServerSession {
+    let mut session = ServerSession::new_http1(stream);
+    // Should pingora want more of the head than is here, it does not wait without end.
+    session.set_keepalive(Some(limits.head.as_secs().max(1)));
+    session.set_pipelined_prefix(head);
+    session
+}
+
+/// Refuses what is not yet a request, and ends the connection.
+pub async fn refuse(mut stream: Stream, reject: Reject) {
+    observe::head_refused(reject.label());
+    let answer = respond::refusal(&reject, Style::default());
+    let status = answer.status();
+    let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or(""));
+    for (name, value) in answer.headers() {
+        // Values of our own are text.
+        if let Ok(value) = value.to_str() {
+            let _ = write!(text, "{name}: {value}\r\n");
+        }
+    }
+    let date = String::from_utf8_lossy(get_cached_date().as_bytes()).into_owned();
+    let length = answer.body().len();
+    let _ = write!(
+        text,
+        "date: {date}\r\nserver: {PRODUCT}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    let end = async {
+        stream.write_all(text.as_bytes()).await?;
+        stream.write_all(answer.body()).await?;
+        stream.flush().await?;
+        AsyncWriteExt::shutdown(&mut stream).await?;
+        copy(&mut (&mut stream).take(MAX_DISCARDED), &mut sink()).await
+    };
+    // However that ends, the connection does.
+    drop(tokio::time::timeout(MAX_DISCARDING, end).await);
+}

@@ -1,0 +1,155 @@
+//! Bound sockets, and the connections that are accepted on them.
+
+use std::fmt::Display;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use pingora::protocols::SocketDigest;
+use pingora::protocols::l4::socket::SocketAddr;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::config::types::{Address, Listen};
+use crate::proxy::certificate::Certificate;
+use crate::proxy::wire::Transport;
+
+/// A bound socket, with what it takes to talk on it.
+pub struct Listener {
+    socket: Bound,
+    tls: Option<Arc<Certificate>>,
+    /// For records: the address with the port that was really taken.
+    address: String,
+}
+
+enum Bound {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection that was accepted.
+pub enum Accepted {
+    Tcp(TcpStream, Arc<SocketDigest>),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Binds, and loads the certificate where there is one.
+    pub async fn bind(listen: &Listen) -> Result<Self, String> {
+        let tls = listen.tls.as_ref().map(Certificate::new).transpose()?;
+        let say = |address: &dyn Display, error: io::Error| format!("cannot listen on {address}: {error}");
+        match &listen.address {
+            Address::Tcp(address) => {
+                let socket = TcpListener::bind(address).await.map_err(|error| say(address, error))?;
+                Self::tcp(socket, tls).map_err(|error| say(address, error))
+            }
+            Address::Unix(path) => {
+                let shown = path.display();
+                remove_stale(path).map_err(|error| say(&shown, error))?;
+                let socket = UnixListener::bind(path).map_err(|error| say(&shown, error))?;
+                Ok(Listener { socket: Bound::Unix(socket), tls, address: format!("unix:{shown}") })
+            }
+        }
+    }
+
+    /// Goes on with a socket that another process has bound to this address and listens on.
+    pub fn from_inherited(socket: OwnedFd, listen: &Listen) -> Result<Self, String> {
+        let tls = listen.tls.as_ref().map(Certificate::new).transpose()?;
+        Self::inherit(socket, listen, tls)
+            .map_err(|error| format!("cannot go on listening on {}: {error}", listen.address))
+    }
+
+    fn inherit(socket: OwnedFd, listen: &Listen, tls: Option<Arc<Certificate>>) -> io::Result<Self> {
+        match &listen.address {
+            Address::Tcp(_) => {
+                let socket = std::net::TcpListener::from(socket);
+                socket.set_nonblocking(true)?;
+                Self::tcp(TcpListener::from_std(socket)?, tls)
+            }
+            Address::Unix(path) => {
+                let socket = std::os::unix::net::UnixListener::from(socket);
+                socket.set_nonblocking(true)?;
+                let socket = UnixListener::from_std(socket)?;
+                Ok(Listener { socket: Bound::Unix(socket), tls, address: format!("unix:{}", path.display()) })
+            }
+        }
+    }
+
+    /// Removes the file of a unix socket.
+    pub fn unlink(&self) {
+        if let Some(path) = self.address.strip_prefix("unix:") {
+            std::fs::remove_file(path).ok();
+        }
+    }
+
+    fn tcp(socket: TcpListener, tls: Option<Arc<Certificate>>) -> io::Result<Self> {
+        let address = socket.local_addr()?.to_string();
+        Ok(Listener { socket: Bound::Tcp(socket), tls, address })
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn certificate(&self) -> Option<&Arc<Certificate>> {
+        self.tls.as_ref()
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+        match &self.socket {
+            Bound::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+                // A second look at the peer's address would be a system call; accept has told it.
+                digest.peer_addr.set(Some(SocketAddr::Inet(peer))).ok();
+                Ok(Accepted::Tcp(stream, Arc::new(digest)))
+            }
+            Bound::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Bound::Tcp(socket) => socket.as_fd(),
+            Bound::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Accepted {
+    /// The connection without TLS, and its addresses; a client on a unix socket has none.
+    pub(super) fn plain(self) -> (Transport, Option<Arc<SocketDigest>>) {
+        match self {
+            Accepted::Tcp(stream, digest) => (Transport::Tcp(stream), Some(digest)),
+            Accepted::Unix(stream) => (Transport::Unix(stream), None),
+        }
+    }
+
+    /// The connection with TLS, after its handshake.
+    pub(super) async fn secure(
+        self,
+        certificate: &Certificate,
+    ) -> io::Result<(Transport, Option<Arc<SocketDigest>>)> {
+        match self {
+            Accepted::Tcp(stream, digest) => {
+                let stream = certificate.acceptor.accept(stream).await?;
+                Ok((Transport::TlsTcp(Box::new(stream.into())), Some(digest)))
+            }
+            Accepted::Unix(stream) => {
+                let stream = certificate.acceptor.accept(stream).await?;
+                Ok((Transport::TlsUnix(Box::new(stream.into())), None))
+            }
+        }
+    }
+}
+
+/// A socket file that a crashed process left behind refuses connections, and may go; a live one may not.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let stale = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(path).is_err();
+    if stale { std::fs::remove_file(path) } else { Ok(()) }
+}

@@ -1,0 +1,288 @@
+//! A client's connection that gathers what is written until it is flushed, or read.
+//!
+//! Head and body of a short answer leave in one write. Writes that do not fit are not copied: they leave
+//! together with what was gathered, in one vectored write. A corked connection ignores the next flush:
+//! pingora flushes behind a head, and the first bytes of the body are to leave with it. A connection with
+//! nothing to send holds no buffer.
+
+use std::fmt::Debug;
+use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, Ssl};
+use pingora::protocols::{SocketDigest, TimingDigest, UniqueID, UniqueIDType};
+use rustls::CommonState;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
+
+#[cfg(test)]
+mod tests;
+
+/// The number of bytes that are gathered. A write that would exceed it goes to the transport uncopied.
+const MAX_GATHERED: usize = 16 << 10;
+
+/// The first allocation of the buffer: most heads with a short body fit.
+const GATHERED_CAPACITY: usize = 2 << 10;
+
+/// A peer that does not read delays the orderly end of its connection no longer than this.
+const MAX_SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// What carries the bytes of a wire.
+pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'static {
+    /// The file descriptor of the socket.
+    fn id(&self) -> UniqueIDType;
+
+    /// The TLS session, once its handshake is over.
+    fn tls(&self) -> Option<&CommonState> {
+        None
+    }
+}
+
+/// The transports that clients and upstreams are reached by. TLS is boxed: its state is large, and most
+/// connections are plain.
+#[derive(Debug)]
+pub enum Transport {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    TlsTcp(Box<TlsStream<TcpStream>>),
+    TlsUnix(Box<TlsStream<UnixStream>>),
+}
+
+/// Applies a poll function to the transport that there is.
+macro_rules! poll_transport {
+    ($self:ident, $poll:ident, $($argument:expr),*) => {
+        match $self.get_mut() {
+            Transport::Tcp(stream) => Pin::new(stream).$poll($($argument),*),
+            Transport::Unix(stream) => Pin::new(stream).$poll($($argument),*),
+            Transport::TlsTcp(stream) => Pin::new(stream.as_mut()).$poll($($argument),*),
+            Transport::TlsUnix(stream) => Pin::new(stream.as_mut()).$poll($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        poll_transport!(self, poll_read, cx, buf)
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        poll_transport!(self, poll_write, cx, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        poll_transport!(self, poll_write_vectored, cx, slices)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_transport!(self, poll_flush, cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_transport!(self, poll_shutdown, cx)
+    }
+}
+
+impl Carrier for Transport {
+    fn id(&self) -> UniqueIDType {
+        match self {
+            Transport::Tcp(stream) => stream.as_raw_fd(),
+            Transport::Unix(stream) => stream.as_raw_fd(),
+            Transport::TlsTcp(stream) => stream.as_raw_fd(),
+            Transport::TlsUnix(stream) => stream.as_raw_fd(),
+        }
+    }
+
+    fn tls(&self) -> Option<&CommonState> {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => None,
+            Transport::TlsTcp(stream) => Some(stream.get_ref().1),
+            Transport::TlsUnix(stream) => Some(stream.get_ref().1),
+        }
+    }
+}
+
+impl Transport {
+    /// Whether HTTP/2 was agreed on in the TLS handshake.
+    pub fn is_http2(&self) -> bool {
+        self.tls().and_then(CommonState::alpn_protocol) == Some(b"h2")
+    }
+}
+
+/// A connection that gathers what is written until it is flushed.
+#[derive(Debug)]
+pub struct ClientWire<T: Carrier = Transport> {
+    transport: T,
+    /// Written and not yet taken by the transport, from `sent` on.
+    gathered: Vec<u8>,
+    sent: usize,
+    /// Ignore the next flush: more will follow that is to leave with what was written.
+    corked: AtomicBool,
+    socket: Option<Arc<SocketDigest>>,
+    tls: Option<Arc<SslDigest>>,
+}
+
+impl<T: Carrier> ClientWire<T> {
+    /// A connection of a client. `socket` has its addresses.
+    pub fn new(transport: T, socket: Option<Arc<SocketDigest>>) -> Self {
+        let tls = transport.tls().map(digest).map(Arc::new);
+        ClientWire { transport, gathered: Vec::new(), sent: 0, corked: AtomicBool::new(false), socket, tls }
+    }
+
+    /// Ignores the next flush: more will follow that is to leave with what is written before it.
+    pub fn cork(&self) {
+        self.corked.store(true, Relaxed);
+    }
+
+    /// Sends what was gathered and then `more`. Returns how much of `more` the transport took.
+    fn drain(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
+        let mut transport = Pin::new(&mut self.transport);
+        while let left @ [_, ..] = &self.gathered[self.sent..] {
+            let taken = match more {
+                [] => ready!(transport.as_mut().poll_write(cx, left))?,
+                more => {
+                    let slices = [IoSlice::new(left), IoSlice::new(more)];
+                    ready!(transport.as_mut().poll_write_vectored(cx, &slices))?
+                }
+            };
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let of_more = taken.saturating_sub(left.len());
+            self.sent += taken - of_more;
+            if of_more > 0 {
+                (self.gathered, self.sent) = (Vec::new(), 0);
+                return Poll::Ready(Ok(of_more));
+            }
+        }
+        (self.gathered, self.sent) = (Vec::new(), 0);
+        if more.is_empty() { Poll::Ready(Ok(0)) } else { transport.poll_write(cx, more) }
+    }
+}
+
+/// What pingora reports of a TLS session. Certificates of clients are not requested.
+fn digest(tls: &CommonState) -> SslDigest {
+    let cipher = tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+    let version = tls.protocol_version().and_then(|version| version.as_str());
+    SslDigest::new(cipher.unwrap_or_default(), version.unwrap_or_default(), None, None, Vec::new())
+}
+
+/// The client of a request that broke within its answer receives what there is of the answer.
+impl<T: Carrier> Drop for ClientWire<T> {
+    fn drop(&mut self) {
+        if self.sends_on_drop && self.sent < self.gathered.len() {
+            let mut cx = Context::from_waker(Waker::noop());
+            if self.drain(&mut cx, &[]).is_ready() {
+                // TLS: the records. For the others there is nothing left to do.
+                let _ = Pin::new(&mut self.transport).poll_flush(&mut cx);
+            }
+        }
+    }
+}
+
+impl<T: Carrier> AsyncRead for ClientWire<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // The balancer waits for its client, or watches it: what was gathered waits no longer. Whether it
+        // could be sent, the next write tells.
+        if !self.gathered.is_empty() {
+            drop(self.drain(cx, &[]));
+            drop(Pin::new(&mut self.transport).poll_flush(cx));
+        }
+        Pin::new(&mut self.transport).poll_read(cx, buf)
+    }
+}
+
+impl<T: Carrier> AsyncWrite for ClientWire<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.gathered.len() + data.len() > MAX_GATHERED {
+            return self.drain(cx, data);
+        }
+        if self.gathered.is_empty() {
+            self.gathered.reserve(data.len().max(GATHERED_CAPACITY));
+        }
+        self.gathered.extend_from_slice(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(self.corked.get_mut()) {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.drain(cx, &[]))?;
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.drain(cx, &[]))?;
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl<T: Carrier> Shutdown for ClientWire<T> {
+    async fn shutdown(&mut self) {
+        drop(tokio::time::timeout(MAX_SHUTDOWN, AsyncWriteExt::shutdown(self)).await);
+    }
+}
+
+impl<T: Carrier> UniqueID for ClientWire<T> {
+    fn id(&self) -> UniqueIDType {
+        self.transport.id()
+    }
+}
+
+impl<T: Carrier> Ssl for ClientWire<T> {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.tls.clone()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        match self.transport.tls()?.alpn_protocol()? {
+            b"h2" => Some(ALPN::H2),
+            b"http/1.1" => Some(ALPN::H1),
+            _ => None,
+        }
+    }
+}
+
+impl<T: Carrier> Peek for ClientWire<T> {}
+
+impl<T: Carrier> GetTimingDigest for ClientWire<T> {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl<T: Carrier> GetProxyDigest for ClientWire<T> {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl<T: Carrier> GetSocketDigest for ClientWire<T> {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.socket.clone()
+    }
+
+    fn set_socket_digest(&mut self, socket: SocketDigest) {
+        self.socket = Some(Arc::new(socket));
+    }
+}
