@@ -184,7 +184,7 @@ fn digest(tls: &CommonState) -> SslDigest {
 /// The client of a request that broke within its answer receives what there is of the answer.
 impl<T: Carrier> Drop for ClientWire<T> {
     fn drop(&mut self) {
-        if self.sends_on_drop && self.sent < self.gathered.len() {
+        if self.sent < self.gathered.len() {
             let mut cx = Context::from_waker(Waker::noop());
             if self.drain(&mut cx, &[]).is_ready() {
                 // TLS: the records. For the others there is nothing left to do.
