@@ -58,6 +58,8 @@ pub fn run(data: &[u8]) {
     for edits in &ROUTES.merging {
         let edited = edits.edit(data);
         assert_eq!(edits.edit(data), edited);
+        // A body beyond a limit is refused.
+        let Ok(edited) = edited else { continue };
         if let Some(object) = &parsed {
             let sent = edited.body.as_deref().unwrap_or(data);
             assert_eq!(json::object(sent).expect("it stays an object"), merged(object));
@@ -66,6 +68,7 @@ pub fn run(data: &[u8]) {
     for (edits, dialect) in ROUTES.everything.iter().zip(ALL) {
         let edited = edits.edit(data);
         assert_eq!(edits.edit(data), edited);
+        let Ok(edited) = edited else { continue };
         if parsed.is_some() {
             let sent = json::object(edited.body.as_deref().unwrap_or(data)).expect("it stays an object");
             assert_eq!(sent.get("model"), Some(&json!(SERVED)), "{dialect:?}");

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use pingora::protocols::Stream;
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
-use tokio::net::TcpListener;
 
 use super::*;
 
