@@ -242,7 +242,7 @@ fn asking(client: &str, edited: &Edited, dialect: Dialect) -> Option<Vec<u8>> {
     let body = edited.body.as_deref().unwrap_or(client.as_bytes());
     let mut scanner = Scanner::new();
     scanner.scan(body);
-    ask(body, &scanner, dialect)
+    ask(body, &scanner, dialect).map(|asking| asking.apply(body))
 }
 
 #[test]

@@ -46,8 +46,7 @@ pub enum UsageRequest {
 }
 
 impl UsageRequest {
-    /// The whole body.
-    #[cfg(test)]
+    /// The whole body that asks.
     pub fn apply(self, body: &[u8]) -> Vec<u8> {
         match self {
             UsageRequest::Insert { at, text } => [&body[..at], text, &body[at..]].concat(),
