@@ -200,6 +200,20 @@ async fn expect_is_answered_here() {
     assert_eq!(values(&last(&engine), "expect"), [""; 0]);
 }
 
+/// HTTP/1.0 has no informational answers: a client of it takes the first for the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_http_1_0_is_not_told_to_continue() {
+    let (_engine, balancer) = stand().await;
+    let body = chat("sim");
+    let mut client = balancer.client().await;
+    let length = body.len();
+    client
+        .send(format!("POST {CHAT} HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"))
+        .await;
+    client.send(body).await;
+    assert_eq!(client.any_head().await.expect("an answer comes").status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn framing_of_a_request_is_one_and_true() {
     let (engine, balancer) = stand().await;

@@ -229,8 +229,8 @@ mod tests {
 
     /// The routes that a request without a model takes, over upstreams `one` and `two` with these bases.
     fn unnamed(routes: &str, bases: [&str; 2], headers: &[(&'static str, &'static str)]) -> (String, String) {
-        let text = format!("upstreams: [{{url: http://a, name: one}}, {{url: http://b, name: two}}]\n");
-        let text = format!("{text}routes: {routes}\n");
+        let upstreams = "[{url: http://a, name: one}, {url: http://b, name: two}]";
+        let text = format!("upstreams: {upstreams}\nroutes: {routes}\n");
         let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
         let table = Table::new(&config.routes);
         let mut map = HeaderMap::new();

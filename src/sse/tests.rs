@@ -229,7 +229,7 @@ proptest! {
         prop_assert_eq!(&read(cap, chunks(&stream, &cuts)), &(lines.clone(), raw.clone()));
         prop_assert_eq!(&read(cap, stream.chunks(1)), &(lines.clone(), raw));
         let mut plain = plain_lines(&stream);
-        if !lines.last().is_some_and(|line| !line.is_ended) {
+        if lines.last().is_none_or(|line| line.is_ended) {
             prop_assert_eq!(plain.pop(), Some(Vec::new()));
         }
         let texts: Vec<&Vec<u8>> = lines.iter().map(|line| &line.text).collect();
