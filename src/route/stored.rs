@@ -19,6 +19,8 @@
 //!
 //! Never: decide on an upstream, know which there are.
 
+pub mod location;
+
 use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -70,6 +72,11 @@ fn of_upstream(name: &str) -> u64 {
 /// The number of a model's name, as a client gave it; 0 stands for no name, and for nothing else.
 pub fn number(name: Option<&str>) -> u64 {
     name.map_or(0, |name| (hash(name) >> 44).max(1))
+}
+
+/// The name among these that has this number.
+pub fn name_of<'n>(wanted: u64, mut names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    names.find(|name| number(Some(name)) == wanted)
 }
 
 // === impl Tag ===
