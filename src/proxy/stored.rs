@@ -19,6 +19,7 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 
 use super::Shared;
+use super::body::BodyInsertion;
 use super::client::Client;
 use super::exchange::Stop;
 use super::headers;
@@ -77,12 +78,10 @@ impl PendingResponse {
         self.stamp.as_ref().map_or(0, |_| Stamp::length() as u64)
     }
 
-    /// The body's first piece, as it is sent to this upstream.
-    pub fn stamp(&self, piece: Bytes, upstream: &str) -> Bytes {
-        match &self.stamp {
-            Some(stamp) => stamp.put(&piece, upstream).into(),
-            None => piece,
-        }
+    /// What is put into the body on its way to this upstream.
+    pub fn insertion(&self, upstream: &str) -> Option<BodyInsertion> {
+        let (at, text) = self.stamp.as_ref()?.insertion(upstream);
+        Some(BodyInsertion { at, text: text.into() })
     }
 
     /// An answer begins. `body`: the client's, as far as it is held.
