@@ -1,9 +1,10 @@
 //! Where a request may go, and what is made of it and of its answer on the way.
 //!
 //! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
-//! configuration, `rewrite` edits what is sent and `edit` makes a value of that, `answer` edits what comes
-//! back, `stored` gives responses ids by which they are found again, `translate` says a Responses request as
-//! a chat, and `usage` asks streams for their tokens and takes out again what that adds.
+//! configuration, `resolve` what they come to over the upstreams of one moment, `rewrite` edits what is sent
+//! and `edit` makes a value of that, `answer` edits what comes back, `stored` gives responses ids by which
+//! they are found again, `translate` says a Responses request as a chat, and `usage` asks streams for their
+//! tokens and takes out again what that adds.
 
 pub mod answer;
 pub mod dialect;
@@ -11,6 +12,7 @@ pub mod edit;
 mod json;
 pub mod paths;
 pub mod refusal;
+pub mod resolve;
 pub mod rewrite;
 mod splice;
 pub mod stored;

@@ -23,6 +23,14 @@ enum HeldBytes {
     Released,
 }
 
+/// A text that is put into a body on its way to an upstream.
+#[derive(Clone, Debug)]
+pub struct BodyInsertion {
+    /// Where in the body.
+    pub at: usize,
+    pub text: Bytes,
+}
+
 /// See the module.
 pub struct RequestBody {
     held: HeldBytes,
@@ -33,8 +41,8 @@ pub struct RequestBody {
     declared: Option<u64>,
     /// The body has no more bytes than were read.
     complete: bool,
-    /// What is put into the body on its way to an upstream, and where.
-    insertion: Option<(usize, &'static [u8])>,
+    /// What every upstream gets in the body.
+    insertion: Option<BodyInsertion>,
 }
 
 // === impl HeldBytes ===
@@ -161,22 +169,32 @@ impl RequestBody {
 
     /// Puts a text into a complete body on its way to an upstream, without a copy of the body.
     pub fn insert(&mut self, at: usize, text: &'static [u8]) {
-        self.insertion = Some((at, text));
+        self.insertion = Some(BodyInsertion { at, text: Bytes::from_static(text) });
     }
 
     /// The length of a complete body on its way to an upstream.
     pub fn sent_length(&self) -> u64 {
-        self.len() + self.insertion.map_or(0, |(_, text)| text.len() as u64)
+        self.len() + self.insertion.as_ref().map_or(0, |insertion| insertion.text.len() as u64)
     }
 
-    /// The pieces of held bytes as they are sent.
-    pub fn pieces(&self, held: Bytes) -> [Bytes; 3] {
-        match self.insertion {
-            Some((at, text)) if at <= held.len() => {
-                [held.slice(..at), Bytes::from_static(text), held.slice(at..)]
+    /// The pieces of held bytes as they are sent, with what the upstream of this attempt gets besides. Each
+    /// insertion that lies in the held bytes stands between two slices of them, so that none is copied; pieces
+    /// may be empty.
+    pub fn pieces(&self, mut held: Bytes, own: Option<BodyInsertion>) -> [Bytes; 5] {
+        let mut insertions = [own, self.insertion.clone()];
+        insertions.sort_by_key(|insertion| insertion.as_ref().map_or(usize::MAX, |insertion| insertion.at));
+        let mut pieces = <[Bytes; 5]>::default();
+        let (mut last, mut sent) = (0, 0);
+        for insertion in insertions.into_iter().flatten() {
+            if insertion.at - sent > held.len() {
+                break;
             }
-            _ => [held, Bytes::new(), Bytes::new()],
+            pieces[last] = held.split_to(insertion.at - sent);
+            pieces[last + 1] = insertion.text;
+            (last, sent) = (last + 2, insertion.at);
         }
+        pieces[last] = held;
+        pieces
     }
 
     /// What an attempt begins with.
@@ -245,7 +263,31 @@ mod tests {
         body.insert(2, b"**");
         let held = body.replay();
         assert_eq!((body.bytes(), body.sent_length()), (&b"peek"[..], 6));
-        assert_eq!(body.pieces(held).concat(), b"pe**ek");
+        assert_eq!(body.pieces(held, None).concat(), b"pe**ek");
+    }
+
+    #[test]
+    fn insertions_go_where_they_belong_without_a_copy_of_the_body() {
+        let own = |at, text: &'static str| Some(BodyInsertion { at, text: text.into() });
+        for (both, own, sent) in [
+            (None, None, "peek"),
+            (None, own(1, "own"), "powneek"),
+            (None, own(4, "own"), "peekown"),
+            (None, own(5, "own"), "peek"),
+            (Some(3), own(1, "own"), "powneeboth-k"),
+            (Some(1), own(3, "own"), "pboth-eeownk"),
+            (Some(2), own(2, "own"), "peownboth-ek"),
+            (Some(0), None, "both-peek"),
+        ] {
+            let mut body = body(10_000, 1000);
+            both.into_iter().for_each(|at| body.insert(at, b"both-"));
+            let held = body.replay();
+            let start = held.as_ptr();
+            let pieces = body.pieces(held, own.clone());
+            assert_eq!(pieces.concat(), sent.as_bytes(), "{both:?} {own:?}");
+            let mut slices = pieces.iter().filter(|piece| piece.first() == Some(&b'p'));
+            assert!(slices.all(|slice| slice.as_ptr() == start), "it is the held body itself");
+        }
     }
 
     /// One byte reserved 64 KiB of `peek.memory`: 32,768 idle uploads used all of 2 GiB up.

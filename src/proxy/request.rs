@@ -7,7 +7,6 @@ use std::time::Instant;
 use super::body::RequestBody;
 use super::prompt_work::PromptTail;
 use super::route_edits::RouteEdits;
-use super::served;
 use super::settings::Settings;
 use super::stored::PendingResponse;
 use super::usage_question::UsageQuestion;
@@ -16,6 +15,7 @@ use crate::config::types::{Retry, Timeouts};
 use crate::fleet::{Query, Snapshot};
 use crate::reject::Style;
 use crate::reply::ending::Form;
+use crate::route::resolve;
 use crate::state::Asked;
 
 /// What all steps of one request share.
@@ -148,7 +148,7 @@ impl ClientRequest {
         if self.only.is_some() {
             return None;
         }
-        served::among(&self.edits.as_ref()?.plan.route, snapshot)
+        resolve::among(&self.edits.as_ref()?.plan.route, snapshot)
     }
 
     /// The names of the upstreams that its route leads to; `None` as for `among`.

@@ -19,9 +19,10 @@
 //!
 //! Never: decide on an upstream, know which there are.
 
+pub mod location;
+
 use std::ops::Range;
 
-use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Of hashes of names.
@@ -73,6 +74,11 @@ pub fn number(name: Option<&str>) -> u64 {
     name.map_or(0, |name| (hash(name) >> 44).max(1))
 }
 
+/// The name among these that has this number.
+pub fn name_of<'n>(wanted: u64, mut names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    names.find(|name| number(Some(name)) == wanted)
+}
+
 // === impl Tag ===
 
 impl Tag {
@@ -115,27 +121,19 @@ impl Stamp {
         format!("{BEGIN}{:09x}{:05x}{secret:018x}", of_upstream(upstream), self.name)
     }
 
-    /// So much longer the body becomes.
+    /// The bytes by which the body becomes longer.
     pub fn length() -> usize {
         r#""request_id":"","#.len() + LENGTH
     }
 
-    /// Where it stands in the body that is sent.
+    /// Where the insertion stands in the body that is sent.
     pub fn span(&self) -> Range<usize> {
         self.at..self.at + Stamp::length()
     }
 
-    /// As `put`, without copying: what stands before the id, the id, and what stands behind it.
-    pub fn pieces(&self, begin: &Bytes, upstream: &str) -> [Bytes; 3] {
-        let at = self.at.min(begin.len());
-        let field = format!("\"request_id\":\"{}\",", self.id(upstream));
-        [begin.slice(..at), Bytes::from(field), begin.slice(at..)]
-    }
-
-    /// The beginning of the body, as it is sent to this upstream.
-    pub fn put(&self, begin: &[u8], upstream: &str) -> Vec<u8> {
-        let (before, behind) = begin.split_at(self.at.min(begin.len()));
-        [before, br#""request_id":""#, self.id(upstream).as_bytes(), br#"","#, behind].concat()
+    /// What is put into the body for this upstream: where it goes, and the text.
+    pub fn insertion(&self, upstream: &str) -> (usize, String) {
+        (self.at, format!(r#""request_id":"{}","#, self.id(upstream)))
     }
 }
 
@@ -147,6 +145,13 @@ mod tests {
 
     fn stamp(body: &str, model: Option<&str>) -> Option<Stamp> {
         Stamp::new(body.as_bytes(), number(model), [0xA7; SECRET])
+    }
+
+    /// The beginning of a body, as it is sent to this upstream.
+    fn stamped(stamp: &Stamp, begin: &[u8], upstream: &str) -> Vec<u8> {
+        let (at, text) = stamp.insertion(upstream);
+        let (before, behind) = begin.split_at(at);
+        [before, text.as_bytes(), behind].concat()
     }
 
     #[test]
@@ -217,10 +222,9 @@ mod tests {
             let stamp = stamp(&body, Some("m")).unwrap();
             // The beginning is all that was peeked, or a part of it.
             let cut = body.len() - cut.min(value.len());
-            let sent = stamp.put(&body.as_bytes()[..cut], "gpu");
+            let sent = stamped(&stamp, &body.as_bytes()[..cut], "gpu");
+            prop_assert_eq!(&sent[stamp.span()], stamp.insertion("gpu").1.as_bytes());
             prop_assert_eq!(sent.len(), cut + Stamp::length());
-            let begin = Bytes::copy_from_slice(&body.as_bytes()[..cut]);
-            prop_assert_eq!(stamp.pieces(&begin, "gpu").concat(), sent.clone());
             let whole = String::from_utf8([&sent[..], &body.as_bytes()[cut..]].concat()).unwrap();
             let read: serde_json::Value = serde_json::from_str(&whole).unwrap();
             prop_assert_eq!(read["request_id"].as_str().unwrap(), stamp.id("gpu"));
@@ -233,8 +237,8 @@ mod tests {
         fn reading_never_panics(id in ".{0,60}", body in prop::collection::vec(any::<u8>(), 0..40)) {
             Tag::read(&id);
             if let Some(stamp) = Stamp::new(&body, 0, [0; SECRET]) {
-                stamp.put(&body, "a");
-                stamp.put(&body[..0], "a");
+                let (at, text) = stamp.insertion("a");
+                prop_assert!(at <= body.len() && text.len() == Stamp::length());
             }
         }
     }

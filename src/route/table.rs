@@ -1,9 +1,12 @@
 //! The virtual models of a configuration: which route a request takes, and what it is called.
 //!
-//! Everything that depends on the configuration alone is worked out once, when the table is made.
+//! Everything that depends on the configuration alone is worked out once, when the table is made. Most routes
+//! are for one model, and are found by its name: a lookup reads them and the routes with patterns, and no
+//! other route.
 //!
 //! Never: look at a body, decide on an upstream, know what an upstream serves.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -17,6 +20,10 @@ use crate::config::types::RouteConfig;
 #[derive(Debug, Default)]
 pub struct Table {
     plans: Vec<Arc<Plan>>,
+    /// By the name of a model, the indices of the routes for this model alone, in order.
+    exact: HashMap<String, Vec<usize>>,
+    /// The indices of the other routes, in order: each is for any model or has a pattern.
+    wide: Vec<usize>,
 }
 
 /// What one route makes of a request.
@@ -45,13 +52,39 @@ pub struct Unnamed {
 
 impl Table {
     pub fn new(routes: &[RouteConfig]) -> Self {
-        let plan = |(index, route): (usize, &RouteConfig)| Arc::new(Plan::new(index, route.clone()));
-        Table { plans: routes.iter().enumerate().map(plan).collect() }
+        let mut table = Table::default();
+        for (index, route) in routes.iter().enumerate() {
+            match route.model.as_deref().filter(|model| !model.contains('*')) {
+                Some(model) => table.exact.entry(model.to_string()).or_default().push(index),
+                None => table.wide.push(index),
+            }
+            table.plans.push(Arc::new(Plan::new(index, route.clone())));
+        }
+        table
     }
 
     /// The first route that matches; without one, a request goes on unchanged.
     pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<Plan>> {
-        self.plans.iter().find(|plan| plan.matches(model, path, headers)).cloned()
+        let plan = match model {
+            Some(model) => self.fitting(model).find(|plan| plan.matches(path, headers)),
+            None => {
+                let mut wide = self.wide.iter().map(|index| &self.plans[*index]);
+                wide.find(|plan| plan.is_for_any() && plan.matches(path, headers))
+            }
+        };
+        plan.cloned()
+    }
+
+    /// The routes for this model, in the order of the file, whatever else they match by.
+    fn fitting(&self, model: &str) -> impl Iterator<Item = &Arc<Plan>> {
+        let exact = self.exact.get(model).map(Vec::as_slice).unwrap_or_default();
+        let (mut exact, mut wide) = (exact.iter().peekable(), self.wide.iter().peekable());
+        let indices = std::iter::from_fn(move || match (exact.peek(), wide.peek()) {
+            (Some(one), Some(other)) if other < one => wide.next(),
+            (Some(_), _) => exact.next(),
+            (None, _) => wide.next(),
+        });
+        indices.map(|index| &self.plans[*index]).filter(move |plan| plan.fits(model))
     }
 
     /// The route of a request that names no model: that of the model which its upstreams take then, else a
@@ -85,7 +118,7 @@ impl Table {
 
     /// Whether some routes are for certain models only.
     pub fn goes_by_model(&self) -> bool {
-        self.plans.iter().any(|plan| !matches!(plan.route.model.as_deref(), None | Some("*")))
+        self.plans.iter().any(|plan| !plan.is_for_any())
     }
 
     /// The names of models that routes are for, as far as they are said in full.
@@ -94,9 +127,9 @@ impl Table {
         names.filter(|name| !name.contains('*'))
     }
 
-    /// Those that match requests for this model, if need be by a path or headers, too.
+    /// The routes that match requests for this model; some match by a path or headers, too.
     pub fn for_model(&self, model: &str) -> impl Iterator<Item = &Plan> {
-        self.plans.iter().map(Arc::as_ref).filter(move |plan| plan.fits(model))
+        self.fitting(model).map(Arc::as_ref)
     }
 }
 
@@ -140,18 +173,20 @@ impl Plan {
         self.route.path.is_some() || !self.route.header.is_empty()
     }
 
-    fn matches(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> bool {
+    /// Whether it takes requests for any model, and those that name none.
+    fn is_for_any(&self) -> bool {
+        matches!(self.route.model.as_deref(), None | Some("*"))
+    }
+
+    /// Whether a request has the path and the headers of its requests.
+    fn matches(&self, path: &str, headers: &HeaderMap) -> bool {
         let route = &self.route;
-        let by_model = match model {
-            Some(model) => self.fits(model),
-            None => matches!(route.model.as_deref(), None | Some("*")),
-        };
         // A header that is there twice is equal to nothing.
         let has = |(name, value): &(String, String)| {
             let mut all = headers.get_all(name.as_str()).iter();
             all.next().is_some_and(|first| first.as_bytes() == value.as_bytes()) && all.next().is_none()
         };
-        by_model && route.path.as_deref().is_none_or(|wanted| wanted == path) && route.header.iter().all(has)
+        route.path.as_deref().is_none_or(|wanted| wanted == path) && route.header.iter().all(has)
     }
 
     /// What is changed in a body of this language.
@@ -184,6 +219,7 @@ mod tests {
 
     use super::*;
     use crate::config::check::check;
+    use crate::config::types::{Retry, Timeouts};
 
     fn table(routes: &str) -> Table {
         let text = format!("upstreams: [http://a]\nroutes: {routes}\n");
@@ -352,6 +388,26 @@ mod tests {
         #[test]
         fn patterns_fit_as_they_are_read(pattern in "[ab*]{0,6}", name in "[ab]{0,8}") {
             prop_assert_eq!(fits(&pattern, &name), plainly(pattern.as_bytes(), name.as_bytes()));
+        }
+
+        #[test]
+        fn the_index_finds_the_routes_that_fit_in_the_order_of_the_file(
+            models in prop::collection::vec(prop::option::of("[ab*]{1,2}"), 0..12), name in "[ab*]{0,2}"
+        ) {
+            let route = |model: &Option<String>| {
+                let unnamed = RouteConfig::new(Timeouts::default(), Retry::default());
+                RouteConfig { model: model.clone(), ..unnamed }
+            };
+            let table = Table::new(&models.iter().map(route).collect::<Vec<_>>());
+            let fits = |model: &&Option<String>| {
+                model.as_ref().is_none_or(|model| plainly(model.as_bytes(), name.as_bytes()))
+            };
+            let scanned: Vec<_> = models.iter().filter(fits).map(Option::as_deref).collect();
+            let found: Vec<_> = table.for_model(&name).map(|plan| plan.route.model.as_deref()).collect();
+            prop_assert_eq!(&found, &scanned);
+            let taken = table.plan(Some(&name), "/p", &HeaderMap::new());
+            let taken = taken.as_ref().map(|plan| plan.route.model.as_deref());
+            prop_assert_eq!(taken, scanned.first().copied());
         }
     }
 }

@@ -60,11 +60,9 @@ impl UpstreamConnection {
         placement.follow(scope, request, 0, &held, complete);
         request.forwarded = held.len() as u64;
         let name = placement.upstream().name();
-        let held = match &request.pending_response {
-            Some(pending) if !held.is_empty() => pending.stamp(held, name),
-            _ => held,
-        };
-        for piece in request.body.pieces(held) {
+        let pending = request.pending_response.as_ref().filter(|_| !held.is_empty());
+        let stamp = pending.and_then(|pending| pending.insertion(name));
+        for piece in request.body.pieces(held, stamp) {
             self.queue(piece);
         }
         if complete {

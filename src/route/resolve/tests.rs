@@ -1,0 +1,291 @@
+//! The rules over upstreams that are given as a table.
+
+use http::{HeaderMap, HeaderName};
+
+use super::*;
+use crate::config::check::check;
+
+/// An upstream as the rules see it: `name models…`, where `of:gym` is the source that named it, `down` one that
+/// is not ready, `drains` one that drains, and `+adapter` a model that is no base.
+#[derive(Clone, Debug, Default)]
+pub struct StandIn {
+    name: &'static str,
+    source: Option<String>,
+    down: bool,
+    drains: bool,
+    models: Vec<&'static str>,
+}
+
+/// Upstreams whose ids are 10, 11, ….
+pub struct StandIns(pub Vec<StandIn>);
+
+/// The name of the source that asks this host.
+fn source_name(host: &str) -> String {
+    format!("gym http://{host}:80")
+}
+
+impl StandIns {
+    pub fn new(upstreams: &[&'static str]) -> Self {
+        let read = |text: &&'static str| {
+            let mut words = text.split(' ');
+            let mut upstream = StandIn { name: words.next().unwrap(), ..StandIn::default() };
+            for word in words {
+                match (word, word.strip_prefix("of:")) {
+                    (_, Some(source)) => upstream.source = Some(source_name(source)),
+                    ("down", _) => upstream.down = true,
+                    ("drains", _) => upstream.drains = true,
+                    (model, _) => upstream.models.push(model),
+                }
+            }
+            upstream
+        };
+        StandIns(upstreams.iter().map(read).collect())
+    }
+
+    fn all(&self) -> impl Iterator<Item = (usize, &StandIn)> {
+        self.0.iter().enumerate().map(|(index, upstream)| (10 + index, upstream))
+    }
+
+    fn these(&self, among: Option<&[usize]>) -> impl Iterator<Item = &StandIn> {
+        let is_among = move |id: usize| among.is_none_or(|among| among.contains(&id));
+        self.all().filter(move |(id, _)| is_among(*id)).map(|(_, upstream)| upstream)
+    }
+}
+
+impl StandIn {
+    fn is_ready(&self) -> bool {
+        !self.down && !self.drains
+    }
+
+    fn has(&self, model: &str) -> bool {
+        self.models.iter().any(|served| served.trim_start_matches('+') == model)
+    }
+
+    fn base(&self) -> Option<&'static str> {
+        self.models.iter().find(|model| !model.starts_with('+')).copied()
+    }
+}
+
+/// The one value of all, if there is one.
+fn one<'v>(mut all: impl Iterator<Item = Option<&'v str>>) -> Option<&'v str> {
+    let first = all.next()??;
+    all.all(|other| other == Some(first)).then_some(first)
+}
+
+impl UpstreamView for StandIns {
+    fn id_of(&self, name: &str) -> Option<usize> {
+        self.all().find(|(_, upstream)| upstream.name == name).map(|(id, _)| id)
+    }
+
+    fn ids_of_source(&self, source: &str) -> impl Iterator<Item = usize> {
+        self.all().filter(move |(_, upstream)| upstream.source.as_deref() == Some(source)).map(|(id, _)| id)
+    }
+
+    fn reachable(&self) -> impl Iterator<Item = usize> {
+        self.all().filter(|(_, upstream)| !upstream.down).map(|(id, _)| id)
+    }
+
+    fn reports_models(&self, id: usize) -> bool {
+        self.these(Some(&[id])).any(|upstream| !upstream.models.is_empty())
+    }
+
+    fn serves(&self, model: &str, among: Option<&[usize]>) -> bool {
+        self.these(among).any(|upstream| upstream.has(model))
+    }
+
+    fn is_ready_with(&self, model: &str, among: Option<&[usize]>) -> bool {
+        self.these(among).any(|upstream| upstream.is_ready() && upstream.has(model))
+    }
+
+    fn base_of_ready(&self, among: Option<&[usize]>) -> Option<&str> {
+        one(self.these(among).filter(|upstream| upstream.is_ready()).map(StandIn::base))
+    }
+
+    fn only_base(&self, among: Option<&[usize]>) -> Option<&str> {
+        let all_of_sources = self.these(among).all(|upstream| upstream.source.is_some());
+        one(self.these(among).map(StandIn::base)).filter(|_| all_of_sources)
+    }
+
+    fn served_names(&self) -> impl Iterator<Item = &str> {
+        let ready = self.these(None).filter(|upstream| upstream.is_ready());
+        let mut names = HashSet::new();
+        let models = ready.flat_map(|upstream| upstream.models.iter());
+        models.map(|model| model.trim_start_matches('+')).filter(move |name| names.insert(*name))
+    }
+}
+
+/// Two upstreams that the file names, and two that the source `gym` named.
+const UPSTREAMS: &[&str] = &["one big +sql", "two small", "three of:gym big", "four of:gym down big"];
+
+/// Routes as they are configured; `gym` and `hall` stand for the names of two sources.
+fn routes(routes: &str) -> Vec<RouteConfig> {
+    let names = ["one", "two", "three", "four"].map(|name| format!("{{url: 'http://{name}', name: {name}}}"));
+    let sources = "{gym: 'http://gym'}, {gym: 'http://hall'}";
+    let routes = routes.replace("gym", "'gym http://gym:80'").replace("hall", "'gym http://hall:80'");
+    let text = format!("upstreams: [{}, {sources}]\nroutes: {routes}\n", names.join(", "));
+    check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}")).routes
+}
+
+fn fields(headers: &[(&'static str, &str)]) -> HeaderMap {
+    let field = |(name, value): &(&'static str, &str)| {
+        (HeaderName::from_static(name), value.parse().expect("a value"))
+    };
+    headers.iter().map(field).collect()
+}
+
+#[test]
+fn a_route_leads_to_the_upstreams_of_its_names_else_of_its_sources() {
+    let upstreams = StandIns::new(UPSTREAMS);
+    for (names, among_ids, led_to) in [
+        (None, None, &["one", "two", "three", "four"][..]),
+        (Some("[two]"), Some(vec![11]), &["two"]),
+        (Some("[two, one]"), Some(vec![11, 10]), &["one", "two"]),
+        (Some("[gym]"), Some(vec![12, 13]), &["three", "four"]),
+        (Some("[one, gym]"), Some(vec![10, 12, 13]), &["one", "three", "four"]),
+        // A source has named none yet: the route leads nowhere, and not everywhere.
+        (Some("[hall]"), Some(vec![ABSENT_UPSTREAM]), &[]),
+        (Some("[hall, one]"), Some(vec![ABSENT_UPSTREAM, 10]), &["one"]),
+    ] {
+        let list = names.map_or(String::new(), |names| format!(", upstreams: {names}"));
+        let route = &routes(&format!("[{{model: m, to: n{list}}}]"))[0];
+        assert_eq!(among(route, &upstreams), among_ids, "{names:?}");
+        let leads = |upstream: &&StandIn| leads_to(route, upstream.name, upstream.source.as_deref());
+        let found: Vec<&str> = upstreams.0.iter().filter(leads).map(|upstream| upstream.name).collect();
+        assert_eq!(found, led_to, "{names:?}");
+    }
+}
+
+#[test]
+fn a_route_without_a_served_name_is_for_the_one_base_model_of_its_sources_upstreams() {
+    let two_bases = &["three of:gym big", "four of:gym small"][..];
+    let with_file = &["one big", "three of:gym big"][..];
+    let of_sources = &["three of:gym big", "four of:hall big +sql"][..];
+    for (upstreams, route, model, served, is_found) in [
+        (UPSTREAMS, "{model: face, upstreams: [gym]}", "face", "big", true),
+        (of_sources, "{model: face}", "face", "big", true),
+        // The route gives a name.
+        (UPSTREAMS, "{model: face, upstreams: [gym], to: huge}", "face", "huge", false),
+        // Its upstreams serve the client's name.
+        (of_sources, "{model: sql}", "sql", "sql", false),
+        (UPSTREAMS, "{model: big, upstreams: [gym]}", "big", "big", false),
+        // Other upstreams serve it, and the route's do not.
+        (UPSTREAMS, "{model: small, upstreams: [gym]}", "small", "big", true),
+        // There is not one base model, or the file named an upstream, which may serve anything later.
+        (two_bases, "{model: face, upstreams: [gym]}", "face", "face", false),
+        (with_file, "{model: face}", "face", "face", false),
+        (UPSTREAMS, "{model: face, upstreams: [one]}", "face", "face", false),
+        // No upstream is there.
+        (UPSTREAMS, "{model: face, upstreams: [hall]}", "face", "face", false),
+        // A route for several names keeps each.
+        (UPSTREAMS, "{model: 'f*', upstreams: [gym]}", "face", "face", false),
+        (UPSTREAMS, "{upstreams: [gym]}", "face", "face", false),
+    ] {
+        let table = Table::new(&routes(&format!("[{route}]")));
+        let resolver = Resolver { table: &table, upstreams: &StandIns::new(upstreams) };
+        let plan = resolver.plan(Some(model), "/p", &HeaderMap::new()).expect("the route matches");
+        assert_eq!(
+            (plan.served(Some(model)), plan.is_found),
+            (Some(served), is_found),
+            "{upstreams:?} {route}"
+        );
+    }
+}
+
+#[test]
+fn a_request_without_a_route_has_none() {
+    let table = Table::new(&routes("[{model: face, path: /q}, {model: face, header: {x-team: a}, to: big}]"));
+    let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };
+    assert!(resolver.plan(Some("face"), "/p", &HeaderMap::new()).is_none());
+    assert!(resolver.plan(Some("big"), "/q", &HeaderMap::new()).is_none());
+    let of_team = resolver.plan(Some("face"), "/p", &fields(&[("x-team", "a")])).expect("it has the header");
+    assert_eq!(of_team.served(Some("face")), Some("big"));
+}
+
+#[test]
+fn a_request_that_names_no_model_is_for_the_one_base_model_of_the_ready_upstreams() {
+    let alike = &["one big +sql", "two down small", "three of:gym big"][..];
+    let mixed = UPSTREAMS;
+    let team = &[("x-team", "a")][..];
+    for (upstreams, list, headers, model, route) in [
+        (alike, "[]", &[][..], Some("big"), None),
+        (alike, "[{model: big, to: tuned}]", &[], Some("big"), Some("big")),
+        (alike, "[{model: small, to: tuned}]", &[], Some("big"), None),
+        (alike, "[{model: '*', to: tuned}]", &[], Some("big"), Some("*")),
+        // Several base models: the route for any model decides, by its own upstreams.
+        (mixed, "[]", &[], None, None),
+        (mixed, "[{model: big, to: tuned}]", &[], None, None),
+        (mixed, "[{model: '*', upstreams: [two]}]", &[], Some("small"), Some("*")),
+        (mixed, "[{model: '*', upstreams: [gym]}]", &[], Some("big"), Some("*")),
+        (mixed, "[{model: '*', upstreams: [one, two]}]", &[], None, Some("*")),
+        (mixed, "[{model: '*', upstreams: [hall]}]", &[], None, Some("*")),
+        // A bound route takes what matches it.
+        (mixed, "[{path: /p, upstreams: [two]}]", &[], Some("small"), Some("/p")),
+        (mixed, "[{path: /q, upstreams: [two]}]", &[], None, None),
+        (mixed, "[{header: {x-team: a}, upstreams: [two]}]", team, Some("small"), Some("routes[0]")),
+        (mixed, "[{header: {x-team: a}, upstreams: [two]}]", &[], None, None),
+    ] {
+        let table = Table::new(&routes(list));
+        let resolver = Resolver { table: &table, upstreams: &StandIns::new(upstreams) };
+        let Unnamed { model: found, plan } = resolver.plan_unnamed("/p", &fields(headers));
+        let name = plan.as_ref().map(|plan| plan.name.as_str());
+        assert_eq!((found.as_deref(), name), (model, route), "{upstreams:?} {list} {headers:?}");
+    }
+}
+
+#[test]
+fn listed_are_the_names_that_lead_to_a_served_model() {
+    for (list, listed) in [
+        ("[]", &["big", "sql", "small"][..]),
+        // Names of routes come first, in the order of the file, each once.
+        ("[{model: b, to: big}, {model: a, to: small}]", &["b", "a", "big", "sql", "small"]),
+        ("[{model: a, path: /p, to: small}, {model: a, to: big}]", &["a", "big", "sql", "small"]),
+        // A route to what its upstreams do not serve, or to no upstream.
+        ("[{model: a, to: huge}]", &["big", "sql", "small"]),
+        ("[{model: a, to: big, upstreams: [two]}]", &["big", "sql", "small"]),
+        ("[{model: a, to: big, upstreams: [hall]}]", &["big", "sql", "small"]),
+        ("[{model: a, to: big, upstreams: [four]}]", &["big", "sql", "small"]),
+        ("[{model: a, to: sql, upstreams: [one]}]", &["a", "big", "sql", "small"]),
+        // A route takes a served name away.
+        ("[{model: big, upstreams: [two]}]", &["sql", "small"]),
+        ("[{model: '*', upstreams: [gym]}]", &["big"]),
+        ("[{model: 's*', upstreams: [hall]}]", &["big"]),
+        // A served name may stand for another model, and is listed among the routes' names then.
+        ("[{model: big, to: small}]", &["big", "sql", "small"]),
+        // The one base model of a source.
+        ("[{model: face, upstreams: [gym]}]", &["face", "big", "sql", "small"]),
+        ("[{model: face, upstreams: [one]}]", &["big", "sql", "small"]),
+        // A bound route gives its name to some requests; of a pattern no name is known.
+        ("[{model: a, path: /p, to: big}]", &["a", "big", "sql", "small"]),
+        (
+            "[{model: a, path: /p, to: huge}, {model: a, header: {x: y}, to: big}]",
+            &["a", "big", "sql", "small"],
+        ),
+        ("[{model: 'a*', path: /p, to: big}]", &["big", "sql", "small"]),
+        // Where other requests for the name go nowhere.
+        ("[{model: a, path: /p, to: big}, {model: a, to: huge}]", &["a", "big", "sql", "small"]),
+        ("[{path: /p, upstreams: [hall]}]", &["big", "sql", "small"]),
+    ] {
+        let table = Table::new(&routes(list));
+        let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };
+        assert_eq!(resolver.aliases(), listed, "{list}");
+    }
+}
+
+#[test]
+fn a_listed_name_comes_with_what_its_upstreams_serve_it_as() {
+    let table =
+        Table::new(&routes("[{model: a, to: big, upstreams: [gym]}, {model: small, upstreams: [two]}]"));
+    let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };
+    let find = |model: &str, among: Option<&[usize]>| Some((model.to_string(), among.map(<[usize]>::to_vec)));
+    let of =
+        |name, model: &str, among: Option<&[usize]>| (name, (model.into(), among.map(<[usize]>::to_vec)));
+    assert_eq!(
+        resolver.listed(&find),
+        [
+            of("a", "big", Some(&[12, 13])),
+            of("big", "big", None),
+            of("sql", "sql", None),
+            of("small", "small", Some(&[11]))
+        ]
+    );
+}
