@@ -23,22 +23,22 @@ pub const X_SHOULD_RETRY: &str = "x-should-retry";
 
 /// Names one of the engines of an upstream that runs several.
 pub const X_DATA_PARALLEL_RANK: &str = "x-data-parallel-rank";
-/// The longest text of a client's that is kept, shown or put into an answer of ours, in bytes.
+/// The longest text of a client's that is kept or shown to operators, in bytes.
 pub const MAX_SHOWN_BYTES: usize = 128;
 
-/// The longest name of a model that a request may have, in bytes.
-pub const MAX_MODEL_BYTES: usize = 1024;
+/// The longest name of a model that a request may have, in bytes; no longer text of a client's is repeated in
+/// an error.
+pub const MAX_MODEL_BYTES: usize = 4096;
 
 /// Stands behind a text that was cut.
 const ELLIPSIS: &str = "…";
 
-/// Cuts a text of a client's to [`MAX_SHOWN_BYTES`]: its beginning, and the mark of the cut, empty without
-/// one.
-pub fn shown(text: &str) -> [&str; 2] {
-    if text.len() <= MAX_SHOWN_BYTES {
+/// Cuts a text of a client's to so many bytes: its beginning, and what marks the cut, empty without one.
+pub fn cut(text: &str, limit: usize) -> [&str; 2] {
+    if text.len() <= limit {
         return [text, ""];
     }
-    let end = (0..=MAX_SHOWN_BYTES - ELLIPSIS.len()).rfind(|at| text.is_char_boundary(*at));
+    let end = (0..=limit.saturating_sub(ELLIPSIS.len())).rfind(|at| text.is_char_boundary(*at));
     [&text[..end.unwrap_or_default()], ELLIPSIS]
 }
 
@@ -56,7 +56,7 @@ mod tests {
             ("é".repeat(65), "é".repeat(62) + "…"),
             ("\u{1f600}".repeat(1 << 19), "\u{1f600}".repeat(31) + "…"),
         ] {
-            assert_eq!(shown(&text).concat(), wanted);
+            assert_eq!(cut(&text, MAX_SHOWN_BYTES).concat(), wanted);
             assert!(wanted.len() <= MAX_SHOWN_BYTES);
         }
     }

@@ -20,7 +20,7 @@ use metrics::METRICS;
 
 pub use request::{Done, request_done};
 
-use crate::names::shown;
+use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::pick::{self, Candidate};
 
 /// The beginnings of a request's and its answer's body, where `log.bodies` asks for them.

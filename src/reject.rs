@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::names::shown;
+use crate::names::{MAX_MODEL_BYTES, cut};
 
 /// The shape in which a route's clients expect an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,12 +161,12 @@ impl Reject {
             Reject::Method { .. } => "Method Not Allowed".into(),
             Reject::Redirect { .. } => "Temporary Redirect".into(),
             Reject::Model { model, aliases } => {
-                let [name, cut] = shown(model);
+                let [name, cut] = cut(model, MAX_MODEL_BYTES);
                 format!("The model `{name}{cut}` does not exist. Valid aliases: {}.", aliases.join(", "))
                     .into()
             }
             Reject::NotReady { model: Some(model) } => {
-                let [name, cut] = shown(model);
+                let [name, cut] = cut(model, MAX_MODEL_BYTES);
                 format!("No ready upstream serves the model `{name}{cut}`. Please try again later.").into()
             }
             Reject::NotReady { model: None } => "No upstream is ready. Please try again later.".into(),
@@ -186,7 +186,7 @@ impl Reject {
                 format!("The request head is larger than the limit of {limit} bytes.").into()
             }
             Reject::Response { id } => {
-                let [id, cut] = shown(id);
+                let [id, cut] = cut(id, MAX_MODEL_BYTES);
                 format!("Response with id '{id}{cut}' not found.").into()
             }
             Reject::Upstream { name } => of_upstream(name.as_deref(), "did not answer.").into(),
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_clients_long_name_is_not_sent_back() {
-        let (long, cut) = ("é".repeat(1 << 20), "é".repeat(62) + "…");
+        let (long, cut) = ("é".repeat(1 << 20), "é".repeat(2046) + "…");
         for reject in [
             Reject::Model { model: long.clone(), aliases: vec![] },
             Reject::NotReady { model: Some(long.clone()) },
@@ -327,7 +327,7 @@ mod tests {
         ] {
             for style in [Style::OpenAi, Style::Anthropic] {
                 let body = reject.answer(style).body;
-                assert!(body.contains(&cut) && body.len() < 500, "{} bytes", body.len());
+                assert!(body.contains(&cut) && body.len() < 5_000, "{} bytes", body.len());
             }
         }
     }

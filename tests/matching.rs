@@ -261,8 +261,8 @@ async fn a_name_of_a_model_has_an_end() {
     let engines = engines(1).await;
     for routes in ["  - {model: '*', to: sim}", "  - {path: /nowhere}"] {
         let balancer = routed(&engines, routes).await;
-        let refused = balancer.ask(post(CHAT, chat(&"m".repeat(1025)))).await.expect(400);
-        assert!(refused.text().contains("longer than 1024 bytes") && refused.text().len() < 500);
+        let refused = balancer.ask(post(CHAT, chat(&"m".repeat(4097)))).await.expect(400);
+        assert!(refused.text().contains("longer than 4096 bytes") && refused.text().len() < 500);
     }
     assert!(engines[0].requests().is_empty());
 }

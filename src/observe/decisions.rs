@@ -13,7 +13,7 @@ use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::config::types::Balance;
-use crate::names::shown;
+use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::pick::{Candidate, Choice, cost};
 
 /// How many choices are kept.
@@ -189,7 +189,7 @@ impl Record {
 /// Takes over a text of a client's, cut.
 fn refill(text: &mut String, with: &str) {
     text.clear();
-    shown(with).iter().for_each(|part| text.push_str(part));
+    cut(with, MAX_SHOWN_BYTES).iter().for_each(|part| text.push_str(part));
 }
 
 #[cfg(test)]

@@ -223,7 +223,8 @@ mod tests {
             // The beginning is all that was peeked, or a part of it.
             let cut = body.len() - cut.min(value.len());
             let sent = stamped(&stamp, &body.as_bytes()[..cut], "gpu");
-            prop_assert_eq!(&sent[stamp.span()], stamp.insertion("gpu").1.as_bytes());
+            let insertion = stamp.insertion("gpu").1;
+            prop_assert_eq!(&sent[stamp.span()], insertion.as_bytes());
             prop_assert_eq!(sent.len(), cut + Stamp::length());
             let whole = String::from_utf8([&sent[..], &body.as_bytes()[cut..]].concat()).unwrap();
             let read: serde_json::Value = serde_json::from_str(&whole).unwrap();

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::request::refused;
-use crate::names::shown;
+use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::reject::Reject;
 
 /// Parts that a chat has in the same form.
@@ -98,7 +98,7 @@ impl Talk {
                 self.push(json!({"role": "tool", "tool_call_id": id, "content": output}));
             }
             _ => {
-                let kind = shown(&kind).concat();
+                let kind = cut(&kind, MAX_SHOWN_BYTES).concat();
                 let message = format!("Items of type `{kind}` are not supported.");
                 return Err(refused(format!("{place}.type"), message));
             }
@@ -221,7 +221,7 @@ fn part(part: Value, place: &str) -> Result<Value, Reject> {
         }
         kind if PARTS.contains(&kind) => return Ok(Value::Object(part)),
         _ => {
-            let kind = shown(&kind).concat();
+            let kind = cut(&kind, MAX_SHOWN_BYTES).concat();
             let message = format!("Content of type `{kind}` is not supported.");
             return Err(refused(format!("{place}.type"), message));
         }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::form::Echo;
 use super::items;
-use crate::names::shown;
+use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::reject::Reject;
 use crate::route::json;
 
@@ -197,7 +197,7 @@ fn tools(given: &mut Fields, chat: &mut Fields) -> Result<(), Reject> {
 fn nested(mut tool: Value, index: usize) -> Result<Value, Reject> {
     let kind = tool["type"].as_str().unwrap_or_default().to_owned();
     if kind != "function" {
-        let kind = shown(&kind).concat();
+        let kind = cut(&kind, MAX_SHOWN_BYTES).concat();
         let message = format!("Tools of type `{kind}` are not available: only functions are.");
         return Err(refused(format!("tools[{index}].type"), message));
     }
