@@ -38,7 +38,7 @@ pub fn chosen(decision: &Decision<'_>) {
     DECISIONS.record(decision, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     debug!(
         id = decision.id,
-        model = shown(decision.model.unwrap_or_default()).concat().as_str(),
+        model = cut(decision.model.unwrap_or_default(), MAX_SHOWN_BYTES).concat().as_str(),
         attempt = decision.attempt,
         session = decision.session.unwrap_or(""),
         prompt_tokens = decision.tokens,
