@@ -14,6 +14,7 @@ use common::{
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::{Config, RouteConfig, UpstreamConfig};
+use vllm_lb::fleet::Entry;
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";
@@ -272,7 +273,8 @@ async fn what_is_no_whole_chat_is_not_taken_for_one() {
     let done = eventually("the request is logged", done).await;
     assert!(done.contains("outcome=broken "), "{done}");
     eventually("the breaker is open", async || {
-        balancer.running.fleet.snapshot().ready().next().is_none().then_some(())
+        let tripped = |entry: &Entry| !entry.is_ready();
+        balancer.running.fleet.snapshot().entries.iter().all(tripped).then_some(())
     })
     .await;
     for (kind, body) in [("application/json", r#"{"object":"list"}"#), ("text/html", "<html>")] {
