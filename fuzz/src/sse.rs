@@ -3,12 +3,24 @@
 use vllm_lb::reply::First;
 use vllm_lb::reply::sse::{Events, is_error};
 use vllm_lb::reply::usage::Meter;
+use vllm_lb::sse::{Lines, Piece};
 
 use super::cuts;
+
+/// Caps of a line: one that some lines of a small input exceed, and one that none does.
+const CAPS: [usize; 2] = [16, 1 << 20];
 
 const CONTENT_TYPES: [&str; 2] = ["text/event-stream", "application/json"];
 
 pub fn run(data: &[u8]) {
+    for cap in CAPS {
+        let at_once = lines(&[data], cap);
+        assert!(cap < data.len() || at_once == lines_by_the_standard(data));
+        for way in cuts::ways(data) {
+            let pieces: Vec<&[u8]> = way.into_iter().map(|piece| &data[piece]).collect();
+            assert_eq!(lines(&pieces, cap), at_once, "of up to {cap} bytes");
+        }
+    }
     let mut whole = Events::new();
     whole.feed(data);
     assert_eq!((whole.first(), whole.whole()), by_the_standard(data));
@@ -31,6 +43,53 @@ pub fn run(data: &[u8]) {
             assert_eq!(format!("{:?}", in_pieces.failure()), format!("{:?}", at_once.failure()));
         }
     }
+}
+
+/// The texts of the lines, of those beyond the cap none. Fails unless the stream is all there, in order.
+fn lines(chunks: &[&[u8]], cap: usize) -> Vec<Option<Vec<u8>>> {
+    let mut framer = Lines::new(cap);
+    let (mut texts, mut raw) = (Vec::new(), Vec::new());
+    for mut chunk in chunks.iter().copied() {
+        while let Some(piece) = framer.next(&mut chunk) {
+            raw.extend_from_slice(piece.raw());
+            match piece {
+                Piece::Line(line) => texts.push(Some(line.text().to_vec())),
+                Piece::Long { begins: true, .. } => texts.push(None),
+                Piece::Long { .. } | Piece::LineFeed => {}
+            }
+        }
+        assert!(framer.held_bytes() <= cap, "a line beyond the cap is held");
+    }
+    if let Some(line) = framer.finish() {
+        raw.extend_from_slice(line.raw());
+        texts.push(Some(line.text().to_vec()));
+    }
+    assert_eq!(raw, chunks.concat());
+    texts
+}
+
+/// The lines of a whole stream, of which the last one counts only when it has a byte.
+fn lines_by_the_standard(stream: &[u8]) -> Vec<Option<Vec<u8>>> {
+    let (mut lines, mut line) = (Vec::new(), Vec::new());
+    let mut bytes = stream.iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        if byte == b'\r' {
+            bytes.next_if_eq(&b'\n');
+        }
+        match byte {
+            b'\r' | b'\n' => lines.push(Some(std::mem::take(&mut line))),
+            byte => line.push(byte),
+        }
+    }
+    if !line.is_empty() {
+        lines.push(Some(line));
+    }
+    if let Some(Some(first)) = lines.first_mut()
+        && first.starts_with(b"\xef\xbb\xbf")
+    {
+        first.drain(..3);
+    }
+    lines
 }
 
 /// The first event and the number of whole events, over the whole stream and line by line.

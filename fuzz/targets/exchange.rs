@@ -1,3 +1,5 @@
+//! The libFuzzer target of `vllm_lb_fuzz::exchange`.
+
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| vllm_lb_fuzz::exchange::run(data));

@@ -178,8 +178,8 @@ impl RequestBody {
     }
 
     /// The pieces of held bytes as they are sent, with what the upstream of this attempt gets besides. Each
-    /// insertion that lies in the held bytes stands between two slices of them, so that none is copied; pieces
-    /// may be empty.
+    /// insertion that lies in the held bytes stands between two slices of them, so that none is copied;
+    /// pieces may be empty.
     pub fn pieces(&self, mut held: Bytes, own: Option<BodyInsertion>) -> [Bytes; 5] {
         let mut insertions = [own, self.insertion.clone()];
         insertions.sort_by_key(|insertion| insertion.as_ref().map_or(usize::MAX, |insertion| insertion.at));

@@ -164,8 +164,8 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
         general.or_else(|| bound.find_map(by_route))
     }
 
-    /// The one model that the route's upstreams have, where neither the route nor the client gives a name that
-    /// they serve.
+    /// The one model that the route's upstreams have, where neither the route nor the client gives a name
+    /// that they serve.
     fn only_model(&self, plan: &Plan, model: &str, among: Option<&[usize]>) -> Option<&'a str> {
         let is_unknown = is_open(plan, model) && !self.upstreams.serves(model, among);
         if is_unknown { self.upstreams.only_base(among) } else { None }

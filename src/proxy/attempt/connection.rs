@@ -159,8 +159,8 @@ impl UpstreamConnection {
         self.session.resp_header().expect("an answer has a head, which was read first")
     }
 
-    /// Reads the next piece of the answer's body, which may be empty; `None`: the body has ended. Dropped while
-    /// it waits, it has read nothing.
+    /// Reads the next piece of the answer's body, which may be empty; `None`: the body has ended. Dropped
+    /// while it waits, it has read nothing.
     pub async fn read_piece(&mut self) -> Result<Option<&[u8]>> {
         if self.session.is_body_done() {
             return Ok(None);

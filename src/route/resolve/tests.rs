@@ -5,8 +5,8 @@ use http::{HeaderMap, HeaderName};
 use super::*;
 use crate::config::check::check;
 
-/// An upstream as the rules see it: `name models…`, where `of:gym` is the source that named it, `down` one that
-/// is not ready, `drains` one that drains, and `+adapter` a model that is no base.
+/// An upstream as the rules see it: `name models…`, where `of:gym` is the source that named it, `down` one
+/// that is not ready, `drains` one that drains, and `+adapter` a model that is no base.
 #[derive(Clone, Debug, Default)]
 pub struct StandIn {
     name: &'static str,

@@ -52,8 +52,8 @@ pub const SOURCES: [LocationSource; 5] = [
 pub enum LocationReport {
     /// Nothing: the next source is read.
     Silent,
-    /// An upstream made it. `lost`: the upstream has left, and its responses with it. `name`: the number of the
-    /// model's name, 0 where the source does not tell it.
+    /// An upstream made it. `lost`: the upstream has left, and its responses with it. `name`: the number of
+    /// the model's name, 0 where the source does not tell it.
     MadeAt { upstream: usize, lost: bool, name: u64 },
     /// No upstream has it.
     Nowhere,
