@@ -6,7 +6,8 @@ pub mod multipart;
 pub mod scan;
 pub mod session;
 mod value;
+mod work;
 
 pub(crate) use scan::string_end;
-pub use value::Model;
 pub(crate) use value::unescape;
+pub use value::{MAX_MODEL_NAME_BYTES, Model};

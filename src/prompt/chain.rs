@@ -11,6 +11,8 @@
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
+use super::work::spend;
+
 /// What an image, a sound or a video weighs: about 1,000 tokens.
 pub const MEDIA_BYTES: usize = 4096;
 
@@ -69,6 +71,11 @@ impl Chain {
 pub(super) trait Sink {
     fn write(&mut self, bytes: &[u8]);
 
+    /// Counts bytes without taking them, where they could not matter; false where they have to be written.
+    fn skip(&mut self, _bytes: usize) -> bool {
+        false
+    }
+
     /// What follows may be written a second time, from here on: see [`Hasher::rewind`].
     fn checkpoint(&mut self) {}
 
@@ -95,6 +102,7 @@ impl Digest {
 
 impl Sink for Digest {
     fn write(&mut self, bytes: &[u8]) {
+        spend(bytes.len());
         self.0.update(bytes);
     }
 }
@@ -149,6 +157,7 @@ impl Hasher {
     }
 
     fn hash(&mut self, block: &[u8]) {
+        spend(block.len());
         self.previous = xxh3_64_with_seed(block, self.previous);
         self.chain.blocks.push(self.previous);
     }
@@ -157,6 +166,7 @@ impl Hasher {
     fn fill(&mut self, bytes: &mut &[u8]) -> bool {
         let missing = self.chain.block_bytes - self.rest.len();
         let (first, others) = bytes.split_at(missing.min(bytes.len()));
+        spend(first.len());
         self.rest.extend_from_slice(first);
         *bytes = others;
         first.len() == missing
@@ -168,6 +178,7 @@ impl Sink for Hasher {
     fn write(&mut self, mut bytes: &[u8]) {
         self.chain.bytes += bytes.len() as u64;
         if self.rest.len() + bytes.len() < self.chain.block_bytes {
+            spend(bytes.len());
             self.rest.extend_from_slice(bytes);
             return;
         }
@@ -194,8 +205,17 @@ impl Sink for Hasher {
         self.rest.extend_from_slice(blocks.remainder());
     }
 
+    fn skip(&mut self, bytes: usize) -> bool {
+        let skips = self.chain.blocks.len() >= self.most;
+        if skips {
+            self.chain.bytes += bytes as u64;
+        }
+        skips
+    }
+
     fn checkpoint(&mut self) {
         self.saved.previous = self.previous;
+        spend(self.rest.len());
         self.saved.rest.clear();
         self.saved.rest.extend_from_slice(&self.rest);
         self.saved.blocks = self.chain.blocks.len();
@@ -206,6 +226,7 @@ impl Sink for Hasher {
         // Behind the longest chain there are no blocks that could tell anything apart.
         let hashed = self.chain.blocks.len() < self.most;
         if self.chain.family == Family::Chat && hashed && self.chain.opening.is_none() {
+            spend(self.rest.len());
             let hash = xxh3_64_with_seed(&self.rest, self.previous);
             self.chain.opening = Some((self.chain.bytes, hash));
         }
@@ -246,6 +267,17 @@ mod tests {
         assert_eq!(chain.blocks, chained(&[&[b'x'; 40]], 7, TEN).blocks);
         let none = chained(&[&[b'x'; 95]], 7, Blocks { bytes: 0, most: 0 });
         assert_eq!((none.blocks.len(), none.bytes), (0, 95));
+    }
+
+    #[test]
+    fn bytes_behind_the_longest_chain_are_only_counted() {
+        let mut hasher = Hasher::default();
+        hasher.begin(7, Family::Text, Blocks { bytes: 10, most: 2 });
+        hasher.write(&[b'x'; 15]);
+        assert!(!hasher.skip(100), "the second block has to be hashed");
+        hasher.write(&[b'x'; 5]);
+        assert!(hasher.skip(100));
+        assert_eq!(hasher.chain(), &chained(&[&[b'x'; 120]], 7, Blocks { bytes: 10, most: 2 }));
     }
 
     #[test]

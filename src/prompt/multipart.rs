@@ -11,7 +11,8 @@ use std::ops::Range;
 use memchr::memmem;
 
 use super::scan::Progress;
-use super::value::{Model, is_true_word};
+use super::value::{MAX_MODEL_NAME_BYTES, MAX_TRUE_WORD_BYTES, Model, is_true_word, lossy_short};
+use super::work::spend;
 
 /// Longer boundaries are refused by vLLM's own parser.
 const MAX_BOUNDARY: usize = 256;
@@ -25,6 +26,7 @@ const MAX_PARTS: usize = 2000;
 /// What the bytes seen so far say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormFacts<'a> {
+    /// A name that is too long is cut: nothing serves it.
     pub model: Model<'a>,
     /// The answer is asked for as a stream of events.
     pub stream: bool,
@@ -102,12 +104,13 @@ impl FormScanner {
 
     /// What is known so far, out of the buffer that was scanned. A field counts once it is whole.
     pub fn facts<'a>(&self, body: &'a [u8]) -> FormFacts<'a> {
-        let text = |span: &Option<Range<usize>>| {
-            span.clone().and_then(|span| body.get(span)).map(String::from_utf8_lossy)
+        // Only as much is looked at as a field can mean something with, since this is asked for again.
+        let text = |span: &Option<Range<usize>>, most| {
+            span.clone().and_then(|span| body.get(span)).map(|text| lossy_short(text, most))
         };
         FormFacts {
-            model: text(&self.model).map_or(Model::Absent, Model::named),
-            stream: text(&self.stream).is_some_and(|word| is_true_word(&word)),
+            model: text(&self.model, MAX_MODEL_NAME_BYTES).map_or(Model::Absent, Model::named),
+            stream: text(&self.stream, MAX_TRUE_WORD_BYTES).is_some_and(|word| is_true_word(&word)),
             state: match self.place {
                 Place::End { .. } => Progress::Complete,
                 Place::Malformed(offset) => Progress::Malformed(offset),
@@ -140,7 +143,9 @@ impl FormScanner {
 
     fn headers(&mut self, body: &[u8], start: usize) -> bool {
         let window = body.get(self.at..body.len().min(start + MAX_PART_HEADERS)).unwrap_or_default();
-        let Some(found) = memmem::find(window, b"\r\n\r\n") else {
+        let found = memmem::find(window, b"\r\n\r\n");
+        spend(found.unwrap_or(window.len()));
+        let Some(found) = found else {
             if body.len() >= start + MAX_PART_HEADERS {
                 self.place = Place::Malformed(start);
             }
@@ -155,7 +160,10 @@ impl FormScanner {
     }
 
     fn content(&mut self, body: &[u8], start: usize, field: Option<Field>) -> bool {
-        let Some(found) = body.get(self.at..).and_then(|rest| self.delimiter.find(rest)) else {
+        let rest = body.get(self.at..).unwrap_or_default();
+        let found = self.delimiter.find(rest);
+        spend(found.unwrap_or(rest.len()) + self.delimiter.needle().len());
+        let Some(found) = found else {
             self.at = self.at.max((body.len() + 1).saturating_sub(self.delimiter.needle().len()));
             return false;
         };
@@ -199,6 +207,7 @@ impl FormScanner {
 
 /// The field that a part's headers name. A part with a file name is a file, whatever else it is called.
 fn field_of(headers: &[u8]) -> Option<Field> {
+    spend(headers.len());
     let mut field = None;
     for line in headers.split(|byte| *byte == b'\n') {
         let Some(colon) = memchr::memchr(b':', line) else {
@@ -220,6 +229,7 @@ fn field_of(headers: &[u8]) -> Option<Field> {
 
 /// A parameter of a header as in `form-data; name="model"`, without its quotes; the last one of a name.
 fn parameter(header: &[u8], name: &[u8]) -> Option<Vec<u8>> {
+    spend(header.len());
     let mut value = None;
     let mut rest = &header[segment_end(header)..];
     while let Some(tail) = rest.strip_prefix(b";") {

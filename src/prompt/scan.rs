@@ -23,7 +23,11 @@ pub(crate) use self::bytes::string_end;
 use self::bytes::{CLASSES, Class, numbers_at};
 pub use self::fields::{Field, FieldSet};
 use self::known::Known;
-use super::value::{Model, is_true_number, is_true_word, unescape};
+use super::value::{
+    MAX_MODEL_NAME_BYTES, MAX_RESPONSE_ID_BYTES, MAX_TRUE_WORD_BYTES, Model, is_true_number, is_true_word,
+    unescape, unescape_short,
+};
+use super::work::spend;
 
 /// How much of a string that is a `data:` URL counts as prompt: 1,000 tokens, about what an image costs.
 /// Its base64 is megabytes, none of which is read as text.
@@ -48,11 +52,13 @@ pub enum Progress {
 /// What the bytes seen so far say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts<'a> {
+    /// A name that is too long is cut: nothing serves it.
     pub model: Model<'a>,
     /// The answer is asked for as a stream of events.
     pub stream: bool,
     /// The known fields that are there and not null, the one that the cut goes through included.
     pub fields: FieldSet,
+    /// An id that is too long is cut: no response has it.
     pub previous_response_id: Option<Cow<'a, str>>,
     /// The response is not to be kept.
     pub forgets: bool,
@@ -78,6 +84,8 @@ impl Facts<'_> {
 enum Kind {
     String,
     Number,
+    /// A number that pydantic takes for true, of a field that is true or false.
+    One,
     True,
     False,
     Null,
@@ -170,6 +178,7 @@ impl Scanner {
 
     fn scan_with(&mut self, body: &[u8], known: &Known<'_>) {
         while let Some(&byte) = body.get(self.at) {
+            spend(1);
             let moved = match self.place {
                 Place::Start => self.start(body),
                 Place::InKey { start } => self.key(body, start),
@@ -259,8 +268,10 @@ impl Scanner {
     fn scalar(&mut self, body: &[u8], start: usize) -> bool {
         let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
         let Some(length) = body[self.at..].iter().position(|byte| !is_part(byte)) else {
+            spend(body.len() - self.at);
             return self.wait(body);
         };
+        spend(length);
         let end = self.at + length;
         let kind = match &body[start..end] {
             b"true" => Kind::True,
@@ -273,7 +284,10 @@ impl Scanner {
         if kind == Kind::Number {
             self.prompt += NUMBER_BYTES;
         }
-        self.finish(kind, start, end)
+        // Parsed here, and not whenever it is asked for: a number may be as long as the body.
+        let is_flag = matches!(self.field, Some(Field::Stream | Field::Background));
+        let is_one = is_flag && kind == Kind::Number && is_true_number(&body[start..end]);
+        self.finish(if is_one { Kind::One } else { kind }, start, end)
     }
 
     /// The inside of an object or array: only quotes, brackets and the beginnings of numbers matter.
@@ -284,6 +298,7 @@ impl Scanner {
             let Some(&byte) = body.get(at) else {
                 break Place::Nested { start };
             };
+            spend(1);
             match CLASSES[usize::from(byte)] {
                 Class::Other => at += 1,
                 Class::Number => {
@@ -355,7 +370,9 @@ impl Scanner {
             model: self.model(body),
             stream: self.is_true(body, Field::Stream),
             fields,
-            previous_response_id: self.text(body, Field::PreviousResponseId),
+            previous_response_id: self
+                .string_of(body, Field::PreviousResponseId)
+                .map(|raw| unescape_short(raw, MAX_RESPONSE_ID_BYTES)),
             forgets: self.values[Field::Store.index()].is_some_and(|value| value.kind == Kind::False),
             background: self.is_true(body, Field::Background),
             prompt_bytes,
@@ -393,14 +410,16 @@ impl Scanner {
     fn model<'a>(&self, body: &'a [u8]) -> Model<'a> {
         match self.values[Field::Model.index()] {
             None | Some(Value { kind: Kind::Null, .. }) => Model::Absent,
-            Some(_) => self.text(body, Field::Model).map_or(Model::NotAString, Model::named),
+            Some(_) => self
+                .string_of(body, Field::Model)
+                .map_or(Model::NotAString, |raw| Model::named(unescape_short(raw, MAX_MODEL_NAME_BYTES))),
         }
     }
 
-    /// The text of a field whose value is a string.
-    fn text<'a>(&self, body: &'a [u8], field: Field) -> Option<Cow<'a, str>> {
+    /// The bytes between the quotes of a field whose value is a string.
+    fn string_of<'a>(&self, body: &'a [u8], field: Field) -> Option<&'a [u8]> {
         let value = self.values[field.index()].filter(|value| value.kind == Kind::String)?;
-        Some(unescape(body.get(value.start + 1..value.end - 1)?))
+        body.get(value.start + 1..value.end - 1)
     }
 
     fn is_true(&self, body: &[u8], field: Field) -> bool {
@@ -408,10 +427,12 @@ impl Scanner {
             return false;
         };
         match value.kind {
-            Kind::True => true,
-            Kind::Number => body.get(value.start..value.end).is_some_and(is_true_number),
-            Kind::String => self.text(body, field).is_some_and(|text| is_true_word(&text)),
-            Kind::False | Kind::Null | Kind::Container => false,
+            Kind::True | Kind::One => true,
+            Kind::String => self
+                .string_of(body, field)
+                .filter(|raw| raw.len() <= MAX_TRUE_WORD_BYTES)
+                .is_some_and(|raw| is_true_word(&unescape(raw))),
+            Kind::False | Kind::Null | Kind::Number | Kind::Container => false,
         }
     }
 

@@ -123,7 +123,9 @@ impl<'a> Request<'a> {
 /// with a hash of all of it, so that two that begin alike are two. What has been told is told the same again.
 pub fn printable(name: &[u8]) -> String {
     let mark = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    let mut text: String = String::from_utf8_lossy(name).chars().map(mark).collect();
+    // The text of bytes is no shorter than they are, so of a long name its beginning says all that is shown.
+    let seen = name.get(..TOLD + 4).unwrap_or(name);
+    let mut text: String = String::from_utf8_lossy(seen).chars().map(mark).collect();
     if text.len() > TOLD {
         let mut cut = TOLD - "~0123456789abcdef".len();
         while !text.is_char_boundary(cut) {

@@ -5,21 +5,37 @@
 
 use std::borrow::Cow;
 
+use super::work::spend;
+
+/// The longest name of a model, in bytes. A longer name is one that nothing serves: it is kept as its
+/// beginning and [`CUT_MARK`], which is never the name of a model that is short enough.
+pub const MAX_MODEL_NAME_BYTES: usize = 256;
+
+/// The longest id of a stored response, in bytes: what is longer is cut likewise, and no response has it.
+pub(super) const MAX_RESPONSE_ID_BYTES: usize = 256;
+
+/// Ends a text that is longer than it may be.
+const CUT_MARK: &str = "…(cut)";
+
+/// The longest form of a character in a JSON string, for a byte of its text: `\u0061`.
+const MAX_RAW_PER_BYTE: usize = 6;
+
 /// What a request says about its model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Model<'a> {
     /// Missing, null or empty: vLLM then takes its own model.
     #[default]
     Absent,
+    /// At most [`MAX_MODEL_NAME_BYTES`] long, or marked as cut.
     Named(Cow<'a, str>),
     /// A number, a list, ...: vLLM answers 400.
     NotAString,
 }
 
 impl<'a> Model<'a> {
-    /// The empty name means the same as no name.
-    pub(super) fn named(name: Cow<'a, str>) -> Self {
-        if name.is_empty() { Model::Absent } else { Model::Named(name) }
+    /// The empty name means the same as no name. What is too long for a name is cut.
+    pub fn named(name: Cow<'a, str>) -> Self {
+        if name.is_empty() { Model::Absent } else { Model::Named(shortened(name, MAX_MODEL_NAME_BYTES)) }
     }
 
     pub fn name(&self) -> Option<&str> {
@@ -32,12 +48,45 @@ impl<'a> Model<'a> {
 
 /// The strings that pydantic takes for true where a boolean is asked for.
 pub(super) fn is_true_word(word: &str) -> bool {
+    spend(word.len());
     ["true", "1", "yes", "on", "y", "t"].iter().any(|known| word.eq_ignore_ascii_case(known))
 }
 
+/// The longest of these words, every character of it written as `\uXXXX`.
+pub(super) const MAX_TRUE_WORD_BYTES: usize = MAX_RAW_PER_BYTE * "true".len();
+
 /// The numbers that pydantic takes for true: whatever equals one.
 pub(super) fn is_true_number(number: &[u8]) -> bool {
+    spend(number.len());
     std::str::from_utf8(number).ok().and_then(|text| text.parse::<f64>().ok()) == Some(1.0)
+}
+
+/// A text of at most `most` bytes, or its beginning and the mark of a cut, which is longer than `most`.
+pub(super) fn shortened(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text;
+    }
+    let mut end = most;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned([&text[..end], CUT_MARK].concat())
+}
+
+/// The text of a JSON string as [`shortened`] makes it. Of a long one only the beginning is looked at.
+pub(super) fn unescape_short(raw: &[u8], most: usize) -> Cow<'_, str> {
+    // So many bytes have more text than that, whatever the escape is that this cuts.
+    let reach = MAX_RAW_PER_BYTE * (most + 2);
+    shortened(unescape(raw.get(..reach).unwrap_or(raw)), most)
+}
+
+/// The text of bytes as [`shortened`] makes it. Of many only the beginning is looked at.
+pub(super) fn lossy_short(bytes: &[u8], most: usize) -> Cow<'_, str> {
+    // What is no UTF-8 takes no less room as text.
+    let reach = most + 4;
+    let seen = bytes.get(..reach).unwrap_or(bytes);
+    spend(seen.len());
+    shortened(String::from_utf8_lossy(seen), most)
 }
 
 /// The text of a JSON string, given the bytes between its quotes. Borrows where nothing is escaped.
@@ -45,6 +94,7 @@ pub(super) fn is_true_number(number: &[u8]) -> bool {
 /// Two escaped surrogates make one character as they do in Python. A lone one has no place in UTF-8
 /// and becomes U+FFFD, which no served model is called.
 pub(crate) fn unescape(raw: &[u8]) -> Cow<'_, str> {
+    spend(raw.len());
     if memchr::memchr(b'\\', raw).is_none() {
         // Making sure that there is nothing to replace is quicker than looking for what to replace.
         return std::str::from_utf8(raw).map_or_else(|_| String::from_utf8_lossy(raw), Cow::Borrowed);
@@ -145,7 +195,37 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_long_name_is_cut_and_is_no_short_one() {
+        let longest = "x".repeat(MAX_MODEL_NAME_BYTES);
+        assert_eq!(Model::named(longest.as_str().into()).name(), Some(longest.as_str()));
+        for long in [longest.clone() + "y", "é".repeat(200), "x".repeat(1 << 20), "😀".repeat(90)] {
+            let model = Model::named(long.as_str().into());
+            let name = model.name().unwrap();
+            assert!(name.len() > MAX_MODEL_NAME_BYTES && name.len() <= MAX_MODEL_NAME_BYTES + CUT_MARK.len());
+            let begin = name.strip_suffix(CUT_MARK).unwrap();
+            assert!(long.starts_with(begin) && begin.len() + 4 > MAX_MODEL_NAME_BYTES);
+            let escaped: String = long.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+            assert_eq!(unescape_short(escaped.as_bytes(), MAX_MODEL_NAME_BYTES), name);
+            assert_eq!(lossy_short(long.as_bytes(), MAX_MODEL_NAME_BYTES), name);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_read_of_a_long_text_is_the_cut_of_all_of_it(
+            raw in r#"([a-c"é😀]|\\[nu"x\\]|\\ud83d|\\ude00|\\u00e9|\\u00){0,40}"#, most in 0..40_usize,
+        ) {
+            let raw = raw.as_bytes();
+            prop_assert_eq!(unescape_short(raw, most), shortened(unescape(raw), most));
+            prop_assert_eq!(lossy_short(raw, most), shortened(String::from_utf8_lossy(raw), most));
+        }
+
+        #[test]
+        fn bytes_that_are_no_text_are_cut_alike(bytes in any::<Vec<u8>>(), most in 0..40_usize) {
+            prop_assert_eq!(lossy_short(&bytes, most), shortened(String::from_utf8_lossy(&bytes), most));
+        }
+
         #[test]
         fn any_text_survives_a_round_trip(text in any::<String>()) {
             let json = serde_json::to_string(&text).unwrap();

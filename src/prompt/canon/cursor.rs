@@ -6,6 +6,7 @@
 //! Never: recursion, a panic. What is no JSON is the same as what is cut: from there on nothing is said.
 
 use super::super::scan::bytes::string_end;
+use super::super::work::spend;
 use super::text::{Short, decode};
 
 /// The bytes end here, or they are no JSON from here on.
@@ -88,6 +89,7 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn byte(&mut self) -> Result<u8, Cut> {
         while let Some(&byte) = self.bytes.get(self.at) {
+            spend(1);
             if !byte.is_ascii_whitespace() {
                 return Ok(byte);
             }
@@ -120,13 +122,17 @@ impl<'a> Cursor<'a> {
 
     fn scalar_end(&self) -> Option<usize> {
         let ends = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b',' | b']' | b'}' | b'"');
-        Some(self.at + self.bytes[self.at..].iter().position(ends)?)
+        let rest = &self.bytes[self.at..];
+        let length = rest.iter().position(ends);
+        spend(length.unwrap_or(rest.len()));
+        Some(self.at + length?)
     }
 
     fn container_end(&self) -> Option<usize> {
         let mut depth = 0_u64;
         let mut at = self.at;
         loop {
+            spend(1);
             match self.bytes.get(at)? {
                 b'"' => at = string_end(self.bytes, at + 1, at + 1)?,
                 b'{' | b'[' => depth += 1,
@@ -173,6 +179,7 @@ impl<'a> Cursor<'a> {
 
 /// Which of the names a key is, given the bytes between its quotes.
 fn slot_of(key: &[u8], names: &[&str]) -> Option<usize> {
+    spend(key.len());
     let position = |key: &[u8]| names.iter().position(|name| name.as_bytes() == key);
     if memchr::memchr(b'\\', key).is_none() {
         return position(key);

@@ -1,6 +1,15 @@
 //! Token ids in the canonical text: four bytes each, little end first.
 
 use super::super::chain::Sink;
+use super::super::work::spend;
+
+/// Reads a list of numbers in pieces of any size. A number that the pieces cut is kept as its value so far,
+/// so that every byte is looked at once, however long the number is.
+#[derive(Debug, Default)]
+pub struct IdReader {
+    /// The value of the digits at the end of the pieces read so far, which may go on.
+    number: Option<u32>,
+}
 
 /// What was read of a list of numbers.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,31 +23,54 @@ pub struct Read {
 /// Written at once, so that the sink is not asked for every number.
 const BATCH: usize = 512;
 
+// === impl IdReader ===
+
+impl IdReader {
+    /// Writes the numbers of the next piece of a list whose opening bracket stands before the first piece.
+    pub fn read<S: Sink>(&mut self, bytes: &[u8], out: &mut S) -> Read {
+        let mut at = 0;
+        if let Some(begun) = self.number {
+            let (id, length) = digits(bytes, begun);
+            if length == bytes.len() {
+                self.number = Some(id);
+                return Read { used: 0, over: false };
+            }
+            out.write(&id.to_le_bytes());
+            self.number = None;
+            at = length;
+        }
+        let mut batch = [0; BATCH];
+        let mut filled = 0;
+        let over = loop {
+            let Some(&byte) = bytes.get(at) else { break false };
+            match byte {
+                b',' | b' ' | b'\n' | b'\r' | b'\t' => at += 1,
+                b'0'..=b'9' => {
+                    let rest = &bytes[at..];
+                    let Some((id, length)) = short_number(rest).or_else(|| number(rest)) else {
+                        self.number = Some(digits(rest, 0).0);
+                        break false;
+                    };
+                    batch[filled..filled + 4].copy_from_slice(&id.to_le_bytes());
+                    filled += 4;
+                    at += length;
+                    if filled == BATCH {
+                        out.write(&batch);
+                        filled = 0;
+                    }
+                }
+                _ => break true,
+            }
+        };
+        spend(at);
+        out.write(&batch[..filled]);
+        Read { used: at, over }
+    }
+}
+
 /// Writes the numbers of a list whose opening bracket stands before the bytes.
 pub fn write<S: Sink>(bytes: &[u8], out: &mut S) -> Read {
-    let mut batch = [0; BATCH];
-    let mut filled = 0;
-    let mut at = 0;
-    let over = loop {
-        let Some(&byte) = bytes.get(at) else { break false };
-        match byte {
-            b',' | b' ' | b'\n' | b'\r' | b'\t' => at += 1,
-            b'0'..=b'9' => {
-                let rest = &bytes[at..];
-                let Some((id, length)) = short_number(rest).or_else(|| number(rest)) else { break false };
-                batch[filled..filled + 4].copy_from_slice(&id.to_le_bytes());
-                filled += 4;
-                at += length;
-                if filled == BATCH {
-                    out.write(&batch);
-                    filled = 0;
-                }
-            }
-            _ => break true,
-        }
-    };
-    out.write(&batch[..filled]);
-    Read { used: at, over }
+    IdReader::default().read(bytes, out)
 }
 
 /// A number of up to seven digits and its length, out of eight bytes at once: digits are added up in pairs,
@@ -62,15 +94,24 @@ fn short_number(bytes: &[u8]) -> Option<(u32, usize)> {
 
 /// A number and its length; none where it may go on.
 fn number(bytes: &[u8]) -> Option<(u32, usize)> {
-    let mut id = 0_u32;
-    for (length, byte) in bytes.iter().enumerate() {
+    let (id, length) = digits(bytes, 0);
+    (length < bytes.len()).then_some((id, length))
+}
+
+/// The value of a number that began with the value `id` and goes on with the digits in front of the bytes,
+/// and how many digits those are.
+fn digits(bytes: &[u8], mut id: u32) -> (u32, usize) {
+    let mut length = 0;
+    for byte in bytes {
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
-            return Some((id, length));
+            break;
         }
         id = id.wrapping_mul(10).wrapping_add(u32::from(digit));
+        length += 1;
     }
-    None
+    spend(length + 1);
+    (id, length)
 }
 
 #[cfg(test)]
@@ -92,6 +133,20 @@ mod tests {
             let expected: Vec<u8> = ids.into_iter().flat_map(u32::to_le_bytes).collect();
             assert_eq!(write(text.as_bytes(), &mut written), Read { used, over }, "{text}");
             assert_eq!(written, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_in_pieces_is_one_number() {
+        let text = b"4294967295,17 , 000000000000000000000012345,8,9]";
+        let mut whole = Vec::new();
+        assert!(write(text, &mut whole).over);
+        for size in 1..text.len() {
+            let (mut reader, mut written, mut over) = (IdReader::default(), Vec::new(), false);
+            for piece in text.chunks(size).flat_map(|piece| [piece, b""]) {
+                over |= reader.read(piece, &mut written).over;
+            }
+            assert_eq!((&written, over), (&whole, true), "pieces of {size}");
         }
     }
 

@@ -5,6 +5,7 @@
 //! client gave them. The same picture as a URL and as data is therefore two pictures.
 
 use super::super::chain::{Digest, MEDIA_BYTES, Sink};
+use super::super::work::spend;
 use super::cursor::{Cursor, Raw};
 use super::text::{after, begins_with, decode};
 
@@ -16,10 +17,14 @@ const INNER: [&str; 6] = ["url", "data", "file_data", "file_url", "file_id", "co
 
 /// Writes a picture, given the type of its part and what says which one it is.
 pub fn write<S: Sink>(kind: &[u8], payload: Raw<'_>, out: &mut S) {
+    if out.skip(MEDIA_BYTES) {
+        return;
+    }
+    spend(MEDIA_BYTES);
     let mut filler = [0; MEDIA_BYTES];
     let hash = hash(payload).to_le_bytes();
-    for (byte, hash) in filler.iter_mut().zip(hash.iter().cycle()) {
-        *byte = *hash;
+    for word in filler.chunks_exact_mut(hash.len()) {
+        word.copy_from_slice(&hash);
     }
     filler[..2].copy_from_slice(&[MEDIA, letter(kind)]);
     out.write(&filler);

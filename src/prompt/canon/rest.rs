@@ -1,15 +1,19 @@
 //! What comes after the bytes that were looked at first: the chain goes on as the body streams past.
 //!
 //! A message has to be seen as a whole, since its keys may come in any order, so one message is held
-//! until it is over, and [`HELD`] bytes at the most; a plain text and token ids flow through. What follows
-//! the conversation in the body is not read any more.
+//! until it is over, and [`HELD`] bytes at the most; a plain text and token ids flow through, of which a cut
+//! escape and the value of a cut number are all that is kept. What follows the conversation in the body is
+//! not read any more.
+//!
+//! Every byte is looked at a bounded number of times, however small the pieces are in which it comes.
 
 use super::super::chain::{Hasher, Sink};
 use super::super::scan::bytes::string_end;
+use super::super::work::spend;
 use super::cursor::Cursor;
+use super::ids::IdReader;
 use super::text::decode;
-use super::turns::Talk;
-use super::{ids, turns};
+use super::turns::{self, Talk};
 
 /// The longest message behind the first bytes that is still understood.
 pub const HELD: usize = 1 << 20;
@@ -43,6 +47,7 @@ pub struct Rest {
     escaped: bool,
     /// A message has come to its end, so what was written of it before is replaced.
     rewound: bool,
+    ids: IdReader,
 }
 
 // === impl Rest ===
@@ -55,15 +60,17 @@ impl Rest {
 
     /// Takes a piece of the body; false when the prompt is over, or cannot be followed any longer.
     pub fn go_on(&mut self, place: Place, piece: &[u8], out: &mut Hasher) -> bool {
-        self.held.extend_from_slice(piece);
+        spend(piece.len());
         match place {
-            Place::Elements => self.elements(out),
-            Place::Text => self.text(out),
-            Place::Ids => {
-                let read = ids::write(&self.held, out);
-                self.held.drain(..read.used);
-                !read.over && self.held.len() <= HELD
+            Place::Elements => {
+                self.held.extend_from_slice(piece);
+                self.elements(out)
             }
+            Place::Text => {
+                self.held.extend_from_slice(piece);
+                self.text(out)
+            }
+            Place::Ids => !self.ids.read(piece, out).over,
         }
     }
 
@@ -74,6 +81,7 @@ impl Rest {
             return false;
         }
         let used = decode(&self.held, false, out);
+        spend(self.held.len());
         self.held.drain(..used);
         true
     }
@@ -81,9 +89,11 @@ impl Rest {
     fn elements(&mut self, out: &mut Hasher) -> bool {
         let mut start = 0;
         loop {
+            spend(1);
             if self.depth == 0 {
                 let between = |byte: &u8| byte.is_ascii_whitespace() || *byte == b',';
                 let gap = self.held[self.looked..].iter().take_while(|byte| between(byte)).count();
+                spend(gap);
                 self.looked += gap;
                 start = self.looked;
                 match self.held.get(start) {
@@ -103,7 +113,10 @@ impl Rest {
             let _ = talk.element(&mut Cursor::new(&self.held[start..self.looked]));
             start = self.looked;
         }
-        self.held.drain(..start);
+        if start > 0 {
+            spend(self.held.len() - start);
+            self.held.drain(..start);
+        }
         self.looked -= start;
         self.held.len() <= HELD
     }
@@ -112,13 +125,16 @@ impl Rest {
     fn find_end(&mut self) -> bool {
         while let Some(&byte) = self.held.get(self.looked) {
             self.looked += 1;
+            spend(1);
             match byte {
                 _ if self.escaped => self.escaped = false,
                 b'\\' if self.in_string => self.escaped = true,
                 b'"' => self.in_string = !self.in_string,
                 _ if self.in_string => {
                     let others = &self.held[self.looked..];
-                    self.looked += memchr::memchr2(b'"', b'\\', others).unwrap_or(others.len());
+                    let run = memchr::memchr2(b'"', b'\\', others).unwrap_or(others.len());
+                    spend(run);
+                    self.looked += run;
                 }
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' => self.depth -= 1,

@@ -6,6 +6,7 @@
 
 use super::super::chain::Sink;
 use super::super::value::escape;
+use super::super::work::spend;
 
 /// The longest escape: two halves of a pair, `\ud83d\ude00`.
 const LONGEST_ESCAPE: usize = 12;
@@ -15,6 +16,7 @@ const LONGEST_ESCAPE: usize = 12;
 #[inline]
 pub fn decode<S: Sink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
     let plain = memchr::memchr(b'\\', raw).unwrap_or(raw.len());
+    spend(plain);
     if plain > 0 {
         out.write(&raw[..plain]);
     }
@@ -26,6 +28,7 @@ pub fn decode<S: Sink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
 fn decode_escaped<S: Sink>(raw: &[u8], first: usize, whole: bool, out: &mut S) -> usize {
     let mut stage = Stage::new(out);
     let mut at = first;
+    spend(raw.len() - first);
     while let Some(rest) = raw.get(at..).filter(|rest| !rest.is_empty()) {
         if rest[0] != b'\\' {
             at += stage.run(rest);
@@ -213,7 +216,10 @@ fn is_undecided(rest: &[u8]) -> bool {
 pub fn after(raw: &[u8], character: u8) -> Option<usize> {
     let mut at = 0;
     loop {
-        at += memchr::memchr2(character, b'\\', raw.get(at..)?)?;
+        let rest = raw.get(at..)?;
+        let found = memchr::memchr2(character, b'\\', rest);
+        spend(found.unwrap_or(rest.len()) + 1);
+        at += found?;
         if raw[at] == character {
             return Some(at + 1);
         }
@@ -259,6 +265,7 @@ impl Sink for Short {
     fn write(&mut self, bytes: &[u8]) {
         let room = &mut self.bytes[self.length..];
         let fits = bytes.len().min(room.len());
+        spend(fits);
         room[..fits].copy_from_slice(&bytes[..fits]);
         self.length += fits;
         self.over |= fits < bytes.len();
@@ -343,6 +350,7 @@ impl<'s, S: Sink> Minifier<'s, S> {
 impl<S: Sink> Sink for Minifier<'_, S> {
     #[inline]
     fn write(&mut self, mut bytes: &[u8]) {
+        spend(bytes.len());
         while !bytes.is_empty() {
             bytes = match self.place {
                 Place::Between => self.between(bytes),

@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows where in a document it stands.
 
+use super::super::work::spend;
+
 /// Where the closing quote of a string stands, whose text begins at `start` and has been searched up to
 /// `from`. A quote counts unless an odd number of backslashes stands before it; looking back for them at
 /// quotes only, instead of stopping at every escape, is what makes text full of `\n` fast.
@@ -9,8 +11,12 @@
 pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let mut at = from;
     loop {
-        at += memchr::memchr(b'"', body.get(at..)?)?;
+        let rest = body.get(at..)?;
+        let quote = memchr::memchr(b'"', rest);
+        spend(quote.unwrap_or(rest.len()));
+        at += quote?;
         let backslashes = body.get(start..at)?.iter().rev().take_while(|byte| **byte == b'\\').count();
+        spend(1 + backslashes);
         if backslashes % 2 == 0 {
             return Some(at);
         }
@@ -27,6 +33,7 @@ pub(super) fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
     let Some(window) = body.get(at - 1..).and_then(|rest| rest.first_chunk::<WINDOW>()) else {
         return (1, u64::from(begins_number(body[at - 1], body[at])));
     };
+    spend(WINDOW);
     let (mut structure, mut numbers) = (0, 0);
     for index in 1..WINDOW {
         let (before, byte) = (window[index - 1], window[index]);

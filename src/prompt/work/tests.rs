@@ -1,0 +1,239 @@
+//! Tests that the work of reading a body is linear in the bytes received, whatever their shape and in
+//! whatever pieces they come. Work is counted in bytes examined, copied or hashed, so the result is the same
+//! on every machine.
+
+use std::cell::Cell;
+
+use http::HeaderMap;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::super::canon::{Dialect, Reader, Request};
+use super::super::chain::{Blocks, MEDIA_BYTES};
+use super::super::multipart::FormScanner;
+use super::super::scan::Scanner;
+use super::super::session;
+use crate::config::types::Sessions;
+
+thread_local! {
+    static WORK: Cell<u64> = const { Cell::new(0) };
+}
+
+pub fn count(bytes: usize) {
+    WORK.set(WORK.get() + bytes as u64);
+}
+
+/// The most work for a byte of a body. An object in an object in a list is looked at once for each level
+/// that has a meaning, so it takes several looks; windows of 33 bytes are looked at for numbers.
+const MAX_WORK_PER_BYTE: u64 = 48;
+
+/// The most work of a call that says what is known so far, however long the body is.
+const MAX_WORK_PER_FACTS: u64 = 4096;
+
+/// The longest chain of these tests: bytes that are hashed beyond those of the body, as media are.
+const BLOCKS: Blocks = Blocks { bytes: 512, most: 64 };
+
+const CHAIN_BYTES: u64 = (BLOCKS.bytes * BLOCKS.most) as u64;
+
+const FORM: &str = "multipart/form-data; boundary=AbC";
+
+fn work_of(run: impl FnOnce()) -> u64 {
+    let before = WORK.get();
+    run();
+    WORK.get() - before
+}
+
+/// Asserts the bound, and says how much of it was used.
+fn assert_linear(what: &str, body: &[u8], spent: u64) {
+    let most = MAX_WORK_PER_BYTE * body.len() as u64 + 2 * CHAIN_BYTES;
+    let shown = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
+    assert!(spent <= most, "{what}: {spent} for {} bytes, which may take {most}: {shown}", body.len());
+}
+
+/// Where the contents of a body begin, and how its prompt is read.
+const BEGINNINGS: [(Dialect, &str); 27] = [
+    (Dialect::Chat, ""),
+    (Dialect::Chat, "{"),
+    (Dialect::Chat, r#"{""#),
+    (Dialect::Chat, r#"{"messages":"#),
+    (Dialect::Chat, r#"{"messages":["#),
+    (Dialect::Chat, r#"{"messages":[{"role":"user","content":""#),
+    (Dialect::Chat, r#"{"messages":[{"role":"user","content":["#),
+    (Dialect::Chat, r#"{"messages":[{"role":"user","content":[{"type":"text","text":""#),
+    (Dialect::Chat, r#"{"messages":[{"role":"user","#),
+    (Dialect::Chat, r#"{"messages":[{"role":"user","content":"a"},"#),
+    (Dialect::Chat, r#"{"messages":[{"role":"assistant","tool_calls":["#),
+    (Dialect::Chat, r#"{"messages":[{"role":"assistant","tool_calls":[{"function":{"arguments":""#),
+    (Dialect::Chat, r#"{"messages":[],"tools":["#),
+    (Dialect::Chat, r#"{"messages":[],"documents":["#),
+    (Dialect::Chat, r#"{"model":""#),
+    (Dialect::Chat, r#"{"stream":"#),
+    (Dialect::Chat, r#"{"metadata":{"user_id":""#),
+    (Dialect::Responses, r#"{"input":""#),
+    (Dialect::Responses, r#"{"input":["#),
+    (Dialect::Responses, r#"{"instructions":["#),
+    (Dialect::Responses, r#"{"previous_response_id":""#),
+    (Dialect::Messages, r#"{"messages":[],"system":"x-anthropic-billing-header"#),
+    (Dialect::Messages, r#"{"messages":[{"role":"user","content":[{"type":"tool_result","content":["#),
+    (Dialect::Completions, r#"{"prompt":""#),
+    (Dialect::Completions, r#"{"prompt":["#),
+    (Dialect::Completions, r#"{"prompt_embeds":""#),
+    (Dialect::Generate, r#"{"token_ids":["#),
+];
+
+/// What the contents repeat.
+#[rustfmt::skip]
+const UNITS: [&str; 44] = [
+    "1", "0", "1,", "12345678901234567890,", "-", "1.5e3,", "a", "\u{e9}", " ", ",", "\"", "\\", "\\\\",
+    "\\n", "\\\"", "\\u00e9", "\\ud83d", "\\ud83d\\ude00", "\\u", "[", "]", "{", "}", "{}", "{},",
+    "[],", "\"\",",
+    "{\"a\":", "{\"a\":1},", "\"a\":1,", "\"content\":\"a\",", "\"content\":[],", "\"messages\":[],",
+    "1[", "1\"",
+    "{\"type\":\"file\",\"file\":1},", "{\"type\":\"image_url\",\"image_url\":{\"url\":\"u\"}},",
+    "{\"role\":\"user\",\"content\":\"a\"},",
+    "{\"role\":\"user\",\"content\":[{\"type\":\"image\",\"uuid\":1}]},",
+    "{\"type\":\"tool_result\",\"content\":[", "{\"function\":", "x-anthropic-billing-header",
+    "\"model\":\"a\",", "\"stream\":1.0,",
+];
+
+const ENDS: [&str; 6] = ["", "\"", "]}", "\"}]}", "\"]}]}", "}"];
+
+fn body(beginning: &str, units: &[&str], end: &str, bytes: usize) -> Vec<u8> {
+    let unit = units.concat();
+    let times = bytes.saturating_sub(beginning.len()) / unit.len().max(1);
+    [beginning, &unit.repeat(times), end].concat().into_bytes()
+}
+
+/// The ends of the pieces in which a body comes; a piece may be empty.
+fn ends(body: &[u8], piece: usize) -> Vec<usize> {
+    (piece..body.len()).step_by(piece).chain([body.len(), body.len()]).collect()
+}
+
+fn scan_in_pieces(body: &[u8], ends: &[usize]) {
+    let mut scanner = Scanner::new();
+    let spent = work_of(|| ends.iter().for_each(|end| scanner.scan(&body[..*end])));
+    assert_linear("scan", body, spent);
+    let spent = work_of(|| drop(scanner.facts(body)));
+    assert!(spent <= MAX_WORK_PER_FACTS, "facts of a body of {} bytes: {spent}", body.len());
+    let headers = HeaderMap::new();
+    let request =
+        session::Request { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
+    assert_linear("session", body, work_of(|| drop(request.session(&Sessions::default()))));
+}
+
+fn read_in_pieces(dialect: Dialect, body: &[u8], peeked: usize, ends: &[usize]) {
+    let (mut scanner, mut reader) = (Scanner::new(), Reader::default());
+    scanner.scan(&body[..peeked]);
+    let spent = work_of(|| {
+        let request = Request { dialect, model: "llama", body: &body[..peeked], scanner: &scanner };
+        reader.read(&request, BLOCKS);
+        let Some(mut at) = reader.resume_at() else { return };
+        for end in ends {
+            // The held bytes come again, as they do on their way to the upstream.
+            reader.go_on(&body[at..at.max(*end)]);
+            at = at.max(*end);
+        }
+    });
+    assert_linear(&format!("{dialect:?} behind {peeked} bytes"), body, spent);
+}
+
+fn read_form_in_pieces(body: &[u8], ends: &[usize]) {
+    let Some(mut scanner) = FormScanner::new(FORM) else { panic!("no form: {FORM}") };
+    let spent = work_of(|| ends.iter().for_each(|end| scanner.scan(&body[..*end])));
+    assert_linear("form", body, spent);
+    let spent = work_of(|| drop(scanner.facts(body)));
+    assert!(spent <= MAX_WORK_PER_FACTS, "facts of a form of {} bytes: {spent}", body.len());
+}
+
+#[test]
+fn every_shape_costs_linear_work_in_single_bytes_and_as_a_whole() {
+    for (dialect, beginning) in BEGINNINGS {
+        for unit in UNITS {
+            let body = body(beginning, &[unit], "", 8 << 10);
+            for piece in [1, body.len()] {
+                scan_in_pieces(&body, &ends(&body, piece));
+                for peeked in [beginning.len() + 1, body.len()] {
+                    read_in_pieces(dialect, &body, peeked.min(body.len()), &ends(&body, piece));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_long_token_id_costs_linear_work_in_single_bytes() {
+    for field in ["prompt", "token_ids"] {
+        let body = body(&format!("{{\"{field}\":[7,"), &["1"], "]}", 64 << 10);
+        for dialect in [Dialect::Completions, Dialect::Generate] {
+            read_in_pieces(dialect, &body, 20, &ends(&body, 1));
+        }
+    }
+}
+
+#[test]
+fn many_tiny_media_parts_cost_linear_work() {
+    const PARTS: usize = 90_000;
+    for part in [r#"{"type":"file","file":1}"#, r#"{"type":"image_url","image_url":{"url":"u"}}"#] {
+        let parts = vec![part; PARTS].join(",");
+        let body = format!(r#"{{"messages":[{{"role":"user","content":[{parts}]}}]}}"#).into_bytes();
+        read_in_pieces(Dialect::Chat, &body, body.len(), &[]);
+        read_in_pieces(Dialect::Chat, &body, 100, &ends(&body, 1000));
+        let mut scanner = Scanner::new();
+        scanner.scan(&body);
+        let mut reader = Reader::default();
+        let request = Request { dialect: Dialect::Chat, model: "llama", body: &body, scanner: &scanner };
+        let chain = reader.read(&request, BLOCKS);
+        let turn = "\u{1}user\u{2}".len();
+        assert_eq!((chain.blocks.len(), chain.bytes), (BLOCKS.most, (turn + PARTS * MEDIA_BYTES) as u64));
+    }
+}
+
+#[test]
+fn facts_cost_the_same_however_long_the_values_are() {
+    for field in ["model", "stream", "previous_response_id", "background"] {
+        for (value, end) in [("\"a", "\""), ("\"\\u0061", "\""), ("1.0", "")] {
+            let body = body(&format!("{{\"{field}\":{}", &value[..1]), &[&value[1..]], end, 1 << 20);
+            scan_in_pieces(&[&body[..], b"}"].concat(), &[body.len() + 1]);
+        }
+        let head = format!("--AbC\r\nContent-Disposition: form-data; name=\"{field}\"\r\n\r\n");
+        let form = body(&head, &["a"], "\r\n--AbC--\r\n", 1 << 20);
+        read_form_in_pieces(&form, &[form.len()]);
+    }
+}
+
+#[test]
+fn every_form_costs_linear_work() {
+    #[rustfmt::skip]
+    let units = [
+        "-", "\r\n", "\r\n--Ab", "\r\n--AbC", "\r\n--AbCx", "\r\n--AbC\r\n\r\n", "a", "\r", ";", "name=a;",
+        "\"",         "\r\n--AbC\r\nContent-Disposition: form-data; name=model\r\n\r\na", "x: y\r\n",
+        "\r\n\r", ";filename=\"\\\";",
+    ];
+    for beginning in ["", "--AbC\r\n", "--AbC\r\n\r\n", "--AbC\r\nContent-Disposition: form-data; name=model"]
+    {
+        for unit in units {
+            let body = body(beginning, &[unit], "", 16 << 10);
+            for piece in [1, body.len()] {
+                read_form_in_pieces(&body, &ends(&body, piece));
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_mixture_costs_linear_work_in_any_pieces(
+        (dialect, beginning) in select(BEGINNINGS.to_vec()),
+        units in prop::collection::vec(select(UNITS.to_vec()), 1..5),
+        end in select(ENDS.to_vec()), piece in select(vec![1, 2, 7, 64, 1000]),
+        cuts in prop::collection::vec(any::<Index>(), 0..8), peeked: Index,
+    ) {
+        let body = body(beginning, &units, end, 4 << 10);
+        let mut ends: Vec<usize> = ends(&body, piece);
+        ends.extend(cuts.iter().map(|cut| cut.index(body.len() + 1)));
+        ends.sort_unstable();
+        scan_in_pieces(&body, &ends);
+        read_in_pieces(dialect, &body, peeked.index(body.len() + 1), &ends);
+        read_form_in_pieces(&body, &ends);
+    }
+}
