@@ -221,7 +221,8 @@ impl Watch {
 
     /// The earliest deadline, and what it is of.
     fn deadline(&self) -> Option<(Instant, EndReason)> {
-        let at = |from: Instant, limit: Option<Duration>, reason| Some((from + limit?, reason));
+        // A limit beyond what a clock can tell is none.
+        let at = |from: Instant, limit: Option<Duration>, reason| Some((from.checked_add(limit?)?, reason));
         let total = at(self.begun, self.timeouts.total, EndReason::Total);
         let upload = self.upload.and_then(|upload| upload.deadline());
         let upload = upload.map(|deadline| (deadline, EndReason::SlowUpload));

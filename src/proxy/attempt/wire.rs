@@ -13,6 +13,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
@@ -25,6 +26,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 use crate::proxy::wire::{Carrier, Transport};
+
+/// An upstream that does not read delays the end of its connection no longer than this.
+const MAX_SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// Pieces that one vectored write takes.
 const MAX_SLICES: usize = 16;
@@ -212,7 +216,8 @@ impl AsyncWrite for UpstreamWire {
 #[async_trait]
 impl Shutdown for UpstreamWire {
     async fn shutdown(&mut self) {
-        AsyncWriteExt::shutdown(self).await.ok();
+        // TLS says goodbye; an upstream that does not read must not hold the request's end up.
+        tokio::time::timeout(MAX_SHUTDOWN, AsyncWriteExt::shutdown(self)).await.ok();
     }
 }
 

@@ -1,0 +1,154 @@
+//! Defects of the request path that were found by review, each with the test that shows it.
+
+mod common;
+
+use std::time::Duration;
+
+use common::body::{chat, stream};
+use common::raw::Raw;
+use common::wire::{self, JSON, post, upgrade};
+use common::{Balancer, config, engine, eventually, upstreams};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use vllm_lb::config::types::UpstreamConfig;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// What vLLM's API server answers once its engine has died, with status 500.
+const DEAD: &str = concat!(
+    r#"{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root cause.","#,
+    r#""type":"InternalServerError","param":null,"code":500}}"#
+);
+
+fn answer(status: &str, kind: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n{body}")
+}
+
+/// Before this, killing the engine behind an API server gave clients its 500 where they had not asked for a
+/// stream, although another upstream was ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_engine_is_failed_over_and_left_alone() {
+    for body in [chat("sim"), stream("sim", 3)] {
+        let dead = Raw::start(&answer("500 Internal Server Error", "application/json", DEAD)).await;
+        let alive = engine(Default::default()).await;
+        let mut config = config(vec![dead.upstream(), upstreams([&alive]).remove(0)]);
+        config.upstreams[0].weight = 1000.0;
+        config.upstreams[1].weight = 0.001;
+        let balancer = Balancer::ready(config).await;
+        balancer.ask(post(CHAT, &body)).await.expect(200);
+        assert_eq!(dead.heads().len(), 1, "it was asked first");
+        // Its API server goes on answering health checks well.
+        eventually("it is down", async || {
+            let snapshot = balancer.running.fleet.snapshot();
+            snapshot.entries.iter().any(|entry| !entry.is_ready()).then_some(())
+        })
+        .await;
+        for _ in 0..20 {
+            balancer.ask(post(CHAT, &body)).await.expect(200);
+        }
+        assert_eq!(dead.heads().len(), 1, "nothing more was sent to it");
+        balancer.until_idle().await;
+    }
+}
+
+/// A small answer was held until it was whole: a client saw not even its status while the upstream stalled.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_stalls_is_not_held_back() {
+    let stalled =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"half\":";
+    let raw = Raw::holding(stalled).await;
+    let balancer = Balancer::ready(config(vec![raw.upstream()])).await;
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, chat("sim"))).await;
+    let head = timeout(Duration::from_secs(10), client.head()).await.expect("the head is not held back");
+    assert_eq!(head.status, 200);
+    let mut framing = head.framing;
+    assert_eq!(client.piece(&mut framing).await.unwrap().unwrap(), "{\"half\":");
+    raw.close();
+    assert!(client.piece(&mut framing).await.is_err());
+    balancer.until_idle().await;
+}
+
+/// The target went upstream as it came, with the host in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absolute_target_goes_upstream_as_a_path() {
+    let engine = engine(Default::default()).await;
+    let balancer = Balancer::over([&engine]).await;
+    let request = String::from_utf8(post("/v1/chat/completions?a=b", chat("sim"))).unwrap();
+    let absolute = request.replacen("POST /", "POST http://balancer.test/", 1);
+    balancer.ask(absolute).await.expect(200);
+    assert_eq!(engine.requests().pop().expect("it arrived").path, "/v1/chat/completions?a=b");
+}
+
+/// An upstream that takes a WebSocket, and then never sends or reads anything.
+async fn silent_socket() -> (UpstreamConfig, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().unwrap()));
+    upstream.models = Some(common::names(&["sim"]));
+    let task = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap_or(0) > 0 {}
+            let answer: &[u8] = if head.starts_with(b"GET /v1/realtime") {
+                b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+            } else {
+                b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+            };
+            stream.write_all(answer).await.ok();
+            kept.push(stream);
+        }
+    });
+    (upstream, task)
+}
+
+/// WebSockets had no deadline: a silent one held its place on the upstream for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_websocket_ends_at_its_deadline_and_frees_its_place() {
+    let (upstream, _task) = silent_socket().await;
+    let mut config = config(vec![upstream]);
+    config.timeouts.idle = Some(Duration::from_secs(1));
+    let balancer = Balancer::ready(config).await;
+    let mut client = balancer.client().await;
+    client.send(upgrade("/v1/realtime?model=sim")).await;
+    assert_eq!(client.head().await.status, 101);
+    balancer.until_active(1).await;
+    timeout(Duration::from_secs(10), client.rest()).await.expect("the connection ends");
+    balancer.until_idle().await;
+}
+
+/// Nothing was read from an upstream while it did not take what was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().unwrap()));
+    upstream.models = Some(common::names(&["sim"]));
+    let task = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 5];
+            stream.read_exact(&mut head).await.ok();
+            let answer = if &head == b"POST " {
+                answer("413 Payload Too Large", "application/json", "{}")
+            } else {
+                answer("200 OK", "application/json", "{}")
+            };
+            stream.write_all(answer.as_bytes()).await.ok();
+            kept.push(stream);
+        }
+    });
+    let balancer = Balancer::ready(config(vec![upstream])).await;
+    let body = common::body::padded(30 << 20, "sim", common::body::Place::First);
+    let mut client = balancer.client().await;
+    let length = body.len().to_string();
+    client.send(wire::head("POST", CHAT, &[JSON, ("content-length", &length)])).await;
+    // More than the sockets on the way can hold.
+    drop(timeout(Duration::from_secs(5), client.try_send(&body[..8 << 20])).await);
+    let head = timeout(Duration::from_secs(10), client.head()).await.expect("the answer is passed on");
+    assert_eq!(head.status, 413);
+    drop(client);
+    balancer.until_idle().await;
+    task.abort();
+}
