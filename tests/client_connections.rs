@@ -301,7 +301,7 @@ async fn reset_streams(balancer: &Balancer, most: usize) -> Option<(usize, Optio
     }
     if opened >= most {
         let mut client = h2::post(CHAT);
-        client.headers_mut().insert("content-length", "2".parse().unwrap());
+        client.headers_mut().insert("content-length", "2".parse().expect("a number is a value"));
         let (answer, mut body) = sender.send_request(client, false).expect("the connection lives");
         body.send_data("{}".into(), true).expect("the stream is open");
         timeout(PATIENCE, answer).await.expect("an answer comes").expect("it is one");
