@@ -54,6 +54,8 @@ pub enum EndReason {
     Unread,
     /// The client sends its body too slowly.
     SlowUpload,
+    /// The client sends more than `peek.max_body`.
+    TooLarge,
 }
 
 /// What the rule says about another attempt.

@@ -94,21 +94,25 @@ pub async fn attempt(
     watch: &mut Watch,
     stale: bool,
 ) -> Result<Box<UpstreamAnswer>, AttemptError> {
-    watch.begin_attempt(placement.upstream().id);
     let mut connection = connect(scope, client, request, placement, watch).await?;
+    watch.begin_attempt(placement.upstream().id);
     let head = headers::towards_upstream(scope, client, request, placement.upstream());
     let head = head.map_err(|_| Stop::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
-    connection.send_head(head).await;
+    let sent = connection.send_head(head).await;
+    sent.map_err(|_| Stop::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
     connection.send_held(scope, request, placement);
     watch.sends_by(connection.outgoing().clone());
     let status = match await_head(scope, client, request, placement, &mut connection, watch).await {
         Err(AttemptError::Failed(AttemptFailure::Reset, _))
-            if connection.is_reused() && !stale && watch.since_sent() < STALE_WITHIN =>
+            if connection.may_be_stale() && !stale && watch.since_sent() < STALE_WITHIN =>
         {
             return Err(AttemptFailure::Stale.into());
         }
         status => status?,
     };
+    if !connection.is_framed_plainly() {
+        return Err(AttemptFailure::Reset.into());
+    }
     let mut answer = Box::new(UpstreamAnswer::new(connection, status));
     judge_head(scope, placement, answer.head());
     if status == 101 {
@@ -137,7 +141,10 @@ async fn connect(
         None => {
             let limit = request.timeouts(scope.settings).connect;
             // Boxed: most requests find a connection that waits, and pay nothing for this.
-            let dialed = watched(client, request, watch, Box::pin(pool.dial(upstream, limit))).await?;
+            let dialing = Box::pin(pool.dial(upstream, limit));
+            // The rest of a body is not read meanwhile: it might not be possible to hold it.
+            let complete = request.body.is_complete();
+            let dialed = watched(client, request, watch, complete, dialing).await?;
             let wire = dialed.map_err(|error| AttemptFailure::Connect { refused: error.is_refused() })?;
             UpstreamConnection::new(wire, false)
         }
@@ -214,10 +221,12 @@ async fn judge_beginning(
     let kind = text(CONTENT_TYPE);
     let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
     let mut judge = Judge::new(answer.status, kind, headers::length(&answer.head().headers));
-    let held_until = Instant::now() + MAX_HELD_BACK;
+    // From the first byte of the body: a head alone says nothing, and another attempt can follow it.
+    let mut held_until = None;
     let may_overflow = request.edits.as_ref().is_some_and(|edits| edits.may_overflow(answer.head()));
     let room = answer.connection.outgoing().clone();
     loop {
+        answer.connection.pace(request, watch);
         let reads = answer.connection.takes_more(request.body.is_complete());
         let received = tokio::select! {
             biased;
@@ -228,7 +237,7 @@ async fn judge_beginning(
             }
             () = room.room(), if !reads => continue,
             reason = watch.end() => return Err(ended(reason)),
-            () = sleep_until(held_until), if !is_stream => return Ok(None),
+            () = wait_until(held_until), if !is_stream => return Ok(None),
         };
         let verdict = match received {
             Err(_) => return Err(AttemptFailure::Reset.into()),
@@ -238,6 +247,9 @@ async fn judge_beginning(
                 let verdict = judge.feed(piece, end);
                 answer.begun.extend_from_slice(piece);
                 answer.over = end;
+                if !piece.is_empty() {
+                    held_until.get_or_insert_with(|| Instant::now() + MAX_HELD_BACK);
+                }
                 verdict
             }
         };
@@ -250,6 +262,14 @@ async fn judge_beginning(
             answer.read_what_is_there()?;
         }
         return Ok(failure);
+    }
+}
+
+/// Waits until then, or for ever.
+async fn wait_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -217,6 +217,11 @@ impl RequestBody {
         }
     }
 
+    /// No attempt can follow. The reservation stays: bytes on their way to the upstream are still held there.
+    pub fn let_go(&mut self) {
+        self.held = HeldBytes::Released;
+    }
+
     /// No attempt can follow: the bytes and their reservation go.
     pub fn release(&mut self) {
         self.held = HeldBytes::Released;

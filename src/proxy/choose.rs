@@ -76,7 +76,7 @@ pub async fn choose(
             }
         };
         // Boxed: few requests wait, and the others should not hold its room.
-        match watched(client, request, watch, Box::pin(waiting)).await? {
+        match watched(client, request, watch, true, Box::pin(waiting)).await? {
             Ok(mine) => turn = Some(mine),
             Err(Refused::Full { retry_after } | Refused::WaitedOut { retry_after }) => {
                 return Err(Reject::Full { retry_after: retry_after.as_secs().max(1) }.into());

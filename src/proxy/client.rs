@@ -104,6 +104,18 @@ impl<'s> Client<'s> {
         self.session.response_written().is_some_and(begun)
     }
 
+    /// The client has left an answer unread: what was written of it must not look whole.
+    pub fn is_gone(&self) -> bool {
+        self.presence == Presence::Gone
+    }
+
+    /// Waits for the client's bytes without a limit of the session's own: the caller has a watch.
+    pub fn wait_without_limit(&mut self) {
+        if let ServerSession::H1(session) = &mut *self.session {
+            session.set_read_timeout(None);
+        }
+    }
+
     /// The request goes on when its client disconnects.
     pub fn set_background(&mut self, background: bool) {
         self.background = background;

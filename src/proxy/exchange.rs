@@ -103,6 +103,8 @@ pub async fn carry(balancer: &Balancer, client: &mut Client<'_>, context: &mut C
             Err(error)
         }
         Err(Stop::Broken(error)) => Err(error),
+        // Pingora would write the end of an answer that the client has stopped reading.
+        Ok(()) if client.is_gone() => Err(Error::explain(pingora::ErrorType::Custom("gone"), "client")),
         Ok(()) => Ok(()),
     };
     context.drain = report.refused.is_some() && report.attempts > 0 && !request.body.is_complete();
@@ -178,6 +180,7 @@ async fn forward(
             return Err(tries.failed.take().unwrap_or(Reject::Internal).into());
         }
         observe::retried(failure.label());
+        request.forget_answer();
     }
 }
 
@@ -246,7 +249,7 @@ async fn pause(
             tokio::time::sleep(pause).await;
         }
     };
-    watched(client, request, watch, Box::pin(pausing)).await
+    watched(client, request, watch, true, Box::pin(pausing)).await
 }
 
 /// Whether another attempt may follow a failure; it is paid for if so.
@@ -326,7 +329,9 @@ fn sign_of(failure: AttemptFailure) -> Fault {
         AttemptFailure::EngineError => Fault::Failed(FailureKind::ErrorEvent(500)),
         AttemptFailure::Status(status @ (500 | 502 | 504..)) => Fault::Failed(FailureKind::Status(status)),
         // A long answer is no fault of the upstream's, nor is a job that has not had its turn.
-        AttemptFailure::Ended(EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload) => Fault::None,
+        AttemptFailure::Ended(
+            EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload | EndReason::TooLarge,
+        ) => Fault::None,
         // Probes of an engine that hangs are answered well; only requests can tell.
         AttemptFailure::Ended(
             EndReason::FirstByte | EndReason::Idle | EndReason::Gone | EndReason::Unread,

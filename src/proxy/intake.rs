@@ -23,6 +23,7 @@ use super::request::{BodySamples, ClientRequest, RequestedModel, Scope};
 use super::stored::{self, PendingResponse};
 use super::watch::Watch;
 use super::{headers, own_answers};
+use crate::config::types::Timeouts;
 use crate::fleet::Snapshot;
 use crate::reject::{Reject, Style};
 use crate::reply::ending::Form;
@@ -97,8 +98,9 @@ async fn call_admin(
         *call.body_mut() = read_call(client, MAX_CALL_BODY, None).await?;
     }
     call.headers_mut().remove(header::EXPECT);
-    let mut watch = Watch::new(scope.shared.fleet.clone(), scope.settings.timeouts, scope.begun);
-    Ok(Some(watched(client, request, &mut watch, admin.call(call)).await?))
+    // No upstream answers it: the deadlines of requests do not hold.
+    let mut watch = Watch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
+    Ok(Some(watched(client, request, &mut watch, true, admin.call(call)).await?))
 }
 
 /// Finds the API route of a request, and answers the request or makes it ready to be sent.
@@ -217,8 +219,9 @@ async fn fan_out(
     let (method, fields) = (head.method.clone(), head.headers.clone());
     let expose = scope.settings.expose;
     let asked = own_answers::fan_out(&scope.shared.fleet, (&method, &path), &fields, body, expose);
-    let mut watch = Watch::new(scope.shared.fleet.clone(), scope.settings.timeouts, scope.begun);
-    match watched(client, request, &mut watch, asked).await? {
+    // No upstream answers it: the deadlines of requests do not hold.
+    let mut watch = Watch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
+    match watched(client, request, &mut watch, true, asked).await? {
         Some(answer) => Ok(Intake::Answer(answer)),
         None => Err(Reject::NotReady { model: None }.into()),
     }
@@ -418,20 +421,30 @@ fn end_of_wait(reason: EndReason) -> Reject {
 }
 
 /// Waits for something of the balancer's own while the client is watched: its disconnect is the end, and so
-/// are the request's own deadlines. What a client sends meanwhile is held with the rest of its body.
+/// are the request's own deadlines. What a client sends meanwhile is held with the rest of its body, unless
+/// it is not to be read: then its upload is not measured either.
 pub async fn watched<T>(
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     watch: &mut Watch,
+    reads: bool,
     waiting: impl Future<Output = T>,
 ) -> Result<T, Stop> {
     tokio::pin!(waiting);
+    if let (Some(upload), false) = (watch.upload(), reads) {
+        upload.pause();
+    }
     loop {
         let complete = request.body.is_complete() || client.is_body_done();
         let event = tokio::select! {
             biased;
-            event = client.next(complete) => event,
-            done = &mut waiting => return Ok(done),
+            event = client.next(complete), if reads => event,
+            done = &mut waiting => {
+                if let Some(upload) = watch.upload() {
+                    upload.resume();
+                }
+                return Ok(done);
+            }
             reason = watch.end() => return Err(end_of_wait(reason).into()),
         };
         match event.map_err(Stop::Disconnected)? {
@@ -439,6 +452,10 @@ pub async fn watched<T>(
             ClientEvent::Piece(None) => request.body.complete(),
             ClientEvent::Piece(Some(piece)) => {
                 watch.uploaded(piece.len());
+                let limit = request.body.max_held();
+                if request.body.len() + piece.len() as u64 > limit {
+                    return Err(Reject::TooLarge { limit }.into());
+                }
                 request.body.hold_if_possible(&piece);
                 if !request.body.is_replayable() {
                     return Err(Reject::Memory.into());

@@ -22,7 +22,7 @@ use super::request::{ClientRequest, Scope};
 use super::watch::Watch;
 use crate::fleet::{Outcome, Sign};
 use crate::observe;
-use crate::reject::{Reject, broken_stream};
+use crate::reject::broken_stream;
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
 use pipeline::AnswerPipeline;
@@ -128,8 +128,14 @@ pub async fn relay(
     placement.conclude(scope, request, read);
     report.status = answer.status;
     let mut prefill = PrefillEnd { ended: false, teaches: answer.judged == 200 && read };
-    prefill.look(&answer.pipeline, placement, scope, report);
-    request.settle();
+    if !answer.first.is_empty() || answer.over {
+        prefill.look(&answer.pipeline, placement, scope, report);
+    }
+    if !read {
+        // What is still to come of the prompt is not read either.
+        request.prompt_tail = None;
+    }
+    request.settle(answer.connection.outgoing().is_sent());
     if scope.shared.leave.is_closing() || client.is_http10() {
         client.close_after();
     }
@@ -212,22 +218,32 @@ async fn carry_body(
                 let Ok(edited) = pipeline.pass(scope, request, placement, piece, end) else {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None));
                 };
-                prefill.look(pipeline, placement, scope, report);
+                if !piece.is_empty() || end {
+                    prefill.look(pipeline, placement, scope, report);
+                }
                 if is_broken(request) && !end {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, edited));
                 }
                 client.write(edited.as_deref().unwrap_or(piece)).await.map_err(Stop::Disconnected)?;
                 watch.moved();
                 *over = end;
+                if let Some(reason) = watch.passed().filter(|_| !end) {
+                    return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None));
+                }
             }
             event = client.next(request.body.is_complete()), if reads => {
-                connection.forward(scope, client, request, placement, watch, event)?;
+                match connection.forward(scope, client, request, placement, watch, event) {
+                    Err(Stop::Reject(_)) => {
+                        let failure = AttemptFailure::Ended(EndReason::TooLarge);
+                        return Ok(AnswerEnd::Failed(failure, None));
+                    }
+                    forwarded => forwarded?,
+                }
             }
             () = room.room(), if !reads => {}
-            reason = watch.end() => match reason {
-                EndReason::SlowUpload => return Err(Reject::Slow.into()),
-                reason => return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None)),
-            },
+            reason = watch.end() => {
+                return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None));
+            }
         }
         connection.pace(request, watch);
     }

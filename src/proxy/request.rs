@@ -181,9 +181,21 @@ impl ClientRequest {
     }
 
     /// Once some of the answer has gone out no attempt can follow, and what another would be chosen by goes.
-    pub fn settle(&mut self) {
-        self.body.release();
+    /// `sent`: no byte of the body waits for the upstream any more.
+    pub fn settle(&mut self, sent: bool) {
+        if sent {
+            self.body.release();
+        } else {
+            self.body.let_go();
+        }
         self.prompt.chain = Vec::new();
+    }
+
+    /// An answer was given up for another attempt: the log of bodies has nothing of it.
+    pub fn forget_answer(&mut self) {
+        if let Some(samples) = &mut self.samples {
+            samples.answer.clear();
+        }
     }
 
     /// Keeps the beginning of an answer for the log of bodies.

@@ -173,6 +173,12 @@ impl Watch {
         self.rearm();
     }
 
+    /// Whether a deadline has passed, for a loop that is always busy: it never waits for the timer.
+    pub fn passed(&self) -> Option<EndReason> {
+        let now = Instant::now();
+        self.deadline().filter(|(deadline, _)| *deadline <= now).map(|(_, reason)| reason)
+    }
+
     /// Waits until the request, or its attempt, must end.
     pub async fn end(&mut self) -> EndReason {
         poll_fn(|cx| self.poll_end(cx)).await

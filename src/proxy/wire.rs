@@ -130,6 +130,8 @@ pub struct ClientWire<T: Carrier = Transport> {
     /// Written and not yet taken by the transport, from `sent` on.
     gathered: Vec<u8>,
     sent: usize,
+    /// Something was written behind the last whole flush.
+    unflushed: bool,
     /// Ignore the next flush: more will follow that is to leave with what was written.
     corked: AtomicBool,
     socket: Option<Arc<SocketDigest>>,
@@ -140,7 +142,15 @@ impl<T: Carrier> ClientWire<T> {
     /// A connection of a client. `socket` has its addresses.
     pub fn new(transport: T, socket: Option<Arc<SocketDigest>>) -> Self {
         let tls = transport.tls().map(digest).map(Arc::new);
-        ClientWire { transport, gathered: Vec::new(), sent: 0, corked: AtomicBool::new(false), socket, tls }
+        ClientWire {
+            transport,
+            gathered: Vec::new(),
+            sent: 0,
+            unflushed: false,
+            corked: AtomicBool::new(false),
+            socket,
+            tls,
+        }
     }
 
     /// Ignores the next flush: more will follow that is to leave with what is written before it.
@@ -202,9 +212,8 @@ impl<T: Carrier> AsyncRead for ClientWire<T> {
     ) -> Poll<io::Result<()>> {
         // The balancer waits for its client, or watches it: what was gathered waits no longer. Whether it
         // could be sent, the next write tells.
-        if !self.gathered.is_empty() {
-            drop(self.drain(cx, &[]));
-            drop(Pin::new(&mut self.transport).poll_flush(cx));
+        if self.unflushed && matches!(self.drain(cx, &[]), Poll::Ready(Ok(_))) {
+            self.unflushed = !matches!(Pin::new(&mut self.transport).poll_flush(cx), Poll::Ready(Ok(())));
         }
         Pin::new(&mut self.transport).poll_read(cx, buf)
     }
@@ -212,6 +221,7 @@ impl<T: Carrier> AsyncRead for ClientWire<T> {
 
 impl<T: Carrier> AsyncWrite for ClientWire<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.unflushed = true;
         if self.gathered.len() + data.len() > MAX_GATHERED {
             return self.drain(cx, data);
         }
@@ -227,7 +237,9 @@ impl<T: Carrier> AsyncWrite for ClientWire<T> {
             return Poll::Ready(Ok(()));
         }
         ready!(self.drain(cx, &[]))?;
-        Pin::new(&mut self.transport).poll_flush(cx)
+        ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -15,6 +15,9 @@ use crate::proxy::request::{ClientRequest, Scope};
 use crate::proxy::watch::Watch;
 use crate::reject::Reject;
 
+/// A chunk below this size is copied together with its framing.
+const MIN_SEPARATE: usize = 1 << 10;
+
 /// The end of a body in chunks.
 const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
 
@@ -42,14 +45,21 @@ impl UpstreamConnection {
         &self.outgoing
     }
 
-    pub fn is_reused(&self) -> bool {
-        self.reused
+    /// Whether the connection may have ended before it was used: it has served, and no answer began.
+    pub fn may_be_stale(&self) -> bool {
+        self.reused && self.session.resp_header().is_none()
     }
 
-    /// Queues the head. A head that cannot be written is an answer that cannot be read: that tells.
-    pub async fn send_head(&mut self, head: RequestHeader) {
+    /// Whether the answer's body is framed in a way that is understood.
+    pub fn is_framed_plainly(&self) -> bool {
+        let mut codings = self.head().headers.get_all(http::header::TRANSFER_ENCODING).iter();
+        codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    }
+
+    /// Queues the head. Where that fails nothing may follow it.
+    pub async fn send_head(&mut self, head: RequestHeader) -> Result<()> {
         self.chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
-        self.session.write_request_header(Box::new(head)).await.ok();
+        self.session.write_request_header(Box::new(head)).await.map(drop)
     }
 
     /// Queues what is held of the body.
@@ -77,7 +87,11 @@ impl UpstreamConnection {
         if !self.chunked {
             return self.outgoing.push(piece);
         }
-        self.outgoing.push(format!("{:x}\r\n", piece.len()).into());
+        let size = format!("{:x}\r\n", piece.len());
+        if piece.len() < MIN_SEPARATE {
+            return self.outgoing.push([size.as_bytes(), &piece, b"\r\n"].concat().into());
+        }
+        self.outgoing.push(size.into());
         self.outgoing.push(piece);
         self.outgoing.push(Bytes::from_static(b"\r\n"));
     }
@@ -175,6 +189,9 @@ impl UpstreamConnection {
             return None;
         }
         self.session.respect_keepalive();
+        if !self.session.will_keepalive() {
+            return None;
+        }
         let stream = self.session.reuse().await?;
         stream.into_any().downcast::<UpstreamWire>().ok()
     }

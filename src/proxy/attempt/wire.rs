@@ -36,6 +36,9 @@ const MAX_SLICES: usize = 16;
 /// More is queued only while less than this waits for the upstream.
 const MAX_WAITING: usize = 256 << 10;
 
+/// What a queued piece takes besides its bytes.
+const PIECE_OVERHEAD: usize = 64;
+
 /// What is on its way to an upstream. The request queues it, the connection sends it.
 ///
 /// The lock is a plain mutex: one task holds both handles, so that it is never waited for.
@@ -76,7 +79,7 @@ impl Outgoing {
         if queue.pieces.is_empty() {
             queue.moved = Some(Instant::now());
         }
-        queue.bytes += piece.len();
+        queue.bytes += piece.len() + PIECE_OVERHEAD;
         queue.pieces.push_back(piece);
     }
 
@@ -117,15 +120,16 @@ impl SendQueue {
     fn advance(&mut self, mut count: usize) {
         self.bytes = self.bytes.saturating_sub(count);
         self.moved = Some(Instant::now());
-        self.wake_for_room();
         while let Some(piece) = self.pieces.front_mut() {
             if count < piece.len() {
                 piece.advance(count);
-                return;
+                break;
             }
             count -= piece.len();
             self.pieces.pop_front();
+            self.bytes = self.bytes.saturating_sub(PIECE_OVERHEAD);
         }
+        self.wake_for_room();
     }
 
     fn fail(&mut self) {
