@@ -94,7 +94,7 @@ pub async fn attempt(
     watch: &mut Watch,
     stale: bool,
 ) -> Result<Box<UpstreamAnswer>, AttemptError> {
-    let mut connection = connect(scope, client, request, placement, watch).await?;
+    let mut connection = connect(scope, client, request, placement, watch, stale).await?;
     watch.begin_attempt(placement.upstream().id);
     let head = headers::towards_upstream(scope, client, request, placement.upstream());
     let head = head.map_err(|_| Stop::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
@@ -104,8 +104,9 @@ pub async fn attempt(
     watch.sends_by(connection.outgoing().clone());
     let status = match await_head(scope, client, request, placement, &mut connection, watch).await {
         Err(AttemptError::Failed(AttemptFailure::Reset, _))
-            if connection.may_be_stale() && !stale && watch.since_sent() < STALE_WITHIN =>
+            if connection.may_be_stale() && watch.since_sent() < STALE_WITHIN =>
         {
+            scope.shared.pool.forget(placement.upstream());
             return Err(AttemptFailure::Stale.into());
         }
         status => status?,
@@ -127,16 +128,19 @@ pub async fn attempt(
     }
 }
 
-/// A connection to the upstream, while the client is watched.
+/// A connection to the upstream, while the client is watched. `fresh`: a new one, since a pooled one had ended
+/// before.
 async fn connect(
     scope: &Scope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &Placement,
     watch: &mut Watch,
+    fresh: bool,
 ) -> Result<UpstreamConnection, AttemptError> {
     let (upstream, pool) = (placement.upstream(), &scope.shared.pool);
-    let connected = match pool.idle(upstream) {
+    let idle = if fresh { None } else { pool.idle(upstream) };
+    let connected = match idle {
         Some(wire) => UpstreamConnection::new(wire, true),
         None => {
             let limit = request.timeouts(scope.settings).connect;
@@ -180,7 +184,7 @@ async fn await_head(
                 }
                 Ok(status) => return Ok(status),
             },
-            event = client.next(request.body.is_complete()), if reads => {
+            event = client.next(request.body.is_complete(), reads) => {
                 connection.forward(scope, client, request, placement, watch, event)?;
             }
             () = room.room(), if !reads => {}
@@ -231,7 +235,7 @@ async fn judge_beginning(
         let received = tokio::select! {
             biased;
             piece = answer.connection.read_piece() => piece,
-            event = client.next(request.body.is_complete()), if reads => {
+            event = client.next(request.body.is_complete(), reads) => {
                 answer.connection.forward(scope, client, request, placement, watch, event)?;
                 continue;
             }

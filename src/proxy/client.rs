@@ -9,17 +9,21 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::TRANSFER_ENCODING;
 use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::wire::ClientWire;
 
 /// A client that does not take what is written for so long is let go.
 pub const STALLED: Duration = Duration::from_secs(120);
+
+/// How often a client that is not read is looked at.
+const DISCONNECT_GLANCE: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub struct Client<'s> {
@@ -32,6 +36,8 @@ pub struct Client<'s> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
     Connected,
+    /// It has sent more than its request, and waits for the answer.
+    Pipelining,
     /// It sends nothing any more; it may still read.
     HalfClosed,
     Gone,
@@ -121,6 +127,11 @@ impl<'s> Client<'s> {
         self.background = background;
     }
 
+    /// Whether the rest of a body in chunks is still to come. Pingora cannot find the next request behind it.
+    pub fn sends_chunks(&mut self) -> bool {
+        self.headers().contains_key(TRANSFER_ENCODING) && !self.session.is_body_done()
+    }
+
     /// The connection ends behind this request.
     pub fn close_after(&mut self) {
         self.session.set_keepalive(None);
@@ -138,12 +149,21 @@ impl<'s> Client<'s> {
 
     /// Waits for the next piece of the body, or, behind its end, for the client's disconnect. The caller has
     /// a watch. `complete`: the body has ended, whatever the connection says: a stream of HTTP/2 that its
-    /// client has reset no longer tells.
-    pub async fn next(&mut self, complete: bool) -> Result<ClientEvent> {
-        if self.presence != Presence::Connected {
-            return std::future::pending().await;
-        }
-        match self.session.read_body_or_idle(complete).await {
+    /// client has reset no longer tells. Unless `reads`, no piece is read, and only a disconnect is waited for.
+    pub async fn next(&mut self, complete: bool, reads: bool) -> Result<ClientEvent> {
+        let event = match self.presence {
+            Presence::HalfClosed | Presence::Gone => std::future::pending().await,
+            Presence::Pipelining => self.disconnect().await,
+            Presence::Connected if !reads => self.disconnect().await,
+            Presence::Connected => self.session.read_body_or_idle(complete).await,
+        };
+        match event {
+            // The beginning of another request, which came too early: the client sends it again once this
+            // connection has ended behind the answer.
+            Err(error) if complete && *error.etype() == ErrorType::ConnectError => {
+                self.lose(Presence::Pipelining);
+                Box::pin(self.next(complete, reads)).await
+            }
             _ if complete && self.background => {
                 self.lose(Presence::HalfClosed);
                 Ok(ClientEvent::Abandoned)
@@ -151,6 +171,20 @@ impl<'s> Client<'s> {
             Ok(piece) if !complete => Ok(ClientEvent::Piece(piece)),
             Ok(_) => Err(Error::new_down(ErrorType::ConnectionClosed)),
             Err(error) => Err(disconnected(error)),
+        }
+    }
+
+    /// Waits for the client's disconnect without reading what it sends.
+    async fn disconnect(&mut self) -> Result<Option<Bytes>> {
+        match &mut *self.session {
+            ServerSession::H1(session) => loop {
+                sleep(DISCONNECT_GLANCE).await;
+                let wire = session.stream().as_any().downcast_ref::<ClientWire>();
+                if wire.is_some_and(ClientWire::is_read_closed) {
+                    return Err(Error::new_down(ErrorType::ConnectionClosed));
+                }
+            },
+            other => other.read_body_or_idle(true).await,
         }
     }
 
@@ -260,7 +294,7 @@ mod tests {
             let mut here = Client::new(&mut session);
             here.set_background(background);
             drop(client);
-            let event = here.next(true).await;
+            let event = here.next(true, true).await;
             assert_eq!(matches!(event, Ok(ClientEvent::Abandoned)), background, "{event:?}");
             assert_eq!(event.is_err(), !background);
             let head = ResponseHeader::build(200, None).unwrap();
@@ -278,7 +312,7 @@ mod tests {
         here.set_background(true);
         assert!(!here.is_body_done(), "nobody has read it from the connection");
         drop(client);
-        assert!(matches!(here.next(true).await, Ok(ClientEvent::Abandoned)));
+        assert!(matches!(here.next(true, true).await, Ok(ClientEvent::Abandoned)));
     }
 
     /// The writes of heads and last chunks had no deadline: a client that stopped reading held its lease.

@@ -107,7 +107,8 @@ pub async fn carry(balancer: &Balancer, client: &mut Client<'_>, context: &mut C
         Ok(()) if client.is_gone() => Err(Error::explain(pingora::ErrorType::Custom("gone"), "client")),
         Ok(()) => Ok(()),
     };
-    context.drain = report.refused.is_some() && report.attempts > 0 && !request.body.is_complete();
+    let unread = report.refused.is_some() && report.attempts > 0 && !request.body.is_complete();
+    context.drain = unread || client.sends_chunks();
     (report.bytes_received, report.bytes_sent) = (request.forwarded, client.bytes_sent());
     context.id = id;
     request.body.release();
@@ -214,6 +215,10 @@ async fn settle(
     }
     if let Some(failure) = failure {
         tries.another = may_follow(scope, request, tries, failure);
+        if failure == AttemptFailure::EngineDead && !has_another(scope, request, tries) {
+            // The engine's own words tell the client more than a failure to find another.
+            tries.another = false;
+        }
         if tries.another || answer.is_none() {
             return Settled::Failed(failure);
         }

@@ -255,11 +255,17 @@ pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
     for (name, value) in &from.headers {
         let stays = match *name {
             header::TRANSFER_ENCODING => false,
+            header::CONTENT_LENGTH => true,
             _ => is_hop_by_hop(name),
         };
         if !stays && !nominated.contains(name) {
             head.append_header(name, value)?;
         }
+    }
+    // One number, or none: the body is framed anew.
+    let lengths = from.headers.get_all(header::CONTENT_LENGTH).iter().count();
+    if let Some(length) = length(&from.headers).filter(|_| lengths == 1) {
+        head.insert_header(header::CONTENT_LENGTH, length)?;
     }
     if from.status == StatusCode::SWITCHING_PROTOCOLS {
         head.insert_header(header::CONNECTION, "Upgrade")?;
@@ -296,6 +302,9 @@ pub fn towards_client(
 /// Frames an answer for the client: HTTP/1.0 knows no chunks, there the end of the connection is the end of
 /// the answer.
 pub fn frame_answer(head: &mut ResponseHeader, client: &Client<'_>) -> Result<()> {
+    if head.status == StatusCode::NO_CONTENT {
+        head.remove_header(&header::CONTENT_LENGTH);
+    }
     let bodiless = client.is_head() || matches!(head.status.as_u16(), 101 | 204 | 304);
     if client.head().version == Version::HTTP_10 {
         head.remove_header(&header::TRANSFER_ENCODING);

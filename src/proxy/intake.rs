@@ -438,7 +438,7 @@ pub async fn watched<T>(
         let complete = request.body.is_complete() || client.is_body_done();
         let event = tokio::select! {
             biased;
-            event = client.next(complete), if reads => event,
+            event = client.next(complete, reads) => event,
             done = &mut waiting => {
                 if let Some(upload) = watch.upload() {
                     upload.resume();
@@ -447,7 +447,7 @@ pub async fn watched<T>(
             }
             reason = watch.end() => return Err(end_of_wait(reason).into()),
         };
-        match event.map_err(Stop::Disconnected)? {
+        match event.map_err(peek::client_failure)? {
             ClientEvent::Abandoned => watch.abandon(),
             ClientEvent::Piece(None) => request.body.complete(),
             ClientEvent::Piece(Some(piece)) => {

@@ -136,7 +136,7 @@ pub async fn relay(
         request.prompt_tail = None;
     }
     request.settle(answer.connection.outgoing().is_sent());
-    if scope.shared.leave.is_closing() || client.is_http10() {
+    if scope.shared.leave.is_closing() || client.is_http10() || client.sends_chunks() {
         client.close_after();
     }
     let end = carry_body(scope, client, request, placement, &mut answer, watch, (&mut prefill, report)).await;
@@ -231,7 +231,7 @@ async fn carry_body(
                     return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None));
                 }
             }
-            event = client.next(request.body.is_complete()), if reads => {
+            event = client.next(request.body.is_complete(), reads) => {
                 match connection.forward(scope, client, request, placement, watch, event) {
                     Err(Stop::Reject(_)) => {
                         let failure = AttemptFailure::Ended(EndReason::TooLarge);

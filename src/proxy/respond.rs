@@ -42,7 +42,7 @@ pub async fn send(
     answer: Response<Bytes>,
     close: bool,
 ) -> Result<()> {
-    if close {
+    if close || client.sends_chunks() {
         client.close_after();
     }
     let (parts, body) = answer.into_parts();

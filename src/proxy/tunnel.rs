@@ -79,7 +79,7 @@ async fn pass(
                 Ok(None) => return Ok(None),
                 Err(_) => return Ok(Some(AttemptFailure::Reset)),
             },
-            event = client.next(false), if reads && closing.is_none() => match event {
+            event = client.next(false, reads), if closing.is_none() => match event {
                 Ok(ClientEvent::Piece(Some(piece))) => {
                     request.forwarded += piece.len() as u64;
                     connection.pass(piece);

@@ -15,12 +15,13 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, Ssl};
 use pingora::protocols::{SocketDigest, TimingDigest, UniqueID, UniqueIDType};
 use rustls::CommonState;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
@@ -40,6 +41,11 @@ const MAX_SHUTDOWN: Duration = Duration::from_secs(5);
 pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'static {
     /// The file descriptor of the socket.
     fn id(&self) -> UniqueIDType;
+
+    /// Whether the peer has closed its side, or the connection is broken, as far as the kernel has told.
+    fn is_read_closed(&self) -> bool {
+        false
+    }
 
     /// The TLS session, once its handshake is over.
     fn tls(&self) -> Option<&CommonState> {
@@ -107,6 +113,16 @@ impl Carrier for Transport {
         }
     }
 
+    fn is_read_closed(&self) -> bool {
+        let ready = match self {
+            Transport::Tcp(stream) => stream.ready(Interest::READABLE).now_or_never(),
+            Transport::Unix(stream) => stream.ready(Interest::READABLE).now_or_never(),
+            Transport::TlsTcp(stream) => stream.get_ref().0.ready(Interest::READABLE).now_or_never(),
+            Transport::TlsUnix(stream) => stream.get_ref().0.ready(Interest::READABLE).now_or_never(),
+        };
+        ready.is_some_and(|ready| ready.map_or(true, |ready| ready.is_read_closed() || ready.is_error()))
+    }
+
     fn tls(&self) -> Option<&CommonState> {
         match self {
             Transport::Tcp(_) | Transport::Unix(_) => None,
@@ -151,6 +167,11 @@ impl<T: Carrier> ClientWire<T> {
             socket,
             tls,
         }
+    }
+
+    /// Whether the client has closed its side, although what it sent is not read yet.
+    pub fn is_read_closed(&self) -> bool {
+        self.transport.is_read_closed()
     }
 
     /// Ignores the next flush: more will follow that is to leave with what is written before it.

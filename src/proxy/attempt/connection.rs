@@ -10,6 +10,7 @@ use pingora::{Error, Result};
 use super::wire::{Outgoing, UpstreamWire};
 use crate::proxy::client::{Client, ClientEvent};
 use crate::proxy::exchange::Stop;
+use crate::proxy::intake::peek::client_failure;
 use crate::proxy::prompt_work::Placement;
 use crate::proxy::request::{ClientRequest, Scope};
 use crate::proxy::watch::Watch;
@@ -129,7 +130,7 @@ impl UpstreamConnection {
         watch: &mut Watch,
         event: Result<ClientEvent, Box<Error>>,
     ) -> Result<(), Stop> {
-        let piece = match event.map_err(Stop::Disconnected)? {
+        let piece = match event.map_err(client_failure)? {
             ClientEvent::Abandoned => {
                 watch.abandon();
                 return Ok(());

@@ -103,6 +103,13 @@ impl Pool {
         }
     }
 
+    /// Closes what waits for this upstream: one of its connections had ended, and the others are as old.
+    pub fn forget(&self, upstream: &Upstream) {
+        let closed = self.lock().by_upstream.remove(&upstream.id);
+        // Closed outside of the lock.
+        drop(closed);
+    }
+
     /// Keeps a connection whose answer was read to its end, and on which nothing waits to be sent.
     pub fn keep(&self, upstream: &Arc<Upstream>, wire: Box<UpstreamWire>) {
         let mut state = self.lock();
