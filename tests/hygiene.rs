@@ -207,9 +207,8 @@ async fn a_client_of_http_1_0_is_not_told_to_continue() {
     let body = chat("sim");
     let mut client = balancer.client().await;
     let length = body.len();
-    client
-        .send(format!("POST {CHAT} HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"))
-        .await;
+    let fields = format!("content-type: application/json\r\ncontent-length: {length}");
+    client.send(format!("POST {CHAT} HTTP/1.0\r\nexpect: 100-continue\r\n{fields}\r\n\r\n")).await;
     client.send(body).await;
     assert_eq!(client.any_head().await.expect("an answer comes").status, 200);
 }
