@@ -6,10 +6,11 @@
 use std::borrow::Cow;
 
 use super::work::spend;
+use crate::names::MAX_MODEL_BYTES;
 
 /// The longest name of a model, in bytes. A longer name is one that nothing serves: it is kept as its
 /// beginning and [`CUT_MARK`], which is never the name of a model that is short enough.
-pub const MAX_MODEL_NAME_BYTES: usize = 256;
+pub const MAX_MODEL_NAME_BYTES: usize = MAX_MODEL_BYTES;
 
 /// The longest id of a stored response, in bytes: what is longer is cut likewise, and no response has it.
 pub(super) const MAX_RESPONSE_ID_BYTES: usize = 256;
@@ -199,7 +200,7 @@ mod tests {
     fn a_long_name_is_cut_and_is_no_short_one() {
         let longest = "x".repeat(MAX_MODEL_NAME_BYTES);
         assert_eq!(Model::named(longest.as_str().into()).name(), Some(longest.as_str()));
-        for long in [longest.clone() + "y", "é".repeat(200), "x".repeat(1 << 20), "😀".repeat(90)] {
+        for long in [longest.clone() + "y", "é".repeat(3000), "x".repeat(1 << 20), "😀".repeat(1100)] {
             let model = Model::named(long.as_str().into());
             let name = model.name().unwrap();
             assert!(name.len() > MAX_MODEL_NAME_BYTES && name.len() <= MAX_MODEL_NAME_BYTES + CUT_MARK.len());

@@ -128,8 +128,8 @@ pub async fn attempt(
     }
 }
 
-/// A connection to the upstream, while the client is watched. `fresh`: a new one, since a pooled one had ended
-/// before.
+/// A connection to the upstream, while the client is watched. `fresh`: a new one, since a pooled one had
+/// ended before.
 async fn connect(
     scope: &Scope<'_>,
     client: &mut Client<'_>,

@@ -149,7 +149,7 @@ impl<'s> Client<'s> {
 
     /// Waits for the next piece of the body, or, behind its end, for the client's disconnect. The caller has
     /// a watch. `complete`: the body has ended, whatever the connection says: a stream of HTTP/2 that its
-    /// client has reset no longer tells. Unless `reads`, no piece is read, and only a disconnect is waited for.
+    /// client has reset no longer tells. Unless `reads`, no piece is read: only a disconnect is waited for.
     pub async fn next(&mut self, complete: bool, reads: bool) -> Result<ClientEvent> {
         let event = match self.presence {
             Presence::HalfClosed | Presence::Gone => std::future::pending().await,
