@@ -2,14 +2,15 @@
 
 mod common;
 
-use std::time::Duration;
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
 
 use common::body::{chat, stream};
 use common::raw::Raw;
 use common::wire::{self, JSON, post, upgrade};
 use common::{Balancer, config, engine, eventually, upstreams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use vllm_lb::config::types::UpstreamConfig;
 
@@ -70,6 +71,49 @@ async fn an_answer_that_stalls_is_not_held_back() {
     assert_eq!(client.piece(&mut framing).await.unwrap().unwrap(), "{\"half\":");
     raw.close();
     assert!(client.piece(&mut framing).await.is_err());
+    balancer.until_idle().await;
+}
+
+/// In HTTP/1.0 the end of the connection is the end of the answer: an answer that was cut looked whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_cut_is_no_whole_one_in_http_1_0() {
+    let begun = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let raw = Raw::holding(&format!("{begun}8\r\n{{\"half\":\r\n")).await;
+    let balancer = Balancer::ready(config(vec![raw.upstream()])).await;
+    let mut client = TcpStream::connect(balancer.address()).await.expect("it listens");
+    let body = chat("sim");
+    let fields = format!("content-type: application/json\r\ncontent-length: {}", body.len());
+    let request = format!("POST {CHAT} HTTP/1.0\r\n{fields}\r\n\r\n{body}");
+    client.write_all(request.as_bytes()).await.expect("it is sent");
+    let mut answer = vec![0; 4096];
+    let mut received = 0;
+    while !answer[..received].ends_with(b"{\"half\":") {
+        let read = timeout(Duration::from_secs(10), client.read(&mut answer[received..])).await;
+        let read = read.expect("it is not held back").expect("it is connected");
+        assert!(read > 0, "{}", String::from_utf8_lossy(&answer[..received]));
+        received += read;
+    }
+    raw.close();
+    let end = timeout(Duration::from_secs(10), client.read(&mut answer)).await.expect("it ends");
+    assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    balancer.until_idle().await;
+}
+
+/// `response.created` comes before the prompt is read, so what follows it is the first event: `timeouts.idle`
+/// ended responses whose prompts took longer than that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prelude_is_no_first_byte() {
+    let created = "event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+    let raw = Raw::holding(&format!("{head}{created}")).await;
+    let mut config = config(vec![raw.upstream()]);
+    config.timeouts.idle = Some(Duration::from_millis(100));
+    config.timeouts.first_byte = Some(Duration::from_millis(900));
+    let balancer = Balancer::ready(config).await;
+    let asked = Instant::now();
+    let body = r#"{"model":"sim","input":"a","stream":true}"#;
+    balancer.ask(post("/v1/responses", body)).await.expect(504);
+    assert!(asked.elapsed() >= Duration::from_millis(900), "{:?}", asked.elapsed());
     balancer.until_idle().await;
 }
 

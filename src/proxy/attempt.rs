@@ -246,9 +246,12 @@ async fn judge_beginning(
         let verdict = match received {
             Err(_) => return Err(AttemptFailure::Reset.into()),
             Ok(piece) => {
-                watch.moved();
                 let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
                 let verdict = judge.feed(piece, end);
+                // A prelude is no beginning: an engine sends it before it reads the prompt.
+                if verdict != Verdict::Wait {
+                    watch.moved();
+                }
                 answer.begun.extend_from_slice(piece);
                 answer.over = end;
                 if !piece.is_empty() {

@@ -255,6 +255,16 @@ impl<'s> Client<'s> {
         self.settle(written)
     }
 
+    /// The answer was cut. In HTTP/1.0 nothing but the end of the connection ends it, so that is a reset there.
+    pub fn cut(&mut self) {
+        if self.is_http10()
+            && let ServerSession::H1(session) = &*self.session
+            && let Some(wire) = session.stream().as_any().downcast_ref::<ClientWire>()
+        {
+            wire.end_with_reset();
+        }
+    }
+
     pub fn is_http10(&self) -> bool {
         self.head().version == Version::HTTP_10
     }

@@ -293,7 +293,7 @@ async fn end_stream(
     let name = placement.upstream().name();
     observe::stream_broken(scope.id, name, failure.label());
     if !answer.pipeline.is_stream() {
-        return;
+        return client.cut();
     }
     let late = !matches!(failure, AttemptFailure::Ended(EndReason::Gone) | AttemptFailure::Reset);
     let (code, message) = broken_stream(late, scope.settings.expose.then_some(name));

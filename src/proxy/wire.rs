@@ -47,6 +47,9 @@ pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'stati
         false
     }
 
+    /// Lets the connection end with a reset.
+    fn end_with_reset(&self) {}
+
     /// The TLS session, once its handshake is over.
     fn tls(&self) -> Option<&CommonState> {
         None
@@ -123,6 +126,17 @@ impl Carrier for Transport {
         ready.is_some_and(|ready| ready.map_or(true, |ready| ready.is_read_closed() || ready.is_error()))
     }
 
+    fn end_with_reset(&self) {
+        let stream = match self {
+            Transport::Tcp(stream) => stream,
+            Transport::TlsTcp(stream) => stream.get_ref().0,
+            // A socket file knows no reset.
+            Transport::Unix(_) | Transport::TlsUnix(_) => return,
+        };
+        // It fails where there is no connection any more.
+        let _ = stream.set_zero_linger();
+    }
+
     fn tls(&self) -> Option<&CommonState> {
         match self {
             Transport::Tcp(_) | Transport::Unix(_) => None,
@@ -150,6 +164,8 @@ pub struct ClientWire<T: Carrier = Transport> {
     unflushed: bool,
     /// Ignore the next flush: more will follow that is to leave with what was written.
     corked: AtomicBool,
+    /// The connection ends with a reset: nothing says that an answer is whole.
+    broken: AtomicBool,
     socket: Option<Arc<SocketDigest>>,
     tls: Option<Arc<SslDigest>>,
 }
@@ -164,6 +180,7 @@ impl<T: Carrier> ClientWire<T> {
             sent: 0,
             unflushed: false,
             corked: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
             socket,
             tls,
         }
@@ -177,6 +194,12 @@ impl<T: Carrier> ClientWire<T> {
     /// Ignores the next flush: more will follow that is to leave with what is written before it.
     pub fn cork(&self) {
         self.corked.store(true, Relaxed);
+    }
+
+    /// Ends the connection with a reset, for an answer that was cut and whose end is the connection's.
+    pub fn end_with_reset(&self) {
+        self.broken.store(true, Relaxed);
+        self.transport.end_with_reset();
     }
 
     /// Sends what was gathered and then `more`. Returns how much of `more` the transport took.
@@ -265,6 +288,9 @@ impl<T: Carrier> AsyncWrite for ClientWire<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.drain(cx, &[]))?;
+        if *self.broken.get_mut() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 }
