@@ -255,7 +255,7 @@ impl<'s> Client<'s> {
         self.settle(written)
     }
 
-    /// The answer was cut. In HTTP/1.0 nothing but the end of the connection ends it, so that is a reset there.
+    /// The answer was cut. In HTTP/1.0 nothing but the end of the connection ends it: that is a reset there.
     pub fn cut(&mut self) {
         if self.is_http10()
             && let ServerSession::H1(session) = &*self.session
