@@ -227,7 +227,10 @@ fn brief(told: &str) -> String {
 fn knows_alike(case: &Case, client: &str, edited: &Edited) {
     let (plan, mut scanner) = (case.plan(), Scanner::new());
     scanner.scan(client.as_bytes());
-    let known = plan.edits(case.dialect()).edit_known(client.as_bytes(), &|at| scanner.end_of(at)).unwrap();
+    let known = plan
+        .edits(case.dialect())
+        .edit_known(client.as_bytes(), &|at| scanner.end_of(at))
+        .expect("it can be edited");
     assert_eq!(&known, edited, "{}", case.name);
     if let Some(body) = &edited.body {
         let again = scanner.of_edited(client.as_bytes(), body);

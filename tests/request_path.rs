@@ -130,8 +130,8 @@ async fn an_absolute_target_goes_upstream_as_a_path() {
 
 /// An upstream that takes a WebSocket, and then never sends or reads anything.
 async fn silent_socket() -> (UpstreamConfig, tokio::task::JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
     upstream.models = Some(common::names(&["sim"]));
     let task = tokio::spawn(async move {
         let mut kept = Vec::new();
@@ -168,8 +168,8 @@ async fn a_silent_websocket_ends_at_its_deadline_and_frees_its_place() {
 /// Nothing was read from an upstream while it did not take what was sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
     upstream.models = Some(common::names(&["sim"]));
     let task = tokio::spawn(async move {
         let mut kept = Vec::new();
