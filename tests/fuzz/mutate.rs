@@ -8,7 +8,7 @@ const MAX_CHANGES: u64 = 5;
 /// Longer inputs are cut.
 const MAX_BYTES: usize = 8 << 10;
 
-const WORDS: [&str; 48] = [
+const WORDS: [&str; 57] = [
     "{",
     "}",
     "[",
@@ -24,6 +24,8 @@ const WORDS: [&str; 48] = [
     "true",
     "false",
     "-1",
+    "0",
+    "2",
     "1.0",
     "1e3",
     "\"model\":",
@@ -34,6 +36,13 @@ const WORDS: [&str; 48] = [
     "\"m\":{}",
     "\"a\":1,",
     "\"stream\":true",
+    "\"stream\":",
+    "\"background\":",
+    "\"store\":",
+    "\"previous_response_id\":",
+    "\"r\":",
+    "\"s\":0,",
+    "\"b\":null",
     "data:",
     "data: ",
     "event: error",
