@@ -1,6 +1,6 @@
 //! An open loop: requests are due at a fixed rate, whether or not those before them are answered, so that a
-//! proxy that falls behind is charged for the wait. Each asks for a short stream, whose first event the
-//! upstream sends at once; the time counts from when the request was due to that event.
+//! proxy that falls behind is charged for the wait. Each request asks for a short stream, whose first event
+//! the upstream sends at once; the client counts the time from when the request was due to that event.
 
 use std::sync::Arc;
 use std::thread;

@@ -1,9 +1,9 @@
 //! A server that costs little: it reads whole requests and answers with constants.
 //!
-//! A request with `x-request-id-events: N` is answered with a stream: a chunk with one event every `PACE`, N
-//! times, then silence until the client leaves. One with `x-request-id-burst: N` is answered with a stream
-//! whose N events come at once, and which ends. sglang-router forwards no other field that a client can make
-//! up. Without them the answer is a chat completion of 1 KiB in one piece. Bodies are not read; one without a
+//! It answers a request with `x-request-id-events: N` with a stream: a chunk with one event every `PACE`, N
+//! times, then silence until the client leaves. It answers one with `x-request-id-burst: N` with a stream
+//! of N events at once, which ends. sglang-router forwards no other field that a client can make up.
+//! Without them the answer is a chat completion of 1 KiB in one piece. Bodies are not read; one without a
 //! length, which no proxy here should send, is refused.
 
 use std::io;

@@ -122,11 +122,11 @@ const COLD: f64 = 0.1;
 const LEAVING: Duration = Duration::from_secs(15);
 
 /// While an upstream works its way up it has its whole weight with this many requests in flight, one more
-/// for each second. Otherwise it would get nothing beside idle upstreams, whose cost is a tenth of its own.
+/// for each second. Otherwise the balancer would send it nothing beside idle upstreams, which cost a tenth.
 const FIRST_IN_FLIGHT: u64 = 1;
 
-/// An upstream whose engine is dead is taken back after this, by good probes alone: no other process has
-/// shown, so that the sign was wrong, or the restart was not seen.
+/// The balancer takes an upstream whose engine is dead back after this, by good probes alone: it has seen no
+/// other process, so the sign was wrong, or the balancer missed the restart.
 const MAX_DEAD: Duration = Duration::from_secs(30);
 
 /// Failures trip when they are at least this share of the answers among which they fell.
@@ -321,7 +321,7 @@ impl Machine {
         }
     }
 
-    /// Whether a good probe may be of a process whose engine is dead.
+    /// Whether the API server that answers a good probe may be the one whose engine is dead.
     fn is_dead(&self, now: Instant) -> bool {
         self.dead.is_some_and(|dead| !dead.replaced && now < dead.since + MAX_DEAD)
     }

@@ -1,4 +1,4 @@
-//! The clients whose word on where a request came from is believed.
+//! The clients that the balancer believes when they say where a request came from.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -27,9 +27,9 @@ pub fn count(bytes: usize) {
 /// that has a meaning, so it takes several looks; windows of 33 bytes are looked at for numbers.
 const MAX_WORK_PER_BYTE: u64 = 48;
 
-/// The most work of a call that says what is known so far, however long the body is: that of the longest name
-/// of a model, in which each byte is written as an escape of six, and as much again for all else.
-const MAX_WORK_PER_FACTS: u64 = 2 * 6 * crate::names::MAX_MODEL_BYTES as u64;
+/// The most work of a call of `facts`, however long the body is: that of the longest name of a model, if
+/// the client writes each byte of it as an escape of six, and 4096 for all else.
+const MAX_WORK_PER_FACTS: u64 = 6 * crate::names::MAX_MODEL_BYTES as u64 + 4096;
 
 /// The longest chain of these tests: bytes that are hashed beyond those of the body, as media are.
 const BLOCKS: Blocks = Blocks { bytes: 512, most: 64 };
