@@ -13,6 +13,7 @@
 
 mod attempt;
 mod body;
+mod body_tail;
 mod budget;
 pub mod certificate;
 mod choose;

@@ -54,8 +54,8 @@ pub enum EndReason {
     Unread,
     /// The client sends its body too slowly.
     SlowUpload,
-    /// The client sends more than `peek.max_body`.
-    TooLarge,
+    /// The balancer refuses the rest of the body: it is larger than `peek.max_body`, or names a second model.
+    Refused,
 }
 
 /// What the rule says about another attempt.

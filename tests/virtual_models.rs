@@ -6,6 +6,8 @@
 mod common;
 #[path = "virtual_models/names.rs"]
 mod names;
+#[path = "virtual_models/second_model.rs"]
+mod second_model;
 
 use bytes::Bytes;
 use common::body::{chat, form};

@@ -6,10 +6,13 @@
 //!
 //! Never: a copy of the body, a change to it, a panic, more than a bounded look at the headers of a part.
 
+mod tail;
+
 use std::ops::Range;
 
 use memchr::memmem;
 
+pub use self::tail::FormTail;
 use super::scan::Progress;
 use super::value::{MAX_MODEL_NAME_BYTES, MAX_TRUE_WORD_BYTES, Model, is_true_word, lossy_short};
 use super::work::spend;

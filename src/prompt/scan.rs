@@ -15,6 +15,7 @@
 pub(super) mod bytes;
 mod fields;
 mod known;
+mod tail;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -23,6 +24,7 @@ pub(crate) use self::bytes::string_end;
 use self::bytes::{CLASSES, Class, numbers_at};
 pub use self::fields::{Field, FieldSet};
 use self::known::Known;
+pub use self::tail::DocumentTail;
 use super::value::{
     MAX_MODEL_NAME_BYTES, MAX_RESPONSE_ID_BYTES, MAX_TRUE_WORD_BYTES, Model, is_true_number, is_true_word,
     unescape, unescape_short,

@@ -8,7 +8,9 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::body_tail::BodyTail;
 use super::memory::Reservation;
+use crate::reject::Reject;
 
 /// The least that a growing body reserves at a time.
 const MIN_RESERVED: u64 = 1 << 10;
@@ -43,6 +45,8 @@ pub struct RequestBody {
     complete: bool,
     /// What every upstream gets in the body.
     insertion: Option<BodyInsertion>,
+    /// Reads what streams past, where the route was found by what the peeked part says.
+    tail: Option<Box<BodyTail>>,
 }
 
 // === impl HeldBytes ===
@@ -83,6 +87,7 @@ impl RequestBody {
             declared,
             complete: false,
             insertion: None,
+            tail: None,
         }
     }
 
@@ -139,6 +144,17 @@ impl RequestBody {
         let ahead = total.next_power_of_two().max(MIN_RESERVED).min(self.max_held.max(total));
         let enough = ahead.min(self.declared.unwrap_or(u64::MAX)).max(total);
         self.reservation.grow_to(enough)
+    }
+
+    /// Reads the rest of the body as it comes.
+    pub fn watch(&mut self, tail: BodyTail) {
+        self.tail = Some(Box::new(tail));
+    }
+
+    /// Reads a piece that came behind the peek, before it is held or sent. Fails where it makes the body one
+    /// of another route.
+    pub fn read_on(&mut self, piece: &[u8]) -> Result<(), Reject> {
+        self.tail.as_mut().map_or(Ok(()), |tail| tail.read(piece))
     }
 
     /// Holds a piece that came behind the peek, as long as the body can be held; else it is sent once.

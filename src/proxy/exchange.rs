@@ -335,7 +335,7 @@ fn sign_of(failure: AttemptFailure) -> Fault {
         AttemptFailure::Status(status @ (500 | 502 | 504..)) => Fault::Failed(FailureKind::Status(status)),
         // A long answer is no fault of the upstream's, nor is a job that has not had its turn.
         AttemptFailure::Ended(
-            EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload | EndReason::TooLarge,
+            EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload | EndReason::Refused,
         ) => Fault::None,
         // Probes of an engine that hangs are answered well; only requests can tell.
         AttemptFailure::Ended(

@@ -456,6 +456,7 @@ pub async fn watched<T>(
                 if request.body.len() + piece.len() as u64 > limit {
                     return Err(Reject::TooLarge { limit }.into());
                 }
+                request.body.read_on(&piece)?;
                 request.body.hold_if_possible(&piece);
                 if !request.body.is_replayable() {
                     return Err(Reject::Memory.into());

@@ -234,7 +234,7 @@ async fn carry_body(
             event = client.next(request.body.is_complete(), reads) => {
                 match connection.forward(scope, client, request, placement, watch, event) {
                     Err(Stop::Reject(_)) => {
-                        let failure = AttemptFailure::Ended(EndReason::TooLarge);
+                        let failure = AttemptFailure::Ended(EndReason::Refused);
                         return Ok(AnswerEnd::Failed(failure, None));
                     }
                     forwarded => forwarded?,

@@ -14,9 +14,13 @@ use super::{names, upstream};
 /// Heads of the requests it got, other than probes.
 type Seen = Arc<Mutex<Vec<String>>>;
 
+/// Bodies as far as they came of requests that broke off.
+type CutOff = Arc<Mutex<Vec<Vec<u8>>>>;
+
 pub struct Raw {
     address: String,
     seen: Seen,
+    cut_off: CutOff,
     ending: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -35,15 +39,15 @@ impl Raw {
     pub async fn holding(answer: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
         let address = listener.local_addr().expect("a listener has an address").to_string();
-        let (seen, answer) = (Seen::default(), answer.to_string());
-        let noted = seen.clone();
+        let (seen, cut_off, answer) = (Seen::default(), CutOff::default(), answer.to_string());
+        let noted = (seen.clone(), cut_off.clone());
         let (ending, end) = watch::channel(false);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve(stream, answer.clone(), noted.clone(), end.clone()));
             }
         });
-        Raw { address, seen, ending, task }
+        Raw { address, seen, cut_off, ending, task }
     }
 
     /// Ends the connections that wait for it, and from now on all after their answer.
@@ -70,6 +74,11 @@ impl Raw {
     pub fn heads(&self) -> Vec<String> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// The bodies, as far as they came, of requests whose connection ended before they were whole.
+    pub fn cut_off(&self) -> Vec<Vec<u8>> {
+        self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Drop for Raw {
@@ -78,7 +87,12 @@ impl Drop for Raw {
     }
 }
 
-async fn serve(mut stream: TcpStream, answer: String, seen: Seen, mut ending: watch::Receiver<bool>) {
+async fn serve(
+    mut stream: TcpStream,
+    answer: String,
+    (seen, cut_off): (Seen, CutOff),
+    mut ending: watch::Receiver<bool>,
+) {
     let mut read = Vec::new();
     let end = loop {
         if let Some(end) = memchr::memmem::find(&read, b"\r\n\r\n") {
@@ -104,6 +118,7 @@ async fn serve(mut stream: TcpStream, answer: String, seen: Seen, mut ending: wa
     // What is left unread would turn the end of the connection into a reset.
     while read.len() < end + length || chunked && !read.ends_with(b"0\r\n\r\n") {
         if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+            cut_off.lock().unwrap_or_else(PoisonError::into_inner).push(read.split_off(end));
             return;
         }
     }

@@ -122,6 +122,21 @@ fn scan_in_pieces(body: &[u8], ends: &[usize]) {
     assert_linear("session", body, work_of(|| drop(request.session(&Sessions::default()))));
 }
 
+/// Reads what is behind the first of the pieces without what is in it.
+fn follow_in_pieces(body: &[u8], ends: &[usize]) {
+    let Some((first, rest)) = ends.split_first() else { return };
+    let mut scanner = Scanner::new();
+    scanner.scan(&body[..*first]);
+    let spent = work_of(|| {
+        let (mut tail, mut at) = (scanner.tail(&body[..*first]), *first);
+        for end in rest {
+            tail.read(&body[at..*end]);
+            at = *end;
+        }
+    });
+    assert_linear("tail", body, spent);
+}
+
 fn read_in_pieces(dialect: Dialect, body: &[u8], peeked: usize, ends: &[usize]) {
     let (mut scanner, mut reader) = (Scanner::new(), Reader::default());
     scanner.scan(&body[..peeked]);
@@ -142,6 +157,15 @@ fn read_form_in_pieces(body: &[u8], ends: &[usize]) {
     let Some(mut scanner) = FormScanner::new(FORM) else { panic!("no form: {FORM}") };
     let spent = work_of(|| ends.iter().for_each(|end| scanner.scan(&body[..*end])));
     assert_linear("form", body, spent);
+    let mut tail = FormScanner::new(FORM).map(|scanner| scanner.tail(b""));
+    let mut at = 0;
+    let spent = work_of(|| {
+        for end in ends {
+            tail.iter_mut().for_each(|tail| tail.read(&body[at..*end]));
+            at = *end;
+        }
+    });
+    assert_linear("tail of a form", body, spent);
     let spent = work_of(|| drop(scanner.facts(body)));
     assert!(spent <= MAX_WORK_PER_FACTS, "facts of a form of {} bytes: {spent}", body.len());
 }
@@ -153,6 +177,8 @@ fn every_shape_costs_linear_work_in_single_bytes_and_as_a_whole() {
             let body = body(beginning, &[unit], "", 8 << 10);
             for piece in [1, body.len()] {
                 scan_in_pieces(&body, &ends(&body, piece));
+                follow_in_pieces(&body, &ends(&body, piece));
+                follow_in_pieces(&body, &[beginning.len(), body.len()]);
                 for peeked in [beginning.len() + 1, body.len()] {
                     read_in_pieces(dialect, &body, peeked.min(body.len()), &ends(&body, piece));
                 }
@@ -234,6 +260,7 @@ proptest! {
         ends.extend(cuts.iter().map(|cut| cut.index(body.len() + 1)));
         ends.sort_unstable();
         scan_in_pieces(&body, &ends);
+        follow_in_pieces(&body, &ends);
         read_in_pieces(dialect, &body, peeked.index(body.len() + 1), &ends);
         read_form_in_pieces(&body, &ends);
     }

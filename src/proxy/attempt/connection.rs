@@ -147,6 +147,7 @@ impl UpstreamConnection {
             return Err(Reject::TooLarge { limit }.into());
         }
         watch.uploaded(piece.len());
+        request.body.read_on(&piece)?;
         request.body.hold_if_possible(&piece);
         placement.follow(scope, request, before, &piece, complete);
         self.queue(piece);

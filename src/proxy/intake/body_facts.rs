@@ -2,13 +2,17 @@
 //!
 //! Never: a byte of the connection, a change to the body.
 
+use std::ops::Range;
+
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::proxy::body_tail::BodyTail;
 use crate::proxy::prompt_work::{self, PromptTail};
 use crate::proxy::request::RequestedModel;
 use crate::proxy::stored::KeptResponse;
+use crate::reject::Reject;
 use crate::route::paths::Api;
 use crate::state::Asked;
 
@@ -82,6 +86,26 @@ impl FactsReader {
             FactsReader::Multipart(scanner) => scanner.scan(body),
             FactsReader::Opaque => {}
         }
+    }
+
+    /// Where the model stands that the body names.
+    pub fn model_span(&self) -> Option<Range<usize>> {
+        match self {
+            FactsReader::Json(scanner, _) => scanner.span(Field::Model),
+            FactsReader::Multipart(scanner) => scanner.model_span(),
+            FactsReader::Opaque => None,
+        }
+    }
+
+    /// What reads the body behind `body`, which has been read. Fails where a second model has begun in it.
+    pub fn tail(&self, body: &[u8]) -> Result<Option<BodyTail>, Reject> {
+        let tail = match self {
+            FactsReader::Json(scanner, _) => BodyTail::Json(scanner.tail(body)),
+            FactsReader::Multipart(scanner) => BodyTail::Multipart(Box::new(scanner.tail(body))),
+            FactsReader::Opaque => return Ok(None),
+        };
+        tail.check()?;
+        Ok(Some(tail))
     }
 
     /// The model has not come, and may yet.

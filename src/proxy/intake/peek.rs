@@ -19,6 +19,7 @@ use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::Field;
 use crate::prompt::session;
 use crate::proxy::body::RequestBody;
+use crate::proxy::body_tail::second_model;
 use crate::proxy::client::Client;
 use crate::proxy::exchange::Stop;
 use crate::proxy::headers;
@@ -110,15 +111,23 @@ impl Peeker {
         let (model, found) = self.edits(client, head, &reader);
         *edits = found.filter(|_| needs.route);
         check_model(edits.as_ref().and_then(|edits| edits.model.as_deref()))?;
+        let by_body = head.model.is_none() && !self.routes.is_empty();
         let mut head = HeadFacts { model: head.model.or(model.as_deref()), ..head };
         let mut named = None;
         if let Some(edits) = edits.as_mut().filter(|edits| edits.wants_body()) {
+            let model_span = reader.facts.model_span();
             reader.read_all(client).await?;
+            if by_body && reader.facts.model_span() != model_span {
+                return Err(second_model().into());
+            }
             // What names the session may mean nothing to the upstream, and be removed.
             named = Some(self.session(client, head, &reader, edits.served()));
             reader.edit(edits).await?;
             // The name that its route gives is in the body.
             head.model = head.model.filter(|_| !edits.renames());
+        }
+        if by_body && !reader.body.is_complete() {
+            reader.watch_tail()?;
         }
         let mut facts = reader.facts.facts(reader.peeked(), self.blocks, head.model);
         check_model(facts.model.name())?;
@@ -288,6 +297,14 @@ impl PeekReader {
             return Ok(());
         }
         Err(wide())
+    }
+
+    /// Watches the rest of the body for a second model, for which another route may be.
+    fn watch_tail(&mut self) -> Result<(), Reject> {
+        if let Some(tail) = self.facts.tail(self.body.bytes())? {
+            self.body.watch(tail);
+        }
+        Ok(())
     }
 
     fn wants_more(&self, needs: PeekNeeds) -> bool {

@@ -1,0 +1,85 @@
+//! The form behind the bytes that a scanner has seen: whether it names its model once more.
+//!
+//! Starlette takes the last of two equal fields, so that a route that was found by the first would not be
+//! that of the model which answers. The tail of a form streams past and is not held: kept is only what the
+//! scanner has not settled, which is the headers of a part or the beginning of a boundary.
+
+use super::{FormScanner, Place};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct FormTail {
+    scanner: FormScanner,
+    /// The bytes that the scanner still needs; its offsets are into these.
+    kept: Vec<u8>,
+}
+
+impl FormScanner {
+    /// What reads the form behind `body`, which has been scanned and names a model.
+    pub fn tail(&self, body: &[u8]) -> FormTail {
+        let mut scanner = self.clone();
+        // A second field whose content has begun counts with its end.
+        scanner.model = None;
+        let mut tail = FormTail { kept: Vec::new(), scanner };
+        let needed = tail.scanner.needed_from().min(body.len());
+        tail.kept.extend_from_slice(&body[needed..]);
+        tail.scanner.forget(needed);
+        tail
+    }
+
+    /// Where the bytes begin that are looked at again.
+    fn needed_from(&self) -> usize {
+        match self.place {
+            Place::Start => 0,
+            Place::Headers { start } => start.min(self.at),
+            Place::Content { .. } | Place::End { .. } | Place::Malformed(_) => self.at,
+        }
+    }
+
+    /// Counts offsets from behind so many bytes, which are not looked at again.
+    fn forget(&mut self, bytes: usize) {
+        self.at -= bytes;
+        match &mut self.place {
+            // The start of a content counts only for its span, of which nothing but its presence is used.
+            Place::Headers { start } | Place::Content { start, .. } | Place::End { start } => {
+                *start = start.saturating_sub(bytes);
+            }
+            Place::Malformed(offset) => *offset = offset.saturating_sub(bytes),
+            Place::Start => {}
+        }
+    }
+}
+
+// === impl FormTail ===
+
+impl FormTail {
+    /// Reads the next piece.
+    pub fn read(&mut self, piece: &[u8]) {
+        if self.is_over() {
+            return;
+        }
+        self.kept.extend_from_slice(piece);
+        self.scanner.scan(&self.kept);
+        let needed = self.scanner.needed_from().min(self.kept.len());
+        self.kept.drain(..needed);
+        self.scanner.forget(needed);
+        self.kept.shrink_to(2 * self.kept.len());
+    }
+
+    /// Whether the form names its model behind the bytes that were scanned.
+    pub fn names_model(&self) -> bool {
+        self.scanner.model.is_some()
+    }
+
+    /// Whether the form cannot be followed any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.scanner.place, Place::Malformed(_))
+    }
+
+    fn is_over(&self) -> bool {
+        self.names_model() || matches!(self.scanner.place, Place::End { .. } | Place::Malformed(_))
+    }
+}
+
+#[cfg(test)]
+mod tests;

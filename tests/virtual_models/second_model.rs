@@ -1,0 +1,126 @@
+//! Bodies that name their model twice: engines take the last, and no route is walked around with it.
+
+use super::*;
+use common::raw::Raw;
+
+/// What is written behind the peeked part of a body, and in front of a second model.
+const PADDING: usize = 300_000;
+
+/// Upstreams of `Raw` serve `sim` alone, and each of these routes sends it there.
+const ROUTES: &str = "
+  - {model: open, upstreams: ['one:80'], to: sim}
+  - {model: sim, upstreams: ['one:80']}
+  - {model: held, upstreams: ['two:80'], body: {overrides: {max_tokens: 1}}}";
+
+/// With so little peeked that everything else streams past.
+fn peeking(mut config: Config) -> Config {
+    config.peek.bytes = 1000;
+    config
+}
+
+/// A chat that names `sim`, and another model behind so many bytes, under a key that is written so.
+fn twice(first: &str, padding: usize, key: &str) -> String {
+    let padding = "x".repeat(padding);
+    let messages = r#""messages":[{"role":"user","content":"hi"}],"max_tokens":3"#;
+    format!(r#"{{"model":"{first}",{messages},"padding":"{padding}","{key}":"held"}}"#)
+}
+
+#[track_caller]
+fn assert_refused(answer: common::wire::Answer) {
+    let error: Value = answer.expect(400).json();
+    let expected = json!({
+        "message": "The body names its model more than once.",
+        "type": "invalid_request_error", "param": "model", "code": 400,
+    });
+    assert_eq!(error["error"], expected);
+}
+
+/// The second model walked around its route: it was never looked up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_model_behind_the_peek_is_refused_before_an_engine_has_the_body() {
+    let raw = Raw::start("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+    let mut config = peeking(routed(&[], ROUTES));
+    config.upstreams = vec![raw.upstream()];
+    config.upstreams[0].name = "one:80".into();
+    let balancer = Balancer::ready(config).await;
+    for key in ["model", "mod\\u0065l"] {
+        let body = twice("sim", PADDING, key);
+        assert_refused(balancer.ask(post(CHAT, &body)).await);
+        let mut client = balancer.client().await;
+        client.send(head("POST", CHAT, &[JSON, CHUNKED])).await;
+        // The key itself comes in two pieces, when the upstream has all before it.
+        let (before, behind) = body.split_at(body.len() - r#"del":"held"}"#.len());
+        client.send(chunk(before.as_bytes())).await;
+        balancer.until_active(1).await;
+        client.send([chunk(behind.as_bytes()), chunk(b"")].concat()).await;
+        assert_refused(client.answer().await);
+        let mut h2 = H2::connect(balancer.address()).await;
+        let pieces: Vec<Bytes> =
+            body.as_bytes().chunks(10_000).map(|piece| Bytes::from(piece.to_vec())).collect();
+        assert_refused(h2.ask(h2::post(CHAT), &pieces).await);
+    }
+    balancer.until_idle().await;
+    eventually("the uploads have ended", async || (raw.cut_off().len() == 6).then_some(())).await;
+    assert!(raw.heads().is_empty(), "no body was whole");
+    let is_before = |body: &Vec<u8>| !body.windows(6).any(|part| part == b"\"held\"");
+    assert!(raw.cut_off().iter().all(is_before), "what follows the second key was sent");
+    // Once named, the same body goes through.
+    let once = twice("sim", PADDING, "other");
+    balancer.ask(post(CHAT, once)).await.expect(200);
+    assert_eq!((raw.heads().len(), raw.cut_off().len()), (1, 6));
+}
+
+/// A route whose edits need the whole body was chosen by the first model, and the second was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_model_behind_the_peek_is_refused_where_the_body_is_edited() {
+    let engines = [serving(&["sim", "held"]).await, serving(&["held"]).await];
+    let balancer = Balancer::ready(peeking(routed(&engines, ROUTES))).await;
+    assert_refused(balancer.ask(post(CHAT, twice("open", PADDING, "model"))).await);
+    assert!(engines.iter().all(|engine| engine.requests().is_empty()));
+    balancer.ask(post(CHAT, twice("open", PADDING, "other"))).await.expect(200);
+    balancer.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_model_within_the_peek_has_its_route() {
+    let engines = [serving(&["sim", "held"]).await, serving(&["held"]).await];
+    let balancer = Balancer::ready(routed(&engines, ROUTES)).await;
+    for key in ["model", "mod\\u0065l"] {
+        balancer.ask(post(CHAT, twice("sim", 10, key))).await.expect(200);
+        assert_eq!(last_body(&engines[1])["max_tokens"], 1);
+    }
+    assert!(engines[0].requests().is_empty() && engines[1].requests().len() == 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_model_of_a_form_is_refused_behind_the_peek() {
+    let engines = [serving(&["sim", "held"]).await, serving(&["held"]).await];
+    let balancer = Balancer::ready(peeking(routed(&engines, ROUTES))).await;
+    let path = "/v1/audio/transcriptions";
+    let kind = ("content-type", "multipart/form-data; boundary=line");
+    let sound = "sound".repeat(PADDING / 5);
+    for first in ["sim", "open"] {
+        let body = form("line", &[("model", first), ("file", &sound), ("model", "held")]);
+        assert_refused(balancer.ask(request("POST", path, &[kind], &body)).await);
+        assert!(engines.iter().all(|engine| engine.requests().is_empty()));
+    }
+    let body = form("line", &[("model", "sim"), ("file", &sound), ("language", "en")]);
+    balancer.ask(request("POST", path, &[kind], &body)).await.expect(200);
+    balancer.until_idle().await;
+}
+
+/// While a request waits for room its rest is read, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_model_is_refused_while_its_request_waits() {
+    let engines = [common::paced(std::time::Duration::from_millis(50)).await];
+    let mut config = peeking(routed(&engines, ROUTES));
+    config.upstreams[0].max_active = Some(1);
+    let balancer = Balancer::ready(config).await;
+    let mut running = balancer.client().await;
+    running.send(post(CHAT, common::body::stream("sim", 1000))).await;
+    balancer.until_active(1).await;
+    let mut waiting = balancer.client().await;
+    waiting.send(post(CHAT, twice("sim", PADDING, "model"))).await;
+    assert_refused(waiting.answer().await);
+    assert_eq!(engines[0].requests().len(), 1);
+}
