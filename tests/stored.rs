@@ -18,6 +18,7 @@ use common::{Balancer, Engine, Fault, Options, config, engine, engines, eventual
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::redis;
+use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::{Config, Preset};
 use vllm_lb::fleet::Change;
 

@@ -91,13 +91,23 @@ impl Client {
         limit: Duration,
         most: usize,
     ) -> Result<Response<Bytes>, AskError> {
-        let request = Request::get(path).body(Bytes::new())?;
+        let request = with_own_key(upstream, Request::get(path).body(Bytes::new())?)?;
         within(limit, self.exchange(upstream, request, most)).await
     }
 
     /// Sends `request`, whose URI is a path, and reads the whole answer. An `authorization` that it brings
     /// gives way to the upstream's own key.
     pub async fn ask(
+        &self,
+        upstream: &Upstream,
+        request: Request<Bytes>,
+        limit: Duration,
+    ) -> Result<Response<Bytes>, AskError> {
+        self.ask_with_key(upstream, with_own_key(upstream, request)?, limit).await
+    }
+
+    /// As `ask`, of a request that brings the key which the upstream is to be shown, if any.
+    pub async fn ask_with_key(
         &self,
         upstream: &Upstream,
         request: Request<Bytes>,
@@ -169,7 +179,15 @@ async fn within(
     tokio::time::timeout(limit, exchange).await.unwrap_or(Err(AskError::Timeout(limit)))
 }
 
-/// Puts the upstream's prefix, name and key on a request.
+/// Puts the upstream's own key on a request, if it has one.
+fn with_own_key(upstream: &Upstream, mut request: Request<Bytes>) -> Result<Request<Bytes>, http::Error> {
+    if let Some(value) = &upstream.authorization {
+        request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::try_from(value.as_str())?);
+    }
+    Ok(request)
+}
+
+/// Puts the upstream's prefix and name on a request.
 fn addressed(upstream: &Upstream, request: Request<Bytes>) -> Result<Request<Full<Bytes>>, http::Error> {
     let (mut head, body) = request.into_parts();
     let url = &upstream.config.url;
@@ -180,8 +198,5 @@ fn addressed(upstream: &Upstream, request: Request<Bytes>) -> Result<Request<Ful
     head.headers.insert(header::HOST, HeaderValue::try_from(host)?);
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     head.headers.insert(header::USER_AGENT, HeaderValue::from_static(PRODUCT));
-    if let Some(value) = &upstream.authorization {
-        head.headers.insert(header::AUTHORIZATION, HeaderValue::try_from(value.as_str())?);
-    }
     Ok(Request::from_parts(head, Full::new(body)))
 }

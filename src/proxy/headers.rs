@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
@@ -13,6 +13,7 @@ use pingora::protocols::http::ServerSession;
 use super::client::Client;
 use super::prompt_work::Placement;
 use super::request::{ClientRequest, Scope};
+use super::route_edits::RouteEdits;
 use crate::fleet::Upstream;
 use crate::names::{
     X_ATTEMPTS, X_DATA_PARALLEL_RANK, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_HIT, X_REASON,
@@ -174,6 +175,26 @@ pub fn towards_upstream(
         Some(edits) => edits.towards_upstream(&mut head, upstream).map(|()| head),
         None => Ok(head),
     }
+}
+
+/// The `authorization` that an upstream is shown by a request that goes to it: its own or that of the route,
+/// before the client's.
+pub fn authorization(
+    client: &Client<'_>,
+    edits: Option<&RouteEdits>,
+    upstream: &Upstream,
+) -> Option<HeaderValue> {
+    let mut head = RequestHeader::build_no_case(Method::GET, b"/", None).ok()?;
+    if let Some(key) = client.headers().get(header::AUTHORIZATION) {
+        head.insert_header(header::AUTHORIZATION, key).ok()?;
+    }
+    if let Some(key) = &upstream.authorization {
+        replace_key(&mut head, key).ok()?;
+    }
+    if let Some(edits) = edits {
+        edits.towards_upstream(&mut head, upstream).ok()?;
+    }
+    head.headers.get(header::AUTHORIZATION).cloned()
 }
 
 /// The target as upstreams get it: a path with its query, also where the client named the host in it.

@@ -163,14 +163,16 @@ pub enum Located {
 /// Asks every upstream that may hold a stored response for it: responses are in the memory of the engine
 /// that made them. The id can stand in a path.
 pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &SearchKey) -> Located {
-    let (path, among) = (format!("/v1/responses/{}", wanted.id), wanted.among.as_deref());
-    let asked = snapshot.reachable().filter(|entry| entry.is_among(among)).map(async |entry| {
+    let path = format!("/v1/responses/{}", wanted.id);
+    let upstreams = wanted.upstreams.iter();
+    let entries = upstreams.filter_map(|(id, key)| Some((snapshot.by_id(*id)?, key)));
+    let asked = entries.map(async |(entry, key)| {
         let mut request = Request::get(&path);
-        if let Some(key) = &wanted.authorization {
+        if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);
         }
         let Ok(request) = request.body(Bytes::new()) else { return Located::Nowhere };
-        match fleet.client().ask(&entry.upstream, request, LOOKUP).await {
+        match fleet.client().ask_with_key(&entry.upstream, request, LOOKUP).await {
             Ok(answer) if answer.status() == StatusCode::OK => Located::At(entry.upstream.id),
             Ok(answer) if !answer.status().is_server_error() => Located::Nowhere,
             // An upstream that is not there has nothing.

@@ -223,7 +223,7 @@ async fn find(scope: &Scope<'_>, client: &Client<'_>, request: &ClientRequest, i
             LocationSource::Id => tagged(&snapshot, among, id),
             LocationSource::Redis => kept(shared, &snapshot, among, id).await,
             LocationSource::OnlyUpstream => location::only_upstream(&*snapshot, among, request.model.name()),
-            LocationSource::Search => searched(shared, client, request, &snapshot, among, id).await,
+            LocationSource::Search => searched(scope, client, request, &snapshot, among, id).await,
         };
         found = FoundResponse::from_report(source, report);
         if found.is_some() {
@@ -266,18 +266,26 @@ async fn kept(shared: &Shared, snapshot: &Snapshot, among: Option<&[usize]>, id:
     }
 }
 
-/// What the upstreams answer when all of them are asked.
+/// What the upstreams answer when all of them are asked, each with the key that the request itself would
+/// bring.
 async fn searched(
-    shared: &Shared,
+    scope: &Scope<'_>,
     client: &Client<'_>,
     request: &ClientRequest,
     snapshot: &Arc<Snapshot>,
     among: Option<&[usize]>,
     id: &str,
 ) -> LocationReport {
-    let routed = request.edits.as_ref().and_then(|edits| edits.authorization());
-    let authorization = routed.or_else(|| client.headers().get(header::AUTHORIZATION).cloned());
-    let key = SearchKey { id: id.into(), authorization, among: among.map(<[usize]>::to_vec) };
+    let (shared, peeker) = (scope.shared, &scope.settings.peeker);
+    // The route by which a request for a response goes when the model that made it is not known.
+    let unnamed = || peeker.routed(client, &request.path, None, (Dialect::Other, None)).map(Box::new);
+    let fallback = if request.edits.is_none() { unnamed() } else { None };
+    let edits = request.edits.as_deref().or(fallback.as_deref());
+    let asked = snapshot.reachable().filter(|entry| entry.is_among(among)).map(|entry| {
+        let upstream = &entry.upstream;
+        (upstream.id, headers::authorization(client, edits, upstream))
+    });
+    let key = SearchKey { id: id.into(), upstreams: asked.collect() };
     match shared.searches.locate(&shared.fleet, snapshot, key).await {
         Located::At(upstream) => LocationReport::MadeAt { upstream, lost: false, name: 0 },
         Located::Nowhere => LocationReport::Nowhere,

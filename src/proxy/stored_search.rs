@@ -35,9 +35,8 @@ type Search = BoxFuture<'static, Located>;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SearchKey {
     pub id: String,
-    pub authorization: Option<HeaderValue>,
-    /// The ids of the upstreams that are asked; `None`: all.
-    pub among: Option<Vec<usize>>,
+    /// The ids of the upstreams that are asked, each with the `authorization` that it is shown.
+    pub upstreams: Vec<(usize, Option<HeaderValue>)>,
 }
 
 /// The searches of a balancer.
@@ -66,7 +65,7 @@ impl ResponseSearches {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the upstreams of `snapshot` for a response.
+    /// Asks upstreams of `snapshot` for a response.
     pub async fn locate(&self, fleet: &Arc<Fleet>, snapshot: &Arc<Snapshot>, key: SearchKey) -> Located {
         let (fleet, snapshot, wanted) = (fleet.clone(), snapshot.clone(), key.clone());
         let search = async move { own_answers::locate_response(&fleet, &snapshot, &wanted).await };
@@ -129,7 +128,7 @@ mod tests {
     use super::*;
 
     fn key(id: &str) -> SearchKey {
-        SearchKey { id: id.into(), authorization: None, among: None }
+        SearchKey { id: id.into(), upstreams: Vec::new() }
     }
 
     fn search(count: &Arc<AtomicUsize>, found: Located) -> Search {

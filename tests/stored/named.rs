@@ -246,3 +246,44 @@ async fn a_named_response_is_where_the_last_attempt_has_made_it() {
     }
     assert!(balancer.metric("vllm_lb_retries_total").await > 0.0, "none was tried again");
 }
+
+/// The search asked with the client's key, or the upstream's own in place of the route's: nothing was found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_shows_each_upstream_the_key_of_the_request_that_follows_it() {
+    let engines = locked().await;
+    let everywhere = "
+  - {api_key: inner}";
+    let at_two = "
+  - {upstreams: ['two:80'], api_key: inner}";
+    for (case, (routes, own, found_at)) in
+        [(everywhere, None, 0), (everywhere, Some("own"), 1), (at_two, Some("inner"), 0), (at_two, None, 1)]
+            .into_iter()
+            .enumerate()
+    {
+        let mut config = routed(&engines, routes);
+        for upstream in &mut config.upstreams {
+            upstream.models = Some(vec!["sim".into()]);
+            upstream.api_key = own.map(Secret::new);
+        }
+        let balancer = Balancer::ready(config).await;
+        let id = format!("elsewhere-{case}");
+        let body = json!({"model": "sim", "input": "a", "request_id": id}).to_string();
+        let headers = [JSON, ("authorization", "Bearer inner")];
+        let mut direct = Wire::connect(&common::direct(&engines[found_at])).await;
+        let made = direct.ask(request("POST", RESPONSES, &headers, body.as_bytes())).await.expect(200);
+        let asked_before = engines[0].requests().len();
+        let headers = [("authorization", "Bearer mine")];
+        let path = format!("{RESPONSES}/{id}");
+        let found = balancer.ask(request("GET", &path, &headers, b"")).await.expect(200);
+        assert_eq!((found.json(), upstream_of(&found)), (made.json(), ["one:80", "two:80"][found_at].into()));
+        let shown = engines[0].requests().split_off(asked_before);
+        let shown = shown.iter().filter(|one| one.path == path).map(|one| one.header("authorization"));
+        let leads_to_one = routes == everywhere || own.is_some();
+        let key = if leads_to_one { "Bearer inner" } else { "Bearer mine" };
+        let shown: Vec<_> = shown.collect();
+        assert!(
+            shown.len() + found_at >= 1 && shown.iter().all(|shown| *shown == Some(key)),
+            "{case}: {shown:?}"
+        );
+    }
+}
