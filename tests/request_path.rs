@@ -198,3 +198,61 @@ async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
     balancer.until_idle().await;
     task.abort();
 }
+
+/// What waits for an upstream was not counted once the body could not be held.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_an_upstream_counts_as_memory_and_ends_with_its_request() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
+    upstream.models = Some(common::names(&["sim"]));
+    let task = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 5];
+            stream.read_exact(&mut head).await.ok();
+            if &head != b"POST " {
+                stream.write_all(answer("200 OK", "application/json", "{}").as_bytes()).await.ok();
+            }
+            kept.push(stream);
+        }
+    });
+    let mut config = config(vec![upstream]);
+    (config.peek.bytes, config.peek.memory) = (1000, 1 << 20);
+    let balancer = Balancer::ready(config).await;
+    let body = common::body::padded(30 << 20, "sim", common::body::Place::First);
+    let length = body.len().to_string();
+    let mut client = balancer.client().await;
+    client.send(wire::head("POST", CHAT, &[JSON, ("content-length", &length)])).await;
+    // More than the sockets on the way can hold.
+    drop(timeout(Duration::from_secs(5), client.try_send(&body[..20 << 20])).await);
+    let counted = balancer.metric("vllm_lb_peeked_bytes").await;
+    assert!((200_000.0..400_000.0).contains(&counted), "{counted}");
+    // The upstream ends, and with it the request.
+    task.abort();
+    balancer.until_idle().await;
+    balancer.until_metric("vllm_lb_peeked_bytes", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_piece_by_piece_where_there_is_no_memory_for_what_waits() {
+    let engine = engine(Default::default()).await;
+    let mut config = config(upstreams([&engine]));
+    (config.peek.bytes, config.peek.memory) = (1000, 80_000);
+    let balancer = Balancer::ready(config).await;
+    let body = common::body::padded(4 << 20, "sim", common::body::Place::First);
+    let uploads = (0..4).map(async |_| {
+        let mut client = balancer.client().await;
+        let length = body.len().to_string();
+        client.send(wire::head("POST", CHAT, &[JSON, ("content-length", &length)])).await;
+        for piece in body.chunks(16 << 10) {
+            client.send(piece).await;
+        }
+        client.answer().await
+    });
+    let answers = futures_util::future::join_all(uploads).await;
+    assert!(answers.iter().all(|answer| [200, 503].contains(&answer.status)), "{answers:?}");
+    let arrived: Vec<_> = engine.requests().into_iter().filter(|one| one.path == CHAT).collect();
+    assert!(!arrived.is_empty() && arrived.iter().all(|one| one.body_length == body.len()));
+    balancer.until_idle().await;
+    balancer.until_metric("vllm_lb_peeked_bytes", 0.0).await;
+}

@@ -45,6 +45,8 @@ pub struct RequestBody {
     complete: bool,
     /// What every upstream gets in the body.
     insertion: Option<BodyInsertion>,
+    /// What waits for the upstream behind the held part, while it does.
+    waiting: Option<Reservation>,
     /// Reads what streams past, where the route was found by what the peeked part says.
     tail: Option<Box<BodyTail>>,
 }
@@ -87,6 +89,7 @@ impl RequestBody {
             declared,
             complete: false,
             insertion: None,
+            waiting: None,
             tail: None,
         }
     }
@@ -144,6 +147,21 @@ impl RequestBody {
         let ahead = total.next_power_of_two().max(MIN_RESERVED).min(self.max_held.max(total));
         let enough = ahead.min(self.declared.unwrap_or(u64::MAX)).max(total);
         self.reservation.grow_to(enough)
+    }
+
+    /// Reserves for what waits for the upstream. False when there is no room for it.
+    pub fn reserve_waiting(&mut self, bytes: usize) -> bool {
+        let waiting = self.waiting.get_or_insert_with(|| self.reservation.beside());
+        waiting.grow_to(bytes as u64)
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Nothing waits for the upstream any more.
+    pub fn release_waiting(&mut self) {
+        self.waiting = None;
     }
 
     /// Reads the rest of the body as it comes.
@@ -242,6 +260,7 @@ impl RequestBody {
     pub fn release(&mut self) {
         self.held = HeldBytes::Released;
         self.reservation.release();
+        self.waiting = None;
     }
 }
 

@@ -81,6 +81,16 @@ impl UpstreamConnection {
         }
     }
 
+    /// Reserves for what waits and a piece that is to be queued. Without room for it the client is not read
+    /// while anything waits, so that one piece is not counted at the most.
+    fn reserve(&mut self, request: &mut ClientRequest, piece: usize) {
+        let waiting = self.outgoing.waiting();
+        if waiting == 0 {
+            request.body.release_waiting();
+        }
+        self.outgoing.set_ample(request.body.reserve_waiting(waiting + piece));
+    }
+
     fn queue(&mut self, piece: Bytes) {
         if piece.is_empty() {
             return;
@@ -111,7 +121,10 @@ impl UpstreamConnection {
     }
 
     /// Lets the upload's clock stand while the client is not read.
-    pub fn pace(&self, request: &ClientRequest, watch: &mut Watch) {
+    pub fn pace(&self, request: &mut ClientRequest, watch: &mut Watch) {
+        if request.body.has_waiting() && self.outgoing.waiting() == 0 {
+            request.body.release_waiting();
+        }
         let reads = self.takes_more(request.body.is_complete());
         match watch.upload() {
             Some(upload) if reads => upload.resume(),
@@ -150,6 +163,7 @@ impl UpstreamConnection {
         request.body.read_on(&piece)?;
         request.body.hold_if_possible(&piece);
         placement.follow(scope, request, before, &piece, complete);
+        self.reserve(request, piece.len());
         self.queue(piece);
         if complete {
             request.body.complete();

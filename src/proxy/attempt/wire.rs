@@ -36,6 +36,9 @@ const MAX_SLICES: usize = 16;
 /// More is queued only while less than this waits for the upstream.
 const MAX_WAITING: usize = 256 << 10;
 
+/// Where `peek.memory` has no room for what waits: a piece is queued when the upstream has taken the last one.
+const MIN_WAITING: usize = 1;
+
 /// What a queued piece takes besides its bytes.
 const PIECE_OVERHEAD: usize = 64;
 
@@ -45,10 +48,12 @@ const PIECE_OVERHEAD: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct Outgoing(Arc<Mutex<SendQueue>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct SendQueue {
     pieces: VecDeque<Bytes>,
     bytes: usize,
+    /// More is queued only while less than this waits.
+    limit: usize,
     /// When the upstream last took something, or the queue was last empty.
     moved: Option<Instant>,
     /// The upstream takes nothing any more. What it has answered can still be read.
@@ -83,16 +88,26 @@ impl Outgoing {
         queue.pieces.push_back(piece);
     }
 
+    /// What is queued.
+    pub fn waiting(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Lets much wait for the upstream, or one piece.
+    pub fn set_ample(&self, ample: bool) {
+        self.lock().limit = if ample { MAX_WAITING } else { MIN_WAITING };
+    }
+
     /// Whether more may be queued.
     pub fn has_room(&self) -> bool {
-        self.lock().bytes < MAX_WAITING
+        self.lock().has_room()
     }
 
     /// Waits until more may be queued, while the same task reads the connection and so sends.
     pub async fn room(&self) {
         poll_fn(|cx| {
             let mut queue = self.lock();
-            if queue.bytes < MAX_WAITING {
+            if queue.has_room() {
                 return Poll::Ready(());
             }
             queue.wants_room = Some(cx.waker().clone());
@@ -116,7 +131,24 @@ impl Outgoing {
 
 // === impl SendQueue ===
 
+impl Default for SendQueue {
+    fn default() -> Self {
+        SendQueue {
+            pieces: VecDeque::new(),
+            bytes: 0,
+            limit: MAX_WAITING,
+            moved: None,
+            broken: false,
+            wants_room: None,
+        }
+    }
+}
+
 impl SendQueue {
+    fn has_room(&self) -> bool {
+        self.bytes < self.limit
+    }
+
     fn advance(&mut self, mut count: usize) {
         self.bytes = self.bytes.saturating_sub(count);
         self.moved = Some(Instant::now());
@@ -138,7 +170,7 @@ impl SendQueue {
     }
 
     fn wake_for_room(&mut self) {
-        if self.bytes < MAX_WAITING
+        if self.has_room()
             && let Some(waker) = self.wants_room.take()
         {
             waker.wake();
