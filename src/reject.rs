@@ -51,6 +51,8 @@ pub enum Reject {
     Upstream { name: Option<String> },
     /// The upstream did not answer in time. Named where clients may know it.
     Timeout { name: Option<String> },
+    /// The upstream's answer cannot be translated: it is above this limit.
+    LargeAnswer { limit: String },
     /// The request has been here before: some upstream leads back to this balancer.
     Loop,
     /// The request's own time was over before an upstream had room for it.
@@ -81,7 +83,7 @@ impl Reject {
             Reject::Slow => 408,
             Reject::Malformed { .. } | Reject::Field { .. } => 400,
             Reject::HeadTooLarge { .. } => 431,
-            Reject::Upstream { .. } => 502,
+            Reject::Upstream { .. } | Reject::LargeAnswer { .. } => 502,
             Reject::Timeout { .. } | Reject::NoTime => 504,
             Reject::Loop => 508,
             Reject::Token => 401,
@@ -108,6 +110,7 @@ impl Reject {
             Reject::Upstream { .. } => "upstream",
             Reject::Timeout { .. } => "timeout",
             Reject::NoTime => "no_time",
+            Reject::LargeAnswer { .. } => "large_answer",
             Reject::Loop => "loop",
             Reject::Token => "token",
             Reject::Internal => "internal",
@@ -126,7 +129,7 @@ impl Reject {
             Reject::NotReady { .. } | Reject::Memory => vec![("retry-after", "1".into())],
             Reject::Full { retry_after } => vec![("retry-after", retry_after.to_string())],
             // Whoever else could have been asked was: the client's library would only multiply the tries.
-            Reject::Upstream { .. } | Reject::Timeout { .. } | Reject::Loop => {
+            Reject::Upstream { .. } | Reject::Timeout { .. } | Reject::LargeAnswer { .. } | Reject::Loop => {
                 vec![("x-should-retry", "false".into())]
             }
             _ => Vec::new(),
@@ -192,6 +195,9 @@ impl Reject {
             Reject::Upstream { name } => of_upstream(name.as_deref(), "did not answer.").into(),
             Reject::Timeout { name } => of_upstream(name.as_deref(), "did not answer in time.").into(),
             Reject::NoTime => "No upstream had room for the request in its time.".into(),
+            Reject::LargeAnswer { limit } => {
+                format!("The upstream's answer has more than the {limit} that can be translated.").into()
+            }
             Reject::Loop => "The request came back: an upstream leads to its own balancer.".into(),
             Reject::Token => "Unauthorized".into(),
             Reject::Internal => "Internal server error".into(),

@@ -374,3 +374,35 @@ async fn other_models_and_other_paths_are_not_translated() {
     let paths: Vec<String> = engines[0].requests().into_iter().map(|one| one.path).collect();
     assert_eq!(paths, [RESPONSES, CHAT]);
 }
+
+/// It was parsed into a tree of any size.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_too_many_values_is_refused_with_the_limit_and_blamed_on_no_upstream() {
+    let answer = |values: usize| {
+        let (start, end) =
+            (r#"{"model":"sim","choices":[{"index":0,"message":{"content":"wo"},"x":["#, "0]}]}");
+        let body = format!("{start}{}{end}", "0,".repeat(values));
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json";
+        format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    };
+    let ask = post(RESPONSES, r#"{"model":"fast","input":"hi"}"#);
+    let raws = [Raw::start(&answer(1_000_000)).await, Raw::start(&answer(1_000_000)).await];
+    let mut config = translating(raws.iter().map(Raw::upstream).collect());
+    config.breaker.failures = 1;
+    let balancer = Balancer::ready(config).await;
+    for asked in 1..=3 {
+        let refused = balancer.ask(&ask).await.expect(502);
+        let error = &refused.json()["error"];
+        let told = "The upstream's answer has more than the 1000000 values that can be translated.";
+        assert_eq!((&error["message"], &error["code"]), (&json!(told), &json!(502)));
+        let heads = raws.iter().flat_map(Raw::heads);
+        assert_eq!(heads.filter(|head| head.starts_with("POST ")).count(), asked, "each was tried once");
+    }
+    balancer.until_idle().await;
+    let snapshot = balancer.running.fleet.snapshot();
+    assert!(snapshot.entries.iter().all(Entry::is_ready), "no upstream is to blame");
+    let raw = Raw::start(&answer(900_000)).await;
+    let balancer = Balancer::ready(translating(vec![raw.upstream()])).await;
+    let told = balancer.ask(&ask).await.expect(200).json();
+    assert_eq!(told["output"][0]["content"][0]["text"], "wo");
+}

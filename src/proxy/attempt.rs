@@ -30,7 +30,7 @@ use crate::fleet::Sign;
 use crate::reject::Reject;
 use crate::reply::judge::{Judge, Verdict};
 use crate::retry::{AttemptFailure, EndReason};
-use crate::route::answer::overflow;
+use crate::route::answer::{WHOLE, overflow};
 use connection::UpstreamConnection;
 
 /// How long an answer that is no stream is held while its beginning does not tell what it is: an upstream
@@ -227,7 +227,10 @@ async fn judge_beginning(
     let mut judge = Judge::new(answer.status, kind, headers::length(&answer.head().headers));
     // From the first byte of the body: a head alone says nothing, and another attempt can follow it.
     let mut held_until = None;
-    let may_overflow = request.edits.as_ref().is_some_and(|edits| edits.may_overflow(answer.head()));
+    let edits = request.edits.as_ref();
+    let may_overflow = edits.is_some_and(|edits| edits.may_overflow(answer.head()));
+    // What makes it too large is told in its place, while no head has gone out.
+    let holds = edits.is_some_and(|edits| edits.holds(answer.head()));
     let room = answer.connection.outgoing().clone();
     loop {
         answer.connection.pace(request, watch);
@@ -241,7 +244,7 @@ async fn judge_beginning(
             }
             () = room.room(), if !reads => continue,
             reason = watch.end() => return Err(ended(reason)),
-            () = wait_until(held_until), if !is_stream => return Ok(None),
+            () = wait_until(held_until), if !is_stream && !holds => return Ok(None),
         };
         let verdict = match received {
             Err(_) => return Err(AttemptFailure::Reset.into()),
@@ -261,7 +264,8 @@ async fn judge_beginning(
             }
         };
         let may_overflow = may_overflow && !answer.over && answer.begun.len() <= overflow::MOST;
-        if verdict == Verdict::Wait || may_overflow {
+        let holds = holds && verdict == Verdict::Accept && !answer.over && answer.begun.len() <= WHOLE;
+        if verdict == Verdict::Wait || may_overflow || holds {
             continue;
         }
         let failure = failure_of(verdict, request, answer);

@@ -23,7 +23,7 @@ use super::relay::{self, PreparedAnswer};
 use super::request::{ClientRequest, Scope};
 use super::settings::Settings;
 use super::watch::Watch;
-use super::{Balancer, respond, stored, tunnel};
+use super::{Balancer, respond, stored, translation, tunnel};
 use crate::fleet::{Blame, FailureKind, Outcome, Query, Routing, Sign, Upstream};
 use crate::observe;
 use crate::reject::Reject;
@@ -227,6 +227,10 @@ async fn settle(
     // The client gets the answer, and the upstream is judged by it.
     answer.failure = failure;
     let prepared = relay::prepare(scope, client, request, placement, *answer, tries.made);
+    if let Some(limit) = prepared.as_ref().err().and_then(|error| translation::limit_of(error)) {
+        // Another upstream would hardly answer otherwise.
+        return Settled::Stopped(Reject::LargeAnswer { limit }.into());
+    }
     let broken = prepared.is_err() || relay::is_broken(request);
     if broken && may_follow(scope, request, tries, AttemptFailure::Reset) {
         tries.another = true;

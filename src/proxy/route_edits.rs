@@ -210,6 +210,12 @@ impl RouteEdits {
         }
     }
 
+    /// Whether nothing of an answer with this head can go on before it is whole.
+    pub fn holds(&self, head: &ResponseHeader) -> bool {
+        let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        self.translates() && is_plain(head) && translation::holds(head.status.as_u16(), kind)
+    }
+
     /// Whether an answer with this head may be answered in another way, once its body is known.
     pub fn may_overflow(&self, head: &ResponseHeader) -> bool {
         head.status == 400 && self.plan.route.overflow == Overflow::Length && is_plain(head)

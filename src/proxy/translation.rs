@@ -14,7 +14,10 @@ use crate::config::types::Responses;
 use crate::route::answer::Asker;
 use crate::route::paths::Api;
 use crate::route::table::Plan;
-use crate::route::translate::{self, Exchange, Unreadable};
+use crate::route::translate::{self, AnswerFault, Exchange};
+
+/// What kind of error it is that an answer is above a limit.
+const TOO_LARGE: ErrorType = ErrorType::Custom("an answer that is too large to be translated");
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -49,7 +52,7 @@ pub fn begin(
         token_ids: plan.route.token_ids,
         hides_logprobs: asker.asked.logprobs,
     };
-    let begun = if plain { exchange.begin(asker, kind) } else { Err(Unreadable) };
+    let begun = if plain { exchange.begin(asker, kind) } else { Err(AnswerFault::NoChat) };
     begun.map(|()| true).map_err(unreadable)
 }
 
@@ -58,7 +61,23 @@ pub fn piece(exchange: &mut Exchange, piece: &[u8], end: bool) -> Result<Option<
     exchange.feed(piece, end).map(|told| told.map(Bytes::from)).map_err(unreadable)
 }
 
-/// The upstream's fault: another may answer in its place as long as nothing has gone out.
-fn unreadable(_: Unreadable) -> Box<Error> {
-    Error::explain(ErrorType::InvalidHTTPHeader, "the answer is no chat, as the route says it is").into_up()
+/// Whether the client gets nothing of an answer with such a head before it is whole.
+pub fn holds(status: u16, kind: Option<&str>) -> bool {
+    (200..300).contains(&status) && kind.is_some_and(|kind| kind.trim_start().starts_with("application/json"))
+}
+
+/// No chat is the upstream's fault: another may answer in its place as long as nothing has gone out.
+fn unreadable(fault: AnswerFault) -> Box<Error> {
+    match fault.limit() {
+        None => {
+            let why = "the answer is no chat, as the route says it is";
+            Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
+        }
+        Some(limit) => Error::explain(TOO_LARGE, limit).into_up(),
+    }
+}
+
+/// The limit above which an answer was, if that is what an error says.
+pub fn limit_of(error: &Error) -> Option<String> {
+    error.context.as_ref().filter(|_| error.etype == TOO_LARGE).map(|limit| limit.as_str().to_string())
 }

@@ -24,6 +24,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use self::answer::MAX_ANSWER_VALUES;
 pub use self::form::Echo;
 use self::form::Form;
 pub use self::request::{MAX_TREE_VALUES, chat_bytes, memory_needed};
@@ -61,9 +62,27 @@ enum Way {
     Events(Box<Stream>),
 }
 
-/// An answer that is no chat's.
+/// Why an answer cannot be translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreadable;
+pub enum AnswerFault {
+    /// It is no chat's.
+    NoChat,
+    /// It has more bytes than [`WHOLE`].
+    ManyBytes,
+    /// It has more values than [`MAX_ANSWER_VALUES`], each of which takes memory of its own.
+    ManyValues,
+}
+
+impl AnswerFault {
+    /// The limit that the answer is above, of one that another upstream would hardly give otherwise.
+    pub fn limit(self) -> Option<String> {
+        match self {
+            AnswerFault::NoChat => None,
+            AnswerFault::ManyBytes => Some(format!("{WHOLE} bytes")),
+            AnswerFault::ManyValues => Some(format!("{MAX_ANSWER_VALUES} values")),
+        }
+    }
+}
 
 impl Exchange {
     /// The chat that a request is sent as. `Ok(None)`: it is no JSON object and goes on as it is, for the
@@ -81,7 +100,7 @@ impl Exchange {
     }
 
     /// A good answer begins. `Err`: what it says of itself is no chat.
-    pub fn begin(&mut self, asker: Asker, content_type: Option<&str>) -> Result<(), Unreadable> {
+    pub fn begin(&mut self, asker: Asker, content_type: Option<&str>) -> Result<(), AnswerFault> {
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let names = Names::of(asker.model.as_deref(), asker.to.as_deref());
         let form = Form::new(self.echo.clone(), asker);
@@ -90,7 +109,7 @@ impl Exchange {
         } else if kind.starts_with("application/json") {
             Some(Way::Whole { form, held: Vec::new() })
         } else {
-            return Err(Unreadable);
+            return Err(AnswerFault::NoChat);
         };
         Ok(())
     }
@@ -106,20 +125,20 @@ impl Exchange {
     }
 
     /// The next piece, and what the client gets of it; `None`: it goes on as it is.
-    pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Option<Vec<u8>>, Unreadable> {
+    pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Option<Vec<u8>>, AnswerFault> {
         match &mut self.way {
             None => Ok(None),
             Some(Way::Events(stream)) => Ok(Some(stream.feed(piece, end))),
             Some(Way::Whole { form, held }) => {
-                held.extend_from_slice(piece);
-                if held.len() > WHOLE {
-                    return Err(Unreadable);
+                if held.len() + piece.len() > WHOLE {
+                    return Err(AnswerFault::ManyBytes);
                 }
+                held.extend_from_slice(piece);
                 if !end {
                     return Ok(Some(Vec::new()));
                 }
                 let held = std::mem::take(held);
-                answer::whole(form, &held).map(Some).ok_or(Unreadable)
+                answer::whole(form, &held).map(Some)
             }
         }
     }

@@ -2,7 +2,13 @@
 
 use serde_json::{Value, json};
 
+use super::AnswerFault;
 use super::form::{self, Form, Kind, Status, Tokens};
+use crate::route::json::has_at_most;
+
+/// The most values that a chat's answer may have. Log-probabilities are most of those: with 20 of them for
+/// each token it is enough for some 5,000 tokens.
+pub const MAX_ANSWER_VALUES: usize = 1_000_000;
 
 /// The text that a message has under one of these names; an empty one is none.
 pub fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
@@ -13,8 +19,16 @@ pub fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
 /// Where engines put what the model thought.
 pub const THOUGHTS: [&str; 2] = ["reasoning", "reasoning_content"];
 
-/// The response; `None`: this is no chat.
-pub fn whole(form: &Form, body: &[u8]) -> Option<Vec<u8>> {
+/// The response.
+pub fn whole(form: &Form, body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
+    if !has_at_most(body, MAX_ANSWER_VALUES) {
+        return Err(AnswerFault::ManyValues);
+    }
+    translate(form, body).ok_or(AnswerFault::NoChat)
+}
+
+/// `None`: this is no chat.
+fn translate(form: &Form, body: &[u8]) -> Option<Vec<u8>> {
     let mut chat: Value = serde_json::from_slice(body).ok()?;
     let choices = chat.get_mut("choices")?.as_array_mut()?;
     let first = choices.iter().position(|choice| choice["index"] == 0).unwrap_or(0);

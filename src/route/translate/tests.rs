@@ -263,9 +263,25 @@ fn the_cost_of_a_byte_is_bounded() {
 #[test]
 fn an_answer_of_another_kind_is_refused() {
     for kind in [None, Some("text/html")] {
-        assert_eq!(Exchange::default().begin(Asker::default(), kind), Err(Unreadable));
+        assert_eq!(Exchange::default().begin(Asker::default(), kind), Err(AnswerFault::NoChat));
     }
     let mut exchange = exchange();
     exchange.pass();
     assert_eq!(exchange.feed(b"{}", true), Ok(None));
+}
+
+#[test]
+fn an_answer_above_a_limit_is_refused_with_the_limit() {
+    let begun = || {
+        let mut exchange = exchange();
+        exchange.begin(Asker::default(), Some("application/json")).unwrap();
+        exchange
+    };
+    let answer = |values| format!(r#"{{"choices":[{{"message":{{}},"x":[{}0]}}]}}"#, "0,".repeat(values));
+    let fault = begun().feed(answer(MAX_ANSWER_VALUES).as_bytes(), true).unwrap_err();
+    assert_eq!((fault, fault.limit().as_deref()), (AnswerFault::ManyValues, Some("1000000 values")));
+    assert!(begun().feed(answer(MAX_ANSWER_VALUES - 20).as_bytes(), true).unwrap().is_some());
+    let (mut exchange, piece) = (begun(), vec![b' '; 1 << 20]);
+    let fault = (0..=WHOLE >> 20).find_map(|_| exchange.feed(&piece, false).err());
+    assert_eq!(fault, Some(AnswerFault::ManyBytes));
 }
