@@ -80,8 +80,8 @@ impl FormScanner {
     pub fn new(content_type: &str) -> Option<Self> {
         let kind = content_type.split(';').next()?.trim();
         let boundary = parameter(content_type.as_bytes(), b"boundary")?;
-        if !kind.eq_ignore_ascii_case("multipart/form-data") || !(1..=MAX_BOUNDARY).contains(&boundary.len())
-        {
+        let is_usable = (1..=MAX_BOUNDARY).contains(&boundary.len()) && boundary.is_ascii();
+        if !kind.eq_ignore_ascii_case("multipart/form-data") || !is_usable {
             return None;
         }
         let delimiter = [b"\r\n--", boundary.as_slice()].concat();
@@ -131,6 +131,11 @@ impl FormScanner {
     pub fn end(&self) -> Option<Range<usize>> {
         let Place::End { start } = self.place else { return None };
         Some(start..start + self.delimiter.needle().len() - 2)
+    }
+
+    /// Whether the form cannot be followed any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.place, Place::Malformed(_))
     }
 
     fn start(&mut self, body: &[u8]) -> bool {
@@ -312,6 +317,7 @@ mod tests {
             ("multipart/form-data; boundary*=AbC", None),
             ("multipart/form-data", None),
             ("multipart/mixed; boundary=AbC", None),
+            ("multipart/form-data; boundary=Ab\u{fffd}", None),
             ("application/json", None),
             ("", None),
         ] {

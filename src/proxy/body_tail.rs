@@ -30,15 +30,23 @@ impl BodyTail {
 
     /// Fails where what was read so far is to be refused.
     pub fn check(&self) -> Result<(), Reject> {
-        let names_model = match self {
-            BodyTail::Json(tail) => tail.names_model(),
-            BodyTail::Multipart(tail) => tail.names_model(),
+        let (names_model, is_lost) = match self {
+            BodyTail::Json(tail) => (tail.names_model(), false),
+            BodyTail::Multipart(tail) => (tail.names_model(), tail.is_lost()),
         };
-        if names_model { Err(second_model()) } else { Ok(()) }
+        if names_model {
+            return Err(second_model());
+        }
+        if is_lost { Err(lost_form()) } else { Ok(()) }
     }
 }
 
 /// The refusal of a body that names a second model behind the part by which its route was found.
 pub fn second_model() -> Reject {
     Reject::Field { param: "model".into(), message: "The body names its model more than once.".into() }
+}
+
+/// The refusal of a form that cannot be followed, where something depends on what it says.
+pub fn lost_form() -> Reject {
+    Reject::Field { param: "body".into(), message: "The parts of the form cannot be followed.".into() }
 }

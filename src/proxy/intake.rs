@@ -235,10 +235,11 @@ async fn infer(
     api: Api,
 ) -> Result<Intake, Stop> {
     request.counts_tokens = api.counts_tokens();
-    let kind = client.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = client.headers().get(header::CONTENT_TYPE);
+    let kind = kind.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let shape = match api.model_in() {
         ModelIn::Json | ModelIn::Sniff => BodyShape::Json(api),
-        ModelIn::Multipart => kind.map_or(BodyShape::Opaque, |kind| BodyShape::Multipart(kind.to_string())),
+        ModelIn::Multipart => kind.map_or(BodyShape::Opaque, BodyShape::Multipart),
         ModelIn::Query | ModelIn::Nowhere => BodyShape::Opaque,
     };
     let decides = scope.shared.fleet.snapshot().model_decides();

@@ -124,3 +124,41 @@ async fn a_second_model_is_refused_while_its_request_waits() {
     assert_refused(waiting.answer().await);
     assert_eq!(engines[0].requests().len(), 1);
 }
+
+/// A form whose parts cannot be followed went on, whatever its route says: without the served name, or past
+/// the route.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_cannot_be_followed_is_refused_where_routes_are() {
+    let engines = [serving(&["sim", "held"]).await, serving(&["held"]).await];
+    let balancer = Balancer::ready(routed(&engines, ROUTES)).await;
+    let path = "/v1/audio/transcriptions";
+    let kind = |boundary: &str| format!("multipart/form-data; {boundary}");
+    let whole = |model: &str| form("line", &[("model", model), ("file", "sound")]);
+    let cut = |model: &str| whole(model)[..whole(model).len() - "--line--\r\n".len()].to_vec();
+    let headers = "x".repeat(40_000);
+    let long =
+        format!("--line\r\nx-long: {headers}\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\n");
+    let long = [long.as_bytes(), b"held\r\n", &whole("sim")].concat();
+    for (boundary, body) in [
+        ("boundary*=utf-8''line", whole("open")),
+        ("boundary=l\u{ef}ne", form("l\u{ef}ne", &[("model", "open"), ("file", "sound")])),
+        ("boundary=line", cut("open")),
+        ("boundary=line", long),
+    ] {
+        let kind = kind(boundary);
+        let refused =
+            balancer.ask(request("POST", path, &[("content-type", &kind)], &body)).await.expect(400);
+        let message = "The parts of the form cannot be followed.";
+        assert_eq!(refused.json()["error"]["message"], message, "{boundary}");
+    }
+    assert!(engines.iter().all(|engine| engine.requests().is_empty()));
+    // Whatever is no form of several parts, or needs no edit, is for the engine to refuse.
+    for (kind, body) in [("text/plain".to_string(), whole("open")), (kind("boundary=line"), cut("sim"))] {
+        balancer.ask(request("POST", path, &[("content-type", &kind)], &body)).await;
+    }
+    assert_eq!(engines[0].requests().len(), 2);
+    let balancer = Balancer::over(&engines[..1]).await;
+    let kind = kind("boundary*=utf-8''line");
+    balancer.ask(request("POST", path, &[("content-type", &kind)], &whole("sim"))).await;
+    assert_eq!(engines[0].requests().len(), 3, "without routes it goes on");
+}

@@ -73,7 +73,7 @@ impl FormTail {
 
     /// Whether the form cannot be followed any more.
     pub fn is_lost(&self) -> bool {
-        matches!(self.scanner.place, Place::Malformed(_))
+        self.scanner.is_lost()
     }
 
     fn is_over(&self) -> bool {

@@ -31,6 +31,8 @@ pub enum BodyShape {
 pub enum FactsReader {
     Json(Scanner, Api),
     Multipart(FormScanner),
+    /// A form of which nothing can be read.
+    LostForm,
     Opaque,
 }
 
@@ -67,7 +69,9 @@ impl FactsReader {
         match shape {
             BodyShape::Json(api) => FactsReader::Json(Scanner::new(), api),
             BodyShape::Multipart(kind) => {
-                FormScanner::new(&kind).map_or(FactsReader::Opaque, FactsReader::Multipart)
+                let is_form = kind.trim_start().to_ascii_lowercase().starts_with("multipart/");
+                let lost = if is_form { FactsReader::LostForm } else { FactsReader::Opaque };
+                FormScanner::new(&kind).map_or(lost, FactsReader::Multipart)
             }
             BodyShape::Opaque => FactsReader::Opaque,
         }
@@ -76,7 +80,7 @@ impl FactsReader {
     pub fn scanner(&self) -> Option<&Scanner> {
         match self {
             FactsReader::Json(scanner, _) => Some(scanner),
-            FactsReader::Multipart(_) | FactsReader::Opaque => None,
+            FactsReader::Multipart(_) | FactsReader::LostForm | FactsReader::Opaque => None,
         }
     }
 
@@ -84,7 +88,16 @@ impl FactsReader {
         match self {
             FactsReader::Json(scanner, _) => scanner.scan(body),
             FactsReader::Multipart(scanner) => scanner.scan(body),
-            FactsReader::Opaque => {}
+            FactsReader::LostForm | FactsReader::Opaque => {}
+        }
+    }
+
+    /// Whether the body is a form that cannot be followed, or not to its end.
+    pub fn is_lost_form(&self) -> bool {
+        match self {
+            FactsReader::Multipart(scanner) => scanner.is_lost(),
+            FactsReader::LostForm => true,
+            FactsReader::Json(..) | FactsReader::Opaque => false,
         }
     }
 
@@ -93,7 +106,7 @@ impl FactsReader {
         match self {
             FactsReader::Json(scanner, _) => scanner.span(Field::Model),
             FactsReader::Multipart(scanner) => scanner.model_span(),
-            FactsReader::Opaque => None,
+            FactsReader::LostForm | FactsReader::Opaque => None,
         }
     }
 
@@ -102,7 +115,7 @@ impl FactsReader {
         let tail = match self {
             FactsReader::Json(scanner, _) => BodyTail::Json(scanner.tail(body)),
             FactsReader::Multipart(scanner) => BodyTail::Multipart(Box::new(scanner.tail(body))),
-            FactsReader::Opaque => return Ok(None),
+            FactsReader::LostForm | FactsReader::Opaque => return Ok(None),
         };
         tail.check()?;
         Ok(Some(tail))
@@ -118,7 +131,7 @@ impl FactsReader {
                 let facts = scanner.facts(body);
                 facts.state == Progress::Cut && facts.model == Model::Absent
             }
-            FactsReader::Opaque => false,
+            FactsReader::LostForm | FactsReader::Opaque => false,
         }
     }
 
@@ -141,7 +154,9 @@ impl FactsReader {
                 let model = requested(&facts.model, facts.state, peeked.complete);
                 BodyFacts { model, ..BodyFacts::default() }
             }
-            FactsReader::Opaque => BodyFacts { model: RequestedModel::Unreadable, ..BodyFacts::default() },
+            FactsReader::LostForm | FactsReader::Opaque => {
+                BodyFacts { model: RequestedModel::Unreadable, ..BodyFacts::default() }
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::Field;
 use crate::prompt::session;
 use crate::proxy::body::RequestBody;
-use crate::proxy::body_tail::second_model;
+use crate::proxy::body_tail::{lost_form, second_model};
 use crate::proxy::client::Client;
 use crate::proxy::exchange::Stop;
 use crate::proxy::headers;
@@ -197,7 +197,7 @@ impl Peeker {
             FactsReader::Multipart(scanner) => {
                 (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
             }
-            FactsReader::Opaque => (Model::Absent, Dialect::Other, None),
+            FactsReader::LostForm | FactsReader::Opaque => (Model::Absent, Dialect::Other, None),
         };
         let is_opaque = matches!(reader.facts, FactsReader::Opaque);
         let is_unnamed = head.model.is_none() && model == Model::Absent && !is_opaque;
@@ -249,7 +249,7 @@ impl PeekReader {
         if !self.body.is_complete() && self.wants_more(needs) {
             return Err(Reject::TooLarge { limit: self.limits.max_body }.into());
         }
-        Ok(())
+        Ok(self.check_form(routes)?)
     }
 
     /// Reads the rest of a body that is needed as a whole.
@@ -299,6 +299,11 @@ impl PeekReader {
         Err(wide())
     }
 
+    /// Engines may follow a form that the balancer cannot: no route would be found for it, or another.
+    fn check_form(&self, routes: &Routes) -> Result<(), Reject> {
+        if routes.is_empty() || !self.facts.is_lost_form() { Ok(()) } else { Err(lost_form()) }
+    }
+
     /// Watches the rest of the body for a second model, for which another route may be.
     fn watch_tail(&mut self) -> Result<(), Reject> {
         if let Some(tail) = self.facts.tail(self.body.bytes())? {
@@ -314,6 +319,11 @@ impl PeekReader {
 
     /// Puts the edited body in the place of the one that came, which is complete and has been read.
     async fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), Stop> {
+        if let FactsReader::Multipart(scanner) = &self.facts
+            && scanner.end().is_none()
+        {
+            return Err(lost_form().into());
+        }
         let (body, edit) = (self.body.replay(), edits.edit(self.facts.scanner()));
         let mut working = self.body.reservation_beside();
         if !working.grow_to(edit.memory_needed(body.len())) {
@@ -332,7 +342,9 @@ impl PeekReader {
                 FactsReader::Json(scanner.of_edited(self.body.bytes(), &edited), edits.api(*api))
             }
             (FactsReader::Multipart(_), Some(scanner)) => FactsReader::Multipart(scanner),
-            (FactsReader::Multipart(_) | FactsReader::Opaque, _) => FactsReader::Opaque,
+            (FactsReader::Multipart(_) | FactsReader::LostForm | FactsReader::Opaque, _) => {
+                FactsReader::Opaque
+            }
         };
         self.facts.read(&edited);
         if self.body.replace(Bytes::from(edited)) { Ok(()) } else { Err(Reject::Memory.into()) }
