@@ -12,7 +12,7 @@ use common::{Balancer, config, engine, eventually, upstreams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use vllm_lb::config::types::UpstreamConfig;
+use vllm_lb::config::types::{RetryOn, UpstreamConfig};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -163,6 +163,58 @@ async fn a_silent_websocket_ends_at_its_deadline_and_frees_its_place() {
     balancer.until_active(1).await;
     timeout(Duration::from_secs(10), client.rest()).await.expect("the connection ends");
     balancer.until_idle().await;
+}
+
+/// A 101 was passed on with an `upgrade` that the upstream had not sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_101_that_upgrades_to_nothing_is_a_bad_answer_of_the_upstream() {
+    for upgrades in ["connection: upgrade\r\n", "connection: upgrade\r\nupgrade: h2c\r\n", ""] {
+        let bad = Raw::holding(&format!("HTTP/1.1 101 Switching Protocols\r\n{upgrades}\r\n")).await;
+        let good = engine(Default::default()).await;
+        for attempts in [0, 1] {
+            let mut config = config(vec![bad.upstream(), upstreams([&good]).remove(0)]);
+            (config.upstreams[0].weight, config.upstreams[1].weight) = (1000.0, 0.001);
+            config.retry.attempts = attempts;
+            let balancer = Balancer::ready(config).await;
+            let mut client = balancer.client().await;
+            client.send(upgrade("/v1/realtime?model=sim")).await;
+            let head = client.head().await;
+            assert_eq!(head.status, if attempts == 0 { 502 } else { 101 }, "{upgrades}");
+        }
+    }
+}
+
+/// Upgrades are retried where other requests are.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_is_retried_by_the_rule_of_all_requests() {
+    let status = |status: &str| answer(status, "application/json", "{}");
+    for (failure, on) in [
+        (String::new(), true),
+        (String::new(), false),
+        (status("503 Service Unavailable"), true),
+        (status("503 Service Unavailable"), false),
+        (status("504 Gateway Timeout"), false),
+        (status("500 Internal Server Error"), true),
+        (status("429 Too Many Requests"), true),
+    ] {
+        let bad = Raw::start(&failure).await;
+        let good = engine(Default::default()).await;
+        let mut config = config(vec![bad.upstream(), upstreams([&good]).remove(0)]);
+        (config.upstreams[0].weight, config.upstreams[1].weight) = (1000.0, 0.001);
+        if !on {
+            config.retry.on = RetryOn::NOTHING;
+        }
+        let mut fares = Vec::new();
+        for request in [post(CHAT, chat("sim")), upgrade("/v1/realtime?model=sim")] {
+            let balancer = Balancer::ready(config.clone()).await;
+            let before = good.requests().len();
+            let mut client = balancer.client().await;
+            client.send(request).await;
+            let status = client.head().await.status;
+            fares.push((good.requests().len() - before, if status == 101 { 200 } else { status }));
+        }
+        assert_eq!(fares[0], fares[1], "{failure:?} {on}");
+    }
 }
 
 /// Nothing was read from an upstream while it did not take what was sent.

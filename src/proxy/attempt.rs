@@ -173,8 +173,8 @@ async fn await_head(
             biased;
             read = connection.read_head() => match read {
                 Err(_) => return Err(AttemptFailure::Reset.into()),
-                Ok(101) if client.is_upgrade() => return Ok(101),
-                // An upgrade that the client did not request: the bytes that follow are not HTTP.
+                Ok(101) if client.is_upgrade() && connection.switches_to_websocket() => return Ok(101),
+                // An upgrade that the client did not request, or none: the bytes that follow are not known.
                 Ok(101) => return Err(AttemptFailure::Reset.into()),
                 Ok(100..=199) => {
                     informational += 1;

@@ -57,6 +57,12 @@ impl UpstreamConnection {
         codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
     }
 
+    /// Whether the answer switches to the protocol that every upgrade asks for.
+    pub fn switches_to_websocket(&self) -> bool {
+        let mut protocols = self.head().headers.get_all(http::header::UPGRADE).iter();
+        protocols.any(|protocol| protocol.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
+    }
+
     /// Queues the head. Where that fails nothing may follow it.
     pub async fn send_head(&mut self, head: RequestHeader) -> Result<()> {
         self.chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
