@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::body::{chat, stream};
@@ -13,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use vllm_lb::config::types::{RetryOn, UpstreamConfig};
+use vllm_lb::fleet::Change;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -307,4 +309,49 @@ async fn an_upload_goes_on_piece_by_piece_where_there_is_no_memory_for_what_wait
     assert!(!arrived.is_empty() && arrived.iter().all(|one| one.body_length == body.len()));
     balancer.until_idle().await;
     balancer.until_metric("vllm_lb_peeked_bytes", 0.0).await;
+}
+
+/// An upstream that keeps its connections; `posts` has the number of the connection for each request.
+async fn keeping(posts: Arc<Mutex<Vec<usize>>>) -> (UpstreamConfig, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
+    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
+    upstream.models = Some(common::names(&["sim"]));
+    let task = tokio::spawn(async move {
+        for number in 0.. {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let posts = posts.clone();
+            tokio::spawn(async move {
+                let mut read = Vec::new();
+                while stream.read_buf(&mut read).await.unwrap_or(0) > 0 {
+                    // The body comes with its head, and ends in a brace.
+                    if !read.ends_with(b"\r\n\r\n") && !read.ends_with(b"}") {
+                        continue;
+                    }
+                    if read.starts_with(b"POST ") {
+                        posts.lock().expect("no test panics with it").push(number);
+                    }
+                    read.clear();
+                    stream.write_all(answer("200 OK", "application/json", "{}").as_bytes()).await.ok();
+                }
+            });
+        }
+    });
+    (upstream, task)
+}
+
+/// Idle connections were of no use any more once any setting of their upstream had changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_outlive_a_change_that_is_not_about_connecting() {
+    let posts = Arc::default();
+    let (upstream, _task) = keeping(Arc::clone(&posts)).await;
+    let name = upstream.name.clone();
+    let balancer = Balancer::ready(config(vec![upstream])).await;
+    let mut client = balancer.client().await;
+    for weight in [2.0, 3.0, 4.0] {
+        client.ask(post(CHAT, chat("sim"))).await.expect(200);
+        let change = Change::Weight { name: name.clone(), weight };
+        balancer.running.fleet.apply(vec![change]).await.expect("it is there");
+    }
+    let posts = posts.lock().expect("no test panics with it").clone();
+    assert_eq!(posts, [posts[0]; 3]);
 }

@@ -167,6 +167,12 @@ impl Upstream {
         self.config == *config && tls::authorities(config).is_ok_and(|found| found == self.authorities)
     }
 
+    /// Whether a connection that was made by these settings may serve by the other's.
+    pub fn connects_as(&self, other: &Upstream) -> bool {
+        let (own, others) = (&self.config, &other.config);
+        own.url == others.url && own.tls == others.tls && self.authorities == other.authorities
+    }
+
     /// How to talk TLS with it, and the name that it must prove; `None`: its URL is not https.
     pub fn tls(&self) -> Option<&(TlsConnector, ServerName<'static>)> {
         self.secure.as_ref()

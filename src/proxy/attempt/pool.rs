@@ -63,7 +63,7 @@ struct PoolState {
 /// The idle connections of one upstream, the longest idle first.
 struct IdleConnections {
     /// With the settings that they were made by: a server whose settings change keeps its id.
-    upstream: Weak<Upstream>,
+    upstream: Arc<Upstream>,
     waiting: VecDeque<(Box<UpstreamWire>, Instant)>,
 }
 
@@ -151,11 +151,11 @@ async fn sweep(pool: Weak<Mutex<PoolState>>) {
 
 impl IdleConnections {
     fn new(upstream: &Arc<Upstream>) -> Self {
-        IdleConnections { upstream: Arc::downgrade(upstream), waiting: VecDeque::new() }
+        IdleConnections { upstream: upstream.clone(), waiting: VecDeque::new() }
     }
 
     fn is_of(&self, upstream: &Arc<Upstream>) -> bool {
-        std::ptr::eq(self.upstream.as_ptr(), Arc::as_ptr(upstream))
+        Arc::ptr_eq(&self.upstream, upstream) || self.upstream.connects_as(upstream)
     }
 }
 
