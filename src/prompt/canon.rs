@@ -2,8 +2,8 @@
 //!
 //! Two requests whose prompts begin alike for an engine begin alike in the canonical text, however their
 //! clients write JSON and whichever of the interfaces chat, responses and messages they use: an agent
-//! that changes its interface keeps its cache. Nothing is built in between; decoded text flows from the
-//! body into blocks that are hashed as they fill.
+//! that changes its interface keeps its cache. Nothing is built in between; text is hashed where it stands in
+//! the body, block by block, unless it is escaped in an unusual way.
 //!
 //! # The text
 //! The seed of the chain: the family (conversation, text, token ids), the model's name, `cache_salt`,
@@ -12,8 +12,9 @@
 //! 1. the system's text: `instructions`, `system`, and the messages of `system` or `developer` in front;
 //! 2. tools: name, description, schema in its shortest form with the order of its keys kept;
 //! 3. `documents` in their shortest form;
-//! 4. messages: role, content, calls, name. Texts are decoded, and the parts of one message are joined by
-//!    a line feed (Anthropic's `system` by nothing, as vLLM does). A picture is a hash of its URL, data or
+//! 4. messages: role, content, calls, name. Texts are in one form, whatever is escaped in the body: what
+//!    JSON must escape is, in the shortest way, and nothing else. The parts of one message are joined by a
+//!    line feed (Anthropic's `system` by nothing, as vLLM does). A picture is a hash of its URL, data or
 //!    `uuid` and weighs [`MEDIA_BYTES`](super::chain::MEDIA_BYTES). A call is a name and arguments in
 //!    their shortest form, a result is a turn of the tool.
 //!
@@ -67,8 +68,8 @@ mod turns;
 
 use self::cursor::{Cursor, Raw};
 use self::rest::{Place, Rest, Stop};
-use self::text::{Minifier, decode};
-use self::turns::{Head, Talk};
+use self::text::{Minifier, decode, write_text};
+use self::turns::{Head, LINE_FEED, Talk};
 use super::chain::{Blocks, Chain, Digest, Family, Hasher, Sink};
 use super::scan::{Field, Progress, Scanner};
 
@@ -205,7 +206,7 @@ impl<'a> Request<'a> {
         match self.dialect {
             Dialect::Chat => self.conversation(Field::Messages, None, out),
             Dialect::Responses => {
-                let instructions = self.whole(Field::Instructions).map(|raw| (raw, &b"\n"[..]));
+                let instructions = self.whole(Field::Instructions).map(|raw| (raw, LINE_FEED));
                 self.conversation(Field::Input, instructions, out)
             }
             Dialect::Messages => {
@@ -280,7 +281,7 @@ impl<'a> Request<'a> {
         match prompt {
             Start::Text(_) if self.dialect == Dialect::Generate => None,
             Start::Text(raw) => {
-                let used = decode(raw.string()?, raw.whole, out);
+                let used = write_text(raw.string()?, raw.whole, out);
                 (!raw.whole).then_some(Stop { at: start + 1 + used, place: Place::Text })
             }
             Start::Ids(bytes) => {

@@ -12,7 +12,7 @@ use super::super::scan::bytes::string_end;
 use super::super::work::spend;
 use super::cursor::Cursor;
 use super::ids::IdReader;
-use super::text::decode;
+use super::text::write_text;
 use super::turns::{self, Talk};
 
 /// The longest message behind the first bytes that is still understood.
@@ -43,8 +43,8 @@ pub struct Rest {
     /// Up to here they have been looked at for the end of a message.
     looked: usize,
     depth: u64,
-    in_string: bool,
-    escaped: bool,
+    /// Where the text of the string in progress begins.
+    string: Option<usize>,
     /// A message has come to its end, so what was written of it before is replaced.
     rewound: bool,
     ids: IdReader,
@@ -76,11 +76,11 @@ impl Rest {
 
     fn text(&mut self, out: &mut Hasher) -> bool {
         if let Some(end) = string_end(&self.held, 0, 0) {
-            decode(&self.held[..end], true, out);
+            write_text(&self.held[..end], true, out);
             out.opened();
             return false;
         }
-        let used = decode(&self.held, false, out);
+        let used = write_text(&self.held, false, out);
         spend(self.held.len());
         self.held.drain(..used);
         true
@@ -118,24 +118,25 @@ impl Rest {
             self.held.drain(..start);
         }
         self.looked -= start;
+        self.string = self.string.map(|string| string - start);
         self.held.len() <= HELD
     }
 
     /// Looks for the bracket that closes the message in progress, and stands behind it.
     fn find_end(&mut self) -> bool {
-        while let Some(&byte) = self.held.get(self.looked) {
+        loop {
+            if let Some(start) = self.string {
+                let Some(end) = string_end(&self.held, start, self.looked.max(start)) else {
+                    self.looked = self.held.len();
+                    return false;
+                };
+                (self.string, self.looked) = (None, end + 1);
+            }
+            let Some(&byte) = self.held.get(self.looked) else { return false };
             self.looked += 1;
             spend(1);
             match byte {
-                _ if self.escaped => self.escaped = false,
-                b'\\' if self.in_string => self.escaped = true,
-                b'"' => self.in_string = !self.in_string,
-                _ if self.in_string => {
-                    let others = &self.held[self.looked..];
-                    let run = memchr::memchr2(b'"', b'\\', others).unwrap_or(others.len());
-                    spend(run);
-                    self.looked += run;
-                }
+                b'"' => self.string = Some(self.looked),
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' => self.depth -= 1,
                 _ => {}
@@ -144,6 +145,5 @@ impl Rest {
                 return true;
             }
         }
-        false
     }
 }

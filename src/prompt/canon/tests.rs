@@ -90,7 +90,7 @@ fn conversations_read_like_this() {
                 "tools":[{"type":"function","function":{"name":"look","description":"Looks",
                  "parameters":{"type": "object"}}}]}"#,
             "<tool>look|Looks|{\"type\":\"object\"}<turn>user|Hi<name>Ann|\
-             <call>look|{\"a\":\"x y\"}<turn>tool|1\n2",
+             <call>look|{\"a\":\"x y\"}<turn>tool|1\\n2",
         ),
         (
             Dialect::Chat,
@@ -135,8 +135,8 @@ fn conversations_read_like_this() {
         (Dialect::Messages, r#"{"system":"Be brief","tools":[]}"#, "<turn>system|Be brief"),
         (Dialect::Chat, r#"{"messages":{},"system":"none here"}"#, ""),
         (Dialect::Chat, "[]", ""),
-        (Dialect::Completions, r#"{"prompt":"a\nb"}"#, "a\nb"),
-        (Dialect::Completions, r#"{"prompt":[ "a\nb","c"]}"#, "a\nb"),
+        (Dialect::Completions, r#"{"prompt":"a\nb"}"#, r"a\nb"),
+        (Dialect::Completions, r#"{"prompt":[ "a\nb","c"]}"#, r"a\nb"),
         (Dialect::Completions, r#"{"prompt":[97,98]}"#, "a\0\0\0b\0\0\0"),
         (Dialect::Completions, r#"{"prompt":[ [ 97],[98]]}"#, "a\0\0\0"),
         (Dialect::Completions, r#"{"prompt_embeds":"AAAA","prompt":"and"}"#, "<f>and"),

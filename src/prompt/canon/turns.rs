@@ -10,7 +10,7 @@
 use super::super::chain::Sink;
 use super::cursor::{Cursor, Cut, List, Object, Raw};
 use super::media;
-use super::text::{Minifier, Short, after, begins_with, decode};
+use super::text::{Minifier, Short, after, begins_with, decode, write_text};
 
 /// Begins a turn: the role follows.
 const TURN: u8 = 1;
@@ -24,6 +24,9 @@ const TOOL: u8 = 5;
 const NAME: u8 = 6;
 /// Begins the documents.
 const DOCUMENTS: u8 = 7;
+
+/// Joins the texts of a message, in the form that a text has.
+pub const LINE_FEED: &[u8] = b"\\n";
 
 /// Claude Code's first system text, other at every request; vLLM leaves it out as well.
 const BILLING: &str = "x-anthropic-billing-header";
@@ -100,7 +103,7 @@ enum Kind<'a> {
 
 impl<'a> Turn<'a> {
     fn of(role: Role<'a>) -> Self {
-        Turn { role, join: b"\n", begun: false, after_text: false }
+        Turn { role, join: LINE_FEED, begun: false, after_text: false }
     }
 }
 
@@ -128,7 +131,7 @@ impl<'a> Role<'a> {
             Role::Assistant => out.write(b"assistant"),
             Role::Tool => out.write(b"tool"),
             Role::Other(text) => {
-                decode(text, true, out);
+                write_text(text, true, out);
             }
         }
     }
@@ -177,7 +180,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
             return 0;
         }
         self.begin(&mut Turn::of(Role::User));
-        let used = decode(text, whole, self.out);
+        let used = write_text(text, whole, self.out);
         if whole {
             self.end_question();
         }
@@ -380,7 +383,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
             self.out.write(turn.join);
         }
         turn.after_text = true;
-        decode(text, raw.whole, self.out);
+        write_text(text, raw.whole, self.out);
         raw.end()
     }
 
@@ -453,7 +456,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
     /// A text that must be whole, and an end to it.
     fn short_text(&mut self, raw: Option<Raw<'a>>) -> Result<(), Cut> {
         if let Some(raw) = raw {
-            decode(raw.string().unwrap_or_default(), raw.whole, self.out);
+            write_text(raw.string().unwrap_or_default(), raw.whole, self.out);
             raw.end()?;
         }
         self.out.write(&[END]);

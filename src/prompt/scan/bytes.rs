@@ -4,24 +4,67 @@
 
 use super::super::work::spend;
 
-/// Where the closing quote of a string stands, whose text begins at `start` and has been searched up to
-/// `from`. A quote counts unless an odd number of backslashes stands before it; looking back for them at
-/// quotes only, instead of stopping at every escape, is what makes text full of `\n` fast.
+/// The offset of the quote that closes a string, whose text begins at `start` and has been searched up to
+/// `from`. A quote counts unless an odd number of backslashes stands before it.
 #[inline]
 pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
+    let rest = body.get(from..)?;
+    let quote = memchr::memchr(b'"', rest);
+    spend(quote.unwrap_or(rest.len()) + 1);
+    let at = from + quote?;
+    if is_escaped(body, start, at) { end_behind_escaped(body, start, at + 1) } else { Some(at) }
+}
+
+/// As `string_end`, of a text in which escaped quotes are to be expected: a search from quote to quote would
+/// mispredict the distance to each of them. A window is passed over as a whole while none of its quotes can
+/// close the string: each has a backslash before it, and no backslash before that.
+fn end_behind_escaped(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let mut at = from;
-    loop {
-        let rest = body.get(at..)?;
-        let quote = memchr::memchr(b'"', rest);
-        spend(quote.unwrap_or(rest.len()));
-        at += quote?;
-        let backslashes = body.get(start..at)?.iter().rev().take_while(|byte| **byte == b'\\').count();
-        spend(1 + backslashes);
-        if backslashes % 2 == 0 {
-            return Some(at);
+    while let Some([here, one_before, two_before]) = windows(body, [at, at - 1, at - 2]) {
+        spend(WINDOW);
+        let mut may_close = 0;
+        for ((here, one_before), two_before) in here.iter().zip(one_before).zip(two_before) {
+            let is_plain = (*one_before != b'\\') | (*two_before == b'\\');
+            may_close |= u8::from((*here == b'"') & is_plain);
         }
-        at += 1;
+        if may_close != 0
+            && let Some(end) = first_end(&body[..at + WINDOW], start, at)
+        {
+            return Some(end);
+        }
+        at += WINDOW;
     }
+    first_end(body, start, at)
+}
+
+/// The number of bytes that are searched at once.
+pub(in crate::prompt) const WINDOW: usize = 64;
+
+/// The windows of the body that begin at these offsets, if it is that long. Loops over windows, and not over
+/// their offsets, become vector instructions.
+#[inline(always)]
+pub(in crate::prompt) fn windows<const N: usize>(
+    body: &[u8],
+    starts: [usize; N],
+) -> Option<[&[u8; WINDOW]; N]> {
+    let mut windows = [&[0; WINDOW]; N];
+    for (window, start) in windows.iter_mut().zip(starts) {
+        *window = body.get(start..)?.first_chunk()?;
+    }
+    Some(windows)
+}
+
+fn first_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
+    let mut quotes = memchr::memchr_iter(b'"', &body[from..]).map(|quote| from + quote);
+    spend(body.len() - from);
+    quotes.find(|quote| !is_escaped(body, start, *quote))
+}
+
+/// Whether an odd number of backslashes stands before `at`, none of them before `start`.
+fn is_escaped(body: &[u8], start: usize, at: usize) -> bool {
+    let backslashes = body[start..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+    spend(backslashes);
+    backslashes % 2 == 1
 }
 
 /// How many bytes from `at` on were looked at for the beginnings of numbers, and how many began there.
@@ -30,26 +73,26 @@ pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize
 /// as a whole, in a form that compilers turn into vector instructions.
 #[inline]
 pub(super) fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
-    let Some(window) = body.get(at - 1..).and_then(|rest| rest.first_chunk::<WINDOW>()) else {
+    let Some(window) = body.get(at - 1..).and_then(|rest| rest.first_chunk::<NUMBERS>()) else {
         return (1, u64::from(begins_number(body[at - 1], body[at])));
     };
-    spend(WINDOW);
+    spend(NUMBERS);
     let (mut structure, mut numbers) = (0, 0);
-    for index in 1..WINDOW {
+    for index in 1..NUMBERS {
         let (before, byte) = (window[index - 1], window[index]);
         let folded = byte | 0x20;
         structure |= u8::from((byte == b'"') | (folded == b'{') | (folded == b'}'));
         numbers += u8::from(begins_number(before, byte));
     }
     if structure == 0 {
-        (WINDOW - 1, u64::from(numbers))
+        (NUMBERS - 1, u64::from(numbers))
     } else {
         (1, u64::from(begins_number(window[0], window[1])))
     }
 }
 
 /// 32 bytes to look at, and the one before them.
-const WINDOW: usize = 33;
+const NUMBERS: usize = 33;
 
 /// Without branches, so that many can be asked at once.
 #[inline]
