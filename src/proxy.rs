@@ -191,6 +191,9 @@ impl ProxyHttp for Balancer {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Context) {
         record::write(&self.shared, session, error, context);
+        if context.drain || error.is_none() {
+            Client::new(session.as_downstream_mut()).discard_body(MAX_DRAIN).await;
+        }
         if context.drain {
             // The connection ends either way.
             session.drain_request_body().await.ok();

@@ -64,11 +64,13 @@ mod ids;
 mod media;
 mod rest;
 mod text;
+mod text_form;
 mod turns;
 
 use self::cursor::{Cursor, Raw};
 use self::rest::{Place, Rest, Stop};
-use self::text::{Minifier, decode, write_text};
+use self::text::{Minifier, decode};
+use self::text_form::write_text;
 use self::turns::{Head, LINE_FEED, Talk};
 use super::chain::{Blocks, Chain, Digest, Family, Hasher, Sink};
 use super::scan::{Field, Progress, Scanner};

@@ -15,6 +15,9 @@ use crate::reject::Reject;
 /// The least that a growing body reserves at a time.
 const MIN_RESERVED: u64 = 1 << 10;
 
+/// From this size on, a body that declares its length reserves four times what came: each growth copies it.
+const FAST_GROWTH: u64 = 64 << 10;
+
 /// The bytes that are held of a body; most bodies come in one piece, which is then never copied.
 #[derive(Debug)]
 enum HeldBytes {
@@ -141,10 +144,28 @@ impl RequestBody {
         true
     }
 
+    /// Room behind the held bytes for `more`, which have come, and are reserved; `None` when there is none.
+    pub fn room(&mut self, more: usize) -> Option<&mut BytesMut> {
+        if !matches!(&self.held, HeldBytes::Many(bytes) if bytes.capacity() - bytes.len() >= more) {
+            if !self.reserve(self.len() + more as u64) {
+                return None;
+            }
+            let mut bytes = BytesMut::with_capacity(usize::try_from(self.reservation.bytes()).ok()?);
+            bytes.extend_from_slice(self.bytes());
+            self.held = HeldBytes::Many(bytes);
+        }
+        match &mut self.held {
+            HeldBytes::Many(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
     /// Reserves for what came, not for what was declared: a client can declare much and send nothing. By
     /// doubling, so that it is done a few times in a large body and once in a small one.
     fn reserve(&mut self, total: u64) -> bool {
-        let ahead = total.next_power_of_two().max(MIN_RESERVED).min(self.max_held.max(total));
+        let grows_fast = self.declared.is_some() && total >= FAST_GROWTH;
+        let goal = if grows_fast { total.saturating_mul(4) } else { total.next_power_of_two() };
+        let ahead = goal.max(MIN_RESERVED).min(self.max_held.max(total));
         let enough = ahead.min(self.declared.unwrap_or(u64::MAX)).max(total);
         self.reservation.grow_to(enough)
     }
@@ -328,6 +349,28 @@ mod tests {
             let mut slices = pieces.iter().filter(|piece| piece.first() == Some(&b'p'));
             assert!(slices.all(|slice| slice.as_ptr() == start), "it is the held body itself");
         }
+    }
+
+    #[test]
+    fn room_is_reserved_for_what_came() {
+        let memory = Memory::new(400 << 10);
+        let mut body = RequestBody::new(memory.reservation(), 1 << 20, Some(300 << 10));
+        let mut take = |body: &mut RequestBody, more: usize| {
+            body.room(more).unwrap().extend_from_slice(&vec![b'x'; more]);
+            (body.len(), body.reservation.bytes())
+        };
+        assert_eq!(take(&mut body, 1), (1, 1 << 10));
+        assert_eq!(take(&mut body, 999), (1000, 1 << 10), "there is room left");
+        assert_eq!(take(&mut body, 3000), (4000, 4 << 10));
+        assert_eq!(take(&mut body, 61_536), (64 << 10, 256 << 10));
+        assert_eq!(take(&mut body, 200 << 10), (264 << 10, 300 << 10), "no more than is declared");
+        assert_eq!(body.replay().len(), 264 << 10);
+        assert!(body.room(1).unwrap().len() == 264 << 10, "what was sent is still held");
+
+        let mut other = RequestBody::new(memory.reservation(), 1 << 20, Some(300 << 10));
+        assert!(other.room(101 << 10).is_none(), "the memory is in use");
+        body.release();
+        assert!(other.room(101 << 10).is_some());
     }
 
     /// One byte reserved 64 KiB of `peek.memory`: 32,768 idle uploads used all of 2 GiB up.

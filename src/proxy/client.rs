@@ -6,10 +6,11 @@
 //! Never: a byte of an answer of its own, a retry.
 
 use std::future::Future;
+use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::TRANSFER_ENCODING;
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
@@ -21,6 +22,9 @@ use super::wire::ClientWire;
 
 /// A client that does not take what is written for so long is let go.
 pub const STALLED: Duration = Duration::from_secs(120);
+
+/// The largest piece of a body that is read at once, where it is not read into a buffer.
+const MAX_PIECE: usize = 64 << 10;
 
 /// How often a client that is not read is looked at.
 const DISCONNECT_GLANCE: Duration = Duration::from_millis(500);
@@ -52,6 +56,39 @@ pub enum ClientEvent {
     Abandoned,
 }
 
+fn wire(session: &ServerSession) -> Option<&ClientWire> {
+    match session {
+        ServerSession::H1(session) => session.stream().as_any().downcast_ref(),
+        _ => None,
+    }
+}
+
+fn unread(error: io::Error) -> Box<Error> {
+    let kind = match error.kind() {
+        io::ErrorKind::UnexpectedEof => ErrorType::ConnectionClosed,
+        _ => ErrorType::ReadError,
+    };
+    Error::because(kind, "reading a request's body", error)
+}
+
+/// The next piece of a body that the connection reads itself; `None`: it has ended.
+async fn read_piece(wire: &ClientWire) -> Result<Option<Bytes>> {
+    let received = wire.take_received();
+    if !received.is_empty() {
+        return Ok(Some(received));
+    }
+    loop {
+        let length = wire.received().await.map_err(unread)?.min(MAX_PIECE);
+        if length == 0 {
+            return Ok(None);
+        }
+        let mut piece = BytesMut::with_capacity(length);
+        if wire.try_read_body(&mut piece, length).map_err(unread)? > 0 {
+            return Ok(Some(piece.freeze()));
+        }
+    }
+}
+
 fn disconnected(mut error: Box<Error>) -> Box<Error> {
     error.esource = ErrorSource::Downstream;
     error
@@ -61,7 +98,22 @@ fn disconnected(mut error: Box<Error>) -> Box<Error> {
 
 impl<'s> Client<'s> {
     pub fn new(session: &'s mut ServerSession) -> Self {
+        if let Some(length) = wire(session).and_then(ClientWire::body_length) {
+            // Pingora reads the length once, and takes the body for empty from here on.
+            session.is_body_empty();
+            // A number is a value of a field.
+            let _ = session.req_header_mut().insert_header(CONTENT_LENGTH, length);
+        }
         Client { session, presence: Presence::Connected, background: false }
+    }
+
+    fn wire(&self) -> Option<&ClientWire> {
+        wire(self.session)
+    }
+
+    /// The connection, where it reads the body itself.
+    fn sized(&self) -> Option<&ClientWire> {
+        self.wire().filter(|wire| wire.body_length().is_some())
     }
 
     pub fn head(&self) -> &RequestHeader {
@@ -93,11 +145,14 @@ impl<'s> Client<'s> {
     }
 
     pub fn has_no_body(&mut self) -> bool {
-        self.session.is_body_empty()
+        self.sized().is_none() && self.session.is_body_empty()
     }
 
     pub fn is_body_done(&mut self) -> bool {
-        self.session.is_body_done()
+        match self.sized() {
+            Some(wire) => wire.is_body_done(),
+            None => self.session.is_body_done(),
+        }
     }
 
     pub fn bytes_sent(&self) -> u64 {
@@ -144,7 +199,45 @@ impl<'s> Client<'s> {
 
     /// Reads the next piece of the body. The caller has a deadline.
     pub async fn read(&mut self) -> Result<Option<Bytes>> {
-        self.session.read_request_body().await
+        match self.sized() {
+            Some(wire) => read_piece(wire).await,
+            None => self.session.read_request_body().await,
+        }
+    }
+
+    /// Whether the rest of the body is read by `received` and `read_into`: the connection reads it, and
+    /// what was received with the head has been taken.
+    pub fn reads_into(&self) -> bool {
+        self.sized().is_some_and(ClientWire::is_received_taken)
+    }
+
+    /// Waits for more of a body that is read into a buffer. Returns the number of bytes; 0 is its end. The
+    /// caller has a deadline.
+    pub async fn received(&mut self) -> Result<usize> {
+        match self.sized() {
+            Some(wire) => wire.received().await.map_err(unread),
+            None => Ok(0),
+        }
+    }
+
+    /// Reads up to `most` bytes of what was received of the body into the room that the buffer has. Returns
+    /// their number.
+    pub fn read_into(&mut self, buffer: &mut BytesMut, most: usize) -> Result<usize> {
+        match self.sized() {
+            Some(wire) => wire.try_read_body(buffer, most).map_err(unread),
+            None => Ok(0),
+        }
+    }
+
+    /// Reads and forgets the rest of a body that the connection reads itself: the next request stands behind
+    /// it, or the client is to receive its answer.
+    pub async fn discard_body(&mut self, limit: Duration) {
+        let Some(wire) = self.sized().filter(|wire| !wire.is_body_done()) else { return };
+        let discarding = async { while let Ok(Some(_)) = read_piece(wire).await {} };
+        drop(timeout(limit, discarding).await);
+        if !wire.is_body_done() {
+            self.close_after();
+        }
     }
 
     /// Waits for the next piece of the body, or, behind its end, for the client's disconnect. The caller has
@@ -155,6 +248,7 @@ impl<'s> Client<'s> {
             Presence::HalfClosed | Presence::Gone => std::future::pending().await,
             Presence::Pipelining => self.disconnect().await,
             Presence::Connected if !reads => self.disconnect().await,
+            Presence::Connected if !complete && self.sized().is_some() => self.read().await,
             Presence::Connected => self.session.read_body_or_idle(complete).await,
         };
         match event {

@@ -6,25 +6,31 @@
 //! nothing to send holds no buffer.
 
 use std::fmt::Debug;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, Ssl};
 use pingora::protocols::{SocketDigest, TimingDigest, UniqueID, UniqueIDType};
+use rustix::io::ioctl_fionread;
 use rustls::CommonState;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
+use self::sized_body::SizedBody;
+
+pub mod sized_body;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +51,22 @@ pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'stati
     /// Whether the peer has closed its side, or the connection is broken, as far as the kernel has told.
     fn is_read_closed(&self) -> bool {
         false
+    }
+
+    /// Whether it can be read while it is lent: pingora lends its stream, and never for writing.
+    fn is_read_shared(&self) -> bool {
+        false
+    }
+
+    /// Waits until something was received. Returns the number of bytes, or 1 where only reading tells.
+    /// At most one task waits.
+    fn poll_received(&self, _cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    /// Reads up to `most` bytes into the room that `buffer` has.
+    fn try_read_shared(&self, _buffer: &mut BytesMut, _most: usize) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Lets the connection end with a reset.
@@ -126,6 +148,35 @@ impl Carrier for Transport {
         ready.is_some_and(|ready| ready.map_or(true, |ready| ready.is_read_closed() || ready.is_error()))
     }
 
+    /// TLS has a state that each read changes.
+    fn is_read_shared(&self) -> bool {
+        matches!(self, Transport::Tcp(_) | Transport::Unix(_))
+    }
+
+    fn poll_received(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let received = match self {
+            Transport::Tcp(stream) => {
+                ready!(stream.poll_read_ready(cx))?;
+                ioctl_fionread(stream)
+            }
+            Transport::Unix(stream) => {
+                ready!(stream.poll_read_ready(cx))?;
+                ioctl_fionread(stream)
+            }
+            Transport::TlsTcp(_) | Transport::TlsUnix(_) => Err(rustix::io::Errno::OPNOTSUPP),
+        };
+        Poll::Ready(Ok(usize::try_from(received?).unwrap_or(usize::MAX).max(1)))
+    }
+
+    fn try_read_shared(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        let mut room = (&mut *buffer).limit(most);
+        match self {
+            Transport::Tcp(stream) => stream.try_read_buf(&mut room),
+            Transport::Unix(stream) => stream.try_read_buf(&mut room),
+            Transport::TlsTcp(_) | Transport::TlsUnix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     fn end_with_reset(&self) {
         let stream = match self {
             Transport::Tcp(stream) => stream,
@@ -166,6 +217,9 @@ pub struct ClientWire<T: Carrier = Transport> {
     corked: AtomicBool,
     /// The connection ends with a reset: nothing says that an answer is whole.
     broken: AtomicBool,
+    /// The body of the present request, where pingora does not read it. One task reads, so that the lock is
+    /// never waited for.
+    body: Mutex<Option<SizedBody>>,
     socket: Option<Arc<SocketDigest>>,
     tls: Option<Arc<SslDigest>>,
 }
@@ -181,6 +235,7 @@ impl<T: Carrier> ClientWire<T> {
             unflushed: false,
             corked: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            body: Mutex::new(None),
             socket,
             tls,
         }
@@ -189,6 +244,68 @@ impl<T: Carrier> ClientWire<T> {
     /// Whether the client has closed its side, although what it sent is not read yet.
     pub fn is_read_closed(&self) -> bool {
         self.transport.is_read_closed()
+    }
+
+    /// Whether bodies can be read here, and not by pingora.
+    pub fn is_read_shared(&self) -> bool {
+        self.transport.is_read_shared()
+    }
+
+    fn body(&self) -> MutexGuard<'_, Option<SizedBody>> {
+        self.body.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the body of the next request here; `None`: pingora reads it.
+    pub fn take_body(&self, body: Option<SizedBody>) {
+        *self.body() = body;
+    }
+
+    /// The declared length of the body that is read here.
+    pub fn body_length(&self) -> Option<u64> {
+        self.body().as_ref().map(|body| body.length)
+    }
+
+    /// Whether every byte of the body that is read here has been read.
+    pub fn is_body_done(&self) -> bool {
+        self.body().as_ref().is_none_or(SizedBody::is_done)
+    }
+
+    /// Takes what was received with the head of the body.
+    pub fn take_received(&self) -> Bytes {
+        self.body().as_mut().map(|body| std::mem::take(&mut body.received)).unwrap_or_default()
+    }
+
+    /// Whether nothing is left of what was received with the head of the body.
+    pub fn is_received_taken(&self) -> bool {
+        self.body().as_ref().is_none_or(|body| body.received.is_empty())
+    }
+
+    /// Waits for more of the body. Returns the number of bytes that can be read; 0 is the body's end.
+    pub async fn received(&self) -> io::Result<usize> {
+        let left = self.body().as_ref().map_or(0, |body| body.left);
+        if left == 0 {
+            return Ok(0);
+        }
+        let received = poll_fn(|cx| self.transport.poll_received(cx)).await?;
+        Ok(received.min(usize::try_from(left).unwrap_or(usize::MAX)))
+    }
+
+    /// Reads up to `most` bytes of the body into the room that `buffer` has. Returns their number, which is 0
+    /// where nothing was received.
+    pub fn try_read_body(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        let mut body = self.body();
+        let Some(body) = body.as_mut() else { return Ok(0) };
+        let most =
+            most.min(usize::try_from(body.left).unwrap_or(usize::MAX)).min(buffer.capacity() - buffer.len());
+        match self.transport.try_read_shared(buffer, most) {
+            Ok(0) if most > 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                body.left -= count as u64;
+                Ok(count)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ignores the next flush: more will follow that is to leave with what is written before it.

@@ -12,7 +12,7 @@ use super::super::scan::bytes::string_end;
 use super::super::work::spend;
 use super::cursor::Cursor;
 use super::ids::IdReader;
-use super::text::write_text;
+use super::text_form::write_text;
 use super::turns::{self, Talk};
 
 /// The longest message behind the first bytes that is still understood.

@@ -5,115 +5,11 @@
 //! something else, so that what is written is always the beginning of what the whole would be.
 
 use super::super::chain::Sink;
-use super::super::scan::bytes::{WINDOW, windows};
 use super::super::value::escape;
 use super::super::work::spend;
 
 /// The longest escape: two halves of a pair, `\ud83d\ude00`.
 const LONGEST_ESCAPE: usize = 12;
-
-/// Writes a string in the one form that the canonical text has for it, given the bytes between its quotes.
-/// Returns how many of them were used: all, unless the string is cut within an escape.
-///
-/// The form is JSON's shortest that most clients write: quotes, backslashes and control characters are escaped,
-/// with a letter where there is one, and nothing else is. So the text of most clients goes to the sink as it
-/// stands, and only escapes of another form (`\u00e9`, `\/`) are replaced.
-pub fn write_text<S: Sink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
-    // `at` is never within an escape. What stands from `start` on has not been written.
-    let (mut start, mut at) = (0, 0);
-    while let Some(escape_at) = next_replaced(raw, at) {
-        let rest = &raw[escape_at..];
-        if !whole && is_undecided(rest) {
-            out.write(&raw[start..escape_at]);
-            return escape_at;
-        }
-        out.write(&raw[start..escape_at]);
-        let (character, used) = match lone_unit(rest) {
-            Some(character) => (character, 6),
-            None => escape(rest),
-        };
-        write_character(character, out);
-        at = escape_at + used;
-        start = at;
-    }
-    let mut end = raw.len();
-    if !whole && backslashes_before(&raw[start..], end - start) % 2 == 1 {
-        end -= 1;
-    }
-    out.write(&raw[start..end]);
-    end
-}
-
-fn write_character<S: Sink>(character: char, out: &mut S) {
-    let short = match character {
-        '"' | '\\' => character as u8,
-        '\u{8}' => b'b',
-        '\t' => b't',
-        '\n' => b'n',
-        '\u{c}' => b'f',
-        '\r' => b'r',
-        '\0'..' ' => {
-            let digit = |value: u32| b"0123456789abcdef"[value as usize];
-            let code = u32::from(character);
-            return out.write(&[b'\\', b'u', b'0', b'0', digit(code >> 4), digit(code & 15)]);
-        }
-        _ => return out.write(character.encode_utf8(&mut [0; 4]).as_bytes()),
-    };
-    out.write(&[b'\\', short]);
-}
-
-/// The first escape from `from` on that is written in another form: `\uXXXX` or `\/`. No escape goes through
-/// `from`.
-///
-/// Most texts have none, and a window is passed over as a whole while no backslash of it stands before `u`
-/// or `/`, in a form that compilers turn into vector instructions.
-fn next_replaced(raw: &[u8], from: usize) -> Option<usize> {
-    if is_replaced(raw.get(from..)?) {
-        return Some(from);
-    }
-    let mut at = from;
-    while let Some([here, next]) = windows(raw, [at, at + 1]) {
-        spend(WINDOW);
-        let mut found = 0;
-        for (here, next) in here.iter().zip(next) {
-            found |= u8::from((*here == b'\\') & ((*next == b'u') | (*next == b'/')));
-        }
-        if found != 0
-            && let Some(escape_at) = first_replaced(raw, from, at, at + WINDOW)
-        {
-            return Some(escape_at);
-        }
-        at += WINDOW;
-    }
-    first_replaced(raw, from, at, raw.len())
-}
-
-/// The first of these escapes that begins between `begin` and `end`; no escape goes through `floor`.
-fn first_replaced(raw: &[u8], floor: usize, begin: usize, end: usize) -> Option<usize> {
-    // The first byte may belong to the escape before it.
-    let mut at = begin + backslashes_before(&raw[floor..], begin - floor) % 2;
-    while let Some(found) = raw.get(at..end).and_then(|rest| memchr::memchr(b'\\', rest)) {
-        spend(found + 2);
-        at += found;
-        if is_replaced(&raw[at..]) {
-            return Some(at);
-        }
-        at += 2;
-    }
-    spend(end.saturating_sub(at));
-    None
-}
-
-fn is_replaced(raw: &[u8]) -> bool {
-    matches!(raw, [b'\\', b'u' | b'/', ..])
-}
-
-/// The number of backslashes that end at `at`.
-fn backslashes_before(raw: &[u8], at: usize) -> usize {
-    let count = raw[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
-    spend(count + 1);
-    count
-}
 
 /// Writes what a string means, given the bytes between its quotes. Returns how many of them were used: all,
 /// unless the string is cut within an escape.
@@ -158,7 +54,7 @@ fn decode_escaped<S: Sink>(raw: &[u8], first: usize, whole: bool, out: &mut S) -
 /// The character of an escape `\uXXXX` that is no half of a pair. Clients that write nothing but ASCII
 /// write whole languages in it.
 #[inline]
-fn lone_unit(rest: &[u8]) -> Option<char> {
+pub(super) fn lone_unit(rest: &[u8]) -> Option<char> {
     let [b'\\', b'u', digits @ ..] = rest.first_chunk::<6>()? else { return None };
     let mut unit = 0;
     for digit in digits {
@@ -294,7 +190,7 @@ fn write_escape<S: Sink>(rest: &[u8], out: &mut S) -> usize {
 }
 
 /// Whether bytes that begin with a backslash could become another character if more came after them.
-fn is_undecided(rest: &[u8]) -> bool {
+pub(super) fn is_undecided(rest: &[u8]) -> bool {
     let hexadecimal = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
     let Some(rest) = rest.get(1..).filter(|rest| !rest.is_empty()) else {
         return true;
@@ -488,44 +384,6 @@ mod tests {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    fn written(raw: &[u8], whole: bool) -> (Vec<u8>, usize) {
-        let mut text = Vec::new();
-        let used = write_text(raw, whole, &mut text);
-        (text, used)
-    }
-
-    #[test]
-    fn a_text_has_one_form_however_it_is_escaped() {
-        let all = r#"\"\\/\b\f\n\r\t\u0000\u001f\u007f\u00e9\ud83d\ude00\ud83d"#;
-        let one = "\\\"\\\\/\\b\\f\\n\\r\\t\\u0000\\u001f\u{7f}é😀\u{fffd}";
-        assert_eq!(String::from_utf8(written(all.as_bytes(), true).0).unwrap(), one);
-        let numbers =
-            r"\u0022\u005C\u002f\u0008\u000C\u000a\u000D\u0009\u0000\u001F\u007f\u00E9\uD83D\uDE00\ud83d";
-        assert_eq!(String::from_utf8(written(numbers.as_bytes(), true).0).unwrap(), one);
-        for (raw, used) in
-            [(r"a\", 1), (r"a\\", 3), (r"a\\\", 3), (r"a\u00", 1), (r"a\ud83d\", 1), ("a", 1), ("", 0)]
-        {
-            let expected = raw[..used].as_bytes().to_vec();
-            assert_eq!(written(raw.as_bytes(), false), (expected, used), "{raw}");
-        }
-    }
-
-    #[test]
-    fn an_escaped_backslash_begins_no_escape_wherever_it_stands() {
-        for backslashes in 0..150 {
-            for before in [0, 1, 62, 63, 64, 65] {
-                let raw = "x".repeat(before) + &"\\".repeat(backslashes) + "u0041" + &"y".repeat(70) + r"\/";
-                let text = String::from_utf8(written(raw.as_bytes(), true).0).unwrap();
-                let expected = if backslashes % 2 == 1 {
-                    raw.replacen(r"\u0041", "A", 1).replace(r"\/", "/")
-                } else {
-                    raw.replace(r"\/", "/")
-                };
-                assert_eq!(text, expected, "{before} {backslashes}");
-            }
-        }
-    }
-
     #[test]
     fn what_is_cut_within_an_escape_waits() {
         for (raw, text, used) in [
@@ -604,25 +462,6 @@ mod tests {
             prop_assert_eq!(text, whole.0);
         }
 
-        /// Written and unescaped is unescaped at once; the form of a form is itself; a cut text gives a beginning.
-        #[test]
-        fn a_written_text_means_what_the_string_means(
-            raw in r#"([a-c/uXé😀]|[a-z ]{20}|[a-z]{50,70}|\\[bfnrt/"\\]|(\\\\){1,40}|\\ud83d|\\ude00|\\u00e9|\\u00[01][0-9a-fA-F]|\\u005c){0,16}"#,
-            cut: Index,
-        ) {
-            let raw = raw.as_bytes();
-            let (whole, used) = written(raw, true);
-            prop_assert_eq!(used, raw.len());
-            prop_assert_eq!(unescape(&whole), unescape(raw));
-            prop_assert_eq!(&written(&whole, true).0, &whole);
-            let encoded = serde_json::to_string(&unescape(raw)).unwrap();
-            prop_assert_eq!(&encoded.as_bytes()[1..encoded.len() - 1], &whole[..]);
-            let (mut text, used) = written(&raw[..cut.index(raw.len() + 1)], false);
-            prop_assert!(whole.starts_with(&text));
-            text.extend(written(&raw[used..], true).0);
-            prop_assert_eq!(text, whole);
-        }
-
         #[test]
         fn any_pieces_give_the_shortest_form_of_the_whole(
             json in r#"([ab,: {}]|"|\\[nu"x\\]|\\ud83d|\\ude00|\\u00e9){0,16}"#, cut: Index, other: Index,
@@ -638,8 +477,6 @@ mod tests {
         fn any_bytes_are_taken(raw: Vec<u8>) {
             decoded(&raw, true);
             decoded(&raw, false);
-            written(&raw, true);
-            written(&raw, false);
             after(&raw, b',');
             minified(&[&raw]);
         }

@@ -10,7 +10,8 @@
 use super::super::chain::Sink;
 use super::cursor::{Cursor, Cut, List, Object, Raw};
 use super::media;
-use super::text::{Minifier, Short, after, begins_with, decode, write_text};
+use super::text::{Minifier, Short, after, begins_with, decode};
+use super::text_form::write_text;
 
 /// Begins a turn: the role follows.
 const TURN: u8 = 1;

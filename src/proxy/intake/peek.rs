@@ -268,27 +268,38 @@ impl PeekReader {
     async fn read(&mut self, client: &mut Client<'_>, goal: u64) -> Result<(), Stop> {
         while self.body.len() < goal && !self.body.is_complete() {
             let deadline = self.pace.deadline().unwrap_or_else(Instant::now);
-            let piece = match timeout_at(deadline, client.read()).await {
+            let received = match timeout_at(deadline, self.receive(client, goal)).await {
                 Err(_) => return Err(Reject::Slow.into()),
-                Ok(Err(error)) => return Err(client_failure(error)),
-                Ok(Ok(piece)) => piece,
+                Ok(received) => received?,
             };
-            let Some(piece) = piece else {
-                self.body.complete();
-                break;
-            };
-            self.pace.received(piece.len());
-            if self.body.len() + piece.len() as u64 > self.limits.max_body {
-                return Err(Reject::TooLarge { limit: self.limits.max_body }.into());
+            if received == 0 && !client.is_body_done() {
+                continue;
             }
-            if !self.body.hold(piece) {
-                return Err(Reject::Memory.into());
-            }
+            self.pace.received(received);
             if client.is_body_done() {
                 self.body.complete();
             }
         }
         Ok(())
+    }
+
+    /// Reads and holds what comes next of the body, up to `goal`. Returns the number of bytes.
+    async fn receive(&mut self, client: &mut Client<'_>, goal: u64) -> Result<usize, Stop> {
+        if client.reads_into() {
+            let received = client.received().await.map_err(client_failure)?;
+            let most = received.min(usize::try_from(goal - self.body.len()).unwrap_or(usize::MAX));
+            let room = self.body.room(most).ok_or(Reject::Memory)?;
+            return client.read_into(room, most).map_err(client_failure);
+        }
+        let Some(piece) = client.read().await.map_err(client_failure)? else {
+            self.body.complete();
+            return Ok(0);
+        };
+        let length = piece.len();
+        if self.body.len() + length as u64 > self.limits.max_body {
+            return Err(Reject::TooLarge { limit: self.limits.max_body }.into());
+        }
+        if self.body.hold(piece) { Ok(length) } else { Err(Reject::Memory.into()) }
     }
 
     /// Engines can read JSON in UTF-16 and UTF-32 where the balancer cannot: no route would be found for it.

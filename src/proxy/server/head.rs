@@ -32,13 +32,20 @@ pub type Source<'a> = dyn AsyncRead + Unpin + Send + 'a;
 /// What a client sent where a request may begin.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A request's head, and what was received with it.
-    Request(BytesMut),
+    Request(ReceivedHead),
     /// The preface of HTTP/2, and what was received with it.
     Http2(BytesMut),
     Refused(Reject),
     /// The client closed the connection, or sent nothing in time.
     Gone,
+}
+
+/// A request's head, with what was received behind it.
+#[derive(Debug)]
+pub struct ReceivedHead {
+    pub bytes: BytesMut,
+    /// The length of the head alone.
+    pub length: usize,
 }
 
 /// Reads one head after another.
@@ -90,7 +97,10 @@ impl HeadReader {
             if let Some(end) = end {
                 return match malformed(&self.held[..end]) {
                     Some(why) => Incoming::Refused(Reject::Malformed { why }),
-                    None => Incoming::Request(std::mem::take(&mut self.held)),
+                    None => {
+                        let bytes = std::mem::take(&mut self.held);
+                        Incoming::Request(ReceivedHead { bytes, length: end })
+                    }
                 };
             }
             if is_hopeless(&self.held) {

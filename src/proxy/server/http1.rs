@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::date::get_cached_date;
@@ -12,11 +11,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, sink};
 use tokio::sync::watch;
 
 use super::Engine;
-use super::head::{HeadReader, Incoming};
+use super::head::{HeadReader, Incoming, ReceivedHead};
 use crate::config::types::ConnectionLimits;
 use crate::names::PRODUCT;
 use crate::observe;
 use crate::proxy::respond;
+use crate::proxy::wire::ClientWire;
+use crate::proxy::wire::sized_body::SizedBody;
 use crate::reject::{Reject, Style};
 
 /// What a refused client still sends is read and forgotten up to this size and for this time, so that it
@@ -27,7 +28,7 @@ const MAX_DISCARDING: Duration = Duration::from_secs(1);
 /// Serves the request whose head has been received, and those that follow it.
 pub async fn serve(
     mut stream: Stream,
-    mut head: BytesMut,
+    mut head: ReceivedHead,
     mut reader: HeadReader,
     engine: Engine,
     closing: watch::Receiver<bool>,
@@ -47,11 +48,15 @@ pub async fn serve(
 }
 
 /// A request whose head has been received.
-fn session(stream: Stream, head: BytesMut, limits: &ConnectionLimits) -> ServerSession {
+fn session(stream: Stream, mut head: ReceivedHead, limits: &ConnectionLimits) -> ServerSession {
+    if let Some(wire) = stream.as_any().downcast_ref::<ClientWire>() {
+        let allowed = wire.is_read_shared();
+        wire.take_body(allowed.then(|| SizedBody::split(&mut head.bytes, head.length)).flatten());
+    }
     let mut session = ServerSession::new_http1(stream);
     // Should pingora want more of the head than is here, it does not wait without end.
     session.set_keepalive(Some(limits.head.as_secs().max(1)));
-    session.set_pipelined_prefix(head);
+    session.set_pipelined_prefix(head.bytes);
     session
 }
 
