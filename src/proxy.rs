@@ -40,6 +40,7 @@ mod stored;
 mod stored_search;
 mod translation;
 mod tunnel;
+mod upstream_head;
 mod usage_question;
 mod watch;
 mod wire;

@@ -98,7 +98,7 @@ pub async fn attempt(
     watch.begin_attempt(placement.upstream().id);
     let head = headers::towards_upstream(scope, client, request, placement.upstream());
     let head = head.map_err(|_| Stop::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
-    let sent = connection.send_head(head).await;
+    let sent = connection.send_head(&head).await;
     sent.map_err(|_| Stop::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
     connection.send_held(scope, request, placement);
     watch.sends_by(connection.outgoing().clone());

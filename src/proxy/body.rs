@@ -355,7 +355,7 @@ mod tests {
     fn room_is_reserved_for_what_came() {
         let memory = Memory::new(400 << 10);
         let mut body = RequestBody::new(memory.reservation(), 1 << 20, Some(300 << 10));
-        let mut take = |body: &mut RequestBody, more: usize| {
+        let take = |body: &mut RequestBody, more: usize| {
             body.room(more).unwrap().extend_from_slice(&vec![b'x'; more]);
             (body.len(), body.reservation.bytes())
         };

@@ -3,8 +3,9 @@
 //! A head is built anew in one pass over the one that came, without its hop-by-hop fields and those that
 //! `connection` nominates, with the framing of the body that is really sent.
 
-use std::borrow::Cow;
+use std::fmt::{Display, Write};
 
+use http::header::InvalidHeaderValue;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -14,6 +15,7 @@ use super::client::Client;
 use super::prompt_work::Placement;
 use super::request::{ClientRequest, Scope};
 use super::route_edits::RouteEdits;
+use super::upstream_head::UpstreamHead;
 use crate::fleet::Upstream;
 use crate::names::{
     X_ATTEMPTS, X_DATA_PARALLEL_RANK, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_HIT, X_REASON,
@@ -139,14 +141,13 @@ pub fn towards_upstream(
     client: &Client<'_>,
     request: &ClientRequest,
     upstream: &Upstream,
-) -> Result<RequestHeader> {
+) -> Result<UpstreamHead, InvalidHeaderValue> {
     let (from, prefix) = (client.head(), &upstream.config.url.prefix);
     let translated = request.edits.as_ref().and_then(|edits| edits.translated_target(from));
     let target = translated.as_ref().map_or_else(|| origin_form(from), |target| target.as_bytes());
-    let path = if prefix.is_empty() { target.into() } else { [prefix.as_bytes(), target].concat().into() };
-    let path: Cow<'_, [u8]> = path;
-    let mut head = RequestHeader::build_no_case(from.method.clone(), &path, Some(from.headers.len() + 6))?;
-    head.insert_header(header::HOST, &*upstream.host)?;
+    let target = [prefix.as_bytes(), target].concat();
+    let mut head = UpstreamHead::new(from.method.clone(), target, from.headers.len() + 6);
+    head.append(header::HOST, HeaderValue::from_str(&upstream.host)?);
     let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
     let trusted = scope.settings.trusts(client.address());
     let edits_answer = request.edits.is_some() || request.usage_question.is_some();
@@ -158,23 +159,23 @@ pub fn towards_upstream(
             _ => is_hop_by_hop(name) || is_forwarded(name) || !trusted && name == X_DATA_PARALLEL_RANK,
         };
         if !stays && !nominated.contains(name) {
-            head.append_header(name, value)?;
+            head.append(name.clone(), value.clone());
         }
     }
     if client.is_upgrade() {
-        head.insert_header(header::CONNECTION, "Upgrade")?;
-        head.insert_header(header::UPGRADE, "websocket")?;
+        head.append(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        head.append(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
-    frame(&mut head, client, request)?;
+    frame(&mut head, client, request);
     forwarded(client, &mut head, trusted)?;
     if let Some(authorization) = &upstream.authorization {
-        replace_key(&mut head, authorization)?;
+        replace_key(&mut head, HeaderValue::try_from(authorization)?);
     }
-    head.append_header(header::VIA, scope.shared.mark.clone())?;
-    match &request.edits {
-        Some(edits) => edits.towards_upstream(&mut head, upstream).map(|()| head),
-        None => Ok(head),
+    head.append(header::VIA, scope.shared.mark.clone());
+    if let Some(edits) = &request.edits {
+        edits.towards_upstream(&mut head, upstream);
     }
+    Ok(head)
 }
 
 /// The `authorization` that an upstream is shown by a request that goes to it: its own or that of the route,
@@ -184,17 +185,17 @@ pub fn authorization(
     edits: Option<&RouteEdits>,
     upstream: &Upstream,
 ) -> Option<HeaderValue> {
-    let mut head = RequestHeader::build_no_case(Method::GET, b"/", None).ok()?;
+    let mut head = UpstreamHead::new(Method::GET, Vec::new(), 2);
     if let Some(key) = client.headers().get(header::AUTHORIZATION) {
-        head.insert_header(header::AUTHORIZATION, key).ok()?;
+        head.append(header::AUTHORIZATION, key.clone());
     }
     if let Some(key) = &upstream.authorization {
-        replace_key(&mut head, key).ok()?;
+        replace_key(&mut head, HeaderValue::try_from(key).ok()?);
     }
     if let Some(edits) = edits {
-        edits.towards_upstream(&mut head, upstream).ok()?;
+        edits.towards_upstream(&mut head, upstream);
     }
-    head.headers.get(header::AUTHORIZATION).cloned()
+    head.get(&header::AUTHORIZATION).cloned()
 }
 
 /// The target as upstreams get it: a path with its query, also where the client named the host in it.
@@ -205,12 +206,12 @@ fn origin_form(head: &RequestHeader) -> &[u8] {
 }
 
 /// Frames the body that is sent: by its length where that is known, else in chunks.
-fn frame(head: &mut RequestHeader, client: &Client<'_>, request: &ClientRequest) -> Result<()> {
+fn frame(head: &mut UpstreamHead, client: &Client<'_>, request: &ClientRequest) {
     let declares = client.headers().contains_key(header::CONTENT_LENGTH);
     match request.length() {
-        Some(0) if !declares => Ok(()),
-        Some(length) => head.insert_header(header::CONTENT_LENGTH, length),
-        None => head.insert_header(header::TRANSFER_ENCODING, "chunked"),
+        Some(0) if !declares => {}
+        Some(length) => head.append(header::CONTENT_LENGTH, length.into()),
+        None => head.append(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
     }
 }
 
@@ -220,35 +221,41 @@ fn is_forwarded(name: &HeaderName) -> bool {
 }
 
 /// Shows the upstream this key and none of the client's; Anthropic's clients have theirs in another field.
-pub fn replace_key(head: &mut RequestHeader, key: impl TryInto<HeaderValue>) -> Result<()> {
-    head.remove_header("x-api-key");
-    head.insert_header(header::AUTHORIZATION, key)
+pub fn replace_key(head: &mut UpstreamHead, key: HeaderValue) {
+    head.remove("x-api-key");
+    head.insert(header::AUTHORIZATION, key);
 }
 
 /// Tells which client asked, for which host, over what. A trusted proxy in front has told so already, and
 /// knows better; what any other client says of it is not passed on.
-fn forwarded(client: &Client<'_>, head: &mut RequestHeader, trusted: bool) -> Result<()> {
+fn forwarded(client: &Client<'_>, head: &mut UpstreamHead, trusted: bool) -> Result<(), InvalidHeaderValue> {
     let from = client.headers();
     let address = client.address().and_then(|address| address.as_inet()).map(|address| address.ip());
-    let mut chain: Vec<&str> = Vec::new();
+    let mut chain = String::new();
     if trusted {
-        let before = from.get_all(X_FORWARDED_FOR).iter();
-        chain.extend(before.filter_map(|value| value.to_str().ok()));
+        let before = from.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+        before.for_each(|hop| push_hop(&mut chain, hop));
     }
-    let address = address.map(|address| address.to_string());
-    chain.extend(address.as_deref());
+    if let Some(address) = address {
+        push_hop(&mut chain, address);
+    }
     if !chain.is_empty() {
-        head.insert_header(X_FORWARDED_FOR, chain.join(", "))?;
+        head.append(HeaderName::from_static(X_FORWARDED_FOR), HeaderValue::try_from(chain)?);
     }
-    let told = |name: &str| from.get(name).filter(|_| trusted);
-    match told(X_FORWARDED_PROTO) {
-        Some(scheme) => head.insert_header(X_FORWARDED_PROTO, scheme)?,
-        None => head.insert_header(X_FORWARDED_PROTO, if client.is_https() { "https" } else { "http" })?,
+    let told = |name: &str| from.get(name).filter(|_| trusted).cloned();
+    let scheme = if client.is_https() { "https" } else { "http" };
+    let scheme = told(X_FORWARDED_PROTO).unwrap_or(HeaderValue::from_static(scheme));
+    head.append(HeaderName::from_static(X_FORWARDED_PROTO), scheme);
+    if let Some(host) = told(X_FORWARDED_HOST).or_else(|| from.get(header::HOST).cloned()) {
+        head.append(HeaderName::from_static(X_FORWARDED_HOST), host);
     }
-    match told(X_FORWARDED_HOST).or_else(|| from.get(header::HOST)) {
-        Some(host) => head.insert_header(X_FORWARDED_HOST, host),
-        None => Ok(()),
-    }
+    Ok(())
+}
+
+fn push_hop(chain: &mut String, hop: impl Display) {
+    let comma = if chain.is_empty() { "" } else { ", " };
+    // Writing to a string never fails.
+    let _ = write!(chain, "{comma}{hop}");
 }
 
 /// The host that the client named.

@@ -16,6 +16,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::headers;
 use super::random::Random;
+use super::upstream_head::UpstreamHead;
 use super::{served, translation};
 use crate::config::types::{HeaderEdits, Overflow};
 use crate::fleet::Upstream;
@@ -47,13 +48,14 @@ trait Fields {
     fn remove(&mut self, name: &str);
 }
 
-impl Fields for RequestHeader {
+impl Fields for UpstreamHead {
     fn set(&mut self, name: HeaderName, value: HeaderValue) -> Result<()> {
-        self.insert_header(name, value)
+        self.insert(name, value);
+        Ok(())
     }
 
     fn remove(&mut self, name: &str) {
-        drop(self.remove_header(name));
+        self.remove(name);
     }
 }
 
@@ -152,23 +154,26 @@ impl RouteEdits {
     }
 
     /// Makes a head one for an upstream of this route, or for another that alone has what is asked for.
-    pub fn towards_upstream(&self, head: &mut RequestHeader, upstream: &Upstream) -> Result<()> {
+    pub fn towards_upstream(&self, head: &mut UpstreamHead, upstream: &Upstream) {
         let route = &self.plan.route;
         let is_ours = served::leads_to(route, upstream);
         // The key of a route is for its own upstreams.
         let routed = if is_ours { self.authorization() } else { None };
         if let Some(key) = &routed {
-            headers::replace_key(head, key)?;
+            headers::replace_key(head, key.clone());
         }
-        apply(&route.headers, head)?;
+        // It cannot fail with these fields.
+        let _ = apply(&route.headers, head);
         // What is taken out is the client's, and not what upstreams are shown in place of it.
         let is_key = |name: &str| name.eq_ignore_ascii_case("authorization");
         let is_set = route.headers.set.iter().any(|(name, _)| is_key(name));
         if is_set || !route.headers.remove.iter().any(|name| is_key(name)) {
-            return Ok(());
+            return;
         }
         let own = || HeaderValue::try_from(upstream.authorization.as_ref()?).ok();
-        routed.or_else(own).map_or(Ok(()), |key| head.insert_header(header::AUTHORIZATION, key))
+        if let Some(key) = routed.or_else(own) {
+            head.insert(header::AUTHORIZATION, key);
+        }
     }
 
     /// What its upstreams are shown in place of the client's key.

@@ -3,9 +3,9 @@
 //! Pingora's client session parses the answer; `wire` sends. Never: a wait for the upstream to read.
 
 use bytes::Bytes;
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::v1::client::HttpSession;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result};
 
 use super::wire::{Outgoing, UpstreamWire};
 use crate::proxy::client::{Client, ClientEvent};
@@ -13,6 +13,7 @@ use crate::proxy::exchange::Stop;
 use crate::proxy::intake::peek::client_failure;
 use crate::proxy::prompt_work::Placement;
 use crate::proxy::request::{ClientRequest, Scope};
+use crate::proxy::upstream_head::UpstreamHead;
 use crate::proxy::watch::Watch;
 use crate::reject::Reject;
 
@@ -64,9 +65,13 @@ impl UpstreamConnection {
     }
 
     /// Queues the head. Where that fails nothing may follow it.
-    pub async fn send_head(&mut self, head: RequestHeader) -> Result<()> {
-        self.chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
-        self.session.write_request_header(Box::new(head)).await.map(drop)
+    pub async fn send_head(&mut self, head: &UpstreamHead) -> Result<()> {
+        self.chunked = head.is_chunked();
+        let bytes = head.to_bytes().ok_or_else(|| Error::new(ErrorType::InvalidHTTPHeader))?;
+        // What the session writes goes nowhere.
+        self.session.write_request_header(Box::new(head.for_session()?)).await?;
+        self.outgoing.push(bytes);
+        Ok(())
     }
 
     /// Queues what is held of the body.

@@ -3,7 +3,7 @@
 //! What goes to the upstream is queued and leaves in vectored writes, head and body together, whenever the
 //! connection is read or flushed. So one task carries both directions: an upstream that answers before it
 //! has read the whole request, or instead of reading it, is heard. Pingora's client session, which parses
-//! the answer, sits on top; it writes the head, which is queued too, and reads.
+//! the answer, sits on top, and only reads.
 //!
 //! Never: block a reader on a writer, copy a body, hold more than the caller queued.
 
@@ -234,12 +234,12 @@ impl AsyncRead for UpstreamWire {
 }
 
 impl AsyncWrite for UpstreamWire {
+    /// Drops what the session writes, which is a head without fields: `UpstreamHead` has what is sent.
     fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.outgoing.push(Bytes::copy_from_slice(data));
         Poll::Ready(Ok(data.len()))
     }
 
-    /// Nothing is sent here: the head leaves with the body behind it, when the answer is read.
+    /// Nothing is sent here: what was queued leaves when the answer is read.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -301,9 +301,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_queued_leaves_while_the_answer_is_awaited() {
         let (mut upstream, mut wire) = pair().await;
-        wire.write_all(b"head ").await.unwrap();
-        wire.flush().await.unwrap();
         let (outgoing, large) = (wire.outgoing(), vec![b'x'; 4 << 20]);
+        outgoing.push(Bytes::from_static(b"head "));
+        wire.write_all(b"the session's head").await.unwrap();
+        wire.flush().await.unwrap();
         outgoing.push(large.clone().into());
         assert!(!outgoing.is_sent() && !outgoing.has_room(), "nothing has been sent yet");
         let server = tokio::spawn(async move {
