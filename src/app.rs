@@ -110,8 +110,8 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
     let shared = Shared::new(&config, fleet.clone(), state.clone(), exchange.clone());
     let leave = shared.leave().clone();
-    let (threads, limits) = (threads(&config), config.limits.connection);
-    let public = server::engine(Balancer::public(shared.clone()), threads, limits);
+    let limits = config.limits.connection;
+    let public = server::engine(Balancer::public(shared.clone()), limits);
     // Whoever looks after a full balancer must get in.
     let (seats, unlimited) = (Connections::new(config.limits.connections), Connections::new(0));
     let listen = config.listen.clone();
@@ -134,7 +134,7 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let (asks, leaving) = (reloader.clone(), leave.leaving());
     let admin = Admin::new(fleet.clone(), state.clone(), config, asks, leaving, exchange);
     let door = Arc::new(AdminDoor(admin));
-    let private = server::engine(Balancer::admin(shared, door), threads, limits);
+    let private = server::engine(Balancer::admin(shared, door), limits);
     let open = |(serves, address, listener)| {
         let (engine, seats) =
             if serves == Serves::Admin { (&private, &unlimited) } else { (&public, &seats) };

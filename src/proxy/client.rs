@@ -187,6 +187,16 @@ impl<'s> Client<'s> {
         self.headers().contains_key(TRANSFER_ENCODING) && !self.session.is_body_done()
     }
 
+    /// Lets go of the request's fields, which nothing reads behind the answer's head.
+    pub fn forget_fields(&mut self) {
+        let head = self.session.req_header();
+        // What was parsed once can be parsed again.
+        if let Ok(mut bare) = RequestHeader::build_no_case(head.method.clone(), head.raw_path(), Some(0)) {
+            bare.set_version(head.version);
+            *self.session.req_header_mut() = bare;
+        }
+    }
+
     /// The connection ends behind this request.
     pub fn close_after(&mut self) {
         self.session.set_keepalive(None);

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorType};
 
 use super::Shared;
@@ -12,7 +12,7 @@ use crate::fleet::Outcome;
 use crate::observe;
 
 /// Writes the record of a request that has ended.
-pub fn write(shared: &Shared, session: &Session, error: Option<&Error>, context: &Context) {
+pub fn write(shared: &Shared, session: &ServerSession, error: Option<&Error>, context: &Context) {
     let Some(finished) = &context.finished else { return };
     let FinishedRequest { request, report } = &**finished;
     let (head, client) = (session.req_header(), session.client_addr());

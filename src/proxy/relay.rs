@@ -204,6 +204,9 @@ async fn carry_body(
     let bodiless = answer.over && answer.first.is_empty();
     client.write_head(head, &answer.first, bodiless).await.map_err(Stop::Disconnected)?;
     answer.first = Bytes::new();
+    if answer.pipeline.is_stream() && request.body.is_complete() {
+        client.forget_fields();
+    }
     watch.moved();
     let PreparedAnswer { connection, pipeline, over, .. } = answer;
     let room = connection.outgoing().clone();

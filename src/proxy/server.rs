@@ -1,4 +1,4 @@
-//! Accepts connections and hands their requests to pingora's HTTP engine.
+//! Accepts connections and hands their requests to the balancer.
 //!
 //! The accept loop is our own rather than pingora's service: a listener can be handed in (tests use
 //! port 0), a connection costs a third less memory, and a stop ends exactly when the last request has
@@ -16,17 +16,15 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use pingora::protocols::{SocketDigest, Stream};
-use pingora::proxy::HttpProxy;
-use pingora::server::configuration::ServerConf;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::Balancer;
 use super::certificate::Certificate;
 use super::connections::{Connections, Seat};
 use super::leave::{self, Leave, Phase};
 use super::wire::{ClientWire, Transport};
-use super::{Balancer, Shared};
 use crate::config::types::ConnectionLimits;
 use crate::observe;
 use crate::observe::metrics::METRICS;
@@ -40,36 +38,22 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// After a failure to accept, which is mostly a lack of file descriptors, others get time to end.
 const BREATHER: Duration = Duration::from_millis(50);
 
-/// Idle connections kept to upstreams, for all upstreams together.
-const POOL: usize = 4096;
-
-/// What serves the connections of a listener: pingora's engine around a balancer, and their limits.
+/// What serves the connections of a listener: a balancer, and their limits.
 pub struct ConnectionServer {
-    proxy: Arc<HttpProxy<Balancer>>,
-    shared: Arc<Shared>,
+    balancer: Balancer,
     limits: ConnectionLimits,
 }
 
 pub type Engine = Arc<ConnectionServer>;
 
-pub fn engine(balancer: Balancer, threads: usize, limits: ConnectionLimits) -> Engine {
-    let conf = ServerConf {
-        threads,
-        upstream_keepalive_pool_size: POOL,
-        // Pingora's own bound; how often a request really goes out, `attempt` decides.
-        max_retries: 16,
-        ..ServerConf::default()
-    };
-    let shared = balancer.shared.clone();
-    let mut proxy = HttpProxy::new(balancer, Arc::new(conf));
-    proxy.handle_init_modules();
-    Arc::new(ConnectionServer { proxy: Arc::new(proxy), shared, limits })
+pub fn engine(balancer: Balancer, limits: ConnectionLimits) -> Engine {
+    Arc::new(ConnectionServer { balancer, limits })
 }
 
 impl ConnectionServer {
     /// The limit of a request's head, as it is configured now.
     fn header_bytes(&self) -> u64 {
-        self.shared.settings.load().header_bytes
+        self.balancer.shared.settings.load().header_bytes
     }
 }
 

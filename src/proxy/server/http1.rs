@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::protocols::{Shutdown, Stream};
@@ -34,11 +33,11 @@ pub async fn serve(
     closing: watch::Receiver<bool>,
 ) {
     loop {
-        let processing = engine.proxy.process_new_http(session(stream, head, &engine.limits), &closing);
-        let Some(reused) = processing.await else { return };
-        // Pingora's settings of a reused connection are its timeout and bytes of a pipelined request. The
-        // timeout is ours, and without pipelining there are no bytes.
-        (stream, _) = reused.consume();
+        let session = session(stream, head, &engine.limits);
+        let is_closing = *closing.borrow();
+        // Boxed: a connection between two requests should not hold a request's room.
+        let Some(reused) = Box::pin(engine.balancer.serve(session, is_closing)).await else { return };
+        stream = reused;
         head = match reader.next(&mut stream, engine.header_bytes()).await {
             Incoming::Request(head) => head,
             Incoming::Refused(reject) => return Box::pin(refuse(stream, reject)).await,

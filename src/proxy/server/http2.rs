@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, handshake};
 use pingora::protocols::{Digest, SocketDigest, Stream, UniqueIDType};
@@ -190,10 +189,10 @@ pub async fn serve(
                 (is_ending, patience) = (true, MAX_FAREWELL);
             }
             Some(Ok(Some(H2Accept::Session(session)))) => {
-                let (proxy, closing, guard) = (engine.proxy.clone(), for_streams.clone(), streams.begin());
+                let (engine, is_closing, guard) = (engine.clone(), *for_streams.borrow(), streams.begin());
                 tokio::spawn(async move {
                     let _guard = guard;
-                    proxy.process_new_http(ServerSession::new_http2(session), &closing).await;
+                    engine.balancer.serve(ServerSession::new_http2(session), is_closing).await;
                 });
             }
             Some(Ok(Some(H2Accept::Rejected))) => {
