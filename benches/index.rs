@@ -18,7 +18,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use vllm_lb::state::local::{Hits, Index, Slot};
+use vllm_lb::state::prefix_index::{Hits, Index, Slot};
 
 const CONVERSATIONS: u64 = 4000;
 const BLOCKS: u64 = 256;

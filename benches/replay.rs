@@ -18,7 +18,7 @@ mod play;
 use std::process::ExitCode;
 
 use play::{Cast, Played, beginning, heads, line, mean, play, simulate};
-use vllm_lb::sim::replay::report::Row;
+use vllm_lb::sim::replay::report::ReportRow;
 use vllm_lb::sim::replay::trace;
 
 #[tokio::main]
@@ -42,7 +42,7 @@ async fn main() -> ExitCode {
     let expected = mean(&virtual_rows);
     line("virtual clock, mean", &expected);
     line(&format!("product, {speed} times faster"), &product);
-    let off = |of: fn(&Row) -> f64| 100.0 * (of(&product) / of(&expected) - 1.0);
+    let off = |of: fn(&ReportRow) -> f64| 100.0 * (of(&product) / of(&expected) - 1.0);
     println!(
         "\nThe product against the virtual clock: mean {:+.1} %, median {:+.1} %, 90th percentile {:+.1} %.\n\
          {} requests; of one core, the balancer took {:.0} % and engines and clients {:.0} %.",

@@ -17,8 +17,8 @@ use std::process::ExitCode;
 
 use common::redis::Redis;
 use play::{Cast, INTERVAL, Played, beginning, heads, line, mean, play, simulate};
-use vllm_lb::sim::replay::load::Load;
-use vllm_lb::sim::replay::report::Row;
+use vllm_lb::sim::replay::load::Workload;
+use vllm_lb::sim::replay::report::ReportRow;
 use vllm_lb::sim::replay::shapes::Shape;
 use vllm_lb::sim::replay::trace;
 
@@ -49,12 +49,12 @@ impl Way {
         if matches!(self, Way::One) { 1 } else { BALANCERS }
     }
 
-    fn simulated(self, load: &Load) -> Row {
+    fn simulated(self, load: &Workload) -> ReportRow {
         let interval = (!matches!(self, Way::Alone)).then_some(INTERVAL);
         mean(&simulate(load, self.balancers(), interval))
     }
 
-    async fn played(self, load: &Load, speed: f64) -> Played {
+    async fn played(self, load: &Workload, speed: f64) -> Played {
         let redis = match self {
             Way::Shared => Some(Redis::start(&[]).await),
             Way::One | Way::Alone => None,
@@ -65,13 +65,13 @@ impl Way {
 }
 
 /// Plays all ways so often, in turn, so that what else the machine does falls on all alike.
-async fn compare(name: &str, load: &Load, speed: f64, rounds: usize) {
+async fn compare(name: &str, load: &Workload, speed: f64, rounds: usize) {
     println!("{name}: {} requests, {speed} times faster, {rounds} rounds.\n", load.requests());
     heads();
     for way in Way::ALL {
         line(&format!("{}, virtual clock", way.name()), &way.simulated(load));
     }
-    let mut rows: [Vec<Row>; Way::ALL.len()] = Default::default();
+    let mut rows: [Vec<ReportRow>; Way::ALL.len()] = Default::default();
     let mut busy = [(0.0, 0.0); Way::ALL.len()];
     for round in 1..=rounds {
         for (at, way) in Way::ALL.into_iter().enumerate() {

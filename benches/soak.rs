@@ -18,7 +18,7 @@ use common::dice::Dice;
 use common::h2::{self, H2};
 use common::process::{Process, Setup};
 use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request, with_host};
-use common::{Engine, Fault, engines};
+use common::{EngineServer, InjectedFault, engines};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -134,15 +134,15 @@ async fn leave(address: &str, request: Vec<u8>, dice: &mut Dice) {
 }
 
 /// Something happens to the engines and to the balancer, and passes.
-async fn trouble(process: &Process, engines: &[Engine], dice: &mut Dice) {
+async fn trouble(process: &Process, engines: &[EngineServer], dice: &mut Dice) {
     let engine = dice.one_of(engines);
     // Too few to trip a breaker: refusals are quick, and would be most of a million requests.
     let few = 4;
     match dice.between(0, 4) {
-        0 => engine.set_fault_for(few, Fault::CutHeaders { reset: true }).await,
-        1 => engine.set_fault_for(few, Fault::CutStream { events: 4, reset: false }).await,
+        0 => engine.set_fault_for(few, InjectedFault::CutHeaders { reset: true }).await,
+        1 => engine.set_fault_for(few, InjectedFault::CutStream { events: 4, reset: false }).await,
         2 => {
-            engine.set_fault(Fault::Refuse).await;
+            engine.set_fault(InjectedFault::Refuse).await;
             engine.restart().await;
             engine.clear_fault().await;
         }
@@ -191,7 +191,7 @@ impl Look {
 }
 
 /// Looks at the memory until all requests are done; the mean of each so many.
-async fn watch(world: &World, process: &Process, engines: &[Engine], requests: u64) -> Vec<f64> {
+async fn watch(world: &World, process: &Process, engines: &[EngineServer], requests: u64) -> Vec<f64> {
     let (begun, mut dice, mut means) = (Instant::now(), Dice::new(2, 2), Vec::new());
     println!("| requests | resident, mean MiB | most MiB | requests a second | refused | broken |");
     println!("| ---: | ---: | ---: | ---: | ---: | ---: |");

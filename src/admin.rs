@@ -4,7 +4,7 @@
 //! fleet that does not go through it.
 
 mod decisions;
-mod desk;
+mod fleet_editor;
 mod guard;
 mod siblings;
 mod upstreams;
@@ -26,8 +26,8 @@ use crate::fleet::Fleet;
 use crate::observe;
 use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
 use crate::state::State;
-use crate::state::redis::Exchange;
-use desk::Desk;
+use crate::state::redis::SiblingExchange;
+use fleet_editor::FleetEditor;
 use guard::Protection;
 
 /// The paths that the admin listener has beyond the public ones.
@@ -51,28 +51,28 @@ pub trait Reload: Send + Sync {
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Vec<String>>>;
 }
 
-pub struct Admin {
+pub struct AdminApi {
     fleet: Arc<Fleet>,
     state: Arc<State>,
     /// The configuration that runs.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
-    /// The balancer goes away: whoever sends clients here should stop it.
+    /// The balancer is shutting down: load balancers in front of it should stop sending clients.
     leaving: Arc<AtomicBool>,
     /// With the siblings, where there can be any.
-    exchange: Option<Arc<Exchange>>,
+    exchange: Option<Arc<SiblingExchange>>,
 }
 
-impl Admin {
+impl AdminApi {
     pub fn new(
         fleet: Arc<Fleet>,
         state: Arc<State>,
         config: Arc<ArcSwap<Config>>,
         reload: Arc<dyn Reload>,
         leaving: Arc<AtomicBool>,
-        exchange: Option<Arc<Exchange>>,
+        exchange: Option<Arc<SiblingExchange>>,
     ) -> Self {
-        Admin { fleet, state, config, reload, leaving, exchange }
+        AdminApi { fleet, state, config, reload, leaving, exchange }
     }
 
     /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
@@ -113,17 +113,17 @@ impl Admin {
             "/admin/config" | "/admin/decisions" | "/admin/siblings" | "/admin/usage" => not_allowed("GET"),
             "/admin/reload" => not_allowed("POST"),
             _ => match path.strip_prefix("/admin/upstreams") {
-                Some("") => upstreams::all(&self.desk(), &request).await,
+                Some("") => upstreams::all(&self.editor(), &request).await,
                 Some(name) if name.starts_with('/') => {
-                    upstreams::one(&self.desk(), &name[1..], &request).await
+                    upstreams::one(&self.editor(), &name[1..], &request).await
                 }
                 _ => answer(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
             },
         }
     }
 
-    fn desk(&self) -> Desk<'_> {
-        Desk { fleet: &self.fleet, exchange: self.exchange.as_deref() }
+    fn editor(&self) -> FleetEditor<'_> {
+        FleetEditor { fleet: &self.fleet, exchange: self.exchange.as_deref() }
     }
 
     /// Without a token in the configuration the listener's address is the protection, see `guard`.
@@ -149,7 +149,7 @@ impl Admin {
             .iter()
             .map(|entry| {
                 let load = entry.upstream.load();
-                let telling = entry.upstream.telling(now);
+                let telling = entry.upstream.gauge_report(now);
                 UpstreamGauges {
                     upstream: entry.upstream.name(),
                     ready: entry.is_ready(),
@@ -174,7 +174,7 @@ impl Admin {
     }
 
     async fn reload(&self) -> Response<Bytes> {
-        // A task of its own: a caller who leaves must not stop it half-way.
+        // Runs in a task of its own: a caller that disconnects must not stop the reload half-way.
         let reload = self.reload.clone();
         let done = tokio::spawn(async move { reload.reload().await }).await;
         match done.unwrap_or_else(|error| Err(vec![error.to_string()])) {

@@ -5,23 +5,23 @@
 //!
 //! Never: a connection, a cache, a guess about upstreams that did not answer.
 
+mod engine_metrics;
 mod metrics;
 mod models;
-mod truth;
 
+pub use self::engine_metrics::{EngineMetrics, parse_engine_metrics};
 pub use self::metrics::merge_metrics;
 pub use self::models::{ModelCard, models_list, parse_models};
-pub use self::truth::{Truth, parse_truth};
 
 /// The sum of what `GET /load` answered everywhere; an answer that says no number counts nothing.
 pub fn load_sum(answers: &[&[u8]]) -> u64 {
     #[derive(serde::Deserialize)]
-    struct Load {
+    struct ServerLoad {
         server_load: u64,
     }
     // The parser works in place.
     let load = |answer: &&[u8]| {
-        let parsed: Result<Load, _> = simd_json::serde::from_slice(&mut answer.to_vec());
+        let parsed: Result<ServerLoad, _> = simd_json::serde::from_slice(&mut answer.to_vec());
         parsed.ok().map(|load| load.server_load)
     };
     answers.iter().filter_map(load).fold(0, u64::saturating_add)
@@ -38,10 +38,10 @@ pub fn version_min(versions: &[&str]) -> Option<String> {
 
 /// How Python orders versions: the numbers of the release, then whether it came before or after it, then
 /// the number of that. What stands after a plus sign is not compared.
-type VersionKey = (Vec<u64>, Stage, u64);
+type VersionKey = (Vec<u64>, ReleaseStage, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
+enum ReleaseStage {
     Dev,
     Alpha,
     Beta,
@@ -70,12 +70,12 @@ fn version_key(version: &str) -> Option<VersionKey> {
     let rest = rest.trim_start_matches(['.', '-', '_']);
     let word_end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
     let stage = match &rest[..word_end] {
-        "dev" => Stage::Dev,
-        "a" | "alpha" => Stage::Alpha,
-        "b" | "beta" => Stage::Beta,
-        "c" | "rc" | "pre" | "preview" => Stage::Candidate,
-        "post" | "rev" | "r" => Stage::Post,
-        _ => Stage::Release,
+        "dev" => ReleaseStage::Dev,
+        "a" | "alpha" => ReleaseStage::Alpha,
+        "b" | "beta" => ReleaseStage::Beta,
+        "c" | "rc" | "pre" | "preview" => ReleaseStage::Candidate,
+        "post" | "rev" | "r" => ReleaseStage::Post,
+        _ => ReleaseStage::Release,
     };
     let (number, _) = split_digits(rest[word_end..].trim_start_matches(['.', '-', '_']));
     Some((release, stage, number.parse().unwrap_or(0)))

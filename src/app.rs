@@ -23,7 +23,7 @@ use http::{Request, Response};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Admin, Reloaded};
+use crate::admin::{self, AdminApi, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::fleet::{Fleet, discover};
@@ -31,19 +31,19 @@ use crate::observe;
 use crate::proxy::connections::Connections;
 use crate::proxy::leave::{Leave, Phase};
 use crate::proxy::{self, Balancer, Shared, server};
-use crate::sim::http::{Engine, Options};
+use crate::sim::http::{EngineServer, Options};
 use crate::state::State;
 
-pub use reload::Load;
+pub use reload::LoadConfig;
 use reload::Reloader;
 pub use run::run;
-use siblings::Siblings;
-use upgrade::{Serves, Socket, Sockets};
+use siblings::SiblingSetup;
+use upgrade::{InheritedSockets, ListeningSocket, SocketPurpose};
 
 /// The admin room behind the trait that the proxy hands its requests to.
-struct AdminDoor(Admin);
+struct AdminListener(AdminApi);
 
-impl proxy::Admin for AdminDoor {
+impl proxy::Admin for AdminListener {
     fn serves(&self, path: &str) -> bool {
         admin::serves(path)
     }
@@ -54,7 +54,7 @@ impl proxy::Admin for AdminDoor {
 }
 
 /// A balancer that serves.
-pub struct Running {
+pub struct RunningBalancer {
     /// Where the public listeners are bound, in the order of the configuration.
     pub addresses: Vec<String>,
     pub admin: String,
@@ -63,21 +63,21 @@ pub struct Running {
     leave: Arc<Leave>,
     phase: watch::Sender<Phase>,
     serving: JoinSet<usize>,
-    /// The keeper, and whoever follows it.
+    /// The keeper, and the tasks that follow its snapshots.
     tasks: JoinSet<()>,
     tasks_stop: watch::Sender<bool>,
     reloader: Arc<Reloader>,
 }
 
 /// A balancer with all its sockets, on which it does not accept yet.
-struct Prepared {
-    running: Running,
-    doors: Vec<Open>,
+struct PreparedBalancer {
+    running: RunningBalancer,
+    open_listeners: Vec<OpenListener>,
 }
 
 /// A listener, and what serves it.
-struct Open {
-    serves: Serves,
+struct OpenListener {
+    serves: SocketPurpose,
     /// As it was configured.
     address: String,
     listener: server::Listener,
@@ -86,22 +86,26 @@ struct Open {
 }
 
 /// As `start_with`, with a configuration that a reload finds unchanged.
-pub async fn start(config: Config) -> Result<Running, String> {
+pub async fn start(config: Config) -> Result<RunningBalancer, String> {
     let again = config.clone();
     start_with(config, Arc::new(move || Ok((again.clone(), Vec::new())))).await
 }
 
 /// Binds all listeners and starts to serve; `load` gives the configuration again when it is to be reloaded.
 /// Nothing has been started when it fails.
-pub async fn start_with(config: Config, load: Load) -> Result<Running, String> {
-    Ok(prepare(config, load, &mut Sockets::default()).await?.serve())
+pub async fn start_with(config: Config, load: LoadConfig) -> Result<RunningBalancer, String> {
+    Ok(prepare(config, load, &mut InheritedSockets::default()).await?.serve())
 }
 
 /// Builds all parts, on the sockets that are there already, and on new ones. Nothing has been started when
 /// it fails.
-async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Prepared, String> {
+async fn prepare(
+    config: Config,
+    load: LoadConfig,
+    sockets: &mut InheritedSockets,
+) -> Result<PreparedBalancer, String> {
     let (fleet, keeper) = Fleet::new(&config)?;
-    let siblings = Siblings::new(&config);
+    let siblings = SiblingSetup::new(&config);
     let outbox = siblings.as_ref().map(|siblings| siblings.outbox.clone());
     let seed = RandomState::new().hash_one(0u64);
     let state = State::among(config.index, config.sessions.ttl, seed, outbox);
@@ -112,36 +116,34 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     let leave = shared.leave().clone();
     let limits = config.limits.connection;
     let public = server::engine(Balancer::public(shared.clone()), limits);
-    // Whoever looks after a full balancer must get in.
+    // The operator of a full balancer must still reach its admin interface.
     let (seats, unlimited) = (Connections::new(config.limits.connections), Connections::new(0));
     let listen = config.listen.clone();
     let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
     let mut listeners = Vec::new();
     for listen in &listen {
-        listeners.push((
-            Serves::Api,
-            listen.address.to_string(),
-            sockets.listener(Serves::Api, listen).await?,
-        ));
+        let listener = sockets.listener(SocketPurpose::Api, listen).await?;
+        listeners.push((SocketPurpose::Api, listen.address.to_string(), listener));
     }
-    let listener = sockets.listener(Serves::Admin, &admin_listen).await?;
-    listeners.push((Serves::Admin, admin_listen.address.to_string(), listener));
+    let listener = sockets.listener(SocketPurpose::Admin, &admin_listen).await?;
+    listeners.push((SocketPurpose::Admin, admin_listen.address.to_string(), listener));
     let certificates =
         listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
     let (fleet_too, seats_too) = (fleet.clone(), seats.clone());
     let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), seats_too, certificates);
     let (asks, leaving) = (reloader.clone(), leave.leaving());
-    let admin = Admin::new(fleet.clone(), state.clone(), config, asks, leaving, exchange);
-    let door = Arc::new(AdminDoor(admin));
-    let private = server::engine(Balancer::admin(shared, door), limits);
+    let admin = AdminApi::new(fleet.clone(), state.clone(), config, asks, leaving, exchange);
+    let open_listener = Arc::new(AdminListener(admin));
+    let private = server::engine(Balancer::admin(shared, open_listener), limits);
     let open = |(serves, address, listener)| {
         let (engine, seats) =
-            if serves == Serves::Admin { (&private, &unlimited) } else { (&public, &seats) };
-        Open { serves, address, listener, engine: engine.clone(), seats: seats.clone() }
+            if serves == SocketPurpose::Admin { (&private, &unlimited) } else { (&public, &seats) };
+        OpenListener { serves, address, listener, engine: engine.clone(), seats: seats.clone() }
     };
-    let doors: Vec<Open> = listeners.into_iter().map(open).collect();
-    let mut addresses: Vec<String> = doors.iter().map(|door| door.listener.address().to_string()).collect();
+    let open_listeners: Vec<OpenListener> = listeners.into_iter().map(open).collect();
+    let mut addresses: Vec<String> =
+        open_listeners.iter().map(|open_listener| open_listener.listener.address().to_string()).collect();
     let admin = addresses.pop().unwrap_or_default();
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper.run(stopped.clone()));
@@ -151,9 +153,19 @@ async fn prepare(config: Config, load: Load, sockets: &mut Sockets) -> Result<Pr
     tasks.spawn(discover::run(fleet.clone(), stopped.clone()));
     tasks.spawn(follow::follow(fleet.clone(), state.clone(), stopped));
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
-    let running =
-        Running { addresses, admin, fleet, state, leave, phase, serving, tasks, tasks_stop, reloader };
-    Ok(Prepared { running, doors })
+    let running = RunningBalancer {
+        addresses,
+        admin,
+        fleet,
+        state,
+        leave,
+        phase,
+        serving,
+        tasks,
+        tasks_stop,
+        reloader,
+    };
+    Ok(PreparedBalancer { running, open_listeners })
 }
 
 /// Worker threads for a configuration.
@@ -162,17 +174,19 @@ pub fn threads(config: &Config) -> usize {
     if config.threads == 0 { cores() } else { config.threads }
 }
 
-impl Prepared {
+impl PreparedBalancer {
     /// Further handles on the sockets, for a process that is to follow.
-    fn sockets(&self) -> std::io::Result<Vec<Socket>> {
-        let handle = |door: &Open| upgrade::handle(door.serves, door.address.clone(), &door.listener);
-        self.doors.iter().map(handle).collect()
+    fn sockets(&self) -> std::io::Result<Vec<ListeningSocket>> {
+        let handle = |open_listener: &OpenListener| {
+            upgrade::handle(open_listener.serves, open_listener.address.clone(), &open_listener.listener)
+        };
+        self.open_listeners.iter().map(handle).collect()
     }
 
     /// Accepts from now on.
-    fn serve(self) -> Running {
-        let Prepared { mut running, doors } = self;
-        for Open { serves, listener, engine, seats, .. } in doors {
+    fn serve(self) -> RunningBalancer {
+        let PreparedBalancer { mut running, open_listeners } = self;
+        for OpenListener { serves, listener, engine, seats, .. } in open_listeners {
             observe::listening(listener.address(), serves.label(), listener.certificate().is_some());
             let (leave, told) = (running.leave.clone(), running.phase.subscribe());
             running.serving.spawn(server::serve(listener, engine, seats, leave, told));
@@ -181,7 +195,7 @@ impl Prepared {
     }
 }
 
-impl Running {
+impl RunningBalancer {
     /// Reads the configuration again and goes by it, or tells its problems and changes nothing.
     pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
         self.reloader.reload().await
@@ -223,11 +237,11 @@ impl Running {
 }
 
 /// Starts simulated servers in the process and makes them the upstreams.
-async fn demo(config: &mut Config, count: u16) -> Result<Vec<Engine>, String> {
+async fn demo(config: &mut Config, count: u16) -> Result<Vec<EngineServer>, String> {
     let mut engines = Vec::new();
     for seed in 0..u64::from(count) {
         let options = Options { seed, ..Options::default() };
-        let engine = Engine::start(options).await;
+        let engine = EngineServer::start(options).await;
         let engine = engine.map_err(|error| format!("cannot start a simulated server: {error}"))?;
         let upstream = UpstreamConfig::new(url::upstream(&engine.url())?);
         observe::demo_engine(upstream.name.as_str());

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
-pub use load::{Loaded, Mode, Problems, again, load};
+pub use load::{FoundProblems, LoadMode, Loaded, again, load};
 
 /// The exit code for everything that is wrong with command line, environment or file (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
@@ -120,17 +120,17 @@ pub enum Command {
 
 /// What to print, and with which code to end, instead of going on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ending {
+pub struct CliExit {
     pub text: String,
     /// 0 for `--help` and `--version`, whose text belongs on standard output; else `EXIT_USAGE`.
     pub code: u8,
 }
 
 /// Understands a command line; the first item is the program's name.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, Ending> {
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, CliExit> {
     Args::try_parse_from(arguments).map_err(|error| {
         let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
-        Ending { text: masked(&error.render().to_string()), code }
+        CliExit { text: masked(&error.render().to_string()), code }
     })
 }
 
@@ -149,7 +149,7 @@ pub fn environment(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn args(line: &str) -> Result<Args, Ending> {
+    fn args(line: &str) -> Result<Args, CliExit> {
         parse(line.split_whitespace().map(OsString::from))
     }
 

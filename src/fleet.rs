@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod change;
 pub mod client;
 pub mod discover;
+mod engine_load;
 mod keeper;
 pub mod lease;
 mod pace;
@@ -16,7 +17,6 @@ mod probe;
 pub mod queue;
 pub mod snapshot;
 pub mod tls;
-mod told;
 pub mod upstream;
 
 use std::sync::Arc;
@@ -29,36 +29,36 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::types::Config;
 use crate::observe;
 pub use blame::Blame;
-use breaker::Rules;
+use breaker::BreakerRules;
 pub use breaker::blame::FailureKind;
-pub use breaker::{Sign, State};
-pub use change::{Change, Refusal};
-use client::Client;
-use discover::Plan;
+pub use breaker::{Sign, UpstreamState};
+pub use change::{Change, ChangeError};
+use client::UpstreamClient;
+use discover::DiscoveryPlan;
+pub use engine_load::{ForeignLoad, GaugeReport};
 pub use keeper::Keeper;
-use keeper::Word;
+use keeper::KeeperMessage;
 pub use lease::{Lease, Outcome, Work};
-use queue::Key;
-pub use queue::{Queue, Refused, Turn};
-pub use snapshot::{Entry, Query, Routing, Snapshot};
-pub use told::{Foreign, Telling};
+use queue::QueueKey;
+pub use queue::{Queue, QueueRefusal, QueueTurn};
+pub use snapshot::{Query, Routing, Snapshot, SnapshotEntry};
 pub use upstream::Upstream;
 
-/// Words on their way to the keeper, which takes them in within microseconds.
-const INBOX: usize = 1024;
+/// The capacity of the keeper's inbox; the keeper takes messages out within microseconds.
+const MAX_KEEPER_MESSAGES: usize = 1024;
 
 /// The shared handle: readers load snapshots, the keeper publishes them.
 pub struct Fleet {
     snapshot: ArcSwap<Snapshot>,
-    /// Moves with every published snapshot, for those who wait for a change.
+    /// Incremented with every published snapshot, for tasks that wait for a change.
     published: watch::Sender<u64>,
     turn: AtomicU64,
-    client: Client,
+    client: UpstreamClient,
     queue: Arc<Queue>,
-    rules: ArcSwap<Rules>,
-    /// Who is asked for upstreams.
-    plan: watch::Sender<Arc<Plan>>,
-    keeper: mpsc::Sender<Word>,
+    rules: ArcSwap<BreakerRules>,
+    /// The discovery sources that are polled for upstreams.
+    plan: watch::Sender<Arc<DiscoveryPlan>>,
+    keeper: mpsc::Sender<KeeperMessage>,
 }
 
 /// The clock of the fleet: the runtime's, so that tests can move it.
@@ -67,16 +67,16 @@ fn now() -> Instant {
 }
 
 impl Fleet {
-    /// Builds the fleet, and the keeper that is to be run for it; nothing is asked before. Fails when the
-    /// `tls.ca` of an upstream, or of a source, cannot be used.
+    /// Builds the fleet, and the keeper that is to be run for it; no upstream is probed before that. Fails
+    /// when the `tls.ca` of an upstream, or of a source, cannot be used.
     pub fn new(config: &Config) -> Result<(Arc<Self>, Keeper), String> {
-        let (sender, inbox) = mpsc::channel(INBOX);
-        let rules = Rules { health: config.health.clone(), breaker: config.breaker };
+        let (sender, inbox) = mpsc::channel(MAX_KEEPER_MESSAGES);
+        let rules = BreakerRules { health: config.health.clone(), breaker: config.breaker };
         let fleet = Arc::new(Fleet {
             snapshot: ArcSwap::from_pointee(Snapshot::new(Vec::new(), Vec::new())),
             published: watch::Sender::new(0),
             turn: AtomicU64::new(0),
-            client: Client,
+            client: UpstreamClient,
             queue: Queue::new(config.queue.size),
             rules: ArcSwap::from_pointee(rules),
             plan: watch::Sender::default(),
@@ -101,12 +101,12 @@ impl Fleet {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Asks upstreams; the connections are its own, never the proxy's.
-    pub fn client(&self) -> &Client {
+    /// The client for the balancer's own requests to upstreams. It shares no connections with the proxy.
+    pub fn client(&self) -> &UpstreamClient {
         &self.client
     }
 
-    /// Told whenever a new snapshot is published.
+    /// Returns a receiver that is notified of every new snapshot.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.published.subscribe()
     }
@@ -118,7 +118,8 @@ impl Fleet {
 
     // === what requests tell ===
 
-    /// What a request saw of an upstream. Never waits; answers are only counted while they are no news.
+    /// Reports what a request saw of an upstream. Never waits. Successful answers are only counted unless
+    /// the breaker waits for one.
     pub fn report(&self, upstream: &Upstream, sign: Sign) {
         let live = &upstream.live;
         if sign == Sign::Answered {
@@ -130,8 +131,9 @@ impl Fleet {
         if matches!(sign, Sign::Unreached { .. } | Sign::GaveUp) {
             upstream.doubt();
         }
-        if self.keeper.try_send(Word::Seen { id: upstream.id, sign }).is_err() {
-            // More than a thousand others say the same; the keeper will have seen enough of them.
+        if self.keeper.try_send(KeeperMessage::Seen { id: upstream.id, sign }).is_err() {
+            // The inbox holds more than a thousand messages that report the same; the keeper will have seen
+            // enough of them.
             observe::sign_lost();
         }
     }
@@ -141,7 +143,8 @@ impl Fleet {
         Blame::new(self)
     }
 
-    /// An engine said that it is full: it is avoided for so long (60 s at most), or for a second.
+    /// An engine reported that it is full: new requests avoid it for `retry_after` (at most 60 s), or for a
+    /// second.
     pub fn busy(&self, upstream: &Upstream, retry_after: Option<Duration>) {
         observe::upstream_busy(upstream.name());
         upstream.busy(retry_after, now());
@@ -149,18 +152,18 @@ impl Fleet {
 
     // === waiting for room ===
 
-    /// Whether others wait for the same: then a request must `wait` even when it sees room.
+    /// Whether other requests wait with the same key: then a request must `wait` even when it finds room.
     pub fn must_wait(&self, query: &Query<'_>) -> bool {
         !self.queue.is_empty() && self.queue.is_waiting(&self.key(query))
     }
 
-    /// Waits for the turn to look for room again, until `deadline`. `until` is what `Routing::Full` said.
+    /// Waits for the turn to look for room again, until `deadline`. `until` comes from `Routing::Full`.
     pub async fn wait(
         &self,
         query: &Query<'_>,
         until: Option<Instant>,
         deadline: Instant,
-    ) -> Result<Turn, Refused> {
+    ) -> Result<QueueTurn, QueueRefusal> {
         let key = self.key(query);
         self.queue.wait(key, until, deadline).await
     }
@@ -169,23 +172,24 @@ impl Fleet {
         &self.queue
     }
 
-    /// A model that nobody serves can be anybody's: its requests wait for any place.
-    fn key(&self, query: &Query<'_>) -> Key {
+    /// Builds the key of a query. A model that no upstream serves may turn up on any upstream, so its
+    /// requests wait for any place.
+    fn key(&self, query: &Query<'_>) -> QueueKey {
         let snapshot = self.snapshot();
-        Key::new(&Query { model: query.model.filter(|model| snapshot.knows(model)), ..*query })
+        QueueKey::new(&Query { model: query.model.filter(|model| snapshot.serves_model(model)), ..*query })
     }
 
     // === changes at run time ===
 
-    /// Carries out all changes, or none: then the refusal says why.
-    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Refusal> {
+    /// Applies all changes, or none: then the error gives the reason.
+    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), ChangeError> {
         let (answer, answered) = oneshot::channel();
-        let sent = self.keeper.send(Word::Apply { changes, answer }).await;
-        sent.map_err(|_| Refusal::Stopping)?;
-        answered.await.map_err(|_| Refusal::Stopping)?
+        let sent = self.keeper.send(KeeperMessage::Apply { changes, answer }).await;
+        sent.map_err(|_| ChangeError::Stopping)?;
+        answered.await.map_err(|_| ChangeError::Stopping)?
     }
 
-    /// Waits until the snapshot is as wanted; false when it is not by then.
+    /// Waits until the snapshot satisfies the condition; returns false when it does not within `limit`.
     pub async fn wait_until(&self, limit: Duration, so: impl Fn(&Snapshot) -> bool) -> bool {
         let mut changes = self.changes();
         let waiting = async {

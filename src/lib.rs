@@ -20,19 +20,19 @@
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state                                     things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
-//! L1   prompt route retry pick reply sse aggregate config breaker local exchange sessions
+//! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions
 //! L1   cache dice engine replay sim                     pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!
 //! # Words
 //!
-//! `upstream` one vLLM server, `model` the name a client sends, `route` a rule of which requests are for
-//! whom and what is changed of them, `plan` what it comes to, `block` a hashed piece of a prompt and `chain`
-//! all of them, `hit` leading blocks that an upstream is believed to hold, `candidate` a ready upstream as
-//! numbers, `choice` what `pick` returns, `lease` one request in flight on one upstream (a guard), `outcome`
-//! how it ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own, `knob` a tunable of
-//! `pick`, `balancer` one running vllm-lb, `sibling` another one on the same Redis.
+//! `upstream` one vLLM server, `model` the name a client sends, `route` a configured rule: the requests it
+//! matches, their upstreams and its edits, `plan` its result for one request, `block` a hashed piece of a
+//! prompt and `chain` all of them, `hit` leading blocks that an upstream is believed to hold, `candidate` a
+//! ready upstream as numbers, `choice` what `pick` returns, `lease` one request in flight on one upstream (a
+//! guard), `outcome` how it ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own,
+//! `knob` a tunable of `pick`, `balancer` one running vllm-lb, `sibling` another one on the same Redis.
 
 pub mod admin;
 pub mod aggregate;

@@ -18,8 +18,8 @@ use std::time::SystemTime;
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter, Metadata, Record, SetLoggerError};
 
-use crate::config::types::{Log, LogFormat, LogLevel};
-use format::{Origin, Style};
+use crate::config::types::{LogConfig, LogFormat, LogLevel};
+use format::{LogStyle, Origin};
 
 /// The root of the targets of our own records.
 const OURS: &str = "vllm_lb";
@@ -44,7 +44,7 @@ const NOISE: &[(&str, &str, &str)] = &[
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 
 /// Starts the log of this process; `terminal` says whether standard output is one.
-pub fn init(log: &Log, terminal: bool) -> Result<(), SetLoggerError> {
+pub fn init(log: &LogConfig, terminal: bool) -> Result<(), SetLoggerError> {
     let format = log.format.unwrap_or(if terminal { LogFormat::Txt } else { LogFormat::Json });
     let pid = std::process::id();
     let written = Builder::new()
@@ -53,7 +53,7 @@ pub fn init(log: &Log, terminal: bool) -> Result<(), SetLoggerError> {
         .format(move |out, record| {
             let Some(level) = shown_as(record, present().1) else { return Ok(()) };
             let detail = !terminal || level == Level::Error;
-            let style = Style { format, detail, colour: terminal && format == LogFormat::Txt };
+            let style = LogStyle { format, detail, colour: terminal && format == LogFormat::Txt };
             let thread = std::thread::current();
             let origin = Origin { time: SystemTime::now(), thread: thread.name().unwrap_or("unnamed"), pid };
             out.write_all(format::format(record, level, style, origin).as_bytes())

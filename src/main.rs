@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use vllm_lb::cli::simulate::SimulateArgs;
-use vllm_lb::cli::{self, Args, Loaded, Mode};
+use vllm_lb::cli::{self, Args, LoadMode, Loaded};
 use vllm_lb::{app, logging};
 
 #[cfg(feature = "jemalloc")]
@@ -36,12 +36,12 @@ fn main() -> ExitCode {
 
 fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
     let Loaded { config, mode, demo, upgrade, warnings } = loaded;
-    if let Mode::Test = mode {
+    if let LoadMode::Test = mode {
         warnings.iter().for_each(|warning| eprintln!("{warning}"));
         println!("configuration ok");
         return ExitCode::SUCCESS;
     }
-    if let Mode::Simulate(args) = mode {
+    if let LoadMode::Simulate(args) = mode {
         return simulate(&args);
     }
     if let Err(error) = logging::init(&config.log, std::io::stdout().is_terminal()) {
@@ -56,8 +56,10 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         Ok(runtime) => {
             let ended = runtime.block_on(async {
                 match mode {
-                    Mode::Engine(args) => cli::engine::run(*args).await.map_err(|error| error.to_string()),
-                    Mode::Serve | Mode::Test | Mode::Simulate(_) => {
+                    LoadMode::Engine(args) => {
+                        cli::engine::run(*args).await.map_err(|error| error.to_string())
+                    }
+                    LoadMode::Serve | LoadMode::Test | LoadMode::Simulate(_) => {
                         app::run(config, demo, upgrade, Arc::new(move || cli::again(&args))).await
                     }
                 }

@@ -1,5 +1,5 @@
-//! The one door for logs and metrics: a function an event, which writes the record and moves the
-//! counters together. Nobody else names a metric or logs an event of the product.
+//! The one door for logs and metrics: a function an event, which writes the record and moves the counters
+//! together. No other module names a metric or logs an event of the product.
 //!
 //! Messages are fixed texts; what varies stands in named fields. Label values are bounded: models that no
 //! upstream serves are counted as `other`.
@@ -60,8 +60,8 @@ impl Display for Terms<'_, '_> {
             let gap = if place == 0 { "" } else { "; " };
             let name = (self.0.name)(candidate.index);
             let cost = pick::cost(candidate, self.0.knobs);
-            let Candidate { backlog, missing, active, context, weight, astray, hit, uncached, .. } =
-                candidate;
+            let Candidate { backlog, missing, active, context, weight, hit, uncached, .. } = candidate;
+            let astray = candidate.session_penalty;
             write!(f, "{gap}{name} cost {cost:.1} hit {hit} uncached {uncached} missing {missing}")?;
             write!(
                 f,
@@ -207,7 +207,7 @@ pub fn queue_ended(end: Waited) {
     METRICS.queue.with_label_values(&[label]).inc();
 }
 
-/// The first of a row is worth a line to whoever waits for an upstream; the rest would only repeat it.
+/// Logs the first failure of a row; the next ones would only repeat it.
 pub fn probe_failed(upstream: &str, why: &str, in_a_row: u32) {
     METRICS.probe_failures.with_label_values(&[upstream]).inc();
     if in_a_row == 1 {
@@ -226,7 +226,7 @@ pub fn accept_failed(address: &str, error: &str) {
     warn!(address = address, error = error; "cannot accept a connection");
 }
 
-/// A handshake that failed is the client's affair: counted, and told to who looks closely.
+/// Counts a failed handshake, and logs it at debug level: it is the client's affair.
 pub fn handshake_failed(error: &str) {
     METRICS.handshake_failures.inc();
     debug!(error = error; "tls handshake failed");
@@ -270,19 +270,19 @@ pub fn redis_works(trouble: Option<Duration>) {
 }
 
 /// One message to the siblings.
-pub fn said(bytes: usize) {
+pub fn exchange_sent(bytes: usize) {
     METRICS.exchange.messages.with_label_values(&["said"]).inc();
     METRICS.exchange.bytes.with_label_values(&["said"]).inc_by(bytes as u64);
 }
 
 /// One message of a sibling.
-pub fn heard(bytes: usize) {
+pub fn exchange_received(bytes: usize) {
     METRICS.exchange.messages.with_label_values(&["heard"]).inc();
     METRICS.exchange.bytes.with_label_values(&["heard"]).inc_by(bytes as u64);
 }
 
 /// So much was to be said, and never will be.
-pub fn unsaid(events: u64) {
+pub fn exchange_dropped(events: u64) {
     METRICS.exchange.lost.with_label_values(&["unsaid"]).inc_by(events);
 }
 
@@ -292,7 +292,7 @@ pub fn unreadable(why: &dyn Display) {
     debug!(error:% = why; "a message in the stream was passed over");
 }
 
-/// A chain's tail whose beginning nobody here knows.
+/// Counts a chain's tail whose beginning this balancer does not know.
 pub fn unplaced() {
     METRICS.exchange.lost.with_label_values(&["unplaced"]).inc();
 }
@@ -313,7 +313,7 @@ pub fn member_unusable(upstream: &str, why: &str) {
     warn!(upstream = upstream, error = why; "a sibling's change of an upstream cannot be taken over");
 }
 
-/// Who is there besides us, and how old in seconds the oldest word is that counts.
+/// Sets the number of siblings, and the age in seconds of the oldest message that counts.
 pub fn siblings(count: usize, age: f64) {
     METRICS.exchange.siblings.set(i64::try_from(count).unwrap_or(i64::MAX));
     METRICS.exchange.age.set(age);
@@ -332,7 +332,7 @@ pub fn stopping(signal: &'static str, in_flight: u64) {
 }
 
 /// Another process asks for the sockets.
-pub fn upgrade_asked(pid: u32, version: &str, sockets: usize) {
+pub fn upgrade_requested(pid: u32, version: &str, sockets: usize) {
     info!(other = pid, version = version, sockets = sockets; "handing the listening sockets over");
 }
 
@@ -358,7 +358,7 @@ pub fn no_upgrade(path: &Path, error: &str, by_default: bool) {
     log::log!(level, upgrade_socket = path, error = error; "no socket for upgrades, --upgrade will not work");
 }
 
-pub fn told_to_hand_over() {
+pub fn handover_signal() {
     info!("SIGQUIT: a process started with --upgrade takes over without it");
 }
 

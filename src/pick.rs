@@ -30,7 +30,7 @@
 //! anything and the draw is a turn instead of a random number.
 //!
 //! Balancers that see the same stale numbers would all choose the same upstream: as far as numbers are
-//! stale, each cost is raised by a random share of up to `haze`.
+//! stale, each cost is raised by a random share of up to `jitter`.
 //!
 //! `pick` must never look at a clock, take a lock, do I/O or keep anything: the same candidates, knobs
 //! and seed always give the same choice.
@@ -48,7 +48,7 @@ pub struct Candidate {
     pub context: u64,
     pub weight: f64,
     /// What the request's session loses by not going where it was last.
-    pub astray: u64,
+    pub session_penalty: u64,
     /// What `missing` would be if it held nothing of the request.
     pub cold: u64,
     /// To explain the choice: leading blocks that it holds, and the prompt tokens that are left to prefill.
@@ -62,7 +62,7 @@ pub struct Seed {
     pub random: u64,
     pub turn: u64,
     /// The most that a cost is raised by at random, as a share; 0 while nothing is stale.
-    pub haze: f64,
+    pub jitter: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,8 +106,8 @@ const TIE: f64 = 0.01;
 const HAZE: f64 = 0.2;
 const STALE: f64 = 0.5;
 
-/// `Seed::haze` for numbers that are so many seconds old.
-pub fn haze(age: f64) -> f64 {
+/// `Seed::jitter` for numbers that are so many seconds old.
+pub fn jitter(age: f64) -> f64 {
     HAZE * (age / STALE).min(1.0)
 }
 
@@ -117,7 +117,7 @@ pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
         + (knobs.missing + knobs.stall * candidate.active as f64) * candidate.missing as f64
         + knobs.active * candidate.active as f64
         + knobs.context * candidate.context as f64
-        + candidate.astray as f64;
+        + candidate.session_penalty as f64;
     work / candidate.weight
 }
 
@@ -126,7 +126,7 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
     if let [only] = candidates {
         return Some(Choice { index: only.index, cost: cost(only, knobs), reason: Reason::Only });
     }
-    let seen = |c: &Candidate| cost(c, knobs) * (1.0 + seed.haze * unit(stir(seed.random, c.index)));
+    let seen = |c: &Candidate| cost(c, knobs) * (1.0 + seed.jitter * unit(stir(seed.random, c.index)));
     let least = candidates.iter().map(seen).min_by(f64::total_cmp)?;
     let bound = least * (1.0 + TIE);
     let equals = || candidates.iter().filter(|c| seen(c) <= bound);
@@ -154,9 +154,10 @@ fn why(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> Reason 
         let least = others.map(|other| cost(&as_if(other), knobs)).fold(f64::MAX, f64::min);
         cost(&as_if(winner), knobs) * (1.0 + TIE) < least
     };
-    let sessionless = |candidate: &Candidate| Candidate { astray: 0, ..*candidate };
-    let cold = |candidate: &Candidate| Candidate { astray: 0, missing: candidate.cold, ..*candidate };
-    let drawn = candidates.iter().any(|candidate| candidate.astray > winner.astray);
+    let sessionless = |candidate: &Candidate| Candidate { session_penalty: 0, ..*candidate };
+    let cold =
+        |candidate: &Candidate| Candidate { session_penalty: 0, missing: candidate.cold, ..*candidate };
+    let drawn = candidates.iter().any(|candidate| candidate.session_penalty > winner.session_penalty);
     match winner.hit > 0 || drawn {
         true if beats(winner, cold) => Reason::Load,
         true if winner.hit > 0 && (!drawn || beats(winner, sessionless)) => Reason::Prefix,
@@ -196,7 +197,7 @@ mod tests {
             active: 0,
             context: 0,
             weight: 1.0,
-            astray: 0,
+            session_penalty: 0,
             cold: 1000,
             hit: 0,
             uncached: 1000,
@@ -204,7 +205,7 @@ mod tests {
     }
 
     fn seed(random: u64) -> Seed {
-        Seed { random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15), turn: random, haze: 0.0 }
+        Seed { random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15), turn: random, jitter: 0.0 }
     }
 
     #[test]
@@ -262,7 +263,7 @@ mod tests {
             (vec![warm, idle(1)], 0, Reason::Prefix),
             (vec![warm, Candidate { index: 1, active: 9, ..warm }], 0, Reason::Load),
             (vec![idle(0), Candidate { index: 1, active: 9, ..warm }], 0, Reason::Load),
-            (vec![warm, Candidate { astray: 800, ..idle(1) }], 0, Reason::Prefix),
+            (vec![warm, Candidate { session_penalty: 800, ..idle(1) }], 0, Reason::Prefix),
             // 1340 beside 2000 for who is idle; without its hits it would cost 3100.
             (vec![busy, idle(1)], 0, Reason::Prefix),
             (vec![Candidate { active: 6, ..busy }, idle(1)], 1, Reason::Load),
@@ -277,22 +278,22 @@ mod tests {
 
     #[test]
     fn a_session_is_drawn_to_where_it_was_and_not_pinned() {
-        let astray = |index| Candidate { astray: 900, ..idle(index) };
+        let session_penalty = |index| Candidate { session_penalty: 900, ..idle(index) };
         let last = Candidate { active: 1, ..idle(0) };
-        let choice = pick(&[last, astray(1)], &Balance::default(), seed(3)).unwrap();
+        let choice = pick(&[last, session_penalty(1)], &Balance::default(), seed(3)).unwrap();
         assert_eq!((choice.index, choice.reason), (0, Reason::Session));
         let saturated = Candidate { active: 9, ..idle(0) };
-        let choice = pick(&[saturated, astray(1)], &Balance::default(), seed(3)).unwrap();
+        let choice = pick(&[saturated, session_penalty(1)], &Balance::default(), seed(3)).unwrap();
         assert_eq!((choice.index, choice.reason), (1, Reason::Load));
     }
 
     #[test]
-    fn haze_scatters_who_would_all_choose_the_same() {
+    fn jitter_spreads_balancers_that_would_choose_the_same() {
         let second = Candidate { missing: 1080, ..idle(1) };
         let far = Candidate { missing: 1300, ..idle(2) };
         let mut wins = [0; 3];
         for random in 0..1000 {
-            let seed = Seed { haze: 0.2, ..seed(random) };
+            let seed = Seed { jitter: 0.2, ..seed(random) };
             wins[pick(&[idle(0), second, far], &Balance::default(), seed).unwrap().index] += 1;
         }
         assert!(wins[0] > wins[1] && wins[1] > 100 && wins[2] == 0, "{wins:?}");
@@ -350,7 +351,7 @@ mod tests {
                 0 => place.backlog += more,
                 1 => place.missing += more,
                 2 => place.active += more,
-                3 => place.astray += more,
+                3 => place.session_penalty += more,
                 _ => place.context += more,
             }
             // Draws at the border of two shares may fall to either.

@@ -59,7 +59,7 @@ use pingora::protocols::http::ServerSession;
 use crate::config::types::Config;
 use crate::fleet::Fleet;
 use crate::state::State;
-use crate::state::redis::Exchange;
+use crate::state::redis::SiblingExchange;
 use attempt::pool::Pool;
 use budget::Budget;
 use client::{Client, STALLED};
@@ -77,7 +77,7 @@ pub struct Shared {
     fleet: Arc<Fleet>,
     state: Arc<State>,
     /// Where siblings' words are to be looked up; `None`: there are none.
-    exchange: Option<Arc<Exchange>>,
+    exchange: Option<Arc<SiblingExchange>>,
     settings: ArcSwap<Settings>,
     memory: Arc<memory::Memory>,
     pool: Pool,
@@ -94,7 +94,7 @@ impl Shared {
         config: &Config,
         fleet: Arc<Fleet>,
         state: Arc<State>,
-        exchange: Option<Arc<Exchange>>,
+        exchange: Option<Arc<SiblingExchange>>,
     ) -> Arc<Self> {
         let memory = memory::Memory::new(config.peek.memory);
         let random = random::Random::new();

@@ -1,6 +1,6 @@
 //! A ratio of two sums that fade, such as bytes to a token: readers and writers take no lock.
 //!
-//! Never: a value that is no number, or none at all; whoever makes it says what it begins with.
+//! Never: a value that is no number, or none at all; the caller gives the initial value.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

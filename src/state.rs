@@ -6,10 +6,10 @@
 //! lock of a writer, and never know the fleet: an upstream is a number here, the same for its life.
 
 mod agreement;
-mod beyond;
 pub mod exchange;
-pub mod local;
 mod places;
+pub mod prefix_index;
+mod prompt_tails;
 mod ratios;
 pub mod redis;
 pub mod responses;
@@ -28,28 +28,28 @@ use crate::pick::Candidate;
 use crate::prompt::chain::{Blocks, Family};
 use crate::prompt::session::Session;
 use agreement::Agreement;
-use beyond::Beyond;
 use exchange::Outbox;
-use local::{Hits, Index, Prompt, Receipt, Size, Slot};
-use places::Places;
-use ratios::{BYTES, Ratios};
-use sessions::{Bound, Sessions};
+use places::UpstreamPlaces;
+use prefix_index::{Hits, Index, Prompt, Receipt, Size, Slot};
+use prompt_tails::PromptTails;
+use ratios::{DEFAULT_BYTES_PER_TOKEN, Ratios};
+use sessions::{SessionBinding, Sessions};
 
-/// The longest chain, in bytes of text: as long as the largest bodies are.
-const LONGEST: usize = 64 << 20;
+/// The longest text that is hashed to a chain: as long as the largest bodies.
+const MAX_CHAIN_BYTES: usize = 64 << 20;
 
-/// Tokens of a prompt that cannot be read, such as a form with a recording, for its session: somebody else
-/// would have to do what was done for it, and nobody can say how much that was.
-const UNREAD: u64 = 1_000;
+/// The assumed tokens of a prompt that cannot be read, such as a form with a recording, for its session:
+/// another upstream would have to repeat work of unknown size.
+const UNREAD_PROMPT_TOKENS: u64 = 1_000;
 
 /// What a request brings of a prompt.
 #[derive(Debug, Default)]
-pub struct Asked {
+pub struct PromptLookup {
     /// Of the model that is to answer.
     pub model: Option<String>,
     /// Empty where nothing is known of the prompt, or nothing is remembered.
     pub chain: Vec<u64>,
-    /// See `local::Index::learn`.
+    /// See `prefix_index::Index::learn`.
     pub end: Option<u64>,
     pub family: Family,
     /// Of the prompt, as far as it was seen, and about as many as were not.
@@ -58,19 +58,19 @@ pub struct Asked {
     pub session: Option<Session>,
 }
 
-/// What was learnt of a request that is sent, to be taken back when it never arrives.
+/// What was learnt from a sent request, to be taken back when it never arrives.
 #[derive(Debug)]
-pub struct Learnt {
+pub struct LearnedChain {
     receipt: Option<Receipt>,
     /// Of all of it, where it was longer than what was known when it was sent.
     rest: Option<Receipt>,
     /// Where its session was before.
-    before: Option<Bound>,
+    before: Option<SessionBinding>,
 }
 
-/// An upstream that is there, as it is told to `follow`.
+/// An upstream of the fleet, as passed to `follow`.
 #[derive(Clone, Copy, Debug)]
-pub struct Present<'a> {
+pub struct TrackedUpstream<'a> {
     pub id: usize,
     pub name: &'a str,
     /// Moves whenever its engine's cache must be believed to be empty.
@@ -86,24 +86,24 @@ pub struct State {
     blocks: Blocks,
     remembers: bool,
     /// Written under the lock of `upstreams` only.
-    places: ArcSwap<Places>,
-    upstreams: Mutex<Vec<Upstream>>,
+    places: ArcSwap<UpstreamPlaces>,
+    upstreams: Mutex<Vec<IndexedUpstream>>,
     ratios: Ratios,
-    beyond: Mutex<Beyond>,
+    beyond: Mutex<PromptTails>,
     sessions: Sessions,
-    /// Where stored responses are whose ids do not say it.
+    /// The upstreams of stored responses whose ids do not name them.
     responses: Sessions,
     born: Instant,
-    /// For what siblings are to know; `None`: there are none.
+    /// The events for siblings; `None`: there are no siblings.
     outbox: Option<Arc<Outbox>>,
-    /// How old the siblings' word is, in microseconds.
+    /// The age of the siblings' reports, in microseconds.
     siblings_age: AtomicU64,
 }
 
-/// What is kept of an upstream.
-struct Upstream {
+/// The state of one upstream in the index.
+struct IndexedUpstream {
     id: usize,
-    /// What siblings call it; `None` until it is told of.
+    /// The name that siblings use; `None` until `follow` passes it.
     name: Option<Arc<str>>,
     slot: Slot,
     incarnation: Option<u64>,
@@ -113,7 +113,7 @@ struct Upstream {
 
 // === impl Asked ===
 
-impl Asked {
+impl PromptLookup {
     /// Whether there is something to look up.
     pub fn has_chain(&self) -> bool {
         !self.chain.is_empty() || self.end.is_some()
@@ -127,19 +127,19 @@ fn millis(time: Duration) -> u64 {
 // === impl State ===
 
 impl State {
-    /// `ttl` is how long a session is known; `seed` is random: see `local::Index::new`.
+    /// `ttl` is how long a session is known; `seed` is random: see `prefix_index::Index::new`.
     pub fn new(config: PrefixIndex, ttl: Duration, seed: u64) -> Arc<Self> {
         Self::among(config, ttl, seed, None)
     }
 
-    /// The same, of one of several balancers, which says what it learns.
+    /// Like `new`, for one of several balancers, which publishes what it learns.
     pub fn among(config: PrefixIndex, ttl: Duration, seed: u64, outbox: Option<Arc<Outbox>>) -> Arc<Self> {
         Arc::new(State {
             sessions: Sessions::new(Sessions::LIMIT, millis(ttl)),
-            responses: Sessions::new(responses::LIMIT, millis(ttl)),
+            responses: Sessions::new(responses::MAX_RESPONSES, millis(ttl)),
             born: Instant::now(),
             index: Index::new(config.blocks, seed),
-            blocks: Blocks { bytes: config.block_bytes, most: LONGEST / config.block_bytes.max(1) },
+            blocks: Blocks { bytes: config.block_bytes, most: MAX_CHAIN_BYTES / config.block_bytes.max(1) },
             remembers: config.blocks > 0,
             places: ArcSwap::default(),
             upstreams: Mutex::default(),
@@ -169,20 +169,20 @@ impl State {
         self.index.size()
     }
 
-    fn upstreams(&self) -> MutexGuard<'_, Vec<Upstream>> {
+    fn upstreams(&self) -> MutexGuard<'_, Vec<IndexedUpstream>> {
         self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of a token of this prompt.
-    fn ratio(&self, asked: &Asked) -> f64 {
+    fn ratio(&self, asked: &PromptLookup) -> f64 {
         match asked.family {
-            Family::Tokens => BYTES,
+            Family::Tokens => DEFAULT_BYTES_PER_TOKEN,
             Family::Chat | Family::Text => self.ratios.of(asked.model.as_deref()),
         }
     }
 
     /// The prompt in tokens, as the formula counts it.
-    pub fn prompt(&self, asked: &Asked) -> Prompt {
+    pub fn prompt(&self, asked: &PromptLookup) -> Prompt {
         let ratio = self.ratio(asked);
         let tokens = ((asked.seen + asked.unseen) as f64 / ratio).round() as u64;
         Prompt { tokens, block_tokens: self.blocks.bytes as f64 / ratio }
@@ -191,7 +191,7 @@ impl State {
     /// Puts on each candidate what it holds of the prompt. `id` says which upstream a candidate is.
     pub fn weigh(
         &self,
-        asked: &Asked,
+        asked: &PromptLookup,
         share: f64,
         hits: &mut Hits,
         candidates: &mut [Candidate],
@@ -220,9 +220,9 @@ impl State {
     /// Puts on each candidate what the request's session loses by going there, after `weigh`: `bonus` times
     /// what is held where it was last, and not there. Where that upstream is no candidate, all are the same
     /// to it.
-    pub fn stray(
+    pub fn add_session_penalty(
         &self,
-        asked: &Asked,
+        asked: &PromptLookup,
         bonus: f64,
         now: Instant,
         candidates: &mut [Candidate],
@@ -232,50 +232,56 @@ impl State {
         let Some(bound) = self.sessions.find(session.key, self.millis(now)) else { return };
         let Some(last) = candidates.iter().find(|candidate| id(candidate) == bound.upstream) else { return };
         let tokens = self.session_tokens(asked);
-        // Without a chain nobody knows what is held; then it is about what the session had.
+        // Without a chain the cached part is unknown; the session's last request is the estimate.
         let (guess, uncached) = (bound.tokens.min(tokens), last.uncached);
         for candidate in candidates.iter_mut().filter(|candidate| id(candidate) != bound.upstream) {
-            // Who holds as much loses nothing, such as a system prompt that all have.
+            // An upstream that holds as much loses nothing, for example by a system prompt that all hold.
             let more = candidate.uncached.saturating_sub(uncached);
             let lost = if asked.chain.is_empty() { guess } else { more };
-            candidate.astray = (lost as f64 * bonus) as u64;
+            candidate.session_penalty = (lost as f64 * bonus) as u64;
         }
     }
 
-    fn beyond(&self) -> MutexGuard<'_, Beyond> {
+    fn beyond(&self) -> MutexGuard<'_, PromptTails> {
         self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a request of a session weighs for it.
-    fn session_tokens(&self, asked: &Asked) -> u64 {
+    fn session_tokens(&self, asked: &PromptLookup) -> u64 {
         match self.prompt(asked).tokens {
-            0 => UNREAD,
+            0 => UNREAD_PROMPT_TOKENS,
             tokens => tokens,
         }
     }
 
     /// The request goes to this upstream.
-    pub fn learn(&self, asked: &Asked, id: usize, now: Instant) -> Learnt {
+    pub fn learn(&self, asked: &PromptLookup, id: usize, now: Instant) -> LearnedChain {
         let before = asked.session.and_then(|session| {
             let (now, tokens) = (self.millis(now), self.session_tokens(asked));
             let before = self.sessions.find(session.key, now);
             self.sessions.bind(session.key, id, tokens, now);
-            self.say_bound(session.key, Bound { upstream: id, tokens });
+            self.publish_binding(session.key, SessionBinding { upstream: id, tokens });
             before
         });
         let slot = if asked.has_chain() { self.slot(id) } else { None };
         let receipt = slot.map(|slot| self.index.learn(&asked.chain, asked.end, slot));
         if let Some(receipt) = &receipt {
-            self.say_learnt(&asked.chain, receipt, id);
+            self.publish_chain(&asked.chain, receipt, id);
         }
-        Learnt { receipt, rest: None, before }
+        LearnedChain { receipt, rest: None, before }
     }
 
     /// All of a prompt of which only `seen` blocks were known when it was sent: what was behind them.
-    pub fn learn_rest(&self, asked: &Asked, seen: usize, id: usize, learnt: Option<&mut Learnt>) {
+    pub fn learn_rest(
+        &self,
+        asked: &PromptLookup,
+        seen: usize,
+        id: usize,
+        learnt: Option<&mut LearnedChain>,
+    ) {
         let Some(slot) = self.slot(id) else { return };
         let receipt = self.index.learn(&asked.chain, asked.end, slot);
-        self.say_learnt(&asked.chain, &receipt, id);
+        self.publish_chain(&asked.chain, &receipt, id);
         if let Some(learnt) = learnt {
             learnt.rest = Some(receipt);
         }
@@ -286,7 +292,7 @@ impl State {
     }
 
     /// The request never reached the engine.
-    pub fn take_back(&self, asked: &Asked, id: usize, learnt: Learnt) {
+    pub fn take_back(&self, asked: &PromptLookup, id: usize, learnt: LearnedChain) {
         if let Some(session) = asked.session {
             self.sessions.unbind(session.key, id, learnt.before);
         }
@@ -303,12 +309,12 @@ impl State {
         known.or_else(|| self.enter(&mut self.upstreams(), id))
     }
 
-    fn enter(&self, upstreams: &mut Vec<Upstream>, id: usize) -> Option<Slot> {
+    fn enter(&self, upstreams: &mut Vec<IndexedUpstream>, id: usize) -> Option<Slot> {
         if let Some(known) = upstreams.iter().find(|upstream| upstream.id == id) {
             return Some(known.slot);
         }
         let slot = self.index.enter()?;
-        upstreams.push(Upstream {
+        upstreams.push(IndexedUpstream {
             id,
             name: None,
             slot,
@@ -320,13 +326,13 @@ impl State {
         Some(slot)
     }
 
-    fn publish(&self, upstreams: &[Upstream]) {
+    fn publish(&self, upstreams: &[IndexedUpstream]) {
         let places = upstreams.iter().map(|upstream| (upstream.id, upstream.slot, upstream.name.clone()));
-        self.places.store(Arc::new(Places::new(places)));
+        self.places.store(Arc::new(UpstreamPlaces::new(places)));
     }
 
     /// The upstreams that there are: others are forgotten, and so is what a restart has emptied.
-    pub fn follow(&self, present: &[Present<'_>]) {
+    pub fn follow(&self, present: &[TrackedUpstream<'_>]) {
         let mut upstreams = self.upstreams();
         let is_there = |id: usize| present.iter().any(|present| present.id == id);
         let gone: Vec<Slot> = upstreams.iter().filter(|one| !is_there(one.id)).map(|one| one.slot).collect();
@@ -364,7 +370,7 @@ impl State {
     }
 
     /// An answer says how many tokens the prompt had.
-    pub fn counted(&self, asked: &Asked, tokens: u64) {
+    pub fn counted(&self, asked: &PromptLookup, tokens: u64) {
         if let (Some(model), true) = (&asked.model, asked.family != Family::Tokens && asked.unseen == 0) {
             self.ratios.learn(model, asked.seen, tokens);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::body::{Place, assert_arrived, chat, padded};
 use common::h2::H2;
 use common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, head};
-use common::{Balancer, Engine, h2, serving};
+use common::{Balancer, EngineServer, h2, serving};
 use vllm_lb::config::types::Peek;
 
 const KIB: usize = 1 << 10;
@@ -36,7 +36,7 @@ enum Way {
 }
 
 struct Stand {
-    engines: Vec<Engine>,
+    engines: Vec<EngineServer>,
     balancer: Balancer,
     place: Place,
 }

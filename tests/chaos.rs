@@ -22,13 +22,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clients::{Client, Tally, World};
 use common::dice::Dice;
 use common::shapes::Shape;
-use common::{Balancer, Engine, Fault, Options, Timing, config, engine, eventually, logs, upstreams};
+use common::{
+    Balancer, EngineServer, InjectedFault, Options, Timing, config, engine, eventually, logs, upstreams,
+};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use trouble::{Chronicle, KINDS, Trouble};
-use vllm_lb::app::{self, Load};
+use vllm_lb::app::{self, LoadConfig};
 use vllm_lb::config::types::{Config, Retry};
 use vllm_lb::observe::metrics::METRICS;
 
@@ -60,7 +62,7 @@ fn options(seed: u64) -> Options {
     Options { seed, timing, prompt_tokens_details: false, ..Options::default() }
 }
 
-fn settings(engines: &[Arc<Engine>]) -> Config {
+fn settings(engines: &[Arc<EngineServer>]) -> Config {
     let mut config = config(upstreams(engines.iter().map(Arc::as_ref)));
     for upstream in &mut config.upstreams {
         upstream.max_active = Some(MAX_ACTIVE);
@@ -80,7 +82,7 @@ fn settings(engines: &[Arc<Engine>]) -> Config {
 }
 
 /// Each reload finds other settings than the one before.
-fn altering(config: &Config) -> Load {
+fn altering(config: &Config) -> LoadConfig {
     let (config, loads) = (config.clone(), AtomicU32::new(0));
     Arc::new(move || {
         let odd = loads.fetch_add(1, Relaxed) % 2;
@@ -112,7 +114,7 @@ fn nobody_is_lost_in_chaos() {
     ours.block_on(async {
         let mut engines = Vec::new();
         for number in 0..ENGINES {
-            let engine = Engine::start(options(number)).await.expect("a free port is there");
+            let engine = EngineServer::start(options(number)).await.expect("a free port is there");
             engines.push(Arc::new(engine));
         }
         logs::remember();
@@ -142,7 +144,7 @@ fn nobody_is_lost_in_chaos() {
 /// The switches are those that the engine names when it does not know one.
 #[test]
 fn every_switch_of_the_engine_is_thrown() {
-    let words = Fault::parse(&serde_json::json!({"kind": "?"})).expect_err("there is no such switch");
+    let words = InjectedFault::parse(&serde_json::json!({"kind": "?"})).expect_err("there is no such switch");
     let (_, names) = words.split_once("use ").expect("it names them");
     let names: BTreeSet<&str> =
         names.split([',', ' ']).filter(|name| !["", "or", "none"].contains(name)).collect();
@@ -153,7 +155,7 @@ fn every_switch_of_the_engine_is_thrown() {
 /// Clients and troubles until the time is over, and then until each has come to its end.
 async fn live(
     balancer: &Balancer,
-    engines: &[Arc<Engine>],
+    engines: &[Arc<EngineServer>],
     seed: u64,
     time: Duration,
 ) -> (Arc<World>, Arc<Chronicle>, Vec<memory::Sample>) {
@@ -216,7 +218,7 @@ fn tell(tally: &Tally, chronicle: &Chronicle) {
 }
 
 /// No lease, no place in the queue, no memory, no connection and no task, here and in the engines.
-async fn nothing_is_left(balancer: Balancer, engines: &[Arc<Engine>], its: &Runtime) {
+async fn nothing_is_left(balancer: Balancer, engines: &[Arc<EngineServer>], its: &Runtime) {
     balancer.until_idle().await;
     let gauges = [
         ("in flight", &METRICS.in_flight),

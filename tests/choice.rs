@@ -4,6 +4,8 @@
 //! Prompts are made of words of four bytes, each of them a token of the simulated engine, so that estimates
 //! are right from the beginning and every figure can be foretold.
 
+#[path = "choice/any_content.rs"]
+mod any_content;
 #[path = "choice/burst.rs"]
 mod burst;
 mod common;
@@ -11,12 +13,10 @@ mod common;
 mod conversations;
 #[path = "choice/learning.rs"]
 mod learning;
-#[path = "choice/odd.rs"]
-mod odd;
+#[path = "choice/long_bodies.rs"]
+mod long_bodies;
 #[path = "choice/prefill.rs"]
 mod prefill;
-#[path = "choice/rest.rs"]
-mod rest;
 #[path = "choice/sessions.rs"]
 mod sessions;
 #[path = "choice/staged.rs"]
@@ -26,7 +26,7 @@ mod usage;
 
 use common::dice::Dice;
 use common::wire::{Answer, JSON, Wire, post, request};
-use common::{Balancer, Engine, Options, Timing, direct};
+use common::{Balancer, EngineServer, Options, Timing, direct};
 use serde_json::{Value, json};
 use vllm_lb::config::types::Config;
 
@@ -65,11 +65,11 @@ pub fn next_turn(text: &str) -> Value {
 }
 
 /// Engines of the usual pace, so many times faster.
-pub async fn fast(count: usize, speed: f64) -> Vec<Engine> {
+pub async fn fast(count: usize, speed: f64) -> Vec<EngineServer> {
     let mut engines = Vec::new();
     for seed in 0..count as u64 {
         let options = Options { seed, timing: Timing::faster(speed), ..Options::default() };
-        engines.push(Engine::start(options).await.expect("a free port is there"));
+        engines.push(EngineServer::start(options).await.expect("a free port is there"));
     }
     engines
 }
@@ -82,33 +82,33 @@ pub async fn telling(mut config: Config) -> Balancer {
 
 /// Which engine an answer came from.
 #[track_caller]
-pub fn who(engines: &[Engine], answer: &Answer) -> usize {
+pub fn who(engines: &[EngineServer], answer: &Answer) -> usize {
     let name = answer.header("x-vllm-lb-upstream");
     let found = engines.iter().position(|engine| direct(engine) == name);
     found.unwrap_or_else(|| panic!("{name:?} is no upstream: {answer:?}"))
 }
 
 /// Asks, and tells which engine answered.
-pub async fn ask(balancer: &Balancer, engines: &[Engine], body: &Value) -> usize {
+pub async fn ask(balancer: &Balancer, engines: &[EngineServer], body: &Value) -> usize {
     let answer = balancer.ask(post(CHAT, body.to_string())).await.expect(200);
     who(engines, &answer)
 }
 
 /// Changes an upstream over the admin API.
-pub async fn change(balancer: &Balancer, engine: &Engine, body: Value) {
+pub async fn change(balancer: &Balancer, engine: &EngineServer, body: Value) {
     let path = format!("/admin/upstreams/{}", direct(engine));
     balancer.admin(request("PATCH", &path, &[JSON], body.to_string().as_bytes())).await.expect(200);
 }
 
 /// Lets only one engine have requests, until `all` are let in again.
-pub async fn only(balancer: &Balancer, engines: &[Engine], which: usize) {
+pub async fn only(balancer: &Balancer, engines: &[EngineServer], which: usize) {
     for (place, engine) in engines.iter().enumerate() {
         change(balancer, engine, json!({"drain": place != which})).await;
     }
     balancer.until_ready(1).await;
 }
 
-pub async fn all(balancer: &Balancer, engines: &[Engine]) {
+pub async fn all(balancer: &Balancer, engines: &[EngineServer]) {
     for engine in engines {
         change(balancer, engine, json!({"drain": false})).await;
     }
@@ -122,7 +122,7 @@ pub async fn known(balancer: &Balancer) -> (usize, usize) {
     (size.blocks, size.pairs)
 }
 
-pub async fn row(balancer: &Balancer, engine: &Engine) -> Value {
+pub async fn row(balancer: &Balancer, engine: &EngineServer) -> Value {
     let path = format!("/admin/upstreams/{}", direct(engine));
     balancer.admin(common::wire::get(&path)).await.expect(200).json()
 }

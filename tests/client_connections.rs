@@ -11,7 +11,7 @@ use common::body::{chat, events, stream};
 use common::certs::Certs;
 use common::h2::{self, H2};
 use common::wire::{Answer, Wire, get, post, tcp};
-use common::{Balancer, Engine, Options, PATIENCE, config, engine, listen, paced, upstreams};
+use common::{Balancer, EngineServer, Options, PATIENCE, config, engine, listen, paced, upstreams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep, timeout};
@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const FAR: Duration = Duration::from_secs(600);
 
 /// A balancer over one engine, with the limits that a test shortens.
-async fn stand(limits: ConnectionLimits, change: impl FnOnce(&mut Config)) -> (Engine, Balancer) {
+async fn stand(limits: ConnectionLimits, change: impl FnOnce(&mut Config)) -> (EngineServer, Balancer) {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.limits.connection = limits;

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::Value;
 use vllm_lb::config::types::{
-    Config, Discover, Listen, ListenTls, Passthrough, PassthroughTo, Retry, RouteConfig, Source, Timeouts,
-    UpstreamConfig,
+    Config, Discover, DiscoverySource, Listen, ListenTls, Passthrough, PassthroughTo, Retry, RouteConfig,
+    Timeouts, UpstreamConfig,
 };
 use vllm_lb::config::{
     check, keys,
-    problem::{Place, Problem},
+    problem::{ConfigPlace, Problem},
     render, url,
 };
 
@@ -87,12 +87,12 @@ fn all_leaves(config: &Config) -> Vec<(String, String)> {
 
 /// The same by keys, as the table of them has it; one of a list's items has as many leaves as items have it.
 fn by_key(config: &Config) -> Vec<(String, String)> {
-    let key = |path: String| Place::named(&path).pattern();
+    let key = |path: String| ConfigPlace::named(&path).pattern();
     all_leaves(config).into_iter().map(|(path, value)| (key(path), value)).collect()
 }
 
-fn gym(written: &str) -> Source {
-    Source::new(Discover::Gym(url::upstream(written).expect("is a URL")))
+fn gym(written: &str) -> DiscoverySource {
+    DiscoverySource::new(Discover::Gym(url::upstream(written).expect("is a URL")))
 }
 
 fn compare(file: &Path, shown: &str) {

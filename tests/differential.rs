@@ -5,7 +5,7 @@ mod common;
 
 use common::body::{chat, form, normal, stream};
 use common::wire::{Answer, JSON, Wire, request};
-use common::{Balancer, Engine, Options, direct, engine, h2};
+use common::{Balancer, EngineServer, Options, direct, engine, h2};
 use serde_json::{Value, json};
 
 /// What belongs to a connection or a moment, and who answered.
@@ -76,7 +76,7 @@ fn told(answer: &Answer) -> String {
 }
 
 /// Two of one kind that cache no prompt: answers tell what was cached, which differs from one to the next.
-async fn alike() -> [Engine; 2] {
+async fn alike() -> [EngineServer; 2] {
     let options = Options { block_size: 4_096, ..Options::default() };
     [engine(options.clone()).await, engine(options).await]
 }
@@ -404,7 +404,7 @@ async fn everything_else_answers_alike() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_asked_for_alike() {
     let options = Options { api_key: Some("right".into()), ..Options::default() };
-    let engines: [Engine; 2] = [engine(options.clone()).await, engine(options).await];
+    let engines: [EngineServer; 2] = [engine(options.clone()).await, engine(options).await];
     let mut upstreams = common::upstreams(&engines);
     // Without a key of its own, the balancer cannot ask for the names.
     upstreams.iter_mut().for_each(|upstream| upstream.models = Some(common::names(&["sim"])));

@@ -15,22 +15,22 @@ use common::raw::Raw;
 use common::redis::Redis;
 use common::wire::{get, post};
 use common::{
-    Balancer, Engine, Options, admin, config, direct as name, engines, eventually, paced, serving, upstream,
-    upstreams,
+    Balancer, EngineServer, Options, admin, config, direct as name, engines, eventually, paced, serving,
+    upstream, upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::redis;
-use vllm_lb::config::types::{Config, Source, UpstreamTls};
+use vllm_lb::config::types::{Config, DiscoverySource, UpstreamTls};
 
 const CHAT: &str = "/v1/chat/completions";
 
 /// Over what these sources name, and nothing else.
-fn asking(sources: impl IntoIterator<Item = Source>) -> Config {
+fn asking(sources: impl IntoIterator<Item = DiscoverySource>) -> Config {
     Config { sources: sources.into_iter().collect(), ..config(Vec::new()) }
 }
 
-fn path(engine: &Engine) -> String {
+fn path(engine: &EngineServer) -> String {
     format!("/admin/upstreams/{}", name(engine))
 }
 
@@ -42,14 +42,14 @@ fn ready(balancer: &Balancer) -> Vec<String> {
     names
 }
 
-async fn until_ready<'a>(balancer: &Balancer, engines: impl IntoIterator<Item = &'a Engine>) {
+async fn until_ready<'a>(balancer: &Balancer, engines: impl IntoIterator<Item = &'a EngineServer>) {
     let mut wanted: Vec<String> = engines.into_iter().map(name).collect();
     wanted.sort();
     eventually(&format!("{wanted:?} are ready"), async || (ready(balancer) == wanted).then_some(())).await;
 }
 
 /// The `authorization` of the latest request.
-fn authorization(engine: &Engine) -> Option<String> {
+fn authorization(engine: &EngineServer) -> Option<String> {
     let last = engine.requests().into_iter().next_back()?;
     last.headers.get("authorization").map(|value| value.to_str().expect("is text").to_string())
 }
@@ -106,7 +106,7 @@ async fn a_model_of_a_source_that_is_not_up_yet_is_no_unknown_model() {
 #[tokio::test(flavor = "multi_thread")]
 async fn engines_behind_tls_and_who_names_them_are_trusted_as_the_source_says() {
     let certs = Certs::new();
-    let engine = Engine::start_tls(Options::default(), &certs.certificate, &certs.key);
+    let engine = EngineServer::start_tls(Options::default(), &certs.certificate, &certs.key);
     let engine = engine.await.expect("a free port is there");
     assert!(engine.url().starts_with("https://"));
     let plain = ModelServer::start(document([&engine])).await;
@@ -123,7 +123,7 @@ async fn engines_behind_tls_and_who_names_them_are_trusted_as_the_source_says() 
         // Who cannot be trusted is found out at the probe of an engine, or at the question for engines.
         let found_out = ["vllm_lb_probe_failures_total", "vllm_lb_discovery_failures_total"];
         for (server, failures) in [&plain, &secure].into_iter().zip(found_out) {
-            let source = Source { tls: tls.clone(), ..server.source() };
+            let source = DiscoverySource { tls: tls.clone(), ..server.source() };
             let balancer = Balancer::start(asking([source])).await;
             if is_trusted {
                 until_ready(&balancer, [&engine]).await;
@@ -272,7 +272,7 @@ async fn an_engine_without_a_list_of_models_serves_the_one_that_is_named() {
     let server = ModelServer::start(json!({"base_url": url, "api_key": "dummy", "model": "org/m"})).await;
     let balancer = Balancer::start(asking([server.source()])).await;
     balancer.until_ready(1).await;
-    assert!(balancer.running.fleet.snapshot().knows("org/m"));
+    assert!(balancer.running.fleet.snapshot().serves_model("org/m"));
     let key = |head: &String| head.starts_with("GET /v1/models") && head.contains("Bearer dummy");
     assert!(engine.heads().iter().any(key), "{:?}", engine.heads());
 }
@@ -333,7 +333,7 @@ async fn a_reload_adds_and_takes_away_sources_and_no_request_notices() {
     ];
     let file = std::sync::Arc::new(std::sync::Mutex::new(config(upstreams(&engines[..2]))));
     let read = file.clone();
-    let load: vllm_lb::app::Load =
+    let load: vllm_lb::app::LoadConfig =
         std::sync::Arc::new(move || Ok((read.lock().expect("nobody panics with it").clone(), Vec::new())));
     let first = file.lock().expect("nobody panics with it").clone();
     let running = vllm_lb::app::start_with(first.clone(), load).await.expect("the balancer starts");
@@ -354,13 +354,14 @@ async fn a_reload_adds_and_takes_away_sources_and_no_request_notices() {
     servers[0].until_asked(3).await;
     assert_eq!(discovered(), 0, "the file goes first");
     // From the file to the source, and a second source.
-    let sources: Vec<Source> = servers.iter().map(ModelServer::source).collect();
+    let sources: Vec<DiscoverySource> = servers.iter().map(ModelServer::source).collect();
     reload(Config { sources: sources.clone(), upstreams: Vec::new(), ..first.clone() }).await;
     eventually("all are discovered", async || (discovered() == 3).then_some(())).await;
     assert!(discovered() == balancer.loads().len(), "what the file had is the source's now");
     until_ready(&balancer, &engines).await;
     // Other settings for the same engines.
-    let heavier: Vec<Source> = sources.into_iter().map(|source| Source { weight: 2.0, ..source }).collect();
+    let heavier: Vec<DiscoverySource> =
+        sources.into_iter().map(|source| DiscoverySource { weight: 2.0, ..source }).collect();
     reload(Config { sources: heavier.clone(), upstreams: Vec::new(), ..first.clone() }).await;
     let weights = || {
         let snapshot = balancer.running.fleet.snapshot();

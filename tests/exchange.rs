@@ -14,8 +14,8 @@ use board::{Board, options, settings};
 use common::eventually;
 use common::redis::Redis;
 use vllm_lb::state::exchange::{Binding, Message};
-use vllm_lb::state::redis::Settings;
-use vllm_lb::state::redis::kept::Kept;
+use vllm_lb::state::redis::ExchangeSettings;
+use vllm_lb::state::redis::stored_binding::StoredBinding;
 
 /// A conversation's chain, by its number.
 fn chain(number: u64, blocks: u64) -> Vec<u64> {
@@ -23,8 +23,8 @@ fn chain(number: u64, blocks: u64) -> Vec<u64> {
 }
 
 /// As `Board::bind` says it.
-fn found(upstream: &str) -> Option<Kept> {
-    Some(Kept { upstream: upstream.into(), number: 7 })
+fn found(upstream: &str) -> Option<StoredBinding> {
+    Some(StoredBinding { upstream: upstream.into(), number: 7 })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +106,7 @@ async fn who_crashes_is_forgotten_in_time() {
 async fn a_chain_whose_beginning_is_gone_is_asked_for() {
     let redis = Redis::start(&["--stream-node-max-entries", "10"]).await;
     let options = vllm_lb::config::types::RedisOptions { stream_length: 100, ..options() };
-    let small = |name: &str| Settings { options: options.clone(), ..settings(&redis.url(), name) };
+    let small = |name: &str| ExchangeSettings { options: options.clone(), ..settings(&redis.url(), name) };
     let a = Board::with(small("a"));
     a.exchange.begun(common::PATIENCE).await;
     a.send("u1", &chain(1, 20));

@@ -5,7 +5,7 @@ mod common;
 
 use common::body::{chat, stream};
 use common::wire::{Answer, Wire, get, post, request};
-use common::{Balancer, Fault, Options, config, engine, serving, upstreams};
+use common::{Balancer, InjectedFault, Options, config, engine, serving, upstreams};
 use vllm_lb::config::secret::Secret;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -23,11 +23,11 @@ async fn errors(expose: bool) -> (String, Vec<Answer>) {
     config.timeouts.first_byte = Some(std::time::Duration::from_millis(300));
     let balancer = Balancer::ready(config).await;
     let mut errors = Vec::new();
-    engine.set_fault(Fault::StallHeaders).await;
+    engine.set_fault(InjectedFault::StallHeaders).await;
     errors.push(balancer.ask(post(CHAT, chat("sim"))).await.expect(504));
-    engine.set_fault(Fault::CutStream { events: 3, reset: false }).await;
+    engine.set_fault(InjectedFault::CutStream { events: 3, reset: false }).await;
     errors.push(balancer.ask(post(CHAT, stream("sim", 20))).await.expect(200));
-    engine.set_fault(Fault::CutHeaders { reset: true }).await;
+    engine.set_fault(InjectedFault::CutHeaders { reset: true }).await;
     errors.push(balancer.ask(post(CHAT, chat("sim"))).await.expect(502));
     errors.push(balancer.ask(post(ABORT, r#"{"request_ids":["a"]}"#)).await.expect(502));
     (engine.address().to_string(), errors)

@@ -9,7 +9,9 @@ use std::time::Duration;
 use common::body::{Place, chat, normal, padded, stream};
 use common::raw::Raw;
 use common::wire::{Answer, CHUNKED, JSON, Wire, chunk, head, post, request};
-use common::{Balancer, Engine, Fault, Options, config, direct, engine, engines, eventually, upstreams};
+use common::{
+    Balancer, EngineServer, InjectedFault, Options, config, direct, engine, engines, eventually, upstreams,
+};
 use serde_json::{Value, json};
 use vllm_lb::config::types::{Config, Retry, RetryOn};
 
@@ -18,7 +20,7 @@ const MESSAGES: &str = "/v1/messages";
 const RESPONSES: &str = "/v1/responses";
 
 /// Two engines; the first is asked first. Probes never eject it: what requests see decides.
-async fn two() -> (Vec<Engine>, Config) {
+async fn two() -> (Vec<EngineServer>, Config) {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.upstreams[0].weight = 1000.0;
@@ -29,7 +31,7 @@ async fn two() -> (Vec<Engine>, Config) {
 
 /// Asks all three interfaces, streaming and not, while the first engine has `fault`, and expects whole
 /// answers of the second.
-async fn nobody_notices(fault: Fault) {
+async fn nobody_notices(fault: InjectedFault) {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     engines[0].set_fault(fault.clone()).await;
@@ -50,34 +52,34 @@ async fn nobody_notices(fault: Fault) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_connection_is_nobodys_error() {
-    nobody_notices(Fault::Refuse).await;
+    nobody_notices(InjectedFault::Refuse).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ends_at_once_is_nobodys_error() {
-    nobody_notices(Fault::CloseAfterAccept).await;
+    nobody_notices(InjectedFault::CloseAfterAccept).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ends_before_the_answer_is_nobodys_error() {
-    nobody_notices(Fault::CutHeaders { reset: false }).await;
-    nobody_notices(Fault::CutHeaders { reset: true }).await;
+    nobody_notices(InjectedFault::CutHeaders { reset: false }).await;
+    nobody_notices(InjectedFault::CutHeaders { reset: true }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_engine_is_nobodys_error() {
-    nobody_notices(Fault::Status { status: 503, body: "{}".into() }).await;
+    nobody_notices(InjectedFault::Status { status: 503, body: "{}".into() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gateways_in_between_are_nobodys_error() {
-    nobody_notices(Fault::Status { status: 502, body: "<html>".into() }).await;
-    nobody_notices(Fault::Status { status: 504, body: "<html>".into() }).await;
+    nobody_notices(InjectedFault::Status { status: 502, body: "<html>".into() }).await;
+    nobody_notices(InjectedFault::Status { status: 504, body: "<html>".into() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_shuts_down_is_nobodys_error() {
-    nobody_notices(Fault::ShuttingDown).await;
+    nobody_notices(InjectedFault::ShuttingDown).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +98,7 @@ async fn an_engine_that_aborts_without_a_token_is_nobodys_error() {
             let (engines, config) = two().await;
             let whole = Wire::connect(&direct(&engines[1])).await.ask(post(path, body.to_string())).await;
             let balancer = Balancer::ready(config).await;
-            engines[0].set_fault(Fault::AbortEmpty).await;
+            engines[0].set_fault(InjectedFault::AbortEmpty).await;
             let answer = balancer.ask(post(path, body.to_string())).await.expect(200);
             assert_eq!(normal(&answer.body), normal(&whole.body), "{path} stream {stream}");
             assert_eq!((engines[0].stats().received, engines[1].stats().received), (1, 2));
@@ -110,8 +112,8 @@ async fn who_was_given_up_waits_for_another_engine_rather_than_go_back() {
     let (engines, mut config) = two().await;
     config.upstreams[1].max_active = Some(1);
     let balancer = Balancer::ready(config).await;
-    engines[1].set_fault_for(1, Fault::StallHeaders).await;
-    engines[0].set_fault(Fault::AbortEmpty).await;
+    engines[1].set_fault_for(1, InjectedFault::StallHeaders).await;
+    engines[0].set_fault(InjectedFault::AbortEmpty).await;
     let mut first = balancer.client().await;
     first.send(post(CHAT, chat("sim"))).await;
     engines[1].wait_until("the first is there", |stats| stats.received == 1).await;
@@ -129,11 +131,11 @@ async fn who_was_given_up_waits_for_another_engine_rather_than_go_back() {
 async fn an_error_as_the_first_event_is_nobodys_error() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::ErrorEvent { status: 500 }).await;
+    engines[0].set_fault(InjectedFault::ErrorEvent { status: 500 }).await;
     let answer = balancer.ask(post(CHAT, stream("sim", 3))).await.expect(200);
     assert!(!answer.text().contains("error"), "{answer:?}");
     // What is wrong with the request itself, another engine would say too.
-    engines[0].set_fault(Fault::ErrorEvent { status: 400 }).await;
+    engines[0].set_fault(InjectedFault::ErrorEvent { status: 400 }).await;
     let answer = balancer.ask(post(CHAT, stream("sim", 3))).await.expect(200);
     assert!(answer.text().contains("error"), "{answer:?}");
     assert_eq!(engines[1].stats().received, 1);
@@ -145,7 +147,7 @@ async fn a_pooled_connection_that_has_ended_is_nobodys_error() {
     let balancer = Balancer::over([&engine]).await;
     for _ in 0..20 {
         balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
-        engine.set_fault(Fault::CloseIdle).await;
+        engine.set_fault(InjectedFault::CloseIdle).await;
     }
 }
 
@@ -155,7 +157,7 @@ async fn an_engine_that_is_gone_without_a_word_is_nobodys_error() {
     let (engines, mut config) = two().await;
     config.health.fall = 2;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::StallHeaders).await;
+    engines[0].set_fault(InjectedFault::StallHeaders).await;
     let mut clients = Vec::new();
     for body in [chat("sim"), stream("sim", 3)] {
         let mut client = balancer.client().await;
@@ -163,7 +165,7 @@ async fn an_engine_that_is_gone_without_a_word_is_nobodys_error() {
         clients.push(client);
     }
     engines[0].wait_until("both are there", |stats| stats.received == 2).await;
-    engines[0].set_fault(Fault::Silent).await;
+    engines[0].set_fault(InjectedFault::Silent).await;
     for client in &mut clients {
         let answer = client.answer().await.expect(200);
         assert!(!answer.text().contains("error"), "{answer:?}");
@@ -178,7 +180,7 @@ async fn the_other_engine_gets_the_same_body_whatever_its_size_and_framing() {
         for chunked in [false, true] {
             let (engines, config) = two().await;
             let balancer = Balancer::ready(config).await;
-            engines[0].set_fault(Fault::CutHeaders { reset: false }).await;
+            engines[0].set_fault(InjectedFault::CutHeaders { reset: false }).await;
             let body = padded(size, "sim", Place::First);
             let mut client = balancer.client().await;
             if chunked {
@@ -209,7 +211,7 @@ async fn after_our_tries_the_last_real_answer_goes_out_and_ends_the_clients_trie
     let balancer = Balancer::ready(config).await;
     let busy = r#"{"error":{"message":"The engine is currently busy","code":503}}"#;
     for engine in &engines {
-        engine.set_fault(Fault::Status { status: 503, body: busy.into() }).await;
+        engine.set_fault(InjectedFault::Status { status: 503, body: busy.into() }).await;
     }
     let answer = balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
     assert_eq!((answer.text(), answer.header("x-should-retry")), (busy, "false"));
@@ -221,7 +223,7 @@ async fn an_error_of_the_request_goes_to_no_other_engine() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     for status in [400, 404, 422, 500, 501] {
-        engines[0].set_fault(Fault::Status { status, body: "{\"error\":\"x\"}".into() }).await;
+        engines[0].set_fault(InjectedFault::Status { status, body: "{\"error\":\"x\"}".into() }).await;
         assert_eq!(balancer.ask(post(CHAT, chat("sim"))).await.expect(status).text(), "{\"error\":\"x\"}");
     }
     assert_eq!(engines[1].stats().received, 0);
@@ -231,7 +233,7 @@ async fn an_error_of_the_request_goes_to_no_other_engine() {
 async fn what_names_an_instance_goes_to_no_other() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::Status { status: 503, body: "{}".into() }).await;
+    engines[0].set_fault(InjectedFault::Status { status: 503, body: "{}".into() }).await;
     let mut body: Value = serde_json::from_slice(chat("sim").as_ref()).expect("is JSON");
     body["kv_transfer_params"] = serde_json::json!({"remote_engine_id": "e1"});
     balancer.ask(post(CHAT, body.to_string())).await.expect(503);
@@ -245,7 +247,7 @@ async fn retry_can_be_switched_off_whole_and_by_cause() {
         let (engines, mut config) = two().await;
         config.retry = retry;
         let balancer = Balancer::ready(config).await;
-        engines[0].set_fault(Fault::Status { status: 503, body: "{}".into() }).await;
+        engines[0].set_fault(InjectedFault::Status { status: 503, body: "{}".into() }).await;
         balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
         assert_eq!(engines[1].stats().received, 0);
     }
@@ -261,7 +263,7 @@ async fn an_outage_is_not_answered_with_a_storm() {
     config.breaker.failures = 1000;
     let balancer = Balancer::ready(config).await;
     for engine in &engines {
-        engine.set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
+        engine.set_fault(InjectedFault::Status { status: 502, body: "{}".into() }).await;
     }
     for _ in 0..400 {
         balancer.ask(post(CHAT, chat("sim"))).await.expect(502);
@@ -302,7 +304,7 @@ async fn a_stream_that_is_cut_ends_with_an_error_and_is_never_given_to_another_e
     for reset in [false, true] {
         let (engines, config) = two().await;
         let balancer = Balancer::ready(config).await;
-        engines[0].set_fault(Fault::CutStream { events: 5, reset }).await;
+        engines[0].set_fault(InjectedFault::CutStream { events: 5, reset }).await;
         a_stream_ends_with_an_error(&balancer).await;
         assert_eq!(engines[1].stats().received, 0);
     }
@@ -338,11 +340,11 @@ async fn a_stream_whose_engine_went_silent_and_is_gone_ends_with_an_error() {
     let (engines, mut config) = two().await;
     config.health.fall = 2;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::StallStream { events: 5 }).await;
+    engines[0].set_fault(InjectedFault::StallStream { events: 5 }).await;
     let mut client = balancer.client().await;
     client.send(post(CHAT, stream("sim", 50))).await;
     let head = client.head().await;
-    engines[0].set_fault(Fault::Silent).await;
+    engines[0].set_fault(InjectedFault::Silent).await;
     let answer = client.body(head).await.expect(200);
     assert!(last_event(&answer)["error"]["message"].is_string(), "{answer:?}");
     balancer.until_idle().await;
@@ -358,7 +360,7 @@ async fn a_first_byte_that_does_not_come_is_a_gateway_timeout() {
     config.timeouts.first_byte = SHORT;
     let balancer = Balancer::ready(config).await;
     // Heads alone are no first byte: vLLM sends them before the prompt is read.
-    for fault in [Fault::StallHeaders, Fault::StallStream { events: 0 }] {
+    for fault in [InjectedFault::StallHeaders, InjectedFault::StallStream { events: 0 }] {
         engines[0].set_fault(fault).await;
         for path in [CHAT, MESSAGES] {
             let answer = balancer.ask(post(path, stream("sim", 5))).await.expect(504);
@@ -376,7 +378,7 @@ async fn a_stream_that_stands_still_for_too_long_ends_with_an_error() {
     let (engines, mut config) = two().await;
     config.timeouts.idle = SHORT;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::StallStream { events: 5 }).await;
+    engines[0].set_fault(InjectedFault::StallStream { events: 5 }).await;
     let answer = balancer.ask(post(CHAT, stream("sim", 50))).await.expect(200);
     assert_eq!(last_event(&answer)["error"]["code"], 504, "{answer:?}");
     engines[0].wait_until("nothing runs", |stats| stats.running == 0).await;
@@ -403,7 +405,7 @@ async fn requests_wait_their_turn_and_those_that_leave_are_gone() {
     let mut config = config(upstreams([&engine]));
     config.upstreams[0].max_active = Some(1);
     let balancer = Balancer::ready(config).await;
-    engine.set_fault_for(1, Fault::StallHeaders).await;
+    engine.set_fault_for(1, InjectedFault::StallHeaders).await;
     let mut first = balancer.client().await;
     first.send(post(CHAT, chat("sim"))).await;
     balancer.until_active(1).await;
@@ -430,7 +432,7 @@ async fn a_full_queue_and_a_long_wait_are_told_with_when_to_come_again() {
     config.queue.size = 1;
     config.queue.wait = Duration::from_millis(300);
     let balancer = Balancer::ready(config).await;
-    engine.set_fault(Fault::StallHeaders).await;
+    engine.set_fault(InjectedFault::StallHeaders).await;
     let mut first = balancer.client().await;
     first.send(post(CHAT, chat("sim"))).await;
     balancer.until_active(1).await;

@@ -9,8 +9,8 @@ use common::body::{chat, stream};
 use common::clients::{Clients, none};
 use common::wire::{self, get, post};
 use common::{
-    Balancer, Engine, Fault, Options, admin, config, direct as name, engine, engines, eventually, paced,
-    serving, upstreams,
+    Balancer, EngineServer, InjectedFault, Options, admin, config, direct as name, engine, engines,
+    eventually, paced, serving, upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::types::Breaker;
@@ -20,23 +20,23 @@ const CHAT: &str = "/v1/chat/completions";
 /// So slow that a stream never ends while its test runs.
 const ENDLESS: Duration = Duration::from_millis(50);
 
-fn path(engine: &Engine) -> String {
+fn path(engine: &EngineServer) -> String {
     format!("/admin/upstreams/{}", name(engine))
 }
 
-async fn state(balancer: &Balancer, engine: &Engine) -> String {
+async fn state(balancer: &Balancer, engine: &EngineServer) -> String {
     let row = admin(balancer, "GET", &path(engine), Value::Null).await.expect(200).json();
     row["state"].as_str().expect("a state is text").to_string()
 }
 
-async fn until_state(balancer: &Balancer, engine: &Engine, wanted: &[&str]) {
+async fn until_state(balancer: &Balancer, engine: &EngineServer, wanted: &[&str]) {
     eventually(&format!("it is one of {wanted:?}"), async || {
         wanted.contains(&state(balancer, engine).await.as_str()).then_some(())
     })
     .await;
 }
 
-fn served(engine: &Engine) -> usize {
+fn served(engine: &EngineServer) -> usize {
     engine.requests().len()
 }
 
@@ -155,7 +155,7 @@ async fn the_latest_choices_are_told_with_every_candidate() {
     }
     let answer = balancer.ask(ask("first")).await.expect(200);
     assert_eq!(answer.header("x-vllm-lb-reason"), "load");
-    engines[0].set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
+    engines[0].set_fault(InjectedFault::Status { status: 502, body: "{}".into() }).await;
     let answer = balancer.ask(ask("second")).await.expect(200);
     assert_eq!((answer.header("x-vllm-lb-attempts"), answer.header("x-vllm-lb-reason")), ("2", "retry"));
 
@@ -257,14 +257,14 @@ async fn a_stream_ends_when_its_engine_goes_after_an_operator_has_taken_it_out()
         config.upstreams[0].weight = 1000.0;
         config.upstreams[1].weight = 0.001;
         let balancer = Balancer::ready(config).await;
-        engines[0].set_fault(Fault::StallStream { events: 5 }).await;
+        engines[0].set_fault(InjectedFault::StallStream { events: 5 }).await;
         let mut client = balancer.client().await;
         client.send(post(CHAT, stream("sim", 50))).await;
         let head = client.head().await;
         let address = format!("{}{query}", path(&engines[0]));
         let answer = admin(&balancer, method, &address, body).await;
         assert!(matches!(answer.status, 200 | 202), "{method} {query}: {answer:?}");
-        engines[0].set_fault(Fault::Silent).await;
+        engines[0].set_fault(InjectedFault::Silent).await;
         let answer = client.body(head).await.expect(200);
         assert!(answer.text().contains(r#"{"error":"#), "{method} {query}: {answer:?}");
         balancer.until_idle().await;
@@ -302,7 +302,7 @@ async fn full_engines_are_left_alone_for_a_while_and_never_down() {
     let balancer = Balancer::ready(config).await;
     let body = json!({"error": {"message": "busy", "type": "Service Unavailable", "code": 503}}).to_string();
     for engine in &engines {
-        engine.set_fault(Fault::Status { status: 503, body: body.clone() }).await;
+        engine.set_fault(InjectedFault::Status { status: 503, body: body.clone() }).await;
     }
     for _ in 0..20 {
         let answer = balancer.ask(post(CHAT, chat("sim"))).await;
@@ -332,7 +332,7 @@ async fn the_breaker_trips_lets_one_through_and_closes() {
     config.upstreams[0].weight = 1000.0;
     let balancer = Balancer::ready(config).await;
     let body = "{\"error\":{\"message\":\"broken\",\"code\":500}}".to_string();
-    engines[0].set_fault(Fault::Status { status: 500, body }).await;
+    engines[0].set_fault(InjectedFault::Status { status: 500, body }).await;
     let mut failed = 0;
     eventually("it has tripped", async || {
         failed += u32::from(balancer.ask(post(CHAT, chat("sim"))).await.status == 500);
@@ -363,7 +363,7 @@ async fn requests_that_fail_everywhere_take_the_fleet_from_no_other_client() {
     let balancer = Balancer::ready(config).await;
     let body = "{\"error\":{\"message\":\"broken\",\"code\":500}}".to_string();
     for engine in &engines {
-        engine.set_fault(Fault::Status { status: 500, body: body.clone() }).await;
+        engine.set_fault(InjectedFault::Status { status: 500, body: body.clone() }).await;
     }
     for engine in &engines {
         eventually("it has tripped", async || {
@@ -396,7 +396,7 @@ async fn an_engine_that_hangs_while_its_health_is_good_is_found_by_its_requests(
     config.timeouts.first_byte = Some(Duration::from_millis(500));
     config.upstreams[0].weight = 1000.0;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::StallHeaders).await;
+    engines[0].set_fault(InjectedFault::StallHeaders).await;
     eventually("it has tripped", async || {
         drop(balancer.ask(post(CHAT, chat("sim"))).await);
         (state(&balancer, &engines[0]).await == "tripped").then_some(())
@@ -429,14 +429,14 @@ async fn an_engine_that_refuses_and_one_that_is_leaving_cost_no_request() {
     let balancer = Balancer::over(&engines).await;
     let load = Clients::start(&balancer, 6);
     load.until_more(20).await;
-    engines[0].set_fault(Fault::Refuse).await;
+    engines[0].set_fault(InjectedFault::Refuse).await;
     until_state(&balancer, &engines[0], &["down"]).await;
-    engines[1].set_fault(Fault::ShuttingDown).await;
+    engines[1].set_fault(InjectedFault::ShuttingDown).await;
     until_state(&balancer, &engines[1], &["draining"]).await;
     load.until_more(20).await;
     engines[0].clear_fault().await;
     until_state(&balancer, &engines[0], &["ready"]).await;
-    engines[1].set_fault(Fault::Refuse).await;
+    engines[1].set_fault(InjectedFault::Refuse).await;
     until_state(&balancer, &engines[1], &["down"]).await;
     engines[1].clear_fault().await;
     until_state(&balancer, &engines[1], &["ready"]).await;
@@ -454,7 +454,7 @@ async fn engines_that_each_gave_one_request_up_go_on_serving() {
     let changes = async || balancer.metric("vllm_lb_upstream_changes_total").await;
     let before = changes().await;
     for engine in &engines {
-        engine.set_fault_for(1, Fault::AbortEmpty).await;
+        engine.set_fault_for(1, InjectedFault::AbortEmpty).await;
     }
     let aborted = balancer.ask(post(CHAT, chat("sim"))).await;
     assert_ne!(aborted.status, 503, "{aborted:?}");
@@ -466,7 +466,7 @@ async fn engines_that_each_gave_one_request_up_go_on_serving() {
     }
     assert_eq!(changes().await, before + 4.0, "each was suspected, and found to be well");
     // The same word of one that goes: its probes tell.
-    engines[0].set_fault_for(1, Fault::AbortEmpty).await;
+    engines[0].set_fault_for(1, InjectedFault::AbortEmpty).await;
     engines[0].set_health(Some(503));
     until_state(&balancer, &engines[0], &["down"]).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(200);

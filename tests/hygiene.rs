@@ -6,18 +6,18 @@ use common::body::{chat, stream};
 use common::h2::{self, H2};
 use common::raw::Raw;
 use common::wire::{Answer, JSON, post, request};
-use common::{Balancer, Engine, Options, Recorded, config, engine, upstreams};
-use vllm_lb::config::types::{Address, Config};
+use common::{Balancer, EngineServer, Options, Recorded, config, engine, upstreams};
+use vllm_lb::config::types::{Config, ListenAddress};
 
 const CHAT: &str = "/v1/chat/completions";
 
-async fn stand() -> (Engine, Balancer) {
+async fn stand() -> (EngineServer, Balancer) {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     (engine, balancer)
 }
 
-fn last(engine: &Engine) -> Recorded {
+fn last(engine: &EngineServer) -> Recorded {
     engine.requests().pop().expect("a request arrived")
 }
 
@@ -47,7 +47,7 @@ async fn sent_on_trusted(headers: &[(&str, &str)]) -> Recorded {
     sent_through(&engine, &balancer, headers).await
 }
 
-async fn sent_through(engine: &Engine, balancer: &Balancer, headers: &[(&str, &str)]) -> Recorded {
+async fn sent_through(engine: &EngineServer, balancer: &Balancer, headers: &[(&str, &str)]) -> Recorded {
     let headers = [&[JSON], headers].concat();
     balancer.ask(request("POST", CHAT, &headers, chat("sim").as_bytes())).await.expect(200);
     last(engine)
@@ -186,7 +186,7 @@ async fn a_client_on_a_unix_socket_has_no_address_to_tell() {
     let engine = engine(Options::default()).await;
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(upstreams([&engine]));
-    config.listen[0].address = Address::Unix(directory.path().join("lb.sock"));
+    config.listen[0].address = ListenAddress::Unix(directory.path().join("lb.sock"));
     let balancer = Balancer::ready(config).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
     assert_eq!(values(&last(&engine), "x-forwarded-for"), [""; 0]);

@@ -12,11 +12,12 @@ use common::h2::{self, H2};
 use common::raw::Raw;
 use common::wire::{Wire, get, post};
 use common::{
-    Balancer, Engine, Options, PATIENCE, config, engine, eventually, listen, logs, paced, upstream, upstreams,
+    Balancer, EngineServer, Options, PATIENCE, config, engine, eventually, listen, logs, paced, upstream,
+    upstreams,
 };
 use tokio::net::{TcpStream, UnixListener};
 use vllm_lb::app;
-use vllm_lb::config::types::{Address, Config, Listen, UpstreamTls};
+use vllm_lb::config::types::{Config, Listen, ListenAddress, UpstreamTls};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -28,7 +29,7 @@ fn tls(certs: &Certs) -> Listen {
 }
 
 fn unix(path: &std::path::Path) -> Listen {
-    Listen { address: Address::Unix(path.to_path_buf()), tls: None }
+    Listen { address: ListenAddress::Unix(path.to_path_buf()), tls: None }
 }
 
 async fn serves(client: &mut Wire) {
@@ -206,8 +207,8 @@ async fn a_port_that_is_taken_is_an_error_that_names_it() {
 // === ways out ===
 
 /// An engine with TLS, and an upstream for it that trusts as told.
-async fn secure(certs: &Certs, trust: UpstreamTls) -> (Engine, Config) {
-    let engine = Engine::start_tls(Options::default(), &certs.certificate, &certs.key)
+async fn secure(certs: &Certs, trust: UpstreamTls) -> (EngineServer, Config) {
+    let engine = EngineServer::start_tls(Options::default(), &certs.certificate, &certs.key)
         .await
         .expect("the certificate is one");
     let mut config = config(upstreams([&engine]));
@@ -274,7 +275,7 @@ async fn https_to_an_upstream_without_tls_is_said_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_is_reached_by_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
-    let engine = Engine::start_unix(directory.path().join("engine.sock"), Options::default()).unwrap();
+    let engine = EngineServer::start_unix(directory.path().join("engine.sock"), Options::default()).unwrap();
     let balancer = Balancer::over([&engine]).await;
     serves(&mut balancer.client().await).await;
     serves_h2(&mut H2::connect(balancer.address()).await).await;

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use common::body::{chat, form};
 use common::h2::{self, H2};
 use common::wire::{JSON, post, request, upgrade};
-use common::{Balancer, Engine, Options, Recorded, config, engine, engines, names, serving, upstreams};
+use common::{Balancer, EngineServer, Options, Recorded, config, engine, engines, names, serving, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 
 const CHAT: &str = "/v1/chat/completions";
 
 /// Over engines that are called `one` and `two`, with these routes.
-async fn routed(engines: &[Engine], routes: &str) -> Balancer {
+async fn routed(engines: &[EngineServer], routes: &str) -> Balancer {
     let text =
         format!("upstreams: [{{url: http://a, name: one}}, {{url: http://b, name: two}}]\nroutes:\n{routes}");
     let checked = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
@@ -29,11 +29,11 @@ async fn routed(engines: &[Engine], routes: &str) -> Balancer {
     Balancer::ready(config).await
 }
 
-fn last(engine: &Engine) -> Recorded {
+fn last(engine: &EngineServer) -> Recorded {
     engine.requests().pop().expect("it got a request")
 }
 
-fn last_body(engine: &Engine) -> Value {
+fn last_body(engine: &EngineServer) -> Value {
     serde_json::from_slice(&last(engine).body).expect("JSON")
 }
 
@@ -185,7 +185,7 @@ async fn a_request_without_a_model_takes_the_route_of_the_one_it_gets() {
         let answer = balancer.ask(post(CHAT, &body)).await.expect(200).json();
         assert_eq!(answer["model"], "sim", "{body}");
     }
-    let bodies = engines.iter().flat_map(Engine::requests).map(|got| got.body);
+    let bodies = engines.iter().flat_map(EngineServer::requests).map(|got| got.body);
     let bodies: Vec<Value> = bodies.map(|body| serde_json::from_slice(&body).expect("JSON")).collect();
     assert_eq!(bodies.len(), 4);
     assert!(bodies.iter().all(|body| body["seed"] == 7 && body.get("logit_bias").is_none()), "{bodies:?}");

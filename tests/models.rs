@@ -10,7 +10,8 @@ use common::body::{self, Place, chat, padded, stream};
 use common::h2::{self, H2};
 use common::wire::{JSON, Wire, get, post, request};
 use common::{
-    Balancer, Engine, Fault, Options, config, engine, engines, eventually, names, serving, upstreams,
+    Balancer, EngineServer, InjectedFault, Options, config, engine, engines, eventually, names, serving,
+    upstreams,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -24,7 +25,7 @@ const CHAT: &str = "/v1/chat/completions";
 #[tokio::test(flavor = "multi_thread")]
 async fn upstreams_that_are_not_up_yet_are_waited_for() {
     let engine = engine(Options::default()).await;
-    engine.set_fault(Fault::Refuse).await;
+    engine.set_fault(InjectedFault::Refuse).await;
     let balancer = Balancer::start(config(upstreams([&engine]))).await;
     for ask in [post(CHAT, chat("sim")), post(CHAT, chat("other")), get("/v1/models"), get("/version")] {
         let refused = balancer.ask(ask).await.expect(503);
@@ -46,7 +47,7 @@ async fn an_upstream_that_goes_and_comes_back_is_left_out_meanwhile() {
     let mut config = config(upstreams(&engines));
     config.health.fall = 1;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::Refuse).await;
+    engines[0].set_fault(InjectedFault::Refuse).await;
     balancer.until_ready(1).await;
     for _ in 0..10 {
         balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
@@ -54,7 +55,7 @@ async fn an_upstream_that_goes_and_comes_back_is_left_out_meanwhile() {
     assert_eq!((engines[0].stats().received, engines[1].stats().received), (0, 10));
     engines[0].clear_fault().await;
     balancer.until_ready(2).await;
-    engines[1].set_fault(Fault::Refuse).await;
+    engines[1].set_fault(InjectedFault::Refuse).await;
     balancer.until_ready(1).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
     assert_eq!((engines[0].stats().received, engines[1].stats().received), (1, 10));
@@ -84,9 +85,9 @@ async fn a_model_that_is_added_later_is_learnt() {
     first.stop().await;
     let listener = eventually("the port is free", async || TcpListener::bind(address).await.ok()).await;
     let options = Options { models: names(&["old"]), loras: names(&["new"]), ..Options::default() };
-    let _second = Engine::start_on(listener, options).expect("the listener works");
+    let _second = EngineServer::start_on(listener, options).expect("the listener works");
     let fleet = &balancer.running.fleet;
-    eventually("the new model is known", async || fleet.snapshot().knows("new").then_some(())).await;
+    eventually("the new model is known", async || fleet.snapshot().serves_model("new").then_some(())).await;
     balancer.until_ready(1).await;
     balancer.ask(post(CHAT, chat("new"))).await.expect(200);
     balancer.ask(post(CHAT, chat("old"))).await.expect(200);
@@ -105,7 +106,7 @@ async fn listed(balancer: &Balancer) -> Vec<String> {
     list(balancer).await.iter().map(|card| card["id"].as_str().unwrap_or_default().to_string()).collect()
 }
 
-async fn with_adapters(models: &[&str], loras: &[&str], max_model_len: usize) -> Engine {
+async fn with_adapters(models: &[&str], loras: &[&str], max_model_len: usize) -> EngineServer {
     engine(Options { models: names(models), loras: names(loras), max_model_len, ..Options::default() }).await
 }
 
@@ -131,7 +132,7 @@ async fn the_list_of_models_is_the_union() {
 }
 
 /// Which of two engines got the request of this path.
-fn went_to(engines: &[Engine], path: &str) -> Option<usize> {
+fn went_to(engines: &[EngineServer], path: &str) -> Option<usize> {
     engines.iter().position(|engine| engine.requests().iter().any(|recorded| recorded.path == path))
 }
 

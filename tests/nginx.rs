@@ -14,7 +14,7 @@ use common::process::{Process, Setup};
 use common::raw::Raw;
 use common::redis::Redis;
 use common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, get, head, post, request};
-use common::{Balancer, Engine, Fault, config, engine, eventually, paced, upstream, upstreams};
+use common::{Balancer, EngineServer, InjectedFault, config, engine, eventually, paced, upstream, upstreams};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use vllm_lb::config::types::{Config, Peek};
@@ -127,7 +127,7 @@ struct Stand {
 // === impl Stand ===
 
 impl Stand {
-    async fn over(engine: &Engine) -> Self {
+    async fn over(engine: &EngineServer) -> Self {
         // As docker/lb.yaml: nginx is believed.
         let trusting = || Config { trusted_proxies: common::loopback(), ..config(upstreams([engine])) };
         let balancers = [Balancer::ready(trusting()).await, Balancer::ready(trusting()).await];
@@ -150,7 +150,7 @@ async fn each_event_goes_out_before_the_next_is_made() {
     let engine = engine(Default::default()).await;
     let stand = Stand::over(&engine).await;
     for made in 2..=5 {
-        engine.set_fault(Fault::StallStream { events: made }).await;
+        engine.set_fault(InjectedFault::StallStream { events: made }).await;
         let mut client = stand.nginx.client().await;
         client.send(post(CHAT, stream("sim", 20))).await;
         let head = client.head().await;
@@ -362,7 +362,7 @@ async fn health_is_that_of_any_balancer() {
 // === balancers that die ===
 
 /// Two balancers as processes of their own, and nginx before them.
-async fn processes(engine: &Engine) -> ([Setup; 2], Vec<Process>, Nginx) {
+async fn processes(engine: &EngineServer) -> ([Setup; 2], Vec<Process>, Nginx) {
     let setups = [Setup::over([engine], ""), Setup::over([engine], "")];
     let processes = vec![setups[0].start().await, setups[1].start().await];
     let nginx = Nginx::before([&processes[0].addresses[0], &processes[1].addresses[0]]).await;
@@ -392,7 +392,7 @@ async fn kill_the_one_that_works(processes: &mut Vec<Process>) {
 async fn a_post_whose_balancer_dies_is_not_sent_twice() {
     let engine = engine(Default::default()).await;
     let (_setups, mut processes, nginx) = processes(&engine).await;
-    engine.set_fault_for(1, Fault::StallHeaders).await;
+    engine.set_fault_for(1, InjectedFault::StallHeaders).await;
     let mut client = nginx.client().await;
     client.send(post(CHAT, chat("sim"))).await;
     engine.wait_until("it is there", |stats| stats.received == 1).await;
@@ -413,7 +413,7 @@ async fn a_post_whose_balancer_dies_is_not_sent_twice() {
 async fn a_get_whose_balancer_dies_goes_to_the_other() {
     let engine = engine(Default::default()).await;
     let (_setups, mut processes, nginx) = processes(&engine).await;
-    engine.set_fault_for(1, Fault::StallHeaders).await;
+    engine.set_fault_for(1, InjectedFault::StallHeaders).await;
     let mut client = nginx.client().await;
     client.send(get("/v1/responses/resp_1")).await;
     engine.wait_until("it is there", |stats| stats.received == 1).await;

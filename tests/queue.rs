@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::body::{chat, stream};
 use common::clients::{Clients, none};
 use common::wire::{JSON, Wire, post, request};
-use common::{Balancer, Engine, Fault, config, engine, eventually, paced, upstreams};
+use common::{Balancer, EngineServer, InjectedFault, config, engine, eventually, paced, upstreams};
 use vllm_lb::config::types::{Config, RouteConfig};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -17,7 +17,7 @@ const CHAT: &str = "/v1/chat/completions";
 const ENDLESS: Duration = Duration::from_millis(50);
 
 /// One request at a time on each.
-fn narrow<'a>(engines: impl IntoIterator<Item = &'a Engine>, most: u32) -> Config {
+fn narrow<'a>(engines: impl IntoIterator<Item = &'a EngineServer>, most: u32) -> Config {
     let mut config = config(upstreams(engines));
     config.upstreams.iter_mut().for_each(|upstream| upstream.max_active = Some(most));
     config
@@ -125,7 +125,7 @@ async fn waiting_requests_go_to_whoever_comes_or_comes_back() {
     second.answer().await.expect(200);
     assert_eq!(engines[1].requests().len(), 2);
     // One that said that it is full is asked again when its time is over.
-    let busy = Fault::Status { status: 503, body: "{}".into() };
+    let busy = InjectedFault::Status { status: 503, body: "{}".into() };
     engines[1].set_fault_for(1, busy).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(200);
     drop(running);

@@ -7,10 +7,12 @@ use std::time::Duration;
 use common::body::{Place, chat, padded, stream};
 use common::raw::Raw;
 use common::wire::{JSON, get, head, post, request};
-use common::{Balancer, Engine, Fault, Options, config, engine, engines, serving, upstream, upstreams};
+use common::{
+    Balancer, EngineServer, InjectedFault, Options, config, engine, engines, serving, upstream, upstreams,
+};
 use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::Breaker;
-use vllm_lb::fleet::{Change, State};
+use vllm_lb::fleet::{Change, UpstreamState};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -23,7 +25,7 @@ fn offering(body: &[u8]) -> Vec<u8> {
 }
 
 /// Two engines, the first of which gets every request first.
-async fn two() -> (Vec<Engine>, vllm_lb::config::types::Config) {
+async fn two() -> (Vec<EngineServer>, vllm_lb::config::types::Config) {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.upstreams[0].weight = 1000.0;
@@ -41,7 +43,7 @@ async fn an_offer_of_http2_went_past_model_retry_and_limit() {
     let (engines, mut config) = two().await;
     config.peek.max_body = 1 << 20;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::Status { status: 503, body: "{}".into() }).await;
+    engines[0].set_fault(InjectedFault::Status { status: 503, body: "{}".into() }).await;
     balancer.ask(offering(chat("sim").as_bytes())).await.expect(200);
     balancer.ask(offering(&padded(2 << 20, "sim", Place::First))).await.expect(413);
 }
@@ -50,7 +52,7 @@ async fn an_offer_of_http2_went_past_model_retry_and_limit() {
 async fn a_client_that_waited_for_leave_got_no_second_try() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
+    engines[0].set_fault(InjectedFault::Status { status: 502, body: "{}".into() }).await;
     let body = chat("sim");
     let length = body.len().to_string();
     let mut client = balancer.client().await;
@@ -69,7 +71,7 @@ async fn failures_on_pooled_connections_were_not_counted() {
     for _ in 0..6 {
         // A good answer leaves a connection in the pool, on which the next stream then breaks.
         balancer.ask(post(CHAT, chat("sim"))).await;
-        engine.set_fault_for(1, Fault::CutStream { events: 3, reset: false }).await;
+        engine.set_fault_for(1, InjectedFault::CutStream { events: 3, reset: false }).await;
         balancer.ask(post(CHAT, stream("sim", 20))).await;
     }
     let failed = balancer.metric("vllm_lb_attempt_failures_total").await;
@@ -83,7 +85,7 @@ async fn a_request_whose_time_was_over_in_the_queue_got_no_answer() {
     config.timeouts.total = Some(Duration::from_millis(300));
     let balancer = Balancer::ready(config).await;
     // The engine says that it is full, and is left alone for a second.
-    engine.set_fault_for(1, Fault::Status { status: 503, body: "{}".into() }).await;
+    engine.set_fault_for(1, InjectedFault::Status { status: 503, body: "{}".into() }).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
     let late = balancer.ask(post(CHAT, chat("sim"))).await.expect(504);
     assert_eq!(late.json()["error"]["type"], "Gateway Timeout");
@@ -95,7 +97,7 @@ async fn a_client_that_left_the_queue_while_it_sent_kept_its_place() {
     let mut config = config(upstreams([&engine]));
     config.upstreams[0].max_active = Some(1);
     let balancer = Balancer::ready(config).await;
-    engine.set_fault(Fault::StallHeaders).await;
+    engine.set_fault(InjectedFault::StallHeaders).await;
     let mut first = balancer.client().await;
     first.send(post(CHAT, chat("sim"))).await;
     balancer.until_active(1).await;
@@ -134,13 +136,13 @@ async fn announced_bodies_took_memory_that_was_never_sent() {
 async fn server_errors_without_a_body_never_tripped() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
-    engine.set_fault(Fault::Status { status: 500, body: String::new() }).await;
+    engine.set_fault(InjectedFault::Status { status: 500, body: String::new() }).await;
     for _ in 0..5 {
         balancer.ask(post(CHAT, chat("sim"))).await;
     }
     let fleet = &balancer.running.fleet;
     common::eventually("it is tripped", async || {
-        (fleet.snapshot().entries[0].state() == State::Tripped).then_some(())
+        (fleet.snapshot().entries[0].state() == UpstreamState::Tripped).then_some(())
     })
     .await;
 }
@@ -192,7 +194,7 @@ async fn a_stream_that_told_of_an_error_was_ok() {
         if trips {
             let fleet = &balancer.running.fleet;
             common::eventually("it is tripped", async || {
-                (fleet.snapshot().entries[0].state() == State::Tripped).then_some(())
+                (fleet.snapshot().entries[0].state() == UpstreamState::Tripped).then_some(())
             })
             .await;
             // Of all balancers of the process.
@@ -260,7 +262,7 @@ async fn a_prompt_that_was_refused_in_a_stream_was_believed_to_be_held() {
     let words = "word ".repeat(2000);
     let body =
         format!(r#"{{"model":"sim","stream":true,"messages":[{{"role":"user","content":"{words}"}}]}}"#);
-    engine.set_fault_for(1, Fault::ErrorEvent { status: 400 }).await;
+    engine.set_fault_for(1, InjectedFault::ErrorEvent { status: 400 }).await;
     for (outcome, held) in [("client_error", false), ("ok", true)] {
         balancer.ask(post(CHAT, &body)).await.expect(200);
         balancer.until_idle().await;

@@ -11,9 +11,11 @@ use common::body::stream;
 use common::certs::Certs;
 use common::clients::{Clients, none};
 use common::wire::{self, Wire, get, post, tcp};
-use common::{Balancer, Engine, Options, admin, config, engines, eventually, paced, upstream, upstreams};
+use common::{
+    Balancer, EngineServer, Options, admin, config, engines, eventually, paced, upstream, upstreams,
+};
 use serde_json::{Value, json};
-use vllm_lb::app::{self, Load};
+use vllm_lb::app::{self, LoadConfig};
 use vllm_lb::config::types::{Config, UpstreamConfig};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -25,7 +27,7 @@ const ENDLESS: Duration = Duration::from_millis(50);
 async fn reloadable(config: Config) -> (Balancer, Arc<Mutex<Result<Config, Vec<String>>>>) {
     let file = Arc::new(Mutex::new(Ok(config.clone())));
     let read = file.clone();
-    let load: Load = Arc::new(move || {
+    let load: LoadConfig = Arc::new(move || {
         let read: Result<Config, Vec<String>> = read.lock().expect("nobody panics with it").clone();
         read.map(|config| (config, Vec::new()))
     });
@@ -156,7 +158,7 @@ async fn requests_end_by_the_settings_that_they_began_with() {
 }
 
 /// An address that leads to whichever engine it is told to.
-async fn switch(first: &Engine) -> (String, Arc<Mutex<String>>) {
+async fn switch(first: &EngineServer) -> (String, Arc<Mutex<String>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
     let address = listener.local_addr().expect("it is bound").to_string();
     let target = Arc::new(Mutex::new(first.address().to_string()));
@@ -180,7 +182,7 @@ async fn requests_trust_the_authority_that_a_reload_brought_and_no_longer_the_on
         let (before, after) = (Certs::new(), Certs::new());
         let mut engines = Vec::new();
         for certs in [&before, &after] {
-            let engine = Engine::start_tls(Options::default(), &certs.certificate, &certs.key).await;
+            let engine = EngineServer::start_tls(Options::default(), &certs.certificate, &certs.key).await;
             engines.push(engine.expect("the certificate is one"));
         }
         let (address, target) = switch(&engines[0]).await;
@@ -247,8 +249,8 @@ async fn sighup_reads_the_file_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("lb.yaml");
     let socket = |name: &str| format!("unix:{}", folder.path().join(name).display());
-    let write = |engines: &[Engine]| {
-        let urls: Vec<String> = engines.iter().map(Engine::url).collect();
+    let write = |engines: &[EngineServer]| {
+        let urls: Vec<String> = engines.iter().map(EngineServer::url).collect();
         let text = json!({"listen": socket("api"), "admin": {"address": socket("admin")}, "upstreams": urls});
         std::fs::write(&file, text.to_string()).expect("written");
     };

@@ -8,13 +8,13 @@ mod common;
 use common::raw::Raw;
 use common::wire::{Answer, Wire, post};
 use common::{
-    Balancer, Engine, Fault, Options, Timing, config, direct, engine, engines, eventually, upstream,
-    upstreams,
+    Balancer, EngineServer, InjectedFault, Options, Timing, config, direct, engine, engines, eventually,
+    upstream, upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::{Config, RouteConfig, UpstreamConfig};
-use vllm_lb::fleet::Entry;
+use vllm_lb::fleet::SnapshotEntry;
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";
@@ -30,12 +30,12 @@ fn translating(upstreams: Vec<UpstreamConfig>) -> Config {
 }
 
 /// An engine that has only chats.
-async fn only_chats(seed: u64) -> Engine {
+async fn only_chats(seed: u64) -> EngineServer {
     engine(Options { seed, responses: false, ..Options::default() }).await
 }
 
 /// Two of them, of which the first is asked first.
-async fn two() -> (Vec<Engine>, Config) {
+async fn two() -> (Vec<EngineServer>, Config) {
     let engines = vec![only_chats(1).await, only_chats(2).await];
     let mut config = translating(upstreams(&engines));
     config.upstreams[0].weight = 1000.0;
@@ -212,11 +212,11 @@ async fn the_engines_errors_go_on_as_they_are_with_the_clients_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn before_the_first_event_another_engine_answers() {
     for fault in [
-        Fault::CutHeaders { reset: true },
-        Fault::Status { status: 503, body: "{}".into() },
-        Fault::ErrorEvent { status: 500 },
-        Fault::AbortEmpty,
-        Fault::CutStream { events: 1, reset: false },
+        InjectedFault::CutHeaders { reset: true },
+        InjectedFault::Status { status: 503, body: "{}".into() },
+        InjectedFault::ErrorEvent { status: 500 },
+        InjectedFault::AbortEmpty,
+        InjectedFault::CutStream { events: 1, reset: false },
     ] {
         let (engines, config) = two().await;
         let balancer = Balancer::ready(config).await;
@@ -238,7 +238,7 @@ async fn a_stream_that_breaks_ends_with_an_error_and_not_as_if_it_were_whole() {
     config.retry.attempts = 0;
     config.routes.iter_mut().for_each(|route| route.retry.attempts = 0);
     let balancer = Balancer::ready(config).await;
-    engines[0].set_fault_for(1, Fault::CutStream { events: 3, reset: true }).await;
+    engines[0].set_fault_for(1, InjectedFault::CutStream { events: 3, reset: true }).await;
     let body = r#"{"model":"fast","input":"hi","stream":true}"#;
     let told = events(&balancer.ask(post(RESPONSES, body)).await.expect(200));
     assert_eq!(told[0]["type"], "response.created");
@@ -273,7 +273,7 @@ async fn what_is_no_whole_chat_is_not_taken_for_one() {
     let done = eventually("the request is logged", done).await;
     assert!(done.contains("outcome=broken "), "{done}");
     eventually("the breaker is open", async || {
-        let tripped = |entry: &Entry| !entry.is_ready();
+        let tripped = |entry: &SnapshotEntry| !entry.is_ready();
         balancer.running.fleet.snapshot().entries.iter().all(tripped).then_some(())
     })
     .await;
@@ -324,7 +324,7 @@ async fn a_refusal_by_a_route_has_the_routes_headers() {
 async fn events_come_as_they_are_made_and_a_client_that_leaves_ends_the_generation() {
     let timing = Timing { per_step: 0.02, ..Timing::instant() };
     let options = Options { timing, responses: false, ..Options::default() };
-    let engine = Engine::start(options).await.expect("a free port is there");
+    let engine = EngineServer::start(options).await.expect("a free port is there");
     let balancer = Balancer::ready(translating(vec![upstream(&engine.url())])).await;
     let mut client = balancer.client().await;
     let body = r#"{"model":"fast","input":"hi","stream":true,"max_output_tokens":30000}"#;
@@ -400,7 +400,7 @@ async fn an_answer_of_too_many_values_is_refused_with_the_limit_and_blamed_on_no
     }
     balancer.until_idle().await;
     let snapshot = balancer.running.fleet.snapshot();
-    assert!(snapshot.entries.iter().all(Entry::is_ready), "no upstream is to blame");
+    assert!(snapshot.entries.iter().all(SnapshotEntry::is_ready), "no upstream is to blame");
     let raw = Raw::start(&answer(900_000)).await;
     let balancer = Balancer::ready(translating(vec![raw.upstream()])).await;
     let told = balancer.ask(&ask).await.expect(200).json();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use common::dice::Dice;
 use common::shapes::{Got, Shape};
 use common::wire::{JSON, Wire, post, request};
-use common::{Balancer, Engine, Fault, Options, Timing, config, engine, eventually, upstreams};
+use common::{Balancer, EngineServer, InjectedFault, Options, Timing, config, engine, eventually, upstreams};
 use serde_json::json;
 use tokio::task::JoinSet;
 use vllm_lb::config::types::Retry;
@@ -23,15 +23,15 @@ fn options(seed: u64) -> Options {
     Options { seed, timing, prompt_tokens_details: false, ..Options::default() }
 }
 
-async fn paced() -> Vec<Engine> {
+async fn paced() -> Vec<EngineServer> {
     let mut engines = Vec::new();
     for seed in 0..ENGINES {
-        engines.push(Engine::start(options(seed)).await.expect("a free port is there"));
+        engines.push(EngineServer::start(options(seed)).await.expect("a free port is there"));
     }
     engines
 }
 
-async fn balancer(engines: &[Engine]) -> Balancer {
+async fn balancer(engines: &[EngineServer]) -> Balancer {
     let mut config = config(upstreams(engines));
     config.retry = Retry { attempts: 4, budget: 10.0, ..Retry::default() };
     Balancer::ready(config).await
@@ -107,14 +107,14 @@ async fn client(address: String, shapes: Arc<Vec<Shape>>, seen: Arc<Seen>, mut d
     }
 }
 
-async fn patch(balancer: &Balancer, engine: &Engine, state: &str) {
+async fn patch(balancer: &Balancer, engine: &EngineServer, state: &str) {
     let path = format!("/admin/upstreams/{}", engine.address());
     let body = json!({ "state": state }).to_string();
     balancer.admin(request("PATCH", &path, &[JSON], body.as_bytes())).await.expect(200);
 }
 
 /// As the admin interface tells it.
-async fn active(balancer: &Balancer, engine: &Engine) -> u64 {
+async fn active(balancer: &Balancer, engine: &EngineServer) -> u64 {
     let path = format!("/admin/upstreams/{}", engine.address());
     let row = balancer.admin(common::wire::get(&path)).await.expect(200).json();
     row["active"].as_u64().expect("a number of requests")
@@ -138,7 +138,7 @@ async fn a_rolling_restart_with_drains_costs_no_request() {
         })
         .await;
         let received = engine.stats().received;
-        engine.set_fault(Fault::Refuse).await;
+        engine.set_fault(InjectedFault::Refuse).await;
         engine.restart().await;
         load.goes_on(20).await;
         assert_eq!(engine.stats().received, received, "a drained engine got a request");
@@ -159,7 +159,12 @@ async fn engines_that_are_just_stopped_cost_no_request_whose_answer_has_not_begu
     let engines = paced().await;
     let balancer = balancer(&engines).await;
     let load = Load::start(&balancer, false).await;
-    let words = [None, Some(Fault::ShuttingDown), Some(Fault::AbortEmpty), Some(Fault::StallHeaders)];
+    let words = [
+        None,
+        Some(InjectedFault::ShuttingDown),
+        Some(InjectedFault::AbortEmpty),
+        Some(InjectedFault::StallHeaders),
+    ];
     for (engine, word) in engines.iter().zip(words) {
         load.goes_on(20).await;
         if let Some(word) = word {
@@ -167,7 +172,7 @@ async fn engines_that_are_just_stopped_cost_no_request_whose_answer_has_not_begu
             engine.set_fault(word).await;
             engine.wait_until("it was asked", |stats| stats.received > received).await;
         }
-        engine.set_fault(Fault::Silent).await;
+        engine.set_fault(InjectedFault::Silent).await;
         until_down(&balancer).await;
         load.goes_on(20).await;
         engine.restart().await;

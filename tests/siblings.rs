@@ -10,15 +10,15 @@ use common::clients::{Clients, none};
 use common::process::{Process, Setup};
 use common::redis::Redis;
 use common::wire::{self, Wire, post};
-use common::{Balancer, Engine, admin, config, engine, engines, eventually, paced, upstreams};
+use common::{Balancer, EngineServer, admin, config, engine, engines, eventually, paced, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::config::redis;
 use vllm_lb::config::types::Config;
-use vllm_lb::fleet::upstream::Load;
+use vllm_lb::fleet::upstream::UpstreamLoad;
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn settings(engines: &[Engine], redis: &Redis) -> Config {
+fn settings(engines: &[EngineServer], redis: &Redis) -> Config {
     let mut config = config(upstreams(engines));
     config.redis = Some(redis::url(&redis.url()).expect("is a URL"));
     config.redis_options.gauge_ttl = Duration::from_millis(1500);
@@ -26,7 +26,7 @@ fn settings(engines: &[Engine], redis: &Redis) -> Config {
     config
 }
 
-async fn pair(engines: &[Engine], redis: &Redis) -> [Balancer; 2] {
+async fn pair(engines: &[EngineServer], redis: &Redis) -> [Balancer; 2] {
     let one = Balancer::ready(settings(engines, redis)).await;
     let other = Balancer::ready(settings(engines, redis)).await;
     eventually("they know of each other", async || {
@@ -140,11 +140,11 @@ async fn what_is_in_flight_through_one_counts_for_all_and_goes_with_it() {
     let rows = siblings(&other).await;
     assert_eq!(rows[0]["active"], 1);
     assert!(rows[0]["age_seconds"].as_f64().is_some_and(|age| age < 1.0), "{rows:?}");
-    assert_eq!(other.loads(), [Load::default()], "its own are its own");
+    assert_eq!(other.loads(), [UpstreamLoad::default()], "its own are its own");
     let row = admin(&other, "GET", &format!("/admin/upstreams/{name}"), Value::Null).await.json();
     assert_eq!((&row["active"], &row["siblings_active"]), (&json!(0), &json!(1)));
     drop(client);
-    eventually("the other knows", async || (seen(&other) == Load::default()).then_some(())).await;
+    eventually("the other knows", async || (seen(&other) == UpstreamLoad::default()).then_some(())).await;
     one.stop().await;
     eventually("it is alone", async || siblings(&other).await.is_empty().then_some(())).await;
 }

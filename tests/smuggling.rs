@@ -5,13 +5,13 @@ mod common;
 
 use common::body::chat;
 use common::wire::post;
-use common::{Balancer, Engine, Options, engine};
+use common::{Balancer, EngineServer, Options, engine};
 
 /// Stands behind what is sent in each case, where a second request would be.
 const HIDDEN: &str = "GET /v1/responses/hidden HTTP/1.1\r\nhost: a\r\n\r\n";
 
 struct Stand {
-    engine: Engine,
+    engine: EngineServer,
     balancer: Balancer,
 }
 

@@ -2,10 +2,10 @@
 //! balancer, is answered by that engine, and work in the background needs nobody who waits for it.
 
 mod common;
+#[path = "stored/lookup_obstacles.rs"]
+mod lookup_obstacles;
 #[path = "stored/named.rs"]
 mod named;
-#[path = "stored/odd.rs"]
-mod odd;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,7 +14,9 @@ use common::body::events;
 use common::h2::{self, H2};
 use common::redis::Redis;
 use common::wire::{Answer, CHUNKED, JSON, Wire, chunk, get, head, post, request};
-use common::{Balancer, Engine, Fault, Options, config, engine, engines, eventually, paced, upstreams};
+use common::{
+    Balancer, EngineServer, InjectedFault, Options, config, engine, engines, eventually, paced, upstreams,
+};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::redis;
@@ -25,7 +27,7 @@ use vllm_lb::fleet::Change;
 const RESPONSES: &str = "/v1/responses";
 
 /// New conversations take turns; answers say who gave them.
-fn settings(engines: &[Engine]) -> Config {
+fn settings(engines: &[EngineServer]) -> Config {
     let mut config = config(upstreams(engines));
     config.balance = Preset::RoundRobin.balance();
     config.expose = true;
@@ -54,8 +56,8 @@ async fn status_of(balancer: &Balancer, id: &str) -> Value {
 }
 
 /// How often engines were asked whether they have a response, or for one.
-fn asked_for(engines: &[Engine]) -> usize {
-    let all = engines.iter().flat_map(Engine::requests);
+fn asked_for(engines: &[EngineServer]) -> usize {
+    let all = engines.iter().flat_map(EngineServer::requests);
     all.filter(|one| one.method == "GET" && one.path.starts_with("/v1/responses/")).count()
 }
 
@@ -180,7 +182,7 @@ async fn the_engine_gets_the_body_as_it_was_and_an_id_before_it() {
 async fn an_id_names_the_engine_that_answered_whoever_was_tried_before() {
     let engines = engines(2).await;
     let balancer = Balancer::ready(settings(&engines)).await;
-    engines[0].set_fault(Fault::Status { status: 503, body: "{}".into() }).await;
+    engines[0].set_fault(InjectedFault::Status { status: 503, body: "{}".into() }).await;
     for _ in 0..4 {
         let answer = make(&balancer, json!({"model": "sim", "input": "a"})).await;
         assert_eq!(upstream_of(&answer), common::direct(&engines[1]));
@@ -264,7 +266,7 @@ async fn an_engine_that_nobody_listens_at_has_lost_what_it_kept() {
     engine.set_health(None);
     balancer.until_ready(2).await;
     balancer.ask(get(&path)).await.expect(200);
-    engine.set_fault(Fault::Refuse).await;
+    engine.set_fault(InjectedFault::Refuse).await;
     eventually("it is lost", async || (balancer.ask(get(&path)).await.status == 404).then_some(())).await;
     balancer.ask(&next).await.expect(404);
     assert_eq!(other.stats().received, before, "nobody else was asked to go on");
@@ -369,7 +371,7 @@ async fn a_job_can_be_followed_and_cancelled_through_any_balancer() {
 
 // === routes ===
 
-fn routed(engines: &[Engine], routes: &str) -> Config {
+fn routed(engines: &[EngineServer], routes: &str) -> Config {
     let text = format!("upstreams: [http://one, http://two]\nroutes:\n{routes}");
     let checked = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
     let mut config = settings(engines);

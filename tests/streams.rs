@@ -11,7 +11,8 @@ use common::h2::{self, H2};
 use common::raw::Raw;
 use common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, head, post};
 use common::{
-    Balancer, Engine, Fault, config, direct, engine, engines, eventually, paced, serving, upstreams,
+    Balancer, EngineServer, InjectedFault, config, direct, engine, engines, eventually, paced, serving,
+    upstreams,
 };
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -40,7 +41,7 @@ async fn each_event_goes_out_before_the_next_is_made() {
     let engine = engine(Default::default()).await;
     let balancer = Balancer::over([&engine]).await;
     for made in 2..=6 {
-        engine.set_fault(Fault::StallStream { events: made }).await;
+        engine.set_fault(InjectedFault::StallStream { events: made }).await;
         let mut client = balancer.client().await;
         client.send(post(CHAT, stream("sim", 20))).await;
         let head = client.head().await;
@@ -60,7 +61,7 @@ async fn each_event_goes_out_before_the_next_is_made() {
 async fn http2_clients_get_each_event_before_the_next_is_made() {
     let engine = engine(Default::default()).await;
     let balancer = Balancer::over([&engine]).await;
-    engine.set_fault(Fault::StallStream { events: 4 }).await;
+    engine.set_fault(InjectedFault::StallStream { events: 4 }).await;
     let mut client = H2::connect(balancer.address()).await;
     let mut asked = client.begin(h2::post(CHAT), false).await;
     asked.body.send_data(Bytes::from(stream("sim", 20)), true).expect("the stream is open");
@@ -162,7 +163,7 @@ async fn read_events(client: &TcpStream, count: usize) {
 }
 
 /// Nothing is left of a request: in the engine, on its connections, in the gauges.
-async fn all_is_free(engine: &Engine, balancer: &Balancer) {
+async fn all_is_free(engine: &EngineServer, balancer: &Balancer) {
     engine.wait_until("the engine is free", |stats| stats.running + stats.waiting == 0).await;
     // Probes come and go; a connection that was left behind would stay.
     engine.wait_until("no connection is left", |stats| stats.connections == 0).await;
@@ -174,7 +175,7 @@ async fn all_is_free(engine: &Engine, balancer: &Balancer) {
 async fn leaving_before_the_answer_begins_frees_the_engine() {
     let engine = engine(Default::default()).await;
     let balancer = Balancer::over([&engine]).await;
-    engine.set_fault(Fault::StallHeaders).await;
+    engine.set_fault(InjectedFault::StallHeaders).await;
     for how in [Leave::Fin, Leave::Reset] {
         let received = engine.stats().received;
         let mut client = client(&balancer).await;
@@ -205,7 +206,7 @@ async fn leaving_within_a_stream_frees_the_engine() {
 async fn leaving_between_two_events_frees_the_engine() {
     let engine = engine(Default::default()).await;
     let balancer = Balancer::over([&engine]).await;
-    engine.set_fault(Fault::StallStream { events: 3 }).await;
+    engine.set_fault(InjectedFault::StallStream { events: 3 }).await;
     for how in [Leave::Fin, Leave::Reset] {
         let mut client = client(&balancer).await;
         client.write_all(&post(CHAT, stream("sim", 50))).await.unwrap();
@@ -334,7 +335,7 @@ async fn a_stream_that_breaks_off_never_looks_finished() {
         engine.clear_fault().await;
         let whole = Wire::connect(&direct(&engine)).await.ask(post(path, &body)).await.expect(200);
         for reset in [false, true] {
-            engine.set_fault(Fault::CutStream { events: 3, reset }).await;
+            engine.set_fault(InjectedFault::CutStream { events: 3, reset }).await;
             let mut client = balancer.client().await;
             let by_http1 = client.ask(post(path, &body)).await;
             assert_eq!(client.rest().await, b""[..], "the connection ends");
@@ -394,7 +395,7 @@ fn assert_anthropic(answer: &Answer) {
 }
 
 /// Over one upstream that is not given up for failing requests.
-async fn steadfast(engine: &Engine) -> Balancer {
+async fn steadfast(engine: &EngineServer) -> Balancer {
     let mut config = config(upstreams([engine]));
     config.breaker.failures = u32::MAX;
     Balancer::ready(config).await
@@ -403,7 +404,7 @@ async fn steadfast(engine: &Engine) -> Balancer {
 /// The first request after a failure meets it; later ones may meet an upstream that is known to be down.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_cannot_be_reached_is_a_bad_gateway() {
-    for fault in [Fault::Refuse, Fault::CloseAfterAccept] {
+    for fault in [InjectedFault::Refuse, InjectedFault::CloseAfterAccept] {
         for body in [Bytes::from(chat("sim")), padded(8 << 20, "sim", Place::First)] {
             for path in [CHAT, MESSAGES] {
                 for by_http2 in [false, true] {
@@ -433,7 +434,7 @@ async fn an_upstream_that_cannot_be_reached_is_a_bad_gateway() {
 async fn an_upstream_that_comes_back_is_used_again() {
     let engine = engine(Default::default()).await;
     let balancer = steadfast(&engine).await;
-    engine.set_fault(Fault::Refuse).await;
+    engine.set_fault(InjectedFault::Refuse).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(502);
     balancer.until_ready(0).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
@@ -448,7 +449,7 @@ async fn an_upstream_that_dies_before_it_answers_is_a_bad_gateway() {
     let mut config = config(upstreams([&engine]));
     config.retry.attempts = 0;
     let balancer = Balancer::ready(config).await;
-    engine.set_fault(Fault::StallHeaders).await;
+    engine.set_fault(InjectedFault::StallHeaders).await;
     let asked = async {
         let answer = balancer.ask(post(CHAT, chat("sim"))).await.expect(502);
         assert_openai(&answer, 502);
@@ -469,7 +470,7 @@ async fn idle_connections_that_the_upstream_closed_cost_no_request() {
     let mut client = balancer.client().await;
     for _ in 0..10 {
         for engine in &engines {
-            engine.set_fault(Fault::CloseIdle).await;
+            engine.set_fault(InjectedFault::CloseIdle).await;
             engine.wait_until("idle connections are closed", |stats| stats.connections == 0).await;
         }
         client.ask(post(CHAT, chat("sim"))).await.expect(200);

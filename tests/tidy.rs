@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 mod layers;
 #[path = "tidy/source.rs"]
 mod source;
+#[path = "tidy/type_names.rs"]
+mod type_names;
 
 use source::Source;
 
@@ -273,6 +275,11 @@ fn pingora_has_one_door() {
 #[test]
 fn pure_modules_are_pure() {
     hold(&layers::purity(&tree()));
+}
+
+#[test]
+fn type_names_are_unique() {
+    hold(&type_names::type_names(&tree(), type_names::AMBIGUOUS));
 }
 
 #[test]

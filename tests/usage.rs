@@ -10,7 +10,8 @@ use common::body::{assert_arrived, events, normal};
 use common::h2::{self, H2};
 use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request};
 use common::{
-    Balancer, Engine, Fault, Options, Recorded, config, direct, engine, engines, eventually, logs, paced,
+    Balancer, EngineServer, InjectedFault, Options, Recorded, config, direct, engine, engines, eventually,
+    logs, paced,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
@@ -26,12 +27,12 @@ const MESSAGES: &str = "/v1/messages";
 const QUESTION: &str = r#","stream_options":{"include_usage":true}"#;
 
 /// An engine that caches no prompt: answers tell what was cached, which differs from one to the next.
-async fn forgetful() -> Engine {
+async fn forgetful() -> EngineServer {
     engine(Options { block_size: 4_096, max_model_len: 1_000_000, ..Options::default() }).await
 }
 
 /// A configuration over these engines with these routes.
-fn routed(engines: &[Engine], routes: &str) -> Config {
+fn routed(engines: &[EngineServer], routes: &str) -> Config {
     let text = format!("upstreams: [http://one]\nroutes: {routes}\n");
     let checked = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
     Config { routes: checked.routes, ..config(common::upstreams(engines)) }
@@ -46,7 +47,7 @@ fn completion(stream: bool) -> Value {
     json!({"model": "sim", "prompt": "hi there", "max_tokens": 5, "stream": stream})
 }
 
-fn last(engine: &Engine) -> Recorded {
+fn last(engine: &EngineServer) -> Recorded {
     engine.requests().pop().expect("it got a request")
 }
 
@@ -256,7 +257,7 @@ async fn a_question_has_its_length_in_every_framing() {
     let body = chat(true).to_string();
     let asked = format!("{}{QUESTION}}}", &body[..body.len() - 1]);
     for engine in &engines {
-        engine.set_fault_for(1, Fault::CutHeaders { reset: true }).await;
+        engine.set_fault_for(1, InjectedFault::CutHeaders { reset: true }).await;
     }
     let mut client = balancer.client().await;
     client.ask(post(CHAT, &body)).await.expect(200);
@@ -277,7 +278,7 @@ async fn a_question_has_its_length_in_every_framing() {
 async fn of_a_client_that_leaves_counts_what_was_told_until_then() {
     let engines = engines(1).await;
     let balancer = Balancer::over(&engines).await;
-    engines[0].set_fault(Fault::StallStream { events: 3 }).await;
+    engines[0].set_fault(InjectedFault::StallStream { events: 3 }).await;
     for (path, body) in [(CHAT, chat(true)), (MESSAGES, chat(true))] {
         let mut client = balancer.client().await;
         client.send(post(path, body.to_string())).await;
@@ -301,7 +302,7 @@ async fn what_reaches_the_client_of_a_stream_that_breaks_is_its_beginning() {
     let whole = events(normal(&whole.body).as_bytes());
     // A role, and as many tokens as are wanted.
     for (sent, told) in [(4, 4), (6, 5)] {
-        engine.set_fault(Fault::CutStream { events: sent, reset: false }).await;
+        engine.set_fault(InjectedFault::CutStream { events: sent, reset: false }).await;
         let answer = balancer.ask(post(CHAT, &body)).await.expect(200);
         let events = events(normal(&answer.body).as_bytes());
         assert_eq!(events[..told], whole[..told]);

@@ -14,8 +14,8 @@ use common::body::{chat, form};
 use common::h2::{self, H2};
 use common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request};
 use common::{
-    Balancer, Engine, Fault, Options, Recorded, config, direct, engine, engines, eventually, serving,
-    upstreams,
+    Balancer, EngineServer, InjectedFault, Options, Recorded, config, direct, engine, engines, eventually,
+    serving, upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
@@ -25,7 +25,7 @@ use vllm_lb::config::types::Config;
 const CHAT: &str = "/v1/chat/completions";
 
 /// A configuration over these engines, called `one`, `two` and so on, with these routes.
-fn routed(engines: &[Engine], routes: &str) -> Config {
+fn routed(engines: &[EngineServer], routes: &str) -> Config {
     let text = format!("upstreams: [http://one, http://two, http://three]\nroutes:\n{routes}");
     let checked = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
     let mut config = config(upstreams(engines));
@@ -49,11 +49,11 @@ const FAST: &str = "
       roles: {developer: system}
 ";
 
-fn last(engine: &Engine) -> Recorded {
+fn last(engine: &EngineServer) -> Recorded {
     engine.requests().pop().expect("it got a request")
 }
 
-fn last_body(engine: &Engine) -> Value {
+fn last_body(engine: &EngineServer) -> Value {
     serde_json::from_slice(&last(engine).body).expect("JSON")
 }
 
@@ -121,7 +121,7 @@ async fn an_edited_body_is_the_same_at_every_attempt_and_in_every_framing() {
     let text = "long ".repeat(60_000);
     let body = json!({"model": "fast", "messages": [{"role": "user", "content": text}]}).to_string();
     for engine in &engines {
-        engine.set_fault_for(1, Fault::CutHeaders { reset: true }).await;
+        engine.set_fault_for(1, InjectedFault::CutHeaders { reset: true }).await;
     }
     let mut client = balancer.client().await;
     client.ask(post(CHAT, &body)).await.expect(200);
@@ -168,7 +168,7 @@ async fn a_route_has_a_budget_of_its_own_for_further_tries() {
     config.breaker.failures = 1000;
     let balancer = Balancer::ready(config).await;
     for engine in &engines {
-        engine.set_fault(Fault::Status { status: 502, body: "{}".into() }).await;
+        engine.set_fault(InjectedFault::Status { status: 502, body: "{}".into() }).await;
     }
     let attempts = || engines.iter().map(|engine| engine.stats().received).sum::<u64>();
     balancer.ask(post(CHAT, chat("once"))).await.expect(502);
@@ -431,7 +431,8 @@ async fn two_virtual_models_think_and_do_not_over_the_same_engines() {
     for (model, thinks, temperature) in [("thinker", true, 1.0), ("instant", false, 0.6)] {
         let answer = balancer.ask(post(CHAT, body(model))).await.expect(200).json();
         assert_eq!(answer["model"], model);
-        let asked = |engine: &Engine| engine.requests().into_iter().map(|one| one.body).collect::<Vec<_>>();
+        let asked =
+            |engine: &EngineServer| engine.requests().into_iter().map(|one| one.body).collect::<Vec<_>>();
         let all: Vec<Value> = engines
             .iter()
             .flat_map(asked)

@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use vllm_lb::config::types::Preset;
-use vllm_lb::sim::replay::load::{Load, Session};
-use vllm_lb::sim::replay::policy::Policy;
-use vllm_lb::sim::replay::report::{Life, Row};
+use vllm_lb::sim::replay::load::{Conversation, Workload};
+use vllm_lb::sim::replay::policy::ReplayPolicy;
+use vllm_lb::sim::replay::report::{Life, ReportRow};
 use vllm_lb::sim::replay::{self, trace};
 
 use crate::common::dice::Dice;
 use crate::common::process::{Process, Setup};
 use crate::common::wire::{Wire, get, post};
-use crate::common::{Engine, Options, Timing, direct, eventually};
+use crate::common::{EngineServer, Options, Timing, direct, eventually};
 
 pub const UPSTREAMS: usize = 8;
 
@@ -63,7 +63,7 @@ fn body(prompt: &str, output: usize) -> String {
     .to_string()
 }
 
-fn ask(number: usize, session: &Session, block: usize) -> Ask {
+fn ask(number: usize, session: &Conversation, block: usize) -> Ask {
     let turn = session.turns[0];
     let mut prompt = String::with_capacity(4 * turn.prompt);
     let chain = session.prompt(0, block);
@@ -118,7 +118,7 @@ fn computed(process: &str) -> f64 {
     ticks / 100.0
 }
 
-async fn engines(speed: f64) -> Vec<Engine> {
+async fn engines(speed: f64) -> Vec<EngineServer> {
     let mut engines = Vec::new();
     for seed in 0..UPSTREAMS as u64 {
         let options = Options {
@@ -129,7 +129,7 @@ async fn engines(speed: f64) -> Vec<Engine> {
             max_model_len: CACHE_TOKENS,
             ..Options::default()
         };
-        engines.push(Engine::start(options).await.expect("a free port is there"));
+        engines.push(EngineServer::start(options).await.expect("a free port is there"));
     }
     engines
 }
@@ -161,13 +161,13 @@ pub struct Cast<'a> {
 
 /// How it went, and what share of a core the balancers together and this process took.
 pub struct Played {
-    pub row: Row,
+    pub row: ReportRow,
     pub balancers: f64,
     pub rest: f64,
 }
 
 /// Starts the balancers, and waits until each knows the engines and its siblings.
-async fn balancers(engines: &[Engine], cast: &Cast<'_>) -> Vec<Process> {
+async fn balancers(engines: &[EngineServer], cast: &Cast<'_>) -> Vec<Process> {
     let mut more = "expose: true\n".to_owned();
     if let Some(url) = cast.redis {
         // As much of the trace's time as the usual interval is of real time.
@@ -192,7 +192,7 @@ async fn balancers(engines: &[Engine], cast: &Cast<'_>) -> Vec<Process> {
 }
 
 /// Plays all, in order of time and round robin over the balancers.
-pub async fn play(load: &Load, cast: &Cast<'_>) -> Played {
+pub async fn play(load: &Workload, cast: &Cast<'_>) -> Played {
     let asks: Vec<Ask> =
         load.sessions.iter().enumerate().map(|(number, session)| ask(number, session, load.block)).collect();
     let engines = engines(cast.speed).await;
@@ -215,14 +215,14 @@ pub async fn play(load: &Load, cast: &Cast<'_>) -> Played {
     }
     let time = begun.elapsed().as_secs_f64();
     Played {
-        row: Row::new("product", UPSTREAMS, &lives, 0),
+        row: ReportRow::new("product", UPSTREAMS, &lives, 0),
         balancers: (theirs() - before.0) / time,
         rest: (computed("self") - before.1) / time,
     }
 }
 
 /// The same on the virtual clock, once for each seed; without an interval they say nothing to each other.
-pub fn simulate(load: &Load, balancers: usize, interval: Option<f64>) -> Vec<Row> {
+pub fn simulate(load: &Workload, balancers: usize, interval: Option<f64>) -> Vec<ReportRow> {
     let setup = |seed| replay::Setup {
         upstreams: UPSTREAMS,
         balancers,
@@ -232,7 +232,7 @@ pub fn simulate(load: &Load, balancers: usize, interval: Option<f64>) -> Vec<Row
         speed: 1.0,
         seed,
     };
-    let run = |seed| replay::run(load, setup(seed), Policy::Preset(Preset::Work));
+    let run = |seed| replay::run(load, setup(seed), ReplayPolicy::Preset(Preset::Work));
     (1..=SEEDS).filter_map(run).collect()
 }
 
@@ -242,7 +242,7 @@ pub fn heads() {
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
 }
 
-pub fn line(name: &str, row: &Row) {
+pub fn line(name: &str, row: &ReportRow) {
     println!(
         "| {name} | {:.3} | {:.3} | {:.3} | {:.1} % | {:.2} | {:.2} |",
         row.ttft_mean,
@@ -255,21 +255,21 @@ pub fn line(name: &str, row: &Row) {
 }
 
 /// The mean of the rows.
-pub fn mean(rows: &[Row]) -> Row {
-    let mean = |of: fn(&Row) -> f64| rows.iter().map(of).sum::<f64>() / rows.len().max(1) as f64;
-    Row {
+pub fn mean(rows: &[ReportRow]) -> ReportRow {
+    let mean = |of: fn(&ReportRow) -> f64| rows.iter().map(of).sum::<f64>() / rows.len().max(1) as f64;
+    ReportRow {
         hits: mean(|row| row.hits),
         ttft_mean: mean(|row| row.ttft_mean),
         ttft_p50: mean(|row| row.ttft_p50),
         ttft_p90: mean(|row| row.ttft_p90),
         end_to_end: mean(|row| row.end_to_end),
         imbalance: mean(|row| row.imbalance),
-        ..Row::default()
+        ..ReportRow::default()
     }
 }
 
 /// The first minutes of a trace, or of a shape of load that is made up, in order of time.
-pub fn beginning(mut load: Load, minutes: f64) -> Load {
+pub fn beginning(mut load: Workload, minutes: f64) -> Workload {
     load.sessions.retain(|session| session.start < minutes * 60.0);
     load.sessions.sort_by(|one, other| one.start.total_cmp(&other.start));
     assert!(load.sessions.iter().all(|session| session.turns.len() == 1), "no turn waits for another");

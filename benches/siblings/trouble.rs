@@ -16,7 +16,7 @@ use crate::common::body::stream;
 use crate::common::process::{Process, Setup};
 use crate::common::redis::Redis;
 use crate::common::wire::{Wire, post};
-use crate::common::{Engine, Options, Timing, direct, engine, eventually, names};
+use crate::common::{EngineServer, Options, Timing, direct, engine, eventually, names};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -53,7 +53,7 @@ struct Sample {
 struct Stage {
     redis: Redis,
     processes: [Process; 2],
-    slow: Engine,
+    slow: EngineServer,
     held: Vec<Wire>,
 }
 
@@ -130,11 +130,11 @@ impl Trouble {
 // === impl Stage ===
 
 impl Stage {
-    async fn new(engines: &[Engine]) -> Self {
+    async fn new(engines: &[EngineServer]) -> Self {
         let redis = Redis::start(&[]).await;
         let timing = Timing { per_step: 0.2, ..Timing::instant() };
         let options = Options { models: names(&["slow"]), timing, ..Options::default() };
-        let slow = Engine::start(options).await.expect("a free port is there");
+        let slow = EngineServer::start(options).await.expect("a free port is there");
         let more = format!("redis: {}", redis.url());
         let setup = || Setup::over(engines.iter().chain([&slow]), &more);
         let processes = [setup().start().await, setup().start().await];

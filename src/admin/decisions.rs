@@ -12,14 +12,15 @@ use serde_json::{Value, json};
 
 use super::{answer, parameter};
 use crate::config::values::integer_in;
-use crate::observe::decisions::{DECISIONS, KEPT, Record, Told};
+use crate::observe::decisions::{CandidateRecord, DECISIONS, DecisionRecord, KEPT_DECISIONS};
 
-/// How many are told unless the call says another number.
-const USUAL: usize = 50;
+/// How many decisions are returned unless the call says another number.
+const DEFAULT_DECISION_COUNT: usize = 50;
 
 /// The list.
 pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
-    let limit = parameter(request, "limit").map_or(Ok(USUAL), integer_in(1..=KEPT));
+    let limit =
+        parameter(request, "limit").map_or(Ok(DEFAULT_DECISION_COUNT), integer_in(1..=KEPT_DECISIONS));
     match limit {
         Ok(limit) => {
             let rows: Vec<Value> = DECISIONS.latest(limit).iter().map(row).collect();
@@ -29,7 +30,7 @@ pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
     }
 }
 
-fn row(record: &Record) -> Value {
+fn row(record: &DecisionRecord) -> Value {
     json!({
         "time": record.at.as_millis() as f64 / 1e3,
         "id": record.id,
@@ -45,17 +46,17 @@ fn row(record: &Record) -> Value {
     })
 }
 
-fn candidate(told: Told<'_>) -> Value {
+fn candidate(record: CandidateRecord<'_>) -> Value {
     json!({
-        "upstream": told.upstream,
-        "cost": (told.cost * 10.0).round() / 10.0,
-        "hit": told.terms.hit,
-        "uncached": told.terms.uncached,
-        "missing": told.terms.missing,
-        "backlog": told.terms.backlog,
-        "active": told.terms.active,
-        "context": told.terms.context,
-        "astray": told.terms.astray,
-        "weight": told.terms.weight,
+        "upstream": record.upstream,
+        "cost": (record.cost * 10.0).round() / 10.0,
+        "hit": record.terms.hit,
+        "uncached": record.terms.uncached,
+        "missing": record.terms.missing,
+        "backlog": record.terms.backlog,
+        "active": record.terms.active,
+        "context": record.terms.context,
+        "astray": record.terms.session_penalty,
+        "weight": record.terms.weight,
     })
 }

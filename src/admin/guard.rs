@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 
-use crate::config::types::Address;
+use crate::config::types::ListenAddress;
 
 /// Where a request was made: by a page of the same address, of another one, or by the user.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
@@ -30,14 +30,14 @@ pub enum Protection<'a> {
     /// Callers have shown the token.
     Token,
     /// The listener's address.
-    Address(&'a Address),
+    Address(&'a ListenAddress),
 }
 
 /// The status and the text of a refusal.
-type Refused = (StatusCode, &'static str);
+type GuardReject = (StatusCode, &'static str);
 
 /// Refuses calls that a web page may have made.
-pub fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(), Refused> {
+pub fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(), GuardReject> {
     if let Protection::Address(address) = protection {
         check_names(request, address)?;
     }
@@ -57,10 +57,10 @@ pub fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(),
 }
 
 /// Whether the names by which the listener is called are its own.
-fn check_names(request: &Request<Bytes>, address: &Address) -> Result<(), Refused> {
+fn check_names(request: &Request<Bytes>, address: &ListenAddress) -> Result<(), GuardReject> {
     let configured = match address {
-        Address::Tcp(address) => split_port(address).unwrap_or(address),
-        Address::Unix(_) => return Ok(()),
+        ListenAddress::Tcp(address) => split_port(address).unwrap_or(address),
+        ListenAddress::Unix(_) => return Ok(()),
     };
     // HTTP/2 and absolute forms have the host in the URI.
     let authority = request.uri().authority().map(|authority| authority.as_str());
@@ -155,8 +155,8 @@ mod tests {
         }
         let request = request.body(Bytes::new()).expect("is a request");
         let address = match address.strip_prefix("unix:") {
-            Some(path) => Address::Unix(path.into()),
-            None => Address::Tcp(address.into()),
+            Some(path) => ListenAddress::Unix(path.into()),
+            None => ListenAddress::Tcp(address.into()),
         };
         check(&request, Protection::Address(&address)).map_or_else(|(status, _)| status.as_u16(), |()| 200)
     }

@@ -1,26 +1,26 @@
-//! `GET /admin/siblings`: who else is there, and how old their word is.
+//! `GET /admin/siblings`: the other balancers on the same Redis, and the age of their last messages.
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::answer;
-use crate::state::exchange::Row;
-use crate::state::redis::Exchange;
+use crate::state::exchange::SiblingRow;
+use crate::state::redis::SiblingExchange;
 
-/// Without a Redis there is nobody.
-pub fn all(exchange: Option<&Exchange>) -> Response<Bytes> {
-    let rows = exchange.map(Exchange::rows).unwrap_or_default();
+/// Lists the siblings; the list is empty without a Redis.
+pub fn all(exchange: Option<&SiblingExchange>) -> Response<Bytes> {
+    let rows = exchange.map(SiblingExchange::rows).unwrap_or_default();
     let body = json!({
         "balancer": exchange.map(|exchange| id(exchange.id())),
-        "redis": exchange.map(Exchange::place),
-        "works": exchange.is_some_and(Exchange::works),
+        "redis": exchange.map(SiblingExchange::place),
+        "works": exchange.is_some_and(SiblingExchange::works),
         "siblings": rows.iter().map(row).collect::<Vec<_>>(),
     });
     answer(StatusCode::OK, &body)
 }
 
-fn row(row: &Row) -> Value {
+fn row(row: &SiblingRow) -> Value {
     json!({
         "balancer": id(row.balancer),
         "name": row.name,

@@ -13,16 +13,17 @@ use serde_json::{Map, Value, json};
 
 use super::{answer, parameter};
 use crate::config::values::integer_in;
-use crate::observe::usage::{Dated, SESSIONS, TOTALS, Total};
+use crate::observe::usage::{DatedTotal, MAX_SESSION_TOTALS, TOTALS, UsageTotal};
 use crate::prompt::session::printable;
 use crate::route::paths::decode_escapes;
 
-/// How many sessions are told unless the call says another number.
-const USUAL: usize = 100;
+/// How many sessions are returned unless the call says another number.
+const DEFAULT_SESSION_COUNT: usize = 100;
 
 /// All totals.
 pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
-    let limit = parameter(request, "limit").map_or(Ok(USUAL), integer_in(1..=SESSIONS));
+    let limit =
+        parameter(request, "limit").map_or(Ok(DEFAULT_SESSION_COUNT), integer_in(1..=MAX_SESSION_TOTALS));
     let limit = match limit {
         Ok(limit) => limit,
         Err(what) => {
@@ -37,7 +38,7 @@ pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
         }
         None => TOTALS.sessions(limit).iter().map(|(name, dated)| of_session(name, dated)).collect(),
     };
-    let named = |key: &str, totals: Vec<(String, Total)>| -> Value {
+    let named = |key: &str, totals: Vec<(String, UsageTotal)>| -> Value {
         totals.iter().map(|(name, total)| Value::Object(row(key, name, total))).collect()
     };
     let body = json!({
@@ -48,13 +49,13 @@ pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
     answer(StatusCode::OK, &body)
 }
 
-fn of_session(name: &str, dated: &Dated) -> Value {
+fn of_session(name: &str, dated: &DatedTotal) -> Value {
     let mut row = row("session", name, &dated.total);
     row.insert("last".into(), dated.last.as_secs().into());
     Value::Object(row)
 }
 
-fn row(key: &str, name: &str, total: &Total) -> Map<String, Value> {
+fn row(key: &str, name: &str, total: &UsageTotal) -> Map<String, Value> {
     let mut row = Map::new();
     row.insert(key.into(), name.into());
     row.insert("requests".into(), total.requests.into());

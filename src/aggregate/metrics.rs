@@ -12,7 +12,7 @@ use std::collections::HashMap;
 const SUFFIXES: [&str; 8] = ["_bucket", "_sum", "_count", "_total", "_created", "_info", "_gsum", "_gcount"];
 
 #[derive(Default)]
-struct Family<'p> {
+struct MetricFamily<'p> {
     name: &'p str,
     help: Option<&'p str>,
     kind: Option<&'p str>,
@@ -20,8 +20,8 @@ struct Family<'p> {
 }
 
 #[derive(Default)]
-struct Families<'p> {
-    list: Vec<Family<'p>>,
+struct MetricFamilies<'p> {
+    list: Vec<MetricFamily<'p>>,
     by_name: HashMap<&'p str, usize>,
     /// Decided once for each name, so that its samples stand in one place whatever later pages say.
     by_sample: HashMap<&'p str, usize>,
@@ -29,24 +29,24 @@ struct Families<'p> {
 
 /// One page out of the pages of upstreams, each with the upstream's name.
 pub fn merge_metrics(pages: &[(&str, &str)]) -> String {
-    let mut families = Families::default();
+    let mut families = MetricFamilies::default();
     for (upstream, page) in pages {
         let label = format!("upstream=\"{}\"", escaped(upstream));
         // The family whose HELP or TYPE came last: what its page calls it decides whose samples follow.
         let mut current = None;
         for line in page.split('\n').map(|line| line.trim_end_matches('\r')) {
-            match Line::parse(line) {
-                Some(Line::Help { name, text }) => {
+            match MetricsLine::parse(line) {
+                Some(MetricsLine::Help { name, text }) => {
                     let index = families.index(name);
                     families.list[index].help.get_or_insert(text);
                     current = Some(index);
                 }
-                Some(Line::Type { name, kind }) => {
+                Some(MetricsLine::Type { name, kind }) => {
                     let index = families.index(name);
                     families.list[index].kind.get_or_insert(kind);
                     current = Some(index);
                 }
-                Some(Line::Sample(sample)) => {
+                Some(MetricsLine::Sample(sample)) => {
                     let index = families.of_sample(sample.name, current);
                     sample.write(&mut families.list[index].samples, &label);
                 }
@@ -59,10 +59,10 @@ pub fn merge_metrics(pages: &[(&str, &str)]) -> String {
 
 // === impl Families ===
 
-impl<'p> Families<'p> {
+impl<'p> MetricFamilies<'p> {
     fn index(&mut self, name: &'p str) -> usize {
         *self.by_name.entry(name).or_insert_with(|| {
-            self.list.push(Family { name, ..Family::default() });
+            self.list.push(MetricFamily { name, ..MetricFamily::default() });
             self.list.len() - 1
         })
     }
@@ -89,7 +89,7 @@ impl<'p> Families<'p> {
     }
 
     fn write(self) -> String {
-        let length = |family: &Family<'_>| {
+        let length = |family: &MetricFamily<'_>| {
             let head = family.help.map_or(0, str::len) + family.kind.map_or(0, str::len);
             head + 2 * family.name.len() + family.samples.len() + 20
         };
@@ -109,14 +109,14 @@ impl<'p> Families<'p> {
 // === Lines ===
 
 #[derive(Debug, PartialEq)]
-pub(super) enum Line<'p> {
+pub(super) enum MetricsLine<'p> {
     Help { name: &'p str, text: &'p str },
     Type { name: &'p str, kind: &'p str },
-    Sample(Sample<'p>),
+    Sample(MetricSample<'p>),
 }
 
 #[derive(Debug, PartialEq)]
-pub(super) struct Sample<'p> {
+pub(super) struct MetricSample<'p> {
     pub name: &'p str,
     /// Without the braces, checked.
     pub labels: &'p str,
@@ -124,7 +124,7 @@ pub(super) struct Sample<'p> {
     timestamp: Option<&'p str>,
 }
 
-impl<'p> Line<'p> {
+impl<'p> MetricsLine<'p> {
     /// `None`: an empty line, a comment, or nothing that the format knows.
     pub fn parse(line: &'p str) -> Option<Self> {
         let line = line.trim_start_matches([' ', '\t']);
@@ -133,8 +133,8 @@ impl<'p> Line<'p> {
             let (name, text) = split_blank(rest);
             return match word {
                 _ if name_end(name) != name.len() || name.is_empty() => None,
-                "HELP" => Some(Line::Help { name, text }),
-                "TYPE" if !text.is_empty() => Some(Line::Type { name, kind: text.trim_end() }),
+                "HELP" => Some(MetricsLine::Help { name, text }),
+                "TYPE" if !text.is_empty() => Some(MetricsLine::Type { name, kind: text.trim_end() }),
                 _ => None,
             };
         }
@@ -155,11 +155,11 @@ impl<'p> Line<'p> {
         if words.next().is_some() || timestamp.is_some_and(|time| time.parse::<f64>().is_err()) {
             return None;
         }
-        Some(Line::Sample(Sample { name, labels, value, timestamp }))
+        Some(MetricsLine::Sample(MetricSample { name, labels, value, timestamp }))
     }
 }
 
-impl Sample<'_> {
+impl MetricSample<'_> {
     fn write(&self, page: &mut String, upstream: &str) {
         page.extend([self.name, "{", upstream]);
         let mut rest = self.labels;

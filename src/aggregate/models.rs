@@ -1,7 +1,7 @@
 //! `GET /v1/models` of several upstreams as one list.
 //!
-//! A card stays what its upstream wrote, byte for byte and with fields nobody here knows. Only a
-//! `max_model_len` is replaced, where another replica of the same model takes less: a client that trusts
+//! A card stays what its upstream wrote, byte for byte and with fields that the balancer does not know. Only
+//! a `max_model_len` is replaced, where another replica of the same model takes less: a client that trusts
 //! the list must not be refused by the replica it happens to meet.
 
 use std::fmt;
@@ -31,14 +31,14 @@ pub struct ModelCard {
 /// error that says why.
 pub fn parse_models(body: &[u8]) -> Result<Vec<ModelCard>, String> {
     #[derive(serde::Deserialize)]
-    struct List<'a> {
+    struct ModelList<'a> {
         #[serde(borrow)]
         data: Vec<&'a RawValue>,
     }
     if body.len() > MAX_BODY {
         return Err(format!("model list of {} bytes, at most {MAX_BODY} are read", body.len()));
     }
-    let list: List<'_> =
+    let list: ModelList<'_> =
         serde_json::from_slice(body).map_err(|error| format!("model list is not vLLM's: {error}"))?;
     if list.data.len() > MAX_CARDS {
         return Err(format!("model list has {} entries, at most {MAX_CARDS} are read", list.data.len()));
@@ -47,7 +47,7 @@ pub fn parse_models(body: &[u8]) -> Result<Vec<ModelCard>, String> {
 }
 
 fn parse_card(raw: &RawValue) -> Option<ModelCard> {
-    let entries: Entries<'_> = serde_json::from_str(raw.get()).ok()?;
+    let entries: ModelEntries<'_> = serde_json::from_str(raw.get()).ok()?;
     let id: String = entries.last("id")?;
     if id.is_empty() || id.len() > MAX_ID {
         return None;
@@ -60,9 +60,9 @@ fn parse_card(raw: &RawValue) -> Option<ModelCard> {
     })
 }
 
-/// The list of these names, in this order, each with the cards of its model by all who have it: the first
-/// card, under that name, with the least `max_model_len` of those that state one. What has no card is left
-/// out.
+/// Builds the list of these names, in this order, each with the cards that all upstreams have for its model:
+/// the first card, under that name, with the least `max_model_len` of the cards that state one. A name
+/// without a card is left out.
 pub fn models_list<'c>(models: impl IntoIterator<Item = (&'c str, Vec<&'c ModelCard>)>) -> Vec<u8> {
     let mut body = String::from(r#"{"object":"list","data":["#);
     let first = |(name, cards): (&'c str, Vec<&'c ModelCard>)| {
@@ -86,7 +86,7 @@ pub fn models_list<'c>(models: impl IntoIterator<Item = (&'c str, Vec<&'c ModelC
 /// written.
 fn push_changed(body: &mut String, card: &ModelCard, length: Option<u64>, name: Option<&str>) {
     // A card that no parser made may hold anything; it is better shown as it is than not at all.
-    let Ok(Entries(entries)) = serde_json::from_str(&card.raw) else {
+    let Ok(ModelEntries(entries)) = serde_json::from_str(&card.raw) else {
         body.push_str(&card.raw);
         return;
     };
@@ -111,9 +111,9 @@ fn push_changed(body: &mut String, card: &ModelCard, length: Option<u64>, name: 
 }
 
 /// The entries of an object as they stand there: in order, doubled keys included, values unread.
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
+struct ModelEntries<'a>(Vec<(String, &'a RawValue)>);
 
-impl Entries<'_> {
+impl ModelEntries<'_> {
     /// The value of a key, the last one as in Python, if it has this type.
     fn last<'s, T: Deserialize<'s>>(&'s self, key: &str) -> Option<T> {
         let (_, value) = self.0.iter().rfind(|(known, _)| known == key)?;
@@ -121,11 +121,11 @@ impl Entries<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for Entries<'de> {
+impl<'de> Deserialize<'de> for ModelEntries<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Collect;
         impl<'de> Visitor<'de> for Collect {
-            type Value = Entries<'de>;
+            type Value = ModelEntries<'de>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("an object")
@@ -136,7 +136,7 @@ impl<'de> Deserialize<'de> for Entries<'de> {
                 while let Some(entry) = map.next_entry()? {
                     entries.push(entry);
                 }
-                Ok(Entries(entries))
+                Ok(ModelEntries(entries))
             }
         }
         deserializer.deserialize_map(Collect)

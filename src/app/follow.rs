@@ -7,20 +7,20 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::fleet::{Fleet, Snapshot};
-use crate::state::{Present, State};
+use crate::state::{State, TrackedUpstream};
 
-/// How often it is told even when nothing changes: what a token weighs is learnt all the time, and whoever
-/// looks at the metrics wants to see how full the index is, not how full it was.
-const EVERY: Duration = Duration::from_secs(1);
+/// How often the state is updated even when nothing changes: the ratio of bytes to tokens is learnt all the
+/// time, and the metrics should show how full the index is now.
+const REPUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until `stopped` says so.
 pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
     let mut changes = fleet.changes();
     loop {
-        tell(&fleet.snapshot(), &state);
+        publish(&fleet.snapshot(), &state);
         tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => return,
-            changed = timeout(EVERY, changes.changed()) => {
+            changed = timeout(REPUBLISH_INTERVAL, changes.changed()) => {
                 if matches!(changed, Ok(Err(_))) {
                     return;
                 }
@@ -29,11 +29,11 @@ pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Re
     }
 }
 
-pub fn tell(snapshot: &Snapshot, state: &State) {
-    let present: Vec<Present<'_>> = snapshot
+pub fn publish(snapshot: &Snapshot, state: &State) {
+    let present: Vec<TrackedUpstream<'_>> = snapshot
         .entries
         .iter()
-        .map(|entry| Present {
+        .map(|entry| TrackedUpstream {
             id: entry.upstream.id,
             name: entry.upstream.name(),
             incarnation: entry.incarnation,

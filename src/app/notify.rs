@@ -15,11 +15,11 @@ use rustix::time::{ClockId, clock_gettime};
 type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 pub struct Notify {
-    target: Option<(UnixDatagram, Target)>,
+    target: Option<(UnixDatagram, NotifySocket)>,
     watchdog: Option<Duration>,
 }
 
-enum Target {
+enum NotifySocket {
     Path(PathBuf),
     /// A name beginning with `@` is no file: Linux keeps it by itself.
     #[cfg(target_os = "linux")]
@@ -27,49 +27,49 @@ enum Target {
 }
 
 impl Notify {
-    /// `heir` is a process that takes over from another: what supervises that one supervises it.
-    pub fn new(env: Env<'_>, heir: bool) -> Self {
+    /// `successor` is a process that takes over from another: what supervises that one supervises it.
+    pub fn new(env: Env<'_>, successor: bool) -> Self {
         let target = env("NOTIFY_SOCKET").as_deref().and_then(target);
         let target = target.and_then(|target| Some((UnixDatagram::unbound().ok()?, target)));
         let number = |name| env(name)?.parse::<u64>().ok();
-        let mine = heir || number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
+        let mine = successor || number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|limit| *limit > 0 && mine && target.is_some());
         Notify { target, watchdog: watchdog.map(Duration::from_micros) }
     }
 
     /// Serves, or serves again with another configuration.
     pub fn ready(&self) {
-        self.say("READY=1");
+        self.send("READY=1");
     }
 
     /// Serves in place of the process that it took its sockets from.
     pub fn succeeded(&self) {
-        self.say(&format!("MAINPID={}\nREADY=1", process::id()));
+        self.send(&format!("MAINPID={}\nREADY=1", process::id()));
     }
 
     /// Reads its configuration again; `ready` ends that.
     pub fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
-        self.say(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     pub fn stopping(&self) {
-        self.say("STOPPING=1");
+        self.send("STOPPING=1");
     }
 
-    /// Comes back when the next sign of life is due, and gives it; never where nobody waits for one.
+    /// Waits until the next watchdog message is due, and sends it. Never returns without a watchdog.
     pub async fn alive(&self) {
         match self.watchdog {
             Some(limit) => {
                 tokio::time::sleep(limit / 3).await;
-                self.say("WATCHDOG=1");
+                self.send("WATCHDOG=1");
             }
             None => std::future::pending().await,
         }
     }
 
-    fn say(&self, words: &str) {
+    fn send(&self, words: &str) {
         let Some((socket, target)) = &self.target else { return };
         if let Err(error) = target.send(socket, words.as_bytes()) {
             log::debug!(error:% = error; "cannot notify the supervisor");
@@ -77,23 +77,23 @@ impl Notify {
     }
 }
 
-impl Target {
+impl NotifySocket {
     fn send(&self, socket: &UnixDatagram, words: &[u8]) -> io::Result<usize> {
         match self {
-            Target::Path(path) => socket.send_to(words, path),
+            NotifySocket::Path(path) => socket.send_to(words, path),
             #[cfg(target_os = "linux")]
-            Target::Abstract(address) => socket.send_to_addr(words, address),
+            NotifySocket::Abstract(address) => socket.send_to_addr(words, address),
         }
     }
 }
 
-fn target(name: &str) -> Option<Target> {
+fn target(name: &str) -> Option<NotifySocket> {
     match name.strip_prefix('@') {
-        None => name.starts_with('/').then(|| Target::Path(name.into())),
+        None => name.starts_with('/').then(|| NotifySocket::Path(name.into())),
         #[cfg(target_os = "linux")]
         Some(name) => {
             use std::os::linux::net::SocketAddrExt;
-            std::os::unix::net::SocketAddr::from_abstract_name(name).ok().map(Target::Abstract)
+            std::os::unix::net::SocketAddr::from_abstract_name(name).ok().map(NotifySocket::Abstract)
         }
         #[cfg(not(target_os = "linux"))]
         Some(_) => None,
@@ -143,14 +143,14 @@ mod tests {
 
     #[test]
     fn a_watchdog_is_fed_where_it_waits_for_this_process() {
-        let watchdog = |pid: Option<&str>, limit: &str, heir: bool| {
+        let watchdog = |pid: Option<&str>, limit: &str, successor: bool| {
             let env = |name: &str| match name {
                 "NOTIFY_SOCKET" => Some("/nonexistent/notify".to_string()),
                 "WATCHDOG_USEC" => Some(limit.to_string()),
                 "WATCHDOG_PID" => pid.map(str::to_string),
                 _ => None,
             };
-            Notify::new(&env, heir).watchdog
+            Notify::new(&env, successor).watchdog
         };
         let own = process::id().to_string();
         assert_eq!(watchdog(Some(&own), "3000000", false), Some(Duration::from_secs(3)));

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::admin::{Reload, Reloaded};
 use crate::config::diff;
 use crate::config::types::{Config, UpstreamConfig};
-use crate::fleet::breaker::Rules;
+use crate::fleet::breaker::BreakerRules;
 use crate::fleet::{Change, Fleet, Snapshot};
 use crate::proxy::Shared;
 use crate::proxy::certificate::{Certificate, Pair};
@@ -22,10 +22,10 @@ use crate::proxy::connections::Connections;
 use crate::{logging, observe};
 
 /// Reads the configuration again, as at the start: itself with its warnings, or its problems.
-pub type Load = Arc<dyn Fn() -> Result<(Config, Vec<String>), Vec<String>> + Send + Sync>;
+pub type LoadConfig = Arc<dyn Fn() -> Result<(Config, Vec<String>), Vec<String>> + Send + Sync>;
 
 /// The same with these upstreams, which no file names.
-pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: Load) -> Load {
+pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: LoadConfig) -> LoadConfig {
     Arc::new(move || {
         let (config, warnings) = load()?;
         Ok((Config { upstreams: upstreams.clone(), ..config }, warnings))
@@ -33,7 +33,7 @@ pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: Load) -> Load {
 }
 
 pub(super) struct Reloader {
-    load: Load,
+    load: LoadConfig,
     /// What runs. One reload at a time changes it.
     config: Arc<ArcSwap<Config>>,
     turn: Mutex<()>,
@@ -46,7 +46,7 @@ pub(super) struct Reloader {
 
 impl Reloader {
     pub fn new(
-        load: Load,
+        load: LoadConfig,
         config: Arc<ArcSwap<Config>>,
         fleet: Arc<Fleet>,
         shared: Arc<Shared>,
@@ -90,7 +90,8 @@ impl Reloader {
         let mut changes: Vec<Change> =
             diff.upsert.into_iter().filter_map(|named| taken_over(&old, &snapshot, named)).collect();
         for name in diff.remove {
-            // One that the operator took out already is no problem; who has the name since is another.
+            // The operator may have removed this upstream already. An upstream that has the name since then
+            // is another one.
             if snapshot.by_name(&name).is_some_and(|there| there.upstream.config.discovered.is_none()) {
                 let leave = !new.sources.is_empty();
                 changes.push(if leave {
@@ -100,7 +101,7 @@ impl Reloader {
                 });
             }
         }
-        changes.push(Change::Rules(Rules { health: new.health.clone(), breaker: new.breaker }));
+        changes.push(Change::Rules(BreakerRules { health: new.health.clone(), breaker: new.breaker }));
         changes.push(Change::QueueSize(new.queue.size));
         changes.push(Change::Sources(new.sources.clone()));
         // The only step that can fail comes first.

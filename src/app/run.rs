@@ -1,4 +1,4 @@
-//! One process from its start to its end: signals, the door for a process that follows, the supervisor.
+//! One process from its start to its end: signals, the handover for a process that follows, the supervisor.
 
 use std::time::Duration;
 
@@ -6,31 +6,32 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::notify::Notify;
-use super::upgrade::{self, Door, Predecessor, Relieved, Sockets};
-use super::{Load, Running, demo, prepare, reload};
+use super::upgrade::{self, HandoverSocket, InheritedSockets, Predecessor, Successor};
+use super::{LoadConfig, RunningBalancer, demo, prepare, reload};
 use crate::cli;
-use crate::config::types::{Config, Shutdown};
+use crate::config::types::{Config, ShutdownConfig};
 use crate::observe;
 use crate::observe::metrics::METRICS;
 use crate::proxy::leave::Phase;
 
 /// The signals that end the process.
-struct Signals {
+struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 /// The signals that do not.
-struct Orders {
-    /// Means a process that is to follow: without a hand it would end this one, and leave nobody.
+struct ControlSignals {
+    /// Requests a handover to a new process. Without a handler the signal would end this process, with no
+    /// successor.
     quit: Signal,
     hangup: Signal,
 }
 
 /// Why serving ends.
-enum End {
+enum RunEnd {
     Signal(&'static str),
-    Relieved(Relieved),
+    Relieved(Successor),
 }
 
 /// Serves until a signal, or another process, ends it; with `demo_engines`, over so many simulated servers;
@@ -39,11 +40,11 @@ pub async fn run(
     mut config: Config,
     demo_engines: Option<u16>,
     upgrade: bool,
-    load: Load,
+    load: LoadConfig,
 ) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot listen for signals: {error}");
-    let mut signals = Signals::new().map_err(failed)?;
-    let mut orders = Orders {
+    let mut signals = EndSignals::new().map_err(failed)?;
+    let mut orders = ControlSignals {
         quit: signal(SignalKind::quit()).map_err(failed)?,
         hangup: signal(SignalKind::hangup()).map_err(failed)?,
     };
@@ -63,29 +64,30 @@ pub async fn run(
             return Ok(());
         }
     };
-    let (mut running, door) = begun;
+    let (mut running, handover) = begun;
     if upgrade {
         notify.succeeded()
     } else {
         notify.ready()
     }
-    let end = serve(&running, door.as_ref(), &mut signals, &mut orders, &notify).await;
+    let end = serve(&running, handover.as_ref(), &mut signals, &mut orders, &notify).await;
     let shutdown = running.reloader.config().shutdown;
     let cut = match end {
-        End::Signal(signal) => {
+        RunEnd::Signal(signal) => {
             notify.stopping();
             observe::stopping(signal, in_flight());
-            // Who comes now finds nobody to take over from; the sockets close with their listeners.
-            if let Some(door) = door {
-                door.close();
+            // From now on a new process finds no socket to take over from; the sockets close with their
+            // listeners.
+            if let Some(handover) = handover {
+                handover.close();
             }
             stop(&mut running, &mut signals, shutdown).await
         }
-        End::Relieved(follower) => {
+        RunEnd::Relieved(follower) => {
             running.phase(Phase::HandedOver);
             observe::handed_over(follower.pid, in_flight());
             // Its file stays: it is the other's now.
-            drop(door);
+            drop(handover);
             follower.gone().await;
             finish(&mut running, &mut signals, shutdown.grace, false).await
         }
@@ -100,43 +102,47 @@ fn in_flight() -> u64 {
 }
 
 /// Binds or takes over, and serves. Where it fails, a process that runs goes on as before.
-async fn begin(config: Config, load: Load, upgrade: bool) -> Result<(Running, Option<Door>), String> {
+async fn begin(
+    config: Config,
+    load: LoadConfig,
+    upgrade: bool,
+) -> Result<(RunningBalancer, Option<HandoverSocket>), String> {
     let path = config.upgrade_socket.clone();
     let by_default = path == Config::default().upgrade_socket;
     let (mut sockets, predecessor) = if upgrade {
         let (sockets, predecessor) = upgrade::take_over(&path).await?;
         (sockets, Some(predecessor))
     } else {
-        (Sockets::default(), None)
+        (InheritedSockets::default(), None)
     };
     let prepared = prepare(config, load, &mut sockets).await?;
     if let Some(predecessor) = &predecessor {
         predecessor.caught_up(&prepared.running.fleet).await?;
     }
-    let door = prepared.sockets().and_then(|others| Door::open(&path, &mut sockets, others));
-    let door = door.map_err(|error| observe::no_upgrade(&path, &error.to_string(), by_default)).ok();
+    let handover = prepared.sockets().and_then(|others| HandoverSocket::open(&path, &mut sockets, others));
+    let handover = handover.map_err(|error| observe::no_upgrade(&path, &error.to_string(), by_default)).ok();
     let running = prepared.serve();
-    let Some(predecessor) = predecessor else { return Ok((running, door)) };
-    relieve(predecessor, running, door, sockets).await
+    let Some(predecessor) = predecessor else { return Ok((running, handover)) };
+    relieve(predecessor, running, handover, sockets).await
 }
 
 /// Tells the process that runs to end; where that one does not, this one does.
 async fn relieve(
     predecessor: Predecessor,
-    mut running: Running,
-    door: Option<Door>,
-    left: Sockets,
-) -> Result<(Running, Option<Door>), String> {
+    mut running: RunningBalancer,
+    handover: Option<HandoverSocket>,
+    left: InheritedSockets,
+) -> Result<(RunningBalancer, Option<HandoverSocket>), String> {
     let pid = predecessor.pid;
     match predecessor.go().await {
         Ok(()) => {
             left.close();
             observe::took_over(pid);
-            Ok((running, door))
+            Ok((running, handover))
         }
         Err(error) => {
             running.phase(Phase::HandedOver);
-            drop(door);
+            drop(handover);
             running.ended().await;
             running.close().await;
             Err(error)
@@ -146,24 +152,24 @@ async fn relieve(
 
 /// Waits for the end.
 async fn serve(
-    running: &Running,
-    door: Option<&Door>,
-    signals: &mut Signals,
-    orders: &mut Orders,
+    running: &RunningBalancer,
+    handover: Option<&HandoverSocket>,
+    signals: &mut EndSignals,
+    orders: &mut ControlSignals,
     notify: &Notify,
-) -> End {
+) -> RunEnd {
     let relieved = async {
-        match door {
-            Some(door) => door.relieved(&running.fleet).await,
+        match handover {
+            Some(handover) => handover.relieved(&running.fleet).await,
             None => std::future::pending().await,
         }
     };
     tokio::pin!(relieved);
     loop {
         tokio::select! {
-            signal = signals.end() => return End::Signal(signal),
-            relieved = &mut relieved => return End::Relieved(relieved),
-            _ = orders.quit.recv() => observe::told_to_hand_over(),
+            signal = signals.end() => return RunEnd::Signal(signal),
+            relieved = &mut relieved => return RunEnd::Relieved(relieved),
+            _ = orders.quit.recv() => observe::handover_signal(),
             Some(()) = orders.hangup.recv() => {
                 notify.reloading();
                 // What came of it stands in the log.
@@ -177,7 +183,7 @@ async fn serve(
 
 /// From the signal to the end: says no to health checks for `drain`, then accepts no more, and ends with
 /// the last request, or after `grace`. A second signal ends it at once.
-async fn stop(running: &mut Running, signals: &mut Signals, shutdown: Shutdown) -> usize {
+async fn stop(running: &mut RunningBalancer, signals: &mut EndSignals, shutdown: ShutdownConfig) -> usize {
     running.leave.go();
     let mut now = false;
     if !shutdown.drain.is_zero() {
@@ -192,8 +198,13 @@ async fn stop(running: &mut Running, signals: &mut Signals, shutdown: Shutdown) 
     finish(running, signals, grace, true).await
 }
 
-/// Waits for the last request, for as long as `grace`. Whoever signals twice does not want to wait.
-async fn finish(running: &mut Running, signals: &mut Signals, grace: Duration, mut told: bool) -> usize {
+/// Waits for the last request, for at most `grace`. A second signal ends the wait.
+async fn finish(
+    running: &mut RunningBalancer,
+    signals: &mut EndSignals,
+    grace: Duration,
+    mut told: bool,
+) -> usize {
     let end = Instant::now() + grace;
     loop {
         tokio::select! {
@@ -215,9 +226,9 @@ async fn finish(running: &mut Running, signals: &mut Signals, grace: Duration, m
 
 // === impl Signals ===
 
-impl Signals {
+impl EndSignals {
     fn new() -> std::io::Result<Self> {
-        Ok(Signals {
+        Ok(EndSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })

@@ -9,26 +9,26 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::follow;
-use crate::config::member::Member;
+use crate::config::member::MemberRecord;
 use crate::config::types::Config;
-use crate::fleet::upstream::Load;
-use crate::fleet::{Change, Fleet, Refusal};
+use crate::fleet::upstream::UpstreamLoad;
+use crate::fleet::{Change, ChangeError, Fleet};
 use crate::observe;
 use crate::state::State;
-use crate::state::exchange::{Bound, Gauges, Memory, Outbox};
-use crate::state::redis::{Exchange, Settings};
+use crate::state::exchange::{BindingUpdate, ExchangeMemory, Outbox, SiblingLoad};
+use crate::state::redis::{ExchangeSettings, SiblingExchange};
 
 /// The longest that a start waits for what siblings know.
-const LONGEST: Duration = Duration::from_secs(1);
+const MAX_START_WAIT: Duration = Duration::from_secs(1);
 
 /// What a balancer that may have siblings has besides.
-pub struct Siblings {
-    settings: Settings,
+pub struct SiblingSetup {
+    settings: ExchangeSettings,
     pub outbox: Arc<Outbox>,
 }
 
 /// The parts as the exchange sees them.
-struct Parts {
+struct BalancerParts {
     fleet: Arc<Fleet>,
     state: Arc<State>,
     members: watch::Sender<HashMap<String, String>>,
@@ -36,47 +36,47 @@ struct Parts {
 
 // === impl Siblings ===
 
-impl Siblings {
+impl SiblingSetup {
     /// `None` without a Redis.
     pub fn new(config: &Config) -> Option<Self> {
         let url = config.redis.clone()?;
         let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
-        let settings = Settings {
+        let settings = ExchangeSettings {
             url,
             options: config.redis_options.clone(),
             bindings: config.sessions.ttl,
             name: host(),
             address: addresses.join(","),
         };
-        Some(Siblings { settings, outbox: Arc::default() })
+        Some(SiblingSetup { settings, outbox: Arc::default() })
     }
 
     /// The exchange, which is to be begun.
-    pub fn meet(self, fleet: Arc<Fleet>, state: Arc<State>, stop: &watch::Receiver<bool>) -> Meeting {
+    pub fn meet(self, fleet: Arc<Fleet>, state: Arc<State>, stop: &watch::Receiver<bool>) -> PendingExchange {
         let (members, changed) = watch::channel(HashMap::new());
-        let parts = Arc::new(Parts { fleet: fleet.clone(), state: state.clone(), members });
-        let exchange = Exchange::new(self.settings, parts, self.outbox);
-        Meeting { exchange, fleet, state, changed, stop: stop.clone() }
+        let parts = Arc::new(BalancerParts { fleet: fleet.clone(), state: state.clone(), members });
+        let exchange = SiblingExchange::new(self.settings, parts, self.outbox);
+        PendingExchange { exchange, fleet, state, changed, stop: stop.clone() }
     }
 }
 
 /// An exchange that is not begun.
-pub struct Meeting {
-    pub exchange: Arc<Exchange>,
+pub struct PendingExchange {
+    pub exchange: Arc<SiblingExchange>,
     fleet: Arc<Fleet>,
     state: Arc<State>,
     changed: watch::Receiver<HashMap<String, String>>,
     stop: watch::Receiver<bool>,
 }
 
-impl Meeting {
+impl PendingExchange {
     /// Begins to exchange, and waits a moment for what is known already. The keeper must run.
     pub async fn begin(self, tasks: &mut JoinSet<()>) {
-        let Meeting { exchange, fleet, state, mut changed, stop } = self;
+        let PendingExchange { exchange, fleet, state, mut changed, stop } = self;
         // What is heard of upstreams is of use only when they are known by name.
-        follow::tell(&fleet.snapshot(), &state);
+        follow::publish(&fleet.snapshot(), &state);
         tasks.spawn(exchange.clone().run(stop.clone()));
-        exchange.begun(LONGEST).await;
+        exchange.begun(MAX_START_WAIT).await;
         let first = changed.borrow_and_update().clone();
         let mut follower = Follower { fleet, exchange, known: HashMap::new(), met: HashMap::new() };
         follower.take_over(first).await;
@@ -91,33 +91,33 @@ fn host() -> String {
 
 // === impl Memory for Parts ===
 
-impl Memory for Parts {
-    fn gauges(&self, tell: &mut dyn FnMut(&str, Gauges)) {
+impl ExchangeMemory for BalancerParts {
+    fn gauges(&self, tell: &mut dyn FnMut(&str, SiblingLoad)) {
         for entry in &self.fleet.snapshot().entries {
-            let Load { active, backlog, context } = entry.upstream.load();
-            tell(entry.upstream.name(), Gauges { active, backlog, context });
+            let UpstreamLoad { active, backlog, context } = entry.upstream.load();
+            tell(entry.upstream.name(), SiblingLoad { active, backlog, context });
         }
     }
 
-    fn siblings(&self, sums: &HashMap<&str, Gauges>, age: f64) {
+    fn siblings(&self, sums: &HashMap<&str, SiblingLoad>, age: f64) {
         for entry in &self.fleet.snapshot().entries {
             let sum = sums.get(entry.upstream.name()).copied().unwrap_or_default();
-            let Gauges { active, backlog, context } = sum;
-            entry.upstream.set_siblings(Load { active, backlog, context });
+            let SiblingLoad { active, backlog, context } = sum;
+            entry.upstream.set_siblings(UpstreamLoad { active, backlog, context });
         }
         self.state.set_siblings_age(age);
     }
 
     fn learn(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
-        self.state.hear_learnt(upstream, parent, hashes, end)
+        self.state.apply_chain(upstream, parent, hashes, end)
     }
 
     fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>> {
         self.state.chain_to(upstream, hash)
     }
 
-    fn bound(&self, bound: &Bound<'_>) {
-        self.state.hear_bound(bound, Instant::now());
+    fn bound(&self, bound: &BindingUpdate<'_>) {
+        self.state.apply_binding(bound, Instant::now());
     }
 
     fn members(&self, all: &HashMap<String, String>) {
@@ -130,7 +130,7 @@ impl Memory for Parts {
 /// Changes the fleet as the list of members does.
 struct Follower {
     fleet: Arc<Fleet>,
-    exchange: Arc<Exchange>,
+    exchange: Arc<SiblingExchange>,
     /// The list as it was carried out last.
     known: HashMap<String, String>,
     /// Ids of the upstreams that were discovered here, by name; none for one that is on its way out.
@@ -163,7 +163,7 @@ impl Follower {
     /// Carries out what is different from what was known.
     async fn take_over(&mut self, all: HashMap<String, String>) {
         for (name, text) in all.iter().filter(|(name, text)| self.known.get(*name) != Some(*text)) {
-            match Member::read(text) {
+            match MemberRecord::read(text) {
                 Ok(member) => carry_out(&self.fleet, name, member).await,
                 Err(why) => observe::member_unusable(name, &why),
             }
@@ -171,9 +171,9 @@ impl Follower {
         self.known = all;
     }
 
-    /// Upstreams that are discovered come when they come: what was changed of one before this balancer found
-    /// it is made up for. One that its source has named anew begins anew: that it was taken out before is
-    /// not true any more, and whoever starts later must not find it.
+    /// Applies the changes that were made to a discovered upstream before this balancer found it. An
+    /// upstream that its source names anew starts without them: its removal is outdated, and a balancer that
+    /// starts later must not find it.
     async fn greet(&mut self) {
         let snapshot = self.fleet.snapshot_owned();
         for entry in snapshot.entries.iter().filter(|entry| entry.upstream.config.discovered.is_some()) {
@@ -183,28 +183,30 @@ impl Follower {
             if now.is_none() || before == Some(now) {
                 continue;
             }
-            let Some(Ok(member)) = self.known.get(name).map(|text| Member::read(text)) else { continue };
+            let Some(Ok(member)) = self.known.get(name).map(|text| MemberRecord::read(text)) else {
+                continue;
+            };
             match before {
                 None => carry_out(&self.fleet, name, member).await,
-                Some(_) if member.removed => self.exchange.put_member(name, Member::default().write()),
+                Some(_) if member.removed => self.exchange.put_member(name, MemberRecord::default().write()),
                 Some(_) => {}
             }
         }
     }
 }
 
-async fn carry_out(fleet: &Fleet, name: &str, member: Member) {
+async fn carry_out(fleet: &Fleet, name: &str, member: MemberRecord) {
     for change in changes(name, member) {
         match fleet.apply(vec![change]).await {
             // Of one that stands in another balancer's file only; or it is gone already.
-            Ok(()) | Err(Refusal::Unknown(_) | Refusal::Stopping) => {}
+            Ok(()) | Err(ChangeError::Unknown(_) | ChangeError::Stopping) => {}
             Err(refusal) => observe::member_unusable(name, &refusal.to_string()),
         }
     }
 }
 
-fn changes(name: &str, member: Member) -> Vec<Change> {
-    let Member { upstream, drain, weight, removed } = member;
+fn changes(name: &str, member: MemberRecord) -> Vec<Change> {
+    let MemberRecord { upstream, drain, weight, removed } = member;
     let name = || name.to_string();
     if removed {
         return vec![Change::Remove { name: name(), force: false }];

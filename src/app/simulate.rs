@@ -4,8 +4,8 @@ use std::fs;
 use std::io::Write;
 
 use crate::cli::simulate::SimulateArgs;
-use crate::sim::replay::load::Load;
-use crate::sim::replay::report::{Row, table};
+use crate::sim::replay::load::Workload;
+use crate::sim::replay::report::{ReportRow, table};
 use crate::sim::replay::{self, trace};
 
 /// A problem is one of the arguments, or of the file that they name.
@@ -16,7 +16,7 @@ pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), String> {
     out.write_all(text.as_bytes()).map_err(|error| format!("cannot print: {error}"))
 }
 
-fn load(args: &SimulateArgs) -> Result<Load, String> {
+fn load(args: &SimulateArgs) -> Result<Workload, String> {
     match (args.shape, &args.trace) {
         (Some(shape), _) => Ok(shape.load(args.seed)),
         (None, Some(path)) => {
@@ -29,9 +29,9 @@ fn load(args: &SimulateArgs) -> Result<Load, String> {
 }
 
 /// One row a policy, each on a thread of its own.
-fn rows(args: &SimulateArgs, load: &Load) -> Result<Vec<Row>, String> {
+fn rows(args: &SimulateArgs, load: &Workload) -> Result<Vec<ReportRow>, String> {
     let setup = args.setup();
-    let rows: Option<Vec<Row>> = std::thread::scope(|scope| {
+    let rows: Option<Vec<ReportRow>> = std::thread::scope(|scope| {
         let replay = |policy| scope.spawn(move || replay::run(load, setup, policy));
         let threads: Vec<_> = args.policies().iter().map(|policy| replay(*policy)).collect();
         threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
@@ -39,8 +39,8 @@ fn rows(args: &SimulateArgs, load: &Load) -> Result<Vec<Row>, String> {
     rows.ok_or_else(|| format!("{} upstreams are too many", setup.upstreams))
 }
 
-fn json(rows: &[Row]) -> Result<String, String> {
-    let line = |row: &Row| serde_json::to_string(row).map(|row| row + "\n");
+fn json(rows: &[ReportRow]) -> Result<String, String> {
+    let line = |row: &ReportRow| serde_json::to_string(row).map(|row| row + "\n");
     let lines: Result<String, serde_json::Error> = rows.iter().map(line).collect();
     lines.map_err(|error| format!("cannot print: {error}"))
 }

@@ -14,7 +14,7 @@
 //! Both hold the same sockets in the kernel, so that no connection is refused or reset meanwhile. Whatever
 //! fails before `go` leaves the running process as it was. Never: an end that has no follower.
 
-mod door;
+mod handover_socket;
 mod wire;
 
 use std::os::fd::OwnedFd;
@@ -24,34 +24,34 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-pub use door::{Door, Relieved, handle};
-use wire::{Message, Named};
+pub use handover_socket::{HandoverSocket, Successor, handle};
+use wire::{HandoverMessage, OfferedListener};
 
 use crate::config::types::Listen;
 use crate::fleet::Fleet;
 use crate::proxy::server::Listener;
 
 /// A process of this program answers at once; one that does not is none, or hangs.
-const ANSWER: Duration = Duration::from_secs(10);
+const OFFER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So long a new process waits until it knows the upstreams; then it takes over all the same.
-const READY: Duration = Duration::from_secs(10);
+const MAX_READY_WAIT: Duration = Duration::from_secs(10);
 
 /// What a listening socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Serves {
+pub enum SocketPurpose {
     Api,
     Admin,
     Upgrade,
 }
 
-impl Serves {
+impl SocketPurpose {
     pub fn label(self) -> &'static str {
         match self {
-            Serves::Api => "api",
-            Serves::Admin => "admin",
-            Serves::Upgrade => "upgrade",
+            SocketPurpose::Api => "api",
+            SocketPurpose::Admin => "admin",
+            SocketPurpose::Upgrade => "upgrade",
         }
     }
 }
@@ -59,15 +59,15 @@ impl Serves {
 /// A listening socket, and the address that it stands for: the one that was configured, since the bound
 /// one need not tell (`localhost:8000`, port 0).
 #[derive(Debug)]
-pub struct Socket {
-    pub serves: Serves,
+pub struct ListeningSocket {
+    pub serves: SocketPurpose,
     pub address: String,
     pub socket: OwnedFd,
 }
 
 /// Sockets that were taken over and are not in use yet.
 #[derive(Default)]
-pub struct Sockets(Vec<Socket>);
+pub struct InheritedSockets(Vec<ListeningSocket>);
 
 /// The process that handed its sockets over and waits for the word to end.
 pub struct Predecessor {
@@ -78,7 +78,7 @@ pub struct Predecessor {
 }
 
 /// Asks the process that listens at `path` for its sockets.
-pub async fn take_over(path: &Path) -> Result<(Sockets, Predecessor), String> {
+pub async fn take_over(path: &Path) -> Result<(InheritedSockets, Predecessor), String> {
     let shown = path.display();
     let stream = UnixStream::connect(path).await.map_err(|error| {
         format!("no running process hands its sockets over at {shown}: {error}; start without --upgrade")
@@ -86,53 +86,55 @@ pub async fn take_over(path: &Path) -> Result<(Sockets, Predecessor), String> {
     if !wire::same_user(&stream) {
         return Err(format!("the process at {shown} is another user's"));
     }
-    match timeout(ANSWER, take(stream)).await {
+    match timeout(OFFER_TIMEOUT, take(stream)).await {
         Ok(Ok(taken)) => Ok(taken),
         Ok(Err(error)) => Err(format!("cannot take the sockets over at {shown}: {error}")),
         Err(_) => Err(format!("the process at {shown} does not answer")),
     }
 }
 
-async fn take(mut stream: UnixStream) -> Result<(Sockets, Predecessor), String> {
+async fn take(mut stream: UnixStream) -> Result<(InheritedSockets, Predecessor), String> {
     let said = |error: std::io::Error| error.to_string();
     let version = env!("CARGO_PKG_VERSION").to_string();
-    wire::send(&mut stream, &Message::Take { version, pid: std::process::id() }).await.map_err(said)?;
+    wire::send(&mut stream, &HandoverMessage::Take { version, pid: std::process::id() })
+        .await
+        .map_err(said)?;
     let (pid, listeners, ready) = match wire::receive(&mut stream).await.map_err(said)? {
-        Message::Offer { pid, listeners, ready } => (pid, listeners, ready),
-        Message::Refused(why) => return Err(why),
+        HandoverMessage::Offer { pid, listeners, ready } => (pid, listeners, ready),
+        HandoverMessage::Refused(why) => return Err(why),
         _ => return Err("the answer is not an offer".into()),
     };
     let mut sockets = Vec::new();
-    for Named { serves, address } in listeners {
+    for OfferedListener { serves, address } in listeners {
         let socket = wire::receive_socket(&stream).await.map_err(said)?;
-        sockets.push(Socket { serves, address, socket });
+        sockets.push(ListeningSocket { serves, address, socket });
     }
-    Ok((Sockets(sockets), Predecessor { stream, pid, ready }))
+    Ok((InheritedSockets(sockets), Predecessor { stream, pid, ready }))
 }
 
 // === impl Sockets ===
 
-impl Sockets {
+impl InheritedSockets {
     /// A listener over the socket that stands for this address, or else over a new one.
-    pub async fn listener(&mut self, serves: Serves, listen: &Listen) -> Result<Listener, String> {
+    pub async fn listener(&mut self, serves: SocketPurpose, listen: &Listen) -> Result<Listener, String> {
         match self.take(serves, &listen.address.to_string()) {
             Some(socket) => Listener::from_inherited(socket, listen),
             None => Listener::bind(listen).await,
         }
     }
 
-    fn take(&mut self, serves: Serves, address: &str) -> Option<OwnedFd> {
-        let exactly = |socket: &Socket| socket.serves == serves && socket.address == address;
+    fn take(&mut self, serves: SocketPurpose, address: &str) -> Option<OwnedFd> {
+        let exactly = |socket: &ListeningSocket| socket.serves == serves && socket.address == address;
         // An address may have changed its purpose. With port 0 it names many sockets, and not this one.
-        let similarly = |socket: &Socket| socket.address == address && !address.ends_with(":0");
+        let similarly = |socket: &ListeningSocket| socket.address == address && !address.ends_with(":0");
         let found = self.0.iter().position(exactly).or_else(|| self.0.iter().position(similarly))?;
         Some(self.0.remove(found).socket)
     }
 
-    /// Closes those that nobody took, and removes the files of unix sockets among them: they were handed
-    /// over with their sockets.
+    /// Closes the sockets that were not used, and removes the files of unix sockets among them: these files
+    /// were handed over with their sockets.
     pub fn close(self) {
-        for Socket { address, .. } in self.0 {
+        for ListeningSocket { address, .. } in self.0 {
             if let Some(path) = address.strip_prefix("unix:") {
                 std::fs::remove_file(path).ok();
             }
@@ -143,9 +145,10 @@ impl Sockets {
 // === impl Predecessor ===
 
 impl Predecessor {
-    /// Waits until every upstream that is ready there is ready here too, so that no request is worse off;
-    /// not for long, since one may go down meanwhile. Fails where there are some that this process cannot
-    /// even find, since whoever names them does not answer: that one still has them.
+    /// Waits until every upstream that is ready in the old process is ready here too, so that no request is
+    /// worse off. The wait is short, since an upstream may go down meanwhile. Fails where this process
+    /// cannot find some of these upstreams, since their source does not answer: the old process still has
+    /// them.
     pub async fn caught_up(&self, fleet: &Fleet) -> Result<(), String> {
         let mut changes = fleet.changes();
         let known = || {
@@ -164,7 +167,7 @@ impl Predecessor {
             }
         };
         // What is not ready after that, requests find out.
-        drop(timeout(READY, waiting).await);
+        drop(timeout(MAX_READY_WAIT, waiting).await);
         let snapshot = fleet.snapshot();
         let missing = self.ready.iter().filter(|name| snapshot.by_name(name).is_none()).count();
         if snapshot.awaits() && missing > 0 {
@@ -179,12 +182,12 @@ impl Predecessor {
     /// Says that this process accepts, and that the other may end. Fails where that one goes on.
     pub async fn go(mut self) -> Result<(), String> {
         let asked = async {
-            wire::send(&mut self.stream, &Message::Go).await?;
+            wire::send(&mut self.stream, &HandoverMessage::Go).await?;
             wire::receive(&mut self.stream).await
         };
-        match timeout(ANSWER, asked).await {
-            Ok(Ok(Message::Refused(why))) => Err(format!("the running process goes on: {why}")),
-            // It is gone, with its word or without; somebody has to serve.
+        match timeout(OFFER_TIMEOUT, asked).await {
+            Ok(Ok(HandoverMessage::Refused(why))) => Err(format!("the running process goes on: {why}")),
+            // The old process is gone, with or without its last message: this process has to serve.
             _ => Ok(()),
         }
     }
@@ -194,29 +197,33 @@ impl Predecessor {
 mod tests {
     use super::*;
 
-    fn sockets(of: &[(Serves, &str)]) -> Sockets {
+    fn sockets(of: &[(SocketPurpose, &str)]) -> InheritedSockets {
         let socket = || OwnedFd::from(std::fs::File::open("/dev/null").expect("is there"));
-        let made = |(serves, address): &(Serves, &str)| Socket {
+        let made = |(serves, address): &(SocketPurpose, &str)| ListeningSocket {
             serves: *serves,
             address: address.to_string(),
             socket: socket(),
         };
-        Sockets(of.iter().map(made).collect())
+        InheritedSockets(of.iter().map(made).collect())
     }
 
-    fn left(sockets: &Sockets) -> Vec<(Serves, &str)> {
+    fn left(sockets: &InheritedSockets) -> Vec<(SocketPurpose, &str)> {
         sockets.0.iter().map(|socket| (socket.serves, socket.address.as_str())).collect()
     }
 
     #[test]
     fn a_socket_is_found_by_purpose_and_address() {
         let zero = "127.0.0.1:0";
-        let mut had = sockets(&[(Serves::Admin, zero), (Serves::Api, zero), (Serves::Api, "a:1")]);
-        assert!(had.take(Serves::Api, zero).is_some());
-        assert!(had.take(Serves::Api, zero).is_none(), "the admin listener must not become a public one");
-        assert!(had.take(Serves::Admin, "a:1").is_some(), "a port that changed its purpose");
-        assert!(had.take(Serves::Api, "b:1").is_none());
-        assert_eq!(left(&had), [(Serves::Admin, zero)]);
+        let mut had =
+            sockets(&[(SocketPurpose::Admin, zero), (SocketPurpose::Api, zero), (SocketPurpose::Api, "a:1")]);
+        assert!(had.take(SocketPurpose::Api, zero).is_some());
+        assert!(
+            had.take(SocketPurpose::Api, zero).is_none(),
+            "the admin listener must not become a public one"
+        );
+        assert!(had.take(SocketPurpose::Admin, "a:1").is_some(), "a port that changed its purpose");
+        assert!(had.take(SocketPurpose::Api, "b:1").is_none());
+        assert_eq!(left(&had), [(SocketPurpose::Admin, zero)]);
     }
 
     #[test]
@@ -224,7 +231,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("old.sock");
         std::fs::write(&path, "").expect("written");
-        let had = sockets(&[(Serves::Api, &format!("unix:{}", path.display())), (Serves::Api, "a:1")]);
+        let had = sockets(&[
+            (SocketPurpose::Api, &format!("unix:{}", path.display())),
+            (SocketPurpose::Api, "a:1"),
+        ]);
         had.close();
         assert!(!path.exists());
     }

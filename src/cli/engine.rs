@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::sim::engine::Timing;
-use crate::sim::http::{Engine, Options};
+use crate::sim::http::{EngineServer, Options};
 
 /// Run simulated vLLM servers, without a model and without a GPU
 #[derive(Debug, Clone, Args)]
@@ -112,9 +112,9 @@ impl EngineArgs {
         })
     }
 
-    async fn start(&self) -> io::Result<Vec<Engine>> {
+    async fn start(&self) -> io::Result<Vec<EngineServer>> {
         if let Some(path) = &self.uds {
-            return Ok(vec![Engine::start_unix(path, self.options(0)?)?]);
+            return Ok(vec![EngineServer::start_unix(path, self.options(0)?)?]);
         }
         let mut engines = Vec::new();
         for (number, &port) in self.port.iter().enumerate() {
@@ -122,7 +122,7 @@ impl EngineArgs {
             let listener = TcpListener::bind(&address).await.map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
             })?;
-            engines.push(Engine::start_on(listener, self.options(number)?)?);
+            engines.push(EngineServer::start_on(listener, self.options(number)?)?);
         }
         Ok(engines)
     }

@@ -11,18 +11,18 @@ use super::engine::EngineArgs;
 use super::simulate::SimulateArgs;
 use super::{Args, Command};
 use crate::config::check::{self, Draft};
-use crate::config::expand::Env;
-use crate::config::problem::{Place, Problem, seen};
+use crate::config::expand::EnvLookup;
+use crate::config::problem::{ConfigPlace, Problem, seen};
 use crate::config::types::{Config, LogFormat, LogLevel};
 
 /// How a file is read.
-pub type Read<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
 
 /// What to do, and with what.
 #[derive(Debug)]
 pub struct Loaded {
     pub config: Config,
-    pub mode: Mode,
+    pub mode: LoadMode,
     /// So many simulated upstreams are to be started and balanced over; then `config.upstreams` is empty.
     pub demo: Option<u16>,
     /// The listening sockets are those of a process that runs.
@@ -32,7 +32,7 @@ pub struct Loaded {
 }
 
 #[derive(Debug)]
-pub enum Mode {
+pub enum LoadMode {
     Serve,
     /// Say that the configuration is ok, and end.
     Test,
@@ -42,18 +42,18 @@ pub enum Mode {
 
 /// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+pub struct FoundProblems(pub Vec<Problem>);
 
-impl fmt::Display for Problems {
+impl fmt::Display for FoundProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|problem| writeln!(f, "{problem}"))
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for FoundProblems {}
 
 /// Makes the configuration. Called again, with the same arguments, it reads the file again.
-pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems> {
+pub fn load(args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded, FoundProblems> {
     let mut warnings = Vec::new();
     let Args { command, demo, test, upgrade, .. } = &args;
     let (demo, upgrade, simulated) = (*demo, *upgrade, command.is_some());
@@ -69,12 +69,12 @@ pub fn load(args: Args, env: Env<'_>, read: Read<'_>) -> Result<Loaded, Problems
         addresses(&args, env, &mut draft);
         redis(&args, env, &mut draft);
     }
-    let mode = if *test { Mode::Test } else { Mode::Serve };
-    let config = draft.finish().map_err(Problems)?;
+    let mode = if *test { LoadMode::Test } else { LoadMode::Serve };
+    let config = draft.finish().map_err(FoundProblems)?;
     warnings.extend(check::warnings(&config).iter().map(ToString::to_string));
     let mode = match args.command {
-        Some(Command::Engine(engine)) => Mode::Engine(Box::new(engine)),
-        Some(Command::Simulate(simulate)) => Mode::Simulate(Box::new(simulate)),
+        Some(Command::Engine(engine)) => LoadMode::Engine(Box::new(engine)),
+        Some(Command::Simulate(simulate)) => LoadMode::Simulate(Box::new(simulate)),
         None => mode,
     };
     Ok(Loaded { config, mode, demo, upgrade, warnings })
@@ -85,24 +85,24 @@ pub fn again(args: &Args) -> Result<(Config, Vec<String>), Vec<String>> {
     let loaded = load(args.clone(), &super::environment, &|path| std::fs::read_to_string(path));
     match loaded {
         Ok(loaded) => Ok((loaded.config, loaded.warnings)),
-        Err(Problems(problems)) => Err(problems.iter().map(ToString::to_string).collect()),
+        Err(FoundProblems(problems)) => Err(problems.iter().map(ToString::to_string).collect()),
     }
 }
 
 /// A variable by its name or an older one, with the name that it was found under.
-fn variable(names: &[&'static str], env: Env<'_>) -> Option<(&'static str, String)> {
+fn variable(names: &[&'static str], env: EnvLookup<'_>) -> Option<(&'static str, String)> {
     names.iter().find_map(|name| Some((*name, env(name).filter(|value| !value.is_empty())?)))
 }
 
-/// The file that was named, and by whom.
-fn config_path(args: &Args, env: Env<'_>) -> Option<(String, std::path::PathBuf)> {
+/// The path of the configuration file, and where the path was given.
+fn config_path(args: &Args, env: EnvLookup<'_>) -> Option<(String, std::path::PathBuf)> {
     if let Some(path) = &args.config {
         return Some(("--config".into(), path.clone()));
     }
     variable(&["VLLM_LB_CONFIG"], env).map(|(name, path)| (name.into(), path.into()))
 }
 
-fn file(from: &str, path: &Path, env: Env<'_>, read: Read<'_>) -> Draft {
+fn file(from: &str, path: &Path, env: EnvLookup<'_>, read: ReadFile<'_>) -> Draft {
     match read(path) {
         Ok(text) => check::read(&text, env),
         Err(error) => {
@@ -110,13 +110,13 @@ fn file(from: &str, path: &Path, env: Env<'_>, read: Read<'_>) -> Draft {
             // The file may well name upstreams: that it cannot be read is the one thing to say.
             draft.upstreams_come_later();
             let text = format!("cannot read {}: {error}", seen(&path.display().to_string()));
-            draft.problems.push(Problem::new(&Place::named(from), text));
+            draft.problems.push(Problem::new(&ConfigPlace::named(from), text));
             draft
         }
     }
 }
 
-fn addresses(args: &Args, env: Env<'_>, draft: &mut Draft) {
+fn addresses(args: &Args, env: EnvLookup<'_>, draft: &mut Draft) {
     if !args.listen.is_empty() {
         draft.listen("--listen", &args.listen);
     } else if let Some((name, value)) = variable(&["VLLM_LB_LISTEN"], env) {
@@ -134,7 +134,7 @@ fn addresses(args: &Args, env: Env<'_>, draft: &mut Draft) {
     }
 }
 
-fn redis(args: &Args, env: Env<'_>, draft: &mut Draft) {
+fn redis(args: &Args, env: EnvLookup<'_>, draft: &mut Draft) {
     if let Some(url) = &args.redis {
         draft.redis("--redis", url);
     } else if let Some((name, url)) = variable(&["VLLM_LB_REDIS", "VLLM_PXY_REDIS"], env) {
@@ -144,7 +144,7 @@ fn redis(args: &Args, env: Env<'_>, draft: &mut Draft) {
 
 /// Level and form of the log. A bad variable must not keep the balancer from starting, as it did not
 /// with the predecessor: it is ignored, with a warning. A bad flag is a problem.
-fn logging(args: &Args, env: Env<'_>, draft: &mut Draft, warnings: &mut Vec<String>) {
+fn logging(args: &Args, env: EnvLookup<'_>, draft: &mut Draft, warnings: &mut Vec<String>) {
     if let Some((name, value)) = variable(&["VLLM_LB_VERBOSITY", "VLLM_PXY_VERBOSITY"], env) {
         match LogLevel::from_initial(&value) {
             Some(level) => draft.config.log.level = level,
@@ -156,7 +156,7 @@ fn logging(args: &Args, env: Env<'_>, draft: &mut Draft, warnings: &mut Vec<Stri
     if let Some(text) = &args.log_format {
         let unknown = || format!("{} is unknown: allowed are {}", seen(text), LogFormat::NAMES.join(", "));
         let format = LogFormat::from_initial(text).ok_or_else(unknown);
-        draft.config.log.format = draft.take(&Place::named("--log-format"), format);
+        draft.config.log.format = draft.take(&ConfigPlace::named("--log-format"), format);
     } else if let Some((name, value)) = variable(&["VLLM_LB_LOGFORMAT", "VLLM_PXY_LOGFORMAT"], env) {
         match LogFormat::from_initial(&value) {
             Some(format) => draft.config.log.format = Some(format),

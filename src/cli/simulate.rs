@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::config::values;
 use crate::sim::replay::Setup;
-use crate::sim::replay::policy::Policy;
+use crate::sim::replay::policy::ReplayPolicy;
 use crate::sim::replay::shapes::Shape;
 
 /// Tokens of the caches when nothing is said: 2,000 blocks of 512; agents' are to be too small for them.
@@ -54,8 +54,8 @@ pub struct SimulateArgs {
     /// Simulated upstreams
     #[arg(long, value_name = "N", default_value = "8", value_parser = upstreams)]
     pub upstreams: usize,
-    /// Let each turn of a conversation wait for the answer before it, so that nobody can drown; by default
-    /// turns come by the clock
+    /// Let each turn of a conversation wait for the answer before it, so that no engine can be flooded; by
+    /// default turns come by the clock
     #[arg(long)]
     pub closed: bool,
     /// Balancers, each with a random share of the requests
@@ -66,7 +66,7 @@ pub struct SimulateArgs {
     pub interval: Interval,
     /// Policies to compare, separated by commas [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = policy)]
-    pub policies: Vec<Policy>,
+    pub policies: Vec<ReplayPolicy>,
     /// Where all chance comes from
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -105,8 +105,8 @@ impl SimulateArgs {
         }
     }
 
-    pub fn policies(&self) -> &[Policy] {
-        if self.policies.is_empty() { &Policy::ALL } else { &self.policies }
+    pub fn policies(&self) -> &[ReplayPolicy] {
+        if self.policies.is_empty() { &ReplayPolicy::ALL } else { &self.policies }
     }
 }
 
@@ -114,8 +114,9 @@ fn shape(name: &str) -> Result<Shape, String> {
     Shape::parse(name).ok_or_else(|| format!("allowed are {}", Shape::ALL.map(Shape::name).join(", ")))
 }
 
-fn policy(name: &str) -> Result<Policy, String> {
-    Policy::parse(name).ok_or_else(|| format!("allowed are {}", Policy::ALL.map(Policy::name).join(", ")))
+fn policy(name: &str) -> Result<ReplayPolicy, String> {
+    ReplayPolicy::parse(name)
+        .ok_or_else(|| format!("allowed are {}", ReplayPolicy::ALL.map(ReplayPolicy::name).join(", ")))
 }
 
 fn interval(text: &str) -> Result<Interval, String> {

@@ -1,9 +1,9 @@
 //! From what was written to what runs: reads every key, fills in defaults, reports every problem.
 //!
 //! Two steps. `read` makes a `Draft` of the file; then what the command line and the environment say is laid
-//! over it; `finish` checks what only the whole can tell (is there an upstream at all, does every
-//! `to` name one) and gives the `Config`. Pure: the environment comes in as a function, and files that the
-//! configuration names are not opened here; whoever loads them reports what is wrong with them.
+//! over it; `finish` checks what only the whole can tell (is there an upstream at all, does every `to` name
+//! one) and gives the `Config`. Pure: the environment comes in as a function, and files that the
+//! configuration names are not opened here; the code that loads them reports problems with them.
 
 mod fleet;
 mod listen;
@@ -16,18 +16,18 @@ pub use routes::warnings;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::expand::{Env, expand};
+use super::expand::{EnvLookup, expand};
 use super::problem::seen;
-use super::problem::{Place, Problem};
-use super::raw::{self, Node};
+use super::problem::{ConfigPlace, Problem};
+use super::raw::{self, YamlNode};
 use super::section::Section;
 use super::types::{
-    Balance, Breaker, Config, Health, Limits, LogFormat, LogLevel, Peek, PrefixIndex, Preset, Queue,
-    RedisOptions, Retry, RetryOn, Sessions, Timeouts, TrustedProxies,
+    Balance, Breaker, ClientLimits, Config, Health, LogFormat, LogLevel, Peek, PrefixIndex, Preset,
+    QueueConfig, RedisOptions, Retry, RetryOn, SessionConfig, Timeouts, TrustedProxies,
 };
 use super::values::{
-    Read, boolean, duration_in, file_path, header_name, integer_in, number_in, plain, secret, show_duration,
-    show_size, size_in, trusted_proxy, url_path,
+    ReadResult, boolean, duration_in, file_path, header_name, integer_in, number_in, plain, secret,
+    show_duration, show_size, size_in, trusted_proxy, url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ pub struct Draft {
     pub config: Config,
     pub problems: Vec<Problem>,
     /// Where the admin address was written, for the message when a listener has it too.
-    admin: Place,
+    admin: ConfigPlace,
     /// Something was said about upstreams, right or wrong.
     upstreams_given: bool,
     /// The names of all upstreams as far as they are known; `None` when some upstream has no readable name,
@@ -83,17 +83,17 @@ pub struct Draft {
 }
 
 /// The whole way for a file alone.
-pub fn check(text: &str, env: Env<'_>) -> Result<Config, Vec<Problem>> {
+pub fn check(text: &str, env: EnvLookup<'_>) -> Result<Config, Vec<Problem>> {
     read(text, env).finish()
 }
 
 /// Reads a file; it may say nothing at all.
-pub fn read(text: &str, env: Env<'_>) -> Draft {
+pub fn read(text: &str, env: EnvLookup<'_>) -> Draft {
     let mut problems = Vec::new();
     let parsed = raw::parse(text, &mut problems);
     let unreadable = parsed.is_none();
-    let mut root = parsed.unwrap_or_else(Node::null);
-    let place = Place { path: String::new(), line: None };
+    let mut root = parsed.unwrap_or_else(YamlNode::null);
+    let place = ConfigPlace { path: String::new(), line: None };
     expand(&mut root, &place, env, &mut problems);
     let mut draft = Draft {
         config: Config::default(),
@@ -253,24 +253,24 @@ fn breaker(mut section: Section<'_, '_>, breaker: &mut Breaker) {
     }
 }
 
-fn queue(mut section: Section<'_, '_>, queue: &mut Queue) {
+fn queue(mut section: Section<'_, '_>, queue: &mut QueueConfig) {
     set(&mut queue.size, section.get("size", integer_in(QUEUE)));
     set(&mut queue.wait, section.get("wait", duration_in(QUEUED)));
 }
 
-fn limits(mut section: Section<'_, '_>, limits: &mut Limits) {
+fn limits(mut section: Section<'_, '_>, limits: &mut ClientLimits) {
     set(&mut limits.connections, section.get("connections", integer_in(CONNECTIONS)));
     set(&mut limits.header_bytes, section.get("header_bytes", size_in(HEADER)));
 }
 
-fn sessions(mut section: Section<'_, '_>, sessions: &mut Sessions) {
+fn sessions(mut section: Section<'_, '_>, sessions: &mut SessionConfig) {
     set(&mut sessions.headers, section.list("headers", header_name));
     let field = |text: &str| {
         let inner = text.strip_prefix("metadata.").is_some_and(|inner| !inner.is_empty());
-        if inner || Sessions::FIELDS.contains(&text) {
+        if inner || SessionConfig::FIELDS.contains(&text) {
             return Ok(text.to_string());
         }
-        let known = Sessions::FIELDS.join(", ");
+        let known = SessionConfig::FIELDS.join(", ");
         Err(format!("{} is no field that may name a session: known are {known}, metadata.NAME", seen(text)))
     };
     set(&mut sessions.body, section.list("body", field));
@@ -281,14 +281,14 @@ fn sessions(mut section: Section<'_, '_>, sessions: &mut Sessions) {
     set(&mut sessions.ttl, section.get("ttl", duration_in(TTL)));
 }
 
-fn log(mut section: Section<'_, '_>, log: &mut super::types::Log) {
+fn log(mut section: Section<'_, '_>, log: &mut super::types::LogConfig) {
     log.format = section.choose("format", &LogFormat::NAMES, LogFormat::parse);
     set(&mut log.level, section.choose("level", &LogLevel::NAMES, LogLevel::parse));
     set(&mut log.bodies, section.get("bodies", boolean));
     set(&mut log.truncate, section.get("truncate", integer_in(TRUNCATE)));
 }
 
-fn shutdown(mut section: Section<'_, '_>, shutdown: &mut super::types::Shutdown) {
+fn shutdown(mut section: Section<'_, '_>, shutdown: &mut super::types::ShutdownConfig) {
     set(&mut shutdown.grace, section.get("grace", duration_in(GRACE)));
     set(&mut shutdown.drain, section.get("drain", duration_in(DRAIN)));
 }
@@ -302,7 +302,7 @@ impl Draft {
     }
 
     pub fn admin(&mut self, from: &str, address: &str) {
-        let place = Place::named(from);
+        let place = ConfigPlace::named(from);
         if let Some(address) = self.take(&place, super::values::address(address)) {
             self.config.admin.address = address;
         }
@@ -311,7 +311,7 @@ impl Draft {
 
     /// Meets siblings there, in place of the file's.
     pub fn redis(&mut self, from: &str, url: &str) {
-        let url = self.take(&Place::named(from), super::redis::url(url));
+        let url = self.take(&ConfigPlace::named(from), super::redis::url(url));
         self.config.redis = url.or(self.config.redis.take());
     }
 
@@ -333,7 +333,7 @@ impl Draft {
     }
 
     /// The value, or its problem at this place.
-    pub fn take<T>(&mut self, place: &Place, value: Read<T>) -> Option<T> {
+    pub fn take<T>(&mut self, place: &ConfigPlace, value: ReadResult<T>) -> Option<T> {
         value.map_err(|what| self.problems.push(Problem::new(place, what))).ok()
     }
 
@@ -342,7 +342,7 @@ impl Draft {
         if !self.upstreams_given {
             let text = "there is none: name them on the command line (vllm-lb http://gpu-0:8000), list them \
                         under upstreams in the file, or try --demo";
-            self.problems.push(Problem::new(&Place::named("upstreams"), text));
+            self.problems.push(Problem::new(&ConfigPlace::named("upstreams"), text));
         }
         fleet::references(&mut self);
         if !listen::shareable(&self.config.admin.address)

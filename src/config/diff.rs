@@ -2,7 +2,7 @@
 //!
 //! Pure: it only compares. What can be taken over live is, all of it; what needs a new process is named.
 
-use super::types::{Config, Log, UpstreamConfig};
+use super::types::{Config, LogConfig, UpstreamConfig};
 
 /// The way from one configuration to another.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,7 +35,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("trusted_proxies", old.trusted_proxies != new.trusted_proxies),
         ("passthrough", old.passthrough != new.passthrough),
         ("sessions", old.sessions != new.sessions),
-        ("log", Log { format: None, ..old.log } != Log { format: None, ..new.log }),
+        ("log", LogConfig { format: None, ..old.log } != LogConfig { format: None, ..new.log }),
         ("shutdown", old.shutdown != new.shutdown),
         ("expose", old.expose != new.expose),
     ];

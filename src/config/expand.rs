@@ -3,33 +3,33 @@
 //! Works on the tree, after the YAML was read, so that a variable's value can never become YAML. The
 //! environment comes in as a function. Never looks at keys.
 
-use super::problem::{Place, Problem};
-use super::raw::{Node, Value};
+use super::problem::{ConfigPlace, Problem};
+use super::raw::{YamlNode, YamlValue};
 
 /// How a variable is looked up: the process' environment, or a table in a test.
-pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Replaces the variables in every text below `node`.
-pub fn expand(node: &mut Node, place: &Place, env: Env<'_>, problems: &mut Vec<Problem>) {
+pub fn expand(node: &mut YamlNode, place: &ConfigPlace, env: EnvLookup<'_>, problems: &mut Vec<Problem>) {
     match &mut node.value {
-        Value::Null | Value::Broken => {}
-        Value::Text(text) if !text.contains('$') => {}
-        Value::Text(text) => match expand_text(text, env) {
+        YamlValue::Null | YamlValue::Broken => {}
+        YamlValue::Text(text) if !text.contains('$') => {}
+        YamlValue::Text(text) => match expand_text(text, env) {
             // An empty default is how a file says that a setting is optional.
-            Ok(Expanded { text, emptied: true }) if text.is_empty() => node.value = Value::Null,
-            Ok(expanded) => node.value = Value::Text(expanded.text),
+            Ok(Expanded { text, emptied: true }) if text.is_empty() => node.value = YamlValue::Null,
+            Ok(expanded) => node.value = YamlValue::Text(expanded.text),
             Err(reason) => {
                 problems.push(Problem::new(place, reason));
-                node.value = Value::Broken;
+                node.value = YamlValue::Broken;
             }
         },
-        Value::List(items) => {
+        YamlValue::List(items) => {
             for (index, item) in items.iter_mut().enumerate() {
                 let place = place.item(index, item.line);
                 expand(item, &place, env, problems);
             }
         }
-        Value::Map(entries) => {
+        YamlValue::Map(entries) => {
             for entry in entries {
                 let place = place.key(&entry.key, Some(entry.line));
                 expand(&mut entry.node, &place, env, problems);
@@ -44,7 +44,7 @@ struct Expanded {
     emptied: bool,
 }
 
-fn expand_text(template: &str, env: Env<'_>) -> Result<Expanded, String> {
+fn expand_text(template: &str, env: EnvLookup<'_>) -> Result<Expanded, String> {
     let mut text = String::with_capacity(template.len());
     let mut emptied = false;
     let mut rest = template;
@@ -72,7 +72,7 @@ fn expand_text(template: &str, env: Env<'_>) -> Result<Expanded, String> {
 }
 
 /// The value of what stands between the braces.
-fn variable(inner: &str, env: Env<'_>) -> Result<String, String> {
+fn variable(inner: &str, env: EnvLookup<'_>) -> Result<String, String> {
     let (name, default) = match inner.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
         None => (inner, None),
@@ -133,15 +133,15 @@ mod tests {
     #[test]
     fn an_empty_default_means_not_given_but_an_empty_variable_does_not() {
         let expanded = |template: &str| {
-            let mut node = Node { line: 1, plain: true, value: Value::Text(template.into()) };
+            let mut node = YamlNode { line: 1, plain: true, value: YamlValue::Text(template.into()) };
             let mut problems = Vec::new();
-            expand(&mut node, &Place::named("x"), &env, &mut problems);
+            expand(&mut node, &ConfigPlace::named("x"), &env, &mut problems);
             assert_eq!(problems, []);
             node.value
         };
-        assert_eq!(expanded("${M:-}"), Value::Null);
-        assert_eq!(expanded("${EMPTY:-}"), Value::Null);
-        assert_eq!(expanded("${EMPTY}"), Value::Text(String::new()));
-        assert_eq!(expanded("${N:-}"), Value::Text("4".into()));
+        assert_eq!(expanded("${M:-}"), YamlValue::Null);
+        assert_eq!(expanded("${EMPTY:-}"), YamlValue::Null);
+        assert_eq!(expanded("${EMPTY}"), YamlValue::Text(String::new()));
+        assert_eq!(expanded("${N:-}"), YamlValue::Text("4".into()));
     }
 }

@@ -4,37 +4,41 @@
 
 use serde_json::{Map, Number, Value as Json};
 
-use super::problem::{Place, Problem, seen};
-use super::raw::{Node, Value};
+use super::problem::{ConfigPlace, Problem, seen};
+use super::raw::{YamlNode, YamlValue};
 
 /// The JSON that was written. `None` after a problem.
-pub fn json(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<Json> {
+pub fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -> Option<Json> {
     match &node.value {
-        Value::Null => Some(Json::Null),
-        Value::Broken => None,
-        Value::Text(text) if !node.plain => Some(Json::String(text.clone())),
-        Value::Text(text) => match scalar(text) {
+        YamlValue::Null => Some(Json::Null),
+        YamlValue::Broken => None,
+        YamlValue::Text(text) if !node.plain => Some(Json::String(text.clone())),
+        YamlValue::Text(text) => match scalar(text) {
             Ok(value) => Some(value),
             Err(what) => {
                 problems.push(Problem::new(place, what));
                 None
             }
         },
-        Value::List(items) => {
+        YamlValue::List(items) => {
             let each = items.iter().enumerate();
             let read = each.map(|(index, item)| json(item, &place.item(index, item.line), problems));
             read.collect::<Vec<_>>().into_iter().collect::<Option<_>>().map(Json::Array)
         }
-        Value::Map(_) => object(node, place, problems).map(Json::Object),
+        YamlValue::Map(_) => object(node, place, problems).map(Json::Object),
     }
 }
 
 /// The JSON object that was written; what is no map is a problem.
-pub fn object(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<Map<String, Json>> {
+pub fn object(
+    node: &YamlNode,
+    place: &ConfigPlace,
+    problems: &mut Vec<Problem>,
+) -> Option<Map<String, Json>> {
     let entries = match &node.value {
-        Value::Map(entries) => entries,
-        Value::Null | Value::Broken => return None,
-        Value::Text(_) | Value::List(_) => {
+        YamlValue::Map(entries) => entries,
+        YamlValue::Null | YamlValue::Broken => return None,
+        YamlValue::Text(_) | YamlValue::List(_) => {
             problems.push(Problem::new(place, format!("must be a map of keys, is {}", node.kind())));
             return None;
         }
@@ -58,7 +62,8 @@ fn scalar(text: &str) -> Result<Json, String> {
         "false" | "False" | "FALSE" => return Ok(Json::Bool(false)),
         _ => {}
     }
-    // Whoever writes one of these means no text, and a template would take any text for true.
+    // YAML 1.1 booleans: an author who writes one of these does not mean text, and a template would take any
+    // text for true.
     if ["yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word)) {
         return Err(format!("{} is neither true nor false: write one of these, or quotes", seen(text)));
     }
@@ -108,7 +113,7 @@ mod tests {
     fn read(text: &str) -> (Option<Json>, Vec<String>) {
         let mut problems = Vec::new();
         let node = raw::parse(text, &mut problems).expect("is YAML");
-        let value = json(&node, &Place::named("x"), &mut problems);
+        let value = json(&node, &ConfigPlace::named("x"), &mut problems);
         (value, problems.iter().map(Problem::to_string).collect())
     }
 

@@ -15,14 +15,14 @@ use super::render;
 use super::types::UpstreamConfig;
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Member {
+pub struct MemberRecord {
     pub upstream: Option<UpstreamConfig>,
     pub drain: Option<bool>,
     pub weight: Option<f64>,
     pub removed: bool,
 }
 
-impl Member {
+impl MemberRecord {
     /// What the text says; the rest of a sentence when it makes no sense here.
     pub fn read(text: &str) -> Result<Self, String> {
         let map: Map<String, Value> =
@@ -37,13 +37,14 @@ impl Member {
         let weight = map.get("weight").filter(|weight| !weight.is_null());
         let weight = weight.map(|weight| check::weight(&weight.to_string())).transpose()?;
         let is = |key: &str| map.get(key).and_then(Value::as_bool);
-        Ok(Member { upstream, drain: is("drain"), weight, removed: is("removed").unwrap_or(false) })
+        Ok(MemberRecord { upstream, drain: is("drain"), weight, removed: is("removed").unwrap_or(false) })
     }
 
-    /// As it is kept. It holds the upstream's key: whoever reads the Redis may use it.
+    /// Serializes the record for the Redis. It holds the upstream's key: every client that can read the
+    /// Redis can use that key.
     pub fn write(&self) -> String {
         let upstream = self.upstream.as_ref().map(render::upstream_with_key);
-        let Member { drain, weight, removed, .. } = self;
+        let MemberRecord { drain, weight, removed, .. } = self;
         json!({"upstream": upstream, "drain": drain, "weight": weight, "removed": removed}).to_string()
     }
 }
@@ -61,15 +62,15 @@ mod tests {
             r#"{"url": "unix:/run/vllm.sock"}"#,
         ];
         let mut members = vec![
-            Member::default(),
-            Member { drain: Some(false), weight: Some(2.5), removed: true, upstream: None },
+            MemberRecord::default(),
+            MemberRecord { drain: Some(false), weight: Some(2.5), removed: true, upstream: None },
         ];
         for text in upstreams {
             let upstream = check::upstream_alone(text).expect(text);
-            members.push(Member { upstream: Some(upstream), ..Member::default() });
+            members.push(MemberRecord { upstream: Some(upstream), ..MemberRecord::default() });
         }
         for member in members {
-            assert_eq!(Member::read(&member.write()), Ok(member));
+            assert_eq!(MemberRecord::read(&member.write()), Ok(member));
         }
     }
 
@@ -78,9 +79,12 @@ mod tests {
         for text in
             ["", "[]", r#"{"upstream": {"url": "nonsense"}}"#, r#"{"upstream": 3}"#, r#"{"weight": 0}"#]
         {
-            assert!(Member::read(text).is_err(), "{text}");
+            assert!(MemberRecord::read(text).is_err(), "{text}");
         }
         let newer = r#"{"drain": true, "colour": {"red": 1}}"#;
-        assert_eq!(Member::read(newer), Ok(Member { drain: Some(true), ..Member::default() }));
+        assert_eq!(
+            MemberRecord::read(newer),
+            Ok(MemberRecord { drain: Some(true), ..MemberRecord::default() })
+        );
     }
 }

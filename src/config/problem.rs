@@ -1,36 +1,36 @@
 //! What is wrong with a configuration, and where: collected, never thrown one at a time.
 //!
-//! A problem is text for a person. It never holds a secret: whoever writes one shows values only
+//! A problem is text for a person. It never holds a secret: code that reports a problem shows values only
 //! through `seen`, and never the value of a key that is secret.
 
 use std::fmt;
 
 /// The place of a value: its path in the file (or the flag, or the variable) and its line.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct ConfigPlace {
     pub path: String,
     pub line: Option<usize>,
 }
 
-impl Place {
+impl ConfigPlace {
     /// A place outside the file: a flag, an environment variable.
     pub fn named(name: &str) -> Self {
-        Place { path: name.into(), line: None }
+        ConfigPlace { path: name.into(), line: None }
     }
 
     pub fn at(path: String, line: usize) -> Self {
-        Place { path, line: Some(line) }
+        ConfigPlace { path, line: Some(line) }
     }
 
     /// The place of a key in this map; `line` is where the key was written.
     pub fn key(&self, key: &str, line: Option<usize>) -> Self {
         let path = if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) };
-        Place { path, line: line.or(self.line) }
+        ConfigPlace { path, line: line.or(self.line) }
     }
 
     /// The place of an item in this list.
     pub fn item(&self, index: usize, line: usize) -> Self {
-        Place::at(format!("{}[{index}]", self.path), line)
+        ConfigPlace::at(format!("{}[{index}]", self.path), line)
     }
 
     /// The path without the numbers of list items, as the table of keys has it.
@@ -49,12 +49,12 @@ impl Place {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    pub place: Place,
+    pub place: ConfigPlace,
     pub text: String,
 }
 
 impl Problem {
-    pub fn new(place: &Place, text: impl Into<String>) -> Self {
+    pub fn new(place: &ConfigPlace, text: impl Into<String>) -> Self {
         Problem { place: place.clone(), text: text.into() }
     }
 }
@@ -74,11 +74,11 @@ impl fmt::Display for Problem {
 
 /// A value as it was written, quoted, cut to what a line can hold.
 pub fn seen(value: &str) -> String {
-    const LONGEST: usize = 80;
-    if value.chars().count() <= LONGEST {
+    const MAX_SHOWN_CHARS: usize = 80;
+    if value.chars().count() <= MAX_SHOWN_CHARS {
         return format!("{value:?}");
     }
-    let start: String = value.chars().take(LONGEST).collect();
+    let start: String = value.chars().take(MAX_SHOWN_CHARS).collect();
     format!("{start:?}...")
 }
 
@@ -94,15 +94,16 @@ mod tests {
 
     #[test]
     fn a_problem_names_its_place() {
-        let place = Place::at(String::new(), 1).key("upstreams", Some(3)).item(1, 4).key("url", Some(5));
+        let place =
+            ConfigPlace::at(String::new(), 1).key("upstreams", Some(3)).item(1, 4).key("url", Some(5));
         assert_eq!(Problem::new(&place, "is bad").to_string(), "upstreams[1].url: is bad (line 5)");
         assert_eq!(place.pattern(), "upstreams[].url");
-        assert_eq!(Problem::new(&Place::named("--listen"), "is bad").to_string(), "--listen: is bad");
+        assert_eq!(Problem::new(&ConfigPlace::named("--listen"), "is bad").to_string(), "--listen: is bad");
     }
 
     #[test]
     fn what_was_written_cannot_draw_on_the_terminal() {
-        let problem = Problem::new(&Place::named("a\u{1b}[31m"), "b\nc");
+        let problem = Problem::new(&ConfigPlace::named("a\u{1b}[31m"), "b\nc");
         assert_eq!(problem.to_string(), "a\\u{1b}[31m: b\\nc");
     }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use super::problem::{Place, Problem};
+use super::problem::{ConfigPlace, Problem};
 
 const MAX_BYTES: usize = 1 << 20;
 const MAX_DEPTH: usize = 32;
@@ -17,77 +17,77 @@ const MAX_DEPTH: usize = 32;
 const MAX_NODES: usize = 100_000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
+pub struct YamlNode {
     pub line: usize,
     /// Written without quotes: where any type may stand, `1` is then a number and `"1"` is a text.
     pub plain: bool,
-    pub value: Value,
+    pub value: YamlValue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum YamlValue {
     /// Nothing was written, or `~` or `null`: as if the key were not there.
     Null,
     /// A problem was reported for this value already; there is nothing more to say about it.
     Broken,
     Text(String),
-    List(Vec<Node>),
-    Map(Vec<Entry>),
+    List(Vec<YamlNode>),
+    Map(Vec<YamlEntry>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct YamlEntry {
     pub key: String,
     pub line: usize,
-    pub node: Node,
+    pub node: YamlNode,
 }
 
-impl Node {
+impl YamlNode {
     pub fn null() -> Self {
-        Node { line: 1, plain: true, value: Value::Null }
+        YamlNode { line: 1, plain: true, value: YamlValue::Null }
     }
 
     /// What this is, for messages.
     pub fn kind(&self) -> &'static str {
         match self.value {
-            Value::Null | Value::Broken => "nothing",
-            Value::Text(_) => "a single value",
-            Value::List(_) => "a list",
-            Value::Map(_) => "a map of keys",
+            YamlValue::Null | YamlValue::Broken => "nothing",
+            YamlValue::Text(_) => "a single value",
+            YamlValue::List(_) => "a list",
+            YamlValue::Map(_) => "a map of keys",
         }
     }
 
     fn count(&self) -> usize {
         match &self.value {
-            Value::List(items) => 1 + items.iter().map(Node::count).sum::<usize>(),
-            Value::Map(entries) => 1 + entries.iter().map(|entry| entry.node.count()).sum::<usize>(),
+            YamlValue::List(items) => 1 + items.iter().map(YamlNode::count).sum::<usize>(),
+            YamlValue::Map(entries) => 1 + entries.iter().map(|entry| entry.node.count()).sum::<usize>(),
             _ => 1,
         }
     }
 
     fn depth(&self) -> usize {
         match &self.value {
-            Value::List(items) => 1 + items.iter().map(Node::depth).max().unwrap_or(0),
-            Value::Map(entries) => 1 + entries.iter().map(|entry| entry.node.depth()).max().unwrap_or(0),
+            YamlValue::List(items) => 1 + items.iter().map(YamlNode::depth).max().unwrap_or(0),
+            YamlValue::Map(entries) => 1 + entries.iter().map(|entry| entry.node.depth()).max().unwrap_or(0),
             _ => 0,
         }
     }
 }
 
 /// Reads one YAML document. `None` when it is not YAML; then a problem says why.
-pub fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
-    let start = Place { path: String::new(), line: None };
+pub fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<YamlNode> {
+    let start = ConfigPlace { path: String::new(), line: None };
     if text.len() > MAX_BYTES {
         problems.push(Problem::new(&start, format!("the file is larger than {MAX_BYTES} bytes")));
         return None;
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader =
-        Reader { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, problems };
+        YamlReader { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0, problems };
     match reader.document() {
         Ok(node) => Some(node),
         Err(stop) => {
-            let place = Place { path: String::new(), line: Some(stop.line) };
+            let place = ConfigPlace { path: String::new(), line: Some(stop.line) };
             problems.push(Problem::new(&place, stop.text));
             None
         }
@@ -95,58 +95,64 @@ pub fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
 }
 
 /// Why reading cannot go on.
-struct Stop {
+struct YamlError {
     line: usize,
     text: String,
 }
 
-impl From<ScanError> for Stop {
+impl From<ScanError> for YamlError {
     fn from(error: ScanError) -> Self {
-        Stop { line: error.marker().line(), text: format!("not valid YAML: {}", error.info()) }
+        YamlError { line: error.marker().line(), text: format!("not valid YAML: {}", error.info()) }
     }
 }
 
-struct Reader<'t, 'p> {
+struct YamlReader<'t, 'p> {
     parser: Parser<'t, StrInput<'t>>,
-    anchors: HashMap<usize, Node>,
+    anchors: HashMap<usize, YamlNode>,
     nodes: usize,
     problems: &'p mut Vec<Problem>,
 }
 
 // === impl Reader ===
 
-impl<'t> Reader<'t, '_> {
-    fn next(&mut self) -> Result<(Event<'t>, Span), Stop> {
+impl<'t> YamlReader<'t, '_> {
+    fn next(&mut self) -> Result<(Event<'t>, Span), YamlError> {
         match self.parser.next_event() {
             Some(event) => Ok(event?),
-            None => Err(Stop { line: 1, text: "not valid YAML: it ends too early".into() }),
+            None => Err(YamlError { line: 1, text: "not valid YAML: it ends too early".into() }),
         }
     }
 
-    fn document(&mut self) -> Result<Node, Stop> {
+    fn document(&mut self) -> Result<YamlNode, YamlError> {
         let mut root = None;
         loop {
             let (event, span) = self.next()?;
             match event {
                 Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => {}
-                Event::StreamEnd => return Ok(root.unwrap_or_else(Node::null)),
+                Event::StreamEnd => return Ok(root.unwrap_or_else(YamlNode::null)),
                 _ if root.is_some() => {
                     return Err(self.stop(span, "there is a second document: one file is one document"));
                 }
-                event => root = Some(self.node(event, span, &Place::at(String::new(), 1), 0)?),
+                event => root = Some(self.node(event, span, &ConfigPlace::at(String::new(), 1), 0)?),
             }
         }
     }
 
-    fn stop(&self, span: Span, text: &str) -> Stop {
-        Stop { line: span.start.line(), text: text.into() }
+    fn stop(&self, span: Span, text: &str) -> YamlError {
+        YamlError { line: span.start.line(), text: text.into() }
     }
 
-    fn too_deep(&self, span: Span) -> Stop {
+    fn too_deep(&self, span: Span) -> YamlError {
         self.stop(span, &format!("nested deeper than {MAX_DEPTH} levels, aliases counted in full"))
     }
 
-    fn node(&mut self, event: Event<'t>, span: Span, place: &Place, depth: usize) -> Result<Node, Stop> {
+    fn node(
+        &mut self,
+        event: Event<'t>,
+        span: Span,
+        place: &ConfigPlace,
+        depth: usize,
+    ) -> Result<YamlNode, YamlError> {
         if depth > MAX_DEPTH {
             return Err(self.too_deep(span));
         }
@@ -160,14 +166,14 @@ impl<'t> Reader<'t, '_> {
             _ => return Err(self.stop(span, "not valid YAML: a value was expected")),
         };
         self.spend(1, span)?;
-        let node = Node { line, plain, value };
+        let node = YamlNode { line, plain, value };
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
         Ok(node)
     }
 
-    fn spend(&mut self, nodes: usize, span: Span) -> Result<(), Stop> {
+    fn spend(&mut self, nodes: usize, span: Span) -> Result<(), YamlError> {
         self.nodes += nodes;
         if self.nodes > MAX_NODES {
             return Err(self.stop(span, &format!("more than {MAX_NODES} values, aliases counted in full")));
@@ -175,7 +181,7 @@ impl<'t> Reader<'t, '_> {
         Ok(())
     }
 
-    fn alias(&mut self, anchor: usize, span: Span, depth: usize) -> Result<Node, Stop> {
+    fn alias(&mut self, anchor: usize, span: Span, depth: usize) -> Result<YamlNode, YamlError> {
         let Some(node) = self.anchors.get(&anchor).cloned() else {
             return Err(self.stop(span, "an alias stands inside its own anchor"));
         };
@@ -183,23 +189,23 @@ impl<'t> Reader<'t, '_> {
         if depth + node.depth() > MAX_DEPTH {
             return Err(self.too_deep(span));
         }
-        Ok(Node { line: span.start.line(), ..node })
+        Ok(YamlNode { line: span.start.line(), ..node })
     }
 
-    fn list(&mut self, place: &Place, depth: usize) -> Result<Value, Stop> {
+    fn list(&mut self, place: &ConfigPlace, depth: usize) -> Result<YamlValue, YamlError> {
         let mut items = Vec::new();
         loop {
             let (event, span) = self.next()?;
             if event == Event::SequenceEnd {
-                return Ok(Value::List(items));
+                return Ok(YamlValue::List(items));
             }
             let place = place.item(items.len(), span.start.line());
             items.push(self.node(event, span, &place, depth + 1)?);
         }
     }
 
-    fn map(&mut self, place: &Place, depth: usize) -> Result<Value, Stop> {
-        let mut entries: Vec<Entry> = Vec::new();
+    fn map(&mut self, place: &ConfigPlace, depth: usize) -> Result<YamlValue, YamlError> {
+        let mut entries: Vec<YamlEntry> = Vec::new();
         let mut merged = Vec::new();
         loop {
             let (event, span) = self.next()?;
@@ -218,7 +224,7 @@ impl<'t> Reader<'t, '_> {
                 let text = format!("given twice, first on line {}", first.line);
                 self.problems.push(Problem::new(&place, text));
             } else {
-                entries.push(Entry { key, line, node });
+                entries.push(YamlEntry { key, line, node });
             }
         }
         for entry in merged {
@@ -226,14 +232,14 @@ impl<'t> Reader<'t, '_> {
                 entries.push(entry);
             }
         }
-        Ok(Value::Map(entries))
+        Ok(YamlValue::Map(entries))
     }
 
     /// What a `<<` brings in; of several maps the first one wins, as YAML's merge key says.
-    fn merge(&mut self, node: Node, place: &Place, merged: &mut Vec<Entry>) {
+    fn merge(&mut self, node: YamlNode, place: &ConfigPlace, merged: &mut Vec<YamlEntry>) {
         match node.value {
-            Value::Map(entries) => merged.extend(entries),
-            Value::List(items) => {
+            YamlValue::Map(entries) => merged.extend(entries),
+            YamlValue::List(items) => {
                 for item in items {
                     self.merge(item, place, merged);
                 }
@@ -246,17 +252,17 @@ impl<'t> Reader<'t, '_> {
     }
 }
 
-fn scalar(text: String, style: ScalarStyle) -> Value {
+fn scalar(text: String, style: ScalarStyle) -> YamlValue {
     let null = matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL");
-    if null && style == ScalarStyle::Plain { Value::Null } else { Value::Text(text) }
+    if null && style == ScalarStyle::Plain { YamlValue::Null } else { YamlValue::Text(text) }
 }
 
 /// The text that was written, or a problem that says that a single value must stand here.
-pub fn text<'t>(node: &'t Node, place: &Place, problems: &mut Vec<Problem>) -> Option<&'t str> {
+pub fn text<'t>(node: &'t YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -> Option<&'t str> {
     match &node.value {
-        Value::Text(text) => Some(text),
-        Value::Null | Value::Broken => None,
-        Value::List(_) | Value::Map(_) => {
+        YamlValue::Text(text) => Some(text),
+        YamlValue::Null | YamlValue::Broken => None,
+        YamlValue::List(_) | YamlValue::Map(_) => {
             problems.push(Problem::new(place, format!("must be a single value, is {}", node.kind())));
             None
         }
@@ -267,14 +273,16 @@ pub fn text<'t>(node: &'t Node, place: &Place, problems: &mut Vec<Problem>) -> O
 mod tests {
     use super::*;
 
-    fn outline(node: &Node) -> String {
+    fn outline(node: &YamlNode) -> String {
         match &node.value {
-            Value::Null => "null".into(),
-            Value::Broken => "?".into(),
-            Value::Text(text) => text.clone(),
-            Value::List(items) => format!("[{}]", items.iter().map(outline).collect::<Vec<_>>().join(",")),
-            Value::Map(entries) => {
-                let pair = |entry: &Entry| format!("{}:{}", entry.key, outline(&entry.node));
+            YamlValue::Null => "null".into(),
+            YamlValue::Broken => "?".into(),
+            YamlValue::Text(text) => text.clone(),
+            YamlValue::List(items) => {
+                format!("[{}]", items.iter().map(outline).collect::<Vec<_>>().join(","))
+            }
+            YamlValue::Map(entries) => {
+                let pair = |entry: &YamlEntry| format!("{}:{}", entry.key, outline(&entry.node));
                 format!("{{{}}}", entries.iter().map(pair).collect::<Vec<_>>().join(","))
             }
         }

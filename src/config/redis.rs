@@ -1,14 +1,14 @@
 //! Forms of a Redis URL: `local`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://` and
 //! `redis-cluster://`.
 //!
-//! Only reads and refuses; connecting is somebody else's. A password is never part of a message. User and
-//! password may be percent-encoded, and need not be: what stands before the last `@` is theirs.
+//! Parses and rejects URLs; it opens no connection. A password is never part of a message. User and password
+//! may be percent-encoded or plain: all that stands before the last `@` belongs to them.
 
 use super::problem::seen;
 use super::secret::Secret;
 use super::types::{RedisForm, RedisUrl};
 use super::url::{decoded, host_and_port, masked};
-use super::values::{Read, unix_path};
+use super::values::{ReadResult, unix_path};
 
 const REMEDY: &str = "write local, redis://[user:password@]host:port/db, rediss://..., unix:///path?db=0, \
                       redis+sentinel://host,host/master/db or redis-cluster://host,host";
@@ -20,23 +20,23 @@ const SENTINEL_PORT: u16 = 26379;
 
 /// What a scheme stands for; the path says the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum RedisTopology {
     Single,
     Sentinel,
     Cluster,
 }
 
-const SCHEMES: [(&str, Kind); 6] = [
-    ("redis", Kind::Single),
-    ("rediss", Kind::Single),
-    ("redis+sentinel", Kind::Sentinel),
-    ("rediss+sentinel", Kind::Sentinel),
-    ("redis-cluster", Kind::Cluster),
-    ("rediss-cluster", Kind::Cluster),
+const SCHEMES: [(&str, RedisTopology); 6] = [
+    ("redis", RedisTopology::Single),
+    ("rediss", RedisTopology::Single),
+    ("redis+sentinel", RedisTopology::Sentinel),
+    ("rediss+sentinel", RedisTopology::Sentinel),
+    ("redis-cluster", RedisTopology::Cluster),
+    ("rediss-cluster", RedisTopology::Cluster),
 ];
 
 /// Reads a URL, or `local`; the error reads on after the key.
-pub fn url(text: &str) -> Read<RedisUrl> {
+pub fn url(text: &str) -> ReadResult<RedisUrl> {
     let text = if text == "local" { LOCAL } else { text };
     parse(text).map_err(|what| format!("{} {what}: {REMEDY}", seen(&masked(text))))
 }
@@ -56,13 +56,13 @@ fn parse(text: &str) -> Result<RedisUrl, &'static str> {
         return Err("has a query or fragment");
     }
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let port = if *kind == Kind::Sentinel { SENTINEL_PORT } else { PORT };
+    let port = if *kind == RedisTopology::Sentinel { SENTINEL_PORT } else { PORT };
     let mut hosts = Vec::new();
     for host in authority.split(',') {
         let (host, given) = host_and_port(host)?;
         hosts.push((host, given.unwrap_or(port)));
     }
-    if *kind == Kind::Single && hosts.len() > 1 {
+    if *kind == RedisTopology::Single && hosts.len() > 1 {
         return Err("names several hosts");
     }
     let (form, database) = place(*kind, path.trim_matches('/'))?;
@@ -100,22 +100,22 @@ fn user_and_password(written: Option<&str>) -> (Option<String>, Option<Secret>) 
     (user, password.filter(|password| !password.is_empty()).map(|password| Secret::new(plain(password))))
 }
 
-fn place(kind: Kind, path: &str) -> Result<(RedisForm, u16), &'static str> {
+fn place(kind: RedisTopology, path: &str) -> Result<(RedisForm, u16), &'static str> {
     let number = |text: &str| if text.is_empty() { Ok(0) } else { text.parse::<u16>() };
     match (kind, path.split_once('/')) {
-        (Kind::Single, None) => match number(path) {
+        (RedisTopology::Single, None) => match number(path) {
             Ok(database) => Ok((RedisForm::Single, database)),
             Err(_) => Err("has a path that is no database number"),
         },
-        (Kind::Single, _) => Err("has a path that is no database number"),
-        (Kind::Sentinel, None) if path.is_empty() => Err("does not name the master"),
-        (Kind::Sentinel, split) => {
+        (RedisTopology::Single, _) => Err("has a path that is no database number"),
+        (RedisTopology::Sentinel, None) if path.is_empty() => Err("does not name the master"),
+        (RedisTopology::Sentinel, split) => {
             let (master, database) = split.unwrap_or((path, ""));
             let database = number(database).map_err(|_| "has a database that is no number")?;
             Ok((RedisForm::Sentinel(master.into()), database))
         }
-        (Kind::Cluster, _) if path.is_empty() || path == "0" => Ok((RedisForm::Cluster, 0)),
-        (Kind::Cluster, _) => Err("names a database, which a cluster does not have"),
+        (RedisTopology::Cluster, _) if path.is_empty() || path == "0" => Ok((RedisForm::Cluster, 0)),
+        (RedisTopology::Cluster, _) => Err("names a database, which a cluster does not have"),
     }
 }
 

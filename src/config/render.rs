@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use super::keys;
 use super::secret::Secret;
 use super::types::{
-    Breaker, Config, Discover, Listen, Passthrough, PassthroughTo, Retry, Sessions, Source, Timeouts,
-    UpstreamConfig, UpstreamTls,
+    Breaker, Config, Discover, DiscoverySource, Listen, Passthrough, PassthroughTo, Retry, SessionConfig,
+    Timeouts, UpstreamConfig, UpstreamTls,
 };
 use super::values::{show_duration, show_size};
 
@@ -114,7 +114,7 @@ fn retry(retry: &Retry) -> Value {
     })
 }
 
-fn sessions(sessions: &Sessions) -> Value {
+fn sessions(sessions: &SessionConfig) -> Value {
     json!({
         "headers": sessions.headers,
         "body": sessions.body,
@@ -144,7 +144,7 @@ fn upstreams(config: &Config) -> Vec<Value> {
     config.upstreams.iter().map(upstream).chain(config.sources.iter().map(source)).collect()
 }
 
-fn source(source: &Source) -> Value {
+fn source(source: &DiscoverySource) -> Value {
     let mut value = match &source.ask {
         Discover::Gym(url) => json!({"gym": url.display()}),
     };
@@ -177,7 +177,7 @@ fn upstream(upstream: &UpstreamConfig) -> Value {
     })
 }
 
-/// An upstream with its key, for whoever has to be able to use it.
+/// Renders an upstream with its key, for siblings that send requests to it.
 pub fn upstream_with_key(config: &UpstreamConfig) -> Value {
     let mut value = upstream(config);
     value["api_key"] = json!(config.api_key.as_ref().map(Secret::expose));

@@ -1,7 +1,7 @@
 //! A value that must never be printed: keys, tokens, passwords.
 //!
-//! `Debug` and `Display` show a mask, so a secret cannot reach a log, an error or `GET /admin/config`
-//! by accident; whoever needs the value says so with `expose`.
+//! `Debug` and `Display` show a mask, so a secret cannot reach a log, an error or `GET /admin/config` by
+//! accident; code that needs the value calls `expose`.
 
 use std::fmt;
 

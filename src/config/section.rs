@@ -1,28 +1,28 @@
 //! Reading one map of the file key by key, collecting problems instead of stopping.
 //!
-//! A key that was not written, or whose value was a problem, gives the default: whoever reads goes on,
-//! so that the next problem is found too. Unknown keys are found by the table in `keys`. Never keeps
-//! a default of its own.
+//! A key that was not written, or whose value was a problem, gives the default: reading goes on, so that the
+//! next problem is found too. Unknown keys are found by the table in `keys`. Never keeps a default of its
+//! own.
 
 use super::keys;
-use super::problem::{Place, Problem, seen};
-use super::raw::{self, Entry, Node, Value};
-use super::values::Read;
+use super::problem::{ConfigPlace, Problem, seen};
+use super::raw::{self, YamlEntry, YamlNode, YamlValue};
+use super::values::ReadResult;
 
 pub struct Section<'t, 'p> {
-    pub place: Place,
-    entries: &'t [Entry],
+    pub place: ConfigPlace,
+    entries: &'t [YamlEntry],
     pub problems: &'p mut Vec<Problem>,
 }
 
 impl<'t, 'p> Section<'t, 'p> {
     /// Opens a map. Unknown keys become problems here; what is no map is a problem and reads as empty.
-    pub fn open(node: &'t Node, place: Place, problems: &'p mut Vec<Problem>) -> Self {
+    pub fn open(node: &'t YamlNode, place: ConfigPlace, problems: &'p mut Vec<Problem>) -> Self {
         let known = keys::of(&place.pattern());
-        let entries: &[Entry] = match &node.value {
-            Value::Map(entries) => entries,
-            Value::Null | Value::Broken => &[],
-            Value::Text(_) | Value::List(_) => {
+        let entries: &[YamlEntry] = match &node.value {
+            YamlValue::Map(entries) => entries,
+            YamlValue::Null | YamlValue::Broken => &[],
+            YamlValue::Text(_) | YamlValue::List(_) => {
                 let text =
                     format!("must be a map of keys, is {}: known are {}", node.kind(), known.join(", "));
                 problems.push(Problem::new(&place, text));
@@ -40,15 +40,15 @@ impl<'t, 'p> Section<'t, 'p> {
     }
 
     /// The place of a key, with its line if it was written.
-    pub fn place_of(&self, key: &str) -> Place {
+    pub fn place_of(&self, key: &str) -> ConfigPlace {
         let line = self.entries.iter().find(|entry| entry.key == key).map(|entry| entry.line);
         self.place.key(key, line)
     }
 
     /// What was written for the key; `None` for nothing and for null.
-    pub fn node(&self, key: &str) -> Option<&'t Node> {
+    pub fn node(&self, key: &str) -> Option<&'t YamlNode> {
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
-        (entry.node.value != Value::Null).then_some(&entry.node)
+        (entry.node.value != YamlValue::Null).then_some(&entry.node)
     }
 
     /// The map of a key; reads as empty when it was not written.
@@ -61,13 +61,13 @@ impl<'t, 'p> Section<'t, 'p> {
     }
 
     /// The value of a key as `read` understands it.
-    pub fn get<T>(&mut self, key: &str, read: impl Fn(&str) -> Read<T>) -> Option<T> {
+    pub fn get<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<T> {
         let place = self.place_of(key);
         scalar(self.node(key)?, &place, self.problems, read)
     }
 
     /// As `get`, for a key that must be there.
-    pub fn require<T>(&mut self, key: &str, read: impl Fn(&str) -> Read<T>) -> Option<T> {
+    pub fn require<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<T> {
         if self.node(key).is_none() {
             self.problem(key, "is missing");
         }
@@ -94,7 +94,7 @@ impl<'t, 'p> Section<'t, 'p> {
     }
 
     /// A list of single values.
-    pub fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> Read<T>) -> Option<Vec<T>> {
+    pub fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<Vec<T>> {
         let place = self.place_of(key);
         let items = items(self.node(key)?, &place, self.problems)?;
         let each = items
@@ -111,11 +111,15 @@ impl<'t, 'p> Section<'t, 'p> {
 }
 
 /// The items of a list, or a problem.
-pub fn items<'t>(node: &'t Node, place: &Place, problems: &mut Vec<Problem>) -> Option<&'t [Node]> {
+pub fn items<'t>(
+    node: &'t YamlNode,
+    place: &ConfigPlace,
+    problems: &mut Vec<Problem>,
+) -> Option<&'t [YamlNode]> {
     match &node.value {
-        Value::List(items) => Some(items),
-        Value::Null | Value::Broken => None,
-        Value::Text(_) | Value::Map(_) => {
+        YamlValue::List(items) => Some(items),
+        YamlValue::Null | YamlValue::Broken => None,
+        YamlValue::Text(_) | YamlValue::Map(_) => {
             problems.push(Problem::new(place, format!("must be a list, is {}", node.kind())));
             None
         }
@@ -124,12 +128,12 @@ pub fn items<'t>(node: &'t Node, place: &Place, problems: &mut Vec<Problem>) -> 
 
 /// One single value as `read` understands it, or a problem.
 pub fn scalar<T>(
-    node: &Node,
-    place: &Place,
+    node: &YamlNode,
+    place: &ConfigPlace,
     problems: &mut Vec<Problem>,
-    read: impl Fn(&str) -> Read<T>,
+    read: impl Fn(&str) -> ReadResult<T>,
 ) -> Option<T> {
-    if node.value == Value::Null {
+    if node.value == YamlValue::Null {
         problems.push(Problem::new(place, "must not be empty"));
     }
     let text = raw::text(node, place, problems)?;

@@ -1,7 +1,7 @@
 //! What runs: the configuration after it was read and checked, and the one home of every default.
 //!
-//! Nothing here knows YAML, flags or environment; `config::check` makes these values from what was
-//! written, and everybody else only reads them. A value of these types is always valid.
+//! Nothing here knows YAML, flags or environment; `config::check` makes these values from what was written,
+//! and all other modules only read them. A value of these types is always valid.
 
 use std::fmt;
 mod balance;
@@ -21,8 +21,8 @@ pub use limits::ConnectionLimits;
 pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
-pub use sessions::Sessions;
-pub use source::{Discover, Discovered, Source};
+pub use sessions::SessionConfig;
+pub use source::{Discover, Discovered, DiscoverySource};
 pub use trusted::{Network, TrustedProxies, TrustedProxy};
 
 use super::secret::Secret;
@@ -34,13 +34,13 @@ const UPGRADE_SOCKET: &str = "/run/vllm-lb/upgrade.sock";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub listen: Vec<Listen>,
-    pub admin: Admin,
+    pub admin: AdminConfig,
     /// `None`: there are no siblings.
     pub redis: Option<RedisUrl>,
     pub redis_options: RedisOptions,
     pub upstreams: Vec<UpstreamConfig>,
-    /// Who is asked for further ones.
-    pub sources: Vec<Source>,
+    /// The sources that are polled for further upstreams.
+    pub sources: Vec<DiscoverySource>,
     pub routes: Vec<RouteConfig>,
     pub balance: Balance,
     pub index: PrefixIndex,
@@ -49,17 +49,17 @@ pub struct Config {
     pub breaker: Breaker,
     pub timeouts: Timeouts,
     pub retry: Retry,
-    pub queue: Queue,
-    pub limits: Limits,
+    pub queue: QueueConfig,
+    pub limits: ClientLimits,
     pub trusted_proxies: TrustedProxies,
     /// Worker threads; 0 is one a core.
     pub threads: usize,
     pub passthrough: Vec<Passthrough>,
     /// Where a process that is to follow this one asks for its listening sockets.
     pub upgrade_socket: PathBuf,
-    pub sessions: Sessions,
-    pub log: Log,
-    pub shutdown: Shutdown,
+    pub sessions: SessionConfig,
+    pub log: LogConfig,
+    pub shutdown: ShutdownConfig,
     /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
     pub expose: bool,
 }
@@ -67,8 +67,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            listen: vec![Listen { address: Address::Tcp("0.0.0.0:8000".into()), tls: None }],
-            admin: Admin::default(),
+            listen: vec![Listen { address: ListenAddress::Tcp("0.0.0.0:8000".into()), tls: None }],
+            admin: AdminConfig::default(),
             redis: None,
             redis_options: RedisOptions::default(),
             upstreams: Vec::new(),
@@ -81,15 +81,15 @@ impl Default for Config {
             breaker: Breaker::default(),
             timeouts: Timeouts::default(),
             retry: Retry::default(),
-            queue: Queue::default(),
-            limits: Limits::default(),
+            queue: QueueConfig::default(),
+            limits: ClientLimits::default(),
             trusted_proxies: TrustedProxies::default(),
             threads: 0,
             passthrough: Vec::new(),
             upgrade_socket: UPGRADE_SOCKET.into(),
-            sessions: Sessions::default(),
-            log: Log::default(),
-            shutdown: Shutdown::default(),
+            sessions: SessionConfig::default(),
+            log: LogConfig::default(),
+            shutdown: ShutdownConfig::default(),
             expose: false,
         }
     }
@@ -97,23 +97,23 @@ impl Default for Config {
 
 /// Where a socket listens: `host:port`, or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum ListenAddress {
     Tcp(String),
     Unix(PathBuf),
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp(address) => f.write_str(address),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Tcp(address) => f.write_str(address),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    pub address: Address,
+    pub address: ListenAddress,
     pub tls: Option<ListenTls>,
 }
 
@@ -124,15 +124,15 @@ pub struct ListenTls {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
-    pub address: Address,
+pub struct AdminConfig {
+    pub address: ListenAddress,
     /// With a token, admin calls need `Authorization: Bearer`.
     pub token: Option<Secret>,
 }
 
-impl Default for Admin {
+impl Default for AdminConfig {
     fn default() -> Self {
-        Admin { address: Address::Tcp("127.0.0.1:9090".into()), token: None }
+        AdminConfig { address: ListenAddress::Tcp("127.0.0.1:9090".into()), token: None }
     }
 }
 
@@ -151,7 +151,7 @@ pub struct UpstreamConfig {
     /// At this many requests in flight the upstream is no candidate.
     pub max_active: Option<u32>,
     pub tls: UpstreamTls,
-    /// `None`: somebody named it in the file, on the command line or at run time.
+    /// `None`: the operator named it in the file, on the command line or at run time.
     pub discovered: Option<Discovered>,
 }
 
@@ -292,16 +292,16 @@ impl Default for Breaker {
 
 /// Where requests wait while every upstream that could have them is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Queue {
+pub struct QueueConfig {
     /// The most that wait, for all models together; 0 is no queue.
     pub size: usize,
     /// The longest that one waits.
     pub wait: Duration,
 }
 
-impl Default for Queue {
+impl Default for QueueConfig {
     fn default() -> Self {
-        Queue { size: 1024, wait: Duration::from_secs(30) }
+        QueueConfig { size: 1024, wait: Duration::from_secs(30) }
     }
 }
 
@@ -323,7 +323,7 @@ impl Default for Timeouts {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct ClientLimits {
     /// The most connections of clients at once; 0 is no limit.
     pub connections: usize,
     /// The largest request head; a larger one gets 431.
@@ -331,9 +331,9 @@ pub struct Limits {
     pub connection: ConnectionLimits,
 }
 
-impl Default for Limits {
+impl Default for ClientLimits {
     fn default() -> Self {
-        Limits { connections: 0, header_bytes: 64 << 10, connection: ConnectionLimits::default() }
+        ClientLimits { connections: 0, header_bytes: 64 << 10, connection: ConnectionLimits::default() }
     }
 }
 
@@ -351,7 +351,7 @@ pub enum PassthroughTo {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
+pub struct LogConfig {
     /// `None`: txt on a terminal, else json.
     pub format: Option<LogFormat>,
     pub level: LogLevel,
@@ -361,9 +361,9 @@ pub struct Log {
     pub truncate: usize,
 }
 
-impl Default for Log {
+impl Default for LogConfig {
     fn default() -> Self {
-        Log { format: None, level: LogLevel::Info, bodies: false, truncate: 180 }
+        LogConfig { format: None, level: LogLevel::Info, bodies: false, truncate: 180 }
     }
 }
 
@@ -463,15 +463,15 @@ impl LogLevel {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shutdown {
+pub struct ShutdownConfig {
     /// How long requests in flight may go on once nothing new is accepted.
     pub grace: Duration,
     /// How long to go on accepting after SIGTERM, while health says no.
     pub drain: Duration,
 }
 
-impl Default for Shutdown {
+impl Default for ShutdownConfig {
     fn default() -> Self {
-        Shutdown { grace: Duration::from_secs(180), drain: Duration::ZERO }
+        ShutdownConfig { grace: Duration::from_secs(180), drain: Duration::ZERO }
     }
 }

@@ -5,12 +5,12 @@
 
 use super::problem::seen;
 use super::types::UpstreamUrl;
-use super::values::{Read, is_host, unix_path};
+use super::values::{ReadResult, is_host, unix_path};
 
 const REMEDY: &str = "write http://host:port, https://host:port or unix:/path";
 
 /// Reads an upstream's URL; the error reads on after the key.
-pub fn upstream(text: &str) -> Read<UpstreamUrl> {
+pub fn upstream(text: &str) -> ReadResult<UpstreamUrl> {
     if text.trim().is_empty() {
         return Err(format!("must not be empty: {REMEDY}"));
     }
@@ -30,7 +30,7 @@ pub fn upstream(text: &str) -> Read<UpstreamUrl> {
     Ok(UpstreamUrl { https, host, port: port.unwrap_or(if https { 443 } else { 80 }), unix: None, prefix })
 }
 
-fn scheme(text: &str) -> Read<(bool, &str)> {
+fn scheme(text: &str) -> ReadResult<(bool, &str)> {
     match text.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => Ok((false, rest)),
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => Ok((true, rest)),

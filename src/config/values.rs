@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use super::problem::seen;
 use super::secret::Secret;
-use super::types::{Address, Network, TrustedProxy};
+use super::types::{ListenAddress, Network, TrustedProxy};
 
 /// A reader's answer; the error reads on after the key.
-pub type Read<T> = Result<T, String>;
+pub type ReadResult<T> = Result<T, String>;
 
 const DURATION_UNITS: [(&str, u64); 5] =
     [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
@@ -41,7 +41,7 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     Some((text[..digits].parse().unwrap_or(u64::MAX), &text[digits..]))
 }
 
-fn duration(text: &str) -> Read<Duration> {
+fn duration(text: &str) -> ReadResult<Duration> {
     let bad = || format!("{} is not a duration: write 500ms, 2s, 5m, 1h, 7d or 0", seen(text));
     let (number, unit) = number_and_unit(text).ok_or_else(bad)?;
     if number == 0 && unit.is_empty() {
@@ -51,7 +51,7 @@ fn duration(text: &str) -> Read<Duration> {
     Ok(Duration::from_millis(number.saturating_mul(*factor)))
 }
 
-fn size(text: &str) -> Read<u64> {
+fn size(text: &str) -> ReadResult<u64> {
     let bad = || format!("{} is not a size: write 1024, 64KiB, 2MiB, 1GiB or 10GB", seen(text));
     let (number, unit) = number_and_unit(text).ok_or_else(bad)?;
     let (_, factor) = SIZE_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
@@ -63,25 +63,25 @@ fn within<T: PartialOrd>(
     value: T,
     range: &RangeInclusive<T>,
     show: impl Fn(&T) -> String,
-) -> Read<T> {
+) -> ReadResult<T> {
     if range.contains(&value) {
         return Ok(value);
     }
     Err(format!("{} is out of range: {} to {}", seen(text), show(range.start()), show(range.end())))
 }
 
-pub fn duration_in(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Read<Duration> {
+pub fn duration_in(range: RangeInclusive<Duration>) -> impl Fn(&str) -> ReadResult<Duration> {
     move |text| within(text, duration(text)?, &range, |value| show_duration(*value))
 }
 
-pub fn size_in(range: RangeInclusive<u64>) -> impl Fn(&str) -> Read<u64> {
+pub fn size_in(range: RangeInclusive<u64>) -> impl Fn(&str) -> ReadResult<u64> {
     move |text| within(text, size(text)?, &range, |value| show_size(*value))
 }
 
 /// A whole number, as the integer type that the caller needs.
 pub fn integer_in<T: TryFrom<u64> + PartialOrd + Display>(
     range: RangeInclusive<T>,
-) -> impl Fn(&str) -> Read<T> {
+) -> impl Fn(&str) -> ReadResult<T> {
     move |text| {
         let out_of_range = || format!("{} is out of range: {} to {}", seen(text), range.start(), range.end());
         let digits = text.strip_prefix('-').unwrap_or(text);
@@ -93,7 +93,7 @@ pub fn integer_in<T: TryFrom<u64> + PartialOrd + Display>(
     }
 }
 
-pub fn number_in(range: RangeInclusive<f64>) -> impl Fn(&str) -> Read<f64> {
+pub fn number_in(range: RangeInclusive<f64>) -> impl Fn(&str) -> ReadResult<f64> {
     move |text| {
         let looks_right = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
         match text.parse::<f64>() {
@@ -103,7 +103,7 @@ pub fn number_in(range: RangeInclusive<f64>) -> impl Fn(&str) -> Read<f64> {
     }
 }
 
-pub fn boolean(text: &str) -> Read<bool> {
+pub fn boolean(text: &str) -> ReadResult<bool> {
     match text {
         "true" | "True" | "TRUE" => Ok(true),
         "false" | "False" | "FALSE" => Ok(false),
@@ -112,7 +112,7 @@ pub fn boolean(text: &str) -> Read<bool> {
 }
 
 /// Any text of visible characters and spaces.
-pub fn plain(text: &str) -> Read<String> {
+pub fn plain(text: &str) -> ReadResult<String> {
     if text.trim().is_empty() {
         return Err("must not be empty".into());
     }
@@ -123,7 +123,7 @@ pub fn plain(text: &str) -> Read<String> {
 }
 
 /// A token or key that goes into a header; never shown.
-pub fn secret(text: &str) -> Read<Secret> {
+pub fn secret(text: &str) -> ReadResult<Secret> {
     if text.is_empty() {
         return Err("must not be empty: leave the key out where there is none".into());
     }
@@ -134,7 +134,7 @@ pub fn secret(text: &str) -> Read<Secret> {
 }
 
 /// The name of a header, or of a cookie, in small letters.
-pub fn header_name(text: &str) -> Read<String> {
+pub fn header_name(text: &str) -> ReadResult<String> {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if text.is_empty() || !text.bytes().all(is_part) {
         return Err(format!("{} is no name: write letters, digits and dashes", seen(text)));
@@ -142,12 +142,12 @@ pub fn header_name(text: &str) -> Read<String> {
     Ok(text.to_ascii_lowercase())
 }
 
-pub fn file_path(text: &str) -> Read<PathBuf> {
+pub fn file_path(text: &str) -> ReadResult<PathBuf> {
     plain(text).map(PathBuf::from)
 }
 
 /// The path of a request: begins with a slash, has no query.
-pub fn url_path(text: &str) -> Read<String> {
+pub fn url_path(text: &str) -> ReadResult<String> {
     if text.is_empty() {
         return Err("must not be empty".into());
     }
@@ -159,14 +159,14 @@ pub fn url_path(text: &str) -> Read<String> {
 }
 
 /// `host:port` or `unix:/path`.
-pub fn address(text: &str) -> Read<Address> {
+pub fn address(text: &str) -> ReadResult<ListenAddress> {
     let remedy = "write host:port, [::]:port or unix:/path";
     if text.is_empty() {
         return Err(format!("must not be empty: {remedy}"));
     }
     if let Some(path) = text.strip_prefix("unix:") {
         let path = unix_path(path).ok_or_else(|| format!("{} is no unix socket: {remedy}", seen(text)))?;
-        return Ok(Address::Unix(path));
+        return Ok(ListenAddress::Unix(path));
     }
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if is_host(host) => (host, port),
@@ -174,7 +174,7 @@ pub fn address(text: &str) -> Read<Address> {
     };
     match port.parse::<u16>() {
         Ok(number) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Ok(Address::Tcp(format!("{host}:{number}")))
+            Ok(ListenAddress::Tcp(format!("{host}:{number}")))
         }
         _ => Err(format!("{} has no valid port: 0 to 65535, 0 lets the system choose", seen(text))),
     }
@@ -199,7 +199,7 @@ pub(super) fn is_host(host: &str) -> bool {
 }
 
 /// An address, a network in CIDR form, or `unix`.
-pub fn trusted_proxy(text: &str) -> Read<TrustedProxy> {
+pub fn trusted_proxy(text: &str) -> ReadResult<TrustedProxy> {
     if text == "unix" {
         return Ok(TrustedProxy::Unix);
     }
@@ -314,10 +314,10 @@ mod tests {
     #[test]
     fn addresses() {
         for text in ["0.0.0.0:8000", "localhost:0", "[::]:8000", "gpu-0.lan:80"] {
-            assert_eq!(address(text), Ok(Address::Tcp(text.into())), "{text}");
+            assert_eq!(address(text), Ok(ListenAddress::Tcp(text.into())), "{text}");
         }
         for text in ["unix:/run/lb.sock", "unix:///run/lb.sock"] {
-            assert_eq!(address(text), Ok(Address::Unix("/run/lb.sock".into())), "{text}");
+            assert_eq!(address(text), Ok(ListenAddress::Unix("/run/lb.sock".into())), "{text}");
         }
         for text in
             ["", "8000", ":8000", "*:8000", "::1:80", "a b:1", "h:", "h:+1", "h:65536", "unix:", "unix:x"]

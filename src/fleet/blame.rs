@@ -46,8 +46,8 @@ impl<'f> Blame<'f> {
     }
 
     /// An attempt was answered, or none follows.
-    pub fn settle(&mut self) {
-        let counts = self.ledger.settle();
+    pub fn conclude(&mut self) {
+        let counts = self.ledger.conclude();
         self.report(counts);
     }
 
@@ -64,7 +64,7 @@ impl<'f> Blame<'f> {
         tokio::select! {
             biased;
             ended = &mut attempt => return ended,
-            () = tokio::time::sleep(MAX_OPEN) => self.settle(),
+            () = tokio::time::sleep(MAX_OPEN) => self.conclude(),
         }
         attempt.await
     }
@@ -80,7 +80,7 @@ impl<'f> Blame<'f> {
 
 impl Drop for Blame<'_> {
     fn drop(&mut self) {
-        self.settle();
+        self.conclude();
     }
 }
 
@@ -113,8 +113,8 @@ mod tests {
         let mut blame = fleet.blame();
         blame.failed(0, FailureKind::Reset);
         assert_eq!(signs(&mut keeper), Vec::<usize>::new(), "another attempt may fail alike");
-        blame.settle();
-        blame.settle();
+        blame.conclude();
+        blame.conclude();
         drop(blame);
         assert_eq!(signs(&mut keeper), [0]);
         let mut dropped = fleet.blame();

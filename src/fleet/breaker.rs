@@ -1,4 +1,4 @@
-//! How one upstream is, as a state machine: what was seen of it goes in, what it may have comes out.
+//! The state machine of one upstream: observations go in, the requests that it may have come out.
 //!
 //! ```text
 //! unknown --`rise` good probes--> ready
@@ -18,9 +18,9 @@
 //!
 //! The process of a dead engine goes on for a moment, and may answer probes well meanwhile.
 //!
-//! An operator's drain lies over all of this and hides it until it is taken back, but for `Standing::gone`:
-//! what is in flight must learn that nothing comes any more. Whoever comes back works
-//! its way up to its whole weight (`Standing::warmth`).
+//! An operator's drain overrides all of this and hides it until it is taken back, except for
+//! `UpstreamStatus::gone`: requests in flight must learn that their answers will not come. An upstream that
+//! comes back works its way up to its whole weight (`UpstreamStatus::warmth`).
 //!
 //! A probe never ends a trip early: an engine that fails requests mostly answers probes well. Silence to a
 //! probe never counts against an engine that has begun answers meanwhile. Errors of clients and full
@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use crate::config::types::{Breaker, Health};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum UpstreamState {
     /// Not reached since it is known.
     Unknown,
     Ready,
@@ -48,18 +48,24 @@ pub enum State {
     Tripped,
 }
 
-impl State {
-    pub const ALL: [State; 6] =
-        [State::Unknown, State::Ready, State::Suspect, State::Down, State::Draining, State::Tripped];
+impl UpstreamState {
+    pub const ALL: [UpstreamState; 6] = [
+        UpstreamState::Unknown,
+        UpstreamState::Ready,
+        UpstreamState::Suspect,
+        UpstreamState::Down,
+        UpstreamState::Draining,
+        UpstreamState::Tripped,
+    ];
 
     pub fn label(self) -> &'static str {
         match self {
-            State::Unknown => "unknown",
-            State::Ready => "ready",
-            State::Suspect => "suspect",
-            State::Down => "down",
-            State::Draining => "draining",
-            State::Tripped => "tripped",
+            UpstreamState::Unknown => "unknown",
+            UpstreamState::Ready => "ready",
+            UpstreamState::Suspect => "suspect",
+            UpstreamState::Down => "down",
+            UpstreamState::Draining => "draining",
+            UpstreamState::Tripped => "tripped",
         }
     }
 }
@@ -70,7 +76,7 @@ pub enum Admits {
     None,
     /// One at a time, to find out.
     One,
-    /// Those that nobody better can have.
+    /// Only requests that no better upstream can take.
     Last,
     All,
 }
@@ -78,14 +84,14 @@ pub enum Admits {
 /// What a request saw of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// It could not be reached; `refused`: nobody listens there.
+    /// The connection failed; `refused`: no process listens on the port.
     Unreached { refused: bool },
     /// A server error, or an end without an answer.
     Failed,
     /// An answer began.
     Answered,
-    /// It gave the request up without a token: it is shutting down, or somebody told it to abort. Clients
-    /// may do that, so that only a probe can tell.
+    /// The upstream gave the request up without a token: it is shutting down, or a client aborted the
+    /// request. Clients may abort any request, so only a probe can tell the cases apart.
     GaveUp,
     /// It said itself that it is shutting down.
     Leaving,
@@ -95,18 +101,18 @@ pub enum Sign {
 
 /// How a probe failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Miss {
-    /// Nobody listens.
+pub enum ProbeMiss {
+    /// The connection was refused.
     Refused,
     /// No answer in time, or a broken one.
     Silent,
-    /// An answer that says that it is not well.
+    /// An error status.
     Wrong,
 }
 
-/// The settings that the machine goes by.
+/// The settings of the state machine.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rules {
+pub struct BreakerRules {
     pub health: Health,
     pub breaker: Breaker,
 }
@@ -116,10 +122,11 @@ pub struct Rules {
 const WARM_UP: Duration = Duration::from_secs(10);
 
 /// The share of its weight with which it begins.
-const COLD: f64 = 0.1;
+const COLD_WEIGHT_SHARE: f64 = 0.1;
 
-/// An engine that said that it is leaving is gone after this, or was wrong.
-const LEAVING: Duration = Duration::from_secs(15);
+/// The longest that an engine which announced its shutdown counts as draining. If it still answers then, the
+/// announcement was wrong.
+const MAX_LEAVING_TIME: Duration = Duration::from_secs(15);
 
 /// While an upstream works its way up it has its whole weight with this many requests in flight, one more
 /// for each second. Otherwise the balancer would send it nothing beside idle upstreams, which cost a tenth.
@@ -134,15 +141,15 @@ const TRIP_SHARE: f64 = 0.5;
 
 /// What a decision needs to know of an upstream; true until the machine moves again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub state: State,
+pub struct UpstreamStatus {
+    pub state: UpstreamState,
     /// When `state` began.
     pub since: Instant,
     /// By all that was seen of it its process does not work any more, also while an operator drains it.
     pub gone: bool,
-    /// Nobody listens there: what its process had in memory is no more.
+    /// Connections are refused: its process, and what it held in memory, is gone.
     pub lost: bool,
-    /// It has been looked for, and was not there: nobody knows when it comes.
+    /// It was probed and did not answer; when it will come is unknown.
     pub missing: bool,
     admits: Admits,
     /// Before this it admits nothing.
@@ -150,7 +157,7 @@ pub struct Standing {
     warm_since: Option<Instant>,
 }
 
-impl Standing {
+impl UpstreamStatus {
     pub fn admits(&self, now: Instant) -> Admits {
         match self.opens {
             Some(opens) if now < opens => Admits::None,
@@ -175,18 +182,18 @@ impl Standing {
     pub fn warmth(&self, now: Instant) -> f64 {
         let Some(since) = self.warm_since else { return 1.0 };
         let share = now.saturating_duration_since(since).as_secs_f64() / WARM_UP.as_secs_f64();
-        share.clamp(COLD, 1.0)
+        share.clamp(COLD_WEIGHT_SHARE, 1.0)
     }
 }
 
 #[derive(Clone, Debug)]
 pub struct Machine {
-    state: State,
+    state: UpstreamState,
     since: Instant,
     /// Probes in a row.
     good: u32,
     bad: u32,
-    /// Nobody listened when it was last tried.
+    /// The last connection was refused.
     refused: bool,
     /// It said at the last probe that it is not well.
     unwell: bool,
@@ -213,7 +220,7 @@ struct DeadEngine {
 impl Machine {
     pub fn new(now: Instant) -> Self {
         Machine {
-            state: State::Unknown,
+            state: UpstreamState::Unknown,
             since: now,
             good: 0,
             bad: 0,
@@ -228,34 +235,49 @@ impl Machine {
         }
     }
 
-    pub fn standing(&self, rules: &Rules) -> Standing {
+    pub fn status(&self, rules: &BreakerRules) -> UpstreamStatus {
         let Machine { state, since, warm_since, .. } = *self;
         let gone = match state {
-            State::Down => true,
+            UpstreamState::Down => true,
             // A trip hides that probes fail, too.
-            State::Tripped => self.bad >= rules.health.fall,
-            State::Unknown | State::Ready | State::Suspect | State::Draining => false,
+            UpstreamState::Tripped => self.bad >= rules.health.fall,
+            UpstreamState::Unknown
+            | UpstreamState::Ready
+            | UpstreamState::Suspect
+            | UpstreamState::Draining => false,
         };
         let lost = gone && (self.refused || self.dead.is_some());
-        let missing = state == State::Unknown && self.bad > 0;
+        let missing = state == UpstreamState::Unknown && self.bad > 0;
         if let Some(since) = self.drained {
-            let (state, admits) = (State::Draining, Admits::None);
-            return Standing { state, since, gone, lost, missing, admits, opens: None, warm_since: None };
+            let (state, admits) = (UpstreamState::Draining, Admits::None);
+            return UpstreamStatus {
+                state,
+                since,
+                gone,
+                lost,
+                missing,
+                admits,
+                opens: None,
+                warm_since: None,
+            };
         }
         let admits = match state {
-            State::Ready => Admits::All,
-            State::Suspect if self.refused || self.unwell => Admits::Last,
-            State::Suspect => Admits::All,
-            State::Tripped if !gone => Admits::One,
-            State::Unknown | State::Down | State::Draining | State::Tripped => Admits::None,
+            UpstreamState::Ready => Admits::All,
+            UpstreamState::Suspect if self.refused || self.unwell => Admits::Last,
+            UpstreamState::Suspect => Admits::All,
+            UpstreamState::Tripped if !gone => Admits::One,
+            UpstreamState::Unknown
+            | UpstreamState::Down
+            | UpstreamState::Draining
+            | UpstreamState::Tripped => Admits::None,
         };
-        let opens = (state == State::Tripped).then(|| since + self.open);
-        Standing { state, since, gone, lost, missing, admits, opens, warm_since }
+        let opens = (state == UpstreamState::Tripped).then(|| since + self.open);
+        UpstreamStatus { state, since, gone, lost, missing, admits, opens, warm_since }
     }
 
     /// When `standing` admits more by itself.
     pub fn opens(&self) -> Option<Instant> {
-        (self.state == State::Tripped).then(|| self.since + self.open)
+        (self.state == UpstreamState::Tripped).then(|| self.since + self.open)
     }
 
     /// Failed probes in a row.
@@ -265,12 +287,12 @@ impl Machine {
 
     /// Whether news of it are worth more than a probe at each interval.
     pub fn is_uncertain(&self) -> bool {
-        !matches!(self.state, State::Ready | State::Tripped)
+        !matches!(self.state, UpstreamState::Ready | UpstreamState::Tripped)
     }
 
     /// Whether answers are news: otherwise they are only counted.
-    pub fn wants_answers(&self) -> bool {
-        matches!(self.state, State::Suspect | State::Tripped)
+    pub fn counts_answers(&self) -> bool {
+        matches!(self.state, UpstreamState::Suspect | UpstreamState::Tripped)
     }
 
     /// The operator's word; it stands until the next one.
@@ -279,26 +301,29 @@ impl Machine {
     }
 
     /// What a probe found; `answers` to requests have begun in all.
-    pub fn probed(&mut self, found: Result<(), Miss>, answers: u64, now: Instant, rules: &Rules) {
+    pub fn probed(&mut self, found: Result<(), ProbeMiss>, answers: u64, now: Instant, rules: &BreakerRules) {
         let alive = std::mem::replace(&mut self.answers, answers) != answers;
         match found {
             Ok(()) => self.good_probe(now, rules),
-            Err(Miss::Silent) if alive => self.bad = 0,
+            Err(ProbeMiss::Silent) if alive => self.bad = 0,
             Err(miss) => self.bad_probe(miss, now, rules),
         }
     }
 
     /// What a request saw; `answers` as above.
-    pub fn seen(&mut self, sign: Sign, answers: u64, now: Instant, rules: &Rules) {
+    pub fn seen(&mut self, sign: Sign, answers: u64, now: Instant, rules: &BreakerRules) {
         match sign {
             Sign::Unreached { refused } => self.unreached(refused, answers, now, rules),
             Sign::Failed => self.failed(answers, now, rules),
             Sign::Answered => self.answered(now),
-            Sign::GaveUp if self.state == State::Ready => self.enter(State::Suspect, now),
+            Sign::GaveUp if self.state == UpstreamState::Ready => self.enter(UpstreamState::Suspect, now),
             Sign::GaveUp => {}
             Sign::Leaving => {
-                if matches!(self.state, State::Ready | State::Suspect | State::Tripped) {
-                    self.enter(State::Draining, now);
+                if matches!(
+                    self.state,
+                    UpstreamState::Ready | UpstreamState::Suspect | UpstreamState::Tripped
+                ) {
+                    self.enter(UpstreamState::Draining, now);
                 }
             }
             Sign::EngineDead => self.engine_died(now),
@@ -314,10 +339,10 @@ impl Machine {
 
     fn engine_died(&mut self, now: Instant) {
         // Requests of the same process report it one after the other: the first counts.
-        if self.state != State::Unknown && self.dead.is_none() {
+        if self.state != UpstreamState::Unknown && self.dead.is_none() {
             self.dead = Some(DeadEngine { since: now, replaced: false });
             self.good = 0;
-            self.enter(State::Down, now);
+            self.enter(UpstreamState::Down, now);
         }
     }
 
@@ -326,7 +351,7 @@ impl Machine {
         self.dead.is_some_and(|dead| !dead.replaced && now < dead.since + MAX_DEAD)
     }
 
-    fn enter(&mut self, state: State, now: Instant) {
+    fn enter(&mut self, state: UpstreamState, now: Instant) {
         if self.state != state {
             self.state = state;
             self.since = now;
@@ -337,35 +362,35 @@ impl Machine {
         self.warm_since = Some(now);
         self.failures.clear();
         self.dead = None;
-        self.enter(State::Ready, now);
+        self.enter(UpstreamState::Ready, now);
     }
 
-    fn good_probe(&mut self, now: Instant, rules: &Rules) {
+    fn good_probe(&mut self, now: Instant, rules: &BreakerRules) {
         let was_missing = self.bad > 0;
         self.good = if self.is_dead(now) { 0 } else { self.good.saturating_add(1) };
         self.bad = 0;
         self.refused = false;
         self.unwell = false;
         match self.state {
-            State::Down if self.good >= rules.health.rise => self.come_back(now),
+            UpstreamState::Down if self.good >= rules.health.rise => self.come_back(now),
             // One that was there before us is as warm as the others; one that came up while we looked is not.
-            State::Unknown if self.good >= rules.health.rise => {
+            UpstreamState::Unknown if self.good >= rules.health.rise => {
                 self.warm_since = self.warm_since.or(was_missing.then_some(now));
-                self.enter(State::Ready, now);
+                self.enter(UpstreamState::Ready, now);
             }
-            State::Unknown if was_missing => self.warm_since = Some(now),
-            State::Suspect => self.enter(State::Ready, now),
-            State::Draining if now >= self.since + LEAVING => self.come_back(now),
+            UpstreamState::Unknown if was_missing => self.warm_since = Some(now),
+            UpstreamState::Suspect => self.enter(UpstreamState::Ready, now),
+            UpstreamState::Draining if now >= self.since + MAX_LEAVING_TIME => self.come_back(now),
             _ => {}
         }
     }
 
-    fn bad_probe(&mut self, miss: Miss, now: Instant, rules: &Rules) {
-        let refused = miss == Miss::Refused;
-        // Refused twice, or after it said that it would go: nobody listens there any more.
-        let gone = refused && (self.refused || self.state == State::Draining);
+    fn bad_probe(&mut self, miss: ProbeMiss, now: Instant, rules: &BreakerRules) {
+        let refused = miss == ProbeMiss::Refused;
+        // Refused twice, or after it announced its shutdown: the process is gone.
+        let gone = refused && (self.refused || self.state == UpstreamState::Draining);
         self.refused = refused;
-        self.unwell = miss == Miss::Wrong;
+        self.unwell = miss == ProbeMiss::Wrong;
         self.good = 0;
         self.bad = self.bad.saturating_add(1);
         if let Some(dead) = &mut self.dead {
@@ -373,35 +398,40 @@ impl Machine {
         }
         let fallen = gone || self.bad >= rules.health.fall;
         match self.state {
-            State::Ready | State::Suspect | State::Draining if fallen => self.enter(State::Down, now),
-            State::Ready => self.enter(State::Suspect, now),
+            UpstreamState::Ready | UpstreamState::Suspect | UpstreamState::Draining if fallen => {
+                self.enter(UpstreamState::Down, now)
+            }
+            UpstreamState::Ready => self.enter(UpstreamState::Suspect, now),
             // A trip outlasts everything but the process that it was about.
-            State::Tripped if gone => self.enter(State::Down, now),
+            UpstreamState::Tripped if gone => self.enter(UpstreamState::Down, now),
             _ => {}
         }
     }
 
-    fn unreached(&mut self, refused: bool, answers: u64, now: Instant, rules: &Rules) {
+    fn unreached(&mut self, refused: bool, answers: u64, now: Instant, rules: &BreakerRules) {
         self.refused |= refused;
-        if self.state == State::Ready {
-            self.enter(State::Suspect, now);
+        if self.state == UpstreamState::Ready {
+            self.enter(UpstreamState::Suspect, now);
         }
         // Who refuses is found to be down by the next probe; a trip would outlast its coming back.
-        if !refused || self.state == State::Tripped {
+        if !refused || self.state == UpstreamState::Tripped {
             self.failed(answers, now, rules);
         }
     }
 
-    fn failed(&mut self, answers: u64, now: Instant, rules: &Rules) {
+    fn failed(&mut self, answers: u64, now: Instant, rules: &BreakerRules) {
         let Breaker { failures: enough, window, open, max_open, .. } = rules.breaker;
         match self.state {
-            State::Ready | State::Suspect => {}
-            State::Tripped if now >= self.since + self.open => {
+            UpstreamState::Ready | UpstreamState::Suspect => {}
+            UpstreamState::Tripped if now >= self.since + self.open => {
                 self.open = self.open.saturating_mul(2).min(max_open);
                 self.since = now;
                 return;
             }
-            State::Unknown | State::Down | State::Draining | State::Tripped => return,
+            UpstreamState::Unknown
+            | UpstreamState::Down
+            | UpstreamState::Draining
+            | UpstreamState::Tripped => return,
         }
         self.failures.push_back((now, answers));
         let old = |(at, _): &(Instant, u64)| now.saturating_duration_since(*at) > window;
@@ -412,14 +442,14 @@ impl Machine {
         let failed = self.failures.len() as f64;
         if self.failures.len() >= enough as usize && failed >= TRIP_SHARE * (failed + answered as f64) {
             self.open = open;
-            self.enter(State::Tripped, now);
+            self.enter(UpstreamState::Tripped, now);
         }
     }
 
     fn answered(&mut self, now: Instant) {
         match self.state {
-            State::Tripped if now >= self.since + self.open => self.come_back(now),
-            State::Suspect => self.refused = false,
+            UpstreamState::Tripped if now >= self.since + self.open => self.come_back(now),
+            UpstreamState::Suspect => self.refused = false,
             _ => {}
         }
     }

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-use super::breaker::Rules;
-use crate::config::types::{Source, UpstreamConfig};
+use super::breaker::BreakerRules;
+use crate::config::types::{DiscoverySource, UpstreamConfig};
 
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -32,13 +32,13 @@ pub enum Change {
         weight: f64,
     },
     /// Goes by other settings of `health` and `breaker` from now on.
-    Rules(Rules),
+    Rules(BreakerRules),
     /// The file names it no more, and has sources that may: it goes once what they name is there.
     Leave {
         name: String,
     },
     /// Asks these for upstreams from now on, and no others.
-    Sources(Vec<Source>),
+    Sources(Vec<DiscoverySource>),
     /// Sources that have not answered may name upstreams until then; `None`: all have.
     Awaits(Option<Instant>),
     /// Lets so many wait.
@@ -46,7 +46,7 @@ pub enum Change {
 }
 
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Refusal {
+pub enum ChangeError {
     #[error("no upstream is named {0:?}")]
     Unknown(String),
     #[error("{0}")]

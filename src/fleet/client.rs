@@ -1,9 +1,9 @@
-//! A small HTTP client for what the balancer itself asks: probes, model lists and metrics of upstreams, and
-//! sources for which upstreams there are.
+//! A small HTTP client for the balancer's own requests: probes, model lists and metrics of upstreams, and
+//! polls of discovery sources.
 //!
-//! One connection a question: nothing is pooled, so a question also tells whether new connections are
-//! taken. Requests of clients never go through here, with the exception of control calls that are fanned
-//! out to all upstreams. Every question has a time limit and a limit on the answer's size.
+//! One connection a request: nothing is pooled, so that every request also tests whether new connections are
+//! accepted. Requests of clients never go through here, except control calls that are fanned out to all
+//! upstreams. Every request has a time limit and a limit on the size of its answer.
 
 use std::future::Future;
 use std::io;
@@ -20,18 +20,18 @@ use tokio::net::{TcpStream, UnixStream};
 use super::upstream::Upstream;
 use crate::names::PRODUCT;
 
-/// The most that an answer to one of our questions may hold.
-const MOST_ANSWER: usize = 16 << 20;
+/// The largest answer to one of the balancer's own requests.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 
-/// The most that a page of metrics may hold, many times of what vLLM says: these are asked of all upstreams
-/// at once, for whoever wants to know, and all are held together.
-const MOST_SCRAPED: usize = 4 << 20;
+/// The largest page of metrics, many times of what vLLM writes: one request for metrics fetches the pages of
+/// all upstreams at once and holds them together.
+const MAX_SCRAPE_BYTES: usize = 4 << 20;
 
-/// The most that a document may hold which is a few lines of settings.
-const MOST_SMALL: usize = 1 << 20;
+/// The largest document that holds a few lines of settings.
+const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Error)]
-pub enum AskError {
+pub enum FetchError {
     #[error("cannot resolve: {0}")]
     Resolve(io::Error),
     #[error("cannot connect: {0}")]
@@ -46,74 +46,74 @@ pub enum AskError {
     Request(#[from] http::Error),
 }
 
-/// Keeps nothing between two questions.
-pub struct Client;
+/// Opens a connection for every request and keeps none.
+pub struct UpstreamClient;
 
-trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ClientStream for T {}
 
-impl Client {
-    /// Asks with GET.
+impl UpstreamClient {
+    /// Fetches a path with GET.
     pub async fn get(
         &self,
         upstream: &Upstream,
         path: &str,
         limit: Duration,
-    ) -> Result<Response<Bytes>, AskError> {
-        self.ask(upstream, Request::get(path).body(Bytes::new())?, limit).await
+    ) -> Result<Response<Bytes>, FetchError> {
+        self.request(upstream, Request::get(path).body(Bytes::new())?, limit).await
     }
 
-    /// Asks with GET for a page of numbers.
+    /// Fetches a page of metrics.
     pub async fn scrape(
         &self,
         upstream: &Upstream,
         path: &str,
         limit: Duration,
-    ) -> Result<Response<Bytes>, AskError> {
-        self.page(upstream, path, limit, MOST_SCRAPED).await
+    ) -> Result<Response<Bytes>, FetchError> {
+        self.page(upstream, path, limit, MAX_SCRAPE_BYTES).await
     }
 
-    /// Asks with GET for a small document.
+    /// Fetches a small document.
     pub async fn small(
         &self,
         upstream: &Upstream,
         path: &str,
         limit: Duration,
-    ) -> Result<Response<Bytes>, AskError> {
-        self.page(upstream, path, limit, MOST_SMALL).await
+    ) -> Result<Response<Bytes>, FetchError> {
+        self.page(upstream, path, limit, MAX_DOCUMENT_BYTES).await
     }
 
-    /// Asks with GET for what has `most` bytes.
+    /// Fetches a document of at most `most` bytes.
     async fn page(
         &self,
         upstream: &Upstream,
         path: &str,
         limit: Duration,
         most: usize,
-    ) -> Result<Response<Bytes>, AskError> {
+    ) -> Result<Response<Bytes>, FetchError> {
         let request = with_own_key(upstream, Request::get(path).body(Bytes::new())?)?;
         within(limit, self.exchange(upstream, request, most)).await
     }
 
     /// Sends `request`, whose URI is a path, and reads the whole answer. An `authorization` that it brings
     /// gives way to the upstream's own key.
-    pub async fn ask(
+    pub async fn request(
         &self,
         upstream: &Upstream,
         request: Request<Bytes>,
         limit: Duration,
-    ) -> Result<Response<Bytes>, AskError> {
-        self.ask_with_key(upstream, with_own_key(upstream, request)?, limit).await
+    ) -> Result<Response<Bytes>, FetchError> {
+        self.request_with_key(upstream, with_own_key(upstream, request)?, limit).await
     }
 
-    /// As `ask`, of a request that brings the key which the upstream is to be shown, if any.
-    pub async fn ask_with_key(
+    /// As `request`, of a request that brings the key which the upstream is to be shown, if any.
+    pub async fn request_with_key(
         &self,
         upstream: &Upstream,
         request: Request<Bytes>,
         limit: Duration,
-    ) -> Result<Response<Bytes>, AskError> {
-        within(limit, self.exchange(upstream, request, MOST_ANSWER)).await
+    ) -> Result<Response<Bytes>, FetchError> {
+        within(limit, self.exchange(upstream, request, MAX_ANSWER_BYTES)).await
     }
 
     async fn exchange(
@@ -121,16 +121,16 @@ impl Client {
         upstream: &Upstream,
         request: Request<Bytes>,
         most: usize,
-    ) -> Result<Response<Bytes>, AskError> {
+    ) -> Result<Response<Bytes>, FetchError> {
         let stream = self.connect(upstream).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let request = addressed(upstream, request)?;
         let exchange = async {
             let (head, body) = sender.send_request(request).await?.into_parts();
-            let body = Limited::new(body, most).collect().await.map_err(AskError::Answer)?;
+            let body = Limited::new(body, most).collect().await.map_err(FetchError::Answer)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        // An ended connection has handed over what it had: the exchange tells how it went.
+        // A connection that ends has delivered its data: the exchange has the result.
         let driven = async {
             drop(connection.await);
             std::future::pending().await
@@ -141,13 +141,13 @@ impl Client {
         }
     }
 
-    async fn connect(&self, upstream: &Upstream) -> Result<Box<dyn Connection>, AskError> {
+    async fn connect(&self, upstream: &Upstream) -> Result<Box<dyn ClientStream>, FetchError> {
         let url = &upstream.config.url;
         if let Some(path) = &url.unix {
-            return Ok(Box::new(UnixStream::connect(path).await.map_err(AskError::Connect)?));
+            return Ok(Box::new(UnixStream::connect(path).await.map_err(FetchError::Connect)?));
         }
         let addresses =
-            tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(AskError::Resolve)?;
+            tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(FetchError::Resolve)?;
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "name has no address");
         for address in addresses {
             match TcpStream::connect(address).await {
@@ -158,15 +158,19 @@ impl Client {
                 Err(error) => failure = error,
             }
         }
-        Err(AskError::Connect(failure))
+        Err(FetchError::Connect(failure))
     }
 
-    async fn secure(&self, upstream: &Upstream, stream: TcpStream) -> Result<Box<dyn Connection>, AskError> {
+    async fn secure(
+        &self,
+        upstream: &Upstream,
+        stream: TcpStream,
+    ) -> Result<Box<dyn ClientStream>, FetchError> {
         match &upstream.secure {
             None => Ok(Box::new(stream)),
             Some((connector, name)) => {
                 let secured = connector.connect(name.clone(), stream).await;
-                Ok(Box::new(secured.map_err(AskError::Connect)?))
+                Ok(Box::new(secured.map_err(FetchError::Connect)?))
             }
         }
     }
@@ -174,9 +178,9 @@ impl Client {
 
 async fn within(
     limit: Duration,
-    exchange: impl Future<Output = Result<Response<Bytes>, AskError>>,
-) -> Result<Response<Bytes>, AskError> {
-    tokio::time::timeout(limit, exchange).await.unwrap_or(Err(AskError::Timeout(limit)))
+    exchange: impl Future<Output = Result<Response<Bytes>, FetchError>>,
+) -> Result<Response<Bytes>, FetchError> {
+    tokio::time::timeout(limit, exchange).await.unwrap_or(Err(FetchError::Timeout(limit)))
 }
 
 /// Puts the upstream's own key on a request, if it has one.

@@ -1,13 +1,13 @@
-//! Finds upstreams: asks each source which there are, again and again, and brings the fleet to it.
+//! Discovers upstreams: polls each source for its list, and reconciles the fleet with it.
 //!
-//! A source that does not answer, or answers what cannot be used, keeps what it gave: engines live longer
-//! than whoever launched them. Each balancer asks for itself; what it finds is no change of an operator's,
-//! and siblings are not told. Who an engine belongs to when several name it stands in `settle`.
+//! A source that does not answer, or gives an answer that cannot be used, keeps its last list: engines
+//! outlive the process that launched them. Each balancer polls for itself; siblings are not told of what it
+//! finds. `reconcile` decides which source, or the operator, owns an engine that several name.
 //!
-//! Another way of asking is another `Discover` and another module beside `gym`.
+//! A further kind of source is a further `Discover` and a module beside `gym`.
 
 mod gym;
-mod settle;
+mod reconcile;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,57 +17,57 @@ use http::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::change::{Change, Refusal};
-use super::snapshot::MAY_STILL_COME;
+use super::change::{Change, ChangeError};
+use super::snapshot::DISCOVERY_GRACE;
 use super::upstream::Upstream;
 use super::{Fleet, now};
 use crate::config::secret::Secret;
-use crate::config::types::{Discover, Discovered, Source, UpstreamConfig, UpstreamTls, UpstreamUrl};
+use crate::config::types::{Discover, Discovered, DiscoverySource, UpstreamConfig, UpstreamTls, UpstreamUrl};
 use crate::observe::discovery;
-use settle::{Now, Present, Standings};
+use reconcile::{FleetView, Ownerships, PresentUpstream};
 
-/// The longest that a question takes.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit of one poll.
+const POLL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between two questions, at the most, to a source that has not answered yet.
-const IMPATIENT: Duration = Duration::from_secs(1);
+/// The longest interval between two polls of a source that has not answered yet.
+const UNANSWERED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The source of an upstream that the file names no more.
-pub(super) const NOBODY: &str = "none";
+/// The source name of upstreams that were removed from the file.
+pub(super) const NO_SOURCE: &str = "none";
 
-/// Answers on their way.
-const INBOX: usize = 16;
+/// Answers of sources that the discoverer has not handled yet.
+const MAX_QUEUED_ANSWERS: usize = 16;
 
-/// The engines that a source names, and what it says of all of them.
+/// The engines that a source lists, and the settings it gives for all of them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Found {
+pub struct DiscoveredServers {
     urls: Vec<UpstreamUrl>,
     api_key: Option<Secret>,
     model: Option<String>,
 }
 
-/// A source that can be asked.
-pub(super) struct Asked {
-    source: Source,
+/// A discovery source, and the connection settings for it.
+pub(super) struct PolledSource {
+    source: DiscoverySource,
     label: String,
     server: Arc<Upstream>,
 }
 
-/// Who is asked, as the configuration says now.
+/// The sources of the present configuration.
 #[derive(Default)]
-pub(super) struct Plan {
-    pub sources: Vec<Arc<Asked>>,
+pub(super) struct DiscoveryPlan {
+    pub sources: Vec<Arc<PolledSource>>,
 }
 
 /// Finds upstreams until `stop`. The keeper must run.
 pub async fn run(fleet: Arc<Fleet>, mut stop: watch::Receiver<bool>) {
     let mut changes = fleet.changes();
-    let (sender, mut answers) = mpsc::channel(INBOX);
-    let mut finder = Finder::new(fleet, sender);
+    let (sender, mut answers) = mpsc::channel(MAX_QUEUED_ANSWERS);
+    let mut finder = Discoverer::new(fleet, sender);
     finder.follow();
     loop {
-        finder.settle().await;
-        let due = finder.standings.due();
+        finder.reconcile().await;
+        let due = finder.ownerships.due();
         let waited = async {
             match due {
                 Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -84,39 +84,39 @@ pub async fn run(fleet: Arc<Fleet>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-struct Finder {
+struct Discoverer {
     fleet: Arc<Fleet>,
-    plans: watch::Receiver<Arc<Plan>>,
-    plan: Arc<Plan>,
-    /// What each source said last, by its label.
-    found: HashMap<String, Found>,
-    standings: Standings,
-    /// The next look is at everything, since files may have changed.
+    plans: watch::Receiver<Arc<DiscoveryPlan>>,
+    plan: Arc<DiscoveryPlan>,
+    /// The last answer of each source, by the source's label.
+    found: HashMap<String, DiscoveredServers>,
+    ownerships: Ownerships,
+    /// The next round compares everything, since files may have changed.
     again: bool,
-    /// Who asks, by the source's label.
-    asking: HashMap<String, Asking>,
-    /// As the keeper was told last.
+    /// The polling tasks by the source's label.
+    asking: HashMap<String, PollTask>,
+    /// The last value that was sent to the keeper.
     awaited: Option<Instant>,
-    answers: mpsc::Sender<(String, Found)>,
+    answers: mpsc::Sender<(String, DiscoveredServers)>,
 }
 
-/// One who asks a source, and ends with this.
-struct Asking {
-    asked: Arc<Asked>,
+/// The task that polls one source; it ends when this is dropped.
+struct PollTask {
+    asked: Arc<PolledSource>,
     since: Instant,
     _task: JoinSet<()>,
 }
 
 // === impl Asked ===
 
-impl Asked {
+impl PolledSource {
     /// Fails when the source's `tls` cannot be used.
-    pub fn new(source: Source, server: Arc<Upstream>) -> Self {
-        Asked { label: source.ask.label(), source, server }
+    pub fn new(source: DiscoverySource, server: Arc<Upstream>) -> Self {
+        PolledSource { label: source.ask.label(), source, server }
     }
 
-    /// Who is asked, as one of those whom our client can ask.
-    pub fn server(source: &Source) -> UpstreamConfig {
+    /// Describes the source as an upstream, so that `UpstreamClient` can connect to it.
+    pub fn server(source: &DiscoverySource) -> UpstreamConfig {
         let url = source.ask.url().clone();
         UpstreamConfig {
             name: source.ask.label(),
@@ -125,15 +125,15 @@ impl Asked {
         }
     }
 
-    fn is_as(&self, other: &Asked) -> bool {
+    fn is_as(&self, other: &PolledSource) -> bool {
         self.source == other.source && self.server.authorities == other.server.authorities
     }
 
-    async fn ask(&self, fleet: &Fleet) -> Result<Found, String> {
+    async fn poll(&self, fleet: &Fleet) -> Result<DiscoveredServers, String> {
         let path = match self.source.ask {
             Discover::Gym(_) => gym::PATH,
         };
-        let answer = fleet.client().small(&self.server, path, PATIENCE).await;
+        let answer = fleet.client().small(&self.server, path, POLL_TIMEOUT).await;
         let answer = answer.map_err(|error| format!("GET {path}: {error}"))?;
         if answer.status() != StatusCode::OK {
             return Err(format!("GET {path}: status {}", answer.status().as_u16()));
@@ -142,8 +142,8 @@ impl Asked {
     }
 
     /// An upstream for each engine that was found.
-    fn upstreams(&self, found: &Found) -> impl Iterator<Item = UpstreamConfig> {
-        let Source { weight, max_active, ref tls, .. } = self.source;
+    fn upstreams(&self, found: &DiscoveredServers) -> impl Iterator<Item = UpstreamConfig> {
+        let DiscoverySource { weight, max_active, ref tls, .. } = self.source;
         found.urls.iter().map(move |url| UpstreamConfig {
             // Several engines may share an address, below paths of their own.
             name: format!("{}{}", url.authority(), url.prefix),
@@ -157,11 +157,16 @@ impl Asked {
     }
 }
 
-/// Asks one source for ever, and tells what it says. Of a row of failures only the first is news.
-async fn ask_forever(fleet: Arc<Fleet>, asked: Arc<Asked>, answers: mpsc::Sender<(String, Found)>) {
+/// Polls one source until dropped, and sends its answers. Of successive failures only the first is logged as
+/// a warning.
+async fn poll_forever(
+    fleet: Arc<Fleet>,
+    asked: Arc<PolledSource>,
+    answers: mpsc::Sender<(String, DiscoveredServers)>,
+) {
     let (mut answered, mut works) = (false, None);
     loop {
-        match asked.ask(&fleet).await {
+        match asked.poll(&fleet).await {
             Ok(found) => {
                 if works.replace(true) != Some(true) {
                     discovery::answers(&asked.label, found.urls.len(), found.model.as_deref());
@@ -176,20 +181,20 @@ async fn ask_forever(fleet: Arc<Fleet>, asked: Arc<Asked>, answers: mpsc::Sender
             }
         }
         let every = asked.source.every;
-        tokio::time::sleep(if answered { every } else { every.min(IMPATIENT) }).await;
+        tokio::time::sleep(if answered { every } else { every.min(UNANSWERED_POLL_INTERVAL) }).await;
     }
 }
 
 // === impl Finder ===
 
-impl Finder {
-    fn new(fleet: Arc<Fleet>, answers: mpsc::Sender<(String, Found)>) -> Self {
-        Finder {
+impl Discoverer {
+    fn new(fleet: Arc<Fleet>, answers: mpsc::Sender<(String, DiscoveredServers)>) -> Self {
+        Discoverer {
             plans: fleet.plan.subscribe(),
             fleet,
             plan: Arc::default(),
             found: HashMap::new(),
-            standings: Standings::default(),
+            ownerships: Ownerships::default(),
             again: false,
             asking: HashMap::new(),
             awaited: None,
@@ -197,7 +202,7 @@ impl Finder {
         }
     }
 
-    /// Asks those of the plan, and nobody else. What a source said counts until it says something else.
+    /// Polls exactly the sources of the plan. An answer of a source counts until the next one.
     fn follow(&mut self) {
         let plan = self.plans.borrow_and_update().clone();
         let mut before = std::mem::take(&mut self.asking);
@@ -205,8 +210,8 @@ impl Finder {
             let going = before.remove(&asked.label).filter(|going| going.asked.is_as(asked));
             let going = going.unwrap_or_else(|| {
                 let mut task = JoinSet::new();
-                task.spawn(ask_forever(self.fleet.clone(), asked.clone(), self.answers.clone()));
-                Asking { asked: asked.clone(), since: now(), _task: task }
+                task.spawn(poll_forever(self.fleet.clone(), asked.clone(), self.answers.clone()));
+                PollTask { asked: asked.clone(), since: now(), _task: task }
             });
             self.asking.insert(asked.label.clone(), going);
         }
@@ -214,17 +219,17 @@ impl Finder {
         (self.plan, self.again) = (plan, true);
     }
 
-    fn take_in(&mut self, label: String, found: Found) {
-        // One that was asked may not be in the plan any more.
+    fn take_in(&mut self, label: String, found: DiscoveredServers) {
+        // The source may have left the plan meanwhile.
         if self.asking.contains_key(&label) {
             self.found.insert(label, found);
         }
     }
 
     /// The upstreams of all sources. Of several with one URL, or one name, the first is meant.
-    fn wanted(&self) -> Vec<UpstreamConfig> {
+    fn named_upstreams(&self) -> Vec<UpstreamConfig> {
         let mut wanted: Vec<UpstreamConfig> = Vec::new();
-        let said = |asked: &Arc<Asked>| Some((asked.clone(), self.found.get(&asked.label)?));
+        let said = |asked: &Arc<PolledSource>| Some((asked.clone(), self.found.get(&asked.label)?));
         for (asked, found) in self.plan.sources.iter().filter_map(said) {
             for config in asked.upstreams(found) {
                 if !wanted.iter().any(|first| first.url == config.url || first.name == config.name) {
@@ -238,28 +243,28 @@ impl Finder {
     /// Until when a source that has not answered may name upstreams that serve any model.
     fn awaits(&self) -> Option<Instant> {
         let silent = self.asking.iter().filter(|(label, _)| !self.found.contains_key(*label));
-        silent.map(|(_, asking)| asking.since + MAY_STILL_COME).max()
+        silent.map(|(_, asking)| asking.since + DISCOVERY_GRACE).max()
     }
 
-    /// Brings the fleet to what the sources name.
-    async fn settle(&mut self) {
+    /// Reconciles the fleet with the lists of the sources.
+    async fn reconcile(&mut self) {
         let snapshot = self.fleet.snapshot_owned();
-        // In this order: what the file has left was left with a plan for who may have it.
+        // In this order: an upstream leaves the file together with the plan of the sources that may name it.
         if self.plans.has_changed().is_ok_and(|changed| changed) {
             self.follow();
         }
-        let present: Vec<Present<'_>> = snapshot
+        let present: Vec<PresentUpstream<'_>> = snapshot
             .entries
             .iter()
-            .map(|entry| Present {
+            .map(|entry| PresentUpstream {
                 config: &entry.upstream.config,
                 removing: entry.removing,
                 ready: entry.is_ready(),
             })
             .collect();
-        let wanted = self.wanted();
+        let wanted = self.named_upstreams();
         let (again, awaits) = (std::mem::take(&mut self.again), self.awaits());
-        let mut changes = self.standings.settle(&Now {
+        let mut changes = self.ownerships.reconcile(&FleetView {
             wanted: &wanted,
             present: &present,
             silent: awaits.is_some(),
@@ -272,11 +277,11 @@ impl Finder {
         if changes.is_empty() {
             return;
         }
-        // All of a source enter at once, or the first to come would get everything. One that cannot be used
-        // keeps nobody else out, of whatever source.
-        if let Err(Refusal::Unusable(_)) = self.fleet.apply(changes.clone()).await {
+        // All upstreams of a source enter at once; otherwise the first would get all the traffic. An
+        // upstream that cannot be used must not keep the others out.
+        if let Err(ChangeError::Unusable(_)) = self.fleet.apply(changes.clone()).await {
             for change in changes {
-                if let Err(Refusal::Unusable(why)) = self.fleet.apply(vec![change.clone()]).await {
+                if let Err(ChangeError::Unusable(why)) = self.fleet.apply(vec![change.clone()]).await {
                     self.refused(&change, &why);
                 }
             }
@@ -285,7 +290,7 @@ impl Finder {
 
     fn refused(&mut self, change: &Change, why: &str) {
         if let Change::Upsert(config) = change {
-            self.standings.unusable(&config.url);
+            self.ownerships.unusable(&config.url);
             let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
             discovery::unusable(source, &config.name, why);
         }

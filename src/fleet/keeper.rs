@@ -1,13 +1,14 @@
-//! The keeper: one prober a upstream, with a reader of its metrics beside it, and one task that turns what
-//! probes and requests saw, and what the operator wants, into snapshots. It is their only writer.
+//! The keeper: one prober for each upstream, with a reader of its metrics beside it, and one task that turns
+//! the reports of probes and requests, and the operator's changes, into snapshots. This task is the only
+//! writer of the snapshot.
 //!
-//! One that was taken out at once is asked on for as long as requests are in flight on it: those have no
-//! other way to learn that it is gone.
+//! An upstream that was removed by force is probed for as long as requests are in flight on it: these
+//! requests have no other way to learn that it is gone.
 //!
-//! An upstream that is not ready is asked more often, so that it is found soon after it comes up; one that
-//! a request could not reach is asked at once.
+//! An upstream that is not ready is probed more often, so that it is found soon after it comes up. An
+//! upstream that a request could not reach is probed at once.
 
-mod kept;
+mod upstream_record;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,57 +16,57 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::breaker::{Miss, Rules, Sign};
-use super::change::{Change, Refusal};
-use super::discover::{Asked, NOBODY, Plan};
-use super::probe::{self, Facts, Failure};
-use super::snapshot::{MAY_STILL_COME, Snapshot};
-use super::{Fleet, Upstream, now, told};
-use crate::aggregate::Truth;
-use crate::config::types::{Config, Discovered, Source, UpstreamConfig};
+use super::breaker::{BreakerRules, ProbeMiss, Sign};
+use super::change::{Change, ChangeError};
+use super::discover::{DiscoveryPlan, NO_SOURCE, PolledSource};
+use super::probe::{self, ProbeFailure, ProbeReport};
+use super::snapshot::{DISCOVERY_GRACE, Snapshot};
+use super::{Fleet, Upstream, engine_load, now};
+use crate::aggregate::EngineMetrics;
+use crate::config::types::{Config, Discovered, DiscoverySource, UpstreamConfig};
 use crate::observe;
-use kept::{Kept, News};
+use upstream_record::{CapacityEvent, UpstreamRecord};
 
-/// Between two rounds while an upstream is not ready.
-const IMPATIENT: Duration = Duration::from_millis(250);
+/// The interval between two probes while an upstream is not ready.
+const UNREADY_PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Between two rounds at the least, however many requests doubt the upstream.
-const LEAST: Duration = Duration::from_millis(50);
+/// The least interval between two probes, however many requests report failures of the upstream.
+const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the keeper is told.
-pub(super) enum Word {
-    /// By a prober.
+/// A message to the keeper.
+pub(super) enum KeeperMessage {
+    /// From a prober.
     Probed {
         id: usize,
-        found: Result<Facts, Failure>,
+        found: Result<ProbeReport, ProbeFailure>,
     },
-    /// By an upstream, in its metrics.
-    Told {
+    /// From a reader of metrics.
+    Metrics {
         id: usize,
-        truth: Truth,
+        metrics: EngineMetrics,
     },
-    /// By a request.
+    /// From a request.
     Seen {
         id: usize,
         sign: Sign,
     },
-    /// Nothing was in flight on one that is to be removed, or departed.
+    /// An upstream that is being removed, or has departed, became idle.
     Emptied {
         id: usize,
     },
     Apply {
         changes: Vec<Change>,
-        answer: oneshot::Sender<Result<(), Refusal>>,
+        answer: oneshot::Sender<Result<(), ChangeError>>,
     },
 }
 
 pub struct Keeper {
     fleet: Arc<Fleet>,
-    inbox: mpsc::Receiver<Word>,
-    kept: Vec<Kept>,
-    /// Not of the fleet any more, with requests in flight.
-    departed: Vec<Kept>,
-    /// Probers, and those who wait for an upstream to be empty.
+    inbox: mpsc::Receiver<KeeperMessage>,
+    kept: Vec<UpstreamRecord>,
+    /// Upstreams that have left the fleet and still have requests in flight.
+    departed: Vec<UpstreamRecord>,
+    /// Probers, and tasks that wait until an upstream is idle.
     tasks: JoinSet<()>,
     next_id: usize,
     /// Until then upstreams may be discovered that serve any model.
@@ -75,16 +76,16 @@ pub struct Keeper {
 impl Keeper {
     pub(super) fn new(
         fleet: Arc<Fleet>,
-        inbox: mpsc::Receiver<Word>,
+        inbox: mpsc::Receiver<KeeperMessage>,
         config: &Config,
     ) -> Result<Self, String> {
         let (kept, departed) = (Vec::new(), Vec::new());
-        let awaited = (!config.sources.is_empty()).then(|| now() + MAY_STILL_COME);
+        let awaited = (!config.sources.is_empty()).then(|| now() + DISCOVERY_GRACE);
         let tasks = JoinSet::new();
         let mut keeper = Keeper { fleet, inbox, kept, departed, tasks, next_id: 0, awaited };
         for config in &config.upstreams {
             let upstream = keeper.make(config)?;
-            keeper.kept.push(Kept::new(upstream, now()));
+            keeper.kept.push(UpstreamRecord::new(upstream, now()));
         }
         let plan = keeper.plan(config.sources.clone())?;
         keeper.fleet.plan.send_replace(plan);
@@ -92,7 +93,7 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Asks every upstream, again and again, and publishes what it learns. Ends with `stop`.
+    /// Probes all upstreams, and publishes what changes. Ends with `stop`.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         for index in 0..self.kept.len() {
             self.probe(self.kept[index].upstream().clone());
@@ -110,7 +111,7 @@ impl Keeper {
                     Some(word) => self.take_in(word),
                     None => break,
                 },
-                // A trip is over: one request may go.
+                // A trip has ended: one request may be sent.
                 () = opening => self.welcome(),
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
                 _ = stop.wait_for(|stopping| *stopping) => break,
@@ -125,11 +126,11 @@ impl Keeper {
         Ok(Arc::new(Upstream::new(id, config.clone(), self.fleet.queue.clone())?))
     }
 
-    fn plan(&mut self, sources: Vec<Source>) -> Result<Arc<Plan>, String> {
-        let mut plan = Plan::default();
+    fn plan(&mut self, sources: Vec<DiscoverySource>) -> Result<Arc<DiscoveryPlan>, String> {
+        let mut plan = DiscoveryPlan::default();
         for source in sources {
-            let server = self.make(&Asked::server(&source))?;
-            plan.sources.push(Arc::new(Asked::new(source, server)));
+            let server = self.make(&PolledSource::server(&source))?;
+            plan.sources.push(Arc::new(PolledSource::new(source, server)));
         }
         Ok(Arc::new(plan))
     }
@@ -138,22 +139,22 @@ impl Keeper {
         self.tasks.spawn(look_after(self.fleet.clone(), upstream));
     }
 
-    /// All that are asked, of the fleet or not.
-    fn all(&mut self) -> impl Iterator<Item = &mut Kept> {
+    /// All probed upstreams, in the fleet or departed.
+    fn all(&mut self) -> impl Iterator<Item = &mut UpstreamRecord> {
         self.kept.iter_mut().chain(&mut self.departed)
     }
 
-    fn asked(&mut self, id: usize) -> Option<&mut Kept> {
+    fn probed(&mut self, id: usize) -> Option<&mut UpstreamRecord> {
         self.all().find(|kept| kept.upstream().id == id)
     }
 
-    /// One of the fleet.
-    fn find(&mut self, id: usize) -> Option<&mut Kept> {
+    /// Finds an upstream of the fleet.
+    fn find(&mut self, id: usize) -> Option<&mut UpstreamRecord> {
         self.kept.iter_mut().find(|kept| kept.upstream().id == id)
     }
 
     fn publish(&self) {
-        let entries = |all: &[Kept]| all.iter().map(|kept| kept.entry.clone()).collect();
+        let entries = |all: &[UpstreamRecord]| all.iter().map(|kept| kept.entry.clone()).collect();
         let snapshot = Snapshot::new(entries(&self.kept), entries(&self.departed));
         let max_ejected = self.fleet.rules.load().breaker.max_ejected;
         self.fleet.publish(snapshot.awaiting(self.awaited).ejecting(max_ejected));
@@ -163,22 +164,26 @@ impl Keeper {
     #[cfg(test)]
     pub(super) fn next_sign(&mut self) -> Option<usize> {
         match self.inbox.try_recv() {
-            Ok(Word::Seen { id, .. }) => Some(id),
+            Ok(KeeperMessage::Seen { id, .. }) => Some(id),
             _ => None,
         }
     }
 
-    fn take_in(&mut self, word: Word) {
+    fn take_in(&mut self, word: KeeperMessage) {
         let rules = self.fleet.rules.load_full();
         let changed = match word {
-            Word::Probed { id, found } => {
-                self.asked(id).is_some_and(|kept| kept.probed(found, now(), &rules))
+            KeeperMessage::Probed { id, found } => {
+                self.probed(id).is_some_and(|kept| kept.probed(found, now(), &rules))
             }
-            Word::Told { id, truth } => self.asked(id).is_some_and(|kept| kept.told(&truth)),
-            Word::Seen { id, sign } => self.asked(id).is_some_and(|kept| kept.seen(sign, now(), &rules)),
-            Word::Emptied { id } => self.emptied(id),
-            Word::Apply { changes, answer } => {
-                // Whoever asked may have left; what it asked for is done all the same.
+            KeeperMessage::Metrics { id, metrics } => {
+                self.probed(id).is_some_and(|kept| kept.read_metrics(&metrics))
+            }
+            KeeperMessage::Seen { id, sign } => {
+                self.probed(id).is_some_and(|kept| kept.signalled(sign, now(), &rules))
+            }
+            KeeperMessage::Emptied { id } => self.emptied(id),
+            KeeperMessage::Apply { changes, answer } => {
+                // The caller may have gone; the change is applied all the same.
                 drop(answer.send(self.apply(changes)));
                 false
             }
@@ -189,26 +194,27 @@ impl Keeper {
         }
     }
 
-    /// Those who wait get to look at whoever may have room now. When one that they may have waited for takes
-    /// nothing any more they all look, since there may be nobody left.
+    /// Wakes waiting requests where an upstream may have room. When an upstream stops taking requests all
+    /// lines look again, since none may be left for them.
     fn welcome(&mut self) {
         let queue = self.fleet.queue.clone();
         for kept in self.all() {
             match kept.news(now()) {
-                Some(News::Room) => queue.freed(&kept.upstream().live),
-                Some(News::Loss) => queue.lost(),
+                Some(CapacityEvent::Room) => queue.freed(&kept.upstream().live),
+                Some(CapacityEvent::Loss) => queue.lost(),
                 None => {}
             }
         }
     }
 
     fn emptied(&mut self, id: usize) -> bool {
-        let goes = |kept: &Kept| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
-        let busy = |kept: &&Kept| kept.upstream().id == id && kept.entry.removing && !kept.is_idle();
+        let goes = |kept: &UpstreamRecord| kept.upstream().id == id && kept.entry.removing && kept.is_idle();
+        let busy =
+            |kept: &&UpstreamRecord| kept.upstream().id == id && kept.entry.removing && !kept.is_idle();
         let busy = self.kept.iter().chain(&self.departed).find(busy).map(|kept| kept.upstream().clone());
         if let Some(upstream) = busy {
-            // A request that chose it by an older snapshot has come after all.
-            self.tell_when_idle(upstream);
+            // A request that used an older snapshot has chosen this upstream after all.
+            self.report_when_idle(upstream);
             return false;
         }
         let before = self.kept.len() + self.departed.len();
@@ -225,8 +231,8 @@ impl Keeper {
 
     // === changes ===
 
-    /// All or none: what can fail is done before anything is changed.
-    fn apply(&mut self, changes: Vec<Change>) -> Result<(), Refusal> {
+    /// Applies all changes or none: every step that can fail runs before the first change is made.
+    fn apply(&mut self, changes: Vec<Change>) -> Result<(), ChangeError> {
         let mut ready = Vec::new();
         for change in changes {
             ready.push(self.prepare(change)?);
@@ -239,12 +245,12 @@ impl Keeper {
         Ok(())
     }
 
-    fn named(&self, name: &str) -> Result<usize, Refusal> {
+    fn named(&self, name: &str) -> Result<usize, ChangeError> {
         let found = self.kept.iter().position(|kept| kept.upstream().name() == name);
-        found.ok_or_else(|| Refusal::Unknown(name.to_string()))
+        found.ok_or_else(|| ChangeError::Unknown(name.to_string()))
     }
 
-    fn prepare(&mut self, change: Change) -> Result<Ready, Refusal> {
+    fn prepare(&mut self, change: Change) -> Result<PreparedChange, ChangeError> {
         let at = match &change {
             Change::Upsert(config) => self.named(&config.name).ok(),
             Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => {
@@ -256,58 +262,62 @@ impl Keeper {
         let operators = at.is_some_and(|at| self.kept[at].is_operators());
         let there = at.map(|at| self.kept[at].upstream().clone());
         Ok(match (change, there) {
-            (Change::Upsert(config), Some(_)) if operators && config.discovered.is_some() => Ready::Nothing,
-            (Change::Release { .. }, _) if operators => Ready::Nothing,
-            (Change::Release { .. }, Some(there)) => Ready::Remove { id: there.id, force: false },
-            (Change::Leave { .. }, Some(there)) => {
-                let discovered = Some(Discovered { source: NOBODY.into(), model: None });
-                let config = UpstreamConfig { discovered, ..there.config.clone() };
-                let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
-                Ready::Renew { upstream, stays: false }
+            (Change::Upsert(config), Some(_)) if operators && config.discovered.is_some() => {
+                PreparedChange::Nothing
             }
-            (Change::Sources(sources), _) => Ready::Plan(self.plan(sources).map_err(Refusal::Unusable)?),
-            (Change::Upsert(config), Some(there)) if there.is_as(&config) => Ready::Keep(there.id),
+            (Change::Release { .. }, _) if operators => PreparedChange::Nothing,
+            (Change::Release { .. }, Some(there)) => PreparedChange::Remove { id: there.id, force: false },
+            (Change::Leave { .. }, Some(there)) => {
+                let discovered = Some(Discovered { source: NO_SOURCE.into(), model: None });
+                let config = UpstreamConfig { discovered, ..there.config.clone() };
+                let upstream = Arc::new(there.renewed(config).map_err(ChangeError::Unusable)?);
+                PreparedChange::Renew { upstream, stays: false }
+            }
+            (Change::Sources(sources), _) => {
+                PreparedChange::Plan(self.plan(sources).map_err(ChangeError::Unusable)?)
+            }
+            (Change::Upsert(config), Some(there)) if there.is_as(&config) => PreparedChange::Keep(there.id),
             (Change::Upsert(config), Some(there)) if there.config.url == config.url => {
-                let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
-                Ready::Renew { upstream, stays: true }
+                let upstream = Arc::new(there.renewed(config).map_err(ChangeError::Unusable)?);
+                PreparedChange::Renew { upstream, stays: true }
             }
             (Change::Upsert(config), there) => {
-                let upstream = self.make(&config).map_err(Refusal::Unusable)?;
-                Ready::Enter { upstream, replaces: there.map(|there| there.id) }
+                let upstream = self.make(&config).map_err(ChangeError::Unusable)?;
+                PreparedChange::Enter { upstream, replaces: there.map(|there| there.id) }
             }
             (Change::Weight { weight, .. }, Some(there)) => {
                 let config = UpstreamConfig { weight, ..there.config.clone() };
-                let upstream = Arc::new(there.renewed(config).map_err(Refusal::Unusable)?);
-                Ready::Renew { upstream, stays: false }
+                let upstream = Arc::new(there.renewed(config).map_err(ChangeError::Unusable)?);
+                PreparedChange::Renew { upstream, stays: false }
             }
-            (Change::Remove { force, .. }, Some(there)) => Ready::Remove { id: there.id, force },
-            (Change::Drain { drain, .. }, Some(there)) => Ready::Drain { id: there.id, drain },
-            (Change::Rules(rules), _) => Ready::Rules(Arc::new(rules)),
-            (Change::QueueSize(size), _) => Ready::QueueSize(size),
-            (Change::Awaits(until), _) => Ready::Awaits(until),
-            // Those of one upstream are refused where there is none.
-            (_, None) => Ready::Nothing,
+            (Change::Remove { force, .. }, Some(there)) => PreparedChange::Remove { id: there.id, force },
+            (Change::Drain { drain, .. }, Some(there)) => PreparedChange::Drain { id: there.id, drain },
+            (Change::Rules(rules), _) => PreparedChange::Rules(Arc::new(rules)),
+            (Change::QueueSize(size), _) => PreparedChange::QueueSize(size),
+            (Change::Awaits(until), _) => PreparedChange::Awaits(until),
+            // Changes of one upstream are rejected above where the upstream does not exist.
+            (_, None) => PreparedChange::Nothing,
         })
     }
 
-    fn carry_out(&mut self, ready: Ready) {
+    fn carry_out(&mut self, ready: PreparedChange) {
         let rules = self.fleet.rules.load_full();
         match ready {
-            Ready::Keep(id) => {
+            PreparedChange::Keep(id) => {
                 if let Some(kept) = self.find(id) {
                     kept.entry.removing = false;
                 }
             }
-            Ready::Renew { upstream, stays } => {
+            PreparedChange::Renew { upstream, stays } => {
                 observe::upstream_altered(upstream.name());
                 if let Some(kept) = self.find(upstream.id) {
                     kept.renew(upstream);
                     kept.entry.removing &= !stays;
                 }
             }
-            Ready::Enter { upstream, replaces } => {
+            PreparedChange::Enter { upstream, replaces } => {
                 observe::upstream_added(upstream.name(), &upstream.config.url.display());
-                let kept = Kept::new(upstream.clone(), now());
+                let kept = UpstreamRecord::new(upstream.clone(), now());
                 let there = self.kept.iter().position(|kept| Some(kept.upstream().id) == replaces);
                 match there {
                     Some(at) => {
@@ -318,24 +328,24 @@ impl Keeper {
                 }
                 self.probe(upstream);
             }
-            Ready::Remove { id, force } => self.remove(id, force),
-            Ready::Drain { id, drain } => {
+            PreparedChange::Remove { id, force } => self.remove(id, force),
+            PreparedChange::Drain { id, drain } => {
                 if let Some(kept) = self.find(id) {
                     kept.drain(drain, now(), &rules);
                 }
             }
-            Ready::Rules(rules) => {
+            PreparedChange::Rules(rules) => {
                 self.fleet.rules.store(rules.clone());
                 for kept in self.all() {
                     kept.look_again(&rules);
-                    // Nobody waits for the end of an interval that is no longer meant.
+                    // Probe now: the old interval no longer applies.
                     kept.upstream().doubt();
                 }
             }
-            Ready::QueueSize(size) => self.fleet.queue.resize(size),
-            Ready::Plan(plan) => drop(self.fleet.plan.send_replace(plan)),
-            Ready::Awaits(until) => self.awaited = until,
-            Ready::Nothing => {}
+            PreparedChange::QueueSize(size) => self.fleet.queue.resize(size),
+            PreparedChange::Plan(plan) => drop(self.fleet.plan.send_replace(plan)),
+            PreparedChange::Awaits(until) => self.awaited = until,
+            PreparedChange::Nothing => {}
         }
     }
 
@@ -351,30 +361,30 @@ impl Keeper {
         kept.entry.removing = true;
         let upstream = kept.upstream().clone();
         observe::upstream_removing(upstream.name(), upstream.load().active);
-        self.tell_when_idle(upstream);
+        self.report_when_idle(upstream);
     }
 
-    /// Out of the fleet at once; asked on until its last request has ended.
-    fn depart(&mut self, mut kept: Kept) {
+    /// Removes an upstream from the fleet at once; it is probed until its last request has ended.
+    fn depart(&mut self, mut kept: UpstreamRecord) {
         kept.entry.removing = true;
-        self.tell_when_idle(kept.upstream().clone());
+        self.report_when_idle(kept.upstream().clone());
         self.departed.push(kept);
     }
 
-    fn tell_when_idle(&mut self, upstream: Arc<Upstream>) {
+    fn report_when_idle(&mut self, upstream: Arc<Upstream>) {
         let id = upstream.id;
         let keeper = self.fleet.keeper.clone();
         self.tasks.spawn(async move {
             upstream.idle().await;
-            // The keeper that is gone removes nothing any more.
-            drop(keeper.send(Word::Emptied { id }).await);
+            // Sending fails only when the keeper has stopped.
+            drop(keeper.send(KeeperMessage::Emptied { id }).await);
         });
     }
 }
 
-/// A change that cannot fail any more.
-enum Ready {
-    /// It is as it should be, and stays.
+/// A change whose fallible steps are done.
+enum PreparedChange {
+    /// The upstream is unchanged, and stays.
     Keep(usize),
     /// `stays`: also when it was to be removed.
     Renew {
@@ -393,59 +403,59 @@ enum Ready {
         id: usize,
         drain: bool,
     },
-    Rules(Arc<Rules>),
+    Rules(Arc<BreakerRules>),
     QueueSize(usize),
     Awaits(Option<Instant>),
-    Plan(Arc<Plan>),
-    /// An operator's word goes before it.
+    Plan(Arc<DiscoveryPlan>),
+    /// No change: the operator's settings take precedence.
     Nothing,
 }
 
-/// Probes one upstream, and reads its metrics, until nobody wants to know of it any more.
+/// Probes one upstream and reads its metrics, until it is no longer watched.
 async fn look_after(fleet: Arc<Fleet>, upstream: Arc<Upstream>) {
     tokio::select! {
         () = probe_forever(&fleet, upstream.clone()) => {}
-        () = told::listen_forever(&fleet, &upstream) => {}
+        () = engine_load::read_metrics_forever(&fleet, &upstream) => {}
     }
 }
 
-/// Asks one upstream until nobody wants to know of it any more.
+/// Probes one upstream until it is no longer watched.
 async fn probe_forever(fleet: &Fleet, first: Arc<Upstream>) {
     let id = first.id;
     let mut upstream = first;
     let mut introduce = true;
     loop {
         let rules = fleet.rules.load_full();
-        let found = probe::ask(fleet.client(), &upstream, &rules.health, introduce).await;
+        let found = probe::probe(fleet.client(), &upstream, &rules.health, introduce).await;
         let well = found.is_ok();
-        if fleet.keeper.send(Word::Probed { id, found }).await.is_err() {
+        if fleet.keeper.send(KeeperMessage::Probed { id, found }).await.is_err() {
             return;
         }
         if well {
             upstream.live.well.notify_one();
         }
-        tokio::time::sleep(LEAST).await;
+        tokio::time::sleep(MIN_PROBE_INTERVAL).await;
         let pause = {
             let snapshot = fleet.snapshot();
             let Some(entry) = snapshot.watched(id) else { return };
             upstream = entry.upstream.clone();
             introduce = !entry.is_ready() || entry.version.is_none();
             let interval = rules.health.interval;
-            if entry.calm { interval } else { interval.min(IMPATIENT) }
+            if entry.calm { interval } else { interval.min(UNREADY_PROBE_INTERVAL) }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause.saturating_sub(LEAST)) => {}
+            () = tokio::time::sleep(pause.saturating_sub(MIN_PROBE_INTERVAL)) => {}
             () = upstream.live.doubt.notified() => {}
         }
     }
 }
 
-/// How the machine takes a failed round.
-fn miss(failure: &Failure) -> Miss {
+/// Converts a failed probe into the state machine's input.
+fn miss(failure: &ProbeFailure) -> ProbeMiss {
     match failure {
-        Failure::Refused(_) => Miss::Refused,
-        Failure::Silent(_) => Miss::Silent,
-        Failure::Wrong(_) => Miss::Wrong,
+        ProbeFailure::Refused(_) => ProbeMiss::Refused,
+        ProbeFailure::Silent(_) => ProbeMiss::Silent,
+        ProbeFailure::Wrong(_) => ProbeMiss::Wrong,
     }
 }
 

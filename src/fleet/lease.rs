@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::breaker::Admits;
-use super::pace::Ticket;
-use super::snapshot::Entry;
+use super::pace::PrefillTicket;
+use super::snapshot::SnapshotEntry;
 use super::upstream::Upstream;
 
 /// How a request on an upstream ended.
@@ -49,13 +49,13 @@ pub struct Work {
 pub struct Lease {
     upstream: Arc<Upstream>,
     tokens: u64,
-    prefill: Prefill,
+    prefill: LeasePrefill,
     /// It is the one request that is let through after a trip.
     trial: bool,
 }
 
 /// What a lease holds of the backlog.
-enum Prefill {
+enum LeasePrefill {
     /// Until the first byte. To learn from it: since when, and how much was ahead with it.
     Streams {
         tokens: u64,
@@ -63,14 +63,14 @@ enum Prefill {
         since: Instant,
     },
     /// Until the first byte, or until it should be over.
-    Expected(Ticket),
+    Expected(PrefillTicket),
     Over,
 }
 
 impl Lease {
     /// Takes a lease on an upstream that admits so much of the request. `None` when another request has just
     /// taken the last place.
-    pub(super) fn take_as(entry: &Entry, admits: Admits, work: Work, now: Instant) -> Option<Self> {
+    pub(super) fn take_as(entry: &SnapshotEntry, admits: Admits, work: Work, now: Instant) -> Option<Self> {
         let upstream = &entry.upstream;
         let live = &upstream.live;
         let trial = match admits {
@@ -91,13 +91,13 @@ impl Lease {
             }
             return None;
         }
-        live.told.took(work.tokens);
+        live.engine_load.took(work.tokens);
         let tokens = work.uncached;
         let before = live.gauges.backlog.fetch_add(tokens, Relaxed);
         live.gauges.context.fetch_add(work.tokens, Relaxed);
         let prefill = match work.streams {
-            true => Prefill::Streams { tokens, ahead: before + tokens, since: now },
-            false => Prefill::Expected(live.pace.begin(tokens, before, now)),
+            true => LeasePrefill::Streams { tokens, ahead: before + tokens, since: now },
+            false => LeasePrefill::Expected(live.pace.begin(tokens, before, now)),
         };
         Some(Lease { upstream: upstream.clone(), tokens: work.tokens, prefill, trial })
     }
@@ -108,7 +108,7 @@ impl Lease {
 
     /// The first byte of the answer's body came: the prefill is done. Returns whether it was the first.
     pub fn first_byte(&mut self, now: Instant) -> bool {
-        if let Prefill::Streams { ahead, since, .. } = self.prefill {
+        if let LeasePrefill::Streams { ahead, since, .. } = self.prefill {
             self.upstream.live.pace.learn(ahead, now.saturating_duration_since(since));
         }
         self.end_prefill()
@@ -117,10 +117,10 @@ impl Lease {
     /// Takes the prefill out of the backlog, if that has not been done.
     pub fn end_prefill(&mut self) -> bool {
         let live = &self.upstream.live;
-        let tokens = match std::mem::replace(&mut self.prefill, Prefill::Over) {
-            Prefill::Streams { tokens, .. } => tokens,
-            Prefill::Expected(ticket) => live.pace.end(ticket).unwrap_or(0),
-            Prefill::Over => return false,
+        let tokens = match std::mem::replace(&mut self.prefill, LeasePrefill::Over) {
+            LeasePrefill::Streams { tokens, .. } => tokens,
+            LeasePrefill::Expected(ticket) => live.pace.end(ticket).unwrap_or(0),
+            LeasePrefill::Over => return false,
         };
         live.gauges.backlog.fetch_sub(tokens, Relaxed);
         true
@@ -144,38 +144,38 @@ impl Drop for Lease {
 
 #[cfg(test)]
 mod tests {
-    use super::super::breaker::{Machine, Rules, Sign};
+    use super::super::breaker::{BreakerRules, Machine, Sign};
     use super::super::queue::Queue;
-    use super::super::upstream::Load;
+    use super::super::upstream::UpstreamLoad;
     use super::*;
     use crate::config::types::{Breaker, Health, UpstreamConfig, UpstreamUrl};
     use proptest::prelude::*;
 
     /// A ready entry.
-    fn entry(max_active: Option<u32>) -> Entry {
+    fn entry(max_active: Option<u32>) -> SnapshotEntry {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
         let config = UpstreamConfig { max_active, ..UpstreamConfig::new(url) };
         let upstream = Upstream::new(0, config, Queue::new(9)).expect("it needs no file");
-        let mut entry = Entry::unknown(Arc::new(upstream));
+        let mut entry = SnapshotEntry::unknown(Arc::new(upstream));
         let mut machine = Machine::new(Instant::now());
         machine.probed(Ok(()), 0, Instant::now(), &rules());
-        entry.standing = machine.standing(&rules());
+        entry.status = machine.status(&rules());
         entry
     }
 
-    fn rules() -> Rules {
+    fn rules() -> BreakerRules {
         let breaker = Breaker { failures: 1, ..Breaker::default() };
-        Rules { health: Health::default(), breaker }
+        BreakerRules { health: Health::default(), breaker }
     }
 
     impl Lease {
-        pub fn take(entry: &Entry, work: Work, now: Instant) -> Option<Self> {
+        pub fn take(entry: &SnapshotEntry, work: Work, now: Instant) -> Option<Self> {
             Lease::take_as(entry, entry.admits(now), work, now)
         }
     }
 
-    fn take(entry: &Entry, tokens: u64) -> Option<Lease> {
+    fn take(entry: &SnapshotEntry, tokens: u64) -> Option<Lease> {
         Lease::take(entry, Work { tokens, uncached: tokens, streams: true }, Instant::now())
     }
 
@@ -183,12 +183,12 @@ mod tests {
     fn the_backlog_ends_with_the_first_byte_and_the_rest_with_the_lease() {
         let entry = entry(None);
         let mut lease = take(&entry, 700).expect("there is room");
-        assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 700, context: 700 });
+        assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 700, context: 700 });
         assert!(lease.first_byte(Instant::now()));
         assert!(!lease.first_byte(Instant::now()));
-        assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 0, context: 700 });
+        assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 0, context: 700 });
         drop(lease);
-        assert_eq!(entry.upstream.load(), Load::default());
+        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
     }
 
     #[test]
@@ -196,9 +196,9 @@ mod tests {
         let entry = entry(None);
         let work = Work { tokens: 700, uncached: 100, streams: true };
         let lease = Lease::take(&entry, work, Instant::now()).expect("there is room");
-        assert_eq!(entry.upstream.load(), Load { active: 1, backlog: 100, context: 700 });
+        assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 100, context: 700 });
         drop(lease);
-        assert_eq!(entry.upstream.load(), Load::default());
+        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
     }
 
     #[test]
@@ -209,13 +209,16 @@ mod tests {
         let mut lease = Lease::take(&entry, work, now).expect("there is room");
         assert_eq!(entry.upstream.load_at(now).backlog, 8000);
         let second = std::time::Duration::from_secs(1);
-        assert_eq!(entry.upstream.load_at(now + 2 * second), Load { active: 1, backlog: 0, context: 8000 });
+        assert_eq!(
+            entry.upstream.load_at(now + 2 * second),
+            UpstreamLoad { active: 1, backlog: 0, context: 8000 }
+        );
         assert!(lease.first_byte(now + 3 * second), "its first byte comes all the same");
         drop(lease);
-        assert_eq!(entry.upstream.load(), Load::default());
+        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
         let early = Lease::take(&entry, work, now).expect("there is room");
         drop(early);
-        assert_eq!(entry.upstream.load_at(now + 3 * second), Load::default());
+        assert_eq!(entry.upstream.load_at(now + 3 * second), UpstreamLoad::default());
     }
 
     #[test]
@@ -235,7 +238,7 @@ mod tests {
             }
         });
         assert!((1..=3).contains(&most.into_inner()));
-        assert_eq!(entry.upstream.load(), Load::default());
+        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
     }
 
     #[test]
@@ -245,7 +248,7 @@ mod tests {
         let mut machine = Machine::new(now);
         machine.probed(Ok(()), 0, now, &rules());
         machine.seen(Sign::Failed, 0, now, &rules());
-        entry.standing = machine.standing(&rules());
+        entry.status = machine.status(&rules());
         assert!(Lease::take(&entry, Work::default(), now).is_none(), "the trip is not over");
         let later = now + rules().breaker.open;
         let first = Lease::take(&entry, Work::default(), later);
@@ -308,7 +311,7 @@ mod tests {
                 prop_assert_eq!(upstream.load().context, context);
             }
             drop(held);
-            prop_assert_eq!(upstream.load(), Load::default());
+            prop_assert_eq!(upstream.load(), UpstreamLoad::default());
         }
     }
 }

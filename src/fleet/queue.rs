@@ -1,14 +1,13 @@
 //! Where requests wait while every upstream that could have them is full: first come, first served.
 //!
-//! Requests that ask for the same thing (a model, mostly) stand in one line. Only the first of a line may
-//! look whether there is room; everybody else waits for the one before. A place that becomes free lets one
-//! line's head look, the one that has waited longest; what it does not take, the next line's head is let
-//! look at; when it does take it, the one behind it looks, since there may be more. So nobody overtakes in a
-//! line, one free place wakes one waiter, and no free place is forgotten: a line that was not let look
-//! yet stays `due`.
+//! Requests with equal keys (mostly the same model) wait in one line. Only the first of a line may look for
+//! room. A place that becomes free wakes the head of one line, the one that has waited longest. If that head
+//! does not take the place, the head of the next line looks; if it does, the next in its own line looks,
+//! since there may be more room. So requests of one line stay in order, one free place wakes one waiter, and
+//! no free place is lost: a line that could not look yet stays `due`.
 //!
-//! Waiting is a guard: a future that is dropped leaves its line, and hands its turn on if it had one.
-//! Never: who gets which upstream. Whoever has the turn asks the snapshot.
+//! A waiting request is a guard: a future that is dropped leaves its line, and passes its turn on. The queue
+//! never chooses an upstream: the request that has the turn evaluates the snapshot.
 
 mod pace;
 
@@ -23,11 +22,11 @@ use tokio::time;
 use super::snapshot::Query;
 use super::upstream::Live;
 use crate::observe::{self, Waited};
-use pace::Pace;
+use pace::AdmissionPace;
 
 /// What a request waits for; those with equal keys stand in one line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(super) struct QueueKey {
     model: Option<String>,
     only: Option<usize>,
     /// The names of the upstreams of its route. Not their ids: an upstream that joins under one of these
@@ -38,36 +37,36 @@ pub(super) struct Key {
     tried: Vec<usize>,
 }
 
-/// Why nobody waits, or no longer.
+/// Why a request may not wait, or no longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// So many wait already that there is no place to wait.
+pub enum QueueRefusal {
+    /// The queue is full.
     Full { retry_after: Duration },
-    /// The time to wait is over.
+    /// The deadline has passed.
     WaitedOut { retry_after: Duration },
 }
 
 pub struct Queue {
-    /// How many wait; read without the lock by everybody whose request ends.
+    /// The number of waiting requests; read without the lock by every request that ends.
     waiting: AtomicUsize,
-    /// Held for a look at the lines, never across an await.
-    lines: Mutex<Lines>,
+    /// Never held across an await.
+    lines: Mutex<WaitingLines>,
 }
 
-struct Lines {
-    by_key: HashMap<Key, Line>,
+struct WaitingLines {
+    by_key: HashMap<QueueKey, WaitingLine>,
     size: usize,
     /// The number of the next to come.
     next: u64,
-    pace: Pace,
+    pace: AdmissionPace,
 }
 
 #[derive(Default)]
-struct Line {
+struct WaitingLine {
     waiters: VecDeque<Waiter>,
-    /// The first has the turn.
+    /// The first waiter has the turn.
     looking: bool,
-    /// Something happened since the first looked.
+    /// Something has changed since the first waiter looked.
     due: bool,
 }
 
@@ -76,14 +75,14 @@ struct Waiter {
     wake: Arc<Notify>,
 }
 
-/// The right to look for room: whoever holds it is the first of its line. Say `taken` when there was, and
-/// `wait_on` when there was none; dropped, it is handed on.
-pub struct Turn(Place);
+/// The right of the first request of a line to look for room. The request calls `taken` when it found room,
+/// and `wait_on` when it did not; a dropped turn passes on.
+pub struct QueueTurn(QueuePlace);
 
 /// A place in a line.
-struct Place {
+struct QueuePlace {
     queue: Arc<Queue>,
-    key: Key,
+    key: QueueKey,
     number: u64,
     wake: Arc<Notify>,
     end: Waited,
@@ -91,14 +90,14 @@ struct Place {
 
 // === impl Key ===
 
-impl Key {
+impl QueueKey {
     pub fn new(query: &Query<'_>) -> Self {
-        // Whoever may go back to where it was may take any place.
+        // A request that may return to an upstream it tried may take any place.
         let mut tried = if query.again { Vec::new() } else { query.tried.to_vec() };
         tried.sort_unstable();
         let names = query.names.map(<[String]>::to_vec);
         let among = query.among.filter(|_| names.is_none()).map(<[usize]>::to_vec);
-        Key { model: query.model.map(str::to_string), only: query.only, names, among, tried }
+        QueueKey { model: query.model.map(str::to_string), only: query.only, names, among, tried }
     }
 
     fn served_by(&self, live: &Live) -> bool {
@@ -114,11 +113,11 @@ impl Key {
 
 impl Queue {
     pub fn new(size: usize) -> Arc<Self> {
-        let lines = Lines { by_key: HashMap::new(), size, next: 0, pace: Pace::default() };
+        let lines = WaitingLines { by_key: HashMap::new(), size, next: 0, pace: AdmissionPace::default() };
         Arc::new(Queue { waiting: AtomicUsize::new(0), lines: Mutex::new(lines) })
     }
 
-    /// Lets so many wait. Who waits already goes on waiting.
+    /// Sets the number of requests that may wait. Requests that wait already stay.
     pub fn resize(&self, size: usize) {
         self.lock().size = size;
     }
@@ -131,24 +130,26 @@ impl Queue {
         self.len() == 0
     }
 
-    /// Whether others stand in the line: then a newcomer must not look before them.
-    pub(super) fn is_waiting(&self, key: &Key) -> bool {
+    /// Whether requests wait with this key: then a new request must not look before them.
+    pub(super) fn is_waiting(&self, key: &QueueKey) -> bool {
         !self.is_empty() && self.lock().by_key.contains_key(key)
     }
 
     /// Waits for the turn, until `deadline`. `until`: when there will be room for sure.
     pub(super) async fn wait(
         self: &Arc<Self>,
-        key: Key,
+        key: QueueKey,
         until: Option<Instant>,
         deadline: Instant,
-    ) -> Result<Turn, Refused> {
+    ) -> Result<QueueTurn, QueueRefusal> {
         self.join(key)?.turn(until, deadline).await
     }
 
-    /// There may be room on an upstream: one who waits for it may look. Cheap while nobody waits.
+    /// Reports that an upstream may have room: one request that waits for it may look. Cheap while the queue
+    /// is empty.
     pub(super) fn freed(&self, live: &Live) {
-        // Either we see who waits, or who waits sees the place: the other fence is in `room_was_made`.
+        // Either this thread sees the waiting request, or that request sees the place: the other fence is in
+        // `room_was_made`.
         fence(Ordering::SeqCst);
         if self.is_empty() {
             return;
@@ -160,7 +161,7 @@ impl Queue {
         lines.let_one_look();
     }
 
-    /// There may be nobody left to wait for: whoever is first in a line looks, one after the other.
+    /// Reports that an upstream was lost: the head of every line looks, one after the other.
     pub(super) fn lost(&self) {
         fence(Ordering::SeqCst);
         if self.is_empty() {
@@ -171,17 +172,17 @@ impl Queue {
         lines.let_one_look();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lines> {
+    fn lock(&self) -> MutexGuard<'_, WaitingLines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(self: &Arc<Self>, key: Key) -> Result<Place, Refused> {
+    fn join(self: &Arc<Self>, key: QueueKey) -> Result<QueuePlace, QueueRefusal> {
         let now = super::now();
         let mut lines = self.lock();
         let waiting = self.len();
         if waiting >= lines.size {
             observe::queue_ended(Waited::NoPlace);
-            return Err(Refused::Full { retry_after: lines.pace.wait(waiting, now) });
+            return Err(QueueRefusal::Full { retry_after: lines.pace.wait(waiting, now) });
         }
         if waiting == 0 {
             lines.pace.begin(now);
@@ -189,15 +190,15 @@ impl Queue {
         let (number, wake) = (lines.next, Arc::new(Notify::new()));
         lines.next += 1;
         let line = lines.by_key.entry(key.clone()).or_default();
-        // The first looks at once: room may have been made since it looked last.
+        // The first waiter looks at once: room may have been made since its last look.
         line.looking |= line.waiters.is_empty();
         line.waiters.push_back(Waiter { number, wake: wake.clone() });
         self.waiting.store(waiting + 1, Ordering::Relaxed);
         observe::queue_joined();
-        Ok(Place { queue: self.clone(), key, number, wake, end: Waited::Left })
+        Ok(QueuePlace { queue: self.clone(), key, number, wake, end: Waited::Left })
     }
 
-    fn leave(&self, place: &Place) {
+    fn leave(&self, place: &QueuePlace) {
         let mut lines = self.lock();
         let Some(line) = lines.by_key.get_mut(&place.key) else { return };
         let Some(at) = line.waiters.iter().position(|waiter| waiter.number == place.number) else { return };
@@ -210,7 +211,7 @@ impl Queue {
         }
         match place.end {
             Waited::Admitted => lines.pace.admitted(super::now()),
-            // The place that it was to look at may be any other line's.
+            // The place may suit any other line.
             _ if had_turn => lines.by_key.values_mut().for_each(|line| line.due = true),
             _ => {}
         }
@@ -219,7 +220,7 @@ impl Queue {
     }
 }
 
-impl Lines {
+impl WaitingLines {
     fn let_one_look(&mut self) {
         let due = self.by_key.values_mut().filter(|line| line.due && !line.looking);
         let oldest = due.min_by_key(|line| line.waiters.front().map(|waiter| waiter.number));
@@ -234,14 +235,18 @@ impl Lines {
 
 // === impl Place ===
 
-impl Place {
-    async fn turn(mut self, mut until: Option<Instant>, deadline: Instant) -> Result<Turn, Refused> {
+impl QueuePlace {
+    async fn turn(
+        mut self,
+        mut until: Option<Instant>,
+        deadline: Instant,
+    ) -> Result<QueueTurn, QueueRefusal> {
         loop {
-            let (first, looking) = self.standing();
+            let (first, looking) = self.position();
             if looking {
                 // Room that is made from here on finds us waiting; what was made before, we see.
                 fence(Ordering::SeqCst);
-                return Ok(Turn(self));
+                return Ok(QueueTurn(self));
             }
             let wake = until.filter(|until| first && *until < deadline);
             tokio::select! {
@@ -259,14 +264,14 @@ impl Place {
     }
 
     /// Whether it is the first of its line, and whether it has the turn.
-    fn standing(&self) -> (bool, bool) {
+    fn position(&self) -> (bool, bool) {
         let lines = self.queue.lock();
         let line = lines.by_key.get(&self.key);
         let first = line.filter(|line| line.waiters.front().is_some_and(|first| first.number == self.number));
         (first.is_some(), first.is_some_and(|line| line.looking))
     }
 
-    /// Its line has a reason to look.
+    /// Marks its line as due.
     fn look_later(&self) {
         let mut lines = self.queue.lock();
         if let Some(line) = lines.by_key.get_mut(&self.key) {
@@ -275,18 +280,19 @@ impl Place {
         lines.let_one_look();
     }
 
-    fn waited_out(&mut self) -> Refused {
+    fn waited_out(&mut self) -> QueueRefusal {
         self.end = Waited::Out;
         let lines = self.queue.lock();
         let line = lines.by_key.get(&self.key);
         let ahead = line.map_or(0, |line| line.waiters.iter().filter(|w| w.number < self.number).count());
-        Refused::WaitedOut { retry_after: lines.pace.wait(ahead + 1, super::now()) }
+        QueueRefusal::WaitedOut { retry_after: lines.pace.wait(ahead + 1, super::now()) }
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
-        // Told before the place is free, so that whoever takes it is not counted beside this one.
+        // Reported before the place is free, so that the request which takes it is not counted beside this
+        // one.
         observe::queue_left();
         self.queue.leave(self);
         observe::queue_ended(self.end);
@@ -295,14 +301,14 @@ impl Drop for Place {
 
 // === impl Turn ===
 
-impl Turn {
-    /// There was room, and it is taken.
+impl QueueTurn {
+    /// The request has taken a place.
     pub fn taken(mut self) {
         self.0.end = Waited::Admitted;
     }
 
-    /// There was none: back to the head of the line.
-    pub async fn wait_on(self, until: Option<Instant>, deadline: Instant) -> Result<Turn, Refused> {
+    /// The request found no room: it returns to the head of the line.
+    pub async fn wait_on(self, until: Option<Instant>, deadline: Instant) -> Result<QueueTurn, QueueRefusal> {
         {
             let mut lines = self.0.queue.lock();
             if let Some(line) = lines.by_key.get_mut(&self.0.key) {

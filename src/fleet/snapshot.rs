@@ -1,6 +1,6 @@
 //! The immutable view of the fleet that one decision is made from.
 
-mod common;
+mod common_model;
 mod floor;
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::breaker::{Admits, Machine, Rules, Standing, State};
+use super::breaker::{Admits, BreakerRules, Machine, UpstreamState, UpstreamStatus};
 use super::lease::{Lease, Work};
 use super::upstream::Upstream;
 use crate::aggregate::ModelCard;
@@ -18,9 +18,9 @@ use floor::Floor;
 
 /// One upstream as the keeper last saw it.
 #[derive(Clone)]
-pub struct Entry {
+pub struct SnapshotEntry {
     pub upstream: Arc<Upstream>,
-    pub standing: Standing,
+    pub status: UpstreamStatus,
     /// What it serves; remembered while it is down.
     pub models: Arc<Vec<ModelCard>>,
     pub version: Option<Arc<str>>,
@@ -34,7 +34,7 @@ pub struct Entry {
     pub(super) calm: bool,
 }
 
-/// What a request asks of the fleet.
+/// What a request requires of an upstream.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Query<'a> {
     /// `None`: it names no model, or its model does not matter.
@@ -43,22 +43,23 @@ pub struct Query<'a> {
     pub tokens: u64,
     /// Ids of upstreams that this request has been to already.
     pub tried: &'a [usize],
-    /// Those that were tried may have it again when there is nobody else.
+    /// Tried upstreams may take the request again when no other can.
     pub again: bool,
-    /// Of those, the ids of the ones that sent it away: only when nobody else will ever be there.
+    /// The ids of tried upstreams that declined this request: used only when no other will become available.
     pub away: &'a [usize],
-    /// The id of the one upstream that may have it.
+    /// The id of the only upstream that may take the request.
     pub only: Option<usize>,
-    /// The ids of those that may have it; `None`: all. One that nobody has is that of somebody who may come.
+    /// The ids of the upstreams that may take the request; `None`: all. An unknown id stands for an upstream
+    /// that may still be discovered.
     pub among: Option<&'a [usize]>,
     /// The names that `among` was looked up by: requests with equal names wait in one line, whichever
     /// upstreams the names stand for by then.
     pub names: Option<&'a [String]>,
-    /// There are names that no upstream knows: who refuses a model must tell them.
+    /// There are names that no upstream serves under: the error for an unknown model must list them.
     pub has_aliases: bool,
 }
 
-/// Who may take a request.
+/// The result of filtering the fleet for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Routing {
     /// These entries, none of them full.
@@ -66,26 +67,27 @@ pub enum Routing {
     /// Those that may have it are at their `max_active`, or full by their own word: until then, at the
     /// latest, for the first of these.
     Full { until: Option<Instant> },
-    /// All who may have it were tried.
+    /// All suitable upstreams were tried.
     Tried,
-    /// The model is known, or may yet be learnt, and nobody who serves it is ready.
+    /// The model is served, or may still be discovered, and no upstream that serves it is ready.
     NotReady,
-    /// Nobody who may have it serves it.
+    /// None of the allowed upstreams serves the model.
     NoSuchModel,
 }
 
 /// For this long an upstream that was never reached counts as one that may serve any model; after that
 /// an unknown name is unknown. Loading the largest models takes about as long.
-pub(super) const MAY_STILL_COME: Duration = Duration::from_secs(600);
+pub(super) const DISCOVERY_GRACE: Duration = Duration::from_secs(600);
 
 pub struct Snapshot {
-    pub entries: Vec<Entry>,
+    pub entries: Vec<SnapshotEntry>,
     /// Taken out of the fleet at once, with requests in flight: those must learn when it is gone.
-    departed: Vec<Entry>,
+    departed: Vec<SnapshotEntry>,
     /// Entries that know the model, ready or not.
     by_model: HashMap<String, Vec<usize>>,
-    /// Ready upstreams all serve the same names and nobody else may come with others, so that the model
-    /// does not decide where a request goes and any upstream gives the true answer for an unknown one.
+    /// Ready upstreams all serve the same names and no upstream with other names may still be discovered, so
+    /// that the model does not decide where a request goes and any upstream gives the true answer for an
+    /// unknown one.
     uniform: bool,
     /// Names that ready upstreams serve, in the order of the union.
     aliases: Vec<String>,
@@ -101,21 +103,21 @@ pub struct Snapshot {
 
 impl Query<'_> {
     /// Whether the request may go to this upstream, whatever its state.
-    fn allows(&self, entry: &Entry) -> bool {
+    fn allows(&self, entry: &SnapshotEntry) -> bool {
         self.only.is_none_or(|only| only == entry.upstream.id) && entry.is_among(self.among)
     }
 }
 
 // === impl Entry ===
 
-impl Entry {
+impl SnapshotEntry {
     /// One of which nothing is known yet.
     pub(super) fn unknown(upstream: Arc<Upstream>) -> Self {
-        let rules = Rules { health: Health::default(), breaker: Breaker::default() };
-        let standing = Machine::new(super::now()).standing(&rules);
-        Entry {
+        let rules = BreakerRules { health: Health::default(), breaker: Breaker::default() };
+        let standing = Machine::new(super::now()).status(&rules);
+        SnapshotEntry {
             upstream,
-            standing,
+            status: standing,
             models: Arc::default(),
             version: None,
             incarnation: 0,
@@ -125,23 +127,23 @@ impl Entry {
         }
     }
 
-    /// Takes requests, as far as anybody knows; it may still be full.
+    /// Whether it takes requests, by its state; it may still be full.
     pub fn is_ready(&self) -> bool {
-        !self.removing && matches!(self.standing.state, State::Ready | State::Suspect)
+        !self.removing && matches!(self.status.state, UpstreamState::Ready | UpstreamState::Suspect)
     }
 
     /// Takes no requests, and is there.
     pub(super) fn drains(&self) -> bool {
-        !self.removing && self.standing.state == State::Draining && !self.standing.gone
+        !self.removing && self.status.state == UpstreamState::Draining && !self.status.gone
     }
 
     pub fn admits(&self, now: Instant) -> Admits {
-        if self.removing { Admits::None } else { self.standing.admits(now) }
+        if self.removing { Admits::None } else { self.status.admits(now) }
     }
 
     /// As a person is told; what is being removed drains.
-    pub fn state(&self) -> State {
-        if self.removing { State::Draining } else { self.standing.state }
+    pub fn state(&self) -> UpstreamState {
+        if self.removing { UpstreamState::Draining } else { self.status.state }
     }
 
     /// The model that it serves when none is named.
@@ -157,7 +159,7 @@ impl Entry {
 // === impl Snapshot ===
 
 impl Snapshot {
-    pub(super) fn new(entries: Vec<Entry>, departed: Vec<Entry>) -> Self {
+    pub(super) fn new(entries: Vec<SnapshotEntry>, departed: Vec<SnapshotEntry>) -> Self {
         let mut by_model: HashMap<String, Vec<usize>> = HashMap::new();
         let mut aliases: Vec<String> = Vec::new();
         let staying = || entries.iter().enumerate().filter(|(_, entry)| !entry.removing);
@@ -172,10 +174,10 @@ impl Snapshot {
                 }
             }
         }
-        let serves_all = |entry: &Entry| aliases.iter().all(|alias| entry.serves(alias));
-        let known = |entry: &Entry| entry.standing.state != State::Unknown && serves_all(entry);
+        let serves_all = |entry: &SnapshotEntry| aliases.iter().all(|alias| entry.serves(alias));
+        let known = |entry: &SnapshotEntry| entry.status.state != UpstreamState::Unknown && serves_all(entry);
         let uniform = staying().all(|(_, entry)| known(entry)) && by_model.len() == aliases.len();
-        let any_tripped = entries.iter().any(|entry| entry.standing.state == State::Tripped);
+        let any_tripped = entries.iter().any(|entry| entry.status.state == UpstreamState::Tripped);
         let max_ejected = Breaker::default().max_ejected;
         Snapshot { entries, departed, by_model, uniform, aliases, awaited: None, any_tripped, max_ejected }
     }
@@ -201,30 +203,30 @@ impl Snapshot {
 
     /// The upstreams that requests go to. Tripped ones are among them: of those that serve a model, one at
     /// the least takes requests.
-    pub fn ready(&self) -> impl Iterator<Item = &Entry> {
+    pub fn ready(&self) -> impl Iterator<Item = &SnapshotEntry> {
         self.entries.iter().filter(|entry| entry.can_serve())
     }
 
-    /// Those who can be asked for what only they can answer: the ready ones, and those that drain.
-    pub fn reachable(&self) -> impl Iterator<Item = &Entry> {
+    /// The upstreams that can answer for what only they hold: the ready and the draining ones.
+    pub fn reachable(&self) -> impl Iterator<Item = &SnapshotEntry> {
         self.entries.iter().filter(|entry| entry.can_serve() || entry.drains())
     }
 
-    pub fn by_id(&self, id: usize) -> Option<&Entry> {
+    pub fn by_id(&self, id: usize) -> Option<&SnapshotEntry> {
         self.entries.iter().find(|entry| entry.upstream.id == id)
     }
 
-    pub fn by_name(&self, name: &str) -> Option<&Entry> {
+    pub fn by_name(&self, name: &str) -> Option<&SnapshotEntry> {
         self.entries.iter().find(|entry| entry.upstream.name() == name)
     }
 
     /// Whether an upstream is known to be gone, so that nothing comes from it any more.
     pub fn is_gone(&self, id: usize) -> bool {
-        self.watched(id).is_some_and(|entry| entry.standing.gone)
+        self.watched(id).is_some_and(|entry| entry.status.gone)
     }
 
     /// As `by_id`, also for one that was taken out and is asked for as long as requests are in flight.
-    pub(super) fn watched(&self, id: usize) -> Option<&Entry> {
+    pub(super) fn watched(&self, id: usize) -> Option<&SnapshotEntry> {
         self.by_id(id).or_else(|| self.departed.iter().find(|entry| entry.upstream.id == id))
     }
 
@@ -240,7 +242,7 @@ impl Snapshot {
 
     /// The base model of all ready upstreams among these, where it is known and the same.
     pub fn base_of_ready(&self, among: Option<&[usize]>) -> Option<&str> {
-        let mut bases = self.ready().filter(|entry| entry.is_among(among)).map(Entry::base);
+        let mut bases = self.ready().filter(|entry| entry.is_among(among)).map(SnapshotEntry::base);
         let first = bases.next()??;
         bases.all(|other| other == Some(first)).then_some(first)
     }
@@ -248,18 +250,18 @@ impl Snapshot {
     /// Whether a request that names no model has one to take: all ready upstreams, among those that may have
     /// it, have the same base.
     pub fn serves_one_base(&self, among: Option<&[usize]>) -> bool {
-        let mut bases = self.ready().filter(|entry| entry.is_among(among)).map(Entry::base);
+        let mut bases = self.ready().filter(|entry| entry.is_among(among)).map(SnapshotEntry::base);
         let first = bases.next().flatten();
         bases.all(|other| other == first)
     }
 
     /// Whether a name is one that some upstream serves, so that it may label a metric.
-    pub fn knows(&self, model: &str) -> bool {
+    pub fn serves_model(&self, model: &str) -> bool {
         self.by_model.contains_key(model)
     }
 
-    /// Fills `out` with those who may take a request. The one place that filters: readiness, the breaker,
-    /// room, and who was tried already.
+    /// Fills `out` with the candidates for a request. The one place that filters: by readiness, breaker,
+    /// room, and earlier attempts.
     pub fn candidates(&self, query: &Query<'_>, now: Instant, out: &mut Vec<Candidate>) -> Routing {
         out.clear();
         let Some(served) = self.serving(query) else {
@@ -276,8 +278,10 @@ impl Snapshot {
     /// last place meanwhile: choose again.
     pub fn take(&self, query: &Query<'_>, index: usize, work: Work, now: Instant) -> Option<Lease> {
         let entry = &self.entries[index];
-        let floor = match entry.standing.state {
-            State::Tripped => self.serving(query).map_or(Floor::Unneeded, |at| self.floor(at, query, now)),
+        let floor = match entry.status.state {
+            UpstreamState::Tripped => {
+                self.serving(query).map_or(Floor::Unneeded, |at| self.floor(at, query, now))
+            }
             _ => Floor::Unneeded,
         };
         Lease::take_as(entry, floor.admits(entry, now), work, now)
@@ -295,7 +299,7 @@ impl Snapshot {
     }
 
     /// These entries, with their places.
-    fn served<'s>(&'s self, serving: Serving<'s>) -> impl Iterator<Item = (usize, &'s Entry)> {
+    fn served<'s>(&'s self, serving: Serving<'s>) -> impl Iterator<Item = (usize, &'s SnapshotEntry)> {
         let indices = match serving {
             Serving::All => None,
             Serving::These(indices) => Some(indices),
@@ -309,10 +313,10 @@ impl Snapshot {
 
     /// Whether one of these may yet say that it serves any model.
     fn may_still_come(&self, among: Option<&[usize]>, now: Instant) -> bool {
-        let waited = |standing: &Standing| now.saturating_duration_since(standing.since);
-        let may = |entry: &Entry| {
-            let is_new = entry.standing.state == State::Unknown && entry.is_among(among);
-            is_new && waited(&entry.standing) < MAY_STILL_COME
+        let waited = |standing: &UpstreamStatus| now.saturating_duration_since(standing.since);
+        let may = |entry: &SnapshotEntry| {
+            let is_new = entry.status.state == UpstreamState::Unknown && entry.is_among(among);
+            is_new && waited(&entry.status) < DISCOVERY_GRACE
         };
         self.awaits_any_of(among, now) || self.entries.iter().any(may)
     }
@@ -327,7 +331,7 @@ enum Serving<'s> {
     These(&'s [usize]),
 }
 
-/// How gladly a request is given to an upstream; those of the best rank are candidates, the rest is not.
+/// The preference for an upstream. The upstreams of the best rank are candidates, the rest are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     First,
@@ -335,7 +339,7 @@ enum Rank {
     Second,
     /// Tried already.
     Again,
-    /// Tried already, and it would not have the request.
+    /// Tried already, and it declined the request.
     Away,
     Worst,
 }
@@ -347,13 +351,13 @@ struct Sieve<'a, 'q> {
     out: &'a mut Vec<Candidate>,
     /// Of what is in `out`.
     rank: Rank,
-    /// The best rank of those who are full, and when the first is so no longer.
+    /// The best rank among the full upstreams, and when the first of them has room again.
     full: Option<(Rank, Option<Instant>)>,
     tried: bool,
 }
 
 impl Sieve<'_, '_> {
-    fn consider(&mut self, index: usize, entry: &Entry) {
+    fn consider(&mut self, index: usize, entry: &SnapshotEntry) {
         let (query, upstream) = (self.query, &entry.upstream);
         if !query.allows(entry) {
             return;
@@ -400,8 +404,8 @@ impl Sieve<'_, '_> {
             missing: query.tokens,
             active,
             context: sum(load.context, siblings.context, foreign.tokens),
-            weight: upstream.config.weight * entry.standing.weight_share(active, self.now),
-            astray: 0,
+            weight: upstream.config.weight * entry.status.weight_share(active, self.now),
+            session_penalty: 0,
             cold: query.tokens,
             hit: 0,
             uncached: query.tokens,
@@ -409,18 +413,18 @@ impl Sieve<'_, '_> {
     }
 
     fn routing(self) -> Routing {
-        let nobody = self.out.is_empty();
+        let none = self.out.is_empty();
         match self.full {
             // Better to wait for a good place than to take a doubtful one.
-            Some((Rank::First, until)) if nobody || self.rank == Rank::Second => {
+            Some((Rank::First, until)) if none || self.rank == Rank::Second => {
                 self.out.clear();
                 Routing::Full { until }
             }
-            Some((best, until)) if nobody || best < Rank::Away && self.rank == Rank::Away => {
+            Some((best, until)) if none || best < Rank::Away && self.rank == Rank::Away => {
                 self.out.clear();
                 Routing::Full { until }
             }
-            _ if !nobody => Routing::Candidates,
+            _ if !none => Routing::Candidates,
             _ if self.tried => Routing::Tried,
             _ => Routing::NotReady,
         }

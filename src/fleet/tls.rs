@@ -1,4 +1,4 @@
-//! What TLS towards an upstream trusts: the system's authorities, a file's, or nobody's proof at all.
+//! Which certificates TLS towards an upstream trusts: the system's authorities, those of a file, or all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ fn client_config(
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// `tls.verify: false`: whoever answers is believed, as the operator asked.
+/// `tls.verify: false`: every certificate is accepted, as the operator configured.
 #[derive(Debug)]
 struct Anyone {
     provider: Arc<CryptoProvider>,

@@ -13,18 +13,18 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
-use super::pace::Pace;
+use super::engine_load::{EngineLoad, ForeignLoad, GaugeReport};
+use super::pace::PrefillPace;
 use super::queue::Queue;
 use super::tls::{self, Secure};
-use super::told::{Foreign, Telling, Told};
 use crate::aggregate::ModelCard;
 use crate::config::types::UpstreamConfig;
 
 /// The longest that an engine's Retry-After keeps requests away from it.
-const LONGEST_BUSY: Duration = Duration::from_secs(60);
+const MAX_BUSY_TIME: Duration = Duration::from_secs(60);
 
 /// For so long when it gives none.
-const BUSY: Duration = Duration::from_secs(1);
+const DEFAULT_BUSY_TIME: Duration = Duration::from_secs(1);
 
 pub struct Upstream {
     /// Of this server and no other, for the life of the process; kept when only its settings change.
@@ -48,10 +48,10 @@ pub(super) struct Live {
     /// The source that it was discovered by, as far as the keeper has taken its settings over.
     source: ArcSwapOption<String>,
     /// Written by leases only.
-    pub gauges: Gauges,
+    pub gauges: LoadGauges,
     /// What siblings have in flight, by their word.
-    pub siblings: Gauges,
-    pub pace: Pace,
+    pub siblings: LoadGauges,
+    pub pace: PrefillPace,
     /// The one request that is let through after a trip is on its way.
     pub trial: AtomicBool,
     /// Answers to requests that have begun.
@@ -65,7 +65,7 @@ pub(super) struct Live {
     /// A round of probing went well: its metrics may be read.
     pub well: Notify,
     /// What its metrics said.
-    pub told: Told,
+    pub engine_load: EngineLoad,
     /// Told whenever nothing is in flight any more.
     pub emptied: Notify,
     /// Where requests wait for a place on it.
@@ -79,7 +79,7 @@ pub(super) struct Live {
 
 /// What is in flight. Relaxed everywhere: each is a number of its own, read as a hint.
 #[derive(Default)]
-pub(super) struct Gauges {
+pub(super) struct LoadGauges {
     pub active: AtomicU64,
     pub backlog: AtomicU64,
     pub context: AtomicU64,
@@ -87,7 +87,7 @@ pub(super) struct Gauges {
 
 /// The gauges at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
+pub struct UpstreamLoad {
     /// Requests in flight.
     pub active: u64,
     /// Prompt tokens sent whose first byte has not come back.
@@ -96,9 +96,9 @@ pub struct Load {
     pub context: u64,
 }
 
-impl Gauges {
-    pub fn read(&self) -> Load {
-        Load {
+impl LoadGauges {
+    pub fn read(&self) -> UpstreamLoad {
+        UpstreamLoad {
             active: self.active.load(Relaxed),
             backlog: self.backlog.load(Relaxed),
             context: self.context.load(Relaxed),
@@ -128,16 +128,16 @@ impl Upstream {
             id,
             name: config.name.clone(),
             source: ArcSwapOption::new(source(&config)),
-            gauges: Gauges::default(),
-            siblings: Gauges::default(),
-            pace: Pace::new(super::now()),
+            gauges: LoadGauges::default(),
+            siblings: LoadGauges::default(),
+            pace: PrefillPace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             wants_answers: AtomicBool::new(false),
             serves: ArcSwap::default(),
             doubt: Notify::new(),
             well: Notify::new(),
-            told: Told::new(super::now()),
+            engine_load: EngineLoad::new(super::now()),
             emptied: Notify::new(),
             queue,
             busy_until: AtomicU64::new(0),
@@ -188,11 +188,11 @@ impl Upstream {
     }
 
     /// What is in flight now.
-    pub fn load(&self) -> Load {
+    pub fn load(&self) -> UpstreamLoad {
         self.load_at(super::now())
     }
 
-    pub fn load_at(&self, now: Instant) -> Load {
+    pub fn load_at(&self, now: Instant) -> UpstreamLoad {
         let gauges = &self.live.gauges;
         match self.live.pace.over(now) {
             0 => {}
@@ -202,11 +202,11 @@ impl Upstream {
     }
 
     /// What other balancers have in flight on it, as they said last.
-    pub fn siblings(&self) -> Load {
+    pub fn siblings(&self) -> UpstreamLoad {
         self.live.siblings.read()
     }
 
-    pub fn set_siblings(&self, load: Load) {
+    pub fn set_siblings(&self, load: UpstreamLoad) {
         let gauges = &self.live.siblings;
         gauges.active.store(load.active, Relaxed);
         gauges.backlog.store(load.backlog, Relaxed);
@@ -214,13 +214,13 @@ impl Upstream {
     }
 
     /// What others have in flight on it, by its own metrics; nothing when they are not known, or too old.
-    pub fn foreign(&self, now: Instant) -> Foreign {
-        self.live.told.foreign(now)
+    pub fn foreign(&self, now: Instant) -> ForeignLoad {
+        self.live.engine_load.foreign(now)
     }
 
     /// What its metrics said last; `None` when they are not known, or too old.
-    pub fn telling(&self, now: Instant) -> Option<Telling> {
-        self.live.told.telling(now)
+    pub fn gauge_report(&self, now: Instant) -> Option<GaugeReport> {
+        self.live.engine_load.gauge_report(now)
     }
 
     /// The address that its name led to; `None` before the first answer of the resolver.
@@ -241,7 +241,7 @@ impl Upstream {
 
     /// The engine said that it is full: nothing is sent for so long. The longest word counts.
     pub(super) fn busy(&self, retry_after: Option<Duration>, now: Instant) {
-        let until = now + retry_after.unwrap_or(BUSY).min(LONGEST_BUSY);
+        let until = now + retry_after.unwrap_or(DEFAULT_BUSY_TIME).min(MAX_BUSY_TIME);
         let millis = until.saturating_duration_since(self.live.born).as_millis();
         self.live.busy_until.fetch_max(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
     }

@@ -1,8 +1,8 @@
 //! One log record as text: txt for people, JSON and YAML for programs.
 //!
 //! Pure: the record goes in with the time, text comes out. Whatever a client can put into a message or a
-//! field is escaped, in all formats, so that nobody can forge a record, a field or a colour. A record is
-//! one line (txt, JSON) or one document (YAML). Never cuts a value: whoever logs decides how much to show.
+//! field is escaped, in all formats, so that a client cannot forge a record, a field or a colour. A record
+//! is one line (txt, JSON) or one document (YAML). Never cuts a value: the caller decides how much to show.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use crate::config::types::LogFormat;
 
 /// How a record is written.
 #[derive(Clone, Copy, Debug)]
-pub struct Style {
+pub struct LogStyle {
     pub format: LogFormat,
     /// Date, target, module, file, thread and process too.
     pub detail: bool,
@@ -31,8 +31,8 @@ pub struct Origin<'a> {
 }
 
 /// The record as text with its line end. `level` is the record's own unless it was demoted.
-pub fn format(record: &Record<'_>, level: Level, style: Style, origin: Origin<'_>) -> String {
-    let mut fields = Fields(Vec::new());
+pub fn format(record: &Record<'_>, level: Level, style: LogStyle, origin: Origin<'_>) -> String {
+    let mut fields = RecordFields(Vec::new());
     // The visitor never fails, so neither does the visit.
     let _ = record.key_values().visit(&mut fields);
     if style.detail {
@@ -49,18 +49,18 @@ pub fn format(record: &Record<'_>, level: Level, style: Style, origin: Origin<'_
 // === fields ===
 
 /// A field's value: what needs no quotes in JSON and YAML, and what does.
-enum Field {
+enum RecordValue {
     Bare(String),
     Text(String),
 }
 
-struct Fields(Vec<(String, Field)>);
+struct RecordFields(Vec<(String, RecordValue)>);
 
 /// What every record has; a field of such a name gets an underscore.
 const OWN: [&str; 4] = ["time", "level", "target", "message"];
 
-impl Fields {
-    fn push(&mut self, name: &str, value: Field) {
+impl RecordFields {
+    fn push(&mut self, name: &str, value: RecordValue) {
         let mut name = name.to_string();
         while OWN.contains(&name.as_str()) || self.0.iter().any(|(earlier, _)| *earlier == name) {
             name.push('_');
@@ -70,14 +70,14 @@ impl Fields {
 
     fn add_details(&mut self, record: &Record<'_>, origin: Origin<'_>) {
         if let Some(module) = record.module_path() {
-            self.push("module", Field::Text(module.into()));
+            self.push("module", RecordValue::Text(module.into()));
         }
         if let Some(file) = record.file() {
             let line = record.line().map(|line| format!(":{line}")).unwrap_or_default();
-            self.push("file", Field::Text(format!("{}{line}", short_path(file))));
+            self.push("file", RecordValue::Text(format!("{}{line}", short_path(file))));
         }
-        self.push("thread", Field::Text(origin.thread.into()));
-        self.push("pid", Field::Bare(origin.pid.to_string()));
+        self.push("thread", RecordValue::Text(origin.thread.into()));
+        self.push("pid", RecordValue::Bare(origin.pid.to_string()));
     }
 }
 
@@ -87,31 +87,31 @@ fn short_path(file: &str) -> &str {
     in_registry.map_or(file, |(_, path)| path)
 }
 
-impl<'kvs> VisitSource<'kvs> for Fields {
+impl<'kvs> VisitSource<'kvs> for RecordFields {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
         let mut read = ReadValue(None);
         // A value that cannot be visited is shown as it prints.
         let field = match value.visit(&mut read) {
-            Ok(()) => read.0.unwrap_or_else(|| Field::Text(value.to_string())),
-            Err(_) => Field::Text(value.to_string()),
+            Ok(()) => read.0.unwrap_or_else(|| RecordValue::Text(value.to_string())),
+            Err(_) => RecordValue::Text(value.to_string()),
         };
         self.push(key.as_str(), field);
         Ok(())
     }
 }
 
-struct ReadValue(Option<Field>);
+struct ReadValue(Option<RecordValue>);
 
 impl ReadValue {
     fn bare(&mut self, text: String) -> Result<(), Error> {
-        self.0 = Some(Field::Bare(text));
+        self.0 = Some(RecordValue::Bare(text));
         Ok(())
     }
 }
 
 impl<'v> VisitValue<'v> for ReadValue {
     fn visit_any(&mut self, value: Value<'_>) -> Result<(), Error> {
-        self.0 = Some(Field::Text(value.to_string()));
+        self.0 = Some(RecordValue::Text(value.to_string()));
         Ok(())
     }
 
@@ -134,9 +134,9 @@ impl<'v> VisitValue<'v> for ReadValue {
     fn visit_f64(&mut self, value: f64) -> Result<(), Error> {
         // JSON has neither infinity nor not-a-number.
         self.0 = Some(if value.is_finite() {
-            Field::Bare(value.to_string())
+            RecordValue::Bare(value.to_string())
         } else {
-            Field::Text(value.to_string())
+            RecordValue::Text(value.to_string())
         });
         Ok(())
     }
@@ -148,8 +148,8 @@ fn txt(
     record: &Record<'_>,
     level: Level,
     message: &str,
-    fields: &Fields,
-    style: Style,
+    fields: &RecordFields,
+    style: LogStyle,
     origin: Origin<'_>,
 ) -> String {
     let (time, date_end) = (rfc3339(origin.time), 11);
@@ -170,8 +170,8 @@ fn txt(
     line.push_str(&sentence(message));
     for (name, value) in &fields.0 {
         let value = match value {
-            Field::Bare(text) => Cow::Borrowed(text.as_str()),
-            Field::Text(text) => word(text),
+            RecordValue::Bare(text) => Cow::Borrowed(text.as_str()),
+            RecordValue::Text(text) => word(text),
         };
         let _ = write!(line, " {dim}{}={off}{value}", word(name));
     }
@@ -179,7 +179,13 @@ fn txt(
     line
 }
 
-fn json(record: &Record<'_>, level: Level, message: &str, fields: &Fields, origin: Origin<'_>) -> String {
+fn json(
+    record: &Record<'_>,
+    level: Level,
+    message: &str,
+    fields: &RecordFields,
+    origin: Origin<'_>,
+) -> String {
     let mut line = format!(
         "{{\"time\":\"{}\",\"level\":\"{}\",\"target\":{},\"message\":{}",
         rfc3339(origin.time),
@@ -194,7 +200,13 @@ fn json(record: &Record<'_>, level: Level, message: &str, fields: &Fields, origi
     line
 }
 
-fn yaml(record: &Record<'_>, level: Level, message: &str, fields: &Fields, origin: Origin<'_>) -> String {
+fn yaml(
+    record: &Record<'_>,
+    level: Level,
+    message: &str,
+    fields: &RecordFields,
+    origin: Origin<'_>,
+) -> String {
     let mut document = format!(
         "---\ntime: {}\nlevel: {}\ntarget: {}\nmessage: {}\n",
         rfc3339(origin.time),
@@ -220,10 +232,10 @@ fn level_name(level: Level) -> &'static str {
 
 // === quoting ===
 
-fn scalar(value: &Field) -> Cow<'_, str> {
+fn scalar(value: &RecordValue) -> Cow<'_, str> {
     match value {
-        Field::Bare(text) => Cow::Borrowed(text),
-        Field::Text(text) => Cow::Owned(quoted(text)),
+        RecordValue::Bare(text) => Cow::Borrowed(text),
+        RecordValue::Text(text) => Cow::Owned(quoted(text)),
     }
 }
 

@@ -1,10 +1,8 @@
-//! The latest choices of upstreams, each with the numbers that it was made by: what `GET /admin/decisions`
-//! tells whoever asks why a request went where it went.
+//! The latest choices of upstreams, each with the numbers behind it, for `GET /admin/decisions`.
 //!
-//! A ring of slots. A choice takes the next slot's own lock if it is free, which it is unless somebody is
-//! reading just this slot, and goes without being kept otherwise. Slots keep the memory that they have, so
-//! once the ring has gone round nothing is allocated any more. What a client has written is cut before it is
-//! kept.
+//! A ring of slots. A choice takes the lock of the next slot if it is free; while a reader holds it, the
+//! choice is not recorded. Slots keep their memory, so that recording allocates nothing once the ring has
+//! gone round. Text from clients is cut before it is stored.
 //!
 //! Never: a wait on a request's path, a lock that all requests share, a record of two choices in one.
 
@@ -17,13 +15,13 @@ use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::pick::{Candidate, Choice, cost};
 
 /// How many choices are kept.
-pub const KEPT: usize = 256;
+pub const KEPT_DECISIONS: usize = 256;
 
 /// Of a choice: how many candidates are told.
-const TOLD: usize = 512;
+const MAX_RECORDED_CANDIDATES: usize = 512;
 
 /// The choices of this process.
-pub static DECISIONS: LazyLock<Decisions> = LazyLock::new(|| Decisions::new(KEPT));
+pub static DECISIONS: LazyLock<Decisions> = LazyLock::new(|| Decisions::new(KEPT_DECISIONS));
 
 /// A choice as it is made.
 pub struct Decision<'a> {
@@ -46,7 +44,7 @@ pub struct Decision<'a> {
 
 /// A choice as it is kept.
 #[derive(Clone, Debug, Default)]
-pub struct Record {
+pub struct DecisionRecord {
     /// Choices are counted from 1; 0 is an empty slot.
     number: u64,
     /// Since 1970.
@@ -59,17 +57,17 @@ pub struct Record {
     pub tokens: u64,
     pub blocks: usize,
     pub reason: &'static str,
-    /// Of how many candidates; those that are told may be fewer.
+    /// The number of candidates; fewer may be recorded.
     pub of: usize,
     /// Place of the chosen one among the rows.
     chosen: usize,
     /// All names, one after the other.
     names: String,
-    rows: Vec<Row>,
+    rows: Vec<CandidateRow>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Row {
+struct CandidateRow {
     /// Where in the names its own ends.
     name_end: usize,
     terms: Candidate,
@@ -78,7 +76,7 @@ struct Row {
 
 /// A candidate of a choice that was kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Told<'r> {
+pub struct CandidateRecord<'r> {
     pub upstream: &'r str,
     pub terms: Candidate,
     pub cost: f64,
@@ -87,7 +85,7 @@ pub struct Told<'r> {
 /// See the module.
 #[derive(Debug)]
 pub struct Decisions {
-    slots: Box<[Mutex<Record>]>,
+    slots: Box<[Mutex<DecisionRecord>]>,
     last: AtomicU64,
 }
 
@@ -122,7 +120,7 @@ impl Decisions {
     }
 
     /// The latest choices, newest first.
-    pub fn latest(&self, limit: usize) -> Vec<Record> {
+    pub fn latest(&self, limit: usize) -> Vec<DecisionRecord> {
         let last = self.last.load(Ordering::Relaxed);
         let oldest = last.saturating_sub(self.slots.len() as u64);
         let numbers = (oldest + 1..=last).rev();
@@ -133,25 +131,25 @@ impl Decisions {
         kept.take(limit).collect()
     }
 
-    fn slot(&self, number: u64) -> &Mutex<Record> {
+    fn slot(&self, number: u64) -> &Mutex<DecisionRecord> {
         &self.slots[(number % self.slots.len() as u64) as usize]
     }
 }
 
 // === impl Record ===
 
-impl Record {
+impl DecisionRecord {
     /// The candidates, in the order in which they stood.
-    pub fn candidates(&self) -> impl Iterator<Item = Told<'_>> {
+    pub fn candidates(&self) -> impl Iterator<Item = CandidateRecord<'_>> {
         let starts = std::iter::once(0).chain(self.rows.iter().map(|row| row.name_end));
-        starts.zip(&self.rows).map(|(start, row)| Told {
+        starts.zip(&self.rows).map(|(start, row)| CandidateRecord {
             upstream: &self.names[start..row.name_end],
             terms: row.terms,
             cost: row.cost,
         })
     }
 
-    pub fn chosen(&self) -> Option<Told<'_>> {
+    pub fn chosen(&self) -> Option<CandidateRecord<'_>> {
         self.candidates().nth(self.chosen)
     }
 
@@ -172,7 +170,7 @@ impl Record {
         for (place, candidate) in decision.candidates.iter().enumerate() {
             let is_chosen = candidate.index == decision.choice.index;
             // Of very many the first are told, and the chosen one.
-            if place >= TOLD && !is_chosen {
+            if place >= MAX_RECORDED_CANDIDATES && !is_chosen {
                 continue;
             }
             if is_chosen {
@@ -180,7 +178,11 @@ impl Record {
             }
             self.names.push_str((decision.name)(candidate.index));
             let name_end = self.names.len();
-            self.rows.push(Row { name_end, terms: *candidate, cost: cost(candidate, decision.knobs) });
+            self.rows.push(CandidateRow {
+                name_end,
+                terms: *candidate,
+                cost: cost(candidate, decision.knobs),
+            });
         }
         self.number = number;
     }
@@ -210,7 +212,7 @@ mod tests {
             active: seed,
             context: seed,
             weight: 1.0,
-            astray: seed,
+            session_penalty: seed,
             cold: seed,
             hit: seed,
             uncached: seed,
@@ -328,11 +330,14 @@ mod tests {
     #[test]
     fn of_very_many_the_first_and_the_chosen_are_told() {
         let decisions = Decisions::new(1);
-        let all: Vec<Candidate> = (0..TOLD * 2).map(|index| candidate(index, 1)).collect();
-        record(&decisions, 1, &all, TOLD + 7);
+        let all: Vec<Candidate> = (0..MAX_RECORDED_CANDIDATES * 2).map(|index| candidate(index, 1)).collect();
+        record(&decisions, 1, &all, MAX_RECORDED_CANDIDATES + 7);
         let [record] = &decisions.latest(1)[..] else { panic!("one was made") };
-        assert_eq!((record.candidates().count(), record.of), (TOLD + 1, TOLD * 2));
-        assert_eq!(record.chosen().unwrap().terms.index, TOLD + 7);
+        assert_eq!(
+            (record.candidates().count(), record.of),
+            (MAX_RECORDED_CANDIDATES + 1, MAX_RECORDED_CANDIDATES * 2)
+        );
+        assert_eq!(record.chosen().unwrap().terms.index, MAX_RECORDED_CANDIDATES + 7);
     }
 
     #[test]
@@ -371,7 +376,7 @@ mod tests {
                 assert!(records.windows(2).all(|pair| pair[0].number > pair[1].number));
                 for record in records {
                     let seed = record.tokens;
-                    let own = |told: Told<'_>| told.terms == candidate(told.terms.index, seed);
+                    let own = |told: CandidateRecord<'_>| told.terms == candidate(told.terms.index, seed);
                     assert!(record.candidates().all(own));
                     assert_eq!((record.id, record.of), (format!("request-{seed}"), record.rows.len()));
                     seen += 1;

@@ -1,6 +1,6 @@
 //! The metrics: their names, labels and buckets, documented in conf/metrics.md.
 //!
-//! Gauges of upstreams are not kept here; they are read from the leases when somebody asks, so that they
+//! Gauges of upstreams are not stored here; they are read from the leases at each scrape, so that they
 //! cannot drift.
 
 mod cache;
@@ -52,7 +52,7 @@ pub struct Metrics {
 
 impl Metrics {
     fn new() -> Self {
-        let make = Maker(Registry::new());
+        let make = MetricsBuilder(Registry::new());
         Metrics {
             requests: make.counters(
                 "vllm_lb_requests_total",
@@ -132,9 +132,9 @@ impl Metrics {
 
 /// Makes metrics and registers them. Names and labels are constants of these files, so that a failure is a
 /// typing mistake that the first test run finds.
-struct Maker(Registry);
+struct MetricsBuilder(Registry);
 
-impl Maker {
+impl MetricsBuilder {
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.enter(IntCounterVec::new(Opts::new(name, help), labels))
     }

@@ -9,7 +9,7 @@ use log::Record;
 use log::kv::Value;
 
 use super::metrics::{self, METRICS};
-use super::usage::{TOTALS, Whose};
+use super::usage::{TOTALS, UsageLabels};
 use crate::reply::usage::Usage;
 
 /// One request, as it ended.
@@ -19,7 +19,7 @@ pub struct Done<'a> {
     pub client: Option<&'a dyn Display>,
     pub method: &'a str,
     pub path: &'a str,
-    /// `None` where the request names none, or one that nobody serves.
+    /// `None` where the request names no model, or one that no upstream serves.
     pub model: Option<&'a str>,
     /// Of the configuration.
     pub route: Option<&'a str>,
@@ -115,7 +115,7 @@ fn tokens(done: &Done<'_>, usage: &Usage) {
         }
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    TOTALS.add(Whose { model, route, session: done.session }, usage, now);
+    TOTALS.add(UsageLabels { model, route, session: done.session }, usage, now);
 }
 
 impl Done<'_> {

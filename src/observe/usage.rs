@@ -5,7 +5,7 @@
 //! sessions, [`SESSIONS`] are kept, and the one that was used least recently goes.
 //!
 //! The lock is a plain mutex. It is taken once at a request's end, for a few look-ups, and never across an
-//! await; whoever reads copies what it wants and lets go.
+//! await; a reader copies what it needs and releases it.
 //!
 //! Never: a name that is not bounded by its giver, a clock.
 
@@ -16,31 +16,31 @@ use std::time::Duration;
 use crate::reply::usage::Usage;
 
 /// How many sessions are kept.
-pub const SESSIONS: usize = 10_000;
+pub const MAX_SESSION_TOTALS: usize = 10_000;
 
 /// The totals of this process.
-pub static TOTALS: LazyLock<Totals> = LazyLock::new(|| Totals::new(SESSIONS));
+pub static TOTALS: LazyLock<UsageTotals> = LazyLock::new(|| UsageTotals::new(MAX_SESSION_TOTALS));
 
 /// What some answers took together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Total {
+pub struct UsageTotal {
     pub requests: u64,
-    /// Of those, the ones whose answer told nothing.
+    /// The requests whose answer had no usage.
     pub unknown: u64,
-    /// Of the answers that did, as far as they did.
+    /// The usage of the other answers, as far as they reported it.
     pub usage: Usage,
 }
 
 /// A total, and when it was last added to, since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dated {
-    pub total: Total,
+pub struct DatedTotal {
+    pub total: UsageTotal,
     pub last: Duration,
 }
 
-/// Whose answer it was.
+/// The labels of an answer's usage.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Whose<'a> {
+pub struct UsageLabels<'a> {
     pub model: &'a str,
     /// Empty where the request took none.
     pub route: &'a str,
@@ -49,13 +49,13 @@ pub struct Whose<'a> {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Totals(Mutex<Tables>);
+pub struct UsageTotals(Mutex<UsageTables>);
 
 #[derive(Debug)]
-struct Tables {
-    models: BTreeMap<String, Total>,
-    routes: BTreeMap<String, Total>,
-    sessions: HashMap<Arc<str>, Kept>,
+struct UsageTables {
+    models: BTreeMap<String, UsageTotal>,
+    routes: BTreeMap<String, UsageTotal>,
+    sessions: HashMap<Arc<str>, SessionTotal>,
     /// By when they were last used; the first goes first.
     order: BTreeMap<u64, Arc<str>>,
     /// Counts uses.
@@ -64,14 +64,14 @@ struct Tables {
 }
 
 #[derive(Debug)]
-struct Kept {
-    dated: Dated,
+struct SessionTotal {
+    dated: DatedTotal,
     use_number: u64,
 }
 
 // === impl Total ===
 
-impl Total {
+impl UsageTotal {
     fn add(&mut self, usage: &Usage) {
         self.requests += 1;
         self.unknown += u64::from(*usage == Usage::default());
@@ -89,9 +89,9 @@ impl Total {
 
 // === impl Totals ===
 
-impl Totals {
+impl UsageTotals {
     fn new(most: usize) -> Self {
-        Totals(Mutex::new(Tables {
+        UsageTotals(Mutex::new(UsageTables {
             models: BTreeMap::new(),
             routes: BTreeMap::new(),
             sessions: HashMap::new(),
@@ -101,12 +101,12 @@ impl Totals {
         }))
     }
 
-    fn tables(&self) -> MutexGuard<'_, Tables> {
+    fn tables(&self) -> MutexGuard<'_, UsageTables> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An answer has ended, `at` this time since 1970.
-    pub fn add(&self, whose: Whose<'_>, usage: &Usage, at: Duration) {
+    pub fn add(&self, whose: UsageLabels<'_>, usage: &Usage, at: Duration) {
         let mut tables = self.tables();
         add(&mut tables.models, whose.model, usage);
         if !whose.route.is_empty() {
@@ -117,27 +117,27 @@ impl Totals {
         }
     }
 
-    pub fn models(&self) -> Vec<(String, Total)> {
+    pub fn models(&self) -> Vec<(String, UsageTotal)> {
         self.tables().models.iter().map(|(name, total)| (name.clone(), *total)).collect()
     }
 
-    pub fn routes(&self) -> Vec<(String, Total)> {
+    pub fn routes(&self) -> Vec<(String, UsageTotal)> {
         self.tables().routes.iter().map(|(name, total)| (name.clone(), *total)).collect()
     }
 
     /// The sessions that were used last, the latest first.
-    pub fn sessions(&self, limit: usize) -> Vec<(Arc<str>, Dated)> {
+    pub fn sessions(&self, limit: usize) -> Vec<(Arc<str>, DatedTotal)> {
         let tables = self.tables();
         let names = tables.order.values().rev().take(limit);
         names.filter_map(|name| Some((name.clone(), tables.sessions.get(name)?.dated))).collect()
     }
 
-    pub fn session(&self, name: &str) -> Option<Dated> {
+    pub fn session(&self, name: &str) -> Option<DatedTotal> {
         self.tables().sessions.get(name).map(|kept| kept.dated)
     }
 }
 
-fn add(totals: &mut BTreeMap<String, Total>, name: &str, usage: &Usage) {
+fn add(totals: &mut BTreeMap<String, UsageTotal>, name: &str, usage: &Usage) {
     match totals.get_mut(name) {
         Some(total) => total.add(usage),
         None => totals.entry(name.to_string()).or_default().add(usage),
@@ -146,7 +146,7 @@ fn add(totals: &mut BTreeMap<String, Total>, name: &str, usage: &Usage) {
 
 // === impl Tables ===
 
-impl Tables {
+impl UsageTables {
     fn session(&mut self, name: &str, usage: &Usage, at: Duration) {
         self.uses += 1;
         let number = self.uses;
@@ -164,10 +164,10 @@ impl Tables {
         {
             self.sessions.remove(&oldest);
         }
-        let mut dated = Dated { last: at, ..Dated::default() };
+        let mut dated = DatedTotal { last: at, ..DatedTotal::default() };
         dated.total.add(usage);
         let name: Arc<str> = name.into();
-        self.sessions.insert(name.clone(), Kept { dated, use_number: number });
+        self.sessions.insert(name.clone(), SessionTotal { dated, use_number: number });
         self.order.insert(number, name);
     }
 }
@@ -178,8 +178,8 @@ mod tests {
 
     use super::*;
 
-    fn of(session: &str) -> Whose<'_> {
-        Whose { model: "m", route: "", session: Some(session) }
+    fn of(session: &str) -> UsageLabels<'_> {
+        UsageLabels { model: "m", route: "", session: Some(session) }
     }
 
     fn usage(prompt: Option<u64>, output: Option<u64>) -> Usage {
@@ -188,13 +188,13 @@ mod tests {
 
     #[test]
     fn what_is_not_told_is_not_zero() {
-        let totals = Totals::new(10);
+        let totals = UsageTotals::new(10);
         let at = Duration::from_secs(7);
-        totals.add(Whose { model: "a", route: "fast", session: None }, &Usage::default(), at);
-        assert_eq!(totals.models()[0].1, Total { requests: 1, unknown: 1, usage: Usage::default() });
-        totals.add(Whose { model: "a", route: "", session: None }, &usage(Some(0), None), at);
-        totals.add(Whose { model: "a", route: "", session: None }, &usage(Some(5), Some(2)), at);
-        let wanted = Total { requests: 3, unknown: 1, usage: usage(Some(5), Some(2)) };
+        totals.add(UsageLabels { model: "a", route: "fast", session: None }, &Usage::default(), at);
+        assert_eq!(totals.models()[0].1, UsageTotal { requests: 1, unknown: 1, usage: Usage::default() });
+        totals.add(UsageLabels { model: "a", route: "", session: None }, &usage(Some(0), None), at);
+        totals.add(UsageLabels { model: "a", route: "", session: None }, &usage(Some(5), Some(2)), at);
+        let wanted = UsageTotal { requests: 3, unknown: 1, usage: usage(Some(5), Some(2)) };
         assert_eq!(totals.models(), [("a".to_string(), wanted)]);
         assert_eq!(totals.routes().len(), 1, "no route is no name");
         assert_eq!(totals.sessions(10), []);
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_session_that_was_used_least_recently_goes() {
-        let totals = Totals::new(2);
+        let totals = UsageTotals::new(2);
         for (session, second) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
             totals.add(of(session), &usage(Some(1), None), Duration::from_secs(second));
         }
@@ -218,7 +218,7 @@ mod tests {
         /// Against the plain way: a list of all uses, of which the last distinct names count.
         #[test]
         fn the_latest_sessions_are_kept(uses in prop::collection::vec(0..9_u8, 0..60), most in 1..6_usize) {
-            let totals = Totals::new(most);
+            let totals = UsageTotals::new(most);
             let mut plain: Vec<(String, u64)> = Vec::new();
             for session in uses.iter().map(u8::to_string) {
                 totals.add(of(&session), &usage(Some(3), None), Duration::ZERO);

@@ -21,7 +21,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::canon::cursor::{Cursor, Raw};
 use super::scan::{Field, Scanner};
 use super::value::unescape;
-use crate::config::types::Sessions;
+use crate::config::types::SessionConfig;
 
 /// The longest name that is told as it is, in bytes.
 pub const TOLD: usize = 128;
@@ -71,13 +71,13 @@ impl Source {
 
 impl<'a> Request<'a> {
     /// The session that it belongs to, if it says one, and how that is told.
-    pub fn session(&self, sessions: &Sessions) -> Option<(Session, String)> {
+    pub fn session(&self, sessions: &SessionConfig) -> Option<(Session, String)> {
         let (name, source) = self.name(sessions)?;
         let key = xxh3_64_with_seed(&name, xxh3_64(self.model.as_bytes()));
         Some((Session { key, source }, printable(&name)))
     }
 
-    fn name(&self, sessions: &Sessions) -> Option<(Cow<'a, [u8]>, Source)> {
+    fn name(&self, sessions: &SessionConfig) -> Option<(Cow<'a, [u8]>, Source)> {
         let borrowed = |source| move |name: &'a [u8]| (Cow::Borrowed(name), source);
         let path = || self.path.map(str::as_bytes).and_then(said).map(borrowed(Source::Path));
         let header = || sessions.headers.iter().find_map(|name| self.header(name));
@@ -190,7 +190,7 @@ mod tests {
         let mut scanner = Scanner::new();
         scanner.scan(body.as_bytes());
         let body = Some((body.as_bytes(), &scanner));
-        Request { path, headers, body, model }.session(&Sessions::default()).map(|(session, _)| session)
+        Request { path, headers, body, model }.session(&SessionConfig::default()).map(|(session, _)| session)
     }
 
     /// The session of a name.
@@ -227,7 +227,7 @@ mod tests {
         }
         assert_eq!(find(None, &HeaderMap::new(), "{}", "m"), None);
         let no_body = Request { path: None, headers: &HeaderMap::new(), body: None, model: "m" };
-        assert_eq!(no_body.session(&Sessions::default()), None);
+        assert_eq!(no_body.session(&SessionConfig::default()), None);
     }
 
     #[test]
@@ -237,13 +237,14 @@ mod tests {
         let body = br#"{"session_id":"b","metadata":{"chat":"m"}}"#;
         scanner.scan(body);
         let request = Request { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
-        let nothing = Sessions { headers: vec![], body: vec![], cookie: None, ..Sessions::default() };
+        let nothing =
+            SessionConfig { headers: vec![], body: vec![], cookie: None, ..SessionConfig::default() };
         assert_eq!(request.session(&nothing), None);
-        let session = |sessions: &Sessions| request.session(sessions).map(|(session, _)| session);
+        let session = |sessions: &SessionConfig| request.session(sessions).map(|(session, _)| session);
         for (sessions, name, source) in [
-            (Sessions { headers: vec!["x-mine".into()], ..nothing.clone() }, "mine", Source::Header),
-            (Sessions { body: vec!["metadata.chat".into()], ..nothing.clone() }, "m", Source::Body),
-            (Sessions { cookie: Some("sid".into()), ..nothing.clone() }, "c", Source::Cookie),
+            (SessionConfig { headers: vec!["x-mine".into()], ..nothing.clone() }, "mine", Source::Header),
+            (SessionConfig { body: vec!["metadata.chat".into()], ..nothing.clone() }, "m", Source::Body),
+            (SessionConfig { cookie: Some("sid".into()), ..nothing.clone() }, "c", Source::Cookie),
         ] {
             assert_eq!(session(&sessions), named(name, source), "{sessions:?}");
         }
@@ -253,7 +254,7 @@ mod tests {
     fn a_session_is_told_as_it_is_written_as_far_as_it_can_be_printed() {
         let headers = headers(&[("x-session-id", " sess-1 ")]);
         let request = Request { path: None, headers: &headers, body: None, model: "m" };
-        assert_eq!(request.session(&Sessions::default()).unwrap().1, "sess-1");
+        assert_eq!(request.session(&SessionConfig::default()).unwrap().1, "sess-1");
         for (name, told) in [
             (&b"a b/\xc3\xa9"[..], "a b/\u{e9}"),
             (b"a\nb\x1b[1m", "a\u{fffd}b\u{fffd}[1m"),
@@ -366,7 +367,7 @@ mod tests {
                 scanner.scan(body);
                 let body = Some((body, &scanner));
                 let headers = HeaderMap::new();
-                Request { path: None, headers: &headers, body, model: "" }.session(&Sessions::default());
+                Request { path: None, headers: &headers, body, model: "" }.session(&SessionConfig::default());
             }
         }
     }

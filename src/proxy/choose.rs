@@ -11,7 +11,7 @@ use super::intake::watched;
 use super::prompt_work::{self, Placement};
 use super::request::{ClientRequest, Scope};
 use super::watch::Watch;
-use crate::fleet::{Query, Refused, Routing, Snapshot, Turn};
+use crate::fleet::{Query, QueueRefusal, QueueTurn, Routing, Snapshot};
 use crate::observe;
 use crate::observe::decisions::Decision;
 use crate::pick::{self, Seed};
@@ -39,7 +39,7 @@ pub async fn choose(
     let fleet = &scope.shared.fleet;
     // One wait for all attempts together.
     let deadline = *tries.wait_until.get_or_insert_with(|| Instant::now() + scope.settings.wait);
-    let mut turn: Option<Turn> = None;
+    let mut turn: Option<QueueTurn> = None;
     loop {
         let among = request.among(&fleet.snapshot());
         let query = tries.query(request, scope.settings, among.as_deref());
@@ -49,7 +49,7 @@ pub async fn choose(
         };
         let until = match look {
             Look::Placed(placement) => {
-                turn.into_iter().for_each(Turn::taken);
+                turn.into_iter().for_each(QueueTurn::taken);
                 tries.begin(placement.upstream().id);
                 return Ok(placement);
             }
@@ -78,7 +78,7 @@ pub async fn choose(
         // Boxed: few requests wait, and the others should not hold its room.
         match watched(client, request, watch, true, Box::pin(waiting)).await? {
             Ok(mine) => turn = Some(mine),
-            Err(Refused::Full { retry_after } | Refused::WaitedOut { retry_after }) => {
+            Err(QueueRefusal::Full { retry_after } | QueueRefusal::WaitedOut { retry_after }) => {
                 return Err(Reject::Full { retry_after: retry_after.as_secs().max(1) }.into());
             }
         }
@@ -94,8 +94,11 @@ fn look(scope: &Scope<'_>, request: &ClientRequest, query: &Query<'_>, attempt: 
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
         prompt_work::weigh(scope, request, &snapshot, now, &mut candidates);
-        let seed =
-            Seed { random: shared.random.next(), turn: shared.fleet.next_turn(), haze: shared.state.haze() };
+        let seed = Seed {
+            random: shared.random.next(),
+            turn: shared.fleet.next_turn(),
+            jitter: shared.state.jitter(),
+        };
         let choice = match (routing, pick::pick(&candidates, &scope.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
             (Routing::Full { until }, _) => return Look::Full { until },

@@ -154,7 +154,7 @@ async fn forward(
         let tried = if blame.is_open() { blame.during(Box::pin(trying)).await } else { trying.await };
         let failure = match settle(scope, client, request, &placement, &mut tries, tried).await {
             Settled::Answer(answer) if answer.is_upgrade() => {
-                blame.settle();
+                blame.conclude();
                 return tunnel::carry(scope, client, request, &mut placement, answer, watch, report).await;
             }
             Settled::Answer(answer) => {
@@ -162,7 +162,7 @@ async fn forward(
                     .failure()
                     .into_iter()
                     .for_each(|failure| fault(scope, &mut blame, &placement, failure));
-                blame.settle();
+                blame.conclude();
                 return relay::relay(scope, client, request, &mut placement, answer, watch, report).await;
             }
             Settled::Failed(failure) => failure,

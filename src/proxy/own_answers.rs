@@ -20,8 +20,8 @@ use super::respond::json;
 use super::served::Routes;
 use super::stored_search::SearchKey;
 use crate::aggregate;
-use crate::fleet::client::AskError;
-use crate::fleet::{Entry, Fleet, Snapshot};
+use crate::fleet::client::FetchError;
+use crate::fleet::{Fleet, Snapshot, SnapshotEntry};
 use crate::reject::unanswered_call;
 
 /// For metrics and load: whoever scrapes will not wait longer either.
@@ -124,7 +124,7 @@ pub async fn fan_out(
             }
         }
         let request = request.body(body.clone()).ok()?;
-        let answer = fleet.client().ask(&entry.upstream, request, CONTROL).await;
+        let answer = fleet.client().request(&entry.upstream, request, CONTROL).await;
         Some(answer.unwrap_or_else(|error| unreached(entry, &error.to_string(), expose)))
     });
     let answers: Vec<Response<Bytes>> = join_all(asked).await.into_iter().flatten().collect();
@@ -132,7 +132,7 @@ pub async fn fan_out(
     answers.into_iter().nth(failed.unwrap_or(0)).map(clean)
 }
 
-fn unreached(entry: &Entry, error: &str, expose: bool) -> Response<Bytes> {
+fn unreached(entry: &SnapshotEntry, error: &str, expose: bool) -> Response<Bytes> {
     let message = unanswered_call(expose.then_some((entry.upstream.name(), error)));
     let mut answer = json_answer(format!(r#"{{"error":{}}}"#, serde_json::Value::from(message)));
     *answer.status_mut() = StatusCode::BAD_GATEWAY;
@@ -172,11 +172,11 @@ pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &Search
             request = request.header(header::AUTHORIZATION, key);
         }
         let Ok(request) = request.body(Bytes::new()) else { return Located::Nowhere };
-        match fleet.client().ask_with_key(&entry.upstream, request, LOOKUP).await {
+        match fleet.client().request_with_key(&entry.upstream, request, LOOKUP).await {
             Ok(answer) if answer.status() == StatusCode::OK => Located::At(entry.upstream.id),
             Ok(answer) if !answer.status().is_server_error() => Located::Nowhere,
             // An upstream that is not there has nothing.
-            Err(AskError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(FetchError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Located::Nowhere
             }
             Ok(_) | Err(_) => Located::Unsure,

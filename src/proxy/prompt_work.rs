@@ -14,8 +14,8 @@ use crate::prompt::chain::Blocks;
 use crate::prompt::scan::{Facts, Field, Progress, Scanner};
 use crate::reply::usage::Usage;
 use crate::route::paths::Api;
-use crate::state::local::Hits;
-use crate::state::{Asked, Learnt};
+use crate::state::prefix_index::Hits;
+use crate::state::{LearnedChain, PromptLookup};
 
 thread_local! {
     static READER: RefCell<Reader> = RefCell::default();
@@ -52,7 +52,7 @@ pub fn read(
     facts: &Facts<'_>,
     (body, scanner): (&[u8], &Scanner),
     unread: u64,
-) -> (Asked, Option<Box<PromptTail>>) {
+) -> (PromptLookup, Option<Box<PromptTail>>) {
     let model = facts.model.name().map(str::to_string);
     let is_cut = facts.state == Progress::Cut;
     let unseen = match &facts.previous_response_id {
@@ -63,14 +63,14 @@ pub fn read(
         _ => 0,
     };
     let (Some(dialect), Some(blocks)) = (dialect, blocks) else {
-        return (Asked { model, seen: facts.prompt_bytes, unseen, ..Asked::default() }, None);
+        return (PromptLookup { model, seen: facts.prompt_bytes, unseen, ..PromptLookup::default() }, None);
     };
     READER.with_borrow_mut(|reader| {
         let request = Request { dialect, model: model.as_deref().unwrap_or_default(), body, scanner };
         let chain = reader.read(&request, blocks);
         // The chain is of the first prompt; the others have to be read as well.
         let others = if is_batch(&request) { facts.prompt_bytes.saturating_sub(chain.bytes) } else { 0 };
-        let asked = Asked {
+        let asked = PromptLookup {
             chain: chain.blocks.clone(),
             end: if is_cut { None } else { chain.end() },
             family: chain.family,
@@ -111,7 +111,7 @@ pub struct Placement {
     pub blocks: usize,
     pub predicted: u64,
     /// To take back what was learnt, while it may turn out that the engine has not read the prompt.
-    learnt: Option<Learnt>,
+    learnt: Option<LearnedChain>,
     /// Some of the request may have reached the upstream.
     sent: bool,
 }
@@ -129,7 +129,7 @@ pub fn weigh(
     HITS.with_borrow_mut(|hits| state.weigh(&request.prompt, knobs.share, hits, candidates, id));
     // Where what is missing costs nothing, losing it costs nothing either.
     let bonus = if knobs.missing > 0.0 { scope.settings.peeker.sessions.bonus } else { 0.0 };
-    state.stray(&request.prompt, bonus, now, candidates, id);
+    state.add_session_penalty(&request.prompt, bonus, now, candidates, id);
 }
 
 /// What the chosen upstream is given to do.
@@ -192,7 +192,7 @@ impl Placement {
     /// What the answer reports of tokens corrects what was estimated.
     pub fn correct(&self, scope: &Scope<'_>, request: &ClientRequest, usage: &Usage) {
         let shared = scope.shared;
-        let is_known = request.model.name().is_some_and(|model| shared.fleet.snapshot().knows(model));
+        let is_known = request.model.name().is_some_and(|model| shared.fleet.snapshot().serves_model(model));
         if let (Some(tokens), true) = (usage.prompt_tokens, is_known) {
             shared.state.counted(&request.prompt, tokens);
         }

@@ -18,7 +18,7 @@ pub fn write(shared: &Shared, session: &ServerSession, error: Option<&Error>, co
     let (head, client) = (session.req_header(), session.client_addr());
     let snapshot = shared.fleet.snapshot();
     let model = match &request.model {
-        RequestedModel::Named(name) if snapshot.knows(name) => Some(name.as_str()),
+        RequestedModel::Named(name) if snapshot.serves_model(name) => Some(name.as_str()),
         _ => None,
     };
     // A refusal has its own label in the metrics; as an error it would be told twice.

@@ -16,7 +16,7 @@ use crate::fleet::{Query, Snapshot};
 use crate::reject::Style;
 use crate::reply::ending::Form;
 use crate::route::resolve;
-use crate::state::Asked;
+use crate::state::PromptLookup;
 
 /// What all steps of one request share.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ pub struct ClientRequest {
     /// Its stream's usage is asked for on the balancer's own account.
     pub usage_question: Option<Box<UsageQuestion>>,
     /// What is known of its prompt, and what reads on behind the peek.
-    pub prompt: Asked,
+    pub prompt: PromptLookup,
     pub prompt_tail: Option<Box<PromptTail>>,
     /// Prompt tokens, estimated.
     pub tokens: u64,
@@ -115,7 +115,7 @@ impl ClientRequest {
             model: RequestedModel::Any,
             edits: None,
             usage_question: None,
-            prompt: Asked::default(),
+            prompt: PromptLookup::default(),
             prompt_tail: None,
             tokens: 0,
             streams: false,

@@ -28,7 +28,7 @@ use super::prompt_work::Placement;
 use super::request::{ClientRequest, Scope};
 use super::route_edits::RouteEdits;
 use super::stored_search::SearchKey;
-use crate::fleet::{Entry, Snapshot};
+use crate::fleet::{Snapshot, SnapshotEntry};
 use crate::observe;
 use crate::reject::Reject;
 use crate::route::dialect::Dialect;
@@ -38,7 +38,7 @@ use crate::route::stored::location::{
 };
 use crate::route::stored::{Stamp, Tag, is_id, name_of, number};
 use crate::state::exchange::Binding;
-use crate::state::responses::Made;
+use crate::state::responses::ResponseOrigin;
 
 /// The path by which responses are made: requests for a response look its route up by this path, too.
 const PATH: &str = "/v1/responses";
@@ -115,7 +115,7 @@ impl PendingResponse {
         let upstream = placement.upstream();
         let own = self.stamp.as_ref().map(|stamp| stamp.id(upstream.name()));
         if location::is_learnt(own.as_deref(), id) {
-            let made = Made { upstream: upstream.id, name: self.name };
+            let made = ResponseOrigin { upstream: upstream.id, name: self.name };
             shared.state.keep_response(id, made, Instant::now());
         }
     }
@@ -236,9 +236,9 @@ async fn find(scope: &Scope<'_>, client: &Client<'_>, request: &ClientRequest, i
 }
 
 /// The report that an upstream, if it is there and among these, has made the response.
-fn made_at(entry: Option<&Entry>, among: Option<&[usize]>, name: u64) -> LocationReport {
+fn made_at(entry: Option<&SnapshotEntry>, among: Option<&[usize]>, name: u64) -> LocationReport {
     let Some(entry) = entry.filter(|entry| entry.is_among(among)) else { return LocationReport::Silent };
-    let lost = entry.removing || entry.standing.lost;
+    let lost = entry.removing || entry.status.lost;
     LocationReport::MadeAt { upstream: entry.upstream.id, lost, name }
 }
 

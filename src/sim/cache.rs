@@ -21,7 +21,7 @@ const NIL: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Cache {
     index: HashMap<BlockHash, u32, BuildHasherDefault<Identity>>,
-    slots: Vec<Slot>,
+    slots: Vec<CacheSlot>,
     /// Slots that hold nothing, to be used again.
     vacant: Vec<u32>,
     /// The free list runs from the next victim to the most recently freed block.
@@ -32,7 +32,7 @@ pub struct Cache {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct CacheSlot {
     hash: BlockHash,
     pins: u32,
     older: u32,
@@ -119,7 +119,7 @@ impl Cache {
         if self.index.len() >= self.capacity && !self.evict() {
             return false;
         }
-        let slot = Slot { hash, pins: 1, older: NIL, newer: NIL };
+        let slot = CacheSlot { hash, pins: 1, older: NIL, newer: NIL };
         let at = match self.vacant.pop() {
             Some(at) => {
                 *self.slot_mut(at) = slot;
@@ -199,11 +199,11 @@ impl Cache {
         self.newest = at;
     }
 
-    fn slot(&self, at: u32) -> &Slot {
+    fn slot(&self, at: u32) -> &CacheSlot {
         &self.slots[at as usize]
     }
 
-    fn slot_mut(&mut self, at: u32) -> &mut Slot {
+    fn slot_mut(&mut self, at: u32) -> &mut CacheSlot {
         &mut self.slots[at as usize]
     }
 }

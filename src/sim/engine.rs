@@ -9,9 +9,9 @@
 //!           + their context tokens * per_context_token) / speed
 //! ```
 //!
-//! and what it produced is told at its end. Leading blocks of a prompt that the cache holds are not computed
+//! and its tokens are reported at its end. Leading blocks of a prompt that the cache holds are not computed
 //! again, except the last token's block, as in vLLM. A request starts only when the cache has room for its
-//! whole prompt and answer; real engines are bolder and preempt, here `num_preemptions` stays zero.
+//! prompt and answer; real engines preempt instead, here `num_preemptions` stays zero.
 //!
 //! Nothing here reads a clock: `now` is seconds on whatever axis the caller likes, so the same engine runs an
 //! hour of a trace within seconds, or paces real sockets. Calls must come with a `now` that never goes back.
@@ -32,7 +32,7 @@ pub struct Timing {
 
 /// The sizes of the engine.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
+pub struct EngineLimits {
     /// Tokens in a block.
     pub block_size: usize,
     /// Tokens the cache can hold.
@@ -43,13 +43,13 @@ pub struct Limits {
     pub max_waiting: Option<usize>,
     /// Tokens a step may compute.
     pub step_tokens: usize,
-    /// Whether every token is told. Off, only the first one and the end are: a long replay needs no more.
+    /// Whether every token is reported; else only the first and the end, which is enough for a long replay.
     pub tell_tokens: bool,
 }
 
 /// One sequence to generate.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Request {
+pub struct EngineRequest {
     /// The caller's name for it, unique among those in flight.
     pub id: u64,
     pub prompt_tokens: usize,
@@ -72,7 +72,7 @@ pub enum Finish {
 
 /// Why a request was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum EngineRefusal {
     /// As many requests wait as may.
     QueueFull,
     /// It would not fit into the cache, even alone.
@@ -81,22 +81,22 @@ pub enum Refused {
 
 /// Something that happened to the request `id`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Event {
+pub struct EngineEvent {
     pub at: f64,
     pub id: u64,
-    pub kind: Kind,
+    pub kind: EngineEventKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
+pub enum EngineEventKind {
     FirstToken { cached_tokens: usize },
     Token,
-    Finished(Summary),
+    Finished(GenerationSummary),
 }
 
 /// The life of a finished request.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Summary {
+pub struct GenerationSummary {
     pub reason: Finish,
     pub prompt_tokens: usize,
     pub cached_tokens: usize,
@@ -124,8 +124,8 @@ pub struct Counters {
 
 /// One simulated engine.
 #[derive(Debug)]
-pub struct Engine {
-    limits: Limits,
+pub struct SimulatedEngine {
+    limits: EngineLimits,
     timing: Timing,
     cache: Cache,
     waiting: VecDeque<Sequence>,
@@ -140,7 +140,7 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Sequence {
-    request: Request,
+    request: EngineRequest,
     arrived: f64,
     started: f64,
     first_token: f64,
@@ -193,7 +193,7 @@ impl Timing {
 
 // === impl Limits ===
 
-impl Default for Limits {
+impl Default for EngineLimits {
     fn default() -> Self {
         Self {
             block_size: 16,
@@ -208,8 +208,8 @@ impl Default for Limits {
 
 // === impl Engine ===
 
-impl Engine {
-    pub fn new(limits: Limits, timing: Timing) -> Self {
+impl SimulatedEngine {
+    pub fn new(limits: EngineLimits, timing: Timing) -> Self {
         let cache = Cache::new(limits.cache_tokens / limits.block_size);
         Self {
             limits,
@@ -224,7 +224,7 @@ impl Engine {
         }
     }
 
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &EngineLimits {
         &self.limits
     }
 
@@ -267,15 +267,15 @@ impl Engine {
     }
 
     /// Takes a request in. It begins at once when no step is under way.
-    pub fn submit(&mut self, now: f64, request: Request) -> Result<(), Refused> {
+    pub fn submit(&mut self, now: f64, request: EngineRequest) -> Result<(), EngineRefusal> {
         let blocks = (request.prompt_tokens + request.output_tokens).div_ceil(self.limits.block_size);
         if blocks > self.cache.capacity() {
             self.counters.refused += 1;
-            return Err(Refused::TooLarge);
+            return Err(EngineRefusal::TooLarge);
         }
         if self.limits.max_waiting.is_some_and(|limit| self.waiting.len() >= limit) {
             self.counters.refused += 1;
-            return Err(Refused::QueueFull);
+            return Err(EngineRefusal::QueueFull);
         }
         self.waiting.push_back(Sequence {
             request,
@@ -317,7 +317,7 @@ impl Engine {
     }
 
     /// Ends every step that is over by `now`, and tells what they produced, in order.
-    pub fn advance(&mut self, now: f64) -> Vec<Event> {
+    pub fn advance(&mut self, now: f64) -> Vec<EngineEvent> {
         let mut events = Vec::new();
         while let Some(ends) = self.step_ends.filter(|&ends| ends <= now) {
             self.step_ends = None;
@@ -407,21 +407,22 @@ impl Engine {
         Some(seq)
     }
 
-    fn end_step(&mut self, now: f64, events: &mut Vec<Event>) {
+    fn end_step(&mut self, now: f64, events: &mut Vec<EngineEvent>) {
         let mut running = std::mem::take(&mut self.running);
         running.retain_mut(|seq| {
             if seq.planned == 0 {
                 return true;
             }
             if let Some(kind) = self.work(seq, now)
-                && (self.limits.tell_tokens || kind != Kind::Token)
+                && (self.limits.tell_tokens || kind != EngineEventKind::Token)
             {
-                events.push(Event { at: now, id: seq.request.id, kind });
+                events.push(EngineEvent { at: now, id: seq.request.id, kind });
             }
             self.pin_computed(seq);
             let done = seq.is_decoding() && seq.generated >= seq.request.output_tokens;
             if done {
-                events.push(Event { at: now, id: seq.request.id, kind: Kind::Finished(seq.summary()) });
+                let kind = EngineEventKind::Finished(seq.summary());
+                events.push(EngineEvent { at: now, id: seq.request.id, kind });
                 self.retire(seq);
             }
             !done
@@ -430,7 +431,7 @@ impl Engine {
     }
 
     /// Books what the step did for one sequence.
-    fn work(&mut self, seq: &mut Sequence, now: f64) -> Option<Kind> {
+    fn work(&mut self, seq: &mut Sequence, now: f64) -> Option<EngineEventKind> {
         let was_decoding = seq.is_decoding();
         if !was_decoding {
             seq.computed += seq.planned;
@@ -445,8 +446,8 @@ impl Engine {
         }
         seq.generated += 1;
         self.counters.generation_tokens += 1;
-        let first = Kind::FirstToken { cached_tokens: seq.cached };
-        Some(if was_decoding { Kind::Token } else { first })
+        let first = EngineEventKind::FirstToken { cached_tokens: seq.cached };
+        Some(if was_decoding { EngineEventKind::Token } else { first })
     }
 
     /// Blocks that became full enter the cache. The newest token has no entry in it until the next step.
@@ -481,8 +482,8 @@ impl Sequence {
         if self.is_decoding() { 1 } else { self.request.prompt_tokens - self.computed }
     }
 
-    fn summary(&self) -> Summary {
-        Summary {
+    fn summary(&self) -> GenerationSummary {
+        GenerationSummary {
             reason: self.request.finish,
             prompt_tokens: self.request.prompt_tokens,
             cached_tokens: self.cached,

@@ -9,7 +9,7 @@
 //!
 //! Answers are decided from the prompt alone (`plan`), paced by `sim::engine` and counted as vLLM counts. A
 //! client that goes away aborts its request within a step. What is under `/sim/` is no part of vLLM: it lets
-//! tests in other processes do what the methods of `Engine` do.
+//! tests in other processes do what the methods of `EngineServer` do.
 //!
 //! It must never be used by the balancer itself, and it writes nothing to logs.
 
@@ -62,27 +62,27 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-pub use fault::{Fault, NoMetrics};
+pub use fault::{InjectedFault, NoMetrics};
 pub use options::Options;
 pub use record::{Recorded, Stats};
 
-use server::{Address, Listener};
-use shared::Shared;
+use server::{EngineAddress, EngineListener};
+use shared::EngineShared;
 
 /// How long `wait_until` and the ends of connections are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One running simulated server. Dropping it ends it at once.
-pub struct Engine {
-    shared: Arc<Shared>,
-    address: Address,
+pub struct EngineServer {
+    shared: Arc<EngineShared>,
+    address: EngineAddress,
     tls: bool,
     tasks: [JoinHandle<()>; 2],
 }
 
 // === impl Engine ===
 
-impl Engine {
+impl EngineServer {
     /// Starts on a free port of 127.0.0.1.
     pub async fn start(options: Options) -> io::Result<Self> {
         Self::start_on(TcpListener::bind("127.0.0.1:0").await?, options)
@@ -90,28 +90,33 @@ impl Engine {
 
     /// Starts on a socket the caller bound.
     pub fn start_on(listener: TcpListener, options: Options) -> io::Result<Self> {
-        let address = Address::Tcp(listener.local_addr()?);
-        Ok(Self::spawn(Listener::Tcp(listener), address, None, options))
+        let address = EngineAddress::Tcp(listener.local_addr()?);
+        Ok(Self::spawn(EngineListener::Tcp(listener), address, None, options))
     }
 
     /// Starts with TLS on a free port of 127.0.0.1.
     pub async fn start_tls(options: Options, cert_pem: &str, key_pem: &str) -> io::Result<Self> {
         let acceptor = server::tls(cert_pem, key_pem)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = Address::Tcp(listener.local_addr()?);
-        Ok(Self::spawn(Listener::Tcp(listener), address, Some(acceptor), options))
+        let address = EngineAddress::Tcp(listener.local_addr()?);
+        Ok(Self::spawn(EngineListener::Tcp(listener), address, Some(acceptor), options))
     }
 
     /// Starts on a unix socket; a file that is in the way is removed.
     pub fn start_unix(path: impl Into<PathBuf>, options: Options) -> io::Result<Self> {
         let path = path.into();
         server::remove_socket(&path);
-        let listener = Listener::Unix(UnixListener::bind(&path)?);
-        Ok(Self::spawn(listener, Address::Unix(path), None, options))
+        let listener = EngineListener::Unix(UnixListener::bind(&path)?);
+        Ok(Self::spawn(listener, EngineAddress::Unix(path), None, options))
     }
 
-    fn spawn(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, options: Options) -> Self {
-        let shared = Arc::new(Shared::new(options));
+    fn spawn(
+        listener: EngineListener,
+        address: EngineAddress,
+        acceptor: Option<TlsAcceptor>,
+        options: Options,
+    ) -> Self {
+        let shared = Arc::new(EngineShared::new(options));
         let driver = Arc::clone(&shared.driver);
         let tls = acceptor.is_some();
         let tasks = [
@@ -128,25 +133,25 @@ impl Engine {
     /// When it listens on a unix socket, which has a `path` and no address.
     pub fn address(&self) -> SocketAddr {
         match &self.address {
-            Address::Tcp(address) => *address,
-            Address::Unix(path) => panic!("{} is a unix socket and has no address", path.display()),
+            EngineAddress::Tcp(address) => *address,
+            EngineAddress::Unix(path) => panic!("{} is a unix socket and has no address", path.display()),
         }
     }
 
     /// The file of its unix socket, if it has one.
     pub fn path(&self) -> Option<&Path> {
         match &self.address {
-            Address::Tcp(_) => None,
-            Address::Unix(path) => Some(path),
+            EngineAddress::Tcp(_) => None,
+            EngineAddress::Unix(path) => Some(path),
         }
     }
 
     /// `http://…`, `https://…` or `unix:/…`, without a slash at the end.
     pub fn url(&self) -> String {
         match &self.address {
-            Address::Tcp(address) if self.tls => format!("https://{address}"),
-            Address::Tcp(address) => format!("http://{address}"),
-            Address::Unix(path) => format!("unix:{}", path.display()),
+            EngineAddress::Tcp(address) if self.tls => format!("https://{address}"),
+            EngineAddress::Tcp(address) => format!("http://{address}"),
+            EngineAddress::Unix(path) => format!("unix:{}", path.display()),
         }
     }
 
@@ -170,12 +175,12 @@ impl Engine {
     }
 
     /// Breaks something, for every request until `clear_fault`. When this returns, it is broken.
-    pub async fn set_fault(&self, fault: Fault) {
+    pub async fn set_fault(&self, fault: InjectedFault) {
         self.shared.set_fault(Some(fault), None).await;
     }
 
     /// Breaks something for the next `requests` requests.
-    pub async fn set_fault_for(&self, requests: u64, fault: Fault) {
+    pub async fn set_fault_for(&self, requests: u64, fault: InjectedFault) {
         self.shared.set_fault(Some(fault), Some(requests)).await;
     }
 
@@ -233,10 +238,10 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl Drop for EngineServer {
     fn drop(&mut self) {
         self.end();
-        if let Address::Unix(path) = &self.address {
+        if let EngineAddress::Unix(path) = &self.address {
             server::remove_socket(path);
         }
     }

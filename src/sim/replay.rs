@@ -25,18 +25,18 @@ pub mod trace;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-use self::balancer::{Ask, Balancer, Gauges, Placed, Sight};
-use self::load::Load;
-use self::policy::Policy;
-use self::report::{Life, Row};
-use self::scene::{Metrics, Pending};
+use self::balancer::{EngineView, Placed, PlacementRequest, ReplayBalancer, ReplayLoad};
+use self::load::Workload;
+use self::policy::ReplayPolicy;
+use self::report::{Life, ReportRow};
+use self::scene::{PendingPrefill, ScrapedMetrics};
 use crate::pick::Candidate;
 use crate::sim::dice::Dice;
-use crate::sim::engine::{Engine, Finish, Kind, Limits, Request, Timing};
-use crate::state::local::Hits;
+use crate::sim::engine::{EngineEventKind, EngineLimits, EngineRequest, Finish, SimulatedEngine, Timing};
+use crate::state::prefix_index::Hits;
 
 /// Seconds between two readings of the engines' own metrics.
-const SCRAPE: f64 = 1.0;
+const SCRAPE_SECONDS: f64 = 1.0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Setup {
@@ -71,48 +71,50 @@ struct Flight {
 }
 
 struct Replay<'a> {
-    load: &'a Load,
+    load: &'a Workload,
     setup: Setup,
     due: BinaryHeap<Reverse<Due>>,
-    engines: Vec<Engine>,
-    balancers: Vec<Balancer>,
+    engines: Vec<SimulatedEngine>,
+    balancers: Vec<ReplayBalancer>,
     flights: Vec<Flight>,
     lives: Vec<Life>,
     refused: usize,
-    metrics: Vec<Metrics>,
+    metrics: Vec<ScrapedMetrics>,
     scraped: f64,
     /// What each balancer said last, and when it will next say something.
-    said: Vec<Vec<Gauges>>,
+    said: Vec<Vec<ReplayLoad>>,
     speaks: Vec<f64>,
     /// What the siblings of the balancer at hand said, together.
-    others: Vec<Gauges>,
+    others: Vec<ReplayLoad>,
     /// Flights of each balancer that its siblings have not heard of.
     unsaid: Vec<Vec<usize>>,
     dice: Dice,
 }
 
 /// Replays the load and says how it went; `None` when there are more upstreams than a balancer can have.
-pub fn run(load: &Load, setup: Setup, policy: Policy) -> Option<Row> {
+pub fn run(load: &Workload, setup: Setup, policy: ReplayPolicy) -> Option<ReportRow> {
     let mut replay = Replay::new(load, setup, policy)?;
     replay.run();
-    Some(Row::new(policy.name(), setup.upstreams, &replay.lives, replay.refused))
+    Some(ReportRow::new(policy.name(), setup.upstreams, &replay.lives, replay.refused))
 }
 
 // === impl Replay ===
 
 impl<'a> Replay<'a> {
-    fn new(load: &'a Load, setup: Setup, policy: Policy) -> Option<Self> {
-        let limits = Limits {
+    fn new(load: &'a Workload, setup: Setup, policy: ReplayPolicy) -> Option<Self> {
+        let limits = EngineLimits {
             block_size: load.block,
             cache_tokens: setup.cache_tokens,
             tell_tokens: false,
-            ..Limits::default()
+            ..EngineLimits::default()
         };
-        let engine = || Engine::new(limits.clone(), Timing::faster(setup.speed));
+        let engine = || SimulatedEngine::new(limits.clone(), Timing::faster(setup.speed));
         let blocks = setup.cache_tokens / load.block;
-        let balancer =
-            |number| Balancer::new(policy, setup.upstreams, blocks, Dice::of(setup.seed, 1000 + number));
-        let first = |(session, of): (usize, &load::Session)| Reverse(Due { at: of.start, session, turn: 0 });
+        let balancer = |number| {
+            ReplayBalancer::new(policy, setup.upstreams, blocks, Dice::of(setup.seed, 1000 + number))
+        };
+        let first =
+            |(session, of): (usize, &load::Conversation)| Reverse(Due { at: of.start, session, turn: 0 });
         // One after the other, since nothing makes them speak at the same moment.
         let part =
             |number: usize| setup.interval.unwrap_or(0.0) * (number + 1) as f64 / setup.balancers as f64;
@@ -125,10 +127,10 @@ impl<'a> Replay<'a> {
             flights: Vec::with_capacity(load.requests()),
             lives: Vec::with_capacity(load.requests()),
             refused: 0,
-            metrics: vec![Metrics::default(); setup.upstreams],
+            metrics: vec![ScrapedMetrics::default(); setup.upstreams],
             scraped: 0.0,
-            others: vec![Gauges::default(); setup.upstreams],
-            said: vec![vec![Gauges::default(); setup.upstreams]; setup.balancers],
+            others: vec![ReplayLoad::default(); setup.upstreams],
+            said: vec![vec![ReplayLoad::default(); setup.upstreams]; setup.balancers],
             speaks: (0..setup.balancers).map(part).collect(),
             unsaid: vec![Vec::new(); setup.balancers],
             dice: Dice::of(setup.seed, 2),
@@ -138,7 +140,11 @@ impl<'a> Replay<'a> {
     /// Until nothing is due and no engine has anything to do.
     fn run(&mut self) {
         loop {
-            let next = self.engines.iter().filter_map(Engine::next_event_time).fold(f64::INFINITY, f64::min);
+            let next = self
+                .engines
+                .iter()
+                .filter_map(SimulatedEngine::next_event_time)
+                .fold(f64::INFINITY, f64::min);
             let due = self.due.peek().map_or(f64::INFINITY, |due| due.0.at);
             if next.min(due) == f64::INFINITY {
                 return;
@@ -163,9 +169,9 @@ impl<'a> Replay<'a> {
                 let flight = self.flights[event.id as usize];
                 let balancer = &mut self.balancers[flight.balancer];
                 match event.kind {
-                    Kind::FirstToken { .. } => balancer.first_byte(flight.placed),
-                    Kind::Token => {}
-                    Kind::Finished(summary) => {
+                    EngineEventKind::FirstToken { .. } => balancer.first_byte(flight.placed),
+                    EngineEventKind::Token => {}
+                    EngineEventKind::Finished(summary) => {
                         balancer.ended(flight.placed, summary.prompt_tokens as u64);
                         self.lives.push(Life::new(at, &summary, event.at));
                         if !self.setup.open {
@@ -184,29 +190,29 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn ask(&self, session: usize, turn: usize) -> Ask<'a> {
+    fn placement_request(&self, session: usize, turn: usize) -> PlacementRequest<'a> {
         let (block, of) = (self.load.block, &self.load.sessions[session]);
         let tokens = of.turns[turn].prompt as u64;
-        Ask { prompt: of.prompt(turn, block), end: of.end(turn, block), tokens, block }
+        PlacementRequest { prompt: of.prompt(turn, block), end: of.end(turn, block), tokens, block }
     }
 
     fn send(&mut self, due: Due) {
         let Due { at: now, session, turn } = due;
-        let ask = self.ask(session, turn);
+        let ask = self.placement_request(session, turn);
         let number = self.dice.between(0, self.setup.balancers - 1);
-        let age = self.hear(number, now);
+        let age = self.receive(number, now);
         let Replay { load, engines, balancers, flights, metrics, others, .. } = self;
         let reveal = |at: usize, hits: &Hits, candidate: &mut Candidate| {
             let engine = &engines[at];
             let pending = |(id, left): (u64, Option<usize>)| {
                 let Flight { session, turn, .. } = flights[id as usize];
                 let of = &load.sessions[session];
-                Pending { prompt: of.prompt(turn, load.block), tokens: of.turns[turn].prompt, left }
+                PendingPrefill { prompt: of.prompt(turn, load.block), tokens: of.turns[turn].prompt, left }
             };
-            let pending: Vec<Pending<'_>> = engine.prefills().map(pending).collect();
+            let pending: Vec<PendingPrefill<'_>> = engine.prefills().map(pending).collect();
             scene::reveal(engine, &pending, ask.prompt, hits, candidate);
         };
-        let placed = balancers[number].place(ask, &Sight { metrics, others, age, reveal: &reveal });
+        let placed = balancers[number].place(ask, &EngineView { metrics, others, age, reveal: &reveal });
         self.launch(Flight { session, turn, balancer: number, placed }, now);
     }
 
@@ -215,7 +221,7 @@ impl<'a> Replay<'a> {
         let (id, of) = (self.flights.len(), &self.load.sessions[session]);
         self.flights.push(flight);
         self.unsaid[balancer].push(id);
-        let request = Request {
+        let request = EngineRequest {
             id: id as u64,
             prompt_tokens: of.turns[turn].prompt,
             output_tokens: of.turns[turn].output,
@@ -236,8 +242,8 @@ impl<'a> Replay<'a> {
     }
 
     /// Puts together what the siblings of a balancer said last, and says how old the oldest of it is.
-    fn hear(&mut self, number: usize, now: f64) -> f64 {
-        self.others.fill(Gauges::default());
+    fn receive(&mut self, number: usize, now: f64) -> f64 {
+        self.others.fill(ReplayLoad::default());
         let Some(interval) = self.setup.interval else { return 0.0 };
         let mut age: f64 = 0.0;
         for sibling in (0..self.setup.balancers).filter(|sibling| *sibling != number) {
@@ -249,7 +255,7 @@ impl<'a> Replay<'a> {
         age
     }
 
-    /// Every balancer whose time has come says its gauges, and what it sent since the last time.
+    /// Every balancer that is due publishes its gauges, and what it sent since the last time.
     fn exchange(&mut self, now: f64) {
         let Some(interval) = self.setup.interval.filter(|_| self.setup.balancers > 1) else { return };
         for number in 0..self.setup.balancers {
@@ -262,7 +268,7 @@ impl<'a> Replay<'a> {
             self.said[number].copy_from_slice(self.balancers[number].gauges());
             for id in std::mem::take(&mut self.unsaid[number]) {
                 let Flight { session, turn, placed, .. } = self.flights[id];
-                let ask = self.ask(session, turn);
+                let ask = self.placement_request(session, turn);
                 let siblings = self.balancers.iter().enumerate().filter(|(sibling, _)| *sibling != number);
                 siblings.for_each(|(_, sibling)| sibling.learn(ask, placed.upstream));
             }
@@ -273,9 +279,9 @@ impl<'a> Replay<'a> {
         if now < self.scraped {
             return;
         }
-        self.scraped = now + SCRAPE;
+        self.scraped = now + SCRAPE_SECONDS;
         for (metrics, engine) in self.metrics.iter_mut().zip(&self.engines) {
-            *metrics = Metrics { waiting: engine.waiting(), usage: engine.kv_usage() };
+            *metrics = ScrapedMetrics { waiting: engine.waiting(), usage: engine.kv_usage() };
         }
     }
 }

@@ -6,18 +6,18 @@
 //! goes, and the sums begin anew. A burst that was sent before the first of it was computed is believed
 //! held and is not yet; that is why nothing is done for less.
 
-/// Answers, and tokens that were predicted, before anything is concluded.
-const ANSWERS: u32 = 32;
-const TOKENS: f64 = 65_536.0;
+/// The answers, and the predicted tokens, that are required before a conclusion.
+const MIN_ANSWERS: u32 = 32;
+const MIN_TOKENS: f64 = 65_536.0;
 
-/// Less of what was believed is far too little.
-const FAR: f64 = 0.5;
+/// A smaller share of the predicted tokens is far too little.
+const DISAGREEMENT_SHARE: f64 = 0.5;
 
-/// The least that is kept at a time.
-const LEAST: f64 = 0.5;
+/// The least share of an upstream's blocks that one correction keeps.
+const MIN_KEPT_SHARE: f64 = 0.5;
 
 /// When sums are this large they are halved, so that what was long ago fades.
-const LARGEST: f64 = 16.0 * TOKENS;
+const MAX_SUM_TOKENS: f64 = 16.0 * MIN_TOKENS;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Agreement {
@@ -33,16 +33,16 @@ impl Agreement {
         self.predicted += predicted as f64;
         // What others have put into its cache proves nothing of what we believe.
         self.reported += reported.min(predicted) as f64;
-        if self.predicted > LARGEST {
+        if self.predicted > MAX_SUM_TOKENS {
             (self.predicted, self.reported) = (self.predicted / 2.0, self.reported / 2.0);
         }
-        let enough = self.answers >= ANSWERS && self.predicted >= TOKENS;
+        let enough = self.answers >= MIN_ANSWERS && self.predicted >= MIN_TOKENS;
         let share = self.reported / self.predicted.max(1.0);
-        if !enough || share >= FAR {
+        if !enough || share >= DISAGREEMENT_SHARE {
             return None;
         }
         *self = Agreement::default();
-        Some(share.max(LEAST))
+        Some(share.max(MIN_KEPT_SHARE))
     }
 }
 
@@ -59,8 +59,8 @@ mod tests {
     fn an_engine_that_holds_far_less_is_trimmed_after_many_answers() {
         assert_eq!(after(31, 10_000, 0), [] as [f64; 0], "too few answers");
         assert_eq!(after(1_000, 50, 0), [] as [f64; 0], "too few tokens");
-        assert_eq!(after(32, 10_000, 0), [LEAST]);
-        assert_eq!(after(32, 10_000, 4_900), [LEAST]);
+        assert_eq!(after(32, 10_000, 0), [MIN_KEPT_SHARE]);
+        assert_eq!(after(32, 10_000, 4_900), [MIN_KEPT_SHARE]);
         assert_eq!(after(200, 10_000, 0).len(), 6, "and again while it does not help");
     }
 

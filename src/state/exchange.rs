@@ -1,4 +1,4 @@
-//! What balancers on one Redis tell each other, and how it is written down.
+//! The messages that balancers on one Redis exchange, and their encoding.
 //!
 //! A message is one entry of the stream:
 //!
@@ -6,13 +6,13 @@
 //! version (1 byte)  balancer (8 bytes)  sequence  { kind  length  bytes }*
 //! ```
 //!
-//! Every part says how long it is, so that one which a newer balancer knows, and this one does not, is
-//! passed over; a message of another version is passed over as a whole. Upstreams are called by their
-//! names, which stand once in a part of their own: numbers of slots mean nothing to another process.
+//! Every part carries its length, so that a part of a newer version is skipped; a message of another version
+//! is skipped as a whole. Upstreams are identified by their names, which stand once in a part of their own:
+//! slot numbers mean nothing to another process.
 //!
-//! Gauges are absolute, never increments: whoever misses a message is right again with the next. Of a chain
-//! only the tail that is new is said, with the block that it goes on from. Who does not know that block asks,
-//! and gets the chain whole.
+//! Gauges are absolute, never increments: a balancer that misses a message is right again with the next. Of
+//! a chain only the new tail is sent, with the block that it follows. A balancer that does not know that
+//! block requests the chain, and gets it whole.
 //!
 //! Pure: no clock, no socket, no task. Reading never panics, and takes memory in proportion to the bytes.
 
@@ -25,16 +25,16 @@ use std::collections::HashMap;
 
 use thiserror::Error;
 
-pub use outbox::{Event, Outbox};
-pub use siblings::{Row, Siblings};
+pub use outbox::{Outbox, OutboxEvent};
+pub use siblings::{SiblingRow, SiblingTable};
 
-use wire::{Reader, put_bytes, put_hash, put_number};
+use wire::{WireReader, put_bytes, put_hash, put_number};
 
-/// Of everything that comes before the parts.
+/// The version of the encoding.
 const VERSION: u8 = 1;
 
-/// What nobody would send: not read at all.
-pub const LARGEST: usize = 4 << 20;
+/// The largest message that is read.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 mod kind {
     pub const WHO: u64 = 1;
@@ -49,48 +49,49 @@ mod kind {
 
 /// In flight on one upstream, by one balancer or by several together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gauges {
+pub struct SiblingLoad {
     pub active: u64,
     pub backlog: u64,
     pub context: u64,
 }
 
-/// All that one balancer says at once.
+/// One message of one balancer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message<'a> {
     /// Random, of one process.
     pub balancer: u64,
     /// Rises with every message of the process.
     pub sequence: u64,
-    pub who: Option<Who<'a>>,
-    pub gauges: Option<Told<'a>>,
-    pub learnt: Vec<Learnt<'a>>,
-    pub bound: Vec<Bound<'a>>,
-    pub asks: Vec<Ask<'a>>,
+    pub who: Option<BalancerInfo<'a>>,
+    pub gauges: Option<GaugeUpdate<'a>>,
+    pub learnt: Vec<ChainUpdate<'a>>,
+    pub bound: Vec<BindingUpdate<'a>>,
+    pub asks: Vec<ChainRequest<'a>>,
     /// Upstreams were added, drained or removed: look at the list.
     pub members: bool,
-    /// This was its last word.
+    /// The balancer is shutting down: its last message.
     pub leaving: bool,
 }
 
-/// A balancer, for people.
+/// The name and address of a balancer, for display.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Who<'a> {
+pub struct BalancerInfo<'a> {
     pub name: &'a str,
     pub address: &'a str,
 }
 
 /// Gauges by upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told<'a> {
-    /// All there are, and the rest is idle; else those that changed.
+pub struct GaugeUpdate<'a> {
+    /// Whether the rows are complete, so that all other upstreams are idle; else only the changed ones are
+    /// present.
     pub whole: bool,
-    pub rows: Vec<(&'a str, Gauges)>,
+    pub rows: Vec<(&'a str, SiblingLoad)>,
 }
 
 /// An upstream was sent a chain: all up to `parent`, which the reader may know, and these behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Learnt<'a> {
+pub struct ChainUpdate<'a> {
     pub upstream: &'a str,
     pub parent: Option<u64>,
     pub hashes: Cow<'a, [u64]>,
@@ -99,7 +100,7 @@ pub struct Learnt<'a> {
 
 /// A session, or a stored response, is at this upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bound<'a> {
+pub struct BindingUpdate<'a> {
     pub kind: Binding,
     pub key: &'a str,
     pub upstream: &'a str,
@@ -114,39 +115,41 @@ pub enum Binding {
     Response,
 }
 
-/// To one balancer: say the chain up to this block whole, which was not to be placed.
+/// A request to one balancer to send the whole chain up to this block, whose predecessors are unknown here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ask<'a> {
+pub struct ChainRequest<'a> {
     pub balancer: u64,
     pub upstream: &'a str,
     pub hash: u64,
 }
 
-/// Where the words of siblings go, and where one's own come from. All of it is memory: nothing waits.
-pub trait Memory: Send + Sync {
-    /// What is in flight through this balancer now, by upstream; who is idle may be left out.
-    fn gauges(&self, tell: &mut dyn FnMut(&str, Gauges));
+/// The memory that messages of siblings are applied to, and that own messages are taken from. No method
+/// waits.
+pub trait ExchangeMemory: Send + Sync {
+    /// Visits the requests in flight through this balancer, by upstream; idle upstreams may be left out.
+    fn gauges(&self, tell: &mut dyn FnMut(&str, SiblingLoad));
 
-    /// What is in flight through all siblings together, in place of what was told before; `age` is how old
-    /// the oldest word in it is, in seconds.
-    fn siblings(&self, sums: &HashMap<&str, Gauges>, age: f64);
+    /// Sets the requests in flight through all siblings together; `age` is the age of the oldest report
+    /// among them, in seconds.
+    fn siblings(&self, sums: &HashMap<&str, SiblingLoad>, age: f64);
 
-    /// A sibling sent an upstream a chain. `false` when nobody here holds what it goes on from.
+    /// A sibling sent an upstream a chain. Returns `false` when no upstream here holds the block that the
+    /// chain follows.
     fn learn(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool;
 
     /// The whole chain up to a block that the upstream holds.
     fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>>;
 
     /// A sibling bound a session or a response.
-    fn bound(&self, bound: &Bound<'_>);
+    fn bound(&self, bound: &BindingUpdate<'_>);
 
     /// The list of members, as it is now: a text for each upstream that was ever changed at run time.
     fn members(&self, all: &HashMap<String, String>);
 }
 
-/// Why bytes are no message.
+/// Why a message cannot be parsed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Unreadable {
+pub enum MessageError {
     #[error("its version is {0}")]
     Version(u8),
     #[error("it is longer than anybody writes")]
@@ -159,12 +162,12 @@ pub enum Unreadable {
 
 /// The names of a message by number.
 #[derive(Default)]
-struct Names<'a> {
+struct MessageNames<'a> {
     all: Vec<&'a str>,
     numbers: HashMap<&'a str, u64>,
 }
 
-impl<'a> Names<'a> {
+impl<'a> MessageNames<'a> {
     fn number(&mut self, name: &'a str) -> u64 {
         *self.numbers.entry(name).or_insert_with(|| {
             self.all.push(name);
@@ -179,13 +182,13 @@ fn put_part(out: &mut Vec<u8>, kind: u64, part: &[u8]) {
 }
 
 impl<'a> Message<'a> {
-    /// Nothing to say but who says it.
+    /// Creates an empty message of a balancer.
     pub fn new(balancer: u64, sequence: u64) -> Self {
         Message { balancer, sequence, ..Message::default() }
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let mut names = Names::default();
+        let mut names = MessageNames::default();
         let mut parts = Vec::new();
         if let Some(who) = self.who {
             let mut part = Vec::new();
@@ -196,7 +199,7 @@ impl<'a> Message<'a> {
         self.put_gauges(&mut parts, &mut names);
         self.put_learnt(&mut parts, &mut names);
         self.put_bound(&mut parts, &mut names);
-        self.put_asks(&mut parts, &mut names);
+        self.put_chain_requests(&mut parts, &mut names);
         if self.members {
             put_part(&mut parts, kind::MEMBERS, &[]);
         }
@@ -215,7 +218,7 @@ impl<'a> Message<'a> {
         out
     }
 
-    fn put_gauges(&self, out: &mut Vec<u8>, names: &mut Names<'a>) {
+    fn put_gauges(&self, out: &mut Vec<u8>, names: &mut MessageNames<'a>) {
         let Some(told) = &self.gauges else { return };
         let mut part = vec![u8::from(told.whole)];
         for (name, gauges) in &told.rows {
@@ -226,7 +229,7 @@ impl<'a> Message<'a> {
         put_part(out, kind::GAUGES, &part);
     }
 
-    fn put_learnt(&self, out: &mut Vec<u8>, names: &mut Names<'a>) {
+    fn put_learnt(&self, out: &mut Vec<u8>, names: &mut MessageNames<'a>) {
         let mut part = Vec::new();
         for learnt in &self.learnt {
             put_number(&mut part, names.number(learnt.upstream));
@@ -240,7 +243,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    fn put_bound(&self, out: &mut Vec<u8>, names: &mut Names<'a>) {
+    fn put_bound(&self, out: &mut Vec<u8>, names: &mut MessageNames<'a>) {
         let mut part = Vec::new();
         for bound in &self.bound {
             part.push(bound.kind.number());
@@ -253,7 +256,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    fn put_asks(&self, out: &mut Vec<u8>, names: &mut Names<'a>) {
+    fn put_chain_requests(&self, out: &mut Vec<u8>, names: &mut MessageNames<'a>) {
         let mut part = Vec::new();
         for ask in &self.asks {
             put_hash(&mut part, ask.balancer);
@@ -269,27 +272,29 @@ impl<'a> Message<'a> {
 // === impl Message: reading ===
 
 impl<'a> Message<'a> {
-    pub fn decode(bytes: &'a [u8]) -> Result<Self, Unreadable> {
-        if bytes.len() > LARGEST {
-            return Err(Unreadable::TooLong);
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, MessageError> {
+        if bytes.len() > MAX_MESSAGE_BYTES {
+            return Err(MessageError::TooLong);
         }
-        let mut reader = Reader::new(bytes);
+        let mut reader = WireReader::new(bytes);
         match reader.byte() {
-            Some(VERSION) => Self::read(&mut reader).ok_or(Unreadable::Broken),
-            Some(other) => Err(Unreadable::Version(other)),
-            None => Err(Unreadable::Broken),
+            Some(VERSION) => Self::read(&mut reader).ok_or(MessageError::Broken),
+            Some(other) => Err(MessageError::Version(other)),
+            None => Err(MessageError::Broken),
         }
     }
 
-    fn read(reader: &mut Reader<'a>) -> Option<Self> {
+    fn read(reader: &mut WireReader<'a>) -> Option<Self> {
         let mut message = Message::new(reader.hash()?, reader.number()?);
         let mut names: Vec<&str> = Vec::new();
         while !reader.is_empty() {
-            let (kind, mut part) = (reader.number()?, Reader::new(reader.bytes()?));
+            let (kind, mut part) = (reader.number()?, WireReader::new(reader.bytes()?));
             let part = &mut part;
             match kind {
-                kind::WHO => message.who = Some(Who { name: part.text()?, address: part.text()? }),
-                kind::GAUGES => message.gauges = Some(Told { whole: part.byte()? != 0, rows: Vec::new() }),
+                kind::WHO => message.who = Some(BalancerInfo { name: part.text()?, address: part.text()? }),
+                kind::GAUGES => {
+                    message.gauges = Some(GaugeUpdate { whole: part.byte()? != 0, rows: Vec::new() })
+                }
                 kind::MEMBERS => message.members = true,
                 kind::LEAVING => message.leaving = true,
                 _ => {}
@@ -300,7 +305,7 @@ impl<'a> Message<'a> {
                     kind::GAUGES => message.gauges.as_mut()?.rows.push(row(part, &names)?),
                     kind::LEARNT => message.learnt.push(learnt(part, &names)?),
                     kind::BOUND => message.bound.extend(bound(part, &names)?),
-                    kind::ASKS => message.asks.push(ask(part, &names)?),
+                    kind::ASKS => message.asks.push(chain_request(part, &names)?),
                     // Of a newer balancer, or what it has put behind what is known.
                     _ => break,
                 }
@@ -310,30 +315,30 @@ impl<'a> Message<'a> {
     }
 }
 
-fn name<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<&'a str> {
+fn name<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<&'a str> {
     names.get(usize::try_from(part.number()?).ok()?).copied()
 }
 
-fn row<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<(&'a str, Gauges)> {
+fn row<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<(&'a str, SiblingLoad)> {
     let name = name(part, names)?;
-    Some((name, Gauges { active: part.number()?, backlog: part.number()?, context: part.number()? }))
+    Some((name, SiblingLoad { active: part.number()?, backlog: part.number()?, context: part.number()? }))
 }
 
-fn learnt<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Learnt<'a>> {
+fn learnt<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<ChainUpdate<'a>> {
     let (upstream, marks) = (name(part, names)?, part.byte()?);
     let parent = if marks & 1 != 0 { Some(part.hash()?) } else { None };
     let end = if marks & 2 != 0 { Some(part.hash()?) } else { None };
-    Some(Learnt { upstream, parent, hashes: Cow::Owned(part.hashes()?), end })
+    Some(ChainUpdate { upstream, parent, hashes: Cow::Owned(part.hashes()?), end })
 }
 
 /// Inside there is nothing for a kind of binding that is not known.
-fn bound<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Option<Bound<'a>>> {
+fn bound<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<Option<BindingUpdate<'a>>> {
     let (kind, key, upstream, number) = (part.byte()?, part.text()?, name(part, names)?, part.number()?);
-    Some(Binding::numbered(kind).map(|kind| Bound { kind, key, upstream, number }))
+    Some(Binding::numbered(kind).map(|kind| BindingUpdate { kind, key, upstream, number }))
 }
 
-fn ask<'a>(part: &mut Reader<'a>, names: &[&'a str]) -> Option<Ask<'a>> {
-    Some(Ask { balancer: part.hash()?, upstream: name(part, names)?, hash: part.hash()? })
+fn chain_request<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<ChainRequest<'a>> {
+    Some(ChainRequest { balancer: part.hash()?, upstream: name(part, names)?, hash: part.hash()? })
 }
 
 impl Binding {

@@ -1,28 +1,27 @@
-//! Where each upstream stands in the index: by its number in this process, and by the name that siblings
-//! know.
+//! The slot of each upstream in the index: by its id in this process, and by the name that siblings use.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::local::Slot;
+use super::prefix_index::Slot;
 
 #[derive(Default)]
-pub struct Places {
-    by_id: Vec<Option<Place>>,
+pub struct UpstreamPlaces {
+    by_id: Vec<Option<UpstreamPlace>>,
     by_name: HashMap<Arc<str>, usize>,
 }
 
 #[derive(Clone)]
-struct Place {
+struct UpstreamPlace {
     slot: Slot,
     name: Option<Arc<str>>,
 }
 
 // === impl Places ===
 
-impl Places {
+impl UpstreamPlaces {
     pub fn new(all: impl Iterator<Item = (usize, Slot, Option<Arc<str>>)>) -> Self {
-        let mut places = Places::default();
+        let mut places = UpstreamPlaces::default();
         for (id, slot, name) in all {
             if places.by_id.len() <= id {
                 places.by_id.resize(id + 1, None);
@@ -30,7 +29,7 @@ impl Places {
             if let Some(name) = &name {
                 places.by_name.insert(name.clone(), id);
             }
-            places.by_id[id] = Some(Place { slot, name });
+            places.by_id[id] = Some(UpstreamPlace { slot, name });
         }
         places
     }
@@ -39,12 +38,12 @@ impl Places {
         Some(self.by_id.get(id)?.as_ref()?.slot)
     }
 
-    /// `None` also for one that was never told of.
+    /// The name of an upstream; `None` also where it is not known.
     pub fn name(&self, id: usize) -> Option<&str> {
         self.by_id.get(id)?.as_ref()?.name.as_deref()
     }
 
-    /// The number of who is called so.
+    /// The id of the upstream with this name.
     pub fn id(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }

@@ -13,20 +13,20 @@ use arc_swap::ArcSwap;
 
 use crate::rate::Rate;
 
-/// What is taken for a token before any was counted.
-pub const BYTES: f64 = 4.0;
+/// Bytes of a token before any was counted.
+pub const DEFAULT_BYTES_PER_TOKEN: f64 = 4.0;
 
-/// What an estimate may be off by, whatever is counted.
-const LEAST: f64 = 0.25;
-const LARGEST: f64 = 64.0;
+/// The bounds of an estimate, whatever is counted.
+const MIN_BYTES_PER_TOKEN: f64 = 0.25;
+const MAX_BYTES_PER_TOKEN: f64 = 64.0;
 
-/// Tokens after which what was learnt before counts half.
-const WINDOW: f32 = 100_000.0;
+/// Tokens after which earlier observations count half.
+const RATIO_WINDOW_TOKENS: f32 = 100_000.0;
 
 /// Tokens that the first estimate weighs.
-const PRIOR: f32 = 1_000.0;
+const PRIOR_TOKENS: f32 = 1_000.0;
 
-const MOST: usize = 1_024;
+const MAX_MODELS: usize = 1_024;
 
 #[derive(Default)]
 pub struct Ratios(ArcSwap<HashMap<String, Arc<Rate>>>);
@@ -35,7 +35,9 @@ impl Ratios {
     /// Bytes of a token of this model.
     pub fn of(&self, model: Option<&str>) -> f64 {
         let models = self.0.load();
-        model.and_then(|model| models.get(model)).map_or(BYTES, |ratio| ratio.value().clamp(LEAST, LARGEST))
+        model.and_then(|model| models.get(model)).map_or(DEFAULT_BYTES_PER_TOKEN, |ratio| {
+            ratio.value().clamp(MIN_BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN)
+        })
     }
 
     pub fn learn(&self, model: &str, bytes: u64, tokens: u64) {
@@ -45,11 +47,11 @@ impl Ratios {
         if let Some(known) = self.0.load().get(model) {
             return add(known, bytes, tokens);
         }
-        let made = Arc::new(Rate::new(PRIOR * BYTES as f32, PRIOR));
+        let made = Arc::new(Rate::new(PRIOR_TOKENS * DEFAULT_BYTES_PER_TOKEN as f32, PRIOR_TOKENS));
         add(&made, bytes, tokens);
         self.0.rcu(|models| {
             let mut models = HashMap::clone(models);
-            if models.len() < MOST {
+            if models.len() < MAX_MODELS {
                 models.entry(model.to_string()).or_insert_with(|| made.clone());
             }
             models
@@ -59,7 +61,7 @@ impl Ratios {
 
 fn add(ratio: &Rate, bytes: u64, tokens: u64) {
     let (bytes, tokens) = (bytes as f32, tokens as f32);
-    ratio.add(bytes, tokens, WINDOW / (WINDOW + tokens));
+    ratio.add(bytes, tokens, RATIO_WINDOW_TOKENS / (RATIO_WINDOW_TOKENS + tokens));
 }
 
 #[cfg(test)]
@@ -72,7 +74,10 @@ mod tests {
         let ratios = Ratios::default();
         ratios.learn("chinese", 30_000, 15_000);
         assert!((2.0..2.2).contains(&ratios.of(Some("chinese"))), "{}", ratios.of(Some("chinese")));
-        assert_eq!((ratios.of(Some("other")), ratios.of(None)), (BYTES, BYTES));
+        assert_eq!(
+            (ratios.of(Some("other")), ratios.of(None)),
+            (DEFAULT_BYTES_PER_TOKEN, DEFAULT_BYTES_PER_TOKEN)
+        );
     }
 
     #[test]
@@ -87,9 +92,9 @@ mod tests {
     #[test]
     fn names_without_end_take_no_memory_without_end() {
         let ratios = Ratios::default();
-        (0..2 * MOST).for_each(|number| ratios.learn(&number.to_string(), 8_000_000, 1_000_000));
-        assert_eq!(ratios.0.load().len(), MOST);
-        assert_eq!(ratios.of(Some(&(2 * MOST - 1).to_string())), BYTES);
+        (0..2 * MAX_MODELS).for_each(|number| ratios.learn(&number.to_string(), 8_000_000, 1_000_000));
+        assert_eq!(ratios.0.load().len(), MAX_MODELS);
+        assert_eq!(ratios.of(Some(&(2 * MAX_MODELS - 1).to_string())), DEFAULT_BYTES_PER_TOKEN);
     }
 
     proptest! {
@@ -99,7 +104,7 @@ mod tests {
         ) {
             let ratios = Ratios::default();
             all.iter().for_each(|(bytes, tokens)| ratios.learn("m", *bytes, *tokens));
-            prop_assert!((LEAST..=LARGEST).contains(&ratios.of(Some("m"))));
+            prop_assert!((MIN_BYTES_PER_TOKEN..=MAX_BYTES_PER_TOKEN).contains(&ratios.of(Some("m"))));
         }
     }
 }

@@ -11,18 +11,18 @@
 //! mark      another after every change of members                   SET, GET
 //! ```
 //!
-//! Sessions are said in the stream and have no key: nobody may wait for one, and whoever starts reads the
-//! stream's tail. Keys are for what only one upstream can answer.
+//! Sessions are published in the stream and have no key: no request may wait for one, and a balancer that
+//! starts reads the stream's tail. Keys are for what only one upstream can answer.
 //!
 //! All keys have one hash tag, so that a cluster keeps them together. There are two connections, one to talk
 //! and one that waits for news; both are made anew together after a loss, with pauses of up to half a second.
 
 mod connect;
-mod hear;
-pub mod kept;
 mod members;
+mod publisher;
 mod reply;
-mod speak;
+pub mod stored_binding;
+mod subscriber;
 mod trouble;
 
 use std::collections::HashMap;
@@ -34,38 +34,38 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
-use super::exchange::{Binding, Memory, Outbox, Row, Siblings};
+use super::exchange::{Binding, ExchangeMemory, Outbox, SiblingRow, SiblingTable};
 use crate::config::types::{RedisOptions, RedisUrl};
 use crate::observe;
-use connect::{Link, PATIENCE};
-use hear::Ear;
-use kept::Kept;
+use connect::{COMMAND_TIMEOUT, RedisLink};
 use members::Members;
-use speak::Mouth;
+use publisher::Publisher;
+use stored_binding::StoredBinding;
+use subscriber::Subscriber;
 use trouble::{Trouble, Troubles};
 
-/// Between two attempts to connect.
-const PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// The shortest and the longest pause between two attempts to connect.
+const MIN_CONNECT_PAUSE: Duration = Duration::from_millis(50);
+const MAX_CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// A connection that has lasted so long was a good one: the next attempt comes at once.
-const LASTING: Duration = Duration::from_secs(1);
+/// A connection that lasted this long was a good one: the next attempt comes at once.
+const STABLE_CONNECTION_TIME: Duration = Duration::from_secs(1);
 
-/// For the one answer that a request waits for.
-const LOOKUP: Duration = Duration::from_millis(50);
+/// The time limit of the one lookup that a request waits for.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long the news to wait for may be kept back by Redis.
-const BLOCK: Duration = Duration::from_secs(1);
+/// How long a blocking read may wait in Redis.
+const READ_BLOCK_TIME: Duration = Duration::from_secs(1);
 
-/// Between two looks at who is still there.
-const LOOK: Duration = Duration::from_millis(100);
+/// The interval between two checks for expired siblings.
+const SIBLING_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// For the last word.
-const FAREWELL: Duration = Duration::from_millis(200);
+/// The time limit of the last message.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Where and how to meet, and as who.
+/// The settings of the exchange: the Redis, and the name of this balancer.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ExchangeSettings {
     pub url: RedisUrl,
     pub options: RedisOptions,
     /// How long bindings are kept for lookup.
@@ -77,7 +77,7 @@ pub struct Settings {
 
 /// The names of our keys.
 #[derive(Clone, Debug)]
-struct Keys {
+struct RedisKeys {
     stream: String,
     members: String,
     mark: String,
@@ -85,13 +85,13 @@ struct Keys {
     response: String,
 }
 
-pub struct Exchange {
+pub struct SiblingExchange {
     id: u64,
-    settings: Settings,
-    keys: Keys,
-    memory: Arc<dyn Memory>,
+    settings: ExchangeSettings,
+    keys: RedisKeys,
+    memory: Arc<dyn ExchangeMemory>,
     outbox: Arc<Outbox>,
-    siblings: Mutex<Siblings>,
+    siblings: Mutex<SiblingTable>,
     members: Members,
     /// A sibling has changed the list of members.
     members_news: AtomicBool,
@@ -99,17 +99,17 @@ pub struct Exchange {
     /// The present connection has brought news, or could have.
     hearing: AtomicBool,
     /// To talk over, while there is a connection.
-    link: ArcSwapOption<Link>,
+    link: ArcSwapOption<RedisLink>,
     /// The first attempt to learn what is where is over, well or badly.
     begun: watch::Sender<bool>,
 }
 
 // === impl Keys ===
 
-impl Keys {
+impl RedisKeys {
     fn new(prefix: &str) -> Self {
         let key = |name: &str| format!("{prefix}{{lb}}:{name}");
-        Keys {
+        RedisKeys {
             stream: key("stream"),
             members: key("members"),
             mark: key("mark"),
@@ -129,16 +129,20 @@ impl Keys {
 
 // === impl Exchange: for requests, and for the admin interface ===
 
-impl Exchange {
+impl SiblingExchange {
     /// `outbox` is where requests put what they have to say.
-    pub fn new(settings: Settings, memory: Arc<dyn Memory>, outbox: Arc<Outbox>) -> Arc<Self> {
+    pub fn new(
+        settings: ExchangeSettings,
+        memory: Arc<dyn ExchangeMemory>,
+        outbox: Arc<Outbox>,
+    ) -> Arc<Self> {
         let id = RandomState::new().hash_one(0u64);
-        Arc::new(Exchange {
+        Arc::new(SiblingExchange {
             id,
-            keys: Keys::new(&settings.options.prefix),
+            keys: RedisKeys::new(&settings.options.prefix),
             memory,
             outbox,
-            siblings: Mutex::new(Siblings::new(id, settings.options.gauge_ttl)),
+            siblings: Mutex::new(SiblingTable::new(id, settings.options.gauge_ttl)),
             members: Members::default(),
             members_news: AtomicBool::new(false),
             troubles: Troubles::default(),
@@ -150,11 +154,16 @@ impl Exchange {
     }
 
     /// Where a session or a response is, as any balancer has said; waits for no longer than 50 ms.
-    pub async fn lookup(&self, kind: Binding, key: &str) -> Option<Kept> {
-        let mut link = Link::clone(&*self.link.load_full()?);
-        let found = link.ask(redis::cmd("GET").arg(self.keys.binding(kind, key)), LOOKUP).await;
+    pub async fn lookup(&self, kind: Binding, key: &str) -> Option<StoredBinding> {
+        let mut link = RedisLink::clone(&*self.link.load_full()?);
+        let found = link.call(redis::cmd("GET").arg(self.keys.binding(kind, key)), LOOKUP_TIMEOUT).await;
         // A connection that is lost is noticed, and told, by the task.
-        found.map_err(|_| observe::lookup_failed()).ok().as_ref().and_then(reply::text).map(Kept::read)
+        found
+            .map_err(|_| observe::lookup_failed())
+            .ok()
+            .as_ref()
+            .and_then(reply::text)
+            .map(StoredBinding::read)
     }
 
     /// An upstream was changed here at run time; `text` is all there is to know of it.
@@ -167,8 +176,8 @@ impl Exchange {
         self.members.all()
     }
 
-    /// Who else is there.
-    pub fn rows(&self) -> Vec<Row> {
+    /// The siblings, for display.
+    pub fn rows(&self) -> Vec<SiblingRow> {
         self.siblings().rows(now())
     }
 
@@ -189,82 +198,88 @@ impl Exchange {
     /// Waits until what the stream holds is known, or cannot be, for so long at the most.
     pub async fn begun(&self, limit: Duration) {
         let mut begun = self.begun.subscribe();
-        // Whoever is late knows what it knows.
+        // When the limit is over, the balancer starts with what it has received so far.
         drop(tokio::time::timeout(limit, begun.wait_for(|begun| *begun)).await);
     }
 
-    fn siblings(&self) -> MutexGuard<'_, Siblings> {
+    fn siblings(&self) -> MutexGuard<'_, SiblingTable> {
         self.siblings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 // === impl Exchange: the task ===
 
-impl Exchange {
+impl SiblingExchange {
     /// Exchanges until `stop`, and says goodbye.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let (mut mouth, mut ear) = (Mouth::new(), Ear::default());
+        let (mut publisher, mut subscriber) = (Publisher::new(), Subscriber::default());
         tokio::select! {
-            () = self.sessions(&mut mouth, &mut ear) => {}
+            () = self.sessions(&mut publisher, &mut subscriber) => {}
             () = self.look_around() => {}
             _ = stop.wait_for(|stopping| *stopping) => {}
         }
         if let Some(link) = self.link.swap(None) {
-            let mut link = Link::clone(&*link);
+            let mut link = RedisLink::clone(&*link);
             // Without it the others notice a little later.
-            drop(tokio::time::timeout(FAREWELL, self.leave(&mut mouth, &mut link)).await);
+            drop(tokio::time::timeout(LEAVE_TIMEOUT, self.leave(&mut publisher, &mut link)).await);
         }
     }
 
     /// One connection after another.
-    async fn sessions(&self, mouth: &mut Mouth, ear: &mut Ear) {
-        let mut pause = PAUSE;
+    async fn sessions(&self, publisher: &mut Publisher, subscriber: &mut Subscriber) {
+        let mut pause = MIN_CONNECT_PAUSE;
         loop {
             let start = now();
-            let Err(trouble) = self.session(mouth, ear).await;
+            let Err(trouble) = self.session(publisher, subscriber).await;
             self.link.store(None);
             self.begun.send_replace(true);
             self.troubles.met(&trouble, now());
-            if now().saturating_duration_since(start) >= LASTING {
-                pause = PAUSE;
+            if now().saturating_duration_since(start) >= STABLE_CONNECTION_TIME {
+                pause = MIN_CONNECT_PAUSE;
             }
             tokio::time::sleep(pause).await;
-            pause = (2 * pause).min(LONGEST_PAUSE);
+            pause = (2 * pause).min(MAX_CONNECT_PAUSE);
         }
     }
 
     /// Talks and listens until something goes wrong.
-    async fn session(&self, mouth: &mut Mouth, ear: &mut Ear) -> Result<std::convert::Infallible, Trouble> {
+    async fn session(
+        &self,
+        publisher: &mut Publisher,
+        subscriber: &mut Subscriber,
+    ) -> Result<std::convert::Infallible, Trouble> {
         let url = &self.settings.url;
-        let (mut talk, mut listen) =
-            tokio::try_join!(Link::connect(url, PATIENCE), Link::connect(url, BLOCK + PATIENCE))?;
+        let (mut talk, mut listen) = tokio::try_join!(
+            RedisLink::connect(url, COMMAND_TIMEOUT),
+            RedisLink::connect(url, READ_BLOCK_TIME + COMMAND_TIMEOUT)
+        )?;
         self.link.store(Some(Arc::new(talk.clone())));
-        mouth.begin();
+        publisher.begin();
         self.hearing.store(false, Relaxed);
-        match self.sync_members(mouth, &mut talk).await {
+        match self.sync_members(publisher, &mut talk).await {
             Err(trouble) if !trouble.full => return Err(trouble),
             _ => {}
         }
         let hearing = async {
-            self.catch_up(ear, &mut listen).await?;
+            self.catch_up(subscriber, &mut listen).await?;
             self.hearing.store(true, Relaxed);
             self.begun.send_replace(true);
-            self.hear(ear, &mut listen).await
+            self.subscribe(subscriber, &mut listen).await
         };
-        let (never, _) = tokio::try_join!(self.speak(mouth, &mut talk), hearing)?;
+        let (never, _) = tokio::try_join!(self.publish_forever(publisher, &mut talk), hearing)?;
         Ok(never)
     }
 
-    /// Forgets who is not heard any more, whether Redis is there or not.
+    /// Removes expired siblings, whether Redis is reachable or not.
     async fn look_around(&self) {
         loop {
-            tokio::time::sleep(LOOK).await;
-            self.publish();
+            tokio::time::sleep(SIBLING_CHECK_INTERVAL).await;
+            self.apply_sibling_loads();
         }
     }
 
     /// Tells memory what siblings have in flight.
-    fn publish(&self) {
+    fn apply_sibling_loads(&self) {
         let now = now();
         let mut siblings = self.siblings();
         siblings.expire(now);

@@ -3,23 +3,23 @@
 //! What was learnt of an answer is remembered for as long as a session, and said to siblings; over Redis it
 //! is also found by its key, by a balancer that was not there when it was said.
 //!
-//! With it goes the number of the name that its client gave the model, so that whoever asks for it again is
-//! shown that name, and its upstream the key of that name's route. A name's
-//! letters would take as much memory as their owner likes.
+//! The record includes the number of the name that the client gave the model, so that a later request for
+//! the response gets that name, and its upstream the key of that name's route. The name itself would take as
+//! much memory as a client likes.
 
 use std::time::Instant;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::State;
-use super::exchange::{Binding, Event};
+use super::exchange::{Binding, OutboxEvent};
 
-/// The most that are remembered: few clients name their own.
-pub const LIMIT: usize = 100_000;
+/// The most responses that are remembered: few clients choose ids themselves.
+pub const MAX_RESPONSES: usize = 100_000;
 
-/// How a response was made.
+/// Where a response was generated, and under which name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Made {
+pub struct ResponseOrigin {
     /// The fleet's id of the upstream that did.
     pub upstream: usize,
     /// The number of the name that its client gave the model: see `route::stored`.
@@ -27,26 +27,26 @@ pub struct Made {
 }
 
 impl State {
-    /// This response was made so.
-    pub fn keep_response(&self, response: &str, made: Made, now: Instant) {
+    /// Stores the origin of a response, and publishes it.
+    pub fn keep_response(&self, response: &str, made: ResponseOrigin, now: Instant) {
         self.bind_response(response, made, now);
         let Some(outbox) = &self.outbox else { return };
         if let Some(upstream) = self.places.load().name(made.upstream) {
             let (key, upstream) = (response.into(), upstream.into());
             let kind = Binding::Response;
-            outbox.put(Event::Bound { kind, key, upstream, number: made.name, keep: true });
+            outbox.put(OutboxEvent::Bound { kind, key, upstream, number: made.name, keep: true });
         }
     }
 
-    /// Where a session has its tokens, a response has its name.
-    pub(super) fn bind_response(&self, response: &str, made: Made, now: Instant) {
+    /// A response has the number of its name in the field where a session has its tokens.
+    pub(super) fn bind_response(&self, response: &str, made: ResponseOrigin, now: Instant) {
         self.responses.bind(xxh3_64(response.as_bytes()), made.upstream, made.name, self.millis(now));
     }
 
-    /// How it was made, as far as is known here.
-    pub fn response(&self, response: &str, now: Instant) -> Option<Made> {
+    /// The origin of a response, if it is known here.
+    pub fn response(&self, response: &str, now: Instant) -> Option<ResponseOrigin> {
         let bound = self.responses.find(xxh3_64(response.as_bytes()), self.millis(now))?;
-        Some(Made { upstream: bound.upstream, name: bound.tokens })
+        Some(ResponseOrigin { upstream: bound.upstream, name: bound.tokens })
     }
 }
 
@@ -62,7 +62,8 @@ mod tests {
         let config = PrefixIndex { blocks: 0, block_bytes: 100 };
         let state = State::new(config, Duration::from_secs(60), 1);
         let begun = Instant::now();
-        let (mine, other) = (Made { upstream: 3, name: 7 }, Made { upstream: 4, name: 0 });
+        let (mine, other) =
+            (ResponseOrigin { upstream: 3, name: 7 }, ResponseOrigin { upstream: 4, name: 0 });
         state.keep_response("mine", mine, begun);
         state.keep_response("resp_2", other, begun);
         let found = |id, seconds| state.response(id, begun + Duration::from_secs(seconds));

@@ -1,9 +1,9 @@
 //! Which upstream had a session last, and how many tokens of it that upstream has seen.
 //!
 //! A session is a key of 64 bits ([`prompt::session`](crate::prompt::session)); an upstream is the fleet's
-//! id of it, which means something in this process alone: whoever shares sessions with other balancers
-//! says names there. An id is never given to another upstream, so a session whose upstream has left is
-//! bound to one that is no candidate, until its next request binds it anew.
+//! id of it, which means something in this process alone: messages to other balancers carry names. An id is
+//! never reused, so a session whose upstream has left is bound to one that is no candidate, until its next
+//! request binds it anew.
 //!
 //! Time comes in as milliseconds that never go back. A session is forgotten when it was silent for longer
 //! than its time to live, or, when there are too many, as the one that was silent longest.
@@ -25,36 +25,36 @@ const NIL: u32 = u32::MAX;
 
 /// Where a session was last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bound {
+pub struct SessionBinding {
     /// The fleet's id of the upstream.
     pub upstream: usize,
     /// The prompt tokens of its last request there, and what was generated, if that was told.
     pub tokens: u64,
 }
 
-/// All sessions of this balancer.
+/// The sessions of this balancer.
 #[derive(Debug)]
 pub struct Sessions {
-    shards: Box<[Mutex<Shard>]>,
+    shards: Box<[Mutex<SessionShard>]>,
     /// Milliseconds.
     ttl: AtomicU64,
 }
 
 /// Sessions in the order of their last requests.
 #[derive(Debug)]
-struct Shard {
+struct SessionShard {
     limit: usize,
     places: HashMap<u64, u32>,
-    entries: Vec<Entry>,
+    entries: Vec<SessionEntry>,
     /// Of the list: the one that was bound last, and the one whose last request is the longest ago.
     newest: u32,
     oldest: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct SessionEntry {
     key: u64,
-    bound: Bound,
+    bound: SessionBinding,
     at: u64,
     newer: u32,
     older: u32,
@@ -73,7 +73,7 @@ impl Sessions {
 
     fn with_shards(limit: usize, ttl: u64, shards: usize) -> Self {
         let part = limit.div_ceil(shards).min(NIL as usize);
-        let shards = (0..shards).map(|_| Mutex::new(Shard::new(part))).collect();
+        let shards = (0..shards).map(|_| Mutex::new(SessionShard::new(part))).collect();
         Sessions { shards, ttl: AtomicU64::new(ttl) }
     }
 
@@ -84,18 +84,18 @@ impl Sessions {
 
     /// A request of the session goes to this upstream, with so many tokens.
     pub fn bind(&self, key: u64, upstream: usize, tokens: u64, now: u64) {
-        self.shard(key).bind(key, Bound { upstream, tokens }, now);
+        self.shard(key).bind(key, SessionBinding { upstream, tokens }, now);
     }
 
     /// Where the session was last, unless that is too long ago.
-    pub fn find(&self, key: u64, now: u64) -> Option<Bound> {
+    pub fn find(&self, key: u64, now: u64) -> Option<SessionBinding> {
         let entry = self.shard(key).entry(key)?;
         (now.saturating_sub(entry.at) <= self.ttl.load(Ordering::Relaxed)).then_some(entry.bound)
     }
 
     /// The request did not reach the upstream after all: unless the session has gone on meanwhile, it is as
     /// it was `before`.
-    pub fn unbind(&self, key: u64, upstream: usize, before: Option<Bound>) {
+    pub fn unbind(&self, key: u64, upstream: usize, before: Option<SessionBinding>) {
         self.shard(key).unbind(key, upstream, before);
     }
 
@@ -108,7 +108,7 @@ impl Sessions {
         self.len() == 0
     }
 
-    fn shard(&self, key: u64) -> MutexGuard<'_, Shard> {
+    fn shard(&self, key: u64) -> MutexGuard<'_, SessionShard> {
         // Keys are hashes: their upper bits are as good as any.
         let place = (key >> 48) as usize % self.shards.len();
         lock(&self.shards[place])
@@ -116,22 +116,22 @@ impl Sessions {
 }
 
 /// A thread that panicked held the lock between two whole states, or lost one session.
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+fn lock(shard: &Mutex<SessionShard>) -> MutexGuard<'_, SessionShard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // === impl Shard ===
 
-impl Shard {
+impl SessionShard {
     fn new(limit: usize) -> Self {
-        Shard { limit, places: HashMap::new(), entries: Vec::new(), newest: NIL, oldest: NIL }
+        SessionShard { limit, places: HashMap::new(), entries: Vec::new(), newest: NIL, oldest: NIL }
     }
 
-    fn entry(&self, key: u64) -> Option<Entry> {
+    fn entry(&self, key: u64) -> Option<SessionEntry> {
         self.places.get(&key).map(|place| self.entries[*place as usize])
     }
 
-    fn bind(&mut self, key: u64, bound: Bound, now: u64) {
+    fn bind(&mut self, key: u64, bound: SessionBinding, now: u64) {
         if self.limit == 0 {
             return;
         }
@@ -147,16 +147,16 @@ impl Shard {
                 place
             }
         };
-        self.entries[place as usize] = Entry { key, bound, at: now, newer: NIL, older: NIL };
+        self.entries[place as usize] = SessionEntry { key, bound, at: now, newer: NIL, older: NIL };
         self.link(place);
     }
 
-    fn unbind(&mut self, key: u64, upstream: usize, before: Option<Bound>) {
+    fn unbind(&mut self, key: u64, upstream: usize, before: Option<SessionBinding>) {
         let Some(place) = self.places.get(&key).copied() else { return };
         let entry = &mut self.entries[place as usize];
         if entry.bound.upstream == upstream {
             // Its place in the order stays: no hole is left in the list.
-            entry.bound = before.unwrap_or(Bound { tokens: 0, ..entry.bound });
+            entry.bound = before.unwrap_or(SessionBinding { tokens: 0, ..entry.bound });
         }
     }
 
@@ -164,8 +164,8 @@ impl Shard {
     fn free(&mut self) -> u32 {
         if self.entries.len() < self.limit {
             let place = self.entries.len() as u32;
-            let bound = Bound { upstream: 0, tokens: 0 };
-            self.entries.push(Entry { key: 0, bound, at: 0, newer: NIL, older: NIL });
+            let bound = SessionBinding { upstream: 0, tokens: 0 };
+            self.entries.push(SessionEntry { key: 0, bound, at: 0, newer: NIL, older: NIL });
             return place;
         }
         let oldest = self.oldest;
@@ -175,7 +175,7 @@ impl Shard {
     }
 
     fn unlink(&mut self, place: u32) {
-        let Entry { newer, older, .. } = self.entries[place as usize];
+        let SessionEntry { newer, older, .. } = self.entries[place as usize];
         match self.entries.get_mut(newer as usize) {
             Some(entry) => entry.older = older,
             None => self.newest = older,
@@ -212,8 +212,8 @@ mod tests {
         number.wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 
-    fn bound(upstream: usize, tokens: u64) -> Option<Bound> {
-        Some(Bound { upstream, tokens })
+    fn bound(upstream: usize, tokens: u64) -> Option<SessionBinding> {
+        Some(SessionBinding { upstream, tokens })
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
                     let mine = key(thread * 1000 + round % 100);
                     sessions.bind(mine, thread as usize, round, round);
                     assert_eq!(sessions.find(mine, round), bound(thread as usize, round));
-                    // What all share is whole, whoever wrote it.
+                    // Every reader sees complete entries, whichever thread wrote them.
                     sessions.bind(key(7), thread as usize, thread * 3, round);
                     let shared = sessions.find(key(7), round).unwrap();
                     assert_eq!(shared.tokens, shared.upstream as u64 * 3);
@@ -287,10 +287,10 @@ mod tests {
 
     /// The same as a list, in the order of the last requests.
     #[derive(Default)]
-    struct Model(Vec<(u64, Bound, u64)>);
+    struct Model(Vec<(u64, SessionBinding, u64)>);
 
     impl Model {
-        fn bind(&mut self, key: u64, bound: Bound, now: u64, limit: usize) {
+        fn bind(&mut self, key: u64, bound: SessionBinding, now: u64, limit: usize) {
             self.0.retain(|(known, ..)| *known != key);
             self.0.push((key, bound, now));
             if self.0.len() > limit {
@@ -298,7 +298,7 @@ mod tests {
             }
         }
 
-        fn find(&self, key: u64, now: u64, ttl: u64) -> Option<Bound> {
+        fn find(&self, key: u64, now: u64, ttl: u64) -> Option<SessionBinding> {
             let (_, bound, at) = self.0.iter().find(|(known, ..)| *known == key)?;
             (now - at <= ttl).then_some(*bound)
         }
@@ -321,11 +321,11 @@ mod tests {
                     sessions.unbind(key(number), upstream, before);
                     let entry = model.0.iter_mut().find(|(known, ..)| *known == key(number));
                     if let Some((_, bound, _)) = entry.filter(|(_, bound, _)| bound.upstream == upstream) {
-                        *bound = before.unwrap_or(Bound { upstream, tokens: 0 });
+                        *bound = before.unwrap_or(SessionBinding { upstream, tokens: 0 });
                     }
                 } else {
                     sessions.bind(key(number), upstream, tokens, now);
-                    model.bind(key(number), Bound { upstream, tokens }, now, limit);
+                    model.bind(key(number), SessionBinding { upstream, tokens }, now, limit);
                 }
                 prop_assert_eq!(sessions.len(), model.0.len());
                 for number in 0..12 {

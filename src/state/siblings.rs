@@ -8,33 +8,33 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::State;
-use super::exchange::{self, Binding, Event};
-use super::local::Receipt;
-use super::responses::Made;
-use super::sessions::Bound;
+use super::exchange::{self, Binding, OutboxEvent};
+use super::prefix_index::Receipt;
+use super::responses::ResponseOrigin;
+use super::sessions::SessionBinding;
 use crate::pick;
 
 impl State {
     // === saying ===
 
-    pub(super) fn say_learnt(&self, chain: &[u64], receipt: &Receipt, id: usize) {
+    pub(super) fn publish_chain(&self, chain: &[u64], receipt: &Receipt, id: usize) {
         let Some(outbox) = &self.outbox else { return };
         let (parent, new) = receipt.news(chain);
         if parent.is_none() && new.is_empty() {
             return;
         }
         if let Some(name) = self.places.load().name(id) {
-            outbox.put(Event::learnt(name, parent, new, receipt.end()));
+            outbox.put(OutboxEvent::learnt(name, parent, new, receipt.end()));
         }
     }
 
-    /// Said to siblings only: a balancer that starts hears the latest of the stream, nobody waits for Redis
-    /// to find a session, and keys that nobody reads would fill it.
-    pub(super) fn say_bound(&self, key: u64, bound: Bound) {
+    /// Published to siblings only: a balancer that starts reads the latest part of the stream, no request
+    /// waits for Redis to find a session, and keys without readers would fill it.
+    pub(super) fn publish_binding(&self, key: u64, bound: SessionBinding) {
         let Some(outbox) = &self.outbox else { return };
         if let Some(name) = self.places.load().name(bound.upstream) {
             let (key, upstream) = (format!("{key:x}").into(), name.into());
-            outbox.put(Event::Bound {
+            outbox.put(OutboxEvent::Bound {
                 kind: Binding::Session,
                 key,
                 upstream,
@@ -46,9 +46,9 @@ impl State {
 
     // === hearing ===
 
-    /// A sibling sent an upstream a chain; `false` when nobody here holds what it goes on from. What is said
-    /// of upstreams that are not there says nothing.
-    pub fn hear_learnt(&self, name: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
+    /// Applies a chain that a sibling sent to an upstream; returns `false` when no upstream here holds the
+    /// block that it follows. Chains of unknown upstreams are ignored.
+    pub fn apply_chain(&self, name: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
         let places = self.places.load();
         let Some(slot) = places.id(name).and_then(|id| places.slot(id)).filter(|_| self.remembers) else {
             return true;
@@ -68,14 +68,14 @@ impl State {
         self.index.chain_to(hash, places.slot(places.id(name)?)?)
     }
 
-    /// A sibling has had a session's request, or knows who made a response.
-    pub fn hear_bound(&self, bound: &exchange::Bound<'_>, now: Instant) {
+    /// Applies a session's or a response's upstream, as a sibling reported it.
+    pub fn apply_binding(&self, bound: &exchange::BindingUpdate<'_>, now: Instant) {
         let Some(id) = self.places.load().id(bound.upstream) else { return };
         match (bound.kind, u64::from_str_radix(bound.key, 16)) {
             (Binding::Session, Ok(key)) => self.sessions.bind(key, id, bound.number, self.millis(now)),
             (Binding::Session, Err(_)) => {}
             (Binding::Response, _) => {
-                self.bind_response(bound.key, Made { upstream: id, name: bound.number }, now);
+                self.bind_response(bound.key, ResponseOrigin { upstream: id, name: bound.number }, now);
             }
         }
     }
@@ -86,9 +86,9 @@ impl State {
     }
 
     /// The most that a cost is raised by at random: see `pick::Seed`.
-    pub fn haze(&self) -> f64 {
+    pub fn jitter(&self) -> f64 {
         let age = self.siblings_age.load(Relaxed) as f64 / 1e6;
-        pick::haze(age)
+        pick::jitter(age)
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::exchange::{Message, Outbox};
-    use super::super::{Asked, Present, State};
+    use super::super::{PromptLookup, State, TrackedUpstream};
     use super::*;
     use crate::config::types::PrefixIndex;
     use crate::prompt::session::{Session, Source};
@@ -112,26 +112,32 @@ mod tests {
             let config = PrefixIndex { blocks: 1000, block_bytes: 100 };
             let state = State::among(config, HOUR, 7, Some(outbox.clone()));
             let names = ["a", "b"].into_iter().zip(ids);
-            let present = |(name, id)| Present { id, name, incarnation: 0, cache_tokens: None, model: None };
+            let present =
+                |(name, id)| TrackedUpstream { id, name, incarnation: 0, cache_tokens: None, model: None };
             state.follow(&names.map(present).collect::<Vec<_>>());
             (state, outbox)
         })
     }
 
-    fn asked(chain: &[u64], session: Option<u64>) -> Asked {
+    fn asked(chain: &[u64], session: Option<u64>) -> PromptLookup {
         let session = session.map(|key| Session { key, source: Source::Header });
-        Asked { chain: chain.to_vec(), seen: 100 * chain.len() as u64, session, ..Asked::default() }
+        PromptLookup {
+            chain: chain.to_vec(),
+            seen: 100 * chain.len() as u64,
+            session,
+            ..PromptLookup::default()
+        }
     }
 
     /// Carries what one has to say to the other; how many blocks that were.
     fn carry(from: &Outbox, to: &State) -> usize {
         let events = from.take(usize::MAX);
         let mut message = Message::default();
-        events.iter().for_each(|event| event.say(&mut message));
+        events.iter().for_each(|event| event.fill(&mut message));
         for learnt in &message.learnt {
-            assert!(to.hear_learnt(learnt.upstream, learnt.parent, &learnt.hashes, learnt.end));
+            assert!(to.apply_chain(learnt.upstream, learnt.parent, &learnt.hashes, learnt.end));
         }
-        message.bound.iter().for_each(|bound| to.hear_bound(bound, Instant::now()));
+        message.bound.iter().for_each(|bound| to.apply_binding(bound, Instant::now()));
         message.learnt.iter().map(|learnt| learnt.hashes.len()).sum()
     }
 
@@ -153,13 +159,16 @@ mod tests {
     #[test]
     fn what_is_said_of_strangers_says_nothing() {
         let [(one, ours), _] = pair();
-        assert!(one.hear_learnt("x", Some(7), &[8], None), "there is nothing to ask for");
-        assert!(!one.hear_learnt("a", Some(7), &[8], None));
-        let bound = |key, kind| exchange::Bound { kind, key, upstream: "a", number: 5 };
-        one.hear_bound(&bound("no number", Binding::Session), Instant::now());
-        one.hear_bound(&exchange::Bound { upstream: "x", ..bound("a", Binding::Response) }, Instant::now());
+        assert!(one.apply_chain("x", Some(7), &[8], None), "there is nothing to ask for");
+        assert!(!one.apply_chain("a", Some(7), &[8], None));
+        let bound = |key, kind| exchange::BindingUpdate { kind, key, upstream: "a", number: 5 };
+        one.apply_binding(&bound("no number", Binding::Session), Instant::now());
+        one.apply_binding(
+            &exchange::BindingUpdate { upstream: "x", ..bound("a", Binding::Response) },
+            Instant::now(),
+        );
         assert!(one.sessions.is_empty() && one.responses.is_empty());
-        // Nobody has told what this one is called.
+        // This upstream has no name yet.
         one.learn(&asked(&[1], None), 17, Instant::now());
         assert_eq!(ours.take(usize::MAX), []);
     }
@@ -167,22 +176,22 @@ mod tests {
     #[test]
     fn a_response_is_known_to_both_and_to_be_found_by_its_key() {
         let [(one, ours), (other, _)] = pair();
-        one.keep_response("mine", Made { upstream: 1, name: 7 }, Instant::now());
+        one.keep_response("mine", ResponseOrigin { upstream: 1, name: 7 }, Instant::now());
         let events = ours.take(usize::MAX);
-        assert!(matches!(&events[..], [Event::Bound { kind: Binding::Response, keep: true, .. }]));
+        assert!(matches!(&events[..], [OutboxEvent::Bound { kind: Binding::Response, keep: true, .. }]));
         let mut message = Message::default();
-        events.iter().for_each(|event| event.say(&mut message));
-        message.bound.iter().for_each(|bound| other.hear_bound(bound, Instant::now()));
-        assert_eq!(other.response("mine", Instant::now()), Some(Made { upstream: 3, name: 7 }));
+        events.iter().for_each(|event| event.fill(&mut message));
+        message.bound.iter().for_each(|bound| other.apply_binding(bound, Instant::now()));
+        assert_eq!(other.response("mine", Instant::now()), Some(ResponseOrigin { upstream: 3, name: 7 }));
         assert!(other.sessions.is_empty());
     }
 
     #[test]
-    fn haze_rises_with_the_age_of_what_is_known() {
+    fn jitter_rises_with_the_age_of_the_reports() {
         let [(state, _), _] = pair();
-        for (age, haze) in [(0.0, 0.0), (0.02, 0.008), (0.25, 0.1), (0.5, 0.2), (3.0, 0.2)] {
+        for (age, jitter) in [(0.0, 0.0), (0.02, 0.008), (0.25, 0.1), (0.5, 0.2), (3.0, 0.2)] {
             state.set_siblings_age(age);
-            assert!((state.haze() - haze).abs() < 1e-9, "{age}");
+            assert!((state.jitter() - jitter).abs() < 1e-9, "{age}");
         }
     }
 }

@@ -10,21 +10,21 @@ fn state() -> Arc<State> {
     State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, HOUR, 7)
 }
 
-fn learn(state: &State, asked: &Asked, id: usize) -> Learnt {
+fn learn(state: &State, asked: &PromptLookup, id: usize) -> LearnedChain {
     state.learn(asked, id, Instant::now())
 }
 
-fn asked(chain: &[u64]) -> Asked {
+fn asked(chain: &[u64]) -> PromptLookup {
     let seen = chain.len() as u64 * 100 + 40;
-    Asked { model: Some("m".into()), chain: chain.to_vec(), seen, ..Asked::default() }
+    PromptLookup { model: Some("m".into()), chain: chain.to_vec(), seen, ..PromptLookup::default() }
 }
 
-fn present(id: usize) -> Present<'static> {
-    Present { id, name: "u", incarnation: 0, cache_tokens: None, model: Some("m") }
+fn present(id: usize) -> TrackedUpstream<'static> {
+    TrackedUpstream { id, name: "u", incarnation: 0, cache_tokens: None, model: Some("m") }
 }
 
 /// Upstreams 0 to 2.
-fn candidates(state: &State, asked: &Asked) -> Vec<Candidate> {
+fn candidates(state: &State, asked: &PromptLookup) -> Vec<Candidate> {
     let tokens = state.prompt(asked).tokens;
     let stranger = |index| Candidate {
         index,
@@ -33,24 +33,24 @@ fn candidates(state: &State, asked: &Asked) -> Vec<Candidate> {
         active: 0,
         context: 0,
         weight: 1.0,
-        astray: 0,
+        session_penalty: 0,
         cold: tokens,
         hit: 0,
         uncached: tokens,
     };
     let mut candidates: Vec<Candidate> = (0..3).map(stranger).collect();
     state.weigh(asked, 2.0, &mut Hits::default(), &mut candidates, |candidate| candidate.index);
-    state.stray(asked, 0.5, Instant::now(), &mut candidates, |candidate| candidate.index);
+    state.add_session_penalty(asked, 0.5, Instant::now(), &mut candidates, |candidate| candidate.index);
     candidates
 }
 
 /// What upstreams 0 to 2 hold of the prompt, in blocks, and the tokens that are left to prefill.
-fn weigh(state: &State, asked: &Asked) -> Vec<(u64, u64)> {
+fn weigh(state: &State, asked: &PromptLookup) -> Vec<(u64, u64)> {
     candidates(state, asked).iter().map(|candidate| (candidate.hit, candidate.uncached)).collect()
 }
 
-fn astray(state: &State, asked: &Asked) -> Vec<u64> {
-    candidates(state, asked).iter().map(|candidate| candidate.astray).collect()
+fn session_penalty(state: &State, asked: &PromptLookup) -> Vec<u64> {
+    candidates(state, asked).iter().map(|candidate| candidate.session_penalty).collect()
 }
 
 #[test]
@@ -80,9 +80,9 @@ fn a_restart_or_a_leave_is_forgotten() {
     learn(&state, &prompt, 1);
     state.follow(&[present(0), present(1)]);
     assert_eq!(weigh(&state, &prompt)[..2], [(2, 10), (2, 10)]);
-    state.follow(&[Present { incarnation: 1, ..present(0) }, present(1)]);
+    state.follow(&[TrackedUpstream { incarnation: 1, ..present(0) }, present(1)]);
     assert_eq!(weigh(&state, &prompt)[..2], [(0, 60), (2, 10)]);
-    state.follow(&[Present { incarnation: 1, ..present(0) }, present(2)]);
+    state.follow(&[TrackedUpstream { incarnation: 1, ..present(0) }, present(2)]);
     assert_eq!(weigh(&state, &prompt), [(0, 60); 3]);
 }
 
@@ -90,7 +90,7 @@ fn a_restart_or_a_leave_is_forgotten() {
 fn an_upstream_holds_no_more_than_its_engines_cache() {
     let state = state();
     // A hundred tokens are four blocks.
-    state.follow(&[Present { cache_tokens: Some(100), ..present(0) }]);
+    state.follow(&[TrackedUpstream { cache_tokens: Some(100), ..present(0) }]);
     learn(&state, &asked(&[1, 2]), 0);
     learn(&state, &asked(&[3, 4, 5, 6]), 0);
     assert_eq!(weigh(&state, &asked(&[1, 2]))[0].0, 0);
@@ -105,9 +105,9 @@ fn tokens_are_counted_as_answers_say() {
     // Two bytes are a token: there were 120 of 240 bytes.
     let tokens = state.prompt(&prompt);
     assert!((119..=121).contains(&tokens.tokens), "{tokens:?}");
-    let ids = Asked { family: Family::Tokens, ..asked(&[1, 2]) };
+    let ids = PromptLookup { family: Family::Tokens, ..asked(&[1, 2]) };
     assert_eq!(state.prompt(&ids).tokens, 60, "ids need no estimate");
-    assert_eq!(state.prompt(&Asked { model: None, ..asked(&[1, 2]) }).tokens, 60);
+    assert_eq!(state.prompt(&PromptLookup { model: None, ..asked(&[1, 2]) }).tokens, 60);
 }
 
 #[test]
@@ -117,10 +117,10 @@ fn who_holds_all_that_was_seen_holds_what_it_was_sent_behind_it() {
     learn(&state, &asked(&[1, 2]), 1);
     state.learn_rest(&whole, 2, 1, None);
     assert_eq!(weigh(&state, &whole)[1], (4, 10));
-    let cut = Asked { unseen: 400, ..asked(&[1, 2]) };
+    let cut = PromptLookup { unseen: 400, ..asked(&[1, 2]) };
     // Of 160 tokens it holds two blocks that were seen, and two behind them.
     assert_eq!(weigh(&state, &cut)[..2], [(0, 160), (2, 60)]);
-    let other = Asked { unseen: 400, ..asked(&[1, 9]) };
+    let other = PromptLookup { unseen: 400, ..asked(&[1, 9]) };
     assert_eq!(weigh(&state, &other)[1], (1, 135));
 }
 
@@ -141,22 +141,22 @@ fn an_engine_that_holds_far_less_than_is_believed_loses_the_oldest() {
 fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
     let state = state();
     let session = Some(Session { key: 7, source: Source::Header });
-    let turn = |chain: &[u64]| Asked { session, ..asked(chain) };
-    assert_eq!(astray(&state, &turn(&[1, 2])), [0; 3]);
+    let turn = |chain: &[u64]| PromptLookup { session, ..asked(chain) };
+    assert_eq!(session_penalty(&state, &turn(&[1, 2])), [0; 3]);
     learn(&state, &turn(&[1, 2]), 1);
     // Two blocks are fifty tokens.
-    assert_eq!(astray(&state, &turn(&[1, 2, 3, 4])), [25, 0, 25]);
-    assert_eq!(astray(&state, &asked(&[1, 2, 3, 4])), [0; 3], "another session");
+    assert_eq!(session_penalty(&state, &turn(&[1, 2, 3, 4])), [25, 0, 25]);
+    assert_eq!(session_penalty(&state, &asked(&[1, 2, 3, 4])), [0; 3], "another session");
     learn(&state, &asked(&[1, 2]), 0);
-    assert_eq!(astray(&state, &turn(&[1, 2, 3, 4])), [0, 0, 25], "who holds as much loses nothing");
-    let opaque = Asked { chain: Vec::new(), ..turn(&[1, 2, 3, 4]) };
-    assert_eq!(astray(&state, &opaque), [30, 0, 30], "its last prompt had sixty tokens");
+    assert_eq!(session_penalty(&state, &turn(&[1, 2, 3, 4])), [0, 0, 25], "who holds as much loses nothing");
+    let opaque = PromptLookup { chain: Vec::new(), ..turn(&[1, 2, 3, 4]) };
+    assert_eq!(session_penalty(&state, &opaque), [30, 0, 30], "its last prompt had sixty tokens");
     let lost = learn(&state, &turn(&[1, 2, 3]), 2);
-    assert_eq!(astray(&state, &opaque), [42, 42, 0]);
+    assert_eq!(session_penalty(&state, &opaque), [42, 42, 0]);
     state.take_back(&turn(&[1, 2, 3]), 2, lost);
-    assert_eq!(astray(&state, &opaque), [30, 0, 30], "it never arrived");
+    assert_eq!(session_penalty(&state, &opaque), [30, 0, 30], "it never arrived");
     let later = Instant::now() + 2 * HOUR;
     let mut there = candidates(&state, &asked(&[1, 2]));
-    state.stray(&opaque, 0.5, later, &mut there, |candidate| candidate.index);
-    assert!(there.iter().all(|candidate| candidate.astray == 0), "too long ago");
+    state.add_session_penalty(&opaque, 0.5, later, &mut there, |candidate| candidate.index);
+    assert!(there.iter().all(|candidate| candidate.session_penalty == 0), "too long ago");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::common::Engine;
+use crate::common::EngineServer;
 
 /// Between two samples.
 const PACE: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ const MIN_SAMPLES: usize = 60;
 pub type Sample = (f64, f64);
 
 /// Samples from when the engines remember as much as they can until it is over.
-pub async fn watch(engines: Vec<Arc<Engine>>, over: Arc<AtomicBool>) -> Vec<Sample> {
+pub async fn watch(engines: Vec<Arc<EngineServer>>, over: Arc<AtomicBool>) -> Vec<Sample> {
     let begun = Instant::now();
     let (mut samples, mut are_full) = (Vec::new(), false);
     while !over.load(Relaxed) {

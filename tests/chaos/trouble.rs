@@ -8,11 +8,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
-use vllm_lb::fleet::{Entry, Fleet, Snapshot};
+use vllm_lb::fleet::{Fleet, Snapshot, SnapshotEntry};
 
 use crate::common::dice::Dice;
 use crate::common::wire::{JSON, Wire, request};
-use crate::common::{Engine, Fault, NoMetrics, PATIENCE, logs};
+use crate::common::{EngineServer, InjectedFault, NoMetrics, PATIENCE, logs};
 
 /// How often it is looked whether all is over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -154,7 +154,7 @@ impl Chronicle {
 /// One engine, and what troubles it.
 pub struct Trouble {
     pub number: usize,
-    pub engine: Arc<Engine>,
+    pub engine: Arc<EngineServer>,
     pub fleet: Arc<Fleet>,
     /// Where the admin listener is.
     pub admin: String,
@@ -189,12 +189,12 @@ impl Trouble {
     /// Waits while there are requests: one that is tripped is ready again only by one that it answers.
     async fn until_ready(&self, after: Kind) {
         let (name, end) = (self.name(), Instant::now() + PATIENCE);
-        let so = |fleet: &Snapshot| fleet.by_name(&name).is_some_and(Entry::is_ready);
+        let so = |fleet: &Snapshot| fleet.by_name(&name).is_some_and(SnapshotEntry::is_ready);
         while !self.over.load(Relaxed) && !self.fleet.wait_until(LOOK, so).await {
             if Instant::now() < end {
                 continue;
             }
-            let state = self.fleet.snapshot().by_name(&name).map(|entry| (entry.standing, entry.removing));
+            let state = self.fleet.snapshot().by_name(&name).map(|entry| (entry.status, entry.removing));
             let about = |line: &String| line.contains(&name) && !line.starts_with("DEBUG");
             let log: Vec<String> = logs::all().into_iter().filter(about).collect();
             panic!("{name} does not come back after {after:?}: {state:?}\n{}", log.join("\n"));
@@ -204,33 +204,33 @@ impl Trouble {
     async fn happen(&mut self, kind: Kind) {
         let reset = self.dice.once_in(2);
         let events = self.dice.between(0, 8) as usize;
-        let status = |status, message: &str| Fault::Status {
+        let status = |status, message: &str| InjectedFault::Status {
             status,
             body: format!(r#"{{"error":{{"message":"{message}","type":"x","param":null,"code":{status}}}}}"#),
         };
         match kind {
             Kind::Kill => self.die().await,
-            Kind::Wedge => self.last_words(Fault::StallHeaders).await,
-            Kind::ShuttingDown => self.last_words(Fault::ShuttingDown).await,
-            Kind::AbortEmpty => self.last_words(Fault::AbortEmpty).await,
+            Kind::Wedge => self.last_words(InjectedFault::StallHeaders).await,
+            Kind::ShuttingDown => self.last_words(InjectedFault::ShuttingDown).await,
+            Kind::AbortEmpty => self.last_words(InjectedFault::AbortEmpty).await,
             Kind::Silent => {
-                self.engine.set_fault(Fault::Silent).await;
+                self.engine.set_fault(InjectedFault::Silent).await;
                 self.pause(100, 4000).await;
                 self.die().await;
             }
             // A stream that has not begun, with whatever comes before its first token, would wait for ever.
-            Kind::Stall => self.strike(Fault::StallStream { events: events + 3 }).await,
-            Kind::Cut => self.strike(Fault::CutStream { events, reset }).await,
-            Kind::CutHeaders => self.strike(Fault::CutHeaders { reset }).await,
+            Kind::Stall => self.strike(InjectedFault::StallStream { events: events + 3 }).await,
+            Kind::Cut => self.strike(InjectedFault::CutStream { events, reset }).await,
+            Kind::CutHeaders => self.strike(InjectedFault::CutHeaders { reset }).await,
             Kind::Busy => self.strike(status(503, "the engine is busy")).await,
             Kind::Gateway if reset => self.strike(status(502, "bad gateway")).await,
             Kind::Gateway => self.strike(status(504, "gateway timeout")).await,
-            Kind::ErrorEvent => self.strike(Fault::ErrorEvent { status: 500 }).await,
-            Kind::CloseAfterAccept => self.hold(Fault::CloseAfterAccept).await,
-            Kind::CloseIdle => self.hold(Fault::CloseIdle).await,
+            Kind::ErrorEvent => self.strike(InjectedFault::ErrorEvent { status: 500 }).await,
+            Kind::CloseAfterAccept => self.hold(InjectedFault::CloseAfterAccept).await,
+            Kind::CloseIdle => self.hold(InjectedFault::CloseIdle).await,
             Kind::Slow => {
                 let factor = self.dice.between(2, 20) as f64;
-                self.hold(Fault::Slow { factor }).await;
+                self.hold(InjectedFault::Slow { factor }).await;
             }
             Kind::Unwell => {
                 self.engine.set_health(Some(503));
@@ -250,27 +250,27 @@ impl Trouble {
     }
 
     /// A fault for a while.
-    async fn hold(&mut self, fault: Fault) {
+    async fn hold(&mut self, fault: InjectedFault) {
         self.engine.set_fault(fault).await;
         self.pause(50, 800).await;
     }
 
     /// A fault for a few requests, or for as many as come in a while.
-    async fn strike(&mut self, fault: Fault) {
+    async fn strike(&mut self, fault: InjectedFault) {
         let requests = self.dice.between(1, 20);
         self.engine.set_fault_for(requests, fault).await;
         self.pause(50, 800).await;
     }
 
     /// A fault that ends with the process.
-    async fn last_words(&mut self, fault: Fault) {
+    async fn last_words(&mut self, fault: InjectedFault) {
         self.engine.set_fault(fault).await;
         self.pause(50, 800).await;
         self.die().await;
     }
 
     async fn die(&mut self) {
-        self.engine.set_fault(Fault::Refuse).await;
+        self.engine.set_fault(InjectedFault::Refuse).await;
         self.engine.restart().await;
         self.pause(0, 800).await;
     }

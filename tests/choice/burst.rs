@@ -34,7 +34,7 @@ async fn a_burst_with_an_unseen_prefix_neither_prefills_it_everywhere_nor_queues
     while let Some(answer) = asking.join_next().await {
         requests[who(&engines, &answer.expect("clients do not panic"))] += 1;
     }
-    let missed = |engine: &super::Engine| engine.stats().prefix_queries - engine.stats().prefix_hits;
+    let missed = |engine: &super::EngineServer| engine.stats().prefix_queries - engine.stats().prefix_hits;
     let prefills: Vec<u64> = engines.iter().map(|engine| missed(engine) / PREFIX as u64).collect();
     let (total, most) = (prefills.iter().sum::<u64>(), requests.iter().max().copied().unwrap_or(0));
     println!("prefilled {total} times by {prefills:?}; requests {requests:?}");

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::common::wire::{Answer, Wire, post};
-use super::common::{Engine, Timing, config, eventually, upstreams};
+use super::common::{EngineServer, Timing, config, eventually, upstreams};
 use super::{CHAT, MESSAGES, RESPONSES, chat_of, fast, telling, who, words};
 
 const TURNS: usize = 10;
@@ -79,7 +79,7 @@ fn usage(path: &str, answer: &Answer) -> (u64, u64) {
     }
 }
 
-fn cached_by(engines: &[Engine]) -> u64 {
+fn cached_by(engines: &[EngineServer]) -> u64 {
     engines.iter().map(|engine| engine.stats().prefix_hits).sum()
 }
 

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use super::common::wire::{JSON, post, request};
 use super::common::{
-    Balancer, Engine, Fault, Options, Timing, config, direct, engine, engines, eventually, names, upstream,
-    upstreams,
+    Balancer, EngineServer, InjectedFault, Options, Timing, config, direct, engine, engines, eventually,
+    names, upstream, upstreams,
 };
 use super::{BLOCK, CHAT, all, ask, change, chat_of, known, next_turn, only, pending, telling, words};
 
@@ -25,7 +25,7 @@ fn prompts() -> Vec<String> {
 }
 
 /// A balancer over engines of which the first was sent all prompts, and no other any.
-async fn warm(engines: &[Engine]) -> Balancer {
+async fn warm(engines: &[EngineServer]) -> Balancer {
     let balancer = telling(config(upstreams(engines))).await;
     only(&balancer, engines, 0).await;
     for text in prompts() {
@@ -36,7 +36,7 @@ async fn warm(engines: &[Engine]) -> Balancer {
 }
 
 /// How many of the prompts' next turns go to the first engine.
-async fn still_there(balancer: &Balancer, engines: &[Engine]) -> usize {
+async fn still_there(balancer: &Balancer, engines: &[EngineServer]) -> usize {
     let mut there = 0;
     for text in prompts() {
         there += usize::from(ask(balancer, engines, &next_turn(&text)).await == 0);
@@ -57,11 +57,11 @@ async fn what_nobody_took_leaves_nothing_in_the_index() {
     ask(&balancer, &engines, &chat_of(&words(1, 200))).await;
     let before = known(&balancer).await.1;
     let refusals = [
-        Fault::Refuse,
-        Fault::Status { status: 503, body: "{}".into() },
-        Fault::Status { status: 429, body: "{}".into() },
-        Fault::Status { status: 400, body: "{}".into() },
-        Fault::ShuttingDown,
+        InjectedFault::Refuse,
+        InjectedFault::Status { status: 503, body: "{}".into() },
+        InjectedFault::Status { status: 429, body: "{}".into() },
+        InjectedFault::Status { status: 400, body: "{}".into() },
+        InjectedFault::ShuttingDown,
     ];
     for (seed, fault) in (10..).zip(refusals) {
         for engine in &engines {
@@ -100,7 +100,7 @@ async fn who_leaves_while_all_are_full_leaves_nothing_in_the_index() {
     let mut config = config(upstreams(&engines));
     config.upstreams[0].max_active = Some(1);
     let balancer = telling(config).await;
-    engines[0].set_fault(Fault::StallHeaders).await;
+    engines[0].set_fault(InjectedFault::StallHeaders).await;
     let first = pending(&balancer, CHAT, &chat_of("hi")).await;
     let before = balancer.running.state.size().pairs;
     let mut waiting = balancer.client().await;
@@ -171,7 +171,11 @@ async fn who_leaves_while_we_connect_leaves_nothing_in_the_index() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_failed_over_is_learnt_where_it_was_answered() {
-    let faults = [Fault::Refuse, Fault::ShuttingDown, Fault::Status { status: 503, body: "{}".into() }];
+    let faults = [
+        InjectedFault::Refuse,
+        InjectedFault::ShuttingDown,
+        InjectedFault::Status { status: 503, body: "{}".into() },
+    ];
     for fault in faults {
         let engines = engines(2).await;
         let mut config = config(upstreams(&engines));

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::common::wire::{CHUNKED, Framing, JSON, Wire, head, post};
-use super::common::{Balancer, Fault, config, engines, eventually, upstreams};
+use super::common::{Balancer, InjectedFault, config, engines, eventually, upstreams};
 use super::staged::Staged;
 use super::{CHAT, COMPLETIONS, MESSAGES, RESPONSES, chat_of, pending, telling, words};
 
@@ -35,7 +35,7 @@ fn stream(path: &str) -> Value {
 async fn what_does_not_stream_is_in_the_backlog_for_as_long_as_its_prefill_should_take() {
     let engines = engines(1).await;
     let balancer = telling(config(upstreams(&engines))).await;
-    engines[0].set_fault(Fault::StallHeaders).await;
+    engines[0].set_fault(InjectedFault::StallHeaders).await;
     let client = pending(&balancer, CHAT, &chat_of(&words(1, TOKENS))).await;
     let begun = backlog(&balancer);
     assert!(is_whole(begun) || begun == 0, "{begun}");
@@ -129,12 +129,12 @@ async fn gauges_are_zero_when_all_have_left_at_whatever_stage() {
         drop(client);
         // Before an answer, and in the middle of one.
         for engine in &engines {
-            engine.set_fault(Fault::StallHeaders).await;
+            engine.set_fault(InjectedFault::StallHeaders).await;
         }
         drop(pending(&balancer, path, &body).await);
         for engine in &engines {
             // The first of some interfaces only announce the answer.
-            engine.set_fault(Fault::StallStream { events: 6 }).await;
+            engine.set_fault(InjectedFault::StallStream { events: 6 }).await;
         }
         let mut client = balancer.client().await;
         client.send(&whole).await;

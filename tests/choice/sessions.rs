@@ -8,7 +8,7 @@ use vllm_lb::config::types::{Config, RouteConfig};
 
 use super::common::body::form;
 use super::common::wire::{JSON, post, request};
-use super::common::{Balancer, Engine, Fault, config, engines, eventually, upstreams};
+use super::common::{Balancer, EngineServer, InjectedFault, config, engines, eventually, upstreams};
 use super::{CHAT, chat_of, pending, telling, who, words};
 
 /// By chance, all of these would stay in one case of half a million.
@@ -35,7 +35,7 @@ fn routes(text: &str) -> Vec<RouteConfig> {
     checked.unwrap_or_else(|problems| panic!("{problems:?}")).routes
 }
 
-async fn over(engines: &[Engine], change: impl Fn(&mut Config)) -> Balancer {
+async fn over(engines: &[EngineServer], change: impl Fn(&mut Config)) -> Balancer {
     let mut config = config(upstreams(engines));
     // What is held does not matter here; what the session is worth does.
     config.sessions.bonus = 20.0;
@@ -58,7 +58,7 @@ async fn a_session_stays_however_it_is_named() {
         }
         assert!(places.iter().all(|place| *place == places[0]), "{way}: {places:?}");
     }
-    for recorded in engines.iter().flat_map(Engine::requests) {
+    for recorded in engines.iter().flat_map(EngineServer::requests) {
         assert_eq!(recorded.path, CHAT, "the engine sees its own path");
     }
 }
@@ -80,7 +80,7 @@ async fn a_session_that_a_route_takes_out_of_the_body_still_counts() {
         }
         assert!(places.iter().all(|place| *place == places[0]), "{way}: {places:?}");
     }
-    for recorded in engines.iter().flat_map(Engine::requests) {
+    for recorded in engines.iter().flat_map(EngineServer::requests) {
         assert_eq!((&recorded.json()["session_id"], &recorded.json()["user"]), (&Value::Null, &Value::Null));
     }
 }
@@ -112,7 +112,7 @@ async fn a_session_stays_when_its_prompts_cannot_be_read() {
     assert!(places.iter().any(|place| *place != places[0]), "without a session nothing holds them");
 }
 
-async fn turn(balancer: &Balancer, engines: &[Engine], session: &str, text: &str) -> usize {
+async fn turn(balancer: &Balancer, engines: &[EngineServer], session: &str, text: &str) -> usize {
     let mut body = chat_of(text);
     body["session_id"] = session.into();
     who(engines, &balancer.ask(post(CHAT, body.to_string())).await.expect(200))
@@ -127,7 +127,7 @@ async fn a_session_does_not_wait_for_an_upstream_that_is_full() {
     .await;
     let text = words(1, 4_000);
     let first = turn(&balancer, &engines, "s", &text).await;
-    engines[first].set_fault(Fault::StallHeaders).await;
+    engines[first].set_fault(InjectedFault::StallHeaders).await;
     let mut body = chat_of(&text);
     body["session_id"] = "s".into();
     let stalled = pending(&balancer, CHAT, &body).await;
@@ -144,7 +144,7 @@ async fn a_session_does_not_wait_behind_a_large_backlog() {
     let text = words(1, 1_000);
     let first = turn(&balancer, &engines, "s", &text).await;
     assert_eq!(turn(&balancer, &engines, "s", &text).await, first, "it is drawn there while there is room");
-    engines[first].set_fault(Fault::StallHeaders).await;
+    engines[first].set_fault(InjectedFault::StallHeaders).await;
     // A stream of another session that nobody answers, sent where the first one was.
     let mut long: Value = chat_of(&format!("{text}{}", words(2, 20_000)));
     long["stream"] = true.into();

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::common::wire::{Answer, post};
-use super::common::{Engine, Fault, Options, Timing, config, engine, engines, eventually, upstreams};
+use super::common::{
+    EngineServer, InjectedFault, Options, Timing, config, engine, engines, eventually, upstreams,
+};
 use super::{CHAT, COMPLETIONS, chat_of, pending, row, telling, words};
 
 /// A text of tokens of two bytes.
@@ -16,7 +18,7 @@ async fn how_long_a_token_is_is_learnt_from_answers() {
     let engines = engines(1).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let estimate = async |seed| {
-        engines[0].set_fault(Fault::StallHeaders).await;
+        engines[0].set_fault(InjectedFault::StallHeaders).await;
         let mut body = chat_of(&short_words(seed, 10_000));
         body["stream"] = true.into();
         let client = pending(&balancer, CHAT, &body).await;
@@ -51,7 +53,7 @@ async fn tokens_that_are_not_in_the_body_teach_nothing() {
         });
         id = balancer.ask(post(super::RESPONSES, next.to_string())).await.expect(200).json()["id"].take();
     }
-    engines[0].set_fault(Fault::StallHeaders).await;
+    engines[0].set_fault(InjectedFault::StallHeaders).await;
     let _client = pending(&balancer, CHAT, &chat_of(&words(2, 4_000))).await;
     let context = row(&balancer, &engines[0]).await["context_tokens"].as_u64().unwrap_or(0);
     assert!((3_900..4_200).contains(&context), "{context}");
@@ -68,7 +70,7 @@ async fn a_batch_counts_whole_and_does_not_teach_wrong() {
         let answer = balancer.ask(post(COMPLETIONS, body.to_string())).await.expect(200).json();
         assert_eq!(answer["usage"]["prompt_tokens"], 8_000);
     }
-    engines[0].set_fault(Fault::StallHeaders).await;
+    engines[0].set_fault(InjectedFault::StallHeaders).await;
     let context = async || row(&balancer, &engines[0]).await["context_tokens"].as_u64().unwrap_or(0);
     let all = pending(&balancer, COMPLETIONS, &body).await;
     assert!((7_900..8_200).contains(&context().await), "{}", context().await);
@@ -129,7 +131,7 @@ async fn silence_about_cached_tokens_counts_for_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_with_a_smaller_cache_than_believed_is_trimmed() {
     let options = Options { timing: Timing::instant(), cache_tokens: 9_600, ..Options::default() };
-    let engines: [Engine; 1] = [engine(Options { max_model_len: 8_192, ..options }).await];
+    let engines: [EngineServer; 1] = [engine(Options { max_model_len: 8_192, ..options }).await];
     let mut config = config(upstreams(&engines));
     config.health.metrics = false;
     let balancer = telling(config).await;

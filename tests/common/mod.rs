@@ -22,12 +22,12 @@ pub mod wire;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use vllm_lb::app::{self, Running};
-use vllm_lb::config::types::{Address, Config, Health, Listen, TrustedProxies, UpstreamConfig};
+use vllm_lb::app::{self, RunningBalancer};
+use vllm_lb::config::types::{Config, Health, Listen, ListenAddress, TrustedProxies, UpstreamConfig};
 use vllm_lb::config::{url, values};
-use vllm_lb::fleet::upstream::Load;
+use vllm_lb::fleet::upstream::UpstreamLoad;
 pub use vllm_lb::sim::engine::Timing;
-pub use vllm_lb::sim::http::{Engine, Fault, NoMetrics, Options, Recorded};
+pub use vllm_lb::sim::http::{EngineServer, InjectedFault, NoMetrics, Options, Recorded};
 
 use wire::Wire;
 
@@ -54,12 +54,12 @@ pub async fn eventually<T>(what: &str, mut so: impl AsyncFnMut() -> Option<T>) -
 // === engines ===
 
 /// An engine that answers at once.
-pub async fn engine(options: Options) -> Engine {
-    Engine::start(Options { timing: Timing::instant(), ..options }).await.expect("a free port is there")
+pub async fn engine(options: Options) -> EngineServer {
+    EngineServer::start(Options { timing: Timing::instant(), ..options }).await.expect("a free port is there")
 }
 
 /// Engines of one kind.
-pub async fn engines(count: usize) -> Vec<Engine> {
+pub async fn engines(count: usize) -> Vec<EngineServer> {
     let mut engines = Vec::new();
     for seed in 0..count as u64 {
         engines.push(engine(Options { seed, ..Options::default() }).await);
@@ -68,14 +68,14 @@ pub async fn engines(count: usize) -> Vec<Engine> {
 }
 
 /// An engine that serves these names and nothing else.
-pub async fn serving(models: &[&str]) -> Engine {
+pub async fn serving(models: &[&str]) -> EngineServer {
     engine(Options { models: names(models), ..Options::default() }).await
 }
 
 /// An engine with so long between two tokens.
-pub async fn paced(step: Duration) -> Engine {
+pub async fn paced(step: Duration) -> EngineServer {
     let timing = Timing { per_step: step.as_secs_f64(), ..Timing::instant() };
-    Engine::start(Options { timing, ..Options::default() }).await.expect("a free port is there")
+    EngineServer::start(Options { timing, ..Options::default() }).await.expect("a free port is there")
 }
 
 pub fn names(names: &[&str]) -> Vec<String> {
@@ -83,14 +83,14 @@ pub fn names(names: &[&str]) -> Vec<String> {
 }
 
 /// `host:port` of an engine, for a client that goes there directly.
-pub fn direct(engine: &Engine) -> String {
+pub fn direct(engine: &EngineServer) -> String {
     engine.address().to_string()
 }
 
 // === balancers ===
 
 pub struct Balancer {
-    pub running: Running,
+    pub running: RunningBalancer,
 }
 
 /// On free ports, asking upstreams often.
@@ -102,7 +102,7 @@ pub fn config(upstreams: Vec<UpstreamConfig>) -> Config {
         health: Health { interval: Duration::from_millis(100), ..Health::default() },
         ..Config::default()
     };
-    config.admin.address = Address::Tcp("127.0.0.1:0".into());
+    config.admin.address = ListenAddress::Tcp("127.0.0.1:0".into());
     config
 }
 
@@ -112,11 +112,11 @@ pub fn loopback() -> TrustedProxies {
 }
 
 pub fn listen(address: &str) -> Listen {
-    Listen { address: Address::Tcp(address.into()), tls: None }
+    Listen { address: ListenAddress::Tcp(address.into()), tls: None }
 }
 
 /// Upstreams with default settings, in the order of the engines.
-pub fn upstreams<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> Vec<UpstreamConfig> {
+pub fn upstreams<'a>(engines: impl IntoIterator<Item = &'a EngineServer>) -> Vec<UpstreamConfig> {
     engines.into_iter().map(|engine| upstream(&engine.url())).collect()
 }
 
@@ -142,7 +142,7 @@ impl Balancer {
     }
 
     /// Over these engines, with default settings.
-    pub async fn over<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> Self {
+    pub async fn over<'a>(engines: impl IntoIterator<Item = &'a EngineServer>) -> Self {
         Self::ready(config(upstreams(engines))).await
     }
 
@@ -174,14 +174,14 @@ impl Balancer {
     }
 
     /// What is in flight on each upstream.
-    pub fn loads(&self) -> Vec<Load> {
+    pub fn loads(&self) -> Vec<UpstreamLoad> {
         self.running.fleet.snapshot().entries.iter().map(|entry| entry.upstream.load()).collect()
     }
 
     /// Waits until no upstream has anything in flight.
     pub async fn until_idle(&self) {
         eventually("nothing is in flight", async || {
-            self.loads().iter().all(|load| *load == Load::default()).then_some(())
+            self.loads().iter().all(|load| *load == UpstreamLoad::default()).then_some(())
         })
         .await;
     }

@@ -7,12 +7,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use vllm_lb::config::types::{Discover, Source};
+use vllm_lb::config::types::{Discover, DiscoverySource};
 use vllm_lb::config::url;
 
 use super::certs::Certs;
 use super::wire::Stream;
-use super::{Duration, Engine, eventually};
+use super::{Duration, EngineServer, eventually};
 
 #[derive(Default)]
 struct State {
@@ -35,19 +35,19 @@ pub async fn nowhere() -> String {
 }
 
 /// What a model server says of these engines.
-pub fn document<'a>(engines: impl IntoIterator<Item = &'a Engine>) -> Value {
+pub fn document<'a>(engines: impl IntoIterator<Item = &'a EngineServer>) -> Value {
     let urls: Vec<String> = engines.into_iter().map(|engine| format!("{}/v1", engine.url())).collect();
     json!({"base_url": urls, "api_key": "dummy", "model": "sim"})
 }
 
 /// A source that is asked often.
-pub fn source(address: &str) -> Source {
+pub fn source(address: &str) -> DiscoverySource {
     source_at(&format!("http://{address}"))
 }
 
-fn source_at(url: &str) -> Source {
+fn source_at(url: &str) -> DiscoverySource {
     let url = url::upstream(url).expect("is a URL");
-    Source { every: Duration::from_millis(100), ..Source::new(Discover::Gym(url)) }
+    DiscoverySource { every: Duration::from_millis(100), ..DiscoverySource::new(Discover::Gym(url)) }
 }
 
 // === impl ModelServer ===
@@ -93,7 +93,7 @@ impl ModelServer {
     }
 
     /// A source that asks here, often.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> DiscoverySource {
         source_at(&format!("{}://{}", self.scheme, self.address))
     }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::{NamedTempFile, TempDir};
 
 use super::wire::{Answer, Wire, get, with_host};
-use super::{Engine, eventually};
+use super::{EngineServer, eventually};
 
 /// A process, which does not outlive its test.
 pub struct Process {
@@ -28,7 +28,7 @@ pub struct Setup {
 
 impl Setup {
     /// Over these engines; `more` are further lines of the file.
-    pub fn over<'a>(engines: impl IntoIterator<Item = &'a Engine>, more: &str) -> Self {
+    pub fn over<'a>(engines: impl IntoIterator<Item = &'a EngineServer>, more: &str) -> Self {
         let setup = Setup { folder: tempfile::tempdir().expect("a temporary folder"), variables: Vec::new() };
         let urls: Vec<String> = engines.into_iter().map(|engine| format!("{:?}", engine.url())).collect();
         setup.write(&urls.join(", "), more);

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::body::{events, normal};
 use super::dice::Dice;
 use super::wire::{Answer, Wire, post};
-use super::{Engine, direct};
+use super::{EngineServer, direct};
 
 pub const CHAT: &str = "/v1/chat/completions";
 pub const COMPLETIONS: &str = "/v1/completions";
@@ -36,7 +36,7 @@ pub enum Got {
 
 impl Shape {
     /// Requests of all interfaces, small and large, with the answers that `engine` gives to them.
-    pub async fn all(engine: &Engine, dice: &mut Dice) -> Vec<Shape> {
+    pub async fn all(engine: &EngineServer, dice: &mut Dice) -> Vec<Shape> {
         let mut shapes = Vec::new();
         for number in 0..10 {
             // Bodies of every fifth kind do not fit into the socket's buffers, and some not into the peek.

@@ -10,7 +10,7 @@ fn routes(model: &str) -> Vec<RouteConfig> {
 }
 
 /// What a model server says of this engine.
-fn says(engine: &Engine, model: Value) -> Value {
+fn says(engine: &EngineServer, model: Value) -> Value {
     let mut said = document([engine]);
     said["model"] = model;
     said
@@ -50,7 +50,7 @@ async fn a_model_server_that_comes_back_with_another_model_goes_on_working() {
         models["data"].as_array().into_iter().flatten().flat_map(|card| card["id"].as_str()).collect();
     assert_eq!(ids, ["sim", "third"]);
     // While its engine is away it is waited for.
-    engines[2].set_fault(common::Fault::Refuse).await;
+    engines[2].set_fault(common::InjectedFault::Refuse).await;
     balancer.until_ready(0).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
 }
@@ -60,7 +60,7 @@ async fn a_model_server_that_comes_back_with_another_model_goes_on_working() {
 async fn whoever_waits_for_room_while_the_model_goes_is_told_to_try_again() {
     let (old, new) = (paced(Duration::from_secs(3_600)).await, serving(&["other"]).await);
     let server = ModelServer::start(document([&old])).await;
-    let mut config = asking([Source { max_active: Some(1), ..server.source() }]);
+    let mut config = asking([DiscoverySource { max_active: Some(1), ..server.source() }]);
     config.routes = routes("face");
     let balancer = Balancer::start(config).await;
     until_ready(&balancer, [&old]).await;

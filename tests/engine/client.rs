@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use vllm_lb::sim::engine::Timing;
-use vllm_lb::sim::http::{Engine, Options};
+use vllm_lb::sim::http::{EngineServer, Options};
 
 /// One connection.
 pub struct Client<S> {
@@ -38,7 +38,7 @@ pub fn paced() -> Options {
     Options { timing: Timing::default(), ..instant() }
 }
 
-pub async fn connect(engine: &Engine) -> Client<TcpStream> {
+pub async fn connect(engine: &EngineServer) -> Client<TcpStream> {
     Client::new(TcpStream::connect(engine.address()).await.expect("the engine listens"))
 }
 

@@ -1,13 +1,13 @@
 //! Refusals: who may ask, what is malformed, what is not there.
 
 use serde_json::{Value, json};
-use vllm_lb::sim::http::{Engine, Options};
+use vllm_lb::sim::http::{EngineServer, Options};
 
 use crate::client::{Answer, call, connect, instant, paced, post};
 
 const CHAT: &str = "/v1/chat/completions";
 
-async fn send(engine: &Engine, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+async fn send(engine: &EngineServer, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let mut client = connect(engine).await;
     client.send("POST", path, headers, body.as_bytes()).await;
     client.answer().await.unwrap()
@@ -19,7 +19,7 @@ fn hi() -> Value {
 
 #[tokio::test]
 async fn schema() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let missing = |field: &str, items: usize| {
         format!(
             "1 validation error:\n  {{'type': 'missing', 'loc': 'body.{field}', 'msg': 'Field required', \
@@ -54,7 +54,7 @@ async fn schema() {
 
 #[tokio::test]
 async fn rules() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     for (extra, message) in [
         (json!({"stream_options": {}}), "Stream options can only be defined when `stream=True`."),
         (json!({"tool_choice": "required"}), "When using `tool_choice`, `tools` must be set."),
@@ -73,7 +73,7 @@ async fn rules() {
 
 #[tokio::test]
 async fn content_type() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let body = json!({"messages": hi()}).to_string();
     let answer = send(&engine, CHAT, &[("content-type", "text/plain")], &body).await;
     let message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed";
@@ -85,7 +85,7 @@ async fn content_type() {
 
 #[tokio::test]
 async fn a_prompt_that_is_too_long() {
-    let engine = Engine::start(Options { max_model_len: 64, ..instant() }).await.unwrap();
+    let engine = EngineServer::start(Options { max_model_len: 64, ..instant() }).await.unwrap();
     let text = "word ".repeat(100);
     let body = json!({"prompt": text, "max_tokens": 14});
     let answer = post(engine.address(), "/v1/completions", &body).await;
@@ -105,7 +105,7 @@ async fn a_prompt_that_is_too_long() {
 #[tokio::test]
 async fn unknown_models() {
     let options = Options { models: vec!["tiny".to_owned(), "alias".to_owned()], ..instant() };
-    let engine = Engine::start(Options { loras: vec!["poet".to_owned()], ..options }).await.unwrap();
+    let engine = EngineServer::start(Options { loras: vec!["poet".to_owned()], ..options }).await.unwrap();
     let at = engine.address();
     let message = "The model `nope` does not exist. Valid aliases: tiny, alias.";
     for (path, body) in [
@@ -128,7 +128,7 @@ async fn unknown_models() {
 
 #[tokio::test]
 async fn paths_and_methods() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let at = engine.address();
     for (method, path, status) in [
         ("GET", "/", 404),
@@ -154,7 +154,8 @@ async fn paths_and_methods() {
 
 #[tokio::test]
 async fn keys() {
-    let engine = Engine::start(Options { api_key: Some("secret".to_owned()), ..instant() }).await.unwrap();
+    let engine =
+        EngineServer::start(Options { api_key: Some("secret".to_owned()), ..instant() }).await.unwrap();
     let body = json!({"messages": hi()}).to_string();
     for (headers, status) in [
         (vec![], 401),
@@ -176,7 +177,7 @@ async fn keys() {
 #[tokio::test]
 async fn a_full_queue() {
     let options = Options { max_num_seqs: 1, max_num_queued_reqs: Some(1), ..paced() };
-    let engine = Engine::start(options).await.unwrap();
+    let engine = EngineServer::start(options).await.unwrap();
     let body = json!({"messages": hi(), "max_tokens": 2_000}).to_string();
     let (mut first, mut second) = (connect(&engine).await, connect(&engine).await);
     first.send("POST", CHAT, &[], body.as_bytes()).await;

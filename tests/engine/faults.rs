@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use vllm_lb::sim::engine::Timing;
-use vllm_lb::sim::http::{Engine, Fault, Options};
+use vllm_lb::sim::http::{EngineServer, InjectedFault, Options};
 
 use crate::client::{Client, call, connect, instant, paced, post};
 
@@ -14,11 +14,11 @@ fn ask(stream: bool) -> Value {
     json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "stream": stream})
 }
 
-async fn start() -> Engine {
-    Engine::start(instant()).await.unwrap()
+async fn start() -> EngineServer {
+    EngineServer::start(instant()).await.unwrap()
 }
 
-async fn open(engine: &Engine, body: &Value) -> Client<TcpStream> {
+async fn open(engine: &EngineServer, body: &Value) -> Client<TcpStream> {
     let mut client = connect(engine).await;
     client.send("POST", CHAT, &[], body.to_string().as_bytes()).await;
     client
@@ -30,7 +30,7 @@ async fn refused_and_back() {
     let mut idle = connect(&engine).await;
     idle.send("GET", "/health", &[], b"").await;
     assert_eq!(idle.answer().await.unwrap().status, 200);
-    engine.set_fault(Fault::Refuse).await;
+    engine.set_fault(InjectedFault::Refuse).await;
     let error = TcpStream::connect(engine.address()).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     idle.closed().await.unwrap();
@@ -41,7 +41,7 @@ async fn refused_and_back() {
 #[tokio::test]
 async fn closed_after_accepting() {
     let engine = start().await;
-    engine.set_fault_for(1, Fault::CloseAfterAccept).await;
+    engine.set_fault_for(1, InjectedFault::CloseAfterAccept).await;
     let mut client = connect(&engine).await;
     client.closed().await.unwrap();
     assert_eq!(post(engine.address(), CHAT, &ask(false)).await.status, 200, "only the next one");
@@ -49,13 +49,13 @@ async fn closed_after_accepting() {
 
 #[tokio::test]
 async fn idle_connections_closed() {
-    let engine = Engine::start(paced()).await.unwrap();
+    let engine = EngineServer::start(paced()).await.unwrap();
     let mut idle = connect(&engine).await;
     idle.send("GET", "/health", &[], b"").await;
     idle.answer().await.unwrap();
     let mut busy = open(&engine, &ask(false)).await;
     engine.wait_until("it runs", |stats| stats.running == 1).await;
-    engine.set_fault(Fault::CloseIdle).await;
+    engine.set_fault(InjectedFault::CloseIdle).await;
     idle.closed().await.unwrap();
     assert_eq!(busy.answer().await.unwrap().status, 200);
 }
@@ -63,7 +63,7 @@ async fn idle_connections_closed() {
 #[tokio::test]
 async fn stalls_before_headers_for_so_many_requests() {
     let engine = start().await;
-    engine.set_fault_for(1, Fault::StallHeaders).await;
+    engine.set_fault_for(1, InjectedFault::StallHeaders).await;
     let mut stalled = open(&engine, &ask(false)).await;
     engine.wait_until("it is received", |stats| stats.received == 1).await;
     assert_eq!(post(engine.address(), CHAT, &ask(false)).await.status, 200);
@@ -78,7 +78,7 @@ async fn cut_before_headers() {
     for (reset, kind) in
         [(false, std::io::ErrorKind::UnexpectedEof), (true, std::io::ErrorKind::ConnectionReset)]
     {
-        engine.set_fault_for(1, Fault::CutHeaders { reset }).await;
+        engine.set_fault_for(1, InjectedFault::CutHeaders { reset }).await;
         let mut client = connect(&engine).await;
         client.send("GET", "/health", &[], b"").await;
         assert_eq!(client.answer().await.unwrap().status, 200, "polls are spared");
@@ -92,7 +92,7 @@ async fn cut_before_headers() {
 #[tokio::test]
 async fn stalls_in_a_stream() {
     let engine = start().await;
-    engine.set_fault(Fault::StallStream { events: 3 }).await;
+    engine.set_fault(InjectedFault::StallStream { events: 3 }).await;
     let mut client = open(&engine, &ask(true)).await;
     assert_eq!(client.head().await.unwrap().status, 200);
     for _ in 0..3 {
@@ -107,7 +107,7 @@ async fn stalls_in_a_stream() {
 async fn cut_in_a_stream() {
     let engine = start().await;
     for reset in [false, true] {
-        engine.set_fault(Fault::CutStream { events: 2, reset }).await;
+        engine.set_fault(InjectedFault::CutStream { events: 2, reset }).await;
         let mut client = open(&engine, &ask(true)).await;
         assert_eq!(client.head().await.unwrap().status, 200);
         for _ in 0..2 {
@@ -125,13 +125,13 @@ async fn cut_in_a_stream() {
 async fn answered_with_a_status() {
     let engine = start().await;
     let body = "{\"error\":\"over\"}".to_owned();
-    engine.set_fault_for(2, Fault::Status { status: 503, body: body.clone() }).await;
+    engine.set_fault_for(2, InjectedFault::Status { status: 503, body: body.clone() }).await;
     for _ in 0..2 {
         let answer = post(engine.address(), CHAT, &ask(true)).await;
         assert_eq!((answer.status, answer.text()), (503, body.as_str()));
     }
     assert_eq!(post(engine.address(), CHAT, &ask(false)).await.status, 200);
-    engine.set_fault(Fault::ShuttingDown).await;
+    engine.set_fault(InjectedFault::ShuttingDown).await;
     let answer = post(engine.address(), CHAT, &ask(false)).await;
     let message = "cannot schedule new futures after shutdown";
     let error = json!({"message": message, "type": "InternalServerError", "param": null, "code": 500});
@@ -141,14 +141,14 @@ async fn answered_with_a_status() {
 
 #[tokio::test]
 async fn silent_after_sigterm() {
-    let engine = Engine::start(paced()).await.unwrap();
+    let engine = EngineServer::start(paced()).await.unwrap();
     let mut whole = open(&engine, &ask(false)).await;
     let mut body = ask(true);
     body["max_tokens"] = json!(2_000);
     let mut stream = open(&engine, &body).await;
     stream.head().await.unwrap();
     assert!(stream.chunk().await.unwrap().is_some());
-    engine.set_fault(Fault::Silent).await;
+    engine.set_fault(InjectedFault::Silent).await;
     let refused = TcpStream::connect(engine.address()).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     let stats = engine.stats();
@@ -169,7 +169,7 @@ async fn silent_after_sigterm() {
 #[tokio::test]
 async fn aborted_without_a_token() {
     let engine = start().await;
-    engine.set_fault(Fault::AbortEmpty).await;
+    engine.set_fault(InjectedFault::AbortEmpty).await;
     let answer = post(engine.address(), CHAT, &ask(false)).await;
     let choice = &answer.json()["choices"][0];
     assert_eq!((answer.status, &choice["finish_reason"]), (200, &json!("abort")));
@@ -186,7 +186,7 @@ async fn aborted_without_a_token() {
 #[tokio::test]
 async fn an_error_comes_first() {
     let engine = start().await;
-    engine.set_fault(Fault::ErrorEvent { status: 500 }).await;
+    engine.set_fault(InjectedFault::ErrorEvent { status: 500 }).await;
     let answer = post(engine.address(), CHAT, &ask(true)).await;
     assert_eq!(answer.status, 200);
     let events = answer.events();
@@ -199,8 +199,8 @@ async fn an_error_comes_first() {
 
 #[tokio::test]
 async fn slowed_down() {
-    let engine = Engine::start(Options { timing: Timing::faster(1_000.0), ..instant() }).await.unwrap();
-    engine.set_fault(Fault::Slow { factor: 1_000_000.0 }).await;
+    let engine = EngineServer::start(Options { timing: Timing::faster(1_000.0), ..instant() }).await.unwrap();
+    engine.set_fault(InjectedFault::Slow { factor: 1_000_000.0 }).await;
     let mut slow = open(&engine, &ask(false)).await;
     engine.wait_until("it runs", |stats| stats.running == 1).await;
     engine.restart().await;
@@ -212,7 +212,7 @@ async fn slowed_down() {
 #[tokio::test]
 async fn health_is_apart() {
     let engine = start().await;
-    engine.set_fault(Fault::Status { status: 500, body: String::new() }).await;
+    engine.set_fault(InjectedFault::Status { status: 500, body: String::new() }).await;
     assert_eq!(call(engine.address(), "GET", "/health").await.status, 200);
     engine.clear_fault().await;
     engine.set_health(Some(503));
@@ -298,6 +298,6 @@ async fn by_request() {
     assert_eq!(call(at, "POST", "/sim/restart").await.status, 200);
     engine.wait_until("it began anew", |stats| stats.restarts == 1).await;
     let closed = Options { control: false, ..instant() };
-    let engine = Engine::start(closed).await.unwrap();
+    let engine = EngineServer::start(closed).await.unwrap();
     assert_eq!(call(engine.address(), "GET", "/sim/stats").await.status, 404);
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 use vllm_lb::sim::engine::Timing;
-use vllm_lb::sim::http::{Engine, Options};
+use vllm_lb::sim::http::{EngineServer, Options};
 
 use crate::client::{Client, call, connect, instant, paced, post};
 
@@ -22,7 +22,7 @@ fn long(stream: bool) -> Vec<u8> {
 /// Whether it streams or not, runs or waits: a client that goes away aborts its request.
 #[tokio::test]
 async fn a_lost_client_aborts() {
-    let engine = Engine::start(Options { max_num_seqs: 1, ..paced() }).await.unwrap();
+    let engine = EngineServer::start(Options { max_num_seqs: 1, ..paced() }).await.unwrap();
     for (path, body) in [
         (CHAT, long(false)),
         (CHAT, long(true)),
@@ -50,7 +50,7 @@ async fn a_lost_client_aborts() {
 
 #[tokio::test]
 async fn a_client_that_only_says_it_will_send_no_more_is_gone_too() {
-    let engine = Engine::start(paced()).await.unwrap();
+    let engine = EngineServer::start(paced()).await.unwrap();
     let mut client = connect(&engine).await;
     client.send("POST", CHAT, &[], &long(false)).await;
     engine.wait_until("it runs", |stats| stats.running == 1).await;
@@ -62,7 +62,7 @@ async fn a_client_that_only_says_it_will_send_no_more_is_gone_too() {
 /// Headers and first events are out while the rest is still being made.
 #[tokio::test]
 async fn streams_do_not_wait_for_their_end() {
-    let engine = Engine::start(paced()).await.unwrap();
+    let engine = EngineServer::start(paced()).await.unwrap();
     let mut client = connect(&engine).await;
     client.send("POST", CHAT, &[], &long(true)).await;
     assert_eq!(client.head().await.unwrap().status, 200);
@@ -71,7 +71,7 @@ async fn streams_do_not_wait_for_their_end() {
     }
     assert_eq!(engine.stats().running, 1);
     // Also before the prefill is done.
-    engine.set_fault(vllm_lb::sim::http::Fault::Slow { factor: 1e6 }).await;
+    engine.set_fault(vllm_lb::sim::http::InjectedFault::Slow { factor: 1e6 }).await;
     let mut second = connect(&engine).await;
     second.send("POST", CHAT, &[], &long(true)).await;
     assert_eq!(second.head().await.unwrap().status, 200);
@@ -79,7 +79,7 @@ async fn streams_do_not_wait_for_their_end() {
 
 #[tokio::test]
 async fn requests_are_remembered() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let body = json!({"prompt": "x".repeat(100_000), "max_tokens": 1}).to_string();
     let mut client = connect(&engine).await;
     client.send("POST", "/v1/completions?a=b", &[("x-marker", "yes")], body.as_bytes()).await;
@@ -99,7 +99,7 @@ async fn requests_are_remembered() {
 
 #[tokio::test]
 async fn many_are_forgotten() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let mut client = connect(&engine).await;
     for number in 0..1_010 {
         client.send("GET", &format!("/nope/{number}"), &[], b"").await;
@@ -112,7 +112,8 @@ async fn many_are_forgotten() {
 
 #[tokio::test]
 async fn idle_connections_end() {
-    let engine = Engine::start(Options { keep_alive: Duration::from_millis(50), ..instant() }).await.unwrap();
+    let engine =
+        EngineServer::start(Options { keep_alive: Duration::from_millis(50), ..instant() }).await.unwrap();
     let fresh = connect(&engine).await;
     let mut used = connect(&engine).await;
     used.send("GET", "/health", &[], b"").await;
@@ -126,12 +127,12 @@ async fn idle_connections_end() {
 async fn unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("engine.sock");
-    let engine = Engine::start_unix(&path, instant()).unwrap();
+    let engine = EngineServer::start_unix(&path, instant()).unwrap();
     assert_eq!(engine.url(), format!("unix:{}", path.display()));
     let mut client = Client::new(UnixStream::connect(&path).await.unwrap());
     client.send("GET", "/v1/models", &[], b"").await;
     assert_eq!(client.answer().await.unwrap().json()["data"][0]["id"], "tiny");
-    engine.set_fault(vllm_lb::sim::http::Fault::Refuse).await;
+    engine.set_fault(vllm_lb::sim::http::InjectedFault::Refuse).await;
     assert!(UnixStream::connect(&path).await.is_err());
     engine.clear_fault().await;
     assert!(UnixStream::connect(&path).await.is_ok());
@@ -143,7 +144,7 @@ async fn unix_socket() {
 async fn tls() {
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let (cert, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
-    let engine = Engine::start_tls(instant(), &cert, &key).await.unwrap();
+    let engine = EngineServer::start_tls(instant(), &cert, &key).await.unwrap();
     assert!(engine.url().starts_with("https://127.0.0.1:"));
     let mut roots = rustls::RootCertStore::empty();
     roots.add(pair.cert.der().clone()).unwrap();
@@ -159,14 +160,14 @@ async fn tls() {
     let mut client = Client::new(stream);
     client.send("GET", "/version", &[], b"").await;
     assert_eq!(client.answer().await.unwrap().text(), "{\"version\":\"0.32.0\"}");
-    let wrong = Engine::start_tls(instant(), "nothing", &key).await;
+    let wrong = EngineServer::start_tls(instant(), "nothing", &key).await;
     assert!(wrong.err().unwrap().to_string().contains("certificate"));
 }
 
 #[tokio::test]
 async fn stopping_frees_the_port() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let engine = Engine::start_on(listener, paced()).unwrap();
+    let engine = EngineServer::start_on(listener, paced()).unwrap();
     let at = engine.address();
     let mut client = connect(&engine).await;
     client.send("POST", CHAT, &[], &long(true)).await;
@@ -175,14 +176,14 @@ async fn stopping_frees_the_port() {
     while let Ok(chunk) = client.chunk().await {
         assert!(chunk.is_some(), "the stream broke off, it did not end");
     }
-    let again = Engine::start_on(TcpListener::bind(at).await.unwrap(), instant()).unwrap();
+    let again = EngineServer::start_on(TcpListener::bind(at).await.unwrap(), instant()).unwrap();
     assert_eq!(call(again.address(), "GET", "/health").await.status, 200);
 }
 
 #[tokio::test]
 async fn sleep_and_pause() {
     let timing = Timing::faster(100.0);
-    let engine = Engine::start(Options { dev_mode: true, timing, ..instant() }).await.unwrap();
+    let engine = EngineServer::start(Options { dev_mode: true, timing, ..instant() }).await.unwrap();
     let at = engine.address();
     let short = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
     let sleeping = || async { call(at, "GET", "/is_sleeping").await.json()["is_sleeping"].clone() };
@@ -248,7 +249,7 @@ async fn hear(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
 
 #[tokio::test]
 async fn websocket() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let mut client = connect(&engine).await;
     let headers = [
         ("connection", "Upgrade"),

@@ -1,7 +1,7 @@
 //! Answers held against those of a real vLLM 0.32: headers, keys, their order, nulls, framing.
 
 use serde_json::{Map, Value, json};
-use vllm_lb::sim::http::{Engine, Options};
+use vllm_lb::sim::http::{EngineServer, Options};
 
 use crate::client::{Answer, call, connect, events, instant, post};
 
@@ -100,9 +100,9 @@ fn check(name: &str, answer: &Answer) {
     }
 }
 
-async fn start() -> Engine {
+async fn start() -> EngineServer {
     let options = Options { request_id_headers: true, ..instant() };
-    Engine::start(options).await.unwrap()
+    EngineServer::start(options).await.unwrap()
 }
 
 fn messages() -> Value {

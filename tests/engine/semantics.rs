@@ -1,7 +1,7 @@
 //! What the answers say: the same for the same question, in the form that was asked for.
 
 use serde_json::{Value, json};
-use vllm_lb::sim::http::{Engine, Options};
+use vllm_lb::sim::http::{EngineServer, Options};
 
 use crate::client::{call, connect, instant, post};
 
@@ -35,8 +35,8 @@ fn gathered(events: &[(Option<String>, Value)]) -> (String, String, String, Valu
 
 #[tokio::test]
 async fn two_engines_answer_alike() {
-    let one = Engine::start(instant()).await.unwrap();
-    let two = Engine::start(Options { seed: 9, ..instant() }).await.unwrap();
+    let one = EngineServer::start(instant()).await.unwrap();
+    let two = EngineServer::start(Options { seed: 9, ..instant() }).await.unwrap();
     let text = |answer: Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     let direct = text(post(one.address(), CHAT, &ask("why")).await.json());
     assert_eq!(direct, text(post(two.address(), CHAT, &ask("why")).await.json()));
@@ -52,7 +52,7 @@ async fn two_engines_answer_alike() {
 
 #[tokio::test]
 async fn a_known_prefix_is_told() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let at = engine.address();
     let question = "a long question ".repeat(30);
     let first = post(at, CHAT, &ask(&question)).await.json();
@@ -80,14 +80,14 @@ async fn a_known_prefix_is_told() {
 
 #[tokio::test]
 async fn details_can_be_left_out() {
-    let engine = Engine::start(Options { prompt_tokens_details: false, ..instant() }).await.unwrap();
+    let engine = EngineServer::start(Options { prompt_tokens_details: false, ..instant() }).await.unwrap();
     let answer = post(engine.address(), CHAT, &ask("a")).await.json();
     assert_eq!(answer["usage"]["prompt_tokens_details"], Value::Null);
 }
 
 #[tokio::test]
 async fn choices_stops_and_lengths() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let at = engine.address();
     let answer = post(at, CHAT, &with(ask("a"), json!({"n": 3}))).await.json();
     let texts: Vec<&Value> = (0..3).map(|index| &answer["choices"][index]["message"]["content"]).collect();
@@ -126,7 +126,7 @@ async fn choices_stops_and_lengths() {
 
 #[tokio::test]
 async fn tools_json_and_thoughts() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let at = engine.address();
     let schema = json!({"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}});
     let tools = json!([{"type": "function", "function": {"name": "weather", "parameters": schema}}]);
@@ -162,7 +162,7 @@ async fn tools_json_and_thoughts() {
 #[tokio::test]
 async fn names_of_models() {
     let options = Options { models: vec!["tiny".to_owned(), "alias".to_owned()], ..instant() };
-    let engine = Engine::start(Options { loras: vec!["poet".to_owned()], ..options }).await.unwrap();
+    let engine = EngineServer::start(Options { loras: vec!["poet".to_owned()], ..options }).await.unwrap();
     let at = engine.address();
     let list = call(at, "GET", "/v1/models").await.json();
     let card = |index: usize| {
@@ -190,7 +190,7 @@ async fn names_of_models() {
 
 #[tokio::test]
 async fn stored_responses() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let at = engine.address();
     let first = post(at, "/v1/responses", &json!({"input": "a", "request_id": "resp_mine"})).await.json();
     assert_eq!(first["id"], "resp_mine");
@@ -219,7 +219,7 @@ async fn stored_responses() {
 
 #[tokio::test]
 async fn pooling_and_audio() {
-    let engine = Engine::start(instant()).await.unwrap();
+    let engine = EngineServer::start(instant()).await.unwrap();
     let at = engine.address();
     let answer = post(at, "/v1/embeddings", &json!({"input": ["a", "b"]})).await.json();
     assert_eq!(answer["data"][1]["embedding"].as_array().unwrap().len(), 8);
@@ -243,6 +243,6 @@ async fn pooling_and_audio() {
         assert_eq!(client.answer().await.unwrap().status, status, "{form}");
     }
     let without = Options { embeddings: false, transcription: false, ..instant() };
-    let engine = Engine::start(without).await.unwrap();
+    let engine = EngineServer::start(without).await.unwrap();
     assert_eq!(post(engine.address(), "/v1/embeddings", &json!({"input": "a"})).await.status, 404);
 }

@@ -7,15 +7,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use vllm_lb::config::{redis, types::RedisOptions};
-use vllm_lb::state::exchange::{Binding, Bound, Event, Gauges, Memory, Outbox};
-use vllm_lb::state::local::{Hits, Index, Slot};
-use vllm_lb::state::redis::{Exchange, Settings};
+use vllm_lb::state::exchange::{Binding, BindingUpdate, ExchangeMemory, Outbox, OutboxEvent, SiblingLoad};
+use vllm_lb::state::prefix_index::{Hits, Index, Slot};
+use vllm_lb::state::redis::{ExchangeSettings, SiblingExchange};
 
 use crate::common::eventually;
 
 pub struct Board {
     pub memory: Arc<Mind>,
-    pub exchange: Arc<Exchange>,
+    pub exchange: Arc<SiblingExchange>,
     outbox: Arc<Outbox>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -24,14 +24,14 @@ pub struct Board {
 pub struct Mind {
     index: Index,
     slots: Mutex<HashMap<String, Slot>>,
-    gauges: Mutex<HashMap<String, Gauges>>,
-    others: Mutex<(HashMap<String, Gauges>, f64)>,
+    gauges: Mutex<HashMap<String, SiblingLoad>>,
+    others: Mutex<(HashMap<String, SiblingLoad>, f64)>,
     bound: Mutex<Vec<(String, String)>>,
     members: Mutex<HashMap<String, String>>,
 }
 
-pub fn gauges(active: u64) -> Gauges {
-    Gauges { active, backlog: 1000 * active, context: 2000 * active }
+pub fn gauges(active: u64) -> SiblingLoad {
+    SiblingLoad { active, backlog: 1000 * active, context: 2000 * active }
 }
 
 /// Quick enough for tests, slow enough for a busy machine.
@@ -39,8 +39,8 @@ pub fn options() -> RedisOptions {
     RedisOptions { gauge_ttl: Duration::from_millis(1500), ..RedisOptions::default() }
 }
 
-pub fn settings(url: &str, name: &str) -> Settings {
-    Settings {
+pub fn settings(url: &str, name: &str) -> ExchangeSettings {
+    ExchangeSettings {
         url: redis::url(url).expect("tests write valid URLs"),
         options: options(),
         bindings: Duration::from_secs(60),
@@ -56,7 +56,7 @@ impl Board {
         Self::with(settings(url, name))
     }
 
-    pub fn with(settings: Settings) -> Self {
+    pub fn with(settings: ExchangeSettings) -> Self {
         crate::common::logs::remember();
         let memory = Arc::new(Mind {
             index: Index::new(1 << 20, 1),
@@ -67,7 +67,7 @@ impl Board {
             members: Mutex::default(),
         });
         let outbox = Arc::<Outbox>::default();
-        let exchange = Exchange::new(settings, memory.clone(), outbox.clone());
+        let exchange = SiblingExchange::new(settings, memory.clone(), outbox.clone());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(exchange.clone().run(stopped));
         Board { memory, exchange, outbox, stop, task }
@@ -89,13 +89,13 @@ impl Board {
     pub fn send(&self, upstream: &str, chain: &[u64]) {
         let receipt = self.memory.index.learn(chain, None, self.memory.slot(upstream));
         let (parent, new) = receipt.news(chain);
-        self.outbox.put(Event::learnt(upstream, parent, new, receipt.end()));
+        self.outbox.put(OutboxEvent::learnt(upstream, parent, new, receipt.end()));
     }
 
     /// A session, or a response, is at this upstream.
     pub fn bind(&self, kind: Binding, key: &str, upstream: &str) {
         let (key, upstream) = (key.into(), upstream.into());
-        self.outbox.put(Event::Bound { kind, key, upstream, number: 7, keep: true });
+        self.outbox.put(OutboxEvent::Bound { kind, key, upstream, number: 7, keep: true });
     }
 
     /// Blocks of the chain that an upstream is believed to hold.
@@ -106,7 +106,7 @@ impl Board {
     }
 
     /// In flight through all others.
-    pub fn others(&self, upstream: &str) -> Gauges {
+    pub fn others(&self, upstream: &str) -> SiblingLoad {
         self.memory.others.lock().expect("no panic").0.get(upstream).copied().unwrap_or_default()
     }
 
@@ -157,12 +157,12 @@ impl Mind {
     }
 }
 
-impl Memory for Mind {
-    fn gauges(&self, tell: &mut dyn FnMut(&str, Gauges)) {
+impl ExchangeMemory for Mind {
+    fn gauges(&self, tell: &mut dyn FnMut(&str, SiblingLoad)) {
         self.gauges.lock().expect("no panic").iter().for_each(|(name, gauges)| tell(name, *gauges));
     }
 
-    fn siblings(&self, sums: &HashMap<&str, Gauges>, age: f64) {
+    fn siblings(&self, sums: &HashMap<&str, SiblingLoad>, age: f64) {
         let sums = sums.iter().map(|(name, gauges)| (name.to_string(), *gauges)).collect();
         *self.others.lock().expect("no panic") = (sums, age);
     }
@@ -182,7 +182,7 @@ impl Memory for Mind {
         self.index.chain_to(hash, self.slot(upstream))
     }
 
-    fn bound(&self, bound: &Bound<'_>) {
+    fn bound(&self, bound: &BindingUpdate<'_>) {
         assert_eq!(bound.number, 7);
         self.bound.lock().expect("no panic").push((bound.key.into(), bound.upstream.into()));
     }

@@ -10,7 +10,7 @@ const ROUTES: &str = "
 ";
 
 /// Two engines that nobody gets into without the route's key.
-async fn locked() -> [Engine; 2] {
+async fn locked() -> [EngineServer; 2] {
     let locked = Options { api_key: Some("inner".into()), ..Options::default() };
     [engine(locked.clone()).await, engine(Options { seed: 1, ..locked }).await]
 }
@@ -183,7 +183,7 @@ async fn an_id_of_ours_on_a_later_response_is_found_where_that_was_made() {
     finds(&one, &id, &was).await;
 }
 
-fn gets(engine: &Engine, id: &str) -> usize {
+fn gets(engine: &EngineServer, id: &str) -> usize {
     let path = format!("{RESPONSES}/{id}");
     engine.requests().iter().filter(|one| one.method == "GET" && one.path == path).count()
 }
@@ -265,7 +265,7 @@ async fn a_routes_key_goes_to_no_other_upstream_that_has_a_response() {
 async fn a_named_response_is_where_the_last_attempt_has_made_it() {
     let engines = engines(2).await;
     let balancer = Balancer::ready(settings(&engines)).await;
-    engines[0].set_fault(Fault::AbortEmpty).await;
+    engines[0].set_fault(InjectedFault::AbortEmpty).await;
     for number in 0..4 {
         let id = format!("mine-{number}");
         let body = json!({"model": "sim", "input": "a", "stream": true, "request_id": id});

@@ -14,7 +14,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("fleet::breaker", Level::Pure),
     ("state", Level::Running),
     // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
-    ("state::local", Level::Pure),
+    ("state::prefix_index", Level::Pure),
     ("state::sessions", Level::Pure),
     // So does what siblings say to each other, where it is collected and laid together.
     ("state::exchange", Level::Pure),
@@ -57,11 +57,11 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config::types", "names"),
     ("reject", "names"),
     // What the index found is put on the formula's candidates.
-    ("state::local", "pick"),
+    ("state::prefix_index", "pick"),
     // A replay is the real choice and the real index over simulated engines.
     ("sim::replay", "sim::dice"),
     ("sim::replay", "sim::engine"),
-    ("sim::replay", "state::local"),
+    ("sim::replay", "state::prefix_index"),
     ("sim::replay", "pick"),
 ];
 

@@ -77,6 +77,23 @@ impl Source {
     pub fn functions(&self) -> Vec<Function> {
         functions(&self.code)
     }
+
+    /// The types that the product defines, each by its line and its name. An alias counts where it is not
+    /// indented: inside of an `impl` it is an associated type, whose name belongs to the trait.
+    pub fn type_definitions(&self) -> Vec<(usize, String)> {
+        let code = self.product();
+        let mut found = Vec::new();
+        for (index, line) in code.lines().enumerate() {
+            let words: Vec<_> = line.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            let keyword = words.iter().position(|word| {
+                let alias = *word == "type" && !line.starts_with(' ');
+                alias || matches!(*word, "struct" | "enum" | "trait" | "union")
+            });
+            let name = keyword.and_then(|at| words.get(at + 1)).filter(|name| !name.is_empty());
+            found.extend(name.map(|name| (index + 1, (*name).into())));
+        }
+        found
+    }
 }
 
 /// Where the lines of a text end.

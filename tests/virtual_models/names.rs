@@ -7,13 +7,13 @@ use common::names;
 use common::wire::upgrade;
 use vllm_lb::fleet::Change;
 
-async fn with(models: &[&str], loras: &[&str], max_model_len: usize) -> Engine {
+async fn with(models: &[&str], loras: &[&str], max_model_len: usize) -> EngineServer {
     engine(Options { models: names(models), loras: names(loras), max_model_len, ..Options::default() }).await
 }
 
 /// Over model servers, each of which has one of these engines.
 async fn discovering(
-    engines: &[Engine],
+    engines: &[EngineServer],
     routes: impl Fn(&[String]) -> String,
 ) -> (Balancer, Vec<ModelServer>) {
     let mut servers = Vec::new();
@@ -59,7 +59,7 @@ async fn a_route_without_a_served_name_is_for_the_one_base_model() {
     let routes = "
   - {model: face, body: {defaults: {max_tokens: 3}}}";
     let (balancer, _servers) = discovering(&engines, |_| routes.into()).await;
-    let got = || engines.iter().flat_map(Engine::requests).collect::<Vec<_>>();
+    let got = || engines.iter().flat_map(EngineServer::requests).collect::<Vec<_>>();
     let answer = balancer.ask(post(CHAT, json!({"model": "face", "messages": []}).to_string())).await;
     assert_eq!(answer.expect(200).json()["model"], "face");
     let sent: Value = serde_json::from_slice(&got()[0].body).expect("JSON");
@@ -136,7 +136,7 @@ async fn of_several_base_models_none_is_guessed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_model_stands_in_for_one_that_is_away() {
     let engines = [serving(&["small"]).await, serving(&["big"]).await];
-    engines[1].set_fault(Fault::Refuse).await;
+    engines[1].set_fault(InjectedFault::Refuse).await;
     let routes = "
   - {model: big, timeouts: {total: 600s}}
   - {model: lora, body: {defaults: {max_tokens: 1}}}";
@@ -181,7 +181,7 @@ async fn a_name_has_the_card_of_who_would_have_its_requests() {
     balancer.ask(post(CHAT, chat("other"))).await.expect(200);
     assert_eq!(last_body(&engines[2])["model"], "sim");
     // Its route goes before those who serve the name.
-    engines[2].set_fault(Fault::Refuse).await;
+    engines[2].set_fault(InjectedFault::Refuse).await;
     balancer.until_ready(2).await;
     assert_eq!(listed(&balancer).await, rows(&[("vb", 2_000), ("part", 2_000), ("big", 1_000)]));
     balancer.ask(post(CHAT, chat("other"))).await.expect(503);

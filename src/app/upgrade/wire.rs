@@ -16,18 +16,18 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
-use super::Serves;
+use super::SocketPurpose;
 
 /// Some thousand listeners and upstreams.
-const MOST: u32 = 1 << 20;
+const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Message {
+pub enum HandoverMessage {
     /// The new process asks.
     Take { version: String, pid: u32 },
     /// The running one has these; their sockets follow in this order.
-    Offer { pid: u32, listeners: Vec<Named>, ready: Vec<String> },
+    Offer { pid: u32, listeners: Vec<OfferedListener>, ready: Vec<String> },
     /// The new one accepts.
     Go,
     /// The running one does not any more.
@@ -37,8 +37,8 @@ pub enum Message {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Named {
-    pub serves: Serves,
+pub struct OfferedListener {
+    pub serves: SocketPurpose,
     pub address: String,
 }
 
@@ -48,17 +48,17 @@ pub fn same_user(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
 }
 
-pub async fn send(stream: &mut UnixStream, message: &Message) -> io::Result<()> {
+pub async fn send(stream: &mut UnixStream, message: &HandoverMessage) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
-    let length = u32::try_from(text.len()).ok().filter(|length| *length <= MOST);
+    let length = u32::try_from(text.len()).ok().filter(|length| *length <= MAX_MESSAGE_BYTES);
     let length = length.ok_or_else(|| io::Error::other("too much to say in one message"))?;
     stream.write_u32(length).await?;
     stream.write_all(&text).await
 }
 
-pub async fn receive(stream: &mut UnixStream) -> io::Result<Message> {
+pub async fn receive(stream: &mut UnixStream) -> io::Result<HandoverMessage> {
     let length = stream.read_u32().await?;
-    if length > MOST {
+    if length > MAX_MESSAGE_BYTES {
         return Err(io::Error::other("a message is too long"));
     }
     let mut text = vec![0; length as usize];
@@ -114,14 +114,14 @@ mod tests {
         assert!(same_user(&here));
         let sockets: Vec<TcpListener> =
             (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-        let named = |at: usize| Named { serves: Serves::Api, address: at.to_string() };
-        let offer = Message::Offer { pid: 7, listeners: (0..3).map(named).collect(), ready: vec![] };
+        let named = |at: usize| OfferedListener { serves: SocketPurpose::Api, address: at.to_string() };
+        let offer = HandoverMessage::Offer { pid: 7, listeners: (0..3).map(named).collect(), ready: vec![] };
         send(&mut here, &offer).await.expect("sent");
         for socket in &sockets {
             send_socket(&here, socket.as_fd()).await.expect("sent");
         }
-        send(&mut here, &Message::Gone).await.expect("sent");
-        let Message::Offer { listeners, .. } = receive(&mut there).await.expect("received") else {
+        send(&mut here, &HandoverMessage::Gone).await.expect("sent");
+        let HandoverMessage::Offer { listeners, .. } = receive(&mut there).await.expect("received") else {
             panic!("is no offer")
         };
         assert_eq!(listeners.len(), 3);
@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(taken.local_addr().expect("is bound"), address);
             TcpStream::connect(address).expect("still listens");
         }
-        assert!(matches!(receive(&mut there).await.expect("received"), Message::Gone));
+        assert!(matches!(receive(&mut there).await.expect("received"), HandoverMessage::Gone));
         drop(here);
         assert!(receive(&mut there).await.is_err());
         assert!(receive_socket(&there).await.is_err());

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::*;
-use crate::config::types::{Address, UpstreamConfig};
+use crate::config::types::{ListenAddress, UpstreamConfig};
 
 const FILE: &str = "
 listen: 127.0.0.1:1
@@ -33,8 +33,8 @@ fn problems(line: &str, variables: &[(&str, &str)]) -> String {
     run(line, variables).map(|_| ()).expect_err(line)
 }
 
-fn tcp(address: &str) -> Address {
-    Address::Tcp(address.into())
+fn tcp(address: &str) -> ListenAddress {
+    ListenAddress::Tcp(address.into())
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn urls_alone_are_a_complete_set_up() {
     let names: Vec<_> = loaded.config.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["gpu-0:8000", "gpu-1:8000"]);
     assert_eq!(loaded.config.listen[0].address, tcp("0.0.0.0:8000"));
-    assert!(matches!(loaded.mode, Mode::Serve) && loaded.demo.is_none() && loaded.warnings.is_empty());
+    assert!(matches!(loaded.mode, LoadMode::Serve) && loaded.demo.is_none() && loaded.warnings.is_empty());
 }
 
 #[test]
@@ -163,11 +163,11 @@ fn demo_stands_in_for_all_upstreams() {
 
 #[test]
 fn modes() {
-    assert!(matches!(run("-t http://a", &[]).map(|loaded| loaded.mode), Ok(Mode::Test)));
+    assert!(matches!(run("-t http://a", &[]).map(|loaded| loaded.mode), Ok(LoadMode::Test)));
     let upgrade = |line: &str| run(line, &[]).map(|loaded| loaded.upgrade);
     assert_eq!((upgrade("http://a -u"), upgrade("http://a")), (Ok(true), Ok(false)));
     let engine =
         run("engine -v", &[("VLLM_LB_REDIS", "nonsense"), ("VLLM_LB_CONFIG", "gone")]).expect("no upstreams");
-    assert!(matches!(engine.mode, Mode::Engine(_)));
+    assert!(matches!(engine.mode, LoadMode::Engine(_)));
     assert_eq!(engine.config.log.level, LogLevel::Debug);
 }

@@ -3,13 +3,13 @@
 use std::ops::RangeInclusive;
 
 use super::{Draft, set, source};
-use crate::config::problem::{Place, Problem, seen};
-use crate::config::raw::{self, Node, Value};
+use crate::config::problem::{ConfigPlace, Problem, seen};
+use crate::config::raw::{self, YamlNode, YamlValue};
 use crate::config::section::{Section, items, scalar};
 use crate::config::types::{Passthrough, PassthroughTo, UpstreamConfig, UpstreamTls, UpstreamUrl};
 use crate::config::url;
 use crate::config::values::{
-    Read, boolean, duration_in, file_path, integer_in, number_in, plain, secret, url_path,
+    ReadResult, boolean, duration_in, file_path, integer_in, number_in, plain, secret, url_path,
 };
 
 pub const WEIGHT: RangeInclusive<f64> = 0.001..=1000.0;
@@ -21,7 +21,7 @@ const ALL: &str = "all";
 
 /// A name that must be an upstream's, and where it was written.
 pub struct Reference {
-    pub place: Place,
+    pub place: ConfigPlace,
     pub name: String,
     /// Here the word for every upstream is allowed too.
     pub or_all: bool,
@@ -31,7 +31,7 @@ pub fn upstreams(root: &mut Section<'_, '_>, draft: &mut Draft) {
     let place = root.place_of("upstreams");
     let Some(node) = root.node("upstreams") else { return };
     // A list that is there and empty is as good as none, and gets the message that says what to do.
-    draft.upstreams_given = !matches!(&node.value, Value::List(items) if items.is_empty());
+    draft.upstreams_given = !matches!(&node.value, YamlValue::List(items) if items.is_empty());
     let Some(items) = items(node, &place, root.problems) else { return };
     let (mut found, mut sources) = (Vec::new(), Vec::new());
     for (index, item) in items.iter().enumerate() {
@@ -57,7 +57,7 @@ pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], draft: &mut Draft) {
     let mut problems = std::mem::take(&mut draft.problems);
     let mut found = Vec::new();
     for text in texts {
-        let place = Place::named(from);
+        let place = ConfigPlace::named(from);
         match url::upstream(text.as_ref()) {
             Ok(url) => found.push((place, UpstreamConfig::new(url))),
             Err(what) => {
@@ -70,20 +70,20 @@ pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], draft: &mut Draft) {
     draft.problems = problems;
 }
 
-/// One upstream in its long form as JSON, under the rules of the file. Variables are not filled in: who may
-/// add an upstream may not read the environment.
+/// Parses one upstream in its long form as JSON, under the rules of the file. Variables are not expanded: a
+/// client that may add an upstream may not read the environment.
 pub fn upstream_alone(text: &str) -> Result<UpstreamConfig, Vec<Problem>> {
-    let place = Place::named("upstreams").item(0, 1);
+    let place = ConfigPlace::named("upstreams").item(0, 1);
     let mut problems = Vec::new();
     if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
-        return Err(vec![Problem::new(&Place::named(""), format!("not valid JSON: {error}"))]);
+        return Err(vec![Problem::new(&ConfigPlace::named(""), format!("not valid JSON: {error}"))]);
     }
-    let node = raw::parse(text, &mut problems).filter(|node| matches!(node.value, Value::Map(_)));
+    let node = raw::parse(text, &mut problems).filter(|node| matches!(node.value, YamlValue::Map(_)));
     let found = match &node {
         Some(node) => upstream(node, &place, &mut problems),
         None => {
             let text = "must be an object: {\"url\": \"http://gpu-0:8000\"}";
-            problems.push(Problem::new(&Place::named(""), text));
+            problems.push(Problem::new(&ConfigPlace::named(""), text));
             None
         }
     };
@@ -92,17 +92,17 @@ pub fn upstream_alone(text: &str) -> Result<UpstreamConfig, Vec<Problem>> {
     }
     for problem in &mut problems {
         let path = problem.place.path.strip_prefix(&place.path).unwrap_or(&problem.place.path);
-        problem.place = Place::named(path.trim_start_matches('.'));
+        problem.place = ConfigPlace::named(path.trim_start_matches('.'));
     }
     Err(problems)
 }
 
 /// The weight of an upstream as it stands in the file.
-pub fn weight(text: &str) -> Read<f64> {
+pub fn weight(text: &str) -> ReadResult<f64> {
     number_in(WEIGHT)(text)
 }
 
-fn adopt(found: Vec<(Place, UpstreamConfig)>, draft: &mut Draft, problems: &mut Vec<Problem>) {
+fn adopt(found: Vec<(ConfigPlace, UpstreamConfig)>, draft: &mut Draft, problems: &mut Vec<Problem>) {
     for (index, (place, upstream)) in found.iter().enumerate() {
         if let Some((first, _)) = found[..index].iter().find(|(_, earlier)| earlier.name == upstream.name) {
             let text = match place.line {
@@ -120,8 +120,8 @@ fn adopt(found: Vec<(Place, UpstreamConfig)>, draft: &mut Draft, problems: &mut 
     draft.config.upstreams = found.into_iter().map(|(_, upstream)| upstream).collect();
 }
 
-fn upstream(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<UpstreamConfig> {
-    if !matches!(node.value, Value::Map(_)) {
+fn upstream(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -> Option<UpstreamConfig> {
+    if !matches!(node.value, YamlValue::Map(_)) {
         return scalar(node, place, problems, url::upstream).map(UpstreamConfig::new);
     }
     let mut section = Section::open(node, place.clone(), problems);
@@ -154,7 +154,8 @@ fn upstream(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<U
 
 fn models(section: &mut Section<'_, '_>) -> Option<Vec<String>> {
     let models = section.list("models", plain);
-    if matches!(section.node("models"), Some(Node { value: Value::List(items), .. }) if items.is_empty()) {
+    let is_empty = |value: &YamlValue| matches!(value, YamlValue::List(items) if items.is_empty());
+    if section.node("models").is_some_and(|node| is_empty(&node.value)) {
         section.problem("models", "must not be empty: leave the key out to ask the upstream");
     }
     models
@@ -176,14 +177,14 @@ pub fn tls(section: &mut Section<'_, '_>, url: Option<&UpstreamUrl>) -> Upstream
     }
 }
 
-fn server_name(text: &str) -> Read<String> {
+fn server_name(text: &str) -> ReadResult<String> {
     if crate::config::values::is_host(text) && !text.starts_with('[') {
         return Ok(text.into());
     }
     Err(format!("{} is no host name", seen(text)))
 }
 
-fn name(text: &str) -> Read<String> {
+fn name(text: &str) -> ReadResult<String> {
     let clean = |c: char| c.is_ascii_alphanumeric() || "._:/-[]".contains(c);
     if text == ALL {
         return Err(format!("{} means every upstream: choose another name", seen(text)));
@@ -216,12 +217,12 @@ pub fn passthrough(root: &mut Section<'_, '_>, draft: &mut Draft) {
 }
 
 fn one_passthrough(
-    node: &Node,
-    place: &Place,
+    node: &YamlNode,
+    place: &ConfigPlace,
     problems: &mut Vec<Problem>,
     references: &mut Vec<Reference>,
 ) -> Option<Passthrough> {
-    if !matches!(node.value, Value::Map(_)) {
+    if !matches!(node.value, YamlValue::Map(_)) {
         let path = scalar(node, place, problems, url_path)?;
         return Some(Passthrough { path, to: PassthroughTo::All });
     }

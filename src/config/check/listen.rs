@@ -1,9 +1,9 @@
 //! The listeners: an address, a map of address and `tls`, or a list of these.
 
-use crate::config::problem::{Place, Problem};
-use crate::config::raw::{Node, Value};
+use crate::config::problem::{ConfigPlace, Problem};
+use crate::config::raw::{YamlNode, YamlValue};
 use crate::config::section::{Section, scalar};
-use crate::config::types::{Address, Listen, ListenTls};
+use crate::config::types::{Listen, ListenAddress, ListenTls};
 use crate::config::values::{address, file_path};
 
 pub fn read(root: &mut Section<'_, '_>, listen: &mut Vec<Listen>) {
@@ -12,10 +12,10 @@ pub fn read(root: &mut Section<'_, '_>, listen: &mut Vec<Listen>) {
     let problems = &mut *root.problems;
     let mut found = Vec::new();
     match &node.value {
-        Value::List(items) if items.is_empty() => {
+        YamlValue::List(items) if items.is_empty() => {
             problems.push(Problem::new(&place, "must not be empty: leave the key out for the default"));
         }
-        Value::List(items) => {
+        YamlValue::List(items) => {
             for (index, item) in items.iter().enumerate() {
                 one(item, place.item(index, item.line), problems, &mut found);
             }
@@ -31,8 +31,8 @@ pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], problems: &mut Vec<Pro
     let mut found = Vec::new();
     for text in texts {
         match address(text.as_ref()) {
-            Ok(address) => found.push((Place::named(from), Listen { address, tls: None })),
-            Err(what) => problems.push(Problem::new(&Place::named(from), what)),
+            Ok(address) => found.push((ConfigPlace::named(from), Listen { address, tls: None })),
+            Err(what) => problems.push(Problem::new(&ConfigPlace::named(from), what)),
         }
     }
     distinct(&found, problems);
@@ -40,12 +40,17 @@ pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], problems: &mut Vec<Pro
 }
 
 /// With port 0 the system gives each listener another port.
-pub fn shareable(address: &Address) -> bool {
-    matches!(address, Address::Tcp(address) if address.ends_with(":0"))
+pub fn shareable(address: &ListenAddress) -> bool {
+    matches!(address, ListenAddress::Tcp(address) if address.ends_with(":0"))
 }
 
-fn one(node: &Node, place: Place, problems: &mut Vec<Problem>, found: &mut Vec<(Place, Listen)>) {
-    if !matches!(node.value, Value::Map(_)) {
+fn one(
+    node: &YamlNode,
+    place: ConfigPlace,
+    problems: &mut Vec<Problem>,
+    found: &mut Vec<(ConfigPlace, Listen)>,
+) {
+    if !matches!(node.value, YamlValue::Map(_)) {
         if let Some(address) = scalar(node, &place, problems, address) {
             found.push((place, Listen { address, tls: None }));
         }
@@ -66,7 +71,7 @@ fn tls(mut section: Section<'_, '_>) -> Option<ListenTls> {
     Some(ListenTls { certificate: certificate?, key: key? })
 }
 
-fn distinct(found: &[(Place, Listen)], problems: &mut Vec<Problem>) {
+fn distinct(found: &[(ConfigPlace, Listen)], problems: &mut Vec<Problem>) {
     for (index, (place, listen)) in found.iter().enumerate() {
         let twice = found[..index].iter().find(|(_, earlier)| earlier.address == listen.address);
         if let Some((first, _)) = twice.filter(|_| !shareable(&listen.address)) {

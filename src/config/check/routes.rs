@@ -6,13 +6,13 @@ use super::fleet::Reference;
 use super::{retry, set, source, timeouts};
 use crate::config::free;
 use crate::config::keys::{self};
-use crate::config::problem::{Place, Problem, seen};
-use crate::config::raw::Value;
+use crate::config::problem::{ConfigPlace, Problem, seen};
+use crate::config::raw::YamlValue;
 use crate::config::section::{Section, items};
 use crate::config::types::{
     BodyEdits, Config, HeaderEdits, Overflow, Responses, Retry, RouteConfig, Timeouts,
 };
-use crate::config::values::{Read, boolean, plain, secret, url_path};
+use crate::config::values::{ReadResult, boolean, plain, secret, url_path};
 
 /// Headers that frame a message or belong to one connection: the balancer's own.
 const OURS: [&str; 10] = [
@@ -86,12 +86,12 @@ fn upstreams(section: &mut Section<'_, '_>, references: &mut Vec<Reference>) -> 
     let node = section.node("upstreams")?;
     let names = section.list("upstreams", plain)?;
     let list = section.place_of("upstreams");
-    let Value::List(items) = &node.value else { return None };
+    let YamlValue::List(items) = &node.value else { return None };
     if items.is_empty() {
         section.problem("upstreams", "must not be empty: leave the key out for all upstreams");
     }
     for (index, item) in items.iter().enumerate() {
-        if let Value::Text(name) = &item.value {
+        if let YamlValue::Text(name) = &item.value {
             let place = list.item(index, item.line);
             references.push(Reference { place, name: name.clone(), or_all: false });
         }
@@ -132,7 +132,7 @@ fn pairs(section: &mut Section<'_, '_>, key: &str) -> Option<Vec<(String, String
     let place = section.place_of(key);
     let node = section.node(key)?;
     let entries = match &node.value {
-        Value::Map(entries) => entries,
+        YamlValue::Map(entries) => entries,
         _ => {
             free::object(node, &place, section.problems)?;
             return None;
@@ -149,14 +149,14 @@ fn pairs(section: &mut Section<'_, '_>, key: &str) -> Option<Vec<(String, String
     Some(found)
 }
 
-fn header_name(text: &str) -> Read<String> {
+fn header_name(text: &str) -> ReadResult<String> {
     match http::HeaderName::from_bytes(text.as_bytes()) {
         Ok(name) => Ok(name.as_str().to_owned()),
         Err(_) => Err(format!("{} is no name of a header", seen(text))),
     }
 }
 
-fn changeable_header(text: &str) -> Read<String> {
+fn changeable_header(text: &str) -> ReadResult<String> {
     let name = header_name(text)?;
     if OURS.contains(&name.as_str()) {
         return Err(format!("{} is the balancer's own and cannot be changed", seen(text)));
@@ -164,7 +164,7 @@ fn changeable_header(text: &str) -> Read<String> {
     Ok(name)
 }
 
-fn header_value(text: &str) -> Read<String> {
+fn header_value(text: &str) -> ReadResult<String> {
     let clean = text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
     if !clean || text.trim() != text {
         // What is set may be a key, so it is not shown.
@@ -279,9 +279,9 @@ fn needed(route: &RouteConfig) -> Vec<(&'static str, &'static str)> {
     asked.chain(translated).collect()
 }
 
-/// `to` is a served name and not followed further; names that lead to each other in a circle are no
-/// deployment that anybody has.
-fn cycles(routes: &[RouteConfig], places: &[Place], problems: &mut Vec<Problem>) {
+/// Reports routes that lead to each other in a circle. `to` is a served name and is not followed further, so
+/// a circle is always a mistake.
+fn cycles(routes: &[RouteConfig], places: &[ConfigPlace], problems: &mut Vec<Problem>) {
     let next = |name: &str| {
         let route = routes.iter().find(|route| route.model.as_deref() == Some(name))?;
         route.to.as_deref().filter(|to| *to != name)
@@ -306,7 +306,7 @@ fn cycles(routes: &[RouteConfig], places: &[Place], problems: &mut Vec<Problem>)
 pub fn warnings(config: &Config) -> Vec<Problem> {
     let mut found = source::names_to_come(config);
     for (index, route) in config.routes.iter().enumerate() {
-        let place = Place::named(&format!("routes[{index}]"));
+        let place = ConfigPlace::named(&format!("routes[{index}]"));
         if let Some(to) = route.to.as_ref().filter(|to| !may_be_served(config, route, to)) {
             let text = format!("no upstream serves {}", seen(to));
             found.push(Problem::new(&place.key("to", None), text));

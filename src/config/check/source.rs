@@ -1,14 +1,14 @@
-//! The items of `upstreams` that are no upstream, but somebody who is asked which there are.
+//! The items of `upstreams` that name a discovery source in place of an upstream.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::fleet::{MAX_ACTIVE, WEIGHT, tls};
 use super::set;
-use crate::config::problem::{Place, Problem, seen};
-use crate::config::raw::{Node, Value};
+use crate::config::problem::{ConfigPlace, Problem, seen};
+use crate::config::raw::{YamlNode, YamlValue};
 use crate::config::section::Section;
-use crate::config::types::{Config, Discover, PassthroughTo, Source};
+use crate::config::types::{Config, Discover, DiscoverySource, PassthroughTo};
 use crate::config::url;
 use crate::config::values::{duration_in, integer_in, number_in};
 
@@ -24,12 +24,12 @@ const NOT_HERE: [(&str, &str); 4] = [
 ];
 
 /// Whether an item of `upstreams` is a source.
-pub fn is_one(node: &Node) -> bool {
-    let Value::Map(entries) = &node.value else { return false };
-    entries.iter().any(|entry| entry.key == "gym" && entry.node.value != Value::Null)
+pub fn is_one(node: &YamlNode) -> bool {
+    let YamlValue::Map(entries) = &node.value else { return false };
+    entries.iter().any(|entry| entry.key == "gym" && entry.node.value != YamlValue::Null)
 }
 
-pub fn read(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<Source> {
+pub fn read(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -> Option<DiscoverySource> {
     let mut section = Section::open(node, place.clone(), problems);
     for (key, why) in NOT_HERE {
         if section.node(key).is_some() {
@@ -42,14 +42,14 @@ pub fn read(node: &Node, place: &Place, problems: &mut Vec<Problem>) -> Option<S
     let max_active = section.get("max_active", integer_in(MAX_ACTIVE));
     // Whether the upstreams have TLS is not known yet.
     let tls = tls(&mut section, None);
-    let mut source = Source { max_active, tls, ..Source::new(gym?) };
+    let mut source = DiscoverySource { max_active, tls, ..DiscoverySource::new(gym?) };
     set(&mut source.every, every);
     set(&mut source.weight, weight);
     Some(source)
 }
 
-/// Nobody is asked twice.
-pub fn duplicates(found: &[(Place, Source)], problems: &mut Vec<Problem>) {
+/// Reports sources that are listed twice.
+pub fn duplicates(found: &[(ConfigPlace, DiscoverySource)], problems: &mut Vec<Problem>) {
     for (index, (place, source)) in found.iter().enumerate() {
         let first = found[..index].iter().find(|(_, earlier)| earlier.ask == source.ask);
         if let Some((first, _)) = first {
@@ -65,7 +65,7 @@ pub fn names_to_come(config: &Config) -> Vec<Problem> {
         return Vec::new();
     }
     let mut found = Vec::new();
-    let mut look = |name: &String, place: Place| {
+    let mut look = |name: &String, place: ConfigPlace| {
         let is_source = config.sources.iter().any(|source| source.ask.label() == *name);
         if !is_source && !config.upstreams.iter().any(|upstream| upstream.name == *name) {
             let text = format!("no upstream is named {} unless one is discovered", seen(name));
@@ -74,12 +74,12 @@ pub fn names_to_come(config: &Config) -> Vec<Problem> {
     };
     for (index, route) in config.routes.iter().enumerate() {
         for (item, name) in route.upstreams.iter().flatten().enumerate() {
-            look(name, Place::named(&format!("routes[{index}].upstreams[{item}]")));
+            look(name, ConfigPlace::named(&format!("routes[{index}].upstreams[{item}]")));
         }
     }
     for (index, passthrough) in config.passthrough.iter().enumerate() {
         if let PassthroughTo::Upstream(name) = &passthrough.to {
-            look(name, Place::named(&format!("passthrough[{index}].to")));
+            look(name, ConfigPlace::named(&format!("passthrough[{index}].to")));
         }
     }
     found

@@ -9,7 +9,7 @@ pub struct Balance {
     /// Of what is missing, for each request that is answered meanwhile.
     pub stall: f64,
     /// A block of the prompt costs whole until so many conversations for each candidate went through it, or
-    /// fewer hold it than its part of all conversations needs; see `state::local`.
+    /// fewer hold it than its part of all conversations needs; see `state::prefix_index`.
     pub share: f64,
     pub active: f64,
     pub context: f64,

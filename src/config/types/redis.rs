@@ -18,7 +18,7 @@ pub struct RedisUrl {
     pub database: u16,
 }
 
-/// How it is found who takes commands.
+/// How the server that takes commands is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedisForm {
     /// It is the one that is named.

@@ -1,19 +1,19 @@
-//! Upstreams that nobody lists: who is asked which there are, and what those get besides.
+//! Discovery sources: where upstreams are found, and the settings that discovered upstreams get.
 
 use std::time::Duration;
 
 use super::{UpstreamTls, UpstreamUrl};
 
-/// Somebody who is asked, again and again, which upstreams there are.
+/// A server that is polled for the list of upstreams.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Source {
+pub struct DiscoverySource {
     pub ask: Discover,
-    /// Between two questions, once there was an answer.
+    /// The interval between two polls, once the source has answered.
     pub every: Duration,
     /// Of each upstream that it names, as all that follows.
     pub weight: f64,
     pub max_active: Option<u32>,
-    /// Where a URL is https: the upstreams', and that of who is asked.
+    /// The TLS settings for `https` URLs, both of the upstreams and of the source.
     pub tls: UpstreamTls,
 }
 
@@ -35,10 +35,10 @@ pub struct Discovered {
 
 // === impl Source ===
 
-impl Source {
+impl DiscoverySource {
     /// A source with every option at its default.
     pub fn new(ask: Discover) -> Self {
-        Source {
+        DiscoverySource {
             ask,
             every: Duration::from_secs(10),
             weight: 1.0,

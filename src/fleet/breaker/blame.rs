@@ -53,7 +53,7 @@ impl BlameLedger {
 
     /// What is open counts: returns its upstream.
     #[must_use]
-    pub fn settle(&mut self) -> Option<usize> {
+    pub fn conclude(&mut self) -> Option<usize> {
         let was_open = std::mem::replace(&mut self.open, false);
         self.last.filter(|_| was_open).map(|(upstream, _)| upstream)
     }
@@ -106,7 +106,7 @@ mod tests {
             for step in *steps {
                 counted.extend(match step {
                     Some((upstream, kind)) => ledger.failed(*upstream, *kind),
-                    None => ledger.settle(),
+                    None => ledger.conclude(),
                 });
             }
             assert_eq!(counted, *wanted, "{steps:?}");

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn rules() -> Rules {
+fn rules() -> BreakerRules {
     let breaker = Breaker {
         failures: 3,
         window: Duration::from_secs(10),
@@ -12,13 +12,13 @@ fn rules() -> Rules {
         max_open: Duration::from_secs(15),
         ..Breaker::default()
     };
-    Rules { health: Health { rise: 2, fall: 3, ..Health::default() }, breaker }
+    BreakerRules { health: Health { rise: 2, fall: 3, ..Health::default() }, breaker }
 }
 
 /// A machine with a clock, and the count of answers.
 struct Bench {
     machine: Machine,
-    rules: Rules,
+    rules: BreakerRules,
     now: Instant,
     answers: u64,
 }
@@ -32,7 +32,7 @@ impl Bench {
     fn ready() -> Self {
         let mut bench = Bench::new();
         bench.play("+ +");
-        assert_eq!(bench.standing().state, State::Ready);
+        assert_eq!(bench.standing().state, UpstreamState::Ready);
         bench
     }
 
@@ -45,9 +45,9 @@ impl Bench {
         let mut probe = |found| self.machine.probed(found, answers, now, &self.rules);
         match word {
             "+" => probe(Ok(())),
-            "-" => probe(Err(Miss::Silent)),
-            "x" => probe(Err(Miss::Refused)),
-            "!" => probe(Err(Miss::Wrong)),
+            "-" => probe(Err(ProbeMiss::Silent)),
+            "x" => probe(Err(ProbeMiss::Refused)),
+            "!" => probe(Err(ProbeMiss::Wrong)),
             "refuse" => self.see(Sign::Unreached { refused: true }),
             "timeout" => self.see(Sign::Unreached { refused: false }),
             "fail" => self.see(Sign::Failed),
@@ -70,13 +70,13 @@ impl Bench {
         self.machine.seen(sign, self.answers, self.now, &self.rules);
     }
 
-    fn play(&mut self, script: &str) -> Standing {
+    fn play(&mut self, script: &str) -> UpstreamStatus {
         script.split_whitespace().for_each(|word| self.step(word));
         self.standing()
     }
 
-    fn standing(&self) -> Standing {
-        self.machine.standing(&self.rules)
+    fn standing(&self) -> UpstreamStatus {
+        self.machine.status(&self.rules)
     }
 
     fn admits(&self) -> Admits {
@@ -85,117 +85,117 @@ impl Bench {
 }
 
 /// From ready, after a script: state and what it admits.
-const TABLE: &[(&str, State, Admits)] = &[
+const TABLE: &[(&str, UpstreamState, Admits)] = &[
     // Probes.
-    ("-", State::Suspect, Admits::All),
-    ("- +", State::Ready, Admits::All),
-    ("- -", State::Suspect, Admits::All),
-    ("- - -", State::Down, Admits::None),
-    ("- - + -", State::Suspect, Admits::All),
-    ("- - - +", State::Down, Admits::None),
-    ("- - - + - +", State::Down, Admits::None),
-    ("- - - + +", State::Ready, Admits::All),
-    ("!", State::Suspect, Admits::Last),
-    ("! ! !", State::Down, Admits::None),
-    ("x", State::Suspect, Admits::Last),
-    ("x x", State::Down, Admits::None),
-    ("x + x", State::Suspect, Admits::Last),
+    ("-", UpstreamState::Suspect, Admits::All),
+    ("- +", UpstreamState::Ready, Admits::All),
+    ("- -", UpstreamState::Suspect, Admits::All),
+    ("- - -", UpstreamState::Down, Admits::None),
+    ("- - + -", UpstreamState::Suspect, Admits::All),
+    ("- - - +", UpstreamState::Down, Admits::None),
+    ("- - - + - +", UpstreamState::Down, Admits::None),
+    ("- - - + +", UpstreamState::Ready, Admits::All),
+    ("!", UpstreamState::Suspect, Admits::Last),
+    ("! ! !", UpstreamState::Down, Admits::None),
+    ("x", UpstreamState::Suspect, Admits::Last),
+    ("x x", UpstreamState::Down, Admits::None),
+    ("x + x", UpstreamState::Suspect, Admits::Last),
     // A busy engine that answers requests while its probes time out is never ejected.
-    ("begin - begin - begin - begin - begin -", State::Ready, Admits::All),
-    ("begin - - -", State::Suspect, Admits::All),
-    ("begin - - - -", State::Down, Admits::None),
-    ("begin x begin x", State::Down, Admits::None),
+    ("begin - begin - begin - begin - begin -", UpstreamState::Ready, Admits::All),
+    ("begin - - -", UpstreamState::Suspect, Admits::All),
+    ("begin - - - -", UpstreamState::Down, Admits::None),
+    ("begin x begin x", UpstreamState::Down, Admits::None),
     // Requests that do not reach it.
-    ("refuse", State::Suspect, Admits::Last),
-    ("refuse x", State::Down, Admits::None),
-    ("refuse -", State::Suspect, Admits::All),
-    ("refuse +", State::Ready, Admits::All),
-    ("refuse + x", State::Suspect, Admits::Last),
-    ("refuse answer", State::Suspect, Admits::All),
-    ("refuse refuse refuse refuse", State::Suspect, Admits::Last),
-    ("timeout", State::Suspect, Admits::All),
-    ("timeout timeout timeout", State::Tripped, Admits::None),
+    ("refuse", UpstreamState::Suspect, Admits::Last),
+    ("refuse x", UpstreamState::Down, Admits::None),
+    ("refuse -", UpstreamState::Suspect, Admits::All),
+    ("refuse +", UpstreamState::Ready, Admits::All),
+    ("refuse + x", UpstreamState::Suspect, Admits::Last),
+    ("refuse answer", UpstreamState::Suspect, Admits::All),
+    ("refuse refuse refuse refuse", UpstreamState::Suspect, Admits::Last),
+    ("timeout", UpstreamState::Suspect, Admits::All),
+    ("timeout timeout timeout", UpstreamState::Tripped, Admits::None),
     // The breaker.
-    ("fail fail", State::Ready, Admits::All),
-    ("fail fail fail", State::Tripped, Admits::None),
-    ("fail 6 fail 6 fail", State::Ready, Admits::All),
-    ("fail 4 fail 4 fail", State::Tripped, Admits::None),
-    ("fail begin fail begin fail begin fail", State::Tripped, Admits::None),
-    ("fail begin begin fail begin begin fail begin begin fail", State::Ready, Admits::All),
-    ("- fail fail fail", State::Tripped, Admits::None),
-    ("fail fail fail + + + +", State::Tripped, Admits::None),
-    ("fail fail fail answer", State::Tripped, Admits::None),
-    ("fail fail fail fail fail 5", State::Tripped, Admits::One),
-    ("fail fail fail 5 + +", State::Tripped, Admits::One),
-    ("fail fail fail 5 answer", State::Ready, Admits::All),
-    ("fail fail fail 5 fail 5", State::Tripped, Admits::None),
-    ("fail fail fail 5 fail 10", State::Tripped, Admits::One),
-    ("fail fail fail 5 fail 10 refuse 14", State::Tripped, Admits::None),
-    ("fail fail fail 5 fail 10 refuse 15", State::Tripped, Admits::One),
-    ("fail fail fail 5 fail 10 answer fail fail fail 5", State::Tripped, Admits::One),
+    ("fail fail", UpstreamState::Ready, Admits::All),
+    ("fail fail fail", UpstreamState::Tripped, Admits::None),
+    ("fail 6 fail 6 fail", UpstreamState::Ready, Admits::All),
+    ("fail 4 fail 4 fail", UpstreamState::Tripped, Admits::None),
+    ("fail begin fail begin fail begin fail", UpstreamState::Tripped, Admits::None),
+    ("fail begin begin fail begin begin fail begin begin fail", UpstreamState::Ready, Admits::All),
+    ("- fail fail fail", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail + + + +", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail answer", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail fail fail 5", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 + +", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 answer", UpstreamState::Ready, Admits::All),
+    ("fail fail fail 5 fail 5", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail 5 fail 10", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 fail 10 refuse 14", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail 5 fail 10 refuse 15", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 fail 10 answer fail fail fail 5", UpstreamState::Tripped, Admits::One),
     // Neither is a trip over because probes were lost in between, only with the process itself.
-    ("fail fail fail - - - + + ", State::Tripped, Admits::None),
-    ("fail fail fail 5 - - -", State::Tripped, Admits::None),
-    ("fail fail fail 5 - - - +", State::Tripped, Admits::One),
-    ("fail fail fail x x", State::Down, Admits::None),
-    ("fail fail fail x x + +", State::Ready, Admits::All),
+    ("fail fail fail - - - + + ", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail 5 - - -", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail 5 - - - +", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail x x", UpstreamState::Down, Admits::None),
+    ("fail fail fail x x + +", UpstreamState::Ready, Admits::All),
     // It says that it is leaving.
-    ("leave", State::Draining, Admits::None),
-    ("leave fail fail fail refuse answer", State::Draining, Admits::None),
-    ("leave + + +", State::Draining, Admits::None),
-    ("leave x", State::Down, Admits::None),
-    ("leave x + +", State::Ready, Admits::All),
-    ("leave - - -", State::Down, Admits::None),
-    ("leave + 15 +", State::Ready, Admits::All),
-    ("leave 14 +", State::Draining, Admits::None),
-    ("fail fail fail leave", State::Draining, Admits::None),
+    ("leave", UpstreamState::Draining, Admits::None),
+    ("leave fail fail fail refuse answer", UpstreamState::Draining, Admits::None),
+    ("leave + + +", UpstreamState::Draining, Admits::None),
+    ("leave x", UpstreamState::Down, Admits::None),
+    ("leave x + +", UpstreamState::Ready, Admits::All),
+    ("leave - - -", UpstreamState::Down, Admits::None),
+    ("leave + 15 +", UpstreamState::Ready, Admits::All),
+    ("leave 14 +", UpstreamState::Draining, Admits::None),
+    ("fail fail fail leave", UpstreamState::Draining, Admits::None),
     // It gave requests up: clients can have that done, and nothing is taken from it before a probe fails.
-    ("abort", State::Suspect, Admits::All),
-    ("abort abort abort abort", State::Suspect, Admits::All),
-    ("abort +", State::Ready, Admits::All),
-    ("abort x", State::Suspect, Admits::Last),
-    ("abort x x", State::Down, Admits::None),
-    ("abort !", State::Suspect, Admits::Last),
-    ("abort ! ! !", State::Down, Admits::None),
-    ("abort leave", State::Draining, Admits::None),
-    ("leave abort", State::Draining, Admits::None),
-    ("x x abort", State::Down, Admits::None),
-    ("fail fail fail abort 5", State::Tripped, Admits::One),
+    ("abort", UpstreamState::Suspect, Admits::All),
+    ("abort abort abort abort", UpstreamState::Suspect, Admits::All),
+    ("abort +", UpstreamState::Ready, Admits::All),
+    ("abort x", UpstreamState::Suspect, Admits::Last),
+    ("abort x x", UpstreamState::Down, Admits::None),
+    ("abort !", UpstreamState::Suspect, Admits::Last),
+    ("abort ! ! !", UpstreamState::Down, Admits::None),
+    ("abort leave", UpstreamState::Draining, Admits::None),
+    ("leave abort", UpstreamState::Draining, Admits::None),
+    ("x x abort", UpstreamState::Down, Admits::None),
+    ("fail fail fail abort 5", UpstreamState::Tripped, Admits::One),
     // Its engine is dead: good probes mean nothing before another process has shown.
-    ("dead", State::Down, Admits::None),
-    ("dead + + + answer", State::Down, Admits::None),
-    ("dead + 29 + + + +", State::Down, Admits::None),
-    ("dead x +", State::Down, Admits::None),
-    ("dead x + +", State::Ready, Admits::All),
-    ("dead + restart +", State::Down, Admits::None),
-    ("dead + restart + +", State::Ready, Admits::All),
-    ("dead - + + + - ! ! + + +", State::Down, Admits::None),
+    ("dead", UpstreamState::Down, Admits::None),
+    ("dead + + + answer", UpstreamState::Down, Admits::None),
+    ("dead + 29 + + + +", UpstreamState::Down, Admits::None),
+    ("dead x +", UpstreamState::Down, Admits::None),
+    ("dead x + +", UpstreamState::Ready, Admits::All),
+    ("dead + restart +", UpstreamState::Down, Admits::None),
+    ("dead + restart + +", UpstreamState::Ready, Admits::All),
+    ("dead - + + + - ! ! + + +", UpstreamState::Down, Admits::None),
     // Not for ever.
-    ("dead 30 +", State::Down, Admits::None),
-    ("dead 30 + +", State::Ready, Admits::All),
-    ("dead 29 + 1 + - +", State::Down, Admits::None),
-    ("dead 20 dead 10 + +", State::Ready, Admits::All),
-    ("dead x + + dead + +", State::Down, Admits::None),
-    ("restart dead + +", State::Down, Admits::None),
-    ("- dead + +", State::Down, Admits::None),
-    ("x x dead + +", State::Down, Admits::None),
-    ("fail fail fail dead 10 answer + +", State::Down, Admits::None),
-    ("fail fail fail dead x + +", State::Ready, Admits::All),
-    ("leave dead x + +", State::Ready, Admits::All),
-    ("leave dead 15 + +", State::Down, Admits::None),
-    ("dead leave abort fail refuse", State::Down, Admits::None),
-    ("drain dead x + +", State::Draining, Admits::None),
-    ("drain dead undrain + +", State::Down, Admits::None),
+    ("dead 30 +", UpstreamState::Down, Admits::None),
+    ("dead 30 + +", UpstreamState::Ready, Admits::All),
+    ("dead 29 + 1 + - +", UpstreamState::Down, Admits::None),
+    ("dead 20 dead 10 + +", UpstreamState::Ready, Admits::All),
+    ("dead x + + dead + +", UpstreamState::Down, Admits::None),
+    ("restart dead + +", UpstreamState::Down, Admits::None),
+    ("- dead + +", UpstreamState::Down, Admits::None),
+    ("x x dead + +", UpstreamState::Down, Admits::None),
+    ("fail fail fail dead 10 answer + +", UpstreamState::Down, Admits::None),
+    ("fail fail fail dead x + +", UpstreamState::Ready, Admits::All),
+    ("leave dead x + +", UpstreamState::Ready, Admits::All),
+    ("leave dead 15 + +", UpstreamState::Down, Admits::None),
+    ("dead leave abort fail refuse", UpstreamState::Down, Admits::None),
+    ("drain dead x + +", UpstreamState::Draining, Admits::None),
+    ("drain dead undrain + +", UpstreamState::Down, Admits::None),
     // The operator's drain hides the rest until it is taken back.
-    ("drain", State::Draining, Admits::None),
-    ("drain 60 + + answer", State::Draining, Admits::None),
-    ("drain x x", State::Draining, Admits::None),
-    ("drain undrain", State::Ready, Admits::All),
-    ("drain x x undrain", State::Down, Admits::None),
-    ("drain x x + + undrain", State::Ready, Admits::All),
-    ("drain fail fail fail undrain", State::Tripped, Admits::None),
-    ("drain leave undrain", State::Draining, Admits::None),
-    ("drain drain undrain", State::Ready, Admits::All),
+    ("drain", UpstreamState::Draining, Admits::None),
+    ("drain 60 + + answer", UpstreamState::Draining, Admits::None),
+    ("drain x x", UpstreamState::Draining, Admits::None),
+    ("drain undrain", UpstreamState::Ready, Admits::All),
+    ("drain x x undrain", UpstreamState::Down, Admits::None),
+    ("drain x x + + undrain", UpstreamState::Ready, Admits::All),
+    ("drain fail fail fail undrain", UpstreamState::Tripped, Admits::None),
+    ("drain leave undrain", UpstreamState::Draining, Admits::None),
+    ("drain drain undrain", UpstreamState::Ready, Admits::All),
 ];
 
 #[test]
@@ -211,13 +211,13 @@ fn a_state_follows_from_what_was_seen() {
 #[test]
 fn without_metrics_a_dead_engine_is_down_until_a_probe_failed() {
     for (script, state) in [
-        ("dead + + +", State::Down),
-        ("dead - + +", State::Ready),
-        ("dead + ! + +", State::Ready),
-        ("dead ! +", State::Down),
-        ("dead x + +", State::Ready),
-        ("! dead + +", State::Down),
-        ("dead 30 + +", State::Ready),
+        ("dead + + +", UpstreamState::Down),
+        ("dead - + +", UpstreamState::Ready),
+        ("dead + ! + +", UpstreamState::Ready),
+        ("dead ! +", UpstreamState::Down),
+        ("dead x + +", UpstreamState::Ready),
+        ("! dead + +", UpstreamState::Down),
+        ("dead 30 + +", UpstreamState::Ready),
     ] {
         let mut bench = Bench::ready();
         bench.rules.health.metrics = false;
@@ -262,12 +262,12 @@ fn that_it_is_gone_shows_through_a_drain_and_through_a_trip() {
 #[test]
 fn an_unknown_upstream_admits_nothing_until_it_rises() {
     for (script, state) in [
-        ("", State::Unknown),
-        ("+", State::Unknown),
-        ("+ +", State::Ready),
-        ("- + - +", State::Unknown),
-        ("x x x x", State::Unknown),
-        ("fail fail fail leave refuse answer", State::Unknown),
+        ("", UpstreamState::Unknown),
+        ("+", UpstreamState::Unknown),
+        ("+ +", UpstreamState::Ready),
+        ("- + - +", UpstreamState::Unknown),
+        ("x x x x", UpstreamState::Unknown),
+        ("fail fail fail leave refuse answer", UpstreamState::Unknown),
     ] {
         assert_eq!(Bench::new().play(script).state, state, "{script}");
     }
@@ -308,7 +308,7 @@ fn what_is_to_come_by_itself_is_the_end_of_a_trip() {
     let tripped = bench.now;
     bench.play("fail fail fail");
     assert_eq!(bench.machine.opens(), Some(tripped + Duration::from_secs(5)));
-    assert!(bench.machine.wants_answers() && !bench.machine.is_uncertain());
+    assert!(bench.machine.counts_answers() && !bench.machine.is_uncertain());
 }
 
 proptest! {
@@ -328,14 +328,15 @@ proptest! {
             let before = bench.machine.clone();
             bench.step(word);
             drained = match word { "drain" => true, "undrain" => false, _ => drained };
-            prop_assert_eq!(drained && bench.standing().state != State::Draining, false, "{}", word);
-            if before.state == State::Tripped && bench.machine.state == State::Ready {
+            prop_assert_eq!(drained && bench.standing().state != UpstreamState::Draining, false, "{}", word);
+            if before.state == UpstreamState::Tripped && bench.machine.state == UpstreamState::Ready {
                 prop_assert_eq!(word, "answer");
                 prop_assert!(shut.is_some_and(|opens| bench.now >= opens));
             }
             shut = bench.machine.opens();
             let open = bench.admits() != Admits::None;
-            let may = matches!(bench.machine.state, State::Ready | State::Suspect | State::Tripped);
+            let open_states = [UpstreamState::Ready, UpstreamState::Suspect, UpstreamState::Tripped];
+            let may = open_states.contains(&bench.machine.state);
             prop_assert!(!open || (may && !drained), "{:?}", bench.standing());
             prop_assert!(bench.machine.failures.len() <= 3);
             prop_assert!(bench.machine.open <= bench.rules.breaker.max_open);

@@ -16,7 +16,7 @@
 
 use serde_json::{Map, Value};
 
-use super::Found;
+use super::DiscoveredServers;
 use crate::config::problem::seen;
 use crate::config::secret::Secret;
 use crate::config::types::UpstreamUrl;
@@ -26,10 +26,10 @@ use crate::config::values::{plain, secret};
 pub const PATH: &str = "/get_inner_vllm_config";
 
 /// The most engines that one source may name.
-const MOST: usize = 1024;
+const MAX_ENGINES: usize = 1024;
 
 /// What the answer says, or what is wrong with it.
-pub fn parse(body: &[u8]) -> Result<Found, String> {
+pub fn parse(body: &[u8]) -> Result<DiscoveredServers, String> {
     let answer: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| format!("is no JSON object: {error}"))?;
     let urls = match answer.get("base_url") {
@@ -40,15 +40,15 @@ pub fn parse(body: &[u8]) -> Result<Found, String> {
     };
     let model = text(&answer, "model")?.map(plain).transpose();
     let model = model.map_err(|what| format!("model {what}"))?.map(|model| model.trim().to_string());
-    Ok(Found { urls, api_key: key(&answer)?, model })
+    Ok(DiscoveredServers { urls, api_key: key(&answer)?, model })
 }
 
 fn engines(list: &[Value]) -> Result<Vec<UpstreamUrl>, String> {
     if list.is_empty() {
         return Err("base_url names no engine yet".into());
     }
-    if list.len() > MOST {
-        return Err(format!("base_url names {} engines: {MOST} is the most", list.len()));
+    if list.len() > MAX_ENGINES {
+        return Err(format!("base_url names {} engines: {MAX_ENGINES} is the most", list.len()));
     }
     let mut urls = Vec::new();
     for item in list {
@@ -62,7 +62,7 @@ fn engines(list: &[Value]) -> Result<Vec<UpstreamUrl>, String> {
 
 fn engine(written: &str) -> Result<UpstreamUrl, String> {
     let url = url::upstream(written.trim()).map_err(|what| format!("base_url {what}"))?;
-    // Whoever answers for a model server may not choose among the sockets of this machine.
+    // The answering server must not choose among the sockets of this machine.
     if url.unix.is_some() {
         return Err(format!("base_url {} is no http URL", seen(written)));
     }

@@ -4,14 +4,15 @@ use super::*;
 use crate::config::types::Config;
 use crate::config::url;
 
-fn source(written: &str) -> Source {
-    Source::new(Discover::Gym(url::upstream(written).expect("is a URL")))
+fn source(written: &str) -> DiscoverySource {
+    DiscoverySource::new(Discover::Gym(url::upstream(written).expect("is a URL")))
 }
 
 #[tokio::test]
 async fn every_engine_has_what_its_source_says_and_what_the_entry_says() {
     let tls = UpstreamTls { verify: false, ..UpstreamTls::default() };
-    let source = Source { weight: 2.0, max_active: Some(7), tls: tls.clone(), ..source("http://g:1") };
+    let source =
+        DiscoverySource { weight: 2.0, max_active: Some(7), tls: tls.clone(), ..source("http://g:1") };
     let config = Config { sources: vec![source], ..Config::default() };
     let (fleet, _keeper) = Fleet::new(&config).expect("it needs no file");
     let asked = fleet.plan.borrow().sources[0].clone();
@@ -34,8 +35,10 @@ async fn every_engine_has_what_its_source_says_and_what_the_entry_says() {
 #[tokio::test]
 async fn a_source_whose_authorities_cannot_be_read_is_a_problem_before_anything_is_asked() {
     let tls = UpstreamTls { ca: Some("/nowhere/ca.pem".into()), ..UpstreamTls::default() };
-    let with =
-        |url: &str| Config { sources: vec![Source { tls: tls.clone(), ..source(url) }], ..Config::default() };
+    let with = |url: &str| Config {
+        sources: vec![DiscoverySource { tls: tls.clone(), ..source(url) }],
+        ..Config::default()
+    };
     let problem = Fleet::new(&with("https://g:1")).err().expect("there is no such file");
     assert!(problem.contains("/nowhere/ca.pem") && problem.contains("gym https://g:1"), "{problem}");
     // Whether its engines have TLS is not known.
@@ -48,16 +51,16 @@ async fn the_first_source_that_names_an_engine_has_it() {
     let sources = vec![source("http://g:1"), source("http://g:2")];
     let (fleet, _keeper) = Fleet::new(&Config { sources, ..Config::default() }).expect("it needs no file");
     let (sender, _answers) = mpsc::channel(1);
-    let mut finder = Finder::new(fleet, sender);
+    let mut finder = Discoverer::new(fleet, sender);
     finder.follow();
     let says = |urls: &str| gym::parse(format!(r#"{{"base_url": {urls}}}"#).as_bytes()).expect("is valid");
     finder.take_in("gym http://g:2".into(), says(r#"["http://a:1", "http://b:1"]"#));
-    let owners = |finder: &Finder| -> Vec<String> {
+    let owners = |finder: &Discoverer| -> Vec<String> {
         let owner = |config: &UpstreamConfig| {
             let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
             format!("{} {source}", config.url.display())
         };
-        finder.wanted().iter().map(owner).collect()
+        finder.named_upstreams().iter().map(owner).collect()
     };
     assert_eq!(owners(&finder), ["http://a:1 gym http://g:2", "http://b:1 gym http://g:2"]);
     finder.take_in("gym http://g:1".into(), says(r#"["http://b:1", "https://a:1"]"#));

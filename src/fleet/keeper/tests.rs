@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::*;
 use crate::config::types::{Config, Discovered};
 use crate::config::url;
-use crate::fleet::State;
+use crate::fleet::UpstreamState;
 
 fn keeper() -> Keeper {
     let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));
@@ -57,8 +57,10 @@ async fn a_later_start_is_another_incarnation_and_what_is_not_said_stays() {
     ];
     for (at, ((started, cache_tokens), expected)) in table.into_iter().enumerate() {
         let running = Some(at as u64);
-        keeper
-            .take_in(Word::Told { id, truth: Truth { running, started, cache_tokens, ..Truth::default() } });
+        keeper.take_in(KeeperMessage::Metrics {
+            id,
+            metrics: EngineMetrics { running, started, cache_tokens, ..EngineMetrics::default() },
+        });
         let is_new = changes.has_changed().expect("the fleet lives");
         changes.mark_unchanged();
         let snapshot = keeper.fleet.snapshot();
@@ -72,7 +74,7 @@ async fn a_later_start_is_another_incarnation_and_what_is_not_said_stays() {
 async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_once() {
     let mut keeper = keeper();
     let id = keeper.kept[0].upstream().id;
-    let found = |keeper: &mut Keeper, found| keeper.take_in(Word::Probed { id, found });
+    let found = |keeper: &mut Keeper, found| keeper.take_in(KeeperMessage::Probed { id, found });
     let script = [
         ("well", 0),
         ("began 100", 0),
@@ -105,16 +107,19 @@ async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_o
     for (at, (word, incarnation)) in script.into_iter().enumerate() {
         let name = keeper.kept[0].upstream().name().to_string();
         match word {
-            "well" => found(&mut keeper, Ok(Facts { models: Vec::new(), version: None })),
-            "failed" => found(&mut keeper, Err(Failure::Silent("no answer".into()))),
-            "tripped" => (0..5).for_each(|_| keeper.take_in(Word::Seen { id, sign: Sign::Failed })),
+            "well" => found(&mut keeper, Ok(ProbeReport { models: Vec::new(), version: None })),
+            "failed" => found(&mut keeper, Err(ProbeFailure::Silent("no answer".into()))),
+            "tripped" => (0..5).for_each(|_| keeper.take_in(KeeperMessage::Seen { id, sign: Sign::Failed })),
             "drained" | "undrained" => {
                 let drain = word == "drained";
                 keeper.apply(vec![Change::Drain { name, drain }]).expect("it is there");
             }
             began => {
                 let started = began.strip_prefix("began ").and_then(|at| at.parse().ok());
-                keeper.take_in(Word::Told { id, truth: Truth { started, ..Truth::default() } });
+                keeper.take_in(KeeperMessage::Metrics {
+                    id,
+                    metrics: EngineMetrics { started, ..EngineMetrics::default() },
+                });
             }
         }
         assert_eq!(keeper.fleet.snapshot().entries[0].incarnation, incarnation, "{word}, word {at}");
@@ -153,23 +158,26 @@ async fn an_operators_word_goes_before_a_sources() {
 async fn an_upstream_whose_engine_is_dead_is_back_with_its_next_process() {
     let mut keeper = keeper();
     let id = keeper.kept[0].upstream().id;
-    let started = |started| Word::Told { id, truth: Truth { started: Some(started), ..Truth::default() } };
-    let well = || Word::Probed { id, found: Ok(Facts { models: Vec::new(), version: None }) };
-    let refused = || Word::Probed { id, found: Err(Failure::Refused(String::new())) };
-    let dead = || Word::Seen { id, sign: Sign::EngineDead };
+    let started = |started| KeeperMessage::Metrics {
+        id,
+        metrics: EngineMetrics { started: Some(started), ..EngineMetrics::default() },
+    };
+    let well = || KeeperMessage::Probed { id, found: Ok(ProbeReport { models: Vec::new(), version: None }) };
+    let refused = || KeeperMessage::Probed { id, found: Err(ProbeFailure::Refused(String::new())) };
+    let dead = || KeeperMessage::Seen { id, sign: Sign::EngineDead };
     let second = Duration::from_secs(1);
-    type Script = Vec<(Word, State, Duration)>;
+    type Script = Vec<(KeeperMessage, UpstreamState, Duration)>;
     let scripts: [Script; 3] = [
-        vec![(started(100.0), State::Down, second), (started(200.0), State::Ready, second)],
-        vec![(refused(), State::Ready, second)],
-        vec![(well(), State::Down, second * 28), (well(), State::Ready, second)],
+        vec![(started(100.0), UpstreamState::Down, second), (started(200.0), UpstreamState::Ready, second)],
+        vec![(refused(), UpstreamState::Ready, second)],
+        vec![(well(), UpstreamState::Down, second * 28), (well(), UpstreamState::Ready, second)],
     ];
     for script in scripts {
         for word in [well(), started(100.0), dead(), well()] {
             keeper.take_in(word);
         }
         let state = |keeper: &Keeper| keeper.fleet.snapshot().entries[0].state();
-        assert_eq!(state(&keeper), State::Down);
+        assert_eq!(state(&keeper), UpstreamState::Down);
         assert!(keeper.fleet.snapshot().is_gone(id), "its requests in flight need not wait for it");
         for (word, wanted, pause) in script {
             keeper.take_in(word);

@@ -3,21 +3,21 @@
 use std::time::{Duration, Instant};
 
 /// The weight of the newest time between two admissions.
-const NEWEST: f64 = 0.2;
+const NEWEST_WEIGHT: f64 = 0.2;
 
-/// What a client is told at the least and at the most, in seconds.
-const TOLD: (f64, f64) = (1.0, 60.0);
+/// The least and the greatest Retry-After.
+const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 60.0);
 
 #[derive(Default)]
-pub(super) struct Pace {
+pub(super) struct AdmissionPace {
     /// Seconds between two admissions, smoothed.
     between: Option<f64>,
-    /// The last admission, or when somebody began to wait.
+    /// The last admission, or the time when the queue was last joined while empty.
     last: Option<Instant>,
 }
 
-impl Pace {
-    /// Somebody waits again, after nobody did.
+impl AdmissionPace {
+    /// The queue is no longer empty.
     pub fn begin(&mut self, now: Instant) {
         self.last = Some(now);
     }
@@ -26,7 +26,7 @@ impl Pace {
         let newest = self.idle(now);
         self.last = Some(now);
         self.between = Some(match self.between {
-            Some(between) => between + NEWEST * (newest - between),
+            Some(between) => between + NEWEST_WEIGHT * (newest - between),
             None => newest,
         });
     }
@@ -35,7 +35,9 @@ impl Pace {
     pub fn wait(&self, position: usize, now: Instant) -> Duration {
         // A queue that has not moved for longer than usual is that slow at least.
         let between = self.between.unwrap_or(0.0).max(self.idle(now));
-        Duration::from_secs_f64((between * position as f64).ceil().clamp(TOLD.0, TOLD.1))
+        Duration::from_secs_f64(
+            (between * position as f64).ceil().clamp(RETRY_AFTER_SECONDS.0, RETRY_AFTER_SECONDS.1),
+        )
     }
 
     fn idle(&self, now: Instant) -> f64 {
@@ -51,8 +53,8 @@ mod tests {
     fn it_says_how_long_so_many_took() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
-        let told = |pace: &Pace, position, seconds| pace.wait(position, at(seconds)).as_secs();
-        let mut pace = Pace::default();
+        let told = |pace: &AdmissionPace, position, seconds| pace.wait(position, at(seconds)).as_secs();
+        let mut pace = AdmissionPace::default();
         assert_eq!(told(&pace, 100, 0.0), 1, "nothing is known");
         pace.begin(at(0.0));
         assert_eq!(told(&pace, 10, 0.5), 5, "it has not moved since");

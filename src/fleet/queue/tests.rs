@@ -46,8 +46,8 @@ impl Server {
     }
 }
 
-fn key(model: &str) -> Key {
-    Key::new(&Query { model: Some(model), ..Query::default() })
+fn key(model: &str) -> QueueKey {
+    QueueKey::new(&Query { model: Some(model), ..Query::default() })
 }
 
 fn after(time: Duration) -> Instant {
@@ -57,10 +57,10 @@ fn after(time: Duration) -> Instant {
 /// What the proxy does: looks, waits, looks again. The number of looks, or why not.
 async fn admitted(
     queue: Arc<Queue>,
-    key: Key,
+    key: QueueKey,
     servers: &[Server],
     deadline: Instant,
-) -> Result<u32, Refused> {
+) -> Result<u32, QueueRefusal> {
     let mut looks = 1;
     let room = || servers.iter().any(|server| key.served_by(&server.upstream.live) && server.take());
     if !queue.is_waiting(&key) && room() {
@@ -77,9 +77,9 @@ async fn admitted(
     }
 }
 
-type Waiting<'a> = Pin<Box<dyn Future<Output = Result<u32, Refused>> + 'a>>;
+type Waiting<'a> = Pin<Box<dyn Future<Output = Result<u32, QueueRefusal>> + 'a>>;
 
-fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<u32, Refused>> {
+fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<u32, QueueRefusal>> {
     waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
@@ -149,7 +149,7 @@ async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() 
     let queue = Queue::new(10);
     let names = ["gpu:1".to_string(), "gpu:2".to_string(), "gym http://gym:11000".to_string()];
     let route = |ids| {
-        Key::new(&Query { model: Some("m"), among: Some(ids), names: Some(&names), ..Query::default() })
+        QueueKey::new(&Query { model: Some("m"), among: Some(ids), names: Some(&names), ..Query::default() })
     };
     let named = |id, name: &str, source: Option<&str>| {
         let server = Server::new(id, &queue, 0, &["m"]);
@@ -192,7 +192,7 @@ async fn a_place_that_the_head_cannot_take_is_the_next_lines() {
     let mut head = Box::pin(turn.wait_on(None, deadline));
     let mut look = || head.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(look().is_pending());
-    let tried = Key { tried: vec![7], ..key("m") };
+    let tried = QueueKey { tried: vec![7], ..key("m") };
     let mut other: Waiting<'_> = Box::pin(admitted(queue.clone(), tried, &servers, deadline));
     assert!(poll(&mut other).is_pending());
     servers[0].free();
@@ -215,13 +215,15 @@ async fn a_full_queue_and_a_long_wait_are_refused_with_an_honest_time() {
     tokio::time::advance(Duration::from_secs(4)).await;
     let refused = poll(&mut wait(deadline));
     let two_places_of_four_seconds = Duration::from_secs(8);
-    assert_eq!(refused, Poll::Ready(Err(Refused::Full { retry_after: two_places_of_four_seconds })));
+    assert_eq!(refused, Poll::Ready(Err(QueueRefusal::Full { retry_after: two_places_of_four_seconds })));
     servers[0].free();
     assert_eq!(first.await, Ok(3));
-    assert!(matches!(second.await, Err(Refused::WaitedOut { retry_after }) if retry_after.as_secs() == 4));
+    assert!(
+        matches!(second.await, Err(QueueRefusal::WaitedOut { retry_after }) if retry_after.as_secs() == 4)
+    );
     assert_eq!(queue.len(), 0);
     queue.resize(0);
-    assert!(matches!(poll(&mut wait(after(LONG))), Poll::Ready(Err(Refused::Full { .. }))));
+    assert!(matches!(poll(&mut wait(after(LONG))), Poll::Ready(Err(QueueRefusal::Full { .. }))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +236,7 @@ async fn the_head_looks_again_when_an_engine_is_no_longer_full_by_its_own_word()
     assert_eq!(super::super::now(), until);
     // Without a new hint it waits for something to happen.
     let waited_out = turn.wait_on(None, until + Duration::from_secs(1)).await;
-    assert!(matches!(waited_out, Err(Refused::WaitedOut { .. })));
+    assert!(matches!(waited_out, Err(QueueRefusal::WaitedOut { .. })));
 }
 
 /// What a schedule does next.

@@ -16,7 +16,7 @@
 
 use std::time::Instant;
 
-use super::{Entry, Query, Serving, Snapshot};
+use super::{Query, Serving, Snapshot, SnapshotEntry};
 use crate::fleet::breaker::Admits;
 
 /// Which tripped upstreams are kept from one request.
@@ -31,10 +31,10 @@ pub(super) enum Floor {
 /// Trips in the order in which they end; no two are equal.
 type TripEnd = (Instant, usize);
 
-impl Entry {
+impl SnapshotEntry {
     /// When its trip ends, or has ended without an answer since; `None`: it is not tripped, or gone.
     fn trip_end(&self) -> Option<TripEnd> {
-        let end = self.standing.trip_end().filter(|_| !self.removing)?;
+        let end = self.status.trip_end().filter(|_| !self.removing)?;
         Some((end, self.upstream.id))
     }
 
@@ -46,7 +46,7 @@ impl Entry {
 
 impl Floor {
     /// What the upstream admits of a request with this floor.
-    pub fn admits(self, entry: &Entry, now: Instant) -> Admits {
+    pub fn admits(self, entry: &SnapshotEntry, now: Instant) -> Admits {
         match (self, entry.trip_end()) {
             (Floor::From(first), Some(end)) if first.is_none_or(|first| end < first) => Admits::All,
             _ => entry.admits(now),
@@ -61,7 +61,7 @@ impl Snapshot {
             return Floor::Unneeded;
         }
         let all = || self.served(serving).map(|(_, entry)| entry).filter(|entry| query.allows(entry));
-        let tripped = || all().filter_map(Entry::trip_end);
+        let tripped = || all().filter_map(SnapshotEntry::trip_end);
         let steady = all().filter(|entry| entry.admits(now) == Admits::All).count();
         let (count, pool) = (tripped().count(), tripped().count() + steady);
         let share = (self.max_ejected * pool as f64).floor() as usize;

@@ -3,16 +3,16 @@
 mod floor;
 mod slow_start;
 
-use super::super::breaker::{Miss, Sign};
+use super::super::breaker::{ProbeMiss, Sign};
+use super::super::engine_load::ForeignLoad;
 use super::super::queue::Queue;
-use super::super::told::Foreign;
 use super::*;
 use crate::config::types::{Discovered, UpstreamConfig};
 use crate::config::url;
 
-fn rules() -> Rules {
+fn rules() -> BreakerRules {
     let breaker = Breaker { failures: 1, ..Breaker::default() };
-    Rules { health: Health::default(), breaker }
+    BreakerRules { health: Health::default(), breaker }
 }
 
 /// For how long a source is waited for.
@@ -24,10 +24,10 @@ struct Given {
     models: &'static [&'static str],
 }
 
-fn act(word: &str, machine: &mut Machine, entry: &mut Entry, now: Instant) {
+fn act(word: &str, machine: &mut Machine, entry: &mut SnapshotEntry, now: Instant) {
     match word {
         "ready" => machine.probed(Ok(()), 0, now, &rules()),
-        "missed" => machine.probed(Err(Miss::Silent), 0, now, &rules()),
+        "missed" => machine.probed(Err(ProbeMiss::Silent), 0, now, &rules()),
         // Of its making.
         "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" => {}
         "refused" => machine.seen(Sign::Unreached { refused: true }, 0, now, &rules()),
@@ -57,7 +57,7 @@ fn snapshot(given: &[Given], now: Instant) -> Snapshot {
         });
         let config = UpstreamConfig { max_active: Some(2), discovered, ..UpstreamConfig::new(url) };
         let upstream = Upstream::new(10 + index, config, queue.clone()).expect("it needs no file");
-        let mut entry = Entry::unknown(Arc::new(upstream));
+        let mut entry = SnapshotEntry::unknown(Arc::new(upstream));
         let card = |id: &&str| ModelCard {
             id: (*id).to_string(),
             raw: String::new(),
@@ -67,7 +67,7 @@ fn snapshot(given: &[Given], now: Instant) -> Snapshot {
         entry.models = Arc::new(given.models.iter().map(card).collect());
         let mut machine = Machine::new(now);
         given.script.split_whitespace().for_each(|word| act(word, &mut machine, &mut entry, now));
-        entry.standing = machine.standing(&rules());
+        entry.status = machine.status(&rules());
         entry
     };
     Snapshot::new(given.iter().enumerate().map(make).collect(), Vec::new())
@@ -198,14 +198,18 @@ fn a_name_that_nobody_serves_is_unknown_once_nobody_can_come_with_it() {
     assert_eq!(routing(["ready", ""], "c", now), (Routing::NotReady, vec![]), "it may still come");
     let young = snapshot(&given(["ready", ""]), now);
     let query = Query { model: Some("c"), ..Query::default() };
-    assert_eq!(ask(&young, &query, now + MAY_STILL_COME).0, Routing::NoSuchModel);
+    assert_eq!(ask(&young, &query, now + DISCOVERY_GRACE).0, Routing::NoSuchModel);
 }
 
 #[test]
 fn requests_of_others_are_work_and_take_no_place() {
     let now = Instant::now();
     let both = snapshot(&of(&["ready", "ready"]), now);
-    both.entries[1].upstream.live.told.set(Foreign { requests: 5, tokens: 700 }, now + MAY_STILL_COME);
+    both.entries[1]
+        .upstream
+        .live
+        .engine_load
+        .set(ForeignLoad { requests: 5, tokens: 700 }, now + DISCOVERY_GRACE);
     let mut out = Vec::new();
     let query = Query { tokens: 30, ..Query::default() };
     assert_eq!(both.candidates(&query, now, &mut out), Routing::Candidates, "its limit is two");
@@ -217,7 +221,7 @@ fn requests_of_others_are_work_and_take_no_place() {
 #[test]
 fn an_unknown_model_may_come_while_a_source_is_silent() {
     let now = Instant::now();
-    let until = now + MAY_STILL_COME;
+    let until = now + DISCOVERY_GRACE;
     let query = |model| Query { model: Some(model), ..Query::default() };
     let table = [
         (None, "x", now, Routing::Candidates),
@@ -276,7 +280,7 @@ fn there_is_one_base_model_when_all_whom_sources_name_have_it() {
 #[test]
 fn a_route_asks_what_its_own_upstreams_serve() {
     let now = Instant::now();
-    let later = now + MAY_STILL_COME;
+    let later = now + DISCOVERY_GRACE;
     let given = [("ready of-gym", &["m"] as &[_]), ("ready of-other", &["n"]), ("missed of-other", &[])];
     let make = || snapshot(&given.map(|(script, models)| Given { script, models }), now);
     let (known, awaiting) = (make(), make().awaiting(Some(now + LATE)));

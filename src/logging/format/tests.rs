@@ -21,7 +21,7 @@ fn show(
     message: &str,
     fields: &[(&str, Value<'_>)],
 ) -> String {
-    let style = Style { format, detail, colour: false };
+    let style = LogStyle { format, detail, colour: false };
     let source: &[(&str, Value<'_>)] = fields;
     let record = |args: std::fmt::Arguments<'_>| {
         let record = Record::builder()
@@ -129,7 +129,7 @@ fn numbers_that_json_has_not_are_texts() {
 
 #[test]
 fn colours_are_only_there_when_wanted() {
-    let style = Style { format: LogFormat::Txt, detail: false, colour: true };
+    let style = LogStyle { format: LogFormat::Txt, detail: false, colour: true };
     let record = Record::builder().args(format_args!("m")).level(Level::Warn).build();
     let shown = super::format(&record, Level::Warn, style, origin());
     assert_eq!(shown, "08:18:53.123 \u{1b}[33mWARN \u{1b}[0m m\n");

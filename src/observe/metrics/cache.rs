@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounterVec, IntGauge};
 
-use super::Maker;
+use super::MetricsBuilder;
 
 pub struct CacheMetrics {
     pub tokens: IntCounterVec,
@@ -15,7 +15,7 @@ pub struct CacheMetrics {
 }
 
 impl CacheMetrics {
-    pub(super) fn new(make: &Maker) -> Self {
+    pub(super) fn new(make: &MetricsBuilder) -> Self {
         CacheMetrics {
             tokens: make.counters(
                 "vllm_lb_tokens_total",

@@ -2,14 +2,14 @@
 
 use prometheus::IntCounterVec;
 
-use super::Maker;
+use super::MetricsBuilder;
 
 pub struct DiscoveryMetrics {
     pub failures: IntCounterVec,
 }
 
 impl DiscoveryMetrics {
-    pub(super) fn new(make: &Maker) -> Self {
+    pub(super) fn new(make: &MetricsBuilder) -> Self {
         DiscoveryMetrics {
             failures: make.counters(
                 "vllm_lb_discovery_failures_total",

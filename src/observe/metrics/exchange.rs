@@ -2,7 +2,7 @@
 
 use prometheus::{Gauge, IntCounterVec, IntGauge};
 
-use super::Maker;
+use super::MetricsBuilder;
 
 pub struct ExchangeMetrics {
     pub redis_up: IntGauge,
@@ -16,7 +16,7 @@ pub struct ExchangeMetrics {
 }
 
 impl ExchangeMetrics {
-    pub(super) fn new(make: &Maker) -> Self {
+    pub(super) fn new(make: &MetricsBuilder) -> Self {
         ExchangeMetrics {
             redis_up: make.gauge("vllm_lb_redis_up", "1 while Redis takes in what is said to siblings."),
             redis_failures: make.counters(

@@ -136,7 +136,7 @@ mod tests {
         for (raw, used) in
             [(r"a\", 1), (r"a\\", 3), (r"a\\\", 3), (r"a\u00", 1), (r"a\ud83d\", 1), ("a", 1), ("", 0)]
         {
-            let expected = raw[..used].as_bytes().to_vec();
+            let expected = raw.as_bytes()[..used].to_vec();
             assert_eq!(written(raw.as_bytes(), false), (expected, used), "{raw}");
         }
     }

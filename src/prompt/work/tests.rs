@@ -13,7 +13,7 @@ use super::super::chain::{Blocks, MEDIA_BYTES};
 use super::super::multipart::FormScanner;
 use super::super::scan::Scanner;
 use super::super::session;
-use crate::config::types::Sessions;
+use crate::config::types::SessionConfig;
 
 thread_local! {
     static WORK: Cell<u64> = const { Cell::new(0) };
@@ -119,7 +119,7 @@ fn scan_in_pieces(body: &[u8], ends: &[usize]) {
     let headers = HeaderMap::new();
     let request =
         session::Request { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
-    assert_linear("session", body, work_of(|| drop(request.session(&Sessions::default()))));
+    assert_linear("session", body, work_of(|| drop(request.session(&SessionConfig::default()))));
 }
 
 /// Reads what is behind the first of the pieces without what is in it.

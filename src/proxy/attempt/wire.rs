@@ -36,7 +36,7 @@ const MAX_SLICES: usize = 16;
 /// More is queued only while less than this waits for the upstream.
 const MAX_WAITING: usize = 256 << 10;
 
-/// Where `peek.memory` has no room for what waits: a piece is queued when the upstream has taken the last one.
+/// Where `peek.memory` has no room for what waits: a piece is queued once the upstream took the last one.
 const MIN_WAITING: usize = 1;
 
 /// What a queued piece takes besides its bytes.

@@ -14,7 +14,7 @@ use crate::proxy::request::RequestedModel;
 use crate::proxy::stored::KeptResponse;
 use crate::reject::Reject;
 use crate::route::paths::Api;
-use crate::state::Asked;
+use crate::state::PromptLookup;
 
 /// Where the body names its model.
 pub enum BodyShape {
@@ -40,7 +40,7 @@ pub enum FactsReader {
 #[derive(Default)]
 pub struct BodyFacts {
     pub model: RequestedModel,
-    pub prompt: Asked,
+    pub prompt: PromptLookup,
     /// The session, in the form in which it is reported.
     pub session_label: Option<String>,
     pub prompt_tail: Option<Box<PromptTail>>,

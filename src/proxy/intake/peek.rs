@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
 use super::body_facts::{BodyFacts, BodyShape, FactsReader, PeekedBytes};
-use crate::config::types::{Peek, Sessions};
+use crate::config::types::{Peek, SessionConfig};
 use crate::names::MAX_MODEL_BYTES;
 use crate::prompt::Model;
 use crate::prompt::chain::Blocks;
@@ -70,7 +70,7 @@ pub struct Peeker {
     /// How prompts are cut; none are read where it does not matter what an upstream holds.
     pub blocks: Option<Blocks>,
     /// Where requests name their session.
-    pub sessions: Sessions,
+    pub sessions: SessionConfig,
     pub routes: Routes,
 }
 

@@ -10,7 +10,7 @@ use pingora::protocols::SocketDigest;
 use pingora::protocols::l4::socket::SocketAddr;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use crate::config::types::{Address, Listen};
+use crate::config::types::{Listen, ListenAddress};
 use crate::proxy::certificate::Certificate;
 use crate::proxy::wire::Transport;
 
@@ -39,11 +39,11 @@ impl Listener {
         let tls = listen.tls.as_ref().map(Certificate::new).transpose()?;
         let say = |address: &dyn Display, error: io::Error| format!("cannot listen on {address}: {error}");
         match &listen.address {
-            Address::Tcp(address) => {
+            ListenAddress::Tcp(address) => {
                 let socket = TcpListener::bind(address).await.map_err(|error| say(address, error))?;
                 Self::tcp(socket, tls).map_err(|error| say(address, error))
             }
-            Address::Unix(path) => {
+            ListenAddress::Unix(path) => {
                 let shown = path.display();
                 remove_stale(path).map_err(|error| say(&shown, error))?;
                 let socket = UnixListener::bind(path).map_err(|error| say(&shown, error))?;
@@ -61,12 +61,12 @@ impl Listener {
 
     fn inherit(socket: OwnedFd, listen: &Listen, tls: Option<Arc<Certificate>>) -> io::Result<Self> {
         match &listen.address {
-            Address::Tcp(_) => {
+            ListenAddress::Tcp(_) => {
                 let socket = std::net::TcpListener::from(socket);
                 socket.set_nonblocking(true)?;
                 Self::tcp(TcpListener::from_std(socket)?, tls)
             }
-            Address::Unix(path) => {
+            ListenAddress::Unix(path) => {
                 let socket = std::os::unix::net::UnixListener::from(socket);
                 socket.set_nonblocking(true)?;
                 let socket = UnixListener::from_std(socket)?;

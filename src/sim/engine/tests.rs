@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn request(id: u64, prompt: usize, output: usize) -> Request {
+fn request(id: u64, prompt: usize, output: usize) -> EngineRequest {
     // Prompts of the same id share blocks; the answer's blocks continue the chain.
     let chain = (0..(prompt + output) / 16).map(|place| id * 10_000 + place as u64 + 1).collect();
-    Request {
+    EngineRequest {
         id,
         prompt_tokens: prompt,
         output_tokens: output,
@@ -17,12 +17,12 @@ fn request(id: u64, prompt: usize, output: usize) -> Request {
     }
 }
 
-fn engine(limits: Limits, timing: Timing) -> Engine {
-    Engine::new(limits, timing)
+fn engine(limits: EngineLimits, timing: Timing) -> SimulatedEngine {
+    SimulatedEngine::new(limits, timing)
 }
 
 /// Runs until nothing is left to do.
-fn drain(engine: &mut Engine) -> Vec<Event> {
+fn drain(engine: &mut SimulatedEngine) -> Vec<EngineEvent> {
     let mut events = Vec::new();
     while let Some(next) = engine.next_event_time() {
         events.extend(engine.advance(next));
@@ -30,11 +30,11 @@ fn drain(engine: &mut Engine) -> Vec<Event> {
     events
 }
 
-fn finish_of(events: &[Event], id: u64) -> Summary {
+fn finish_of(events: &[EngineEvent], id: u64) -> GenerationSummary {
     events
         .iter()
         .find_map(|event| match event.kind {
-            Kind::Finished(summary) if event.id == id => Some(summary),
+            EngineEventKind::Finished(summary) if event.id == id => Some(summary),
             _ => None,
         })
         .expect("the request finished")
@@ -43,12 +43,12 @@ fn finish_of(events: &[Event], id: u64) -> Summary {
 #[test]
 fn one_request_takes_its_prefill_and_a_step_a_token() {
     let timing = Timing { per_step: 1.0, per_prefill_token: 0.5, per_sequence: 0.25, ..Timing::instant() };
-    let mut engine = engine(Limits::default(), timing);
+    let mut engine = engine(EngineLimits::default(), timing);
     engine.submit(10.0, request(1, 4, 3)).unwrap();
     let events = drain(&mut engine);
     let times: Vec<f64> = events.iter().map(|event| event.at).collect();
     assert_eq!(times, [13.0, 14.25, 15.5, 15.5]);
-    assert_eq!(events[0].kind, Kind::FirstToken { cached_tokens: 0 });
+    assert_eq!(events[0].kind, EngineEventKind::FirstToken { cached_tokens: 0 });
     let summary = finish_of(&events, 1);
     assert_eq!((summary.prompt_tokens, summary.output_tokens), (4, 3));
     assert_eq!((summary.arrived, summary.first_token), (10.0, 13.0));
@@ -57,7 +57,7 @@ fn one_request_takes_its_prefill_and_a_step_a_token() {
 #[test]
 fn speed_divides_and_instant_takes_no_time() {
     assert_eq!(Timing::default().step(800, 0, 0) / Timing::faster(10.0).step(800, 0, 0), 10.0);
-    let mut engine = engine(Limits::default(), Timing::instant());
+    let mut engine = engine(EngineLimits::default(), Timing::instant());
     engine.submit(1.0, request(1, 20_000, 50)).unwrap();
     let events = engine.advance(1.0);
     assert_eq!(events.len(), 51);
@@ -68,7 +68,7 @@ fn speed_divides_and_instant_takes_no_time() {
 #[test]
 fn long_prompts_are_prefilled_in_chunks_beside_decoding() {
     let timing = Timing { per_step: 1.0, ..Timing::instant() };
-    let mut engine = engine(Limits { step_tokens: 100, ..Limits::default() }, timing);
+    let mut engine = engine(EngineLimits { step_tokens: 100, ..EngineLimits::default() }, timing);
     engine.submit(0.0, request(1, 10, 20)).unwrap();
     engine.submit(0.5, request(2, 250, 1)).unwrap();
     let events = drain(&mut engine);
@@ -80,7 +80,7 @@ fn long_prompts_are_prefilled_in_chunks_beside_decoding() {
 
 #[test]
 fn a_known_prefix_is_not_computed_again() {
-    let mut engine = engine(Limits::default(), Timing { per_prefill_token: 1.0, ..Timing::instant() });
+    let mut engine = engine(EngineLimits::default(), Timing { per_prefill_token: 1.0, ..Timing::instant() });
     engine.submit(0.0, request(1, 64, 16)).unwrap();
     drain(&mut engine);
     // The same prompt again: three of its four blocks, the last token is always computed.
@@ -88,7 +88,7 @@ fn a_known_prefix_is_not_computed_again() {
     again.id = 2;
     engine.submit(100.0, again).unwrap();
     let events = drain(&mut engine);
-    assert_eq!(events[0].kind, Kind::FirstToken { cached_tokens: 48 });
+    assert_eq!(events[0].kind, EngineEventKind::FirstToken { cached_tokens: 48 });
     assert_eq!(events[0].at, 116.0);
     // The conversation goes on: prompt and answer are held, but for the answer's last token.
     let mut next = request(1, 96, 16);
@@ -106,13 +106,14 @@ fn a_known_prefix_is_not_computed_again() {
 #[test]
 fn requests_wait_for_a_seat_and_for_room() {
     let timing = Timing { per_step: 1.0, ..Timing::instant() };
-    let limits = Limits { max_running: 2, max_waiting: Some(1), cache_tokens: 160, ..Limits::default() };
+    let limits =
+        EngineLimits { max_running: 2, max_waiting: Some(1), cache_tokens: 160, ..EngineLimits::default() };
     let mut engine = engine(limits, timing);
     engine.submit(0.0, request(1, 16, 16)).unwrap();
     engine.submit(0.0, request(2, 100, 28)).unwrap();
     assert_eq!((engine.running(), engine.waiting()), (1, 1));
-    assert_eq!(engine.submit(0.0, request(3, 1, 1)), Err(Refused::QueueFull));
-    assert_eq!(engine.submit(0.0, request(4, 160, 1)), Err(Refused::TooLarge));
+    assert_eq!(engine.submit(0.0, request(3, 1, 1)), Err(EngineRefusal::QueueFull));
+    assert_eq!(engine.submit(0.0, request(4, 160, 1)), Err(EngineRefusal::TooLarge));
     engine.advance(1.0);
     assert_eq!((engine.running(), engine.waiting()), (2, 0), "2 + 8 of 10 blocks");
     engine.submit(1.0, request(5, 1, 1)).unwrap();
@@ -123,7 +124,7 @@ fn requests_wait_for_a_seat_and_for_room() {
 
 #[test]
 fn an_aborted_request_is_gone_at_once() {
-    let mut engine = engine(Limits { max_running: 1, ..Limits::default() }, Timing::default());
+    let mut engine = engine(EngineLimits { max_running: 1, ..EngineLimits::default() }, Timing::default());
     engine.submit(0.0, request(1, 64, 100)).unwrap();
     engine.submit(0.0, request(2, 64, 100)).unwrap();
     engine.advance(0.5);
@@ -137,7 +138,7 @@ fn an_aborted_request_is_gone_at_once() {
 
 #[test]
 fn a_paused_engine_keeps_its_requests() {
-    let mut engine = engine(Limits::default(), Timing::instant());
+    let mut engine = engine(EngineLimits::default(), Timing::instant());
     engine.pause();
     engine.submit(0.0, request(1, 16, 4)).unwrap();
     assert!(engine.advance(9.0).is_empty());
@@ -149,7 +150,7 @@ fn a_paused_engine_keeps_its_requests() {
 
 #[test]
 fn a_request_without_output_ends_with_its_prefill() {
-    let mut engine = engine(Limits::default(), Timing { per_step: 1.0, ..Timing::instant() });
+    let mut engine = engine(EngineLimits::default(), Timing { per_step: 1.0, ..Timing::instant() });
     engine.submit(0.0, request(1, 30, 0)).unwrap();
     let events = drain(&mut engine);
     assert_eq!(events.len(), 1);
@@ -165,7 +166,7 @@ proptest! {
         max_running in 1usize..6,
         step_tokens in 8usize..64,
     ) {
-        let limits = Limits { max_running, step_tokens, cache_tokens: 160, ..Limits::default() };
+        let limits = EngineLimits { max_running, step_tokens, cache_tokens: 160, ..EngineLimits::default() };
         let mut engine = engine(limits, Timing { per_step: 1.0, ..Timing::instant() });
         let (mut now, mut events, mut due) = (0.0, Vec::new(), Vec::new());
         for (at, (family, prompt, output, fate)) in requests.into_iter().enumerate() {
@@ -176,8 +177,8 @@ proptest! {
             }
             now += f64::from(fate);
             events.extend(engine.advance(now));
-            let finished = |id: u64| events.iter().any(|event: &Event| {
-                event.id == id && matches!(event.kind, Kind::Finished(_))
+            let finished = |id: u64| events.iter().any(|event: &EngineEvent| {
+                event.id == id && matches!(event.kind, EngineEventKind::Finished(_))
             });
             if fate == 3 && !due.is_empty() {
                 let (id, _) = due[due.len() / 2];

@@ -8,15 +8,15 @@ use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::ApiError;
-use super::plan::Part;
+use super::plan::AnswerPart;
 use super::reply::{self, Reply};
-use super::run::{Ask, Call};
+use super::run::{EngineCall, GenerationRequest};
 use super::token;
 
 /// Largest file, as `VLLM_MAX_AUDIO_CLIP_FILESIZE_MB` has it.
 const MAX_FILE: usize = 25 * 1_024 * 1_024;
 
-pub async fn transcribe(call: &Call) -> Result<Reply, ApiError> {
+pub async fn transcribe(call: &EngineCall) -> Result<Reply, ApiError> {
     let fields = fields(call).unwrap_or_default();
     let text_of = |name: &str| {
         let field = fields.iter().find(|(known, _)| known == name)?;
@@ -30,11 +30,11 @@ pub async fn transcribe(call: &Call) -> Result<Reply, ApiError> {
         return Err(ApiError::bad_request("Maximum file size exceeded"));
     }
     let (_, lora) = call.model(text_of("model"))?;
-    let mut ask = Ask { n: 1, use_cache: true, ..Ask::default() };
+    let mut ask = GenerationRequest { n: 1, use_cache: true, ..GenerationRequest::default() };
     ask.prompt = token::encode(&format!("<|audio {:016x}|>", xxh3_64(file)));
     let mut job = call.start(ask, lora.as_deref())?;
     job.generation.finish().await;
-    let text = job.answers[0].text(Part::Text, job.generation.told(0).0);
+    let text = job.answers[0].text(AnswerPart::Text, job.generation.reported(0).0);
     if text_of("response_format") == Some("text") {
         return Ok(reply::text("text/plain; charset=utf-8", text));
     }
@@ -42,7 +42,7 @@ pub async fn transcribe(call: &Call) -> Result<Reply, ApiError> {
 }
 
 /// Name and content of each part of the form; `None` if it is no form.
-fn fields(call: &Call) -> Option<Vec<(String, &[u8])>> {
+fn fields(call: &EngineCall) -> Option<Vec<(String, &[u8])>> {
     let kind = call.header("content-type")?;
     let boundary = kind.strip_prefix("multipart/form-data")?.split_once("boundary=")?.1;
     let boundary = boundary.split(';').next()?.trim().trim_matches('"');

@@ -1,7 +1,7 @@
-//! Responses that are made without a client: each in a task of its own, and, where it was asked for as a
-//! stream, with all its events kept, so that whoever comes later hears them from the one it names on.
+//! Responses that are generated without a client: each in a task of its own. Where one was requested as a
+//! stream all its events are kept, so that a client that connects later receives them from any number on.
 //!
-//! Never: wait for who listens.
+//! Never waits for a reader.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +15,14 @@ use tokio::sync::watch;
 
 use super::driver::{Generation, Step};
 use super::reply::{self, Reply};
-use super::responses::{Form, Progress};
+use super::responses::{ResponseProgress, ResponsesReplyForm};
 use super::responses_stream::ResponseTalk;
-use super::run::Call;
-use super::stream::{Events, Talk};
+use super::run::EngineCall;
+use super::stream::{EventWriter, ReplyEvents};
 
 /// The events of one response, each in the place of its number.
 #[derive(Debug)]
-pub struct Log {
+pub struct EventLog {
     events: Mutex<Vec<Bytes>>,
     /// Whether there will be no more; moves with every event.
     ended: watch::Sender<bool>,
@@ -30,12 +30,12 @@ pub struct Log {
 
 // === impl Log ===
 
-impl Log {
+impl EventLog {
     fn new() -> Arc<Self> {
-        Arc::new(Log { events: Mutex::default(), ended: watch::Sender::new(false) })
+        Arc::new(EventLog { events: Mutex::default(), ended: watch::Sender::new(false) })
     }
 
-    fn take_in(&self, events: &mut Events) {
+    fn take_in(&self, events: &mut ReplyEvents) {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).extend(events.take());
         self.ended.send_modify(|_| {});
     }
@@ -64,36 +64,36 @@ impl Log {
 }
 
 /// Answers at once; the engine goes on without a client until it is done or cancelled.
-pub fn begin(call: &Call, form: Form, generation: Generation, streams: bool) -> Reply {
+pub fn begin(call: &EngineCall, form: ResponsesReplyForm, generation: Generation, streams: bool) -> Reply {
     let store = &call.shared.store;
-    let begun = form.response(if streams { Progress::Running } else { Progress::Queued });
+    let begun = form.response(if streams { ResponseProgress::Running } else { ResponseProgress::Queued });
     let id = form.id.clone();
     form.keep(store, &begun);
-    let log = Log::new();
+    let log = EventLog::new();
     let answer = if streams { log.follow(0) } else { reply::ok(&begun) };
     store.attach_log(&id, streams.then(|| Arc::clone(&log)));
     let talk = ResponseTalk::new(form, Arc::clone(&call.shared));
-    let task = tokio::spawn(work(generation, talk, Ending(log)));
+    let task = tokio::spawn(work(generation, talk, EndLogOnDrop(log)));
     store.attach(&id, task.abort_handle());
     answer
 }
 
 /// Ends the log also when the work is cancelled.
-struct Ending(Arc<Log>);
+struct EndLogOnDrop(Arc<EventLog>);
 
-impl Drop for Ending {
+impl Drop for EndLogOnDrop {
     fn drop(&mut self) {
         self.0.ended.send_replace(true);
     }
 }
 
-async fn work(mut generation: Generation, mut talk: ResponseTalk, ending: Ending) {
-    let mut events = Events::default();
+async fn work(mut generation: Generation, mut talk: ResponseTalk, ending: EndLogOnDrop) {
+    let mut events = ReplyEvents::default();
     talk.open(&mut events);
     ending.0.take_in(&mut events);
     loop {
         let step = generation.next().await;
-        talk.tell(step, &mut events);
+        talk.write(step, &mut events);
         ending.0.take_in(&mut events);
         if step == Step::End {
             return;

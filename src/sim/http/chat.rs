@@ -6,17 +6,17 @@ use super::clock;
 use super::driver::Step;
 use super::error::ApiError;
 use super::input::Input;
-use super::plan::{Answer, Part, Wishes};
+use super::plan::{AnswerPart, PlannedAnswer, SamplingWishes};
 use super::render;
 use super::reply::{self, Reply};
-use super::run::{Ask, Call, Job, chat_logprob, finish_reason};
-use super::stream::{self, Events, Talk};
+use super::run::{EngineCall, GenerationRequest, Job, chat_logprob, finish_reason};
+use super::stream::{self, EventWriter, ReplyEvents};
 use super::token;
-use super::usage::Usage;
+use super::usage::AnswerUsage;
 
 /// What the answer needs besides the job.
 #[derive(Debug, Clone)]
-struct Form {
+struct ChatReplyForm {
     id: String,
     model: String,
     created: u64,
@@ -33,7 +33,7 @@ struct Form {
     tell_cached: bool,
 }
 
-pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     let (mut ask, streams) = read(&mut input);
     let model = input.string("model");
@@ -41,23 +41,23 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     let (name, lora) = call.model(model.as_deref())?;
     ask.check(&mut input)?;
     ask.prompt = render::chat(&input.body);
-    read_wishes(&input.body, &mut ask.wishes, model.as_deref());
-    let form = Form::new(call, &input, name);
+    read_sampling(&input.body, &mut ask.wishes, model.as_deref());
+    let form = ChatReplyForm::new(call, &input, name);
     let mut job = call.start(ask, lora.as_deref())?;
     if streams {
         let Job { prompt, answers, generation } = job;
-        let talk = ChatTalk { told: vec![0; answers.len()], form, prompt, answers, cached: 0 };
+        let talk = ChatWriter { told: vec![0; answers.len()], form, prompt, answers, cached: 0 };
         return Ok(stream::answer(call, generation, talk));
     }
     let cached = job.generation.finish().await;
     Ok(reply::ok(&form.whole(&job, cached)))
 }
 
-fn read(input: &mut Input) -> (Ask, bool) {
+fn read(input: &mut Input) -> (GenerationRequest, bool) {
     input.require("messages");
     input.list("messages");
     input.list("tools");
-    let ask = Ask::read(input, &["max_completion_tokens", "max_tokens"]);
+    let ask = GenerationRequest::read(input, &["max_completion_tokens", "max_tokens"]);
     let streams = input.boolean("stream").unwrap_or(false);
     let options = input.object("stream_options");
     for name in ["logprobs", "return_token_ids"] {
@@ -74,7 +74,7 @@ fn read(input: &mut Input) -> (Ask, bool) {
 }
 
 /// Fields of chat that shape the answer.
-fn read_wishes(body: &Value, wishes: &mut Wishes, model: Option<&str>) {
+fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>) {
     wishes.reasoning = thinks(body, model);
     let tools = body["tools"].as_array().map_or(&[][..], Vec::as_slice);
     let functions = || tools.iter().map(|tool| &tool["function"]);
@@ -108,8 +108,8 @@ pub fn thinks(body: &Value, model: Option<&str>) -> bool {
 
 // === impl Form ===
 
-impl Form {
-    fn new(call: &Call, input: &Input, model: String) -> Self {
+impl ChatReplyForm {
+    fn new(call: &EngineCall, input: &Input, model: String) -> Self {
         let body = &input.body;
         let is_on = |value: &Value| value.as_bool().unwrap_or(false);
         let tops = body["top_logprobs"].as_u64().unwrap_or(0).min(20) as usize;
@@ -130,7 +130,7 @@ impl Form {
         }
     }
 
-    fn finish(&self, answer: &Answer) -> &'static str {
+    fn finish(&self, answer: &PlannedAnswer) -> &'static str {
         let reason = finish_reason(answer.finish);
         if answer.tool.is_some() && !self.named_tool && reason == "stop" { "tool_calls" } else { reason }
     }
@@ -144,9 +144,9 @@ impl Form {
     /// The answer in one piece.
     fn whole(&self, job: &Job, cached: usize) -> Value {
         let choices: Vec<Value> = (0..job.answers.len()).map(|index| self.choice(job, index)).collect();
-        let completion = (0..job.answers.len()).map(|index| job.generation.told(index).0).sum();
+        let completion = (0..job.answers.len()).map(|index| job.generation.reported(index).0).sum();
         let cached = self.tell_cached.then_some(cached);
-        let usage = Usage { prompt: job.prompt.len(), completion, cached };
+        let usage = AnswerUsage { prompt: job.prompt.len(), completion, cached };
         let prompt_text = self.prompt_text.then(|| token::decode(&job.prompt));
         json!({
             "id": self.id,
@@ -168,7 +168,7 @@ impl Form {
 
     fn choice(&self, job: &Job, index: usize) -> Value {
         let answer = &job.answers[index];
-        let (told, aborted) = job.generation.told(index);
+        let (told, aborted) = job.generation.reported(index);
         let ids = answer.ids(told);
         json!({
             "index": index,
@@ -181,10 +181,10 @@ impl Form {
         })
     }
 
-    fn message(&self, answer: &Answer, told: usize) -> Value {
-        let text = answer.text(Part::Text, told);
-        let reasoning = answer.text(Part::Reasoning, told);
-        let has_reasoning = answer.pieces.iter().any(|piece| piece.part == Part::Reasoning);
+    fn message(&self, answer: &PlannedAnswer, told: usize) -> Value {
+        let text = answer.text(AnswerPart::Text, told);
+        let reasoning = answer.text(AnswerPart::Reasoning, told);
+        let has_reasoning = answer.pieces.iter().any(|piece| piece.part == AnswerPart::Reasoning);
         let mut message = Map::new();
         message.insert("role".to_owned(), json!("assistant"));
         let content = if answer.tool.is_some() && !self.named_tool { Value::Null } else { json!(text) };
@@ -193,7 +193,7 @@ impl Form {
             message.insert(absent.to_owned(), Value::Null);
         }
         if let Some(name) = &answer.tool {
-            let arguments = answer.text(Part::Arguments, told);
+            let arguments = answer.text(AnswerPart::Arguments, told);
             let function = json!({"name": name, "arguments": arguments});
             let call = json!({"id": self.call_id(0), "type": "function", "function": function});
             message.insert("tool_calls".to_owned(), json!([call]));
@@ -229,17 +229,17 @@ fn prompt_logprobs(prompt: &[u32]) -> Vec<Value> {
 }
 
 /// The stream of a chat.
-struct ChatTalk {
-    form: Form,
+struct ChatWriter {
+    form: ChatReplyForm,
     prompt: Vec<u32>,
-    answers: Vec<Answer>,
+    answers: Vec<PlannedAnswer>,
     cached: usize,
     /// Tokens told, one entry a choice.
     told: Vec<usize>,
 }
 
-impl Talk for ChatTalk {
-    fn tell(&mut self, step: Step, events: &mut Events) {
+impl EventWriter for ChatWriter {
+    fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => {
                 self.cached = cached_tokens;
@@ -267,13 +267,13 @@ impl Talk for ChatTalk {
         }
     }
 
-    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+    fn fail(&mut self, error: &ApiError, events: &mut ReplyEvents) {
         events.data(&error.openai());
         events.done();
     }
 }
 
-impl ChatTalk {
+impl ChatWriter {
     fn role_chunk(&self, index: usize) -> Value {
         let delta = json!({"role": "assistant", "content": ""});
         let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
@@ -310,10 +310,10 @@ impl ChatTalk {
         let answer = &self.answers[choice];
         let piece = &answer.pieces[index];
         match piece.part {
-            Part::Text => json!({"content": piece.text}),
-            Part::Reasoning => json!({"reasoning": piece.text}),
-            Part::Arguments => {
-                let first = index == 0 || answer.pieces[index - 1].part != Part::Arguments;
+            AnswerPart::Text => json!({"content": piece.text}),
+            AnswerPart::Reasoning => json!({"reasoning": piece.text}),
+            AnswerPart::Arguments => {
+                let first = index == 0 || answer.pieces[index - 1].part != AnswerPart::Arguments;
                 let call = if first {
                     json!({
                         "id": self.form.call_id(choice),
@@ -343,14 +343,15 @@ impl ChatTalk {
         let completion = self.told.iter().sum();
         let cached = self.form.tell_cached.then_some(self.cached);
         let mut chunk = self.form.chunk(json!([]));
-        chunk["usage"] = Usage { prompt: self.prompt.len(), completion, cached }.last(true);
+        chunk["usage"] = AnswerUsage { prompt: self.prompt.len(), completion, cached }.last(true);
         chunk["system_fingerprint"] = json!(self.form.fingerprint);
         chunk
     }
 
     fn add_running_usage(&self, chunk: &mut Value, choice: usize) {
         if self.form.continuous_usage {
-            let usage = Usage { prompt: self.prompt.len(), completion: self.told[choice], cached: None };
+            let usage =
+                AnswerUsage { prompt: self.prompt.len(), completion: self.told[choice], cached: None };
             chunk["usage"] = usage.running();
         }
     }

@@ -6,18 +6,18 @@ use super::clock;
 use super::driver::{Generation, Step};
 use super::error::ApiError;
 use super::input::Input;
-use super::plan::{Answer, Part};
+use super::plan::{AnswerPart, PlannedAnswer};
 use super::reply::{self, Reply};
-use super::run::{Ask, Call, finish_reason, logprob};
-use super::stream::{self, Events, Talk};
+use super::run::{EngineCall, GenerationRequest, finish_reason, logprob};
+use super::stream::{self, EventWriter, ReplyEvents};
 use super::token;
-use super::usage::Usage;
+use super::usage::AnswerUsage;
 
 /// Most prompts of one request (`VLLM_MAX_COMPLETION_PROMPTS`).
 const MAX_PROMPTS: usize = 1_024;
 
 #[derive(Debug, Clone)]
-struct Form {
+struct CompletionsReplyForm {
     id: String,
     model: String,
     created: u64,
@@ -33,14 +33,14 @@ struct Form {
 /// All choices of all prompts, in order.
 struct Batch {
     /// One entry a choice: its prompt, its answer.
-    choices: Vec<(Vec<u32>, Answer)>,
+    choices: Vec<(Vec<u32>, PlannedAnswer)>,
     prompt_tokens: usize,
 }
 
-pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("prompt");
-    let ask = Ask::read(&mut input, &["max_tokens"]);
+    let ask = GenerationRequest::read(&mut input, &["max_tokens"]);
     let streams = input.boolean("stream").unwrap_or(false);
     let options = input.object("stream_options");
     input.integer("logprobs");
@@ -51,14 +51,19 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     let mut input = input.checked()?;
     let (name, lora) = call.model(model.as_deref())?;
     ask.check(&mut input)?;
-    let form = Form::new(call, &input, name);
+    let form = CompletionsReplyForm::new(call, &input, name);
     let prompts = prompts(&input.body["prompt"])?;
     let mut batch = Batch { choices: Vec::new(), prompt_tokens: 0 };
     let mut requests = Vec::new();
     for (prompt, exact) in prompts {
         batch.prompt_tokens += prompt.len();
-        let ask =
-            Ask { prompt, exact, wishes: ask.wishes.clone(), cache_salt: ask.cache_salt.clone(), ..ask };
+        let ask = GenerationRequest {
+            prompt,
+            exact,
+            wishes: ask.wishes.clone(),
+            cache_salt: ask.cache_salt.clone(),
+            ..ask
+        };
         let (prepared, more) = call.prepare(ask, lora.as_deref())?;
         let prompt = prepared.prompt;
         batch.choices.extend(prepared.answers.into_iter().map(|answer| (prompt.clone(), answer)));
@@ -99,8 +104,8 @@ fn prompts(prompt: &Value) -> Result<Vec<(Vec<u32>, bool)>, ApiError> {
 
 // === impl Form ===
 
-impl Form {
-    fn new(call: &Call, input: &Input, model: String) -> Self {
+impl CompletionsReplyForm {
+    fn new(call: &EngineCall, input: &Input, model: String) -> Self {
         let body = &input.body;
         let is_on = |value: &Value| value.as_bool().unwrap_or(false);
         let usage = is_on(&body["stream_options"]["include_usage"]);
@@ -120,12 +125,12 @@ impl Form {
     fn whole(&self, batch: &Batch, generation: &Generation, cached: usize) -> Value {
         let mut completion = 0;
         let choices = batch.choices.iter().enumerate().map(|(index, (prompt, answer))| {
-            let (told, aborted) = generation.told(index);
+            let (told, aborted) = generation.reported(index);
             completion += told;
             let ids = answer.ids(told);
             json!({
                 "index": index,
-                "text": answer.text(Part::Text, told),
+                "text": answer.text(AnswerPart::Text, told),
                 "logprobs": self.logprobs(&ids, 0),
                 "finish_reason": if aborted { "abort" } else { finish_reason(answer.finish) },
                 "stop_reason": answer.stop_reason,
@@ -137,7 +142,7 @@ impl Form {
         });
         let choices: Vec<Value> = choices.collect();
         let cached = self.tell_cached.then_some(cached);
-        let usage = Usage { prompt: batch.prompt_tokens, completion, cached };
+        let usage = AnswerUsage { prompt: batch.prompt_tokens, completion, cached };
         json!({
             "id": self.id,
             "object": "text_completion",
@@ -189,14 +194,14 @@ impl Form {
 
 /// The stream of a completion.
 struct CompletionTalk {
-    form: Form,
+    form: CompletionsReplyForm,
     batch: Batch,
     told: Vec<usize>,
     cached: usize,
 }
 
-impl Talk for CompletionTalk {
-    fn tell(&mut self, step: Step, events: &mut Events) {
+impl EventWriter for CompletionTalk {
+    fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => self.cached = cached_tokens,
             Step::Token { choice, index, last } => {
@@ -214,7 +219,7 @@ impl Talk for CompletionTalk {
                 if self.form.include_usage {
                     let mut chunk = self.form.chunk(json!([]));
                     let cached = self.form.tell_cached.then_some(self.cached);
-                    chunk["usage"] = Usage { cached, ..self.usage() }.last(false);
+                    chunk["usage"] = AnswerUsage { cached, ..self.usage() }.last(false);
                     chunk["system_fingerprint"] = json!(self.form.fingerprint);
                     events.data(&chunk);
                 }
@@ -223,7 +228,7 @@ impl Talk for CompletionTalk {
         }
     }
 
-    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+    fn fail(&mut self, error: &ApiError, events: &mut ReplyEvents) {
         events.data(&error.openai());
         events.done();
     }
@@ -233,7 +238,7 @@ impl CompletionTalk {
     fn token_chunk(&self, choice: usize, index: usize, last: bool) -> Value {
         let (prompt, answer) = &self.batch.choices[choice];
         let piece = &answer.pieces[index];
-        let offset = answer.text(Part::Text, index).chars().count();
+        let offset = answer.text(AnswerPart::Text, index).chars().count();
         let tells_prompt = self.form.token_ids && index == 0;
         let entry = json!({
             "index": choice,
@@ -264,7 +269,7 @@ impl CompletionTalk {
         chunk
     }
 
-    fn usage(&self) -> Usage {
-        Usage { prompt: self.batch.prompt_tokens, completion: self.told.iter().sum(), cached: None }
+    fn usage(&self) -> AnswerUsage {
+        AnswerUsage { prompt: self.batch.prompt_tokens, completion: self.told.iter().sum(), cached: None }
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::route;
-use super::shared::Shared;
+use super::shared::EngineShared;
 
 /// What the server wants of its connections; the numbers count wishes, so that each is seen once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Control {
 
 /// What one connection is doing.
 #[derive(Debug, Default)]
-pub struct Connection {
+pub struct ConnectionState {
     /// Requests whose answer is not all out.
     busy: AtomicUsize,
     served: AtomicUsize,
@@ -42,11 +42,11 @@ pub struct Connection {
 
 /// Marks a connection busy while it lives.
 #[derive(Debug)]
-pub struct Busy(Arc<Connection>);
+pub struct BusyGuard(Arc<ConnectionState>);
 
 /// Counts a connection while it lives, as one of the process that accepted it.
-pub struct Open {
-    pub shared: Arc<Shared>,
+pub struct AcceptedConnection {
+    pub shared: Arc<EngineShared>,
     /// Wishes that come after the connection was accepted, however late it begins to look at them.
     pub control: watch::Receiver<Control>,
     accepted: Control,
@@ -54,23 +54,23 @@ pub struct Open {
 }
 
 /// A stream that can end with a reset instead of a goodbye.
-pub struct Socket {
-    stream: Stream,
-    connection: Arc<Connection>,
+pub struct ResettableSocket {
+    stream: SocketStream,
+    connection: Arc<ConnectionState>,
 }
 
-enum Stream {
+enum SocketStream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 // === impl Connection ===
 
-impl Connection {
-    pub fn busy(self: &Arc<Self>) -> Busy {
+impl ConnectionState {
+    pub fn busy(self: &Arc<Self>) -> BusyGuard {
         self.busy.fetch_add(1, Ordering::SeqCst);
         self.served.fetch_add(1, Ordering::SeqCst);
-        Busy(Arc::clone(self))
+        BusyGuard(Arc::clone(self))
     }
 
     pub fn end_with_reset(&self) {
@@ -82,20 +82,20 @@ impl Connection {
     }
 }
 
-impl Busy {
-    pub fn connection(&self) -> &Arc<Connection> {
+impl BusyGuard {
+    pub fn connection(&self) -> &Arc<ConnectionState> {
         &self.0
     }
 }
 
-impl Drop for Busy {
+impl Drop for BusyGuard {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-impl Open {
-    pub fn new(shared: Arc<Shared>) -> Self {
+impl AcceptedConnection {
+    pub fn new(shared: Arc<EngineShared>) -> Self {
         shared.connections.fetch_add(1, Ordering::SeqCst);
         let control = shared.control.subscribe();
         let accepted = *control.borrow();
@@ -111,14 +111,14 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for AcceptedConnection {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// Serves requests until the client, the idle limit or the server's wish ends it.
-pub async fn serve<S>(io: S, connection: Arc<Connection>, open: &mut Open)
+pub async fn serve<S>(io: S, connection: Arc<ConnectionState>, open: &mut AcceptedConnection)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -133,7 +133,7 @@ where
     let serving = http.auto_date_header(false).serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut serving = pin!(serving);
     let mut idle = IdleTimer::new(keep_alive);
-    let Open { control, accepted: seen, .. } = open;
+    let AcceptedConnection { control, accepted: seen, .. } = open;
     loop {
         tokio::select! {
             // A broken connection is its client's business; all that was held is dropped with it.
@@ -171,7 +171,7 @@ impl IdleTimer {
     }
 
     /// Looks ten times per limit, so that it ends at most a tenth too late.
-    async fn over(&mut self, connection: &Connection) {
+    async fn over(&mut self, connection: &ConnectionState) {
         while !self.fired {
             let served = connection.served.load(Ordering::SeqCst);
             if !connection.is_idle() || served == 0 || served != self.served {
@@ -190,20 +190,20 @@ impl IdleTimer {
 
 // === impl Socket ===
 
-impl Socket {
-    pub fn tcp(stream: TcpStream, connection: Arc<Connection>) -> Self {
-        Self { stream: Stream::Tcp(stream), connection }
+impl ResettableSocket {
+    pub fn tcp(stream: TcpStream, connection: Arc<ConnectionState>) -> Self {
+        Self { stream: SocketStream::Tcp(stream), connection }
     }
 
-    pub fn unix(stream: UnixStream, connection: Arc<Connection>) -> Self {
-        Self { stream: Stream::Unix(stream), connection }
+    pub fn unix(stream: UnixStream, connection: Arc<ConnectionState>) -> Self {
+        Self { stream: SocketStream::Unix(stream), connection }
     }
 }
 
-impl Drop for Socket {
+impl Drop for ResettableSocket {
     fn drop(&mut self) {
         if self.connection.reset.load(Ordering::SeqCst)
-            && let Stream::Tcp(stream) = &self.stream
+            && let SocketStream::Tcp(stream) = &self.stream
         {
             // Without a lingering second the kernel says RST; if it refuses, the client sees a plain close.
             let _ = stream.set_zero_linger();
@@ -211,42 +211,42 @@ impl Drop for Socket {
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for ResettableSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            SocketStream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            SocketStream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for ResettableSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
-            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            SocketStream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            SocketStream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_flush(context),
+            SocketStream::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            SocketStream::Unix(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            SocketStream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            SocketStream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

@@ -15,17 +15,17 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::error::{self, ApiError};
-use super::fault::{Fault, NoMetrics};
+use super::fault::{InjectedFault, NoMetrics};
 use super::record::Recorded;
 use super::reply::{self, Reply};
-use super::run::Call;
-use super::shared::Shared;
+use super::run::EngineCall;
+use super::shared::EngineShared;
 
 /// Time for the answer to leave before what it announces happens.
-const GRACE: Duration = Duration::from_millis(20);
+const ANSWER_GRACE: Duration = Duration::from_millis(20);
 
 /// `/reset_prefix_cache`, `/sleep`, `/wake_up`, `/is_sleeping`, `/pause`, `/resume`, `/is_paused`.
-pub fn dev(call: &Call) -> Result<Reply, ApiError> {
+pub fn dev(call: &EngineCall) -> Result<Reply, ApiError> {
     let driver = &call.shared.driver;
     let sleep = &call.shared.sleep;
     Ok(reply::ok(&match call.uri.path() {
@@ -61,7 +61,7 @@ pub fn dev(call: &Call) -> Result<Reply, ApiError> {
     }))
 }
 
-pub async fn sim(call: &Call) -> Result<Reply, ApiError> {
+pub async fn sim(call: &EngineCall) -> Result<Reply, ApiError> {
     let list = |all: Vec<Recorded>| {
         let all: Vec<Value> = all.iter().map(Recorded::to_json).collect();
         reply::ok(&json!(all))
@@ -83,7 +83,7 @@ pub async fn sim(call: &Call) -> Result<Reply, ApiError> {
     })
 }
 
-async fn set_fault(call: &Call, body: &Value) -> Result<(), ApiError> {
+async fn set_fault(call: &EngineCall, body: &Value) -> Result<(), ApiError> {
     match body["kind"].as_str() {
         Some("none") => {
             well(&call.shared).await;
@@ -102,7 +102,7 @@ async fn set_fault(call: &Call, body: &Value) -> Result<(), ApiError> {
             call.shared.faults.set_metrics(Some(status.map_or(NoMetrics::Stall, NoMetrics::Status)));
         }
         _ => {
-            let fault = Fault::parse(body).map_err(ApiError::bad_request)?;
+            let fault = InjectedFault::parse(body).map_err(ApiError::bad_request)?;
             call.shared.set_fault(Some(fault), body["requests"].as_u64()).await;
         }
     }
@@ -117,17 +117,17 @@ async fn set_fault(call: &Call, body: &Value) -> Result<(), ApiError> {
 }
 
 /// Nothing goes wrong any more.
-async fn well(shared: &Shared) {
+async fn well(shared: &EngineShared) {
     shared.faults.set_health(None);
     shared.faults.set_metrics(None);
     shared.set_fault(None, None).await;
 }
 
 /// Restarts after the answer is out, since the answer's own connection ends too.
-fn restart_soon(call: &Call) {
+fn restart_soon(call: &EngineCall) {
     let shared = Arc::clone(&call.shared);
     tokio::spawn(async move {
-        tokio::time::sleep(GRACE).await;
+        tokio::time::sleep(ANSWER_GRACE).await;
         shared.restart();
     });
 }

@@ -1,4 +1,4 @@
-//! Drives the pure engine on the real clock and tells each request how far it is.
+//! Drives the pure engine on the real clock and reports progress to each request.
 //!
 //! One task ends the steps when their time has come. A request learns its progress through a `watch`: a
 //! number of tokens, not the tokens, so a slow reader makes nothing pile up. A `Generation` is the request's
@@ -13,39 +13,41 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::latency::Latencies;
-use crate::sim::engine::{Counters, Engine, Kind, Limits, Refused, Request, Timing};
+use crate::sim::engine::{
+    Counters, EngineEventKind, EngineLimits, EngineRefusal, EngineRequest, SimulatedEngine, Timing,
+};
 
 pub struct Driver {
-    inner: Mutex<Inner>,
+    inner: Mutex<DriverInner>,
     wake: Notify,
     clock: Instant,
-    limits: Limits,
+    limits: EngineLimits,
 }
 
-struct Inner {
-    engine: Engine,
-    seats: HashMap<u64, Seat>,
+struct DriverInner {
+    engine: SimulatedEngine,
+    seats: HashMap<u64, ProgressSink>,
     next_id: u64,
     latencies: Latencies,
     /// The pace when nothing slows it.
     timing: Timing,
 }
 
-/// Who wants to know about a request of the engine.
-struct Seat {
-    progress: Arc<watch::Sender<Progress>>,
+/// Where the progress of one engine request is reported.
+struct ProgressSink {
+    progress: Arc<watch::Sender<GenerationProgress>>,
     choice: usize,
 }
 
 /// How far a generation is, one entry a choice.
 #[derive(Debug, Clone, Default)]
-struct Progress {
+struct GenerationProgress {
     cached_tokens: usize,
-    choices: Vec<Choice>,
+    choices: Vec<ChoiceProgress>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Choice {
+struct ChoiceProgress {
     tokens: usize,
     ended: bool,
     aborted: bool,
@@ -53,7 +55,7 @@ struct Choice {
 
 /// The engine as numbers.
 #[derive(Debug, Clone, Copy)]
-pub struct Gauges {
+pub struct EngineGauges {
     pub running: usize,
     pub waiting: usize,
     pub kv_usage: f64,
@@ -65,9 +67,9 @@ pub struct Gauges {
 pub struct Generation {
     driver: Arc<Driver>,
     ids: Vec<u64>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<GenerationProgress>,
     /// What `next` has told, one entry a choice.
-    told: Vec<Choice>,
+    told: Vec<ChoiceProgress>,
     /// Tokens each choice will have.
     lengths: Vec<usize>,
     begun: bool,
@@ -95,9 +97,9 @@ pub enum Step {
 // === impl Driver ===
 
 impl Driver {
-    pub fn new(limits: Limits, timing: Timing) -> Self {
-        let inner = Inner {
-            engine: Engine::new(limits.clone(), timing),
+    pub fn new(limits: EngineLimits, timing: Timing) -> Self {
+        let inner = DriverInner {
+            engine: SimulatedEngine::new(limits.clone(), timing),
             seats: HashMap::new(),
             next_id: 0,
             latencies: Latencies::default(),
@@ -126,9 +128,10 @@ impl Driver {
     }
 
     /// Hands `requests`, the choices of one answer, to the engine; ids are given here.
-    pub fn begin(self: &Arc<Self>, requests: Vec<Request>) -> Result<Generation, Refused> {
-        let choices = vec![Choice::default(); requests.len()];
-        let (sender, progress) = watch::channel(Progress { cached_tokens: 0, choices: choices.clone() });
+    pub fn begin(self: &Arc<Self>, requests: Vec<EngineRequest>) -> Result<Generation, EngineRefusal> {
+        let choices = vec![ChoiceProgress::default(); requests.len()];
+        let (sender, progress) =
+            watch::channel(GenerationProgress { cached_tokens: 0, choices: choices.clone() });
         let sender = Arc::new(sender);
         let lengths = requests.iter().map(|request| request.output_tokens).collect();
         let mut generation = Generation {
@@ -146,7 +149,7 @@ impl Driver {
             inner.next_id += 1;
             request.id = inner.next_id;
             inner.engine.submit(now, request.clone())?;
-            inner.seats.insert(request.id, Seat { progress: Arc::clone(&sender), choice });
+            inner.seats.insert(request.id, ProgressSink { progress: Arc::clone(&sender), choice });
             generation.ids.push(request.id);
         }
         self.wake.notify_one();
@@ -155,21 +158,22 @@ impl Driver {
 
     /// A generation that the engine turned away at once, as a draining one does.
     pub fn aborted(self: &Arc<Self>, choices: usize) -> Generation {
-        let aborted = Choice { aborted: true, ..Choice::default() };
-        let (_, progress) = watch::channel(Progress { cached_tokens: 0, choices: vec![aborted; choices] });
+        let aborted = ChoiceProgress { aborted: true, ..ChoiceProgress::default() };
+        let (_, progress) =
+            watch::channel(GenerationProgress { cached_tokens: 0, choices: vec![aborted; choices] });
         Generation {
             driver: Arc::clone(self),
             ids: Vec::new(),
             progress,
-            told: vec![Choice::default(); choices],
+            told: vec![ChoiceProgress::default(); choices],
             lengths: vec![0; choices],
             begun: false,
         }
     }
 
-    pub fn gauges(&self) -> Gauges {
+    pub fn gauges(&self) -> EngineGauges {
         let inner = self.lock();
-        Gauges {
+        EngineGauges {
             running: inner.engine.running(),
             waiting: inner.engine.waiting(),
             kv_usage: inner.engine.kv_usage(),
@@ -185,7 +189,7 @@ impl Driver {
     /// Forgets everything, as a process that starts anew.
     pub fn restart(&self) {
         let mut inner = self.lock();
-        inner.engine = Engine::new(self.limits.clone(), inner.timing);
+        inner.engine = SimulatedEngine::new(self.limits.clone(), inner.timing);
         inner.seats.clear();
         inner.latencies = Latencies::default();
     }
@@ -235,23 +239,23 @@ impl Driver {
         let now = self.now();
         let events = inner.engine.advance(now);
         for event in events {
-            let Inner { seats, latencies, .. } = &mut *inner;
+            let DriverInner { seats, latencies, .. } = &mut *inner;
             latencies.record(&event);
-            let Some(Seat { progress, choice }) = seats.get(&event.id) else { continue };
+            let Some(ProgressSink { progress, choice }) = seats.get(&event.id) else { continue };
             progress.send_modify(|progress| {
                 match event.kind {
-                    Kind::FirstToken { cached_tokens } => {
+                    EngineEventKind::FirstToken { cached_tokens } => {
                         // Later choices find the prompt of the first, which says nothing of the client's.
                         if *choice == 0 {
                             progress.cached_tokens = cached_tokens;
                         }
                         progress.choices[*choice].tokens += 1;
                     }
-                    Kind::Token => progress.choices[*choice].tokens += 1,
-                    Kind::Finished(_) => progress.choices[*choice].ended = true,
+                    EngineEventKind::Token => progress.choices[*choice].tokens += 1,
+                    EngineEventKind::Finished(_) => progress.choices[*choice].ended = true,
                 }
             });
-            if matches!(event.kind, Kind::Finished(_)) {
+            if matches!(event.kind, EngineEventKind::Finished(_)) {
                 seats.remove(&event.id);
             }
         }
@@ -267,12 +271,12 @@ impl Driver {
             }
         }
         drop(inner);
-        // Those who waited may begin.
+        // Requests that waited may begin.
         self.wake.notify_one();
     }
 
     /// A panic elsewhere leaves numbers that are still whole, so a poisoned lock is taken as it is.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, DriverInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -280,7 +284,7 @@ impl Driver {
 // === impl Generation ===
 
 impl Generation {
-    /// Waits for the next thing to tell. After `End` it tells `End` again.
+    /// Waits for the next step. After `End` it returns `End` again.
     pub async fn next(&mut self) -> Step {
         loop {
             if let Some(step) = self.ready() {
@@ -306,7 +310,7 @@ impl Generation {
     }
 
     /// Tokens of a choice told so far, and whether the engine aborted it.
-    pub fn told(&self, choice: usize) -> (usize, bool) {
+    pub fn reported(&self, choice: usize) -> (usize, bool) {
         (self.told[choice].tokens, self.told[choice].aborted)
     }
 

@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::reply::{self, Reply};
-use crate::sim::engine::Refused;
+use crate::sim::engine::EngineRefusal;
 
 /// An error before it has the shape of an API.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,16 +64,18 @@ impl ApiError {
         Self { framework: true, ..Self::new(400, "Bad Request", message, param) }
     }
 
-    pub fn refused(refused: Refused) -> Self {
+    pub fn refused(refused: EngineRefusal) -> Self {
         match refused {
-            Refused::QueueFull => Self::new(
+            EngineRefusal::QueueFull => Self::new(
                 503,
                 "Service Unavailable",
                 "The engine is currently busy and cannot accept new requests. \
                  Please try again later or on a different instance.",
                 None,
             ),
-            Refused::TooLarge => Self::bad_request("The request does not fit into the KV cache, even alone."),
+            EngineRefusal::TooLarge => {
+                Self::bad_request("The request does not fit into the KV cache, even alone.")
+            }
         }
     }
 

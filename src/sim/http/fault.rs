@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// What goes wrong.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Fault {
+pub enum InjectedFault {
     /// The listener closes: connecting is refused. Idle connections end, busy ones go on.
     Refuse,
     /// Connections are accepted and closed at once.
@@ -48,11 +48,11 @@ pub enum NoMetrics {
 }
 
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<State>);
+pub struct Faults(Mutex<FaultState>);
 
 #[derive(Debug, Default)]
-struct State {
-    fault: Option<Fault>,
+struct FaultState {
+    fault: Option<InjectedFault>,
     /// How many more requests it strikes; `None`: all.
     left: Option<u64>,
     health: Option<u16>,
@@ -62,7 +62,7 @@ struct State {
 // === impl Faults ===
 
 impl Faults {
-    pub fn set(&self, fault: Option<Fault>, requests: Option<u64>) {
+    pub fn set(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
         let mut state = self.lock();
         state.fault = fault.filter(|_| requests != Some(0));
         state.left = requests;
@@ -85,26 +85,26 @@ impl Faults {
     }
 
     /// The fault, if it is `wanted` here: it strikes, and one request less is left for it.
-    pub fn strike(&self, wanted: impl Fn(&Fault) -> bool) -> Option<Fault> {
+    pub fn strike(&self, wanted: impl Fn(&InjectedFault) -> bool) -> Option<InjectedFault> {
         let mut state = self.lock();
         let fault = state.fault.clone().filter(wanted)?;
         if let Some(left) = &mut state.left {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                *state = State { health: state.health, metrics: state.metrics, ..State::default() };
+                *state = FaultState { health: state.health, metrics: state.metrics, ..FaultState::default() };
             }
         }
         Some(fault)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, FaultState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 // === impl Fault ===
 
-impl Fault {
+impl InjectedFault {
     /// Whether it happens to single requests, after they were read. The others happen to the listener, to
     /// new connections or to the engine as a whole, and last until they are cleared.
     pub(super) fn strikes_requests(&self) -> bool {

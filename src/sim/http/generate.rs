@@ -5,19 +5,19 @@ use serde_json::{Value, json};
 use super::clock;
 use super::driver::Step;
 use super::error::ApiError;
-use super::plan::Answer;
+use super::plan::PlannedAnswer;
 use super::reply::{self, Reply};
-use super::run::{Ask, Call, Job, finish_reason};
-use super::stream::{self, Events, Talk};
-use super::usage::Usage;
+use super::run::{EngineCall, GenerationRequest, Job, finish_reason};
+use super::stream::{self, EventWriter, ReplyEvents};
+use super::usage::AnswerUsage;
 
-struct Form {
+struct GenerateReplyForm {
     id: String,
     tell_cached: bool,
     include_usage: bool,
 }
 
-pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["token_ids", "sampling_params"] {
         input.require(name);
@@ -33,11 +33,18 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     let ids: Option<Vec<u32>> = ids.map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
     let prompt = ids.ok_or_else(|| ApiError::bad_request("token_ids must be token ids"))?;
     let number = |key: &str| sampling.get(key).and_then(Value::as_i64);
-    let mut ask = Ask { prompt, exact: true, n: 1, cache_salt, use_cache: true, ..Ask::default() };
+    let mut ask = GenerationRequest {
+        prompt,
+        exact: true,
+        n: 1,
+        cache_salt,
+        use_cache: true,
+        ..GenerationRequest::default()
+    };
     ask.limit = number("max_tokens").map(|value| ("max_tokens", value));
     ask.wishes.max_tokens = number("max_tokens").and_then(|value| usize::try_from(value).ok());
     ask.n = number("n").and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
-    let form = Form {
+    let form = GenerateReplyForm {
         id: call.id("generate-tokens", &input),
         tell_cached: call.shared.options.prompt_tokens_details,
         include_usage: input.body["stream_options"]["include_usage"].as_bool().unwrap_or(false),
@@ -54,11 +61,11 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
 
 // === impl Form ===
 
-impl Form {
+impl GenerateReplyForm {
     fn whole(&self, job: &Job, model: &str, cached: usize) -> Value {
         let mut completion = 0;
         let choices = job.answers.iter().enumerate().map(|(index, answer)| {
-            let (told, aborted) = job.generation.told(index);
+            let (told, aborted) = job.generation.reported(index);
             completion += told;
             json!({
                 "index": index,
@@ -73,7 +80,7 @@ impl Form {
         });
         let choices: Vec<Value> = choices.collect();
         let cached = self.tell_cached.then_some(cached);
-        let usage = Usage { prompt: job.prompt.len(), completion, cached };
+        let usage = AnswerUsage { prompt: job.prompt.len(), completion, cached };
         json!({
             "request_id": self.id,
             "model": model,
@@ -93,9 +100,9 @@ impl Form {
 }
 
 struct GenerateTalk {
-    form: Form,
+    form: GenerateReplyForm,
     prompt: usize,
-    answers: Vec<Answer>,
+    answers: Vec<PlannedAnswer>,
     told: usize,
     cached: usize,
 }
@@ -111,8 +118,8 @@ impl GenerateTalk {
     }
 }
 
-impl Talk for GenerateTalk {
-    fn tell(&mut self, step: Step, events: &mut Events) {
+impl EventWriter for GenerateTalk {
+    fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => self.cached = cached_tokens,
             Step::Token { choice, index, last } => {
@@ -125,7 +132,7 @@ impl Talk for GenerateTalk {
             Step::End => {
                 if self.form.include_usage {
                     let cached = self.form.tell_cached.then_some(self.cached);
-                    let usage = Usage { prompt: self.prompt, completion: self.told, cached };
+                    let usage = AnswerUsage { prompt: self.prompt, completion: self.told, cached };
                     events.data(&json!({
                         "request_id": self.form.id, "usage": usage.last(false), "output_mode": "tokens",
                         "choices": [],
@@ -136,7 +143,7 @@ impl Talk for GenerateTalk {
         }
     }
 
-    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+    fn fail(&mut self, error: &ApiError, events: &mut ReplyEvents) {
         events.data(&error.openai());
         events.done();
     }

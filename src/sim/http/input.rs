@@ -9,7 +9,7 @@ use super::error::ApiError;
 use super::python::{json_error, repr};
 
 /// Values longer than this are cut in error messages.
-const SHOWN: usize = 200;
+const MAX_SHOWN_CHARS: usize = 200;
 
 /// The fields of a request, and what is wrong with those looked at so far.
 #[derive(Debug)]
@@ -206,7 +206,7 @@ fn summary(value: &Value) -> String {
         Value::Array(items) => return format!("<list of {} items>", items.len()),
         Value::Object(map) => return format!("<dict of {} items>", map.len()),
     };
-    match text.char_indices().nth(SHOWN) {
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{}...[truncated]", &text[..end]),
         None => text,
     }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use crate::sim::engine::{Event, Kind};
+use crate::sim::engine::{EngineEvent, EngineEventKind};
 
 const SECONDS_FIRST: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -75,17 +75,17 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    pub fn record(&mut self, event: &Event) {
+    pub fn record(&mut self, event: &EngineEvent) {
         match event.kind {
-            Kind::FirstToken { .. } => {
+            EngineEventKind::FirstToken { .. } => {
                 self.latest.insert(event.id, event.at);
             }
-            Kind::Token => {
+            EngineEventKind::Token => {
                 if let Some(before) = self.latest.insert(event.id, event.at) {
                     self.inter_token.observe(event.at - before);
                 }
             }
-            Kind::Finished(life) => {
+            EngineEventKind::Finished(life) => {
                 self.latest.remove(&event.id);
                 self.time_to_first_token.observe(life.first_token - life.arrived);
                 self.e2e.observe(event.at - life.arrived);

@@ -5,15 +5,15 @@ use serde_json::{Map, Value, json};
 use super::driver::Step;
 use super::error::ApiError;
 use super::input::Input;
-use super::plan::{Answer, Part, Wishes};
+use super::plan::{AnswerPart, PlannedAnswer, SamplingWishes};
 use super::render;
 use super::reply::{self, Reply};
-use super::run::{Ask, Call, Job};
-use super::stream::{self, Events, Talk};
+use super::run::{EngineCall, GenerationRequest, Job};
+use super::stream::{self, EventWriter, ReplyEvents};
 use crate::sim::engine::Finish;
 
 #[derive(Debug, Clone)]
-struct Form {
+struct MessagesReplyForm {
     id: String,
     model: String,
     /// Ids and signatures of blocks are made from it.
@@ -21,14 +21,14 @@ struct Form {
     tell_cached: bool,
 }
 
-pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["model", "messages", "max_tokens"] {
         input.require(name);
     }
     input.list("messages");
     input.list("tools");
-    let mut ask = Ask::read(&mut input, &["max_tokens"]);
+    let mut ask = GenerationRequest::read(&mut input, &["max_tokens"]);
     let streams = input.boolean("stream").unwrap_or(false);
     let model = input.string("model");
     let mut input = input.checked()?;
@@ -36,8 +36,8 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     ask.check(&mut input)?;
     ask.prompt = render::messages(&input.body);
     ask.n = 1;
-    read_wishes(&input.body, &mut ask.wishes, model.as_deref());
-    let form = Form {
+    read_sampling(&input.body, &mut ask.wishes, model.as_deref());
+    let form = MessagesReplyForm {
         id: call.id("chatcmpl", &input),
         model: name,
         random: call.shared.random_hex(),
@@ -64,7 +64,7 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
 }
 
 /// How many tokens the prompt has; nothing is generated.
-pub fn count(call: &Call) -> Result<Reply, ApiError> {
+pub fn count(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["model", "messages"] {
         input.require(name);
@@ -80,7 +80,7 @@ pub fn count(call: &Call) -> Result<Reply, ApiError> {
     })))
 }
 
-fn read_wishes(body: &Value, wishes: &mut Wishes, model: Option<&str>) {
+fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>) {
     let stops = body["stop_sequences"].as_array().into_iter().flatten();
     wishes.stop = stops.filter_map(Value::as_str).map(str::to_owned).collect();
     wishes.reasoning = match body["thinking"]["type"].as_str() {
@@ -100,7 +100,7 @@ fn read_wishes(body: &Value, wishes: &mut Wishes, model: Option<&str>) {
 }
 
 /// Anthropic's words for the end, and the stop sequence that caused it.
-fn stop_reason(answer: &Answer, aborted: bool) -> (Option<&'static str>, Option<&str>) {
+fn stop_reason(answer: &PlannedAnswer, aborted: bool) -> (Option<&'static str>, Option<&str>) {
     if aborted {
         return (None, None);
     }
@@ -114,21 +114,22 @@ fn stop_reason(answer: &Answer, aborted: bool) -> (Option<&'static str>, Option<
 
 // === impl Form ===
 
-impl Form {
+impl MessagesReplyForm {
     fn whole(&self, job: &Job, cached: usize) -> Value {
         let answer = &job.answers[0];
-        let (told, aborted) = job.generation.told(0);
+        let (told, aborted) = job.generation.reported(0);
         let mut content = Vec::new();
-        let thinking = answer.text(Part::Reasoning, told);
+        let thinking = answer.text(AnswerPart::Reasoning, told);
         if !thinking.is_empty() {
             content.push(json!({"type": "thinking", "thinking": thinking, "signature": self.random}));
         }
-        let text = answer.text(Part::Text, told);
+        let text = answer.text(AnswerPart::Text, told);
         if !text.is_empty() {
             content.push(json!({"type": "text", "text": text}));
         }
         if let Some(name) = &answer.tool {
-            let arguments = serde_json::from_str(&answer.text(Part::Arguments, told)).unwrap_or(json!({}));
+            let arguments =
+                serde_json::from_str(&answer.text(AnswerPart::Arguments, told)).unwrap_or(json!({}));
             content.push(json!({"type": "tool_use", "id": self.tool_id(), "name": name, "input": arguments}));
         }
         if content.is_empty() {
@@ -175,11 +176,11 @@ impl Form {
 
 /// The stream of a message: blocks that begin, grow and end.
 struct MessageTalk {
-    form: Form,
+    form: MessagesReplyForm,
     prompt: usize,
-    answer: Answer,
+    answer: PlannedAnswer,
     /// Which part the open block holds.
-    open: Option<Part>,
+    open: Option<AnswerPart>,
     /// Blocks closed so far.
     index: usize,
     told: usize,
@@ -187,8 +188,8 @@ struct MessageTalk {
     aborted: bool,
 }
 
-impl Talk for MessageTalk {
-    fn tell(&mut self, step: Step, events: &mut Events) {
+impl EventWriter for MessageTalk {
+    fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => {
                 self.cached = cached_tokens;
@@ -211,7 +212,7 @@ impl Talk for MessageTalk {
         }
     }
 
-    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+    fn fail(&mut self, error: &ApiError, events: &mut ReplyEvents) {
         let error = json!({"type": "internal_error", "message": error.message});
         events.event("error", &json!({"type": "error", "error": error}));
     }
@@ -232,14 +233,14 @@ impl MessageTalk {
         }})
     }
 
-    fn piece(&mut self, index: usize, events: &mut Events) {
+    fn piece(&mut self, index: usize, events: &mut ReplyEvents) {
         let piece = self.answer.pieces[index].clone();
         if self.open != Some(piece.part) {
             self.close(events);
             let block = match piece.part {
-                Part::Text => json!({"type": "text", "text": ""}),
-                Part::Reasoning => json!({"type": "thinking", "thinking": ""}),
-                Part::Arguments => {
+                AnswerPart::Text => json!({"type": "text", "text": ""}),
+                AnswerPart::Reasoning => json!({"type": "thinking", "thinking": ""}),
+                AnswerPart::Arguments => {
                     let (id, name) = (self.form.tool_id(), &self.answer.tool);
                     json!({"type": "tool_use", "id": id, "name": name, "input": {}})
                 }
@@ -249,23 +250,23 @@ impl MessageTalk {
             events.event("content_block_start", &start);
         }
         let delta = match piece.part {
-            Part::Text => json!({"type": "text_delta", "text": piece.text}),
-            Part::Reasoning => json!({"type": "thinking_delta", "thinking": piece.text}),
-            Part::Arguments => json!({"type": "input_json_delta", "partial_json": piece.text}),
+            AnswerPart::Text => json!({"type": "text_delta", "text": piece.text}),
+            AnswerPart::Reasoning => json!({"type": "thinking_delta", "thinking": piece.text}),
+            AnswerPart::Arguments => json!({"type": "input_json_delta", "partial_json": piece.text}),
         };
         if !piece.text.is_empty() {
             self.delta(&delta, events);
         }
     }
 
-    fn delta(&self, delta: &Value, events: &mut Events) {
+    fn delta(&self, delta: &Value, events: &mut ReplyEvents) {
         let event = json!({"type": "content_block_delta", "delta": delta, "index": self.index});
         events.event("content_block_delta", &event);
     }
 
-    fn close(&mut self, events: &mut Events) {
+    fn close(&mut self, events: &mut ReplyEvents) {
         let Some(part) = self.open.take() else { return };
-        if part == Part::Reasoning {
+        if part == AnswerPart::Reasoning {
             self.delta(&json!({"type": "signature_delta", "signature": self.form.random}), events);
         }
         events.event("content_block_stop", &json!({"type": "content_block_stop", "index": self.index}));

@@ -8,17 +8,17 @@ use std::fmt::Write;
 use super::fault::NoMetrics;
 use super::latency::Histogram;
 use super::reply::{self, Reply};
-use super::run::Call;
+use super::run::EngineCall;
 use std::sync::atomic::Ordering;
 
 /// The page while it is written.
-struct Page {
+struct MetricsPage {
     text: String,
     model: String,
     created: f64,
 }
 
-pub async fn answer(call: &Call) -> Reply {
+pub async fn answer(call: &EngineCall) -> Reply {
     match call.shared.faults.metrics() {
         None => page(call),
         Some(NoMetrics::Status(status)) => reply::empty(status),
@@ -26,10 +26,10 @@ pub async fn answer(call: &Call) -> Reply {
     }
 }
 
-fn page(call: &Call) -> Reply {
+fn page(call: &EngineCall) -> Reply {
     let shared = &call.shared;
     let model = shared.options.models.first().cloned().unwrap_or_default();
-    let mut page = Page { text: String::with_capacity(16 * 1_024), model, created: shared.started() };
+    let mut page = MetricsPage { text: String::with_capacity(16 * 1_024), model, created: shared.started() };
     page.process();
     page.engine(call);
     page.counters(call);
@@ -41,7 +41,7 @@ fn page(call: &Call) -> Reply {
 
 // === impl Page ===
 
-impl Page {
+impl MetricsPage {
     fn head(&mut self, name: &str, help: &str, kind: &str) {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -80,7 +80,7 @@ impl Page {
         let _ = writeln!(self.text, "{name} {}", number(self.created));
     }
 
-    fn engine(&mut self, call: &Call) {
+    fn engine(&mut self, call: &EngineCall) {
         let gauges = call.shared.driver.gauges();
         let asleep = call.shared.sleep.load(Ordering::SeqCst);
         let waiting = "vllm:num_requests_waiting";
@@ -104,7 +104,7 @@ impl Page {
         self.gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", gauges.kv_usage);
     }
 
-    fn counters(&mut self, call: &Call) {
+    fn counters(&mut self, call: &EngineCall) {
         let c = call.shared.driver.gauges().counters;
         let computed = c.prefix_queries.saturating_sub(c.prefix_hits);
         self.counter(
@@ -180,7 +180,7 @@ impl Page {
         }
     }
 
-    fn histograms(&mut self, call: &Call) {
+    fn histograms(&mut self, call: &EngineCall) {
         let all = call.shared.driver.latencies();
         for (name, help, histogram) in [
             (
@@ -233,7 +233,7 @@ impl Page {
         self.line(&created, "", "", self.created);
     }
 
-    fn cache_config(&mut self, call: &Call) {
+    fn cache_config(&mut self, call: &EngineCall) {
         let options = &call.shared.options;
         let blocks = call.shared.driver.gauges().blocks;
         let tokens = blocks * options.block_size;
@@ -251,7 +251,7 @@ impl Page {
         );
     }
 
-    fn traffic(&mut self, call: &Call) {
+    fn traffic(&mut self, call: &EngineCall) {
         self.head(
             "http_requests_total",
             "Total number of requests by method, status and handler.",

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::clock;
 use super::reply::{self, Reply};
-use super::run::Call;
+use super::run::EngineCall;
 
 /// `GET /v1/models`: base names first, then adapters. Ids of permissions are new each time.
-pub fn list(call: &Call) -> Reply {
+pub fn list(call: &EngineCall) -> Reply {
     let options = &call.shared.options;
     let base = options.models.first().map_or("", String::as_str);
     let root = format!("/models/{base}");
@@ -19,7 +19,7 @@ pub fn list(call: &Call) -> Reply {
     reply::ok(&json!({"object": "list", "data": data}))
 }
 
-fn card(call: &Call, id: &str, root: &str, parent: Value, max_model_len: Value) -> Value {
+fn card(call: &EngineCall, id: &str, root: &str, parent: Value, max_model_len: Value) -> Value {
     let created = clock::created();
     json!({
         "id": id,
@@ -46,12 +46,12 @@ fn card(call: &Call, id: &str, root: &str, parent: Value, max_model_len: Value) 
     })
 }
 
-pub fn version(call: &Call) -> Reply {
+pub fn version(call: &EngineCall) -> Reply {
     reply::ok(&json!({"version": call.shared.options.version}))
 }
 
 /// `GET /load`: requests in the engine, if the server was told to count them.
-pub fn load(call: &Call) -> Reply {
+pub fn load(call: &EngineCall) -> Reply {
     let stats = call.shared.stats();
     let load = if call.shared.options.server_load { stats.running + stats.waiting } else { 0 };
     reply::ok(&json!({"server_load": load}))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::sim::engine::{Limits, Timing};
+use crate::sim::engine::{EngineLimits, Timing};
 
 /// Settings of one simulated server; the names are those of vLLM's flags where it has one.
 #[derive(Debug, Clone)]
@@ -72,13 +72,13 @@ impl Default for Options {
 }
 
 impl Options {
-    pub(super) fn limits(&self) -> Limits {
-        Limits {
+    pub(super) fn limits(&self) -> EngineLimits {
+        EngineLimits {
             block_size: self.block_size,
             cache_tokens: self.cache_tokens,
             max_running: self.max_num_seqs,
             max_waiting: self.max_num_queued_reqs,
-            ..Limits::default()
+            ..EngineLimits::default()
         }
     }
 

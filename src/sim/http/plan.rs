@@ -21,7 +21,7 @@ const SCHEMA_DEPTH: usize = 8;
 
 /// What the client asked for, as far as it shapes the answer.
 #[derive(Debug, Clone, Default)]
-pub struct Wishes {
+pub struct SamplingWishes {
     pub max_tokens: Option<usize>,
     pub stop: Vec<String>,
     /// The tool to call, and the schema of its arguments.
@@ -32,7 +32,7 @@ pub struct Wishes {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum AnswerPart {
     Reasoning,
     Text,
     Arguments,
@@ -40,16 +40,16 @@ pub enum Part {
 
 /// One token of the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
-    pub part: Part,
+pub struct AnswerToken {
+    pub part: AnswerPart,
     pub id: u32,
     /// Shorter than the token where a stop string cuts it.
     pub text: String,
 }
 
 #[derive(Debug, Clone)]
-pub struct Answer {
-    pub pieces: Vec<Piece>,
+pub struct PlannedAnswer {
+    pub pieces: Vec<AnswerToken>,
     pub finish: Finish,
     /// The stop string that ended it.
     pub stop_reason: Option<String>,
@@ -62,27 +62,27 @@ struct Words(Dice);
 
 // === impl Answer ===
 
-impl Answer {
+impl PlannedAnswer {
     /// Decides the answer to the prompt that hashes to `seed`.
-    pub fn new(wishes: &Wishes, seed: u64) -> Self {
+    pub fn new(wishes: &SamplingWishes, seed: u64) -> Self {
         let mut words = Words(Dice::new(seed));
         let structured = wishes.call.as_ref().map(|(_, schema)| schema).or(wishes.schema.as_ref());
         let length = wishes.max_tokens.unwrap_or(DEFAULT_TOKENS).max(1);
         let mut pieces = Vec::new();
         if wishes.reasoning {
             let thoughts = words.text((length / 2).clamp(1, 8));
-            pieces.extend(cut(&thoughts, Part::Reasoning));
+            pieces.extend(cut(&thoughts, AnswerPart::Reasoning));
         }
         let mut finish = Finish::Stop;
         match structured {
             Some(schema) => {
-                let part = if wishes.call.is_some() { Part::Arguments } else { Part::Text };
+                let part = if wishes.call.is_some() { AnswerPart::Arguments } else { AnswerPart::Text };
                 let value = example(schema, schema, &mut words, SCHEMA_DEPTH).unwrap_or(json!({}));
                 pieces.extend(cut(&value.to_string(), part));
             }
             None => {
                 let text = words.text(length.saturating_sub(pieces.len()));
-                pieces.extend(cut(&text, Part::Text));
+                pieces.extend(cut(&text, AnswerPart::Text));
                 if wishes.max_tokens.is_some() {
                     finish = Finish::Length;
                 }
@@ -101,7 +101,7 @@ impl Answer {
     }
 
     /// Text of the first `tokens` tokens that belong to `part`.
-    pub fn text(&self, part: Part, tokens: usize) -> String {
+    pub fn text(&self, part: AnswerPart, tokens: usize) -> String {
         let told = self.pieces.iter().take(tokens);
         told.filter(|piece| piece.part == part).map(|piece| piece.text.as_str()).collect()
     }
@@ -114,7 +114,7 @@ impl Answer {
     fn stop_at(&mut self, stops: &[String]) {
         let mut text = String::new();
         for at in 0..self.pieces.len() {
-            if self.pieces[at].part != Part::Text {
+            if self.pieces[at].part != AnswerPart::Text {
                 continue;
             }
             text.push_str(&self.pieces[at].text);
@@ -125,7 +125,7 @@ impl Answer {
             self.finish = Finish::Stop;
             self.pieces.truncate(at + 1);
             let mut left = keep;
-            for piece in self.pieces.iter_mut().filter(|piece| piece.part == Part::Text) {
+            for piece in self.pieces.iter_mut().filter(|piece| piece.part == AnswerPart::Text) {
                 piece.text.truncate(left);
                 left -= piece.text.len();
             }
@@ -134,9 +134,9 @@ impl Answer {
     }
 }
 
-fn cut(text: &str, part: Part) -> Vec<Piece> {
+fn cut(text: &str, part: AnswerPart) -> Vec<AnswerToken> {
     let ids = token::encode(text);
-    ids.into_iter().map(|id| Piece { part, id, text: token::decode(&[id]) }).collect()
+    ids.into_iter().map(|id| AnswerToken { part, id, text: token::decode(&[id]) }).collect()
 }
 
 // === impl Words ===
@@ -216,33 +216,35 @@ fn example_object(schema: &Value, root: &Value, words: &mut Words, depth: usize)
 mod tests {
     use super::*;
 
-    fn whole(answer: &Answer) -> String {
-        answer.text(Part::Text, usize::MAX)
+    fn whole(answer: &PlannedAnswer) -> String {
+        answer.text(AnswerPart::Text, usize::MAX)
     }
 
     #[test]
     fn the_same_prompt_gets_the_same_answer() {
-        let wishes = Wishes { max_tokens: Some(40), ..Wishes::default() };
-        let (one, two) = (Answer::new(&wishes, 5), Answer::new(&wishes, 5));
+        let wishes = SamplingWishes { max_tokens: Some(40), ..SamplingWishes::default() };
+        let (one, two) = (PlannedAnswer::new(&wishes, 5), PlannedAnswer::new(&wishes, 5));
         assert_eq!(one.pieces, two.pieces);
-        assert_ne!(whole(&one), whole(&Answer::new(&wishes, 6)));
+        assert_ne!(whole(&one), whole(&PlannedAnswer::new(&wishes, 6)));
         assert_eq!((one.pieces.len(), one.finish), (40, Finish::Length));
         assert_eq!(token::encode(&whole(&one)), one.ids(40), "its text has the tokens it was told in");
     }
 
     #[test]
     fn an_open_length_ends_by_itself() {
-        let answer = Answer::new(&Wishes::default(), 1);
+        let answer = PlannedAnswer::new(&SamplingWishes::default(), 1);
         assert_eq!((answer.pieces.len(), answer.finish), (DEFAULT_TOKENS, Finish::Stop));
     }
 
     #[test]
     fn a_stop_string_ends_the_text_before_it() {
-        let free = Answer::new(&Wishes { max_tokens: Some(30), ..Wishes::default() }, 9);
+        let free =
+            PlannedAnswer::new(&SamplingWishes { max_tokens: Some(30), ..SamplingWishes::default() }, 9);
         let text = whole(&free);
         let stop = text[10..16].to_owned();
-        let wishes = Wishes { max_tokens: Some(30), stop: vec![stop.clone()], ..Wishes::default() };
-        let answer = Answer::new(&wishes, 9);
+        let wishes =
+            SamplingWishes { max_tokens: Some(30), stop: vec![stop.clone()], ..SamplingWishes::default() };
+        let answer = PlannedAnswer::new(&wishes, 9);
         assert_eq!(whole(&answer), text[..text.find(&stop).unwrap()]);
         assert_eq!((answer.finish, answer.stop_reason), (Finish::Stop, Some(stop)));
     }
@@ -265,8 +267,8 @@ mod tests {
                 "home": {"type": "object", "properties": {"at": {"type": "number"}}, "required": ["at"]},
             },
         });
-        let wishes = Wishes { schema: Some(schema), ..Wishes::default() };
-        let value: Value = serde_json::from_str(&whole(&Answer::new(&wishes, 3))).unwrap();
+        let wishes = SamplingWishes { schema: Some(schema), ..SamplingWishes::default() };
+        let value: Value = serde_json::from_str(&whole(&PlannedAnswer::new(&wishes, 3))).unwrap();
         assert!(value["name"].is_string() && value["tags"].as_array().unwrap().len() == 2);
         assert_eq!(value["age"], 18);
         assert_eq!((&value["mood"], &value["home"]), (&json!("good"), &json!({"at": 1.5})));
@@ -276,7 +278,8 @@ mod tests {
     #[test]
     fn a_schema_that_contains_itself_ends() {
         let schema = json!({"type": "object", "required": ["child"], "properties": {"child": {"$ref": "#"}}});
-        let answer = Answer::new(&Wishes { schema: Some(schema), ..Wishes::default() }, 3);
+        let answer =
+            PlannedAnswer::new(&SamplingWishes { schema: Some(schema), ..SamplingWishes::default() }, 3);
         assert!(serde_json::from_str::<Value>(&whole(&answer)).is_ok());
     }
 
@@ -285,10 +288,11 @@ mod tests {
         let schema =
             json!({"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}});
         let call = Some(("weather".to_owned(), schema));
-        let answer = Answer::new(&Wishes { call, reasoning: true, ..Wishes::default() }, 3);
-        let arguments: Value = serde_json::from_str(&answer.text(Part::Arguments, usize::MAX)).unwrap();
+        let answer =
+            PlannedAnswer::new(&SamplingWishes { call, reasoning: true, ..SamplingWishes::default() }, 3);
+        let arguments: Value = serde_json::from_str(&answer.text(AnswerPart::Arguments, usize::MAX)).unwrap();
         assert!(arguments["city"].is_string());
-        assert!(!answer.text(Part::Reasoning, usize::MAX).is_empty());
+        assert!(!answer.text(AnswerPart::Reasoning, usize::MAX).is_empty());
         assert_eq!((whole(&answer).as_str(), answer.finish), ("", Finish::Stop));
     }
 }

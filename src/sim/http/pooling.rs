@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::input::Input;
 use super::render;
 use super::reply::{self, Reply};
-use super::run::Call;
+use super::run::EngineCall;
 use super::token;
 
 /// Length of a vector, unless the client asks for another.
@@ -27,7 +27,7 @@ struct Pooled {
 
 impl Pooled {
     /// Reads the inputs of `field` (or a chat), checks the model and runs the prefill.
-    async fn run(call: &Call, mut input: Input, texts: Vec<Vec<u32>>) -> Result<Self, ApiError> {
+    async fn run(call: &EngineCall, mut input: Input, texts: Vec<Vec<u32>>) -> Result<Self, ApiError> {
         let model = input.string("model");
         let input = input.checked()?;
         let (model, lora) = call.model(model.as_deref())?;
@@ -51,7 +51,7 @@ impl Pooled {
         })
     }
 
-    fn list(&self, call: &Call, prefix: &str, data: Vec<Value>) -> Reply {
+    fn list(&self, call: &EngineCall, prefix: &str, data: Vec<Value>) -> Reply {
         reply::ok(&json!({
             "id": call.id(prefix, &self.input),
             "object": "list",
@@ -63,7 +63,7 @@ impl Pooled {
     }
 
     /// Vectors one behind the other, and a header that says where each stands.
-    fn bytes(&self, call: &Call, prefix: &str, vectors: &[Vec<u8>]) -> Reply {
+    fn bytes(&self, call: &EngineCall, prefix: &str, vectors: &[Vec<u8>]) -> Reply {
         let place = |(index, vector): (usize, &Vec<u8>)| {
             let (start, shape) = (index * vector.len(), [vector.len() / 4]);
             json!({
@@ -123,7 +123,7 @@ fn document(value: &Value) -> String {
 }
 
 /// Reads `input` or `messages` and prefills it.
-async fn pooled(call: &Call) -> Result<Pooled, ApiError> {
+async fn pooled(call: &EngineCall) -> Result<Pooled, ApiError> {
     let mut input = call.input()?;
     if input.get("messages").is_some() {
         let texts = vec![render::chat(&input.body)];
@@ -134,7 +134,7 @@ async fn pooled(call: &Call) -> Result<Pooled, ApiError> {
     Pooled::run(call, input, texts).await
 }
 
-pub async fn embeddings(call: &Call) -> Result<Reply, ApiError> {
+pub async fn embeddings(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let body = &pooled.input.body;
     let dimensions =
@@ -154,7 +154,7 @@ pub async fn embeddings(call: &Call) -> Result<Reply, ApiError> {
     Ok(pooled.list(call, "embd", data.collect()))
 }
 
-pub async fn pooling(call: &Call) -> Result<Reply, ApiError> {
+pub async fn pooling(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let data = pooled.texts.iter().enumerate();
     let data = data
@@ -162,7 +162,7 @@ pub async fn pooling(call: &Call) -> Result<Reply, ApiError> {
     Ok(pooled.list(call, "pooling", data.collect()))
 }
 
-pub async fn classify(call: &Call) -> Result<Reply, ApiError> {
+pub async fn classify(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let data = pooled.texts.iter().enumerate().map(|(index, text)| {
         let likely = affinity(text, &[]);
@@ -173,7 +173,7 @@ pub async fn classify(call: &Call) -> Result<Reply, ApiError> {
 }
 
 /// One text against each of others; the fields have had several names.
-pub async fn score(call: &Call) -> Result<Reply, ApiError> {
+pub async fn score(call: &EngineCall) -> Result<Reply, ApiError> {
     let input = call.input()?;
     let field = |names: &[&str]| names.iter().find_map(|name| input.get(name)).cloned();
     let ones = inputs(&field(&["queries", "data_1", "text_1"]).unwrap_or_default());
@@ -193,7 +193,7 @@ pub async fn score(call: &Call) -> Result<Reply, ApiError> {
     Ok(pooled.list(call, "score", data.collect()))
 }
 
-pub async fn rerank(call: &Call) -> Result<Reply, ApiError> {
+pub async fn rerank(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["query", "documents"] {
         input.require(name);

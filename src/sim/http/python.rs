@@ -3,17 +3,17 @@
 //! Only errors go through here, so this is slow and plain. It must never decide whether a body is valid.
 
 /// Deeper nesting is left to the real parser to refuse.
-const DEPTH: usize = 512;
+const MAX_DEPTH: usize = 512;
 
 /// The first error of `json.loads`, with its position in characters. `None` where Python sees none.
 pub fn json_error(text: &str) -> Option<(usize, &'static str)> {
     let chars: Vec<char> = text.chars().collect();
-    let mut scanner = Scanner { chars: &chars, at: 0 };
+    let mut scanner = PythonScanner { chars: &chars, at: 0 };
     scanner.space();
-    let end = match scanner.value(DEPTH) {
+    let end = match scanner.value(MAX_DEPTH) {
         Ok(()) => {
             scanner.space();
-            if scanner.at == chars.len() { return None } else { Stop(scanner.at, "Extra data") }
+            if scanner.at == chars.len() { return None } else { PythonError(scanner.at, "Extra data") }
         }
         Err(stop) => stop,
     };
@@ -21,14 +21,14 @@ pub fn json_error(text: &str) -> Option<(usize, &'static str)> {
 }
 
 /// Where and why; an empty reason stands for "too deep to say".
-struct Stop(usize, &'static str);
+struct PythonError(usize, &'static str);
 
-struct Scanner<'a> {
+struct PythonScanner<'a> {
     chars: &'a [char],
     at: usize,
 }
 
-impl Scanner<'_> {
+impl PythonScanner<'_> {
     fn peek(&self) -> Option<char> {
         self.chars.get(self.at).copied()
     }
@@ -39,8 +39,8 @@ impl Scanner<'_> {
         }
     }
 
-    fn value(&mut self, depth: usize) -> Result<(), Stop> {
-        let Some(depth) = depth.checked_sub(1) else { return Err(Stop(self.at, "")) };
+    fn value(&mut self, depth: usize) -> Result<(), PythonError> {
+        let Some(depth) = depth.checked_sub(1) else { return Err(PythonError(self.at, "")) };
         match self.peek() {
             Some('"') => self.string(),
             Some('{') => self.object(depth),
@@ -49,7 +49,7 @@ impl Scanner<'_> {
         }
     }
 
-    fn scalar(&mut self) -> Result<(), Stop> {
+    fn scalar(&mut self) -> Result<(), PythonError> {
         for word in ["null", "true", "false", "NaN", "Infinity", "-Infinity"] {
             if word.chars().enumerate().all(|(ahead, c)| self.chars.get(self.at + ahead) == Some(&c)) {
                 self.at += word.len();
@@ -70,7 +70,7 @@ impl Scanner<'_> {
         }
         if self.at == digits {
             self.at = start;
-            return Err(Stop(start, "Expecting value"));
+            return Err(PythonError(start, "Expecting value"));
         }
         if self.peek() == Some('.') && self.chars.get(self.at + 1).is_some_and(char::is_ascii_digit) {
             self.at += 1;
@@ -92,9 +92,9 @@ impl Scanner<'_> {
         }
     }
 
-    fn string(&mut self) -> Result<(), Stop> {
+    fn string(&mut self) -> Result<(), PythonError> {
         let begin = self.at;
-        let unterminated = || Stop(begin, "Unterminated string starting at");
+        let unterminated = || PythonError(begin, "Unterminated string starting at");
         self.at += 1;
         loop {
             match self.peek().ok_or_else(unterminated)? {
@@ -106,20 +106,20 @@ impl Scanner<'_> {
                     'u' => {
                         let hex = self.chars.get(self.at + 2..self.at + 6);
                         if !hex.is_some_and(|hex| hex.iter().all(char::is_ascii_hexdigit)) {
-                            return Err(Stop(self.at + 1, "Invalid \\uXXXX escape"));
+                            return Err(PythonError(self.at + 1, "Invalid \\uXXXX escape"));
                         }
                         self.at += 6;
                     }
                     '"' | '\\' | '/' | 'b' | 'f' | 'n' | 'r' | 't' => self.at += 2,
-                    _ => return Err(Stop(self.at, "Invalid \\escape")),
+                    _ => return Err(PythonError(self.at, "Invalid \\escape")),
                 },
-                c if c < ' ' => return Err(Stop(self.at, "Invalid control character at")),
+                c if c < ' ' => return Err(PythonError(self.at, "Invalid control character at")),
                 _ => self.at += 1,
             }
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<(), Stop> {
+    fn object(&mut self, depth: usize) -> Result<(), PythonError> {
         self.at += 1;
         self.space();
         if self.peek() == Some('}') {
@@ -128,7 +128,7 @@ impl Scanner<'_> {
         }
         loop {
             if self.peek() != Some('"') {
-                return Err(Stop(self.at, "Expecting property name enclosed in double quotes"));
+                return Err(PythonError(self.at, "Expecting property name enclosed in double quotes"));
             }
             self.string()?;
             self.space();
@@ -145,7 +145,7 @@ impl Scanner<'_> {
         }
     }
 
-    fn array(&mut self, depth: usize) -> Result<(), Stop> {
+    fn array(&mut self, depth: usize) -> Result<(), PythonError> {
         self.at += 1;
         self.space();
         if self.peek() == Some(']') {
@@ -164,9 +164,9 @@ impl Scanner<'_> {
         }
     }
 
-    fn expect(&mut self, wanted: char, reason: &'static str) -> Result<(), Stop> {
+    fn expect(&mut self, wanted: char, reason: &'static str) -> Result<(), PythonError> {
         if self.peek() != Some(wanted) {
-            return Err(Stop(self.at, reason));
+            return Err(PythonError(self.at, reason));
         }
         self.at += 1;
         Ok(())

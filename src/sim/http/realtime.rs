@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::clock;
-use super::connection::{Busy, Open};
+use super::connection::{AcceptedConnection, BusyGuard};
 use super::encode::{base64, sha1};
 use super::error::ApiError;
 use super::reply::{self, Reply};
-use super::run::Call;
-use super::shared::Shared;
+use super::run::EngineCall;
+use super::shared::EngineShared;
 
 /// What RFC 6455 appends to the client's key.
 const MAGIC: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -30,13 +30,13 @@ const PING: u8 = 9;
 const PONG: u8 = 10;
 
 /// Accepts the upgrade; the conversation goes on in a task of its own.
-pub fn open(call: &Call, upgrade: OnUpgrade, busy: Arc<Busy>) -> Result<Reply, ApiError> {
+pub fn open(call: &EngineCall, upgrade: OnUpgrade, busy: Arc<BusyGuard>) -> Result<Reply, ApiError> {
     let Some(key) = call.header("sec-websocket-key") else {
         return Err(ApiError::bad_request("Missing Sec-WebSocket-Key header"));
     };
     let accept = base64(&sha1(format!("{key}{MAGIC}").as_bytes()));
     let shared = Arc::clone(&call.shared);
-    let mut open = Open::new(Arc::clone(&shared));
+    let mut open = AcceptedConnection::new(Arc::clone(&shared));
     tokio::spawn(async move {
         let _busy = busy;
         let Ok(upgraded) = upgrade.await else { return };
@@ -58,7 +58,7 @@ pub fn open(call: &Call, upgrade: OnUpgrade, busy: Arc<Busy>) -> Result<Reply, A
     Ok(reply)
 }
 
-async fn converse(upgraded: Upgraded, shared: &Shared) -> io::Result<()> {
+async fn converse(upgraded: Upgraded, shared: &EngineShared) -> io::Result<()> {
     let mut io = TokioIo::new(upgraded);
     let id = format!("sess-{}", shared.random_hex());
     let created = json!({"type": "session.created", "id": id, "created": clock::created()});
@@ -81,7 +81,7 @@ async fn converse(upgraded: Upgraded, shared: &Shared) -> io::Result<()> {
 }
 
 /// The answer to a message that is not just echoed.
-fn answer(payload: &[u8], shared: &Shared) -> Option<Vec<u8>> {
+fn answer(payload: &[u8], shared: &EngineShared) -> Option<Vec<u8>> {
     let message: Value = serde_json::from_slice(payload).ok()?;
     let model = message["model"].as_str()?;
     if message["type"] != "session.update" || shared.options.resolve(Some(model)).is_some() {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Requests remembered, and how much of each body.
-const RING: usize = 1_000;
-const BODY: usize = 64 * 1_024;
+const MAX_RECORDS: usize = 1_000;
+const MAX_RECORDED_BODY_BYTES: usize = 64 * 1_024;
 
 /// One request as it arrived.
 #[derive(Debug, Clone)]
@@ -68,7 +68,7 @@ impl Recorded {
             body_length: body.len(),
             body_hash: xxh3_64(body),
             // A slice would keep all of a long body alive.
-            body: Bytes::copy_from_slice(&body[..body.len().min(BODY)]),
+            body: Bytes::copy_from_slice(&body[..body.len().min(MAX_RECORDED_BODY_BYTES)]),
         }
     }
 
@@ -104,7 +104,7 @@ impl Recorded {
 impl Ring {
     pub fn push(&self, recorded: Recorded) {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if ring.len() == RING {
+        if ring.len() == MAX_RECORDS {
             ring.pop_front();
         }
         ring.push_back(recorded);

@@ -16,7 +16,7 @@ const BILLING: &str = "x-anthropic-billing-header";
 
 /// One message of the rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Turn {
+struct RenderedMessage {
     role: String,
     text: String,
 }
@@ -36,11 +36,11 @@ pub fn messages(body: &Value) -> Vec<u32> {
     let mut turns = Vec::new();
     let system = text_of(&body["system"]);
     if !system.is_empty() {
-        turns.push(Turn { role: "system".to_owned(), text: system });
+        turns.push(RenderedMessage { role: "system".to_owned(), text: system });
     }
     for message in body["messages"].as_array().into_iter().flatten() {
         let role = message["role"].as_str().unwrap_or("user").to_owned();
-        turns.push(Turn { role, text: text_of(&message["content"]) });
+        turns.push(RenderedMessage { role, text: text_of(&message["content"]) });
     }
     tokens(turns, &body["tools"], true)
 }
@@ -49,28 +49,28 @@ pub fn messages(body: &Value) -> Vec<u32> {
 pub fn responses(body: &Value, before: &[Value]) -> Vec<u32> {
     let mut turns = Vec::new();
     if let Some(instructions) = body["instructions"].as_str() {
-        turns.push(Turn { role: "system".to_owned(), text: instructions.to_owned() });
+        turns.push(RenderedMessage { role: "system".to_owned(), text: instructions.to_owned() });
     }
     turns.extend(before.iter().filter_map(response_turn));
     match &body["input"] {
-        Value::String(text) => turns.push(Turn { role: "user".to_owned(), text: text.clone() }),
+        Value::String(text) => turns.push(RenderedMessage { role: "user".to_owned(), text: text.clone() }),
         Value::Array(items) => turns.extend(items.iter().filter_map(response_turn)),
         _ => {}
     }
     tokens(turns, &body["tools"], true)
 }
 
-fn openai_turn(message: &Value) -> Turn {
+fn openai_turn(message: &Value) -> RenderedMessage {
     let role = message["role"].as_str().unwrap_or("user").to_owned();
     let mut text = text_of(&message["content"]);
     for call in message["tool_calls"].as_array().into_iter().flatten() {
         push_call(&mut text, &call["function"]["name"], &call["function"]["arguments"]);
     }
-    Turn { role, text }
+    RenderedMessage { role, text }
 }
 
 /// `None` for what leaves no trace in the prompt.
-fn response_turn(item: &Value) -> Option<Turn> {
+fn response_turn(item: &Value) -> Option<RenderedMessage> {
     let mut text = String::new();
     let role = match item["type"].as_str() {
         Some("reasoning") => return None,
@@ -87,7 +87,7 @@ fn response_turn(item: &Value) -> Option<Turn> {
             item["role"].as_str().unwrap_or("user")
         }
     };
-    Some(Turn { role: role.to_owned(), text })
+    Some(RenderedMessage { role: role.to_owned(), text })
 }
 
 fn push_call(text: &mut String, name: &Value, arguments: &Value) {
@@ -130,7 +130,7 @@ fn part_text(part: &Value) -> Option<String> {
     }
 }
 
-fn tokens(mut turns: Vec<Turn>, tools: &Value, generates: bool) -> Vec<u32> {
+fn tokens(mut turns: Vec<RenderedMessage>, tools: &Value, generates: bool) -> Vec<u32> {
     if let Some(tools) = tools.as_array().filter(|tools| !tools.is_empty()) {
         let mut text = String::from("\n\n# Tools\n");
         for tool in tools {
@@ -142,7 +142,7 @@ fn tokens(mut turns: Vec<Turn>, tools: &Value, generates: bool) -> Vec<u32> {
         }
         match turns.first_mut().filter(|turn| turn.role == "system") {
             Some(system) => system.text.push_str(&text),
-            None => turns.insert(0, Turn { role: "system".to_owned(), text }),
+            None => turns.insert(0, RenderedMessage { role: "system".to_owned(), text }),
         }
     }
     let mut ids = Vec::new();

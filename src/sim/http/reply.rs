@@ -14,14 +14,14 @@ use hyper::body::{Body, Frame, SizeHint};
 use serde_json::Value;
 
 use super::clock;
-use super::connection::Busy;
+use super::connection::BusyGuard;
 
 pub type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 /// A body that keeps its connection marked busy until the last byte is out.
 pub struct Tracked {
     pub body: UnsyncBoxBody<Bytes, io::Error>,
-    pub _busy: Arc<Busy>,
+    pub _busy: Arc<BusyGuard>,
 }
 
 pub fn json(status: u16, value: &Value) -> Reply {

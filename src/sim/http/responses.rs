@@ -6,18 +6,18 @@ use super::background;
 use super::clock;
 use super::error::ApiError;
 use super::input::Input;
-use super::plan::{Answer, Part, Wishes};
+use super::plan::{AnswerPart, PlannedAnswer, SamplingWishes};
 use super::render;
 use super::reply::{self, Reply};
 use super::responses_stream::ResponseTalk;
-use super::run::{Ask, Call};
-use super::store::{Kept, Store};
+use super::run::{EngineCall, GenerationRequest};
+use super::store::{Store, StoredAnswer};
 use super::stream;
 use crate::sim::engine::Finish;
 
 /// One response on its way, as far as its request decides it.
 #[derive(Debug, Clone)]
-pub struct Form {
+pub struct ResponsesReplyForm {
     pub id: String,
     model: String,
     created: u64,
@@ -26,7 +26,7 @@ pub struct Form {
     /// What was asked for, or else all that the context leaves.
     max_output_tokens: usize,
     prompt: usize,
-    pub answer: Answer,
+    pub answer: PlannedAnswer,
     /// Ids of the items of the output.
     pub random: String,
     background: bool,
@@ -36,16 +36,16 @@ pub struct Form {
 
 /// How far a response is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum ResponseProgress {
     Queued,
     Running,
     Ended { told: usize, cached: usize, aborted: bool },
 }
 
-pub async fn create(call: &Call) -> Result<Reply, ApiError> {
+pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("input");
-    let mut ask = Ask::read(&mut input, &["max_output_tokens"]);
+    let mut ask = GenerationRequest::read(&mut input, &["max_output_tokens"]);
     let streams = input.boolean("stream").unwrap_or(false);
     let background = input.boolean("background").unwrap_or(false);
     let stores = input.boolean("store").unwrap_or(true) && call.shared.options.responses_store;
@@ -66,11 +66,11 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
     };
     ask.prompt = render::responses(&input.body, &before);
     ask.n = 1;
-    read_wishes(&input.body, &mut ask.wishes, model.as_deref());
+    read_sampling(&input.body, &mut ask.wishes, model.as_deref());
     let job = call.start(ask, lora.as_deref())?;
     let Some(answer) = job.answers.into_iter().next() else { return Ok(reply::empty(500)) };
     let keeps = stores.then_some(before);
-    let form = Form::new(call, input, name, job.prompt.len(), answer, keeps, background);
+    let form = ResponsesReplyForm::new(call, input, name, job.prompt.len(), answer, keeps, background);
     let mut generation = job.generation;
     if background {
         return Ok(background::begin(call, form, generation, streams));
@@ -80,13 +80,13 @@ pub async fn create(call: &Call) -> Result<Reply, ApiError> {
         return Ok(stream::answer(call, generation, ResponseTalk::new(form, shared)));
     }
     let cached = generation.finish().await;
-    let (told, aborted) = generation.told(0);
-    let response = form.response(Progress::Ended { told, cached, aborted });
+    let (told, aborted) = generation.reported(0);
+    let response = form.response(ResponseProgress::Ended { told, cached, aborted });
     form.keep(&call.shared.store, &response);
     Ok(reply::ok(&response))
 }
 
-pub fn get(call: &Call) -> Result<Reply, ApiError> {
+pub fn get(call: &EngineCall) -> Result<Reply, ApiError> {
     let id = id_of(call);
     let kept = call.shared.store.get(id).ok_or_else(|| unknown(id))?;
     if call.query("stream") != Some("true") {
@@ -99,7 +99,7 @@ pub fn get(call: &Call) -> Result<Reply, ApiError> {
 }
 
 /// Only a background response that is not done can be cancelled.
-pub fn cancel(call: &Call) -> Result<Reply, ApiError> {
+pub fn cancel(call: &EngineCall) -> Result<Reply, ApiError> {
     let id = id_of(call);
     let kept = call.shared.store.get(id).ok_or_else(|| unknown(id))?;
     let Some(task) =
@@ -111,13 +111,14 @@ pub fn cancel(call: &Call) -> Result<Reply, ApiError> {
     task.abort();
     let mut response = kept.response;
     response["status"] = json!("cancelled");
-    call.shared
-        .store
-        .put(id.to_owned(), Kept { response: response.clone(), turns: kept.turns, task: None, log: None });
+    call.shared.store.put(
+        id.to_owned(),
+        StoredAnswer { response: response.clone(), turns: kept.turns, task: None, log: None },
+    );
     Ok(reply::ok(&response))
 }
 
-fn id_of(call: &Call) -> &str {
+fn id_of(call: &EngineCall) -> &str {
     let path = call.uri.path().strip_prefix("/v1/responses/").unwrap_or_default();
     path.split('/').next().unwrap_or_default()
 }
@@ -126,7 +127,7 @@ fn unknown(id: &str) -> ApiError {
     ApiError::responses(404, format!("Response with id '{id}' not found."), "response_id")
 }
 
-fn read_wishes(body: &Value, wishes: &mut Wishes, model: Option<&str>) {
+fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>) {
     wishes.reasoning = super::chat::thinks(body, model);
     let functions =
         || body["tools"].as_array().into_iter().flatten().filter(|tool| tool["type"] == "function");
@@ -145,14 +146,14 @@ fn read_wishes(body: &Value, wishes: &mut Wishes, model: Option<&str>) {
 
 // === impl Form ===
 
-impl Form {
+impl ResponsesReplyForm {
     /// `keeps` are the turns before this request, if the response is to be stored.
     fn new(
-        call: &Call,
+        call: &EngineCall,
         input: Input,
         model: String,
         prompt: usize,
-        answer: Answer,
+        answer: PlannedAnswer,
         mut keeps: Option<Vec<Value>>,
         background: bool,
     ) -> Self {
@@ -187,10 +188,10 @@ impl Form {
         let Some(before) = &self.keeps else { return };
         let mut turns = before.clone();
         turns.extend(response["output"].as_array().into_iter().flatten().cloned());
-        store.put(self.id.clone(), Kept { response: response.clone(), turns, task: None, log: None });
+        store.put(self.id.clone(), StoredAnswer { response: response.clone(), turns, task: None, log: None });
     }
 
-    pub fn response(&self, progress: Progress) -> Value {
+    pub fn response(&self, progress: ResponseProgress) -> Value {
         let request = &self.request;
         let or = |key: &str, default: Value| match &request[key] {
             Value::Null => default,
@@ -198,7 +199,7 @@ impl Form {
         };
         let choice =
             if request["tools"].as_array().is_some_and(|tools| !tools.is_empty()) { "auto" } else { "none" };
-        let is_cut = matches!(progress, Progress::Ended { aborted: false, .. })
+        let is_cut = matches!(progress, ResponseProgress::Ended { aborted: false, .. })
             && self.answer.finish == Finish::Length;
         let incomplete = is_cut.then(|| json!({"reason": "max_output_tokens"}));
         json!({
@@ -237,19 +238,19 @@ impl Form {
         })
     }
 
-    fn status(&self, progress: Progress) -> &'static str {
+    fn status(&self, progress: ResponseProgress) -> &'static str {
         match (progress, self.answer.finish) {
-            (Progress::Queued, _) => "queued",
-            (Progress::Running, _) => "in_progress",
-            (Progress::Ended { aborted: true, .. }, _) => "cancelled",
-            (Progress::Ended { .. }, Finish::Length) => "incomplete",
-            (Progress::Ended { .. }, Finish::Stop) => "completed",
+            (ResponseProgress::Queued, _) => "queued",
+            (ResponseProgress::Running, _) => "in_progress",
+            (ResponseProgress::Ended { aborted: true, .. }, _) => "cancelled",
+            (ResponseProgress::Ended { .. }, Finish::Length) => "incomplete",
+            (ResponseProgress::Ended { .. }, Finish::Stop) => "completed",
         }
     }
 
-    fn usage(&self, progress: Progress) -> Value {
-        let Progress::Ended { told, cached, .. } = progress else { return Value::Null };
-        let is_reasoning = |piece: &&super::plan::Piece| piece.part == Part::Reasoning;
+    fn usage(&self, progress: ResponseProgress) -> Value {
+        let ResponseProgress::Ended { told, cached, .. } = progress else { return Value::Null };
+        let is_reasoning = |piece: &&super::plan::AnswerToken| piece.part == AnswerPart::Reasoning;
         let reasoning = self.answer.pieces.iter().take(told).filter(is_reasoning).count();
         json!({
             "input_tokens": self.prompt,
@@ -271,25 +272,25 @@ impl Form {
     }
 
     /// Items of the output, each with what was told of it.
-    fn output(&self, progress: Progress) -> Vec<Value> {
-        let Progress::Ended { told, .. } = progress else { return Vec::new() };
-        let parts = [Part::Reasoning, Part::Text, Part::Arguments];
+    fn output(&self, progress: ResponseProgress) -> Vec<Value> {
+        let ResponseProgress::Ended { told, .. } = progress else { return Vec::new() };
+        let parts = [AnswerPart::Reasoning, AnswerPart::Text, AnswerPart::Arguments];
         let mut items: Vec<Value> = parts
             .into_iter()
             .filter(|part| self.answer.pieces.iter().take(told).any(|piece| piece.part == *part))
             .map(|part| self.item(part, &self.answer.text(part, told)))
             .collect();
         if items.is_empty() {
-            items.push(self.item(Part::Text, ""));
+            items.push(self.item(AnswerPart::Text, ""));
         }
         items
     }
 
     /// A finished item.
-    pub fn item(&self, part: Part, text: &str) -> Value {
+    pub fn item(&self, part: AnswerPart, text: &str) -> Value {
         let id = self.item_id(part);
         match part {
-            Part::Reasoning => json!({
+            AnswerPart::Reasoning => json!({
                 "id": id,
                 "summary": [],
                 "type": "reasoning",
@@ -297,7 +298,7 @@ impl Form {
                 "encrypted_content": null,
                 "status": "completed",
             }),
-            Part::Text => json!({
+            AnswerPart::Text => json!({
                 "id": id,
                 "content": [{"annotations": [], "text": text, "type": "output_text", "logprobs": null}],
                 "role": "assistant",
@@ -305,7 +306,7 @@ impl Form {
                 "type": "message",
                 "phase": null,
             }),
-            Part::Arguments => self.call_item(text, "completed"),
+            AnswerPart::Arguments => self.call_item(text, "completed"),
         }
     }
 
@@ -315,16 +316,16 @@ impl Form {
             "call_id": format!("call_{}", self.random),
             "name": self.answer.tool,
             "type": "function_call",
-            "id": self.item_id(Part::Arguments),
+            "id": self.item_id(AnswerPart::Arguments),
             "status": status,
         })
     }
 
-    pub fn item_id(&self, part: Part) -> String {
+    pub fn item_id(&self, part: AnswerPart) -> String {
         let kind = match part {
-            Part::Reasoning => "rs",
-            Part::Text => "msg",
-            Part::Arguments => "fc",
+            AnswerPart::Reasoning => "rs",
+            AnswerPart::Text => "msg",
+            AnswerPart::Arguments => "fc",
         };
         format!("{kind}_{}", self.random)
     }

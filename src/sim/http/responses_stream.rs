@@ -6,18 +6,18 @@ use serde_json::{Value, json};
 
 use super::driver::Step;
 use super::error::ApiError;
-use super::plan::Part;
-use super::responses::{Form, Progress};
-use super::shared::Shared;
-use super::stream::{Events, Talk};
+use super::plan::AnswerPart;
+use super::responses::{ResponseProgress, ResponsesReplyForm};
+use super::shared::EngineShared;
+use super::stream::{EventWriter, ReplyEvents};
 
 pub struct ResponseTalk {
-    form: Form,
-    shared: Arc<Shared>,
+    form: ResponsesReplyForm,
+    shared: Arc<EngineShared>,
     /// Number of the next event.
     sequence: u64,
     /// The item that grows, and what it says so far.
-    open: Option<(Part, String)>,
+    open: Option<(AnswerPart, String)>,
     /// Items closed so far.
     index: usize,
     told: usize,
@@ -26,12 +26,12 @@ pub struct ResponseTalk {
 }
 
 impl ResponseTalk {
-    pub fn new(form: Form, shared: Arc<Shared>) -> Self {
+    pub fn new(form: ResponsesReplyForm, shared: Arc<EngineShared>) -> Self {
         Self { form, shared, sequence: 0, open: None, index: 0, told: 0, cached: 0, aborted: false }
     }
 
     /// Sends an event; its number and type come last, as its fields are in alphabetical order.
-    fn emit(&mut self, kind: &str, mut fields: Value, events: &mut Events) {
+    fn emit(&mut self, kind: &str, mut fields: Value, events: &mut ReplyEvents) {
         let text = fields.as_object_mut().and_then(|fields| fields.shift_remove("text"));
         fields["sequence_number"] = json!(self.sequence);
         if let Some(text) = text {
@@ -42,7 +42,7 @@ impl ResponseTalk {
         events.event(kind, &fields);
     }
 
-    fn piece(&mut self, index: usize, events: &mut Events) {
+    fn piece(&mut self, index: usize, events: &mut ReplyEvents) {
         let piece = self.form.answer.pieces[index].clone();
         if self.open.as_ref().is_none_or(|(part, _)| *part != piece.part) {
             self.close(events);
@@ -53,18 +53,18 @@ impl ResponseTalk {
         }
         let id = self.form.item_id(piece.part);
         let (kind, fields) = match piece.part {
-            Part::Text => (
+            AnswerPart::Text => (
                 "response.output_text.delta",
                 json!({
                     "content_index": 0, "delta": piece.text, "item_id": id, "logprobs": [],
                     "output_index": self.index,
                 }),
             ),
-            Part::Reasoning => (
+            AnswerPart::Reasoning => (
                 "response.reasoning_text.delta",
                 json!({"content_index": 0, "delta": piece.text, "item_id": id, "output_index": self.index}),
             ),
-            Part::Arguments => (
+            AnswerPart::Arguments => (
                 "response.function_call_arguments.delta",
                 json!({"delta": piece.text, "item_id": id, "output_index": self.index}),
             ),
@@ -72,48 +72,48 @@ impl ResponseTalk {
         self.emit(kind, fields, events);
     }
 
-    fn open_item(&mut self, part: Part, events: &mut Events) {
+    fn open_item(&mut self, part: AnswerPart, events: &mut ReplyEvents) {
         self.open = Some((part, String::new()));
         let id = self.form.item_id(part);
         let item = match part {
-            Part::Text => json!({
+            AnswerPart::Text => json!({
                 "id": id, "content": [], "role": "assistant", "status": "in_progress", "type": "message",
                 "phase": null,
             }),
-            Part::Reasoning => json!({
+            AnswerPart::Reasoning => json!({
                 "id": id, "summary": [], "type": "reasoning", "content": null, "encrypted_content": null,
                 "status": "in_progress",
             }),
-            Part::Arguments => self.form.call_item("", "in_progress"),
+            AnswerPart::Arguments => self.form.call_item("", "in_progress"),
         };
         let added = json!({"item": item, "output_index": self.index});
         self.emit("response.output_item.added", added, events);
         let part = match part {
-            Part::Text => json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []}),
-            Part::Reasoning => json!({"text": "", "type": "reasoning_text"}),
-            Part::Arguments => return,
+            AnswerPart::Text => json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []}),
+            AnswerPart::Reasoning => json!({"text": "", "type": "reasoning_text"}),
+            AnswerPart::Arguments => return,
         };
         let added = json!({"content_index": 0, "item_id": id, "output_index": self.index, "part": part});
         self.emit("response.content_part.added", added, events);
     }
 
-    fn close(&mut self, events: &mut Events) {
+    fn close(&mut self, events: &mut ReplyEvents) {
         let Some((part, text)) = self.open.take() else { return };
         let (id, index) = (self.form.item_id(part), self.index);
         let part_done = match part {
-            Part::Text => {
+            AnswerPart::Text => {
                 let done = json!({
                     "content_index": 0, "item_id": id, "logprobs": [], "output_index": index, "text": text,
                 });
                 self.emit("response.output_text.done", done, events);
                 Some(json!({"annotations": [], "text": text, "type": "output_text", "logprobs": null}))
             }
-            Part::Reasoning => {
+            AnswerPart::Reasoning => {
                 let done = json!({"content_index": 0, "item_id": id, "output_index": index, "text": text});
                 self.emit("response.reasoning_text.done", done, events);
                 Some(json!({"text": text, "type": "reasoning_text"}))
             }
-            Part::Arguments => {
+            AnswerPart::Arguments => {
                 let done = json!({
                     "arguments": text, "item_id": id, "name": self.form.answer.tool, "output_index": index,
                 });
@@ -131,14 +131,14 @@ impl ResponseTalk {
     }
 }
 
-impl Talk for ResponseTalk {
-    fn open(&mut self, events: &mut Events) {
-        let response = self.form.response(Progress::Running);
+impl EventWriter for ResponseTalk {
+    fn open(&mut self, events: &mut ReplyEvents) {
+        let response = self.form.response(ResponseProgress::Running);
         self.emit("response.created", json!({"response": response}), events);
         self.emit("response.in_progress", json!({"response": response}), events);
     }
 
-    fn tell(&mut self, step: Step, events: &mut Events) {
+    fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => self.cached = cached_tokens,
             Step::Token { index, .. } => {
@@ -148,7 +148,8 @@ impl Talk for ResponseTalk {
             Step::Aborted { .. } => self.aborted = true,
             Step::End => {
                 self.close(events);
-                let ended = Progress::Ended { told: self.told, cached: self.cached, aborted: self.aborted };
+                let ended =
+                    ResponseProgress::Ended { told: self.told, cached: self.cached, aborted: self.aborted };
                 let response = self.form.response(ended);
                 self.form.keep(&self.shared.store, &response);
                 self.emit("response.completed", json!({"response": response}), events);
@@ -156,7 +157,7 @@ impl Talk for ResponseTalk {
         }
     }
 
-    fn fail(&mut self, error: &ApiError, events: &mut Events) {
+    fn fail(&mut self, error: &ApiError, events: &mut ReplyEvents) {
         events.event("error", &error.openai());
     }
 }

@@ -1,4 +1,4 @@
-//! Which path is answered by whom, and what Starlette says where nobody answers.
+//! The table of paths and their handlers, and Starlette's answers for unknown paths.
 
 use std::io;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::connection::Busy;
+use super::connection::BusyGuard;
 use super::error::{self, ApiError};
-use super::fault::Fault;
+use super::fault::InjectedFault;
 use super::options::Options;
 use super::record::Recorded;
 use super::reply::{self, Reply, Tracked};
-use super::run::Call;
-use super::shared::Shared;
+use super::run::EngineCall;
+use super::shared::EngineShared;
 use super::{
     audio, chat, completions, control, generate, messages, metrics, models, pooling, realtime, responses,
     tokenize,
@@ -25,7 +25,7 @@ use super::{
 const UPGRADE: std::time::Duration = std::time::Duration::from_millis(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route {
+enum EngineRoute {
     Models,
     Chat,
     Completions,
@@ -54,57 +54,61 @@ enum Route {
 }
 
 /// A row of the table: pattern as the metrics name it, methods as `allow` lists them.
-struct Row {
-    route: Route,
+struct EngineRouteRow {
+    route: EngineRoute,
     pattern: &'static str,
     allow: &'static str,
 }
 
 /// Routes with a fixed path. Those with a parameter, and those under `/sim/`, are in `find`.
 #[rustfmt::skip]
-const TABLE: &[Row] = &[
-    Row { route: Route::Models, pattern: "/v1/models", allow: "GET" },
-    Row { route: Route::Chat, pattern: "/v1/chat/completions", allow: "POST" },
-    Row { route: Route::Completions, pattern: "/v1/completions", allow: "POST" },
-    Row { route: Route::Responses, pattern: "/v1/responses", allow: "POST" },
-    Row { route: Route::Messages, pattern: "/v1/messages", allow: "POST" },
-    Row { route: Route::CountTokens, pattern: "/v1/messages/count_tokens", allow: "POST" },
-    Row { route: Route::Generate, pattern: "/inference/v1/generate", allow: "POST" },
-    Row { route: Route::Embeddings, pattern: "/v1/embeddings", allow: "POST" },
-    Row { route: Route::Pooling, pattern: "/pooling", allow: "POST" },
-    Row { route: Route::Classify, pattern: "/classify", allow: "POST" },
-    Row { route: Route::Score, pattern: "/score", allow: "POST" },
-    Row { route: Route::Score, pattern: "/v1/score", allow: "POST" },
-    Row { route: Route::Rerank, pattern: "/rerank", allow: "POST" },
-    Row { route: Route::Rerank, pattern: "/v1/rerank", allow: "POST" },
-    Row { route: Route::Rerank, pattern: "/v2/rerank", allow: "POST" },
-    Row { route: Route::Transcribe, pattern: "/v1/audio/transcriptions", allow: "POST" },
-    Row { route: Route::Transcribe, pattern: "/v1/audio/translations", allow: "POST" },
-    Row { route: Route::Realtime, pattern: "/v1/realtime", allow: "GET" },
-    Row { route: Route::Tokenize, pattern: "/tokenize", allow: "POST" },
-    Row { route: Route::Detokenize, pattern: "/detokenize", allow: "POST" },
-    Row { route: Route::Invocations, pattern: "/invocations", allow: "POST" },
-    Row { route: Route::Health, pattern: "/health", allow: "GET" },
-    Row { route: Route::Health, pattern: "/ping", allow: "GET, POST" },
-    Row { route: Route::Version, pattern: "/version", allow: "GET" },
-    Row { route: Route::Load, pattern: "/load", allow: "GET" },
-    Row { route: Route::Metrics, pattern: "/metrics", allow: "GET" },
-    Row { route: Route::Dev, pattern: "/reset_prefix_cache", allow: "POST" },
-    Row { route: Route::Dev, pattern: "/sleep", allow: "POST" },
-    Row { route: Route::Dev, pattern: "/wake_up", allow: "POST" },
-    Row { route: Route::Dev, pattern: "/is_sleeping", allow: "GET" },
-    Row { route: Route::Dev, pattern: "/pause", allow: "POST" },
-    Row { route: Route::Dev, pattern: "/resume", allow: "POST" },
-    Row { route: Route::Dev, pattern: "/is_paused", allow: "GET" },
+const TABLE: &[EngineRouteRow] = &[
+    EngineRouteRow { route: EngineRoute::Models, pattern: "/v1/models", allow: "GET" },
+    EngineRouteRow { route: EngineRoute::Chat, pattern: "/v1/chat/completions", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Completions, pattern: "/v1/completions", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Responses, pattern: "/v1/responses", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Messages, pattern: "/v1/messages", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::CountTokens, pattern: "/v1/messages/count_tokens", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Generate, pattern: "/inference/v1/generate", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Embeddings, pattern: "/v1/embeddings", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Pooling, pattern: "/pooling", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Classify, pattern: "/classify", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Score, pattern: "/score", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Score, pattern: "/v1/score", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Rerank, pattern: "/rerank", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Rerank, pattern: "/v1/rerank", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Rerank, pattern: "/v2/rerank", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Transcribe, pattern: "/v1/audio/transcriptions", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Transcribe, pattern: "/v1/audio/translations", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Realtime, pattern: "/v1/realtime", allow: "GET" },
+    EngineRouteRow { route: EngineRoute::Tokenize, pattern: "/tokenize", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Detokenize, pattern: "/detokenize", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Invocations, pattern: "/invocations", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Health, pattern: "/health", allow: "GET" },
+    EngineRouteRow { route: EngineRoute::Health, pattern: "/ping", allow: "GET, POST" },
+    EngineRouteRow { route: EngineRoute::Version, pattern: "/version", allow: "GET" },
+    EngineRouteRow { route: EngineRoute::Load, pattern: "/load", allow: "GET" },
+    EngineRouteRow { route: EngineRoute::Metrics, pattern: "/metrics", allow: "GET" },
+    EngineRouteRow { route: EngineRoute::Dev, pattern: "/reset_prefix_cache", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Dev, pattern: "/sleep", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Dev, pattern: "/wake_up", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Dev, pattern: "/is_sleeping", allow: "GET" },
+    EngineRouteRow { route: EngineRoute::Dev, pattern: "/pause", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Dev, pattern: "/resume", allow: "POST" },
+    EngineRouteRow { route: EngineRoute::Dev, pattern: "/is_paused", allow: "GET" },
 ];
-const RESPONSE: Row = Row { route: Route::Response, pattern: "/v1/responses/{response_id}", allow: "GET" };
-const CANCEL: Row =
-    Row { route: Route::CancelResponse, pattern: "/v1/responses/{response_id}/cancel", allow: "POST" };
-const SIM: Row = Row { route: Route::Sim, pattern: "/sim", allow: "GET, POST" };
+const RESPONSE: EngineRouteRow =
+    EngineRouteRow { route: EngineRoute::Response, pattern: "/v1/responses/{response_id}", allow: "GET" };
+const CANCEL: EngineRouteRow = EngineRouteRow {
+    route: EngineRoute::CancelResponse,
+    pattern: "/v1/responses/{response_id}/cancel",
+    allow: "POST",
+};
+const SIM: EngineRouteRow = EngineRouteRow { route: EngineRoute::Sim, pattern: "/sim", allow: "GET, POST" };
 
 // === impl Route ===
 
-impl Route {
+impl EngineRoute {
     fn exists(self, options: &Options) -> bool {
         match self {
             Self::Embeddings | Self::Pooling | Self::Classify | Self::Score | Self::Rerank => {
@@ -125,7 +129,7 @@ impl Route {
     }
 }
 
-fn find(path: &str, options: &Options) -> Option<&'static Row> {
+fn find(path: &str, options: &Options) -> Option<&'static EngineRouteRow> {
     let row = match path.strip_prefix("/v1/responses/") {
         Some(rest) => match rest.split_once('/') {
             None if !rest.is_empty() => &RESPONSE,
@@ -134,7 +138,9 @@ fn find(path: &str, options: &Options) -> Option<&'static Row> {
         },
         None if path.starts_with("/sim/") => &SIM,
         // Metrics are mounted, and a mount takes everything below it.
-        None if path.starts_with("/metrics/") => TABLE.iter().find(|row| row.route == Route::Metrics)?,
+        None if path.starts_with("/metrics/") => {
+            TABLE.iter().find(|row| row.route == EngineRoute::Metrics)?
+        }
         None => TABLE.iter().find(|row| row.pattern == path)?,
     };
     row.route.exists(options).then_some(row)
@@ -142,8 +148,8 @@ fn find(path: &str, options: &Options) -> Option<&'static Row> {
 
 /// Answers one request; the error closes the connection.
 pub async fn answer(
-    shared: Arc<Shared>,
-    busy: Busy,
+    shared: Arc<EngineShared>,
+    busy: BusyGuard,
     request: Request<Incoming>,
 ) -> io::Result<Response<Tracked>> {
     let busy = Arc::new(busy);
@@ -158,40 +164,40 @@ pub async fn answer(
         }
     }
     let pattern = row.map_or("none", |row| row.pattern);
-    if row.is_none_or(|row| !row.route.is_poll() || row.route == Route::Models) {
+    if row.is_none_or(|row| !row.route.is_poll() || row.route == EngineRoute::Models) {
         shared.traffic.count(pattern, &method, reply.status().as_u16());
     }
     Ok(reply.map(|body| Tracked { body, _busy: busy }))
 }
 
 async fn respond(
-    shared: &Arc<Shared>,
-    busy: &Arc<Busy>,
-    row: Option<&'static Row>,
+    shared: &Arc<EngineShared>,
+    busy: &Arc<BusyGuard>,
+    row: Option<&'static EngineRouteRow>,
     mut request: Request<Incoming>,
 ) -> io::Result<Reply> {
     // Taken before the body is read: a request that upgrades has none.
     let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    let is_sim = row.is_some_and(|row| row.route == Route::Sim);
+    let is_sim = row.is_some_and(|row| row.route == EngineRoute::Sim);
     let is_poll = row.is_some_and(|row| row.route.is_poll());
     if !is_sim {
         let recorded = Recorded::new(parts.method.clone(), &parts.uri, parts.headers.clone(), &body);
         shared.record(recorded, is_poll);
     }
     let silence = shared.silence();
-    let fault = if is_sim || is_poll { None } else { shared.faults.strike(Fault::strikes_requests) };
+    let fault = if is_sim || is_poll { None } else { shared.faults.strike(InjectedFault::strikes_requests) };
     match &fault {
-        Some(Fault::StallHeaders) => std::future::pending().await,
-        Some(Fault::CutHeaders { reset }) => {
+        Some(InjectedFault::StallHeaders) => std::future::pending().await,
+        Some(InjectedFault::CutHeaders { reset }) => {
             if *reset {
                 busy.connection().end_with_reset();
             }
             return Err(io::Error::other("simulated cut"));
         }
-        Some(Fault::ShuttingDown) => return Ok(ApiError::shutting_down().reply(false)),
-        Some(Fault::Status { status, body }) => {
+        Some(InjectedFault::ShuttingDown) => return Ok(ApiError::shutting_down().reply(false)),
+        Some(InjectedFault::Status { status, body }) => {
             let status = http::StatusCode::from_u16(*status).unwrap_or_default();
             return Ok(reply::with(status, &[], Some("application/json"), Bytes::from(body.clone())));
         }
@@ -207,7 +213,7 @@ async fn respond(
         // FastAPI makes a route of each method, and the first one speaks.
         return Ok(error::method_not_allowed(row.allow.split(", ").next().unwrap_or(row.allow)));
     }
-    let call = Call {
+    let call = EngineCall {
         shared: Arc::clone(shared),
         connection: Arc::clone(busy.connection()),
         method: parts.method,
@@ -217,14 +223,14 @@ async fn respond(
         fault,
         silence,
     };
-    let anthropic = matches!(row.route, Route::Messages | Route::CountTokens);
+    let anthropic = matches!(row.route, EngineRoute::Messages | EngineRoute::CountTokens);
     let reply = match (row.route, upgrade) {
-        (Route::Realtime, Some(upgrade)) => {
+        (EngineRoute::Realtime, Some(upgrade)) => {
             tokio::time::sleep(UPGRADE).await;
             realtime::open(&call, upgrade, Arc::clone(busy))
         }
         // Without an upgrade, a websocket route does not exist for HTTP.
-        (Route::Realtime, None) => Ok(error::not_found()),
+        (EngineRoute::Realtime, None) => Ok(error::not_found()),
         (route, _) => dispatch(route, &call).await,
     };
     let reply = reply.unwrap_or_else(|error| error.reply(anthropic));
@@ -235,38 +241,38 @@ async fn respond(
     Ok(reply)
 }
 
-async fn dispatch(route: Route, call: &Call) -> Result<Reply, ApiError> {
+async fn dispatch(route: EngineRoute, call: &EngineCall) -> Result<Reply, ApiError> {
     match route {
-        Route::Models => Ok(models::list(call)),
-        Route::Chat => chat::create(call).await,
-        Route::Completions => completions::create(call).await,
-        Route::Responses => responses::create(call).await,
-        Route::Response => responses::get(call),
-        Route::CancelResponse => responses::cancel(call),
-        Route::Messages => messages::create(call).await,
-        Route::CountTokens => messages::count(call),
-        Route::Generate => generate::create(call).await,
-        Route::Embeddings => pooling::embeddings(call).await,
-        Route::Pooling => pooling::pooling(call).await,
-        Route::Classify => pooling::classify(call).await,
-        Route::Score => pooling::score(call).await,
-        Route::Rerank => pooling::rerank(call).await,
-        Route::Transcribe => audio::transcribe(call).await,
-        Route::Tokenize => tokenize::tokenize(call),
-        Route::Detokenize => tokenize::detokenize(call),
-        Route::Invocations => invocations(call).await,
-        Route::Health => Ok(reply::empty(call.shared.faults.health().unwrap_or(200))),
-        Route::Version => Ok(models::version(call)),
-        Route::Load => Ok(models::load(call)),
-        Route::Metrics => Ok(metrics::answer(call).await),
-        Route::Dev => control::dev(call),
-        Route::Sim => control::sim(call).await,
-        Route::Realtime => Ok(error::not_found()),
+        EngineRoute::Models => Ok(models::list(call)),
+        EngineRoute::Chat => chat::create(call).await,
+        EngineRoute::Completions => completions::create(call).await,
+        EngineRoute::Responses => responses::create(call).await,
+        EngineRoute::Response => responses::get(call),
+        EngineRoute::CancelResponse => responses::cancel(call),
+        EngineRoute::Messages => messages::create(call).await,
+        EngineRoute::CountTokens => messages::count(call),
+        EngineRoute::Generate => generate::create(call).await,
+        EngineRoute::Embeddings => pooling::embeddings(call).await,
+        EngineRoute::Pooling => pooling::pooling(call).await,
+        EngineRoute::Classify => pooling::classify(call).await,
+        EngineRoute::Score => pooling::score(call).await,
+        EngineRoute::Rerank => pooling::rerank(call).await,
+        EngineRoute::Transcribe => audio::transcribe(call).await,
+        EngineRoute::Tokenize => tokenize::tokenize(call),
+        EngineRoute::Detokenize => tokenize::detokenize(call),
+        EngineRoute::Invocations => invocations(call).await,
+        EngineRoute::Health => Ok(reply::empty(call.shared.faults.health().unwrap_or(200))),
+        EngineRoute::Version => Ok(models::version(call)),
+        EngineRoute::Load => Ok(models::load(call)),
+        EngineRoute::Metrics => Ok(metrics::answer(call).await),
+        EngineRoute::Dev => control::dev(call),
+        EngineRoute::Sim => control::sim(call).await,
+        EngineRoute::Realtime => Ok(error::not_found()),
     }
 }
 
 /// SageMaker's one door: the fields of the body tell which API is meant.
-async fn invocations(call: &Call) -> Result<Reply, ApiError> {
+async fn invocations(call: &EngineCall) -> Result<Reply, ApiError> {
     let input = call.input()?;
     if input.get("messages").is_some() {
         chat::create(call).await

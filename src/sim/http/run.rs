@@ -7,39 +7,39 @@ use http::{HeaderMap, Method, Uri};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::connection::Connection;
+use super::connection::ConnectionState;
 use super::driver::Generation;
 use super::error::ApiError;
-use super::fault::Fault;
+use super::fault::InjectedFault;
 use super::input::Input;
-use super::plan::{Answer, Wishes};
-use super::shared::Shared;
+use super::plan::{PlannedAnswer, SamplingWishes};
+use super::shared::EngineShared;
 use super::token;
-use crate::sim::engine::{Finish, Request};
+use crate::sim::engine::{EngineRequest, Finish};
 
 /// Most choices of one request (`VLLM_MAX_N_SEQUENCES`).
 const MAX_N: i64 = 16_384;
 
 /// One HTTP request on its way through a handler.
-pub struct Call {
-    pub shared: Arc<Shared>,
-    pub connection: Arc<Connection>,
+pub struct EngineCall {
+    pub shared: Arc<EngineShared>,
+    pub connection: Arc<ConnectionState>,
     pub method: Method,
     pub uri: Uri,
     pub headers: HeaderMap,
     pub body: Bytes,
-    pub fault: Option<Fault>,
+    pub fault: Option<InjectedFault>,
     /// Times the server had gone silent when the request came.
     pub silence: u64,
 }
 
 /// What is asked of the model, in the words of no API.
 #[derive(Debug, Default)]
-pub struct Ask {
+pub struct GenerationRequest {
     pub prompt: Vec<u32>,
     /// Whether the prompt came as token ids, whose number is known exactly.
     pub exact: bool,
-    pub wishes: Wishes,
+    pub wishes: SamplingWishes,
     pub n: usize,
     pub cache_salt: Option<String>,
     pub use_cache: bool,
@@ -48,21 +48,21 @@ pub struct Ask {
 }
 
 /// A request whose answers are decided.
-pub struct Prepared {
+pub struct PreparedGeneration {
     pub prompt: Vec<u32>,
-    pub answers: Vec<Answer>,
+    pub answers: Vec<PlannedAnswer>,
 }
 
 /// A request in the engine, and all that its answer will say.
 pub struct Job {
     pub prompt: Vec<u32>,
-    pub answers: Vec<Answer>,
+    pub answers: Vec<PlannedAnswer>,
     pub generation: Generation,
 }
 
 // === impl Call ===
 
-impl Call {
+impl EngineCall {
     pub fn input(&self) -> Result<Input, ApiError> {
         Input::parse(&self.headers, &self.body)
     }
@@ -99,14 +99,18 @@ impl Call {
     }
 
     /// Hands the request to the engine.
-    pub fn start(&self, ask: Ask, lora: Option<&str>) -> Result<Job, ApiError> {
+    pub fn start(&self, ask: GenerationRequest, lora: Option<&str>) -> Result<Job, ApiError> {
         let (prepared, requests) = self.prepare(ask, lora)?;
         let generation = self.begin(requests)?;
         Ok(Job { prompt: prepared.prompt, answers: prepared.answers, generation })
     }
 
     /// Decides the answers, from the prompt and the adapter alone, and what the engine has to do for them.
-    pub fn prepare(&self, ask: Ask, lora: Option<&str>) -> Result<(Prepared, Vec<Request>), ApiError> {
+    pub fn prepare(
+        &self,
+        ask: GenerationRequest,
+        lora: Option<&str>,
+    ) -> Result<(PreparedGeneration, Vec<EngineRequest>), ApiError> {
         let options = &self.shared.options;
         check_length(&ask, options.max_model_len)?;
         let adapter = lora.map_or(0, |lora| xxh3_64(lora.as_bytes()));
@@ -118,12 +122,12 @@ impl Call {
         let mut wishes = ask.wishes;
         wishes.max_tokens = wishes.max_tokens.map(|tokens| tokens.min(room));
         let choices = 0..ask.n.max(1) as u64;
-        let answers: Vec<Answer> =
-            choices.map(|choice| Answer::new(&wishes, seed.wrapping_add(choice))).collect();
+        let answers: Vec<PlannedAnswer> =
+            choices.map(|choice| PlannedAnswer::new(&wishes, seed.wrapping_add(choice))).collect();
         let requests = answers.iter().map(|answer| {
             let mut tokens = ask.prompt.clone();
             tokens.extend(answer.ids(usize::MAX));
-            Request {
+            EngineRequest {
                 id: 0,
                 prompt_tokens: ask.prompt.len().max(1),
                 output_tokens: answer.pieces.len(),
@@ -133,13 +137,13 @@ impl Call {
             }
         });
         let requests = requests.collect();
-        Ok((Prepared { prompt: ask.prompt, answers }, requests))
+        Ok((PreparedGeneration { prompt: ask.prompt, answers }, requests))
     }
 
     /// Runs prompts through the engine without generating anything.
     pub fn prefill(&self, prompts: &[Vec<u32>], lora: Option<&str>) -> Result<Generation, ApiError> {
         let space = lora.map_or(0, |lora| xxh3_64(lora.as_bytes()));
-        let requests = prompts.iter().map(|prompt| Request {
+        let requests = prompts.iter().map(|prompt| EngineRequest {
             id: 0,
             prompt_tokens: prompt.len().max(1),
             output_tokens: 0,
@@ -151,16 +155,16 @@ impl Call {
     }
 
     /// Starts prepared requests as the choices of one generation.
-    pub fn begin(&self, requests: Vec<Request>) -> Result<Generation, ApiError> {
+    pub fn begin(&self, requests: Vec<EngineRequest>) -> Result<Generation, ApiError> {
         let driver = &self.shared.driver;
-        if self.fault == Some(Fault::AbortEmpty) {
+        if self.fault == Some(InjectedFault::AbortEmpty) {
             return Ok(driver.aborted(requests.len()));
         }
         driver.begin(requests).map_err(ApiError::refused)
     }
 }
 
-fn check_length(ask: &Ask, max_model_len: usize) -> Result<(), ApiError> {
+fn check_length(ask: &GenerationRequest, max_model_len: usize) -> Result<(), ApiError> {
     let output = match ask.limit {
         Some((name, value)) if value > max_model_len as i64 => {
             let message = format!(
@@ -183,7 +187,7 @@ fn check_length(ask: &Ask, max_model_len: usize) -> Result<(), ApiError> {
 
 // === impl Ask ===
 
-impl Ask {
+impl GenerationRequest {
     /// Reads the sampling fields that OpenAI's APIs share. `limits` are the fields that may limit the output,
     /// the first one set wins.
     pub fn read(input: &mut Input, limits: &[&'static str]) -> Self {

@@ -16,45 +16,45 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{self, Connection, Open, Socket};
-use super::fault::Fault;
-use super::shared::Shared;
+use super::connection::{self, AcceptedConnection, ConnectionState, ResettableSocket};
+use super::fault::InjectedFault;
+use super::shared::EngineShared;
 
 /// Connections that may wait to be accepted; uvicorn's number.
-const BACKLOG: u32 = 2_048;
+const ACCEPT_BACKLOG: u32 = 2_048;
 /// Time between two attempts to have a port back.
-const RETRY: Duration = Duration::from_millis(5);
+const REBIND_PAUSE: Duration = Duration::from_millis(5);
 
 /// Where it listens, so that it can do so again.
 #[derive(Debug, Clone)]
-pub enum Address {
+pub enum EngineAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-pub enum Listener {
+pub enum EngineListener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 /// A listener that can close and come back.
 ///
-/// While it is closed, its port stays bound without listening, as with a vLLM that is still loading: whoever
-/// connects is refused, and nobody else can take the port, not even a client that gets it by chance.
-struct Door {
-    address: Address,
-    listener: Option<Listener>,
+/// While it is closed, its port stays bound without listening, as with a vLLM that is still loading:
+/// connections are refused, and no other process can take the port.
+struct ReopeningListener {
+    address: EngineAddress,
+    listener: Option<EngineListener>,
     held: Option<TcpSocket>,
 }
 
 // === impl Door ===
 
-impl Door {
+impl ReopeningListener {
     async fn close(&mut self) {
         if self.listener.take().is_none() {
             return;
         }
-        if let Address::Tcp(address) = self.address {
+        if let EngineAddress::Tcp(address) = self.address {
             self.held = Some(retried(|| bound(address)).await);
         }
     }
@@ -64,19 +64,19 @@ impl Door {
             return;
         }
         self.listener = Some(match (&self.address, self.held.take()) {
-            (Address::Tcp(address), held) => {
+            (EngineAddress::Tcp(address), held) => {
                 let mut held = held;
-                let listen = || held.take().map_or_else(|| bound(*address), Ok)?.listen(BACKLOG);
-                Listener::Tcp(retried(listen).await)
+                let listen = || held.take().map_or_else(|| bound(*address), Ok)?.listen(ACCEPT_BACKLOG);
+                EngineListener::Tcp(retried(listen).await)
             }
-            (Address::Unix(path), _) => {
+            (EngineAddress::Unix(path), _) => {
                 remove_socket(path);
-                Listener::Unix(retried(|| UnixListener::bind(path)).await)
+                EngineListener::Unix(retried(|| UnixListener::bind(path)).await)
             }
         });
     }
 
-    async fn accept(&self, connection: &Arc<Connection>) -> io::Result<Socket> {
+    async fn accept(&self, connection: &Arc<ConnectionState>) -> io::Result<ResettableSocket> {
         match &self.listener {
             Some(listener) => listener.accept(connection).await,
             None => std::future::pending().await,
@@ -99,24 +99,24 @@ async fn retried<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
         if let Ok(done) = attempt() {
             return done;
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(REBIND_PAUSE).await;
     }
 }
 
 // === impl Listener ===
 
-impl Listener {
-    async fn accept(&self, connection: &Arc<Connection>) -> io::Result<Socket> {
+impl EngineListener {
+    async fn accept(&self, connection: &Arc<ConnectionState>) -> io::Result<ResettableSocket> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Each event of a stream shall leave at once.
                 stream.set_nodelay(true)?;
-                Ok(Socket::tcp(stream, Arc::clone(connection)))
+                Ok(ResettableSocket::tcp(stream, Arc::clone(connection)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Socket::unix(stream, Arc::clone(connection)))
+                Ok(ResettableSocket::unix(stream, Arc::clone(connection)))
             }
         }
     }
@@ -145,22 +145,27 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
 }
 
 /// Accepts until it is dropped, while `Control` says so.
-pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAcceptor>, shared: Arc<Shared>) {
+pub async fn run(
+    listener: EngineListener,
+    address: EngineAddress,
+    acceptor: Option<TlsAcceptor>,
+    shared: Arc<EngineShared>,
+) {
     let mut control = shared.control.subscribe();
     // What was wished before this task began to run is a change too.
     control.mark_changed();
-    let mut door = Door { address, listener: Some(listener), held: None };
+    let mut door = ReopeningListener { address, listener: Some(listener), held: None };
     let mut connections = JoinSet::new();
     loop {
-        let connection = Arc::new(Connection::default());
+        let connection = Arc::new(ConnectionState::default());
         tokio::select! {
             accepted = door.accept(&connection) => {
                 let Ok(socket) = accepted else { continue };
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
-                if shared.faults.strike(|fault| *fault == Fault::CloseAfterAccept).is_some() {
+                if shared.faults.strike(|fault| *fault == InjectedFault::CloseAfterAccept).is_some() {
                     continue;
                 }
-                let open = Open::new(Arc::clone(&shared));
+                let open = AcceptedConnection::new(Arc::clone(&shared));
                 connections.spawn(attend(socket, connection, acceptor.clone(), open));
             }
             changed = control.changed() => {
@@ -181,7 +186,12 @@ pub async fn run(listener: Listener, address: Address, acceptor: Option<TlsAccep
     }
 }
 
-async fn attend(socket: Socket, connection: Arc<Connection>, acceptor: Option<TlsAcceptor>, mut open: Open) {
+async fn attend(
+    socket: ResettableSocket,
+    connection: Arc<ConnectionState>,
+    acceptor: Option<TlsAcceptor>,
+    mut open: AcceptedConnection,
+) {
     match acceptor {
         // A handshake that fails is the client's loss.
         Some(acceptor) => {

@@ -9,13 +9,13 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::clock;
 use super::connection::Control;
 use super::driver::Driver;
-use super::fault::{Fault, Faults};
+use super::fault::{Faults, InjectedFault};
 use super::options::Options;
 use super::record::{Recorded, Ring, Stats};
 use super::store::Store;
 use super::traffic::Traffic;
 
-pub struct Shared {
+pub struct EngineShared {
     pub options: Options,
     pub driver: Arc<Driver>,
     pub faults: Faults,
@@ -42,7 +42,7 @@ pub struct Shared {
     pub sleep: AtomicUsize,
 }
 
-impl Shared {
+impl EngineShared {
     pub fn new(options: Options) -> Self {
         let driver = Arc::new(Driver::new(options.limits(), options.timing));
         Self {
@@ -73,7 +73,7 @@ impl Shared {
         *self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sixteen hex digits nobody had before.
+    /// Returns sixteen hex digits that have not been used before.
     pub fn random_hex(&self) -> String {
         let next = self.ids.fetch_add(1, Ordering::Relaxed);
         let clock = self.started().to_bits() ^ self.options.seed;
@@ -117,13 +117,13 @@ impl Shared {
     }
 
     /// Sets or clears what goes wrong; back when the listener is as it shall be.
-    pub async fn set_fault(&self, fault: Option<Fault>, requests: Option<u64>) {
-        let closed = matches!(fault, Some(Fault::Refuse | Fault::Silent));
-        let close_idle = closed || fault == Some(Fault::CloseIdle);
-        let factor = if let Some(Fault::Slow { factor }) = fault { factor } else { 1.0 };
-        let silent = fault == Some(Fault::Silent);
+    pub async fn set_fault(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
+        let closed = matches!(fault, Some(InjectedFault::Refuse | InjectedFault::Silent));
+        let close_idle = closed || fault == Some(InjectedFault::CloseIdle);
+        let factor = if let Some(InjectedFault::Slow { factor }) = fault { factor } else { 1.0 };
+        let silent = fault == Some(InjectedFault::Silent);
         // Closing idle connections happens once; nothing stays to be struck by it.
-        self.faults.set(fault.filter(|fault| *fault != Fault::CloseIdle), requests);
+        self.faults.set(fault.filter(|fault| *fault != InjectedFault::CloseIdle), requests);
         self.driver.slow_down(factor);
         self.control.send_modify(|control| {
             control.listening = !closed;

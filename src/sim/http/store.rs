@@ -6,39 +6,39 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
-use super::background::Log;
+use super::background::EventLog;
 
-const LIMIT: usize = 1_000;
+const MAX_STORED_ANSWERS: usize = 1_000;
 
 /// A stored answer, and the conversation up to and including it.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct StoredAnswer {
     pub response: Value,
     pub turns: Vec<Value>,
     /// The task of a response in the background.
     pub task: Option<AbortHandle>,
     /// Its events, if they were asked for.
-    pub log: Option<Arc<Log>>,
+    pub log: Option<Arc<EventLog>>,
 }
 
 #[derive(Debug, Default)]
-pub struct Store(Mutex<Inner>);
+pub struct Store(Mutex<StoreInner>);
 
 #[derive(Debug, Default)]
-struct Inner {
-    kept: HashMap<String, Kept>,
+struct StoreInner {
+    kept: HashMap<String, StoredAnswer>,
     order: VecDeque<String>,
 }
 
 impl Store {
     /// In the place of what it was before; its events stay.
-    pub fn put(&self, id: String, mut kept: Kept) {
+    pub fn put(&self, id: String, mut kept: StoredAnswer) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.log = kept.log.or_else(|| inner.kept.get(&id)?.log.clone());
         if inner.kept.insert(id.clone(), kept).is_none() {
             inner.order.push_back(id);
         }
-        if inner.order.len() > LIMIT
+        if inner.order.len() > MAX_STORED_ANSWERS
             && let Some(oldest) = inner.order.pop_front()
         {
             inner.kept.remove(&oldest);
@@ -53,14 +53,14 @@ impl Store {
         }
     }
 
-    pub fn attach_log(&self, id: &str, log: Option<Arc<Log>>) {
+    pub fn attach_log(&self, id: &str, log: Option<Arc<EventLog>>) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = inner.kept.get_mut(id) {
             kept.log = log;
         }
     }
 
-    pub fn get(&self, id: &str) -> Option<Kept> {
+    pub fn get(&self, id: &str) -> Option<StoredAnswer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).kept.get(id).cloned()
     }
 

@@ -1,6 +1,7 @@
 //! Server-sent events: one event a chunk, each handed to the socket before the next is made.
 //!
-//! What is said is up to a `Talk`, one per API; when it is said, and how it breaks off, is decided here.
+//! An `EventWriter`, one per API, decides the events; their timing, and how a stream breaks off, is decided
+//! here.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,45 +15,45 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::Value;
 
-use super::connection::Connection;
+use super::connection::ConnectionState;
 use super::driver::{Generation, Step};
 use super::error::ApiError;
-use super::fault::Fault;
+use super::fault::InjectedFault;
 use super::reply::{self, Reply};
-use super::run::Call;
-use super::shared::Shared;
+use super::run::EngineCall;
+use super::shared::EngineShared;
 
-/// Time for what was said to reach the client before the connection breaks.
+/// Time for the events sent so far to reach the client before the connection breaks.
 const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// Turns steps of the engine into events of one API.
-pub trait Talk: Send + 'static {
-    /// What is said before the engine has done anything.
-    fn open(&mut self, _events: &mut Events) {}
-    fn tell(&mut self, step: Step, events: &mut Events);
+pub trait EventWriter: Send + 'static {
+    /// Writes the events that come before the first step of the engine.
+    fn open(&mut self, _events: &mut ReplyEvents) {}
+    fn write(&mut self, step: Step, events: &mut ReplyEvents);
     /// The generation failed.
-    fn fail(&mut self, error: &ApiError, events: &mut Events);
+    fn fail(&mut self, error: &ApiError, events: &mut ReplyEvents);
 }
 
 /// Events ready to be sent.
 #[derive(Debug, Default)]
-pub struct Events(VecDeque<Bytes>);
+pub struct ReplyEvents(VecDeque<Bytes>);
 
-struct Speaker {
+struct EventStream {
     generation: Generation,
-    talk: Box<dyn Talk>,
-    events: Events,
-    fault: Option<Fault>,
+    writer: Box<dyn EventWriter>,
+    events: ReplyEvents,
+    fault: Option<InjectedFault>,
     sent: usize,
     ended: bool,
-    connection: Arc<Connection>,
-    shared: Arc<Shared>,
+    connection: Arc<ConnectionState>,
+    shared: Arc<EngineShared>,
     silence: u64,
 }
 
 // === impl Events ===
 
-impl Events {
+impl ReplyEvents {
     pub fn data(&mut self, value: &Value) {
         self.0.push_back(Bytes::from(format!("data: {value}\n\n")));
     }
@@ -71,11 +72,11 @@ impl Events {
 }
 
 /// The streamed answer of a generation.
-pub fn answer(call: &Call, generation: Generation, talk: impl Talk) -> Reply {
-    let mut speaker = Speaker {
+pub fn answer(call: &EngineCall, generation: Generation, talk: impl EventWriter) -> Reply {
+    let mut speaker = EventStream {
         generation,
-        talk: Box::new(talk),
-        events: Events::default(),
+        writer: Box::new(talk),
+        events: ReplyEvents::default(),
         fault: call.fault.clone(),
         sent: 0,
         ended: false,
@@ -83,16 +84,16 @@ pub fn answer(call: &Call, generation: Generation, talk: impl Talk) -> Reply {
         shared: Arc::clone(&call.shared),
         silence: call.silence,
     };
-    if let Some(Fault::ErrorEvent { status }) = speaker.fault {
-        speaker.talk.fail(&ApiError::generation(status), &mut speaker.events);
+    if let Some(InjectedFault::ErrorEvent { status }) = speaker.fault {
+        speaker.writer.fail(&ApiError::generation(status), &mut speaker.events);
         speaker.ended = true;
     } else {
-        speaker.talk.open(&mut speaker.events);
+        speaker.writer.open(&mut speaker.events);
     }
     reply::events(body(speaker))
 }
 
-fn body(speaker: Speaker) -> UnsyncBoxBody<Bytes, io::Error> {
+fn body(speaker: EventStream) -> UnsyncBoxBody<Bytes, io::Error> {
     let frames = stream::unfold(Some(speaker), |speaker| async {
         let mut speaker = speaker?;
         match speaker.next().await? {
@@ -105,7 +106,7 @@ fn body(speaker: Speaker) -> UnsyncBoxBody<Bytes, io::Error> {
 
 // === impl Speaker ===
 
-impl Speaker {
+impl EventStream {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         // Gives hyper the chance to write what it has: each event shall be a write of its own.
         tokio::task::yield_now().await;
@@ -127,7 +128,7 @@ impl Speaker {
                 // The process that would speak is shutting down; only the client can end this.
                 std::future::pending::<()>().await;
             }
-            self.talk.tell(step, &mut self.events);
+            self.writer.write(step, &mut self.events);
             self.ended = step == Step::End;
         }
     }
@@ -135,8 +136,10 @@ impl Speaker {
     /// What stands between the events sent and the next one.
     async fn interrupted(&mut self) -> Option<io::Error> {
         match self.fault {
-            Some(Fault::StallStream { events }) if self.sent >= events => std::future::pending().await,
-            Some(Fault::CutStream { events, reset }) if self.sent >= events => {
+            Some(InjectedFault::StallStream { events }) if self.sent >= events => {
+                std::future::pending().await
+            }
+            Some(InjectedFault::CutStream { events, reset }) if self.sent >= events => {
                 tokio::time::sleep(LAST_WORDS).await;
                 if reset {
                     self.connection.end_with_reset();

@@ -6,11 +6,11 @@ use super::error::ApiError;
 use super::input::Input;
 use super::render;
 use super::reply::{self, Reply};
-use super::run::Call;
+use super::run::EngineCall;
 use super::token;
 
 /// Tokens of a text, or of a chat as its template renders it.
-pub fn tokenize(call: &Call) -> Result<Reply, ApiError> {
+pub fn tokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     if input.get("messages").is_none() {
         input.require("prompt");
@@ -32,7 +32,7 @@ pub fn tokenize(call: &Call) -> Result<Reply, ApiError> {
     })))
 }
 
-pub fn detokenize(call: &Call) -> Result<Reply, ApiError> {
+pub fn detokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("tokens");
     input.list("tokens");
@@ -45,7 +45,7 @@ pub fn detokenize(call: &Call) -> Result<Reply, ApiError> {
 }
 
 /// These routes name no aliases when they do not know the model.
-fn checked(call: &Call, mut input: Input) -> Result<Input, ApiError> {
+fn checked(call: &EngineCall, mut input: Input) -> Result<Input, ApiError> {
     let model = input.string("model");
     let input = input.checked()?;
     call.model(model.as_deref()).map_err(|error| {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Route, method, class of status (`2xx`).
-pub type Key = (&'static str, String, &'static str);
+pub type TrafficKey = (&'static str, String, &'static str);
 
 #[derive(Debug, Default)]
-pub struct Traffic(Mutex<BTreeMap<Key, u64>>);
+pub struct Traffic(Mutex<BTreeMap<TrafficKey, u64>>);
 
 impl Traffic {
     /// `route` is the pattern of the route, so that the number of keys is bounded.
@@ -25,7 +25,7 @@ impl Traffic {
         *counts.entry((route, method.to_owned(), class)).or_default() += 1;
     }
 
-    pub fn all(&self) -> BTreeMap<Key, u64> {
+    pub fn all(&self) -> BTreeMap<TrafficKey, u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

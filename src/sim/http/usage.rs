@@ -4,14 +4,14 @@ use serde_json::{Value, json};
 
 /// What an answer cost.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Usage {
+pub struct AnswerUsage {
     pub prompt: usize,
     pub completion: usize,
     /// `None` when the server does not tell.
     pub cached: Option<usize>,
 }
 
-impl Usage {
+impl AnswerUsage {
     /// In a whole answer; `created` is what the API says of newly cached tokens.
     pub fn whole(&self, created: Value) -> Value {
         let details = self.cached.map(|cached| {

@@ -1,21 +1,21 @@
 //! One balancer of a replay: the real index and the real formula, over gauges kept as leases keep them.
 //!
-//! It knows what a balancer knows: what itself sent, and what its siblings said when they last said
-//! something. Only `Oracle` is shown more, and only where its policy asks for it.
+//! It has the knowledge of a balancer: the requests that it sent itself, and the last reports of its
+//! siblings. Only `Oracle` sees more, and only where its policy requires it.
 
-use super::policy::Policy;
-use super::scene::{Metrics, Scene};
+use super::policy::ReplayPolicy;
+use super::scene::{Scene, ScrapedMetrics};
 use crate::config::types::{Balance, Preset};
-use crate::pick::{Candidate, Seed, haze, pick};
+use crate::pick::{Candidate, Seed, jitter, pick};
 use crate::sim::dice::Dice;
-use crate::state::local::{Hits, Index, Prompt, Slot};
+use crate::state::prefix_index::{Hits, Index, Prompt, Slot};
 
 /// Blocks that an index holds at most.
 const INDEX_BLOCKS: usize = 4_000_000;
 
-/// What is on an upstream.
+/// The requests in flight on an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gauges {
+pub struct ReplayLoad {
     pub active: u64,
     pub backlog: u64,
     pub context: u64,
@@ -23,7 +23,7 @@ pub struct Gauges {
 
 /// A request that is to be placed.
 #[derive(Clone, Copy)]
-pub struct Ask<'a> {
+pub struct PlacementRequest<'a> {
     pub prompt: &'a [u64],
     pub end: Option<u64>,
     pub tokens: u64,
@@ -31,12 +31,12 @@ pub struct Ask<'a> {
 }
 
 /// What a balancer cannot see by itself.
-pub struct Sight<'a> {
-    pub metrics: &'a [Metrics],
+pub struct EngineView<'a> {
+    pub metrics: &'a [ScrapedMetrics],
     /// What siblings said of all upstreams, and how old the oldest of it is, in seconds.
-    pub others: &'a [Gauges],
+    pub others: &'a [ReplayLoad],
     pub age: f64,
-    /// Shows the truth to who may see it.
+    /// Gives the real state of an engine to policies that may see it.
     pub reveal: &'a dyn Fn(usize, &Hits, &mut Candidate),
 }
 
@@ -47,11 +47,11 @@ pub struct Placed {
     pub uncached: u64,
 }
 
-pub struct Balancer {
-    policy: Policy,
+pub struct ReplayBalancer {
+    policy: ReplayPolicy,
     index: Index,
     slots: Vec<Slot>,
-    own: Vec<Gauges>,
+    own: Vec<ReplayLoad>,
     dice: Dice,
     turn: u64,
     // Kept, so that a choice allocates nothing.
@@ -63,18 +63,18 @@ pub struct Balancer {
 
 // === impl Balancer ===
 
-impl Balancer {
+impl ReplayBalancer {
     /// `cache` is how many blocks each upstream's own cache has; `None` when there are more upstreams than an
     /// index has room for.
-    pub fn new(policy: Policy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
+    pub fn new(policy: ReplayPolicy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
         let index = Index::new(INDEX_BLOCKS, dice.roll());
         let slots: Vec<Slot> = (0..upstreams).map_while(|_| index.enter()).collect();
         slots.iter().for_each(|slot| index.limit(*slot, Some(cache)));
-        (slots.len() == upstreams).then(|| Balancer {
+        (slots.len() == upstreams).then(|| ReplayBalancer {
             policy,
             index,
             slots,
-            own: vec![Gauges::default(); upstreams],
+            own: vec![ReplayLoad::default(); upstreams],
             // Balancers that take turns begin anywhere.
             turn: dice.roll() >> 32,
             dice,
@@ -85,19 +85,19 @@ impl Balancer {
         })
     }
 
-    pub fn gauges(&self) -> &[Gauges] {
+    pub fn gauges(&self) -> &[ReplayLoad] {
         &self.own
     }
 
     /// Chooses an upstream and sends the request there.
-    pub fn place(&mut self, ask: Ask<'_>, sight: &Sight<'_>) -> Placed {
+    pub fn place(&mut self, ask: PlacementRequest<'_>, sight: &EngineView<'_>) -> Placed {
         let knobs = match self.policy {
-            Policy::Preset(preset) => preset.balance(),
-            Policy::Oracle | Policy::Rival(_) => Preset::Work.balance(),
+            ReplayPolicy::Preset(preset) => preset.balance(),
+            ReplayPolicy::Oracle | ReplayPolicy::Rival(_) => Preset::Work.balance(),
         };
         self.look(ask, sight, &knobs);
         let upstream = match self.policy {
-            Policy::Rival(rival) => {
+            ReplayPolicy::Rival(rival) => {
                 self.sent.clear();
                 self.sent.extend(self.slots.iter().map(|slot| self.index.held(*slot)));
                 let (prompt, candidates) = (ask.prompt, &self.candidates[..]);
@@ -106,10 +106,10 @@ impl Balancer {
                 rival.costs(&Scene { prompt, tokens, block, candidates, sent, metrics }, &mut self.costs);
                 self.least()
             }
-            Policy::Preset(_) | Policy::Oracle => {
+            ReplayPolicy::Preset(_) | ReplayPolicy::Oracle => {
                 self.turn += 1;
-                let haze = haze(sight.age);
-                let seed = Seed { random: self.dice.roll(), turn: self.turn, haze };
+                let jitter = jitter(sight.age);
+                let seed = Seed { random: self.dice.roll(), turn: self.turn, jitter };
                 pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
             }
         };
@@ -123,7 +123,7 @@ impl Balancer {
     }
 
     /// A request went to an upstream, by this balancer or a sibling.
-    pub fn learn(&self, ask: Ask<'_>, upstream: usize) {
+    pub fn learn(&self, ask: PlacementRequest<'_>, upstream: usize) {
         self.index.learn(ask.prompt, ask.end, self.slots[upstream]);
     }
 
@@ -139,7 +139,7 @@ impl Balancer {
         gauges.context -= tokens;
     }
 
-    fn look(&mut self, ask: Ask<'_>, sight: &Sight<'_>, knobs: &Balance) {
+    fn look(&mut self, ask: PlacementRequest<'_>, sight: &EngineView<'_>, knobs: &Balance) {
         self.index.lookup(ask.prompt, &mut self.hits);
         self.hits.charge(knobs.share, self.slots.len());
         self.candidates.clear();
@@ -153,13 +153,13 @@ impl Balancer {
                 active: all.active,
                 context: all.context,
                 weight: 1.0,
-                astray: 0,
+                session_penalty: 0,
                 cold: 0,
                 hit: 0,
                 uncached: 0,
             };
             self.hits.weigh(Some(*slot), prompt, &mut candidate);
-            if self.policy == Policy::Oracle {
+            if self.policy == ReplayPolicy::Oracle {
                 (sight.reveal)(index, &self.hits, &mut candidate);
             }
             self.candidates.push(candidate);
@@ -178,9 +178,9 @@ impl Balancer {
 
 // === impl Gauges ===
 
-impl Gauges {
-    pub fn and(self, other: Gauges) -> Gauges {
-        Gauges {
+impl ReplayLoad {
+    pub fn and(self, other: ReplayLoad) -> ReplayLoad {
+        ReplayLoad {
             active: self.active + other.active,
             backlog: self.backlog + other.backlog,
             context: self.context + other.context,

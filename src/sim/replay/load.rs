@@ -1,27 +1,27 @@
 //! What is replayed: conversations, each a row of requests that grow out of one another.
 
-/// Everything that will be asked, in no order.
+/// All conversations of a replay, in no order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Load {
+pub struct Workload {
     /// Tokens in a block of the chains.
     pub block: usize,
-    pub sessions: Vec<Session>,
+    pub sessions: Vec<Conversation>,
 }
 
 /// A conversation. The prompt of each turn begins with the prompt and the answer of the one before.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Session {
+pub struct Conversation {
     /// Seconds from the beginning to the first turn.
     pub start: f64,
     /// The full blocks of all that is said in it, as far as they are known, each named after all before.
     pub chain: Vec<u64>,
     /// The name of its opening, which tells it from conversations of the same blocks.
     pub opening: Option<u64>,
-    pub turns: Vec<Turn>,
+    pub turns: Vec<ConversationTurn>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Turn {
+pub struct ConversationTurn {
     /// Seconds after the answer before it, or the request before it, see `Setup::open`; 0 in the first turn.
     pub wait: f64,
     /// Tokens of the whole prompt.
@@ -31,7 +31,7 @@ pub struct Turn {
 
 // === impl Load ===
 
-impl Load {
+impl Workload {
     pub fn requests(&self) -> usize {
         self.sessions.iter().map(|session| session.turns.len()).sum()
     }
@@ -48,7 +48,7 @@ impl Load {
 
 // === impl Session ===
 
-impl Session {
+impl Conversation {
     /// The blocks of a turn's prompt.
     pub fn prompt(&self, turn: usize, block: usize) -> &[u64] {
         self.leading(self.turns[turn].prompt / block)
@@ -76,16 +76,16 @@ mod tests {
 
     #[test]
     fn turns_are_leading_parts_of_one_chain() {
-        let turn = |prompt, output| Turn { wait: 3.0, prompt, output };
+        let turn = |prompt, output| ConversationTurn { wait: 3.0, prompt, output };
         let turns = vec![turn(25, 4), turn(29, 30), turn(75, 5)];
-        let session = Session { start: 4.0, chain: (1..9).collect(), opening: Some(7), turns };
+        let session = Conversation { start: 4.0, chain: (1..9).collect(), opening: Some(7), turns };
         assert_eq!(session.prompt(0, 10), [1, 2]);
         assert_eq!(session.prompt(1, 10), [1, 2]);
         assert_eq!(session.whole(1, 10), [1, 2, 3, 4, 5]);
         assert_eq!(session.whole(2, 10).len(), 8);
-        // The second turn says nothing that is a block more, so the opening still tells who it is.
+        // The second turn adds no whole block, so the opening still identifies the conversation.
         assert_eq!([0, 1, 2].map(|turn| session.end(turn, 10)), [Some(7), Some(7), None]);
-        let load = Load { block: 10, sessions: vec![session] }.faster(2.0);
+        let load = Workload { block: 10, sessions: vec![session] }.faster(2.0);
         assert_eq!((load.sessions[0].start, load.sessions[0].turns[1].wait), (2.0, 1.5));
         assert_eq!(load.requests(), 3);
     }

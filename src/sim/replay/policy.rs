@@ -9,7 +9,7 @@ use crate::config::types::Preset;
 use crate::sim::dice::mix;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
+pub enum ReplayPolicy {
     /// The product's formula with the weights of a preset.
     Preset(Preset),
     /// The formula of `work` with sight of every engine's real cache and real queue.
@@ -20,10 +20,10 @@ pub enum Policy {
 /// What others do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rival {
-    /// The threshold switch of SGLang's gateway and vLLM's router, with the thresholds that both have by
-    /// default: while requests are spread evenly, who holds the most of the prompt gets it, if that is more
-    /// than 0.3 of it, or else who was sent least; where one has 64 requests and half as many again more
-    /// than another, the shortest queue.
+    /// The threshold switch of SGLang's gateway and vLLM's router, with the default thresholds of both:
+    /// while requests are spread evenly, the upstream that holds the most of the prompt gets it, if that is
+    /// more than 0.3 of it, or else the one that was sent least; where one has 64 requests and half as many
+    /// again more than another, the shortest queue.
     Switch,
     /// The scorers of llm-d: the share of the prompt that is held, twice, with how short the queue and how
     /// empty the cache is, by metrics that are read once a second.
@@ -38,29 +38,29 @@ pub enum Rival {
     ActiveHits,
 }
 
-impl Policy {
-    pub const ALL: [Policy; 10] = [
-        Policy::Preset(Preset::RoundRobin),
-        Policy::Preset(Preset::LeastRequests),
-        Policy::Rival(Rival::Ring),
-        Policy::Rival(Rival::Switch),
-        Policy::Rival(Rival::Scorers),
-        Policy::Rival(Rival::ActiveHits),
-        Policy::Rival(Rival::Blocks),
-        Policy::Preset(Preset::Prefix),
-        Policy::Preset(Preset::Work),
-        Policy::Oracle,
+impl ReplayPolicy {
+    pub const ALL: [ReplayPolicy; 10] = [
+        ReplayPolicy::Preset(Preset::RoundRobin),
+        ReplayPolicy::Preset(Preset::LeastRequests),
+        ReplayPolicy::Rival(Rival::Ring),
+        ReplayPolicy::Rival(Rival::Switch),
+        ReplayPolicy::Rival(Rival::Scorers),
+        ReplayPolicy::Rival(Rival::ActiveHits),
+        ReplayPolicy::Rival(Rival::Blocks),
+        ReplayPolicy::Preset(Preset::Prefix),
+        ReplayPolicy::Preset(Preset::Work),
+        ReplayPolicy::Oracle,
     ];
 
     pub fn name(self) -> &'static str {
         match self {
-            Policy::Preset(preset) => preset.name(),
-            Policy::Oracle => "oracle",
-            Policy::Rival(Rival::Switch) => "threshold-switch",
-            Policy::Rival(Rival::Scorers) => "scorers",
-            Policy::Rival(Rival::Ring) => "bounded-hash",
-            Policy::Rival(Rival::Blocks) => "prefill-decode",
-            Policy::Rival(Rival::ActiveHits) => "active-hits",
+            ReplayPolicy::Preset(preset) => preset.name(),
+            ReplayPolicy::Oracle => "oracle",
+            ReplayPolicy::Rival(Rival::Switch) => "threshold-switch",
+            ReplayPolicy::Rival(Rival::Scorers) => "scorers",
+            ReplayPolicy::Rival(Rival::Ring) => "bounded-hash",
+            ReplayPolicy::Rival(Rival::Blocks) => "prefill-decode",
+            ReplayPolicy::Rival(Rival::ActiveHits) => "active-hits",
         }
     }
 
@@ -126,7 +126,7 @@ fn blocks(scene: &Scene<'_>, at: usize) -> f64 {
 mod tests {
     use super::*;
     use crate::pick::Candidate;
-    use crate::sim::replay::scene::Metrics;
+    use crate::sim::replay::scene::ScrapedMetrics;
 
     const BLOCK: usize = 10;
 
@@ -140,7 +140,7 @@ mod tests {
             active,
             context: 50 * active,
             weight: 1.0,
-            astray: 0,
+            session_penalty: 0,
             cold,
             hit,
             uncached,
@@ -151,8 +151,8 @@ mod tests {
     fn best(rival: Rival, all: &[(u64, u64)], sent: &[usize], waiting: &[usize]) -> Vec<usize> {
         let candidates: Vec<Candidate> =
             (0..).zip(all).map(|(index, (active, hit))| upstream(index, *active, *hit)).collect();
-        let metrics: Vec<Metrics> =
-            waiting.iter().map(|waiting| Metrics { waiting: *waiting, usage: 0.0 }).collect();
+        let metrics: Vec<ScrapedMetrics> =
+            waiting.iter().map(|waiting| ScrapedMetrics { waiting: *waiting, usage: 0.0 }).collect();
         let prompt = [7; 10];
         let (candidates, metrics) = (&candidates[..], &metrics[..]);
         let scene = Scene { prompt: &prompt, tokens: 100, block: BLOCK, candidates, sent, metrics };
@@ -164,10 +164,10 @@ mod tests {
 
     #[test]
     fn names_lead_back() {
-        for policy in Policy::ALL {
-            assert_eq!(Policy::parse(policy.name()), Some(policy));
+        for policy in ReplayPolicy::ALL {
+            assert_eq!(ReplayPolicy::parse(policy.name()), Some(policy));
         }
-        assert_eq!(Policy::parse("works"), None);
+        assert_eq!(ReplayPolicy::parse("works"), None);
     }
 
     #[test]

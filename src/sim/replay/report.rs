@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::sim::engine::Summary;
+use crate::sim::engine::GenerationSummary;
 
 /// The life of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,7 +18,7 @@ pub struct Life {
 
 /// One row of the table; times are in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Row {
+pub struct ReportRow {
     pub policy: String,
     pub requests: usize,
     /// Refused by the engine, since they would not fit into its cache.
@@ -41,7 +41,7 @@ pub struct Row {
 // === impl Life ===
 
 impl Life {
-    pub fn new(upstream: usize, summary: &Summary, now: f64) -> Self {
+    pub fn new(upstream: usize, summary: &GenerationSummary, now: f64) -> Self {
         let gaps = summary.output_tokens.saturating_sub(1);
         Life {
             upstream,
@@ -56,7 +56,7 @@ impl Life {
 
 // === impl Row ===
 
-impl Row {
+impl ReportRow {
     pub fn new(policy: &str, upstreams: usize, lives: &[Life], refused: usize) -> Self {
         let mut requests = vec![0usize; upstreams];
         lives.iter().for_each(|life| requests[life.upstream] += 1);
@@ -66,7 +66,7 @@ impl Row {
         let between: Vec<f64> = lives.iter().filter_map(|life| life.between).collect();
         let end: Vec<f64> = lives.iter().map(|life| life.end).collect();
         let most = requests.iter().max().copied().unwrap_or(0);
-        Row {
+        ReportRow {
             policy: policy.to_owned(),
             requests: lives.len(),
             refused,
@@ -94,7 +94,7 @@ fn percentile(sorted: &[f64], hundredths: usize) -> f64 {
 }
 
 /// The heads of the columns, and one line a row.
-pub fn table(rows: &[Row]) -> String {
+pub fn table(rows: &[ReportRow]) -> String {
     let heads = ["policy", "hits", "ttft", "p50", "p90", "p99", "between", "end", "most", "idle"];
     let mut cells = vec![heads.map(str::to_owned)];
     let seconds = |value: f64| if value < 99.995 { format!("{value:.2}") } else { format!("{value:.0}") };
@@ -157,17 +157,18 @@ mod tests {
 
     #[test]
     fn a_row_says_what_happened() {
-        let row = Row::new("work", 4, &lives(), 2);
+        let row = ReportRow::new("work", 4, &lives(), 2);
         assert_eq!((row.requests, row.refused, row.idle), (4, 2, 2));
         assert_eq!((row.hits, row.ttft_mean, row.ttft_p50, row.ttft_p90), (0.3, 39.0, 2.0, 150.0));
         assert_eq!((row.inter_token, row.end_to_end, row.imbalance), (0.02, 78.0, 3.0));
-        let nothing = Row::new("work", 4, &[], 0);
+        let nothing = ReportRow::new("work", 4, &[], 0);
         assert_eq!((nothing.requests, nothing.ttft_p99, nothing.imbalance), (0, 0.0, 0.0));
     }
 
     #[test]
     fn the_table_is_straight() {
-        let table = table(&[Row::new("work", 4, &lives(), 0), Row::new("least-requests", 4, &[], 0)]);
+        let table =
+            table(&[ReportRow::new("work", 4, &lives(), 0), ReportRow::new("least-requests", 4, &[], 0)]);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{table}");

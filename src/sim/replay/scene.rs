@@ -1,8 +1,8 @@
 //! What a balancer sees when it chooses, and what only a simulation can see.
 
 use crate::pick::Candidate;
-use crate::sim::engine::Engine;
-use crate::state::local::Hits;
+use crate::sim::engine::SimulatedEngine;
+use crate::state::prefix_index::Hits;
 
 /// One request to place.
 pub struct Scene<'a> {
@@ -14,18 +14,18 @@ pub struct Scene<'a> {
     /// Blocks that each upstream was sent and is believed to hold.
     pub sent: &'a [usize],
     /// What each upstream told of itself when it was last asked.
-    pub metrics: &'a [Metrics],
+    pub metrics: &'a [ScrapedMetrics],
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Metrics {
+pub struct ScrapedMetrics {
     pub waiting: usize,
     /// Share of the cache in use.
     pub usage: f64,
 }
 
 /// A prompt that waits for its prefill, or is in the middle of it.
-pub struct Pending<'a> {
+pub struct PendingPrefill<'a> {
     pub prompt: &'a [u64],
     pub tokens: usize,
     /// What is left of it, once it has begun.
@@ -46,14 +46,14 @@ impl Scene<'_> {
 /// Lays over a candidate what its engine really holds of the prompt and really has to prefill, in place of
 /// what is believed. What a request before it is about to compute counts as held, since it will be.
 pub fn reveal(
-    engine: &Engine,
-    pending: &[Pending<'_>],
+    engine: &SimulatedEngine,
+    pending: &[PendingPrefill<'_>],
     prompt: &[u64],
     hits: &Hits,
     candidate: &mut Candidate,
 ) {
     let block = engine.limits().block_size;
-    let held = |chain: &[u64], before: &[Pending<'_>]| {
+    let held = |chain: &[u64], before: &[PendingPrefill<'_>]| {
         let coming = before.iter().map(|other| common(chain, other.prompt)).max().unwrap_or(0);
         engine.held(chain).max(coming)
     };
@@ -83,7 +83,7 @@ fn common(one: &[u64], other: &[u64]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::engine::{Finish, Limits, Request, Timing};
+    use crate::sim::engine::{EngineLimits, EngineRequest, Finish, Timing};
 
     #[test]
     fn chains_part_where_they_part() {
@@ -98,10 +98,11 @@ mod tests {
 
     #[test]
     fn the_truth_is_what_the_engine_holds_and_what_it_still_has_to_do() {
-        let limits = Limits { block_size: 10, cache_tokens: 1000, step_tokens: 40, ..Limits::default() };
-        let mut engine = Engine::new(limits, Timing::instant());
+        let limits =
+            EngineLimits { block_size: 10, cache_tokens: 1000, step_tokens: 40, ..EngineLimits::default() };
+        let mut engine = SimulatedEngine::new(limits, Timing::instant());
         let chain: Vec<u64> = (1..=10).collect();
-        let request = |id| Request {
+        let request = |id| EngineRequest {
             id,
             prompt_tokens: 100,
             output_tokens: 5,
@@ -118,14 +119,14 @@ mod tests {
             active: 0,
             context: 0,
             weight: 1.0,
-            astray: 0,
+            session_penalty: 0,
             cold: 100,
             hit: 2,
             uncached: 80,
         };
-        let seen = |engine: &Engine, prompt: &[u64]| {
-            let pending = |(_, left)| Pending { prompt: &chain, tokens: 100, left };
-            let pending: Vec<Pending<'_>> = engine.prefills().map(pending).collect();
+        let seen = |engine: &SimulatedEngine, prompt: &[u64]| {
+            let pending = |(_, left)| PendingPrefill { prompt: &chain, tokens: 100, left };
+            let pending: Vec<PendingPrefill<'_>> = engine.prefills().map(pending).collect();
             let mut candidate = blank;
             reveal(engine, &pending, prompt, &Hits::default(), &mut candidate);
             (candidate.backlog, candidate.hit, candidate.uncached, candidate.missing)

@@ -3,14 +3,14 @@
 //! All but the agents last ten minutes and are meant for about eight engines of the default pace; `--rate`
 //! makes more or less of it.
 
-use super::load::{Load, Session, Turn};
+use super::load::{Conversation, ConversationTurn, Workload};
 use crate::sim::dice::{Dice, mix};
 
 /// Tokens in a block.
 const BLOCK: usize = 512;
 
 /// Seconds for which new conversations come.
-const LENGTH: f64 = 600.0;
+const ARRIVAL_SECONDS: f64 = 600.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -45,8 +45,8 @@ impl Shape {
     }
 
     /// The load, always the same for a seed.
-    pub fn load(self, seed: u64) -> Load {
-        let mut maker = Maker { dice: Dice::of(seed, 1), sessions: Vec::new() };
+    pub fn load(self, seed: u64) -> Workload {
+        let mut maker = WorkloadBuilder { dice: Dice::of(seed, 1), sessions: Vec::new() };
         match self {
             Shape::Agents => maker.agents(),
             Shape::Rag => maker.rag(),
@@ -54,13 +54,13 @@ impl Shape {
             Shape::Apps => maker.apps(),
             Shape::Reasoning => maker.reasoning(),
         }
-        Load { block: BLOCK, sessions: maker.sessions }
+        Workload { block: BLOCK, sessions: maker.sessions }
     }
 }
 
-struct Maker {
+struct WorkloadBuilder {
     dice: Dice,
-    sessions: Vec<Session>,
+    sessions: Vec<Conversation>,
 }
 
 /// So many tokens that all conversations of a kind begin with.
@@ -70,7 +70,7 @@ struct Common {
     tokens: usize,
 }
 
-impl Maker {
+impl WorkloadBuilder {
     fn agents(&mut self) {
         let common = Common { kind: 0, tokens: 10_000 };
         for _ in 0..160 {
@@ -82,7 +82,7 @@ impl Maker {
                 let wait = if turn == 0 { 0.0 } else { 4.0 + 16.0 * self.dice.unit() };
                 // What is new in a turn is the answer before it, and what the tools said to that.
                 said += more;
-                turns.push(Turn { wait, prompt: said, output });
+                turns.push(ConversationTurn { wait, prompt: said, output });
             }
             self.session(start, common, turns);
         }
@@ -145,15 +145,15 @@ impl Maker {
             at += self.dice.gap(rate);
             at
         });
-        (0..).zip(gaps.take_while(|at| *at < LENGTH)).collect()
+        (0..).zip(gaps.take_while(|at| *at < ARRIVAL_SECONDS)).collect()
     }
 
-    fn turn(&mut self, common: Common, own: (usize, usize), output: (usize, usize)) -> Turn {
+    fn turn(&mut self, common: Common, own: (usize, usize), output: (usize, usize)) -> ConversationTurn {
         let prompt = common.tokens + self.dice.between(own.0, own.1);
-        Turn { wait: 0.0, prompt, output: self.dice.between(output.0, output.1) }
+        ConversationTurn { wait: 0.0, prompt, output: self.dice.between(output.0, output.1) }
     }
 
-    fn session(&mut self, start: f64, common: Common, turns: Vec<Turn>) {
+    fn session(&mut self, start: f64, common: Common, turns: Vec<ConversationTurn>) {
         let number = self.sessions.len() as u64;
         let said = turns.last().map_or(0, |last| last.prompt + last.output);
         let shared = common.tokens / BLOCK;
@@ -163,7 +163,7 @@ impl Maker {
             mix(owner << 20 | (block as u64 + 1))
         };
         let chain = (0..said / BLOCK).map(name).collect();
-        self.sessions.push(Session { start, chain, opening: Some(mix(!number)), turns });
+        self.sessions.push(Conversation { start, chain, opening: Some(mix(!number)), turns });
     }
 }
 

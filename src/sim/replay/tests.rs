@@ -1,13 +1,13 @@
 //! Small replays, whose whole course is known.
 
-use super::load::{Session, Turn};
+use super::load::{Conversation, ConversationTurn};
 use super::*;
 use crate::config::types::Preset;
 use crate::sim::replay::shapes::Shape;
 
 const BLOCK: usize = 512;
 
-const WORK: Policy = Policy::Preset(Preset::Work);
+const WORK: ReplayPolicy = ReplayPolicy::Preset(Preset::Work);
 
 fn setup(upstreams: usize, seed: u64) -> Setup {
     Setup {
@@ -22,21 +22,21 @@ fn setup(upstreams: usize, seed: u64) -> Setup {
 }
 
 /// A conversation that begins with so many tokens of a kind's, and goes on with its own.
-fn session(start: f64, kind: u64, common: usize, number: u64, turns: Vec<Turn>) -> Session {
+fn session(start: f64, kind: u64, common: usize, number: u64, turns: Vec<ConversationTurn>) -> Conversation {
     let said = turns.last().map_or(0, |last| last.prompt + last.output);
     let name = |block: usize| match block < common / BLOCK {
         true => kind << 48 | (block as u64 + 1),
         false => kind << 48 | (number + 1) << 20 | (block as u64 + 1),
     };
     let chain = (0..said / BLOCK).map(name).collect();
-    Session { start, chain, opening: Some(1 << 60 | kind << 48 | number), turns }
+    Conversation { start, chain, opening: Some(1 << 60 | kind << 48 | number), turns }
 }
 
-fn once(prompt: usize, output: usize) -> Vec<Turn> {
-    vec![Turn { wait: 0.0, prompt, output }]
+fn once(prompt: usize, output: usize) -> Vec<ConversationTurn> {
+    vec![ConversationTurn { wait: 0.0, prompt, output }]
 }
 
-fn replayed<'a>(load: &'a Load, setup: Setup, policy: Policy) -> Replay<'a> {
+fn replayed<'a>(load: &'a Workload, setup: Setup, policy: ReplayPolicy) -> Replay<'a> {
     let mut replay = Replay::new(load, setup, policy).expect("there is room");
     replay.run();
     replay
@@ -64,26 +64,26 @@ fn most(got: &[usize]) -> usize {
 }
 
 /// Twelve conversations of four turns.
-fn chatter() -> Load {
-    let turn = |turn: usize| Turn { wait: 2.0, prompt: 3000 + 1000 * turn, output: 50 };
+fn chatter() -> Workload {
+    let turn = |turn: usize| ConversationTurn { wait: 2.0, prompt: 3000 + 1000 * turn, output: 50 };
     let one = |number: u64| {
         session(number as f64 * 0.1, number % 2, 2048, number, (0..4).map(turn).collect::<Vec<_>>())
     };
-    Load { block: BLOCK, sessions: (0..12).map(one).collect() }
+    Workload { block: BLOCK, sessions: (0..12).map(one).collect() }
 }
 
 #[test]
 fn every_request_ends_and_no_gauge_stays_up() {
     let load = chatter();
-    for policy in Policy::ALL {
+    for policy in ReplayPolicy::ALL {
         for (balancers, interval, open) in
             [(1, None, false), (3, None, true), (3, Some(0.02), false), (2, Some(0.5), true)]
         {
             let setup = Setup { balancers, interval, open, ..setup(3, 5) };
             let replay = replayed(&load, setup, policy);
             assert_eq!((replay.lives.len(), replay.refused), (48, 0), "{policy:?}");
-            let gauges = replay.balancers.iter().flat_map(Balancer::gauges);
-            assert!(gauges.into_iter().all(|gauges| *gauges == Gauges::default()), "{policy:?}");
+            let gauges = replay.balancers.iter().flat_map(ReplayBalancer::gauges);
+            assert!(gauges.into_iter().all(|gauges| *gauges == ReplayLoad::default()), "{policy:?}");
             assert!(places(&replay).iter().flatten().all(|place| *place < 3));
         }
     }
@@ -92,7 +92,7 @@ fn every_request_ends_and_no_gauge_stays_up() {
 #[test]
 fn the_seed_decides_everything() {
     let load = chatter();
-    for policy in Policy::ALL {
+    for policy in ReplayPolicy::ALL {
         let row = |seed| run(&load, Setup { balancers: 2, ..setup(3, seed) }, policy).expect("there is room");
         assert_eq!(row(1), row(1));
         assert_eq!((row(1).policy, row(1).requests), (policy.name().to_owned(), 48));
@@ -103,18 +103,18 @@ fn the_seed_decides_everything() {
 
 #[test]
 fn a_prompt_larger_than_the_cache_is_refused_and_the_conversation_goes_on() {
-    let turn = |prompt| Turn { wait: 1.0, prompt, output: 5 };
+    let turn = |prompt| ConversationTurn { wait: 1.0, prompt, output: 5 };
     let sessions = vec![session(0.0, 1, 0, 1, vec![turn(600), turn(90_000), turn(91_000)])];
-    let load = Load { block: BLOCK, sessions };
+    let load = Workload { block: BLOCK, sessions };
     let replay = replayed(&load, Setup { cache_tokens: 50 * BLOCK, ..setup(2, 1) }, WORK);
     assert_eq!((replay.lives.len(), replay.refused), (1, 2));
-    assert!(replay.balancers[0].gauges().iter().all(|gauges| *gauges == Gauges::default()));
+    assert!(replay.balancers[0].gauges().iter().all(|gauges| *gauges == ReplayLoad::default()));
 }
 
 #[test]
 fn a_turn_waits_for_the_answer_before_unless_turns_come_by_the_clock() {
-    let turn = |prompt| Turn { wait: 2.0, prompt, output: 100 };
-    let load = Load { block: BLOCK, sessions: vec![session(1.0, 1, 0, 1, vec![turn(8000), turn(9000)])] };
+    let turn = |prompt| ConversationTurn { wait: 2.0, prompt, output: 100 };
+    let load = Workload { block: BLOCK, sessions: vec![session(1.0, 1, 0, 1, vec![turn(8000), turn(9000)])] };
     let second = |open| replayed(&load, Setup { open, ..setup(1, 1) }, WORK).lives[1];
     // A second of prefill and one of decoding lie in between.
     let arrived = |open: bool| {
@@ -145,7 +145,7 @@ fn a_burst_is_spread_by_what_prefilling_again_costs() {
         let other = |number: u64| session(number as f64 * 0.05, 2, 0, number, once(1500, 20));
         let burst = |number: u64| session(500.0, 1, common, number, once(common + 100, 100));
         let sessions = (0..before).map(other).chain((0..32).map(burst)).collect();
-        let load = Load { block: BLOCK, sessions };
+        let load = Workload { block: BLOCK, sessions };
         let replay = replayed(&load, setup(8, 7), WORK);
         let got = counted(&replay, before as usize..before as usize + 32);
         let engines = got.iter().filter(|got| **got > 0).count();
@@ -165,7 +165,7 @@ fn gravity(rate: f64, (own, output): (usize, usize), hundreds: usize, seed: u64)
         let start = if number == 0 { 0.0 } else { 1000.0 + number as f64 / rate };
         session(start, 1, common, number as u64, once(common + own, output))
     };
-    let load = Load { block: BLOCK, sessions: (0..1 + 100 * hundreds).map(new).collect() };
+    let load = Workload { block: BLOCK, sessions: (0..1 + 100 * hundreds).map(new).collect() };
     let replay = replayed(&load, setup(16, seed), WORK);
     (0..hundreds).map(|hundred| most(&counted(&replay, 1 + 100 * hundred..101 + 100 * hundred))).collect()
 }
@@ -197,15 +197,15 @@ fn conversations_stay_where_their_cache_is_and_use_all_engines() {
     for seed in 0..4 {
         let mut dice = Dice::of(seed, 77);
         let mut one = |number: u64| {
-            let mut turn = |turn: usize| Turn {
+            let mut turn = |turn: usize| ConversationTurn {
                 wait: 4.0 + 16.0 * dice.unit(),
                 prompt: 4000 + 1500 * turn,
                 output: 200,
             };
-            let turns: Vec<Turn> = (0..10).map(&mut turn).collect();
+            let turns: Vec<ConversationTurn> = (0..10).map(&mut turn).collect();
             session(3.0 * dice.unit(), 1, 2560, number, turns)
         };
-        let load = Load { block: BLOCK, sessions: (0..10).map(&mut one).collect() };
+        let load = Workload { block: BLOCK, sessions: (0..10).map(&mut one).collect() };
         let replay = replayed(&load, setup(4, seed), WORK);
         let turns = places(&replay);
         assert!(turns.iter().all(|at| at.iter().all(|engine| *engine == at[0])), "{turns:?}");
@@ -217,9 +217,9 @@ fn conversations_stay_where_their_cache_is_and_use_all_engines() {
 /// Balancers that share nothing send a conversation's turns anywhere; who hears of each other keeps it.
 #[test]
 fn balancers_that_hear_of_each_other_are_as_one() {
-    let turn = |turn: usize| Turn { wait: 2.0, prompt: 3000 + 1000 * turn, output: 20 };
+    let turn = |turn: usize| ConversationTurn { wait: 2.0, prompt: 3000 + 1000 * turn, output: 20 };
     let one = |number: u64| session(number as f64 * 0.1, 1, 2048, number, (0..10).map(turn).collect());
-    let load = Load { block: BLOCK, sessions: (0..12).map(one).collect() };
+    let load = Workload { block: BLOCK, sessions: (0..12).map(one).collect() };
     let hits = |balancers, interval| {
         let setup = Setup { balancers, interval, ..setup(4, 3) };
         run(&load, setup, WORK).expect("there is room").hits
@@ -230,7 +230,7 @@ fn balancers_that_hear_of_each_other_are_as_one() {
 
 #[test]
 fn more_upstreams_than_there_is_room_for_are_none() {
-    let load = Load { block: BLOCK, sessions: Vec::new() };
+    let load = Workload { block: BLOCK, sessions: Vec::new() };
     assert!(run(&load, setup(5000, 1), WORK).is_none());
     assert_eq!(run(&load, setup(2, 1), WORK).expect("there is room").requests, 0);
     assert!(Shape::ALL.iter().all(|shape| shape.load(1).block == BLOCK));

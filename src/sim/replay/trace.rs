@@ -5,22 +5,22 @@
 //! ```
 //!
 //! Time is in milliseconds. `hash_ids` names blocks of 512 tokens, each after all before it; the last may
-//! not be full. Conversations cannot be told apart in it, so every line counts as one of its own; nobody
-//! waits for an answer before the next line comes.
+//! not be full. The trace does not identify conversations, so every line counts as one of its own; a line
+//! does not wait for the answer to an earlier one.
 
 use serde::Deserialize;
 
-use super::load::{Load, Session, Turn};
+use super::load::{Conversation, ConversationTurn, Workload};
 use crate::sim::dice::{Dice, mix};
 
 /// Tokens in a block.
 pub const BLOCK: usize = 512;
 
 /// Seconds over which arrivals that were noted as of one moment are spread at most.
-const GRID: f64 = 3.0;
+const MAX_SPREAD_SECONDS: f64 = 3.0;
 
 #[derive(Deserialize)]
-struct Line {
+struct TraceLine {
     timestamp: f64,
     input_length: usize,
     output_length: usize,
@@ -31,7 +31,7 @@ struct Line {
 ///
 /// Clocks of traces are coarse: what came within three seconds is noted as of one moment. So each request is
 /// moved by a random part of the time to the next moment that was noted, of three seconds at most.
-pub fn parse(text: &str, seed: u64) -> Result<Load, String> {
+pub fn parse(text: &str, seed: u64) -> Result<Workload, String> {
     let mut lines = Vec::new();
     for (number, text) in (1..).zip(text.lines()) {
         if !text.trim().is_empty() {
@@ -51,18 +51,19 @@ pub fn parse(text: &str, seed: u64) -> Result<Load, String> {
         while next < lines.len() && lines[next].timestamp <= line.timestamp {
             next += 1;
         }
-        let gap = lines.get(next).map_or(GRID, |next| (next.timestamp - line.timestamp) / 1000.0);
-        let start = (line.timestamp - first) / 1000.0 + dice.unit() * gap.min(GRID);
+        let gap =
+            lines.get(next).map_or(MAX_SPREAD_SECONDS, |next| (next.timestamp - line.timestamp) / 1000.0);
+        let start = (line.timestamp - first) / 1000.0 + dice.unit() * gap.min(MAX_SPREAD_SECONDS);
         let full = (line.input_length / BLOCK).min(line.hash_ids.len());
         let chain = line.hash_ids[..full].iter().map(|id| mix(id + 1)).collect();
-        let turn = Turn { wait: 0.0, prompt: line.input_length, output: line.output_length };
-        sessions.push(Session { start, chain, opening: None, turns: vec![turn] });
+        let turn = ConversationTurn { wait: 0.0, prompt: line.input_length, output: line.output_length };
+        sessions.push(Conversation { start, chain, opening: None, turns: vec![turn] });
     }
-    Ok(Load { block: BLOCK, sessions })
+    Ok(Workload { block: BLOCK, sessions })
 }
 
-fn read(text: &str) -> Result<Line, String> {
-    let line: Line = serde_json::from_str(text).map_err(|error| {
+fn read(text: &str) -> Result<TraceLine, String> {
+    let line: TraceLine = serde_json::from_str(text).map_err(|error| {
         // "at line 1 column 7": the number of the line in the file is told already.
         let text = error.to_string();
         text.split(" at line ").next().unwrap_or(&text).to_owned()

@@ -1,26 +1,27 @@
 //! What is to be said with the next message: events of requests, kept for a tick.
 //!
-//! Putting one in takes a short lock and never waits. What is kept is bounded in bytes; when nobody takes it
-//! out for long, the oldest goes, and is counted: siblings ask for chains whose beginning they missed.
+//! Adding an event takes a short lock and never waits. The pending events are bounded in bytes; when they
+//! are not taken out for long, the oldest is dropped and counted: siblings request chains whose beginning
+//! they missed.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Ask, Binding, Bound, Learnt, Message};
+use super::{Binding, BindingUpdate, ChainRequest, ChainUpdate, Message};
 
 /// What may be left unsaid, in bytes; a tick's worth is a thousandth of it.
-const UNSAID: usize = 4 << 20;
+const MAX_PENDING_BYTES: usize = 4 << 20;
 
-/// Something that siblings are to know.
+/// An event for the siblings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum OutboxEvent {
     /// An upstream was sent a chain: all up to `parent`, and these behind it.
     Learnt { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
     /// A session, or a stored response, is at this upstream; with `keep` it is to be found by its key.
     Bound { kind: Binding, key: Box<str>, upstream: Box<str>, number: u64, keep: bool },
-    /// A sibling is to say this chain whole.
+    /// A request to a sibling to send this chain whole.
     Ask { balancer: u64, upstream: Box<str>, hash: u64 },
     /// The list of members has changed.
     Members,
@@ -29,48 +30,48 @@ pub enum Event {
 pub struct Outbox {
     /// In bytes.
     limit: usize,
-    pending: Mutex<Pending>,
+    pending: Mutex<PendingEvents>,
     dropped: AtomicU64,
 }
 
 #[derive(Default)]
-struct Pending {
-    events: VecDeque<Event>,
+struct PendingEvents {
+    events: VecDeque<OutboxEvent>,
     bytes: usize,
 }
 
 // === impl Event ===
 
-impl Event {
+impl OutboxEvent {
     pub fn learnt(upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> Self {
-        Event::Learnt { upstream: upstream.into(), parent, hashes: hashes.into(), end }
+        OutboxEvent::Learnt { upstream: upstream.into(), parent, hashes: hashes.into(), end }
     }
 
     /// Bytes of memory, and more than it takes on the wire.
     fn weight(&self) -> usize {
         let own = match self {
-            Event::Learnt { upstream, hashes, .. } => upstream.len() + size_of_val(&**hashes),
-            Event::Bound { key, upstream, .. } => key.len() + upstream.len(),
-            Event::Ask { upstream, .. } => upstream.len(),
-            Event::Members => 0,
+            OutboxEvent::Learnt { upstream, hashes, .. } => upstream.len() + size_of_val(&**hashes),
+            OutboxEvent::Bound { key, upstream, .. } => key.len() + upstream.len(),
+            OutboxEvent::Ask { upstream, .. } => upstream.len(),
+            OutboxEvent::Members => 0,
         };
-        size_of::<Event>() + own
+        size_of::<OutboxEvent>() + own
     }
 
     /// Puts it into a message.
-    pub fn say<'a>(&'a self, message: &mut Message<'a>) {
+    pub fn fill<'a>(&'a self, message: &mut Message<'a>) {
         match self {
-            Event::Learnt { upstream, parent, hashes, end } => {
+            OutboxEvent::Learnt { upstream, parent, hashes, end } => {
                 let hashes = Cow::Borrowed(&**hashes);
-                message.learnt.push(Learnt { upstream, parent: *parent, hashes, end: *end });
+                message.learnt.push(ChainUpdate { upstream, parent: *parent, hashes, end: *end });
             }
-            Event::Bound { kind, key, upstream, number, .. } => {
-                message.bound.push(Bound { kind: *kind, key, upstream, number: *number });
+            OutboxEvent::Bound { kind, key, upstream, number, .. } => {
+                message.bound.push(BindingUpdate { kind: *kind, key, upstream, number: *number });
             }
-            Event::Ask { balancer, upstream, hash } => {
-                message.asks.push(Ask { balancer: *balancer, upstream, hash: *hash });
+            OutboxEvent::Ask { balancer, upstream, hash } => {
+                message.asks.push(ChainRequest { balancer: *balancer, upstream, hash: *hash });
             }
-            Event::Members => message.members = true,
+            OutboxEvent::Members => message.members = true,
         }
     }
 }
@@ -79,7 +80,7 @@ impl Event {
 
 impl Default for Outbox {
     fn default() -> Self {
-        Outbox::new(UNSAID)
+        Outbox::new(MAX_PENDING_BYTES)
     }
 }
 
@@ -90,7 +91,7 @@ impl Outbox {
     }
 
     /// Keeps an event for the next message.
-    pub fn put(&self, event: Event) {
+    pub fn put(&self, event: OutboxEvent) {
         let weight = event.weight();
         if weight > self.limit {
             self.dropped.fetch_add(1, Relaxed);
@@ -110,7 +111,7 @@ impl Outbox {
     }
 
     /// Takes the oldest events out, of so many bytes; one at the least, when there is one.
-    pub fn take(&self, most: usize) -> Vec<Event> {
+    pub fn take(&self, most: usize) -> Vec<OutboxEvent> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while let Some(next) = pending.events.front() {
@@ -123,14 +124,14 @@ impl Outbox {
         taken
     }
 
-    /// Events that were never said, since the last time somebody asked.
+    /// The number of dropped events since the last call.
     pub fn dropped(&self) -> u64 {
         self.dropped.swap(0, Relaxed)
     }
 }
 
-impl Pending {
-    fn pop(&mut self) -> Option<Event> {
+impl PendingEvents {
+    fn pop(&mut self) -> Option<OutboxEvent> {
         let event = self.events.pop_front()?;
         self.bytes -= event.weight();
         Some(event)
@@ -142,8 +143,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn chain(upstream: &str, hashes: usize) -> Event {
-        Event::Learnt { upstream: upstream.into(), parent: None, hashes: vec![1; hashes].into(), end: None }
+    fn chain(upstream: &str, hashes: usize) -> OutboxEvent {
+        OutboxEvent::Learnt {
+            upstream: upstream.into(),
+            parent: None,
+            hashes: vec![1; hashes].into(),
+            end: None,
+        }
     }
 
     #[test]
@@ -179,13 +185,13 @@ mod tests {
             let mut taken = Vec::new();
             loop {
                 let some = outbox.take(most);
-                prop_assert!(some.len() <= 1 || some.iter().map(Event::weight).sum::<usize>() <= most);
+                prop_assert!(some.len() <= 1 || some.iter().map(OutboxEvent::weight).sum::<usize>() <= most);
                 if some.is_empty() {
                     break;
                 }
                 taken.extend(some);
             }
-            prop_assert!(taken.iter().map(Event::weight).sum::<usize>() <= limit);
+            prop_assert!(taken.iter().map(OutboxEvent::weight).sum::<usize>() <= limit);
             prop_assert_eq!(taken.len() as u64 + outbox.dropped(), sizes.len() as u64);
         }
     }

@@ -23,23 +23,23 @@ struct Given {
 
 impl Given {
     fn message(&self) -> Message<'_> {
-        let gauges = |[active, backlog, context]: [u64; 3]| Gauges { active, backlog, context };
+        let gauges = |[active, backlog, context]: [u64; 3]| SiblingLoad { active, backlog, context };
         let mut message = Message::new(self.head.0, self.head.1);
-        message.who = self.who.as_ref().map(|(name, address)| Who { name, address });
+        message.who = self.who.as_ref().map(|(name, address)| BalancerInfo { name, address });
         if let Some((whole, rows)) = &self.gauges {
             let rows = rows.iter().map(|(name, numbers)| (name.as_str(), gauges(*numbers)));
-            message.gauges = Some(Told { whole: *whole, rows: rows.collect() });
+            message.gauges = Some(GaugeUpdate { whole: *whole, rows: rows.collect() });
         }
         for (upstream, parent, hashes, end) in &self.learnt {
             let hashes = Cow::Borrowed(&hashes[..]);
-            message.learnt.push(Learnt { upstream, parent: *parent, hashes, end: *end });
+            message.learnt.push(ChainUpdate { upstream, parent: *parent, hashes, end: *end });
         }
         for (session, key, upstream) in &self.bound {
             let kind = if *session { Binding::Session } else { Binding::Response };
-            message.bound.push(Bound { kind, key, upstream, number: key.len() as u64 * 1000 });
+            message.bound.push(BindingUpdate { kind, key, upstream, number: key.len() as u64 * 1000 });
         }
         for (balancer, upstream, hash) in &self.asks {
-            message.asks.push(Ask { balancer: *balancer, upstream, hash: *hash });
+            message.asks.push(ChainRequest { balancer: *balancer, upstream, hash: *hash });
         }
         (message.members, message.leaving) = self.marks;
         message
@@ -75,7 +75,7 @@ fn given() -> impl Strategy<Value = Given> {
 fn weight(message: &Message<'_>) -> usize {
     let rows = message.gauges.as_ref().map_or(0, |told| told.rows.capacity() * 40);
     let hashes: usize = message.learnt.iter().map(|learnt| learnt.hashes.len() * 8).sum();
-    rows + hashes + message.learnt.capacity() * size_of::<Learnt<'_>>() + message.bound.capacity() * 40
+    rows + hashes + message.learnt.capacity() * size_of::<ChainUpdate<'_>>() + message.bound.capacity() * 40
 }
 
 proptest! {
@@ -143,11 +143,11 @@ fn a_tail_takes_few_bytes() {
     let hashes: Vec<u64> = (0..6).collect();
     for _ in 0..20 {
         let hashes = Cow::Borrowed(&hashes[..]);
-        message.learnt.push(Learnt { upstream: "gpu-0:8000", parent: Some(1), hashes, end: None });
+        message.learnt.push(ChainUpdate { upstream: "gpu-0:8000", parent: Some(1), hashes, end: None });
     }
-    let told = Told {
+    let told = GaugeUpdate {
         whole: true,
-        rows: vec![("gpu-0:8000", Gauges { active: 9, backlog: 1500, context: 40_000 })],
+        rows: vec![("gpu-0:8000", SiblingLoad { active: 9, backlog: 1500, context: 40_000 })],
     };
     message.gauges = Some(told);
     let bytes = message.encode().len();
@@ -159,11 +159,11 @@ fn another_version_and_too_much_are_told_apart() {
     let mut bytes = Message::new(1, 2).encode();
     assert_eq!(bytes.len(), 10);
     bytes[0] = 2;
-    assert_eq!(Message::decode(&bytes), Err(Unreadable::Version(2)));
-    assert_eq!(Message::decode(&vec![VERSION; LARGEST + 1]), Err(Unreadable::TooLong));
-    assert_eq!(Message::decode(&[]), Err(Unreadable::Broken));
+    assert_eq!(Message::decode(&bytes), Err(MessageError::Version(2)));
+    assert_eq!(Message::decode(&vec![VERSION; MAX_MESSAGE_BYTES + 1]), Err(MessageError::TooLong));
+    assert_eq!(Message::decode(&[]), Err(MessageError::Broken));
     let mut message = Message::new(1, 2);
-    message.asks.push(Ask { balancer: 1, upstream: "a", hash: 2 });
+    message.asks.push(ChainRequest { balancer: 1, upstream: "a", hash: 2 });
     let bytes = message.encode();
     for cut in 1..bytes.len() {
         // Cut between two parts it is a message, and says less.
@@ -176,8 +176,8 @@ fn another_version_and_too_much_are_told_apart() {
 #[test]
 fn a_binding_of_a_new_kind_is_passed_over() {
     let mut message = Message::new(1, 2);
-    message.bound.push(Bound { kind: Binding::Session, key: "k", upstream: "a", number: 3 });
-    message.bound.push(Bound { kind: Binding::Response, key: "r", upstream: "a", number: 3 });
+    message.bound.push(BindingUpdate { kind: Binding::Session, key: "k", upstream: "a", number: 3 });
+    message.bound.push(BindingUpdate { kind: Binding::Response, key: "r", upstream: "a", number: 3 });
     let mut bytes = message.encode();
     let at = bytes.windows(3).position(|window| window == [1, 1, b'k']).expect("is there");
     bytes[at] = 9;

@@ -4,10 +4,10 @@
 //! panics, and takes no memory for a length that the input only claims.
 
 /// The longest form of a whole number.
-const LONGEST: u32 = 10;
+const MAX_NUMBER_BYTES: u32 = 10;
 
 #[derive(Clone, Copy, Debug)]
-pub struct Reader<'a>(&'a [u8]);
+pub struct WireReader<'a>(&'a [u8]);
 
 // === writing ===
 
@@ -31,9 +31,9 @@ pub fn put_hash(out: &mut Vec<u8>, hash: u64) {
 
 // === impl Reader ===
 
-impl<'a> Reader<'a> {
+impl<'a> WireReader<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
-        Reader(bytes)
+        WireReader(bytes)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -48,11 +48,11 @@ impl<'a> Reader<'a> {
 
     pub fn number(&mut self) -> Option<u64> {
         let mut number = 0u64;
-        for place in 0..LONGEST {
+        for place in 0..MAX_NUMBER_BYTES {
             let byte = self.byte()?;
             let bits = u64::from(byte & 0x7F);
             // The last byte has room for one bit.
-            if place == LONGEST - 1 && bits > 1 {
+            if place == MAX_NUMBER_BYTES - 1 && bits > 1 {
                 return None;
             }
             number |= bits << (7 * place);
@@ -99,11 +99,11 @@ mod tests {
         let table: [&[u8]; 4] =
             [&[], &[0x80], &[0xFF; 10], &[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 2]];
         for bytes in table {
-            assert_eq!(Reader::new(bytes).number(), None, "{bytes:?}");
+            assert_eq!(WireReader::new(bytes).number(), None, "{bytes:?}");
         }
         let claims = [0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 1, 7];
-        assert_eq!(Reader::new(&claims).number(), Some(u64::MAX));
-        assert_eq!((Reader::new(&claims).bytes(), Reader::new(&claims).hashes()), (None, None));
+        assert_eq!(WireReader::new(&claims).number(), Some(u64::MAX));
+        assert_eq!((WireReader::new(&claims).bytes(), WireReader::new(&claims).hashes()), (None, None));
     }
 
     proptest! {
@@ -114,7 +114,7 @@ mod tests {
             put_bytes(&mut out, text.as_bytes());
             put_hash(&mut out, hash);
             put_number(&mut out, small);
-            let mut reader = Reader::new(&out);
+            let mut reader = WireReader::new(&out);
             prop_assert_eq!((reader.number(), reader.text()), (Some(number), Some(text.as_str())));
             prop_assert_eq!((reader.hash(), reader.number()), (Some(hash), Some(small)));
             prop_assert!(reader.is_empty());

@@ -1,5 +1,5 @@
-//! A connection to whoever takes commands: the one Redis there is, the master that sentinels name, or a
-//! cluster's node for our keys.
+//! A connection to the server that takes commands: the one Redis there is, the master that sentinels name,
+//! or the cluster node of our keys.
 //!
 //! Asked for anew after every loss, so that a failover is followed. Every wait has an end.
 
@@ -17,34 +17,34 @@ use redis::{
 use super::trouble::Trouble;
 use crate::config::types::{RedisForm, RedisUrl};
 
-/// To connect, and to get any answer that is not waited for by intent.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+/// The time limit of connecting to one host, and of every command that does not block on purpose.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// All of connecting: one of several Sentinels, or seeds of a cluster, may be a host that is off and takes
-/// its second before the next is asked.
-const CONNECT: Duration = Duration::from_secs(4);
+/// The time limit of connecting as a whole: one of several Sentinels, or seeds of a cluster, may be a host
+/// that is off and takes its second before the next is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A cluster tells itself where keys went; once more is asked there, then we begin anew.
-const RETRIES: u32 = 1;
+const CLUSTER_RETRIES: u32 = 1;
 
 #[derive(Clone)]
-pub enum Link {
+pub enum RedisLink {
     One(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
-impl Link {
+impl RedisLink {
     /// Connects; no single answer may take longer than `longest`.
     pub async fn connect(url: &RedisUrl, longest: Duration) -> Result<Self, Trouble> {
-        let connected = tokio::time::timeout(CONNECT, connect(url, longest)).await;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(url, longest)).await;
         Ok(connected.map_err(|_| Trouble::silent())??)
     }
 
-    pub async fn ask(&mut self, command: &Cmd, limit: Duration) -> Result<Value, Trouble> {
+    pub async fn call(&mut self, command: &Cmd, limit: Duration) -> Result<Value, Trouble> {
         let asked = async {
             match self {
-                Link::One(link) => command.query_async(link).await,
-                Link::Cluster(link) => command.query_async(link).await,
+                RedisLink::One(link) => command.query_async(link).await,
+                RedisLink::Cluster(link) => command.query_async(link).await,
             }
         };
         Ok(tokio::time::timeout(limit, asked).await.map_err(|_| Trouble::silent())??)
@@ -54,17 +54,17 @@ impl Link {
     pub async fn pipe(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Trouble> {
         let asked = async {
             match self {
-                Link::One(link) => commands.query_async(link).await,
-                Link::Cluster(link) => commands.query_async(link).await,
+                RedisLink::One(link) => commands.query_async(link).await,
+                RedisLink::Cluster(link) => commands.query_async(link).await,
             }
         };
-        Ok(tokio::time::timeout(PATIENCE, asked).await.map_err(|_| Trouble::silent())??)
+        Ok(tokio::time::timeout(COMMAND_TIMEOUT, asked).await.map_err(|_| Trouble::silent())??)
     }
 }
 
-async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<Link> {
+async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<RedisLink> {
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(PATIENCE))
+        .set_connection_timeout(Some(COMMAND_TIMEOUT))
         .set_response_timeout(Some(longest));
     match &url.form {
         RedisForm::Single | RedisForm::Socket(_) => {
@@ -77,7 +77,7 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<Link> 
                 return Err((redis::ErrorKind::InvalidClientConfig, "no host is named").into());
             };
             let client = Client::open(info?.set_redis_settings(settings(url)))?;
-            Ok(Link::One(client.get_multiplexed_async_connection_with_config(&config).await?))
+            Ok(RedisLink::One(client.get_multiplexed_async_connection_with_config(&config).await?))
         }
         RedisForm::Sentinel(master) => {
             let mut builder = SentinelClientBuilder::new(addresses(url), master, SentinelServerType::Master)?
@@ -94,13 +94,13 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<Link> 
                 builder = builder.set_client_to_redis_password(password.expose());
             }
             let mut client = builder.build()?;
-            Ok(Link::One(client.get_async_connection_with_config(&config).await?))
+            Ok(RedisLink::One(client.get_async_connection_with_config(&config).await?))
         }
         RedisForm::Cluster => {
             let mut builder = ClusterClient::builder(addresses(url))
-                .connection_timeout(PATIENCE / 2)
+                .connection_timeout(COMMAND_TIMEOUT / 2)
                 .response_timeout(longest)
-                .retries(RETRIES);
+                .retries(CLUSTER_RETRIES);
             if url.tls {
                 builder = builder.tls(TlsMode::Secure);
             }
@@ -110,7 +110,7 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<Link> 
             if let Some(password) = &url.password {
                 builder = builder.password(password.expose());
             }
-            Ok(Link::Cluster(builder.build()?.get_async_connection().await?))
+            Ok(RedisLink::Cluster(builder.build()?.get_async_connection().await?))
         }
     }
 }

@@ -4,13 +4,13 @@ use redis::Value;
 
 /// The place of an entry in the stream: milliseconds and a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Id {
+pub struct StreamId {
     pub millis: u64,
     pub number: u64,
 }
 
-pub struct Entry<'v> {
-    pub id: Id,
+pub struct StreamEntry<'v> {
+    pub id: StreamId,
     pub bytes: &'v [u8],
 }
 
@@ -43,7 +43,7 @@ pub fn pairs(value: &Value) -> Vec<(String, String)> {
 }
 
 /// What `XREAD` gives for the one stream that was asked for.
-pub fn read(value: &Value) -> Vec<Entry<'_>> {
+pub fn read(value: &Value) -> Vec<StreamEntry<'_>> {
     match value {
         Value::Map(streams) => streams.iter().flat_map(|(_, list)| entries(list)).collect(),
         _ => items(value).iter().filter_map(|stream| items(stream).get(1)).flat_map(entries).collect(),
@@ -51,20 +51,20 @@ pub fn read(value: &Value) -> Vec<Entry<'_>> {
 }
 
 /// What `XREVRANGE` gives: entries that are none of ours have no bytes.
-pub fn entries(value: &Value) -> Vec<Entry<'_>> {
+pub fn entries(value: &Value) -> Vec<StreamEntry<'_>> {
     items(value).iter().filter_map(entry).collect()
 }
 
-fn entry(value: &Value) -> Option<Entry<'_>> {
+fn entry(value: &Value) -> Option<StreamEntry<'_>> {
     let [id, fields] = items(value) else { return None };
-    let id = Id::parse(&text(id)?)?;
+    let id = StreamId::parse(&text(id)?)?;
     let mut fields = items(fields).chunks_exact(2);
     let ours = fields.find(|field| matches!(&field[0], Value::BulkString(name) if name == FIELD.as_bytes()));
     let bytes: &[u8] = match ours {
         Some([_, Value::BulkString(bytes)]) => bytes,
         _ => &[],
     };
-    Some(Entry { id, bytes })
+    Some(StreamEntry { id, bytes })
 }
 
 /// Milliseconds of what `TIME` gives.
@@ -76,23 +76,23 @@ pub fn time(value: &Value) -> Option<u64> {
 
 // === impl Id ===
 
-impl Id {
+impl StreamId {
     fn parse(text: &str) -> Option<Self> {
         let (millis, number) = text.split_once('-')?;
-        Some(Id { millis: millis.parse().ok()?, number: number.parse().ok()? })
+        Some(StreamId { millis: millis.parse().ok()?, number: number.parse().ok()? })
     }
 
     /// The last one before this.
     pub fn before(self) -> Option<Self> {
         match (self.millis, self.number) {
             (0, 0) => None,
-            (millis, 0) => Some(Id { millis: millis - 1, number: u64::MAX }),
-            (millis, number) => Some(Id { millis, number: number - 1 }),
+            (millis, 0) => Some(StreamId { millis: millis - 1, number: u64::MAX }),
+            (millis, number) => Some(StreamId { millis, number: number - 1 }),
         }
     }
 }
 
-impl std::fmt::Display for Id {
+impl std::fmt::Display for StreamId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.millis, self.number)
     }
@@ -129,9 +129,9 @@ mod tests {
 
     #[test]
     fn ids_are_in_order() {
-        let id = |text: &str| Id::parse(text).expect(text);
+        let id = |text: &str| StreamId::parse(text).expect(text);
         assert!(id("9-9") < id("10-0") && id("10-0") < id("10-1"));
-        assert_eq!(id("10-0").before(), Some(Id { millis: 9, number: u64::MAX }));
+        assert_eq!(id("10-0").before(), Some(StreamId { millis: 9, number: u64::MAX }));
         assert_eq!((id("10-2").before(), id("0-0").before()), (Some(id("10-1")), None));
     }
 

@@ -18,7 +18,7 @@ pub struct Trouble {
 }
 
 /// Codes by which Redis says that it takes nothing in.
-const FULL: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
+const FULL_ERRORS: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
 
 /// Whether there is trouble now.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl Trouble {
         Trouble { cause: "silent", text: "no answer in time".into(), full: false }
     }
 
-    /// It says what nobody expects of a Redis.
+    /// Redis answered with an unexpected type.
     pub fn strange(what: &str) -> Self {
         Trouble { cause: "strange", text: what.into(), full: false }
     }
@@ -45,7 +45,7 @@ impl From<RedisError> for Trouble {
         let inner = error.clone().into_server_errors();
         let inner = inner.iter().flat_map(|all| all.iter()).map(|(_, one)| one.code()).next();
         let code = inner.or(error.code()).unwrap_or_default();
-        let full = FULL.contains(&code);
+        let full = FULL_ERRORS.contains(&code);
         let cause = match error.kind() {
             _ if full => "full",
             _ if error.is_timeout() => "silent",

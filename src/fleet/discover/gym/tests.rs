@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 
-fn shown(found: &Found) -> (Vec<String>, Option<&str>, Option<&str>) {
+fn shown(found: &DiscoveredServers) -> (Vec<String>, Option<&str>, Option<&str>) {
     let urls = found.urls.iter().map(UpstreamUrl::display).collect();
     (urls, found.api_key.as_ref().map(Secret::expose), found.model.as_deref())
 }
@@ -42,7 +42,7 @@ fn what_a_model_server_says_is_understood() {
 
 #[test]
 fn what_makes_no_sense_is_told_and_nothing_of_it_is_taken() {
-    let many: Vec<String> = (0..=MOST).map(|number| format!("http://a:1/{number}")).collect();
+    let many: Vec<String> = (0..=MAX_ENGINES).map(|number| format!("http://a:1/{number}")).collect();
     let many = json!({"base_url": many}).to_string();
     let deep = format!(r#"{{"base_url": {}"#, "[".repeat(100_000));
     let table = [

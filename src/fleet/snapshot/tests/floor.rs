@@ -66,7 +66,7 @@ fn the_breaker_never_ejects_more_than_its_share_and_never_the_last() {
         for (index, entry) in snapshot.entries.iter().enumerate() {
             // Choosing again must not go on for ever.
             let lease = snapshot.take(&query, index, Work::default(), now);
-            let tripped = entry.state() == State::Tripped;
+            let tripped = entry.state() == UpstreamState::Tripped;
             let is_candidate = wanted.contains(&index);
             assert!(lease.is_some() || !is_candidate, "{scripts:?}: no lease on {index}");
             let may = is_candidate || !tripped || tried.contains(&entry.upstream.id);

@@ -36,13 +36,13 @@ impl Scene {
 
     fn last_comes_back(&mut self, now: Instant) {
         let mut machine = Machine::new(self.start);
-        let missed = || Err(Miss::Silent);
+        let missed = || Err(ProbeMiss::Silent);
         for found in [Ok(()), missed(), missed(), missed(), Ok(())] {
             machine.probed(found, 0, now, &rules());
         }
         let entry = self.snapshot.entries.last_mut().expect("there is one");
-        entry.standing = machine.standing(&rules());
-        assert_eq!(entry.state(), State::Ready);
+        entry.status = machine.status(&rules());
+        assert_eq!(entry.state(), UpstreamState::Ready);
     }
 
     /// The share of the requests that the last upstream gets in so many seconds from `now` on.
@@ -62,7 +62,7 @@ impl Scene {
             assert_eq!(self.snapshot.candidates(&query, at, &mut candidates), Routing::Candidates);
             self.count += 1;
             let random = self.count.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            let seed = Seed { random: random ^ (random >> 29), turn: self.count, haze: 0.0 };
+            let seed = Seed { random: random ^ (random >> 29), turn: self.count, jitter: 0.0 };
             let choice = pick::pick(&candidates, &Balance::default(), seed).expect("there are candidates");
             let work = Work { tokens: TOKENS, uncached: TOKENS, streams: true };
             let lease = self.snapshot.take(&query, choice.index, work, at).expect("there is room");

@@ -1,0 +1,205 @@
+//! The running process' side of an upgrade: the socket at which it is asked for its sockets.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{sleep, timeout};
+
+use super::wire::{self, HandoverMessage, OfferedListener};
+use super::{InheritedSockets, ListeningSocket, SocketPurpose};
+use crate::fleet::Fleet;
+use crate::observe;
+
+/// A new process that has not begun to serve so long after it got the sockets will not.
+const SUCCESSOR_START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a process that connects may take to send its first message.
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After a failure to accept.
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// An open handover, and what is given out at it.
+pub struct HandoverSocket {
+    path: PathBuf,
+    listener: UnixListener,
+    /// By this the socket's file is known again.
+    file: Option<FileIdentity>,
+    sockets: Vec<ListeningSocket>,
+}
+
+/// A number may have been another file's before; number and time of birth have not.
+type FileIdentity = (u64, i64, i64);
+
+/// A process that accepts in this one's place, and waits for the word that this one does not any more.
+pub struct Successor {
+    stream: UnixStream,
+    pub pid: u32,
+}
+
+impl HandoverSocket {
+    /// Opens it at `path`, or goes on with the one that was taken over. `sockets` are the others.
+    pub fn open(
+        path: &Path,
+        taken: &mut InheritedSockets,
+        sockets: Vec<ListeningSocket>,
+    ) -> io::Result<Self> {
+        let listener = match taken.take(SocketPurpose::Upgrade, &path.display().to_string()) {
+            Some(socket) => net::UnixListener::from(socket),
+            None => bind(path)?,
+        };
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        Ok(HandoverSocket { path: path.into(), listener, file: file(path), sockets })
+    }
+
+    /// Waits until another process serves in this one's place. An attempt that fails changes nothing.
+    pub async fn relieved(&self, fleet: &Fleet) -> Successor {
+        loop {
+            let Ok((mut stream, _)) = self.listener.accept().await else {
+                sleep(ACCEPT_RETRY_PAUSE).await;
+                continue;
+            };
+            let handed = timeout(SUCCESSOR_START_TIMEOUT, self.hand(&mut stream, fleet)).await;
+            let why = match handed {
+                Ok(Ok(pid)) => return Successor { stream, pid },
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it took too long".into(),
+            };
+            observe::upgrade_failed(&why);
+            // It may be gone, and then need not know.
+            timeout(FIRST_MESSAGE_TIMEOUT, wire::send(&mut stream, &HandoverMessage::Refused(why)))
+                .await
+                .ok();
+        }
+    }
+
+    /// Gives the sockets out and waits for the word; the process id of the one that gives it.
+    async fn hand(&self, stream: &mut UnixStream, fleet: &Fleet) -> io::Result<u32> {
+        if !wire::same_user(stream) {
+            return Err(io::Error::other("it is another user's"));
+        }
+        let hello = timeout(FIRST_MESSAGE_TIMEOUT, wire::receive(stream)).await;
+        let HandoverMessage::Take { version, pid } = hello.map_err(|_| io::ErrorKind::TimedOut)?? else {
+            return Err(io::Error::other("it does not ask for sockets"));
+        };
+        observe::upgrade_requested(pid, &version, self.sockets.len());
+        let own =
+            OfferedListener { serves: SocketPurpose::Upgrade, address: self.path.display().to_string() };
+        let others = self.sockets.iter();
+        let others = others.map(|ListeningSocket { serves, address, .. }| OfferedListener {
+            serves: *serves,
+            address: address.clone(),
+        });
+        let listeners = others.chain([own]).collect();
+        let ready = fleet.snapshot_owned().ready().map(|entry| entry.upstream.name().to_string()).collect();
+        wire::send(stream, &HandoverMessage::Offer { pid: std::process::id(), listeners, ready }).await?;
+        for ListeningSocket { socket, .. } in &self.sockets {
+            wire::send_socket(stream, socket.as_fd()).await?;
+        }
+        wire::send_socket(stream, self.listener.as_fd()).await?;
+        match wire::receive(stream).await {
+            Ok(HandoverMessage::Go) => Ok(pid),
+            Ok(_) => Err(io::Error::other("it said something else than that it serves")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(io::Error::other("it ended before it served"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the file, unless it is another process' by now.
+    pub fn close(self) {
+        if self.file.is_some() && file(&self.path) == self.file {
+            fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+impl Successor {
+    /// Says that this process accepts nothing more.
+    pub async fn gone(mut self) {
+        timeout(FIRST_MESSAGE_TIMEOUT, wire::send(&mut self.stream, &HandoverMessage::Gone)).await.ok();
+    }
+}
+
+fn file(path: &Path) -> Option<FileIdentity> {
+    fs::metadata(path).map(|found| (found.ino(), found.mtime(), found.mtime_nsec())).ok()
+}
+
+/// Binds the socket for this user alone. The file gets its name once it has its mode, and replaces a file
+/// that a crashed process left; a socket with a listener stays.
+fn bind(path: &Path) -> io::Result<net::UnixListener> {
+    if net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::other("another process has it"));
+    }
+    if fs::symlink_metadata(path).is_ok_and(|found| !is_socket(&found)) {
+        return Err(io::Error::other("a file that is no socket stands there"));
+    }
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}", std::process::id()));
+    let draft = PathBuf::from(draft);
+    fs::remove_file(&draft).ok();
+    let listener = net::UnixListener::bind(&draft)?;
+    let named =
+        fs::set_permissions(&draft, Permissions::from_mode(0o600)).and_then(|()| fs::rename(&draft, path));
+    if let Err(error) = named {
+        fs::remove_file(&draft).ok();
+        return Err(error);
+    }
+    Ok(listener)
+}
+
+fn is_socket(found: &fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    found.file_type().is_socket()
+}
+
+/// A second handle on a socket, which keeps it open in the kernel.
+pub fn handle(serves: SocketPurpose, address: String, of: &impl AsFd) -> io::Result<ListeningSocket> {
+    let socket: OwnedFd = of.as_fd().try_clone_to_owned()?;
+    Ok(ListeningSocket { serves, address, socket })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_file_is_the_owner_s_alone_and_replaces_a_stale_one() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("upgrade.sock");
+        drop(net::UnixListener::bind(&path).expect("a free path"));
+        let open = || HandoverSocket::open(&path, &mut InheritedSockets::default(), Vec::new());
+        let handover = open().expect("the stale file goes");
+        assert_eq!(fs::metadata(&path).expect("is there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).expect("is there").count(), 1);
+        assert!(open().is_err(), "somebody listens there");
+        handover.close();
+        assert!(!path.exists());
+        fs::write(&path, "precious").expect("written");
+        assert!(open().is_err());
+        assert_eq!(fs::read_to_string(&path).expect("is there"), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_file_of_somebody_else_stays() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("upgrade.sock");
+        let first =
+            HandoverSocket::open(&path, &mut InheritedSockets::default(), Vec::new()).expect("a free path");
+        fs::remove_file(&path).expect("is there");
+        let second =
+            HandoverSocket::open(&path, &mut InheritedSockets::default(), Vec::new()).expect("a free path");
+        first.close();
+        assert!(path.exists());
+        second.close();
+        assert!(!path.exists());
+    }
+}

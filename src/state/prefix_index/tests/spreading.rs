@@ -1,0 +1,198 @@
+//! Index and formula together, over engines that are a queue and no more: prompts are prefilled one after
+//! the other, and decoding takes as long whatever else goes on.
+
+use super::*;
+use crate::config::types::Balance;
+use crate::pick::{Candidate, Seed, pick};
+
+/// Of a block of 512 bytes.
+const TOKENS: f64 = 128.0;
+/// Prefilled in a second.
+const PACE: f64 = 8000.0;
+/// Seconds from the first byte to the last.
+const DECODING: f64 = 4.0;
+const SHARE: f64 = 2.0;
+/// When all that was sent in the beginning has long ended.
+const LATER: f64 = 1000.0;
+
+struct Flight {
+    at: usize,
+    uncached: u64,
+    tokens: u64,
+    first_byte: f64,
+    end: f64,
+}
+
+struct Fleet {
+    index: Index,
+    at: Vec<Slot>,
+    /// When each has prefilled all that it has.
+    free: Vec<f64>,
+    flights: Vec<Flight>,
+    hits: Hits,
+    share: f64,
+    random: u64,
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    fn new(engines: usize, share: f64, seed: u64) -> Self {
+        let index = Index::new(1_000_000, seed);
+        let at = slots(&index, engines);
+        let free = vec![0.0; engines];
+        Fleet { index, at, free, flights: Vec::new(), hits: Hits::default(), share, random: seed }
+    }
+
+    fn candidate(&self, engine: usize, now: f64) -> Candidate {
+        let here = || self.flights.iter().filter(|flight| flight.at == engine && flight.end > now);
+        let tokens = (self.hits.length() as f64 * TOKENS) as u64;
+        let mut candidate = Candidate {
+            index: engine,
+            backlog: here().filter(|flight| flight.first_byte > now).map(|flight| flight.uncached).sum(),
+            missing: tokens,
+            active: here().count() as u64,
+            context: here().map(|flight| flight.tokens).sum(),
+            weight: 1.0,
+            session_penalty: 0,
+            cold: tokens,
+            hit: 0,
+            uncached: tokens,
+        };
+        let prompt = Prompt { tokens, block_tokens: TOKENS };
+        self.hits.weigh(Some(self.at[engine]), prompt, &mut candidate);
+        candidate
+    }
+
+    /// Sends a request where the formula says, and says where that is.
+    fn send(&mut self, chain: &[u64], end: Option<u64>, now: f64) -> usize {
+        self.index.lookup(chain, &mut self.hits);
+        self.hits.charge(self.share, self.at.len());
+        let all: Vec<Candidate> = (0..self.at.len()).map(|engine| self.candidate(engine, now)).collect();
+        self.random = self.random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        let seed = Seed { random: self.random, ..Seed::default() };
+        let at = pick(&all, &Balance::default(), seed).expect("there are engines").index;
+        self.put(chain, end, at, now);
+        at
+    }
+
+    fn put(&mut self, chain: &[u64], end: Option<u64>, at: usize, now: f64) {
+        let receipt = self.index.learn(chain, end, self.at[at]);
+        let uncached = ((chain.len() - receipt.held()) as f64 * TOKENS) as u64;
+        let first_byte = self.free[at].max(now) + uncached as f64 / PACE;
+        self.free[at] = first_byte;
+        let tokens = (chain.len() as f64 * TOKENS) as u64;
+        self.flights.push(Flight { at, uncached, tokens, first_byte, end: first_byte + DECODING });
+    }
+}
+
+/// So many blocks that all prompts of a kind begin with, and so many of this one alone.
+fn prompt(kind: u64, common: u64, own: u64, number: u64) -> Vec<u64> {
+    let common = (1..=common).map(|block| kind << 48 | block);
+    common.chain((1..=own).map(|block| kind << 48 | (number + 1) << 20 | block)).collect()
+}
+
+/// Sixteen engines, the first of them warm with one prompt of 10,000 tokens that so many conversations had
+/// before; then six times a hundred new ones, so many a second. How many of each hundred each engine got.
+fn gravity(share: f64, warm: u64, rate: f64, own: u64) -> Vec<[u64; 16]> {
+    let mut fleet = Fleet::new(16, share, 7);
+    // A conversation that is too short for a block of its own is told apart by its opening.
+    let end = |number: u64| (own == 0).then_some(1 << 60 | number);
+    for number in 0..warm {
+        fleet.put(&prompt(1, 78, own, number), end(number), 0, 0.0);
+    }
+    let hundred = |hundred: u64| {
+        let mut got = [0; 16];
+        for number in hundred * 100..hundred * 100 + 100 {
+            let chain = prompt(1, 78, own, warm + number);
+            got[fleet.send(&chain, end(warm + number), LATER + number as f64 / rate)] += 1;
+        }
+        got
+    };
+    (0..6).map(hundred).collect()
+}
+
+fn most(got: &[u64]) -> u64 {
+    got.iter().copied().max().unwrap_or(0)
+}
+
+/// Of a hundred, one of sixteen engines has a share of 6.25.
+const TWICE_ITS_SHARE: u64 = 12;
+
+#[test]
+fn a_system_prompt_of_all_does_not_draw_all_to_who_holds_it() {
+    for warm in [1, 200] {
+        for (rate, own) in [(1.0, 4), (3.0, 4), (3.0, 0), (10.0, 4), (20.0, 0)] {
+            for got in gravity(SHARE, warm, rate, own) {
+                assert!(most(&got) <= TWICE_ITS_SHARE, "{warm} before, {rate} a second: {got:?}");
+            }
+        }
+    }
+}
+
+/// Where a hundred come before the others have prefilled the prompt once, who is warm is done sooner and gets
+/// more of them, and fewer of the next.
+#[test]
+fn in_a_rush_who_is_warm_gets_more_only_until_others_are() {
+    for (warm, rate, own) in [(1, 50.0, 4), (200, 50.0, 0), (1, 1e6, 4), (200, 1e6, 0)] {
+        for pair in gravity(SHARE, warm, rate, own).chunks(2) {
+            let got: Vec<u64> = pair[0].iter().zip(&pair[1]).map(|(one, other)| one + other).collect();
+            assert!(most(&got) <= 2 * TWICE_ITS_SHARE, "{pair:?}");
+        }
+    }
+}
+
+#[test]
+fn charged_whole_a_system_prompt_leaves_engines_idle() {
+    let got = gravity(f64::MAX, 200, 10.0, 4)[0];
+    let idle = got.iter().filter(|got| **got == 0).count();
+    assert!(idle >= 7 && most(&got) > TWICE_ITS_SHARE, "{got:?}");
+}
+
+/// Thirty-two requests at once, before any has its first byte. Each engine prefills the prefix once.
+#[test]
+fn a_burst_is_spread_by_what_prefilling_again_costs() {
+    // Blocks in common, of each alone, other conversations before; engines that prefill the common ones, and
+    // the most requests on one.
+    let table = [
+        (16, 1, 300, 8, 4),
+        (125, 1, 300, 8, 12),
+        (500, 1, 300, 6, 17),
+        // All that anybody ever wanted: whoever is used at all will need it.
+        (16, 1, 0, 8, 4),
+        (125, 1, 0, 8, 4),
+        (500, 1, 0, 8, 4),
+        // Samples of one prompt are one conversation: no sign that anybody else will want it.
+        (16, 0, 0, 7, 5),
+        (125, 0, 0, 3, 14),
+        (500, 0, 0, 2, 18),
+    ];
+    for (common, own, before, prefills, longest) in table {
+        let mut fleet = Fleet::new(8, SHARE, 7);
+        (0..before).for_each(|number| fleet.put(&prompt(4, 0, 3, number), None, number as usize % 8, 0.0));
+        let mut got = [0; 8];
+        (0..32).for_each(|number| got[fleet.send(&prompt(2, common, own, number), None, LATER)] += 1);
+        let used = got.iter().filter(|got| **got > 0).count();
+        assert_eq!(
+            (used, most(&got)),
+            (prefills, longest),
+            "{common} blocks in common, {own} of each, {before} before: {got:?}"
+        );
+    }
+}
+
+/// Ten conversations side by side, ten turns each, with one system prompt, on four engines.
+#[test]
+fn conversations_stay_where_their_cache_is_and_use_all_engines() {
+    let mut fleet = Fleet::new(4, SHARE, 7);
+    let mut turns = vec![Vec::new(); 10];
+    for turn in 0..10 {
+        for (number, at) in (0..).zip(&mut turns) {
+            let chain = prompt(3, 20, 8 + 8 * turn, number);
+            at.push(fleet.send(&chain, None, turn as f64 * 10.0));
+        }
+    }
+    assert!(turns.iter().all(|at| at.iter().all(|engine| *engine == at[0])), "{turns:?}");
+    let on = |engine: usize| turns.iter().filter(|at| at[0] == engine).count();
+    assert!((0..4).all(|engine| (2..=3).contains(&on(engine))), "{turns:?}");
+}
