@@ -61,13 +61,15 @@ async fn a_second_model_behind_the_peek_is_refused_before_an_engine_has_the_body
     }
     balancer.until_idle().await;
     eventually("the uploads have ended", async || (raw.cut_off().len() == 6).then_some(())).await;
-    assert!(raw.heads().is_empty(), "no body was whole");
+    // The upstream's metrics are asked for, too.
+    let whole = || raw.heads().iter().filter(|head| head.starts_with("POST ")).count();
+    assert_eq!(whole(), 0, "no body was whole");
     let is_before = |body: &Vec<u8>| !body.windows(6).any(|part| part == b"\"held\"");
     assert!(raw.cut_off().iter().all(is_before), "what follows the second key was sent");
     // Once named, the same body goes through.
     let once = twice("sim", PADDING, "other");
     balancer.ask(post(CHAT, once)).await.expect(200);
-    assert_eq!((raw.heads().len(), raw.cut_off().len()), (1, 6));
+    assert_eq!((whole(), raw.cut_off().len()), (1, 6));
 }
 
 /// A route whose edits need the whole body was chosen by the first model, and the second was sent.
@@ -156,9 +158,10 @@ async fn a_form_that_cannot_be_followed_is_refused_where_routes_are() {
     for (kind, body) in [("text/plain".to_string(), whole("open")), (kind("boundary=line"), cut("sim"))] {
         balancer.ask(request("POST", path, &[("content-type", &kind)], &body)).await;
     }
-    assert_eq!(engines[0].requests().len(), 2);
+    assert_eq!(engines.iter().map(|engine| engine.requests().len()).sum::<usize>(), 2);
+    let before = engines[0].requests().len();
     let balancer = Balancer::over(&engines[..1]).await;
     let kind = kind("boundary*=utf-8''line");
     balancer.ask(request("POST", path, &[("content-type", &kind)], &whole("sim"))).await;
-    assert_eq!(engines[0].requests().len(), 3, "without routes it goes on");
+    assert_eq!(engines[0].requests().len(), before + 1, "without routes it goes on");
 }
