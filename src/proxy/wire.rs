@@ -8,7 +8,7 @@
 use std::fmt::Debug;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -154,18 +154,24 @@ impl Carrier for Transport {
     }
 
     fn poll_received(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let received = match self {
-            Transport::Tcp(stream) => {
-                ready!(stream.poll_read_ready(cx))?;
-                ioctl_fionread(stream)
+        loop {
+            let received = match self {
+                Transport::Tcp(stream) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_io(Interest::READABLE, || self.available(stream))
+                }
+                Transport::Unix(stream) => {
+                    ready!(stream.poll_read_ready(cx))?;
+                    stream.try_io(Interest::READABLE, || self.available(stream))
+                }
+                Transport::TlsTcp(_) | Transport::TlsUnix(_) => Err(io::ErrorKind::Unsupported.into()),
+            };
+            match received {
+                // Woken for bytes that were read before. The socket is no longer taken for ready.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return Poll::Ready(received),
             }
-            Transport::Unix(stream) => {
-                ready!(stream.poll_read_ready(cx))?;
-                ioctl_fionread(stream)
-            }
-            Transport::TlsTcp(_) | Transport::TlsUnix(_) => Err(rustix::io::Errno::OPNOTSUPP),
-        };
-        Poll::Ready(Ok(usize::try_from(received?).unwrap_or(usize::MAX).max(1)))
+        }
     }
 
     fn try_read_shared(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
@@ -198,6 +204,15 @@ impl Carrier for Transport {
 }
 
 impl Transport {
+    /// The number of bytes that were received and not read; 1 where only reading tells.
+    fn available(&self, stream: impl AsFd) -> io::Result<usize> {
+        match ioctl_fionread(stream)? {
+            0 if self.is_read_closed() => Ok(1),
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            received => Ok(usize::try_from(received).unwrap_or(usize::MAX)),
+        }
+    }
+
     /// Whether HTTP/2 was agreed on in the TLS handshake.
     pub fn is_http2(&self) -> bool {
         self.tls().and_then(CommonState::alpn_protocol) == Some(b"h2")

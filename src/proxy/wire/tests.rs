@@ -257,3 +257,48 @@ async fn pingora_takes_it_for_a_stream_and_gives_it_back() {
     assert_eq!(&read, b"through the trait");
     assert!(stream.into_any().downcast::<ClientWire>().is_ok());
 }
+
+/// A wake-up for bytes that had been read was taken for another byte, for which memory was reserved.
+#[tokio::test]
+async fn a_body_is_read_as_it_comes_and_its_cut_is_an_error() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let here = Transport::Tcp(listener.accept().await.unwrap().0);
+    let wire = ClientWire::new(here, None);
+    let head = b"POST / HTTP/1.1\r\ncontent-length: 3000\r\n\r\nfirst";
+    let mut bytes = BytesMut::from(&head[..]);
+    wire.take_body(SizedBody::split(&mut bytes, head.len() - 5));
+    assert_eq!((wire.body_length(), wire.take_received()), (Some(3000), Bytes::from_static(b"first")));
+
+    client.write_all(&[b'x'; 1000]).await.unwrap();
+    let mut body = BytesMut::with_capacity(4096);
+    while body.len() < 1000 {
+        let received = wire.received().await.unwrap();
+        assert!(received <= 1000 - body.len(), "no more than came");
+        assert_eq!(wire.try_read_body(&mut body, received).unwrap(), received);
+    }
+    assert!(wire.received().now_or_never().is_none(), "nothing else has come");
+    assert_eq!(wire.try_read_body(&mut body, 1).unwrap(), 0);
+
+    // The beginning of another request is none of this body.
+    client.write_all(&[b'x'; 1995]).await.unwrap();
+    client.write_all(b"GET").await.unwrap();
+    while body.len() < 2995 {
+        let received = wire.received().await.unwrap();
+        wire.try_read_body(&mut body, received).unwrap();
+    }
+    assert!(wire.is_body_done() && wire.received().await.unwrap() == 0);
+
+    wire.take_body(SizedBody::split(&mut BytesMut::from(&head[..]), head.len() - 5));
+    let _ = wire.take_received();
+    drop(client);
+    let mut rest = BytesMut::with_capacity(16);
+    let end = loop {
+        let received = wire.received().await.unwrap();
+        match wire.try_read_body(&mut rest, received) {
+            Ok(_) => assert!(rest.len() <= 3),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((end.kind(), &rest[..]), (io::ErrorKind::UnexpectedEof, &b"GET"[..]));
+}
