@@ -181,8 +181,10 @@ impl<'a> Cursor<'a> {
 fn slot_of(key: &[u8], names: &[&str]) -> Option<usize> {
     spend(key.len());
     let position = |key: &[u8]| names.iter().position(|name| name.as_bytes() == key);
-    if memchr::memchr(b'\\', key).is_none() {
-        return position(key);
+    // No name has an escape.
+    let plain = position(key);
+    if plain.is_some() || memchr::memchr(b'\\', key).is_none() {
+        return plain;
     }
     let mut short = Short::default();
     decode(key, true, &mut short);

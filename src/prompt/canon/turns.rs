@@ -114,15 +114,20 @@ impl<'a> Role<'a> {
     fn of(raw: Raw<'a>) -> Result<Self, Cut> {
         raw.end()?;
         let text = raw.string().ok_or(Cut)?;
+        let named = |text: &[u8]| match text {
+            b"system" | b"developer" => Some(Role::System),
+            b"user" => Some(Role::User),
+            b"assistant" => Some(Role::Assistant),
+            b"tool" | b"function" => Some(Role::Tool),
+            _ => None,
+        };
+        // Few roles are written with escapes.
+        if let Some(role) = named(text) {
+            return Ok(role);
+        }
         let mut short = Short::default();
         decode(text, true, &mut short);
-        Ok(match short.text() {
-            Some(b"system" | b"developer") => Role::System,
-            Some(b"user") => Role::User,
-            Some(b"assistant") => Role::Assistant,
-            Some(b"tool" | b"function") => Role::Tool,
-            _ => Role::Other(text),
-        })
+        Ok(short.text().and_then(named).unwrap_or(Role::Other(text)))
     }
 
     fn write<S: Sink>(self, out: &mut S) {

@@ -9,10 +9,31 @@ use super::super::work::spend;
 #[inline]
 pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let rest = body.get(from..)?;
-    let quote = memchr::memchr(b'"', rest);
+    // Keys and most values are short, and a call costs more than looking at them.
+    let quote = match rest.first_chunk().and_then(quote_in) {
+        None => memchr::memchr(b'"', rest),
+        near => near,
+    };
     spend(quote.unwrap_or(rest.len()) + 1);
     let at = from + quote?;
     if is_escaped(body, start, at) { end_behind_escaped(body, start, at + 1) } else { Some(at) }
+}
+
+/// The first quote of a few bytes.
+#[inline]
+fn quote_in(bytes: &[u8; 16]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    let (words, _) = bytes.as_chunks::<8>();
+    let [low, high] = [words[0], words[1]].map(|word| {
+        let zero_where_found = u64::from_le_bytes(word) ^ (ONES * u64::from(b'"'));
+        // The lowest bit that is set belongs to the first quote; none is set where there is none.
+        zero_where_found.wrapping_sub(ONES) & !zero_where_found & (ONES << 7)
+    });
+    if low | high == 0 {
+        return None;
+    }
+    let bit = if low == 0 { 64 + high.trailing_zeros() } else { low.trailing_zeros() };
+    Some(bit as usize / 8)
 }
 
 /// As `string_end`, of a text in which escaped quotes are to be expected: a search from quote to quote would
