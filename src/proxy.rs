@@ -55,6 +55,7 @@ use http::{HeaderValue, Method};
 use pingora::ErrorType;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use tokio::time::timeout;
 
 use crate::config::types::Config;
 use crate::fleet::Fleet;
@@ -71,6 +72,9 @@ use stored_search::ResponseSearches;
 /// What a refused request still has on the way is read, and forgotten, for this long, so that the
 /// client gets to read the refusal.
 const MAX_DRAIN: Duration = Duration::from_secs(10);
+
+/// How long a connection may take to end, or to become ready for its next request.
+const MAX_FINISH: Duration = Duration::from_secs(15);
 
 /// What all listeners share.
 pub struct Shared {
@@ -174,7 +178,8 @@ impl Balancer {
         let error = exchange::carry(self, &mut client, &mut context).await.err();
         record::write(&self.shared, client.session(), error.as_deref(), &context);
         // Boxed: it ends at once, and an idle stream should not hold its room.
-        Box::pin(finish(session, error.is_some(), context.drain)).await
+        let finishing = Box::pin(finish(session, error.is_some(), context.drain));
+        timeout(MAX_FINISH, finishing).await.ok().flatten()
     }
 }
 
@@ -187,18 +192,19 @@ async fn begin(session: &mut ServerSession) -> bool {
         Ok(false) | Err(_) => return false,
     };
     // Boxed: it is rare.
-    Box::pin(async {
+    let refusing = Box::pin(async {
         // The connection ends, whatever becomes of it.
         drop(session.respond_error(refusal).await);
         session.shutdown().await;
-    })
-    .await;
+    });
+    drop(timeout(MAX_FINISH, refusing).await);
     false
 }
 
 /// Ends a request, whose answer has been written. Returns its connection if it can bring another.
 async fn finish(mut session: ServerSession, failed: bool, drains: bool) -> Option<Stream> {
-    if drains || !failed {
+    let stays = session.as_http1().is_some_and(|session| session.will_keepalive());
+    if drains || !failed && stays {
         Client::new(&mut session).discard_body(MAX_DRAIN).await;
     }
     if drains {

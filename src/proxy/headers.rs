@@ -187,7 +187,8 @@ pub fn authorization(
 ) -> Option<HeaderValue> {
     let mut head = UpstreamHead::new(Method::GET, Vec::new(), 2);
     if let Some(key) = client.headers().get(header::AUTHORIZATION) {
-        head.append(header::AUTHORIZATION, key.clone());
+        // Copied: it may be remembered, and a clone would keep the client's whole head.
+        head.append(header::AUTHORIZATION, HeaderValue::from_bytes(key.as_bytes()).ok()?);
     }
     if let Some(key) = &upstream.authorization {
         replace_key(&mut head, HeaderValue::try_from(key).ok()?);

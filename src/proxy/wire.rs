@@ -398,7 +398,10 @@ impl<T: Carrier> AsyncRead for ClientWire<T> {
 impl<T: Carrier> AsyncWrite for ClientWire<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         self.unflushed = true;
-        if self.gathered.len() + data.len() > MAX_GATHERED {
+        // While the client uploads, nothing that pingora reads sends what is gathered.
+        let uploads = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let uploads = uploads.as_ref().is_some_and(|body| !body.is_done());
+        if uploads || self.gathered.len() + data.len() > MAX_GATHERED {
             return self.drain(cx, data);
         }
         if self.gathered.is_empty() {

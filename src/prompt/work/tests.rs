@@ -84,12 +84,12 @@ const BEGINNINGS: [(Dialect, &str); 27] = [
 
 /// What the contents repeat.
 #[rustfmt::skip]
-const UNITS: [&str; 44] = [
+const UNITS: [&str; 45] = [
     "1", "0", "1,", "12345678901234567890,", "-", "1.5e3,", "a", "\u{e9}", " ", ",", "\"", "\\", "\\\\",
     "\\n", "\\\"", "\\u00e9", "\\ud83d", "\\ud83d\\ude00", "\\u", "[", "]", "{", "}", "{}", "{},",
     "[],", "\"\",",
     "{\"a\":", "{\"a\":1},", "\"a\":1,", "\"content\":\"a\",", "\"content\":[],", "\"messages\":[],",
-    "1[", "1\"",
+    "1[", "1\"", "a\\/",
     "{\"type\":\"file\",\"file\":1},", "{\"type\":\"image_url\",\"image_url\":{\"url\":\"u\"}},",
     "{\"role\":\"user\",\"content\":\"a\"},",
     "{\"role\":\"user\",\"content\":[{\"type\":\"image\",\"uuid\":1}]},",

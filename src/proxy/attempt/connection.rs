@@ -39,6 +39,8 @@ pub struct UpstreamConnection {
 impl UpstreamConnection {
     pub fn new(wire: Box<UpstreamWire>, reused: bool) -> Self {
         let outgoing = wire.outgoing();
+        // The request before may have met a lack of memory.
+        outgoing.set_ample(true);
         let session = HttpSession::new(wire);
         UpstreamConnection { session, outgoing, reused, chunked: false, queued_all: false }
     }

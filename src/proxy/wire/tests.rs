@@ -215,6 +215,20 @@ async fn what_was_gathered_is_sent_when_the_client_is_read() {
     assert_eq!(&read, b"head");
 }
 
+/// It stayed here once more, where the connection read the body itself.
+#[tokio::test]
+async fn nothing_is_gathered_while_the_client_uploads() {
+    let (near, mut far) = duplex(64);
+    let mut wire = ClientWire::new(near, None);
+    wire.take_body(Some(SizedBody { length: 10, received: Bytes::new(), left: 10 }));
+    wire.cork();
+    wire.write_all(b"head").await.unwrap();
+    wire.flush().await.unwrap();
+    let mut read = [0; 4];
+    far.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"head");
+}
+
 #[tokio::test]
 async fn a_dropped_wire_does_not_wait_for_its_client() {
     let (near, mut far) = duplex(3);
