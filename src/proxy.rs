@@ -24,6 +24,7 @@ mod exchange;
 mod headers;
 mod intake;
 pub mod leave;
+mod linger;
 mod memory;
 mod own_answers;
 mod prompt_work;
@@ -66,6 +67,7 @@ use budget::Budget;
 use client::{Client, STALLED};
 use context::Context;
 use leave::Leave;
+use linger::linger;
 use settings::Settings;
 use stored_search::ResponseSearches;
 
@@ -159,10 +161,8 @@ impl Balancer {
     ///
     /// Pingora's `ProxyHttp` is not between: with a request's phases inlined, its future took 14 KiB of each
     /// stream that is open, and 3 of 45 us of a small request's CPU time.
-    pub async fn serve(&self, mut session: ServerSession, is_closing: bool) -> Option<Stream> {
-        if !begin(&mut session).await {
-            return None;
-        }
+    pub async fn serve(&self, session: ServerSession, is_closing: bool) -> Option<Stream> {
+        let mut session = begin(session).await?;
         if is_closing {
             session.set_keepalive(None);
         }
@@ -177,32 +177,36 @@ impl Balancer {
         let mut client = Client::new(&mut session);
         let error = exchange::carry(self, &mut client, &mut context).await.err();
         record::write(&self.shared, client.session(), error.as_deref(), &context);
+        let lingers = client.sends_more();
         // Boxed: it ends at once, and an idle stream should not hold its room.
-        let finishing = Box::pin(finish(session, error.is_some(), context.drain));
+        let finishing = Box::pin(finish(session, error.is_some(), context.drain, lingers));
         timeout(MAX_FINISH, finishing).await.ok().flatten()
     }
 }
 
-/// Reads the head, which has been received. Returns whether there is a request.
-async fn begin(session: &mut ServerSession) -> bool {
+/// Reads the head, which has been received. Returns the session of a request.
+async fn begin(mut session: ServerSession) -> Option<ServerSession> {
     let refusal = match session.read_request().await {
-        Ok(true) if session.req_header().method != Method::CONNECT => return true,
+        Ok(true) if session.req_header().method != Method::CONNECT => return Some(session),
         Ok(true) => 405,
         Err(error) if *error.etype() == ErrorType::InvalidHTTPHeader => 400,
-        Ok(false) | Err(_) => return false,
+        Ok(false) | Err(_) => return None,
     };
     // Boxed: it is rare.
     let refusing = Box::pin(async {
-        // The connection ends, whatever becomes of it.
-        drop(session.respond_error(refusal).await);
-        session.shutdown().await;
+        if session.respond_error(refusal).await.is_ok()
+            && let ServerSession::H1(session) = session
+        {
+            linger(session.into_inner()).await;
+        }
     });
     drop(timeout(MAX_FINISH, refusing).await);
-    false
+    None
 }
 
 /// Ends a request, whose answer has been written. Returns its connection if it can bring another.
-async fn finish(mut session: ServerSession, failed: bool, drains: bool) -> Option<Stream> {
+/// `lingers`: the client has sent, or may send, what is not read.
+async fn finish(mut session: ServerSession, failed: bool, drains: bool, lingers: bool) -> Option<Stream> {
     let stays = session.as_http1().is_some_and(|session| session.will_keepalive());
     if drains || !failed && stays {
         Client::new(&mut session).discard_body(MAX_DRAIN).await;
@@ -214,6 +218,14 @@ async fn finish(mut session: ServerSession, failed: bool, drains: bool) -> Optio
     if failed {
         return None;
     }
+    session = match session {
+        ServerSession::H1(mut session) if lingers => {
+            session.finish_body().await.ok()?;
+            linger(session.into_inner()).await;
+            return None;
+        }
+        session => session,
+    };
     // Without pipelining there are no bytes of another request.
     let (stream, _) = session.finish().await.ok()??.into_parts();
     Some(stream)

@@ -367,5 +367,7 @@ async fn a_websocket_talks_to_the_upstream_that_has_its_model() {
         engines[index].wait_until("the socket is closed", |stats| stats.connections == 0).await;
     }
     balancer.ask(upgrade("/v1/realtime?model=nope")).await.expect(404);
+    // Of two models, servers take the first or the last.
+    balancer.ask(upgrade("/v1/realtime?model=one&mod%65l=two")).await.expect(400);
     balancer.ask(get("/v1/realtime?model=one")).await.expect(404);
 }

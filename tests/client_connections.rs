@@ -10,12 +10,13 @@ use bytes::Bytes;
 use common::body::{chat, events, stream};
 use common::certs::Certs;
 use common::h2::{self, H2};
-use common::wire::{Answer, Wire, get, post, tcp};
-use common::{Balancer, EngineServer, Options, PATIENCE, config, engine, listen, paced, upstreams};
+use common::wire::{Answer, Wire, get, head, post, tcp};
+use common::{Balancer, EngineServer, Options, PATIENCE, config, engine, listen, paced, upstream, upstreams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use vllm_lb::config::types::{Config, ConnectionLimits, Listen};
+use vllm_lb::config::types::{Config, ConnectionLimits, Listen, UpstreamConfig};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -328,4 +329,78 @@ async fn a_client_that_resets_what_it_opens_is_disconnected() {
 async fn a_client_that_cancels_requests_is_not_disconnected() {
     let (_engine, balancer) = stand(far(), |_| {}).await;
     assert_eq!(reset_streams(&balancer, 350).await, None);
+}
+
+// === what a client sends beside its request ===
+
+/// An upstream that has one request and answers when it is told to, with a large body.
+async fn answering_late(length: usize) -> (UpstreamConfig, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut upstream = upstream(&format!("http://{}", listener.local_addr().unwrap()));
+    upstream.models = Some(vec!["sim".into()]);
+    let (has_come, come) = mpsc::channel(1);
+    let (answer, mut answers) = mpsc::channel::<()>(1);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut got = Vec::new();
+            // Unread bytes would reset its connection, too.
+            while !got.ends_with(b"\r\n\r\n") && !got.ends_with(b"}") {
+                if stream.read_buf(&mut got).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            if !got.starts_with(b"POST ") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                continue;
+            }
+            has_come.send(()).await.unwrap();
+            answers.recv().await;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(&vec![b'x'; length]).await;
+        }
+    });
+    (upstream, come, answer)
+}
+
+/// The connection was closed while bytes of its client stood unread, which resets it: the end of the answer
+/// was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_on_behind_its_body_receives_its_whole_answer() {
+    const LENGTH: usize = 4 << 20;
+    let (upstream, mut come, answer) = answering_late(LENGTH).await;
+    let balancer = Balancer::ready(config(vec![upstream])).await;
+    let mut was_seen = false;
+    for _ in 0..20 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        let mut client = Wire::over(socket.connect(balancer.address().parse().unwrap()).await.unwrap());
+        client.send(post(CHAT, chat("sim"))).await;
+        come.recv().await.unwrap();
+        client.send(b"\r\nGET /version HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        sleep(Duration::from_millis(20)).await;
+        answer.send(()).await.unwrap();
+        let head = client.head().await;
+        // Else the balancer had the answer before it looked at the client.
+        was_seen |= head.headers.get("connection").is_some_and(|value| value == "close");
+        let whole = client.body(head).await.expect(200);
+        assert_eq!(whole.body.len(), LENGTH);
+        if was_seen {
+            break;
+        }
+    }
+    assert!(was_seen, "no client was seen to send on");
+}
+
+/// A client that omits a body for which it was given no permission had its next request taken for that body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_a_body_without_permission_ends_the_connection() {
+    let (_engine, balancer) = stand(far(), |_| {}).await;
+    let mut client = balancer.client().await;
+    let fields = [("content-length", "27"), ("expect", "100-continue")];
+    client.send(head("POST", "/nope", &fields)).await;
+    let refused = client.answer().await.expect(404);
+    assert_eq!(refused.header("connection"), "close");
+    assert_eq!(client.rest().await, b""[..]);
 }

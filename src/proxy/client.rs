@@ -10,7 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
@@ -35,6 +35,8 @@ pub struct Client<'s> {
     presence: Presence,
     /// The client's disconnect does not end the request.
     background: bool,
+    /// The client was permitted to send its body.
+    permitted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +106,7 @@ impl<'s> Client<'s> {
             // A number is a value of a field.
             let _ = session.req_header_mut().insert_header(CONTENT_LENGTH, length);
         }
-        Client { session, presence: Presence::Connected, background: false }
+        Client { session, presence: Presence::Connected, background: false, permitted: false }
     }
 
     fn wire(&self) -> Option<&ClientWire> {
@@ -204,7 +206,25 @@ impl<'s> Client<'s> {
 
     /// Permits a client that asked for permission to send its body.
     pub async fn permit_body(&mut self) -> Result<()> {
+        self.permitted = true;
         within_deadline(self.session.write_continue_response()).await
+    }
+
+    /// Whether the client asks for permission to send its body. HTTP/1.0 knows no permission.
+    pub fn asks_permission(&self) -> bool {
+        let expects = self.headers().get(EXPECT);
+        !self.is_http10()
+            && expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    }
+
+    /// Whether the client may or may not send the body that it announced: it was not permitted to.
+    pub fn may_omit_body(&mut self) -> bool {
+        !self.permitted && self.asks_permission() && !self.is_body_done()
+    }
+
+    /// Whether the client has sent more than is read, or may do so.
+    pub fn sends_more(&mut self) -> bool {
+        self.presence == Presence::Pipelining || self.may_omit_body()
     }
 
     /// Reads the next piece of the body. The caller has a deadline.

@@ -373,7 +373,7 @@ async fn refuse(
     // What an answer reported that no client got counts for nothing.
     report.usage = None;
     let unread = report.attempts > 0 && !request.body.is_complete();
-    let close = unread || reject.closes() || scope.shared.leave.is_closing();
+    let close = unread || client.may_omit_body() || reject.closes() || scope.shared.leave.is_closing();
     let answer = respond::refusal(reject, request.style);
     respond::send(client, scope.id, request, answer, close).await
 }

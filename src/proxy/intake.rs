@@ -245,7 +245,7 @@ async fn infer(
     let decides = scope.shared.fleet.snapshot().model_decides();
     let watch = read_body(scope, client, request, shape, decides).await?;
     match api.model_in() {
-        ModelIn::Query => take_model_of_query(scope, client, request),
+        ModelIn::Query => take_model_of_query(scope, client, request)?,
         ModelIn::Nowhere => request.model = RequestedModel::Unreadable,
         // The name that its route gives is in the body, before which the field would go.
         ModelIn::Sniff if request.edits.as_ref().is_some_and(|edits| edits.renames()) => {
@@ -328,14 +328,9 @@ async fn read_body(
     Ok(Watch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun))
 }
 
-/// Permits a client that asks for permission to send its body, before it is read. HTTP/1.0 knows no
-/// permission.
+/// Permits a client that asks for permission to send its body, before it is read.
 async fn permit_body(client: &mut Client<'_>) -> Result<(), Stop> {
-    let expects = client
-        .headers()
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if expects && !client.is_http10() {
+    if client.asks_permission() {
         client.permit_body().await.map_err(Stop::Disconnected)?;
     }
     Ok(())
@@ -376,8 +371,12 @@ async fn read_call(
 
 /// A socket's model comes only after it is open; a client that wants another than the only one names it in
 /// the query. What its route changes ends with its head: what is sent on it goes by unread.
-fn take_model_of_query(scope: &Scope<'_>, client: &mut Client<'_>, request: &mut ClientRequest) {
-    request.model = model_of_query(client.head().uri.query().unwrap_or_default());
+fn take_model_of_query(
+    scope: &Scope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+) -> Result<(), Reject> {
+    request.model = model_of_query(client.head().uri.query().unwrap_or_default())?;
     let mut model = request.model.name().map(str::to_string);
     let (peeker, of_query) = (&scope.settings.peeker, (Dialect::Other, None));
     let edits = match &model {
@@ -388,24 +387,34 @@ fn take_model_of_query(scope: &Scope<'_>, client: &mut Client<'_>, request: &mut
             edits
         }
     };
-    let Some(edits) = edits.map(Box::new) else { return };
+    let Some(edits) = edits.map(Box::new) else { return Ok(()) };
     let served = edits.served().map(str::to_string);
     request.edits = Some(edits);
-    let Some(served) = served.filter(|served| Some(served) != model.as_ref()) else { return };
+    let Some(served) = served.filter(|served| Some(served) != model.as_ref()) else { return Ok(()) };
     let uri = &client.head().uri;
     let renamed = paths::with_model(uri.path(), uri.query().unwrap_or_default(), &served);
     if let Ok(renamed) = Uri::try_from(renamed) {
         client.head_mut().set_uri(renamed);
         request.model = RequestedModel::Named(served);
     }
+    Ok(())
 }
 
-/// `?model=`, if there is one.
-fn model_of_query(query: &str) -> RequestedModel {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("model=")).unwrap_or_default();
+/// `?model=`, if there is one. Of two, servers take the first or the last.
+fn model_of_query(query: &str) -> Result<RequestedModel, Reject> {
     // As forms are written. Broken escapes are text to a reader of such a query.
-    let name = paths::decode_escapes(&value.replace('+', " ")).unwrap_or_else(|| value.to_string());
-    if name.is_empty() { RequestedModel::Unreadable } else { RequestedModel::Named(name) }
+    let decoded = |text: &str| {
+        let text = text.replace('+', " ");
+        paths::decode_escapes(&text).map_or_else(|| text.clone(), |decoded| decoded.to_string())
+    };
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut models = pairs.filter(|(key, _)| decoded(key) == "model").map(|(_, value)| decoded(value));
+    let name = models.next().unwrap_or_default();
+    if models.next().is_some() {
+        let message = "The query names more than one model.".into();
+        return Err(Reject::Field { param: "model".into(), message });
+    }
+    Ok(if name.is_empty() { RequestedModel::Unreadable } else { RequestedModel::Named(name) })
 }
 
 /// SageMaker names the adapter in a header, which vLLM takes for the model, whatever the body says.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::protocols::{Shutdown, Stream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, sink};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use super::Engine;
@@ -14,15 +14,14 @@ use super::head::{HeadReader, Incoming, ReceivedHead};
 use crate::config::types::ConnectionLimits;
 use crate::names::PRODUCT;
 use crate::observe;
+use crate::proxy::linger::linger;
 use crate::proxy::respond;
 use crate::proxy::wire::ClientWire;
 use crate::proxy::wire::sized_body::SizedBody;
 use crate::reject::{Reject, Style};
 
-/// What a refused client still sends is read and forgotten up to this size and for this time, so that it
-/// receives the refusal: a connection that is closed with unread bytes is reset.
-const MAX_DISCARDED: u64 = 64 << 10;
-const MAX_DISCARDING: Duration = Duration::from_secs(1);
+/// The time for the refusal of what is not yet a request.
+const MAX_REFUSING: Duration = Duration::from_secs(1);
 
 /// Serves the request whose head has been received, and those that follow it.
 pub async fn serve(
@@ -77,13 +76,12 @@ pub async fn refuse(mut stream: Stream, reject: Reject) {
         text,
         "date: {date}\r\nserver: {PRODUCT}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
     );
-    let end = async {
+    let writing = async {
         stream.write_all(text.as_bytes()).await?;
         stream.write_all(answer.body()).await?;
-        stream.flush().await?;
-        AsyncWriteExt::shutdown(&mut stream).await?;
-        copy(&mut (&mut stream).take(MAX_DISCARDED), &mut sink()).await
+        stream.flush().await
     };
-    // However that ends, the connection does.
-    drop(tokio::time::timeout(MAX_DISCARDING, end).await);
+    if let Ok(Ok(())) = tokio::time::timeout(MAX_REFUSING, writing).await {
+        linger(stream).await;
+    }
 }
