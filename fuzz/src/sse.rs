@@ -10,6 +10,9 @@ use super::cuts;
 /// Caps of a line: one that some lines of a small input exceed, and one that none does.
 const CAPS: [usize; 2] = [16, 1 << 20];
 
+/// The bytes of a line by which `Events` reads it.
+const HEAD: usize = 64;
+
 const CONTENT_TYPES: [&str; 2] = ["text/event-stream", "application/json"];
 
 pub fn run(data: &[u8]) {
@@ -109,8 +112,9 @@ fn by_the_standard(stream: &[u8]) -> (Option<First>, u64) {
             "event" => name = value.to_owned(),
             "data" => {
                 has_data = true;
-                // As much of a line as `Events` keeps tells an error from other data.
-                let error = name == "error" || is_error(value.as_bytes());
+                // `Events` tells an error from other data by the head of the line that it keeps.
+                let kept = HEAD.saturating_sub(line.len() - value.len()).min(value.len());
+                let error = name == "error" || is_error(&value.as_bytes()[..kept]);
                 first = first.or(Some(if error { First::Error } else { First::Event }));
             }
             _ => {}

@@ -111,7 +111,9 @@ impl LineSign {
             Field::Comment | Field::Other => LineSign::Nothing,
             Field::Event(name) => LineSign::Name { is_error: name == b"error" },
             Field::Data(data) => {
-                LineSign::Data { is_error: is_error(&data[..data.len().min(MAX_HEAD_BYTES)]) }
+                // The head of the line, as it is kept of one that comes in pieces.
+                let kept = MAX_HEAD_BYTES.saturating_sub(line.text().len() - data.len());
+                LineSign::Data { is_error: is_error(&data[..data.len().min(kept)]) }
             }
         }
     }
@@ -143,6 +145,21 @@ mod tests {
 
     use super::*;
     use crate::sse::tests::assert_linear;
+
+    /// An error behind blanks was one or not by the chunks in which its line came.
+    #[test]
+    fn an_error_is_told_by_the_head_of_its_line_in_any_chunks() {
+        for blanks in 0..70 {
+            let stream = format!("data: {}{{\"error\":{{}}}}\n\n", " ".repeat(blanks));
+            let whole = fed(stream.as_bytes()).first();
+            for size in [1, 7, 63, 64, 65] {
+                let mut events = Events::new();
+                stream.as_bytes().chunks(size).for_each(|chunk| events.feed(chunk));
+                assert_eq!(events.first(), whole, "{blanks} blanks, in chunks of {size}");
+            }
+        }
+        assert_eq!(fed(b"data: {\"error\":{}}\n\n").first(), Some(First::Error));
+    }
 
     fn fed(stream: &[u8]) -> Events {
         let mut events = Events::new();
