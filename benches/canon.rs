@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use serde::Deserialize;
-use vllm_lb::prompt::canon::{Dialect, Reader, Request};
-use vllm_lb::prompt::chain::Blocks;
+use vllm_lb::prompt::canon::{PromptDialect, PromptReader, PromptSource};
+use vllm_lb::prompt::chain::BlockLayout;
 use vllm_lb::prompt::scan::Scanner;
 
 const BODIES: usize = 64;
@@ -133,10 +133,10 @@ fn canon(criterion: &mut Criterion) {
         (0..BODIES).map(body).collect()
     };
     let kinds = [
-        ("prose", Dialect::Chat, bodies(|random| chat(random, 40))),
-        ("escapes", Dialect::Chat, bodies(|random| chat(random, 8))),
-        ("agent", Dialect::Chat, bodies(agent)),
-        ("token ids", Dialect::Completions, bodies(token_ids)),
+        ("prose", PromptDialect::Chat, bodies(|random| chat(random, 40))),
+        ("escapes", PromptDialect::Chat, bodies(|random| chat(random, 8))),
+        ("agent", PromptDialect::Chat, bodies(agent)),
+        ("token ids", PromptDialect::Completions, bodies(token_ids)),
     ];
     for (name, dialect, bodies) in &kinds {
         let dialect = *dialect;
@@ -144,12 +144,12 @@ fn canon(criterion: &mut Criterion) {
         let bytes = bodies.iter().map(|(body, _)| body.len()).sum::<usize>();
         group.throughput(Throughput::Bytes(bytes as u64));
         group.measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1)).sample_size(40);
-        let mut reader = Reader::default();
+        let mut reader = PromptReader::default();
         group.bench_function("canon", |bench| {
             bench.iter(|| {
                 for (body, scanner) in black_box(bodies) {
-                    let request = Request { dialect, model: "llama", body, scanner };
-                    black_box(reader.read(&request, Blocks::default()));
+                    let request = PromptSource { dialect, model: "llama", body, scanner };
+                    black_box(reader.read(&request, BlockLayout::default()));
                 }
             });
         });
@@ -157,8 +157,8 @@ fn canon(criterion: &mut Criterion) {
             bench.iter(|| {
                 for (body, _) in black_box(bodies) {
                     let scanner = &scanned(body);
-                    let request = Request { dialect, model: "llama", body, scanner };
-                    black_box(reader.read(&request, Blocks::default()));
+                    let request = PromptSource { dialect, model: "llama", body, scanner };
+                    black_box(reader.read(&request, BlockLayout::default()));
                 }
             });
         });

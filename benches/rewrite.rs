@@ -32,10 +32,10 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use vllm_lb::config::check::check;
 use vllm_lb::prompt::scan::Scanner;
-use vllm_lb::route::answer::{Answer, Asker};
-use vllm_lb::route::dialect::Dialect;
-use vllm_lb::route::rewrite::Asked;
-use vllm_lb::route::table::Table;
+use vllm_lb::route::answer::{AnswerContext, AnswerEditor};
+use vllm_lb::route::dialect::BodyDialect;
+use vllm_lb::route::rewrite::AddedAnswerFields;
+use vllm_lb::route::table::RouteTable;
 
 /// The balancer's, as the small bodies spend a part of their time in it.
 #[cfg(feature = "jemalloc")]
@@ -110,9 +110,9 @@ fn chat(random: &mut Random, bytes: usize) -> Vec<u8> {
         .into_bytes()
 }
 
-fn table(route: &str) -> Table {
+fn table(route: &str) -> RouteTable {
     let text = format!("upstreams: [http://a]\nroutes: [{route}]\n");
-    Table::new(&check(&text, &|_| None).expect("is valid").routes)
+    RouteTable::new(&check(&text, &|_| None).expect("is valid").routes)
 }
 
 const NAMES: &str = "{model: fast, to: openai/gpt-oss-20b}";
@@ -132,7 +132,7 @@ fn requests(criterion: &mut Criterion<CpuTime>) {
         group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_secs(1)).sample_size(20);
         for (name, route) in [("names", NAMES), ("usual", USUAL), ("everything", ALL)] {
             let plan = table(route).plan(Some("fast"), "/", &HeaderMap::new()).expect("matches");
-            let edits = plan.edits(Dialect::Chat);
+            let edits = plan.edits(BodyDialect::Chat);
             group.bench_function(name, |bench| {
                 bench.iter(|| {
                     for body in black_box(&bodies) {
@@ -143,7 +143,7 @@ fn requests(criterion: &mut Criterion<CpuTime>) {
         }
         // As the proxy does it: what was peeked is known, and what was edited is read again.
         let plan = table(NAMES).plan(Some("fast"), "/", &HeaderMap::new()).expect("matches");
-        let edits = plan.edits(Dialect::Chat);
+        let edits = plan.edits(BodyDialect::Chat);
         let read = |body: &Vec<u8>| {
             let mut scanner = Scanner::new();
             scanner.scan(body);
@@ -204,11 +204,15 @@ fn streams(criterion: &mut Criterion<CpuTime>) {
     group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_secs(1)).sample_size(20);
     for (name, route) in [("names", NAMES), ("everything", ALL)] {
         let plan = table(route).plan(Some("fast"), "/", &HeaderMap::new()).expect("matches");
-        let asker = Asker { dialect: Dialect::Chat, model: Some("fast"), asked: Asked::default() };
+        let asker = AnswerContext {
+            dialect: BodyDialect::Chat,
+            model: Some("fast"),
+            added_fields: AddedAnswerFields::default(),
+        };
         group.bench_function(name, |bench| {
             bench.iter(|| {
                 let mut answer =
-                    Answer::new(&plan, asker, 200, Some("text/event-stream")).expect("is edited");
+                    AnswerEditor::new(&plan, asker, 200, Some("text/event-stream")).expect("is edited");
                 for chunk in black_box(&chunks) {
                     black_box(answer.feed(chunk.as_bytes(), false));
                 }
@@ -267,11 +271,15 @@ fn answers(criterion: &mut Criterion<CpuTime>) {
         group.throughput(Throughput::Bytes(answers.iter().map(String::len).sum::<usize>() as u64));
         for (name, route) in [("names", NAMES), ("everything", ALL)] {
             let plan = table(route).plan(Some("fast"), "/", &HeaderMap::new()).expect("matches");
-            let asker = Asker { dialect: Dialect::Chat, model: Some("fast"), asked: Asked::default() };
+            let asker = AnswerContext {
+                dialect: BodyDialect::Chat,
+                model: Some("fast"),
+                added_fields: AddedAnswerFields::default(),
+            };
             group.bench_function(format!("{kind}, {name}"), |bench| {
                 bench.iter(|| {
                     for text in black_box(answers) {
-                        let answer = Answer::new(&plan, asker, 200, Some("application/json"));
+                        let answer = AnswerEditor::new(&plan, asker, 200, Some("application/json"));
                         black_box(answer.expect("is edited").feed(text.as_bytes(), true));
                     }
                 });

@@ -14,8 +14,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use vllm_lb::reply::usage::Meter;
-use vllm_lb::route::usage::Unasked;
+use vllm_lb::reply::usage::UsageMeter;
+use vllm_lb::route::usage::UsageFilter;
 
 const EVENTS: usize = 100_000;
 
@@ -67,7 +67,7 @@ fn usage(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(events.iter().map(String::len).sum::<usize>() as u64));
         group.bench_function(*name, |bench| {
             bench.iter(|| {
-                let mut meter = Meter::of(Some("text/event-stream")).expect("it is read");
+                let mut meter = UsageMeter::of(Some("text/event-stream")).expect("it is read");
                 for event in events {
                     meter.feed(black_box(event.as_bytes()));
                 }
@@ -91,7 +91,7 @@ fn unasked(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(events.iter().map(String::len).sum::<usize>() as u64));
     group.bench_function("chat", |bench| {
         bench.iter(|| {
-            let mut unasked = Unasked::default();
+            let mut unasked = UsageFilter::default();
             events.iter().filter_map(|event| unasked.feed(black_box(event.as_bytes()), false)).count()
         });
     });

@@ -28,9 +28,9 @@ use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::fleet::{Fleet, discover};
 use crate::observe;
-use crate::proxy::connections::Connections;
-use crate::proxy::leave::{Leave, Phase};
-use crate::proxy::{self, Balancer, Shared, server};
+use crate::proxy::server::connection_limit::ConnectionLimiter;
+use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
+use crate::proxy::{self, Balancer, ProxyShared, server};
 use crate::sim::http::{EngineServer, Options};
 use crate::state::State;
 
@@ -43,7 +43,7 @@ use upgrade::{InheritedSockets, ListeningSocket, SocketPurpose};
 /// The admin room behind the trait that the proxy hands its requests to.
 struct AdminListener(AdminApi);
 
-impl proxy::Admin for AdminListener {
+impl proxy::AdminService for AdminListener {
     fn serves(&self, path: &str) -> bool {
         admin::serves(path)
     }
@@ -60,8 +60,8 @@ pub struct RunningBalancer {
     pub admin: String,
     pub fleet: Arc<Fleet>,
     pub state: Arc<State>,
-    leave: Arc<Leave>,
-    phase: watch::Sender<Phase>,
+    shutdown: Arc<Shutdown>,
+    phase: watch::Sender<ShutdownPhase>,
     serving: JoinSet<usize>,
     /// The keeper, and the tasks that follow its snapshots.
     tasks: JoinSet<()>,
@@ -81,8 +81,8 @@ struct OpenListener {
     /// As it was configured.
     address: String,
     listener: server::Listener,
-    engine: server::Engine,
-    seats: Arc<Connections>,
+    server: server::SharedServer,
+    limiter: Arc<ConnectionLimiter>,
 }
 
 /// As `start_with`, with a configuration that a reload finds unchanged.
@@ -112,12 +112,12 @@ async fn prepare(
     let (tasks_stop, stopped) = watch::channel(false);
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
-    let shared = Shared::new(&config, fleet.clone(), state.clone(), exchange.clone());
-    let leave = shared.leave().clone();
+    let shared = ProxyShared::new(&config, fleet.clone(), state.clone(), exchange.clone());
+    let shutdown = shared.shutdown().clone();
     let limits = config.limits.connection;
-    let public = server::engine(Balancer::public(shared.clone()), limits);
+    let public = server::shared_server(Balancer::public(shared.clone()), limits);
     // The operator of a full balancer must still reach its admin interface.
-    let (seats, unlimited) = (Connections::new(config.limits.connections), Connections::new(0));
+    let (limiter, unlimited) = (ConnectionLimiter::new(config.limits.connections), ConnectionLimiter::new(0));
     let listen = config.listen.clone();
     let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
     let mut listeners = Vec::new();
@@ -130,16 +130,16 @@ async fn prepare(
     let certificates =
         listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
-    let (fleet_too, seats_too) = (fleet.clone(), seats.clone());
-    let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), seats_too, certificates);
-    let (asks, leaving) = (reloader.clone(), leave.leaving());
+    let (fleet_too, limiter_too) = (fleet.clone(), limiter.clone());
+    let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), limiter_too, certificates);
+    let (asks, leaving) = (reloader.clone(), shutdown.unready());
     let admin = AdminApi::new(fleet.clone(), state.clone(), config, asks, leaving, exchange);
     let open_listener = Arc::new(AdminListener(admin));
-    let private = server::engine(Balancer::admin(shared, open_listener), limits);
+    let private = server::shared_server(Balancer::admin(shared, open_listener), limits);
     let open = |(serves, address, listener)| {
-        let (engine, seats) =
-            if serves == SocketPurpose::Admin { (&private, &unlimited) } else { (&public, &seats) };
-        OpenListener { serves, address, listener, engine: engine.clone(), seats: seats.clone() }
+        let (server, limiter) =
+            if serves == SocketPurpose::Admin { (&private, &unlimited) } else { (&public, &limiter) };
+        OpenListener { serves, address, listener, server: server.clone(), limiter: limiter.clone() }
     };
     let open_listeners: Vec<OpenListener> = listeners.into_iter().map(open).collect();
     let mut addresses: Vec<String> =
@@ -152,13 +152,13 @@ async fn prepare(
     }
     tasks.spawn(discover::run(fleet.clone(), stopped.clone()));
     tasks.spawn(follow::follow(fleet.clone(), state.clone(), stopped));
-    let (serving, phase) = (JoinSet::new(), watch::Sender::new(Phase::Serving));
+    let (serving, phase) = (JoinSet::new(), watch::Sender::new(ShutdownPhase::Serving));
     let running = RunningBalancer {
         addresses,
         admin,
         fleet,
         state,
-        leave,
+        shutdown,
         phase,
         serving,
         tasks,
@@ -186,10 +186,10 @@ impl PreparedBalancer {
     /// Accepts from now on.
     fn serve(self) -> RunningBalancer {
         let PreparedBalancer { mut running, open_listeners } = self;
-        for OpenListener { serves, listener, engine, seats, .. } in open_listeners {
+        for OpenListener { serves, listener, server, limiter, .. } in open_listeners {
             observe::listening(listener.address(), serves.label(), listener.certificate().is_some());
-            let (leave, told) = (running.leave.clone(), running.phase.subscribe());
-            running.serving.spawn(server::serve(listener, engine, seats, leave, told));
+            let (shutdown, phases) = (running.shutdown.clone(), running.phase.subscribe());
+            running.serving.spawn(server::serve(listener, server, limiter, shutdown, phases));
         }
         running
     }
@@ -203,11 +203,11 @@ impl RunningBalancer {
 
     /// Stops accepting, lets requests end for `grace`, cuts the rest. Returns how many connections were cut.
     pub async fn stop(mut self, grace: Duration) -> usize {
-        self.phase(Phase::Stopping);
+        self.phase(ShutdownPhase::Stopping);
         let cut = match tokio::time::timeout(grace, self.ended()).await {
             Ok(cut) => cut,
             Err(_) => {
-                self.phase(Phase::Cut);
+                self.phase(ShutdownPhase::Cut);
                 self.ended().await
             }
         };
@@ -216,7 +216,7 @@ impl RunningBalancer {
     }
 
     /// Moves the end on; it never goes back.
-    fn phase(&self, phase: Phase) {
+    fn phase(&self, phase: ShutdownPhase) {
         self.phase.send_if_modified(|now| std::mem::replace(now, phase.max(*now)) < phase);
     }
 
@@ -241,12 +241,12 @@ async fn demo(config: &mut Config, count: u16) -> Result<Vec<EngineServer>, Stri
     let mut engines = Vec::new();
     for seed in 0..u64::from(count) {
         let options = Options { seed, ..Options::default() };
-        let engine = EngineServer::start(options).await;
-        let engine = engine.map_err(|error| format!("cannot start a simulated server: {error}"))?;
-        let upstream = UpstreamConfig::new(url::upstream(&engine.url())?);
+        let server = EngineServer::start(options).await;
+        let server = server.map_err(|error| format!("cannot start a simulated server: {error}"))?;
+        let upstream = UpstreamConfig::new(url::upstream(&server.url())?);
         observe::demo_engine(upstream.name.as_str());
         config.upstreams.push(upstream);
-        engines.push(engine);
+        engines.push(server);
     }
     Ok(engines)
 }

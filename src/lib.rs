@@ -5,7 +5,7 @@
 //! ```text
 //! proxy::exchange::carry       one request reads as this function, from its head to its end
 //!   intake::take_in            head -> route::paths -> peek: body -> prompt::{scan,canon} -> facts, chain
-//!                              route::{table,rewrite,translate} where a route says so | Stop::Reject
+//!                              route::{table,rewrite,translate} where a route says so | RequestEnd::Reject
 //!   choose::choose             fleet.snapshot().candidates(), state.weigh(chain) -> pick::pick -> lease
 //!   attempt::attempt           connection, head and held body in one write, answer's head, first event
 //!   retry::decide              what failed, what is held -> another attempt or none
@@ -28,7 +28,7 @@
 //! # Words
 //!
 //! `upstream` one vLLM server, `model` the name a client sends, `route` a configured rule: the requests it
-//! matches, their upstreams and its edits, `plan` its result for one request, `block` a hashed piece of a
+//! matches, their upstreams and its edits, `plan` the prepared route, `block` a hashed piece of a
 //! prompt and `chain` all of them, `hit` leading blocks that an upstream is believed to hold, `candidate` a
 //! ready upstream as numbers, `choice` what `pick` returns, `lease` one request in flight on one upstream (a
 //! guard), `outcome` how it ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own,

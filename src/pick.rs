@@ -1,4 +1,4 @@
-//! THE formula: which candidate gives the first token soonest.
+//! The cost formula: it estimates which candidate gives the first token soonest.
 //!
 //! Everything is counted in prompt tokens of prefill work, the unit in which an engine's time is spent
 //! before the first token. The smallest wins:
@@ -15,12 +15,12 @@
 //!    held there, times the session's bonus
 //! ```
 //!
-//! A prefill is paid for by others too: while it goes on, every answer on u stands still. `stall` is what
-//! that costs for each of them; it is small, since they wait in the middle of an answer and not for its
-//! beginning. Without it, upstreams that answer hundreds are given prefills that another would be spared,
-//! as soon as they have a few requests less: in simulated rollouts answers took half as long again.
+//! A prefill also delays other requests: while it runs, every answer on u stands still. `stall` is the cost
+//! for each of them; it is small, since they wait in the middle of an answer and not for its beginning.
+//! Without it, an upstream with hundreds of answers in progress would receive a prefill as soon as it had a
+//! few requests fewer than another: in simulated rollouts answers took half as long again.
 //!
-//! With the default knobs (1, 2, 0.1, 400, 0.05) and a request of 1,000 tokens that nobody holds:
+//! With the default knobs (1, 2, 0.1, 400, 0.05) and a request of 1,000 tokens that no upstream holds:
 //! an upstream with 3 requests of 2,000 tokens each, all past their first byte, costs
 //! `0 + (2 + 0.3) * 1000 + 400 * 3 + 6000 / 20 = 3800`; an idle one costs `2000`, and wins; one that is idle
 //! but for a prefill of 2,000 tokens still to do costs `2000 + (2 + 0.1) * 1000 + 400 + 100 = 4600`.
@@ -56,9 +56,9 @@ pub struct Candidate {
     pub uncached: u64,
 }
 
-/// What drew the winner among equals: a random number, and a counter for presets that take turns.
+/// Decides between equal candidates: a random number, and a counter for presets that take turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Seed {
+pub struct DrawSeed {
     pub random: u64,
     pub turn: u64,
     /// The most that a cost is raised by at random, as a share; 0 while nothing is stale.
@@ -70,12 +70,12 @@ pub struct Choice {
     /// Place of the winner in the snapshot.
     pub index: usize,
     pub cost: f64,
-    pub reason: Reason,
+    pub reason: ChoiceReason,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// There was nobody else.
+pub enum ChoiceReason {
+    /// The only candidate.
     Only,
     /// It holds so much of the prompt; without that, another would have won.
     Prefix,
@@ -87,28 +87,28 @@ pub enum Reason {
     Turn,
 }
 
-impl Reason {
+impl ChoiceReason {
     pub fn label(self) -> &'static str {
         match self {
-            Reason::Only => "only",
-            Reason::Prefix => "prefix",
-            Reason::Session => "session",
-            Reason::Load => "load",
-            Reason::Turn => "turn",
+            ChoiceReason::Only => "only",
+            ChoiceReason::Prefix => "prefix",
+            ChoiceReason::Session => "session",
+            ChoiceReason::Load => "load",
+            ChoiceReason::Turn => "turn",
         }
     }
 }
 
 /// Costs within this share of the smallest are equal.
-const TIE: f64 = 0.01;
+const TIE_SHARE: f64 = 0.01;
 
-/// The most that a cost is raised by at random, and the seconds of age from which on it is.
-const HAZE: f64 = 0.2;
-const STALE: f64 = 0.5;
+/// The largest share by which a cost is raised at random, and the age in seconds at which it is reached.
+const MAX_JITTER_SHARE: f64 = 0.2;
+const MIN_JITTER_AGE: f64 = 0.5;
 
-/// `Seed::jitter` for numbers that are so many seconds old.
+/// `DrawSeed::jitter` for numbers of this age in seconds.
 pub fn jitter(age: f64) -> f64 {
-    HAZE * (age / STALE).min(1.0)
+    MAX_JITTER_SHARE * (age / MIN_JITTER_AGE).min(1.0)
 }
 
 /// The cost of giving the request to `candidate`, in prompt tokens.
@@ -122,18 +122,21 @@ pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
 }
 
 /// The candidate to send the request to; `None` only when there is none.
-pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Choice> {
+pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: DrawSeed) -> Option<Choice> {
     if let [only] = candidates {
-        return Some(Choice { index: only.index, cost: cost(only, knobs), reason: Reason::Only });
+        return Some(Choice { index: only.index, cost: cost(only, knobs), reason: ChoiceReason::Only });
     }
-    let seen = |c: &Candidate| cost(c, knobs) * (1.0 + seed.jitter * unit(stir(seed.random, c.index)));
+    let seen =
+        |c: &Candidate| cost(c, knobs) * (1.0 + seed.jitter * unit_interval(mix(seed.random, c.index)));
     let least = candidates.iter().map(seen).min_by(f64::total_cmp)?;
-    let bound = least * (1.0 + TIE);
+    let bound = least * (1.0 + TIE_SHARE);
     let equals = || candidates.iter().filter(|c| seen(c) <= bound);
     let total: f64 = equals().map(|c| c.weight).sum();
     let (draw, reason) = match knobs.preset {
-        Preset::RoundRobin => (turn(seed.turn, total), Reason::Turn),
-        Preset::Work | Preset::Prefix | Preset::LeastRequests => (unit(seed.random) * total, Reason::Load),
+        Preset::RoundRobin => (turn_point(seed.turn, total), ChoiceReason::Turn),
+        Preset::Work | Preset::Prefix | Preset::LeastRequests => {
+            (unit_interval(seed.random) * total, ChoiceReason::Load)
+        }
     };
     let mut passed = 0.0;
     let winner = equals().find(|c| {
@@ -142,45 +145,46 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: Seed) -> Option<Cho
     });
     // Rounding may leave the draw a hair above the sum: the last of the equals stands for it.
     let winner = winner.or_else(|| equals().next_back())?;
-    let reason = if reason == Reason::Load { why(winner, candidates, knobs) } else { reason };
+    let reason =
+        if reason == ChoiceReason::Load { winning_reason(winner, candidates, knobs) } else { reason };
     Some(Choice { index: winner.index, cost: cost(winner, knobs), reason })
 }
 
-/// What the winner owes it to: as if nobody held anything it would have won no better than by a draw, and
-/// as if nobody had a session it would still have won, or not.
-fn why(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> Reason {
+/// The reason for the winner: compares its cost with the costs if no candidate held any of the prompt, and
+/// if no candidate had the session.
+fn winning_reason(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> ChoiceReason {
     let beats = |winner: &Candidate, as_if: fn(&Candidate) -> Candidate| {
         let others = candidates.iter().filter(|other| other.index != winner.index);
         let least = others.map(|other| cost(&as_if(other), knobs)).fold(f64::MAX, f64::min);
-        cost(&as_if(winner), knobs) * (1.0 + TIE) < least
+        cost(&as_if(winner), knobs) * (1.0 + TIE_SHARE) < least
     };
     let sessionless = |candidate: &Candidate| Candidate { session_penalty: 0, ..*candidate };
     let cold =
         |candidate: &Candidate| Candidate { session_penalty: 0, missing: candidate.cold, ..*candidate };
     let drawn = candidates.iter().any(|candidate| candidate.session_penalty > winner.session_penalty);
     match winner.hit > 0 || drawn {
-        true if beats(winner, cold) => Reason::Load,
-        true if winner.hit > 0 && (!drawn || beats(winner, sessionless)) => Reason::Prefix,
-        true if drawn => Reason::Session,
-        _ => Reason::Load,
+        true if beats(winner, cold) => ChoiceReason::Load,
+        true if winner.hit > 0 && (!drawn || beats(winner, sessionless)) => ChoiceReason::Prefix,
+        true if drawn => ChoiceReason::Session,
+        _ => ChoiceReason::Load,
     }
 }
 
-/// A random number of this candidate's own.
-fn stir(random: u64, index: usize) -> u64 {
+/// Derives a random number for one candidate.
+fn mix(random: u64, index: usize) -> u64 {
     let mixed =
         (random ^ (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
     (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }
 
 /// A number in 0..1 from 64 random bits.
-fn unit(random: u64) -> f64 {
+fn unit_interval(random: u64) -> f64 {
     (random >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Where in `0..total` the turn falls: each turn moves on by one and wraps, so that a candidate of
 /// weight 2 gets two turns for one of weight 1.
-fn turn(turn: u64, total: f64) -> f64 {
+fn turn_point(turn: u64, total: f64) -> f64 {
     (turn as f64 + 0.5) % total
 }
 
@@ -204,12 +208,12 @@ mod tests {
         }
     }
 
-    fn seed(random: u64) -> Seed {
-        Seed { random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15), turn: random, jitter: 0.0 }
+    fn seed(random: u64) -> DrawSeed {
+        DrawSeed { random: random.wrapping_mul(0x9E37_79B9_7F4A_7C15), turn: random, jitter: 0.0 }
     }
 
     #[test]
-    fn the_header_tells_the_truth() {
+    fn costs_match_the_example_of_the_module() {
         let knobs = Balance::default();
         let busy = Candidate { active: 3, context: 6000, ..idle(0) };
         let prefilling = Candidate { backlog: 2000, active: 1, context: 2000, ..idle(1) };
@@ -217,11 +221,11 @@ mod tests {
         assert_eq!(cost(&idle(2), &knobs), 2000.0);
         assert_eq!(cost(&prefilling, &knobs), 4600.0);
         let choice = pick(&[busy, prefilling, idle(2)], &knobs, seed(1)).unwrap();
-        assert_eq!((choice.index, choice.reason), (2, Reason::Load));
+        assert_eq!((choice.index, choice.reason), (2, ChoiceReason::Load));
     }
 
     #[test]
-    fn nobody_to_pick_is_no_choice() {
+    fn no_candidate_gives_no_choice() {
         assert_eq!(pick(&[], &Balance::default(), seed(1)), None);
     }
 
@@ -241,7 +245,9 @@ mod tests {
         let loaded = Candidate { active: 99, backlog: 1 << 40, ..idle(0) };
         let double = Candidate { weight: 2.0, ..idle(1) };
         let order: Vec<usize> = (0..6)
-            .map(|turn| pick(&[loaded, double], &knobs, Seed { turn, ..Seed::default() }).unwrap().index)
+            .map(|turn| {
+                pick(&[loaded, double], &knobs, DrawSeed { turn, ..DrawSeed::default() }).unwrap().index
+            })
             .collect();
         assert_eq!(order, [0, 1, 1, 0, 1, 1]);
     }
@@ -260,15 +266,15 @@ mod tests {
         let warm = Candidate { missing: 200, hit: 6, uncached: 200, ..idle(0) };
         let busy = Candidate { active: 2, context: 2000, ..warm };
         let table = [
-            (vec![warm, idle(1)], 0, Reason::Prefix),
-            (vec![warm, Candidate { index: 1, active: 9, ..warm }], 0, Reason::Load),
-            (vec![idle(0), Candidate { index: 1, active: 9, ..warm }], 0, Reason::Load),
-            (vec![warm, Candidate { session_penalty: 800, ..idle(1) }], 0, Reason::Prefix),
+            (vec![warm, idle(1)], 0, ChoiceReason::Prefix),
+            (vec![warm, Candidate { index: 1, active: 9, ..warm }], 0, ChoiceReason::Load),
+            (vec![idle(0), Candidate { index: 1, active: 9, ..warm }], 0, ChoiceReason::Load),
+            (vec![warm, Candidate { session_penalty: 800, ..idle(1) }], 0, ChoiceReason::Prefix),
             // 1340 beside 2000 for who is idle; without its hits it would cost 3100.
-            (vec![busy, idle(1)], 0, Reason::Prefix),
-            (vec![Candidate { active: 6, ..busy }, idle(1)], 1, Reason::Load),
-            (vec![busy, Candidate { active: 9, ..idle(1) }], 0, Reason::Load),
-            (vec![busy], 0, Reason::Only),
+            (vec![busy, idle(1)], 0, ChoiceReason::Prefix),
+            (vec![Candidate { active: 6, ..busy }, idle(1)], 1, ChoiceReason::Load),
+            (vec![busy, Candidate { active: 9, ..idle(1) }], 0, ChoiceReason::Load),
+            (vec![busy], 0, ChoiceReason::Only),
         ];
         for (candidates, index, reason) in table {
             let choice = pick(&candidates, &knobs, seed(3)).unwrap();
@@ -281,10 +287,10 @@ mod tests {
         let session_penalty = |index| Candidate { session_penalty: 900, ..idle(index) };
         let last = Candidate { active: 1, ..idle(0) };
         let choice = pick(&[last, session_penalty(1)], &Balance::default(), seed(3)).unwrap();
-        assert_eq!((choice.index, choice.reason), (0, Reason::Session));
+        assert_eq!((choice.index, choice.reason), (0, ChoiceReason::Session));
         let saturated = Candidate { active: 9, ..idle(0) };
         let choice = pick(&[saturated, session_penalty(1)], &Balance::default(), seed(3)).unwrap();
-        assert_eq!((choice.index, choice.reason), (1, Reason::Load));
+        assert_eq!((choice.index, choice.reason), (1, ChoiceReason::Load));
     }
 
     #[test]
@@ -293,7 +299,7 @@ mod tests {
         let far = Candidate { missing: 1300, ..idle(2) };
         let mut wins = [0; 3];
         for random in 0..1000 {
-            let seed = Seed { jitter: 0.2, ..seed(random) };
+            let seed = DrawSeed { jitter: 0.2, ..seed(random) };
             wins[pick(&[idle(0), second, far], &Balance::default(), seed).unwrap().index] += 1;
         }
         assert!(wins[0] > wins[1] && wins[1] > 100 && wins[2] == 0, "{wins:?}");
@@ -303,7 +309,7 @@ mod tests {
     fn wins(candidates: &[Candidate]) -> Vec<u64> {
         let mut wins = vec![0; candidates.len()];
         for draw in 0..DRAWS {
-            let seed = Seed { random: draw * (u64::MAX / DRAWS), ..Seed::default() };
+            let seed = DrawSeed { random: draw * (u64::MAX / DRAWS), ..DrawSeed::default() };
             wins[pick(candidates, &Balance::default(), seed).unwrap().index] += 1;
         }
         wins

@@ -10,4 +10,4 @@ mod work;
 
 pub(crate) use scan::string_end;
 pub(crate) use value::unescape;
-pub use value::{MAX_MODEL_NAME_BYTES, Model};
+pub use value::{MAX_MODEL_NAME_BYTES, ModelField};

@@ -15,15 +15,13 @@ mod attempt;
 mod body;
 mod body_tail;
 mod budget;
-pub mod certificate;
 mod choose;
 mod client;
-pub mod connections;
 mod context;
 mod exchange;
+mod fleet_routes;
 mod headers;
 mod intake;
-pub mod leave;
 mod linger;
 mod memory;
 mod own_answers;
@@ -34,7 +32,6 @@ mod relay;
 mod request;
 mod respond;
 mod route_edits;
-mod served;
 pub mod server;
 mod settings;
 mod stored;
@@ -42,7 +39,7 @@ mod stored_search;
 mod translation;
 mod tunnel;
 mod upstream_head;
-mod usage_question;
+mod usage_injection;
 mod watch;
 mod wire;
 
@@ -62,105 +59,105 @@ use crate::config::types::Config;
 use crate::fleet::Fleet;
 use crate::state::State;
 use crate::state::redis::SiblingExchange;
-use attempt::pool::Pool;
-use budget::Budget;
-use client::{Client, STALLED};
-use context::Context;
-use leave::Leave;
+use attempt::pool::ConnectionPool;
+use budget::RetryBudget;
+use client::{Client, MAX_CLIENT_STALL};
+use context::RequestContext;
 use linger::linger;
-use settings::Settings;
+use server::shutdown::Shutdown;
+use settings::ProxySettings;
 use stored_search::ResponseSearches;
 
-/// What a refused request still has on the way is read, and forgotten, for this long, so that the
-/// client gets to read the refusal.
+/// How long the rest of a refused request is read and discarded, so that the client can read the refusal.
 const MAX_DRAIN: Duration = Duration::from_secs(10);
 
 /// How long a connection may take to end, or to become ready for its next request.
 const MAX_FINISH: Duration = Duration::from_secs(15);
 
 /// What all listeners share.
-pub struct Shared {
+pub struct ProxyShared {
     fleet: Arc<Fleet>,
     state: Arc<State>,
-    /// Where siblings' words are to be looked up; `None`: there are none.
+    /// Looks up what siblings have published; `None` without Redis.
     exchange: Option<Arc<SiblingExchange>>,
-    settings: ArcSwap<Settings>,
-    memory: Arc<memory::Memory>,
-    pool: Pool,
+    settings: ArcSwap<ProxySettings>,
+    memory: Arc<memory::PeekMemory>,
+    pool: ConnectionPool,
     searches: ResponseSearches,
-    random: random::Random,
-    /// What this balancer says of itself in `via`, so that it knows a request that comes back.
+    random: random::RandomSource,
+    /// This balancer's entry in `via`, by which it detects a request that loops back.
     mark: HeaderValue,
-    budget: Budget,
-    leave: Arc<Leave>,
+    budget: RetryBudget,
+    shutdown: Arc<Shutdown>,
 }
 
-impl Shared {
+impl ProxyShared {
     pub fn new(
         config: &Config,
         fleet: Arc<Fleet>,
         state: Arc<State>,
         exchange: Option<Arc<SiblingExchange>>,
     ) -> Arc<Self> {
-        let memory = memory::Memory::new(config.peek.memory);
-        let random = random::Random::new();
-        Arc::new(Shared {
-            settings: ArcSwap::new(Settings::new(config, fleet.clone(), memory.clone(), state.blocks())),
+        let memory = memory::PeekMemory::new(config.peek.memory);
+        let random = random::RandomSource::new();
+        Arc::new(ProxyShared {
+            settings: ArcSwap::new(ProxySettings::new(config, fleet.clone(), memory.clone(), state.blocks())),
             fleet,
             state,
             exchange,
             memory,
-            pool: Pool::default(),
+            pool: ConnectionPool::default(),
             searches: ResponseSearches::default(),
             mark: random.mark(),
             random,
-            budget: Budget::new(),
-            leave: Arc::default(),
+            budget: RetryBudget::new(),
+            shutdown: Arc::default(),
         })
     }
 
-    /// What tells of the end: whoever ends the balancer moves it on.
-    pub fn leave(&self) -> &Arc<Leave> {
-        &self.leave
+    /// The progress of the shutdown, which the assembly advances.
+    pub fn shutdown(&self) -> &Arc<Shutdown> {
+        &self.shutdown
     }
 
-    /// Requests that begin from now on go by `config`.
+    /// Applies `config` to requests that begin from now on.
     pub fn reload(&self, config: &Config) {
-        self.memory.limit(config.peek.memory);
+        self.memory.set_limit(config.peek.memory);
         self.state.set_ttl(config.sessions.ttl);
         let (fleet, memory) = (self.fleet.clone(), self.memory.clone());
-        self.settings.store(Settings::new(config, fleet, memory, self.state.blocks()));
+        self.settings.store(ProxySettings::new(config, fleet, memory, self.state.blocks()));
     }
 }
 
-/// The admin room, handed in by the assembly: edges do not know each other.
-pub trait Admin: Send + Sync {
-    /// Whether a path is one of its own.
+/// The admin API. The assembly passes it in: `proxy` must not import `admin`.
+pub trait AdminService: Send + Sync {
+    /// Whether the admin API serves this path.
     fn serves(&self, path: &str) -> bool;
     fn call(&self, request: http::Request<Bytes>) -> BoxFuture<'_, http::Response<Bytes>>;
 }
 
-/// One kind of listener: the public one, or the admin's, which serves all that the public one does too.
+/// Serves the requests of one kind of listener: the public one, or the admin's, which also serves the public
+/// API.
 pub struct Balancer {
-    shared: Arc<Shared>,
-    admin: Option<Arc<dyn Admin>>,
+    shared: Arc<ProxyShared>,
+    admin: Option<Arc<dyn AdminService>>,
 }
 
 impl Balancer {
-    pub fn public(shared: Arc<Shared>) -> Self {
+    pub fn public(shared: Arc<ProxyShared>) -> Self {
         Balancer { shared, admin: None }
     }
 
-    pub fn admin(shared: Arc<Shared>, admin: Arc<dyn Admin>) -> Self {
+    pub fn admin(shared: Arc<ProxyShared>, admin: Arc<dyn AdminService>) -> Self {
         Balancer { shared, admin: Some(admin) }
     }
 }
 
 impl Balancer {
-    /// Serves one request. Returns its connection if it can bring another.
+    /// Serves one request. Returns its connection if it can carry another.
     ///
-    /// Pingora's `ProxyHttp` is not between: with a request's phases inlined, its future took 14 KiB of each
-    /// stream that is open, and 3 of 45 us of a small request's CPU time.
+    /// Pingora's `ProxyHttp` is not used: with a request's phases inlined, its future took 14 KiB of each
+    /// open stream, and 3 of 45 us of a small request's CPU time.
     pub async fn serve(&self, session: ServerSession, is_closing: bool) -> Option<Stream> {
         let mut session = begin(session).await?;
         if is_closing {
@@ -170,16 +167,18 @@ impl Balancer {
         // Pingora would close a connection on which anything, even `100 Continue`, is written before the body
         // is whole: a client that still sends would lose the answer.
         session.set_close_on_response_before_downstream_finish(false);
-        session.set_read_timeout(Some(STALLED));
-        let mut context = Context::new(self.shared.settings.load_full(), self.shared.leave.clone());
+        session.set_read_timeout(Some(MAX_CLIENT_STALL));
+        let shared = &self.shared;
         let id = headers::request_id(session.req_header()).map(str::to_string);
-        context.id = id.unwrap_or_else(|| self.shared.random.id());
+        let id = id.unwrap_or_else(|| shared.random.id());
+        let context = RequestContext::new(shared.settings.load_full(), shared.shutdown.clone(), id);
         let mut client = Client::new(&mut session);
-        let error = exchange::carry(self, &mut client, &mut context).await.err();
-        record::write(&self.shared, client.session(), error.as_deref(), &context);
-        let lingers = client.sends_more();
+        let finished = exchange::carry(self, &mut client, &context).await;
+        record::write(shared, client.session(), &context, &finished);
+        let (failed, drains, lingers) = (finished.error.is_some(), finished.drain, client.sends_more());
+        drop(finished);
         // Boxed: it ends at once, and an idle stream should not hold its room.
-        let finishing = Box::pin(finish(session, error.is_some(), context.drain, lingers));
+        let finishing = Box::pin(finish(session, failed, drains, lingers));
         timeout(MAX_FINISH, finishing).await.ok().flatten()
     }
 }
@@ -204,7 +203,7 @@ async fn begin(mut session: ServerSession) -> Option<ServerSession> {
     None
 }
 
-/// Ends a request, whose answer has been written. Returns its connection if it can bring another.
+/// Ends a request after its answer. Returns its connection if it can carry another.
 /// `lingers`: the client has sent, or may send, what is not read.
 async fn finish(mut session: ServerSession, failed: bool, drains: bool, lingers: bool) -> Option<Stream> {
     let stays = session.as_http1().is_some_and(|session| session.will_keepalive());

@@ -2,7 +2,8 @@
 //! route expects, its metric label, and whether trying again makes sense.
 //!
 //! Errors of an upstream never come through here; they reach the client as the upstream sent them.
-//! The texts follow vLLM where vLLM has the same case, so that a client cannot tell who said it.
+//! The texts follow vLLM where vLLM has the same case, so that a client cannot tell the balancer's errors
+//! from vLLM's.
 
 use std::borrow::Cow;
 
@@ -10,7 +11,7 @@ use crate::names::{MAX_MODEL_BYTES, cut};
 
 /// The shape in which a route's clients expect an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Style {
+pub enum ErrorShape {
     /// `{"error":{"message","type","param","code"}}`
     #[default]
     OpenAi,
@@ -29,9 +30,9 @@ pub enum Reject {
     Redirect { location: String },
     /// No upstream serves the model; the names that would be served.
     Model { model: String, aliases: Vec<String> },
-    /// The model is known, or may be, but nobody who serves it is ready.
+    /// The model may be known, but no upstream that serves it is ready.
     NotReady { model: Option<String> },
-    /// All who serve the model are full, and the queue is too or was waited out; when to try again.
+    /// All upstreams that serve the model are full, and the queue is full or the wait is over; when to retry.
     Full { retry_after: u64 },
     /// The body is larger than `peek.max_body`.
     TooLarge { limit: u64 },
@@ -65,7 +66,7 @@ pub enum Reject {
 
 /// What goes out for a refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct RejectAnswer {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: String,
@@ -122,35 +123,35 @@ impl Reject {
         matches!(self, Reject::Slow | Reject::Malformed { .. } | Reject::HeadTooLarge { .. })
     }
 
-    pub fn answer(&self, style: Style) -> Answer {
+    pub fn answer(&self, style: ErrorShape) -> RejectAnswer {
         let headers = match self {
             Reject::Method { allow } => vec![("allow", (*allow).to_string())],
             Reject::Redirect { location } => vec![("location", location.clone())],
             Reject::NotReady { .. } | Reject::Memory => vec![("retry-after", "1".into())],
             Reject::Full { retry_after } => vec![("retry-after", retry_after.to_string())],
-            // Whoever else could have been asked was: the client's library would only multiply the tries.
+            // The balancer has tried the other upstreams: retries of the client would only add load.
             Reject::Upstream { .. } | Reject::Timeout { .. } | Reject::LargeAnswer { .. } | Reject::Loop => {
                 vec![("x-should-retry", "false".into())]
             }
             _ => Vec::new(),
         };
-        Answer { status: self.status(), headers, body: self.body(style) }
+        RejectAnswer { status: self.status(), headers, body: self.body(style) }
     }
 
-    fn body(&self, style: Style) -> String {
+    fn body(&self, style: ErrorShape) -> String {
         match (self, style) {
             (Reject::Path, _) => r#"{"detail":"Not Found"}"#.into(),
             (Reject::Method { .. }, _) => r#"{"detail":"Method Not Allowed"}"#.into(),
             (Reject::Redirect { .. }, _) => String::new(),
             (Reject::Token, _) => r#"{"error":"Unauthorized"}"#.into(),
-            (_, Style::OpenAi) => format!(
+            (_, ErrorShape::OpenAi) => format!(
                 r#"{{"error":{{"message":{},"type":{},"param":{},"code":{}}}}}"#,
                 json(&self.message()),
                 json(self.openai_type()),
                 self.param().map_or("null".into(), json),
                 self.status(),
             ),
-            (_, Style::Anthropic) => format!(
+            (_, ErrorShape::Anthropic) => format!(
                 r#"{{"type":"error","error":{{"type":{},"message":{}}}}}"#,
                 json(self.anthropic_type()),
                 json(&self.message()),
@@ -282,12 +283,12 @@ mod tests {
             r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: tiny.","#,
             r#""type":"NotFoundError","param":"model","code":404}}"#,
         );
-        assert_eq!(reject.answer(Style::OpenAi).body, sample);
+        assert_eq!(reject.answer(ErrorShape::OpenAi).body, sample);
     }
 
     #[test]
     fn anthropic_clients_get_their_own_shape() {
-        let answer = Reject::NotReady { model: None }.answer(Style::Anthropic);
+        let answer = Reject::NotReady { model: None }.answer(ErrorShape::Anthropic);
         assert_eq!(answer.status, 503);
         assert!(answer.body.starts_with(r#"{"type":"error","error":{"type":"overloaded_error","#));
         assert_eq!(answer.headers, [("retry-after", "1".to_string())]);
@@ -295,7 +296,7 @@ mod tests {
 
     #[test]
     fn framework_answers_keep_the_frameworks_shape_everywhere() {
-        for style in [Style::OpenAi, Style::Anthropic] {
+        for style in [ErrorShape::OpenAi, ErrorShape::Anthropic] {
             assert_eq!(Reject::Path.answer(style).body, r#"{"detail":"Not Found"}"#);
             let method = Reject::Method { allow: "POST" }.answer(style);
             assert_eq!((method.status, method.body.as_str()), (405, r#"{"detail":"Method Not Allowed"}"#));
@@ -305,7 +306,8 @@ mod tests {
     #[test]
     fn an_upstream_is_named_only_where_clients_may_know_it() {
         let text = |reject: &Reject| {
-            let body: serde_json::Value = serde_json::from_str(&reject.answer(Style::OpenAi).body).unwrap();
+            let body: serde_json::Value =
+                serde_json::from_str(&reject.answer(ErrorShape::OpenAi).body).unwrap();
             body["error"]["message"].as_str().unwrap().to_string()
         };
         for (name, subject) in [(None, "The upstream"), (Some("gpu-0"), "The upstream gpu-0")] {
@@ -331,7 +333,7 @@ mod tests {
             Reject::NotReady { model: Some(long.clone()) },
             Reject::Response { id: long.clone() },
         ] {
-            for style in [Style::OpenAi, Style::Anthropic] {
+            for style in [ErrorShape::OpenAi, ErrorShape::Anthropic] {
                 let body = reject.answer(style).body;
                 assert!(body.contains(&cut) && body.len() < 5_000, "{} bytes", body.len());
             }
@@ -342,7 +344,7 @@ mod tests {
     fn a_clients_text_cannot_break_out_of_the_body() {
         let hostile = "a\"},{\"x\":\"\u{0}\n\u{2028}";
         let reject = Reject::Model { model: hostile.into(), aliases: vec![] };
-        for style in [Style::OpenAi, Style::Anthropic] {
+        for style in [ErrorShape::OpenAi, ErrorShape::Anthropic] {
             let parsed: serde_json::Value = serde_json::from_str(&reject.answer(style).body).unwrap();
             let message = parsed["error"]["message"].as_str().unwrap();
             assert!(message.contains(hostile));

@@ -1,21 +1,21 @@
-//! What an upstream's answer says while it passes by, chunk by chunk.
+//! Reads an upstream's answer while it passes by, chunk by chunk.
 //!
-//! Never: hold a byte back, copy more of an answer than the beginning of a line, know of connections.
+//! Never: hold a byte back, copy more of an answer than the beginning of a line, use a connection.
 
 pub mod ending;
 pub mod judge;
 pub mod sse;
 pub mod usage;
 
-/// What came first in an answer's body. Headers alone say nothing: vLLM sends them before the prompt is
-/// read.
+/// The first content of an answer's body. Headers are no content: vLLM sends them before it reads the
+/// prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum First {
+pub enum FirstContent {
     /// The first byte of an answer that is no stream of events.
     Byte,
     /// The first event of a stream.
     Event,
-    /// The first event of a stream, and it tells of an error.
+    /// The first event of a stream, which reports an error.
     Error,
 }
 

@@ -3,10 +3,10 @@
 //! A line ends at `\n`, `\r\n` or `\r` and at nothing else: JSON may hold U+2028 and other separators. An
 //! empty line ends an event. A byte-order mark at the very beginning belongs to no line's text.
 //!
-//! [`Lines`] takes a stream in chunks that are cut anywhere and yields [`Piece`]s. A line that is whole in
-//! its chunk is borrowed from it; only a cut line is copied, up to the cap that the consumer names. A longer
-//! line passes in pieces. A line is yielded as soon as its end has begun: a `\r` at the end of a chunk ends
-//! its line, and a `\n` at the beginning of the next chunk follows as a piece of its own.
+//! [`LineSplitter`] takes a stream in chunks that are cut anywhere and yields [`SsePiece`]s. A line that is
+//! whole in its chunk is borrowed from it; only a cut line is copied, up to the cap that the consumer names.
+//! A longer line passes in pieces. A line is yielded as soon as its end has begun: a `\r` at the end of a
+//! chunk ends its line, and a `\n` at the beginning of the next chunk follows as a piece of its own.
 //!
 //! Every byte of the stream stands in exactly one piece, in order: an editor that writes each piece's bytes
 //! writes the stream. Which lines exceed the cap does not depend on the chunks.
@@ -24,10 +24,10 @@ const MAX_KEPT_BUFFER_BYTES: usize = 1 << 10;
 
 /// Splits one stream into lines. See the module.
 #[derive(Clone, Debug)]
-pub struct Lines {
+pub struct LineSplitter {
     /// The longest line, without its end, that is yielded as a whole.
     max_line_bytes: usize,
-    position: Position,
+    position: LinePosition,
     /// The beginning of a cut line, or the line that was yielded last.
     held: Vec<u8>,
     /// What is held was yielded, and makes room at the next call.
@@ -38,7 +38,7 @@ pub struct Lines {
 
 /// Where the bytes read so far end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Position {
+enum LinePosition {
     LineStart,
     /// At the start of a line, behind a `\r`: a `\n` that follows belongs to it.
     AfterReturn,
@@ -48,20 +48,20 @@ enum Position {
     InLongLine,
 }
 
-/// What [`Lines`] yields.
+/// The output of a [`LineSplitter`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece<'a> {
+pub enum SsePiece<'a> {
     /// A whole line within the cap.
-    Line(Line<'a>),
+    Line(SseLine<'a>),
     /// A piece of a line beyond the cap. The first has at least as many bytes as the cap.
-    Long { part: Line<'a>, begins: bool, ends: bool },
+    Long { part: SseLine<'a>, begins: bool, ends: bool },
     /// The `\n` of a line end that the chunks cut in two.
     LineFeed,
 }
 
 /// A line, or a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line<'a> {
+pub struct SseLine<'a> {
     raw: &'a [u8],
     start: usize,
     end: usize,
@@ -69,7 +69,7 @@ pub struct Line<'a> {
 
 /// What a line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Field<'a> {
+pub enum SseField<'a> {
     /// Nothing: the end of an event.
     Empty,
     Comment,
@@ -80,12 +80,12 @@ pub enum Field<'a> {
 
 // === impl Lines ===
 
-impl Lines {
+impl LineSplitter {
     /// For a stream that begins. Lines of up to `max_line_bytes` are yielded as a whole.
     pub fn new(max_line_bytes: usize) -> Self {
-        Lines {
+        LineSplitter {
             max_line_bytes: max_line_bytes.max(BYTE_ORDER_MARK.len()),
-            position: Position::LineStart,
+            position: LinePosition::LineStart,
             held: Vec::new(),
             is_yielded: false,
             is_first: true,
@@ -93,62 +93,62 @@ impl Lines {
     }
 
     /// Takes the next piece from the front of `chunk`. `None`: the chunk is used up.
-    pub fn next<'a, 'c: 'a>(&'a mut self, chunk: &mut &'c [u8]) -> Option<Piece<'a>> {
+    pub fn next<'a, 'c: 'a>(&'a mut self, chunk: &mut &'c [u8]) -> Option<SsePiece<'a>> {
         self.make_room();
         let rest = *chunk;
         let first = *rest.first()?;
-        if self.position == Position::AfterReturn {
-            self.position = Position::LineStart;
+        if self.position == LinePosition::AfterReturn {
+            self.position = LinePosition::LineStart;
             if first == b'\n' {
                 *chunk = &rest[1..];
-                return Some(Piece::LineFeed);
+                return Some(SsePiece::LineFeed);
             }
         }
         let found = memchr::memchr2(b'\n', b'\r', rest);
         let length = found.unwrap_or(rest.len());
         count_work(length + 1);
-        if self.position == Position::InLine && self.held.len() + length > self.max_line_bytes {
+        if self.position == LinePosition::InLine && self.held.len() + length > self.max_line_bytes {
             let (front, behind) = rest.split_at(self.max_line_bytes - self.held.len());
             *chunk = behind;
             self.hold(front);
-            self.position = Position::InLongLine;
+            self.position = LinePosition::InLongLine;
             let part = self.held_line(self.held.len());
-            return Some(Piece::Long { part, begins: true, ends: false });
+            return Some(SsePiece::Long { part, begins: true, ends: false });
         }
         let before = self.position;
         let end = self.end_line(rest, found);
         let (raw, behind) = rest.split_at(end);
         *chunk = behind;
         match before {
-            Position::InLine => {
+            LinePosition::InLine => {
                 let length = self.held.len() + length;
                 self.hold(raw);
-                found.map(|_| Piece::Line(self.held_line(length)))
+                found.map(|_| SsePiece::Line(self.held_line(length)))
             }
-            Position::InLongLine => {
-                let part = Line { raw, start: 0, end: length };
-                Some(Piece::Long { part, begins: false, ends: found.is_some() })
+            LinePosition::InLongLine => {
+                let part = SseLine { raw, start: 0, end: length };
+                Some(SsePiece::Long { part, begins: false, ends: found.is_some() })
             }
             _ if length > self.max_line_bytes => {
                 if found.is_none() {
-                    self.position = Position::InLongLine;
+                    self.position = LinePosition::InLongLine;
                 }
                 let part = self.begin(raw, length);
-                Some(Piece::Long { part, begins: true, ends: found.is_some() })
+                Some(SsePiece::Long { part, begins: true, ends: found.is_some() })
             }
             _ => {
                 if found.is_none() {
                     self.hold(raw);
                 }
-                found.map(|_| Piece::Line(self.begin(raw, length)))
+                found.map(|_| SsePiece::Line(self.begin(raw, length)))
             }
         }
     }
 
     /// The line that the stream ended in, when it was within the cap.
-    pub fn finish(&mut self) -> Option<Line<'_>> {
+    pub fn finish(&mut self) -> Option<SseLine<'_>> {
         self.make_room();
-        let is_cut = std::mem::replace(&mut self.position, Position::LineStart) == Position::InLine;
+        let is_cut = std::mem::replace(&mut self.position, LinePosition::LineStart) == LinePosition::InLine;
         is_cut.then(|| self.held_line(self.held.len()))
     }
 
@@ -170,19 +170,19 @@ impl Lines {
     pub fn skip(&mut self, chunk: &[u8]) {
         debug_assert!(self.are_whole_in(chunk), "a line is cut");
         if let Some(last) = chunk.last() {
-            self.position = if *last == b'\r' { Position::AfterReturn } else { Position::LineStart };
+            self.position = if *last == b'\r' { LinePosition::AfterReturn } else { LinePosition::LineStart };
             self.is_first = false;
         }
     }
 
     /// Whether the last line has ended.
     pub fn is_between_lines(&self) -> bool {
-        matches!(self.position, Position::LineStart | Position::AfterReturn)
+        matches!(self.position, LinePosition::LineStart | LinePosition::AfterReturn)
     }
 
     /// Whether the last line may have had half of its end only: the next chunk may begin with the other half.
     pub fn may_await_line_feed(&self) -> bool {
-        self.position == Position::AfterReturn
+        self.position == LinePosition::AfterReturn
     }
 
     /// How many bytes of a cut line are held.
@@ -193,15 +193,15 @@ impl Lines {
     /// Where the line at the start of `rest` ends, which has its text's end at `found`.
     fn end_line(&mut self, rest: &[u8], found: Option<usize>) -> usize {
         let Some(at) = found else {
-            if self.position == Position::LineStart {
-                self.position = Position::InLine;
+            if self.position == LinePosition::LineStart {
+                self.position = LinePosition::InLine;
             }
             return rest.len();
         };
-        self.position = Position::LineStart;
+        self.position = LinePosition::LineStart;
         match (rest[at], rest.get(at + 1)) {
             (b'\r', Some(b'\n')) => return at + 2,
-            (b'\r', None) => self.position = Position::AfterReturn,
+            (b'\r', None) => self.position = LinePosition::AfterReturn,
             _ => {}
         }
         at + 1
@@ -213,15 +213,15 @@ impl Lines {
     }
 
     /// What is held, as a line whose text ends at `end`.
-    fn held_line(&mut self, end: usize) -> Line<'_> {
+    fn held_line(&mut self, end: usize) -> SseLine<'_> {
         self.is_yielded = true;
         let is_first = std::mem::take(&mut self.is_first);
-        Line::new(&self.held, end, is_first)
+        SseLine::new(&self.held, end, is_first)
     }
 
     /// A line at its beginning, in place.
-    fn begin<'a>(&mut self, raw: &'a [u8], end: usize) -> Line<'a> {
-        Line::new(raw, end, std::mem::take(&mut self.is_first))
+    fn begin<'a>(&mut self, raw: &'a [u8], end: usize) -> SseLine<'a> {
+        SseLine::new(raw, end, std::mem::take(&mut self.is_first))
     }
 
     fn make_room(&mut self) {
@@ -237,22 +237,22 @@ impl Lines {
 
 // === impl Piece ===
 
-impl<'a> Piece<'a> {
+impl<'a> SsePiece<'a> {
     /// The bytes of the stream that it stands for.
     pub fn raw(&self) -> &'a [u8] {
         match self {
-            Piece::Line(line) | Piece::Long { part: line, .. } => line.raw,
-            Piece::LineFeed => b"\n",
+            SsePiece::Line(line) | SsePiece::Long { part: line, .. } => line.raw,
+            SsePiece::LineFeed => b"\n",
         }
     }
 }
 
 // === impl Line ===
 
-impl<'a> Line<'a> {
+impl<'a> SseLine<'a> {
     fn new(raw: &'a [u8], end: usize, is_first: bool) -> Self {
         let has_mark = is_first && raw[..end].starts_with(BYTE_ORDER_MARK);
-        Line { raw, start: if has_mark { BYTE_ORDER_MARK.len() } else { 0 }, end }
+        SseLine { raw, start: if has_mark { BYTE_ORDER_MARK.len() } else { 0 }, end }
     }
 
     /// The line as it stands in the stream, its end included.
@@ -266,14 +266,14 @@ impl<'a> Line<'a> {
     }
 
     /// What it says, when it is whole.
-    pub fn field(&self) -> Field<'a> {
+    pub fn field(&self) -> SseField<'a> {
         let text = self.text();
         match text.first() {
-            None => Field::Empty,
-            Some(b':') => Field::Comment,
-            Some(b'd') => value_of(text, b"data").map_or(Field::Other, Field::Data),
-            Some(b'e') => value_of(text, b"event").map_or(Field::Other, Field::Event),
-            Some(_) => Field::Other,
+            None => SseField::Empty,
+            Some(b':') => SseField::Comment,
+            Some(b'd') => value_of(text, b"data").map_or(SseField::Other, SseField::Data),
+            Some(b'e') => value_of(text, b"event").map_or(SseField::Other, SseField::Event),
+            Some(_) => SseField::Other,
         }
     }
 
@@ -299,17 +299,17 @@ fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
 /// A `\r` behind a `\n` does not count yet: it may be the first half of a line end. A stream of the other
 /// line ends has them twice in a row.
 #[derive(Clone, Copy, Debug)]
-pub struct Tail {
+pub struct StreamTail {
     last: [u8; 3],
 }
 
-impl Default for Tail {
+impl Default for StreamTail {
     fn default() -> Self {
-        Tail { last: *b"\n\n\n" }
+        StreamTail { last: *b"\n\n\n" }
     }
 }
 
-impl Tail {
+impl StreamTail {
     pub fn feed(&mut self, piece: &[u8]) {
         let [_, before, last] = self.last;
         self.last = match *piece {

@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 use crate::config::types::PrefixIndex;
 use crate::observe;
 use crate::pick::Candidate;
-use crate::prompt::chain::{Blocks, Family};
+use crate::prompt::chain::{BlockLayout, PromptFamily};
 use crate::prompt::session::Session;
 use agreement::Agreement;
 use exchange::Outbox;
@@ -51,7 +51,7 @@ pub struct PromptLookup {
     pub chain: Vec<u64>,
     /// See `prefix_index::Index::learn`.
     pub end: Option<u64>,
-    pub family: Family,
+    pub family: PromptFamily,
     /// Of the prompt, as far as it was seen, and about as many as were not.
     pub seen: u64,
     pub unseen: u64,
@@ -83,7 +83,7 @@ pub struct TrackedUpstream<'a> {
 
 pub struct State {
     index: Index,
-    blocks: Blocks,
+    blocks: BlockLayout,
     remembers: bool,
     /// Written under the lock of `upstreams` only.
     places: ArcSwap<UpstreamPlaces>,
@@ -139,7 +139,10 @@ impl State {
             responses: Sessions::new(responses::MAX_RESPONSES, millis(ttl)),
             born: Instant::now(),
             index: Index::new(config.blocks, seed),
-            blocks: Blocks { bytes: config.block_bytes, most: MAX_CHAIN_BYTES / config.block_bytes.max(1) },
+            blocks: BlockLayout {
+                bytes: config.block_bytes,
+                max_blocks: MAX_CHAIN_BYTES / config.block_bytes.max(1),
+            },
             remembers: config.blocks > 0,
             places: ArcSwap::default(),
             upstreams: Mutex::default(),
@@ -161,7 +164,7 @@ impl State {
     }
 
     /// How prompts are cut; `None` when nothing is remembered.
-    pub fn blocks(&self) -> Option<Blocks> {
+    pub fn blocks(&self) -> Option<BlockLayout> {
         self.remembers.then_some(self.blocks)
     }
 
@@ -176,8 +179,8 @@ impl State {
     /// Bytes of a token of this prompt.
     fn ratio(&self, asked: &PromptLookup) -> f64 {
         match asked.family {
-            Family::Tokens => DEFAULT_BYTES_PER_TOKEN,
-            Family::Chat | Family::Text => self.ratios.of(asked.model.as_deref()),
+            PromptFamily::Tokens => DEFAULT_BYTES_PER_TOKEN,
+            PromptFamily::Chat | PromptFamily::Text => self.ratios.of(asked.model.as_deref()),
         }
     }
 
@@ -371,7 +374,8 @@ impl State {
 
     /// An answer says how many tokens the prompt had.
     pub fn counted(&self, asked: &PromptLookup, tokens: u64) {
-        if let (Some(model), true) = (&asked.model, asked.family != Family::Tokens && asked.unseen == 0) {
+        if let (Some(model), true) = (&asked.model, asked.family != PromptFamily::Tokens && asked.unseen == 0)
+        {
             self.ratios.learn(model, asked.seen, tokens);
         }
     }

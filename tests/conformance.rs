@@ -31,14 +31,14 @@ use serde_json::{Value, json};
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::{Overflow, Responses};
 use vllm_lb::prompt::scan::Scanner;
-use vllm_lb::reject::{Reject, Style};
-use vllm_lb::route::answer::{Answer, Asker, overflow};
-use vllm_lb::route::dialect::Dialect;
-use vllm_lb::route::paths::{self, Found};
-use vllm_lb::route::rewrite::{Asked, Edited};
-use vllm_lb::route::table::{Plan, Table};
-use vllm_lb::route::translate::{self, Exchange};
-use vllm_lb::route::usage::{Unasked, ask};
+use vllm_lb::reject::{ErrorShape, Reject};
+use vllm_lb::route::answer::{AnswerContext, AnswerEditor, overflow};
+use vllm_lb::route::dialect::BodyDialect;
+use vllm_lb::route::paths::{self, PathMatch};
+use vllm_lb::route::rewrite::{AddedAnswerFields, RewrittenBody};
+use vllm_lb::route::table::{RoutePlan, RouteTable};
+use vllm_lb::route::translate::{self, ResponseTranslation};
+use vllm_lb::route::usage::{UsageFilter, usage_request};
 
 #[derive(Debug, Default)]
 struct Case {
@@ -61,11 +61,11 @@ impl Case {
         self.setting("path").unwrap_or("/v1/chat/completions")
     }
 
-    fn plan(&self) -> Arc<Plan> {
+    fn plan(&self) -> Arc<RoutePlan> {
         let route = self.setting("route").unwrap_or_else(|| panic!("{}: no route", self.name));
         let text = format!("upstreams: [http://a]\nroutes: [{route}]\n");
         let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{}: {problems:?}", self.name));
-        let table = Table::new(&config.routes);
+        let table = RouteTable::new(&config.routes);
         let model = config.routes[0].model.clone();
         table.plan(model.as_deref(), self.path(), &HeaderMap::new()).expect("the only route matches")
     }
@@ -75,9 +75,9 @@ impl Case {
         self.setting("model").map(str::to_owned).or_else(|| self.plan().route.model.clone())
     }
 
-    fn asked(&self) -> Asked {
+    fn asked(&self) -> AddedAnswerFields {
         let asked = |word| self.setting("asked").is_some_and(|words| words.split(' ').any(|w| w == word));
-        Asked { logprobs: asked("logprobs"), token_ids: asked("token_ids") }
+        AddedAnswerFields { logprobs: asked("logprobs"), token_ids: asked("token_ids") }
     }
 
     fn asked_for_usage(&self) -> bool {
@@ -90,7 +90,7 @@ impl Case {
         let status = self.setting("status").map_or(200, |status| status.parse().expect("is a status"));
         let is_too_long = overflow::is_overflow(status, answer.as_bytes());
         if plan.route.overflow == Overflow::Length && is_too_long {
-            let request = overflow::Request {
+            let request = overflow::OverflowRequest {
                 dialect: self.dialect(),
                 stream: self.setting("stream").is_some(),
                 choices: self
@@ -100,16 +100,17 @@ impl Case {
                 now: 1,
                 seed: 0x2a,
             };
-            return request.instead().expect("has such an answer").body;
+            return request.answer().expect("has such an answer").body;
         }
         let events = answer.starts_with("data") || answer.starts_with("event") || answer.starts_with(':');
         let kind = if events { "text/event-stream; charset=utf-8" } else { "application/json" };
         if self.translates() && status == 200 {
             return self.translated(answer, kind, size);
         }
-        let asker = Asker { dialect: self.dialect(), model: model.as_deref(), asked: self.asked() };
-        let mut edit = Answer::new(&plan, asker, status, Some(kind));
-        let mut unasked = (events && self.asked_for_usage()).then(Unasked::default);
+        let (dialect, added_fields) = (self.dialect(), self.asked());
+        let asker = AnswerContext { dialect, model: model.as_deref(), added_fields };
+        let mut edit = AnswerEditor::new(&plan, asker, status, Some(kind));
+        let mut unasked = (events && self.asked_for_usage()).then(UsageFilter::default);
         let mut told = Vec::new();
         for (piece, end) in
             answer.as_bytes().chunks(size).map(|piece| (piece, false)).chain([(&b""[..], true)])
@@ -125,36 +126,36 @@ impl Case {
     }
 
     fn translates(&self) -> bool {
-        self.plan().route.responses == Responses::Chat && self.dialect() == Dialect::Responses
+        self.plan().route.responses == Responses::Chat && self.dialect() == BodyDialect::Responses
     }
 
     /// What the upstream gets, as the proxy has it made.
-    fn sent(&self, exchange: &mut Exchange, client: &str) -> Result<Edited, Reject> {
+    fn sent(&self, exchange: &mut ResponseTranslation, client: &str) -> Result<RewrittenBody, Reject> {
         let plan = self.plan();
         if !self.translates() {
             return plan.edits(self.dialect()).edit(client.as_bytes());
         }
         let chat = exchange.request(client.as_bytes(), plan.route.think_tags)?;
-        let Some(chat) = chat else { return Ok(Edited::default()) };
-        let edited = plan.edits(Dialect::Chat).edit(&chat)?;
+        let Some(chat) = chat else { return Ok(RewrittenBody::default()) };
+        let edited = plan.edits(BodyDialect::Chat).edit(&chat)?;
         let body = edited.body.unwrap_or(chat);
-        exchange.sent(&body);
-        Ok(Edited { body: Some(body), asked: edited.asked })
+        exchange.record_sent_chat(&body);
+        Ok(RewrittenBody { body: Some(body), added_fields: edited.added_fields })
     }
 
     /// A chat's answer as a response. The request is the case's, or one without anything to say again.
     fn translated(&self, answer: &str, kind: &str, size: usize) -> String {
-        let mut exchange = Exchange::default();
+        let mut exchange = ResponseTranslation::default();
         let client = self.part("client").unwrap_or(r#"{"input":"hi"}"#);
         let edited = self.sent(&mut exchange, client).expect("is no refusal");
         let plan = self.plan();
-        let asker = translate::Asker {
+        let asker = translate::TranslationContext {
             model: self.model(),
             to: plan.route.to.clone(),
             now: 1,
             seed: 0x2a,
             token_ids: plan.route.token_ids,
-            hides_logprobs: edited.asked.logprobs,
+            hides_logprobs: edited.added_fields.logprobs,
         };
         exchange.begin(asker, Some(kind)).expect("is JSON or events");
         let mut told = Vec::new();
@@ -169,9 +170,9 @@ impl Case {
         if self.setting("whole").is_some() { told } else { brief(&told) }
     }
 
-    fn dialect(&self) -> Dialect {
-        match paths::Table::default().find("POST", self.path()) {
-            Found::Route(route) => Dialect::of(route.api),
+    fn dialect(&self) -> BodyDialect {
+        match paths::PathTable::default().find("POST", self.path()) {
+            PathMatch::Route(route) => BodyDialect::of(route.api),
             other => panic!("{}: {other:?}", self.name),
         }
     }
@@ -224,7 +225,7 @@ fn brief(told: &str) -> String {
 }
 
 /// With what a scanner has read of the body, the same comes out, and is known in its turn.
-fn knows_alike(case: &Case, client: &str, edited: &Edited) {
+fn knows_alike(case: &Case, client: &str, edited: &RewrittenBody) {
     let (plan, mut scanner) = (case.plan(), Scanner::new());
     scanner.scan(client.as_bytes());
     let known = plan
@@ -241,11 +242,11 @@ fn knows_alike(case: &Case, client: &str, edited: &Edited) {
 }
 
 /// The body that asks for its stream's usage, if it is one.
-fn asking(client: &str, edited: &Edited, dialect: Dialect) -> Option<Vec<u8>> {
+fn asking(client: &str, edited: &RewrittenBody, dialect: BodyDialect) -> Option<Vec<u8>> {
     let body = edited.body.as_deref().unwrap_or(client.as_bytes());
     let mut scanner = Scanner::new();
     scanner.scan(body);
-    ask(body, &scanner, dialect).map(|asking| asking.apply(body))
+    usage_request(body, &scanner, dialect).map(|asking| asking.apply(body))
 }
 
 #[test]
@@ -257,10 +258,10 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let edited = match (case.sent(&mut Exchange::default(), client), case.part("refused")) {
+        let edited = match (case.sent(&mut ResponseTranslation::default(), client), case.part("refused")) {
             (Ok(edited), None) => edited,
             (Err(reject), refused) => {
-                assert_eq!(Some(&*reject.answer(Style::OpenAi).body), refused, "{}", case.name);
+                assert_eq!(Some(&*reject.answer(ErrorShape::OpenAi).body), refused, "{}", case.name);
                 continue;
             }
             (Ok(edited), Some(_)) => panic!("{}: sent as {edited:?}", case.name),
@@ -273,12 +274,12 @@ fn requests_reach_the_upstream_as_they_should() {
             "{}: would not have been held",
             case.name
         );
-        let dialect = if case.translates() { Dialect::Chat } else { case.dialect() };
+        let dialect = if case.translates() { BodyDialect::Chat } else { case.dialect() };
         let asks = if usage && edits.leaves_usage() { asking(client, &edited, dialect) } else { None };
         let is_asked = asks.is_some() && !case.translates();
         let sent = asks.or(edited.body).map(|body| String::from_utf8_lossy(&body).into_owned());
         assert_eq!(sent.as_deref(), wanted, "{}", case.name);
-        let asked = edited.asked;
+        let asked = edited.added_fields;
         let asked = [("usage", is_asked), ("logprobs", asked.logprobs), ("token_ids", asked.token_ids)];
         let asked: Vec<&str> = asked.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         assert_eq!(asked.join(" "), case.setting("asked").unwrap_or_default(), "{}", case.name);

@@ -9,10 +9,10 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use http::HeaderMap;
 use vllm_lb::config::check::check;
-use vllm_lb::route::dialect::Dialect;
+use vllm_lb::route::dialect::BodyDialect;
 use vllm_lb::route::edit::{BodyEdit, EditedBody};
-use vllm_lb::route::table::Table;
-use vllm_lb::route::translate::Exchange;
+use vllm_lb::route::table::RouteTable;
+use vllm_lb::route::translate::ResponseTranslation;
 
 const SIZE: usize = 6 << 20;
 
@@ -38,9 +38,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn edit(model: &str) -> BodyEdit {
     let text = format!("upstreams: [http://a]\nroutes: {ROUTES}\n");
     let config = check(&text, &|_| None).expect("is a configuration");
-    let plan = Table::new(&config.routes).plan(Some(model), "/", &HeaderMap::new()).expect("a route");
-    let translation = (model == "response").then(Exchange::default);
-    BodyEdit { plan, spoken: Dialect::Chat, form: None, translation, scanner: None }
+    let plan = RouteTable::new(&config.routes).plan(Some(model), "/", &HeaderMap::new()).expect("a route");
+    let translation = (model == "response").then(ResponseTranslation::default);
+    BodyEdit { plan, upstream_dialect: BodyDialect::Chat, form: None, translation, scanner: None }
 }
 
 /// Bytes that the process has in memory now, and had at the most.

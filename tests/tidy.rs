@@ -279,7 +279,7 @@ fn pure_modules_are_pure() {
 
 #[test]
 fn type_names_are_unique() {
-    hold(&type_names::type_names(&tree(), type_names::AMBIGUOUS));
+    hold(&type_names::type_names(&tree()));
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 use vllm_lb::config::types::{BodyEdits, Retry, RouteConfig, Timeouts};
-use vllm_lb::route::dialect::{ALL, Dialect};
-use vllm_lb::route::rewrite::Edits;
+use vllm_lb::route::dialect::{ALL_DIALECTS, BodyDialect};
+use vllm_lb::route::rewrite::BodyRewrite;
 
 use super::json;
 
@@ -17,9 +17,9 @@ const REMOVED: [&str; 2] = ["r", "s"];
 
 struct Routes {
     /// Sets, adds and removes fields: the result can be told by a merge.
-    merging: Vec<Edits>,
+    merging: Vec<BodyRewrite>,
     /// All that a route can change at once.
-    everything: Vec<Edits>,
+    everything: Vec<BodyRewrite>,
 }
 
 static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
@@ -36,7 +36,8 @@ static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
     everything.think_tags = true;
     everything.metadata_overrides = true;
     everything.token_ids = true;
-    let all = |route: &RouteConfig| ALL.iter().map(|dialect| Edits::new(route, *dialect)).collect();
+    let all =
+        |route: &RouteConfig| ALL_DIALECTS.iter().map(|dialect| BodyRewrite::new(route, *dialect)).collect();
     Routes { merging: all(&merging), everything: all(&everything) }
 });
 
@@ -65,7 +66,7 @@ pub fn run(data: &[u8]) {
             assert_eq!(json::object(sent).expect("it stays an object"), merged(object));
         }
     }
-    for (edits, dialect) in ROUTES.everything.iter().zip(ALL) {
+    for (edits, dialect) in ROUTES.everything.iter().zip(ALL_DIALECTS) {
         let edited = edits.edit(data);
         assert_eq!(edits.edit(data), edited);
         let Ok(edited) = edited else { continue };
@@ -75,7 +76,7 @@ pub fn run(data: &[u8]) {
             assert!(REMOVED.iter().all(|field| !sent.contains_key(*field)), "{dialect:?}");
             assert_eq!(sent.get("b"), Some(&json!("set")), "{dialect:?}");
             let ids = sent.get("return_token_ids") == Some(&json!(true));
-            assert!(ids || dialect != Dialect::Chat, "token ids are not requested");
+            assert!(ids || dialect != BodyDialect::Chat, "token ids are not requested");
         }
     }
 }

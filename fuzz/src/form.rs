@@ -2,8 +2,8 @@
 
 use vllm_lb::config::types::{Retry, RouteConfig, Timeouts};
 use vllm_lb::prompt::multipart::FormScanner;
-use vllm_lb::route::dialect::Dialect;
-use vllm_lb::route::rewrite::Edits;
+use vllm_lb::route::dialect::BodyDialect;
+use vllm_lb::route::rewrite::BodyRewrite;
 
 use super::cuts;
 
@@ -25,7 +25,7 @@ pub fn run(data: &[u8]) {
         to: Some(SERVED.to_owned()),
         ..RouteConfig::new(Timeouts::default(), Retry::default())
     };
-    if let Some(edited) = Edits::new(&route, Dialect::Other).edit_form(CONTENT_TYPE, data) {
+    if let Some(edited) = BodyRewrite::new(&route, BodyDialect::Other).edit_form(CONTENT_TYPE, data) {
         let after = scanned(&edited);
         let model = after.model_span().map(|span| &edited[span]);
         assert_eq!(model, Some(SERVED.as_bytes()));

@@ -1,20 +1,20 @@
 //! `prompt::scan`: facts do not depend on how a body arrives, and are serde_json's where that can read it.
 
 use serde_json::{Map, Value};
-use vllm_lb::prompt::scan::{Facts, Field, Progress, Scanner};
+use vllm_lb::prompt::scan::{BodyField, ScanFacts, ScanProgress, Scanner};
 
 use super::{cuts, json};
 
-const FIELDS: [(Field, &str); 9] = [
-    (Field::Model, "model"),
-    (Field::Stream, "stream"),
-    (Field::RequestId, "request_id"),
-    (Field::PreviousResponseId, "previous_response_id"),
-    (Field::KvTransferParams, "kv_transfer_params"),
-    (Field::Messages, "messages"),
-    (Field::Prompt, "prompt"),
-    (Field::Input, "input"),
-    (Field::Tools, "tools"),
+const FIELDS: [(BodyField, &str); 9] = [
+    (BodyField::Model, "model"),
+    (BodyField::Stream, "stream"),
+    (BodyField::RequestId, "request_id"),
+    (BodyField::PreviousResponseId, "previous_response_id"),
+    (BodyField::KvTransferParams, "kv_transfer_params"),
+    (BodyField::Messages, "messages"),
+    (BodyField::Prompt, "prompt"),
+    (BodyField::Input, "input"),
+    (BodyField::Tools, "tools"),
 ];
 
 pub fn run(data: &[u8]) {
@@ -45,13 +45,13 @@ fn scanned(data: &[u8]) -> Scanner {
     scanner
 }
 
-fn agrees(facts: &Facts<'_>, object: &Map<String, Value>) {
-    assert_eq!(facts.state, Progress::Complete);
+fn agrees(facts: &ScanFacts<'_>, object: &Map<String, Value>) {
+    assert_eq!(facts.state, ScanProgress::Complete);
     let model = object.get("model").and_then(Value::as_str).filter(|name| !name.is_empty());
     assert_eq!(facts.model.name(), model);
     assert_eq!(facts.stream, object.get("stream").is_some_and(is_true));
     assert_eq!(facts.background, object.get("background").is_some_and(is_true));
-    assert_eq!(facts.forgets, object.get("store") == Some(&Value::Bool(false)));
+    assert_eq!(facts.without_store, object.get("store") == Some(&Value::Bool(false)));
     let previous = object.get("previous_response_id").and_then(Value::as_str);
     assert_eq!(facts.previous_response_id.as_deref(), previous);
     for (field, name) in FIELDS {

@@ -1,16 +1,16 @@
 //! Streams of events: what is read of one depends on its bytes alone, and not on the chunks they come in.
 
-use vllm_lb::reply::First;
-use vllm_lb::reply::sse::{Events, is_error};
-use vllm_lb::reply::usage::Meter;
-use vllm_lb::sse::{Lines, Piece};
+use vllm_lb::reply::FirstContent;
+use vllm_lb::reply::sse::{EventTracker, is_error};
+use vllm_lb::reply::usage::UsageMeter;
+use vllm_lb::sse::{LineSplitter, SsePiece};
 
 use super::cuts;
 
 /// Caps of a line: one that some lines of a small input exceed, and one that none does.
 const CAPS: [usize; 2] = [16, 1 << 20];
 
-/// The bytes of a line by which `Events` reads it.
+/// The bytes of a line by which `EventTracker` reads it.
 const HEAD: usize = 64;
 
 const CONTENT_TYPES: [&str; 2] = ["text/event-stream", "application/json"];
@@ -24,18 +24,18 @@ pub fn run(data: &[u8]) {
             assert_eq!(lines(&pieces, cap), at_once, "of up to {cap} bytes");
         }
     }
-    let mut whole = Events::new();
+    let mut whole = EventTracker::new();
     whole.feed(data);
     assert_eq!((whole.first(), whole.whole()), by_the_standard(data));
     for way in cuts::ways(data) {
-        let mut pieces = Events::new();
+        let mut pieces = EventTracker::new();
         for piece in way.clone() {
             pieces.feed(&data[piece]);
         }
-        let of = |events: &Events| (events.first(), events.whole(), events.between_events());
+        let of = |events: &EventTracker| (events.first(), events.whole(), events.between_events());
         assert_eq!(of(&pieces), of(&whole));
         for content_type in CONTENT_TYPES {
-            let meter = || Meter::of(Some(content_type)).expect("it is metered");
+            let meter = || UsageMeter::of(Some(content_type)).expect("it is metered");
             let (mut at_once, mut in_pieces) = (meter(), meter());
             at_once.feed(data);
             for piece in way.clone() {
@@ -50,15 +50,15 @@ pub fn run(data: &[u8]) {
 
 /// The texts of the lines, of those beyond the cap none. Fails unless the stream is all there, in order.
 fn lines(chunks: &[&[u8]], cap: usize) -> Vec<Option<Vec<u8>>> {
-    let mut framer = Lines::new(cap);
+    let mut framer = LineSplitter::new(cap);
     let (mut texts, mut raw) = (Vec::new(), Vec::new());
     for mut chunk in chunks.iter().copied() {
         while let Some(piece) = framer.next(&mut chunk) {
             raw.extend_from_slice(piece.raw());
             match piece {
-                Piece::Line(line) => texts.push(Some(line.text().to_vec())),
-                Piece::Long { begins: true, .. } => texts.push(None),
-                Piece::Long { .. } | Piece::LineFeed => {}
+                SsePiece::Line(line) => texts.push(Some(line.text().to_vec())),
+                SsePiece::Long { begins: true, .. } => texts.push(None),
+                SsePiece::Long { .. } | SsePiece::LineFeed => {}
             }
         }
         assert!(framer.held_bytes() <= cap, "a line beyond the cap is held");
@@ -96,7 +96,7 @@ fn lines_by_the_standard(stream: &[u8]) -> Vec<Option<Vec<u8>>> {
 }
 
 /// The first event and the number of whole events, over the whole stream and line by line.
-fn by_the_standard(stream: &[u8]) -> (Option<First>, u64) {
+fn by_the_standard(stream: &[u8]) -> (Option<FirstContent>, u64) {
     let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
     let text = String::from_utf8_lossy(stream).replace("\r\n", "\n").replace('\r', "\n");
     let (mut first, mut whole, mut name, mut has_data) = (None, 0, String::new(), false);
@@ -112,10 +112,10 @@ fn by_the_standard(stream: &[u8]) -> (Option<First>, u64) {
             "event" => name = value.to_owned(),
             "data" => {
                 has_data = true;
-                // `Events` tells an error from other data by the head of the line that it keeps.
+                // `EventTracker` tells an error from other data by the head of the line that it keeps.
                 let kept = HEAD.saturating_sub(line.len() - value.len()).min(value.len());
                 let error = name == "error" || is_error(&value.as_bytes()[..kept]);
-                first = first.or(Some(if error { First::Error } else { First::Event }));
+                first = first.or(Some(if error { FirstContent::Error } else { FirstContent::Event }));
             }
             _ => {}
         }

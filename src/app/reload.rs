@@ -16,9 +16,9 @@ use crate::config::diff;
 use crate::config::types::{Config, UpstreamConfig};
 use crate::fleet::breaker::BreakerRules;
 use crate::fleet::{Change, Fleet, Snapshot};
-use crate::proxy::Shared;
-use crate::proxy::certificate::{Certificate, Pair};
-use crate::proxy::connections::Connections;
+use crate::proxy::ProxyShared;
+use crate::proxy::server::certificate::{CertificatePair, ListenerCertificate};
+use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::{logging, observe};
 
 /// Reads the configuration again, as at the start: itself with its warnings, or its problems.
@@ -38,10 +38,10 @@ pub(super) struct Reloader {
     config: Arc<ArcSwap<Config>>,
     turn: Mutex<()>,
     fleet: Arc<Fleet>,
-    shared: Arc<Shared>,
-    seats: Arc<Connections>,
+    shared: Arc<ProxyShared>,
+    limiter: Arc<ConnectionLimiter>,
     /// Of the listeners.
-    certificates: Vec<Arc<Certificate>>,
+    certificates: Vec<Arc<ListenerCertificate>>,
 }
 
 impl Reloader {
@@ -49,11 +49,11 @@ impl Reloader {
         load: LoadConfig,
         config: Arc<ArcSwap<Config>>,
         fleet: Arc<Fleet>,
-        shared: Arc<Shared>,
-        seats: Arc<Connections>,
-        certificates: Vec<Arc<Certificate>>,
+        shared: Arc<ProxyShared>,
+        limiter: Arc<ConnectionLimiter>,
+        certificates: Vec<Arc<ListenerCertificate>>,
     ) -> Arc<Self> {
-        Arc::new(Reloader { load, config, turn: Mutex::new(()), fleet, shared, seats, certificates })
+        Arc::new(Reloader { load, config, turn: Mutex::new(()), fleet, shared, limiter, certificates })
     }
 
     /// What runs now.
@@ -109,9 +109,9 @@ impl Reloader {
         if !renewed.is_empty() {
             diff.changed.push("listen.tls");
         }
-        renewed.into_iter().for_each(|(certificate, pair)| certificate.renew(pair));
+        renewed.into_iter().for_each(|(certificate, pair)| certificate.replace(pair));
         self.shared.reload(&new);
-        self.seats.limit(new.limits.connections);
+        self.limiter.set_limit(new.limits.connections);
         logging::set_level(new.log.level);
         self.config.store(Arc::new(new));
         Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })
@@ -129,11 +129,14 @@ fn taken_over(old: &Config, snapshot: &Snapshot, named: UpstreamConfig) -> Optio
     Some(Change::Upsert(there.upstream.config.clone()))
 }
 
-/// Those whose files hold another certificate now.
-fn renewed(certificates: &[Arc<Certificate>]) -> Result<Vec<(Arc<Certificate>, Pair)>, Vec<String>> {
+/// A listener's certificate, and the pair that replaces it.
+type RenewedCertificate = (Arc<ListenerCertificate>, CertificatePair);
+
+/// Returns the certificates whose files have changed.
+fn renewed(certificates: &[Arc<ListenerCertificate>]) -> Result<Vec<RenewedCertificate>, Vec<String>> {
     let mut found = Vec::new();
     for certificate in certificates {
-        let pair = certificate.renewed().map_err(|problem| vec![problem])?;
+        let pair = certificate.read_changed().map_err(|problem| vec![problem])?;
         found.extend(pair.map(|pair| (certificate.clone(), pair)));
     }
     Ok(found)

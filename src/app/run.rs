@@ -12,7 +12,7 @@ use crate::cli;
 use crate::config::types::{Config, ShutdownConfig};
 use crate::observe;
 use crate::observe::metrics::METRICS;
-use crate::proxy::leave::Phase;
+use crate::proxy::server::shutdown::ShutdownPhase;
 
 /// The signals that end the process.
 struct EndSignals {
@@ -84,7 +84,7 @@ pub async fn run(
             stop(&mut running, &mut signals, shutdown).await
         }
         RunEnd::Relieved(follower) => {
-            running.phase(Phase::HandedOver);
+            running.phase(ShutdownPhase::HandedOver);
             observe::handed_over(follower.pid, in_flight());
             // Its file stays: it is the other's now.
             drop(handover);
@@ -141,7 +141,7 @@ async fn relieve(
             Ok((running, handover))
         }
         Err(error) => {
-            running.phase(Phase::HandedOver);
+            running.phase(ShutdownPhase::HandedOver);
             drop(handover);
             running.ended().await;
             running.close().await;
@@ -184,7 +184,7 @@ async fn serve(
 /// From the signal to the end: says no to health checks for `drain`, then accepts no more, and ends with
 /// the last request, or after `grace`. A second signal ends it at once.
 async fn stop(running: &mut RunningBalancer, signals: &mut EndSignals, shutdown: ShutdownConfig) -> usize {
-    running.leave.go();
+    running.shutdown.begin();
     let mut now = false;
     if !shutdown.drain.is_zero() {
         observe::draining(shutdown.drain);
@@ -193,7 +193,7 @@ async fn stop(running: &mut RunningBalancer, signals: &mut EndSignals, shutdown:
             _ = signals.end() => now = true,
         }
     }
-    running.phase(Phase::Stopping);
+    running.phase(ShutdownPhase::Stopping);
     let grace = if now { Duration::ZERO } else { shutdown.grace };
     finish(running, signals, grace, true).await
 }
@@ -216,11 +216,11 @@ async fn finish(
                 if std::mem::replace(&mut told, true) {
                     break;
                 }
-                running.phase(Phase::Stopping);
+                running.phase(ShutdownPhase::Stopping);
             }
         }
     }
-    running.phase(Phase::Cut);
+    running.phase(ShutdownPhase::Cut);
     running.ended().await
 }
 

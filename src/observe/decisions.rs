@@ -199,7 +199,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::pick::Reason;
+    use crate::pick::ChoiceReason;
 
     const NAMES: [&str; 3] = ["gpu-0", "é", "gpu-two"];
 
@@ -221,7 +221,7 @@ mod tests {
 
     fn record(decisions: &Decisions, seed: u64, candidates: &[Candidate], chosen: usize) {
         let id = format!("request-{seed}");
-        let choice = Choice { index: chosen, cost: 1.0, reason: Reason::Load };
+        let choice = Choice { index: chosen, cost: 1.0, reason: ChoiceReason::Load };
         let decision = Decision {
             id: &id,
             model: Some("m"),
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn what_a_client_has_written_is_cut() {
         let (decisions, long) = (Decisions::new(1), "é".repeat(1 << 20));
-        let choice = Choice { index: 0, cost: 0.0, reason: Reason::Load };
+        let choice = Choice { index: 0, cost: 0.0, reason: ChoiceReason::Load };
         let decision = Decision {
             id: &long,
             model: Some(&long),
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn another_try_is_the_reason_for_itself() {
-        let choice = Choice { index: 0, cost: 0.0, reason: Reason::Prefix };
+        let choice = Choice { index: 0, cost: 0.0, reason: ChoiceReason::Prefix };
         let knobs = Balance::default();
         let mut decision = Decision {
             id: "",

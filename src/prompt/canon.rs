@@ -15,7 +15,7 @@
 //! 4. messages: role, content, calls, name. Texts are in one form, whatever is escaped in the body: what
 //!    JSON must escape is, in the shortest way, and nothing else. The parts of one message are joined by a
 //!    line feed (Anthropic's `system` by nothing, as vLLM does). A picture is a hash of its URL, data or
-//!    `uuid` and weighs [`MEDIA_BYTES`](super::chain::MEDIA_BYTES). A call is a name and arguments in
+//!    `uuid` and weighs [`MEDIA_WEIGHT_BYTES`](super::chain::MEDIA_BYTES). A call is a name and arguments in
 //!    their shortest form, a result is a turn of the tool.
 //!
 //! A prompt of text is that text, one of token ids four bytes for each, the first one of a batch.
@@ -35,23 +35,23 @@
 //!
 //! # How to use it
 //! ```
-//! use vllm_lb::prompt::canon::{Dialect, Reader, Request};
-//! use vllm_lb::prompt::chain::Blocks;
+//! use vllm_lb::prompt::canon::{PromptDialect, PromptReader, PromptSource};
+//! use vllm_lb::prompt::chain::BlockLayout;
 //! use vllm_lb::prompt::scan::Scanner;
 //!
 //! let body = br#"{"model":"llama","messages":[{"role":"user","content":"Hello"#;
 //! let mut scanner = Scanner::new();
 //! scanner.scan(body);
-//! let mut reader = Reader::default(); // keeps its buffers from one request to the next
-//! let blocks = Blocks { bytes: 4, most: 1000 };
-//! let request = Request { dialect: Dialect::Chat, model: "llama", body, scanner: &scanner };
+//! let mut reader = PromptReader::default(); // keeps its buffers from one request to the next
+//! let blocks = BlockLayout { bytes: 4, max_blocks: 1000 };
+//! let request = PromptSource { dialect: PromptDialect::Chat, model: "llama", body, scanner: &scanner };
 //! let known = reader.read(&request, blocks).clone();
 //! assert_eq!((known.blocks.len(), known.bytes), (2, 11));
 //!
 //! // Later, while the body streams past.
-//! if let Some(at) = reader.resume_at() {
-//!     reader.go_on(&body[at..]);
-//!     reader.go_on(br#" world"}]}"#);
+//! if let Some(at) = reader.resume_offset() {
+//!     reader.resume(&body[at..]);
+//!     reader.resume(br#" world"}]}"#);
 //! }
 //! assert!(reader.chain().blocks.starts_with(&known.blocks));
 //! assert_eq!(reader.chain().bytes, 17);
@@ -59,25 +59,25 @@
 //!
 //! Never: a tree of the document, an allocation for a message, recursion, a panic.
 
+mod continuation;
 pub(super) mod cursor;
 mod ids;
 mod media;
-mod rest;
 mod text;
 mod text_form;
 mod turns;
 
-use self::cursor::{Cursor, Raw};
-use self::rest::{Place, Rest, Stop};
+use self::continuation::{CutPlace, CutPoint, PromptContinuation};
+use self::cursor::{JsonCursor, RawValue};
 use self::text::{Minifier, decode};
 use self::text_form::write_text;
-use self::turns::{Head, LINE_FEED, Talk};
-use super::chain::{Blocks, Chain, Digest, Family, Hasher, Sink};
-use super::scan::{Field, Progress, Scanner};
+use self::turns::{ConversationHead, ConversationWriter, LINE_FEED};
+use super::chain::{BlockLayout, Chain, ChainHasher, PromptFamily, TextDigest, TextSink};
+use super::scan::{BodyField, ScanProgress, Scanner};
 
-/// How a body says its prompt. Interfaces that are none of these have no chain.
+/// The form in which a body carries its prompt. Other interfaces have no chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
+pub enum PromptDialect {
     /// `messages`, also as a batch of conversations, of which the first one counts.
     Chat,
     /// `instructions` and `input`.
@@ -90,10 +90,10 @@ pub enum Dialect {
     Generate,
 }
 
-/// What a prompt is read from.
+/// The input of a prompt reader.
 #[derive(Clone, Copy)]
-pub struct Request<'a> {
-    pub dialect: Dialect,
+pub struct PromptSource<'a> {
+    pub dialect: PromptDialect,
     /// As the upstream knows it, a LoRA adapter included: the caches of two models have nothing in common.
     pub model: &'a str,
     pub body: &'a [u8],
@@ -103,17 +103,17 @@ pub struct Request<'a> {
 
 /// Reads prompts, one after the other. See the module.
 #[derive(Debug, Default)]
-pub struct Reader {
-    hasher: Hasher,
-    stop: Option<Stop>,
-    rest: Rest,
+pub struct PromptReader {
+    hasher: ChainHasher,
+    stop: Option<CutPoint>,
+    rest: PromptContinuation,
 }
 
 // === impl Reader ===
 
-impl Reader {
+impl PromptReader {
     /// The chain of what is there of a body.
-    pub fn read(&mut self, request: &Request<'_>, blocks: Blocks) -> &Chain {
+    pub fn read(&mut self, request: &PromptSource<'_>, blocks: BlockLayout) -> &Chain {
         let family = request.family();
         self.hasher.begin(request.seed(family), family, blocks);
         self.rest.clear();
@@ -125,8 +125,8 @@ impl Reader {
         self.hasher.chain()
     }
 
-    /// From where in the body on [`go_on`](Self::go_on) wants it; none where the chain ends here.
-    pub fn resume_at(&self) -> Option<usize> {
+    /// From where in the body on [`resume`](Self::resume) wants it; none where the chain ends here.
+    pub fn resume_offset(&self) -> Option<usize> {
         self.stop.map(|stop| stop.at)
     }
 
@@ -134,9 +134,9 @@ impl Reader {
     ///
     /// At most one message of a mebibyte is held. The chain never loses a block by it that it had, unless
     /// a message says the same key twice.
-    pub fn go_on(&mut self, piece: &[u8]) -> bool {
+    pub fn resume(&mut self, piece: &[u8]) -> bool {
         let Some(stop) = self.stop else { return false };
-        if !self.rest.go_on(stop.place, piece, &mut self.hasher) {
+        if !self.rest.resume(stop.place, piece, &mut self.hasher) {
             self.stop = None;
             self.rest.clear();
         }
@@ -147,55 +147,55 @@ impl Reader {
 // === impl Request ===
 
 /// Where a prompt that is no conversation begins.
-enum Start<'a> {
-    Text(Raw<'a>),
+enum PromptStart<'a> {
+    Text(RawValue<'a>),
     /// Behind the bracket of the list.
     Ids(&'a [u8]),
 }
 
-impl<'a> Request<'a> {
-    fn raw(&self, field: Field) -> Option<(usize, Raw<'a>)> {
+impl<'a> PromptSource<'a> {
+    fn raw(&self, field: BodyField) -> Option<(usize, RawValue<'a>)> {
         let (range, whole) = self.scanner.seen(field)?;
         let bytes = self.body.get(range.clone())?;
-        (bytes != b"null").then_some((range.start, Raw { bytes, whole }))
+        (bytes != b"null").then_some((range.start, RawValue { bytes, whole }))
     }
 
-    fn whole(&self, field: Field) -> Option<Raw<'a>> {
+    fn whole(&self, field: BodyField) -> Option<RawValue<'a>> {
         self.raw(field).map(|(_, raw)| raw).filter(|raw| raw.whole)
     }
 
-    fn family(&self) -> Family {
+    fn family(&self) -> PromptFamily {
         match self.dialect {
-            Dialect::Chat | Dialect::Responses | Dialect::Messages => Family::Chat,
-            Dialect::Generate => Family::Tokens,
-            Dialect::Completions => match self.start(Field::Prompt) {
-                Some((_, Start::Ids(_))) => Family::Tokens,
-                _ => Family::Text,
+            PromptDialect::Chat | PromptDialect::Responses | PromptDialect::Messages => PromptFamily::Chat,
+            PromptDialect::Generate => PromptFamily::Tokens,
+            PromptDialect::Completions => match self.start(BodyField::Prompt) {
+                Some((_, PromptStart::Ids(_))) => PromptFamily::Tokens,
+                _ => PromptFamily::Text,
             },
         }
     }
 
-    /// Whatever parts two caches for certain.
-    fn seed(&self, family: Family) -> u64 {
+    /// Hashes everything that certainly separates two caches.
+    fn seed(&self, family: PromptFamily) -> u64 {
         // No text holds this byte, so no two lists of texts are the same bytes.
         const BREAK: &[u8] = b"\xff";
-        let mut digest = Digest::default();
+        let mut digest = TextDigest::default();
         digest.write(match family {
-            Family::Chat => b"chat",
-            Family::Text => b"text",
-            Family::Tokens => b"tokens",
+            PromptFamily::Chat => b"chat",
+            PromptFamily::Text => b"text",
+            PromptFamily::Tokens => b"tokens",
         });
         digest.write(BREAK);
         digest.write(self.model.as_bytes());
-        for field in [Field::CacheSalt, Field::ChatTemplate, Field::PreviousResponseId] {
+        for field in [BodyField::CacheSalt, BodyField::ChatTemplate, BodyField::PreviousResponseId] {
             digest.write(BREAK);
-            if let Some(text) = self.whole(field).and_then(Raw::string) {
+            if let Some(text) = self.whole(field).and_then(RawValue::string) {
                 decode(text, true, &mut digest);
             }
         }
         digest.write(BREAK);
-        if let (Dialect::Generate, Some(features)) = (self.dialect, self.whole(Field::Features)) {
-            let features = Cursor::new(features.bytes).object(&["mm_hashes"]);
+        if let (PromptDialect::Generate, Some(features)) = (self.dialect, self.whole(BodyField::Features)) {
+            let features = JsonCursor::new(features.bytes).object(&["mm_hashes"]);
             if let Ok(Some(hashes)) = features.get(0) {
                 Minifier::new(&mut digest).write(hashes.bytes);
             }
@@ -204,40 +204,43 @@ impl<'a> Request<'a> {
     }
 
     /// Writes the canonical text, and says where it stopped if it could go on.
-    fn write<S: Sink>(&self, out: &mut S) -> Option<Stop> {
+    fn write<S: TextSink>(&self, out: &mut S) -> Option<CutPoint> {
         match self.dialect {
-            Dialect::Chat => self.conversation(Field::Messages, None, out),
-            Dialect::Responses => {
-                let instructions = self.whole(Field::Instructions).map(|raw| (raw, LINE_FEED));
-                self.conversation(Field::Input, instructions, out)
+            PromptDialect::Chat => self.conversation(BodyField::Messages, None, out),
+            PromptDialect::Responses => {
+                let instructions = self.whole(BodyField::Instructions).map(|raw| (raw, LINE_FEED));
+                self.conversation(BodyField::Input, instructions, out)
             }
-            Dialect::Messages => {
-                let system = self.whole(Field::System).map(|raw| (raw, &b""[..]));
-                self.conversation(Field::Messages, system, out)
+            PromptDialect::Messages => {
+                let system = self.whole(BodyField::System).map(|raw| (raw, &b""[..]));
+                self.conversation(BodyField::Messages, system, out)
             }
-            Dialect::Completions => {
-                if let Some(embeds) = self.whole(Field::PromptEmbeds) {
+            PromptDialect::Completions => {
+                if let Some(embeds) = self.whole(BodyField::PromptEmbeds) {
                     media::write(b"embeds", embeds, out);
                 }
-                self.plain(Field::Prompt, out)
+                self.plain(BodyField::Prompt, out)
             }
-            Dialect::Generate => self.plain(Field::TokenIds, out),
+            PromptDialect::Generate => self.plain(BodyField::TokenIds, out),
         }
     }
 
-    fn conversation<S: Sink>(
+    fn conversation<S: TextSink>(
         &self,
-        field: Field,
-        system: Option<(Raw<'a>, &'static [u8])>,
+        field: BodyField,
+        system: Option<(RawValue<'a>, &'static [u8])>,
         out: &mut S,
-    ) -> Option<Stop> {
+    ) -> Option<CutPoint> {
         let said = self.raw(field);
-        if said.is_none() && self.scanner.progress() == Progress::Cut {
+        if said.is_none() && self.scanner.progress() == ScanProgress::Cut {
             return None;
         }
-        let head = Head { tools: self.whole(Field::Tools), documents: self.whole(Field::Documents) };
+        let head = ConversationHead {
+            tools: self.whole(BodyField::Tools),
+            documents: self.whole(BodyField::Documents),
+        };
         let is_bare = head.tools.is_none() && head.documents.is_none();
-        let mut talk = Talk { out, head: Some(head), asks: false };
+        let mut talk = ConversationWriter { out, head: Some(head), in_user_turn: false };
         if let Some((text, join)) = system {
             talk.system(text, join);
         }
@@ -248,21 +251,21 @@ impl<'a> Request<'a> {
         if let Some(text) = raw.string() {
             let used = talk.user(text, raw.whole);
             let at = start + 1 + used;
-            return (!raw.whole && !text.is_empty()).then_some(Stop { at, place: Place::Text });
+            return (!raw.whole && !text.is_empty()).then_some(CutPoint { at, place: CutPlace::Text });
         }
         let batch = first_conversation(raw.bytes);
         let Err(at) = talk.list(&raw.bytes[batch..]) else {
             talk.end_head();
             return None;
         };
-        let can_go_on = !raw.whole && (is_bare || talk.head.is_none());
-        can_go_on.then_some(Stop { at: start + batch + at, place: Place::Elements })
+        let can_resume = !raw.whole && (is_bare || talk.head.is_none());
+        can_resume.then_some(CutPoint { at: start + batch + at, place: CutPlace::Elements })
     }
 
     /// A prompt of text or token ids, and where its value begins in the body.
-    fn start(&self, field: Field) -> Option<(usize, Start<'a>)> {
+    fn start(&self, field: BodyField) -> Option<(usize, PromptStart<'a>)> {
         let (start, raw) = self.raw(field)?;
-        let mut cursor = Cursor::new(raw.bytes);
+        let mut cursor = JsonCursor::new(raw.bytes);
         let mut byte = cursor.byte().ok()?;
         for _ in 0..2 {
             if byte == b'[' {
@@ -272,23 +275,23 @@ impl<'a> Request<'a> {
         }
         let at = cursor.at;
         match byte {
-            b'"' => Some((start + at, Start::Text(cursor.value().ok()?))),
-            b'0'..=b'9' if at > 0 => Some((start + at, Start::Ids(&raw.bytes[at..]))),
+            b'"' => Some((start + at, PromptStart::Text(cursor.value().ok()?))),
+            b'0'..=b'9' if at > 0 => Some((start + at, PromptStart::Ids(&raw.bytes[at..]))),
             _ => None,
         }
     }
 
-    fn plain<S: Sink>(&self, field: Field, out: &mut S) -> Option<Stop> {
+    fn plain<S: TextSink>(&self, field: BodyField, out: &mut S) -> Option<CutPoint> {
         let (start, prompt) = self.start(field)?;
         match prompt {
-            Start::Text(_) if self.dialect == Dialect::Generate => None,
-            Start::Text(raw) => {
+            PromptStart::Text(_) if self.dialect == PromptDialect::Generate => None,
+            PromptStart::Text(raw) => {
                 let used = write_text(raw.string()?, raw.whole, out);
-                (!raw.whole).then_some(Stop { at: start + 1 + used, place: Place::Text })
+                (!raw.whole).then_some(CutPoint { at: start + 1 + used, place: CutPlace::Text })
             }
-            Start::Ids(bytes) => {
+            PromptStart::Ids(bytes) => {
                 let read = ids::write(bytes, out);
-                (!read.over).then_some(Stop { at: start + read.used, place: Place::Ids })
+                (!read.over).then_some(CutPoint { at: start + read.used, place: CutPlace::Ids })
             }
         }
     }

@@ -5,7 +5,7 @@
 //! since an engine does not keep the piece of a block either; its length counts.
 //!
 //! Everything that a model reads is counted in bytes of canonical text, an image included: it is written
-//! as [`MEDIA_BYTES`] bytes. So a block always weighs `block_bytes` and no list of weights is needed.
+//! as [`MEDIA_WEIGHT_BYTES`] bytes. So a block always weighs `block_bytes` and no list of weights is needed.
 //!
 //! Never: more blocks than were asked for, an allocation once the first prompt has been seen.
 
@@ -14,27 +14,27 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 use super::work::spend;
 
 /// What an image, a sound or a video weighs: about 1,000 tokens.
-pub const MEDIA_BYTES: usize = 4096;
+pub const MEDIA_WEIGHT_BYTES: usize = 4096;
 
 /// How a chain is cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blocks {
+pub struct BlockLayout {
     /// Bytes of canonical text in a block, not 0.
     pub bytes: usize,
     /// The longest chain; what lies behind it is counted and not hashed.
-    pub most: usize,
+    pub max_blocks: usize,
 }
 
-impl Default for Blocks {
+impl Default for BlockLayout {
     /// Blocks of about 128 tokens, over two megabytes of text.
     fn default() -> Self {
-        Blocks { bytes: 512, most: 4096 }
+        BlockLayout { bytes: 512, max_blocks: 4096 }
     }
 }
 
 /// What the bytes of a canonical text are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Family {
+pub enum PromptFamily {
     /// A conversation, in whichever interface.
     #[default]
     Chat,
@@ -51,7 +51,7 @@ pub struct Chain {
     /// Of the canonical text, blocks and rest. Where the body was cut: of what was seen.
     pub bytes: u64,
     pub block_bytes: usize,
-    pub family: Family,
+    pub family: PromptFamily,
     /// Where the opening of a conversation ends, all up to its first user message, and its hash.
     opening: Option<(u64, u64)>,
 }
@@ -68,7 +68,7 @@ impl Chain {
 }
 
 /// Takes bytes one after the other. The canonical text is written into one.
-pub(super) trait Sink {
+pub(super) trait TextSink {
     fn write(&mut self, bytes: &[u8]);
 
     /// Counts bytes without taking them, where they could not matter; false where they have to be written.
@@ -84,7 +84,7 @@ pub(super) trait Sink {
 }
 
 #[cfg(test)]
-impl Sink for Vec<u8> {
+impl TextSink for Vec<u8> {
     fn write(&mut self, bytes: &[u8]) {
         self.extend_from_slice(bytes);
     }
@@ -92,15 +92,15 @@ impl Sink for Vec<u8> {
 
 /// One hash of the bytes that are written to it, however they are cut.
 #[derive(Default)]
-pub(super) struct Digest(Xxh3);
+pub(super) struct TextDigest(Xxh3);
 
-impl Digest {
+impl TextDigest {
     pub fn hash(&self) -> u64 {
         self.0.digest()
     }
 }
 
-impl Sink for Digest {
+impl TextSink for TextDigest {
     fn write(&mut self, bytes: &[u8]) {
         spend(bytes.len());
         self.0.update(bytes);
@@ -109,17 +109,17 @@ impl Sink for Digest {
 
 /// Makes a chain of the bytes that are written to it, however they are cut.
 #[derive(Debug, Default)]
-pub(super) struct Hasher {
-    most: usize,
+pub(super) struct ChainHasher {
+    max_blocks: usize,
     previous: u64,
     /// The block in progress.
     rest: Vec<u8>,
     chain: Chain,
-    saved: Saved,
+    saved: HasherCheckpoint,
 }
 
 #[derive(Debug, Default)]
-struct Saved {
+struct HasherCheckpoint {
     previous: u64,
     rest: Vec<u8>,
     blocks: usize,
@@ -128,10 +128,10 @@ struct Saved {
 
 // === impl Hasher ===
 
-impl Hasher {
+impl ChainHasher {
     /// A chain from the front. Buffers are kept.
-    pub fn begin(&mut self, seed: u64, family: Family, blocks: Blocks) {
-        self.most = blocks.most;
+    pub fn begin(&mut self, seed: u64, family: PromptFamily, blocks: BlockLayout) {
+        self.max_blocks = blocks.max_blocks;
         self.previous = seed;
         self.rest.clear();
         self.rest.reserve(blocks.bytes);
@@ -173,7 +173,7 @@ impl Hasher {
     }
 }
 
-impl Sink for Hasher {
+impl TextSink for ChainHasher {
     #[inline]
     fn write(&mut self, mut bytes: &[u8]) {
         self.chain.bytes += bytes.len() as u64;
@@ -182,7 +182,7 @@ impl Sink for Hasher {
             self.rest.extend_from_slice(bytes);
             return;
         }
-        if self.chain.blocks.len() >= self.most {
+        if self.chain.blocks.len() >= self.max_blocks {
             return;
         }
         if !self.rest.is_empty() {
@@ -197,7 +197,7 @@ impl Sink for Hasher {
         // Whole blocks are hashed where they stand.
         let mut blocks = bytes.chunks_exact(self.chain.block_bytes);
         for block in &mut blocks {
-            if self.chain.blocks.len() >= self.most {
+            if self.chain.blocks.len() >= self.max_blocks {
                 return;
             }
             self.hash(block);
@@ -206,7 +206,7 @@ impl Sink for Hasher {
     }
 
     fn skip(&mut self, bytes: usize) -> bool {
-        let skips = self.chain.blocks.len() >= self.most;
+        let skips = self.chain.blocks.len() >= self.max_blocks;
         if skips {
             self.chain.bytes += bytes as u64;
         }
@@ -224,8 +224,8 @@ impl Sink for Hasher {
 
     fn opened(&mut self) {
         // Behind the longest chain there are no blocks that could tell anything apart.
-        let hashed = self.chain.blocks.len() < self.most;
-        if self.chain.family == Family::Chat && hashed && self.chain.opening.is_none() {
+        let hashed = self.chain.blocks.len() < self.max_blocks;
+        if self.chain.family == PromptFamily::Chat && hashed && self.chain.opening.is_none() {
             spend(self.rest.len());
             let hash = xxh3_64_with_seed(&self.rest, self.previous);
             self.chain.opening = Some((self.chain.bytes, hash));
@@ -239,16 +239,16 @@ mod tests {
 
     use super::*;
 
-    fn chained(pieces: &[&[u8]], seed: u64, blocks: Blocks) -> Chain {
-        let mut hasher = Hasher::default();
-        hasher.begin(seed, Family::Text, blocks);
+    fn chained(pieces: &[&[u8]], seed: u64, blocks: BlockLayout) -> Chain {
+        let mut hasher = ChainHasher::default();
+        hasher.begin(seed, PromptFamily::Text, blocks);
         for piece in pieces {
             hasher.write(piece);
         }
         hasher.chain().clone()
     }
 
-    const TEN: Blocks = Blocks { bytes: 10, most: 100 };
+    const TEN: BlockLayout = BlockLayout { bytes: 10, max_blocks: 100 };
 
     #[test]
     fn each_hash_rests_on_all_before_it() {
@@ -262,28 +262,28 @@ mod tests {
 
     #[test]
     fn a_chain_has_an_end() {
-        let chain = chained(&[&[b'x'; 95], &[b'y'; 95]], 7, Blocks { bytes: 10, most: 4 });
+        let chain = chained(&[&[b'x'; 95], &[b'y'; 95]], 7, BlockLayout { bytes: 10, max_blocks: 4 });
         assert_eq!((chain.blocks.len(), chain.bytes), (4, 190));
         assert_eq!(chain.blocks, chained(&[&[b'x'; 40]], 7, TEN).blocks);
-        let none = chained(&[&[b'x'; 95]], 7, Blocks { bytes: 0, most: 0 });
+        let none = chained(&[&[b'x'; 95]], 7, BlockLayout { bytes: 0, max_blocks: 0 });
         assert_eq!((none.blocks.len(), none.bytes), (0, 95));
     }
 
     #[test]
     fn bytes_behind_the_longest_chain_are_only_counted() {
-        let mut hasher = Hasher::default();
-        hasher.begin(7, Family::Text, Blocks { bytes: 10, most: 2 });
+        let mut hasher = ChainHasher::default();
+        hasher.begin(7, PromptFamily::Text, BlockLayout { bytes: 10, max_blocks: 2 });
         hasher.write(&[b'x'; 15]);
         assert!(!hasher.skip(100), "the second block has to be hashed");
         hasher.write(&[b'x'; 5]);
         assert!(hasher.skip(100));
-        assert_eq!(hasher.chain(), &chained(&[&[b'x'; 120]], 7, Blocks { bytes: 10, most: 2 }));
+        assert_eq!(hasher.chain(), &chained(&[&[b'x'; 120]], 7, BlockLayout { bytes: 10, max_blocks: 2 }));
     }
 
     #[test]
     fn what_was_written_after_a_checkpoint_can_be_taken_back() {
-        let mut hasher = Hasher::default();
-        hasher.begin(7, Family::Text, TEN);
+        let mut hasher = ChainHasher::default();
+        hasher.begin(7, PromptFamily::Text, TEN);
         hasher.write(b"0123456789abc");
         hasher.checkpoint();
         hasher.write(&[b'x'; 50]);
@@ -295,8 +295,8 @@ mod tests {
     #[test]
     fn an_opening_is_told_where_no_block_tells_it() {
         let opened = |before: &[u8], after: &[u8]| {
-            let mut hasher = Hasher::default();
-            hasher.begin(7, Family::Chat, TEN);
+            let mut hasher = ChainHasher::default();
+            hasher.begin(7, PromptFamily::Chat, TEN);
             hasher.write(before);
             hasher.opened();
             hasher.write(after);
@@ -321,7 +321,7 @@ mod tests {
         ) {
             let whole = pieces.concat();
             let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
-            let blocks = Blocks { bytes, most };
+            let blocks = BlockLayout { bytes, max_blocks: most };
             let chain = chained(&pieces, 7, blocks);
             prop_assert_eq!(chain.blocks.len(), most.min(whole.len() / bytes));
             prop_assert_eq!(chain.bytes, whole.len() as u64);

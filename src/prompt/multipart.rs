@@ -13,15 +13,15 @@ use std::ops::Range;
 use memchr::memmem;
 
 pub use self::tail::FormTail;
-use super::scan::Progress;
-use super::value::{MAX_MODEL_NAME_BYTES, MAX_TRUE_WORD_BYTES, Model, is_true_word, lossy_short};
+use super::scan::ScanProgress;
+use super::value::{MAX_MODEL_NAME_BYTES, MAX_TRUE_WORD_BYTES, ModelField, is_true_word, lossy_short};
 use super::work::spend;
 
 /// Longer boundaries are refused by vLLM's own parser.
-const MAX_BOUNDARY: usize = 256;
+const MAX_BOUNDARY_BYTES: usize = 256;
 
 /// The headers of one part; what vLLM's parser allows is a few lines of 4 KiB.
-const MAX_PART_HEADERS: usize = 32 << 10;
+const MAX_PART_HEADER_BYTES: usize = 32 << 10;
 
 /// Starlette takes 1,000 files and as many fields.
 const MAX_PARTS: usize = 2000;
@@ -30,20 +30,20 @@ const MAX_PARTS: usize = 2000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormFacts<'a> {
     /// A name that is too long is cut: nothing serves it.
-    pub model: Model<'a>,
+    pub model: ModelField<'a>,
     /// The answer is asked for as a stream of events.
     pub stream: bool,
-    pub state: Progress,
+    pub state: ScanProgress,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
+enum FormField {
     Model,
     Stream,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum FormParserState {
     /// Before the first boundary, which may be the body's very first bytes.
     Start,
     /// After a boundary's line.
@@ -53,7 +53,7 @@ enum Place {
     /// In a part's content, or in a preamble.
     Content {
         start: usize,
-        field: Option<Field>,
+        field: Option<FormField>,
     },
     /// Behind the boundary that stands there and ends the form.
     End {
@@ -67,7 +67,7 @@ enum Place {
 pub struct FormScanner {
     /// Line end, two dashes, boundary.
     delimiter: memmem::Finder<'static>,
-    place: Place,
+    place: FormParserState,
     /// Everything before it has been looked at.
     at: usize,
     parts: usize,
@@ -80,14 +80,14 @@ impl FormScanner {
     pub fn new(content_type: &str) -> Option<Self> {
         let kind = content_type.split(';').next()?.trim();
         let boundary = parameter(content_type.as_bytes(), b"boundary")?;
-        let is_usable = (1..=MAX_BOUNDARY).contains(&boundary.len()) && boundary.is_ascii();
+        let is_usable = (1..=MAX_BOUNDARY_BYTES).contains(&boundary.len()) && boundary.is_ascii();
         if !kind.eq_ignore_ascii_case("multipart/form-data") || !is_usable {
             return None;
         }
         let delimiter = [b"\r\n--", boundary.as_slice()].concat();
         Some(FormScanner {
             delimiter: memmem::Finder::new(&delimiter).into_owned(),
-            place: Place::Start,
+            place: FormParserState::Start,
             at: 0,
             parts: 0,
             model: None,
@@ -98,10 +98,10 @@ impl FormScanner {
     /// Looks at what the buffer has gained since the last call.
     pub fn scan(&mut self, body: &[u8]) {
         while match self.place {
-            Place::Start => self.start(body),
-            Place::Headers { start } => self.headers(body, start),
-            Place::Content { start, field } => self.content(body, start, field),
-            Place::End { .. } | Place::Malformed(_) => false,
+            FormParserState::Start => self.start(body),
+            FormParserState::Headers { start } => self.headers(body, start),
+            FormParserState::Content { start, field } => self.content(body, start, field),
+            FormParserState::End { .. } | FormParserState::Malformed(_) => false,
         } {}
     }
 
@@ -112,12 +112,12 @@ impl FormScanner {
             span.clone().and_then(|span| body.get(span)).map(|text| lossy_short(text, most))
         };
         FormFacts {
-            model: text(&self.model, MAX_MODEL_NAME_BYTES).map_or(Model::Absent, Model::named),
+            model: text(&self.model, MAX_MODEL_NAME_BYTES).map_or(ModelField::Absent, ModelField::named),
             stream: text(&self.stream, MAX_TRUE_WORD_BYTES).is_some_and(|word| is_true_word(&word)),
             state: match self.place {
-                Place::End { .. } => Progress::Complete,
-                Place::Malformed(offset) => Progress::Malformed(offset),
-                _ => Progress::Cut,
+                FormParserState::End { .. } => ScanProgress::Complete,
+                FormParserState::Malformed(offset) => ScanProgress::Malformed(offset),
+                _ => ScanProgress::Cut,
             },
         }
     }
@@ -129,13 +129,13 @@ impl FormScanner {
 
     /// Where the boundary stands that ends the form, with the dashes in front of it, once it is whole.
     pub fn end(&self) -> Option<Range<usize>> {
-        let Place::End { start } = self.place else { return None };
+        let FormParserState::End { start } = self.place else { return None };
         Some(start..start + self.delimiter.needle().len() - 2)
     }
 
     /// Whether the form cannot be followed any more.
     pub fn is_lost(&self) -> bool {
-        matches!(self.place, Place::Malformed(_))
+        matches!(self.place, FormParserState::Malformed(_))
     }
 
     fn start(&mut self, body: &[u8]) -> bool {
@@ -144,18 +144,18 @@ impl FormScanner {
             return false;
         }
         if !body.starts_with(first) || !self.boundary_line(body, first.len()) {
-            self.place = Place::Content { start: 0, field: None };
+            self.place = FormParserState::Content { start: 0, field: None };
         }
         true
     }
 
     fn headers(&mut self, body: &[u8], start: usize) -> bool {
-        let window = body.get(self.at..body.len().min(start + MAX_PART_HEADERS)).unwrap_or_default();
+        let window = body.get(self.at..body.len().min(start + MAX_PART_HEADER_BYTES)).unwrap_or_default();
         let found = memmem::find(window, b"\r\n\r\n");
         spend(found.unwrap_or(window.len()));
         let Some(found) = found else {
-            if body.len() >= start + MAX_PART_HEADERS {
-                self.place = Place::Malformed(start);
+            if body.len() >= start + MAX_PART_HEADER_BYTES {
+                self.place = FormParserState::Malformed(start);
             }
             self.at = self.at.max(body.len().saturating_sub(3));
             return false;
@@ -163,11 +163,11 @@ impl FormScanner {
         let end = self.at + found;
         let field = body.get(start..end).and_then(field_of);
         self.at = end + 4;
-        self.place = Place::Content { start: self.at, field };
+        self.place = FormParserState::Content { start: self.at, field };
         true
     }
 
-    fn content(&mut self, body: &[u8], start: usize, field: Option<Field>) -> bool {
+    fn content(&mut self, body: &[u8], start: usize, field: Option<FormField>) -> bool {
         let rest = body.get(self.at..).unwrap_or_default();
         let found = self.delimiter.find(rest);
         spend(found.unwrap_or(rest.len()) + self.delimiter.needle().len());
@@ -186,8 +186,8 @@ impl FormScanner {
             return true;
         }
         match field {
-            Some(Field::Model) => self.model = Some(content),
-            Some(Field::Stream) => self.stream = Some(content),
+            Some(FormField::Model) => self.model = Some(content),
+            Some(FormField::Stream) => self.stream = Some(content),
             None => {}
         }
         true
@@ -201,11 +201,15 @@ impl FormScanner {
                 // From the line end on, since a part without headers begins with the empty line.
                 self.at = at;
                 let too_many = self.parts > MAX_PARTS;
-                self.place = if too_many { Place::Malformed(at) } else { Place::Headers { start: at } };
+                self.place = if too_many {
+                    FormParserState::Malformed(at)
+                } else {
+                    FormParserState::Headers { start: at }
+                };
                 true
             }
             Some(b"--") => {
-                self.place = Place::End { start: at + 2 - self.delimiter.needle().len() };
+                self.place = FormParserState::End { start: at + 2 - self.delimiter.needle().len() };
                 true
             }
             _ => false,
@@ -214,7 +218,7 @@ impl FormScanner {
 }
 
 /// The field that a part's headers name. A part with a file name is a file, whatever else it is called.
-fn field_of(headers: &[u8]) -> Option<Field> {
+fn field_of(headers: &[u8]) -> Option<FormField> {
     spend(headers.len());
     let mut field = None;
     for line in headers.split(|byte| *byte == b'\n') {
@@ -227,8 +231,8 @@ fn field_of(headers: &[u8]) -> Option<Field> {
         let disposition = &line[colon + 1..];
         field = match parameter(disposition, b"name").as_deref() {
             _ if parameter(disposition, b"filename").is_some() => None,
-            Some(b"model") => Some(Field::Model),
-            Some(b"stream") => Some(Field::Stream),
+            Some(b"model") => Some(FormField::Model),
+            Some(b"stream") => Some(FormField::Stream),
             _ => None,
         };
     }
@@ -303,8 +307,8 @@ mod tests {
         [&parts.concat()[2..], b"\r\n--AbC--\r\n"].concat()
     }
 
-    fn named(name: &str) -> Model<'_> {
-        Model::Named(name.into())
+    fn named(name: &str) -> ModelField<'_> {
+        ModelField::Named(name.into())
     }
 
     #[test]
@@ -336,15 +340,15 @@ mod tests {
         for (parts, model, stream) in [
             (vec![file.clone(), part("name=\"model\"", b"whisper")], named("whisper"), false),
             (vec![part("name=model", b"whisper"), file.clone()], named("whisper"), false),
-            (vec![part("name=\"model\"", b"")], Model::Absent, false),
+            (vec![part("name=\"model\"", b"")], ModelField::Absent, false),
             (vec![part("name=\"model\"", b"a"), part("name=\"model\"", b"b")], named("b"), false),
-            (vec![file, part("name=\"stream\"", b"True")], Model::Absent, true),
-            (vec![part("name=\"mod\\\"el\"", b"no")], Model::Absent, false),
+            (vec![file, part("name=\"stream\"", b"True")], ModelField::Absent, true),
+            (vec![part("name=\"mod\\\"el\"", b"no")], ModelField::Absent, false),
             (vec![part("name=\"model\"", "é\r\n".as_bytes())], named("é\r\n"), false),
         ] {
             let body = form(&parts);
             let facts = scanned(&body).facts(&body).clone();
-            assert_eq!(facts, FormFacts { model, stream, state: Progress::Complete });
+            assert_eq!(facts, FormFacts { model, stream, state: ScanProgress::Complete });
         }
     }
 
@@ -357,14 +361,14 @@ mod tests {
 
     #[test]
     fn limits_hold() {
-        let long = [b"--AbC\r\nx: ".as_slice(), &vec![b'y'; 2 * MAX_PART_HEADERS]].concat();
-        assert_eq!(scanned(&long).facts(&long).state, Progress::Malformed(5));
+        let long = [b"--AbC\r\nx: ".as_slice(), &vec![b'y'; 2 * MAX_PART_HEADER_BYTES]].concat();
+        assert_eq!(scanned(&long).facts(&long).state, ScanProgress::Malformed(5));
         let many = form(&vec![part("name=a", b""); MAX_PARTS + 1]);
-        assert!(matches!(scanned(&many).facts(&many).state, Progress::Malformed(_)));
+        assert!(matches!(scanned(&many).facts(&many).state, ScanProgress::Malformed(_)));
         let most = form(&vec![part("name=a", b""); MAX_PARTS]);
-        assert_eq!(scanned(&most).facts(&most).state, Progress::Complete);
+        assert_eq!(scanned(&most).facts(&most).state, ScanProgress::Complete);
         let none = vec![b'-'; 100_000];
-        assert_eq!(scanned(&none).facts(&none).state, Progress::Cut);
+        assert_eq!(scanned(&none).facts(&none).state, ScanProgress::Cut);
     }
 
     /// Binary data with much in it that looks like a boundary, and never is one.
@@ -403,7 +407,7 @@ mod tests {
         fn the_model_of_any_form_is_found((body, model) in any_form()) {
             let scanner = scanned(&body);
             prop_assert_eq!(scanner.model.clone().map(|span| body[span].to_vec()), model);
-            prop_assert_eq!(scanner.facts(&body).state, Progress::Complete);
+            prop_assert_eq!(scanner.facts(&body).state, ScanProgress::Complete);
             let end = scanner.end().map(|end| (&body[end.clone()], &body[end.end..]));
             prop_assert_eq!(end, Some((&b"--AbC"[..], &b"--\r\n"[..])));
         }

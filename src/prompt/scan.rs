@@ -21,28 +21,28 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 pub(crate) use self::bytes::string_end;
-use self::bytes::{CLASSES, Class, numbers_at};
-pub use self::fields::{Field, FieldSet};
-use self::known::Known;
+use self::bytes::{ByteClass, CLASSES, numbers_at};
+pub use self::fields::{BodyField, FieldSet};
+use self::known::KnownValues;
 pub use self::tail::DocumentTail;
 use super::value::{
-    MAX_MODEL_NAME_BYTES, MAX_RESPONSE_ID_BYTES, MAX_TRUE_WORD_BYTES, Model, is_true_number, is_true_word,
-    unescape, unescape_short,
+    MAX_MODEL_NAME_BYTES, MAX_RESPONSE_ID_BYTES, MAX_TRUE_WORD_BYTES, ModelField, is_true_number,
+    is_true_word, unescape, unescape_short,
 };
 use super::work::spend;
 
 /// How much of a string that is a `data:` URL counts as prompt: 1,000 tokens, about what an image costs.
 /// Its base64 is megabytes, none of which is read as text.
-const MEDIA_BYTES: u64 = 4096;
+const MEDIA_WEIGHT_BYTES: u64 = 4096;
 
 /// What a number counts as prompt: it is a token id, and a token stands for four bytes.
-const NUMBER_BYTES: u64 = 4;
+const NUMBER_WEIGHT_BYTES: u64 = 4;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// How far the scanner has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum ScanProgress {
     /// The document goes on after the bytes seen so far.
     Cut,
     /// The document is whole, or is no object, in which there is nothing to find.
@@ -53,9 +53,9 @@ pub enum Progress {
 
 /// What the bytes seen so far say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts<'a> {
+pub struct ScanFacts<'a> {
     /// A name that is too long is cut: nothing serves it.
-    pub model: Model<'a>,
+    pub model: ModelField<'a>,
     /// The answer is asked for as a stream of events.
     pub stream: bool,
     /// The known fields that are there and not null, the one that the cut goes through included.
@@ -63,27 +63,27 @@ pub struct Facts<'a> {
     /// An id that is too long is cut: no response has it.
     pub previous_response_id: Option<Cow<'a, str>>,
     /// The response is not to be kept.
-    pub forgets: bool,
+    pub without_store: bool,
     /// The answer comes at once, and the work goes on without it.
     pub background: bool,
     /// About four times the prompt's tokens.
     pub prompt_bytes: u64,
-    pub state: Progress,
+    pub state: ScanProgress,
 }
 
-impl Facts<'_> {
-    pub fn has(&self, field: Field) -> bool {
+impl ScanFacts<'_> {
+    pub fn has(&self, field: BodyField) -> bool {
         self.fields.contains(field)
     }
 
     /// The caller has chosen where the keys and values of the prompt lie: never try another upstream.
     pub fn kv_transfer(&self) -> bool {
-        self.has(Field::KvTransferParams) || self.has(Field::EcTransferParams)
+        self.has(BodyField::KvTransferParams) || self.has(BodyField::EcTransferParams)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ScannedKind {
     String,
     Number,
     /// A number that pydantic takes for true, of a field that is true or false.
@@ -96,8 +96,8 @@ enum Kind {
 
 /// A top-level value that is whole.
 #[derive(Clone, Copy, Debug)]
-struct Value {
-    kind: Kind,
+struct ScannedValue {
+    kind: ScannedKind,
     start: usize,
     end: usize,
     prompt: u64,
@@ -105,7 +105,7 @@ struct Value {
 
 /// Where in the document the scanner stands. Offsets are into the buffer.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum ScannerState {
     Start,
     /// After `{`.
     KeyOrEnd,
@@ -143,14 +143,14 @@ enum Place {
 /// See the module. Always give it the same buffer, grown at its end.
 #[derive(Clone, Debug)]
 pub struct Scanner {
-    place: Place,
+    place: ScannerState,
     /// Everything before it has been looked at.
     at: usize,
     depth: u64,
     /// Of the value in progress.
-    field: Option<Field>,
+    field: Option<BodyField>,
     prompt: u64,
-    values: [Option<Value>; fields::FIELDS.len()],
+    values: [Option<ScannedValue>; fields::FIELDS.len()],
 }
 
 impl Default for Scanner {
@@ -164,7 +164,7 @@ impl Default for Scanner {
 impl Scanner {
     pub fn new() -> Self {
         Scanner {
-            place: Place::Start,
+            place: ScannerState::Start,
             at: 0,
             depth: 0,
             field: None,
@@ -175,21 +175,21 @@ impl Scanner {
 
     /// Looks at what the buffer has gained since the last call.
     pub fn scan(&mut self, body: &[u8]) {
-        self.scan_with(body, &Known::NOTHING);
+        self.scan_with(body, &KnownValues::NOTHING);
     }
 
-    fn scan_with(&mut self, body: &[u8], known: &Known<'_>) {
+    fn scan_with(&mut self, body: &[u8], known: &KnownValues<'_>) {
         while let Some(&byte) = body.get(self.at) {
             spend(1);
             let moved = match self.place {
-                Place::Start => self.start(body),
-                Place::InKey { start } => self.key(body, start),
-                Place::InString { start } => self.string(body, start),
-                Place::InScalar { start } => self.scalar(body, start),
-                Place::Nested { start } => self.nested(body, start),
-                Place::NestedString { start, quote } => self.nested_string(body, start, quote),
-                Place::NotAnObject | Place::Malformed(_) => false,
-                Place::BeforeValue => self.take_known(body, known) || self.between(byte),
+                ScannerState::Start => self.start(body),
+                ScannerState::InKey { start } => self.key(body, start),
+                ScannerState::InString { start } => self.string(body, start),
+                ScannerState::InScalar { start } => self.scalar(body, start),
+                ScannerState::Nested { start } => self.nested(body, start),
+                ScannerState::NestedString { start, quote } => self.nested_string(body, start, quote),
+                ScannerState::NotAnObject | ScannerState::Malformed(_) => false,
+                ScannerState::BeforeValue => self.copy_known(body, known) || self.between(byte),
                 _ => self.between(byte),
             };
             if !moved {
@@ -198,7 +198,7 @@ impl Scanner {
         }
     }
 
-    fn go(&mut self, at: usize, place: Place) -> bool {
+    fn go(&mut self, at: usize, place: ScannerState) -> bool {
         self.at = at;
         self.place = place;
         true
@@ -213,17 +213,17 @@ impl Scanner {
     fn start(&mut self, body: &[u8]) -> bool {
         if self.at == 0 {
             if body.starts_with(BYTE_ORDER_MARK) {
-                return self.go(BYTE_ORDER_MARK.len(), Place::Start);
+                return self.go(BYTE_ORDER_MARK.len(), ScannerState::Start);
             }
             if BYTE_ORDER_MARK.starts_with(body) {
                 return false;
             }
         }
         let place = match body[self.at] {
-            b' ' | b'\n' | b'\r' | b'\t' => Place::Start,
-            b'{' => Place::KeyOrEnd,
-            b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I' => Place::NotAnObject,
-            _ => Place::Malformed(self.at),
+            b' ' | b'\n' | b'\r' | b'\t' => ScannerState::Start,
+            b'{' => ScannerState::KeyOrEnd,
+            b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I' => ScannerState::NotAnObject,
+            _ => ScannerState::Malformed(self.at),
         };
         self.go(self.at + 1, place)
     }
@@ -233,19 +233,19 @@ impl Scanner {
         let next = self.at + 1;
         let place = match (self.place, byte) {
             (place, b' ' | b'\n' | b'\r' | b'\t') => place,
-            (Place::KeyOrEnd | Place::Key, b'"') => Place::InKey { start: next },
-            (Place::KeyOrEnd | Place::CommaOrEnd, b'}') => Place::End,
-            (Place::Colon, b':') => Place::BeforeValue,
-            (Place::CommaOrEnd, b',') => Place::Key,
-            (Place::BeforeValue, b'"') => Place::InString { start: next },
-            (Place::BeforeValue, b'{' | b'[') => {
+            (ScannerState::KeyOrEnd | ScannerState::Key, b'"') => ScannerState::InKey { start: next },
+            (ScannerState::KeyOrEnd | ScannerState::CommaOrEnd, b'}') => ScannerState::End,
+            (ScannerState::Colon, b':') => ScannerState::BeforeValue,
+            (ScannerState::CommaOrEnd, b',') => ScannerState::Key,
+            (ScannerState::BeforeValue, b'"') => ScannerState::InString { start: next },
+            (ScannerState::BeforeValue, b'{' | b'[') => {
                 self.depth = 1;
-                Place::Nested { start: self.at }
+                ScannerState::Nested { start: self.at }
             }
-            (Place::BeforeValue, b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => {
-                Place::InScalar { start: self.at }
+            (ScannerState::BeforeValue, b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => {
+                ScannerState::InScalar { start: self.at }
             }
-            _ => Place::Malformed(self.at),
+            _ => ScannerState::Malformed(self.at),
         };
         self.go(next, place)
     }
@@ -254,9 +254,9 @@ impl Scanner {
         let Some(end) = string_end(body, start, self.at) else {
             return self.wait(body);
         };
-        self.field = Field::of_key(&body[start..end]);
+        self.field = BodyField::of_key(&body[start..end]);
         self.prompt = 0;
-        self.go(end + 1, Place::Colon)
+        self.go(end + 1, ScannerState::Colon)
     }
 
     fn string(&mut self, body: &[u8], start: usize) -> bool {
@@ -264,7 +264,7 @@ impl Scanner {
             return self.wait(body);
         };
         self.prompt += string_weight(&body[start..end]);
-        self.finish(Kind::String, start - 1, end + 1)
+        self.finish(ScannedKind::String, start - 1, end + 1)
     }
 
     fn scalar(&mut self, body: &[u8], start: usize) -> bool {
@@ -276,20 +276,20 @@ impl Scanner {
         spend(length);
         let end = self.at + length;
         let kind = match &body[start..end] {
-            b"true" => Kind::True,
-            b"false" => Kind::False,
-            b"null" => Kind::Null,
-            b"NaN" | b"Infinity" | b"-Infinity" => Kind::Number,
-            [b'-' | b'0'..=b'9', ..] => Kind::Number,
-            _ => return self.go(end, Place::Malformed(start)),
+            b"true" => ScannedKind::True,
+            b"false" => ScannedKind::False,
+            b"null" => ScannedKind::Null,
+            b"NaN" | b"Infinity" | b"-Infinity" => ScannedKind::Number,
+            [b'-' | b'0'..=b'9', ..] => ScannedKind::Number,
+            _ => return self.go(end, ScannerState::Malformed(start)),
         };
-        if kind == Kind::Number {
-            self.prompt += NUMBER_BYTES;
+        if kind == ScannedKind::Number {
+            self.prompt += NUMBER_WEIGHT_BYTES;
         }
         // Parsed here, and not whenever it is asked for: a number may be as long as the body.
-        let is_flag = matches!(self.field, Some(Field::Stream | Field::Background));
-        let is_one = is_flag && kind == Kind::Number && is_true_number(&body[start..end]);
-        self.finish(if is_one { Kind::One } else { kind }, start, end)
+        let is_flag = matches!(self.field, Some(BodyField::Stream | BodyField::Background));
+        let is_one = is_flag && kind == ScannedKind::Number && is_true_number(&body[start..end]);
+        self.finish(if is_one { ScannedKind::One } else { kind }, start, end)
     }
 
     /// The inside of an object or array: only quotes, brackets and the beginnings of numbers matter.
@@ -298,34 +298,34 @@ impl Scanner {
         let (mut depth, mut prompt) = (self.depth, self.prompt);
         let place = loop {
             let Some(&byte) = body.get(at) else {
-                break Place::Nested { start };
+                break ScannerState::Nested { start };
             };
             spend(1);
             match CLASSES[usize::from(byte)] {
-                Class::Other => at += 1,
-                Class::Number => {
+                ByteClass::Other => at += 1,
+                ByteClass::Number => {
                     let (length, numbers) = numbers_at(body, at);
-                    prompt += NUMBER_BYTES * numbers;
+                    prompt += NUMBER_WEIGHT_BYTES * numbers;
                     at += length;
                 }
-                Class::Open => {
+                ByteClass::Open => {
                     depth += 1;
                     at += 1;
                 }
-                Class::Close => {
+                ByteClass::Close => {
                     depth -= 1;
                     at += 1;
                     if depth == 0 {
                         self.prompt = prompt;
-                        return self.finish(Kind::Container, start, at);
+                        return self.finish(ScannedKind::Container, start, at);
                     }
                 }
-                Class::Quote => match string_end(body, at + 1, at + 1) {
+                ByteClass::Quote => match string_end(body, at + 1, at + 1) {
                     Some(end) => {
                         prompt += string_weight(&body[at + 1..end]);
                         at = end + 1;
                     }
-                    None => break Place::NestedString { start, quote: at + 1 },
+                    None => break ScannerState::NestedString { start, quote: at + 1 },
                 },
             }
         };
@@ -338,14 +338,14 @@ impl Scanner {
             return self.wait(body);
         };
         self.prompt += string_weight(&body[quote..end]);
-        self.go(end + 1, Place::Nested { start })
+        self.go(end + 1, ScannerState::Nested { start })
     }
 
-    fn finish(&mut self, kind: Kind, start: usize, end: usize) -> bool {
+    fn finish(&mut self, kind: ScannedKind, start: usize, end: usize) -> bool {
         if let Some(field) = self.field.take() {
-            self.values[field.index()] = Some(Value { kind, start, end, prompt: self.prompt });
+            self.values[field.index()] = Some(ScannedValue { kind, start, end, prompt: self.prompt });
         }
-        self.go(end, Place::CommaOrEnd)
+        self.go(end, ScannerState::CommaOrEnd)
     }
 }
 
@@ -353,14 +353,14 @@ impl Scanner {
 
 impl Scanner {
     /// What is known so far, out of the buffer that was scanned.
-    pub fn facts<'a>(&self, body: &'a [u8]) -> Facts<'a> {
+    pub fn facts<'a>(&self, body: &'a [u8]) -> ScanFacts<'a> {
         let open = self.open_value();
         let mut fields = FieldSet::default();
         let mut prompt_bytes = 0;
         for (field, _) in fields::FIELDS {
             let is_open = open == Some(field);
             let whole = self.values[field.index()].filter(|_| !is_open);
-            if is_open || whole.is_some_and(|value| value.kind != Kind::Null) {
+            if is_open || whole.is_some_and(|value| value.kind != ScannedKind::Null) {
                 fields.insert(field);
             }
             if field.is_prompt() {
@@ -368,87 +368,92 @@ impl Scanner {
                 prompt_bytes += whole.map_or(0, |value| value.prompt);
             }
         }
-        Facts {
+        ScanFacts {
             model: self.model(body),
-            stream: self.is_true(body, Field::Stream),
+            stream: self.is_true(body, BodyField::Stream),
             fields,
             previous_response_id: self
-                .string_of(body, Field::PreviousResponseId)
+                .string_of(body, BodyField::PreviousResponseId)
                 .map(|raw| unescape_short(raw, MAX_RESPONSE_ID_BYTES)),
-            forgets: self.values[Field::Store.index()].is_some_and(|value| value.kind == Kind::False),
-            background: self.is_true(body, Field::Background),
+            without_store: self.values[BodyField::Store.index()]
+                .is_some_and(|value| value.kind == ScannedKind::False),
+            background: self.is_true(body, BodyField::Background),
             prompt_bytes,
             state: self.progress(),
         }
     }
 
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> ScanProgress {
         match self.place {
-            Place::End | Place::NotAnObject => Progress::Complete,
-            Place::Malformed(offset) => Progress::Malformed(offset),
-            _ => Progress::Cut,
+            ScannerState::End | ScannerState::NotAnObject => ScanProgress::Complete,
+            ScannerState::Malformed(offset) => ScanProgress::Malformed(offset),
+            _ => ScanProgress::Cut,
         }
     }
 
     /// Where the value of a field stands, quotes and brackets included; the last one where the key comes
     /// twice. `None` until it is whole.
-    pub fn span(&self, field: Field) -> Option<Range<usize>> {
+    pub fn span(&self, field: BodyField) -> Option<Range<usize>> {
         self.values[field.index()].map(|value| value.start..value.end)
     }
 
     /// Where the value of a field stands as far as it was seen, and whether that is all of it.
-    pub fn seen(&self, field: Field) -> Option<(Range<usize>, bool)> {
+    pub fn seen(&self, field: BodyField) -> Option<(Range<usize>, bool)> {
         if self.open_value() != Some(field) {
             return Some((self.span(field)?, true));
         }
         let start = match self.place {
-            Place::InString { start } => start - 1,
-            Place::Nested { start } | Place::NestedString { start, .. } => start,
+            ScannerState::InString { start } => start - 1,
+            ScannerState::Nested { start } | ScannerState::NestedString { start, .. } => start,
             _ => return None,
         };
         Some((start..self.at, false))
     }
 
-    fn model<'a>(&self, body: &'a [u8]) -> Model<'a> {
-        match self.values[Field::Model.index()] {
-            None | Some(Value { kind: Kind::Null, .. }) => Model::Absent,
-            Some(_) => self
-                .string_of(body, Field::Model)
-                .map_or(Model::NotAString, |raw| Model::named(unescape_short(raw, MAX_MODEL_NAME_BYTES))),
+    fn model<'a>(&self, body: &'a [u8]) -> ModelField<'a> {
+        match self.values[BodyField::Model.index()] {
+            None | Some(ScannedValue { kind: ScannedKind::Null, .. }) => ModelField::Absent,
+            Some(_) => self.string_of(body, BodyField::Model).map_or(ModelField::NotAString, |raw| {
+                ModelField::named(unescape_short(raw, MAX_MODEL_NAME_BYTES))
+            }),
         }
     }
 
     /// The bytes between the quotes of a field whose value is a string.
-    fn string_of<'a>(&self, body: &'a [u8], field: Field) -> Option<&'a [u8]> {
-        let value = self.values[field.index()].filter(|value| value.kind == Kind::String)?;
+    fn string_of<'a>(&self, body: &'a [u8], field: BodyField) -> Option<&'a [u8]> {
+        let value = self.values[field.index()].filter(|value| value.kind == ScannedKind::String)?;
         body.get(value.start + 1..value.end - 1)
     }
 
-    fn is_true(&self, body: &[u8], field: Field) -> bool {
+    fn is_true(&self, body: &[u8], field: BodyField) -> bool {
         let Some(value) = self.values[field.index()] else {
             return false;
         };
         match value.kind {
-            Kind::True | Kind::One => true,
-            Kind::String => self
+            ScannedKind::True | ScannedKind::One => true,
+            ScannedKind::String => self
                 .string_of(body, field)
                 .filter(|raw| raw.len() <= MAX_TRUE_WORD_BYTES)
                 .is_some_and(|raw| is_true_word(&unescape(raw))),
-            Kind::False | Kind::Null | Kind::Number | Kind::Container => false,
+            ScannedKind::False | ScannedKind::Null | ScannedKind::Number | ScannedKind::Container => false,
         }
     }
 
     /// The field whose value the cut goes through, where it can no longer turn out to be null.
-    fn open_value(&self) -> Option<Field> {
+    fn open_value(&self) -> Option<BodyField> {
         match self.place {
-            Place::InString { .. } | Place::Nested { .. } | Place::NestedString { .. } => self.field,
+            ScannerState::InString { .. }
+            | ScannerState::Nested { .. }
+            | ScannerState::NestedString { .. } => self.field,
             _ => None,
         }
     }
 
     fn open_prompt(&self, body: &[u8]) -> u64 {
         let string = match self.place {
-            Place::InString { start } | Place::NestedString { quote: start, .. } => body.get(start..self.at),
+            ScannerState::InString { start } | ScannerState::NestedString { quote: start, .. } => {
+                body.get(start..self.at)
+            }
             _ => None,
         };
         self.prompt + string.map_or(0, string_weight)
@@ -458,7 +463,7 @@ impl Scanner {
 #[inline]
 fn string_weight(text: &[u8]) -> u64 {
     let length = text.len() as u64;
-    if length > MEDIA_BYTES && text.starts_with(b"data:") { MEDIA_BYTES } else { length }
+    if length > MEDIA_WEIGHT_BYTES && text.starts_with(b"data:") { MEDIA_WEIGHT_BYTES } else { length }
 }
 
 #[cfg(test)]

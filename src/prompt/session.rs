@@ -1,38 +1,38 @@
-//! Which session a request belongs to: the key by which its next turn is known again.
+//! The session of a request: the key that connects the turns of a conversation.
 //!
-//! A client may name it in four places, of which the first that holds one counts: the path
+//! A client may name it in four places; the first one that holds a name counts: the path
 //! (`/sessions/{id}/v1/…`), the headers, the fields of the body and the cookie that the configuration lists,
-//! in the order of its lists. Wherever it stands, the same name is the same session. Claude Code writes its
-//! session into `metadata.user_id`: where `metadata.session_id` is asked for and missing, that counts.
+//! in the order of its lists. The same name in another place is the same session. Claude Code writes its
+//! session into `metadata.user_id`, which is read where `metadata.session_id` is configured and missing.
 //!
-//! What is kept is a hash of the name and of the model, since an agent may use two models in one session
-//! and their caches have nothing in common. It is the same in every balancer. A name may be as long as it
-//! likes; an empty one is none, as is one that the cut of a body goes through.
+//! The key is a hash of the name and the model: an agent may use two models in one session, whose caches
+//! have nothing in common. It is the same in every balancer. A name has no length limit; empty names and
+//! names that the cut of a body goes through are ignored.
 //!
-//! What is told of a session, in records and totals, is its name as far as it can be printed, cut to a bound.
+//! Records and totals show a label: the name as far as it can be printed, cut to a bound.
 //!
-//! Never: a name that is kept or told as it came.
+//! Never: keep or report a name unchanged.
 
 use std::borrow::Cow;
 
 use http::{HeaderMap, header};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::canon::cursor::{Cursor, Raw};
-use super::scan::{Field, Scanner};
+use super::canon::cursor::{JsonCursor, RawValue};
+use super::scan::{BodyField, Scanner};
 use super::value::unescape;
 use crate::config::types::SessionConfig;
 
-/// The longest name that is told as it is, in bytes.
-pub const TOLD: usize = 128;
+/// The longest name that is its own label, in bytes.
+pub const MAX_LABEL_BYTES: usize = 128;
 
-/// What is known of a request where its session is looked for.
+/// The parts of a request that may name its session.
 #[derive(Clone, Copy)]
-pub struct Request<'a> {
+pub struct SessionLookup<'a> {
     /// The session that its path names, decoded.
     pub path: Option<&'a str>,
     pub headers: &'a HeaderMap,
-    /// What has been read of the body, and who has scanned it; none where it is no JSON.
+    /// The part of the body that has been read, and its scanner; `None` where the body is no JSON.
     pub body: Option<(&'a [u8], &'a Scanner)>,
     /// As the upstream knows it.
     pub model: &'a str,
@@ -42,12 +42,12 @@ pub struct Request<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
     pub key: u64,
-    pub source: Source,
+    pub source: SessionOrigin,
 }
 
 /// Where a session's name stood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum SessionOrigin {
     Path,
     Header,
     Body,
@@ -56,41 +56,41 @@ pub enum Source {
 
 // === impl Source ===
 
-impl Source {
+impl SessionOrigin {
     pub fn label(self) -> &'static str {
         match self {
-            Source::Path => "path",
-            Source::Header => "header",
-            Source::Body => "body",
-            Source::Cookie => "cookie",
+            SessionOrigin::Path => "path",
+            SessionOrigin::Header => "header",
+            SessionOrigin::Body => "body",
+            SessionOrigin::Cookie => "cookie",
         }
     }
 }
 
 // === impl Request ===
 
-impl<'a> Request<'a> {
-    /// The session that it belongs to, if it says one, and how that is told.
+impl<'a> SessionLookup<'a> {
+    /// The session that the request names, if any, and its label.
     pub fn session(&self, sessions: &SessionConfig) -> Option<(Session, String)> {
         let (name, source) = self.name(sessions)?;
         let key = xxh3_64_with_seed(&name, xxh3_64(self.model.as_bytes()));
         Some((Session { key, source }, printable(&name)))
     }
 
-    fn name(&self, sessions: &SessionConfig) -> Option<(Cow<'a, [u8]>, Source)> {
+    fn name(&self, sessions: &SessionConfig) -> Option<(Cow<'a, [u8]>, SessionOrigin)> {
         let borrowed = |source| move |name: &'a [u8]| (Cow::Borrowed(name), source);
-        let path = || self.path.map(str::as_bytes).and_then(said).map(borrowed(Source::Path));
+        let path = || self.path.map(str::as_bytes).and_then(trimmed_name).map(borrowed(SessionOrigin::Path));
         let header = || sessions.headers.iter().find_map(|name| self.header(name));
-        let header = || header().map(borrowed(Source::Header));
+        let header = || header().map(borrowed(SessionOrigin::Header));
         let body = || sessions.body.iter().find_map(|field| self.field(field));
-        let body = || body().map(|name| (name, Source::Body));
+        let body = || body().map(|name| (name, SessionOrigin::Body));
         let cookie = || sessions.cookie.as_deref().and_then(|name| self.cookie(name));
-        let cookie = || cookie().map(borrowed(Source::Cookie));
+        let cookie = || cookie().map(borrowed(SessionOrigin::Cookie));
         path().or_else(header).or_else(body).or_else(cookie)
     }
 
     fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.headers.get_all(name).iter().find_map(|value| said(value.as_bytes()))
+        self.headers.get_all(name).iter().find_map(|value| trimmed_name(value.as_bytes()))
     }
 
     fn cookie(&self, name: &str) -> Option<&'a [u8]> {
@@ -98,19 +98,19 @@ impl<'a> Request<'a> {
         let mut pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
         pairs.find_map(|pair| {
             let rest = pair.trim_ascii().strip_prefix(name.as_bytes())?;
-            said(rest.trim_ascii_start().strip_prefix(b"=")?)
+            trimmed_name(rest.trim_ascii_start().strip_prefix(b"=")?)
         })
     }
 
-    /// What a field holds, given its name with a point before what it is inside of.
+    /// The value of a field; dots in its name separate the objects around it.
     fn field(&self, name: &str) -> Option<Cow<'a, [u8]>> {
         let (body, scanner) = self.body?;
         let (outer, inner) = name.split_once('.').map_or((name, None), |(outer, inner)| (outer, Some(inner)));
-        let value = body.get(scanner.span(Field::of_key(outer.as_bytes())?)?)?;
+        let value = body.get(scanner.span(BodyField::of_key(outer.as_bytes())?)?)?;
         let Some(inner) = inner else {
-            return text(Raw { bytes: value, whole: true });
+            return text(RawValue { bytes: value, whole: true });
         };
-        let object = Cursor::new(value).object(&[inner, "user_id"]);
+        let object = JsonCursor::new(value).object(&[inner, "user_id"]);
         let own = object.get(0).ok().flatten().and_then(text);
         if own.is_some() || inner != "session_id" {
             return own;
@@ -119,15 +119,15 @@ impl<'a> Request<'a> {
     }
 }
 
-/// How a session is told: what cannot be printed is shown as `\u{fffd}`, and of a long name its beginning
-/// with a hash of all of it, so that two that begin alike are two. What has been told is told the same again.
+/// The label of a session: unprintable characters are shown as `\u{fffd}`, and a long name as its beginning
+/// with a hash of the whole name. The label of a label is the same label.
 pub fn printable(name: &[u8]) -> String {
     let mark = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     // The text of bytes is no shorter than they are, so of a long name its beginning says all that is shown.
-    let seen = name.get(..TOLD + 4).unwrap_or(name);
+    let seen = name.get(..MAX_LABEL_BYTES + 4).unwrap_or(name);
     let mut text: String = String::from_utf8_lossy(seen).chars().map(mark).collect();
-    if text.len() > TOLD {
-        let mut cut = TOLD - "~0123456789abcdef".len();
+    if text.len() > MAX_LABEL_BYTES {
+        let mut cut = MAX_LABEL_BYTES - "~0123456789abcdef".len();
         while !text.is_char_boundary(cut) {
             cut -= 1;
         }
@@ -138,13 +138,13 @@ pub fn printable(name: &[u8]) -> String {
 }
 
 /// A name without the white space around it, if it is one.
-fn said(name: &[u8]) -> Option<&[u8]> {
+fn trimmed_name(name: &[u8]) -> Option<&[u8]> {
     let name = name.trim_ascii();
     (!name.is_empty()).then_some(name)
 }
 
-/// What a string or a number says.
-fn text(raw: Raw<'_>) -> Option<Cow<'_, [u8]>> {
+/// The text of a string or a number.
+fn text(raw: RawValue<'_>) -> Option<Cow<'_, [u8]>> {
     if !raw.whole {
         return None;
     }
@@ -153,20 +153,20 @@ fn text(raw: Raw<'_>) -> Option<Cow<'_, [u8]>> {
         return is_number.then_some(Cow::Borrowed(raw.bytes));
     };
     if memchr::memchr(b'\\', string).is_none() {
-        return said(string).map(Cow::Borrowed);
+        return trimmed_name(string).map(Cow::Borrowed);
     }
-    said(unescape(string).as_bytes()).map(|name| Cow::Owned(name.to_vec()))
+    trimmed_name(unescape(string).as_bytes()).map(|name| Cow::Owned(name.to_vec()))
 }
 
-/// The session in what Claude Code calls a user: `user_…_account_…_session_{uuid}`, or an object as text.
+/// The session in Claude Code's `user_id`: `user_…_account_…_session_{uuid}`, or an object as text.
 fn claude_code(user: &[u8]) -> Option<Vec<u8>> {
     const MARK: &[u8] = b"_session_";
     if user.first() == Some(&b'{') {
-        let object = Cursor::new(user).object(&["session_id"]);
+        let object = JsonCursor::new(user).object(&["session_id"]);
         return text(object.get(0).ok().flatten()?).map(Cow::into_owned);
     }
     let at = memchr::memmem::rfind(user, MARK)?;
-    said(&user[at + MARK.len()..]).map(<[u8]>::to_vec)
+    trimmed_name(&user[at + MARK.len()..]).map(<[u8]>::to_vec)
 }
 
 #[cfg(test)]
@@ -190,11 +190,13 @@ mod tests {
         let mut scanner = Scanner::new();
         scanner.scan(body.as_bytes());
         let body = Some((body.as_bytes(), &scanner));
-        Request { path, headers, body, model }.session(&SessionConfig::default()).map(|(session, _)| session)
+        SessionLookup { path, headers, body, model }
+            .session(&SessionConfig::default())
+            .map(|(session, _)| session)
     }
 
     /// The session of a name.
-    fn named(name: &str, source: Source) -> Option<Session> {
+    fn named(name: &str, source: SessionOrigin) -> Option<Session> {
         find(Some(name), &HeaderMap::new(), "", "m").map(|session| Session { source, ..session })
     }
 
@@ -214,19 +216,19 @@ mod tests {
         };
         let cookie = headers(&[("cookie", "vllm_lb_session=c")]);
         for (path, headers, body, name, source) in [
-            (Some("p"), &all, body, "p", Source::Path),
-            (Some(""), &all, body, "h1", Source::Header),
-            (None, &without("x-session-id"), body, "h2", Source::Header),
-            (None, &cookie, body, "b", Source::Body),
-            (None, &cookie, r#"{"user":"u"}"#, "u", Source::Body),
-            (None, &cookie, "{}", "c", Source::Cookie),
+            (Some("p"), &all, body, "p", SessionOrigin::Path),
+            (Some(""), &all, body, "h1", SessionOrigin::Header),
+            (None, &without("x-session-id"), body, "h2", SessionOrigin::Header),
+            (None, &cookie, body, "b", SessionOrigin::Body),
+            (None, &cookie, r#"{"user":"u"}"#, "u", SessionOrigin::Body),
+            (None, &cookie, "{}", "c", SessionOrigin::Cookie),
         ] {
             let expected = named(name, source);
             assert!(expected.is_some());
             assert_eq!(find(path, headers, body, "m"), expected, "{path:?} {headers:?} {body}");
         }
         assert_eq!(find(None, &HeaderMap::new(), "{}", "m"), None);
-        let no_body = Request { path: None, headers: &HeaderMap::new(), body: None, model: "m" };
+        let no_body = SessionLookup { path: None, headers: &HeaderMap::new(), body: None, model: "m" };
         assert_eq!(no_body.session(&SessionConfig::default()), None);
     }
 
@@ -236,15 +238,24 @@ mod tests {
         let mut scanner = Scanner::new();
         let body = br#"{"session_id":"b","metadata":{"chat":"m"}}"#;
         scanner.scan(body);
-        let request = Request { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
+        let request =
+            SessionLookup { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
         let nothing =
             SessionConfig { headers: vec![], body: vec![], cookie: None, ..SessionConfig::default() };
         assert_eq!(request.session(&nothing), None);
         let session = |sessions: &SessionConfig| request.session(sessions).map(|(session, _)| session);
         for (sessions, name, source) in [
-            (SessionConfig { headers: vec!["x-mine".into()], ..nothing.clone() }, "mine", Source::Header),
-            (SessionConfig { body: vec!["metadata.chat".into()], ..nothing.clone() }, "m", Source::Body),
-            (SessionConfig { cookie: Some("sid".into()), ..nothing.clone() }, "c", Source::Cookie),
+            (
+                SessionConfig { headers: vec!["x-mine".into()], ..nothing.clone() },
+                "mine",
+                SessionOrigin::Header,
+            ),
+            (
+                SessionConfig { body: vec!["metadata.chat".into()], ..nothing.clone() },
+                "m",
+                SessionOrigin::Body,
+            ),
+            (SessionConfig { cookie: Some("sid".into()), ..nothing.clone() }, "c", SessionOrigin::Cookie),
         ] {
             assert_eq!(session(&sessions), named(name, source), "{sessions:?}");
         }
@@ -253,7 +264,7 @@ mod tests {
     #[test]
     fn a_session_is_told_as_it_is_written_as_far_as_it_can_be_printed() {
         let headers = headers(&[("x-session-id", " sess-1 ")]);
-        let request = Request { path: None, headers: &headers, body: None, model: "m" };
+        let request = SessionLookup { path: None, headers: &headers, body: None, model: "m" };
         assert_eq!(request.session(&SessionConfig::default()).unwrap().1, "sess-1");
         for (name, told) in [
             (&b"a b/\xc3\xa9"[..], "a b/\u{e9}"),
@@ -264,7 +275,7 @@ mod tests {
         }
         let long = "\u{e9}".repeat(100);
         assert_ne!(printable(format!("{long}1").as_bytes()), printable(format!("{long}2").as_bytes()));
-        assert_eq!(printable("x".repeat(TOLD).as_bytes()), "x".repeat(TOLD));
+        assert_eq!(printable("x".repeat(MAX_LABEL_BYTES).as_bytes()), "x".repeat(MAX_LABEL_BYTES));
     }
 
     #[test]
@@ -296,7 +307,7 @@ mod tests {
             (r#""metadata":{"user_id":"{\"session_id\":"}"#, None),
             (r#""messages":[{"session_id":"no"}]"#, None),
         ] {
-            let expected = name.and_then(|name| named(name, Source::Body));
+            let expected = name.and_then(|name| named(name, SessionOrigin::Body));
             assert_eq!(in_body(fields), expected, "{fields}");
         }
     }
@@ -321,11 +332,11 @@ mod tests {
             ("vllm_lb_session", None),
             (";;=", None),
         ] {
-            let expected = name.and_then(|name| named(name, Source::Cookie));
+            let expected = name.and_then(|name| named(name, SessionOrigin::Cookie));
             assert_eq!(find(None, &headers(&[("cookie", line)]), "{}", "m"), expected, "{line}");
         }
         let two = headers(&[("cookie", "a=1"), ("cookie", "vllm_lb_session=a")]);
-        assert_eq!(find(None, &two, "{}", "m"), named("a", Source::Cookie));
+        assert_eq!(find(None, &two, "{}", "m"), named("a", SessionOrigin::Cookie));
     }
 
     #[test]
@@ -334,14 +345,18 @@ mod tests {
         assert_ne!(find(Some("a"), &none, "", "m"), find(Some("a"), &none, "", "n"));
         let long = "x".repeat(1 << 20);
         let longer = format!("{long}y");
-        assert_ne!(named(&long, Source::Path), named(&longer, Source::Path));
-        assert_eq!(named("a", Source::Path).unwrap().key, 9_143_808_475_024_823_649, "balancers must agree");
+        assert_ne!(named(&long, SessionOrigin::Path), named(&longer, SessionOrigin::Path));
+        assert_eq!(
+            named("a", SessionOrigin::Path).unwrap().key,
+            9_143_808_475_024_823_649,
+            "balancers must agree"
+        );
     }
 
     proptest! {
         #[test]
         fn a_name_is_the_same_session_wherever_it_stands(name in "[a-zA-Z0-9_:/-]{1,40}") {
-            let key = named(&name, Source::Path).unwrap().key;
+            let key = named(&name, SessionOrigin::Path).unwrap().key;
             let body = serde_json::json!({"prompt_cache_key": name}).to_string();
             for session in [
                 find(None, &headers(&[("x-session-id", &name)]), "{}", "m"),
@@ -355,7 +370,7 @@ mod tests {
         #[test]
         fn what_is_told_is_short_and_told_the_same_again(name in any::<Vec<u8>>(), times in 1..40_usize) {
             let told = printable(&name.repeat(times));
-            prop_assert!(told.len() <= TOLD && !told.contains(char::is_control));
+            prop_assert!(told.len() <= MAX_LABEL_BYTES && !told.contains(char::is_control));
             prop_assert_eq!(printable(told.as_bytes()), told);
         }
 
@@ -367,7 +382,8 @@ mod tests {
                 scanner.scan(body);
                 let body = Some((body, &scanner));
                 let headers = HeaderMap::new();
-                Request { path: None, headers: &headers, body, model: "" }.session(&SessionConfig::default());
+                let lookup = SessionLookup { path: None, headers: &headers, body, model: "" };
+                lookup.session(&SessionConfig::default());
             }
         }
     }

@@ -23,7 +23,7 @@ const MAX_RAW_PER_BYTE: usize = 6;
 
 /// What a request says about its model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Model<'a> {
+pub enum ModelField<'a> {
     /// Missing, null or empty: vLLM then takes its own model.
     #[default]
     Absent,
@@ -33,16 +33,20 @@ pub enum Model<'a> {
     NotAString,
 }
 
-impl<'a> Model<'a> {
+impl<'a> ModelField<'a> {
     /// The empty name means the same as no name. What is too long for a name is cut.
     pub fn named(name: Cow<'a, str>) -> Self {
-        if name.is_empty() { Model::Absent } else { Model::Named(shortened(name, MAX_MODEL_NAME_BYTES)) }
+        if name.is_empty() {
+            ModelField::Absent
+        } else {
+            ModelField::Named(shortened(name, MAX_MODEL_NAME_BYTES))
+        }
     }
 
     pub fn name(&self) -> Option<&str> {
         match self {
-            Model::Named(name) => Some(name),
-            Model::Absent | Model::NotAString => None,
+            ModelField::Named(name) => Some(name),
+            ModelField::Absent | ModelField::NotAString => None,
         }
     }
 }
@@ -199,9 +203,9 @@ mod tests {
     #[test]
     fn a_long_name_is_cut_and_is_no_short_one() {
         let longest = "x".repeat(MAX_MODEL_NAME_BYTES);
-        assert_eq!(Model::named(longest.as_str().into()).name(), Some(longest.as_str()));
+        assert_eq!(ModelField::named(longest.as_str().into()).name(), Some(longest.as_str()));
         for long in [longest.clone() + "y", "é".repeat(3000), "x".repeat(1 << 20), "😀".repeat(1100)] {
-            let model = Model::named(long.as_str().into());
+            let model = ModelField::named(long.as_str().into());
             let name = model.name().unwrap();
             assert!(name.len() > MAX_MODEL_NAME_BYTES && name.len() <= MAX_MODEL_NAME_BYTES + CUT_MARK.len());
             let begin = name.strip_suffix(CUT_MARK).unwrap();

@@ -20,61 +20,61 @@ use pingora::http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
-use super::exchange::Stop;
+use super::exchange::RequestEnd;
 use super::headers;
 use super::intake::watched;
 use super::prompt_work::Placement;
-use super::request::{ClientRequest, Scope};
-use super::watch::Watch;
+use super::request::{ClientRequest, RequestScope};
+use super::watch::RequestWatch;
 use crate::fleet::Sign;
 use crate::reject::Reject;
-use crate::reply::judge::{Judge, Verdict};
+use crate::reply::judge::{AnswerJudge, AnswerVerdict};
 use crate::retry::{AttemptFailure, EndReason};
-use crate::route::answer::{WHOLE, overflow};
+use crate::route::answer::{MAX_WHOLE_ANSWER_BYTES, overflow};
 use connection::UpstreamConnection;
 
 /// How long an answer that is no stream is held while its beginning does not tell what it is: an upstream
 /// that stalls in the middle of it must not hold its head back.
-const MAX_HELD_BACK: Duration = Duration::from_secs(1);
+const MAX_HOLD_TIME: Duration = Duration::from_secs(1);
 
 /// Heads of informational answers that are passed over before one answer.
 const MAX_INFORMATIONAL: u32 = 16;
 
 /// A pooled connection that ends within this time of its use had ended before.
-const STALE_WITHIN: Duration = Duration::from_secs(1);
+const STALE_DETECTION_TIME: Duration = Duration::from_secs(1);
 
 /// An upstream's answer, of which nothing has gone to the client.
 pub struct UpstreamAnswer {
     pub connection: UpstreamConnection,
     pub status: u16,
     /// What was read of its body.
-    pub begun: Vec<u8>,
+    pub beginning: Vec<u8>,
     /// The body has ended.
     pub over: bool,
     /// The code of an error that it begins with, whatever its status.
     pub error_code: Option<u16>,
-    /// What it says about its upstream, where the client gets it nevertheless.
+    /// The upstream's failure that it shows, where the client gets it nevertheless.
     pub failure: Option<AttemptFailure>,
 }
 
-/// How an attempt ends that brings no answer for the client.
+/// The end of an attempt without an answer for the client.
 pub enum AttemptError {
     /// The attempt failed; with the answer that may go to the client if no other attempt follows.
     Failed(AttemptFailure, Option<Box<UpstreamAnswer>>),
     /// The request is over.
-    Stopped(Stop),
+    Stopped(RequestEnd),
 }
 
 /// An attempt that the watch has ended.
 fn ended(reason: EndReason) -> AttemptError {
     match reason {
-        EndReason::SlowUpload => Stop::from(Reject::Slow).into(),
+        EndReason::SlowUpload => RequestEnd::from(Reject::Slow).into(),
         reason => AttemptFailure::Ended(reason).into(),
     }
 }
 
-impl From<Stop> for AttemptError {
-    fn from(stop: Stop) -> Self {
+impl From<RequestEnd> for AttemptError {
+    fn from(stop: RequestEnd) -> Self {
         AttemptError::Stopped(stop)
     }
 }
@@ -87,24 +87,24 @@ impl From<AttemptFailure> for AttemptError {
 
 /// Tries the request on the upstream of its placement. `stale`: an attempt before has met a stale connection.
 pub async fn attempt(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
-    watch: &mut Watch,
+    watch: &mut RequestWatch,
     stale: bool,
 ) -> Result<Box<UpstreamAnswer>, AttemptError> {
     let mut connection = connect(scope, client, request, placement, watch, stale).await?;
     watch.begin_attempt(placement.upstream().id);
     let head = headers::towards_upstream(scope, client, request, placement.upstream());
-    let head = head.map_err(|_| Stop::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
+    let head = head.map_err(|_| RequestEnd::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
     let sent = connection.send_head(&head).await;
-    sent.map_err(|_| Stop::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
+    sent.map_err(|_| RequestEnd::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
     connection.send_held(scope, request, placement);
-    watch.sends_by(connection.outgoing().clone());
+    watch.set_outgoing(connection.outgoing().clone());
     let status = match await_head(scope, client, request, placement, &mut connection, watch).await {
         Err(AttemptError::Failed(AttemptFailure::Reset, _))
-            if connection.may_be_stale() && watch.since_sent() < STALE_WITHIN =>
+            if connection.may_be_stale() && watch.since_sent() < STALE_DETECTION_TIME =>
         {
             scope.shared.pool.forget(placement.upstream());
             return Err(AttemptFailure::Stale.into());
@@ -131,11 +131,11 @@ pub async fn attempt(
 /// A connection to the upstream, while the client is watched. `fresh`: a new one, since a pooled one had
 /// ended before.
 async fn connect(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &Placement,
-    watch: &mut Watch,
+    watch: &mut RequestWatch,
     fresh: bool,
 ) -> Result<UpstreamConnection, AttemptError> {
     let (upstream, pool) = (placement.upstream(), &scope.shared.pool);
@@ -158,12 +158,12 @@ async fn connect(
 
 /// Waits for the answer's head while the rest of the body is sent. Returns its status.
 async fn await_head(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
     connection: &mut UpstreamConnection,
-    watch: &mut Watch,
+    watch: &mut RequestWatch,
 ) -> Result<u16, AttemptError> {
     let mut informational = 0;
     let room = connection.outgoing().clone();
@@ -194,9 +194,9 @@ async fn await_head(
     }
 }
 
-/// What an answer's head tells the fleet of its upstream. A failure is told by the exchange, which knows
-/// whether another upstream fails alike.
-fn judge_head(scope: &Scope<'_>, placement: &Placement, head: &ResponseHeader) {
+/// Reports an answer's head to the fleet. The exchange reports failures, since it knows whether another
+/// upstream fails alike.
+fn judge_head(scope: &RequestScope<'_>, placement: &Placement, head: &ResponseHeader) {
     let (fleet, upstream) = (&scope.shared.fleet, placement.upstream());
     match head.status.as_u16() {
         429 | 503 => fleet.busy(upstream, retry_after(head)),
@@ -205,7 +205,7 @@ fn judge_head(scope: &Scope<'_>, placement: &Placement, head: &ResponseHeader) {
     }
 }
 
-/// How long the upstream asks to be left alone, if it does.
+/// The upstream's `retry-after`, if it sends one.
 fn retry_after(head: &ResponseHeader) -> Option<Duration> {
     let value = head.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
     value.trim().parse().ok().map(Duration::from_secs)
@@ -214,22 +214,22 @@ fn retry_after(head: &ResponseHeader) -> Option<Duration> {
 /// Reads the beginning of an answer until it is known to be the client's. Returns the failure that another
 /// attempt may follow.
 async fn judge_beginning(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
     answer: &mut UpstreamAnswer,
-    watch: &mut Watch,
+    watch: &mut RequestWatch,
 ) -> Result<Option<AttemptFailure>, AttemptError> {
     let text = |name| answer.head().headers.get(name).and_then(|value| value.to_str().ok());
     let kind = text(CONTENT_TYPE);
     let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
-    let mut judge = Judge::new(answer.status, kind, headers::length(&answer.head().headers));
+    let mut judge = AnswerJudge::new(answer.status, kind, headers::length(&answer.head().headers));
     // From the first byte of the body: a head alone says nothing, and another attempt can follow it.
     let mut held_until = None;
     let edits = request.edits.as_ref();
     let may_overflow = edits.is_some_and(|edits| edits.may_overflow(answer.head()));
-    // What makes it too large is told in its place, while no head has gone out.
+    // An answer above the limit is replaced by an error, while no head has been sent.
     let holds = edits.is_some_and(|edits| edits.holds(answer.head()));
     let room = answer.connection.outgoing().clone();
     loop {
@@ -252,25 +252,29 @@ async fn judge_beginning(
                 let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
                 let verdict = judge.feed(piece, end);
                 // A prelude is no beginning: an engine sends it before it reads the prompt.
-                if verdict != Verdict::Wait {
-                    watch.moved();
+                if verdict != AnswerVerdict::Wait {
+                    watch.record_answer_piece();
                 }
-                answer.begun.extend_from_slice(piece);
+                answer.beginning.extend_from_slice(piece);
                 answer.over = end;
                 if !piece.is_empty() {
-                    held_until.get_or_insert_with(|| Instant::now() + MAX_HELD_BACK);
+                    held_until.get_or_insert_with(|| Instant::now() + MAX_HOLD_TIME);
                 }
                 verdict
             }
         };
-        let may_overflow = may_overflow && !answer.over && answer.begun.len() <= overflow::MOST;
-        let holds = holds && verdict == Verdict::Accept && !answer.over && answer.begun.len() <= WHOLE;
-        if verdict == Verdict::Wait || may_overflow || holds {
+        let may_overflow =
+            may_overflow && !answer.over && answer.beginning.len() <= overflow::MAX_OVERFLOW_ERROR_BYTES;
+        let holds = holds
+            && verdict == AnswerVerdict::Accept
+            && !answer.over
+            && answer.beginning.len() <= MAX_WHOLE_ANSWER_BYTES;
+        if verdict == AnswerVerdict::Wait || may_overflow || holds {
             continue;
         }
         let failure = failure_of(verdict, request, answer);
         if failure.is_none() {
-            answer.read_what_is_there()?;
+            answer.read_available()?;
         }
         return Ok(failure);
     }
@@ -284,28 +288,28 @@ async fn wait_until(deadline: Option<Instant>) {
     }
 }
 
-/// What a verdict means for the attempt; the code of an error that the answer begins with is put down.
+/// The failure of the attempt by the verdict; stores the code of an error that the answer begins with.
 fn failure_of(
-    verdict: Verdict,
+    verdict: AnswerVerdict,
     request: &ClientRequest,
     answer: &mut UpstreamAnswer,
 ) -> Option<AttemptFailure> {
     answer.error_code = match verdict {
         // No code is one of success.
-        Verdict::Failed(code) => Some(code.max(400)),
-        Verdict::Leaving => Some(503),
-        Verdict::EngineDead => Some(500),
-        Verdict::Wait | Verdict::Accept | Verdict::Aborted => None,
+        AnswerVerdict::Failed(code) => Some(code.max(400)),
+        AnswerVerdict::Leaving => Some(503),
+        AnswerVerdict::EngineDead => Some(500),
+        AnswerVerdict::Wait | AnswerVerdict::Accept | AnswerVerdict::Aborted => None,
     };
     match verdict {
-        Verdict::Wait | Verdict::Accept => None,
+        AnswerVerdict::Wait | AnswerVerdict::Accept => None,
         // A stored answer that its client cancelled looks the same.
-        Verdict::Aborted if request.only.is_some() => None,
-        Verdict::Aborted => Some(AttemptFailure::Aborted),
-        Verdict::Leaving => Some(AttemptFailure::Leaving),
-        Verdict::EngineDead => Some(AttemptFailure::EngineDead),
-        Verdict::Failed(code) if code < 500 => None,
-        Verdict::Failed(_) => Some(AttemptFailure::EngineError),
+        AnswerVerdict::Aborted if request.only.is_some() => None,
+        AnswerVerdict::Aborted => Some(AttemptFailure::Aborted),
+        AnswerVerdict::Leaving => Some(AttemptFailure::Leaving),
+        AnswerVerdict::EngineDead => Some(AttemptFailure::EngineDead),
+        AnswerVerdict::Failed(code) if code < 500 => None,
+        AnswerVerdict::Failed(_) => Some(AttemptFailure::EngineError),
     }
 }
 
@@ -314,7 +318,7 @@ fn failure_of(
 impl UpstreamAnswer {
     /// Reads on without a wait. An engine that dies right behind its first event fails here, while another
     /// attempt can follow.
-    fn read_what_is_there(&mut self) -> Result<(), AttemptFailure> {
+    fn read_available(&mut self) -> Result<(), AttemptFailure> {
         if self.over {
             return Ok(());
         }
@@ -322,13 +326,20 @@ impl UpstreamAnswer {
             None => {}
             Some(Err(_)) => return Err(AttemptFailure::Reset),
             Some(Ok(None)) => self.over = true,
-            Some(Ok(Some(piece))) => self.begun.extend_from_slice(piece),
+            Some(Ok(Some(piece))) => self.beginning.extend_from_slice(piece),
         }
         Ok(())
     }
 
     fn new(connection: UpstreamConnection, status: u16) -> Self {
-        UpstreamAnswer { connection, status, begun: Vec::new(), over: false, error_code: None, failure: None }
+        UpstreamAnswer {
+            connection,
+            status,
+            beginning: Vec::new(),
+            over: false,
+            error_code: None,
+            failure: None,
+        }
     }
 
     pub fn head(&self) -> &ResponseHeader {

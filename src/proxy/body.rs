@@ -9,7 +9,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::body_tail::BodyTail;
-use super::memory::Reservation;
+use super::memory::MemoryReservation;
 use crate::reject::Reject;
 
 /// The least that a growing body reserves at a time.
@@ -24,7 +24,7 @@ enum HeldBytes {
     Nothing,
     Piece(Bytes),
     Many(BytesMut),
-    /// Something that was read is held no more.
+    /// Some of the read bytes are no longer held.
     Released,
 }
 
@@ -39,7 +39,7 @@ pub struct BodyInsertion {
 /// See the module.
 pub struct RequestBody {
     held: HeldBytes,
-    reservation: Reservation,
+    reservation: MemoryReservation,
     /// The largest body that is held.
     max_held: u64,
     /// The length that the head declares.
@@ -49,7 +49,7 @@ pub struct RequestBody {
     /// What every upstream gets in the body.
     insertion: Option<BodyInsertion>,
     /// What waits for the upstream behind the held part, while it does.
-    waiting: Option<Reservation>,
+    waiting: Option<MemoryReservation>,
     /// Reads what streams past, where the route was found by what the peeked part says.
     tail: Option<Box<BodyTail>>,
 }
@@ -84,7 +84,7 @@ impl HeldBytes {
 // === impl RequestBody ===
 
 impl RequestBody {
-    pub fn new(reservation: Reservation, max_held: u64, declared: Option<u64>) -> Self {
+    pub fn new(reservation: MemoryReservation, max_held: u64, declared: Option<u64>) -> Self {
         RequestBody {
             held: HeldBytes::Nothing,
             reservation,
@@ -98,7 +98,7 @@ impl RequestBody {
     }
 
     /// The body of a request that has none.
-    pub fn empty(reservation: Reservation) -> Self {
+    pub fn empty(reservation: MemoryReservation) -> Self {
         RequestBody { complete: true, ..RequestBody::new(reservation, 0, Some(0)) }
     }
 
@@ -144,8 +144,8 @@ impl RequestBody {
         true
     }
 
-    /// Room behind the held bytes for `more`, which have come, and are reserved; `None` when there is none.
-    pub fn room(&mut self, more: usize) -> Option<&mut BytesMut> {
+    /// The buffer with room for `more` received bytes, which are reserved; `None` when there is no memory.
+    pub fn buffer_for(&mut self, more: usize) -> Option<&mut BytesMut> {
         if !matches!(&self.held, HeldBytes::Many(bytes) if bytes.capacity() - bytes.len() >= more) {
             if !self.reserve(self.len() + more as u64) {
                 return None;
@@ -172,7 +172,7 @@ impl RequestBody {
 
     /// Reserves for what waits for the upstream. False when there is no room for it.
     pub fn reserve_waiting(&mut self, bytes: usize) -> bool {
-        let waiting = self.waiting.get_or_insert_with(|| self.reservation.beside());
+        let waiting = self.waiting.get_or_insert_with(|| self.reservation.reservation_beside());
         waiting.grow_to(bytes as u64)
     }
 
@@ -208,8 +208,8 @@ impl RequestBody {
     }
 
     /// A reservation of nothing yet, for what is made of the body.
-    pub fn reservation_beside(&self) -> Reservation {
-        self.reservation.beside()
+    pub fn reservation_beside(&self) -> MemoryReservation {
+        self.reservation.reservation_beside()
     }
 
     /// Puts an edited body in the place of the one that came. False when there is no room for it.
@@ -252,7 +252,7 @@ impl RequestBody {
         pieces
     }
 
-    /// What an attempt begins with.
+    /// The held bytes, for the beginning of an attempt.
     pub fn replay(&mut self) -> Bytes {
         match std::mem::replace(&mut self.held, HeldBytes::Nothing) {
             HeldBytes::Nothing => Bytes::new(),
@@ -272,12 +272,13 @@ impl RequestBody {
         }
     }
 
-    /// No attempt can follow. The reservation stays: bytes on their way to the upstream are still held there.
-    pub fn let_go(&mut self) {
+    /// Drops the held bytes, since no attempt can follow. The reservation stays: bytes in the send queue are
+    /// still held.
+    pub fn stop_holding(&mut self) {
         self.held = HeldBytes::Released;
     }
 
-    /// No attempt can follow: the bytes and their reservation go.
+    /// Drops the held bytes and their reservation, since no attempt can follow.
     pub fn release(&mut self) {
         self.held = HeldBytes::Released;
         self.reservation.release();
@@ -287,11 +288,11 @@ impl RequestBody {
 
 #[cfg(test)]
 mod tests {
-    use super::super::memory::Memory;
+    use super::super::memory::PeekMemory;
     use super::*;
 
     fn body(memory: u64, max_held: u64) -> RequestBody {
-        let mut body = RequestBody::new(Memory::new(memory).reservation(), max_held, None);
+        let mut body = RequestBody::new(PeekMemory::new(memory).reservation(), max_held, None);
         assert!(body.hold(Bytes::from_static(b"peek")));
         body
     }
@@ -353,10 +354,10 @@ mod tests {
 
     #[test]
     fn room_is_reserved_for_what_came() {
-        let memory = Memory::new(400 << 10);
+        let memory = PeekMemory::new(400 << 10);
         let mut body = RequestBody::new(memory.reservation(), 1 << 20, Some(300 << 10));
         let take = |body: &mut RequestBody, more: usize| {
-            body.room(more).unwrap().extend_from_slice(&vec![b'x'; more]);
+            body.buffer_for(more).unwrap().extend_from_slice(&vec![b'x'; more]);
             (body.len(), body.reservation.bytes())
         };
         assert_eq!(take(&mut body, 1), (1, 1 << 10));
@@ -365,18 +366,18 @@ mod tests {
         assert_eq!(take(&mut body, 61_536), (64 << 10, 256 << 10));
         assert_eq!(take(&mut body, 200 << 10), (264 << 10, 300 << 10), "no more than is declared");
         assert_eq!(body.replay().len(), 264 << 10);
-        assert!(body.room(1).unwrap().len() == 264 << 10, "what was sent is still held");
+        assert!(body.buffer_for(1).unwrap().len() == 264 << 10, "what was sent is still held");
 
         let mut other = RequestBody::new(memory.reservation(), 1 << 20, Some(300 << 10));
-        assert!(other.room(101 << 10).is_none(), "the memory is in use");
+        assert!(other.buffer_for(101 << 10).is_none(), "the memory is in use");
         body.release();
-        assert!(other.room(101 << 10).is_some());
+        assert!(other.buffer_for(101 << 10).is_some());
     }
 
     /// One byte reserved 64 KiB of `peek.memory`: 32,768 idle uploads used all of 2 GiB up.
     #[test]
     fn a_small_body_reserves_little() {
-        let memory = Memory::new(1 << 20);
+        let memory = PeekMemory::new(1 << 20);
         let mut bodies = Vec::new();
         for _ in 0..1000 {
             let mut body = RequestBody::new(memory.reservation(), 1 << 20, None);

@@ -1,10 +1,10 @@
-//! The part of a body that streams past: read where a route was found by the model that the part before it
+//! Reads the part of a body behind the peek, where the route was found by the model that the peeked part
 //! names.
 //!
-//! Engines take the last of two models. A second one would walk around the first one's route, so that a body
-//! which has one is refused before it is whole: no engine can have answered it.
+//! Engines use the last of two models. A second one would bypass the route of the first, so that such a body
+//! is rejected before it is complete: no engine can have answered it.
 //!
-//! Never: a byte that is held beyond what the next piece is read with.
+//! Never: hold more than the parser's carry-over between two pieces.
 
 use crate::prompt::multipart::FormTail;
 use crate::prompt::scan::DocumentTail;

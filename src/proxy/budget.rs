@@ -1,40 +1,39 @@
-//! The retry budget: tries beyond the first may be no more than a share of the requests, so that an
-//! outage is not answered with a storm.
+//! The retry budget: limits retries to a share of the requests, so that an outage causes no retry storm.
 //!
-//! A bucket of tokens in thousandths: each request puts in the `budget` that holds for it, its route's or the
-//! general one, and each further try takes a whole one. There is one bucket for all, so that tries never are
-//! more than what was put in, however many routes there are. It never holds more than a small reserve, which
-//! lets a quiet balancer try again at once.
+//! A bucket of tokens in thousandths: each request adds its `budget`, of its route or the general one, and
+//! each retry takes a whole token. All routes share one bucket, so that retries never exceed the sum of the
+//! shares. The bucket holds at most a small reserve, which lets a quiet balancer retry at once.
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
-/// A try costs this much.
-const WHOLE: i64 = 1000;
+/// The cost of one retry.
+const UNITS_PER_ATTEMPT: i64 = 1000;
 
-/// Tries that are free at any time, and the most that a calm saves up.
-const RESERVE: i64 = 100 * WHOLE;
+/// The size of the bucket: the most retries that quiet times save up.
+const RESERVE_UNITS: i64 = 100 * UNITS_PER_ATTEMPT;
 
-pub struct Budget {
+pub struct RetryBudget {
     tokens: AtomicI64,
 }
 
-impl Budget {
+impl RetryBudget {
     pub fn new() -> Self {
-        Budget { tokens: AtomicI64::new(RESERVE) }
+        RetryBudget { tokens: AtomicI64::new(RESERVE_UNITS) }
     }
 
-    /// A request came in that puts in this share; the configuration keeps it between 0 and 10.
+    /// Adds the share of one request; the configuration keeps it between 0 and 10.
     pub fn request(&self, share: f64) {
-        let share = (share * WHOLE as f64) as i64;
-        let add = |tokens: i64| (tokens < RESERVE).then(|| (tokens + share).min(RESERVE));
-        // A full bucket stays as it is, which is no failure.
+        let share = (share * UNITS_PER_ATTEMPT as f64) as i64;
+        let add = |tokens: i64| (tokens < RESERVE_UNITS).then(|| (tokens + share).min(RESERVE_UNITS));
+        // A full bucket stays full.
         let _ = self.tokens.fetch_update(Relaxed, Relaxed, add);
     }
 
-    /// Whether a request that put in this share may make one more try; it is paid for if so.
+    /// Takes the cost of one retry for a request with this share. False when the bucket has too little.
     pub fn take(&self, share: f64) -> bool {
-        // No share is no tries at all.
-        let pay = |tokens: i64| (share > 0.0 && tokens >= WHOLE).then_some(tokens - WHOLE);
+        // A share of 0 disables retries.
+        let pay =
+            |tokens: i64| (share > 0.0 && tokens >= UNITS_PER_ATTEMPT).then_some(tokens - UNITS_PER_ATTEMPT);
         self.tokens.fetch_update(Relaxed, Relaxed, pay).is_ok()
     }
 }
@@ -45,7 +44,7 @@ mod tests {
 
     #[test]
     fn tries_are_a_share_of_requests_once_the_reserve_is_gone() {
-        let budget = Budget::new();
+        let budget = RetryBudget::new();
         let free = (0..1000).filter(|_| budget.take(0.2)).count();
         assert_eq!(free, 100);
         let mut tries = 0;
@@ -58,14 +57,14 @@ mod tests {
 
     #[test]
     fn a_calm_saves_up_no_more_than_the_reserve() {
-        let budget = Budget::new();
+        let budget = RetryBudget::new();
         (0..100_000).for_each(|_| budget.request(1.0));
         assert_eq!((0..1000).filter(|_| budget.take(1.0)).count(), 100);
     }
 
     #[test]
     fn no_share_is_no_tries() {
-        let budget = Budget::new();
+        let budget = RetryBudget::new();
         (0..1000).for_each(|_| budget.request(0.0));
         assert!(!budget.take(0.0));
         assert!(budget.take(0.1), "who has a share may try all the same");

@@ -1,26 +1,26 @@
 //! Chooses an upstream for the next attempt, and takes a lease on it.
 //!
-//! While every upstream that could have the request is full, the request waits its turn; the client's
-//! disconnect ends the wait. Never: the formula (`pick`), a filter of its own (`fleet::Snapshot`).
+//! While every possible upstream is full, the request waits in the queue; the client's disconnect ends the
+//! wait. Never: compute costs (`pick`), filter upstreams (`fleet::Snapshot`).
 
 use std::time::Instant;
 
 use super::client::Client;
-use super::exchange::{Stop, Tries};
+use super::exchange::{Attempts, RequestEnd};
 use super::intake::watched;
 use super::prompt_work::{self, Placement};
-use super::request::{ClientRequest, Scope};
-use super::watch::Watch;
+use super::request::{ClientRequest, RequestScope};
+use super::watch::RequestWatch;
 use crate::fleet::{Query, QueueRefusal, QueueTurn, Routing, Snapshot};
 use crate::observe;
 use crate::observe::decisions::Decision;
-use crate::pick::{self, Seed};
+use crate::pick::{self, DrawSeed};
 use crate::reject::Reject;
 
-/// What one look for room brings.
-enum Look {
+/// The result of one check for room.
+enum RoomCheck {
     Placed(Placement),
-    /// Every upstream that may have the request is full; until then, at the latest, for the first of these.
+    /// Every possible upstream is full; `until`: when the first of them has room at the latest.
     Full {
         until: Option<Instant>,
     },
@@ -28,42 +28,42 @@ enum Look {
     Nothing(Reject),
 }
 
-/// Chooses an upstream that was not tried yet.
+/// Chooses an upstream that has not been tried.
 pub async fn choose(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-    tries: &mut Tries,
-    watch: &mut Watch,
-) -> Result<Placement, Stop> {
+    attempts: &mut Attempts,
+    watch: &mut RequestWatch,
+) -> Result<Placement, RequestEnd> {
     let fleet = &scope.shared.fleet;
-    // One wait for all attempts together.
-    let deadline = *tries.wait_until.get_or_insert_with(|| Instant::now() + scope.settings.wait);
+    // One wait limit for all attempts together.
+    let deadline = *attempts.wait_until.get_or_insert_with(|| Instant::now() + scope.settings.wait);
     let mut turn: Option<QueueTurn> = None;
     loop {
         let among = request.among(&fleet.snapshot());
-        let query = tries.query(request, scope.settings, among.as_deref());
+        let query = attempts.query(request, scope.settings, among.as_deref());
         let look = match turn {
-            None if fleet.must_wait(&query) => Look::Full { until: None },
-            _ => look(scope, request, &query, tries.made + 1),
+            None if fleet.must_wait(&query) => RoomCheck::Full { until: None },
+            _ => check_room(scope, request, &query, attempts.count + 1),
         };
         let until = match look {
-            Look::Placed(placement) => {
+            RoomCheck::Placed(placement) => {
                 turn.into_iter().for_each(QueueTurn::taken);
-                tries.begin(placement.upstream().id);
+                attempts.begin(placement.upstream().id);
                 return Ok(placement);
             }
-            Look::Nothing(reject) => return Err(tries.failed.take().unwrap_or(reject).into()),
-            Look::Full { until } => until,
+            RoomCheck::Nothing(reject) => return Err(attempts.failed.take().unwrap_or(reject).into()),
+            RoomCheck::Full { until } => until,
         };
         let model = request.model.name().map(str::to_string);
         let names = request.upstream_names().map(<[String]>::to_vec);
         let query = Query {
             model: model.as_deref(),
             tokens: request.tokens,
-            tried: &tries.tried,
-            again: tries.made > 0,
-            away: &tries.away,
+            tried: &attempts.tried,
+            again: attempts.count > 0,
+            away: &attempts.declined,
             only: request.only,
             among: among.as_deref(),
             names: names.as_deref(),
@@ -85,8 +85,13 @@ pub async fn choose(
     }
 }
 
-/// Looks for room once.
-fn look(scope: &Scope<'_>, request: &ClientRequest, query: &Query<'_>, attempt: u32) -> Look {
+/// Checks once whether an upstream has room.
+fn check_room(
+    scope: &RequestScope<'_>,
+    request: &ClientRequest,
+    query: &Query<'_>,
+    attempt: u32,
+) -> RoomCheck {
     let shared = scope.shared;
     let snapshot = shared.fleet.snapshot_owned();
     let mut candidates = Vec::with_capacity(snapshot.entries.len());
@@ -94,19 +99,19 @@ fn look(scope: &Scope<'_>, request: &ClientRequest, query: &Query<'_>, attempt: 
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
         prompt_work::weigh(scope, request, &snapshot, now, &mut candidates);
-        let seed = Seed {
+        let seed = DrawSeed {
             random: shared.random.next(),
             turn: shared.fleet.next_turn(),
             jitter: shared.state.jitter(),
         };
         let choice = match (routing, pick::pick(&candidates, &scope.settings.knobs, seed)) {
             (Routing::Candidates, Some(choice)) => choice,
-            (Routing::Full { until }, _) => return Look::Full { until },
-            (routing, _) => return Look::Nothing(no_candidate(&routing, scope, request, &snapshot)),
+            (Routing::Full { until }, _) => return RoomCheck::Full { until },
+            (routing, _) => return RoomCheck::Nothing(no_candidate(&routing, scope, request, &snapshot)),
         };
         // Another request may have taken the last place meanwhile.
         let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
-        let work = prompt_work::work(request, chosen);
+        let work = prompt_work::lease_work(request, chosen);
         let Some(lease) = snapshot.take(query, choice.index, work, now) else { continue };
         let decision = Decision {
             id: scope.id,
@@ -122,20 +127,20 @@ fn look(scope: &Scope<'_>, request: &ClientRequest, query: &Query<'_>, attempt: 
         };
         observe::chosen(&decision);
         let reason = decision.reason();
-        return Look::Placed(Placement::new(scope, request, lease, chosen, reason, now));
+        return RoomCheck::Placed(Placement::new(scope, request, lease, chosen, reason, now));
     }
 }
 
-/// Why there was nothing to choose from.
+/// The rejection where no upstream can be chosen.
 fn no_candidate(
     routing: &Routing,
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     request: &ClientRequest,
     snapshot: &Snapshot,
 ) -> Reject {
     let model = request.client_model().map(str::to_string);
     // The model that it was made for has gone meanwhile: a later request is made for the one that is there.
-    let is_late = request.edits.as_ref().is_some_and(|edits| edits.plan.is_found);
+    let is_late = request.edits.as_ref().is_some_and(|edits| edits.plan.found_model);
     match (routing, model) {
         (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
         (Routing::NoSuchModel, model) if is_late => Reject::NotReady { model },

@@ -1,9 +1,9 @@
 //! The client of one request: pingora's session with deadlines, and with what follows from a disconnect.
 //!
-//! Every write ends within `STALLED`: a client that stops reading holds no lease for ever. The client of a
-//! background job may disconnect: what would be written then is dropped, and the job goes on.
+//! Every write ends within `MAX_CLIENT_STALL`: a client that stops reading holds no lease for ever. The
+//! client of a background job may disconnect: later writes are dropped, and the job continues.
 //!
-//! Never: a byte of an answer of its own, a retry.
+//! Never: write an answer of its own, retry.
 
 use std::future::Future;
 use std::io;
@@ -20,19 +20,19 @@ use tokio::time::{sleep, timeout};
 
 use super::wire::ClientWire;
 
-/// A client that does not take what is written for so long is let go.
-pub const STALLED: Duration = Duration::from_secs(120);
+/// How long a client may leave a write unread before it is disconnected.
+pub const MAX_CLIENT_STALL: Duration = Duration::from_secs(120);
 
 /// The largest piece of a body that is read at once, where it is not read into a buffer.
-const MAX_PIECE: usize = 64 << 10;
+const MAX_PIECE_BYTES: usize = 64 << 10;
 
-/// How often a client that is not read is looked at.
-const DISCONNECT_GLANCE: Duration = Duration::from_millis(500);
+/// How often a client that is not read is checked for a disconnect.
+const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub struct Client<'s> {
     session: &'s mut ServerSession,
-    presence: Presence,
+    presence: ClientPresence,
     /// The client's disconnect does not end the request.
     background: bool,
     /// The client was permitted to send its body.
@@ -40,7 +40,7 @@ pub struct Client<'s> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Presence {
+enum ClientPresence {
     Connected,
     /// It has sent more than its request, and waits for the answer.
     Pipelining,
@@ -65,7 +65,7 @@ fn wire(session: &ServerSession) -> Option<&ClientWire> {
     }
 }
 
-fn unread(error: io::Error) -> Box<Error> {
+fn read_error(error: io::Error) -> Box<Error> {
     let kind = match error.kind() {
         io::ErrorKind::UnexpectedEof => ErrorType::ConnectionClosed,
         _ => ErrorType::ReadError,
@@ -80,12 +80,12 @@ async fn read_piece(wire: &ClientWire) -> Result<Option<Bytes>> {
         return Ok(Some(received));
     }
     loop {
-        let length = wire.received().await.map_err(unread)?.min(MAX_PIECE);
+        let length = wire.received().await.map_err(read_error)?.min(MAX_PIECE_BYTES);
         if length == 0 {
             return Ok(None);
         }
         let mut piece = BytesMut::with_capacity(length);
-        if wire.try_read_body(&mut piece, length).map_err(unread)? > 0 {
+        if wire.try_read_body(&mut piece, length).map_err(read_error)? > 0 {
             return Ok(Some(piece.freeze()));
         }
     }
@@ -106,7 +106,7 @@ impl<'s> Client<'s> {
             // A number is a value of a field.
             let _ = session.req_header_mut().insert_header(CONTENT_LENGTH, length);
         }
-        Client { session, presence: Presence::Connected, background: false, permitted: false }
+        Client { session, presence: ClientPresence::Connected, background: false, permitted: false }
     }
 
     fn wire(&self) -> Option<&ClientWire> {
@@ -169,7 +169,7 @@ impl<'s> Client<'s> {
 
     /// The client has left an answer unread: what was written of it must not look whole.
     pub fn is_gone(&self) -> bool {
-        self.presence == Presence::Gone
+        self.presence == ClientPresence::Gone
     }
 
     /// Waits for the client's bytes without a limit of the session's own: the caller has a watch.
@@ -189,7 +189,7 @@ impl<'s> Client<'s> {
         self.headers().contains_key(TRANSFER_ENCODING) && !self.session.is_body_done()
     }
 
-    /// Lets go of the request's fields, which nothing reads behind the answer's head.
+    /// Frees the request's fields, which are not read after the answer's head.
     pub fn forget_fields(&mut self) {
         let head = self.session.req_header();
         // What was parsed once can be parsed again.
@@ -224,7 +224,7 @@ impl<'s> Client<'s> {
 
     /// Whether the client has sent more than is read, or may do so.
     pub fn sends_more(&mut self) -> bool {
-        self.presence == Presence::Pipelining || self.may_omit_body()
+        self.presence == ClientPresence::Pipelining || self.may_omit_body()
     }
 
     /// Reads the next piece of the body. The caller has a deadline.
@@ -245,7 +245,7 @@ impl<'s> Client<'s> {
     /// caller has a deadline.
     pub async fn received(&mut self) -> Result<usize> {
         match self.sized() {
-            Some(wire) => wire.received().await.map_err(unread),
+            Some(wire) => wire.received().await.map_err(read_error),
             None => Ok(0),
         }
     }
@@ -254,7 +254,7 @@ impl<'s> Client<'s> {
     /// their number.
     pub fn read_into(&mut self, buffer: &mut BytesMut, most: usize) -> Result<usize> {
         match self.sized() {
-            Some(wire) => wire.try_read_body(buffer, most).map_err(unread),
+            Some(wire) => wire.try_read_body(buffer, most).map_err(read_error),
             None => Ok(0),
         }
     }
@@ -275,21 +275,21 @@ impl<'s> Client<'s> {
     /// client has reset no longer tells. Unless `reads`, no piece is read: only a disconnect is waited for.
     pub async fn next(&mut self, complete: bool, reads: bool) -> Result<ClientEvent> {
         let event = match self.presence {
-            Presence::HalfClosed | Presence::Gone => std::future::pending().await,
-            Presence::Pipelining => self.disconnect().await,
-            Presence::Connected if !reads => self.disconnect().await,
-            Presence::Connected if !complete && self.sized().is_some() => self.read().await,
-            Presence::Connected => self.session.read_body_or_idle(complete).await,
+            ClientPresence::HalfClosed | ClientPresence::Gone => std::future::pending().await,
+            ClientPresence::Pipelining => self.disconnect().await,
+            ClientPresence::Connected if !reads => self.disconnect().await,
+            ClientPresence::Connected if !complete && self.sized().is_some() => self.read().await,
+            ClientPresence::Connected => self.session.read_body_or_idle(complete).await,
         };
         match event {
             // The beginning of another request, which came too early: the client sends it again once this
             // connection has ended behind the answer.
             Err(error) if complete && *error.etype() == ErrorType::ConnectError => {
-                self.lose(Presence::Pipelining);
+                self.lose(ClientPresence::Pipelining);
                 Box::pin(self.next(complete, reads)).await
             }
             _ if complete && self.background => {
-                self.lose(Presence::HalfClosed);
+                self.lose(ClientPresence::HalfClosed);
                 Ok(ClientEvent::Abandoned)
             }
             Ok(piece) if !complete => Ok(ClientEvent::Piece(piece)),
@@ -302,7 +302,7 @@ impl<'s> Client<'s> {
     async fn disconnect(&mut self) -> Result<Option<Bytes>> {
         match &mut *self.session {
             ServerSession::H1(session) => loop {
-                sleep(DISCONNECT_GLANCE).await;
+                sleep(DISCONNECT_CHECK_INTERVAL).await;
                 let wire = session.stream().as_any().downcast_ref::<ClientWire>();
                 if wire.is_some_and(ClientWire::is_read_closed) {
                     return Err(Error::new_down(ErrorType::ConnectionClosed));
@@ -313,7 +313,7 @@ impl<'s> Client<'s> {
     }
 
     /// The connection of a client that has disconnected is of no use any more.
-    fn lose(&mut self, presence: Presence) {
+    fn lose(&mut self, presence: ClientPresence) {
         self.presence = presence;
         self.close_after();
     }
@@ -322,7 +322,7 @@ impl<'s> Client<'s> {
     fn settle(&mut self, written: Result<()>) -> Result<()> {
         match written {
             Err(_) if self.background => {
-                self.lose(Presence::Gone);
+                self.lose(ClientPresence::Gone);
                 Ok(())
             }
             written => written.map_err(disconnected),
@@ -331,7 +331,7 @@ impl<'s> Client<'s> {
 
     /// Writes the head of an answer and the beginning of its body, together; `end`: it has no body.
     pub async fn write_head(&mut self, head: ResponseHeader, first: &[u8], end: bool) -> Result<()> {
-        if self.presence == Presence::Gone {
+        if self.presence == ClientPresence::Gone {
             return Ok(());
         }
         let head = Box::new(head);
@@ -353,7 +353,7 @@ impl<'s> Client<'s> {
 
     /// Writes a piece of an answer's body.
     pub async fn write(&mut self, piece: &[u8]) -> Result<()> {
-        if self.presence == Presence::Gone || piece.is_empty() {
+        if self.presence == ClientPresence::Gone || piece.is_empty() {
             return Ok(());
         }
         let written = match &mut *self.session {
@@ -368,7 +368,7 @@ impl<'s> Client<'s> {
 
     /// Ends an answer's body.
     pub async fn finish(&mut self) -> Result<()> {
-        if self.presence == Presence::Gone {
+        if self.presence == ClientPresence::Gone {
             return Ok(());
         }
         let written = match &mut *self.session {
@@ -400,7 +400,7 @@ impl<'s> Client<'s> {
 
 /// Bounds a write.
 async fn within_deadline<T>(write: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout(STALLED, write).await {
+    match timeout(MAX_CLIENT_STALL, write).await {
         Ok(written) => written,
         Err(_) => Err(Error::new_down(ErrorType::WriteTimedout)),
     }
@@ -436,8 +436,8 @@ mod tests {
         }
     }
 
-    /// A job was lost when its client reset the stream right behind the body: h2 no longer said then that the
-    /// body had ended.
+    /// Regression: a job was lost when its client reset the stream right behind the body: h2 no longer
+    /// reported the end of the body.
     #[tokio::test]
     async fn a_complete_body_stays_complete_whatever_the_connection_says() {
         let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";

@@ -1,58 +1,46 @@
-//! What pingora's phases share of one request: what it began with, and what its record tells.
+//! The state of one request that the edge keeps from its head to its record.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::exchange::Report;
-use super::leave::{self, Leave};
-use super::request::ClientRequest;
-use super::settings::Settings;
+use super::server::shutdown::{InFlightRequest, Shutdown};
+use super::settings::ProxySettings;
 use crate::observe::metrics::METRICS;
 
-pub struct Context {
+/// The settings, the id and the start of one request.
+pub struct RequestContext {
     pub started: Instant,
-    /// What it began with.
-    pub settings: Arc<Settings>,
-    /// Counts the request as in flight until the context is dropped, on whatever path.
-    _in_flight: (InFlight, leave::InFlight),
+    /// The settings at the start of the request; a reload does not change them.
+    pub settings: Arc<ProxySettings>,
+    /// Counts the request as in flight until the context is dropped.
+    _in_flight: (InFlightGauge, InFlightRequest),
     pub id: String,
-    /// Once it has ended.
-    pub finished: Option<Box<FinishedRequest>>,
-    /// What the client still sends is read before the connection ends, so that it gets to read a refusal.
-    pub drain: bool,
-}
-
-/// A request that has ended, for its record.
-pub struct FinishedRequest {
-    pub request: ClientRequest,
-    pub report: Report,
 }
 
 // === impl Context ===
 
-impl Context {
-    pub fn new(settings: Arc<Settings>, leave: Arc<Leave>) -> Self {
-        Context {
+impl RequestContext {
+    pub fn new(settings: Arc<ProxySettings>, shutdown: Arc<Shutdown>, id: String) -> Self {
+        RequestContext {
             started: Instant::now(),
             settings,
-            _in_flight: (InFlight::new(), leave::InFlight::new(leave)),
-            id: String::new(),
-            finished: None,
-            drain: false,
+            _in_flight: (InFlightGauge::new(), InFlightRequest::new(shutdown)),
+            id,
         }
     }
 }
 
-struct InFlight;
+/// Counts the request in the metrics until it is dropped.
+struct InFlightGauge;
 
-impl InFlight {
+impl InFlightGauge {
     fn new() -> Self {
         METRICS.in_flight.inc();
-        InFlight
+        InFlightGauge
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightGauge {
     fn drop(&mut self) {
         METRICS.in_flight.dec();
     }

@@ -6,7 +6,7 @@
 //!              +- failed-+   while the retry rule allows another attempt
 //! ```
 //!
-//! Never: state that outlives a step but what is in `ClientRequest`, `Tries` and `Watch`.
+//! Only `ClientRequest`, `Attempts` and `RequestWatch` keep state from one step to the next.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,13 +16,13 @@ use pingora::{Error, Result};
 use super::attempt::{AttemptError, UpstreamAnswer, attempt};
 use super::choose::choose;
 use super::client::Client;
-use super::context::{Context, FinishedRequest};
+use super::context::RequestContext;
 use super::intake::{Intake, take_in, watched};
 use super::prompt_work::Placement;
 use super::relay::{self, PreparedAnswer};
-use super::request::{ClientRequest, Scope};
-use super::settings::Settings;
-use super::watch::Watch;
+use super::request::{ClientRequest, RequestScope};
+use super::settings::ProxySettings;
+use super::watch::RequestWatch;
 use super::{Balancer, respond, stored, translation, tunnel};
 use crate::fleet::{Blame, FailureKind, Outcome, Query, Routing, Sign, Upstream};
 use crate::observe;
@@ -32,104 +32,116 @@ use crate::retry::{self, AttemptFailure, EndReason, RetryDecision, RetryFacts};
 
 /// Why a request ends without an upstream's whole answer.
 #[derive(Debug)]
-pub enum Stop {
+pub enum RequestEnd {
     /// The balancer refuses it.
     Reject(Reject),
-    /// The client has disconnected, or does not read.
+    /// The client has disconnected, or has stopped reading.
     Disconnected(Box<Error>),
-    /// The upstream failed behind the first byte of its answer, and the client has been told.
+    /// The upstream failed after the first byte of its answer; the client has received the error.
     Broken(Box<Error>),
 }
 
-impl From<Reject> for Stop {
+impl From<Reject> for RequestEnd {
     fn from(reject: Reject) -> Self {
-        Stop::Reject(reject)
+        RequestEnd::Reject(reject)
     }
 }
 
-/// What is put down of a request for its record.
+/// The facts of a request for its record.
 #[derive(Default)]
-pub struct Report {
+pub struct RequestReport {
     /// The upstream of the last attempt.
     pub upstream: Option<Arc<Upstream>>,
     pub attempts: u32,
     pub status: u16,
     /// How the last attempt ended.
     pub outcome: Option<Outcome>,
-    /// The label of a refusal that went out.
+    /// The label of the rejection that was sent.
     pub refused: Option<&'static str>,
-    /// Until the first event, or byte, of what the model says.
+    /// The time to the first event or byte of the model's output.
     pub first_byte: Option<Duration>,
     pub usage: Option<Usage>,
     pub bytes_received: u64,
     pub bytes_sent: u64,
 }
 
-/// The attempts of one request.
-#[derive(Default)]
-pub struct Tries {
-    pub made: u32,
-    /// Upstreams that have had it, by their ids.
-    pub tried: Vec<usize>,
-    /// Upstreams that declined it.
-    pub away: Vec<usize>,
-    /// Until when it waits for room.
-    pub wait_until: Option<Instant>,
-    /// What the client is told when no upstream is left.
-    pub failed: Option<Reject>,
-    /// An attempt met a pooled connection that had ended.
-    stale: bool,
-    /// Another attempt follows the one that failed.
-    another: bool,
+/// A request that has ended, for its record and its connection.
+pub struct FinishedRequest {
+    pub request: ClientRequest,
+    pub report: RequestReport,
+    /// The connection must end without another byte.
+    pub error: Option<Box<Error>>,
+    /// The rest of the client's body is read before the connection closes: otherwise a reset could discard
+    /// the refusal before the client reads it.
+    pub drain: bool,
 }
 
-/// Carries one request. Fails where the connection must end without another byte.
-pub async fn carry(balancer: &Balancer, client: &mut Client<'_>, context: &mut Context) -> Result<()> {
-    let (settings, id) = (context.settings.clone(), std::mem::take(&mut context.id));
-    let shared = &*balancer.shared;
-    let scope = Scope { shared, settings: &settings, id: &id, begun: context.started };
+/// The attempts of one request.
+#[derive(Default)]
+pub struct Attempts {
+    pub count: u32,
+    /// The ids of the upstreams that were tried.
+    pub tried: Vec<usize>,
+    /// Upstreams that declined it.
+    pub declined: Vec<usize>,
+    /// The deadline of the wait for room.
+    pub wait_until: Option<Instant>,
+    /// The rejection for the client when no upstream is left.
+    pub failed: Option<Reject>,
+    /// An attempt found a pooled connection that had ended.
+    stale: bool,
+    /// Another attempt follows the one that failed.
+    retry_follows: bool,
+}
+
+/// Carries one request to its end. Boxed, so that the caller's future stays small.
+pub async fn carry(
+    balancer: &Balancer,
+    client: &mut Client<'_>,
+    context: &RequestContext,
+) -> Box<FinishedRequest> {
+    let (shared, settings) = (&*balancer.shared, &*context.settings);
+    let scope = RequestScope { shared, settings, id: &context.id, begun: context.started };
     let mut request = ClientRequest::new(settings.peeker.memory.reservation());
-    let mut report = Report::default();
+    let mut report = RequestReport::default();
     let served = serve(balancer, &scope, client, &mut request, &mut report).await;
     let ended = match served {
-        Err(Stop::Reject(reject)) if !client.has_answer() => {
+        Err(RequestEnd::Reject(reject)) if !client.has_answer() => {
             refuse(&scope, client, &mut request, &mut report, &reject).await
         }
-        Err(Stop::Reject(reject)) => {
+        Err(RequestEnd::Reject(reject)) => {
             Err(Error::explain(pingora::ErrorType::Custom("refused"), reject.label()))
         }
-        Err(Stop::Disconnected(error)) => {
+        Err(RequestEnd::Disconnected(error)) => {
             report.outcome = Some(Outcome::ClientGone);
             Err(error)
         }
-        Err(Stop::Broken(error)) => Err(error),
-        // Pingora would write the end of an answer that the client has stopped reading.
+        Err(RequestEnd::Broken(error)) => Err(error),
+        // Otherwise pingora would write the end of an answer that the client has stopped reading.
         Ok(()) if client.is_gone() => Err(Error::explain(pingora::ErrorType::Custom("gone"), "client")),
         Ok(()) => Ok(()),
     };
     let unread = report.refused.is_some() && report.attempts > 0 && !request.body.is_complete();
-    context.drain = unread || client.sends_chunks();
+    let drain = unread || client.sends_chunks();
     (report.bytes_received, report.bytes_sent) = (request.forwarded, client.bytes_sent());
-    context.id = id;
     request.body.release();
-    context.finished = Some(Box::new(FinishedRequest { request, report }));
-    ended
+    Box::new(FinishedRequest { request, report, error: ended.err(), drain })
 }
 
 async fn serve(
     balancer: &Balancer,
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-    report: &mut Report,
-) -> Result<(), Stop> {
+    report: &mut RequestReport,
+) -> Result<(), RequestEnd> {
     // Boxed: it ends before the answer begins, and an idle stream should not hold its room.
     match Box::pin(take_in(balancer, scope, client, request)).await? {
         Intake::Answer(answer) => {
             report.status = answer.status().as_u16();
             report.outcome = Some(Outcome::Answered(report.status));
-            let close = scope.shared.leave.is_closing();
-            respond::send(client, scope.id, request, answer, close).await.map_err(Stop::Disconnected)
+            let close = scope.shared.shutdown.is_closing();
+            respond::send(client, scope.id, request, answer, close).await.map_err(RequestEnd::Disconnected)
         }
         Intake::Forward(mut watch) => forward(scope, client, request, &mut watch, report).await,
     }
@@ -137,36 +149,36 @@ async fn serve(
 
 /// Tries the request on one upstream after another, and relays the answer.
 async fn forward(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-    watch: &mut Watch,
-    report: &mut Report,
-) -> Result<(), Stop> {
+    watch: &mut RequestWatch,
+    report: &mut RequestReport,
+) -> Result<(), RequestEnd> {
     scope.shared.budget.request(request.retry(scope.settings).budget);
-    let (mut tries, mut blame) = (Tries::default(), scope.shared.fleet.blame());
+    let (mut attempts, mut blame) = (Attempts::default(), scope.shared.fleet.blame());
     loop {
-        pause(scope, client, request, &tries, watch).await?;
-        let mut placement = choose(scope, client, request, &mut tries, watch).await?;
-        (report.attempts, report.upstream) = (tries.made, Some(placement.upstream().clone()));
-        let trying = attempt(scope, client, request, &mut placement, watch, tries.stale);
+        pause_before_retry(scope, client, request, &attempts, watch).await?;
+        let mut placement = choose(scope, client, request, &mut attempts, watch).await?;
+        (report.attempts, report.upstream) = (attempts.count, Some(placement.upstream().clone()));
+        let trying = attempt(scope, client, request, &mut placement, watch, attempts.stale);
         // Boxed where another attempt has failed: most requests have one, and pay nothing for that.
         let tried = if blame.is_open() { blame.during(Box::pin(trying)).await } else { trying.await };
-        let failure = match settle(scope, client, request, &placement, &mut tries, tried).await {
-            Settled::Answer(answer) if answer.is_upgrade() => {
+        let failure = match conclude_attempt(scope, client, request, &placement, &mut attempts, tried).await {
+            AttemptResult::Answer(answer) if answer.is_upgrade() => {
                 blame.conclude();
                 return tunnel::carry(scope, client, request, &mut placement, answer, watch, report).await;
             }
-            Settled::Answer(answer) => {
+            AttemptResult::Answer(answer) => {
                 answer
                     .failure()
                     .into_iter()
-                    .for_each(|failure| fault(scope, &mut blame, &placement, failure));
+                    .for_each(|failure| report_fault(scope, &mut blame, &placement, failure));
                 blame.conclude();
                 return relay::relay(scope, client, request, &mut placement, answer, watch, report).await;
             }
-            Settled::Failed(failure) => failure,
-            Settled::Stopped(stop) => {
+            AttemptResult::Failed(failure) => failure,
+            AttemptResult::Stopped(stop) => {
                 placement.conclude(scope, request, true);
                 return Err(stop);
             }
@@ -174,85 +186,87 @@ async fn forward(
         watch.end_attempt();
         placement.conclude(scope, request, failure.may_have_read());
         report_attempt(scope, &placement, failure, report);
-        fault(scope, &mut blame, &placement, failure);
-        tries.note(scope, &placement, failure);
+        report_fault(scope, &mut blame, &placement, failure);
+        attempts.record_failure(scope, &placement, failure);
         drop(placement);
-        if !std::mem::take(&mut tries.another) {
-            return Err(tries.failed.take().unwrap_or(Reject::Internal).into());
+        if !std::mem::take(&mut attempts.retry_follows) {
+            return Err(attempts.failed.take().unwrap_or(Reject::Internal).into());
         }
         observe::retried(failure.label());
         request.forget_answer();
     }
 }
 
-/// What an attempt comes to.
-enum Settled {
+/// The result of an attempt.
+enum AttemptResult {
     Answer(Box<PreparedAnswer>),
-    /// Whether another attempt follows stands in `Tries`.
+    /// `Attempts::retry_follows` has the decision on a retry.
     Failed(AttemptFailure),
-    Stopped(Stop),
+    Stopped(RequestEnd),
 }
 
 /// Decides whether an attempt's answer goes to the client, or another attempt follows.
-async fn settle(
-    scope: &Scope<'_>,
+async fn conclude_attempt(
+    scope: &RequestScope<'_>,
     client: &Client<'_>,
     request: &mut ClientRequest,
     placement: &Placement,
-    tries: &mut Tries,
+    attempts: &mut Attempts,
     tried: Result<Box<UpstreamAnswer>, AttemptError>,
-) -> Settled {
+) -> AttemptResult {
     let (failure, answer) = match tried {
-        Err(AttemptError::Stopped(stop)) => return Settled::Stopped(stop),
+        Err(AttemptError::Stopped(stop)) => return AttemptResult::Stopped(stop),
         Err(AttemptError::Failed(failure, answer)) => (Some(failure), answer),
         Ok(answer) => (None, Some(answer)),
     };
     if let (None, Some(answer)) = (failure, &answer)
-        && stored::elsewhere(scope.shared, request, answer.status).await
+        && stored::retries_elsewhere(scope.shared, request, answer.status).await
     {
-        tries.another = true;
-        return Settled::Failed(AttemptFailure::Status(answer.status));
+        attempts.retry_follows = true;
+        return AttemptResult::Failed(AttemptFailure::Status(answer.status));
     }
     if let Some(failure) = failure {
-        tries.another = may_follow(scope, request, tries, failure);
-        if failure == AttemptFailure::EngineDead && !has_another(scope, request, tries) {
-            // The engine's own words tell the client more than a failure to find another.
-            tries.another = false;
+        attempts.retry_follows = permit_retry(scope, request, attempts, failure);
+        if failure == AttemptFailure::EngineDead && !has_untried_upstream(scope, request, attempts) {
+            // The engine's error tells the client more than a failure to find another upstream.
+            attempts.retry_follows = false;
         }
-        if tries.another || answer.is_none() {
-            return Settled::Failed(failure);
+        if attempts.retry_follows || answer.is_none() {
+            return AttemptResult::Failed(failure);
         }
     }
-    let Some(mut answer) = answer else { return Settled::Failed(AttemptFailure::Reset) };
+    let Some(mut answer) = answer else { return AttemptResult::Failed(AttemptFailure::Reset) };
     // The client gets the answer, and the upstream is judged by it.
     answer.failure = failure;
-    let prepared = relay::prepare(scope, client, request, placement, *answer, tries.made);
+    let prepared = relay::prepare(scope, client, request, placement, *answer, attempts.count);
     if let Some(limit) = prepared.as_ref().err().and_then(|error| translation::limit_of(error)) {
-        // Another upstream would hardly answer otherwise.
-        return Settled::Stopped(Reject::LargeAnswer { limit }.into());
+        // Another upstream's answer would hardly be smaller.
+        return AttemptResult::Stopped(Reject::LargeAnswer { limit }.into());
     }
     let broken = prepared.is_err() || relay::is_broken(request);
-    if broken && may_follow(scope, request, tries, AttemptFailure::Reset) {
-        tries.another = true;
-        return Settled::Failed(AttemptFailure::Reset);
+    if broken && permit_retry(scope, request, attempts, AttemptFailure::Reset) {
+        attempts.retry_follows = true;
+        return AttemptResult::Failed(AttemptFailure::Reset);
     }
-    prepared.map_or(Settled::Failed(AttemptFailure::Reset), |answer| Settled::Answer(Box::new(answer)))
+    prepared.map_or(AttemptResult::Failed(AttemptFailure::Reset), |answer| {
+        AttemptResult::Answer(Box::new(answer))
+    })
 }
 
-/// Waits before another attempt. The client is looked at even when there is no pause: one that disconnected
-/// while a connection was made is noticed here.
-async fn pause(
-    scope: &Scope<'_>,
+/// Waits before a retry. The client is checked even without a pause: a disconnect while a connection was
+/// made is detected here.
+async fn pause_before_retry(
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-    tries: &Tries,
-    watch: &mut Watch,
-) -> Result<(), Stop> {
-    if tries.made == 0 {
+    attempts: &Attempts,
+    watch: &mut RequestWatch,
+) -> Result<(), RequestEnd> {
+    if attempts.count == 0 {
         return Ok(());
     }
     let random = scope.shared.random.next();
-    let pause = retry::pause(request.retry(scope.settings), tries.made + 1, random);
+    let pause = retry::pause(request.retry(scope.settings), attempts.count + 1, random);
     let pausing = async {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
@@ -261,56 +275,66 @@ async fn pause(
     watched(client, request, watch, true, Box::pin(pausing)).await
 }
 
-/// Whether another attempt may follow a failure; it is paid for if so.
-fn may_follow(scope: &Scope<'_>, request: &ClientRequest, tries: &Tries, failure: AttemptFailure) -> bool {
+/// Whether another attempt may follow a failure; if so, takes it from the retry budget.
+fn permit_retry(
+    scope: &RequestScope<'_>,
+    request: &ClientRequest,
+    attempts: &Attempts,
+    failure: AttemptFailure,
+) -> bool {
     let retry = request.retry(scope.settings);
     let replayable = request.body.is_replayable();
-    let facts = RetryFacts { attempts: tries.made, replayable, pinned: request.pinned };
+    let facts = RetryFacts { attempts: attempts.count, replayable, pinned: request.pinned };
     let pays = || scope.shared.budget.take(retry.budget);
     match retry::decide(failure, facts, retry) {
         RetryDecision::Stop => false,
         RetryDecision::Free => true,
         RetryDecision::Paid => pays(),
-        RetryDecision::PaidElsewhere => has_another(scope, request, tries) && pays(),
+        RetryDecision::PaidElsewhere => has_untried_upstream(scope, request, attempts) && pays(),
     }
 }
 
-/// Whether an upstream that was not tried may have the request, now or when it has room.
-fn has_another(scope: &Scope<'_>, request: &ClientRequest, tries: &Tries) -> bool {
+/// Whether an untried upstream may take the request, now or when it has room.
+fn has_untried_upstream(scope: &RequestScope<'_>, request: &ClientRequest, attempts: &Attempts) -> bool {
     let snapshot = scope.shared.fleet.snapshot();
     let among = request.among(&snapshot);
-    let query = Query { tried: &tries.tried, ..request.query(scope.settings, among.as_deref()) };
+    let query = Query { tried: &attempts.tried, ..request.query(scope.settings, among.as_deref()) };
     let routing = snapshot.candidates(&query, Instant::now(), &mut Vec::new());
     matches!(routing, Routing::Candidates | Routing::Full { .. })
 }
 
-/// Puts down that an attempt failed.
-fn report_attempt(scope: &Scope<'_>, placement: &Placement, failure: AttemptFailure, report: &mut Report) {
+/// Reports a failed attempt.
+fn report_attempt(
+    scope: &RequestScope<'_>,
+    placement: &Placement,
+    failure: AttemptFailure,
+    report: &mut RequestReport,
+) {
     report.outcome = Some(outcome_of(failure));
     observe::attempt_failed(scope.id, placement.upstream().name(), failure.label(), report.attempts);
 }
 
-/// Puts down that an answer that had begun failed, and tells the fleet: no attempt can follow.
+/// Reports an answer that failed after its beginning, also to the fleet: no attempt can follow.
 pub fn report_failure(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     placement: &Placement,
     failure: AttemptFailure,
-    report: &mut Report,
+    report: &mut RequestReport,
 ) {
     report_attempt(scope, placement, failure, report);
-    match sign_of(failure) {
-        Fault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
-        Fault::Failed(_) => scope.shared.fleet.report(placement.upstream(), Sign::Failed),
-        Fault::None => {}
+    match fault_of(failure) {
+        UpstreamFault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
+        UpstreamFault::Failed(_) => scope.shared.fleet.report(placement.upstream(), Sign::Failed),
+        UpstreamFault::None => {}
     }
 }
 
-/// What an attempt's failure says about its upstream.
-enum Fault {
+/// The evidence of an attempt's failure against its upstream.
+enum UpstreamFault {
     None,
-    /// The upstream's own word, or it was not reached.
+    /// The upstream reported it, or could not be reached.
     Sign(Sign),
-    /// It failed with the request, which may be the cause itself.
+    /// The upstream failed with the request, which may itself be the cause.
     Failed(FailureKind),
 }
 
@@ -328,81 +352,88 @@ fn outcome_of(failure: AttemptFailure) -> Outcome {
     }
 }
 
-fn sign_of(failure: AttemptFailure) -> Fault {
+fn fault_of(failure: AttemptFailure) -> UpstreamFault {
     match failure {
-        AttemptFailure::Connect { refused } => Fault::Sign(Sign::Unreached { refused }),
-        AttemptFailure::EngineDead => Fault::Sign(Sign::EngineDead),
-        AttemptFailure::Leaving => Fault::Sign(Sign::Leaving),
-        AttemptFailure::Aborted => Fault::Sign(Sign::GaveUp),
-        AttemptFailure::Reset => Fault::Failed(FailureKind::Reset),
-        AttemptFailure::EngineError => Fault::Failed(FailureKind::ErrorEvent(500)),
-        AttemptFailure::Status(status @ (500 | 502 | 504..)) => Fault::Failed(FailureKind::Status(status)),
-        // A long answer is no fault of the upstream's, nor is a job that has not had its turn.
+        AttemptFailure::Connect { refused } => UpstreamFault::Sign(Sign::Unreached { refused }),
+        AttemptFailure::EngineDead => UpstreamFault::Sign(Sign::EngineDead),
+        AttemptFailure::Leaving => UpstreamFault::Sign(Sign::Leaving),
+        AttemptFailure::Aborted => UpstreamFault::Sign(Sign::GaveUp),
+        AttemptFailure::Reset => UpstreamFault::Failed(FailureKind::Reset),
+        AttemptFailure::EngineError => UpstreamFault::Failed(FailureKind::ErrorEvent(500)),
+        AttemptFailure::Status(status @ (500 | 502 | 504..)) => {
+            UpstreamFault::Failed(FailureKind::Status(status))
+        }
+        // A long answer is not the upstream's fault, nor is a job that still waits in the engine.
         AttemptFailure::Ended(
             EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload | EndReason::Refused,
-        ) => Fault::None,
-        // Probes of an engine that hangs are answered well; only requests can tell.
+        ) => UpstreamFault::None,
+        // A hanging engine still answers probes: only requests detect it.
         AttemptFailure::Ended(
             EndReason::FirstByte | EndReason::Idle | EndReason::Gone | EndReason::Unread,
-        ) => Fault::Failed(FailureKind::Silence),
+        ) => UpstreamFault::Failed(FailureKind::Silence),
         // A full upstream was reported with its head; a pooled connection may end at any time.
-        AttemptFailure::Status(_) | AttemptFailure::Stale => Fault::None,
+        AttemptFailure::Status(_) | AttemptFailure::Stale => UpstreamFault::None,
     }
 }
 
-/// Tells the fleet what an attempt's failure says about its upstream.
-fn fault(scope: &Scope<'_>, blame: &mut Blame<'_>, placement: &Placement, failure: AttemptFailure) {
-    match sign_of(failure) {
-        Fault::None => {}
-        Fault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
-        Fault::Failed(kind) => blame.failed(placement.upstream().id, kind),
+/// Reports an attempt's failure to the fleet.
+fn report_fault(
+    scope: &RequestScope<'_>,
+    blame: &mut Blame<'_>,
+    placement: &Placement,
+    failure: AttemptFailure,
+) {
+    match fault_of(failure) {
+        UpstreamFault::None => {}
+        UpstreamFault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
+        UpstreamFault::Failed(kind) => blame.failed(placement.upstream().id, kind),
     }
 }
 
-/// Answers with a refusal.
+/// Answers with a rejection.
 async fn refuse(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-    report: &mut Report,
+    report: &mut RequestReport,
     reject: &Reject,
 ) -> Result<()> {
     observe::rejected(reject.label());
     report.refused = Some(reject.label());
     report.status = reject.status();
-    // What an answer reported that no client got counts for nothing.
+    // The client did not get the answer: its usage is not counted.
     report.usage = None;
     let unread = report.attempts > 0 && !request.body.is_complete();
-    let close = unread || client.may_omit_body() || reject.closes() || scope.shared.leave.is_closing();
+    let close = unread || client.may_omit_body() || reject.closes() || scope.shared.shutdown.is_closing();
     let answer = respond::refusal(reject, request.style);
     respond::send(client, scope.id, request, answer, close).await
 }
 
 // === impl Tries ===
 
-impl Tries {
-    /// What the request asks of the fleet now.
+impl Attempts {
+    /// The query for the next attempt's candidates.
     pub fn query<'a>(
         &'a self,
         request: &'a ClientRequest,
-        settings: &Settings,
+        settings: &ProxySettings,
         among: Option<&'a [usize]>,
     ) -> Query<'a> {
-        let (tried, away, again) = (&self.tried, &self.away, self.made > 0);
+        let (tried, away, again) = (&self.tried, &self.declined, self.count > 0);
         Query { tried, away, again, ..request.query(settings, among) }
     }
 
-    /// An attempt on this upstream begins.
+    /// Records the beginning of an attempt on this upstream.
     pub fn begin(&mut self, upstream: usize) {
-        self.made += 1;
+        self.count += 1;
         self.tried.push(upstream);
     }
 
-    fn note(&mut self, scope: &Scope<'_>, placement: &Placement, failure: AttemptFailure) {
+    fn record_failure(&mut self, scope: &RequestScope<'_>, placement: &Placement, failure: AttemptFailure) {
         let upstream = placement.upstream();
         self.stale |= failure == AttemptFailure::Stale;
         if failure.declines() {
-            self.away.push(upstream.id);
+            self.declined.push(upstream.id);
         }
         let name = scope.settings.expose.then(|| upstream.name().to_string());
         self.failed = Some(match failure {

@@ -1,4 +1,4 @@
-//! Header hygiene: what a client's head must not be, and what goes on towards upstreams and clients.
+//! Checks the heads of requests, and builds the heads that go to upstreams and clients.
 //!
 //! A head is built anew in one pass over the one that came, without its hop-by-hop fields and those that
 //! `connection` nominates, with the framing of the body that is really sent.
@@ -13,7 +13,7 @@ use pingora::protocols::http::ServerSession;
 
 use super::client::Client;
 use super::prompt_work::Placement;
-use super::request::{ClientRequest, Scope};
+use super::request::{ClientRequest, RequestScope};
 use super::route_edits::RouteEdits;
 use super::upstream_head::UpstreamHead;
 use crate::fleet::Upstream;
@@ -23,10 +23,11 @@ use crate::names::{
 };
 use crate::reject::Reject;
 
-/// What a head is refused for, before anything of it is used.
+/// Returns the rejection of a head that must not be used.
 ///
 /// A request with both a length and a transfer coding is how requests are smuggled past a proxy that
-/// reads one of them to a server that reads the other. Pingora drops the length and goes on; we do not.
+/// reads one of them to a server that reads the other. Pingora drops the length and continues; the balancer
+/// rejects the request.
 pub fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> Option<Reject> {
     let head = session.req_header();
     if has_passed(head, mark) {
@@ -98,7 +99,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     }
 }
 
-/// Whether a request has been here before. `mark` is what this balancer says of itself, as nobody else does.
+/// Whether a request has passed this balancer before. `mark` is this balancer's unique entry in `via`.
 fn has_passed(head: &RequestHeader, mark: &HeaderValue) -> bool {
     let passed = |value: &HeaderValue| memchr::memmem::find(value.as_bytes(), mark.as_bytes()).is_some();
     head.headers.get_all(header::VIA).iter().any(passed)
@@ -137,7 +138,7 @@ pub fn length(headers: &HeaderMap) -> Option<u64> {
 
 /// The head of a client's request, as it goes to the upstream of this attempt.
 pub fn towards_upstream(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &Client<'_>,
     request: &ClientRequest,
     upstream: &Upstream,
@@ -150,7 +151,7 @@ pub fn towards_upstream(
     head.append(header::HOST, HeaderValue::from_str(&upstream.host)?);
     let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
     let trusted = scope.settings.trusts(client.address());
-    let edits_answer = request.edits.is_some() || request.usage_question.is_some();
+    let edits_answer = request.edits.is_some() || request.usage_injection.is_some();
     for (name, value) in &from.headers {
         let stays = match *name {
             header::HOST | header::CONTENT_LENGTH => true,
@@ -216,19 +217,19 @@ fn frame(head: &mut UpstreamHead, client: &Client<'_>, request: &ClientRequest) 
     }
 }
 
-/// Whether a field says where a request came from.
+/// Whether a field describes the origin of a request.
 fn is_forwarded(name: &HeaderName) -> bool {
     [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name.as_str())
 }
 
-/// Shows the upstream this key and none of the client's; Anthropic's clients have theirs in another field.
+/// Replaces the client's key by this one; Anthropic's clients send theirs in another field.
 pub fn replace_key(head: &mut UpstreamHead, key: HeaderValue) {
     head.remove("x-api-key");
     head.insert(header::AUTHORIZATION, key);
 }
 
-/// Tells which client asked, for which host, over what. A trusted proxy in front has told so already, and
-/// knows better; what any other client says of it is not passed on.
+/// Adds the client's address, host and scheme. The fields of a trusted proxy in front are kept; those of any
+/// other client are replaced.
 fn forwarded(client: &Client<'_>, head: &mut UpstreamHead, trusted: bool) -> Result<(), InvalidHeaderValue> {
     let from = client.headers();
     let address = client.address().and_then(|address| address.as_inet()).map(|address| address.ip());
@@ -303,10 +304,10 @@ pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
     Ok(head)
 }
 
-/// Puts on an upstream's answer what the balancer adds.
+/// Adds the balancer's fields to an upstream's answer.
 pub fn towards_client(
     head: &mut ResponseHeader,
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     placement: &Placement,
     attempts: u32,
 ) -> Result<()> {
@@ -316,7 +317,7 @@ pub fn towards_client(
         head.insert_header(X_REQUEST_ID, id)?;
     }
     if attempts > 1 && (head.status == 429 || head.status.is_server_error()) {
-        // The balancer has tried; the client's library would only multiply the tries.
+        // The balancer has retried already: retries of the client's library would only add load.
         head.insert_header(X_SHOULD_RETRY, "false")?;
     }
     if scope.settings.expose {

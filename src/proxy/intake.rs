@@ -1,7 +1,7 @@
 //! From a head to a request that can be sent, or to an answer of the balancer's own.
 //!
 //! In this order: the head is checked, its API route found, the body peeked, the configured route and the
-//! stored response looked up. What is refused on the way is a `Stop`; nothing has been sent then.
+//! stored response looked up. A rejection is a `RequestEnd`: nothing has been sent then.
 //!
 //! Never: a lease, a choice among upstreams, a byte of an answer.
 
@@ -17,49 +17,49 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Balancer;
 use super::client::{Client, ClientEvent};
-use super::exchange::Stop;
-use super::memory::Reservation;
-use super::request::{BodySamples, ClientRequest, RequestedModel, Scope};
+use super::exchange::RequestEnd;
+use super::memory::MemoryReservation;
+use super::request::{BodySamples, ClientRequest, RequestScope, RequestedModel};
 use super::stored::{self, PendingResponse};
-use super::watch::Watch;
+use super::watch::RequestWatch;
 use super::{headers, own_answers};
 use crate::config::types::Timeouts;
 use crate::fleet::Snapshot;
-use crate::reject::{Reject, Style};
-use crate::reply::ending::Form;
+use crate::reject::{ErrorShape, Reject};
+use crate::reply::ending::ErrorEventForm;
 use crate::retry::EndReason;
-use crate::route::dialect::Dialect;
+use crate::route::dialect::BodyDialect;
 use crate::route::paths::{
-    self, Aggregate, Answer, Api, ErrorStyle, Found, ModelIn, Policy, Route, location,
+    self, AggregateKind, Api, ApiRoute, ErrorStyle, ModelLocation, OwnAnswer, PathMatch, PathPolicy, location,
 };
 use body_facts::BodyShape;
 use peek::{HeadFacts, PeekNeeds, Peeked};
 
 /// The largest body of a call that is held whole: one to the admin API, or one to all upstreams. None of
 /// these carries more than settings, or a list of ids.
-const MAX_CALL_BODY: u64 = 1 << 20;
+const MAX_CALL_BODY_BYTES: u64 = 1 << 20;
 
 /// How long a client may take for such a body.
-const CALL_PATIENCE: Duration = Duration::from_secs(30);
+const CALL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where SageMaker names a model.
-const ADAPTER: &str = "x-amzn-sagemaker-adapter-identifier";
+const ADAPTER_HEADER: &str = "x-amzn-sagemaker-adapter-identifier";
 
-/// What is done with a request.
+/// How a request continues.
 pub enum Intake {
     /// It is sent to an upstream, and watched.
-    Forward(Watch),
+    Forward(RequestWatch),
     /// The balancer answers it.
     Answer(Response<Bytes>),
 }
 
-/// Takes a request in; what is known of it is put into `request`.
+/// Reads a request's head and peeks its body into `request`.
 pub async fn take_in(
     balancer: &Balancer,
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-) -> Result<Intake, Stop> {
+) -> Result<Intake, RequestEnd> {
     if let Some(reject) = headers::refuse(client.session(), scope.settings.header_bytes, &scope.shared.mark) {
         return Err(reject.into());
     }
@@ -72,13 +72,13 @@ pub async fn take_in(
 /// Hands an admin listener's request to the admin API; `None` is a request like any other.
 ///
 /// A call with a body is handed in twice: first its head alone, as with `expect: 100-continue`, so that
-/// nothing is read for a caller whom the API refuses.
+/// nothing is read of a call that the API rejects.
 async fn call_admin(
     balancer: &Balancer,
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-) -> Result<Option<Response<Bytes>>, Stop> {
+) -> Result<Option<Response<Bytes>>, RequestEnd> {
     let Some(admin) = &balancer.admin else { return Ok(None) };
     let head = client.head();
     if !admin.serves(head.uri.path()) {
@@ -95,30 +95,30 @@ async fn call_admin(
         if permission.status() != StatusCode::CONTINUE {
             return Ok(Some(permission));
         }
-        *call.body_mut() = read_call(client, MAX_CALL_BODY, None).await?;
+        *call.body_mut() = read_call(client, MAX_CALL_BODY_BYTES, None).await?;
     }
     call.headers_mut().remove(header::EXPECT);
     // No upstream answers it: the deadlines of requests do not hold.
-    let mut watch = Watch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
+    let mut watch = RequestWatch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
     Ok(Some(watched(client, request, &mut watch, true, admin.call(call)).await?))
 }
 
 /// Finds the API route of a request, and answers the request or makes it ready to be sent.
 async fn route(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-) -> Result<Intake, Stop> {
-    name_host(client);
+) -> Result<Intake, RequestEnd> {
+    add_host_field(client);
     take_session(client, request);
     let head = client.head();
     let Some(path) = paths::decode(head.uri.path()) else { return Err(Reject::Path.into()) };
     request.path = path.into_owned();
-    let Route { api, policy } = match scope.settings.table.find(head.method.as_str(), &request.path) {
-        Found::Route(route) => route,
-        Found::NotFound => return Err(Reject::Path.into()),
-        Found::MethodNotAllowed { allow } => return Err(Reject::Method { allow }.into()),
-        Found::Redirect { to } => {
+    let ApiRoute { api, policy } = match scope.settings.table.find(head.method.as_str(), &request.path) {
+        PathMatch::Route(route) => route,
+        PathMatch::NotFound => return Err(Reject::Path.into()),
+        PathMatch::MethodNotAllowed { allow } => return Err(Reject::Method { allow }.into()),
+        PathMatch::Redirect { to } => {
             let host = headers::host(head).unwrap_or_default();
             let location = location(client.is_https(), &host, &to, head.uri.query());
             return Err(Reject::Redirect { location }.into());
@@ -129,30 +129,30 @@ async fn route(
             return Err(Reject::Path.into());
         }
     } else if client.headers().contains_key(header::UPGRADE) {
-        // Some clients offer HTTP/2 with every request; the offer is not taken.
+        // Some clients offer an upgrade to HTTP/2 with every request; it is ignored.
         let head = client.head_mut();
         head.remove_header(&header::UPGRADE);
         head.remove_header("http2-settings");
     }
     request.form = match api {
-        Api::Responses | Api::ResponseById => Form::Responses,
-        Api::Messages => Form::Messages,
-        _ => Form::Data,
+        Api::Responses | Api::ResponseById => ErrorEventForm::Responses,
+        Api::Messages => ErrorEventForm::Messages,
+        _ => ErrorEventForm::Data,
     };
     request.style = match api.error_style() {
-        ErrorStyle::Anthropic => Style::Anthropic,
-        ErrorStyle::OpenAi | ErrorStyle::Detail => Style::OpenAi,
+        ErrorStyle::Anthropic => ErrorShape::Anthropic,
+        ErrorStyle::OpenAi | ErrorStyle::Detail => ErrorShape::OpenAi,
     };
     let shared = scope.shared;
     match policy {
-        Policy::Deny => Err(Reject::Path.into()),
-        Policy::Answer(Answer::Health) => {
-            let health = own_answers::health(&shared.fleet.snapshot(), shared.leave.is_leaving());
+        PathPolicy::Deny => Err(Reject::Path.into()),
+        PathPolicy::Answer(OwnAnswer::Health) => {
+            let health = own_answers::health(&shared.fleet.snapshot(), shared.shutdown.is_unready());
             Ok(Intake::Answer(health))
         }
-        Policy::Aggregate(what) => aggregate(scope, what).await,
-        Policy::FanOut => fan_out(scope, client, request).await,
-        Policy::Upstream(name) => {
+        PathPolicy::Aggregate(what) => aggregate(scope, what).await,
+        PathPolicy::FanOut => fan_out(scope, client, request).await,
+        PathPolicy::Upstream(name) => {
             let named = shared.fleet.snapshot().by_name(&name).map(|entry| entry.upstream.id);
             request.only = Some(named.unwrap_or(usize::MAX));
             let watch = read_body(scope, client, request, BodyShape::Opaque, false).await?;
@@ -161,18 +161,18 @@ async fn route(
             request.pinned = true;
             Ok(Intake::Forward(watch))
         }
-        Policy::Sticky { id } => {
-            stored::again(scope, client, request, &id).await?;
+        PathPolicy::Sticky { id } => {
+            stored::route_to_stored(scope, client, request, &id).await?;
             let watch = read_body(scope, client, request, BodyShape::Opaque, false).await?;
             request.model = RequestedModel::Unreadable;
             Ok(Intake::Forward(watch))
         }
-        Policy::Route { .. } => infer(scope, client, request, api).await,
+        PathPolicy::Route { .. } => route_inference(scope, client, request, api).await,
     }
 }
 
-/// HTTP/2 has the host outside of the fields: from here on it stands among them, where routes look for it.
-fn name_host(client: &mut Client<'_>) {
+/// Copies HTTP/2's authority into the `host` field, where routes read it.
+fn add_host_field(client: &mut Client<'_>) {
     let head = client.head();
     let host = headers::host(head).filter(|_| !head.headers.contains_key(header::HOST));
     if let Some(host) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
@@ -192,98 +192,98 @@ fn take_session(client: &mut Client<'_>, request: &mut ClientRequest) {
     client.head_mut().set_uri(inner);
 }
 
-async fn aggregate(scope: &Scope<'_>, what: Aggregate) -> Result<Intake, Stop> {
+async fn aggregate(scope: &RequestScope<'_>, what: AggregateKind) -> Result<Intake, RequestEnd> {
     let fleet = &scope.shared.fleet;
     let snapshot = fleet.snapshot_owned();
     if !snapshot.any_ready() {
         return Err(Reject::NotReady { model: None }.into());
     }
     Ok(Intake::Answer(match what {
-        Aggregate::Models => own_answers::models(&snapshot, &scope.settings.peeker.routes),
-        Aggregate::Version => own_answers::version(&snapshot),
-        Aggregate::Load => own_answers::load(fleet).await,
-        Aggregate::Metrics => own_answers::metrics(fleet).await,
+        AggregateKind::Models => own_answers::models(&snapshot, &scope.settings.peeker.routes),
+        AggregateKind::Version => own_answers::version(&snapshot),
+        AggregateKind::Load => own_answers::load(fleet).await,
+        AggregateKind::Metrics => own_answers::metrics(fleet).await,
     }))
 }
 
 async fn fan_out(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-) -> Result<Intake, Stop> {
+) -> Result<Intake, RequestEnd> {
     let peeker = &scope.settings.peeker;
     let mut held = peeker.memory.reservation();
-    let body = read_call(client, peeker.limits.max_body.min(MAX_CALL_BODY), Some(&mut held)).await?;
+    let body = read_call(client, peeker.limits.max_body.min(MAX_CALL_BODY_BYTES), Some(&mut held)).await?;
     let head = client.head();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
     let (method, fields) = (head.method.clone(), head.headers.clone());
     let expose = scope.settings.expose;
     let asked = own_answers::fan_out(&scope.shared.fleet, (&method, &path), &fields, body, expose);
     // No upstream answers it: the deadlines of requests do not hold.
-    let mut watch = Watch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
+    let mut watch = RequestWatch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
     match watched(client, request, &mut watch, true, asked).await? {
         Some(answer) => Ok(Intake::Answer(answer)),
         None => Err(Reject::NotReady { model: None }.into()),
     }
 }
 
-/// A request for a model: looks where the model is named.
-async fn infer(
-    scope: &Scope<'_>,
+/// Prepares a request for a model: finds the model's name.
+async fn route_inference(
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     api: Api,
-) -> Result<Intake, Stop> {
+) -> Result<Intake, RequestEnd> {
     request.counts_tokens = api.counts_tokens();
     let kind = client.headers().get(header::CONTENT_TYPE);
     let kind = kind.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let shape = match api.model_in() {
-        ModelIn::Json | ModelIn::Sniff => BodyShape::Json(api),
-        ModelIn::Multipart => kind.map_or(BodyShape::Opaque, BodyShape::Multipart),
-        ModelIn::Query | ModelIn::Nowhere => BodyShape::Opaque,
+        ModelLocation::Json | ModelLocation::Sniff => BodyShape::Json(api),
+        ModelLocation::Multipart => kind.map_or(BodyShape::Opaque, BodyShape::Multipart),
+        ModelLocation::Query | ModelLocation::Nowhere => BodyShape::Opaque,
     };
     let decides = scope.shared.fleet.snapshot().model_decides();
     let watch = read_body(scope, client, request, shape, decides).await?;
     match api.model_in() {
-        ModelIn::Query => take_model_of_query(scope, client, request)?,
-        ModelIn::Nowhere => request.model = RequestedModel::Unreadable,
+        ModelLocation::Query => take_model_of_query(scope, client, request)?,
+        ModelLocation::Nowhere => request.model = RequestedModel::Unreadable,
         // The name that its route gives is in the body, before which the field would go.
-        ModelIn::Sniff if request.edits.as_ref().is_some_and(|edits| edits.renames()) => {
-            client.head_mut().remove_header(ADAPTER);
+        ModelLocation::Sniff if request.edits.as_ref().is_some_and(|edits| edits.renames()) => {
+            client.head_mut().remove_header(ADAPTER_HEADER);
         }
-        ModelIn::Json | ModelIn::Multipart | ModelIn::Sniff => {}
+        ModelLocation::Json | ModelLocation::Multipart | ModelLocation::Sniff => {}
     }
     let snapshot = scope.shared.fleet.snapshot();
     if request.model == RequestedModel::Any && !has_model(scope, request, &snapshot) {
         if !snapshot.any_ready() {
             return Err(Reject::NotReady { model: None }.into());
         }
-        // vLLM would take its own model; with several of them there is none to take.
+        // vLLM would use its own model; several upstreams may have several.
         let aliases = scope.settings.peeker.routes.aliases(&snapshot);
         return Err(Reject::Model { model: String::new(), aliases }.into());
     }
     Ok(Intake::Forward(watch))
 }
 
-/// Whether a request that names no model goes to where there is one to take.
-fn has_model(scope: &Scope<'_>, request: &ClientRequest, snapshot: &Snapshot) -> bool {
+/// Whether a request without a model goes to upstreams with one model.
+fn has_model(scope: &RequestScope<'_>, request: &ClientRequest, snapshot: &Snapshot) -> bool {
     // The route of the model that it would get would not be the one that it has.
     let has_one = || snapshot.serves_one_base(request.among(snapshot).as_deref());
-    !scope.settings.peeker.routes.goes_by_model() && (request.only.is_some() || has_one())
+    !scope.settings.peeker.routes.depends_on_model() && (request.only.is_some() || has_one())
 }
 
-/// Peeks the body, if there is one, and puts down what it says.
+/// Peeks the body, if there is one, and stores its facts in `request`.
 async fn read_body(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     shape: BodyShape,
     model_decides: bool,
-) -> Result<Watch, Stop> {
+) -> Result<RequestWatch, RequestEnd> {
     let (shared, peeker) = (scope.shared, &scope.settings.peeker);
     let is_upgrade = client.is_upgrade();
     if !is_upgrade {
-        peeker.declared(client)?;
+        peeker.check_declared_length(client)?;
         permit_body(client).await?;
         let needs = PeekNeeds {
             model: model_decides || !peeker.routes.is_empty(),
@@ -302,10 +302,10 @@ async fn read_body(
         let peeked = peeker.peek(client, shape, head, needs, &mut edits).await;
         // A refusal has the headers of its route, too.
         request.edits = request.edits.take().or(edits);
-        let Peeked { body, pace, facts, usage_question } = peeked?;
+        let Peeked { body, pace, facts, usage_injection } = peeked?;
         request.model = facts.model;
-        (request.usage_question, request.session_label) = (usage_question, facts.session_label);
-        stored::follow(scope, client, request, facts.previous_response_id.as_deref()).await?;
+        (request.usage_injection, request.session_label) = (usage_injection, facts.session_label);
+        stored::route_to_previous(scope, client, request, facts.previous_response_id.as_deref()).await?;
         request.tokens = shared.state.prompt(&facts.prompt).tokens;
         (request.prompt, request.prompt_tail) = (facts.prompt, facts.prompt_tail);
         (request.streams, request.pinned) = (facts.streams, facts.pinned);
@@ -320,18 +320,19 @@ async fn read_body(
             request.background = kept.background;
         }
         client.set_background(request.background);
-        let mut watch = Watch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun);
+        let mut watch =
+            RequestWatch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun);
         watch.set_upload((!body.is_complete()).then_some(pace));
         request.body = body;
         return Ok(watch);
     }
-    Ok(Watch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun))
+    Ok(RequestWatch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun))
 }
 
 /// Permits a client that asks for permission to send its body, before it is read.
-async fn permit_body(client: &mut Client<'_>) -> Result<(), Stop> {
+async fn permit_body(client: &mut Client<'_>) -> Result<(), RequestEnd> {
     if client.asks_permission() {
-        client.permit_body().await.map_err(Stop::Disconnected)?;
+        client.permit_body().await.map_err(RequestEnd::Disconnected)?;
     }
     Ok(())
 }
@@ -341,8 +342,8 @@ async fn permit_body(client: &mut Client<'_>) -> Result<(), Stop> {
 async fn read_call(
     client: &mut Client<'_>,
     limit: u64,
-    mut held: Option<&mut Reservation>,
-) -> Result<Bytes, Stop> {
+    mut held: Option<&mut MemoryReservation>,
+) -> Result<Bytes, RequestEnd> {
     let mut body = BytesMut::new();
     if client.has_no_body() {
         return Ok(body.freeze());
@@ -351,7 +352,7 @@ async fn read_call(
         return Err(Reject::TooLarge { limit }.into());
     }
     permit_body(client).await?;
-    let deadline = Instant::now() + CALL_PATIENCE;
+    let deadline = Instant::now() + CALL_BODY_TIMEOUT;
     loop {
         let Ok(piece) = timeout_at(deadline, client.read()).await else {
             return Err(Reject::Slow.into());
@@ -372,17 +373,17 @@ async fn read_call(
 /// A socket's model comes only after it is open; a client that wants another than the only one names it in
 /// the query. What its route changes ends with its head: what is sent on it goes by unread.
 fn take_model_of_query(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
 ) -> Result<(), Reject> {
     request.model = model_of_query(client.head().uri.query().unwrap_or_default())?;
     let mut model = request.model.name().map(str::to_string);
-    let (peeker, of_query) = (&scope.settings.peeker, (Dialect::Other, None));
+    let (peeker, of_query) = (&scope.settings.peeker, (BodyDialect::Other, None));
     let edits = match &model {
-        Some(model) => peeker.routed(client, &request.path, Some(model), of_query),
+        Some(model) => peeker.edits_for_model(client, &request.path, Some(model), of_query),
         None => {
-            let (resolved, edits) = peeker.unnamed(client, &request.path, of_query);
+            let (resolved, edits) = peeker.edits_without_model(client, &request.path, of_query);
             model = resolved;
             edits
         }
@@ -419,14 +420,14 @@ fn model_of_query(query: &str) -> Result<RequestedModel, Reject> {
 
 /// SageMaker names the adapter in a header, which vLLM takes for the model, whatever the body says.
 fn adapter(client: &Client<'_>, shape: &BodyShape) -> Option<String> {
-    let value = client.headers().get(ADAPTER)?;
+    let value = client.headers().get(ADAPTER_HEADER)?;
     if !matches!(shape, BodyShape::Json(Api::Invocations)) {
         return None;
     }
     value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
 }
 
-fn end_of_wait(reason: EndReason) -> Reject {
+fn reject_of(reason: EndReason) -> Reject {
     if reason == EndReason::SlowUpload { Reject::Slow } else { Reject::NoTime }
 }
 
@@ -436,10 +437,10 @@ fn end_of_wait(reason: EndReason) -> Reject {
 pub async fn watched<T>(
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-    watch: &mut Watch,
+    watch: &mut RequestWatch,
     reads: bool,
     waiting: impl Future<Output = T>,
-) -> Result<T, Stop> {
+) -> Result<T, RequestEnd> {
     tokio::pin!(waiting);
     if let (Some(upload), false) = (watch.upload(), reads) {
         upload.pause();
@@ -455,13 +456,13 @@ pub async fn watched<T>(
                 }
                 return Ok(done);
             }
-            reason = watch.end() => return Err(end_of_wait(reason).into()),
+            reason = watch.end() => return Err(reject_of(reason).into()),
         };
         match event.map_err(peek::client_failure)? {
             ClientEvent::Abandoned => watch.abandon(),
             ClientEvent::Piece(None) => request.body.complete(),
             ClientEvent::Piece(Some(piece)) => {
-                watch.uploaded(piece.len());
+                watch.record_upload(piece.len());
                 let limit = request.body.max_held();
                 if request.body.len() + piece.len() as u64 > limit {
                     return Err(Reject::TooLarge { limit }.into());

@@ -1,31 +1,31 @@
-//! `peek.memory`: how much of all requests' bodies may be held at once.
+//! Limits the memory of all requests' held bodies (`peek.memory`).
 //!
-//! Taking is a try, never a wait: a request that would have to wait for memory holds some already, and
-//! such waits can wait for each other.
+//! A reservation fails rather than waits: a request that waits for memory may hold some already, and such
+//! waits could deadlock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::observe::metrics::METRICS;
 
-pub struct Memory {
+pub struct PeekMemory {
     taken: AtomicU64,
     most: AtomicU64,
 }
 
-impl Memory {
+impl PeekMemory {
     pub fn new(most: u64) -> Arc<Self> {
-        Arc::new(Memory { taken: AtomicU64::new(0), most: AtomicU64::new(most) })
+        Arc::new(PeekMemory { taken: AtomicU64::new(0), most: AtomicU64::new(most) })
     }
 
-    /// Sets another limit. What is taken stays taken, also when it is more.
-    pub fn limit(&self, most: u64) {
+    /// Changes the limit. Reservations above a lower limit stay.
+    pub fn set_limit(&self, most: u64) {
         self.most.store(most, Relaxed);
     }
 
-    /// A reservation of nothing yet.
-    pub fn reservation(self: &Arc<Self>) -> Reservation {
-        Reservation { memory: self.clone(), bytes: 0 }
+    /// An empty reservation.
+    pub fn reservation(self: &Arc<Self>) -> MemoryReservation {
+        MemoryReservation { memory: self.clone(), bytes: 0 }
     }
 
     #[cfg(test)]
@@ -34,23 +34,23 @@ impl Memory {
     }
 }
 
-/// Gives back what it holds when it is dropped.
-pub struct Reservation {
-    memory: Arc<Memory>,
+/// Memory that is reserved until it is dropped.
+pub struct MemoryReservation {
+    memory: Arc<PeekMemory>,
     bytes: u64,
 }
 
-impl Reservation {
+impl MemoryReservation {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Another one of the same memory, of nothing yet.
-    pub fn beside(&self) -> Reservation {
+    /// An empty reservation of the same memory.
+    pub fn reservation_beside(&self) -> MemoryReservation {
         self.memory.reservation()
     }
 
-    /// Makes the reservation at least `bytes` large; false when there is not so much.
+    /// Grows the reservation to at least `bytes`; false when the limit does not allow it.
     pub fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let most = self.memory.most.load(Relaxed);
@@ -63,7 +63,7 @@ impl Reservation {
         true
     }
 
-    /// Gives back what it holds.
+    /// Returns the reserved memory.
     pub fn release(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         if bytes > 0 {
@@ -73,7 +73,7 @@ impl Reservation {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.release();
     }
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_limit_is_taken_and_all_comes_back() {
-        let memory = Memory::new(100);
+        let memory = PeekMemory::new(100);
         let (mut one, mut two) = (memory.reservation(), memory.reservation());
         assert!(one.grow_to(60) && one.grow_to(40), "growing never shrinks");
         assert!(!two.grow_to(41) && two.grow_to(40));

@@ -2,7 +2,7 @@
 //! version, load, and the upstreams' metrics as one page.
 //!
 //! Lists and health come from the snapshot and never wait for an upstream; metrics and load are asked
-//! of all upstreams at once, within one time limit, once for all who want to know.
+//! of all upstreams at once, within one time limit, once for all requests that wait.
 
 mod scrape;
 
@@ -16,24 +16,24 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
+use super::fleet_routes::FleetRoutes;
 use super::respond::json;
-use super::served::Routes;
 use super::stored_search::SearchKey;
 use crate::aggregate;
 use crate::fleet::client::FetchError;
 use crate::fleet::{Fleet, Snapshot, SnapshotEntry};
 use crate::reject::unanswered_call;
 
-/// For metrics and load: whoever scrapes will not wait longer either.
-const SCRAPE: Duration = Duration::from_secs(2);
+/// For metrics and load: a scraper's own timeout is not much longer.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For a control call that is fanned out; some of them wait for requests in flight.
-const CONTROL: Duration = Duration::from_secs(300);
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// For asking where a stored response lies.
-const LOOKUP: Duration = Duration::from_secs(2);
+/// For a search for a stored response.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The version that is told while no upstream has told its own.
+/// The version while no upstream has reported one.
 const VERSION_UNKNOWN: &str = "unknown";
 
 fn answer(kind: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
@@ -58,7 +58,7 @@ pub fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
 }
 
 /// What clients may ask for now: what ready upstreams serve, and the names that routes give to some of it.
-pub fn models(snapshot: &Snapshot, routes: &Routes) -> Response<Bytes> {
+pub fn models(snapshot: &Snapshot, routes: &FleetRoutes) -> Response<Bytes> {
     json_answer(routes.models(snapshot))
 }
 
@@ -75,7 +75,7 @@ pub async fn load(fleet: &Arc<Fleet>) -> Response<Bytes> {
 }
 
 async fn load_now(fleet: &Fleet) -> Response<Bytes> {
-    let bodies = ask_ready(fleet, "/load").await;
+    let bodies = request_from_ready(fleet, "/load").await;
     let bodies: Vec<&[u8]> = bodies.iter().map(|(_, body)| &body[..]).collect();
     json_answer(format!(r#"{{"server_load":{}}}"#, aggregate::load_sum(&bodies)))
 }
@@ -86,7 +86,7 @@ pub async fn metrics(fleet: &Arc<Fleet>) -> Response<Bytes> {
 }
 
 async fn metrics_now(fleet: &Fleet) -> Response<Bytes> {
-    let bodies = ask_ready(fleet, "/metrics").await;
+    let bodies = request_from_ready(fleet, "/metrics").await;
     let texts: Vec<(&str, std::borrow::Cow<'_, str>)> =
         bodies.iter().map(|(name, body)| (name.as_str(), String::from_utf8_lossy(body))).collect();
     let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (*name, text.as_ref())).collect();
@@ -94,10 +94,10 @@ async fn metrics_now(fleet: &Fleet) -> Response<Bytes> {
 }
 
 /// Answers of ready upstreams with status 200, by name. One that does not answer is left out.
-async fn ask_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
+async fn request_from_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
-        let answer = fleet.client().scrape(&entry.upstream, path, SCRAPE).await.ok()?;
+        let answer = fleet.client().scrape(&entry.upstream, path, SCRAPE_TIMEOUT).await.ok()?;
         let name = entry.upstream.name().to_string();
         (answer.status() == StatusCode::OK).then(|| (name, answer.into_body()))
     });
@@ -124,7 +124,7 @@ pub async fn fan_out(
             }
         }
         let request = request.body(body.clone()).ok()?;
-        let answer = fleet.client().request(&entry.upstream, request, CONTROL).await;
+        let answer = fleet.client().request(&entry.upstream, request, CONTROL_TIMEOUT).await;
         Some(answer.unwrap_or_else(|error| unreached(entry, &error.to_string(), expose)))
     });
     let answers: Vec<Response<Bytes>> = join_all(asked).await.into_iter().flatten().collect();
@@ -150,9 +150,9 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
     cleaned
 }
 
-/// What came of asking for a stored response.
+/// The result of a search for a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Located {
+pub enum ResponseSearchResult {
     /// At the upstream of this id.
     At(usize),
     Nowhere,
@@ -160,9 +160,9 @@ pub enum Located {
     Unsure,
 }
 
-/// Asks every upstream that may hold a stored response for it: responses are in the memory of the engine
-/// that made them. The id can stand in a path.
-pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &SearchKey) -> Located {
+/// Requests a stored response from every upstream that may hold it: responses are in the memory of the
+/// engine that made them. The id must be valid in a path.
+pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &SearchKey) -> ResponseSearchResult {
     let path = format!("/v1/responses/{}", wanted.id);
     let upstreams = wanted.upstreams.iter();
     let entries = upstreams.filter_map(|(id, key)| Some((snapshot.by_id(*id)?, key)));
@@ -171,25 +171,25 @@ pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &Search
         if let Some(key) = key {
             request = request.header(header::AUTHORIZATION, key);
         }
-        let Ok(request) = request.body(Bytes::new()) else { return Located::Nowhere };
-        match fleet.client().request_with_key(&entry.upstream, request, LOOKUP).await {
-            Ok(answer) if answer.status() == StatusCode::OK => Located::At(entry.upstream.id),
-            Ok(answer) if !answer.status().is_server_error() => Located::Nowhere,
+        let Ok(request) = request.body(Bytes::new()) else { return ResponseSearchResult::Nowhere };
+        match fleet.client().request_with_key(&entry.upstream, request, LOOKUP_TIMEOUT).await {
+            Ok(answer) if answer.status() == StatusCode::OK => ResponseSearchResult::At(entry.upstream.id),
+            Ok(answer) if !answer.status().is_server_error() => ResponseSearchResult::Nowhere,
             // An upstream that is not there has nothing.
             Err(FetchError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                Located::Nowhere
+                ResponseSearchResult::Nowhere
             }
-            Ok(_) | Err(_) => Located::Unsure,
+            Ok(_) | Err(_) => ResponseSearchResult::Unsure,
         }
     });
     let (mut asked, mut unsure) = (asked.collect::<FuturesUnordered<_>>(), false);
-    // Who has it need not wait for those who hang.
+    // The first upstream that has the response ends the search: the others may hang.
     while let Some(located) = asked.next().await {
         match located {
-            Located::At(_) => return located,
-            Located::Unsure => unsure = true,
-            Located::Nowhere => {}
+            ResponseSearchResult::At(_) => return located,
+            ResponseSearchResult::Unsure => unsure = true,
+            ResponseSearchResult::Nowhere => {}
         }
     }
-    if unsure { Located::Unsure } else { Located::Nowhere }
+    if unsure { ResponseSearchResult::Unsure } else { ResponseSearchResult::Nowhere }
 }

@@ -1,64 +1,64 @@
-//! A request's prompt on its way: read before the choice, followed to its end while the body streams past,
-//! learnt when it is sent, taken back when it never arrived.
+//! A request's prompt: read before the choice, continued while the body streams past, learnt when it is sent,
+//! and taken back when the engine has not read it.
 //!
 //! Never: an await. Buffers for reading and looking up are the thread's, used and left within one call.
 
 use std::cell::RefCell;
 use std::time::Instant;
 
-use super::request::{ClientRequest, Scope};
+use super::request::{ClientRequest, RequestScope};
 use crate::fleet::{Lease, Snapshot, Upstream, Work};
 use crate::pick::Candidate;
-use crate::prompt::canon::{Dialect, Reader, Request};
-use crate::prompt::chain::Blocks;
-use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
+use crate::prompt::chain::BlockLayout;
+use crate::prompt::scan::{BodyField, ScanFacts, ScanProgress, Scanner};
 use crate::reply::usage::Usage;
 use crate::route::paths::Api;
 use crate::state::prefix_index::Hits;
 use crate::state::{LearnedChain, PromptLookup};
 
 thread_local! {
-    static READER: RefCell<Reader> = RefCell::default();
+    static READER: RefCell<PromptReader> = RefCell::default();
     static HITS: RefCell<Hits> = RefCell::default();
 }
 
-/// What follows the prompt behind the peek.
+/// Continues reading the prompt behind the peek.
 pub struct PromptTail {
-    reader: Reader,
-    /// Where in the body it wants to go on.
+    reader: PromptReader,
+    /// The offset in the body from which it continues.
     at: u64,
     /// Blocks that were known before the choice.
     known: usize,
 }
 
-/// How the interface says its prompt; `None` where there is none that a cache holds.
-pub fn dialect(api: Api, facts: &Facts<'_>) -> Option<Dialect> {
+/// The form of the interface's prompt; `None` where no cache holds it.
+pub fn dialect(api: Api, facts: &ScanFacts<'_>) -> Option<PromptDialect> {
     match api {
-        Api::Chat | Api::ChatBatch => Some(Dialect::Chat),
-        Api::Responses => Some(Dialect::Responses),
-        Api::Messages => Some(Dialect::Messages),
-        Api::Completions => Some(Dialect::Completions),
-        Api::Generate => Some(Dialect::Generate),
-        Api::Invocations if facts.has(Field::Messages) => Some(Dialect::Chat),
-        Api::Invocations if facts.has(Field::Prompt) => Some(Dialect::Completions),
+        Api::Chat | Api::ChatBatch => Some(PromptDialect::Chat),
+        Api::Responses => Some(PromptDialect::Responses),
+        Api::Messages => Some(PromptDialect::Messages),
+        Api::Completions => Some(PromptDialect::Completions),
+        Api::Generate => Some(PromptDialect::Generate),
+        Api::Invocations if facts.has(BodyField::Messages) => Some(PromptDialect::Chat),
+        Api::Invocations if facts.has(BodyField::Prompt) => Some(PromptDialect::Completions),
         _ => None,
     }
 }
 
-/// Reads what the peeked bytes say of the prompt. `unread`: bytes of the body that are announced beyond.
+/// Reads the prompt in the peeked bytes. `unread`: bytes of the body that are declared beyond them.
 pub fn read(
-    dialect: Option<Dialect>,
-    blocks: Option<Blocks>,
-    facts: &Facts<'_>,
+    dialect: Option<PromptDialect>,
+    blocks: Option<BlockLayout>,
+    facts: &ScanFacts<'_>,
     (body, scanner): (&[u8], &Scanner),
     unread: u64,
 ) -> (PromptLookup, Option<Box<PromptTail>>) {
     let model = facts.model.name().map(str::to_string);
-    let is_cut = facts.state == Progress::Cut;
+    let is_cut = facts.state == ScanProgress::Cut;
     let unseen = match &facts.previous_response_id {
         // What lies behind the peek is taken for prompt.
         _ if is_cut => unread.max(1),
-        // The prompt begins with what the engine has kept, which nobody here has seen.
+        // The prompt begins with the previous response, which only the engine has.
         Some(id) if !id.is_empty() => 1,
         _ => 0,
     };
@@ -66,7 +66,7 @@ pub fn read(
         return (PromptLookup { model, seen: facts.prompt_bytes, unseen, ..PromptLookup::default() }, None);
     };
     READER.with_borrow_mut(|reader| {
-        let request = Request { dialect, model: model.as_deref().unwrap_or_default(), body, scanner };
+        let request = PromptSource { dialect, model: model.as_deref().unwrap_or_default(), body, scanner };
         let chain = reader.read(&request, blocks);
         // The chain is of the first prompt; the others have to be read as well.
         let others = if is_batch(&request) { facts.prompt_bytes.saturating_sub(chain.bytes) } else { 0 };
@@ -79,7 +79,7 @@ pub fn read(
             model,
             session: None,
         };
-        let at = reader.resume_at().filter(|_| is_cut);
+        let at = reader.resume_offset().filter(|_| is_cut);
         let known = asked.chain.len();
         let rest = at.map(|at| Box::new(PromptTail { reader: std::mem::take(reader), at: at as u64, known }));
         (asked, rest)
@@ -87,26 +87,26 @@ pub fn read(
 }
 
 /// Whether the body asks for several prompts at once.
-fn is_batch(request: &Request<'_>) -> bool {
+fn is_batch(request: &PromptSource<'_>) -> bool {
     let field = match request.dialect {
-        Dialect::Completions => Field::Prompt,
-        Dialect::Chat => Field::Messages,
-        Dialect::Responses | Dialect::Messages | Dialect::Generate => return false,
+        PromptDialect::Completions => BodyField::Prompt,
+        PromptDialect::Chat => BodyField::Messages,
+        PromptDialect::Responses | PromptDialect::Messages | PromptDialect::Generate => return false,
     };
     let list = request.scanner.span(field).and_then(|span| request.body.get(span)?.strip_prefix(b"["));
     let first = list.and_then(|list| list.trim_ascii_start().first());
     match request.dialect {
-        Dialect::Completions => matches!(first, Some(b'"' | b'[')),
+        PromptDialect::Completions => matches!(first, Some(b'"' | b'[')),
         _ => first == Some(&b'['),
     }
 }
 
-/// A request's place at the upstream that was chosen for one attempt.
+/// The choice of an upstream for one attempt, with its lease.
 pub struct Placement {
     pub lease: Lease,
     /// Why this upstream was chosen.
     pub reason: &'static str,
-    /// The leading blocks that it is believed to hold, of so many, and their tokens.
+    /// The leading blocks that it is believed to hold, the prompt's blocks, and the tokens of the hit.
     pub hit: u64,
     pub blocks: usize,
     pub predicted: u64,
@@ -118,7 +118,7 @@ pub struct Placement {
 
 /// Puts on each candidate what it holds of the prompt.
 pub fn weigh(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     request: &ClientRequest,
     snapshot: &Snapshot,
     now: Instant,
@@ -127,13 +127,13 @@ pub fn weigh(
     let (knobs, state) = (&scope.settings.knobs, &scope.shared.state);
     let id = |candidate: &Candidate| snapshot.entries[candidate.index].upstream.id;
     HITS.with_borrow_mut(|hits| state.weigh(&request.prompt, knobs.share, hits, candidates, id));
-    // Where what is missing costs nothing, losing it costs nothing either.
+    // Where missing tokens cost nothing, leaving the session's upstream costs nothing either.
     let bonus = if knobs.missing > 0.0 { scope.settings.peeker.sessions.bonus } else { 0.0 };
     state.add_session_penalty(&request.prompt, bonus, now, candidates, id);
 }
 
-/// What the chosen upstream is given to do.
-pub fn work(request: &ClientRequest, chosen: Option<&Candidate>) -> Work {
+/// The work of the request for the lease.
+pub fn lease_work(request: &ClientRequest, chosen: Option<&Candidate>) -> Work {
     let uncached = chosen.map_or(request.tokens, |chosen| chosen.uncached);
     Work { tokens: request.tokens, uncached, streams: request.streams }
 }
@@ -143,7 +143,7 @@ pub fn work(request: &ClientRequest, chosen: Option<&Candidate>) -> Work {
 impl Placement {
     /// The request goes to the upstream of this lease: siblings of a burst must find it at once.
     pub fn new(
-        scope: &Scope<'_>,
+        scope: &RequestScope<'_>,
         request: &ClientRequest,
         lease: Lease,
         chosen: Option<&Candidate>,
@@ -173,7 +173,7 @@ impl Placement {
     }
 
     /// It is known whether the engine may have read the prompt. Where it has not, it has learnt nothing.
-    pub fn conclude(&mut self, scope: &Scope<'_>, request: &ClientRequest, read: bool) {
+    pub fn conclude(&mut self, scope: &RequestScope<'_>, request: &ClientRequest, read: bool) {
         if let (Some(learnt), false) = (self.learnt.take(), read && self.sent) {
             scope.shared.state.take_back(&request.prompt, self.lease.upstream().id, learnt);
         }
@@ -189,8 +189,8 @@ impl Placement {
         }
     }
 
-    /// What the answer reports of tokens corrects what was estimated.
-    pub fn correct(&self, scope: &Scope<'_>, request: &ClientRequest, usage: &Usage) {
+    /// Corrects the estimates by the usage that the answer reports.
+    pub fn correct(&self, scope: &RequestScope<'_>, request: &ClientRequest, usage: &Usage) {
         let shared = scope.shared;
         let is_known = request.model.name().is_some_and(|model| shared.fleet.snapshot().serves_model(model));
         if let (Some(tokens), true) = (usage.prompt_tokens, is_known) {
@@ -205,7 +205,7 @@ impl Placement {
     /// A piece of the body goes to the upstream, behind so many bytes.
     pub fn follow(
         &mut self,
-        scope: &Scope<'_>,
+        scope: &RequestScope<'_>,
         request: &mut ClientRequest,
         before: u64,
         piece: &[u8],
@@ -215,7 +215,7 @@ impl Placement {
         let skip = tail.at.saturating_sub(before);
         if let Some(fresh) = usize::try_from(skip).ok().and_then(|skip| piece.get(skip..)) {
             tail.at = before + piece.len() as u64;
-            tail.reader.go_on(fresh);
+            tail.reader.resume(fresh);
         }
         if !end {
             return;

@@ -1,5 +1,5 @@
-//! Random numbers for draws and request ids: unpredictable enough to be unique, no secret. Who needs one
-//! that is says so.
+//! Random numbers for draws and request ids: unique, but predictable. Callers that need unpredictable bytes
+//! use `secret`.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,17 +8,17 @@ use http::HeaderValue;
 use rustls::crypto::{SecureRandom, ring};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-pub struct Random {
-    /// For what nobody may guess.
+pub struct RandomSource {
+    /// The system's generator, for unpredictable bytes.
     system: &'static dyn SecureRandom,
     seed: u64,
     count: AtomicU64,
 }
 
-impl Random {
+impl RandomSource {
     /// Seeded by the system, as the standard hash maps are.
     pub fn new() -> Self {
-        Random {
+        RandomSource {
             system: ring::default_provider().secure_random,
             seed: RandomState::new().hash_one(0u64),
             count: AtomicU64::new(0),
@@ -30,14 +30,14 @@ impl Random {
         xxh3_64_with_seed(&count.to_le_bytes(), self.seed)
     }
 
-    /// Bytes that nobody can guess, from the system; `None` when it has none.
+    /// Unpredictable bytes from the system; `None` if the system fails.
     pub fn secret<const LENGTH: usize>(&self) -> Option<[u8; LENGTH]> {
         let mut bytes = [0; LENGTH];
         self.system.fill(&mut bytes).ok()?;
         Some(bytes)
     }
 
-    /// What one balancer says of itself in `via`, and no other does.
+    /// A unique entry in `via` for one balancer.
     pub fn mark(&self) -> HeaderValue {
         let mark = format!("1.1 vllm-lb-{:016x}", self.next());
         HeaderValue::try_from(mark).expect("digits and letters make a header's value")

@@ -1,28 +1,33 @@
-//! The end of a request, told to logs and metrics.
+//! Reports a finished request to logs and metrics.
 
 use std::fmt::Display;
 
+use pingora::ErrorType;
 use pingora::protocols::http::ServerSession;
-use pingora::{Error, ErrorType};
 
-use super::Shared;
-use super::context::{Context, FinishedRequest};
+use super::ProxyShared;
+use super::context::RequestContext;
+use super::exchange::FinishedRequest;
 use super::request::RequestedModel;
 use crate::fleet::Outcome;
 use crate::observe;
 
-/// Writes the record of a request that has ended.
-pub fn write(shared: &Shared, session: &ServerSession, error: Option<&Error>, context: &Context) {
-    let Some(finished) = &context.finished else { return };
-    let FinishedRequest { request, report } = &**finished;
+/// Writes the record of a finished request.
+pub fn write(
+    shared: &ProxyShared,
+    session: &ServerSession,
+    context: &RequestContext,
+    finished: &FinishedRequest,
+) {
+    let FinishedRequest { request, report, error, .. } = finished;
     let (head, client) = (session.req_header(), session.client_addr());
     let snapshot = shared.fleet.snapshot();
     let model = match &request.model {
         RequestedModel::Named(name) if snapshot.serves_model(name) => Some(name.as_str()),
         _ => None,
     };
-    // A refusal has its own label in the metrics; as an error it would be told twice.
-    let error = error.filter(|error| !matches!(error.etype(), ErrorType::Custom(_)));
+    // A refusal is reported by its label; as an error it would be reported twice.
+    let error = error.as_deref().filter(|error| !matches!(error.etype(), ErrorType::Custom(_)));
     let outcome = report.outcome.unwrap_or(Outcome::Broken);
     observe::request_done(&observe::Done {
         id: &context.id,

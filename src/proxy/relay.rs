@@ -3,7 +3,7 @@
 //! One loop with three arms: the next piece of the answer, the client, the watch. It ends with an outcome.
 //! Once the first byte has gone out no attempt can follow, and what was held for one goes.
 //!
-//! Never: an attempt, a piece that is written without a deadline.
+//! Never: make an attempt, write a piece without a deadline.
 
 mod pipeline;
 
@@ -15,11 +15,11 @@ use pingora::{Error, Result};
 use super::attempt::UpstreamAnswer;
 use super::attempt::connection::UpstreamConnection;
 use super::client::Client;
-use super::exchange::{Report, Stop, report_failure};
+use super::exchange::{RequestEnd, RequestReport, report_failure};
 use super::headers;
 use super::prompt_work::Placement;
-use super::request::{ClientRequest, Scope};
-use super::watch::Watch;
+use super::request::{ClientRequest, RequestScope};
+use super::watch::RequestWatch;
 use crate::fleet::{Outcome, Sign};
 use crate::observe;
 use crate::reject::broken_stream;
@@ -38,7 +38,7 @@ pub struct PreparedAnswer {
     /// The status that it has for the fleet: that of an error which it begins with, or its own.
     judged: u16,
     status: u16,
-    /// The rest of the upstream's answer is not wanted.
+    /// The balancer's answer replaces the upstream's, whose rest is discarded.
     replaced: bool,
     failure: Option<AttemptFailure>,
 }
@@ -53,19 +53,19 @@ enum AnswerEnd {
 /// Builds the head for the client, and passes the beginning of the body through the edits. Fails where the
 /// edits cannot read the answer.
 pub fn prepare(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &Client<'_>,
     request: &mut ClientRequest,
     placement: &Placement,
     answer: UpstreamAnswer,
     attempts: u32,
 ) -> Result<PreparedAnswer> {
-    let UpstreamAnswer { connection, status, begun, mut over, error_code, failure } = answer;
+    let UpstreamAnswer { connection, status, beginning, mut over, error_code, failure } = answer;
     let mut head = headers::of_answer(connection.head())?;
     let instead =
         request.edits.as_ref().filter(|edits| over && edits.may_overflow(&head)).and_then(|edits| {
             let seed = scope.shared.random.next();
-            edits.instead_of_overflow(&begun, request.body.bytes(), request.streams, seed)
+            edits.overflow_answer(&beginning, request.body.bytes(), request.streams, seed)
         });
     let judged = error_code.unwrap_or(status);
     let (mut first, mut replaced) = (Bytes::new(), false);
@@ -78,9 +78,9 @@ pub fn prepare(
         head.insert_header(header::CONTENT_LENGTH, first.len())?;
         head.insert_header(header::CONTENT_TYPE, kind)?;
         request.sample_answer(&first);
-    } else if over || !begun.is_empty() {
-        let edited = pipeline.pass(scope, request, placement, &begun, over)?;
-        first = edited.unwrap_or_else(|| begun.into());
+    } else if over || !beginning.is_empty() {
+        let edited = pipeline.pass(scope, request, placement, &beginning, over)?;
+        first = edited.unwrap_or_else(|| beginning.into());
     }
     if let Some(edits) = &request.edits {
         edits.towards_client(&mut head)?;
@@ -92,12 +92,12 @@ pub fn prepare(
 }
 
 impl PreparedAnswer {
-    /// The upstream speaks another protocol from here on.
+    /// The upstream switches to another protocol.
     pub fn is_upgrade(&self) -> bool {
         self.status == 101
     }
 
-    /// What the answer says about its upstream, although the client gets it.
+    /// The upstream's failure that the answer shows, although the client gets the answer.
     pub fn failure(&self) -> Option<AttemptFailure> {
         let failed = self.judged == self.status && matches!(self.status, 500 | 502 | 504..);
         self.failure.or(failed.then_some(AttemptFailure::Status(self.status)))
@@ -114,29 +114,29 @@ pub fn is_broken(request: &ClientRequest) -> bool {
     request.edits.as_ref().is_some_and(|edits| edits.is_broken())
 }
 
-/// Sends the answer to the client. What became of it is put into the report.
+/// Sends the answer to the client, and writes its end into the report.
 pub async fn relay(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
     mut answer: Box<PreparedAnswer>,
-    watch: &mut Watch,
-    report: &mut Report,
-) -> Result<(), Stop> {
+    watch: &mut RequestWatch,
+    report: &mut RequestReport,
+) -> Result<(), RequestEnd> {
     let read = !answer.replaced && !is_refusal(answer.judged);
     placement.conclude(scope, request, read);
     report.status = answer.status;
-    let mut prefill = PrefillEnd { ended: false, teaches: answer.judged == 200 && read };
+    let mut prefill = PrefillTracker { ended: false, teaches: answer.judged == 200 && read };
     if !answer.first.is_empty() || answer.over {
-        prefill.look(&answer.pipeline, placement, scope, report);
+        prefill.check(&answer.pipeline, placement, scope, report);
     }
     if !read {
         // What is still to come of the prompt is not read either.
         request.prompt_tail = None;
     }
-    request.settle(answer.connection.outgoing().is_sent());
-    if scope.shared.leave.is_closing() || client.is_http10() || client.sends_chunks() {
+    request.release_for_answer(answer.connection.outgoing().is_sent());
+    if scope.shared.shutdown.is_closing() || client.is_http10() || client.sends_chunks() {
         client.close_after();
     }
     let end = carry_body(scope, client, request, placement, &mut answer, watch, (&mut prefill, report)).await;
@@ -158,25 +158,25 @@ pub async fn relay(
             report_failure(scope, placement, failure, report);
             end_stream(scope, client, request, placement, &answer, failure, last_words).await;
             let error = Error::explain(pingora::ErrorType::ConnectionClosed, failure.label());
-            Err(Stop::Broken(error.into_up()))
+            Err(RequestEnd::Broken(error.into_up()))
         }
     }
 }
 
 /// Marks the end of the prefill, once.
-struct PrefillEnd {
+struct PrefillTracker {
     ended: bool,
     /// The answer tells how fast the engine reads.
     teaches: bool,
 }
 
-impl PrefillEnd {
-    fn look(
+impl PrefillTracker {
+    fn check(
         &mut self,
         pipeline: &AnswerPipeline,
         placement: &mut Placement,
-        scope: &Scope<'_>,
-        report: &mut Report,
+        scope: &RequestScope<'_>,
+        report: &mut RequestReport,
     ) {
         if self.ended || !pipeline.has_content() {
             return;
@@ -189,25 +189,25 @@ impl PrefillEnd {
 
 /// Writes head and body, while the rest of the request is sent and the client is watched.
 async fn carry_body(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
     answer: &mut PreparedAnswer,
-    watch: &mut Watch,
-    (prefill, report): (&mut PrefillEnd, &mut Report),
-) -> Result<AnswerEnd, Stop> {
+    watch: &mut RequestWatch,
+    (prefill, report): (&mut PrefillTracker, &mut RequestReport),
+) -> Result<AnswerEnd, RequestEnd> {
     let head = std::mem::replace(
         &mut answer.head,
-        ResponseHeader::build_no_case(200, Some(0)).map_err(Stop::Broken)?,
+        ResponseHeader::build_no_case(200, Some(0)).map_err(RequestEnd::Broken)?,
     );
     let bodiless = answer.over && answer.first.is_empty();
-    client.write_head(head, &answer.first, bodiless).await.map_err(Stop::Disconnected)?;
+    client.write_head(head, &answer.first, bodiless).await.map_err(RequestEnd::Disconnected)?;
     answer.first = Bytes::new();
     if answer.pipeline.is_stream() && request.body.is_complete() {
         client.forget_fields();
     }
-    watch.moved();
+    watch.record_answer_piece();
     let PreparedAnswer { connection, pipeline, over, .. } = answer;
     let room = connection.outgoing().clone();
     while !*over {
@@ -217,18 +217,18 @@ async fn carry_body(
             piece = connection.read_piece() => {
                 let Ok(piece) = piece else { return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None)) };
                 let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
-                watch.moved();
+                watch.record_answer_piece();
                 let Ok(edited) = pipeline.pass(scope, request, placement, piece, end) else {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None));
                 };
                 if !piece.is_empty() || end {
-                    prefill.look(pipeline, placement, scope, report);
+                    prefill.check(pipeline, placement, scope, report);
                 }
                 if is_broken(request) && !end {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, edited));
                 }
-                client.write(edited.as_deref().unwrap_or(piece)).await.map_err(Stop::Disconnected)?;
-                watch.moved();
+                client.write(edited.as_deref().unwrap_or(piece)).await.map_err(RequestEnd::Disconnected)?;
+                watch.record_answer_piece();
                 *over = end;
                 if let Some(reason) = watch.passed().filter(|_| !end) {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None));
@@ -236,7 +236,7 @@ async fn carry_body(
             }
             event = client.next(request.body.is_complete(), reads) => {
                 match connection.forward(scope, client, request, placement, watch, event) {
-                    Err(Stop::Reject(_)) => {
+                    Err(RequestEnd::Reject(_)) => {
                         let failure = AttemptFailure::Ended(EndReason::Refused);
                         return Ok(AnswerEnd::Failed(failure, None));
                     }
@@ -250,13 +250,13 @@ async fn carry_body(
         }
         connection.pace(request, watch);
     }
-    client.finish().await.map_err(Stop::Disconnected)?;
+    client.finish().await.map_err(RequestEnd::Disconnected)?;
     Ok(AnswerEnd::Whole)
 }
 
 /// The outcome of an answer that came to its end. Whatever its head says, a stream may tell of an error.
 fn whole(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     request: &ClientRequest,
     placement: &Placement,
     answer: &PreparedAnswer,
@@ -284,7 +284,7 @@ fn whole(
 /// A stream that had begun cannot go on: its client is told so in the interface's own form, and the
 /// connection ends. An answer that is no stream just breaks off, which its framing shows.
 async fn end_stream(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &ClientRequest,
     placement: &Placement,

@@ -1,29 +1,29 @@
-//! One request on its way: what its head and the peeked part of its body say, and what is decided from that.
+//! One request: the facts from its head and the peeked part of its body, and the decisions from them.
 //!
-//! Written by `intake`, read by everything behind it. Never: I/O, a rule of routing.
+//! Written by `intake`, read by all later steps. Never: I/O, a routing rule.
 
 use std::time::Instant;
 
 use super::body::RequestBody;
 use super::prompt_work::PromptTail;
 use super::route_edits::RouteEdits;
-use super::settings::Settings;
+use super::settings::ProxySettings;
 use super::stored::PendingResponse;
-use super::usage_question::UsageQuestion;
-use super::{Shared, memory};
+use super::usage_injection::UsageInjection;
+use super::{ProxyShared, memory};
 use crate::config::types::{Retry, Timeouts};
 use crate::fleet::{Query, Snapshot};
-use crate::reject::Style;
-use crate::reply::ending::Form;
+use crate::reject::ErrorShape;
+use crate::reply::ending::ErrorEventForm;
 use crate::route::resolve;
 use crate::state::PromptLookup;
 
-/// What all steps of one request share.
+/// The values that all steps of one request share.
 #[derive(Clone, Copy)]
-pub struct Scope<'a> {
-    pub shared: &'a Shared,
-    pub settings: &'a Settings,
-    /// Of the request, as the client or the balancer called it.
+pub struct RequestScope<'a> {
+    pub shared: &'a ProxyShared,
+    pub settings: &'a ProxySettings,
+    /// The request id of the client, or a new one.
     pub id: &'a str,
     pub begun: Instant,
 }
@@ -35,7 +35,7 @@ pub enum RequestedModel {
     #[default]
     Any,
     Named(String),
-    /// The body is no document, or its model no string: an upstream tells what is wrong with it.
+    /// The body is no document, or its model no string: the upstream's error explains it.
     Unreadable,
 }
 
@@ -50,7 +50,7 @@ impl RequestedModel {
 
 /// See the module.
 pub struct ClientRequest {
-    /// A call to the admin API, which is no client's request.
+    /// A call to the admin API.
     pub admin: bool,
     /// Decoded, and without the session.
     pub path: String,
@@ -59,16 +59,16 @@ pub struct ClientRequest {
     /// The session, wherever it is named, in the form in which it is reported.
     pub session_label: Option<String>,
     /// How the interface's clients expect an error, and the events of a stream.
-    pub style: Style,
-    pub form: Form,
+    pub style: ErrorShape,
+    pub form: ErrorEventForm,
     /// The interface has answers that count tokens.
     pub counts_tokens: bool,
     pub model: RequestedModel,
-    /// What its route changes.
+    /// The edits of its route.
     pub edits: Option<Box<RouteEdits>>,
-    /// Its stream's usage is asked for on the balancer's own account.
-    pub usage_question: Option<Box<UsageQuestion>>,
-    /// What is known of its prompt, and what reads on behind the peek.
+    /// The balancer requests its stream's usage.
+    pub usage_injection: Option<Box<UsageInjection>>,
+    /// Its prompt, and the reader of the prompt behind the peek.
     pub prompt: PromptLookup,
     pub prompt_tail: Option<Box<PromptTail>>,
     /// Prompt tokens, estimated.
@@ -77,13 +77,13 @@ pub struct ClientRequest {
     pub streams: bool,
     /// A response that its upstream keeps is being made.
     pub pending_response: Option<Box<PendingResponse>>,
-    /// The work goes on when the client disconnects.
+    /// The request continues when the client disconnects.
     pub background: bool,
     /// The one upstream that may have it, by its id.
     pub only: Option<usize>,
     /// The stored response that `only` should have, where nothing but the response's id says so.
     pub unproven: Option<Box<str>>,
-    /// It names where its keys and values are, or controls an upstream: no other upstream may have it.
+    /// It names the upstream of its KV cache, or controls an upstream: no other upstream may get it.
     pub pinned: bool,
     pub body: RequestBody,
     /// Bytes of the body that went to the upstream of the present attempt.
@@ -103,18 +103,18 @@ pub struct BodySamples {
 // === impl ClientRequest ===
 
 impl ClientRequest {
-    pub fn new(reservation: memory::Reservation) -> Self {
+    pub fn new(reservation: memory::MemoryReservation) -> Self {
         ClientRequest {
             admin: false,
             path: String::new(),
             path_session: None,
             session_label: None,
-            style: Style::OpenAi,
-            form: Form::Data,
+            style: ErrorShape::OpenAi,
+            form: ErrorEventForm::Data,
             counts_tokens: false,
             model: RequestedModel::Any,
             edits: None,
-            usage_question: None,
+            usage_injection: None,
             prompt: PromptLookup::default(),
             prompt_tail: None,
             tokens: 0,
@@ -130,11 +130,11 @@ impl ClientRequest {
         }
     }
 
-    pub fn retry<'a>(&'a self, settings: &'a Settings) -> &'a Retry {
+    pub fn retry<'a>(&'a self, settings: &'a ProxySettings) -> &'a Retry {
         self.edits.as_ref().map_or(&settings.retry, |edits| &edits.plan.route.retry)
     }
 
-    pub fn timeouts(&self, settings: &Settings) -> Timeouts {
+    pub fn timeouts(&self, settings: &ProxySettings) -> Timeouts {
         self.edits.as_ref().map_or(settings.timeouts, |edits| edits.plan.route.timeouts)
     }
 
@@ -157,8 +157,8 @@ impl ClientRequest {
         edits.plan.route.upstreams.as_deref()
     }
 
-    /// What it asks of the fleet, as far as that does not depend on its attempts.
-    pub fn query<'a>(&'a self, settings: &Settings, among: Option<&'a [usize]>) -> Query<'a> {
+    /// The query for its candidates, without its attempts.
+    pub fn query<'a>(&'a self, settings: &ProxySettings, among: Option<&'a [usize]>) -> Query<'a> {
         Query {
             model: self.model.name(),
             tokens: self.tokens,
@@ -180,18 +180,18 @@ impl ClientRequest {
         Some(if length == 0 { 0 } else { length + added })
     }
 
-    /// Once some of the answer has gone out no attempt can follow, and what another would be chosen by goes.
-    /// `sent`: no byte of the body waits for the upstream any more.
-    pub fn settle(&mut self, sent: bool) {
+    /// Frees what only another attempt needs, once some of the answer has been sent. `sent`: no byte of the
+    /// body waits for the upstream.
+    pub fn release_for_answer(&mut self, sent: bool) {
         if sent {
             self.body.release();
         } else {
-            self.body.let_go();
+            self.body.stop_holding();
         }
         self.prompt.chain = Vec::new();
     }
 
-    /// An answer was given up for another attempt: the log of bodies has nothing of it.
+    /// Drops the sample of an answer that another attempt replaces.
     pub fn forget_answer(&mut self) {
         if let Some(samples) = &mut self.samples {
             samples.answer.clear();

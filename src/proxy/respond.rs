@@ -9,10 +9,10 @@ use pingora::protocols::http::date::get_cached_date;
 use super::client::Client;
 use super::request::ClientRequest;
 use crate::names::{PRODUCT, X_REQUEST_ID};
-use crate::reject::{Reject, Style};
+use crate::reject::{ErrorShape, Reject};
 
 /// A refusal as an answer, in the shape that the route's clients expect.
-pub fn refusal(reject: &Reject, style: Style) -> Response<Bytes> {
+pub fn refusal(reject: &Reject, style: ErrorShape) -> Response<Bytes> {
     let answer = reject.answer(style);
     let mut response = Response::new(Bytes::from(answer.body));
     *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap_or_default();
@@ -33,8 +33,7 @@ pub fn json(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
 }
 
-/// Sends `answer`, with the headers that its route has for the client; with `close` the client is told that
-/// the connection ends.
+/// Sends `answer` with the response headers of its route; `close` adds `connection: close`.
 pub async fn send(
     client: &mut Client<'_>,
     id: &str,

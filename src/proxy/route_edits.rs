@@ -1,4 +1,4 @@
-//! What the route of a request changes: the request on its way to an upstream, and the answer.
+//! Applies the edits of a request's route to the request and to its answer.
 //!
 //! `route` has the rules; this module applies them at their time. A body is edited once, before an upstream
 //! is chosen, and is the same at every attempt. An answer is edited as it goes by; one that a route answers
@@ -15,40 +15,40 @@ use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::headers;
-use super::random::Random;
+use super::random::RandomSource;
 use super::upstream_head::UpstreamHead;
-use super::{served, translation};
+use super::{fleet_routes, translation};
 use crate::config::types::{HeaderEdits, Overflow};
 use crate::fleet::Upstream;
 use crate::prompt::scan::Scanner;
-use crate::route::answer::{self, Answer, Asker, overflow};
-use crate::route::dialect::Dialect;
+use crate::route::answer::{self, AnswerContext, AnswerEditor, overflow};
+use crate::route::dialect::BodyDialect;
 use crate::route::edit::{BodyEdit, EditedBody};
 use crate::route::paths::Api;
-use crate::route::rewrite::Asked;
-use crate::route::table::Plan;
-use crate::route::translate::Exchange;
+use crate::route::rewrite::AddedAnswerFields;
+use crate::route::table::RoutePlan;
+use crate::route::translate::ResponseTranslation;
 
 pub struct RouteEdits {
-    pub plan: Arc<Plan>,
-    pub dialect: Dialect,
+    pub plan: Arc<RoutePlan>,
+    pub dialect: BodyDialect,
     /// The name that the client gave.
     pub model: Option<String>,
     /// The type of a body that is a form.
     pub form: Option<String>,
-    asked: Asked,
-    answer: Option<Answer>,
-    /// The upstreams are spoken to in another language.
-    translation: Option<Exchange>,
+    added_fields: AddedAnswerFields,
+    answer: Option<AnswerEditor>,
+    /// Set where the upstreams use another dialect than the client.
+    translation: Option<ResponseTranslation>,
 }
 
 /// Header fields, of a request or of an answer.
-trait Fields {
+trait HeaderFields {
     fn set(&mut self, name: HeaderName, value: HeaderValue) -> Result<()>;
     fn remove(&mut self, name: &str);
 }
 
-impl Fields for UpstreamHead {
+impl HeaderFields for UpstreamHead {
     fn set(&mut self, name: HeaderName, value: HeaderValue) -> Result<()> {
         self.insert(name, value);
         Ok(())
@@ -59,7 +59,7 @@ impl Fields for UpstreamHead {
     }
 }
 
-impl Fields for ResponseHeader {
+impl HeaderFields for ResponseHeader {
     fn set(&mut self, name: HeaderName, value: HeaderValue) -> Result<()> {
         self.insert_header(name, value)
     }
@@ -70,7 +70,7 @@ impl Fields for ResponseHeader {
 }
 
 /// Names and values were checked when the configuration was read.
-fn apply(edits: &HeaderEdits, head: &mut impl Fields) -> Result<()> {
+fn apply(edits: &HeaderEdits, head: &mut impl HeaderFields) -> Result<()> {
     edits.remove.iter().for_each(|name| head.remove(name));
     for (name, value) in &edits.set {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
@@ -82,14 +82,19 @@ fn apply(edits: &HeaderEdits, head: &mut impl Fields) -> Result<()> {
 
 impl RouteEdits {
     /// `form`: the whole `content-type` of a form.
-    pub fn new(plan: Arc<Plan>, dialect: Dialect, model: Option<String>, form: Option<String>) -> Self {
-        let asked = Asked::default();
-        RouteEdits { plan, dialect, model, form, asked, answer: None, translation: None }
+    pub fn new(
+        plan: Arc<RoutePlan>,
+        dialect: BodyDialect,
+        model: Option<String>,
+        form: Option<String>,
+    ) -> Self {
+        let added_fields = AddedAnswerFields::default();
+        RouteEdits { plan, dialect, model, form, added_fields, answer: None, translation: None }
     }
 
     /// Whether the body must be there as a whole, to be edited.
-    pub fn wants_body(&self) -> bool {
-        let edits = self.plan.edits(self.spoken());
+    pub fn needs_body(&self) -> bool {
+        let edits = self.plan.edits(self.upstream_dialect());
         let model = self.model.as_deref();
         if self.translation.is_some() {
             true
@@ -110,17 +115,17 @@ impl RouteEdits {
         self.served() != self.model.as_deref()
     }
 
-    /// A body of this interface is to come, which the route may want said in another language.
-    pub fn expect(&mut self, api: Api) {
+    /// Prepares for a body of this interface, which the route may translate.
+    pub fn expect_body(&mut self, api: Api) {
         self.translation = translation::of(&self.plan, api);
     }
 
-    /// The language that the upstreams are spoken to in.
-    fn spoken(&self) -> Dialect {
-        if self.translates() { Dialect::Chat } else { self.dialect }
+    /// The dialect that the upstreams receive.
+    fn upstream_dialect(&self) -> BodyDialect {
+        if self.translates() { BodyDialect::Chat } else { self.dialect }
     }
 
-    /// Whether it is another one than the client's.
+    /// Whether the upstreams use another dialect than the client.
     pub fn translates(&self) -> bool {
         self.translation.is_some()
     }
@@ -130,25 +135,25 @@ impl RouteEdits {
         if self.translates() { Api::Chat } else { api }
     }
 
-    /// What is to be done to the body. `scanner` has read it.
+    /// The edit of the body. `scanner` has read it.
     pub fn edit(&mut self, scanner: Option<&Scanner>) -> BodyEdit {
         BodyEdit {
             plan: self.plan.clone(),
-            spoken: self.spoken(),
+            upstream_dialect: self.upstream_dialect(),
             form: self.form.clone(),
             translation: self.translation.take(),
             scanner: scanner.cloned(),
         }
     }
 
-    /// What was done to the body; the body as it is sent, if it is another one.
+    /// Takes the result of the edit. Returns the edited body, if it changed.
     pub fn edited(&mut self, edited: EditedBody) -> Option<Vec<u8>> {
-        self.asked = edited.asked;
+        self.added_fields = edited.added_fields;
         self.translation = edited.translation;
         edited.body
     }
 
-    /// The target that its upstreams are asked at, where that is not the client's.
+    /// The target for its upstreams, where it is not the client's.
     pub fn translated_target(&self, head: &RequestHeader) -> Option<String> {
         self.translates().then(|| translation::chat_target(head))
     }
@@ -156,7 +161,7 @@ impl RouteEdits {
     /// Makes a head one for an upstream of this route, or for another that alone has what is asked for.
     pub fn towards_upstream(&self, head: &mut UpstreamHead, upstream: &Upstream) {
         let route = &self.plan.route;
-        let is_ours = served::leads_to(route, upstream);
+        let is_ours = fleet_routes::leads_to(route, upstream);
         // The key of a route is for its own upstreams.
         let routed = if is_ours { self.authorization() } else { None };
         if let Some(key) = &routed {
@@ -176,7 +181,7 @@ impl RouteEdits {
         }
     }
 
-    /// What its upstreams are shown in place of the client's key.
+    /// The route's key, which replaces the client's.
     pub fn authorization(&self) -> Option<HeaderValue> {
         let key = self.plan.route.api_key.as_ref()?;
         HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()
@@ -187,11 +192,15 @@ impl RouteEdits {
     }
 
     /// An answer begins. `random` makes the ids of one that is translated.
-    pub fn begin(&mut self, head: &mut ResponseHeader, random: &Random) -> Result<()> {
+    pub fn begin(&mut self, head: &mut ResponseHeader, random: &RandomSource) -> Result<()> {
         let status = head.status.as_u16();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let plain = is_plain(head);
-        let asker = Asker { dialect: self.dialect, model: self.model.as_deref(), asked: self.asked };
+        let asker = AnswerContext {
+            dialect: self.dialect,
+            model: self.model.as_deref(),
+            added_fields: self.added_fields,
+        };
         let kind = text(header::CONTENT_TYPE);
         let translated = match &mut self.translation {
             Some(exchange) => {
@@ -200,13 +209,13 @@ impl RouteEdits {
             None => false,
         };
         let edits = plain && !translated;
-        self.answer = if edits { Answer::new(&self.plan, asker, status, kind) } else { None };
-        self.describe(head)?;
+        self.answer = if edits { AnswerEditor::new(&self.plan, asker, status, kind) } else { None };
+        self.rename_in_metadata(head)?;
         if self.answer.is_some() || translated { headers::of_unknown_length(head) } else { Ok(()) }
     }
 
     /// Names the model as the client does in the header that describes an answer of plain bytes.
-    fn describe(&self, head: &mut ResponseHeader) -> Result<()> {
+    fn rename_in_metadata(&self, head: &mut ResponseHeader) -> Result<()> {
         let described = head.headers.get("metadata").map(HeaderValue::as_bytes);
         let renamed = described.and_then(|text| answer::metadata(&self.plan, self.model.as_deref(), text));
         match renamed.map(HeaderValue::try_from) {
@@ -228,7 +237,7 @@ impl RouteEdits {
 
     /// The answer in place of an upstream's whole error that says that the prompt does not fit. `sent`: the
     /// body that it answers.
-    pub fn instead_of_overflow(
+    pub fn overflow_answer(
         &self,
         error: &[u8],
         sent: &[u8],
@@ -241,13 +250,13 @@ impl RouteEdits {
         let (now, dialect, stream) = (now(), self.dialect, streams);
         let model = self.model.as_deref().unwrap_or_default();
         let choices = if sent.is_empty() { 1 } else { overflow::choices(dialect, sent) };
-        let instead = overflow::Request { dialect, stream, choices, model, now, seed }.instead()?;
+        let instead = overflow::OverflowRequest { dialect, stream, choices, model, now, seed }.answer()?;
         Some((instead.content_type, instead.body))
     }
 
-    /// The stream that it was made of is no whole chat: its client has been told the last that there is.
+    /// Whether the translated stream broke: the client has received its last event.
     pub fn is_broken(&self) -> bool {
-        self.translation.as_ref().is_some_and(Exchange::is_broken)
+        self.translation.as_ref().is_some_and(ResponseTranslation::is_broken)
     }
 
     /// The next piece of the answer, edited. `None`: it goes on as it is.

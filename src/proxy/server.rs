@@ -5,11 +5,14 @@
 //! ended instead of after a fixed sleep. So are the loops over the requests of a connection, for their
 //! deadlines and limits.
 
+pub mod certificate;
+pub mod connection_limit;
 mod head;
 mod http1;
 mod http2;
 mod listener;
 mod resets;
+pub mod shutdown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,32 +24,32 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::Balancer;
-use super::certificate::Certificate;
-use super::connections::{Connections, Seat};
-use super::leave::{self, Leave, Phase};
 use super::wire::{ClientWire, Transport};
 use crate::config::types::ConnectionLimits;
 use crate::observe;
 use crate::observe::metrics::METRICS;
-use head::{HeadReader, Incoming};
-use listener::Accepted;
+use certificate::ListenerCertificate;
+use connection_limit::{ConnectionLimiter, ConnectionPermit};
+use head::{HeadReader, IncomingRequest};
+use listener::AcceptedSocket;
 pub use listener::Listener;
+use shutdown::{Shutdown, ShutdownPhase};
 
-/// While serving ends, a connection that has sent nothing yet gets so long to begin.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a new connection may take to send its first bytes once the listener closes.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
-/// After a failure to accept, which is mostly a lack of file descriptors, others get time to end.
-const BREATHER: Duration = Duration::from_millis(50);
+/// The pause after a failed accept, mostly for lack of file descriptors: connections get time to end.
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// What serves the connections of a listener: a balancer, and their limits.
+/// Serves the connections of a listener: the balancer and the limits of a connection.
 pub struct ConnectionServer {
     balancer: Balancer,
     limits: ConnectionLimits,
 }
 
-pub type Engine = Arc<ConnectionServer>;
+pub type SharedServer = Arc<ConnectionServer>;
 
-pub fn engine(balancer: Balancer, limits: ConnectionLimits) -> Engine {
+pub fn shared_server(balancer: Balancer, limits: ConnectionLimits) -> SharedServer {
     Arc::new(ConnectionServer { balancer, limits })
 }
 
@@ -57,76 +60,80 @@ impl ConnectionServer {
     }
 }
 
-/// Serves `listener` until `told` of a later phase, then lets what is in flight end; when the cut comes
-/// first, what is left is dropped. Returns how many connections with requests that were. While there is no
-/// seat for it one connection is held, and the rest waits with the kernel.
+/// Serves `listener` until the shutdown begins, then waits for requests in flight; at `ShutdownPhase::Cut`
+/// the remaining ones are dropped. Returns the number of connections that were cut. At the connection limit
+/// one accepted connection waits for its permit, and further ones wait in the kernel's backlog.
 pub async fn serve(
     listener: Listener,
-    engine: Engine,
-    seats: Arc<Connections>,
-    leave: Arc<Leave>,
-    mut told: watch::Receiver<Phase>,
+    server: SharedServer,
+    limiter: Arc<ConnectionLimiter>,
+    shutdown: Arc<Shutdown>,
+    mut phases: watch::Receiver<ShutdownPhase>,
 ) -> usize {
     let mut connections = JoinSet::new();
     let mut held = None;
     let (close, closing) = watch::channel(false);
-    let phases = told.clone();
-    let talk = |socket, seat| {
+    let connection_phases = phases.clone();
+    let serve_one = |socket, permit| {
         let serving =
-            connection(socket, seat, listener.certificate().cloned(), engine.clone(), closing.clone());
-        leave::connection(serving, phases.clone())
+            connection(socket, permit, listener.certificate().cloned(), server.clone(), closing.clone());
+        shutdown::end_when_unused(serving, connection_phases.clone())
     };
     let phase = loop {
         tokio::select! {
             biased;
-            phase = leave::reached(&mut told, Phase::HandedOver) => break phase,
+            phase = shutdown::reached(&mut phases, ShutdownPhase::HandedOver) => break phase,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            seat = seats.seat(), if held.is_some() => {
+            permit = limiter.acquire(), if held.is_some() => {
                 if let Some(socket) = held.take() {
-                    connections.spawn(talk(socket, seat));
+                    connections.spawn(serve_one(socket, permit));
                 }
             }
             accepted = listener.accept(), if held.is_none() => match accepted {
-                Ok(socket) => match seats.try_seat() {
-                    Some(seat) => drop(connections.spawn(talk(socket, seat))),
+                Ok(socket) => match limiter.try_acquire() {
+                    Some(permit) => drop(connections.spawn(serve_one(socket, permit))),
                     None => held = Some(socket),
                 },
                 Err(error) => {
                     observe::accept_failed(listener.address(), &error.to_string());
-                    tokio::time::sleep(BREATHER).await;
+                    tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
                 }
             },
         }
     };
     if let Some(socket) = held {
-        // It was let in, and has no other door to go to.
-        connections.spawn(talk(socket, seats.extra_seat()));
+        // Already accepted: no other process can serve it.
+        connections.spawn(serve_one(socket, limiter.acquire_beyond_limit()));
     }
-    // Who took the sockets over has the file, too.
-    if phase != Phase::HandedOver {
+    // After a hand-over the successor owns the socket file.
+    if phase != ShutdownPhase::HandedOver {
         listener.unlink();
     }
     drop(listener);
-    leave.close();
+    shutdown.announce_close();
     close.send_replace(true);
-    end(&mut connections, &leave, told).await
+    end(&mut connections, &shutdown, phases).await
 }
 
-/// Waits until nothing is in flight any more. What then still is open brings no request, or is a peer that
-/// does not take leave.
-async fn end(connections: &mut JoinSet<()>, leave: &Leave, mut told: watch::Receiver<Phase>) -> usize {
-    let stopping = told.clone();
-    let quiet = async |phase: Phase| {
-        let phase = leave::reached(&mut stopping.clone(), phase).await;
-        leave.requests.quiet(phase).await;
+/// Waits for the last request, then closes the connections that are still open. Returns the number of
+/// connections that `ShutdownPhase::Cut` ended.
+async fn end(
+    connections: &mut JoinSet<()>,
+    shutdown: &Shutdown,
+    mut phases: watch::Receiver<ShutdownPhase>,
+) -> usize {
+    let stopping = phases.clone();
+    let quiet = async |phase: ShutdownPhase| {
+        let phase = shutdown::reached(&mut stopping.clone(), phase).await;
+        shutdown.requests.wait_until_idle(phase).await;
     };
     let ended = async { while connections.join_next().await.is_some() {} };
     let left = tokio::select! {
         biased;
         () = ended => 0,
-        () = quiet(Phase::HandedOver) => 0,
-        () = quiet(Phase::Stopping) => 0,
-        _ = leave::reached(&mut told, Phase::Cut) => connections.len(),
+        () = quiet(ShutdownPhase::HandedOver) => 0,
+        () = quiet(ShutdownPhase::Stopping) => 0,
+        _ = shutdown::reached(&mut phases, ShutdownPhase::Cut) => connections.len(),
     };
     connections.shutdown().await;
     left
@@ -134,53 +141,53 @@ async fn end(connections: &mut JoinSet<()>, leave: &Leave, mut told: watch::Rece
 
 /// Serves a connection until it ends.
 async fn connection(
-    accepted: Accepted,
-    _seat: Seat,
-    tls: Option<Arc<Certificate>>,
-    engine: Engine,
+    accepted: AcceptedSocket,
+    _permit: ConnectionPermit,
+    tls: Option<Arc<ListenerCertificate>>,
+    server: SharedServer,
     closing: watch::Receiver<bool>,
 ) {
-    let _open = Open::new();
+    let _open = ConnectionGauge::new();
     match tls {
         None => {
             let (transport, addresses) = accepted.plain();
-            requests(transport, addresses, true, engine, closing).await;
+            requests(transport, addresses, true, server, closing).await;
         }
-        // Boxed, as HTTP/2 is: inlined, both would take their memory of every plain connection's task too.
-        Some(certificate) => Box::pin(secure(accepted, certificate, engine, closing)).await,
+        // Boxed, like HTTP/2: inlined, the futures of both would enlarge every plain connection's task.
+        Some(certificate) => Box::pin(secure(accepted, certificate, server, closing)).await,
     }
 }
 
 async fn secure(
-    accepted: Accepted,
-    certificate: Arc<Certificate>,
-    engine: Engine,
+    accepted: AcceptedSocket,
+    certificate: Arc<ListenerCertificate>,
+    server: SharedServer,
     closing: watch::Receiver<bool>,
 ) {
-    let (transport, addresses) = match timeout(engine.limits.handshake, accepted.secure(&certificate)).await {
+    let (transport, addresses) = match timeout(server.limits.handshake, accepted.secure(&certificate)).await {
         Ok(Ok(secured)) => secured,
         Ok(Err(error)) => return observe::handshake_failed(&error.to_string()),
         Err(_) => return observe::handshake_failed("not finished in time"),
     };
     if transport.is_http2() {
-        http2::serve(transport, addresses, BytesMut::new(), engine, closing).await;
+        http2::serve(transport, addresses, BytesMut::new(), server, closing).await;
     } else {
-        requests(transport, addresses, false, engine, closing).await;
+        requests(transport, addresses, false, server, closing).await;
     }
 }
 
-/// Serves HTTP/1, or HTTP/2 where it begins with its preface and `preface` allows that.
+/// Serves HTTP/1, or HTTP/2 where the connection begins with the HTTP/2 preface and `preface` is set.
 async fn requests(
     mut transport: Transport,
     addresses: Option<Arc<SocketDigest>>,
     preface: bool,
-    engine: Engine,
+    server: SharedServer,
     mut closing: watch::Receiver<bool>,
 ) {
-    let mut reader = HeadReader::new(engine.limits);
+    let mut reader = HeadReader::new(server.limits);
     let closed = async {
         drop(closing.wait_for(|closing| *closing).await);
-        tokio::time::sleep(LAST_WORD).await;
+        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
     };
     let has_begun = tokio::select! {
         biased;
@@ -190,33 +197,33 @@ async fn requests(
     if !has_begun {
         return;
     }
-    let incoming = reader.finish(&mut transport, engine.header_bytes(), preface).await;
+    let incoming = reader.finish(&mut transport, server.header_bytes(), preface).await;
     match incoming {
-        Incoming::Request(head) => {
+        IncomingRequest::Request(head) => {
             let stream: Stream = Box::new(ClientWire::new(transport, addresses));
-            http1::serve(stream, head, reader, engine, closing).await;
+            http1::serve(stream, head, reader, server, closing).await;
         }
-        Incoming::Http2(ahead) => {
-            Box::pin(http2::serve(transport, addresses, ahead, engine, closing)).await;
+        IncomingRequest::Http2(ahead) => {
+            Box::pin(http2::serve(transport, addresses, ahead, server, closing)).await;
         }
-        Incoming::Refused(reject) => {
+        IncomingRequest::Refused(reject) => {
             Box::pin(http1::refuse(Box::new(ClientWire::new(transport, addresses)), reject)).await;
         }
-        Incoming::Gone => {}
+        IncomingRequest::Gone => {}
     }
 }
 
-/// Counts a connection while it lives.
-struct Open;
+/// Counts a connection in the metrics until it is dropped.
+struct ConnectionGauge;
 
-impl Open {
+impl ConnectionGauge {
     fn new() -> Self {
         METRICS.connections.inc();
-        Open
+        ConnectionGauge
     }
 }
 
-impl Drop for Open {
+impl Drop for ConnectionGauge {
     fn drop(&mut self) {
         METRICS.connections.dec();
     }

@@ -1,26 +1,25 @@
-//! What a configuration says to requests. A request loads it once and keeps it: whatever is reloaded
-//! meanwhile, it ends by the settings that it began with.
+//! The settings of requests. A request loads them once and keeps them until its end, also over a reload.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::protocols::l4::socket::SocketAddr;
 
+use super::fleet_routes::FleetRoutes;
 use super::intake::peek::Peeker;
-use super::memory::Memory;
-use super::served::Routes;
+use super::memory::PeekMemory;
 use crate::config::types::{Balance, Config, Retry, Timeouts, TrustedProxies};
 use crate::fleet::Fleet;
-use crate::prompt::chain::Blocks;
+use crate::prompt::chain::BlockLayout;
 use crate::route::paths;
 
-pub struct Settings {
-    pub table: paths::Table,
+pub struct ProxySettings {
+    pub table: paths::PathTable,
     pub knobs: Balance,
     pub peeker: Peeker,
     pub timeouts: Timeouts,
     pub retry: Retry,
-    /// How long a request waits while all who could have it are full.
+    /// How long a request waits while all its upstreams are full.
     pub wait: Duration,
     pub header_bytes: u64,
     pub expose: bool,
@@ -29,8 +28,8 @@ pub struct Settings {
     pub sample: Option<usize>,
 }
 
-impl Settings {
-    /// Whether a client's word on where a request came from is believed.
+impl ProxySettings {
+    /// Whether a client's `x-forwarded-…` fields are trusted.
     pub fn trusts(&self, address: Option<&SocketAddr>) -> bool {
         match address {
             Some(SocketAddr::Inet(address)) => self.trusted_proxies.contains(address.ip()),
@@ -40,17 +39,22 @@ impl Settings {
 
     /// `memory` is what all requests share, also those that began with other settings. `blocks`: how prompts
     /// are cut, where they are remembered.
-    pub fn new(config: &Config, fleet: Arc<Fleet>, memory: Arc<Memory>, blocks: Option<Blocks>) -> Arc<Self> {
-        Arc::new(Settings {
-            table: paths::Table::new(&config.passthrough),
+    pub fn new(
+        config: &Config,
+        fleet: Arc<Fleet>,
+        memory: Arc<PeekMemory>,
+        blocks: Option<BlockLayout>,
+    ) -> Arc<Self> {
+        Arc::new(ProxySettings {
+            table: paths::PathTable::new(&config.passthrough),
             knobs: config.balance,
-            // Where what is missing costs nothing, nobody has to know it.
+            // Without a cost for missing tokens, prompts need not be read.
             peeker: Peeker {
                 limits: config.peek,
                 memory,
                 blocks: blocks.filter(|_| config.balance.missing > 0.0),
                 sessions: config.sessions.clone(),
-                routes: Routes::new(&config.routes, fleet),
+                routes: FleetRoutes::new(&config.routes, fleet),
             },
             timeouts: config.timeouts,
             retry: config.retry,

@@ -1,11 +1,11 @@
-//! Searches for stored responses among the upstreams, when nothing that the balancer knows tells where one
-//! is: every upstream is asked.
+//! Searches the upstreams for stored responses whose place no other source reports: requests the response
+//! from every upstream.
 //!
-//! A client can ask for unknown ids as fast as it likes, so searches are bounded: requests for the same
-//! response share one, at most `MAX_SEARCHES` run at a time, and that a response is nowhere is remembered
-//! for `NOWHERE_FRESH`. A search ends when the last request that waits for it is dropped.
+//! A client can send unknown ids at any rate, so searches are bounded: requests for the same response share
+//! one search, at most `MAX_SEARCHES` run at a time, and a failed search is remembered for
+//! `MAX_NOWHERE_AGE`. A search ends when the last request that waits for it is dropped.
 //!
-//! Never: a choice of upstream, a search that outlives its requests.
+//! Never: choose an upstream, run a search without a request.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,26 +16,26 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::own_answers::{self, Located};
+use super::own_answers::{self, ResponseSearchResult};
 use crate::fleet::{Fleet, Snapshot};
 
 /// Searches that run at the same time.
 const MAX_SEARCHES: usize = 64;
 
-/// How long it is remembered that a response is nowhere. One that is made meanwhile is known to the balancer
-/// that made it without a search.
-const NOWHERE_FRESH: Duration = Duration::from_secs(1);
+/// How long a failed search is remembered. A response that is made meanwhile is found without a search by
+/// the balancer that forwarded its request.
+const MAX_NOWHERE_AGE: Duration = Duration::from_secs(1);
 
-/// Responses of which it is remembered that they are nowhere.
+/// The most failed searches that are remembered.
 const MAX_NOWHERE: usize = 4096;
 
-type Search = BoxFuture<'static, Located>;
+type SearchFuture = BoxFuture<'static, ResponseSearchResult>;
 
-/// What is searched for: upstreams may answer differently to another key.
+/// Identifies a search: upstreams may answer differently to another API key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SearchKey {
     pub id: String,
-    /// The ids of the upstreams that are asked, each with the `authorization` that it is shown.
+    /// The ids of the searched upstreams, each with the `authorization` that it receives.
     pub upstreams: Vec<(usize, Option<HeaderValue>)>,
 }
 
@@ -43,70 +43,75 @@ pub struct SearchKey {
 ///
 /// The lock is a plain mutex: it is held for a look at the tables, never across an await.
 #[derive(Default)]
-pub struct ResponseSearches(Mutex<Searches>);
+pub struct ResponseSearches(Mutex<SearchTable>);
 
 #[derive(Default)]
-struct Searches {
-    running: HashMap<SearchKey, WeakShared<Search>>,
+struct SearchTable {
+    running: HashMap<SearchKey, WeakShared<SearchFuture>>,
     /// The longest known first.
     nowhere: VecDeque<(Instant, SearchKey)>,
 }
 
-/// What is known when a search is asked for.
-enum Begun {
-    Known(Located),
-    Running(Shared<Search>),
+/// The state in which a request finds a search.
+enum StartedSearch {
+    Known(ResponseSearchResult),
+    Running(Shared<SearchFuture>),
 }
 
 // === impl ResponseSearches ===
 
 impl ResponseSearches {
-    fn lock(&self) -> MutexGuard<'_, Searches> {
+    fn lock(&self) -> MutexGuard<'_, SearchTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks upstreams of `snapshot` for a response.
-    pub async fn locate(&self, fleet: &Arc<Fleet>, snapshot: &Arc<Snapshot>, key: SearchKey) -> Located {
+    /// Requests a response from the upstreams of `snapshot`.
+    pub async fn locate(
+        &self,
+        fleet: &Arc<Fleet>,
+        snapshot: &Arc<Snapshot>,
+        key: SearchKey,
+    ) -> ResponseSearchResult {
         let (fleet, snapshot, wanted) = (fleet.clone(), snapshot.clone(), key.clone());
         let search = async move { own_answers::locate_response(&fleet, &snapshot, &wanted).await };
         self.share(key, search.boxed()).await
     }
 
-    /// Runs `search`, unless one for the same runs already, or its end is known.
-    async fn share(&self, key: SearchKey, search: Search) -> Located {
+    /// Runs `search`, or joins a running search for the same key, or returns the remembered result.
+    async fn share(&self, key: SearchKey, search: SearchFuture) -> ResponseSearchResult {
         let begun = self.lock().begin(&key, search);
         let search = match begun {
-            Begun::Known(located) => return located,
-            Begun::Running(search) => search,
+            StartedSearch::Known(located) => return located,
+            StartedSearch::Running(search) => search,
         };
         let located = search.await;
-        if located == Located::Nowhere {
+        if located == ResponseSearchResult::Nowhere {
             self.lock().remember(key);
         }
         located
     }
 }
 
-// === impl Searches ===
+// === impl SearchTable ===
 
-impl Searches {
-    fn begin(&mut self, key: &SearchKey, search: Search) -> Begun {
-        while self.nowhere.front().is_some_and(|(since, _)| since.elapsed() >= NOWHERE_FRESH) {
+impl SearchTable {
+    fn begin(&mut self, key: &SearchKey, search: SearchFuture) -> StartedSearch {
+        while self.nowhere.front().is_some_and(|(since, _)| since.elapsed() >= MAX_NOWHERE_AGE) {
             self.nowhere.pop_front();
         }
         if self.nowhere.iter().any(|(_, known)| known == key) {
-            return Begun::Known(Located::Nowhere);
+            return StartedSearch::Known(ResponseSearchResult::Nowhere);
         }
         if let Some(running) = self.running.get(key).and_then(WeakShared::upgrade) {
-            return Begun::Running(running);
+            return StartedSearch::Running(running);
         }
         self.running.retain(|_, running| running.upgrade().is_some());
         if self.running.len() >= MAX_SEARCHES {
-            return Begun::Known(Located::Unsure);
+            return StartedSearch::Known(ResponseSearchResult::Unsure);
         }
         let search = search.shared();
         self.running.extend(search.downgrade().map(|search| (key.clone(), search)));
-        Begun::Running(search)
+        StartedSearch::Running(search)
     }
 
     fn remember(&mut self, key: SearchKey) {
@@ -131,7 +136,7 @@ mod tests {
         SearchKey { id: id.into(), upstreams: Vec::new() }
     }
 
-    fn search(count: &Arc<AtomicUsize>, found: Located) -> Search {
+    fn search(count: &Arc<AtomicUsize>, found: ResponseSearchResult) -> SearchFuture {
         let count = count.clone();
         let search = async move {
             count.fetch_add(1, Relaxed);
@@ -144,13 +149,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_for_one_response_share_a_search_and_its_end_is_remembered() {
         let (searches, count) = (ResponseSearches::default(), Arc::new(AtomicUsize::new(0)));
-        let same = (0..9).map(|_| searches.share(key("a"), search(&count, Located::Nowhere)));
+        let same = (0..9).map(|_| searches.share(key("a"), search(&count, ResponseSearchResult::Nowhere)));
         let found = futures_util::future::join_all(same).await;
-        assert!(found.iter().all(|located| *located == Located::Nowhere));
+        assert!(found.iter().all(|located| *located == ResponseSearchResult::Nowhere));
         assert_eq!(count.load(Relaxed), 1);
-        assert_eq!(searches.share(key("a"), search(&count, Located::At(1))).await, Located::Nowhere);
-        tokio::time::advance(NOWHERE_FRESH).await;
-        assert_eq!(searches.share(key("a"), search(&count, Located::At(1))).await, Located::At(1));
+        assert_eq!(
+            searches.share(key("a"), search(&count, ResponseSearchResult::At(1))).await,
+            ResponseSearchResult::Nowhere
+        );
+        tokio::time::advance(MAX_NOWHERE_AGE).await;
+        assert_eq!(
+            searches.share(key("a"), search(&count, ResponseSearchResult::At(1))).await,
+            ResponseSearchResult::At(1)
+        );
         assert_eq!(count.load(Relaxed), 2);
         assert!(searches.lock().running.values().all(|search| search.upgrade().is_none()));
     }
@@ -159,13 +170,16 @@ mod tests {
     async fn no_more_than_so_many_run_and_one_that_is_dropped_counts_no_more() {
         let (searches, count) = (ResponseSearches::default(), Arc::new(AtomicUsize::new(0)));
         let many = (0..MAX_SEARCHES + 5).map(|number| {
-            let search = search(&count, Located::At(number));
+            let search = search(&count, ResponseSearchResult::At(number));
             searches.share(key(&number.to_string()), search)
         });
         let second = Duration::from_millis(100);
         let dropped = tokio::time::timeout(second, futures_util::future::join_all(many)).await;
         assert!(dropped.is_err());
         assert_eq!(count.load(Relaxed), MAX_SEARCHES);
-        assert_eq!(searches.share(key("next"), search(&count, Located::At(1))).await, Located::At(1));
+        assert_eq!(
+            searches.share(key("next"), search(&count, ResponseSearchResult::At(1))).await,
+            ResponseSearchResult::At(1)
+        );
     }
 }

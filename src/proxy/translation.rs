@@ -1,6 +1,6 @@
-//! A route whose upstreams are asked for a chat where its client asks for a response.
+//! Routes whose upstreams receive chats where their clients send Responses requests.
 //!
-//! The translation itself is `route::translate`; here it gets its path, its time and its chance.
+//! `route::translate` has the rules; this module adds the path, the clock and random ids.
 //!
 //! Never: an await, a word of either language.
 
@@ -8,56 +8,56 @@ use bytes::Bytes;
 use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType, Result};
 
-use super::random::Random;
+use super::random::RandomSource;
 use super::route_edits::now;
 use crate::config::types::Responses;
-use crate::route::answer::Asker;
+use crate::route::answer::AnswerContext;
 use crate::route::paths::Api;
-use crate::route::table::Plan;
-use crate::route::translate::{self, AnswerFault, Exchange};
+use crate::route::table::RoutePlan;
+use crate::route::translate::{self, AnswerFault, ResponseTranslation};
 
-/// What kind of error it is that an answer is above a limit.
+/// The type of the error for an answer above a limit.
 const TOO_LARGE: ErrorType = ErrorType::Custom("an answer that is too large to be translated");
 
-const CHAT: &str = "/v1/chat/completions";
+const CHAT_PATH: &str = "/v1/chat/completions";
 
-/// The translation of a request to this interface, if its route wants one.
-pub fn of(plan: &Plan, api: Api) -> Option<Exchange> {
+/// The translation of a request to this interface, if its route has one.
+pub fn of(plan: &RoutePlan, api: Api) -> Option<ResponseTranslation> {
     let wanted = plan.route.responses == Responses::Chat && api == Api::Responses;
-    wanted.then(Exchange::default)
+    wanted.then(ResponseTranslation::default)
 }
 
 /// The target of a chat, however the client wrote that of a response.
 pub fn chat_target(head: &RequestHeader) -> String {
     let query = head.uri.query().map_or(String::new(), |query| format!("?{query}"));
-    format!("{CHAT}{query}")
+    format!("{CHAT_PATH}{query}")
 }
 
 /// An answer begins: whether it is translated, which errors need not be. `plain`: it can be read.
 pub fn begin(
-    exchange: &mut Exchange,
-    (plan, asker): (&Plan, Asker<'_>),
+    exchange: &mut ResponseTranslation,
+    (plan, asker): (&RoutePlan, AnswerContext<'_>),
     (status, kind, plain): (u16, Option<&str>, bool),
-    random: &Random,
+    random: &RandomSource,
 ) -> Result<bool> {
     if !(200..300).contains(&status) {
-        exchange.pass();
+        exchange.pass_through();
         return Ok(false);
     }
-    let asker = translate::Asker {
+    let asker = translate::TranslationContext {
         model: asker.model.map(str::to_string),
         to: plan.route.to.clone(),
         now: now(),
         seed: u128::from(random.next()) << 64 | u128::from(random.next()),
         token_ids: plan.route.token_ids,
-        hides_logprobs: asker.asked.logprobs,
+        hides_logprobs: asker.added_fields.logprobs,
     };
     let begun = if plain { exchange.begin(asker, kind) } else { Err(AnswerFault::NoChat) };
     begun.map(|()| true).map_err(unreadable)
 }
 
 /// The next piece of the answer, translated. `None`: it goes on as it is.
-pub fn piece(exchange: &mut Exchange, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+pub fn piece(exchange: &mut ResponseTranslation, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
     exchange.feed(piece, end).map(|told| told.map(Bytes::from)).map_err(unreadable)
 }
 
@@ -66,7 +66,8 @@ pub fn holds(status: u16, kind: Option<&str>) -> bool {
     (200..300).contains(&status) && kind.is_some_and(|kind| kind.trim_start().starts_with("application/json"))
 }
 
-/// No chat is the upstream's fault: another may answer in its place as long as nothing has gone out.
+/// An answer that is no chat is the upstream's fault: while nothing has been sent to the client, another
+/// upstream may answer.
 fn unreadable(fault: AnswerFault) -> Box<Error> {
     match fault.limit() {
         None => {
@@ -77,7 +78,7 @@ fn unreadable(fault: AnswerFault) -> Box<Error> {
     }
 }
 
-/// The limit above which an answer was, if that is what an error says.
+/// The exceeded limit, if the error is of `TOO_LARGE`.
 pub fn limit_of(error: &Error) -> Option<String> {
     error.context.as_ref().filter(|_| error.etype == TOO_LARGE).map(|limit| limit.as_str().to_string())
 }

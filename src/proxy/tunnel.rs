@@ -1,7 +1,7 @@
 //! An upgraded connection (`/v1/realtime`): bytes both ways, until one side ends or the watch does.
 //!
-//! The same deadlines and watches as for any answer: what moves either way counts. Never: a look at what is
-//! sent.
+//! The same deadlines and watches as for any answer: what moves either way counts. Never: read the
+//! bytes.
 
 use std::time::Duration;
 
@@ -10,36 +10,36 @@ use tokio::time::{Instant, sleep_until};
 
 use super::attempt::connection::UpstreamConnection;
 use super::client::{Client, ClientEvent};
-use super::exchange::{Report, Stop, report_failure};
+use super::exchange::{RequestEnd, RequestReport, report_failure};
 use super::prompt_work::Placement;
 use super::relay::PreparedAnswer;
-use super::request::{ClientRequest, Scope};
-use super::watch::Watch;
+use super::request::{ClientRequest, RequestScope};
+use super::watch::RequestWatch;
 use crate::fleet::Outcome;
 use crate::observe;
 use crate::retry::AttemptFailure;
 
-/// The time that the upstream has to end its side once the client has ended its own.
-const MAX_CLOSING: Duration = Duration::from_secs(10);
+/// How long the upstream may take to close its side after the client has closed its own.
+const MAX_CLOSE_TIME: Duration = Duration::from_secs(10);
 
 /// Carries an upgraded connection to its end.
 pub async fn carry(
-    scope: &Scope<'_>,
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     placement: &mut Placement,
     answer: Box<PreparedAnswer>,
-    watch: &mut Watch,
-    report: &mut Report,
-) -> Result<(), Stop> {
+    watch: &mut RequestWatch,
+    report: &mut RequestReport,
+) -> Result<(), RequestEnd> {
     let (mut connection, head) = answer.into_upgrade();
     placement.conclude(scope, request, true);
     placement.end_prefill(false);
     report.status = 101;
     report.first_byte = Some(scope.begun.elapsed());
-    client.write_head(head, &[], false).await.map_err(Stop::Disconnected)?;
+    client.write_head(head, &[], false).await.map_err(RequestEnd::Disconnected)?;
     client.wait_without_limit();
-    watch.moved();
+    watch.record_answer_piece();
     let failure = match pass(client, request, &mut connection, watch).await? {
         None => {
             report.outcome = Some(Outcome::Answered(101));
@@ -49,10 +49,10 @@ pub async fn carry(
     };
     report_failure(scope, placement, failure, report);
     observe::stream_broken(scope.id, placement.upstream().name(), failure.label());
-    Err(Stop::Broken(Error::new_up(pingora::ErrorType::ConnectionClosed)))
+    Err(RequestEnd::Broken(Error::new_up(pingora::ErrorType::ConnectionClosed)))
 }
 
-/// Waits until the time of a client that has ended its side is over.
+/// Waits until `MAX_CLOSE_TIME` after the client closed its side.
 async fn closed(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -60,21 +60,21 @@ async fn closed(deadline: Option<Instant>) {
     }
 }
 
-/// Passes bytes on. Returns why the upstream ended it, where it did not end as it should.
+/// Passes bytes both ways. Returns the failure if the upstream ended the connection in an error.
 async fn pass(
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     connection: &mut UpstreamConnection,
-    watch: &mut Watch,
-) -> Result<Option<AttemptFailure>, Stop> {
+    watch: &mut RequestWatch,
+) -> Result<Option<AttemptFailure>, RequestEnd> {
     let (room, mut closing) = (connection.outgoing().clone(), None);
     loop {
         let reads = connection.takes_more(false);
-        // Not in order: a side that is always ahead must not silence the other.
+        // Unbiased: one busy side must not starve the other.
         tokio::select! {
             piece = connection.read_piece() => match piece {
                 Ok(Some(piece)) => {
-                    client.write(piece).await.map_err(Stop::Disconnected)?;
+                    client.write(piece).await.map_err(RequestEnd::Disconnected)?;
                 }
                 Ok(None) => return Ok(None),
                 Err(_) => return Ok(Some(AttemptFailure::Reset)),
@@ -86,15 +86,15 @@ async fn pass(
                 }
                 // What is on its way, and the upstream's own end, still pass.
                 Ok(ClientEvent::Piece(None) | ClientEvent::Abandoned) => {
-                    closing = Some(Instant::now() + MAX_CLOSING);
+                    closing = Some(Instant::now() + MAX_CLOSE_TIME);
                 }
-                Err(error) => return Err(Stop::Disconnected(error)),
+                Err(error) => return Err(RequestEnd::Disconnected(error)),
             },
             () = room.room(), if !reads => {}
             () = closed(closing) => return Ok(None),
             reason = watch.end() => return Ok(Some(AttemptFailure::Ended(reason))),
         }
-        watch.moved();
+        watch.record_answer_piece();
         if let Some(reason) = watch.passed() {
             return Ok(Some(AttemptFailure::Ended(reason)));
         }

@@ -1,10 +1,11 @@
-//! What ends an attempt besides its answer and its client: deadlines, an upstream that is gone, a body that
-//! comes too slowly, an upstream that does not read.
+//! Ends attempts by deadlines, and when the upstream is gone, the upload is too slow or the upstream stops
+//! reading.
 //!
-//! A request has one timer, which fires at its earliest deadline, and at least every `GLANCE`. Bytes that
-//! pass only move the times that are looked at then, so that an event of a stream costs no timer.
+//! A request has one timer, which fires at its earliest deadline, and at least every
+//! `UPSTREAM_CHECK_INTERVAL`. Bytes that pass only move the times that are checked then, so that an event of
+//! a stream costs no timer.
 //!
-//! Never: I/O, a decision on what follows.
+//! Never: I/O, decide on a retry.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -19,22 +20,22 @@ use crate::config::types::Timeouts;
 use crate::fleet::Fleet;
 use crate::retry::EndReason;
 
-/// How often a silent answer's upstream is looked at.
-const GLANCE: Duration = Duration::from_secs(2);
+/// How often the upstream of a silent answer is checked.
+const UPSTREAM_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a background job whose client has disconnected may stay silent. An engine answers such a request
-/// before it reads the prompt, and what a stream says later is of a job that ends by itself. Longer silence
-/// is a hang, which must not hold a lease for ever; vLLM's stream of a cancelled job is one, too.
+/// How long a background job may stay silent after its client has disconnected. An engine answers such a
+/// request before it reads the prompt, and what a stream says later is of a job that ends by itself. Longer
+/// silence is a hang, which must not hold a lease for ever; vLLM's stream of a cancelled job is one, too.
 const MAX_ABANDONED_SILENCE: Duration = Duration::from_secs(600);
 
-/// An upstream that takes nothing of what is sent to it for so long is stuck.
-const MAX_UNREAD: Duration = Duration::from_secs(60);
+/// How long an upstream may leave sent bytes unread.
+const MAX_UPSTREAM_STALL: Duration = Duration::from_secs(60);
 
 /// The time that a client has for the first piece of its body.
 const UPLOAD_GRACE: Duration = Duration::from_secs(30);
 
 /// Bytes of a body that give its client another second.
-const SLOWEST_UPLOAD: u64 = 64 << 10;
+const MIN_UPLOAD_BYTES_PER_SECOND: u64 = 64 << 10;
 
 /// Measures whether a client sends its body fast enough: half a minute, and a second for each 64 KiB.
 #[derive(Clone, Copy, Debug)]
@@ -52,11 +53,11 @@ struct AttemptClock {
     /// When the request was sent, as far as it had come then.
     sent: Instant,
     /// When the last piece of the answer came, or went to the client.
-    moved: Option<Instant>,
+    last_piece: Option<Instant>,
 }
 
 /// Watches one request.
-pub struct Watch {
+pub struct RequestWatch {
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
     begun: Instant,
@@ -93,17 +94,17 @@ impl UploadPace {
 
     /// When the client has been too slow; `None` while it is not its turn.
     pub fn deadline(&self) -> Option<Instant> {
-        let allowed = UPLOAD_GRACE + Duration::from_secs(self.received / SLOWEST_UPLOAD);
+        let allowed = UPLOAD_GRACE + Duration::from_secs(self.received / MIN_UPLOAD_BYTES_PER_SECOND);
         self.paused.is_none().then(|| self.begun + allowed)
     }
 }
 
-// === impl Watch ===
+// === impl RequestWatch ===
 
-impl Watch {
+impl RequestWatch {
     /// `begun`: when the request's head came.
     pub fn new(fleet: Arc<Fleet>, timeouts: Timeouts, begun: std::time::Instant) -> Self {
-        Watch {
+        RequestWatch {
             fleet,
             timeouts,
             begun: Instant::from_std(begun),
@@ -127,13 +128,13 @@ impl Watch {
 
     /// An attempt on this upstream begins.
     pub fn begin_attempt(&mut self, upstream: usize) {
-        self.attempt = Some(AttemptClock { upstream, sent: Instant::now(), moved: None });
+        self.attempt = Some(AttemptClock { upstream, sent: Instant::now(), last_piece: None });
         self.outgoing = None;
         self.rearm();
     }
 
     /// What the attempt sends goes out here.
-    pub fn sends_by(&mut self, outgoing: Outgoing) {
+    pub fn set_outgoing(&mut self, outgoing: Outgoing) {
         self.outgoing = Some(outgoing);
     }
 
@@ -149,19 +150,19 @@ impl Watch {
     }
 
     /// A piece of the body came: the upstream has not had the whole request yet.
-    pub fn uploaded(&mut self, bytes: usize) {
+    pub fn record_upload(&mut self, bytes: usize) {
         if let Some(upload) = &mut self.upload {
             upload.received(bytes);
         }
-        if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.moved.is_none()) {
+        if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.last_piece.is_none()) {
             attempt.sent = Instant::now();
         }
     }
 
     /// A piece of the answer came, or has gone to the client.
-    pub fn moved(&mut self) {
+    pub fn record_answer_piece(&mut self) {
         let Some(attempt) = &mut self.attempt else { return };
-        let is_first = attempt.moved.replace(Instant::now()).is_none();
+        let is_first = attempt.last_piece.replace(Instant::now()).is_none();
         if is_first {
             self.rearm();
         }
@@ -186,7 +187,7 @@ impl Watch {
 
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
         loop {
-            let due = self.due();
+            let due = self.next_check();
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -194,7 +195,7 @@ impl Watch {
             if let Some(reason) = self.reason() {
                 return Poll::Ready(reason);
             }
-            let due = self.due();
+            let due = self.next_check();
             if let Some(timer) = &mut self.timer {
                 timer.as_mut().reset(due);
             }
@@ -203,14 +204,14 @@ impl Watch {
 
     /// The present deadlines may be earlier than the timer fires.
     fn rearm(&mut self) {
-        let due = self.due();
+        let due = self.next_check();
         if let Some(timer) = self.timer.as_mut().filter(|timer| due < timer.deadline()) {
             timer.as_mut().reset(due);
         }
     }
 
-    fn due(&self) -> Instant {
-        let glance = Instant::now() + GLANCE;
+    fn next_check(&self) -> Instant {
+        let glance = Instant::now() + UPSTREAM_CHECK_INTERVAL;
         self.deadline().map_or(glance, |(deadline, _)| deadline.min(glance))
     }
 
@@ -220,7 +221,8 @@ impl Watch {
             return Some(reason);
         }
         let attempt = self.attempt.as_ref()?;
-        let silent = now.saturating_duration_since(attempt.moved.unwrap_or(attempt.sent)) >= GLANCE;
+        let silent = now.saturating_duration_since(attempt.last_piece.unwrap_or(attempt.sent))
+            >= UPSTREAM_CHECK_INTERVAL;
         let gone = silent && self.fleet.snapshot().is_gone(attempt.upstream);
         gone.then_some(EndReason::Gone)
     }
@@ -232,16 +234,16 @@ impl Watch {
         let total = at(self.begun, self.timeouts.total, EndReason::Total);
         let upload = self.upload.and_then(|upload| upload.deadline());
         let upload = upload.map(|deadline| (deadline, EndReason::SlowUpload));
-        let step = self.attempt.and_then(|attempt| match attempt.moved {
+        let step = self.attempt.and_then(|attempt| match attempt.last_piece {
             None => at(attempt.sent, self.timeouts.first_byte, EndReason::FirstByte),
             Some(moved) => at(moved, self.timeouts.idle, EndReason::Idle),
         });
         let abandoned = self.attempt.filter(|_| self.abandoned).map(|attempt| {
-            let last = attempt.moved.unwrap_or(attempt.sent);
+            let last = attempt.last_piece.unwrap_or(attempt.sent);
             (last + MAX_ABANDONED_SILENCE, EndReason::Abandoned)
         });
         let stuck = self.outgoing.as_ref().and_then(Outgoing::stuck_since);
-        let stuck = stuck.map(|since| (since + MAX_UNREAD, EndReason::Unread));
+        let stuck = stuck.map(|since| (since + MAX_UPSTREAM_STALL, EndReason::Unread));
         let all = [total, upload, step, abandoned, stuck];
         all.into_iter().flatten().min_by_key(|(deadline, _)| *deadline)
     }
@@ -252,13 +254,13 @@ pub mod tests {
     use super::*;
     use crate::config::types::{Config, UpstreamConfig, UpstreamUrl};
 
-    /// Of a request to an upstream that was never probed, whose number is 0.
-    pub fn watch(timeouts: Timeouts) -> Watch {
+    /// Watches a request to an upstream that was never probed; its id is 0.
+    pub fn watch(timeouts: Timeouts) -> RequestWatch {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
         let config = Config { upstreams: vec![UpstreamConfig::new(url)], ..Config::default() };
         let (fleet, _keeper) = Fleet::new(&config).unwrap();
-        Watch::new(fleet, timeouts, Instant::now().into_std())
+        RequestWatch::new(fleet, timeouts, Instant::now().into_std())
     }
 
     fn seconds(first_byte: u64, idle: u64, total: u64) -> Timeouts {
@@ -266,7 +268,7 @@ pub mod tests {
         Timeouts { first_byte: some(first_byte), idle: some(idle), total: some(total), ..Timeouts::default() }
     }
 
-    async fn ends(watch: &mut Watch) -> (EndReason, u64) {
+    async fn ends(watch: &mut RequestWatch) -> (EndReason, u64) {
         let begun = Instant::now();
         let reason = watch.end().await;
         (reason, begun.elapsed().as_secs())
@@ -282,12 +284,12 @@ pub mod tests {
 
         let mut streaming = watch(seconds(5, 10, 0));
         streaming.begin_attempt(0);
-        streaming.moved();
+        streaming.record_answer_piece();
         assert_eq!(ends(&mut streaming).await, (EndReason::Idle, 10));
 
         let mut long = watch(seconds(0, 30, 7));
         long.begin_attempt(0);
-        long.moved();
+        long.record_answer_piece();
         assert_eq!(ends(&mut long).await, (EndReason::Total, 7));
     }
 
@@ -296,7 +298,7 @@ pub mod tests {
         let mut watch = watch(seconds(60, 1, 0));
         watch.begin_attempt(0);
         assert!(tokio::time::timeout(Duration::from_millis(100), watch.end()).await.is_err());
-        watch.moved();
+        watch.record_answer_piece();
         assert_eq!(ends(&mut watch).await, (EndReason::Idle, 1));
     }
 
@@ -318,12 +320,12 @@ pub mod tests {
         let mut streaming = watch(seconds(0, 0, 0));
         streaming.begin_attempt(0);
         tokio::time::sleep(Duration::from_secs(50)).await;
-        streaming.moved();
+        streaming.record_answer_piece();
         streaming.abandon();
         assert_eq!(ends(&mut streaming).await, (EndReason::Abandoned, 600));
         let mut limited = watch(seconds(0, 10, 0));
         limited.begin_attempt(0);
-        limited.moved();
+        limited.record_answer_piece();
         limited.abandon();
         assert_eq!(ends(&mut limited).await, (EndReason::Idle, 10));
 
@@ -338,7 +340,7 @@ pub mod tests {
         let mut watch = watch(seconds(0, 3, 0));
         watch.begin_attempt(0);
         for _ in 0..10 {
-            watch.moved();
+            watch.record_answer_piece();
             let two = Duration::from_secs(2);
             assert!(tokio::time::timeout(two, watch.end()).await.is_err());
         }
@@ -356,7 +358,7 @@ pub mod tests {
                 let second = tokio::time::timeout(Duration::from_secs(1), slow.end()).await;
                 match second {
                     Ok(reason) => return reason,
-                    Err(_) => slow.uploaded(100),
+                    Err(_) => slow.record_upload(100),
                 }
             }
         };
@@ -378,7 +380,7 @@ pub mod tests {
         watch.begin_attempt(0);
         let outgoing = Outgoing::default();
         outgoing.push(bytes::Bytes::from_static(b"body"));
-        watch.sends_by(outgoing);
+        watch.set_outgoing(outgoing);
         assert_eq!(ends(&mut watch).await, (EndReason::Unread, 60));
     }
 }

@@ -1,4 +1,4 @@
-//! A client's connection that gathers what is written until it is flushed, or read.
+//! A client's connection that gathers writes until it is flushed, or read.
 //!
 //! Head and body of a short answer leave in one write. Writes that do not fit are not copied: they leave
 //! together with what was gathered, in one vectored write. A corked connection ignores the next flush:
@@ -35,15 +35,15 @@ pub mod sized_body;
 mod tests;
 
 /// The number of bytes that are gathered. A write that would exceed it goes to the transport uncopied.
-const MAX_GATHERED: usize = 16 << 10;
+const MAX_GATHERED_BYTES: usize = 16 << 10;
 
 /// The first allocation of the buffer: most heads with a short body fit.
 const GATHERED_CAPACITY: usize = 2 << 10;
 
-/// A peer that does not read delays the orderly end of its connection no longer than this.
-const MAX_SHUTDOWN: Duration = Duration::from_secs(5);
+/// How long a peer that does not read may delay the orderly end of its connection.
+const MAX_SHUTDOWN_TIME: Duration = Duration::from_secs(5);
 
-/// What carries the bytes of a wire.
+/// A transport under a wire.
 pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'static {
     /// The file descriptor of the socket.
     fn id(&self) -> UniqueIDType;
@@ -187,7 +187,7 @@ impl Carrier for Transport {
         let stream = match self {
             Transport::Tcp(stream) => stream,
             Transport::TlsTcp(stream) => stream.get_ref().0,
-            // A socket file knows no reset.
+            // Unix sockets have no reset.
             Transport::Unix(_) | Transport::TlsUnix(_) => return,
         };
         // It fails where there is no connection any more.
@@ -401,7 +401,7 @@ impl<T: Carrier> AsyncWrite for ClientWire<T> {
         // While the client uploads, nothing that pingora reads sends what is gathered.
         let uploads = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
         let uploads = uploads.as_ref().is_some_and(|body| !body.is_done());
-        if uploads || self.gathered.len() + data.len() > MAX_GATHERED {
+        if uploads || self.gathered.len() + data.len() > MAX_GATHERED_BYTES {
             return self.drain(cx, data);
         }
         if self.gathered.is_empty() {
@@ -433,7 +433,7 @@ impl<T: Carrier> AsyncWrite for ClientWire<T> {
 #[async_trait]
 impl<T: Carrier> Shutdown for ClientWire<T> {
     async fn shutdown(&mut self) {
-        drop(tokio::time::timeout(MAX_SHUTDOWN, AsyncWriteExt::shutdown(self)).await);
+        drop(tokio::time::timeout(MAX_SHUTDOWN_TIME, AsyncWriteExt::shutdown(self)).await);
     }
 }
 

@@ -1,15 +1,16 @@
-//! The honest end of a stream that cannot go on: a last event that says so, in the form of its interface.
+//! The end of a stream that cannot continue: a last event that reports an error, in the form of its
+//! interface.
 //!
 //! A client's library raises its own error for such an event, where a connection that merely closes may
 //! look like an answer that is over.
 
 use serde_json::{Value, json};
 
-pub use crate::sse::Tail;
+pub use crate::sse::StreamTail;
 
-/// How a stream's events look.
+/// The form of a stream's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum ErrorEventForm {
     /// Chat, completions and the like: `data` lines, `[DONE]` last.
     Data,
     /// Responses: named events with a number.
@@ -20,13 +21,13 @@ pub enum Form {
 
 /// The last events of a stream of `form`. `apart`: an event may have been cut in the middle, so that its
 /// end has to be written first.
-pub fn error_events(form: Form, message: &str, code: u16, apart: bool) -> String {
+pub fn error_events(form: ErrorEventForm, message: &str, code: u16, apart: bool) -> String {
     let start = if apart { "\n\n" } else { "" };
     let error = error_of(message, code);
     match form {
-        Form::Data => format!("{start}data: {}\n\ndata: [DONE]\n\n", json!({ "error": error })),
-        Form::Responses => format!("{start}{}", response_error(error, None)),
-        Form::Messages => {
+        ErrorEventForm::Data => format!("{start}data: {}\n\ndata: [DONE]\n\n", json!({ "error": error })),
+        ErrorEventForm::Responses => format!("{start}{}", response_error(error, None)),
+        ErrorEventForm::Messages => {
             let event = json!({"type": "error", "error": {"type": "api_error", "message": message}});
             format!("{start}event: error\ndata: {event}\n\n")
         }
@@ -62,13 +63,13 @@ mod tests {
 
     #[test]
     fn every_form_ends_with_an_error_its_clients_read() {
-        let data = error_events(Form::Data, "gone \"x\"\n", 502, false);
+        let data = error_events(ErrorEventForm::Data, "gone \"x\"\n", 502, false);
         let (first, rest) = data.split_once("\n\n").unwrap();
         let error: Value = serde_json::from_str(first.strip_prefix("data: ").unwrap()).unwrap();
         assert_eq!(error["error"]["message"], "gone \"x\"\n");
         assert_eq!(error["error"]["code"], 502);
         assert_eq!(rest, "data: [DONE]\n\n");
-        for form in [Form::Responses, Form::Messages] {
+        for form in [ErrorEventForm::Responses, ErrorEventForm::Messages] {
             let text = error_events(form, "gone", 504, true);
             let event = text.strip_prefix("\n\nevent: error\ndata: ").unwrap().strip_suffix("\n\n").unwrap();
             let event: Value = serde_json::from_str(event).unwrap();

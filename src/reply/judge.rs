@@ -13,7 +13,7 @@
 
 use super::media_type;
 use super::sse::is_error;
-use crate::sse::{Field, Lines, Piece, count_work};
+use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
 
 /// The most of a body that is looked at.
 const MAX_SEEN_BYTES: usize = 64 << 10;
@@ -30,10 +30,10 @@ const ENGINE_DEAD: &[u8] =
     b"\"EngineCore encountered an issue. See stack trace (above) for the root cause.\"";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Not enough has come to tell.
+pub enum AnswerVerdict {
+    /// Too little of the answer has arrived.
     Wait,
-    /// The client's.
+    /// The answer goes to the client.
     Accept,
     /// The upstream is shutting down.
     Leaving,
@@ -48,18 +48,18 @@ pub enum Verdict {
 
 /// Looks at one answer until it has a verdict.
 #[derive(Debug)]
-pub struct Judge {
-    kind: Kind,
+pub struct AnswerJudge {
+    kind: JudgedAnswer,
     /// How many bytes of the body were looked at.
     seen_bytes: usize,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum JudgedAnswer {
     /// A server error, whose whole text is needed.
     Error(Vec<u8>),
     Stream {
-        lines: Lines,
+        lines: LineSplitter,
         name: EventName,
     },
     /// Small enough to be looked at whole.
@@ -81,42 +81,42 @@ enum EventName {
     Other,
 }
 
-impl Judge {
+impl AnswerJudge {
     pub fn new(status: u16, content_type: Option<&str>, length: Option<u64>) -> Self {
         let media = media_type(content_type);
         let kind = match (status, media) {
-            (500, _) => Kind::Error(Vec::new()),
+            (500, _) => JudgedAnswer::Error(Vec::new()),
             (200, media) if media.eq_ignore_ascii_case("text/event-stream") => {
-                Kind::Stream { lines: Lines::new(MAX_SEEN_BYTES), name: EventName::None }
+                JudgedAnswer::Stream { lines: LineSplitter::new(MAX_SEEN_BYTES), name: EventName::None }
             }
             (200, media)
                 if media.eq_ignore_ascii_case("application/json")
                     && length.is_some_and(|length| length <= MAX_ABORTED_BYTES) =>
             {
-                Kind::Small(Vec::new())
+                JudgedAnswer::Small(Vec::new())
             }
-            _ => Kind::Plain,
+            _ => JudgedAnswer::Plain,
         };
-        Judge { kind, seen_bytes: 0 }
+        AnswerJudge { kind, seen_bytes: 0 }
     }
 
     /// Takes the next piece of the body; `end`: it is the last.
-    pub fn feed(&mut self, piece: &[u8], end: bool) -> Verdict {
+    pub fn feed(&mut self, piece: &[u8], end: bool) -> AnswerVerdict {
         let room = MAX_SEEN_BYTES - self.seen_bytes;
         let new = &piece[..piece.len().min(room)];
         self.seen_bytes += new.len();
         let is_over = end || self.seen_bytes == MAX_SEEN_BYTES;
         let verdict = match &mut self.kind {
-            Kind::Plain if piece.is_empty() && !end => None,
-            Kind::Plain => Some(Verdict::Accept),
-            Kind::Error(text) => server_error(text, new),
-            Kind::Small(text) => {
+            JudgedAnswer::Plain if piece.is_empty() && !end => None,
+            JudgedAnswer::Plain => Some(AnswerVerdict::Accept),
+            JudgedAnswer::Error(text) => server_error(text, new),
+            JudgedAnswer::Small(text) => {
                 text.extend_from_slice(new);
-                (is_over && gave_up(text)).then_some(Verdict::Aborted)
+                (is_over && is_aborted(text)).then_some(AnswerVerdict::Aborted)
             }
-            Kind::Stream { lines, name } => stream(lines, name, new),
+            JudgedAnswer::Stream { lines, name } => stream(lines, name, new),
         };
-        verdict.unwrap_or(if is_over { Verdict::Accept } else { Verdict::Wait })
+        verdict.unwrap_or(if is_over { AnswerVerdict::Accept } else { AnswerVerdict::Wait })
     }
 }
 
@@ -138,60 +138,60 @@ impl EventName {
 }
 
 /// What the text of a 500 says, which has `new` behind what it had.
-fn server_error(text: &mut Vec<u8>, new: &[u8]) -> Option<Verdict> {
+fn server_error(text: &mut Vec<u8>, new: &[u8]) -> Option<AnswerVerdict> {
     let old = text.len();
     text.extend_from_slice(new);
     // What was looked at before cannot have more than the beginning of the words.
     let not_seen = |words: &[u8]| old.saturating_sub(words.len() - 1);
     if has(&text[not_seen(SHUTTING_DOWN)..], SHUTTING_DOWN) {
-        return Some(Verdict::Leaving);
+        return Some(AnswerVerdict::Leaving);
     }
     let start = not_seen(ENGINE_DEAD);
-    is_engine_dead(text, start).then_some(Verdict::EngineDead)
+    is_engine_dead(text, start).then_some(AnswerVerdict::EngineDead)
 }
 
 /// The verdict of the first event that says something, when it came with the next piece.
-fn stream(lines: &mut Lines, name: &mut EventName, piece: &[u8]) -> Option<Verdict> {
+fn stream(lines: &mut LineSplitter, name: &mut EventName, piece: &[u8]) -> Option<AnswerVerdict> {
     let mut rest = piece;
     while let Some(piece) = lines.next(&mut rest) {
         // Nothing is looked at that is as long as a line beyond the cap.
-        let Piece::Line(line) = piece else { continue };
+        let SsePiece::Line(line) = piece else { continue };
         match line.field() {
-            Field::Empty => *name = EventName::None,
-            Field::Event(value) => *name = EventName::of(value),
-            Field::Data(data) => {
+            SseField::Empty => *name = EventName::None,
+            SseField::Event(value) => *name = EventName::of(value),
+            SseField::Data(data) => {
                 let verdict = event(*name, data);
                 if verdict.is_some() {
                     return verdict;
                 }
             }
-            Field::Comment | Field::Other => {}
+            SseField::Comment | SseField::Other => {}
         }
     }
     None
 }
 
 /// What an event says; `None` for one of the prelude.
-fn event(name: EventName, data: &[u8]) -> Option<Verdict> {
+fn event(name: EventName, data: &[u8]) -> Option<AnswerVerdict> {
     let role = || has(data, b"\"role\":\"assistant\"") && has(data, b"\"content\":\"\"");
     match name {
         EventName::Error => Some(failed(data)),
         _ if is_error(data) => Some(failed(data)),
         EventName::Prelude => None,
         EventName::None if role() && has(data, b"\"finish_reason\":null") => None,
-        EventName::MessageDelta if has(data, b"\"stop_reason\":null") => Some(Verdict::Aborted),
-        EventName::None if has(data, ABORT) && !has_text(data) => Some(Verdict::Aborted),
-        EventName::ResponseCompleted if gave_up(data) => Some(Verdict::Aborted),
-        _ => Some(Verdict::Accept),
+        EventName::MessageDelta if has(data, b"\"stop_reason\":null") => Some(AnswerVerdict::Aborted),
+        EventName::None if has(data, ABORT_REASON) && !has_text(data) => Some(AnswerVerdict::Aborted),
+        EventName::ResponseCompleted if is_aborted(data) => Some(AnswerVerdict::Aborted),
+        _ => Some(AnswerVerdict::Accept),
     }
 }
 
-const ABORT: &[u8] = b"\"finish_reason\":\"abort\"";
+const ABORT_REASON: &[u8] = b"\"finish_reason\":\"abort\"";
 
 /// Whether a whole answer is one that was aborted before its first token.
-fn gave_up(text: &[u8]) -> bool {
+fn is_aborted(text: &[u8]) -> bool {
     if has(text, b"\"completion_tokens\":0") {
-        return has(text, ABORT);
+        return has(text, ABORT_REASON);
     }
     // Anthropic's interface has no word for it, and leaves the reason out.
     let message = || text.starts_with(b"{") && has(text, b"\"type\":\"message\"");
@@ -213,7 +213,7 @@ fn has_text(data: &[u8]) -> bool {
 }
 
 /// An error event: the upstream's fault unless its code says something else.
-fn failed(text: &[u8]) -> Verdict {
+fn failed(text: &[u8]) -> AnswerVerdict {
     let code = memchr::memmem::find(text, b"\"code\":").map(|at| &text[at + 7..]);
     let digits = code.map(|rest| {
         let rest = rest.trim_ascii_start();
@@ -222,9 +222,9 @@ fn failed(text: &[u8]) -> Verdict {
     let code = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(500);
     // The words may be a client's own, said back to it in an error of its request.
     match code {
-        500.. if has(text, SHUTTING_DOWN) => Verdict::Leaving,
-        500.. if is_engine_dead(text, 0) => Verdict::EngineDead,
-        _ => Verdict::Failed(code),
+        500.. if has(text, SHUTTING_DOWN) => AnswerVerdict::Leaving,
+        500.. if is_engine_dead(text, 0) => AnswerVerdict::EngineDead,
+        _ => AnswerVerdict::Failed(code),
     }
 }
 
@@ -243,8 +243,8 @@ mod tests {
     use super::*;
     use crate::sse::tests::assert_linear;
 
-    fn whole(status: u16, kind: &str, body: &str) -> Verdict {
-        let mut judge = Judge::new(status, Some(kind), Some(body.len() as u64));
+    fn whole(status: u16, kind: &str, body: &str) -> AnswerVerdict {
+        let mut judge = AnswerJudge::new(status, Some(kind), Some(body.len() as u64));
         judge.feed(body.as_bytes(), true)
     }
 
@@ -256,36 +256,56 @@ mod tests {
         let aborted = r#"{"choices":[{"finish_reason":"abort"}],"usage":{"completion_tokens":0}}"#;
         let partial = r#"{"choices":[{"finish_reason":"abort"}],"usage":{"completion_tokens":4}}"#;
         for (status, kind, body, verdict) in [
-            (500, "application/json", leaving, Verdict::Leaving),
-            (500, "application/json", r#"{"error":{"message":"other"}}"#, Verdict::Accept),
-            (200, "application/json", aborted, Verdict::Aborted),
-            (200, "application/json", partial, Verdict::Accept),
+            (500, "application/json", leaving, AnswerVerdict::Leaving),
+            (500, "application/json", r#"{"error":{"message":"other"}}"#, AnswerVerdict::Accept),
+            (200, "application/json", aborted, AnswerVerdict::Aborted),
+            (200, "application/json", partial, AnswerVerdict::Accept),
             (
                 200,
                 "application/json",
                 r#"{"status":"cancelled","usage":{"output_tokens":0}}"#,
-                Verdict::Aborted,
+                AnswerVerdict::Aborted,
             ),
             (
                 200,
                 "application/json",
                 r#"{"status":"cancelled","usage":{"output_tokens":9}}"#,
-                Verdict::Accept,
+                AnswerVerdict::Accept,
             ),
-            (200, "application/json", r#"{"type":"message","usage":{"output_tokens":0}}"#, Verdict::Aborted),
-            (200, "application/json", r#"{"type":"message","usage":{"output_tokens":3}}"#, Verdict::Accept),
-            (404, "application/json", leaving, Verdict::Accept),
-            (200, SSE, "data: {\"error\":{\"message\":\"dead\",\"code\":500}}\n\n", Verdict::Failed(500)),
-            (200, SSE, "data: {\"error\":{\"message\":\"bad\",\"code\":400}}\n\n", Verdict::Failed(400)),
-            (200, SSE, "data: {\"error\":{\"message\":\"no code\"}}\n\n", Verdict::Failed(500)),
-            (200, SSE, "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n", Verdict::Accept),
+            (
+                200,
+                "application/json",
+                r#"{"type":"message","usage":{"output_tokens":0}}"#,
+                AnswerVerdict::Aborted,
+            ),
+            (
+                200,
+                "application/json",
+                r#"{"type":"message","usage":{"output_tokens":3}}"#,
+                AnswerVerdict::Accept,
+            ),
+            (404, "application/json", leaving, AnswerVerdict::Accept),
+            (
+                200,
+                SSE,
+                "data: {\"error\":{\"message\":\"dead\",\"code\":500}}\n\n",
+                AnswerVerdict::Failed(500),
+            ),
+            (
+                200,
+                SSE,
+                "data: {\"error\":{\"message\":\"bad\",\"code\":400}}\n\n",
+                AnswerVerdict::Failed(400),
+            ),
+            (200, SSE, "data: {\"error\":{\"message\":\"no code\"}}\n\n", AnswerVerdict::Failed(500)),
+            (200, SSE, "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n", AnswerVerdict::Accept),
             (
                 200,
                 SSE,
                 "data: {\"choices\":[{\"delta\":{\"content\":\"\"},\"finish_reason\":\"abort\"}]}\n\n",
-                Verdict::Aborted,
+                AnswerVerdict::Aborted,
             ),
-            (200, SSE, "", Verdict::Accept),
+            (200, SSE, "", AnswerVerdict::Accept),
         ] {
             assert_eq!(whole(status, kind, body), verdict, "{status} {body}");
         }
@@ -313,24 +333,32 @@ mod tests {
         let cancelled = r#"{"response":{"status":"cancelled","usage":{"output_tokens":0,"x":{}}}}"#;
         let dead = r#"{"error":{"message":"EngineCore encountered an issue","code":500}}"#;
         for (prelude, last, verdict) in [
-            (&[("", ROLE), ("", ROLE)][..], ("", text), Verdict::Accept),
-            (&[("", ROLE)], ("", abort), Verdict::Aborted),
-            (&[("", ROLE)], ("", dead), Verdict::Failed(500)),
-            (&[], ("", empty), Verdict::Aborted),
-            (&[], ("", late), Verdict::Accept),
-            (&[("message_start", STARTS)], ("content_block_start", "{}"), Verdict::Accept),
-            (&[("message_start", STARTS), ("ping", "{}")], ("message_delta", gave_up), Verdict::Aborted),
-            (&[("message_start", STARTS)], ("message_delta", ended), Verdict::Accept),
-            (&[("message_start", STARTS)], ("error", "{}"), Verdict::Failed(500)),
-            (&[("response.created", "{}"), ("response.in_progress", "{}")], ("x", "{}"), Verdict::Accept),
-            (&[("response.created", "{}")], ("response.completed", cancelled), Verdict::Aborted),
-            (&[("response.created", "{}")], ("response.completed", "{}"), Verdict::Accept),
-            (&[("response.created", "{}")], ("", dead), Verdict::Failed(500)),
+            (&[("", ROLE), ("", ROLE)][..], ("", text), AnswerVerdict::Accept),
+            (&[("", ROLE)], ("", abort), AnswerVerdict::Aborted),
+            (&[("", ROLE)], ("", dead), AnswerVerdict::Failed(500)),
+            (&[], ("", empty), AnswerVerdict::Aborted),
+            (&[], ("", late), AnswerVerdict::Accept),
+            (&[("message_start", STARTS)], ("content_block_start", "{}"), AnswerVerdict::Accept),
+            (
+                &[("message_start", STARTS), ("ping", "{}")],
+                ("message_delta", gave_up),
+                AnswerVerdict::Aborted,
+            ),
+            (&[("message_start", STARTS)], ("message_delta", ended), AnswerVerdict::Accept),
+            (&[("message_start", STARTS)], ("error", "{}"), AnswerVerdict::Failed(500)),
+            (
+                &[("response.created", "{}"), ("response.in_progress", "{}")],
+                ("x", "{}"),
+                AnswerVerdict::Accept,
+            ),
+            (&[("response.created", "{}")], ("response.completed", cancelled), AnswerVerdict::Aborted),
+            (&[("response.created", "{}")], ("response.completed", "{}"), AnswerVerdict::Accept),
+            (&[("response.created", "{}")], ("", dead), AnswerVerdict::Failed(500)),
         ] {
             for line_end in ["\n", "\r\n", "\r"] {
-                let mut judge = Judge::new(200, Some(SSE), None);
+                let mut judge = AnswerJudge::new(200, Some(SSE), None);
                 for byte in events(prelude).replace('\n', line_end).as_bytes() {
-                    assert_eq!(judge.feed(&[*byte], false), Verdict::Wait, "{prelude:?}");
+                    assert_eq!(judge.feed(&[*byte], false), AnswerVerdict::Wait, "{prelude:?}");
                 }
                 let last = events(&[last]).replace('\n', line_end);
                 assert_eq!(judge.feed(last.as_bytes(), false), verdict, "{prelude:?} {last}");
@@ -350,49 +378,49 @@ mod tests {
             format!(r#"{{"type":"error","error":{{"type":"internal_error","message":"{text}"}}}}"#)
         };
         for (body, json, first_event) in [
-            (error(TEXT, "500"), Verdict::EngineDead, Verdict::EngineDead),
-            (error(TEXT, "503"), Verdict::EngineDead, Verdict::EngineDead),
-            (error(TEXT, "400"), Verdict::EngineDead, Verdict::Failed(400)),
-            (error(TEXT, "500").replace(":", ": "), Verdict::EngineDead, Verdict::EngineDead),
-            (anthropic(TEXT), Verdict::EngineDead, Verdict::EngineDead),
+            (error(TEXT, "500"), AnswerVerdict::EngineDead, AnswerVerdict::EngineDead),
+            (error(TEXT, "503"), AnswerVerdict::EngineDead, AnswerVerdict::EngineDead),
+            (error(TEXT, "400"), AnswerVerdict::EngineDead, AnswerVerdict::Failed(400)),
+            (error(TEXT, "500").replace(":", ": "), AnswerVerdict::EngineDead, AnswerVerdict::EngineDead),
+            (anthropic(TEXT), AnswerVerdict::EngineDead, AnswerVerdict::EngineDead),
             (
                 format!(r#"{{"object":"error","message":"{TEXT}","code":500}}"#),
-                Verdict::EngineDead,
-                Verdict::Accept,
+                AnswerVerdict::EngineDead,
+                AnswerVerdict::Accept,
             ),
-            (error(&TEXT[..40], "500"), Verdict::Accept, Verdict::Failed(500)),
-            (error(&format!("{TEXT} Again."), "500"), Verdict::Accept, Verdict::Failed(500)),
-            (error(&format!("Not so: {TEXT}"), "500"), Verdict::Accept, Verdict::Failed(500)),
-            (error(&quoted, "500"), Verdict::Accept, Verdict::Failed(500)),
+            (error(&TEXT[..40], "500"), AnswerVerdict::Accept, AnswerVerdict::Failed(500)),
+            (error(&format!("{TEXT} Again."), "500"), AnswerVerdict::Accept, AnswerVerdict::Failed(500)),
+            (error(&format!("Not so: {TEXT}"), "500"), AnswerVerdict::Accept, AnswerVerdict::Failed(500)),
+            (error(&quoted, "500"), AnswerVerdict::Accept, AnswerVerdict::Failed(500)),
             (
                 format!(r#"{{"error":{{"message":"x","param":"{TEXT}","code":500}}}}"#),
-                Verdict::Accept,
-                Verdict::Failed(500),
+                AnswerVerdict::Accept,
+                AnswerVerdict::Failed(500),
             ),
-            (error("other", "500"), Verdict::Accept, Verdict::Failed(500)),
-            (TEXT.to_owned(), Verdict::Accept, Verdict::Accept),
+            (error("other", "500"), AnswerVerdict::Accept, AnswerVerdict::Failed(500)),
+            (TEXT.to_owned(), AnswerVerdict::Accept, AnswerVerdict::Accept),
         ] {
             let event = format!("data: {body}\n\n");
             let cases = [
                 (500, "application/json", &body, json),
                 (200, SSE, &event, first_event),
-                (404, "application/json", &body, Verdict::Accept),
-                (503, "application/json", &body, Verdict::Accept),
+                (404, "application/json", &body, AnswerVerdict::Accept),
+                (503, "application/json", &body, AnswerVerdict::Accept),
             ];
             for (status, kind, text, verdict) in cases {
                 assert_eq!(whole(status, kind, text), verdict, "{status} {text}");
                 for size in [1, 50] {
-                    let mut judge = Judge::new(status, Some(kind), Some(text.len() as u64));
+                    let mut judge = AnswerJudge::new(status, Some(kind), Some(text.len() as u64));
                     let pieces = text.as_bytes().chunks(size).map(|piece| (piece, false));
                     let mut verdicts =
                         pieces.chain([(&b""[..], true)]).map(|(piece, end)| judge.feed(piece, end));
-                    let cut = verdicts.find(|verdict| *verdict != Verdict::Wait);
+                    let cut = verdicts.find(|verdict| *verdict != AnswerVerdict::Wait);
                     assert_eq!(cut, Some(verdict), "{status} {text} in pieces of {size}");
                 }
             }
         }
         let later = format!("data: {{\"choices\":[]}}\n\ndata: {}\n\n", error(TEXT, "500"));
-        assert_eq!(whole(200, SSE, &later), Verdict::Accept, "the client has had a part of the answer");
+        assert_eq!(whole(200, SSE, &later), AnswerVerdict::Accept, "the client has had a part of the answer");
     }
 
     #[test]
@@ -400,7 +428,7 @@ mod tests {
         for (status, kind) in [(500, "application/json"), (200, SSE)] {
             // Of the words that it looks for, each byte may be the last.
             assert_linear(200, || {
-                let mut judge = Judge::new(status, Some(kind), None);
+                let mut judge = AnswerJudge::new(status, Some(kind), None);
                 Box::new(move |chunk| {
                     judge.feed(chunk, false);
                 })
@@ -410,24 +438,24 @@ mod tests {
 
     #[test]
     fn comments_and_cut_events_wait_and_nothing_large_is_held() {
-        let mut judge = Judge::new(200, Some(SSE), None);
-        assert_eq!(judge.feed(b": keep-alive\n\n", false), Verdict::Wait);
-        assert_eq!(judge.feed(b"data: {\"x\"", false), Verdict::Wait);
-        assert_eq!(judge.feed(b":1}\n", false), Verdict::Accept);
+        let mut judge = AnswerJudge::new(200, Some(SSE), None);
+        assert_eq!(judge.feed(b": keep-alive\n\n", false), AnswerVerdict::Wait);
+        assert_eq!(judge.feed(b"data: {\"x\"", false), AnswerVerdict::Wait);
+        assert_eq!(judge.feed(b":1}\n", false), AnswerVerdict::Accept);
 
         // What begins an answer may be as long as the request that it repeats.
-        let mut judge = Judge::new(200, Some(SSE), None);
+        let mut judge = AnswerJudge::new(200, Some(SSE), None);
         let long = format!("event: response.created\ndata: {}\n\n", "x".repeat(MAX_SEEN_BYTES));
-        assert_eq!(judge.feed(long.as_bytes(), false), Verdict::Accept);
+        assert_eq!(judge.feed(long.as_bytes(), false), AnswerVerdict::Accept);
 
-        let mut judge = Judge::new(500, Some("text/plain"), None);
-        assert_eq!(judge.feed(&vec![b'x'; MAX_SEEN_BYTES - 1], false), Verdict::Wait);
-        assert_eq!(judge.feed(b"xx", false), Verdict::Accept);
-        let Kind::Error(text) = &judge.kind else { panic!("{judge:?}") };
+        let mut judge = AnswerJudge::new(500, Some("text/plain"), None);
+        assert_eq!(judge.feed(&vec![b'x'; MAX_SEEN_BYTES - 1], false), AnswerVerdict::Wait);
+        assert_eq!(judge.feed(b"xx", false), AnswerVerdict::Accept);
+        let JudgedAnswer::Error(text) = &judge.kind else { panic!("{judge:?}") };
         assert!(text.capacity() <= 2 * MAX_SEEN_BYTES);
 
-        let mut judge = Judge::new(200, Some("application/json"), Some(1 << 20));
-        assert_eq!(judge.feed(b"", false), Verdict::Wait);
-        assert_eq!(judge.feed(b"{", false), Verdict::Accept, "a large answer is not held");
+        let mut judge = AnswerJudge::new(200, Some("application/json"), Some(1 << 20));
+        assert_eq!(judge.feed(b"", false), AnswerVerdict::Wait);
+        assert_eq!(judge.feed(b"{", false), AnswerVerdict::Accept, "a large answer is not held");
     }
 }

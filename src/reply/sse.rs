@@ -6,23 +6,23 @@
 //!
 //! State is a few flags and the first bytes of one line.
 
-use super::First;
-use crate::sse::{Field, Line, Lines, Piece};
+use super::FirstContent;
+use crate::sse::{LineSplitter, SseField, SseLine, SsePiece};
 
 /// Enough of a line to know its field, and an error by the beginning of its data.
 const MAX_HEAD_BYTES: usize = 64;
 
 /// Follows one stream of events.
 #[derive(Clone, Debug)]
-pub struct Events {
-    lines: Lines,
+pub struct EventTracker {
+    lines: LineSplitter,
     /// What the line in progress says, when it is longer than its head.
     long: LineSign,
     /// The event in progress has data.
     has_data: bool,
     /// The event in progress is called `error`.
     is_error: bool,
-    first: Option<First>,
+    first: Option<FirstContent>,
     whole: u64,
 }
 
@@ -35,16 +35,16 @@ enum LineSign {
     Data { is_error: bool },
 }
 
-impl Default for Events {
+impl Default for EventTracker {
     fn default() -> Self {
-        Events::new()
+        EventTracker::new()
     }
 }
 
-impl Events {
+impl EventTracker {
     pub fn new() -> Self {
-        Events {
-            lines: Lines::new(MAX_HEAD_BYTES),
+        EventTracker {
+            lines: LineSplitter::new(MAX_HEAD_BYTES),
             long: LineSign::Nothing,
             has_data: false,
             is_error: false,
@@ -54,7 +54,7 @@ impl Events {
     }
 
     /// The first event: there as soon as its first `data` line has ended.
-    pub fn first(&self) -> Option<First> {
+    pub fn first(&self) -> Option<FirstContent> {
         self.first
     }
 
@@ -73,9 +73,9 @@ impl Events {
         let mut rest = chunk;
         while let Some(piece) = self.lines.next(&mut rest) {
             let sign = match piece {
-                Piece::LineFeed => continue,
-                Piece::Line(line) => LineSign::of(&line),
-                Piece::Long { part, begins, ends } => {
+                SsePiece::LineFeed => continue,
+                SsePiece::Line(line) => LineSign::of(&line),
+                SsePiece::Long { part, begins, ends } => {
                     if begins {
                         self.long = LineSign::of(&part);
                     }
@@ -96,7 +96,11 @@ impl Events {
                 LineSign::Data { is_error } => {
                     self.has_data = true;
                     let is_error = self.is_error || is_error;
-                    self.first.get_or_insert(if is_error { First::Error } else { First::Event });
+                    self.first.get_or_insert(if is_error {
+                        FirstContent::Error
+                    } else {
+                        FirstContent::Event
+                    });
                 }
             }
         }
@@ -105,12 +109,12 @@ impl Events {
 
 impl LineSign {
     /// By the beginning of the line.
-    fn of(line: &Line<'_>) -> Self {
+    fn of(line: &SseLine<'_>) -> Self {
         match line.field() {
-            Field::Empty => LineSign::End,
-            Field::Comment | Field::Other => LineSign::Nothing,
-            Field::Event(name) => LineSign::Name { is_error: name == b"error" },
-            Field::Data(data) => {
+            SseField::Empty => LineSign::End,
+            SseField::Comment | SseField::Other => LineSign::Nothing,
+            SseField::Event(name) => LineSign::Name { is_error: name == b"error" },
+            SseField::Data(data) => {
                 // The head of the line, as it is kept of one that comes in pieces.
                 let kept = MAX_HEAD_BYTES.saturating_sub(line.text().len() - data.len());
                 LineSign::Data { is_error: is_error(&data[..data.len().min(kept)]) }
@@ -153,16 +157,16 @@ mod tests {
             let stream = format!("data: {}{{\"error\":{{}}}}\n\n", " ".repeat(blanks));
             let whole = fed(stream.as_bytes()).first();
             for size in [1, 7, 63, 64, 65] {
-                let mut events = Events::new();
+                let mut events = EventTracker::new();
                 stream.as_bytes().chunks(size).for_each(|chunk| events.feed(chunk));
                 assert_eq!(events.first(), whole, "{blanks} blanks, in chunks of {size}");
             }
         }
-        assert_eq!(fed(b"data: {\"error\":{}}\n\n").first(), Some(First::Error));
+        assert_eq!(fed(b"data: {\"error\":{}}\n\n").first(), Some(FirstContent::Error));
     }
 
-    fn fed(stream: &[u8]) -> Events {
-        let mut events = Events::new();
+    fn fed(stream: &[u8]) -> EventTracker {
+        let mut events = EventTracker::new();
         events.feed(stream);
         events
     }
@@ -174,24 +178,24 @@ mod tests {
             (": keep-alive\n\n: keep-alive\n\n", None),
             ("event: message\nid: 7\nretry: 1\n", None),
             ("data: {\"id\":1}", None),
-            ("data: {\"id\":1}\n", Some(First::Event)),
-            ("data: {\"id\":1}\r", Some(First::Event)),
-            ("\u{feff}data:x\n", Some(First::Event)),
-            ("data\n", Some(First::Event)),
+            ("data: {\"id\":1}\n", Some(FirstContent::Event)),
+            ("data: {\"id\":1}\r", Some(FirstContent::Event)),
+            ("\u{feff}data:x\n", Some(FirstContent::Event)),
+            ("data\n", Some(FirstContent::Event)),
             ("database: no\n\n", None),
             (" data: no\n\n", None),
-            (": ping\n\ndata: {\"error\":{\"code\":503}}\n", Some(First::Error)),
-            ("data:{ \"error\" : {\"code\":503}}\n", Some(First::Error)),
-            ("data: {\"error\":null,\"id\":1}\n", Some(First::Event)),
-            ("data: {\"errors\":1}\n", Some(First::Event)),
-            ("data: \"error\"\n", Some(First::Event)),
-            ("event: error\ndata: {}\n\n", Some(First::Error)),
-            ("event:error\r\ndata: {}\r\n\r\n", Some(First::Error)),
-            ("data: {\"type\": \"error\"}\n", Some(First::Error)),
-            ("data: {\"type\":\"errors\"}\n", Some(First::Event)),
-            ("event: error\n\ndata: {}\n\n", Some(First::Event)),
-            ("event: error\nevent: message\ndata: {}\n\n", Some(First::Event)),
-            ("data: 1\n\nevent: error\ndata: {\"error\":{}}\n\n", Some(First::Event)),
+            (": ping\n\ndata: {\"error\":{\"code\":503}}\n", Some(FirstContent::Error)),
+            ("data:{ \"error\" : {\"code\":503}}\n", Some(FirstContent::Error)),
+            ("data: {\"error\":null,\"id\":1}\n", Some(FirstContent::Event)),
+            ("data: {\"errors\":1}\n", Some(FirstContent::Event)),
+            ("data: \"error\"\n", Some(FirstContent::Event)),
+            ("event: error\ndata: {}\n\n", Some(FirstContent::Error)),
+            ("event:error\r\ndata: {}\r\n\r\n", Some(FirstContent::Error)),
+            ("data: {\"type\": \"error\"}\n", Some(FirstContent::Error)),
+            ("data: {\"type\":\"errors\"}\n", Some(FirstContent::Event)),
+            ("event: error\n\ndata: {}\n\n", Some(FirstContent::Event)),
+            ("event: error\nevent: message\ndata: {}\n\n", Some(FirstContent::Event)),
+            ("data: 1\n\nevent: error\ndata: {\"error\":{}}\n\n", Some(FirstContent::Event)),
         ] {
             assert_eq!(fed(stream.as_bytes()).first(), first, "{stream:?}");
         }
@@ -219,7 +223,7 @@ mod tests {
             (include_bytes!("../../tests/data/vllm-0.32/messages_stream.body"), 8),
         ] {
             let events = fed(stream);
-            assert_eq!((events.first(), events.whole()), (Some(First::Event), whole));
+            assert_eq!((events.first(), events.whole()), (Some(FirstContent::Event), whole));
             assert!(events.between_events());
         }
     }
@@ -263,7 +267,7 @@ mod tests {
     }
 
     /// The standard's way, over the whole stream at once.
-    fn plainly(stream: &[u8]) -> (Option<First>, u64) {
+    fn plainly(stream: &[u8]) -> (Option<FirstContent>, u64) {
         let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
         let text = String::from_utf8_lossy(stream).replace("\r\n", "\n").replace('\r', "\n");
         let (mut first, mut whole, mut name, mut data) = (None, 0, String::new(), 0);
@@ -280,7 +284,7 @@ mod tests {
                 "data" => {
                     data += 1;
                     let error = name == "error" || is_error(value.as_bytes());
-                    first = first.or(Some(if error { First::Error } else { First::Event }));
+                    first = first.or(Some(if error { FirstContent::Error } else { FirstContent::Event }));
                 }
                 _ => {}
             }
@@ -291,7 +295,7 @@ mod tests {
     #[test]
     fn the_cost_of_a_byte_is_bounded() {
         assert_linear(4, || {
-            let mut events = Events::new();
+            let mut events = EventTracker::new();
             Box::new(move |chunk| events.feed(chunk))
         });
     }
@@ -302,7 +306,7 @@ mod tests {
             let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
             ends.extend([0, stream.len()]);
             ends.sort_unstable();
-            let mut events = Events::new();
+            let mut events = EventTracker::new();
             for pair in ends.windows(2) {
                 events.feed(&stream[pair[0]..pair[1]]);
                 let prefix = fed(&stream[..pair[1]]);

@@ -1,6 +1,6 @@
-//! What an answer says about itself: how many tokens it took, its id, and, of a stream, that it failed.
+//! Reads the token usage, the id and the failure that an answer reports.
 //!
-//! The answer passes by in chunks that are cut anywhere; a [`Meter`] looks at each and keeps a few numbers.
+//! The answer passes by in chunks that are cut anywhere; a [`UsageMeter`] reads each and keeps a few numbers.
 //! Where the interfaces say it:
 //!
 //! - chat, completions, generate and pooling in `usage`: `prompt_tokens`, `completion_tokens`,
@@ -19,7 +19,7 @@
 //!
 //! JSON is read as JSON, so a text that quotes a usage is a text. Of a stream, only events that hold one of
 //! three words are read so; the others are passed over at the speed of memory. Keys are known as every
-//! engine writes them: without escapes. A line of `data` is a document; nobody spreads one over lines.
+//! engine writes them: without escapes. A line of `data` is a document; engines write each on one line.
 //!
 //! Never: hold a byte back, allocate for a chunk, keep more than one name, fail.
 
@@ -29,9 +29,9 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use self::json::Document;
+use self::json::UsageDocument;
 use super::media_type;
-use crate::sse::{Lines, Piece, count_work};
+use crate::sse::{LineSplitter, SsePiece, count_work};
 
 /// Numbers of tokens; what is unknown is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,28 +44,28 @@ pub struct Usage {
     pub reasoning_tokens: Option<u64>,
 }
 
-/// An error that a stream told of.
+/// An error that a stream reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Failure {
+pub struct StreamError {
     /// A status of HTTP, where the interface says one.
     pub code: Option<u16>,
 }
 
 /// Reads one answer. See the module.
 #[derive(Debug)]
-pub struct Meter {
-    form: Form,
-    document: Document,
-    found: Found,
+pub struct UsageMeter {
+    form: MeterInput,
+    document: UsageDocument,
+    found: MeterReadings,
 }
 
 #[derive(Debug)]
-enum Form {
+enum MeterInput {
     /// One document of JSON.
     Document,
     /// A stream of events, of which each line of data is a document.
     Events {
-        lines: Lines,
+        lines: LineSplitter,
         /// The line in progress is one of data, and is read in pieces.
         is_data: bool,
     },
@@ -80,17 +80,17 @@ const MIN_WORD_BYTES: usize = "\"usage\"".len();
 /// Up to here, a chunk in which one event says something is read without a search in each of its events.
 const MAX_READ_BYTES: usize = 1 << 10;
 
-/// What the documents have said so far.
+/// The readings of the documents so far.
 #[derive(Debug, Default)]
-struct Found {
-    counts: Counts,
+struct MeterReadings {
+    counts: UsageCounts,
     id: Option<Box<str>>,
-    failure: Option<Failure>,
+    failure: Option<StreamError>,
 }
 
 /// The numbers of a usage under the names that they have.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counts {
+struct UsageCounts {
     prompt: Option<u64>,
     input: Option<u64>,
     cache_read: Option<u64>,
@@ -102,23 +102,23 @@ struct Counts {
 
 // === impl Meter ===
 
-impl Meter {
+impl UsageMeter {
     /// For an answer of this type; `None` for one that has no usage to tell, such as sound.
     pub fn of(content_type: Option<&str>) -> Option<Self> {
         let media = media_type(content_type);
         let form = if media.eq_ignore_ascii_case("text/event-stream") {
-            Form::Events { lines: Lines::new(MAX_HEAD_BYTES), is_data: false }
+            MeterInput::Events { lines: LineSplitter::new(MAX_HEAD_BYTES), is_data: false }
         } else if media.eq_ignore_ascii_case("application/json") {
-            Form::Document
+            MeterInput::Document
         } else {
             return None;
         };
-        Some(Meter { form, document: Document::default(), found: Found::default() })
+        Some(UsageMeter { form, document: UsageDocument::default(), found: MeterReadings::default() })
     }
 
     /// Takes note of the next chunk.
     pub fn feed(&mut self, chunk: &[u8]) {
-        let Form::Events { lines, is_data } = &mut self.form else {
+        let MeterInput::Events { lines, is_data } = &mut self.form else {
             return self.document.feed(chunk, &mut self.found);
         };
         let mut rest = chunk;
@@ -128,7 +128,7 @@ impl Meter {
             if may_skip && lines.is_between_lines() {
                 may_skip = false;
                 let (front, behind) = lines.split_whole(rest);
-                if tells(front) {
+                if may_have_readings(front) {
                     is_told = front.len() <= MAX_READ_BYTES;
                 } else {
                     lines.skip(front);
@@ -138,20 +138,21 @@ impl Meter {
             let Some(piece) = lines.next(&mut rest) else { return };
             match piece {
                 // Too short to say anything, or the end of a line that was cut.
-                Piece::Line(_) | Piece::LineFeed => {}
-                Piece::Long { part, begins: true, ends } => {
+                SsePiece::Line(_) | SsePiece::LineFeed => {}
+                SsePiece::Long { part, begins: true, ends } => {
                     let data = part.data().map(|span| &part.raw()[span]);
                     *is_data = !ends && data.is_some();
-                    let is_read = |data: &&[u8]| !ends || is_told || self.found.id.is_none() || tells(data);
+                    let is_read =
+                        |data: &&[u8]| !ends || is_told || self.found.id.is_none() || may_have_readings(data);
                     if let Some(data) = data.filter(is_read) {
-                        self.document = Document::default();
+                        self.document = UsageDocument::default();
                         self.document.feed(data, &mut self.found);
                     }
                 }
-                Piece::Long { part, begins: false, .. } if *is_data => {
+                SsePiece::Long { part, begins: false, .. } if *is_data => {
                     self.document.feed(part.text(), &mut self.found);
                 }
-                Piece::Long { .. } => {}
+                SsePiece::Long { .. } => {}
             }
         }
     }
@@ -175,13 +176,13 @@ impl Meter {
     }
 
     /// What a stream failed by. A document has a status for that.
-    pub fn failure(&self) -> Option<Failure> {
-        self.found.failure.filter(|_| matches!(self.form, Form::Events { .. }))
+    pub fn failure(&self) -> Option<StreamError> {
+        self.found.failure.filter(|_| matches!(self.form, MeterInput::Events { .. }))
     }
 }
 
 /// Whether an event may say something that is kept. It must not miss what reading it would find.
-fn tells(data: &[u8]) -> bool {
+fn may_have_readings(data: &[u8]) -> bool {
     static WORDS: LazyLock<[Finder<'static>; 3]> =
         LazyLock::new(|| ["\"usage\"", "\"error\"", "\"response.failed\""].map(Finder::new));
     let is_said = |word: &Finder<'_>| {
@@ -194,7 +195,7 @@ fn tells(data: &[u8]) -> bool {
 
 // === impl Found ===
 
-impl Found {
+impl MeterReadings {
     /// An error was told of, of which more may follow.
     fn fail(&mut self) {
         self.failure.get_or_insert_default();
@@ -203,7 +204,7 @@ impl Found {
 
 // === impl Failure ===
 
-impl Failure {
+impl StreamError {
     /// The status that the answer would have had, had it not begun as a good one.
     pub fn status(self) -> u16 {
         self.code.unwrap_or(500)
@@ -212,9 +213,9 @@ impl Failure {
 
 // === impl Counts ===
 
-impl Counts {
+impl UsageCounts {
     /// What `later` says counts.
-    fn update(&mut self, later: &Counts) {
+    fn update(&mut self, later: &UsageCounts) {
         self.prompt = later.prompt.or(self.prompt);
         self.input = later.input.or(self.input);
         self.cache_read = later.cache_read.or(self.cache_read);

@@ -4,12 +4,11 @@
 //!   in the header that describes an answer of plain bytes.
 //! - With `think_tags`, a chat's reasoning stands in its content.
 //! - With `token_ids`, a chat's token ids and log-probabilities stand on its messages.
-//! - What the balancer asked for on its own account, and the client did not, is taken out again (but for
-//!   usage, which is `usage`'s matter).
+//! - Fields that the route requested and the client did not are removed (usage is left to `usage`).
 //!
 //! A stream is edited line by line: a line of `data` is held until it is whole, which is how engines write
 //! it. JSON in which only names change flows through; a chat that is edited further, and an error, are held
-//! until they are whole. What is longer than [`EVENT`] or [`WHOLE`] has its names changed and nothing else.
+//! until they are whole. Above [`MAX_EVENT_BYTES`] or [`MAX_WHOLE_ANSWER_BYTES`], only names are changed.
 //!
 //! The edited answer has another length than the upstream's: a `content-length` must not go with it.
 //!
@@ -21,125 +20,131 @@ mod rename;
 
 use serde_json::Value;
 
-use self::chat::Thoughts;
-use self::rename::Renamer;
-use super::dialect::Dialect;
-use super::json::{self, Object};
-use super::rewrite::Asked;
+use self::chat::OpenReasoning;
+use self::rename::ModelRenamer;
+use super::dialect::BodyDialect;
+use super::json::{self, JsonObject};
+use super::rewrite::AddedAnswerFields;
 use super::splice::{Splices, write};
-use super::table::Plan;
-use crate::sse::{Line, Lines, Piece, count_work};
+use super::table::RoutePlan;
+use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
 
-/// The longest line of a stream that is edited as a whole.
-pub const EVENT: usize = 16 << 20;
+/// The longest line of a stream that is edited whole.
+pub const MAX_EVENT_BYTES: usize = 16 << 20;
 
-/// The longest answer, no stream, that is.
-pub const WHOLE: usize = 64 << 20;
+/// The longest answer, other than a stream, that is edited whole.
+pub const MAX_WHOLE_ANSWER_BYTES: usize = 64 << 20;
 
-/// What is known of the request when its answer begins.
+/// The facts of a request that the edits of its answer need.
 #[derive(Clone, Copy, Debug)]
-pub struct Asker<'a> {
-    pub dialect: Dialect,
+pub struct AnswerContext<'a> {
+    pub dialect: BodyDialect,
     /// The name that the client gave.
     pub model: Option<&'a str>,
-    pub asked: Asked,
+    pub added_fields: AddedAnswerFields,
 }
 
-/// One answer on its way.
+/// Edits one answer.
 #[derive(Debug)]
-pub struct Answer {
-    edit: Edit,
-    way: Way,
+pub struct AnswerEditor {
+    edit: AnswerEdit,
+    way: AnswerEditMode,
 }
 
 #[derive(Debug)]
-enum Way {
+enum AnswerEditMode {
     Events {
-        lines: Lines,
+        lines: LineSplitter,
         /// A line that is too long has its names changed as it goes by.
-        long: Option<Renamer>,
+        long: Option<ModelRenamer>,
     },
     /// All that has come is held.
     Whole(Vec<u8>),
-    Flowing(Renamer),
+    Flowing(ModelRenamer),
 }
 
 #[derive(Debug)]
-struct Edit {
-    names: Option<Names>,
+struct AnswerEdit {
+    names: Option<ModelRename>,
     /// The messages of a chat are looked at.
     chat: bool,
     think_tags: bool,
     token_ids: bool,
-    asked: Asked,
-    thoughts: Thoughts,
+    added_fields: AddedAnswerFields,
+    thoughts: OpenReasoning,
 }
 
-/// The name to put in place of another; both as they are written inside JSON, quotes included.
+/// Replaces the served name by the client's; both as JSON strings, quotes included.
 #[derive(Clone, Debug)]
-pub(super) struct Names {
+pub(super) struct ModelRename {
     client: Vec<u8>,
     served: Vec<u8>,
 }
 
-enum Became {
+enum EditedDocument {
     Same,
     Other(Vec<u8>),
 }
 
 // === impl Answer ===
 
-impl Answer {
+impl AnswerEditor {
     /// `None`: the answer goes on as it comes, and keeps its length.
-    pub fn new(plan: &Plan, asker: Asker<'_>, status: u16, content_type: Option<&str>) -> Option<Self> {
+    pub fn new(
+        plan: &RoutePlan,
+        asker: AnswerContext<'_>,
+        status: u16,
+        content_type: Option<&str>,
+    ) -> Option<Self> {
         let route = &plan.route;
         let good = (200..300).contains(&status);
-        let is_chat = asker.dialect == Dialect::Chat && good;
-        let edit = Edit {
-            names: Names::of(asker.model, route.to.as_deref()),
+        let is_chat = asker.dialect == BodyDialect::Chat && good;
+        let edit = AnswerEdit {
+            names: ModelRename::of(asker.model, route.to.as_deref()),
             chat: is_chat && (route.think_tags || route.token_ids),
             think_tags: route.think_tags,
             token_ids: route.token_ids,
-            asked: asker.asked,
-            thoughts: Thoughts::default(),
+            added_fields: asker.added_fields,
+            thoughts: OpenReasoning::default(),
         };
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let way = if kind.starts_with("text/event-stream") {
-            Way::Events { lines: Lines::new(EVENT), long: None }
+            AnswerEditMode::Events { lines: LineSplitter::new(MAX_EVENT_BYTES), long: None }
         } else if !kind.starts_with("application/json") {
             return None;
         } else if edit.chat || !good {
-            Way::Whole(Vec::new())
+            AnswerEditMode::Whole(Vec::new())
         } else {
-            Way::Flowing(Renamer::new(edit.client_name()))
+            AnswerEditMode::Flowing(ModelRenamer::new(edit.client_name()))
         };
         let edits = edit.names.is_some() || edit.chat;
-        edits.then_some(Answer { edit, way })
+        edits.then_some(AnswerEditor { edit, way })
     }
 
     /// Takes the next piece of the body, and gives what can go on; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         let mut out = Vec::with_capacity(piece.len());
         match &mut self.way {
-            Way::Flowing(renamer) => renamer.feed(piece, &mut out),
-            Way::Whole(held) => {
+            AnswerEditMode::Flowing(renamer) => renamer.feed(piece, &mut out),
+            AnswerEditMode::Whole(held) => {
                 held.extend_from_slice(piece);
-                if held.len() > WHOLE {
-                    let mut renamer = Renamer::new(self.edit.client_name());
+                if held.len() > MAX_WHOLE_ANSWER_BYTES {
+                    let mut renamer = ModelRenamer::new(self.edit.client_name());
                     renamer.feed(held, &mut out);
-                    self.way = Way::Flowing(renamer);
+                    self.way = AnswerEditMode::Flowing(renamer);
                 } else if end {
                     self.edit.whole(&std::mem::take(held), &mut out);
                 }
             }
-            Way::Events { lines, long } => {
+            AnswerEditMode::Events { lines, long } => {
                 let mut rest = piece;
                 while let Some(piece) = lines.next(&mut rest) {
                     match piece {
-                        Piece::Line(line) => self.edit.line(&line, &mut out),
-                        Piece::LineFeed => out.extend_from_slice(piece.raw()),
-                        Piece::Long { part, ends, .. } => {
-                            let renamer = long.get_or_insert_with(|| Renamer::new(self.edit.client_name()));
+                        SsePiece::Line(line) => self.edit.line(&line, &mut out),
+                        SsePiece::LineFeed => out.extend_from_slice(piece.raw()),
+                        SsePiece::Long { part, ends, .. } => {
+                            let renamer =
+                                long.get_or_insert_with(|| ModelRenamer::new(self.edit.client_name()));
                             renamer.feed(part.raw(), &mut out);
                             if ends {
                                 *long = None;
@@ -158,8 +163,8 @@ impl Answer {
 
 /// What describes an answer of plain bytes, as embeddings may be asked for: the document in its header
 /// `metadata`. `None`: it stays as it is.
-pub fn metadata(plan: &Plan, model: Option<&str>, header: &[u8]) -> Option<String> {
-    let names = Names::of(model, plan.route.to.as_deref())?;
+pub fn metadata(plan: &RoutePlan, model: Option<&str>, header: &[u8]) -> Option<String> {
+    let names = ModelRename::of(model, plan.route.to.as_deref())?;
     let renamed = String::from_utf8(names.document(header)).ok()?;
     let mut ascii = String::with_capacity(renamed.len());
     for character in renamed.chars() {
@@ -176,7 +181,7 @@ pub fn metadata(plan: &Plan, model: Option<&str>, header: &[u8]) -> Option<Strin
 
 // === impl Edit ===
 
-impl Edit {
+impl AnswerEdit {
     fn client_name(&self) -> Option<Vec<u8>> {
         self.names.as_ref().map(|names| names.client.clone())
     }
@@ -184,21 +189,21 @@ impl Edit {
     /// An answer that is no stream.
     fn whole(&mut self, body: &[u8], out: &mut Vec<u8>) {
         match self.document(body, "message") {
-            Became::Other(edited) => out.extend_from_slice(&edited),
+            EditedDocument::Other(edited) => out.extend_from_slice(&edited),
             // A list, or what only begins with a space.
-            Became::Same => Renamer::new(self.client_name()).feed(body, out),
+            EditedDocument::Same => ModelRenamer::new(self.client_name()).feed(body, out),
         }
     }
 
     /// A line of a stream.
-    fn line(&mut self, line: &Line<'_>, out: &mut Vec<u8>) {
+    fn line(&mut self, line: &SseLine<'_>, out: &mut Vec<u8>) {
         let raw = line.raw();
         let data = line.data().unwrap_or(raw.len()..raw.len());
         let start = data.start + json::skip_space(&raw[data.clone()], 0);
         let end = start + raw[start..data.end].trim_ascii_end().len();
         match self.document(&raw[start..end], "delta") {
-            Became::Same => out.extend_from_slice(raw),
-            Became::Other(edited) => {
+            EditedDocument::Same => out.extend_from_slice(raw),
+            EditedDocument::Other(edited) => {
                 out.extend_from_slice(&raw[..start]);
                 out.extend_from_slice(&edited);
                 out.extend_from_slice(&raw[end..]);
@@ -207,45 +212,45 @@ impl Edit {
     }
 
     /// One document: an answer, or the data of an event. A choice has its message in `message`.
-    fn document(&mut self, bytes: &[u8], message: &str) -> Became {
+    fn document(&mut self, bytes: &[u8], message: &str) -> EditedDocument {
         count_work(bytes.len());
         // The end of a stream, and other data that is no object.
         if bytes.first() != Some(&b'{') {
-            return Became::Same;
+            return EditedDocument::Same;
         }
-        let Some(object) = json::document(bytes) else { return Became::Same };
+        let Some(object) = json::document(bytes) else { return EditedDocument::Same };
         let mut out = Splices::default();
         if let Some(names) = &self.names {
-            names.put_back(bytes, &object, &mut out);
+            names.restore(bytes, &object, &mut out);
         }
         if self.chat {
             self.choices(bytes, &object, message, &mut out);
         }
-        if out.is_empty() { Became::Same } else { Became::Other(out.apply(bytes)) }
+        if out.is_empty() { EditedDocument::Same } else { EditedDocument::Other(out.apply(bytes)) }
     }
 }
 
 // === impl Names ===
 
-impl Names {
+impl ModelRename {
     /// `None`: the client has named the model as it is served.
     pub(super) fn of(client: Option<&str>, served: Option<&str>) -> Option<Self> {
         let (client, served) = client.zip(served).filter(|(client, served)| client != served)?;
         let quoted = |name: &str| write(&Value::from(name));
-        Some(Names { client: quoted(client), served: quoted(served) })
+        Some(ModelRename { client: quoted(client), served: quoted(served) })
     }
 
     /// A document with the client's name in it.
     pub(super) fn document(&self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Splices::default();
         if let Some(object) = json::document(bytes) {
-            self.put_back(bytes, &object, &mut out);
+            self.restore(bytes, &object, &mut out);
         }
         out.apply(bytes)
     }
 
     /// In the document itself, in the `response` or `message` that an event carries, and in errors.
-    fn put_back(&self, bytes: &[u8], object: &Object<'_>, out: &mut Splices<'_>) {
+    fn restore(&self, bytes: &[u8], object: &JsonObject<'_>, out: &mut Splices<'_>) {
         let inner = ["response", "message"].map(|key| object.object(bytes, key));
         let is_error = object.is(bytes, "type", "\"error\"");
         for object in std::iter::once(object).chain(inner.iter().flatten()) {
@@ -253,16 +258,16 @@ impl Names {
                 out.replace(span, self.client.clone());
             }
             if let Some(error) = object.object(bytes, "error") {
-                self.in_words(bytes, error.get("message"), out);
+                self.restore_in_text(bytes, error.get("message"), out);
             }
         }
         if is_error {
-            self.in_words(bytes, object.get("message"), out);
+            self.restore_in_text(bytes, object.get("message"), out);
         }
     }
 
     /// In a sentence, a name is what stands between marks.
-    fn in_words(&self, bytes: &[u8], sentence: Option<json::Span>, out: &mut Splices<'_>) {
+    fn restore_in_text(&self, bytes: &[u8], sentence: Option<json::Span>, out: &mut Splices<'_>) {
         let Some(span) = sentence.filter(|span| bytes[span.start] == b'"') else { return };
         let (Some(client), Some(served)) = (json::inside(&self.client), json::inside(&self.served)) else {
             return;

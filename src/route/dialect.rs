@@ -2,14 +2,14 @@
 //!
 //! A route has one set of defaults, and one of overrides, for all of them. What two languages have under two
 //! names is translated. A default that a language does not have is left out; names that stand in no table are
-//! everybody's.
+//! common to all.
 
 use serde_json::{Map, Value, json};
 
 use super::paths::Api;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
+pub enum BodyDialect {
     Chat,
     Completions,
     Responses,
@@ -19,15 +19,20 @@ pub enum Dialect {
 }
 
 /// All of them, in the order of [`Dialect::index`].
-pub const ALL: [Dialect; 5] =
-    [Dialect::Chat, Dialect::Completions, Dialect::Responses, Dialect::Messages, Dialect::Other];
+pub const ALL_DIALECTS: [BodyDialect; 5] = [
+    BodyDialect::Chat,
+    BodyDialect::Completions,
+    BodyDialect::Responses,
+    BodyDialect::Messages,
+    BodyDialect::Other,
+];
 
 /// The names that the limit of an answer's length has.
-const LIMITS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
+const TOKEN_LIMIT_FIELDS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
 
 /// Fields that not every language has, and the letters of those that do: chat, completions (`t`ext),
 /// responses, messages.
-const FIELDS: &[(&str, &str)] = &[
+const DIALECT_FIELDS: &[(&str, &str)] = &[
     ("temperature", "ctrm"),
     ("top_p", "ctrm"),
     ("top_k", "ctrm"),
@@ -81,14 +86,14 @@ const FIELDS: &[(&str, &str)] = &[
     ("output_config", "m"),
 ];
 
-impl Dialect {
+impl BodyDialect {
     pub fn of(api: Api) -> Self {
         match api {
-            Api::Chat | Api::ChatBatch => Dialect::Chat,
-            Api::Completions => Dialect::Completions,
-            Api::Responses => Dialect::Responses,
-            Api::Messages | Api::MessagesRender => Dialect::Messages,
-            _ => Dialect::Other,
+            Api::Chat | Api::ChatBatch => BodyDialect::Chat,
+            Api::Completions => BodyDialect::Completions,
+            Api::Responses => BodyDialect::Responses,
+            Api::Messages | Api::MessagesRender => BodyDialect::Messages,
+            _ => BodyDialect::Other,
         }
     }
 
@@ -98,23 +103,23 @@ impl Dialect {
 
     fn letter(self) -> Option<char> {
         match self {
-            Dialect::Chat => Some('c'),
-            Dialect::Completions => Some('t'),
-            Dialect::Responses => Some('r'),
-            Dialect::Messages => Some('m'),
-            Dialect::Other => None,
+            BodyDialect::Chat => Some('c'),
+            BodyDialect::Completions => Some('t'),
+            BodyDialect::Responses => Some('r'),
+            BodyDialect::Messages => Some('m'),
+            BodyDialect::Other => None,
         }
     }
 
     fn has(self, field: &str) -> bool {
-        let Some((_, letters)) = FIELDS.iter().find(|(name, _)| *name == field) else { return true };
+        let Some((_, letters)) = DIALECT_FIELDS.iter().find(|(name, _)| *name == field) else { return true };
         self.letter().is_some_and(|letter| letters.contains(letter))
     }
 
     /// Other names by which a request of this language may have said what `field` says.
     pub fn same_as(self, field: &str) -> impl Iterator<Item = &'static str> {
-        let is_limit = LIMITS.contains(&field);
-        LIMITS.into_iter().filter(move |name| is_limit && *name != field && self.has(name))
+        let is_limit = TOKEN_LIMIT_FIELDS.contains(&field);
+        TOKEN_LIMIT_FIELDS.into_iter().filter(move |name| is_limit && *name != field && self.has(name))
     }
 
     /// Defaults as this language says them. A default that is null says nothing and is not sent: for vLLM
@@ -141,21 +146,23 @@ impl Dialect {
     /// not stand beside them. What has one name only is said whatever the language.
     pub fn overrides(self, written: &Map<String, Value>) -> (Map<String, Value>, Vec<String>) {
         let (mut said, mut gone) = (written.clone(), Vec::new());
-        let limits = LIMITS.iter().filter_map(|name| Some((*name, written.get(*name)?)));
+        let limits = TOKEN_LIMIT_FIELDS.iter().filter_map(|name| Some((*name, written.get(*name)?)));
         // What may be of several languages is served best by the name that most of them have.
         let own_limit = self.limit().unwrap_or("max_tokens");
         // Of several, the one that the language goes by.
         let limit = limits.min_by_key(|(name, _)| (own_limit != *name, !self.has(name)));
         if let Some((name, value)) = limit {
             let own = if self.has(name) { name } else { own_limit };
-            said.retain(|key, _| !LIMITS.contains(&key.as_str()));
+            said.retain(|key, _| !TOKEN_LIMIT_FIELDS.contains(&key.as_str()));
             said.insert(own.into(), value.clone());
-            gone.extend(LIMITS.iter().filter(|other| **other != own).map(|other| (*other).to_owned()));
+            gone.extend(
+                TOKEN_LIMIT_FIELDS.iter().filter(|other| **other != own).map(|other| (*other).to_owned()),
+            );
         }
         let (own, other) = match self {
-            Dialect::Chat => ("reasoning_effort", "reasoning"),
-            Dialect::Responses => ("reasoning", "reasoning_effort"),
-            Dialect::Completions | Dialect::Messages | Dialect::Other => return (said, gone),
+            BodyDialect::Chat => ("reasoning_effort", "reasoning"),
+            BodyDialect::Responses => ("reasoning", "reasoning_effort"),
+            BodyDialect::Completions | BodyDialect::Messages | BodyDialect::Other => return (said, gone),
         };
         if let Some((_, effort)) = written.get(other).and_then(|value| self.translate(other, value)) {
             said.shift_remove(other);
@@ -172,19 +179,19 @@ impl Dialect {
     /// The name that the limit of an answer's length goes by.
     fn limit(self) -> Option<&'static str> {
         match self {
-            Dialect::Chat => Some("max_completion_tokens"),
-            Dialect::Completions | Dialect::Messages => Some("max_tokens"),
-            Dialect::Responses => Some("max_output_tokens"),
-            Dialect::Other => None,
+            BodyDialect::Chat => Some("max_completion_tokens"),
+            BodyDialect::Completions | BodyDialect::Messages => Some("max_tokens"),
+            BodyDialect::Responses => Some("max_output_tokens"),
+            BodyDialect::Other => None,
         }
     }
 
     fn translate(self, field: &str, value: &Value) -> Option<(&'static str, Value)> {
         match (field, self) {
-            (field, _) if LIMITS.contains(&field) => Some((self.limit()?, value.clone())),
-            ("reasoning_effort", Dialect::Responses) => Some(("reasoning", json!({"effort": value}))),
-            ("reasoning", Dialect::Chat) if value.is_null() => Some(("reasoning_effort", Value::Null)),
-            ("reasoning", Dialect::Chat) => Some(("reasoning_effort", value.get("effort")?.clone())),
+            (field, _) if TOKEN_LIMIT_FIELDS.contains(&field) => Some((self.limit()?, value.clone())),
+            ("reasoning_effort", BodyDialect::Responses) => Some(("reasoning", json!({"effort": value}))),
+            ("reasoning", BodyDialect::Chat) if value.is_null() => Some(("reasoning_effort", Value::Null)),
+            ("reasoning", BodyDialect::Chat) => Some(("reasoning_effort", value.get("effort")?.clone())),
             _ => None,
         }
     }
@@ -258,17 +265,19 @@ mod tests {
             ),
         ];
         for (written, [chat, completions], responses, messages) in table {
-            let said =
-                |dialect: Dialect| Value::Object(dialect.defaults(written.as_object().unwrap())).to_string();
-            let all = [said(ALL[0]), said(ALL[1]), said(ALL[2]), said(ALL[3])];
+            let said = |dialect: BodyDialect| {
+                Value::Object(dialect.defaults(written.as_object().unwrap())).to_string()
+            };
+            let all =
+                [said(ALL_DIALECTS[0]), said(ALL_DIALECTS[1]), said(ALL_DIALECTS[2]), said(ALL_DIALECTS[3])];
             assert_eq!(all, [chat, completions, responses, messages], "{written}");
         }
-        let other = Dialect::Other.defaults(json!({"temperature": 1, "x": 2}).as_object().unwrap());
+        let other = BodyDialect::Other.defaults(json!({"temperature": 1, "x": 2}).as_object().unwrap());
         assert_eq!(Value::Object(other), json!({"x": 2}));
     }
 
     /// What is said, and which names go, for each language.
-    fn overridden(dialect: Dialect, written: &Value) -> (String, String) {
+    fn overridden(dialect: BodyDialect, written: &Value) -> (String, String) {
         let (said, gone) = dialect.overrides(written.as_object().unwrap());
         (Value::Object(said).to_string(), gone.join(" "))
     }
@@ -279,53 +288,58 @@ mod tests {
         const OUTPUT: &str = "max_tokens max_completion_tokens";
         const TOKENS: &str = "max_tokens max_output_tokens";
         for (dialect, written, said, gone) in [
-            (Dialect::Chat, json!({"max_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
-            (Dialect::Chat, json!({"max_output_tokens": 9}), r#"{"max_completion_tokens":9}"#, TOKENS),
+            (BodyDialect::Chat, json!({"max_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (BodyDialect::Chat, json!({"max_output_tokens": 9}), r#"{"max_completion_tokens":9}"#, TOKENS),
             (
-                Dialect::Chat,
+                BodyDialect::Chat,
                 json!({"max_tokens": 9, "a": 1, "max_completion_tokens": 8}),
                 r#"{"a":1,"max_completion_tokens":8}"#,
                 TOKENS,
             ),
-            (Dialect::Completions, json!({"max_output_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
-            (Dialect::Messages, json!({"max_completion_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
-            (Dialect::Responses, json!({"max_tokens": null}), r#"{"max_output_tokens":null}"#, OUTPUT),
-            (Dialect::Other, json!({"max_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
-            (Dialect::Other, json!({"max_output_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
-            (Dialect::Chat, json!({"reasoning_effort": "low"}), r#"{"reasoning_effort":"low"}"#, "reasoning"),
+            (BodyDialect::Completions, json!({"max_output_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (BodyDialect::Messages, json!({"max_completion_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (BodyDialect::Responses, json!({"max_tokens": null}), r#"{"max_output_tokens":null}"#, OUTPUT),
+            (BodyDialect::Other, json!({"max_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
+            (BodyDialect::Other, json!({"max_output_tokens": 9}), r#"{"max_tokens":9}"#, COMPLETION),
             (
-                Dialect::Chat,
+                BodyDialect::Chat,
+                json!({"reasoning_effort": "low"}),
+                r#"{"reasoning_effort":"low"}"#,
+                "reasoning",
+            ),
+            (
+                BodyDialect::Chat,
                 json!({"reasoning": {"effort": "low", "summary": "auto"}}),
                 r#"{"reasoning_effort":"low"}"#,
                 "reasoning",
             ),
-            (Dialect::Chat, json!({"reasoning": null}), r#"{"reasoning_effort":null}"#, "reasoning"),
+            (BodyDialect::Chat, json!({"reasoning": null}), r#"{"reasoning_effort":null}"#, "reasoning"),
             (
-                Dialect::Chat,
+                BodyDialect::Chat,
                 json!({"reasoning": {"summary": "auto"}}),
                 r#"{"reasoning":{"summary":"auto"}}"#,
                 "",
             ),
             (
-                Dialect::Responses,
+                BodyDialect::Responses,
                 json!({"reasoning_effort": "low", "reasoning": {"summary": "auto"}}),
                 r#"{"reasoning":{"summary":"auto","effort":"low"}}"#,
                 "reasoning_effort",
             ),
             (
-                Dialect::Responses,
+                BodyDialect::Responses,
                 json!({"reasoning_effort": null}),
                 r#"{"reasoning":{"effort":null}}"#,
                 "reasoning_effort",
             ),
             (
-                Dialect::Responses,
+                BodyDialect::Responses,
                 json!({"reasoning": {"summary": "auto"}}),
                 r#"{"reasoning":{"summary":"auto"}}"#,
                 "",
             ),
-            (Dialect::Messages, json!({"reasoning_effort": "low"}), r#"{"reasoning_effort":"low"}"#, ""),
-            (Dialect::Messages, json!({"top_k": 3, "n": null}), r#"{"top_k":3,"n":null}"#, ""),
+            (BodyDialect::Messages, json!({"reasoning_effort": "low"}), r#"{"reasoning_effort":"low"}"#, ""),
+            (BodyDialect::Messages, json!({"top_k": 3, "n": null}), r#"{"top_k":3,"n":null}"#, ""),
         ] {
             let expected = (said.to_owned(), gone.to_owned());
             assert_eq!(overridden(dialect, &written), expected, "{dialect:?} {written}");
@@ -334,11 +348,11 @@ mod tests {
 
     #[test]
     fn a_limit_is_one_field_with_many_names() {
-        let same = |dialect: Dialect, field| dialect.same_as(field).collect::<Vec<_>>();
-        assert_eq!(same(Dialect::Chat, "max_tokens"), ["max_completion_tokens"]);
-        assert_eq!(same(Dialect::Responses, "max_output_tokens"), Vec::<&str>::new());
-        assert_eq!(same(Dialect::Chat, "seed"), Vec::<&str>::new());
-        for (index, dialect) in ALL.into_iter().enumerate() {
+        let same = |dialect: BodyDialect, field| dialect.same_as(field).collect::<Vec<_>>();
+        assert_eq!(same(BodyDialect::Chat, "max_tokens"), ["max_completion_tokens"]);
+        assert_eq!(same(BodyDialect::Responses, "max_output_tokens"), Vec::<&str>::new());
+        assert_eq!(same(BodyDialect::Chat, "seed"), Vec::<&str>::new());
+        for (index, dialect) in ALL_DIALECTS.into_iter().enumerate() {
             assert_eq!(dialect.index(), index);
         }
     }

@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::dialect::Dialect;
-use super::rewrite::{Asked, Edited, Edits, is_wide};
-use super::table::Plan;
-use super::translate::{self, Exchange};
+use super::dialect::BodyDialect;
+use super::rewrite::{AddedAnswerFields, BodyRewrite, RewrittenBody, is_wide};
+use super::table::RoutePlan;
+use super::translate::{self, ResponseTranslation};
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 
@@ -28,13 +28,13 @@ pub const MAX_WORKER_TREE_BYTES: usize = 32 << 10;
 /// What is to be done to a body.
 #[derive(Debug)]
 pub struct BodyEdit {
-    pub plan: Arc<Plan>,
+    pub plan: Arc<RoutePlan>,
     /// The language that the upstreams are spoken to in.
-    pub spoken: Dialect,
+    pub upstream_dialect: BodyDialect,
     /// The `content-type` of a body that is a form.
     pub form: Option<String>,
     /// The upstreams are spoken to in another language than the client's.
-    pub translation: Option<Exchange>,
+    pub translation: Option<ResponseTranslation>,
     /// It has read the body.
     pub scanner: Option<Scanner>,
 }
@@ -44,14 +44,14 @@ pub struct BodyEdit {
 pub struct EditedBody {
     /// `None`: it goes on as it is.
     pub body: Option<Vec<u8>>,
-    pub asked: Asked,
+    pub added_fields: AddedAnswerFields,
     /// Knows now how to translate the answer.
-    pub translation: Option<Exchange>,
+    pub translation: Option<ResponseTranslation>,
 }
 
 impl BodyEdit {
-    fn edits(&self) -> &Edits {
-        self.plan.edits(self.spoken)
+    fn edits(&self) -> &BodyRewrite {
+        self.plan.edits(self.upstream_dialect)
     }
 
     /// The most memory that `run` takes beside a body of so many bytes, the new body included.
@@ -85,14 +85,16 @@ impl BodyEdit {
         let scanner = self.scanner.as_ref().filter(|_| chat.is_none());
         let bytes: &[u8] = chat.as_deref().unwrap_or(body);
         let edited = match &self.form {
-            Some(kind) => Edited { body: self.edits().edit_form(kind, bytes), ..Edited::default() },
+            Some(kind) => {
+                RewrittenBody { body: self.edits().edit_form(kind, bytes), ..RewrittenBody::default() }
+            }
             None => self.edits().edit_known(bytes, &|at| scanner?.end_of(at))?,
         };
         let body = edited.body.or(chat);
         if let (Some(exchange), Some(chat)) = (&mut self.translation, &body) {
-            exchange.sent(chat);
+            exchange.record_sent_chat(chat);
         }
-        Ok(EditedBody { body, asked: edited.asked, translation: self.translation })
+        Ok(EditedBody { body, added_fields: edited.added_fields, translation: self.translation })
     }
 }
 

@@ -31,11 +31,11 @@ pub enum ReadFault {
     ManyChanges,
 }
 
-pub type Read<T> = Result<T, ReadFault>;
+pub type JsonResult<T> = Result<T, ReadFault>;
 
 /// One key of an object and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member<'a> {
+pub struct JsonMember<'a> {
     pub key: Cow<'a, str>,
     /// Where the key's first quote stands.
     pub start: usize,
@@ -44,8 +44,8 @@ pub struct Member<'a> {
 }
 
 /// What an object holds, and where it ends. Equal keys are all there.
-pub struct Object<'a> {
-    pub members: Vec<Member<'a>>,
+pub struct JsonObject<'a> {
+    pub members: Vec<JsonMember<'a>>,
     pub span: Span,
 }
 
@@ -66,40 +66,43 @@ pub fn is_wide(body: &[u8]) -> bool {
 }
 
 /// The object that is all there is, but for white space and a byte-order mark.
-pub fn document(body: &[u8]) -> Option<Object<'_>> {
+pub fn document(body: &[u8]) -> Option<JsonObject<'_>> {
     document_with(body, |_, at| read_value(body, at)).ok()
 }
 
 /// As `document`, with a reader that is given every key and where its value begins, and says where that
 /// ends: what has to be walked is then walked once.
-pub fn document_with<'a>(body: &'a [u8], read: impl FnMut(&str, usize) -> Read<usize>) -> Read<Object<'a>> {
+pub fn document_with<'a>(
+    body: &'a [u8],
+    read: impl FnMut(&str, usize) -> JsonResult<usize>,
+) -> JsonResult<JsonObject<'a>> {
     let mark = if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
     let object = object_with(body, skip_space(body, mark), read)?;
     if skip_space(body, object.span.end) == body.len() { Ok(object) } else { Err(ReadFault::Syntax) }
 }
 
 /// The object that begins at `at`.
-pub fn object(bytes: &[u8], start: usize) -> Option<Object<'_>> {
+pub fn object(bytes: &[u8], start: usize) -> Option<JsonObject<'_>> {
     read_object(bytes, start).ok()
 }
 
 /// As `object`, with the reason why there is none.
-pub fn read_object(bytes: &[u8], start: usize) -> Read<Object<'_>> {
+pub fn read_object(bytes: &[u8], start: usize) -> JsonResult<JsonObject<'_>> {
     object_with(bytes, start, |_, at| read_value(bytes, at))
 }
 
 fn object_with<'a>(
     bytes: &'a [u8],
     start: usize,
-    mut read: impl FnMut(&str, usize) -> Read<usize>,
-) -> Read<Object<'a>> {
+    mut read: impl FnMut(&str, usize) -> JsonResult<usize>,
+) -> JsonResult<JsonObject<'a>> {
     let mut members = Vec::new();
     let end = walk(bytes, start, |key, start, value| {
         let end = read(&key, value)?;
-        members.push(Member { key, start, value: value..end });
+        members.push(JsonMember { key, start, value: value..end });
         Ok(end)
     })?;
-    Ok(Object { members, span: start..end })
+    Ok(JsonObject { members, span: start..end })
 }
 
 /// Goes from member to member of the object that begins at `at`, to its end. `read` is given a key, where
@@ -107,8 +110,8 @@ fn object_with<'a>(
 pub fn walk<'a>(
     bytes: &'a [u8],
     start: usize,
-    mut read: impl FnMut(Cow<'a, str>, usize, usize) -> Read<usize>,
-) -> Read<usize> {
+    mut read: impl FnMut(Cow<'a, str>, usize, usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
     if bytes.get(start) != Some(&b'{') {
         return Err(ReadFault::Syntax);
     }
@@ -161,7 +164,11 @@ pub fn items<T>(
 }
 
 /// Goes from value to value of the array that begins at `at`, as `read` says where each ends, to its end.
-pub fn each(bytes: &[u8], start: usize, mut read: impl FnMut(usize) -> Read<usize>) -> Read<usize> {
+pub fn each(
+    bytes: &[u8],
+    start: usize,
+    mut read: impl FnMut(usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
     if bytes.get(start) != Some(&b'[') {
         return Err(ReadFault::Syntax);
     }
@@ -180,7 +187,7 @@ pub fn each(bytes: &[u8], start: usize, mut read: impl FnMut(usize) -> Read<usiz
 }
 
 /// As `value_end`, for readers of objects and lists.
-pub fn read_value(bytes: &[u8], at: usize) -> Read<usize> {
+pub fn read_value(bytes: &[u8], at: usize) -> JsonResult<usize> {
     value_end(bytes, at).ok_or(ReadFault::Syntax)
 }
 
@@ -248,14 +255,14 @@ pub fn plain_run(bytes: &[u8]) -> usize {
     bytes.chunks_exact(WINDOW).take_while(plain).count() * WINDOW
 }
 
-impl<'a> Object<'a> {
+impl<'a> JsonObject<'a> {
     /// The value that counts for a key: Python takes the last of equal ones.
     pub fn get(&self, key: &str) -> Option<Span> {
         self.members.iter().rfind(|member| member.key == key).map(|member| member.value.clone())
     }
 
     /// As `get`, with the object that the value is.
-    pub fn object(&self, bytes: &'a [u8], key: &str) -> Option<Object<'a>> {
+    pub fn object(&self, bytes: &'a [u8], key: &str) -> Option<JsonObject<'a>> {
         object(bytes, self.get(key)?.start)
     }
 
@@ -310,7 +317,7 @@ mod tests {
 
     fn outline(body: &str) -> Option<String> {
         let object = document(body.as_bytes())?;
-        let pair = |member: &Member<'_>| format!("{}={}", member.key, &body[member.value.clone()]);
+        let pair = |member: &JsonMember<'_>| format!("{}={}", member.key, &body[member.value.clone()]);
         Some(object.members.iter().map(pair).collect::<Vec<_>>().join(" "))
     }
 

@@ -13,31 +13,31 @@ mod table;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use self::api::{Api, ErrorStyle, ModelIn};
-use self::table::{ROWS, Row, Rule, fit};
+pub use self::api::{Api, ErrorStyle, ModelLocation};
+use self::table::{API_ROUTES, ApiRouteRow, PolicyRule, fit};
 use crate::config::types::{Passthrough, PassthroughTo};
 
-/// What is done with a request.
+/// How a request is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Policy {
+pub enum PathPolicy {
     /// To one upstream that serves the model; with `prefix`, what it has cached of the prompt matters.
     Route { prefix: bool },
     /// To the upstream that made the response of this id.
     Sticky { id: String },
-    /// The balancer answers with what all upstreams say, made one.
-    Aggregate(Aggregate),
+    /// The balancer answers with a summary of all upstreams' answers.
+    Aggregate(AggregateKind),
     /// To every upstream.
     FanOut,
     /// To this upstream only; the configuration says so.
     Upstream(Arc<str>),
     /// The balancer answers itself.
-    Answer(Answer),
+    Answer(OwnAnswer),
     /// 404 `{"detail":"Not Found"}`, as if it did not exist.
     Deny,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Aggregate {
+pub enum AggregateKind {
     Models,
     Load,
     Version,
@@ -45,21 +45,21 @@ pub enum Aggregate {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum OwnAnswer {
     /// 200 with an empty body when an upstream is ready, else 503.
     Health,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct ApiRoute {
     pub api: Api,
-    pub policy: Policy,
+    pub policy: PathPolicy,
 }
 
-/// What a method and a path lead to.
+/// The result of matching a method and a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    Route(Route),
+pub enum PathMatch {
+    Route(ApiRoute),
     /// 404 `{"detail":"Not Found"}`
     NotFound,
     /// 405 `{"detail":"Method Not Allowed"}` with this `allow` header.
@@ -72,77 +72,83 @@ pub enum Found {
     },
 }
 
-/// The routes, with those that a configuration lets through.
+/// The API's paths, with the configured passthrough paths.
 #[derive(Clone, Debug, Default)]
-pub struct Table {
-    passthrough: Vec<(String, Policy)>,
+pub struct PathTable {
+    passthrough: Vec<(String, PathPolicy)>,
 }
 
-impl Table {
+impl PathTable {
     pub fn new(passthrough: &[Passthrough]) -> Self {
         let policy = |to: &PassthroughTo| match to {
-            PassthroughTo::All => Policy::FanOut,
-            PassthroughTo::Upstream(name) => Policy::Upstream(name.as_str().into()),
+            PassthroughTo::All => PathPolicy::FanOut,
+            PassthroughTo::Upstream(name) => PathPolicy::Upstream(name.as_str().into()),
         };
-        Table { passthrough: passthrough.iter().map(|item| (item.path.clone(), policy(&item.to))).collect() }
+        PathTable {
+            passthrough: passthrough.iter().map(|item| (item.path.clone(), policy(&item.to))).collect(),
+        }
     }
 
     /// The route of a method and a path, which comes decoded and without its query.
-    pub fn find(&self, method: &str, path: &str) -> Found {
-        match self.look_up(method, path) {
-            Found::NotFound if path != "/" => self.with_other_slash(method, path),
+    pub fn find(&self, method: &str, path: &str) -> PathMatch {
+        match self.match_path(method, path) {
+            PathMatch::NotFound if path != "/" => self.with_other_slash(method, path),
             found => found,
         }
     }
 
     /// A path that matches but for its last slash is redirected, whether or not the method fits.
-    fn with_other_slash(&self, method: &str, path: &str) -> Found {
+    fn with_other_slash(&self, method: &str, path: &str) -> PathMatch {
         let to = match path.strip_suffix('/') {
             Some(_) => path.trim_end_matches('/').to_owned(),
             None => format!("{path}/"),
         };
-        match self.look_up(method, &to) {
-            Found::NotFound | Found::Route(Route { policy: Policy::Deny, .. }) => Found::NotFound,
-            _ => Found::Redirect { to },
+        match self.match_path(method, &to) {
+            PathMatch::NotFound | PathMatch::Route(ApiRoute { policy: PathPolicy::Deny, .. }) => {
+                PathMatch::NotFound
+            }
+            _ => PathMatch::Redirect { to },
         }
     }
 
-    fn look_up(&self, method: &str, path: &str) -> Found {
-        let mut found = Found::NotFound;
+    fn match_path(&self, method: &str, path: &str) -> PathMatch {
+        let mut found = PathMatch::NotFound;
         let mut known = false;
-        for row in ROWS {
+        for row in API_ROUTES {
             let Some(inside) = fit(row.path, path) else {
                 continue;
             };
             known = true;
             let policy = self.policy(row, path, inside);
             if row.verb.allows(method) {
-                return Found::Route(Route { api: row.api, policy });
+                return PathMatch::Route(ApiRoute { api: row.api, policy });
             }
-            if found == Found::NotFound && policy != Policy::Deny {
-                found = Found::MethodNotAllowed { allow: row.verb.allow() };
+            if found == PathMatch::NotFound && policy != PathPolicy::Deny {
+                found = PathMatch::MethodNotAllowed { allow: row.verb.allow() };
             }
         }
-        // A plugin's path: nothing is known of its methods.
-        match self.let_through(path) {
-            Some(policy) if !known => Found::Route(Route { api: Api::Control, policy: policy.clone() }),
+        // A plugin's path: its methods are unknown.
+        match self.passthrough_policy(path) {
+            Some(policy) if !known => {
+                PathMatch::Route(ApiRoute { api: Api::Control, policy: policy.clone() })
+            }
             _ => found,
         }
     }
 
-    fn policy(&self, row: &Row, path: &str, inside: &str) -> Policy {
+    fn policy(&self, row: &ApiRouteRow, path: &str, inside: &str) -> PathPolicy {
         match row.rule {
-            Rule::Prefix => Policy::Route { prefix: true },
-            Rule::Least => Policy::Route { prefix: false },
-            Rule::Sticky => Policy::Sticky { id: inside.to_owned() },
-            Rule::Aggregate(what) => Policy::Aggregate(what),
-            Rule::FanOut => Policy::FanOut,
-            Rule::Answer(what) => Policy::Answer(what),
-            Rule::Deny => self.let_through(path).cloned().unwrap_or(Policy::Deny),
+            PolicyRule::Prefix => PathPolicy::Route { prefix: true },
+            PolicyRule::Least => PathPolicy::Route { prefix: false },
+            PolicyRule::Sticky => PathPolicy::Sticky { id: inside.to_owned() },
+            PolicyRule::Aggregate(what) => PathPolicy::Aggregate(what),
+            PolicyRule::FanOut => PathPolicy::FanOut,
+            PolicyRule::Answer(what) => PathPolicy::Answer(what),
+            PolicyRule::Deny => self.passthrough_policy(path).cloned().unwrap_or(PathPolicy::Deny),
         }
     }
 
-    fn let_through(&self, path: &str) -> Option<&Policy> {
+    fn passthrough_policy(&self, path: &str) -> Option<&PathPolicy> {
         self.passthrough.iter().find(|(pattern, _)| fit(pattern, path).is_some()).map(|(_, policy)| policy)
     }
 }
@@ -199,8 +205,8 @@ fn escape_into(url: &mut String, text: &str, safe: &[u8]) {
     }
 }
 
-/// The path that everything which goes by paths goes by. `None`: broken escapes, no UTF-8, control
-/// characters, or segments that lead elsewhere, none of which a route of vLLM has.
+/// Decodes a path for all matching. `None`: broken escapes, no UTF-8, control characters, or `.` and `..`
+/// segments, none of which a route of vLLM has.
 pub fn decode(path: &str) -> Option<Cow<'_, str>> {
     let decoded = if path.contains('%') { Cow::Owned(decode_escapes(path)?) } else { Cow::Borrowed(path) };
     let is_plain =

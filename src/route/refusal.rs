@@ -2,8 +2,8 @@
 //! (`'input': '<dict of 5 items>'`), and where it is broken (`'loc': 'body.40'`), and the client must be told
 //! of its own.
 //!
-//! The refusal of a broken body may become shorter, which nobody knows before it is there: it has no length
-//! beforehand. All others keep theirs, but where a count has a digit less.
+//! The refusal of a broken body may become shorter, which is known only at its end: its length
+//! cannot be declared. All others keep their length, except where a count loses a digit.
 //!
 //! Never: fail, hold more than an error may be long, copy the body.
 
@@ -17,20 +17,20 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::json::{self, MAX_MEMBERS};
 
-/// What is longer is no error of vLLM's.
-const LONGEST: usize = 1 << 20;
+/// The longest body that is read as an error of vLLM.
+const MAX_REFUSAL_BYTES: usize = 1 << 20;
 
 /// What comes before an offset into the body, in a refusal of what is no JSON.
-const PLACE: &[u8] = b"body.";
+const OFFSET_PREFIX: &[u8] = b"body.";
 
 /// What comes before the kind of the first mistake, which no text of the client's can stand before, and the
 /// kind of what is no JSON.
-const KIND: &[u8] = b"'type': '";
-const BROKEN: &[u8] = b"json_invalid'";
+const KIND_PREFIX: &[u8] = b"'type': '";
+const INVALID_JSON_KIND: &[u8] = b"json_invalid'";
 
-/// One refusal on its way.
+/// Edits one refusal on its way to the client.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct RefusalEditor {
     /// How the engine calls a body of so many fields, and what the client's would be called.
     names: [Vec<u8>; 2],
     /// Where the field stands, of a body that is broken behind it.
@@ -82,16 +82,16 @@ pub fn fields(body: &[u8]) -> Option<usize> {
     Some(object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len())
 }
 
-impl Refusal {
+impl RefusalEditor {
     /// Of a body of so many fields of the client's, and one more.
     pub fn new(fields: usize) -> Self {
         let names = [fields + 1, fields].map(|count| format!("<dict of {count} items>").into_bytes());
-        Refusal { names, first: None, held: Vec::new(), is_long: false }
+        RefusalEditor { names, first: None, held: Vec::new(), is_long: false }
     }
 
     /// The body is broken, and that field stands here, before those of the client.
     pub fn broken_behind(self, field: Range<usize>) -> Self {
-        Refusal { first: Some(field), ..self }
+        RefusalEditor { first: Some(field), ..self }
     }
 
     /// Whether the refusal is as long as it was.
@@ -105,7 +105,7 @@ impl Refusal {
             return piece.to_vec();
         }
         self.held.extend_from_slice(piece);
-        self.is_long = self.held.len() > LONGEST;
+        self.is_long = self.held.len() > MAX_REFUSAL_BYTES;
         if !end && !self.is_long {
             return Vec::new();
         }
@@ -120,7 +120,8 @@ impl Refusal {
 
 /// Whether it is a refusal of what is no JSON, in which no fields are counted.
 fn is_of_broken(text: &[u8]) -> bool {
-    memmem::find(text, KIND).is_some_and(|at| text[at + KIND.len()..].starts_with(BROKEN))
+    memmem::find(text, KIND_PREFIX)
+        .is_some_and(|at| text[at + KIND_PREFIX.len()..].starts_with(INVALID_JSON_KIND))
 }
 
 fn renamed(text: &[u8], said: &[u8], meant: &[u8]) -> Vec<u8> {
@@ -137,8 +138,8 @@ fn renamed(text: &[u8], said: &[u8], meant: &[u8]) -> Vec<u8> {
 /// The text with its offsets as they are in a body without the field.
 fn without(field: &Range<usize>, text: &[u8]) -> Vec<u8> {
     let (mut out, mut at) = (Vec::with_capacity(text.len()), 0);
-    for found in memmem::find_iter(text, PLACE) {
-        let from = found + PLACE.len();
+    for found in memmem::find_iter(text, OFFSET_PREFIX) {
+        let from = found + OFFSET_PREFIX.len();
         let to = from + text[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         let offset =
             std::str::from_utf8(&text[from..to]).ok().and_then(|digits| digits.parse::<usize>().ok());
@@ -172,7 +173,7 @@ mod tests {
         ] {
             for fields in [1, 3] {
                 for cut in [0, 1, said.len() - 1] {
-                    let mut refusal = Refusal::new(fields).broken_behind(1..57);
+                    let mut refusal = RefusalEditor::new(fields).broken_behind(1..57);
                     let first = refusal.feed(&said.as_bytes()[..cut], false);
                     let all = [first, refusal.feed(&said.as_bytes()[cut..], true)].concat();
                     assert_eq!(String::from_utf8(all).unwrap(), wanted);

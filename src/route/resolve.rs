@@ -9,7 +9,7 @@
 //!               its upstreams serves this name it is for the one base model that they have, if sources
 //!               named all of them
 //! plan_unnamed  as `plan`, of a request that names no model: for the one base model of the ready upstreams
-//! listed        the names that clients may request now: those that lead to a model that is served
+//! listed        the names that clients may request now: each leads to a served model
 //! ```
 //!
 //! The one base model counts for upstreams of sources only: a source names model servers, and what a model
@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::table::{Plan, Table, Unnamed};
+use super::table::{RoutePlan, RouteTable, UnnamedModelRoute};
 use crate::config::types::RouteConfig;
 
 /// The id that stands for an upstream or a source that is not there, and may come.
@@ -36,7 +36,7 @@ pub trait UpstreamView {
     /// The upstreams that this source named.
     fn ids_of_source(&self, source: &str) -> impl Iterator<Item = usize>;
 
-    /// The upstreams that answer for what they keep: the ready ones, and those that drain.
+    /// The upstreams that still answer for stored responses: ready ones, and draining ones.
     fn reachable(&self) -> impl Iterator<Item = usize>;
 
     /// Whether it is known which models this upstream serves.
@@ -60,7 +60,7 @@ pub trait UpstreamView {
 
 /// The routes of a configuration over the upstreams of one moment.
 pub struct Resolver<'a, V> {
-    pub table: &'a Table,
+    pub table: &'a RouteTable,
     pub upstreams: &'a V,
 }
 
@@ -89,7 +89,7 @@ pub fn leads_to(route: &RouteConfig, upstream: &str, source: Option<&str>) -> bo
 
 /// Whether the model is decided by what the upstreams serve: the route is for the client's name and no other,
 /// and has no name of its own for the upstreams.
-fn is_open(plan: &Plan, model: &str) -> bool {
+fn is_open(plan: &RoutePlan, model: &str) -> bool {
     plan.route.to.is_none() && plan.is_for(model)
 }
 
@@ -97,7 +97,7 @@ fn is_open(plan: &Plan, model: &str) -> bool {
 
 impl<'a, V: UpstreamView> Resolver<'a, V> {
     /// The first route that matches, with the name by which its model is served now.
-    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<Plan>> {
+    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<RoutePlan>> {
         let plan = self.table.plan(model, path, headers)?;
         // What the configuration alone decides is not looked up.
         let Some(model) = model.filter(|model| is_open(&plan, model)) else { return Some(plan) };
@@ -107,7 +107,7 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
     }
 
     /// The route of a request that names no model, and the model that it is for.
-    pub fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> Unnamed {
+    pub fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> UnnamedModelRoute {
         let base_of = |route: Option<&RouteConfig>| {
             let among = route.and_then(|route| among(route, self.upstreams));
             self.upstreams.base_of_ready(among.as_deref()).map(str::to_string)
@@ -150,23 +150,24 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
         model: &'a str,
         find: &impl Fn(&str, Option<&[usize]>) -> Option<T>,
     ) -> Option<(&'a str, T)> {
-        let by_route = |plan: &'a Plan| {
+        let by_route = |plan: &'a RoutePlan| {
             let among = among(&plan.route, self.upstreams);
             let only = self.only_model(plan, model, among.as_deref());
             let served = only.or(plan.served(Some(model)))?;
             Some((served, find(served, among.as_deref())?))
         };
-        let general = match self.table.for_model(model).find(|plan| !plan.is_bound()) {
+        let general = match self.table.for_model(model).find(|plan| !plan.has_conditions()) {
             Some(plan) => by_route(plan),
             None => find(model, None).map(|found| (model, found)),
         };
-        let mut bound = self.table.for_model(model).filter(|plan| plan.is_bound() && plan.is_for(model));
+        let mut bound =
+            self.table.for_model(model).filter(|plan| plan.has_conditions() && plan.is_for(model));
         general.or_else(|| bound.find_map(by_route))
     }
 
     /// The one model that the route's upstreams have, where neither the route nor the client gives a name
     /// that they serve.
-    fn only_model(&self, plan: &Plan, model: &str, among: Option<&[usize]>) -> Option<&'a str> {
+    fn only_model(&self, plan: &RoutePlan, model: &str, among: Option<&[usize]>) -> Option<&'a str> {
         let is_unknown = is_open(plan, model) && !self.upstreams.serves(model, among);
         if is_unknown { self.upstreams.only_base(among) } else { None }
     }

@@ -1,7 +1,7 @@
-//! Edits the JSON of a request: what a route says is put into the body, every other byte stays.
+//! Edits the JSON of a request: applies a route's edits to the body; every other byte stays.
 //!
-//! In the order in which one thing goes before another: the served name, `overrides`, what the client said,
-//! `metadata_overrides`, `defaults`. `remove` takes out what client and defaults say. Of equal keys the last
+//! In order of precedence: the served name, `overrides`, the client's value, `metadata_overrides`,
+//! `defaults`. `remove` removes the client's values and the defaults. Of equal keys the last
 //! one counts, as for Python: it is the one that is edited, and all of them are removed.
 //!
 //! The same body gives the same bytes at every attempt. A body that is no JSON object goes on as it is: the
@@ -16,10 +16,10 @@ mod rules;
 use serde_json::{Map, Value, json};
 
 use self::history::MAX_CHANGES;
-use self::rules::{Rules, patch};
-use super::dialect::Dialect;
+use self::rules::{MemberRules, patch};
+use super::dialect::BodyDialect;
 pub use super::json::is_wide;
-use super::json::{self, MAX_KEY_BYTES, MAX_MEMBERS, Member, Object, Read, ReadFault};
+use super::json::{self, JsonMember, JsonObject, JsonResult, MAX_KEY_BYTES, MAX_MEMBERS, ReadFault};
 use super::splice::{Splices, write};
 use crate::config::types::{BodyEdits, RouteConfig};
 use crate::prompt::multipart::FormScanner;
@@ -32,21 +32,21 @@ pub const MAX_METADATA_BYTES: usize = 16 << 10;
 const METADATA_FACTOR: usize = 512;
 
 /// What one member of an object, or one change, may take; the list of them is copied as it grows.
-const MEMBER_BYTES: usize = 3 * size_of::<Member<'_>>() + 192;
+const MEMBER_BYTES: usize = 3 * size_of::<JsonMember<'_>>() + 192;
 const CHANGE_BYTES: usize = 256;
 
 /// What one byte of messages may take while tags are looked for and reasoning is written.
 const TAGS_FACTOR: usize = 10;
 
 /// The shortest member, and the shortest message that is changed, in bytes.
-const SHORTEST_MEMBER: usize = 5;
-const SHORTEST_MESSAGE: usize = 12;
+const MIN_MEMBER_BYTES: usize = 5;
+const MIN_MESSAGE_BYTES: usize = 12;
 
-/// What a route changes in bodies of one language.
+/// The changes of a route to bodies of one dialect.
 #[derive(Debug)]
-pub struct Edits {
-    dialect: Dialect,
-    rules: Rules,
+pub struct BodyRewrite {
+    dialect: BodyDialect,
+    rules: MemberRules,
     /// As it was written, to be put together with the defaults that requests have in their `metadata`.
     written: Option<BodyEdits>,
     /// The field in which messages are changed, if they are.
@@ -57,28 +57,28 @@ pub struct Edits {
     token_ids: bool,
     to: Option<String>,
     /// There is more to change than a name.
-    more: bool,
+    changes_more: bool,
     leaves_usage: bool,
 }
 
-/// What became of a body.
+/// The result of rewriting a body.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Edited {
+pub struct RewrittenBody {
     /// `None`: it goes on as it is.
     pub body: Option<Vec<u8>>,
-    pub asked: Asked,
+    pub added_fields: AddedAnswerFields,
 }
 
-/// What is in the answer only because we asked for it.
+/// The fields of the answer that the route requested and the client did not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Asked {
+pub struct AddedAnswerFields {
     pub logprobs: bool,
     pub token_ids: bool,
 }
 
-impl Edits {
-    pub fn new(route: &RouteConfig, dialect: Dialect) -> Self {
-        let is_chat = dialect == Dialect::Chat;
+impl BodyRewrite {
+    pub fn new(route: &RouteConfig, dialect: BodyDialect) -> Self {
+        let is_chat = dialect == BodyDialect::Chat;
         let mut body = route.body.clone();
         if route.token_ids && is_chat {
             body.overrides.insert("logprobs".into(), json!(true));
@@ -93,22 +93,22 @@ impl Edits {
         body.remove.extend(gone);
         let defaults = dialect.defaults(&body.defaults);
         let think_tags = route.think_tags && is_chat;
-        let field = if dialect == Dialect::Responses { "input" } else { "messages" };
+        let field = if dialect == BodyDialect::Responses { "input" } else { "messages" };
         let is_removed = |field: &str| body.remove.iter().any(|key| key == field);
         let is_taken = |field: &str| body.overrides.contains_key(field) || is_removed(field);
         let changes = (think_tags || !body.roles.is_empty()) && !is_taken(field);
-        let talks = dialect != Dialect::Completions && changes;
+        let talks = dialect != BodyDialect::Completions && changes;
         let fields = !defaults.is_empty() || route.metadata_overrides || !body.remove.is_empty();
         let written = |role: &String| write(&Value::from(role.as_str()));
-        Edits {
+        BodyRewrite {
             dialect,
-            rules: Rules::new(&defaults, &body.overrides, &body.remove),
+            rules: MemberRules::new(&defaults, &body.overrides, &body.remove),
             history: changes.then_some(field),
             roles: body.roles.iter().map(|(from, to)| (from.clone(), written(to))).collect(),
             think_tags,
             token_ids: route.token_ids && is_chat,
             to: route.to.clone(),
-            more: overridden || talks || fields,
+            changes_more: overridden || talks || fields,
             leaves_usage: !is_taken("stream_options") && !defaults.contains_key("stream_options"),
             written: route.metadata_overrides.then_some(body),
         }
@@ -116,7 +116,7 @@ impl Edits {
 
     /// Whether a body for this model may have to be changed, so that it is held until it is whole.
     pub fn may_change(&self, model: Option<&str>) -> bool {
-        self.more || self.renames(model)
+        self.changes_more || self.renames(model)
     }
 
     /// Whether the upstreams know this model by another name. Of a form nothing else is changed.
@@ -148,10 +148,10 @@ impl Edits {
     /// is needed to make it.
     pub fn memory_needed(&self, body_len: usize) -> u64 {
         let depth = 3 + self.rules.depth() + usize::from(self.written.is_some());
-        let members = (body_len / SHORTEST_MEMBER + 1).min(depth * MAX_MEMBERS);
+        let members = (body_len / MIN_MEMBER_BYTES + 1).min(depth * MAX_MEMBERS);
         // Unescaping may make three bytes of one, in twice the room.
         let keys = 6 * body_len.min(members * MAX_KEY_BYTES);
-        let messages = (body_len / SHORTEST_MESSAGE + 1).min(MAX_CHANGES);
+        let messages = (body_len / MIN_MESSAGE_BYTES + 1).min(MAX_CHANGES);
         let messages = if self.history.is_some() { messages } else { 0 };
         let longest_role = self.roles.iter().map(|(_, to)| to.len()).max().unwrap_or_default();
         let tags = if self.think_tags { TAGS_FACTOR * body_len } else { 0 };
@@ -164,14 +164,18 @@ impl Edits {
     }
 
     /// The body as it is sent. `Err`: it is too large to be edited.
-    pub fn edit(&self, body: &[u8]) -> Result<Edited, Reject> {
+    pub fn edit(&self, body: &[u8]) -> Result<RewrittenBody, Reject> {
         self.edit_known(body, &|_| None)
     }
 
     /// As `edit`, of a body of which it may be known where the value that begins at a byte ends.
-    pub fn edit_known(&self, body: &[u8], end_of: &dyn Fn(usize) -> Option<usize>) -> Result<Edited, Reject> {
+    pub fn edit_known(
+        &self,
+        body: &[u8],
+        end_of: &dyn Fn(usize) -> Option<usize>,
+    ) -> Result<RewrittenBody, Reject> {
         match self.edit_read(body, end_of) {
-            Err(ReadFault::Syntax) => Ok(Edited::default()),
+            Err(ReadFault::Syntax) => Ok(RewrittenBody::default()),
             Err(fault) => Err(too_large(fault)),
             Ok(edited) => edited,
         }
@@ -181,9 +185,9 @@ impl Edits {
         &self,
         body: &[u8],
         end_of: &dyn Fn(usize) -> Option<usize>,
-    ) -> Read<Result<Edited, Reject>> {
+    ) -> JsonResult<Result<RewrittenBody, Reject>> {
         let (object, history) = self.read(body, end_of)?;
-        let asked = Asked {
+        let added_fields = AddedAnswerFields {
             logprobs: self.token_ids && !object.is(body, "logprobs", "true"),
             token_ids: self.token_ids && !object.is(body, "return_token_ids", "true"),
         };
@@ -195,11 +199,15 @@ impl Edits {
         let mut out = history;
         own.as_ref().unwrap_or(&self.rules).apply(body, &object, &said, &mut out)?;
         let body = (!out.is_empty()).then(|| out.apply(body));
-        Ok(Ok(Edited { body, asked }))
+        Ok(Ok(RewrittenBody { body, added_fields }))
     }
 
     /// The rules of a request that has defaults in its `metadata`, which go before those of the route.
-    fn rules_of_request(&self, body: &[u8], object: &Object<'_>) -> Read<Result<Option<Rules>, Reject>> {
+    fn rules_of_request(
+        &self,
+        body: &[u8],
+        object: &JsonObject<'_>,
+    ) -> JsonResult<Result<Option<MemberRules>, Reject>> {
         let metadata = self.written.as_ref().zip(object.get("metadata"));
         let Some((written, span)) = metadata else { return Ok(Ok(None)) };
         let metadata = match json::read_object(body, span.start) {
@@ -224,7 +232,7 @@ impl Edits {
         // What the route keeps in its own hand, a client does not get by another way.
         all.retain(|key, _| key != "model" && !written.remove.contains(key));
         let defaults = self.dialect.defaults(&all);
-        Ok(Ok(Some(Rules::new(&defaults, &written.overrides, &written.remove))))
+        Ok(Ok(Some(MemberRules::new(&defaults, &written.overrides, &written.remove))))
     }
 
     /// Whether more is looked at than the members of a body.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::json::{Object, Span};
+use super::json::{JsonObject, Span};
 
 /// Changes to one text, out of texts that live for `'t`. They may come in any order and must not overlap.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub struct Splices<'t> {
 
 /// Changes to the members of one object.
 pub struct ObjectEdit<'a, 'o> {
-    pub object: &'o Object<'a>,
+    pub object: &'o JsonObject<'a>,
     bytes: &'a [u8],
     /// Of each member; empty while none is.
     removed: Vec<bool>,
@@ -68,7 +68,7 @@ impl<'t> Splices<'t> {
 // === impl ObjectEdit ===
 
 impl<'a, 'o> ObjectEdit<'a, 'o> {
-    pub fn new(bytes: &'a [u8], object: &'o Object<'a>) -> Self {
+    pub fn new(bytes: &'a [u8], object: &'o JsonObject<'a>) -> Self {
         ObjectEdit { object, bytes, removed: Vec::new(), added: Vec::new() }
     }
 

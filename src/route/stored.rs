@@ -1,4 +1,4 @@
-//! Ids of stored responses that say themselves where they are.
+//! Ids of stored responses that carry their upstream and model.
 //!
 //! A server keeps a response in its own memory, and calls it as the request's `request_id` says. A request
 //! that has none is given one:
@@ -8,10 +8,11 @@
 //! ```
 //!
 //! The first part is a hash of the upstream's name, the second one of the model's name that the client gave,
-//! or zeros; the third is all that makes the id hard to guess, as for vLLM's own whoever knows an id may ask
-//! for it. The hash is keyed so that it is nobody else's, and the same in every balancer and at every start:
-//! it is no secret, and hides no name from one who guesses it. vLLM's own ids have 16 digits, those of older
-//! ones 32, as ours: one of these names one of a thousand upstreams once in some ten million ids.
+//! or zeros; the third alone makes the id hard to guess: a client that knows an id may retrieve the
+//! response, as with vLLM's own ids. The hash is keyed to differ from other software's, and is the same in
+//! every balancer and at every start: it is no secret, and does not hide a name that can be guessed. vLLM's
+//! own ids have 16 digits, in older versions 32, as ours: an id of 32 digits matches one of a thousand
+//! upstreams by chance once in some ten million ids.
 //!
 //! The id stands right behind the body's first brace, so that no byte behind it has to be moved or read; it
 //! has the same length at every attempt. A request that says its own id further on than was peeked has its
@@ -25,30 +26,30 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Of hashes of names.
-const KEY: u64 = u64::from_be_bytes(*b"vllm-lb\0");
+/// Keys the hashes of names.
+const HASH_KEY: u64 = u64::from_be_bytes(*b"vllm-lb\0");
 
-const BEGIN: &str = "resp_";
-const UPSTREAM: Range<usize> = 5..14;
-const NAME: Range<usize> = 14..19;
-const LENGTH: usize = 37;
+const ID_PREFIX: &str = "resp_";
+const UPSTREAM_DIGITS: Range<usize> = 5..14;
+const MODEL_DIGITS: Range<usize> = 14..19;
+const ID_LENGTH: usize = 37;
 
-/// Bytes of chance in an id.
+/// Random bytes in an id.
 pub const SECRET: usize = 9;
 
-/// The longest id that is looked for.
-const LONGEST: usize = 256;
+/// The longest id that is searched for.
+const MAX_ID_BYTES: usize = 256;
 
-/// What an id of ours says.
+/// The upstream and the model that an id of the balancer carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tag {
+pub struct ResponseIdTag {
     upstream: u64,
     name: u64,
 }
 
 /// The id of a response that is to be stored, as far as it does not depend on the upstream.
 #[derive(Clone, Debug)]
-pub struct Stamp {
+pub struct ResponseIdStamp {
     name: u64,
     secret: [u8; SECRET],
     /// Where in the body it goes.
@@ -58,11 +59,11 @@ pub struct Stamp {
 /// Whether it can be an id of a response at all: it becomes part of a path, as it is, and of a key.
 pub fn is_id(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte);
-    (1..=LONGEST).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
+    (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
 }
 
 fn hash(name: &str) -> u64 {
-    xxh3_64_with_seed(name.as_bytes(), KEY)
+    xxh3_64_with_seed(name.as_bytes(), HASH_KEY)
 }
 
 fn of_upstream(name: &str) -> u64 {
@@ -81,13 +82,14 @@ pub fn name_of<'n>(wanted: u64, mut names: impl Iterator<Item = &'n str>) -> Opt
 
 // === impl Tag ===
 
-impl Tag {
+impl ResponseIdTag {
     /// `None` for an id that is not written as ours are.
     pub fn read(id: &str) -> Option<Self> {
-        let digits = id.strip_prefix(BEGIN)?;
-        let ours = id.len() == LENGTH && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let digits = id.strip_prefix(ID_PREFIX)?;
+        let ours =
+            id.len() == ID_LENGTH && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let part = |range| u64::from_str_radix(id.get(range)?, 16).ok();
-        let tag = Tag { upstream: part(UPSTREAM)?, name: part(NAME)? };
+        let tag = ResponseIdTag { upstream: part(UPSTREAM_DIGITS)?, name: part(MODEL_DIGITS)? };
         ours.then_some(tag)
     }
 
@@ -104,7 +106,7 @@ impl Tag {
 
 // === impl Stamp ===
 
-impl Stamp {
+impl ResponseIdStamp {
     /// For a body that begins so, and has no id of its own; `name` is the model's `number`. `None` for one
     /// that is no object, or of which too little is known to tell what stands behind its brace.
     pub fn new(body: &[u8], name: u64, secret: [u8; SECRET]) -> Option<Self> {
@@ -112,23 +114,23 @@ impl Stamp {
         let brace = body.iter().position(|byte| !is_space(byte))?;
         let next = body[brace..].get(1..)?.iter().find(|byte| !is_space(byte))?;
         let fits = body[brace] == b'{' && *next == b'"';
-        fits.then(|| Stamp { name, secret, at: brace + 1 })
+        fits.then(|| ResponseIdStamp { name, secret, at: brace + 1 })
     }
 
     /// The id at this upstream.
     pub fn id(&self, upstream: &str) -> String {
         let secret = self.secret.iter().fold(0, |all, byte| all << 8 | u128::from(*byte));
-        format!("{BEGIN}{:09x}{:05x}{secret:018x}", of_upstream(upstream), self.name)
+        format!("{ID_PREFIX}{:09x}{:05x}{secret:018x}", of_upstream(upstream), self.name)
     }
 
     /// The bytes by which the body becomes longer.
     pub fn length() -> usize {
-        r#""request_id":"","#.len() + LENGTH
+        r#""request_id":"","#.len() + ID_LENGTH
     }
 
     /// Where the insertion stands in the body that is sent.
     pub fn span(&self) -> Range<usize> {
-        self.at..self.at + Stamp::length()
+        self.at..self.at + ResponseIdStamp::length()
     }
 
     /// What is put into the body for this upstream: where it goes, and the text.
@@ -143,12 +145,12 @@ mod tests {
 
     use super::*;
 
-    fn stamp(body: &str, model: Option<&str>) -> Option<Stamp> {
-        Stamp::new(body.as_bytes(), number(model), [0xA7; SECRET])
+    fn stamp(body: &str, model: Option<&str>) -> Option<ResponseIdStamp> {
+        ResponseIdStamp::new(body.as_bytes(), number(model), [0xA7; SECRET])
     }
 
     /// The beginning of a body, as it is sent to this upstream.
-    fn stamped(stamp: &Stamp, begin: &[u8], upstream: &str) -> Vec<u8> {
+    fn stamped(stamp: &ResponseIdStamp, begin: &[u8], upstream: &str) -> Vec<u8> {
         let (at, text) = stamp.insertion(upstream);
         let (before, behind) = begin.split_at(at);
         [before, text.as_bytes(), behind].concat()
@@ -158,8 +160,8 @@ mod tests {
     fn an_id_says_where_it_is_and_what_the_client_called_it() {
         let stamp = stamp(r#"{"model":"fast"}"#, Some("fast")).unwrap();
         let id = stamp.id("gpu-1");
-        assert_eq!((id.len(), is_id(&id)), (LENGTH, true));
-        let tag = Tag::read(&id).unwrap();
+        assert_eq!((id.len(), is_id(&id)), (ID_LENGTH, true));
+        let tag = ResponseIdTag::read(&id).unwrap();
         assert_eq!((tag.is_at("gpu-1"), tag.is_at("gpu-2")), (true, false));
         assert_eq!(tag.name(), number(Some("fast")));
         assert_ne!(tag.name(), number(Some("slow")));
@@ -180,9 +182,9 @@ mod tests {
             &format!("rosp_{}", "1".repeat(32)),
             &format!("resp_{}", "1".repeat(33)),
         ] {
-            assert_eq!(Tag::read(id), None, "{id}");
+            assert_eq!(ResponseIdTag::read(id), None, "{id}");
         }
-        assert_eq!(Tag::read(&stamp("{\"", None).unwrap().id("a")).unwrap().name(), 0);
+        assert_eq!(ResponseIdTag::read(&stamp("{\"", None).unwrap().id("a")).unwrap().name(), 0);
         assert_ne!(number(Some("")), 0);
     }
 
@@ -225,7 +227,7 @@ mod tests {
             let sent = stamped(&stamp, &body.as_bytes()[..cut], "gpu");
             let insertion = stamp.insertion("gpu").1;
             prop_assert_eq!(&sent[stamp.span()], insertion.as_bytes());
-            prop_assert_eq!(sent.len(), cut + Stamp::length());
+            prop_assert_eq!(sent.len(), cut + ResponseIdStamp::length());
             let whole = String::from_utf8([&sent[..], &body.as_bytes()[cut..]].concat()).unwrap();
             let read: serde_json::Value = serde_json::from_str(&whole).unwrap();
             prop_assert_eq!(read["request_id"].as_str().unwrap(), stamp.id("gpu"));
@@ -236,10 +238,10 @@ mod tests {
 
         #[test]
         fn reading_never_panics(id in ".{0,60}", body in prop::collection::vec(any::<u8>(), 0..40)) {
-            Tag::read(&id);
-            if let Some(stamp) = Stamp::new(&body, 0, [0; SECRET]) {
+            ResponseIdTag::read(&id);
+            if let Some(stamp) = ResponseIdStamp::new(&body, 0, [0; SECRET]) {
                 let (at, text) = stamp.insertion("a");
-                prop_assert!(at <= body.len() && text.len() == Stamp::length());
+                prop_assert!(at <= body.len() && text.len() == ResponseIdStamp::length());
             }
         }
     }

@@ -1,10 +1,9 @@
-//! The virtual models of a configuration: which route a request takes, and what it is called.
+//! The virtual models of a configuration: finds the route of a request.
 //!
-//! Everything that depends on the configuration alone is worked out once, when the table is made. Most routes
-//! are for one model, and are found by its name: a lookup reads them and the routes with patterns, and no
-//! other route.
+//! Everything that depends on the configuration alone is computed once, when the table is made. Most routes
+//! are for one model and are indexed by its name: a lookup reads these and the routes with patterns.
 //!
-//! Never: look at a body, decide on an upstream, know what an upstream serves.
+//! Never: read a body, choose an upstream, read what an upstream serves.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,79 +11,79 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 
-use super::dialect::{ALL, Dialect};
-use super::rewrite::Edits;
+use super::dialect::{ALL_DIALECTS, BodyDialect};
+use super::rewrite::BodyRewrite;
 use crate::config::types::RouteConfig;
 
 /// The routes in the order of the file.
 #[derive(Debug, Default)]
-pub struct Table {
-    plans: Vec<Arc<Plan>>,
+pub struct RouteTable {
+    plans: Vec<Arc<RoutePlan>>,
     /// By the name of a model, the indices of the routes for this model alone, in order.
     exact: HashMap<String, Vec<usize>>,
     /// The indices of the other routes, in order: each is for any model or has a pattern.
-    wide: Vec<usize>,
+    unindexed: Vec<usize>,
 }
 
-/// What one route makes of a request.
+/// One route and its edits, as prepared for requests.
 #[derive(Debug)]
-pub struct Plan {
-    /// How it is told apart from others: its model, else its path, else its place among the routes.
+pub struct RoutePlan {
+    /// Names the route in logs: its model, else its path, else its index.
     pub name: String,
     /// As it was configured: upstreams, headers, key, timeouts, retry, overflow.
     pub route: RouteConfig,
-    /// The name that its model is served by was found among its upstreams, who may have another one later.
-    pub is_found: bool,
-    edits: [Edits; ALL.len()],
-    /// The same with a name to serve the model by, as it was last made.
-    latest: ArcSwapOption<Plan>,
+    /// `route.to` was found among its upstreams, and may change with them; the file does not set it.
+    pub found_model: bool,
+    edits: [BodyRewrite; ALL_DIALECTS.len()],
+    /// The last result of `serving`.
+    latest: ArcSwapOption<RoutePlan>,
 }
 
-/// What a request that names no model is for.
+/// The route and the model of a request that names no model.
 #[derive(Clone, Debug, Default)]
-pub struct Unnamed {
+pub struct UnnamedModelRoute {
     /// The model that it is for, unless its route gives one to the body.
     pub model: Option<String>,
-    pub plan: Option<Arc<Plan>>,
+    pub plan: Option<Arc<RoutePlan>>,
 }
 
 // === impl Table ===
 
-impl Table {
+impl RouteTable {
     pub fn new(routes: &[RouteConfig]) -> Self {
-        let mut table = Table::default();
+        let mut table = RouteTable::default();
         for (index, route) in routes.iter().enumerate() {
             match route.model.as_deref().filter(|model| !model.contains('*')) {
                 Some(model) => table.exact.entry(model.to_string()).or_default().push(index),
-                None => table.wide.push(index),
+                None => table.unindexed.push(index),
             }
-            table.plans.push(Arc::new(Plan::new(index, route.clone())));
+            table.plans.push(Arc::new(RoutePlan::new(index, route.clone())));
         }
         table
     }
 
     /// The first route that matches; without one, a request goes on unchanged.
-    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<Plan>> {
+    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<RoutePlan>> {
         let plan = match model {
-            Some(model) => self.fitting(model).find(|plan| plan.matches(path, headers)),
+            Some(model) => self.plans_for(model).find(|plan| plan.matches(path, headers)),
             None => {
-                let mut wide = self.wide.iter().map(|index| &self.plans[*index]);
-                wide.find(|plan| plan.is_for_any() && plan.matches(path, headers))
+                let mut unindexed = self.unindexed.iter().map(|index| &self.plans[*index]);
+                unindexed.find(|plan| plan.is_for_any() && plan.matches(path, headers))
             }
         };
         plan.cloned()
     }
 
     /// The routes for this model, in the order of the file, whatever else they match by.
-    fn fitting(&self, model: &str) -> impl Iterator<Item = &Arc<Plan>> {
+    fn plans_for(&self, model: &str) -> impl Iterator<Item = &Arc<RoutePlan>> {
         let exact = self.exact.get(model).map(Vec::as_slice).unwrap_or_default();
-        let (mut exact, mut wide) = (exact.iter().peekable(), self.wide.iter().peekable());
-        let indices = std::iter::from_fn(move || match (exact.peek(), wide.peek()) {
-            (Some(one), Some(other)) if other < one => wide.next(),
+        let (mut exact, mut unindexed) = (exact.iter().peekable(), self.unindexed.iter().peekable());
+        let indices = std::iter::from_fn(move || match (exact.peek(), unindexed.peek()) {
+            (Some(one), Some(other)) if other < one => unindexed.next(),
             (Some(_), _) => exact.next(),
-            (None, _) => wide.next(),
+            (None, _) => unindexed.next(),
         });
-        indices.map(|index| &self.plans[*index]).filter(move |plan| plan.fits(model))
+        indices.map(|index| &self.plans[*index]).filter(move |plan| plan.matches_model(model))
     }
 
     /// The route of a request that names no model: that of the model which its upstreams take then, else a
@@ -95,20 +94,20 @@ impl Table {
         path: &str,
         headers: &HeaderMap,
         base_of: impl Fn(Option<&RouteConfig>) -> Option<String>,
-        named: impl Fn(&str) -> Option<Arc<Plan>>,
-    ) -> Unnamed {
+        named: impl Fn(&str) -> Option<Arc<RoutePlan>>,
+    ) -> UnnamedModelRoute {
         if let Some(base) = base_of(None) {
-            return Unnamed { plan: named(&base), model: Some(base) };
+            return UnnamedModelRoute { plan: named(&base), model: Some(base) };
         }
-        let Some(first) = self.plan(None, path, headers) else { return Unnamed::default() };
+        let Some(first) = self.plan(None, path, headers) else { return UnnamedModelRoute::default() };
         let base = base_of(Some(&first.route)).and_then(|base| Some((named(&base)?, base)));
         match base {
-            None => Unnamed { model: None, plan: Some(first) },
+            None => UnnamedModelRoute { model: None, plan: Some(first) },
             Some((plan, base)) if Arc::ptr_eq(&plan, &first) || plan.route.to.is_some() => {
-                Unnamed { model: Some(base), plan: Some(plan) }
+                UnnamedModelRoute { model: Some(base), plan: Some(plan) }
             }
             // Its upstreams need not be those of the first: the body has to say the model.
-            Some((plan, base)) => Unnamed { model: None, plan: Some(plan.serving(&base)) },
+            Some((plan, base)) => UnnamedModelRoute { model: None, plan: Some(plan.serving(&base)) },
         }
     }
 
@@ -117,50 +116,50 @@ impl Table {
     }
 
     /// Whether some routes are for certain models only.
-    pub fn goes_by_model(&self) -> bool {
+    pub fn depends_on_model(&self) -> bool {
         self.plans.iter().any(|plan| !plan.is_for_any())
     }
 
-    /// The names of models that routes are for, as far as they are said in full.
+    /// The names of models that routes are for, without patterns.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let names = self.plans.iter().filter_map(|plan| plan.route.model.as_deref());
         names.filter(|name| !name.contains('*'))
     }
 
     /// The routes that match requests for this model; some match by a path or headers, too.
-    pub fn for_model(&self, model: &str) -> impl Iterator<Item = &Plan> {
-        self.fitting(model).map(Arc::as_ref)
+    pub fn for_model(&self, model: &str) -> impl Iterator<Item = &RoutePlan> {
+        self.plans_for(model).map(Arc::as_ref)
     }
 }
 
 // === impl Plan ===
 
-impl Plan {
+impl RoutePlan {
     fn new(index: usize, route: RouteConfig) -> Self {
         let name = route.model.clone().or_else(|| route.path.clone());
-        Plan::named(name.unwrap_or_else(|| format!("routes[{index}]")), route)
+        RoutePlan::named(name.unwrap_or_else(|| format!("routes[{index}]")), route)
     }
 
     fn named(name: String, route: RouteConfig) -> Self {
-        let edits = ALL.map(|dialect| Edits::new(&route, dialect));
-        Plan { name, route, is_found: false, edits, latest: ArcSwapOption::empty() }
+        let edits = ALL_DIALECTS.map(|dialect| BodyRewrite::new(&route, dialect));
+        RoutePlan { name, route, found_model: false, edits, latest: ArcSwapOption::empty() }
     }
 
     /// The same, as if the route said that its model is served by this name. Worked out when the name is not
     /// the one that it was before.
-    pub fn serving(&self, to: &str) -> Arc<Plan> {
+    pub fn serving(&self, to: &str) -> Arc<RoutePlan> {
         if let Some(latest) = self.latest.load_full().filter(|plan| plan.route.to.as_deref() == Some(to)) {
             return latest;
         }
         let route = RouteConfig { to: Some(to.to_string()), ..self.route.clone() };
-        let plan = Arc::new(Plan { is_found: true, ..Plan::named(self.name.clone(), route) });
+        let plan = Arc::new(RoutePlan { found_model: true, ..RoutePlan::named(self.name.clone(), route) });
         self.latest.store(Some(plan.clone()));
         plan
     }
 
     /// Whether requests for this model, as far as that goes, are its.
-    fn fits(&self, model: &str) -> bool {
-        self.route.model.as_deref().is_none_or(|pattern| fits(pattern, model))
+    fn matches_model(&self, model: &str) -> bool {
+        self.route.model.as_deref().is_none_or(|pattern| pattern_matches(pattern, model))
     }
 
     /// Whether it is a route for this model and no other.
@@ -169,11 +168,11 @@ impl Plan {
     }
 
     /// Whether it takes some requests for its models only.
-    pub fn is_bound(&self) -> bool {
+    pub fn has_conditions(&self) -> bool {
         self.route.path.is_some() || !self.route.header.is_empty()
     }
 
-    /// Whether it takes requests for any model, and those that name none.
+    /// Whether it takes requests for any model, and requests without a model.
     fn is_for_any(&self) -> bool {
         matches!(self.route.model.as_deref(), None | Some("*"))
     }
@@ -190,7 +189,7 @@ impl Plan {
     }
 
     /// What is changed in a body of this language.
-    pub fn edits(&self, dialect: Dialect) -> &Edits {
+    pub fn edits(&self, dialect: BodyDialect) -> &BodyRewrite {
         &self.edits[dialect.index()]
     }
 
@@ -201,7 +200,7 @@ impl Plan {
 }
 
 /// Whether a pattern, in which every `*` is any characters or none, is all of a name.
-fn fits(pattern: &str, name: &str) -> bool {
+fn pattern_matches(pattern: &str, name: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(first) else { return false };
     let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
@@ -221,13 +220,18 @@ mod tests {
     use crate::config::check::check;
     use crate::config::types::{Retry, Timeouts};
 
-    fn table(routes: &str) -> Table {
+    fn table(routes: &str) -> RouteTable {
         let text = format!("upstreams: [http://a]\nroutes: {routes}\n");
         let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
-        Table::new(&config.routes)
+        RouteTable::new(&config.routes)
     }
 
-    fn taken(table: &Table, model: Option<&str>, path: &str, headers: &[(&str, &str)]) -> Option<String> {
+    fn taken(
+        table: &RouteTable,
+        model: Option<&str>,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Option<String> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
@@ -268,7 +272,7 @@ mod tests {
         let upstreams = "[{url: http://a, name: one}, {url: http://b, name: two}]";
         let text = format!("upstreams: {upstreams}\nroutes: {routes}\n");
         let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
-        let table = Table::new(&config.routes);
+        let table = RouteTable::new(&config.routes);
         let mut map = HeaderMap::new();
         headers.iter().for_each(|(name, value)| drop(map.insert(*name, value.parse().unwrap())));
         let base_of = |route: Option<&RouteConfig>| {
@@ -279,7 +283,7 @@ mod tests {
             bases.all(|(_, base)| base == first).then(|| first.to_string())
         };
         let found = table.plan_unnamed("/p", &map, base_of, |model| table.plan(Some(model), "/p", &map));
-        let edited = found.plan.as_ref().map(|plan| plan.edits(Dialect::Chat).edit(b"{}").unwrap().body);
+        let edited = found.plan.as_ref().map(|plan| plan.edits(BodyDialect::Chat).edit(b"{}").unwrap().body);
         let body = edited.flatten().map_or(String::new(), |body| String::from_utf8(body).unwrap());
         (found.model.unwrap_or_default(), body)
     }
@@ -352,7 +356,7 @@ mod tests {
         let two = plan.serving("two");
         for (made, to, body) in [(one, "one", r#"{"model":"one","seed":1}"#), (two, "two", "")] {
             assert_eq!((made.name.as_str(), made.served(Some("face"))), ("face", Some(to)));
-            let edited = made.edits(Dialect::Chat).edit(br#"{"model":"face"}"#).unwrap().body.unwrap();
+            let edited = made.edits(BodyDialect::Chat).edit(br#"{"model":"face"}"#).unwrap().body.unwrap();
             assert!(body.is_empty() || edited == body.as_bytes(), "{}", String::from_utf8_lossy(&edited));
         }
         assert_eq!(plan.served(Some("face")), Some("face"), "the route says nothing itself");
@@ -371,7 +375,7 @@ mod tests {
             ("é*", "éa", true),
             ("a", "a*", false),
         ] {
-            assert_eq!(fits(pattern, name), wanted, "{pattern} {name}");
+            assert_eq!(pattern_matches(pattern, name), wanted, "{pattern} {name}");
         }
     }
 
@@ -387,7 +391,7 @@ mod tests {
     proptest! {
         #[test]
         fn patterns_fit_as_they_are_read(pattern in "[ab*]{0,6}", name in "[ab]{0,8}") {
-            prop_assert_eq!(fits(&pattern, &name), plainly(pattern.as_bytes(), name.as_bytes()));
+            prop_assert_eq!(pattern_matches(&pattern, &name), plainly(pattern.as_bytes(), name.as_bytes()));
         }
 
         #[test]
@@ -398,7 +402,7 @@ mod tests {
                 let unnamed = RouteConfig::new(Timeouts::default(), Retry::default());
                 RouteConfig { model: model.clone(), ..unnamed }
             };
-            let table = Table::new(&models.iter().map(route).collect::<Vec<_>>());
+            let table = RouteTable::new(&models.iter().map(route).collect::<Vec<_>>());
             let fits = |model: &&Option<String>| {
                 model.as_ref().is_none_or(|model| plainly(model.as_bytes(), name.as_bytes()))
             };

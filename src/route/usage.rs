@@ -1,9 +1,9 @@
-//! The usage of a stream: asked for where its client did not ask, and taken out again.
+//! The usage of a stream: requested where its client did not request it, and removed from the answer again.
 //!
-//! A stream of chat or completions says what it took only if `stream_options.include_usage` is set. It is
-//! set in every body that asks for a stream and does not speak of usage itself; no other byte changes, and
+//! A stream of chat or completions reports its usage only if `stream_options.include_usage` is set. It is
+//! set in every body that requests a stream and does not mention usage; no other byte changes, and
 //! the body is the same at every attempt. The stream then differs in two things from the one that the client
-//! asked for, and [`Unasked`] undoes both:
+//! asked for, and [`UsageFilter`] undoes both:
 //!
 //! - a chunk without choices carries the usage, right before `[DONE]`: it is taken out;
 //! - `system_fingerprint`, which otherwise stands on the chunk that ends the choice, stands on that one: the
@@ -11,30 +11,30 @@
 //!   that breaks off between the two ends before them.
 //!
 //! What is left is the stream of the engine that was not asked, byte by byte, as a refusal is after
-//! [`Refusal`](super::refusal::Refusal): its text counts the fields of the body. For that, several choices
-//! (`n`, a list of prompts) are not asked for: each ends with a chunk of its own, long before the others do,
-//! which would have to wait for the fingerprint. vLLM says nothing else on account of being asked; a
-//! `"usage":null` that an engine puts on its chunks says nothing to anybody, and stays.
+//! [`RefusalEditor`](super::refusal::RefusalEditor): its text counts the fields of the body. For that,
+//! usage is not requested for several choices (`n`, a list of prompts): each ends with a chunk of its own,
+//! long before the others do, which would have to wait for the fingerprint. vLLM changes nothing else in
+//! the stream; a `"usage":null` that an engine puts on its chunks carries no information, and stays.
 //!
-//! One thing cannot be told from outside: an engine that runs with `--enable-force-include-usage` sends the
-//! chunk to everybody, and through a balancer only those get it who ask.
+//! Limitation: an engine that runs with `--enable-force-include-usage` sends the chunk to every client;
+//! through a balancer only clients that request it receive it.
 //!
 //! Never: a second walk through a body, a byte that waits for anything but its line or the next event.
 
-mod unasked;
+mod filter;
 
-pub use unasked::Unasked;
+pub use filter::UsageFilter;
 
-use super::dialect::Dialect;
+use super::dialect::BodyDialect;
 use super::json::{self, Span};
 use super::splice::{ObjectEdit, Splices};
-use crate::prompt::scan::{Field, Progress, Scanner};
+use crate::prompt::scan::{BodyField, ScanProgress, Scanner};
 
 /// What a body without options gets.
-const OPTIONS: &[u8] = br#"{"include_usage":true}"#;
+const INCLUDE_USAGE: &[u8] = br#"{"include_usage":true}"#;
 
 /// The same behind another field, under its name.
-const MEMBER: &[u8] = br#","stream_options":{"include_usage":true}"#;
+const STREAM_OPTIONS_MEMBER: &[u8] = br#","stream_options":{"include_usage":true}"#;
 
 /// How a body asks for its stream's usage.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,31 +59,31 @@ impl UsageRequest {
 /// looked at of the options.
 pub fn memory_needed(body_len: usize) -> u64 {
     let members = (body_len / 5 + 1).min(json::MAX_MEMBERS);
-    (body_len + members * 4 * size_of::<json::Member<'_>>() + 4096 + MEMBER.len()) as u64
+    (body_len + members * 4 * size_of::<json::JsonMember<'_>>() + 4096 + STREAM_OPTIONS_MEMBER.len()) as u64
 }
 
 /// How a body asks for its stream's usage; `None`: there is nothing to ask for, or the client has asked.
 ///
 /// `scanner` has read all of the body.
-pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<UsageRequest> {
-    let tells = matches!(dialect, Dialect::Chat | Dialect::Completions);
+pub fn usage_request(body: &[u8], scanner: &Scanner, dialect: BodyDialect) -> Option<UsageRequest> {
+    let tells = matches!(dialect, BodyDialect::Chat | BodyDialect::Completions);
     // Without `stream` the options would be refused.
-    if !tells || scanner.progress() != Progress::Complete || !scanner.facts(body).stream {
+    if !tells || scanner.progress() != ScanProgress::Complete || !scanner.facts(body).stream {
         return None;
     }
     if several(body, scanner) {
         return None;
     }
     let mut out = Splices::default();
-    match scanner.span(Field::StreamOptions) {
+    match scanner.span(BodyField::StreamOptions) {
         None => {
             let end = body.trim_ascii_end().len().checked_sub(1).filter(|end| body[*end] == b'}')?;
-            return Some(UsageRequest::Insert { at: end, text: MEMBER });
+            return Some(UsageRequest::Insert { at: end, text: STREAM_OPTIONS_MEMBER });
         }
-        Some(span) if &body[span.clone()] == b"null" => out.replace(span, OPTIONS),
+        Some(span) if &body[span.clone()] == b"null" => out.replace(span, INCLUDE_USAGE),
         Some(span) => {
             let options = json::object(body, span.start)?;
-            // Whoever says anything about usage gets what it says.
+            // The client has chosen: its own setting stays.
             if ["include_usage", "continuous_usage_stats"].iter().any(|key| options.get(key).is_some()) {
                 return None;
             }
@@ -97,9 +97,9 @@ pub fn ask(body: &[u8], scanner: &Scanner, dialect: Dialect) -> Option<UsageRequ
 
 /// Whether the answer may have more choices than one. Embeddings are prompts before the others.
 fn several(body: &[u8], scanner: &Scanner) -> bool {
-    let prompt = scanner.span(Field::Prompt);
-    let one = scanner.span(Field::N).is_none_or(|span| matches!(&body[span], b"1" | b"null"));
-    let embeds = scanner.span(Field::PromptEmbeds).is_some_and(|span| &body[span] != b"null");
+    let prompt = scanner.span(BodyField::Prompt);
+    let one = scanner.span(BodyField::N).is_none_or(|span| matches!(&body[span], b"1" | b"null"));
+    let embeds = scanner.span(BodyField::PromptEmbeds).is_some_and(|span| &body[span] != b"null");
     !one || embeds || prompt.is_some_and(|span| several_prompts(body, span))
 }
 

@@ -81,17 +81,17 @@ struct Seen {
 
 /// Everything that a stream of these chunks yields: its lines, and its bytes as an editor would write them.
 fn read<'c>(cap: usize, chunks: impl IntoIterator<Item = &'c [u8]>) -> (Vec<Seen>, Vec<u8>) {
-    let (mut lines, mut seen, mut raw) = (Lines::new(cap), Vec::<Seen>::new(), Vec::new());
+    let (mut lines, mut seen, mut raw) = (LineSplitter::new(cap), Vec::<Seen>::new(), Vec::new());
     for chunk in chunks {
         let mut rest = chunk;
         while let Some(piece) = lines.next(&mut rest) {
             raw.extend_from_slice(piece.raw());
             match piece {
-                Piece::LineFeed => {}
-                Piece::Line(line) => {
+                SsePiece::LineFeed => {}
+                SsePiece::Line(line) => {
                     seen.push(Seen { text: line.text().to_vec(), is_long: false, is_ended: true });
                 }
-                Piece::Long { part, begins, ends } => {
+                SsePiece::Long { part, begins, ends } => {
                     if begins {
                         assert!(part.raw().len() >= cap, "too little of a long line");
                         seen.push(Seen { is_long: true, ..Seen::default() });
@@ -160,25 +160,25 @@ fn plain_events(stream: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// The same by the fields of the lines.
 fn events<'c>(chunks: impl IntoIterator<Item = &'c [u8]>) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut lines = Lines::new(1 << 20);
+    let mut lines = LineSplitter::new(1 << 20);
     let (mut events, mut name, mut data) = (Vec::new(), Vec::new(), Vec::new());
     for chunk in chunks {
         let mut rest = chunk;
         while let Some(piece) = lines.next(&mut rest) {
-            let Piece::Line(line) = piece else { continue };
+            let SsePiece::Line(line) = piece else { continue };
             match line.field() {
-                Field::Empty => {
+                SseField::Empty => {
                     let name = std::mem::take(&mut name);
                     if !data.is_empty() {
                         events.push((name, std::mem::take(&mut data).join(&b'\n')));
                     }
                 }
-                Field::Event(value) => name = value.to_vec(),
-                Field::Data(value) => {
+                SseField::Event(value) => name = value.to_vec(),
+                SseField::Data(value) => {
                     assert_eq!(&line.raw()[line.data().unwrap()], value);
                     data.push(value.to_vec());
                 }
-                Field::Comment | Field::Other => assert_eq!(line.data(), None),
+                SseField::Comment | SseField::Other => assert_eq!(line.data(), None),
             }
         }
     }
@@ -256,8 +256,8 @@ proptest! {
         stream in stream(),
         cuts in prop::collection::vec(any::<Index>(), 0..10),
     ) {
-        let mut skipping = Lines::new(16);
-        let mut reading = Lines::new(16);
+        let mut skipping = LineSplitter::new(16);
+        let mut reading = LineSplitter::new(16);
         for chunk in chunks(&stream, &cuts) {
             if skipping.are_whole_in(chunk) {
                 skipping.skip(chunk);
@@ -283,7 +283,7 @@ proptest! {
         while let Some(rest) = stream.strip_prefix(BYTE_ORDER_MARK) {
             stream = rest;
         }
-        let mut tail = Tail::default();
+        let mut tail = StreamTail::default();
         let mut read = 0;
         for chunk in chunks(stream, &cuts) {
             tail.feed(chunk);
@@ -302,26 +302,26 @@ proptest! {
 #[test]
 fn a_line_is_told_by_its_field() {
     for (line, field) in [
-        ("", Field::Empty),
-        (":", Field::Comment),
-        (": data: x", Field::Comment),
-        ("data", Field::Data(b"")),
-        ("data:", Field::Data(b"")),
-        ("data:x", Field::Data(b"x")),
-        ("data:  x ", Field::Data(b" x ")),
-        ("data: \u{2028}", Field::Data("\u{2028}".as_bytes())),
-        ("database: x", Field::Other),
-        ("Data: x", Field::Other),
-        (" data: x", Field::Other),
-        ("event", Field::Event(b"")),
-        ("event: error", Field::Event(b"error")),
-        ("events: error", Field::Other),
-        ("id: 1", Field::Other),
+        ("", SseField::Empty),
+        (":", SseField::Comment),
+        (": data: x", SseField::Comment),
+        ("data", SseField::Data(b"")),
+        ("data:", SseField::Data(b"")),
+        ("data:x", SseField::Data(b"x")),
+        ("data:  x ", SseField::Data(b" x ")),
+        ("data: \u{2028}", SseField::Data("\u{2028}".as_bytes())),
+        ("database: x", SseField::Other),
+        ("Data: x", SseField::Other),
+        (" data: x", SseField::Other),
+        ("event", SseField::Event(b"")),
+        ("event: error", SseField::Event(b"error")),
+        ("events: error", SseField::Other),
+        ("id: 1", SseField::Other),
     ] {
         for (mark, end) in [("", "\n"), ("", "\r\n"), ("", "\r"), ("\u{feff}", "\n")] {
             let stream = format!("{mark}{line}{end}");
-            let (mut lines, mut rest) = (Lines::new(100), stream.as_bytes());
-            let Some(Piece::Line(whole)) = lines.next(&mut rest) else { panic!("{stream:?}") };
+            let (mut lines, mut rest) = (LineSplitter::new(100), stream.as_bytes());
+            let Some(SsePiece::Line(whole)) = lines.next(&mut rest) else { panic!("{stream:?}") };
             assert_eq!((whole.field(), whole.raw()), (field, stream.as_bytes()), "{stream:?}");
             assert!(rest.is_empty());
         }
@@ -331,7 +331,7 @@ fn a_line_is_told_by_its_field() {
 #[test]
 fn whole_lines_are_borrowed_and_cut_ones_leave_no_large_buffer() {
     let stream = "event: x\r\ndata: {\"a\":1}\r\n\r\n".repeat(1000);
-    let (mut lines, mut rest) = (Lines::new(1 << 20), stream.as_bytes());
+    let (mut lines, mut rest) = (LineSplitter::new(1 << 20), stream.as_bytes());
     while let Some(piece) = lines.next(&mut rest) {
         let span = stream.as_bytes().as_ptr_range();
         assert!(span.contains(&piece.raw().as_ptr()), "a line was copied");
@@ -348,7 +348,7 @@ fn whole_lines_are_borrowed_and_cut_ones_leave_no_large_buffer() {
 fn the_cost_of_a_byte_is_bounded() {
     for cap in [8, 1 << 20] {
         assert_linear(4, || {
-            let mut lines = Lines::new(cap);
+            let mut lines = LineSplitter::new(cap);
             Box::new(move |chunk| {
                 let mut rest = chunk;
                 while lines.next(&mut rest).is_some() {}
@@ -359,7 +359,7 @@ fn the_cost_of_a_byte_is_bounded() {
 
 #[test]
 fn a_stream_stands_between_events_after_an_empty_line_only() {
-    let mut tail = Tail::default();
+    let mut tail = StreamTail::default();
     assert!(tail.between_events());
     for (piece, between) in [
         ("data: 1\n\n", true),

@@ -101,7 +101,7 @@ mod tests {
     use super::super::{PromptLookup, State, TrackedUpstream};
     use super::*;
     use crate::config::types::PrefixIndex;
-    use crate::prompt::session::{Session, Source};
+    use crate::prompt::session::{Session, SessionOrigin};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn asked(chain: &[u64], session: Option<u64>) -> PromptLookup {
-        let session = session.map(|key| Session { key, source: Source::Header });
+        let session = session.map(|key| Session { key, source: SessionOrigin::Header });
         PromptLookup {
             chain: chain.to_vec(),
             seen: 100 * chain.len() as u64,

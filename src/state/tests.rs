@@ -1,7 +1,7 @@
 //! What was sent, taken back, forgotten and counted, through the one door.
 
 use super::*;
-use crate::prompt::session::Source;
+use crate::prompt::session::SessionOrigin;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -105,7 +105,7 @@ fn tokens_are_counted_as_answers_say() {
     // Two bytes are a token: there were 120 of 240 bytes.
     let tokens = state.prompt(&prompt);
     assert!((119..=121).contains(&tokens.tokens), "{tokens:?}");
-    let ids = PromptLookup { family: Family::Tokens, ..asked(&[1, 2]) };
+    let ids = PromptLookup { family: PromptFamily::Tokens, ..asked(&[1, 2]) };
     assert_eq!(state.prompt(&ids).tokens, 60, "ids need no estimate");
     assert_eq!(state.prompt(&PromptLookup { model: None, ..asked(&[1, 2]) }).tokens, 60);
 }
@@ -140,7 +140,7 @@ fn an_engine_that_holds_far_less_than_is_believed_loses_the_oldest() {
 #[test]
 fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
     let state = state();
-    let session = Some(Session { key: 7, source: Source::Header });
+    let session = Some(Session { key: 7, source: SessionOrigin::Header });
     let turn = |chain: &[u64]| PromptLookup { session, ..asked(chain) };
     assert_eq!(session_penalty(&state, &turn(&[1, 2])), [0; 3]);
     learn(&state, &turn(&[1, 2]), 1);

@@ -3,44 +3,44 @@
 //! An object is read into one slot for each name that is asked for, so that the order of its keys does
 //! not matter and the last of two equal keys counts. Nothing is decoded, copied or allocated.
 //!
-//! Never: recursion, a panic. What is no JSON is the same as what is cut: from there on nothing is said.
+//! Never: recursion, a panic. What is no JSON is the same as what is cut: from there on no value is returned.
 
 use super::super::scan::bytes::string_end;
 use super::super::work::spend;
-use super::text::{Short, decode};
+use super::text::{ShortText, decode};
 
 /// The bytes end here, or they are no JSON from here on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut;
+pub struct EndOfJson;
 
 /// A value as it stands in the body, brackets and quotes included.
 #[derive(Clone, Copy, Debug)]
-pub struct Raw<'a> {
+pub struct RawValue<'a> {
     pub bytes: &'a [u8],
     /// Its end has been seen.
     pub whole: bool,
 }
 
-/// The values that were asked for, in the order of the names.
-pub struct Object<'a, const N: usize> {
-    values: [Option<Raw<'a>>; N],
+/// The values of the requested keys, in the order of the names.
+pub struct ObjectSlots<'a, const N: usize> {
+    values: [Option<RawValue<'a>>; N],
     pub whole: bool,
 }
 
-pub struct Cursor<'a> {
+pub struct JsonCursor<'a> {
     bytes: &'a [u8],
     pub at: usize,
 }
 
-/// The elements of an array, which whoever walks takes from the cursor.
-pub struct List<'a> {
-    pub cursor: Cursor<'a>,
+/// The elements of an array; the caller reads each one from the cursor.
+pub struct JsonList<'a> {
+    pub cursor: JsonCursor<'a>,
     begun: bool,
 }
 
 // === impl Raw ===
 
-impl<'a> Raw<'a> {
+impl<'a> RawValue<'a> {
     pub fn first(self) -> u8 {
         self.bytes.first().copied().unwrap_or(0)
     }
@@ -52,42 +52,42 @@ impl<'a> Raw<'a> {
     }
 
     /// What was cut ends what can be said, however much of it has been used.
-    pub fn end(self) -> Result<(), Cut> {
-        if self.whole { Ok(()) } else { Err(Cut) }
+    pub fn end(self) -> Result<(), EndOfJson> {
+        if self.whole { Ok(()) } else { Err(EndOfJson) }
     }
 }
 
 // === impl Object ===
 
-impl<'a, const N: usize> Object<'a, N> {
+impl<'a, const N: usize> ObjectSlots<'a, N> {
     /// The value in a slot; none where it is null, or where the object is over and had none.
-    pub fn get(&self, slot: usize) -> Result<Option<Raw<'a>>, Cut> {
+    pub fn get(&self, slot: usize) -> Result<Option<RawValue<'a>>, EndOfJson> {
         match self.values[slot] {
             None if self.whole => Ok(None),
-            None => Err(Cut),
+            None => Err(EndOfJson),
             Some(raw) if raw.whole && raw.bytes == b"null" => Ok(None),
             Some(raw) if raw.whole || matches!(raw.first(), b'"' | b'{' | b'[') => Ok(Some(raw)),
-            Some(_) => Err(Cut),
+            Some(_) => Err(EndOfJson),
         }
     }
 
     /// The first of several slots that has a value.
-    pub fn first_of(&self, slots: &[usize]) -> Result<Option<Raw<'a>>, Cut> {
+    pub fn first_of(&self, slots: &[usize]) -> Result<Option<RawValue<'a>>, EndOfJson> {
         let present = slots.iter().find_map(|slot| self.get(*slot).ok().flatten());
-        if present.is_some() || self.whole { Ok(present) } else { Err(Cut) }
+        if present.is_some() || self.whole { Ok(present) } else { Err(EndOfJson) }
     }
 }
 
 // === impl Cursor ===
 
-impl<'a> Cursor<'a> {
+impl<'a> JsonCursor<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
-        Cursor { bytes, at: 0 }
+        JsonCursor { bytes, at: 0 }
     }
 
     /// The next byte that is no white space, at which the cursor then stands.
     #[inline]
-    pub fn byte(&mut self) -> Result<u8, Cut> {
+    pub fn byte(&mut self) -> Result<u8, EndOfJson> {
         while let Some(&byte) = self.bytes.get(self.at) {
             spend(1);
             if !byte.is_ascii_whitespace() {
@@ -95,29 +95,29 @@ impl<'a> Cursor<'a> {
             }
             self.at += 1;
         }
-        Err(Cut)
+        Err(EndOfJson)
     }
 
-    fn eat(&mut self, expected: u8) -> Result<(), Cut> {
+    fn eat(&mut self, expected: u8) -> Result<(), EndOfJson> {
         if self.byte()? != expected {
-            return Err(Cut);
+            return Err(EndOfJson);
         }
         self.at += 1;
         Ok(())
     }
 
     /// The next value; an error where nothing of one is there.
-    pub fn value(&mut self) -> Result<Raw<'a>, Cut> {
+    pub fn value(&mut self) -> Result<RawValue<'a>, EndOfJson> {
         let first = self.byte()?;
         let start = self.at;
         let end = match first {
             b'"' => string_end(self.bytes, start + 1, start + 1).map(|quote| quote + 1),
             b'{' | b'[' => self.container_end(),
-            b',' | b':' | b']' | b'}' => return Err(Cut),
+            b',' | b':' | b']' | b'}' => return Err(EndOfJson),
             _ => self.scalar_end(),
         };
         self.at = end.unwrap_or(self.bytes.len());
-        Ok(Raw { bytes: &self.bytes[start..self.at], whole: end.is_some() })
+        Ok(RawValue { bytes: &self.bytes[start..self.at], whole: end.is_some() })
     }
 
     fn scalar_end(&self) -> Option<usize> {
@@ -145,13 +145,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads an object, as far as it is there.
-    pub fn object<const N: usize>(&mut self, names: &[&str; N]) -> Object<'a, N> {
+    pub fn object<const N: usize>(&mut self, names: &[&str; N]) -> ObjectSlots<'a, N> {
         let mut values = [None; N];
         let whole = self.entries(names, &mut values).is_ok();
-        Object { values, whole }
+        ObjectSlots { values, whole }
     }
 
-    fn entries(&mut self, names: &[&str], values: &mut [Option<Raw<'a>>]) -> Result<(), Cut> {
+    fn entries(&mut self, names: &[&str], values: &mut [Option<RawValue<'a>>]) -> Result<(), EndOfJson> {
         self.eat(b'{')?;
         if self.byte()? == b'}' {
             self.at += 1;
@@ -159,7 +159,7 @@ impl<'a> Cursor<'a> {
         }
         loop {
             let key = self.value()?;
-            let slot = slot_of(key.string().filter(|_| key.whole).ok_or(Cut)?, names);
+            let slot = slot_of(key.string().filter(|_| key.whole).ok_or(EndOfJson)?, names);
             self.eat(b':')?;
             let value = self.value()?;
             if let Some(slot) = slot {
@@ -169,7 +169,7 @@ impl<'a> Cursor<'a> {
             match self.byte()? {
                 b',' => self.at += 1,
                 b'}' => break,
-                _ => return Err(Cut),
+                _ => return Err(EndOfJson),
             }
         }
         self.at += 1;
@@ -186,20 +186,20 @@ fn slot_of(key: &[u8], names: &[&str]) -> Option<usize> {
     if plain.is_some() || memchr::memchr(b'\\', key).is_none() {
         return plain;
     }
-    let mut short = Short::default();
+    let mut short = ShortText::default();
     decode(key, true, &mut short);
     position(short.text()?)
 }
 
 // === impl List ===
 
-impl<'a> List<'a> {
+impl<'a> JsonList<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
-        List { cursor: Cursor::new(bytes), begun: false }
+        JsonList { cursor: JsonCursor::new(bytes), begun: false }
     }
 
     /// Whether the cursor now stands before an element; false at the end of the array.
-    pub fn next(&mut self) -> Result<bool, Cut> {
+    pub fn next(&mut self) -> Result<bool, EndOfJson> {
         let cursor = &mut self.cursor;
         if !self.begun {
             cursor.eat(b'[')?;
@@ -213,7 +213,7 @@ impl<'a> List<'a> {
         match byte {
             b',' => Ok(true),
             b']' => Ok(false),
-            _ => Err(Cut),
+            _ => Err(EndOfJson),
         }
     }
 }
@@ -222,8 +222,8 @@ impl<'a> List<'a> {
 mod tests {
     use super::*;
 
-    fn read<const N: usize>(text: &str, names: &[&str; N]) -> (Vec<Result<Option<String>, Cut>>, bool) {
-        let object = Cursor::new(text.as_bytes()).object(names);
+    fn read<const N: usize>(text: &str, names: &[&str; N]) -> (Vec<Result<Option<String>, EndOfJson>>, bool) {
+        let object = JsonCursor::new(text.as_bytes()).object(names);
         let value =
             |slot| object.get(slot).map(|raw| raw.map(|raw| String::from_utf8_lossy(raw.bytes).into_owned()));
         ((0..N).map(value).collect(), object.whole)
@@ -242,13 +242,13 @@ mod tests {
             ),
             (r#"{"r\u006fle":"a","x":{"role":"no"}}"#, some(r#""a""#), Ok(None), true),
             (r#"{"role":"a","role":"b","content":null}"#, some(r#""b""#), Ok(None), true),
-            (r#"{"role":"a","cont"#, some(r#""a""#), Err(Cut), false),
+            (r#"{"role":"a","cont"#, some(r#""a""#), Err(EndOfJson), false),
             (r#"{"role":"a","content":["b","#, some(r#""a""#), some(r#"["b","#), false),
-            (r#"{"role":"a","content":nu"#, some(r#""a""#), Err(Cut), false),
-            (r#"{"role":"a" "content":"b"}"#, some(r#""a""#), Err(Cut), false),
+            (r#"{"role":"a","content":nu"#, some(r#""a""#), Err(EndOfJson), false),
+            (r#"{"role":"a" "content":"b"}"#, some(r#""a""#), Err(EndOfJson), false),
             (r#"{}"#, Ok(None), Ok(None), true),
-            ("", Err(Cut), Err(Cut), false),
-            ("]", Err(Cut), Err(Cut), false),
+            ("", Err(EndOfJson), Err(EndOfJson), false),
+            ("]", Err(EndOfJson), Err(EndOfJson), false),
         ] {
             let (values, is_whole) = read(text, &["role", "content"]);
             assert_eq!((values, is_whole), (vec![role, content], whole), "{text}");
@@ -261,12 +261,12 @@ mod tests {
             ("[]", vec![], Ok(false)),
             (" [ ] ", vec![], Ok(false)),
             (r#"[1 ,"a]", [2,[3]],{"b":[]}]"#, vec!["1", r#""a]""#, "[2,[3]]", r#"{"b":[]}"#], Ok(false)),
-            ("[1,2", vec!["1", "2"], Err(Cut)),
+            ("[1,2", vec!["1", "2"], Err(EndOfJson)),
             ("[1;2]", vec!["1;2"], Ok(false)),
-            ("[[1],", vec!["[1]"], Err(Cut)),
-            ("{}", vec![], Err(Cut)),
+            ("[[1],", vec!["[1]"], Err(EndOfJson)),
+            ("{}", vec![], Err(EndOfJson)),
         ] {
-            let mut list = List::new(text.as_bytes());
+            let mut list = JsonList::new(text.as_bytes());
             let mut found = Vec::new();
             let last = loop {
                 match list.next() {

@@ -1,6 +1,6 @@
 //! Token ids in the canonical text: four bytes each, little end first.
 
-use super::super::chain::Sink;
+use super::super::chain::TextSink;
 use super::super::work::spend;
 
 /// Reads a list of numbers in pieces of any size. A number that the pieces cut is kept as its value so far,
@@ -13,7 +13,7 @@ pub struct IdReader {
 
 /// What was read of a list of numbers.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Read {
+pub struct IdsRead {
     /// Up to the first number that may go on behind the bytes.
     pub used: usize,
     /// The list is over, or no list of token ids.
@@ -27,13 +27,13 @@ const BATCH: usize = 512;
 
 impl IdReader {
     /// Writes the numbers of the next piece of a list whose opening bracket stands before the first piece.
-    pub fn read<S: Sink>(&mut self, bytes: &[u8], out: &mut S) -> Read {
+    pub fn read<S: TextSink>(&mut self, bytes: &[u8], out: &mut S) -> IdsRead {
         let mut at = 0;
         if let Some(begun) = self.number {
             let (id, length) = digits(bytes, begun);
             if length == bytes.len() {
                 self.number = Some(id);
-                return Read { used: 0, over: false };
+                return IdsRead { used: 0, over: false };
             }
             out.write(&id.to_le_bytes());
             self.number = None;
@@ -64,12 +64,12 @@ impl IdReader {
         };
         spend(at);
         out.write(&batch[..filled]);
-        Read { used: at, over }
+        IdsRead { used: at, over }
     }
 }
 
 /// Writes the numbers of a list whose opening bracket stands before the bytes.
-pub fn write<S: Sink>(bytes: &[u8], out: &mut S) -> Read {
+pub fn write<S: TextSink>(bytes: &[u8], out: &mut S) -> IdsRead {
     IdReader::default().read(bytes, out)
 }
 
@@ -131,7 +131,7 @@ mod tests {
         ] {
             let mut written = Vec::new();
             let expected: Vec<u8> = ids.into_iter().flat_map(u32::to_le_bytes).collect();
-            assert_eq!(write(text.as_bytes(), &mut written), Read { used, over }, "{text}");
+            assert_eq!(write(text.as_bytes(), &mut written), IdsRead { used, over }, "{text}");
             assert_eq!(written, expected, "{text}");
         }
     }

@@ -4,9 +4,9 @@
 //! The engine tells two pictures apart by their content; here it is the URL, the data or the id that the
 //! client gave them. The same picture as a URL and as data is therefore two pictures.
 
-use super::super::chain::{Digest, MEDIA_BYTES, Sink};
+use super::super::chain::{MEDIA_WEIGHT_BYTES, TextDigest, TextSink};
 use super::super::work::spend;
-use super::cursor::{Cursor, Raw};
+use super::cursor::{JsonCursor, RawValue};
 use super::text::{after, begins_with, decode};
 
 /// Begins a picture: its kind and its hash follow.
@@ -16,12 +16,12 @@ const MEDIA: u8 = 3;
 const INNER: [&str; 6] = ["url", "data", "file_data", "file_url", "file_id", "content"];
 
 /// Writes a picture, given the type of its part and what says which one it is.
-pub fn write<S: Sink>(kind: &[u8], payload: Raw<'_>, out: &mut S) {
-    if out.skip(MEDIA_BYTES) {
+pub fn write<S: TextSink>(kind: &[u8], payload: RawValue<'_>, out: &mut S) {
+    if out.skip(MEDIA_WEIGHT_BYTES) {
         return;
     }
-    spend(MEDIA_BYTES);
-    let mut filler = [0; MEDIA_BYTES];
+    spend(MEDIA_WEIGHT_BYTES);
+    let mut filler = [0; MEDIA_WEIGHT_BYTES];
     let hash = hash(payload).to_le_bytes();
     for word in filler.chunks_exact_mut(hash.len()) {
         word.copy_from_slice(&hash);
@@ -41,9 +41,9 @@ fn letter(kind: &[u8]) -> u8 {
     }
 }
 
-fn hash(payload: Raw<'_>) -> u64 {
-    let mut digest = Digest::default();
-    let inside = Cursor::new(payload.bytes).object(&INNER);
+fn hash(payload: RawValue<'_>) -> u64 {
+    let mut digest = TextDigest::default();
+    let inside = JsonCursor::new(payload.bytes).object(&INNER);
     let value = (0..INNER.len()).find_map(|slot| inside.get(slot).ok().flatten()).unwrap_or(payload);
     match value.string() {
         Some(text) => {
@@ -68,14 +68,14 @@ mod tests {
 
     fn written(kind: &str, payload: &str) -> Vec<u8> {
         let mut text = Vec::new();
-        write(kind.as_bytes(), Raw { bytes: payload.as_bytes(), whole: true }, &mut text);
+        write(kind.as_bytes(), RawValue { bytes: payload.as_bytes(), whole: true }, &mut text);
         text
     }
 
     #[test]
     fn a_picture_is_what_it_shows_in_every_interface() {
         let picture = written("image_url", r#"{"url":"data:image/png;base64,aGVsbG8=","detail":"low"}"#);
-        assert_eq!(picture.len(), MEDIA_BYTES);
+        assert_eq!(picture.len(), MEDIA_WEIGHT_BYTES);
         for (kind, payload) in [
             ("input_image", r#""data:image/png;base64,aGVsbG8=""#),
             ("image", r#"{"type":"base64","media_type":"image/png","data":"aGVsbG8="}"#),

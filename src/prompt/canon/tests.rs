@@ -7,14 +7,19 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use self::render::{Api, Luck, Piece, Talk, Turn};
-use super::super::chain::MEDIA_BYTES;
+use super::super::chain::MEDIA_WEIGHT_BYTES;
 use super::*;
 
 /// So small that nearly all of the text is in the chain.
-const SMALL: Blocks = Blocks { bytes: 4, most: usize::MAX };
+const SMALL: BlockLayout = BlockLayout { bytes: 4, max_blocks: usize::MAX };
 
-const DIALECTS: [Dialect; 5] =
-    [Dialect::Chat, Dialect::Responses, Dialect::Messages, Dialect::Completions, Dialect::Generate];
+const DIALECTS: [PromptDialect; 5] = [
+    PromptDialect::Chat,
+    PromptDialect::Responses,
+    PromptDialect::Messages,
+    PromptDialect::Completions,
+    PromptDialect::Generate,
+];
 
 fn scanned(body: &[u8]) -> Scanner {
     let mut scanner = Scanner::new();
@@ -22,27 +27,27 @@ fn scanned(body: &[u8]) -> Scanner {
     scanner
 }
 
-fn text(dialect: Dialect, body: &[u8]) -> Vec<u8> {
+fn text(dialect: PromptDialect, body: &[u8]) -> Vec<u8> {
     let scanner = scanned(body);
     let mut out = Vec::new();
-    Request { dialect, model: "llama", body, scanner: &scanner }.write(&mut out);
+    PromptSource { dialect, model: "llama", body, scanner: &scanner }.write(&mut out);
     out
 }
 
-fn read(reader: &mut Reader, dialect: Dialect, model: &str, body: &[u8]) -> Chain {
+fn read(reader: &mut PromptReader, dialect: PromptDialect, model: &str, body: &[u8]) -> Chain {
     let scanner = scanned(body);
-    reader.read(&Request { dialect, model, body, scanner: &scanner }, SMALL).clone()
+    reader.read(&PromptSource { dialect, model, body, scanner: &scanner }, SMALL).clone()
 }
 
-fn chain(dialect: Dialect, body: &[u8]) -> Chain {
-    read(&mut Reader::default(), dialect, "llama", body)
+fn chain(dialect: PromptDialect, body: &[u8]) -> Chain {
+    read(&mut PromptReader::default(), dialect, "llama", body)
 }
 
-fn dialect(api: Api) -> Dialect {
+fn dialect(api: Api) -> PromptDialect {
     match api {
-        Api::Chat => Dialect::Chat,
-        Api::Responses => Dialect::Responses,
-        Api::Messages => Dialect::Messages,
+        Api::Chat => PromptDialect::Chat,
+        Api::Responses => PromptDialect::Responses,
+        Api::Messages => PromptDialect::Messages,
     }
 }
 
@@ -62,7 +67,7 @@ fn shown(text: &[u8]) -> String {
             2 => out.push(b'|'),
             3 => {
                 out.extend([b'<', text[at + 1], b'>']);
-                at += MEDIA_BYTES - 1;
+                at += MEDIA_WEIGHT_BYTES - 1;
             }
             4 => out.extend(b"<call>"),
             5 => out.extend(b"<tool>"),
@@ -81,7 +86,7 @@ fn shown(text: &[u8]) -> String {
 fn conversations_read_like_this() {
     for (dialect, body, expected) in [
         (
-            Dialect::Chat,
+            PromptDialect::Chat,
             r#"{"messages":[{"content":"Hi","role":"user","name":"Ann"},
                 {"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function",
                  "function":{"arguments":"{\"a\": \"x y\"}","name":"look"}}]},
@@ -93,31 +98,31 @@ fn conversations_read_like_this() {
              <call>look|{\"a\":\"x y\"}<turn>tool|1\\n2",
         ),
         (
-            Dialect::Chat,
+            PromptDialect::Chat,
             r#"{"documents":[{"title": "t"}],"messages":[{"role":"developer","content":"Be brief"},
                 {"role":"critic","content":[{"type":"input_audio","input_audio":{"data":"AA"}},"and"]},
                 {"role":"system","content":"Briefer"},{"role":"user","content":""}, 7, "x"]}"#,
             "<turn>system|Be brief<documents>[{\"title\":\"t\"}]<turn>critic|<a>and<turn>system|Briefer",
         ),
         (
-            Dialect::Chat,
+            PromptDialect::Chat,
             r#"{"messages":[[{"role":"user","content":"one"}],[{"role":"user","content":"two"}]]}"#,
             "<turn>user|one",
         ),
         (
-            Dialect::Responses,
+            PromptDialect::Responses,
             r#"{"input":"Hi","instructions":"Be brief","tools":[{"type":"web_search"}]}"#,
             "<turn>system|Be brief<tool>web_search||<turn>user|Hi",
         ),
         (
-            Dialect::Responses,
+            PromptDialect::Responses,
             r#"{"input":[{"type":"item_reference","id":"x"},{"type":"custom_tool_call","name":"run",
                 "input":"ls"},{"type":"custom_tool_call_output","output":"a.rs"},{"role":"assistant",
                 "type":"message","content":[{"type":"refusal","refusal":"No."}]}]}"#,
             "<call>run|ls<turn>tool|a.rs<turn>assistant|No.",
         ),
         (
-            Dialect::Messages,
+            PromptDialect::Messages,
             r#"{"messages":[{"role":"user","content":[{"type":"tool_result","content":[{"type":"image",
                 "source":{"type":"url","url":"u"}}, {"type":"tool_result","content":"deep"}]},
                 {"type":"text","text":"So?"}, {"type":"document","source":{"data":"AA"}}]}],
@@ -125,25 +130,25 @@ fn conversations_read_like_this() {
             "<turn>system|Be brief<turn>tool|<i><turn>user|So?<f>",
         ),
         (
-            Dialect::Messages,
+            PromptDialect::Messages,
             r#"{"messages":[{"role":"assistant","content":[{"type":"text","text":"a"},
                 {"type":"tool_use","name":"look","input":{}},{"type":"text","text":"b"}]},
                 {"role":"user","content":[{"type":"text","text":"c"},
                 {"type":"tool_result","content":"d"},{"type":"text","text":"e"}]}]}"#,
             "<turn>assistant|a<call>look|{}<turn>assistant|b<turn>user|c<turn>tool|d<turn>user|e",
         ),
-        (Dialect::Messages, r#"{"system":"Be brief","tools":[]}"#, "<turn>system|Be brief"),
-        (Dialect::Chat, r#"{"messages":{},"system":"none here"}"#, ""),
-        (Dialect::Chat, "[]", ""),
-        (Dialect::Completions, r#"{"prompt":"a\nb"}"#, r"a\nb"),
-        (Dialect::Completions, r#"{"prompt":[ "a\nb","c"]}"#, r"a\nb"),
-        (Dialect::Completions, r#"{"prompt":[97,98]}"#, "a\0\0\0b\0\0\0"),
-        (Dialect::Completions, r#"{"prompt":[ [ 97],[98]]}"#, "a\0\0\0"),
-        (Dialect::Completions, r#"{"prompt_embeds":"AAAA","prompt":"and"}"#, "<f>and"),
-        (Dialect::Completions, r#"{"prompt":[]}"#, ""),
-        (Dialect::Completions, r#"{"prompt":[[[97]]]}"#, ""),
-        (Dialect::Generate, r#"{"token_ids":[97]}"#, "a\0\0\0"),
-        (Dialect::Generate, r#"{"token_ids":"97"}"#, ""),
+        (PromptDialect::Messages, r#"{"system":"Be brief","tools":[]}"#, "<turn>system|Be brief"),
+        (PromptDialect::Chat, r#"{"messages":{},"system":"none here"}"#, ""),
+        (PromptDialect::Chat, "[]", ""),
+        (PromptDialect::Completions, r#"{"prompt":"a\nb"}"#, r"a\nb"),
+        (PromptDialect::Completions, r#"{"prompt":[ "a\nb","c"]}"#, r"a\nb"),
+        (PromptDialect::Completions, r#"{"prompt":[97,98]}"#, "a\0\0\0b\0\0\0"),
+        (PromptDialect::Completions, r#"{"prompt":[ [ 97],[98]]}"#, "a\0\0\0"),
+        (PromptDialect::Completions, r#"{"prompt_embeds":"AAAA","prompt":"and"}"#, "<f>and"),
+        (PromptDialect::Completions, r#"{"prompt":[]}"#, ""),
+        (PromptDialect::Completions, r#"{"prompt":[[[97]]]}"#, ""),
+        (PromptDialect::Generate, r#"{"token_ids":[97]}"#, "a\0\0\0"),
+        (PromptDialect::Generate, r#"{"token_ids":"97"}"#, ""),
     ] {
         assert_eq!(shown(&text(dialect, body.as_bytes())), expected, "{body}");
     }
@@ -161,22 +166,22 @@ fn the_line_that_changes_at_every_request_is_left_out() {
         (r#""x-anthropic-bill""#.to_owned(), "<turn>system|x-anthropic-bill"),
     ] {
         let body = format!(r#"{{"system":{system},"messages":[]}}"#);
-        assert_eq!(shown(&text(Dialect::Messages, body.as_bytes())), expected, "{body}");
+        assert_eq!(shown(&text(PromptDialect::Messages, body.as_bytes())), expected, "{body}");
     }
     let body = format!(r#"{{"messages":[{{"role":"user","content":"{line}"}}]}}"#);
-    assert_eq!(shown(&text(Dialect::Chat, body.as_bytes())), format!("<turn>user|{line}"));
+    assert_eq!(shown(&text(PromptDialect::Chat, body.as_bytes())), format!("<turn>user|{line}"));
 }
 
 #[test]
 fn what_stands_in_the_way_of_sharing_is_in_the_seed() {
     let plain = br#"{"messages":[{"role":"user","content":"Hello there"}]}"#;
-    let base = chain(Dialect::Chat, plain);
+    let base = chain(PromptDialect::Chat, plain);
     let with = |extra: &str| format!(r#"{{{extra}"messages":[{{"role":"user","content":"Hello there"}}]}}"#);
     let same = [r#""temperature":1,"#, r#""cache_salt":null,"#, r#""cache_salt":"","#, r#""user":"u","#];
     for extra in same {
-        assert_eq!(chain(Dialect::Chat, with(extra).as_bytes()), base, "{extra}");
+        assert_eq!(chain(PromptDialect::Chat, with(extra).as_bytes()), base, "{extra}");
     }
-    let mut chains = vec![base, read(&mut Reader::default(), Dialect::Chat, "llama-lora", plain)];
+    let mut chains = vec![base, read(&mut PromptReader::default(), PromptDialect::Chat, "llama-lora", plain)];
     for extra in [
         r#""cache_salt":"s","#,
         r#""cache_salt":"t","#,
@@ -184,13 +189,13 @@ fn what_stands_in_the_way_of_sharing_is_in_the_seed() {
         r#""cache_salt":"s","chat_template":"s","#,
         r#""previous_response_id":"s","#,
     ] {
-        chains.push(chain(Dialect::Chat, with(extra).as_bytes()));
+        chains.push(chain(PromptDialect::Chat, with(extra).as_bytes()));
     }
     let others = [
-        (Dialect::Completions, r#"{"prompt":"\u0001user\u0002Hello there"}"#),
-        (Dialect::Completions, r#"{"prompt":[1,2,3,4,5,6]}"#),
-        (Dialect::Generate, r#"{"token_ids":[1,2,3,4,5,6],"features":{"mm_hashes":{"image":["a"]}}}"#),
-        (Dialect::Generate, r#"{"token_ids":[1,2,3,4,5,6],"features":{"mm_hashes":{"image":["b"]}}}"#),
+        (PromptDialect::Completions, r#"{"prompt":"\u0001user\u0002Hello there"}"#),
+        (PromptDialect::Completions, r#"{"prompt":[1,2,3,4,5,6]}"#),
+        (PromptDialect::Generate, r#"{"token_ids":[1,2,3,4,5,6],"features":{"mm_hashes":{"image":["a"]}}}"#),
+        (PromptDialect::Generate, r#"{"token_ids":[1,2,3,4,5,6],"features":{"mm_hashes":{"image":["b"]}}}"#),
     ];
     chains.extend(others.map(|(dialect, body)| chain(dialect, body.as_bytes())));
     for (index, one) in chains.iter().enumerate() {
@@ -199,47 +204,47 @@ fn what_stands_in_the_way_of_sharing_is_in_the_seed() {
             assert!(one.blocks.iter().all(|block| !other.blocks.contains(block)), "{one:?} {other:?}");
         }
     }
-    let ids = chain(Dialect::Completions, br#"{"prompt":[1,2,3]}"#);
-    assert_eq!(ids, chain(Dialect::Generate, br#"{"token_ids":[1,2,3],"features":null}"#));
-    assert_eq!((ids.family, ids.bytes), (Family::Tokens, 12));
+    let ids = chain(PromptDialect::Completions, br#"{"prompt":[1,2,3]}"#);
+    assert_eq!(ids, chain(PromptDialect::Generate, br#"{"token_ids":[1,2,3],"features":null}"#));
+    assert_eq!((ids.family, ids.bytes), (PromptFamily::Tokens, 12));
 }
 
 #[test]
 fn what_is_cut_off_is_no_part() {
     let whole = r#"{"messages":[{"role":"user","content":"Hello"}],"tools":[{"name":"look"}]}"#;
     let without = r#"{"messages":[{"role":"user","content":"Hello"}]}"#;
-    assert_eq!(shown(&text(Dialect::Chat, whole.as_bytes())), "<tool>look||<turn>user|Hello");
+    assert_eq!(shown(&text(PromptDialect::Chat, whole.as_bytes())), "<tool>look||<turn>user|Hello");
     let cut = &whole.as_bytes()[..whole.len() - 3];
-    assert_eq!(text(Dialect::Chat, cut), text(Dialect::Chat, without.as_bytes()));
+    assert_eq!(text(PromptDialect::Chat, cut), text(PromptDialect::Chat, without.as_bytes()));
     // Without a byte of the conversation nothing is known.
-    assert_eq!(text(Dialect::Messages, br#"{"system":"Be brief","tools":[{"name":"look"}],"#), b"");
+    assert_eq!(text(PromptDialect::Messages, br#"{"system":"Be brief","tools":[{"name":"look"}],"#), b"");
     // A role that comes after the content.
     let late = br#"{"messages":[{"role":"user","content":"Hi"},{"content":"Hello"#;
-    assert_eq!(shown(&text(Dialect::Chat, late)), "<turn>user|Hi");
+    assert_eq!(shown(&text(PromptDialect::Chat, late)), "<turn>user|Hi");
 }
 
 #[test]
 fn a_message_too_long_to_be_held_ends_the_chain() {
     let body = br#"{"messages":[{"role":"user","content":"Hi"},"#;
-    let mut reader = Reader::default();
-    let known = read(&mut reader, Dialect::Chat, "llama", body);
-    assert!(reader.go_on(br#"{"role":"user","content":""#));
-    assert!(!reader.go_on(&vec![b'x'; rest::HELD]));
-    assert_eq!((reader.chain(), reader.resume_at()), (&known, None));
-    assert!(!reader.go_on(br#""}"#));
+    let mut reader = PromptReader::default();
+    let known = read(&mut reader, PromptDialect::Chat, "llama", body);
+    assert!(reader.resume(br#"{"role":"user","content":""#));
+    assert!(!reader.resume(&vec![b'x'; continuation::MAX_HELD_BYTES]));
+    assert_eq!((reader.chain(), reader.resume_offset()), (&known, None));
+    assert!(!reader.resume(br#""}"#));
 }
 
 #[test]
 fn a_reader_that_was_used_is_as_good_as_new() {
-    let mut reader = Reader::default();
+    let mut reader = PromptReader::default();
     let cut = br#"{"messages":[{"role":"user","content":"Hi"},{"role":"user","#;
     for _ in 0..3 {
-        read(&mut reader, Dialect::Chat, "llama", cut);
-        assert!(reader.go_on(br#"{"role":"user","content":"half"#));
+        read(&mut reader, PromptDialect::Chat, "llama", cut);
+        assert!(reader.resume(br#"{"role":"user","content":"half"#));
     }
     let whole = br#"{"messages":[{"role":"user","content":"Hi"}]}"#;
-    assert_eq!(read(&mut reader, Dialect::Chat, "llama", whole), chain(Dialect::Chat, whole));
-    assert!(!reader.go_on(whole));
+    assert_eq!(read(&mut reader, PromptDialect::Chat, "llama", whole), chain(PromptDialect::Chat, whole));
+    assert!(!reader.resume(whole));
 }
 
 #[test]
@@ -271,16 +276,16 @@ fn common_prefix(one: &[u8], other: &[u8]) -> usize {
 }
 
 /// What the chain is whole of, in pieces of any size.
-fn streamed(body: &[u8], dialect: Dialect, cuts: &mut [Index]) -> (Chain, Option<Chain>) {
+fn streamed(body: &[u8], dialect: PromptDialect, cuts: &mut [Index]) -> (Chain, Option<Chain>) {
     cuts.sort_by_key(|cut| cut.index(body.len() + 1));
     let mut ends = cuts.iter().map(|cut| cut.index(body.len() + 1)).chain([body.len()]);
     let mut from = ends.next().unwrap_or(body.len());
-    let mut reader = Reader::default();
+    let mut reader = PromptReader::default();
     let known = read(&mut reader, dialect, "llama", &body[..from]);
-    let Some(at) = reader.resume_at() else { return (known, None) };
-    reader.go_on(&body[at..from]);
+    let Some(at) = reader.resume_offset() else { return (known, None) };
+    reader.resume(&body[at..from]);
     for end in ends {
-        reader.go_on(&body[from..end]);
+        reader.resume(&body[from..end]);
         from = end;
     }
     (known, Some(reader.chain().clone()))
@@ -310,13 +315,13 @@ proptest! {
         let chat = rendered(&talk, Api::Chat, false, seeds[0]);
         let responses = rendered(&talk, Api::Responses, false, seeds[1]);
         let messages = rendered(&talk, Api::Messages, false, seeds[2]);
-        let expected = text(Dialect::Chat, chat.as_bytes());
-        prop_assert_eq!(shown(&text(Dialect::Responses, responses.as_bytes())), shown(&expected));
-        prop_assert_eq!(shown(&text(Dialect::Messages, messages.as_bytes())), shown(&expected));
-        let chat = chain(Dialect::Chat, chat.as_bytes());
+        let expected = text(PromptDialect::Chat, chat.as_bytes());
+        prop_assert_eq!(shown(&text(PromptDialect::Responses, responses.as_bytes())), shown(&expected));
+        prop_assert_eq!(shown(&text(PromptDialect::Messages, messages.as_bytes())), shown(&expected));
+        let chat = chain(PromptDialect::Chat, chat.as_bytes());
         prop_assert_eq!(chat.bytes, expected.len() as u64);
-        prop_assert_eq!(&chain(Dialect::Responses, responses.as_bytes()), &chat);
-        prop_assert_eq!(&chain(Dialect::Messages, messages.as_bytes()), &chat);
+        prop_assert_eq!(&chain(PromptDialect::Responses, responses.as_bytes()), &chat);
+        prop_assert_eq!(&chain(PromptDialect::Messages, messages.as_bytes()), &chat);
     }
 
     #[test]
@@ -378,7 +383,7 @@ proptest! {
             any::<String>().prop_map(serde_json::Value::from),
             prop::collection::vec(any::<u32>(), 1..40).prop_map(serde_json::Value::from),
         ],
-        batch: bool, dialect in select(vec![Dialect::Completions, Dialect::Responses]),
+        batch: bool, dialect in select(vec![PromptDialect::Completions, PromptDialect::Responses]),
         mut cuts in prop::collection::vec(any::<Index>(), 1..6),
     ) {
         let prompt = if batch { serde_json::json!([prompt, prompt]) } else { prompt };
@@ -399,10 +404,10 @@ proptest! {
         talk.turns.push(Turn::User(vec![Piece::Text("last".into())]));
         let body = rendered(&talk, api, true, seed);
         let end = body.trim_end_matches(|byte| byte != ']').len() - 1;
-        let mut reader = Reader::default();
+        let mut reader = PromptReader::default();
         read(&mut reader, dialect(api), "llama", &body.as_bytes()[..end]);
-        prop_assert!(reader.resume_at().is_some());
-        reader.go_on(&body.as_bytes()[reader.resume_at().unwrap()..]);
+        prop_assert!(reader.resume_offset().is_some());
+        reader.resume(&body.as_bytes()[reader.resume_offset().unwrap()..]);
         prop_assert_eq!(reader.chain(), &chain(dialect(api), body.as_bytes()));
     }
 

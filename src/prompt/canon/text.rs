@@ -1,20 +1,20 @@
 //! Turns what stands in a body into what it means: strings into their text, JSON into its shortest form.
 //!
-//! Everything flows from the body's bytes into a [`Sink`], run by run; nothing is put together in
+//! Everything flows from the body's bytes into a [`TextSink`], run by run; nothing is put together in
 //! between. The ends of strings that are cut are held back as long as they could still turn out to be
 //! something else, so that what is written is always the beginning of what the whole would be.
 
-use super::super::chain::Sink;
+use super::super::chain::TextSink;
 use super::super::value::escape;
 use super::super::work::spend;
 
 /// The longest escape: two halves of a pair, `\ud83d\ude00`.
-const LONGEST_ESCAPE: usize = 12;
+const MAX_ESCAPE_BYTES: usize = 12;
 
 /// Writes what a string means, given the bytes between its quotes. Returns how many of them were used: all,
 /// unless the string is cut within an escape.
 #[inline]
-pub fn decode<S: Sink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
+pub fn decode<S: TextSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
     let plain = memchr::memchr(b'\\', raw).unwrap_or(raw.len());
     spend(plain);
     if plain > 0 {
@@ -25,8 +25,8 @@ pub fn decode<S: Sink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
 
 /// The same from the first backslash on. Prose has an escape in every line, so runs between them are short:
 /// they are copied and searched in one go, and handed on many at a time.
-fn decode_escaped<S: Sink>(raw: &[u8], first: usize, whole: bool, out: &mut S) -> usize {
-    let mut stage = Stage::new(out);
+fn decode_escaped<S: TextSink>(raw: &[u8], first: usize, whole: bool, out: &mut S) -> usize {
+    let mut stage = SinkBuffer::new(out);
     let mut at = first;
     spend(raw.len() - first);
     while let Some(rest) = raw.get(at..).filter(|rest| !rest.is_empty()) {
@@ -93,20 +93,20 @@ const SIMPLE: [u8; 256] = {
 };
 
 /// Short runs on their way to a sink.
-struct Stage<'s, S> {
+struct SinkBuffer<'s, S> {
     out: &'s mut S,
-    bytes: [u8; STAGE + CHUNK],
+    bytes: [u8; SINK_BUFFER_BYTES + COPIED_BYTES],
     length: usize,
 }
 
-const STAGE: usize = 1024;
+const SINK_BUFFER_BYTES: usize = 1024;
 
 /// Copied at a time, whether all of it is needed or not.
-const CHUNK: usize = 16;
+const COPIED_BYTES: usize = 16;
 
-impl<'s, S: Sink> Stage<'s, S> {
+impl<'s, S: TextSink> SinkBuffer<'s, S> {
     fn new(out: &'s mut S) -> Self {
-        Stage { out, bytes: [0; STAGE + CHUNK], length: 0 }
+        SinkBuffer { out, bytes: [0; SINK_BUFFER_BYTES + COPIED_BYTES], length: 0 }
     }
 
     #[inline]
@@ -118,7 +118,7 @@ impl<'s, S: Sink> Stage<'s, S> {
 
     #[inline]
     fn flush_when_full(&mut self) {
-        if self.length >= STAGE {
+        if self.length >= SINK_BUFFER_BYTES {
             self.flush();
         }
     }
@@ -132,16 +132,16 @@ impl<'s, S: Sink> Stage<'s, S> {
     #[inline]
     fn run(&mut self, raw: &[u8]) -> usize {
         let (mut at, mut length) = (0, self.length);
-        while let Some(chunk) = raw.get(at..).and_then(|rest| rest.first_chunk::<CHUNK>()) {
-            self.bytes[length..length + CHUNK].copy_from_slice(chunk);
+        while let Some(chunk) = raw.get(at..).and_then(|rest| rest.first_chunk::<COPIED_BYTES>()) {
+            self.bytes[length..length + COPIED_BYTES].copy_from_slice(chunk);
             if let Some(run) = backslash(chunk) {
                 self.length = length + run;
                 self.flush_when_full();
                 return at + run;
             }
-            at += CHUNK;
-            length += CHUNK;
-            if length >= STAGE {
+            at += COPIED_BYTES;
+            length += COPIED_BYTES;
+            if length >= SINK_BUFFER_BYTES {
                 self.length = length;
                 self.flush();
                 length = 0;
@@ -159,7 +159,7 @@ impl<'s, S: Sink> Stage<'s, S> {
     }
 }
 
-impl<S: Sink> Sink for Stage<'_, S> {
+impl<S: TextSink> TextSink for SinkBuffer<'_, S> {
     #[inline]
     fn write(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|byte| self.push(*byte));
@@ -168,7 +168,7 @@ impl<S: Sink> Sink for Stage<'_, S> {
 
 /// How many bytes stand before the first backslash.
 #[inline]
-fn backslash(chunk: &[u8; CHUNK]) -> Option<usize> {
+fn backslash(chunk: &[u8; COPIED_BYTES]) -> Option<usize> {
     const ONES: u64 = u64::MAX / 255;
     let all = u128::from_le_bytes(*chunk);
     // The lowest bit that is set tells the first byte that is one; none is set where there is none.
@@ -183,7 +183,7 @@ fn backslash(chunk: &[u8; CHUNK]) -> Option<usize> {
     Some(bits as usize / 8)
 }
 
-fn write_escape<S: Sink>(rest: &[u8], out: &mut S) -> usize {
+fn write_escape<S: TextSink>(rest: &[u8], out: &mut S) -> usize {
     let (character, used) = escape(rest);
     out.write(character.encode_utf8(&mut [0; 4]).as_bytes());
     used
@@ -233,7 +233,7 @@ pub fn after(raw: &[u8], character: u8) -> Option<usize> {
 
 /// Whether the text of a string begins with `prefix`; none where a cut string is too short to tell.
 pub fn begins_with(raw: &[u8], whole: bool, prefix: &str) -> Option<bool> {
-    let mut short = Short::default();
+    let mut short = ShortText::default();
     let reach = raw.len().min(6 * prefix.len());
     decode(&raw[..reach], whole && reach == raw.len(), &mut short);
     let text = short.begin();
@@ -244,13 +244,13 @@ pub fn begins_with(raw: &[u8], whole: bool, prefix: &str) -> Option<bool> {
 
 /// A text that is only compared with short names: what does not fit is none of them.
 #[derive(Default)]
-pub struct Short {
+pub struct ShortText {
     bytes: [u8; 32],
     length: usize,
     over: bool,
 }
 
-impl Short {
+impl ShortText {
     /// All of it.
     pub fn text(&self) -> Option<&[u8]> {
         (!self.over).then(|| self.begin())
@@ -261,7 +261,7 @@ impl Short {
     }
 }
 
-impl Sink for Short {
+impl TextSink for ShortText {
     fn write(&mut self, bytes: &[u8]) {
         let room = &mut self.bytes[self.length..];
         let fits = bytes.len().min(room.len());
@@ -279,19 +279,19 @@ impl Sink for Short {
 /// something, and always as the same.
 pub struct Minifier<'s, S> {
     out: &'s mut S,
-    place: Place,
+    place: MinifierState,
 }
 
 #[derive(Clone, Copy)]
-enum Place {
+enum MinifierState {
     Between,
     InString,
-    InEscape { held: [u8; LONGEST_ESCAPE], length: usize },
+    InEscape { held: [u8; MAX_ESCAPE_BYTES], length: usize },
 }
 
-impl<'s, S: Sink> Minifier<'s, S> {
+impl<'s, S: TextSink> Minifier<'s, S> {
     pub fn new(out: &'s mut S) -> Self {
-        Minifier { out, place: Place::Between }
+        Minifier { out, place: MinifierState::Between }
     }
 
     fn between<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
@@ -300,7 +300,7 @@ impl<'s, S: Sink> Minifier<'s, S> {
         match bytes.get(run) {
             Some(b'"') => {
                 self.out.write(&bytes[..=run]);
-                self.place = Place::InString;
+                self.place = MinifierState::InString;
             }
             _ => self.out.write(&bytes[..run]),
         }
@@ -312,13 +312,13 @@ impl<'s, S: Sink> Minifier<'s, S> {
         match bytes.get(run) {
             Some(b'"') => {
                 self.out.write(&bytes[..=run]);
-                self.place = Place::Between;
+                self.place = MinifierState::Between;
             }
             Some(_) => {
                 self.out.write(&bytes[..run]);
-                let mut held = [0; LONGEST_ESCAPE];
+                let mut held = [0; MAX_ESCAPE_BYTES];
                 held[0] = b'\\';
-                self.place = Place::InEscape { held, length: 1 };
+                self.place = MinifierState::InEscape { held, length: 1 };
             }
             None => self.out.write(bytes),
         }
@@ -326,36 +326,41 @@ impl<'s, S: Sink> Minifier<'s, S> {
     }
 
     /// Takes one byte, or none when it does not belong to the escape that it decides.
-    fn in_escape<'b>(&mut self, mut held: [u8; LONGEST_ESCAPE], length: usize, bytes: &'b [u8]) -> &'b [u8] {
+    fn in_escape<'b>(
+        &mut self,
+        mut held: [u8; MAX_ESCAPE_BYTES],
+        length: usize,
+        bytes: &'b [u8],
+    ) -> &'b [u8] {
         held[length] = bytes[0];
         let seen = &held[..=length];
         if is_undecided(seen) {
-            self.place = Place::InEscape { held, length: length + 1 };
+            self.place = MinifierState::InEscape { held, length: length + 1 };
             return &bytes[1..];
         }
         let used = write_escape(seen, self.out);
-        self.place = Place::InString;
+        self.place = MinifierState::InString;
         if used > length {
             return &bytes[1..];
         }
         if used < length {
             // A lone half of a pair, with the beginning of another escape behind it.
             held.copy_within(used..length, 0);
-            self.place = Place::InEscape { held, length: length - used };
+            self.place = MinifierState::InEscape { held, length: length - used };
         }
         bytes
     }
 }
 
-impl<S: Sink> Sink for Minifier<'_, S> {
+impl<S: TextSink> TextSink for Minifier<'_, S> {
     #[inline]
     fn write(&mut self, mut bytes: &[u8]) {
         spend(bytes.len());
         while !bytes.is_empty() {
             bytes = match self.place {
-                Place::Between => self.between(bytes),
-                Place::InString => self.in_string(bytes),
-                Place::InEscape { held, length } => self.in_escape(held, length, bytes),
+                MinifierState::Between => self.between(bytes),
+                MinifierState::InString => self.in_string(bytes),
+                MinifierState::InEscape { held, length } => self.in_escape(held, length, bytes),
             };
         }
     }
@@ -441,7 +446,7 @@ mod tests {
 
     #[test]
     fn a_long_name_is_no_short_one() {
-        let mut short = Short::default();
+        let mut short = ShortText::default();
         decode(&[b'a'; 33], true, &mut short);
         assert_eq!((short.text(), short.begin().len()), (None, 32));
     }

@@ -7,10 +7,10 @@
 //! Never: recursion. Parts stand in messages, and plain parts in the results of tools; deeper there is
 //! nothing to read.
 
-use super::super::chain::Sink;
-use super::cursor::{Cursor, Cut, List, Object, Raw};
+use super::super::chain::TextSink;
+use super::cursor::{EndOfJson, JsonCursor, JsonList, ObjectSlots, RawValue};
 use super::media;
-use super::text::{Minifier, Short, after, begins_with, decode};
+use super::text::{Minifier, ShortText, after, begins_with, decode};
 use super::text_form::write_text;
 
 /// Begins a turn: the role follows.
@@ -21,7 +21,7 @@ const END: u8 = 2;
 const CALL: u8 = 4;
 /// Begins the description of a tool.
 const TOOL: u8 = 5;
-/// Begins the name of whoever has spoken.
+/// Begins the name of the speaker of a message.
 const NAME: u8 = 6;
 /// Begins the documents.
 const DOCUMENTS: u8 = 7;
@@ -32,7 +32,7 @@ pub const LINE_FEED: &[u8] = b"\\n";
 /// Claude Code's first system text, other at every request; vLLM leaves it out as well.
 const BILLING: &str = "x-anthropic-billing-header";
 
-type Item<'a> = Object<'a, 8>;
+type ItemSlots<'a> = ObjectSlots<'a, 8>;
 const ITEM: [&str; 8] = ["role", "type", "content", "tool_calls", "name", "arguments", "input", "output"];
 const ROLE: usize = 0;
 const ITEM_TYPE: usize = 1;
@@ -42,7 +42,7 @@ const ITEM_NAME: usize = 4;
 const ARGUMENTS: [usize; 2] = [5, 6];
 const OUTPUT: usize = 7;
 
-pub type Part<'a> = Object<'a, 16>;
+pub type PartSlots<'a> = ObjectSlots<'a, 16>;
 #[rustfmt::skip]
 const PART: [&str; 16] = [
     "type", "text", "refusal", "name", "input", "content",
@@ -59,22 +59,22 @@ const PART_CONTENT: usize = 5;
 const FIRST_PAYLOAD: usize = 6;
 
 /// Writes a conversation.
-pub struct Talk<'a, 's, S> {
+pub struct ConversationWriter<'a, 's, S> {
     pub out: &'s mut S,
     /// What follows the system's text and has not been written yet.
-    pub head: Option<Head<'a>>,
+    pub head: Option<ConversationHead<'a>>,
     /// The turn in progress is the user's.
-    pub asks: bool,
+    pub in_user_turn: bool,
 }
 
 #[derive(Clone, Copy, Default)]
-pub struct Head<'a> {
-    pub tools: Option<Raw<'a>>,
-    pub documents: Option<Raw<'a>>,
+pub struct ConversationHead<'a> {
+    pub tools: Option<RawValue<'a>>,
+    pub documents: Option<RawValue<'a>>,
 }
 
 #[derive(Clone, Copy)]
-enum Role<'a> {
+enum TurnRole<'a> {
     System,
     User,
     Assistant,
@@ -84,16 +84,16 @@ enum Role<'a> {
 }
 
 /// A message as far as it has been written.
-struct Turn<'a> {
-    role: Role<'a>,
+struct OpenTurn<'a> {
+    role: TurnRole<'a>,
     /// Between its texts.
     join: &'static [u8],
     begun: bool,
     after_text: bool,
 }
 
-enum Kind<'a> {
-    Message(Role<'a>),
+enum ItemKind<'a> {
+    Message(TurnRole<'a>),
     Call,
     Result,
     /// Reasoning, which templates drop from past turns, and whatever else is no prompt.
@@ -102,41 +102,41 @@ enum Kind<'a> {
 
 // === impl Turn ===
 
-impl<'a> Turn<'a> {
-    fn of(role: Role<'a>) -> Self {
-        Turn { role, join: LINE_FEED, begun: false, after_text: false }
+impl<'a> OpenTurn<'a> {
+    fn of(role: TurnRole<'a>) -> Self {
+        OpenTurn { role, join: LINE_FEED, begun: false, after_text: false }
     }
 }
 
 // === impl Role ===
 
-impl<'a> Role<'a> {
-    fn of(raw: Raw<'a>) -> Result<Self, Cut> {
+impl<'a> TurnRole<'a> {
+    fn of(raw: RawValue<'a>) -> Result<Self, EndOfJson> {
         raw.end()?;
-        let text = raw.string().ok_or(Cut)?;
+        let text = raw.string().ok_or(EndOfJson)?;
         let named = |text: &[u8]| match text {
-            b"system" | b"developer" => Some(Role::System),
-            b"user" => Some(Role::User),
-            b"assistant" => Some(Role::Assistant),
-            b"tool" | b"function" => Some(Role::Tool),
+            b"system" | b"developer" => Some(TurnRole::System),
+            b"user" => Some(TurnRole::User),
+            b"assistant" => Some(TurnRole::Assistant),
+            b"tool" | b"function" => Some(TurnRole::Tool),
             _ => None,
         };
         // Few roles are written with escapes.
         if let Some(role) = named(text) {
             return Ok(role);
         }
-        let mut short = Short::default();
+        let mut short = ShortText::default();
         decode(text, true, &mut short);
-        Ok(short.text().and_then(named).unwrap_or(Role::Other(text)))
+        Ok(short.text().and_then(named).unwrap_or(TurnRole::Other(text)))
     }
 
-    fn write<S: Sink>(self, out: &mut S) {
+    fn write<S: TextSink>(self, out: &mut S) {
         match self {
-            Role::System => out.write(b"system"),
-            Role::User => out.write(b"user"),
-            Role::Assistant => out.write(b"assistant"),
-            Role::Tool => out.write(b"tool"),
-            Role::Other(text) => {
+            TurnRole::System => out.write(b"system"),
+            TurnRole::User => out.write(b"user"),
+            TurnRole::Assistant => out.write(b"assistant"),
+            TurnRole::Tool => out.write(b"tool"),
+            TurnRole::Other(text) => {
                 write_text(text, true, out);
             }
         }
@@ -144,36 +144,36 @@ impl<'a> Role<'a> {
 }
 
 /// What an element of a conversation is. Items of Responses that are no messages have no role.
-fn kind<'a>(item: &Item<'a>) -> Result<Kind<'a>, Cut> {
+fn kind<'a>(item: &ItemSlots<'a>) -> Result<ItemKind<'a>, EndOfJson> {
     if let Ok(Some(role)) = item.get(ROLE) {
-        return Ok(Kind::Message(Role::of(role)?));
+        return Ok(ItemKind::Message(TurnRole::of(role)?));
     }
     let Some(named) = short(item.get(ITEM_TYPE)?)? else {
-        return item.get(ROLE).map(|_| Kind::Nothing);
+        return item.get(ROLE).map(|_| ItemKind::Nothing);
     };
     match named.text().unwrap_or_default() {
-        b"function_call" | b"custom_tool_call" | b"mcp_call" => Ok(Kind::Call),
-        b"message" => item.get(ROLE).map(|_| Kind::Nothing),
-        text if text.ends_with(b"_output") => Ok(Kind::Result),
-        _ => Ok(Kind::Nothing),
+        b"function_call" | b"custom_tool_call" | b"mcp_call" => Ok(ItemKind::Call),
+        b"message" => item.get(ROLE).map(|_| ItemKind::Nothing),
+        text if text.ends_with(b"_output") => Ok(ItemKind::Result),
+        _ => Ok(ItemKind::Nothing),
     }
 }
 
 /// A short text, where the value is one.
-fn short(raw: Option<Raw<'_>>) -> Result<Option<Short>, Cut> {
+fn short(raw: Option<RawValue<'_>>) -> Result<Option<ShortText>, EndOfJson> {
     let Some(raw) = raw else { return Ok(None) };
     raw.end()?;
-    let mut text = Short::default();
+    let mut text = ShortText::default();
     decode(raw.string().unwrap_or_default(), true, &mut text);
     Ok(Some(text))
 }
 
 // === impl Talk: the order of things ===
 
-impl<'a, S: Sink> Talk<'a, '_, S> {
+impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     /// The system's text, where an interface has a field for it.
-    pub fn system(&mut self, raw: Raw<'a>, join: &'static [u8]) {
-        let mut turn = Turn::of(Role::System);
+    pub fn system(&mut self, raw: RawValue<'a>, join: &'static [u8]) {
+        let mut turn = OpenTurn::of(TurnRole::System);
         turn.join = join;
         // What is wrong with it is left to the upstream.
         let _ = self.plain_content(&mut turn, raw);
@@ -185,7 +185,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
         if text.is_empty() {
             return 0;
         }
-        self.begin(&mut Turn::of(Role::User));
+        self.begin(&mut OpenTurn::of(TurnRole::User));
         let used = write_text(text, whole, self.out);
         if whole {
             self.end_question();
@@ -195,30 +195,30 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
 
     /// The messages or items; an error says from where on they have not been written, or not to the end.
     pub fn list(&mut self, bytes: &'a [u8]) -> Result<(), usize> {
-        let mut list = List::new(bytes);
+        let mut list = JsonList::new(bytes);
         loop {
             match list.next() {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
-                Err(Cut) => {
+                Err(EndOfJson) => {
                     self.out.checkpoint();
                     return Err(list.cursor.at);
                 }
             }
             let at = list.cursor.at;
-            self.element(&mut list.cursor).map_err(|Cut| at)?;
+            self.element(&mut list.cursor).map_err(|EndOfJson| at)?;
         }
     }
 
     /// One message or item. What is wrong inside a whole one is left to the upstream.
-    pub fn element(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Cut> {
+    pub fn element(&mut self, cursor: &mut JsonCursor<'a>) -> Result<(), EndOfJson> {
         if cursor.byte() != Ok(b'{') {
             self.out.checkpoint();
             return cursor.value()?.end();
         }
         let item = cursor.object(&ITEM);
         let kind = kind(&item);
-        if matches!(&kind, Ok(kind) if !matches!(kind, Kind::Message(Role::System))) {
+        if matches!(&kind, Ok(kind) if !matches!(kind, ItemKind::Message(TurnRole::System))) {
             self.end_head();
         }
         if !item.whole {
@@ -226,7 +226,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
         }
         let written = kind.and_then(|kind| self.item(&kind, &item));
         if !item.whole {
-            return written.and(Err(Cut));
+            return written.and(Err(EndOfJson));
         }
         self.end_question();
         Ok(())
@@ -234,7 +234,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
 
     /// The turn is over; with the user's first one, the opening of the conversation is.
     fn end_question(&mut self) {
-        if std::mem::take(&mut self.asks) {
+        if std::mem::take(&mut self.in_user_turn) {
             self.out.opened();
         }
     }
@@ -252,21 +252,21 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
         }
     }
 
-    fn item(&mut self, kind: &Kind<'a>, item: &Item<'a>) -> Result<(), Cut> {
+    fn item(&mut self, kind: &ItemKind<'a>, item: &ItemSlots<'a>) -> Result<(), EndOfJson> {
         match *kind {
-            Kind::Nothing => Ok(()),
-            Kind::Message(role) => self.message(role, item),
-            Kind::Call => self.call(item.get(ITEM_NAME)?, || item.first_of(&ARGUMENTS)),
-            Kind::Result => match item.get(OUTPUT)? {
-                Some(output) => self.plain_content(&mut Turn::of(Role::Tool), output),
+            ItemKind::Nothing => Ok(()),
+            ItemKind::Message(role) => self.message(role, item),
+            ItemKind::Call => self.call(item.get(ITEM_NAME)?, || item.first_of(&ARGUMENTS)),
+            ItemKind::Result => match item.get(OUTPUT)? {
+                Some(output) => self.plain_content(&mut OpenTurn::of(TurnRole::Tool), output),
                 None => Ok(()),
             },
         }
     }
 
-    /// The name comes last: most have none, and before the end of a message nobody knows.
-    fn message(&mut self, role: Role<'a>, item: &Item<'a>) -> Result<(), Cut> {
-        let mut turn = Turn::of(role);
+    /// Writes the name last: most messages have none, and its key may come at the end of the message.
+    fn message(&mut self, role: TurnRole<'a>, item: &ItemSlots<'a>) -> Result<(), EndOfJson> {
+        let mut turn = OpenTurn::of(role);
         if let Some(content) = item.get(ITEM_CONTENT)? {
             self.content(&mut turn, content)?;
         }
@@ -274,7 +274,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
             self.calls(calls)?;
         }
         // A tool's name is said in the call.
-        if let (false, Some(name)) = (matches!(role, Role::Tool), item.get(ITEM_NAME)?) {
+        if let (false, Some(name)) = (matches!(role, TurnRole::Tool), item.get(ITEM_NAME)?) {
             self.out.write(&[NAME]);
             self.short_text(Some(name))?;
         }
@@ -284,12 +284,12 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
 
 // === impl Talk: what messages consist of ===
 
-impl<'a, S: Sink> Talk<'a, '_, S> {
-    fn content(&mut self, turn: &mut Turn<'a>, raw: Raw<'a>) -> Result<(), Cut> {
+impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
+    fn content(&mut self, turn: &mut OpenTurn<'a>, raw: RawValue<'a>) -> Result<(), EndOfJson> {
         if raw.first() != b'[' {
             return self.text(turn, raw);
         }
-        let mut list = List::new(raw.bytes);
+        let mut list = JsonList::new(raw.bytes);
         while list.next()? {
             if list.cursor.byte()? != b'{' {
                 self.text(turn, list.cursor.value()?)?;
@@ -297,32 +297,32 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
             }
             let part = list.cursor.object(&PART);
             let named = short(part.get(PART_TYPE)?)?;
-            match named.as_ref().and_then(Short::text).unwrap_or_default() {
+            match named.as_ref().and_then(ShortText::text).unwrap_or_default() {
                 b"tool_use" | b"server_tool_use" | b"mcp_tool_use" => {
                     self.call(part.get(PART_NAME)?, || part.get(PART_INPUT))?;
                     turn.begun = false;
                 }
                 kind if kind.ends_with(b"tool_result") => {
                     if let Some(content) = part.get(PART_CONTENT)? {
-                        self.plain_content(&mut Turn::of(Role::Tool), content)?;
+                        self.plain_content(&mut OpenTurn::of(TurnRole::Tool), content)?;
                     }
                     turn.begun = false;
                 }
                 kind => self.plain_part(turn, kind, &part)?,
             }
             if !part.whole {
-                return Err(Cut);
+                return Err(EndOfJson);
             }
         }
         Ok(())
     }
 
     /// Content that holds neither calls nor results.
-    fn plain_content(&mut self, turn: &mut Turn<'a>, raw: Raw<'a>) -> Result<(), Cut> {
+    fn plain_content(&mut self, turn: &mut OpenTurn<'a>, raw: RawValue<'a>) -> Result<(), EndOfJson> {
         if raw.first() != b'[' {
             return self.text(turn, raw);
         }
-        let mut list = List::new(raw.bytes);
+        let mut list = JsonList::new(raw.bytes);
         while list.next()? {
             if list.cursor.byte()? != b'{' {
                 self.text(turn, list.cursor.value()?)?;
@@ -330,16 +330,21 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
             }
             let part = list.cursor.object(&PART);
             let named = short(part.get(PART_TYPE)?)?;
-            let kind = named.as_ref().and_then(Short::text).unwrap_or_default();
+            let kind = named.as_ref().and_then(ShortText::text).unwrap_or_default();
             self.plain_part(turn, kind, &part)?;
             if !part.whole {
-                return Err(Cut);
+                return Err(EndOfJson);
             }
         }
         Ok(())
     }
 
-    fn plain_part(&mut self, turn: &mut Turn<'a>, kind: &[u8], part: &Part<'a>) -> Result<(), Cut> {
+    fn plain_part(
+        &mut self,
+        turn: &mut OpenTurn<'a>,
+        kind: &[u8],
+        part: &PartSlots<'a>,
+    ) -> Result<(), EndOfJson> {
         let text = match kind {
             b"text" | b"input_text" | b"output_text" => part.get(TEXT)?,
             b"" if part.get(TEXT)?.is_some() => part.get(TEXT)?,
@@ -351,9 +356,9 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
         text.map_or(Ok(()), |text| self.text(turn, text))
     }
 
-    fn media(&mut self, turn: &mut Turn<'a>, kind: &[u8], part: &Part<'a>) -> Result<(), Cut> {
+    fn media(&mut self, turn: &mut OpenTurn<'a>, kind: &[u8], part: &PartSlots<'a>) -> Result<(), EndOfJson> {
         if !part.whole {
-            return Err(Cut);
+            return Err(EndOfJson);
         }
         let payloads = (FIRST_PAYLOAD..PART.len()).map(|slot| part.get(slot));
         let Some(payload) = payloads.filter_map(Result::ok).flatten().next() else { return Ok(()) };
@@ -364,10 +369,10 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
     }
 
     /// Begins the turn where it has not been: an empty message is none.
-    fn begin(&mut self, turn: &mut Turn<'a>) {
+    fn begin(&mut self, turn: &mut OpenTurn<'a>) {
         if !turn.begun {
             self.end_question();
-            self.asks = matches!(turn.role, Role::User);
+            self.in_user_turn = matches!(turn.role, TurnRole::User);
             self.out.write(&[TURN]);
             turn.role.write(self.out);
             self.out.write(&[END]);
@@ -376,9 +381,9 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
     }
 
     /// A text is decoded as far as it is there; what is no text is nothing.
-    fn text(&mut self, turn: &mut Turn<'a>, raw: Raw<'a>) -> Result<(), Cut> {
+    fn text(&mut self, turn: &mut OpenTurn<'a>, raw: RawValue<'a>) -> Result<(), EndOfJson> {
         let Some(mut text) = raw.string() else { return raw.end() };
-        if matches!(turn.role, Role::System) {
+        if matches!(turn.role, TurnRole::System) {
             text = without_billing(text, raw.whole)?;
         }
         if text.is_empty() {
@@ -393,22 +398,22 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
         raw.end()
     }
 
-    fn calls(&mut self, raw: Raw<'a>) -> Result<(), Cut> {
+    fn calls(&mut self, raw: RawValue<'a>) -> Result<(), EndOfJson> {
         const CALLED: [&str; 5] = ["function", "custom", "name", "arguments", "input"];
         const ARGUMENTS: [usize; 2] = [3, 4];
         if raw.first() != b'[' {
             return raw.end();
         }
-        let mut list = List::new(raw.bytes);
+        let mut list = JsonList::new(raw.bytes);
         while list.next()? {
             let mut call = list.cursor.object(&CALLED);
             let whole = call.whole;
             if let Some(inner) = call.first_of(&[0, 1])? {
-                call = Cursor::new(inner.bytes).object(&CALLED);
+                call = JsonCursor::new(inner.bytes).object(&CALLED);
             }
             self.call(call.get(2)?, || call.first_of(&ARGUMENTS))?;
             if !whole {
-                return Err(Cut);
+                return Err(EndOfJson);
             }
         }
         Ok(())
@@ -417,9 +422,9 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
     /// Without its id, which is random.
     fn call(
         &mut self,
-        name: Option<Raw<'a>>,
-        arguments: impl FnOnce() -> Result<Option<Raw<'a>>, Cut>,
-    ) -> Result<(), Cut> {
+        name: Option<RawValue<'a>>,
+        arguments: impl FnOnce() -> Result<Option<RawValue<'a>>, EndOfJson>,
+    ) -> Result<(), EndOfJson> {
         self.end_question();
         self.out.write(&[CALL]);
         self.short_text(name)?;
@@ -435,7 +440,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
     }
 
     /// The schema keeps the order of its keys: that order is the prompt's.
-    fn tools(&mut self, raw: Raw<'a>) -> Result<(), Cut> {
+    fn tools(&mut self, raw: RawValue<'a>) -> Result<(), EndOfJson> {
         #[rustfmt::skip]
         const NAMES: [&str; 8] = [
             "function", "custom", "name", "type", "description", "parameters", "input_schema", "format",
@@ -443,11 +448,11 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
         if raw.first() != b'[' {
             return Ok(());
         }
-        let mut list = List::new(raw.bytes);
+        let mut list = JsonList::new(raw.bytes);
         while list.next()? {
             let mut tool = list.cursor.object(&NAMES);
             if let Some(inner) = tool.first_of(&[0, 1])? {
-                tool = Cursor::new(inner.bytes).object(&NAMES);
+                tool = JsonCursor::new(inner.bytes).object(&NAMES);
             }
             self.out.write(&[TOOL]);
             self.short_text(tool.first_of(&[2, 3])?)?;
@@ -460,7 +465,7 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
     }
 
     /// A text that must be whole, and an end to it.
-    fn short_text(&mut self, raw: Option<Raw<'a>>) -> Result<(), Cut> {
+    fn short_text(&mut self, raw: Option<RawValue<'a>>) -> Result<(), EndOfJson> {
         if let Some(raw) = raw {
             write_text(raw.string().unwrap_or_default(), raw.whole, self.out);
             raw.end()?;
@@ -471,14 +476,14 @@ impl<'a, S: Sink> Talk<'a, '_, S> {
 }
 
 /// A system text without the line that is other at every request.
-fn without_billing(text: &[u8], whole: bool) -> Result<&[u8], Cut> {
+fn without_billing(text: &[u8], whole: bool) -> Result<&[u8], EndOfJson> {
     match begins_with(text, whole, BILLING) {
         Some(false) => Ok(text),
-        None => Err(Cut),
+        None => Err(EndOfJson),
         Some(true) => match after(text, b'\n') {
             Some(line) => Ok(&text[line..]),
             None if whole => Ok(b""),
-            None => Err(Cut),
+            None => Err(EndOfJson),
         },
     }
 }

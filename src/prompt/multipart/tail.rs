@@ -4,7 +4,7 @@
 //! that of the model which answers. The tail of a form streams past and is not held: kept is only what the
 //! scanner has not settled, which is the headers of a part or the beginning of a boundary.
 
-use super::{FormScanner, Place};
+use super::{FormParserState, FormScanner};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -30,9 +30,11 @@ impl FormScanner {
     /// Where the bytes begin that are looked at again.
     fn needed_from(&self) -> usize {
         match self.place {
-            Place::Start => 0,
-            Place::Headers { start } => start.min(self.at),
-            Place::Content { .. } | Place::End { .. } | Place::Malformed(_) => self.at,
+            FormParserState::Start => 0,
+            FormParserState::Headers { start } => start.min(self.at),
+            FormParserState::Content { .. } | FormParserState::End { .. } | FormParserState::Malformed(_) => {
+                self.at
+            }
         }
     }
 
@@ -41,11 +43,13 @@ impl FormScanner {
         self.at -= bytes;
         match &mut self.place {
             // The start of a content counts only for its span, of which nothing but its presence is used.
-            Place::Headers { start } | Place::Content { start, .. } | Place::End { start } => {
+            FormParserState::Headers { start }
+            | FormParserState::Content { start, .. }
+            | FormParserState::End { start } => {
                 *start = start.saturating_sub(bytes);
             }
-            Place::Malformed(offset) => *offset = offset.saturating_sub(bytes),
-            Place::Start => {}
+            FormParserState::Malformed(offset) => *offset = offset.saturating_sub(bytes),
+            FormParserState::Start => {}
         }
     }
 }
@@ -77,7 +81,8 @@ impl FormTail {
     }
 
     fn is_over(&self) -> bool {
-        self.names_model() || matches!(self.scanner.place, Place::End { .. } | Place::Malformed(_))
+        self.names_model()
+            || matches!(self.scanner.place, FormParserState::End { .. } | FormParserState::Malformed(_))
     }
 }
 

@@ -125,7 +125,7 @@ fn begins_number(before: u8, byte: u8) -> bool {
 
 /// What a byte means inside an object or array, outside strings.
 #[derive(Clone, Copy)]
-pub(super) enum Class {
+pub(super) enum ByteClass {
     Other,
     Quote,
     Open,
@@ -134,16 +134,16 @@ pub(super) enum Class {
     Number,
 }
 
-pub(super) const CLASSES: [Class; 256] = {
-    let mut classes = [Class::Other; 256];
+pub(super) const CLASSES: [ByteClass; 256] = {
+    let mut classes = [ByteClass::Other; 256];
     let mut byte = 0;
     while byte < 256 {
         classes[byte] = match byte as u8 {
-            b'"' => Class::Quote,
-            b'{' | b'[' => Class::Open,
-            b'}' | b']' => Class::Close,
-            b'-' | b'0'..=b'9' => Class::Number,
-            _ => Class::Other,
+            b'"' => ByteClass::Quote,
+            b'{' | b'[' => ByteClass::Open,
+            b'}' | b']' => ByteClass::Close,
+            b'-' | b'0'..=b'9' => ByteClass::Number,
+            _ => ByteClass::Other,
         };
         byte += 1;
     }

@@ -4,10 +4,10 @@
 
 use super::super::value::unescape;
 
-/// A top-level field of a request that somebody here asks for.
+/// A top-level field of a request that the balancer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Field {
+pub enum BodyField {
     Model,
     Stream,
     StreamOptions,
@@ -52,60 +52,60 @@ pub enum Field {
 }
 
 /// Every field with its name, in the order of the enum.
-pub(super) const FIELDS: [(Field, &str); 40] = [
-    (Field::Model, "model"),
-    (Field::Stream, "stream"),
-    (Field::StreamOptions, "stream_options"),
-    (Field::N, "n"),
-    (Field::RequestId, "request_id"),
-    (Field::PreviousResponseId, "previous_response_id"),
-    (Field::KvTransferParams, "kv_transfer_params"),
-    (Field::EcTransferParams, "ec_transfer_params"),
-    (Field::CacheSalt, "cache_salt"),
-    (Field::ChatTemplate, "chat_template"),
-    (Field::PromptEmbeds, "prompt_embeds"),
-    (Field::Features, "features"),
-    (Field::SessionId, "session_id"),
-    (Field::PromptCacheKey, "prompt_cache_key"),
-    (Field::User, "user"),
-    (Field::Metadata, "metadata"),
-    (Field::Store, "store"),
-    (Field::Background, "background"),
-    (Field::Messages, "messages"),
-    (Field::Prompt, "prompt"),
-    (Field::Input, "input"),
-    (Field::Instructions, "instructions"),
-    (Field::System, "system"),
-    (Field::Tools, "tools"),
-    (Field::Documents, "documents"),
-    (Field::TokenIds, "token_ids"),
-    (Field::Tokens, "tokens"),
-    (Field::Query, "query"),
-    (Field::Queries, "queries"),
-    (Field::Items, "items"),
-    (Field::Text, "text"),
-    (Field::Texts, "texts"),
-    (Field::Text1, "text_1"),
-    (Field::Text2, "text_2"),
-    (Field::Inputs, "inputs"),
-    (Field::Data, "data"),
-    (Field::Data1, "data_1"),
-    (Field::Data2, "data_2"),
-    (Field::State, "state"),
-    (Field::Questions, "questions"),
+pub(super) const FIELDS: [(BodyField, &str); 40] = [
+    (BodyField::Model, "model"),
+    (BodyField::Stream, "stream"),
+    (BodyField::StreamOptions, "stream_options"),
+    (BodyField::N, "n"),
+    (BodyField::RequestId, "request_id"),
+    (BodyField::PreviousResponseId, "previous_response_id"),
+    (BodyField::KvTransferParams, "kv_transfer_params"),
+    (BodyField::EcTransferParams, "ec_transfer_params"),
+    (BodyField::CacheSalt, "cache_salt"),
+    (BodyField::ChatTemplate, "chat_template"),
+    (BodyField::PromptEmbeds, "prompt_embeds"),
+    (BodyField::Features, "features"),
+    (BodyField::SessionId, "session_id"),
+    (BodyField::PromptCacheKey, "prompt_cache_key"),
+    (BodyField::User, "user"),
+    (BodyField::Metadata, "metadata"),
+    (BodyField::Store, "store"),
+    (BodyField::Background, "background"),
+    (BodyField::Messages, "messages"),
+    (BodyField::Prompt, "prompt"),
+    (BodyField::Input, "input"),
+    (BodyField::Instructions, "instructions"),
+    (BodyField::System, "system"),
+    (BodyField::Tools, "tools"),
+    (BodyField::Documents, "documents"),
+    (BodyField::TokenIds, "token_ids"),
+    (BodyField::Tokens, "tokens"),
+    (BodyField::Query, "query"),
+    (BodyField::Queries, "queries"),
+    (BodyField::Items, "items"),
+    (BodyField::Text, "text"),
+    (BodyField::Texts, "texts"),
+    (BodyField::Text1, "text_1"),
+    (BodyField::Text2, "text_2"),
+    (BodyField::Inputs, "inputs"),
+    (BodyField::Data, "data"),
+    (BodyField::Data1, "data_1"),
+    (BodyField::Data2, "data_2"),
+    (BodyField::State, "state"),
+    (BodyField::Questions, "questions"),
 ];
 
 /// The longest name, every character of it written as `\uXXXX`.
-const LONGEST_KEY: usize = 6 * "previous_response_id".len();
+const MAX_KEY_BYTES: usize = 6 * "previous_response_id".len();
 
-impl Field {
+impl BodyField {
     pub fn name(self) -> &'static str {
         FIELDS[self.index()].1
     }
 
     /// Whether the text in it becomes tokens that the model reads.
     pub fn is_prompt(self) -> bool {
-        self.index() >= Field::Messages.index()
+        self.index() >= BodyField::Messages.index()
     }
 
     pub(super) fn index(self) -> usize {
@@ -114,13 +114,13 @@ impl Field {
 
     /// The field that a key names, given the bytes between its quotes; escapes are allowed in it.
     pub(in super::super) fn of_key(raw: &[u8]) -> Option<Self> {
-        if raw.len() > LONGEST_KEY {
+        if raw.len() > MAX_KEY_BYTES {
             return None;
         }
         if memchr::memchr(b'\\', raw).is_none() {
-            return Field::named(raw);
+            return BodyField::named(raw);
         }
-        Field::named(unescape(raw).as_bytes())
+        BodyField::named(unescape(raw).as_bytes())
     }
 
     fn named(name: &[u8]) -> Option<Self> {
@@ -133,11 +133,11 @@ impl Field {
 pub struct FieldSet(u64);
 
 impl FieldSet {
-    pub fn contains(self, field: Field) -> bool {
+    pub fn contains(self, field: BodyField) -> bool {
         self.0 >> field.index() & 1 == 1
     }
 
-    pub(super) fn insert(&mut self, field: Field) {
+    pub(super) fn insert(&mut self, field: BodyField) {
         self.0 |= 1 << field.index();
     }
 }
@@ -150,19 +150,19 @@ mod tests {
     fn the_list_is_in_the_order_of_the_enum() {
         for (index, (field, name)) in FIELDS.iter().enumerate() {
             assert_eq!(field.index(), index, "{name}");
-            assert_eq!(Field::of_key(name.as_bytes()), Some(*field));
+            assert_eq!(BodyField::of_key(name.as_bytes()), Some(*field));
             let escaped: String = name.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
-            assert_eq!(Field::of_key(escaped.as_bytes()), Some(*field), "{escaped}");
+            assert_eq!(BodyField::of_key(escaped.as_bytes()), Some(*field), "{escaped}");
             assert_eq!(field.name(), *name);
         }
-        assert_eq!(Field::of_key(b"Model"), None);
-        assert_eq!(Field::of_key(b"modelx"), None);
-        assert_eq!(Field::of_key(b""), None);
+        assert_eq!(BodyField::of_key(b"Model"), None);
+        assert_eq!(BodyField::of_key(b"modelx"), None);
+        assert_eq!(BodyField::of_key(b""), None);
     }
 
     #[test]
     fn prompt_is_what_the_model_reads() {
-        assert!(Field::Messages.is_prompt() && Field::Questions.is_prompt());
-        assert!(!Field::Model.is_prompt() && !Field::EcTransferParams.is_prompt());
+        assert!(BodyField::Messages.is_prompt() && BodyField::Questions.is_prompt());
+        assert!(!BodyField::Model.is_prompt() && !BodyField::EcTransferParams.is_prompt());
     }
 }

@@ -1,22 +1,22 @@
 //! A body that was edited: what is in it as it was before is not read again.
 
-use super::{Kind, Scanner, Value};
+use super::{ScannedKind, ScannedValue, Scanner};
 
 /// What a scanner has found in another body.
-pub(super) struct Known<'a> {
+pub(super) struct KnownValues<'a> {
     body: &'a [u8],
-    values: &'a [Option<Value>],
+    values: &'a [Option<ScannedValue>],
 }
 
-impl Known<'_> {
-    pub(super) const NOTHING: Known<'static> = Known { body: &[], values: &[] };
+impl KnownValues<'_> {
+    pub(super) const NOTHING: KnownValues<'static> = KnownValues { body: &[], values: &[] };
 }
 
 impl Scanner {
     /// The scanner of what `old`, which this one has read, became.
     pub fn of_edited(&self, old: &[u8], edited: &[u8]) -> Scanner {
         let mut scanner = Scanner::new();
-        scanner.scan_with(edited, &Known { body: old, values: &self.values });
+        scanner.scan_with(edited, &KnownValues { body: old, values: &self.values });
         scanner
     }
 
@@ -27,9 +27,10 @@ impl Scanner {
 
     /// Takes a value that is, byte for byte, the one that the field had before. It ends where that ended:
     /// what has quotes or brackets around it says itself where it ends.
-    pub(super) fn take_known(&mut self, body: &[u8], known: &Known<'_>) -> bool {
+    pub(super) fn copy_known(&mut self, body: &[u8], known: &KnownValues<'_>) -> bool {
         let value = self.field.and_then(|field| *known.values.get(field.index())?);
-        let closed = |value: &Value| matches!(value.kind, Kind::String | Kind::Container);
+        let closed =
+            |value: &ScannedValue| matches!(value.kind, ScannedKind::String | ScannedKind::Container);
         let Some(value) = value.filter(closed) else { return false };
         let end = self.at + (value.end - value.start);
         let same =

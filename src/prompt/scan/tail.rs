@@ -5,8 +5,8 @@
 //! pieces of any size, each byte once; only the beginning of a top-level key is kept from one piece to the
 //! next. It is as lax as the scanner: the upstream refuses what is no JSON.
 
-use super::bytes::{CLASSES, Class};
-use super::{Field, Place, Scanner};
+use super::bytes::{ByteClass, CLASSES};
+use super::{BodyField, Scanner, ScannerState};
 use crate::prompt::work::spend;
 
 /// The longest way to write the key, each character as `\uXXXX`.
@@ -38,22 +38,25 @@ impl Scanner {
     /// What reads the document behind `body`, which has been scanned and names a model.
     pub fn tail(&self, body: &[u8]) -> DocumentTail {
         let (depth, string, in_key) = match self.place {
-            Place::InKey { start } => (0, Some(start), true),
-            Place::InString { start } => (0, Some(start), false),
-            Place::Nested { .. } => (self.depth, None, false),
-            Place::NestedString { quote, .. } => (self.depth, Some(quote), false),
+            ScannerState::InKey { start } => (0, Some(start), true),
+            ScannerState::InString { start } => (0, Some(start), false),
+            ScannerState::Nested { .. } => (self.depth, None, false),
+            ScannerState::NestedString { quote, .. } => (self.depth, Some(quote), false),
             _ => (0, None, false),
         };
         let mut tail = DocumentTail {
             depth,
-            expects_key: matches!(self.place, Place::KeyOrEnd | Place::Key),
+            expects_key: matches!(self.place, ScannerState::KeyOrEnd | ScannerState::Key),
             in_string: string.is_some(),
             in_key,
             escaped: false,
             key: Vec::new(),
             // A second name has begun, and counts with its end.
-            names_model: self.field == Some(Field::Model),
-            over: matches!(self.place, Place::End | Place::NotAnObject | Place::Malformed(_)),
+            names_model: self.field == Some(BodyField::Model),
+            over: matches!(
+                self.place,
+                ScannerState::End | ScannerState::NotAnObject | ScannerState::Malformed(_)
+            ),
         };
         if let Some(text) = string.and_then(|start| body.get(start..)) {
             tail.keep_key(text);
@@ -84,23 +87,23 @@ impl DocumentTail {
         while let Some(&byte) = piece.get(at) {
             spend(1);
             match CLASSES[usize::from(byte)] {
-                Class::Quote => {
+                ByteClass::Quote => {
                     (self.in_string, self.escaped) = (true, false);
                     self.in_key = self.depth == 0 && self.expects_key;
                     self.key.clear();
                     return at + 1;
                 }
-                Class::Open => self.depth += 1,
-                Class::Close if self.depth == 0 => {
+                ByteClass::Open => self.depth += 1,
+                ByteClass::Close if self.depth == 0 => {
                     self.over = true;
                     return piece.len();
                 }
-                Class::Close => self.depth -= 1,
-                Class::Number | Class::Other if self.depth > 0 => {
+                ByteClass::Close => self.depth -= 1,
+                ByteClass::Number | ByteClass::Other if self.depth > 0 => {
                     at += plain_bytes(&piece[at..]);
                     continue;
                 }
-                Class::Number | Class::Other => match byte {
+                ByteClass::Number | ByteClass::Other => match byte {
                     b',' => self.expects_key = true,
                     b':' => self.expects_key = false,
                     _ => {}
@@ -127,7 +130,7 @@ impl DocumentTail {
             self.escaped = escaped;
             if quote.is_some() {
                 self.in_string = false;
-                self.names_model = self.in_key && Field::of_key(&self.key) == Some(Field::Model);
+                self.names_model = self.in_key && BodyField::of_key(&self.key) == Some(BodyField::Model);
             }
             return at + 1;
         }
@@ -168,7 +171,7 @@ fn plain_bytes(bytes: &[u8]) -> usize {
     if structure == 0 {
         return WINDOW;
     }
-    let is_plain = |byte: &&u8| matches!(CLASSES[usize::from(**byte)], Class::Number | Class::Other);
+    let is_plain = |byte: &&u8| matches!(CLASSES[usize::from(**byte)], ByteClass::Number | ByteClass::Other);
     window.iter().take_while(is_plain).count().max(1)
 }
 

@@ -12,12 +12,12 @@ fn scanned(body: &[u8]) -> Scanner {
     scanner
 }
 
-fn facts(body: &str) -> Facts<'_> {
+fn facts(body: &str) -> ScanFacts<'_> {
     scanned(body.as_bytes()).facts(body.as_bytes())
 }
 
-fn named(name: &str) -> Model<'_> {
-    Model::Named(name.into())
+fn named(name: &str) -> ModelField<'_> {
+    ModelField::Named(name.into())
 }
 
 #[test]
@@ -28,22 +28,22 @@ fn the_model_is_read_as_vllm_reads_it() {
         (r#"{"mod\u0065l":"escaped key"}"#, named("escaped key")),
         (r#"{"model":"\ud83d\ude00"}"#, named("😀")),
         (r#"{"model":"first","model":"last"}"#, named("last")),
-        (r#"{"model":"first","model":null}"#, Model::Absent),
-        (r#"{"model":""}"#, Model::Absent),
-        (r#"{"model":null}"#, Model::Absent),
-        (r#"{"model":7}"#, Model::NotAString),
-        (r#"{"model":["llama"]}"#, Model::NotAString),
-        (r#"{"x":{"model":"nested"},"messages":[{"model":"nested"}]}"#, Model::Absent),
+        (r#"{"model":"first","model":null}"#, ModelField::Absent),
+        (r#"{"model":""}"#, ModelField::Absent),
+        (r#"{"model":null}"#, ModelField::Absent),
+        (r#"{"model":7}"#, ModelField::NotAString),
+        (r#"{"model":["llama"]}"#, ModelField::NotAString),
+        (r#"{"x":{"model":"nested"},"messages":[{"model":"nested"}]}"#, ModelField::Absent),
         (r#"{"x":"\"model\":\"no\"","model":"yes"}"#, named("yes")),
         (r#"{"x":"\\","model":"yes"}"#, named("yes")),
         (r#"{"x":["\\\"]","}"],"model":"yes"}"#, named("yes")),
         ("\u{feff} {\r\n\t\"model\" :\t\"bom\"\n} ", named("bom")),
-        (r#"["model","llama"]"#, Model::Absent),
-        ("{}", Model::Absent),
+        (r#"["model","llama"]"#, ModelField::Absent),
+        ("{}", ModelField::Absent),
     ] {
         let facts = facts(body);
         assert_eq!(facts.model, model, "{body}");
-        assert_eq!(facts.state, Progress::Complete, "{body}");
+        assert_eq!(facts.state, ScanProgress::Complete, "{body}");
     }
 }
 
@@ -64,7 +64,7 @@ fn what_is_no_json_says_where() {
         (r#"{'a':1}"#, Some(1)),
         (r#"{"a":NaN,"b":-Infinity,"c":Infinity,"d":1e-5}"#, None),
     ] {
-        let expected = offset.map_or(Progress::Complete, Progress::Malformed);
+        let expected = offset.map_or(ScanProgress::Complete, ScanProgress::Malformed);
         assert_eq!(facts(body).state, expected, "{body}");
     }
     assert_eq!(facts(r#"{"model":"a","x":?"#).model, named("a"));
@@ -73,21 +73,21 @@ fn what_is_no_json_says_where() {
 #[test]
 fn a_cut_body_tells_what_stands_before_the_cut() {
     for (body, model, prompt_bytes) in [
-        ("", Model::Absent, 0),
-        ("\u{feff}", Model::Absent, 0),
-        (r#"{"model":"lla"#, Model::Absent, 0),
+        ("", ModelField::Absent, 0),
+        ("\u{feff}", ModelField::Absent, 0),
+        (r#"{"model":"lla"#, ModelField::Absent, 0),
         (r#"{"model":"llama""#, named("llama"), 0),
         (r#"{"model":"llama","prompt":"twelve bytes"#, named("llama"), 12),
-        (r#"{"prompt":["one","tw"#, Model::Absent, 5),
-        (r#"{"prompt":[10,200"#, Model::Absent, 8),
-        (r#"{"prompt":"old","prompt":"newer"#, Model::Absent, 5),
+        (r#"{"prompt":["one","tw"#, ModelField::Absent, 5),
+        (r#"{"prompt":[10,200"#, ModelField::Absent, 8),
+        (r#"{"prompt":"old","prompt":"newer"#, ModelField::Absent, 5),
     ] {
         let facts = facts(body);
         assert_eq!((facts.model, facts.prompt_bytes), (model, prompt_bytes), "{body}");
-        assert_eq!(facts.state, Progress::Cut, "{body}");
+        assert_eq!(facts.state, ScanProgress::Cut, "{body}");
     }
-    assert!(facts(r#"{"messages":[{"role"#).has(Field::Messages));
-    assert!(!facts(r#"{"messages":nul"#).has(Field::Messages));
+    assert!(facts(r#"{"messages":[{"role"#).has(BodyField::Messages));
+    assert!(!facts(r#"{"messages":nul"#).has(BodyField::Messages));
 }
 
 #[test]
@@ -95,15 +95,15 @@ fn the_other_facts() {
     let body = r#"{"stream":true,"messages":[],"documents":null,"kv_transfer_params":null,
         "previous_response_id":"resp_\u0031","request_id":"r"}"#;
     let told = facts(body);
-    assert!(told.stream && told.has(Field::Messages) && told.has(Field::RequestId));
-    assert!(!told.has(Field::Documents) && !told.kv_transfer());
+    assert!(told.stream && told.has(BodyField::Messages) && told.has(BodyField::RequestId));
+    assert!(!told.has(BodyField::Documents) && !told.kv_transfer());
     assert_eq!(told.previous_response_id.as_deref(), Some("resp_1"));
     assert!(facts(r#"{"kv_transfer_params":{}}"#).kv_transfer());
     assert!(facts(r#"{"ec_transfer_params":{"a":1}}"#).kv_transfer());
     for (stream, truth) in [("1", true), ("\"true\"", true), ("\"on\"", true), ("0", false), ("[1]", false)] {
         assert_eq!(facts(&format!(r#"{{"stream":{stream}}}"#)).stream, truth, "{stream}");
     }
-    let span = scanned(body.as_bytes()).span(Field::RequestId).unwrap();
+    let span = scanned(body.as_bytes()).span(BodyField::RequestId).unwrap();
     assert_eq!(&body[span], r#""r""#);
 }
 
@@ -118,7 +118,7 @@ fn a_value_is_seen_before_it_is_whole() {
         (r#"{"prompt":nul"#, None),
         (r#"{"prompt""#, None),
     ] {
-        let found = scanned(body.as_bytes()).seen(Field::Prompt);
+        let found = scanned(body.as_bytes()).seen(BodyField::Prompt);
         assert_eq!(found.map(|(range, whole)| (&body[range], whole)), seen, "{body}");
     }
 }
@@ -135,7 +135,7 @@ fn prompt_is_counted_where_it_stands() {
         assert_eq!(facts(body).prompt_bytes, bytes, "{body}");
     }
     let image = format!(r#"{{"input":["data:image/png;base64,{}"]}}"#, "A".repeat(100_000));
-    assert_eq!(facts(&image).prompt_bytes, MEDIA_BYTES);
+    assert_eq!(facts(&image).prompt_bytes, MEDIA_WEIGHT_BYTES);
 }
 
 #[test]
@@ -248,14 +248,14 @@ proptest! {
     #[test]
     fn says_what_a_full_parser_says((entries, body) in document()) {
         let parsed: Json = serde_json::from_str(&body).unwrap();
-        let last = |field: Field| entries.iter().rfind(|entry| entry.key == field.name());
+        let last = |field: BodyField| entries.iter().rfind(|entry| entry.key == field.name());
         let scanner = scanned(body.as_bytes());
         let facts = scanner.facts(body.as_bytes());
-        prop_assert_eq!(facts.state, Progress::Complete);
+        prop_assert_eq!(facts.state, ScanProgress::Complete);
         let model = match &parsed["model"] {
-            Json::Null => Model::Absent,
-            Json::String(name) => Model::named(name.into()),
-            _ => Model::NotAString,
+            Json::Null => ModelField::Absent,
+            Json::String(name) => ModelField::named(name.into()),
+            _ => ModelField::NotAString,
         };
         prop_assert_eq!(&facts.model, &model);
         let stream = match &parsed["stream"] {
@@ -302,7 +302,7 @@ proptest! {
         for end in 0..body.len() {
             let prefix = &body[..end];
             scanner.scan(prefix);
-            prop_assert_eq!(scanner.progress(), Progress::Cut);
+            prop_assert_eq!(scanner.progress(), ScanProgress::Cut);
             prop_assert_eq!(scanner.facts(prefix), scanned(prefix).facts(prefix));
         }
         scanner.scan(body);

@@ -8,8 +8,8 @@ use http::HeaderMap;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::canon::{Dialect, Reader, Request};
-use super::super::chain::{Blocks, MEDIA_BYTES};
+use super::super::canon::{PromptDialect, PromptReader, PromptSource};
+use super::super::chain::{BlockLayout, MEDIA_WEIGHT_BYTES};
 use super::super::multipart::FormScanner;
 use super::super::scan::Scanner;
 use super::super::session;
@@ -32,9 +32,9 @@ const MAX_WORK_PER_BYTE: u64 = 48;
 const MAX_WORK_PER_FACTS: u64 = 6 * crate::names::MAX_MODEL_BYTES as u64 + 4096;
 
 /// The longest chain of these tests: bytes that are hashed beyond those of the body, as media are.
-const BLOCKS: Blocks = Blocks { bytes: 512, most: 64 };
+const BLOCKS: BlockLayout = BlockLayout { bytes: 512, max_blocks: 64 };
 
-const CHAIN_BYTES: u64 = (BLOCKS.bytes * BLOCKS.most) as u64;
+const CHAIN_BYTES: u64 = (BLOCKS.bytes * BLOCKS.max_blocks) as u64;
 
 const FORM: &str = "multipart/form-data; boundary=AbC";
 
@@ -52,34 +52,34 @@ fn assert_linear(what: &str, body: &[u8], spent: u64) {
 }
 
 /// Where the contents of a body begin, and how its prompt is read.
-const BEGINNINGS: [(Dialect, &str); 27] = [
-    (Dialect::Chat, ""),
-    (Dialect::Chat, "{"),
-    (Dialect::Chat, r#"{""#),
-    (Dialect::Chat, r#"{"messages":"#),
-    (Dialect::Chat, r#"{"messages":["#),
-    (Dialect::Chat, r#"{"messages":[{"role":"user","content":""#),
-    (Dialect::Chat, r#"{"messages":[{"role":"user","content":["#),
-    (Dialect::Chat, r#"{"messages":[{"role":"user","content":[{"type":"text","text":""#),
-    (Dialect::Chat, r#"{"messages":[{"role":"user","#),
-    (Dialect::Chat, r#"{"messages":[{"role":"user","content":"a"},"#),
-    (Dialect::Chat, r#"{"messages":[{"role":"assistant","tool_calls":["#),
-    (Dialect::Chat, r#"{"messages":[{"role":"assistant","tool_calls":[{"function":{"arguments":""#),
-    (Dialect::Chat, r#"{"messages":[],"tools":["#),
-    (Dialect::Chat, r#"{"messages":[],"documents":["#),
-    (Dialect::Chat, r#"{"model":""#),
-    (Dialect::Chat, r#"{"stream":"#),
-    (Dialect::Chat, r#"{"metadata":{"user_id":""#),
-    (Dialect::Responses, r#"{"input":""#),
-    (Dialect::Responses, r#"{"input":["#),
-    (Dialect::Responses, r#"{"instructions":["#),
-    (Dialect::Responses, r#"{"previous_response_id":""#),
-    (Dialect::Messages, r#"{"messages":[],"system":"x-anthropic-billing-header"#),
-    (Dialect::Messages, r#"{"messages":[{"role":"user","content":[{"type":"tool_result","content":["#),
-    (Dialect::Completions, r#"{"prompt":""#),
-    (Dialect::Completions, r#"{"prompt":["#),
-    (Dialect::Completions, r#"{"prompt_embeds":""#),
-    (Dialect::Generate, r#"{"token_ids":["#),
+const BEGINNINGS: [(PromptDialect, &str); 27] = [
+    (PromptDialect::Chat, ""),
+    (PromptDialect::Chat, "{"),
+    (PromptDialect::Chat, r#"{""#),
+    (PromptDialect::Chat, r#"{"messages":"#),
+    (PromptDialect::Chat, r#"{"messages":["#),
+    (PromptDialect::Chat, r#"{"messages":[{"role":"user","content":""#),
+    (PromptDialect::Chat, r#"{"messages":[{"role":"user","content":["#),
+    (PromptDialect::Chat, r#"{"messages":[{"role":"user","content":[{"type":"text","text":""#),
+    (PromptDialect::Chat, r#"{"messages":[{"role":"user","#),
+    (PromptDialect::Chat, r#"{"messages":[{"role":"user","content":"a"},"#),
+    (PromptDialect::Chat, r#"{"messages":[{"role":"assistant","tool_calls":["#),
+    (PromptDialect::Chat, r#"{"messages":[{"role":"assistant","tool_calls":[{"function":{"arguments":""#),
+    (PromptDialect::Chat, r#"{"messages":[],"tools":["#),
+    (PromptDialect::Chat, r#"{"messages":[],"documents":["#),
+    (PromptDialect::Chat, r#"{"model":""#),
+    (PromptDialect::Chat, r#"{"stream":"#),
+    (PromptDialect::Chat, r#"{"metadata":{"user_id":""#),
+    (PromptDialect::Responses, r#"{"input":""#),
+    (PromptDialect::Responses, r#"{"input":["#),
+    (PromptDialect::Responses, r#"{"instructions":["#),
+    (PromptDialect::Responses, r#"{"previous_response_id":""#),
+    (PromptDialect::Messages, r#"{"messages":[],"system":"x-anthropic-billing-header"#),
+    (PromptDialect::Messages, r#"{"messages":[{"role":"user","content":[{"type":"tool_result","content":["#),
+    (PromptDialect::Completions, r#"{"prompt":""#),
+    (PromptDialect::Completions, r#"{"prompt":["#),
+    (PromptDialect::Completions, r#"{"prompt_embeds":""#),
+    (PromptDialect::Generate, r#"{"token_ids":["#),
 ];
 
 /// What the contents repeat.
@@ -118,7 +118,7 @@ fn scan_in_pieces(body: &[u8], ends: &[usize]) {
     assert!(spent <= MAX_WORK_PER_FACTS, "facts of a body of {} bytes: {spent}", body.len());
     let headers = HeaderMap::new();
     let request =
-        session::Request { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
+        session::SessionLookup { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
     assert_linear("session", body, work_of(|| drop(request.session(&SessionConfig::default()))));
 }
 
@@ -137,16 +137,16 @@ fn follow_in_pieces(body: &[u8], ends: &[usize]) {
     assert_linear("tail", body, spent);
 }
 
-fn read_in_pieces(dialect: Dialect, body: &[u8], peeked: usize, ends: &[usize]) {
-    let (mut scanner, mut reader) = (Scanner::new(), Reader::default());
+fn read_in_pieces(dialect: PromptDialect, body: &[u8], peeked: usize, ends: &[usize]) {
+    let (mut scanner, mut reader) = (Scanner::new(), PromptReader::default());
     scanner.scan(&body[..peeked]);
     let spent = work_of(|| {
-        let request = Request { dialect, model: "llama", body: &body[..peeked], scanner: &scanner };
+        let request = PromptSource { dialect, model: "llama", body: &body[..peeked], scanner: &scanner };
         reader.read(&request, BLOCKS);
-        let Some(mut at) = reader.resume_at() else { return };
+        let Some(mut at) = reader.resume_offset() else { return };
         for end in ends {
             // The held bytes come again, as they do on their way to the upstream.
-            reader.go_on(&body[at..at.max(*end)]);
+            reader.resume(&body[at..at.max(*end)]);
             at = at.max(*end);
         }
     });
@@ -191,7 +191,7 @@ fn every_shape_costs_linear_work_in_single_bytes_and_as_a_whole() {
 fn one_long_token_id_costs_linear_work_in_single_bytes() {
     for field in ["prompt", "token_ids"] {
         let body = body(&format!("{{\"{field}\":[7,"), &["1"], "]}", 64 << 10);
-        for dialect in [Dialect::Completions, Dialect::Generate] {
+        for dialect in [PromptDialect::Completions, PromptDialect::Generate] {
             read_in_pieces(dialect, &body, 20, &ends(&body, 1));
         }
     }
@@ -203,15 +203,19 @@ fn many_tiny_media_parts_cost_linear_work() {
     for part in [r#"{"type":"file","file":1}"#, r#"{"type":"image_url","image_url":{"url":"u"}}"#] {
         let parts = vec![part; PARTS].join(",");
         let body = format!(r#"{{"messages":[{{"role":"user","content":[{parts}]}}]}}"#).into_bytes();
-        read_in_pieces(Dialect::Chat, &body, body.len(), &[]);
-        read_in_pieces(Dialect::Chat, &body, 100, &ends(&body, 1000));
+        read_in_pieces(PromptDialect::Chat, &body, body.len(), &[]);
+        read_in_pieces(PromptDialect::Chat, &body, 100, &ends(&body, 1000));
         let mut scanner = Scanner::new();
         scanner.scan(&body);
-        let mut reader = Reader::default();
-        let request = Request { dialect: Dialect::Chat, model: "llama", body: &body, scanner: &scanner };
+        let mut reader = PromptReader::default();
+        let request =
+            PromptSource { dialect: PromptDialect::Chat, model: "llama", body: &body, scanner: &scanner };
         let chain = reader.read(&request, BLOCKS);
         let turn = "\u{1}user\u{2}".len();
-        assert_eq!((chain.blocks.len(), chain.bytes), (BLOCKS.most, (turn + PARTS * MEDIA_BYTES) as u64));
+        assert_eq!(
+            (chain.blocks.len(), chain.bytes),
+            (BLOCKS.max_blocks, (turn + PARTS * MEDIA_WEIGHT_BYTES) as u64)
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! The connection of one attempt: the request goes out on it piece by piece, and the answer is read.
 //!
-//! Pingora's client session parses the answer; `wire` sends. Never: a wait for the upstream to read.
+//! Pingora's client session parses the answer; `wire` sends. Never: wait until the upstream reads.
 
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
@@ -9,12 +9,12 @@ use pingora::{Error, ErrorType, Result};
 
 use super::wire::{Outgoing, UpstreamWire};
 use crate::proxy::client::{Client, ClientEvent};
-use crate::proxy::exchange::Stop;
+use crate::proxy::exchange::RequestEnd;
 use crate::proxy::intake::peek::client_failure;
 use crate::proxy::prompt_work::Placement;
-use crate::proxy::request::{ClientRequest, Scope};
+use crate::proxy::request::{ClientRequest, RequestScope};
 use crate::proxy::upstream_head::UpstreamHead;
-use crate::proxy::watch::Watch;
+use crate::proxy::watch::RequestWatch;
 use crate::reject::Reject;
 
 /// A chunk below this size is copied together with its framing.
@@ -60,7 +60,7 @@ impl UpstreamConnection {
         codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
     }
 
-    /// Whether the answer switches to the protocol that every upgrade asks for.
+    /// Whether the answer switches to WebSocket, the only upgrade that is forwarded.
     pub fn switches_to_websocket(&self) -> bool {
         let mut protocols = self.head().headers.get_all(http::header::UPGRADE).iter();
         protocols.any(|protocol| protocol.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
@@ -70,14 +70,19 @@ impl UpstreamConnection {
     pub async fn send_head(&mut self, head: &UpstreamHead) -> Result<()> {
         self.chunked = head.is_chunked();
         let bytes = head.to_bytes().ok_or_else(|| Error::new(ErrorType::InvalidHTTPHeader))?;
-        // What the session writes goes nowhere.
+        // The wire drops what the session writes.
         self.session.write_request_header(Box::new(head.for_session()?)).await?;
         self.outgoing.push(bytes);
         Ok(())
     }
 
     /// Queues what is held of the body.
-    pub fn send_held(&mut self, scope: &Scope<'_>, request: &mut ClientRequest, placement: &mut Placement) {
+    pub fn send_held(
+        &mut self,
+        scope: &RequestScope<'_>,
+        request: &mut ClientRequest,
+        placement: &mut Placement,
+    ) {
         let (held, complete) = (request.body.replay(), request.body.is_complete());
         request.forwarded = 0;
         placement.send();
@@ -133,8 +138,8 @@ impl UpstreamConnection {
         complete || self.outgoing.has_room()
     }
 
-    /// Lets the upload's clock stand while the client is not read.
-    pub fn pace(&self, request: &mut ClientRequest, watch: &mut Watch) {
+    /// Pauses the upload's clock while the client is not read.
+    pub fn pace(&self, request: &mut ClientRequest, watch: &mut RequestWatch) {
         if request.body.has_waiting() && self.outgoing.waiting() == 0 {
             request.body.release_waiting();
         }
@@ -146,16 +151,16 @@ impl UpstreamConnection {
         }
     }
 
-    /// Passes on what came from the client.
+    /// Forwards an event of the client.
     pub fn forward(
         &mut self,
-        scope: &Scope<'_>,
+        scope: &RequestScope<'_>,
         client: &mut Client<'_>,
         request: &mut ClientRequest,
         placement: &mut Placement,
-        watch: &mut Watch,
+        watch: &mut RequestWatch,
         event: Result<ClientEvent, Box<Error>>,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), RequestEnd> {
         let piece = match event.map_err(client_failure)? {
             ClientEvent::Abandoned => {
                 watch.abandon();
@@ -172,7 +177,7 @@ impl UpstreamConnection {
         if request.forwarded > limit {
             return Err(Reject::TooLarge { limit }.into());
         }
-        watch.uploaded(piece.len());
+        watch.record_upload(piece.len());
         request.body.read_on(&piece)?;
         request.body.hold_if_possible(&piece);
         placement.follow(scope, request, before, &piece, complete);

@@ -1,8 +1,8 @@
-//! Connections to upstreams: new ones, and those that wait for their next request.
+//! Connections to upstreams: new ones, and idle ones for later requests.
 //!
 //! vLLM's server closes a connection that was idle for five seconds; one that is reused later would race
-//! with that. So a connection waits for `MAX_IDLE` at most, is looked at before it is used, and is closed
-//! by a sweep that runs while connections wait.
+//! with that. So a connection is idle for `MAX_IDLE_TIME` at most, is checked before it is used, and is
+//! closed by a sweep that runs while connections are idle.
 //!
 //! Never: give a connection of other settings to an upstream, wait for a resolver.
 
@@ -19,17 +19,17 @@ use super::wire::UpstreamWire;
 use crate::fleet::Upstream;
 use crate::proxy::wire::Transport;
 
-/// An idle connection is not used after this.
-const MAX_IDLE: Duration = Duration::from_secs(4);
+/// How long an idle connection may be used.
+const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
 
 /// The idle connections that are kept for one upstream.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
 
-/// A peer that vanished without a word is noticed after the sum of these.
+/// TCP keepalive: a vanished peer is detected after the sum of these.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
-const UNACKNOWLEDGED: u32 = 60_000;
+const MAX_UNACKNOWLEDGED_MILLIS: u32 = 60_000;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ impl ConnectError {
 ///
 /// The lock is a plain mutex: it is held for a push or a pop, never across an await.
 #[derive(Default)]
-pub struct Pool(Arc<Mutex<PoolState>>);
+pub struct ConnectionPool(Arc<Mutex<PoolState>>);
 
 #[derive(Default)]
 struct PoolState {
@@ -62,14 +62,14 @@ struct PoolState {
 
 /// The idle connections of one upstream, the longest idle first.
 struct IdleConnections {
-    /// With the settings that they were made by: a server whose settings change keeps its id.
+    /// The settings of these connections: a server whose settings change keeps its id.
     upstream: Arc<Upstream>,
     waiting: VecDeque<(Box<UpstreamWire>, Instant)>,
 }
 
-// === impl Pool ===
+// === impl ConnectionPool ===
 
-impl Pool {
+impl ConnectionPool {
     fn lock(&self) -> MutexGuard<'_, PoolState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +85,7 @@ impl Pool {
         Ok(UpstreamWire::new(transport))
     }
 
-    /// A connection that waits for its next request.
+    /// An idle connection, if there is a usable one.
     pub fn idle(&self, upstream: &Arc<Upstream>) -> Option<Box<UpstreamWire>> {
         loop {
             // The lock is not held while a connection is looked at, or closed.
@@ -97,13 +97,13 @@ impl Pool {
                 }
                 idle.waiting.pop_back()?
             };
-            if since.elapsed() < MAX_IDLE && wire.is_quiet() {
+            if since.elapsed() < MAX_IDLE_TIME && wire.is_quiet() {
                 return Some(wire);
             }
         }
     }
 
-    /// Closes what waits for this upstream: one of its connections had ended, and the others are as old.
+    /// Closes the idle connections of an upstream: one of them had ended, and the others are as old.
     pub fn forget(&self, upstream: &Upstream) {
         let closed = self.lock().by_upstream.remove(&upstream.id);
         // Closed outside of the lock.
@@ -129,12 +129,12 @@ impl Pool {
 /// Closes what has been idle for too long, until nothing waits any more.
 async fn sweep(pool: Weak<Mutex<PoolState>>) {
     loop {
-        sleep(MAX_IDLE / 2).await;
+        sleep(MAX_IDLE_TIME / 2).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut state = pool.lock().unwrap_or_else(PoisonError::into_inner);
         let mut closed = Vec::new();
         state.by_upstream.retain(|_, idle| {
-            while idle.waiting.front().is_some_and(|(_, since)| since.elapsed() >= MAX_IDLE) {
+            while idle.waiting.front().is_some_and(|(_, since)| since.elapsed() >= MAX_IDLE_TIME) {
                 closed.extend(idle.waiting.pop_front());
             }
             !idle.waiting.is_empty()
@@ -177,12 +177,12 @@ async fn dial(upstream: &Upstream) -> Result<Transport, ConnectError> {
     }
 }
 
-/// Lets the kernel notice a peer that has vanished.
+/// Enables TCP keepalive, which detects a vanished peer.
 fn watch_peer(socket: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
-    sockopt::set_tcp_user_timeout(socket, UNACKNOWLEDGED)?;
+    sockopt::set_tcp_user_timeout(socket, MAX_UNACKNOWLEDGED_MILLIS)?;
     Ok(())
 }

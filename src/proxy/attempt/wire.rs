@@ -2,8 +2,8 @@
 //!
 //! What goes to the upstream is queued and leaves in vectored writes, head and body together, whenever the
 //! connection is read or flushed. So one task carries both directions: an upstream that answers before it
-//! has read the whole request, or instead of reading it, is heard. Pingora's client session, which parses
-//! the answer, sits on top, and only reads.
+//! has read the whole request, or instead of reading it, is read in time. Pingora's client session, which
+//! parses the answer, sits on top, and only reads.
 //!
 //! Never: block a reader on a writer, copy a body, hold more than the caller queued.
 
@@ -27,22 +27,22 @@ use tokio::time::Instant;
 
 use crate::proxy::wire::{Carrier, Transport};
 
-/// An upstream that does not read delays the end of its connection no longer than this.
-const MAX_SHUTDOWN: Duration = Duration::from_secs(1);
+/// How long an upstream that does not read may delay the end of its connection.
+const MAX_SHUTDOWN_TIME: Duration = Duration::from_secs(1);
 
-/// Pieces that one vectored write takes.
+/// The most pieces in one vectored write.
 const MAX_SLICES: usize = 16;
 
-/// More is queued only while less than this waits for the upstream.
-const MAX_WAITING: usize = 256 << 10;
+/// The queue takes further pieces only while it holds less than this.
+const MAX_WAITING_BYTES: usize = 256 << 10;
 
-/// Where `peek.memory` has no room for what waits: a piece is queued once the upstream took the last one.
-const MIN_WAITING: usize = 1;
+/// The limit where `peek.memory` has no room: a piece is queued once the previous one was sent.
+const MIN_WAITING_BYTES: usize = 1;
 
-/// What a queued piece takes besides its bytes.
+/// The memory of a queued piece besides its bytes.
 const PIECE_OVERHEAD: usize = 64;
 
-/// What is on its way to an upstream. The request queues it, the connection sends it.
+/// The send queue of an upstream connection. The request queues pieces, the connection sends them.
 ///
 /// The lock is a plain mutex: one task holds both handles, so that it is never waited for.
 #[derive(Clone, Debug, Default)]
@@ -95,7 +95,7 @@ impl Outgoing {
 
     /// Lets much wait for the upstream, or one piece.
     pub fn set_ample(&self, ample: bool) {
-        self.lock().limit = if ample { MAX_WAITING } else { MIN_WAITING };
+        self.lock().limit = if ample { MAX_WAITING_BYTES } else { MIN_WAITING_BYTES };
     }
 
     /// Whether more may be queued.
@@ -136,7 +136,7 @@ impl Default for SendQueue {
         SendQueue {
             pieces: VecDeque::new(),
             bytes: 0,
-            limit: MAX_WAITING,
+            limit: MAX_WAITING_BYTES,
             moved: None,
             broken: false,
             wants_room: None,
@@ -252,8 +252,8 @@ impl AsyncWrite for UpstreamWire {
 #[async_trait]
 impl Shutdown for UpstreamWire {
     async fn shutdown(&mut self) {
-        // TLS says goodbye; an upstream that does not read must not hold the request's end up.
-        tokio::time::timeout(MAX_SHUTDOWN, AsyncWriteExt::shutdown(self)).await.ok();
+        // TLS sends a close_notify; an upstream that does not read must not delay the request's end.
+        tokio::time::timeout(MAX_SHUTDOWN_TIME, AsyncWriteExt::shutdown(self)).await.ok();
     }
 }
 
@@ -320,7 +320,7 @@ mod tests {
         assert!(got.starts_with(b"head xxx") && got[5..] == large[..]);
     }
 
-    /// An upload stood still for ever once so much had been queued: nothing told that there was room again.
+    /// Regression: an upload stalled for ever once the queue was full, since its task was not woken.
     #[tokio::test]
     async fn room_is_told_while_only_the_answer_is_awaited() {
         let (mut upstream, mut wire) = pair().await;

@@ -4,10 +4,10 @@
 
 use std::ops::Range;
 
-use crate::prompt::Model;
-use crate::prompt::chain::Blocks;
+use crate::prompt::ModelField;
+use crate::prompt::chain::BlockLayout;
 use crate::prompt::multipart::FormScanner;
-use crate::prompt::scan::{Facts, Field, Progress, Scanner};
+use crate::prompt::scan::{BodyField, ScanFacts, ScanProgress, Scanner};
 use crate::proxy::body_tail::BodyTail;
 use crate::proxy::prompt_work::{self, PromptTail};
 use crate::proxy::request::RequestedModel;
@@ -104,7 +104,7 @@ impl FactsReader {
     /// Where the model stands that the body names.
     pub fn model_span(&self) -> Option<Range<usize>> {
         match self {
-            FactsReader::Json(scanner, _) => scanner.span(Field::Model),
+            FactsReader::Json(scanner, _) => scanner.span(BodyField::Model),
             FactsReader::Multipart(scanner) => scanner.model_span(),
             FactsReader::LostForm | FactsReader::Opaque => None,
         }
@@ -122,14 +122,14 @@ impl FactsReader {
     }
 
     /// The model has not come, and may yet.
-    pub fn wants_model(&self, body: &[u8]) -> bool {
+    pub fn needs_model(&self, body: &[u8]) -> bool {
         match self {
             FactsReader::Json(scanner, _) => {
-                scanner.progress() == Progress::Cut && scanner.span(Field::Model).is_none()
+                scanner.progress() == ScanProgress::Cut && scanner.span(BodyField::Model).is_none()
             }
             FactsReader::Multipart(scanner) => {
                 let facts = scanner.facts(body);
-                facts.state == Progress::Cut && facts.model == Model::Absent
+                facts.state == ScanProgress::Cut && facts.model == ModelField::Absent
             }
             FactsReader::LostForm | FactsReader::Opaque => false,
         }
@@ -137,19 +137,24 @@ impl FactsReader {
 
     /// The response that the request goes on from has not come, and may yet: OpenAI's clients write it behind
     /// the input.
-    pub fn wants_previous(&self) -> bool {
+    pub fn needs_previous(&self) -> bool {
         let FactsReader::Json(scanner, Api::Responses) = self else { return false };
-        scanner.progress() == Progress::Cut && scanner.span(Field::PreviousResponseId).is_none()
+        scanner.progress() == ScanProgress::Cut && scanner.span(BodyField::PreviousResponseId).is_none()
     }
 
     /// `model`: the one that the body is for, whatever it says itself.
-    pub fn facts(&self, peeked: PeekedBytes<'_>, blocks: Option<Blocks>, model: Option<&str>) -> BodyFacts {
+    pub fn facts(
+        &self,
+        peeked: PeekedBytes<'_>,
+        blocks: Option<BlockLayout>,
+        model: Option<&str>,
+    ) -> BodyFacts {
         match self {
             FactsReader::Json(scanner, api) => json_facts(scanner, *api, peeked, blocks, model),
             FactsReader::Multipart(scanner) => {
                 let mut facts = scanner.facts(peeked.bytes);
                 if let Some(model) = model {
-                    facts.model = Model::Named(model.into());
+                    facts.model = ModelField::Named(model.into());
                 }
                 let model = requested(&facts.model, facts.state, peeked.complete);
                 BodyFacts { model, ..BodyFacts::default() }
@@ -162,12 +167,12 @@ impl FactsReader {
 }
 
 /// A body that is complete and whose document is not is no document either.
-fn requested(model: &Model<'_>, state: Progress, complete: bool) -> RequestedModel {
+fn requested(model: &ModelField<'_>, state: ScanProgress, complete: bool) -> RequestedModel {
     match (model, state) {
-        (_, Progress::Cut) if complete => RequestedModel::Unreadable,
-        (_, Progress::Malformed(_)) | (Model::NotAString, _) => RequestedModel::Unreadable,
-        (Model::Named(name), _) => RequestedModel::Named(name.clone().into_owned()),
-        (Model::Absent, _) => RequestedModel::Any,
+        (_, ScanProgress::Cut) if complete => RequestedModel::Unreadable,
+        (_, ScanProgress::Malformed(_)) | (ModelField::NotAString, _) => RequestedModel::Unreadable,
+        (ModelField::Named(name), _) => RequestedModel::Named(name.clone().into_owned()),
+        (ModelField::Absent, _) => RequestedModel::Any,
     }
 }
 
@@ -175,25 +180,25 @@ fn json_facts(
     scanner: &Scanner,
     api: Api,
     peeked: PeekedBytes<'_>,
-    blocks: Option<Blocks>,
+    blocks: Option<BlockLayout>,
     model: Option<&str>,
 ) -> BodyFacts {
     let mut facts = scanner.facts(peeked.bytes);
     if let Some(model) = model {
-        facts.model = Model::Named(model.into());
+        facts.model = ModelField::Named(model.into());
     }
     let unread = peeked.declared.map_or(0, |length| length.saturating_sub(peeked.bytes.len() as u64));
     let dialect = prompt_work::dialect(api, &facts);
     let (prompt, prompt_tail) = prompt_work::read(dialect, blocks, &facts, (peeked.bytes, scanner), unread);
     // What is no document is refused by where it is broken: nothing may be moved.
-    let reads = facts.state == Progress::Complete || facts.state == Progress::Cut && !peeked.complete;
-    let keeps = api == Api::Responses && !facts.forgets && reads;
-    let named = facts.has(Field::RequestId) || scanner.span(Field::RequestId).is_some();
+    let reads = facts.state == ScanProgress::Complete || facts.state == ScanProgress::Cut && !peeked.complete;
+    let keeps = api == Api::Responses && !facts.without_store && reads;
+    let named = facts.has(BodyField::RequestId) || scanner.span(BodyField::RequestId).is_some();
     let kept = keeps.then_some(KeptResponse { named, background: facts.background });
     BodyFacts { prompt, prompt_tail, kept, ..plain_facts(&facts, api, peeked) }
 }
 
-fn plain_facts(facts: &Facts<'_>, api: Api, peeked: PeekedBytes<'_>) -> BodyFacts {
+fn plain_facts(facts: &ScanFacts<'_>, api: Api, peeked: PeekedBytes<'_>) -> BodyFacts {
     let model = match peeked.bytes.trim_ascii_start().first() {
         Some(b'{' | b'\xef') => requested(&facts.model, facts.state, peeked.complete),
         // A list, a number: an upstream tells what a request must be.

@@ -13,29 +13,29 @@ use tokio::time::{Instant, timeout_at};
 use super::body_facts::{BodyFacts, BodyShape, FactsReader, PeekedBytes};
 use crate::config::types::{Peek, SessionConfig};
 use crate::names::MAX_MODEL_BYTES;
-use crate::prompt::Model;
-use crate::prompt::chain::Blocks;
+use crate::prompt::ModelField;
+use crate::prompt::chain::BlockLayout;
 use crate::prompt::multipart::FormScanner;
-use crate::prompt::scan::Field;
+use crate::prompt::scan::BodyField;
 use crate::prompt::session;
 use crate::proxy::body::RequestBody;
 use crate::proxy::body_tail::{lost_form, second_model};
 use crate::proxy::client::Client;
-use crate::proxy::exchange::Stop;
+use crate::proxy::exchange::RequestEnd;
+use crate::proxy::fleet_routes::FleetRoutes;
 use crate::proxy::headers;
-use crate::proxy::memory::Memory;
+use crate::proxy::memory::PeekMemory;
 use crate::proxy::route_edits::RouteEdits;
-use crate::proxy::served::Routes;
-use crate::proxy::usage_question::{self, UsageQuestion};
+use crate::proxy::usage_injection::{self, UsageInjection};
 use crate::proxy::watch::UploadPace;
 use crate::reject::Reject;
-use crate::route::dialect::Dialect;
+use crate::route::dialect::BodyDialect;
 use crate::route::edit::wide;
 use crate::route::rewrite::is_wide;
-use crate::route::table::Unnamed;
+use crate::route::table::UnnamedModelRoute;
 use crate::route::usage::{self, UsageRequest};
 
-/// What the head says of a request.
+/// The facts from a request's head.
 #[derive(Clone, Copy)]
 pub struct HeadFacts<'a> {
     /// Decoded, as its interface is found by it.
@@ -55,28 +55,28 @@ pub struct PeekNeeds {
     pub route: bool,
 }
 
-/// What was read of a body, and what that says.
+/// The peeked part of a body, and its facts.
 pub struct Peeked {
     pub body: RequestBody,
     pub pace: UploadPace,
     pub facts: BodyFacts,
-    pub usage_question: Option<Box<UsageQuestion>>,
+    pub usage_injection: Option<Box<UsageInjection>>,
 }
 
 /// Settings that outlive a request.
 pub struct Peeker {
     pub limits: Peek,
-    pub memory: Arc<Memory>,
+    pub memory: Arc<PeekMemory>,
     /// How prompts are cut; none are read where it does not matter what an upstream holds.
-    pub blocks: Option<Blocks>,
+    pub blocks: Option<BlockLayout>,
     /// Where requests name their session.
     pub sessions: SessionConfig,
-    pub routes: Routes,
+    pub routes: FleetRoutes,
 }
 
 impl Peeker {
-    /// A body whose declared length is above the limit is refused before any of it is read.
-    pub fn declared(&self, client: &Client<'_>) -> Result<(), Reject> {
+    /// Rejects a declared length above the limit before any of the body is read.
+    pub fn check_declared_length(&self, client: &Client<'_>) -> Result<(), Reject> {
         match headers::length(client.headers()) {
             Some(length) if length > self.limits.max_body => {
                 Err(Reject::TooLarge { limit: self.limits.max_body })
@@ -93,7 +93,7 @@ impl Peeker {
         head: HeadFacts<'_>,
         mut needs: PeekNeeds,
         edits: &mut Option<Box<RouteEdits>>,
-    ) -> Result<Peeked, Stop> {
+    ) -> Result<Peeked, RequestEnd> {
         needs.model &= head.model.is_none();
         let declared = headers::length(client.headers());
         let body = RequestBody::new(self.memory.reservation(), self.limits.max_body, declared);
@@ -105,7 +105,7 @@ impl Peeker {
             *edits = self.edits(client, head, &reader).1.filter(|_| needs.route);
             let facts = reader.facts.facts(reader.peeked(), None, None);
             let PeekReader { body, pace, .. } = reader;
-            return Ok(Peeked { body, pace, facts, usage_question: None });
+            return Ok(Peeked { body, pace, facts, usage_injection: None });
         }
         reader.read_needed(client, needs, &self.routes).await?;
         let (model, found) = self.edits(client, head, &reader);
@@ -114,13 +114,13 @@ impl Peeker {
         let by_body = head.model.is_none() && !self.routes.is_empty();
         let mut head = HeadFacts { model: head.model.or(model.as_deref()), ..head };
         let mut named = None;
-        if let Some(edits) = edits.as_mut().filter(|edits| edits.wants_body()) {
+        if let Some(edits) = edits.as_mut().filter(|edits| edits.needs_body()) {
             let model_span = reader.facts.model_span();
             reader.read_all(client).await?;
             if by_body && reader.facts.model_span() != model_span {
                 return Err(second_model().into());
             }
-            // What names the session may mean nothing to the upstream, and be removed.
+            // The edit may remove the field that names the session.
             named = Some(self.session(client, head, &reader, edits.served()));
             reader.edit(edits).await?;
             // The name that its route gives is in the body.
@@ -134,9 +134,9 @@ impl Peeker {
         let model = facts.prompt.model.as_deref();
         let named = named.unwrap_or_else(|| self.session(client, head, &reader, model));
         (facts.prompt.session, facts.session_label) = named.unzip();
-        let usage_question = reader.ask_for_usage(edits.as_deref());
+        let usage_injection = reader.inject_usage_request(edits.as_deref());
         let PeekReader { body, pace, .. } = reader;
-        Ok(Peeked { body, pace, facts, usage_question })
+        Ok(Peeked { body, pace, facts, usage_injection })
     }
 
     /// The session that the request names, and how that is reported. `model`: as the upstreams know it.
@@ -147,7 +147,7 @@ impl Peeker {
         reader: &PeekReader,
         model: Option<&str>,
     ) -> Option<(session::Session, String)> {
-        let request = session::Request {
+        let request = session::SessionLookup {
             path: head.session,
             headers: client.headers(),
             body: reader.facts.scanner().map(|scanner| (reader.body.bytes(), scanner)),
@@ -157,25 +157,25 @@ impl Peeker {
     }
 
     /// What the route of a request for this model changes. `form`: the type of a body that is one.
-    pub fn routed(
+    pub fn edits_for_model(
         &self,
         client: &Client<'_>,
         path: &str,
         model: Option<&str>,
-        (dialect, form): (Dialect, Option<&str>),
+        (dialect, form): (BodyDialect, Option<&str>),
     ) -> Option<RouteEdits> {
         let plan = self.routes.plan(model, path, client.headers())?;
         Some(RouteEdits::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
     }
 
     /// As `routed`, of a request that names no model; with the model that it is for.
-    pub fn unnamed(
+    pub fn edits_without_model(
         &self,
         client: &Client<'_>,
         path: &str,
-        (dialect, form): (Dialect, Option<&str>),
+        (dialect, form): (BodyDialect, Option<&str>),
     ) -> (Option<String>, Option<RouteEdits>) {
-        let Unnamed { model, plan } = self.routes.plan_unnamed(path, client.headers());
+        let UnnamedModelRoute { model, plan } = self.routes.plan_unnamed(path, client.headers());
         let edits = |plan| RouteEdits::new(plan, dialect, model.clone(), form.map(str::to_string));
         (model.clone(), plan.map(edits))
     }
@@ -193,21 +193,21 @@ impl Peeker {
         let body = reader.body.bytes();
         let text = |name| client.headers().get(name).and_then(|value| value.to_str().ok());
         let (model, dialect, form) = match &reader.facts {
-            FactsReader::Json(scanner, api) => (scanner.facts(body).model, Dialect::of(*api), None),
+            FactsReader::Json(scanner, api) => (scanner.facts(body).model, BodyDialect::of(*api), None),
             FactsReader::Multipart(scanner) => {
-                (scanner.facts(body).model, Dialect::Other, text(http::header::CONTENT_TYPE))
+                (scanner.facts(body).model, BodyDialect::Other, text(http::header::CONTENT_TYPE))
             }
-            FactsReader::LostForm | FactsReader::Opaque => (Model::Absent, Dialect::Other, None),
+            FactsReader::LostForm | FactsReader::Opaque => (ModelField::Absent, BodyDialect::Other, None),
         };
         let is_opaque = matches!(reader.facts, FactsReader::Opaque);
-        let is_unnamed = head.model.is_none() && model == Model::Absent && !is_opaque;
+        let is_unnamed = head.model.is_none() && model == ModelField::Absent && !is_opaque;
         let (resolved, mut edits) = if is_unnamed {
-            self.unnamed(client, head.path, (dialect, form))
+            self.edits_without_model(client, head.path, (dialect, form))
         } else {
-            (None, self.routed(client, head.path, head.model.or(model.name()), (dialect, form)))
+            (None, self.edits_for_model(client, head.path, head.model.or(model.name()), (dialect, form)))
         };
         if let (FactsReader::Json(_, api), Some(edits)) = (&reader.facts, &mut edits) {
-            edits.expect(*api);
+            edits.expect_body(*api);
         }
         (resolved, edits.map(Box::new))
     }
@@ -235,25 +235,25 @@ impl PeekReader {
         &mut self,
         client: &mut Client<'_>,
         needs: PeekNeeds,
-        routes: &Routes,
-    ) -> Result<(), Stop> {
+        routes: &FleetRoutes,
+    ) -> Result<(), RequestEnd> {
         self.read(client, self.limits.bytes).await?;
         self.facts.read(self.body.bytes());
         self.check_encoding(routes)?;
-        while !self.body.is_complete() && self.wants_more(needs) && self.body.len() < self.limits.max_body {
+        while !self.body.is_complete() && self.needs_more(needs) && self.body.len() < self.limits.max_body {
             // A piece at a time, so that reading ends soon after what decides has come.
             let goal = (self.body.len() + self.limits.bytes).min(self.limits.max_body);
             self.read(client, goal).await?;
             self.facts.read(self.body.bytes());
         }
-        if !self.body.is_complete() && self.wants_more(needs) {
+        if !self.body.is_complete() && self.needs_more(needs) {
             return Err(Reject::TooLarge { limit: self.limits.max_body }.into());
         }
         Ok(self.check_form(routes)?)
     }
 
     /// Reads the rest of a body that is needed as a whole.
-    async fn read_all(&mut self, client: &mut Client<'_>) -> Result<(), Stop> {
+    async fn read_all(&mut self, client: &mut Client<'_>) -> Result<(), RequestEnd> {
         while !self.body.is_complete() && self.body.len() < self.limits.max_body {
             self.read(client, self.limits.max_body).await?;
         }
@@ -265,7 +265,7 @@ impl PeekReader {
     }
 
     /// Reads until `goal` bytes are there or the body has ended.
-    async fn read(&mut self, client: &mut Client<'_>, goal: u64) -> Result<(), Stop> {
+    async fn read(&mut self, client: &mut Client<'_>, goal: u64) -> Result<(), RequestEnd> {
         while self.body.len() < goal && !self.body.is_complete() {
             let deadline = self.pace.deadline().unwrap_or_else(Instant::now);
             let received = match timeout_at(deadline, self.receive(client, goal)).await {
@@ -284,11 +284,11 @@ impl PeekReader {
     }
 
     /// Reads and holds what comes next of the body, up to `goal`. Returns the number of bytes.
-    async fn receive(&mut self, client: &mut Client<'_>, goal: u64) -> Result<usize, Stop> {
+    async fn receive(&mut self, client: &mut Client<'_>, goal: u64) -> Result<usize, RequestEnd> {
         if client.reads_into() {
             let received = client.received().await.map_err(client_failure)?;
             let most = received.min(usize::try_from(goal - self.body.len()).unwrap_or(usize::MAX));
-            let room = self.body.room(most).ok_or(Reject::Memory)?;
+            let room = self.body.buffer_for(most).ok_or(Reject::Memory)?;
             return client.read_into(room, most).map_err(client_failure);
         }
         let Some(piece) = client.read().await.map_err(client_failure)? else {
@@ -303,7 +303,7 @@ impl PeekReader {
     }
 
     /// Engines can read JSON in UTF-16 and UTF-32 where the balancer cannot: no route would be found for it.
-    fn check_encoding(&self, routes: &Routes) -> Result<(), Reject> {
+    fn check_encoding(&self, routes: &FleetRoutes) -> Result<(), Reject> {
         if routes.is_empty() || self.facts.scanner().is_none() || !is_wide(self.body.bytes()) {
             return Ok(());
         }
@@ -311,7 +311,7 @@ impl PeekReader {
     }
 
     /// Engines may follow a form that the balancer cannot: no route would be found for it, or another.
-    fn check_form(&self, routes: &Routes) -> Result<(), Reject> {
+    fn check_form(&self, routes: &FleetRoutes) -> Result<(), Reject> {
         if routes.is_empty() || !self.facts.is_lost_form() { Ok(()) } else { Err(lost_form()) }
     }
 
@@ -323,13 +323,13 @@ impl PeekReader {
         Ok(())
     }
 
-    fn wants_more(&self, needs: PeekNeeds) -> bool {
-        needs.model && self.facts.wants_model(self.body.bytes())
-            || needs.previous && self.facts.wants_previous()
+    fn needs_more(&self, needs: PeekNeeds) -> bool {
+        needs.model && self.facts.needs_model(self.body.bytes())
+            || needs.previous && self.facts.needs_previous()
     }
 
     /// Puts the edited body in the place of the one that came, which is complete and has been read.
-    async fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), Stop> {
+    async fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), RequestEnd> {
         if let FactsReader::Multipart(scanner) = &self.facts
             && scanner.end().is_none()
         {
@@ -362,17 +362,17 @@ impl PeekReader {
     }
 
     /// Puts the question for the stream's usage into the body, which has been read, if it is complete.
-    fn ask_for_usage(&mut self, edits: Option<&RouteEdits>) -> Option<Box<UsageQuestion>> {
+    fn inject_usage_request(&mut self, edits: Option<&RouteEdits>) -> Option<Box<UsageInjection>> {
         let FactsReader::Json(scanner, api) = &self.facts else { return None };
         if !self.body.is_complete() {
             return None;
         }
         let mut working = self.body.reservation_beside();
-        let edits_options = scanner.span(Field::StreamOptions).is_some();
+        let edits_options = scanner.span(BodyField::StreamOptions).is_some();
         if edits_options && !working.grow_to(usage::memory_needed(self.body.bytes().len())) {
             return None;
         }
-        let asking = usage_question::question(self.body.bytes(), scanner, *api, edits)?;
+        let asking = usage_injection::usage_request(self.body.bytes(), scanner, *api, edits)?;
         let keeps = edits.is_some_and(RouteEdits::translates);
         let is_field = match asking {
             UsageRequest::Insert { at, text } => {
@@ -387,7 +387,7 @@ impl PeekReader {
                 false
             }
         };
-        Some(Box::new(UsageQuestion::new(is_field, keeps)))
+        Some(Box::new(UsageInjection::new(is_field, keeps)))
     }
 }
 
@@ -401,7 +401,7 @@ fn check_model(model: Option<&str>) -> Result<(), Reject> {
 }
 
 /// A body that breaks the framing is the client's mistake; a connection that ends is its disconnect.
-pub fn client_failure(mut error: Box<Error>) -> Stop {
+pub fn client_failure(mut error: Box<Error>) -> RequestEnd {
     let gone = matches!(
         error.etype(),
         ErrorType::ConnectionClosed
@@ -412,7 +412,7 @@ pub fn client_failure(mut error: Box<Error>) -> Stop {
     );
     if gone {
         error.esource = ErrorSource::Downstream;
-        return Stop::Disconnected(error);
+        return RequestEnd::Disconnected(error);
     }
     Reject::Malformed { why: "the body's framing is broken" }.into()
 }

@@ -11,38 +11,43 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 
 use crate::proxy::prompt_work::Placement;
-use crate::proxy::request::{ClientRequest, Scope};
-use crate::reply::ending::{Form, Tail};
-use crate::reply::sse::Events;
-use crate::reply::usage::{Failure, Meter, Usage};
+use crate::proxy::request::{ClientRequest, RequestScope};
+use crate::reply::ending::{ErrorEventForm, StreamTail};
+use crate::reply::sse::EventTracker;
+use crate::reply::usage::{StreamError, Usage, UsageMeter};
 
 /// Events of a Responses stream that say that there is a response, and nothing of it.
 const ANNOUNCING_EVENTS: u64 = 2;
 
 /// The state of one answer. See the module.
 pub struct AnswerPipeline {
-    meter: Option<Box<Meter>>,
+    meter: Option<Box<UsageMeter>>,
     /// Where a stream stands.
-    tail: Option<Tail>,
+    tail: Option<StreamTail>,
     /// Events of a Responses stream, whose first two come before the prompt is read.
-    announced: Option<Box<Events>>,
+    announced: Option<Box<EventTracker>>,
 }
 
 // === impl AnswerPipeline ===
 
 impl AnswerPipeline {
     /// For an answer with this head, which the edits may change.
-    pub fn new(scope: &Scope<'_>, request: &mut ClientRequest, head: &mut ResponseHeader) -> Result<Self> {
+    pub fn new(
+        scope: &RequestScope<'_>,
+        request: &mut ClientRequest,
+        head: &mut ResponseHeader,
+    ) -> Result<Self> {
         let status = head.status.as_u16();
         let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let tail = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(Tail::default);
+        let tail = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(StreamTail::default);
         // A chat that is made into a response announces nothing.
         let is_chat = request.edits.as_ref().is_some_and(|edits| edits.translates());
-        let announces = status == 200 && request.form == Form::Responses && !is_chat && tail.is_some();
+        let announces =
+            status == 200 && request.form == ErrorEventForm::Responses && !is_chat && tail.is_some();
         let announced = announces.then(Box::default);
         let metered = status == 200 && request.counts_tokens;
-        let meter = if metered { Meter::of(kind).map(Box::new) } else { None };
-        if let Some(question) = &mut request.usage_question {
+        let meter = if metered { UsageMeter::of(kind).map(Box::new) } else { None };
+        if let Some(question) = &mut request.usage_injection {
             question.begin(head, request.body.bytes())?;
         }
         if let Some(pending) = &mut request.pending_response {
@@ -57,7 +62,7 @@ impl AnswerPipeline {
     /// The next piece as the client gets it; `None`: as it is. `end`: it is the last.
     pub fn pass(
         &mut self,
-        scope: &Scope<'_>,
+        scope: &RequestScope<'_>,
         request: &mut ClientRequest,
         placement: &Placement,
         piece: &[u8],
@@ -66,7 +71,7 @@ impl AnswerPipeline {
         if let Some(meter) = &mut self.meter {
             meter.feed(piece);
             if let (Some(pending), Some(id)) = (&mut request.pending_response, meter.id()) {
-                pending.learn(scope.shared, placement, id);
+                pending.record_id(scope.shared, placement, id);
             }
         }
         if let Some(events) = &mut self.announced {
@@ -95,11 +100,11 @@ impl AnswerPipeline {
 
     /// Whether an event of the balancer's own can follow what was passed.
     pub fn is_between_events(&self) -> bool {
-        self.tail.as_ref().is_none_or(Tail::between_events)
+        self.tail.as_ref().is_none_or(StreamTail::between_events)
     }
 
     /// The error that the answer told of.
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<StreamError> {
         self.meter.as_ref().and_then(|meter| meter.failure())
     }
 
@@ -112,7 +117,7 @@ impl AnswerPipeline {
 /// A piece as the client gets it. `None`: as it is.
 fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
     // A body has one or the other.
-    let taken = request.usage_question.as_mut().and_then(|question| question.piece(piece, end));
+    let taken = request.usage_injection.as_mut().and_then(|question| question.piece(piece, end));
     let pending = request.pending_response.as_mut();
     let taken = taken.or_else(|| pending.and_then(|pending| pending.piece(piece, end)));
     let piece = taken.as_deref().unwrap_or(piece);

@@ -1,4 +1,4 @@
-//! Reads the heads of a connection's HTTP/1 requests, each within its time and its size.
+//! Reads the heads of a connection's HTTP/1 requests, each within a time and a size limit.
 //!
 //! Pingora's own reader has a deadline for the first head only, none for a head that is under way, and
 //! holds up to 1 MiB of it. It parses what is read here as if it had been pipelined. An idle connection
@@ -17,21 +17,21 @@ use crate::config::types::ConnectionLimits;
 use crate::reject::Reject;
 
 /// The bytes read at a time. Most heads with the beginning of their body fit.
-const CHUNK: usize = 4 << 10;
+const READ_CHUNK_BYTES: usize = 4 << 10;
 
 /// A head above `limits.header_bytes` is refused like any other request if it exceeds the limit by no
 /// more than this. Of a longer one nothing more is read.
-const HEAD_MARGIN: u64 = 8 << 10;
+const MAX_HEAD_EXCESS_BYTES: u64 = 8 << 10;
 
-/// The connection preface of a client that speaks HTTP/2 without asking.
+/// The connection preface of a client that uses HTTP/2 by prior knowledge.
 pub const H2_PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the bytes of a head are read from.
-pub type Source<'a> = dyn AsyncRead + Unpin + Send + 'a;
+pub type HeadSource<'a> = dyn AsyncRead + Unpin + Send + 'a;
 
 /// What a client sent where a request may begin.
 #[derive(Debug)]
-pub enum Incoming {
+pub enum IncomingRequest {
     Request(ReceivedHead),
     /// The preface of HTTP/2, and what was received with it.
     Http2(BytesMut),
@@ -56,7 +56,7 @@ pub struct HeadReader {
     held: BytesMut,
 }
 
-enum Received {
+enum ReceiveResult {
     Bytes,
     End,
     Late,
@@ -69,42 +69,51 @@ impl HeadReader {
     }
 
     /// Reads the head of the next request; `header_bytes` is the limit that applies to it.
-    pub async fn next(&mut self, source: &mut Source<'_>, header_bytes: u64) -> Incoming {
-        if self.begin(source).await { self.finish(source, header_bytes, false).await } else { Incoming::Gone }
+    pub async fn next(&mut self, source: &mut HeadSource<'_>, header_bytes: u64) -> IncomingRequest {
+        if self.begin(source).await {
+            self.finish(source, header_bytes, false).await
+        } else {
+            IncomingRequest::Gone
+        }
     }
 
     /// Waits for the first bytes of a request. Returns whether they came.
-    pub async fn begin(&mut self, source: &mut Source<'_>) -> bool {
+    pub async fn begin(&mut self, source: &mut HeadSource<'_>) -> bool {
         self.timer.as_mut().reset(Instant::now() + self.limits.idle);
-        matches!(self.receive(source).await, Received::Bytes)
+        matches!(self.receive(source).await, ReceiveResult::Bytes)
     }
 
     /// Reads the head that has begun. `preface`: it may turn out to be HTTP/2's preface.
-    pub async fn finish(&mut self, source: &mut Source<'_>, header_bytes: u64, preface: bool) -> Incoming {
-        let most = usize::try_from(header_bytes + HEAD_MARGIN).unwrap_or(usize::MAX);
+    pub async fn finish(
+        &mut self,
+        source: &mut HeadSource<'_>,
+        header_bytes: u64,
+        preface: bool,
+    ) -> IncomingRequest {
+        let most = usize::try_from(header_bytes + MAX_HEAD_EXCESS_BYTES).unwrap_or(usize::MAX);
         let mut scan = HeadScan::default();
         let mut is_timed = false;
         loop {
             let known = self.held.len().min(H2_PREFACE.len());
             let undecided = preface && self.held[..known] == H2_PREFACE[..known];
             if undecided && known == H2_PREFACE.len() {
-                return Incoming::Http2(std::mem::take(&mut self.held));
+                return IncomingRequest::Http2(std::mem::take(&mut self.held));
             }
             let end = if undecided { None } else { scan.end(&self.held) };
             if end.unwrap_or(self.held.len()) > most {
-                return Incoming::Refused(Reject::HeadTooLarge { limit: header_bytes });
+                return IncomingRequest::Refused(Reject::HeadTooLarge { limit: header_bytes });
             }
             if let Some(end) = end {
                 return match malformed(&self.held[..end]) {
-                    Some(why) => Incoming::Refused(Reject::Malformed { why }),
+                    Some(why) => IncomingRequest::Refused(Reject::Malformed { why }),
                     None => {
                         let bytes = std::mem::take(&mut self.held);
-                        Incoming::Request(ReceivedHead { bytes, length: end })
+                        IncomingRequest::Request(ReceivedHead { bytes, length: end })
                     }
                 };
             }
             if is_hopeless(&self.held) {
-                return Incoming::Refused(Reject::Malformed { why: "it does not begin as HTTP does" });
+                return IncomingRequest::Refused(Reject::Malformed { why: "it does not begin as HTTP does" });
             }
             // Empty lines before a request are no part of it.
             let has_begun = undecided || scan.has_begun;
@@ -113,25 +122,25 @@ impl HeadReader {
                 is_timed = true;
             }
             match self.receive(source).await {
-                Received::Bytes => {}
-                Received::Late if has_begun => return Incoming::Refused(Reject::Slow),
-                Received::Late | Received::End => return Incoming::Gone,
+                ReceiveResult::Bytes => {}
+                ReceiveResult::Late if has_begun => return IncomingRequest::Refused(Reject::Slow),
+                ReceiveResult::Late | ReceiveResult::End => return IncomingRequest::Gone,
             }
         }
     }
 
     /// Receives what there is. Where there is nothing, no memory is held while waiting.
-    async fn receive(&mut self, source: &mut Source<'_>) -> Received {
+    async fn receive(&mut self, source: &mut HeadSource<'_>) -> ReceiveResult {
         poll_fn(|cx| {
-            let mut space = [const { MaybeUninit::uninit() }; CHUNK];
+            let mut space = [const { MaybeUninit::uninit() }; READ_CHUNK_BYTES];
             let mut chunk = ReadBuf::uninit(&mut space);
             match Pin::new(&mut *source).poll_read(cx, &mut chunk) {
                 Poll::Ready(Ok(())) if !chunk.filled().is_empty() => {
                     self.held.extend_from_slice(chunk.filled());
-                    Poll::Ready(Received::Bytes)
+                    Poll::Ready(ReceiveResult::Bytes)
                 }
-                Poll::Ready(_) => Poll::Ready(Received::End),
-                Poll::Pending => self.timer.as_mut().poll(cx).map(|()| Received::Late),
+                Poll::Ready(_) => Poll::Ready(ReceiveResult::End),
+                Poll::Pending => self.timer.as_mut().poll(cx).map(|()| ReceiveResult::Late),
             }
         })
         .await
@@ -175,7 +184,7 @@ impl HeadScan {
     }
 }
 
-/// Whether what has begun is no HTTP, such as a TLS handshake: it may never have an end.
+/// Whether the bytes are no HTTP, such as a TLS handshake: no end of a head would come.
 fn is_hopeless(head: &[u8]) -> bool {
     let first = head.iter().find(|byte| !matches!(byte, b'\r' | b'\n'));
     first.is_some_and(|byte| !byte.is_ascii_graphic())

@@ -9,8 +9,8 @@ use pingora::protocols::{Shutdown, Stream};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
-use super::Engine;
-use super::head::{HeadReader, Incoming, ReceivedHead};
+use super::SharedServer;
+use super::head::{HeadReader, IncomingRequest, ReceivedHead};
 use crate::config::types::ConnectionLimits;
 use crate::names::PRODUCT;
 use crate::observe;
@@ -18,29 +18,31 @@ use crate::proxy::linger::linger;
 use crate::proxy::respond;
 use crate::proxy::wire::ClientWire;
 use crate::proxy::wire::sized_body::SizedBody;
-use crate::reject::{Reject, Style};
+use crate::reject::{ErrorShape, Reject};
 
-/// The time for the refusal of what is not yet a request.
-const MAX_REFUSING: Duration = Duration::from_secs(1);
+/// The time in which a refusal must be written.
+const MAX_REFUSAL_TIME: Duration = Duration::from_secs(1);
 
-/// Serves the request whose head has been received, and those that follow it.
+/// Serves the request with this head, and the following requests of the connection.
 pub async fn serve(
     mut stream: Stream,
     mut head: ReceivedHead,
     mut reader: HeadReader,
-    engine: Engine,
+    server: SharedServer,
     closing: watch::Receiver<bool>,
 ) {
     loop {
-        let session = session(stream, head, &engine.limits);
+        let session = session(stream, head, &server.limits);
         let is_closing = *closing.borrow();
         // Boxed: a connection between two requests should not hold a request's room.
-        let Some(reused) = Box::pin(engine.balancer.serve(session, is_closing)).await else { return };
+        let Some(reused) = Box::pin(server.balancer.serve(session, is_closing)).await else { return };
         stream = reused;
-        head = match reader.next(&mut stream, engine.header_bytes()).await {
-            Incoming::Request(head) => head,
-            Incoming::Refused(reject) => return Box::pin(refuse(stream, reject)).await,
-            Incoming::Http2(_) | Incoming::Gone => return Shutdown::shutdown(stream.as_mut()).await,
+        head = match reader.next(&mut stream, server.header_bytes()).await {
+            IncomingRequest::Request(head) => head,
+            IncomingRequest::Refused(reject) => return Box::pin(refuse(stream, reject)).await,
+            IncomingRequest::Http2(_) | IncomingRequest::Gone => {
+                return Shutdown::shutdown(stream.as_mut()).await;
+            }
         };
     }
 }
@@ -58,10 +60,10 @@ fn session(stream: Stream, mut head: ReceivedHead, limits: &ConnectionLimits) ->
     session
 }
 
-/// Refuses what is not yet a request, and ends the connection.
+/// Answers an unreadable request with a refusal, and ends the connection.
 pub async fn refuse(mut stream: Stream, reject: Reject) {
     observe::head_refused(reject.label());
-    let answer = respond::refusal(&reject, Style::default());
+    let answer = respond::refusal(&reject, ErrorShape::default());
     let status = answer.status();
     let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or(""));
     for (name, value) in answer.headers() {
@@ -81,7 +83,7 @@ pub async fn refuse(mut stream: Stream, reject: Reject) {
         stream.write_all(answer.body()).await?;
         stream.flush().await
     };
-    if let Ok(Ok(())) = tokio::time::timeout(MAX_REFUSING, writing).await {
+    if let Ok(Ok(())) = tokio::time::timeout(MAX_REFUSAL_TIME, writing).await {
         linger(stream).await;
     }
 }

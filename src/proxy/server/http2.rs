@@ -1,4 +1,4 @@
-//! A connection of HTTP/2: its streams, and what it may not do.
+//! An HTTP/2 connection: its streams and its limits.
 //!
 //! Pingora's own loop ends an idle connection without GOAWAY and does not count resets.
 
@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::Engine;
+use super::SharedServer;
 use super::resets::ResetWatch;
 use crate::observe;
 use crate::proxy::wire::{Carrier, ClientWire, Transport};
@@ -37,14 +37,14 @@ const MAX_MALFORMED: u32 = 32;
 const HEADER_LIST_MARGIN: u64 = 8 << 10;
 
 /// A client that was sent GOAWAY and has no stream is disconnected after this.
-const MAX_FAREWELL: Duration = Duration::from_secs(5);
+const MAX_GOAWAY_TIME: Duration = Duration::from_secs(5);
 
 /// The error codes of the protocol (RFC 9113, section 7).
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 
-/// The transport of a connection, with an eye on what the client sends.
+/// A transport that counts the client's resets.
 #[derive(Debug)]
-struct Watched {
+struct ResetWatchedTransport {
     transport: Transport,
     /// Received before it was known to be HTTP/2.
     ahead: BytesMut,
@@ -52,7 +52,7 @@ struct Watched {
     abused: Arc<Notify>,
 }
 
-impl Carrier for Watched {
+impl Carrier for ResetWatchedTransport {
     fn id(&self) -> UniqueIDType {
         self.transport.id()
     }
@@ -62,7 +62,7 @@ impl Carrier for Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for ResetWatchedTransport {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -83,7 +83,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for ResetWatchedTransport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.transport).poll_write(cx, data)
     }
@@ -107,15 +107,15 @@ impl AsyncWrite for Watched {
 
 /// The streams of a connection that are being served.
 #[derive(Default)]
-struct Streams {
+struct OpenStreams {
     count: AtomicUsize,
     ended: Notify,
 }
 
 /// One stream, while it is served.
-struct StreamGuard(Arc<Streams>);
+struct StreamGuard(Arc<OpenStreams>);
 
-impl Streams {
+impl OpenStreams {
     fn begin(self: &Arc<Self>) -> StreamGuard {
         self.count.fetch_add(1, Ordering::SeqCst);
         StreamGuard(self.clone())
@@ -152,11 +152,12 @@ pub async fn serve(
     transport: Transport,
     socket: Option<Arc<SocketDigest>>,
     ahead: BytesMut,
-    engine: Engine,
+    server: SharedServer,
     mut closing: watch::Receiver<bool>,
 ) {
     let abused = Arc::new(Notify::new());
-    let watched = Watched { transport, ahead, resets: ResetWatch::new(), abused: abused.clone() };
+    let watched =
+        ResetWatchedTransport { transport, ahead, resets: ResetWatch::new(), abused: abused.clone() };
     let stream: Stream = Box::new(ClientWire::new(watched, socket));
     let digest = Arc::new(Digest {
         ssl_digest: stream.get_ssl_digest(),
@@ -164,10 +165,10 @@ pub async fn serve(
         proxy_digest: stream.get_proxy_digest(),
         socket_digest: stream.get_socket_digest(),
     });
-    let handshake = handshake(stream, Some(options(engine.header_bytes())));
-    let Ok(Ok(mut connection)) = timeout(engine.limits.head, handshake).await else { return };
-    let streams = Arc::new(Streams::default());
-    let (for_streams, mut malformed, mut patience) = (closing.clone(), 0, engine.limits.idle);
+    let handshake = handshake(stream, Some(options(server.header_bytes())));
+    let Ok(Ok(mut connection)) = timeout(server.limits.head, handshake).await else { return };
+    let streams = Arc::new(OpenStreams::default());
+    let (for_streams, mut malformed, mut patience) = (closing.clone(), 0, server.limits.idle);
     let mut is_ending = false;
     let why = loop {
         let accepted = tokio::select! {
@@ -176,7 +177,7 @@ pub async fn serve(
             () = abused.notified() => break "resets",
             accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => Some(accepted),
             () = streams.idle(patience) => {
-                // What has not ended by itself after GOAWAY is a client that is not there any more.
+                // The client has not closed after GOAWAY: it is gone.
                 if is_ending {
                     return;
                 }
@@ -186,13 +187,13 @@ pub async fn serve(
         match accepted {
             None => {
                 connection.graceful_shutdown();
-                (is_ending, patience) = (true, MAX_FAREWELL);
+                (is_ending, patience) = (true, MAX_GOAWAY_TIME);
             }
             Some(Ok(Some(H2Accept::Session(session)))) => {
-                let (engine, is_closing, guard) = (engine.clone(), *for_streams.borrow(), streams.begin());
+                let (server, is_closing, guard) = (server.clone(), *for_streams.borrow(), streams.begin());
                 tokio::spawn(async move {
                     let _guard = guard;
-                    engine.balancer.serve(ServerSession::new_http2(session), is_closing).await;
+                    server.balancer.serve(ServerSession::new_http2(session), is_closing).await;
                 });
             }
             Some(Ok(Some(H2Accept::Rejected))) => {
@@ -208,5 +209,5 @@ pub async fn serve(
     observe::connection_ended(why);
     connection.abrupt_shutdown(ENHANCE_YOUR_CALM.into());
     let farewell = async { while connection.accept().await.is_some_and(|accepted| accepted.is_ok()) {} };
-    drop(timeout(MAX_FAREWELL, farewell).await);
+    drop(timeout(MAX_GOAWAY_TIME, farewell).await);
 }

@@ -10,25 +10,25 @@ use pingora::protocols::SocketDigest;
 use pingora::protocols::l4::socket::SocketAddr;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::certificate::ListenerCertificate;
 use crate::config::types::{Listen, ListenAddress};
-use crate::proxy::certificate::Certificate;
 use crate::proxy::wire::Transport;
 
-/// A bound socket, with what it takes to talk on it.
+/// A bound socket with its certificate, if it serves TLS.
 pub struct Listener {
-    socket: Bound,
-    tls: Option<Arc<Certificate>>,
+    socket: BoundSocket,
+    tls: Option<Arc<ListenerCertificate>>,
     /// For records: the address with the port that was really taken.
     address: String,
 }
 
-enum Bound {
+enum BoundSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 /// A connection that was accepted.
-pub enum Accepted {
+pub enum AcceptedSocket {
     Tcp(TcpStream, Arc<SocketDigest>),
     Unix(UnixStream),
 }
@@ -36,7 +36,7 @@ pub enum Accepted {
 impl Listener {
     /// Binds, and loads the certificate where there is one.
     pub async fn bind(listen: &Listen) -> Result<Self, String> {
-        let tls = listen.tls.as_ref().map(Certificate::new).transpose()?;
+        let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose()?;
         let say = |address: &dyn Display, error: io::Error| format!("cannot listen on {address}: {error}");
         match &listen.address {
             ListenAddress::Tcp(address) => {
@@ -47,19 +47,19 @@ impl Listener {
                 let shown = path.display();
                 remove_stale(path).map_err(|error| say(&shown, error))?;
                 let socket = UnixListener::bind(path).map_err(|error| say(&shown, error))?;
-                Ok(Listener { socket: Bound::Unix(socket), tls, address: format!("unix:{shown}") })
+                Ok(Listener { socket: BoundSocket::Unix(socket), tls, address: format!("unix:{shown}") })
             }
         }
     }
 
-    /// Goes on with a socket that another process has bound to this address and listens on.
+    /// Takes over a listening socket that another process has bound to this address.
     pub fn from_inherited(socket: OwnedFd, listen: &Listen) -> Result<Self, String> {
-        let tls = listen.tls.as_ref().map(Certificate::new).transpose()?;
+        let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose()?;
         Self::inherit(socket, listen, tls)
             .map_err(|error| format!("cannot go on listening on {}: {error}", listen.address))
     }
 
-    fn inherit(socket: OwnedFd, listen: &Listen, tls: Option<Arc<Certificate>>) -> io::Result<Self> {
+    fn inherit(socket: OwnedFd, listen: &Listen, tls: Option<Arc<ListenerCertificate>>) -> io::Result<Self> {
         match &listen.address {
             ListenAddress::Tcp(_) => {
                 let socket = std::net::TcpListener::from(socket);
@@ -70,7 +70,11 @@ impl Listener {
                 let socket = std::os::unix::net::UnixListener::from(socket);
                 socket.set_nonblocking(true)?;
                 let socket = UnixListener::from_std(socket)?;
-                Ok(Listener { socket: Bound::Unix(socket), tls, address: format!("unix:{}", path.display()) })
+                Ok(Listener {
+                    socket: BoundSocket::Unix(socket),
+                    tls,
+                    address: format!("unix:{}", path.display()),
+                })
             }
         }
     }
@@ -82,30 +86,30 @@ impl Listener {
         }
     }
 
-    fn tcp(socket: TcpListener, tls: Option<Arc<Certificate>>) -> io::Result<Self> {
+    fn tcp(socket: TcpListener, tls: Option<Arc<ListenerCertificate>>) -> io::Result<Self> {
         let address = socket.local_addr()?.to_string();
-        Ok(Listener { socket: Bound::Tcp(socket), tls, address })
+        Ok(Listener { socket: BoundSocket::Tcp(socket), tls, address })
     }
 
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    pub fn certificate(&self) -> Option<&Arc<Certificate>> {
+    pub fn certificate(&self) -> Option<&Arc<ListenerCertificate>> {
         self.tls.as_ref()
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Accepted> {
+    pub(super) async fn accept(&self) -> io::Result<AcceptedSocket> {
         match &self.socket {
-            Bound::Tcp(listener) => {
+            BoundSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
                 // A second look at the peer's address would be a system call; accept has told it.
                 digest.peer_addr.set(Some(SocketAddr::Inet(peer))).ok();
-                Ok(Accepted::Tcp(stream, Arc::new(digest)))
+                Ok(AcceptedSocket::Tcp(stream, Arc::new(digest)))
             }
-            Bound::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
+            BoundSocket::Unix(listener) => Ok(AcceptedSocket::Unix(listener.accept().await?.0)),
         }
     }
 }
@@ -113,32 +117,32 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
-            Bound::Tcp(socket) => socket.as_fd(),
-            Bound::Unix(socket) => socket.as_fd(),
+            BoundSocket::Tcp(socket) => socket.as_fd(),
+            BoundSocket::Unix(socket) => socket.as_fd(),
         }
     }
 }
 
-impl Accepted {
+impl AcceptedSocket {
     /// The connection without TLS, and its addresses; a client on a unix socket has none.
     pub(super) fn plain(self) -> (Transport, Option<Arc<SocketDigest>>) {
         match self {
-            Accepted::Tcp(stream, digest) => (Transport::Tcp(stream), Some(digest)),
-            Accepted::Unix(stream) => (Transport::Unix(stream), None),
+            AcceptedSocket::Tcp(stream, digest) => (Transport::Tcp(stream), Some(digest)),
+            AcceptedSocket::Unix(stream) => (Transport::Unix(stream), None),
         }
     }
 
     /// The connection with TLS, after its handshake.
     pub(super) async fn secure(
         self,
-        certificate: &Certificate,
+        certificate: &ListenerCertificate,
     ) -> io::Result<(Transport, Option<Arc<SocketDigest>>)> {
         match self {
-            Accepted::Tcp(stream, digest) => {
+            AcceptedSocket::Tcp(stream, digest) => {
                 let stream = certificate.acceptor.accept(stream).await?;
                 Ok((Transport::TlsTcp(Box::new(stream.into())), Some(digest)))
             }
-            Accepted::Unix(stream) => {
+            AcceptedSocket::Unix(stream) => {
                 let stream = certificate.acceptor.accept(stream).await?;
                 Ok((Transport::TlsUnix(Box::new(stream.into())), None))
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::head::H2_PREFACE;
 
 /// A stream reset at a greater age was a request that its client no longer needs.
-const PREMATURE: Duration = Duration::from_secs(1);
+const PREMATURE_RESET_AGE: Duration = Duration::from_secs(1);
 
 /// The number of premature resets that a connection may have, whatever their share.
 const MAX_PREMATURE_RESETS: u32 = 500;
@@ -21,7 +21,7 @@ const MAX_COUNTED_STREAMS: u32 = 4000;
 /// The number of streams whose age is remembered. More cannot be open at once.
 const MAX_REMEMBERED_STREAMS: usize = 1024;
 
-const FRAME_HEAD: usize = 9;
+const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 
@@ -30,9 +30,9 @@ const RST_STREAM: u8 = 3;
 pub struct ResetWatch {
     /// Bytes of the preface or of a payload that are still to come.
     skip: usize,
-    head: [u8; FRAME_HEAD],
+    head: [u8; FRAME_HEAD_BYTES],
     filled: usize,
-    /// Streams opened within `PREMATURE`, the oldest first; their numbers grow.
+    /// Streams opened within `PREMATURE_RESET_AGE`, the oldest first; their numbers grow.
     recent: VecDeque<(u32, Instant)>,
     last: u32,
     opened: u32,
@@ -43,7 +43,7 @@ impl ResetWatch {
     pub fn new() -> Self {
         ResetWatch {
             skip: H2_PREFACE.len(),
-            head: [0; FRAME_HEAD],
+            head: [0; FRAME_HEAD_BYTES],
             filled: 0,
             recent: VecDeque::new(),
             last: 0,
@@ -58,14 +58,14 @@ impl ResetWatch {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            let taken = bytes.len().min(FRAME_HEAD - self.filled);
+            let taken = bytes.len().min(FRAME_HEAD_BYTES - self.filled);
             if taken == 0 {
                 break;
             }
             self.head[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
             self.filled += taken;
             bytes = &bytes[taken..];
-            if self.filled == FRAME_HEAD {
+            if self.filled == FRAME_HEAD_BYTES {
                 self.frame(now);
                 self.filled = 0;
             }
@@ -86,7 +86,7 @@ impl ResetWatch {
     }
 
     fn open(&mut self, stream: u32, now: Instant) {
-        let is_old = |since: &Instant| now.duration_since(*since) > PREMATURE;
+        let is_old = |since: &Instant| now.duration_since(*since) > PREMATURE_RESET_AGE;
         while self.recent.front().is_some_and(|(_, since)| is_old(since))
             || self.recent.len() == MAX_REMEMBERED_STREAMS
         {
@@ -104,7 +104,7 @@ impl ResetWatch {
     fn reset(&mut self, stream: u32, now: Instant) {
         if let Ok(place) = self.recent.binary_search_by_key(&stream, |(stream, _)| *stream)
             && let Some((_, since)) = self.recent.remove(place)
-            && now.duration_since(since) <= PREMATURE
+            && now.duration_since(since) <= PREMATURE_RESET_AGE
         {
             self.premature += 1;
         }
@@ -146,7 +146,7 @@ mod tests {
     fn a_client_that_resets_all_it_opens_is_found_out() {
         assert_eq!(abused_after(10_000, QUICK, |_| Some(Duration::ZERO)), Some(500));
         // Also if it does so slowly, and lets some of them live.
-        assert_eq!(abused_after(10_000, PREMATURE * 2, |_| Some(QUICK)), Some(500));
+        assert_eq!(abused_after(10_000, PREMATURE_RESET_AGE * 2, |_| Some(QUICK)), Some(500));
         assert!(abused_after(10_000, QUICK, |nth| (nth % 5 > 0).then_some(QUICK)).is_some());
     }
 
@@ -154,7 +154,7 @@ mod tests {
     fn a_client_that_cancels_requests_is_not() {
         // One of two that are raced; all of them after a while; a burst at the end of much work.
         assert_eq!(abused_after(20_000, QUICK, |nth| (nth % 2 == 0).then_some(QUICK)), None);
-        assert_eq!(abused_after(20_000, QUICK * 4, |_| Some(PREMATURE + QUICK)), None);
+        assert_eq!(abused_after(20_000, QUICK * 4, |_| Some(PREMATURE_RESET_AGE + QUICK)), None);
         assert_eq!(abused_after(2_000, QUICK, |nth| (nth > 1_100).then_some(QUICK)), None);
         assert_eq!(abused_after(256, QUICK, |_| Some(QUICK)), None);
     }

@@ -4,7 +4,8 @@
 //! Here it goes from the socket to where it is held. Pingora is given the head with a length of 0 in place of
 //! the declared one; `client` puts the declared one back before any other code sees the head.
 //!
-//! Never: a head that could be read in two ways. Whatever is not a single plain length is pingora's.
+//! Never: a head that could be read in two ways. Pingora reads every body without a
+//! single plain length.
 
 use bytes::{Bytes, BytesMut};
 

@@ -110,7 +110,7 @@ async fn head_and_short_body_leave_in_one_write_and_the_buffer_is_released() {
 async fn a_large_body_is_not_copied_and_leaves_with_its_head() {
     let script = Scripted::default();
     let mut wire = ClientWire::new(script.clone(), None);
-    let body = bytes(7, MAX_GATHERED);
+    let body = bytes(7, MAX_GATHERED_BYTES);
     wire.write_all(b"head").await.unwrap();
     wire.write_all(&body).await.unwrap();
     assert_eq!(script.writes(), [[b"head".as_slice(), &body].concat()]);
@@ -123,7 +123,7 @@ async fn partial_writes_lose_and_repeat_nothing() {
     for takes in [vec![2, 0, 1, 0], vec![4, 0, 3], vec![6, 0, 0, 1], vec![1; 30], vec![0, 5, 0, 16 << 10]] {
         let script = Scripted::new(&takes);
         let mut wire = ClientWire::new(script.clone(), None);
-        let body = bytes(9, MAX_GATHERED + 9);
+        let body = bytes(9, MAX_GATHERED_BYTES + 9);
         assert!(matches!(polled(|cx| Pin::new(&mut wire).poll_write(cx, b"head")), Poll::Ready(Ok(4))));
         let mut rest = body.as_slice();
         while !rest.is_empty() {
@@ -254,7 +254,7 @@ async fn the_end_waits_for_a_reading_client_and_not_for_a_stalled_one() {
     wire.write_all(b"answer").await.unwrap();
     let begun = tokio::time::Instant::now();
     Shutdown::shutdown(&mut wire).await;
-    assert_eq!(begun.elapsed().as_secs(), MAX_SHUTDOWN.as_secs());
+    assert_eq!(begun.elapsed().as_secs(), MAX_SHUTDOWN_TIME.as_secs());
 }
 
 #[tokio::test]

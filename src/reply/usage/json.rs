@@ -3,18 +3,18 @@
 //! Only objects in which such a name may stand are entered. All else is skipped: strings from quote to
 //! quote, and between them only brackets are counted. A document that is none is read no further.
 
-use super::{Counts, Failure, Found};
+use super::{MeterReadings, StreamError, UsageCounts};
 use crate::sse::count_work;
 
 /// The longest name or word that is kept.
-const WORD_BYTES: usize = 96;
+const MAX_WORD_BYTES: usize = 96;
 
 /// `usage`'s details inside of `usage` inside of `response` inside of the document.
-const DEEPEST: usize = 4;
+const MAX_SCOPE_DEPTH: usize = 4;
 
 /// An object that is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
+enum UsageScope {
     Top,
     /// `response` or `message` of an event.
     Answer,
@@ -24,19 +24,19 @@ enum Scope {
     Error,
 }
 
-/// What is wanted of a value.
+/// What the parser does with a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
+enum ValueUse {
     Nothing,
-    Inside(Scope),
+    Inside(UsageScope),
     Id,
     Type,
-    Number(Count),
+    Number(UsageField),
     Code,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Count {
+enum UsageField {
     Prompt,
     Input,
     CacheRead,
@@ -47,7 +47,7 @@ enum Count {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum UsageParserState {
     Start,
     /// After `{`.
     KeyOrEnd,
@@ -73,57 +73,57 @@ enum Place {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Document {
-    place: Place,
-    want: Want,
+pub(super) struct UsageDocument {
+    place: UsageParserState,
+    value_use: ValueUse,
     /// The scopes that are open, of which the last is the present one.
-    scopes: [Scope; DEEPEST],
+    scopes: [UsageScope; MAX_SCOPE_DEPTH],
     open: usize,
     /// The last chunk ended with a backslash in a string.
     escaped: bool,
-    word: Word,
+    word: ParsedWord,
     /// Of the present usage.
-    counts: Counts,
+    counts: UsageCounts,
 }
 
 /// A name or a word in progress.
 #[derive(Debug)]
-struct Word {
-    bytes: [u8; WORD_BYTES],
+struct ParsedWord {
+    bytes: [u8; MAX_WORD_BYTES],
     length: usize,
     /// Too long or with escapes: none that is known.
     is_strange: bool,
 }
 
-impl Default for Document {
+impl Default for UsageDocument {
     fn default() -> Self {
-        Document {
-            place: Place::Start,
-            want: Want::Nothing,
-            scopes: [Scope::Top; DEEPEST],
+        UsageDocument {
+            place: UsageParserState::Start,
+            value_use: ValueUse::Nothing,
+            scopes: [UsageScope::Top; MAX_SCOPE_DEPTH],
             open: 0,
             escaped: false,
-            word: Word { bytes: [0; WORD_BYTES], length: 0, is_strange: false },
-            counts: Counts::default(),
+            word: ParsedWord { bytes: [0; MAX_WORD_BYTES], length: 0, is_strange: false },
+            counts: UsageCounts::default(),
         }
     }
 }
 
 // === impl Document ===
 
-impl Document {
+impl UsageDocument {
     /// Takes the next piece.
-    pub(super) fn feed(&mut self, piece: &[u8], found: &mut Found) {
+    pub(super) fn feed(&mut self, piece: &[u8], found: &mut MeterReadings) {
         count_work(piece.len());
         let mut rest = piece;
         while let Some(&byte) = rest.first() {
             rest = match self.place {
-                Place::Over => return,
-                Place::Key | Place::Word => self.word(rest, found),
-                Place::Text => self.text(rest, Place::CommaOrEnd),
-                Place::SkipText(depth) => self.text(rest, Place::Skip(depth)),
-                Place::Skip(depth) => self.skip(rest, depth),
-                Place::Scalar(value) => self.scalar(rest, value, found),
+                UsageParserState::Over => return,
+                UsageParserState::Key | UsageParserState::Word => self.word(rest, found),
+                UsageParserState::Text => self.text(rest, UsageParserState::CommaOrEnd),
+                UsageParserState::SkipText(depth) => self.text(rest, UsageParserState::Skip(depth)),
+                UsageParserState::Skip(depth) => self.skip(rest, depth),
+                UsageParserState::Scalar(value) => self.scalar(rest, value, found),
                 _ => {
                     self.between(byte, found);
                     &rest[1..]
@@ -132,82 +132,86 @@ impl Document {
         }
     }
 
-    fn scope(&self) -> Scope {
+    fn scope(&self) -> UsageScope {
         self.scopes[self.open.saturating_sub(1)]
     }
 
     /// One byte outside of values and names.
-    fn between(&mut self, byte: u8, found: &mut Found) {
+    fn between(&mut self, byte: u8, found: &mut MeterReadings) {
         self.place = match (self.place, byte) {
             (place, b' ' | b'\n' | b'\r' | b'\t') => place,
-            (Place::Start, b'{') => self.enter(Scope::Top, found),
-            (Place::KeyOrEnd | Place::BeforeKey, b'"') => {
+            (UsageParserState::Start, b'{') => self.enter(UsageScope::Top, found),
+            (UsageParserState::KeyOrEnd | UsageParserState::BeforeKey, b'"') => {
                 self.word.clear();
-                Place::Key
+                UsageParserState::Key
             }
-            (Place::Colon, b':') => Place::BeforeValue,
-            (Place::BeforeValue, b'"') => match self.want {
-                Want::Id | Want::Type => {
+            (UsageParserState::Colon, b':') => UsageParserState::BeforeValue,
+            (UsageParserState::BeforeValue, b'"') => match self.value_use {
+                ValueUse::Id | ValueUse::Type => {
                     self.word.clear();
-                    Place::Word
+                    UsageParserState::Word
                 }
-                Want::Inside(Scope::Error) => {
+                ValueUse::Inside(UsageScope::Error) => {
                     found.fail();
-                    Place::Text
+                    UsageParserState::Text
                 }
-                _ => Place::Text,
+                _ => UsageParserState::Text,
             },
-            (Place::BeforeValue, b'{') => match self.want {
-                Want::Inside(scope) => self.enter(scope, found),
-                _ => Place::Skip(1),
+            (UsageParserState::BeforeValue, b'{') => match self.value_use {
+                ValueUse::Inside(scope) => self.enter(scope, found),
+                _ => UsageParserState::Skip(1),
             },
-            (Place::BeforeValue, b'[') => Place::Skip(1),
-            (Place::BeforeValue, b'0'..=b'9') => Place::Scalar(Some(u64::from(byte - b'0'))),
-            (Place::BeforeValue, b'-' | b'a'..=b'z' | b'A'..=b'Z') => Place::Scalar(None),
-            (Place::CommaOrEnd, b',') => Place::BeforeKey,
-            (Place::CommaOrEnd | Place::KeyOrEnd, b'}') => self.leave(found),
-            _ => Place::Over,
+            (UsageParserState::BeforeValue, b'[') => UsageParserState::Skip(1),
+            (UsageParserState::BeforeValue, b'0'..=b'9') => {
+                UsageParserState::Scalar(Some(u64::from(byte - b'0')))
+            }
+            (UsageParserState::BeforeValue, b'-' | b'a'..=b'z' | b'A'..=b'Z') => {
+                UsageParserState::Scalar(None)
+            }
+            (UsageParserState::CommaOrEnd, b',') => UsageParserState::BeforeKey,
+            (UsageParserState::CommaOrEnd | UsageParserState::KeyOrEnd, b'}') => self.leave(found),
+            _ => UsageParserState::Over,
         };
     }
 
-    fn enter(&mut self, scope: Scope, found: &mut Found) -> Place {
+    fn enter(&mut self, scope: UsageScope, found: &mut MeterReadings) -> UsageParserState {
         self.scopes[self.open] = scope;
         self.open += 1;
         match scope {
-            Scope::Usage => self.counts = Counts::default(),
-            Scope::Error => found.fail(),
+            UsageScope::Usage => self.counts = UsageCounts::default(),
+            UsageScope::Error => found.fail(),
             _ => {}
         }
-        Place::KeyOrEnd
+        UsageParserState::KeyOrEnd
     }
 
-    fn leave(&mut self, found: &mut Found) -> Place {
-        if self.scope() == Scope::Usage {
+    fn leave(&mut self, found: &mut MeterReadings) -> UsageParserState {
+        if self.scope() == UsageScope::Usage {
             found.counts.update(&self.counts);
         }
         self.open -= 1;
-        if self.open == 0 { Place::Over } else { Place::CommaOrEnd }
+        if self.open == 0 { UsageParserState::Over } else { UsageParserState::CommaOrEnd }
     }
 
     /// The inside of a name or of a word that is wanted.
-    fn word<'p>(&mut self, rest: &'p [u8], found: &mut Found) -> &'p [u8] {
+    fn word<'p>(&mut self, rest: &'p [u8], found: &mut MeterReadings) -> &'p [u8] {
         let (length, is_over) = self.string(rest);
         self.word.push(&rest[..length]);
         if !is_over {
             return &[];
         }
-        if let Place::Key = self.place {
-            self.want = wanted(self.scope(), self.word.known());
-            self.place = Place::Colon;
+        if let UsageParserState::Key = self.place {
+            self.value_use = value_use(self.scope(), self.word.known());
+            self.place = UsageParserState::Colon;
         } else {
-            self.tell(found);
-            self.place = Place::CommaOrEnd;
+            self.report(found);
+            self.place = UsageParserState::CommaOrEnd;
         }
         &rest[length + 1..]
     }
 
-    /// The inside of a string that nobody wants, and what comes behind it.
-    fn text<'p>(&mut self, rest: &'p [u8], then: Place) -> &'p [u8] {
+    /// Skips the rest of an unused string, and what follows it.
+    fn text<'p>(&mut self, rest: &'p [u8], then: UsageParserState) -> &'p [u8] {
         let (length, is_over) = self.string(rest);
         if !is_over {
             return &[];
@@ -219,7 +223,7 @@ impl Document {
     /// How much of the rest belongs to the string in progress, and whether its closing quote follows.
     fn string(&mut self, rest: &[u8]) -> (usize, bool) {
         let mut at = usize::from(std::mem::take(&mut self.escaped));
-        while let Some(length) = special(&rest[at..]) {
+        while let Some(length) = find_special(&rest[at..]) {
             at += length;
             if rest[at] == b'"' {
                 return (at, true);
@@ -238,25 +242,25 @@ impl Document {
         for (at, byte) in rest.iter().enumerate() {
             match byte {
                 b'"' => {
-                    self.place = Place::SkipText(depth);
+                    self.place = UsageParserState::SkipText(depth);
                     return &rest[at + 1..];
                 }
                 b'{' | b'[' => depth += 1,
                 b'}' | b']' => {
                     depth -= 1;
                     if depth == 0 {
-                        self.place = Place::CommaOrEnd;
+                        self.place = UsageParserState::CommaOrEnd;
                         return &rest[at + 1..];
                     }
                 }
                 _ => {}
             }
         }
-        self.place = Place::Skip(depth);
+        self.place = UsageParserState::Skip(depth);
         &[]
     }
 
-    fn scalar<'p>(&mut self, rest: &'p [u8], mut value: Option<u64>, found: &mut Found) -> &'p [u8] {
+    fn scalar<'p>(&mut self, rest: &'p [u8], mut value: Option<u64>, found: &mut MeterReadings) -> &'p [u8] {
         for (at, &byte) in rest.iter().enumerate() {
             match byte {
                 b'0'..=b'9' => {
@@ -265,28 +269,28 @@ impl Document {
                 }
                 b'+' | b'-' | b'.' | b'a'..=b'z' | b'A'..=b'Z' => value = None,
                 _ => {
-                    match (self.want, value) {
-                        (Want::Number(count), Some(value)) => self.counts.set(count, value),
-                        (Want::Code, Some(code @ 400..600)) => {
-                            found.failure = Some(Failure { code: u16::try_from(code).ok() });
+                    match (self.value_use, value) {
+                        (ValueUse::Number(count), Some(value)) => self.counts.set(count, value),
+                        (ValueUse::Code, Some(code @ 400..600)) => {
+                            found.failure = Some(StreamError { code: u16::try_from(code).ok() });
                         }
                         _ => {}
                     }
-                    self.place = Place::CommaOrEnd;
+                    self.place = UsageParserState::CommaOrEnd;
                     return &rest[at..];
                 }
             }
         }
-        self.place = Place::Scalar(value);
+        self.place = UsageParserState::Scalar(value);
         &[]
     }
 
     /// A word that was wanted has ended.
-    fn tell(&mut self, found: &mut Found) {
+    fn report(&mut self, found: &mut MeterReadings) {
         let Some(word) = self.word.known() else { return };
-        match (self.want, word) {
-            (Want::Type, b"error" | b"response.failed") => found.fail(),
-            (Want::Id, id) if found.id.is_none() && !id.is_empty() => {
+        match (self.value_use, word) {
+            (ValueUse::Type, b"error" | b"response.failed") => found.fail(),
+            (ValueUse::Id, id) if found.id.is_none() && !id.is_empty() => {
                 found.id = std::str::from_utf8(id).ok().map(Box::from);
             }
             _ => {}
@@ -296,7 +300,7 @@ impl Document {
 
 /// Where the first quote or backslash stands. Most strings of an answer are names and words, too short for
 /// a search by vectors to pay.
-fn special(text: &[u8]) -> Option<usize> {
+fn find_special(text: &[u8]) -> Option<usize> {
     const SHORT: usize = 16;
     let is_special = |byte: &u8| matches!(byte, b'"' | b'\\');
     let (short, long) = text.split_at(text.len().min(SHORT));
@@ -305,42 +309,42 @@ fn special(text: &[u8]) -> Option<usize> {
 }
 
 /// What the value of a key is wanted for.
-fn wanted(scope: Scope, key: Option<&[u8]>) -> Want {
-    let Some(key) = key else { return Want::Nothing };
+fn value_use(scope: UsageScope, key: Option<&[u8]>) -> ValueUse {
+    let Some(key) = key else { return ValueUse::Nothing };
     match (scope, key) {
-        (Scope::Top | Scope::Answer, b"usage") => Want::Inside(Scope::Usage),
-        (Scope::Top | Scope::Answer, b"id") => Want::Id,
-        (Scope::Top | Scope::Answer, b"error") => Want::Inside(Scope::Error),
-        (Scope::Top, b"type" | b"object") => Want::Type,
-        (Scope::Error, b"code") => Want::Code,
-        (Scope::Top, b"response" | b"message") => Want::Inside(Scope::Answer),
-        (Scope::Usage, b"prompt_tokens") => Want::Number(Count::Prompt),
-        (Scope::Usage, b"input_tokens") => Want::Number(Count::Input),
-        (Scope::Usage, b"cache_read_input_tokens") => Want::Number(Count::CacheRead),
-        (Scope::Usage, b"cache_creation_input_tokens") => Want::Number(Count::CacheCreation),
-        (Scope::Usage, b"completion_tokens" | b"output_tokens") => Want::Number(Count::Output),
-        (Scope::Usage, b"prompt_tokens_details" | b"input_tokens_details") => {
-            Want::Inside(Scope::PromptDetails)
+        (UsageScope::Top | UsageScope::Answer, b"usage") => ValueUse::Inside(UsageScope::Usage),
+        (UsageScope::Top | UsageScope::Answer, b"id") => ValueUse::Id,
+        (UsageScope::Top | UsageScope::Answer, b"error") => ValueUse::Inside(UsageScope::Error),
+        (UsageScope::Top, b"type" | b"object") => ValueUse::Type,
+        (UsageScope::Error, b"code") => ValueUse::Code,
+        (UsageScope::Top, b"response" | b"message") => ValueUse::Inside(UsageScope::Answer),
+        (UsageScope::Usage, b"prompt_tokens") => ValueUse::Number(UsageField::Prompt),
+        (UsageScope::Usage, b"input_tokens") => ValueUse::Number(UsageField::Input),
+        (UsageScope::Usage, b"cache_read_input_tokens") => ValueUse::Number(UsageField::CacheRead),
+        (UsageScope::Usage, b"cache_creation_input_tokens") => ValueUse::Number(UsageField::CacheCreation),
+        (UsageScope::Usage, b"completion_tokens" | b"output_tokens") => ValueUse::Number(UsageField::Output),
+        (UsageScope::Usage, b"prompt_tokens_details" | b"input_tokens_details") => {
+            ValueUse::Inside(UsageScope::PromptDetails)
         }
-        (Scope::Usage, b"completion_tokens_details" | b"output_tokens_details") => {
-            Want::Inside(Scope::OutputDetails)
+        (UsageScope::Usage, b"completion_tokens_details" | b"output_tokens_details") => {
+            ValueUse::Inside(UsageScope::OutputDetails)
         }
-        (Scope::PromptDetails, b"cached_tokens") => Want::Number(Count::Cached),
-        (Scope::OutputDetails, b"reasoning_tokens") => Want::Number(Count::Reasoning),
-        _ => Want::Nothing,
+        (UsageScope::PromptDetails, b"cached_tokens") => ValueUse::Number(UsageField::Cached),
+        (UsageScope::OutputDetails, b"reasoning_tokens") => ValueUse::Number(UsageField::Reasoning),
+        _ => ValueUse::Nothing,
     }
 }
 
-impl Counts {
-    fn set(&mut self, count: Count, value: u64) {
+impl UsageCounts {
+    fn set(&mut self, count: UsageField, value: u64) {
         let place = match count {
-            Count::Prompt => &mut self.prompt,
-            Count::Input => &mut self.input,
-            Count::CacheRead => &mut self.cache_read,
-            Count::CacheCreation => &mut self.cache_creation,
-            Count::Cached => &mut self.cached,
-            Count::Output => &mut self.output,
-            Count::Reasoning => &mut self.reasoning,
+            UsageField::Prompt => &mut self.prompt,
+            UsageField::Input => &mut self.input,
+            UsageField::CacheRead => &mut self.cache_read,
+            UsageField::CacheCreation => &mut self.cache_creation,
+            UsageField::Cached => &mut self.cached,
+            UsageField::Output => &mut self.output,
+            UsageField::Reasoning => &mut self.reasoning,
         };
         *place = Some(value);
     }
@@ -348,7 +352,7 @@ impl Counts {
 
 // === impl Word ===
 
-impl Word {
+impl ParsedWord {
     fn clear(&mut self) {
         self.length = 0;
         self.is_strange = false;
@@ -356,7 +360,7 @@ impl Word {
 
     fn push(&mut self, bytes: &[u8]) {
         let end = self.length + bytes.len();
-        if self.is_strange || end > WORD_BYTES || memchr::memchr(b'\\', bytes).is_some() {
+        if self.is_strange || end > MAX_WORD_BYTES || memchr::memchr(b'\\', bytes).is_some() {
             self.is_strange = true;
             return;
         }

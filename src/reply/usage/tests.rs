@@ -11,14 +11,14 @@ const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream; charset=utf-8";
 
 /// Everything that a meter tells.
-type Told = (Usage, Option<String>, Option<Failure>);
+type Told = (Usage, Option<String>, Option<StreamError>);
 
-fn told(meter: &Meter) -> Told {
+fn told(meter: &UsageMeter) -> Told {
     (meter.usage(), meter.id().map(str::to_owned), meter.found.failure)
 }
 
 fn pieces<'p>(kind: &str, pieces: impl IntoIterator<Item = &'p [u8]>) -> Told {
-    let mut meter = Meter::of(Some(kind)).unwrap();
+    let mut meter = UsageMeter::of(Some(kind)).unwrap();
     pieces.into_iter().for_each(|piece| meter.feed(piece));
     told(&meter)
 }
@@ -189,7 +189,7 @@ fn a_stream_is_read_line_by_line() {
 fn the_cost_of_a_byte_is_bounded() {
     for kind in [SSE, JSON] {
         assert_linear(8, || {
-            let mut meter = Meter::of(Some(kind)).unwrap();
+            let mut meter = UsageMeter::of(Some(kind)).unwrap();
             Box::new(move |chunk| meter.feed(chunk))
         });
     }
@@ -197,7 +197,7 @@ fn the_cost_of_a_byte_is_bounded() {
 
 #[test]
 fn a_stream_tells_that_it_failed() {
-    let said = |code| Some(Failure { code });
+    let said = |code| Some(StreamError { code });
     let good = "data: {\"id\":\"a\",\"error\":null,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     for (event, failure) in [
         (
@@ -224,7 +224,7 @@ fn a_stream_tells_that_it_failed() {
             let (front, back) = stream.as_bytes().split_at(cut);
             assert_eq!(pieces(SSE, [front, back]).2, failure, "{event} cut at {cut}");
         }
-        let mut document = Meter::of(Some(JSON)).unwrap();
+        let mut document = UsageMeter::of(Some(JSON)).unwrap();
         document.feed(event.as_bytes());
         assert_eq!(document.failure(), None, "{event}");
     }
@@ -251,10 +251,10 @@ fn an_id_is_kept_when_it_is_one() {
 #[test]
 fn only_documents_and_streams_are_read() {
     for kind in [None, Some("audio/wav"), Some("text/plain"), Some("application/jsonl"), Some("")] {
-        assert!(Meter::of(kind).is_none(), "{kind:?}");
+        assert!(UsageMeter::of(kind).is_none(), "{kind:?}");
     }
     for kind in ["application/json", "Application/JSON ; charset=utf-8", "TEXT/EVENT-STREAM"] {
-        assert!(Meter::of(Some(kind)).is_some(), "{kind}");
+        assert!(UsageMeter::of(Some(kind)).is_some(), "{kind}");
     }
 }
 
@@ -312,7 +312,7 @@ fn name() -> impl Strategy<Value = &'static str> {
 
 /// What a tree of one document with names in its order tells.
 fn plainly(tree: &Value) -> Told {
-    let mut found = Found::default();
+    let mut found = MeterReadings::default();
     let Value::Object(top) = tree else { return (Usage::default(), None, None) };
     for (key, value) in top {
         object(key, value, &mut found);
@@ -327,7 +327,7 @@ fn plainly(tree: &Value) -> Told {
         }
     }
     let id = found.id.clone().map(String::from);
-    let document = Meter { form: Form::Document, document: Document::default(), found };
+    let document = UsageMeter { form: MeterInput::Document, document: UsageDocument::default(), found };
     (document.usage(), id, document.found.failure)
 }
 
@@ -337,9 +337,9 @@ fn plain(word: &Value) -> Option<&str> {
     (word.len() <= 96 && serde_json::to_string(word).unwrap().len() == word.len() + 2).then_some(word)
 }
 
-fn object(key: &str, value: &Value, found: &mut Found) {
+fn object(key: &str, value: &Value, found: &mut MeterReadings) {
     match (key, value) {
-        ("usage", Value::Object(_)) => found.counts.update(&Counts {
+        ("usage", Value::Object(_)) => found.counts.update(&UsageCounts {
             prompt: value["prompt_tokens"].as_u64(),
             input: value["input_tokens"].as_u64(),
             cache_read: value["cache_read_input_tokens"].as_u64(),
@@ -356,7 +356,7 @@ fn object(key: &str, value: &Value, found: &mut Found) {
             found.fail();
             let code = error.get("code").and_then(Value::as_u64).filter(|code| (400..600).contains(code));
             if let Some(code) = code {
-                found.failure = Some(Failure { code: u16::try_from(code).ok() });
+                found.failure = Some(StreamError { code: u16::try_from(code).ok() });
             }
         }
         _ => {}

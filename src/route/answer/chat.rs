@@ -1,26 +1,32 @@
-//! What is changed on the messages of a chat: in an answer, or in the pieces of a stream.
+//! Edits the messages of a chat: in an answer, or in the pieces of a stream.
 
-use super::Edit;
-use crate::route::json::{self, Object, Span};
+use super::AnswerEdit;
+use crate::route::json::{self, JsonObject, Span};
 use crate::route::splice::{ObjectEdit, Splices};
 
-/// Choices of a stream that have begun to think, by their index.
+/// The choices of a stream whose reasoning has begun and not ended, by their index.
 #[derive(Debug, Default)]
-pub struct Thoughts {
+pub struct OpenReasoning {
     open: Vec<u64>,
 }
 
-/// More choices than this at once are not followed: vLLM allows fewer.
-const CHOICES: usize = 1 << 14;
+/// The most choices that are tracked at once: vLLM allows fewer.
+const MAX_REASONING_CHOICES: usize = 1 << 14;
 
-/// What stands there where nobody asks.
+/// vLLM's value where the client does not request the field.
 const NULL: &[u8] = b"null";
 
-const REASONING: [&str; 2] = ["reasoning", "reasoning_content"];
+const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
 
-impl Edit {
+impl AnswerEdit {
     /// Goes through the choices, each of which has its message under `key`.
-    pub(super) fn choices(&mut self, bytes: &[u8], object: &Object<'_>, key: &str, out: &mut Splices<'_>) {
+    pub(super) fn choices(
+        &mut self,
+        bytes: &[u8],
+        object: &JsonObject<'_>,
+        key: &str,
+        out: &mut Splices<'_>,
+    ) {
         let Some(list) = object.get("choices") else { return };
         let choices =
             json::items(bytes, list.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));
@@ -36,7 +42,7 @@ impl Edit {
             }
             edit.finish(out);
         }
-        if self.asked.token_ids {
+        if self.added_fields.token_ids {
             prompt.into_iter().for_each(|span| out.replace(span, NULL));
         }
     }
@@ -46,7 +52,7 @@ impl Edit {
     fn thoughts(
         &mut self,
         bytes: &[u8],
-        choice: &Object<'_>,
+        choice: &JsonObject<'_>,
         edit: &mut ObjectEdit<'_, '_>,
         whole: bool,
         out: &mut Splices<'_>,
@@ -55,7 +61,7 @@ impl Edit {
             let span = edit.object.get(key)?;
             json::inside(&bytes[span]).filter(|text| !text.is_empty())
         };
-        let thought = REASONING.iter().find_map(|key| written(key));
+        let thought = REASONING_FIELDS.iter().find_map(|key| written(key));
         let content = written("content");
         let index = choice.get("index").and_then(|span| std::str::from_utf8(&bytes[span]).ok()?.parse().ok());
         let index: u64 = index.unwrap_or(0);
@@ -78,7 +84,7 @@ impl Edit {
         text.extend_from_slice(content.unwrap_or_default());
         text.push(b'"');
         edit.set("content", text, out);
-        for key in REASONING {
+        for key in REASONING_FIELDS {
             edit.remove(key);
         }
     }
@@ -87,7 +93,7 @@ impl Edit {
     fn tokens(
         &self,
         bytes: &[u8],
-        choice: &Object<'_>,
+        choice: &JsonObject<'_>,
         prompt: Option<Span>,
         edit: &mut ObjectEdit<'_, '_>,
         out: &mut Splices<'_>,
@@ -98,7 +104,7 @@ impl Edit {
         }
         if let Some(span) = list("token_ids") {
             edit.set("generation_token_ids", bytes[span.clone()].to_vec(), out);
-            if self.asked.token_ids {
+            if self.added_fields.token_ids {
                 out.replace(span, NULL);
             }
         }
@@ -107,7 +113,7 @@ impl Edit {
         if let Some(numbers) = log_probabilities(bytes, span.start) {
             edit.set("generation_log_probs", numbers, out);
         }
-        if self.asked.logprobs {
+        if self.added_fields.logprobs {
             out.replace(span, NULL);
         }
     }
@@ -126,10 +132,10 @@ fn log_probabilities(bytes: &[u8], start: usize) -> Option<Vec<u8>> {
 
 // === impl Thoughts ===
 
-impl Thoughts {
+impl OpenReasoning {
     /// Whether the thought of a choice begins here.
     fn begin(&mut self, index: u64) -> bool {
-        let new = !self.open.contains(&index) && self.open.len() < CHOICES;
+        let new = !self.open.contains(&index) && self.open.len() < MAX_REASONING_CHOICES;
         if new {
             self.open.push(index);
         }

@@ -5,26 +5,26 @@
 
 use serde_json::{Value, json};
 
-use crate::route::dialect::Dialect;
+use crate::route::dialect::BodyDialect;
 use crate::route::json;
 
 /// The longest error that is looked at.
-pub const MOST: usize = 64 << 10;
+pub const MAX_OVERFLOW_ERROR_BYTES: usize = 64 << 10;
 
 /// More choices are not asked for: vLLM allows so many.
-const CHOICES: usize = 1 << 14;
+const MAX_CHOICES: usize = 1 << 14;
 
 /// An answer in place of the upstream's error.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Instead {
+pub struct OverflowAnswer {
     pub content_type: &'static str,
     pub body: String,
 }
 
 /// What the answer is for. `seed` makes its id, `now` is in seconds since 1970.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    pub dialect: Dialect,
+pub struct OverflowRequest<'a> {
+    pub dialect: BodyDialect,
     pub stream: bool,
     /// How many choices the answer has.
     pub choices: usize,
@@ -35,11 +35,11 @@ pub struct Request<'a> {
 }
 
 /// How many choices an answer to this body would have: `n` for each prompt, or conversation of a batch.
-pub fn choices(dialect: Dialect, body: &[u8]) -> usize {
+pub fn choices(dialect: BodyDialect, body: &[u8]) -> usize {
     let field = match dialect {
-        Dialect::Chat => "messages",
-        Dialect::Completions => "prompt",
-        Dialect::Responses | Dialect::Messages | Dialect::Other => return 1,
+        BodyDialect::Chat => "messages",
+        BodyDialect::Completions => "prompt",
+        BodyDialect::Responses | BodyDialect::Messages | BodyDialect::Other => return 1,
     };
     let Some(object) = json::document(body) else { return 1 };
     let number = |span: json::Span| std::str::from_utf8(&body[span]).ok()?.parse::<usize>().ok();
@@ -54,13 +54,14 @@ pub fn choices(dialect: Dialect, body: &[u8]) -> usize {
         };
         json::each(body, list.start, count).ok()
     });
-    each.saturating_mul(asked.max(1)).clamp(1, CHOICES)
+    each.saturating_mul(asked.max(1)).clamp(1, MAX_CHOICES)
 }
 
 /// Whether this 400 says that the prompt does not fit: by the parameter that vLLM names, or by its words.
 pub fn is_overflow(status: u16, body: &[u8]) -> bool {
-    let Some(Value::Object(body)) =
-        (status == 400 && body.len() <= MOST).then(|| serde_json::from_slice(body).ok()).flatten()
+    let Some(Value::Object(body)) = (status == 400 && body.len() <= MAX_OVERFLOW_ERROR_BYTES)
+        .then(|| serde_json::from_slice(body).ok())
+        .flatten()
     else {
         return false;
     };
@@ -70,17 +71,17 @@ pub fn is_overflow(status: u16, body: &[u8]) -> bool {
     text("param") == "input_tokens" || text("message").contains("context length")
 }
 
-impl Request<'_> {
+impl OverflowRequest<'_> {
     /// `None` where an interface has no such answer.
-    pub fn instead(&self) -> Option<Instead> {
+    pub fn answer(&self) -> Option<OverflowAnswer> {
         let body = match self.dialect {
-            Dialect::Chat | Dialect::Completions => self.choices(),
-            Dialect::Responses => self.response(),
-            Dialect::Messages => self.message(),
-            Dialect::Other => return None,
+            BodyDialect::Chat | BodyDialect::Completions => self.choices(),
+            BodyDialect::Responses => self.response(),
+            BodyDialect::Messages => self.message(),
+            BodyDialect::Other => return None,
         };
         let content_type = if self.stream { "text/event-stream; charset=utf-8" } else { "application/json" };
-        Some(Instead { content_type, body })
+        Some(OverflowAnswer { content_type, body })
     }
 
     fn id(&self, prefix: &str) -> String {
@@ -88,7 +89,7 @@ impl Request<'_> {
     }
 
     fn choices(&self) -> String {
-        let chat = self.dialect == Dialect::Chat;
+        let chat = self.dialect == BodyDialect::Chat;
         let (prefix, kind) = match (chat, self.stream) {
             (true, true) => ("chatcmpl-", "chat.completion.chunk"),
             (true, false) => ("chatcmpl-", "chat.completion"),
@@ -248,22 +249,22 @@ mod tests {
     #[test]
     fn an_answer_has_as_many_choices_as_were_asked_for() {
         for (dialect, body, wanted) in [
-            (Dialect::Chat, r#"{"messages":[{"role":"user","content":"hi"},{}]}"#, 1),
-            (Dialect::Chat, r#"{"messages":[{}],"n":2}"#, 2),
-            (Dialect::Chat, r#"{"messages":[[{}],[{},{}]]}"#, 2),
-            (Dialect::Chat, r#"{"n":3,"messages":[[{}],[{}]]}"#, 6),
-            (Dialect::Chat, r#"{"messages":[{}],"n":null}"#, 1),
-            (Dialect::Chat, r#"{"messages":[{}],"n":0}"#, 1),
-            (Dialect::Chat, r#"{"messages":[{}],"n":99999999999999999999999}"#, 1),
-            (Dialect::Chat, r#"{"messages":[{}],"n":18446744073709551615}"#, 1 << 14),
-            (Dialect::Chat, r#"{"messages":[[{}],[{"#, 1),
-            (Dialect::Completions, r#"{"prompt":"a","n":2}"#, 2),
-            (Dialect::Completions, r#"{"prompt":["a","b"],"n":2}"#, 4),
-            (Dialect::Completions, r#"{"prompt":[1,2,3]}"#, 1),
-            (Dialect::Completions, r#"{"prompt":[[1,2],[3]]}"#, 2),
-            (Dialect::Completions, r#"{"prompt":[]}"#, 1),
-            (Dialect::Responses, r#"{"input":["a","b"],"n":2}"#, 1),
-            (Dialect::Messages, r#"{"messages":[[],[]],"n":2}"#, 1),
+            (BodyDialect::Chat, r#"{"messages":[{"role":"user","content":"hi"},{}]}"#, 1),
+            (BodyDialect::Chat, r#"{"messages":[{}],"n":2}"#, 2),
+            (BodyDialect::Chat, r#"{"messages":[[{}],[{},{}]]}"#, 2),
+            (BodyDialect::Chat, r#"{"n":3,"messages":[[{}],[{}]]}"#, 6),
+            (BodyDialect::Chat, r#"{"messages":[{}],"n":null}"#, 1),
+            (BodyDialect::Chat, r#"{"messages":[{}],"n":0}"#, 1),
+            (BodyDialect::Chat, r#"{"messages":[{}],"n":99999999999999999999999}"#, 1),
+            (BodyDialect::Chat, r#"{"messages":[{}],"n":18446744073709551615}"#, 1 << 14),
+            (BodyDialect::Chat, r#"{"messages":[[{}],[{"#, 1),
+            (BodyDialect::Completions, r#"{"prompt":"a","n":2}"#, 2),
+            (BodyDialect::Completions, r#"{"prompt":["a","b"],"n":2}"#, 4),
+            (BodyDialect::Completions, r#"{"prompt":[1,2,3]}"#, 1),
+            (BodyDialect::Completions, r#"{"prompt":[[1,2],[3]]}"#, 2),
+            (BodyDialect::Completions, r#"{"prompt":[]}"#, 1),
+            (BodyDialect::Responses, r#"{"input":["a","b"],"n":2}"#, 1),
+            (BodyDialect::Messages, r#"{"messages":[[],[]],"n":2}"#, 1),
         ] {
             assert_eq!(choices(dialect, body.as_bytes()), wanted, "{body}");
         }
@@ -284,7 +285,8 @@ mod tests {
         ] {
             assert_eq!(is_overflow(status, body.as_bytes()), wanted, "{status} {body}");
         }
-        let large = format!(r#"{{"error":{{"message":"context length {}"}}}}"#, "x".repeat(MOST));
+        let large =
+            format!(r#"{{"error":{{"message":"context length {}"}}}}"#, "x".repeat(MAX_OVERFLOW_ERROR_BYTES));
         assert!(!is_overflow(400, large.as_bytes()));
     }
 }

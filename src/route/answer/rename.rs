@@ -7,25 +7,25 @@
 
 use crate::route::json;
 
-/// The longest key that is looked at.
-const KEY: usize = 8;
+/// The longest key that is compared: `response`.
+const MAX_COMPARED_KEY_BYTES: usize = 8;
 
 #[derive(Debug)]
-pub struct Renamer {
+pub struct ModelRenamer {
     /// With its quotes; without a name everything stays.
     name: Option<Vec<u8>>,
-    place: Place,
+    place: RenamerState,
     depth: u64,
     /// The members at this depth are looked at: those of the document, and those of the two inner objects.
     watched: u64,
     /// The document is a list.
     list: bool,
-    key: Key,
+    key: RenamerKey,
     behind_colon: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum RenamerState {
     Outside,
     /// `escaped`: the next byte means nothing by itself.
     Key {
@@ -40,14 +40,14 @@ enum Place {
     },
 }
 
-/// The beginning of a key; one that is longer is none of ours.
+/// The beginning of a key; longer keys match none of the names.
 #[derive(Clone, Copy, Debug, Default)]
-struct Key {
-    bytes: [u8; KEY],
+struct RenamerKey {
+    bytes: [u8; MAX_COMPARED_KEY_BYTES],
     length: usize,
 }
 
-impl Key {
+impl RenamerKey {
     fn push(&mut self, byte: u8) {
         if let Some(slot) = self.bytes.get_mut(self.length) {
             *slot = byte;
@@ -60,15 +60,15 @@ impl Key {
     }
 }
 
-impl Renamer {
+impl ModelRenamer {
     pub fn new(name: Option<Vec<u8>>) -> Self {
-        Renamer {
+        ModelRenamer {
             name,
-            place: Place::Outside,
+            place: RenamerState::Outside,
             depth: 0,
             watched: 1,
             list: false,
-            key: Key::default(),
+            key: RenamerKey::default(),
             behind_colon: false,
         }
     }
@@ -82,7 +82,7 @@ impl Renamer {
         let mut at = 0;
         while at < piece.len() {
             at = match self.place {
-                Place::Outside => self.outside(piece, at, &name, out),
+                RenamerState::Outside => self.outside(piece, at, &name, out),
                 _ => self.inside(piece, at, out),
             };
         }
@@ -95,15 +95,15 @@ impl Renamer {
         let here = self.depth == self.watched;
         match byte {
             b'"' if here && self.behind_colon && self.key.is(b"model") => {
-                self.place = Place::Name { escaped: false };
+                self.place = RenamerState::Name { escaped: false };
                 out.extend_from_slice(name);
                 return at + 1;
             }
             b'"' if here && !self.behind_colon => {
-                self.key = Key::default();
-                self.place = Place::Key { escaped: false };
+                self.key = RenamerKey::default();
+                self.place = RenamerState::Key { escaped: false };
             }
-            b'"' => self.place = Place::Text { escaped: false },
+            b'"' => self.place = RenamerState::Text { escaped: false },
             // An embedding is long, and has nothing in it but numbers.
             b'0'..=b'9' if !here => {
                 let numbers = at + 1 + json::plain_run(&piece[at + 1..]);
@@ -138,13 +138,14 @@ impl Renamer {
         if self.watched == 2 && self.depth == 1 && !self.list {
             self.watched = 1;
             self.behind_colon = true;
-            self.key = Key::default();
+            self.key = RenamerKey::default();
         }
     }
 
     /// The rest of a text, or of what is there of it.
     fn inside(&mut self, piece: &[u8], from: usize, out: &mut Vec<u8>) -> usize {
-        let (Place::Key { escaped } | Place::Text { escaped } | Place::Name { escaped }) = self.place else {
+        use RenamerState::{Key, Name, Text};
+        let (Key { escaped } | Text { escaped } | Name { escaped }) = self.place else {
             return from;
         };
         let mut at = from;
@@ -165,17 +166,20 @@ impl Renamer {
                 }
             }
         }
-        if !matches!(self.place, Place::Name { .. }) {
+        if !matches!(self.place, RenamerState::Name { .. }) {
             out.extend_from_slice(&piece[from..at]);
         }
-        if let Place::Key { .. } = self.place {
-            piece[from..at - usize::from(over)].iter().take(KEY + 1).for_each(|byte| self.key.push(*byte));
+        if let RenamerState::Key { .. } = self.place {
+            piece[from..at - usize::from(over)]
+                .iter()
+                .take(MAX_COMPARED_KEY_BYTES + 1)
+                .for_each(|byte| self.key.push(*byte));
         }
         self.place = match self.place {
-            _ if over => Place::Outside,
-            Place::Key { .. } => Place::Key { escaped },
-            Place::Name { .. } => Place::Name { escaped },
-            _ => Place::Text { escaped },
+            _ if over => RenamerState::Outside,
+            RenamerState::Key { .. } => RenamerState::Key { escaped },
+            RenamerState::Name { .. } => RenamerState::Name { escaped },
+            _ => RenamerState::Text { escaped },
         };
         at
     }
@@ -188,7 +192,7 @@ mod tests {
     use super::*;
 
     fn renamed(text: &[u8], cuts: &[usize]) -> String {
-        let mut renamer = Renamer::new(Some(b"\"new\"".to_vec()));
+        let mut renamer = ModelRenamer::new(Some(b"\"new\"".to_vec()));
         let (mut out, mut at) = (Vec::new(), 0);
         for cut in cuts.iter().copied().chain([text.len()]) {
             renamer.feed(&text[at..cut.max(at)], &mut out);
@@ -237,7 +241,7 @@ mod tests {
             assert_eq!(renamed(text.as_bytes(), &every), wanted, "{text} byte by byte");
         }
         let mut nobody = Vec::new();
-        Renamer::new(None).feed(br#"{"model":"old"}"#, &mut nobody);
+        ModelRenamer::new(None).feed(br#"{"model":"old"}"#, &mut nobody);
         assert_eq!(nobody, br#"{"model":"old"}"#);
     }
 

@@ -6,22 +6,22 @@ use proptest::sample::{Index, select};
 
 use super::*;
 use crate::config::types::{Retry, RouteConfig, Timeouts};
-use crate::route::table::Table;
+use crate::route::table::RouteTable;
 use crate::sse::tests::assert_linear;
 
-const ALL: Asked = Asked { logprobs: true, token_ids: true };
+const ALL: AddedAnswerFields = AddedAnswerFields { logprobs: true, token_ids: true };
 
-fn answer(kind: &str, asked: Asked) -> Answer {
+fn answer(kind: &str, added_fields: AddedAnswerFields) -> AnswerEditor {
     let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
     route.to = Some("served".into());
     route.think_tags = true;
-    route.token_ids = asked.token_ids;
-    let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
-    let asker = Asker { dialect: Dialect::Chat, model: Some("mine"), asked };
-    Answer::new(&plan, asker, 200, Some(kind)).unwrap()
+    route.token_ids = added_fields.token_ids;
+    let plan = RouteTable::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+    let asker = AnswerContext { dialect: BodyDialect::Chat, model: Some("mine"), added_fields };
+    AnswerEditor::new(&plan, asker, 200, Some(kind)).unwrap()
 }
 
-fn fed(mut answer: Answer, body: &[u8], cuts: &[usize]) -> Vec<u8> {
+fn fed(mut answer: AnswerEditor, body: &[u8], cuts: &[usize]) -> Vec<u8> {
     let (mut out, mut at) = (Vec::new(), 0);
     for cut in cuts {
         out.extend(answer.feed(&body[at..*cut], false));
@@ -33,14 +33,14 @@ fn fed(mut answer: Answer, body: &[u8], cuts: &[usize]) -> Vec<u8> {
 
 #[test]
 fn what_is_too_long_to_be_held_is_renamed_all_the_same() {
-    let text = "x".repeat(EVENT);
+    let text = "x".repeat(MAX_EVENT_BYTES);
     let event = format!("data: {{\"a\":\"{text}\",\"model\":\"served\"}}\n\n");
     let more = "data: {\"model\":\"served\"}\n\n";
     let body = format!("{event}{more}");
     let wanted = body.replace("served", "mine");
     let cuts: Vec<usize> = (0..body.len()).step_by(1 << 16).collect();
     assert!(fed(answer("text/event-stream", ALL), body.as_bytes(), &cuts) == wanted.as_bytes());
-    let body = format!("{{\"a\":\"{}\",\"model\":\"served\"}}", "x".repeat(WHOLE));
+    let body = format!("{{\"a\":\"{}\",\"model\":\"served\"}}", "x".repeat(MAX_WHOLE_ANSWER_BYTES));
     let cuts: Vec<usize> = (0..body.len()).step_by(1 << 20).collect();
     let wanted = body.replace("served", "mine");
     assert!(fed(answer("application/json", ALL), body.as_bytes(), &cuts) == wanted.as_bytes());
@@ -90,9 +90,13 @@ fn the_cost_of_a_byte_is_bounded() {
 fn what_is_neither_json_nor_events_is_left_alone() {
     let route =
         RouteConfig { to: Some("served".into()), ..RouteConfig::new(Timeouts::default(), Retry::default()) };
-    let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
-    let asker = |model| Asker { dialect: Dialect::Other, model, asked: Asked::default() };
-    let is_edited = |model, kind| Answer::new(&plan, asker(model), 200, kind).is_some();
+    let plan = RouteTable::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+    let asker = |model| AnswerContext {
+        dialect: BodyDialect::Other,
+        model,
+        added_fields: AddedAnswerFields::default(),
+    };
+    let is_edited = |model, kind| AnswerEditor::new(&plan, asker(model), 200, kind).is_some();
     assert!(is_edited(Some("mine"), Some("Application/JSON; charset=utf-8")));
     for (model, kind) in [
         (Some("mine"), Some("audio/wav")),
@@ -108,7 +112,7 @@ fn what_is_neither_json_nor_events_is_left_alone() {
 fn what_describes_an_answer_of_bytes_names_the_model_as_the_client_does() {
     let route =
         RouteConfig { to: Some("served".into()), ..RouteConfig::new(Timeouts::default(), Retry::default()) };
-    let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+    let plan = RouteTable::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
     for (model, header, wanted) in [
         (
             Some("mine"),
@@ -163,13 +167,13 @@ proptest! {
     fn thoughts_come_back_as_they_went(thought in "\\PC{1,20}|[\n\"\\\\]{1,4}", content in "\\PC{0,20}") {
         let message = serde_json::json!({"role": "assistant", "content": content, "reasoning": thought});
         let body = serde_json::json!({"choices": [{"index": 0, "message": message}]}).to_string();
-        let told = fed(answer("application/json", Asked::default()), body.as_bytes(), &[]);
+        let told = fed(answer("application/json", AddedAnswerFields::default()), body.as_bytes(), &[]);
         let told: Value = serde_json::from_slice(&told).unwrap();
         let history = serde_json::json!({"messages": [told["choices"][0]["message"]]}).to_string();
         let mut route = RouteConfig::new(Timeouts::default(), Retry::default());
         route.think_tags = true;
-        let plan = Table::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
-        let sent = plan.edits(Dialect::Chat).edit(history.as_bytes()).unwrap().body.unwrap();
+        let plan = RouteTable::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
+        let sent = plan.edits(BodyDialect::Chat).edit(history.as_bytes()).unwrap().body.unwrap();
         let sent: Value = serde_json::from_slice(&sent).unwrap();
         let message = &sent["messages"][0];
         let came = [&message["content"], &message["reasoning"], &message["reasoning_content"]];

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::super::json::work::WALKED;
-use super::super::table::Table;
+use super::super::table::RouteTable;
 use super::*;
 use crate::config::check::check;
 
@@ -24,10 +24,10 @@ const ROUTES: &str = "
 fn edit(model: &str) -> BodyEdit {
     let text = format!("upstreams: [http://a]\nroutes: {ROUTES}\n");
     let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
-    let table = Table::new(&config.routes);
+    let table = RouteTable::new(&config.routes);
     let plan = table.plan(Some(model), "/", &http::HeaderMap::new()).unwrap();
-    let translation = (model == "response").then(Exchange::default);
-    BodyEdit { plan, spoken: Dialect::Chat, form: None, translation, scanner: None }
+    let translation = (model == "response").then(ResponseTranslation::default);
+    BodyEdit { plan, upstream_dialect: BodyDialect::Chat, form: None, translation, scanner: None }
 }
 
 /// So many times the same, with commas between.

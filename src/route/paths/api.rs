@@ -1,6 +1,6 @@
 //! What each of vLLM's interfaces needs to know about itself: where its model stands, how its errors look.
 
-use crate::prompt::scan::{Facts, Field};
+use crate::prompt::scan::{BodyField, ScanFacts};
 
 /// One interface of vLLM. A closed and small set, fit to be a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,16 +54,16 @@ pub enum ErrorStyle {
     Detail,
 }
 
-/// Where a request says which model it is for.
+/// Where a request names its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModelIn {
+pub enum ModelLocation {
     Json,
     /// The field `model` of a form.
     Multipart,
     /// `?model=`
     Query,
     Nowhere,
-    /// In JSON whose other fields say which interface is meant, see [`Api::sniff`].
+    /// In JSON whose other fields decide the interface, see [`Api::sniff`].
     Sniff,
 }
 
@@ -119,16 +119,18 @@ impl Api {
         }
     }
 
-    pub fn model_in(self) -> ModelIn {
+    pub fn model_in(self) -> ModelLocation {
         match self {
-            Api::Transcriptions | Api::Translations => ModelIn::Multipart,
-            Api::Realtime => ModelIn::Query,
-            Api::Invocations => ModelIn::Sniff,
-            Api::ResponseById | Api::ResponseCancel | Api::AbortRequests | Api::Models => ModelIn::Nowhere,
-            Api::Health | Api::Version | Api::Load | Api::Metrics | Api::Docs | Api::Control => {
-                ModelIn::Nowhere
+            Api::Transcriptions | Api::Translations => ModelLocation::Multipart,
+            Api::Realtime => ModelLocation::Query,
+            Api::Invocations => ModelLocation::Sniff,
+            Api::ResponseById | Api::ResponseCancel | Api::AbortRequests | Api::Models => {
+                ModelLocation::Nowhere
             }
-            _ => ModelIn::Json,
+            Api::Health | Api::Version | Api::Load | Api::Metrics | Api::Docs | Api::Control => {
+                ModelLocation::Nowhere
+            }
+            _ => ModelLocation::Json,
         }
     }
 
@@ -162,19 +164,19 @@ impl Api {
     }
 
     /// What a request to /invocations is, tried in vLLM's order.
-    pub fn sniff(facts: &Facts<'_>) -> Api {
-        let any = |fields: &[Field]| fields.iter().any(|field| facts.has(*field));
-        if facts.has(Field::Messages) {
+    pub fn sniff(facts: &ScanFacts<'_>) -> Api {
+        let any = |fields: &[BodyField]| fields.iter().any(|field| facts.has(*field));
+        if facts.has(BodyField::Messages) {
             Api::Chat
-        } else if facts.has(Field::Prompt) {
+        } else if facts.has(BodyField::Prompt) {
             Api::Completions
-        } else if facts.has(Field::Input) {
+        } else if facts.has(BodyField::Input) {
             Api::Embeddings
-        } else if facts.has(Field::Query) && facts.has(Field::Documents) {
+        } else if facts.has(BodyField::Query) && facts.has(BodyField::Documents) {
             Api::Rerank
-        } else if any(&[Field::Queries, Field::Data1, Field::Text1]) {
+        } else if any(&[BodyField::Queries, BodyField::Data1, BodyField::Text1]) {
             Api::Score
-        } else if facts.has(Field::Data) {
+        } else if facts.has(BodyField::Data) {
             Api::Pooling
         } else {
             Api::Invocations

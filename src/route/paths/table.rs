@@ -4,11 +4,11 @@
 //! `allow` header of a 405.
 
 use super::api::Api;
-use super::{Aggregate, Answer};
+use super::{AggregateKind, OwnAnswer};
 
 /// The methods of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(super) enum AllowedMethods {
     Get,
     Post,
     Delete,
@@ -18,120 +18,120 @@ pub(super) enum Verb {
     Any,
 }
 
-impl Verb {
+impl AllowedMethods {
     pub(super) fn allows(self, method: &str) -> bool {
         match self {
-            Verb::Get => method == "GET",
-            Verb::Post => method == "POST",
-            Verb::Delete => method == "DELETE",
-            Verb::GetHead => method == "GET" || method == "HEAD",
-            Verb::Any => true,
+            AllowedMethods::Get => method == "GET",
+            AllowedMethods::Post => method == "POST",
+            AllowedMethods::Delete => method == "DELETE",
+            AllowedMethods::GetHead => method == "GET" || method == "HEAD",
+            AllowedMethods::Any => true,
         }
     }
 
     /// The `allow` header of a 405.
     pub(super) fn allow(self) -> &'static str {
         match self {
-            Verb::Get => "GET",
-            Verb::Post => "POST",
-            Verb::Delete => "DELETE",
-            Verb::GetHead => "GET, HEAD",
-            Verb::Any => "*",
+            AllowedMethods::Get => "GET",
+            AllowedMethods::Post => "POST",
+            AllowedMethods::Delete => "DELETE",
+            AllowedMethods::GetHead => "GET, HEAD",
+            AllowedMethods::Any => "*",
         }
     }
 }
 
 /// A policy before a request gave it its details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rule {
+pub(super) enum PolicyRule {
     /// By model; what an upstream has cached of the prompt matters.
     Prefix,
     /// By model; only the load matters.
     Least,
     Sticky,
-    Aggregate(Aggregate),
+    Aggregate(AggregateKind),
     FanOut,
-    Answer(Answer),
+    Answer(OwnAnswer),
     Deny,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Row {
-    pub(super) verb: Verb,
+pub(super) struct ApiRouteRow {
+    pub(super) verb: AllowedMethods,
     /// `{name}` stands for one segment, at the end `{name:path}` for any rest.
     pub(super) path: &'static str,
     pub(super) api: Api,
-    pub(super) rule: Rule,
+    pub(super) rule: PolicyRule,
 }
 
-const fn get(path: &'static str, api: Api, rule: Rule) -> Row {
-    Row { verb: Verb::Get, path, api, rule }
+const fn get(path: &'static str, api: Api, rule: PolicyRule) -> ApiRouteRow {
+    ApiRouteRow { verb: AllowedMethods::Get, path, api, rule }
 }
 
-const fn post(path: &'static str, api: Api, rule: Rule) -> Row {
-    Row { verb: Verb::Post, path, api, rule }
+const fn post(path: &'static str, api: Api, rule: PolicyRule) -> ApiRouteRow {
+    ApiRouteRow { verb: AllowedMethods::Post, path, api, rule }
 }
 
-const fn page(path: &'static str) -> Row {
-    Row { verb: Verb::GetHead, path, api: Api::Docs, rule: Rule::Least }
+const fn page(path: &'static str) -> ApiRouteRow {
+    ApiRouteRow { verb: AllowedMethods::GetHead, path, api: Api::Docs, rule: PolicyRule::Least }
 }
 
-const fn deny(verb: Verb, path: &'static str) -> Row {
-    Row { verb, path, api: Api::Control, rule: Rule::Deny }
+const fn deny(verb: AllowedMethods, path: &'static str) -> ApiRouteRow {
+    ApiRouteRow { verb, path, api: Api::Control, rule: PolicyRule::Deny }
 }
 
-pub(super) const ROWS: &[Row] = &[
+pub(super) const API_ROUTES: &[ApiRouteRow] = &[
     // Inference.
-    post("/v1/chat/completions", Api::Chat, Rule::Prefix),
-    post("/v1/chat/completions/batch", Api::ChatBatch, Rule::Prefix),
-    post("/v1/completions", Api::Completions, Rule::Prefix),
-    post("/v1/responses", Api::Responses, Rule::Prefix),
-    get("/v1/responses/{response_id}", Api::ResponseById, Rule::Sticky),
-    post("/v1/responses/{response_id}/cancel", Api::ResponseCancel, Rule::Sticky),
-    post("/v1/messages", Api::Messages, Rule::Prefix),
-    post("/v1/messages/count_tokens", Api::CountTokens, Rule::Least),
-    post("/cohere/v2/chat", Api::CohereChat, Rule::Prefix),
-    post("/generative_scoring", Api::GenerativeScoring, Rule::Prefix),
-    post("/v1/systemone", Api::SystemOne, Rule::Prefix),
-    post("/v1/embeddings", Api::Embeddings, Rule::Least),
-    post("/v2/embed", Api::CohereEmbed, Rule::Least),
-    post("/pooling", Api::Pooling, Rule::Least),
-    post("/classify", Api::Classify, Rule::Least),
-    post("/score", Api::Score, Rule::Least),
-    post("/v1/score", Api::Score, Rule::Least),
-    post("/rerank", Api::Rerank, Rule::Least),
-    post("/v1/rerank", Api::Rerank, Rule::Least),
-    post("/v2/rerank", Api::Rerank, Rule::Least),
-    post("/v1/audio/transcriptions", Api::Transcriptions, Rule::Least),
-    post("/v1/audio/translations", Api::Translations, Rule::Least),
-    get("/v1/realtime", Api::Realtime, Rule::Least),
-    post("/tokenize", Api::Tokenize, Rule::Least),
-    post("/detokenize", Api::Detokenize, Rule::Least),
-    post("/invocations", Api::Invocations, Rule::Prefix),
+    post("/v1/chat/completions", Api::Chat, PolicyRule::Prefix),
+    post("/v1/chat/completions/batch", Api::ChatBatch, PolicyRule::Prefix),
+    post("/v1/completions", Api::Completions, PolicyRule::Prefix),
+    post("/v1/responses", Api::Responses, PolicyRule::Prefix),
+    get("/v1/responses/{response_id}", Api::ResponseById, PolicyRule::Sticky),
+    post("/v1/responses/{response_id}/cancel", Api::ResponseCancel, PolicyRule::Sticky),
+    post("/v1/messages", Api::Messages, PolicyRule::Prefix),
+    post("/v1/messages/count_tokens", Api::CountTokens, PolicyRule::Least),
+    post("/cohere/v2/chat", Api::CohereChat, PolicyRule::Prefix),
+    post("/generative_scoring", Api::GenerativeScoring, PolicyRule::Prefix),
+    post("/v1/systemone", Api::SystemOne, PolicyRule::Prefix),
+    post("/v1/embeddings", Api::Embeddings, PolicyRule::Least),
+    post("/v2/embed", Api::CohereEmbed, PolicyRule::Least),
+    post("/pooling", Api::Pooling, PolicyRule::Least),
+    post("/classify", Api::Classify, PolicyRule::Least),
+    post("/score", Api::Score, PolicyRule::Least),
+    post("/v1/score", Api::Score, PolicyRule::Least),
+    post("/rerank", Api::Rerank, PolicyRule::Least),
+    post("/v1/rerank", Api::Rerank, PolicyRule::Least),
+    post("/v2/rerank", Api::Rerank, PolicyRule::Least),
+    post("/v1/audio/transcriptions", Api::Transcriptions, PolicyRule::Least),
+    post("/v1/audio/translations", Api::Translations, PolicyRule::Least),
+    get("/v1/realtime", Api::Realtime, PolicyRule::Least),
+    post("/tokenize", Api::Tokenize, PolicyRule::Least),
+    post("/detokenize", Api::Detokenize, PolicyRule::Least),
+    post("/invocations", Api::Invocations, PolicyRule::Prefix),
     // Scale-out: an upstream without the flag answers 403 itself.
-    post("/v1/chat/completions/render", Api::Render, Rule::Least),
-    post("/v1/completions/render", Api::Render, Rule::Least),
-    post("/v1/messages/render", Api::MessagesRender, Rule::Least),
-    post("/v1/responses/render", Api::Render, Rule::Least),
-    post("/cohere/v2/chat/render", Api::Render, Rule::Least),
-    post("/v1/chat/completions/derender", Api::Derender, Rule::Least),
-    post("/v1/completions/derender", Api::Derender, Rule::Least),
-    post("/inference/v1/generate", Api::Generate, Rule::Prefix),
+    post("/v1/chat/completions/render", Api::Render, PolicyRule::Least),
+    post("/v1/completions/render", Api::Render, PolicyRule::Least),
+    post("/v1/messages/render", Api::MessagesRender, PolicyRule::Least),
+    post("/v1/responses/render", Api::Render, PolicyRule::Least),
+    post("/cohere/v2/chat/render", Api::Render, PolicyRule::Least),
+    post("/v1/chat/completions/derender", Api::Derender, PolicyRule::Least),
+    post("/v1/completions/derender", Api::Derender, PolicyRule::Least),
+    post("/inference/v1/generate", Api::Generate, PolicyRule::Prefix),
     // An id that an upstream does not know is no error there.
-    post("/inference/v1/abort_requests", Api::AbortRequests, Rule::FanOut),
+    post("/inference/v1/abort_requests", Api::AbortRequests, PolicyRule::FanOut),
     // About all upstreams.
-    get("/v1/models", Api::Models, Rule::Aggregate(Aggregate::Models)),
-    get("/health", Api::Health, Rule::Answer(Answer::Health)),
-    get("/ping", Api::Health, Rule::Answer(Answer::Health)),
-    post("/ping", Api::Health, Rule::Answer(Answer::Health)),
-    get("/version", Api::Version, Rule::Aggregate(Aggregate::Version)),
-    get("/load", Api::Load, Rule::Aggregate(Aggregate::Load)),
+    get("/v1/models", Api::Models, PolicyRule::Aggregate(AggregateKind::Models)),
+    get("/health", Api::Health, PolicyRule::Answer(OwnAnswer::Health)),
+    get("/ping", Api::Health, PolicyRule::Answer(OwnAnswer::Health)),
+    post("/ping", Api::Health, PolicyRule::Answer(OwnAnswer::Health)),
+    get("/version", Api::Version, PolicyRule::Aggregate(AggregateKind::Version)),
+    get("/load", Api::Load, PolicyRule::Aggregate(AggregateKind::Load)),
     // vLLM mounts an application there, on whatever begins so.
-    Row {
-        verb: Verb::Any,
+    ApiRouteRow {
+        verb: AllowedMethods::Any,
         path: "/metrics{rest:path}",
         api: Api::Metrics,
-        rule: Rule::Aggregate(Aggregate::Metrics),
+        rule: PolicyRule::Aggregate(AggregateKind::Metrics),
     },
     page("/openapi.json"),
     page("/docs"),
@@ -139,41 +139,41 @@ pub(super) const ROWS: &[Row] = &[
     page("/redoc"),
     page("/static/{path:path}"),
     // Control and development: 404 unless `passthrough` names them.
-    deny(Verb::Get, "/tokenizer_info"),
-    deny(Verb::Post, "/abort_requests"),
-    deny(Verb::Post, "/adapters"),
-    deny(Verb::Delete, "/adapters/{adapter_name}"),
-    deny(Verb::Get, "/kv_event_sources"),
-    deny(Verb::Post, "/v1/load_lora_adapter"),
-    deny(Verb::Post, "/v1/unload_lora_adapter"),
-    deny(Verb::Post, "/start_profile"),
-    deny(Verb::Post, "/stop_profile"),
-    deny(Verb::Post, "/reset_prefix_cache"),
-    deny(Verb::Post, "/reset_mm_cache"),
-    deny(Verb::Post, "/reset_encoder_cache"),
-    deny(Verb::Post, "/sleep"),
-    deny(Verb::Post, "/wake_up"),
-    deny(Verb::Post, "/release_kv_cache_memory"),
-    deny(Verb::Get, "/is_sleeping"),
-    deny(Verb::Post, "/pause"),
-    deny(Verb::Post, "/resume"),
-    deny(Verb::Get, "/is_paused"),
-    deny(Verb::Post, "/init_weight_transfer_engine"),
-    deny(Verb::Post, "/shutdown_weight_transfer_engine"),
-    deny(Verb::Post, "/start_weight_update"),
-    deny(Verb::Post, "/start_draft_weight_update"),
-    deny(Verb::Post, "/update_weights"),
-    deny(Verb::Post, "/finish_weight_update"),
-    deny(Verb::Post, "/update_weight_version"),
-    deny(Verb::Post, "/weight_checker"),
-    deny(Verb::Get, "/weight_info"),
-    deny(Verb::Get, "/get_world_size"),
-    deny(Verb::Post, "/collective_rpc"),
-    deny(Verb::Get, "/server_info"),
-    deny(Verb::Post, "/scale_elastic_ep"),
-    deny(Verb::Post, "/is_scaling_elastic_ep"),
-    deny(Verb::Post, "/fault_tolerance/apply"),
-    deny(Verb::Get, "/fault_tolerance/status"),
+    deny(AllowedMethods::Get, "/tokenizer_info"),
+    deny(AllowedMethods::Post, "/abort_requests"),
+    deny(AllowedMethods::Post, "/adapters"),
+    deny(AllowedMethods::Delete, "/adapters/{adapter_name}"),
+    deny(AllowedMethods::Get, "/kv_event_sources"),
+    deny(AllowedMethods::Post, "/v1/load_lora_adapter"),
+    deny(AllowedMethods::Post, "/v1/unload_lora_adapter"),
+    deny(AllowedMethods::Post, "/start_profile"),
+    deny(AllowedMethods::Post, "/stop_profile"),
+    deny(AllowedMethods::Post, "/reset_prefix_cache"),
+    deny(AllowedMethods::Post, "/reset_mm_cache"),
+    deny(AllowedMethods::Post, "/reset_encoder_cache"),
+    deny(AllowedMethods::Post, "/sleep"),
+    deny(AllowedMethods::Post, "/wake_up"),
+    deny(AllowedMethods::Post, "/release_kv_cache_memory"),
+    deny(AllowedMethods::Get, "/is_sleeping"),
+    deny(AllowedMethods::Post, "/pause"),
+    deny(AllowedMethods::Post, "/resume"),
+    deny(AllowedMethods::Get, "/is_paused"),
+    deny(AllowedMethods::Post, "/init_weight_transfer_engine"),
+    deny(AllowedMethods::Post, "/shutdown_weight_transfer_engine"),
+    deny(AllowedMethods::Post, "/start_weight_update"),
+    deny(AllowedMethods::Post, "/start_draft_weight_update"),
+    deny(AllowedMethods::Post, "/update_weights"),
+    deny(AllowedMethods::Post, "/finish_weight_update"),
+    deny(AllowedMethods::Post, "/update_weight_version"),
+    deny(AllowedMethods::Post, "/weight_checker"),
+    deny(AllowedMethods::Get, "/weight_info"),
+    deny(AllowedMethods::Get, "/get_world_size"),
+    deny(AllowedMethods::Post, "/collective_rpc"),
+    deny(AllowedMethods::Get, "/server_info"),
+    deny(AllowedMethods::Post, "/scale_elastic_ep"),
+    deny(AllowedMethods::Post, "/is_scaling_elastic_ep"),
+    deny(AllowedMethods::Post, "/fault_tolerance/apply"),
+    deny(AllowedMethods::Get, "/fault_tolerance/status"),
 ];
 
 /// Whether a path fits a pattern; gives what the placeholder stands for, `""` without one.

@@ -93,8 +93,8 @@ const REFERENCE: &str = "
     GET /fault_tolerance/status deny
 ";
 
-fn find(method: &str, path: &str) -> Found {
-    decode(path).map_or(Found::NotFound, |path| Table::default().find(method, &path))
+fn find(method: &str, path: &str) -> PathMatch {
+    decode(path).map_or(PathMatch::NotFound, |path| PathTable::default().find(method, &path))
 }
 
 fn reference() -> impl Iterator<Item = Vec<&'static str>> {
@@ -105,29 +105,29 @@ fn reference() -> impl Iterator<Item = Vec<&'static str>> {
 fn every_route_of_vllm_is_there_with_its_policy() {
     let mut seen = Vec::new();
     for row in reference() {
-        let Found::Route(route) = find(row[0], row[1]) else { panic!("{row:?}") };
+        let PathMatch::Route(route) = find(row[0], row[1]) else { panic!("{row:?}") };
         let policy = match &route.policy {
-            Policy::Route { prefix: true } => "prefix",
-            Policy::Route { prefix: false } => "least",
-            Policy::Sticky { id } => {
+            PathPolicy::Route { prefix: true } => "prefix",
+            PathPolicy::Route { prefix: false } => "least",
+            PathPolicy::Sticky { id } => {
                 assert_eq!(id, "resp_1");
                 "sticky"
             }
-            Policy::Aggregate(Aggregate::Models) => "models",
-            Policy::Aggregate(Aggregate::Load) => "load",
-            Policy::Aggregate(Aggregate::Version) => "version",
-            Policy::Aggregate(Aggregate::Metrics) => "metrics",
-            Policy::FanOut => "fanout",
-            Policy::Upstream(name) => name,
-            Policy::Answer(Answer::Health) => "health",
-            Policy::Deny => "deny",
+            PathPolicy::Aggregate(AggregateKind::Models) => "models",
+            PathPolicy::Aggregate(AggregateKind::Load) => "load",
+            PathPolicy::Aggregate(AggregateKind::Version) => "version",
+            PathPolicy::Aggregate(AggregateKind::Metrics) => "metrics",
+            PathPolicy::FanOut => "fanout",
+            PathPolicy::Upstream(name) => name,
+            PathPolicy::Answer(OwnAnswer::Health) => "health",
+            PathPolicy::Deny => "deny",
         };
         let model = match route.api.model_in() {
-            ModelIn::Json => "json",
-            ModelIn::Multipart => "multipart",
-            ModelIn::Query => "query",
-            ModelIn::Nowhere => "nowhere",
-            ModelIn::Sniff => "sniff",
+            ModelLocation::Json => "json",
+            ModelLocation::Multipart => "multipart",
+            ModelLocation::Query => "query",
+            ModelLocation::Nowhere => "nowhere",
+            ModelLocation::Sniff => "sniff",
         };
         let style = match route.api.error_style() {
             ErrorStyle::OpenAi => "",
@@ -139,7 +139,7 @@ fn every_route_of_vllm_is_there_with_its_policy() {
         assert_eq!(style, *row.get(4).unwrap_or(if policy == "deny" { &"detail" } else { &"" }), "{row:?}");
         seen.push((row[0], row[1]));
     }
-    for row in ROWS {
+    for row in API_ROUTES {
         let covered =
             |(method, path): &(&str, &str)| row.verb.allows(method) && fit(row.path, path).is_some();
         assert!(seen.iter().any(covered), "{row:?} is not in the reference");
@@ -148,8 +148,8 @@ fn every_route_of_vllm_is_there_with_its_policy() {
 
 #[test]
 fn what_fastapi_refuses_is_refused_alike() {
-    let not_allowed = |allow| Found::MethodNotAllowed { allow };
-    let redirect = |to: &str| Found::Redirect { to: to.to_owned() };
+    let not_allowed = |allow| PathMatch::MethodNotAllowed { allow };
+    let redirect = |to: &str| PathMatch::Redirect { to: to.to_owned() };
     for (method, path, found) in [
         ("HEAD", "/v1/models", not_allowed("GET")),
         ("HEAD", "/health", not_allowed("GET")),
@@ -169,33 +169,33 @@ fn what_fastapi_refuses_is_refused_alike() {
         ("GET", "/v1/responses/a%20b/", redirect("/v1/responses/a b")),
         ("GET", "/v1/responses/a/cancel/", redirect("/v1/responses/a/cancel")),
         ("GET", "/static", redirect("/static/")),
-        ("GET", "/", Found::NotFound),
-        ("HEAD", "/", Found::NotFound),
-        ("GET", "", Found::NotFound),
-        ("OPTIONS", "*", Found::NotFound),
-        ("GET", "//v1/models", Found::NotFound),
-        ("GET", "//v1/models/", Found::NotFound),
-        ("GET", "/V1/models", Found::NotFound),
-        ("GET", "/v1/models/llama", Found::NotFound),
-        ("GET", "/v1/responses/a%2Fb", Found::NotFound),
-        ("GET", "/v1/responses/a/input_items", Found::NotFound),
-        ("GET", "/v1/files", Found::NotFound),
-        ("GET", "/sessions/s/v1/models", Found::NotFound),
-        ("GET", "/v1/models%", Found::NotFound),
-        ("GET", "/v1/models%0a", Found::NotFound),
-        ("GET", "/v1/responses/%00", Found::NotFound),
-        ("GET", "/v1/responses/%ff", Found::NotFound),
-        ("GET", "/v1/responses/%+1", Found::NotFound),
-        ("GET", "/static/../server_info", Found::NotFound),
-        ("GET", "/static/%2e%2E/server_info", Found::NotFound),
-        ("GET", "/static%2F..%2fserver_info", Found::NotFound),
-        ("GET", "/static/a/./b", Found::NotFound),
-        ("GET", "/static/..", Found::NotFound),
-        ("GET", "/metrics/../server_info", Found::NotFound),
-        ("GET", "/v1/responses/..", Found::NotFound),
-        ("GET", "/v1/./models", Found::NotFound),
-        ("GET", "/sleep", Found::NotFound),
-        ("POST", "/sleep/", Found::NotFound),
+        ("GET", "/", PathMatch::NotFound),
+        ("HEAD", "/", PathMatch::NotFound),
+        ("GET", "", PathMatch::NotFound),
+        ("OPTIONS", "*", PathMatch::NotFound),
+        ("GET", "//v1/models", PathMatch::NotFound),
+        ("GET", "//v1/models/", PathMatch::NotFound),
+        ("GET", "/V1/models", PathMatch::NotFound),
+        ("GET", "/v1/models/llama", PathMatch::NotFound),
+        ("GET", "/v1/responses/a%2Fb", PathMatch::NotFound),
+        ("GET", "/v1/responses/a/input_items", PathMatch::NotFound),
+        ("GET", "/v1/files", PathMatch::NotFound),
+        ("GET", "/sessions/s/v1/models", PathMatch::NotFound),
+        ("GET", "/v1/models%", PathMatch::NotFound),
+        ("GET", "/v1/models%0a", PathMatch::NotFound),
+        ("GET", "/v1/responses/%00", PathMatch::NotFound),
+        ("GET", "/v1/responses/%ff", PathMatch::NotFound),
+        ("GET", "/v1/responses/%+1", PathMatch::NotFound),
+        ("GET", "/static/../server_info", PathMatch::NotFound),
+        ("GET", "/static/%2e%2E/server_info", PathMatch::NotFound),
+        ("GET", "/static%2F..%2fserver_info", PathMatch::NotFound),
+        ("GET", "/static/a/./b", PathMatch::NotFound),
+        ("GET", "/static/..", PathMatch::NotFound),
+        ("GET", "/metrics/../server_info", PathMatch::NotFound),
+        ("GET", "/v1/responses/..", PathMatch::NotFound),
+        ("GET", "/v1/./models", PathMatch::NotFound),
+        ("GET", "/sleep", PathMatch::NotFound),
+        ("POST", "/sleep/", PathMatch::NotFound),
     ] {
         assert_eq!(find(method, path), found, "{method} {path}");
     }
@@ -205,7 +205,7 @@ fn what_fastapi_refuses_is_refused_alike() {
 #[test]
 fn dots_within_a_segment_are_part_of_a_name() {
     for path in ["/static/a.js", "/static/..a", "/static/a..", "/static/...", "/v1/responses/.a"] {
-        assert!(matches!(find("GET", path), Found::Route(_)), "{path}");
+        assert!(matches!(find("GET", path), PathMatch::Route(_)), "{path}");
     }
 }
 
@@ -213,25 +213,25 @@ fn dots_within_a_segment_are_part_of_a_name() {
 fn passthrough_lets_through() {
     let item = |path: &str, to| Passthrough { path: path.to_owned(), to };
     let gpu = || PassthroughTo::Upstream("gpu-0".to_owned());
-    let table = Table::new(&[
+    let table = PathTable::new(&[
         item("/sleep", PassthroughTo::All),
         item("/server_info", gpu()),
         item("/adapters/{name}", gpu()),
         item("/plugin/thing", gpu()),
         item("/v1/models", gpu()),
     ]);
-    let route = |policy| Found::Route(Route { api: Api::Control, policy });
-    let to_gpu = || route(Policy::Upstream("gpu-0".into()));
-    assert_eq!(table.find("POST", "/sleep"), route(Policy::FanOut));
-    assert_eq!(table.find("GET", "/sleep"), Found::MethodNotAllowed { allow: "POST" });
-    assert_eq!(table.find("POST", "/sleep/"), Found::Redirect { to: "/sleep".to_owned() });
+    let route = |policy| PathMatch::Route(ApiRoute { api: Api::Control, policy });
+    let to_gpu = || route(PathPolicy::Upstream("gpu-0".into()));
+    assert_eq!(table.find("POST", "/sleep"), route(PathPolicy::FanOut));
+    assert_eq!(table.find("GET", "/sleep"), PathMatch::MethodNotAllowed { allow: "POST" });
+    assert_eq!(table.find("POST", "/sleep/"), PathMatch::Redirect { to: "/sleep".to_owned() });
     assert_eq!(table.find("GET", "/server_info"), to_gpu());
     assert_eq!(table.find("DELETE", "/adapters/a"), to_gpu());
     assert_eq!(table.find("PATCH", "/plugin/thing"), to_gpu());
-    assert_eq!(table.find("POST", "/wake_up"), route(Policy::Deny));
+    assert_eq!(table.find("POST", "/wake_up"), route(PathPolicy::Deny));
     // Only what would be refused can be let through.
     assert_eq!(table.find("GET", "/v1/models"), find("GET", "/v1/models"));
-    assert_eq!(table.find("POST", "/v1/models"), Found::MethodNotAllowed { allow: "GET" });
+    assert_eq!(table.find("POST", "/v1/models"), PathMatch::MethodNotAllowed { allow: "GET" });
 }
 
 #[test]
@@ -269,8 +269,8 @@ fn invocations_are_what_their_fields_say() {
 
 #[test]
 fn names_are_labels_and_only_realtime_is_a_websocket() {
-    let names: std::collections::BTreeSet<_> = ROWS.iter().map(|row| row.api.name()).collect();
-    let apis: std::collections::HashSet<_> = ROWS.iter().map(|row| row.api).collect();
+    let names: std::collections::BTreeSet<_> = API_ROUTES.iter().map(|row| row.api.name()).collect();
+    let apis: std::collections::HashSet<_> = API_ROUTES.iter().map(|row| row.api).collect();
     assert_eq!(names.len(), apis.len());
     assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')));
     assert!(apis.into_iter().all(|api| api.is_websocket() == (api == Api::Realtime)));
@@ -288,8 +288,9 @@ proptest! {
 
     #[test]
     fn a_redirect_leads_somewhere_and_not_further(path in "/(v1|models|responses|health|/|static|a){0,5}") {
-        if let Found::Redirect { to } = find("GET", &path) {
-            prop_assert!(!matches!(find("GET", &to), Found::NotFound | Found::Redirect { .. }), "{}", to);
+        if let PathMatch::Redirect { to } = find("GET", &path) {
+            let next = find("GET", &to);
+            prop_assert!(!matches!(next, PathMatch::NotFound | PathMatch::Redirect { .. }), "{}", to);
         }
     }
 

@@ -160,7 +160,7 @@ fn a_route_without_a_served_name_is_for_the_one_base_model_of_its_sources_upstre
     let two_bases = &["three of:gym big", "four of:gym small"][..];
     let with_file = &["one big", "three of:gym big"][..];
     let of_sources = &["three of:gym big", "four of:hall big +sql"][..];
-    for (upstreams, route, model, served, is_found) in [
+    for (upstreams, route, model, served, found_model) in [
         (UPSTREAMS, "{model: face, upstreams: [gym]}", "face", "big", true),
         (of_sources, "{model: face}", "face", "big", true),
         // The route gives a name.
@@ -180,12 +180,12 @@ fn a_route_without_a_served_name_is_for_the_one_base_model_of_its_sources_upstre
         (UPSTREAMS, "{model: 'f*', upstreams: [gym]}", "face", "face", false),
         (UPSTREAMS, "{upstreams: [gym]}", "face", "face", false),
     ] {
-        let table = Table::new(&routes(&format!("[{route}]")));
+        let table = RouteTable::new(&routes(&format!("[{route}]")));
         let resolver = Resolver { table: &table, upstreams: &StandIns::new(upstreams) };
         let plan = resolver.plan(Some(model), "/p", &HeaderMap::new()).expect("the route matches");
         assert_eq!(
-            (plan.served(Some(model)), plan.is_found),
-            (Some(served), is_found),
+            (plan.served(Some(model)), plan.found_model),
+            (Some(served), found_model),
             "{upstreams:?} {route}"
         );
     }
@@ -193,7 +193,8 @@ fn a_route_without_a_served_name_is_for_the_one_base_model_of_its_sources_upstre
 
 #[test]
 fn a_request_without_a_route_has_none() {
-    let table = Table::new(&routes("[{model: face, path: /q}, {model: face, header: {x-team: a}, to: big}]"));
+    let table =
+        RouteTable::new(&routes("[{model: face, path: /q}, {model: face, header: {x-team: a}, to: big}]"));
     let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };
     assert!(resolver.plan(Some("face"), "/p", &HeaderMap::new()).is_none());
     assert!(resolver.plan(Some("big"), "/q", &HeaderMap::new()).is_none());
@@ -224,9 +225,9 @@ fn a_request_that_names_no_model_is_for_the_one_base_model_of_the_ready_upstream
         (mixed, "[{header: {x-team: a}, upstreams: [two]}]", team, Some("small"), Some("routes[0]")),
         (mixed, "[{header: {x-team: a}, upstreams: [two]}]", &[], None, None),
     ] {
-        let table = Table::new(&routes(list));
+        let table = RouteTable::new(&routes(list));
         let resolver = Resolver { table: &table, upstreams: &StandIns::new(upstreams) };
-        let Unnamed { model: found, plan } = resolver.plan_unnamed("/p", &fields(headers));
+        let UnnamedModelRoute { model: found, plan } = resolver.plan_unnamed("/p", &fields(headers));
         let name = plan.as_ref().map(|plan| plan.name.as_str());
         assert_eq!((found.as_deref(), name), (model, route), "{upstreams:?} {list} {headers:?}");
     }
@@ -265,7 +266,7 @@ fn listed_are_the_names_that_lead_to_a_served_model() {
         ("[{model: a, path: /p, to: big}, {model: a, to: huge}]", &["a", "big", "sql", "small"]),
         ("[{path: /p, upstreams: [hall]}]", &["big", "sql", "small"]),
     ] {
-        let table = Table::new(&routes(list));
+        let table = RouteTable::new(&routes(list));
         let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };
         assert_eq!(resolver.aliases(), listed, "{list}");
     }
@@ -274,7 +275,7 @@ fn listed_are_the_names_that_lead_to_a_served_model() {
 #[test]
 fn a_listed_name_comes_with_what_its_upstreams_serve_it_as() {
     let table =
-        Table::new(&routes("[{model: a, to: big, upstreams: [gym]}, {model: small, upstreams: [two]}]"));
+        RouteTable::new(&routes("[{model: a, to: big, upstreams: [gym]}, {model: small, upstreams: [two]}]"));
     let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };
     let find = |model: &str, among: Option<&[usize]>| Some((model.to_string(), among.map(<[usize]>::to_vec)));
     let of =

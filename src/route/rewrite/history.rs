@@ -6,33 +6,33 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::Edits;
-use crate::route::json::{self, MAX_KEY_BYTES, Object, Read, ReadFault, Span};
+use super::BodyRewrite;
+use crate::route::json::{self, JsonObject, JsonResult, MAX_KEY_BYTES, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, write_text};
 
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
+const OPEN_TAG: &str = "<think>";
+const CLOSE_TAG: &str = "</think>";
 
 /// The most places of a request's messages that may be edited.
 pub const MAX_CHANGES: usize = 100_000;
 
 /// What every tag has in it, brackets written as they are or escaped.
-static TAG: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
+static TAG_NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
 
 /// What stood between the tags of one message, a line each.
 #[derive(Default)]
-struct Thoughts {
+struct MessageReasoning {
     text: String,
     is_any: bool,
 }
 
-impl Edits {
+impl BodyRewrite {
     /// The body, and what is changed in its messages.
     pub(super) fn read<'a>(
         &self,
         bytes: &'a [u8],
         end_of: &dyn Fn(usize) -> Option<usize>,
-    ) -> Read<(Object<'a>, Splices<'_>)> {
+    ) -> JsonResult<(JsonObject<'a>, Splices<'_>)> {
         let mut changes = Splices::default();
         let object = json::document_with(bytes, |key, at| {
             if self.history != Some(key) {
@@ -52,7 +52,7 @@ impl Edits {
     }
 
     /// Goes through the messages of a list, or of the lists in it, as in a batch of chats, to its end.
-    fn messages<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> Read<usize> {
+    fn messages<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> JsonResult<usize> {
         let mut one = |at: usize| match self.message(bytes, at, out) {
             Err(ReadFault::Syntax) => json::read_value(bytes, at),
             read => read,
@@ -64,7 +64,7 @@ impl Edits {
     }
 
     /// The message that begins at `at`; its end.
-    fn message<'t>(&'t self, bytes: &[u8], at: usize, out: &mut Splices<'t>) -> Read<usize> {
+    fn message<'t>(&'t self, bytes: &[u8], at: usize, out: &mut Splices<'t>) -> JsonResult<usize> {
         let [mut role, mut content] = [None, None];
         let message_end = json::walk(bytes, at, |key, _, at| {
             let end = json::read_value(bytes, at)?;
@@ -89,11 +89,11 @@ impl Edits {
 
 /// Takes what stands between the tags out of the content, and gives it as the reasoning of the message that
 /// begins at `at`.
-fn think(bytes: &[u8], at: usize, content: Span, out: &mut Splices<'_>) -> Read<()> {
+fn think(bytes: &[u8], at: usize, content: Span, out: &mut Splices<'_>) -> JsonResult<()> {
     if !may_have_tags(&bytes[content.clone()]) {
         return Ok(());
     }
-    let (before, mut thoughts) = (out.len(), Thoughts::default());
+    let (before, mut thoughts) = (out.len(), MessageReasoning::default());
     match bytes[content.start] {
         b'"' => thoughts.take(bytes, content, out)?,
         b'[' => {
@@ -129,7 +129,7 @@ fn think(bytes: &[u8], at: usize, content: Span, out: &mut Splices<'_>) -> Read<
 }
 
 /// The text of the part that begins at `at`, if it is one of text.
-fn text_of_part(bytes: &[u8], at: usize) -> Read<Option<Span>> {
+fn text_of_part(bytes: &[u8], at: usize) -> JsonResult<Option<Span>> {
     let (mut is_text, mut text) = (false, None);
     let read = json::walk(bytes, at, |key, _, at| {
         let end = json::read_value(bytes, at)?;
@@ -149,10 +149,10 @@ fn text_of_part(bytes: &[u8], at: usize) -> Read<Option<Span>> {
 
 // === impl Thoughts ===
 
-impl Thoughts {
+impl MessageReasoning {
     /// Takes what stands between tags out of a text. One that could not be written again as it is stays:
     /// Python takes halves of characters.
-    fn take(&mut self, bytes: &[u8], span: Span, out: &mut Splices<'_>) -> Read<()> {
+    fn take(&mut self, bytes: &[u8], span: Span, out: &mut Splices<'_>) -> JsonResult<()> {
         let written = &bytes[span.clone()];
         let text = if may_have_tags(written) { serde_json::from_slice::<String>(written).ok() } else { None };
         let Some(text) = text else { return Ok(()) };
@@ -167,7 +167,7 @@ impl Thoughts {
             }
             self.text.push_str(inside);
             self.is_any = true;
-            left = &left[before.len() + OPEN.len() + inside.len() + CLOSE.len()..];
+            left = &left[before.len() + OPEN_TAG.len() + inside.len() + CLOSE_TAG.len()..];
         }
         rest.push_str(left);
         drop(text);
@@ -178,11 +178,11 @@ impl Thoughts {
 
 /// What stands before the first tags, and between them.
 fn tagged(text: &str) -> Option<(&str, &str)> {
-    let (before, behind) = text.split_once(OPEN)?;
-    Some((before, behind.split_once(CLOSE)?.0))
+    let (before, behind) = text.split_once(OPEN_TAG)?;
+    Some((before, behind.split_once(CLOSE_TAG)?.0))
 }
 
 /// Said of most texts without reading them twice; the word alone is no tag.
 fn may_have_tags(written: &[u8]) -> bool {
-    TAG.find_iter(written).any(|at| matches!(written.get(at + 5), Some(b'>' | b'\\')))
+    TAG_NAME.find_iter(written).any(|at| matches!(written.get(at + 5), Some(b'>' | b'\\')))
 }

@@ -1,86 +1,85 @@
-//! What a route says of the members of an object, written down once: a request finds the texts ready that
-//! are put into its body.
+//! The rules of a route for the members of an object, prepared once: requests insert ready texts.
 //!
-//! Never: look at a request, write a value while one waits.
+//! Never: serialize a value while a request waits.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use crate::route::json::{self, Object, Read, ReadFault, Span};
+use crate::route::json::{self, JsonObject, JsonResult, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, member, write};
 
-/// So many rules are looked through for every member; of more, a table tells which it is.
-const LOOKED_THROUGH: usize = 32;
+/// The most rules that are scanned for each member; more are found by a table.
+const MAX_SCANNED_RULES: usize = 32;
 
-/// What becomes of the members of one object.
+/// The rules for the members of one object.
 #[derive(Debug)]
-pub struct Rules {
-    list: Vec<Rule>,
+pub struct MemberRules {
+    list: Vec<MemberRule>,
     removed: Vec<String>,
     /// Of all keys, where there are many.
-    table: HashMap<String, MemberRule>,
+    table: HashMap<String, MemberAction>,
 }
 
-/// What becomes of a member.
+/// What is done to a member.
 #[derive(Clone, Copy, Debug)]
-enum MemberRule {
+enum MemberAction {
     Removed,
     /// By its place in the list.
     Rule(usize),
 }
 
-/// What becomes of one key.
+/// The rule for one key.
 #[derive(Debug)]
-struct Rule {
+struct MemberRule {
     key: String,
     /// Takes the place of what the client says; without it, that stays.
     value: Option<Vec<u8>>,
     /// Key and value, for an object that has no such key.
     member: Vec<u8>,
     /// Where both sides are objects, their members are put together.
-    inner: Option<Rules>,
+    inner: Option<MemberRules>,
 }
 
 // === impl Rules ===
 
-impl Rules {
+impl MemberRules {
     /// `below`: what is said where the client says nothing. `above`: what is said in any case. `removed`
     /// goes, unless it is said in any case.
     pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, removed: &[String]) -> Self {
         let is_null = |key: &str| above.get(key).is_some_and(Value::is_null);
         let nulls = above.keys().filter(|key| is_null(key));
         let overrides = above.iter().filter(|(key, _)| !is_null(key));
-        let overrides = overrides.map(|(key, above)| Rule::above(key, below.get(key), above));
+        let overrides = overrides.map(|(key, above)| MemberRule::above(key, below.get(key), above));
         let defaults = below.iter().filter(|(key, _)| !above.contains_key(*key) && !removed.contains(key));
-        let defaults = defaults.map(|(key, below)| Rule::below(key, below));
-        let list: Vec<Rule> = overrides.chain(defaults).collect();
+        let defaults = defaults.map(|(key, below)| MemberRule::below(key, below));
+        let list: Vec<MemberRule> = overrides.chain(defaults).collect();
         let removed = removed.iter().filter(|key| !above.contains_key(*key)).chain(nulls).cloned();
         let removed: Vec<String> = removed.collect();
         let mut table = HashMap::new();
-        if list.len() + removed.len() > LOOKED_THROUGH {
-            table.extend(removed.iter().map(|key| (key.clone(), MemberRule::Removed)));
+        if list.len() + removed.len() > MAX_SCANNED_RULES {
+            table.extend(removed.iter().map(|key| (key.clone(), MemberAction::Removed)));
             let rules = list.iter().enumerate();
-            table.extend(rules.map(|(place, rule)| (rule.key.clone(), MemberRule::Rule(place))));
+            table.extend(rules.map(|(place, rule)| (rule.key.clone(), MemberAction::Rule(place))));
         }
-        Rules { list, removed, table }
+        MemberRules { list, removed, table }
     }
 
     /// `said`: the object has under another name what this key would say by default.
     pub fn apply<'t>(
         &'t self,
         bytes: &[u8],
-        object: &Object<'_>,
+        object: &JsonObject<'_>,
         said: &dyn Fn(&str) -> bool,
         out: &mut Splices<'t>,
-    ) -> Read<()> {
+    ) -> JsonResult<()> {
         let mut edit = ObjectEdit::new(bytes, object);
         // Of equal keys the last counts.
         let mut values: Vec<Option<&Span>> = vec![None; self.list.len()];
         for (index, member) in object.members.iter().enumerate() {
             match self.find(&member.key) {
-                Some(MemberRule::Removed) => edit.remove_at(index),
-                Some(MemberRule::Rule(place)) => values[place] = Some(&member.value),
+                Some(MemberAction::Removed) => edit.remove_at(index),
+                Some(MemberAction::Rule(place)) => values[place] = Some(&member.value),
                 None => {}
             }
         }
@@ -91,23 +90,23 @@ impl Rules {
         Ok(())
     }
 
-    fn find(&self, key: &str) -> Option<MemberRule> {
+    fn find(&self, key: &str) -> Option<MemberAction> {
         let looked_at = if self.table.is_empty() { self.list.len() + self.removed.len() } else { 1 };
         json::work::count(looked_at);
         if !self.table.is_empty() {
             return self.table.get(key).copied();
         }
         if self.removed.iter().any(|removed| removed == key) {
-            return Some(MemberRule::Removed);
+            return Some(MemberAction::Removed);
         }
-        self.list.iter().position(|rule| rule.key == key).map(MemberRule::Rule)
+        self.list.iter().position(|rule| rule.key == key).map(MemberAction::Rule)
     }
 
     /// The bytes of all that may be put into a body.
     pub fn bytes(&self) -> usize {
-        let of_rule = |rule: &Rule| {
+        let of_rule = |rule: &MemberRule| {
             let value = rule.value.as_ref().map_or(0, Vec::len);
-            rule.member.len() + value + rule.inner.as_ref().map_or(0, Rules::bytes)
+            rule.member.len() + value + rule.inner.as_ref().map_or(0, MemberRules::bytes)
         };
         self.list.iter().map(of_rule).sum()
     }
@@ -115,28 +114,33 @@ impl Rules {
     /// How many objects, one in another, are read at once.
     pub fn depth(&self) -> usize {
         let inner = self.list.iter().filter_map(|rule| rule.inner.as_ref());
-        1 + inner.map(Rules::depth).max().unwrap_or_default()
+        1 + inner.map(MemberRules::depth).max().unwrap_or_default()
     }
 }
 
 // === impl Rule ===
 
-impl Rule {
+impl MemberRule {
     fn below(key: &str, value: &Value) -> Self {
-        let inner = value.as_object().map(|value| Rules::new(value, &Map::new(), &[]));
-        Rule { key: key.to_owned(), value: None, member: member(key, &write(value)), inner }
+        let inner = value.as_object().map(|value| MemberRules::new(value, &Map::new(), &[]));
+        MemberRule { key: key.to_owned(), value: None, member: member(key, &write(value)), inner }
     }
 
     fn above(key: &str, below: Option<&Value>, value: &Value) -> Self {
         let nothing = Map::new();
         let default = below.and_then(Value::as_object).unwrap_or(&nothing);
-        let inner = value.as_object().map(|value| Rules::new(default, value, &[]));
+        let inner = value.as_object().map(|value| MemberRules::new(default, value, &[]));
         let patched = |mut target: Value| {
             patch(&mut target, value);
             write(&target)
         };
         let alone = patched(below.cloned().unwrap_or(Value::Null));
-        Rule { key: key.to_owned(), value: Some(patched(Value::Null)), member: member(key, &alone), inner }
+        MemberRule {
+            key: key.to_owned(),
+            value: Some(patched(Value::Null)),
+            member: member(key, &alone),
+            inner,
+        }
     }
 
     /// `value`: of the member that counts, if the object has one.
@@ -147,7 +151,7 @@ impl Rule {
         edit: &mut ObjectEdit<'_, '_>,
         said: &dyn Fn(&str) -> bool,
         out: &mut Splices<'t>,
-    ) -> Read<()> {
+    ) -> JsonResult<()> {
         let Some(span) = value else {
             if self.value.is_some() || !said(&self.key) {
                 edit.add(&self.member);

@@ -83,9 +83,9 @@ proptest! {
             ..BodyEdits::default()
         });
         let body: Map<String, Json> = client.iter().map(|name| ((*name).to_owned(), json!(5000))).collect();
-        for dialect in super::super::dialect::ALL {
+        for dialect in super::super::dialect::ALL_DIALECTS {
             let body = Json::Object(body.clone()).to_string();
-            let sent = Edits::new(&edits, dialect).edit(body.as_bytes()).unwrap();
+            let sent = BodyRewrite::new(&edits, dialect).edit(body.as_bytes()).unwrap();
             let sent = sent.body.unwrap_or(body.into_bytes());
             let sent: Map<String, Json> = serde_json::from_slice(&sent).unwrap();
             let limits: Vec<Json> = sent.values().cloned().collect();
@@ -109,7 +109,7 @@ proptest! {
             remove: remove.clone(),
             ..BodyEdits::default()
         };
-        let edits = Edits::new(&route(edits), Dialect::Chat);
+        let edits = BodyRewrite::new(&route(edits), BodyDialect::Chat);
         let edited = edits.edit(body.as_bytes()).unwrap();
         let Json::Object(mut wanted) = serde_json::from_str(&body).unwrap() else { unreachable!() };
         wanted.retain(|key, _| !remove.contains(key));
@@ -125,10 +125,10 @@ proptest! {
     #[test]
     fn what_is_not_edited_stays_byte_for_byte(body in body(), set in map_of(value())) {
         let edits = BodyEdits { overrides: set.clone(), ..BodyEdits::default() };
-        let edited = Edits::new(&route(edits), Dialect::Chat).edit(body.as_bytes()).unwrap();
+        let edited = BodyRewrite::new(&route(edits), BodyDialect::Chat).edit(body.as_bytes()).unwrap();
         let out = edited.body.unwrap_or_else(|| body.clone().into_bytes());
         let (before, after) = (json::document(body.as_bytes()).unwrap(), json::document(&out).unwrap());
-        let written = |bytes: &[u8], object: &Object<'_>| {
+        let written = |bytes: &[u8], object: &JsonObject<'_>| {
             let kept = object.members.iter().filter(|member| !set.contains_key(&*member.key));
             kept.map(|member| bytes[member.start..member.value.end].to_vec()).collect::<Vec<_>>()
         };
@@ -142,8 +142,8 @@ proptest! {
         config.metadata_overrides = true;
         let mut scanner = Scanner::new();
         scanner.scan(bytes.as_bytes());
-        for dialect in super::super::dialect::ALL {
-            let edits = Edits::new(&config, dialect);
+        for dialect in super::super::dialect::ALL_DIALECTS {
+            let edits = BodyRewrite::new(&config, dialect);
             let known = edits.edit_known(bytes.as_bytes(), &|at| scanner.end_of(at));
             prop_assert_eq!(known, edits.edit(bytes.as_bytes()));
         }
@@ -153,24 +153,24 @@ proptest! {
 #[test]
 fn a_body_that_needs_no_edit_is_known_by_its_route() {
     let nothing = route(BodyEdits::default());
-    assert!(!Edits::new(&nothing, Dialect::Chat).may_change(Some("a")));
+    assert!(!BodyRewrite::new(&nothing, BodyDialect::Chat).may_change(Some("a")));
     let renamed = RouteConfig { to: Some("a".into()), ..nothing.clone() };
     for (model, changes) in [(Some("a"), false), (Some("b"), true), (None, true)] {
-        assert_eq!(Edits::new(&renamed, Dialect::Chat).may_change(model), changes, "{model:?}");
+        assert_eq!(BodyRewrite::new(&renamed, BodyDialect::Chat).may_change(model), changes, "{model:?}");
     }
     let limit = json!({"reasoning_effort": "low"}).as_object().cloned().unwrap();
     let limit = route(BodyEdits { defaults: limit, ..BodyEdits::default() });
-    assert!(Edits::new(&limit, Dialect::Chat).may_change(Some("a")));
-    assert!(!Edits::new(&limit, Dialect::Messages).may_change(Some("a")));
+    assert!(BodyRewrite::new(&limit, BodyDialect::Chat).may_change(Some("a")));
+    assert!(!BodyRewrite::new(&limit, BodyDialect::Messages).may_change(Some("a")));
     let tags = RouteConfig { think_tags: true, token_ids: true, ..nothing };
-    assert!(Edits::new(&tags, Dialect::Chat).may_change(None));
-    assert!(!Edits::new(&tags, Dialect::Responses).may_change(None));
+    assert!(BodyRewrite::new(&tags, BodyDialect::Chat).may_change(None));
+    assert!(!BodyRewrite::new(&tags, BodyDialect::Responses).may_change(None));
 }
 
 #[test]
 fn of_equal_lists_of_messages_the_last_is_changed_and_one_that_cannot_be_followed_is_not() {
     let roles = vec![("developer".to_owned(), "system".to_owned())];
-    let edits = Edits::new(&route(BodyEdits { roles, ..BodyEdits::default() }), Dialect::Chat);
+    let edits = BodyRewrite::new(&route(BodyEdits { roles, ..BodyEdits::default() }), BodyDialect::Chat);
     for (before, after) in [
         ("[D]", Some("[S]")),
         ("[[D,1],[D]]", Some("[[S,1],[S]]")),
@@ -187,12 +187,12 @@ fn of_equal_lists_of_messages_the_last_is_changed_and_one_that_cannot_be_followe
     }
 }
 
-/// A configuration that says this is refused; whoever makes one in another way still gets the ids.
+/// The configuration check rejects this; routes built in another way still get the ids.
 #[test]
 fn what_token_ids_asks_for_wins_over_what_is_removed() {
     let remove = ["logprobs", "return_token_ids", "top_logprobs"].map(str::to_owned).to_vec();
     let config = RouteConfig { token_ids: true, ..route(BodyEdits { remove, ..BodyEdits::default() }) };
-    let edits = Edits::new(&config, Dialect::Chat);
+    let edits = BodyRewrite::new(&config, BodyDialect::Chat);
     for body in [
         r#"{"logprobs":true,"top_logprobs":2}"#,
         r#"{"logprobs":false}"#,
@@ -215,7 +215,7 @@ fn a_form_gets_the_served_name() {
         format!("{file}{}--AbC{end}", models.iter().map(part).collect::<String>())
     };
     let renamed = RouteConfig { to: Some("whisper".into()), ..route(BodyEdits::default()) };
-    let edits = Edits::new(&renamed, Dialect::Other);
+    let edits = BodyRewrite::new(&renamed, BodyDialect::Other);
     for (models, end, wanted) in [
         (&["fast"][..], "--\r\n", Some(&["whisper"][..])),
         (&["other", "fast"], "--", Some(&["other", "whisper"])),
@@ -232,7 +232,7 @@ fn a_form_gets_the_served_name() {
     let alone = b"--AbC\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--AbC--";
     assert_eq!(edits.edit_form(kind, b"--AbC--").as_deref(), Some(&alone[..]));
     assert_eq!(edits.edit_form("text/plain", form(&["fast"], "--").as_bytes()), None);
-    let unnamed = Edits::new(&route(BodyEdits::default()), Dialect::Other);
+    let unnamed = BodyRewrite::new(&route(BodyEdits::default()), BodyDialect::Other);
     assert_eq!(unnamed.edit_form(kind, form(&["fast"], "--").as_bytes()), None);
     assert!(edits.renames(Some("fast")) && !edits.renames(Some("whisper")) && !unnamed.renames(None));
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::AnswerFault;
-use super::form::{self, Form, Kind, Status, Tokens};
+use super::response::{self, AnswerTokens, OutputItemKind, ResponseBuilder, ResponseStatus};
 use crate::route::json::has_at_most;
 
 /// The most values that a chat's answer may have. Log-probabilities are most of those: with 20 of them for
@@ -17,10 +17,10 @@ pub fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
 }
 
 /// Where engines put what the model thought.
-pub const THOUGHTS: [&str; 2] = ["reasoning", "reasoning_content"];
+pub const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
 
 /// The response.
-pub fn whole(form: &Form, body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
+pub fn whole(form: &ResponseBuilder, body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
     if !has_at_most(body, MAX_ANSWER_VALUES) {
         return Err(AnswerFault::ManyValues);
     }
@@ -28,7 +28,7 @@ pub fn whole(form: &Form, body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
 }
 
 /// `None`: this is no chat.
-fn translate(form: &Form, body: &[u8]) -> Option<Vec<u8>> {
+fn translate(form: &ResponseBuilder, body: &[u8]) -> Option<Vec<u8>> {
     let mut chat: Value = serde_json::from_slice(body).ok()?;
     let choices = chat.get_mut("choices")?.as_array_mut()?;
     let first = choices.iter().position(|choice| choice["index"] == 0).unwrap_or(0);
@@ -37,12 +37,12 @@ fn translate(form: &Form, body: &[u8]) -> Option<Vec<u8>> {
     if form.asker.token_ids
         && let Some(last) = output.last_mut()
     {
-        let mut tokens = Tokens::default();
-        tokens.take(&mut chat, &mut choice);
-        tokens.put(last);
+        let mut tokens = AnswerTokens::default();
+        tokens.collect(&mut chat, &mut choice);
+        tokens.put_on(last);
     }
-    let status = Status::of(choice["finish_reason"].as_str().unwrap_or_default());
-    let usage = form::usage(&chat["usage"]);
+    let status = ResponseStatus::of(choice["finish_reason"].as_str().unwrap_or_default());
+    let usage = response::usage(&chat["usage"]);
     let mut response = form.response(chat["model"].as_str().unwrap_or_default(), status, &output, &usage);
     // The caller of a disaggregated prefill needs them for its next request.
     if chat["kv_transfer_params"].is_object() {
@@ -52,11 +52,11 @@ fn translate(form: &Form, body: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// What the message says, in vLLM's order: what it thought, what it says, what it calls.
-fn items(form: &Form, choice: &Value) -> Option<Vec<Value>> {
+fn items(form: &ResponseBuilder, choice: &Value) -> Option<Vec<Value>> {
     let message = choice.get("message").filter(|message| message.is_object())?;
     let mut output = Vec::new();
-    if let Some(thought) = text(message, &THOUGHTS) {
-        output.push(form::reasoning(&form.item_id(Kind::Reasoning, 0), thought));
+    if let Some(thought) = text(message, &REASONING_FIELDS) {
+        output.push(response::reasoning(&form.item_id(OutputItemKind::Reasoning, 0), thought));
     }
     let calls = message["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
     let said = text(message, &["content", "refusal"]);
@@ -65,16 +65,16 @@ fn items(form: &Form, choice: &Value) -> Option<Vec<Value>> {
             Value::Array(list) if !form.asker.hides_logprobs => json!(list),
             _ => Value::Null,
         };
-        let id = form.item_id(Kind::Message, output.len());
-        output.push(form::message(&id, said.unwrap_or_default(), logprobs));
+        let id = form.item_id(OutputItemKind::Message, output.len());
+        output.push(response::message(&id, said.unwrap_or_default(), logprobs));
     }
     for call in calls {
-        let id = form.item_id(Kind::Call, output.len());
+        let id = form.item_id(OutputItemKind::Call, output.len());
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (function, call_id) = (&call["function"], word(&call["id"]));
         let call_id = if call_id.is_empty() { id.clone() } else { call_id };
         let names = (call_id.as_str(), &*word(&function["name"]));
-        output.push(form::call(&id, names, &word(&function["arguments"]), "completed"));
+        output.push(response::call(&id, names, &word(&function["arguments"]), "completed"));
     }
     Some(output)
 }

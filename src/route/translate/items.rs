@@ -1,7 +1,7 @@
 //! The items of an input, as messages.
 //!
-//! What the assistant thought, said and called between two others' items is one message: so templates have
-//! it, and so it was before a Responses answer took it apart.
+//! The assistant's consecutive items (reasoning, texts, calls) become one message, as templates expect and as
+//! the model produced them.
 
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::reject::Reject;
 
 /// Parts that a chat has in the same form.
-const PARTS: [&str; 9] = [
+const SHARED_PART_TYPES: [&str; 9] = [
     "audio_embeds",
     "audio_url",
     "image_embeds",
@@ -23,19 +23,19 @@ const PARTS: [&str; 9] = [
 ];
 
 /// What a message of a chat may carry beside its content; others are the response's own.
-const KEPT: [&str; 2] = ["name", "tool_call_id"];
+const KEPT_MESSAGE_FIELDS: [&str; 2] = ["name", "tool_call_id"];
 
 #[derive(Default)]
-struct Talk {
+struct ChatMessages {
     messages: Vec<Value>,
-    assistant: Option<Assistant>,
+    assistant: Option<AssistantTurn>,
     /// Thoughts stand in the content, between tags.
     tags: bool,
 }
 
-/// What the assistant did since somebody else's last item.
+/// The assistant's items since the last item of another role.
 #[derive(Default)]
-struct Assistant {
+struct AssistantTurn {
     thoughts: Vec<String>,
     texts: Vec<String>,
     calls: Vec<Value>,
@@ -43,7 +43,7 @@ struct Assistant {
 
 /// The messages of a request.
 pub fn messages(instructions: Option<Value>, input: Value, tags: bool) -> Result<Value, Reject> {
-    let mut talk = Talk { tags, ..Talk::default() };
+    let mut talk = ChatMessages { tags, ..ChatMessages::default() };
     match instructions {
         None => {}
         Some(Value::String(text)) => talk.push(json!({"role": "system", "content": text})),
@@ -64,7 +64,7 @@ pub fn messages(instructions: Option<Value>, input: Value, tags: bool) -> Result
 
 // === impl Talk ===
 
-impl Talk {
+impl ChatMessages {
     fn push(&mut self, message: Value) {
         self.flush();
         self.messages.push(message);
@@ -86,7 +86,7 @@ impl Talk {
         match kind.as_str() {
             "message" => self.message(item, place)?,
             "reasoning" => {
-                // One that nobody can read is no turn of the assistant's.
+                // Encrypted reasoning is no turn of the assistant.
                 if let Some(thought) = thought(&item) {
                     assistant.get_or_insert_default().thoughts.push(thought);
                 }
@@ -113,7 +113,7 @@ impl Talk {
             let mut message = Map::new();
             message.insert("role".into(), role);
             message.insert("content".into(), said);
-            message.extend(KEPT.iter().filter_map(|key| item.shift_remove_entry(*key)));
+            message.extend(KEPT_MESSAGE_FIELDS.iter().filter_map(|key| item.shift_remove_entry(*key)));
             self.push(Value::Object(message));
             return Ok(());
         }
@@ -142,7 +142,7 @@ impl Talk {
 
 // === impl Assistant ===
 
-impl Assistant {
+impl AssistantTurn {
     fn message(self, tags: bool) -> Value {
         let thoughts = self.thoughts.join("\n");
         let mut content = self.texts.join("\n");
@@ -169,8 +169,7 @@ fn required(item: &mut Map<String, Value>, key: &str, place: &str) -> Result<Val
     value.ok_or_else(|| refused(format!("{place}.{key}"), "Field required"))
 }
 
-/// What was thought: the text itself where it is there, else what was told of it. One that is encrypted
-/// nobody here can read.
+/// The reasoning: its text if present, else its summary. Encrypted reasoning cannot be read.
 fn thought(item: &Map<String, Value>) -> Option<String> {
     let texts = |key: &str| {
         let parts = item.get(key).and_then(Value::as_array).into_iter().flatten();
@@ -219,7 +218,7 @@ fn part(part: Value, place: &str) -> Result<Value, Reject> {
             let url = required(&mut part, "video_url", place)?;
             json!({"type": "video_url", "video_url": {"url": url}})
         }
-        kind if PARTS.contains(&kind) => return Ok(Value::Object(part)),
+        kind if SHARED_PART_TYPES.contains(&kind) => return Ok(Value::Object(part)),
         _ => {
             let kind = cut(&kind, MAX_SHOWN_BYTES).concat();
             let message = format!("Content of type `{kind}` is not supported.");

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::form::Echo;
 use super::items;
+use super::response::RequestEcho;
 use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::reject::Reject;
 use crate::route::json;
@@ -26,25 +26,25 @@ pub fn memory_needed(body_len: usize) -> u64 {
     ((body_len / 2 + 1).min(MAX_TREE_VALUES) * VALUE_BYTES + body_len * BYTE_FACTOR) as u64
 }
 
-/// What vLLM says without a store.
+/// vLLM's error where it has no store.
 const NO_STORE: &str = "This vLLM engine does not support `store=True` and therefore does not support the \
                         background mode.";
 
-/// Fields that lead to something which only OpenAI, or an engine's own Responses, keeps.
-const ELSEWHERE: [(&str, &str); 3] = [
+/// Fields that refer to state which only OpenAI, or an engine's own Responses, keeps; with the error.
+const UNSUPPORTED_FIELDS: [(&str, &str); 3] = [
     ("conversation", "conversations are not supported"),
     ("previous_input_messages", "earlier messages belong into `input`"),
     ("prompt", "prompt template is not supported"),
 ];
 
-/// What is told in another way, or says nothing to a chat. A chat would answer with `n` choices.
-const LEFT_OUT: [&str; 7] =
+/// Fields that the chat carries in another way or does not need. A chat would answer with `n` choices.
+const DROPPED_FIELDS: [&str; 7] =
     ["background", "max_tool_calls", "messages", "n", "previous_response_id", "store", "stream_options"];
 
-/// What a client says in `include` to get log-probabilities.
+/// The value of `include` that requests log-probabilities.
 const LOGPROBS: &str = "message.output_text.logprobs";
 
-type Fields = Map<String, Value>;
+type JsonFields = Map<String, Value>;
 
 /// The refusal of what stands at `param`.
 pub fn refused(param: impl Into<String>, message: impl Into<String>) -> Reject {
@@ -52,13 +52,13 @@ pub fn refused(param: impl Into<String>, message: impl Into<String>) -> Reject {
 }
 
 /// The chat, and what is remembered for its answer. `Ok(None)`: the body is no JSON object.
-pub fn translate(body: &[u8], tags: bool) -> Result<Option<(Vec<u8>, Echo)>, Reject> {
+pub fn translate(body: &[u8], tags: bool) -> Result<Option<(Vec<u8>, RequestEcho)>, Reject> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     if !json::has_at_most(body, MAX_TREE_VALUES) {
         let message = format!("The body has more than the {MAX_TREE_VALUES} values that can be translated.");
         return Err(refused("body", message));
     }
-    let mut given: Fields = match serde_json::from_slice(body) {
+    let mut given: JsonFields = match serde_json::from_slice(body) {
         Ok(Value::Object(fields)) => fields,
         // An object to Python, which takes halves of characters and any depth.
         Err(error) if json::document(body).is_some() => {
@@ -66,11 +66,11 @@ pub fn translate(body: &[u8], tags: bool) -> Result<Option<(Vec<u8>, Echo)>, Rej
         }
         Ok(_) | Err(_) => return Ok(None),
     };
-    // vLLM reads null as if the field were absent, but for `truncation: null`, which nobody means.
+    // vLLM reads null as if the field were absent, but for `truncation: null`, which no client intends.
     given.retain(|_, value| !value.is_null());
     check(&given)?;
-    let echo = Echo::new(&given);
-    let mut chat = Fields::new();
+    let echo = RequestEcho::new(&given);
+    let mut chat = JsonFields::new();
     chat.extend(given.shift_remove_entry("model"));
     let instructions = given.shift_remove("instructions");
     let input = given.shift_remove("input").ok_or_else(|| refused("input", "Field required"))?;
@@ -80,15 +80,15 @@ pub fn translate(body: &[u8], tags: bool) -> Result<Option<(Vec<u8>, Echo)>, Rej
     logprobs(&mut given, &mut chat)?;
     sampling(&mut given, &mut chat);
     for (key, value) in given {
-        if !LEFT_OUT.contains(&key.as_str()) {
+        if !DROPPED_FIELDS.contains(&key.as_str()) {
             chat.entry(key).or_insert(value);
         }
     }
     Ok(serde_json::to_vec(&chat).ok().map(|chat| (chat, echo)))
 }
 
-/// What nobody behind a chat could do.
-fn check(given: &Fields) -> Result<(), Reject> {
+/// Rejects what no chat can do.
+fn check(given: &JsonFields) -> Result<(), Reject> {
     if given.get("background") == Some(&Value::Bool(true)) {
         return Err(refused("background", NO_STORE));
     }
@@ -97,14 +97,14 @@ fn check(given: &Fields) -> Result<(), Reject> {
         Some(Value::String(id)) => return Err(Reject::Response { id: id.clone() }),
         Some(_) => return Err(refused("previous_response_id", "Input should be a valid string")),
     }
-    match ELSEWHERE.iter().find(|(key, _)| given.contains_key(*key)) {
+    match UNSUPPORTED_FIELDS.iter().find(|(key, _)| given.contains_key(*key)) {
         Some((key, why)) => Err(refused(*key, *why)),
         None => Ok(()),
     }
 }
 
 /// Limits, effort, truncation, streaming.
-fn sampling(given: &mut Fields, chat: &mut Fields) {
+fn sampling(given: &mut JsonFields, chat: &mut JsonFields) {
     if let Some(limit) = given.shift_remove("max_output_tokens") {
         chat.insert("max_completion_tokens".into(), limit);
     }
@@ -125,7 +125,7 @@ fn sampling(given: &mut Fields, chat: &mut Fields) {
 }
 
 /// `text.format` is the chat's `response_format`; kinds that only vLLM has are written alike.
-fn text(given: &mut Fields, chat: &mut Fields) -> Result<(), Reject> {
+fn text(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
     let Some(text) = given.shift_remove("text") else { return Ok(()) };
     let Value::Object(mut text) = text else {
         return Err(refused("text", "Input should be a valid dictionary"));
@@ -149,7 +149,7 @@ fn text(given: &mut Fields, chat: &mut Fields) -> Result<(), Reject> {
     Ok(())
 }
 
-fn logprobs(given: &mut Fields, chat: &mut Fields) -> Result<(), Reject> {
+fn logprobs(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
     let wanted = match given.shift_remove("include") {
         None => false,
         Some(Value::Array(include)) => include.iter().any(|what| what == LOGPROBS),
@@ -167,7 +167,7 @@ fn logprobs(given: &mut Fields, chat: &mut Fields) -> Result<(), Reject> {
 }
 
 /// Tools, and which of them is to be called.
-fn tools(given: &mut Fields, chat: &mut Fields) -> Result<(), Reject> {
+fn tools(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
     let list = match given.shift_remove("tools") {
         None => Vec::new(),
         Some(Value::Array(list)) => list,

@@ -10,38 +10,38 @@
 
 use serde_json::{Value, json};
 
-use super::answer::{THOUGHTS, text};
-use super::form::{self, Form, Kind, Status, Tokens};
+use super::answer::{REASONING_FIELDS, text};
+use super::response::{self, AnswerTokens, OutputItemKind, ResponseBuilder, ResponseStatus};
 use crate::reply::ending::{error_of, response_error};
-use crate::route::answer::{EVENT, Names, WHOLE};
-use crate::sse::{Field, Line, Lines, Piece};
+use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES, ModelRename};
+use crate::sse::{LineSplitter, SseField, SseLine, SsePiece};
 
 #[derive(Debug)]
-pub struct Stream {
-    lines: Lines,
+pub struct ChatStreamTranslator {
+    lines: LineSplitter,
     response: ResponseEvents,
 }
 
 /// The response as far as it is told, and the events that tell more of it.
 #[derive(Debug)]
 struct ResponseEvents {
-    form: Form,
-    names: Option<Names>,
+    form: ResponseBuilder,
+    names: Option<ModelRename>,
     /// Number of the next event.
     number: u64,
     /// What the engine calls its model, once a chunk has come.
     served: Option<String>,
     /// The latest call, which may yet say more, and what is said beside it; the earlier one first.
-    open: Vec<Open>,
+    open: Vec<OpenItem>,
     /// The latest call's place among all calls.
     called: Option<u64>,
-    /// Items that are done, and null for those that are not.
+    /// Finished items, and null for unfinished ones.
     output: Vec<Value>,
     /// How many bytes of text they have.
     size: usize,
     finish: Option<String>,
     usage: Value,
-    tokens: Tokens,
+    tokens: AnswerTokens,
     /// Log-probabilities of tokens that make no text yet, as those of a character's first bytes.
     early: Vec<Value>,
     over: bool,
@@ -52,32 +52,32 @@ struct ResponseEvents {
 
 /// An item that grows.
 #[derive(Debug)]
-struct Open {
-    kind: Kind,
+struct OpenItem {
+    kind: OutputItemKind,
     /// Its place in the output.
     at: usize,
     id: String,
     text: String,
     logprobs: Option<Vec<Value>>,
-    call: Call,
+    call: FunctionCall,
 }
 
 /// Which call it is, and of what.
 #[derive(Debug, Default)]
-struct Call {
+struct FunctionCall {
     id: String,
     name: String,
 }
 
 /// Why a stream cannot go on.
-struct Broken(&'static str);
+struct StreamFault(&'static str);
 
-const ENDED: Broken = Broken("The upstream ended before the answer was whole.");
-const UNREADABLE: Broken = Broken("The upstream's stream cannot be read as a chat.");
-const TOO_LONG: Broken = Broken("The upstream's answer is too long to be translated.");
+const ENDED: StreamFault = StreamFault("The upstream ended before the answer was whole.");
+const UNREADABLE: StreamFault = StreamFault("The upstream's stream cannot be read as a chat.");
+const TOO_LONG: StreamFault = StreamFault("The upstream's answer is too long to be translated.");
 
-impl Stream {
-    pub fn new(form: Form, names: Option<Names>) -> Self {
+impl ChatStreamTranslator {
+    pub fn new(form: ResponseBuilder, names: Option<ModelRename>) -> Self {
         let response = ResponseEvents {
             form,
             names,
@@ -89,18 +89,18 @@ impl Stream {
             size: 0,
             finish: None,
             usage: Value::Null,
-            tokens: Tokens::default(),
+            tokens: AnswerTokens::default(),
             early: Vec::new(),
             over: false,
             broken: false,
             out: Vec::new(),
         };
-        Stream { lines: Lines::new(EVENT), response }
+        ChatStreamTranslator { lines: LineSplitter::new(MAX_EVENT_BYTES), response }
     }
 
     /// Takes the next piece, and gives the events that it makes; the last of them says what is broken.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
-        if let Err(Broken(why)) = self.pieces(piece, end) {
+        if let Err(StreamFault(why)) = self.pieces(piece, end) {
             self.response.error(error_of(why, 502));
             self.response.broken = true;
         }
@@ -111,16 +111,16 @@ impl Stream {
         self.response.broken
     }
 
-    fn pieces(&mut self, piece: &[u8], end: bool) -> Result<(), Broken> {
-        let Stream { lines, response } = self;
+    fn pieces(&mut self, piece: &[u8], end: bool) -> Result<(), StreamFault> {
+        let ChatStreamTranslator { lines, response } = self;
         let mut rest = piece;
         while !response.over
             && let Some(piece) = lines.next(&mut rest)
         {
             match piece {
-                Piece::Line(line) => response.line(&line)?,
-                Piece::Long { .. } => return Err(TOO_LONG),
-                Piece::LineFeed => {}
+                SsePiece::Line(line) => response.line(&line)?,
+                SsePiece::Long { .. } => return Err(TOO_LONG),
+                SsePiece::LineFeed => {}
             }
         }
         if response.over || !end {
@@ -134,24 +134,24 @@ impl Stream {
 }
 
 impl ResponseEvents {
-    fn line(&mut self, line: &Line<'_>) -> Result<(), Broken> {
+    fn line(&mut self, line: &SseLine<'_>) -> Result<(), StreamFault> {
         match line.field() {
-            Field::Comment => {
-                // Says that somebody is there: to a client, or to what stands before it.
+            SseField::Comment => {
+                // A keep-alive for the client and for proxies in front of it.
                 self.out.extend_from_slice(line.text());
                 self.out.extend_from_slice(b"\n\n");
                 Ok(())
             }
-            Field::Data(data) => match data.trim_ascii() {
+            SseField::Data(data) => match data.trim_ascii() {
                 b"" => Ok(()),
                 b"[DONE]" => self.done(),
                 data => self.chunk(data),
             },
-            Field::Empty | Field::Event(_) | Field::Other => Ok(()),
+            SseField::Empty | SseField::Event(_) | SseField::Other => Ok(()),
         }
     }
 
-    fn chunk(&mut self, data: &[u8]) -> Result<(), Broken> {
+    fn chunk(&mut self, data: &[u8]) -> Result<(), StreamFault> {
         let mut chunk: Value = serde_json::from_slice(data).map_err(|_| UNREADABLE)?;
         if !chunk.is_object() {
             return Err(UNREADABLE);
@@ -163,11 +163,11 @@ impl ResponseEvents {
         }
         if self.served.is_none() {
             self.served = Some(chunk["model"].as_str().unwrap_or_default().to_owned());
-            self.lifecycle("response.created", Status::Running);
-            self.lifecycle("response.in_progress", Status::Running);
+            self.lifecycle("response.created", ResponseStatus::Running);
+            self.lifecycle("response.in_progress", ResponseStatus::Running);
         }
         if chunk["usage"].is_object() {
-            self.usage = form::usage(&chunk["usage"]);
+            self.usage = response::usage(&chunk["usage"]);
         }
         let choices = chunk["choices"].as_array_mut();
         let mut first = choices.into_iter().flatten().filter(|choice| choice.is_object());
@@ -181,25 +181,25 @@ impl ResponseEvents {
             self.finish = Some(reason.to_owned());
         }
         if self.form.asker.token_ids {
-            self.tokens.take(&mut chunk, &mut choice);
+            self.tokens.collect(&mut chunk, &mut choice);
         }
         Ok(())
     }
 
-    fn delta(&mut self, choice: &Value) -> Result<(), Broken> {
+    fn delta(&mut self, choice: &Value) -> Result<(), StreamFault> {
         let delta = &choice["delta"];
-        if let Some(thought) = text(delta, &THOUGHTS) {
-            self.grow(Kind::Reasoning, thought, None)?;
+        if let Some(thought) = text(delta, &REASONING_FIELDS) {
+            self.grow(OutputItemKind::Reasoning, thought, None)?;
         }
         let logprobs = choice["logprobs"]["content"].as_array().filter(|_| !self.form.asker.hides_logprobs);
         let said = text(delta, &["content", "refusal"]);
-        let other = text(delta, &THOUGHTS).is_some() || delta["tool_calls"].is_array();
+        let other = text(delta, &REASONING_FIELDS).is_some() || delta["tool_calls"].is_array();
         if let Some(logprobs) = logprobs.filter(|_| said.is_some() || !other) {
             self.early.extend(logprobs.iter().cloned());
         }
         if let Some(said) = said {
             let logprobs = std::mem::take(&mut self.early);
-            self.grow(Kind::Message, said, Some(logprobs).filter(|all| !all.is_empty()))?;
+            self.grow(OutputItemKind::Message, said, Some(logprobs).filter(|all| !all.is_empty()))?;
         }
         for call in delta["tool_calls"].as_array().into_iter().flatten() {
             self.call(call)?;
@@ -207,7 +207,7 @@ impl ResponseEvents {
         Ok(())
     }
 
-    fn call(&mut self, call: &Value) -> Result<(), Broken> {
+    fn call(&mut self, call: &Value) -> Result<(), StreamFault> {
         let index = call["index"].as_u64().unwrap_or(0);
         match self.called {
             Some(called) if called == index => {}
@@ -216,24 +216,29 @@ impl ResponseEvents {
             _ => {
                 let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 let (id, name) = (word(&call["id"]), word(&call["function"]["name"]));
-                self.open(Kind::Call, Call { id, name });
+                self.open(OutputItemKind::Call, FunctionCall { id, name });
                 self.called = Some(index);
             }
         }
         match call["function"]["arguments"].as_str().filter(|arguments| !arguments.is_empty()) {
-            Some(arguments) => self.grow(Kind::Call, arguments, None),
+            Some(arguments) => self.grow(OutputItemKind::Call, arguments, None),
             None => Ok(()),
         }
     }
 
     /// The item of this kind says more.
-    fn grow(&mut self, kind: Kind, said: &str, logprobs: Option<Vec<Value>>) -> Result<(), Broken> {
+    fn grow(
+        &mut self,
+        kind: OutputItemKind,
+        said: &str,
+        logprobs: Option<Vec<Value>>,
+    ) -> Result<(), StreamFault> {
         self.size += said.len();
-        if self.size > WHOLE {
+        if self.size > MAX_WHOLE_ANSWER_BYTES {
             return Err(TOO_LONG);
         }
         if !self.open.iter().any(|open| open.kind == kind) {
-            self.open(kind, Call::default());
+            self.open(kind, FunctionCall::default());
         }
         let Some(open) = self.open.iter_mut().find(|open| open.kind == kind) else { return Ok(()) };
         open.text.push_str(said);
@@ -242,18 +247,18 @@ impl ResponseEvents {
         }
         let (id, at) = (open.id.clone(), open.at);
         let (name, event) = match kind {
-            Kind::Message => (
+            OutputItemKind::Message => (
                 "response.output_text.delta",
                 json!({
                     "content_index": 0, "delta": said, "item_id": id,
                     "logprobs": logprobs.unwrap_or_default(), "output_index": at,
                 }),
             ),
-            Kind::Reasoning => (
+            OutputItemKind::Reasoning => (
                 "response.reasoning_text.delta",
                 json!({"content_index": 0, "delta": said, "item_id": id, "output_index": at}),
             ),
-            Kind::Call => (
+            OutputItemKind::Call => (
                 "response.function_call_arguments.delta",
                 json!({"delta": said, "item_id": id, "output_index": at}),
             ),
@@ -263,8 +268,8 @@ impl ResponseEvents {
     }
 
     /// An item begins, and those before it are done, but for a call: its arguments may go on behind a word.
-    fn open(&mut self, kind: Kind, mut call: Call) {
-        let goes_on = |open: &Open| kind != Kind::Call && open.kind == Kind::Call;
+    fn open(&mut self, kind: OutputItemKind, mut call: FunctionCall) {
+        let goes_on = |open: &OpenItem| kind != OutputItemKind::Call && open.kind == OutputItemKind::Call;
         let (open, done) = std::mem::take(&mut self.open).into_iter().partition(goes_on);
         self.open = open;
         self.close(done, None);
@@ -272,36 +277,38 @@ impl ResponseEvents {
         self.output.push(Value::Null);
         let id = self.form.item_id(kind, at);
         let item = match kind {
-            Kind::Message => json!({
+            OutputItemKind::Message => json!({
                 "id": id, "content": [], "role": "assistant", "status": "in_progress", "type": "message",
                 "phase": null,
             }),
-            Kind::Reasoning => json!({
+            OutputItemKind::Reasoning => json!({
                 "id": id, "summary": [], "type": "reasoning", "content": null, "encrypted_content": null,
                 "status": "in_progress",
             }),
-            Kind::Call => {
+            OutputItemKind::Call => {
                 if call.id.is_empty() {
                     call.id.clone_from(&id);
                 }
-                form::call(&id, (&call.id, &call.name), "", "in_progress")
+                response::call(&id, (&call.id, &call.name), "", "in_progress")
             }
         };
         self.emit("response.output_item.added", json!({"item": item, "output_index": at}));
         let part = match kind {
-            Kind::Message => json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []}),
-            Kind::Reasoning => json!({"text": "", "type": "reasoning_text"}),
-            Kind::Call => Value::Null,
+            OutputItemKind::Message => {
+                json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []})
+            }
+            OutputItemKind::Reasoning => json!({"text": "", "type": "reasoning_text"}),
+            OutputItemKind::Call => Value::Null,
         };
-        if kind != Kind::Call {
+        if kind != OutputItemKind::Call {
             let event = json!({"content_index": 0, "item_id": id, "output_index": at, "part": part});
             self.emit("response.content_part.added", event);
         }
-        self.open.push(Open { kind, at, id, text: String::new(), logprobs: None, call });
+        self.open.push(OpenItem { kind, at, id, text: String::new(), logprobs: None, call });
     }
 
     /// Items are done. `tokens`: those of the answer, whose last items they are.
-    fn close(&mut self, items: Vec<Open>, mut tokens: Option<Tokens>) {
+    fn close(&mut self, items: Vec<OpenItem>, mut tokens: Option<AnswerTokens>) {
         let last = self.output.len().saturating_sub(1);
         for item in items {
             let tokens = if item.at == last { tokens.take() } else { None };
@@ -309,56 +316,56 @@ impl ResponseEvents {
         }
     }
 
-    fn close_one(&mut self, item: Open, tokens: Option<Tokens>) {
-        let Open { kind, at, id, text, logprobs, call } = item;
+    fn close_one(&mut self, item: OpenItem, tokens: Option<AnswerTokens>) {
+        let OpenItem { kind, at, id, text, logprobs, call } = item;
         let mut item = match kind {
-            Kind::Reasoning => form::reasoning(&id, &text),
-            Kind::Message => form::message(&id, &text, json!(logprobs)),
-            Kind::Call => form::call(&id, (&call.id, &call.name), &text, "completed"),
+            OutputItemKind::Reasoning => response::reasoning(&id, &text),
+            OutputItemKind::Message => response::message(&id, &text, json!(logprobs)),
+            OutputItemKind::Call => response::call(&id, (&call.id, &call.name), &text, "completed"),
         };
         let part = item["content"][0].clone();
         let (name, event) = match kind {
-            Kind::Message => (
+            OutputItemKind::Message => (
                 "response.output_text.done",
                 json!({
                     "content_index": 0, "item_id": id, "logprobs": logprobs.unwrap_or_default(),
                     "output_index": at, "text": text,
                 }),
             ),
-            Kind::Reasoning => (
+            OutputItemKind::Reasoning => (
                 "response.reasoning_text.done",
                 json!({"content_index": 0, "item_id": id, "output_index": at, "text": text}),
             ),
-            Kind::Call => (
+            OutputItemKind::Call => (
                 "response.function_call_arguments.done",
                 json!({"arguments": text, "item_id": id, "name": call.name, "output_index": at}),
             ),
         };
         self.emit(name, event);
-        if kind != Kind::Call {
+        if kind != OutputItemKind::Call {
             let event = json!({"content_index": 0, "item_id": id, "output_index": at, "part": part});
             self.emit("response.content_part.done", event);
         }
         if let Some(tokens) = tokens {
-            tokens.put(&mut item);
+            tokens.put_on(&mut item);
         }
         self.emit("response.output_item.done", json!({"item": item, "output_index": at}));
         self.output[at] = item;
     }
 
-    fn done(&mut self) -> Result<(), Broken> {
+    fn done(&mut self) -> Result<(), StreamFault> {
         let Some(reason) = self.finish.take() else { return Err(ENDED) };
         if self.output.is_empty() {
-            self.open(Kind::Message, Call::default());
+            self.open(OutputItemKind::Message, FunctionCall::default());
         }
-        let said = self.open.iter_mut().find(|open| open.kind == Kind::Message);
+        let said = self.open.iter_mut().find(|open| open.kind == OutputItemKind::Message);
         if let Some(logprobs) = said.and_then(|said| said.logprobs.as_mut()) {
             // That of the end itself.
             logprobs.append(&mut self.early);
         }
         let (open, tokens) = (std::mem::take(&mut self.open), std::mem::take(&mut self.tokens));
         self.close(open, Some(tokens));
-        self.lifecycle("response.completed", Status::of(&reason));
+        self.lifecycle("response.completed", ResponseStatus::of(&reason));
         self.over = true;
         Ok(())
     }
@@ -382,7 +389,7 @@ impl ResponseEvents {
     }
 
     /// An event that has the response as it is.
-    fn lifecycle(&mut self, name: &str, status: Status) {
+    fn lifecycle(&mut self, name: &str, status: ResponseStatus) {
         let served = self.served.as_deref().unwrap_or_default();
         let response = self.form.response(served, status, &self.output, &self.usage);
         self.emit(name, json!({ "response": response }));

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::route::answer::EVENT;
+use crate::route::answer::MAX_EVENT_BYTES;
 use crate::sse::tests::assert_linear;
 
 const STREAM: Option<&str> = Some("text/event-stream; charset=utf-8");
@@ -16,7 +16,7 @@ enum Said {
     Word(String),
     Call(u64, String),
     Comment,
-    /// Of a choice that nobody asked for.
+    /// Of a choice that the client did not request.
     Other(String),
 }
 
@@ -53,10 +53,10 @@ fn chat(all: &[Said], finish: &str, line_end: &str) -> String {
     events.iter().map(|event| format!("{event}{line_end}{line_end}")).collect()
 }
 
-fn exchange() -> Exchange {
-    let mut exchange = Exchange::default();
+fn exchange() -> ResponseTranslation {
+    let mut exchange = ResponseTranslation::default();
     exchange.request(br#"{"input":"hi"}"#, false).unwrap();
-    exchange.begin(Asker::default(), STREAM).unwrap();
+    exchange.begin(TranslationContext::default(), STREAM).unwrap();
     exchange
 }
 
@@ -136,11 +136,11 @@ proptest! {
         prop_assert_eq!(ids.len(), done.len());
     }
 
-    /// Whoever trains on log-probabilities gets those that the engine told.
+    /// Training on log-probabilities needs the engine's own digits.
     #[test]
     fn numbers_are_told_as_they_were(number in -30.0..0.0_f64) {
         let body = format!(r#"{{"input":"hi","temperature":{number:?}}}"#);
-        let chat = Exchange::default().request(body.as_bytes(), false).unwrap().unwrap();
+        let chat = ResponseTranslation::default().request(body.as_bytes(), false).unwrap().unwrap();
         let chat = String::from_utf8(chat).unwrap();
         prop_assert!(chat.contains(&format!("{number:?}")), "{} of {}", chat, body);
     }
@@ -149,7 +149,7 @@ proptest! {
     fn no_request_is_too_odd(
         text in r#"\{("input"|"tools"|"text"|"type"|"role"|"content"|[{}\[\]:,"a1 ]){0,30}\}"#,
     ) {
-        drop(Exchange::default().request(text.as_bytes(), true));
+        drop(ResponseTranslation::default().request(text.as_bytes(), true));
     }
 
     #[test]
@@ -159,7 +159,7 @@ proptest! {
         let told = events(&told(text.as_bytes(), &[]));
         prop_assert_eq!(&told.last().unwrap()["type"], "error");
         let mut whole = exchange();
-        whole.begin(Asker::default(), Some("application/json")).unwrap();
+        whole.begin(TranslationContext::default(), Some("application/json")).unwrap();
         drop(whole.feed(text.as_bytes(), true));
     }
 }
@@ -172,11 +172,11 @@ fn a_line_that_never_ends_is_not_held() {
     let told = loop {
         let told = exchange.feed(&piece, false).unwrap().unwrap();
         fed += piece.len();
-        if !told.is_empty() || fed > 2 * EVENT {
+        if !told.is_empty() || fed > 2 * MAX_EVENT_BYTES {
             break told;
         }
     };
-    assert!(fed <= EVENT + piece.len());
+    assert!(fed <= MAX_EVENT_BYTES + piece.len());
     assert_eq!(events(&told)[0]["type"], "error");
     assert_eq!(exchange.feed(b"data: [DONE]\n\n", true), Ok(Some(Vec::new())));
 }
@@ -233,7 +233,7 @@ fn log_probabilities_of_tokens_without_text_are_kept() {
 fn a_thought_that_nobody_can_read_is_no_turn() {
     let secret = r#"{"type":"reasoning","summary":[],"encrypted_content":"x"}"#;
     let body = format!(r#"{{"input":[{{"role":"user","content":"a"}},{secret}]}}"#);
-    let chat = Exchange::default().request(body.as_bytes(), false).unwrap().unwrap();
+    let chat = ResponseTranslation::default().request(body.as_bytes(), false).unwrap().unwrap();
     let chat: Value = serde_json::from_slice(&chat).unwrap();
     assert_eq!(chat["messages"], json!([{"role": "user", "content": "a"}]));
 }
@@ -263,10 +263,13 @@ fn the_cost_of_a_byte_is_bounded() {
 #[test]
 fn an_answer_of_another_kind_is_refused() {
     for kind in [None, Some("text/html")] {
-        assert_eq!(Exchange::default().begin(Asker::default(), kind), Err(AnswerFault::NoChat));
+        assert_eq!(
+            ResponseTranslation::default().begin(TranslationContext::default(), kind),
+            Err(AnswerFault::NoChat)
+        );
     }
     let mut exchange = exchange();
-    exchange.pass();
+    exchange.pass_through();
     assert_eq!(exchange.feed(b"{}", true), Ok(None));
 }
 
@@ -274,7 +277,7 @@ fn an_answer_of_another_kind_is_refused() {
 fn an_answer_above_a_limit_is_refused_with_the_limit() {
     let begun = || {
         let mut exchange = exchange();
-        exchange.begin(Asker::default(), Some("application/json")).unwrap();
+        exchange.begin(TranslationContext::default(), Some("application/json")).unwrap();
         exchange
     };
     let answer = |values| format!(r#"{{"choices":[{{"message":{{}},"x":[{}0]}}]}}"#, "0,".repeat(values));
@@ -282,6 +285,6 @@ fn an_answer_above_a_limit_is_refused_with_the_limit() {
     assert_eq!((fault, fault.limit().as_deref()), (AnswerFault::ManyValues, Some("1000000 values")));
     assert!(begun().feed(answer(MAX_ANSWER_VALUES - 20).as_bytes(), true).unwrap().is_some());
     let (mut exchange, piece) = (begun(), vec![b' '; 1 << 20]);
-    let fault = (0..=WHOLE >> 20).find_map(|_| exchange.feed(&piece, false).err());
+    let fault = (0..=MAX_WHOLE_ANSWER_BYTES >> 20).find_map(|_| exchange.feed(&piece, false).err());
     assert_eq!(fault, Some(AnswerFault::ManyBytes));
 }

@@ -3,14 +3,14 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::refusal::{self, Refusal};
+use super::super::refusal::{self, RefusalEditor};
 use super::*;
 use crate::sse::tests::assert_linear;
 
-fn asking(body: &str, dialect: Dialect) -> Option<String> {
+fn asking(body: &str, dialect: BodyDialect) -> Option<String> {
     let mut scanner = Scanner::new();
     scanner.scan(body.as_bytes());
-    ask(body.as_bytes(), &scanner, dialect)
+    usage_request(body.as_bytes(), &scanner, dialect)
         .map(|asking| String::from_utf8(asking.apply(body.as_bytes())).unwrap())
 }
 
@@ -48,10 +48,10 @@ fn what_a_stream_is_asked_with() {
         (r#"[{"stream":true}]"#, None),
         ("", None),
     ] {
-        for dialect in [Dialect::Chat, Dialect::Completions] {
+        for dialect in [BodyDialect::Chat, BodyDialect::Completions] {
             assert_eq!(asking(body, dialect), wanted, "{body}");
         }
-        for dialect in [Dialect::Responses, Dialect::Messages, Dialect::Other] {
+        for dialect in [BodyDialect::Responses, BodyDialect::Messages, BodyDialect::Other] {
             assert_eq!(asking(body, dialect), None, "{body}");
         }
     }
@@ -60,8 +60,8 @@ fn what_a_stream_is_asked_with() {
 #[test]
 fn a_refusal_counts_the_fields_of_the_client() {
     let told = |body: &str, said: &str| {
-        let asking = asking(body, Dialect::Chat).unwrap();
-        let mut refusal = Refusal::new(refusal::fields(asking.as_bytes()).unwrap() - 1);
+        let asking = asking(body, BodyDialect::Chat).unwrap();
+        let mut refusal = RefusalEditor::new(refusal::fields(asking.as_bytes()).unwrap() - 1);
         let first = refusal.feed(&said.as_bytes()[..10], false);
         String::from_utf8([first, refusal.feed(&said.as_bytes()[10..], true)].concat()).unwrap()
     };
@@ -85,15 +85,15 @@ fn a_refusal_counts_the_fields_of_the_client() {
 
 /// What goes on of a stream in pieces that end at these places, and whether each piece was copied.
 fn fed(body: &[u8], cuts: &[usize]) -> (Vec<u8>, Vec<bool>) {
-    let (mut unasked, mut out, mut copied, mut start) = (Unasked::default(), Vec::new(), Vec::new(), 0);
+    let (mut filter, mut out, mut copied, mut start) = (UsageFilter::default(), Vec::new(), Vec::new(), 0);
     for end in cuts.iter().copied().chain([body.len()]) {
         let piece = &body[start..end];
-        let taken = unasked.feed(piece, end == body.len() && start != end);
+        let taken = filter.feed(piece, end == body.len() && start != end);
         copied.push(taken.is_some());
         out.extend_from_slice(taken.as_deref().unwrap_or(piece));
         start = end;
     }
-    let taken = unasked.feed(b"", true);
+    let taken = filter.feed(b"", true);
     out.extend(taken.unwrap_or_default());
     (out, copied)
 }
@@ -148,10 +148,10 @@ fn what_names_no_usage_is_not_copied() {
 #[test]
 fn events_with_any_line_ends_go_on_as_soon_as_they_are_whole() {
     for end in ["\n", "\r\n", "\r"] {
-        let mut unasked = Unasked::default();
+        let mut filter = UsageFilter::default();
         for (event, goes_on) in [(TALK, true), (END, false), (USAGE, true), ("data: [DONE]", true)] {
             let event = format!("{event}{end}{end}");
-            let told = unasked.feed(event.as_bytes(), false);
+            let told = filter.feed(event.as_bytes(), false);
             assert_eq!(told.is_none_or(|told| !told.is_empty()), goes_on, "{event:?}");
         }
     }
@@ -160,8 +160,8 @@ fn events_with_any_line_ends_go_on_as_soon_as_they_are_whole() {
 #[test]
 fn the_cost_of_a_byte_is_bounded() {
     assert_linear(8, || {
-        let mut unasked = Unasked::default();
-        Box::new(move |chunk| drop(unasked.feed(chunk, false)))
+        let mut filter = UsageFilter::default();
+        Box::new(move |chunk| drop(filter.feed(chunk, false)))
     });
 }
 
@@ -169,7 +169,7 @@ fn the_cost_of_a_byte_is_bounded() {
 fn a_line_that_is_too_long_goes_by() {
     let long = format!(
         "data: {{\"usage\":{{}},\"choices\":[],\"x\":\"{}\"}}",
-        "x".repeat(crate::route::answer::EVENT + 1000)
+        "x".repeat(crate::route::answer::MAX_EVENT_BYTES + 1000)
     );
     let body = events(&[END, &long, USAGE, "data: [DONE]"]);
     let wanted = events(&[END, &long, "data: [DONE]"]);
@@ -241,7 +241,7 @@ proptest! {
     ) {
         let body = format!("{space}{{{space}{}{space}}}{space}", fields.join(&format!("{space},")));
         let asks = fields.contains(&r#""stream":true"#);
-        let asking = asking(&body, Dialect::Chat);
+        let asking = asking(&body, BodyDialect::Chat);
         prop_assert_eq!(asking.is_some(), asks);
         let Some(asking) = asking else { return Ok(()) };
         let mut wanted: serde_json::Value = serde_json::from_str(&body).unwrap();
@@ -249,7 +249,7 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&asking).unwrap(), wanted);
         let (front, back) = same_ends(body.as_bytes(), asking.as_bytes());
         prop_assert!(body.len() - front - back <= "null".len(), "{} {}", body, asking);
-        prop_assert!((asking.len() - body.len()) as u64 <= MEMBER.len() as u64);
+        prop_assert!((asking.len() - body.len()) as u64 <= STREAM_OPTIONS_MEMBER.len() as u64);
     }
 }
 

@@ -6,7 +6,7 @@
 use super::policy::ReplayPolicy;
 use super::scene::{Scene, ScrapedMetrics};
 use crate::config::types::{Balance, Preset};
-use crate::pick::{Candidate, Seed, jitter, pick};
+use crate::pick::{Candidate, DrawSeed, jitter, pick};
 use crate::sim::dice::Dice;
 use crate::state::prefix_index::{Hits, Index, Prompt, Slot};
 
@@ -109,7 +109,7 @@ impl ReplayBalancer {
             ReplayPolicy::Preset(_) | ReplayPolicy::Oracle => {
                 self.turn += 1;
                 let jitter = jitter(sight.age);
-                let seed = Seed { random: self.dice.roll(), turn: self.turn, jitter };
+                let seed = DrawSeed { random: self.dice.roll(), turn: self.turn, jitter };
                 pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
             }
         };

@@ -4,7 +4,7 @@
 use super::*;
 use crate::config::types::Balance;
 use crate::fleet::lease::{Lease, Work};
-use crate::pick::{self, Seed};
+use crate::pick::{self, DrawSeed};
 
 const TOKENS: u64 = 1000;
 
@@ -62,7 +62,7 @@ impl Scene {
             assert_eq!(self.snapshot.candidates(&query, at, &mut candidates), Routing::Candidates);
             self.count += 1;
             let random = self.count.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            let seed = Seed { random: random ^ (random >> 29), turn: self.count, jitter: 0.0 };
+            let seed = DrawSeed { random: random ^ (random >> 29), turn: self.count, jitter: 0.0 };
             let choice = pick::pick(&candidates, &Balance::default(), seed).expect("there are candidates");
             let work = Work { tokens: TOKENS, uncached: TOKENS, streams: true };
             let lease = self.snapshot.take(&query, choice.index, work, at).expect("there is room");

@@ -17,7 +17,7 @@ fn tail_behind(body: &[u8], cut: usize, piece: usize) -> FormTail {
     let mut tail = scan_of(&body[..cut]).tail(&body[..cut]);
     for piece in body[cut..].chunks(piece) {
         tail.read(piece);
-        assert!(tail.kept.len() <= super::super::MAX_PART_HEADERS + piece.len() + 4);
+        assert!(tail.kept.len() <= super::super::MAX_PART_HEADER_BYTES + piece.len() + 4);
     }
     tail
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
-use crate::prompt::scan::Progress;
+use crate::prompt::scan::ScanProgress;
 
 /// Whether the document names its model once more behind `cut`, in pieces of so many bytes.
 fn names_model_behind(body: &[u8], cut: usize, piece: usize) -> bool {
@@ -20,8 +20,8 @@ fn assert_found(body: &str, expected: bool) {
     for cut in first..=body.len() {
         for piece in [1, 2, 3, 7, body.len()] {
             let found = names_model_behind(body.as_bytes(), cut, piece);
-            let whole = scan_of(body.as_bytes()).span(Field::Model);
-            let before = scan_of(&body.as_bytes()[..cut]).span(Field::Model);
+            let whole = scan_of(body.as_bytes()).span(BodyField::Model);
+            let before = scan_of(&body.as_bytes()[..cut]).span(BodyField::Model);
             assert_eq!(found, expected && whole != before, "{body} cut at {cut}, by {piece}");
         }
     }
@@ -104,8 +104,8 @@ proptest! {
         let first = r#"{"model":"a""#.len();
         let cut = first + cut.index(body.len() + 1 - first);
         let (before, whole) = (scan_of(&body.as_bytes()[..cut]), scan_of(body.as_bytes()));
-        prop_assert_eq!(whole.progress(), Progress::Complete);
-        let expected = whole.span(Field::Model) != before.span(Field::Model);
+        prop_assert_eq!(whole.progress(), ScanProgress::Complete);
+        let expected = whole.span(BodyField::Model) != before.span(BodyField::Model);
         prop_assert_eq!(names_model_behind(body.as_bytes(), cut, piece), expected, "{} at {}", body, cut);
     }
 

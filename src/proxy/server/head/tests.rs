@@ -85,7 +85,7 @@ fn limits() -> ConnectionLimits {
     ConnectionLimits { idle: Duration::from_secs(60), head: Duration::from_secs(10), ..Default::default() }
 }
 
-async fn read(pieces: &[(u64, &[u8])], header_bytes: u64) -> (Incoming, u64) {
+async fn read(pieces: &[(u64, &[u8])], header_bytes: u64) -> (IncomingRequest, u64) {
     let (mut near, mut far) = duplex(1 << 20);
     let mut reader = HeadReader::new(limits());
     let begun = Instant::now();
@@ -100,7 +100,7 @@ async fn read(pieces: &[(u64, &[u8])], header_bytes: u64) -> (Incoming, u64) {
         incoming = reader.next(&mut near, header_bytes) => incoming,
         () = send => unreachable!("it waits"),
     };
-    if matches!(incoming, Incoming::Request(_)) {
+    if matches!(incoming, IncomingRequest::Request(_)) {
         assert_eq!(reader.held.capacity(), 0, "nothing is held while the request is served");
     }
     (incoming, begun.elapsed().as_secs())
@@ -109,20 +109,20 @@ async fn read(pieces: &[(u64, &[u8])], header_bytes: u64) -> (Incoming, u64) {
 #[tokio::test(start_paused = true)]
 async fn a_head_is_read_with_what_comes_behind_it() {
     let (incoming, _) = read(&[(59, HEAD), (0, b"body")], 100).await;
-    let Incoming::Request(head) = incoming else { panic!("{incoming:?}") };
+    let IncomingRequest::Request(head) = incoming else { panic!("{incoming:?}") };
     assert_eq!((head.bytes.split_at(head.length)), (HEAD, &b"body"[..]));
     let halves = [(0, &HEAD[..9]), (9, &HEAD[9..])];
-    assert!(matches!(read(&halves, 100).await, (Incoming::Request(head), 9) if head.bytes == HEAD));
+    assert!(matches!(read(&halves, 100).await, (IncomingRequest::Request(head), 9) if head.bytes == HEAD));
 }
 
 #[tokio::test(start_paused = true)]
 async fn silence_ends_a_connection_and_a_slow_head_is_refused() {
-    assert!(matches!(read(&[], 100).await, (Incoming::Gone, 60)));
+    assert!(matches!(read(&[], 100).await, (IncomingRequest::Gone, 60)));
     // Empty lines are no head.
-    assert!(matches!(read(&[(30, b"\r\n"), (20, b"\r\n")], 100).await, (Incoming::Gone, 60)));
-    assert!(matches!(read(&[(30, b"G")], 100).await, (Incoming::Refused(Reject::Slow), 40)));
+    assert!(matches!(read(&[(30, b"\r\n"), (20, b"\r\n")], 100).await, (IncomingRequest::Gone, 60)));
+    assert!(matches!(read(&[(30, b"G")], 100).await, (IncomingRequest::Refused(Reject::Slow), 40)));
     let trickle: Vec<(u64, &[u8])> = HEAD[..20].iter().map(|byte| (1, std::slice::from_ref(byte))).collect();
-    assert!(matches!(read(&trickle, 100).await, (Incoming::Refused(Reject::Slow), 11)));
+    assert!(matches!(read(&trickle, 100).await, (IncomingRequest::Refused(Reject::Slow), 11)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,11 +133,15 @@ async fn a_head_beyond_the_margin_is_refused_without_reading_on() {
     far.write_all(&long).await.unwrap();
     let mut reader = HeadReader::new(limits());
     let refused = reader.next(&mut near, 1000).await;
-    assert!(matches!(refused, Incoming::Refused(Reject::HeadTooLarge { limit: 1000 })));
-    assert!(reader.held.len() <= 1000 + HEAD_MARGIN as usize + CHUNK, "{}", reader.held.len());
+    assert!(matches!(refused, IncomingRequest::Refused(Reject::HeadTooLarge { limit: 1000 })));
+    assert!(
+        reader.held.len() <= 1000 + MAX_HEAD_EXCESS_BYTES as usize + READ_CHUNK_BYTES,
+        "{}",
+        reader.held.len()
+    );
     // Within the margin, it is refused as a request.
     let head = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "a".repeat(2000));
-    assert!(matches!(read(&[(0, head.as_bytes())], 1000).await, (Incoming::Request(_), 0)));
+    assert!(matches!(read(&[(0, head.as_bytes())], 1000).await, (IncomingRequest::Request(_), 0)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,7 +156,7 @@ async fn what_is_no_http_is_refused_at_once() {
         b"\r\nGET /\r\n\r\n",
     ] {
         let (incoming, seconds) = read(&[(0, bytes)], 1000).await;
-        assert!(matches!(incoming, Incoming::Refused(Reject::Malformed { .. })), "{incoming:?}");
+        assert!(matches!(incoming, IncomingRequest::Refused(Reject::Malformed { .. })), "{incoming:?}");
         assert_eq!(seconds, 0);
     }
 }
@@ -168,8 +172,8 @@ async fn the_preface_of_http2_is_told_from_what_begins_like_it() {
         assert!(reader.begin(&mut near).await);
         far.write_all(&sent[5..]).await.unwrap();
         match reader.finish(&mut near, 1000, true).await {
-            Incoming::Http2(bytes) => assert!(is_preface && bytes == sent),
-            Incoming::Request(head) => assert!(!is_preface && head.bytes == sent),
+            IncomingRequest::Http2(bytes) => assert!(is_preface && bytes == sent),
+            IncomingRequest::Request(head) => assert!(!is_preface && head.bytes == sent),
             other => panic!("{other:?}"),
         }
     }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::config::types::Balance;
-use crate::pick::{Candidate, Seed, pick};
+use crate::pick::{Candidate, DrawSeed, pick};
 
 /// Of a block of 512 bytes.
 const TOKENS: f64 = 128.0;
@@ -70,7 +70,7 @@ impl Fleet {
         self.hits.charge(self.share, self.at.len());
         let all: Vec<Candidate> = (0..self.at.len()).map(|engine| self.candidate(engine, now)).collect();
         self.random = self.random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
-        let seed = Seed { random: self.random, ..Seed::default() };
+        let seed = DrawSeed { random: self.random, ..DrawSeed::default() };
         let at = pick(&all, &Balance::default(), seed).expect("there are engines").index;
         self.put(chain, end, at, now);
         at

@@ -1,16 +1,16 @@
-//! How a response is written: what it says again of its request, its items, its usage, its end.
+//! Builds the response: the echoed fields of its request, its items, its usage, its end.
 //!
-//! Fields, and their order, are those of vLLM 0.32. What the engine did not tell is null.
+//! Fields, and their order, are those of vLLM 0.32. What the engine did not report is null.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::Asker;
+use super::TranslationContext;
 use crate::route::json;
 
-/// What of a request its answer says again.
-const AGAIN: [&str; 17] = [
+/// The request fields that the response echoes.
+const ECHOED_FIELDS: [&str; 17] = [
     "frequency_penalty",
     "instructions",
     "max_output_tokens",
@@ -30,8 +30,8 @@ const AGAIN: [&str; 17] = [
     "user",
 ];
 
-/// Of those, what a route may have changed in the chat, with the chat's names of it.
-const SETTLED: [(&str, &[&str]); 6] = [
+/// The echoed fields that a route may change in the chat, with their names in a chat.
+const ROUTE_CHANGED_FIELDS: [(&str, &[&str]); 6] = [
     ("frequency_penalty", &["frequency_penalty"]),
     ("max_output_tokens", &["max_completion_tokens", "max_tokens"]),
     ("parallel_tool_calls", &["parallel_tool_calls"]),
@@ -40,25 +40,25 @@ const SETTLED: [(&str, &[&str]); 6] = [
     ("top_p", &["top_p"]),
 ];
 
-/// The request as its answer says it again.
+/// The fields of the request that its response echoes.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Echo {
-    said: Map<String, Value>,
+pub struct RequestEcho {
+    fields: Map<String, Value>,
     /// The id that the client gave the response.
     id: Option<String>,
 }
 
-/// What a response of one request has in common from its first event to its last.
+/// Builds the responses of one request, from its first event to its last.
 #[derive(Debug)]
-pub struct Form {
-    echo: Arc<Echo>,
+pub struct ResponseBuilder {
+    echo: Arc<RequestEcho>,
     id: String,
-    pub asker: Asker,
+    pub asker: TranslationContext,
 }
 
 /// How far a response is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum ResponseStatus {
     Running,
     Completed,
     /// With its reason.
@@ -68,7 +68,7 @@ pub enum Status {
 
 /// What an item of the output is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum OutputItemKind {
     Reasoning,
     Message,
     Call,
@@ -76,7 +76,7 @@ pub enum Kind {
 
 /// Token ids and log-probabilities of an answer, as they come.
 #[derive(Debug, Default)]
-pub struct Tokens {
+pub struct AnswerTokens {
     prompt: Value,
     ids: Vec<Value>,
     logprobs: Vec<Value>,
@@ -84,63 +84,64 @@ pub struct Tokens {
 
 // === impl Echo ===
 
-impl Echo {
+impl RequestEcho {
     pub fn new(request: &Map<String, Value>) -> Self {
-        let said = AGAIN.iter().filter_map(|key| Some(((*key).to_owned(), request.get(*key)?.clone())));
+        let fields =
+            ECHOED_FIELDS.iter().filter_map(|key| Some(((*key).to_owned(), request.get(*key)?.clone())));
         let id = request.get("request_id").and_then(Value::as_str).map(str::to_owned);
-        Echo { said: said.collect(), id }
+        RequestEcho { fields: fields.collect(), id }
     }
 
-    /// What is really asked for.
-    pub fn settle(&mut self, chat: &[u8]) {
+    /// Takes the values that were really sent, after the route's edits.
+    pub fn apply_sent_chat(&mut self, chat: &[u8]) {
         let Some(object) = json::document(chat) else { return };
-        for (key, names) in SETTLED {
+        for (key, names) in ROUTE_CHANGED_FIELDS {
             let written = names.iter().find_map(|name| object.get(name));
             let value = written.and_then(|span| serde_json::from_slice(&chat[span]).ok());
             match value {
-                Some(value) => drop(self.said.insert(key.to_owned(), value)),
+                Some(value) => drop(self.fields.insert(key.to_owned(), value)),
                 // A chat without tools is not told whether it may call several at once.
                 None if key == "parallel_tool_calls" => {}
-                None => drop(self.said.shift_remove(key)),
+                None => drop(self.fields.shift_remove(key)),
             }
         }
     }
 
     fn get(&self, key: &str) -> Value {
-        self.said.get(key).cloned().unwrap_or(Value::Null)
+        self.fields.get(key).cloned().unwrap_or(Value::Null)
     }
 
     fn or(&self, key: &str, value: Value) -> Value {
-        self.said.get(key).cloned().unwrap_or(value)
+        self.fields.get(key).cloned().unwrap_or(value)
     }
 }
 
 // === impl Form ===
 
-impl Form {
-    pub fn new(echo: Arc<Echo>, asker: Asker) -> Self {
+impl ResponseBuilder {
+    pub fn new(echo: Arc<RequestEcho>, asker: TranslationContext) -> Self {
         let id = echo.id.clone().unwrap_or_else(|| format!("resp_{:032x}", asker.seed));
-        Form { echo, id, asker }
+        ResponseBuilder { echo, id, asker }
     }
 
     /// The id of an item: other than those of all others, and of the response.
-    pub fn item_id(&self, kind: Kind, index: usize) -> String {
+    pub fn item_id(&self, kind: OutputItemKind, index: usize) -> String {
         let prefix = match kind {
-            Kind::Reasoning => "rs",
-            Kind::Message => "msg",
-            Kind::Call => "fc",
+            OutputItemKind::Reasoning => "rs",
+            OutputItemKind::Message => "msg",
+            OutputItemKind::Call => "fc",
         };
         format!("{prefix}_{:032x}", self.asker.seed.wrapping_add(index as u128 + 1))
     }
 
     /// `served`: what the engine calls its model, for a client that has named none.
-    pub fn response(&self, served: &str, status: Status, output: &[Value], usage: &Value) -> Value {
+    pub fn response(&self, served: &str, status: ResponseStatus, output: &[Value], usage: &Value) -> Value {
         let echo = &self.echo;
         let reason = match status {
-            Status::Incomplete(reason) => json!({ "reason": reason }),
+            ResponseStatus::Incomplete(reason) => json!({ "reason": reason }),
             _ => Value::Null,
         };
-        let has_tools = echo.said.get("tools").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+        let has_tools = echo.fields.get("tools").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
         json!({
             "id": self.id,
             "created_at": self.asker.now,
@@ -177,32 +178,32 @@ impl Form {
 
 // === impl Status ===
 
-impl Status {
-    /// By what a chat says of its end.
+impl ResponseStatus {
+    /// By the chat's `finish_reason`.
     pub fn of(finish_reason: &str) -> Self {
         match finish_reason {
-            "length" => Status::Incomplete("max_output_tokens"),
-            "content_filter" => Status::Incomplete("content_filter"),
-            "abort" => Status::Cancelled,
-            _ => Status::Completed,
+            "length" => ResponseStatus::Incomplete("max_output_tokens"),
+            "content_filter" => ResponseStatus::Incomplete("content_filter"),
+            "abort" => ResponseStatus::Cancelled,
+            _ => ResponseStatus::Completed,
         }
     }
 
     fn name(self) -> &'static str {
         match self {
-            Status::Running => "in_progress",
-            Status::Completed => "completed",
-            Status::Incomplete(_) => "incomplete",
-            Status::Cancelled => "cancelled",
+            ResponseStatus::Running => "in_progress",
+            ResponseStatus::Completed => "completed",
+            ResponseStatus::Incomplete(_) => "incomplete",
+            ResponseStatus::Cancelled => "cancelled",
         }
     }
 }
 
 // === impl Tokens ===
 
-impl Tokens {
+impl AnswerTokens {
     /// Takes what an answer, or one chunk of it, says of its tokens.
-    pub fn take(&mut self, chat: &mut Value, choice: &mut Value) {
+    pub fn collect(&mut self, chat: &mut Value, choice: &mut Value) {
         if chat["prompt_token_ids"].is_array() {
             self.prompt = chat["prompt_token_ids"].take();
         }
@@ -214,7 +215,7 @@ impl Tokens {
     }
 
     /// Puts all of it on an item, as NeMo Gym's clients read it there.
-    pub fn put(self, item: &mut Value) {
+    pub fn put_on(self, item: &mut Value) {
         if self.prompt.is_array() {
             item["prompt_token_ids"] = self.prompt;
         }
@@ -240,7 +241,7 @@ pub fn reasoning(id: &str, text: &str) -> Value {
     })
 }
 
-/// `logprobs`: null where nobody asked for them.
+/// `logprobs`: null where the client did not request them.
 pub fn message(id: &str, text: &str, logprobs: Value) -> Value {
     json!({
         "id": id,
@@ -263,7 +264,7 @@ pub fn call(id: &str, (call_id, name): (&str, &str), arguments: &str, status: &s
     })
 }
 
-/// What a chat's usage comes to. What it does not say is null, and never 0.
+/// Translates a chat's usage. A missing number is null, and never 0.
 pub fn usage(chat: &Value) -> Value {
     if !chat.is_object() {
         return Value::Null;

@@ -1,4 +1,4 @@
-//! Takes out of a stream what stands in it only because its usage was asked for.
+//! Removes from a stream what is in it only because the balancer requested its usage.
 //!
 //! Most pieces have nothing to do with it: they end where a line does, and neither name a usage nor end a
 //! choice. Two searches find that out, and the piece goes on as it is, without a copy. In a text, the quotes
@@ -12,19 +12,19 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use crate::route::answer::EVENT;
-use crate::route::json::{self, Object, Span};
-use crate::sse::{Line, Lines, Piece, count_work};
+use crate::route::answer::MAX_EVENT_BYTES;
+use crate::route::json::{self, JsonObject, Span};
+use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
-static FINISH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"finish_reason\""));
+static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"finish_reason\""));
 
 const FINGERPRINT: &str = "system_fingerprint";
 
 /// One stream on its way. See the module.
 #[derive(Debug)]
-pub struct Unasked {
-    lines: Lines,
+pub struct UsageFilter {
+    lines: LineSplitter,
     removal: UsageRemoval,
 }
 
@@ -49,18 +49,18 @@ enum LastLine {
     EndRemoved,
 }
 
-impl Default for Unasked {
+impl Default for UsageFilter {
     fn default() -> Self {
-        Unasked { lines: Lines::new(EVENT), removal: UsageRemoval::default() }
+        UsageFilter { lines: LineSplitter::new(MAX_EVENT_BYTES), removal: UsageRemoval::default() }
     }
 }
 
 // === impl Unasked ===
 
-impl Unasked {
+impl UsageFilter {
     /// Takes the next piece, and gives what can go on; `None`: the piece as it is. `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Option<Vec<u8>> {
-        let holds_nothing = self.removal.is_at_ease() && self.lines.is_between_lines();
+        let holds_nothing = self.removal.is_idle() && self.lines.is_between_lines();
         if holds_nothing && (end || self.lines.are_whole_in(piece)) && !is_of_interest(piece) {
             if !end {
                 self.lines.skip(piece);
@@ -80,7 +80,7 @@ impl Unasked {
             if let Some(line) = self.lines.finish() {
                 self.removal.line(&line, &mut out);
             }
-            self.removal.let_go(&mut out);
+            self.removal.release_held(&mut out);
         }
         Some(out)
     }
@@ -90,24 +90,24 @@ impl Unasked {
 
 impl UsageRemoval {
     /// Nothing is held, and nothing more is to be taken out.
-    fn is_at_ease(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.ended.is_empty() && self.last == LastLine::Stays
     }
 
-    fn take(&mut self, piece: &Piece<'_>, out: &mut Vec<u8>) {
+    fn take(&mut self, piece: &SsePiece<'_>, out: &mut Vec<u8>) {
         match piece {
-            Piece::Line(line) => self.line(line, out),
-            Piece::LineFeed if self.last == LastLine::Stays => self.put(piece.raw(), out),
-            Piece::LineFeed => {}
-            Piece::Long { .. } => {
+            SsePiece::Line(line) => self.line(line, out),
+            SsePiece::LineFeed if self.last == LastLine::Stays => self.put(piece.raw(), out),
+            SsePiece::LineFeed => {}
+            SsePiece::Long { .. } => {
                 self.last = LastLine::Stays;
-                self.let_go(out);
+                self.release_held(out);
                 out.extend_from_slice(piece.raw());
             }
         }
     }
 
-    fn line(&mut self, line: &Line<'_>, out: &mut Vec<u8>) {
+    fn line(&mut self, line: &SseLine<'_>, out: &mut Vec<u8>) {
         let raw = line.raw();
         if std::mem::take(&mut self.last) == LastLine::ChunkRemoved && line.text().is_empty() {
             self.last = LastLine::EndRemoved;
@@ -124,17 +124,17 @@ impl UsageRemoval {
                     let member = [b",\"", FINGERPRINT.as_bytes(), b"\":", fingerprint].concat();
                     self.stamp(&member);
                 }
-                self.let_go(out);
+                self.release_held(out);
                 self.last = LastLine::ChunkRemoved;
             }
             Some(object) if object.get(FINGERPRINT).is_none() && ends_choice(document) => {
-                self.let_go(out);
+                self.release_held(out);
                 count_work(raw.len());
                 self.ended.extend_from_slice(raw);
                 self.seam = start + object.span.end - 1;
             }
             _ => {
-                self.let_go(out);
+                self.release_held(out);
                 out.extend_from_slice(raw);
             }
         }
@@ -148,8 +148,8 @@ impl UsageRemoval {
         }
         count_work(bytes.len());
         self.ended.extend_from_slice(bytes);
-        if self.ended.len() > EVENT {
-            self.let_go(out);
+        if self.ended.len() > MAX_EVENT_BYTES {
+            self.release_held(out);
         }
     }
 
@@ -159,7 +159,7 @@ impl UsageRemoval {
         }
     }
 
-    fn let_go(&mut self, out: &mut Vec<u8>) {
+    fn release_held(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.ended);
     }
 }
@@ -172,21 +172,21 @@ fn is_of_interest(bytes: &[u8]) -> bool {
 
 /// Whether a choice says why it ended.
 fn ends_choice(bytes: &[u8]) -> bool {
-    FINISH.find_iter(bytes).any(|at| {
-        let colon = json::skip_space(bytes, at + FINISH.needle().len());
+    FINISH_REASON.find_iter(bytes).any(|at| {
+        let colon = json::skip_space(bytes, at + FINISH_REASON.needle().len());
         let value = json::skip_space(bytes, colon + 1);
         bytes.get(colon) == Some(&b':') && bytes.get(value) == Some(&b'"')
     })
 }
 
 /// The chunk that carries a stream's usage and nothing else.
-fn is_usage_alone(bytes: &[u8], object: &Object<'_>) -> bool {
+fn is_usage_alone(bytes: &[u8], object: &JsonObject<'_>) -> bool {
     let usage = object.get("usage").is_some_and(|span| bytes[span.start] == b'{');
     usage && object.get("choices").is_some_and(|span| json::is_empty_list(bytes, &span))
 }
 
 /// As it is written.
-fn fingerprint<'a>(bytes: &'a [u8], object: &Object<'_>) -> Option<&'a [u8]> {
+fn fingerprint<'a>(bytes: &'a [u8], object: &JsonObject<'_>) -> Option<&'a [u8]> {
     let written = |span: Span| &bytes[span];
     object.get(FINGERPRINT).map(written).filter(|value| value.starts_with(b"\""))
 }

@@ -1,33 +1,33 @@
-//! What comes after the bytes that were looked at first: the chain goes on as the body streams past.
+//! Continues a prompt's chain behind the peeked bytes, while the rest of the body streams past.
 //!
 //! A message has to be seen as a whole, since its keys may come in any order, so one message is held
-//! until it is over, and [`HELD`] bytes at the most; a plain text and token ids flow through, of which a cut
-//! escape and the value of a cut number are all that is kept. What follows the conversation in the body is
+//! until its end, [`MAX_HELD_BYTES`] at the most. Plain text and token ids flow through: only a cut escape
+//! and the value of a cut number are kept. What follows the conversation in the body is
 //! not read any more.
 //!
 //! Every byte is looked at a bounded number of times, however small the pieces are in which it comes.
 
-use super::super::chain::{Hasher, Sink};
+use super::super::chain::{ChainHasher, TextSink};
 use super::super::scan::bytes::string_end;
 use super::super::work::spend;
-use super::cursor::Cursor;
+use super::cursor::JsonCursor;
 use super::ids::IdReader;
 use super::text_form::write_text;
-use super::turns::{self, Talk};
+use super::turns::{self, ConversationWriter};
 
-/// The longest message behind the first bytes that is still understood.
-pub const HELD: usize = 1 << 20;
+/// The longest message behind the peeked bytes that is still read.
+pub const MAX_HELD_BYTES: usize = 1 << 20;
 
-/// Where a prompt stopped that was cut.
+/// Where the reader stopped in a prompt that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stop {
+pub struct CutPoint {
     /// In the body: from here on nothing has been used.
     pub at: usize,
-    pub place: Place,
+    pub place: CutPlace,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum CutPlace {
     /// Between the messages, or before one that was written as far as it was there.
     Elements,
     /// Between the quotes of a text.
@@ -36,12 +36,12 @@ pub enum Place {
     Ids,
 }
 
-/// The bytes that are not understood yet.
+/// Reads the rest of a prompt; holds the bytes that are incomplete.
 #[derive(Debug, Default)]
-pub struct Rest {
+pub struct PromptContinuation {
     held: Vec<u8>,
     /// Up to here they have been looked at for the end of a message.
-    looked: usize,
+    searched: usize,
     depth: u64,
     /// Where the text of the string in progress begins.
     string: Option<usize>,
@@ -52,29 +52,29 @@ pub struct Rest {
 
 // === impl Rest ===
 
-impl Rest {
+impl PromptContinuation {
     pub fn clear(&mut self) {
         self.held.clear();
-        *self = Rest { held: std::mem::take(&mut self.held), ..Rest::default() };
+        *self = PromptContinuation { held: std::mem::take(&mut self.held), ..PromptContinuation::default() };
     }
 
     /// Takes a piece of the body; false when the prompt is over, or cannot be followed any longer.
-    pub fn go_on(&mut self, place: Place, piece: &[u8], out: &mut Hasher) -> bool {
+    pub fn resume(&mut self, place: CutPlace, piece: &[u8], out: &mut ChainHasher) -> bool {
         spend(piece.len());
         match place {
-            Place::Elements => {
+            CutPlace::Elements => {
                 self.held.extend_from_slice(piece);
                 self.elements(out)
             }
-            Place::Text => {
+            CutPlace::Text => {
                 self.held.extend_from_slice(piece);
                 self.text(out)
             }
-            Place::Ids => !self.ids.read(piece, out).over,
+            CutPlace::Ids => !self.ids.read(piece, out).over,
         }
     }
 
-    fn text(&mut self, out: &mut Hasher) -> bool {
+    fn text(&mut self, out: &mut ChainHasher) -> bool {
         if let Some(end) = string_end(&self.held, 0, 0) {
             write_text(&self.held[..end], true, out);
             out.opened();
@@ -86,16 +86,16 @@ impl Rest {
         true
     }
 
-    fn elements(&mut self, out: &mut Hasher) -> bool {
+    fn elements(&mut self, out: &mut ChainHasher) -> bool {
         let mut start = 0;
         loop {
             spend(1);
             if self.depth == 0 {
                 let between = |byte: &u8| byte.is_ascii_whitespace() || *byte == b',';
-                let gap = self.held[self.looked..].iter().take_while(|byte| between(byte)).count();
+                let gap = self.held[self.searched..].iter().take_while(|byte| between(byte)).count();
                 spend(gap);
-                self.looked += gap;
-                start = self.looked;
+                self.searched += gap;
+                start = self.searched;
                 match self.held.get(start) {
                     None => break,
                     Some(b'{') => {}
@@ -108,35 +108,39 @@ impl Rest {
             if !std::mem::replace(&mut self.rewound, true) {
                 out.rewind();
             }
-            let mut talk = Talk { out: &mut *out, head: None::<turns::Head<'_>>, asks: false };
+            let mut talk = ConversationWriter {
+                out: &mut *out,
+                head: None::<turns::ConversationHead<'_>>,
+                in_user_turn: false,
+            };
             // A message that ends is whole, and a whole one is no error.
-            let _ = talk.element(&mut Cursor::new(&self.held[start..self.looked]));
-            start = self.looked;
+            let _ = talk.element(&mut JsonCursor::new(&self.held[start..self.searched]));
+            start = self.searched;
         }
         if start > 0 {
             spend(self.held.len() - start);
             self.held.drain(..start);
         }
-        self.looked -= start;
+        self.searched -= start;
         self.string = self.string.map(|string| string - start);
-        self.held.len() <= HELD
+        self.held.len() <= MAX_HELD_BYTES
     }
 
     /// Looks for the bracket that closes the message in progress, and stands behind it.
     fn find_end(&mut self) -> bool {
         loop {
             if let Some(start) = self.string {
-                let Some(end) = string_end(&self.held, start, self.looked.max(start)) else {
-                    self.looked = self.held.len();
+                let Some(end) = string_end(&self.held, start, self.searched.max(start)) else {
+                    self.searched = self.held.len();
                     return false;
                 };
-                (self.string, self.looked) = (None, end + 1);
+                (self.string, self.searched) = (None, end + 1);
             }
-            let Some(&byte) = self.held.get(self.looked) else { return false };
-            self.looked += 1;
+            let Some(&byte) = self.held.get(self.searched) else { return false };
+            self.searched += 1;
             spend(1);
             match byte {
-                b'"' => self.string = Some(self.looked),
+                b'"' => self.string = Some(self.searched),
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' => self.depth -= 1,
                 _ => {}

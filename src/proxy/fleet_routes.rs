@@ -13,10 +13,10 @@ use crate::aggregate::{self, ModelCard};
 use crate::config::types::RouteConfig;
 use crate::fleet::{Fleet, Snapshot, Upstream};
 use crate::route::resolve::{self, Resolver, UpstreamView};
-use crate::route::table::{Plan, Table, Unnamed};
+use crate::route::table::{RoutePlan, RouteTable, UnnamedModelRoute};
 
-pub struct Routes {
-    table: Table,
+pub struct FleetRoutes {
+    table: RouteTable,
     fleet: Arc<Fleet>,
 }
 
@@ -30,25 +30,25 @@ pub fn leads_to(route: &RouteConfig, upstream: &Upstream) -> bool {
     resolve::leads_to(route, upstream.name(), source(upstream))
 }
 
-// === impl Routes ===
+// === impl FleetRoutes ===
 
-impl Routes {
+impl FleetRoutes {
     pub fn new(routes: &[RouteConfig], fleet: Arc<Fleet>) -> Self {
-        Routes { table: Table::new(routes), fleet }
+        FleetRoutes { table: RouteTable::new(routes), fleet }
     }
 
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
-    /// The names of models that routes are for, as far as they are written in full.
+    /// The names of models that routes are for, without patterns.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.table.names()
     }
 
     /// Whether some routes are for certain models only.
-    pub fn goes_by_model(&self) -> bool {
-        self.table.goes_by_model()
+    pub fn depends_on_model(&self) -> bool {
+        self.table.depends_on_model()
     }
 
     fn over<'a>(&'a self, snapshot: &'a Snapshot) -> Resolver<'a, Snapshot> {
@@ -56,12 +56,12 @@ impl Routes {
     }
 
     /// The route of a request that names no model, and the model that it is for.
-    pub fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> Unnamed {
+    pub fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> UnnamedModelRoute {
         self.over(&self.fleet.snapshot()).plan_unnamed(path, headers)
     }
 
     /// The first route that matches, with the name by which its model is served now.
-    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<Plan>> {
+    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<RoutePlan>> {
         self.over(&self.fleet.snapshot()).plan(model, path, headers)
     }
 
