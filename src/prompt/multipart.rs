@@ -6,12 +6,14 @@
 //!
 //! Never: a copy of the body, a change to it, a panic, more than a bounded look at the headers of a part.
 
+mod plain;
 mod tail;
 
 use std::ops::Range;
 
 use memchr::memmem;
 
+use self::plain::FormCharset;
 pub use self::tail::FormTail;
 use super::scan::ScanProgress;
 use super::value::{MAX_MODEL_NAME_BYTES, MAX_TRUE_WORD_BYTES, ModelField, is_true_word, lossy_short};
@@ -73,6 +75,9 @@ pub struct FormScanner {
     parts: usize,
     model: Option<Range<usize>>,
     stream: Option<Range<usize>>,
+    charset: FormCharset,
+    /// Every engine reads what has been looked at as this scanner does.
+    is_plain: bool,
 }
 
 impl FormScanner {
@@ -85,6 +90,7 @@ impl FormScanner {
             return None;
         }
         let delimiter = [b"\r\n--", boundary.as_slice()].concat();
+        let charset = FormCharset::of_type(content_type.as_bytes());
         Some(FormScanner {
             delimiter: memmem::Finder::new(&delimiter).into_owned(),
             place: FormParserState::Start,
@@ -92,6 +98,8 @@ impl FormScanner {
             parts: 0,
             model: None,
             stream: None,
+            charset: charset.unwrap_or(FormCharset::Utf8),
+            is_plain: charset.is_some(),
         })
     }
 
@@ -133,9 +141,9 @@ impl FormScanner {
         Some(start..start + self.delimiter.needle().len() - 2)
     }
 
-    /// Whether the form cannot be followed any more.
+    /// Whether the form cannot be followed any more, or engines may read it differently.
     pub fn is_lost(&self) -> bool {
-        matches!(self.place, FormParserState::Malformed(_))
+        !self.is_plain || matches!(self.place, FormParserState::Malformed(_))
     }
 
     fn start(&mut self, body: &[u8]) -> bool {
@@ -144,6 +152,7 @@ impl FormScanner {
             return false;
         }
         if !body.starts_with(first) || !self.boundary_line(body, first.len()) {
+            self.is_plain = false;
             self.place = FormParserState::Content { start: 0, field: None };
         }
         true
@@ -161,7 +170,9 @@ impl FormScanner {
             return false;
         };
         let end = self.at + found;
-        let field = body.get(start..end).and_then(field_of);
+        let headers = body.get(start..end).unwrap_or_default();
+        let field = field_of(headers);
+        self.is_plain &= plain::are_headers(headers);
         self.at = end + 4;
         self.place = FormParserState::Content { start: self.at, field };
         true
@@ -181,12 +192,17 @@ impl FormScanner {
             return false;
         }
         if !self.boundary_line(body, line) {
-            // The next line may be the boundary; its line end may be the one right behind.
+            // Engines may skip blanks there. The next line may be the boundary; its line end may be the one
+            // right behind.
+            self.is_plain = false;
             self.at += 2;
             return true;
         }
         match field {
-            Some(FormField::Model) => self.model = Some(content),
+            Some(FormField::Model) => {
+                self.is_plain &= self.charset.reads(body.get(content.clone()).unwrap_or_default());
+                self.model = Some(content);
+            }
             Some(FormField::Stream) => self.stream = Some(content),
             None => {}
         }

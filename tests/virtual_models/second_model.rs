@@ -165,3 +165,52 @@ async fn a_form_that_cannot_be_followed_is_refused_where_routes_are() {
     balancer.ask(request("POST", path, &[("content-type", &kind)], &whole("sim"))).await;
     assert_eq!(engines[0].requests().len(), before + 1, "without routes it goes on");
 }
+
+/// Engines read the second field of each of these forms, which the balancer took for something else: the route
+/// of the first was applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_engines_read_differently_is_refused_where_routes_are() {
+    let engines = [serving(&["sim", "held"]).await, serving(&["held"]).await];
+    let path = "/v1/audio/transcriptions";
+    let type_of = |boundary: &str| format!("multipart/form-data; {boundary}");
+    let line = type_of("boundary=line");
+    let whole = |sound: &str| form("line", &[("model", "sim"), ("file", sound)]);
+    let second = |sound: &str, part: &str| {
+        let first = whole(sound);
+        let first = &first[..first.len() - "--line--\r\n".len()];
+        [first, part.as_bytes(), b"\r\n\r\nheld\r\n--line--\r\n"].concat()
+    };
+    let named = "form-data; name=\"model\"";
+    let parts = [
+        format!("--line \r\ncontent-disposition: {named}"),
+        format!("--line\r\ncontent-disposition: {named}; x=\"a\\\\\"; filename=\"b\""),
+        "--line\r\ncontent-disposition: form-data; x=\\\"; name=\"model\"; y=\";filename=z\"".into(),
+        "--line\r\ncontent-disposition: form-data; name*=utf-8''model".into(),
+        "--line\r\ncontent-disposition: form-data; name=<model>".into(),
+    ];
+    let long = "sound".repeat(PADDING / 5);
+    // Within the peek, and behind it.
+    let seconds = parts.iter().flat_map(|part| [second("sound", part), second(&long, part)]);
+    let mut cases: Vec<_> = seconds.map(|body| (line.clone(), body)).collect();
+    for before in ["\n", "\r", "\r\n"] {
+        cases.push((line.clone(), [before.as_bytes(), &whole("sound")].concat()));
+    }
+    cases.push((type_of("boundary=line; boundary*=utf-8''other"), whole("sound")));
+    cases.push((type_of("boundary=<line>"), form("<line>", &[("model", "sim"), ("file", "sound")])));
+    let balancer = Balancer::ready(peeking(routed(&engines, ROUTES))).await;
+    for (kind, body) in &cases {
+        let answer = balancer.ask(request("POST", path, &[("content-type", kind)], body)).await;
+        let message = answer.expect(400).json()["error"]["message"].clone();
+        assert_eq!(message, "The parts of the form cannot be followed.", "{}", String::from_utf8_lossy(body));
+    }
+    assert!(engines.iter().all(|engine| engine.requests().is_empty()));
+    let file = "--line\r\ncontent-disposition: form-data; name=\"other\"; filename*=utf-8''%C3%BC.wav";
+    let body = second(&long, file);
+    balancer.ask(request("POST", path, &[("content-type", &line)], &body)).await.expect(200);
+    balancer.until_idle().await;
+    let before = engines[0].requests().len();
+    let balancer = Balancer::over(&engines[..1]).await;
+    let (kind, body) = &cases[0];
+    balancer.ask(request("POST", path, &[("content-type", kind)], body)).await.expect(200);
+    assert_eq!(engines[0].requests().len(), before + 1, "without routes it goes on");
+}

@@ -75,7 +75,7 @@ impl FormTail {
         self.scanner.model.is_some()
     }
 
-    /// Whether the form cannot be followed any more.
+    /// Whether the form cannot be followed any more, or engines may read it differently.
     pub fn is_lost(&self) -> bool {
         self.scanner.is_lost()
     }

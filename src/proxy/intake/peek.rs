@@ -331,7 +331,7 @@ impl PeekReader {
     /// Puts the edited body in the place of the one that came, which is complete and has been read.
     async fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), RequestEnd> {
         if let FactsReader::Multipart(scanner) = &self.facts
-            && scanner.end().is_none()
+            && (scanner.is_lost() || scanner.end().is_none())
         {
             return Err(lost_form().into());
         }
