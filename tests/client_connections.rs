@@ -335,14 +335,15 @@ async fn a_client_that_cancels_requests_is_not_disconnected() {
 
 /// An upstream that has one request and answers when it is told to, with a large body.
 async fn answering_late(length: usize) -> (UpstreamConfig, mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut upstream = upstream(&format!("http://{}", listener.local_addr().unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("the upstream of the test works");
+    let mut upstream =
+        upstream(&format!("http://{}", listener.local_addr().expect("the upstream of the test works")));
     upstream.models = Some(vec!["sim".into()]);
     let (has_come, come) = mpsc::channel(1);
     let (answer, mut answers) = mpsc::channel::<()>(1);
     tokio::spawn(async move {
         loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut stream, _) = listener.accept().await.expect("the upstream of the test works");
             let mut got = Vec::new();
             // Unread bytes would reset its connection, too.
             while !got.ends_with(b"\r\n\r\n") && !got.ends_with(b"}") {
@@ -354,7 +355,7 @@ async fn answering_late(length: usize) -> (UpstreamConfig, mpsc::Receiver<()>, m
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
                 continue;
             }
-            has_come.send(()).await.unwrap();
+            has_come.send(()).await.expect("the upstream of the test works");
             answers.recv().await;
             let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
             let _ = stream.write_all(head.as_bytes()).await;

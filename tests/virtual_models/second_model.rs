@@ -166,7 +166,7 @@ async fn a_form_that_cannot_be_followed_is_refused_where_routes_are() {
     assert_eq!(engines[0].requests().len(), before + 1, "without routes it goes on");
 }
 
-/// Engines read the second field of each of these forms, which the balancer took for something else: the route
+/// Engines read the second field of each of these forms, which the balancer took for something else: a route
 /// of the first was applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_form_that_engines_read_differently_is_refused_where_routes_are() {

@@ -82,7 +82,7 @@ fn is_disposition(header: &[u8]) -> bool {
         };
         known.replace(parameter.value).is_none()
     });
-    // Clients write names of files so that are not ASCII. By it alone some engines see a file, others a field.
+    // Clients write file names so that are not ASCII. By it alone some engines see a file, others a field.
     let is_unclear = extended_file.is_some() && file.is_none();
     is_plain && !(is_unclear && matches!(name, Some(b"model" | b"stream")))
 }
