@@ -262,19 +262,19 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum LeaseStep {
         Take(u64, bool),
         FirstByte(prop::sample::Index),
         Drop(prop::sample::Index),
         Panic(prop::sample::Index),
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<LeaseStep>> {
         let step = prop_oneof![
-            (0u64..1 << 40, any::<bool>()).prop_map(|(tokens, streams)| Step::Take(tokens, streams)),
-            any::<prop::sample::Index>().prop_map(Step::FirstByte),
-            any::<prop::sample::Index>().prop_map(Step::Drop),
-            any::<prop::sample::Index>().prop_map(Step::Panic),
+            (0u64..1 << 40, any::<bool>()).prop_map(|(tokens, streams)| LeaseStep::Take(tokens, streams)),
+            any::<prop::sample::Index>().prop_map(LeaseStep::FirstByte),
+            any::<prop::sample::Index>().prop_map(LeaseStep::Drop),
+            any::<prop::sample::Index>().prop_map(LeaseStep::Panic),
         ];
         prop::collection::vec(step, 0..60)
     }
@@ -287,16 +287,16 @@ mod tests {
             let mut held: Vec<Lease> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Take(tokens, streams) => {
+                    LeaseStep::Take(tokens, streams) => {
                         let work = Work { tokens, uncached: tokens / 2, streams };
                         held.extend(Lease::take(&entry, work, Instant::now()));
                     }
-                    Step::FirstByte(at) if !held.is_empty() => {
+                    LeaseStep::FirstByte(at) if !held.is_empty() => {
                         let at = at.index(held.len());
                         held[at].first_byte(Instant::now());
                     }
-                    Step::Drop(at) if !held.is_empty() => drop(held.swap_remove(at.index(held.len()))),
-                    Step::Panic(at) if !held.is_empty() => {
+                    LeaseStep::Drop(at) if !held.is_empty() => drop(held.swap_remove(at.index(held.len()))),
+                    LeaseStep::Panic(at) if !held.is_empty() => {
                         let lease = held.swap_remove(at.index(held.len()));
                         let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
                             let _held = lease;

@@ -287,9 +287,9 @@ mod tests {
 
     /// The same as a list, in the order of the last requests.
     #[derive(Default)]
-    struct Model(Vec<(u64, SessionBinding, u64)>);
+    struct SessionModel(Vec<(u64, SessionBinding, u64)>);
 
-    impl Model {
+    impl SessionModel {
         fn bind(&mut self, key: u64, bound: SessionBinding, now: u64, limit: usize) {
             self.0.retain(|(known, ..)| *known != key);
             self.0.push((key, bound, now));
@@ -312,7 +312,7 @@ mod tests {
             calls in prop::collection::vec((0u64..12, 0usize..4, 0u64..1000, 0u64..5, 0..3), 0..120),
         ) {
             let sessions = Sessions::with_shards(limit, ttl, 1);
-            let mut model = Model::default();
+            let mut model = SessionModel::default();
             let mut now = 0;
             for (number, upstream, tokens, pause, call) in calls {
                 now += pause;

@@ -70,11 +70,11 @@ mod tests {
     use super::*;
 
     /// `None` settles: an attempt was answered, or none follows.
-    type Step = Option<(usize, FailureKind)>;
+    type BlameStep = Option<(usize, FailureKind)>;
 
     #[test]
     fn counts_what_another_upstream_does_not_confirm() {
-        let table: &[(&[Step], &[usize])] = &[
+        let table: &[(&[BlameStep], &[usize])] = &[
             (&[None], &[]),
             (&[Some((1, Reset)), None], &[1]),
             (&[Some((1, Reset)), None, None], &[1]),

@@ -241,20 +241,20 @@ async fn the_head_looks_again_when_an_engine_is_no_longer_full_by_its_own_word()
 
 /// What a schedule does next.
 #[derive(Clone, Debug)]
-enum Step {
+enum QueueStep {
     Come(usize),
     Leave(prop::sample::Index),
     Free(usize),
     Poll(prop::sample::Index),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
     let index = any::<prop::sample::Index>;
     let step = prop_oneof![
-        4 => (0..4usize).prop_map(Step::Come),
-        1 => index().prop_map(Step::Leave),
-        3 => (0..3usize).prop_map(Step::Free),
-        4 => index().prop_map(Step::Poll),
+        4 => (0..4usize).prop_map(QueueStep::Come),
+        1 => index().prop_map(QueueStep::Leave),
+        3 => (0..3usize).prop_map(QueueStep::Free),
+        4 => index().prop_map(QueueStep::Poll),
     ];
     prop::collection::vec(step, 0..80)
 }
@@ -299,7 +299,7 @@ proptest! {
         let mut order = Vec::new();
         for (number, step) in steps.into_iter().enumerate() {
             match step {
-                Step::Come(model) => {
+                QueueStep::Come(model) => {
                     let mut future: Waiting<'_> =
                         Box::pin(admitted(queue.clone(), key(MODELS[model]), &servers, deadline));
                     match poll(&mut future) {
@@ -307,9 +307,9 @@ proptest! {
                         Poll::Pending => waiting.push((model, number, future)),
                     }
                 }
-                Step::Leave(at) if !waiting.is_empty() => drop(waiting.remove(at.index(waiting.len()))),
-                Step::Free(server) => servers[server].free(),
-                Step::Poll(at) if !waiting.is_empty() => {
+                QueueStep::Leave(at) if !waiting.is_empty() => drop(waiting.remove(at.index(waiting.len()))),
+                QueueStep::Free(server) => servers[server].free(),
+                QueueStep::Poll(at) if !waiting.is_empty() => {
                     let at = at.index(waiting.len());
                     if poll(&mut waiting[at].2).is_ready() {
                         let (model, number, _) = waiting.remove(at);

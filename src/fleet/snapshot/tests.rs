@@ -19,7 +19,7 @@ fn rules() -> BreakerRules {
 const LATE: Duration = Duration::from_secs(1);
 
 /// An upstream that serves the models, after a script for its machine; see `act`.
-struct Given {
+struct ScriptedUpstream {
     script: &'static str,
     models: &'static [&'static str],
 }
@@ -46,9 +46,9 @@ fn act(word: &str, machine: &mut Machine, entry: &mut SnapshotEntry, now: Instan
 }
 
 /// Names are `u0`, `u1`, ids 10, 11, ...; the limit of each is 2.
-fn snapshot(given: &[Given], now: Instant) -> Snapshot {
+fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
     let queue = Queue::new(9);
-    let make = |(index, given): (usize, &Given)| {
+    let make = |(index, given): (usize, &ScriptedUpstream)| {
         let url = url::upstream(&format!("http://u{index}:1")).expect("is a URL");
         let said = given.script.split(' ').find_map(|word| word.strip_prefix("of-"));
         let discovered = said.map(|said| {
@@ -73,8 +73,8 @@ fn snapshot(given: &[Given], now: Instant) -> Snapshot {
     Snapshot::new(given.iter().enumerate().map(make).collect(), Vec::new())
 }
 
-fn of(scripts: &[&'static str]) -> Vec<Given> {
-    scripts.iter().map(|script| Given { script, models: &["m"] }).collect()
+fn of(scripts: &[&'static str]) -> Vec<ScriptedUpstream> {
+    scripts.iter().map(|script| ScriptedUpstream { script, models: &["m"] }).collect()
 }
 
 fn ask(snapshot: &Snapshot, query: &Query<'_>, now: Instant) -> (Routing, Vec<usize>) {
@@ -184,7 +184,10 @@ fn after_a_trip_one_request_is_let_through_and_none_that_failed_already() {
 fn a_name_that_nobody_serves_is_unknown_once_nobody_can_come_with_it() {
     let now = Instant::now();
     let given = |scripts: [&'static str; 2]| {
-        [Given { script: scripts[0], models: &["a"] }, Given { script: scripts[1], models: &["b"] }]
+        [
+            ScriptedUpstream { script: scripts[0], models: &["a"] },
+            ScriptedUpstream { script: scripts[1], models: &["b"] },
+        ]
     };
     let routing = |scripts, model, now: Instant| {
         let query = Query { model: Some(model), ..Query::default() };
@@ -271,7 +274,8 @@ fn there_is_one_base_model_when_all_whom_sources_name_have_it() {
         (&[("ready missed missed missed of-gym", &["m"]), (" of-gym=n", &[])], Some("n")),
     ];
     for (given, wanted) in table {
-        let all: Vec<Given> = given.iter().map(|(script, models)| Given { script, models }).collect();
+        let all: Vec<ScriptedUpstream> =
+            given.iter().map(|(script, models)| ScriptedUpstream { script, models }).collect();
         let snapshot = snapshot(&all, now);
         assert_eq!(snapshot.only_base(None, now), *wanted, "{given:?}");
     }
@@ -282,7 +286,7 @@ fn a_route_asks_what_its_own_upstreams_serve() {
     let now = Instant::now();
     let later = now + DISCOVERY_GRACE;
     let given = [("ready of-gym", &["m"] as &[_]), ("ready of-other", &["n"]), ("missed of-other", &[])];
-    let make = || snapshot(&given.map(|(script, models)| Given { script, models }), now);
+    let make = || snapshot(&given.map(|(script, models)| ScriptedUpstream { script, models }), now);
     let (known, awaiting) = (make(), make().awaiting(Some(now + LATE)));
     for (among, base, waits) in [
         (None, None, true),

@@ -6,7 +6,7 @@ mod render;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use self::render::{Api, Luck, Piece, Talk, Turn};
+use self::render::{Luck, Piece, RenderedApi, Talk, Turn};
 use super::super::chain::MEDIA_WEIGHT_BYTES;
 use super::*;
 
@@ -43,15 +43,15 @@ fn chain(dialect: PromptDialect, body: &[u8]) -> Chain {
     read(&mut PromptReader::default(), dialect, "llama", body)
 }
 
-fn dialect(api: Api) -> PromptDialect {
+fn dialect(api: RenderedApi) -> PromptDialect {
     match api {
-        Api::Chat => PromptDialect::Chat,
-        Api::Responses => PromptDialect::Responses,
-        Api::Messages => PromptDialect::Messages,
+        RenderedApi::Chat => PromptDialect::Chat,
+        RenderedApi::Responses => PromptDialect::Responses,
+        RenderedApi::Messages => PromptDialect::Messages,
     }
 }
 
-fn rendered(talk: &Talk, api: Api, talk_last: bool, seed: u64) -> String {
+fn rendered(talk: &Talk, api: RenderedApi, talk_last: bool, seed: u64) -> String {
     let mut luck = Luck(seed);
     let body = render::body(talk, api, talk_last, &mut luck);
     render::written(&body, &mut luck)
@@ -312,9 +312,9 @@ proptest! {
 
     #[test]
     fn the_same_conversation_has_one_chain(talk in render::talk(), seeds: [u64; 3]) {
-        let chat = rendered(&talk, Api::Chat, false, seeds[0]);
-        let responses = rendered(&talk, Api::Responses, false, seeds[1]);
-        let messages = rendered(&talk, Api::Messages, false, seeds[2]);
+        let chat = rendered(&talk, RenderedApi::Chat, false, seeds[0]);
+        let responses = rendered(&talk, RenderedApi::Responses, false, seeds[1]);
+        let messages = rendered(&talk, RenderedApi::Messages, false, seeds[2]);
         let expected = text(PromptDialect::Chat, chat.as_bytes());
         prop_assert_eq!(shown(&text(PromptDialect::Responses, responses.as_bytes())), shown(&expected));
         prop_assert_eq!(shown(&text(PromptDialect::Messages, messages.as_bytes())), shown(&expected));

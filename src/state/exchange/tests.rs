@@ -11,7 +11,7 @@ type Chain = (String, Option<u64>, Vec<u64>, Option<u64>);
 
 /// A message's contents, owned.
 #[derive(Clone, Debug)]
-struct Given {
+struct OwnedMessage {
     head: (u64, u64),
     who: Option<(String, String)>,
     gauges: Option<(bool, Rows)>,
@@ -21,7 +21,7 @@ struct Given {
     marks: (bool, bool),
 }
 
-impl Given {
+impl OwnedMessage {
     fn message(&self) -> Message<'_> {
         let gauges = |[active, backlog, context]: [u64; 3]| SiblingLoad { active, backlog, context };
         let mut message = Message::new(self.head.0, self.head.1);
@@ -46,7 +46,7 @@ impl Given {
     }
 }
 
-fn given() -> impl Strategy<Value = Given> {
+fn given() -> impl Strategy<Value = OwnedMessage> {
     let name = || "[a-c:]{0,3}|\\PC{0,12}";
     let hashes = prop::collection::vec(any::<u64>(), 0..20);
     let learnt = (name(), any::<Option<u64>>(), hashes, any::<Option<u64>>());
@@ -60,7 +60,7 @@ fn given() -> impl Strategy<Value = Given> {
         prop::collection::vec((any::<u64>(), name(), any::<u64>()), 0..4),
         any::<(bool, bool)>(),
     )
-        .prop_map(|(head, who, gauges, learnt, bound, asks, marks)| Given {
+        .prop_map(|(head, who, gauges, learnt, bound, asks, marks)| OwnedMessage {
             head,
             who,
             gauges,

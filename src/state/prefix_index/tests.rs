@@ -8,7 +8,7 @@ mod model;
 mod spreading;
 mod tails;
 
-use model::{Model, Told, chains, name, told};
+use model::{IndexModel, Told, chains, name, told};
 use tails::tell;
 
 fn hits(index: &Index, chain: &[u64]) -> Hits {
@@ -299,7 +299,7 @@ fn everything(index: &Index, at: &[Slot]) -> BTreeMap<Vec<u8>, Told> {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum IndexStep {
     Learn(Vec<u8>, usize, Option<u64>),
     TakeBack,
     Limit(usize, Option<usize>),
@@ -311,16 +311,16 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(0u8..2, 1..7)
 }
 
-fn steps(all: bool) -> impl Strategy<Value = Vec<Step>> {
+fn steps(all: bool) -> impl Strategy<Value = Vec<IndexStep>> {
     let limit = prop::option::of(0usize..20);
     let rare = u32::from(all);
     let end = prop::option::of(1u64 << 60..(1 << 60) + 5).prop_map(move |end| end.filter(|_| all));
     let step = prop_oneof![
-        20 => (text(), 0usize..3, end).prop_map(|(text, at, end)| Step::Learn(text, at, end)),
-        4 => Just(Step::TakeBack),
-        2 => (0usize..3, limit).prop_map(|(at, limit)| Step::Limit(at, limit)),
-        rare => (0usize..3).prop_map(Step::Forget),
-        rare => (0usize..3).prop_map(Step::Replace),
+        20 => (text(), 0usize..3, end).prop_map(|(text, at, end)| IndexStep::Learn(text, at, end)),
+        4 => Just(IndexStep::TakeBack),
+        2 => (0usize..3, limit).prop_map(|(at, limit)| IndexStep::Limit(at, limit)),
+        rare => (0usize..3).prop_map(IndexStep::Forget),
+        rare => (0usize..3).prop_map(IndexStep::Replace),
     ];
     prop::collection::vec(step, 0..60)
 }
@@ -331,31 +331,31 @@ proptest! {
     #[test]
     fn it_does_what_the_model_does(limit in 1usize..40, steps in steps(false)) {
         let (index, sibling) = (Index::new(limit, 3), Index::new(limit, 3));
-        let mut model = Model::new(limit, 3);
+        let mut model = IndexModel::new(limit, 3);
         let at = slots(&index, 3);
         slots(&sibling, 3);
         let mut last = None;
         for (number, step) in (1..).zip(steps) {
             match step {
-                Step::Learn(text, slot, _) => {
+                IndexStep::Learn(text, slot, _) => {
                     let receipt = index.learn(&name(&text), None, at[slot]);
                     let theirs = tell(&sibling, &name(&text), &receipt, at[slot]).expect("it knows the rest");
                     model.learn(&text, slot);
                     last = Some((text, slot, receipt, theirs));
                 }
-                Step::TakeBack => {
+                IndexStep::TakeBack => {
                     let Some((text, slot, receipt, theirs)) = last.take() else { continue };
                     index.take_back(&name(&text), at[slot], receipt);
                     sibling.take_back(&name(&text), at[slot], theirs);
                     model.take_back(&text, slot);
                 }
-                Step::Limit(slot, blocks) => {
+                IndexStep::Limit(slot, blocks) => {
                     index.limit(at[slot], blocks);
                     sibling.limit(at[slot], blocks);
                     model.limit(slot, blocks.unwrap_or(usize::MAX));
                     last = None;
                 }
-                Step::Forget(_) | Step::Replace(_) => {}
+                IndexStep::Forget(_) | IndexStep::Replace(_) => {}
             }
             // Every second time, since the model is slow.
             for text in chains().filter(|_| number % 2 == 0) {
@@ -375,28 +375,28 @@ proptest! {
         let mut open = Vec::new();
         for step in steps {
             match step {
-                Step::Learn(text, slot, end) => {
+                IndexStep::Learn(text, slot, end) => {
                     let receipt = index.learn(&name(&text), end.map(|end| end + name(&text)[0]), at[slot]);
                     let most = limits[slot].min(limit).min(text.len());
                     prop_assert_eq!(receipt.learnt(), most);
                     prop_assert_eq!(held(&index, &name(&text), at[slot]), most, "what is sent is held");
                     open.push((text, at[slot], receipt));
                 }
-                Step::TakeBack => {
+                IndexStep::TakeBack => {
                     if !open.is_empty() {
                         let (text, slot, receipt) = open.swap_remove(open.len() / 2);
                         index.take_back(&name(&text), slot, receipt);
                     }
                 }
-                Step::Limit(slot, blocks) => {
+                IndexStep::Limit(slot, blocks) => {
                     limits[slot] = blocks.unwrap_or(usize::MAX);
                     index.limit(at[slot], blocks);
                 }
-                Step::Forget(slot) => {
+                IndexStep::Forget(slot) => {
                     index.forget(at[slot]);
                     prop_assert!(chains().all(|text| held(&index, &name(&text), at[slot]) == 0));
                 }
-                Step::Replace(slot) => {
+                IndexStep::Replace(slot) => {
                     index.leave(at[slot]);
                     at[slot] = index.enter().expect("there is a slot");
                     limits[slot] = usize::MAX;

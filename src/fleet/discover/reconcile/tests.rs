@@ -15,7 +15,7 @@ struct There {
 }
 
 /// A fleet, an operator, and what is believed.
-struct Scene {
+struct ReconcileScene {
     fleet: Vec<There>,
     standings: Ownerships,
     silent: bool,
@@ -36,10 +36,10 @@ fn engines(numbers: &[u8]) -> Vec<UpstreamConfig> {
     numbers.iter().map(|number| engine(*number)).collect()
 }
 
-impl Scene {
+impl ReconcileScene {
     fn new() -> Self {
         let (fleet, standings) = (Vec::new(), Ownerships::default());
-        Scene { fleet, standings, silent: false, again: false, now: Instant::now() }
+        ReconcileScene { fleet, standings, silent: false, again: false, now: Instant::now() }
     }
 
     fn at(&mut self, name: &str) -> Option<usize> {
@@ -133,7 +133,7 @@ const NOTHING: [&str; 0] = [];
 
 #[test]
 fn engines_enter_at_once_and_leave_when_the_others_are_ready() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     assert_eq!(scene.look(&[]), NOTHING);
     assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1", "+e:2"]);
     assert_eq!(scene.look(&engines(&[1, 2])), NOTHING);
@@ -151,7 +151,7 @@ fn engines_enter_at_once_and_leave_when_the_others_are_ready() {
 
 #[test]
 fn nobody_waits_for_ever_for_engines_that_do_not_come() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.look(&engines(&[1]));
     scene.ready();
     assert_eq!(scene.look(&engines(&[2])), ["+e:2"]);
@@ -168,7 +168,7 @@ fn nobody_waits_for_ever_for_engines_that_do_not_come() {
 
 #[test]
 fn the_operators_engine_is_left_alone_by_url_and_by_name() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.upsert(UpstreamConfig { name: "mine".into(), ..named("http://e:1/v1") });
     scene.upsert(UpstreamConfig { name: "e:2".into(), ..named("http://other:2") });
     assert_eq!(scene.look(&engines(&[1, 2, 3])), ["+e:3"]);
@@ -189,7 +189,7 @@ fn the_operators_engine_is_left_alone_by_url_and_by_name() {
 #[test]
 fn what_the_operator_takes_out_stays_out_while_it_is_named() {
     for at_once in [false, true] {
-        let mut scene = Scene::new();
+        let mut scene = ReconcileScene::new();
         scene.upsert(named("http://e:2"));
         scene.look(&engines(&[1, 2, 3]));
         scene.remove("e:1");
@@ -217,7 +217,7 @@ fn what_the_operator_takes_out_stays_out_while_it_is_named() {
 
 #[test]
 fn what_the_file_names_no_more_is_its_sources_or_goes_when_those_are_there() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.upsert(named("http://e:1"));
     scene.upsert(UpstreamConfig { name: "mine".into(), ..named("http://e:2") });
     scene.upsert(named("http://e:9"));
@@ -238,7 +238,7 @@ fn what_the_file_names_no_more_is_its_sources_or_goes_when_those_are_there() {
     scene.leave("e:1");
     assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1"]);
     // The source never answers.
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.upsert(named("http://e:1"));
     scene.leave("e:1");
     scene.silent = true;
@@ -249,7 +249,7 @@ fn what_the_file_names_no_more_is_its_sources_or_goes_when_those_are_there() {
 
 #[test]
 fn what_a_source_says_anew_is_taken_over_and_a_weight_of_the_operators_stays() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.look(&engines(&[1]));
     scene.fleet[0].config.weight = 5.0;
     let with = |model: &str, weight: f64| {
@@ -269,7 +269,7 @@ fn what_a_source_says_anew_is_taken_over_and_a_weight_of_the_operators_stays() {
 /// One with another scheme has the same name.
 #[test]
 fn a_name_that_another_has_by_now_is_not_taken_out_with_its_old_owner() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.look(&engines(&[80]));
     scene.ready();
     let mut secure = engine(80);
@@ -283,7 +283,7 @@ fn a_name_that_another_has_by_now_is_not_taken_out_with_its_old_owner() {
 
 #[test]
 fn what_could_not_enter_is_tried_again() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.look(&engines(&[1]));
     scene.fleet.clear();
     scene.standings.unusable(&engine(1).url);
@@ -293,7 +293,7 @@ fn what_could_not_enter_is_tried_again() {
 /// Of what is named no more nobody waits for it, and what was there before it could not be used stays.
 #[test]
 fn what_cannot_enter_holds_nobody_and_what_cannot_be_altered_stays() {
-    let mut scene = Scene::new();
+    let mut scene = ReconcileScene::new();
     scene.look(&engines(&[1, 2]));
     scene.ready();
     assert_eq!(scene.look(&engines(&[2, 3])), ["+e:3"]);
@@ -343,7 +343,7 @@ proptest! {
     fn whatever_happens_each_engine_is_there_once_and_the_operators_stay(
         acts in proptest::collection::vec(act(), 1..40),
     ) {
-        let mut scene = Scene::new();
+        let mut scene = ReconcileScene::new();
         let mut wanted: Vec<UpstreamConfig> = Vec::new();
         for act in acts {
             match act {
@@ -371,7 +371,7 @@ proptest! {
                 Act::Leave(number) => scene.leave(&format!("e:{number}")),
                 Act::Silent(silent) => scene.silent = silent,
             }
-            let operators = |scene: &Scene| -> Vec<String> {
+            let operators = |scene: &ReconcileScene| -> Vec<String> {
                 let staying = scene.staying().into_iter().filter(|(_, discovered)| !discovered);
                 staying.map(|(name, _)| name.to_string()).collect()
             };

@@ -79,7 +79,7 @@ fn the_breaker_never_ejects_more_than_its_share_and_never_the_last() {
 fn the_floor_is_of_each_model() {
     let now = Instant::now();
     let given = [("ready tripped", &["a"] as &[_]), ("ready", &["a", "b"]), ("ready tripped", &["b", "c"])];
-    let snapshot = snapshot(&given.map(|(script, models)| Given { script, models }), now);
+    let snapshot = snapshot(&given.map(|(script, models)| ScriptedUpstream { script, models }), now);
     for (model, wanted) in [("a", vec![1]), ("b", vec![1]), ("c", vec![2])] {
         let query = Query { model: Some(model), ..Query::default() };
         assert_eq!(ask(&snapshot, &query, now).1, wanted, "{model}");

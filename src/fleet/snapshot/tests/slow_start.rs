@@ -9,20 +9,20 @@ use crate::pick::{self, DrawSeed};
 const TOKENS: u64 = 1000;
 
 /// Requests that come at an even pace.
-struct Traffic {
+struct SlowStartTraffic {
     siblings: usize,
     gap: Duration,
     lasts: Duration,
 }
 
-struct Scene {
+struct SlowStartScene {
     snapshot: Snapshot,
     start: Instant,
     leases: Vec<(Instant, Lease)>,
     count: u64,
 }
 
-impl Scene {
+impl SlowStartScene {
     /// The last upstream is down.
     fn new(siblings: usize, start: Instant) -> Self {
         let mut scripts = vec!["ready"; siblings];
@@ -31,7 +31,7 @@ impl Scene {
         for entry in &mut snapshot.entries {
             Arc::get_mut(&mut entry.upstream).expect("it is not shared yet").config.max_active = None;
         }
-        Scene { snapshot, start, leases: Vec::new(), count: 0 }
+        SlowStartScene { snapshot, start, leases: Vec::new(), count: 0 }
     }
 
     fn last_comes_back(&mut self, now: Instant) {
@@ -46,7 +46,7 @@ impl Scene {
     }
 
     /// The share of the requests that the last upstream gets in so many seconds from `now` on.
-    fn share(&mut self, traffic: &Traffic, now: Instant, seconds: u64) -> f64 {
+    fn share(&mut self, traffic: &SlowStartTraffic, now: Instant, seconds: u64) -> f64 {
         let (mut all, mut its) = (0, 0);
         let mut at = now;
         let mut candidates = Vec::new();
@@ -82,15 +82,19 @@ fn an_upstream_that_came_back_grows_to_its_share_and_never_starves() {
     // Requests in flight for each sibling; the least and the most share in the first second, as parts of a
     // fair one.
     let table = [
-        ("idle", Traffic { siblings: 3, gap: millis(20), lasts: millis(15) }, 0.5..=1.5),
-        ("idle, one sibling", Traffic { siblings: 1, gap: millis(20), lasts: millis(15) }, 0.5..=1.5),
-        ("two each", Traffic { siblings: 3, gap: millis(50), lasts: millis(300) }, 0.2..=0.8),
-        ("thirty each", Traffic { siblings: 3, gap: millis(10), lasts: millis(900) }, 0.04..=0.4),
-        ("sixty each", Traffic { siblings: 7, gap: millis(4), lasts: millis(1700) }, 0.02..=0.8),
+        ("idle", SlowStartTraffic { siblings: 3, gap: millis(20), lasts: millis(15) }, 0.5..=1.5),
+        (
+            "idle, one sibling",
+            SlowStartTraffic { siblings: 1, gap: millis(20), lasts: millis(15) },
+            0.5..=1.5,
+        ),
+        ("two each", SlowStartTraffic { siblings: 3, gap: millis(50), lasts: millis(300) }, 0.2..=0.8),
+        ("thirty each", SlowStartTraffic { siblings: 3, gap: millis(10), lasts: millis(900) }, 0.04..=0.4),
+        ("sixty each", SlowStartTraffic { siblings: 7, gap: millis(4), lasts: millis(1700) }, 0.02..=0.8),
     ];
     for (name, traffic, at_first) in table {
         let start = Instant::now();
-        let mut scene = Scene::new(traffic.siblings, start);
+        let mut scene = SlowStartScene::new(traffic.siblings, start);
         assert_eq!(scene.share(&traffic, start, 5), 0.0, "{name}: it is down");
         let back = start + Duration::from_secs(5);
         scene.last_comes_back(back);

@@ -152,7 +152,7 @@ fn select_status(index: usize) -> Json {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum Api {
+pub enum RenderedApi {
     Chat,
     Responses,
     Messages,
@@ -164,16 +164,16 @@ fn typed(kind: &str, mut rest: Vec<(&'static str, Node)>, luck: &mut Luck) -> No
     Node::Map(rest)
 }
 
-fn image(api: Api, data: &str, luck: &mut Luck) -> Node {
+fn image(api: RenderedApi, data: &str, luck: &mut Luck) -> Node {
     let url = format!("data:image/png;base64,{data}");
     match api {
-        Api::Chat if luck.toss() => typed("image_url", vec![("image_url", string(&url))], luck),
-        Api::Chat => {
+        RenderedApi::Chat if luck.toss() => typed("image_url", vec![("image_url", string(&url))], luck),
+        RenderedApi::Chat => {
             let inner = Node::Map(vec![("url", string(&url)), ("detail", string("low"))]);
             typed("image_url", vec![("image_url", inner)], luck)
         }
-        Api::Responses => typed("input_image", vec![("image_url", string(&url))], luck),
-        Api::Messages => {
+        RenderedApi::Responses => typed("input_image", vec![("image_url", string(&url))], luck),
+        RenderedApi::Messages => {
             let source = vec![("data", string(data)), ("media_type", string("image/png"))];
             let source = typed("base64", source, luck);
             typed("image", vec![("source", source)], luck)
@@ -181,7 +181,7 @@ fn image(api: Api, data: &str, luck: &mut Luck) -> Node {
     }
 }
 
-fn content(api: Api, pieces: &[Piece], kind: &str, luck: &mut Luck) -> Node {
+fn content(api: RenderedApi, pieces: &[Piece], kind: &str, luck: &mut Luck) -> Node {
     let texts: Option<Vec<&str>> = pieces
         .iter()
         .map(|piece| match piece {
@@ -207,15 +207,15 @@ fn message(role: &str, content: Node, luck: &mut Luck) -> Vec<(&'static str, Nod
 
 fn chat(turn: &Turn, luck: &mut Luck) -> Vec<Node> {
     let map = match turn {
-        Turn::User(pieces) => message("user", content(Api::Chat, pieces, "text", luck), luck),
+        Turn::User(pieces) => message("user", content(RenderedApi::Chat, pieces, "text", luck), luck),
         Turn::Result(pieces) => {
-            let mut map = message("tool", content(Api::Chat, pieces, "text", luck), luck);
+            let mut map = message("tool", content(RenderedApi::Chat, pieces, "text", luck), luck);
             map.extend([("tool_call_id", luck.id()), ("name", string("whatever"))]);
             map
         }
         Turn::Assistant { text, calls } => {
             let said = match text {
-                Some(text) => content(Api::Chat, &[Piece::Text(text.clone())], "text", luck),
+                Some(text) => content(RenderedApi::Chat, &[Piece::Text(text.clone())], "text", luck),
                 None => Node::Kept([Json::Null, json!(""), json!([])][luck.below(3)].clone()),
             };
             let mut map = message("assistant", said, luck);
@@ -237,14 +237,14 @@ fn chat(turn: &Turn, luck: &mut Luck) -> Vec<Node> {
 fn items(turn: &Turn, luck: &mut Luck) -> Vec<Node> {
     match turn {
         Turn::User(pieces) => {
-            let mut map = message("user", content(Api::Responses, pieces, "input_text", luck), luck);
+            let mut map = message("user", content(RenderedApi::Responses, pieces, "input_text", luck), luck);
             if luck.toss() {
                 map.push(("type", string("message")));
             }
             vec![Node::Map(map)]
         }
         Turn::Result(pieces) => {
-            let output = content(Api::Responses, pieces, "input_text", luck);
+            let output = content(RenderedApi::Responses, pieces, "input_text", luck);
             vec![typed("function_call_output", vec![("output", output), ("call_id", luck.id())], luck)]
         }
         Turn::Assistant { text, calls } => {
@@ -268,9 +268,9 @@ fn items(turn: &Turn, luck: &mut Luck) -> Vec<Node> {
 
 fn anthropic(turn: &Turn, luck: &mut Luck) -> Vec<Node> {
     let map = match turn {
-        Turn::User(pieces) => message("user", content(Api::Messages, pieces, "text", luck), luck),
+        Turn::User(pieces) => message("user", content(RenderedApi::Messages, pieces, "text", luck), luck),
         Turn::Result(pieces) => {
-            let inner = content(Api::Messages, pieces, "text", luck);
+            let inner = content(RenderedApi::Messages, pieces, "text", luck);
             let result = typed("tool_result", vec![("content", inner), ("tool_use_id", luck.id())], luck);
             message("user", Node::List(vec![result]), luck)
         }
@@ -289,14 +289,14 @@ fn anthropic(turn: &Turn, luck: &mut Luck) -> Vec<Node> {
     vec![Node::Map(map)]
 }
 
-fn tool(api: Api, tool: &Tool, luck: &mut Luck) -> Node {
+fn tool(api: RenderedApi, tool: &Tool, luck: &mut Luck) -> Node {
     let schema = Node::Kept(tool.schema.clone());
     let mut map = vec![("name", string(&tool.name)), ("description", string(&tool.description))];
-    map.push((if matches!(api, Api::Messages) { "input_schema" } else { "parameters" }, schema));
+    map.push((if matches!(api, RenderedApi::Messages) { "input_schema" } else { "parameters" }, schema));
     match api {
-        Api::Chat => typed("function", vec![("function", Node::Map(map))], luck),
-        Api::Responses => typed("function", map, luck),
-        Api::Messages => Node::Map(map),
+        RenderedApi::Chat => typed("function", vec![("function", Node::Map(map))], luck),
+        RenderedApi::Responses => typed("function", map, luck),
+        RenderedApi::Messages => Node::Map(map),
     }
 }
 
@@ -316,18 +316,18 @@ fn system(text: &str, luck: &mut Luck) -> Node {
 }
 
 /// The body's fields. The conversation stands last among those that are prompt, where it is asked for.
-pub fn body(talk: &Talk, api: Api, talk_last: bool, luck: &mut Luck) -> Vec<(&'static str, Node)> {
+pub fn body(talk: &Talk, api: RenderedApi, talk_last: bool, luck: &mut Luck) -> Vec<(&'static str, Node)> {
     let mut fields = vec![("stream", Node::Kept(json!(true))), ("temperature", Node::Kept(json!(0.5)))];
     let write = match api {
-        Api::Chat => chat,
-        Api::Responses => items,
-        Api::Messages => anthropic,
+        RenderedApi::Chat => chat,
+        RenderedApi::Responses => items,
+        RenderedApi::Messages => anthropic,
     };
     let mut turns: Vec<Node> = talk.turns.iter().flat_map(|turn| write(turn, luck)).collect();
     if let Some(text) = &talk.system {
         match api {
-            Api::Messages => fields.push(("system", system(text, luck))),
-            Api::Responses if luck.toss() => fields.push(("instructions", system(text, luck))),
+            RenderedApi::Messages => fields.push(("system", system(text, luck))),
+            RenderedApi::Responses if luck.toss() => fields.push(("instructions", system(text, luck))),
             _ => {
                 let role = ["system", "developer"][luck.below(2)];
                 turns.insert(0, Node::Map(message(role, system(text, luck), luck)));
@@ -338,7 +338,7 @@ pub fn body(talk: &Talk, api: Api, talk_last: bool, luck: &mut Luck) -> Vec<(&'s
         let tools = talk.tools.iter().map(|each| tool(api, each, luck)).collect();
         fields.push(("tools", Node::List(tools)));
     }
-    let name = if matches!(api, Api::Responses) { "input" } else { "messages" };
+    let name = if matches!(api, RenderedApi::Responses) { "input" } else { "messages" };
     let at = if talk_last { fields.len() } else { luck.below(fields.len() + 1) };
     fields.insert(at, (name, Node::List(turns)));
     if !talk_last {
@@ -462,6 +462,6 @@ fn string_written(text: &str, luck: &mut Luck, out: &mut String) {
 }
 
 /// Any of the three.
-pub fn api() -> impl Strategy<Value = Api> {
-    select(vec![Api::Chat, Api::Responses, Api::Messages])
+pub fn api() -> impl Strategy<Value = RenderedApi> {
+    select(vec![RenderedApi::Chat, RenderedApi::Responses, RenderedApi::Messages])
 }

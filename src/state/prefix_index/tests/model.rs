@@ -32,7 +32,7 @@ struct Pair {
     tick: usize,
 }
 
-struct Cache {
+struct ModelCache {
     limit: usize,
     /// The next to go first.
     pairs: Vec<Pair>,
@@ -40,16 +40,16 @@ struct Cache {
     settled: usize,
 }
 
-pub struct Model {
+pub struct IndexModel {
     limit: usize,
     tick: usize,
-    caches: Vec<Cache>,
+    caches: Vec<ModelCache>,
 }
 
-impl Model {
+impl IndexModel {
     pub fn new(limit: usize, caches: usize) -> Self {
-        let cache = || Cache { limit: usize::MAX, pairs: Vec::new(), settled: 0 };
-        Model { limit, tick: 0, caches: (0..caches).map(|_| cache()).collect() }
+        let cache = || ModelCache { limit: usize::MAX, pairs: Vec::new(), settled: 0 };
+        IndexModel { limit, tick: 0, caches: (0..caches).map(|_| cache()).collect() }
     }
 
     pub fn pairs(&self) -> usize {
@@ -92,8 +92,10 @@ impl Model {
     }
 
     pub fn told(&self, text: &[u8]) -> Told {
-        let holds = |cache: &Cache, length: usize| cache.pairs.iter().any(|pair| pair.text == text[..length]);
-        let leading = |cache: &Cache| (1..=text.len()).take_while(|length| holds(cache, *length)).count();
+        let holds =
+            |cache: &ModelCache, length: usize| cache.pairs.iter().any(|pair| pair.text == text[..length]);
+        let leading =
+            |cache: &ModelCache| (1..=text.len()).take_while(|length| holds(cache, *length)).count();
         let held: Vec<usize> = self.caches.iter().map(leading).collect();
         let known = held.iter().copied().max().unwrap_or(0);
         let leaves = self.leaves();
@@ -114,7 +116,7 @@ impl Model {
     }
 }
 
-impl Cache {
+impl ModelCache {
     fn trim(&mut self) {
         while self.pairs.len() > self.limit {
             self.drop_oldest();

@@ -15,7 +15,7 @@ const SHARE: f64 = 2.0;
 /// When all that was sent in the beginning has long ended.
 const LATER: f64 = 1000.0;
 
-struct Flight {
+struct BurstRequest {
     at: usize,
     uncached: u64,
     tokens: u64,
@@ -23,25 +23,25 @@ struct Flight {
     end: f64,
 }
 
-struct Fleet {
+struct BurstFleet {
     index: Index,
     at: Vec<Slot>,
     /// When each has prefilled all that it has.
     free: Vec<f64>,
-    flights: Vec<Flight>,
+    flights: Vec<BurstRequest>,
     hits: Hits,
     share: f64,
     random: u64,
 }
 
-// === impl Fleet ===
+// === impl BurstFleet ===
 
-impl Fleet {
+impl BurstFleet {
     fn new(engines: usize, share: f64, seed: u64) -> Self {
         let index = Index::new(1_000_000, seed);
         let at = slots(&index, engines);
         let free = vec![0.0; engines];
-        Fleet { index, at, free, flights: Vec::new(), hits: Hits::default(), share, random: seed }
+        BurstFleet { index, at, free, flights: Vec::new(), hits: Hits::default(), share, random: seed }
     }
 
     fn candidate(&self, engine: usize, now: f64) -> Candidate {
@@ -82,7 +82,7 @@ impl Fleet {
         let first_byte = self.free[at].max(now) + uncached as f64 / PACE;
         self.free[at] = first_byte;
         let tokens = (chain.len() as f64 * TOKENS) as u64;
-        self.flights.push(Flight { at, uncached, tokens, first_byte, end: first_byte + DECODING });
+        self.flights.push(BurstRequest { at, uncached, tokens, first_byte, end: first_byte + DECODING });
     }
 }
 
@@ -95,7 +95,7 @@ fn prompt(kind: u64, common: u64, own: u64, number: u64) -> Vec<u64> {
 /// Sixteen engines, the first of them warm with one prompt of 10,000 tokens that so many conversations had
 /// before; then six times a hundred new ones, so many a second. How many of each hundred each engine got.
 fn gravity(share: f64, warm: u64, rate: f64, own: u64) -> Vec<[u64; 16]> {
-    let mut fleet = Fleet::new(16, share, 7);
+    let mut fleet = BurstFleet::new(16, share, 7);
     // A conversation that is too short for a block of its own is told apart by its opening.
     let end = |number: u64| (own == 0).then_some(1 << 60 | number);
     for number in 0..warm {
@@ -168,7 +168,7 @@ fn a_burst_is_spread_by_what_prefilling_again_costs() {
         (500, 0, 0, 2, 18),
     ];
     for (common, own, before, prefills, longest) in table {
-        let mut fleet = Fleet::new(8, SHARE, 7);
+        let mut fleet = BurstFleet::new(8, SHARE, 7);
         (0..before).for_each(|number| fleet.put(&prompt(4, 0, 3, number), None, number as usize % 8, 0.0));
         let mut got = [0; 8];
         (0..32).for_each(|number| got[fleet.send(&prompt(2, common, own, number), None, LATER)] += 1);
@@ -184,7 +184,7 @@ fn a_burst_is_spread_by_what_prefilling_again_costs() {
 /// Ten conversations side by side, ten turns each, with one system prompt, on four engines.
 #[test]
 fn conversations_stay_where_their_cache_is_and_use_all_engines() {
-    let mut fleet = Fleet::new(4, SHARE, 7);
+    let mut fleet = BurstFleet::new(4, SHARE, 7);
     let mut turns = vec![Vec::new(); 10];
     for turn in 0..10 {
         for (number, at) in (0..).zip(&mut turns) {
