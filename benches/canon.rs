@@ -5,15 +5,7 @@
 //! `scan and canon` is all that a body costs. Reading the messages into strings with `serde_json` stands
 //! beside as the yardstick: it hashes nothing.
 //!
-//! GB/s on a core of an AMD EPYC without vector flags, release profile, the best of 60 passes over each body
-//! while other programs used the machine:
-//!
-//! | bodies of 100 KiB | canon | scan and canon | yardstick |
-//! | --- | --- | --- | --- |
-//! | prose, an escape in 73 bytes | 2.0 | 1.6 | 1.5 |
-//! | full of escapes, one in 18 | 0.85 | 0.69 | 0.47 |
-//! | agent: calls, and results full of escapes | 0.86 | 0.69 | 0.55 |
-//! | token ids | 1.8 | 1.3 | 0.65 |
+//! `benches/notes.md` has figures, and what they mean.
 
 use std::borrow::Cow;
 use std::hint::black_box;

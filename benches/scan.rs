@@ -3,12 +3,7 @@
 //! The bodies are distinct: a bench that repeats one body trains the branch predictor and flatters every
 //! scanner by a factor of two or more. `serde_json` reading the same two fields stands beside as the
 //! yardstick, so that a figure means something on another machine.
-//!
-//! | bodies of 100 KiB | times as fast as the yardstick | GB/s (a core of an AMD EPYC, no vector flags) |
-//! | --- | --- | --- |
-//! | prose | 1.6 | 4.8 |
-//! | full of escapes | 2.3 | 2.5 |
-//! | token ids | 5.5 | 4.5 |
+//! `benches/notes.md` has figures.
 
 use std::hint::black_box;
 use std::time::Duration;

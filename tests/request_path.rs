@@ -132,9 +132,7 @@ async fn an_absolute_target_goes_upstream_as_a_path() {
 
 /// An upstream that takes a WebSocket, and then never sends or reads anything.
 async fn silent_socket() -> (UpstreamConfig, tokio::task::JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
-    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
-    upstream.models = Some(common::names(&["sim"]));
+    let (listener, upstream) = listening().await;
     let task = tokio::spawn(async move {
         let mut kept = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -219,12 +217,18 @@ async fn an_upgrade_is_retried_by_the_rule_of_all_requests() {
     }
 }
 
-/// Nothing was read from an upstream while it did not take what was sent.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
+/// A listener, and it as an upstream that serves `sim`.
+async fn listening() -> (TcpListener, UpstreamConfig) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
     let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
     upstream.models = Some(common::names(&["sim"]));
+    (listener, upstream)
+}
+
+/// Nothing was read from an upstream while it did not take what was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
+    let (listener, upstream) = listening().await;
     let task = tokio::spawn(async move {
         let mut kept = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -256,9 +260,7 @@ async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
 /// What waits for an upstream was not counted once the body could not be held.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_an_upstream_counts_as_memory_and_ends_with_its_request() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
-    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
-    upstream.models = Some(common::names(&["sim"]));
+    let (listener, upstream) = listening().await;
     let task = tokio::spawn(async move {
         let mut kept = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -313,9 +315,7 @@ async fn an_upload_goes_on_piece_by_piece_where_there_is_no_memory_for_what_wait
 
 /// An upstream that keeps its connections; `posts` has the number of the connection for each request.
 async fn keeping(posts: Arc<Mutex<Vec<usize>>>) -> (UpstreamConfig, tokio::task::JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
-    let mut upstream = common::upstream(&format!("http://{}", listener.local_addr().expect("it listens")));
-    upstream.models = Some(common::names(&["sim"]));
+    let (listener, upstream) = listening().await;
     let task = tokio::spawn(async move {
         for number in 0.. {
             let Ok((mut stream, _)) = listener.accept().await else { return };

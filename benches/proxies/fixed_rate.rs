@@ -1,5 +1,5 @@
-//! An open loop: requests are due at a fixed rate, whether or not those before them are answered, so that a
-//! proxy that falls behind is charged for the wait. Each request asks for a short stream, whose first event
+//! An open loop: requests are due at a fixed rate, whether or not earlier requests are answered, so that the
+//! wait counts against a proxy that falls behind. Each request asks for a short stream, whose first event
 //! the upstream sends at once; the client counts the time from when the request was due to that event.
 
 use std::sync::Arc;

@@ -132,7 +132,7 @@ fn taken_over(old: &Config, snapshot: &Snapshot, named: UpstreamConfig) -> Optio
 /// A listener's certificate, and the pair that replaces it.
 type RenewedCertificate = (Arc<ListenerCertificate>, CertificatePair);
 
-/// Returns the certificates whose files have changed.
+/// Reads the certificate files that have changed since the listeners read them.
 fn renewed(certificates: &[Arc<ListenerCertificate>]) -> Result<Vec<RenewedCertificate>, Vec<String>> {
     let mut found = Vec::new();
     for certificate in certificates {

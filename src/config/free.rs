@@ -62,8 +62,7 @@ fn scalar(text: &str) -> Result<Json, String> {
         "false" | "False" | "FALSE" => return Ok(Json::Bool(false)),
         _ => {}
     }
-    // YAML 1.1 booleans: an author who writes one of these does not mean text, and a template would take any
-    // text for true.
+    // YAML 1.1 booleans: the operator does not mean text by them, and chat templates treat any text as true.
     if ["yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word)) {
         return Err(format!("{} is neither true nor false: write one of these, or quotes", seen(text)));
     }

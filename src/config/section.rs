@@ -1,7 +1,7 @@
 //! Reading one map of the file key by key, collecting problems instead of stopping.
 //!
-//! A key that was not written, or whose value was a problem, gives the default: reading goes on, so that the
-//! next problem is found too. Unknown keys are found by the table in `keys`. Never keeps a default of its
+//! The reader returns the default for a key that is absent or has an invalid value, and goes on to the next
+//! problem. Unknown keys are found by the table in `keys`. Never keeps a default of its
 //! own.
 
 use super::keys;

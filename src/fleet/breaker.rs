@@ -132,8 +132,8 @@ const MAX_LEAVING_TIME: Duration = Duration::from_secs(15);
 /// for each second. Otherwise the balancer would send it nothing beside idle upstreams, which cost a tenth.
 const FIRST_IN_FLIGHT: u64 = 1;
 
-/// The balancer takes an upstream whose engine is dead back after this, by good probes alone: it has seen no
-/// other process, so the sign was wrong, or the balancer missed the restart.
+/// After this time good probes alone end the state of a dead engine: the probes have seen no other process,
+/// so the sign was wrong, or the balancer missed the restart.
 const MAX_DEAD: Duration = Duration::from_secs(30);
 
 /// Failures trip when they are at least this share of the answers among which they fell.
@@ -346,7 +346,7 @@ impl Machine {
         }
     }
 
-    /// Whether the API server that answers a good probe may be the one whose engine is dead.
+    /// Whether the engine may still be dead although its API server answers probes.
     fn is_dead(&self, now: Instant) -> bool {
         self.dead.is_some_and(|dead| !dead.replaced && now < dead.since + MAX_DEAD)
     }

@@ -140,7 +140,7 @@ async fn serve(
         Intake::Answer(answer) => {
             report.status = answer.status().as_u16();
             report.outcome = Some(Outcome::Answered(report.status));
-            let close = scope.shared.shutdown.is_closing();
+            let close = client.may_omit_body() || scope.shared.shutdown.is_closing();
             respond::send(client, scope.id, request, answer, close).await.map_err(RequestEnd::Disconnected)
         }
         Intake::Forward(mut watch) => forward(scope, client, request, &mut watch, report).await,

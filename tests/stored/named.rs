@@ -109,16 +109,23 @@ async fn the_route_of_a_named_response_is_known_also_where_there_is_one_upstream
     is_fast(&other, "mine").await;
 }
 
-/// Balancers of the version before wrote the upstream's name alone.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_an_older_balancer_has_left_in_redis_is_found() {
-    let (redis, engines) = (Redis::start(&[]).await, locked().await);
-    let config = shared(routed(&engines, ROUTES), &redis);
+/// A Redis in which an older balancer has left where a response is, that response, and a balancer on it.
+async fn after_an_older_balancer(engines: &[EngineServer; 2]) -> (Redis, Answer, Balancer) {
+    let redis = Redis::start(&[]).await;
+    let config = shared(routed(engines, ROUTES), &redis);
     let before = Balancer::ready(Config { redis: None, ..config.clone() }).await;
     let made = make(&before, json!({"model": "sim", "input": "a", "request_id": "old"})).await;
     redis.ask(&["SET", "vllm-lb:{lb}:r:old", &upstream_of(&made)]).await;
     let balancer = Balancer::ready(config).await;
     until_connected(&balancer).await;
+    (redis, made, balancer)
+}
+
+/// Balancers of the version before wrote the upstream's name alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_older_balancer_has_left_in_redis_is_found() {
+    let engines = locked().await;
+    let (_redis, made, balancer) = after_an_older_balancer(&engines).await;
     let found = balancer.ask(get(&format!("{RESPONSES}/old"))).await.expect(200);
     assert_eq!(found.json(), made.json());
     let (late, asked) = (too_late(&balancer).await, asked_for(&engines));
@@ -129,13 +136,8 @@ async fn what_an_older_balancer_has_left_in_redis_is_found() {
 /// key: the response was not found.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_redis_tells_too_late_is_found_by_a_search() {
-    let (redis, engines) = (Redis::start(&[]).await, locked().await);
-    let config = shared(routed(&engines, ROUTES), &redis);
-    let before = Balancer::ready(Config { redis: None, ..config.clone() }).await;
-    let made = make(&before, json!({"model": "sim", "input": "a", "request_id": "old"})).await;
-    redis.ask(&["SET", "vllm-lb:{lb}:r:old", &upstream_of(&made)]).await;
-    let balancer = Balancer::ready(config).await;
-    until_connected(&balancer).await;
+    let engines = locked().await;
+    let (redis, made, balancer) = after_an_older_balancer(&engines).await;
     redis.freeze();
     let found = balancer.ask(get(&format!("{RESPONSES}/old"))).await.expect(200);
     redis.thaw();

@@ -5,6 +5,7 @@
 //! something else, so that what is written is always the beginning of what the whole would be.
 
 use super::super::chain::TextSink;
+use super::super::scan::bytes::find_in;
 use super::super::value::escape;
 use super::super::work::spend;
 
@@ -134,7 +135,7 @@ impl<'s, S: TextSink> SinkBuffer<'s, S> {
         let (mut at, mut length) = (0, self.length);
         while let Some(chunk) = raw.get(at..).and_then(|rest| rest.first_chunk::<COPIED_BYTES>()) {
             self.bytes[length..length + COPIED_BYTES].copy_from_slice(chunk);
-            if let Some(run) = backslash(chunk) {
+            if let Some(run) = find_in(chunk, b'\\') {
                 self.length = length + run;
                 self.flush_when_full();
                 return at + run;
@@ -164,23 +165,6 @@ impl<S: TextSink> TextSink for SinkBuffer<'_, S> {
     fn write(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|byte| self.push(*byte));
     }
-}
-
-/// How many bytes stand before the first backslash.
-#[inline]
-fn backslash(chunk: &[u8; COPIED_BYTES]) -> Option<usize> {
-    const ONES: u64 = u64::MAX / 255;
-    let all = u128::from_le_bytes(*chunk);
-    // The lowest bit that is set tells the first byte that is one; none is set where there is none.
-    let [low, high] = [all as u64, (all >> 64) as u64].map(|half| {
-        let zero_where_found = half ^ (ONES * u64::from(b'\\'));
-        zero_where_found.wrapping_sub(ONES) & !zero_where_found & (ONES << 7)
-    });
-    if low | high == 0 {
-        return None;
-    }
-    let bits = if low == 0 { 64 + high.trailing_zeros() } else { low.trailing_zeros() };
-    Some(bits as usize / 8)
 }
 
 fn write_escape<S: TextSink>(rest: &[u8], out: &mut S) -> usize {

@@ -10,7 +10,7 @@ use super::super::work::spend;
 pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let rest = body.get(from..)?;
     // Keys and most values are short, and a call costs more than looking at them.
-    let quote = match rest.first_chunk().and_then(quote_in) {
+    let quote = match rest.first_chunk().and_then(|near| find_in(near, b'"')) {
         None => memchr::memchr(b'"', rest),
         near => near,
     };
@@ -19,14 +19,14 @@ pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize
     if is_escaped(body, start, at) { end_behind_escaped(body, start, at + 1) } else { Some(at) }
 }
 
-/// The first quote of a few bytes.
+/// The first of a few bytes that is `wanted`.
 #[inline]
-fn quote_in(bytes: &[u8; 16]) -> Option<usize> {
+pub(in crate::prompt) fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
     const ONES: u64 = u64::MAX / 255;
     let (words, _) = bytes.as_chunks::<8>();
     let [low, high] = [words[0], words[1]].map(|word| {
-        let zero_where_found = u64::from_le_bytes(word) ^ (ONES * u64::from(b'"'));
-        // The lowest bit that is set belongs to the first quote; none is set where there is none.
+        let zero_where_found = u64::from_le_bytes(word) ^ (ONES * u64::from(wanted));
+        // The lowest bit that is set belongs to the first match; none is set where there is none.
         zero_where_found.wrapping_sub(ONES) & !zero_where_found & (ONES << 7)
     });
     if low | high == 0 {
