@@ -18,10 +18,10 @@
 //! ```text
 //! L4   main  cli  app                                   assembly: the only code that knows everything
 //! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
-//! L2b  fleet  state                                     things with tasks, sockets, locks
+//! L2b  fleet  state  traces                             things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions
-//! L1   cache dice engine replay sim                     pure: time and chance come in as arguments
+//! L1   cache dice engine replay sim record assemble      pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!
@@ -54,3 +54,4 @@ pub mod route;
 pub mod sim;
 pub mod sse;
 pub mod state;
+pub mod traces;

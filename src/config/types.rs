@@ -11,6 +11,7 @@ mod retry;
 mod route;
 mod sessions;
 mod source;
+mod traces;
 mod trusted;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
 pub use sessions::SessionConfig;
 pub use source::{Discover, Discovered, DiscoverySource};
+pub use traces::{CaptureScope, TraceStore, TracesConfig};
 pub use trusted::{Network, TrustedProxies, TrustedProxy};
 
 use super::secret::Secret;
@@ -58,6 +60,7 @@ pub struct Config {
     /// Where a process that is to follow this one asks for its listening sockets.
     pub upgrade_socket: PathBuf,
     pub sessions: SessionConfig,
+    pub traces: TracesConfig,
     pub log: LogConfig,
     pub shutdown: ShutdownConfig,
     /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
@@ -88,6 +91,7 @@ impl Default for Config {
             passthrough: Vec::new(),
             upgrade_socket: UPGRADE_SOCKET.into(),
             sessions: SessionConfig::default(),
+            traces: TracesConfig::default(),
             log: LogConfig::default(),
             shutdown: ShutdownConfig::default(),
             expose: false,

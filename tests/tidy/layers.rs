@@ -18,6 +18,10 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("state::sessions", Level::Pure),
     // So does what siblings say to each other, where it is collected and laid together.
     ("state::exchange", Level::Pure),
+    ("traces", Level::Running),
+    // The record and its assembly are pure, so that every answer can be a row of a table.
+    ("traces::record", Level::Pure),
+    ("traces::assemble", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
     ("prompt", Level::Pure),
@@ -52,6 +56,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     // Both read streams of events.
     ("reply", "sse"),
     ("route", "sse"),
+    ("traces::assemble", "traces::record"),
+    ("traces::assemble", "sse"),
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
     ("config::types", "names"),
