@@ -1,6 +1,7 @@
 //! Builds the response: the echoed fields of its request, its items, its usage, its end.
 //!
-//! Fields, and their order, are those of vLLM 0.32. What the engine did not report is null.
+//! Fields, and their order, are those of vLLM 0.32. What the engine did not report is null, but for the details
+//! of its usage: clients type those as numbers.
 
 use std::sync::Arc;
 
@@ -264,16 +265,20 @@ pub fn call(id: &str, (call_id, name): (&str, &str), arguments: &str, status: &s
     })
 }
 
-/// Translates a chat's usage. A missing number is null, and never 0.
+/// Translates a chat's usage. Details that the engine's chat leaves out are 0, as in vLLM's own Responses:
+/// strict clients refuse a null there.
 pub fn usage(chat: &Value) -> Value {
     if !chat.is_object() {
         return Value::Null;
     }
+    let detail = |list: &str, key: &str| chat[list][key].as_u64().unwrap_or(0);
     json!({
         "input_tokens": chat["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": chat["prompt_tokens_details"]["cached_tokens"]},
+        "input_tokens_details": {"cached_tokens": detail("prompt_tokens_details", "cached_tokens")},
         "output_tokens": chat["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": chat["completion_tokens_details"]["reasoning_tokens"]},
+        "output_tokens_details": {
+            "reasoning_tokens": detail("completion_tokens_details", "reasoning_tokens"),
+        },
         "total_tokens": chat["total_tokens"],
     })
 }

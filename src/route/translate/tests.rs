@@ -7,6 +7,8 @@ use super::*;
 use crate::route::answer::MAX_EVENT_BYTES;
 use crate::sse::tests::assert_linear;
 
+mod training;
+
 const STREAM: Option<&str> = Some("text/event-stream; charset=utf-8");
 
 /// What a chunk of a chat says.
