@@ -50,7 +50,7 @@ fn events(answer: &Answer) -> Vec<Value> {
 }
 
 /// What two engines must say alike: without ids and times, what only one of them knows, and the echo, which
-/// is fuller where defaults are known.
+/// is fuller where defaults are known. A translated answer has the reasoning in its summary, too.
 fn alike(mut value: Value) -> Value {
     const VARY: [&str; 4] = ["id", "item_id", "call_id", "created_at"];
     const SAID: [&str; 8] =
@@ -60,6 +60,9 @@ fn alike(mut value: Value) -> Value {
         Value::Object(fields) => {
             let is_response = fields.get("object").is_some_and(|object| object == "response");
             fields.retain(|key, _| !VARY.contains(&&**key) && (!is_response || SAID.contains(&&**key)));
+            if fields.get("type").is_some_and(|kind| kind == "reasoning") {
+                fields.shift_remove("summary");
+            }
             if fields.contains_key("input_tokens") {
                 fields.retain(|key, _| !key.ends_with("_details"));
             }

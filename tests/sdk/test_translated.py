@@ -76,6 +76,9 @@ def said(value):
     if value.get("object") == "response":
         kept = ("object", "status", "incomplete_details", "model", "output", "tools", "text", "usage", "user")
         value = {key: value.get(key) for key in (*kept, "instructions", "metadata", "truncation")}
+    if value.get("type") == "reasoning":
+        # A translated answer has the reasoning in its summary, too.
+        value = {key: field for key, field in value.items() if key != "summary"}
     if "output_tokens" in value:
         value = {key: value[key] for key in ("input_tokens", "output_tokens", "total_tokens")}
     return {key: said(inner) for key, inner in value.items()}

@@ -231,10 +231,12 @@ impl AnswerTokens {
 
 // === items ===
 
+/// Reasoning stands in the content, as vLLM puts it, and in the summary: clients that keep only the summary
+/// send it back with their next request.
 pub fn reasoning(id: &str, text: &str) -> Value {
     json!({
         "id": id,
-        "summary": [],
+        "summary": [{"text": text, "type": "summary_text"}],
         "type": "reasoning",
         "content": [{"text": text, "type": "reasoning_text"}],
         "encrypted_content": null,
