@@ -25,6 +25,10 @@ const SHARED_PART_TYPES: [&str; 9] = [
 /// What a message of a chat may carry beside its content; others are the response's own.
 const KEPT_MESSAGE_FIELDS: [&str; 2] = ["name", "tool_call_id"];
 
+/// What trainers keep of an earlier answer: the engine that made it can go on from exactly these tokens.
+const TOKEN_FIELDS: [&str; 4] =
+    ["prompt_token_ids", "generation_token_ids", "generation_log_probs", "routed_experts"];
+
 #[derive(Default)]
 struct ChatMessages {
     messages: Vec<Value>,
@@ -39,7 +43,11 @@ struct AssistantTurn {
     thoughts: Vec<String>,
     texts: Vec<String>,
     calls: Vec<Value>,
+    /// Of the last item that has any: an answer has them on its last item.
+    tokens: JsonFields,
 }
+
+type JsonFields = Map<String, Value>;
 
 /// The messages of a request.
 pub fn messages(instructions: Option<Value>, input: Value, tags: bool) -> Result<Value, Reject> {
@@ -82,6 +90,7 @@ impl ChatMessages {
             return Err(refused(place, "Input should be a valid dictionary"));
         };
         let kind = item.get("type").and_then(Value::as_str).unwrap_or("message").to_owned();
+        let tokens = tokens(&mut item);
         let assistant = &mut self.assistant;
         match kind.as_str() {
             "message" => self.message(item, place)?,
@@ -102,6 +111,10 @@ impl ChatMessages {
                 let message = format!("Items of type `{kind}` are not supported.");
                 return Err(refused(format!("{place}.type"), message));
             }
+        }
+        // Only an assistant's item was generated.
+        if let Some((assistant, tokens)) = self.assistant.as_mut().zip(tokens) {
+            assistant.tokens = tokens;
         }
         Ok(())
     }
@@ -160,8 +173,18 @@ impl AssistantTurn {
         if !self.calls.is_empty() {
             message.insert("tool_calls".into(), self.calls.into());
         }
+        message.extend(self.tokens);
         Value::Object(message)
     }
+}
+
+/// The tokens that an item says it was made of.
+fn tokens(item: &mut JsonFields) -> Option<JsonFields> {
+    let fields = TOKEN_FIELDS.iter().filter_map(|key| item.shift_remove_entry(*key));
+    let tokens: JsonFields = fields.filter(|(_, value)| !value.is_null()).collect();
+    let has_prompt =
+        tokens.get("prompt_token_ids").and_then(Value::as_array).is_some_and(|ids| !ids.is_empty());
+    has_prompt.then_some(tokens)
 }
 
 fn required(item: &mut Map<String, Value>, key: &str, place: &str) -> Result<Value, Reject> {

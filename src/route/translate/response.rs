@@ -75,12 +75,13 @@ pub enum OutputItemKind {
     Call,
 }
 
-/// Token ids and log-probabilities of an answer, as they come.
+/// What a trainer reads of an answer, as it comes: token ids, log-probabilities and the experts of each token.
 #[derive(Debug, Default)]
 pub struct AnswerTokens {
     prompt: Value,
     ids: Vec<Value>,
     logprobs: Vec<Value>,
+    experts: Value,
 }
 
 // === impl Echo ===
@@ -203,16 +204,34 @@ impl ResponseStatus {
 // === impl Tokens ===
 
 impl AnswerTokens {
-    /// Takes what an answer, or one chunk of it, says of its tokens.
+    /// Takes what an answer, or one chunk of it, says of its tokens. Engines of trainers have all of it on the
+    /// message; vLLM has it beside the message.
     pub fn collect(&mut self, chat: &mut Value, choice: &mut Value) {
-        if chat["prompt_token_ids"].is_array() {
-            self.prompt = chat["prompt_token_ids"].take();
+        let mut message = ["message", "delta"].map(|key| choice[key].take()).into_iter();
+        let mut message = message.find(Value::is_object).unwrap_or_default();
+        for place in [&mut message["prompt_token_ids"], &mut chat["prompt_token_ids"]] {
+            if place.is_array() {
+                self.prompt = place.take();
+            }
         }
-        if let Value::Array(ids) = choice["token_ids"].take() {
+        let ids = first_present(&mut message["generation_token_ids"], &mut choice["token_ids"]);
+        if let Value::Array(ids) = ids {
             self.ids.extend(ids);
         }
-        let logprobs = choice["logprobs"]["content"].as_array().into_iter().flatten();
-        self.logprobs.extend(logprobs.map(|token| token["logprob"].clone()));
+        match message["generation_log_probs"].take() {
+            Value::Array(numbers) => self.logprobs.extend(numbers),
+            _ => {
+                let logprobs = choice["logprobs"]["content"].as_array().into_iter().flatten();
+                self.logprobs.extend(logprobs.map(|token| token["logprob"].clone()));
+            }
+        }
+        let experts = first_present(&mut message["routed_experts"], &mut choice["routed_experts"]);
+        match (&mut self.experts, experts) {
+            (_, Value::Null) => {}
+            // A stream may have them piece by piece, as it has the tokens.
+            (Value::Array(all), Value::Array(more)) => all.extend(more),
+            (all, experts) => *all = experts,
+        }
     }
 
     /// Puts all of it on an item, as NeMo Gym's clients read it there.
@@ -226,7 +245,16 @@ impl AnswerTokens {
         if !self.logprobs.is_empty() {
             item["generation_log_probs"] = self.logprobs.into();
         }
+        if !self.experts.is_null() {
+            item["routed_experts"] = self.experts;
+        }
     }
+}
+
+/// The first of two values that is there.
+fn first_present(on_message: &mut Value, beside: &mut Value) -> Value {
+    let first = on_message.take();
+    if first.is_null() { beside.take() } else { first }
 }
 
 // === items ===

@@ -72,3 +72,87 @@ fn reasoning_comes_back_from_a_client_that_keeps_only_its_summary() {
         assert_eq!(messages_of(output), assistant, "the content alone");
     }
 }
+
+/// As NeMo Gym has them: on the last item of each answer.
+#[test]
+fn token_ids_of_earlier_answers_stand_on_their_messages() {
+    let ids = |prompt: &[u64], experts: Value| {
+        json!({
+            "prompt_token_ids": prompt, "generation_token_ids": [7, 8], "generation_log_probs": [-0.5, -1e-05],
+            "routed_experts": experts,
+        })
+    };
+    let with = |mut item: Value, tokens: Value| {
+        item.as_object_mut().unwrap().extend(tokens.as_object().unwrap().clone());
+        item
+    };
+    let thought =
+        json!({"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "hm"}]});
+    let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
+    let output = json!({"type": "function_call_output", "call_id": "c", "output": "4"});
+    let said =
+        json!({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "wo"}]});
+    let asked = with(json!({"role": "user", "content": "hi"}), ids(&[1], Value::Null));
+    let items = json!([
+        asked,
+        thought,
+        with(call, ids(&[1, 2], Value::Null)),
+        output,
+        with(said.clone(), ids(&[1, 2, 3], json!([[[0, 1]]]))),
+        {"role": "user", "content": "more"},
+        with(said, ids(&[], Value::Null)),
+    ]);
+    let messages = messages_of(&items);
+    assert_eq!(messages[0], json!({"role": "user", "content": "hi"}));
+    let first = &messages[1];
+    assert_eq!((&first["reasoning"], &first["tool_calls"][0]["id"]), (&json!("hm"), &json!("c")));
+    assert_eq!(first["prompt_token_ids"], json!([1, 2]));
+    assert_eq!(first["generation_token_ids"], json!([7, 8]));
+    assert_eq!(first["generation_log_probs"], json!([-0.5, -1e-05]));
+    assert!(first.get("routed_experts").is_none());
+    assert_eq!(messages[3]["prompt_token_ids"], json!([1, 2, 3]));
+    assert_eq!(messages[3]["routed_experts"], json!([[[0, 1]]]));
+    assert_eq!(messages[5], json!({"role": "assistant", "content": "wo"}));
+}
+
+#[test]
+fn the_tokens_of_a_message_move_to_the_last_item() {
+    let context = || TranslationContext { token_ids: true, ..TranslationContext::default() };
+    let call = json!({"id": "c", "function": {"name": "f", "arguments": "{}"}});
+    // Beside the message as vLLM has them, and on it as engines of trainers do.
+    let choices = [
+        json!({
+            "index": 0, "finish_reason": "stop", "token_ids": [7, 8],
+            "logprobs": {"content": [{"logprob": -0.5}, {"logprob": -1.0}]},
+            "message": {"content": "wo", "tool_calls": [call], "routed_experts": [[[0, 1]], [[1, 2]]]},
+        }),
+        json!({
+            "index": 0, "finish_reason": "stop",
+            "message": {
+                "content": "wo", "tool_calls": [call], "routed_experts": [[[0, 1]], [[1, 2]]],
+                "prompt_token_ids": [1, 2], "generation_token_ids": [7, 8], "generation_log_probs": [-0.5, -1.0],
+            },
+        }),
+    ];
+    for choice in choices {
+        let told = response_to(context(), &json!({"choices": [choice], "prompt_token_ids": [1, 2]}));
+        assert!(told["output"][0].get("prompt_token_ids").is_none());
+        let last = &told["output"][1];
+        assert_eq!(last["type"], "function_call");
+        assert_eq!(last["prompt_token_ids"], json!([1, 2]));
+        assert_eq!(last["generation_token_ids"], json!([7, 8]));
+        assert_eq!(last["generation_log_probs"], json!([-0.5, -1.0]));
+        assert_eq!(last["routed_experts"], json!([[[0, 1]], [[1, 2]]]));
+    }
+    let piece = |text: &str, id: u64, end: Value| {
+        let delta = json!({"content": text, "routed_experts": [[[id, id]]]});
+        let logprobs = json!({"content": [{"logprob": -0.5}]});
+        let choice = json!({"index": 0, "delta": delta, "token_ids": [id], "logprobs": logprobs, "finish_reason": end});
+        json!({"choices": [choice], "prompt_token_ids": if id == 7 { json!([1, 2]) } else { Value::Null }})
+    };
+    let told = last_event(context(), &[piece("w", 7, Value::Null), piece("o", 8, json!("stop"))]);
+    let last = &told["response"]["output"][0];
+    assert_eq!(last["prompt_token_ids"], json!([1, 2]));
+    assert_eq!(last["generation_token_ids"], json!([7, 8]));
+    assert_eq!(last["routed_experts"], json!([[[7, 7]], [[8, 8]]]));
+}
