@@ -54,6 +54,8 @@ pub enum Reject {
     Timeout { name: Option<String> },
     /// The upstream's answer cannot be translated: it is above this limit.
     LargeAnswer { limit: String },
+    /// The answer lacks the token ids that its route requested.
+    TokenIds { message: String },
     /// The request has been here before: some upstream leads back to this balancer.
     Loop,
     /// The request's own time was over before an upstream had room for it.
@@ -88,7 +90,7 @@ impl Reject {
             Reject::Timeout { .. } | Reject::NoTime => 504,
             Reject::Loop => 508,
             Reject::Token => 401,
-            Reject::Internal => 500,
+            Reject::Internal | Reject::TokenIds { .. } => 500,
         }
     }
 
@@ -112,6 +114,7 @@ impl Reject {
             Reject::Timeout { .. } => "timeout",
             Reject::NoTime => "no_time",
             Reject::LargeAnswer { .. } => "large_answer",
+            Reject::TokenIds { .. } => "token_ids",
             Reject::Loop => "loop",
             Reject::Token => "token",
             Reject::Internal => "internal",
@@ -129,10 +132,13 @@ impl Reject {
             Reject::Redirect { location } => vec![("location", location.clone())],
             Reject::NotReady { .. } | Reject::Memory => vec![("retry-after", "1".into())],
             Reject::Full { retry_after } => vec![("retry-after", retry_after.to_string())],
-            // The balancer has tried the other upstreams: retries of the client would only add load.
-            Reject::Upstream { .. } | Reject::Timeout { .. } | Reject::LargeAnswer { .. } | Reject::Loop => {
-                vec![("x-should-retry", "false".into())]
-            }
+            // The balancer has tried the other upstreams, or another answer would be no better: the client's
+            // retries would only add load.
+            Reject::Upstream { .. }
+            | Reject::Timeout { .. }
+            | Reject::LargeAnswer { .. }
+            | Reject::TokenIds { .. }
+            | Reject::Loop => vec![("x-should-retry", "false".into())],
             _ => Vec::new(),
         };
         RejectAnswer { status: self.status(), headers, body: self.body(style) }
@@ -185,7 +191,7 @@ impl Reject {
             }
             Reject::Slow => "The request did not arrive in time.".into(),
             Reject::Malformed { why } => format!("The request is malformed: {why}.").into(),
-            Reject::Field { message, .. } => message.clone().into(),
+            Reject::Field { message, .. } | Reject::TokenIds { message } => message.clone().into(),
             Reject::HeadTooLarge { limit } => {
                 format!("The request head is larger than the limit of {limit} bytes.").into()
             }

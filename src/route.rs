@@ -17,5 +17,6 @@ pub mod rewrite;
 mod splice;
 pub mod stored;
 pub mod table;
+pub mod token_ids;
 pub mod translate;
 pub mod usage;

@@ -99,6 +99,7 @@ impl Case {
                 model: model.as_deref().unwrap_or_default(),
                 now: 1,
                 seed: 0x2a,
+                token_ids: plan.route.token_ids,
             };
             return request.answer().expect("has such an answer").body;
         }
@@ -121,6 +122,9 @@ impl Case {
                 Some(edit) => told.extend(edit.feed(piece, end)),
                 None => told.extend_from_slice(piece),
             }
+        }
+        if let Some(missing) = edit.and_then(|edit| edit.refusal()) {
+            return format!("{missing:?}");
         }
         String::from_utf8(told).expect("is text")
     }

@@ -239,9 +239,8 @@ async fn conclude_attempt(
     // The client gets the answer, and the upstream is judged by it.
     answer.failure = failure;
     let prepared = relay::prepare(scope, client, request, placement, *answer, attempts.count);
-    if let Some(limit) = prepared.as_ref().err().and_then(|error| translation::limit_of(error)) {
-        // Another upstream's answer would hardly be smaller.
-        return AttemptResult::Stopped(Reject::LargeAnswer { limit }.into());
+    if let Some(reject) = prepared.as_ref().err().and_then(|error| translation::refusal_of(error)) {
+        return AttemptResult::Stopped(reject.into());
     }
     let broken = prepared.is_err() || relay::is_broken(request);
     if broken && permit_retry(scope, request, attempts, AttemptFailure::Reset) {

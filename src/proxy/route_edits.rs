@@ -227,7 +227,10 @@ impl RouteEdits {
     /// Whether nothing of an answer with this head can go on before it is whole.
     pub fn holds(&self, head: &ResponseHeader) -> bool {
         let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        self.translates() && is_plain(head) && translation::holds(head.status.as_u16(), kind)
+        // Without the token ids that the route requests, it is refused.
+        let is_checked = self.plan.route.token_ids && self.dialect == BodyDialect::Chat;
+        let is_held = self.translates() || is_checked;
+        is_held && is_plain(head) && translation::holds(head.status.as_u16(), kind)
     }
 
     /// Whether an answer with this head may be answered in another way, once its body is known.
@@ -250,7 +253,9 @@ impl RouteEdits {
         let (now, dialect, stream) = (now(), self.dialect, streams);
         let model = self.model.as_deref().unwrap_or_default();
         let choices = if sent.is_empty() { 1 } else { overflow::choices(dialect, sent) };
-        let instead = overflow::OverflowRequest { dialect, stream, choices, model, now, seed }.answer()?;
+        let token_ids = self.plan.route.token_ids && self.upstream_dialect() == BodyDialect::Chat;
+        let instead = overflow::OverflowRequest { dialect, stream, choices, model, now, seed, token_ids };
+        let instead = instead.answer()?;
         Some((instead.content_type, instead.body))
     }
 
@@ -266,7 +271,12 @@ impl RouteEdits {
         {
             return Ok(Some(told));
         }
-        Ok(self.answer.as_mut().map(|answer| Bytes::from(answer.feed(piece, end))))
+        let Some(answer) = &mut self.answer else { return Ok(None) };
+        let edited = answer.feed(piece, end);
+        match answer.refusal() {
+            Some(missing) => Err(translation::lacking(missing)),
+            None => Ok(Some(Bytes::from(edited))),
+        }
     }
 }
 

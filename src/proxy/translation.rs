@@ -11,13 +11,18 @@ use pingora::{Error, ErrorType, Result};
 use super::random::RandomSource;
 use super::route_edits::now;
 use crate::config::types::Responses;
+use crate::reject::Reject;
 use crate::route::answer::AnswerContext;
 use crate::route::paths::Api;
 use crate::route::table::RoutePlan;
+use crate::route::token_ids::MissingTokens;
 use crate::route::translate::{self, AnswerFault, ResponseTranslation};
 
 /// The type of the error for an answer above a limit.
 const TOO_LARGE: ErrorType = ErrorType::Custom("an answer that is too large to be translated");
+
+/// The type of the error for an answer without the token ids that its route requested.
+const NO_TOKENS: ErrorType = ErrorType::Custom("an answer without token ids");
 
 const CHAT_PATH: &str = "/v1/chat/completions";
 
@@ -69,6 +74,9 @@ pub fn holds(status: u16, kind: Option<&str>) -> bool {
 /// An answer that is no chat is the upstream's fault: while nothing has been sent to the client, another
 /// upstream may answer.
 fn unreadable(fault: AnswerFault) -> Box<Error> {
+    if let AnswerFault::Tokens(missing) = fault {
+        return lacking(missing);
+    }
     match fault.limit() {
         None => {
             let why = "the answer is no chat, as the route says it is";
@@ -78,7 +86,17 @@ fn unreadable(fault: AnswerFault) -> Box<Error> {
     }
 }
 
-/// The exceeded limit, if the error is of `TOO_LARGE`.
-pub fn limit_of(error: &Error) -> Option<String> {
-    error.context.as_ref().filter(|_| error.etype == TOO_LARGE).map(|limit| limit.as_str().to_string())
+/// The error of an answer without the token ids that its route requested.
+pub fn lacking(missing: MissingTokens) -> Box<Error> {
+    Error::explain(NO_TOKENS, missing.message()).into_up()
+}
+
+/// The refusal that the client gets for an answer which no other upstream would give otherwise.
+pub fn refusal_of(error: &Error) -> Option<Reject> {
+    let context = error.context.as_ref()?.as_str().to_string();
+    match &error.etype {
+        etype if *etype == TOO_LARGE => Some(Reject::LargeAnswer { limit: context }),
+        etype if *etype == NO_TOKENS => Some(Reject::TokenIds { message: context }),
+        _ => None,
+    }
 }

@@ -4,6 +4,7 @@
 //!   in the header that describes an answer of plain bytes.
 //! - With `think_tags`, a chat's reasoning stands in its content.
 //! - With `token_ids`, a chat's token ids and log-probabilities stand on its messages.
+//!   One that lacks them is refused: whole, or by the last event of a stream.
 //! - Fields that the route requested and the client did not are removed (usage is left to `usage`).
 //!
 //! A stream is edited line by line: a line of `data` is held until it is whole, which is how engines write
@@ -27,6 +28,8 @@ use super::json::{self, JsonObject};
 use super::rewrite::AddedAnswerFields;
 use super::splice::{Splices, write};
 use super::table::RoutePlan;
+use super::token_ids::{MissingTokens, SeenTokens};
+use crate::reply::ending::{ErrorEventForm, error_events};
 use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
 
 /// The longest line of a stream that is edited whole.
@@ -72,6 +75,9 @@ struct AnswerEdit {
     token_ids: bool,
     added_fields: AddedAnswerFields,
     thoughts: OpenReasoning,
+    /// What has been seen of the tokens, and what was found missing.
+    seen: SeenTokens,
+    missing: Option<MissingTokens>,
 }
 
 /// Replaces the served name by the client's; both as JSON strings, quotes included.
@@ -106,6 +112,8 @@ impl AnswerEditor {
             token_ids: route.token_ids,
             added_fields: asker.added_fields,
             thoughts: OpenReasoning::default(),
+            seen: SeenTokens::default(),
+            missing: None,
         };
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let way = if kind.starts_with("text/event-stream") {
@@ -121,6 +129,11 @@ impl AnswerEditor {
         edits.then_some(AnswerEditor { edit, way })
     }
 
+    /// What an answer that is no stream lacks, once it is whole: the client must not get it.
+    pub fn refusal(&self) -> Option<MissingTokens> {
+        self.edit.missing.filter(|_| matches!(self.way, AnswerEditMode::Whole(_)))
+    }
+
     /// Takes the next piece of the body, and gives what can go on; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         let mut out = Vec::with_capacity(piece.len());
@@ -134,11 +147,16 @@ impl AnswerEditor {
                     self.way = AnswerEditMode::Flowing(renamer);
                 } else if end {
                     self.edit.whole(&std::mem::take(held), &mut out);
+                    if self.edit.missing.is_some() {
+                        out.clear();
+                    }
                 }
             }
             AnswerEditMode::Events { lines, long } => {
                 let mut rest = piece;
-                while let Some(piece) = lines.next(&mut rest) {
+                while self.edit.missing.is_none()
+                    && let Some(piece) = lines.next(&mut rest)
+                {
                     match piece {
                         SsePiece::Line(line) => self.edit.line(&line, &mut out),
                         SsePiece::LineFeed => out.extend_from_slice(piece.raw()),
@@ -152,7 +170,9 @@ impl AnswerEditor {
                         }
                     }
                 }
-                if let Some(line) = end.then(|| lines.finish()).flatten() {
+                if self.edit.missing.is_none()
+                    && let Some(line) = end.then(|| lines.finish()).flatten()
+                {
                     self.edit.line(&line, &mut out);
                 }
             }
@@ -201,7 +221,14 @@ impl AnswerEdit {
         let data = line.data().unwrap_or(raw.len()..raw.len());
         let start = data.start + json::skip_space(&raw[data.clone()], 0);
         let end = start + raw[start..data.end].trim_ascii_end().len();
-        match self.document(&raw[start..end], "delta") {
+        let edited = self.document(&raw[start..end], "delta");
+        if let Some(missing) = self.missing {
+            // The last event of the stream.
+            let error = error_events(ErrorEventForm::Data, &missing.message(), MissingTokens::STATUS, false);
+            out.extend_from_slice(error.as_bytes());
+            return;
+        }
+        match edited {
             EditedDocument::Same => out.extend_from_slice(raw),
             EditedDocument::Other(edited) => {
                 out.extend_from_slice(&raw[..start]);

@@ -30,6 +30,7 @@ pub use self::response::RequestEcho;
 use self::response::ResponseBuilder;
 use self::stream::ChatStreamTranslator;
 use super::answer::{MAX_WHOLE_ANSWER_BYTES, ModelRename};
+use super::token_ids::MissingTokens;
 use crate::reject::Reject;
 
 /// Translates one request and its answer.
@@ -71,13 +72,15 @@ pub enum AnswerFault {
     ManyBytes,
     /// It has more values than [`MAX_ANSWER_VALUES`], each of which takes memory of its own.
     ManyValues,
+    /// It lacks what a trainer needs of its tokens.
+    Tokens(MissingTokens),
 }
 
 impl AnswerFault {
     /// The limit that the answer is above, of one that another upstream would hardly give otherwise.
     pub fn limit(self) -> Option<String> {
         match self {
-            AnswerFault::NoChat => None,
+            AnswerFault::NoChat | AnswerFault::Tokens(_) => None,
             AnswerFault::ManyBytes => Some(format!("{MAX_WHOLE_ANSWER_BYTES} bytes")),
             AnswerFault::ManyValues => Some(format!("{MAX_ANSWER_VALUES} values")),
         }

@@ -3,6 +3,7 @@
 use super::AnswerEdit;
 use crate::route::json::{self, JsonObject, Span};
 use crate::route::splice::{ObjectEdit, Splices};
+use crate::route::token_ids::SeenTokens;
 
 /// The choices of a stream whose reasoning has begun and not ended, by their index.
 #[derive(Debug, Default)]
@@ -27,10 +28,10 @@ impl AnswerEdit {
         key: &str,
         out: &mut Splices<'_>,
     ) {
-        let Some(list) = object.get("choices") else { return };
+        let Some(span) = object.get("choices") else { return };
         let choices =
-            json::items(bytes, list.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));
-        let prompt = object.get("prompt_token_ids").filter(|span| bytes[span.start] == b'[');
+            json::items(bytes, span.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));
+        let prompt = list(bytes, object, "prompt_token_ids");
         for choice in choices.into_iter().flat_map(|(choices, _)| choices).flatten() {
             let Some(message) = choice.object(bytes, key) else { continue };
             let mut edit = ObjectEdit::new(bytes, &message);
@@ -38,6 +39,7 @@ impl AnswerEdit {
                 self.thoughts(bytes, &choice, &mut edit, key == "message", out);
             }
             if self.token_ids {
+                self.check_tokens(bytes, &choice, &message, prompt.is_some(), key == "message");
                 self.tokens(bytes, &choice, prompt.clone(), &mut edit, out);
             }
             edit.finish(out);
@@ -65,7 +67,7 @@ impl AnswerEdit {
         let content = written("content");
         let index = choice.get("index").and_then(|span| std::str::from_utf8(&bytes[span]).ok()?.parse().ok());
         let index: u64 = index.unwrap_or(0);
-        let calls = edit.object.get("tool_calls").filter(|span| bytes[span.start] == b'[');
+        let calls = list(bytes, edit.object, "tool_calls");
         let calls = calls.is_some_and(|span| !json::is_empty_list(bytes, &span));
         let finished = choice.get("finish_reason").is_some_and(|span| bytes[span.start] == b'"');
         let over = whole || content.is_some() || calls || finished;
@@ -89,6 +91,37 @@ impl AnswerEdit {
         }
     }
 
+    /// Remembers what the answer lacks of what its route requested. What a stream has shown counts for all of
+    /// it; an answer that is no stream has each choice judged by itself.
+    fn check_tokens(
+        &mut self,
+        bytes: &[u8],
+        choice: &JsonObject<'_>,
+        message: &JsonObject<'_>,
+        prompt: bool,
+        whole: bool,
+    ) {
+        let ids = list(bytes, choice, "token_ids").or(list(bytes, message, "generation_token_ids"));
+        let logprobs = choice.object(bytes, "logprobs");
+        let logprobs = logprobs.and_then(|logprobs| list(bytes, &logprobs, "content"));
+        let seen = SeenTokens {
+            prompt: prompt || list(bytes, message, "prompt_token_ids").is_some(),
+            ids: ids.is_some(),
+            logprobs: logprobs.or(list(bytes, message, "generation_log_probs")).is_some(),
+        };
+        self.seen = if whole { seen } else { self.seen.and(seen) };
+        let is_text = |key: &&str| {
+            let text = message.get(key).and_then(|span| json::inside(&bytes[span]));
+            text.is_some_and(|text| !text.is_empty())
+        };
+        let has_items = |list: Option<Span>| list.is_some_and(|span| !json::is_empty_list(bytes, &span));
+        let has_text = ["content", "refusal"].iter().chain(&REASONING_FIELDS).any(is_text);
+        let is_made_of_tokens = has_text || has_items(ids) || has_items(list(bytes, message, "tool_calls"));
+        if is_made_of_tokens && self.missing.is_none() {
+            self.missing = self.seen.missing();
+        }
+    }
+
     /// Ids and log-probabilities move to the message; what the client did not ask for goes.
     fn tokens(
         &self,
@@ -98,11 +131,10 @@ impl AnswerEdit {
         edit: &mut ObjectEdit<'_, '_>,
         out: &mut Splices<'_>,
     ) {
-        let list = |key: &str| choice.get(key).filter(|span| bytes[span.start] == b'[');
         if let Some(span) = prompt {
             edit.set("prompt_token_ids", bytes[span].to_vec(), out);
         }
-        if let Some(span) = list("token_ids") {
+        if let Some(span) = list(bytes, choice, "token_ids") {
             edit.set("generation_token_ids", bytes[span.clone()].to_vec(), out);
             if self.added_fields.token_ids {
                 out.replace(span, NULL);
@@ -117,6 +149,11 @@ impl AnswerEdit {
             out.replace(span, NULL);
         }
     }
+}
+
+/// The list that a field has.
+fn list(bytes: &[u8], object: &JsonObject<'_>, key: &str) -> Option<Span> {
+    object.get(key).filter(|span| bytes[span.start] == b'[')
 }
 
 /// The numbers of `logprobs.content`, as they are written.

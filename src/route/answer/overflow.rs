@@ -32,6 +32,8 @@ pub struct OverflowRequest<'a> {
     pub model: &'a str,
     pub now: u64,
     pub seed: u64,
+    /// The client expects token ids and log-probabilities on the answer's message.
+    pub token_ids: bool,
 }
 
 /// How many choices an answer to this body would have: `n` for each prompt, or conversation of a batch.
@@ -88,6 +90,16 @@ impl OverflowRequest<'_> {
         format!("{prefix}{:016x}", self.seed)
     }
 
+    /// With the tokens that it was made of, where the client reads them: none.
+    fn with_tokens(&self, mut message: Value) -> Value {
+        for field in ["prompt_token_ids", "generation_token_ids", "generation_log_probs"] {
+            if self.token_ids {
+                message[field] = json!([]);
+            }
+        }
+        message
+    }
+
     fn choices(&self) -> String {
         let chat = self.dialect == BodyDialect::Chat;
         let (prefix, kind) = match (chat, self.stream) {
@@ -110,7 +122,7 @@ impl OverflowRequest<'_> {
             let logprobs = Value::Null;
             json!({"index": index, key: part, "logprobs": logprobs, "finish_reason": reason})
         };
-        let message = || json!({"role": "assistant", "content": ""});
+        let message = || self.with_tokens(json!({"role": "assistant", "content": ""}));
         let all = 0..self.choices.max(1);
         let events = |events: Vec<Value>| {
             data(&events.into_iter().map(|choice| answer(vec![choice])).collect::<Vec<_>>())
@@ -142,7 +154,7 @@ impl OverflowRequest<'_> {
                 "content": content,
             })
         };
-        let done = item("completed", json!([part]));
+        let done = self.with_tokens(item("completed", json!([part])));
         let answer = |status: &str, details: Value, output: Value| {
             json!({
                 "id": self.id("resp_"),

@@ -16,6 +16,12 @@ pub fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
     texts.into_iter().find(|text| !text.is_empty())
 }
 
+/// Whether a message, or a piece of one, is made of tokens that clients see.
+pub fn has_text(message: &Value) -> bool {
+    let calls = message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty());
+    calls || text(message, &REASONING_FIELDS).or(text(message, &["content", "refusal"])).is_some()
+}
+
 /// Where engines put what the model thought.
 pub const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
 
@@ -24,26 +30,34 @@ pub fn whole(form: &ResponseBuilder, body: &[u8]) -> Result<Vec<u8>, AnswerFault
     if !has_at_most(body, MAX_ANSWER_VALUES) {
         return Err(AnswerFault::ManyValues);
     }
-    translate(form, body).ok_or(AnswerFault::NoChat)
-}
-
-/// `None`: this is no chat.
-fn translate(form: &ResponseBuilder, body: &[u8]) -> Option<Vec<u8>> {
-    let mut chat: Value = serde_json::from_slice(body).ok()?;
-    let choices = chat.get_mut("choices")?.as_array_mut()?;
-    let first = choices.iter().position(|choice| choice["index"] == 0).unwrap_or(0);
-    let mut choice = choices.get_mut(first)?.take();
-    let mut output = items(form, &choice)?;
+    let mut chat: Value = serde_json::from_slice(body).map_err(|_| AnswerFault::NoChat)?;
+    let (mut choice, mut output) = read(form, &mut chat).ok_or(AnswerFault::NoChat)?;
     if form.asker.token_ids
         && let Some(last) = output.last_mut()
     {
         let mut tokens = AnswerTokens::default();
         tokens.collect(&mut chat, &mut choice);
+        if let Some(missing) = tokens.missing(&choice["message"]) {
+            return Err(AnswerFault::Tokens(missing));
+        }
         tokens.put_on(last);
     }
+    write(form, chat, &choice, &output).ok_or(AnswerFault::NoChat)
+}
+
+/// The first choice and its items. `None`: this is no chat.
+fn read(form: &ResponseBuilder, chat: &mut Value) -> Option<(Value, Vec<Value>)> {
+    let choices = chat.get_mut("choices")?.as_array_mut()?;
+    let first = choices.iter().position(|choice| choice["index"] == 0).unwrap_or(0);
+    let choice = choices.get_mut(first)?.take();
+    let output = items(form, &choice)?;
+    Some((choice, output))
+}
+
+fn write(form: &ResponseBuilder, mut chat: Value, choice: &Value, output: &[Value]) -> Option<Vec<u8>> {
     let status = ResponseStatus::of(choice["finish_reason"].as_str().unwrap_or_default());
     let usage = response::usage(&chat["usage"]);
-    let mut response = form.response(chat["model"].as_str().unwrap_or_default(), status, &output, &usage);
+    let mut response = form.response(chat["model"].as_str().unwrap_or_default(), status, output, &usage);
     // The caller of a disaggregated prefill needs them for its next request.
     if chat["kv_transfer_params"].is_object() {
         response["kv_transfer_params"] = chat["kv_transfer_params"].take();

@@ -1,14 +1,16 @@
 //! Builds the response: the echoed fields of its request, its items, its usage, its end.
 //!
-//! Fields, and their order, are those of vLLM 0.32. What the engine did not report is null, but for the details
-//! of its usage: clients type those as numbers.
+//! Fields, and their order, are those of vLLM 0.32. What the engine did not report is null, but for the
+//! details of its usage: clients type those as numbers.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::TranslationContext;
+use super::answer::has_text;
 use crate::route::json;
+use crate::route::token_ids::{MissingTokens, SeenTokens};
 
 /// The request fields that the response echoes.
 const ECHOED_FIELDS: [&str; 17] = [
@@ -75,12 +77,12 @@ pub enum OutputItemKind {
     Call,
 }
 
-/// What a trainer reads of an answer, as it comes: token ids, log-probabilities and the experts of each token.
+/// What a trainer reads of an answer, as it comes: token ids, log-probabilities and each token's experts.
 #[derive(Debug, Default)]
 pub struct AnswerTokens {
     prompt: Value,
-    ids: Vec<Value>,
-    logprobs: Vec<Value>,
+    ids: Option<Vec<Value>>,
+    logprobs: Option<Vec<Value>>,
     experts: Value,
 }
 
@@ -204,29 +206,26 @@ impl ResponseStatus {
 // === impl Tokens ===
 
 impl AnswerTokens {
-    /// Takes what an answer, or one chunk of it, says of its tokens. Engines of trainers have all of it on the
-    /// message; vLLM has it beside the message.
+    /// Takes what an answer, or one chunk of it, says of its tokens. Engines of trainers have all of it on
+    /// the message; vLLM has it beside the message.
     pub fn collect(&mut self, chat: &mut Value, choice: &mut Value) {
-        let mut message = ["message", "delta"].map(|key| choice[key].take()).into_iter();
-        let mut message = message.find(Value::is_object).unwrap_or_default();
-        for place in [&mut message["prompt_token_ids"], &mut chat["prompt_token_ids"]] {
-            if place.is_array() {
-                self.prompt = place.take();
-            }
+        let place = if choice["message"].is_object() { "message" } else { "delta" };
+        let mut on_message = |key: &str| choice[place][key].take();
+        let (prompt, ids) = (on_message("prompt_token_ids"), on_message("generation_token_ids"));
+        let (logprobs, experts) = (on_message("generation_log_probs"), on_message("routed_experts"));
+        if let prompt @ Value::Array(_) = first_present(prompt, &mut chat["prompt_token_ids"]) {
+            self.prompt = prompt;
         }
-        let ids = first_present(&mut message["generation_token_ids"], &mut choice["token_ids"]);
-        if let Value::Array(ids) = ids {
-            self.ids.extend(ids);
+        if let Value::Array(ids) = first_present(ids, &mut choice["token_ids"]) {
+            self.ids.get_or_insert_default().extend(ids);
         }
-        match message["generation_log_probs"].take() {
-            Value::Array(numbers) => self.logprobs.extend(numbers),
-            _ => {
-                let logprobs = choice["logprobs"]["content"].as_array().into_iter().flatten();
-                self.logprobs.extend(logprobs.map(|token| token["logprob"].clone()));
-            }
+        if let Value::Array(numbers) = logprobs {
+            self.logprobs.get_or_insert_default().extend(numbers);
+        } else if let Some(logprobs) = choice["logprobs"]["content"].as_array() {
+            let numbers = logprobs.iter().map(|token| token["logprob"].clone());
+            self.logprobs.get_or_insert_default().extend(numbers);
         }
-        let experts = first_present(&mut message["routed_experts"], &mut choice["routed_experts"]);
-        match (&mut self.experts, experts) {
+        match (&mut self.experts, first_present(experts, &mut choice["routed_experts"])) {
             (_, Value::Null) => {}
             // A stream may have them piece by piece, as it has the tokens.
             (Value::Array(all), Value::Array(more)) => all.extend(more),
@@ -234,17 +233,25 @@ impl AnswerTokens {
         }
     }
 
-    /// Puts all of it on an item, as NeMo Gym's clients read it there.
+    /// What an answer that says this, or a stream that has come to it, lacks.
+    pub fn missing(&self, message: &Value) -> Option<MissingTokens> {
+        let has_ids = self.ids.as_ref().is_some_and(|ids| !ids.is_empty());
+        let seen = SeenTokens {
+            prompt: self.prompt.is_array(),
+            ids: self.ids.is_some(),
+            logprobs: self.logprobs.is_some(),
+        };
+        if has_ids || has_text(message) { seen.missing() } else { None }
+    }
+
+    /// Puts all of it on an item, as NeMo Gym's clients read it there: if there is any, with a list for each.
     pub fn put_on(self, item: &mut Value) {
-        if self.prompt.is_array() {
-            item["prompt_token_ids"] = self.prompt;
+        if !self.prompt.is_array() && self.ids.is_none() {
+            return;
         }
-        if !self.ids.is_empty() {
-            item["generation_token_ids"] = self.ids.into();
-        }
-        if !self.logprobs.is_empty() {
-            item["generation_log_probs"] = self.logprobs.into();
-        }
+        item["prompt_token_ids"] = if self.prompt.is_array() { self.prompt } else { json!([]) };
+        item["generation_token_ids"] = self.ids.unwrap_or_default().into();
+        item["generation_log_probs"] = self.logprobs.unwrap_or_default().into();
         if !self.experts.is_null() {
             item["routed_experts"] = self.experts;
         }
@@ -252,9 +259,8 @@ impl AnswerTokens {
 }
 
 /// The first of two values that is there.
-fn first_present(on_message: &mut Value, beside: &mut Value) -> Value {
-    let first = on_message.take();
-    if first.is_null() { beside.take() } else { first }
+fn first_present(on_message: Value, beside: &mut Value) -> Value {
+    if on_message.is_null() { beside.take() } else { on_message }
 }
 
 // === items ===

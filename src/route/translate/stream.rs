@@ -14,6 +14,7 @@ use super::answer::{REASONING_FIELDS, text};
 use super::response::{self, AnswerTokens, OutputItemKind, ResponseBuilder, ResponseStatus};
 use crate::reply::ending::{error_of, response_error};
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES, ModelRename};
+use crate::route::token_ids::MissingTokens;
 use crate::sse::{LineSplitter, SseField, SseLine, SsePiece};
 
 #[derive(Debug)]
@@ -176,12 +177,16 @@ impl ResponseEvents {
             return Ok(());
         };
         let mut choice = choice.take();
+        if self.form.asker.token_ids {
+            self.tokens.collect(&mut chunk, &mut choice);
+            if let Some(missing) = self.tokens.missing(&choice["delta"]) {
+                self.error(error_of(&missing.message(), MissingTokens::STATUS));
+                return Ok(());
+            }
+        }
         self.delta(&choice)?;
         if let Some(reason) = choice["finish_reason"].as_str() {
             self.finish = Some(reason.to_owned());
-        }
-        if self.form.asker.token_ids {
-            self.tokens.collect(&mut chunk, &mut choice);
         }
         Ok(())
     }

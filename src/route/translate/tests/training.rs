@@ -5,7 +5,7 @@ use super::*;
 const NO_DETAILS: [&str; 3] = [
     r#"{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}"#,
     r#"{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":null}"#,
-    r#"{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":{"cached_tokens":null},
+    r#"{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":null},"completion_tokens":1,"total_tokens":4,
         "completion_tokens_details":{"reasoning_tokens":null}}"#,
 ];
 
@@ -78,8 +78,8 @@ fn reasoning_comes_back_from_a_client_that_keeps_only_its_summary() {
 fn token_ids_of_earlier_answers_stand_on_their_messages() {
     let ids = |prompt: &[u64], experts: Value| {
         json!({
-            "prompt_token_ids": prompt, "generation_token_ids": [7, 8], "generation_log_probs": [-0.5, -1e-05],
-            "routed_experts": experts,
+            "prompt_token_ids": prompt, "generation_token_ids": [7, 8],
+            "generation_log_probs": [-0.5, -1e-05], "routed_experts": experts,
         })
     };
     let with = |mut item: Value, tokens: Value| {
@@ -130,7 +130,8 @@ fn the_tokens_of_a_message_move_to_the_last_item() {
             "index": 0, "finish_reason": "stop",
             "message": {
                 "content": "wo", "tool_calls": [call], "routed_experts": [[[0, 1]], [[1, 2]]],
-                "prompt_token_ids": [1, 2], "generation_token_ids": [7, 8], "generation_log_probs": [-0.5, -1.0],
+                "prompt_token_ids": [1, 2], "generation_token_ids": [7, 8],
+                "generation_log_probs": [-0.5, -1.0],
             },
         }),
     ];
@@ -147,7 +148,9 @@ fn the_tokens_of_a_message_move_to_the_last_item() {
     let piece = |text: &str, id: u64, end: Value| {
         let delta = json!({"content": text, "routed_experts": [[[id, id]]]});
         let logprobs = json!({"content": [{"logprob": -0.5}]});
-        let choice = json!({"index": 0, "delta": delta, "token_ids": [id], "logprobs": logprobs, "finish_reason": end});
+        let choice = json!({
+            "index": 0, "delta": delta, "token_ids": [id], "logprobs": logprobs, "finish_reason": end,
+        });
         json!({"choices": [choice], "prompt_token_ids": if id == 7 { json!([1, 2]) } else { Value::Null }})
     };
     let told = last_event(context(), &[piece("w", 7, Value::Null), piece("o", 8, json!("stop"))]);
@@ -155,4 +158,18 @@ fn the_tokens_of_a_message_move_to_the_last_item() {
     assert_eq!(last["prompt_token_ids"], json!([1, 2]));
     assert_eq!(last["generation_token_ids"], json!([7, 8]));
     assert_eq!(last["routed_experts"], json!([[[7, 7]], [[8, 8]]]));
+}
+
+#[test]
+fn a_stream_without_token_ids_ends_with_an_error_before_its_first_word() {
+    let context = || TranslationContext { token_ids: true, ..TranslationContext::default() };
+    let chunk =
+        |delta: Value, end: Value| json!({"choices": [{"index": 0, "delta": delta, "finish_reason": end}]});
+    let begun = chunk(json!({"role": "assistant", "content": ""}), Value::Null);
+    let word = chunk(json!({"content": "wo"}), json!("stop"));
+    let told = last_event(context(), &[begun.clone(), word]);
+    assert_eq!((&told["type"], &told["error"]["code"]), (&json!("error"), &json!(500)));
+    assert!(told["message"].as_str().unwrap().contains("`return_token_ids: true`"));
+    let told = last_event(context(), &[begun, chunk(json!({}), json!("length"))]);
+    assert_eq!(told["type"], "response.completed");
 }
