@@ -380,10 +380,14 @@ impl State {
         }
     }
 
+    /// Whether a prompt can have as many tokens as its answer says. True where its bytes are unknown.
+    pub fn can_have(&self, asked: &PromptLookup, tokens: u64) -> bool {
+        asked.family == PromptFamily::Tokens || asked.unseen > 0 || ratios::fits(asked.seen, tokens)
+    }
+
     /// An answer says how many of the prompt's tokens came from the engine's cache. An engine that holds far
     /// less than is believed has forgotten what is oldest.
     pub fn compared(&self, id: usize, name: &str, predicted: u64, reported: u64) {
-        observe::cache_compared(name, predicted, reported);
         let mut upstreams = self.upstreams();
         let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == id) else { return };
         let Some(keep) = upstream.agreement.seen(predicted, reported) else { return };

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::request::{ClientRequest, RequestScope};
 use crate::fleet::{Lease, Snapshot, Upstream, Work};
+use crate::observe;
 use crate::pick::Candidate;
 use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
 use crate::prompt::chain::BlockLayout;
@@ -189,9 +190,15 @@ impl Placement {
         }
     }
 
-    /// Corrects the estimates by the usage that the answer reports.
+    /// Corrects the estimates by the usage that the answer reports, where its counts fit the prompt.
     pub fn correct(&self, scope: &RequestScope<'_>, request: &ClientRequest, usage: &Usage) {
         let shared = scope.shared;
+        if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
+            observe::cache_compared(self.upstream().name(), self.predicted, cached);
+        }
+        if usage.prompt_tokens.is_some_and(|tokens| !shared.state.can_have(&request.prompt, tokens)) {
+            return;
+        }
         let is_known = request.model.name().is_some_and(|model| shared.fleet.snapshot().serves_model(model));
         if let (Some(tokens), true) = (usage.prompt_tokens, is_known) {
             shared.state.counted(&request.prompt, tokens);

@@ -4,6 +4,9 @@
 //! many short prompts, whose chat template weighs as much as their text, do not outweigh the long ones that
 //! matter.
 //!
+//! A count that does not fit its prompt is not believed: no tokenizer makes tokens of such a size of a long
+//! prompt, and estimates in false tokens would draw conversations away from the upstreams that hold them.
+//!
 //! Readers take no lock. Never: more models than [`MOST`]; a client may name what it likes.
 
 use std::collections::HashMap;
@@ -16,9 +19,10 @@ use crate::rate::Rate;
 /// Bytes of a token before any was counted.
 pub const DEFAULT_BYTES_PER_TOKEN: f64 = 4.0;
 
-/// The bounds of an estimate, whatever is counted.
-const MIN_BYTES_PER_TOKEN: f64 = 0.25;
-const MAX_BYTES_PER_TOKEN: f64 = 64.0;
+/// The bounds of what is believed of an answer, and of the estimate: from single bytes to long words and
+/// indentation. Below lie prompts of a few words, which are mostly chat template.
+const MIN_BYTES_PER_TOKEN: f64 = 1.0;
+const MAX_BYTES_PER_TOKEN: f64 = 16.0;
 
 /// Tokens after which earlier observations count half.
 const RATIO_WINDOW_TOKENS: f32 = 100_000.0;
@@ -41,7 +45,7 @@ impl Ratios {
     }
 
     pub fn learn(&self, model: &str, bytes: u64, tokens: u64) {
-        if bytes == 0 || tokens == 0 {
+        if !fits(bytes, tokens) {
             return;
         }
         if let Some(known) = self.0.load().get(model) {
@@ -57,6 +61,11 @@ impl Ratios {
             models
         });
     }
+}
+
+/// Whether a prompt of so many bytes can have so many tokens.
+pub fn fits(bytes: u64, tokens: u64) -> bool {
+    (MIN_BYTES_PER_TOKEN..=MAX_BYTES_PER_TOKEN).contains(&(bytes as f64 / tokens as f64))
 }
 
 fn add(ratio: &Rate, bytes: u64, tokens: u64) {
@@ -95,6 +104,17 @@ mod tests {
         (0..2 * MAX_MODELS).for_each(|number| ratios.learn(&number.to_string(), 8_000_000, 1_000_000));
         assert_eq!(ratios.0.load().len(), MAX_MODELS);
         assert_eq!(ratios.of(Some(&(2 * MAX_MODELS - 1).to_string())), DEFAULT_BYTES_PER_TOKEN);
+    }
+
+    #[test]
+    fn counts_that_do_not_fit_their_prompts_are_not_believed() {
+        let ratios = Ratios::default();
+        for (bytes, tokens) in [(40_000, 5), (40_000, 2_000), (40_000, 50_000), (40_000, u64::MAX), (0, 0)] {
+            (0..1_000).for_each(|_| ratios.learn("m", bytes, tokens));
+            assert_eq!(ratios.of(Some("m")), DEFAULT_BYTES_PER_TOKEN, "{tokens} tokens");
+        }
+        (0..1_000).for_each(|_| ratios.learn("m", 40_000, 40_000));
+        assert!((1.0..1.01).contains(&ratios.of(Some("m"))), "a token a byte is possible");
     }
 
     proptest! {

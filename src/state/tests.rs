@@ -160,3 +160,46 @@ fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
     state.add_session_penalty(&opaque, 0.5, later, &mut there, |candidate| candidate.index);
     assert!(there.iter().all(|candidate| candidate.session_penalty == 0), "too long ago");
 }
+
+/// An engine that counts in its own way drew conversations away from the upstreams that held them.
+#[test]
+fn false_counts_move_no_session() {
+    let state = State::new(PrefixIndex { blocks: 10_000, block_bytes: 100 }, HOUR, 7);
+    let present = [0, 1, 2].map(|id| TrackedUpstream { cache_tokens: Some(20_000), ..present(id) });
+    state.follow(&present);
+    let chain = |key: u64, turn: u64| (0..20 * turn).map(|block| key << 32 | block).collect::<Vec<u64>>();
+    for turn in 1..=6 {
+        for key in 0..12 {
+            let session = Some(Session { key, source: SessionOrigin::Header });
+            let prompt = PromptLookup { session, ..asked(&chain(key, turn)) };
+            let home = key as usize % 3;
+            if turn > 1 {
+                let held = 20 * (turn - 1);
+                for (id, candidate) in candidates(&state, &prompt).iter().enumerate() {
+                    let held = if id == home { held } else { 0 };
+                    let expected = (held, prompt.seen / 4 - held * 25);
+                    let seen = (candidate.hit, candidate.uncached);
+                    assert_eq!(seen, expected, "turn {turn} of session {key} at upstream {id}");
+                    assert_eq!(candidate.session_penalty > 0, id != home);
+                }
+            }
+            learn(&state, &prompt, home);
+            for tokens in [1, 5, prompt.seen * 3, u64::MAX] {
+                state.counted(&prompt, tokens);
+            }
+        }
+        state.follow(&present);
+    }
+}
+
+#[test]
+fn a_count_is_judged_by_the_bytes_of_its_prompt() {
+    let state = state();
+    let prompt = asked(&[1, 2]);
+    let fits = |tokens| state.can_have(&prompt, tokens);
+    // 240 bytes.
+    let found = [0, 14, 15, 60, 240, 241, u64::MAX].map(fits);
+    assert_eq!(found, [false, false, true, true, true, false, false]);
+    let ids = PromptLookup { family: PromptFamily::Tokens, ..asked(&[1, 2]) };
+    assert!(state.can_have(&ids, 5) && state.can_have(&PromptLookup { unseen: 1, ..asked(&[1]) }, 5));
+}
