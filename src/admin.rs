@@ -5,10 +5,14 @@
 
 mod decisions;
 mod fleet_editor;
+mod gateway;
 mod guard;
+mod sessions;
 mod siblings;
+mod traces;
 mod upstreams;
 mod usage;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,17 +26,24 @@ use serde_json::{Value, json};
 
 use crate::config::render;
 use crate::config::types::Config;
-use crate::fleet::Fleet;
+use crate::fleet::{ChangeError, Fleet};
 use crate::observe;
 use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
 use crate::state::State;
 use crate::state::redis::SiblingExchange;
+use crate::traces::Traces;
+use crate::traces::store::StoreError;
 use fleet_editor::FleetEditor;
 use guard::Protection;
 
 /// The paths that the admin listener has beyond the public ones.
 pub fn serves(path: &str) -> bool {
-    matches!(path, "/metrics" | "/live" | "/ready" | "/health") || path.starts_with("/admin/")
+    matches!(path, "/metrics" | "/live" | "/ready" | "/health") || is_protected(path)
+}
+
+/// Whether a call shows or changes what clients of the public listeners must not see.
+fn is_protected(path: &str) -> bool {
+    path.starts_with("/admin/") || gateway::serves(path)
 }
 
 /// What a reload has done.
@@ -51,9 +62,17 @@ pub trait Reload: Send + Sync {
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Vec<String>>>;
 }
 
+/// The parts of the balancer that the admin API shows and changes.
+pub struct AdminParts {
+    pub fleet: Arc<Fleet>,
+    pub state: Arc<State>,
+    pub traces: Arc<Traces>,
+}
+
 pub struct AdminApi {
     fleet: Arc<Fleet>,
     state: Arc<State>,
+    traces: Arc<Traces>,
     /// The configuration that runs.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
@@ -65,31 +84,23 @@ pub struct AdminApi {
 
 impl AdminApi {
     pub fn new(
-        fleet: Arc<Fleet>,
-        state: Arc<State>,
+        parts: AdminParts,
         config: Arc<ArcSwap<Config>>,
         reload: Arc<dyn Reload>,
         leaving: Arc<AtomicBool>,
         exchange: Option<Arc<SiblingExchange>>,
     ) -> Self {
-        AdminApi { fleet, state, config, reload, leaving, exchange }
+        let AdminParts { fleet, state, traces } = parts;
+        AdminApi { fleet, state, traces, config, reload, leaving, exchange }
     }
 
     /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
     /// wanted: the answer is 100, or what the call comes to without it.
     pub async fn call(&self, request: Request<Bytes>) -> Response<Bytes> {
         let path = request.uri().path();
-        if path.starts_with("/admin/") {
-            if !self.allowed(request.headers()) {
-                return answer(StatusCode::UNAUTHORIZED, &json!({"error": "Unauthorized"}));
-            }
-            let config = self.config.load();
-            let protection = match config.admin.token {
-                Some(_) => Protection::Token,
-                None => Protection::Address(&config.admin.address),
-            };
-            if let Err((status, error)) = guard::check(&request, protection) {
-                return answer(status, &json!({"error": error}));
+        if is_protected(path) {
+            if let Err(reject) = self.check_caller(&request) {
+                return respond(Err(reject));
             }
             if request.headers().contains_key(header::EXPECT) {
                 let mut leave = Response::new(Bytes::new());
@@ -117,9 +128,21 @@ impl AdminApi {
                 Some(name) if name.starts_with('/') => {
                     upstreams::one(&self.editor(), &name[1..], &request).await
                 }
-                _ => answer(StatusCode::NOT_FOUND, &json!({"detail": "Not Found"})),
+                _ => gateway::call(self, &request).await,
             },
         }
+    }
+
+    fn check_caller(&self, request: &Request<Bytes>) -> Result<(), AdminReject> {
+        if !self.allowed(request.headers()) {
+            return Err(AdminReject::new(StatusCode::UNAUTHORIZED, "Unauthorized"));
+        }
+        let config = self.config.load();
+        let protection = match config.admin.token {
+            Some(_) => Protection::Token,
+            None => Protection::Address(&config.admin.address),
+        };
+        guard::check(request, protection).map_err(|(status, error)| AdminReject::new(status, error))
     }
 
     fn editor(&self) -> FleetEditor<'_> {
@@ -165,12 +188,11 @@ impl AdminApi {
             .collect();
         let size = self.state.size();
         observe::index_size(size.blocks, size.pairs, size.bytes);
+        let (calls, bytes, stored) = self.traces.sizes();
+        observe::traces::sizes(calls, bytes, stored);
         let mut text = METRICS.render();
         text.extend_from_slice(upstream_gauges(&gauges).as_bytes());
-        let mut answer = Response::new(Bytes::from(text));
-        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-        answer
+        typed_answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
     }
 
     async fn reload(&self) -> Response<Bytes> {
@@ -179,7 +201,12 @@ impl AdminApi {
         let done = tokio::spawn(async move { reload.reload().await }).await;
         match done.unwrap_or_else(|error| Err(vec![error.to_string()])) {
             Ok(Reloaded { changed, restart, warnings }) => {
-                let body = json!({"changed": changed, "needs_restart": restart, "warnings": warnings});
+                let body = json!({
+                    "status": "ok",
+                    "changed": changed,
+                    "needs_restart": restart,
+                    "warnings": warnings,
+                });
                 answer(StatusCode::OK, &body)
             }
             Err(problems) => {
@@ -190,10 +217,50 @@ impl AdminApi {
     }
 }
 
+/// Everything that a call can be refused for.
+struct AdminReject(StatusCode, Value);
+
+type AdminResult = Result<Response<Bytes>, AdminReject>;
+
+impl AdminReject {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        AdminReject(status, json!({"error": error.into()}))
+    }
+
+    fn problem(error: impl Into<String>) -> Self {
+        AdminReject::new(StatusCode::BAD_REQUEST, error)
+    }
+}
+
+impl From<ChangeError> for AdminReject {
+    fn from(refusal: ChangeError) -> Self {
+        let status = match refusal {
+            ChangeError::Unknown(_) => StatusCode::NOT_FOUND,
+            ChangeError::Unusable(_) => StatusCode::BAD_REQUEST,
+            ChangeError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        AdminReject::new(status, refusal.to_string())
+    }
+}
+
+impl From<StoreError> for AdminReject {
+    fn from(error: StoreError) -> Self {
+        AdminReject::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store of traces: {error}"))
+    }
+}
+
+fn respond(answered: AdminResult) -> Response<Bytes> {
+    answered.unwrap_or_else(|AdminReject(status, body)| answer(status, &body))
+}
+
 fn answer(status: StatusCode, body: &Value) -> Response<Bytes> {
-    let mut answer = Response::new(Bytes::from(body.to_string()));
+    typed_answer(status, "application/json", body.to_string().into())
+}
+
+fn typed_answer(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Bytes> {
+    let mut answer = Response::new(body);
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     answer
 }
 

@@ -23,7 +23,7 @@ use http::{Request, Response};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::admin::{self, AdminApi, Reloaded};
+use crate::admin::{self, AdminApi, AdminParts, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::fleet::{Fleet, discover};
@@ -33,12 +33,16 @@ use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
 use crate::proxy::{self, Balancer, ProxyShared, server};
 use crate::sim::http::{EngineServer, Options};
 use crate::state::State;
+use crate::traces::Traces;
 
 pub use reload::LoadConfig;
 use reload::Reloader;
 pub use run::run;
 use siblings::SiblingSetup;
 use upgrade::{InheritedSockets, ListeningSocket, SocketPurpose};
+
+/// How long the balancer's end waits for traces to be stored.
+const MAX_TRACES_STOP: Duration = Duration::from_secs(10);
 
 /// The admin room behind the trait that the proxy hands its requests to.
 struct AdminListener(AdminApi);
@@ -60,6 +64,7 @@ pub struct RunningBalancer {
     pub admin: String,
     pub fleet: Arc<Fleet>,
     pub state: Arc<State>,
+    traces: Arc<Traces>,
     shutdown: Arc<Shutdown>,
     phase: watch::Sender<ShutdownPhase>,
     serving: JoinSet<usize>,
@@ -112,28 +117,23 @@ async fn prepare(
     let (tasks_stop, stopped) = watch::channel(false);
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
-    let shared = ProxyShared::new(&config, fleet.clone(), state.clone(), exchange.clone());
+    let listeners = bind(&config, sockets).await?;
+    // The last step that can fail: its thread would go on.
+    let traces = Traces::start(&config.traces).await?;
+    let shared = ProxyShared::new(&config, fleet.clone(), state.clone(), exchange.clone(), traces.clone());
     let shutdown = shared.shutdown().clone();
     let limits = config.limits.connection;
     let public = server::shared_server(Balancer::public(shared.clone()), limits);
     // The operator of a full balancer must still reach its admin interface.
     let (limiter, unlimited) = (ConnectionLimiter::new(config.limits.connections), ConnectionLimiter::new(0));
-    let listen = config.listen.clone();
-    let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
-    let mut listeners = Vec::new();
-    for listen in &listen {
-        let listener = sockets.listener(SocketPurpose::Api, listen).await?;
-        listeners.push((SocketPurpose::Api, listen.address.to_string(), listener));
-    }
-    let listener = sockets.listener(SocketPurpose::Admin, &admin_listen).await?;
-    listeners.push((SocketPurpose::Admin, admin_listen.address.to_string(), listener));
     let certificates =
         listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
     let (fleet_too, limiter_too) = (fleet.clone(), limiter.clone());
     let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), limiter_too, certificates);
     let (asks, leaving) = (reloader.clone(), shutdown.unready());
-    let admin = AdminApi::new(fleet.clone(), state.clone(), config, asks, leaving, exchange);
+    let parts = AdminParts { fleet: fleet.clone(), state: state.clone(), traces: traces.clone() };
+    let admin = AdminApi::new(parts, config, asks, leaving, exchange);
     let open_listener = Arc::new(AdminListener(admin));
     let private = server::shared_server(Balancer::admin(shared, open_listener), limits);
     let open = |(serves, address, listener)| {
@@ -158,6 +158,7 @@ async fn prepare(
         admin,
         fleet,
         state,
+        traces,
         shutdown,
         phase,
         serving,
@@ -166,6 +167,22 @@ async fn prepare(
         reloader,
     };
     Ok(PreparedBalancer { running, open_listeners })
+}
+
+/// Binds all listeners, the admin's last.
+async fn bind(
+    config: &Config,
+    sockets: &mut InheritedSockets,
+) -> Result<Vec<(SocketPurpose, String, server::Listener)>, String> {
+    let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
+    let mut listeners = Vec::new();
+    for listen in &config.listen {
+        let listener = sockets.listener(SocketPurpose::Api, listen).await?;
+        listeners.push((SocketPurpose::Api, listen.address.to_string(), listener));
+    }
+    let listener = sockets.listener(SocketPurpose::Admin, &admin_listen).await?;
+    listeners.push((SocketPurpose::Admin, admin_listen.address.to_string(), listener));
+    Ok(listeners)
 }
 
 /// Worker threads for a configuration.
@@ -233,6 +250,8 @@ impl RunningBalancer {
         self.tasks_stop.send_replace(true);
         // They only ever end by this word; a panic of their own was told when it happened.
         while self.tasks.join_next().await.is_some() {}
+        // Last: requests that were cut have ended their captures by now.
+        self.traces.stop(MAX_TRACES_STOP).await;
     }
 }
 

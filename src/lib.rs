@@ -21,7 +21,7 @@
 //! L2b  fleet  state  traces                             things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions
-//! L1   cache dice engine replay sim record assemble      pure: time and chance come in as arguments
+//! L1   cache dice engine replay sim record json assemble pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!

@@ -8,6 +8,7 @@ pub mod decisions;
 pub mod discovery;
 pub mod metrics;
 mod request;
+pub mod traces;
 pub mod usage;
 
 use std::fmt::{self, Display};
@@ -94,6 +95,10 @@ pub fn index_size(blocks: usize, pairs: usize, bytes: usize) {
     METRICS.cache.blocks.set(gauge(blocks));
     METRICS.cache.pairs.set(gauge(pairs));
     METRICS.cache.bytes.set(gauge(bytes));
+}
+
+fn counted(value: usize) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
 }
 
 fn gauge(value: usize) -> i64 {

@@ -15,6 +15,7 @@ mod attempt;
 mod body;
 mod body_tail;
 mod budget;
+mod capture;
 mod choose;
 mod client;
 mod context;
@@ -59,6 +60,7 @@ use crate::config::types::Config;
 use crate::fleet::Fleet;
 use crate::state::State;
 use crate::state::redis::SiblingExchange;
+use crate::traces::Traces;
 use attempt::pool::ConnectionPool;
 use budget::RetryBudget;
 use client::{Client, MAX_CLIENT_STALL};
@@ -80,6 +82,7 @@ pub struct ProxyShared {
     state: Arc<State>,
     /// Looks up what siblings have published; `None` without Redis.
     exchange: Option<Arc<SiblingExchange>>,
+    traces: Arc<Traces>,
     settings: ArcSwap<ProxySettings>,
     memory: Arc<memory::PeekMemory>,
     pool: ConnectionPool,
@@ -97,6 +100,7 @@ impl ProxyShared {
         fleet: Arc<Fleet>,
         state: Arc<State>,
         exchange: Option<Arc<SiblingExchange>>,
+        traces: Arc<Traces>,
     ) -> Arc<Self> {
         let memory = memory::PeekMemory::new(config.peek.memory);
         let random = random::RandomSource::new();
@@ -105,6 +109,7 @@ impl ProxyShared {
             fleet,
             state,
             exchange,
+            traces,
             memory,
             pool: ConnectionPool::default(),
             searches: ResponseSearches::default(),
@@ -124,6 +129,7 @@ impl ProxyShared {
     pub fn reload(&self, config: &Config) {
         self.memory.set_limit(config.peek.memory);
         self.state.set_ttl(config.sessions.ttl);
+        self.traces.reload(&config.traces);
         let (fleet, memory) = (self.fleet.clone(), self.memory.clone());
         self.settings.store(ProxySettings::new(config, fleet, memory, self.state.blocks()));
     }

@@ -26,7 +26,7 @@ use crate::config::types::PrefixIndex;
 use crate::observe;
 use crate::pick::Candidate;
 use crate::prompt::chain::{BlockLayout, PromptFamily};
-use crate::prompt::session::Session;
+use crate::prompt::session::{self, Session};
 use agreement::Agreement;
 use exchange::Outbox;
 use places::UpstreamPlaces;
@@ -303,6 +303,18 @@ impl State {
         let Some(slot) = slot else { return };
         for receipt in [learnt.rest, learnt.receipt].into_iter().flatten() {
             self.index.take_back(&asked.chain, slot, receipt);
+        }
+    }
+
+    /// The session of this name has ended: nothing draws its next request to the upstream that it used last,
+    /// here and at siblings. `models`: those that it may have used, as upstreams know them.
+    pub fn forget_session<'m>(&self, name: &str, models: impl IntoIterator<Item = &'m str>) {
+        for model in models {
+            let key = session::key_of(name.as_bytes(), model);
+            // Siblings know the sessions that are known here, and no others.
+            if self.sessions.forget(key) {
+                self.publish_session_end(key);
+            }
         }
     }
 

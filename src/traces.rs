@@ -1,12 +1,221 @@
 //! Recorded calls: captured on the way of an answer, assembled and stored on a thread of their own.
 //!
 //! ```text
-//! proxy: Capture  ->  CaptureQueue (bounded)  ->  assemble (pure)  ->  Store: memory | SQL
+//! proxy: Capture  ->  CaptureQueue (bounded)  ->  writer: assemble (pure)  ->  Store: memory | SQL
+//! admin API       ->  Traces: sessions, weight version, flush; Store: what is read
 //! ```
 //!
 //! Never: an await on the way of a request (but where `traces.sync` requests it), an unlimited queue, a
 //! trace that a public listener can read.
 
 pub mod assemble;
+pub mod capture;
+pub mod json;
+mod queue;
 pub mod record;
+mod sessions;
 pub mod store;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::config::types::{CaptureScope, TraceStore, TracesConfig};
+use crate::observe;
+use capture::{Capture, CaptureStart};
+use queue::{CaptureQueue, TraceMessage};
+use record::SessionSettings;
+use sessions::{KnownSettings, SessionRegistry};
+use store::{Store, StoreError};
+use writer::WriterThread;
+
+/// How long a request waits for what a database knows of its session.
+const MAX_LOOKUP: Duration = Duration::from_millis(250);
+
+/// The weight version that stands for none.
+const NO_VERSION: i64 = i64::MIN;
+
+/// The session of calls that name none.
+pub const UNNAMED_SESSION: &str = "unnamed";
+
+/// The traces of one balancer. See the module.
+pub struct Traces {
+    settings: ArcSwap<TracesConfig>,
+    queue: CaptureQueue,
+    sessions: SessionRegistry,
+    /// `None`: a database that could not be reached yet.
+    store: ArcSwapOption<Store>,
+    weight_version: AtomicI64,
+    marks: AtomicU64,
+    writer: WriterThread,
+}
+
+impl Traces {
+    /// Opens the store and starts the writer. Fails where the store can never work as it is configured; a
+    /// database that cannot be reached is tried again and again.
+    pub async fn start(config: &TracesConfig) -> Result<Arc<Self>, String> {
+        let store = match Store::open(config).await {
+            Ok(store) => Some(Arc::new(store)),
+            Err(error) if matches!(config.store, TraceStore::Postgres(_)) => {
+                observe::traces::store_failed(&error);
+                None
+            }
+            Err(error) => return Err(format!("traces.store: {error}")),
+        };
+        let is_shared = matches!(config.store, TraceStore::Postgres(_));
+        let is_durable = is_shared || matches!(config.store, TraceStore::Sqlite(_));
+        let version = match &store {
+            Some(store) => store.weight_version().await.unwrap_or_default(),
+            None => None,
+        };
+        let traces = Arc::new(Traces {
+            settings: ArcSwap::from_pointee(config.clone()),
+            queue: CaptureQueue::new(config.queue),
+            sessions: SessionRegistry::new(is_durable, is_shared),
+            store: ArcSwapOption::new(store),
+            weight_version: AtomicI64::new(version.unwrap_or(NO_VERSION)),
+            marks: AtomicU64::new(0),
+            writer: WriterThread::default(),
+        });
+        traces.writer.start(&traces)?;
+        Ok(traces)
+    }
+
+    /// Applies `config` to calls that begin from now on; the store stays.
+    pub fn reload(&self, config: &TracesConfig) {
+        self.queue.set_max_calls(config.queue);
+        self.settings.store(Arc::new(config.clone()));
+    }
+
+    pub fn settings(&self) -> Arc<TracesConfig> {
+        self.settings.load_full()
+    }
+
+    /// Whether a call may be captured, or changed for its session; `named`: the path names its session.
+    pub fn may_capture(&self, named: bool) -> bool {
+        let settings = self.settings.load();
+        let others = || settings.capture != CaptureScope::Sessions || self.sessions.may_have_any();
+        settings.store != TraceStore::None && (named || others())
+    }
+
+    /// Whether a call is captured: `named`: the path names its session, `made`: the API made it. `random`
+    /// decides on the share of other calls.
+    pub fn captures(&self, named: bool, made: bool, random: u64) -> bool {
+        let settings = self.settings.load();
+        settings.store != TraceStore::None
+            && match settings.capture {
+                CaptureScope::All => true,
+                CaptureScope::Sessions => named || made,
+                // 53 bits are what a float holds exactly.
+                CaptureScope::Share(share) => {
+                    named || made || ((random >> 11) as f64) < share * (1_u64 << 53) as f64
+                }
+            }
+    }
+
+    /// Begins the capture of a call.
+    pub fn begin(self: &Arc<Self>, start: CaptureStart) -> Capture {
+        Capture::new(self.clone(), start, self.weight_version())
+    }
+
+    /// What the API was told of a session; a database is waited for shortly, where it is needed at all.
+    pub async fn session_settings(&self, id: &str) -> Option<Arc<SessionSettings>> {
+        match self.sessions.get(id, Instant::now()) {
+            KnownSettings::Current(settings) => settings,
+            KnownSettings::Outdated(old) => {
+                let store = self.store.load_full()?;
+                match timeout(MAX_LOOKUP, store.load_session(id)).await {
+                    Ok(Ok(settings)) => {
+                        let settings = settings.map(Arc::new);
+                        self.sessions.put(id, settings.clone(), Instant::now());
+                        settings
+                    }
+                    // Asked again when the entry is old again, not at each request.
+                    Ok(Err(_)) | Err(_) => {
+                        self.sessions.put(id, old.clone(), Instant::now());
+                        old
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes a session, or replaces what is said of it.
+    pub async fn put_session(&self, settings: SessionSettings) -> Result<(), StoreError> {
+        self.store()?.put_session(&settings).await?;
+        let id = settings.session_id.clone();
+        self.sessions.put(&id, Some(Arc::new(settings)), Instant::now());
+        Ok(())
+    }
+
+    /// Deletes sessions with their traces. Returns the number of traces.
+    pub async fn delete_sessions(&self, ids: &[String]) -> Result<u64, StoreError> {
+        self.flush().await;
+        let deleted = self.store()?.delete_sessions(ids).await?;
+        ids.iter().for_each(|id| self.sessions.remove(id));
+        Ok(deleted)
+    }
+
+    pub fn weight_version(&self) -> Option<i64> {
+        Some(self.weight_version.load(Ordering::Acquire)).filter(|version| *version != NO_VERSION)
+    }
+
+    pub async fn set_weight_version(&self, version: i64) -> Result<(), StoreError> {
+        let stored = match self.store() {
+            Ok(store) => store.set_weight_version(Some(version)).await,
+            Err(error) => Err(error),
+        };
+        // This balancer's own calls have it, also while a database is away.
+        self.weight_version.store(version, Ordering::Release);
+        stored
+    }
+
+    /// Waits until every call that has ended so far is stored or dropped.
+    pub async fn flush(&self) {
+        let (told, heard) = oneshot::channel();
+        self.push(TraceMessage::Flush(told));
+        // An error: the writer has ended, and nothing is left to store.
+        heard.await.ok();
+    }
+
+    /// What is stored. An error while a database has never been reached.
+    pub fn store(&self) -> Result<Arc<Store>, StoreError> {
+        self.store.load_full().ok_or(StoreError::Unreached)
+    }
+
+    /// Stores what has been captured, for as long as `grace` allows, and ends the writer.
+    pub async fn stop(&self, grace: Duration) {
+        self.queue.close();
+        self.writer.join(grace).await;
+        if let Some(store) = self.store.load_full() {
+            timeout(grace, store.close()).await.ok();
+        }
+    }
+
+    /// Calls that wait to be stored, their bytes, and the bytes that the store takes.
+    pub fn sizes(&self) -> (usize, usize, u64) {
+        let (calls, bytes) = self.queue.size();
+        (calls, bytes, self.store.load().as_ref().map_or(0, |store| store.bytes()))
+    }
+
+    fn next_mark(&self) -> u64 {
+        self.marks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn push(&self, message: TraceMessage) {
+        match self.queue.push(message) {
+            0 => {}
+            dropped => observe::traces::dropped(dropped, "full"),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}

@@ -119,7 +119,10 @@ async fn a_reload_with_problems_changes_nothing_and_one_that_needs_a_restart_doe
     next.admin.token = Some(vllm_lb::config::secret::Secret::new("hunter2"));
     put(Ok(next));
     let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
-    assert_eq!(told, json!({"changed": ["admin.token"], "needs_restart": ["threads"], "warnings": []}));
+    assert_eq!(
+        told,
+        json!({"status": "ok", "changed": ["admin.token"], "needs_restart": ["threads"], "warnings": []})
+    );
     admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(401);
     let token = ("authorization", "Bearer hunter2");
     let shown = balancer.admin(wire::request("GET", "/admin/config", &[token], b"")).await.expect(200);
@@ -226,7 +229,7 @@ async fn a_renewed_certificate_of_a_listener_is_used_after_a_reload() {
     Wire::over(certs.connect(balancer.address(), &[]).await).ask(get("/version")).await.expect(200);
     std::fs::write(&files.key, &renewed.key).expect("written");
     let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();
-    assert_eq!(told, json!({"changed": ["listen.tls"], "needs_restart": [], "warnings": []}));
+    assert_eq!(told, json!({"status": "ok", "changed": ["listen.tls"], "needs_restart": [], "warnings": []}));
     Wire::over(renewed.connect(balancer.address(), &[]).await).ask(get("/version")).await.expect(200);
     kept.ask(get("/version")).await.expect(200);
     let told = admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200).json();

@@ -21,7 +21,7 @@ use http::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::fleet_editor::FleetEditor;
-use super::{answer, not_allowed, parameter};
+use super::{AdminReject, AdminResult, answer, not_allowed, parameter, respond};
 use crate::config::check;
 use crate::config::types::UpstreamConfig;
 use crate::config::url::decoded;
@@ -30,36 +30,6 @@ use crate::fleet::{Change, ChangeError, Fleet, SnapshotEntry, UpstreamState};
 
 /// The longest that a call waits.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
-
-/// Everything that a call can be refused for.
-struct AdminReject(StatusCode, Value);
-
-type AdminResult = Result<Response<Bytes>, AdminReject>;
-
-impl AdminReject {
-    fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        AdminReject(status, json!({"error": error.into()}))
-    }
-
-    fn problem(error: impl Into<String>) -> Self {
-        AdminReject::new(StatusCode::BAD_REQUEST, error)
-    }
-}
-
-impl From<ChangeError> for AdminReject {
-    fn from(refusal: ChangeError) -> Self {
-        let status = match refusal {
-            ChangeError::Unknown(_) => StatusCode::NOT_FOUND,
-            ChangeError::Unusable(_) => StatusCode::BAD_REQUEST,
-            ChangeError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        AdminReject::new(status, refusal.to_string())
-    }
-}
-
-fn respond(answered: AdminResult) -> Response<Bytes> {
-    answered.unwrap_or_else(|AdminReject(status, body)| answer(status, &body))
-}
 
 /// Calls of the list.
 pub async fn all(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> Response<Bytes> {
@@ -92,7 +62,7 @@ fn show(fleet: &Fleet, name: &str, status: StatusCode) -> AdminResult {
     Ok(answer(status, &row(entry)))
 }
 
-fn is_ready(entry: &SnapshotEntry) -> bool {
+pub fn is_ready(entry: &SnapshotEntry) -> bool {
     entry.state() == UpstreamState::Ready
 }
 
@@ -198,7 +168,7 @@ async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) 
 }
 
 /// `?wait=30s`.
-fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, AdminReject> {
+pub fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, AdminReject> {
     let Some(written) = parameter(request, "wait") else { return Ok(None) };
     let wait = duration_in(Duration::ZERO..=MAX_WAIT)(written);
     wait.map(Some).map_err(|what| AdminReject::problem(format!("wait: {what}")))

@@ -9,6 +9,7 @@ mod fleet;
 mod listen;
 mod routes;
 mod source;
+mod traces;
 
 pub use fleet::{upstream_alone, weight};
 pub use routes::warnings;
@@ -134,6 +135,7 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
     set(&mut config.upgrade_socket, root.get("upgrade_socket", file_path));
     sessions(root.section("sessions"), &mut config.sessions);
+    traces::read(root.section("traces"), &mut config.traces);
     log(root.section("log"), &mut config.log);
     shutdown(root.section("shutdown"), &mut config.shutdown);
     set(&mut config.expose, root.get("expose", boolean));

@@ -2,7 +2,7 @@
 //!
 //! Pure: it only compares. What can be taken over live is, all of it; what needs a new process is named.
 
-use super::types::{Config, LogConfig, UpstreamConfig};
+use super::types::{Config, LogConfig, TraceStore, TracesConfig, UpstreamConfig};
 
 /// The way from one configuration to another.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,6 +35,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("trusted_proxies", old.trusted_proxies != new.trusted_proxies),
         ("passthrough", old.passthrough != new.passthrough),
         ("sessions", old.sessions != new.sessions),
+        ("traces", traces_of(old) != traces_of(new)),
         ("log", LogConfig { format: None, ..old.log } != LogConfig { format: None, ..new.log }),
         ("shutdown", old.shutdown != new.shutdown),
         ("expose", old.expose != new.expose),
@@ -48,6 +49,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
         ("balance.block_bytes", old.index.block_bytes != new.index.block_bytes),
         ("threads", old.threads != new.threads),
         ("upgrade_socket", old.upgrade_socket != new.upgrade_socket),
+        ("traces.store", old.traces.store != new.traces.store),
         ("log.format", old.log.format != new.log.format),
     ];
     let names = |table: &[(&'static str, bool)]| {
@@ -63,11 +65,17 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     }
 }
 
+/// The settings of traces that are taken over live.
+fn traces_of(config: &Config) -> TracesConfig {
+    TracesConfig { store: TraceStore::None, ..config.traces.clone() }
+}
+
 /// The new configuration as it can run in this process: what needs a restart stays as it was.
 pub fn as_it_runs(old: &Config, new: Config) -> Config {
     let mut runs = new;
     runs.listen.clone_from(&old.listen);
     runs.admin.address = old.admin.address.clone();
+    runs.traces.store.clone_from(&old.traces.store);
     runs.redis.clone_from(&old.redis);
     runs.redis_options.clone_from(&old.redis_options);
     runs.index = old.index;

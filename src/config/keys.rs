@@ -26,6 +26,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "passthrough",
             "upgrade_socket",
             "sessions",
+            "traces",
             "log",
             "shutdown",
             "expose",
@@ -88,6 +89,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("limits", &["connections", "header_bytes"]),
     ("passthrough[]", &["path", "to"]),
     ("sessions", &["headers", "body", "cookie", "bonus", "ttl"]),
+    ("traces", &["store", "memory", "capture", "keep", "max_bytes", "queue", "sync", "cumulative"]),
     ("log", &["format", "level", "bodies", "truncate"]),
     ("shutdown", &["grace", "drain"]),
 ];
@@ -110,7 +112,7 @@ pub const FREE: &[&str] = &["header", "set", "defaults", "overrides", "roles"];
 /// What the contract names and this version cannot do yet. Refused, never accepted and ignored; an
 /// entry leaves this list together with the change that brings the feature. `key=value` is one value
 /// of a key that is there.
-pub const LATER: &[&str] = &["upstreams[].dns", "upstreams[].kubernetes", "traces"];
+pub const LATER: &[&str] = &["upstreams[].dns", "upstreams[].kubernetes"];
 
 /// What a message says of everything in `LATER`.
 pub const NOT_AVAILABLE: &str = "not available yet";

@@ -12,9 +12,10 @@ use serde_json::{Map, Value, json};
 use super::keys;
 use super::secret::Secret;
 use super::types::{
-    Breaker, Config, Discover, DiscoverySource, Listen, Passthrough, PassthroughTo, Retry, SessionConfig,
-    Timeouts, UpstreamConfig, UpstreamTls,
+    Breaker, CaptureScope, Config, Discover, DiscoverySource, Listen, Passthrough, PassthroughTo, Retry,
+    SessionConfig, Timeouts, TraceStore, TracesConfig, UpstreamConfig, UpstreamTls,
 };
+use super::url::masked;
 use super::values::{show_duration, show_size};
 
 /// The configuration as JSON, keys in the manual's order.
@@ -70,6 +71,7 @@ pub fn json(config: &Config) -> Value {
         "passthrough": config.passthrough.iter().map(passthrough).collect::<Vec<_>>(),
         "upgrade_socket": config.upgrade_socket.display().to_string(),
         "sessions": sessions(&config.sessions),
+        "traces": traces(&config.traces),
         "log": {
             "format": config.log.format.map(|format| format.name()),
             "level": config.log.level.name(),
@@ -121,6 +123,31 @@ fn sessions(sessions: &SessionConfig) -> Value {
         "cookie": sessions.cookie.as_deref().unwrap_or("none"),
         "bonus": number(sessions.bonus),
         "ttl": show_duration(sessions.ttl),
+    })
+}
+
+fn traces(traces: &TracesConfig) -> Value {
+    let store = match &traces.store {
+        TraceStore::None => "none".into(),
+        TraceStore::Memory => "memory".into(),
+        TraceStore::Sqlite(None) => "sqlite".into(),
+        TraceStore::Sqlite(Some(path)) => format!("sqlite:{}", path.display()),
+        TraceStore::Postgres(url) => masked(url.expose()),
+    };
+    let capture = match traces.capture {
+        CaptureScope::Sessions => "sessions".into(),
+        CaptureScope::All => "all".into(),
+        CaptureScope::Share(share) => number(share),
+    };
+    json!({
+        "store": store,
+        "memory": show_size(traces.memory),
+        "capture": capture,
+        "keep": show_duration(traces.keep),
+        "max_bytes": show_size(traces.max_bytes),
+        "queue": traces.queue,
+        "sync": traces.sync,
+        "cumulative": traces.cumulative,
     })
 }
 

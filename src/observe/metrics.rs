@@ -6,6 +6,7 @@
 mod cache;
 mod discovery;
 mod exchange;
+mod traces;
 
 use std::sync::LazyLock;
 
@@ -17,6 +18,7 @@ use prometheus::{
 pub use cache::CacheMetrics;
 pub use discovery::DiscoveryMetrics;
 pub use exchange::ExchangeMetrics;
+pub use traces::TraceMetrics;
 
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
@@ -39,6 +41,7 @@ pub struct Metrics {
     pub cache: CacheMetrics,
     pub discovery: DiscoveryMetrics,
     pub exchange: ExchangeMetrics,
+    pub traces: TraceMetrics,
     pub signs_lost: IntCounter,
     pub queue: IntCounterVec,
     pub reloads: IntCounterVec,
@@ -115,6 +118,7 @@ impl Metrics {
             cache: CacheMetrics::new(&make),
             discovery: DiscoveryMetrics::new(&make),
             exchange: ExchangeMetrics::new(&make),
+            traces: TraceMetrics::new(&make),
             registry: make.0,
         }
     }

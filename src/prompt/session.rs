@@ -73,8 +73,7 @@ impl<'a> SessionLookup<'a> {
     /// The session that the request names, if any, and its label.
     pub fn session(&self, sessions: &SessionConfig) -> Option<(Session, String)> {
         let (name, source) = self.name(sessions)?;
-        let key = xxh3_64_with_seed(&name, xxh3_64(self.model.as_bytes()));
-        Some((Session { key, source }, printable(&name)))
+        Some((Session { key: key_of(&name, self.model), source }, printable(&name)))
     }
 
     fn name(&self, sessions: &SessionConfig) -> Option<(Cow<'a, [u8]>, SessionOrigin)> {
@@ -117,6 +116,12 @@ impl<'a> SessionLookup<'a> {
         }
         claude_code(&text(object.get(1).ok().flatten()?)?).map(Cow::Owned)
     }
+}
+
+/// The key of the session of this name, for requests of this model. A name counts without the white space
+/// around it.
+pub fn key_of(name: &[u8], model: &str) -> u64 {
+    xxh3_64_with_seed(name.trim_ascii(), xxh3_64(model.as_bytes()))
 }
 
 /// The label of a session: unprintable characters are shown as `\u{fffd}`, and a long name as its beginning
@@ -351,6 +356,7 @@ mod tests {
             9_143_808_475_024_823_649,
             "balancers must agree"
         );
+        assert_eq!(key_of(b" a ", "m"), named("a", SessionOrigin::Header).unwrap().key);
     }
 
     proptest! {

@@ -222,9 +222,14 @@ impl RequestBody {
         true
     }
 
-    /// Puts a text into a complete body on its way to an upstream, without a copy of the body.
+    /// Puts a text into a complete body on its way to an upstream, without a copy of the body. A second text
+    /// goes behind the first, which is at the same place.
     pub fn insert(&mut self, at: usize, text: &'static [u8]) {
-        self.insertion = Some(BodyInsertion { at, text: Bytes::from_static(text) });
+        let text = match &self.insertion {
+            Some(first) => [&first.text[..], text].concat().into(),
+            None => Bytes::from_static(text),
+        };
+        self.insertion = Some(BodyInsertion { at, text });
     }
 
     /// The length of a complete body on its way to an upstream.
@@ -326,6 +331,10 @@ mod tests {
         let held = body.replay();
         assert_eq!((body.bytes(), body.sent_length()), (&b"peek"[..], 6));
         assert_eq!(body.pieces(held, None).concat(), b"pe**ek");
+        body.insert(2, b"++");
+        let held = body.replay();
+        assert_eq!((body.bytes(), body.sent_length()), (&b"peek"[..], 8));
+        assert_eq!(body.pieces(held, None).concat(), b"pe**++ek");
     }
 
     #[test]

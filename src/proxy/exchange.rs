@@ -105,6 +105,9 @@ pub async fn carry(
     let mut request = ClientRequest::new(settings.peeker.memory.reservation());
     let mut report = RequestReport::default();
     let served = serve(balancer, &scope, client, &mut request, &mut report).await;
+    if let Some(capture) = &mut request.capture {
+        capture.end(served.as_ref().copied());
+    }
     let ended = match served {
         Err(RequestEnd::Reject(reject)) if !client.has_answer() => {
             refuse(&scope, client, &mut request, &mut report, &reject).await
@@ -161,6 +164,9 @@ async fn forward(
         pause_before_retry(scope, client, request, &attempts, watch).await?;
         let mut placement = choose(scope, client, request, &mut attempts, watch).await?;
         (report.attempts, report.upstream) = (attempts.count, Some(placement.upstream().clone()));
+        if let Some(capture) = &mut request.capture {
+            capture.attempt(placement.upstream().name(), attempts.count);
+        }
         let trying = attempt(scope, client, request, &mut placement, watch, attempts.stale);
         // Boxed where another attempt has failed: most requests have one, and pay nothing for that.
         let tried = if blame.is_open() { blame.during(Box::pin(trying)).await } else { trying.await };

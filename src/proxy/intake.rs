@@ -6,6 +6,7 @@
 //! Never: a lease, a choice among upstreams, a byte of an answer.
 
 pub mod body_facts;
+mod capture_body;
 pub mod peek;
 
 use std::future::Future;
@@ -15,13 +16,13 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use tokio::time::{Instant, timeout_at};
 
-use super::Balancer;
 use super::client::{Client, ClientEvent};
 use super::exchange::RequestEnd;
 use super::memory::MemoryReservation;
 use super::request::{BodySamples, ClientRequest, RequestScope, RequestedModel};
 use super::stored::{self, PendingResponse};
 use super::watch::RequestWatch;
+use super::{Balancer, capture};
 use super::{headers, own_answers};
 use crate::config::types::Timeouts;
 use crate::fleet::Snapshot;
@@ -294,6 +295,8 @@ async fn read_body(
         };
         let adapter = adapter(client, &shape);
         let head = HeadFacts {
+            traces: &shared.traces,
+            random: &shared.random,
             path: &request.path,
             session: request.path_session.as_deref(),
             model: adapter.as_deref(),
@@ -302,7 +305,9 @@ async fn read_body(
         let peeked = peeker.peek(client, shape, head, needs, &mut edits).await;
         // A refusal has the headers of its route, too.
         request.edits = request.edits.take().or(edits);
-        let Peeked { body, pace, facts, usage_injection } = peeked?;
+        let mut peeked = peeked?;
+        capture::begin(scope, request, &mut peeked);
+        let Peeked { body, pace, facts, usage_injection, .. } = peeked;
         request.model = facts.model;
         (request.usage_injection, request.session_label) = (usage_injection, facts.session_label);
         stored::route_to_previous(scope, client, request, facts.previous_response_id.as_deref()).await?;

@@ -43,6 +43,13 @@ impl RandomSource {
         HeaderValue::try_from(mark).expect("digits and letters make a header's value")
     }
 
+    /// A UUID of version 4 in its text form.
+    pub fn uuid(&self) -> String {
+        let (high, low) = (self.next() & !0xf000 | 0x4000, self.next() & !(3 << 62) | 2 << 62);
+        let (first, second, third) = (high >> 32, high >> 16 & 0xffff, high & 0xffff);
+        format!("{first:08x}-{second:04x}-{third:04x}-{:04x}-{:012x}", low >> 48, low & 0xffff_ffff_ffff)
+    }
+
     /// 32 hexadecimal digits, as uuid4's.
     pub fn id(&self) -> String {
         format!("{:016x}{:016x}", self.next(), self.next())

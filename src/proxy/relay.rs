@@ -14,6 +14,7 @@ use pingora::{Error, Result};
 
 use super::attempt::UpstreamAnswer;
 use super::attempt::connection::UpstreamConnection;
+use super::capture::wait_until_stored;
 use super::client::Client;
 use super::exchange::{RequestEnd, RequestReport, report_failure};
 use super::headers;
@@ -78,6 +79,9 @@ pub fn prepare(
         head.insert_header(header::CONTENT_LENGTH, first.len())?;
         head.insert_header(header::CONTENT_TYPE, kind)?;
         request.sample_answer(&first);
+        if let Some(capture) = &mut request.capture {
+            capture.replaced(&beginning);
+        }
     } else if over || !beginning.is_empty() {
         let edited = pipeline.pass(scope, request, placement, &beginning, over)?;
         first = edited.unwrap_or_else(|| beginning.into());
@@ -202,6 +206,7 @@ async fn carry_body(
         ResponseHeader::build_no_case(200, Some(0)).map_err(RequestEnd::Broken)?,
     );
     let bodiless = answer.over && answer.first.is_empty();
+    wait_until_stored(request).await;
     client.write_head(head, &answer.first, bodiless).await.map_err(RequestEnd::Disconnected)?;
     answer.first = Bytes::new();
     if answer.pipeline.is_stream() && request.body.is_complete() {
@@ -227,6 +232,7 @@ async fn carry_body(
                 if is_broken(request) && !end {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, edited));
                 }
+                wait_until_stored(request).await;
                 client.write(edited.as_deref().unwrap_or(piece)).await.map_err(RequestEnd::Disconnected)?;
                 watch.record_answer_piece();
                 *over = end;

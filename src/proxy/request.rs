@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use super::body::RequestBody;
+use super::capture::RequestCapture;
 use super::prompt_work::PromptTail;
 use super::route_edits::RouteEdits;
 use super::settings::ProxySettings;
@@ -75,6 +76,8 @@ pub struct ClientRequest {
     pub tokens: u64,
     /// The answer is to come as a stream.
     pub streams: bool,
+    /// Its call is recorded as a trace.
+    pub capture: Option<Box<RequestCapture>>,
     /// A response that its upstream keeps is being made.
     pub pending_response: Option<Box<PendingResponse>>,
     /// The request continues when the client disconnects.
@@ -119,6 +122,7 @@ impl ClientRequest {
             prompt_tail: None,
             tokens: 0,
             streams: false,
+            capture: None,
             pending_response: None,
             background: false,
             only: None,

@@ -52,6 +52,16 @@ impl UsageInjection {
         UsageInjection { is_field, keeps, answer: None }
     }
 
+    /// Whether the request for the usage stands at the end of the body, of which all else is as it was.
+    pub fn is_inserted(&self) -> bool {
+        self.is_field
+    }
+
+    /// Leaves it to the caller to count the field that the body has more. Returns whether it has one.
+    pub fn give_up_member(&mut self) -> bool {
+        std::mem::take(&mut self.is_field)
+    }
+
     /// An answer begins. `body`: the client's.
     pub fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());

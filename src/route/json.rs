@@ -112,6 +112,15 @@ pub fn walk<'a>(
     start: usize,
     mut read: impl FnMut(Cow<'a, str>, usize, usize) -> JsonResult<usize>,
 ) -> JsonResult<usize> {
+    walk_raw(bytes, start, |key, start, value| read(unescape(key), start, value))
+}
+
+/// As `walk`, with what stands between the quotes of a key: escapes are left in it.
+pub fn walk_raw<'a>(
+    bytes: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
     if bytes.get(start) != Some(&b'{') {
         return Err(ReadFault::Syntax);
     }
@@ -124,7 +133,7 @@ pub fn walk<'a>(
         if key_end - at > MAX_KEY_BYTES {
             return Err(ReadFault::LongKey);
         }
-        let key = unescape(&bytes[at + 1..key_end - 1]);
+        let key = &bytes[at + 1..key_end - 1];
         let colon = skip_space(bytes, key_end);
         if bytes.get(colon) != Some(&b':') {
             return Err(ReadFault::Syntax);
@@ -240,11 +249,33 @@ fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
             b'{' | b'[' => depth += 1,
             b'}' | b']' if depth == 1 => return Some(at + 1),
             b'}' | b']' => depth -= 1,
-            b'0'..=b'9' => at += plain_run(&bytes[at + 1..]),
-            _ => {}
+            _ => at += plain_prefix(&bytes[at + 1..]),
         }
         at += 1;
     }
+}
+
+/// How many of the next bytes are no quotes and no brackets: all of them where they are few, and many of
+/// them where they are many.
+fn plain_prefix(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    let (words, _) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().take(2).enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // A bracket and a brace differ by this bit.
+        let braces = word | (ONES * 0x20);
+        let found = [(word, b'"'), (braces, b'{'), (braces, b'}')].map(|(word, wanted)| {
+            let zero_where_found = word ^ (ONES * u64::from(wanted));
+            zero_where_found.wrapping_sub(ONES) & !zero_where_found
+        });
+        // The lowest bit that is set belongs to the first match; none is set where there is none.
+        let found = (found[0] | found[1] | found[2]) & (ONES << 7);
+        if found != 0 {
+            return index * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let near = words.len().min(2) * 8;
+    near + plain_run(&bytes[near..])
 }
 
 /// How many of the next bytes are no quotes and no brackets, in whole windows: lists of numbers are long.
@@ -435,7 +466,26 @@ mod tests {
         }
     }
 
+    /// Where a value ends that has no strings, byte by byte.
+    fn end_of_lists(bytes: &[u8]) -> Option<usize> {
+        let mut depth = 0_i64;
+        let end = bytes.iter().position(|byte| {
+            depth += i64::from(matches!(byte, b'[' | b'{')) - i64::from(matches!(byte, b']' | b'}'));
+            depth == 0
+        });
+        end.map(|end| end + 1)
+    }
+
     proptest! {
+        #[test]
+        fn lists_end_where_they_end(
+            parts in prop::collection::vec("\\[|\\]|\\{|\\}|[,:;Zz\u{1}é0-9.-]{1,9}|[0-9,]{30,80}", 0..20),
+            behind in "[0-9\\]]{0,40}",
+        ) {
+            let text = format!("[{}{behind}", parts.concat());
+            prop_assert_eq!(value_end(text.as_bytes(), 0), end_of_lists(text.as_bytes()), "{}", text);
+        }
+
         #[test]
         fn no_bytes_make_it_panic(bytes in r#"[\[\]{}",:\\a1 \-\PC]{0,40}"#, at in 0..40_usize) {
             let bytes = bytes.as_bytes();

@@ -184,12 +184,19 @@ pub fn of_session(path: &str) -> Option<(Cow<'_, str>, &str)> {
 pub fn location(https: bool, host: &str, path: &str, query: Option<&str>) -> String {
     let mut url = String::from(if https { "https://" } else { "http://" });
     escape_into(&mut url, host, b":[]%");
-    escape_into(&mut url, path, b"/:@!$&'()*+,;=");
+    url.push_str(&escape_path(path));
     if let Some(query) = query.filter(|query| !query.is_empty()) {
         url.push('?');
         escape_into(&mut url, query, b"/:@!$&'()*+,;=?%[]");
     }
     url
+}
+
+/// A path of any text, as it stands in a URL.
+pub fn escape_path(path: &str) -> String {
+    let mut escaped = String::with_capacity(path.len());
+    escape_into(&mut escaped, path, b"/:@!$&'()*+,;=");
+    escaped
 }
 
 fn escape_into(url: &mut String, text: &str, safe: &[u8]) {

@@ -1,4 +1,4 @@
-//! The refusal of a body that a field was put into: vLLM's errors tell how many fields the body has
+//! The refusal of a body that fields were put into: vLLM's errors tell how many fields the body has
 //! (`'input': '<dict of 5 items>'`), and where it is broken (`'loc': 'body.40'`), and the client must be told
 //! of its own.
 //!
@@ -85,7 +85,12 @@ pub fn fields(body: &[u8]) -> Option<usize> {
 impl RefusalEditor {
     /// Of a body of so many fields of the client's, and one more.
     pub fn new(fields: usize) -> Self {
-        let names = [fields + 1, fields].map(|count| format!("<dict of {count} items>").into_bytes());
+        RefusalEditor::with_added(fields, 1)
+    }
+
+    /// Of a body of so many fields of the client's, and so many that were added.
+    pub fn with_added(fields: usize, added: usize) -> Self {
+        let names = [fields + added, fields].map(|count| format!("<dict of {count} items>").into_bytes());
         RefusalEditor { names, first: None, held: Vec::new(), is_long: false }
     }
 

@@ -176,7 +176,7 @@ impl BodyRewrite {
     ) -> Result<RewrittenBody, Reject> {
         match self.edit_read(body, end_of) {
             Err(ReadFault::Syntax) => Ok(RewrittenBody::default()),
-            Err(fault) => Err(too_large(fault)),
+            Err(fault) => Err(too_large(fault, "route")),
             Ok(edited) => edited,
         }
     }
@@ -246,8 +246,8 @@ impl BodyRewrite {
     }
 }
 
-/// The refusal of a body that is too large to be edited.
-fn too_large(fault: ReadFault) -> Reject {
+/// The refusal of a body that is too large to be edited; `rule` names what would edit it.
+pub(super) fn too_large(fault: ReadFault, rule: &str) -> Reject {
     let why = match fault {
         ReadFault::ManyMembers => format!("an object in it has more than {MAX_MEMBERS} members"),
         ReadFault::LongKey => format!("an object in it has a key of more than {MAX_KEY_BYTES} bytes"),
@@ -256,7 +256,7 @@ fn too_large(fault: ReadFault) -> Reject {
     };
     Reject::Field {
         param: "body".into(),
-        message: format!("The body cannot be edited as its route says: {why}."),
+        message: format!("The body cannot be edited as its {rule} says: {why}."),
     }
 }
 

@@ -64,7 +64,8 @@ use tokio_rustls::TlsAcceptor;
 
 pub use fault::{InjectedFault, NoMetrics};
 pub use options::Options;
-pub use record::{Recorded, Stats};
+pub use record::{Recorded, RecordedGeneration, Stats};
+pub use run::logprob;
 
 use server::{EngineAddress, EngineListener};
 use shared::EngineShared;
@@ -162,6 +163,11 @@ impl EngineServer {
     /// The latest 1,000 requests other than polls, oldest first.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.requests.all()
+    }
+
+    /// What was generated for the latest 1,000 requests, oldest first.
+    pub fn generations(&self) -> Vec<RecordedGeneration> {
+        self.shared.generations.all()
     }
 
     /// The latest 1,000 GETs of `/health`, `/metrics`, `/v1/models` and the like, oldest first.

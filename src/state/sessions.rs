@@ -46,6 +46,8 @@ struct SessionShard {
     limit: usize,
     places: HashMap<u64, u32>,
     entries: Vec<SessionEntry>,
+    /// Places of forgotten sessions, which are in no list.
+    vacant: Vec<u32>,
     /// Of the list: the one that was bound last, and the one whose last request is the longest ago.
     newest: u32,
     oldest: u32,
@@ -99,6 +101,11 @@ impl Sessions {
         self.shard(key).unbind(key, upstream, before);
     }
 
+    /// The session has ended: its next request is one of a new session. Returns whether it was known.
+    pub fn forget(&self, key: u64) -> bool {
+        self.shard(key).forget(key)
+    }
+
     /// How many are kept, those included that would no longer be found.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).places.len()).sum()
@@ -124,7 +131,14 @@ fn lock(shard: &Mutex<SessionShard>) -> MutexGuard<'_, SessionShard> {
 
 impl SessionShard {
     fn new(limit: usize) -> Self {
-        SessionShard { limit, places: HashMap::new(), entries: Vec::new(), newest: NIL, oldest: NIL }
+        SessionShard {
+            limit,
+            places: HashMap::new(),
+            entries: Vec::new(),
+            vacant: Vec::new(),
+            newest: NIL,
+            oldest: NIL,
+        }
     }
 
     fn entry(&self, key: u64) -> Option<SessionEntry> {
@@ -160,8 +174,18 @@ impl SessionShard {
         }
     }
 
+    fn forget(&mut self, key: u64) -> bool {
+        let Some(place) = self.places.remove(&key) else { return false };
+        self.unlink(place);
+        self.vacant.push(place);
+        true
+    }
+
     /// A place for one more session; when all are taken, that of the oldest.
     fn free(&mut self) -> u32 {
+        if let Some(place) = self.vacant.pop() {
+            return place;
+        }
         if self.entries.len() < self.limit {
             let place = self.entries.len() as u32;
             let bound = SessionBinding { upstream: 0, tokens: 0 };
@@ -248,6 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn a_forgotten_session_is_a_new_one() {
+        let sessions = Sessions::new(100, HOUR);
+        sessions.bind(1, 7, 500, 0);
+        sessions.bind(2, 8, 600, 0);
+        assert_eq!((sessions.forget(1), sessions.forget(3)), (true, false));
+        assert_eq!((sessions.find(1, 0), sessions.find(2, 0)), (None, bound(8, 600)));
+        sessions.unbind(1, 7, bound(9, 100));
+        assert_eq!((sessions.find(1, 0), sessions.len()), (None, 1), "a request that was still on its way");
+        sessions.bind(1, 6, 10, 1);
+        assert_eq!((sessions.find(1, 1), sessions.len()), (bound(6, 10), 2));
+    }
+
+    #[test]
     fn nothing_is_kept_without_room() {
         let sessions = Sessions::new(0, HOUR);
         sessions.bind(1, 7, 500, 0);
@@ -309,7 +346,7 @@ mod tests {
         fn a_shard_keeps_what_a_list_keeps(
             limit in 1usize..8,
             ttl in 0u64..30,
-            calls in prop::collection::vec((0u64..12, 0usize..4, 0u64..1000, 0u64..5, 0..3), 0..120),
+            calls in prop::collection::vec((0u64..12, 0usize..4, 0u64..1000, 0u64..5, 0..5), 0..120),
         ) {
             let sessions = Sessions::with_shards(limit, ttl, 1);
             let mut model = SessionModel::default();
@@ -323,6 +360,9 @@ mod tests {
                     if let Some((_, bound, _)) = entry.filter(|(_, bound, _)| bound.upstream == upstream) {
                         *bound = before.unwrap_or(SessionBinding { upstream, tokens: 0 });
                     }
+                } else if call == 1 {
+                    sessions.forget(key(number));
+                    model.0.retain(|(known, ..)| *known != key(number));
                 } else {
                     sessions.bind(key(number), upstream, tokens, now);
                     model.bind(key(number), SessionBinding { upstream, tokens }, now, limit);

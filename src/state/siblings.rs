@@ -14,6 +14,9 @@ use super::responses::ResponseOrigin;
 use super::sessions::SessionBinding;
 use crate::pick;
 
+/// Stands where a session that has ended would have its upstream.
+const NO_UPSTREAM: &str = "";
+
 impl State {
     // === saying ===
 
@@ -44,6 +47,20 @@ impl State {
         }
     }
 
+    /// A session without an upstream has ended. Balancers that do not know this form ignore it, as they
+    /// ignore an upstream that they do not know.
+    pub(super) fn publish_session_end(&self, key: u64) {
+        let Some(outbox) = &self.outbox else { return };
+        let key = format!("{key:x}").into();
+        outbox.put(OutboxEvent::Bound {
+            kind: Binding::Session,
+            key,
+            upstream: NO_UPSTREAM.into(),
+            number: 0,
+            keep: false,
+        });
+    }
+
     // === hearing ===
 
     /// Applies a chain that a sibling sent to an upstream; returns `false` when no upstream here holds the
@@ -70,6 +87,10 @@ impl State {
 
     /// Applies a session's or a response's upstream, as a sibling reported it.
     pub fn apply_binding(&self, bound: &exchange::BindingUpdate<'_>, now: Instant) {
+        let ended = bound.kind == Binding::Session && bound.upstream == NO_UPSTREAM;
+        if let (true, Ok(key)) = (ended, u64::from_str_radix(bound.key, 16)) {
+            self.sessions.forget(key);
+        }
         let Some(id) = self.places.load().id(bound.upstream) else { return };
         match (bound.kind, u64::from_str_radix(bound.key, 16)) {
             (Binding::Session, Ok(key)) => self.sessions.bind(key, id, bound.number, self.millis(now)),
@@ -101,7 +122,7 @@ mod tests {
     use super::super::{PromptLookup, State, TrackedUpstream};
     use super::*;
     use crate::config::types::PrefixIndex;
-    use crate::prompt::session::{Session, SessionOrigin};
+    use crate::prompt::session::{self, Session, SessionOrigin};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -154,6 +175,19 @@ mod tests {
         one.learn_rest(&asked(&[1, 2, 3, 4, 5, 6], None), 4, 1, None);
         assert_eq!(carry(&ours, &other), 2);
         assert_eq!(other.chain_to("b", 6), Some(vec![1, 2, 3, 4, 5, 6]));
+    }
+
+    #[test]
+    fn a_session_that_has_ended_is_forgotten_by_both() {
+        let [(one, ours), (other, _)] = pair();
+        let key = session::key_of(b"s", "m");
+        one.learn(&asked(&[], Some(key)), 1, Instant::now());
+        carry(&ours, &other);
+        assert_eq!(other.sessions.len(), 1);
+        one.forget_session("s", ["", "m"]);
+        assert!(one.sessions.is_empty());
+        carry(&ours, &other);
+        assert!(other.sessions.is_empty());
     }
 
     #[test]

@@ -161,6 +161,26 @@ fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
     assert!(there.iter().all(|candidate| candidate.session_penalty == 0), "too long ago");
 }
 
+#[test]
+fn a_session_that_has_ended_is_drawn_nowhere() {
+    let state = state();
+    let named = |model: &str| {
+        let key = session::key_of(b"harbor/hello:0", model);
+        let session = Some(Session { key, source: SessionOrigin::Path });
+        PromptLookup { session, ..asked(&[1, 2]) }
+    };
+    for model in ["m", "n"] {
+        learn(&state, &named(model), 1);
+    }
+    let opaque = |model: &str| PromptLookup { chain: Vec::new(), ..named(model) };
+    assert_eq!(session_penalty(&state, &opaque("m")), [30, 0, 30]);
+    state.forget_session("another", ["m", "n"]);
+    assert_eq!(session_penalty(&state, &opaque("m")), [30, 0, 30]);
+    state.forget_session("harbor/hello:0", ["m", ""]);
+    assert_eq!(session_penalty(&state, &opaque("m")), [0; 3]);
+    assert_eq!(session_penalty(&state, &opaque("n")), [30, 0, 30], "another model's session");
+}
+
 /// An engine that counts in its own way drew conversations away from the upstreams that held them.
 #[test]
 fn false_counts_move_no_session() {

@@ -1,3 +1,323 @@
 //! Assembles a record from the bytes of a request and of its answer.
 //!
-//! Never: I/O, a clock, a panic on bytes that are not what they should be.
+//! ```text
+//! AnswerAssembler: stream  -> sse::LineSplitter -> chunks (chat, completions) | responses | messages
+//!                  whole   -> document
+//! read_request + AssembledAnswer + CallFacts -> record() -> TraceRecord
+//! ```
+//!
+//! A message of a chat has the members of the engine's own without its nulls, and always `role` and
+//! `content`; a stream's message equals that of the same answer as a whole.
+//!
+//! Never: I/O, a clock, a panic on bytes that are not what they should be, a stream kept as it came, more
+//! than [`MAX_ANSWER_BYTES`] of one answer.
+
+mod chunks;
+mod document;
+mod ids;
+mod merge;
+mod messages;
+mod request;
+mod responses;
+mod wire;
+
+pub use request::{RequestParts, read_request, record};
+
+use chunks::ChunkStream;
+use messages::MessageStream;
+use responses::ResponseStream;
+use wire::AnswerBody;
+
+use super::json::push_string;
+use super::record::{ChoiceRecord, CutDocument, TraceApi, TraceError, TraceTokens};
+use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
+
+/// The most bytes that are held of one answer.
+pub const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// The largest buffer of an event that is kept for the next one.
+const MAX_KEPT_EVENT_BYTES: usize = 64 << 10;
+
+/// Reads one answer as it comes; keeps what a record needs, never a stream as it came.
+#[derive(Debug)]
+pub struct AnswerAssembler {
+    api: TraceApi,
+    status: u16,
+    /// The most bytes that are held.
+    most: usize,
+    source: AnswerSource,
+    is_overflown: bool,
+}
+
+#[derive(Debug)]
+enum AnswerSource {
+    Whole(Vec<u8>),
+    Stream(Box<StreamReader>),
+}
+
+/// A stream of events, and what came of it.
+#[derive(Debug)]
+struct StreamReader {
+    lines: LineSplitter,
+    events: StreamEvents,
+    /// The most bytes that are held.
+    most: usize,
+}
+
+/// The events of a stream.
+#[derive(Debug)]
+struct StreamEvents {
+    /// The data of the event whose end has not come.
+    data: Vec<u8>,
+    /// Its name is `error`.
+    is_error: bool,
+    has_error: bool,
+    state: StreamState,
+    /// The memory that `state` holds, about.
+    held: usize,
+}
+
+#[derive(Debug)]
+enum StreamState {
+    Chunks(ChunkStream),
+    Responses(ResponseStream),
+    Messages(MessageStream),
+}
+
+/// What an answer says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AssembledAnswer {
+    pub model: Option<String>,
+    pub choices: Vec<ChoiceRecord>,
+    pub prompt_token_ids: Vec<u32>,
+    pub tokens: TraceTokens,
+    pub weight_version: Option<i64>,
+    /// An answer that was not a stream.
+    pub response: Option<CutDocument>,
+    /// The answer has an error event, is larger than what is captured, or has no end.
+    pub error: Option<TraceError>,
+    /// Something of the answer is missing.
+    pub partial: bool,
+    /// The stream's last event came; of another answer, the whole document.
+    pub is_complete: bool,
+}
+
+/// What all readers of answers collect.
+#[derive(Debug, Default)]
+struct AnswerParts {
+    model: Option<String>,
+    choices: Vec<ChoiceRecord>,
+    prompt_token_ids: Vec<u32>,
+    tokens: TraceTokens,
+    weight_version: Option<i64>,
+    has_error: bool,
+    is_complete: bool,
+    /// Something could not be read.
+    is_damaged: bool,
+}
+
+// === impl AnswerAssembler ===
+
+impl AnswerAssembler {
+    /// For an answer that begins. `stream`: its content type is `text/event-stream`.
+    pub fn new(api: TraceApi, stream: bool, status: u16) -> Self {
+        Self::bounded(api, stream, status, MAX_ANSWER_BYTES)
+    }
+
+    fn bounded(api: TraceApi, stream: bool, status: u16, most: usize) -> Self {
+        let source = if stream {
+            AnswerSource::Stream(Box::new(StreamReader::new(api, most)))
+        } else {
+            AnswerSource::Whole(Vec::new())
+        };
+        AnswerAssembler { api, status, most, source, is_overflown: false }
+    }
+
+    /// Takes the next piece of the body, cut anywhere.
+    pub fn feed(&mut self, piece: &[u8]) {
+        if self.is_overflown {
+            return;
+        }
+        match &mut self.source {
+            AnswerSource::Stream(reader) => self.is_overflown = !reader.feed(piece),
+            AnswerSource::Whole(body) if body.len() + piece.len() <= self.most => {
+                count_work(piece.len());
+                body.extend_from_slice(piece);
+            }
+            AnswerSource::Whole(body) => {
+                self.is_overflown = true;
+                *body = Vec::new();
+            }
+        }
+    }
+
+    /// The memory held, about.
+    pub fn bytes(&self) -> usize {
+        match &self.source {
+            AnswerSource::Whole(body) => body.capacity(),
+            AnswerSource::Stream(reader) => reader.bytes(),
+        }
+    }
+
+    /// What the answer said, at its end or where it broke off.
+    pub fn finish(self) -> AssembledAnswer {
+        let is_failure = self.status >= 400;
+        let (mut parts, response) = match self.source {
+            AnswerSource::Stream(reader) => (reader.finish(), None),
+            AnswerSource::Whole(_) if self.is_overflown => (AnswerParts::default(), None),
+            AnswerSource::Whole(body) => document::read_document(self.api, is_failure, &body),
+        };
+        if is_failure {
+            parts.choices.clear();
+            parts.is_complete |= !self.is_overflown;
+        }
+        let error = if parts.has_error && !is_failure {
+            Some(TraceError::UpstreamError)
+        } else if self.is_overflown {
+            Some(TraceError::Overflow)
+        } else {
+            (!parts.is_complete).then_some(TraceError::Incomplete)
+        };
+        AssembledAnswer {
+            model: parts.model,
+            choices: parts.choices,
+            prompt_token_ids: parts.prompt_token_ids,
+            tokens: parts.tokens,
+            weight_version: parts.weight_version,
+            response,
+            error,
+            partial: error.is_some() || parts.is_damaged,
+            is_complete: parts.is_complete,
+        }
+    }
+}
+
+// === impl StreamReader ===
+
+impl StreamReader {
+    fn new(api: TraceApi, most: usize) -> Self {
+        let state = match api {
+            TraceApi::Chat | TraceApi::Completions => StreamState::Chunks(ChunkStream::new(api)),
+            TraceApi::Responses => StreamState::Responses(ResponseStream::default()),
+            TraceApi::Messages => StreamState::Messages(MessageStream::default()),
+        };
+        let events = StreamEvents { data: Vec::new(), is_error: false, has_error: false, state, held: 0 };
+        StreamReader { lines: LineSplitter::new(most), events, most }
+    }
+
+    /// `false`: more would be held than may be, and nothing of what follows is read.
+    fn feed(&mut self, piece: &[u8]) -> bool {
+        let mut rest = piece;
+        let mut fits = true;
+        while fits && let Some(piece) = self.lines.next(&mut rest) {
+            match piece {
+                SsePiece::Line(line) => {
+                    self.events.line(line.field());
+                    fits = self.events.bytes() <= self.most;
+                }
+                SsePiece::Long { .. } => fits = false,
+                SsePiece::LineFeed => {}
+            }
+        }
+        if fits && self.bytes() <= self.most {
+            return true;
+        }
+        self.lines = LineSplitter::new(0);
+        self.events.data = Vec::new();
+        false
+    }
+
+    fn bytes(&self) -> usize {
+        self.lines.held_bytes() + self.events.bytes()
+    }
+
+    fn finish(mut self) -> AnswerParts {
+        if let Some(line) = self.lines.finish() {
+            // A line without an end may be whole all the same; half a line is of no use.
+            let is_whole = |data: &[u8]| {
+                data == b"[DONE]" || serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok()
+            };
+            if matches!(line.field(), SseField::Data(data) if is_whole(data)) {
+                self.events.line(line.field());
+            }
+        }
+        self.events.finish()
+    }
+}
+
+// === impl StreamEvents ===
+
+impl StreamEvents {
+    fn line(&mut self, field: SseField<'_>) {
+        match field {
+            SseField::Empty => self.dispatch(),
+            SseField::Event(name) => self.is_error = name == b"error",
+            SseField::Data(data) => {
+                count_work(data.len());
+                if !self.data.is_empty() {
+                    self.data.push(b'\n');
+                }
+                self.data.extend_from_slice(data);
+            }
+            SseField::Comment | SseField::Other => {}
+        }
+    }
+
+    fn dispatch(&mut self) {
+        let is_error = std::mem::take(&mut self.is_error);
+        if self.data.is_empty() {
+            return;
+        }
+        self.has_error |= is_error;
+        count_work(self.data.len());
+        let data = wire::readable(&self.data);
+        self.held += match &mut self.state {
+            StreamState::Chunks(chunks) => chunks.event(&data),
+            StreamState::Responses(responses) => responses.event(&data),
+            StreamState::Messages(messages) => messages.event(&data),
+        };
+        self.data.clear();
+        if self.data.capacity() > MAX_KEPT_EVENT_BYTES {
+            self.data = Vec::new();
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.data.capacity() + self.held
+    }
+
+    fn finish(mut self) -> AnswerParts {
+        self.dispatch();
+        let mut parts = match self.state {
+            StreamState::Chunks(chunks) => chunks.finish(),
+            StreamState::Responses(responses) => responses.finish(),
+            StreamState::Messages(messages) => messages.finish(),
+        };
+        parts.has_error |= self.has_error;
+        parts
+    }
+}
+
+// === impl AnswerParts ===
+
+impl AnswerParts {
+    /// Reads what stands in the root of every answer and every chunk.
+    fn read_common(&mut self, body: &AnswerBody<'_>) {
+        if let Some(version) = body.weight_version.and_then(|version| version.get().parse().ok()) {
+            self.weight_version = Some(version);
+        }
+        self.has_error |= body.error.is_some();
+    }
+}
+
+/// The message of a completion.
+fn completion_message(text: &str) -> String {
+    let mut message = String::with_capacity(text.len() + 40);
+    message.push_str("{\"role\":\"assistant\",\"content\":");
+    push_string(&mut message, text);
+    message.push('}');
+    message
+}
+
+#[cfg(test)]
+mod tests;

@@ -184,6 +184,16 @@ impl TraceApi {
     }
 }
 
+// === impl SessionSettings ===
+
+impl SessionSettings {
+    /// What its edits are as JSON, in bytes, about.
+    pub fn written_bytes(&self) -> usize {
+        let params = serde_json::to_string(&self.sampling_params).map_or(0, |text| text.len());
+        params + self.model.as_ref().map_or(0, String::len)
+    }
+}
+
 // === impl TraceError ===
 
 impl TraceError {

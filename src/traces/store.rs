@@ -1,3 +1,233 @@
 //! The stores of traces: in memory, or in a database.
 //!
 //! Never: called on the way of a request.
+
+mod memory;
+mod prompts;
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use self::memory::MemoryStore;
+use super::record::{SessionSettings, SessionSummary, TraceRecord};
+use crate::config::types::{TraceStore, TracesConfig};
+
+/// The least time between two traces of a session, in seconds: their order is that of their times.
+const CREATED_STEP: f64 = 1e-6;
+
+/// The directory of this program under a directory of states.
+const STATE_DIRECTORY: &str = "vllm-lb";
+
+/// The name of the database in the state directory.
+const DATABASE_FILE: &str = "traces.db";
+
+/// Where traces are. Its methods run on any runtime, several at a time.
+pub enum Store {
+    None,
+    Memory(MemoryStore),
+}
+
+/// A trace with the time at which it was stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredTrace {
+    pub record: Arc<TraceRecord>,
+    /// In seconds since 1970; it grows within a session.
+    pub created_at: f64,
+}
+
+/// Why a store could not do what was requested. Nothing of a batch is stored then.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot open {place}: {reason}")]
+    Open { place: String, reason: String },
+    #[error("the database has not been reached yet")]
+    Unreached,
+}
+
+// === impl StoreError ===
+
+impl StoreError {
+    /// Whether the same may succeed later.
+    pub fn is_transient(&self) -> bool {
+        true
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens what the configuration names. A database is made where there is none.
+    pub async fn open(config: &TracesConfig) -> Result<Store, StoreError> {
+        match &config.store {
+            TraceStore::None => Ok(Store::None),
+            TraceStore::Memory => Ok(Store::Memory(MemoryStore::new(config.memory, config.keep))),
+            TraceStore::Sqlite(path) => {
+                let path = sqlite_path(path.as_deref(), |name| std::env::var(name).ok());
+                Err(StoreError::Open { place: path.display().to_string(), reason: "not built in".into() })
+            }
+            TraceStore::Postgres(_) => {
+                Err(StoreError::Open { place: "PostgreSQL".into(), reason: "not built in".into() })
+            }
+        }
+    }
+
+    /// Stores all records of a batch or none. `now` is in seconds since 1970. Records that are stored already
+    /// stay as they are.
+    pub async fn put(&self, batch: &[Arc<TraceRecord>], now: f64) -> Result<(), StoreError> {
+        match self {
+            Store::None => Ok(()),
+            Store::Memory(memory) => {
+                memory.put(batch, now);
+                Ok(())
+            }
+        }
+    }
+
+    /// The sessions with traces, and of these the ones that had one at `since` or later. The session with the
+    /// most recent first trace comes first.
+    pub async fn sessions(
+        &self,
+        since: Option<f64>,
+        limit: Option<usize>,
+    ) -> Result<Vec<SessionSummary>, StoreError> {
+        match self {
+            Store::None => Ok(Vec::new()),
+            Store::Memory(memory) => Ok(memory.sessions(since, limit)),
+        }
+    }
+
+    /// A session that has settings or traces.
+    pub async fn session(&self, id: &str) -> Result<Option<SessionSummary>, StoreError> {
+        match self {
+            Store::None => Ok(None),
+            Store::Memory(memory) => Ok(memory.session(id)),
+        }
+    }
+
+    /// The traces of a session that were stored at `since` or later, the oldest first. The next page begins
+    /// at `created_at.next_up()` of the last trace.
+    pub async fn traces(
+        &self,
+        session: &str,
+        since: Option<f64>,
+        limit: Option<usize>,
+    ) -> Result<Vec<StoredTrace>, StoreError> {
+        match self {
+            Store::None => Ok(Vec::new()),
+            Store::Memory(memory) => Ok(memory.traces(session, since, limit)),
+        }
+    }
+
+    /// One trace.
+    pub async fn trace(&self, trace_id: &str) -> Result<Option<StoredTrace>, StoreError> {
+        match self {
+            Store::None => Ok(None),
+            Store::Memory(memory) => Ok(memory.trace(trace_id)),
+        }
+    }
+
+    /// The trace of a session that was stored last.
+    pub async fn latest_trace(&self, session: &str) -> Result<Option<StoredTrace>, StoreError> {
+        match self {
+            Store::None => Ok(None),
+            Store::Memory(memory) => Ok(memory.latest_trace(session)),
+        }
+    }
+
+    /// Deletes sessions, their traces and their settings. Answers the number of traces that went.
+    pub async fn delete_sessions(&self, ids: &[String]) -> Result<u64, StoreError> {
+        match self {
+            Store::None => Ok(0),
+            Store::Memory(memory) => Ok(memory.delete_sessions(ids)),
+        }
+    }
+
+    /// Stores the settings of a session in place of those that it had.
+    pub async fn put_session(&self, settings: &SessionSettings) -> Result<(), StoreError> {
+        match self {
+            Store::None => Ok(()),
+            Store::Memory(memory) => {
+                memory.put_session(settings);
+                Ok(())
+            }
+        }
+    }
+
+    /// The settings of a session.
+    pub async fn load_session(&self, id: &str) -> Result<Option<SessionSettings>, StoreError> {
+        match self {
+            Store::None => Ok(None),
+            Store::Memory(memory) => Ok(memory.load_session(id)),
+        }
+    }
+
+    pub async fn set_weight_version(&self, version: Option<i64>) -> Result<(), StoreError> {
+        match self {
+            Store::None => Ok(()),
+            Store::Memory(memory) => {
+                memory.set_weight_version(version);
+                Ok(())
+            }
+        }
+    }
+
+    pub async fn weight_version(&self) -> Result<Option<i64>, StoreError> {
+        match self {
+            Store::None => Ok(None),
+            Store::Memory(memory) => Ok(memory.weight_version()),
+        }
+    }
+
+    /// Drops the sessions that are too old or, the least recently active first, too much. Answers the number
+    /// of traces that went since the last call.
+    pub async fn expire(&self, now: f64) -> Result<u64, StoreError> {
+        match self {
+            Store::None => Ok(0),
+            Store::Memory(memory) => Ok(memory.expire(now)),
+        }
+    }
+
+    /// The memory that the traces take, or the size of the database when it was last measured.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Store::None => 0,
+            Store::Memory(memory) => memory.bytes(),
+        }
+    }
+
+    /// Ends the connections of a database, after what was begun.
+    pub async fn close(&self) {
+        match self {
+            Store::None | Store::Memory(_) => {}
+        }
+    }
+}
+
+/// The path of the database: the one that the configuration names, with `~` expanded, else `traces.db` in the
+/// state directory of the service manager, of the user, or where temporary files are.
+pub fn sqlite_path(named: Option<&Path>, env: impl Fn(&str) -> Option<String>) -> PathBuf {
+    let directory = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(named) = named {
+        return match (named.strip_prefix("~"), directory("HOME")) {
+            (Ok(rest), Some(home)) => home.join(rest),
+            _ => named.to_path_buf(),
+        };
+    }
+    // systemd separates several state directories with colons.
+    let of_service = env("STATE_DIRECTORY").and_then(|list| list.split(':').next().map(PathBuf::from));
+    let state = of_service
+        .filter(|path| !path.as_os_str().is_empty())
+        .or_else(|| Some(directory("XDG_STATE_HOME")?.join(STATE_DIRECTORY)))
+        .or_else(|| Some(directory("HOME")?.join(".local/state").join(STATE_DIRECTORY)))
+        .unwrap_or_else(|| std::env::temp_dir().join(STATE_DIRECTORY));
+    state.join(DATABASE_FILE)
+}
+
+/// The metadata of a session as JSON.
+fn metadata_text(settings: &SessionSettings) -> String {
+    serde_json::to_string(&settings.metadata).unwrap_or_else(|_| "{}".into())
+}

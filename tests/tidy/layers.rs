@@ -21,6 +21,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("traces", Level::Running),
     // The record and its assembly are pure, so that every answer can be a row of a table.
     ("traces::record", Level::Pure),
+    ("traces::json", Level::Pure),
     ("traces::assemble", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
@@ -57,7 +58,11 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("reply", "sse"),
     ("route", "sse"),
     ("traces::assemble", "traces::record"),
+    ("traces::assemble", "traces::json"),
     ("traces::assemble", "sse"),
+    // The text of a JSON string is decoded as a request's is.
+    ("traces::assemble", "prompt"),
+    ("traces::json", "traces::record"),
     ("sim::engine", "sim::cache"),
     ("config::types", "config::secret"),
     ("config::types", "names"),

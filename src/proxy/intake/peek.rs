@@ -20,11 +20,13 @@ use crate::prompt::scan::BodyField;
 use crate::prompt::session;
 use crate::proxy::body::RequestBody;
 use crate::proxy::body_tail::{lost_form, second_model};
+use crate::proxy::capture::PreparedCapture;
 use crate::proxy::client::Client;
 use crate::proxy::exchange::RequestEnd;
 use crate::proxy::fleet_routes::FleetRoutes;
 use crate::proxy::headers;
 use crate::proxy::memory::PeekMemory;
+use crate::proxy::random::RandomSource;
 use crate::proxy::route_edits::RouteEdits;
 use crate::proxy::usage_injection::{self, UsageInjection};
 use crate::proxy::watch::UploadPace;
@@ -34,10 +36,14 @@ use crate::route::edit::wide;
 use crate::route::rewrite::is_wide;
 use crate::route::table::UnnamedModelRoute;
 use crate::route::usage::{self, UsageRequest};
+use crate::traces::Traces;
 
 /// The facts from a request's head.
 #[derive(Clone, Copy)]
 pub struct HeadFacts<'a> {
+    /// What is captured, and the random numbers that decide on it.
+    pub traces: &'a Traces,
+    pub random: &'a RandomSource,
     /// Decoded, as its interface is found by it.
     pub path: &'a str,
     /// The session that the path names.
@@ -61,6 +67,7 @@ pub struct Peeked {
     pub pace: UploadPace,
     pub facts: BodyFacts,
     pub usage_injection: Option<Box<UsageInjection>>,
+    pub capture: Option<Box<PreparedCapture>>,
 }
 
 /// Settings that outlive a request.
@@ -105,9 +112,16 @@ impl Peeker {
             *edits = self.edits(client, head, &reader).1.filter(|_| needs.route);
             let facts = reader.facts.facts(reader.peeked(), None, None);
             let PeekReader { body, pace, .. } = reader;
-            return Ok(Peeked { body, pace, facts, usage_injection: None });
+            return Ok(Peeked { body, pace, facts, usage_injection: None, capture: None });
         }
         reader.read_needed(client, needs, &self.routes).await?;
+        let intent = self.capture_intent(client, head, &reader).await;
+        if let Some(intent) = &intent {
+            reader.read_all(client).await?;
+            if let Some(settings) = intent.edits() {
+                reader.edit_for_session(settings).await?;
+            }
+        }
         let (model, found) = self.edits(client, head, &reader);
         *edits = found.filter(|_| needs.route);
         check_model(edits.as_ref().and_then(|edits| edits.model.as_deref()))?;
@@ -134,13 +148,16 @@ impl Peeker {
         let model = facts.prompt.model.as_deref();
         let named = named.unwrap_or_else(|| self.session(client, head, &reader, model));
         (facts.prompt.session, facts.session_label) = named.unzip();
-        let usage_injection = reader.inject_usage_request(edits.as_deref());
+        let mut usage_injection = reader.inject_usage_request(edits.as_deref());
+        let intent = intent.filter(|intent| intent.is_captured);
+        let capture =
+            intent.and_then(|intent| reader.inject_capture_question(intent, usage_injection.as_deref_mut()));
         let PeekReader { body, pace, .. } = reader;
-        Ok(Peeked { body, pace, facts, usage_injection })
+        Ok(Peeked { body, pace, facts, usage_injection, capture })
     }
 
     /// The session that the request names, and how that is reported. `model`: as the upstreams know it.
-    fn session(
+    pub(super) fn session(
         &self,
         client: &Client<'_>,
         head: HeadFacts<'_>,
@@ -214,10 +231,10 @@ impl Peeker {
 }
 
 /// One body while it is peeked.
-struct PeekReader {
-    body: RequestBody,
+pub(super) struct PeekReader {
+    pub(super) body: RequestBody,
     pace: UploadPace,
-    facts: FactsReader,
+    pub(super) facts: FactsReader,
     limits: Peek,
 }
 

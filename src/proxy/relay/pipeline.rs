@@ -1,8 +1,8 @@
 //! What an answer's bytes pass through on their way to the client.
 //!
-//! In this order: what the answer reports of itself is read, what was asked for on the balancer's account is
-//! taken out, and the route's edits are made. What stands behind, the log of bodies and the stream's end,
-//! sees what the client sees.
+//! In this order: what the answer reports of itself is read, it is copied where its call is captured, what
+//! was asked for on the balancer's account is taken out, and the route's edits are made. What stands behind,
+//! the log of bodies and the stream's end, sees what the client sees.
 //!
 //! Never: an await, a byte that is held longer than one of these needs.
 
@@ -47,6 +47,9 @@ impl AnswerPipeline {
         let announced = announces.then(Box::default);
         let metered = status == 200 && request.counts_tokens;
         let meter = if metered { UsageMeter::of(kind).map(Box::new) } else { None };
+        if let Some(capture) = &mut request.capture {
+            capture.begin_answer(head, request.body.bytes())?;
+        }
         if let Some(question) = &mut request.usage_injection {
             question.begin(head, request.body.bytes())?;
         }
@@ -116,11 +119,13 @@ impl AnswerPipeline {
 
 /// A piece as the client gets it. `None`: as it is.
 fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    let cleaned = request.capture.as_mut().and_then(|capture| capture.piece(piece, end));
+    let piece = cleaned.as_deref().unwrap_or(piece);
     // A body has one or the other.
     let taken = request.usage_injection.as_mut().and_then(|question| question.piece(piece, end));
     let pending = request.pending_response.as_mut();
     let taken = taken.or_else(|| pending.and_then(|pending| pending.piece(piece, end)));
     let piece = taken.as_deref().unwrap_or(piece);
     let edited = request.edits.as_mut().map(|edits| edits.piece(piece, end)).transpose()?.flatten();
-    Ok(edited.or(taken))
+    Ok(edited.or(taken).or(cleaned))
 }

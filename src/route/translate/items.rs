@@ -44,10 +44,8 @@ struct AssistantTurn {
     texts: Vec<String>,
     calls: Vec<Value>,
     /// Of the last item that has any: an answer has them on its last item.
-    tokens: JsonFields,
+    tokens: Map<String, Value>,
 }
-
-type JsonFields = Map<String, Value>;
 
 /// The messages of a request.
 pub fn messages(instructions: Option<Value>, input: Value, tags: bool) -> Result<Value, Reject> {
@@ -179,9 +177,9 @@ impl AssistantTurn {
 }
 
 /// The tokens that an item says it was made of.
-fn tokens(item: &mut JsonFields) -> Option<JsonFields> {
+fn tokens(item: &mut Map<String, Value>) -> Option<Map<String, Value>> {
     let fields = TOKEN_FIELDS.iter().filter_map(|key| item.shift_remove_entry(*key));
-    let tokens: JsonFields = fields.filter(|(_, value)| !value.is_null()).collect();
+    let tokens: Map<String, Value> = fields.filter(|(_, value)| !value.is_null()).collect();
     let has_prompt =
         tokens.get("prompt_token_ids").and_then(Value::as_array).is_some_and(|ids| !ids.is_empty());
     has_prompt.then_some(tokens)

@@ -53,9 +53,19 @@ pub struct Stats {
     pub restarts: u64,
 }
 
-/// A bounded memory of requests.
-#[derive(Debug, Default)]
-pub struct Ring(Mutex<VecDeque<Recorded>>);
+/// What the engine generates for one request: its own log, to compare with what clients and records say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedGeneration {
+    /// The request's `x-request-id`; empty without one.
+    pub request_id: String,
+    pub prompt: Vec<u32>,
+    /// The token ids of each choice, as they are decided when the request begins.
+    pub choices: Vec<Vec<u32>>,
+}
+
+/// A bounded memory of the latest entries.
+#[derive(Debug)]
+pub struct Ring<T>(Mutex<VecDeque<T>>);
 
 // === impl Recorded ===
 
@@ -101,8 +111,14 @@ impl Recorded {
 
 // === impl Ring ===
 
-impl Ring {
-    pub fn push(&self, recorded: Recorded) {
+impl<T> Default for Ring<T> {
+    fn default() -> Self {
+        Ring(Mutex::default())
+    }
+}
+
+impl<T: Clone> Ring<T> {
+    pub fn push(&self, recorded: T) {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if ring.len() == MAX_RECORDS {
             ring.pop_front();
@@ -111,7 +127,7 @@ impl Ring {
     }
 
     /// Oldest first.
-    pub fn all(&self) -> Vec<Recorded> {
+    pub fn all(&self) -> Vec<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }

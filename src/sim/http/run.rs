@@ -13,6 +13,7 @@ use super::error::ApiError;
 use super::fault::InjectedFault;
 use super::input::Input;
 use super::plan::{PlannedAnswer, SamplingWishes};
+use super::record::RecordedGeneration;
 use super::shared::EngineShared;
 use super::token;
 use crate::sim::engine::{EngineRequest, Finish};
@@ -137,6 +138,11 @@ impl EngineCall {
             }
         });
         let requests = requests.collect();
+        self.shared.generations.push(RecordedGeneration {
+            request_id: self.header("x-request-id").unwrap_or_default().to_owned(),
+            prompt: ask.prompt.clone(),
+            choices: answers.iter().map(|answer| answer.ids(usize::MAX)).collect(),
+        });
         Ok((PreparedGeneration { prompt: ask.prompt, answers }, requests))
     }
 

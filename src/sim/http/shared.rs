@@ -11,7 +11,7 @@ use super::connection::Control;
 use super::driver::Driver;
 use super::fault::{Faults, InjectedFault};
 use super::options::Options;
-use super::record::{Recorded, Ring, Stats};
+use super::record::{Recorded, RecordedGeneration, Ring, Stats};
 use super::store::Store;
 use super::traffic::Traffic;
 
@@ -19,9 +19,10 @@ pub struct EngineShared {
     pub options: Options,
     pub driver: Arc<Driver>,
     pub faults: Faults,
-    pub requests: Ring,
+    pub requests: Ring<Recorded>,
     /// Polls have a memory of their own, or they would push everything else out.
-    pub polls: Ring,
+    pub polls: Ring<Recorded>,
+    pub generations: Ring<RecordedGeneration>,
     pub store: Store,
     pub traffic: Traffic,
     pub control: watch::Sender<Control>,
@@ -51,6 +52,7 @@ impl EngineShared {
             faults: Faults::default(),
             requests: Ring::default(),
             polls: Ring::default(),
+            generations: Ring::default(),
             store: Store::default(),
             traffic: Traffic::default(),
             control: watch::Sender::new(Control { listening: true, ..Control::default() }),

@@ -1,0 +1,247 @@
+//! The capture of a request's call as a trace: what is requested of the engine for it, the copy of the
+//! answer, and the answer as the client would have received it without a trace.
+//!
+//! `route::capture` has the edits, `traces` the rest; this module applies them at their time. The call ends
+//! before the last bytes of its answer go to the client, so that a flush which follows the answer finds it.
+//!
+//! Never: a refusal because of a trace that cannot be made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::exchange::RequestEnd;
+use super::headers;
+use super::intake::peek::Peeked;
+use super::memory::MemoryReservation;
+use super::random::RandomSource;
+use super::request::{ClientRequest, RequestScope};
+use crate::observe;
+use crate::reject::Reject;
+use crate::route::capture::{AnswerCleanup, CaptureQuestion};
+use crate::route::dialect::BodyDialect;
+use crate::route::paths::Api;
+use crate::route::refusal::{self, RefusalEditor};
+use crate::traces::capture::{Capture, CaptureStart};
+use crate::traces::record::{SessionSettings, TraceApi, TraceError};
+use crate::traces::{Traces, UNNAMED_SESSION};
+
+/// How long the end of an answer waits for its trace where `traces.sync` requests it.
+const MAX_SYNC_WAIT: Duration = Duration::from_secs(30);
+
+/// What is decided of a request before its body is edited.
+pub struct CaptureIntent {
+    pub session_id: String,
+    /// What the operator has set for the session.
+    pub settings: Option<Arc<SessionSettings>>,
+    pub is_captured: bool,
+}
+
+/// The change of a body for its capture.
+pub struct PreparedCapture {
+    pub session_id: String,
+    pub api: TraceApi,
+    /// The dialect that the upstream receives.
+    pub dialect: BodyDialect,
+    pub question: Option<CaptureQuestion>,
+    /// The fields that a refusal counts and the client did not send.
+    pub added_members: usize,
+    /// The body, and where the question stands in it.
+    pub request: Bytes,
+    /// Reserved for the body beyond the attempts.
+    pub held: MemoryReservation,
+}
+
+/// The capture of one request. See the module.
+pub struct RequestCapture {
+    capture: Capture,
+    dialect: BodyDialect,
+    question: Option<CaptureQuestion>,
+    added_members: usize,
+    answer: Option<CaptureEdit>,
+    /// The end of the answer waits for the trace.
+    sync: bool,
+    /// Told once the trace is stored.
+    waiting: Option<oneshot::Receiver<()>>,
+    held: MemoryReservation,
+}
+
+/// The edit of the current answer.
+enum CaptureEdit {
+    Cleanup(AnswerCleanup),
+    Refusal(RefusalEditor),
+    /// Compressed, or of no known form: it goes on as it is.
+    Unread,
+}
+
+/// The interface of a trace; `None`: calls of it are not captured.
+pub fn trace_api(api: Api) -> Option<TraceApi> {
+    match api {
+        Api::Chat => Some(TraceApi::Chat),
+        Api::Completions => Some(TraceApi::Completions),
+        Api::Responses => Some(TraceApi::Responses),
+        Api::Messages => Some(TraceApi::Messages),
+        _ => None,
+    }
+}
+
+impl CaptureIntent {
+    /// `label`: the session, wherever it is named; `in_path`: by the path.
+    pub async fn of(
+        traces: &Traces,
+        label: Option<&str>,
+        in_path: bool,
+        random: &RandomSource,
+    ) -> Option<Self> {
+        let settings = match label {
+            Some(label) => traces.session_settings(label).await,
+            None => None,
+        };
+        let is_captured = traces.captures(in_path, settings.is_some(), random.next());
+        let session_id = label.unwrap_or(UNNAMED_SESSION).to_string();
+        (is_captured || settings.is_some()).then_some(CaptureIntent { session_id, settings, is_captured })
+    }
+
+    /// The settings, where they change a body.
+    pub fn edits(&self) -> Option<&SessionSettings> {
+        let settings = self.settings.as_deref()?;
+        (!settings.sampling_params.is_empty() || settings.model.is_some()).then_some(settings)
+    }
+}
+
+impl RequestCapture {
+    pub fn begin(
+        scope: &RequestScope<'_>,
+        prepared: PreparedCapture,
+        client_model: Option<&str>,
+    ) -> Box<RequestCapture> {
+        let PreparedCapture { session_id, api, dialect, question, added_members, request, held } = prepared;
+        let start = CaptureStart {
+            trace_id: scope.shared.random.uuid(),
+            session_id,
+            api,
+            client_model: client_model.map(str::to_string),
+            request_id: scope.id.to_string(),
+            request,
+            inserted: question.as_ref().map(|question| (question.at, question.text)),
+            begun: scope.begun,
+            cumulative: None,
+        };
+        let (traces, waiting) = (&scope.shared.traces, None);
+        let sync = traces.settings().sync;
+        let capture = traces.begin(start);
+        Box::new(RequestCapture {
+            capture,
+            dialect,
+            question,
+            added_members,
+            answer: None,
+            sync,
+            waiting,
+            held,
+        })
+    }
+
+    /// An attempt on this upstream begins.
+    pub fn attempt(&mut self, upstream: &str, attempts: u32) {
+        self.capture.attempt(upstream, attempts);
+    }
+
+    /// An answer begins. `body`: the client's, as it was sent, without what was inserted.
+    pub fn begin_answer(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+        let kind = text(header::CONTENT_TYPE);
+        let status = head.status.as_u16();
+        let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
+        self.capture.answer(status, is_stream);
+        let fields = self.question.as_ref().map(|question| question.added_fields).unwrap_or_default();
+        let is_refusal = status == 400 && self.added_members > 0;
+        let refusal = || refusal::fields(body).map(|own| RefusalEditor::with_added(own, self.added_members));
+        let edit = if !plain {
+            CaptureEdit::Unread
+        } else if let Some(refusal) = is_refusal.then(refusal).flatten() {
+            CaptureEdit::Refusal(refusal)
+        } else {
+            CaptureEdit::Cleanup(AnswerCleanup::new(self.dialect, fields, status, kind))
+        };
+        let keeps = match &edit {
+            CaptureEdit::Cleanup(cleanup) => cleanup.keeps_length(),
+            CaptureEdit::Refusal(refusal) => refusal.keeps_length(),
+            CaptureEdit::Unread => true,
+        };
+        self.answer = Some(edit);
+        if keeps { Ok(()) } else { headers::of_unknown_length(head) }
+    }
+
+    /// Copies the next piece of the answer. Returns it as the client gets it; `None`: as it is.
+    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
+        self.capture.piece(piece);
+        let (edited, ends) = match self.answer.as_mut() {
+            Some(CaptureEdit::Cleanup(cleanup)) => {
+                let mut out = Vec::new();
+                let cleaned = cleanup.feed(piece, end, &mut out);
+                (cleaned.is_changed.then(|| Bytes::from(out)), cleaned.ends)
+            }
+            Some(CaptureEdit::Refusal(refusal)) => (Some(Bytes::from(refusal.feed(piece, end))), end),
+            Some(CaptureEdit::Unread) | None => (None, end),
+        };
+        if (ends || end) && !self.capture.is_ended() {
+            if self.sync {
+                self.waiting = Some(self.capture.end_stored());
+            } else {
+                self.capture.end(None);
+            }
+            self.held.release();
+        }
+        edited
+    }
+
+    /// Copies an answer that is replaced by one of the balancer's own.
+    pub fn replaced(&mut self, beginning: &[u8]) {
+        self.capture.piece(beginning);
+        self.capture.end(None);
+    }
+
+    /// The end of the request, of a call that has not ended.
+    pub fn end(&mut self, end: Result<(), &RequestEnd>) {
+        match end {
+            Ok(()) => self.capture.end(None),
+            Err(RequestEnd::Reject(reject)) => self.capture.refused(reject.status(), error_of(reject)),
+            Err(RequestEnd::Disconnected(_)) => self.capture.end(Some(TraceError::ClientGone)),
+            Err(RequestEnd::Broken(_)) => self.capture.end(Some(TraceError::Incomplete)),
+        }
+    }
+}
+
+/// Waits until the trace is stored, where `traces.sync` requests it and the answer has ended.
+pub async fn wait_until_stored(request: &mut ClientRequest) {
+    let waiting = request.capture.as_mut().and_then(|capture| capture.waiting.take());
+    if let Some(waiting) = waiting
+        && timeout(MAX_SYNC_WAIT, waiting).await.is_err()
+    {
+        observe::traces::sync_failed();
+    }
+}
+
+/// Begins the capture of a request that was prepared for it.
+pub fn begin(scope: &RequestScope<'_>, request: &mut ClientRequest, peeked: &mut Peeked) {
+    if let Some(prepared) = peeked.capture.take() {
+        let model = request.client_model().or(peeked.facts.model.name());
+        request.capture = Some(RequestCapture::begin(scope, *prepared, model));
+    }
+}
+
+fn error_of(reject: &Reject) -> TraceError {
+    match reject {
+        Reject::Upstream { .. } => TraceError::Connection,
+        Reject::Timeout { .. } => TraceError::Timeout,
+        _ => TraceError::of_status(reject.status()).unwrap_or(TraceError::UpstreamError),
+    }
+}

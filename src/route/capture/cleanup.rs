@@ -1,0 +1,253 @@
+//! Puts the fields of an answer that only its capture requested back to null, and finds its end.
+//!
+//! vLLM writes null for `logprobs`, `token_ids` and `prompt_token_ids` that are not requested, in place, so
+//! that the answer is the one without capture once the values are null again; every other byte stays. Of a
+//! stream it does one more thing: tokens without text, as a tool call begins with, are an event only if
+//! their ids or log-probabilities are requested. Such an event is removed, with the empty line behind it.
+//!
+//! A stream is edited line by line: a line of `data` is held until it is whole. Other JSON is held until it
+//! is whole; it becomes shorter, so that a `content-length` must not go with it. An event above
+//! [`MAX_EVENT_BYTES`] and an answer above [`MAX_WHOLE_ANSWER_BYTES`] go on unchanged, requested fields
+//! included. An error has none of the fields, and goes on unchanged too.
+//!
+//! If nothing was requested, a stream is only searched for its terminal event, and never held.
+//!
+//! Never: fail, change a field that the client requested, copy a piece in which nothing changes.
+
+use super::document::{ClearedDocument, clear_fields};
+use super::terminal::{TerminalWatch, is_done};
+use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
+use crate::route::dialect::BodyDialect;
+use crate::route::json;
+use crate::route::rewrite::AddedAnswerFields;
+use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
+
+/// The cleanup of one answer. See the module.
+#[derive(Debug)]
+pub struct AnswerCleanup {
+    mode: CleanupMode,
+    /// The end of the content was reported.
+    is_complete: bool,
+}
+
+/// What became of a piece of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleanedPiece {
+    /// What goes on was appended to the output: other bytes than the piece, or none yet. Otherwise the piece
+    /// goes on as it is.
+    pub is_changed: bool,
+    /// The content of the answer ends in this piece. True once.
+    pub ends: bool,
+}
+
+#[derive(Debug)]
+enum CleanupMode {
+    Events(EventCleanup),
+    Watched(TerminalWatch),
+    Whole {
+        fields: AddedAnswerFields,
+        held: Vec<u8>,
+    },
+    /// It ends where it ends.
+    Unread,
+}
+
+/// A stream of chat or completions.
+#[derive(Debug)]
+struct EventCleanup {
+    lines: LineSplitter,
+    state: EventCleanupState,
+}
+
+#[derive(Debug)]
+struct EventCleanupState {
+    dialect: BodyDialect,
+    fields: AddedAnswerFields,
+    last: LastEventLine,
+    is_terminal: bool,
+}
+
+/// What became of the last line: a line end that was cut in two goes the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LastEventLine {
+    #[default]
+    Stays,
+    /// An event was removed; the empty line behind it goes too.
+    EventRemoved,
+    /// The empty line was removed.
+    EndRemoved,
+}
+
+// === impl AnswerCleanup ===
+
+impl AnswerCleanup {
+    /// Of an answer to a request in this dialect, to which these fields were added. The answer is not
+    /// compressed.
+    pub fn new(
+        dialect: BodyDialect,
+        fields: AddedAnswerFields,
+        status: u16,
+        content_type: Option<&str>,
+    ) -> Self {
+        let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
+        let is_requested = fields != AddedAnswerFields::default() && (200..300).contains(&status);
+        let mode = if kind.starts_with("text/event-stream") {
+            if is_requested {
+                CleanupMode::Events(EventCleanup::new(dialect, fields))
+            } else {
+                CleanupMode::Watched(TerminalWatch::new(dialect))
+            }
+        } else if is_requested && kind.starts_with("application/json") {
+            CleanupMode::Whole { fields, held: Vec::new() }
+        } else {
+            CleanupMode::Unread
+        };
+        AnswerCleanup { mode, is_complete: false }
+    }
+
+    /// Whether the answer is as long as it was. Otherwise its length is not known before its end.
+    pub fn keeps_length(&self) -> bool {
+        matches!(self.mode, CleanupMode::Watched(_) | CleanupMode::Unread)
+    }
+
+    /// Whether the end of the content was in one of the pieces.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// The bytes that are held back.
+    pub fn held_bytes(&self) -> usize {
+        match &self.mode {
+            CleanupMode::Events(events) => events.lines.held_bytes(),
+            CleanupMode::Whole { held, .. } => held.len(),
+            CleanupMode::Watched(_) | CleanupMode::Unread => 0,
+        }
+    }
+
+    /// Takes the next piece, and appends to `out` what goes on in its place; `end`: it is the last.
+    pub fn feed(&mut self, piece: &[u8], end: bool, out: &mut Vec<u8>) -> CleanedPiece {
+        let (is_changed, is_end) = match &mut self.mode {
+            CleanupMode::Events(events) => events.feed(piece, end, out),
+            CleanupMode::Watched(watch) => (false, watch.feed(piece, end)),
+            CleanupMode::Unread => (false, end),
+            CleanupMode::Whole { fields, held } if end => (clean_whole(*fields, held, piece, out), true),
+            CleanupMode::Whole { held, .. } if held.len() + piece.len() > MAX_WHOLE_ANSWER_BYTES => {
+                out.append(held);
+                out.extend_from_slice(piece);
+                self.mode = CleanupMode::Unread;
+                (true, false)
+            }
+            CleanupMode::Whole { held, .. } => {
+                held.extend_from_slice(piece);
+                (true, false)
+            }
+        };
+        let ends = is_end && !self.is_complete;
+        self.is_complete |= is_end;
+        CleanedPiece { is_changed, ends }
+    }
+}
+
+/// The last piece of JSON of which the rest is held. Whether something was written.
+fn clean_whole(fields: AddedAnswerFields, held: &mut Vec<u8>, piece: &[u8], out: &mut Vec<u8>) -> bool {
+    let is_alone = held.is_empty();
+    let mut held = std::mem::take(held);
+    if !is_alone {
+        held.extend_from_slice(piece);
+    }
+    let body = if is_alone { piece } else { &held };
+    let is_written = body.len() <= MAX_WHOLE_ANSWER_BYTES
+        && clear_fields(body, json::skip_space(body, 0), fields, b"", out) == ClearedDocument::Written;
+    if !is_written && !is_alone {
+        out.append(&mut held);
+    }
+    is_written || !is_alone
+}
+
+// === impl EventCleanup ===
+
+impl EventCleanup {
+    fn new(dialect: BodyDialect, fields: AddedAnswerFields) -> Self {
+        let state = EventCleanupState { dialect, fields, last: LastEventLine::default(), is_terminal: false };
+        EventCleanup { lines: LineSplitter::new(MAX_EVENT_BYTES), state }
+    }
+
+    /// Whether something else goes on than the piece, and whether the terminal event is in it.
+    fn feed(&mut self, piece: &[u8], end: bool, out: &mut Vec<u8>) -> (bool, bool) {
+        // Of whole lines, everything before the first change goes on with it.
+        let mut is_copied = !self.lines.are_whole_in(piece);
+        let mut rest = piece;
+        loop {
+            let before = if is_copied { &[][..] } else { &piece[..piece.len() - rest.len()] };
+            let Some(next) = self.lines.next(&mut rest) else { break };
+            let is_written = self.state.take(&next, before, out);
+            if is_copied && !is_written {
+                count_work(next.raw().len());
+                out.extend_from_slice(next.raw());
+            }
+            is_copied |= is_written;
+        }
+        if self.state.last == LastEventLine::EndRemoved && !self.lines.may_await_line_feed() {
+            self.state.last = LastEventLine::Stays;
+        }
+        if let Some(line) = end.then(|| self.lines.finish()).flatten()
+            && !self.state.line(&line, b"", out)
+        {
+            out.extend_from_slice(line.raw());
+        }
+        (is_copied, std::mem::take(&mut self.state.is_terminal))
+    }
+}
+
+// === impl EventCleanupState ===
+
+impl EventCleanupState {
+    /// Whether `before`, and what goes on in place of the piece, was written.
+    fn take(&mut self, piece: &SsePiece<'_>, before: &[u8], out: &mut Vec<u8>) -> bool {
+        match piece {
+            SsePiece::Line(line) => self.line(line, before, out),
+            SsePiece::LineFeed if self.last != LastEventLine::Stays => {
+                out.extend_from_slice(before);
+                true
+            }
+            SsePiece::LineFeed => false,
+            SsePiece::Long { .. } => {
+                self.last = LastEventLine::Stays;
+                false
+            }
+        }
+    }
+
+    /// As `take`, of a whole line.
+    fn line(&mut self, line: &SseLine<'_>, before: &[u8], out: &mut Vec<u8>) -> bool {
+        let last = std::mem::take(&mut self.last);
+        let Some(data) = line.data() else {
+            if last != LastEventLine::EventRemoved || !line.text().is_empty() {
+                return false;
+            }
+            self.last = LastEventLine::EndRemoved;
+            out.extend_from_slice(before);
+            return true;
+        };
+        let (raw, end) = (line.raw(), data.end);
+        let start = data.start + json::skip_space(&raw[data], 0);
+        if raw.get(start) != Some(&b'{') {
+            self.is_terminal |= is_done(&raw[start..end], self.dialect);
+            return false;
+        }
+        match clear_fields(&raw[..end], start, self.fields, before, out) {
+            ClearedDocument::Unchanged => false,
+            ClearedDocument::Written => {
+                out.extend_from_slice(&raw[end..]);
+                true
+            }
+            ClearedDocument::Superfluous => {
+                self.last = LastEventLine::EventRemoved;
+                out.extend_from_slice(before);
+                // A byte-order mark belongs to the stream.
+                out.extend_from_slice(&raw[..end - line.text().len()]);
+                true
+            }
+        }
+    }
+}

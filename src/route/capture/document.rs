@@ -1,0 +1,153 @@
+//! Clears requested fields in one document: an answer, or the data of one event.
+
+use crate::route::json::{self, JsonResult, ReadFault};
+use crate::route::rewrite::AddedAnswerFields;
+use crate::sse::count_work;
+
+/// vLLM's value of a field that is not requested.
+const NULL: &[u8] = b"null";
+
+/// What became of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClearedDocument {
+    /// Nothing was written.
+    Unchanged,
+    /// It was written, with what stands before and behind it.
+    Written,
+    /// Nothing was written. It is an event of tokens without text, which vLLM sends only if token ids or
+    /// log-probabilities are requested.
+    Superfluous,
+}
+
+/// Walks a document, and writes it from the first change on.
+struct FieldClearer<'a, 'o> {
+    bytes: &'a [u8],
+    fields: AddedAnswerFields,
+    /// What goes before `bytes`.
+    lead: &'a [u8],
+    out: &'o mut Vec<u8>,
+    /// All before it is written.
+    written: usize,
+    is_changed: bool,
+    choices: usize,
+    superfluous_choices: usize,
+}
+
+/// The fields of one choice that make it superfluous, or not.
+#[derive(Default)]
+struct ChoiceFacts {
+    has_empty_delta: bool,
+    has_cleared_field: bool,
+    has_other_value: bool,
+}
+
+/// Clears the fields of the document that stands at `start` in `bytes`, with white space behind it at most.
+/// Where there are any, `lead` is written, and all of `bytes`.
+pub(super) fn clear_fields(
+    bytes: &[u8],
+    start: usize,
+    fields: AddedAnswerFields,
+    lead: &[u8],
+    out: &mut Vec<u8>,
+) -> ClearedDocument {
+    count_work(bytes.len());
+    let before = out.len();
+    let mut clearer = FieldClearer {
+        bytes,
+        fields,
+        lead,
+        out,
+        written: 0,
+        is_changed: false,
+        choices: 0,
+        superfluous_choices: 0,
+    };
+    let result = clearer.document(start);
+    let is_superfluous = clearer.choices > 0 && clearer.choices == clearer.superfluous_choices;
+    let (is_changed, written) = (clearer.is_changed, clearer.written);
+    match result {
+        Ok(()) if is_superfluous => {
+            out.truncate(before);
+            ClearedDocument::Superfluous
+        }
+        Ok(()) if is_changed => {
+            out.extend_from_slice(&bytes[written..]);
+            ClearedDocument::Written
+        }
+        _ => {
+            out.truncate(before);
+            ClearedDocument::Unchanged
+        }
+    }
+}
+
+impl FieldClearer<'_, '_> {
+    fn document(&mut self, start: usize) -> JsonResult<()> {
+        let bytes = self.bytes;
+        let end = json::walk_raw(bytes, start, |key, _, at| match key {
+            b"choices" if bytes.get(at) == Some(&b'[') => self.choices(at),
+            b"prompt_token_ids" if self.fields.token_ids => Ok(self.clear(at)?.0),
+            _ => json::read_value(bytes, at),
+        })?;
+        if json::skip_space(bytes, end) == bytes.len() { Ok(()) } else { Err(ReadFault::Syntax) }
+    }
+
+    fn choices(&mut self, start: usize) -> JsonResult<usize> {
+        let bytes = self.bytes;
+        json::each(bytes, start, |at| {
+            if bytes.get(at) == Some(&b'{') { self.choice(at) } else { json::read_value(bytes, at) }
+        })
+    }
+
+    fn choice(&mut self, start: usize) -> JsonResult<usize> {
+        let bytes = self.bytes;
+        let mut facts = ChoiceFacts::default();
+        let end = json::walk_raw(bytes, start, |key, _, at| {
+            let is_requested = match key {
+                b"logprobs" => self.fields.logprobs,
+                b"token_ids" | b"prompt_token_ids" => self.fields.token_ids,
+                b"delta" => {
+                    let end = json::read_value(bytes, at)?;
+                    facts.has_empty_delta = is_empty_object(&bytes[at..end]);
+                    return Ok(end);
+                }
+                b"finish_reason" => false,
+                _ => return json::read_value(bytes, at),
+            };
+            let (end, has_value) = if is_requested { self.clear(at)? } else { value_with_end(bytes, at)? };
+            facts.has_cleared_field |= is_requested && has_value;
+            facts.has_other_value |= !is_requested && has_value;
+            Ok(end)
+        })?;
+        self.choices += 1;
+        let is_superfluous = facts.has_empty_delta && facts.has_cleared_field && !facts.has_other_value;
+        self.superfluous_choices += usize::from(is_superfluous);
+        Ok(end)
+    }
+
+    /// Writes null in place of the value at `at`. Returns its end, and whether it was another than null.
+    fn clear(&mut self, at: usize) -> JsonResult<(usize, bool)> {
+        let (end, has_value) = value_with_end(self.bytes, at)?;
+        if has_value {
+            if !self.is_changed {
+                self.is_changed = true;
+                self.out.extend_from_slice(self.lead);
+            }
+            self.out.extend_from_slice(&self.bytes[self.written..at]);
+            self.out.extend_from_slice(NULL);
+            self.written = end;
+        }
+        Ok((end, has_value))
+    }
+}
+
+/// The end of a value, and whether it is another than null.
+fn value_with_end(bytes: &[u8], at: usize) -> JsonResult<(usize, bool)> {
+    let end = json::read_value(bytes, at)?;
+    Ok((end, &bytes[at..end] != NULL))
+}
+
+fn is_empty_object(value: &[u8]) -> bool {
+    let inside = value.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
+    inside.is_some_and(|inside| inside.trim_ascii().is_empty())
+}

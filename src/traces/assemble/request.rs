@@ -1,0 +1,122 @@
+//! The request's side of a record, and the record itself.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::AssembledAnswer;
+use super::document::{Cuts, cut_document};
+use super::ids::parse_ids;
+use super::wire::{parse_object, readable, span_in, string};
+use crate::traces::json::push_ids;
+use crate::traces::record::{CallFacts, CutDocument, CutPart, DocumentGap, TraceApi, TraceRecord};
+
+/// What a record takes from a request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestParts {
+    pub model: Option<String>,
+    /// Each message or input item, as JSON.
+    pub turns: Vec<Arc<str>>,
+    /// The body without the lists that stand elsewhere; `None`: it is no JSON object.
+    pub document: Option<CutDocument>,
+    /// The prompt of a completion that is a list of token ids.
+    pub prompt_token_ids: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct RequestBody<'a> {
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow)]
+    messages: Option<&'a RawValue>,
+    #[serde(borrow)]
+    input: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+}
+
+/// Reads a request's body as it went to the upstream.
+pub fn read_request(api: TraceApi, body: &[u8]) -> RequestParts {
+    let text = readable(body);
+    let text = text.trim_ascii();
+    let mut parts = RequestParts::default();
+    let Some(read) = parse_object::<RequestBody<'_>>(text) else { return parts };
+    let mut cuts = Cuts::new();
+    parts.model = read.model.and_then(string).map(Cow::into_owned);
+    let turns = match api {
+        TraceApi::Chat | TraceApi::Messages => read.messages,
+        TraceApi::Responses => read.input,
+        TraceApi::Completions => None,
+    };
+    if let Some(turns) = turns {
+        match (serde_json::from_str::<Vec<&RawValue>>(turns.get()), span_in(text, turns)) {
+            (Ok(list), Some(span)) => {
+                parts.turns = list.into_iter().map(|turn| turn.get().into()).collect();
+                cuts.push((span, CutPart::Turns));
+            }
+            _ if api == TraceApi::Responses => {
+                parts.turns.push(format!("{{\"role\":\"user\",\"content\":{}}}", turns.get()).into());
+            }
+            _ => {}
+        }
+    }
+    if api == TraceApi::Completions
+        && let Some(prompt) = read.prompt
+        && let (Some(ids), Some(span)) = (parse_ids(prompt), span_in(text, prompt))
+    {
+        parts.prompt_token_ids = ids;
+        cuts.push((span, CutPart::PromptIds));
+    }
+    parts.document = Some(cut_document(text, cuts));
+    parts
+}
+
+/// Puts a record together. `None`: there is no answer.
+pub fn record(facts: CallFacts, request: RequestParts, answer: Option<AssembledAnswer>) -> TraceRecord {
+    let mut facts = facts;
+    let answer = match answer {
+        Some(answer) => {
+            facts.error = facts.error.or(answer.error);
+            facts.partial |= answer.partial;
+            facts.weight_version = answer.weight_version.or(facts.weight_version);
+            answer
+        }
+        None => AssembledAnswer::default(),
+    };
+    let RequestParts { model, turns, mut document, prompt_token_ids: asked } = request;
+    let prompt_token_ids =
+        if answer.prompt_token_ids.is_empty() { asked.clone() } else { answer.prompt_token_ids };
+    if prompt_token_ids != asked {
+        document = document.map(|document| with_prompt(&document, &asked));
+    }
+    TraceRecord {
+        facts,
+        model: model.or(answer.model).unwrap_or_default(),
+        turns,
+        request: document,
+        prompt_token_ids,
+        choices: answer.choices,
+        tokens: answer.tokens,
+        response: answer.response,
+    }
+}
+
+/// The request with its prompt put back: the engine read another one, so that the record has it nowhere else.
+fn with_prompt(document: &CutDocument, ids: &[u32]) -> CutDocument {
+    let Some(gap) = document.gaps.iter().find(|gap| gap.part == CutPart::PromptIds) else {
+        return document.clone();
+    };
+    let (before, behind) = document.text.split_at_checked(gap.at).unwrap_or((&document.text, ""));
+    let mut text = before.to_owned();
+    push_ids(&mut text, ids);
+    let added = text.len() - before.len();
+    text.push_str(behind);
+    let others = document.gaps.iter().filter(|gap| gap.part != CutPart::PromptIds);
+    let gaps = others.map(|other| DocumentGap {
+        at: if other.at > gap.at { other.at + added } else { other.at },
+        part: other.part,
+    });
+    CutDocument { gaps: gaps.collect(), text: text.into() }
+}

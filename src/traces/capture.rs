@@ -1,0 +1,159 @@
+//! The capture of one call, on the way of its request and its answer.
+//!
+//! It copies the answer's pieces, as the upstream sent them, into a buffer that goes to the writer when it is
+//! full and when the call ends. A capture that is dropped ends its call as incomplete.
+//!
+//! Never: an await, a parse, more than one buffer of an answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::Traces;
+use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
+use super::record::{CallFacts, TraceApi, TraceError};
+
+/// The size at which the buffered part of an answer goes to the writer.
+pub const MAX_BUFFERED_BYTES: usize = 32 << 10;
+
+/// The first room of the buffer: short answers need no more.
+const FIRST_BUFFER_BYTES: usize = 2 << 10;
+
+/// How a capture begins.
+pub struct CaptureStart {
+    pub trace_id: String,
+    pub session_id: String,
+    pub api: TraceApi,
+    pub client_model: Option<String>,
+    pub request_id: String,
+    /// The body as it goes to the upstream.
+    pub request: Bytes,
+    /// A text that is sent inside of it, and where.
+    pub inserted: Option<(usize, &'static [u8])>,
+    pub begun: Instant,
+    pub cumulative: Option<String>,
+}
+
+/// See the module.
+pub struct Capture {
+    traces: Arc<Traces>,
+    mark: Arc<CaptureMark>,
+    begun: Instant,
+    /// `None`: the call has ended.
+    call: Option<Box<EndedCall>>,
+}
+
+impl Capture {
+    pub(super) fn new(traces: Arc<Traces>, start: CaptureStart, weight_version: Option<i64>) -> Self {
+        let arrived = SystemTime::now() - start.begun.elapsed();
+        let arrived = arrived.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let facts = CallFacts {
+            trace_id: start.trace_id,
+            session_id: start.session_id,
+            api: start.api,
+            stream: false,
+            client_model: start.client_model,
+            request_id: start.request_id,
+            weight_version,
+            arrived,
+            latency: Duration::ZERO,
+            first_token: None,
+            queued: None,
+            upstream: None,
+            attempts: 0,
+            status: 0,
+            error: None,
+            partial: false,
+            cumulative: start.cumulative,
+        };
+        let call = EndedCall {
+            facts,
+            request: start.request,
+            inserted: start.inserted,
+            answer: None,
+            rest: Vec::new(),
+            stored: None,
+        };
+        let mark = CaptureMark::new(traces.next_mark());
+        Capture { traces, mark, begun: start.begun, call: Some(Box::new(call)) }
+    }
+
+    /// An attempt begins.
+    pub fn attempt(&mut self, upstream: &str, attempts: u32) {
+        let Some(call) = &mut self.call else { return };
+        call.facts.queued.get_or_insert_with(|| self.begun.elapsed());
+        call.facts.upstream = Some(upstream.to_string());
+        call.facts.attempts = attempts;
+    }
+
+    /// An upstream's answer begins. What came of another attempt's answer is discarded.
+    pub fn answer(&mut self, status: u16, stream: bool) {
+        let Some(call) = &mut self.call else { return };
+        if call.answer.is_some() {
+            self.mark.discard();
+            self.mark = CaptureMark::new(self.traces.next_mark());
+            call.rest.clear();
+            call.facts.first_token = None;
+        }
+        (call.facts.status, call.facts.stream) = (status, stream);
+        call.answer = Some(AnswerForm { api: call.facts.api, stream, status });
+    }
+
+    /// Copies the next piece of the answer.
+    pub fn piece(&mut self, piece: &[u8]) {
+        let Some(call) = self.call.as_mut().filter(|_| !piece.is_empty()) else { return };
+        let Some(form) = call.answer else { return };
+        call.facts.first_token.get_or_insert_with(|| self.begun.elapsed());
+        if call.rest.capacity() == 0 {
+            call.rest.reserve(FIRST_BUFFER_BYTES.max(piece.len()));
+        }
+        call.rest.extend_from_slice(piece);
+        if call.rest.len() >= MAX_BUFFERED_BYTES {
+            let bytes = std::mem::take(&mut call.rest);
+            self.traces.push(TraceMessage::Piece { mark: self.mark.clone(), form, bytes });
+        }
+    }
+
+    /// The call has ended with an answer of the balancer's own.
+    pub fn refused(&mut self, status: u16, error: TraceError) {
+        if let Some(call) = &mut self.call {
+            call.answer = None;
+            call.facts.status = status;
+        }
+        self.finish(Some(error), None);
+    }
+
+    /// The call has ended; without an error its answer is whole.
+    pub fn end(&mut self, error: Option<TraceError>) {
+        self.finish(error, None);
+    }
+
+    /// As `end`; the result is told once the trace is stored.
+    pub fn end_stored(&mut self) -> oneshot::Receiver<()> {
+        let (told, heard) = oneshot::channel();
+        self.finish(None, Some(told));
+        heard
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.call.is_none()
+    }
+
+    fn finish(&mut self, error: Option<TraceError>, stored: Option<oneshot::Sender<()>>) {
+        let Some(mut call) = self.call.take() else { return };
+        let facts = &mut call.facts;
+        facts.latency = self.begun.elapsed();
+        facts.partial = error.is_some() && call.answer.is_some();
+        facts.error = error.or(TraceError::of_status(facts.status));
+        call.stored = stored;
+        self.traces.push(TraceMessage::End { mark: self.mark.clone(), call });
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.finish(Some(TraceError::Incomplete), None);
+    }
+}

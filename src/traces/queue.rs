@@ -1,0 +1,364 @@
+//! The queue between requests and the writer of traces.
+//!
+//! Bounded in calls and in bytes. When it is full, the oldest call in it is dropped, with all that comes of
+//! it later: a client never waits for a trace.
+//!
+//! Never: an await on the side of the requests, a message of a dropped call that reaches the writer.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot};
+
+use super::record::{CallFacts, TraceApi};
+
+/// The most bytes that wait in the queue.
+const MAX_QUEUED_BYTES: usize = 256 << 20;
+
+/// What a message takes beside its bytes.
+const MESSAGE_BYTES: usize = 512;
+
+/// Identifies a call among the messages.
+#[derive(Debug)]
+pub struct CaptureMark {
+    pub id: u64,
+    dropped: AtomicBool,
+}
+
+/// How an answer is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerForm {
+    pub api: TraceApi,
+    pub stream: bool,
+    pub status: u16,
+}
+
+/// A call that has ended.
+#[derive(Debug)]
+pub struct EndedCall {
+    pub facts: CallFacts,
+    /// The body as it went to the upstream.
+    pub request: Bytes,
+    /// A text that was sent inside of it, and where.
+    pub inserted: Option<(usize, &'static [u8])>,
+    /// `None`: there was no answer of an upstream.
+    pub answer: Option<AnswerForm>,
+    /// The answer's bytes behind those of earlier messages.
+    pub rest: Vec<u8>,
+    /// Told once the trace is stored.
+    pub stored: Option<oneshot::Sender<()>>,
+}
+
+/// What the writer receives.
+#[derive(Debug)]
+pub enum TraceMessage {
+    /// A piece of a long answer.
+    Piece {
+        mark: Arc<CaptureMark>,
+        form: AnswerForm,
+        bytes: Vec<u8>,
+    },
+    End {
+        mark: Arc<CaptureMark>,
+        call: Box<EndedCall>,
+    },
+    /// Told once everything before it is stored.
+    Flush(oneshot::Sender<()>),
+}
+
+#[derive(Default)]
+struct QueueState {
+    messages: VecDeque<TraceMessage>,
+    bytes: usize,
+    /// Ended calls among the messages.
+    calls: usize,
+    closed: bool,
+}
+
+/// See the module.
+pub struct CaptureQueue {
+    /// Held for a push or a take, never across an await.
+    state: Mutex<QueueState>,
+    arrived: Notify,
+    max_calls: AtomicUsize,
+    max_bytes: usize,
+    dropped: AtomicUsize,
+}
+
+// === impl CaptureMark ===
+
+impl CaptureMark {
+    pub fn new(id: u64) -> Arc<Self> {
+        Arc::new(CaptureMark { id, dropped: AtomicBool::new(false) })
+    }
+
+    /// No message of the call is of use any more.
+    pub fn discard(&self) {
+        self.dropped.store(true, Ordering::Release);
+    }
+
+    pub fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+}
+
+// === impl TraceMessage ===
+
+impl TraceMessage {
+    fn mark(&self) -> Option<&CaptureMark> {
+        match self {
+            TraceMessage::Piece { mark, .. } | TraceMessage::End { mark, .. } => Some(mark),
+            TraceMessage::Flush(_) => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let bytes = match self {
+            TraceMessage::Piece { bytes, .. } => bytes.capacity(),
+            TraceMessage::End { call, .. } => call.request.len() + call.rest.capacity(),
+            TraceMessage::Flush(_) => 0,
+        };
+        MESSAGE_BYTES + bytes
+    }
+
+    fn is_end(&self) -> bool {
+        matches!(self, TraceMessage::End { .. })
+    }
+}
+
+// === impl CaptureQueue ===
+
+impl CaptureQueue {
+    pub fn new(max_calls: usize) -> Self {
+        Self::bounded(max_calls, MAX_QUEUED_BYTES)
+    }
+
+    fn bounded(max_calls: usize, max_bytes: usize) -> Self {
+        CaptureQueue {
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            max_calls: AtomicUsize::new(max_calls),
+            max_bytes,
+            dropped: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn set_max_calls(&self, max_calls: usize) {
+        self.max_calls.store(max_calls, Ordering::Relaxed);
+    }
+
+    /// Appends a message. Returns how many calls were dropped for it.
+    pub fn push(&self, message: TraceMessage) -> usize {
+        if message.mark().is_some_and(CaptureMark::is_dropped) {
+            return 0;
+        }
+        let mut state = self.lock();
+        if state.closed {
+            let lost = usize::from(message.mark().is_some());
+            if let Some(mark) = message.mark() {
+                mark.discard();
+            }
+            return self.count(lost);
+        }
+        state.add(message);
+        let max_calls = self.max_calls.load(Ordering::Relaxed);
+        let mut lost = 0;
+        while state.calls > max_calls || state.bytes > self.max_bytes {
+            let Some(is_first) = state.drop_oldest() else { break };
+            lost += usize::from(is_first);
+        }
+        drop(state);
+        self.arrived.notify_one();
+        self.count(lost)
+    }
+
+    /// Waits for messages, and moves up to `most` of them to `batch`. False: the queue is closed and empty.
+    pub async fn take(&self, batch: &mut Vec<TraceMessage>, most: usize) -> bool {
+        loop {
+            let arrived = self.arrived.notified();
+            {
+                let mut state = self.lock();
+                while batch.len() < most
+                    && let Some(message) = state.remove_first()
+                {
+                    if !message.mark().is_some_and(CaptureMark::is_dropped) {
+                        batch.push(message);
+                    }
+                }
+                if !batch.is_empty() {
+                    return true;
+                }
+                if state.closed {
+                    return false;
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// Accepts no more messages; the writer takes those that are there.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.arrived.notify_one();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Calls that wait, and the bytes that they take.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.calls, state.bytes)
+    }
+
+    /// The number of calls dropped so far.
+    pub fn dropped(&self) -> usize {
+        self.dropped.load(Ordering::Acquire)
+    }
+
+    fn count(&self, lost: usize) -> usize {
+        if lost > 0 {
+            self.dropped.fetch_add(lost, Ordering::AcqRel);
+        }
+        lost
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl QueueState {
+    fn add(&mut self, message: TraceMessage) {
+        self.bytes += message.bytes();
+        self.calls += usize::from(message.is_end());
+        self.messages.push_back(message);
+    }
+
+    fn remove_first(&mut self) -> Option<TraceMessage> {
+        let message = self.messages.pop_front()?;
+        self.bytes -= message.bytes();
+        self.calls -= usize::from(message.is_end());
+        Some(message)
+    }
+
+    /// Removes the first message of a call, and drops its call: true if it was not dropped before. Its other
+    /// messages are skipped when they are taken. `None`: there is no message of a call.
+    fn drop_oldest(&mut self) -> Option<bool> {
+        let at = self.messages.iter().position(|message| message.mark().is_some())?;
+        let message = self.messages.remove(at)?;
+        self.bytes -= message.bytes();
+        self.calls -= usize::from(message.is_end());
+        let mark = message.mark()?;
+        let is_first = !mark.is_dropped();
+        mark.discard();
+        Some(is_first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const FORM: AnswerForm = AnswerForm { api: TraceApi::Chat, stream: true, status: 200 };
+
+    fn facts() -> CallFacts {
+        CallFacts {
+            trace_id: String::new(),
+            session_id: String::new(),
+            api: TraceApi::Chat,
+            stream: true,
+            client_model: None,
+            request_id: String::new(),
+            weight_version: None,
+            arrived: 0.0,
+            latency: Duration::ZERO,
+            first_token: None,
+            queued: None,
+            upstream: None,
+            attempts: 1,
+            status: 200,
+            error: None,
+            partial: false,
+            cumulative: None,
+        }
+    }
+
+    fn end(mark: &Arc<CaptureMark>, rest: usize) -> TraceMessage {
+        let call = EndedCall {
+            facts: facts(),
+            request: Bytes::new(),
+            inserted: None,
+            answer: Some(FORM),
+            rest: vec![0; rest],
+            stored: None,
+        };
+        TraceMessage::End { mark: mark.clone(), call: Box::new(call) }
+    }
+
+    fn piece(mark: &Arc<CaptureMark>, bytes: usize) -> TraceMessage {
+        TraceMessage::Piece { mark: mark.clone(), form: FORM, bytes: vec![0; bytes] }
+    }
+
+    fn ids(batch: &[TraceMessage]) -> Vec<Option<u64>> {
+        batch.iter().map(|message| message.mark().map(|mark| mark.id)).collect()
+    }
+
+    #[tokio::test]
+    async fn the_oldest_call_is_dropped_when_there_are_too_many() {
+        let queue = CaptureQueue::new(2);
+        let marks: Vec<_> = (0..4).map(CaptureMark::new).collect();
+        assert_eq!(marks.iter().map(|mark| queue.push(end(mark, 10))).collect::<Vec<_>>(), [0, 0, 1, 1]);
+        let mut batch = Vec::new();
+        assert!(queue.take(&mut batch, 10).await);
+        assert_eq!(ids(&batch), [Some(2), Some(3)]);
+        assert_eq!((queue.dropped(), queue.size()), (2, (0, 0)));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_call_sends_nothing_more() {
+        let queue = CaptureQueue::bounded(100, 4_000);
+        let (long, short) = (CaptureMark::new(1), CaptureMark::new(2));
+        assert_eq!(queue.push(piece(&long, 3_000)), 0);
+        assert_eq!(queue.push(end(&short, 1_000)), 1, "the bytes of both are too many");
+        assert_eq!(queue.push(piece(&long, 10)) + queue.push(end(&long, 10)), 0);
+        let mut batch = Vec::new();
+        assert!(queue.take(&mut batch, 10).await);
+        assert_eq!(ids(&batch), [Some(2)]);
+        assert!(long.is_dropped() && queue.dropped() == 1);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_dropped_counts_once_and_flushes_stay() {
+        let queue = CaptureQueue::bounded(1, 1 << 20);
+        let (first, second) = (CaptureMark::new(1), CaptureMark::new(2));
+        let (told, mut heard) = oneshot::channel();
+        queue.push(piece(&first, 10));
+        queue.push(TraceMessage::Flush(told));
+        queue.push(end(&first, 10));
+        assert_eq!(queue.push(end(&second, 10)), 1);
+        assert!(heard.try_recv().is_err());
+        let mut batch = Vec::new();
+        assert!(queue.take(&mut batch, 10).await);
+        assert_eq!(ids(&batch), [None, Some(2)]);
+        assert_eq!(queue.dropped(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_ends_once_it_is_empty() {
+        let queue = CaptureQueue::new(10);
+        let mark = CaptureMark::new(1);
+        queue.push(end(&mark, 1));
+        queue.close();
+        assert_eq!(queue.push(end(&CaptureMark::new(2), 1)), 1);
+        let mut batch = Vec::new();
+        assert!(queue.take(&mut batch, 10).await);
+        batch.clear();
+        assert!(!queue.take(&mut batch, 10).await);
+    }
+}

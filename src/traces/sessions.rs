@@ -1,0 +1,157 @@
+//! What operators have said of sessions, as the requests of each need it.
+//!
+//! In front of the store: a request must not wait for a database because of a session that nobody made.
+//!
+//! Never: an unlimited number of sessions, a lock across an await.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::record::SessionSettings;
+
+/// The most sessions that are known at a time; the oldest are forgotten first.
+const MAX_SESSIONS: usize = 100_000;
+
+/// How long an entry from a store that siblings write to is believed.
+const MAX_SHARED_AGE: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug)]
+struct KnownSession {
+    /// `None`: the store has none.
+    settings: Option<Arc<SessionSettings>>,
+    read_at: Instant,
+}
+
+#[derive(Default)]
+struct RegistryState {
+    sessions: HashMap<Box<str>, KnownSession>,
+    /// In the order of their first use.
+    order: VecDeque<Box<str>>,
+}
+
+/// The answer to a lookup.
+#[derive(Clone, Debug)]
+pub enum KnownSettings {
+    /// As they are now; `None`: the session was not made by the API.
+    Current(Option<Arc<SessionSettings>>),
+    /// To be read from the store; what was read before may be out of date.
+    Outdated(Option<Arc<SessionSettings>>),
+}
+
+/// See the module.
+pub struct SessionRegistry {
+    /// Held for a lookup or an insertion.
+    state: Mutex<RegistryState>,
+    max_sessions: usize,
+    /// Other balancers write to the store, too.
+    is_shared: bool,
+    /// The store remembers sessions that this process has never seen.
+    is_durable: bool,
+    /// A session was made. It stays so.
+    has_any: AtomicBool,
+}
+
+impl SessionRegistry {
+    pub fn new(is_durable: bool, is_shared: bool) -> Self {
+        SessionRegistry {
+            state: Mutex::default(),
+            max_sessions: MAX_SESSIONS,
+            is_shared,
+            is_durable,
+            has_any: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether there may be sessions that the API has made.
+    pub fn may_have_any(&self) -> bool {
+        self.is_durable || self.has_any.load(Ordering::Acquire)
+    }
+
+    pub fn get(&self, id: &str, now: Instant) -> KnownSettings {
+        match self.lock().sessions.get(id) {
+            None if self.is_durable => KnownSettings::Outdated(None),
+            None => KnownSettings::Current(None),
+            Some(known) => {
+                let settings = known.settings.clone();
+                let is_old = self.is_shared && now.saturating_duration_since(known.read_at) > MAX_SHARED_AGE;
+                if is_old { KnownSettings::Outdated(settings) } else { KnownSettings::Current(settings) }
+            }
+        }
+    }
+
+    pub fn put(&self, id: &str, settings: Option<Arc<SessionSettings>>, now: Instant) {
+        self.has_any.fetch_or(settings.is_some(), Ordering::AcqRel);
+        let mut state = self.lock();
+        let known = KnownSession { settings, read_at: now };
+        if state.sessions.insert(id.into(), known).is_none() {
+            state.order.push_back(id.into());
+        }
+        while state.sessions.len() > self.max_sessions {
+            let Some(oldest) = state.order.pop_front() else { break };
+            state.sessions.remove(&oldest);
+        }
+        // Removed sessions leave their names behind; both stay within twice the limit.
+        if state.order.len() > 2 * self.max_sessions {
+            let RegistryState { sessions, order } = &mut *state;
+            order.retain(|id| sessions.contains_key(id));
+        }
+    }
+
+    /// Forgets a session that was deleted.
+    pub fn remove(&self, id: &str) {
+        self.lock().sessions.remove(id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RegistryState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(id: &str) -> Option<Arc<SessionSettings>> {
+        Some(Arc::new(SessionSettings { session_id: id.into(), ..SessionSettings::default() }))
+    }
+
+    fn is_current(registry: &SessionRegistry, id: &str, now: Instant) -> bool {
+        matches!(registry.get(id, now), KnownSettings::Current(_))
+    }
+
+    #[test]
+    fn entries_of_a_shared_store_are_read_again() {
+        let now = Instant::now();
+        for (durable, shared, unknown, young, old) in [
+            (false, false, true, true, true),
+            (true, false, false, true, true),
+            (true, true, false, true, false),
+        ] {
+            let registry = SessionRegistry::new(durable, shared);
+            assert_eq!(is_current(&registry, "a", now), unknown);
+            registry.put("a", settings("a"), now);
+            assert_eq!(is_current(&registry, "a", now + Duration::from_secs(1)), young);
+            assert_eq!(is_current(&registry, "a", now + Duration::from_secs(3)), old);
+            registry.remove("a");
+            assert!(!matches!(registry.get("a", now), KnownSettings::Current(Some(_))));
+        }
+    }
+
+    #[test]
+    fn the_oldest_sessions_are_forgotten_first() {
+        let registry = SessionRegistry { max_sessions: 3, ..SessionRegistry::new(false, false) };
+        let now = Instant::now();
+        for id in 0..10 {
+            registry.put(&id.to_string(), settings("x"), now);
+            registry.remove(&(id * 2).to_string());
+        }
+        for id in 0..100 {
+            registry.put(&id.to_string(), settings("x"), now);
+        }
+        let is_known = |id: &str| matches!(registry.get(id, now), KnownSettings::Current(Some(_)));
+        assert!(is_known("99") && is_known("97") && !is_known("96"));
+        assert!(registry.lock().order.len() <= 6);
+    }
+}

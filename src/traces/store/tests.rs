@@ -1,0 +1,305 @@
+//! What every store does.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::samples::{self, conversation, record};
+use super::*;
+
+const NOW: f64 = 1_700_000_000.0;
+
+fn config() -> TracesConfig {
+    TracesConfig { keep: Duration::from_secs(100), ..TracesConfig::default() }
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(future)
+}
+
+fn memory(limit: u64) -> Store {
+    Store::Memory(MemoryStore::new(limit, Duration::from_secs(100)))
+}
+
+fn arcs(records: Vec<TraceRecord>) -> Vec<Arc<TraceRecord>> {
+    records.into_iter().map(Arc::new).collect()
+}
+
+/// What is read equals what was put, by each way of reading.
+async fn check_read(store: &Store, put: &[Arc<TraceRecord>]) -> Result<(), TestCaseError> {
+    for session in ["session/0:x", "session/1:x", "session/2:x"] {
+        let wanted: Vec<_> = put.iter().filter(|record| record.facts.session_id == session).collect();
+        let read = store.traces(session, None, None).await.expect("is read");
+        prop_assert_eq!(read.iter().map(|stored| &stored.record).collect::<Vec<_>>(), wanted.clone());
+        prop_assert!(read.is_sorted_by(|a, b| a.created_at < b.created_at));
+        let latest = store.latest_trace(session).await.expect("is read");
+        prop_assert_eq!(latest.as_ref(), read.last());
+        let middle = read.get(read.len() / 2).map(|stored| stored.created_at);
+        let since = store.traces(session, middle, Some(2)).await.expect("is read");
+        prop_assert_eq!(&since[..], &read[read.len() / 2..(read.len() / 2 + 2).min(read.len())]);
+        let summary = store.session(session).await.expect("is read");
+        prop_assert_eq!(summary.map_or(0, |summary| summary.trace_count), wanted.len() as u64);
+    }
+    for record in put {
+        let stored = store.trace(&record.facts.trace_id).await.expect("is read").expect("is there");
+        prop_assert_eq!(&stored.record, record);
+    }
+    Ok(())
+}
+
+/// Puts random records in batches, checks them, and deletes one session after the other.
+async fn check_store(store: &Store, records: &[Arc<TraceRecord>]) -> Result<(), TestCaseError> {
+    for batch in records.chunks(5) {
+        store.put(batch, NOW).await.expect("is stored");
+    }
+    check_read(store, records).await?;
+    let mut rest = records.to_vec();
+    for session in ["session/1:x", "session/0:x", "session/2:x"] {
+        let before = rest.len();
+        rest.retain(|record| record.facts.session_id != session);
+        let deleted = store.delete_sessions(&[session.into(), "none".into()]).await.expect("is deleted");
+        prop_assert_eq!(deleted, (before - rest.len()) as u64);
+        check_read(store, &rest).await?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn memory_returns_what_was_put(steps in samples::steps()) {
+        let store = memory(1 << 30);
+        run(check_store(&store, &samples::records(&steps)))?;
+        prop_assert_eq!(store.bytes(), 0, "each byte is given back");
+    }
+
+    #[test]
+    fn memory_counts_bytes_under_eviction(steps in samples::steps(), limit in 0..20_000_u64) {
+        let store = memory(limit);
+        let records = samples::records(&steps);
+        run(async {
+            for record in &records {
+                store.put(std::slice::from_ref(record), NOW).await.expect("is stored");
+                prop_assert!(store.bytes() <= limit);
+            }
+            for session in store.sessions(None, None).await.expect("is read") {
+                for stored in store.traces(&session.session_id, None, None).await.expect("is read") {
+                    prop_assert!(records.contains(&stored.record));
+                }
+                store.delete_sessions(&[session.session_id]).await.expect("is deleted");
+            }
+            Ok(())
+        })?;
+        prop_assert_eq!(store.bytes(), 0);
+    }
+}
+
+#[test]
+fn finds_the_database() {
+    let cases: [(Option<&str>, &[(&str, &str)], &str); 7] = [
+        (Some("/a/b.db"), &[("HOME", "/h")], "/a/b.db"),
+        (Some("~/b.db"), &[("HOME", "/h")], "/h/b.db"),
+        (Some("~/b.db"), &[], "~/b.db"),
+        (None, &[("STATE_DIRECTORY", "/s:/t"), ("HOME", "/h")], "/s/traces.db"),
+        (None, &[("XDG_STATE_HOME", "/x"), ("HOME", "/h")], "/x/vllm-lb/traces.db"),
+        (None, &[("XDG_STATE_HOME", ""), ("HOME", "/h")], "/h/.local/state/vllm-lb/traces.db"),
+        (None, &[("STATE_DIRECTORY", "")], "TEMP/vllm-lb/traces.db"),
+    ];
+    for (named, env, wanted) in cases {
+        let lookup =
+            |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+        let wanted = wanted.replace("TEMP", &std::env::temp_dir().display().to_string());
+        assert_eq!(sqlite_path(named.map(Path::new), lookup), Path::new(&wanted), "{named:?} {env:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_none_holds_nothing() {
+    let store = Store::open(&TracesConfig { store: TraceStore::None, ..config() }).await.expect("opens");
+    store.put(&arcs(conversation("s", 2, 10, 3)), NOW).await.expect("is accepted");
+    assert_eq!(store.traces("s", None, None).await.expect("is read"), []);
+    assert_eq!(store.bytes(), 0);
+}
+
+/// Lists sessions, with the settings of one of them.
+async fn check_sessions(store: &Store) {
+    let one = |session: &str| vec![Arc::new(record(session, session, &["{}"], &[1], &[2]))];
+    store.put(&one("a"), NOW).await.expect("is stored");
+    store.put(&one("b"), NOW + 1.0).await.expect("is stored");
+    store.put(&[Arc::new(record("a", "a2", &["{}"], &[1], &[2]))], NOW + 2.0).await.expect("is stored");
+    let metadata = serde_json::json!({"k": "é\u{2028}"});
+    let settings = SessionSettings {
+        session_id: "a".into(),
+        created_at: NOW - 5.0,
+        metadata: metadata.as_object().expect("is an object").clone(),
+        sampling_params: serde_json::json!({"temperature": 0.25}).as_object().expect("is an object").clone(),
+        model: Some("m".into()),
+    };
+    store.put_session(&settings).await.expect("is stored");
+    store
+        .put_session(&SessionSettings { session_id: "empty".into(), ..settings.clone() })
+        .await
+        .expect("is stored");
+    let ids = async |since, limit| -> Vec<(String, u64, f64)> {
+        let sessions = store.sessions(since, limit).await.expect("is read");
+        sessions.into_iter().map(|s| (s.session_id, s.trace_count, s.created_at)).collect()
+    };
+    let (a, b) = (("a".to_string(), 2, NOW - 5.0), ("b".to_string(), 1, NOW + 1.0));
+    assert_eq!(ids(None, None).await, [b.clone(), a.clone()]);
+    assert_eq!(ids(None, Some(1)).await, [b]);
+    assert_eq!(ids(Some(NOW + 2.0), None).await, [a]);
+    let summary = store.session("a").await.expect("is read").expect("is there");
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&summary.metadata).expect("is JSON"), metadata);
+    let empty = store.session("empty").await.expect("is read").expect("is there");
+    assert_eq!((empty.trace_count, empty.created_at), (0, NOW - 5.0));
+    assert_eq!(store.session("none").await.expect("is read"), None);
+    assert_eq!(store.load_session("a").await.expect("is read"), Some(settings.clone()));
+    assert_eq!(store.load_session("b").await.expect("is read"), None);
+
+    let anew = SessionSettings { created_at: NOW + 9.0, model: None, ..settings };
+    store.put_session(&anew).await.expect("is stored");
+    assert_eq!(store.load_session("a").await.expect("is read"), Some(anew));
+
+    assert_eq!(store.weight_version().await.expect("is read"), None);
+    for version in [Some(-7), None, Some(i64::MAX)] {
+        store.set_weight_version(version).await.expect("is stored");
+        assert_eq!(store.weight_version().await.expect("is read"), version);
+    }
+    assert_eq!(
+        store.delete_sessions(&["a".into(), "b".into(), "empty".into()]).await.expect("is deleted"),
+        3
+    );
+    assert_eq!(store.session("empty").await.expect("is read"), None);
+}
+
+#[tokio::test]
+async fn memory_lists_sessions() {
+    let store = memory(1 << 20);
+    check_sessions(&store).await;
+    assert_eq!(store.bytes(), 0);
+}
+
+/// A trace that is put again stays as it is.
+async fn check_repeated(store: &Store) {
+    let records = arcs(conversation("s", 2, 10, 3));
+    store.put(&records, NOW).await.expect("is stored");
+    store.put(&records, NOW + 1.0).await.expect("is stored");
+    let read = store.traces("s", None, None).await.expect("is read");
+    assert_eq!(read.iter().map(|stored| stored.created_at).collect::<Vec<_>>(), [NOW, NOW + CREATED_STEP]);
+}
+
+#[tokio::test]
+async fn memory_keeps_a_repeated_trace_as_it_is() {
+    check_repeated(&memory(1 << 20)).await;
+}
+
+/// Sessions go that had no trace for too long.
+async fn check_expiry(store: &Store) {
+    for (session, at) in [("old", 0.0), ("new", 50.0)] {
+        let records = arcs(conversation(session, 3, 10, 3));
+        store.put(&records, NOW + at).await.expect("is stored");
+    }
+    assert_eq!(store.expire(NOW + 99.0).await.expect("expires"), 0);
+    assert_eq!(store.expire(NOW + 101.0).await.expect("expires"), 3);
+    assert_eq!(store.session("old").await.expect("is read"), None);
+    assert_eq!(store.traces("new", None, None).await.expect("is read").len(), 3);
+}
+
+#[tokio::test]
+async fn memory_forgets_sessions_by_age() {
+    check_expiry(&memory(1 << 20)).await;
+}
+
+#[tokio::test]
+async fn memory_holds_its_limit_under_ten_times_as_many_traces() {
+    const LIMIT: u64 = 1 << 20;
+    let Store::Memory(store) = memory(LIMIT) else { panic!("made so") };
+    let (mut put, mut dropped, mut raw) = (0, 0, 0);
+    for session in 0.. {
+        let records = arcs(conversation(&format!("s{session}"), 5, 2_000, 100));
+        put += records.len() as u64;
+        raw += records[0].turns[0].len() as u64 + 4 * records[0].prompt_token_ids.len() as u64;
+        store.put(&records, NOW);
+        dropped += store.expire(NOW);
+        assert!(store.bytes() <= LIMIT);
+        if raw > 10 * LIMIT {
+            break;
+        }
+    }
+    let held: u64 = store.sessions(None, None).iter().map(|session| session.trace_count).sum();
+    assert_eq!(held + dropped, put);
+    assert!(store.bytes() > LIMIT / 2, "the limit is used: {}", store.bytes());
+}
+
+#[tokio::test]
+async fn memory_drops_the_oldest_traces_of_the_least_recently_active_session() {
+    let store = MemoryStore::new(40_000, Duration::from_secs(100));
+    store.put(&arcs(conversation("a", 4, 500, 10)), NOW);
+    store.put(&arcs(conversation("b", 4, 500, 10)), NOW + 1.0);
+    let mut dropped = 0;
+    for number in 0.. {
+        let new = record("a", &format!("new{number}"), &["{}"], &[1], &[2]);
+        store.put(&[Arc::new(new)], NOW + 2.0);
+        dropped += store.expire(NOW);
+        if dropped > 0 {
+            break;
+        }
+    }
+    let b = store.traces("b", None, None);
+    assert_eq!(b.len() as u64, 4 - dropped);
+    let whole = conversation("b", 4, 500, 10);
+    let left: Vec<_> = b.iter().map(|stored| &*stored.record).collect();
+    assert_eq!(left, whole[dropped as usize..].iter().collect::<Vec<_>>());
+    assert!(store.trace("b/0").is_none());
+    assert_eq!(store.traces("a", None, None)[..4].len(), 4);
+}
+
+#[tokio::test]
+async fn memory_stores_what_a_turn_adds() {
+    let Store::Memory(store) = memory(1 << 30) else { panic!("made so") };
+    let records = arcs(conversation("s", 20, 8_000, 200));
+    store.put(&records[..1], NOW);
+    let first = store.bytes();
+    store.put(&records[1..], NOW);
+    let each = (store.bytes() - first) / 19;
+    println!("memory: {first} bytes of the first turn, {each} of each further turn");
+    assert!(each < 20_000, "{each} bytes of 200 new tokens");
+    assert!(first > 8_000 * 4 + 32_000);
+}
+
+#[tokio::test]
+async fn memory_follows_subagents_that_take_turns() {
+    let Store::Memory(store) = memory(1 << 30) else { panic!("made so") };
+    let main = arcs(conversation("s", 6, 4_000, 50));
+    let other = conversation("s", 6, 4_000, 50).into_iter().map(|mut record| {
+        record.turns[0] = "{\"role\":\"system\",\"content\":\"another\"}".into();
+        record.prompt_token_ids[0] = 1;
+        record.facts.trace_id += "-other";
+        Arc::new(record)
+    });
+    for (main, other) in main.iter().zip(other) {
+        store.put(&[main.clone(), other], NOW);
+    }
+    // Two first prompts of 16 kB of ids and one of text, and ten small turns.
+    assert!(store.bytes() < 120_000, "{}", store.bytes());
+}
+
+#[test]
+fn memory_drops_a_long_session_on_a_small_stack() {
+    let drop_it = || {
+        let store = MemoryStore::new(1 << 30, Duration::from_secs(100));
+        for turn in 0..2_000_u32 {
+            // Each prompt is the one before it with its answer.
+            let prompt: Vec<u32> = (0..turn).collect();
+            store.put(&[Arc::new(record("s", &turn.to_string(), &[], &prompt, &[turn]))], NOW);
+        }
+        store.delete_sessions(&["s".into()])
+    };
+    let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(drop_it).expect("a thread");
+    assert_eq!(thread.join().expect("no overflow"), 2_000);
+}

@@ -1,0 +1,290 @@
+//! The writer: takes captured calls from the queue, assembles their records and stores them.
+//!
+//! It runs on a thread of its own, so that neither a long answer nor a slow disk takes time from requests.
+//! Records are stored in batches; a store that fails is tried again with the same batch, while the queue
+//! behind it keeps its bound by dropping the oldest calls.
+//!
+//! Never: more than one batch beside the queue, a trace that is stored twice.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, interval, sleep, timeout};
+
+use super::assemble::{self, AnswerAssembler};
+use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
+use super::record::TraceRecord;
+use super::store::{Store, StoreError};
+use super::{NO_VERSION, Traces, now};
+use crate::config::types::TraceStore;
+use crate::observe;
+
+/// The most records of one batch.
+const MAX_BATCH_RECORDS: usize = 256;
+
+/// The most messages that are taken at a time.
+const MAX_TAKEN: usize = 256;
+
+/// How long a record may wait for others of its batch.
+const MAX_BATCH_WAIT: Duration = Duration::from_millis(100);
+
+/// The memory of answers that have not ended, above which the largest is given up.
+const MAX_ASSEMBLING_BYTES: usize = 512 << 20;
+
+/// The pause before a failed store is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a batch is tried when the balancer is ending.
+const MAX_LAST_TRIES: Duration = Duration::from_secs(5);
+
+/// Between two looks at what is too old, and at what siblings have set.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The thread of a writer.
+#[derive(Default)]
+pub struct WriterThread {
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl WriterThread {
+    pub fn start(&self, traces: &Arc<Traces>) -> Result<(), String> {
+        let (ends, ended) = oneshot::channel();
+        let traces = traces.clone();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("no runtime for traces: {error}"))?;
+        let work = move || {
+            runtime.block_on(run(&traces));
+            ends.send(()).ok();
+        };
+        let thread = std::thread::Builder::new().name("traces".into()).spawn(work);
+        thread.map_err(|error| format!("no thread for traces: {error}"))?;
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
+        Ok(())
+    }
+
+    /// Waits until the thread has ended, `grace` at the most.
+    pub async fn join(&self, grace: Duration) {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ended) = ended {
+            timeout(grace, ended).await.ok();
+        }
+    }
+}
+
+/// An answer of which more is to come.
+struct OpenAnswer {
+    mark: Arc<CaptureMark>,
+    assembler: AnswerAssembler,
+}
+
+/// The state between two takes.
+#[derive(Default)]
+struct WriterBatch {
+    open: HashMap<u64, OpenAnswer>,
+    open_bytes: usize,
+    records: Vec<Arc<TraceRecord>>,
+    /// Told once the records are stored.
+    waiting: Vec<oneshot::Sender<()>>,
+    /// The time of the first record.
+    since: Option<Instant>,
+    /// Dropped calls of the queue that have been looked for.
+    dropped: usize,
+}
+
+async fn run(traces: &Traces) {
+    let (mut batch, mut messages) = (WriterBatch::default(), Vec::new());
+    let mut expires = interval(EXPIRE_INTERVAL);
+    let mut refreshes = interval(REFRESH_INTERVAL);
+    loop {
+        let wait = batch.remaining_wait();
+        let open = tokio::select! {
+            open = traces.queue.take(&mut messages, MAX_TAKEN) => open,
+            () = sleep(wait.unwrap_or_default()), if wait.is_some() => true,
+            _ = expires.tick() => {
+                expire(traces).await;
+                true
+            }
+            _ = refreshes.tick() => {
+                refresh(traces).await;
+                true
+            }
+        };
+        for message in messages.drain(..) {
+            batch.add(message);
+        }
+        batch.forget_dropped(traces);
+        if batch.is_due() || !open {
+            batch.store(traces, !open).await;
+        }
+        if !open {
+            return;
+        }
+    }
+}
+
+impl WriterBatch {
+    fn add(&mut self, message: TraceMessage) {
+        match message {
+            TraceMessage::Flush(told) => self.waiting.push(told),
+            TraceMessage::Piece { mark, form, bytes } => {
+                let open = self
+                    .open
+                    .entry(mark.id)
+                    .or_insert_with(|| OpenAnswer { mark, assembler: assembler(form) });
+                let before = open.assembler.bytes();
+                open.assembler.feed(&bytes);
+                self.open_bytes = self.open_bytes + open.assembler.bytes() - before;
+                if self.open_bytes > MAX_ASSEMBLING_BYTES {
+                    self.give_up_largest();
+                }
+            }
+            TraceMessage::End { mark, call } => {
+                let open = self.open.remove(&mark.id);
+                if let Some(open) = &open {
+                    self.open_bytes -= open.assembler.bytes();
+                }
+                let (record, stored) = assembled(*call, open.map(|open| open.assembler));
+                self.records.push(Arc::new(record));
+                self.waiting.extend(stored);
+                self.since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    fn give_up_largest(&mut self) {
+        let largest = self.open.iter().max_by_key(|(_, open)| open.assembler.bytes()).map(|(id, _)| *id);
+        if let Some(open) = largest.and_then(|id| self.open.remove(&id)) {
+            self.open_bytes -= open.assembler.bytes();
+            open.mark.discard();
+            observe::traces::dropped(1, "memory");
+        }
+    }
+
+    /// Frees what was assembled of calls that the queue has dropped since.
+    fn forget_dropped(&mut self, traces: &Traces) {
+        let dropped = traces.queue.dropped();
+        if dropped != self.dropped {
+            self.dropped = dropped;
+            self.open.retain(|_, open| !open.mark.is_dropped());
+            self.open_bytes = self.open.values().map(|open| open.assembler.bytes()).sum();
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        !self.waiting.is_empty()
+            || self.records.len() >= MAX_BATCH_RECORDS
+            || self.remaining_wait().is_some_and(|wait| wait.is_zero())
+    }
+
+    fn remaining_wait(&self) -> Option<Duration> {
+        self.since.map(|since| (since + MAX_BATCH_WAIT).saturating_duration_since(Instant::now()))
+    }
+
+    /// Stores the records, and tells those that wait. `last`: the balancer is ending.
+    async fn store(&mut self, traces: &Traces, last: bool) {
+        let records = std::mem::take(&mut self.records);
+        self.since = None;
+        if !records.is_empty() {
+            let deadline = last.then(|| Instant::now() + MAX_LAST_TRIES);
+            store_batch(traces, &records, deadline).await;
+        }
+        for told in self.waiting.drain(..) {
+            told.send(()).ok();
+        }
+    }
+}
+
+fn assembler(form: AnswerForm) -> AnswerAssembler {
+    AnswerAssembler::new(form.api, form.stream, form.status)
+}
+
+fn assembled(call: EndedCall, open: Option<AnswerAssembler>) -> (TraceRecord, Option<oneshot::Sender<()>>) {
+    let EndedCall { facts, request, inserted, answer, rest, stored } = call;
+    let answer = answer.map(|form| {
+        let mut assembler = open.unwrap_or_else(|| assembler(form));
+        assembler.feed(&rest);
+        assembler.finish()
+    });
+    let sent = inserted.map(|(at, text)| [&request[..at], text, &request[at..]].concat());
+    let request = assemble::read_request(facts.api, sent.as_deref().unwrap_or(&request));
+    (assemble::record(facts, request, answer), stored)
+}
+
+/// Stores a batch, again and again while the store cannot take it, until `deadline`.
+async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Option<Instant>) {
+    let mut deadline = deadline;
+    loop {
+        let error = match open_store(traces).await {
+            Ok(store) => match store.put(records, now()).await {
+                Ok(()) => {
+                    observe::traces::stored(records.len());
+                    return;
+                }
+                Err(error) if error.is_transient() => error,
+                Err(error) => {
+                    observe::traces::store_failed(&error);
+                    return store_one_by_one(&store, records).await;
+                }
+            },
+            Err(error) => error,
+        };
+        observe::traces::store_failed(&error);
+        if deadline.is_none() && traces.queue.is_closed() {
+            deadline = Some(Instant::now() + MAX_LAST_TRIES);
+        }
+        if deadline.is_some_and(|deadline| Instant::now() + RETRY_PAUSE > deadline) {
+            observe::traces::dropped(records.len(), "store");
+            return;
+        }
+        sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// After a failure that is one of a record: the others are stored.
+async fn store_one_by_one(store: &Store, records: &[Arc<TraceRecord>]) {
+    for record in records {
+        match store.put(std::slice::from_ref(record), now()).await {
+            Ok(()) => observe::traces::stored(1),
+            Err(error) => {
+                observe::traces::store_failed(&error);
+                observe::traces::dropped(1, "store");
+            }
+        }
+    }
+}
+
+/// The store, which is opened here when it could not be before.
+async fn open_store(traces: &Traces) -> Result<Arc<Store>, StoreError> {
+    if let Some(store) = traces.store.load_full() {
+        return Ok(store);
+    }
+    let store = Arc::new(Store::open(&traces.settings()).await?);
+    traces.store.store(Some(store.clone()));
+    Ok(store)
+}
+
+async fn expire(traces: &Traces) {
+    let Some(store) = traces.store.load_full() else { return };
+    match store.expire(now()).await {
+        Ok(0) => {}
+        Ok(expired) => observe::traces::expired(expired),
+        Err(error) => observe::traces::store_failed(&error),
+    }
+}
+
+/// Takes over what siblings have set in a store that they share.
+async fn refresh(traces: &Traces) {
+    if !matches!(traces.settings.load().store, TraceStore::Postgres(_)) {
+        return;
+    }
+    let Some(store) = traces.store.load_full() else { return };
+    if let Ok(Some(version)) = store.weight_version().await {
+        debug_assert_ne!(version, NO_VERSION, "it stands for none");
+        traces.weight_version.store(version, Ordering::Release);
+    }
+}
