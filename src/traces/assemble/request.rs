@@ -26,7 +26,7 @@ pub struct RequestParts {
 }
 
 #[derive(Deserialize)]
-struct RequestBody<'a> {
+struct RecordedRequest<'a> {
     #[serde(borrow)]
     model: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -42,7 +42,7 @@ pub fn read_request(api: TraceApi, body: &[u8]) -> RequestParts {
     let text = readable(body);
     let text = text.trim_ascii();
     let mut parts = RequestParts::default();
-    let Some(read) = parse_object::<RequestBody<'_>>(text) else { return parts };
+    let Some(read) = parse_object::<RecordedRequest<'_>>(text) else { return parts };
     let mut cuts = Cuts::new();
     parts.model = read.model.and_then(string).map(Cow::into_owned);
     let turns = match api {
