@@ -2,22 +2,30 @@
 //!
 //! Never: called on the way of a request.
 
+#[cfg(test)]
+mod contract;
 mod memory;
 mod prompts;
 #[cfg(test)]
 mod samples;
+mod sql;
+#[cfg(test)]
+mod sqlite_tests;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::memory::MemoryStore;
+use self::sql::SqlStore;
 use super::record::{SessionSettings, SessionSummary, TraceRecord};
 use crate::config::types::{TraceStore, TracesConfig};
 
-/// The least time between two traces of a session, in seconds: their order is that of their times.
-const CREATED_STEP: f64 = 1e-6;
+/// The least time between two traces of a session, in seconds: their order is that of their times. A power of
+/// two, so that sums of it are exact.
+const CREATED_STEP: f64 = 1.0 / (1 << 20) as f64;
 
 /// The directory of this program under a directory of states.
 const STATE_DIRECTORY: &str = "vllm-lb";
@@ -29,6 +37,7 @@ const DATABASE_FILE: &str = "traces.db";
 pub enum Store {
     None,
     Memory(MemoryStore),
+    Sql(SqlStore),
 }
 
 /// A trace with the time at which it was stored.
@@ -44,16 +53,36 @@ pub struct StoredTrace {
 pub enum StoreError {
     #[error("cannot open {place}: {reason}")]
     Open { place: String, reason: String },
-    #[error("the database has not been reached yet")]
+    #[error("the database of the traces has not been reached yet")]
     Unreached,
+    #[error("the database of the traces: {reason}")]
+    Database { reason: String },
+    #[error("the database of the traces did not answer within {limit:?}")]
+    Timeout { limit: Duration },
+    #[error("the database of the traces has schema {found}, this version knows {known}: use a newer vllm-lb")]
+    NewerSchema { found: usize, known: usize },
+    #[error("the row of trace {trace_id} cannot be read: {reason}")]
+    Damaged { trace_id: String, reason: String },
 }
 
-// === impl StoreError ===
+/// How long parts of a database operation may take.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreTimeouts {
+    /// The wait for a lock of SQLite that another process has.
+    pub busy: Duration,
+    /// The wait for a connection.
+    pub acquire: Duration,
+    /// One statement.
+    pub statement: Duration,
+}
 
-impl StoreError {
-    /// Whether the same may succeed later.
-    pub fn is_transient(&self) -> bool {
-        true
+impl Default for StoreTimeouts {
+    fn default() -> Self {
+        StoreTimeouts {
+            busy: Duration::from_secs(20),
+            acquire: Duration::from_secs(5),
+            statement: Duration::from_secs(30),
+        }
     }
 }
 
@@ -62,15 +91,20 @@ impl StoreError {
 impl Store {
     /// Opens what the configuration names. A database is made where there is none.
     pub async fn open(config: &TracesConfig) -> Result<Store, StoreError> {
+        Self::open_with(config, StoreTimeouts::default()).await
+    }
+
+    /// Opens a store with limits of its own.
+    pub async fn open_with(config: &TracesConfig, timeouts: StoreTimeouts) -> Result<Store, StoreError> {
         match &config.store {
             TraceStore::None => Ok(Store::None),
             TraceStore::Memory => Ok(Store::Memory(MemoryStore::new(config.memory, config.keep))),
             TraceStore::Sqlite(path) => {
                 let path = sqlite_path(path.as_deref(), |name| std::env::var(name).ok());
-                Err(StoreError::Open { place: path.display().to_string(), reason: "not built in".into() })
+                Ok(Store::Sql(SqlStore::open_sqlite(&path, config, timeouts).await?))
             }
-            TraceStore::Postgres(_) => {
-                Err(StoreError::Open { place: "PostgreSQL".into(), reason: "not built in".into() })
+            TraceStore::Postgres(url) => {
+                Ok(Store::Sql(SqlStore::open_postgres(url.expose(), config, timeouts).await?))
             }
         }
     }
@@ -84,6 +118,7 @@ impl Store {
                 memory.put(batch, now);
                 Ok(())
             }
+            Store::Sql(sql) => sql.put(batch, now).await,
         }
     }
 
@@ -97,6 +132,7 @@ impl Store {
         match self {
             Store::None => Ok(Vec::new()),
             Store::Memory(memory) => Ok(memory.sessions(since, limit)),
+            Store::Sql(sql) => sql.sessions(since, limit).await,
         }
     }
 
@@ -105,6 +141,7 @@ impl Store {
         match self {
             Store::None => Ok(None),
             Store::Memory(memory) => Ok(memory.session(id)),
+            Store::Sql(sql) => sql.session(id).await,
         }
     }
 
@@ -119,6 +156,7 @@ impl Store {
         match self {
             Store::None => Ok(Vec::new()),
             Store::Memory(memory) => Ok(memory.traces(session, since, limit)),
+            Store::Sql(sql) => sql.traces(session, since, limit).await,
         }
     }
 
@@ -127,6 +165,7 @@ impl Store {
         match self {
             Store::None => Ok(None),
             Store::Memory(memory) => Ok(memory.trace(trace_id)),
+            Store::Sql(sql) => sql.trace(trace_id).await,
         }
     }
 
@@ -135,6 +174,7 @@ impl Store {
         match self {
             Store::None => Ok(None),
             Store::Memory(memory) => Ok(memory.latest_trace(session)),
+            Store::Sql(sql) => sql.latest_trace(session).await,
         }
     }
 
@@ -143,6 +183,7 @@ impl Store {
         match self {
             Store::None => Ok(0),
             Store::Memory(memory) => Ok(memory.delete_sessions(ids)),
+            Store::Sql(sql) => sql.delete_sessions(ids).await,
         }
     }
 
@@ -154,6 +195,7 @@ impl Store {
                 memory.put_session(settings);
                 Ok(())
             }
+            Store::Sql(sql) => sql.put_session(settings).await,
         }
     }
 
@@ -162,6 +204,7 @@ impl Store {
         match self {
             Store::None => Ok(None),
             Store::Memory(memory) => Ok(memory.load_session(id)),
+            Store::Sql(sql) => sql.load_session(id).await,
         }
     }
 
@@ -172,6 +215,7 @@ impl Store {
                 memory.set_weight_version(version);
                 Ok(())
             }
+            Store::Sql(sql) => sql.set_weight_version(version).await,
         }
     }
 
@@ -179,6 +223,7 @@ impl Store {
         match self {
             Store::None => Ok(None),
             Store::Memory(memory) => Ok(memory.weight_version()),
+            Store::Sql(sql) => sql.weight_version().await,
         }
     }
 
@@ -188,6 +233,7 @@ impl Store {
         match self {
             Store::None => Ok(0),
             Store::Memory(memory) => Ok(memory.expire(now)),
+            Store::Sql(sql) => sql.expire(now).await,
         }
     }
 
@@ -196,6 +242,7 @@ impl Store {
         match self {
             Store::None => 0,
             Store::Memory(memory) => memory.bytes(),
+            Store::Sql(sql) => sql.bytes(),
         }
     }
 
@@ -203,6 +250,7 @@ impl Store {
     pub async fn close(&self) {
         match self {
             Store::None | Store::Memory(_) => {}
+            Store::Sql(sql) => sql.close().await,
         }
     }
 }

@@ -38,6 +38,12 @@ const MAX_ASSEMBLING_BYTES: usize = 512 << 20;
 /// The pause before a failed store is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// A failure that takes longer is one of the store, and not of what is to be stored.
+const MAX_QUICK_FAILURE: Duration = Duration::from_secs(1);
+
+/// After so many tries of a batch its oldest record is given up: it may be the one that does not fit.
+const MAX_TRIES: u32 = 60;
+
 /// How long a batch is tried when the balancer is ending.
 const MAX_LAST_TRIES: Duration = Duration::from_secs(5);
 
@@ -217,45 +223,58 @@ fn assembled(call: EndedCall, open: Option<AnswerAssembler>) -> (TraceRecord, Op
 
 /// Stores a batch, again and again while the store cannot take it, until `deadline`.
 async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Option<Instant>) {
-    let mut deadline = deadline;
+    let (mut left, mut deadline, mut tries) = (records.to_vec(), deadline, 0);
     loop {
-        let error = match open_store(traces).await {
-            Ok(store) => match store.put(records, now()).await {
-                Ok(()) => {
-                    observe::traces::stored(records.len());
-                    return;
-                }
-                Err(error) if error.is_transient() => error,
-                Err(error) => {
-                    observe::traces::store_failed(&error);
-                    return store_one_by_one(&store, records).await;
-                }
-            },
+        let begun = Instant::now();
+        let error = match put(traces, &left).await {
+            Ok(()) => return,
             Err(error) => error,
         };
         observe::traces::store_failed(&error);
+        // It failed at once: because of one record, or of the store, which the others show.
+        if left.len() > 1 && begun.elapsed() < MAX_QUICK_FAILURE {
+            left = store_one_by_one(traces, left).await;
+        }
+        tries += 1;
+        if tries % MAX_TRIES == 0 && !left.is_empty() {
+            left.remove(0);
+            observe::traces::dropped(1, "store");
+        }
+        if left.is_empty() {
+            return;
+        }
         if deadline.is_none() && traces.queue.is_closed() {
             deadline = Some(Instant::now() + MAX_LAST_TRIES);
         }
         if deadline.is_some_and(|deadline| Instant::now() + RETRY_PAUSE > deadline) {
-            observe::traces::dropped(records.len(), "store");
+            observe::traces::dropped(left.len(), "store");
             return;
         }
         sleep(RETRY_PAUSE).await;
     }
 }
 
-/// After a failure that is one of a record: the others are stored.
-async fn store_one_by_one(store: &Store, records: &[Arc<TraceRecord>]) {
+async fn put(traces: &Traces, records: &[Arc<TraceRecord>]) -> Result<(), StoreError> {
+    let store = open_store(traces).await?;
+    store.put(records, now()).await?;
+    observe::traces::stored(records.len());
+    Ok(())
+}
+
+/// Returns the records that the store does not take.
+async fn store_one_by_one(traces: &Traces, records: Vec<Arc<TraceRecord>>) -> Vec<Arc<TraceRecord>> {
+    let mut left = Vec::new();
     for record in records {
-        match store.put(std::slice::from_ref(record), now()).await {
-            Ok(()) => observe::traces::stored(1),
-            Err(error) => {
-                observe::traces::store_failed(&error);
-                observe::traces::dropped(1, "store");
-            }
+        let begun = Instant::now();
+        let failed = put(traces, std::slice::from_ref(&record)).await.is_err();
+        if failed {
+            left.push(record);
+        }
+        if failed && begun.elapsed() >= MAX_QUICK_FAILURE {
+            break;
         }
     }
+    left
 }
 
 /// The store, which is opened here when it could not be before.

@@ -1,0 +1,332 @@
+//! The stores of traces in databases: a real PostgreSQL server, and a writer that is killed.
+
+mod common;
+#[path = "../src/traces/store/contract.rs"]
+mod contract;
+#[path = "../src/traces/store/samples.rs"]
+mod samples;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::eventually;
+use common::redis::Redis;
+use contract::{NOW, arcs, check_expiry, check_repeated, check_sessions, check_store};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use rustix::process::{Pid, Signal, kill_process};
+use samples::conversation;
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection, Executor, Row};
+use tempfile::TempDir;
+use vllm_lb::config::secret::Secret;
+use vllm_lb::config::types::{TraceStore, TracesConfig};
+// What the files of the crate call `crate::traces`.
+use vllm_lb::traces;
+use vllm_lb::traces::record::TraceRecord;
+use vllm_lb::traces::store::{Store, StoreError, StoreTimeouts};
+
+const SHORT: StoreTimeouts = StoreTimeouts {
+    busy: Duration::from_secs(5),
+    acquire: Duration::from_secs(2),
+    statement: Duration::from_secs(3),
+};
+
+/// The file that the writer process stores in.
+const WRITER_FILE: &str = "TRACE_STORE_WRITER_FILE";
+
+// === PostgreSQL ===
+
+/// A PostgreSQL server with a new cluster, on a free port.
+struct PostgresServer {
+    child: Option<Child>,
+    folder: TempDir,
+    port: u16,
+}
+
+/// A program of PostgreSQL's, as a user that it runs as: it refuses to be root.
+fn postgres_command(program: &str) -> Command {
+    let root = rustix::process::geteuid().is_root();
+    let mut command = Command::new(if root { "setpriv" } else { "env" });
+    if root {
+        command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups"]);
+    }
+    command.arg(postgres_program(program)).current_dir("/");
+    command
+}
+
+/// Debian keeps the programs of each version in a directory of their own.
+fn postgres_program(name: &str) -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let of_debian = versions.map(|version| version.path().join("bin").join(name));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = std::env::split_paths(&path).map(|folder| folder.join(name)).collect::<Vec<_>>();
+    let found = in_path.into_iter().chain(of_debian).find(|program| program.exists());
+    found.unwrap_or_else(|| panic!("{name} is installed: ./dev setup does it"))
+}
+
+impl PostgresServer {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        if rustix::process::geteuid().is_root() {
+            let owner = Command::new("chown").arg("postgres").arg(folder.path()).status();
+            assert!(owner.expect("chown runs").success());
+        }
+        let made = postgres_command("initdb")
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .arg(folder.path().join("data"))
+            .output()
+            .expect("initdb runs");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let mut server = PostgresServer { child: None, folder, port: Redis::free_port() };
+        server.again().await;
+        server
+    }
+
+    /// Starts it with what it has.
+    async fn again(&mut self) {
+        let log = std::fs::File::options().append(true).create(true).open(self.folder.path().join("log"));
+        let child = postgres_command("postgres")
+            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
+            .arg("-k")
+            .arg(self.folder.path())
+            .arg("-D")
+            .arg(self.folder.path().join("data"))
+            .stderr(log.expect("the folder can be written"))
+            .spawn();
+        self.child = Some(child.expect("postgres runs"));
+        eventually("PostgreSQL answers", async || PgConnection::connect(&self.url("postgres")).await.ok())
+            .await;
+    }
+
+    /// Ends it at once, as a crash does.
+    fn crash(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        signal(child.id(), Signal::QUIT);
+        child.wait().expect("its own child can be waited for");
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    async fn connect(&self, database: &str) -> PgConnection {
+        PgConnection::connect(&self.url(database)).await.expect("connects")
+    }
+
+    async fn create(&self, database: &str) {
+        let create = format!("CREATE DATABASE {database}");
+        self.connect("postgres").await.execute(&*create).await.expect("a database");
+    }
+
+    fn config(&self, database: &str) -> TracesConfig {
+        TracesConfig {
+            store: TraceStore::Postgres(Secret::new(self.url(database))),
+            keep: Duration::from_secs(100),
+            ..TracesConfig::default()
+        }
+    }
+
+    async fn store(&self, database: &str) -> Store {
+        Store::open_with(&self.config(database), SHORT).await.expect("opens")
+    }
+}
+
+impl Drop for PostgresServer {
+    fn drop(&mut self) {
+        self.crash();
+    }
+}
+
+fn signal(process: u32, signal: Signal) {
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process has an id");
+    kill_process(pid, signal).expect("the process is there until it was waited for");
+}
+
+async fn records_of(store: &Store, session: &str) -> Vec<Arc<TraceRecord>> {
+    let read = store.traces(session, None, None).await.expect("is read");
+    read.into_iter().map(|stored| stored.record).collect()
+}
+
+#[tokio::test]
+async fn postgres_does_what_every_store_does() {
+    let server = PostgresServer::start().await;
+    server.create("one").await;
+    let store = server.store("one").await;
+    check_sessions(&store).await;
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..12 {
+        let steps = samples::steps().new_tree(&mut runner).expect("a value").current();
+        check_store(&store, &samples::records(&steps)).await.expect("holds");
+    }
+    check_repeated(&store).await;
+    store.delete_sessions(&["s".into()]).await.expect("is deleted");
+    check_expiry(&store).await;
+    let mut odd = conversation("odd\0", 1, 10, 2);
+    odd[0].model = "a\0b".into();
+    store.put(&arcs(odd), NOW).await.expect("a text that PostgreSQL does not take fails no batch");
+    assert_eq!(records_of(&store, "odd\0").await[0].model, "a\u{1a}b");
+    assert_eq!(store.delete_sessions(&["x".repeat(100_000)]).await.expect("no such session"), 0);
+}
+
+#[tokio::test]
+async fn postgres_keeps_its_size() {
+    let server = PostgresServer::start().await;
+    server.create("one").await;
+    let config = TracesConfig { max_bytes: 1 << 20, ..server.config("one") };
+    let store = Store::open_with(&config, SHORT).await.expect("opens");
+    for number in 0..40 {
+        let records = arcs(conversation(&format!("s{number}"), 2, 4_000, 100));
+        store.put(&records, NOW + f64::from(number)).await.expect("is stored");
+    }
+    let deleted = store.expire(NOW + 50.0).await.expect("expires");
+    let left = store.sessions(None, None).await.expect("is read");
+    assert!(deleted > 0);
+    assert_eq!(left.len() as u64, 40 - deleted / 2);
+    assert_eq!(left[0].session_id, "s39");
+    assert!(left.len() > 5, "{} sessions are left", left.len());
+    assert!(store.bytes() > 0 && store.bytes() <= 1 << 20, "{}", store.bytes());
+}
+
+#[tokio::test]
+async fn balancers_share_a_postgres_database() {
+    let server = PostgresServer::start().await;
+    server.create("shared").await;
+    // Both migrate at the same time.
+    let (first, second) = tokio::join!(server.store("shared"), server.store("shared"));
+    let records = arcs(conversation("s", 10, 100, 5));
+    for (place, record) in records.iter().enumerate() {
+        let balancer = if place % 2 == 0 { &first } else { &second };
+        balancer.put(std::slice::from_ref(record), NOW).await.expect("is stored");
+    }
+    assert_eq!(records_of(&first, "s").await, records, "one list, in the order in which they were stored");
+    assert_eq!(records_of(&second, "s").await, records);
+
+    // Many sessions at once, in different orders: no deadlock, nothing lost.
+    let forth: Vec<_> =
+        (0..40).flat_map(|n| conversation(&format!("f{n}"), 1, 50, 3)).map(Arc::new).collect();
+    let back: Vec<_> =
+        (0..40).rev().flat_map(|n| conversation(&format!("f{n}"), 2, 50, 3)).skip(1).step_by(2);
+    let back: Vec<_> = back.map(Arc::new).collect();
+    let (one, other) = tokio::join!(first.put(&forth, NOW), second.put(&back, NOW));
+    one.and(other).expect("are stored");
+    for session in 0..40 {
+        assert_eq!(records_of(&second, &format!("f{session}")).await.len(), 2);
+    }
+
+    // One deletes what the other one's next trace goes on with.
+    first.delete_sessions(&["s".into()]).await.expect("is deleted");
+    second.put(&arcs(conversation("s", 11, 100, 5))[10..], NOW).await.expect("is stored");
+    assert_eq!(*records_of(&first, "s").await[0], conversation("s", 11, 100, 5)[10]);
+
+    second.set_weight_version(Some(7)).await.expect("is stored");
+    assert_eq!(first.weight_version().await.expect("is read"), Some(7));
+    let later = "INSERT INTO trace_schema (version) VALUES (99)";
+    server.connect("shared").await.execute(later).await.expect("inserts");
+    let error = Store::open_with(&server.config("shared"), SHORT).await.err().expect("is refused");
+    assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn postgres_may_be_gone_for_a_while() {
+    let mut server = PostgresServer::start().await;
+    server.create("one").await;
+    server.crash();
+    // The balancer starts without its database.
+    let store = server.store("one").await;
+    let records = arcs(conversation("s", 4, 100, 5));
+    let begun = Instant::now();
+    store.put(&records[..2], NOW).await.expect_err("there is no server");
+    assert!(begun.elapsed() < SHORT.acquire + SHORT.statement, "{:?}", begun.elapsed());
+    server.again().await;
+    store.put(&records[..2], NOW).await.expect("is stored");
+    server.crash();
+    store.put(&records[2..3], NOW).await.expect_err("there is no server");
+    store.traces("s", None, None).await.expect_err("there is no server");
+    server.again().await;
+    store.put(&records[2..3], NOW).await.expect("is stored");
+    assert_eq!(records_of(&store, "s").await, records[..3]);
+
+    // A lock that lasts: the server ends the statement.
+    let mut other = server.connect("one").await;
+    other.execute("BEGIN; LOCK TABLE sessions").await.expect("locks");
+    let error = store.put(&records[3..], NOW).await.expect_err("is locked");
+    assert!(error.to_string().contains("timeout"), "{error}");
+    other.execute("ROLLBACK").await.expect("unlocks");
+
+    // Connections that do not answer: they are given up, and others are made.
+    let pids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'vllm-lb'";
+    let frozen: Vec<i32> = other.fetch_all(pids).await.expect("runs").iter().map(|row| row.get(0)).collect();
+    assert!(!frozen.is_empty());
+    frozen.iter().for_each(|pid| signal(pid.unsigned_abs(), Signal::STOP));
+    let put = eventually("a new connection", async || {
+        let begun = Instant::now();
+        let put = store.put(&records[3..], NOW).await;
+        assert!(begun.elapsed() < SHORT.acquire + SHORT.statement, "{:?}", begun.elapsed());
+        put.ok()
+    });
+    put.await;
+    frozen.iter().for_each(|pid| signal(pid.unsigned_abs(), Signal::CONT));
+    assert_eq!(records_of(&store, "s").await, records);
+}
+
+// === kill -9 ===
+
+/// Not a test: the process that `sqlite_holds_what_was_stored_before_a_kill` starts and kills.
+#[tokio::test]
+#[ignore = "another test starts it"]
+async fn writer_process() {
+    let file = std::env::var(WRITER_FILE).expect("the file to write to");
+    let store = Store::open_with(&sqlite_config(Path::new(&file)), SHORT).await.expect("opens");
+    for number in 0.. {
+        let records = arcs(conversation(&format!("s{number}"), 3, 2_000, 50));
+        store.put(&records, NOW).await.expect("is stored");
+        println!("\nstored {number}");
+        std::io::stdout().flush().expect("the other process reads");
+    }
+}
+
+fn sqlite_config(file: &Path) -> TracesConfig {
+    TracesConfig { store: TraceStore::Sqlite(Some(file.to_path_buf())), ..TracesConfig::default() }
+}
+
+#[tokio::test]
+async fn sqlite_holds_what_was_stored_before_a_kill() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("traces.db");
+    let mut last = None;
+    // A second writer goes on with what the first one left.
+    for least in [20, 40] {
+        let mut child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "writer_process", "--ignored", "--nocapture"])
+            .env(WRITER_FILE, &file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        for line in BufReader::new(child.stdout.take().expect("is piped")).lines() {
+            let line = line.expect("is text");
+            let Some(number) = line.strip_prefix("stored ") else { continue };
+            last = last.max(number.parse::<u32>().ok());
+            if last == Some(least) {
+                child.kill().expect("is there");
+            }
+        }
+        child.wait().expect("its own child can be waited for");
+        assert!(last >= Some(least), "the writer ended by itself");
+    }
+    let options = SqliteConnectOptions::new().filename(&file);
+    let mut database = SqliteConnection::connect_with(&options).await.expect("connects");
+    let check = database.fetch_one("PRAGMA integrity_check").await.expect("runs");
+    assert_eq!(check.get::<String, _>(0), "ok");
+    let store = Store::open_with(&sqlite_config(&file), SHORT).await.expect("opens");
+    for number in 0..=last.expect("some were stored") {
+        let session = format!("s{number}");
+        assert_eq!(records_of(&store, &session).await, arcs(conversation(&session, 3, 2_000, 50)));
+    }
+    let sessions = store.sessions(None, None).await.expect("is read");
+    assert!(sessions.iter().all(|session| session.trace_count == 3), "no part of a batch: {sessions:?}");
+}
