@@ -263,8 +263,8 @@ async fn put(traces: &Traces, records: &[Arc<TraceRecord>]) -> Result<(), StoreE
 
 /// Returns the records that the store does not take.
 async fn store_one_by_one(traces: &Traces, records: Vec<Arc<TraceRecord>>) -> Vec<Arc<TraceRecord>> {
-    let mut left = Vec::new();
-    for record in records {
+    let (mut left, mut records) = (Vec::new(), records.into_iter());
+    for record in records.by_ref() {
         let begun = Instant::now();
         let failed = put(traces, std::slice::from_ref(&record)).await.is_err();
         if failed {
@@ -274,6 +274,7 @@ async fn store_one_by_one(traces: &Traces, records: Vec<Arc<TraceRecord>>) -> Ve
             break;
         }
     }
+    left.extend(records);
     left
 }
 
