@@ -19,6 +19,7 @@ mod capture;
 mod choose;
 mod client;
 mod context;
+mod cumulative;
 mod exchange;
 mod fleet_routes;
 mod headers;

@@ -4,10 +4,12 @@
 //! configuration, `resolve` what they come to over the upstreams of one moment, `rewrite` edits what is sent
 //! and `edit` makes a value of that, `answer` edits what comes back, `stored` gives responses ids by which
 //! they are found again, `translate` says a Responses request as a chat, and `usage` asks streams for their
-//! tokens and takes out again what that adds, as `capture` does for what the record of a call needs.
+//! tokens and takes out again what that adds, as `capture` does for what the record of a call needs;
+//! `cumulative` makes completions of chats that continue from recorded tokens.
 
 pub mod answer;
 pub mod capture;
+pub mod cumulative;
 pub mod dialect;
 pub mod edit;
 mod json;

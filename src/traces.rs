@@ -10,6 +10,7 @@
 
 pub mod assemble;
 pub mod capture;
+mod cumulative;
 pub mod json;
 mod queue;
 pub mod record;
@@ -27,9 +28,11 @@ use tokio::time::timeout;
 
 use crate::config::types::{CaptureScope, TraceStore, TracesConfig};
 use crate::observe;
+use crate::route::cumulative::{FallbackReason, RecordedTurn};
 use capture::{Capture, CaptureStart};
+use cumulative::{LastTurns, PendingTurn};
 use queue::{CaptureQueue, TraceMessage};
-use record::SessionSettings;
+use record::{CallFacts, SessionSettings};
 use sessions::{KnownSettings, SessionRegistry};
 use store::{Store, StoreError};
 use writer::WriterThread;
@@ -48,6 +51,7 @@ pub struct Traces {
     settings: ArcSwap<TracesConfig>,
     queue: CaptureQueue,
     sessions: SessionRegistry,
+    last_turns: Arc<LastTurns>,
     /// `None`: a database that could not be reached yet.
     store: ArcSwapOption<Store>,
     weight_version: AtomicI64,
@@ -77,6 +81,7 @@ impl Traces {
             settings: ArcSwap::from_pointee(config.clone()),
             queue: CaptureQueue::new(config.queue),
             sessions: SessionRegistry::new(is_durable, is_shared),
+            last_turns: Arc::default(),
             store: ArcSwapOption::new(store),
             weight_version: AtomicI64::new(version.unwrap_or(NO_VERSION)),
             marks: AtomicU64::new(0),
@@ -157,8 +162,39 @@ impl Traces {
     pub async fn delete_sessions(&self, ids: &[String]) -> Result<u64, StoreError> {
         self.flush().await;
         let deleted = self.store()?.delete_sessions(ids).await?;
-        ids.iter().for_each(|id| self.sessions.remove(id));
+        for id in ids {
+            self.sessions.remove(id);
+            self.last_turns.remove(id);
+        }
         Ok(deleted)
+    }
+
+    /// Whether turns continue from recorded tokens.
+    pub fn is_cumulative(&self) -> bool {
+        self.settings.load().cumulative
+    }
+
+    /// The last turn of a session, as this balancer has recorded it.
+    pub async fn last_turn(&self, session: &str) -> Result<Option<Arc<RecordedTurn>>, FallbackReason> {
+        self.last_turns.get(session).await.map_err(|_| FallbackReason::Late)
+    }
+
+    /// Whether there may be turns that only the store has.
+    pub fn may_have_stored_turns(&self) -> bool {
+        matches!(self.settings.load().store, TraceStore::Sqlite(_) | TraceStore::Postgres(_))
+    }
+
+    /// The last turn of a session in a store that other balancers write to, or that is older than this
+    /// process. `known`: this balancer has recorded one.
+    pub async fn stored_turn(&self, session: &str, known: bool) -> Option<RecordedTurn> {
+        let is_elsewhere = match &self.settings.load().store {
+            TraceStore::None | TraceStore::Memory => false,
+            TraceStore::Sqlite(_) => !known,
+            TraceStore::Postgres(_) => true,
+        };
+        let store = self.store.load_full().filter(|_| is_elsewhere)?;
+        let latest = timeout(MAX_LOOKUP, store.latest_trace(session)).await;
+        cumulative::recorded_turn(&latest.ok()?.ok()??.record)
     }
 
     pub fn weight_version(&self) -> Option<i64> {
@@ -201,6 +237,11 @@ impl Traces {
     pub fn sizes(&self) -> (usize, usize, u64) {
         let (calls, bytes) = self.queue.size();
         (calls, bytes, self.store.load().as_ref().map_or(0, |store| store.bytes()))
+    }
+
+    /// Counts a call that has ended among those for which the next turn of its session waits.
+    fn pending_turn(&self, facts: &CallFacts) -> Option<PendingTurn> {
+        if self.is_cumulative() { self.last_turns.expect(facts) } else { None }
     }
 
     fn next_mark(&self) -> u64 {

@@ -20,6 +20,7 @@ use pingora::http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
+use super::cumulative;
 use super::exchange::RequestEnd;
 use super::headers;
 use super::intake::watched;
@@ -230,7 +231,8 @@ async fn judge_beginning(
     let edits = request.edits.as_ref();
     let may_overflow = edits.is_some_and(|edits| edits.may_overflow(answer.head()));
     // An answer above the limit is replaced by an error, while no head has been sent.
-    let holds = edits.is_some_and(|edits| edits.holds(answer.head()));
+    let holds =
+        edits.is_some_and(|edits| edits.holds(answer.head())) || cumulative::holds(request, answer.head());
     let room = answer.connection.outgoing().clone();
     loop {
         answer.connection.pace(request, watch);

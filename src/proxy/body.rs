@@ -36,6 +36,12 @@ pub struct BodyInsertion {
     pub text: Bytes,
 }
 
+/// A complete body as every upstream gets it.
+pub struct SentBody {
+    bytes: Bytes,
+    insertion: Option<BodyInsertion>,
+}
+
 /// See the module.
 pub struct RequestBody {
     held: HeldBytes,
@@ -78,6 +84,14 @@ impl HeldBytes {
             }
             HeldBytes::Many(bytes) => bytes.extend_from_slice(&piece),
         }
+    }
+}
+
+// === impl SentBody ===
+
+impl SentBody {
+    pub fn new(bytes: Bytes) -> Self {
+        SentBody { bytes, insertion: None }
     }
 }
 
@@ -220,6 +234,23 @@ impl RequestBody {
         }
         (self.held, self.declared) = (HeldBytes::Piece(edited), Some(length));
         true
+    }
+
+    /// Puts another body in the place of a complete one, which is returned. `None`: there is no room for it.
+    pub fn exchange(&mut self, other: SentBody) -> Option<SentBody> {
+        if !self.reservation.grow_to(other.bytes.len() as u64) {
+            return None;
+        }
+        let own = SentBody { bytes: self.replay(), insertion: self.insertion.take() };
+        self.declared = Some(other.bytes.len() as u64);
+        (self.held, self.insertion) = (HeldBytes::Piece(other.bytes), other.insertion);
+        Some(own)
+    }
+
+    /// A complete body as every upstream gets it, in one piece.
+    pub fn whole(&mut self) -> Bytes {
+        let held = self.replay();
+        if self.insertion.is_none() { held } else { self.pieces(held, None).concat().into() }
     }
 
     /// Puts a text into a complete body on its way to an upstream, without a copy of the body. A second text

@@ -148,6 +148,17 @@ impl RequestCapture {
         })
     }
 
+    /// The session from whose last turn the call may continue.
+    pub fn continued_session(&self) -> Option<&str> {
+        let session = self.capture.session().filter(|session| *session != UNNAMED_SESSION)?;
+        (self.dialect == BodyDialect::Chat).then_some(session)
+    }
+
+    /// How the cumulative token mode serves the call.
+    pub fn set_cumulative(&mut self, way: String) {
+        self.capture.set_cumulative(way);
+    }
+
     /// An attempt on this upstream begins.
     pub fn attempt(&mut self, upstream: &str, attempts: u32) {
         self.capture.attempt(upstream, attempts);

@@ -23,7 +23,7 @@ use super::relay::{self, PreparedAnswer};
 use super::request::{ClientRequest, RequestScope};
 use super::settings::ProxySettings;
 use super::watch::RequestWatch;
-use super::{Balancer, respond, stored, translation, tunnel};
+use super::{Balancer, cumulative, respond, stored, translation, tunnel};
 use crate::fleet::{Blame, FailureKind, Outcome, Query, Routing, Sign, Upstream};
 use crate::observe;
 use crate::reject::Reject;
@@ -231,6 +231,12 @@ async fn conclude_attempt(
         attempts.retry_follows = true;
         return AttemptResult::Failed(AttemptFailure::Status(answer.status));
     }
+    if let Some(answer) = &answer
+        && cumulative::is_refused(request, answer.status)
+    {
+        attempts.try_again(placement);
+        return AttemptResult::Failed(AttemptFailure::Status(answer.status));
+    }
     if let Some(failure) = failure {
         attempts.retry_follows = permit_retry(scope, request, attempts, failure);
         if failure == AttemptFailure::EngineDead && !has_untried_upstream(scope, request, attempts) {
@@ -249,6 +255,10 @@ async fn conclude_attempt(
         return AttemptResult::Stopped(reject.into());
     }
     let broken = prepared.is_err() || relay::is_broken(request);
+    if broken && cumulative::give_up(request) {
+        attempts.try_again(placement);
+        return AttemptResult::Failed(AttemptFailure::Reset);
+    }
     if broken && permit_retry(scope, request, attempts, AttemptFailure::Reset) {
         attempts.retry_follows = true;
         return AttemptResult::Failed(AttemptFailure::Reset);
@@ -432,6 +442,12 @@ impl Attempts {
     pub fn begin(&mut self, upstream: usize) {
         self.count += 1;
         self.tried.push(upstream);
+    }
+
+    /// The same upstream may be tried again, with another body.
+    fn try_again(&mut self, placement: &Placement) {
+        self.tried.retain(|id| *id != placement.upstream().id);
+        self.retry_follows = true;
     }
 
     fn record_failure(&mut self, scope: &RequestScope<'_>, placement: &Placement, failure: AttemptFailure) {

@@ -12,6 +12,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 
 use super::client::Client;
+use super::cumulative;
 use super::prompt_work::Placement;
 use super::request::{ClientRequest, RequestScope};
 use super::route_edits::RouteEdits;
@@ -144,14 +145,16 @@ pub fn towards_upstream(
     upstream: &Upstream,
 ) -> Result<UpstreamHead, InvalidHeaderValue> {
     let (from, prefix) = (client.head(), &upstream.config.url.prefix);
-    let translated = request.edits.as_ref().and_then(|edits| edits.translated_target(from));
+    let translated = cumulative::target(request, from)
+        .or_else(|| request.edits.as_ref().and_then(|edits| edits.translated_target(from)));
     let target = translated.as_ref().map_or_else(|| origin_form(from), |target| target.as_bytes());
     let target = [prefix.as_bytes(), target].concat();
     let mut head = UpstreamHead::new(from.method.clone(), target, from.headers.len() + 6);
     head.append(header::HOST, HeaderValue::from_str(&upstream.host)?);
     let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
     let trusted = scope.settings.trusts(client.address());
-    let edits_answer = request.edits.is_some() || request.usage_injection.is_some();
+    let edits_answer =
+        request.edits.is_some() || request.usage_injection.is_some() || request.continued.is_some();
     for (name, value) in &from.headers {
         let stays = match *name {
             header::HOST | header::CONTENT_LENGTH => true,

@@ -22,7 +22,7 @@ use super::memory::MemoryReservation;
 use super::request::{BodySamples, ClientRequest, RequestScope, RequestedModel};
 use super::stored::{self, PendingResponse};
 use super::watch::RequestWatch;
-use super::{Balancer, capture};
+use super::{Balancer, capture, cumulative};
 use super::{headers, own_answers};
 use crate::config::types::Timeouts;
 use crate::fleet::Snapshot;
@@ -329,6 +329,9 @@ async fn read_body(
             RequestWatch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun);
         watch.set_upload((!body.is_complete()).then_some(pace));
         request.body = body;
+        if request.capture.is_some() && shared.traces.is_cumulative() {
+            cumulative::continue_turn(scope, client, request, &mut watch).await?;
+        }
         return Ok(watch);
     }
     Ok(RequestWatch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun))

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::body::RequestBody;
 use super::capture::RequestCapture;
+use super::cumulative::ContinuedTurn;
 use super::prompt_work::PromptTail;
 use super::route_edits::RouteEdits;
 use super::settings::ProxySettings;
@@ -78,6 +79,8 @@ pub struct ClientRequest {
     pub streams: bool,
     /// Its call is recorded as a trace.
     pub capture: Option<Box<RequestCapture>>,
+    /// A completion that continues from recorded tokens is sent in its place.
+    pub continued: Option<Box<ContinuedTurn>>,
     /// A response that its upstream keeps is being made.
     pub pending_response: Option<Box<PendingResponse>>,
     /// The request continues when the client disconnects.
@@ -123,6 +126,7 @@ impl ClientRequest {
             tokens: 0,
             streams: false,
             capture: None,
+            continued: None,
             pending_response: None,
             background: false,
             only: None,

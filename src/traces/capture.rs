@@ -75,6 +75,7 @@ impl Capture {
             answer: None,
             rest: Vec::new(),
             stored: None,
+            pending: None,
         };
         let mark = CaptureMark::new(traces.next_mark());
         Capture { traces, mark, begun: start.begun, call: Some(Box::new(call)) }
@@ -137,6 +138,18 @@ impl Capture {
         heard
     }
 
+    /// The session, until the call has ended.
+    pub fn session(&self) -> Option<&str> {
+        self.call.as_ref().map(|call| call.facts.session_id.as_str())
+    }
+
+    /// How the cumulative token mode serves the call.
+    pub fn set_cumulative(&mut self, way: String) {
+        if let Some(call) = &mut self.call {
+            call.facts.cumulative = Some(way);
+        }
+    }
+
     pub fn is_ended(&self) -> bool {
         self.call.is_none()
     }
@@ -148,6 +161,7 @@ impl Capture {
         facts.partial = error.is_some() && call.answer.is_some();
         facts.error = error.or(TraceError::of_status(facts.status));
         call.stored = stored;
+        call.pending = self.traces.pending_turn(&call.facts);
         self.traces.push(TraceMessage::End { mark: self.mark.clone(), call });
     }
 }

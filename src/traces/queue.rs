@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 
+use super::cumulative::PendingTurn;
 use super::record::{CallFacts, TraceApi};
 
 /// The most bytes that wait in the queue.
@@ -49,6 +50,8 @@ pub struct EndedCall {
     pub rest: Vec<u8>,
     /// Told once the trace is stored.
     pub stored: Option<oneshot::Sender<()>>,
+    /// The session's next turn waits for this one while it is held.
+    pub pending: Option<PendingTurn>,
 }
 
 /// What the writer receives.
@@ -297,6 +300,7 @@ mod tests {
             answer: Some(FORM),
             rest: vec![0; rest],
             stored: None,
+            pending: None,
         };
         TraceMessage::End { mark: mark.clone(), call: Box::new(call) }
     }

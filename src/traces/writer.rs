@@ -121,7 +121,7 @@ async fn run(traces: &Traces) {
             }
         };
         for message in messages.drain(..) {
-            batch.add(message);
+            batch.add(traces, message);
         }
         batch.forget_dropped(traces);
         if batch.is_due() || !open {
@@ -134,7 +134,7 @@ async fn run(traces: &Traces) {
 }
 
 impl WriterBatch {
-    fn add(&mut self, message: TraceMessage) {
+    fn add(&mut self, traces: &Traces, message: TraceMessage) {
         match message {
             TraceMessage::Flush(told) => self.waiting.push(told),
             TraceMessage::Piece { mark, form, bytes } => {
@@ -154,7 +154,13 @@ impl WriterBatch {
                 if let Some(open) = &open {
                     self.open_bytes -= open.assembler.bytes();
                 }
+                let mut call = call;
+                let pending = call.pending.take();
                 let (record, stored) = assembled(*call, open.map(|open| open.assembler));
+                if pending.is_some() {
+                    traces.last_turns.keep(&record);
+                }
+                drop(pending);
                 self.records.push(Arc::new(record));
                 self.waiting.extend(stored);
                 self.since.get_or_insert_with(Instant::now);
@@ -210,7 +216,7 @@ fn assembler(form: AnswerForm) -> AnswerAssembler {
 }
 
 fn assembled(call: EndedCall, open: Option<AnswerAssembler>) -> (TraceRecord, Option<oneshot::Sender<()>>) {
-    let EndedCall { facts, request, inserted, answer, rest, stored } = call;
+    let EndedCall { facts, request, inserted, answer, rest, stored, pending: _ } = call;
     let answer = answer.map(|form| {
         let mut assembler = open.unwrap_or_else(|| assembler(form));
         assembler.feed(&rest);

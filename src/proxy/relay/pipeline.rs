@@ -1,8 +1,9 @@
 //! What an answer's bytes pass through on their way to the client.
 //!
-//! In this order: what the answer reports of itself is read, it is copied where its call is captured, what
-//! was asked for on the balancer's account is taken out, and the route's edits are made. What stands behind,
-//! the log of bodies and the stream's end, sees what the client sees.
+//! In this order: what the answer reports of itself is read, a completion in place of a chat becomes a chat's
+//! answer, it is copied where its call is captured, what was requested on the balancer's account is taken out,
+//! and the route's edits are made. What stands behind, the log of bodies and the stream's end, sees what the
+//! client sees.
 //!
 //! Never: an await, a byte that is held longer than one of these needs.
 
@@ -47,6 +48,9 @@ impl AnswerPipeline {
         let announced = announces.then(Box::default);
         let metered = status == 200 && request.counts_tokens;
         let meter = if metered { UsageMeter::of(kind).map(Box::new) } else { None };
+        if let Some(continued) = &mut request.continued {
+            continued.begin(head)?;
+        }
         if let Some(capture) = &mut request.capture {
             capture.begin_answer(head, request.body.bytes())?;
         }
@@ -119,6 +123,8 @@ impl AnswerPipeline {
 
 /// A piece as the client gets it. `None`: as it is.
 fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    let chat = request.continued.as_mut().map(|turn| turn.piece(piece, end)).transpose()?.flatten();
+    let piece = chat.as_deref().unwrap_or(piece);
     let cleaned = request.capture.as_mut().and_then(|capture| capture.piece(piece, end));
     let piece = cleaned.as_deref().unwrap_or(piece);
     // A body has one or the other.
@@ -127,5 +133,5 @@ fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<B
     let taken = taken.or_else(|| pending.and_then(|pending| pending.piece(piece, end)));
     let piece = taken.as_deref().unwrap_or(piece);
     let edited = request.edits.as_mut().map(|edits| edits.piece(piece, end)).transpose()?.flatten();
-    Ok(edited.or(taken).or(cleaned))
+    Ok(edited.or(taken).or(cleaned).or(chat))
 }

@@ -35,6 +35,10 @@ pub struct Options {
     pub responses_store: bool,
     /// Whether `/load` counts (`--enable-server-load-tracking`).
     pub server_load: bool,
+    /// Whether an answer that ends by itself has the token that ends a turn, as those of real models do.
+    pub end_token: bool,
+    /// Whether a word of an answer is two tokens, although its text would be one.
+    pub split_words: bool,
     pub version: String,
     /// Idle connections are closed after this long (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`).
     pub keep_alive: Duration,
@@ -64,6 +68,8 @@ impl Default for Options {
             responses: true,
             responses_store: true,
             server_load: true,
+            end_token: false,
+            split_words: false,
             version: "0.32.0".to_owned(),
             keep_alive: Duration::from_secs(5),
             control: true,

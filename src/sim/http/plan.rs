@@ -29,6 +29,10 @@ pub struct SamplingWishes {
     /// The schema the text must fit.
     pub schema: Option<Value>,
     pub reasoning: bool,
+    /// An answer that ends by itself has the token that ends a turn.
+    pub end_token: bool,
+    /// A word is two tokens.
+    pub split_words: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,9 +86,12 @@ impl PlannedAnswer {
             }
             None => {
                 let text = words.text(length.saturating_sub(pieces.len()));
-                pieces.extend(cut(&text, AnswerPart::Text));
+                let words = cut(&text, AnswerPart::Text);
+                pieces.extend(if wishes.split_words { halves(words) } else { words });
                 if wishes.max_tokens.is_some() {
                     finish = Finish::Length;
+                } else if wishes.end_token {
+                    pieces.push(AnswerToken { part: AnswerPart::Text, id: token::END, text: String::new() });
                 }
             }
         }
@@ -137,6 +144,15 @@ impl PlannedAnswer {
 fn cut(text: &str, part: AnswerPart) -> Vec<AnswerToken> {
     let ids = token::encode(text);
     ids.into_iter().map(|id| AnswerToken { part, id, text: token::decode(&[id]) }).collect()
+}
+
+/// Words as two tokens each.
+fn halves(words: Vec<AnswerToken>) -> Vec<AnswerToken> {
+    let each = words.into_iter().flat_map(|word| {
+        let (first, second) = word.text.split_at(word.text.len() / 2);
+        [cut(first, word.part), cut(second, word.part)].concat()
+    });
+    each.collect()
 }
 
 // === impl Words ===

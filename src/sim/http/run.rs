@@ -121,6 +121,7 @@ impl EngineCall {
         let seed = xxh3_64_with_seed(&bytes, adapter);
         let room = options.max_model_len.saturating_sub(ask.prompt.len()).max(1);
         let mut wishes = ask.wishes;
+        (wishes.end_token, wishes.split_words) = (options.end_token, options.split_words);
         wishes.max_tokens = wishes.max_tokens.map(|tokens| tokens.min(room));
         let choices = 0..ask.n.max(1) as u64;
         let answers: Vec<PlannedAnswer> =

@@ -1,0 +1,242 @@
+//! The answer of a completion as the chat would have had it.
+//!
+//! Ids, counts and log-probabilities stay as they are; names and places are those of vLLM's chats. A stream
+//! begins with the event of the role, and every line of it that is no document goes on as it is.
+//!
+//! Never: hold more than one line of a stream, go on behind a document that is no completion.
+
+use serde_json::{Map, Value, json};
+
+use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
+use crate::route::json::has_at_most;
+use crate::route::translate::MAX_ANSWER_VALUES;
+use crate::sse::{LineSplitter, SseLine, SsePiece};
+
+type JsonFields = Map<String, Value>;
+
+/// Why an answer cannot be given as a chat's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompletionFault {
+    /// It is no completion.
+    Unreadable,
+    /// It is larger than what is translated.
+    TooLarge,
+}
+
+/// Translates one answer. See the module.
+#[derive(Debug)]
+pub struct CompletionAnswer {
+    /// Tokens are written as their ids: their bytes are not known.
+    writes_ids: bool,
+    mode: AnswerMode,
+}
+
+#[derive(Debug)]
+enum AnswerMode {
+    Whole(Vec<u8>),
+    Events { lines: LineSplitter, has_begun: bool },
+}
+
+// === impl CompletionAnswer ===
+
+impl CompletionAnswer {
+    /// For an answer of this type. `None`: it is no completion. `writes_ids`: the request has
+    /// `return_tokens_as_token_ids`.
+    pub fn new(content_type: Option<&str>, writes_ids: bool) -> Option<Self> {
+        let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
+        let mode = if kind.starts_with("text/event-stream") {
+            AnswerMode::Events { lines: LineSplitter::new(MAX_EVENT_BYTES), has_begun: false }
+        } else if kind.starts_with("application/json") {
+            AnswerMode::Whole(Vec::new())
+        } else {
+            return None;
+        };
+        Some(CompletionAnswer { writes_ids, mode })
+    }
+
+    /// Takes the next piece, and returns what the chat has in its place; `end`: it is the last.
+    pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Vec<u8>, CompletionFault> {
+        let writes_ids = self.writes_ids;
+        match &mut self.mode {
+            AnswerMode::Whole(held) => {
+                if held.len() + piece.len() > MAX_WHOLE_ANSWER_BYTES {
+                    return Err(CompletionFault::TooLarge);
+                }
+                held.extend_from_slice(piece);
+                if end { whole(&std::mem::take(held), writes_ids) } else { Ok(Vec::new()) }
+            }
+            AnswerMode::Events { lines, has_begun } => {
+                let (mut rest, mut out) = (piece, Vec::with_capacity(2 * piece.len()));
+                while let Some(piece) = lines.next(&mut rest) {
+                    match piece {
+                        SsePiece::Line(line) => event(&line, has_begun, writes_ids, &mut out)?,
+                        SsePiece::LineFeed => out.extend_from_slice(piece.raw()),
+                        SsePiece::Long { .. } => return Err(CompletionFault::TooLarge),
+                    }
+                }
+                if let Some(line) = end.then(|| lines.finish()).flatten() {
+                    event(&line, has_begun, writes_ids, &mut out)?;
+                }
+                Ok(out)
+            }
+        }
+    }
+}
+
+/// The chat's answer that is not a stream.
+fn whole(body: &[u8], writes_ids: bool) -> Result<Vec<u8>, CompletionFault> {
+    if !has_at_most(body, MAX_ANSWER_VALUES) {
+        return Err(CompletionFault::TooLarge);
+    }
+    let Ok(Value::Object(mut given)) = serde_json::from_slice(body) else {
+        return Err(CompletionFault::Unreadable);
+    };
+    let Some(Value::Array(choices)) = given.get_mut("choices").map(Value::take) else {
+        return Err(CompletionFault::Unreadable);
+    };
+    let (mut told, mut prompt) = (Vec::new(), Value::Null);
+    for choice in choices {
+        let Value::Object(mut choice) = choice else { return Err(CompletionFault::Unreadable) };
+        let text = choice.get_mut("text").map(Value::take).unwrap_or_default();
+        prompt =
+            choice.get_mut("prompt_token_ids").map(Value::take).filter(Value::is_array).unwrap_or(prompt);
+        let message = json!({
+            "role": "assistant", "content": text, "refusal": null, "annotations": null, "audio": null,
+            "function_call": null, "reasoning": null,
+        });
+        let mut made = JsonFields::new();
+        made.insert("index".into(), choice.get("index").cloned().unwrap_or(json!(0)));
+        made.insert("message".into(), message);
+        made.insert("logprobs".into(), logprobs(choice.get("logprobs"), writes_ids));
+        take_rest(choice, &mut made);
+        told.push(Value::Object(made));
+    }
+    let mut chat = JsonFields::new();
+    for (key, value) in given {
+        match &*key {
+            "id" => chat.insert(key, chat_id(value)),
+            "object" => chat.insert(key, json!("chat.completion")),
+            "choices" => chat.insert(key, Value::Array(std::mem::take(&mut told))),
+            "usage" => {
+                chat.insert(key, value);
+                // Where a chat has them.
+                chat.insert("prompt_logprobs".into(), Value::Null);
+                chat.insert("prompt_token_ids".into(), prompt.take());
+                chat.insert("prompt_text".into(), Value::Null)
+            }
+            _ => chat.insert(key, value),
+        };
+    }
+    if !prompt.is_null() {
+        chat.insert("prompt_token_ids".into(), prompt);
+    }
+    Ok(Value::Object(chat).to_string().into_bytes())
+}
+
+/// Moves the members of a choice that both have, and those that are not known.
+fn take_rest(choice: JsonFields, made: &mut JsonFields) {
+    const OWN: [&str; 5] = ["index", "text", "logprobs", "prompt_logprobs", "prompt_token_ids"];
+    made.extend(choice.into_iter().filter(|(key, _)| !OWN.contains(&key.as_str())));
+}
+
+/// One line of a stream.
+fn event(
+    line: &SseLine<'_>,
+    has_begun: &mut bool,
+    writes_ids: bool,
+    out: &mut Vec<u8>,
+) -> Result<(), CompletionFault> {
+    let raw = line.raw();
+    let Some(data) = line.data().filter(|data| raw[data.clone()].trim_ascii_start().starts_with(b"{")) else {
+        out.extend_from_slice(raw);
+        return Ok(());
+    };
+    let Ok(Value::Object(chunk)) = serde_json::from_slice(&raw[data.clone()]) else {
+        return Err(CompletionFault::Unreadable);
+    };
+    let is_error = chunk.get("error").is_some_and(|error| !error.is_null());
+    if is_error || !chunk.get("choices").is_some_and(Value::is_array) {
+        out.extend_from_slice(raw);
+        return Ok(());
+    }
+    let (first, chunk) = chat_chunks(chunk, *has_begun, writes_ids).ok_or(CompletionFault::Unreadable)?;
+    out.extend_from_slice(&raw[..data.start]);
+    if let Some(first) = first {
+        *has_begun = true;
+        out.extend_from_slice(first.to_string().as_bytes());
+        out.extend_from_slice(b"\n\ndata: ");
+    }
+    out.extend_from_slice(chunk.to_string().as_bytes());
+    out.extend_from_slice(&raw[data.end..]);
+    Ok(())
+}
+
+/// The chunks of a chat for one of a completion; the first one only before the first text.
+fn chat_chunks(mut given: JsonFields, has_begun: bool, writes_ids: bool) -> Option<(Option<Value>, Value)> {
+    if let Some(id) = given.get_mut("id") {
+        *id = chat_id(id.take());
+    }
+    given.insert("object".into(), json!("chat.completion.chunk"));
+    let Some(Value::Array(choices)) = given.get_mut("choices").map(Value::take) else { return None };
+    let (mut told, mut prompt) = (Vec::new(), Value::Null);
+    let begins = !has_begun && !choices.is_empty();
+    for choice in choices {
+        let Value::Object(mut choice) = choice else { return None };
+        let text = choice.get_mut("text").map(Value::take).unwrap_or_default();
+        prompt = choice.get_mut("prompt_token_ids").map(Value::take).unwrap_or_default();
+        let is_last = choice.get("finish_reason").is_some_and(|reason| !reason.is_null());
+        let mut made = JsonFields::new();
+        made.insert("index".into(), choice.get("index").cloned().unwrap_or(json!(0)));
+        made.insert("delta".into(), json!({"content": text}));
+        made.insert("logprobs".into(), logprobs(choice.get("logprobs"), writes_ids));
+        if !is_last {
+            choice.retain(|key, _| key != "stop_reason");
+        }
+        take_rest(choice, &mut made);
+        told.push(Value::Object(made));
+    }
+    let first = begins.then(|| role_chunk(&given, prompt));
+    given.insert("choices".into(), Value::Array(told));
+    Some((first, Value::Object(given)))
+}
+
+/// The event that begins a chat's stream.
+fn role_chunk(given: &JsonFields, prompt: Value) -> Value {
+    let mut chunk = JsonFields::new();
+    for key in ["id", "object", "created", "model"] {
+        chunk.insert(key.into(), given.get(key).cloned().unwrap_or_default());
+    }
+    let delta = json!({"role": "assistant", "content": ""});
+    let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": null});
+    chunk.insert("choices".into(), json!([choice]));
+    if let Some(usage) = given.get("usage").filter(|usage| usage.is_object()) {
+        let mut usage = usage.clone();
+        usage["completion_tokens"] = json!(0);
+        usage["total_tokens"] = usage["prompt_tokens"].clone();
+        chunk.insert("usage".into(), usage);
+    }
+    chunk.insert("prompt_token_ids".into(), prompt);
+    chunk.insert("prompt_text".into(), Value::Null);
+    Value::Object(chunk)
+}
+
+/// `cmpl-…` as the id of a chat.
+fn chat_id(id: Value) -> Value {
+    match id.as_str().map(|id| id.strip_prefix("cmpl-").unwrap_or(id)) {
+        Some(own) => json!(format!("chatcmpl-{own}")),
+        None => id,
+    }
+}
+
+/// Log-probabilities as a chat has them, without alternatives.
+fn logprobs(given: Option<&Value>, writes_ids: bool) -> Value {
+    let Some(Value::Object(given)) = given else { return Value::Null };
+    let list = |key: &str| given.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let content = list("tokens").iter().zip(list("token_logprobs")).map(|(token, logprob)| {
+        let bytes = token.as_str().filter(|_| !writes_ids).map(str::as_bytes);
+        // vLLM writes this number for a token that cannot be.
+        let logprob = if logprob.is_null() { json!(-9999.0) } else { logprob.clone() };
+        json!({"token": token, "logprob": logprob, "bytes": bytes, "top_logprobs": []})
+    });
+    json!({"content": content.collect::<Vec<Value>>()})
+}
