@@ -13,7 +13,7 @@ use common::clients::{Clients, none};
 use common::model_server::{ModelServer, document, nowhere, source};
 use common::raw::Raw;
 use common::redis::Redis;
-use common::wire::{get, post};
+use common::wire::{JSON, get, post, request};
 use common::{
     Balancer, EngineServer, Options, admin, config, direct as name, engines, eventually, paced, serving,
     upstream, upstreams,
@@ -443,13 +443,25 @@ async fn two_virtual_models_over_what_a_model_server_has() {
     config.routes = checked.routes;
     let balancer = Balancer::start(config).await;
     until_ready(&balancer, [&engine]).await;
-    for (model, thinks, most) in [("policy-thinking", true, 16384), ("policy-instant", false, 4096)] {
-        let body = json!({"model": model, "messages": [{"role": "developer", "content": "hi"}]}).to_string();
-        let answer = balancer.ask(post(CHAT, body)).await.expect(200).json();
-        assert_eq!(answer["model"], model);
+    for (model, profile, thinks, most) in [
+        (Some("policy-thinking"), None, true, 16384),
+        (Some("policy-instant"), None, false, 4096),
+        (None, Some("instant"), false, 4096),
+        (None, None, true, 16384),
+    ] {
+        let mut body = json!({"messages": [{"role": "developer", "content": "hi"}]});
+        if let Some(model) = model {
+            body["model"] = model.into();
+        }
+        let headers = [JSON].into_iter().chain(profile.map(|profile| ("x-profile", profile)));
+        let headers: Vec<_> = headers.collect();
+        let body = body.to_string();
+        let answer = balancer.ask(request("POST", CHAT, &headers, body.as_bytes())).await.expect(200).json();
+        assert_eq!(answer["model"], model.unwrap_or("Qwen/Qwen3-8B"));
         let last = engine.requests().into_iter().next_back().expect("it was asked");
         let got: Value = serde_json::from_slice(&last.body).expect("is JSON");
-        assert_eq!(got["model"], "Qwen/Qwen3-8B");
+        // Without a name the engine takes its own model.
+        assert_eq!(got["model"], model.map_or(Value::Null, |_| "Qwen/Qwen3-8B".into()));
         assert_eq!(got["chat_template_kwargs"], json!({"enable_thinking": thinks}));
         assert_eq!(got["max_tokens"], most);
         assert_eq!(got["messages"][0]["role"], if thinks { "developer" } else { "system" });
