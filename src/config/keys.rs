@@ -106,6 +106,25 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("routes[].is_responses_native", "routes[].responses"),
 ];
 
+/// Settings of NeMo Gym's model servers that are always on: `true` says so, `false` cannot be had.
+pub const ALWAYS_ON: &[(&str, &str)] = &[
+    (
+        "routes[].uses_interleaved_reasoning",
+        "cannot be false: reasoning of earlier turns goes to the upstream as the client sends it",
+    ),
+    (
+        "routes[].sequential_reasoning_allowed",
+        "cannot be false: a request whose last turn is reasoning alone goes to the upstream",
+    ),
+];
+
+/// The settings of theirs for audio files, by how their names begin.
+const AUDIO_FILES: &str = "routes[].audio_";
+
+/// What a message says of them.
+const NO_AUDIO_FILES: &str =
+    "cannot be had: the balancer reads no audio files, send them as input_audio or audio_url";
+
 /// Keys that hold a map whose keys are the user's own.
 pub const FREE: &[&str] = &["header", "set", "defaults", "overrides", "roles"];
 
@@ -122,9 +141,14 @@ pub fn of(section: &str) -> &'static [&'static str] {
     SECTIONS.iter().find(|(name, _)| *name == section).map_or(&[], |(_, keys)| keys)
 }
 
-/// Does this pattern stand for another key?
+/// Why there is no such key, where another program has it.
+pub fn why_absent(pattern: &str) -> Option<&'static str> {
+    pattern.starts_with(AUDIO_FILES).then_some(NO_AUDIO_FILES)
+}
+
+/// Does this pattern stand for another key, or for what is always so?
 pub fn is_alias(pattern: &str) -> bool {
-    ALIASES.iter().any(|(alias, _)| *alias == pattern)
+    ALIASES.iter().chain(ALWAYS_ON).any(|(alias, _)| *alias == pattern)
 }
 
 /// Is this key, or `key=value`, one that comes later?

@@ -144,6 +144,9 @@ fn unknown(key: &str, pattern: &str, known: &[&str]) -> String {
     if keys::is_later(pattern) {
         return keys::NOT_AVAILABLE.into();
     }
+    if let Some(why) = keys::why_absent(pattern) {
+        return why.into();
+    }
     match keys::closest(key, known) {
         Some(meant) => format!("unknown key: did you mean {meant:?}?"),
         None => format!("unknown key: known here are {}", known.join(", ")),

@@ -78,6 +78,7 @@ fn route(
     timeouts(section.section("timeouts"), &mut route.timeouts);
     retry(section.section("retry"), &mut route.retry);
     aliases(section, &mut route);
+    always_on(section);
     contradictions(section, &route);
     route
 }
@@ -230,6 +231,16 @@ fn aliases(section: &mut Section<'_, '_>, route: &mut RouteConfig) {
             let text =
                 format!("is another name for {}, which is given too", key.trim_start_matches("routes[]."));
             section.problem(alias, text);
+        }
+    }
+}
+
+/// Settings of theirs that a route has in one way only.
+fn always_on(section: &mut Section<'_, '_>) {
+    for (pattern, why) in keys::ALWAYS_ON {
+        let key = pattern.trim_start_matches("routes[].");
+        if section.get(key, boolean) == Some(false) {
+            section.problem(key, *why);
         }
     }
 }
