@@ -177,7 +177,7 @@ async fn postgres_does_what_every_store_does() {
 async fn postgres_keeps_its_size() {
     let server = PostgresServer::start().await;
     server.create("one").await;
-    let config = TracesConfig { max_bytes: 1 << 20, ..server.config("one") };
+    let config = TracesConfig { max_bytes: 1 << 18, ..server.config("one") };
     let store = Store::open_with(&config, SHORT).await.expect("opens");
     for number in 0..40 {
         let records = arcs(conversation(&format!("s{number}"), 2, 4_000, 100));
@@ -188,8 +188,7 @@ async fn postgres_keeps_its_size() {
     assert!(deleted > 0);
     assert_eq!(left.len() as u64, 40 - deleted / 2);
     assert_eq!(left[0].session_id, "s39");
-    assert!(left.len() > 5, "{} sessions are left", left.len());
-    assert!(store.bytes() > 0 && store.bytes() <= 1 << 20, "{}", store.bytes());
+    assert!(store.bytes() > 1 << 17 && store.bytes() <= 1 << 18, "{}", store.bytes());
 }
 
 #[tokio::test]
@@ -209,9 +208,8 @@ async fn balancers_share_a_postgres_database() {
     // Many sessions at once, in different orders: no deadlock, nothing lost.
     let forth: Vec<_> =
         (0..40).flat_map(|n| conversation(&format!("f{n}"), 1, 50, 3)).map(Arc::new).collect();
-    let back: Vec<_> =
-        (0..40).rev().flat_map(|n| conversation(&format!("f{n}"), 2, 50, 3)).skip(1).step_by(2);
-    let back: Vec<_> = back.map(Arc::new).collect();
+    let second_turns = (0..40).rev().map(|n| conversation(&format!("f{n}"), 2, 50, 3).remove(1));
+    let back: Vec<_> = second_turns.map(Arc::new).collect();
     let (one, other) = tokio::join!(first.put(&forth, NOW), second.put(&back, NOW));
     one.and(other).expect("are stored");
     for session in 0..40 {

@@ -101,7 +101,6 @@ impl SqlStore {
             .map_err(|error| failed(error.to_string()))?
             .application_name("vllm-lb")
             .options([("statement_timeout", &millis), ("idle_in_transaction_session_timeout", &millis)])
-            .options([("synchronous_commit", if config.sync { "on" } else { "off" })])
             .disable_statement_logging();
         let pool = || PgPoolOptions::new().acquire_timeout(timeouts.acquire).idle_timeout(MAX_IDLE);
         let reads = pool().max_connections(MAX_READERS).connect_lazy_with(options.clone());
