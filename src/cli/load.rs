@@ -13,7 +13,8 @@ use super::{Args, Command};
 use crate::config::check::{self, Draft};
 use crate::config::expand::EnvLookup;
 use crate::config::problem::{ConfigPlace, Problem, seen};
-use crate::config::types::{Config, LogFormat, LogLevel};
+use crate::config::types::{Config, LogFormat, LogLevel, TraceStore};
+use crate::traces::store::sqlite_path;
 
 /// How a file is read.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
@@ -70,7 +71,10 @@ pub fn load(args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded
         redis(&args, env, &mut draft);
     }
     let mode = if *test { LoadMode::Test } else { LoadMode::Serve };
-    let config = draft.finish().map_err(FoundProblems)?;
+    let mut config = draft.finish().map_err(FoundProblems)?;
+    if let TraceStore::Sqlite(path) = &mut config.traces.store {
+        *path = Some(sqlite_path(path.as_deref(), env));
+    }
     warnings.extend(check::warnings(&config).iter().map(ToString::to_string));
     let mode = match args.command {
         Some(Command::Engine(engine)) => LoadMode::Engine(Box::new(engine)),

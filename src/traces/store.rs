@@ -100,7 +100,8 @@ impl Store {
             TraceStore::None => Ok(Store::None),
             TraceStore::Memory => Ok(Store::Memory(MemoryStore::new(config.memory, config.keep))),
             TraceStore::Sqlite(path) => {
-                let path = sqlite_path(path.as_deref(), |name| std::env::var(name).ok());
+                // The environment was looked at when the configuration was read.
+                let path = sqlite_path(path.as_deref(), |_| None);
                 Ok(Store::Sql(SqlStore::open_sqlite(&path, config, timeouts).await?))
             }
             TraceStore::Postgres(url) => {

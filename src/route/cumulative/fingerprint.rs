@@ -27,7 +27,7 @@ pub fn of_value(value: &Value) -> u128 {
 fn of_members(message: &Value, without: &[&str]) -> u128 {
     let Value::Object(members) = message else { return of_value(message) };
     let counts = |key: &str, value: &Value| {
-        !value.is_null() && !without.contains(&key) && !(key == "tool_calls" && is_empty_list(value))
+        !(value.is_null() || without.contains(&key) || key == "tool_calls" && is_empty_list(value))
     };
     let mut digest = Xxh3::new();
     feed_members(members, counts, &mut digest);

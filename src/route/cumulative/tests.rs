@@ -60,16 +60,28 @@ fn a_chat_continues_from_its_own_history_only() {
     for (value, wanted) in [
         (good.clone(), None),
         (next(said.clone(), &[result, new.clone()]), None),
-        (next(json!({"content": "ho", "audio": null, "role": "assistant"}), &[new.clone()]), None),
         (
-            next(json!({"role": "assistant", "content": [{"type": "text", "text": "ho"}]}), &[new.clone()]),
+            next(json!({"content": "ho", "audio": null, "role": "assistant"}), std::slice::from_ref(&new)),
             None,
         ),
-        (next(json!({"role": "assistant", "content": "ho", "tool_calls": []}), &[new.clone()]), None),
+        (
+            next(
+                json!({"role": "assistant", "content": [{"type": "text", "text": "ho"}]}),
+                std::slice::from_ref(&new),
+            ),
+            None,
+        ),
+        (
+            next(json!({"role": "assistant", "content": "ho", "tool_calls": []}), std::slice::from_ref(&new)),
+            None,
+        ),
         (with(good.clone(), "temperature", json!(0.5)), None),
         (with(good.clone(), "tools", json!([])), None),
-        (next(json!({"role": "assistant", "content": "ho "}), &[new.clone()]), Some(History)),
-        (next(json!({"role": "assistant", "content": "ho", "name": "x"}), &[new.clone()]), Some(History)),
+        (next(json!({"role": "assistant", "content": "ho "}), std::slice::from_ref(&new)), Some(History)),
+        (
+            next(json!({"role": "assistant", "content": "ho", "name": "x"}), std::slice::from_ref(&new)),
+            Some(History),
+        ),
         (next(said.clone(), &[]), Some(History)),
         (next(said.clone(), &[new.clone(), said.clone()]), Some(History)),
         (changed, Some(History)),
