@@ -277,6 +277,7 @@ async fn postgres_may_be_gone_for_a_while() {
 /// Not a test: the process that `sqlite_holds_what_was_stored_before_a_kill` starts and kills.
 #[tokio::test]
 #[ignore = "another test starts it"]
+#[allow(clippy::disallowed_methods, reason = "how a test runs is no setting of the product")]
 async fn writer_process() {
     let file = std::env::var(WRITER_FILE).expect("the file to write to");
     let store = Store::open_with(&sqlite_config(Path::new(&file)), SHORT).await.expect("opens");

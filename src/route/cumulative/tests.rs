@@ -152,7 +152,8 @@ fn the_prompt_begins_with_all_recorded_ids() {
     let behind: &[u32] = &[2, 3, 1, 30, 2, 3, 1, 4];
     let stop = json!({"stop": ["x"]});
     let none = json!({});
-    let cases: [(&str, &[u32], &Value, &[u32], &[u32]); 7] = [
+    type Row<'a> = (&'a str, &'a [u32], &'a Value, &'a [u32], &'a [u32]);
+    let cases: [Row<'_>; 7] = [
         ("stop", &[20, 2], &none, behind, &[3, 1, 30, 2, 3, 1, 4]),
         ("length", &[20, 21], &none, behind, behind),
         ("stop", &[20, 21], &none, behind, behind),

@@ -56,7 +56,8 @@ proptest! {
 
 #[test]
 fn finds_the_database() {
-    let cases: [(Option<&str>, &[(&str, &str)], &str); 7] = [
+    type Row<'a> = (Option<&'a str>, &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Row<'_>; 7] = [
         (Some("/a/b.db"), &[("HOME", "/h")], "/a/b.db"),
         (Some("~/b.db"), &[("HOME", "/h")], "/h/b.db"),
         (Some("~/b.db"), &[], "~/b.db"),
