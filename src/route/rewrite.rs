@@ -11,11 +11,13 @@
 //! Never: a tree of the body, a change to what no rule names.
 
 mod history;
+mod removed;
 mod rules;
 
 use serde_json::{Map, Value, json};
 
 use self::history::MAX_CHANGES;
+use self::removed::RemovedFields;
 use self::rules::{MemberRules, patch};
 use super::dialect::BodyDialect;
 pub use super::json::is_wide;
@@ -94,7 +96,8 @@ impl BodyRewrite {
         let defaults = dialect.defaults(&body.defaults);
         let think_tags = route.think_tags && is_chat;
         let field = if dialect == BodyDialect::Responses { "input" } else { "messages" };
-        let is_removed = |field: &str| body.remove.iter().any(|key| key == field);
+        // Also by a path into it.
+        let is_removed = |field: &str| body.remove.iter().any(|path| path.split('.').next() == Some(field));
         let is_taken = |field: &str| body.overrides.contains_key(field) || is_removed(field);
         let changes = (think_tags || !body.roles.is_empty()) && !is_taken(field);
         let talks = dialect != BodyDialect::Completions && changes;
@@ -102,7 +105,7 @@ impl BodyRewrite {
         let written = |role: &String| write(&Value::from(role.as_str()));
         BodyRewrite {
             dialect,
-            rules: MemberRules::new(&defaults, &body.overrides, &body.remove),
+            rules: MemberRules::new(&defaults, &body.overrides, &RemovedFields::parse(&body.remove)),
             history: changes.then_some(field),
             roles: body.roles.iter().map(|(from, to)| (from.clone(), written(to))).collect(),
             think_tags,
@@ -153,13 +156,15 @@ impl BodyRewrite {
         let keys = 6 * body_len.min(members * MAX_KEY_BYTES);
         let messages = (body_len / MIN_MESSAGE_BYTES + 1).min(MAX_CHANGES);
         let messages = if self.history.is_some() { messages } else { 0 };
+        let items = if self.rules.reads_items() { body_len / MIN_MEMBER_BYTES + 1 } else { 0 };
+        let items = items.min(MAX_CHANGES + MAX_MEMBERS);
         let longest_role = self.roles.iter().map(|(_, to)| to.len()).max().unwrap_or_default();
         let tags = if self.think_tags { TAGS_FACTOR * body_len } else { 0 };
         let metadata = body_len.min(2 * MAX_METADATA_BYTES) * METADATA_FACTOR;
         let metadata = if self.written.is_some() { metadata } else { 0 };
         let to = self.to.as_ref().map_or(0, |to| 4 * to.len() + 128);
         let out = body_len + 4 * self.rules.bytes() + messages * longest_role + to;
-        let all = out + members * MEMBER_BYTES + keys + messages * CHANGE_BYTES + tags + metadata;
+        let all = out + members * MEMBER_BYTES + keys + (messages + items) * CHANGE_BYTES + tags + metadata;
         all as u64
     }
 
@@ -232,12 +237,13 @@ impl BodyRewrite {
         // What the route keeps in its own hand, a client does not get by another way.
         all.retain(|key, _| key != "model" && !written.remove.contains(key));
         let defaults = self.dialect.defaults(&all);
-        Ok(Ok(Some(MemberRules::new(&defaults, &written.overrides, &written.remove))))
+        let removed = RemovedFields::parse(&written.remove);
+        Ok(Ok(Some(MemberRules::new(&defaults, &written.overrides, &removed))))
     }
 
     /// Whether more is looked at than the members of a body.
     pub fn reads_all(&self) -> bool {
-        self.history.is_some() || self.written.is_some()
+        self.history.is_some() || self.written.is_some() || self.rules.reads_items()
     }
 
     /// Whether a stream may be asked for its usage, which is not done against what the route says of it.
@@ -251,7 +257,7 @@ pub(super) fn too_large(fault: ReadFault, rule: &str) -> Reject {
     let why = match fault {
         ReadFault::ManyMembers => format!("an object in it has more than {MAX_MEMBERS} members"),
         ReadFault::LongKey => format!("an object in it has a key of more than {MAX_KEY_BYTES} bytes"),
-        ReadFault::ManyChanges => format!("more than {MAX_CHANGES} places in its messages are to be edited"),
+        ReadFault::ManyChanges => format!("more than {MAX_CHANGES} places in its lists are to be edited"),
         ReadFault::Syntax => "it cannot be followed".into(),
     };
     Reject::Field {

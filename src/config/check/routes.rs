@@ -32,6 +32,9 @@ const OURS: [&str; 10] = [
 const OWN_WAY: [(&str, &str); 2] =
     [("model", "is changed by to"), ("messages", "is the client's: body.roles changes the roles in it")];
 
+/// The most steps of a path to a field that is removed.
+const MAX_PATH_STEPS: usize = 8;
+
 const ASKED: &str = "is asked for by token_ids";
 const STREAM: &str = "is the client's to say with responses: chat";
 
@@ -179,7 +182,7 @@ fn body(mut section: Section<'_, '_>) -> BodyEdits {
     let edits = BodyEdits {
         defaults: object(&mut section, "defaults"),
         overrides: object(&mut section, "overrides"),
-        remove: section.list("remove", plain).unwrap_or_default(),
+        remove: section.list("remove", field_path).unwrap_or_default(),
         roles,
     };
     let chain = edits.roles.iter().find(|(_, to)| edits.roles.iter().any(|(from, _)| from == to));
@@ -188,6 +191,29 @@ fn body(mut section: Section<'_, '_>) -> BodyEdits {
         section.problem("roles", text);
     }
     edits
+}
+
+/// A field of a body, or a path to one: `a.b` into a map, `a[].b` into every item of a list.
+fn field_path(text: &str) -> ReadResult<String> {
+    let path = plain(text)?;
+    let mut steps: Vec<&str> = text.split('.').collect();
+    let field = steps.pop().unwrap_or_default();
+    let keys = steps.iter().map(|step| step.strip_suffix("[]").unwrap_or(step)).chain([field]);
+    let is_key = |key: &str| !key.is_empty() && !key.contains(['[', ']']);
+    if steps.len() >= MAX_PATH_STEPS || !keys.clone().all(is_key) {
+        return Err(format!(
+            "{} is neither a field nor a path to one, as a.b or tools[].strict, of {MAX_PATH_STEPS} steps at \
+             most",
+            seen(text)
+        ));
+    }
+    if ["messages", "input"].contains(&keys.clone().next().unwrap_or_default()) && !steps.is_empty() {
+        return Err(format!(
+            "{} leads into the client's messages, which only body.roles changes",
+            seen(text)
+        ));
+    }
+    Ok(path)
 }
 
 fn object(section: &mut Section<'_, '_>, key: &str) -> Map<String, Json> {

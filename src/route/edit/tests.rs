@@ -16,7 +16,7 @@ const ROUTES: &str = "
     body:
       defaults: {temperature: 1, chat_template_kwargs: {thinking: true, a: 1}}
       overrides: {seed: 7, extra: {inner: {b: 1}}}
-      remove: [logit_bias, a]
+      remove: [logit_bias, a, 'tools[].function.strict', 'tools[].strict']
       roles: {developer: system}
   - {model: plain, to: served, body: {overrides: {seed: 7}}}
   - {model: response, to: served, responses: chat}";
@@ -71,6 +71,9 @@ fn what_is_too_large_to_be_edited_is_refused() {
         ("chat", message(r#"{"role":"developer"}"#, 100_000), None),
         ("chat", message(r#"{"role":"developer"}"#, 100_001), Some("100000 places")),
         ("chat", message(r#"{"role":"user"}"#, 100_001), None),
+        ("chat", format!(r#"{{"tools":[{}]}}"#, list(r#"{"strict":1}"#, 90_000)), None),
+        ("chat", format!(r#"{{"tools":[{}]}}"#, list(r#"{"strict":1}"#, 100_001)), Some("100000 places")),
+        ("chat", format!(r#"{{"tools":[{{{}}}]}}"#, list(member, 10_001)), Some("10000 members")),
         ("chat", format!("{{\"metadata\":{{{}}}}}", list(member, 10_001)), Some("10000 members")),
         ("chat", extra(16 << 10), None),
         ("chat", extra((16 << 10) + 1), Some("limit of 16384 bytes")),
@@ -85,7 +88,11 @@ fn what_is_too_large_to_be_edited_is_refused() {
 }
 
 /// Bodies of one shape, again and again: what stands before, what is repeated, and what stands behind.
-const SHAPES: [(&str, &str, &str); 20] = [
+const SHAPES: [(&str, &str, &str); 24] = [
+    (r#"{"tools":["#, r#"{"strict":1},"#, "1]}"),
+    (r#"{"tools":["#, r#"{"strict":1,"strict":1,"function":{"a":1,"strict":{"strict":1}}},"#, "{}]}"),
+    (r#"{"tools":["#, r#"{"function":{"strict":1 1}},"#, "!]}"),
+    (r#"{"tools":["#, r#"[{"function":[{"#, ""),
     ("{", r#""a":1,"#, r#""z":1}"#),
     ("{", r#""seed":{},"#, r#""z":1}"#),
     ("{", r#""\u0061":1,"#, r#""z":1}"#),

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use super::history::MAX_CHANGES;
+use super::removed::RemovedFields;
 use crate::route::json::{self, JsonObject, JsonResult, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, member, write};
 
@@ -35,10 +37,12 @@ struct MemberRule {
     key: String,
     /// Takes the place of what the client says; without it, that stays.
     value: Option<Vec<u8>>,
-    /// Key and value, for an object that has no such key.
-    member: Vec<u8>,
+    /// Key and value, for an object that has no such key. `None`: it needs none.
+    member: Option<Vec<u8>>,
     /// Where both sides are objects, their members are put together.
     inner: Option<MemberRules>,
+    /// For each item of a list that the client sends.
+    items: Option<Box<MemberRules>>,
 }
 
 // === impl Rules ===
@@ -46,14 +50,23 @@ struct MemberRule {
 impl MemberRules {
     /// `below`: what is said where the client says nothing. `above`: what is said in any case. `removed`
     /// goes, unless it is said in any case.
-    pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, removed: &[String]) -> Self {
+    pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, fields: &RemovedFields) -> Self {
+        let mut below = below.clone();
+        fields.strip_inside(&mut below);
+        let removed = &fields.names;
         let is_null = |key: &str| above.get(key).is_some_and(Value::is_null);
         let nulls = above.keys().filter(|key| is_null(key));
         let overrides = above.iter().filter(|(key, _)| !is_null(key));
-        let overrides = overrides.map(|(key, above)| MemberRule::above(key, below.get(key), above));
+        let overrides = overrides.map(|(key, above)| MemberRule::above(key, below.get(key), above, fields));
         let defaults = below.iter().filter(|(key, _)| !above.contains_key(*key) && !removed.contains(key));
-        let defaults = defaults.map(|(key, below)| MemberRule::below(key, below));
-        let list: Vec<MemberRule> = overrides.chain(defaults).collect();
+        let defaults = defaults.map(|(key, below)| MemberRule::below(key, Some(below), fields));
+        let mut list: Vec<MemberRule> = overrides.chain(defaults).collect();
+        for key in fields.inner.iter().map(|inside| &inside.key) {
+            let is_known = above.contains_key(key) || list.iter().any(|rule| rule.key == *key);
+            if !is_known && !removed.contains(key) {
+                list.push(MemberRule::below(key, None, fields));
+            }
+        }
         let removed = removed.iter().filter(|key| !above.contains_key(*key)).chain(nulls).cloned();
         let removed: Vec<String> = removed.collect();
         let mut table = HashMap::new();
@@ -90,6 +103,29 @@ impl MemberRules {
         Ok(())
     }
 
+    /// Applies the rules to each object of the list that begins at `start`. A list that cannot be followed
+    /// stays as it is.
+    fn apply_to_items<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> JsonResult<()> {
+        let before = out.len();
+        let end = json::each(bytes, start, |at| {
+            let object = match json::read_object(bytes, at) {
+                Ok(object) => object,
+                Err(ReadFault::Syntax) => return json::read_value(bytes, at),
+                Err(fault) => return Err(fault),
+            };
+            self.apply(bytes, &object, &|_| false, out)?;
+            if out.len() > MAX_CHANGES { Err(ReadFault::ManyChanges) } else { Ok(object.span.end) }
+        });
+        match end {
+            Ok(_) => Ok(()),
+            Err(ReadFault::Syntax) => {
+                out.truncate(before);
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
     fn find(&self, key: &str) -> Option<MemberAction> {
         let looked_at = if self.table.is_empty() { self.list.len() + self.removed.len() } else { 1 };
         json::work::count(looked_at);
@@ -105,31 +141,50 @@ impl MemberRules {
     /// The bytes of all that may be put into a body.
     pub fn bytes(&self) -> usize {
         let of_rule = |rule: &MemberRule| {
-            let value = rule.value.as_ref().map_or(0, Vec::len);
-            rule.member.len() + value + rule.inner.as_ref().map_or(0, MemberRules::bytes)
+            let own = [&rule.value, &rule.member].into_iter().flatten().map(Vec::len).sum::<usize>();
+            own + rule.inside().map(MemberRules::bytes).sum::<usize>()
         };
         self.list.iter().map(of_rule).sum()
     }
 
     /// How many objects, one in another, are read at once.
     pub fn depth(&self) -> usize {
-        let inner = self.list.iter().filter_map(|rule| rule.inner.as_ref());
+        let inner = self.list.iter().flat_map(MemberRule::inside);
         1 + inner.map(MemberRules::depth).max().unwrap_or_default()
+    }
+
+    /// Whether items of lists are looked at.
+    pub fn reads_items(&self) -> bool {
+        let mut inner = self.list.iter().flat_map(MemberRule::inside);
+        self.list.iter().any(|rule| rule.items.is_some()) || inner.any(MemberRules::reads_items)
     }
 }
 
 // === impl Rule ===
 
 impl MemberRule {
-    fn below(key: &str, value: &Value) -> Self {
-        let inner = value.as_object().map(|value| MemberRules::new(value, &Map::new(), &[]));
-        MemberRule { key: key.to_owned(), value: None, member: member(key, &write(value)), inner }
+    /// `None`: there is no default, and only what is inside is edited.
+    fn below(key: &str, value: Option<&Value>, fields: &RemovedFields) -> Self {
+        let (nothing, none) = (Map::new(), RemovedFields::default());
+        let (removed, in_items) = (fields.inside(key, false), fields.inside(key, true));
+        let default = value.and_then(Value::as_object);
+        let inner = (default.is_some() || removed.is_some())
+            .then(|| MemberRules::new(default.unwrap_or(&nothing), &nothing, removed.unwrap_or(&none)));
+        let items = in_items.map(|fields| Box::new(MemberRules::new(&nothing, &nothing, fields)));
+        let member = value.map(|value| member(key, &write(value)));
+        MemberRule { key: key.to_owned(), value: None, member, inner, items }
     }
 
-    fn above(key: &str, below: Option<&Value>, value: &Value) -> Self {
-        let nothing = Map::new();
+    /// The rules for what is inside.
+    fn inside(&self) -> impl Iterator<Item = &MemberRules> {
+        self.inner.iter().chain(self.items.as_deref())
+    }
+
+    fn above(key: &str, below: Option<&Value>, value: &Value, fields: &RemovedFields) -> Self {
+        let (nothing, none) = (Map::new(), RemovedFields::default());
         let default = below.and_then(Value::as_object).unwrap_or(&nothing);
-        let inner = value.as_object().map(|value| MemberRules::new(default, value, &[]));
+        let removed = fields.inside(key, false).unwrap_or(&none);
+        let inner = value.as_object().map(|value| MemberRules::new(default, value, removed));
         let patched = |mut target: Value| {
             patch(&mut target, value);
             write(&target)
@@ -138,8 +193,9 @@ impl MemberRule {
         MemberRule {
             key: key.to_owned(),
             value: Some(patched(Value::Null)),
-            member: member(key, &alone),
+            member: Some(member(key, &alone)),
             inner,
+            items: None,
         }
     }
 
@@ -153,11 +209,13 @@ impl MemberRule {
         out: &mut Splices<'t>,
     ) -> JsonResult<()> {
         let Some(span) = value else {
-            if self.value.is_some() || !said(&self.key) {
-                edit.add(&self.member);
-            }
+            let member = self.member.as_ref().filter(|_| self.value.is_some() || !said(&self.key));
+            member.into_iter().for_each(|member| edit.add(member));
             return Ok(());
         };
+        if let Some(rules) = self.items.as_ref().filter(|_| bytes[span.start] == b'[') {
+            return rules.apply_to_items(bytes, span.start, out);
+        }
         let object = match &self.inner {
             Some(rules) => match json::read_object(bytes, span.start) {
                 Ok(object) => Some((rules, object)),

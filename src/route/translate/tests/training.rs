@@ -5,7 +5,8 @@ use super::*;
 const NO_DETAILS: [&str; 3] = [
     r#"{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}"#,
     r#"{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":null}"#,
-    r#"{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":null},"completion_tokens":1,"total_tokens":4,
+    r#"{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,
+        "prompt_tokens_details":{"cached_tokens":null},
         "completion_tokens_details":{"reasoning_tokens":null}}"#,
 ];
 
