@@ -64,7 +64,7 @@ pub struct RunningBalancer {
     pub admin: String,
     pub fleet: Arc<Fleet>,
     pub state: Arc<State>,
-    traces: Arc<Traces>,
+    pub traces: Arc<Traces>,
     shutdown: Arc<Shutdown>,
     phase: watch::Sender<ShutdownPhase>,
     serving: JoinSet<usize>,

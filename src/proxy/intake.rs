@@ -330,7 +330,8 @@ async fn read_body(
         watch.set_upload((!body.is_complete()).then_some(pace));
         request.body = body;
         if request.capture.is_some() && shared.traces.is_cumulative() {
-            cumulative::continue_turn(scope, client, request, &mut watch).await?;
+            // Boxed: other requests should not hold its room.
+            Box::pin(cumulative::continue_turn(scope, client, request, &mut watch)).await?;
         }
         return Ok(watch);
     }

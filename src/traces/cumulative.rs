@@ -1,7 +1,8 @@
 //! The last turn of each session, for the turn that continues from its tokens.
 //!
 //! The writer keeps a turn as soon as it is assembled. A client may send its next turn before that: a call
-//! that has ended is counted until its record is kept or dropped, and only then a request waits.
+//! that has ended is counted until its record is kept or dropped, and only then a request waits. While the
+//! writer makes no progress, one request waits in vain, and the others do not.
 //!
 //! Never: a wait while nothing is on its way, a turn of another session, a lock across an await.
 
@@ -41,6 +42,8 @@ struct LastTurnsState {
     bytes: usize,
     /// Calls that have ended and are not kept yet.
     pending: HashMap<Arc<str>, PendingCalls>,
+    /// A request has waited in vain since the last call was kept or dropped.
+    is_stalled: bool,
 }
 
 struct KeptTurn {
@@ -136,10 +139,15 @@ impl LastTurns {
                 match state.pending.get(session) {
                     None => return Ok(state.get(session)),
                     // Made while the lock is held: no notification is missed.
+                    Some(_) if state.is_stalled => return Err(Late),
                     Some(pending) => pending.ended.clone().notified_owned(),
                 }
             };
-            timeout_at(deadline, ended).await.map_err(|_| Late)?;
+            if timeout_at(deadline, ended).await.is_err() {
+                // The writer waits for its store: requests do not wait for it in their turn.
+                self.lock().is_stalled = true;
+                return Err(Late);
+            }
         }
     }
 
@@ -197,6 +205,7 @@ impl LastTurnsState {
 impl Drop for PendingTurn {
     fn drop(&mut self) {
         let mut state = self.turns.lock();
+        state.is_stalled = false;
         let Some(pending) = state.pending.get_mut(&self.session) else { return };
         pending.count -= 1;
         if pending.count == 0 {

@@ -210,8 +210,10 @@ fn the_completion_has_the_settings_of_the_chat() {
         (json!({"model": "sim"}), json!({"model": "sim", "max_tokens": null})),
         (
             json!({
-                "model": "sim", "max_tokens": 5, "max_completion_tokens": 7, "temperature": 0.0, "stop": ["x"],
-                "logprobs": true, "return_token_ids": true, "stream": true, "tool_choice": "none", "tools": [],
+                "model": "sim", "max_tokens": 5, "max_completion_tokens": 7, "temperature": 0.0,
+                "stop": ["x"],
+                "logprobs": true, "return_token_ids": true, "stream": true, "tool_choice": "none",
+                "tools": [],
                 "stream_options": {"include_usage": true}, "chat_template_kwargs": {"a": 1}, "metadata": {},
             }),
             json!({
@@ -230,9 +232,42 @@ fn the_completion_has_the_settings_of_the_chat() {
     }
 }
 
-const WHOLE: &str = r#"{"id":"cmpl-8c","object":"text_completion","created":17,"model":"tiny","choices":[{"index":0,"text":" dal\u2028","logprobs":{"text_offset":[0],"token_logprobs":[-7.0481791496276855],"tokens":[" dal"],"top_logprobs":[{" dal":-7.0481791496276855}]},"finish_reason":"stop","stop_reason":null,"token_ids":[1186],"prompt_logprobs":null,"prompt_token_ids":[368,434],"routed_experts":null}],"service_tier":null,"system_fingerprint":"vllm-0.32.0","usage":{"prompt_tokens":2,"total_tokens":3,"completion_tokens":1},"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}"#;
+/// A completion, with this token.
+fn completion(token: &str) -> String {
+    let logprobs = json!({
+        "text_offset": [0], "token_logprobs": [-7.0481791496276855], "tokens": [token], "top_logprobs": [{}],
+    });
+    let choice = json!({
+        "index": 0, "text": " dal\u{2028}", "logprobs": logprobs, "finish_reason": "stop",
+        "stop_reason": null, "token_ids": [1186], "prompt_logprobs": null, "prompt_token_ids": [368, 434], "routed_experts": null,
+    });
+    let whole = json!({
+        "id": "cmpl-8c", "object": "text_completion", "created": 17, "model": "tiny", "choices": [choice],
+        "service_tier": null, "system_fingerprint": "vllm-0.32.0", "usage": {"prompt_tokens": 2},
+        "kv_transfer_params": null, "ec_transfer_params": null, "metrics": null,
+    });
+    whole.to_string()
+}
 
-const CHAT: &str = r#"{"id":"chatcmpl-8c","object":"chat.completion","created":17,"model":"tiny","choices":[{"index":0,"message":{"role":"assistant","content":" dal ","refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":null},"logprobs":{"content":[{"token":" dal","logprob":-7.0481791496276855,"bytes":[32,100,97,108],"top_logprobs":[]}]},"finish_reason":"stop","stop_reason":null,"token_ids":[1186],"routed_experts":null}],"service_tier":null,"system_fingerprint":"vllm-0.32.0","usage":{"prompt_tokens":2,"total_tokens":3,"completion_tokens":1},"prompt_logprobs":null,"prompt_token_ids":[368,434],"prompt_text":null,"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}"#;
+/// The chat that it becomes, as vLLM 0.32 writes chats.
+fn completed_chat(token: &str, bytes: &Value) -> String {
+    let entry = json!({"token": token, "logprob": -7.0481791496276855, "bytes": bytes, "top_logprobs": []});
+    let message = json!({
+        "role": "assistant", "content": " dal\u{2028}", "refusal": null, "annotations": null, "audio": null,
+        "function_call": null, "reasoning": null,
+    });
+    let choice = json!({
+        "index": 0, "message": message, "logprobs": {"content": [entry]}, "finish_reason": "stop",
+        "stop_reason": null, "token_ids": [1186], "routed_experts": null,
+    });
+    let whole = json!({
+        "id": "chatcmpl-8c", "object": "chat.completion", "created": 17, "model": "tiny", "choices": [choice],
+        "service_tier": null, "system_fingerprint": "vllm-0.32.0", "usage": {"prompt_tokens": 2},
+        "prompt_logprobs": null, "prompt_token_ids": [368, 434], "prompt_text": null,
+        "kv_transfer_params": null, "ec_transfer_params": null, "metrics": null,
+    });
+    whole.to_string()
+}
 
 fn translated(kind: &str, pieces: &[&[u8]]) -> Result<String, CompletionFault> {
     let mut answer = CompletionAnswer::new(Some(kind), false).unwrap();
@@ -245,8 +280,12 @@ fn translated(kind: &str, pieces: &[&[u8]]) -> Result<String, CompletionFault> {
 
 #[test]
 fn a_whole_answer_becomes_that_of_a_chat() {
-    let wanted = CHAT.replace(" dal \"", " dal\u{2028}\"");
-    assert_eq!(translated("application/json", &[WHOLE.as_bytes()]).unwrap(), wanted);
+    let (given, wanted) = (completion(" dal"), completed_chat(" dal", &json!([32, 100, 97, 108])));
+    assert_eq!(translated("application/json", &[given.as_bytes()]).unwrap(), wanted);
+    assert_eq!(
+        translated("application/json", &[&given.as_bytes()[..99], &given.as_bytes()[99..]]),
+        Ok(wanted)
+    );
     for broken in ["", "{}", "[]", r#"{"choices":[1]}"#, r#"{"choices":{}}"#] {
         let fault = translated("application/json", &[broken.as_bytes()]);
         assert_eq!(fault, Err(CompletionFault::Unreadable), "{broken}");
@@ -255,40 +294,62 @@ fn a_whole_answer_becomes_that_of_a_chat() {
     assert!(CompletionAnswer::new(None, false).is_none());
 }
 
-/// Events of a completion, and those of the chat.
-const EVENTS: [(&str, &str); 6] = [
-    (": prelude\n\n", ": prelude\n\n"),
-    (
-        r#"data: {"id":"cmpl-1","object":"text_completion","created":17,"model":"tiny","choices":[{"index":0,"text":" d","logprobs":{"tokens":[" d"],"token_logprobs":[-1.5]},"finish_reason":null,"stop_reason":null,"prompt_token_ids":[3,4],"token_ids":[5]}],"usage":{"prompt_tokens":2,"total_tokens":3,"completion_tokens":1}}"#,
-        concat!(
-            r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":17,"model":"tiny","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":{"prompt_tokens":2,"total_tokens":2,"completion_tokens":0},"prompt_token_ids":[3,4],"prompt_text":null}"#,
-            "\n\n",
-            r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":17,"model":"tiny","choices":[{"index":0,"delta":{"content":" d"},"logprobs":{"content":[{"token":" d","logprob":-1.5,"bytes":[32,100],"top_logprobs":[]}]},"finish_reason":null,"token_ids":[5]}],"usage":{"prompt_tokens":2,"total_tokens":3,"completion_tokens":1}}"#,
-        ),
-    ),
-    (
-        "data: {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"choices\":[{\"index\":0,\"text\":\"\u{2028}\",\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":null,\"prompt_token_ids\":null,\"token_ids\":null}]}",
-        "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\u{2028}\"},\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":null,\"token_ids\":null}]}",
-    ),
-    (
-        r#"data: {"id":"cmpl-1","object":"text_completion","choices":[],"usage":{"prompt_tokens":2},"system_fingerprint":"v"}"#,
-        r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","choices":[],"usage":{"prompt_tokens":2},"system_fingerprint":"v"}"#,
-    ),
-    (r#"data: {"error":{"message":"m","code":500}}"#, r#"data: {"error":{"message":"m","code":500}}"#),
-    ("data: [DONE]\n\n", "data: [DONE]\n\n"),
-];
+/// Lines of a stream of a completion, and the documents that the chat has in the place of each.
+fn stream_lines() -> Vec<(String, Vec<String>)> {
+    let data = |value: &Value| format!("data: {value}");
+    let same = |text: &str| (text.to_string(), vec![text.to_string()]);
+    let chunk = |is_chat: bool, choices: Value, more: &Value| {
+        let (id, object) =
+            if is_chat { ("chatcmpl-1", "chat.completion.chunk") } else { ("cmpl-1", "text_completion") };
+        let mut chunk = json!({"id": id, "object": object, "created": 17, "model": "m", "choices": choices});
+        chunk.as_object_mut().unwrap().extend(fields(more));
+        data(&chunk)
+    };
+    let usage = json!({"usage": {"prompt_tokens": 2, "total_tokens": 3, "completion_tokens": 1}});
+    let first = json!([{
+        "index": 0, "text": " d", "logprobs": {"tokens": [" d"], "token_logprobs": [-1.5]},
+        "finish_reason": null, "stop_reason": null, "prompt_token_ids": [3, 4], "token_ids": [5],
+    }]);
+    let role = json!([{
+        "index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null,
+    }]);
+    let begun = json!({
+        "usage": {"prompt_tokens": 2, "total_tokens": 2, "completion_tokens": 0},
+        "prompt_token_ids": [3, 4], "prompt_text": null,
+    });
+    let entry = json!({"token": " d", "logprob": -1.5, "bytes": [32, 100], "top_logprobs": []});
+    let said = json!([{
+        "index": 0, "delta": {"content": " d"}, "logprobs": {"content": [entry]}, "finish_reason": null,
+        "token_ids": [5],
+    }]);
+    let last = json!([{
+        "index": 0, "text": "\u{2028}", "logprobs": null, "finish_reason": "stop", "stop_reason": 7,
+        "prompt_token_ids": null, "token_ids": null,
+    }]);
+    let ended = json!([{
+        "index": 0, "delta": {"content": "\u{2028}"}, "logprobs": null, "finish_reason": "stop",
+        "stop_reason": 7, "token_ids": null,
+    }]);
+    let none = json!({});
+    vec![
+        same(": prelude"),
+        (chunk(false, first, &usage), vec![chunk(true, role, &begun), chunk(true, said, &usage)]),
+        (chunk(false, last, &none), vec![chunk(true, ended, &none)]),
+        (chunk(false, json!([]), &usage), vec![chunk(true, json!([]), &usage)]),
+        same(&data(&json!({"error": {"message": "m", "code": 500}}))),
+        same("data: [DONE]"),
+    ]
+}
 
 /// Both streams, with this line end.
 fn streams(end: &str) -> (String, String) {
-    let line = |text: &str| text.replace('\n', end) + if text.ends_with('\n') { "" } else { end } + end;
-    let line = |text: &str| if text.ends_with("\n\n") { text.replace('\n', end) } else { line(text) };
-    let given = EVENTS.iter().map(|(given, _)| line(given)).collect();
-    // What is added has line ends of its own.
-    let made = EVENTS.iter().map(|(_, made)| match made.split_once("}\n\ndata") {
-        Some((first, second)) => format!("{first}}}\n\ndata{}", line(second)),
-        None => line(made),
-    });
-    (given, made.collect())
+    let (mut given, mut made) = (String::new(), String::new());
+    for (line, chat) in stream_lines() {
+        given.push_str(&format!("{line}{end}{end}"));
+        // What is added has line ends of its own.
+        made.push_str(&format!("{}{end}{end}", chat.join("\n\n")));
+    }
+    (given, made)
 }
 
 proptest! {
@@ -316,7 +377,8 @@ proptest! {
     #[test]
     fn messages_are_alike_however_they_are_written(text in ".{0,20}", other in ".{0,20}") {
         let said = json!({"role": "assistant", "content": text});
-        let turned = json!({"content": [{"text": text, "type": "text"}], "refusal": null, "role": "assistant"});
+        let parts = json!([{"text": text, "type": "text"}]);
+        let turned = json!({"content": parts, "refusal": null, "role": "assistant"});
         prop_assert_eq!(fingerprint::of_message(&said), fingerprint::of_message(&turned));
         let another = json!({"role": "assistant", "content": other});
         prop_assert_eq!(text == other, fingerprint::of_message(&said) == fingerprint::of_message(&another));
@@ -334,8 +396,6 @@ fn a_stream_that_is_no_completion_is_a_fault() {
 #[test]
 fn ids_in_the_place_of_texts_have_no_bytes() {
     let mut answer = CompletionAnswer::new(Some("application/json"), true).unwrap();
-    let chat = answer.feed(WHOLE.replace("\" dal\"", "\"token_id:1186\"").as_bytes(), true).unwrap();
-    let chat: Value = serde_json::from_slice(&chat).unwrap();
-    let entry = &chat["choices"][0]["logprobs"]["content"][0];
-    assert_eq!((&entry["token"], &entry["bytes"]), (&json!("token_id:1186"), &Value::Null));
+    let chat = answer.feed(completion("token_id:1186").as_bytes(), true).unwrap();
+    assert_eq!(String::from_utf8(chat).unwrap(), completed_chat("token_id:1186", &Value::Null));
 }

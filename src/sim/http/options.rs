@@ -31,6 +31,9 @@ pub struct Options {
     pub realtime: bool,
     /// Whether there are Responses at all: older vLLM, and other engines, have only chats.
     pub responses: bool,
+    /// Whether there are completions of prompts, and `/tokenize`: other engines may have only chats.
+    pub completions: bool,
+    pub tokenize: bool,
     /// Whether Responses are kept (`VLLM_ENABLE_RESPONSES_API_STORE=1`).
     pub responses_store: bool,
     /// Whether `/load` counts (`--enable-server-load-tracking`).
@@ -66,6 +69,8 @@ impl Default for Options {
             transcription: true,
             realtime: true,
             responses: true,
+            completions: true,
+            tokenize: true,
             responses_store: true,
             server_load: true,
             end_token: false,

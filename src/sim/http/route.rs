@@ -116,6 +116,8 @@ impl EngineRoute {
             }
             Self::Transcribe => options.transcription,
             Self::Realtime => options.realtime,
+            Self::Completions => options.completions,
+            Self::Tokenize => options.tokenize,
             Self::Responses | Self::Response | Self::CancelResponse => options.responses,
             Self::Dev => options.dev_mode,
             Self::Sim => options.control,

@@ -125,5 +125,10 @@ async fn a_turn_waits_for_calls_that_have_ended_and_for_no_others() {
     assert_eq!((found.unwrap().is_some(), begun.elapsed()), (true, Duration::from_millis(200)));
     let _never = turns.expect(&last.facts);
     assert_eq!(turns.get("s").await, Err(Late));
-    assert_eq!(begun.elapsed(), Duration::from_millis(200) + MAX_LATENESS);
+    let waited = Duration::from_millis(200) + MAX_LATENESS;
+    assert_eq!(begun.elapsed(), waited);
+    assert_eq!((turns.get("s").await, begun.elapsed()), (Err(Late), waited), "others do not wait");
+    drop(turns.expect(&record("other", &[3]).facts));
+    assert_eq!(turns.get("s").await, Err(Late));
+    assert_eq!(begun.elapsed(), waited + MAX_LATENESS, "the writer works again");
 }
