@@ -4,14 +4,15 @@ mod common;
 
 use common::body::chat;
 use common::wire::{Answer, JSON, Wire, get, post, request};
-use common::{Balancer, Options, admin, config, direct, engine, engines, eventually, upstreams};
+use common::{Balancer, Options, admin, config, direct, engine, eventually, upstreams};
 use serde_json::{Value, json};
 use vllm_lb::config::secret::Secret;
 
 const CHAT: &str = "/v1/chat/completions";
 
+/// Without upstreams: nothing that these calls answer comes from one.
 async fn balancer() -> Balancer {
-    Balancer::over(&engines(1).await).await
+    Balancer::start(config(Vec::new())).await
 }
 
 /// One call with a body as it is.
@@ -258,7 +259,8 @@ const CALLS: [(&str, &str, &str); 12] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_public_listener_shows_no_session_and_no_trace() {
-    let balancer = balancer().await;
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::over([&engine]).await;
     admin(&balancer, "POST", "/sessions", json!({"session_id": "a", "metadata": {"x": 1}})).await.expect(200);
     for (method, path, body) in CALLS {
         let answer = balancer.ask(request(method, path, &[JSON], body.as_bytes())).await;
