@@ -155,7 +155,15 @@ struct Entry {
 /// The entries of the manual, its list of what is to come, and that of other names.
 fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
     let (mut entries, mut later, mut aliases) = (Vec::<Entry>::new(), Vec::new(), Vec::new());
+    let mut is_default = false;
     for line in text(&root().join("conf/lb.yaml")).lines() {
+        if let (true, Some(more), Some(entry)) =
+            (is_default, line.strip_prefix("#           "), entries.last_mut())
+        {
+            entry.default.push_str(more);
+            continue;
+        }
+        is_default = line.starts_with("# default:");
         let Some((field, value)) = line.strip_prefix("# ").and_then(|line| line.split_once(':')) else {
             continue;
         };

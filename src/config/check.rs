@@ -8,11 +8,13 @@
 mod fleet;
 mod listen;
 mod routes;
+mod sessions;
 mod source;
 mod traces;
 
 pub use fleet::{upstream_alone, weight};
 pub use routes::warnings;
+pub use traces::store as trace_store;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -24,11 +26,11 @@ use super::raw::{self, YamlNode};
 use super::section::Section;
 use super::types::{
     Balance, Breaker, ClientLimits, Config, Health, LogFormat, LogLevel, Peek, PrefixIndex, Preset,
-    QueueConfig, RedisOptions, Retry, RetryOn, SessionConfig, Timeouts, TrustedProxies,
+    QueueConfig, RedisOptions, Retry, RetryOn, Timeouts, TrustedProxies,
 };
 use super::values::{
-    ReadResult, boolean, duration_in, file_path, header_name, integer_in, number_in, plain, secret,
-    show_duration, show_size, size_in, trusted_proxy, url_path,
+    ReadResult, boolean, duration_in, file_path, integer_in, number_in, plain, secret, show_duration,
+    show_size, size_in, trusted_proxy, url_path,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -134,7 +136,7 @@ fn file(root: &mut Section<'_, '_>, draft: &mut Draft) {
     }
     set(&mut config.threads, root.get("threads", integer_in(THREADS)));
     set(&mut config.upgrade_socket, root.get("upgrade_socket", file_path));
-    sessions(root.section("sessions"), &mut config.sessions);
+    sessions::read(root.section("sessions"), &mut config.sessions);
     traces::read(root.section("traces"), &mut config.traces);
     log(root.section("log"), &mut config.log);
     shutdown(root.section("shutdown"), &mut config.shutdown);
@@ -263,24 +265,6 @@ fn queue(mut section: Section<'_, '_>, queue: &mut QueueConfig) {
 fn limits(mut section: Section<'_, '_>, limits: &mut ClientLimits) {
     set(&mut limits.connections, section.get("connections", integer_in(CONNECTIONS)));
     set(&mut limits.header_bytes, section.get("header_bytes", size_in(HEADER)));
-}
-
-fn sessions(mut section: Section<'_, '_>, sessions: &mut SessionConfig) {
-    set(&mut sessions.headers, section.list("headers", header_name));
-    let field = |text: &str| {
-        let inner = text.strip_prefix("metadata.").is_some_and(|inner| !inner.is_empty());
-        if inner || SessionConfig::FIELDS.contains(&text) {
-            return Ok(text.to_string());
-        }
-        let known = SessionConfig::FIELDS.join(", ");
-        Err(format!("{} is no field that may name a session: known are {known}, metadata.NAME", seen(text)))
-    };
-    set(&mut sessions.body, section.list("body", field));
-    let cookie =
-        |text: &str| if text == "none" { Ok(None) } else { header_name(text).map(|_| Some(text.into())) };
-    set(&mut sessions.cookie, section.get("cookie", cookie));
-    set(&mut sessions.bonus, section.get("bonus", number_in(BONUS)));
-    set(&mut sessions.ttl, section.get("ttl", duration_in(TTL)));
 }
 
 fn log(mut section: Section<'_, '_>, log: &mut super::types::LogConfig) {

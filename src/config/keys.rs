@@ -88,7 +88,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
     ("queue", &["size", "wait"]),
     ("limits", &["connections", "header_bytes"]),
     ("passthrough[]", &["path", "to"]),
-    ("sessions", &["headers", "body", "cookie", "bonus", "ttl"]),
+    ("sessions", &["headers", "body", "cookie", "subagents", "bonus", "ttl"]),
     ("traces", &["store", "memory", "capture", "keep", "max_bytes", "queue", "sync", "cumulative"]),
     ("log", &["format", "level", "bodies", "truncate"]),
     ("shutdown", &["grace", "drain"]),

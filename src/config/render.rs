@@ -117,10 +117,16 @@ fn retry(retry: &Retry) -> Value {
 }
 
 fn sessions(sessions: &SessionConfig) -> Value {
+    let cookie = match sessions.cookies.as_slice() {
+        [] => json!("none"),
+        [name] => json!(name),
+        names => json!(names),
+    };
     json!({
         "headers": sessions.headers,
         "body": sessions.body,
-        "cookie": sessions.cookie.as_deref().unwrap_or("none"),
+        "cookie": cookie,
+        "subagents": sessions.subagents.name(),
         "bonus": number(sessions.bonus),
         "ttl": show_duration(sessions.ttl),
     })

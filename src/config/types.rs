@@ -22,7 +22,7 @@ pub use limits::ConnectionLimits;
 pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
-pub use sessions::SessionConfig;
+pub use sessions::{SessionConfig, SubagentSessions};
 pub use source::{Discover, Discovered, DiscoverySource};
 pub use traces::{CaptureScope, TraceStore, TracesConfig};
 pub use trusted::{Network, TrustedProxies, TrustedProxy};

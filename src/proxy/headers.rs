@@ -160,7 +160,12 @@ pub fn towards_upstream(
             header::HOST | header::CONTENT_LENGTH => true,
             // What is compressed on the way could not be edited.
             header::ACCEPT_ENCODING => edits_answer,
-            _ => is_hop_by_hop(name) || is_forwarded(name) || !trusted && name == X_DATA_PARALLEL_RANK,
+            _ => {
+                is_hop_by_hop(name)
+                    || is_forwarded(name)
+                    || !trusted && name == X_DATA_PARALLEL_RANK
+                    || is_for_trainers(name)
+            }
         };
         if !stays && !nominated.contains(name) {
             head.append(name.clone(), value.clone());
@@ -223,6 +228,11 @@ fn frame(head: &mut UpstreamHead, client: &Client<'_>, request: &ClientRequest) 
 /// Whether a field describes the origin of a request.
 fn is_forwarded(name: &HeaderName) -> bool {
     [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name.as_str())
+}
+
+/// Whether a field is for a gateway of rllm alone, which removes it.
+fn is_for_trainers(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-rllm-")
 }
 
 /// Replaces the client's key by this one; Anthropic's clients send theirs in another field.

@@ -129,7 +129,7 @@ pub fn weigh(
     let id = |candidate: &Candidate| snapshot.entries[candidate.index].upstream.id;
     HITS.with_borrow_mut(|hits| state.weigh(&request.prompt, knobs.share, hits, candidates, id));
     // Where missing tokens cost nothing, leaving the session's upstream costs nothing either.
-    let bonus = if knobs.missing > 0.0 { scope.settings.peeker.sessions.bonus } else { 0.0 };
+    let bonus = if knobs.missing > 0.0 { scope.settings.peeker.session_bonus } else { 0.0 };
     state.add_session_penalty(&request.prompt, bonus, now, candidates, id);
 }
 

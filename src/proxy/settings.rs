@@ -11,6 +11,7 @@ use super::memory::PeekMemory;
 use crate::config::types::{Balance, Config, Retry, Timeouts, TrustedProxies};
 use crate::fleet::Fleet;
 use crate::prompt::chain::BlockLayout;
+use crate::prompt::session::SessionPlaces;
 use crate::route::paths;
 
 pub struct ProxySettings {
@@ -53,7 +54,8 @@ impl ProxySettings {
                 limits: config.peek,
                 memory,
                 blocks: blocks.filter(|_| config.balance.missing > 0.0),
-                sessions: config.sessions.clone(),
+                sessions: SessionPlaces::new(&config.sessions),
+                session_bonus: config.sessions.bonus,
                 routes: FleetRoutes::new(&config.routes, fleet),
             },
             timeouts: config.timeouts,

@@ -172,11 +172,29 @@ pub fn with_model(path: &str, query: &str, model: &str) -> String {
 /// The session that a path names, and the path without it: `/sessions/{id}/v1/…` is `/v1/…`. The path comes
 /// without its query; an id may hold slashes, and goes up to the first `/v1` behind it.
 pub fn of_session(path: &str) -> Option<(Cow<'_, str>, &str)> {
-    let inside = path.strip_prefix("/sessions/")?;
-    let ends = |at: &usize| *at > 0 && matches!(inside.as_bytes().get(at + 3), None | Some(b'/'));
+    let Some(inside) = path.strip_prefix("/sessions/") else {
+        return of_rollout(path).map(|(id, rest)| (Cow::Borrowed(id), rest));
+    };
+    let ends = |at: &usize| *at > 0 && is_versioned(&inside[*at..]);
     let at = inside.match_indices("/v1").map(|(at, _)| at).find(ends)?;
     let (id, rest) = inside.split_at(at);
     Some((decode(id)?, rest))
+}
+
+/// The rollout that a path of NeMo Gym's model servers names, and the path without it:
+/// `/ng-rollout/{id}/v1/…` and `/ng-rollout/{id}/training-token-capture/v1/…` are `/v1/…`.
+fn of_rollout(path: &str) -> Option<(&str, &str)> {
+    let inside = path.strip_prefix("/ng-rollout/")?;
+    let (id, rest) = inside.split_at(inside.find('/')?);
+    let rest = rest.strip_prefix("/training-token-capture").unwrap_or(rest);
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_id = id.starts_with(|first: char| first.is_ascii_alphanumeric()) && id.bytes().all(is_part);
+    (is_id && is_versioned(rest)).then_some((id, rest))
+}
+
+/// Whether the first segment of a path is `v1`.
+fn is_versioned(path: &str) -> bool {
+    path.strip_prefix("/v1").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The absolute `location` of a redirect. `host` is the request's `host` header, `query` its query as it

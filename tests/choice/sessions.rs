@@ -8,11 +8,25 @@ use vllm_lb::config::types::{Config, RouteConfig};
 
 use super::common::body::form;
 use super::common::wire::{JSON, post, request};
-use super::common::{Balancer, EngineServer, InjectedFault, config, engines, eventually, upstreams};
+use super::common::{Balancer, EngineServer, InjectedFault, admin, config, engines, eventually, upstreams};
 use super::{CHAT, chat_of, pending, telling, who, words};
 
 /// By chance, all of these would stay in one case of half a million.
 const TIMES: u64 = 12;
+
+/// The headers that name a session.
+const HEADERS: [&str; 7] = [
+    "header x-session-id",
+    "header x-rllm-session-id",
+    "header x-dynamo-session-id",
+    "header x-claude-code-session-id",
+    "header x-session-affinity",
+    "header session-id",
+    "header session_id",
+];
+
+/// `{"session_id": "gym"}` in base64.
+const GYM_SESSION: &str = "eyJzZXNzaW9uX2lkIjogImd5bSJ9";
 
 /// A chat of its own that names its session in some way.
 fn named(way: &str, session: &str, number: u64) -> Vec<u8> {
@@ -20,12 +34,21 @@ fn named(way: &str, session: &str, number: u64) -> Vec<u8> {
     let mut body = chat_of(&words(1_000 + number, 200));
     let (mut path, mut headers) = (CHAT.to_string(), vec![JSON]);
     let cookie = format!("a=b; vllm_lb_session={session}");
+    // Gym's servers sign a session anew with each answer.
+    let signed = format!("VLLMModel___policy={GYM_SESSION}.time{number}.signature{number}");
     match way {
         "path" => path = format!("/sessions/{session}{CHAT}"),
-        "header" => headers.push(("x-session-id", session)),
+        "rollout" => path = format!("/ng-rollout/{session}{CHAT}"),
+        "captured rollout" => path = format!("/ng-rollout/{session}/training-token-capture{CHAT}"),
         "cookie" => headers.push(("cookie", &cookie)),
+        "signed cookie" => headers.push(("cookie", &signed)),
         "metadata" => body["metadata"] = json!({"session_id": session}),
-        field => body[field] = session.into(),
+        "metadata.rllm" => body["metadata"] = json!({"rllm": {"run_id": number, "session_id": session}}),
+        "rllm" | "session_params" => body[way] = json!({"session_id": session}),
+        _ => match way.strip_prefix("header ") {
+            Some(header) => headers.push((header, session)),
+            None => body[way] = session.into(),
+        },
     }
     request("POST", &path, &headers, body.to_string().as_bytes())
 }
@@ -48,8 +71,10 @@ async fn a_session_stays_however_it_is_named() {
     let engines = engines(3).await;
     // Nothing is remembered of prompts, so that the session alone can hold them together.
     let balancer = over(&engines, |config| config.index.blocks = 0).await;
-    let ways = ["path", "header", "cookie", "session_id", "prompt_cache_key", "user", "metadata"];
-    for (number, way) in (0u64..).zip(ways) {
+    let ways = ["path", "rollout", "captured rollout", "cookie", "signed cookie"].into_iter();
+    let fields =
+        ["session_id", "prompt_cache_key", "user", "metadata", "metadata.rllm", "rllm", "session_params"];
+    for (number, way) in (0u64..).zip(ways.chain(HEADERS).chain(fields)) {
         let session = format!("session-{number}");
         let mut places = Vec::new();
         for turn in 0..TIMES {
@@ -60,6 +85,64 @@ async fn a_session_stays_however_it_is_named() {
     }
     for recorded in engines.iter().flat_map(EngineServer::requests) {
         assert_eq!(recorded.path, CHAT, "the engine sees its own path");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_headers_for_a_gateway_of_rllm_stay_here() {
+    let engines = engines(1).await;
+    let balancer = over(&engines, |_| {}).await;
+    let ours = ["x-rllm-session-id", "X-RLLM-Run-Id", "x-rllm-step-id"];
+    let theirs = ["x-session-id", "session_id", "session-id", "x-claude-code-session-id", "x-rll"];
+    let headers: Vec<_> = ours.iter().chain(&theirs).map(|name| (*name, "s")).collect();
+    let body = chat_of("x").to_string();
+    let request = request("POST", CHAT, &[&[JSON], headers.as_slice()].concat(), body.as_bytes());
+    balancer.ask(request).await.expect(200);
+    let recorded = engines[0].requests().pop().expect("a request");
+    let seen = |name: &&&str| recorded.headers.contains_key(**name);
+    assert_eq!((ours.iter().filter(seen).count(), theirs.iter().filter(seen).count()), (0, theirs.len()));
+}
+
+/// Fifty conversations under way stay where they are when another upstream comes, whether prompts are
+/// remembered or sessions alone hold them together; new ones use it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_is_added_moves_no_session() {
+    const SESSIONS: u64 = 50;
+    for remembers in [true, false] {
+        let mut engines = engines(3).await;
+        let balancer = over(&engines, |config| {
+            config.sessions.bonus = 1.0;
+            if !remembers {
+                config.index.blocks = 0;
+            }
+        })
+        .await;
+        let text = |session: u64, turn: u64| {
+            (0..=turn).map(|at| words(1_000 * session + at, 150)).collect::<String>()
+        };
+        let mut places = Vec::new();
+        for session in 0..SESSIONS {
+            balancer.until_idle().await;
+            places.push(turn(&balancer, &engines, &format!("s{session}"), &text(session, 0)).await);
+        }
+        assert!((0..3).all(|engine| places.contains(&engine)), "they are spread: {places:?}");
+        engines.extend(super::common::engines(1).await);
+        let added = json!({"url": engines[3].url()});
+        admin(&balancer, "POST", "/admin/upstreams?wait=20s", added).await.expect(201);
+        let mut moved = 0;
+        for later in 1..4 {
+            for session in 0..SESSIONS {
+                balancer.until_idle().await;
+                let place = turn(&balancer, &engines, &format!("s{session}"), &text(session, later)).await;
+                moved += usize::from(place != places[session as usize]);
+            }
+        }
+        assert_eq!(moved, 0, "of {SESSIONS} sessions with three turns each");
+        for session in SESSIONS..2 * SESSIONS {
+            balancer.until_idle().await;
+            places.push(turn(&balancer, &engines, &format!("s{session}"), &text(session, 0)).await);
+        }
+        assert!(places.contains(&3), "new sessions go there, too: {places:?}");
     }
 }
 

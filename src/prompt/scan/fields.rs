@@ -24,6 +24,8 @@ pub enum BodyField {
     PromptCacheKey,
     User,
     Metadata,
+    Rllm,
+    SessionParams,
     Store,
     Background,
     // What follows holds prompt.
@@ -52,7 +54,7 @@ pub enum BodyField {
 }
 
 /// Every field with its name, in the order of the enum.
-pub(super) const FIELDS: [(BodyField, &str); 40] = [
+pub(super) const FIELDS: [(BodyField, &str); 42] = [
     (BodyField::Model, "model"),
     (BodyField::Stream, "stream"),
     (BodyField::StreamOptions, "stream_options"),
@@ -69,6 +71,8 @@ pub(super) const FIELDS: [(BodyField, &str); 40] = [
     (BodyField::PromptCacheKey, "prompt_cache_key"),
     (BodyField::User, "user"),
     (BodyField::Metadata, "metadata"),
+    (BodyField::Rllm, "rllm"),
+    (BodyField::SessionParams, "session_params"),
     (BodyField::Store, "store"),
     (BodyField::Background, "background"),
     (BodyField::Messages, "messages"),

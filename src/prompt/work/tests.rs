@@ -117,9 +117,10 @@ fn scan_in_pieces(body: &[u8], ends: &[usize]) {
     let spent = work_of(|| drop(scanner.facts(body)));
     assert!(spent <= MAX_WORK_PER_FACTS, "facts of a body of {} bytes: {spent}", body.len());
     let headers = HeaderMap::new();
+    let places = session::SessionPlaces::new(&SessionConfig::default());
     let request =
         session::SessionLookup { path: None, headers: &headers, body: Some((body, &scanner)), model: "m" };
-    assert_linear("session", body, work_of(|| drop(request.session(&SessionConfig::default()))));
+    assert_linear("session", body, work_of(|| drop(request.session(&places))));
 }
 
 /// Reads what is behind the first of the pieces without what is in it.

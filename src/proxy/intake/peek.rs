@@ -11,13 +11,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
 use super::body_facts::{BodyFacts, BodyShape, FactsReader, PeekedBytes};
-use crate::config::types::{Peek, SessionConfig};
+use crate::config::types::Peek;
 use crate::names::MAX_MODEL_BYTES;
 use crate::prompt::ModelField;
 use crate::prompt::chain::BlockLayout;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::BodyField;
-use crate::prompt::session;
+use crate::prompt::session::{self, SessionPlaces};
 use crate::proxy::body::RequestBody;
 use crate::proxy::body_tail::{lost_form, second_model};
 use crate::proxy::capture::PreparedCapture;
@@ -77,7 +77,9 @@ pub struct Peeker {
     /// How prompts are cut; none are read where it does not matter what an upstream holds.
     pub blocks: Option<BlockLayout>,
     /// Where requests name their session.
-    pub sessions: SessionConfig,
+    pub sessions: SessionPlaces,
+    /// See `SessionConfig::bonus`.
+    pub session_bonus: f64,
     pub routes: FleetRoutes,
 }
 

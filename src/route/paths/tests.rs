@@ -322,6 +322,18 @@ fn a_session_in_the_path() {
         ("/sessions/../v1/x", None),
         ("/v1/sessions/a/v1/x", None),
         ("/session/a/v1/x", None),
+        ("/ng-rollout/a.B_c-1/v1/chat/completions", Some(("a.B_c-1", "/v1/chat/completions"))),
+        ("/ng-rollout/a/training-token-capture/v1/responses", Some(("a", "/v1/responses"))),
+        ("/ng-rollout/a/v1", Some(("a", "/v1"))),
+        ("/ng-rollout/a/training-token-capture", None),
+        ("/ng-rollout/a/training-token-capturev1/x", None),
+        ("/ng-rollout/a/other/v1/x", None),
+        ("/ng-rollout/a/v10/x", None),
+        ("/ng-rollout/.a/v1/x", None),
+        ("/ng-rollout/../v1/x", None),
+        ("/ng-rollout/a%2Fb/v1/x", None),
+        ("/ng-rollout//v1/x", None),
+        ("/ng-rollout/a", None),
         ("/", None),
     ] {
         let (id, rest) = of_session(path).unzip();
