@@ -80,7 +80,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
 
 /// A table for people or programs, and no log: whatever is wrong, the arguments are to blame for.
 fn simulate(args: &SimulateArgs) -> ExitCode {
-    match app::simulate::run(args, &mut std::io::stdout()) {
+    match app::simulate::run(args, &mut std::io::stdout(), &mut std::io::stderr()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("{problem}");

@@ -192,3 +192,37 @@ fn a_simulation_says_what_is_wrong_with_its_arguments() {
     let help = run(&["simulate", "--help"], &[]);
     assert!(help.code == Some(0) && help.stdout.contains("threshold-switch"), "{}", help.all);
 }
+
+/// Two turns of a session, a call of another one, and a call that was refused.
+fn captured() -> String {
+    let call = |session: &str, second: u32, prompt: std::ops::Range<u32>, answer: std::ops::Range<u32>| {
+        serde_json::json!({
+            "session_id": session, "timestamp": 1_760_000_000 + second, "latency_ms": 500.5, "status": 200,
+            "prompt_token_ids": prompt.collect::<Vec<_>>(),
+            "completion_token_ids": answer.collect::<Vec<_>>(),
+            "messages": [{"role": "user", "content": "x"}], "raw_request": {"model": "m"},
+        })
+    };
+    let mut refused = call("a", 9, 0..100, 0..0);
+    refused["status"] = 500.into();
+    let calls =
+        [call("a", 0, 0..320, 320..340), call("b", 1, 0..160, 900..910), call("a", 5, 0..480, 0..9), refused];
+    calls.map(|call| format!("{call}\n")).concat()
+}
+
+#[test]
+fn a_simulation_replays_captured_calls() {
+    let trace = file(&captured());
+    let path = trace.path().to_str().expect("is UTF-8");
+    let ran = run(&["simulate", "--trace", path, "--upstreams", "2", "--policies", "work", "--json"], &[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.all);
+    assert!(ran.all.contains("1 calls without an answer are left out"), "{}", ran.all);
+    let row: serde_json::Value = serde_json::from_str(&ran.stdout).expect("one row of JSON and nothing else");
+    assert_eq!((&row["requests"], &row["refused"]), (&3.into(), &0.into()));
+    // Ten blocks of the second session or of the first, and the whole first turn of the second one.
+    let hits = row["hits"].as_f64().expect("a number");
+    assert!((340.0 / 960.0 - 0.02..=500.0 / 960.0).contains(&hits), "{hits}");
+    let bad = file(&format!("{}{{\"session_id\": \"a\"}}\n", captured()));
+    let ran = run(&["simulate", "--trace", bad.path().to_str().expect("is UTF-8")], &[]);
+    assert!(ran.code == Some(64) && ran.all.contains("line 5: missing field `timestamp`"), "{}", ran.all);
+}

@@ -1,36 +1,63 @@
 //! Reads what is to be replayed, replays it with every policy, and prints a row of each.
 
-use std::fs;
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 
 use crate::cli::simulate::SimulateArgs;
 use crate::sim::replay::load::Workload;
 use crate::sim::replay::report::{ReportRow, table};
-use crate::sim::replay::{self, trace};
+use crate::sim::replay::trace::{TraceForm, TraceLoad, TraceReader};
+use crate::sim::replay::{self, Setup};
 
-/// A problem is one of the arguments, or of the file that they name.
-pub fn run(args: &SimulateArgs, out: &mut impl Write) -> Result<(), String> {
-    let load = load(args)?.faster(args.rate);
-    let rows = rows(args, &load)?;
+/// The longest line of a trace.
+const MAX_LINE_BYTES: u64 = 256 << 20;
+
+/// A problem is one of the arguments, or of the file that they name; notes are no part of the rows.
+pub fn run(args: &SimulateArgs, out: &mut impl Write, notes: &mut impl Write) -> Result<(), String> {
+    let mut setup = args.setup();
+    let load = match (args.shape, &args.trace) {
+        (Some(shape), _) => shape.load(args.seed),
+        (None, Some(path)) => {
+            let trace = read(path, args.seed)?;
+            // Recorded turns came of the answers before them.
+            setup.open &= trace.form == TraceForm::Mooncake;
+            if trace.left_out > 0 {
+                let _ = writeln!(
+                    notes,
+                    "{}: {} calls without an answer are left out",
+                    path.display(),
+                    trace.left_out
+                );
+            }
+            trace.load
+        }
+        (None, None) => return Err("--trace or --shape must say what to replay".into()),
+    };
+    let rows = rows(args, setup, &load.faster(args.rate))?;
     let text = if args.json { json(&rows)? } else { table(&rows) };
     out.write_all(text.as_bytes()).map_err(|error| format!("cannot print: {error}"))
 }
 
-fn load(args: &SimulateArgs) -> Result<Workload, String> {
-    match (args.shape, &args.trace) {
-        (Some(shape), _) => Ok(shape.load(args.seed)),
-        (None, Some(path)) => {
-            let text = fs::read_to_string(path)
-                .map_err(|error| format!("--trace: cannot read {}: {error}", path.display()))?;
-            trace::parse(&text, args.seed).map_err(|problem| format!("{}: {problem}", path.display()))
+fn read(path: &Path, seed: u64) -> Result<TraceLoad, String> {
+    let cannot = |error: std::io::Error| format!("--trace: cannot read {}: {error}", path.display());
+    let wrong = |problem: String| format!("{}: {problem}", path.display());
+    let mut file = BufReader::new(File::open(path).map_err(cannot)?);
+    let (mut reader, mut line) = (TraceReader::default(), String::new());
+    loop {
+        line.clear();
+        match file.by_ref().take(MAX_LINE_BYTES).read_line(&mut line).map_err(cannot)? as u64 {
+            0 => return reader.finish(seed).map_err(wrong),
+            MAX_LINE_BYTES if !line.ends_with('\n') => {
+                return Err(wrong(format!("a line is longer than {} MiB", MAX_LINE_BYTES >> 20)));
+            }
+            _ => reader.line(&line).map_err(wrong)?,
         }
-        (None, None) => Err("--trace or --shape must say what to replay".into()),
     }
 }
 
 /// One row a policy, each on a thread of its own.
-fn rows(args: &SimulateArgs, load: &Workload) -> Result<Vec<ReportRow>, String> {
-    let setup = args.setup();
+fn rows(args: &SimulateArgs, setup: Setup, load: &Workload) -> Result<Vec<ReportRow>, String> {
     let rows: Option<Vec<ReportRow>> = std::thread::scope(|scope| {
         let replay = |policy| scope.spawn(move || replay::run(load, setup, policy));
         let threads: Vec<_> = args.policies().iter().map(|policy| replay(*policy)).collect();

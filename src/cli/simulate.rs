@@ -38,14 +38,17 @@ Examples:
   vllm-lb simulate --shape agents --upstreams 12
   vllm-lb simulate --trace trace.jsonl --balancers 4 --interval never
 
-A trace has one JSON object a line, as Mooncake's: timestamp (ms), input_length, output_length and
-hash_ids of blocks of 512 tokens.";
+
+A trace has one JSON object a line. Its form is that of Mooncake's traces: timestamp (ms), input_length,
+output_length and hash_ids of blocks of 512 tokens; or that of captured calls, as
+`GET /sessions/{id}/traces?format=jsonl` writes them. Captured calls of a session wait for
+the answers before them, as with --closed, and then for as long as they did when they were recorded.";
 
 /// Replay traffic through the routing code on a virtual clock, one row a policy
 #[derive(Clone, Debug, Args)]
 #[command(after_help = POLICIES)]
 pub struct SimulateArgs {
-    /// File with the requests to replay
+    /// File with the requests to replay: a trace of Mooncake's form, or captured calls
     #[arg(long, value_name = "FILE", required_unless_present = "shape", conflicts_with = "shape")]
     pub trace: Option<PathBuf>,
     /// Made-up traffic: agents, rag, rollouts, apps or reasoning

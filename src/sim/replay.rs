@@ -15,6 +15,7 @@
 //! row.
 
 mod balancer;
+mod captured;
 pub mod load;
 pub mod policy;
 pub mod report;

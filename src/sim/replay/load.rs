@@ -18,6 +18,16 @@ pub struct Conversation {
     /// The name of its opening, which tells it from conversations of the same blocks.
     pub opening: Option<u64>,
     pub turns: Vec<ConversationTurn>,
+    /// Where a turn does not continue the one before it, in the order of the turns.
+    pub rewrites: Vec<ChainRewrite>,
+}
+
+/// Another chain of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChainRewrite {
+    /// The first turn that has it.
+    pub from: usize,
+    pub chain: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,12 +61,12 @@ impl Workload {
 impl Conversation {
     /// The blocks of a turn's prompt.
     pub fn prompt(&self, turn: usize, block: usize) -> &[u64] {
-        self.leading(self.turns[turn].prompt / block)
+        self.leading(turn, self.turns[turn].prompt / block)
     }
 
     /// The blocks of a turn's prompt and answer.
     pub fn whole(&self, turn: usize, block: usize) -> &[u64] {
-        self.leading((self.turns[turn].prompt + self.turns[turn].output) / block)
+        self.leading(turn, (self.turns[turn].prompt + self.turns[turn].output) / block)
     }
 
     /// The hash of the opening, where it ends behind the last block of the turn's prompt.
@@ -65,8 +75,15 @@ impl Conversation {
         self.opening.filter(|_| behind)
     }
 
-    fn leading(&self, blocks: usize) -> &[u64] {
-        &self.chain[..blocks.min(self.chain.len())]
+    /// The chain of the last turns.
+    pub fn last_chain(&self) -> &[u64] {
+        self.rewrites.last().map_or(&self.chain, |rewrite| &rewrite.chain)
+    }
+
+    fn leading(&self, turn: usize, blocks: usize) -> &[u64] {
+        let rewrites = self.rewrites.partition_point(|rewrite| rewrite.from <= turn);
+        let chain = rewrites.checked_sub(1).map_or(&self.chain, |last| &self.rewrites[last].chain);
+        &chain[..blocks.min(chain.len())]
     }
 }
 
@@ -78,7 +95,8 @@ mod tests {
     fn turns_are_leading_parts_of_one_chain() {
         let turn = |prompt, output| ConversationTurn { wait: 3.0, prompt, output };
         let turns = vec![turn(25, 4), turn(29, 30), turn(75, 5)];
-        let session = Conversation { start: 4.0, chain: (1..9).collect(), opening: Some(7), turns };
+        let (chain, rewrites) = ((1..9).collect(), Vec::new());
+        let session = Conversation { start: 4.0, chain, opening: Some(7), turns, rewrites };
         assert_eq!(session.prompt(0, 10), [1, 2]);
         assert_eq!(session.prompt(1, 10), [1, 2]);
         assert_eq!(session.whole(1, 10), [1, 2, 3, 4, 5]);
@@ -88,5 +106,20 @@ mod tests {
         let load = Workload { block: 10, sessions: vec![session] }.faster(2.0);
         assert_eq!((load.sessions[0].start, load.sessions[0].turns[1].wait), (2.0, 1.5));
         assert_eq!(load.requests(), 3);
+    }
+
+    #[test]
+    fn a_rewrite_is_the_chain_from_its_turn_on() {
+        let turn = ConversationTurn { wait: 0.0, prompt: 20, output: 10 };
+        let rewrite = |from, chain: [u64; 3]| ChainRewrite { from, chain: chain.to_vec() };
+        let session = Conversation {
+            start: 0.0,
+            chain: vec![1, 2, 3],
+            opening: None,
+            turns: vec![turn; 4],
+            rewrites: vec![rewrite(1, [1, 5, 6]), rewrite(3, [7, 8, 9])],
+        };
+        assert_eq!([0, 1, 2, 3].map(|turn| session.whole(turn, 10)[2]), [3, 6, 6, 9]);
+        assert_eq!((session.prompt(2, 10), session.last_chain()), (&[1, 5][..], &[7, 8, 9][..]));
     }
 }

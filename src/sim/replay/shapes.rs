@@ -163,7 +163,8 @@ impl WorkloadBuilder {
             mix(owner << 20 | (block as u64 + 1))
         };
         let chain = (0..said / BLOCK).map(name).collect();
-        self.sessions.push(Conversation { start, chain, opening: Some(mix(!number)), turns });
+        let (opening, rewrites) = (Some(mix(!number)), Vec::new());
+        self.sessions.push(Conversation { start, chain, opening, turns, rewrites });
     }
 }
 

@@ -29,7 +29,8 @@ fn session(start: f64, kind: u64, common: usize, number: u64, turns: Vec<Convers
         false => kind << 48 | (number + 1) << 20 | (block as u64 + 1),
     };
     let chain = (0..said / BLOCK).map(name).collect();
-    Conversation { start, chain, opening: Some(1 << 60 | kind << 48 | number), turns }
+    let opening = Some(1 << 60 | kind << 48 | number);
+    Conversation { start, chain, opening, turns, rewrites: Vec::new() }
 }
 
 fn once(prompt: usize, output: usize) -> Vec<ConversationTurn> {

@@ -1,4 +1,7 @@
-//! Traces in the form of Mooncake's: one JSON object a line, a request each.
+//! Traces to replay: captured calls, and traces in the form of Mooncake's. A trace has one JSON object a
+//! line, a request each; its first line decides on the form.
+//!
+//! A line of Mooncake's form:
 //!
 //! ```text
 //! {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
@@ -9,7 +12,9 @@
 //! does not wait for the answer to an earlier one.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
+use super::captured::CapturedCalls;
 use super::load::{Conversation, ConversationTurn, Workload};
 use crate::sim::dice::{Dice, mix};
 
@@ -27,22 +32,99 @@ struct TraceLine {
     hash_ids: Vec<u64>,
 }
 
-/// Reads a trace; the error says which line is wrong.
+/// The form of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceForm {
+    Mooncake,
+    /// Calls that this balancer has recorded.
+    Captured,
+}
+
+/// A trace as a load.
+#[derive(Debug)]
+pub struct TraceLoad {
+    pub load: Workload,
+    pub form: TraceForm,
+    /// The number of recorded calls that had no answer.
+    pub left_out: usize,
+}
+
+/// Reads a trace line by line, and keeps of each line what a replay needs.
+#[derive(Default)]
+pub struct TraceReader {
+    number: usize,
+    form: Option<TraceForm>,
+    lines: Vec<TraceLine>,
+    captured: CapturedCalls,
+}
+
+/// The fields that tell the forms apart.
+#[derive(Deserialize)]
+struct FormFields {
+    hash_ids: Option<IgnoredAny>,
+    session_id: Option<IgnoredAny>,
+}
+
+// === impl TraceReader ===
+
+impl TraceReader {
+    /// Reads the next line; the error says which one is wrong.
+    pub fn line(&mut self, text: &str) -> Result<(), String> {
+        self.number += 1;
+        if text.trim().is_empty() {
+            return Ok(());
+        }
+        let form = *self.form.get_or_insert_with(|| form(text).unwrap_or(TraceForm::Mooncake));
+        let added = match form {
+            TraceForm::Mooncake => read(text).map(|line| self.lines.push(line)),
+            TraceForm::Captured => self.captured.add(text),
+        };
+        added.map_err(|problem| match self::form(text) {
+            Some(other) if other != form => {
+                format!("line {}: its form is not that of the lines before it", self.number)
+            }
+            _ => format!("line {}: {problem}", self.number),
+        })
+    }
+
+    pub fn finish(self, seed: u64) -> Result<TraceLoad, String> {
+        let (form, left_out) = (self.form.unwrap_or(TraceForm::Mooncake), self.captured.left_out());
+        let load = match form {
+            TraceForm::Mooncake => spread(self.lines, seed),
+            TraceForm::Captured => self.captured.load(),
+        };
+        match (load.sessions.is_empty(), left_out) {
+            (false, _) => Ok(TraceLoad { load, form, left_out }),
+            (true, 0) => Err("there is no request in it".into()),
+            (true, calls) => Err(format!("none of its {calls} calls had an answer")),
+        }
+    }
+}
+
+/// The form of a line, where its fields tell.
+fn form(text: &str) -> Option<TraceForm> {
+    let fields: FormFields = serde_json::from_str(text).ok()?;
+    match (fields.hash_ids, fields.session_id) {
+        (Some(_), _) => Some(TraceForm::Mooncake),
+        (None, Some(_)) => Some(TraceForm::Captured),
+        (None, None) => None,
+    }
+}
+
+/// Reads a whole trace; the error says which line is wrong.
+pub fn parse(text: &str, seed: u64) -> Result<Workload, String> {
+    let mut reader = TraceReader::default();
+    text.lines().try_for_each(|line| reader.line(line))?;
+    reader.finish(seed).map(|trace| trace.load)
+}
+
+/// The requests of Mooncake's lines.
 ///
 /// Clocks of traces are coarse: what came within three seconds is noted as of one moment. So each request is
 /// moved by a random part of the time to the next moment that was noted, of three seconds at most.
-pub fn parse(text: &str, seed: u64) -> Result<Workload, String> {
-    let mut lines = Vec::new();
-    for (number, text) in (1..).zip(text.lines()) {
-        if !text.trim().is_empty() {
-            lines.push(read(text).map_err(|problem| format!("line {number}: {problem}"))?);
-        }
-    }
-    if lines.is_empty() {
-        return Err("there is no request in it".into());
-    }
+fn spread(mut lines: Vec<TraceLine>, seed: u64) -> Workload {
     lines.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
-    let first = lines[0].timestamp;
+    let first = lines.first().map_or(0.0, |line| line.timestamp);
     let mut dice = Dice::of(seed, 0);
     let mut sessions = Vec::with_capacity(lines.len());
     let mut next = 0;
@@ -57,17 +139,14 @@ pub fn parse(text: &str, seed: u64) -> Result<Workload, String> {
         let full = (line.input_length / BLOCK).min(line.hash_ids.len());
         let chain = line.hash_ids[..full].iter().map(|id| mix(id + 1)).collect();
         let turn = ConversationTurn { wait: 0.0, prompt: line.input_length, output: line.output_length };
-        sessions.push(Conversation { start, chain, opening: None, turns: vec![turn] });
+        let (turns, rewrites) = (vec![turn], Vec::new());
+        sessions.push(Conversation { start, chain, opening: None, turns, rewrites });
     }
-    Ok(Workload { block: BLOCK, sessions })
+    Workload { block: BLOCK, sessions }
 }
 
 fn read(text: &str) -> Result<TraceLine, String> {
-    let line: TraceLine = serde_json::from_str(text).map_err(|error| {
-        // "at line 1 column 7": the number of the line in the file is told already.
-        let text = error.to_string();
-        text.split(" at line ").next().unwrap_or(&text).to_owned()
-    })?;
+    let line: TraceLine = serde_json::from_str(text).map_err(without_place)?;
     if !line.timestamp.is_finite() || line.timestamp < 0.0 {
         return Err(format!("timestamp {} is no time", line.timestamp));
     }
@@ -82,6 +161,12 @@ fn read(text: &str) -> Result<TraceLine, String> {
         return Err("a hash id is out of range".into());
     }
     Ok(line)
+}
+
+/// The text of an error without "at line 1 column 7": the number of the line in the file is told already.
+pub(super) fn without_place(error: serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
 }
 
 #[cfg(test)]

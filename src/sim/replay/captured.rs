@@ -1,0 +1,272 @@
+//! Captured calls as a load: the JSON lines of `GET /sessions/{id}/traces?format=jsonl` and of
+//! `vllm-lb traces export`, one call a line.
+//!
+//! ```text
+//! {"session_id": "s", "timestamp": 1760000000.25, "latency_ms": 812.5, "prompt_token_ids": [1, 2], …}
+//! ```
+//!
+//! A session's calls that follow one another are the turns of a conversation: a turn comes as long after the
+//! answer before it as it did. Calls of a session that overlap are conversations beside each other. A prompt
+//! without token ids counts as its text, four bytes a token. Calls without an answer are left out.
+//!
+//! Of each call only numbers and the hashes of its blocks are kept: about a twelfth of its token ids as JSON.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::load::{ChainRewrite, Conversation, ConversationTurn, Workload};
+
+/// Tokens in a block, as engines cut their caches.
+pub const BLOCK: usize = 16;
+
+/// Bytes of a token: of its id, and about of its text.
+const TOKEN_BYTES: usize = 4;
+
+/// The most tokens of a call.
+const MAX_TOKENS: u64 = 1 << 32;
+
+/// The most conversations of a session that its next call may belong to: the last ones that had a call.
+const MAX_OPEN_CONVERSATIONS: usize = 64;
+
+/// The session of calls that named none, which follow from nothing.
+const UNNAMED: &str = "unnamed";
+
+/// A call must not begin before the answer that it follows has ended; recorded times are rounded.
+const ROUNDING_SECONDS: f64 = 0.001;
+
+#[derive(Deserialize)]
+struct CapturedLine<'a> {
+    session_id: String,
+    timestamp: f64,
+    latency_ms: Option<f64>,
+    status: Option<u16>,
+    prompt_token_ids: Option<Vec<u32>>,
+    completion_token_ids: Option<Vec<u32>>,
+    token_counts: Option<TokenCounts>,
+    #[serde(borrow)]
+    messages: Option<Vec<&'a RawValue>>,
+    #[serde(borrow)]
+    response_message: Option<&'a RawValue>,
+    #[serde(borrow)]
+    raw_request: Option<CapturedRequest<'a>>,
+}
+
+#[derive(Deserialize)]
+struct TokenCounts {
+    completion: Option<u64>,
+}
+
+/// What a request holds of its prompt beside the messages.
+#[derive(Deserialize)]
+struct CapturedRequest<'a> {
+    #[serde(borrow)]
+    tools: Option<&'a RawValue>,
+    #[serde(borrow)]
+    system: Option<&'a RawValue>,
+    #[serde(borrow)]
+    instructions: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+}
+
+struct CapturedCall {
+    session: usize,
+    /// Seconds since 1970.
+    begun: f64,
+    ended: f64,
+    prompt: usize,
+    output: usize,
+    /// The full blocks of its prompt, and of its answer where that has token ids.
+    chain: Vec<u64>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct CapturedCalls {
+    calls: Vec<CapturedCall>,
+    sessions: HashMap<String, usize>,
+    /// The number of sessions, those included that have no name.
+    session_count: usize,
+    left_out: usize,
+}
+
+/// A conversation that the next call of its session may belong to.
+struct OpenConversation {
+    number: usize,
+    ended: f64,
+}
+
+/// Hashes of the full blocks of what has been fed, each with all before it.
+#[derive(Default)]
+struct BlockHasher {
+    chain: Vec<u64>,
+    rest: Vec<u8>,
+    bytes: usize,
+}
+
+// === impl CapturedCalls ===
+
+impl CapturedCalls {
+    /// Adds the call of a line.
+    pub fn add(&mut self, text: &str) -> Result<(), String> {
+        let line: CapturedLine<'_> = serde_json::from_str(text).map_err(super::trace::without_place)?;
+        let latency = line.latency_ms.unwrap_or(0.0) / 1000.0;
+        if !line.timestamp.is_finite() || line.timestamp < 0.0 {
+            return Err(format!("timestamp {} is no time", line.timestamp));
+        }
+        if !latency.is_finite() || latency < 0.0 {
+            return Err("latency_ms must not be below 0".into());
+        }
+        let Some(output) = line.output()? else {
+            self.left_out += 1;
+            return Ok(());
+        };
+        let (prompt, chain) = line.prompt()?;
+        let session = self.session(line.session_id);
+        let (begun, ended) = (line.timestamp, line.timestamp + latency);
+        self.calls.push(CapturedCall { session, begun, ended, prompt, output, chain });
+        Ok(())
+    }
+
+    /// The number of calls that had no answer.
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+
+    pub fn load(mut self) -> Workload {
+        self.calls.sort_by(|one, other| one.begun.total_cmp(&other.begun));
+        let first = self.calls.first().map_or(0.0, |call| call.begun);
+        let mut conversations: Vec<Conversation> = Vec::new();
+        let mut open: Vec<Vec<OpenConversation>> = Vec::new();
+        open.resize_with(self.session_count, Vec::new);
+        for call in self.calls {
+            let open = &mut open[call.session];
+            let shared = |one: &OpenConversation| {
+                let chain = conversations[one.number].last_chain();
+                chain.iter().zip(&call.chain).take_while(|(one, other)| one == other).count()
+            };
+            let followed = (0..open.len())
+                .filter(|at| open[*at].ended <= call.begun + ROUNDING_SECONDS)
+                .max_by(|one, other| {
+                    let by_end = open[*one].ended.total_cmp(&open[*other].ended);
+                    shared(&open[*one]).cmp(&shared(&open[*other])).then(by_end)
+                });
+            let turn = |wait| ConversationTurn { wait, prompt: call.prompt, output: call.output };
+            if let Some(at) = followed {
+                let OpenConversation { number, ended } = open.remove(at);
+                conversations[number].add_turn(turn((call.begun - ended).max(0.0)), call.chain);
+                open.push(OpenConversation { number, ended: call.ended });
+                continue;
+            }
+            if open.len() == MAX_OPEN_CONVERSATIONS {
+                open.remove(0);
+            }
+            open.push(OpenConversation { number: conversations.len(), ended: call.ended });
+            let (start, turns) = (call.begun - first, vec![turn(0.0)]);
+            conversations.push(Conversation {
+                start,
+                chain: call.chain,
+                opening: None,
+                turns,
+                rewrites: Vec::new(),
+            });
+        }
+        Workload { block: BLOCK, sessions: conversations }
+    }
+
+    fn session(&mut self, name: String) -> usize {
+        let next = self.session_count;
+        let number = if name == UNNAMED { next } else { *self.sessions.entry(name).or_insert(next) };
+        self.session_count += usize::from(number == next);
+        number
+    }
+}
+
+// === impl CapturedLine ===
+
+impl CapturedLine<'_> {
+    /// Tokens of the answer; `None`: there was none.
+    fn output(&self) -> Result<Option<usize>, String> {
+        if self.status.is_some_and(|status| status >= 400) {
+            return Ok(None);
+        }
+        let ids = self.completion_token_ids.as_ref().map_or(0, Vec::len);
+        let counted = self.token_counts.as_ref().and_then(|counts| counts.completion);
+        if counted.is_some_and(|counted| counted > MAX_TOKENS) {
+            return Err("token_counts.completion is out of range".into());
+        }
+        let message = self.response_message.map_or(0, |message| message.get().len());
+        // Of a message only its braces may be there.
+        let estimated = if message > 2 { message.div_ceil(TOKEN_BYTES) } else { 0 };
+        let output = [ids, counted.unwrap_or(0) as usize, estimated].into_iter().find(|tokens| *tokens > 0);
+        Ok(output)
+    }
+
+    /// Tokens of the prompt, and the blocks of it and of the answer.
+    fn prompt(&self) -> Result<(usize, Vec<u64>), String> {
+        let mut hasher = BlockHasher::default();
+        let ids = self.prompt_token_ids.as_deref().unwrap_or_default();
+        if !ids.is_empty() {
+            hasher.feed_ids(ids);
+            hasher.feed_ids(self.completion_token_ids.as_deref().unwrap_or_default());
+            return Ok((ids.len(), hasher.chain));
+        }
+        let texts =
+            self.raw_request.as_ref().map(|raw| [raw.tools, raw.system, raw.instructions, raw.prompt]);
+        let messages = self.messages.iter().flatten().copied();
+        for text in texts.into_iter().flatten().flatten().chain(messages) {
+            hasher.feed(text.get().as_bytes());
+        }
+        match hasher.bytes.div_ceil(TOKEN_BYTES) {
+            0 => Err("neither prompt_token_ids nor messages are in it".into()),
+            tokens => Ok((tokens, hasher.chain)),
+        }
+    }
+}
+
+// === impl BlockHasher ===
+
+impl BlockHasher {
+    fn feed_ids(&mut self, ids: &[u32]) {
+        ids.iter().for_each(|id| self.feed(&id.to_le_bytes()));
+    }
+
+    fn feed(&mut self, mut bytes: &[u8]) {
+        self.bytes += bytes.len();
+        while !bytes.is_empty() {
+            let (piece, behind) = bytes.split_at(bytes.len().min(BLOCK * TOKEN_BYTES - self.rest.len()));
+            self.rest.extend_from_slice(piece);
+            bytes = behind;
+            if self.rest.len() == BLOCK * TOKEN_BYTES {
+                let parent = self.chain.last().copied().unwrap_or(0);
+                self.chain.push(xxh3_64_with_seed(&self.rest, parent));
+                self.rest.clear();
+            }
+        }
+    }
+}
+
+// === impl Conversation ===
+
+impl Conversation {
+    /// Adds a turn whose prompt and answer have these blocks.
+    fn add_turn(&mut self, turn: ConversationTurn, chain: Vec<u64>) {
+        let from = self.turns.len();
+        self.turns.push(turn);
+        if self.last_chain().starts_with(&chain) {
+            return;
+        }
+        let extends = chain.starts_with(self.last_chain());
+        match self.rewrites.last_mut() {
+            Some(last) if extends => last.chain = chain,
+            None if extends => self.chain = chain,
+            _ => self.rewrites.push(ChainRewrite { from, chain }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
