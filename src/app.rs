@@ -10,6 +10,7 @@ mod reload;
 mod run;
 mod siblings;
 pub mod simulate;
+pub mod traces_export;
 mod upgrade;
 
 use std::hash::{BuildHasher, RandomState};

@@ -6,6 +6,7 @@
 pub mod engine;
 mod load;
 pub mod simulate;
+pub mod traces;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -116,6 +117,8 @@ pub enum Command {
     Engine(engine::EngineArgs),
     /// Replay traffic through the routing code on a virtual clock, one row a policy
     Simulate(simulate::SimulateArgs),
+    /// Read recorded calls
+    Traces(traces::TracesArgs),
 }
 
 /// What to print, and with which code to end, instead of going on.

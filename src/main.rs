@@ -5,7 +5,9 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use vllm_lb::app::traces_export::ExportError;
 use vllm_lb::cli::simulate::SimulateArgs;
+use vllm_lb::cli::traces::{ADMIN_TOKEN, ExportArgs};
 use vllm_lb::cli::{self, Args, LoadMode, Loaded};
 use vllm_lb::{app, logging};
 
@@ -41,8 +43,10 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         println!("configuration ok");
         return ExitCode::SUCCESS;
     }
-    if let LoadMode::Simulate(args) = mode {
-        return simulate(&args);
+    match mode {
+        LoadMode::Simulate(args) => return simulate(&args),
+        LoadMode::Export(args) => return export(&args),
+        _ => {}
     }
     if let Err(error) = logging::init(&config.log, std::io::stdout().is_terminal()) {
         eprintln!("cannot start the log: {error}");
@@ -59,7 +63,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
                     LoadMode::Engine(args) => {
                         cli::engine::run(*args).await.map_err(|error| error.to_string())
                     }
-                    LoadMode::Serve | LoadMode::Test | LoadMode::Simulate(_) => {
+                    LoadMode::Serve | LoadMode::Test | LoadMode::Simulate(_) | LoadMode::Export(_) => {
                         app::run(config, demo, upgrade, Arc::new(move || cli::again(&args))).await
                     }
                 }
@@ -85,6 +89,27 @@ fn simulate(args: &SimulateArgs) -> ExitCode {
         Err(problem) => {
             eprintln!("{problem}");
             ExitCode::from(cli::EXIT_USAGE)
+        }
+    }
+}
+
+/// Lines for programs, and no log.
+fn export(args: &ExportArgs) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let exported =
+        runtime.map_err(|error| ExportError::Failed(format!("cannot start: {error}"))).and_then(|runtime| {
+            let token = cli::environment(ADMIN_TOKEN);
+            runtime.block_on(app::traces_export::run(args, token.as_deref(), &mut std::io::stdout()))
+        });
+    match exported {
+        Ok(summary) => {
+            summary.empty.iter().for_each(|session| eprintln!("session {session} has no traces"));
+            ExitCode::SUCCESS
+        }
+        Err(ExportError::OutputClosed) => ExitCode::SUCCESS,
+        Err(ExportError::Failed(problem)) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -226,3 +226,19 @@ fn a_simulation_replays_captured_calls() {
     let ran = run(&["simulate", "--trace", bad.path().to_str().expect("is UTF-8")], &[]);
     assert!(ran.code == Some(64) && ran.all.contains("line 5: missing field `timestamp`"), "{}", ran.all);
 }
+
+#[test]
+fn an_export_ends_with_the_code_of_what_went_wrong() {
+    for (arguments, code, text) in [
+        (&["traces"][..], 64, "export"),
+        (&["traces", "export", "--since", "x"], 64, "is not a number"),
+        (&["traces", "export", "--store", "memory"], 64, "sqlite:PATH"),
+        (&["traces", "export", "--admin", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1"),
+        (&["traces", "export", "--store", "sqlite:/nonexistent/traces.db"], 1, "/nonexistent/traces.db"),
+        (&["traces", "export", "--help"], 0, "VLLM_LB_ADMIN_TOKEN"),
+    ] {
+        let ran = run(arguments, &[]);
+        assert_eq!(ran.code, Some(code), "{arguments:?}: {}", ran.all);
+        assert!(ran.all.contains(text), "{arguments:?}: {}", ran.all);
+    }
+}

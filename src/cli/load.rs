@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::engine::EngineArgs;
 use super::simulate::SimulateArgs;
+use super::traces::{ExportArgs, TracesCommand};
 use super::{Args, Command};
 use crate::config::check::{self, Draft};
 use crate::config::expand::EnvLookup;
@@ -39,6 +40,7 @@ pub enum LoadMode {
     Test,
     Engine(Box<EngineArgs>),
     Simulate(Box<SimulateArgs>),
+    Export(Box<ExportArgs>),
 }
 
 /// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
@@ -79,6 +81,9 @@ pub fn load(args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded
     let mode = match args.command {
         Some(Command::Engine(engine)) => LoadMode::Engine(Box::new(engine)),
         Some(Command::Simulate(simulate)) => LoadMode::Simulate(Box::new(simulate)),
+        Some(Command::Traces(traces)) => match traces.command {
+            TracesCommand::Export(export) => LoadMode::Export(Box::new(export)),
+        },
         None => mode,
     };
     Ok(Loaded { config, mode, demo, upgrade, warnings })

@@ -38,10 +38,11 @@ Examples:
   vllm-lb simulate --shape agents --upstreams 12
   vllm-lb simulate --trace trace.jsonl --balancers 4 --interval never
 
+  vllm-lb traces export > calls.jsonl && vllm-lb simulate --trace calls.jsonl --policies work,prefix
 
 A trace has one JSON object a line. Its form is that of Mooncake's traces: timestamp (ms), input_length,
-output_length and hash_ids of blocks of 512 tokens; or that of captured calls, as
-`GET /sessions/{id}/traces?format=jsonl` writes them. Captured calls of a session wait for
+output_length and hash_ids of blocks of 512 tokens; or that of captured calls, as `vllm-lb traces
+export` and `GET /sessions/{id}/traces?format=jsonl` write them. Captured calls of a session wait for
 the answers before them, as with --closed, and then for as long as they did when they were recorded.";
 
 /// Replay traffic through the routing code on a virtual clock, one row a policy
