@@ -245,13 +245,6 @@ impl State {
         }
     }
 
-    /// A session of this name has ended: a request that names it again goes where any other would. Subagents
-    /// with sessions of their own are forgotten in time.
-    pub fn end_session<'a>(&self, name: &str, models: impl IntoIterator<Item = &'a str>) {
-        let keys = models.into_iter().map(|model| session::key(name.as_bytes(), model));
-        keys.for_each(|key| self.sessions.end(key));
-    }
-
     fn beyond(&self) -> MutexGuard<'_, PromptTails> {
         self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
     }

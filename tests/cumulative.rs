@@ -186,7 +186,7 @@ async fn a_continued_turn_is_answered_as_the_engine_answers_a_chat() {
             assert_eq!(alike(answer.json()).to_string(), alike(wanted.json()).to_string(), "{wish}");
             continue;
         }
-        let (told, wanted) = (events(&answer.text()), events(&wanted.text()));
+        let (told, wanted) = (events(answer.text()), events(wanted.text()));
         assert_eq!(told.len(), wanted.len(), "{wish}");
         for (told, wanted) in told.into_iter().zip(wanted) {
             assert_eq!(alike(told), alike(wanted), "{wish}");

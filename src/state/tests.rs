@@ -138,20 +138,6 @@ fn an_engine_that_holds_far_less_than_is_believed_loses_the_oldest() {
 }
 
 #[test]
-fn a_session_that_has_ended_draws_no_request() {
-    let state = state();
-    let of = |model| {
-        let session = Session { key: session::key(b"s", model), source: SessionOrigin::Path };
-        PromptLookup { session: Some(session), ..asked(&[1, 2]) }
-    };
-    ["m", "n"].map(|model| learn(&state, &of(model), 1));
-    assert_eq!(session_penalty(&state, &of("m")), [25, 0, 25]);
-    state.end_session("s", ["m", "other"]);
-    assert_eq!(session_penalty(&state, &of("m")), [0; 3]);
-    assert_eq!(session_penalty(&state, &of("n")), [25, 0, 25], "another model is another session");
-}
-
-#[test]
 fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
     let state = state();
     let session = Some(Session { key: 7, source: SessionOrigin::Header });

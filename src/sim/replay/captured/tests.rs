@@ -34,8 +34,8 @@ fn waits(conversation: &Conversation) -> Vec<f64> {
 fn calls_that_follow_one_another_are_turns_with_the_recorded_waits() {
     let (system, first, second) = (ids(1, 100), ids(2, 40), ids(3, 30));
     let calls = [
-        call("a", 0.5, 2.0, &[system.clone()], &first),
-        call("b", 1.0, 1.5, &[system.clone()], &second),
+        call("a", 0.5, 2.0, std::slice::from_ref(&system), &first),
+        call("b", 1.0, 1.5, std::slice::from_ref(&system), &second),
         call("a", 5.0, 6.0, &[system.clone(), first.clone(), second.clone()], &ids(4, 10)),
     ];
     // A file may have its lines in any order.
@@ -57,8 +57,10 @@ fn calls_that_follow_one_another_are_turns_with_the_recorded_waits() {
 fn a_turn_with_another_history_keeps_what_it_shares_and_no_more() {
     let (system, answer) = (ids(1, 160), ids(2, 64));
     let conversation = |second: &[Vec<u32>]| {
-        let calls =
-            [call("s", 0.0, 1.0, &[system.clone()], &answer), call("s", 2.0, 3.0, second, &ids(5, 16))];
+        let calls = [
+            call("s", 0.0, 1.0, std::slice::from_ref(&system), &answer),
+            call("s", 2.0, 3.0, second, &ids(5, 16)),
+        ];
         let load = load(&calls);
         assert_eq!(load.sessions.len(), 1);
         load.sessions[0].clone()
@@ -69,7 +71,7 @@ fn a_turn_with_another_history_keeps_what_it_shares_and_no_more() {
     assert_eq!(changed.whole(0, 16)[..10], changed.prompt(1, 16)[..10]);
     assert_ne!(changed.whole(0, 16)[10], changed.prompt(1, 16)[10]);
     // The same prompt again has another answer.
-    let again = conversation(&[system.clone()]);
+    let again = conversation(std::slice::from_ref(&system));
     assert_eq!(again.prompt(0, 16), again.prompt(1, 16));
     assert_ne!(again.whole(0, 16)[10], again.whole(1, 16)[10]);
 }
@@ -78,8 +80,8 @@ fn a_turn_with_another_history_keeps_what_it_shares_and_no_more() {
 fn calls_that_overlap_are_conversations_beside_each_other() {
     let (main, side) = (ids(1, 64), ids(2, 64));
     let calls = [
-        call("s", 0.0, 10.0, &[main.clone()], &ids(3, 16)),
-        call("s", 1.0, 2.0, &[side.clone()], &ids(4, 16)),
+        call("s", 0.0, 10.0, std::slice::from_ref(&main), &ids(3, 16)),
+        call("s", 1.0, 2.0, std::slice::from_ref(&side), &ids(4, 16)),
         call("s", 11.0, 12.0, &[side.clone(), ids(4, 16)], &ids(5, 16)),
         call("s", 13.0, 14.0, &[main.clone(), ids(3, 16)], &ids(6, 16)),
     ];
