@@ -36,8 +36,8 @@ const SHORT: StoreTimeouts = StoreTimeouts {
     statement: Duration::from_secs(3),
 };
 
-/// The file that the writer process stores in.
-const WRITER_FILE: &str = "TRACE_STORE_WRITER_FILE";
+/// The directory in which the writer process stores has this file.
+const WRITER_MARK: &str = "trace-store-writer";
 
 // === PostgreSQL ===
 
@@ -279,8 +279,8 @@ async fn postgres_may_be_gone_for_a_while() {
 #[ignore = "another test starts it"]
 #[allow(clippy::disallowed_methods, reason = "how a test runs is no setting of the product")]
 async fn writer_process() {
-    let file = std::env::var(WRITER_FILE).expect("the file to write to");
-    let store = Store::open_with(&sqlite_config(Path::new(&file)), SHORT).await.expect("opens");
+    assert!(Path::new(WRITER_MARK).exists(), "only another test starts it");
+    let store = Store::open_with(&sqlite_config(Path::new("traces.db")), SHORT).await.expect("opens");
     for number in 0.. {
         let records = arcs(conversation(&format!("s{number}"), 3, 2_000, 50));
         store.put(&records, NOW).await.expect("is stored");
@@ -297,12 +297,13 @@ fn sqlite_config(file: &Path) -> TracesConfig {
 async fn sqlite_holds_what_was_stored_before_a_kill() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("traces.db");
+    std::fs::write(folder.path().join(WRITER_MARK), "").expect("is written");
     let mut last = None;
     // A second writer goes on with what the first one left.
     for least in [20, 40] {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["--exact", "writer_process", "--ignored", "--nocapture"])
-            .env(WRITER_FILE, &file)
+            .current_dir(folder.path())
             .stdout(Stdio::piped())
             .spawn()
             .expect("starts");
