@@ -11,7 +11,7 @@ use super::render;
 use super::reply::{self, Reply};
 use super::responses_stream::ResponseTalk;
 use super::run::{EngineCall, GenerationRequest};
-use super::store::{Store, StoredAnswer};
+use super::store::{StoredAnswer, StoredAnswers};
 use super::stream;
 use crate::sim::engine::Finish;
 
@@ -184,7 +184,7 @@ impl ResponsesReplyForm {
     }
 
     /// Remembers the response, with the conversation that a next request may go on from.
-    pub fn keep(&self, store: &Store, response: &Value) {
+    pub fn keep(&self, store: &StoredAnswers, response: &Value) {
         let Some(before) = &self.keeps else { return };
         let mut turns = before.clone();
         turns.extend(response["output"].as_array().into_iter().flatten().cloned());

@@ -12,7 +12,7 @@ use super::driver::Driver;
 use super::fault::{Faults, InjectedFault};
 use super::options::Options;
 use super::record::{Recorded, RecordedGeneration, Ring, Stats};
-use super::store::Store;
+use super::store::StoredAnswers;
 use super::traffic::Traffic;
 
 pub struct EngineShared {
@@ -23,7 +23,7 @@ pub struct EngineShared {
     /// Polls have a memory of their own, or they would push everything else out.
     pub polls: Ring<Recorded>,
     pub generations: Ring<RecordedGeneration>,
-    pub store: Store,
+    pub store: StoredAnswers,
     pub traffic: Traffic,
     pub control: watch::Sender<Control>,
     /// Whether the listener is open; told by the task that owns it.
@@ -53,7 +53,7 @@ impl EngineShared {
             requests: Ring::default(),
             polls: Ring::default(),
             generations: Ring::default(),
-            store: Store::default(),
+            store: StoredAnswers::default(),
             traffic: Traffic::default(),
             control: watch::Sender::new(Control { listening: true, ..Control::default() }),
             listening: watch::Sender::new(true),

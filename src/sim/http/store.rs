@@ -22,7 +22,7 @@ pub struct StoredAnswer {
 }
 
 #[derive(Debug, Default)]
-pub struct Store(Mutex<StoreInner>);
+pub struct StoredAnswers(Mutex<StoreInner>);
 
 #[derive(Debug, Default)]
 struct StoreInner {
@@ -30,7 +30,7 @@ struct StoreInner {
     order: VecDeque<String>,
 }
 
-impl Store {
+impl StoredAnswers {
     /// In the place of what it was before; its events stay.
     pub fn put(&self, id: String, mut kept: StoredAnswer) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);

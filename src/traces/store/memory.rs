@@ -148,8 +148,8 @@ impl MemoryStore {
         self.held().weight_version
     }
 
-    /// Drops sessions whose last activity is too old. Answers the number of traces that went, also for want of
-    /// memory, since the last call.
+    /// Drops sessions whose last activity is too old. Answers the number of traces that went, also for want
+    /// of memory, since the last call.
     pub fn expire(&self, now: f64) -> u64 {
         let oldest = now - self.keep.as_secs_f64();
         let old: Vec<String> = {

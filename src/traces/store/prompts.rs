@@ -1,8 +1,8 @@
 //! Prompts that share their beginnings: a turn of a session keeps what its prompt adds to an earlier one.
 //!
 //! A node holds the rest of a prompt after the part that it shares with its parent, and the answer's token
-//! ids, with which the prompt of the next turn usually goes on. Nodes are counted by their holders (traces and
-//! child nodes), so that the bytes of a node are given back when the last of them goes.
+//! ids, with which the prompt of the next turn usually goes on. Nodes are counted by their holders (traces
+//! and child nodes), so that the bytes of a node are given back when the last of them goes.
 //!
 //! Never: I/O, a clock, recursion along a session, however long it is.
 
@@ -52,8 +52,8 @@ pub fn allocation(len: usize) -> u64 {
 // === impl PromptNode ===
 
 impl PromptNode {
-    /// The node of a record's prompt, with one holder, and the place in `earlier` of the prompt that it goes on
-    /// with. The parent, which has a further holder then, is the one of `earlier` that saves most, or the
+    /// The node of a record's prompt, with one holder, and the place in `earlier` of the prompt that it goes
+    /// on with. The parent, which has a further holder then, is the one of `earlier` that saves most, or the
     /// ancestor of it that holds all that is shared.
     pub fn new<'a>(
         record: &TraceRecord,

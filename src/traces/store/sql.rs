@@ -2,14 +2,15 @@
 //!
 //! A row of `traces` holds what its prompt adds to the prompt and the answer of the row of `parent_id`:
 //! `shared_turns` leading turns, `shared_prompt_ids` leading token ids (of the parent's prompt, then of its
-//! `completion_token_ids`), and the first `request_lead` and last `request_tail` characters of the request are
-//! the parent's. Lists are JSON. The parent is in the same session and older; delete sessions, not rows.
+//! `completion_token_ids`), and the first `request_lead` and last `request_tail` characters of the request
+//! are the parent's. Lists are JSON. The parent is in the same session and older; delete sessions, not rows.
 //!
 //! The turns of the trace `?1`, with SQLite:
 //!
 //! ```sql
 //! WITH RECURSIVE chain AS (
-//!   SELECT trace_id, parent_id, shared_turns, turns, 9223372036854775807 AS keep FROM traces WHERE trace_id = ?1
+//!   SELECT trace_id, parent_id, shared_turns, turns, 9223372036854775807 AS keep
+//!   FROM traces WHERE trace_id = ?1
 //!   UNION ALL
 //!   SELECT t.trace_id, t.parent_id, t.shared_turns, t.turns, min(c.keep, c.shared_turns)
 //!   FROM chain c JOIN traces t ON t.trace_id = c.parent_id)
@@ -33,8 +34,8 @@
 //! WHERE c.shared_prompt_ids + j.key < c.keep ORDER BY place
 //! ```
 //!
-//! Several balancers share one PostgreSQL database. The row of a session is locked while its traces are stored
-//! or deleted, so that a parent cannot go while a row that needs it comes.
+//! Several balancers share one PostgreSQL database. The row of a session is locked while its traces are
+//! stored or deleted, so that a parent cannot go while a row that needs it comes.
 //!
 //! Never: a part of a batch, a statement without a time limit, a panic on what a database answers.
 
@@ -59,8 +60,8 @@ use self::rows::EncodedRow;
 use super::{CREATED_STEP, StoreError, StoreTimeouts};
 use crate::traces::record::{SessionSettings, TraceRecord};
 
-/// The longest id of a session in a database, in bytes: an index of PostgreSQL does not take longer ones. Of a
-/// longer id the beginning counts.
+/// The longest id of a session in a database, in bytes: an index of PostgreSQL does not take longer ones. Of
+/// a longer id the beginning counts.
 const MAX_SESSION_ID_BYTES: usize = 1024;
 
 /// The sessions that are deleted in one transaction.
@@ -142,7 +143,8 @@ impl SqlStore {
                     bytes += written;
                 }
             }
-            let sql = "UPDATE sessions SET trace_count = trace_count + $2, bytes = bytes + $3 WHERE session_id = $1";
+            let sql = "UPDATE sessions SET trace_count = trace_count + $2, bytes = bytes + $3 \
+                 WHERE session_id = $1";
             let values = [SqlValue::text(session), SqlValue::integer(count), SqlValue::integer(bytes)];
             link.execute(sql, &values).await?;
         }
@@ -176,7 +178,8 @@ impl SqlStore {
         let sql = "INSERT INTO sessions (session_id, trace_count, bytes, last_at, created_at, metadata, \
              sampling_params, model) VALUES ($1, 0, 0, $2, $2, $3, $4, $5) \
              ON CONFLICT (session_id) DO UPDATE SET created_at = excluded.created_at, \
-             metadata = excluded.metadata, sampling_params = excluded.sampling_params, model = excluded.model, \
+             metadata = excluded.metadata, sampling_params = excluded.sampling_params, \
+             model = excluded.model, \
              last_at = CASE WHEN sessions.last_at < excluded.last_at THEN excluded.last_at \
              ELSE sessions.last_at END";
         let values = [

@@ -71,7 +71,6 @@ impl SqlStore {
             .synchronous(if config.sync { SqliteSynchronous::Full } else { SqliteSynchronous::Normal })
             .disable_statement_logging();
         prepare_file(path, &options).await.map_err(|error| failed(error.to_string()))?;
-        // A transaction waits for the lock of another process within its statements, then its connection is free.
         let pool = || SqlitePoolOptions::new().acquire_timeout(timeouts.acquire).idle_timeout(MAX_IDLE);
         let reading = options.clone().pragma("query_only", "ON");
         let reads = pool().max_connections(MAX_READERS).connect_lazy_with(reading);

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::link::{SqlLink, SqlPool, SqlValue};
 use crate::traces::store::StoreError;
 
-/// The statements that lead to each version, the first to version 1. SQLite and PostgreSQL take the same text.
+/// The statements that lead to each version, the first to version 1. SQLite and PostgreSQL take the same
+/// text.
 const MIGRATIONS: &[&[&str]] = &[&[
     // What the traces of a session have in common. `last_at` is the time of its last activity, `bytes` what
     // its traces take, `created_at` and what follows the settings that were made by an operator.
@@ -72,12 +73,12 @@ const MIGRATIONS: &[&[&str]] = &[&[
 ]];
 
 /// The columns of `traces`, in the order in which rows are written and read.
-pub const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, model, client_model, request_id, \
-     upstream, attempts, status, error, stream, partial, cumulative, finish_reason, weight_version, latency_ms, \
-     ttft_ms, queue_ms, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, parent_id, \
-     shared_turns, turns, shared_prompt_ids, prompt_token_ids, choice_index, response_message, \
-     completion_token_ids, logprobs, token_texts, routed_experts, more_choices, request_lead, request_tail, \
-     request, request_gaps, response, response_gaps";
+pub const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, model, client_model, \
+     request_id, upstream, attempts, status, error, stream, partial, cumulative, finish_reason, \
+     weight_version, latency_ms, ttft_ms, queue_ms, prompt_tokens, completion_tokens, cached_tokens, \
+     reasoning_tokens, parent_id, shared_turns, turns, shared_prompt_ids, prompt_token_ids, \
+     choice_index, response_message, completion_token_ids, logprobs, token_texts, routed_experts, \
+     more_choices, request_lead, request_tail, request, request_gaps, response, response_gaps";
 
 /// Inserts a row unless its parent is gone or its trace is stored already.
 pub static INSERT: LazyLock<String> = LazyLock::new(|| {
