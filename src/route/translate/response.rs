@@ -310,7 +310,11 @@ pub fn usage(chat: &Value) -> Value {
     let detail = |list: &str, key: &str| chat[list][key].as_u64().unwrap_or(0);
     json!({
         "input_tokens": chat["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": detail("prompt_tokens_details", "cached_tokens")},
+        "input_tokens_details": {
+            "cached_tokens": detail("prompt_tokens_details", "cached_tokens"),
+            // OpenAI's types require it; the engine's chat has it by another name.
+            "cache_write_tokens": detail("prompt_tokens_details", "created_cache_tokens"),
+        },
         "output_tokens": chat["completion_tokens"],
         "output_tokens_details": {
             "reasoning_tokens": detail("completion_tokens_details", "reasoning_tokens"),

@@ -47,7 +47,7 @@ fn details_of_usage_are_numbers_where_the_engine_omits_them() {
         let streamed = last_event(TranslationContext::default(), &chunks);
         for told in [&whole["usage"], &streamed["response"]["usage"]] {
             assert_eq!(told["input_tokens"], 3);
-            assert_eq!(told["input_tokens_details"], json!({"cached_tokens": 0}));
+            assert_eq!(told["input_tokens_details"], json!({"cached_tokens": 0, "cache_write_tokens": 0}));
             assert_eq!(told["output_tokens_details"], json!({"reasoning_tokens": 0}));
         }
     }
