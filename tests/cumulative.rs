@@ -7,6 +7,7 @@ use std::sync::Arc;
 use common::wire::{Wire, post};
 use common::{Balancer, EngineServer, Options, config, direct, engine, upstreams};
 use serde_json::{Value, json};
+use vllm_lb::config::types::{CaptureScope, TraceStore};
 use vllm_lb::traces::record::{TraceApi, TraceRecord};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -257,8 +258,7 @@ async fn nothing_is_asked_without_the_mode_without_a_session_or_after_its_end() 
     let engines = [engine(Options::default()).await];
     for is_cumulative in [false, true] {
         let mut config = config(upstreams(&engines));
-        (config.traces.cumulative, config.traces.capture) =
-            (is_cumulative, vllm_lb::config::types::CaptureScope::All);
+        (config.traces.cumulative, config.traces.capture) = (is_cumulative, CaptureScope::All);
         let balancer = Balancer::ready(config).await;
         let mut client = balancer.client().await;
         let first = turn(&mut client, "s", body(&[user("hi")]), false).await;
@@ -273,4 +273,42 @@ async fn nothing_is_asked_without_the_mode_without_a_session_or_after_its_end() 
         assert_eq!(ways(&balancer, "unnamed").await, [""; 0]);
     }
     assert_eq!((count(&engines[0], TOKENIZE), count(&engines[0], COMPLETIONS)), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_continues_after_a_restart_of_the_balancer() {
+    let engines = [engine(Options { end_token: true, split_words: true, ..Options::default() }).await];
+    let folder = tempfile::tempdir().expect("a directory can be made");
+    let mut messages = vec![user("hi")];
+    let mut history = Vec::new();
+    for wanted in [&["first"][..], &["first", "continued"]] {
+        let mut config = config(upstreams(&engines));
+        config.traces.cumulative = true;
+        config.traces.store = TraceStore::Sqlite(Some(folder.path().join("traces.db")));
+        let balancer = Balancer::ready(config).await;
+        let turn = turn(&mut balancer.client().await, "s", body(&messages), true).await;
+        assert_eq!(turn.prompt[..history.len()], history);
+        assert_eq!(ways(&balancer, "s").await, wanted);
+        history = [&turn.prompt[..], &turn.ids].concat();
+        messages.extend([turn.message, user("and")]);
+        balancer.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_failed_is_not_continued_and_the_one_before_it_is() {
+    let engines = [engine(Options { split_words: true, ..Options::default() }).await];
+    let balancer = cumulative(&engines).await;
+    let mut client = balancer.client().await;
+    let first = turn(&mut client, "s", body(&[user("hi")]), false).await;
+    let messages = [user("hi"), first.message.clone(), user("and")];
+    let mut wrong = body(&messages);
+    wrong["temperature"] = json!(-1);
+    let path = format!("/sessions/s{CHAT}");
+    let refused = client.ask(post(&path, wrong.to_string())).await.expect(400);
+    assert_eq!(refused.json()["error"]["param"], "temperature");
+    let second = turn(&mut client, "s", body(&messages), true).await;
+    let history = [&first.prompt[..], &first.ids].concat();
+    assert_eq!(second.prompt[..history.len()], history);
+    assert_eq!(ways(&balancer, "s").await, ["first", "fallback: refused", "continued"]);
 }

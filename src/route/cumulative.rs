@@ -5,8 +5,8 @@
 //! RecordedTurn        the last turn of a session: its messages as fingerprints, its answer and all its ids
 //! ChatTurn            a chat whose answer a completion can give as well
 //! Continuation        a chat with the messages of a recorded turn, its answer, and new ones behind them
-//! tokenize_bodies     the chat, and the same chat with another answer in its history: what the tokens of both
-//!                     end with is what the chat template puts behind an answer
+//! tokenize_bodies     the chat, and the same chat with another answer in its history: what the tokens of
+//!                     both end with is what the chat template puts behind an answer
 //! prompt              recorded prompt + recorded answer + that end
 //! completion          the body of the completion with this prompt
 //! CompletionAnswer    the completion's answer as the chat's
@@ -27,6 +27,9 @@ mod tests;
 pub use answer::{CompletionAnswer, CompletionFault};
 pub use chat::{ChatTurn, MAX_CHAT_BYTES, memory_needed};
 pub use recorded::{Continuation, RecordedChat, RecordedReply, RecordedTurn, parse_tokens};
+
+/// The members of a chat, of a completion, or of an answer.
+type ChatFields = serde_json::Map<String, serde_json::Value>;
 
 /// Why a turn is sent as a chat although a turn before it was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

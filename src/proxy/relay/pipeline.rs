@@ -1,8 +1,8 @@
 //! What an answer's bytes pass through on their way to the client.
 //!
 //! In this order: what the answer reports of itself is read, a completion in place of a chat becomes a chat's
-//! answer, it is copied where its call is captured, what was requested on the balancer's account is taken out,
-//! and the route's edits are made. What stands behind, the log of bodies and the stream's end, sees what the
+//! answer, it is copied where its call is captured, what the balancer requested for itself is taken out, and
+//! the route's edits are made. What stands behind, the log of bodies and the stream's end, sees what the
 //! client sees.
 //!
 //! Never: an await, a byte that is held longer than one of these needs.

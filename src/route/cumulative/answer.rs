@@ -5,14 +5,13 @@
 //!
 //! Never: hold more than one line of a stream, go on behind a document that is no completion.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::ChatFields;
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::json::has_at_most;
 use crate::route::translate::MAX_ANSWER_VALUES;
 use crate::sse::{LineSplitter, SseLine, SsePiece};
-
-type JsonFields = Map<String, Value>;
 
 /// Why an answer cannot be given as a chat's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,14 +103,14 @@ fn whole(body: &[u8], writes_ids: bool) -> Result<Vec<u8>, CompletionFault> {
             "role": "assistant", "content": text, "refusal": null, "annotations": null, "audio": null,
             "function_call": null, "reasoning": null,
         });
-        let mut made = JsonFields::new();
+        let mut made = ChatFields::new();
         made.insert("index".into(), choice.get("index").cloned().unwrap_or(json!(0)));
         made.insert("message".into(), message);
         made.insert("logprobs".into(), logprobs(choice.get("logprobs"), writes_ids));
         take_rest(choice, &mut made);
         told.push(Value::Object(made));
     }
-    let mut chat = JsonFields::new();
+    let mut chat = ChatFields::new();
     for (key, value) in given {
         match &*key {
             "id" => chat.insert(key, chat_id(value)),
@@ -134,7 +133,7 @@ fn whole(body: &[u8], writes_ids: bool) -> Result<Vec<u8>, CompletionFault> {
 }
 
 /// Moves the members of a choice that both have, and those that are not known.
-fn take_rest(choice: JsonFields, made: &mut JsonFields) {
+fn take_rest(choice: ChatFields, made: &mut ChatFields) {
     const OWN: [&str; 5] = ["index", "text", "logprobs", "prompt_logprobs", "prompt_token_ids"];
     made.extend(choice.into_iter().filter(|(key, _)| !OWN.contains(&key.as_str())));
 }
@@ -172,7 +171,7 @@ fn event(
 }
 
 /// The chunks of a chat for one of a completion; the first one only before the first text.
-fn chat_chunks(mut given: JsonFields, has_begun: bool, writes_ids: bool) -> Option<(Option<Value>, Value)> {
+fn chat_chunks(mut given: ChatFields, has_begun: bool, writes_ids: bool) -> Option<(Option<Value>, Value)> {
     if let Some(id) = given.get_mut("id") {
         *id = chat_id(id.take());
     }
@@ -185,7 +184,7 @@ fn chat_chunks(mut given: JsonFields, has_begun: bool, writes_ids: bool) -> Opti
         let text = choice.get_mut("text").map(Value::take).unwrap_or_default();
         prompt = choice.get_mut("prompt_token_ids").map(Value::take).unwrap_or_default();
         let is_last = choice.get("finish_reason").is_some_and(|reason| !reason.is_null());
-        let mut made = JsonFields::new();
+        let mut made = ChatFields::new();
         made.insert("index".into(), choice.get("index").cloned().unwrap_or(json!(0)));
         made.insert("delta".into(), json!({"content": text}));
         made.insert("logprobs".into(), logprobs(choice.get("logprobs"), writes_ids));
@@ -201,8 +200,8 @@ fn chat_chunks(mut given: JsonFields, has_begun: bool, writes_ids: bool) -> Opti
 }
 
 /// The event that begins a chat's stream.
-fn role_chunk(given: &JsonFields, prompt: Value) -> Value {
-    let mut chunk = JsonFields::new();
+fn role_chunk(given: &ChatFields, prompt: Value) -> Value {
+    let mut chunk = ChatFields::new();
     for key in ["id", "object", "created", "model"] {
         chunk.insert(key.into(), given.get(key).cloned().unwrap_or_default());
     }

@@ -1,9 +1,9 @@
 //! A chat whose answer a completion can give as well, and the completion.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::FallbackReason;
 use super::fingerprint;
+use super::{ChatFields, FallbackReason};
 use crate::route::json::has_at_most;
 
 /// The largest chat that is read.
@@ -81,12 +81,10 @@ const TEMPLATE_FIELDS: [&str; 9] = [
     "tools",
 ];
 
-type JsonFields = Map<String, Value>;
-
 /// See the module.
 #[derive(Debug)]
 pub struct ChatTurn {
-    fields: JsonFields,
+    fields: ChatFields,
     /// One of each message.
     pub(super) fingerprints: Vec<u128>,
 }
@@ -97,10 +95,10 @@ pub fn memory_needed(body_len: usize) -> u64 {
 }
 
 /// The fingerprint of what shapes the prompt beside the messages.
-pub(super) fn settings_of(fields: &JsonFields) -> u128 {
+pub(super) fn settings_of(fields: &ChatFields) -> u128 {
     let settings = TEMPLATE_FIELDS.iter().filter_map(|key| Some((key, fields.get(*key)?)));
     let is_set = |value: &Value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
-    let settings: JsonFields = settings
+    let settings: ChatFields = settings
         .filter(|(_, value)| is_set(value))
         .map(|(key, value)| ((*key).to_owned(), value.clone()))
         .collect();
@@ -159,7 +157,7 @@ impl ChatTurn {
         {
             message["content"] = json!(text);
         }
-        let mut body = JsonFields::new();
+        let mut body = ChatFields::new();
         for key in ["model", "chat_template", "chat_template_kwargs"] {
             let value = self.fields.get(key).filter(|value| !value.is_null());
             body.extend(value.map(|value| (key.to_owned(), value.clone())));
@@ -171,7 +169,7 @@ impl ChatTurn {
 
     /// The body of the completion that continues from these tokens.
     pub fn completion(&self, prompt: &[u32]) -> Vec<u8> {
-        let mut body = JsonFields::new();
+        let mut body = ChatFields::new();
         for (key, value) in &self.fields {
             if COMMON_FIELDS.contains(&key.as_str()) {
                 body.insert(key.clone(), value.clone());

@@ -1,11 +1,11 @@
 //! The last turn of a session, and the prompt of a chat that continues from it.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::FallbackReason;
 use super::chat::{ChatTurn, settings_of};
 use super::fingerprint;
+use super::{ChatFields, FallbackReason};
 
 /// How far behind an answer its last token may stand once more in the chat template: spaces come before it.
 const MAX_BEFORE_END: usize = 4;
@@ -16,7 +16,7 @@ pub struct RecordedChat<'a> {
     pub model: &'a str,
     pub upstream: Option<&'a str>,
     /// The body, whatever stands in it for the messages.
-    pub fields: Map<String, Value>,
+    pub fields: ChatFields,
     /// Each message, as JSON.
     pub messages: Vec<&'a str>,
     pub prompt: &'a [u32],

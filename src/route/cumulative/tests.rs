@@ -1,3 +1,6 @@
+//! A chat continues from what was recorded of it and from nothing else, and a completion's answer becomes a
+//! chat's however it is cut.
+
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -239,7 +242,8 @@ fn completion(token: &str) -> String {
     });
     let choice = json!({
         "index": 0, "text": " dal\u{2028}", "logprobs": logprobs, "finish_reason": "stop",
-        "stop_reason": null, "token_ids": [1186], "prompt_logprobs": null, "prompt_token_ids": [368, 434], "routed_experts": null,
+        "stop_reason": null, "token_ids": [1186], "prompt_logprobs": null, "prompt_token_ids": [368, 434],
+        "routed_experts": null,
     });
     let whole = json!({
         "id": "cmpl-8c", "object": "text_completion", "created": 17, "model": "tiny", "choices": [choice],

@@ -1,3 +1,5 @@
+//! Which turns are kept, for how long, and when a request waits for one.
+
 use super::*;
 use crate::traces::record::{ChoiceRecord, CutPart, DocumentGap, TraceError, TraceTokens};
 
