@@ -55,7 +55,8 @@ wait_for() {
 
 # One engine that answers at once, for each gateway anew: what its cache holds is no matter here.
 start_engine() {
-    taskset -c $ends_cores "$binary" engine --port "${port[engine]}" --instant --quiet >"$dir/engine.log" 2>&1 &
+    taskset -c $ends_cores "$binary" engine --port "${port[engine]}" --instant --quiet \
+        >"$dir/engine.log" 2>&1 &
     pid[engine]=$!
     wait_for "http://127.0.0.1:${port[engine]}/health"
 }
@@ -100,7 +101,8 @@ threads: 1
 limits: {connections: 0}
 traces: {store: "$1", queue: 100000}
 YAML
-    run "vllm-lb-${1%%:*}" "$sessions" "http://127.0.0.1:${port[admin]}/admin/flush" "$binary" --config "$dir/lb.yaml" -q
+    run "vllm-lb-${1%%:*}" "$sessions" "http://127.0.0.1:${port[admin]}/admin/flush" \
+        "$binary" --config "$dir/lb.yaml" -q
 }
 
 fewer=$(((sessions + share - 1) / share))

@@ -18,7 +18,7 @@ const MAX_SESSIONS: usize = 100_000;
 const MAX_SHARED_AGE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
-struct KnownSession {
+struct RegisteredSession {
     /// `None`: the store has none.
     settings: Option<Arc<SessionSettings>>,
     read_at: Instant,
@@ -26,7 +26,7 @@ struct KnownSession {
 
 #[derive(Default)]
 struct RegistryState {
-    sessions: HashMap<Box<str>, KnownSession>,
+    sessions: HashMap<Box<str>, RegisteredSession>,
     /// In the order of their first use.
     order: VecDeque<Box<str>>,
 }
@@ -84,7 +84,7 @@ impl SessionRegistry {
     pub fn put(&self, id: &str, settings: Option<Arc<SessionSettings>>, now: Instant) {
         self.has_any.fetch_or(settings.is_some(), Ordering::AcqRel);
         let mut state = self.lock();
-        let known = KnownSession { settings, read_at: now };
+        let known = RegisteredSession { settings, read_at: now };
         if state.sessions.insert(id.into(), known).is_none() {
             state.order.push_back(id.into());
         }
