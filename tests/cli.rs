@@ -137,7 +137,7 @@ fn help_and_version_end_well_and_usage_errors_with_64() {
 
 #[test]
 fn what_comes_later_is_refused() {
-    let later = file("upstreams: [http://a]\ntraces: {store: none}\n");
+    let later = file("upstreams: [{kubernetes: {service: vllm}}]\n");
     let ran = run(&["-c", later.path().to_str().expect("is UTF-8")], &[]);
     assert!(ran.code == Some(64) && ran.all.contains("not available yet"), "{}", ran.all);
 }

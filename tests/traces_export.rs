@@ -18,7 +18,6 @@ async fn run(arguments: Vec<String>) -> (Option<i32>, String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "until the admin listener serves sessions and traces"]
 async fn captured_calls_are_exported_and_replayed() {
     let engines = engines(2).await;
     let balancer = Balancer::over(&engines).await;

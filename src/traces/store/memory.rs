@@ -78,7 +78,10 @@ impl MemoryStore {
     /// Stores a batch and drops what is over the limit then.
     pub fn put(&self, batch: &[Arc<TraceRecord>], now: f64) {
         // One lock for each record: a reader waits for one, not for the batch.
-        batch.iter().for_each(|record| self.held().put(record, now, self.limit));
+        for (place, record) in batch.iter().enumerate() {
+            // Sessions that begin in one batch have an order, too.
+            self.held().put(record, now + CREATED_STEP * place as f64, self.limit);
+        }
     }
 
     pub fn sessions(&self, since: Option<f64>, limit: Option<usize>) -> Vec<SessionSummary> {

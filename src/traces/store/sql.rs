@@ -113,11 +113,12 @@ impl SqlStore {
             return Ok(());
         }
         // In the order of their ids: two balancers that lock the same sessions do not wait for each other.
-        let mut sessions: BTreeMap<&str, Vec<EncodedRow>> = BTreeMap::new();
-        for record in batch {
+        let mut sessions: BTreeMap<&str, SessionRows> = BTreeMap::new();
+        for (place, record) in batch.iter().enumerate() {
             let delta = self.parents().follow(record);
             let session = session_key(&record.facts.session_id);
-            sessions.entry(session).or_default().push(EncodedRow::new(record, delta));
+            let rows = sessions.entry(session).or_insert_with(|| SessionRows { place, rows: Vec::new() });
+            rows.rows.push(EncodedRow::new(record, delta));
         }
         let stored = self.put_sessions(&sessions, now).await;
         if stored.is_err() {
@@ -127,13 +128,11 @@ impl SqlStore {
         stored
     }
 
-    async fn put_sessions(
-        &self,
-        sessions: &BTreeMap<&str, Vec<EncodedRow>>,
-        now: f64,
-    ) -> Result<(), StoreError> {
+    async fn put_sessions(&self, sessions: &BTreeMap<&str, SessionRows>, now: f64) -> Result<(), StoreError> {
         let mut link = self.write().await?;
-        for (session, rows) in sessions {
+        for (session, SessionRows { place, rows }) in sessions {
+            // Sessions that begin in one batch have an order, too.
+            let now = now + CREATED_STEP * *place as f64;
             let last_at = lock_session(&mut link, session, rows.len(), now).await?;
             let (mut count, mut bytes) = (0, 0);
             for (place, row) in rows.iter().enumerate() {
@@ -229,6 +228,13 @@ fn session_key(id: &str) -> &str {
         end -= 1;
     }
     &id[..end]
+}
+
+/// The rows of one session in a batch.
+struct SessionRows {
+    /// The place of the first in the batch.
+    place: usize,
+    rows: Vec<EncodedRow>,
 }
 
 /// Locks the row of a session, which is made where there is none, for `count` traces. Answers the time of the
