@@ -39,7 +39,12 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve JSON, streams of events and what a balancer asks, until killed
-    Upstream { port: u16 },
+    Upstream {
+        port: u16,
+        /// Streams carry token ids and log-probabilities
+        #[arg(long)]
+        ids: bool,
+    },
     /// Wait until a chat request is answered with 200
     Wait { port: u16 },
     /// Closed loop of chat requests over kept connections
@@ -107,7 +112,10 @@ impl Watched {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Upstream { port } => upstream::serve(port).await.map_err(|error| error.to_string()),
+        Command::Upstream { port, ids } => {
+            let event = if ids { upstream::EVENT_WITH_IDS } else { upstream::EVENT };
+            upstream::serve(port, event).await.map_err(|error| error.to_string())
+        }
         Command::Wait { port } => load::wait(port).await,
         Command::Requests { port, bytes, count, connections, model, burst, watched } => {
             let requests = prompt::requests(bytes, &model, burst.map_or(Answer::Whole, Answer::Burst));

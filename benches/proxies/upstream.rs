@@ -18,18 +18,19 @@ pub const PACE: Duration = Duration::from_millis(20);
 
 const BUFFER: usize = 64 << 10;
 
-pub async fn serve(port: u16) -> io::Result<()> {
+/// `event`: the one that streams repeat.
+pub async fn serve(port: u16, event: &'static str) -> io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     let completion: &'static [u8] = completion().leak();
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         // A connection that breaks is its proxy's affair; the load sees it as a failed request.
-        tokio::spawn(async move { connection(stream, completion).await.ok() });
+        tokio::spawn(async move { connection(stream, completion, event).await.ok() });
     }
 }
 
-async fn connection(mut stream: TcpStream, completion: &[u8]) -> io::Result<()> {
+async fn connection(mut stream: TcpStream, completion: &[u8], event: &str) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
     loop {
@@ -65,9 +66,9 @@ async fn connection(mut stream: TcpStream, completion: &[u8]) -> io::Result<()> 
             // vllm-router asks for the tokens of each prompt, and does without them.
             stream.write_all(&not_found()).await?;
         } else if let Some(count) = number(&head, "x-request-id-events:") {
-            return events_of(stream, count).await;
+            return events_of(stream, count, event).await;
         } else if let Some(count) = number(&head, "x-request-id-burst:") {
-            stream.write_all(&burst(count)).await?;
+            stream.write_all(&burst(count, event)).await?;
         } else {
             stream.write_all(completion).await?;
         }
@@ -126,23 +127,30 @@ fn completion() -> Vec<u8> {
 const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nserver: uvicorn\r\n\
     content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
 
-const EVENT: &str = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\
+pub const EVENT: &str = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\
     \"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"sim\",\"choices\":\
     [{\"index\":0,\"delta\":{\"content\":\" word\"},\"logprobs\":null,\
     \"finish_reason\":null,\"token_ids\":null}]}\n\n";
+
+/// The same with a token's id and its log-probability, as an engine sends them where they are requested.
+pub const EVENT_WITH_IDS: &str = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\
+    \"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"sim\",\"choices\":\
+    [{\"index\":0,\"delta\":{\"content\":\" word\"},\"logprobs\":{\"content\":[{\"token\":\" word\",\
+    \"logprob\":-0.12345678901234567,\"bytes\":[32,119,111,114,100],\"top_logprobs\":[]}]},\
+    \"finish_reason\":null,\"token_ids\":[12345]}]}\n\n";
 
 fn chunk(event: &str) -> String {
     format!("{:x}\r\n{event}\r\n", event.len())
 }
 
 /// A whole stream.
-fn burst(count: usize) -> Vec<u8> {
-    let (events, done) = (chunk(EVENT).repeat(count), chunk("data: [DONE]\n\n"));
+fn burst(count: usize, event: &str) -> Vec<u8> {
+    let (events, done) = (chunk(event).repeat(count), chunk("data: [DONE]\n\n"));
     [STREAM_HEAD, &events, &done, "0\r\n\r\n"].concat().into_bytes()
 }
 
-async fn events_of(mut stream: TcpStream, count: usize) -> io::Result<()> {
-    let chunk = chunk(EVENT);
+async fn events_of(mut stream: TcpStream, count: usize, event: &str) -> io::Result<()> {
+    let chunk = chunk(event);
     stream.write_all(STREAM_HEAD.as_bytes()).await?;
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -2,6 +2,7 @@
 //!
 //! Never: serialize a value while a request waits.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
@@ -51,8 +52,11 @@ impl MemberRules {
     /// `below`: what is said where the client says nothing. `above`: what is said in any case. `removed`
     /// goes, unless it is said in any case.
     pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, fields: &RemovedFields) -> Self {
-        let mut below = below.clone();
-        fields.strip_inside(&mut below);
+        let mut below = Cow::Borrowed(below);
+        // A copy at each level of deep defaults would be all of them at a time.
+        if !fields.inner.is_empty() {
+            fields.strip_inside(below.to_mut());
+        }
         let removed = &fields.names;
         let is_null = |key: &str| above.get(key).is_some_and(Value::is_null);
         let nulls = above.keys().filter(|key| is_null(key));
