@@ -7,22 +7,20 @@ mod contract;
 mod samples;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::eventually;
-use common::redis::Redis;
+use common::postgres::{PostgresServer, signal};
 use contract::{NOW, arcs, check_expiry, check_repeated, check_sessions, check_store};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use samples::conversation;
-use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor, Row};
-use tempfile::TempDir;
 use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::{TraceStore, TracesConfig};
 // What the files of the crate call `crate::traces`.
@@ -41,110 +39,16 @@ const WRITER_MARK: &str = "trace-store-writer";
 
 // === PostgreSQL ===
 
-/// A PostgreSQL server with a new cluster, on a free port.
-struct PostgresServer {
-    child: Option<Child>,
-    folder: TempDir,
-    port: u16,
-}
-
-/// A program of PostgreSQL's, as a user that it runs as: it refuses to be root.
-fn postgres_command(program: &str) -> Command {
-    let root = rustix::process::geteuid().is_root();
-    let mut command = Command::new(if root { "setpriv" } else { "env" });
-    if root {
-        command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups"]);
-    }
-    command.arg(postgres_program(program)).current_dir("/");
-    command
-}
-
-/// Debian keeps the programs of each version in a directory of their own.
-fn postgres_program(name: &str) -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let of_debian = versions.map(|version| version.path().join("bin").join(name));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let in_path = std::env::split_paths(&path).map(|folder| folder.join(name)).collect::<Vec<_>>();
-    let found = in_path.into_iter().chain(of_debian).find(|program| program.exists());
-    found.unwrap_or_else(|| panic!("{name} is installed: ./dev setup does it"))
-}
-
-impl PostgresServer {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        if rustix::process::geteuid().is_root() {
-            let owner = Command::new("chown").arg("postgres").arg(folder.path()).status();
-            assert!(owner.expect("chown runs").success());
-        }
-        let made = postgres_command("initdb")
-            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
-            .arg(folder.path().join("data"))
-            .output()
-            .expect("initdb runs");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut server = PostgresServer { child: None, folder, port: Redis::free_port() };
-        server.again().await;
-        server
-    }
-
-    /// Starts it with what it has.
-    async fn again(&mut self) {
-        let log = std::fs::File::options().append(true).create(true).open(self.folder.path().join("log"));
-        let child = postgres_command("postgres")
-            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
-            .arg("-k")
-            .arg(self.folder.path())
-            .arg("-D")
-            .arg(self.folder.path().join("data"))
-            .stderr(log.expect("the folder can be written"))
-            .spawn();
-        self.child = Some(child.expect("postgres runs"));
-        eventually("PostgreSQL answers", async || PgConnection::connect(&self.url("postgres")).await.ok())
-            .await;
-    }
-
-    /// Ends it at once, as a crash does.
-    fn crash(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        signal(child.id(), Signal::QUIT);
-        child.wait().expect("its own child can be waited for");
-    }
-
-    fn url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
-    }
-
-    async fn connect(&self, database: &str) -> PgConnection {
-        PgConnection::connect(&self.url(database)).await.expect("connects")
-    }
-
-    async fn create(&self, database: &str) {
-        let create = format!("CREATE DATABASE {database}");
-        self.connect("postgres").await.execute(&*create).await.expect("a database");
-    }
-
-    fn config(&self, database: &str) -> TracesConfig {
-        TracesConfig {
-            store: TraceStore::Postgres(Secret::new(self.url(database))),
-            keep: Duration::from_secs(100),
-            ..TracesConfig::default()
-        }
-    }
-
-    async fn store(&self, database: &str) -> Store {
-        Store::open_with(&self.config(database), SHORT).await.expect("opens")
+fn config(server: &PostgresServer, database: &str) -> TracesConfig {
+    TracesConfig {
+        store: TraceStore::Postgres(Secret::new(server.url(database))),
+        keep: Duration::from_secs(100),
+        ..TracesConfig::default()
     }
 }
 
-impl Drop for PostgresServer {
-    fn drop(&mut self) {
-        self.crash();
-    }
-}
-
-fn signal(process: u32, signal: Signal) {
-    let pid = i32::try_from(process).ok().and_then(Pid::from_raw).expect("a process has an id");
-    kill_process(pid, signal).expect("the process is there until it was waited for");
+async fn store_of(server: &PostgresServer, database: &str) -> Store {
+    Store::open_with(&config(server, database), SHORT).await.expect("opens")
 }
 
 async fn records_of(store: &Store, session: &str) -> Vec<Arc<TraceRecord>> {
@@ -156,7 +60,7 @@ async fn records_of(store: &Store, session: &str) -> Vec<Arc<TraceRecord>> {
 async fn postgres_does_what_every_store_does() {
     let server = PostgresServer::start().await;
     server.create("one").await;
-    let store = server.store("one").await;
+    let store = store_of(&server, "one").await;
     check_sessions(&store).await;
     let mut runner = TestRunner::deterministic();
     for _ in 0..12 {
@@ -177,7 +81,7 @@ async fn postgres_does_what_every_store_does() {
 async fn postgres_keeps_its_size() {
     let server = PostgresServer::start().await;
     server.create("one").await;
-    let config = TracesConfig { max_bytes: 1 << 18, ..server.config("one") };
+    let config = TracesConfig { max_bytes: 1 << 18, ..config(&server, "one") };
     let store = Store::open_with(&config, SHORT).await.expect("opens");
     for number in 0..40 {
         let records = arcs(conversation(&format!("s{number}"), 2, 4_000, 100));
@@ -196,7 +100,7 @@ async fn balancers_share_a_postgres_database() {
     let server = PostgresServer::start().await;
     server.create("shared").await;
     // Both migrate at the same time.
-    let (first, second) = tokio::join!(server.store("shared"), server.store("shared"));
+    let (first, second) = tokio::join!(store_of(&server, "shared"), store_of(&server, "shared"));
     let records = arcs(conversation("s", 10, 100, 5));
     for (place, record) in records.iter().enumerate() {
         let balancer = if place % 2 == 0 { &first } else { &second };
@@ -225,7 +129,7 @@ async fn balancers_share_a_postgres_database() {
     assert_eq!(first.weight_version().await.expect("is read"), Some(7));
     let later = "INSERT INTO trace_schema (version) VALUES (99)";
     server.connect("shared").await.execute(later).await.expect("inserts");
-    let error = Store::open_with(&server.config("shared"), SHORT).await.err().expect("is refused");
+    let error = Store::open_with(&config(&server, "shared"), SHORT).await.err().expect("is refused");
     assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error}");
 }
 
@@ -235,7 +139,7 @@ async fn postgres_may_be_gone_for_a_while() {
     server.create("one").await;
     server.crash();
     // The balancer starts without its database.
-    let store = server.store("one").await;
+    let store = store_of(&server, "one").await;
     let records = arcs(conversation("s", 4, 100, 5));
     let begun = Instant::now();
     store.put(&records[..2], NOW).await.expect_err("there is no server");

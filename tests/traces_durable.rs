@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::postgres::PostgresServer;
 use common::process::{Process, Setup};
 use common::wire::{self, JSON, Wire, with_host};
 use common::{engine, engines, eventually};
@@ -190,4 +191,46 @@ async fn what_was_answered_is_stored_before_a_process_ends() {
     assert_eq!(traces(&again, "last").await.len(), 1);
     let flush = with_host(&wire::post("/admin/flush", ""), &again.admin);
     Wire::connect(&again.admin).await.ask(flush).await.expect(200);
+}
+
+/// With one database, it does not matter which balancer serves a turn, or is asked for the traces.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_balancers_on_one_database_have_one_list() {
+    let engines = engines(2).await;
+    let server = PostgresServer::start().await;
+    server.create("traces").await;
+    let more = format!("traces: {{store: '{}'}}", server.url("traces"));
+    let setups = [Setup::over(&engines, &more), Setup::over(&engines, &more)];
+    let balancers = [setups[0].start().await, setups[1].start().await];
+    let post = async |process: &Process, path: &str, body: Value| {
+        let request = with_host(&wire::post(path, body.to_string()), &process.admin);
+        Wire::connect(&process.admin).await.ask(request).await.expect(200)
+    };
+    let settings =
+        json!({"session_id": "shared", "sampling_params": {"max_tokens": 7}, "metadata": {"a": 1}});
+    post(&balancers[0], "/sessions", settings).await;
+    post(&balancers[0], "/admin/weight_version", json!({"weight_version": 3})).await;
+    eventually("the other balancer has the weight version", async || {
+        let told = balancers[1].admin("/admin/weight_version").await.expect(200).json();
+        (told["weight_version"] == 3).then_some(())
+    })
+    .await;
+    for turn in 0..6 {
+        let mut client = Wire::connect(&balancers[turn % 2].addresses[0]).await;
+        client.ask(call("shared", turn % 3 == 0)).await.expect(200);
+        post(&balancers[turn % 2], "/admin/flush", json!({})).await;
+    }
+    let lists = [traces(&balancers[0], "shared").await, traces(&balancers[1], "shared").await];
+    assert_eq!(lists[0], lists[1]);
+    assert_eq!(lists[0].len(), 6);
+    for trace in &lists[0] {
+        assert_eq!(trace["weight_version"], 3);
+        assert_eq!(trace["raw_request"]["max_tokens"], 7, "the session's settings are known to both");
+    }
+    let info = balancers[1].admin("/sessions/shared").await.expect(200).json();
+    assert_eq!((&info["trace_count"], &info["metadata"]), (&json!(6), &json!({"a": 1})));
+    let delete = with_host(&wire::request("DELETE", "/sessions/shared", &[], b""), &balancers[1].admin);
+    let gone = Wire::connect(&balancers[1].admin).await.ask(delete).await.expect(200).json();
+    assert_eq!(gone, json!({"deleted": 6}));
+    assert_eq!(traces(&balancers[0], "shared").await, Vec::<Value>::new());
 }
