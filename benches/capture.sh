@@ -69,7 +69,7 @@ row() {
     echo "| | without capture | all calls, in memory |"
     echo "| --- | --- | --- |"
     row "CPU, us an event" 2 3 event
-    row "first event, us, median" 0 3 first
-    row "first event, us, 99 %" 0 4 first
+    row "first event, us, median" 0 8 first
+    row "first event, us, 99 %" 0 9 first
 } >"$output"
 say "written: $output"

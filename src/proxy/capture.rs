@@ -32,6 +32,9 @@ use crate::traces::capture::{Capture, CaptureStart};
 use crate::traces::record::{SessionSettings, TraceApi, TraceError};
 use crate::traces::{Traces, UNNAMED_SESSION};
 
+/// The largest room for a cleaned piece that is kept for the next one.
+const MAX_KEPT_BYTES: usize = 4 << 10;
+
 /// How long the end of an answer waits for its trace where `traces.sync` requests it.
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(30);
 
@@ -65,6 +68,8 @@ pub struct RequestCapture {
     question: Option<CaptureQuestion>,
     added_members: usize,
     answer: Option<CaptureEdit>,
+    /// The cleaned piece, in room that is used again.
+    cleaned: Vec<u8>,
     /// The end of the answer waits for the trace.
     sync: bool,
     /// Told once the trace is stored.
@@ -142,6 +147,7 @@ impl RequestCapture {
             question,
             added_members,
             answer: None,
+            cleaned: Vec::new(),
             sync,
             waiting,
             held,
@@ -196,9 +202,16 @@ impl RequestCapture {
         self.capture.piece(piece);
         let (edited, ends) = match self.answer.as_mut() {
             Some(CaptureEdit::Cleanup(cleanup)) => {
-                let mut out = Vec::new();
-                let cleaned = cleanup.feed(piece, end, &mut out);
-                (cleaned.is_changed.then(|| Bytes::from(out)), cleaned.ends)
+                let out = &mut self.cleaned;
+                let cleaned = cleanup.feed(piece, end, out);
+                let bytes = match cleaned.is_changed {
+                    // A whole answer goes on without a copy.
+                    true if out.len() > MAX_KEPT_BYTES => Some(Bytes::from(std::mem::take(out))),
+                    true => Some(Bytes::copy_from_slice(out)),
+                    false => None,
+                };
+                out.clear();
+                (bytes, cleaned.ends)
             }
             Some(CaptureEdit::Refusal(refusal)) => (Some(Bytes::from(refusal.feed(piece, end))), end),
             Some(CaptureEdit::Unread) | None => (None, end),

@@ -15,11 +15,11 @@ use super::Traces;
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
 use super::record::{CallFacts, TraceApi, TraceError};
 
-/// The size at which the buffered part of an answer goes to the writer.
-pub const MAX_BUFFERED_BYTES: usize = 32 << 10;
+/// The size at which the buffered part of an answer goes to the writer: small enough to stay in a core's cache.
+pub const MAX_BUFFERED_BYTES: usize = 8 << 10;
 
 /// The first room of the buffer: short answers need no more.
-const FIRST_BUFFER_BYTES: usize = 2 << 10;
+const FIRST_BUFFER_BYTES: usize = 1 << 10;
 
 /// How a capture begins.
 pub struct CaptureStart {
@@ -107,8 +107,11 @@ impl Capture {
         let Some(call) = self.call.as_mut().filter(|_| !piece.is_empty()) else { return };
         let Some(form) = call.answer else { return };
         call.facts.first_token.get_or_insert_with(|| self.begun.elapsed());
-        if call.rest.capacity() == 0 {
-            call.rest.reserve(FIRST_BUFFER_BYTES.max(piece.len()));
+        let length = call.rest.len() + piece.len();
+        if length > call.rest.capacity() {
+            // Twice: a short answer takes little, and a long one is not moved again and again.
+            let room = if length <= FIRST_BUFFER_BYTES { FIRST_BUFFER_BYTES } else { MAX_BUFFERED_BYTES };
+            call.rest.reserve_exact(room.max(length) - call.rest.len());
         }
         call.rest.extend_from_slice(piece);
         if call.rest.len() >= MAX_BUFFERED_BYTES {
