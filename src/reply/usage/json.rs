@@ -239,18 +239,23 @@ impl UsageDocument {
 
     /// The inside of an object or a list that is not entered, outside of its strings.
     fn skip<'p>(&mut self, rest: &'p [u8], mut depth: u64) -> &'p [u8] {
-        for (at, byte) in rest.iter().enumerate() {
+        let mut at = 0;
+        while let Some(byte) = rest.get(at) {
+            at += 1;
             match byte {
                 b'"' => {
                     self.place = UsageParserState::SkipText(depth);
-                    return &rest[at + 1..];
+                    return &rest[at..];
                 }
-                b'{' | b'[' => depth += 1,
+                b'{' | b'[' => {
+                    depth += 1;
+                    at += plain_windows(&rest[at..]);
+                }
                 b'}' | b']' => {
                     depth -= 1;
                     if depth == 0 {
                         self.place = UsageParserState::CommaOrEnd;
-                        return &rest[at + 1..];
+                        return &rest[at..];
                     }
                 }
                 _ => {}
@@ -296,6 +301,14 @@ impl UsageDocument {
             _ => {}
         }
     }
+}
+
+/// How many of the next bytes are neither quotes nor brackets, in whole windows: lists of token ids are long.
+fn plain_windows(bytes: &[u8]) -> usize {
+    const WINDOW: usize = 32;
+    let is_structure = |byte: &u8| (*byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
+    let is_plain = |window: &&[u8]| !window.iter().fold(false, |found, byte| found | is_structure(byte));
+    bytes.chunks_exact(WINDOW).take_while(is_plain).count() * WINDOW
 }
 
 /// Where the first quote or backslash stands. Most strings of an answer are names and words, too short for

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde_json::value::RawValue;
 
-use super::ids::parse_ids;
+use super::ids::{find_ids, parse_ids};
 use super::merge::MergedList;
 use super::wire::{
     AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, parse_object, read_tokens, readable,
@@ -29,6 +29,34 @@ pub(super) fn read_document(
     count_work(body.len());
     let text = readable(body);
     let text = text.trim_ascii();
+    let long = if is_failure { None } else { read_without_prompt(api, text) };
+    let (parts, cuts, text) = match long {
+        Some((parts, cuts, rest)) => (parts, cuts, Cow::Owned(rest)),
+        None => match read_text(api, is_failure, text) {
+            Ok((parts, cuts)) => (parts, cuts, Cow::Borrowed(text)),
+            Err(parts) => return (parts, None),
+        },
+    };
+    (parts, Some(cut_document(&text, cuts)))
+}
+
+/// Reads an answer whose prompt's ids are a long list: the list is read first, and the rest without it, so that
+/// it is not walked twice. `None`: it has no such list, or not where it belongs.
+fn read_without_prompt(api: TraceApi, text: &str) -> Option<(AnswerParts, Cuts, String)> {
+    let (list, ids) = find_ids(text)?;
+    let rest = [&text[..list.start], "[]", &text[list.end..]].concat();
+    let (mut parts, cuts) = read_text(api, false, &rest).ok()?;
+    let is_prompt =
+        |(span, part): &(Range<usize>, CutPart)| *part == CutPart::PromptIds && span.start == list.start;
+    if !cuts.iter().any(is_prompt) {
+        return None;
+    }
+    parts.prompt_token_ids = ids;
+    Some((parts, cuts, rest))
+}
+
+/// The parts of an answer, and where they stand. `Err`: it is no JSON object.
+fn read_text(api: TraceApi, is_failure: bool, text: &str) -> Result<(AnswerParts, Cuts), AnswerParts> {
     let mut parts = AnswerParts::default();
     let mut cuts = Cuts::new();
     if let Some(read) = parse_object::<AnswerBody<'_>>(text) {
@@ -44,9 +72,9 @@ pub(super) fn read_document(
     } else if RawMembers::parse(text).is_some() {
         (parts.is_complete, parts.is_damaged) = (true, true);
     } else {
-        return (parts, None);
+        return Err(parts);
     }
-    (parts, Some(cut_document(text, cuts)))
+    Ok((parts, cuts))
 }
 
 /// The text without the parts that were found.

@@ -1,6 +1,15 @@
 //! Lists of token ids as engines write them.
 
+use std::ops::Range;
+
+use memchr::memmem;
 use serde_json::value::RawValue;
+
+/// The key of a list of prompt ids, and the list's first byte.
+const PROMPT_KEY: &[u8] = b"\"prompt_token_ids\":[";
+
+/// From this length on, a list is worth a walk of its own.
+const MIN_LONG_BYTES: usize = 1 << 10;
 
 /// The bytes of an id and its comma, for room in advance.
 const BYTES_PER_ID: usize = 5;
@@ -22,6 +31,30 @@ pub(super) fn append_ids(list: &RawValue, ids: &mut Vec<u32>) -> bool {
         ids.truncate(before);
     }
     is_read
+}
+
+/// The only long list of prompt ids in a document, and where it stands. No text of the document can look like
+/// its key: a quote in a text has a backslash before it.
+pub(super) fn find_ids(document: &str) -> Option<(Range<usize>, Vec<u32>)> {
+    let bytes = document.as_bytes();
+    let mut found = memmem::find_iter(bytes, PROMPT_KEY);
+    let start = found.next()? + PROMPT_KEY.len() - 1;
+    if found.next().is_some() {
+        return None;
+    }
+    let end = start + memchr::memchr(b']', &bytes[start..])? + 1;
+    if end - start < MIN_LONG_BYTES {
+        return None;
+    }
+    let mut ids = Vec::with_capacity((end - start) / BYTES_PER_ID);
+    // What is no valid list as engines write it, the parser of the document has to judge.
+    let inside = &bytes[start + 1..end - 1];
+    let is_plain = inside.iter().all(|byte| byte.is_ascii_digit() || *byte == b',');
+    let is_plain = is_plain && inside.last() != Some(&b',');
+    (is_plain && read_ids(&bytes[start..end], &mut ids).is_some()).then(|| {
+        ids.shrink_to_fit();
+        (start..end, ids)
+    })
 }
 
 /// Reads valid JSON: that a number has a digit, and a list no comma too many, is known.
@@ -79,6 +112,27 @@ mod tests {
             ("1", None),
         ] {
             assert_eq!(ids(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_only_long_list_of_prompt_ids_is_found() {
+        let long = (0..600).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
+        let found = |text: String| find_ids(&text).map(|(list, ids)| (list.start, list.end, ids.len()));
+        let (before, behind) = (r#"{"a":1,"prompt_token_ids":"#, r#","b":[2]}"#);
+        let (start, end) = (before.len(), before.len() + long.len() + 2);
+        assert_eq!(found(format!("{before}[{long}]{behind}")), Some((start, end, 600)));
+        for text in [
+            format!(r#"{{"prompt_token_ids":[{long},]}}"#),
+            format!(r#"{{"prompt_token_ids":[{long},,1]}}"#),
+            format!(r#"{{"prompt_token_ids":[{long} 1]}}"#),
+            format!(r#"{{"prompt_token_ids":[{long},null]}}"#),
+            format!(r#"{{"prompt_token_ids":[{long}"#),
+            format!(r#"{{"prompt_token_ids":[{long}],"c":{{"prompt_token_ids":[1]}}}}"#),
+            format!(r#"{{"text":"\"prompt_token_ids\":[{long}]"}}"#),
+            r#"{"prompt_token_ids":[1,2,3]}"#.into(),
+        ] {
+            assert_eq!(found(text.clone()), None, "{}", &text[text.len().saturating_sub(60)..]);
         }
     }
 
