@@ -39,6 +39,9 @@ pub fn store(text: &str) -> ReadResult<TraceStore> {
     if let Some(path) = text.strip_prefix("sqlite:") {
         // Both `sqlite:///path` and `sqlite:/path` are written.
         let path = path.strip_prefix("//").unwrap_or(path);
+        if path == ":memory:" {
+            return Err(format!("{} is no file: write memory for the store in memory", seen(text)));
+        }
         return file_path(path).map(|path| TraceStore::Sqlite(Some(path)));
     }
     if text.starts_with("postgres://") || text.starts_with("postgresql://") {
