@@ -18,8 +18,8 @@ mod sessions;
 pub mod store;
 mod writer;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -40,6 +40,12 @@ use writer::WriterThread;
 /// How long a request waits for what a database knows of its session.
 const MAX_LOOKUP: Duration = Duration::from_millis(250);
 
+/// How long the start waits for it.
+const MAX_START_LOOKUP: Duration = Duration::from_secs(1);
+
+/// How long requests do without a database that did not answer.
+const LOOKUP_PAUSE: Duration = Duration::from_secs(5);
+
 /// The weight version that stands for none.
 const NO_VERSION: i64 = i64::MIN;
 
@@ -56,6 +62,8 @@ pub struct Traces {
     store: ArcSwapOption<Store>,
     weight_version: AtomicI64,
     marks: AtomicU64,
+    /// Until when requests do not ask a store that did not answer.
+    lookup_pause: Mutex<Option<Instant>>,
     writer: WriterThread,
 }
 
@@ -74,9 +82,11 @@ impl Traces {
         let is_shared = matches!(config.store, TraceStore::Postgres(_));
         let is_durable = is_shared || matches!(config.store, TraceStore::Sqlite(_));
         let version = match &store {
-            Some(store) => store.weight_version().await.unwrap_or_default(),
-            None => None,
+            // A server that is away is asked again when it is back.
+            Some(store) => timeout(MAX_START_LOOKUP, store.weight_version()).await,
+            None => Ok(Ok(None)),
         };
+        let version = version.ok().and_then(Result::ok).flatten();
         let traces = Arc::new(Traces {
             settings: ArcSwap::from_pointee(config.clone()),
             queue: CaptureQueue::new(config.queue),
@@ -85,6 +95,7 @@ impl Traces {
             store: ArcSwapOption::new(store),
             weight_version: AtomicI64::new(version.unwrap_or(NO_VERSION)),
             marks: AtomicU64::new(0),
+            lookup_pause: Mutex::new(None),
             writer: WriterThread::default(),
         });
         traces.writer.start(&traces)?;
@@ -133,21 +144,27 @@ impl Traces {
         match self.sessions.get(id, Instant::now()) {
             KnownSettings::Current(settings) => settings,
             KnownSettings::Outdated(old) => {
-                let store = self.store.load_full()?;
-                match timeout(MAX_LOOKUP, store.load_session(id)).await {
-                    Ok(Ok(settings)) => {
-                        let settings = settings.map(Arc::new);
-                        self.sessions.put(id, settings.clone(), Instant::now());
-                        settings
-                    }
-                    // Asked again when the entry is old again, not at each request.
-                    Ok(Err(_)) | Err(_) => {
-                        self.sessions.put(id, old.clone(), Instant::now());
-                        old
-                    }
-                }
+                let Some(found) = self.look_up(async |store| store.load_session(id).await).await else {
+                    return old;
+                };
+                let settings = found.map(Arc::new);
+                self.sessions.put(id, settings.clone(), Instant::now());
+                settings
             }
         }
+    }
+
+    /// Reads from the store for a request. `None`: it did not answer in time; then other requests do not wait
+    /// for it for a while.
+    async fn look_up<T>(&self, read: impl AsyncFnOnce(Arc<Store>) -> Result<T, StoreError>) -> Option<T> {
+        let store = self.store.load_full()?;
+        let pause = || self.lookup_pause.lock().unwrap_or_else(PoisonError::into_inner);
+        if pause().is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let found = timeout(MAX_LOOKUP, read(store)).await.ok().and_then(Result::ok);
+        *pause() = if found.is_some() { None } else { Some(Instant::now() + LOOKUP_PAUSE) };
+        found
     }
 
     /// Makes a session, or replaces what is said of it.
@@ -192,9 +209,11 @@ impl Traces {
             TraceStore::Sqlite(_) => !known,
             TraceStore::Postgres(_) => true,
         };
-        let store = self.store.load_full().filter(|_| is_elsewhere)?;
-        let latest = timeout(MAX_LOOKUP, store.latest_trace(session)).await;
-        cumulative::recorded_turn(&latest.ok()?.ok()??.record)
+        if !is_elsewhere {
+            return None;
+        }
+        let latest = self.look_up(async |store| store.latest_trace(session).await).await??;
+        cumulative::recorded_turn(&latest.record)
     }
 
     pub fn weight_version(&self) -> Option<i64> {

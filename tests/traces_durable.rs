@@ -234,3 +234,29 @@ async fn two_balancers_on_one_database_have_one_list() {
     assert_eq!(gone, json!({"deleted": 6}));
     assert_eq!(traces(&balancers[0], "shared").await, Vec::<Value>::new());
 }
+
+/// A stop with a database that is gone lost every waiting trace without a word, and took ten seconds more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_without_a_database_says_what_is_lost() {
+    let engine = engine(Default::default()).await;
+    let setup = Setup::over([&engine], "traces: {store: 'postgres://nobody@127.0.0.1:1/none'}");
+    let begun = Instant::now();
+    let mut process = setup.start().await;
+    assert!(begun.elapsed() < Duration::from_secs(6), "the start waits: {:?}", begun.elapsed());
+    let warning = process.says("traces cannot be stored: they wait, and the oldest are dropped").await;
+    assert!(warning["error"].as_str().expect("a text").contains("refused"), "{warning}");
+    let mut client = Wire::connect(&process.addresses[0]).await;
+    let begun = Instant::now();
+    for at in 0..300 {
+        client.ask(call(&format!("s{at}"), false)).await.expect(200);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "requests wait for it: {:?}", begun.elapsed());
+    drop(client);
+    process.signal(Signal::TERM);
+    assert_eq!(process.ended().await, Some(0));
+    let lost = |record: &Value| -> u64 {
+        let is_loss = record["message"] == "traces lost: the store did not take them before the end";
+        if is_loss { record["count"].as_u64().expect("a number") } else { 0 }
+    };
+    assert_eq!(process.records().iter().map(lost).sum::<u64>(), 300);
+}

@@ -25,6 +25,14 @@ pub fn dropped(count: usize, reason: &'static str) {
     debug!(count = count, reason = reason; "traces dropped");
 }
 
+/// Traces are lost because the balancer ends before the store takes them.
+pub fn lost_at_stop(count: usize) {
+    if count > 0 {
+        METRICS.traces.calls.with_label_values(&["store"]).inc_by(counted(count));
+        warn!(count = count; "traces lost: the store did not take them before the end");
+    }
+}
+
 /// The store did not take what it was given, or did not answer.
 pub fn store_failed(error: &dyn Display) {
     METRICS.traces.failures.inc();

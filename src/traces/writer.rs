@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::assemble::{self, AnswerAssembler};
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
@@ -44,8 +44,14 @@ const MAX_QUICK_FAILURE: Duration = Duration::from_secs(1);
 /// After so many tries of a batch its oldest record is given up: it may be the one that does not fit.
 const MAX_TRIES: u32 = 60;
 
+/// How long what siblings have set is waited for.
+const MAX_REFRESH: Duration = Duration::from_millis(500);
+
 /// How long a batch is tried when the balancer is ending.
-const MAX_LAST_TRIES: Duration = Duration::from_secs(5);
+const MAX_LAST_TRIES: Duration = Duration::from_secs(3);
+
+/// Between two looks at whether the balancer is ending, while a store is slow.
+const CLOSE_CHECK: Duration = Duration::from_millis(100);
 
 /// Between two looks at what is too old, and at what siblings have set.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
@@ -124,8 +130,11 @@ async fn run(traces: &Traces) {
             batch.add(traces, message);
         }
         batch.forget_dropped(traces);
-        if batch.is_due() || !open {
-            batch.store(traces, !open).await;
+        let is_stored = if batch.is_due() || !open { batch.store(traces, !open).await } else { true };
+        if !is_stored && traces.queue.is_closed() {
+            // The store is gone, and the balancer waits.
+            let waiting = traces.queue.size().0;
+            return observe::traces::lost_at_stop(waiting);
         }
         if !open {
             return;
@@ -197,17 +206,16 @@ impl WriterBatch {
         self.since.map(|since| (since + MAX_BATCH_WAIT).saturating_duration_since(Instant::now()))
     }
 
-    /// Stores the records, and tells those that wait. `last`: the balancer is ending.
-    async fn store(&mut self, traces: &Traces, last: bool) {
+    /// Stores the records, and tells those that wait. `last`: the balancer is ending. False: some are lost.
+    async fn store(&mut self, traces: &Traces, last: bool) -> bool {
         let records = std::mem::take(&mut self.records);
         self.since = None;
-        if !records.is_empty() {
-            let deadline = last.then(|| Instant::now() + MAX_LAST_TRIES);
-            store_batch(traces, &records, deadline).await;
-        }
+        let deadline = last.then(|| Instant::now() + MAX_LAST_TRIES);
+        let is_stored = records.is_empty() || store_batch(traces, &records, deadline).await;
         for told in self.waiting.drain(..) {
             told.send(()).ok();
         }
+        is_stored
     }
 }
 
@@ -227,14 +235,22 @@ fn assembled(call: EndedCall, open: Option<AnswerAssembler>) -> (TraceRecord, Op
     (assemble::record(facts, request, answer), stored)
 }
 
-/// Stores a batch, again and again while the store cannot take it, until `deadline`.
-async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Option<Instant>) {
+/// Stores a batch, again and again while the store cannot take it, until `deadline`. False: some are lost.
+async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Option<Instant>) -> bool {
     let (mut left, mut deadline, mut tries) = (records.to_vec(), deadline, 0);
     loop {
         let begun = Instant::now();
-        let error = match put(traces, &left).await {
-            Ok(()) => return,
-            Err(error) => error,
+        let result = tokio::select! {
+            result = put(traces, &left) => Some(result),
+            () = last_moment(traces, &mut deadline) => None,
+        };
+        let error = match result {
+            Some(Ok(())) => return true,
+            Some(Err(error)) => error,
+            None => {
+                observe::traces::lost_at_stop(left.len());
+                return false;
+            }
         };
         observe::traces::store_failed(&error);
         // It failed at once: because of one record, or of the store, which the others show.
@@ -247,16 +263,23 @@ async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Op
             observe::traces::dropped(1, "store");
         }
         if left.is_empty() {
-            return;
-        }
-        if deadline.is_none() && traces.queue.is_closed() {
-            deadline = Some(Instant::now() + MAX_LAST_TRIES);
-        }
-        if deadline.is_some_and(|deadline| Instant::now() + RETRY_PAUSE > deadline) {
-            observe::traces::dropped(left.len(), "store");
-            return;
+            return tries < MAX_TRIES;
         }
         sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Waits for the deadline of a balancer that is ending, which begins when the queue is closed.
+async fn last_moment(traces: &Traces, deadline: &mut Option<Instant>) {
+    while deadline.is_none() {
+        if traces.queue.is_closed() {
+            *deadline = Some(Instant::now() + MAX_LAST_TRIES);
+        } else {
+            sleep(CLOSE_CHECK).await;
+        }
+    }
+    if let Some(deadline) = deadline {
+        sleep_until(*deadline).await;
     }
 }
 
@@ -296,7 +319,12 @@ async fn open_store(traces: &Traces) -> Result<Arc<Store>, StoreError> {
 
 async fn expire(traces: &Traces) {
     let Some(store) = traces.store.load_full() else { return };
-    match store.expire(now()).await {
+    let mut deadline = None;
+    let expired = tokio::select! {
+        expired = store.expire(now()) => expired,
+        () = last_moment(traces, &mut deadline) => return,
+    };
+    match expired {
         Ok(0) => {}
         Ok(expired) => observe::traces::expired(expired),
         Err(error) => observe::traces::store_failed(&error),
@@ -309,7 +337,8 @@ async fn refresh(traces: &Traces) {
         return;
     }
     let Some(store) = traces.store.load_full() else { return };
-    if let Ok(Some(version)) = store.weight_version().await {
+    let version = timeout(MAX_REFRESH, store.weight_version()).await;
+    if let Ok(Ok(Some(version))) = version {
         debug_assert_ne!(version, NO_VERSION, "it stands for none");
         traces.weight_version.store(version, Ordering::Release);
     }

@@ -33,8 +33,8 @@ pub(super) fn read_document(
     let (parts, cuts, text) = match long {
         Some((parts, cuts, rest)) => (parts, cuts, Cow::Owned(rest)),
         None => match read_text(api, is_failure, text) {
-            Ok((parts, cuts)) => (parts, cuts, Cow::Borrowed(text)),
-            Err(parts) => return (parts, None),
+            Some((parts, cuts)) => (parts, cuts, Cow::Borrowed(text)),
+            None => return (AnswerParts::default(), None),
         },
     };
     (parts, Some(cut_document(&text, cuts)))
@@ -45,7 +45,7 @@ pub(super) fn read_document(
 fn read_without_prompt(api: TraceApi, text: &str) -> Option<(AnswerParts, Cuts, String)> {
     let (list, ids) = find_ids(text)?;
     let rest = [&text[..list.start], "[]", &text[list.end..]].concat();
-    let (mut parts, cuts) = read_text(api, false, &rest).ok()?;
+    let (mut parts, cuts) = read_text(api, false, &rest)?;
     let is_prompt =
         |(span, part): &(Range<usize>, CutPart)| *part == CutPart::PromptIds && span.start == list.start;
     if !cuts.iter().any(is_prompt) {
@@ -55,8 +55,8 @@ fn read_without_prompt(api: TraceApi, text: &str) -> Option<(AnswerParts, Cuts, 
     Some((parts, cuts, rest))
 }
 
-/// The parts of an answer, and where they stand. `Err`: it is no JSON object.
-fn read_text(api: TraceApi, is_failure: bool, text: &str) -> Result<(AnswerParts, Cuts), AnswerParts> {
+/// The parts of an answer, and where they stand. `None`: it is no JSON object.
+fn read_text(api: TraceApi, is_failure: bool, text: &str) -> Option<(AnswerParts, Cuts)> {
     let mut parts = AnswerParts::default();
     let mut cuts = Cuts::new();
     if let Some(read) = parse_object::<AnswerBody<'_>>(text) {
@@ -72,9 +72,9 @@ fn read_text(api: TraceApi, is_failure: bool, text: &str) -> Result<(AnswerParts
     } else if RawMembers::parse(text).is_some() {
         (parts.is_complete, parts.is_damaged) = (true, true);
     } else {
-        return Err(parts);
+        return None;
     }
-    Ok((parts, cuts))
+    Some((parts, cuts))
 }
 
 /// The text without the parts that were found.

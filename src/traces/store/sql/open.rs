@@ -8,17 +8,20 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use log::LevelFilter;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
 use super::SqlStore;
 use super::link::SqlPool;
 use super::parents::KnownParents;
 use crate::config::types::TracesConfig;
+use crate::observe;
 use crate::traces::store::{StoreError, StoreTimeouts};
 
 /// The most memory of what is known of the last traces of sessions, in bytes.
@@ -29,6 +32,9 @@ const MAX_READERS: u32 = 4;
 
 /// The connections that write to PostgreSQL at a time. SQLite has one writer.
 const MAX_WRITERS: u32 = 2;
+
+/// How long the start waits for a server.
+const MAX_FIRST_CONNECT: Duration = Duration::from_secs(1);
 
 /// The size to which SQLite cuts its log after a checkpoint.
 const MAX_LOG_BYTES: u64 = 16 << 20;
@@ -101,10 +107,25 @@ impl SqlStore {
             .application_name("vllm-lb")
             .options([("statement_timeout", &millis), ("idle_in_transaction_session_timeout", &millis)])
             .disable_statement_logging();
-        let pool = || PgPoolOptions::new().acquire_timeout(timeouts.acquire).idle_timeout(MAX_IDLE);
+        let pool = || {
+            PgPoolOptions::new()
+                .acquire_timeout(timeouts.acquire)
+                .acquire_slow_level(LevelFilter::Off)
+                .idle_timeout(MAX_IDLE)
+        };
         let reads = pool().max_connections(MAX_READERS).connect_lazy_with(options.clone());
-        let writes = pool().max_connections(MAX_WRITERS).connect_lazy_with(options);
+        let writes = pool().max_connections(MAX_WRITERS).connect_lazy_with(options.clone());
         let store = Self::new(SqlPool::Postgres(reads), SqlPool::Postgres(writes), config, timeouts);
+        // A pool tries again and again, and does not tell why it fails: one connection does.
+        let first = match timeout(MAX_FIRST_CONNECT, options.connect()).await {
+            Ok(Ok(connection)) => connection.close().await.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no connection within {MAX_FIRST_CONNECT:?}")),
+        };
+        if let Err(reason) = first {
+            observe::traces::store_failed(&StoreError::Database { reason });
+            return Ok(store);
+        }
         match store.migrated().await {
             Err(error @ StoreError::NewerSchema { .. }) => Err(error),
             _ => Ok(store),
