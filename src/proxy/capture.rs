@@ -74,6 +74,8 @@ pub struct RequestCapture {
     sync: bool,
     /// Told once the trace is stored.
     waiting: Option<oneshot::Receiver<()>>,
+    /// What is still to come of an answer that states its length.
+    left: Option<u64>,
     held: MemoryReservation,
 }
 
@@ -150,6 +152,7 @@ impl RequestCapture {
             cleaned: Vec::new(),
             sync,
             waiting,
+            left: None,
             held,
         })
     }
@@ -176,6 +179,7 @@ impl RequestCapture {
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE);
         let status = head.status.as_u16();
+        self.left = headers::length(&head.headers);
         let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
         self.capture.answer(status, is_stream);
         let fields = self.question.as_ref().map(|question| question.added_fields).unwrap_or_default();
@@ -216,7 +220,10 @@ impl RequestCapture {
             Some(CaptureEdit::Refusal(refusal)) => (Some(Bytes::from(refusal.feed(piece, end))), end),
             Some(CaptureEdit::Unread) | None => (None, end),
         };
-        if (ends || end) && !self.capture.is_ended() {
+        self.left = self.left.map(|left| left.saturating_sub(piece.len() as u64));
+        // The client of an answer that goes on as it is knows its end before the upstream's is read.
+        let is_last = edited.is_none() && self.left == Some(0);
+        if (ends || end || is_last) && !self.capture.is_ended() {
             if self.sync {
                 self.waiting = Some(self.capture.end_stored());
             } else {

@@ -42,7 +42,7 @@ struct LastTurnsState {
     bytes: usize,
     /// Calls that have ended and are not kept yet.
     pending: HashMap<Arc<str>, PendingCalls>,
-    /// A request has waited in vain since the last call was kept or dropped.
+    /// A request has waited in vain since the writer took the last call.
     is_stalled: bool,
 }
 
@@ -61,6 +61,8 @@ struct PendingCalls {
 pub struct PendingTurn {
     turns: Arc<LastTurns>,
     session: Arc<str>,
+    /// The writer has it; otherwise it was dropped, which is no progress.
+    is_taken: bool,
 }
 
 impl std::fmt::Debug for PendingTurn {
@@ -120,7 +122,7 @@ impl LastTurns {
         let mut state = self.lock();
         let pending = state.pending.entry(session.clone());
         pending.or_insert_with(|| PendingCalls { count: 0, ended: Arc::default() }).count += 1;
-        Some(PendingTurn { turns: self.clone(), session })
+        Some(PendingTurn { turns: self.clone(), session, is_taken: false })
     }
 
     /// Keeps the turn of a record, if another one can continue from it.
@@ -202,10 +204,17 @@ impl LastTurnsState {
 
 // === impl PendingTurn ===
 
+impl PendingTurn {
+    /// The writer makes progress: it has kept the turn, or found that none comes of the call.
+    pub fn taken(mut self) {
+        self.is_taken = true;
+    }
+}
+
 impl Drop for PendingTurn {
     fn drop(&mut self) {
         let mut state = self.turns.lock();
-        state.is_stalled = false;
+        state.is_stalled &= !self.is_taken;
         let Some(pending) = state.pending.get_mut(&self.session) else { return };
         pending.count -= 1;
         if pending.count == 0 {

@@ -117,6 +117,11 @@ impl TraceMessage {
         }
     }
 
+    /// No message of its call is of use any more.
+    pub fn is_dropped(&self) -> bool {
+        self.mark().is_some_and(CaptureMark::is_dropped)
+    }
+
     fn bytes(&self) -> usize {
         let bytes = match self {
             TraceMessage::Piece { bytes, .. } => bytes.capacity(),

@@ -156,7 +156,7 @@ impl Store {
     ) -> Result<Vec<StoredTrace>, StoreError> {
         match self {
             Store::None => Ok(Vec::new()),
-            Store::Memory(memory) => Ok(memory.traces(session, since, limit)),
+            Store::Memory(memory) => memory.traces(session, since, limit).await,
             Store::Sql(sql) => sql.traces(session, since, limit).await,
         }
     }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use super::assemble::{self, AnswerAssembler};
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
-use super::record::TraceRecord;
+use super::record::{ChoiceRecord, TraceRecord};
 use super::store::{Store, StoreError};
 use super::{NO_VERSION, Traces, now};
 use crate::config::types::TraceStore;
@@ -25,6 +25,10 @@ use crate::observe;
 
 /// The most records of one batch.
 const MAX_BATCH_RECORDS: usize = 256;
+
+/// The memory of records, about, with which a batch is full: a record may take a multiple of the bytes that it
+/// was made of.
+const MAX_BATCH_BYTES: usize = 64 << 20;
 
 /// The most messages that are taken at a time.
 const MAX_TAKEN: usize = 256;
@@ -100,6 +104,8 @@ struct WriterBatch {
     open: HashMap<u64, OpenAnswer>,
     open_bytes: usize,
     records: Vec<Arc<TraceRecord>>,
+    /// The memory of the records, about.
+    bytes: usize,
     /// Told once the records are stored.
     waiting: Vec<oneshot::Sender<()>>,
     /// The time of the first record.
@@ -128,6 +134,9 @@ async fn run(traces: &Traces) {
         };
         for message in messages.drain(..) {
             batch.add(traces, message);
+            if batch.bytes > MAX_BATCH_BYTES {
+                batch.store(traces, false).await;
+            }
         }
         batch.forget_dropped(traces);
         let is_stored = if batch.is_due() || !open { batch.store(traces, !open).await } else { true };
@@ -144,6 +153,10 @@ async fn run(traces: &Traces) {
 
 impl WriterBatch {
     fn add(&mut self, traces: &Traces, message: TraceMessage) {
+        // Given up since it was taken: what is left of it would be stored as if it were all.
+        if message.is_dropped() {
+            return;
+        }
         match message {
             TraceMessage::Flush(told) => self.waiting.push(told),
             TraceMessage::Piece { mark, form, bytes } => {
@@ -166,10 +179,11 @@ impl WriterBatch {
                 let mut call = call;
                 let pending = call.pending.take();
                 let (record, stored) = assembled(*call, open.map(|open| open.assembler));
-                if pending.is_some() {
+                if let Some(pending) = pending {
                     traces.last_turns.keep(&record);
+                    pending.taken();
                 }
-                drop(pending);
+                self.bytes += bytes_of(&record);
                 self.records.push(Arc::new(record));
                 self.waiting.extend(stored);
                 self.since.get_or_insert_with(Instant::now);
@@ -209,7 +223,7 @@ impl WriterBatch {
     /// Stores the records, and tells those that wait. `last`: the balancer is ending. False: some are lost.
     async fn store(&mut self, traces: &Traces, last: bool) -> bool {
         let records = std::mem::take(&mut self.records);
-        self.since = None;
+        (self.since, self.bytes) = (None, 0);
         let deadline = last.then(|| Instant::now() + MAX_LAST_TRIES);
         let is_stored = records.is_empty() || store_batch(traces, &records, deadline).await;
         for told in self.waiting.drain(..) {
@@ -217,6 +231,21 @@ impl WriterBatch {
         }
         is_stored
     }
+}
+
+/// The memory of a record, about.
+fn bytes_of(record: &TraceRecord) -> usize {
+    /// An allocation with what points at it.
+    const ENTRY_BYTES: usize = 48;
+    let choice = |choice: &ChoiceRecord| {
+        let texts: usize = choice.token_texts.iter().map(|text| text.len() + ENTRY_BYTES).sum();
+        choice.message.len() + 4 * choice.token_ids.len() + 8 * choice.logprobs.len() + texts
+    };
+    let documents = [&record.request, &record.response].into_iter().flatten();
+    record.turns.iter().map(|turn| turn.len() + ENTRY_BYTES).sum::<usize>()
+        + 4 * record.prompt_token_ids.len()
+        + record.choices.iter().map(choice).sum::<usize>()
+        + documents.map(|document| document.text.len()).sum::<usize>()
 }
 
 fn assembler(form: AnswerForm) -> AnswerAssembler {
@@ -341,5 +370,46 @@ async fn refresh(traces: &Traces) {
     if let Ok(Ok(Some(version))) = version {
         debug_assert_ne!(version, NO_VERSION, "it stands for none");
         traces.weight_version.store(version, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::TraceApi;
+    use super::*;
+    use crate::config::types::TracesConfig;
+
+    #[tokio::test]
+    async fn nothing_of_a_call_that_was_given_up_is_stored() {
+        let traces = Traces::start(&TracesConfig::default()).await.unwrap();
+        let mut batch = WriterBatch::default();
+        let mark = CaptureMark::new(1);
+        let form = AnswerForm { api: TraceApi::Chat, stream: true, status: 200 };
+        let piece =
+            || TraceMessage::Piece { mark: mark.clone(), form, bytes: b"data: {\"choices\":[".to_vec() };
+        let later = piece();
+        batch.add(&traces, piece());
+        assert_eq!(batch.open.len(), 1);
+        batch.give_up_largest();
+        // Taken from the queue together with the first one.
+        batch.add(&traces, later);
+        assert!(batch.open.is_empty() && batch.open_bytes == 0);
+        traces.stop(Duration::from_secs(5)).await;
+    }
+
+    #[test]
+    fn tiny_messages_take_little_memory() {
+        let body = |count: usize| format!(r#"{{"model":"m","messages":[{}0]}}"#, "0,".repeat(count));
+        for (count, is_cut) in [(10, true), (1_000_000, false)] {
+            let body = body(count);
+            for api in [TraceApi::Chat, TraceApi::Responses, TraceApi::Messages] {
+                let body =
+                    body.replace("messages", if api == TraceApi::Responses { "input" } else { "messages" });
+                let parts = assemble::read_request(api, body.as_bytes());
+                assert_eq!(!parts.turns.is_empty(), is_cut);
+                let text = &parts.document.as_ref().unwrap().text;
+                assert_eq!(text.len() == body.len(), !is_cut, "nothing is lost");
+            }
+        }
     }
 }

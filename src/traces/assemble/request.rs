@@ -1,9 +1,10 @@
 //! The request's side of a record, and the record itself.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::AssembledAnswer;
@@ -25,7 +26,39 @@ pub struct RequestParts {
     pub prompt_token_ids: Vec<u32>,
 }
 
-#[derive(Deserialize)]
+/// The most messages that are taken apart: each takes an allocation of its own, so that a list of millions of
+/// tiny ones would take a multiple of the body. A longer list stays in the document.
+const MAX_TURNS: usize = 65_536;
+
+/// A list of at most [`MAX_TURNS`] values; more of them are an error before they take memory.
+struct TurnList<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for TurnList<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct TurnVisitor;
+        impl<'de> Visitor<'de> for TurnVisitor {
+            type Value = TurnList<'de>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(out, "at most {MAX_TURNS} values")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut turns = Vec::new();
+                while let Some(turn) = list.next_element()? {
+                    if turns.len() == MAX_TURNS {
+                        return Err(A::Error::invalid_length(MAX_TURNS + 1, &self));
+                    }
+                    turns.push(turn);
+                }
+                Ok(TurnList(turns))
+            }
+        }
+        from.deserialize_seq(TurnVisitor)
+    }
+}
+
+#[derive(serde::Deserialize)]
 struct RecordedRequest<'a> {
     #[serde(borrow)]
     model: Option<&'a RawValue>,
@@ -51,12 +84,12 @@ pub fn read_request(api: TraceApi, body: &[u8]) -> RequestParts {
         TraceApi::Completions => None,
     };
     if let Some(turns) = turns {
-        match (serde_json::from_str::<Vec<&RawValue>>(turns.get()), span_in(text, turns)) {
-            (Ok(list), Some(span)) => {
+        match (serde_json::from_str::<TurnList<'_>>(turns.get()), span_in(text, turns)) {
+            (Ok(TurnList(list)), Some(span)) => {
                 parts.turns = list.into_iter().map(|turn| turn.get().into()).collect();
                 cuts.push((span, CutPart::Turns));
             }
-            _ if api == TraceApi::Responses => {
+            _ if api == TraceApi::Responses && !turns.get().starts_with('[') => {
                 parts.turns.push(format!("{{\"role\":\"user\",\"content\":{}}}", turns.get()).into());
             }
             _ => {}

@@ -131,6 +131,8 @@ async fn a_turn_waits_for_calls_that_have_ended_and_for_no_others() {
     assert_eq!(begun.elapsed(), waited);
     assert_eq!((turns.get("s").await, begun.elapsed()), (Err(Late), waited), "others do not wait");
     drop(turns.expect(&record("other", &[3]).facts));
+    assert_eq!((turns.get("s").await, begun.elapsed()), (Err(Late), waited), "a dropped call is no progress");
+    turns.expect(&record("other", &[3]).facts).unwrap().taken();
     assert_eq!(turns.get("s").await, Err(Late));
     assert_eq!(begun.elapsed(), waited + MAX_LATENESS, "the writer works again");
 }

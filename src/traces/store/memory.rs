@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
+
 use super::prompts::{PromptNode, allocation};
-use super::{CREATED_STEP, StoredTrace};
+use super::{CREATED_STEP, StoreError, StoredTrace};
 use crate::traces::record::{ChoiceRecord, SessionSettings, SessionSummary, TraceRecord};
 
 /// The conversations of one session that a new prompt is compared with: subagents take turns.
@@ -102,15 +104,22 @@ impl MemoryStore {
         self.held().sessions.get(id).map(|session| session.summary(id))
     }
 
-    pub fn traces(&self, session: &str, since: Option<f64>, limit: Option<usize>) -> Vec<StoredTrace> {
+    /// Rebuilt on a thread that no request waits for: of a long session that takes a while.
+    pub async fn traces(
+        &self,
+        session: &str,
+        since: Option<f64>,
+        limit: Option<usize>,
+    ) -> Result<Vec<StoredTrace>, StoreError> {
         let wanted: Vec<Arc<HeldTrace>> = {
             let held = self.held();
-            let Some(session) = held.sessions.get(session) else { return Vec::new() };
+            let Some(session) = held.sessions.get(session) else { return Ok(Vec::new()) };
             let first =
                 since.map_or(0, |since| session.traces.partition_point(|trace| trace.created_at < since));
             session.traces.iter().skip(first).take(limit.unwrap_or(usize::MAX)).cloned().collect()
         };
-        wanted.iter().map(|trace| trace.rebuild()).collect()
+        let rebuilt = spawn_blocking(move || wanted.iter().map(|trace| trace.rebuild()).collect()).await;
+        rebuilt.map_err(|error| StoreError::Database { reason: error.to_string() })
     }
 
     pub fn trace(&self, trace_id: &str) -> Option<StoredTrace> {

@@ -134,13 +134,13 @@ async fn memory_drops_the_oldest_traces_of_the_least_recently_active_session() {
             break;
         }
     }
-    let b = store.traces("b", None, None);
+    let b = store.traces("b", None, None).await.expect("is read");
     assert_eq!(b.len() as u64, 4 - dropped);
     let whole = conversation("b", 4, 500, 10);
     let left: Vec<_> = b.iter().map(|stored| &*stored.record).collect();
     assert_eq!(left, whole[dropped as usize..].iter().collect::<Vec<_>>());
     assert!(store.trace("b/0").is_none());
-    assert_eq!(store.traces("a", None, None)[..4].len(), 4);
+    assert_eq!(store.traces("a", None, None).await.expect("is read")[..4].len(), 4);
 }
 
 #[tokio::test]

@@ -227,6 +227,16 @@ macro_rules! next_column {
 }
 
 impl SqlRow {
+    /// The text of a column, whatever was read before.
+    pub fn text_at(&self, column: usize) -> Result<Option<String>, StoreError> {
+        Ok(either!(SqlRowKind, &self.row, row => row.try_get(column))?)
+    }
+
+    /// The number of a column, whatever was read before.
+    pub fn real_at(&self, column: usize) -> Result<f64, StoreError> {
+        Ok(either!(SqlRowKind, &self.row, row => row.try_get(column))?)
+    }
+
     pub fn text(&mut self) -> Result<String, StoreError> {
         Ok(next_column!(self, String))
     }

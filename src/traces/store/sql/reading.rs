@@ -2,11 +2,14 @@
 //!
 //! Never: a lock, a transaction: each answer is that of one statement.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
+
+use tokio::task::spawn_blocking;
 
 use super::link::{SqlRow, SqlValue};
 use super::rows::RowDecoder;
-use super::schema::COLUMNS;
+use super::schema::{COLUMNS, CREATED_COLUMN, PARENT_COLUMN};
 use super::{SqlStore, session_key};
 use crate::traces::record::{SessionSettings, SessionSummary};
 use crate::traces::store::{StoreError, StoredTrace};
@@ -40,9 +43,47 @@ fn count_limit(limit: Option<usize>) -> SqlValue<'static> {
     SqlValue::integer(limit.unwrap_or(usize::MAX))
 }
 
-fn decode_all(rows: Vec<SqlRow>) -> Result<Vec<StoredTrace>, StoreError> {
-    let mut decoder = RowDecoder::default();
-    rows.into_iter().map(|row| decoder.decode(row)).collect()
+/// The traces of rows that were stored at `since` or later, made on a thread that no request waits for: a row
+/// of a long session takes all rows before it.
+async fn decode(rows: Vec<SqlRow>, since: f64) -> Result<Vec<StoredTrace>, StoreError> {
+    let decoded = spawn_blocking(move || decode_rows(rows, since)).await;
+    decoded.map_err(|error| StoreError::Database { reason: error.to_string() })?
+}
+
+fn decode_rows(rows: Vec<SqlRow>, since: f64) -> Result<Vec<StoredTrace>, StoreError> {
+    let parents: Result<Vec<_>, _> = rows.iter().map(|row| row.text_at(*PARENT_COLUMN)).collect();
+    let parents = parents?;
+    let mut needed: HashMap<&str, usize> = HashMap::new();
+    parents.iter().flatten().for_each(|parent| *needed.entry(parent).or_default() += 1);
+    let (mut decoder, mut traces) = (RowDecoder::default(), Vec::new());
+    for (row, parent) in rows.into_iter().zip(&parents) {
+        let trace = decoder.decode(row)?;
+        let id = trace.record.facts.trace_id.as_str();
+        if !needed.contains_key(id) {
+            decoder.forget(id);
+        }
+        if let Some(parent) = parent.as_deref()
+            && let Some(count) = needed.get_mut(parent)
+        {
+            *count -= 1;
+            if *count == 0 {
+                decoder.forget(parent);
+            }
+        }
+        if trace.created_at >= since {
+            traces.push(trace);
+        }
+    }
+    Ok(traces)
+}
+
+/// The last trace of rows that only it needs.
+async fn decode_last(rows: Vec<SqlRow>) -> Result<Option<StoredTrace>, StoreError> {
+    let last = match rows.last() {
+        Some(row) => row.real_at(CREATED_COLUMN)?,
+        None => return Ok(None),
+    };
+    Ok(decode(rows, last).await?.pop())
 }
 
 fn summary(mut row: SqlRow) -> Result<SessionSummary, StoreError> {
@@ -84,23 +125,23 @@ impl SqlStore {
         let (id, count) = (SqlValue::text(session_key(session)), count_limit(limit));
         let mut link = self.read().await?;
         let Some(since) = since else {
-            return decode_all(link.rows(&SESSION_TRACES, &[id, count]).await?);
+            let rows = link.rows(&SESSION_TRACES, &[id, count]).await?;
+            drop(link);
+            return decode(rows, f64::MIN).await;
         };
         let rows = link.rows(&RECENT_TRACES, &[id, count, SqlValue::real(since)]).await?;
         drop(link);
-        let mut traces = decode_all(rows)?;
-        traces.retain(|trace| trace.created_at >= since);
-        Ok(traces)
+        decode(rows, since).await
     }
 
     pub async fn trace(&self, trace_id: &str) -> Result<Option<StoredTrace>, StoreError> {
         let rows = self.read().await?.rows(&ONE_TRACE, &[SqlValue::text(trace_id)]).await?;
-        Ok(decode_all(rows)?.pop())
+        decode_last(rows).await
     }
 
     pub async fn latest_trace(&self, session: &str) -> Result<Option<StoredTrace>, StoreError> {
         let rows = self.read().await?.rows(&LATEST_TRACE, &[SqlValue::text(session_key(session))]).await?;
-        Ok(decode_all(rows)?.pop())
+        decode_last(rows).await
     }
 
     pub async fn load_session(&self, id: &str) -> Result<Option<SessionSettings>, StoreError> {

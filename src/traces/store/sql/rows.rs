@@ -256,6 +256,11 @@ fn gaps_text(document: &CutDocument) -> Option<String> {
 // === impl RowDecoder ===
 
 impl RowDecoder {
+    /// Frees a trace that no further row needs.
+    pub fn forget(&mut self, trace_id: &str) {
+        self.rebuilt.remove(trace_id);
+    }
+
     /// The trace of a row.
     pub fn decode(&mut self, mut row: SqlRow) -> Result<StoredTrace, StoreError> {
         let trace_id = row.text()?;

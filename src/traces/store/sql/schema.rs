@@ -80,11 +80,17 @@ pub const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, mo
      choice_index, response_message, completion_token_ids, logprobs, token_texts, routed_experts, \
      more_choices, request_lead, request_tail, request, request_gaps, response, response_gaps";
 
+/// The place of `created_at` among the columns.
+pub const CREATED_COLUMN: usize = 2;
+
+/// The place of `parent_id` among the columns.
+pub static PARENT_COLUMN: LazyLock<usize> =
+    LazyLock::new(|| COLUMNS.split(',').position(|column| column.trim() == "parent_id").unwrap_or_default());
+
 /// Inserts a row unless its parent is gone or its trace is stored already.
 pub static INSERT: LazyLock<String> = LazyLock::new(|| {
     let count = COLUMNS.split(',').count();
-    let parent =
-        COLUMNS.split(',').position(|column| column.trim() == "parent_id").map_or(0, |place| place + 1);
+    let parent = *PARENT_COLUMN + 1;
     let values: Vec<String> = (1..=count).map(|place| format!("${place}")).collect();
     format!(
         "INSERT INTO traces ({COLUMNS}) SELECT {} WHERE ${parent} IS NULL \
