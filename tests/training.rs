@@ -3,7 +3,7 @@
 mod common;
 
 use common::raw::Raw;
-use common::wire::post;
+use common::wire::{get, post};
 use common::{Balancer, config};
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
@@ -51,4 +51,37 @@ async fn an_answer_without_token_ids_is_refused_and_blamed_on_no_upstream() {
     balancer.until_idle().await;
     let snapshot = balancer.running.fleet.snapshot();
     assert!(snapshot.entries.iter().all(SnapshotEntry::is_ready), "no upstream is to blame");
+}
+
+/// The trace was that of an answer which no client has received.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_shows_what_became_of_an_answer_that_cannot_be_translated() {
+    let message = json!({"role": "assistant", "content": "wo"});
+    let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"});
+    let chat = answer("application/json", &json!({"model": "sim", "choices": [choice]}).to_string());
+    let none = answer("application/json", "[]");
+    for (raws, routed, expected) in [
+        (vec![chat.clone()], "{model: fast, to: sim, responses: chat, token_ids: true}", (500, 0)),
+        (vec![none, chat], "{model: fast, to: sim, responses: chat}", (200, 1)),
+    ] {
+        let mut upstreams = Vec::new();
+        for raw in &raws {
+            upstreams.push(Raw::start(raw).await);
+        }
+        let config =
+            Config { routes: routes(routed), ..config(upstreams.iter().map(Raw::upstream).collect()) };
+        let balancer = Balancer::ready(config).await;
+        for turn in 0..4 {
+            let request = post(&format!("/sessions/s{turn}{RESPONSES}"), r#"{"model":"fast","input":"hi"}"#);
+            balancer.ask(request).await.expect(expected.0);
+            balancer.admin(post("/admin/flush", "")).await.expect(200);
+            let found = balancer.admin(get(&format!("/sessions/s{turn}/traces"))).await.expect(200).json();
+            let found = &found.as_array().expect("a list")[0];
+            assert_eq!(found["status"], json!(expected.0), "{found}");
+            assert_eq!(found["error"].is_null(), expected.0 == 200, "{found}");
+            if expected.1 > 0 {
+                assert_eq!(found["response_message"]["content"], "wo", "{found}");
+            }
+        }
+    }
 }

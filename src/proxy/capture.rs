@@ -76,6 +76,8 @@ pub struct RequestCapture {
     waiting: Option<oneshot::Receiver<()>>,
     /// What is still to come of an answer that states its length.
     left: Option<u64>,
+    /// The end of the answer has been copied.
+    is_over: bool,
     held: MemoryReservation,
 }
 
@@ -153,6 +155,7 @@ impl RequestCapture {
             sync,
             waiting,
             left: None,
+            is_over: false,
             held,
         })
     }
@@ -179,7 +182,7 @@ impl RequestCapture {
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE);
         let status = head.status.as_u16();
-        self.left = headers::length(&head.headers);
+        (self.left, self.is_over) = (headers::length(&head.headers), false);
         let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
         self.capture.answer(status, is_stream);
         let fields = self.question.as_ref().map(|question| question.added_fields).unwrap_or_default();
@@ -223,15 +226,21 @@ impl RequestCapture {
         self.left = self.left.map(|left| left.saturating_sub(piece.len() as u64));
         // The client of an answer that goes on as it is knows its end before the upstream's is read.
         let is_last = edited.is_none() && self.left == Some(0);
-        if (ends || end || is_last) && !self.capture.is_ended() {
-            if self.sync {
-                self.waiting = Some(self.capture.end_stored());
-            } else {
-                self.capture.end(None);
-            }
-            self.held.release();
-        }
+        self.is_over |= ends || end || is_last;
         edited
+    }
+
+    /// What was copied goes to the client: if it was the end, the call has ended.
+    pub fn conclude(&mut self) {
+        if !std::mem::take(&mut self.is_over) || self.capture.is_ended() {
+            return;
+        }
+        if self.sync {
+            self.waiting = Some(self.capture.end_stored());
+        } else {
+            self.capture.end(None);
+        }
+        self.held.release();
     }
 
     /// Copies an answer that is replaced by one of the balancer's own.

@@ -133,5 +133,11 @@ fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<B
     let taken = taken.or_else(|| pending.and_then(|pending| pending.piece(piece, end)));
     let piece = taken.as_deref().unwrap_or(piece);
     let edited = request.edits.as_mut().map(|edits| edits.piece(piece, end)).transpose()?.flatten();
+    // Not before: another attempt, or a refusal, may follow an answer that the edits cannot read.
+    if let Some(capture) = &mut request.capture
+        && request.edits.as_ref().is_none_or(|edits| !edits.is_broken())
+    {
+        capture.conclude();
+    }
     Ok(edited.or(taken).or(cleaned).or(chat))
 }
