@@ -18,6 +18,9 @@ const MAX_BRANCHES: usize = 4;
 /// What a row has to save, in bytes, to depend on another one.
 const MIN_SAVED_BYTES: usize = 64;
 
+/// The rows that a row may need one behind the other: to read one trace reads all of these.
+const MAX_DEPTH: usize = 64;
+
 /// The share of the maps in the memory of a session.
 const ENTRY_BYTES: usize = 256;
 
@@ -45,6 +48,8 @@ struct KnownBranch {
     ids: Vec<u32>,
     prompt_ids: usize,
     request: Option<Arc<str>>,
+    /// The rows that its row needs.
+    depth: usize,
 }
 
 /// What a row does not hold because its parent's has it.
@@ -87,12 +92,14 @@ impl KnownParents {
         self.activity.insert(self.tick, id);
 
         let (delta, continued) = session.delta(record, &turns);
+        let is_parent = |branch: &&KnownBranch| delta.parent.as_ref() == Some(&branch.trace_id);
+        let depth = session.branches.iter().find(is_parent).map_or(0, |parent| parent.depth + 1);
         if let Some(place) = continued {
             session.branches.remove(place);
         } else if session.branches.len() == MAX_BRANCHES {
             session.branches.remove(0);
         }
-        session.branches.push(KnownBranch::new(record, turns));
+        session.branches.push(KnownBranch::new(record, turns, depth));
         let bytes = session.branches.iter().map(KnownBranch::bytes).sum();
         self.bytes = self.bytes + bytes - std::mem::replace(&mut session.bytes, bytes);
         self.shrink();
@@ -136,7 +143,8 @@ impl KnownSession {
             (Some(parent), Some(own)) => SharedEnds::of(parent, &own.text),
             _ => SharedEnds::default(),
         };
-        let delta = match saved + request.lead + request.tail >= MIN_SAVED_BYTES {
+        let saves = saved + request.lead + request.tail >= MIN_SAVED_BYTES;
+        let delta = match saves && branch.depth < MAX_DEPTH {
             true => RowDelta { parent: Some(branch.trace_id.clone()), turns, prompt_ids, request },
             false => RowDelta::default(),
         };
@@ -151,7 +159,7 @@ impl KnownSession {
 // === impl KnownBranch ===
 
 impl KnownBranch {
-    fn new(record: &TraceRecord, turns: Vec<u128>) -> Self {
+    fn new(record: &TraceRecord, turns: Vec<u128>, depth: usize) -> Self {
         let answer = record.choices.first().map_or(&[][..], |choice| &choice.token_ids);
         KnownBranch {
             trace_id: record.facts.trace_id.clone(),
@@ -159,6 +167,7 @@ impl KnownBranch {
             ids: [&record.prompt_token_ids, answer].concat(),
             prompt_ids: record.prompt_token_ids.len(),
             request: record.request.as_ref().map(|document| document.text.clone()),
+            depth,
         }
     }
 
@@ -185,5 +194,24 @@ impl SharedEnds {
             tail -= 1;
         }
         SharedEnds { lead, tail }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traces::store::samples::record;
+
+    #[test]
+    fn a_row_needs_few_others() {
+        let (mut known, turn) = (KnownParents::new(1 << 20), "x".repeat(200));
+        let (mut depth, mut whole) = (0, 0);
+        for number in 0..1_000 {
+            let delta = known.follow(&record("s", &number.to_string(), &[&turn], &[7; 100], &[3]));
+            depth = if delta.parent.is_some() { depth + 1 } else { 0 };
+            whole += usize::from(delta.parent.is_none());
+            assert!(depth <= MAX_DEPTH);
+        }
+        assert_eq!(whole, 1_000_usize.div_ceil(MAX_DEPTH + 1), "only those are whole that must be");
     }
 }
