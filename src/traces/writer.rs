@@ -26,8 +26,8 @@ use crate::observe;
 /// The most records of one batch.
 const MAX_BATCH_RECORDS: usize = 256;
 
-/// The memory of records, about, with which a batch is full: a record may take a multiple of the bytes that it
-/// was made of.
+/// The memory of records, about, with which a batch is full: a record may take a multiple of the bytes that
+/// it was made of.
 const MAX_BATCH_BYTES: usize = 64 << 20;
 
 /// The most messages that are taken at a time.
