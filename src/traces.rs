@@ -147,7 +147,8 @@ impl Traces {
                 let Some(found) = self.look_up(async |store| store.load_session(id).await).await else {
                     return old;
                 };
-                let settings = found.map(Arc::new);
+                let settings = found.map(|found| SessionSettings { metadata: Default::default(), ..found });
+                let settings = settings.map(Arc::new);
                 self.sessions.put(id, settings.clone(), Instant::now());
                 settings
             }
@@ -171,6 +172,8 @@ impl Traces {
     pub async fn put_session(&self, settings: SessionSettings) -> Result<(), StoreError> {
         self.store()?.put_session(&settings).await?;
         let id = settings.session_id.clone();
+        // Requests need no metadata.
+        let settings = SessionSettings { metadata: Default::default(), ..settings };
         self.sessions.put(&id, Some(Arc::new(settings)), Instant::now());
         Ok(())
     }

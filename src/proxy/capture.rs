@@ -76,6 +76,8 @@ pub struct RequestCapture {
     waiting: Option<oneshot::Receiver<()>>,
     /// What is still to come of an answer that states its length.
     left: Option<u64>,
+    /// What is reserved for the request.
+    request_bytes: u64,
     /// The end of the answer has been copied.
     is_over: bool,
     held: MemoryReservation,
@@ -155,6 +157,7 @@ impl RequestCapture {
             sync,
             waiting,
             left: None,
+            request_bytes: held.bytes(),
             is_over: false,
             held,
         })
@@ -211,6 +214,11 @@ impl RequestCapture {
             Some(CaptureEdit::Cleanup(cleanup)) => {
                 let out = &mut self.cleaned;
                 let cleaned = cleanup.feed(piece, end, out);
+                let holds = cleanup.held_bytes() as u64;
+                if holds > 0 && !self.held.grow_to(self.request_bytes + holds.next_power_of_two()) {
+                    // The client gets fields that it did not request, rather than no answer.
+                    cleanup.give_up(out);
+                }
                 let bytes = match cleaned.is_changed {
                     // A whole answer goes on without a copy.
                     true if out.len() > MAX_KEPT_BYTES => Some(Bytes::from(std::mem::take(out))),

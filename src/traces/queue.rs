@@ -18,6 +18,9 @@ use super::record::{CallFacts, TraceApi};
 /// The most bytes that wait in the queue.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
 
+/// Above so many flushes in the queue, those that nothing waits for are removed.
+const MAX_FLUSHES: usize = 64;
+
 /// What a message takes beside its bytes.
 const MESSAGE_BYTES: usize = 512;
 
@@ -77,6 +80,7 @@ struct QueueState {
     bytes: usize,
     /// Ended calls among the messages.
     calls: usize,
+    flushes: usize,
     closed: bool,
 }
 
@@ -163,6 +167,10 @@ impl CaptureQueue {
             return 0;
         }
         let mut state = self.lock();
+        if matches!(message, TraceMessage::Flush(_)) {
+            // Callers that have given up leave nothing behind.
+            state.remove_abandoned();
+        }
         if state.closed {
             let lost = usize::from(message.mark().is_some());
             if let Some(mark) = message.mark() {
@@ -212,6 +220,14 @@ impl CaptureQueue {
         self.arrived.notify_one();
     }
 
+    /// Drops what waits. Returns the number of ended calls.
+    pub fn clear(&self) -> usize {
+        let mut state = self.lock();
+        let calls = state.calls;
+        *state = QueueState { closed: state.closed, ..QueueState::default() };
+        self.count(calls)
+    }
+
     pub fn is_closed(&self) -> bool {
         self.lock().closed
     }
@@ -243,6 +259,7 @@ impl QueueState {
     fn add(&mut self, message: TraceMessage) {
         self.bytes += message.bytes();
         self.calls += usize::from(message.is_end());
+        self.flushes += usize::from(message.mark().is_none());
         self.messages.push_back(message);
     }
 
@@ -250,7 +267,22 @@ impl QueueState {
         let message = self.messages.pop_front()?;
         self.bytes -= message.bytes();
         self.calls -= usize::from(message.is_end());
+        self.flushes -= usize::from(message.mark().is_none());
         Some(message)
+    }
+
+    /// Removes flushes for which nothing waits any more.
+    fn remove_abandoned(&mut self) {
+        if self.flushes < MAX_FLUSHES {
+            return;
+        }
+        let is_abandoned =
+            |message: &TraceMessage| matches!(message, TraceMessage::Flush(told) if told.is_closed());
+        let before = self.messages.len();
+        self.messages.retain(|message| !is_abandoned(message));
+        let removed = before - self.messages.len();
+        self.flushes -= removed;
+        self.bytes -= removed * MESSAGE_BYTES;
     }
 
     /// Removes the first message of a call, and drops its call: true if it was not dropped before. Its other
@@ -356,6 +388,25 @@ mod tests {
         assert!(queue.take(&mut batch, 10).await);
         assert_eq!(ids(&batch), [None, Some(2)]);
         assert_eq!(queue.dropped(), 1);
+    }
+
+    #[tokio::test]
+    async fn flushes_that_nothing_waits_for_do_not_pile_up() {
+        let queue = CaptureQueue::new(10);
+        let mut waiting = Vec::new();
+        for at in 0..1_000 {
+            let (told, heard) = oneshot::channel();
+            queue.push(TraceMessage::Flush(told));
+            if at % 100 == 0 {
+                waiting.push(heard);
+            }
+        }
+        let mut batch = Vec::new();
+        assert!(queue.take(&mut batch, 1_000).await);
+        assert!(batch.len() <= MAX_FLUSHES + 1 && batch.len() >= waiting.len(), "{}", batch.len());
+        assert_eq!(queue.size(), (0, 0));
+        queue.push(end(&CaptureMark::new(1), 1));
+        assert_eq!((queue.clear(), queue.size()), (1, (0, 0)));
     }
 
     #[tokio::test]

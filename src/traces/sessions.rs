@@ -51,6 +51,8 @@ pub struct SessionRegistry {
     is_durable: bool,
     /// A session was made. It stays so.
     has_any: AtomicBool,
+    /// Sessions were forgotten because there were too many: the store may know them.
+    has_evicted: AtomicBool,
 }
 
 impl SessionRegistry {
@@ -61,6 +63,7 @@ impl SessionRegistry {
             is_shared,
             is_durable,
             has_any: AtomicBool::new(false),
+            has_evicted: AtomicBool::new(false),
         }
     }
 
@@ -71,7 +74,9 @@ impl SessionRegistry {
 
     pub fn get(&self, id: &str, now: Instant) -> KnownSettings {
         match self.lock().sessions.get(id) {
-            None if self.is_durable => KnownSettings::Outdated(None),
+            None if self.is_durable || self.has_evicted.load(Ordering::Acquire) => {
+                KnownSettings::Outdated(None)
+            }
             None => KnownSettings::Current(None),
             Some(known) => {
                 let settings = known.settings.clone();
@@ -90,7 +95,9 @@ impl SessionRegistry {
         }
         while state.sessions.len() > self.max_sessions {
             let Some(oldest) = state.order.pop_front() else { break };
-            state.sessions.remove(&oldest);
+            if state.sessions.remove(&oldest).is_some() {
+                self.has_evicted.store(true, Ordering::Release);
+            }
         }
         // Removed sessions leave their names behind; both stay within twice the limit.
         if state.order.len() > 2 * self.max_sessions {
@@ -150,6 +157,7 @@ mod tests {
         for id in 0..100 {
             registry.put(&id.to_string(), settings("x"), now);
         }
+        assert!(matches!(registry.get("96", now), KnownSettings::Outdated(None)), "the store may know it");
         let is_known = |id: &str| matches!(registry.get(id, now), KnownSettings::Current(Some(_)));
         assert!(is_known("99") && is_known("97") && !is_known("96"));
         assert!(registry.lock().order.len() <= 6);

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::assemble::{self, AnswerAssembler};
-use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
+use super::queue::{AnswerForm, CaptureMark, CaptureQueue, EndedCall, TraceMessage};
 use super::record::{ChoiceRecord, TraceRecord};
 use super::store::{Store, StoreError};
 use super::{NO_VERSION, Traces, now};
@@ -92,6 +92,16 @@ impl WriterThread {
     }
 }
 
+/// Ends the queue with the writer, also with one that panics: nothing waits for it then.
+struct QueueGuard<'a>(&'a CaptureQueue);
+
+impl Drop for QueueGuard<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+        observe::traces::lost_at_stop(self.0.clear());
+    }
+}
+
 /// An answer of which more is to come.
 struct OpenAnswer {
     mark: Arc<CaptureMark>,
@@ -116,8 +126,11 @@ struct WriterBatch {
 
 async fn run(traces: &Traces) {
     let (mut batch, mut messages) = (WriterBatch::default(), Vec::new());
-    let mut expires = interval(EXPIRE_INTERVAL);
-    let mut refreshes = interval(REFRESH_INTERVAL);
+    let (mut expires, mut refreshes) = (interval(EXPIRE_INTERVAL), interval(REFRESH_INTERVAL));
+    // After an outage once, and not once for each time that was missed.
+    expires.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    refreshes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let _guard = QueueGuard(&traces.queue);
     loop {
         let wait = batch.remaining_wait();
         let open = tokio::select! {
@@ -142,8 +155,7 @@ async fn run(traces: &Traces) {
         let is_stored = if batch.is_due() || !open { batch.store(traces, !open).await } else { true };
         if !is_stored && traces.queue.is_closed() {
             // The store is gone, and the balancer waits.
-            let waiting = traces.queue.size().0;
-            return observe::traces::lost_at_stop(waiting);
+            return;
         }
         if !open {
             return;

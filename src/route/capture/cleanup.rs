@@ -115,6 +115,14 @@ impl AnswerCleanup {
         self.is_complete
     }
 
+    /// Passes on what is held back, and all else as it is: there is no memory to hold it.
+    pub fn give_up(&mut self, out: &mut Vec<u8>) {
+        if let CleanupMode::Whole { held, .. } = &mut self.mode {
+            out.append(held);
+            self.mode = CleanupMode::Unread;
+        }
+    }
+
     /// The bytes that are held back.
     pub fn held_bytes(&self) -> usize {
         match &self.mode {
