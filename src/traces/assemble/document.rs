@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 use super::ids::{find_ids, parse_ids};
 use super::merge::MergedList;
 use super::wire::{
-    AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, parse_object, read_tokens, readable,
-    span_in, string,
+    AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, is_within_limits, parse_object,
+    read_tokens, readable, span_in, string,
 };
 use super::{AnswerParts, completion_message, messages, responses};
 use crate::prompt::{string_end, unescape};
@@ -20,7 +20,8 @@ use crate::traces::record::{ChoiceRecord, CutDocument, CutPart, DocumentGap, Tra
 /// Where parts were found that the record has by itself.
 pub(super) type Cuts = Vec<(Range<usize>, CutPart)>;
 
-/// Reads an answer that was not a stream. One that is no JSON object has no document.
+/// Reads an answer that was not a stream. One that is no JSON object, or that some readers of JSON do not
+/// take, has no document.
 pub(super) fn read_document(
     api: TraceApi,
     is_failure: bool,
@@ -55,10 +56,14 @@ fn read_without_prompt(api: TraceApi, text: &str) -> Option<(AnswerParts, Cuts, 
     Some((parts, cuts, rest))
 }
 
-/// The parts of an answer, and where they stand. `None`: it is no JSON object.
+/// The parts of an answer, and where they stand. `None`: it is no JSON object, or one that some readers of
+/// JSON do not take.
 fn read_text(api: TraceApi, is_failure: bool, text: &str) -> Option<(AnswerParts, Cuts)> {
     let mut parts = AnswerParts::default();
     let mut cuts = Cuts::new();
+    if !is_within_limits(text) {
+        return None;
+    }
     if let Some(read) = parse_object::<AnswerBody<'_>>(text) {
         parts.is_complete = true;
         parts.model = read.model.and_then(string).map(Cow::into_owned);

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::AssembledAnswer;
 use super::document::{Cuts, cut_document};
 use super::ids::parse_ids;
-use super::wire::{parse_object, readable, span_in, string};
+use super::wire::{is_within_limits, parse_object, readable, span_in, string};
 use crate::traces::json::push_ids;
 use crate::traces::record::{CallFacts, CutDocument, CutPart, DocumentGap, TraceApi, TraceRecord};
 
@@ -20,7 +20,8 @@ pub struct RequestParts {
     pub model: Option<String>,
     /// Each message or input item, as JSON.
     pub turns: Vec<Arc<str>>,
-    /// The body without the lists that stand elsewhere; `None`: it is no JSON object.
+    /// The body without the lists that stand elsewhere; `None`: it is no JSON object, or
+    /// one that some readers of JSON do not take.
     pub document: Option<CutDocument>,
     /// The prompt of a completion that is a list of token ids.
     pub prompt_token_ids: Vec<u32>,
@@ -75,6 +76,9 @@ pub fn read_request(api: TraceApi, body: &[u8]) -> RequestParts {
     let text = readable(body);
     let text = text.trim_ascii();
     let mut parts = RequestParts::default();
+    if !is_within_limits(text) {
+        return parts;
+    }
     let Some(read) = parse_object::<RecordedRequest<'_>>(text) else { return parts };
     let mut cuts = Cuts::new();
     parts.model = read.model.and_then(string).map(Cow::into_owned);

@@ -10,8 +10,16 @@ use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::prompt::unescape;
+use crate::prompt::{string_end, unescape};
 use crate::traces::record::{TraceApi, TraceTokens};
+
+/// The deepest nesting of a document that is recorded. Python reads about a thousand levels and other readers
+/// 128: one call must not make the list that it stands in unreadable.
+const MAX_DEPTH: usize = 100;
+
+/// The most digits in a row of a number that is recorded: many readers take no integer above 1e308, and Python
+/// none of more than 4,300 digits.
+const MAX_DIGITS: usize = 300;
 
 /// A whole answer of any interface, or one chunk of a chat's or a completion's stream.
 #[derive(serde::Deserialize)]
@@ -271,6 +279,29 @@ pub(super) fn parse_object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
 pub(super) fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
     Some(unescape(inner.as_bytes()))
+}
+
+/// Whether all readers of JSON take the document.
+pub(super) fn is_within_limits(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let (mut at, mut depth, mut digits) = (0, 0_usize, 0_usize);
+    while let Some(byte) = bytes.get(at) {
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+        match byte {
+            b'"' => match string_end(bytes, at + 1, at + 1) {
+                Some(end) => at = end,
+                None => return true,
+            },
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH || digits > MAX_DIGITS {
+            return false;
+        }
+        at += 1;
+    }
+    true
 }
 
 pub(super) fn is_null(raw: &RawValue) -> bool {

@@ -47,6 +47,30 @@ fn an_input_that_is_a_text_is_one_turn() {
 }
 
 #[test]
+fn what_some_readers_do_not_take_is_not_recorded() {
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let (digits, brackets) = ("1".repeat(300), "[".repeat(200));
+    for (value, is_recorded) in [
+        (nested(99), true),
+        (nested(100), false),
+        (format!("[{}]", vec![nested(98); 9].join(",")), true),
+        (digits.clone(), true),
+        (format!("{digits}1"), false),
+        (format!("-{digits}.{digits}"), true),
+        (format!("\"{brackets}{digits}{digits}\\\"{brackets}\""), true),
+    ] {
+        let member = format!("\"messages\":[],\"choices\":[],\"x\":{value}");
+        let body = format!("{{\"model\":\"m\",{member}}}");
+        for api in APIS {
+            let answer = assembled(api, false, 200, [body.as_bytes()]);
+            let wire = wire(api, body.as_bytes(), Some(answer));
+            assert_eq!(wire["raw_request"].is_object(), is_recorded, "{value}");
+            assert_eq!(wire["raw_response"].is_object(), is_recorded, "{value}");
+        }
+    }
+}
+
+#[test]
 fn a_prompt_of_token_ids_is_that_of_the_record() {
     let body = r#"{"model":"m","prompt":[1,2,3],"max_tokens":4}"#;
     let parts = read_request(TraceApi::Completions, body.as_bytes());
