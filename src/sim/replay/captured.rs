@@ -7,7 +7,8 @@
 //!
 //! A session's calls that follow one another are the turns of a conversation: a turn comes as long after the
 //! answer before it as it did. Calls of a session that overlap are conversations beside each other. A prompt
-//! without token ids counts as its text, four bytes a token. Calls without an answer are left out.
+//! without token ids counts as its text, four bytes a token. Calls without an answer are left out, and those
+//! of whose prompt nothing was recorded.
 //!
 //! Of each call only numbers and the hashes of its blocks are kept: about a twelfth of its token ids as JSON.
 
@@ -120,18 +121,17 @@ impl CapturedCalls {
         if !latency.is_finite() || latency < 0.0 {
             return Err("latency_ms must not be below 0".into());
         }
-        let Some(output) = line.output()? else {
+        let (Some(output), Some((prompt, chain))) = (line.output()?, line.prompt()?) else {
             self.left_out += 1;
             return Ok(());
         };
-        let (prompt, chain) = line.prompt()?;
         let session = self.session(line.session_id);
         let (begun, ended) = (line.timestamp, line.timestamp + latency);
         self.calls.push(CapturedCall { session, begun, ended, prompt, output, chain });
         Ok(())
     }
 
-    /// The number of calls that had no answer.
+    /// The number of calls that had no answer, or of whose prompt nothing was recorded.
     pub fn left_out(&self) -> usize {
         self.left_out
     }
@@ -205,14 +205,14 @@ impl CapturedLine<'_> {
         Ok(output)
     }
 
-    /// Tokens of the prompt, and the blocks of it and of the answer.
-    fn prompt(&self) -> Result<(usize, Vec<u64>), String> {
+    /// Tokens of the prompt, and the blocks of it and of the answer; `None`: nothing of it was recorded.
+    fn prompt(&self) -> Result<Option<(usize, Vec<u64>)>, String> {
         let mut hasher = BlockHasher::default();
         let ids = self.prompt_token_ids.as_deref().unwrap_or_default();
         if !ids.is_empty() {
             hasher.feed_ids(ids);
             hasher.feed_ids(self.completion_token_ids.as_deref().unwrap_or_default());
-            return Ok((ids.len(), hasher.chain));
+            return Ok(Some((ids.len(), hasher.chain)));
         }
         let texts =
             self.raw_request.as_ref().map(|raw| [raw.tools, raw.system, raw.instructions, raw.prompt]);
@@ -221,8 +221,11 @@ impl CapturedLine<'_> {
             hasher.feed(text.get().as_bytes());
         }
         match hasher.bytes.div_ceil(TOKEN_BYTES) {
-            0 => Err("neither prompt_token_ids nor messages are in it".into()),
-            tokens => Ok((tokens, hasher.chain)),
+            0 if self.prompt_token_ids.is_none() && self.messages.is_none() => {
+                Err("neither prompt_token_ids nor messages are in it".into())
+            }
+            0 => Ok(None),
+            tokens => Ok(Some((tokens, hasher.chain))),
         }
     }
 }

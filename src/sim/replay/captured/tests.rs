@@ -129,11 +129,14 @@ fn a_call_without_an_answer_is_left_out() {
     let mut gone = call("s", 2.0, 3.0, &[ids(1, 20)], &[]);
     (gone["response_message"], gone["status"]) = (json!({}), 0.into());
     let mut reader = TraceReader::default();
-    for call in [&good, &refused, &gone] {
+    // Of a body that could not be recorded.
+    let mut unread = good.clone();
+    (unread["prompt_token_ids"], unread["messages"]) = (json!([]), json!([]));
+    for call in [&good, &refused, &gone, &unread] {
         reader.line(&call.to_string()).expect("a good line");
     }
     let read = reader.finish(1).expect("a trace");
-    assert_eq!((read.form, read.left_out, read.load.requests()), (TraceForm::Captured, 2, 1));
+    assert_eq!((read.form, read.left_out, read.load.requests()), (TraceForm::Captured, 3, 1));
     let mut reader = TraceReader::default();
     reader.line(&refused.to_string()).expect("a good line");
     assert!(reader.finish(1).expect_err("nothing is left").contains("none of its 1 calls"));
