@@ -260,6 +260,42 @@ async fn without_a_store_nothing_is_captured() {
     assert_eq!(traces(&balancer, "s-1").await, Vec::<Value>::new());
 }
 
+/// Engines may stand behind a server that compresses.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_a_captured_call_is_not_compressed() {
+    let engines = engines(1).await;
+    let balancer = over(&engines).await;
+    let body = Call::chat("hi", 3).body.to_string();
+    for (path, sent) in [("/v1/chat/completions", true), ("/sessions/s-1/v1/chat/completions", false)] {
+        let headers = [JSON, ("accept-encoding", "gzip")];
+        balancer.ask(wire::request("POST", path, &headers, body.as_bytes())).await.expect(200);
+        let request = engines[0].requests().pop().expect("it got a request");
+        assert_eq!(request.headers.contains_key("accept-encoding"), sent, "{path}");
+    }
+}
+
+/// A session that is named behind what is peeked of a body is found all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_body_names_its_session_anywhere() {
+    let engines = engines(1).await;
+    for scope in [CaptureScope::Sessions, CaptureScope::All] {
+        let mut config = config(upstreams(&engines));
+        (config.peek.bytes, config.traces.capture) = (1024, scope);
+        let balancer = Balancer::ready(config).await;
+        let settings = json!({"session_id": "made", "sampling_params": {"max_tokens": 2}});
+        balancer.admin(post("/sessions", &settings)).await.expect(200);
+        let body = format!(
+            r#"{{"model":"sim","messages":[{{"role":"user","content":"{}"}}],"prompt_cache_key":"made"}}"#,
+            "word ".repeat(4_000)
+        );
+        let answer = balancer.ask(wire::post("/v1/chat/completions", body)).await.expect(200).json();
+        assert_eq!(answer["usage"]["completion_tokens"], 2, "{scope:?}");
+        let counts = [traces(&balancer, "unnamed").await.len(), traces(&balancer, "made").await.len()];
+        assert_eq!(counts, [0, 1], "{scope:?}");
+        balancer.stop().await;
+    }
+}
+
 /// A session that the API made is captured also where only a header names it, and its settings win.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_settings_of_a_session_go_before_the_clients() {

@@ -105,6 +105,11 @@ impl SessionOrigin {
             SessionOrigin::Cookie => "cookie",
         }
     }
+
+    /// Whether what the body says of a session counts for nothing beside it.
+    pub fn is_before_body(self) -> bool {
+        matches!(self, SessionOrigin::Path | SessionOrigin::Header)
+    }
 }
 
 // === impl SessionPlaces ===

@@ -153,12 +153,14 @@ pub fn towards_upstream(
     head.append(header::HOST, HeaderValue::from_str(&upstream.host)?);
     let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
     let trusted = scope.settings.trusts(client.address());
-    let edits_answer =
-        request.edits.is_some() || request.usage_injection.is_some() || request.continued.is_some();
+    let edits_answer = request.edits.is_some()
+        || request.usage_injection.is_some()
+        || request.capture.is_some()
+        || request.continued.is_some();
     for (name, value) in &from.headers {
         let stays = match *name {
             header::HOST | header::CONTENT_LENGTH => true,
-            // What is compressed on the way could not be edited.
+            // What is compressed on the way could not be edited or recorded.
             header::ACCEPT_ENCODING => edits_answer,
             _ => {
                 is_hop_by_hop(name)

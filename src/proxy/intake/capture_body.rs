@@ -19,21 +19,27 @@ use crate::route::edit::MAX_WORKER_BYTES;
 use crate::traces::record::SessionSettings;
 
 impl Peeker {
-    /// Whether the request's call is captured, or changed for its session.
+    /// Whether the request's call is captured, or changed for its session. A body may name its session
+    /// anywhere: it is read as a whole where no other part of the request names one.
     pub(super) async fn capture_intent(
         &self,
-        client: &Client<'_>,
+        client: &mut Client<'_>,
         head: HeadFacts<'_>,
-        reader: &PeekReader,
-    ) -> Option<CaptureIntent> {
-        let FactsReader::Json(_, api) = &reader.facts else { return None };
-        trace_api(*api)?;
+        reader: &mut PeekReader,
+    ) -> Result<Option<CaptureIntent>, RequestEnd> {
+        let FactsReader::Json(_, api) = &reader.facts else { return Ok(None) };
         let in_path = head.session.is_some();
-        if !head.traces.may_capture(in_path) {
-            return None;
+        if trace_api(*api).is_none() || !head.traces.may_capture(in_path) {
+            return Ok(None);
         }
-        let label = self.session(client, head, reader, None).map(|(_, label)| label);
-        CaptureIntent::of(head.traces, label.as_deref(), in_path, head.random).await
+        let mut named = self.session(client, head, reader, None);
+        let in_head = named.as_ref().is_some_and(|(session, _)| session.source.is_before_body());
+        if !in_head && !reader.body.is_complete() {
+            reader.read_all(client).await?;
+            named = self.session(client, head, reader, None);
+        }
+        let label = named.map(|(_, label)| label);
+        Ok(CaptureIntent::of(head.traces, label.as_deref(), in_path, head.random).await)
     }
 }
 

@@ -117,7 +117,7 @@ impl Peeker {
             return Ok(Peeked { body, pace, facts, usage_injection: None, capture: None });
         }
         reader.read_needed(client, needs, &self.routes).await?;
-        let intent = self.capture_intent(client, head, &reader).await;
+        let intent = self.capture_intent(client, head, &mut reader).await?;
         if let Some(intent) = &intent {
             reader.read_all(client).await?;
             if let Some(settings) = intent.edits() {
@@ -272,7 +272,7 @@ impl PeekReader {
     }
 
     /// Reads the rest of a body that is needed as a whole.
-    async fn read_all(&mut self, client: &mut Client<'_>) -> Result<(), RequestEnd> {
+    pub(super) async fn read_all(&mut self, client: &mut Client<'_>) -> Result<(), RequestEnd> {
         while !self.body.is_complete() && self.body.len() < self.limits.max_body {
             self.read(client, self.limits.max_body).await?;
         }
