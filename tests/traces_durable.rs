@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::postgres::PostgresServer;
 use common::process::{Process, Setup};
 use common::wire::{self, JSON, Wire, with_host};
-use common::{engine, engines, eventually};
+use common::{InjectedFault, engine, engines, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, SqliteConnection};
@@ -34,8 +34,12 @@ fn setup(engines: &[common::EngineServer], more: &str) -> Setup {
 }
 
 fn call(session: &str, stream: bool) -> Vec<u8> {
+    call_of("sim", session, stream)
+}
+
+fn call_of(model: &str, session: &str, stream: bool) -> Vec<u8> {
     let messages = json!([{"role": "user", "content": format!("of {session}")}]);
-    let body = json!({"model": "sim", "messages": messages, "max_tokens": 12, "stream": stream}).to_string();
+    let body = json!({"model": model, "messages": messages, "max_tokens": 12, "stream": stream}).to_string();
     let path = format!("/sessions/{session}/v1/chat/completions");
     wire::request("POST", &path, &[JSON, ("x-request-id", session)], body.as_bytes())
 }
@@ -139,6 +143,27 @@ async fn the_end_of_an_answer_waits_for_its_trace_where_that_is_requested() {
         drop(process);
         let again = setup.start().await;
         assert_eq!(traces(&again, &session).await.len(), 1, "streams: {stream}");
+    }
+}
+
+/// The same of an answer that breaks off, and of the balancer's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_failed_answer_waits_for_its_trace_too() {
+    let engines = engines(1).await;
+    let setup = setup(&engines, ", sync: true");
+    for (session, model, error) in [("cut", "sim", "incomplete"), ("refused", "unknown", "not_found")] {
+        let process = setup.start().await;
+        engines[0].set_fault_for(1, InjectedFault::CutStream { events: 3, reset: false }).await;
+        let mut client = Wire::connect(&process.addresses[0]).await;
+        client.send(call_of(model, session, true)).await;
+        let mut framing = client.head().await.framing;
+        while let Ok(Some(_)) = client.piece(&mut framing).await {}
+        process.signal(Signal::KILL);
+        drop(process);
+        engines[0].clear_fault().await;
+        let again = setup.start().await;
+        let stored = traces(&again, session).await;
+        assert_eq!((stored.len(), &stored[0]["error"]), (1, &json!(error)), "{session}");
     }
 }
 

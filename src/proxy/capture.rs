@@ -240,31 +240,46 @@ impl RequestCapture {
 
     /// What was copied goes to the client: if it was the end, the call has ended.
     pub fn conclude(&mut self) {
-        if !std::mem::take(&mut self.is_over) || self.capture.is_ended() {
-            return;
+        if std::mem::take(&mut self.is_over) {
+            self.close(None);
         }
-        if self.sync {
-            self.waiting = Some(self.capture.end_stored());
-        } else {
-            self.capture.end(None);
-        }
-        self.held.release();
+    }
+
+    /// An answer that had begun breaks off.
+    pub fn break_off(&mut self) {
+        self.close(Some(TraceError::Incomplete));
     }
 
     /// Copies an answer that is replaced by one of the balancer's own.
     pub fn replaced(&mut self, beginning: &[u8]) {
         self.capture.piece(beginning);
-        self.capture.end(None);
+        self.close(None);
     }
 
     /// The end of the request, of a call that has not ended.
     pub fn end(&mut self, end: Result<(), &RequestEnd>) {
         match end {
             Ok(()) => self.capture.end(None),
-            Err(RequestEnd::Reject(reject)) => self.capture.refused(reject.status(), error_of(reject)),
+            Err(RequestEnd::Reject(reject)) => {
+                self.capture.refuse(reject.status());
+                self.close(Some(error_of(reject)));
+            }
             Err(RequestEnd::Disconnected(_)) => self.capture.end(Some(TraceError::ClientGone)),
             Err(RequestEnd::Broken(_)) => self.capture.end(Some(TraceError::Incomplete)),
         }
+    }
+
+    /// Ends the call before its client gets the end of the answer.
+    fn close(&mut self, error: Option<TraceError>) {
+        if self.capture.is_ended() {
+            return;
+        }
+        if self.sync {
+            self.waiting = Some(self.capture.end_stored(error));
+        } else {
+            self.capture.end(error);
+        }
+        self.held.release();
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use pingora::{Error, Result};
 
 use super::attempt::{AttemptError, UpstreamAnswer, attempt};
+use super::capture::wait_until_stored;
 use super::choose::choose;
 use super::client::Client;
 use super::context::RequestContext;
@@ -107,6 +108,7 @@ pub async fn carry(
     let served = serve(balancer, &scope, client, &mut request, &mut report).await;
     if let Some(capture) = &mut request.capture {
         capture.end(served.as_ref().copied());
+        wait_until_stored(&mut request).await;
     }
     let ended = match served {
         Err(RequestEnd::Reject(reject)) if !client.has_answer() => {

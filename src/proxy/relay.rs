@@ -160,6 +160,10 @@ pub async fn relay(
         }
         AnswerEnd::Failed(failure, last_words) => {
             report_failure(scope, placement, failure, report);
+            if let Some(capture) = &mut request.capture {
+                capture.break_off();
+            }
+            wait_until_stored(request).await;
             end_stream(scope, client, request, placement, &answer, failure, last_words).await;
             let error = Error::explain(pingora::ErrorType::ConnectionClosed, failure.label());
             Err(RequestEnd::Broken(error.into_up()))

@@ -120,13 +120,12 @@ impl Capture {
         }
     }
 
-    /// The call has ended with an answer of the balancer's own.
-    pub fn refused(&mut self, status: u16, error: TraceError) {
+    /// The balancer answers itself, with this status.
+    pub fn refuse(&mut self, status: u16) {
         if let Some(call) = &mut self.call {
             call.answer = None;
             call.facts.status = status;
         }
-        self.finish(Some(error), None);
     }
 
     /// The call has ended; without an error its answer is whole.
@@ -135,9 +134,9 @@ impl Capture {
     }
 
     /// As `end`; the result is told once the trace is stored.
-    pub fn end_stored(&mut self) -> oneshot::Receiver<()> {
+    pub fn end_stored(&mut self, error: Option<TraceError>) -> oneshot::Receiver<()> {
         let (told, heard) = oneshot::channel();
-        self.finish(None, Some(told));
+        self.finish(error, Some(told));
         heard
     }
 
