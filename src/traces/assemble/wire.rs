@@ -13,8 +13,8 @@ use serde_json::value::RawValue;
 use crate::prompt::{string_end, unescape};
 use crate::traces::record::{TraceApi, TraceTokens};
 
-/// The deepest nesting of a document that is recorded. Python reads about a thousand levels and other readers
-/// 128: one call must not make the list that it stands in unreadable.
+/// The deepest nesting of a document that is recorded. Python reads about a thousand levels, others 128: one
+/// call must not make the list that it stands in unreadable.
 const MAX_DEPTH: usize = 100;
 
 /// The most digits in a row of a number that is recorded: many readers take no integer above 1e308, and Python
