@@ -40,8 +40,8 @@ def main():
     print("# Recording sessions\n")
     print(f"`{command}`, commit {commit.stdout.strip()}, {machine()}.")
     print(f"{sessions} sessions of {turns} turns, each of which repeats a conversation that begins with")
-    print(f"{tokens} prompt tokens; rllm-model-gateway has fewer. CPU is that of the gateway's process, which")
-    print("has one core; memory is its peak; bytes are those of the store on disk.\n")
+    print(f"{tokens} prompt tokens; rllm-model-gateway has fewer. CPU is that of the gateway's process,")
+    print("which has one core; memory is its peak; bytes are those of the store on disk.\n")
     columns = ["gateway", "requests", "failed", "CPU, us a request", "requests/s a core"]
     columns += ["peak MiB", "bytes a turn", "p50 ms", "p99 ms"]
     print("| " + " | ".join(columns) + " |")

@@ -15,7 +15,7 @@ use super::Traces;
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
 use super::record::{CallFacts, TraceApi, TraceError};
 
-/// The size at which the buffered part of an answer goes to the writer: small enough to stay in a core's cache.
+/// The size at which the buffered part of an answer goes to the writer: it stays in a core's cache.
 pub const MAX_BUFFERED_BYTES: usize = 8 << 10;
 
 /// The first room of the buffer: short answers need no more.

@@ -41,8 +41,8 @@ pub(super) fn read_document(
     (parts, Some(cut_document(&text, cuts)))
 }
 
-/// Reads an answer whose prompt's ids are a long list: the list is read first, and the rest without it, so that
-/// it is not walked twice. `None`: it has no such list, or not where it belongs.
+/// Reads an answer whose prompt's ids are a long list: the list is read first, and the rest without it, so
+/// that it is not walked twice. `None`: it has no such list, or not where it belongs.
 fn read_without_prompt(api: TraceApi, text: &str) -> Option<(AnswerParts, Cuts, String)> {
     let (list, ids) = find_ids(text)?;
     let rest = [&text[..list.start], "[]", &text[list.end..]].concat();

@@ -17,8 +17,8 @@ use crate::traces::record::{TraceApi, TraceTokens};
 /// call must not make the list that it stands in unreadable.
 const MAX_DEPTH: usize = 100;
 
-/// The most digits in a row of a number that is recorded: many readers take no integer above 1e308, and Python
-/// none of more than 4,300 digits.
+/// The most digits in a row of a number that is recorded: many readers take no integer above 1e308, and
+/// Python none of more than 4,300 digits.
 const MAX_DIGITS: usize = 300;
 
 /// A whole answer of any interface, or one chunk of a chat's or a completion's stream.
