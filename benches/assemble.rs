@@ -4,11 +4,6 @@
 //! A stream is fed event by event, each with one token id, one log-probability and one piece of content, as
 //! vLLM sends them with `logprobs` and `return_token_ids`. A whole answer has the ids of its prompt and the
 //! ids and log-probabilities of its completion.
-//!
-//! | work | CPU time (the best of several runs on a busy machine) |
-//! | --- | --- |
-//! | one event of 324 bytes | 1.1 us |
-//! | a whole answer of 8,192 + 500 tokens, 104 kB | 180 us |
 
 use std::hint::black_box;
 use std::time::Duration;

@@ -240,7 +240,7 @@ async fn unknown_and_odd_paths_are_answered_as_what_they_name() {
     }
 }
 
-// === who may call ===
+// === permission ===
 
 const CALLS: [(&str, &str, &str); 12] = [
     ("GET", "/sessions", ""),

@@ -130,7 +130,7 @@ async fn a_killed_balancer_loses_only_the_last_second() {
     assert_eq!((&trace["request_id"], &trace["status"]), (&json!(due[0]), &json!(200)));
 }
 
-/// With `sync`, who has read the end of an answer finds its trace, whatever happens next.
+/// With `sync`, a client that has read the end of an answer finds its trace, also after a kill.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_an_answer_waits_for_its_trace_where_that_is_requested() {
     let engines = engines(1).await;

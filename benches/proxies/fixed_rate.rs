@@ -1,6 +1,6 @@
 //! An open loop: requests are due at a fixed rate, whether or not earlier requests are answered, so that the
-//! wait counts against a proxy that falls behind. Each request asks for a short stream, whose first event
-//! the upstream sends at once; the client counts the time from when the request was due to that event.
+//! wait counts against a proxy that falls behind. Each request asks for a short stream; the upstream sends
+//! its first event at once; the client counts the time from when the request was due to that event.
 
 use std::sync::Arc;
 use std::thread;

@@ -1,5 +1,5 @@
 //! Requests as the OpenAI SDK for Python sends them: its headers, compact JSON, the model behind the
-//! messages. Bodies are distinct, or branch predictors and caches would flatter whoever reads them.
+//! messages. Bodies are distinct, or branch predictors and caches would flatter a proxy that reads them.
 
 /// Distinct bodies of one size.
 const DISTINCT: usize = 64;
@@ -55,7 +55,7 @@ fn body(bytes: usize, model: &str, answer: Answer, random: &mut Random) -> Strin
     let stream = match answer {
         Answer::Whole => "false",
         Answer::Events(_) => "true",
-        // What it says of usage itself, nobody has to say for it.
+        // It requests its usage itself, so that no proxy adds the request.
         Answer::Burst(_) => "true,\"stream_options\":{\"include_usage\":true}",
     };
     let end = format!("],\"model\":\"{model}\",\"max_tokens\":256,\"stream\":{stream},\"temperature\":0.7}}");

@@ -1,4 +1,4 @@
-//! Clients of a trace gateway: sessions whose turns each repeat the conversation so far, as agents' do.
+//! Clients of a trace gateway: each turn of a session repeats the conversation so far, as an agent does.
 //!
 //! Writes one line of JSON: requests, failures, seconds, latencies in milliseconds, bytes of bodies.
 //! `benches/sessions.sh` runs it.

@@ -1,6 +1,6 @@
 //! What operators have said of sessions, as the requests of each need it.
 //!
-//! In front of the store: a request must not wait for a database because of a session that nobody made.
+//! In front of the store: a request must not wait for a database because of a session that no operator made.
 //!
 //! Never: an unlimited number of sessions, a lock across an await.
 

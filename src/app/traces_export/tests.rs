@@ -174,7 +174,7 @@ async fn a_file_is_there_once_it_is_complete() {
     assert_eq!(fs::read_to_string(&path).expect("the file").lines().count(), 3);
 }
 
-/// A pipe whose reader has ended.
+/// A pipe after the end of its reader.
 struct ClosedPipe;
 
 impl Write for ClosedPipe {

@@ -35,7 +35,7 @@ pub enum SubagentSessions {
 impl SessionConfig {
     /// The fields that are looked at in a body.
     pub const FIELDS: [&'static str; 3] = ["session_id", "prompt_cache_key", "user"];
-    /// The objects of a body whose fields are looked at.
+    /// The objects of a body in which fields may name a session.
     pub const OBJECTS: [&'static str; 3] = ["metadata", "rllm", "session_params"];
     /// The most names of a field, with those of the objects around it.
     pub const MAX_DEPTH: usize = 3;

@@ -62,7 +62,7 @@ struct PoolState {
 
 /// The idle connections of one upstream, the longest idle first.
 struct IdleConnections {
-    /// The settings of these connections: a server whose settings change keeps its id.
+    /// The settings of these connections: a server keeps its id when its settings change.
     upstream: Arc<Upstream>,
     waiting: VecDeque<(Box<UpstreamWire>, Instant)>,
 }
