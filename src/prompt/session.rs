@@ -6,8 +6,8 @@
 //! session into `metadata.user_id`, which is read where `metadata.session_id` is configured and missing.
 //!
 //! The key is a hash of the name and the model: an agent may use two models in one session, and their
-//! caches have nothing in common. It is the same in every balancer. A name has no length limit; empty names and
-//! names that the cut of a body goes through are ignored.
+//! caches have nothing in common. It is the same in every balancer. A name has no length limit; empty names
+//! and names that the cut of a body goes through are ignored.
 //!
 //! An agent may start others, which work beside it:
 //!
