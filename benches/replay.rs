@@ -18,8 +18,8 @@ mod play;
 use std::process::ExitCode;
 
 use play::{Cast, Played, beginning, heads, line, mean, play, simulate};
-use vllm_lb::sim::replay::report::ReportRow;
-use vllm_lb::sim::replay::trace;
+use vllm_lb::simulate::report::ReportRow;
+use vllm_lb::simulate::trace;
 
 #[tokio::main]
 async fn main() -> ExitCode {

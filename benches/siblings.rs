@@ -17,10 +17,10 @@ use std::process::ExitCode;
 
 use common::redis::Redis;
 use play::{Cast, INTERVAL, Played, beginning, heads, line, mean, play, simulate};
-use vllm_lb::sim::replay::load::Workload;
-use vllm_lb::sim::replay::report::ReportRow;
-use vllm_lb::sim::replay::shapes::Shape;
-use vllm_lb::sim::replay::trace;
+use vllm_lb::simulate::load::Workload;
+use vllm_lb::simulate::report::ReportRow;
+use vllm_lb::simulate::shapes::Shape;
+use vllm_lb::simulate::trace;
 
 const BALANCERS: usize = 4;
 

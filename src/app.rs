@@ -27,12 +27,12 @@ use tokio::task::JoinSet;
 use crate::admin::{self, AdminApi, AdminParts, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
+use crate::engine::http::{EngineServer, Options};
 use crate::fleet::{Fleet, discover};
 use crate::observe;
 use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
 use crate::proxy::{self, Balancer, ProxyShared, server};
-use crate::sim::http::{EngineServer, Options};
 use crate::state::State;
 use crate::traces::Traces;
 

@@ -17,11 +17,11 @@
 //!
 //! ```text
 //! L4   main  cli  app                                   assembly: the only code that knows everything
-//! L3   proxy | admin | sim::http                        edges; never each other; pingora only in proxy
+//! L3   proxy | admin | engine::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state  traces                             things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions
-//! L1   cache dice engine replay sim record json assemble pure: time and chance come in as arguments
+//! L1   engine cache batch dice simulate record json assemble pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!
@@ -39,6 +39,7 @@ pub mod aggregate;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod engine;
 pub mod fleet;
 pub mod logging;
 pub mod names;
@@ -51,7 +52,7 @@ pub mod reject;
 pub mod reply;
 pub mod retry;
 pub mod route;
-pub mod sim;
+pub mod simulate;
 pub mod sse;
 pub mod state;
 pub mod traces;

@@ -16,7 +16,7 @@ use common::{
 };
 use serde_json::{Value, json};
 use vllm_lb::config::types::{CaptureScope, TraceStore};
-use vllm_lb::sim::http::{RecordedGeneration, logprob};
+use vllm_lb::engine::http::{RecordedGeneration, logprob};
 
 use calls::{Call, seeded};
 

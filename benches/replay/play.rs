@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use vllm_lb::config::types::Preset;
-use vllm_lb::sim::replay::load::{Conversation, Workload};
-use vllm_lb::sim::replay::policy::ReplayPolicy;
-use vllm_lb::sim::replay::report::{Life, ReportRow};
-use vllm_lb::sim::replay::{self, trace};
+use vllm_lb::simulate::load::{Conversation, Workload};
+use vllm_lb::simulate::policy::ReplayPolicy;
+use vllm_lb::simulate::report::{Life, ReportRow};
+use vllm_lb::simulate::{self, trace};
 
 use crate::common::dice::Dice;
 use crate::common::process::{Process, Setup};
@@ -223,7 +223,7 @@ pub async fn play(load: &Workload, cast: &Cast<'_>) -> Played {
 
 /// The same on the virtual clock, once for each seed; without an interval they say nothing to each other.
 pub fn simulate(load: &Workload, balancers: usize, interval: Option<f64>) -> Vec<ReportRow> {
-    let setup = |seed| replay::Setup {
+    let setup = |seed| simulate::Setup {
         upstreams: UPSTREAMS,
         balancers,
         open: false,
@@ -232,7 +232,7 @@ pub fn simulate(load: &Workload, balancers: usize, interval: Option<f64>) -> Vec
         speed: 1.0,
         seed,
     };
-    let run = |seed| replay::run(load, setup(seed), ReplayPolicy::Preset(Preset::Work));
+    let run = |seed| simulate::run(load, setup(seed), ReplayPolicy::Preset(Preset::Work));
     (1..=SEEDS).filter_map(run).collect()
 }
 

@@ -5,10 +5,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use crate::cli::simulate::SimulateArgs;
-use crate::sim::replay::load::Workload;
-use crate::sim::replay::report::{ReportRow, table};
-use crate::sim::replay::trace::{TraceForm, TraceLoad, TraceReader};
-use crate::sim::replay::{self, Setup};
+use crate::simulate::load::Workload;
+use crate::simulate::report::{ReportRow, table};
+use crate::simulate::trace::{TraceForm, TraceLoad, TraceReader};
+use crate::simulate::{self, Setup};
 
 /// The longest line of a trace.
 const MAX_LINE_BYTES: u64 = 256 << 20;
@@ -59,7 +59,7 @@ fn read(path: &Path, seed: u64) -> Result<TraceLoad, String> {
 /// One row a policy, each on a thread of its own.
 fn rows(args: &SimulateArgs, setup: Setup, load: &Workload) -> Result<Vec<ReportRow>, String> {
     let rows: Option<Vec<ReportRow>> = std::thread::scope(|scope| {
-        let replay = |policy| scope.spawn(move || replay::run(load, setup, policy));
+        let replay = |policy| scope.spawn(move || simulate::run(load, setup, policy));
         let threads: Vec<_> = args.policies().iter().map(|policy| replay(*policy)).collect();
         threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
     });

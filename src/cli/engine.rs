@@ -12,8 +12,8 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::sim::engine::Timing;
-use crate::sim::http::{EngineServer, Options};
+use crate::engine::batch::Timing;
+use crate::engine::http::{EngineServer, Options};
 
 /// Run simulated vLLM servers, without a model and without a GPU
 #[derive(Debug, Clone, Args)]

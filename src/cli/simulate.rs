@@ -11,9 +11,9 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::config::values;
-use crate::sim::replay::Setup;
-use crate::sim::replay::policy::ReplayPolicy;
-use crate::sim::replay::shapes::Shape;
+use crate::simulate::Setup;
+use crate::simulate::policy::ReplayPolicy;
+use crate::simulate::shapes::Shape;
 
 /// Tokens of the caches when nothing is said: 2,000 blocks of 512; agents' are to be too small for them.
 const CACHE_TOKENS: usize = 2000 * 512;

@@ -26,9 +26,9 @@ use tokio::time::{Instant, sleep};
 use vllm_lb::app::{self, RunningBalancer};
 use vllm_lb::config::types::{Config, Health, Listen, ListenAddress, TrustedProxies, UpstreamConfig};
 use vllm_lb::config::{url, values};
+pub use vllm_lb::engine::batch::Timing;
+pub use vllm_lb::engine::http::{EngineServer, InjectedFault, NoMetrics, Options, Recorded};
 use vllm_lb::fleet::upstream::UpstreamLoad;
-pub use vllm_lb::sim::engine::Timing;
-pub use vllm_lb::sim::http::{EngineServer, InjectedFault, NoMetrics, Options, Recorded};
 
 use wire::Wire;
 

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use vllm_lb::sim::engine::Timing;
-use vllm_lb::sim::http::{EngineServer, Options};
+use vllm_lb::engine::batch::Timing;
+use vllm_lb::engine::http::{EngineServer, Options};
 
 /// One connection.
 pub struct Client<S> {

@@ -1,7 +1,7 @@
 //! Refusals: who may ask, what is malformed, what is not there.
 
 use serde_json::{Value, json};
-use vllm_lb::sim::http::{EngineServer, Options};
+use vllm_lb::engine::http::{EngineServer, Options};
 
 use crate::client::{Answer, call, connect, instant, paced, post};
 

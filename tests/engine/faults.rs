@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use vllm_lb::sim::engine::Timing;
-use vllm_lb::sim::http::{EngineServer, InjectedFault, Options};
+use vllm_lb::engine::batch::Timing;
+use vllm_lb::engine::http::{EngineServer, InjectedFault, Options};
 
 use crate::client::{Client, call, connect, instant, paced, post};
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
-use vllm_lb::sim::engine::Timing;
-use vllm_lb::sim::http::{EngineServer, Options};
+use vllm_lb::engine::batch::Timing;
+use vllm_lb::engine::http::{EngineServer, Options};
 
 use crate::client::{Client, call, connect, instant, paced, post};
 
@@ -71,7 +71,7 @@ async fn streams_do_not_wait_for_their_end() {
     }
     assert_eq!(engine.stats().running, 1);
     // Also before the prefill is done.
-    engine.set_fault(vllm_lb::sim::http::InjectedFault::Slow { factor: 1e6 }).await;
+    engine.set_fault(vllm_lb::engine::http::InjectedFault::Slow { factor: 1e6 }).await;
     let mut second = connect(&engine).await;
     second.send("POST", CHAT, &[], &long(true)).await;
     assert_eq!(second.head().await.unwrap().status, 200);
@@ -132,7 +132,7 @@ async fn unix_socket() {
     let mut client = Client::new(UnixStream::connect(&path).await.unwrap());
     client.send("GET", "/v1/models", &[], b"").await;
     assert_eq!(client.answer().await.unwrap().json()["data"][0]["id"], "tiny");
-    engine.set_fault(vllm_lb::sim::http::InjectedFault::Refuse).await;
+    engine.set_fault(vllm_lb::engine::http::InjectedFault::Refuse).await;
     assert!(UnixStream::connect(&path).await.is_err());
     engine.clear_fault().await;
     assert!(UnixStream::connect(&path).await.is_ok());

@@ -1,7 +1,7 @@
 //! Answers held against those of a real vLLM 0.32: headers, keys, their order, nulls, framing.
 
 use serde_json::{Map, Value, json};
-use vllm_lb::sim::http::{EngineServer, Options};
+use vllm_lb::engine::http::{EngineServer, Options};
 
 use crate::client::{Answer, call, connect, events, instant, post};
 

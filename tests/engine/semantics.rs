@@ -1,7 +1,7 @@
 //! What the answers say: the same for the same question, in the form that was asked for.
 
 use serde_json::{Value, json};
-use vllm_lb::sim::http::{EngineServer, Options};
+use vllm_lb::engine::http::{EngineServer, Options};
 
 use crate::client::{call, connect, instant, post};
 

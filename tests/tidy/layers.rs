@@ -9,7 +9,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("app", Level::Assembly),
     ("proxy", Level::Edge),
     ("admin", Level::Edge),
-    ("sim::http", Level::Edge),
+    ("engine::http", Level::Edge),
     ("fleet", Level::Running),
     ("fleet::breaker", Level::Pure),
     ("state", Level::Running),
@@ -34,11 +34,11 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("aggregate", Level::Pure),
     ("fleet::breaker", Level::Pure),
     ("config", Level::Pure),
-    ("sim", Level::Pure),
-    ("sim::cache", Level::Pure),
-    ("sim::engine", Level::Pure),
-    ("sim::dice", Level::Pure),
-    ("sim::replay", Level::Pure),
+    ("engine", Level::Pure),
+    ("engine::cache", Level::Pure),
+    ("engine::batch", Level::Pure),
+    ("engine::dice", Level::Pure),
+    ("simulate", Level::Pure),
     ("config::types", Level::Word),
     ("config::secret", Level::Word),
     ("reject", Level::Word),
@@ -63,17 +63,17 @@ const SIDEWAYS: &[(&str, &str)] = &[
     // The text of a JSON string is decoded as a request's is.
     ("traces::assemble", "prompt"),
     ("traces::json", "traces::record"),
-    ("sim::engine", "sim::cache"),
+    ("engine::batch", "engine::cache"),
     ("config::types", "config::secret"),
     ("config::types", "names"),
     ("reject", "names"),
     // What the index found is put on the formula's candidates.
     ("state::prefix_index", "pick"),
     // A replay is the real choice and the real index over simulated engines.
-    ("sim::replay", "sim::dice"),
-    ("sim::replay", "sim::engine"),
-    ("sim::replay", "state::prefix_index"),
-    ("sim::replay", "pick"),
+    ("simulate", "engine::dice"),
+    ("simulate", "engine::batch"),
+    ("simulate", "state::prefix_index"),
+    ("simulate", "pick"),
 ];
 
 /// What the pure modules must not name: time, chance and the world come in as arguments.
@@ -151,7 +151,8 @@ fn target(from: &[String], children: &[String], segments: &[String]) -> Option<V
 }
 
 fn allowed(from: (&str, Level), to: (&str, Level)) -> bool {
-    let simulated = |name: &str| name == "sim" || name.starts_with("sim::");
+    let simulated =
+        |name: &str| ["engine", "simulate"].contains(&name.split("::").next().unwrap_or_default());
     if simulated(to.0) && !simulated(from.0) && from.1 != Level::Assembly {
         return false;
     }
@@ -259,10 +260,10 @@ mod tests {
             ("src/fleet.rs", "fn f() { crate::proxy::serve() }", "fleet must not use proxy"),
             ("src/admin.rs", "use crate::{names, proxy::X};", "admin must not use proxy"),
             ("src/proxy/body.rs", "use super::super::admin::X;", "proxy must not use admin"),
-            ("src/proxy.rs", "use crate::sim::cache::X;", "proxy must not use sim::cache"),
+            ("src/proxy.rs", "use crate::engine::cache::X;", "proxy must not use engine::cache"),
             ("src/config/types.rs", "use super::check::X;", "config::types must not use config"),
             ("src/config.rs", "pub mod types;\nuse crate::pick::X;", "config must not use pick"),
-            ("src/sim.rs", "pub mod http;\npub use http::X;", "sim must not use sim::http"),
+            ("src/engine.rs", "pub mod http;\npub use http::X;", "engine must not use engine::http"),
             ("src/stranger.rs", "", "no level in LAYERS"),
             ("src/app.rs", "use crate::Thing;", "Thing is in no module"),
             ("src/cli.rs", "use crate::app::App;", "cli must not use app"),
@@ -279,8 +280,8 @@ mod tests {
         let good = [
             ("src/proxy/body.rs", "use super::peek;\nuse crate::{config::types::Peek, pick};"),
             ("src/main.rs", "use vllm_lb::{app, cli::Cli};\nmod x { use crate::y::z; }"),
-            ("src/sim/http.rs", "use super::engine::X; use crate::observe;"),
-            ("src/app.rs", "use crate::sim::http::X;"),
+            ("src/engine/http.rs", "use super::batch::X; use crate::observe;"),
+            ("src/app.rs", "use crate::engine::http::X;"),
             ("src/pick.rs", "#[cfg(test)]\nmod tests { use crate::fleet::X; }"),
             ("src/lib.rs", "pub use app::X;"),
         ];
@@ -318,7 +319,7 @@ mod tests {
     #[test]
     fn a_module_that_left_the_picture_is_missed() {
         let problems =
-            picture(&Source::new("src/lib.rs", "//! L4 main cli\n//! L3 proxy | admin | sim::http\n"));
+            picture(&Source::new("src/lib.rs", "//! L4 main cli\n//! L3 proxy | admin | engine::http\n"));
         assert!(problems.iter().any(|problem| problem.contains("app")), "{problems:?}");
         assert!(!problems.iter().any(|problem| problem.contains("cli") || problem.contains("http")));
     }

@@ -7,7 +7,7 @@
 //! engine.wait_until("both run", |stats| stats.running == 2).await;
 //! ```
 //!
-//! Answers are decided from the prompt alone (`plan`), paced by `sim::engine` and counted as vLLM counts. A
+//! Answers are decided from the prompt alone (`plan`), paced by `engine::batch` and counted as vLLM counts. A
 //! client that goes away aborts its request within a step. What is under `/sim/` is no part of vLLM: it lets
 //! tests in other processes do what the methods of `EngineServer` do.
 //!

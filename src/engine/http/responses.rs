@@ -13,7 +13,7 @@ use super::responses_stream::ResponseTalk;
 use super::run::{EngineCall, GenerationRequest};
 use super::store::{StoredAnswer, StoredAnswers};
 use super::stream;
-use crate::sim::engine::Finish;
+use crate::engine::batch::Finish;
 
 /// One response on its way, as far as its request decides it.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use super::load::{Conversation, ConversationTurn};
 use super::*;
 use crate::config::types::Preset;
-use crate::sim::replay::shapes::Shape;
+use crate::simulate::shapes::Shape;
 
 const BLOCK: usize = 512;
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::sim::engine::GenerationSummary;
+use crate::engine::batch::GenerationSummary;
 
 /// The life of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,7 @@ use super::plan::{PlannedAnswer, SamplingWishes};
 use super::record::RecordedGeneration;
 use super::shared::EngineShared;
 use super::token;
-use crate::sim::engine::{EngineRequest, Finish};
+use crate::engine::batch::{EngineRequest, Finish};
 
 /// Most choices of one request (`VLLM_MAX_N_SEQUENCES`).
 const MAX_N: i64 = 16_384;

@@ -1,7 +1,7 @@
 //! What a balancer sees when it chooses, and what only a simulation can see.
 
+use crate::engine::batch::SimulatedEngine;
 use crate::pick::Candidate;
-use crate::sim::engine::SimulatedEngine;
 use crate::state::prefix_index::Hits;
 
 /// One request to place.
@@ -83,7 +83,7 @@ fn common(one: &[u64], other: &[u64]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::engine::{EngineLimits, EngineRequest, Finish, Timing};
+    use crate::engine::batch::{EngineLimits, EngineRequest, Finish, Timing};
 
     #[test]
     fn chains_part_where_they_part() {

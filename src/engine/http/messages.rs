@@ -10,7 +10,7 @@ use super::render;
 use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest, Job};
 use super::stream::{self, EventWriter, ReplyEvents};
-use crate::sim::engine::Finish;
+use crate::engine::batch::Finish;
 
 #[derive(Debug, Clone)]
 struct MessagesReplyForm {

@@ -10,8 +10,8 @@
 use serde_json::{Map, Value, json};
 
 use super::token;
-use crate::sim::dice::Dice;
-use crate::sim::engine::Finish;
+use crate::engine::batch::Finish;
+use crate::engine::dice::Dice;
 
 /// Tokens of an answer whose length the client left open.
 pub const DEFAULT_TOKENS: usize = 16;

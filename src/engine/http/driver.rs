@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::latency::Latencies;
-use crate::sim::engine::{
+use crate::engine::batch::{
     Counters, EngineEventKind, EngineLimits, EngineRefusal, EngineRequest, SimulatedEngine, Timing,
 };
 

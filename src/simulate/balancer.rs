@@ -6,8 +6,8 @@
 use super::policy::ReplayPolicy;
 use super::scene::{Scene, ScrapedMetrics};
 use crate::config::types::{Balance, Preset};
+use crate::engine::dice::Dice;
 use crate::pick::{Candidate, DrawSeed, jitter, pick};
-use crate::sim::dice::Dice;
 use crate::state::prefix_index::{Hits, Index, Prompt, Slot};
 
 /// Blocks that an index holds at most.

@@ -16,7 +16,7 @@ use serde::de::IgnoredAny;
 
 use super::captured::CapturedCalls;
 use super::load::{Conversation, ConversationTurn, Workload};
-use crate::sim::dice::{Dice, mix};
+use crate::engine::dice::{Dice, mix};
 
 /// Tokens in a block.
 pub const BLOCK: usize = 512;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! session's turn -> one of the balancers: Index::lookup, Hits::charge, Hits::weigh, pick::pick
-//!   -> sim::engine -> first token: the backlog falls -> end: the lease ends, the next turn is due
+//!   -> engine::batch -> first token: the backlog falls -> end: the lease ends, the next turn is due
 //! ```
 //!
 //! Nothing of the choice is written here a second time, so what a replay says holds of the product. Its
@@ -31,9 +31,9 @@ use self::load::Workload;
 use self::policy::ReplayPolicy;
 use self::report::{Life, ReportRow};
 use self::scene::{PendingPrefill, ScrapedMetrics};
+use crate::engine::batch::{EngineEventKind, EngineLimits, EngineRequest, Finish, SimulatedEngine, Timing};
+use crate::engine::dice::Dice;
 use crate::pick::Candidate;
-use crate::sim::dice::Dice;
-use crate::sim::engine::{EngineEventKind, EngineLimits, EngineRequest, Finish, SimulatedEngine, Timing};
 use crate::state::prefix_index::Hits;
 
 /// Seconds between two readings of the engines' own metrics.

@@ -8,7 +8,7 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::sim::cache::BlockHash;
+use crate::engine::cache::BlockHash;
 
 /// Opens and closes one message of the chat template.
 pub const START: u32 = 1;

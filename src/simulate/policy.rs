@@ -6,7 +6,7 @@
 
 use super::scene::Scene;
 use crate::config::types::Preset;
-use crate::sim::dice::mix;
+use crate::engine::dice::mix;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayPolicy {
@@ -126,7 +126,7 @@ fn blocks(scene: &Scene<'_>, at: usize) -> f64 {
 mod tests {
     use super::*;
     use crate::pick::Candidate;
-    use crate::sim::replay::scene::ScrapedMetrics;
+    use crate::simulate::scene::ScrapedMetrics;
 
     const BLOCK: usize = 10;
 

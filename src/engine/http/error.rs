@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::reply::{self, Reply};
-use crate::sim::engine::EngineRefusal;
+use crate::engine::batch::EngineRefusal;
 
 /// An error before it has the shape of an API.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::sim::engine::{EngineLimits, Timing};
+use crate::engine::batch::{EngineLimits, Timing};
 
 /// Settings of one simulated server; the names are those of vLLM's flags where it has one.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@
 //! makes more or less of it.
 
 use super::load::{Conversation, ConversationTurn, Workload};
-use crate::sim::dice::{Dice, mix};
+use crate::engine::dice::{Dice, mix};
 
 /// Tokens in a block.
 const BLOCK: usize = 512;
