@@ -8,7 +8,7 @@
 #
 #   PROFILE=release benches/chaos.sh    as it is shipped, after a long link; quick is the default
 #
-# It is tests/chaos.rs, which has a short run in the tests. Their runner would end a longer one.
+# It is tests/it/chaos, which has a short run in the tests. Their runner would end a longer one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -2,9 +2,9 @@
 //! `benches/exchange.sh` runs this.
 
 #[allow(dead_code, reason = "the tests use the rest")]
-#[path = "../tests/exchange/board.rs"]
+#[path = "../tests/it/cluster/exchange/board.rs"]
 mod board;
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 
 use std::time::Duration;

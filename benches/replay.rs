@@ -10,7 +10,7 @@
 //! A block of the trace is a text of 512 words of its own, each a token; what is left of a prompt is a text
 //! that no other has. Prompts go out as completions, which add nothing to them.
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 #[path = "replay/play.rs"]
 mod play;

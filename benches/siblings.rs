@@ -5,7 +5,7 @@
 //! through four that do not. Then a steady load while things happen to Redis. Engines and clients are this
 //! process, balancers and Redis are processes of their own.
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 #[allow(dead_code, reason = "benches/replay.rs uses the rest")]
 #[path = "replay/play.rs"]

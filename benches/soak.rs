@@ -5,7 +5,7 @@
 //! sizes, HTTP/2, connections kept and thrown away, clients that leave, refusals, failing engines, and
 //! upstreams and configurations that change.
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 
 use std::sync::Arc;

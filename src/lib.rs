@@ -13,7 +13,7 @@
 //!   record::write              the lease has dropped: observe::request_done
 //! ```
 //!
-//! # Layers: a module imports only downwards (held by `tests/tidy.rs`)
+//! # Layers: a module imports only downwards (held by `tests/it/tidy`)
 //!
 //! ```text
 //! L4   main  cli  app                                   assembly: the only code that knows everything

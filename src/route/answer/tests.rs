@@ -1,5 +1,5 @@
-//! Tests of `answer` that the conformance file of tests/conformance.rs cannot hold: what is very long, and
-//! any cuts.
+//! Tests of `answer` that the conformance file of tests/it/routing/conformance.rs cannot hold: what is very
+//! long, and any cuts.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};

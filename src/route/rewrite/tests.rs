@@ -1,5 +1,5 @@
 //! Tests of `rewrite`: by property, against a merge of parsed documents. The cases that people read stand in
-//! the conformance file of tests/conformance.rs.
+//! the conformance file of tests/it/routing/conformance.rs.
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};

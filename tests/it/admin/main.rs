@@ -1,0 +1,6 @@
+//! The admin listener: the fleet at run time, and what is read from the metrics of engines.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod engine_metrics;
+mod fleet;

@@ -1,0 +1,198 @@
+//! Several balancers' memories on one real Redis: what one says the others know.
+
+mod board;
+mod forms;
+mod trouble;
+
+use std::time::{Duration, Instant};
+
+use crate::common::eventually;
+use crate::common::redis::Redis;
+use board::{Board, options, settings};
+use vllm_lb::state::exchange::{Binding, Message};
+use vllm_lb::state::redis::ExchangeSettings;
+use vllm_lb::state::redis::stored_binding::StoredBinding;
+
+/// A conversation's chain, by its number.
+fn chain(number: u64, blocks: u64) -> Vec<u64> {
+    (1..=blocks).map(|block| number << 32 | block).collect()
+}
+
+/// As `Board::bind` says it.
+fn found(upstream: &str) -> Option<StoredBinding> {
+    Some(StoredBinding { upstream: upstream.into(), number: 7 })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_says_all_know() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
+    let c = Board::begun(&redis.url(), "c").await;
+    a.set("u1", 3);
+    b.set("u1", 4);
+    b.set("u2", 1);
+    c.until_others("u1", 7).await;
+    c.until_others("u2", 1).await;
+    a.until_others("u1", 4).await;
+    b.set("u1", 0);
+    c.until_others("u1", 3).await;
+    // A conversation goes from one balancer to another; each says what was new to it.
+    a.send("u1", &chain(1, 5));
+    b.until_held("u1", &chain(1, 5), 5).await;
+    b.send("u1", &chain(1, 9));
+    c.until_held("u1", &chain(1, 9), 9).await;
+    a.until_held("u1", &chain(1, 9), 9).await;
+    c.send("u2", &chain(1, 12));
+    a.until_held("u2", &chain(1, 12), 12).await;
+    assert_eq!(a.held("u1", &chain(1, 12)), 9);
+    a.bind(Binding::Session, "s 1", "u2");
+    a.bind(Binding::Response, "resp_1", "u1");
+    eventually("bindings are told", async || (c.bound().len() == 2).then_some(())).await;
+    assert_eq!(b.exchange.lookup(Binding::Session, "s 1").await, found("u2"));
+    assert_eq!(b.exchange.lookup(Binding::Response, "resp_1").await, found("u1"));
+    assert_eq!(b.exchange.lookup(Binding::Response, "s 1").await, None);
+    let rows = c.exchange.rows();
+    let names: Vec<(&str, &str)> = rows.iter().map(|row| (row.name.as_str(), row.address.as_str())).collect();
+    assert_eq!(names, [("a", "a:8000"), ("b", "b:8000")]);
+    assert!(rows.iter().all(|row| row.age < Duration::from_secs(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_starts_is_warm_at_once_and_counts_nobody_who_is_gone() {
+    let redis = Redis::start(&[]).await;
+    let (a, gone) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "gone").await);
+    a.set("u1", 3);
+    gone.set("u1", 50);
+    a.until_others("u1", 50).await;
+    for number in 1..500 {
+        a.send("u1", &chain(number, 20));
+        a.send("u1", &chain(number, 25));
+    }
+    a.bind(Binding::Session, "kept", "u1");
+    gone.crash().await;
+    a.until_others("u1", 0).await;
+    let late = Board::begun(&redis.url(), "late").await;
+    assert!((1..500).all(|number| late.held("u1", &chain(number, 25)) == 25));
+    assert_eq!(late.exchange.lookup(Binding::Session, "kept").await, found("u1"));
+    late.until_others("u1", 3).await;
+    // Who leaves in order is gone at once.
+    let start = Instant::now();
+    late.set("u2", 1);
+    a.until_others("u2", 1).await;
+    late.leave().await;
+    a.until_others("u2", 0).await;
+    assert!(start.elapsed() < options().gauge_ttl);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_crashes_is_forgotten_in_time() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
+    b.set("u1", 9);
+    a.until_others("u1", 9).await;
+    let start = Instant::now();
+    b.crash().await;
+    a.until_others("u1", 0).await;
+    let took = start.elapsed();
+    assert!(took > options().gauge_ttl / 3 && took < options().gauge_ttl * 2, "{took:?}");
+    a.until_siblings(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_whose_beginning_is_gone_is_asked_for() {
+    let redis = Redis::start(&["--stream-node-max-entries", "10"]).await;
+    let options = vllm_lb::config::types::RedisOptions { stream_length: 100, ..options() };
+    let small = |name: &str| ExchangeSettings { options: options.clone(), ..settings(&redis.url(), name) };
+    let a = Board::with(small("a"));
+    a.exchange.begun(crate::common::PATIENCE).await;
+    a.send("u1", &chain(1, 20));
+    let watcher = Board::begun(&redis.url(), "watcher").await;
+    watcher.until_held("u1", &chain(1, 20), 20).await;
+    // Enough for the beginning to be trimmed away.
+    for number in 2..400 {
+        a.send("u2", &chain(number, 1));
+        watcher.until_held("u2", &chain(number, 1), 1).await;
+    }
+    let length = redis.count(&["XLEN", "vllm-lb:{lb}:stream"]).await;
+    assert!((100..200).contains(&length), "{length}");
+    let late = Board::with(small("late"));
+    late.exchange.begun(crate::common::PATIENCE).await;
+    assert_eq!(late.held("u1", &chain(1, 20)), 0);
+    assert_eq!(late.held("u2", &chain(390, 1)), 1);
+    a.send("u1", &chain(1, 22));
+    late.until_held("u1", &chain(1, 22), 22).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_in_the_stream_do_no_harm() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
+    let key = "vllm-lb:{lb}:stream";
+    redis.ask(&["XADD", key, "*", "x", "y"]).await;
+    redis.ask(&["XADD", key, "*", "d", "garbage"]).await;
+    redis.ask(&["XADD", key, "*", "d", "\u{2}of a newer version"]).await;
+    redis.ask(&["SET", "vllm-lb:{lb}:members", "no hash at all"]).await;
+    a.set("u1", 2);
+    b.until_others("u1", 2).await;
+    assert!(Message::decode(b"garbage").is_err());
+    let late = Board::begun(&redis.url(), "late").await;
+    late.until_others("u1", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_members_are_known_to_all_and_kept() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
+    a.exchange.put_member("u1", "added".into());
+    b.until_member("u1", Some("added")).await;
+    b.exchange.put_member("u1", "drained".into());
+    b.exchange.put_member("u2", "added".into());
+    a.until_member("u1", Some("drained")).await;
+    a.until_member("u2", Some("added")).await;
+    let late = Board::begun(&redis.url(), "late").await;
+    late.until_member("u1", Some("drained")).await;
+    // Redis loses all, and gets it back.
+    redis.ask(&["FLUSHALL"]).await;
+    eventually("the list is given back", async || {
+        (redis.count(&["HLEN", "vllm-lb:{lb}:members"]).await == 2).then_some(())
+    })
+    .await;
+    for board in [a, b, late] {
+        assert_eq!(board.exchange.members().get("u1").map(String::as_str), Some("drained"));
+        board.crash().await;
+    }
+    let next = Board::begun(&redis.url(), "next").await;
+    next.until_member("u2", Some("added")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_state_of_redis_is_not_believed() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
+    let list = "vllm-lb:{lb}:members";
+    let text = async || match redis.ask(&["HGET", list, "u1"]).await {
+        redis::Value::BulkString(text) => String::from_utf8(text).expect("text"),
+        other => panic!("{other:?}"),
+    };
+    a.exchange.put_member("u1", "added".into());
+    b.until_member("u1", Some("added")).await;
+    let before = text().await;
+    b.exchange.put_member("u1", "drained".into());
+    a.until_member("u1", Some("drained")).await;
+    let after = text().await;
+    // As a snapshot, or a replica that lagged, would have it.
+    redis.ask(&["HSET", list, "u1", &before]).await;
+    redis.ask(&["SET", "vllm-lb:{lb}:mark", "another"]).await;
+    eventually("it is as it was", async || (text().await == after).then_some(())).await;
+    for board in [&a, &b] {
+        board.until_member("u1", Some("drained")).await;
+    }
+    // A later word goes before, and so does one over a text without a number, which nobody here writes.
+    a.exchange.put_member("u1", "added again".into());
+    b.until_member("u1", Some("added again")).await;
+    redis.ask(&["HSET", list, "u2", "{}"]).await;
+    redis.ask(&["SET", "vllm-lb:{lb}:mark", "yet another"]).await;
+    b.until_member("u2", Some("{}")).await;
+    a.exchange.put_member("u2", "said".into());
+    b.until_member("u2", Some("said")).await;
+}

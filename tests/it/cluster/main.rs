@@ -1,0 +1,8 @@
+//! Several balancers and their surroundings: Redis, siblings, stored responses, discovery.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod discovery;
+mod exchange;
+mod siblings;
+mod stored;

@@ -1,0 +1,119 @@
+//! What is shown, and to whom: names of upstreams to clients, texts of clients to operators, and the admin
+//! listener to web pages.
+
+use crate::common::body::{chat, stream};
+use crate::common::wire::{Answer, Wire, get, post, request};
+use crate::common::{Balancer, InjectedFault, Options, config, engine, serving, upstreams};
+use vllm_lb::config::secret::Secret;
+
+const CHAT: &str = "/v1/chat/completions";
+const ABORT: &str = "/inference/v1/abort_requests";
+
+// === upstreams ===
+
+/// The errors of a balancer whose only upstream fails in every way: before the answer, in it, and in a call.
+async fn errors(expose: bool) -> (String, Vec<Answer>) {
+    let engine = engine(Options::default()).await;
+    let mut config = config(upstreams([&engine]));
+    config.expose = expose;
+    config.retry.attempts = 0;
+    config.breaker.failures = 1000;
+    config.timeouts.first_byte = Some(std::time::Duration::from_millis(300));
+    let balancer = Balancer::ready(config).await;
+    let mut errors = Vec::new();
+    engine.set_fault(InjectedFault::StallHeaders).await;
+    errors.push(balancer.ask(post(CHAT, chat("sim"))).await.expect(504));
+    engine.set_fault(InjectedFault::CutStream { events: 3, reset: false }).await;
+    errors.push(balancer.ask(post(CHAT, stream("sim", 20))).await.expect(200));
+    engine.set_fault(InjectedFault::CutHeaders { reset: true }).await;
+    errors.push(balancer.ask(post(CHAT, chat("sim"))).await.expect(502));
+    errors.push(balancer.ask(post(ABORT, r#"{"request_ids":["a"]}"#)).await.expect(502));
+    (engine.address().to_string(), errors)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_names_its_upstream_only_where_that_is_exposed() {
+    for expose in [false, true] {
+        let (address, errors) = errors(expose).await;
+        for error in errors {
+            let text = error.text();
+            assert!(text.contains("The upstream "), "{text}");
+            assert_eq!(text.contains(&address), expose, "{text}");
+        }
+    }
+}
+
+// === texts of clients ===
+
+/// They were kept as they came: with names of 2 MiB half a gigabyte.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_write_is_cut_where_it_is_shown() {
+    let engines = [serving(&["one"]).await, serving(&["two"]).await];
+    let mut config = config(upstreams(&engines));
+    let (long, cut) = ("é".repeat(500), format!("{}…", "é".repeat(62)));
+    config.upstreams[0].models = Some(vec![long.clone()]);
+    let balancer = Balancer::ready(config).await;
+    balancer.ask(post(CHAT, chat(&long))).await;
+    let kept = balancer.admin(get("/admin/decisions?limit=1")).await.expect(200).json();
+    assert_eq!(kept[0]["model"], cut, "{kept}");
+    // vLLM repeats the name, and so does the balancer.
+    let unknown = balancer.ask(post(CHAT, chat(&"é".repeat(501)))).await.expect(404);
+    assert!(unknown.text().contains(&"é".repeat(501)));
+    balancer.ask(post(CHAT, chat(&"é".repeat(1 << 20)))).await.expect(400);
+}
+
+// === the admin listener ===
+
+/// One call with this host, and these headers, on a connection of its own.
+async fn call(balancer: &Balancer, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+    Wire::connect(&balancer.running.admin).await.ask(request(method, path, headers, b"")).await.status
+}
+
+/// A site whose name leads here for a moment could read and change everything from a visitor's browser.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_points_its_name_at_the_admin_listener_gets_nothing() {
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::over([&engine]).await;
+    let port = balancer.running.admin.rsplit(':').next().expect("a port");
+    let evil = format!("evil.example:{port}");
+    let origin = format!("http://{evil}");
+    let rebound = [("host", evil.as_str()), ("origin", origin.as_str()), ("sec-fetch-site", "same-origin")];
+    for path in ["/admin/config", "/admin/decisions", "/admin/usage", "/admin/siblings", "/admin/upstreams"] {
+        assert_eq!(call(&balancer, "GET", path, &rebound[..1]).await, 421, "{path}");
+        for host in [balancer.running.admin.as_str(), "127.0.0.1", "[::1]", "localhost"] {
+            assert_eq!(call(&balancer, "GET", path, &[("host", host)]).await, 200, "{path} {host}");
+        }
+    }
+    let one = format!("/admin/upstreams/{}", engine.address());
+    for (method, path) in [("POST", "/admin/reload"), ("DELETE", one.as_str()), ("PATCH", one.as_str())] {
+        for headers in [&rebound[..1], &rebound[..2], &rebound] {
+            assert_eq!(call(&balancer, method, path, headers).await, 421, "{method} {path} {headers:?}");
+        }
+        // A proxy in front may give every call the right host.
+        let proxied = [("host", "127.0.0.1"), rebound[1], rebound[2]];
+        assert_eq!(call(&balancer, method, path, &proxied).await, 403, "{method} {path}");
+    }
+    let refused = Wire::connect(&balancer.running.admin).await.ask(get("/admin/config")).await.expect(421);
+    let error = refused.json()["error"].as_str().expect("a text").to_string();
+    assert!(error.contains("admin.token") && error.contains("IP address"), "{error}");
+    // No browser leaves the host out.
+    let old = Wire::connect(&balancer.running.admin).await.ask("GET /admin/config HTTP/1.0\r\n\r\n").await;
+    assert_eq!(old.status, 200);
+    // Whoever watches may know it by a name; and so may clients.
+    for path in ["/metrics", "/live", "/ready", "/health", "/v1/models"] {
+        assert_eq!(call(&balancer, "GET", path, &rebound[..1]).await, 200, "{path}");
+    }
+    assert_eq!(balancer.running.fleet.snapshot().ready().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_token_the_admin_listener_has_any_name() {
+    let engine = engine(Options::default()).await;
+    let mut with_token = config(upstreams([&engine]));
+    with_token.admin.token = Some(Secret::new("secret"));
+    let balancer = Balancer::ready(with_token).await;
+    let host = ("host", "lb.example");
+    let token = ("authorization", "Bearer secret");
+    assert_eq!(call(&balancer, "GET", "/admin/config", &[host, token]).await, 200);
+    assert_eq!(call(&balancer, "GET", "/admin/config", &[host]).await, 401);
+}

@@ -1,0 +1,11 @@
+//! What happens when upstreams fail, are full or restart, and when the balancer reloads or upgrades.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod failover;
+mod overload;
+mod queue;
+mod regressions;
+mod reload;
+mod restart;
+mod upgrade;

@@ -1,0 +1,13 @@
+//! Which upstream or route serves a request: choice, sessions, prefixes, models, virtual models, usage.
+
+mod burst_spreading;
+mod choice;
+#[path = "../common/mod.rs"]
+mod common;
+mod conformance;
+mod matching;
+mod models;
+mod responses_chat;
+mod training;
+mod usage;
+mod virtual_models;
