@@ -203,7 +203,7 @@ async fn sqlite_holds_what_was_stored_before_a_kill() {
     // A second writer goes on with what the first one left.
     for least in [20, 40] {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "writer_process", "--ignored", "--nocapture"])
+            .args(["--exact", "store::writer_process", "--ignored", "--nocapture"])
             .current_dir(folder.path())
             .stdout(Stdio::piped())
             .spawn()
