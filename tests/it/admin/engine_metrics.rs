@@ -59,7 +59,7 @@ fn incarnations(balancer: &Balancer) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_have_in_flight_on_an_upstream_counts_as_work() {
+async fn foreign_requests_on_an_upstream_count_as_work() {
     let engines = [paced(ENDLESS).await, engine(Options::default()).await];
     let balancer = Balancer::over(&engines).await;
     until(&balancer, "foreign", 0).await;
@@ -77,7 +77,7 @@ async fn what_others_have_in_flight_on_an_upstream_counts_as_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_ours_is_not_foreign() {
+async fn own_requests_do_not_count_as_foreign() {
     let engines = [paced(ENDLESS).await];
     let balancer = Balancer::over(&engines).await;
     let ours = streams(balancer.address(), 6).await;
@@ -100,7 +100,7 @@ async fn what_is_ours_is_not_foreign() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_is_one_new_incarnation_and_numbers_are_no_news() {
+async fn a_restart_is_counted_once_and_unchanged_metrics_are_ignored() {
     let engines = engines(2).await;
     let balancer = Balancer::over(&engines).await;
     let (fleet, size) = (&balancer.running.fleet, Options::default().cache_tokens);
@@ -125,7 +125,7 @@ async fn a_restart_is_one_new_incarnation_and_numbers_are_no_news() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_was_gone_comes_back_with_an_empty_cache_and_a_drained_one_does_not() {
+async fn a_failed_upstream_returns_with_an_empty_cache_and_a_drained_one_keeps_it() {
     let engines = engines(1).await;
     for metrics in [true, false] {
         let mut config = config(upstreams(&engines));
@@ -153,7 +153,7 @@ async fn one_that_was_gone_comes_back_with_an_empty_cache_and_a_drained_one_does
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_without_metrics_is_as_good_and_seldom_asked() {
+async fn an_upstream_without_metrics_is_chosen_equally_and_scraped_rarely() {
     let engines = engines(2).await;
     engines[0].set_metrics(Some(NoMetrics::Status(404)));
     let balancer = Balancer::over(&engines).await;
@@ -176,7 +176,7 @@ async fn an_upstream_without_metrics_is_as_good_and_seldom_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_that_do_not_come_hold_nothing_up() {
+async fn slow_metrics_delay_no_probe() {
     let engines = engines(1).await;
     engines[0].set_metrics(Some(NoMetrics::Stall));
     let mut config = config(upstreams(&engines));
@@ -193,7 +193,7 @@ async fn metrics_that_do_not_come_hold_nothing_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_are_left_alone_where_they_are_not_wanted() {
+async fn metrics_are_not_scraped_when_disabled() {
     let engines = engines(1).await;
     let mut config = config(upstreams(&engines));
     config.health.metrics = false;

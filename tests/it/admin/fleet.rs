@@ -47,7 +47,7 @@ async fn nowhere() -> String {
 // === changes at run time ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drained_upstream_ends_its_work_and_gets_no_more_until_it_is_taken_back() {
+async fn a_drained_upstream_finishes_its_requests_and_receives_none_until_undrained() {
     let engines = [paced(ENDLESS).await, engine(Options::default()).await];
     let mut config = config(upstreams(&engines));
     config.upstreams[1].weight = 0.001;
@@ -103,7 +103,7 @@ async fn an_upstream_is_added_and_the_call_answers_when_it_is_routable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_call_says_what_is_wrong_and_changes_nothing() {
+async fn an_invalid_admin_call_is_explained_and_changes_nothing() {
     let engines = engines(1).await;
     let balancer = Balancer::over(&engines).await;
     let one = path(&engines[0]);
@@ -137,7 +137,7 @@ async fn a_wrong_call_says_what_is_wrong_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_latest_choices_are_told_with_every_candidate() {
+async fn decisions_list_every_candidate() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.upstreams[0].weight = 1000.0;
@@ -231,7 +231,7 @@ async fn a_removed_upstream_goes_when_its_last_request_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn by_force_an_upstream_goes_at_once_and_its_requests_end_on_their_own() {
+async fn a_forced_removal_is_immediate_and_requests_in_flight_finish() {
     let engines = [paced(ENDLESS).await];
     let balancer = Balancer::over(&engines).await;
     let mut client = balancer.client().await;
@@ -246,7 +246,7 @@ async fn by_force_an_upstream_goes_at_once_and_its_requests_end_on_their_own() {
 /// First taken out, then stopped, as a rolling restart does it. What SIGTERM leaves behind is an open
 /// connection on which nothing ever comes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_ends_when_its_engine_goes_after_an_operator_has_taken_it_out() {
+async fn a_stream_ends_when_a_removed_upstreams_engine_stops() {
     let drain = json!({"state": "drain"});
     let table = [("PATCH", "", drain), ("DELETE", "", Value::Null), ("DELETE", "?force", Value::Null)];
     for (method, query, body) in table {
@@ -272,7 +272,7 @@ async fn a_stream_ends_when_its_engine_goes_after_an_operator_has_taken_it_out()
 // === how engines fail ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_of_clients_change_nothing() {
+async fn client_errors_do_not_affect_upstream_state() {
     let engines = [serving(&["a"]).await, serving(&["b"]).await];
     let balancer = Balancer::over(&engines).await;
     let changes = balancer.metric("vllm_lb_upstream_changes_total").await;
@@ -293,7 +293,7 @@ async fn errors_of_clients_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn full_engines_are_left_alone_for_a_while_and_never_down() {
+async fn full_engines_are_skipped_briefly_and_stay_up() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.queue.size = 0;
@@ -323,7 +323,7 @@ fn quick_breaker() -> Breaker {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_breaker_trips_lets_one_through_and_closes() {
+async fn the_breaker_trips_admits_a_trial_and_closes() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.breaker = quick_breaker();
@@ -354,7 +354,7 @@ async fn the_breaker_trips_lets_one_through_and_closes() {
 
 /// Five answers of 500 to one client had tripped each upstream in turn, and all clients got 503.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_fail_everywhere_take_the_fleet_from_no_other_client() {
+async fn a_request_that_fails_on_every_upstream_trips_none() {
     let engines = engines(3).await;
     let mut config = config(upstreams(&engines));
     config.breaker = Breaker { open: Duration::from_secs(60), ..quick_breaker() };
@@ -387,7 +387,7 @@ async fn requests_that_fail_everywhere_take_the_fleet_from_no_other_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_hangs_while_its_health_is_good_is_found_by_its_requests() {
+async fn the_breaker_ejects_an_engine_that_hangs_while_its_probes_succeed() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.breaker = Breaker { open: Duration::from_secs(60), ..quick_breaker() };
@@ -406,7 +406,7 @@ async fn an_engine_that_hangs_while_its_health_is_good_is_found_by_its_requests(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_that_comes_and_goes_fails_no_request() {
+async fn flapping_health_fails_no_request() {
     let engines = engines(2).await;
     let balancer = Balancer::over(&engines).await;
     let load = Clients::start(&balancer, 6);
@@ -422,7 +422,7 @@ async fn health_that_comes_and_goes_fails_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_refuses_and_one_that_is_leaving_cost_no_request() {
+async fn refusing_and_draining_engines_cost_no_request() {
     let engines = engines(3).await;
     let balancer = Balancer::over(&engines).await;
     let load = Clients::start(&balancer, 6);
@@ -444,7 +444,7 @@ async fn an_engine_that_refuses_and_one_that_is_leaving_cost_no_request() {
 
 /// As `POST /inference/v1/abort_requests` does it, which goes to all of them.
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_that_each_gave_one_request_up_go_on_serving() {
+async fn engines_that_each_failed_one_request_keep_serving() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.upstreams[0].weight = 1000.0;
@@ -472,7 +472,7 @@ async fn engines_that_each_gave_one_request_up_go_on_serving() {
 
 // === limits ===
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_connections_than_allowed_are_served_at_once() {
+async fn connections_beyond_the_limit_wait() {
     let engines = engines(1).await;
     let mut config = config(upstreams(&engines));
     config.limits.connections = 2;

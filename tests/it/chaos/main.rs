@@ -102,7 +102,7 @@ fn runtime() -> Runtime {
 }
 
 #[test]
-fn nobody_is_lost_in_chaos() {
+fn no_request_is_lost_in_chaos() {
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
     let seed = setting("VLLM_LB_CHAOS_SEED").unwrap_or_else(clock);
     let time = Duration::from_secs(setting("VLLM_LB_CHAOS_SECONDS").unwrap_or(40));

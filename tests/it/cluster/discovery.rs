@@ -102,7 +102,7 @@ async fn a_model_of_a_source_that_is_not_up_yet_is_no_unknown_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_behind_tls_and_who_names_them_are_trusted_as_the_source_says() {
+async fn discovered_engines_use_the_trust_settings_of_their_source() {
     let certs = Certs::new();
     let engine = EngineServer::start_tls(Options::default(), &certs.certificate, &certs.key);
     let engine = engine.await.expect("a free port is there");
@@ -160,7 +160,7 @@ async fn other_engines_take_over_and_no_request_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_old_stay_until_the_new_are_there_and_requests_in_flight_end() {
+async fn replaced_upstreams_stay_until_the_new_ones_are_ready() {
     let old = paced(Duration::from_millis(20)).await;
     let (new, address) = (engines(1).await, nowhere().await);
     let server = ModelServer::start(document([&old])).await;
@@ -181,7 +181,7 @@ async fn the_old_stay_until_the_new_are_there_and_requests_in_flight_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_goes_or_talks_rubbish_takes_nothing_with_it() {
+async fn a_failing_source_removes_no_upstream() {
     let engines = engines(2).await;
     let server = ModelServer::start(document(&engines)).await;
     let balancer = Balancer::start(asking([server.source()])).await;
@@ -227,7 +227,7 @@ async fn a_source_that_goes_or_talks_rubbish_takes_nothing_with_it() {
 
 /// The authorities of a source that is asked without TLS are read when it names an engine that has it.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_cannot_be_used_keeps_no_other_out() {
+async fn an_unusable_engine_does_not_block_others() {
     let engines = engines(2).await;
     let said = json!({"base_url": ["https://127.0.0.1:1", engines[0].url()], "model": "sim"});
     let servers = [ModelServer::start(said).await, ModelServer::start(document(&engines[1..])).await];
@@ -240,7 +240,7 @@ async fn an_engine_that_cannot_be_used_keeps_no_other_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_key_is_used_and_the_old_one_no_more() {
+async fn a_rotated_key_replaces_the_old_one() {
     let engines = engines(1).await;
     let mut said = document(&engines);
     said["api_key"] = "hunter2-first".into();
@@ -277,7 +277,7 @@ async fn an_engine_without_a_list_of_models_serves_the_one_that_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_operator_names_or_takes_out_is_not_the_sources() {
+async fn operator_changes_take_precedence_over_sources() {
     let engines = engines(3).await;
     let servers =
         [ModelServer::start(document(&engines)).await, ModelServer::start(document(&engines)).await];
@@ -324,7 +324,7 @@ async fn what_the_operator_names_or_takes_out_is_not_the_sources() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_adds_and_takes_away_sources_and_no_request_notices() {
+async fn a_reload_of_sources_fails_no_request() {
     let engines = engines(3).await;
     let servers = [
         ModelServer::start(document(&engines[..2])).await,
@@ -380,7 +380,7 @@ async fn a_reload_adds_and_takes_away_sources_and_no_request_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn balancers_discover_for_themselves_and_agree_on_what_was_changed() {
+async fn balancers_discover_alone_and_share_operator_changes() {
     let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
     let server = ModelServer::start(document(&engines)).await;
     let mut config = asking([server.source()]);
@@ -430,7 +430,7 @@ async fn until_ready_some(balancer: &Balancer) {
 
 /// The example of the manual: Gym's proxy replaced, two faces of what one model server has.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_virtual_models_over_what_a_model_server_has() {
+async fn two_virtual_models_over_a_discovered_model() {
     let example = include_str!("../../../conf/examples/gym.yaml");
     let checked = check(example, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
     assert_eq!(checked.sources.len(), 1);

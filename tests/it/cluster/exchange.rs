@@ -24,7 +24,7 @@ fn found(upstream: &str) -> Option<StoredBinding> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_says_all_know() {
+async fn a_published_event_reaches_all_siblings() {
     let redis = Redis::start(&[]).await;
     let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
     let c = Board::begun(&redis.url(), "c").await;
@@ -58,7 +58,7 @@ async fn what_one_says_all_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_starts_is_warm_at_once_and_counts_nobody_who_is_gone() {
+async fn a_starting_balancer_is_warm_and_counts_only_live_siblings() {
     let redis = Redis::start(&[]).await;
     let (a, gone) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "gone").await);
     a.set("u1", 3);
@@ -85,7 +85,7 @@ async fn who_starts_is_warm_at_once_and_counts_nobody_who_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_crashes_is_forgotten_in_time() {
+async fn a_crashed_sibling_expires() {
     let redis = Redis::start(&[]).await;
     let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
     b.set("u1", 9);
@@ -99,7 +99,7 @@ async fn who_crashes_is_forgotten_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chain_whose_beginning_is_gone_is_asked_for() {
+async fn a_chain_with_an_unknown_beginning_is_requested() {
     let redis = Redis::start(&["--stream-node-max-entries", "10"]).await;
     let options = vllm_lb::config::types::RedisOptions { stream_length: 100, ..options() };
     let small = |name: &str| ExchangeSettings { options: options.clone(), ..settings(&redis.url(), name) };
@@ -124,7 +124,7 @@ async fn a_chain_whose_beginning_is_gone_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_in_the_stream_do_no_harm() {
+async fn foreign_stream_entries_are_ignored() {
     let redis = Redis::start(&[]).await;
     let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
     let key = "vllm-lb:{lb}:stream";
@@ -140,7 +140,7 @@ async fn strangers_in_the_stream_do_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_of_members_are_known_to_all_and_kept() {
+async fn membership_changes_reach_all_and_persist() {
     let redis = Redis::start(&[]).await;
     let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
     a.exchange.put_member("u1", "added".into());
@@ -166,7 +166,7 @@ async fn changes_of_members_are_known_to_all_and_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_state_of_redis_is_not_believed() {
+async fn a_rolled_back_redis_is_not_trusted() {
     let redis = Redis::start(&[]).await;
     let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
     let list = "vllm-lb:{lb}:members";

@@ -73,7 +73,7 @@ async fn until_told(balancers: &[Balancer; 2]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_conversation_goes_on_where_it_was_through_whatever_balancer() {
+async fn a_conversation_keeps_its_upstream_through_any_balancer() {
     let (redis, engines) = (Redis::start(&[]).await, engines(4).await);
     let mut config = settings(&engines, &redis);
     config.redis_options.gauge_ttl = Duration::from_millis(600);
@@ -93,7 +93,7 @@ async fn a_conversation_goes_on_where_it_was_through_whatever_balancer() {
 
 /// No prompt is remembered here: only the session says where it was.
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_outlast_the_balancers_that_had_them() {
+async fn sessions_survive_their_balancers() {
     let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
     let mut config = settings(&engines, &redis);
     config.redis_options.gauge_ttl = Duration::from_millis(600);
@@ -122,7 +122,7 @@ async fn sessions_outlast_the_balancers_that_had_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_flight_through_one_counts_for_all_and_goes_with_it() {
+async fn requests_in_flight_of_one_balancer_count_for_all() {
     let redis = Redis::start(&[]).await;
     let engines = [paced(Duration::from_millis(20)).await];
     let [one, other] = pair(&engines, &redis).await;
@@ -148,7 +148,7 @@ async fn what_is_in_flight_through_one_counts_for_all_and_goes_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_through_one_is_so_at_all_and_after_a_restart() {
+async fn a_runtime_change_reaches_all_balancers_and_survives_restarts() {
     let (redis, engines) = (Redis::start(&[]).await, engines(2).await);
     let more = engine(crate::common::Options::default()).await;
     let [one, other] = pair(&engines, &redis).await;
@@ -182,7 +182,7 @@ async fn a_change_through_one_is_so_at_all_and_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_request_fails_whatever_happens_to_redis() {
+async fn no_request_fails_when_redis_fails() {
     let (mut redis, engines) = (Redis::start(&[]).await, engines(3).await);
     let [one, other] = pair(&engines, &redis).await;
     let clients = [Clients::start(&one, 4), Clients::start(&other, 4)];

@@ -176,7 +176,7 @@ async fn the_engine_gets_the_body_as_it_was_and_an_id_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_names_the_engine_that_answered_whoever_was_tried_before() {
+async fn a_response_id_names_the_answering_engine_after_retries() {
     let engines = engines(2).await;
     let balancer = Balancer::ready(settings(&engines)).await;
     engines[0].set_fault(InjectedFault::Status { status: 503, body: "{}".into() }).await;
@@ -224,7 +224,7 @@ async fn the_clients_own_ids_are_learnt_and_shared() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_drained_engine_keeps_it_answers_for_until_it_is_removed() {
+async fn a_drained_engine_answers_for_its_stored_responses_until_removed() {
     let engines = engines(2).await;
     let balancer = Balancer::ready(settings(&engines)).await;
     let first = make(&balancer, json!({"model": "sim", "input": "a"})).await;
@@ -244,7 +244,7 @@ async fn what_a_drained_engine_keeps_it_answers_for_until_it_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_nobody_listens_at_has_lost_what_it_kept() {
+async fn an_unreachable_engine_has_lost_its_stored_responses() {
     let engines = engines(2).await;
     let balancer = Balancer::ready(settings(&engines)).await;
     let first = make(&balancer, json!({"model": "sim", "input": "a"})).await;
@@ -272,7 +272,7 @@ async fn an_engine_that_nobody_listens_at_has_lost_what_it_kept() {
 // === background ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn work_in_the_background_needs_nobody_who_waits_for_it() {
+async fn a_background_response_completes_without_its_client() {
     let engines = [paced(Duration::from_millis(20)).await];
     let mut config = settings(&engines);
     config.upstreams[0].max_active = Some(1);
@@ -318,7 +318,7 @@ async fn a_stream_in_the_background_goes_on_when_its_client_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_in_the_background_is_heard_again_through_another_balancer() {
+async fn a_background_stream_is_resumed_through_another_balancer() {
     let engines = [paced(Duration::from_millis(5)).await, paced(Duration::from_millis(5)).await];
     let [one, other] = [Balancer::ready(settings(&engines)).await, Balancer::ready(settings(&engines)).await];
     for number in 0..4 {
@@ -380,7 +380,7 @@ fn routed(engines: &[EngineServer], routes: &str) -> Config {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_of_a_virtual_model_is_one_when_it_is_asked_for_again() {
+async fn a_stored_response_keeps_its_virtual_model() {
     let locked = Options { api_key: Some("inner".into()), ..Options::default() };
     let engines = [engine(locked.clone()).await, engine(Options { seed: 1, ..locked }).await];
     let routes = "

@@ -58,7 +58,7 @@ fn a_bad_file_shows_every_problem_and_ends_with_64() {
 }
 
 #[test]
-fn it_does_not_start_with_a_bad_configuration() {
+fn the_process_exits_on_an_invalid_configuration() {
     for arguments in [&[][..], &["gpu-0:8000"], &["-c", "/nonexistent/lb.yaml"], &["-l", "x", "http://a"]] {
         let ran = run(arguments, &[]);
         assert_eq!(ran.code, Some(64), "{arguments:?}: {}", ran.all);
@@ -82,7 +82,7 @@ fn a_bad_redis_url_is_shown_without_its_password() {
 }
 
 #[test]
-fn a_mistyped_flag_does_not_show_what_was_meant_for_another() {
+fn a_mistyped_flag_does_not_print_a_secret() {
     let ran = run(&["http://a", "--redsi=redis://u:hunter2@h", "--demo", "redis://u:hunter2@h"], &[]);
     assert!(ran.code == Some(64) && !ran.all.contains("hunter2"), "{}", ran.all);
     let ran = run(&["--demo", "redis://u:hunter2@h"], &[]);
@@ -90,7 +90,7 @@ fn a_mistyped_flag_does_not_show_what_was_meant_for_another() {
 }
 
 #[test]
-fn the_file_comes_from_the_environment_too_and_flags_win() {
+fn the_environment_names_the_file_and_flags_override_it() {
     let bad = file("upstreams: [http://a]\nlisten: nowhere\n");
     let path = bad.path().to_str().expect("is UTF-8");
     let variables = [("VLLM_LB_CONFIG", path)];
@@ -115,7 +115,7 @@ fn variables_are_filled_in() {
 }
 
 #[test]
-fn help_and_version_end_well_and_usage_errors_with_64() {
+fn help_and_version_exit_with_0_and_usage_errors_with_64() {
     let help = run(&["--help"], &[]);
     assert_eq!(help.code, Some(0));
     for wanted in
@@ -136,7 +136,7 @@ fn help_and_version_end_well_and_usage_errors_with_64() {
 }
 
 #[test]
-fn what_comes_later_is_refused() {
+fn flags_of_later_versions_are_rejected() {
     let later = file("upstreams: [{kubernetes: {service: vllm}}]\n");
     let ran = run(&["-c", later.path().to_str().expect("is UTF-8")], &[]);
     assert!(ran.code == Some(64) && ran.all.contains("not available yet"), "{}", ran.all);
@@ -167,7 +167,7 @@ fn a_simulation_prints_one_row_a_policy_and_needs_no_upstreams() {
 }
 
 #[test]
-fn a_simulation_says_what_is_wrong_with_its_arguments() {
+fn a_simulation_explains_invalid_arguments() {
     let bad = file(&format!("{TRACE}{{}}\n"));
     let path = bad.path().to_str().expect("is UTF-8");
     for (arguments, problem) in [
@@ -228,7 +228,7 @@ fn a_simulation_replays_captured_calls() {
 }
 
 #[test]
-fn an_export_ends_with_the_code_of_what_went_wrong() {
+fn an_export_exits_with_the_code_of_its_failure() {
     for (arguments, code, text) in [
         (&["traces"][..], 64, "export"),
         (&["traces", "export", "--since", "x"], 64, "is not a number"),

@@ -130,7 +130,7 @@ fn invalid_files_get_every_problem_at_once() {
 }
 
 #[test]
-fn what_is_rendered_as_yaml_is_the_same_configuration() {
+fn rendered_yaml_reads_as_the_same_configuration() {
     for file in files("tests/config/valid").into_iter().chain(files("conf/examples")) {
         let config =
             check::check(&text(&file), &env).unwrap_or_else(|problems| panic!("{file:?}: {problems:?}"));
@@ -258,7 +258,7 @@ fn the_manual_has_the_defaults_of_the_code() {
 }
 
 #[test]
-fn everything_that_comes_later_is_refused() {
+fn keys_of_later_versions_are_rejected() {
     assert!(!keys::LATER.is_empty(), "the table has gone: so can its readers");
     for later in keys::LATER {
         let (key, value) = later.split_once('=').unwrap_or((later, "x"));
@@ -342,7 +342,7 @@ fn the_manual_as_shipped_starts() {
 }
 
 #[test]
-fn what_is_hardly_meant_is_a_warning() {
+fn suspicious_values_are_warnings() {
     let table = [
         ("[{model: a, to: c}]", vec!["routes[0].to: no upstream serves \"c\""]),
         (
@@ -440,7 +440,7 @@ fn every_key_is_read() {
 proptest! {
     /// A file that was damaged anywhere gives a configuration or problems, and never a panic.
     #[test]
-    fn no_file_makes_it_panic(
+    fn arbitrary_files_never_panic(
         at in 0..2000_usize,
         cut in 0..20_usize,
         insert in "[\\[\\]{}:,&*<$!|>'\"#\n -]{0,4}",

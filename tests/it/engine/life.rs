@@ -49,7 +49,7 @@ async fn a_lost_client_aborts() {
 }
 
 #[tokio::test]
-async fn a_client_that_only_says_it_will_send_no_more_is_gone_too() {
+async fn a_half_closed_client_counts_as_gone() {
     let engine = EngineServer::start(paced()).await.unwrap();
     let mut client = connect(&engine).await;
     client.send("POST", CHAT, &[], &long(false)).await;
@@ -98,7 +98,7 @@ async fn requests_are_remembered() {
 }
 
 #[tokio::test]
-async fn many_are_forgotten() {
+async fn old_requests_are_forgotten() {
     let engine = EngineServer::start(instant()).await.unwrap();
     let mut client = connect(&engine).await;
     for number in 0..1_010 {

@@ -51,7 +51,7 @@ async fn two_engines_answer_alike() {
 }
 
 #[tokio::test]
-async fn a_known_prefix_is_told() {
+async fn a_cached_prefix_is_reported() {
     let engine = EngineServer::start(instant()).await.unwrap();
     let at = engine.address();
     let question = "a long question ".repeat(30);

@@ -48,7 +48,7 @@ fn samples(page: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_upstreams_metrics_are_one_page() {
+async fn upstream_metrics_are_merged_into_one_page() {
     let engines = engines(2).await;
     let balancer = Balancer::ready(named(&engines, &["gpu-a", "gpu-b"])).await;
     for _ in 0..30 {
@@ -76,7 +76,7 @@ async fn the_upstreams_metrics_are_one_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_does_not_answer_is_left_out_of_the_page() {
+async fn a_silent_upstream_is_left_out_of_the_merged_metrics() {
     let engines = engines(2).await;
     let mut config = named(&engines, &["gpu-a", "gpu-b"]);
     config.health.fall = u32::MAX;
@@ -115,7 +115,7 @@ async fn the_version_is_the_oldest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_that_of_the_best() {
+async fn health_is_good_while_one_upstream_is() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.health.fall = 1;
@@ -152,7 +152,7 @@ fn paths(engine: &EngineServer) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn control_paths_lead_nowhere_unless_they_are_let_through() {
+async fn control_paths_are_404_unless_allowed() {
     let engines = developing(2).await;
     let balancer = Balancer::over(&engines).await;
     for path in ["/pause", "/resume", "/sleep", "/wake_up", "/reset_prefix_cache", "/collective_rpc"] {
@@ -170,7 +170,7 @@ async fn control_paths_lead_nowhere_unless_they_are_let_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_control_path_goes_to_all() {
+async fn a_control_path_is_sent_to_all_upstreams() {
     let engines = developing(3).await;
     let mut config = config(upstreams(&engines));
     config.passthrough = ["/pause", "/resume", "/is_paused", "/sleep"]
@@ -192,7 +192,7 @@ async fn a_control_path_goes_to_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_of_all_refuses_is_told() {
+async fn a_control_call_reports_each_refusal() {
     let engines = [developing(1).await.remove(0), engine(Options::default()).await];
     let mut config = config(upstreams(&engines));
     config.passthrough = vec![passthrough("/pause", PassthroughTo::All)];
@@ -202,7 +202,7 @@ async fn what_one_of_all_refuses_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_control_path_goes_to_one() {
+async fn a_control_path_can_name_one_upstream() {
     let engines = developing(3).await;
     let mut config = named(&engines, &["a", "b", "c"]);
     let to = || PassthroughTo::Upstream("b".into());
@@ -219,7 +219,7 @@ async fn a_control_path_goes_to_one() {
 // === the admin listener ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_listener_tells_how_things_are() {
+async fn the_admin_listener_shows_the_state() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let mut config = named(&engines, &["gpu-a", "gpu-b"]);
     config.health.fall = 1;
@@ -254,7 +254,7 @@ async fn the_admin_listener_tells_how_things_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_listener_serves_what_the_public_one_does() {
+async fn the_admin_listener_serves_the_public_paths_too() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     balancer.admin(post(CHAT, chat("sim"))).await.expect(200);
@@ -265,7 +265,7 @@ async fn the_admin_listener_serves_what_the_public_one_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_are_masked_and_the_token_is_asked_for() {
+async fn secrets_are_masked_and_the_token_is_required() {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.upstreams[0].api_key = Some(Secret::new("the upstream's secret"));
@@ -337,7 +337,7 @@ async fn next_frame(client: &mut Wire) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_talks_to_the_upstream_that_has_its_model() {
+async fn a_websocket_reaches_the_upstream_of_its_model() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
     for (model, index) in [("one", 0), ("two", 1)] {

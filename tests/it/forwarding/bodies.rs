@@ -192,12 +192,12 @@ async fn dribbled_chunks_arrive_where_the_model_comes_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_wait_for_leave_get_it_and_arrive() {
+async fn bodies_behind_expect_get_100_and_arrive() {
     all_sizes_arrive(Way::Expect, Place::First).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_wait_for_leave_get_it_where_the_model_comes_last() {
+async fn bodies_behind_expect_arrive_where_the_model_comes_last() {
     all_sizes_arrive(Way::Expect, Place::Last).await;
 }
 
@@ -341,7 +341,7 @@ async fn the_largest_body_that_is_allowed_arrives() {
 
 /// The balancer's patience is half a minute: all kinds of slow clients wait for its end together.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_send_its_body_is_told_so() {
+async fn a_missing_body_is_a_request_timeout() {
     let engines = [serving(&["other"]).await, serving(&[MODEL]).await];
     let balancer = Balancer::over(&engines).await;
     let patience = Duration::from_secs(60);
@@ -374,7 +374,7 @@ async fn a_client_that_does_not_send_its_body_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_beyond_the_memory_are_refused_until_there_is_room_again() {
+async fn bodies_beyond_the_memory_limit_are_refused_until_memory_is_free() {
     let engine = serving(&[MODEL]).await;
     let mut config = crate::common::config(crate::common::upstreams([&engine]));
     config.peek.memory = 256 << 10;

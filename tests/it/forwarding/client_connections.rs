@@ -142,7 +142,7 @@ async fn a_head_that_does_not_end_in_time_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_head_without_end_no_more_than_its_limit_is_read() {
+async fn an_endless_head_is_read_up_to_its_limit() {
     let (_engine, balancer) = stand(far(), |config| config.limits.header_bytes = 8 << 10).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_send_buffer_size(4 << 10).unwrap();
@@ -368,7 +368,7 @@ async fn answering_late(length: usize) -> (UpstreamConfig, mpsc::Receiver<()>, m
 /// The connection was closed while bytes of its client stood unread, which resets it: the end of the answer
 /// was lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_on_behind_its_body_receives_its_whole_answer() {
+async fn a_client_that_sends_beyond_its_body_receives_its_whole_answer() {
     const LENGTH: usize = 4 << 20;
     let (upstream, mut come, answer) = answering_late(LENGTH).await;
     let balancer = Balancer::ready(config(vec![upstream])).await;

@@ -158,7 +158,7 @@ async fn one(engine: &EngineServer, balancer: &Balancer, phase: Phase, way: Way)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_frees_the_engine_soon() {
+async fn a_disconnect_frees_the_engine_soon() {
     println!("{:8} {:6} {:>10} {:>10} {:>10}", "phase", "way", "median", "90 %", "most");
     for phase in [Phase::Queue, Phase::Prefill, Phase::Stream, Phase::Whole, Phase::Upload] {
         // Nobody who is in the phase of prefill gets out of it.
@@ -227,7 +227,7 @@ impl Swallower {
 /// While we connect nobody can look after the client. Its place is free when the connection is there or is
 /// given up, and no other engine gets to see the request.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_while_we_connect_costs_no_engine_anything() {
+async fn a_disconnect_during_connect_reaches_no_engine() {
     let (swallower, engine) = (Swallower::start(), engine(0.0).await);
     let mut first = upstream(&format!("http://{}", swallower.address));
     first.models = Some(vec!["sim".into()]);

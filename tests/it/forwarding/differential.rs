@@ -329,7 +329,7 @@ async fn forms_answer_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_else_answers_alike() {
+async fn all_other_requests_answer_alike() {
     let mut cases = Vec::new();
     for path in ["/v1/models", "/health", "/ping", "/version", "/load"] {
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"] {
@@ -400,7 +400,7 @@ async fn everything_else_answers_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_asked_for_alike() {
+async fn api_keys_are_required_alike() {
     let options = Options { api_key: Some("right".into()), ..Options::default() };
     let engines: [EngineServer; 2] = [engine(options.clone()).await, engine(options).await];
     let mut upstreams = crate::common::upstreams(&engines);
@@ -433,7 +433,7 @@ async fn http2_clients_are_answered_alike() {
 }
 
 #[test]
-fn only_what_varies_is_left_out_of_a_comparison() {
+fn a_comparison_ignores_only_varying_fields() {
     let body = br#"{"id": "chatcmpl-1","created":17.5,"x":[{"idx":"id","id":null}],"created_at":""}"#;
     let bare = r#"{"id": "varies","created":0,"x":[{"idx":"id","id":null}],"created_at":"varies"}"#;
     assert_eq!(normal(body), bare);

@@ -47,7 +47,7 @@ async fn an_error_names_its_upstream_only_where_that_is_exposed() {
 
 /// They were kept as they came: with names of 2 MiB half a gigabyte.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_clients_write_is_cut_where_it_is_shown() {
+async fn client_values_are_truncated_where_shown() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let mut config = config(upstreams(&engines));
     let (long, cut) = ("é".repeat(500), format!("{}…", "é".repeat(62)));
@@ -71,7 +71,7 @@ async fn call(balancer: &Balancer, method: &str, path: &str, headers: &[(&str, &
 
 /// A site whose name leads here for a moment could read and change everything from a visitor's browser.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_site_that_points_its_name_at_the_admin_listener_gets_nothing() {
+async fn dns_rebinding_does_not_reach_the_admin_listener() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     let port = balancer.running.admin.rsplit(':').next().expect("a port");
@@ -107,7 +107,7 @@ async fn a_site_that_points_its_name_at_the_admin_listener_gets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_token_the_admin_listener_has_any_name() {
+async fn a_token_allows_any_host_on_the_admin_listener() {
     let engine = engine(Options::default()).await;
     let mut with_token = config(upstreams([&engine]));
     with_token.admin.token = Some(Secret::new("secret"));

@@ -54,7 +54,7 @@ async fn sent_through(engine: &EngineServer, balancer: &Balancer, headers: &[(&s
 // === towards the engine ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hop_by_hop_fields_of_a_request_stay_here() {
+async fn hop_by_hop_request_fields_are_not_forwarded() {
     let arrived = sent_on(&[
         ("connection", "keep-alive, X-Mine, x-other"),
         ("keep-alive", "timeout=5"),
@@ -76,7 +76,7 @@ async fn hop_by_hop_fields_of_a_request_stay_here() {
 /// `connection` must not be able to take away what is ours to say, or what makes the request one: such a
 /// request is refused, or goes on with them.
 #[tokio::test(flavor = "multi_thread")]
-async fn nominating_needed_fields_does_not_take_them_away() {
+async fn connection_cannot_nominate_needed_fields() {
     let (engine, balancer) = stand().await;
     let chain = ("x-forwarded-for", "10.0.0.1");
     for needed in ["host", "content-length", "transfer-encoding", "x-forwarded-for", "x-forwarded-host"] {
@@ -94,7 +94,7 @@ async fn nominating_needed_fields_does_not_take_them_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_else_of_a_request_goes_on_as_it_came() {
+async fn all_other_request_fields_are_forwarded() {
     let kept = [
         ("authorization", "Bearer the client's key"),
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
@@ -123,7 +123,7 @@ async fn everything_else_of_a_request_goes_on_as_it_came() {
 
 /// vLLM lets a caller choose one of its engines, past any balance of theirs: a trusted caller may.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_choice_of_an_engine_within_the_upstream_is_a_trusted_clients() {
+async fn only_trusted_clients_choose_a_data_parallel_rank() {
     let rank = [("X-data-parallel-rank", "1")];
     assert_eq!(values(&sent_on_trusted(&rank).await, "x-data-parallel-rank"), ["1"]);
     assert_eq!(values(&sent_on(&rank).await, "x-data-parallel-rank"), [""; 0]);
@@ -131,7 +131,7 @@ async fn the_choice_of_an_engine_within_the_upstream_is_a_trusted_clients() {
 
 /// Any client could choose the scheme and the host that engines are told.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_untrusted_client_says_of_where_it_came_from_is_replaced() {
+async fn forwarded_fields_of_untrusted_clients_are_replaced() {
     let arrived = sent_on(&FORWARDED).await;
     assert_eq!(values(&arrived, "x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(values(&arrived, "x-forwarded-proto"), ["http"]);
@@ -139,7 +139,7 @@ async fn what_an_untrusted_client_says_of_where_it_came_from_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_and_queries_go_on_as_they_came() {
+async fn paths_and_queries_are_forwarded_unchanged() {
     let (engine, balancer) = stand().await;
     for path in [
         "/v1/chat/completions?beta=true",
@@ -153,7 +153,7 @@ async fn paths_and_queries_go_on_as_they_came() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_host_is_the_engines_and_the_clients_is_told_beside_it() {
+async fn the_host_is_the_upstreams_and_x_forwarded_host_the_clients() {
     let (engine, balancer) = stand().await;
     let asked = request("POST", CHAT, &[JSON, ("host", "api.example:8443")], chat("sim").as_bytes());
     balancer.ask(asked).await.expect(200);
@@ -172,7 +172,7 @@ async fn the_host_is_the_engines_and_the_clients_is_told_beside_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trusted_proxy_in_front_is_believed_and_the_chain_grows() {
+async fn forwarded_fields_of_trusted_proxies_are_extended() {
     let arrived = sent_on_trusted(&FORWARDED).await;
     assert_eq!(values(&arrived, "x-forwarded-for"), ["203.0.113.7, 10.0.0.1, 10.0.0.2, 127.0.0.1"]);
     assert_eq!(values(&arrived, "x-forwarded-proto"), ["https"]);
@@ -180,7 +180,7 @@ async fn a_trusted_proxy_in_front_is_believed_and_the_chain_grows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_on_a_unix_socket_has_no_address_to_tell() {
+async fn a_client_on_a_unix_socket_has_no_forwarded_address() {
     let engine = engine(Options::default()).await;
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(upstreams([&engine]));
@@ -191,7 +191,7 @@ async fn a_client_on_a_unix_socket_has_no_address_to_tell() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn expect_is_answered_here() {
+async fn expect_is_answered_by_the_balancer() {
     let (engine, balancer) = stand().await;
     let asked = request("POST", CHAT, &[JSON, ("expect", "100-continue")], chat("sim").as_bytes());
     balancer.ask(asked).await.expect(200);
@@ -200,7 +200,7 @@ async fn expect_is_answered_here() {
 
 /// HTTP/1.0 has no informational answers: a client of it takes the first for the answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_of_http_1_0_is_not_told_to_continue() {
+async fn a_client_of_http_1_0_gets_no_100() {
     let (_engine, balancer) = stand().await;
     let body = chat("sim");
     let mut client = balancer.client().await;
@@ -268,7 +268,7 @@ async fn a_request_without_an_id_gets_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_tells_ids_is_not_contradicted() {
+async fn the_engines_request_id_is_kept() {
     let engine = engine(Options { request_id_headers: true, ..Options::default() }).await;
     let balancer = Balancer::over([&engine]).await;
     let mine = ("x-request-id", "my-id-2");
@@ -280,7 +280,7 @@ async fn an_engine_that_tells_ids_is_not_contradicted() {
 // === back to the client ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hop_by_hop_fields_of_an_answer_stay_here() {
+async fn hop_by_hop_answer_fields_are_not_forwarded() {
     let raw = Raw::start(
         "HTTP/1.1 200 OK\r\nconnection: close, x-mine\r\nkeep-alive: timeout=99\r\nx-mine: no\r\n\
          proxy-connection: close\r\nx-kept: yes\r\nset-cookie: a=b\r\nset-cookie: c=d\r\n\
@@ -312,7 +312,7 @@ async fn hop_by_hop_fields_of_an_answer_stay_here() {
 
 /// An answer with two readings of its length is nobody's.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_no_http_is_a_bad_gateway() {
+async fn an_answer_that_is_not_http_is_a_bad_gateway() {
     for answer in [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 20\r\n\r\n{}",
         "HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n{}",

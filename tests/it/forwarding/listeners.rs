@@ -75,7 +75,7 @@ async fn tls_clients_choose_between_both_protocols() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_without_tls_on_a_tls_port_is_let_go_and_does_no_harm() {
+async fn a_plain_client_on_a_tls_port_is_disconnected() {
     let (certs, engine) = (Certs::new(), engine(Options::default()).await);
     let mut config = config(upstreams([&engine]));
     config.listen = vec![tls(&certs)];
@@ -117,7 +117,7 @@ async fn the_shortest_requests_are_answered() {
 
 /// HTTP/2's greeting may come in any number of pieces, and what only begins like it is HTTP/1.1.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_protocol_is_told_from_however_many_pieces() {
+async fn the_protocol_is_detected_in_any_number_of_pieces() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -227,7 +227,7 @@ async fn an_upstream_is_reached_by_tls_with_an_authority_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_is_reached_by_tls_without_proof_where_that_is_wanted() {
+async fn an_upstream_certificate_is_not_verified_when_disabled() {
     let trust = UpstreamTls { verify: false, ..UpstreamTls::default() };
     let (_engine, config) = secure(&Certs::new(), trust).await;
     serves(&mut Balancer::ready(config).await.client().await).await;
@@ -244,7 +244,7 @@ async fn reason(balancer: &Balancer) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_cannot_be_believed_is_never_ready_and_the_log_says_why() {
+async fn an_untrusted_upstream_is_never_ready_and_the_log_has_the_reason() {
     let (certs, others) = (Certs::new(), Certs::new());
     let wrong_authority = UpstreamTls { ca: Some(others.authority()), ..UpstreamTls::default() };
     let (_engine, config) = secure(&certs, wrong_authority).await;
@@ -263,7 +263,7 @@ async fn an_upstream_that_cannot_be_believed_is_never_ready_and_the_log_says_why
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn https_to_an_upstream_without_tls_is_said_so() {
+async fn https_to_a_plain_upstream_is_logged() {
     let engine = engine(Options::default()).await;
     let config = config(vec![upstream(&engine.url().replace("http://", "https://"))]);
     let why = reason(&Balancer::start(config).await).await;
@@ -295,7 +295,7 @@ async fn an_upstream_below_a_prefix_gets_it_before_every_path() {
 // === the end ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_waits_for_streams_and_for_nobody_else() {
+async fn a_stop_waits_for_streams_only() {
     let engine = paced(PACE).await;
     let balancer = Balancer::over([&engine]).await;
     let address = balancer.address().to_string();
@@ -328,7 +328,7 @@ async fn a_stop_waits_for_streams_and_for_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_without_anybody_is_over_at_once() {
+async fn a_stop_without_requests_is_immediate() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     let mut client = balancer.client().await;
@@ -338,7 +338,7 @@ async fn a_stop_without_anybody_is_over_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_cuts_what_outlasts_its_grace() {
+async fn a_stop_cuts_requests_after_its_grace() {
     let engine = paced(PACE).await;
     let balancer = Balancer::over([&engine]).await;
     let mut client = balancer.client().await;

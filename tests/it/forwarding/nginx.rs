@@ -221,7 +221,7 @@ async fn large_bodies_pass_as_they_come_and_larger_ones_are_413() {
 /// With buffering, nginx takes all that a balancer has for a client that does not keep up, and writes it to
 /// disk.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_does_not_take_waits_at_the_balancer() {
+async fn a_slow_clients_answer_is_buffered_by_the_balancer() {
     let long = "x".repeat(32 << 20);
     let balancer =
         Raw::start(&format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{long}", long.len())).await;
@@ -268,7 +268,7 @@ async fn connections_to_the_balancers_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn balancers_hear_who_asks_and_websockets_are_passed_on() {
+async fn nginx_forwards_client_addresses_and_websockets() {
     let engine = engine(Default::default()).await;
     let stand = Stand::over(&engine).await;
     stand.nginx.ask(post(CHAT, chat("sim"))).await.expect(200);
@@ -312,7 +312,7 @@ async fn other_upgrades_are_not_passed_on() {
 // === what balancers say ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_429_passes_unchanged_and_takes_nobody_out() {
+async fn a_429_passes_unchanged_and_ejects_no_balancer() {
     let engine = paced(ENDLESS).await;
     let mut narrow = config(upstreams([&engine]));
     narrow.upstreams[0].max_active = Some(1);
@@ -341,7 +341,7 @@ async fn a_429_passes_unchanged_and_takes_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_that_of_any_balancer() {
+async fn nginx_is_healthy_while_one_balancer_is() {
     let engine = engine(Default::default()).await;
     let well = Balancer::over([&engine]).await;
     let gone = format!("http://127.0.0.1:{}", Redis::free_port());

@@ -33,7 +33,7 @@ async fn until_told(path: &str, outcome: &str) {
 
 /// A server behind us that resolves dots would have taken these for `/server_info`, which is denied.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_deny_table_cannot_be_walked_around_with_dots() {
+async fn dot_segments_do_not_bypass_the_deny_table() {
     let engine = engine(Options { dev_mode: true, ..Options::default() }).await;
     let balancer = Balancer::over([&engine]).await;
     for path in ["/static/../server_info", "/static/%2e%2e/server_info", "/static/a/%2E./.%2e/server_info"] {
@@ -81,7 +81,7 @@ async fn a_body_for_all_upstreams_that_grows_too_large_is_refused() {
 
 /// The balancer's patience is half a minute: both wait for its end together.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_body_does_not_come_is_ended() {
+async fn a_call_with_a_missing_body_times_out() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     let asks = async |address: &str, path: &str| {
@@ -96,7 +96,7 @@ async fn a_call_whose_body_does_not_come_is_ended() {
 
 /// They were waited for up to five minutes for nobody.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_ends_when_its_client_leaves() {
+async fn a_call_to_all_upstreams_ends_when_its_client_disconnects() {
     let begun = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n";
     let raw = Raw::holding(begun).await;
     let balancer = Balancer::ready(config(vec![raw.upstream()])).await;
@@ -120,7 +120,7 @@ async fn a_call_ends_when_its_client_leaves() {
 
 /// The body of whoever has no token was read first: a megabyte, for as long as it took.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_token_is_asked_for_before_the_body() {
+async fn the_token_is_checked_before_the_body() {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.admin.token = Some(Secret::new("secret"));
@@ -178,7 +178,7 @@ async fn web_pages_cannot_call_the_admin_listener() {
 
 /// Each of them asked every upstream, however many came and whoever they were.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_scrapes_ask_the_upstreams_once() {
+async fn concurrent_scrapes_are_coalesced() {
     let page = "# TYPE a gauge\na 1\n";
     let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", page.len());
     let slow = Raw::holding(&head).await;
@@ -220,7 +220,7 @@ async fn a_page_that_is_too_large_is_left_out() {
 
 /// With `--api-key` and clients that bring it, as with one vLLM, these calls were refused everywhere.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_to_all_upstreams_brings_the_clients_key() {
+async fn a_call_to_all_upstreams_forwards_the_clients_key() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.upstreams[1].api_key = Some(Secret::new("its own"));
@@ -240,7 +240,7 @@ async fn a_call_to_all_upstreams_brings_the_clients_key() {
 
 /// A stored response was found by nobody, and a conversation went on where its beginning was not known.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stored_response_is_looked_for_with_the_clients_key() {
+async fn a_stored_response_is_searched_with_the_clients_key() {
     let options = Options { api_key: Some("the client's".into()), ..Options::default() };
     let engines = [engine(options.clone()).await, engine(options).await];
     let mut config = config(upstreams(&engines));

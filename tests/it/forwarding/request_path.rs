@@ -30,7 +30,7 @@ fn answer(status: &str, kind: &str, body: &str) -> String {
 /// Before this, killing the engine behind an API server gave clients its 500 where they had not asked for a
 /// stream, although another upstream was ready.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_engine_is_failed_over_and_left_alone() {
+async fn a_dead_engine_is_failed_over_and_not_chosen_again() {
     for body in [chat("sim"), stream("sim", 3)] {
         let dead = Raw::start(&answer("500 Internal Server Error", "application/json", DEAD)).await;
         let alive = engine(Default::default()).await;
@@ -76,7 +76,7 @@ async fn an_answer_that_stalls_is_not_held_back() {
 
 /// In HTTP/1.0 the end of the connection is the end of the answer: an answer that was cut looked whole.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_cut_is_no_whole_one_in_http_1_0() {
+async fn a_cut_answer_is_not_complete_in_http_1_0() {
     let begun = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
     let raw = Raw::holding(&format!("{begun}8\r\n{{\"half\":\r\n")).await;
     let balancer = Balancer::ready(config(vec![raw.upstream()])).await;
@@ -102,7 +102,7 @@ async fn an_answer_that_is_cut_is_no_whole_one_in_http_1_0() {
 /// `response.created` comes before the prompt is read, so what follows it is the first event: `timeouts.idle`
 /// ended responses whose prompts took longer than that.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prelude_is_no_first_byte() {
+async fn a_stream_prelude_is_not_the_first_token() {
     let created = "event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
     let raw = Raw::holding(&format!("{head}{created}")).await;
@@ -150,7 +150,7 @@ async fn silent_socket() -> (UpstreamConfig, tokio::task::JoinHandle<()>) {
 
 /// WebSockets had no deadline: a silent one held its place on the upstream for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_websocket_ends_at_its_deadline_and_frees_its_place() {
+async fn a_silent_websocket_ends_at_its_deadline_and_frees_its_lease() {
     let (upstream, _task) = silent_socket().await;
     let mut config = config(vec![upstream]);
     config.timeouts.idle = Some(Duration::from_secs(1));
@@ -165,7 +165,7 @@ async fn a_silent_websocket_ends_at_its_deadline_and_frees_its_place() {
 
 /// A 101 was passed on with an `upgrade` that the upstream had not sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_101_that_upgrades_to_nothing_is_a_bad_answer_of_the_upstream() {
+async fn a_101_without_upgrade_is_a_bad_gateway() {
     for upgrades in ["connection: upgrade\r\n", "connection: upgrade\r\nupgrade: h2c\r\n", ""] {
         let bad = Raw::holding(&format!("HTTP/1.1 101 Switching Protocols\r\n{upgrades}\r\n")).await;
         let good = engine(Default::default()).await;
@@ -184,7 +184,7 @@ async fn a_101_that_upgrades_to_nothing_is_a_bad_answer_of_the_upstream() {
 
 /// Upgrades are retried where other requests are.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_is_retried_by_the_rule_of_all_requests() {
+async fn upgrades_follow_the_retry_rule() {
     let status = |status: &str| answer(status, "application/json", "{}");
     for (failure, on) in [
         (String::new(), true),
@@ -226,7 +226,7 @@ async fn listening() -> (TcpListener, UpstreamConfig) {
 
 /// Nothing was read from an upstream while it did not take what was sent.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
+async fn an_early_answer_is_read_while_the_upload_is_blocked() {
     let (listener, upstream) = listening().await;
     let task = tokio::spawn(async move {
         let mut kept = Vec::new();
@@ -258,7 +258,7 @@ async fn an_upstream_that_answers_early_is_heard_while_it_does_not_read() {
 
 /// What waits for an upstream was not counted once the body could not be held.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_an_upstream_counts_as_memory_and_ends_with_its_request() {
+async fn a_blocked_upload_counts_as_memory_until_its_request_ends() {
     let (listener, upstream) = listening().await;
     let task = tokio::spawn(async move {
         let mut kept = Vec::new();
@@ -289,7 +289,7 @@ async fn what_waits_for_an_upstream_counts_as_memory_and_ends_with_its_request()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_goes_on_piece_by_piece_where_there_is_no_memory_for_what_waits() {
+async fn an_upload_proceeds_piecewise_without_spare_memory() {
     let engine = engine(Default::default()).await;
     let mut config = config(upstreams([&engine]));
     (config.peek.bytes, config.peek.memory) = (1000, 80_000);
@@ -340,7 +340,7 @@ async fn keeping(posts: Arc<Mutex<Vec<usize>>>) -> (UpstreamConfig, tokio::task:
 
 /// Idle connections were of no use any more once any setting of their upstream had changed.
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_connections_outlive_a_change_that_is_not_about_connecting() {
+async fn idle_upstream_connections_survive_unrelated_reloads() {
     let posts = Arc::default();
     let (upstream, _task) = keeping(Arc::clone(&posts)).await;
     let name = upstream.name.clone();

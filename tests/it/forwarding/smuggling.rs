@@ -190,7 +190,7 @@ async fn chunks_that_are_read_leniently_hide_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn heads_that_are_none_are_refused() {
+async fn malformed_heads_are_refused() {
     let get = |line: &str| format!("GET /v1/responses/x HTTP/1.1\r\nhost: a\r\n{line}\r\n");
     let line = |line: &str| format!("{line}\r\nhost: a\r\n\r\n");
     let cases = [
@@ -259,7 +259,7 @@ async fn heads_beyond_the_limit_are_refused() {
 
 /// What is odd but plain is taken, so that nothing above is refused for the wrong reason.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_odd_but_plain_is_taken() {
+async fn unusual_but_unambiguous_requests_are_accepted() {
     let stand = Stand::new().await;
     let body = chat("sim");
     let size = body.len();
@@ -327,7 +327,7 @@ async fn what_is_odd_but_plain_is_taken() {
 
 /// A second request that comes with the first may be dropped, but is never mixed with it.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_behind_each_other_are_answered_in_turn_or_not_at_all() {
+async fn pipelined_requests_are_answered_in_order_or_not_at_all() {
     let stand = Stand::new().await;
     let mut bytes = post("/v1/chat/completions?first", chat("sim"));
     bytes.extend(post("/v1/completions?second", r#"{"model":"sim","prompt":"x","max_tokens":1}"#));

@@ -96,7 +96,7 @@ async fn events_with_time_between_them_come_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_the_one_that_the_engine_sent() {
+async fn a_stream_equals_the_engines_bytes() {
     let engine = engine(Default::default()).await;
     let balancer = Balancer::over([&engine]).await;
     let responses = r#"{"model":"sim","input":"hi","stream":true,"max_output_tokens":8}"#.to_string();
@@ -171,7 +171,7 @@ async fn all_is_free(engine: &EngineServer, balancer: &Balancer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaving_before_the_answer_begins_frees_the_engine() {
+async fn a_disconnect_before_the_answer_frees_the_engine() {
     let engine = engine(Default::default()).await;
     let balancer = Balancer::over([&engine]).await;
     engine.set_fault(InjectedFault::StallHeaders).await;
@@ -187,7 +187,7 @@ async fn leaving_before_the_answer_begins_frees_the_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaving_within_a_stream_frees_the_engine() {
+async fn a_disconnect_within_a_stream_frees_the_engine() {
     let engine = paced(Duration::from_millis(5)).await;
     let balancer = Balancer::over([&engine]).await;
     for how in [Leave::Fin, Leave::Reset] {
@@ -202,7 +202,7 @@ async fn leaving_within_a_stream_frees_the_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaving_between_two_events_frees_the_engine() {
+async fn a_disconnect_between_two_events_frees_the_engine() {
     let engine = engine(Default::default()).await;
     let balancer = Balancer::over([&engine]).await;
     engine.set_fault(InjectedFault::StallStream { events: 3 }).await;
@@ -217,7 +217,7 @@ async fn leaving_between_two_events_frees_the_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaving_while_a_whole_answer_is_made_frees_the_engine() {
+async fn a_disconnect_before_a_whole_answer_frees_the_engine() {
     let engine = paced(ENDLESS).await;
     let balancer = Balancer::over([&engine]).await;
     for how in [Leave::Fin, Leave::Reset] {
@@ -232,7 +232,7 @@ async fn leaving_while_a_whole_answer_is_made_frees_the_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaving_within_an_upload_frees_the_connection_to_the_engine() {
+async fn a_disconnect_within_an_upload_frees_the_upstream_connection() {
     let engine = engine(Default::default()).await;
     let mut config = config(upstreams([&engine]));
     config.peek.bytes = 64 << 10;
@@ -255,7 +255,7 @@ async fn leaving_within_an_upload_frees_the_connection_to_the_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaving_while_the_model_is_looked_for_leaves_nothing_behind() {
+async fn a_disconnect_within_the_peek_leaves_nothing() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
     let body = padded(300 << 10, "two", Place::Last);
@@ -278,7 +278,7 @@ async fn leaving_while_the_model_is_looked_for_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http2_clients_that_leave_free_the_engine() {
+async fn a_disconnect_over_http2_frees_the_engine() {
     let engine = paced(ENDLESS).await;
     let balancer = Balancer::over([&engine]).await;
     for whole_connection in [false, true] {

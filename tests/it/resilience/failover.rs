@@ -29,7 +29,7 @@ async fn two() -> (Vec<EngineServer>, Config) {
 
 /// Asks all three interfaces, streaming and not, while the first engine has `fault`, and expects whole
 /// answers of the second.
-async fn nobody_notices(fault: InjectedFault) {
+async fn is_retried_unseen(fault: InjectedFault) {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     engines[0].set_fault(fault.clone()).await;
@@ -49,39 +49,39 @@ async fn nobody_notices(fault: InjectedFault) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_connection_is_nobodys_error() {
-    nobody_notices(InjectedFault::Refuse).await;
+async fn a_refused_connection_is_retried() {
+    is_retried_unseen(InjectedFault::Refuse).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_ends_at_once_is_nobodys_error() {
-    nobody_notices(InjectedFault::CloseAfterAccept).await;
+async fn a_connection_closed_at_once_is_retried() {
+    is_retried_unseen(InjectedFault::CloseAfterAccept).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_ends_before_the_answer_is_nobodys_error() {
-    nobody_notices(InjectedFault::CutHeaders { reset: false }).await;
-    nobody_notices(InjectedFault::CutHeaders { reset: true }).await;
+async fn a_connection_closed_before_the_answer_is_retried() {
+    is_retried_unseen(InjectedFault::CutHeaders { reset: false }).await;
+    is_retried_unseen(InjectedFault::CutHeaders { reset: true }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_engine_is_nobodys_error() {
-    nobody_notices(InjectedFault::Status { status: 503, body: "{}".into() }).await;
+async fn a_full_engine_is_retried_elsewhere() {
+    is_retried_unseen(InjectedFault::Status { status: 503, body: "{}".into() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gateways_in_between_are_nobodys_error() {
-    nobody_notices(InjectedFault::Status { status: 502, body: "<html>".into() }).await;
-    nobody_notices(InjectedFault::Status { status: 504, body: "<html>".into() }).await;
+async fn gateway_errors_are_retried() {
+    is_retried_unseen(InjectedFault::Status { status: 502, body: "<html>".into() }).await;
+    is_retried_unseen(InjectedFault::Status { status: 504, body: "<html>".into() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_shuts_down_is_nobodys_error() {
-    nobody_notices(InjectedFault::ShuttingDown).await;
+async fn a_stopping_engine_is_retried_elsewhere() {
+    is_retried_unseen(InjectedFault::ShuttingDown).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_aborts_without_a_token_is_nobodys_error() {
+async fn an_abort_without_a_token_is_retried() {
     for stream in [false, true] {
         let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3});
         for (path, body) in [
@@ -106,7 +106,7 @@ async fn an_engine_that_aborts_without_a_token_is_nobodys_error() {
 
 /// One that aborts everything has always room; going back to it is no use while the others are full.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_was_given_up_waits_for_another_engine_rather_than_go_back() {
+async fn a_failed_request_waits_for_another_upstream_instead_of_the_same() {
     let (engines, mut config) = two().await;
     config.upstreams[1].max_active = Some(1);
     let balancer = Balancer::ready(config).await;
@@ -126,7 +126,7 @@ async fn who_was_given_up_waits_for_another_engine_rather_than_go_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_as_the_first_event_is_nobodys_error() {
+async fn an_error_as_the_first_event_is_retried() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     engines[0].set_fault(InjectedFault::ErrorEvent { status: 500 }).await;
@@ -140,7 +140,7 @@ async fn an_error_as_the_first_event_is_nobodys_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooled_connection_that_has_ended_is_nobodys_error() {
+async fn a_closed_pooled_connection_is_retried() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     for _ in 0..20 {
@@ -151,7 +151,7 @@ async fn a_pooled_connection_that_has_ended_is_nobodys_error() {
 
 /// What SIGTERM leaves behind: the connection stays open, nothing comes on it, and nobody listens.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_is_gone_without_a_word_is_nobodys_error() {
+async fn a_vanished_engine_is_retried_elsewhere() {
     let (engines, mut config) = two().await;
     config.health.fall = 2;
     let balancer = Balancer::ready(config).await;
@@ -173,7 +173,7 @@ async fn an_engine_that_is_gone_without_a_word_is_nobodys_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_other_engine_gets_the_same_body_whatever_its_size_and_framing() {
+async fn a_retry_sends_the_same_body_in_any_size_and_framing() {
     for size in [0x10000, 3 << 20, 9 << 20] {
         for chunked in [false, true] {
             let (engines, config) = two().await;
@@ -205,7 +205,7 @@ async fn the_other_engine_gets_the_same_body_whatever_its_size_and_framing() {
 // === what is not tried again ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_our_tries_the_last_real_answer_goes_out_and_ends_the_clients_tries() {
+async fn after_all_attempts_the_last_answer_is_forwarded() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     let busy = r#"{"error":{"message":"The engine is currently busy","code":503}}"#;
@@ -218,7 +218,7 @@ async fn after_our_tries_the_last_real_answer_goes_out_and_ends_the_clients_trie
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_of_the_request_goes_to_no_other_engine() {
+async fn client_errors_are_not_retried() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     for status in [400, 404, 422, 500, 501] {
@@ -229,7 +229,7 @@ async fn an_error_of_the_request_goes_to_no_other_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_names_an_instance_goes_to_no_other() {
+async fn a_request_for_one_instance_is_not_retried_elsewhere() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     engines[0].set_fault(InjectedFault::Status { status: 503, body: "{}".into() }).await;
@@ -253,7 +253,7 @@ async fn retry_can_be_switched_off_whole_and_by_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_is_not_answered_with_a_storm() {
+async fn the_retry_budget_bounds_an_outage() {
     let engines = engines(4).await;
     let mut config = config(upstreams(&engines));
     config.retry.budget = 0.1;
@@ -311,7 +311,7 @@ async fn a_stream_that_is_cut_ends_with_an_error_and_is_never_given_to_another_e
 
 /// Its first event and its end come at once: nothing has gone out yet, though the answer looked good.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_dies_right_behind_its_first_event_is_nobodys_error_or_an_honest_one() {
+async fn an_engine_that_dies_after_its_first_event_is_retried_or_reported() {
     let event = "data: {\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":null}]}\n\n";
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     let dying = Raw::start(&format!("{head}{:x}\r\n{event}\r\n", event.len())).await;
@@ -335,7 +335,7 @@ async fn an_engine_that_dies_right_behind_its_first_event_is_nobodys_error_or_an
 
 /// What vLLM leaves behind after SIGTERM: an open connection on which nothing ever comes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_whose_engine_went_silent_and_is_gone_ends_with_an_error() {
+async fn a_silent_stream_of_a_vanished_engine_ends_with_an_error() {
     let (engines, mut config) = two().await;
     config.health.fall = 2;
     let balancer = Balancer::ready(config).await;
@@ -354,7 +354,7 @@ async fn a_stream_whose_engine_went_silent_and_is_gone_ends_with_an_error() {
 const SHORT: Option<Duration> = Some(Duration::from_millis(300));
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_byte_that_does_not_come_is_a_gateway_timeout() {
+async fn a_missing_first_byte_is_a_gateway_timeout() {
     let (engines, mut config) = two().await;
     config.timeouts.first_byte = SHORT;
     let balancer = Balancer::ready(config).await;
@@ -373,7 +373,7 @@ async fn a_first_byte_that_does_not_come_is_a_gateway_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_stands_still_for_too_long_ends_with_an_error() {
+async fn a_stalled_stream_ends_with_an_error() {
     let (engines, mut config) = two().await;
     config.timeouts.idle = SHORT;
     let balancer = Balancer::ready(config).await;
@@ -399,7 +399,7 @@ async fn a_request_that_takes_too_long_in_all_ends() {
 // === waiting for room ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_wait_their_turn_and_those_that_leave_are_gone() {
+async fn queued_requests_are_fifo_and_disconnects_leave_the_queue() {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.upstreams[0].max_active = Some(1);
@@ -424,7 +424,7 @@ async fn requests_wait_their_turn_and_those_that_leave_are_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_and_a_long_wait_are_told_with_when_to_come_again() {
+async fn a_full_queue_and_a_long_wait_give_retry_after() {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.upstreams[0].max_active = Some(1);

@@ -43,7 +43,7 @@ async fn waiting(balancer: &Balancer, place: usize, body: String) -> Wire {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_came_first_is_served_first_and_who_leaves_frees_its_place() {
+async fn the_queue_is_fifo_and_a_disconnect_frees_its_slot() {
     let engine = paced(ENDLESS).await;
     let balancer = Balancer::ready(narrow([&engine], 1)).await;
     let mut running = balancer.client().await;
@@ -89,7 +89,7 @@ async fn a_full_queue_and_a_long_wait_get_429_with_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_the_line_is_gone_at_once() {
+async fn a_disconnect_leaves_the_queue_at_once() {
     let engine = paced(ENDLESS).await;
     let balancer = Balancer::ready(narrow([&engine], 1)).await;
     let mut running = balancer.client().await;
@@ -109,7 +109,7 @@ async fn a_client_that_leaves_the_line_is_gone_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_requests_go_to_whoever_comes_or_comes_back() {
+async fn queued_requests_go_to_added_and_recovered_upstreams() {
     let engines = [paced(ENDLESS).await, engine(Default::default()).await];
     let balancer = Balancer::ready(narrow([&engines[0]], 1)).await;
     let mut running = balancer.client().await;
@@ -160,7 +160,7 @@ async fn an_upstream_that_joins_a_route_serves_older_requests_first() {
 
 /// The stream in flight goes on, so that no place becomes free.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_is_told_at_once_when_nobody_is_left_to_wait_for() {
+async fn queued_requests_fail_at_once_when_no_upstream_is_left() {
     let drain = r#"{"state":"drain"}"#;
     let table = [("", "", ""), ("PATCH", "", drain), ("DELETE", "", ""), ("DELETE", "?force", "")];
     for (method, query, body) in table {
@@ -188,7 +188,7 @@ async fn who_waits_is_told_at_once_when_nobody_is_left_to_wait_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_goes_on_waiting_while_somebody_is_left() {
+async fn queued_requests_wait_while_one_upstream_is_left() {
     let engines = [paced(ENDLESS).await, paced(ENDLESS).await];
     let mut config = narrow(&engines, 1);
     config.upstreams[0].weight = 1000.0;

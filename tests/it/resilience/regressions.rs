@@ -32,7 +32,7 @@ async fn two() -> (Vec<EngineServer>, vllm_lb::config::types::Config) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_of_http2_went_past_model_retry_and_limit() {
+async fn an_h2c_offer_bypassed_model_retry_and_limit() {
     let models = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&models).await;
     for model in ["one", "two", "one", "two"] {
@@ -47,7 +47,7 @@ async fn an_offer_of_http2_went_past_model_retry_and_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_waited_for_leave_got_no_second_try() {
+async fn a_request_with_expect_was_not_retried() {
     let (engines, config) = two().await;
     let balancer = Balancer::ready(config).await;
     engines[0].set_fault(InjectedFault::Status { status: 502, body: "{}".into() }).await;
@@ -77,7 +77,7 @@ async fn failures_on_pooled_connections_were_not_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_time_was_over_in_the_queue_got_no_answer() {
+async fn a_request_that_timed_out_in_the_queue_got_no_answer() {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.timeouts.total = Some(Duration::from_millis(300));
@@ -90,7 +90,7 @@ async fn a_request_whose_time_was_over_in_the_queue_got_no_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_left_the_queue_while_it_sent_kept_its_place() {
+async fn a_client_that_left_the_queue_during_its_upload_kept_its_slot() {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.upstreams[0].max_active = Some(1);
@@ -113,7 +113,7 @@ async fn a_client_that_left_the_queue_while_it_sent_kept_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn announced_bodies_took_memory_that_was_never_sent() {
+async fn a_content_length_alone_reserved_memory() {
     let engine = engine(Options::default()).await;
     let mut config = config(upstreams([&engine]));
     config.peek.memory = 4 << 20;
@@ -148,7 +148,7 @@ async fn server_errors_without_a_body_never_tripped() {
 /// It had counted as a good answer, whatever it said: now by its code, the client's own faults not against
 /// the upstream.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_told_of_an_error_was_ok() {
+async fn a_stream_with_an_error_event_counted_as_ok() {
     let text =
         r#"{"choices":[{"index":0,"delta":{"content":"an \"error\""},"finish_reason":null}],"error":null}"#;
     let code = |code: u16| format!(r#"{{"error":{{"message":"x","type":"y","param":null,"code":{code}}}}}"#);
@@ -220,7 +220,7 @@ async fn clients_of_http_1_0_got_chunks() {
 
 /// The session's bonus was weighed by no knob: where nothing else costs anything, it decided alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_pinned_where_turns_are_taken() {
+async fn sessions_pinned_under_round_robin() {
     use vllm_lb::config::types::Preset;
     for preset in [Preset::RoundRobin, Preset::LeastRequests] {
         let engines = engines(2).await;
@@ -239,7 +239,7 @@ async fn sessions_pinned_where_turns_are_taken() {
 
 /// A prompt that was answered as an overflow was believed to be held, though the engine had refused it.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_overflow_was_believed_to_be_held() {
+async fn an_overflowing_prompt_was_indexed() {
     let engines = [engine(Options { max_model_len: 64, ..Options::default() }).await];
     let mut config = config(upstreams(&engines));
     let text = "routes: [{model: long, to: sim, overflow: length}]\nupstreams: [http://a]";
@@ -254,7 +254,7 @@ async fn an_overflow_was_believed_to_be_held() {
 
 /// So was one that a stream refused in its first event.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_that_was_refused_in_a_stream_was_believed_to_be_held() {
+async fn a_prompt_rejected_in_a_stream_was_indexed() {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::over([&engine]).await;
     let words = "word ".repeat(2000);
@@ -272,7 +272,7 @@ async fn a_prompt_that_was_refused_in_a_stream_was_believed_to_be_held() {
 
 /// An upstream that is the balancer itself, or one that leads back to it, took every connection there was.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_comes_back_is_refused() {
+async fn a_request_loop_is_refused() {
     let engines = engines(1).await;
     let first = Balancer::over(&engines).await;
     let back = Balancer::ready(config(vec![upstream(&format!("http://{}", first.address()))])).await;
@@ -309,7 +309,7 @@ async fn a_request_that_comes_back_is_refused() {
 
 /// Anthropic's clients have their key in a field of its own, which went to upstreams that have another.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_of_the_clients_stays_here_where_the_upstream_has_its_own() {
+async fn the_clients_key_was_forwarded_beside_the_upstreams() {
     let engines = engines(1).await;
     let mut keyed = config(upstreams(&engines));
     keyed.upstreams[0].api_key = Some(Secret::new("its own"));

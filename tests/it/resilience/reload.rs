@@ -37,7 +37,7 @@ async fn reloadable(config: Config) -> (Balancer, Arc<Mutex<Result<Config, Vec<S
 
 /// A reload brought back what had been taken out at run time, and weights of the file.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_changed_at_run_time_outlasts_a_reload_that_does_not_name_it() {
+async fn runtime_changes_survive_an_unrelated_reload() {
     let engines = engines(2).await;
     let first = config(upstreams(&engines));
     let (balancer, file) = reloadable(first.clone()).await;
@@ -178,7 +178,7 @@ async fn switch(first: &EngineServer) -> (String, Arc<Mutex<String>>) {
 
 /// Also where the connections that the old one has vouched for are still open.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_trust_the_authority_that_a_reload_brought_and_no_longer_the_one_before() {
+async fn a_reload_replaces_the_trusted_authority() {
     for same_path in [false, true] {
         let (before, after) = (Certs::new(), Certs::new());
         let mut engines = Vec::new();

@@ -155,7 +155,7 @@ async fn a_rolling_restart_with_drains_costs_no_request() {
 /// Nobody told the balancer. What has not begun to be answered is answered by somebody else: by vLLM's own
 /// word that it is leaving, by its silence, and by the end of its connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn engines_that_are_just_stopped_cost_no_request_whose_answer_has_not_begun() {
+async fn stopping_engines_fails_only_requests_with_begun_answers() {
     let engines = paced().await;
     let balancer = balancer(&engines).await;
     let load = Load::start(&balancer, false).await;

@@ -147,7 +147,7 @@ async fn three_upgrades_in_a_row_lose_no_request() {
 
 /// A connection that nobody uses does not keep the former process, and HTTP/2 goes on by its own means.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_open_and_unused_does_not_keep_the_former_process() {
+async fn idle_connections_do_not_keep_the_former_process() {
     let engine = paced(STEP).await;
     let setup = Setup::over([&engine], "");
     let mut former = setup.start().await;
@@ -245,7 +245,7 @@ async fn a_new_process_waits_for_what_is_discovered_and_does_not_lose_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_running_process_there_is_nothing_to_take_over() {
+async fn an_upgrade_without_a_running_process_fails() {
     let engine = engine(Default::default()).await;
     let setup = Setup::over([&engine], "");
     let mut alone = setup.spawn(&["-u"]);
@@ -256,7 +256,7 @@ async fn without_a_running_process_there_is_nothing_to_take_over() {
 
 /// Whoever talks nonsense at the door, or nothing, is shown out; SIGQUIT alone changes nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_at_the_door_changes_nothing() {
+async fn an_invalid_peer_on_the_upgrade_socket_changes_nothing() {
     use tokio::io::AsyncWriteExt;
     let engine = engine(Default::default()).await;
     let setup = Setup::over([&engine], "");
@@ -296,7 +296,7 @@ async fn a_changed_list_of_listeners_is_followed() {
 // === stops ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_process_stops_at_once_whatever_is_open() {
+async fn an_idle_process_stops_at_once_despite_open_connections() {
     let engine = engine(Default::default()).await;
     let setup = Setup::over([&engine], "");
     let mut running = setup.start().await;
@@ -315,7 +315,7 @@ async fn an_idle_process_stops_at_once_whatever_is_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_waits_for_the_last_request_and_for_nothing_else() {
+async fn a_stop_ends_with_the_last_request() {
     let engine = paced(STEP).await;
     let setup = Setup::over([&engine], "");
     let mut running = setup.start().await;
@@ -337,7 +337,7 @@ async fn a_stop_waits_for_the_last_request_and_for_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_end_is_cut_after_grace_or_at_a_second_signal() {
+async fn requests_are_cut_after_grace_or_at_a_second_signal() {
     let engine = paced(Duration::from_millis(200)).await;
     for (grace, second) in [("500ms", false), ("10m", true)] {
         let setup = Setup::over([&engine], &format!("shutdown: {{grace: {grace}}}"));
@@ -372,7 +372,7 @@ async fn realtime(process: &Process) -> Wire {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_drains_it_serves_and_says_that_it_goes() {
+async fn a_draining_process_serves_and_announces_close() {
     let engine = engine(Default::default()).await;
     let setup = Setup::over([&engine], "shutdown: {drain: 1m}");
     let mut running = setup.start().await;
@@ -395,7 +395,7 @@ async fn while_it_drains_it_serves_and_says_that_it_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_the_drain_it_stops_by_itself() {
+async fn a_drained_process_exits() {
     let engine = engine(Default::default()).await;
     let setup = Setup::over([&engine], "shutdown: {drain: 200ms}");
     let mut running = setup.start().await;
@@ -430,7 +430,7 @@ impl Supervisor {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_supervisor_is_told_of_start_hand_over_and_stop() {
+async fn the_supervisor_is_notified_of_start_handover_and_stop() {
     let engine = engine(Default::default()).await;
     let mut setup = Setup::over([&engine], "");
     let path = setup.path("notify.sock");

@@ -132,7 +132,7 @@ async fn full(engines: &[EngineServer], queue: QueueConfig) -> (Balancer, Vec<Wi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_requests_are_told_to_come_again() {
+async fn requests_beyond_the_limit_get_429() {
     let none = QueueConfig { size: 0, ..QueueConfig::default() };
     let brief = QueueConfig { wait: Duration::from_millis(100), ..QueueConfig::default() };
     for queue in [none, brief] {

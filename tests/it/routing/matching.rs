@@ -39,7 +39,7 @@ fn last_body(engine: &EngineServer) -> Value {
 
 /// The engine unescapes a path before it looks where it leads.
 #[tokio::test(flavor = "multi_thread")]
-async fn escapes_in_a_path_lead_past_no_route() {
+async fn escaped_paths_match_the_same_route() {
     let engines = engines(1).await;
     let routes = "
   - {path: /v1/chat/completions, body: {overrides: {max_tokens: 7}}}
@@ -58,7 +58,7 @@ async fn escapes_in_a_path_lead_past_no_route() {
 
 /// A chat was sent to where the engine takes responses.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_is_asked_for_as_a_chat_goes_where_chats_go() {
+async fn a_translated_response_matches_routes_by_chat() {
     let engines = engines(1).await;
     let balancer = routed(&engines, "  - {model: fast, to: sim, responses: chat}").await;
     let body = json!({"model": "fast", "input": "hi"}).to_string();
@@ -75,7 +75,7 @@ async fn a_response_that_is_asked_for_as_a_chat_goes_where_chats_go() {
 
 /// HTTP/2 has it in a field of another name.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_is_a_host_in_every_version() {
+async fn hosts_match_in_every_http_version() {
     let engines = engines(1).await;
     let routes = "
   - {header: {host: balancer.test}, headers: {set: {x-stage: tenant}}}";
@@ -92,7 +92,7 @@ async fn a_host_is_a_host_in_every_version() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_in_a_query_is_read_as_queries_are_written() {
+async fn a_model_in_a_query_is_percent_decoded() {
     let engines = [serving(&["a b/c:1"]).await, serving(&["other"]).await];
     let balancer = routed(&engines, "  - {model: 'rt:1+é', to: 'a b/c:1'}").await;
     for asked in ["rt%3A1%2B%C3%A9", "a+b/c:1", "a%20b%2fc%3A1"] {
@@ -139,7 +139,7 @@ async fn a_request_without_a_model_takes_that_of_its_routes_upstreams() {
 
 /// vLLM puts it into the body, in place of the one there.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_adapter_in_the_head_is_the_model_that_routes_go_by() {
+async fn an_adapter_in_a_header_is_the_model_for_matching() {
     const ADAPTER: &str = "x-amzn-sagemaker-adapter-identifier";
     let tuned = Options { loras: names(&["tuned", "raw"]), ..Options::default() };
     let engines = [engine(tuned).await, serving(&["other"]).await];
@@ -212,7 +212,7 @@ async fn a_socket_or_a_form_without_a_model_takes_the_route_of_the_one_it_gets()
 
 /// Where upstreams have several, those of the route that such requests take say which it is.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_a_model_goes_past_no_route_behind_another() {
+async fn a_request_without_a_model_matches_routes_in_order() {
     let engines = [serving(&["big"]).await, serving(&["small"]).await];
     let routes = "
   - {model: small, body: {overrides: {seed: 7}}}
@@ -229,7 +229,7 @@ async fn a_request_without_a_model_goes_past_no_route_behind_another() {
 
 /// Python reads these as it reads UTF-8; here no route was found for them.
 #[tokio::test(flavor = "multi_thread")]
-async fn json_in_wide_characters_goes_past_no_route() {
+async fn json_in_utf_16_or_32_bypasses_no_route() {
     let engines = engines(1).await;
     let balancer = routed(&engines, SEEDED).await;
     let text = chat("sim");
@@ -257,7 +257,7 @@ async fn json_in_wide_characters_goes_past_no_route() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_of_a_model_has_an_end() {
+async fn model_names_have_a_length_limit() {
     let engines = engines(1).await;
     for routes in ["  - {model: '*', to: sim}", "  - {path: /nowhere}"] {
         let balancer = routed(&engines, routes).await;

@@ -21,7 +21,7 @@ const CHAT: &str = "/v1/chat/completions";
 // === coming and going ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn upstreams_that_are_not_up_yet_are_waited_for() {
+async fn requests_wait_for_upstreams_that_are_starting() {
     let engine = engine(Options::default()).await;
     engine.set_fault(InjectedFault::Refuse).await;
     let balancer = Balancer::start(config(upstreams([&engine]))).await;
@@ -135,7 +135,7 @@ fn went_to(engines: &[EngineServer], path: &str) -> Option<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_goes_where_its_model_is() {
+async fn a_request_is_routed_to_its_model() {
     let engines =
         [with_adapters(&["one"], &["sql"], 9_000).await, with_adapters(&["two"], &["poems"], 9_000).await];
     let balancer = Balancer::over(&engines).await;
@@ -171,7 +171,7 @@ async fn a_request_goes_where_its_model_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_form_goes_where_its_model_is_even_when_the_file_comes_first() {
+async fn a_form_is_routed_to_its_model_even_when_the_file_precedes_it() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
     let small = "RIFF--not really--".to_string();
@@ -195,7 +195,7 @@ async fn a_form_goes_where_its_model_is_even_when_the_file_comes_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_model_is_refused_with_all_that_are_known() {
+async fn an_unknown_model_is_rejected_with_the_known_ones() {
     let engines = [with_adapters(&["one"], &["sql"], 9_000).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
     let refused = balancer.ask(post(CHAT, chat("nope"))).await.expect(404);
@@ -211,7 +211,7 @@ async fn an_unknown_model_is_refused_with_all_that_are_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_a_model_is_taken_where_there_is_but_one_base() {
+async fn a_request_without_a_model_uses_the_only_base_model() {
     let bodies = [
         chat("x").replace("\"model\":\"x\",", ""),
         chat("x").replace("\"x\"", "null"),
@@ -233,7 +233,7 @@ async fn a_request_without_a_model_is_taken_where_there_is_but_one_base() {
 
 /// What an upstream would refuse as no request at all needs no model to be refused.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_request_is_answered_by_an_upstream() {
+async fn malformed_requests_are_answered_by_an_upstream() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let balancer = Balancer::over(&engines).await;
     for body in ["", "{", "[]", "nonsense", r#"{"model":5,"messages":[]}"#, r#"{"model":"one""#] {
@@ -270,7 +270,7 @@ async fn an_upstreams_key_replaces_the_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_tell_who_gave_them_where_that_is_wanted() {
+async fn answers_name_their_upstream_when_exposed() {
     let engines = [serving(&["one"]).await, serving(&["two"]).await];
     let mut upstreams = upstreams(&engines);
     upstreams[0].name = "gpu-one".into();
@@ -300,7 +300,7 @@ async fn stored(balancer: &Balancer, input: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stored_responses_are_found_whoever_holds_them() {
+async fn stored_responses_are_found_on_any_upstream() {
     let engines = engines(3).await;
     let mut config = config(upstreams(&engines));
     config.balance = Preset::RoundRobin.balance();
@@ -324,7 +324,7 @@ async fn stored_responses_are_found_whoever_holds_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_nobody_holds_is_unknown_in_vllms_words() {
+async fn an_unknown_response_id_is_vllms_404() {
     let engines = engines(2).await;
     let balancer = Balancer::over(&engines).await;
     let unknown = "/v1/responses/resp_0123456789abcdef0123456789abcdef";

@@ -103,7 +103,7 @@ fn requests() -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chat_is_told_as_the_engine_itself_would_tell_it() {
+async fn a_translated_response_equals_the_engines_own() {
     let native = engine(Options::default()).await;
     let engines = [only_chats(7).await];
     let balancer = Balancer::ready(translating(upstreams(&engines))).await;
@@ -145,7 +145,7 @@ async fn a_chat_is_told_as_the_engine_itself_would_tell_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_engine_is_asked_for_a_chat_below_its_prefix_with_the_query() {
+async fn the_chat_request_keeps_the_upstreams_prefix_and_the_query() {
     let answer =
         r#"{"model":"sim","choices":[{"index":0,"message":{"content":"wo"},"finish_reason":"stop"}]}"#;
     let json = "HTTP/1.1 200 OK\r\ncontent-type: application/json";
@@ -159,7 +159,7 @@ async fn the_engine_is_asked_for_a_chat_below_its_prefix_with_the_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_said_is_refused_and_nobody_is_asked() {
+async fn an_untranslatable_request_is_rejected_without_an_attempt() {
     let engines = [only_chats(1).await];
     let balancer = Balancer::ready(translating(upstreams(&engines))).await;
     for (field, value, status, param) in [
@@ -182,7 +182,7 @@ async fn what_cannot_be_said_is_refused_and_nobody_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_engines_errors_go_on_as_they_are_with_the_clients_name() {
+async fn engine_errors_are_forwarded_with_the_clients_model_name() {
     let engines = [engine(Options { max_model_len: 64, responses: false, ..Options::default() }).await];
     let mut config = translating(upstreams(&engines));
     config.routes.extend(routes("{model: long, to: sim, responses: chat, overflow: length}"));
@@ -211,7 +211,7 @@ async fn the_engines_errors_go_on_as_they_are_with_the_clients_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn before_the_first_event_another_engine_answers() {
+async fn an_attempt_that_fails_before_the_first_event_is_retried() {
     for fault in [
         InjectedFault::CutHeaders { reset: true },
         InjectedFault::Status { status: 503, body: "{}".into() },
@@ -234,7 +234,7 @@ async fn before_the_first_event_another_engine_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_breaks_ends_with_an_error_and_not_as_if_it_were_whole() {
+async fn a_broken_stream_ends_with_an_error_event() {
     let (engines, mut config) = two().await;
     config.retry.attempts = 0;
     config.routes.iter_mut().for_each(|route| route.retry.attempts = 0);
@@ -250,7 +250,7 @@ async fn a_stream_that_breaks_ends_with_an_error_and_not_as_if_it_were_whole() {
 
 /// Ends in every way that is none: properly framed, without `[DONE]`; and no chat at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_whole_chat_is_not_taken_for_one() {
+async fn an_incomplete_chat_is_not_translated_as_complete() {
     let chunk =
         r#"data: {"model":"sim","choices":[{"index":0,"delta":{"content":"wo"},"finish_reason":"stop"}]}"#;
     let answer = |kind: &str, body: &str| {
@@ -288,7 +288,7 @@ async fn what_is_no_whole_chat_is_not_taken_for_one() {
 
 /// Nobody reads on what cannot be told: the upstream would generate to its end for nobody.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_whose_stream_cannot_be_read_on_is_left_at_once() {
+async fn an_unreadable_stream_closes_the_upstream_connection() {
     let chunk = r#"data: {"model":"sim","choices":[{"index":0,"delta":{"content":"wo"}}]}"#;
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 1000000";
     // It has more to say, and says nothing. What goes before is more than is read at once.
@@ -322,7 +322,7 @@ async fn a_refusal_by_a_route_has_the_routes_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_come_as_they_are_made_and_a_client_that_leaves_ends_the_generation() {
+async fn events_are_forwarded_at_once_and_a_disconnect_aborts_the_generation() {
     let timing = Timing { per_step: 0.02, ..Timing::instant() };
     let options = Options { timing, responses: false, ..Options::default() };
     let engine = EngineServer::start(options).await.expect("a free port is there");
@@ -347,7 +347,7 @@ async fn events_come_as_they_are_made_and_a_client_that_leaves_ends_the_generati
 
 /// The chain is that of the chat which the engine gets: a chat of the same words finds it.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_index_knows_the_prompt_as_the_engine_does() {
+async fn the_index_hashes_the_translated_prompt() {
     let engines = engines(2).await;
     let mut config = Config { expose: true, ..translating(upstreams(&engines)) };
     config.routes.extend(routes("{model: other, to: sim}"));

@@ -53,7 +53,7 @@ async fn an_answer_without_token_ids_is_refused_and_blamed_on_no_upstream() {
 
 /// The trace was that of an answer which no client has received.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trace_shows_what_became_of_an_answer_that_cannot_be_translated() {
+async fn the_trace_of_an_untranslatable_answer_has_its_error() {
     let message = json!({"role": "assistant", "content": "wo"});
     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"});
     let chat = answer("application/json", &json!({"model": "sim", "choices": [choice]}).to_string());

@@ -68,7 +68,7 @@ async fn totals_of(balancer: &Balancer, requests: u64) -> Value {
 /// Streams that do not speak of usage: the answer is as if nobody had asked, and the request differs by the
 /// question only.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_does_not_see_that_its_stream_was_asked() {
+async fn requested_usage_is_hidden_from_the_client() {
     let engines = [forgetful().await];
     let plain = Balancer::over(&engines).await;
     let beside = Balancer::ready(routed(&engines, "[{model: other, to: sim}]")).await;
@@ -109,7 +109,7 @@ async fn a_client_does_not_see_that_its_stream_was_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_asks_gets_what_the_engine_says() {
+async fn a_client_that_requests_usage_receives_it() {
     let engines = [forgetful().await];
     let balancer = Balancer::over(&engines).await;
     for (path, body) in [(CHAT, chat(true)), (COMPLETIONS, completion(true))] {
@@ -200,7 +200,7 @@ async fn every_answer_is_counted_by_model_route_and_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_told_is_absent() {
+async fn unreported_counts_are_absent() {
     let engines = [forgetful().await];
     let mut config = config(crate::common::upstreams(&engines));
     config.peek.bytes = 4_096;
@@ -232,7 +232,7 @@ async fn what_is_not_told_is_absent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_record_of_a_requests_end_tells_route_session_and_tokens() {
+async fn the_end_of_a_request_is_logged_with_route_session_and_tokens() {
     let engines = [forgetful().await];
     let balancer = Balancer::ready(routed(&engines, "[{model: sim}]")).await;
     let headers = [JSON, ("cookie", "vllm_lb_session=one")];
@@ -249,7 +249,7 @@ async fn the_record_of_a_requests_end_tells_route_session_and_tokens() {
 
 /// The question is the same in every framing and at every attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_has_its_length_in_every_framing() {
+async fn prompt_length_is_counted_in_every_framing() {
     let engines = engines(2).await;
     let balancer = Balancer::over(&engines).await;
     let body = chat(true).to_string();
@@ -273,7 +273,7 @@ async fn a_question_has_its_length_in_every_framing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_client_that_leaves_counts_what_was_told_until_then() {
+async fn a_disconnect_counts_the_usage_reported_so_far() {
     let engines = engines(1).await;
     let balancer = Balancer::over(&engines).await;
     engines[0].set_fault(InjectedFault::StallStream { events: 3 }).await;
@@ -292,7 +292,7 @@ async fn of_a_client_that_leaves_counts_what_was_told_until_then() {
 /// The chunk that ends the choice is held for the usage, which never comes: without it, nobody knows what it
 /// would have said to a client that was not asked for.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_reaches_the_client_of_a_stream_that_breaks_is_its_beginning() {
+async fn a_broken_streams_beginning_reaches_the_client() {
     let engine = paced(Duration::from_millis(2)).await;
     let balancer = Balancer::over([&engine]).await;
     let body = chat(true).to_string();
@@ -310,7 +310,7 @@ async fn what_reaches_the_client_of_a_stream_that_breaks_is_its_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn totals_are_behind_the_token() {
+async fn usage_totals_need_the_admin_token() {
     let mut config = config(vec![]);
     config.admin.token = Some(Secret::new("secret"));
     let balancer = Balancer::start(config).await;

@@ -55,7 +55,7 @@ fn last_body(engine: &EngineServer) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_engine_gets_what_the_route_says_and_the_client_its_own_name() {
+async fn the_engine_receives_the_edits_and_the_client_its_model_name() {
     let engines = engines(1).await;
     let balancer = Balancer::ready(routed(&engines, FAST)).await;
     let body = json!({
@@ -80,7 +80,7 @@ async fn the_engine_gets_what_the_route_says_and_the_client_its_own_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_event_carries_the_clients_name_and_no_usage_that_it_did_not_ask_for() {
+async fn every_event_has_the_clients_model_name_and_only_requested_usage() {
     let engines = engines(1).await;
     let balancer = Balancer::ready(routed(&engines, FAST)).await;
     let mut body = json!({"model": "fast", "stream": true, "messages": [{"role": "user", "content": "hi"}]});
@@ -138,7 +138,7 @@ async fn an_edited_body_is_the_same_at_every_attempt_and_in_every_framing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_leads_to_its_upstreams_only() {
+async fn a_route_uses_only_its_upstreams() {
     let engines = engines(3).await;
     let routes = "
   - {model: small, to: sim, upstreams: ['two:80']}
@@ -155,7 +155,7 @@ async fn a_route_leads_to_its_upstreams_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_has_a_budget_of_its_own_for_further_tries() {
+async fn a_route_has_its_own_retry_budget() {
     let engines = engines(2).await;
     let routes = "
   - {model: once, to: sim, retry: {budget: 0}}
@@ -175,7 +175,7 @@ async fn a_route_has_a_budget_of_its_own_for_further_tries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_route_puts_into_a_body_does_not_make_it_too_large() {
+async fn route_edits_do_not_count_against_the_body_limit() {
     let engines = engines(1).await;
     let routes = "
   - {model: fast, to: sim, body: {defaults: {max_tokens: 1, temperature: 0.5, user: somebody}}}";
@@ -206,7 +206,7 @@ async fn virtual_models_are_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
+async fn a_context_overflow_is_answered_with_finish_reason_length() {
     let engine = engine(Options { max_model_len: 64, ..Options::default() }).await;
     let routes = "
   - {model: long, to: sim, overflow: length}";
@@ -238,7 +238,7 @@ async fn an_overflow_is_an_answer_that_was_ended_by_its_length() {
 
 /// It was a failure to pingora, which closed its connection, and nothing of ours was on it.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_overflow_keeps_its_connection_and_says_where_it_is_from() {
+async fn an_overflow_keeps_the_connection_and_names_its_upstream() {
     let engines = [engine(Options { max_model_len: 64, ..Options::default() }).await];
     let routes = "
   - {model: long, to: sim, overflow: length}";
@@ -276,7 +276,7 @@ async fn an_overflow_keeps_its_connection_and_says_where_it_is_from() {
 
 /// Only what an upstream had answered had them.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_balancer_answers_on_a_route_has_the_routes_headers() {
+async fn own_answers_on_a_route_have_the_routes_headers() {
     let engines = [engine(Options { max_model_len: 64, ..Options::default() }).await];
     let routes = "
   - model: long
@@ -299,7 +299,7 @@ async fn what_the_balancer_answers_on_a_route_has_the_routes_headers() {
 
 /// The upstream's own key, and a route's, went with the client's.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_removed_is_the_clients_key_and_not_ours() {
+async fn remove_applies_to_the_clients_keys_only() {
     let engines = [engine(Options { api_key: Some("right".into()), ..Options::default() }).await];
     let routes = "
   - {model: own, to: sim, headers: {remove: [authorization]}}
@@ -339,7 +339,7 @@ async fn a_request_without_a_body_takes_a_route_that_needs_no_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_matches_no_route_is_not_touched() {
+async fn a_request_without_a_route_is_not_edited() {
     let engines = [serving(&["sim", "other"]).await];
     let balancer = Balancer::ready(routed(&engines, FAST)).await;
     let body = concat!(
@@ -368,7 +368,7 @@ async fn a_form_names_the_served_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_describes_an_embedding_of_bytes_names_the_model_as_the_client_does() {
+async fn the_description_of_embedded_bytes_has_the_clients_model_name() {
     let engines = engines(1).await;
     let balancer = Balancer::ready(routed(&engines, FAST)).await;
     let ask = |model: &str| {
@@ -413,7 +413,7 @@ async fn a_body_that_cannot_be_edited_is_refused() {
 
 /// The example of the manual: one engine, two faces.
 #[tokio::test(flavor = "multi_thread")]
-async fn two_virtual_models_think_and_do_not_over_the_same_engines() {
+async fn two_virtual_models_share_engines_with_and_without_thinking() {
     let example = include_str!("../../../conf/examples/reasoning.yaml");
     let checked = check(example, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
     let engines = engines(2).await;

@@ -90,7 +90,7 @@ async fn deleting_several_sessions_takes_any_list_of_ids() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_mean_nothing_are_refused_with_a_text() {
+async fn invalid_bodies_are_rejected_with_a_reason() {
     let balancer = balancer().await;
     // As rllm-model-gateway: what is no JSON stands for no members.
     for body in ["", "{", "not json", "{\"a\": \u{1}}"] {

@@ -115,7 +115,7 @@ fn log_of(engine: &EngineServer) -> HashMap<String, Vec<RecordedGeneration>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn traces_hold_what_the_engine_sent_bit_for_bit() {
+async fn traces_equal_the_engines_log_bit_for_bit() {
     let models = Options { models: names(&["sim", "sim-reasoning"]), ..Options::default() };
     let engine = engine(models).await;
     let balancer = over(std::slice::from_ref(&engine)).await;
@@ -295,7 +295,7 @@ async fn a_long_body_names_its_session_anywhere() {
 
 /// A session that the API made is captured also where only a header names it, and its settings win.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_settings_of_a_session_go_before_the_clients() {
+async fn settings_of_a_session_override_the_clients() {
     let engine = engine(Options { models: names(&["sim", "other"]), ..Options::default() }).await;
     let balancer = over(std::slice::from_ref(&engine)).await;
     let settings = json!({"session_id": "made", "sampling_params": {"temperature": 0.25, "max_tokens": 2},

@@ -195,7 +195,7 @@ async fn a_continued_turn_is_answered_as_the_engine_answers_a_chat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_continued_is_sent_as_the_chat() {
+async fn a_turn_that_cannot_continue_is_sent_as_chat() {
     let engines = [engine(Options::default()).await];
     let balancer = cumulative(&engines).await;
     let mut client = balancer.client().await;
@@ -252,7 +252,7 @@ async fn an_engine_without_the_routes_gets_the_chat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_asked_without_the_mode_without_a_session_or_after_its_end() {
+async fn no_tokenize_call_without_the_mode_a_session_or_after_its_end() {
     let engines = [engine(Options::default()).await];
     for is_cumulative in [false, true] {
         let mut config = config(upstreams(&engines));

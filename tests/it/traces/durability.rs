@@ -130,7 +130,7 @@ async fn a_killed_balancer_loses_only_the_last_second() {
 
 /// With `sync`, a client that has read the end of an answer finds its trace, also after a kill.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_an_answer_waits_for_its_trace_where_that_is_requested() {
+async fn sync_holds_the_end_of_an_answer_until_its_trace_is_stored() {
     let engines = engines(1).await;
     let setup = setup(&engines, ", sync: true");
     for (at, stream) in [true, false, true, false].into_iter().enumerate() {
@@ -148,7 +148,7 @@ async fn the_end_of_an_answer_waits_for_its_trace_where_that_is_requested() {
 
 /// The same of an answer that breaks off, and of the balancer's own.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_failed_answer_waits_for_its_trace_too() {
+async fn sync_holds_the_end_of_a_failed_answer_too() {
     let engines = engines(1).await;
     let setup = setup(&engines, ", sync: true");
     for (session, model, error) in [("cut", "sim", "incomplete"), ("refused", "unknown", "not_found")] {
@@ -203,7 +203,7 @@ async fn requests_go_on_while_the_database_is_locked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_answered_is_stored_before_a_process_ends() {
+async fn a_stop_stores_the_traces_of_all_answers() {
     let engine = engine(Default::default()).await;
     let setup = setup(std::slice::from_ref(&engine), "");
     let mut process = setup.start().await;
@@ -262,7 +262,7 @@ async fn two_balancers_on_one_database_have_one_list() {
 
 /// A stop with a database that is gone lost every waiting trace without a word, and took ten seconds more.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_without_a_database_says_what_is_lost() {
+async fn a_stop_without_a_database_logs_the_lost_traces() {
     let engine = engine(Default::default()).await;
     let setup = Setup::over([&engine], "traces: {store: 'postgres://nobody@127.0.0.1:1/none'}");
     let begun = Instant::now();

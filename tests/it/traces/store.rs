@@ -54,7 +54,7 @@ async fn records_of(store: &Store, session: &str) -> Vec<Arc<TraceRecord>> {
 }
 
 #[tokio::test]
-async fn postgres_does_what_every_store_does() {
+async fn postgres_meets_the_contract_of_stores() {
     let server = PostgresServer::start().await;
     server.create("one").await;
     let store = store_of(&server, "one").await;
@@ -75,7 +75,7 @@ async fn postgres_does_what_every_store_does() {
 }
 
 #[tokio::test]
-async fn postgres_keeps_its_size() {
+async fn postgres_respects_the_size_limit() {
     let server = PostgresServer::start().await;
     server.create("one").await;
     let config = TracesConfig { max_bytes: 1 << 18, ..config(&server, "one") };
@@ -131,7 +131,7 @@ async fn balancers_share_a_postgres_database() {
 }
 
 #[tokio::test]
-async fn postgres_may_be_gone_for_a_while() {
+async fn writes_resume_after_postgres_was_unreachable() {
     let mut server = PostgresServer::start().await;
     server.create("one").await;
     server.crash();

@@ -57,7 +57,7 @@ async fn a_model_server_that_comes_back_with_another_model_goes_on_working() {
 
 /// The name that it was made for is nobody's any more, and the one that it has is somebody's.
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_waits_for_room_while_the_model_goes_is_told_to_try_again() {
+async fn queued_requests_get_503_when_their_model_goes() {
     let (old, new) = (paced(Duration::from_secs(3_600)).await, serving(&["other"]).await);
     let server = ModelServer::start(document([&old])).await;
     let mut config = asking([DiscoverySource { max_active: Some(1), ..server.source() }]);

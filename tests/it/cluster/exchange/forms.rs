@@ -32,7 +32,7 @@ async fn sockets_passwords_users_and_databases() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prefix_keeps_strangers_apart() {
+async fn a_key_prefix_separates_deployments() {
     let redis = Redis::start(&[]).await;
     let mut other = super::board::settings(&redis.url(), "other");
     other.options.prefix = "other:".into();

@@ -9,7 +9,7 @@ async fn drain(balancer: &Balancer, name: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drained_engine_answers_for_what_it_keeps_also_when_it_is_the_only_one() {
+async fn a_lone_drained_engine_answers_for_its_stored_responses() {
     let engines = engines(1).await;
     let balancer = Balancer::ready(settings(&engines)).await;
     let id = id_of(&make(&balancer, json!({"model": "sim", "input": "a"})).await);
@@ -19,7 +19,7 @@ async fn a_drained_engine_answers_for_what_it_keeps_also_when_it_is_the_only_one
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drained_engine_is_asked_for_what_nobody_knows() {
+async fn a_drained_engine_is_searched_for_unknown_ids() {
     for count in [2, 3] {
         let engines = engines(count).await;
         let before = Balancer::ready(settings(&engines)).await;
@@ -34,7 +34,7 @@ async fn a_drained_engine_is_asked_for_what_nobody_knows() {
 
 /// A route that takes every request must not edit a body that another route's face then frames.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_body_of_a_cancel_arrives_as_it_is() {
+async fn the_body_of_a_cancel_is_forwarded_unchanged() {
     let engines = engines(2).await;
     let routes = "
   - {model: fast, to: sim}
@@ -51,7 +51,7 @@ async fn the_body_of_a_cancel_arrives_as_it_is() {
 
 /// OpenAI's clients write the id behind the input, and an image is larger than what is peeked.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_request_goes_on_from_is_found_behind_the_peek() {
+async fn previous_response_id_is_found_behind_the_peek() {
     let roomy = Options { max_model_len: 1_000_000, ..Options::default() };
     let engines = [engine(roomy.clone()).await, engine(roomy.clone()).await, engine(roomy).await];
     let mut config = settings(&engines);
@@ -70,7 +70,7 @@ async fn what_a_request_goes_on_from_is_found_behind_the_peek() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_hangs_is_not_waited_for_when_another_has_it() {
+async fn a_search_does_not_wait_for_a_hanging_engine() {
     let engines = engines(3).await;
     let before = Balancer::ready(settings(&engines)).await;
     let made = make(&before, json!({"model": "sim", "input": "a", "request_id": "mine"})).await;
@@ -83,7 +83,7 @@ async fn an_engine_that_hangs_is_not_waited_for_when_another_has_it() {
 
 /// A client that is told 404 gives its conversation up, while the engine that has it is only slow.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_is_not_unknown_while_somebody_does_not_answer() {
+async fn a_response_is_not_404_while_one_engine_is_silent() {
     let engines = engines(3).await;
     let before = Balancer::ready(settings(&engines)).await;
     let made = make(&before, json!({"model": "sim", "input": "a", "request_id": "mine"})).await;
@@ -106,7 +106,7 @@ async fn a_response_is_not_unknown_while_somebody_does_not_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_asked_for_a_field_that_the_interface_does_not_know() {
+async fn an_unknown_field_starts_no_search() {
     let engines = engines(3).await;
     let balancer = Balancer::ready(settings(&engines)).await;
     let messages = json!([{"role": "user", "content": "a"}]);
@@ -117,7 +117,7 @@ async fn nobody_is_asked_for_a_field_that_the_interface_does_not_know() {
 
 /// By an end of its half, by one request upon another, and over HTTP/2.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_outlives_every_way_of_leaving_and_nothing_stays_behind() {
+async fn a_background_job_survives_disconnects_and_leaks_nothing() {
     let engines = [paced(Duration::from_millis(10)).await];
     let balancer = Balancer::ready(settings(&engines)).await;
     let job = |id: &str| {
@@ -181,7 +181,7 @@ async fn an_id_of_the_clients_may_be_written_as_paths_allow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_points_where_the_clients_body_is_broken() {
+async fn a_rejection_locates_the_error_in_the_clients_body() {
     let engines = engines(1).await;
     let balancer = Balancer::ready(settings(&engines)).await;
     for body in [
@@ -226,7 +226,7 @@ async fn a_response_is_unknown_to_a_model_that_its_holder_does_not_serve() {
 
 /// Who is alone is no holder of what others may have made.
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_serves_the_model_may_come_back_with_the_response() {
+async fn any_upstream_of_the_model_may_hold_the_response() {
     let serving = |model: &str| engine(Options { models: vec![model.into()], ..Options::default() });
     let engines = [serving("one").await, serving("other").await];
     let mut config = settings(&engines);

@@ -123,7 +123,7 @@ async fn after_an_older_balancer(engines: &[EngineServer; 2]) -> (Redis, Answer,
 
 /// Balancers of the version before wrote the upstream's name alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_older_balancer_has_left_in_redis_is_found() {
+async fn bindings_of_an_older_version_are_read_from_redis() {
     let engines = locked().await;
     let (_redis, made, balancer) = after_an_older_balancer(&engines).await;
     let found = balancer.ask(get(&format!("{RESPONSES}/old"))).await.expect(200);
@@ -135,7 +135,7 @@ async fn what_an_older_balancer_has_left_in_redis_is_found() {
 /// A lookup that Redis answers too late, as on a busy machine, was followed by a search without the route's
 /// key: the response was not found.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_redis_tells_too_late_is_found_by_a_search() {
+async fn a_late_redis_answer_falls_back_to_a_search() {
     let engines = locked().await;
     let (redis, made, balancer) = after_an_older_balancer(&engines).await;
     redis.freeze();
@@ -193,7 +193,7 @@ fn gets(engine: &EngineServer, id: &str) -> usize {
 /// The upstream that the id names no longer knows it; that was the end of it. Only Redis is asked then: a
 /// search of all upstreams would be everybody's to ask for, with one old id.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_of_ours_is_found_by_redis_when_who_it_names_does_not_know_it() {
+async fn redis_finds_an_id_that_its_named_upstream_does_not_hold() {
     let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
     let config = shared(settings(&engines), &redis);
     let one = Balancer::ready(config.clone()).await;
@@ -230,7 +230,7 @@ async fn an_id_of_ours_is_found_by_redis_when_who_it_names_does_not_know_it() {
 
 /// The last route is for everybody else, and its key for its own upstream.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_routes_key_goes_to_no_other_upstream_that_has_a_response() {
+async fn a_routes_key_is_sent_to_no_foreign_upstream() {
     let redis = Redis::start(&[]).await;
     let engines = [engine(Options::default()).await, engine(Options::default()).await];
     let routes = "

@@ -98,7 +98,7 @@ fn body(dice: &mut Dice) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_body_gets_the_status_that_the_engine_gives_it_and_nothing_is_left() {
+async fn arbitrary_bodies_get_the_engines_status_and_leak_nothing() {
     let engines = engines(1).await;
     let mut dice = Dice::new(42, 0);
     for peek in [2 << 20, 700] {

@@ -134,7 +134,7 @@ async fn ten_conversations_with_one_system_prompt_stay_and_use_four_engines_even
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_conversation_that_changes_its_interface_keeps_its_cache() {
+async fn a_conversation_keeps_its_cache_across_interfaces() {
     let engines = fast(4, 50.0).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let mut talk = Talk::new(&words(7, 2_000), 3);
@@ -158,7 +158,7 @@ async fn a_conversation_that_changes_its_interface_keeps_its_cache() {
 /// One prompt of 10,000 tokens for all, one of 16 engines warm, a hundred new conversations, three a second
 /// of the engines' time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shared_system_prompt_has_no_gravity() {
+async fn a_shared_system_prompt_attracts_no_conversations() {
     const SPEED: f64 = 5.0;
     let engines = fast(16, SPEED).await;
     let balancer = telling(config(upstreams(&engines))).await;

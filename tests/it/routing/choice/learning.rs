@@ -47,7 +47,7 @@ async fn still_there(balancer: &Balancer, engines: &[EngineServer]) -> usize {
 // === what never arrived ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_took_leaves_nothing_in_the_index() {
+async fn an_unanswered_request_leaves_nothing_in_the_index() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.health.fall = 1_000;
@@ -86,7 +86,7 @@ async fn what_nobody_took_leaves_nothing_in_the_index() {
 
 /// A prompt that is longer than the model reads is refused, and no part of it is computed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_that_is_refused_is_not_believed_to_be_held() {
+async fn a_rejected_prompt_is_not_in_the_index() {
     let engines = engines(2).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let before = known(&balancer).await;
@@ -95,7 +95,7 @@ async fn a_prompt_that_is_refused_is_not_believed_to_be_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_while_all_are_full_leaves_nothing_in_the_index() {
+async fn a_disconnect_in_the_queue_leaves_nothing_in_the_index() {
     let engines = engines(1).await;
     let mut config = config(upstreams(&engines));
     config.upstreams[0].max_active = Some(1);
@@ -151,7 +151,7 @@ impl Crowded {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_while_we_connect_leaves_nothing_in_the_index() {
+async fn a_disconnect_during_connect_leaves_nothing_in_the_index() {
     let crowded = Crowded::start();
     let mut config = config(vec![upstream(&format!("http://{}", crowded.address()))]);
     config.upstreams[0].models = Some(names(&["sim"]));
@@ -170,7 +170,7 @@ async fn who_leaves_while_we_connect_leaves_nothing_in_the_index() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_failed_over_is_learnt_where_it_was_answered() {
+async fn a_retried_request_is_indexed_at_the_answering_upstream() {
     let faults = [
         InjectedFault::Refuse,
         InjectedFault::ShuttingDown,
@@ -203,7 +203,7 @@ async fn a_request_that_failed_over_is_learnt_where_it_was_answered() {
 // === what is no longer true ===
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_goes_where_it_was_until_that_engine_restarts() {
+async fn a_prompt_follows_its_cache_until_the_engine_restarts() {
     let engines = engines(3).await;
     let balancer = warm(&engines).await;
     assert_eq!(still_there(&balancer, &engines).await, PROMPTS as usize);
@@ -223,7 +223,7 @@ async fn a_prompt_goes_where_it_was_until_that_engine_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_was_down_comes_back_cold() {
+async fn an_upstream_that_was_down_returns_cold() {
     let engines = engines(3).await;
     let balancer = warm(&engines).await;
     engines[0].set_health(Some(503));
@@ -235,7 +235,7 @@ async fn one_that_was_down_comes_back_cold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_is_taken_out_frees_what_it_held_and_comes_back_cold() {
+async fn a_removed_upstream_frees_its_blocks_and_returns_cold() {
     let engines = engines(3).await;
     let balancer = warm(&engines).await;
     let held = known(&balancer).await.1;
@@ -261,7 +261,7 @@ async fn an_upstream_that_is_taken_out_frees_what_it_held_and_comes_back_cold() 
 
 /// Weights and drains are no reasons to forget.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operators_word_makes_nothing_forgotten() {
+async fn a_drain_by_an_operator_keeps_the_index() {
     let engines = engines(3).await;
     let balancer = warm(&engines).await;
     change(&balancer, &engines[0], json!({"drain": true})).await;
@@ -273,7 +273,7 @@ async fn an_operators_word_makes_nothing_forgotten() {
 
 /// The engine's cache is full after a few of the prompts, and its metrics say how large it is.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_more_is_believed_than_a_cache_holds() {
+async fn the_index_of_an_upstream_is_bounded_by_its_cache() {
     let options = Options { timing: Timing::instant(), cache_tokens: 4_096, ..Options::default() };
     let engines = [engine(Options { max_model_len: 4_096, ..options }).await];
     let balancer = telling(config(upstreams(&engines))).await;

@@ -48,7 +48,7 @@ async fn send(balancer: &Balancer, way: Way, body: &Value) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_whole_chain_is_learnt_and_the_next_turn_goes_where_it_is() {
+async fn a_long_body_is_indexed_whole_and_attracts_its_next_turn() {
     let engines = engines(3).await;
     let balancer = over(&engines).await;
     for (number, way) in (0u64..).zip([Way::Length, Way::Chunks, Way::H2, Way::Length, Way::Chunks]) {
@@ -64,7 +64,7 @@ async fn the_whole_chain_is_learnt_and_the_next_turn_goes_where_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_was_tried_twice_is_learnt_once_and_whole() {
+async fn a_retried_long_body_is_indexed_once() {
     for fault in [InjectedFault::Refuse, InjectedFault::Status { status: 503, body: "{}".into() }] {
         for way in [Way::Length, Way::Chunks, Way::H2] {
             let engines = engines(2).await;
@@ -89,7 +89,7 @@ async fn a_body_that_was_tried_twice_is_learnt_once_and_whole() {
 
 /// The body has passed by to its end when the engine says that it is too long.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_body_that_is_refused_leaves_nothing() {
+async fn a_rejected_long_body_leaves_nothing_in_the_index() {
     let engines = engines(2).await;
     let balancer = over(&engines).await;
     let before = known(&balancer).await;

@@ -32,7 +32,7 @@ fn stream(path: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_stream_is_in_the_backlog_for_as_long_as_its_prefill_should_take() {
+async fn a_whole_answer_stays_in_the_backlog_for_its_estimated_prefill() {
     let engines = engines(1).await;
     let balancer = telling(config(upstreams(&engines))).await;
     engines[0].set_fault(InjectedFault::StallHeaders).await;
@@ -105,7 +105,7 @@ async fn events_that_only_announce_a_response_do_not_end_its_prefill() {
 
 /// Clients that leave at every stage, on every interface.
 #[tokio::test(flavor = "multi_thread")]
-async fn gauges_are_zero_when_all_have_left_at_whatever_stage() {
+async fn gauges_return_to_zero_after_disconnects_at_any_stage() {
     let engines = engines(2).await;
     let mut config = config(upstreams(&engines));
     config.peek.bytes = 4 << 10;

@@ -67,7 +67,7 @@ async fn over(engines: &[EngineServer], change: impl Fn(&mut Config)) -> Balance
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_stays_however_it_is_named() {
+async fn a_session_stays_for_every_way_to_name_it() {
     let engines = engines(3).await;
     // Nothing is remembered of prompts, so that the session alone can hold them together.
     let balancer = over(&engines, |config| config.index.blocks = 0).await;
@@ -89,7 +89,7 @@ async fn a_session_stays_however_it_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_headers_for_a_gateway_of_rllm_stay_here() {
+async fn only_gateway_headers_of_rllm_are_not_forwarded() {
     let engines = engines(1).await;
     let balancer = over(&engines, |_| {}).await;
     let ours = ["x-rllm-session-id", "X-RLLM-Run-Id", "x-rllm-step-id"];
@@ -148,7 +148,7 @@ async fn an_upstream_that_is_added_moves_no_session() {
 
 /// It was looked for in what was left of the body, and so was nobody's.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_a_route_takes_out_of_the_body_still_counts() {
+async fn a_session_removed_from_the_body_by_a_route_still_counts() {
     let engines = engines(3).await;
     let balancer = over(&engines, |config| {
         config.index.blocks = 0;
@@ -269,7 +269,7 @@ async fn a_session_is_forgotten_after_its_time() {
 
 /// A session whose upstream is gone is bound anew.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_goes_on_when_its_upstream_is_gone() {
+async fn a_session_moves_when_its_upstream_is_gone() {
     let engines = engines(3).await;
     let balancer = over(&engines, |_| {}).await;
     let text = words(1, 500);

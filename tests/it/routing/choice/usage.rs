@@ -14,7 +14,7 @@ fn short_words(seed: u64, tokens: usize) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_long_a_token_is_is_learnt_from_answers() {
+async fn the_length_of_a_token_is_learned_from_answers() {
     let engines = engines(1).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let estimate = async |seed| {
@@ -41,7 +41,7 @@ async fn how_long_a_token_is_is_learnt_from_answers() {
 
 /// What the engine read before, under `previous_response_id`, does not stand in the body that names it.
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_that_are_not_in_the_body_teach_nothing() {
+async fn tokens_outside_the_body_are_not_learned_from() {
     let engines = engines(1).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let first = json!({"model": "sim", "input": words(1, 4_000), "max_output_tokens": 3});
@@ -61,7 +61,7 @@ async fn tokens_that_are_not_in_the_body_teach_nothing() {
 
 /// Of a batch, the first prompt is the one that is looked up; the others are work all the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_counts_whole_and_does_not_teach_wrong() {
+async fn a_list_of_prompts_counts_as_a_whole() {
     let engines = engines(1).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let batch: Vec<String> = (0..8).map(|number| words(100 + number, 1_000)).collect();
@@ -89,7 +89,7 @@ fn told(answer: &Answer) -> (Value, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_engines_report_is_counted_as_they_say_it_and_predicted_nearly_so() {
+async fn predicted_hits_match_reported_ones() {
     let engines = engines(2).await;
     let balancer = telling(config(upstreams(&engines))).await;
     let (mut messages, mut reported, mut prompts) = (Vec::new(), 0, 0);
@@ -115,7 +115,7 @@ async fn what_engines_report_is_counted_as_they_say_it_and_predicted_nearly_so()
 
 /// An engine that says nothing of cached tokens proves nothing.
 #[tokio::test(flavor = "multi_thread")]
-async fn silence_about_cached_tokens_counts_for_nothing() {
+async fn unreported_cached_tokens_are_not_counted() {
     let engines = [engine(Options { prompt_tokens_details: false, ..Options::default() }).await];
     let balancer = telling(config(upstreams(&engines))).await;
     for _ in 0..40 {

@@ -54,7 +54,7 @@ fn aliases(refusal: &str) -> &str {
 
 /// It was 404 without a `to` in the file.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_without_a_served_name_is_for_the_one_base_model() {
+async fn a_route_without_to_uses_the_only_base_model() {
     let engines = [with(&["base"], &["lora"], 9_000).await, with(&["base"], &[], 8_000).await];
     let routes = "
   - {model: face, body: {defaults: {max_tokens: 3}}}";
@@ -98,7 +98,7 @@ async fn a_route_without_a_served_name_is_for_the_one_base_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_several_base_models_none_is_guessed() {
+async fn several_base_models_are_ambiguous() {
     let engines =
         [serving(&["one"]).await, with(&["two"], &["lora"], 100).await, serving(&["three", "four"]).await];
     let routes = |names: &[String]| {
@@ -134,7 +134,7 @@ async fn of_several_base_models_none_is_guessed() {
 /// A request for a model whose upstream was away, or had been taken out, was answered by another model under
 /// its name.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_model_stands_in_for_one_that_is_away() {
+async fn no_other_model_substitutes_an_absent_one() {
     let engines = [serving(&["small"]).await, serving(&["big"]).await];
     engines[1].set_fault(InjectedFault::Refuse).await;
     let routes = "
@@ -160,7 +160,7 @@ async fn no_model_stands_in_for_one_that_is_away() {
 /// Cards were shown, and names offered, of upstreams to which the route never leads: asked for, they were
 /// 503.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_has_the_card_of_who_would_have_its_requests() {
+async fn a_model_card_comes_from_the_routes_upstreams() {
     let engines = [
         with(&["big"], &[], 1_000).await,
         with(&["big", "other"], &[], 2_000).await,
