@@ -16,7 +16,7 @@
 #
 # How: each proxy has one thread, pinned to one core; the server behind it and the clients before it
 # (benches/proxies/traffic.rs) share another. What counts is the CPU time that the scheduler notes for the
-# proxy's process, which says what it costs whether or not anybody is waiting; requests a second, where
+# proxy's process, which is its cost whether or not a client is waiting; requests a second, where
 # the ends are the bottleneck, would not. Samples take turns between the proxies. One during which others
 # used more than NOISE of these cores is taken again, a few times. Everything stays on loopback and ends
 # with the script; the whole takes about two minutes a proxy, the build not counted.

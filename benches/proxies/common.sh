@@ -90,7 +90,7 @@ begin() {
     taskset -c "$cores" "$@" >"$dir/$name.out" 2>&1 &
     pid[$name]=$!
     ends wait "${port[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
-    # Somebody else's server on the port would have answered too.
+    # A foreign server on the port would have answered too.
     kill -0 "${pid[$name]}" || { cat "$dir/$name.out" >&2; exit 1; }
 }
 

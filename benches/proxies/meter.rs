@@ -25,7 +25,7 @@ pub struct Reading {
 pub struct Sample {
     /// CPU microseconds a unit.
     pub cost: f64,
-    /// What everybody else took of the cores in use, in cores.
+    /// What other processes took of the cores in use, in cores.
     pub foreign: f64,
     /// Units a second.
     pub rate: f64,

@@ -151,7 +151,7 @@ async fn warm_up(process: &Process) {
     Wire::connect(&process.admin).await.ask(get("/ready")).await.expect(200);
 }
 
-/// Who takes the requests, in turn.
+/// The balancers that receive the requests, in turn.
 pub struct Cast<'a> {
     pub speed: f64,
     pub balancers: usize,

@@ -187,7 +187,7 @@ impl Stage {
     }
 }
 
-/// Asks again and again until nobody listens.
+/// Sends requests until the connection is refused.
 async fn client(address: String, number: u32, phase: Arc<AtomicUsize>, samples: mpsc::Sender<Sample>) {
     let mut due = Instant::now() + PAUSE * number / CLIENTS;
     let request = post(CHAT, stream("sim", 5));

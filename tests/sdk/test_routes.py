@@ -220,7 +220,7 @@ def test_responses_that_go_on(plain):
         last = first
         for turn in range(3):
             asked = {"input": f"Go on {turn}", "previous_response_id": last.id, "store": True}
-            # The holder alone can answer: nobody makes good what it fails to do.
+            # Only the holder can answer: no other engine replaces it.
             plain.balancer.heal()
             if streams:
                 with plain._openai.responses.stream(model=plain.model, **asked) as stream:

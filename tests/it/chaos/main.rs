@@ -200,7 +200,7 @@ async fn live(
     (world, chronicle, samples)
 }
 
-/// What has happened, for whoever reads the output of a test.
+/// Prints what happened, for the output of the test.
 fn tell(tally: &Tally, chronicle: &Chronicle) {
     let mut kinds = BTreeMap::new();
     for event in chronicle.events() {

@@ -1,5 +1,5 @@
-//! What happens to the engines: each has its own troubles, one after another, from the seed. So many at
-//! most are in trouble at once, so that there is always somebody who is well.
+//! Faults of the engines: each engine has its own, one after another, from the seed. The number of engines
+//! with a fault at one time is limited, so that one engine is always well.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};

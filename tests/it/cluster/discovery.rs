@@ -118,7 +118,7 @@ async fn discovered_engines_use_the_trust_settings_of_their_source() {
         (named("elsewhere.test"), false),
         (UpstreamTls::default(), false),
     ] {
-        // Who cannot be trusted is found out at the probe of an engine, or at the question for engines.
+        // An untrusted peer fails the probe of an engine, or the request for the list of engines.
         let found_out = ["vllm_lb_probe_failures_total", "vllm_lb_discovery_failures_total"];
         for (server, failures) in [&plain, &secure].into_iter().zip(found_out) {
             let source = DiscoverySource { tls: tls.clone(), ..server.source() };
@@ -169,7 +169,7 @@ async fn replaced_upstreams_stay_until_the_new_ones_are_ready() {
     let mut client = balancer.client().await;
     client.send(post(CHAT, crate::common::body::stream("sim", 100))).await;
     let head = client.head().await;
-    // Nobody is there.
+    // No engine listens there.
     server.say(&json!({"base_url": format!("http://{address}/v1")}));
     server.until_asked(3).await;
     assert_eq!(ready(&balancer), [name(&old)]);
@@ -263,7 +263,7 @@ async fn a_rotated_key_replaces_the_old_one() {
     }
 }
 
-/// It serves what its model server says, and nothing where nobody says anything.
+/// The route serves the model that its model server names, and none while no server answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_without_a_list_of_models_serves_the_one_that_is_named() {
     let engine = Raw::start("HTTP/1.1 404 X\r\ncontent-length: 0\r\n\r\n").await;
@@ -399,7 +399,7 @@ async fn balancers_discover_alone_and_share_operator_changes() {
     until_ready(&one, &engines[2..]).await;
     until_ready(&other, &engines[2..]).await;
     assert!(listed().await, "that is what an operator changed");
-    // Whoever starts later finds the engines, and what was changed of them.
+    // A balancer that starts later finds the engines and the operator's changes.
     other.stop().await;
     let next = Balancer::start(config.clone()).await;
     until_ready(&next, &engines[2..]).await;

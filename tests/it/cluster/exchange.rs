@@ -75,7 +75,7 @@ async fn a_starting_balancer_is_warm_and_counts_only_live_siblings() {
     assert!((1..500).all(|number| late.held("u1", &chain(number, 25)) == 25));
     assert_eq!(late.exchange.lookup(Binding::Session, "kept").await, found("u1"));
     late.until_others("u1", 3).await;
-    // Who leaves in order is gone at once.
+    // A balancer that shuts down is forgotten at once.
     let start = Instant::now();
     late.set("u2", 1);
     a.until_others("u2", 1).await;
@@ -187,7 +187,7 @@ async fn a_rolled_back_redis_is_not_trusted() {
     for board in [&a, &b] {
         board.until_member("u1", Some("drained")).await;
     }
-    // A later word goes before, and so does one over a text without a number, which nobody here writes.
+    // A later change wins, and so does any change over a text without a number, which no version writes.
     a.exchange.put_member("u1", "added again".into());
     b.until_member("u1", Some("added again")).await;
     redis.ask(&["HSET", list, "u2", "{}"]).await;

@@ -1,5 +1,5 @@
-//! Responses that live in the memory of the engine that made them: whoever asks for one, through whatever
-//! balancer, is answered by that engine, and work in the background needs nobody who waits for it.
+//! Responses that live in the memory of the engine that made them: a request for one, through any balancer,
+//! is answered by that engine, and work in the background needs no client that waits for it.
 
 mod lookup_obstacles;
 mod named;
@@ -23,7 +23,7 @@ use vllm_lb::fleet::Change;
 
 const RESPONSES: &str = "/v1/responses";
 
-/// New conversations take turns; answers say who gave them.
+/// New conversations take turns; answers name their upstream.
 fn settings(engines: &[EngineServer]) -> Config {
     let mut config = config(upstreams(engines));
     config.balance = Preset::RoundRobin.balance();
@@ -58,8 +58,8 @@ fn asked_for(engines: &[EngineServer]) -> usize {
     all.filter(|one| one.method == "GET" && one.path.starts_with("/v1/responses/")).count()
 }
 
-/// How often Redis was too late with its answer for a request to wait, which then asks the engines: on a busy
-/// machine that is nobody's fault.
+/// How often Redis was too late with its answer for a request to wait, which then searches the engines: on a
+/// busy machine that is no defect.
 async fn too_late(balancer: &Balancer) -> usize {
     balancer.metric("vllm_lb_exchange_lost_total{what=\"lookup\"}").await as usize
 }
@@ -252,7 +252,7 @@ async fn an_unreachable_engine_has_lost_its_stored_responses() {
     let engine = engines.iter().find(|engine| crate::common::direct(engine) == name).unwrap();
     let path = format!("{RESPONSES}/{id}");
     let next = post(RESPONSES, json!({"model": "sim", "input": "b", "previous_response_id": id}).to_string());
-    // It says that it is not well: nobody else can answer, and it may come back.
+    // The engine reports bad health: no other engine can answer, and this one may recover.
     engine.set_health(Some(503));
     balancer.until_ready(1).await;
     eventually("it is given up", async || (balancer.ask(get(&path)).await.status == 503).then_some(())).await;

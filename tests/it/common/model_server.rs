@@ -28,7 +28,7 @@ pub struct ModelServer {
     task: JoinHandle<()>,
 }
 
-/// A port that nobody has at the moment.
+/// A port that is free at the moment.
 pub async fn nowhere() -> String {
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
     taken.local_addr().expect("it is bound").to_string()
@@ -62,7 +62,7 @@ impl ModelServer {
         Self::over(&nowhere().await, document, Some(certs.acceptor())).await
     }
 
-    /// At an address that nobody has.
+    /// At an address that is free.
     pub async fn at(address: &str, document: Value) -> Self {
         Self::over(address, document, None).await
     }
@@ -79,7 +79,7 @@ impl ModelServer {
                 tokio::spawn(async move {
                     match acceptor {
                         None => serve(stream, shared).await,
-                        // Who does not trust the certificate leaves.
+                        // A client that does not trust the certificate disconnects.
                         Some(acceptor) => {
                             if let Ok(stream) = acceptor.accept(stream).await {
                                 serve(stream, shared).await;
@@ -137,7 +137,7 @@ async fn serve(mut stream: impl Stream, state: Arc<Mutex<State>>) {
         state.answer.clone()
     };
     let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-    // Whoever asked may have gone.
+    // The client may have disconnected.
     drop(stream.write_all(format!("{head}{body}").as_bytes()).await);
     drop(stream.shutdown().await);
 }

@@ -127,7 +127,7 @@ impl Process {
             .await;
     }
 
-    /// `GET` on the admin listener; after a hand-over, whoever serves answers.
+    /// `GET` on the admin listener; after a handover, the process that serves answers.
     pub async fn admin(&self, path: &str) -> Answer {
         Wire::connect(&self.admin).await.ask(with_host(&get(path), &self.admin)).await
     }

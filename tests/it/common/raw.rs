@@ -105,7 +105,7 @@ async fn serve(
     let head = String::from_utf8_lossy(&read[..end]).into_owned();
     let probe = |path: &str| head.lines().next().is_some_and(|line| line.contains(path));
     if probe("/health ") || probe("/version ") {
-        // Whoever asks may have gone.
+        // The client may have disconnected.
         drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await);
         return;
     }

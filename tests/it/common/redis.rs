@@ -18,7 +18,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// A port that nobody has at the moment.
+    /// A port that is free at the moment.
     pub fn free_port() -> u16 {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port is there");
         listener.local_addr().expect("a listener has an address").port()

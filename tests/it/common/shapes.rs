@@ -108,7 +108,7 @@ fn is_document(event: &str) -> bool {
     data.is_some_and(|data| serde_json::from_str::<serde_json::Value>(data).is_ok())
 }
 
-/// What must be the same whoever answers: ids and times are not, nor what a cache held.
+/// The parts that are equal for every engine: ids and times are not, nor cached tokens.
 fn pieces(stream: bool, body: &[u8]) -> Vec<String> {
     let pieces = if stream { events(body) } else { vec![String::from_utf8_lossy(body).into_owned()] };
     pieces.iter().map(|piece| without_cached(&normal(piece.as_bytes()))).collect()

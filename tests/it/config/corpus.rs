@@ -249,7 +249,7 @@ fn the_manual_has_the_defaults_of_the_code() {
             leaves.iter().filter(|(key, _)| *key == entry.key).map(|(_, value)| value).collect();
         assert!(!values.is_empty(), "{} is not rendered", entry.key);
         for value in values {
-            // A name that is not given is made of the URL; whoever is asked is another kind of item.
+            // A missing name is made of the URL; a source is another kind of item.
             let value =
                 if ["gpu-0:8000", "http://gym:11000"].contains(&value.as_str()) { "none" } else { value };
             assert_eq!(entry.default, value, "{}", entry.key);
@@ -367,7 +367,7 @@ fn suspicious_values_are_warnings() {
     assert_eq!(check::warnings(&check::check(open, &env).expect("is valid")), []);
 }
 
-/// With a source nobody knows which names there will be, nor what is served.
+/// With a source, neither the names nor the models are known in advance.
 #[test]
 fn names_that_may_be_discovered_are_warnings() {
     let upstreams = "upstreams: [{url: http://x, name: x, models: [m1]}, {gym: http://g}]";

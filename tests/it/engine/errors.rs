@@ -1,4 +1,4 @@
-//! Refusals: who may ask, what is malformed, what is not there.
+//! Refusals: missing keys, malformed requests, unknown paths and models.
 
 use serde_json::{Value, json};
 use vllm_lb::engine::http::{EngineServer, Options};

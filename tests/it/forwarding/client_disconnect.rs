@@ -26,7 +26,7 @@ const TRIES: usize = 17;
 /// What may pass until the engine is free.
 const SOON: Duration = Duration::from_millis(50);
 
-/// Longer than any test: it goes on until somebody leaves.
+/// Longer than any test: the generation goes on until a side disconnects.
 const LONG: usize = 30_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +161,7 @@ async fn one(engine: &EngineServer, balancer: &Balancer, phase: Phase, way: Way)
 async fn a_disconnect_frees_the_engine_soon() {
     println!("{:8} {:6} {:>10} {:>10} {:>10}", "phase", "way", "median", "90 %", "most");
     for phase in [Phase::Queue, Phase::Prefill, Phase::Stream, Phase::Whole, Phase::Upload] {
-        // Nobody who is in the phase of prefill gets out of it.
+        // No request leaves the phase of prefill by itself.
         let engine = engine(if phase == Phase::Prefill { 1000.0 } else { 0.0 }).await;
         let balancer = over(&engine).await;
         let mut running = None;
@@ -188,8 +188,8 @@ async fn a_disconnect_frees_the_engine_soon() {
     }
 }
 
-/// An upstream that answers probes, and then takes no connection and refuses none: a listener that nobody
-/// looks after any more.
+/// An upstream that answers probes, and then accepts no connection and refuses none: a listener without a
+/// task.
 struct Swallower {
     listener: Arc<TcpListener>,
     address: SocketAddr,
@@ -205,7 +205,7 @@ impl Swallower {
         let own = listener.clone();
         let answering = tokio::spawn(async move {
             while let Ok((mut stream, _)) = own.accept().await {
-                // A small request is there whole; and whoever asks may have gone.
+                // A small request arrives whole; the client may have disconnected.
                 drop(stream.read(&mut [0; 4096]).await);
                 drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await);
             }
@@ -213,7 +213,7 @@ impl Swallower {
         Swallower { listener, address, answering }
     }
 
-    /// Fills the line of those who wait to be accepted; they have to be kept.
+    /// Fills the backlog of the listener; the caller keeps the connections.
     async fn swallow(&self) -> Vec<TcpStream> {
         self.answering.abort();
         let mut line = Vec::new();
@@ -224,8 +224,8 @@ impl Swallower {
     }
 }
 
-/// While we connect nobody can look after the client. Its place is free when the connection is there or is
-/// given up, and no other engine gets to see the request.
+/// While the balancer connects, it cannot watch the client. The lease ends when the connection is made or
+/// given up, and no other engine receives the request.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disconnect_during_connect_reaches_no_engine() {
     let (swallower, engine) = (Swallower::start(), engine(0.0).await);

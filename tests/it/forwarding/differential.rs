@@ -6,7 +6,7 @@ use crate::common::wire::{Answer, JSON, Wire, request};
 use crate::common::{Balancer, EngineServer, Options, direct, engine, h2};
 use serde_json::{Value, json};
 
-/// What belongs to a connection or a moment, and who answered.
+/// Header fields that belong to a connection, a moment or the answering server.
 const OWN: [&str; 7] =
     ["date", "x-request-id", "server", "connection", "keep-alive", "transfer-encoding", "x-should-retry"];
 

@@ -99,7 +99,7 @@ async fn dns_rebinding_does_not_reach_the_admin_listener() {
     // No browser leaves the host out.
     let old = Wire::connect(&balancer.running.admin).await.ask("GET /admin/config HTTP/1.0\r\n\r\n").await;
     assert_eq!(old.status, 200);
-    // Whoever watches may know it by a name; and so may clients.
+    // A monitor may use any name for the listener; and so may clients.
     for path in ["/metrics", "/live", "/ready", "/health", "/v1/models"] {
         assert_eq!(call(&balancer, "GET", path, &rebound[..1]).await, 200, "{path}");
     }

@@ -310,7 +310,7 @@ async fn hop_by_hop_answer_fields_are_not_forwarded() {
     assert_eq!(raw.heads().len(), 4);
 }
 
-/// An answer with two readings of its length is nobody's.
+/// An answer with two readings of its length is forwarded to no client.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_not_http_is_a_bad_gateway() {
     for answer in [

@@ -1,5 +1,5 @@
-//! Every way in and every way out: TLS, HTTP/2, unix sockets, towards clients and towards upstreams; and
-//! the end, which waits for whoever is served and for nobody else.
+//! Listeners and connections to upstreams: TLS, HTTP/2, unix sockets; and the stop, which waits for requests
+//! in flight and for nothing else.
 
 use std::time::Duration;
 
@@ -161,7 +161,7 @@ async fn a_unix_socket_is_served_and_cleaned_up() {
     let path = directory.path().join("lb.sock");
     let mut config = config(upstreams([&engine]));
     config.listen = vec![unix(&path)];
-    // What a crashed process leaves behind: a socket on which nobody listens.
+    // What a crashed process leaves behind: a socket without a listener.
     drop(UnixListener::bind(&path).unwrap());
     let balancer = Balancer::ready(config.clone()).await;
     assert_eq!(balancer.address(), format!("unix:{}", path.display()));

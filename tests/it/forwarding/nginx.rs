@@ -63,7 +63,7 @@ fn temporary(folder: &str) -> String {
 fn spawn(program: &str, folder: &Path) -> Option<Child> {
     let log = std::fs::File::create(folder.join("output")).expect("the folder can be written");
     let mut command = Command::new(program);
-    // One process: root's would give its workers to another user, who may not write here.
+    // One process: as root, nginx runs its workers as another user, without the right to write here.
     command.args(["-g", "daemon off; master_process off;", "-p"]).arg(folder);
     command.arg("-e").arg(folder.join("error.log")).arg("-c").arg(folder.join("nginx.conf"));
     command.stdin(Stdio::null()).stderr(Stdio::from(log)).spawn().ok()
@@ -355,7 +355,7 @@ async fn nginx_is_healthy_while_one_balancer_is() {
     for _ in 0..4 {
         nginx.ask(get("/health")).await.expect(503);
     }
-    // What balancers say of their health takes none of them out: it is they who answer.
+    // A 503 of a balancer ejects no balancer: the balancers answer it themselves.
     let answer = nginx.ask(get("/v1/models")).await.expect(503);
     assert_eq!(answer.json()["error"]["type"], "ServiceUnavailableError");
 }
@@ -402,7 +402,7 @@ async fn a_post_whose_balancer_dies_is_not_sent_twice() {
     assert_eq!(answer.json()["error"]["code"], 502);
     assert_eq!(engine.stats().received, 1);
 
-    // Afterwards nobody notices: what was never sent goes to the other, POST or not.
+    // Later requests succeed: nginx sends unsent ones to the other balancer, POST or not.
     for _ in 0..6 {
         nginx.ask(post(CHAT, chat("sim"))).await.expect(200);
         nginx.ask(get("/v1/models")).await.expect(200);

@@ -1,5 +1,5 @@
-//! What the balancer asks of upstreams itself, and how it takes calls of its own: bounded, with the
-//! caller's key, and not for whoever has no business here.
+//! Requests that the balancer makes to upstreams itself, and calls of its own API: bounded, with the caller's
+//! key, and only for authorised callers.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use vllm_lb::config::secret::Secret;
 const ABORT: &str = "/inference/v1/abort_requests";
 const UPSTREAMS: &str = "/admin/upstreams";
 
-/// An address where nobody ever answers.
+/// An address without a listener.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
 /// What it takes to abort requests, in so many bytes.
@@ -94,7 +94,7 @@ async fn a_call_with_a_missing_body_times_out() {
     tokio::join!(asks(balancer.address(), ABORT), asks(&balancer.running.admin, UPSTREAMS));
 }
 
-/// They were waited for up to five minutes for nobody.
+/// The balancer waited up to five minutes without a client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_to_all_upstreams_ends_when_its_client_disconnects() {
     let begun = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n";
@@ -116,9 +116,9 @@ async fn a_call_to_all_upstreams_ends_when_its_client_disconnects() {
     balancer.stop().await;
 }
 
-// === who may call ===
+// === authorisation ===
 
-/// The body of whoever has no token was read first: a megabyte, for as long as it took.
+/// The body of a caller without a token was read first: a megabyte, for any length of time.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_is_checked_before_the_body() {
     let engine = engine(Options::default()).await;
@@ -176,7 +176,7 @@ async fn web_pages_cannot_call_the_admin_listener() {
 
 // === scrapes ===
 
-/// Each of them asked every upstream, however many came and whoever they were.
+/// Each scrape was sent to every upstream, for any number of scrapes.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_scrapes_are_coalesced() {
     let page = "# TYPE a gauge\na 1\n";
@@ -238,7 +238,7 @@ async fn a_call_to_all_upstreams_forwards_the_clients_key() {
     assert_eq!(engines[0].requests()[1].header("authorization"), None);
 }
 
-/// A stored response was found by nobody, and a conversation went on where its beginning was not known.
+/// The search found no stored response, and a conversation went on at an upstream without its beginning.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stored_response_is_searched_with_the_clients_key() {
     let options = Options { api_key: Some("the client's".into()), ..Options::default() };

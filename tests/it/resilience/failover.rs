@@ -149,7 +149,7 @@ async fn a_closed_pooled_connection_is_retried() {
     }
 }
 
-/// What SIGTERM leaves behind: the connection stays open, nothing comes on it, and nobody listens.
+/// After SIGTERM the connection stays open and silent, and the port is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vanished_engine_is_retried_elsewhere() {
     let (engines, mut config) = two().await;

@@ -1,6 +1,6 @@
-//! Five times the load that the fleet can bear: it works at its own pace as before, those who wait and the
-//! memory they take stay bounded, whoever cannot wait is told when to come again, and as soon as the load
-//! is over, all is as before. Everything is compared with the same fleet within its limits, in the same run.
+//! Five times the load that the fleet can bear: it works at its own pace as before, the queue and its memory
+//! stay bounded, requests beyond the queue get a Retry-After, and as soon as the load is over, all is as
+//! before. Everything is compared with the same fleet within its limits, in the same run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -130,7 +130,7 @@ async fn at_five_times_its_load_the_fleet_works_as_before() {
     config.queue.size = QUEUE;
     let balancer = Balancer::ready(config).await;
 
-    // Whoever else uses the machine takes from one window more than from another: a fleet that did worse
+    // Other processes take more of the machine in one window than in another: a fleet that did worse
     // under load would do so every time.
     let mut seen = Vec::new();
     for _ in 0..4 {
@@ -139,14 +139,14 @@ async fn at_five_times_its_load_the_fleet_works_as_before() {
         tasks.shutdown().await;
         balancer.until_idle().await;
         let (overloaded, refused, most, mut tasks) = measure(&balancer, 5 * FLEET).await;
-        // Everybody leaves at once, and somebody comes.
+        // All clients disconnect at once, and another connects.
         tasks.shutdown().await;
         let after = alone(&balancer).await;
         assert_eq!(none_refused, 0, "{within:?}");
         assert!(refused > 0, "nobody was refused");
         assert_eq!(most.active, u64::from(MAX_ACTIVE), "full, and never more than that");
         assert_eq!(most.queued, QUEUE as i64, "full, and never more than that");
-        // Those who are refused hold their bodies for as long as it takes to say so.
+        // Refused requests hold their bodies until their answer is written.
         assert!(most.held <= (5 * FLEET * (BODY + (64 << 10))) as i64, "{most:?}");
         balancer.until_idle().await;
         let works = overloaded as f64 >= 0.9 * bearable as f64 && after <= 3 * before;

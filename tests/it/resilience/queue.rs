@@ -1,5 +1,5 @@
-//! More requests than the fleet can have at once: they wait, first come, first served, and who cannot wait is
-//! told when to come again.
+//! More requests than the fleet can have at once: they wait, first come, first served, and requests beyond
+//! the queue get a Retry-After.
 
 use std::time::Duration;
 

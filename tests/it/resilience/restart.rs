@@ -120,7 +120,7 @@ async fn active(balancer: &Balancer, engine: &EngineServer) -> u64 {
     row["active"].as_u64().expect("a number of requests")
 }
 
-/// Whether the balancer has been seen to notice that nobody listens.
+/// Waits until the balancer has found the port closed.
 async fn until_down(balancer: &Balancer) {
     balancer.until_ready(ENGINES as usize - 1).await;
 }
@@ -152,8 +152,8 @@ async fn a_rolling_restart_with_drains_costs_no_request() {
     balancer.until_idle().await;
 }
 
-/// Nobody told the balancer. What has not begun to be answered is answered by somebody else: by vLLM's own
-/// word that it is leaving, by its silence, and by the end of its connections.
+/// Without a drain. Requests without a begun answer are answered by another engine: after vLLM's own error
+/// that it shuts down, after its silence, and after the end of its connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_engines_fails_only_requests_with_begun_answers() {
     let engines = paced().await;

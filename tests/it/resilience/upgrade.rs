@@ -145,7 +145,7 @@ async fn three_upgrades_in_a_row_lose_no_request() {
     assert!(!std::fs::exists(setup.path("api.sock")).expect("can be looked for"));
 }
 
-/// A connection that nobody uses does not keep the former process, and HTTP/2 goes on by its own means.
+/// An idle connection does not keep the former process, and HTTP/2 clients reconnect after GOAWAY.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_do_not_keep_the_former_process() {
     let engine = paced(STEP).await;
@@ -254,7 +254,7 @@ async fn an_upgrade_without_a_running_process_fails() {
     assert!(error.contains("upgrade.sock") && error.contains("start without --upgrade"), "{error}");
 }
 
-/// Whoever talks nonsense at the door, or nothing, is shown out; SIGQUIT alone changes nothing.
+/// A peer that sends nonsense or nothing is disconnected; SIGQUIT alone changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_peer_on_the_upgrade_socket_changes_nothing() {
     use tokio::io::AsyncWriteExt;

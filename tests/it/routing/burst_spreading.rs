@@ -1,5 +1,5 @@
-//! Which of several upstreams gets a request: by turn, by what is in flight, by work, by room; and who
-//! waits, or is sent away, when there is no room.
+//! Which of several upstreams gets a request: by turn, by what is in flight, by work, by room; and which
+//! requests wait, or are refused, when there is no room.
 
 use std::time::Duration;
 

@@ -117,7 +117,7 @@ pub async fn row(balancer: &Balancer, engine: &EngineServer) -> Value {
     balancer.admin(crate::common::wire::get(&path)).await.expect(200).json()
 }
 
-/// A request on its way that nobody answers yet, the only one.
+/// The only request in flight, which its engine does not answer yet.
 pub async fn pending(balancer: &Balancer, path: &str, body: &Value) -> Wire {
     balancer.until_idle().await;
     let mut client = balancer.client().await;

@@ -286,7 +286,7 @@ async fn an_incomplete_chat_is_not_translated_as_complete() {
     }
 }
 
-/// Nobody reads on what cannot be told: the upstream would generate to its end for nobody.
+/// A stream that cannot be translated is not read on: the upstream would generate to its end in vain.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_stream_closes_the_upstream_connection() {
     let chunk = r#"data: {"model":"sim","choices":[{"index":0,"delta":{"content":"wo"}}]}"#;

@@ -65,8 +65,8 @@ async fn totals_of(balancer: &Balancer, requests: u64) -> Value {
     .await
 }
 
-/// Streams that do not speak of usage: the answer is as if nobody had asked, and the request differs by the
-/// question only.
+/// Streams of clients that do not request usage: the answer is as without the balancer's request, and the
+/// body differs by that request only.
 #[tokio::test(flavor = "multi_thread")]
 async fn requested_usage_is_hidden_from_the_client() {
     let engines = [forgetful().await];
@@ -289,8 +289,8 @@ async fn a_disconnect_counts_the_usage_reported_so_far() {
     assert!(row["input"].as_u64() > Some(0), "a message begins with its prompt's tokens: {totals}");
 }
 
-/// The chunk that ends the choice is held for the usage, which never comes: without it, nobody knows what it
-/// would have said to a client that was not asked for.
+/// The chunk that ends the choice is held for the usage, which never comes: without it, what the
+/// engine would have sent to a client that did not request usage is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_streams_beginning_reaches_the_client() {
     let engine = paced(Duration::from_millis(2)).await;

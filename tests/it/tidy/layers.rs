@@ -46,7 +46,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("rate", Level::Word),
 ];
 
-/// Arrows within a level, from and to. Whoever adds one makes a change that is seen.
+/// Arrows within a level, from and to. Adding one is a visible change.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "app"),
     ("main", "cli"),

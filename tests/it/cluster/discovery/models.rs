@@ -55,7 +55,7 @@ async fn a_model_server_that_comes_back_with_another_model_goes_on_working() {
     balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
 }
 
-/// The name that it was made for is nobody's any more, and the one that it has is somebody's.
+/// No upstream serves the first model any more, and another model is served in its place.
 #[tokio::test(flavor = "multi_thread")]
 async fn queued_requests_get_503_when_their_model_goes() {
     let (old, new) = (paced(Duration::from_secs(3_600)).await, serving(&["other"]).await);

@@ -1,4 +1,4 @@
-//! Redis goes, stops, forgets, is full: nobody waits for it, and all is right again when it is back.
+//! Redis dies, freezes, is flushed, is full: no request waits for it, and the state recovers with it.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ async fn killed_and_started_again_empty() {
     for round in 1..3 {
         redis.kill();
         until_trouble(2 * round).await;
-        // What siblings had in flight is forgotten in time, and nobody waits.
+        // The requests in flight of siblings expire, and no call waits.
         a.until_others("u1", 0).await;
         let start = Instant::now();
         let chain: Vec<u64> = (0..2000).map(|block| block + 10_000 * round as u64).collect();

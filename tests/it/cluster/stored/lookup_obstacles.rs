@@ -224,7 +224,7 @@ async fn a_response_is_unknown_to_a_model_that_its_holder_does_not_serve() {
     }
 }
 
-/// Who is alone is no holder of what others may have made.
+/// The only upstream of a model does not count as the holder of every response.
 #[tokio::test(flavor = "multi_thread")]
 async fn any_upstream_of_the_model_may_hold_the_response() {
     let serving = |model: &str| engine(Options { models: vec![model.into()], ..Options::default() });

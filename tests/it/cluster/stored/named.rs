@@ -9,7 +9,7 @@ const ROUTES: &str = "
   - {api_key: inner}
 ";
 
-/// Two engines that nobody gets into without the route's key.
+/// Two engines that require the route's key.
 async fn locked() -> [EngineServer; 2] {
     let locked = Options { api_key: Some("inner".into()), ..Options::default() };
     [engine(locked.clone()).await, engine(Options { seed: 1, ..locked }).await]
@@ -66,7 +66,7 @@ async fn a_response_that_its_client_named_is_found_by_the_route_that_made_it() {
         make(&one, body).await;
         until_kept(&redis, id).await;
     }
-    // Who begins later is told by Redis alone.
+    // A balancer that starts later has Redis as its only source.
     redis.ask(&["DEL", "vllm-lb:{lb}:stream"]).await;
     let third = Balancer::ready(config).await;
     let ids = ["mine", "resp_0123456789abcdef0123456789abcdef"];
@@ -145,8 +145,8 @@ async fn a_late_redis_answer_falls_back_to_a_search() {
     assert!(too_late(&balancer).await >= 1);
 }
 
-/// Makes a response, and another one elsewhere that is to be called the same. Returns the id, who has made
-/// the first and who the second.
+/// Makes a response, and another one elsewhere that is to be called the same. Returns the id, the upstream of
+/// the first and that of the second.
 async fn replayed(balancer: &Balancer) -> (String, String, String) {
     let first = make(balancer, json!({"model": "sim", "input": "first"})).await;
     let (id, was) = (id_of(&first), upstream_of(&first));
@@ -190,8 +190,8 @@ fn gets(engine: &EngineServer, id: &str) -> usize {
     engine.requests().iter().filter(|one| one.method == "GET" && one.path == path).count()
 }
 
-/// The upstream that the id names no longer knows it; that was the end of it. Only Redis is asked then: a
-/// search of all upstreams would be everybody's to ask for, with one old id.
+/// The upstream that the id names no longer knows it; that was the end of it. Only Redis is asked then:
+/// any client could cause a search of all upstreams with one old id.
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_finds_an_id_that_its_named_upstream_does_not_hold() {
     let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
@@ -218,7 +218,7 @@ async fn redis_finds_an_id_that_its_named_upstream_does_not_hold() {
         (upstream_of(&made) == is && made.status == 200).then_some(())
     })
     .await;
-    // Its owner is gone: who it names says so, in its own words.
+    // The owner has lost it: the upstream that the id names answers so.
     at(&is).restart().await;
     other.until_ready(3).await;
     let found = other.ask(get(&format!("{RESPONSES}/{id}"))).await.expect(404);
@@ -228,7 +228,7 @@ async fn redis_finds_an_id_that_its_named_upstream_does_not_hold() {
     assert_eq!(gets(third.expect("there are three"), &id), 0, "no search was made");
 }
 
-/// The last route is for everybody else, and its key for its own upstream.
+/// The last route matches all other requests, and its key is for its own upstream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_routes_key_is_sent_to_no_foreign_upstream() {
     let redis = Redis::start(&[]).await;

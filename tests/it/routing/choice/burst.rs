@@ -1,4 +1,4 @@
-//! Many requests at once with one long prefix that nobody has seen.
+//! Many requests at once with one long prefix that no engine holds.
 
 use serde_json::json;
 use tokio::task::JoinSet;

@@ -112,7 +112,7 @@ async fn a_disconnect_in_the_queue_leaves_nothing_in_the_index() {
     assert_eq!(known(&balancer).await.1, before);
 }
 
-/// A listener that answers probes, until nobody is let in any more and whoever connects is kept waiting.
+/// A listener that answers probes until it is closed; later connections stay in its backlog.
 struct Crowded {
     listener: Arc<TcpListener>,
     answering: JoinHandle<()>,
@@ -127,7 +127,7 @@ impl Crowded {
         let answering = tokio::spawn(async move {
             while let Ok((mut stream, _)) = accepting.accept().await {
                 let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
-                // Who asks may have gone; what is asked does not matter.
+                // The client may have disconnected; the request does not matter.
                 drop(stream.read(&mut [0; 4_096]).await);
                 drop(stream.write_all(answer).await);
             }
@@ -139,7 +139,7 @@ impl Crowded {
         self.listener.local_addr().expect("a listener has an address")
     }
 
-    /// Lets nobody in any more; what is returned fills the room in front.
+    /// Stops accepting; the returned connections fill the backlog.
     async fn close(&self) -> Vec<TcpStream> {
         self.answering.abort();
         let mut waiting = Vec::new();

@@ -146,7 +146,7 @@ async fn an_upstream_that_is_added_moves_no_session() {
     }
 }
 
-/// It was looked for in what was left of the body, and so was nobody's.
+/// The balancer looked for the session in the edited body, and found none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_removed_from_the_body_by_a_route_still_counts() {
     let engines = engines(3).await;
@@ -228,7 +228,7 @@ async fn a_session_does_not_wait_behind_a_large_backlog() {
     let first = turn(&balancer, &engines, "s", &text).await;
     assert_eq!(turn(&balancer, &engines, "s", &text).await, first, "it is drawn there while there is room");
     engines[first].set_fault(InjectedFault::StallHeaders).await;
-    // A stream of another session that nobody answers, sent where the first one was.
+    // A stream of another session without an answer, sent to the upstream of the first.
     let mut long: Value = chat_of(&format!("{text}{}", words(2, 20_000)));
     long["stream"] = true.into();
     long["session_id"] = "s".into();

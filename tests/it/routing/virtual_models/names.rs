@@ -1,5 +1,5 @@
-//! What the names of routes stand for, when that depends on what the upstreams serve: the one model that
-//! there is, the card of who would have the request, and nothing where nobody would.
+//! What the names of routes stand for, when that depends on what the upstreams serve: the only model, the
+//! card of the upstream that would receive the request, and nothing where no upstream would.
 
 use super::*;
 use crate::common::model_server::{ModelServer, document};
@@ -180,7 +180,7 @@ async fn a_model_card_comes_from_the_routes_upstreams() {
     assert_eq!(aliases(refused.text()), "other, vb, part, big, sim");
     balancer.ask(post(CHAT, chat("other"))).await.expect(200);
     assert_eq!(last_body(&engines[2])["model"], "sim");
-    // Its route goes before those who serve the name.
+    // The route wins over upstreams that serve a model of the name.
     engines[2].set_fault(InjectedFault::Refuse).await;
     balancer.until_ready(2).await;
     assert_eq!(listed(&balancer).await, rows(&[("vb", 2_000), ("part", 2_000), ("big", 1_000)]));
