@@ -27,8 +27,7 @@ use serde_json::{Value, json};
 use crate::config::render;
 use crate::config::types::Config;
 use crate::fleet::{ChangeError, Fleet};
-use crate::observe;
-use crate::observe::metrics::{METRICS, UpstreamGauges, upstream_gauges};
+use crate::observe::{Observer, UpstreamGauges};
 use crate::state::State;
 use crate::state::redis::SiblingExchange;
 use crate::traces::Traces;
@@ -67,12 +66,14 @@ pub struct AdminParts {
     pub fleet: Arc<Fleet>,
     pub state: Arc<State>,
     pub traces: Arc<Traces>,
+    pub observer: Observer,
 }
 
 pub struct AdminApi {
     fleet: Arc<Fleet>,
     state: Arc<State>,
     traces: Arc<Traces>,
+    observer: Observer,
     /// The configuration that runs.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
@@ -90,8 +91,8 @@ impl AdminApi {
         leaving: Arc<AtomicBool>,
         exchange: Option<Arc<SiblingExchange>>,
     ) -> Self {
-        let AdminParts { fleet, state, traces } = parts;
-        AdminApi { fleet, state, traces, config, reload, leaving, exchange }
+        let AdminParts { fleet, state, traces, observer } = parts;
+        AdminApi { fleet, state, traces, observer, config, reload, leaving, exchange }
     }
 
     /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
@@ -116,8 +117,10 @@ impl AdminApi {
             "/admin/config" if method == Method::GET => {
                 answer(StatusCode::OK, &render::json(&self.config.load()))
             }
-            "/admin/decisions" if method == Method::GET => decisions::all(&request),
-            "/admin/usage" if method == Method::GET => usage::all(&request),
+            "/admin/decisions" if method == Method::GET => {
+                decisions::all(self.observer.decisions(), &request)
+            }
+            "/admin/usage" if method == Method::GET => usage::all(self.observer.usage(), &request),
             "/admin/siblings" if method == Method::GET => siblings::all(self.exchange.as_deref()),
             "/admin/reload" if method == Method::POST => self.reload().await,
             "/live" | "/health" | "/ready" | "/metrics" => not_allowed("GET"),
@@ -187,11 +190,10 @@ impl AdminApi {
             })
             .collect();
         let size = self.state.size();
-        observe::index_size(size.blocks, size.pairs, size.bytes);
+        self.observer.index_size(size.blocks, size.pairs, size.bytes);
         let (calls, bytes, stored) = self.traces.sizes();
-        observe::traces::sizes(calls, bytes, stored);
-        let mut text = METRICS.render();
-        text.extend_from_slice(upstream_gauges(&gauges).as_bytes());
+        self.observer.trace_sizes(calls, bytes, stored);
+        let text = self.observer.render(&gauges);
         typed_answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
     }
 

@@ -28,8 +28,8 @@ use crate::admin::{self, AdminApi, AdminParts, Reloaded};
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::engine::http::{EngineServer, Options};
-use crate::fleet::{Fleet, discover};
-use crate::observe;
+use crate::fleet::{Fleet, Keeper, discover};
+use crate::observe::{Observer, process};
 use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
 use crate::proxy::{self, Balancer, ProxyShared, server};
@@ -39,7 +39,7 @@ use crate::traces::Traces;
 pub use reload::LoadConfig;
 use reload::Reloader;
 pub use run::run;
-use siblings::SiblingSetup;
+use siblings::{PendingExchange, SiblingSetup};
 use upgrade::{InheritedSockets, ListeningSocket, SocketPurpose};
 
 /// How long the balancer's end waits for traces to be stored.
@@ -66,6 +66,7 @@ pub struct RunningBalancer {
     pub fleet: Arc<Fleet>,
     pub state: Arc<State>,
     pub traces: Arc<Traces>,
+    pub observer: Observer,
     shutdown: Arc<Shutdown>,
     phase: watch::Sender<ShutdownPhase>,
     serving: JoinSet<usize>,
@@ -110,49 +111,49 @@ async fn prepare(
     load: LoadConfig,
     sockets: &mut InheritedSockets,
 ) -> Result<PreparedBalancer, String> {
-    let (fleet, keeper) = Fleet::new(&config)?;
-    let siblings = SiblingSetup::new(&config);
+    let observer = Observer::default();
+    let (fleet, keeper) = Fleet::new(&config, observer.clone())?;
+    let siblings = SiblingSetup::new(&config, observer.clone());
     let outbox = siblings.as_ref().map(|siblings| siblings.outbox.clone());
     let seed = RandomState::new().hash_one(0u64);
-    let state = State::among(config.index, config.sessions.ttl, seed, outbox);
+    let state = State::new(config.index, config.sessions.ttl, seed, outbox, observer.clone());
     let (tasks_stop, stopped) = watch::channel(false);
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
     let listeners = bind(&config, sockets).await?;
     // The last step that can fail: its thread would go on.
-    let traces = Traces::start(&config.traces).await?;
-    let shared = ProxyShared::new(&config, fleet.clone(), state.clone(), exchange.clone(), traces.clone());
+    let traces = Traces::start(&config.traces, observer.clone()).await?;
+    let shared = ProxyShared::new(
+        &config,
+        fleet.clone(),
+        state.clone(),
+        exchange.clone(),
+        traces.clone(),
+        observer.clone(),
+    );
     let shutdown = shared.shutdown().clone();
     let limits = config.limits.connection;
     let public = server::shared_server(Balancer::public(shared.clone()), limits);
-    // The operator of a full balancer must still reach its admin interface.
-    let (limiter, unlimited) = (ConnectionLimiter::new(config.limits.connections), ConnectionLimiter::new(0));
+    let limiter = ConnectionLimiter::new(config.limits.connections);
     let certificates =
         listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
     let (fleet_too, limiter_too) = (fleet.clone(), limiter.clone());
     let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), limiter_too, certificates);
     let (asks, leaving) = (reloader.clone(), shutdown.unready());
-    let parts = AdminParts { fleet: fleet.clone(), state: state.clone(), traces: traces.clone() };
+    let parts = AdminParts {
+        fleet: fleet.clone(),
+        state: state.clone(),
+        traces: traces.clone(),
+        observer: observer.clone(),
+    };
     let admin = AdminApi::new(parts, config, asks, leaving, exchange);
     let open_listener = Arc::new(AdminListener(admin));
     let private = server::shared_server(Balancer::admin(shared, open_listener), limits);
-    let open = |(serves, address, listener)| {
-        let (server, limiter) =
-            if serves == SocketPurpose::Admin { (&private, &unlimited) } else { (&public, &limiter) };
-        OpenListener { serves, address, listener, server: server.clone(), limiter: limiter.clone() }
-    };
-    let open_listeners: Vec<OpenListener> = listeners.into_iter().map(open).collect();
-    let mut addresses: Vec<String> =
-        open_listeners.iter().map(|open_listener| open_listener.listener.address().to_string()).collect();
+    let open_listeners = open(listeners, &public, &private, &limiter);
+    let mut addresses: Vec<String> = open_listeners.iter().map(OpenListener::bound_address).collect();
     let admin = addresses.pop().unwrap_or_default();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(keeper.run(stopped.clone()));
-    if let Some(meeting) = meeting {
-        meeting.begin(&mut tasks).await;
-    }
-    tasks.spawn(discover::run(fleet.clone(), stopped.clone()));
-    tasks.spawn(follow::follow(fleet.clone(), state.clone(), stopped));
+    let tasks = start_tasks(keeper, meeting, &fleet, &state, stopped).await;
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(ShutdownPhase::Serving));
     let running = RunningBalancer {
         addresses,
@@ -160,6 +161,7 @@ async fn prepare(
         fleet,
         state,
         traces,
+        observer,
         shutdown,
         phase,
         serving,
@@ -168,6 +170,24 @@ async fn prepare(
         reloader,
     };
     Ok(PreparedBalancer { running, open_listeners })
+}
+
+/// Starts the keeper, and the tasks that follow its snapshots.
+async fn start_tasks(
+    keeper: Keeper,
+    meeting: Option<PendingExchange>,
+    fleet: &Arc<Fleet>,
+    state: &Arc<State>,
+    stopped: watch::Receiver<bool>,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(keeper.run(stopped.clone()));
+    if let Some(meeting) = meeting {
+        meeting.begin(&mut tasks).await;
+    }
+    tasks.spawn(discover::run(fleet.clone(), stopped.clone()));
+    tasks.spawn(follow::follow(fleet.clone(), state.clone(), stopped));
+    tasks
 }
 
 /// Binds all listeners, the admin's last.
@@ -186,10 +206,34 @@ async fn bind(
     Ok(listeners)
 }
 
+/// Puts each listener together with what serves it.
+fn open(
+    listeners: Vec<(SocketPurpose, String, server::Listener)>,
+    public: &server::SharedServer,
+    admin: &server::SharedServer,
+    limiter: &Arc<ConnectionLimiter>,
+) -> Vec<OpenListener> {
+    // The operator of a full balancer must still reach its admin interface.
+    let unlimited = ConnectionLimiter::new(0);
+    let open = |(serves, address, listener)| {
+        let (server, limiter) =
+            if serves == SocketPurpose::Admin { (admin, &unlimited) } else { (public, limiter) };
+        OpenListener { serves, address, listener, server: server.clone(), limiter: limiter.clone() }
+    };
+    listeners.into_iter().map(open).collect()
+}
+
 /// Worker threads for a configuration.
 pub fn threads(config: &Config) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     if config.threads == 0 { cores() } else { config.threads }
+}
+
+impl OpenListener {
+    /// The address that it is bound to, with the port that the system chose.
+    fn bound_address(&self) -> String {
+        self.listener.address().to_string()
+    }
 }
 
 impl PreparedBalancer {
@@ -205,7 +249,7 @@ impl PreparedBalancer {
     fn serve(self) -> RunningBalancer {
         let PreparedBalancer { mut running, open_listeners } = self;
         for OpenListener { serves, listener, server, limiter, .. } in open_listeners {
-            observe::listening(listener.address(), serves.label(), listener.certificate().is_some());
+            process::listening(listener.address(), serves.label(), listener.certificate().is_some());
             let (shutdown, phases) = (running.shutdown.clone(), running.phase.subscribe());
             running.serving.spawn(server::serve(listener, server, limiter, shutdown, phases));
         }
@@ -264,7 +308,7 @@ async fn demo(config: &mut Config, count: u16) -> Result<Vec<EngineServer>, Stri
         let server = EngineServer::start(options).await;
         let server = server.map_err(|error| format!("cannot start a simulated server: {error}"))?;
         let upstream = UpstreamConfig::new(url::upstream(&server.url())?);
-        observe::demo_engine(upstream.name.as_str());
+        process::demo_engine(upstream.name.as_str());
         config.upstreams.push(upstream);
         engines.push(server);
     }

@@ -27,7 +27,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::types::Config;
-use crate::observe;
+use crate::observe::Observer;
 pub use blame::Blame;
 use breaker::BreakerRules;
 pub use breaker::blame::FailureKind;
@@ -59,6 +59,7 @@ pub struct Fleet {
     /// The discovery sources that are polled for upstreams.
     plan: watch::Sender<Arc<DiscoveryPlan>>,
     keeper: mpsc::Sender<KeeperMessage>,
+    observer: Observer,
 }
 
 /// The clock of the fleet: the runtime's, so that tests can move it.
@@ -69,7 +70,7 @@ fn now() -> Instant {
 impl Fleet {
     /// Builds the fleet, and the keeper that is to be run for it; no upstream is probed before that. Fails
     /// when the `tls.ca` of an upstream, or of a source, cannot be used.
-    pub fn new(config: &Config) -> Result<(Arc<Self>, Keeper), String> {
+    pub fn new(config: &Config, observer: Observer) -> Result<(Arc<Self>, Keeper), String> {
         let (sender, inbox) = mpsc::channel(MAX_KEEPER_MESSAGES);
         let rules = BreakerRules { health: config.health.clone(), breaker: config.breaker };
         let fleet = Arc::new(Fleet {
@@ -77,10 +78,11 @@ impl Fleet {
             published: watch::Sender::new(0),
             turn: AtomicU64::new(0),
             client: UpstreamClient,
-            queue: Queue::new(config.queue.size),
+            queue: Queue::new(config.queue.size, observer.clone()),
             rules: ArcSwap::from_pointee(rules),
             plan: watch::Sender::default(),
             keeper: sender,
+            observer,
         });
         let keeper = Keeper::new(fleet.clone(), inbox, config)?;
         Ok((fleet, keeper))
@@ -134,7 +136,7 @@ impl Fleet {
         if self.keeper.try_send(KeeperMessage::Seen { id: upstream.id, sign }).is_err() {
             // The inbox holds more than a thousand messages that report the same; the keeper will have seen
             // enough of them.
-            observe::sign_lost();
+            self.observer.sign_lost();
         }
     }
 
@@ -146,7 +148,7 @@ impl Fleet {
     /// An engine reported that it is full: new requests avoid it for `retry_after` (at most 60 s), or for a
     /// second.
     pub fn busy(&self, upstream: &Upstream, retry_after: Option<Duration>) {
-        observe::upstream_busy(upstream.name());
+        self.observer.upstream_busy(upstream.name());
         upstream.busy(retry_after, now());
     }
 

@@ -59,6 +59,7 @@ use tokio::time::timeout;
 
 use crate::config::types::Config;
 use crate::fleet::Fleet;
+use crate::observe::Observer;
 use crate::state::State;
 use crate::state::redis::SiblingExchange;
 use crate::traces::Traces;
@@ -67,6 +68,7 @@ use budget::RetryBudget;
 use client::{Client, MAX_CLIENT_STALL};
 use context::RequestContext;
 use linger::linger;
+use own_answers::CachedPages;
 use server::shutdown::Shutdown;
 use settings::ProxySettings;
 use stored_search::ResponseSearches;
@@ -88,11 +90,13 @@ pub struct ProxyShared {
     memory: Arc<memory::PeekMemory>,
     pool: ConnectionPool,
     searches: ResponseSearches,
+    pages: CachedPages,
     random: random::RandomSource,
     /// This balancer's entry in `via`, by which it detects a request that loops back.
     mark: HeaderValue,
     budget: RetryBudget,
     shutdown: Arc<Shutdown>,
+    observer: Observer,
 }
 
 impl ProxyShared {
@@ -102,8 +106,9 @@ impl ProxyShared {
         state: Arc<State>,
         exchange: Option<Arc<SiblingExchange>>,
         traces: Arc<Traces>,
+        observer: Observer,
     ) -> Arc<Self> {
-        let memory = memory::PeekMemory::new(config.peek.memory);
+        let memory = memory::PeekMemory::new(config.peek.memory, observer.clone());
         let random = random::RandomSource::new();
         Arc::new(ProxyShared {
             settings: ArcSwap::new(ProxySettings::new(config, fleet.clone(), memory.clone(), state.blocks())),
@@ -114,16 +119,22 @@ impl ProxyShared {
             memory,
             pool: ConnectionPool::default(),
             searches: ResponseSearches::default(),
+            pages: CachedPages::default(),
             mark: random.mark(),
             random,
             budget: RetryBudget::new(),
             shutdown: Arc::default(),
+            observer,
         })
     }
 
     /// The progress of the shutdown, which the assembly advances.
     pub fn shutdown(&self) -> &Arc<Shutdown> {
         &self.shutdown
+    }
+
+    pub fn observer(&self) -> &Observer {
+        &self.observer
     }
 
     /// Applies `config` to requests that begin from now on.
@@ -178,7 +189,7 @@ impl Balancer {
         let shared = &self.shared;
         let id = headers::request_id(session.req_header()).map(str::to_string);
         let id = id.unwrap_or_else(|| shared.random.id());
-        let context = RequestContext::new(shared.settings.load_full(), shared.shutdown.clone(), id);
+        let context = RequestContext::new(shared, id);
         let mut client = Client::new(&mut session);
         let finished = exchange::carry(self, &mut client, &context).await;
         record::write(shared, client.session(), &context, &finished);

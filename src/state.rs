@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::config::types::PrefixIndex;
-use crate::observe;
+use crate::observe::Observer;
 use crate::pick::Candidate;
 use crate::prompt::chain::{BlockLayout, PromptFamily};
 use crate::prompt::session::{self, Session};
@@ -98,6 +98,7 @@ pub struct State {
     outbox: Option<Arc<Outbox>>,
     /// The age of the siblings' reports, in microseconds.
     siblings_age: AtomicU64,
+    observer: Observer,
 }
 
 /// The state of one upstream in the index.
@@ -128,12 +129,14 @@ fn millis(time: Duration) -> u64 {
 
 impl State {
     /// `ttl` is how long a session is known; `seed` is random: see `prefix_index::Index::new`.
-    pub fn new(config: PrefixIndex, ttl: Duration, seed: u64) -> Arc<Self> {
-        Self::among(config, ttl, seed, None)
-    }
-
-    /// Like `new`, for one of several balancers, which publishes what it learns.
-    pub fn among(config: PrefixIndex, ttl: Duration, seed: u64, outbox: Option<Arc<Outbox>>) -> Arc<Self> {
+    /// One of several balancers publishes what it learns through `outbox`.
+    pub fn new(
+        config: PrefixIndex,
+        ttl: Duration,
+        seed: u64,
+        outbox: Option<Arc<Outbox>>,
+        observer: Observer,
+    ) -> Arc<Self> {
         Arc::new(State {
             sessions: Sessions::new(Sessions::LIMIT, millis(ttl)),
             responses: Sessions::new(responses::MAX_RESPONSES, millis(ttl)),
@@ -150,6 +153,7 @@ impl State {
             beyond: Mutex::default(),
             outbox,
             siblings_age: AtomicU64::new(0),
+            observer,
         })
     }
 
@@ -373,7 +377,7 @@ impl State {
                 self.index.forget(slot);
                 self.beyond().forget(slot);
                 upstream.agreement = Agreement::default();
-                observe::cache_forgotten(one.name);
+                self.observer.cache_forgotten(one.name);
             }
             let bytes = |tokens: u64| tokens as f64 * self.ratios.of(one.model);
             let limit = one.cache_tokens.map(|tokens| (bytes(tokens) / self.blocks.bytes as f64) as usize);
@@ -409,7 +413,7 @@ impl State {
         let most = (self.index.held(slot) as f64 * keep) as usize;
         self.index.limit(slot, Some(most));
         self.index.limit(slot, limit);
-        observe::cache_trimmed(name, keep);
+        self.observer.cache_trimmed(name, keep);
     }
 }
 

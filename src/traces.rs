@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::config::types::{CaptureScope, TraceStore, TracesConfig};
-use crate::observe;
+use crate::observe::Observer;
 use crate::route::cumulative::{FallbackReason, RecordedTurn};
 use capture::{Capture, CaptureStart};
 use cumulative::{LastTurns, PendingTurn};
@@ -65,16 +65,17 @@ pub struct Traces {
     /// Until when requests do not ask a store that did not answer.
     lookup_pause: Mutex<Option<Instant>>,
     writer: WriterThread,
+    observer: Observer,
 }
 
 impl Traces {
     /// Opens the store and starts the writer. Fails where the store can never work as it is configured; a
     /// database that cannot be reached is tried again and again.
-    pub async fn start(config: &TracesConfig) -> Result<Arc<Self>, String> {
-        let store = match Store::open(config).await {
+    pub async fn start(config: &TracesConfig, observer: Observer) -> Result<Arc<Self>, String> {
+        let store = match Store::open(config, &observer).await {
             Ok(store) => Some(Arc::new(store)),
             Err(error) if matches!(config.store, TraceStore::Postgres(_)) => {
-                observe::traces::store_failed(&error);
+                observer.trace_store_failed(&error);
                 None
             }
             Err(error) => return Err(format!("traces.store: {error}")),
@@ -97,6 +98,7 @@ impl Traces {
             marks: AtomicU64::new(0),
             lookup_pause: Mutex::new(None),
             writer: WriterThread::default(),
+            observer,
         });
         traces.writer.start(&traces)?;
         Ok(traces)
@@ -273,7 +275,7 @@ impl Traces {
     fn push(&self, message: TraceMessage) {
         match self.queue.push(message) {
             0 => {}
-            dropped => observe::traces::dropped(dropped, "full"),
+            dropped => self.observer.traces_dropped(dropped, "full"),
         }
     }
 }

@@ -12,18 +12,18 @@ use serde_json::{Value, json};
 
 use super::{answer, parameter};
 use crate::config::values::integer_in;
-use crate::observe::decisions::{CandidateRecord, DECISIONS, DecisionRecord, KEPT_DECISIONS};
+use crate::observe::decisions::{CandidateRecord, DecisionRecord, Decisions, KEPT_DECISIONS};
 
 /// How many decisions are returned unless the call says another number.
 const DEFAULT_DECISION_COUNT: usize = 50;
 
 /// The list.
-pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
+pub fn all(decisions: &Decisions, request: &Request<Bytes>) -> Response<Bytes> {
     let limit =
         parameter(request, "limit").map_or(Ok(DEFAULT_DECISION_COUNT), integer_in(1..=KEPT_DECISIONS));
     match limit {
         Ok(limit) => {
-            let rows: Vec<Value> = DECISIONS.latest(limit).iter().map(row).collect();
+            let rows: Vec<Value> = decisions.latest(limit).iter().map(row).collect();
             answer(StatusCode::OK, &rows.into())
         }
         Err(what) => answer(StatusCode::BAD_REQUEST, &json!({"error": format!("limit: {what}")})),

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{answer, parameter};
 use crate::config::values::integer_in;
-use crate::observe::usage::{DatedTotal, MAX_SESSION_TOTALS, TOTALS, UsageTotal};
+use crate::observe::usage::{DatedTotal, MAX_SESSION_TOTALS, UsageTotal, UsageTotals};
 use crate::prompt::session::printable;
 use crate::route::paths::decode_escapes;
 
@@ -21,7 +21,7 @@ use crate::route::paths::decode_escapes;
 const DEFAULT_SESSION_COUNT: usize = 100;
 
 /// All totals.
-pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
+pub fn all(totals: &UsageTotals, request: &Request<Bytes>) -> Response<Bytes> {
     let limit =
         parameter(request, "limit").map_or(Ok(DEFAULT_SESSION_COUNT), integer_in(1..=MAX_SESSION_TOTALS));
     let limit = match limit {
@@ -34,16 +34,16 @@ pub fn all(request: &Request<Bytes>) -> Response<Bytes> {
         Some(written) => {
             let decoded = decode_escapes(written);
             let name = printable(decoded.as_deref().unwrap_or(written).as_bytes());
-            TOTALS.session(&name).map(|dated| of_session(&name, &dated)).into_iter().collect()
+            totals.session(&name).map(|dated| of_session(&name, &dated)).into_iter().collect()
         }
-        None => TOTALS.sessions(limit).iter().map(|(name, dated)| of_session(name, dated)).collect(),
+        None => totals.sessions(limit).iter().map(|(name, dated)| of_session(name, dated)).collect(),
     };
     let named = |key: &str, totals: Vec<(String, UsageTotal)>| -> Value {
         totals.iter().map(|(name, total)| Value::Object(row(key, name, total))).collect()
     };
     let body = json!({
-        "models": named("model", TOTALS.models()),
-        "routes": named("route", TOTALS.routes()),
+        "models": named("model", totals.models()),
+        "routes": named("route", totals.routes()),
         "sessions": sessions,
     });
     answer(StatusCode::OK, &body)

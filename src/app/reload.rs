@@ -16,10 +16,10 @@ use crate::config::diff;
 use crate::config::types::{Config, UpstreamConfig};
 use crate::fleet::breaker::BreakerRules;
 use crate::fleet::{Change, Fleet, Snapshot};
+use crate::logging;
 use crate::proxy::ProxyShared;
 use crate::proxy::server::certificate::{CertificatePair, ListenerCertificate};
 use crate::proxy::server::connection_limit::ConnectionLimiter;
-use crate::{logging, observe};
 
 /// Reads the configuration again, as at the start: itself with its warnings, or its problems.
 pub type LoadConfig = Arc<dyn Fn() -> Result<(Config, Vec<String>), Vec<String>> + Send + Sync>;
@@ -65,8 +65,10 @@ impl Reloader {
         let _turn = self.turn.lock().await;
         let done = self.exchange().await;
         match &done {
-            Ok(Reloaded { changed, restart, warnings }) => observe::reloaded(changed, restart, warnings),
-            Err(problems) => observe::reload_failed(problems),
+            Ok(Reloaded { changed, restart, warnings }) => {
+                self.shared.observer().reloaded(changed, restart, warnings)
+            }
+            Err(problems) => self.shared.observer().reload_failed(problems),
         }
         done
     }

@@ -10,8 +10,7 @@ use super::upgrade::{self, HandoverSocket, InheritedSockets, Predecessor, Succes
 use super::{LoadConfig, RunningBalancer, demo, prepare, reload};
 use crate::cli;
 use crate::config::types::{Config, ShutdownConfig};
-use crate::observe;
-use crate::observe::metrics::METRICS;
+use crate::observe::process;
 use crate::proxy::server::shutdown::ShutdownPhase;
 
 /// The signals that end the process.
@@ -52,15 +51,15 @@ pub async fn run(
         Some(count) => demo(&mut config, count).await?,
         None => Vec::new(),
     };
-    observe::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
+    process::starting(env!("CARGO_PKG_VERSION"), config.upstreams.len());
     let load = if demo_engines.is_some() { reload::over(config.upstreams.clone(), load) } else { load };
     let notify = Notify::new(&cli::environment, upgrade);
     let begun = tokio::select! {
         begun = begin(config, load, upgrade) => begun?,
         // Nothing of this process serves yet, and the one that runs goes on.
         signal = signals.end() => {
-            observe::stopping(signal, 0);
-            observe::stopped(0);
+            process::stopping(signal, 0);
+            process::stopped(0);
             return Ok(());
         }
     };
@@ -75,7 +74,7 @@ pub async fn run(
     let cut = match end {
         RunEnd::Signal(signal) => {
             notify.stopping();
-            observe::stopping(signal, in_flight());
+            process::stopping(signal, running.shutdown.requests.in_flight());
             // From now on a new process finds no socket to take over from; the sockets close with their
             // listeners.
             if let Some(handover) = handover {
@@ -85,7 +84,7 @@ pub async fn run(
         }
         RunEnd::Relieved(follower) => {
             running.phase(ShutdownPhase::HandedOver);
-            observe::handed_over(follower.pid, in_flight());
+            process::handed_over(follower.pid, running.shutdown.requests.in_flight());
             // Its file stays: it is the other's now.
             drop(handover);
             follower.gone().await;
@@ -93,12 +92,8 @@ pub async fn run(
         }
     };
     running.close().await;
-    observe::stopped(cut);
+    process::stopped(cut);
     Ok(())
-}
-
-fn in_flight() -> u64 {
-    METRICS.in_flight.get().max(0).cast_unsigned()
 }
 
 /// Binds or takes over, and serves. Where it fails, a process that runs goes on as before.
@@ -120,7 +115,7 @@ async fn begin(
         predecessor.caught_up(&prepared.running.fleet).await?;
     }
     let handover = prepared.sockets().and_then(|others| HandoverSocket::open(&path, &mut sockets, others));
-    let handover = handover.map_err(|error| observe::no_upgrade(&path, &error.to_string(), by_default)).ok();
+    let handover = handover.map_err(|error| process::no_upgrade(&path, &error.to_string(), by_default)).ok();
     let running = prepared.serve();
     let Some(predecessor) = predecessor else { return Ok((running, handover)) };
     relieve(predecessor, running, handover, sockets).await
@@ -137,7 +132,7 @@ async fn relieve(
     match predecessor.go().await {
         Ok(()) => {
             left.close();
-            observe::took_over(pid);
+            process::took_over(pid);
             Ok((running, handover))
         }
         Err(error) => {
@@ -169,7 +164,7 @@ async fn serve(
         tokio::select! {
             signal = signals.end() => return RunEnd::Signal(signal),
             relieved = &mut relieved => return RunEnd::Relieved(relieved),
-            _ = orders.quit.recv() => observe::handover_signal(),
+            _ = orders.quit.recv() => process::handover_signal(),
             Some(()) = orders.hangup.recv() => {
                 notify.reloading();
                 // What came of it stands in the log.
@@ -187,7 +182,7 @@ async fn stop(running: &mut RunningBalancer, signals: &mut EndSignals, shutdown:
     running.shutdown.begin();
     let mut now = false;
     if !shutdown.drain.is_zero() {
-        observe::draining(shutdown.drain);
+        process::draining(shutdown.drain);
         tokio::select! {
             () = sleep(shutdown.drain) => {}
             _ = signals.end() => now = true,

@@ -13,7 +13,7 @@ use crate::config::member::MemberRecord;
 use crate::config::types::Config;
 use crate::fleet::upstream::UpstreamLoad;
 use crate::fleet::{Change, ChangeError, Fleet};
-use crate::observe;
+use crate::observe::Observer;
 use crate::state::State;
 use crate::state::exchange::{BindingUpdate, ExchangeMemory, Outbox, SiblingLoad};
 use crate::state::redis::{ExchangeSettings, SiblingExchange};
@@ -25,6 +25,7 @@ const MAX_START_WAIT: Duration = Duration::from_secs(1);
 pub struct SiblingSetup {
     settings: ExchangeSettings,
     pub outbox: Arc<Outbox>,
+    observer: Observer,
 }
 
 /// The parts as the exchange sees them.
@@ -38,7 +39,7 @@ struct BalancerParts {
 
 impl SiblingSetup {
     /// `None` without a Redis.
-    pub fn new(config: &Config) -> Option<Self> {
+    pub fn new(config: &Config, observer: Observer) -> Option<Self> {
         let url = config.redis.clone()?;
         let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
         let settings = ExchangeSettings {
@@ -48,15 +49,15 @@ impl SiblingSetup {
             name: host(),
             address: addresses.join(","),
         };
-        Some(SiblingSetup { settings, outbox: Arc::default() })
+        Some(SiblingSetup { settings, outbox: Arc::default(), observer })
     }
 
     /// The exchange, which is to be begun.
     pub fn meet(self, fleet: Arc<Fleet>, state: Arc<State>, stop: &watch::Receiver<bool>) -> PendingExchange {
         let (members, changed) = watch::channel(HashMap::new());
         let parts = Arc::new(BalancerParts { fleet: fleet.clone(), state: state.clone(), members });
-        let exchange = SiblingExchange::new(self.settings, parts, self.outbox);
-        PendingExchange { exchange, fleet, state, changed, stop: stop.clone() }
+        let exchange = SiblingExchange::new(self.settings, parts, self.outbox, self.observer.clone());
+        PendingExchange { exchange, fleet, state, changed, stop: stop.clone(), observer: self.observer }
     }
 }
 
@@ -67,18 +68,19 @@ pub struct PendingExchange {
     state: Arc<State>,
     changed: watch::Receiver<HashMap<String, String>>,
     stop: watch::Receiver<bool>,
+    observer: Observer,
 }
 
 impl PendingExchange {
     /// Begins to exchange, and waits a moment for what is known already. The keeper must run.
     pub async fn begin(self, tasks: &mut JoinSet<()>) {
-        let PendingExchange { exchange, fleet, state, mut changed, stop } = self;
+        let PendingExchange { exchange, fleet, state, mut changed, stop, observer } = self;
         // What is heard of upstreams is of use only when they are known by name.
         follow::publish(&fleet.snapshot(), &state);
         tasks.spawn(exchange.clone().run(stop.clone()));
         exchange.begun(MAX_START_WAIT).await;
         let first = changed.borrow_and_update().clone();
-        let mut follower = Follower { fleet, exchange, known: HashMap::new(), met: HashMap::new() };
+        let mut follower = Follower { fleet, exchange, observer, known: HashMap::new(), met: HashMap::new() };
         follower.take_over(first).await;
         tasks.spawn(follower.follow(changed, stop));
     }
@@ -131,6 +133,7 @@ impl ExchangeMemory for BalancerParts {
 struct Follower {
     fleet: Arc<Fleet>,
     exchange: Arc<SiblingExchange>,
+    observer: Observer,
     /// The list as it was carried out last.
     known: HashMap<String, String>,
     /// Ids of the upstreams that were discovered here, by name; none for one that is on its way out.
@@ -164,8 +167,8 @@ impl Follower {
     async fn take_over(&mut self, all: HashMap<String, String>) {
         for (name, text) in all.iter().filter(|(name, text)| self.known.get(*name) != Some(*text)) {
             match MemberRecord::read(text) {
-                Ok(member) => carry_out(&self.fleet, name, member).await,
-                Err(why) => observe::member_unusable(name, &why),
+                Ok(member) => self.carry_out(name, member).await,
+                Err(why) => self.observer.member_unusable(name, &why),
             }
         }
         self.known = all;
@@ -187,20 +190,20 @@ impl Follower {
                 continue;
             };
             match before {
-                None => carry_out(&self.fleet, name, member).await,
+                None => self.carry_out(name, member).await,
                 Some(_) if member.removed => self.exchange.put_member(name, MemberRecord::default().write()),
                 Some(_) => {}
             }
         }
     }
-}
 
-async fn carry_out(fleet: &Fleet, name: &str, member: MemberRecord) {
-    for change in changes(name, member) {
-        match fleet.apply(vec![change]).await {
-            // Of one that stands in another balancer's file only; or it is gone already.
-            Ok(()) | Err(ChangeError::Unknown(_) | ChangeError::Stopping) => {}
-            Err(refusal) => observe::member_unusable(name, &refusal.to_string()),
+    async fn carry_out(&self, name: &str, member: MemberRecord) {
+        for change in changes(name, member) {
+            match self.fleet.apply(vec![change]).await {
+                // Of one that stands in another balancer's file only; or it is gone already.
+                Ok(()) | Err(ChangeError::Unknown(_) | ChangeError::Stopping) => {}
+                Err(refusal) => self.observer.member_unusable(name, &refusal.to_string()),
+            }
         }
     }
 }

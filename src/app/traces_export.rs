@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use crate::cli::traces::{ADMIN_TOKEN, ExportArgs};
 use crate::config::types::{TraceStore, TracesConfig, UpstreamUrl};
 use crate::names::PRODUCT;
+use crate::observe::Observer;
 use crate::traces::json;
 use crate::traces::store::Store;
 
@@ -123,7 +124,7 @@ async fn from_store(
     }
     let failed = |error| ExportError::Failed(format!("cannot read the store: {error}"));
     let config = TracesConfig { store: store.clone(), ..TracesConfig::default() };
-    let store = Store::open(&config).await.map_err(failed)?;
+    let store = Store::open(&config, &Observer::default()).await.map_err(failed)?;
     let mut sessions = args.sessions.clone();
     if sessions.is_empty() {
         let listed = store.sessions(args.since, None).await.map_err(failed)?;

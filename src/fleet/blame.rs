@@ -99,7 +99,7 @@ mod tests {
             upstreams: vec![upstream("http://127.0.0.1:1"), upstream("http://127.0.0.1:2")],
             ..Config::default()
         };
-        Fleet::new(&config).expect("it needs no file")
+        Fleet::new(&config, Observer::default()).expect("it needs no file")
     }
 
     /// The signs that reach the keeper: it never runs, so that they stay in its inbox.

@@ -23,7 +23,6 @@ use super::upstream::Upstream;
 use super::{Fleet, now};
 use crate::config::secret::Secret;
 use crate::config::types::{Discover, Discovered, DiscoverySource, UpstreamConfig, UpstreamTls, UpstreamUrl};
-use crate::observe::discovery;
 use reconcile::{FleetView, Ownerships, PresentUpstream};
 
 /// The time limit of one poll.
@@ -169,7 +168,7 @@ async fn poll_forever(
         match asked.poll(&fleet).await {
             Ok(found) => {
                 if works.replace(true) != Some(true) {
-                    discovery::answers(&asked.label, found.urls.len(), found.model.as_deref());
+                    fleet.observer.source_answers(&asked.label, found.urls.len(), found.model.as_deref());
                 }
                 answered = true;
                 if answers.send((asked.label.clone(), found)).await.is_err() {
@@ -177,7 +176,7 @@ async fn poll_forever(
                 }
             }
             Err(why) => {
-                discovery::failed(&asked.label, &why, works.replace(false) != Some(false));
+                fleet.observer.source_failed(&asked.label, &why, works.replace(false) != Some(false));
             }
         }
         let every = asked.source.every;
@@ -292,7 +291,7 @@ impl Discoverer {
         if let Change::Upsert(config) = change {
             self.ownerships.unusable(&config.url);
             let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
-            discovery::unusable(source, &config.name, why);
+            self.fleet.observer.discovered_unusable(source, &config.name, why);
         }
     }
 }

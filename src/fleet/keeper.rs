@@ -24,7 +24,6 @@ use super::snapshot::{DISCOVERY_GRACE, Snapshot};
 use super::{Fleet, Upstream, engine_load, now};
 use crate::aggregate::EngineMetrics;
 use crate::config::types::{Config, Discovered, DiscoverySource, UpstreamConfig};
-use crate::observe;
 use upstream_record::{CapacityEvent, UpstreamRecord};
 
 /// The interval between two probes while an upstream is not ready.
@@ -85,7 +84,7 @@ impl Keeper {
         let mut keeper = Keeper { fleet, inbox, kept, departed, tasks, next_id: 0, awaited };
         for config in &config.upstreams {
             let upstream = keeper.make(config)?;
-            keeper.kept.push(UpstreamRecord::new(upstream, now()));
+            keeper.kept.push(UpstreamRecord::new(upstream, now(), keeper.fleet.observer.clone()));
         }
         let plan = keeper.plan(config.sources.clone())?;
         keeper.fleet.plan.send_replace(plan);
@@ -222,7 +221,7 @@ impl Keeper {
         self.kept.retain(|kept| {
             let goes = goes(kept);
             if goes {
-                observe::upstream_removed(kept.upstream().name());
+                self.fleet.observer.upstream_removed(kept.upstream().name());
             }
             !goes
         });
@@ -309,15 +308,15 @@ impl Keeper {
                 }
             }
             PreparedChange::Renew { upstream, stays } => {
-                observe::upstream_altered(upstream.name());
+                self.fleet.observer.upstream_altered(upstream.name());
                 if let Some(kept) = self.find(upstream.id) {
                     kept.renew(upstream);
                     kept.entry.removing &= !stays;
                 }
             }
             PreparedChange::Enter { upstream, replaces } => {
-                observe::upstream_added(upstream.name(), &upstream.config.url.display());
-                let kept = UpstreamRecord::new(upstream.clone(), now());
+                self.fleet.observer.upstream_added(upstream.name(), &upstream.config.url.display());
+                let kept = UpstreamRecord::new(upstream.clone(), now(), self.fleet.observer.clone());
                 let there = self.kept.iter().position(|kept| Some(kept.upstream().id) == replaces);
                 match there {
                     Some(at) => {
@@ -353,14 +352,14 @@ impl Keeper {
         let Some(at) = self.kept.iter().position(|kept| kept.upstream().id == id) else { return };
         if force {
             let kept = self.kept.remove(at);
-            observe::upstream_removed(kept.upstream().name());
+            self.fleet.observer.upstream_removed(kept.upstream().name());
             self.depart(kept);
             return;
         }
         let kept = &mut self.kept[at];
         kept.entry.removing = true;
         let upstream = kept.upstream().clone();
-        observe::upstream_removing(upstream.name(), upstream.load().active);
+        self.fleet.observer.upstream_removing(upstream.name(), upstream.load().active);
         self.report_when_idle(upstream);
     }
 

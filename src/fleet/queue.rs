@@ -21,7 +21,7 @@ use tokio::time;
 
 use super::snapshot::Query;
 use super::upstream::Live;
-use crate::observe::{self, Waited};
+use crate::observe::{Observer, QueueEnd};
 use pace::AdmissionPace;
 
 /// What a request waits for; those with equal keys stand in one line.
@@ -51,6 +51,7 @@ pub struct Queue {
     waiting: AtomicUsize,
     /// Never held across an await.
     lines: Mutex<WaitingLines>,
+    observer: Observer,
 }
 
 struct WaitingLines {
@@ -85,7 +86,7 @@ struct QueuePlace {
     key: QueueKey,
     number: u64,
     wake: Arc<Notify>,
-    end: Waited,
+    end: QueueEnd,
 }
 
 // === impl Key ===
@@ -112,9 +113,9 @@ impl QueueKey {
 // === impl Queue ===
 
 impl Queue {
-    pub fn new(size: usize) -> Arc<Self> {
+    pub fn new(size: usize, observer: Observer) -> Arc<Self> {
         let lines = WaitingLines { by_key: HashMap::new(), size, next: 0, pace: AdmissionPace::default() };
-        Arc::new(Queue { waiting: AtomicUsize::new(0), lines: Mutex::new(lines) })
+        Arc::new(Queue { waiting: AtomicUsize::new(0), lines: Mutex::new(lines), observer })
     }
 
     /// Sets the number of requests that may wait. Requests that wait already stay.
@@ -181,7 +182,7 @@ impl Queue {
         let mut lines = self.lock();
         let waiting = self.len();
         if waiting >= lines.size {
-            observe::queue_ended(Waited::NoPlace);
+            self.observer.queue_full();
             return Err(QueueRefusal::Full { retry_after: lines.pace.wait(waiting, now) });
         }
         if waiting == 0 {
@@ -194,8 +195,8 @@ impl Queue {
         line.looking |= line.waiters.is_empty();
         line.waiters.push_back(Waiter { number, wake: wake.clone() });
         self.waiting.store(waiting + 1, Ordering::Relaxed);
-        observe::queue_joined();
-        Ok(QueuePlace { queue: self.clone(), key, number, wake, end: Waited::Left })
+        self.observer.queue_joined();
+        Ok(QueuePlace { queue: self.clone(), key, number, wake, end: QueueEnd::Left })
     }
 
     fn leave(&self, place: &QueuePlace) {
@@ -210,7 +211,7 @@ impl Queue {
             lines.by_key.remove(&place.key);
         }
         match place.end {
-            Waited::Admitted => lines.pace.admitted(super::now()),
+            QueueEnd::Admitted => lines.pace.admitted(super::now()),
             // The place may suit any other line.
             _ if had_turn => lines.by_key.values_mut().for_each(|line| line.due = true),
             _ => {}
@@ -281,7 +282,7 @@ impl QueuePlace {
     }
 
     fn waited_out(&mut self) -> QueueRefusal {
-        self.end = Waited::Out;
+        self.end = QueueEnd::WaitedOut;
         let lines = self.queue.lock();
         let line = lines.by_key.get(&self.key);
         let ahead = line.map_or(0, |line| line.waiters.iter().filter(|w| w.number < self.number).count());
@@ -293,9 +294,8 @@ impl Drop for QueuePlace {
     fn drop(&mut self) {
         // Reported before the place is free, so that the request which takes it is not counted beside this
         // one.
-        observe::queue_left();
+        self.queue.observer.queue_left(self.end);
         self.queue.leave(self);
-        observe::queue_ended(self.end);
     }
 }
 
@@ -304,7 +304,7 @@ impl Drop for QueuePlace {
 impl QueueTurn {
     /// The request has taken a place.
     pub fn taken(mut self) {
-        self.0.end = Waited::Admitted;
+        self.0.end = QueueEnd::Admitted;
     }
 
     /// The request found no room: it returns to the head of the line.

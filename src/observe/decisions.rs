@@ -7,7 +7,7 @@
 //! Never: a wait on a request's path, a lock that all requests share, a record of two choices in one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::config::types::Balance;
@@ -19,9 +19,6 @@ pub const KEPT_DECISIONS: usize = 256;
 
 /// Of a choice: how many candidates are told.
 const MAX_RECORDED_CANDIDATES: usize = 512;
-
-/// The choices of this process.
-pub static DECISIONS: LazyLock<Decisions> = LazyLock::new(|| Decisions::new(KEPT_DECISIONS));
 
 /// A choice as it is made.
 pub struct Decision<'a> {
@@ -99,6 +96,12 @@ impl Decision<'_> {
 }
 
 // === impl Decisions ===
+
+impl Default for Decisions {
+    fn default() -> Self {
+        Decisions::new(KEPT_DECISIONS)
+    }
+}
 
 impl Decisions {
     fn new(kept: usize) -> Self {

@@ -1,26 +1,29 @@
-//! What is told of sources, which are asked for upstreams. Of a mood only its beginning is news.
+//! Events of discovery sources, which are polled for upstreams. Of successive polls with the same result only
+//! the first is logged above debug level.
 
 use log::{debug, info, warn};
 
-use super::metrics::METRICS;
+use super::Observer;
 
-/// A source has answered, for the first time or again; from now on without a word.
-pub fn answers(source: &str, upstreams: usize, model: Option<&str>) {
-    info!(source = source, upstreams = upstreams, model = model.unwrap_or(""); "source names upstreams");
-}
-
-/// A source did not answer, or not in a way that can be used; what it gave before stays.
-pub fn failed(source: &str, why: &str, first: bool) {
-    METRICS.discovery.failures.with_label_values(&[source]).inc();
-    if first {
-        warn!(source = source, error = why; "source does not name upstreams, those it named stay");
-    } else {
-        debug!(source = source, error = why; "source still does not name upstreams");
+impl Observer {
+    /// A source answered, for the first time or after a failure.
+    pub fn source_answers(&self, source: &str, upstreams: usize, model: Option<&str>) {
+        info!(source = source, upstreams = upstreams, model = model.unwrap_or(""); "source names upstreams");
     }
-}
 
-/// What a source has named cannot be used here.
-pub fn unusable(source: &str, upstream: &str, why: &str) {
-    METRICS.discovery.failures.with_label_values(&[source]).inc();
-    warn!(source = source, upstream = upstream, error = why; "upstream of a source cannot be used");
+    /// A source gave no usable answer; its last list stays.
+    pub fn source_failed(&self, source: &str, error: &str, first: bool) {
+        self.metrics().discovery_failures.with_label_values(&[source]).inc();
+        if first {
+            warn!(source = source, error = error; "source does not name upstreams, those it named stay");
+        } else {
+            debug!(source = source, error = error; "source still does not name upstreams");
+        }
+    }
+
+    /// An upstream that a source listed cannot be used.
+    pub fn discovered_unusable(&self, source: &str, upstream: &str, error: &str) {
+        self.metrics().discovery_failures.with_label_values(&[source]).inc();
+        warn!(source = source, upstream = upstream, error = error; "upstream of a source cannot be used");
+    }
 }

@@ -1,49 +1,43 @@
-//! The metrics: their names, labels and buckets, documented in conf/metrics.md.
+//! The metrics of one balancer: their names, labels and buckets, documented in conf/metrics.md.
 //!
-//! Gauges of upstreams are not stored here; they are read from the leases at each scrape, so that they
-//! cannot drift.
+//! Gauges of upstreams are not stored here; each scrape reads them from the leases, so they cannot drift.
 
 mod cache;
-mod discovery;
 mod exchange;
 mod traces;
-
-use std::sync::LazyLock;
 
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
-pub use cache::CacheMetrics;
-pub use discovery::DiscoveryMetrics;
-pub use exchange::ExchangeMetrics;
-pub use traces::TraceMetrics;
+use cache::CacheMetrics;
+use exchange::ExchangeMetrics;
+use traces::TraceMetrics;
 
-pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
-
-/// From a millisecond to ten minutes: a first token takes anything between.
+/// Histogram buckets in seconds: a first token takes from a millisecond to ten minutes.
 const BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
 
-pub struct Metrics {
+/// All metrics of one balancer, in a registry of their own.
+pub(super) struct Metrics {
     registry: Registry,
     pub requests: IntCounterVec,
-    pub seconds: HistogramVec,
-    pub first_byte: HistogramVec,
+    pub request_seconds: HistogramVec,
+    pub first_byte_seconds: HistogramVec,
     pub rejects: IntCounterVec,
-    pub failures: IntCounterVec,
+    pub attempt_failures: IntCounterVec,
     pub retries: IntCounterVec,
-    pub broken: IntCounterVec,
-    pub changes: IntCounterVec,
+    pub broken_streams: IntCounterVec,
+    pub upstream_changes: IntCounterVec,
     pub probe_failures: IntCounterVec,
-    pub busy: IntCounterVec,
+    pub upstream_busy: IntCounterVec,
     pub cache: CacheMetrics,
-    pub discovery: DiscoveryMetrics,
+    pub discovery_failures: IntCounterVec,
     pub exchange: ExchangeMetrics,
     pub traces: TraceMetrics,
     pub signs_lost: IntCounter,
-    pub queue: IntCounterVec,
+    pub queue_ends: IntCounterVec,
     pub reloads: IntCounterVec,
     pub queued: IntGauge,
     pub accept_failures: IntCounter,
@@ -53,8 +47,8 @@ pub struct Metrics {
     pub peeked_bytes: IntGauge,
 }
 
-impl Metrics {
-    fn new() -> Self {
+impl Default for Metrics {
+    fn default() -> Self {
         let make = MetricsBuilder(Registry::new());
         Metrics {
             requests: make.counters(
@@ -62,14 +56,14 @@ impl Metrics {
                 "Requests that ended, by how they did.",
                 &["model", "upstream", "status", "outcome"],
             ),
-            seconds: make
+            request_seconds: make
                 .histogram("vllm_lb_request_seconds", "From the request's head to the answer's end."),
-            first_byte: make.histogram(
+            first_byte_seconds: make.histogram(
                 "vllm_lb_first_byte_seconds",
                 "From the request's head to the first byte of the answer's body.",
             ),
             rejects: make.counters("vllm_lb_rejects_total", "Refusals of the balancer's own.", &["reason"]),
-            failures: make.counters(
+            attempt_failures: make.counters(
                 "vllm_lb_attempt_failures_total",
                 "Attempts that failed before an answer began.",
                 &["upstream", "cause"],
@@ -79,12 +73,12 @@ impl Metrics {
                 "Attempts that followed a failed one, by its cause.",
                 &["cause"],
             ),
-            broken: make.counters(
+            broken_streams: make.counters(
                 "vllm_lb_broken_streams_total",
                 "Streams that ended with an error event of the balancer's.",
                 &["upstream"],
             ),
-            changes: make.counters(
+            upstream_changes: make.counters(
                 "vllm_lb_upstream_changes_total",
                 "Changes of an upstream's state, by the new one.",
                 &["upstream", "state"],
@@ -94,14 +88,14 @@ impl Metrics {
                 "Probes that an upstream did not answer well.",
                 &["upstream"],
             ),
-            busy: make.counters(
+            upstream_busy: make.counters(
                 "vllm_lb_upstream_busy_total",
                 "Answers by which an upstream said that it is full.",
                 &["upstream"],
             ),
             signs_lost: make
                 .counter("vllm_lb_signs_lost_total", "Signs of upstreams' health that were too many."),
-            queue: make.counters(
+            queue_ends: make.counters(
                 "vllm_lb_queue_total",
                 "Requests that waited for room, by the end of it.",
                 &["end"],
@@ -116,14 +110,20 @@ impl Metrics {
             in_flight: make.gauge("vllm_lb_in_flight", "Requests of clients that have not ended."),
             peeked_bytes: make.gauge("vllm_lb_peeked_bytes", "Memory reserved for request bodies."),
             cache: CacheMetrics::new(&make),
-            discovery: DiscoveryMetrics::new(&make),
+            discovery_failures: make.counters(
+                "vllm_lb_discovery_failures_total",
+                "Polls of a source that gave no usable list of upstreams.",
+                &["source"],
+            ),
             exchange: ExchangeMetrics::new(&make),
             traces: TraceMetrics::new(&make),
             registry: make.0,
         }
     }
+}
 
-    /// The text exposition of all that is registered.
+impl Metrics {
+    /// The text exposition of all registered metrics.
     pub fn render(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(8 << 10);
         // Writing to memory fails only for a family without samples, which the registry leaves out.
@@ -134,9 +134,9 @@ impl Metrics {
     }
 }
 
-/// Makes metrics and registers them. Names and labels are constants of these files, so that a failure is a
-/// typing mistake that the first test run finds.
-struct MetricsBuilder(Registry);
+/// Creates and registers metrics. Names and labels are constants of these files, so a failure is a typing
+/// mistake, which the first test run finds.
+pub(super) struct MetricsBuilder(Registry);
 
 impl MetricsBuilder {
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
@@ -163,8 +163,8 @@ impl MetricsBuilder {
     }
 }
 
-/// Statuses that get a label of their own; others are counted by their class.
-pub fn status_label(status: u16) -> &'static str {
+/// The value of the label `status`: frequent statuses by themselves, others by their class.
+pub(super) fn status_label(status: u16) -> &'static str {
     match status {
         200 => "200",
         400 => "400",
@@ -190,8 +190,8 @@ pub fn status_label(status: u16) -> &'static str {
     }
 }
 
-/// Lines for gauges that are read where they are kept: `name{upstream="…"} value`.
-pub fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
+/// The lines of the upstreams' gauges: `name{upstream="…"} value`.
+pub(super) fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
     let mut text = String::new();
     type Read = fn(&UpstreamGauges<'_>) -> Option<f64>;
     let families: [(&str, &str, Read); 8] = [
@@ -230,7 +230,7 @@ pub fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
     text
 }
 
-/// What one upstream's gauges say now; what is not known is left out.
+/// The present values of one upstream's gauges; unknown ones are `None` and left out.
 #[derive(Clone, Copy)]
 pub struct UpstreamGauges<'a> {
     pub upstream: &'a str,
@@ -250,8 +250,9 @@ mod tests {
 
     #[test]
     fn the_exposition_has_a_type_for_each_family_and_escapes_names() {
-        METRICS.rejects.with_label_values(&["path"]).inc();
-        let text = String::from_utf8(METRICS.render()).unwrap();
+        let metrics = Metrics::default();
+        metrics.rejects.with_label_values(&["path"]).inc();
+        let text = String::from_utf8(metrics.render()).unwrap();
         assert!(text.contains("# TYPE vllm_lb_rejects_total counter"));
         let row = UpstreamGauges {
             upstream: "a\"b\n",

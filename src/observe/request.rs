@@ -1,62 +1,175 @@
-//! The end of a request: its record, its counters, and what it adds to the totals.
+//! Events of requests: the choice of an upstream, failed attempts, and the end with its record.
 //!
-//! Never: a number that is not known, told as one.
+//! Never: a number that is not known, reported as one.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use log::Record;
 use log::kv::Value;
+use log::{Record, debug, info, warn};
 
-use super::metrics::{self, METRICS};
-use super::usage::{TOTALS, UsageLabels};
+use super::decisions::Decision;
+use super::metrics::status_label;
+use super::usage::UsageLabels;
+use super::{GaugeGuard, Observer};
+use crate::names::{MAX_SHOWN_BYTES, cut};
+use crate::pick::{self, Candidate};
 use crate::reply::usage::Usage;
 
-/// One request, as it ended.
+/// One request that has ended.
 pub struct Done<'a> {
     pub id: &'a str,
-    /// Shown only where it is told, like the error: a name of its own would be made for every request.
+    /// Formatted only where the record is written, like the error.
     pub client: Option<&'a dyn Display>,
     pub method: &'a str,
     pub path: &'a str,
-    /// `None` where the request names no model, or one that no upstream serves.
+    /// `None` when the request names no model, or one that no upstream serves.
     pub model: Option<&'a str>,
-    /// Of the configuration.
+    /// The name of the configured route.
     pub route: Option<&'a str>,
-    /// As it is told, see `prompt::session`.
+    /// The printable name of the session, see `prompt::session`.
     pub session: Option<&'a str>,
     pub upstream: Option<&'a str>,
-    /// What the answer said that it took; `None` without an answer that counts tokens.
+    /// The usage that the answer reports; `None` when the answer counts no tokens.
     pub usage: Option<Usage>,
     pub status: u16,
-    /// Label of the refusal, or of the outcome.
+    /// The label of the refusal, or of the outcome.
     pub outcome: &'static str,
     pub attempts: u32,
     pub first_byte: Option<Duration>,
     pub total: Duration,
     pub received: u64,
     pub sent: u64,
-    /// What went wrong, in the words of the layer that saw it.
+    /// The error of the layer that met it.
     pub error: Option<&'a dyn Display>,
-    /// A call to the admin room: told, but not counted among the clients' requests.
+    /// A call to the admin API: logged, but not counted among the clients' requests.
     pub admin: bool,
 }
 
-/// A request has ended, however it did.
-pub fn request_done(done: &Done<'_>) {
-    if !done.admin {
-        count(done);
+impl Observer {
+    /// Counts a request as in flight until the guard is dropped.
+    pub fn request_in_flight(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.metrics().in_flight)
     }
-    if let Some(usage) = &done.usage {
-        tokens(done, usage);
+
+    /// Memory for request bodies was reserved.
+    pub fn body_memory_reserved(&self, bytes: u64) {
+        self.metrics().peeked_bytes.add(bytes.cast_signed());
     }
-    let level = if done.error.is_some() && done.status >= 500 { log::Level::Warn } else { log::Level::Debug };
-    if log::log_enabled!(level) {
-        write(done, level);
+
+    /// Reserved memory for request bodies was returned.
+    pub fn body_memory_released(&self, bytes: u64) {
+        self.metrics().peeked_bytes.sub(bytes.cast_signed());
+    }
+
+    /// The balancer refused a request.
+    pub fn rejected(&self, reason: &'static str) {
+        self.metrics().rejects.with_label_values(&[reason]).inc();
+    }
+
+    /// An upstream was chosen.
+    pub fn chosen(&self, decision: &Decision<'_>) {
+        self.decisions().record(decision, since_1970());
+        debug!(
+            id = decision.id,
+            model = cut(decision.model.unwrap_or_default(), MAX_SHOWN_BYTES).concat().as_str(),
+            attempt = decision.attempt,
+            session = decision.session.unwrap_or(""),
+            prompt_tokens = decision.tokens,
+            blocks = decision.blocks,
+            upstream = (decision.name)(decision.choice.index),
+            cost = decision.choice.cost,
+            reason = decision.reason(),
+            candidates:% = CandidateTerms(decision);
+            "upstream chosen"
+        );
+    }
+
+    /// An attempt failed; the record of the request's end shows whether another followed.
+    pub fn attempt_failed(&self, id: &str, upstream: &str, cause: &'static str, attempt: u32) {
+        self.metrics().attempt_failures.with_label_values(&[upstream, cause]).inc();
+        info!(id = id, upstream = upstream, cause = cause, attempt = attempt; "attempt failed");
+    }
+
+    /// Another attempt follows a failed one.
+    pub fn retried(&self, cause: &'static str) {
+        self.metrics().retries.with_label_values(&[cause]).inc();
+    }
+
+    /// A stream failed after its beginning, and its client got an error event.
+    pub fn stream_broken(&self, id: &str, upstream: &str, error: &str) {
+        self.metrics().broken_streams.with_label_values(&[upstream]).inc();
+        warn!(id = id, upstream = upstream, error = error; "stream ended with an error");
+    }
+
+    /// Logs the beginnings of the request's and the answer's body, when `log.bodies` is set.
+    pub fn bodies(&self, id: &str, request: &str, answer: &str) {
+        debug!(id = id, request_body = request, answer_body = answer; "bodies");
+    }
+
+    /// A request has ended.
+    pub fn request_done(&self, done: &Done<'_>) {
+        if !done.admin {
+            self.count_request(done);
+        }
+        if let Some(usage) = &done.usage {
+            self.count_usage(done, usage);
+        }
+        let failed = done.error.is_some() && done.status >= 500;
+        let level = if failed { log::Level::Warn } else { log::Level::Debug };
+        if log::log_enabled!(level) {
+            write(done, level);
+        }
+    }
+
+    fn count_request(&self, done: &Done<'_>) {
+        let (metrics, model, upstream) = (self.metrics(), done.model_label(), done.upstream.unwrap_or(""));
+        let status = status_label(done.status);
+        metrics.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
+        metrics.request_seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
+        if let Some(first) = done.first_byte {
+            metrics.first_byte_seconds.with_label_values(&[model]).observe(first.as_secs_f64());
+        }
+    }
+
+    /// Counts the tokens that an answer reports. Counts that it leaves out are not counted as 0.
+    fn count_usage(&self, done: &Done<'_>, usage: &Usage) {
+        let (model, route) = (done.model_label(), done.route.unwrap_or(""));
+        for (kind, _, tokens) in kinds(usage) {
+            if let Some(tokens) = tokens {
+                self.metrics().cache.tokens.with_label_values(&[model, route, kind]).inc_by(tokens);
+            }
+        }
+        self.usage().add(UsageLabels { model, route, session: done.session }, usage, since_1970());
     }
 }
 
-/// The record, in which what is not known of route, session and tokens is left out.
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Shows the candidates of a choice with the terms of their costs.
+struct CandidateTerms<'d, 'a>(&'d Decision<'a>);
+
+impl Display for CandidateTerms<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, candidate) in self.0.candidates.iter().enumerate() {
+            let gap = if place == 0 { "" } else { "; " };
+            let name = (self.0.name)(candidate.index);
+            let cost = pick::cost(candidate, self.0.knobs);
+            let Candidate { backlog, missing, active, context, weight, hit, uncached, .. } = candidate;
+            let astray = candidate.session_penalty;
+            write!(f, "{gap}{name} cost {cost:.1} hit {hit} uncached {uncached} missing {missing}")?;
+            write!(
+                f,
+                " backlog {backlog} active {active} context {context} astray {astray} weight {weight}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the record. Unknown values of route, session and tokens are left out.
 fn write(done: &Done<'_>, level: log::Level) {
     let nothing: &dyn Display = &"";
     let mut fields: Vec<(&str, Value<'_>)> = vec![
@@ -86,7 +199,7 @@ fn write(done: &Done<'_>, level: log::Level) {
     log::logger().log(&record.args(format_args!("request done")).build());
 }
 
-/// Label of the metric, name of the record's field, and number.
+/// The label of the metric, the name of the record's field, and the number.
 fn kinds(usage: &Usage) -> [(&'static str, &'static str, Option<u64>); 4] {
     [
         ("prompt", "input_tokens", usage.prompt_tokens),
@@ -96,31 +209,9 @@ fn kinds(usage: &Usage) -> [(&'static str, &'static str, Option<u64>); 4] {
     ]
 }
 
-fn count(done: &Done<'_>) {
-    let (model, upstream) = (done.model(), done.upstream.unwrap_or(""));
-    let status = metrics::status_label(done.status);
-    METRICS.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
-    METRICS.seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
-    if let Some(first) = done.first_byte {
-        METRICS.first_byte.with_label_values(&[model]).observe(first.as_secs_f64());
-    }
-}
-
-/// An answer said how many tokens it took; what it did not say is not counted.
-fn tokens(done: &Done<'_>, usage: &Usage) {
-    let (model, route) = (done.model(), done.route.unwrap_or(""));
-    for (kind, _, tokens) in kinds(usage) {
-        if let Some(tokens) = tokens {
-            METRICS.cache.tokens.with_label_values(&[model, route, kind]).inc_by(tokens);
-        }
-    }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    TOTALS.add(UsageLabels { model, route, session: done.session }, usage, now);
-}
-
 impl Done<'_> {
-    /// The label.
-    fn model(&self) -> &str {
+    /// The value of the label `model`.
+    fn model_label(&self) -> &str {
         self.model.unwrap_or("other")
     }
 }

@@ -1,66 +1,68 @@
 //! Events of recorded calls.
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use log::{debug, info, warn};
 
-use super::metrics::METRICS;
-use super::{counted, gauge};
+use super::{Observer, counted, gauge};
 
-/// Whether the store's last failure has been reported: of a failing store only its beginning is news.
-static FAILING: AtomicBool = AtomicBool::new(false);
-
-/// Traces are stored.
-pub fn stored(count: usize) {
-    METRICS.traces.calls.with_label_values(&["stored"]).inc_by(counted(count));
-    if FAILING.swap(false, Ordering::Relaxed) {
-        info!("traces are stored again");
+impl Observer {
+    /// Traces were stored.
+    pub fn traces_stored(&self, count: usize) {
+        self.count_traces("stored", count);
+        if self.0.is_trace_store_failing.swap(false, Ordering::Relaxed) {
+            info!("traces are stored again");
+        }
     }
-}
 
-/// Traces are lost.
-pub fn dropped(count: usize, reason: &'static str) {
-    METRICS.traces.calls.with_label_values(&[reason]).inc_by(counted(count));
-    debug!(count = count, reason = reason; "traces dropped");
-}
-
-/// Traces are lost because the balancer ends before the store takes them.
-pub fn lost_at_stop(count: usize) {
-    if count > 0 {
-        METRICS.traces.calls.with_label_values(&["store"]).inc_by(counted(count));
-        warn!(count = count; "traces lost: the store did not take them before the end");
+    /// Traces were dropped.
+    pub fn traces_dropped(&self, count: usize, reason: &'static str) {
+        self.count_traces(reason, count);
+        debug!(count = count, reason = reason; "traces dropped");
     }
-}
 
-/// The store did not take what it was given, or did not answer.
-pub fn store_failed(error: &dyn Display) {
-    METRICS.traces.failures.inc();
-    if !FAILING.swap(true, Ordering::Relaxed) {
-        warn!(error:% = error; "traces cannot be stored: they wait, and the oldest are dropped");
+    /// Traces are lost because the balancer ends before the store takes them.
+    pub fn traces_lost_at_stop(&self, count: usize) {
+        if count > 0 {
+            self.count_traces("store", count);
+            warn!(count = count; "traces lost: the store did not take them before the end");
+        }
     }
-}
 
-/// An answer ended before its trace was stored, although it should have waited.
-pub fn sync_failed() {
-    METRICS.traces.failures.inc();
-    warn!("an answer did not wait longer for its trace to be stored");
-}
+    fn count_traces(&self, result: &'static str, count: usize) {
+        self.metrics().traces.calls.with_label_values(&[result]).inc_by(counted(count));
+    }
 
-/// Traces were removed because of their age, or of the size of the store.
-pub fn expired(count: u64) {
-    METRICS.traces.expired.inc_by(count);
-    debug!(count = count; "traces expired");
-}
+    /// The store failed. Logged once until it works again.
+    pub fn trace_store_failed(&self, error: &dyn Display) {
+        self.metrics().traces.failures.inc();
+        if !self.0.is_trace_store_failing.swap(true, Ordering::Relaxed) {
+            warn!(error:% = error; "traces cannot be stored: they wait, and the oldest are dropped");
+        }
+    }
 
-/// A turn was served in the cumulative token mode, or why it was not.
-pub fn cumulative(how: &'static str) {
-    METRICS.traces.cumulative.with_label_values(&[how]).inc();
-}
+    /// An answer that `traces.sync` holds back ended before its trace was stored.
+    pub fn trace_sync_failed(&self) {
+        self.metrics().traces.failures.inc();
+        warn!("an answer did not wait longer for its trace to be stored");
+    }
 
-/// The calls that wait to be stored, their bytes, and the bytes of the store.
-pub fn sizes(calls: usize, bytes: usize, stored: u64) {
-    METRICS.traces.waiting.set(gauge(calls));
-    METRICS.traces.waiting_bytes.set(gauge(bytes));
-    METRICS.traces.stored_bytes.set(i64::try_from(stored).unwrap_or(i64::MAX));
+    /// Traces were removed because of their age, or of the size of the store.
+    pub fn traces_expired(&self, count: u64) {
+        self.metrics().traces.expired.inc_by(count);
+        debug!(count = count; "traces expired");
+    }
+
+    /// Counts a turn of the cumulative token mode by how it was served.
+    pub fn cumulative_turn(&self, how: &'static str) {
+        self.metrics().traces.cumulative.with_label_values(&[how]).inc();
+    }
+
+    /// Sets the number of calls that wait to be stored, their bytes, and the bytes of the store.
+    pub fn trace_sizes(&self, calls: usize, bytes: usize, stored: u64) {
+        self.metrics().traces.waiting.set(gauge(calls));
+        self.metrics().traces.waiting_bytes.set(gauge(bytes));
+        self.metrics().traces.stored_bytes.set(i64::try_from(stored).unwrap_or(i64::MAX));
+    }
 }

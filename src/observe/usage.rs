@@ -10,16 +10,13 @@
 //! Never: a name that is not bounded by its giver, a clock.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::reply::usage::Usage;
 
 /// How many sessions are kept.
 pub const MAX_SESSION_TOTALS: usize = 10_000;
-
-/// The totals of this process.
-pub static TOTALS: LazyLock<UsageTotals> = LazyLock::new(|| UsageTotals::new(MAX_SESSION_TOTALS));
 
 /// What some answers took together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,7 +84,13 @@ impl UsageTotal {
     }
 }
 
-// === impl Totals ===
+// === impl UsageTotals ===
+
+impl Default for UsageTotals {
+    fn default() -> Self {
+        UsageTotals::new(MAX_SESSION_TOTALS)
+    }
+}
 
 impl UsageTotals {
     fn new(most: usize) -> Self {

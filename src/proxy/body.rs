@@ -328,7 +328,8 @@ mod tests {
     use super::*;
 
     fn body(memory: u64, max_held: u64) -> RequestBody {
-        let mut body = RequestBody::new(PeekMemory::new(memory).reservation(), max_held, None);
+        let mut body =
+            RequestBody::new(PeekMemory::new(memory, Observer::default()).reservation(), max_held, None);
         assert!(body.hold(Bytes::from_static(b"peek")));
         body
     }
@@ -394,7 +395,7 @@ mod tests {
 
     #[test]
     fn room_is_reserved_for_what_came() {
-        let memory = PeekMemory::new(400 << 10);
+        let memory = PeekMemory::new(400 << 10, Observer::default());
         let mut body = RequestBody::new(memory.reservation(), 1 << 20, Some(300 << 10));
         let take = |body: &mut RequestBody, more: usize| {
             body.buffer_for(more).unwrap().extend_from_slice(&vec![b'x'; more]);
@@ -417,7 +418,7 @@ mod tests {
     /// One byte reserved 64 KiB of `peek.memory`: 32,768 idle uploads used all of 2 GiB up.
     #[test]
     fn a_small_body_reserves_little() {
-        let memory = PeekMemory::new(1 << 20);
+        let memory = PeekMemory::new(1 << 20, Observer::default());
         let mut bodies = Vec::new();
         for _ in 0..1000 {
             let mut body = RequestBody::new(memory.reservation(), 1 << 20, None);

@@ -22,7 +22,6 @@ use super::intake::peek::Peeked;
 use super::memory::MemoryReservation;
 use super::random::RandomSource;
 use super::request::{ClientRequest, RequestScope};
-use crate::observe;
 use crate::reject::Reject;
 use crate::route::capture::{AnswerCleanup, CaptureQuestion};
 use crate::route::dialect::BodyDialect;
@@ -284,12 +283,12 @@ impl RequestCapture {
 }
 
 /// Waits until the trace is stored, where `traces.sync` requests it and the answer has ended.
-pub async fn wait_until_stored(request: &mut ClientRequest) {
+pub async fn wait_until_stored(scope: &RequestScope<'_>, request: &mut ClientRequest) {
     let waiting = request.capture.as_mut().and_then(|capture| capture.waiting.take());
     if let Some(waiting) = waiting
         && timeout(MAX_SYNC_WAIT, waiting).await.is_err()
     {
-        observe::traces::sync_failed();
+        scope.shared.observer.trace_sync_failed();
     }
 }
 

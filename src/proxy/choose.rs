@@ -12,7 +12,6 @@ use super::prompt_work::{self, Placement};
 use super::request::{ClientRequest, RequestScope};
 use super::watch::RequestWatch;
 use crate::fleet::{Query, QueueRefusal, QueueTurn, Routing, Snapshot};
-use crate::observe;
 use crate::observe::decisions::Decision;
 use crate::pick::{self, DrawSeed};
 use crate::reject::Reject;
@@ -125,7 +124,7 @@ fn check_room(
             knobs: &scope.settings.knobs,
             name: &|index| snapshot.entries[index].upstream.name(),
         };
-        observe::chosen(&decision);
+        scope.shared.observer.chosen(&decision);
         let reason = decision.reason();
         return RoomCheck::Placed(Placement::new(scope, request, lease, chosen, reason, now));
     }

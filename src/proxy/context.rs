@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::server::shutdown::{InFlightRequest, Shutdown};
+use super::ProxyShared;
+use super::server::shutdown::InFlightRequest;
 use super::settings::ProxySettings;
-use crate::observe::metrics::METRICS;
+use crate::observe::GaugeGuard;
 
 /// The settings, the id and the start of one request.
 pub struct RequestContext {
@@ -13,35 +14,19 @@ pub struct RequestContext {
     /// The settings at the start of the request; a reload does not change them.
     pub settings: Arc<ProxySettings>,
     /// Counts the request as in flight until the context is dropped.
-    _in_flight: (InFlightGauge, InFlightRequest),
+    _in_flight: (GaugeGuard, InFlightRequest),
     pub id: String,
 }
 
 // === impl Context ===
 
 impl RequestContext {
-    pub fn new(settings: Arc<ProxySettings>, shutdown: Arc<Shutdown>, id: String) -> Self {
+    pub fn new(shared: &ProxyShared, id: String) -> Self {
         RequestContext {
             started: Instant::now(),
-            settings,
-            _in_flight: (InFlightGauge::new(), InFlightRequest::new(shutdown)),
+            settings: shared.settings.load_full(),
+            _in_flight: (shared.observer.request_in_flight(), InFlightRequest::new(shared.shutdown.clone())),
             id,
         }
-    }
-}
-
-/// Counts the request in the metrics until it is dropped.
-struct InFlightGauge;
-
-impl InFlightGauge {
-    fn new() -> Self {
-        METRICS.in_flight.inc();
-        InFlightGauge
-    }
-}
-
-impl Drop for InFlightGauge {
-    fn drop(&mut self) {
-        METRICS.in_flight.dec();
     }
 }

@@ -25,7 +25,7 @@ use super::intake::watched;
 use super::request::{ClientRequest, RequestScope};
 use super::watch::RequestWatch;
 use crate::fleet::{Fleet, SnapshotEntry, Upstream};
-use crate::observe;
+use crate::observe::Observer;
 use crate::route::cumulative::{
     ChatTurn, CompletionAnswer, FallbackReason, RecordedTurn, memory_needed, parse_tokens,
 };
@@ -94,18 +94,18 @@ pub async fn continue_turn(
     let Some(capture) = &mut request.capture else { return Ok(()) };
     match continued {
         None => {
-            observe::traces::cumulative("first");
+            scope.shared.observer.cumulative_turn("first");
             capture.set_cumulative("first".into());
         }
-        Some(Err(reason)) => fall_back(capture, reason),
+        Some(Err(reason)) => fall_back(&scope.shared.observer, capture, reason),
         // Counted once an upstream has taken it.
         Some(Ok(())) => capture.set_cumulative("continued".into()),
     }
     Ok(())
 }
 
-fn fall_back(capture: &mut RequestCapture, reason: FallbackReason) {
-    observe::traces::cumulative(reason.label());
+fn fall_back(observer: &Observer, capture: &mut RequestCapture, reason: FallbackReason) {
+    observer.cumulative_turn(reason.label());
     capture.set_cumulative(format!("fallback: {}", reason.label()));
 }
 
@@ -243,13 +243,13 @@ pub fn holds(request: &ClientRequest, head: &ResponseHeader) -> bool {
 }
 
 /// Whether an answer of this status refuses the completion, so that the chat is sent in its place now.
-pub fn is_refused(request: &mut ClientRequest, status: u16) -> bool {
+pub fn is_refused(scope: &RequestScope<'_>, request: &mut ClientRequest, status: u16) -> bool {
     let refuses = matches!(status, 400..=407 | 409..=428 | 430..=499 | 501);
-    refuses && give_up(request)
+    refuses && give_up(scope, request)
 }
 
 /// Puts the chat back in the place of the completion. False: the request is none, or its body has gone.
-pub fn give_up(request: &mut ClientRequest) -> bool {
+pub fn give_up(scope: &RequestScope<'_>, request: &mut ClientRequest) -> bool {
     if !request.body.is_replayable() {
         return false;
     }
@@ -257,7 +257,7 @@ pub fn give_up(request: &mut ClientRequest) -> bool {
     // It fits: the completion's reservation was made beside the chat's.
     let is_back = request.body.exchange(continued.chat).is_some();
     if let Some(capture) = &mut request.capture {
-        fall_back(capture, FallbackReason::Refused);
+        fall_back(&scope.shared.observer, capture, FallbackReason::Refused);
     }
     is_back
 }
@@ -266,7 +266,7 @@ pub fn give_up(request: &mut ClientRequest) -> bool {
 
 impl ContinuedTurn {
     /// An answer begins.
-    pub fn begin(&mut self, head: &mut ResponseHeader) -> Result<()> {
+    pub fn begin(&mut self, head: &mut ResponseHeader, observer: &Observer) -> Result<()> {
         self.answer = None;
         if !head.status.is_success() {
             return Ok(());
@@ -276,7 +276,7 @@ impl ContinuedTurn {
         let kind = text(header::CONTENT_TYPE).filter(|_| is_plain);
         self.answer = Some(CompletionAnswer::new(kind, self.writes_ids).ok_or_else(unreadable)?);
         if !std::mem::replace(&mut self.is_counted, true) {
-            observe::traces::cumulative("continued");
+            observer.cumulative_turn("continued");
         }
         headers::of_unknown_length(head)
     }

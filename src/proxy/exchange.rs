@@ -26,7 +26,6 @@ use super::settings::ProxySettings;
 use super::watch::RequestWatch;
 use super::{Balancer, cumulative, respond, stored, translation, tunnel};
 use crate::fleet::{Blame, FailureKind, Outcome, Query, Routing, Sign, Upstream};
-use crate::observe;
 use crate::reject::Reject;
 use crate::reply::usage::Usage;
 use crate::retry::{self, AttemptFailure, EndReason, RetryDecision, RetryFacts};
@@ -108,7 +107,7 @@ pub async fn carry(
     let served = serve(balancer, &scope, client, &mut request, &mut report).await;
     if let Some(capture) = &mut request.capture {
         capture.end(served.as_ref().copied());
-        wait_until_stored(&mut request).await;
+        wait_until_stored(&scope, &mut request).await;
     }
     let ended = match served {
         Err(RequestEnd::Reject(reject)) if !client.has_answer() => {
@@ -200,7 +199,7 @@ async fn forward(
         if !std::mem::take(&mut attempts.retry_follows) {
             return Err(attempts.failed.take().unwrap_or(Reject::Internal).into());
         }
-        observe::retried(failure.label());
+        scope.shared.observer.retried(failure.label());
         request.forget_answer();
     }
 }
@@ -234,7 +233,7 @@ async fn conclude_attempt(
         return AttemptResult::Failed(AttemptFailure::Status(answer.status));
     }
     if let Some(answer) = &answer
-        && cumulative::is_refused(request, answer.status)
+        && cumulative::is_refused(scope, request, answer.status)
     {
         attempts.try_again(placement);
         return AttemptResult::Failed(AttemptFailure::Status(answer.status));
@@ -257,7 +256,7 @@ async fn conclude_attempt(
         return AttemptResult::Stopped(reject.into());
     }
     let broken = prepared.is_err() || relay::is_broken(request);
-    if broken && cumulative::give_up(request) {
+    if broken && cumulative::give_up(scope, request) {
         attempts.try_again(placement);
         return AttemptResult::Failed(AttemptFailure::Reset);
     }
@@ -328,7 +327,12 @@ fn report_attempt(
     report: &mut RequestReport,
 ) {
     report.outcome = Some(outcome_of(failure));
-    observe::attempt_failed(scope.id, placement.upstream().name(), failure.label(), report.attempts);
+    scope.shared.observer.attempt_failed(
+        scope.id,
+        placement.upstream().name(),
+        failure.label(),
+        report.attempts,
+    );
 }
 
 /// Reports an answer that failed after its beginning, also to the fleet: no attempt can follow.
@@ -415,7 +419,7 @@ async fn refuse(
     report: &mut RequestReport,
     reject: &Reject,
 ) -> Result<()> {
-    observe::rejected(reject.label());
+    scope.shared.observer.rejected(reject.label());
     report.refused = Some(reject.label());
     report.status = reject.status();
     // The client did not get the answer: its usage is not counted.

@@ -194,7 +194,7 @@ fn take_session(client: &mut Client<'_>, request: &mut ClientRequest) {
 }
 
 async fn aggregate(scope: &RequestScope<'_>, what: AggregateKind) -> Result<Intake, RequestEnd> {
-    let fleet = &scope.shared.fleet;
+    let (fleet, pages) = (&scope.shared.fleet, &scope.shared.pages);
     let snapshot = fleet.snapshot_owned();
     if !snapshot.any_ready() {
         return Err(Reject::NotReady { model: None }.into());
@@ -202,8 +202,8 @@ async fn aggregate(scope: &RequestScope<'_>, what: AggregateKind) -> Result<Inta
     Ok(Intake::Answer(match what {
         AggregateKind::Models => own_answers::models(&snapshot, &scope.settings.peeker.routes),
         AggregateKind::Version => own_answers::version(&snapshot),
-        AggregateKind::Load => own_answers::load(fleet).await,
-        AggregateKind::Metrics => own_answers::metrics(fleet).await,
+        AggregateKind::Load => own_answers::load(pages, fleet).await,
+        AggregateKind::Metrics => own_answers::metrics(pages, fleet).await,
     }))
 }
 
@@ -297,6 +297,7 @@ async fn read_body(
         let head = HeadFacts {
             traces: &shared.traces,
             random: &shared.random,
+            observer: &shared.observer,
             path: &request.path,
             session: request.path_session.as_deref(),
             model: adapter.as_deref(),

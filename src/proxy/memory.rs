@@ -6,16 +6,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::observe::metrics::METRICS;
+use crate::observe::Observer;
 
 pub struct PeekMemory {
     taken: AtomicU64,
     most: AtomicU64,
+    observer: Observer,
 }
 
 impl PeekMemory {
-    pub fn new(most: u64) -> Arc<Self> {
-        Arc::new(PeekMemory { taken: AtomicU64::new(0), most: AtomicU64::new(most) })
+    pub fn new(most: u64, observer: Observer) -> Arc<Self> {
+        Arc::new(PeekMemory { taken: AtomicU64::new(0), most: AtomicU64::new(most), observer })
     }
 
     /// Changes the limit. Reservations above a lower limit stay.
@@ -58,7 +59,7 @@ impl MemoryReservation {
         if more > 0 && self.memory.taken.fetch_update(Relaxed, Relaxed, take).is_err() {
             return false;
         }
-        METRICS.peeked_bytes.add(more.cast_signed());
+        self.memory.observer.body_memory_reserved(more);
         self.bytes += more;
         true
     }
@@ -68,7 +69,7 @@ impl MemoryReservation {
         let bytes = std::mem::take(&mut self.bytes);
         if bytes > 0 {
             self.memory.taken.fetch_sub(bytes, Relaxed);
-            METRICS.peeked_bytes.sub(bytes.cast_signed());
+            self.memory.observer.body_memory_released(bytes);
         }
     }
 }
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_limit_is_taken_and_all_comes_back() {
-        let memory = PeekMemory::new(100);
+        let memory = PeekMemory::new(100, Observer::default());
         let (mut one, mut two) = (memory.reservation(), memory.reservation());
         assert!(one.grow_to(60) && one.grow_to(40), "growing never shrinks");
         assert!(!two.grow_to(41) && two.grow_to(40));

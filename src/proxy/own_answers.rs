@@ -7,7 +7,6 @@
 mod scrape;
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +22,7 @@ use crate::aggregate;
 use crate::fleet::client::FetchError;
 use crate::fleet::{Fleet, Snapshot, SnapshotEntry};
 use crate::reject::unanswered_call;
+pub use scrape::CachedPages;
 
 /// For metrics and load: a scraper's own timeout is not much longer.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,8 +70,8 @@ pub fn version(snapshot: &Snapshot) -> Response<Bytes> {
 }
 
 /// The sum over ready upstreams.
-pub async fn load(fleet: &Arc<Fleet>) -> Response<Bytes> {
-    scrape::shared(&scrape::pages(fleet).load, load_now(fleet)).await
+pub async fn load(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
+    scrape::shared(&pages.load, load_now(fleet)).await
 }
 
 async fn load_now(fleet: &Fleet) -> Response<Bytes> {
@@ -81,8 +81,8 @@ async fn load_now(fleet: &Fleet) -> Response<Bytes> {
 }
 
 /// The upstreams' metrics, each sample with an `upstream` label.
-pub async fn metrics(fleet: &Arc<Fleet>) -> Response<Bytes> {
-    scrape::shared(&scrape::pages(fleet).metrics, metrics_now(fleet)).await
+pub async fn metrics(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
+    scrape::shared(&pages.metrics, metrics_now(fleet)).await
 }
 
 async fn metrics_now(fleet: &Fleet) -> Response<Bytes> {

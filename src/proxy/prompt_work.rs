@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use super::request::{ClientRequest, RequestScope};
 use crate::fleet::{Lease, Snapshot, Upstream, Work};
-use crate::observe;
 use crate::pick::Candidate;
 use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
 use crate::prompt::chain::BlockLayout;
@@ -194,7 +193,7 @@ impl Placement {
     pub fn correct(&self, scope: &RequestScope<'_>, request: &ClientRequest, usage: &Usage) {
         let shared = scope.shared;
         if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
-            observe::cache_compared(self.upstream().name(), self.predicted, cached);
+            shared.observer.cache_compared(self.upstream().name(), self.predicted, cached);
         }
         if usage.prompt_tokens.is_some_and(|tokens| !shared.state.can_have(&request.prompt, tokens)) {
             return;

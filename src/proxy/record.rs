@@ -10,7 +10,7 @@ use super::context::RequestContext;
 use super::exchange::FinishedRequest;
 use super::request::RequestedModel;
 use crate::fleet::Outcome;
-use crate::observe;
+use crate::observe::Done;
 
 /// Writes the record of a finished request.
 pub fn write(
@@ -29,7 +29,7 @@ pub fn write(
     // A refusal is reported by its label; as an error it would be reported twice.
     let error = error.as_deref().filter(|error| !matches!(error.etype(), ErrorType::Custom(_)));
     let outcome = report.outcome.unwrap_or(Outcome::Broken);
-    observe::request_done(&observe::Done {
+    shared.observer.request_done(&Done {
         id: &context.id,
         client: client.map(|client| client as &dyn Display),
         method: head.method.as_str(),
@@ -51,6 +51,6 @@ pub fn write(
     });
     if let Some(samples) = &request.samples {
         let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();
-        observe::bodies(&context.id, &text(&samples.request), &text(&samples.answer));
+        shared.observer.bodies(&context.id, &text(&samples.request), &text(&samples.answer));
     }
 }

@@ -22,7 +22,6 @@ use super::prompt_work::Placement;
 use super::request::{ClientRequest, RequestScope};
 use super::watch::RequestWatch;
 use crate::fleet::{Outcome, Sign};
-use crate::observe;
 use crate::reject::broken_stream;
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
@@ -163,7 +162,7 @@ pub async fn relay(
             if let Some(capture) = &mut request.capture {
                 capture.break_off();
             }
-            wait_until_stored(request).await;
+            wait_until_stored(scope, request).await;
             end_stream(scope, client, request, placement, &answer, failure, last_words).await;
             let error = Error::explain(pingora::ErrorType::ConnectionClosed, failure.label());
             Err(RequestEnd::Broken(error.into_up()))
@@ -210,7 +209,7 @@ async fn carry_body(
         ResponseHeader::build_no_case(200, Some(0)).map_err(RequestEnd::Broken)?,
     );
     let bodiless = answer.over && answer.first.is_empty();
-    wait_until_stored(request).await;
+    wait_until_stored(scope, request).await;
     client.write_head(head, &answer.first, bodiless).await.map_err(RequestEnd::Disconnected)?;
     answer.first = Bytes::new();
     if answer.pipeline.is_stream() && request.body.is_complete() {
@@ -236,7 +235,7 @@ async fn carry_body(
                 if is_broken(request) && !end {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, edited));
                 }
-                wait_until_stored(request).await;
+                wait_until_stored(scope, request).await;
                 client.write(edited.as_deref().unwrap_or(piece)).await.map_err(RequestEnd::Disconnected)?;
                 watch.record_answer_piece();
                 *over = end;
@@ -273,7 +272,11 @@ fn whole(
 ) -> Outcome {
     let (fleet, upstream) = (&scope.shared.fleet, placement.upstream());
     if is_broken(request) {
-        observe::stream_broken(scope.id, upstream.name(), "it ended before the answer was whole");
+        scope.shared.observer.stream_broken(
+            scope.id,
+            upstream.name(),
+            "it ended before the answer was whole",
+        );
         fleet.report(upstream, Sign::Failed);
         return Outcome::Broken;
     }
@@ -304,7 +307,7 @@ async fn end_stream(
 ) {
     client.close_after();
     let name = placement.upstream().name();
-    observe::stream_broken(scope.id, name, failure.label());
+    scope.shared.observer.stream_broken(scope.id, name, failure.label());
     if !answer.pipeline.is_stream() {
         return client.cut();
     }

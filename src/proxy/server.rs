@@ -26,8 +26,7 @@ use tokio::time::timeout;
 use super::Balancer;
 use super::wire::{ClientWire, Transport};
 use crate::config::types::ConnectionLimits;
-use crate::observe;
-use crate::observe::metrics::METRICS;
+use crate::observe::Observer;
 use certificate::ListenerCertificate;
 use connection_limit::{ConnectionLimiter, ConnectionPermit};
 use head::{HeadReader, IncomingRequest};
@@ -54,6 +53,10 @@ pub fn shared_server(balancer: Balancer, limits: ConnectionLimits) -> SharedServ
 }
 
 impl ConnectionServer {
+    fn observer(&self) -> &Observer {
+        &self.balancer.shared.observer
+    }
+
     /// The limit of a request's head, as it is configured now.
     fn header_bytes(&self) -> u64 {
         self.balancer.shared.settings.load().header_bytes
@@ -95,7 +98,7 @@ pub async fn serve(
                     None => held = Some(socket),
                 },
                 Err(error) => {
-                    observe::accept_failed(listener.address(), &error.to_string());
+                    server.observer().accept_failed(listener.address(), &error.to_string());
                     tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
                 }
             },
@@ -147,7 +150,7 @@ async fn connection(
     server: SharedServer,
     closing: watch::Receiver<bool>,
 ) {
-    let _open = ConnectionGauge::new();
+    let _open = server.observer().connection_open();
     match tls {
         None => {
             let (transport, addresses) = accepted.plain();
@@ -166,8 +169,8 @@ async fn secure(
 ) {
     let (transport, addresses) = match timeout(server.limits.handshake, accepted.secure(&certificate)).await {
         Ok(Ok(secured)) => secured,
-        Ok(Err(error)) => return observe::handshake_failed(&error.to_string()),
-        Err(_) => return observe::handshake_failed("not finished in time"),
+        Ok(Err(error)) => return server.observer().handshake_failed(&error.to_string()),
+        Err(_) => return server.observer().handshake_failed("not finished in time"),
     };
     if transport.is_http2() {
         http2::serve(transport, addresses, BytesMut::new(), server, closing).await;
@@ -207,25 +210,14 @@ async fn requests(
             Box::pin(http2::serve(transport, addresses, ahead, server, closing)).await;
         }
         IncomingRequest::Refused(reject) => {
-            Box::pin(http1::refuse(Box::new(ClientWire::new(transport, addresses)), reject)).await;
+            Box::pin(http1::refuse(
+                Box::new(ClientWire::new(transport, addresses)),
+                reject,
+                server.observer(),
+            ))
+            .await;
         }
         IncomingRequest::Gone => {}
-    }
-}
-
-/// Counts a connection in the metrics until it is dropped.
-struct ConnectionGauge;
-
-impl ConnectionGauge {
-    fn new() -> Self {
-        METRICS.connections.inc();
-        ConnectionGauge
-    }
-}
-
-impl Drop for ConnectionGauge {
-    fn drop(&mut self) {
-        METRICS.connections.dec();
     }
 }
 

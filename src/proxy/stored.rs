@@ -29,7 +29,6 @@ use super::request::{ClientRequest, RequestScope};
 use super::route_edits::RouteEdits;
 use super::stored_search::SearchKey;
 use crate::fleet::{Snapshot, SnapshotEntry};
-use crate::observe;
 use crate::reject::Reject;
 use crate::route::dialect::BodyDialect;
 use crate::route::refusal::{self, RefusalEditor};
@@ -200,7 +199,7 @@ async fn second_place(
     let report = report_from_redis(shared, &snapshot, request.among(&snapshot).as_deref(), id).await;
     let found = FoundResponse::from_report(LocationSource::Redis, report)?;
     let other = found.in_place_of(first, &*snapshot, request.model.name())?;
-    observe::response_found(found.label());
+    shared.observer.response_found(found.label());
     Some(other)
 }
 
@@ -241,7 +240,7 @@ async fn find(
         }
     }
     let found = found.unwrap_or_else(FoundResponse::nowhere);
-    observe::response_found(found.label());
+    shared.observer.response_found(found.label());
     found
 }
 

@@ -16,7 +16,6 @@ use super::relay::PreparedAnswer;
 use super::request::{ClientRequest, RequestScope};
 use super::watch::RequestWatch;
 use crate::fleet::Outcome;
-use crate::observe;
 use crate::retry::AttemptFailure;
 
 /// How long the upstream may take to close its side after the client has closed its own.
@@ -48,7 +47,7 @@ pub async fn carry(
         Some(failure) => failure,
     };
     report_failure(scope, placement, failure, report);
-    observe::stream_broken(scope.id, placement.upstream().name(), failure.label());
+    scope.shared.observer.stream_broken(scope.id, placement.upstream().name(), failure.label());
     Err(RequestEnd::Broken(Error::new_up(pingora::ErrorType::ConnectionClosed)))
 }
 

@@ -259,7 +259,7 @@ pub mod tests {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
         let config = Config { upstreams: vec![UpstreamConfig::new(url)], ..Config::default() };
-        let (fleet, _keeper) = Fleet::new(&config).unwrap();
+        let (fleet, _keeper) = Fleet::new(&config, Observer::default()).unwrap();
         RequestWatch::new(fleet, timeouts, Instant::now().into_std())
     }
 

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 
 use super::exchange::{Binding, ExchangeMemory, Outbox, SiblingRow, SiblingTable};
 use crate::config::types::{RedisOptions, RedisUrl};
-use crate::observe;
+use crate::observe::Observer;
 use connect::{COMMAND_TIMEOUT, RedisLink};
 use members::Members;
 use publisher::Publisher;
@@ -91,6 +91,7 @@ pub struct SiblingExchange {
     keys: RedisKeys,
     memory: Arc<dyn ExchangeMemory>,
     outbox: Arc<Outbox>,
+    observer: Observer,
     siblings: Mutex<SiblingTable>,
     members: Members,
     /// A sibling has changed the list of members.
@@ -135,6 +136,7 @@ impl SiblingExchange {
         settings: ExchangeSettings,
         memory: Arc<dyn ExchangeMemory>,
         outbox: Arc<Outbox>,
+        observer: Observer,
     ) -> Arc<Self> {
         let id = RandomState::new().hash_one(0u64);
         Arc::new(SiblingExchange {
@@ -145,10 +147,11 @@ impl SiblingExchange {
             siblings: Mutex::new(SiblingTable::new(id, settings.options.gauge_ttl)),
             members: Members::default(),
             members_news: AtomicBool::new(false),
-            troubles: Troubles::default(),
+            troubles: Troubles::new(observer.clone()),
             hearing: AtomicBool::new(false),
             link: ArcSwapOption::empty(),
             begun: watch::Sender::new(false),
+            observer,
             settings,
         })
     }
@@ -159,7 +162,7 @@ impl SiblingExchange {
         let found = link.call(redis::cmd("GET").arg(self.keys.binding(kind, key)), LOOKUP_TIMEOUT).await;
         // A connection that is lost is noticed, and told, by the task.
         found
-            .map_err(|_| observe::lookup_failed())
+            .map_err(|_| self.observer.lookup_failed())
             .ok()
             .as_ref()
             .and_then(reply::text)
@@ -284,7 +287,7 @@ impl SiblingExchange {
         let mut siblings = self.siblings();
         siblings.expire(now);
         let age = siblings.age(now).as_secs_f64();
-        observe::siblings(siblings.len(), age);
+        self.observer.siblings(siblings.len(), age);
         self.memory.siblings(&siblings.sums(), age);
     }
 

@@ -56,11 +56,12 @@ mod tests {
 
     use super::*;
     use crate::config::types::PrefixIndex;
+    use crate::observe::Observer;
 
     #[test]
     fn a_response_is_where_it_was_made_for_as_long_as_a_session() {
         let config = PrefixIndex { blocks: 0, block_bytes: 100 };
-        let state = State::new(config, Duration::from_secs(60), 1);
+        let state = State::new(config, Duration::from_secs(60), 1, None, Observer::default());
         let begun = Instant::now();
         let (mine, other) =
             (ResponseOrigin { upstream: 3, name: 7 }, ResponseOrigin { upstream: 4, name: 0 });

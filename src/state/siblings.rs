@@ -122,6 +122,7 @@ mod tests {
     use super::super::{PromptLookup, State, TrackedUpstream};
     use super::*;
     use crate::config::types::PrefixIndex;
+    use crate::observe::Observer;
     use crate::prompt::session::{self, Session, SessionOrigin};
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -131,7 +132,7 @@ mod tests {
         [[0, 1], [5, 3]].map(|ids| {
             let outbox = Arc::<Outbox>::default();
             let config = PrefixIndex { blocks: 1000, block_bytes: 100 };
-            let state = State::among(config, HOUR, 7, Some(outbox.clone()));
+            let state = State::new(config, HOUR, 7, Some(outbox.clone()), Observer::default());
             let names = ["a", "b"].into_iter().zip(ids);
             let present =
                 |(name, id)| TrackedUpstream { id, name, incarnation: 0, cache_tokens: None, model: None };

@@ -7,7 +7,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Blocks of 100 bytes.
 fn state() -> Arc<State> {
-    State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, HOUR, 7)
+    State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, HOUR, 7, None, Observer::default())
 }
 
 fn learn(state: &State, asked: &PromptLookup, id: usize) -> LearnedChain {
@@ -184,7 +184,8 @@ fn a_session_that_has_ended_is_drawn_nowhere() {
 /// An engine that counts in its own way drew conversations away from the upstreams that held them.
 #[test]
 fn false_counts_move_no_session() {
-    let state = State::new(PrefixIndex { blocks: 10_000, block_bytes: 100 }, HOUR, 7);
+    let state =
+        State::new(PrefixIndex { blocks: 10_000, block_bytes: 100 }, HOUR, 7, None, Observer::default());
     let present = [0, 1, 2].map(|id| TrackedUpstream { cache_tokens: Some(20_000), ..present(id) });
     state.follow(&present);
     let chain = |key: u64, turn: u64| (0..20 * turn).map(|block| key << 32 | block).collect::<Vec<u64>>();

@@ -22,6 +22,7 @@ use self::memory::MemoryStore;
 use self::sql::SqlStore;
 use super::record::{SessionSettings, SessionSummary, TraceRecord};
 use crate::config::types::{TraceStore, TracesConfig};
+use crate::observe::Observer;
 
 /// The least time between two traces of a session, in seconds: their order is that of their times. A power of
 /// two, so that sums of it are exact.
@@ -90,12 +91,16 @@ impl Default for StoreTimeouts {
 
 impl Store {
     /// Opens what the configuration names. A database is made where there is none.
-    pub async fn open(config: &TracesConfig) -> Result<Store, StoreError> {
-        Self::open_with(config, StoreTimeouts::default()).await
+    pub async fn open(config: &TracesConfig, observer: &Observer) -> Result<Store, StoreError> {
+        Self::open_with(config, StoreTimeouts::default(), observer).await
     }
 
     /// Opens a store with limits of its own.
-    pub async fn open_with(config: &TracesConfig, timeouts: StoreTimeouts) -> Result<Store, StoreError> {
+    pub async fn open_with(
+        config: &TracesConfig,
+        timeouts: StoreTimeouts,
+        observer: &Observer,
+    ) -> Result<Store, StoreError> {
         match &config.store {
             TraceStore::None => Ok(Store::None),
             TraceStore::Memory => Ok(Store::Memory(MemoryStore::new(config.memory, config.keep))),
@@ -105,7 +110,7 @@ impl Store {
                 Ok(Store::Sql(SqlStore::open_sqlite(&path, config, timeouts).await?))
             }
             TraceStore::Postgres(url) => {
-                Ok(Store::Sql(SqlStore::open_postgres(url.expose(), config, timeouts).await?))
+                Ok(Store::Sql(SqlStore::open_postgres(url.expose(), config, timeouts, observer).await?))
             }
         }
     }

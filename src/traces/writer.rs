@@ -16,12 +16,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::assemble::{self, AnswerAssembler};
-use super::queue::{AnswerForm, CaptureMark, CaptureQueue, EndedCall, TraceMessage};
+use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
 use super::record::{ChoiceRecord, TraceRecord};
 use super::store::{Store, StoreError};
 use super::{NO_VERSION, Traces, now};
 use crate::config::types::TraceStore;
-use crate::observe;
+use crate::observe::Observer;
 
 /// The most records of one batch.
 const MAX_BATCH_RECORDS: usize = 256;
@@ -93,12 +93,13 @@ impl WriterThread {
 }
 
 /// Ends the queue with the writer, also with one that panics: nothing waits for it then.
-struct QueueGuard<'a>(&'a CaptureQueue);
+struct QueueGuard<'a>(&'a Traces);
 
 impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
-        self.0.close();
-        observe::traces::lost_at_stop(self.0.clear());
+        let Traces { queue, observer, .. } = self.0;
+        queue.close();
+        observer.traces_lost_at_stop(queue.clear());
     }
 }
 
@@ -130,7 +131,7 @@ async fn run(traces: &Traces) {
     // After an outage once, and not once for each time that was missed.
     expires.set_missed_tick_behavior(MissedTickBehavior::Delay);
     refreshes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let _guard = QueueGuard(&traces.queue);
+    let _guard = QueueGuard(traces);
     loop {
         let wait = batch.remaining_wait();
         let open = tokio::select! {
@@ -180,7 +181,7 @@ impl WriterBatch {
                 open.assembler.feed(&bytes);
                 self.open_bytes = self.open_bytes + open.assembler.bytes() - before;
                 if self.open_bytes > MAX_ASSEMBLING_BYTES {
-                    self.give_up_largest();
+                    self.give_up_largest(&traces.observer);
                 }
             }
             TraceMessage::End { mark, call } => {
@@ -203,12 +204,12 @@ impl WriterBatch {
         }
     }
 
-    fn give_up_largest(&mut self) {
+    fn give_up_largest(&mut self, observer: &Observer) {
         let largest = self.open.iter().max_by_key(|(_, open)| open.assembler.bytes()).map(|(id, _)| *id);
         if let Some(open) = largest.and_then(|id| self.open.remove(&id)) {
             self.open_bytes -= open.assembler.bytes();
             open.mark.discard();
-            observe::traces::dropped(1, "memory");
+            observer.traces_dropped(1, "memory");
         }
     }
 
@@ -289,11 +290,11 @@ async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Op
             Some(Ok(())) => return true,
             Some(Err(error)) => error,
             None => {
-                observe::traces::lost_at_stop(left.len());
+                traces.observer.traces_lost_at_stop(left.len());
                 return false;
             }
         };
-        observe::traces::store_failed(&error);
+        traces.observer.trace_store_failed(&error);
         // It failed at once: because of one record, or of the store, which the others show.
         if left.len() > 1 && begun.elapsed() < MAX_QUICK_FAILURE {
             left = store_one_by_one(traces, left).await;
@@ -301,7 +302,7 @@ async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Op
         tries += 1;
         if tries % MAX_TRIES == 0 && !left.is_empty() {
             left.remove(0);
-            observe::traces::dropped(1, "store");
+            traces.observer.traces_dropped(1, "store");
         }
         if left.is_empty() {
             return tries < MAX_TRIES;
@@ -327,7 +328,7 @@ async fn last_moment(traces: &Traces, deadline: &mut Option<Instant>) {
 async fn put(traces: &Traces, records: &[Arc<TraceRecord>]) -> Result<(), StoreError> {
     let store = open_store(traces).await?;
     store.put(records, now()).await?;
-    observe::traces::stored(records.len());
+    traces.observer.traces_stored(records.len());
     Ok(())
 }
 
@@ -353,7 +354,7 @@ async fn open_store(traces: &Traces) -> Result<Arc<Store>, StoreError> {
     if let Some(store) = traces.store.load_full() {
         return Ok(store);
     }
-    let store = Arc::new(Store::open(&traces.settings()).await?);
+    let store = Arc::new(Store::open(&traces.settings(), &traces.observer).await?);
     traces.store.store(Some(store.clone()));
     Ok(store)
 }
@@ -367,8 +368,8 @@ async fn expire(traces: &Traces) {
     };
     match expired {
         Ok(0) => {}
-        Ok(expired) => observe::traces::expired(expired),
-        Err(error) => observe::traces::store_failed(&error),
+        Ok(expired) => traces.observer.traces_expired(expired),
+        Err(error) => traces.observer.trace_store_failed(&error),
     }
 }
 
@@ -393,7 +394,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_of_a_call_that_was_given_up_is_stored() {
-        let traces = Traces::start(&TracesConfig::default()).await.unwrap();
+        let traces = Traces::start(&TracesConfig::default(), Observer::default()).await.unwrap();
         let mut batch = WriterBatch::default();
         let mark = CaptureMark::new(1);
         let form = AnswerForm { api: TraceApi::Chat, stream: true, status: 200 };
@@ -402,7 +403,7 @@ mod tests {
         let later = piece();
         batch.add(&traces, piece());
         assert_eq!(batch.open.len(), 1);
-        batch.give_up_largest();
+        batch.give_up_largest(&traces.observer);
         // Taken from the queue together with the first one.
         batch.add(&traces, later);
         assert!(batch.open.is_empty() && batch.open_bytes == 0);

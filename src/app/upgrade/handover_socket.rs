@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::wire::{self, HandoverMessage, OfferedListener};
 use super::{InheritedSockets, ListeningSocket, SocketPurpose};
 use crate::fleet::Fleet;
-use crate::observe;
+use crate::observe::process;
 
 /// A new process that has not begun to serve so long after it got the sockets will not.
 const SUCCESSOR_START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ impl HandoverSocket {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "it took too long".into(),
             };
-            observe::upgrade_failed(&why);
+            process::upgrade_failed(&why);
             // It may be gone, and then need not know.
             timeout(FIRST_MESSAGE_TIMEOUT, wire::send(&mut stream, &HandoverMessage::Refused(why)))
                 .await
@@ -89,7 +89,7 @@ impl HandoverSocket {
         let HandoverMessage::Take { version, pid } = hello.map_err(|_| io::ErrorKind::TimedOut)?? else {
             return Err(io::Error::other("it does not ask for sockets"));
         };
-        observe::upgrade_requested(pid, &version, self.sockets.len());
+        process::upgrade_requested(pid, &version, self.sockets.len());
         let own =
             OfferedListener { serves: SocketPurpose::Upgrade, address: self.path.display().to_string() };
         let others = self.sockets.iter();

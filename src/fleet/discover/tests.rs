@@ -14,7 +14,7 @@ async fn every_engine_has_what_its_source_says_and_what_the_entry_says() {
     let source =
         DiscoverySource { weight: 2.0, max_active: Some(7), tls: tls.clone(), ..source("http://g:1") };
     let config = Config { sources: vec![source], ..Config::default() };
-    let (fleet, _keeper) = Fleet::new(&config).expect("it needs no file");
+    let (fleet, _keeper) = Fleet::new(&config, Observer::default()).expect("it needs no file");
     let asked = fleet.plan.borrow().sources[0].clone();
     let document =
         br#"{"base_url": ["http://a:1/v1", "https://b", "http://a:1/x/v1"], "api_key": "k", "model": "m"}"#;
@@ -39,17 +39,18 @@ async fn a_source_whose_authorities_cannot_be_read_is_a_problem_before_anything_
         sources: vec![DiscoverySource { tls: tls.clone(), ..source(url) }],
         ..Config::default()
     };
-    let problem = Fleet::new(&with("https://g:1")).err().expect("there is no such file");
+    let problem = Fleet::new(&with("https://g:1"), Observer::default()).err().expect("there is no such file");
     assert!(problem.contains("/nowhere/ca.pem") && problem.contains("gym https://g:1"), "{problem}");
     // Whether its engines have TLS is not known.
-    assert!(Fleet::new(&with("http://g:1")).is_ok());
+    assert!(Fleet::new(&with("http://g:1"), Observer::default()).is_ok());
 }
 
 /// Of several that name an engine the first is meant, also where only the name is the same.
 #[tokio::test]
 async fn the_first_source_that_names_an_engine_has_it() {
     let sources = vec![source("http://g:1"), source("http://g:2")];
-    let (fleet, _keeper) = Fleet::new(&Config { sources, ..Config::default() }).expect("it needs no file");
+    let (fleet, _keeper) =
+        Fleet::new(&Config { sources, ..Config::default() }, Observer::default()).expect("it needs no file");
     let (sender, _answers) = mpsc::channel(1);
     let mut finder = Discoverer::new(fleet, sender);
     finder.follow();

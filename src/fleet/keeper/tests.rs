@@ -10,7 +10,7 @@ use crate::fleet::UpstreamState;
 fn keeper() -> Keeper {
     let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));
     let config = Config { upstreams: vec![config], ..Config::default() };
-    Fleet::new(&config).expect("it needs no file").1
+    Fleet::new(&config, Observer::default()).expect("it needs no file").1
 }
 
 /// Between the last request's end and the keeper's look at it, one may come that chose by an older snapshot.

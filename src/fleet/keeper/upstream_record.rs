@@ -10,7 +10,7 @@ use super::super::snapshot::SnapshotEntry;
 use super::super::upstream::Upstream;
 use super::miss;
 use crate::aggregate::{EngineMetrics, ModelCard};
-use crate::observe;
+use crate::observe::Observer;
 
 /// A change of an upstream's capacity that waiting requests must learn of.
 pub(super) enum CapacityEvent {
@@ -31,10 +31,11 @@ pub(super) struct UpstreamRecord {
     poorer: bool,
     /// When its process began by its metrics, since its cache was last taken for empty.
     started: Option<f64>,
+    observer: Observer,
 }
 
 impl UpstreamRecord {
-    pub fn new(upstream: Arc<Upstream>, now: Instant) -> Self {
+    pub fn new(upstream: Arc<Upstream>, now: Instant, observer: Observer) -> Self {
         UpstreamRecord {
             entry: SnapshotEntry::unknown(upstream),
             machine: Machine::new(now),
@@ -42,6 +43,7 @@ impl UpstreamRecord {
             roomier: false,
             poorer: false,
             started: None,
+            observer,
         }
     }
 
@@ -78,7 +80,7 @@ impl UpstreamRecord {
         let learnt = match found {
             Ok(facts) => self.learn(facts),
             Err(failure) => {
-                observe::probe_failed(self.upstream().name(), failure.why(), self.machine.missed());
+                self.observer.probe_failed(self.upstream().name(), failure.why(), self.machine.missed());
                 false
             }
         };
@@ -110,7 +112,7 @@ impl UpstreamRecord {
     fn begin_anew(&mut self, why: &'static str) {
         self.entry.incarnation += 1;
         self.started = None;
-        observe::upstream_began_anew(self.upstream().name(), why);
+        self.observer.upstream_began_anew(self.upstream().name(), why);
     }
 
     /// Applies what a request saw.
@@ -131,7 +133,11 @@ impl UpstreamRecord {
         let live = &self.upstream().live;
         live.wants_answers.store(self.machine.counts_answers(), Relaxed);
         if before.state != standing.state {
-            observe::upstream_changed(self.upstream().name(), before.state.label(), standing.state.label());
+            self.observer.upstream_changed(
+                self.upstream().name(),
+                before.state.label(),
+                standing.state.label(),
+            );
         }
         self.entry.calm = !self.machine.is_uncertain();
         if before.state != standing.state && !self.entry.calm {

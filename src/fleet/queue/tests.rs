@@ -85,7 +85,7 @@ fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<u32, QueueRefusal>> {
 
 #[tokio::test(start_paused = true)]
 async fn first_come_first_served_and_a_newcomer_does_not_overtake() {
-    let queue = Queue::new(10);
+    let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"])];
     let deadline = after(LONG);
     let wait = || -> Waiting<'_> { Box::pin(admitted(queue.clone(), key("m"), &servers, deadline)) };
@@ -108,7 +108,7 @@ async fn first_come_first_served_and_a_newcomer_does_not_overtake() {
 
 #[tokio::test(start_paused = true)]
 async fn who_leaves_with_the_turn_hands_it_on_also_to_another_line() {
-    let queue = Queue::new(10);
+    let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m", "n"])];
     let deadline = after(LONG);
     let wait = |model| -> Waiting<'_> { Box::pin(admitted(queue.clone(), key(model), &servers, deadline)) };
@@ -126,7 +126,7 @@ async fn who_leaves_with_the_turn_hands_it_on_also_to_another_line() {
 
 #[tokio::test(start_paused = true)]
 async fn only_those_are_woken_whose_model_the_upstream_serves() {
-    let queue = Queue::new(10);
+    let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"]), Server::new(1, &queue, 0, &["n"])];
     let deadline = after(LONG);
     let wait = |model| -> Waiting<'_> { Box::pin(admitted(queue.clone(), key(model), &servers, deadline)) };
@@ -146,7 +146,7 @@ async fn only_those_are_woken_whose_model_the_upstream_serves() {
 /// Queued by the ids that the names stood for, older requests never heard of it, and newer ones went first.
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() {
-    let queue = Queue::new(10);
+    let queue = Queue::new(10, Observer::default());
     let names = ["gpu:1".to_string(), "gpu:2".to_string(), "gym http://gym:11000".to_string()];
     let route = |ids| {
         QueueKey::new(&Query { model: Some("m"), among: Some(ids), names: Some(&names), ..Query::default() })
@@ -185,7 +185,7 @@ async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() 
 
 #[tokio::test(start_paused = true)]
 async fn a_place_that_the_head_cannot_take_is_the_next_lines() {
-    let queue = Queue::new(10);
+    let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"])];
     let deadline = after(LONG);
     let turn = queue.wait(key("m"), None, deadline).await.expect("there is a place to wait");
@@ -206,7 +206,7 @@ async fn a_place_that_the_head_cannot_take_is_the_next_lines() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_and_a_long_wait_are_refused_with_an_honest_time() {
-    let queue = Queue::new(2);
+    let queue = Queue::new(2, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"])];
     let deadline = after(Duration::from_secs(8));
     let wait = |deadline| -> Waiting<'_> { Box::pin(admitted(queue.clone(), key("m"), &servers, deadline)) };
@@ -228,7 +228,7 @@ async fn a_full_queue_and_a_long_wait_are_refused_with_an_honest_time() {
 
 #[tokio::test(start_paused = true)]
 async fn the_head_looks_again_when_an_engine_is_no_longer_full_by_its_own_word() {
-    let queue = Queue::new(9);
+    let queue = Queue::new(9, Observer::default());
     let start = super::super::now();
     let until = start + Duration::from_secs(3);
     let turn = queue.wait(key("m"), Some(until), after(LONG)).await.expect("it looks at once");
@@ -288,7 +288,7 @@ proptest! {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime without sockets");
         let _entered = runtime.enter();
-        let queue = Queue::new(1000);
+        let queue = Queue::new(1000, Observer::default());
         let servers = [
             Server::new(0, &queue, 1, &["a", "b"]),
             Server::new(1, &queue, 0, &["b", "c"]),

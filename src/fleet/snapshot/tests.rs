@@ -47,7 +47,7 @@ fn act(word: &str, machine: &mut Machine, entry: &mut SnapshotEntry, now: Instan
 
 /// Names are `u0`, `u1`, ids 10, 11, ...; the limit of each is 2.
 fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
-    let queue = Queue::new(9);
+    let queue = Queue::new(9, Observer::default());
     let make = |(index, given): (usize, &ScriptedUpstream)| {
         let url = url::upstream(&format!("http://u{index}:1")).expect("is a URL");
         let said = given.script.split(' ').find_map(|word| word.strip_prefix("of-"));

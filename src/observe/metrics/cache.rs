@@ -4,7 +4,7 @@ use prometheus::{IntCounterVec, IntGauge};
 
 use super::MetricsBuilder;
 
-pub struct CacheMetrics {
+pub(in crate::observe) struct CacheMetrics {
     pub tokens: IntCounterVec,
     pub predicted: IntCounterVec,
     pub reported: IntCounterVec,

@@ -4,7 +4,7 @@ use prometheus::{Gauge, IntCounterVec, IntGauge};
 
 use super::MetricsBuilder;
 
-pub struct ExchangeMetrics {
+pub(in crate::observe) struct ExchangeMetrics {
     pub redis_up: IntGauge,
     pub redis_failures: IntCounterVec,
     pub messages: IntCounterVec,

@@ -4,7 +4,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use super::MetricsBuilder;
 
-pub struct TraceMetrics {
+pub(in crate::observe) struct TraceMetrics {
     pub calls: IntCounterVec,
     pub failures: IntCounter,
     pub expired: IntCounter,

@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 
 use super::body_facts::FactsReader;
 use super::peek::{HeadFacts, PeekReader, Peeker};
-use crate::observe;
+use crate::observe::Observer;
 use crate::proxy::capture::{CaptureIntent, PreparedCapture, trace_api};
 use crate::proxy::client::Client;
 use crate::proxy::exchange::RequestEnd;
@@ -72,12 +72,13 @@ impl PeekReader {
         &mut self,
         intent: CaptureIntent,
         usage: Option<&mut UsageInjection>,
+        observer: &Observer,
     ) -> Option<Box<PreparedCapture>> {
         let FactsReader::Json(scanner, api) = &self.facts else { return None };
         let (api, dialect) = (trace_api(*api)?, BodyDialect::of(*api));
         let mut held = self.body.reservation_beside();
         if !self.body.is_complete() || !held.grow_to(self.body.len()) {
-            observe::traces::dropped(1, "memory");
+            observer.traces_dropped(1, "memory");
             return None;
         }
         // The scanner has read the body as it was before a change in its midst.

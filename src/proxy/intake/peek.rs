@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::body_facts::{BodyFacts, BodyShape, FactsReader, PeekedBytes};
 use crate::config::types::Peek;
 use crate::names::MAX_MODEL_BYTES;
+use crate::observe::Observer;
 use crate::prompt::ModelField;
 use crate::prompt::chain::BlockLayout;
 use crate::prompt::multipart::FormScanner;
@@ -44,6 +45,7 @@ pub struct HeadFacts<'a> {
     /// What is captured, and the random numbers that decide on it.
     pub traces: &'a Traces,
     pub random: &'a RandomSource,
+    pub observer: &'a Observer,
     /// Decoded, as its interface is found by it.
     pub path: &'a str,
     /// The session that the path names.
@@ -152,8 +154,9 @@ impl Peeker {
         (facts.prompt.session, facts.session_label) = named.unzip();
         let mut usage_injection = reader.inject_usage_request(edits.as_deref());
         let intent = intent.filter(|intent| intent.is_captured);
-        let capture =
-            intent.and_then(|intent| reader.inject_capture_question(intent, usage_injection.as_deref_mut()));
+        let capture = intent.and_then(|intent| {
+            reader.inject_capture_question(intent, usage_injection.as_deref_mut(), head.observer)
+        });
         let PeekReader { body, pace, .. } = reader;
         Ok(Peeked { body, pace, facts, usage_injection, capture })
     }

@@ -2,18 +2,15 @@
 //! shared for a second.
 //!
 //! Any client may request the page on the public listener, and each page costs every upstream work and the
-//! balancer memory: sharing prevents amplification. Pages of one fleet are never shared with another's, and
+//! balancer memory: sharing prevents amplification. A page is
 //! never older than `MAX_PAGE_AGE` when a request arrives.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use tokio::time::Instant;
-
-use crate::fleet::Fleet;
 
 /// How long a page is shared. Scrapers scrape every few seconds.
 const MAX_PAGE_AGE: Duration = Duration::from_secs(1);
@@ -21,27 +18,11 @@ const MAX_PAGE_AGE: Duration = Duration::from_secs(1);
 /// A page, and when it was made.
 type CachedPage = tokio::sync::Mutex<Option<(Instant, Response<Bytes>)>>;
 
-/// The pages of one fleet.
+/// The pages that one balancer shares.
 #[derive(Default)]
 pub struct CachedPages {
     pub load: CachedPage,
     pub metrics: CachedPage,
-}
-
-/// The fleets of this process: one, except in tests. Only scrapes lock it, for nanoseconds; the next scrape
-/// removes dropped fleets.
-static PAGES_BY_FLEET: Mutex<Vec<(Weak<Fleet>, Arc<CachedPages>)>> = Mutex::new(Vec::new());
-
-pub fn pages(fleet: &Arc<Fleet>) -> Arc<CachedPages> {
-    let mut fleets = PAGES_BY_FLEET.lock().unwrap_or_else(PoisonError::into_inner);
-    fleets.retain(|(known, _)| known.strong_count() > 0);
-    let this = Arc::downgrade(fleet);
-    if let Some((_, pages)) = fleets.iter().find(|(known, _)| known.ptr_eq(&this)) {
-        return pages.clone();
-    }
-    let pages = Arc::<CachedPages>::default();
-    fleets.push((this, pages.clone()));
-    pages
 }
 
 /// Returns the page if it is fresh, else makes a new one. Requests that arrive meanwhile wait for it; if the

@@ -49,7 +49,7 @@ impl AnswerPipeline {
         let metered = status == 200 && request.counts_tokens;
         let meter = if metered { UsageMeter::of(kind).map(Box::new) } else { None };
         if let Some(continued) = &mut request.continued {
-            continued.begin(head)?;
+            continued.begin(head, &scope.shared.observer)?;
         }
         if let Some(capture) = &mut request.capture {
             capture.begin_answer(head, request.body.bytes())?;

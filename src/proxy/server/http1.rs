@@ -13,7 +13,7 @@ use super::SharedServer;
 use super::head::{HeadReader, IncomingRequest, ReceivedHead};
 use crate::config::types::ConnectionLimits;
 use crate::names::PRODUCT;
-use crate::observe;
+use crate::observe::Observer;
 use crate::proxy::linger::linger;
 use crate::proxy::respond;
 use crate::proxy::wire::ClientWire;
@@ -39,7 +39,9 @@ pub async fn serve(
         stream = reused;
         head = match reader.next(&mut stream, server.header_bytes()).await {
             IncomingRequest::Request(head) => head,
-            IncomingRequest::Refused(reject) => return Box::pin(refuse(stream, reject)).await,
+            IncomingRequest::Refused(reject) => {
+                return Box::pin(refuse(stream, reject, server.observer())).await;
+            }
             IncomingRequest::Http2(_) | IncomingRequest::Gone => {
                 return Shutdown::shutdown(stream.as_mut()).await;
             }
@@ -61,8 +63,8 @@ fn session(stream: Stream, mut head: ReceivedHead, limits: &ConnectionLimits) ->
 }
 
 /// Answers an unreadable request with a refusal, and ends the connection.
-pub async fn refuse(mut stream: Stream, reject: Reject) {
-    observe::head_refused(reject.label());
+pub async fn refuse(mut stream: Stream, reject: Reject, observer: &Observer) {
+    observer.head_refused(reject.label());
     let answer = respond::refusal(&reject, ErrorShape::default());
     let status = answer.status();
     let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_u16(), status.canonical_reason().unwrap_or(""));

@@ -20,7 +20,6 @@ use tokio::time::{sleep, timeout};
 
 use super::SharedServer;
 use super::resets::ResetWatch;
-use crate::observe;
 use crate::proxy::wire::{Carrier, ClientWire, Transport};
 
 /// The number of streams that a client may have open at once.
@@ -206,7 +205,7 @@ pub async fn serve(
             Some(Ok(None) | Err(_)) => return,
         }
     };
-    observe::connection_ended(why);
+    server.observer().connection_ended(why);
     connection.abrupt_shutdown(ENHANCE_YOUR_CALM.into());
     let farewell = async { while connection.accept().await.is_some_and(|accepted| accepted.is_ok()) {} };
     drop(timeout(MAX_GOAWAY_TIME, farewell).await);

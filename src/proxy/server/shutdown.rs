@@ -96,6 +96,13 @@ impl RequestCounter {
         }
     }
 
+    /// The number of requests in flight.
+    pub fn in_flight(&self) -> u64 {
+        // In this order: a request that begins and ends between the two reads must not count as -1.
+        let ended = self.ended.load(Ordering::SeqCst);
+        self.begun.load(Ordering::SeqCst).saturating_sub(ended)
+    }
+
     /// Waits until no request is in flight and none has begun for the linger time of `phase`.
     pub async fn wait_until_idle(&self, phase: ShutdownPhase) {
         self.awaited.store(true, Ordering::SeqCst);

@@ -12,7 +12,6 @@ use super::reply::FIELD;
 use super::stored_binding::StoredBinding;
 use super::trouble::Trouble;
 use super::{SiblingExchange, now};
-use crate::observe;
 use crate::state::exchange::{BalancerInfo, GaugeUpdate, Message, OutboxEvent, SiblingLoad};
 
 /// The most bytes of events in one message.
@@ -126,7 +125,7 @@ impl SiblingExchange {
             self.sync_members(publisher, link).await?;
         }
         let events = self.outbox.take(MAX_EVENT_BYTES);
-        observe::exchange_dropped(self.outbox.dropped());
+        self.observer.exchange_dropped(self.outbox.dropped());
         if !(publisher.whole || changed || busy && quiet || !events.is_empty()) {
             return Ok(());
         }
@@ -137,10 +136,10 @@ impl SiblingExchange {
         let mut commands = self.entry(&bytes);
         self.keep(&events, &mut commands);
         if let Err(trouble) = link.pipe(&commands).await {
-            observe::exchange_dropped(events.len() as u64);
+            self.observer.exchange_dropped(events.len() as u64);
             return Err(trouble);
         }
-        observe::exchange_sent(bytes.len());
+        self.observer.exchange_sent(bytes.len());
         publisher.published(start);
         if self.hearing.load(Relaxed) {
             self.troubles.over(now());

@@ -10,7 +10,6 @@ use super::connect::{COMMAND_TIMEOUT, RedisLink};
 use super::reply::{self, StreamEntry, StreamId};
 use super::trouble::Trouble;
 use super::{READ_BLOCK_TIME, SiblingExchange, now};
-use crate::observe;
 use crate::state::exchange::{Message, OutboxEvent};
 
 /// How much of the stream's tail is read at the start: entries in one read, and bytes altogether. Earlier
@@ -156,7 +155,7 @@ impl SiblingExchange {
             }
             match Message::decode(entry.bytes) {
                 Ok(message) => self.receive(subscriber, &message, entry.id, entry.bytes.len()),
-                Err(why) => observe::unreadable(&why),
+                Err(why) => self.observer.message_unreadable(&why),
             }
         }
     }
@@ -167,7 +166,7 @@ impl SiblingExchange {
         if !self.siblings().receive(message, published_at, now) {
             return;
         }
-        observe::exchange_received(bytes);
+        self.observer.exchange_received(bytes);
         for learnt in &message.learnt {
             let placed = self.memory.learn(learnt.upstream, learnt.parent, &learnt.hashes, learnt.end);
             let hash = learnt.hashes.last().copied().or(learnt.parent);
@@ -195,7 +194,7 @@ impl SiblingExchange {
         hash: u64,
         now: Instant,
     ) {
-        observe::unplaced();
+        self.observer.chain_unplaced();
         if self.siblings().contains(balancer) && subscriber.may_request(hash, now) {
             self.outbox.put(OutboxEvent::Ask { balancer, upstream: upstream.into(), hash });
         }

@@ -1,11 +1,11 @@
 //! What goes wrong with Redis: said once when it begins and once when it is over, and counted every time.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use redis::{ErrorKind, RedisError};
 
-use crate::observe;
+use crate::observe::Observer;
 
 /// Why something did not work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +20,21 @@ pub struct Trouble {
 /// Codes by which Redis says that it takes nothing in.
 const FULL_ERRORS: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
 
-/// Whether there is trouble now.
-#[derive(Debug, Default)]
+/// Whether Redis works, as far as this balancer has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RedisHealth {
+    /// Nothing has succeeded or failed yet.
+    Unknown,
+    Works,
+    Fails {
+        since: Instant,
+    },
+}
+
+/// The present health of Redis, whose changes are reported.
 pub struct Troubles {
-    since: Mutex<Option<Instant>>,
+    health: Mutex<RedisHealth>,
+    observer: Observer,
 }
 
 // === impl Trouble ===
@@ -62,20 +73,37 @@ impl From<RedisError> for Trouble {
 // === impl Troubles ===
 
 impl Troubles {
-    /// Something did not work; the first of a row is worth a warning.
+    pub fn new(observer: Observer) -> Self {
+        Troubles { health: Mutex::new(RedisHealth::Unknown), observer }
+    }
+
+    /// An operation on Redis failed; the first failure in a row is worth a warning.
     pub fn met(&self, trouble: &Trouble, now: Instant) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        observe::redis_failed(trouble.cause, &trouble.text, since.is_none());
-        since.get_or_insert(now);
+        let mut health = self.health();
+        let first = !matches!(*health, RedisHealth::Fails { .. });
+        self.observer.redis_failed(trouble.cause, &trouble.text, first);
+        if first {
+            *health = RedisHealth::Fails { since: now };
+        }
     }
 
     pub fn are_there(&self) -> bool {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        matches!(*self.health(), RedisHealth::Fails { .. })
     }
 
-    /// All works.
+    /// Redis works.
     pub fn over(&self, now: Instant) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        observe::redis_works(since.take().map(|since| now.saturating_duration_since(since)));
+        let mut health = self.health();
+        match std::mem::replace(&mut *health, RedisHealth::Works) {
+            RedisHealth::Works => {}
+            RedisHealth::Unknown => self.observer.redis_works(None),
+            RedisHealth::Fails { since } => {
+                self.observer.redis_works(Some(now.saturating_duration_since(since)));
+            }
+        }
+    }
+
+    fn health(&self) -> MutexGuard<'_, RedisHealth> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -42,7 +42,7 @@ impl SqliteFixture {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("state/deep/traces.db");
         let config = TracesConfig { max_bytes, ..config(&path) };
-        let store = Store::open_with(&config, SHORT).await.expect("opens");
+        let store = Store::open_with(&config, SHORT, &Observer::default()).await.expect("opens");
         SqliteFixture { folder, store }
     }
 
@@ -58,7 +58,8 @@ impl SqliteFixture {
 
     async fn reopen(&mut self) {
         self.store.close().await;
-        self.store = Store::open_with(&config(&self.path()), SHORT).await.expect("opens");
+        self.store =
+            Store::open_with(&config(&self.path()), SHORT, &Observer::default()).await.expect("opens");
     }
 }
 
@@ -225,7 +226,10 @@ async fn sqlite_refuses_a_later_schema() {
     let fixture = SqliteFixture::new().await;
     fixture.other().await.execute("INSERT INTO trace_schema (version) VALUES (99)").await.expect("inserts");
     fixture.store.close().await;
-    let error = Store::open_with(&config(&fixture.path()), SHORT).await.err().expect("is refused");
+    let error = Store::open_with(&config(&fixture.path()), SHORT, &Observer::default())
+        .await
+        .err()
+        .expect("is refused");
     assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error}");
     assert!(error.to_string().contains("newer vllm-lb"), "{error}");
 }
@@ -235,10 +239,14 @@ async fn sqlite_reports_a_file_that_is_no_database() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("traces.db");
     std::fs::write(&path, "no database ".repeat(1_000)).expect("is written");
-    let error = Store::open_with(&config(&path), SHORT).await.err().expect("is refused");
+    let error =
+        Store::open_with(&config(&path), SHORT, &Observer::default()).await.err().expect("is refused");
     assert!(error.to_string().contains("not a database"), "{error}");
     let below_a_file = path.join("traces.db");
-    let error = Store::open_with(&config(&below_a_file), SHORT).await.err().expect("is refused");
+    let error = Store::open_with(&config(&below_a_file), SHORT, &Observer::default())
+        .await
+        .err()
+        .expect("is refused");
     assert!(matches!(error, StoreError::Open { .. }), "{error}");
 }
 

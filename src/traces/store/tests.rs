@@ -76,7 +76,9 @@ fn finds_the_database() {
 
 #[tokio::test]
 async fn a_store_of_none_holds_nothing() {
-    let store = Store::open(&TracesConfig { store: TraceStore::None, ..config() }).await.expect("opens");
+    let store = Store::open(&TracesConfig { store: TraceStore::None, ..config() }, &Observer::default())
+        .await
+        .expect("opens");
     store.put(&arcs(conversation("s", 2, 10, 3)), NOW).await.expect("is accepted");
     assert_eq!(store.traces("s", None, None).await.expect("is read"), []);
     assert_eq!(store.bytes(), 0);

@@ -45,7 +45,7 @@ fn config(server: &PostgresServer, database: &str) -> TracesConfig {
 }
 
 async fn store_of(server: &PostgresServer, database: &str) -> Store {
-    Store::open_with(&config(server, database), SHORT).await.expect("opens")
+    Store::open_with(&config(server, database), SHORT, &Observer::default()).await.expect("opens")
 }
 
 async fn records_of(store: &Store, session: &str) -> Vec<Arc<TraceRecord>> {
@@ -79,7 +79,7 @@ async fn postgres_respects_the_size_limit() {
     let server = PostgresServer::start().await;
     server.create("one").await;
     let config = TracesConfig { max_bytes: 1 << 18, ..config(&server, "one") };
-    let store = Store::open_with(&config, SHORT).await.expect("opens");
+    let store = Store::open_with(&config, SHORT, &Observer::default()).await.expect("opens");
     for number in 0..40 {
         let records = arcs(conversation(&format!("s{number}"), 2, 4_000, 100));
         store.put(&records, NOW + f64::from(number)).await.expect("is stored");
@@ -126,7 +126,10 @@ async fn balancers_share_a_postgres_database() {
     assert_eq!(first.weight_version().await.expect("is read"), Some(7));
     let later = "INSERT INTO trace_schema (version) VALUES (99)";
     server.connect("shared").await.execute(later).await.expect("inserts");
-    let error = Store::open_with(&config(&server, "shared"), SHORT).await.err().expect("is refused");
+    let error = Store::open_with(&config(&server, "shared"), SHORT, &Observer::default())
+        .await
+        .err()
+        .expect("is refused");
     assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error}");
 }
 
@@ -181,7 +184,9 @@ async fn writes_resume_after_postgres_was_unreachable() {
 #[allow(clippy::disallowed_methods, reason = "how a test runs is no setting of the product")]
 async fn writer_process() {
     assert!(Path::new(WRITER_MARK).exists(), "only another test starts it");
-    let store = Store::open_with(&sqlite_config(Path::new("traces.db")), SHORT).await.expect("opens");
+    let store = Store::open_with(&sqlite_config(Path::new("traces.db")), SHORT, &Observer::default())
+        .await
+        .expect("opens");
     for number in 0.. {
         let records = arcs(conversation(&format!("s{number}"), 3, 2_000, 50));
         store.put(&records, NOW).await.expect("is stored");
@@ -223,7 +228,7 @@ async fn sqlite_holds_what_was_stored_before_a_kill() {
     let mut database = SqliteConnection::connect_with(&options).await.expect("connects");
     let check = database.fetch_one("PRAGMA integrity_check").await.expect("runs");
     assert_eq!(check.get::<String, _>(0), "ok");
-    let store = Store::open_with(&sqlite_config(&file), SHORT).await.expect("opens");
+    let store = Store::open_with(&sqlite_config(&file), SHORT, &Observer::default()).await.expect("opens");
     for number in 0..=last.expect("some were stored") {
         let session = format!("s{number}");
         assert_eq!(records_of(&store, &session).await, arcs(conversation(&session, 3, 2_000, 50)));

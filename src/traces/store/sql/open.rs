@@ -21,7 +21,7 @@ use super::SqlStore;
 use super::link::SqlPool;
 use super::parents::KnownParents;
 use crate::config::types::TracesConfig;
-use crate::observe;
+use crate::observe::Observer;
 use crate::traces::store::{StoreError, StoreTimeouts};
 
 /// The most memory of what is known of the last traces of sessions, in bytes.
@@ -98,6 +98,7 @@ impl SqlStore {
         url: &str,
         config: &TracesConfig,
         timeouts: StoreTimeouts,
+        observer: &Observer,
     ) -> Result<Self, StoreError> {
         let failed = |reason: String| StoreError::Open { place: "the PostgreSQL database".into(), reason };
         let limit = timeouts.statement.saturating_sub(SERVER_MARGIN).max(SERVER_MARGIN / 4);
@@ -123,7 +124,7 @@ impl SqlStore {
             Err(_) => Err(format!("no connection within {MAX_FIRST_CONNECT:?}")),
         };
         if let Err(reason) = first {
-            observe::traces::store_failed(&StoreError::Database { reason });
+            observer.trace_store_failed(&StoreError::Database { reason });
             return Ok(store);
         }
         match store.migrated().await {

@@ -67,7 +67,7 @@ impl Board {
             members: Mutex::default(),
         });
         let outbox = Arc::<Outbox>::default();
-        let exchange = SiblingExchange::new(settings, memory.clone(), outbox.clone());
+        let exchange = SiblingExchange::new(settings, memory.clone(), outbox.clone(), Observer::default());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(exchange.clone().run(stopped));
         Board { memory, exchange, outbox, stop, task }
