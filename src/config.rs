@@ -10,6 +10,7 @@ pub mod expand;
 pub mod free;
 pub mod keys;
 pub mod member;
+pub mod postgres;
 pub mod problem;
 pub mod raw;
 pub mod redis;

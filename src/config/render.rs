@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::keys;
 use super::secret::Secret;
 use super::types::{
     Breaker, CaptureScope, Config, Discover, DiscoverySource, Listen, Passthrough, PassthroughTo, Retry,
     SessionConfig, Timeouts, TraceStore, TracesConfig, UpstreamConfig, UpstreamTls,
 };
-use super::url::masked;
 use super::values::{show_duration, show_size};
+use super::{keys, postgres};
 
 /// The configuration as JSON, keys in the manual's order.
 pub fn json(config: &Config) -> Value {
@@ -132,21 +131,25 @@ fn sessions(sessions: &SessionConfig) -> Value {
     })
 }
 
-fn traces(traces: &TracesConfig) -> Value {
-    let store = match &traces.store {
+/// The kind of a store and where it is, without a password.
+pub fn trace_store(store: &TraceStore) -> String {
+    match store {
         TraceStore::None => "none".into(),
         TraceStore::Memory => "memory".into(),
         TraceStore::Sqlite(None) => "sqlite".into(),
         TraceStore::Sqlite(Some(path)) => format!("sqlite:{}", path.display()),
-        TraceStore::Postgres(url) => masked(url.expose()),
-    };
+        TraceStore::Postgres(url) => postgres::shown(url.expose()),
+    }
+}
+
+fn traces(traces: &TracesConfig) -> Value {
     let capture = match traces.capture {
         CaptureScope::Sessions => "sessions".into(),
         CaptureScope::All => "all".into(),
         CaptureScope::Share(share) => number(share),
     };
     json!({
-        "store": store,
+        "store": trace_store(&traces.store),
         "memory": show_size(traces.memory),
         "capture": capture,
         "keep": show_duration(traces.keep),

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{GIB, HOUR, KIB, SECOND, set};
+use crate::config::postgres;
 use crate::config::problem::seen;
 use crate::config::secret::Secret;
 use crate::config::section::Section;
@@ -44,8 +45,8 @@ pub fn store(text: &str) -> ReadResult<TraceStore> {
         }
         return file_path(path).map(|path| TraceStore::Sqlite(Some(path)));
     }
-    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        return Ok(TraceStore::Postgres(Secret::new(text)));
+    if postgres::is_url(text) {
+        return postgres::check(text).map(|()| TraceStore::Postgres(Secret::new(text)));
     }
     let remedy = "write none, memory, sqlite, sqlite:PATH or postgres://user:password@host/database";
     Err(format!("{} is no store of traces: {remedy}", seen(&masked(text))))
