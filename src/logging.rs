@@ -40,6 +40,10 @@ const NOISE: &[(&str, &str, &str)] = &[
     ("pingora_core::apps::http_app", "HTTP server fails to", "a client of the admin listener has gone"),
 ];
 
+/// The beginning of the targets of the database library. What it warns of is noise, too: one record of ours
+/// says what failed, once and with a remedy.
+const DATABASE_LIBRARY: &str = "sqlx";
+
 /// The step of verbosity; a reload may change it.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 
@@ -119,6 +123,9 @@ fn shown_as(record: &Record<'_>, theirs: LevelFilter) -> Option<Level> {
 }
 
 fn is_noise(record: &Record<'_>) -> bool {
+    if record.target().starts_with(DATABASE_LIBRARY) {
+        return true;
+    }
     let mut candidates = NOISE.iter().filter(|(target, ..)| *target == record.target()).peekable();
     if candidates.peek().is_none() {
         return false;
@@ -153,5 +160,9 @@ mod tests {
         assert_eq!(shown(listening, "Downstream handshake timeout", LevelFilter::Debug), Some(Level::Debug));
         assert_eq!(shown(listening, "Accept() failed", LevelFilter::Warn), Some(Level::Error));
         assert_eq!(shown("vllm_lb::proxy", "Fail to proxy", LevelFilter::Warn), Some(Level::Error));
+        for target in ["sqlx::pool::acquire", "sqlx::postgres::notice", "sqlx_core::pool::inner"] {
+            assert_eq!(shown(target, "slow", LevelFilter::Warn), None);
+            assert_eq!(shown(target, "slow", LevelFilter::Debug), Some(Level::Debug));
+        }
     }
 }

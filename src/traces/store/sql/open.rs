@@ -77,7 +77,12 @@ impl SqlStore {
             .synchronous(if config.sync { SqliteSynchronous::Full } else { SqliteSynchronous::Normal })
             .disable_statement_logging();
         prepare_file(path, &options).await.map_err(|error| failed(error.to_string()))?;
-        let pool = || SqlitePoolOptions::new().acquire_timeout(timeouts.acquire).idle_timeout(MAX_IDLE);
+        let pool = || {
+            SqlitePoolOptions::new()
+                .acquire_timeout(timeouts.acquire)
+                .acquire_slow_level(LevelFilter::Off)
+                .idle_timeout(MAX_IDLE)
+        };
         let reading = options.clone().pragma("query_only", "ON");
         let reads = pool().max_connections(MAX_READERS).connect_lazy_with(reading);
         let writes = pool().max_connections(1).connect_lazy_with(options);
