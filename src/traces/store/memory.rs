@@ -3,6 +3,8 @@
 //! Never: an await under the lock, a record rebuilt under the lock.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +23,16 @@ const ENTRY_BYTES: u64 = 256;
 /// Traces in memory.
 pub struct MemoryStore {
     held: Mutex<HeldTraces>,
+    /// The bytes of what is held, as of the last change: metrics read it without the lock.
+    bytes: AtomicU64,
     limit: u64,
     keep: Duration,
+}
+
+/// The lock on what is held; the bytes of it are told when the lock goes.
+struct HeldGuard<'a> {
+    held: MutexGuard<'a, HeldTraces>,
+    told_bytes: &'a AtomicU64,
 }
 
 #[derive(Default)]
@@ -70,11 +80,12 @@ struct PackedTexts {
 impl MemoryStore {
     /// A store of at most `limit` bytes, from which sessions go that had no trace for `keep`.
     pub fn new(limit: u64, keep: Duration) -> Self {
-        MemoryStore { held: Mutex::default(), limit, keep }
+        MemoryStore { held: Mutex::default(), bytes: AtomicU64::new(0), limit, keep }
     }
 
-    fn held(&self) -> MutexGuard<'_, HeldTraces> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> HeldGuard<'_> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        HeldGuard { held, told_bytes: &self.bytes }
     }
 
     /// Stores a batch and drops what is over the limit then.
@@ -180,7 +191,29 @@ impl MemoryStore {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.held().bytes
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+// === impl HeldGuard ===
+
+impl Deref for HeldGuard<'_> {
+    type Target = HeldTraces;
+
+    fn deref(&self) -> &HeldTraces {
+        &self.held
+    }
+}
+
+impl DerefMut for HeldGuard<'_> {
+    fn deref_mut(&mut self) -> &mut HeldTraces {
+        &mut self.held
+    }
+}
+
+impl Drop for HeldGuard<'_> {
+    fn drop(&mut self) {
+        self.told_bytes.store(self.held.bytes, Ordering::Relaxed);
     }
 }
 
@@ -394,5 +427,21 @@ impl PackedTexts {
 
     fn bytes(&self) -> u64 {
         size_of::<Self>() as u64 + allocation(self.text.len()) + allocation(size_of_val(&*self.ends))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traces::store::samples::conversation;
+
+    #[test]
+    fn bytes_are_read_while_the_store_is_busy() {
+        let store = MemoryStore::new(1 << 20, Duration::from_secs(100));
+        for record in conversation("s", 2, 10, 2) {
+            store.put(&[Arc::new(record)], 1.0);
+        }
+        let held = store.held();
+        assert!(store.bytes() > 0 && store.bytes() == held.bytes);
     }
 }
