@@ -26,6 +26,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::config::render::trace_store;
 use crate::config::types::{CaptureScope, TraceStore, TracesConfig};
 use crate::observe::Observer;
 use crate::route::cumulative::{FallbackReason, RecordedTurn};
@@ -101,6 +102,7 @@ impl Traces {
             observer,
         });
         traces.writer.start(&traces)?;
+        traces.observer.trace_store_started(&trace_store(&config.store));
         Ok(traces)
     }
 

@@ -16,6 +16,11 @@ impl Observer {
         }
     }
 
+    /// The balancer begins with this store, which is named by its kind and its place.
+    pub fn trace_store_started(&self, store: &str) {
+        info!(store = store; "store of traces");
+    }
+
     /// Traces were dropped.
     pub fn traces_dropped(&self, count: usize, reason: &'static str) {
         self.count_traces(reason, count);

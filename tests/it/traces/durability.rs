@@ -270,6 +270,8 @@ async fn a_stop_without_a_database_logs_the_lost_traces() {
     assert!(begun.elapsed() < Duration::from_secs(6), "the start waits: {:?}", begun.elapsed());
     let warning = process.says("traces cannot be stored: they wait, and the oldest are dropped").await;
     assert!(warning["error"].as_str().expect("a text").contains("refused"), "{warning}");
+    let named = process.says("store of traces").await;
+    assert_eq!(named["store"], "postgres://***@127.0.0.1:1/none");
     let mut client = Wire::connect(&process.addresses[0]).await;
     let begun = Instant::now();
     for at in 0..300 {
