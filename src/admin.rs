@@ -247,7 +247,13 @@ impl From<ChangeError> for AdminReject {
 
 impl From<StoreError> for AdminReject {
     fn from(error: StoreError) -> Self {
-        AdminReject::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store of traces: {error}"))
+        match error {
+            // It stays so until a restart: no status that clients try again.
+            StoreError::Off => AdminReject::new(StatusCode::NOT_IMPLEMENTED, error.to_string()),
+            error => {
+                AdminReject::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store of traces: {error}"))
+            }
+        }
     }
 }
 

@@ -182,10 +182,15 @@ impl Traces {
         Ok(())
     }
 
-    /// Deletes sessions with their traces. Returns the number of traces.
+    /// Deletes sessions with their traces. Returns the number of traces; where nothing is stored, there is
+    /// none to delete.
     pub async fn delete_sessions(&self, ids: &[String]) -> Result<u64, StoreError> {
         self.flush().await;
-        let deleted = self.store()?.delete_sessions(ids).await?;
+        let deleted = match self.store() {
+            Ok(store) => store.delete_sessions(ids).await?,
+            Err(StoreError::Off) => 0,
+            Err(error) => return Err(error),
+        };
         for id in ids {
             self.sessions.remove(id);
             self.last_turns.remove(id);
@@ -230,6 +235,7 @@ impl Traces {
     pub async fn set_weight_version(&self, version: i64) -> Result<(), StoreError> {
         let stored = match self.store() {
             Ok(store) => store.set_weight_version(Some(version)).await,
+            Err(StoreError::Off) => Ok(()),
             Err(error) => Err(error),
         };
         // This balancer's own calls have it, also while a database is away.
@@ -245,9 +251,13 @@ impl Traces {
         heard.await.ok();
     }
 
-    /// What is stored. An error while a database has never been reached.
+    /// What is stored. An error while a database has never been reached, and where nothing is stored.
     pub fn store(&self) -> Result<Arc<Store>, StoreError> {
-        self.store.load_full().ok_or(StoreError::Unreached)
+        match self.store.load_full() {
+            Some(store) if matches!(*store, Store::None) => Err(StoreError::Off),
+            Some(store) => Ok(store),
+            None => Err(StoreError::Unreached),
+        }
     }
 
     /// Stores what has been captured, for as long as `grace` allows, and ends the writer.

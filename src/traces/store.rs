@@ -54,6 +54,8 @@ pub struct StoredTrace {
 pub enum StoreError {
     #[error("cannot open {place}: {reason}")]
     Open { place: String, reason: String },
+    #[error("calls are not recorded: traces.store is none; set it to memory, sqlite or a postgres:// URL")]
+    Off,
     #[error("the database of the traces has not been reached yet")]
     Unreached,
     #[error("the database of the traces: {reason}")]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::common::body::{events, normal, stream};
 use crate::common::wire::{self, Answer, JSON};
 use crate::common::{
-    Balancer, EngineServer, InjectedFault, Options, config, direct, engine, engines, eventually, names,
-    paced, upstreams,
+    Balancer, EngineServer, InjectedFault, Options, admin, config, direct, engine, engines, eventually,
+    names, paced, upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::config::types::{CaptureScope, TraceStore};
@@ -254,7 +254,25 @@ async fn without_a_store_nothing_is_captured() {
     let body = Call::chat("hi", 3).body;
     balancer.ask(post(&format!("{SESSION}/v1/chat/completions"), &body)).await.expect(200);
     assert_eq!(engines[0].requests()[0].json(), body, "nothing was added for a trace");
-    assert_eq!(traces(&balancer, "s-1").await, Vec::<Value>::new());
+    // No list: an empty one would look like one of a store that has recorded nothing yet.
+    for (method, path) in [
+        ("GET", "/sessions"),
+        ("POST", "/sessions"),
+        ("GET", "/sessions/s-1"),
+        ("GET", "/sessions/s-1/traces"),
+        ("GET", "/traces/x"),
+    ] {
+        let answer = admin(&balancer, method, path, json!({})).await;
+        let error = answer.json()["error"].as_str().map(String::from).unwrap_or_default();
+        assert!(answer.status == 501 && error.contains("traces.store is none"), "{path}: {answer:?}");
+    }
+    let query = admin(&balancer, "POST", "/traces/query", json!({"session_ids": ["s-1"]})).await;
+    assert_eq!(query.status, 501);
+    // What a training loop calls besides: its sessions end, and there is nothing to wait for.
+    let deleted = admin(&balancer, "DELETE", "/sessions/s-1", Value::Null).await.expect(200).json();
+    assert_eq!(deleted, json!({"deleted": 0}));
+    admin(&balancer, "POST", "/admin/flush", Value::Null).await.expect(200);
+    admin(&balancer, "POST", "/admin/weight_version", json!({"weight_version": 3})).await.expect(200);
 }
 
 /// Engines may stand behind a server that compresses.
