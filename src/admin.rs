@@ -69,6 +69,7 @@ pub struct AdminParts {
     pub observer: Observer,
 }
 
+/// Answers the calls of the admin listener.
 pub struct AdminApi {
     fleet: Arc<Fleet>,
     state: Arc<State>,

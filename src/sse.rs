@@ -310,6 +310,7 @@ impl Default for StreamTail {
 }
 
 impl StreamTail {
+    /// Takes the next piece of the stream.
     pub fn feed(&mut self, piece: &[u8]) {
         let [_, before, last] = self.last;
         self.last = match *piece {

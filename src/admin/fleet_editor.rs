@@ -4,6 +4,7 @@ use crate::config::member::MemberRecord;
 use crate::fleet::{Change, ChangeError, Fleet};
 use crate::state::redis::SiblingExchange;
 
+/// Applies the changes that operators make to the fleet, and publishes them to siblings.
 pub struct FleetEditor<'a> {
     pub fleet: &'a Fleet,
     pub exchange: Option<&'a SiblingExchange>,

@@ -12,6 +12,7 @@ const UNITS_PER_ATTEMPT: i64 = 1000;
 /// The size of the bucket: the most retries that quiet times save up.
 const RESERVE_UNITS: i64 = 100 * UNITS_PER_ATTEMPT;
 
+/// Limits retries to a share of the requests, so that an outage is not multiplied.
 pub struct RetryBudget {
     tokens: AtomicI64,
 }

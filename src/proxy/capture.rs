@@ -126,6 +126,7 @@ impl CaptureIntent {
 }
 
 impl RequestCapture {
+    /// Begins the capture of a prepared request.
     pub fn begin(
         scope: &RequestScope<'_>,
         prepared: PreparedCapture,

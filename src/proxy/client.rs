@@ -150,6 +150,7 @@ impl<'s> Client<'s> {
         self.sized().is_none() && self.session.is_body_empty()
     }
 
+    /// Whether the whole body of the request has been read.
     pub fn is_body_done(&mut self) -> bool {
         match self.sized() {
             Some(wire) => wire.is_body_done(),

@@ -15,6 +15,7 @@ use crate::fleet::{Fleet, Snapshot, Upstream};
 use crate::route::resolve::{self, Resolver, UpstreamView};
 use crate::route::table::{RoutePlan, RouteTable, UnnamedModelRoute};
 
+/// The routes, with the models that their upstreams serve at this moment.
 pub struct FleetRoutes {
     table: RouteTable,
     fleet: Arc<Fleet>,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::observe::Observer;
 
+/// Counts the bytes of bodies that are held, and limits them (`peek.memory`).
 pub struct PeekMemory {
     taken: AtomicU64,
     most: AtomicU64,

@@ -8,6 +8,7 @@ use http::HeaderValue;
 use rustls::crypto::{SecureRandom, ring};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+/// Seeds for choices, and unpredictable bytes for ids.
 pub struct RandomSource {
     /// The system's generator, for unpredictable bytes.
     system: &'static dyn SecureRandom,
@@ -25,6 +26,7 @@ impl RandomSource {
         }
     }
 
+    /// The next number: unique, and predictable.
     pub fn next(&self) -> u64 {
         let count = self.count.fetch_add(1, Relaxed);
         xxh3_64_with_seed(&count.to_le_bytes(), self.seed)

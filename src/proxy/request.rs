@@ -42,6 +42,7 @@ pub enum RequestedModel {
 }
 
 impl RequestedModel {
+    /// The name of the model, where the request has one.
     pub fn name(&self) -> Option<&str> {
         match self {
             RequestedModel::Named(name) => Some(name),
@@ -217,6 +218,7 @@ impl ClientRequest {
 // === impl BodySamples ===
 
 impl BodySamples {
+    /// Appends a piece to a sample, up to its limit.
     pub fn keep(sample: &mut Vec<u8>, limit: usize, piece: &[u8]) {
         let room = limit.saturating_sub(sample.len());
         sample.extend_from_slice(&piece[..piece.len().min(room)]);

@@ -29,6 +29,7 @@ use crate::route::rewrite::AddedAnswerFields;
 use crate::route::table::RoutePlan;
 use crate::route::translate::ResponseTranslation;
 
+/// The edits that a route makes to one request and its answer.
 pub struct RouteEdits {
     pub plan: Arc<RoutePlan>,
     pub dialect: BodyDialect,

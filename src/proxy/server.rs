@@ -46,6 +46,7 @@ pub struct ConnectionServer {
     limits: ConnectionLimits,
 }
 
+/// The server that all listeners share.
 pub type SharedServer = Arc<ConnectionServer>;
 
 pub fn shared_server(balancer: Balancer, limits: ConnectionLimits) -> SharedServer {

@@ -14,6 +14,7 @@ use crate::prompt::chain::BlockLayout;
 use crate::prompt::session::SessionPlaces;
 use crate::route::paths;
 
+/// What a request needs of the configuration, loaded once at its beginning.
 pub struct ProxySettings {
     pub table: paths::PathTable,
     pub knobs: Balance,

@@ -19,6 +19,7 @@ use crate::route::paths::Api;
 use crate::route::refusal::{self, RefusalEditor};
 use crate::route::usage::{self, UsageFilter, UsageRequest};
 
+/// Requests the usage of one stream, and removes it from the answer.
 pub struct UsageInjection {
     /// The body has one more field, which a refusal counts.
     is_field: bool,

@@ -76,6 +76,7 @@ impl UploadPace {
         UploadPace { begun, received: 0, paused: None }
     }
 
+    /// Counts received bytes of the body, which extend its deadline.
     pub fn received(&mut self, bytes: usize) {
         self.received += bytes as u64;
         self.resume();
@@ -86,6 +87,7 @@ impl UploadPace {
         self.paused.get_or_insert_with(Instant::now);
     }
 
+    /// Ends a pause: its time does not count against the client.
     pub fn resume(&mut self) {
         if let Some(since) = self.paused.take() {
             self.begun += since.elapsed();
@@ -185,6 +187,7 @@ impl RequestWatch {
         poll_fn(|cx| self.poll_end(cx)).await
     }
 
+    /// Ready when a deadline of the request has passed.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
         loop {
             let due = self.next_check();

@@ -29,6 +29,7 @@ const SHUTTING_DOWN: &[u8] = b"cannot schedule new futures after shutdown";
 const ENGINE_DEAD: &[u8] =
     b"\"EngineCore encountered an issue. See stack trace (above) for the root cause.\"";
 
+/// What the beginning of an answer shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerVerdict {
     /// Too little of the answer has arrived.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::paths::Api;
 
+/// The form of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyDialect {
     Chat,
@@ -87,6 +88,7 @@ const DIALECT_FIELDS: &[(&str, &str)] = &[
 ];
 
 impl BodyDialect {
+    /// The dialect of an API's requests.
     pub fn of(api: Api) -> Self {
         match api {
             Api::Chat | Api::ChatBatch => BodyDialect::Chat,

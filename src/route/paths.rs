@@ -36,6 +36,7 @@ pub enum PathPolicy {
     Deny,
 }
 
+/// Answers that the balancer merges from those of all upstreams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AggregateKind {
     Models,
@@ -44,12 +45,14 @@ pub enum AggregateKind {
     Metrics,
 }
 
+/// Answers that the balancer gives without an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnAnswer {
     /// 200 with an empty body when an upstream is ready, else 503.
     Health,
 }
 
+/// The API of a path, and what the balancer does with its requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiRoute {
     pub api: Api,

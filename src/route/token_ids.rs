@@ -45,6 +45,7 @@ impl MissingTokens {
     /// 502 without end.
     pub const STATUS: u16 = 500;
 
+    /// The text of the error: what is missing, and the flag of the engine that sends it.
     pub fn message(self) -> String {
         let (what, flag, since) = match self {
             MissingTokens::PromptIds => ("prompt_token_ids", "return_token_ids", ", known since vLLM 0.10.2"),

@@ -76,6 +76,7 @@ impl Outgoing {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Queues a piece of the body for the upstream; an empty one, or one behind an error, is dropped.
     pub fn push(&self, piece: Bytes) {
         let mut queue = self.lock();
         if piece.is_empty() || queue.broken {

@@ -77,6 +77,7 @@ impl FactsReader {
         }
     }
 
+    /// The scanner of a JSON body, for the spans of its fields.
     pub fn scanner(&self) -> Option<&Scanner> {
         match self {
             FactsReader::Json(scanner, _) => Some(scanner),
@@ -84,6 +85,7 @@ impl FactsReader {
         }
     }
 
+    /// Reads what the body has gained; `body` is the same buffer at each call, grown at its end.
     pub fn read(&mut self, body: &[u8]) {
         match self {
             FactsReader::Json(scanner, _) => scanner.scan(body),

@@ -99,6 +99,7 @@ impl Listener {
         self.tls.as_ref()
     }
 
+    /// Accepts one connection, with the addresses that pingora records of it.
     pub(super) async fn accept(&self) -> io::Result<AcceptedSocket> {
         match &self.socket {
             BoundSocket::Tcp(listener) => {

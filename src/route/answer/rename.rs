@@ -10,6 +10,7 @@ use crate::route::json;
 /// The longest key that is compared: `response`.
 const MAX_COMPARED_KEY_BYTES: usize = 8;
 
+/// Puts the client's name of the model in place of the served one, in an answer that arrives in pieces.
 #[derive(Debug)]
 pub struct ModelRenamer {
     /// With its quotes; without a name everything stays.

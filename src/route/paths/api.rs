@@ -109,6 +109,7 @@ impl Api {
         }
     }
 
+    /// The form of this API's error bodies.
     pub fn error_style(self) -> ErrorStyle {
         match self {
             Api::Messages | Api::CountTokens | Api::MessagesRender => ErrorStyle::Anthropic,
@@ -119,6 +120,7 @@ impl Api {
         }
     }
 
+    /// The place of the model's name in a request.
     pub fn model_in(self) -> ModelLocation {
         match self {
             Api::Transcriptions | Api::Translations => ModelLocation::Multipart,

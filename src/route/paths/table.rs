@@ -19,6 +19,7 @@ pub(super) enum AllowedMethods {
 }
 
 impl AllowedMethods {
+    /// Whether the method is one of these.
     pub(super) fn allows(self, method: &str) -> bool {
         match self {
             AllowedMethods::Get => method == "GET",
@@ -55,6 +56,7 @@ pub(super) enum PolicyRule {
     Deny,
 }
 
+/// One API route of vLLM and what the balancer does with it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ApiRouteRow {
     pub(super) verb: AllowedMethods,
@@ -80,6 +82,7 @@ const fn deny(verb: AllowedMethods, path: &'static str) -> ApiRouteRow {
     ApiRouteRow { verb, path, api: Api::Control, rule: PolicyRule::Deny }
 }
 
+/// The API routes of vLLM 0.32.
 pub(super) const API_ROUTES: &[ApiRouteRow] = &[
     // Inference.
     post("/v1/chat/completions", Api::Chat, PolicyRule::Prefix),
