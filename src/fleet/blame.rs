@@ -90,6 +90,7 @@ mod tests {
     use super::*;
     use crate::config::types::{Config, UpstreamConfig};
     use crate::config::url;
+    use crate::observe::Observer;
     use std::sync::Arc;
 
     /// Two upstreams that nothing is sent to.

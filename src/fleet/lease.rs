@@ -149,6 +149,7 @@ mod tests {
     use super::super::upstream::UpstreamLoad;
     use super::*;
     use crate::config::types::{Breaker, Health, UpstreamConfig, UpstreamUrl};
+    use crate::observe::Observer;
     use proptest::prelude::*;
 
     /// A ready entry.

@@ -326,6 +326,7 @@ impl RequestBody {
 mod tests {
     use super::super::memory::PeekMemory;
     use super::*;
+    use crate::observe::Observer;
 
     fn body(memory: u64, max_held: u64) -> RequestBody {
         let mut body =

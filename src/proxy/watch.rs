@@ -256,6 +256,7 @@ impl RequestWatch {
 pub mod tests {
     use super::*;
     use crate::config::types::{Config, UpstreamConfig, UpstreamUrl};
+    use crate::observe::Observer;
 
     /// Watches a request to an upstream that was never probed; its id is 0.
     pub fn watch(timeouts: Timeouts) -> RequestWatch {

@@ -1,6 +1,7 @@
 //! What was sent, taken back, forgotten and counted, through the one door.
 
 use super::*;
+use crate::observe::Observer;
 use crate::prompt::session::SessionOrigin;
 
 const HOUR: Duration = Duration::from_secs(3600);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::types::Config;
 use crate::config::url;
+use crate::observe::Observer;
 
 fn source(written: &str) -> DiscoverySource {
     DiscoverySource::new(Discover::Gym(url::upstream(written).expect("is a URL")))

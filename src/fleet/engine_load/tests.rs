@@ -9,6 +9,7 @@ use super::super::snapshot::SnapshotEntry;
 use super::*;
 use crate::config::types::{Breaker, UpstreamConfig};
 use crate::config::url;
+use crate::observe::Observer;
 
 fn upstream() -> Upstream {
     let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));

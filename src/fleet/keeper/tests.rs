@@ -6,6 +6,7 @@ use super::*;
 use crate::config::types::{Config, Discovered};
 use crate::config::url;
 use crate::fleet::UpstreamState;
+use crate::observe::Observer;
 
 fn keeper() -> Keeper {
     let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));

@@ -12,6 +12,7 @@ use super::*;
 use crate::aggregate::ModelCard;
 use crate::config::types::{Discovered, UpstreamConfig};
 use crate::config::url;
+use crate::observe::Observer;
 
 const LONG: Duration = Duration::from_secs(1000);
 

@@ -9,6 +9,7 @@ use super::super::queue::Queue;
 use super::*;
 use crate::config::types::{Discovered, UpstreamConfig};
 use crate::config::url;
+use crate::observe::Observer;
 
 fn rules() -> BreakerRules {
     let breaker = Breaker { failures: 1, ..Breaker::default() };

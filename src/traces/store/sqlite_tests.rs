@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::contract::{NOW, arcs, check_expiry, check_repeated, check_sessions, check_store};
 use super::samples::{self, conversation, record};
 use super::*;
+use crate::observe::Observer;
 
 /// A store in a directory that goes with the test.
 struct SqliteFixture {

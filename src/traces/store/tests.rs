@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::contract::{NOW, arcs, check_expiry, check_repeated, check_sessions, check_store};
 use super::samples::{self, conversation, record};
 use super::*;
+use crate::observe::Observer;
 
 fn config() -> TracesConfig {
     TracesConfig { keep: Duration::from_secs(100), ..TracesConfig::default() }

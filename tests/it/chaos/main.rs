@@ -30,7 +30,6 @@ use tokio::time::sleep;
 use trouble::{Chronicle, KINDS, Trouble};
 use vllm_lb::app::{self, LoadConfig};
 use vllm_lb::config::types::{Config, Retry};
-use vllm_lb::observe::metrics::METRICS;
 
 /// The product's, or freed memory would not leave the process.
 #[cfg(feature = "jemalloc")]
@@ -124,7 +123,7 @@ fn no_request_is_lost_in_chaos() {
         balancer.until_ready(engines.len()).await;
 
         let (world, chronicle, samples) = live(&balancer, &engines, seed, time).await;
-        tell(&world.tally, &chronicle);
+        tell(&balancer, &world.tally, &chronicle);
         let wrong = world.tally.wrong();
         assert!(wrong.is_empty(), "seed {seed}, {} wrong:\n{}", wrong.len(), wrong.join("\n\n"));
         assert!(world.tally.whole.load(Relaxed) > 100, "next to nothing was answered");
@@ -201,15 +200,14 @@ async fn live(
 }
 
 /// Prints what happened, for the output of the test.
-fn tell(tally: &Tally, chronicle: &Chronicle) {
+fn tell(balancer: &Balancer, tally: &Tally, chronicle: &Chronicle) {
     let mut kinds = BTreeMap::new();
     for event in chronicle.events() {
         *kinds.entry(event.kind).or_insert(0) += 1;
     }
     println!("whole {:?} broken {:?} left {:?}", tally.whole, tally.broken, tally.left);
     println!("{kinds:?}");
-    let page = METRICS.render();
-    let page = String::from_utf8_lossy(&page);
+    let page = balancer.metrics();
     for name in ["vllm_lb_retries_total", "vllm_lb_queue_total", "vllm_lb_rejects_total"] {
         page.lines().filter(|line| line.starts_with(name)).for_each(|line| println!("{line}"));
     }
@@ -219,13 +217,13 @@ fn tell(tally: &Tally, chronicle: &Chronicle) {
 async fn nothing_is_left(balancer: Balancer, engines: &[Arc<EngineServer>], its: &Runtime) {
     balancer.until_idle().await;
     let gauges = [
-        ("in flight", &METRICS.in_flight),
-        ("queued", &METRICS.queued),
-        ("peeked", &METRICS.peeked_bytes),
-        ("connections", &METRICS.connections),
+        ("in flight", "vllm_lb_in_flight"),
+        ("queued", "vllm_lb_queued"),
+        ("peeked", "vllm_lb_peeked_bytes"),
+        ("connections", "vllm_lb_connections"),
     ];
     for (what, gauge) in gauges {
-        eventually(&format!("{what} is 0"), async || (gauge.get() == 0).then_some(())).await;
+        eventually(&format!("{what} is 0"), async || (balancer.gauge(gauge) == 0).then_some(())).await;
     }
     for engine in engines {
         engine.wait_until("nothing runs", |stats| stats.running + stats.waiting == 0).await;

@@ -179,6 +179,18 @@ impl Balancer {
         self.running.fleet.snapshot().entries.iter().map(|entry| entry.upstream.load()).collect()
     }
 
+    /// The page of the balancer's own metrics, without the request that a scrape is.
+    pub fn metrics(&self) -> String {
+        String::from_utf8(self.running.observer.render(&[])).expect("metrics are text")
+    }
+
+    /// The value of a metric without labels.
+    pub fn gauge(&self, name: &str) -> i64 {
+        let page = self.metrics();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is not in {page}"))
+    }
+
     /// Waits until no upstream has anything in flight.
     pub async fn until_idle(&self) {
         eventually("nothing is in flight", async || {

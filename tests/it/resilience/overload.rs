@@ -12,7 +12,6 @@ use crate::common::{Balancer, config, eventually, paced, upstreams};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use vllm_lb::observe::metrics::METRICS;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -101,8 +100,8 @@ async fn measure(balancer: &Balancer, clients: usize) -> (u64, u64, Most, JoinSe
     while begun.elapsed() < WINDOW {
         let active = balancer.loads().iter().map(|load| load.active).max().unwrap_or(0);
         most.active = most.active.max(active);
-        most.queued = most.queued.max(METRICS.queued.get());
-        most.held = most.held.max(METRICS.peeked_bytes.get());
+        most.queued = most.queued.max(balancer.gauge("vllm_lb_queued"));
+        most.held = most.held.max(balancer.gauge("vllm_lb_peeked_bytes"));
         while let Some(ended) = tasks.try_join_next() {
             ended.expect("a client goes on");
         }
@@ -157,7 +156,7 @@ async fn at_five_times_its_load_the_fleet_works_as_before() {
         }
     }
     assert!(seen.is_empty(), "worse under load every time: {seen:?}");
-    for gauge in [&METRICS.queued, &METRICS.peeked_bytes, &METRICS.in_flight] {
-        eventually("nothing is left", async || (gauge.get() == 0).then_some(())).await;
+    for gauge in ["vllm_lb_queued", "vllm_lb_peeked_bytes", "vllm_lb_in_flight"] {
+        eventually("nothing is left", async || (balancer.gauge(gauge) == 0).then_some(())).await;
     }
 }

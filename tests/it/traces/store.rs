@@ -22,6 +22,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor, Row};
 use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::{TraceStore, TracesConfig};
+use vllm_lb::observe::Observer;
 use vllm_lb::traces::record::TraceRecord;
 use vllm_lb::traces::store::{Store, StoreError, StoreTimeouts};
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use vllm_lb::config::{redis, types::RedisOptions};
+use vllm_lb::observe::Observer;
 use vllm_lb::state::exchange::{Binding, BindingUpdate, ExchangeMemory, Outbox, OutboxEvent, SiblingLoad};
 use vllm_lb::state::prefix_index::{Hits, Index, Slot};
 use vllm_lb::state::redis::{ExchangeSettings, SiblingExchange};
