@@ -54,6 +54,8 @@ pub enum Reject {
     Timeout { name: Option<String> },
     /// The upstream's answer cannot be translated: it is above this limit.
     LargeAnswer { limit: String },
+    /// The model calls a tool with arguments that are no JSON object, which the client's API has no way to say.
+    ToolInput,
     /// The answer lacks the token ids that its route requested.
     TokenIds { message: String },
     /// The request has been here before: some upstream leads back to this balancer.
@@ -86,7 +88,7 @@ impl Reject {
             Reject::Slow => 408,
             Reject::Malformed { .. } | Reject::Field { .. } => 400,
             Reject::HeadTooLarge { .. } => 431,
-            Reject::Upstream { .. } | Reject::LargeAnswer { .. } => 502,
+            Reject::Upstream { .. } | Reject::LargeAnswer { .. } | Reject::ToolInput => 502,
             Reject::Timeout { .. } | Reject::NoTime => 504,
             Reject::Loop => 508,
             Reject::Token => 401,
@@ -114,6 +116,7 @@ impl Reject {
             Reject::Timeout { .. } => "timeout",
             Reject::NoTime => "no_time",
             Reject::LargeAnswer { .. } => "large_answer",
+            Reject::ToolInput => "tool_input",
             Reject::TokenIds { .. } => "token_ids",
             Reject::Loop => "loop",
             Reject::Token => "token",
@@ -205,6 +208,7 @@ impl Reject {
             Reject::LargeAnswer { limit } => {
                 format!("The upstream's answer has more than the {limit} that can be translated.").into()
             }
+            Reject::ToolInput => "The model called a tool with arguments that are no JSON object.".into(),
             Reject::Loop => "The request came back: an upstream leads to its own balancer.".into(),
             Reject::Token => "Unauthorized".into(),
             Reject::Internal => "Internal server error".into(),

@@ -55,6 +55,7 @@ pub const SECTIONS: &[(&str, &[&str])] = &[
             "think_tags",
             "overflow",
             "responses",
+            "messages",
             "metadata_overrides",
             "api_key",
             "timeouts",

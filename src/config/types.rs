@@ -21,7 +21,7 @@ pub use balance::{Balance, PrefixIndex, Preset};
 pub use limits::ConnectionLimits;
 pub use redis::{RedisForm, RedisOptions, RedisUrl};
 pub use retry::{Retry, RetryOn};
-pub use route::{BodyEdits, HeaderEdits, Overflow, Responses, RouteConfig};
+pub use route::{BodyEdits, HeaderEdits, Overflow, RouteConfig, UpstreamForm};
 pub use sessions::{SessionConfig, SubagentSessions};
 pub use source::{Discover, Discovered, DiscoverySource};
 pub use traces::{CaptureScope, TraceStore, TracesConfig};

@@ -27,7 +27,7 @@ use crate::route::edit::{BodyEdit, EditedBody};
 use crate::route::paths::Api;
 use crate::route::rewrite::AddedAnswerFields;
 use crate::route::table::RoutePlan;
-use crate::route::translate::ResponseTranslation;
+use crate::route::translate::ChatTranslation;
 
 /// The edits that a route makes to one request and its answer.
 pub struct RouteEdits {
@@ -40,7 +40,7 @@ pub struct RouteEdits {
     added_fields: AddedAnswerFields,
     answer: Option<AnswerEditor>,
     /// Set where the upstreams use another dialect than the client.
-    translation: Option<ResponseTranslation>,
+    translation: Option<ChatTranslation>,
 }
 
 /// Header fields, of a request or of an answer.
@@ -123,7 +123,7 @@ impl RouteEdits {
 
     /// The dialect that the upstreams receive.
     fn upstream_dialect(&self) -> BodyDialect {
-        if self.translates() { BodyDialect::Chat } else { self.dialect }
+        self.sent_as().map_or(self.dialect, BodyDialect::of)
     }
 
     /// Whether the upstreams use another dialect than the client.
@@ -131,9 +131,14 @@ impl RouteEdits {
         self.translation.is_some()
     }
 
+    /// The interface that the upstreams are asked by, where it is not the client's.
+    fn sent_as(&self) -> Option<Api> {
+        self.translation.as_ref().map(|exchange| exchange.api().sent_as())
+    }
+
     /// The interface of a body that was edited.
     pub fn api(&self, api: Api) -> Api {
-        if self.translates() { Api::Chat } else { api }
+        self.sent_as().unwrap_or(api)
     }
 
     /// The edit of the body. `scanner` has read it.
@@ -156,7 +161,7 @@ impl RouteEdits {
 
     /// The target for its upstreams, where it is not the client's.
     pub fn translated_target(&self, head: &RequestHeader) -> Option<String> {
-        self.translates().then(|| translation::chat_target(head))
+        self.translation.as_ref().map(|exchange| translation::target(exchange.api(), head))
     }
 
     /// Makes a head one for an upstream of this route, or for another that alone has what is asked for.
@@ -262,7 +267,7 @@ impl RouteEdits {
 
     /// Whether the translated stream broke: the client has received its last event.
     pub fn is_broken(&self) -> bool {
-        self.translation.as_ref().is_some_and(ResponseTranslation::is_broken)
+        self.translation.as_ref().is_some_and(ChatTranslation::is_broken)
     }
 
     /// The next piece of the answer, edited. `None`: it goes on as it is.

@@ -1,4 +1,4 @@
-//! Routes whose upstreams receive chats where their clients send Responses requests.
+//! Routes whose upstreams receive chats where their clients send Responses or Messages requests.
 //!
 //! `route::translate` has the rules; this module adds the path, the clock and random ids.
 //!
@@ -10,13 +10,13 @@ use pingora::{Error, ErrorType, Result};
 
 use super::random::RandomSource;
 use super::route_edits::now;
-use crate::config::types::Responses;
+use crate::config::types::UpstreamForm;
 use crate::reject::Reject;
 use crate::route::answer::AnswerContext;
 use crate::route::paths::Api;
 use crate::route::table::RoutePlan;
 use crate::route::token_ids::MissingTokens;
-use crate::route::translate::{self, AnswerFault, ResponseTranslation};
+use crate::route::translate::{self, AnswerFault, ChatTranslation, TranslatedApi};
 
 /// The type of the error for an answer above a limit.
 const TOO_LARGE: ErrorType = ErrorType::Custom("an answer that is too large to be translated");
@@ -24,30 +24,36 @@ const TOO_LARGE: ErrorType = ErrorType::Custom("an answer that is too large to b
 /// The type of the error for an answer without the token ids that its route requested.
 const NO_TOKENS: ErrorType = ErrorType::Custom("an answer without token ids");
 
-const CHAT_PATH: &str = "/v1/chat/completions";
+/// The type of the error for a call of a tool that the client could not run.
+const NO_INPUT: ErrorType = ErrorType::Custom("a call of a tool without an input that can be read");
 
 /// The translation of a request to this interface, if its route has one.
-pub fn of(plan: &RoutePlan, api: Api) -> Option<ResponseTranslation> {
-    let wanted = plan.route.responses == Responses::Chat && api == Api::Responses;
-    wanted.then(ResponseTranslation::default)
+pub fn of(plan: &RoutePlan, api: Api) -> Option<ChatTranslation> {
+    let (form, api) = match api {
+        Api::Responses => (plan.route.responses, TranslatedApi::Responses),
+        Api::Messages => (plan.route.messages, TranslatedApi::Messages),
+        Api::CountTokens => (plan.route.messages, TranslatedApi::CountTokens),
+        _ => return None,
+    };
+    (form == UpstreamForm::Chat).then(|| ChatTranslation::new(api))
 }
 
-/// The target of a chat, however the client wrote that of a response.
-pub fn chat_target(head: &RequestHeader) -> String {
+/// The target that the upstreams are asked by, however the client wrote its own.
+pub fn target(api: TranslatedApi, head: &RequestHeader) -> String {
     let query = head.uri.query().map_or(String::new(), |query| format!("?{query}"));
-    format!("{CHAT_PATH}{query}")
+    format!("{}{query}", api.sent_to())
 }
 
 /// An answer begins: whether it is translated, which errors need not be. `plain`: it can be read.
 pub fn begin(
-    exchange: &mut ResponseTranslation,
+    exchange: &mut ChatTranslation,
     (plan, asker): (&RoutePlan, AnswerContext<'_>),
     (status, kind, plain): (u16, Option<&str>, bool),
     random: &RandomSource,
 ) -> Result<bool> {
     if !(200..300).contains(&status) {
-        exchange.pass_through();
-        return Ok(false);
+        let names = (asker.model, plan.route.to.as_deref());
+        return Ok(exchange.begin_error(names, kind.filter(|_| plain)));
     }
     let asker = translate::TranslationContext {
         model: asker.model.map(str::to_string),
@@ -62,7 +68,7 @@ pub fn begin(
 }
 
 /// The next piece of the answer, translated. `None`: it goes on as it is.
-pub fn piece(exchange: &mut ResponseTranslation, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+pub fn piece(exchange: &mut ChatTranslation, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
     exchange.feed(piece, end).map(|told| told.map(Bytes::from)).map_err(unreadable)
 }
 
@@ -74,8 +80,10 @@ pub fn holds(status: u16, kind: Option<&str>) -> bool {
 /// An answer that is no chat is the upstream's fault: while nothing has been sent to the client, another
 /// upstream may answer.
 fn unreadable(fault: AnswerFault) -> Box<Error> {
-    if let AnswerFault::Tokens(missing) = fault {
-        return lacking(missing);
+    match fault {
+        AnswerFault::Tokens(missing) => return lacking(missing),
+        AnswerFault::ToolInput => return Error::explain(NO_INPUT, "").into_up(),
+        AnswerFault::NoChat | AnswerFault::ManyBytes | AnswerFault::ManyValues => {}
     }
     match fault.limit() {
         None => {
@@ -96,6 +104,7 @@ pub fn refusal_of(error: &Error) -> Option<Reject> {
     let context = error.context.as_ref()?.as_str().to_string();
     match &error.etype {
         etype if *etype == TOO_LARGE => Some(Reject::LargeAnswer { limit: context }),
+        etype if *etype == NO_INPUT => Some(Reject::ToolInput),
         etype if *etype == NO_TOKENS => Some(Reject::TokenIds { message: context }),
         _ => None,
     }

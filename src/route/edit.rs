@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::dialect::BodyDialect;
 use super::rewrite::{AddedAnswerFields, BodyRewrite, RewrittenBody, is_wide};
 use super::table::RoutePlan;
-use super::translate::{self, ResponseTranslation};
+use super::translate::{self, ChatTranslation};
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 
@@ -34,7 +34,7 @@ pub struct BodyEdit {
     /// The `content-type` of a body that is a form.
     pub form: Option<String>,
     /// The upstreams are spoken to in another language than the client's.
-    pub translation: Option<ResponseTranslation>,
+    pub translation: Option<ChatTranslation>,
     /// It has read the body.
     pub scanner: Option<Scanner>,
 }
@@ -46,7 +46,7 @@ pub struct EditedBody {
     pub body: Option<Vec<u8>>,
     pub added_fields: AddedAnswerFields,
     /// Knows now how to translate the answer.
-    pub translation: Option<ResponseTranslation>,
+    pub translation: Option<ChatTranslation>,
 }
 
 impl BodyEdit {

@@ -1,41 +1,53 @@
-//! Responses for engines that have only Chat Completions: translates the request into a chat, and the chat's
-//! answer, whole or as a stream, into a response.
+//! Responses and Messages for engines that have only Chat Completions: translates the request into a chat,
+//! and the chat's answer, whole or as a stream, into that of the client's API.
 //!
 //! ```text
-//! request   items -> messages, flat tools -> nested ones, `text.format` -> `response_format`, …
+//! request   items or blocks -> messages, the API's tools -> the chat's, …
 //!           (the route's body edits come behind it, in the chat's language)
-//! answer    reasoning, content and calls of the first choice -> items of the output
-//! stream    each chunk -> the events that vLLM's own Responses would send, as it goes by
+//! answer    reasoning, content and calls of the first choice -> items or blocks
+//! stream    each chunk -> the events that vLLM's own endpoint would send, as it goes by
 //! ```
 //!
-//! A field that a chat does not have is dropped where the engine ignores it too (`store`, `include` of what
-//! OpenAI keeps), and rejected where the client relies on it (OpenAI's own tools, a stored response). Fields
-//! in no list are passed on by their names: sampling fields are vLLM's own.
+//! `responses` and `messages` have what the two APIs have of their own; all else they share. The tokens of a
+//! Messages request are counted by `/tokenize`, which renders a chat.
 //!
 //! Never: drop what changes the answer, report a number that the engine did not report, hold a stream back.
 
 mod answer;
-mod items;
+mod messages;
 mod request;
-mod response;
+mod responses;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::sync::Arc;
 
 pub use self::answer::MAX_ANSWER_VALUES;
+use self::answer::WholeChat;
+use self::messages::{MessageBuilder, MessageEvents};
 pub use self::request::{MAX_TREE_VALUES, chat_bytes, memory_needed};
-pub use self::response::RequestEcho;
-use self::response::ResponseBuilder;
+use self::responses::{RequestEcho, ResponseBuilder, ResponseEvents};
 use self::stream::ChatStreamTranslator;
 use super::answer::{MAX_WHOLE_ANSWER_BYTES, ModelRename};
+use super::paths::Api;
 use super::token_ids::MissingTokens;
 use crate::reject::Reject;
 
+/// An API whose requests can be sent to an engine in the language of its chats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TranslatedApi {
+    Responses,
+    Messages,
+    /// The count of the tokens that a Messages request has.
+    CountTokens,
+}
+
 /// Translates one request and its answer.
-#[derive(Debug, Default)]
-pub struct ResponseTranslation {
+#[derive(Debug)]
+pub struct ChatTranslation {
+    api: TranslatedApi,
     echo: Arc<RequestEcho>,
     way: Option<TranslatedAnswer>,
 }
@@ -50,7 +62,7 @@ pub struct TranslationContext {
     pub now: u64,
     /// Makes the ids.
     pub seed: u128,
-    /// Token ids and log-probabilities are put on the last item.
+    /// Token ids and log-probabilities are put on the last item or block.
     pub token_ids: bool,
     /// The route added the log-probabilities: the client does not get them.
     pub hides_logprobs: bool,
@@ -59,8 +71,19 @@ pub struct TranslationContext {
 /// The answer in progress.
 #[derive(Debug)]
 enum TranslatedAnswer {
-    Whole { form: ResponseBuilder, held: Vec<u8> },
-    Events(Box<ChatStreamTranslator>),
+    Whole { form: WholeForm, held: Vec<u8> },
+    ResponseEvents(Box<ChatStreamTranslator<ResponseEvents>>),
+    MessageEvents(Box<ChatStreamTranslator<MessageEvents>>),
+}
+
+/// What an answer that comes whole becomes.
+#[derive(Debug)]
+enum WholeForm {
+    Response(ResponseBuilder),
+    Message(MessageBuilder),
+    Count,
+    /// The engine's error, in Anthropic's form.
+    MessagesError(Option<ModelRename>),
 }
 
 /// Why an answer cannot be translated.
@@ -72,6 +95,8 @@ pub enum AnswerFault {
     ManyBytes,
     /// It has more values than [`MAX_ANSWER_VALUES`], each of which takes memory of its own.
     ManyValues,
+    /// The model's arguments of a tool are no JSON object.
+    ToolInput,
     /// It lacks what a trainer needs of its tokens.
     Tokens(MissingTokens),
 }
@@ -80,26 +105,62 @@ impl AnswerFault {
     /// The limit that the answer is above, of one that another upstream would hardly give otherwise.
     pub fn limit(self) -> Option<String> {
         match self {
-            AnswerFault::NoChat | AnswerFault::Tokens(_) => None,
+            AnswerFault::NoChat | AnswerFault::ToolInput | AnswerFault::Tokens(_) => None,
             AnswerFault::ManyBytes => Some(format!("{MAX_WHOLE_ANSWER_BYTES} bytes")),
             AnswerFault::ManyValues => Some(format!("{MAX_ANSWER_VALUES} values")),
         }
     }
 }
 
-impl ResponseTranslation {
-    /// The chat that a request is sent as. `Ok(None)`: it is no JSON object and goes on as it is, for the
+impl TranslatedApi {
+    /// The interface that the upstreams are asked by.
+    pub fn sent_as(self) -> Api {
+        match self {
+            TranslatedApi::Responses | TranslatedApi::Messages => Api::Chat,
+            TranslatedApi::CountTokens => Api::Tokenize,
+        }
+    }
+
+    /// The path of that interface.
+    pub fn sent_to(self) -> &'static str {
+        match self {
+            TranslatedApi::Responses | TranslatedApi::Messages => "/v1/chat/completions",
+            TranslatedApi::CountTokens => "/tokenize",
+        }
+    }
+}
+
+impl ChatTranslation {
+    pub fn new(api: TranslatedApi) -> Self {
+        ChatTranslation { api, echo: Arc::default(), way: None }
+    }
+
+    pub fn api(&self) -> TranslatedApi {
+        self.api
+    }
+
+    /// The body that a request is sent as. `Ok(None)`: it is no JSON object and goes on as it is, for the
     /// engine to say what is wrong. With `tags`, reasoning stands in the content, from where the route's edit
     /// of think tags takes it.
     pub fn request(&mut self, body: &[u8], tags: bool) -> Result<Option<Vec<u8>>, Reject> {
-        let Some((chat, echo)) = request::translate(body, tags)? else { return Ok(None) };
-        self.echo = Arc::new(echo);
-        Ok(Some(chat))
+        let Some(given) = request::fields(body)? else { return Ok(None) };
+        let sent = match self.api {
+            TranslatedApi::Responses => {
+                let (chat, echo) = responses::translate(given, tags)?;
+                self.echo = Arc::new(echo);
+                chat
+            }
+            TranslatedApi::Messages => messages::translate(given, tags)?,
+            TranslatedApi::CountTokens => messages::translate_count(given, tags)?,
+        };
+        Ok(serde_json::to_vec(&sent).ok())
     }
 
     /// The chat as it is sent, after the route's edits: what counts is what is told to be asked for.
     pub fn record_sent_chat(&mut self, chat: &[u8]) {
-        Arc::make_mut(&mut self.echo).apply_sent_chat(chat);
+        if self.api == TranslatedApi::Responses {
+            Arc::make_mut(&mut self.echo).apply_sent_chat(chat);
+        }
     }
 
     /// A good answer begins. `Err`: what it says of itself is no chat.
@@ -108,34 +169,67 @@ impl ResponseTranslation {
         asker: TranslationContext,
         content_type: Option<&str>,
     ) -> Result<(), AnswerFault> {
-        let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
-        let names = ModelRename::of(asker.model.as_deref(), asker.to.as_deref());
-        let form = ResponseBuilder::new(self.echo.clone(), asker);
-        self.way = if kind.starts_with("text/event-stream") {
-            Some(TranslatedAnswer::Events(Box::new(ChatStreamTranslator::new(form, names))))
-        } else if kind.starts_with("application/json") {
-            Some(TranslatedAnswer::Whole { form, held: Vec::new() })
-        } else {
-            return Err(AnswerFault::NoChat);
+        let is_stream = match MediaKind::of(content_type) {
+            MediaKind::Events => true,
+            MediaKind::Json => false,
+            MediaKind::Other => return Err(AnswerFault::NoChat),
         };
+        let names = ModelRename::of(asker.model.as_deref(), asker.to.as_deref());
+        let (token_ids, held) = (asker.token_ids, Vec::new());
+        self.way = Some(match (self.api, is_stream) {
+            (TranslatedApi::Responses, true) => {
+                let events = ResponseEvents::new(ResponseBuilder::new(self.echo.clone(), asker));
+                let stream = ChatStreamTranslator::new(events, names, token_ids);
+                TranslatedAnswer::ResponseEvents(Box::new(stream))
+            }
+            (TranslatedApi::Messages, true) => {
+                let events = MessageEvents::new(MessageBuilder::new(asker));
+                let stream = ChatStreamTranslator::new(events, names, token_ids);
+                TranslatedAnswer::MessageEvents(Box::new(stream))
+            }
+            (TranslatedApi::CountTokens, true) => return Err(AnswerFault::NoChat),
+            (TranslatedApi::Responses, false) => {
+                let form = WholeForm::Response(ResponseBuilder::new(self.echo.clone(), asker));
+                TranslatedAnswer::Whole { form, held }
+            }
+            (TranslatedApi::Messages, false) => {
+                TranslatedAnswer::Whole { form: WholeForm::Message(MessageBuilder::new(asker)), held }
+            }
+            (TranslatedApi::CountTokens, false) => TranslatedAnswer::Whole { form: WholeForm::Count, held },
+        });
         Ok(())
     }
 
-    /// Another answer than a chat's: it goes on as it is.
-    pub fn pass_through(&mut self) {
-        self.way = None;
+    /// An error begins, for a request that named the model `model`, which is served as `to`. Returns whether
+    /// its form changes; other errors go on as they are.
+    pub fn begin_error(
+        &mut self,
+        (model, to): (Option<&str>, Option<&str>),
+        content_type: Option<&str>,
+    ) -> bool {
+        let is_other_form = self.api != TranslatedApi::Responses;
+        self.way = (is_other_form && MediaKind::of(content_type) == MediaKind::Json).then(|| {
+            let form = WholeForm::MessagesError(ModelRename::of(model, to));
+            TranslatedAnswer::Whole { form, held: Vec::new() }
+        });
+        self.way.is_some()
     }
 
     /// Its stream has ended as no chat does, and the client was told so.
     pub fn is_broken(&self) -> bool {
-        matches!(&self.way, Some(TranslatedAnswer::Events(stream)) if stream.is_broken())
+        match &self.way {
+            Some(TranslatedAnswer::ResponseEvents(stream)) => stream.is_broken(),
+            Some(TranslatedAnswer::MessageEvents(stream)) => stream.is_broken(),
+            Some(TranslatedAnswer::Whole { .. }) | None => false,
+        }
     }
 
     /// The next piece, and what the client gets of it; `None`: it goes on as it is.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Option<Vec<u8>>, AnswerFault> {
         match &mut self.way {
             None => Ok(None),
-            Some(TranslatedAnswer::Events(stream)) => Ok(Some(stream.feed(piece, end))),
+            Some(TranslatedAnswer::ResponseEvents(stream)) => Ok(Some(stream.feed(piece, end))),
+            Some(TranslatedAnswer::MessageEvents(stream)) => Ok(Some(stream.feed(piece, end))),
             Some(TranslatedAnswer::Whole { form, held }) => {
                 if held.len() + piece.len() > MAX_WHOLE_ANSWER_BYTES {
                     return Err(AnswerFault::ManyBytes);
@@ -144,9 +238,40 @@ impl ResponseTranslation {
                 if !end {
                     return Ok(Some(Vec::new()));
                 }
-                let held = std::mem::take(held);
-                answer::whole(form, &held).map(Some)
+                form.write(&std::mem::take(held)).map(Some)
             }
+        }
+    }
+}
+
+impl WholeForm {
+    fn write(&self, body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
+        match self {
+            WholeForm::Response(form) => responses::whole(form, WholeChat::read(body)?),
+            WholeForm::Message(form) => messages::whole(form, WholeChat::read(body)?),
+            WholeForm::Count => messages::count(body),
+            WholeForm::MessagesError(names) => Ok(messages::error(names.as_ref(), body)),
+        }
+    }
+}
+
+/// What an answer says that it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MediaKind {
+    Events,
+    Json,
+    Other,
+}
+
+impl MediaKind {
+    fn of(content_type: Option<&str>) -> Self {
+        let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
+        if kind.starts_with("text/event-stream") {
+            MediaKind::Events
+        } else if kind.starts_with("application/json") {
+            MediaKind::Json
+        } else {
+            MediaKind::Other
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::config::problem::{ConfigPlace, Problem, seen};
 use crate::config::raw::YamlValue;
 use crate::config::section::{Section, items};
 use crate::config::types::{
-    BodyEdits, Config, HeaderEdits, Overflow, Responses, Retry, RouteConfig, Timeouts,
+    BodyEdits, Config, HeaderEdits, Overflow, Retry, RouteConfig, Timeouts, UpstreamForm,
 };
 use crate::config::values::{ReadResult, boolean, plain, secret, url_path};
 
@@ -36,7 +36,8 @@ const OWN_WAY: [(&str, &str); 2] =
 const MAX_PATH_STEPS: usize = 8;
 
 const ASKED: &str = "is asked for by token_ids";
-const STREAM: &str = "is the client's to say with responses: chat";
+const STREAM: [&str; 2] =
+    ["is the client's to say with responses: chat", "is the client's to say with messages: chat"];
 
 /// The routes of a file. `base` is what a route's timeouts and retry begin with.
 pub fn read(
@@ -75,7 +76,8 @@ fn route(
     set(&mut route.token_ids, section.get("token_ids", boolean));
     set(&mut route.think_tags, section.get("think_tags", boolean));
     set(&mut route.overflow, section.choose("overflow", &Overflow::NAMES, Overflow::parse));
-    set(&mut route.responses, section.choose("responses", &Responses::NAMES, Responses::parse));
+    set(&mut route.responses, section.choose("responses", &UpstreamForm::NAMES, UpstreamForm::parse));
+    set(&mut route.messages, section.choose("messages", &UpstreamForm::NAMES, UpstreamForm::parse));
     set(&mut route.metadata_overrides, section.get("metadata_overrides", boolean));
     route.api_key = section.get("api_key", secret);
     timeouts(section.section("timeouts"), &mut route.timeouts);
@@ -249,7 +251,8 @@ fn aliases(section: &mut Section<'_, '_>, route: &mut RouteConfig) {
     set(&mut route.token_ids, section.get("return_token_id_information", boolean));
     set(&mut route.think_tags, section.get("uses_reasoning_parser", boolean));
     let native = section.get("is_responses_native", boolean);
-    set(&mut route.responses, native.map(|native| if native { Responses::Native } else { Responses::Chat }));
+    let form = native.map(|native| if native { UpstreamForm::Native } else { UpstreamForm::Chat });
+    set(&mut route.responses, form);
     for (alias, clash) in taken.into_iter().chain([("chat_template_kwargs", kwargs_taken)]) {
         if clash && section.node(alias).is_some() {
             let pattern = section.place_of(alias).pattern();
@@ -312,7 +315,9 @@ fn needed(route: &RouteConfig) -> Vec<(&'static str, &'static str)> {
     let ids = [("logprobs", ASKED), ("return_token_ids", ASKED)];
     let asked = ids.into_iter().filter(|_| route.token_ids);
     // A chat that does not stream is refused with what a translated stream has beside it.
-    let translated = (route.responses == Responses::Chat).then_some(("stream", STREAM));
+    let forms = [route.responses, route.messages];
+    let translated = forms.into_iter().zip(STREAM).find(|(form, _)| *form == UpstreamForm::Chat);
+    let translated = translated.map(|(_, why)| ("stream", why));
     asked.chain(translated).collect()
 }
 

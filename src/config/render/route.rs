@@ -27,6 +27,7 @@ pub fn json(route: &RouteConfig) -> Value {
         "think_tags": route.think_tags,
         "overflow": route.overflow.name(),
         "responses": route.responses.name(),
+        "messages": route.messages.name(),
         "metadata_overrides": route.metadata_overrides,
         "api_key": mask(route.api_key.as_ref()),
         "timeouts": timeouts(&route.timeouts),

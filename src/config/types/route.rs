@@ -26,7 +26,9 @@ pub struct RouteConfig {
     pub think_tags: bool,
     pub overflow: Overflow,
     /// What the upstreams get of a request to `/v1/responses`.
-    pub responses: Responses,
+    pub responses: UpstreamForm,
+    /// What the upstreams get of a request to `/v1/messages`, or for the count of its tokens.
+    pub messages: UpstreamForm,
     /// JSON in `metadata.chat_template_kwargs` and `metadata.extra_body` goes before `body.defaults`.
     pub metadata_overrides: bool,
     /// Sent as `Authorization: Bearer` in place of the client's and of the upstream's.
@@ -52,7 +54,8 @@ impl RouteConfig {
             token_ids: false,
             think_tags: false,
             overflow: Overflow::Error,
-            responses: Responses::Native,
+            responses: UpstreamForm::Native,
+            messages: UpstreamForm::Native,
             metadata_overrides: false,
             api_key: None,
             timeouts,
@@ -90,31 +93,31 @@ pub enum Overflow {
     Length,
 }
 
-/// How the upstreams of a route are asked for a response.
+/// How the upstreams of a route are asked for what is no chat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Responses {
+pub enum UpstreamForm {
     /// As the client asks.
     Native,
-    /// As for a chat, whose answer is told as a response.
+    /// As for a chat, whose answer is told in the client's form.
     Chat,
 }
 
-impl Responses {
+impl UpstreamForm {
     /// The names that a configuration may use, for messages.
     pub const NAMES: [&'static str; 2] = ["native", "chat"];
 
     pub fn parse(name: &str) -> Option<Self> {
         match name {
-            "native" => Some(Responses::Native),
-            "chat" => Some(Responses::Chat),
+            "native" => Some(UpstreamForm::Native),
+            "chat" => Some(UpstreamForm::Chat),
             _ => None,
         }
     }
 
     pub fn name(self) -> &'static str {
         match self {
-            Responses::Native => "native",
-            Responses::Chat => "chat",
+            UpstreamForm::Native => "native",
+            UpstreamForm::Chat => "chat",
         }
     }
 }

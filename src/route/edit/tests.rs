@@ -26,7 +26,7 @@ fn edit(model: &str) -> BodyEdit {
     let config = check(&text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"));
     let table = RouteTable::new(&config.routes);
     let plan = table.plan(Some(model), "/", &http::HeaderMap::new()).unwrap();
-    let translation = (model == "response").then(ResponseTranslation::default);
+    let translation = (model == "response").then(|| ChatTranslation::new(TranslatedApi::Responses));
     BodyEdit { plan, upstream_dialect: BodyDialect::Chat, form: None, translation, scanner: None }
 }
 

@@ -1,10 +1,7 @@
-//! The request: every field of a Responses request as the chat has it.
+//! The body of a request that is translated: its limits, its fields, and the refusal of one of them.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::items;
-use super::response::RequestEcho;
-use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::reject::Reject;
 use crate::route::json;
 
@@ -26,33 +23,15 @@ pub fn memory_needed(body_len: usize) -> u64 {
     ((body_len / 2 + 1).min(MAX_TREE_VALUES) * VALUE_BYTES + body_len * BYTE_FACTOR) as u64
 }
 
-/// vLLM's error where it has no store.
-const NO_STORE: &str = "This vLLM engine does not support `store=True` and therefore does not support the \
-                        background mode.";
-
-/// Fields that refer to state which only OpenAI, or an engine's own Responses, keeps; with the error.
-const UNSUPPORTED_FIELDS: [(&str, &str); 3] = [
-    ("conversation", "conversations are not supported"),
-    ("previous_input_messages", "earlier messages belong into `input`"),
-    ("prompt", "prompt template is not supported"),
-];
-
-/// Fields that the chat carries in another way or does not need. A chat would answer with `n` choices.
-const DROPPED_FIELDS: [&str; 7] =
-    ["background", "max_tool_calls", "messages", "n", "previous_response_id", "store", "stream_options"];
-
-/// The value of `include` that requests log-probabilities.
-const LOGPROBS: &str = "message.output_text.logprobs";
-
-type JsonFields = Map<String, Value>;
+pub type JsonFields = Map<String, Value>;
 
 /// The refusal of what stands at `param`.
 pub fn refused(param: impl Into<String>, message: impl Into<String>) -> Reject {
     Reject::Field { param: param.into(), message: message.into() }
 }
 
-/// The chat, and what is remembered for its answer. `Ok(None)`: the body is no JSON object.
-pub fn translate(body: &[u8], tags: bool) -> Result<Option<(Vec<u8>, RequestEcho)>, Reject> {
+/// The fields of a body that are not null. `Ok(None)`: the body is no JSON object.
+pub fn fields(body: &[u8]) -> Result<Option<JsonFields>, Reject> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     if !json::has_at_most(body, MAX_TREE_VALUES) {
         let message = format!("The body has more than the {MAX_TREE_VALUES} values that can be translated.");
@@ -68,160 +47,5 @@ pub fn translate(body: &[u8], tags: bool) -> Result<Option<(Vec<u8>, RequestEcho
     };
     // vLLM reads null as if the field were absent, but for `truncation: null`, which no client intends.
     given.retain(|_, value| !value.is_null());
-    check(&given)?;
-    let echo = RequestEcho::new(&given);
-    let mut chat = JsonFields::new();
-    chat.extend(given.shift_remove_entry("model"));
-    let instructions = given.shift_remove("instructions");
-    let input = given.shift_remove("input").ok_or_else(|| refused("input", "Field required"))?;
-    chat.insert("messages".into(), items::messages(instructions, input, tags)?);
-    tools(&mut given, &mut chat)?;
-    text(&mut given, &mut chat)?;
-    logprobs(&mut given, &mut chat)?;
-    sampling(&mut given, &mut chat);
-    for (key, value) in given {
-        if !DROPPED_FIELDS.contains(&key.as_str()) {
-            chat.entry(key).or_insert(value);
-        }
-    }
-    Ok(serde_json::to_vec(&chat).ok().map(|chat| (chat, echo)))
-}
-
-/// Rejects what no chat can do.
-fn check(given: &JsonFields) -> Result<(), Reject> {
-    if given.get("background") == Some(&Value::Bool(true)) {
-        return Err(refused("background", NO_STORE));
-    }
-    match given.get("previous_response_id") {
-        None => {}
-        Some(Value::String(id)) => return Err(Reject::Response { id: id.clone() }),
-        Some(_) => return Err(refused("previous_response_id", "Input should be a valid string")),
-    }
-    match UNSUPPORTED_FIELDS.iter().find(|(key, _)| given.contains_key(*key)) {
-        Some((key, why)) => Err(refused(*key, *why)),
-        None => Ok(()),
-    }
-}
-
-/// Limits, effort, truncation, streaming.
-fn sampling(given: &mut JsonFields, chat: &mut JsonFields) {
-    if let Some(limit) = given.shift_remove("max_output_tokens") {
-        chat.insert("max_completion_tokens".into(), limit);
-    }
-    if let Some(mut reasoning) = given.shift_remove("reasoning")
-        && let Some(effort) = reasoning.get_mut("effort").map(Value::take).filter(|effort| !effort.is_null())
-    {
-        chat.insert("reasoning_effort".into(), effort);
-    }
-    if given.shift_remove("truncation").is_some_and(|how| how == "auto") {
-        // As vLLM's own Responses do it: down to what the model can read.
-        chat.insert("truncate_prompt_tokens".into(), json!(-1));
-    }
-    if given.get("stream") == Some(&Value::Bool(true)) {
-        // What the last event tells; it has no other source.
-        chat.insert("stream".into(), json!(true));
-        chat.insert("stream_options".into(), json!({"include_usage": true}));
-    }
-}
-
-/// `text.format` is the chat's `response_format`; kinds that only vLLM has are written alike.
-fn text(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
-    let Some(text) = given.shift_remove("text") else { return Ok(()) };
-    let Value::Object(mut text) = text else {
-        return Err(refused("text", "Input should be a valid dictionary"));
-    };
-    if let Some(verbosity) = text.shift_remove("verbosity").filter(|verbosity| !verbosity.is_null()) {
-        chat.insert("verbosity".into(), verbosity);
-    }
-    let Some(Value::Object(mut format)) = text.shift_remove("format") else { return Ok(()) };
-    let kind = format.get("type").and_then(Value::as_str).unwrap_or("text").to_owned();
-    let format = match kind.as_str() {
-        "text" => return Ok(()),
-        // Given as a chat has it already.
-        "json_schema" if !format.contains_key("json_schema") => {
-            format.shift_remove("type");
-            format.retain(|_, value| !value.is_null());
-            json!({"type": "json_schema", "json_schema": format})
-        }
-        _ => Value::Object(format),
-    };
-    chat.insert("response_format".into(), format);
-    Ok(())
-}
-
-fn logprobs(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
-    let wanted = match given.shift_remove("include") {
-        None => false,
-        Some(Value::Array(include)) => include.iter().any(|what| what == LOGPROBS),
-        Some(_) => return Err(refused("include", "Input should be a valid list")),
-    };
-    if wanted {
-        chat.insert("logprobs".into(), json!(true));
-    }
-    // Alone it would be refused, and by vLLM's Responses it is not looked at.
-    let alone = !wanted && given.get("logprobs") != Some(&Value::Bool(true));
-    if let Some(top) = given.shift_remove("top_logprobs").filter(|_| !alone) {
-        chat.insert("top_logprobs".into(), top);
-    }
-    Ok(())
-}
-
-/// Tools, and which of them is to be called.
-fn tools(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
-    let list = match given.shift_remove("tools") {
-        None => Vec::new(),
-        Some(Value::Array(list)) => list,
-        Some(_) => return Err(refused("tools", "Input should be a valid list")),
-    };
-    let has_tools = !list.is_empty();
-    if has_tools {
-        let nested = list.into_iter().enumerate().map(|(index, tool)| nested(tool, index));
-        chat.insert("tools".into(), Value::Array(nested.collect::<Result<_, _>>()?));
-    }
-    let parallel = given.shift_remove("parallel_tool_calls");
-    let choice = given.shift_remove("tool_choice");
-    match choice {
-        None => {}
-        // Without tools a chat refuses any other word than these, which then say nothing.
-        Some(Value::String(word)) if !has_tools && (word == "auto" || word == "none") => {}
-        Some(Value::String(word)) => drop(chat.insert("tool_choice".into(), word.into())),
-        Some(choice) => drop(chat.insert("tool_choice".into(), named(choice)?)),
-    }
-    if let Some(parallel) = parallel.filter(|_| has_tools) {
-        chat.insert("parallel_tool_calls".into(), parallel);
-    }
-    Ok(())
-}
-
-/// A function, flat or nested already.
-fn nested(mut tool: Value, index: usize) -> Result<Value, Reject> {
-    let kind = tool["type"].as_str().unwrap_or_default().to_owned();
-    if kind != "function" {
-        let kind = cut(&kind, MAX_SHOWN_BYTES).concat();
-        let message = format!("Tools of type `{kind}` are not available: only functions are.");
-        return Err(refused(format!("tools[{index}].type"), message));
-    }
-    if tool["function"].is_object() {
-        return Ok(tool);
-    }
-    if let Value::Object(function) = &mut tool {
-        function.shift_remove("type");
-        function.retain(|_, value| !value.is_null());
-    }
-    Ok(json!({"type": "function", "function": tool}))
-}
-
-/// The choice of one function by its name.
-fn named(choice: Value) -> Result<Value, Reject> {
-    if choice["type"] != "function" {
-        let message = "Only `auto`, `none`, `required` and a function can be chosen.";
-        return Err(refused("tool_choice", message));
-    }
-    if choice["function"].is_object() {
-        return Ok(choice);
-    }
-    match choice.get("name").filter(|name| name.is_string()) {
-        Some(name) => Ok(json!({"type": "function", "function": {"name": name}})),
-        None => Err(refused("tool_choice.name", "Field required")),
-    }
+    Ok(Some(given))
 }

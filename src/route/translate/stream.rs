@@ -1,146 +1,131 @@
-//! A chat's stream as the events of a response, told as each chunk goes by.
+//! A chat's stream, read chunk by chunk as it goes by, for the events that another API has for it.
 //!
-//! The events, their order and their fields are those of vLLM's own Responses. The first chunk begins the
-//! response, `[DONE]` ends it: by then the usage is known. An error, an end without `[DONE]`, or a chunk that
-//! cannot be read, ends the stream with an error, never as if it were complete.
+//! The first chunk begins the answer, `[DONE]` ends it: by then the usage is known. An error, an end without
+//! `[DONE]`, or a chunk that cannot be read, ends the stream with an error, never as if it were complete.
 //!
-//! What is held is one line, and the text so far, which the last events say again.
+//! What is held is one line, and what the writer of the events holds.
 //!
 //! Never: wait for a chunk that is not needed, go on behind an end.
 
+use std::fmt::Debug;
+
 use serde_json::{Value, json};
 
-use super::answer::{REASONING_FIELDS, text};
-use super::response::{self, AnswerTokens, OutputItemKind, ResponseBuilder, ResponseStatus};
-use crate::reply::ending::{error_of, response_error};
-use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES, ModelRename};
+use super::tokens::AnswerTokens;
+use crate::route::answer::{MAX_EVENT_BYTES, ModelRename};
 use crate::route::token_ids::MissingTokens;
 use crate::sse::{LineSplitter, SseField, SseLine, SsePiece};
 
-#[derive(Debug)]
-pub struct ChatStreamTranslator {
-    lines: LineSplitter,
-    response: ResponseEvents,
+/// Writes the events of one API for what the chunks of a chat say.
+pub trait ChatEvents: Debug {
+    /// The first chunk has come.
+    fn begin(&mut self, chunk: &Value);
+    /// The first choice says more.
+    fn delta(&mut self, choice: &Value) -> Result<(), StreamFault>;
+    /// The chat is complete.
+    fn end(&mut self, end: ChatEnd);
+    /// The last event: the engine's error, as vLLM writes it.
+    fn error(&mut self, error: Value);
+    /// The last event: an error of the balancer's own.
+    fn fault(&mut self, message: &str, status: u16);
+    /// The events so far.
+    fn out(&mut self) -> &mut Vec<u8>;
 }
 
-/// The response as far as it is told, and the events that tell more of it.
-#[derive(Debug)]
-struct ResponseEvents {
-    form: ResponseBuilder,
-    names: Option<ModelRename>,
-    /// Number of the next event.
-    number: u64,
-    /// What the engine calls its model, once a chunk has come.
-    served: Option<String>,
-    /// The latest call, which may yet say more, and what is said beside it; the earlier one first.
-    open: Vec<OpenItem>,
-    /// The latest call's place among all calls.
-    called: Option<u64>,
-    /// Finished items, and null for unfinished ones.
-    output: Vec<Value>,
-    /// How many bytes of text they have.
-    size: usize,
-    finish: Option<String>,
-    usage: Value,
-    tokens: AnswerTokens,
-    /// Log-probabilities of tokens that make no text yet, as those of a character's first bytes.
-    early: Vec<Value>,
-    over: bool,
-    /// It ended as no chat does.
-    broken: bool,
-    out: Vec<u8>,
-}
-
-/// An item that grows.
-#[derive(Debug)]
-struct OpenItem {
-    kind: OutputItemKind,
-    /// Its place in the output.
-    at: usize,
-    id: String,
-    text: String,
-    logprobs: Option<Vec<Value>>,
-    call: FunctionCall,
-}
-
-/// Which call it is, and of what.
+/// How a chat ended, and what it took.
 #[derive(Debug, Default)]
-struct FunctionCall {
-    id: String,
-    name: String,
+pub struct ChatEnd {
+    pub finish_reason: String,
+    /// The stop string that ended it, or what else the engine has there.
+    pub stop_reason: Value,
+    /// Null where the engine reported none.
+    pub usage: Value,
+    /// Empty unless the route requests them.
+    pub tokens: AnswerTokens,
 }
 
 /// Why a stream cannot go on.
-struct StreamFault(&'static str);
+#[derive(Debug)]
+pub struct StreamFault(&'static str);
 
-const ENDED: StreamFault = StreamFault("The upstream ended before the answer was whole.");
-const UNREADABLE: StreamFault = StreamFault("The upstream's stream cannot be read as a chat.");
-const TOO_LONG: StreamFault = StreamFault("The upstream's answer is too long to be translated.");
+impl StreamFault {
+    pub const ENDED: StreamFault = StreamFault("The upstream ended before the answer was whole.");
+    pub const UNREADABLE: StreamFault = StreamFault("The upstream's stream cannot be read as a chat.");
+    pub const TOO_LONG: StreamFault = StreamFault("The upstream's answer is too long to be translated.");
+}
 
-impl ChatStreamTranslator {
-    pub fn new(form: ResponseBuilder, names: Option<ModelRename>) -> Self {
-        let response = ResponseEvents {
-            form,
-            names,
-            number: 0,
-            served: None,
-            open: Vec::new(),
-            called: None,
-            output: Vec::new(),
-            size: 0,
-            finish: None,
-            usage: Value::Null,
-            tokens: AnswerTokens::default(),
-            early: Vec::new(),
-            over: false,
-            broken: false,
-            out: Vec::new(),
-        };
-        ChatStreamTranslator { lines: LineSplitter::new(MAX_EVENT_BYTES), response }
+#[derive(Debug)]
+pub struct ChatStreamTranslator<E> {
+    lines: LineSplitter,
+    chat: ChatStream<E>,
+}
+
+/// The chat as far as it has come.
+#[derive(Debug)]
+struct ChatStream<E> {
+    events: E,
+    names: Option<ModelRename>,
+    token_ids: bool,
+    has_begun: bool,
+    has_finished: bool,
+    end: ChatEnd,
+    over: bool,
+    /// It ended as no chat does.
+    broken: bool,
+}
+
+impl<E: ChatEvents> ChatStreamTranslator<E> {
+    /// `token_ids`: a stream without the token ids that its route requests ends with an error.
+    pub fn new(events: E, names: Option<ModelRename>, token_ids: bool) -> Self {
+        let end = ChatEnd::default();
+        let (has_begun, has_finished, over, broken) = (false, false, false, false);
+        let chat = ChatStream { events, names, token_ids, has_begun, has_finished, end, over, broken };
+        ChatStreamTranslator { lines: LineSplitter::new(MAX_EVENT_BYTES), chat }
     }
 
     /// Takes the next piece, and gives the events that it makes; the last of them says what is broken.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         if let Err(StreamFault(why)) = self.pieces(piece, end) {
-            self.response.error(error_of(why, 502));
-            self.response.broken = true;
+            self.chat.fault(why, 502);
+            self.chat.broken = true;
         }
-        std::mem::take(&mut self.response.out)
+        std::mem::take(self.chat.events.out())
     }
 
     pub fn is_broken(&self) -> bool {
-        self.response.broken
+        self.chat.broken
     }
 
     fn pieces(&mut self, piece: &[u8], end: bool) -> Result<(), StreamFault> {
-        let ChatStreamTranslator { lines, response } = self;
+        let ChatStreamTranslator { lines, chat } = self;
         let mut rest = piece;
-        while !response.over
+        while !chat.over
             && let Some(piece) = lines.next(&mut rest)
         {
             match piece {
-                SsePiece::Line(line) => response.line(&line)?,
-                SsePiece::Long { .. } => return Err(TOO_LONG),
+                SsePiece::Line(line) => chat.line(&line)?,
+                SsePiece::Long { .. } => return Err(StreamFault::TOO_LONG),
                 SsePiece::LineFeed => {}
             }
         }
-        if response.over || !end {
+        if chat.over || !end {
             return Ok(());
         }
         if let Some(line) = lines.finish() {
-            response.line(&line)?;
+            chat.line(&line)?;
         }
-        if response.over { Ok(()) } else { Err(ENDED) }
+        if chat.over { Ok(()) } else { Err(StreamFault::ENDED) }
     }
 }
 
-impl ResponseEvents {
+impl<E: ChatEvents> ChatStream<E> {
     fn line(&mut self, line: &SseLine<'_>) -> Result<(), StreamFault> {
         match line.field() {
             SseField::Comment => {
                 // A keep-alive for the client and for proxies in front of it.
-                self.out.extend_from_slice(line.text());
-                self.out.extend_from_slice(b"\n\n");
+                let out = self.events.out();
+                out.extend_from_slice(line.text());
+                out.extend_from_slice(b"\n\n");
                 Ok(())
             }
             SseField::Data(data) => match data.trim_ascii() {
@@ -153,22 +138,21 @@ impl ResponseEvents {
     }
 
     fn chunk(&mut self, data: &[u8]) -> Result<(), StreamFault> {
-        let mut chunk: Value = serde_json::from_slice(data).map_err(|_| UNREADABLE)?;
+        let mut chunk: Value = serde_json::from_slice(data).map_err(|_| StreamFault::UNREADABLE)?;
         if !chunk.is_object() {
-            return Err(UNREADABLE);
+            return Err(StreamFault::UNREADABLE);
         }
         // Before 0.10.1 the error was all there was.
         if !chunk["error"].is_null() || chunk["object"] == "error" {
             self.failed(data);
             return Ok(());
         }
-        if self.served.is_none() {
-            self.served = Some(chunk["model"].as_str().unwrap_or_default().to_owned());
-            self.lifecycle("response.created", ResponseStatus::Running);
-            self.lifecycle("response.in_progress", ResponseStatus::Running);
+        if !self.has_begun {
+            self.has_begun = true;
+            self.events.begin(&chunk);
         }
         if chunk["usage"].is_object() {
-            self.usage = response::usage(&chunk["usage"]);
+            self.end.usage = chunk["usage"].take();
         }
         let choices = chunk["choices"].as_array_mut();
         let mut first = choices.into_iter().flatten().filter(|choice| choice.is_object());
@@ -177,200 +161,27 @@ impl ResponseEvents {
             return Ok(());
         };
         let mut choice = choice.take();
-        if self.form.asker.token_ids {
-            self.tokens.collect(&mut chunk, &mut choice);
-            if let Some(missing) = self.tokens.missing(&choice["delta"]) {
-                self.error(error_of(&missing.message(), MissingTokens::STATUS));
+        if self.token_ids {
+            self.end.tokens.collect(&mut chunk, &mut choice);
+            if let Some(missing) = self.end.tokens.missing(&choice["delta"]) {
+                self.fault(&missing.message(), MissingTokens::STATUS);
                 return Ok(());
             }
         }
-        self.delta(&choice)?;
+        self.events.delta(&choice)?;
         if let Some(reason) = choice["finish_reason"].as_str() {
-            self.finish = Some(reason.to_owned());
+            self.has_finished = true;
+            self.end.finish_reason = reason.to_owned();
+            self.end.stop_reason = choice["stop_reason"].take();
         }
         Ok(())
-    }
-
-    fn delta(&mut self, choice: &Value) -> Result<(), StreamFault> {
-        let delta = &choice["delta"];
-        if let Some(thought) = text(delta, &REASONING_FIELDS) {
-            self.grow(OutputItemKind::Reasoning, thought, None)?;
-        }
-        let logprobs = choice["logprobs"]["content"].as_array().filter(|_| !self.form.asker.hides_logprobs);
-        let said = text(delta, &["content", "refusal"]);
-        let other = text(delta, &REASONING_FIELDS).is_some() || delta["tool_calls"].is_array();
-        if let Some(logprobs) = logprobs.filter(|_| said.is_some() || !other) {
-            self.early.extend(logprobs.iter().cloned());
-        }
-        if let Some(said) = said {
-            let logprobs = std::mem::take(&mut self.early);
-            self.grow(OutputItemKind::Message, said, Some(logprobs).filter(|all| !all.is_empty()))?;
-        }
-        for call in delta["tool_calls"].as_array().into_iter().flatten() {
-            self.call(call)?;
-        }
-        Ok(())
-    }
-
-    fn call(&mut self, call: &Value) -> Result<(), StreamFault> {
-        let index = call["index"].as_u64().unwrap_or(0);
-        match self.called {
-            Some(called) if called == index => {}
-            // What is done cannot grow any more.
-            Some(called) if called > index => return Err(UNREADABLE),
-            _ => {
-                let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                let (id, name) = (word(&call["id"]), word(&call["function"]["name"]));
-                self.open(OutputItemKind::Call, FunctionCall { id, name });
-                self.called = Some(index);
-            }
-        }
-        match call["function"]["arguments"].as_str().filter(|arguments| !arguments.is_empty()) {
-            Some(arguments) => self.grow(OutputItemKind::Call, arguments, None),
-            None => Ok(()),
-        }
-    }
-
-    /// The item of this kind says more.
-    fn grow(
-        &mut self,
-        kind: OutputItemKind,
-        said: &str,
-        logprobs: Option<Vec<Value>>,
-    ) -> Result<(), StreamFault> {
-        self.size += said.len();
-        if self.size > MAX_WHOLE_ANSWER_BYTES {
-            return Err(TOO_LONG);
-        }
-        if !self.open.iter().any(|open| open.kind == kind) {
-            self.open(kind, FunctionCall::default());
-        }
-        let Some(open) = self.open.iter_mut().find(|open| open.kind == kind) else { return Ok(()) };
-        open.text.push_str(said);
-        if let Some(logprobs) = &logprobs {
-            open.logprobs.get_or_insert_default().extend(logprobs.iter().cloned());
-        }
-        let (id, at) = (open.id.clone(), open.at);
-        let (name, event) = match kind {
-            OutputItemKind::Message => (
-                "response.output_text.delta",
-                json!({
-                    "content_index": 0, "delta": said, "item_id": id,
-                    "logprobs": logprobs.unwrap_or_default(), "output_index": at,
-                }),
-            ),
-            OutputItemKind::Reasoning => (
-                "response.reasoning_text.delta",
-                json!({"content_index": 0, "delta": said, "item_id": id, "output_index": at}),
-            ),
-            OutputItemKind::Call => (
-                "response.function_call_arguments.delta",
-                json!({"delta": said, "item_id": id, "output_index": at}),
-            ),
-        };
-        self.emit(name, event);
-        Ok(())
-    }
-
-    /// An item begins, and those before it are done, but for a call: its arguments may go on behind a word.
-    fn open(&mut self, kind: OutputItemKind, mut call: FunctionCall) {
-        let goes_on = |open: &OpenItem| kind != OutputItemKind::Call && open.kind == OutputItemKind::Call;
-        let (open, done) = std::mem::take(&mut self.open).into_iter().partition(goes_on);
-        self.open = open;
-        self.close(done, None);
-        let at = self.output.len();
-        self.output.push(Value::Null);
-        let id = self.form.item_id(kind, at);
-        let item = match kind {
-            OutputItemKind::Message => json!({
-                "id": id, "content": [], "role": "assistant", "status": "in_progress", "type": "message",
-                "phase": null,
-            }),
-            OutputItemKind::Reasoning => json!({
-                "id": id, "summary": [], "type": "reasoning", "content": null, "encrypted_content": null,
-                "status": "in_progress",
-            }),
-            OutputItemKind::Call => {
-                if call.id.is_empty() {
-                    call.id.clone_from(&id);
-                }
-                response::call(&id, (&call.id, &call.name), "", "in_progress")
-            }
-        };
-        self.emit("response.output_item.added", json!({"item": item, "output_index": at}));
-        let part = match kind {
-            OutputItemKind::Message => {
-                json!({"annotations": [], "text": "", "type": "output_text", "logprobs": []})
-            }
-            OutputItemKind::Reasoning => json!({"text": "", "type": "reasoning_text"}),
-            OutputItemKind::Call => Value::Null,
-        };
-        if kind != OutputItemKind::Call {
-            let event = json!({"content_index": 0, "item_id": id, "output_index": at, "part": part});
-            self.emit("response.content_part.added", event);
-        }
-        self.open.push(OpenItem { kind, at, id, text: String::new(), logprobs: None, call });
-    }
-
-    /// Items are done. `tokens`: those of the answer, whose last items they are.
-    fn close(&mut self, items: Vec<OpenItem>, mut tokens: Option<AnswerTokens>) {
-        let last = self.output.len().saturating_sub(1);
-        for item in items {
-            let tokens = if item.at == last { tokens.take() } else { None };
-            self.close_one(item, tokens);
-        }
-    }
-
-    fn close_one(&mut self, item: OpenItem, tokens: Option<AnswerTokens>) {
-        let OpenItem { kind, at, id, text, logprobs, call } = item;
-        let mut item = match kind {
-            OutputItemKind::Reasoning => response::reasoning(&id, &text),
-            OutputItemKind::Message => response::message(&id, &text, json!(logprobs)),
-            OutputItemKind::Call => response::call(&id, (&call.id, &call.name), &text, "completed"),
-        };
-        let part = item["content"][0].clone();
-        let (name, event) = match kind {
-            OutputItemKind::Message => (
-                "response.output_text.done",
-                json!({
-                    "content_index": 0, "item_id": id, "logprobs": logprobs.unwrap_or_default(),
-                    "output_index": at, "text": text,
-                }),
-            ),
-            OutputItemKind::Reasoning => (
-                "response.reasoning_text.done",
-                json!({"content_index": 0, "item_id": id, "output_index": at, "text": text}),
-            ),
-            OutputItemKind::Call => (
-                "response.function_call_arguments.done",
-                json!({"arguments": text, "item_id": id, "name": call.name, "output_index": at}),
-            ),
-        };
-        self.emit(name, event);
-        if kind != OutputItemKind::Call {
-            let event = json!({"content_index": 0, "item_id": id, "output_index": at, "part": part});
-            self.emit("response.content_part.done", event);
-        }
-        if let Some(tokens) = tokens {
-            tokens.put_on(&mut item);
-        }
-        self.emit("response.output_item.done", json!({"item": item, "output_index": at}));
-        self.output[at] = item;
     }
 
     fn done(&mut self) -> Result<(), StreamFault> {
-        let Some(reason) = self.finish.take() else { return Err(ENDED) };
-        if self.output.is_empty() {
-            self.open(OutputItemKind::Message, FunctionCall::default());
+        if !self.has_finished {
+            return Err(StreamFault::ENDED);
         }
-        let said = self.open.iter_mut().find(|open| open.kind == OutputItemKind::Message);
-        if let Some(logprobs) = said.and_then(|said| said.logprobs.as_mut()) {
-            // That of the end itself.
-            logprobs.append(&mut self.early);
-        }
-        let (open, tokens) = (std::mem::take(&mut self.open), std::mem::take(&mut self.tokens));
-        self.close(open, Some(tokens));
-        self.lifecycle("response.completed", ResponseStatus::of(&reason));
+        self.events.end(std::mem::take(&mut self.end));
         self.over = true;
         Ok(())
     }
@@ -379,31 +190,21 @@ impl ResponseEvents {
     fn failed(&mut self, data: &[u8]) {
         let data = self.names.as_ref().map_or_else(|| data.to_vec(), |names| names.document(data));
         let chunk: Value = serde_json::from_slice(&data).unwrap_or_default();
-        let error = match &chunk["error"] {
-            Value::Object(_) => chunk["error"].clone(),
-            Value::String(message) => json!({ "message": message }),
-            _ => chunk,
-        };
-        self.error(error);
-    }
-
-    /// The last event.
-    fn error(&mut self, error: Value) {
-        self.out.extend_from_slice(response_error(error, Some(self.number)).as_bytes());
+        self.events.error(error_in(chunk));
         self.over = true;
     }
 
-    /// An event that has the response as it is.
-    fn lifecycle(&mut self, name: &str, status: ResponseStatus) {
-        let served = self.served.as_deref().unwrap_or_default();
-        let response = self.form.response(served, status, &self.output, &self.usage);
-        self.emit(name, json!({ "response": response }));
+    fn fault(&mut self, message: &str, status: u16) {
+        self.events.fault(message, status);
+        self.over = true;
     }
+}
 
-    fn emit(&mut self, name: &str, mut event: Value) {
-        event["sequence_number"] = json!(self.number);
-        event["type"] = json!(name);
-        self.number += 1;
-        self.out.extend_from_slice(format!("event: {name}\ndata: {event}\n\n").as_bytes());
+/// The error that a document has, as vLLM writes it. Before 0.10.1 it was the whole document.
+pub fn error_in(mut document: Value) -> Value {
+    match document.get_mut("error").map(Value::take) {
+        Some(error @ Value::Object(_)) => error,
+        Some(Value::String(message)) => json!({ "message": message }),
+        _ => document,
     }
 }

@@ -55,8 +55,12 @@ fn chat(all: &[Said], finish: &str, line_end: &str) -> String {
     events.iter().map(|event| format!("{event}{line_end}{line_end}")).collect()
 }
 
-fn exchange() -> ResponseTranslation {
-    let mut exchange = ResponseTranslation::default();
+fn responses() -> ChatTranslation {
+    ChatTranslation::new(TranslatedApi::Responses)
+}
+
+fn exchange() -> ChatTranslation {
+    let mut exchange = responses();
     exchange.request(br#"{"input":"hi"}"#, false).unwrap();
     exchange.begin(TranslationContext::default(), STREAM).unwrap();
     exchange
@@ -142,7 +146,7 @@ proptest! {
     #[test]
     fn numbers_are_told_as_they_were(number in -30.0..0.0_f64) {
         let body = format!(r#"{{"input":"hi","temperature":{number:?}}}"#);
-        let chat = ResponseTranslation::default().request(body.as_bytes(), false).unwrap().unwrap();
+        let chat = responses().request(body.as_bytes(), false).unwrap().unwrap();
         let chat = String::from_utf8(chat).unwrap();
         prop_assert!(chat.contains(&format!("{number:?}")), "{} of {}", chat, body);
     }
@@ -151,7 +155,7 @@ proptest! {
     fn no_request_is_too_odd(
         text in r#"\{("input"|"tools"|"text"|"type"|"role"|"content"|[{}\[\]:,"a1 ]){0,30}\}"#,
     ) {
-        drop(ResponseTranslation::default().request(text.as_bytes(), true));
+        drop(responses().request(text.as_bytes(), true));
     }
 
     #[test]
@@ -235,7 +239,7 @@ fn log_probabilities_of_tokens_without_text_are_kept() {
 fn a_thought_that_nobody_can_read_is_no_turn() {
     let secret = r#"{"type":"reasoning","summary":[],"encrypted_content":"x"}"#;
     let body = format!(r#"{{"input":[{{"role":"user","content":"a"}},{secret}]}}"#);
-    let chat = ResponseTranslation::default().request(body.as_bytes(), false).unwrap().unwrap();
+    let chat = responses().request(body.as_bytes(), false).unwrap().unwrap();
     let chat: Value = serde_json::from_slice(&chat).unwrap();
     assert_eq!(chat["messages"], json!([{"role": "user", "content": "a"}]));
 }
@@ -266,12 +270,12 @@ fn the_cost_of_a_byte_is_bounded() {
 fn an_answer_of_another_kind_is_refused() {
     for kind in [None, Some("text/html")] {
         assert_eq!(
-            ResponseTranslation::default().begin(TranslationContext::default(), kind),
+            responses().begin(TranslationContext::default(), kind),
             Err(AnswerFault::NoChat)
         );
     }
     let mut exchange = exchange();
-    exchange.pass_through();
+    assert!(!exchange.begin_error((None, None), Some("application/json")));
     assert_eq!(exchange.feed(b"{}", true), Ok(None));
 }
 

@@ -12,7 +12,7 @@ use vllm_lb::config::check::check;
 use vllm_lb::route::dialect::BodyDialect;
 use vllm_lb::route::edit::{BodyEdit, EditedBody};
 use vllm_lb::route::table::RouteTable;
-use vllm_lb::route::translate::ResponseTranslation;
+use vllm_lb::route::translate::{ChatTranslation, TranslatedApi};
 
 const SIZE: usize = 6 << 20;
 
@@ -39,7 +39,7 @@ fn edit(model: &str) -> BodyEdit {
     let text = format!("upstreams: [http://a]\nroutes: {ROUTES}\n");
     let config = check(&text, &|_| None).expect("is a configuration");
     let plan = RouteTable::new(&config.routes).plan(Some(model), "/", &HeaderMap::new()).expect("a route");
-    let translation = (model == "response").then(ResponseTranslation::default);
+    let translation = (model == "response").then(|| ChatTranslation::new(TranslatedApi::Responses));
     BodyEdit { plan, upstream_dialect: BodyDialect::Chat, form: None, translation, scanner: None }
 }
 

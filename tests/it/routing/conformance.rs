@@ -29,7 +29,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
-use vllm_lb::config::types::{Overflow, Responses};
+use vllm_lb::config::types::{Overflow, UpstreamForm};
 use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::reject::{ErrorShape, Reject};
 use vllm_lb::route::answer::{AnswerContext, AnswerEditor, overflow};
@@ -37,7 +37,7 @@ use vllm_lb::route::dialect::BodyDialect;
 use vllm_lb::route::paths::{self, PathMatch};
 use vllm_lb::route::rewrite::{AddedAnswerFields, RewrittenBody};
 use vllm_lb::route::table::{RoutePlan, RouteTable};
-use vllm_lb::route::translate::{self, ResponseTranslation};
+use vllm_lb::route::translate::{self, ChatTranslation, TranslatedApi};
 use vllm_lb::route::usage::{UsageFilter, usage_request};
 
 #[derive(Debug, Default)]
@@ -130,11 +130,11 @@ impl Case {
     }
 
     fn translates(&self) -> bool {
-        self.plan().route.responses == Responses::Chat && self.dialect() == BodyDialect::Responses
+        self.plan().route.responses == UpstreamForm::Chat && self.dialect() == BodyDialect::Responses
     }
 
     /// What the upstream gets, as the proxy has it made.
-    fn sent(&self, exchange: &mut ResponseTranslation, client: &str) -> Result<RewrittenBody, Reject> {
+    fn sent(&self, exchange: &mut ChatTranslation, client: &str) -> Result<RewrittenBody, Reject> {
         let plan = self.plan();
         if !self.translates() {
             return plan.edits(self.dialect()).edit(client.as_bytes());
@@ -149,7 +149,7 @@ impl Case {
 
     /// A chat's answer as a response. The request is the case's, or one without anything to say again.
     fn translated(&self, answer: &str, kind: &str, size: usize) -> String {
-        let mut exchange = ResponseTranslation::default();
+        let mut exchange = ChatTranslation::new(TranslatedApi::Responses);
         let client = self.part("client").unwrap_or(r#"{"input":"hi"}"#);
         let edited = self.sent(&mut exchange, client).expect("is no refusal");
         let plan = self.plan();
@@ -262,7 +262,7 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let edited = match (case.sent(&mut ResponseTranslation::default(), client), case.part("refused")) {
+        let edited = match (case.sent(&mut ChatTranslation::new(TranslatedApi::Responses), client), case.part("refused")) {
             (Ok(edited), None) => edited,
             (Err(reject), refused) => {
                 assert_eq!(Some(&*reject.answer(ErrorShape::OpenAi).body), refused, "{}", case.name);

@@ -12,7 +12,7 @@ const NO_DETAILS: [&str; 3] = [
 
 /// The response to a chat's answer that came whole.
 fn response_to(context: TranslationContext, chat: &Value) -> Value {
-    let mut exchange = ResponseTranslation::default();
+    let mut exchange = responses();
     exchange.request(br#"{"input":"hi"}"#, false).unwrap();
     exchange.begin(context, Some("application/json")).unwrap();
     let told = exchange.feed(chat.to_string().as_bytes(), true).unwrap().unwrap();
@@ -21,7 +21,7 @@ fn response_to(context: TranslationContext, chat: &Value) -> Value {
 
 /// The last event of a chat's stream.
 fn last_event(context: TranslationContext, chunks: &[Value]) -> Value {
-    let mut exchange = ResponseTranslation::default();
+    let mut exchange = responses();
     exchange.request(br#"{"input":"hi"}"#, false).unwrap();
     exchange.begin(context, STREAM).unwrap();
     let stream: String = chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect();
@@ -32,7 +32,7 @@ fn last_event(context: TranslationContext, chunks: &[Value]) -> Value {
 /// The messages of the chat that a request with these items becomes.
 fn messages_of(items: &Value) -> Value {
     let body = json!({"input": items}).to_string();
-    let chat = ResponseTranslation::default().request(body.as_bytes(), false).unwrap().unwrap();
+    let chat = responses().request(body.as_bytes(), false).unwrap().unwrap();
     serde_json::from_slice::<Value>(&chat).unwrap()["messages"].take()
 }
 

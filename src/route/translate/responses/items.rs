@@ -5,9 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::request::refused;
 use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::reject::Reject;
+use crate::route::translate::request::refused;
+use crate::route::translate::tokens::take_tokens;
 
 /// Parts that a chat has in the same form.
 const SHARED_PART_TYPES: [&str; 9] = [
@@ -24,10 +25,6 @@ const SHARED_PART_TYPES: [&str; 9] = [
 
 /// What a message of a chat may carry beside its content; others are the response's own.
 const KEPT_MESSAGE_FIELDS: [&str; 2] = ["name", "tool_call_id"];
-
-/// What trainers keep of an earlier answer: the engine that made it can go on from exactly these tokens.
-const TOKEN_FIELDS: [&str; 4] =
-    ["prompt_token_ids", "generation_token_ids", "generation_log_probs", "routed_experts"];
 
 #[derive(Default)]
 struct ChatMessages {
@@ -88,7 +85,7 @@ impl ChatMessages {
             return Err(refused(place, "Input should be a valid dictionary"));
         };
         let kind = item.get("type").and_then(Value::as_str).unwrap_or("message").to_owned();
-        let tokens = tokens(&mut item);
+        let tokens = take_tokens(&mut item);
         let assistant = &mut self.assistant;
         match kind.as_str() {
             "message" => self.message(item, place)?,
@@ -174,15 +171,6 @@ impl AssistantTurn {
         message.extend(self.tokens);
         Value::Object(message)
     }
-}
-
-/// The tokens that an item says it was made of.
-fn tokens(item: &mut Map<String, Value>) -> Option<Map<String, Value>> {
-    let fields = TOKEN_FIELDS.iter().filter_map(|key| item.shift_remove_entry(*key));
-    let tokens: Map<String, Value> = fields.filter(|(_, value)| !value.is_null()).collect();
-    let has_prompt =
-        tokens.get("prompt_token_ids").and_then(Value::as_array).is_some_and(|ids| !ids.is_empty());
-    has_prompt.then_some(tokens)
 }
 
 fn required(item: &mut Map<String, Value>, key: &str, place: &str) -> Result<Value, Reject> {

@@ -7,10 +7,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::TranslationContext;
-use super::answer::has_text;
 use crate::route::json;
-use crate::route::token_ids::{MissingTokens, SeenTokens};
+use crate::route::translate::TranslationContext;
 
 /// The request fields that the response echoes.
 const ECHOED_FIELDS: [&str; 17] = [
@@ -75,15 +73,6 @@ pub enum OutputItemKind {
     Reasoning,
     Message,
     Call,
-}
-
-/// What a trainer reads of an answer, as it comes: token ids, log-probabilities and each token's experts.
-#[derive(Debug, Default)]
-pub struct AnswerTokens {
-    prompt: Value,
-    ids: Option<Vec<Value>>,
-    logprobs: Option<Vec<Value>>,
-    experts: Value,
 }
 
 // === impl Echo ===
@@ -201,66 +190,6 @@ impl ResponseStatus {
             ResponseStatus::Cancelled => "cancelled",
         }
     }
-}
-
-// === impl Tokens ===
-
-impl AnswerTokens {
-    /// Takes what an answer, or one chunk of it, says of its tokens. Engines of trainers have all of it on
-    /// the message; vLLM has it beside the message.
-    pub fn collect(&mut self, chat: &mut Value, choice: &mut Value) {
-        let place = if choice["message"].is_object() { "message" } else { "delta" };
-        let mut on_message = |key: &str| choice[place][key].take();
-        let (prompt, ids) = (on_message("prompt_token_ids"), on_message("generation_token_ids"));
-        let (logprobs, experts) = (on_message("generation_log_probs"), on_message("routed_experts"));
-        if let prompt @ Value::Array(_) = first_present(prompt, &mut chat["prompt_token_ids"]) {
-            self.prompt = prompt;
-        }
-        if let Value::Array(ids) = first_present(ids, &mut choice["token_ids"]) {
-            self.ids.get_or_insert_default().extend(ids);
-        }
-        if let Value::Array(numbers) = logprobs {
-            self.logprobs.get_or_insert_default().extend(numbers);
-        } else if let Some(logprobs) = choice["logprobs"]["content"].as_array() {
-            let numbers = logprobs.iter().map(|token| token["logprob"].clone());
-            self.logprobs.get_or_insert_default().extend(numbers);
-        }
-        match (&mut self.experts, first_present(experts, &mut choice["routed_experts"])) {
-            (_, Value::Null) => {}
-            // A stream may have them piece by piece, as it has the tokens.
-            (Value::Array(all), Value::Array(more)) => all.extend(more),
-            (all, experts) => *all = experts,
-        }
-    }
-
-    /// What an answer that says this, or a stream that has come to it, lacks.
-    pub fn missing(&self, message: &Value) -> Option<MissingTokens> {
-        let has_ids = self.ids.as_ref().is_some_and(|ids| !ids.is_empty());
-        let seen = SeenTokens {
-            prompt: self.prompt.is_array(),
-            ids: self.ids.is_some(),
-            logprobs: self.logprobs.is_some(),
-        };
-        if has_ids || has_text(message) { seen.missing() } else { None }
-    }
-
-    /// Puts all of it on an item, as NeMo Gym's clients read it there: if there is any, with a list for each.
-    pub fn put_on(self, item: &mut Value) {
-        if !self.prompt.is_array() && self.ids.is_none() {
-            return;
-        }
-        item["prompt_token_ids"] = if self.prompt.is_array() { self.prompt } else { json!([]) };
-        item["generation_token_ids"] = self.ids.unwrap_or_default().into();
-        item["generation_log_probs"] = self.logprobs.unwrap_or_default().into();
-        if !self.experts.is_null() {
-            item["routed_experts"] = self.experts;
-        }
-    }
-}
-
-/// The first of two values that is there.
-fn first_present(on_message: Value, beside: &mut Value) -> Value {
-    if on_message.is_null() { beside.take() } else { on_message }
 }
 
 // === items ===
