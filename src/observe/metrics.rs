@@ -1,4 +1,4 @@
-//! The metrics of one balancer: their names, labels and buckets, documented in conf/metrics.md.
+//! The metrics of one balancer: their names, labels and buckets, documented in docs/metrics.md.
 //!
 //! Gauges of upstreams are not stored here; each scrape reads them from the leases, so they cannot drift.
 

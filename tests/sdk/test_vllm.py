@@ -149,7 +149,7 @@ def test_nothing_is_left_in_flight(stack):
 
 
 def test_every_metric_is_documented(stack):
-    table = (harness.ROOT / "conf/metrics.md").read_text()
+    table = (harness.ROOT / "docs/metrics.md").read_text()
     documented = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
     served = set(re.findall(r"^# TYPE (\w+) ", admin(stack, "/metrics"), re.MULTILINE))
     assert served and served <= documented

@@ -28,6 +28,8 @@ const ROOTS: &[&str] = &[
     "dev",
     "deny.toml",
     "README.md",
+    "CONTRIBUTING.md",
+    "docs",
     "CHANGELOG.md",
 ];
 const INSTALLED: &[&str] = &["node_modules", "__pycache__"];
@@ -35,7 +37,7 @@ const INSTALLED: &[&str] = &["node_modules", "__pycache__"];
 /// Files that tools write, or that quote whole lines of others.
 const GENERATED: &[&str] = &["package-lock.json"];
 
-const METRICS: &str = "conf/metrics.md";
+const METRICS: &str = "docs/metrics.md";
 
 // === the tree ===
 
