@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::config::render;
 use crate::config::types::Config;
-use crate::fleet::{ChangeError, Fleet};
+use crate::fleet::{Fleet, FleetChangeError};
 use crate::observe::{Observer, UpstreamGauges};
 use crate::state::State;
 use crate::state::redis::SiblingExchange;
@@ -235,12 +235,12 @@ impl AdminReject {
     }
 }
 
-impl From<ChangeError> for AdminReject {
-    fn from(refusal: ChangeError) -> Self {
+impl From<FleetChangeError> for AdminReject {
+    fn from(refusal: FleetChangeError) -> Self {
         let status = match refusal {
-            ChangeError::Unknown(_) => StatusCode::NOT_FOUND,
-            ChangeError::Unusable(_) => StatusCode::BAD_REQUEST,
-            ChangeError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            FleetChangeError::Unknown(_) => StatusCode::NOT_FOUND,
+            FleetChangeError::Unusable(_) => StatusCode::BAD_REQUEST,
+            FleetChangeError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
         AdminReject::new(status, refusal.to_string())
     }

@@ -1,8 +1,8 @@
-//! The upstreams: what they are, how they are, and what is in flight on them.
+//! The upstreams: their settings, their health, and their requests in flight.
 //!
 //! One keeper task is the only writer of the snapshot; requests load it once and read it without a
-//! lock. `Snapshot::candidates` is the one place that filters. Counts of requests in flight are guards
-//! (`lease`), never numbers kept by hand, and so are places in the queue.
+//! lock. `Snapshot::candidates` is the one place that filters. Requests in flight (`lease`) and places in the
+//! queue are counted by guards.
 
 mod blame;
 pub mod breaker;
@@ -10,12 +10,17 @@ pub mod change;
 pub mod client;
 pub mod discover;
 mod engine_load;
+mod identity;
 mod keeper;
+mod keeper_message;
 pub mod lease;
+mod metrics_reader;
 mod pace;
 mod probe;
+mod query;
 pub mod queue;
 pub mod snapshot;
+mod snapshot_entry;
 pub mod tls;
 pub mod upstream;
 
@@ -31,17 +36,19 @@ use crate::observe::Observer;
 pub use blame::Blame;
 use breaker::BreakerRules;
 pub use breaker::blame::FailureKind;
-pub use breaker::{Sign, UpstreamState};
-pub use change::{Change, ChangeError};
+pub use breaker::{UpstreamSignal, UpstreamState};
+pub use change::{FleetChange, FleetChangeError};
 use client::UpstreamClient;
 use discover::DiscoveryPlan;
 pub use engine_load::{ForeignLoad, GaugeReport};
 pub use keeper::Keeper;
-use keeper::KeeperMessage;
-pub use lease::{Lease, Outcome, Work};
+use keeper_message::KeeperMessage;
+pub use lease::{Lease, Outcome, RequestWork};
+pub use query::UpstreamQuery;
 use queue::QueueKey;
 pub use queue::{Queue, QueueRefusal, QueueTurn};
-pub use snapshot::{Query, Routing, Snapshot, SnapshotEntry};
+pub use snapshot::{FilterResult, Snapshot};
+pub use snapshot_entry::SnapshotEntry;
 pub use upstream::Upstream;
 
 /// The capacity of the keeper's inbox; the keeper takes messages out within microseconds.
@@ -52,6 +59,7 @@ pub struct Fleet {
     snapshot: ArcSwap<Snapshot>,
     /// Incremented with every published snapshot, for tasks that wait for a change.
     published: watch::Sender<u64>,
+    /// The counter of `next_turn`.
     turn: AtomicU64,
     client: UpstreamClient,
     queue: Arc<Queue>,
@@ -68,8 +76,8 @@ fn now() -> Instant {
 }
 
 impl Fleet {
-    /// Builds the fleet, and the keeper that is to be run for it; no upstream is probed before that. Fails
-    /// when the `tls.ca` of an upstream, or of a source, cannot be used.
+    /// Builds the fleet and its keeper; probing starts when the keeper runs. Fails when the `tls.ca` of an
+    /// upstream or of a source cannot be read.
     pub fn new(config: &Config, observer: Observer) -> Result<(Arc<Self>, Keeper), String> {
         let (sender, inbox) = mpsc::channel(MAX_KEEPER_MESSAGES);
         let rules = BreakerRules { health: config.health.clone(), breaker: config.breaker };
@@ -88,22 +96,23 @@ impl Fleet {
         Ok((fleet, keeper))
     }
 
-    /// The present view; hold it no longer than one decision takes.
+    /// Returns the current snapshot; the caller holds it for one decision at most.
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.snapshot.load()
     }
 
-    /// The present view, to keep across awaits.
+    /// Returns the current snapshot, to be held across awaits.
     pub fn snapshot_owned(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// A number that moves by one with every call, for policies that take turns.
+    /// Returns a number that increases by one with every call, for round-robin policies.
     pub fn next_turn(&self) -> u64 {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The client for the balancer's own requests to upstreams. It shares no connections with the proxy.
+    /// Returns the client for the balancer's own requests to upstreams. It shares no connections with the
+    /// proxy.
     pub fn client(&self) -> &UpstreamClient {
         &self.client
     }
@@ -118,51 +127,53 @@ impl Fleet {
         self.published.send_modify(|count| *count += 1);
     }
 
-    // === what requests tell ===
+    // === reports of requests ===
 
-    /// Reports what a request saw of an upstream. Never waits. Successful answers are only counted unless
-    /// the breaker waits for one.
-    pub fn report(&self, upstream: &Upstream, sign: Sign) {
+    /// Reports what a request observed of an upstream, without waiting. Successful answers are only counted,
+    /// unless the breaker waits for one.
+    pub fn report(&self, upstream: &Upstream, signal: UpstreamSignal) {
         let live = &upstream.live;
-        if sign == Sign::Answered {
+        if signal == UpstreamSignal::Answered {
             live.answers.fetch_add(1, Ordering::Relaxed);
-            if !live.wants_answers.load(Ordering::Relaxed) {
+            if !live.reports_answers.load(Ordering::Relaxed) {
                 return;
             }
         }
-        if matches!(sign, Sign::Unreached { .. } | Sign::GaveUp) {
-            upstream.doubt();
+        if matches!(signal, UpstreamSignal::Unreached { .. } | UpstreamSignal::GaveUp) {
+            upstream.probe_soon();
         }
-        if self.keeper.try_send(KeeperMessage::Seen { id: upstream.id, sign }).is_err() {
-            // The inbox holds more than a thousand messages that report the same; the keeper will have seen
-            // enough of them.
+        if self.keeper.try_send(KeeperMessage::Signal { id: upstream.id, signal }).is_err() {
+            // The inbox is full of reports like this one, which the keeper still reads.
             self.observer.sign_lost();
         }
     }
 
-    /// Holds back the failures of one request's attempts until it is clear whether they count.
+    /// Returns the guard that holds back the failures of one request's attempts until it is clear whether
+    /// they count against their upstreams.
     pub fn blame(&self) -> Blame<'_> {
         Blame::new(self)
     }
 
-    /// An engine reported that it is full: new requests avoid it for `retry_after` (at most 60 s), or for a
-    /// second.
-    pub fn busy(&self, upstream: &Upstream, retry_after: Option<Duration>) {
+    /// Keeps new requests away from an upstream whose engine reported that it is full: for `retry_after`, at
+    /// most 60 s, or for one second without it.
+    pub fn mark_busy(&self, upstream: &Upstream, retry_after: Option<Duration>) {
         self.observer.upstream_busy(upstream.name());
-        upstream.busy(retry_after, now());
+        upstream.mark_busy(retry_after, now());
     }
 
     // === waiting for room ===
 
-    /// Whether other requests wait with the same key: then a request must `wait` even when it finds room.
-    pub fn must_wait(&self, query: &Query<'_>) -> bool {
+    /// Whether other requests with the same key wait. A new request then has to `wait` even if an upstream
+    /// has
+    /// room.
+    pub fn must_wait(&self, query: &UpstreamQuery<'_>) -> bool {
         !self.queue.is_empty() && self.queue.is_waiting(&self.key(query))
     }
 
-    /// Waits for the turn to look for room again, until `deadline`. `until` comes from `Routing::Full`.
+    /// Waits until `deadline` for the turn to look for room again. `until` comes from `FilterResult::Full`.
     pub async fn wait(
         &self,
-        query: &Query<'_>,
+        query: &UpstreamQuery<'_>,
         until: Option<Instant>,
         deadline: Instant,
     ) -> Result<QueueTurn, QueueRefusal> {
@@ -170,32 +181,37 @@ impl Fleet {
         self.queue.wait(key, until, deadline).await
     }
 
+    /// Returns the queue of requests that wait for room.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// Builds the key of a query. A model that no upstream serves may turn up on any upstream, so its
-    /// requests wait for any place.
-    fn key(&self, query: &Query<'_>) -> QueueKey {
+    /// Builds the queue key of a query. Requests for a model that no upstream serves wait for any place,
+    /// since
+    /// any upstream may start to serve it.
+    fn key(&self, query: &UpstreamQuery<'_>) -> QueueKey {
         let snapshot = self.snapshot();
-        QueueKey::new(&Query { model: query.model.filter(|model| snapshot.serves_model(model)), ..*query })
+        QueueKey::new(&UpstreamQuery {
+            model: query.model.filter(|model| snapshot.serves_model(model)),
+            ..*query
+        })
     }
 
     // === changes at run time ===
 
-    /// Applies all changes, or none: then the error gives the reason.
-    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), ChangeError> {
+    /// Applies all changes, or none and returns the reason.
+    pub async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), FleetChangeError> {
         let (answer, answered) = oneshot::channel();
         let sent = self.keeper.send(KeeperMessage::Apply { changes, answer }).await;
-        sent.map_err(|_| ChangeError::Stopping)?;
-        answered.await.map_err(|_| ChangeError::Stopping)?
+        sent.map_err(|_| FleetChangeError::Stopping)?;
+        answered.await.map_err(|_| FleetChangeError::Stopping)?
     }
 
-    /// Waits until the snapshot satisfies the condition; returns false when it does not within `limit`.
-    pub async fn wait_until(&self, limit: Duration, so: impl Fn(&Snapshot) -> bool) -> bool {
+    /// Waits until the snapshot satisfies `condition`; returns false when that takes longer than `limit`.
+    pub async fn wait_until(&self, limit: Duration, condition: impl Fn(&Snapshot) -> bool) -> bool {
         let mut changes = self.changes();
         let waiting = async {
-            while !so(&self.snapshot()) {
+            while !condition(&self.snapshot()) {
                 if changes.changed().await.is_err() {
                     return false;
                 }

@@ -1,7 +1,7 @@
 //! Where changes to the fleet are made: here at once, and, with siblings, in the list that all go by.
 
 use crate::config::member::MemberRecord;
-use crate::fleet::{Change, ChangeError, Fleet};
+use crate::fleet::{Fleet, FleetChange, FleetChangeError};
 use crate::state::redis::SiblingExchange;
 
 /// Applies the changes that operators make to the fleet, and publishes them to siblings.
@@ -12,7 +12,7 @@ pub struct FleetEditor<'a> {
 
 impl FleetEditor<'_> {
     /// Carries out all changes, or none; siblings hear of them within a moment.
-    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), ChangeError> {
+    pub async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), FleetChangeError> {
         self.fleet.apply(changes.clone()).await?;
         let Some(exchange) = self.exchange else { return Ok(()) };
         let mut members = exchange.members();
@@ -27,25 +27,27 @@ impl FleetEditor<'_> {
     }
 }
 
-fn name(change: &Change) -> Option<&str> {
+fn name(change: &FleetChange) -> Option<&str> {
     match change {
-        Change::Upsert(config) => Some(&config.name),
-        Change::Remove { name, .. } | Change::Drain { name, .. } | Change::Weight { name, .. } => Some(name),
+        FleetChange::Upsert(config) => Some(&config.name),
+        FleetChange::Remove { name, .. }
+        | FleetChange::Drain { name, .. }
+        | FleetChange::Weight { name, .. } => Some(name),
         // These changes are not about one upstream.
         _ => None,
     }
 }
 
 /// What is known of an upstream, with this change.
-fn noted(known: MemberRecord, change: Change) -> MemberRecord {
+fn noted(known: MemberRecord, change: FleetChange) -> MemberRecord {
     match change {
         // Named again it stays drained; one that was removed begins anew.
-        Change::Upsert(config) => {
+        FleetChange::Upsert(config) => {
             MemberRecord { upstream: Some(config), drain: known.drain, ..MemberRecord::default() }
         }
-        Change::Remove { .. } => MemberRecord { removed: true, ..MemberRecord::default() },
-        Change::Drain { drain, .. } => MemberRecord { drain: Some(drain), ..known },
-        Change::Weight { weight, .. } => MemberRecord { weight: Some(weight), ..known },
+        FleetChange::Remove { .. } => MemberRecord { removed: true, ..MemberRecord::default() },
+        FleetChange::Drain { drain, .. } => MemberRecord { drain: Some(drain), ..known },
+        FleetChange::Weight { weight, .. } => MemberRecord { weight: Some(weight), ..known },
         _ => known,
     }
 }
@@ -60,15 +62,15 @@ mod tests {
     fn changes_add_up_until_it_is_another_upstream() {
         let config = UpstreamConfig::new(url::upstream("http://a").expect("is a URL"));
         let name = || config.name.clone();
-        let drained = noted(MemberRecord::default(), Change::Drain { name: name(), drain: true });
-        let heavy = noted(drained, Change::Weight { name: name(), weight: 2.0 });
+        let drained = noted(MemberRecord::default(), FleetChange::Drain { name: name(), drain: true });
+        let heavy = noted(drained, FleetChange::Weight { name: name(), weight: 2.0 });
         let both = MemberRecord { drain: Some(true), weight: Some(2.0), ..MemberRecord::default() };
         assert_eq!(heavy, both);
-        let named = noted(heavy.clone(), Change::Upsert(config.clone()));
+        let named = noted(heavy.clone(), FleetChange::Upsert(config.clone()));
         assert_eq!(named.drain, Some(true), "who was drained and is named again stays drained");
-        let gone = noted(heavy, Change::Remove { name: name(), force: true });
+        let gone = noted(heavy, FleetChange::Remove { name: name(), force: true });
         assert_eq!(gone, MemberRecord { removed: true, ..MemberRecord::default() });
-        let again = noted(gone, Change::Upsert(config.clone()));
+        let again = noted(gone, FleetChange::Upsert(config.clone()));
         assert_eq!(again, MemberRecord { upstream: Some(config.clone()), ..MemberRecord::default() });
     }
 }

@@ -26,7 +26,7 @@ use crate::config::check;
 use crate::config::types::UpstreamConfig;
 use crate::config::url::decoded;
 use crate::config::values::duration_in;
-use crate::fleet::{Change, ChangeError, Fleet, SnapshotEntry, UpstreamState};
+use crate::fleet::{Fleet, FleetChange, FleetChangeError, SnapshotEntry, UpstreamState};
 
 /// The longest that a call waits.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
@@ -58,7 +58,7 @@ pub async fn one(editor: &FleetEditor<'_>, written: &str, request: &Request<Byte
 
 fn show(fleet: &Fleet, name: &str, status: StatusCode) -> AdminResult {
     let snapshot = fleet.snapshot();
-    let entry = snapshot.by_name(name).ok_or_else(|| ChangeError::Unknown(name.into()))?;
+    let entry = snapshot.by_name(name).ok_or_else(|| FleetChangeError::Unknown(name.into()))?;
     Ok(answer(status, &row(entry)))
 }
 
@@ -80,7 +80,7 @@ async fn add(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> AdminResult 
         let error = format!("an upstream is named {name:?} already, with other settings: {remedy}");
         return Err(AdminReject::new(StatusCode::CONFLICT, error));
     }
-    editor.apply(vec![Change::Upsert(config)]).await?;
+    editor.apply(vec![FleetChange::Upsert(config)]).await?;
     let added = if there { StatusCode::OK } else { StatusCode::CREATED };
     let Some(wait) = wait else { return show(fleet, &name, added) };
     // The wait also ends when the upstream is removed meanwhile.
@@ -121,7 +121,7 @@ async fn alter(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) -
             ("weight", _) => {
                 let weight = check::weight(&value.to_string());
                 let weight = weight.map_err(|what| AdminReject::problem(format!("weight: {what}")))?;
-                Change::Weight { name: name.into(), weight }
+                FleetChange::Weight { name: name.into(), weight }
             }
             _ => {
                 let known = "known are state, drain, weight";
@@ -136,8 +136,8 @@ async fn alter(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) -
     show(editor.fleet, name, StatusCode::OK)
 }
 
-fn drain(name: &str, drain: bool) -> Change {
-    Change::Drain { name: name.into(), drain }
+fn drain(name: &str, drain: bool) -> FleetChange {
+    FleetChange::Drain { name: name.into(), drain }
 }
 
 async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) -> AdminResult {
@@ -151,8 +151,8 @@ async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) 
         }
     };
     let id = fleet.snapshot().by_name(name).map(|entry| entry.upstream.id);
-    editor.apply(vec![Change::Remove { name: name.into(), force }]).await?;
-    let Some(id) = id else { return Err(ChangeError::Unknown(name.into()).into()) };
+    editor.apply(vec![FleetChange::Remove { name: name.into(), force }]).await?;
+    let Some(id) = id else { return Err(FleetChangeError::Unknown(name.into()).into()) };
     let gone = fleet.wait_until(wait.unwrap_or_default(), |snapshot| snapshot.by_id(id).is_none()).await;
     let active = fleet.snapshot().by_id(id).map(|entry| entry.upstream.load().active);
     match (gone, active) {

@@ -14,7 +14,7 @@ use super::upstreams::{is_ready, wait};
 use super::{AdminApi, AdminReject, AdminResult, answer, not_allowed, respond};
 use crate::config::check;
 use crate::config::types::UpstreamConfig;
-use crate::fleet::{Change, Snapshot, SnapshotEntry};
+use crate::fleet::{FleetChange, Snapshot, SnapshotEntry};
 
 /// The path of vLLM's API below every upstream.
 const API_PATH: &str = "/v1";
@@ -99,7 +99,7 @@ async fn insert(api: &AdminApi, config: UpstreamConfig) -> Result<(), AdminRejec
         let error = format!("another worker has the id {:?}: choose another worker_id", config.name);
         return Err(AdminReject::new(StatusCode::CONFLICT, error));
     }
-    Ok(api.editor().apply(vec![Change::Upsert(config)]).await?)
+    Ok(api.editor().apply(vec![FleetChange::Upsert(config)]).await?)
 }
 
 /// The upstream that a body describes, checked as one in the file.
@@ -169,7 +169,7 @@ async fn remove(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Admi
     let Some(id) = found else {
         return Err(AdminReject::new(StatusCode::NOT_FOUND, format!("Worker {name} not found")));
     };
-    api.editor().apply(vec![Change::Remove { name: name.clone(), force: false }]).await?;
+    api.editor().apply(vec![FleetChange::Remove { name: name.clone(), force: false }]).await?;
     if let Some(wait) = wait.filter(|wait| *wait > Duration::ZERO) {
         let gone = api.fleet.wait_until(wait, |snapshot| snapshot.by_id(id).is_none()).await;
         if !gone {

@@ -15,7 +15,7 @@ use crate::admin::{Reload, Reloaded};
 use crate::config::diff;
 use crate::config::types::{Config, UpstreamConfig};
 use crate::fleet::breaker::BreakerRules;
-use crate::fleet::{Change, Fleet, Snapshot};
+use crate::fleet::{Fleet, FleetChange, Snapshot};
 use crate::logging;
 use crate::proxy::ProxyShared;
 use crate::proxy::server::certificate::{CertificatePair, ListenerCertificate};
@@ -89,7 +89,7 @@ impl Reloader {
         let mut diff = diff::diff(&old, &new);
         let new = diff::as_it_runs(&old, new);
         let snapshot = self.fleet.snapshot_owned();
-        let mut changes: Vec<Change> =
+        let mut changes: Vec<FleetChange> =
             diff.upsert.into_iter().filter_map(|named| taken_over(&old, &snapshot, named)).collect();
         for name in diff.remove {
             // The operator may have removed this upstream already. An upstream that has the name since then
@@ -97,15 +97,15 @@ impl Reloader {
             if snapshot.by_name(&name).is_some_and(|there| there.upstream.config.discovered.is_none()) {
                 let leave = !new.sources.is_empty();
                 changes.push(if leave {
-                    Change::Leave { name }
+                    FleetChange::HandToDiscovery { name }
                 } else {
-                    Change::Remove { name, force: false }
+                    FleetChange::Remove { name, force: false }
                 });
             }
         }
-        changes.push(Change::Rules(BreakerRules { health: new.health.clone(), breaker: new.breaker }));
-        changes.push(Change::QueueSize(new.queue.size));
-        changes.push(Change::Sources(new.sources.clone()));
+        changes.push(FleetChange::Rules(BreakerRules { health: new.health.clone(), breaker: new.breaker }));
+        changes.push(FleetChange::QueueSize(new.queue.size));
+        changes.push(FleetChange::Sources(new.sources.clone()));
         // The only step that can fail comes first.
         self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
         if !renewed.is_empty() {
@@ -123,12 +123,12 @@ impl Reloader {
 /// What a reload makes of an upstream that the file names. Where the file says what it said before, what was
 /// changed at run time stays: one that was taken out stays out, also at all siblings, and a weight stays as
 /// it was set; only the files that it names are read again.
-fn taken_over(old: &Config, snapshot: &Snapshot, named: UpstreamConfig) -> Option<Change> {
+fn taken_over(old: &Config, snapshot: &Snapshot, named: UpstreamConfig) -> Option<FleetChange> {
     if !old.upstreams.contains(&named) {
-        return Some(Change::Upsert(named));
+        return Some(FleetChange::Upsert(named));
     }
     let there = snapshot.by_name(&named.name).filter(|there| !there.removing)?;
-    Some(Change::Upsert(there.upstream.config.clone()))
+    Some(FleetChange::Upsert(there.upstream.config.clone()))
 }
 
 /// A listener's certificate, and the pair that replaces it.

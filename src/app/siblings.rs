@@ -12,7 +12,7 @@ use super::follow;
 use crate::config::member::MemberRecord;
 use crate::config::types::Config;
 use crate::fleet::upstream::UpstreamLoad;
-use crate::fleet::{Change, ChangeError, Fleet};
+use crate::fleet::{Fleet, FleetChange, FleetChangeError};
 use crate::observe::Observer;
 use crate::state::State;
 use crate::state::exchange::{BindingUpdate, ExchangeMemory, Outbox, SiblingLoad};
@@ -201,24 +201,25 @@ impl Follower {
         for change in changes(name, member) {
             match self.fleet.apply(vec![change]).await {
                 // Of one that stands in another balancer's file only; or it is gone already.
-                Ok(()) | Err(ChangeError::Unknown(_) | ChangeError::Stopping) => {}
+                Ok(()) | Err(FleetChangeError::Unknown(_) | FleetChangeError::Stopping) => {}
                 Err(refusal) => self.observer.member_unusable(name, &refusal.to_string()),
             }
         }
     }
 }
 
-fn changes(name: &str, member: MemberRecord) -> Vec<Change> {
+fn changes(name: &str, member: MemberRecord) -> Vec<FleetChange> {
     let MemberRecord { upstream, drain, weight, removed } = member;
     let name = || name.to_string();
     if removed {
-        return vec![Change::Remove { name: name(), force: false }];
+        return vec![FleetChange::Remove { name: name(), force: false }];
     }
     let upstream = upstream.filter(|upstream| upstream.name == name()).map(|mut upstream| {
         upstream.weight = weight.unwrap_or(upstream.weight);
-        Change::Upsert(upstream)
+        FleetChange::Upsert(upstream)
     });
-    let weight = weight.filter(|_| upstream.is_none()).map(|weight| Change::Weight { name: name(), weight });
-    let drain = drain.map(|drain| Change::Drain { name: name(), drain });
+    let weight =
+        weight.filter(|_| upstream.is_none()).map(|weight| FleetChange::Weight { name: name(), weight });
+    let drain = drain.map(|drain| FleetChange::Drain { name: name(), drain });
     upstream.into_iter().chain(weight).chain(drain).collect()
 }

@@ -7,28 +7,30 @@
 //! loop {
 //!     lease   = choose(..).await?
 //!     attempt = blame.during(attempt(&lease, ..)).await
-//!     an answer is accepted (its first event was judged): blame.settle(), and relay
+//!     the answer is accepted (its first event was judged): blame.conclude(), and relay
 //!     reset, silence, a 5xx or an error event:  blame.failed(upstream id, FailureKind), whether or not
 //!                                               another attempt follows
-//!     not reached, leaving, given up, dead:     fleet.report(upstream, sign) at once, as before
-//!     no further attempt:                       blame.settle()
+//!     unreached, shutting down, given up, dead: fleet.report(upstream, signal) at once
+//!     no further attempt:                       blame.conclude()
 //! }
 //! ```
 //!
-//! Dropping it settles it, so that a sign is never lost: also when the client disconnects. A failure after
-//! the answer began is reported with `fleet.report` as before: no attempt can follow it.
+//! Dropping a `Blame` concludes it, so that no failure is lost when the client disconnects. A failure after
+//! the
+//! answer began is reported with `fleet.report`: no attempt can follow it.
 
 use std::future::Future;
 use std::time::Duration;
 
 use super::Fleet;
-use super::breaker::Sign;
+use super::breaker::UpstreamSignal;
 use super::breaker::blame::{BlameLedger, FailureKind};
 
-/// A failed attempt waits no longer for the next one to end: the breaker must hear of an upstream that fails
-/// every request while the other upstreams take long to answer.
-const MAX_OPEN: Duration = Duration::from_secs(1);
+/// The longest time that a failure is held back while the next attempt runs: the breaker must receive the
+/// failures of an upstream even while the other upstreams take long to answer.
+const MAX_HELD_TIME: Duration = Duration::from_secs(1);
 
+/// Decides which failures of one request's attempts are reported to the breaker.
 pub struct Blame<'f> {
     fleet: &'f Fleet,
     ledger: BlameLedger,
@@ -39,24 +41,24 @@ impl<'f> Blame<'f> {
         Blame { fleet, ledger: BlameLedger::default() }
     }
 
-    /// An attempt failed on an upstream that had got the request.
+    /// Records the failure of an attempt on an upstream that had received the request.
     pub fn failed(&mut self, upstream: usize, kind: FailureKind) {
         let counts = self.ledger.failed(upstream, kind);
         self.report(counts);
     }
 
-    /// An attempt was answered, or none follows.
+    /// Reports a held failure: an attempt was answered, or no attempt follows.
     pub fn conclude(&mut self) {
         let counts = self.ledger.conclude();
         self.report(counts);
     }
 
-    /// Whether a failed attempt waits for the next one.
+    /// Whether a failure is held back until the next attempt ends.
     pub fn is_open(&self) -> bool {
         self.ledger.is_open()
     }
 
-    /// Waits for the next attempt; settles when that takes long.
+    /// Runs the next attempt; reports a held failure when the attempt takes longer than `MAX_HELD_TIME`.
     pub async fn during<T>(&mut self, mut attempt: impl Future<Output = T> + Unpin) -> T {
         if !self.ledger.is_open() {
             return attempt.await;
@@ -64,16 +66,16 @@ impl<'f> Blame<'f> {
         tokio::select! {
             biased;
             ended = &mut attempt => return ended,
-            () = tokio::time::sleep(MAX_OPEN) => self.conclude(),
+            () = tokio::time::sleep(MAX_HELD_TIME) => self.conclude(),
         }
         attempt.await
     }
 
     fn report(&self, counts: Option<usize>) {
         let Some(id) = counts else { return };
-        // An upstream that has left the fleet is judged no more.
+        // An upstream that has left the fleet has no breaker any more.
         if let Some(entry) = self.fleet.snapshot().watched(id) {
-            self.fleet.report(&entry.upstream, Sign::Failed);
+            self.fleet.report(&entry.upstream, UpstreamSignal::Failed);
         }
     }
 }
@@ -93,7 +95,7 @@ mod tests {
     use crate::observe::Observer;
     use std::sync::Arc;
 
-    /// Two upstreams that nothing is sent to.
+    /// A fleet of two upstreams that receive no requests.
     fn fleet() -> (Arc<Fleet>, Keeper) {
         let upstream = |name: &str| UpstreamConfig::new(url::upstream(name).expect("is a URL"));
         let config = Config {
@@ -103,25 +105,25 @@ mod tests {
         Fleet::new(&config, Observer::default()).expect("it needs no file")
     }
 
-    /// The signs that reach the keeper: it never runs, so that they stay in its inbox.
-    fn signs(keeper: &mut Keeper) -> Vec<usize> {
-        std::iter::from_fn(|| keeper.next_sign()).collect()
+    /// The upstreams whose failures reached the keeper's inbox; the keeper never runs.
+    fn reported(keeper: &mut Keeper) -> Vec<usize> {
+        std::iter::from_fn(|| keeper.next_signal()).collect()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reports_once_whatever_ends_the_request() {
+    async fn reports_a_failure_once_whatever_ends_the_request() {
         let (fleet, mut keeper) = fleet();
         let mut blame = fleet.blame();
         blame.failed(0, FailureKind::Reset);
-        assert_eq!(signs(&mut keeper), Vec::<usize>::new(), "another attempt may fail alike");
+        assert_eq!(reported(&mut keeper), Vec::<usize>::new(), "another attempt may fail alike");
         blame.conclude();
         blame.conclude();
         drop(blame);
-        assert_eq!(signs(&mut keeper), [0]);
+        assert_eq!(reported(&mut keeper), [0]);
         let mut dropped = fleet.blame();
         dropped.failed(1, FailureKind::Reset);
         drop(dropped);
-        assert_eq!(signs(&mut keeper), [1], "the client disconnected");
+        assert_eq!(reported(&mut keeper), [1], "the client disconnected");
         let mut alike = fleet.blame();
         alike.failed(0, FailureKind::Status(502));
         alike.failed(1, FailureKind::Status(502));
@@ -129,20 +131,20 @@ mod tests {
         let mut gone = fleet.blame();
         gone.failed(9, FailureKind::Reset);
         drop(gone);
-        assert_eq!(signs(&mut keeper), Vec::<usize>::new());
+        assert_eq!(reported(&mut keeper), Vec::<usize>::new());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_attempt_does_not_keep_the_sign_of_the_one_before() {
+    async fn reports_a_held_failure_while_a_long_attempt_runs() {
         let (fleet, mut keeper) = fleet();
         let mut blame = fleet.blame();
         blame.failed(0, FailureKind::Reset);
-        blame.during(Box::pin(tokio::time::sleep(MAX_OPEN / 2))).await;
-        assert_eq!(signs(&mut keeper), Vec::<usize>::new());
-        blame.during(Box::pin(tokio::time::sleep(MAX_OPEN * 2))).await;
-        assert_eq!(signs(&mut keeper), [0]);
+        blame.during(Box::pin(tokio::time::sleep(MAX_HELD_TIME / 2))).await;
+        assert_eq!(reported(&mut keeper), Vec::<usize>::new());
+        blame.during(Box::pin(tokio::time::sleep(MAX_HELD_TIME * 2))).await;
+        assert_eq!(reported(&mut keeper), [0]);
         blame.failed(1, FailureKind::Reset);
         drop(blame);
-        assert_eq!(signs(&mut keeper), Vec::<usize>::new(), "it fails alike");
+        assert_eq!(reported(&mut keeper), Vec::<usize>::new(), "the second upstream fails alike");
     }
 }

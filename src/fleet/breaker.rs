@@ -1,30 +1,33 @@
-//! The state machine of one upstream: observations go in, the requests that it may have come out.
+//! The state machine of one upstream: probes and signals of requests go in, the requests that it admits come
+//! out.
 //!
 //! ```text
 //! unknown --`rise` good probes--> ready
-//! ready   --a failed probe, or a request that could not reach it or that it gave up--> suspect
+//! ready   --a failed probe, a request that could not connect, or one that was given up--> suspect
 //! suspect --a good probe--> ready
-//! suspect --`fall` failed probes, or refused by a request and by the next probe--> down
+//! suspect --`fall` failed probes, or connections of a request and of the next probe refused--> down
 //! down    --`rise` good probes--> ready
 //! ready, suspect  --failures of requests--> tripped
-//! tripped --`open` is over: one request is let through--> ready when it is answered,
-//!           tripped for twice as long when it is not; refused twice--> down
-//! ready, suspect, tripped --its own word that it is leaving--> draining
-//! draining --refused, or `fall` failed probes--> down; --still there after a while--> ready
-//! any but unknown --its engine is dead--> down, and good probes count only after a sign of another process:
+//! tripped --`open` is over: one trial request--> ready when it is answered,
+//!           tripped for twice as long when it fails; two refused connections--> down
+//! ready, suspect, tripped --the upstream announces its shutdown--> draining
+//! draining --a refused connection, or `fall` failed probes--> down; --good probes after 15 s--> ready
+//! any but unknown --its engine is dead--> down, and good probes count only after evidence of a new process:
 //!           its metrics report another start, or nothing listened at a probe; where its metrics are not
 //!           read, any failed probe; else after 30 s
 //! ```
 //!
-//! The process of a dead engine goes on for a moment, and may answer probes well meanwhile.
+//! The API server of a dead engine runs on for a moment and may answer probes meanwhile.
 //!
-//! An operator's drain overrides all of this and hides it until it is taken back, except for
-//! `UpstreamStatus::gone`: requests in flight must learn that their answers will not come. An upstream that
-//! comes back works its way up to its whole weight (`UpstreamStatus::warmth`).
+//! An operator's drain overrides and hides the state until it is taken back, except for
+//! `UpstreamStatus::gone`: requests in flight must end when their answers will not come. An upstream that
+//! comes
+//! back grows to its full weight (`UpstreamStatus::warmth`).
 //!
-//! A probe never ends a trip early: an engine that fails requests mostly answers probes well. Silence to a
-//! probe never counts against an engine that has begun answers meanwhile. Errors of clients and full
-//! engines are nothing that this sees. Pure: time comes in as `now`.
+//! A probe never ends a trip early: an engine that fails requests mostly answers probes. A probe that times
+//! out
+//! does not count against an engine that has begun answers meanwhile. Errors of clients and full engines are
+//! not reported to the machine. Pure: time comes in as `now`.
 
 pub mod blame;
 
@@ -33,22 +36,24 @@ use std::time::{Duration, Instant};
 
 use crate::config::types::{Breaker, Health};
 
+/// The state of one upstream, as the admin API and the metrics show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamState {
-    /// Not reached since it is known.
+    /// Not reached since it was configured.
     Unknown,
     Ready,
-    /// Something went wrong; it is asked at once.
+    /// A failure was seen; the next probe runs at once.
     Suspect,
     /// Does not answer.
     Down,
-    /// Ends its work and takes no more.
+    /// Finishes its requests and takes no new ones.
     Draining,
-    /// Answers, and fails too many requests.
+    /// Answers probes but fails too many requests.
     Tripped,
 }
 
 impl UpstreamState {
+    /// All states, for metrics that have one series a state.
     pub const ALL: [UpstreamState; 6] = [
         UpstreamState::Unknown,
         UpstreamState::Ready,
@@ -58,6 +63,7 @@ impl UpstreamState {
         UpstreamState::Tripped,
     ];
 
+    /// Returns the name of the state in logs, metrics and the admin API.
     pub fn label(self) -> &'static str {
         match self {
             UpstreamState::Unknown => "unknown",
@@ -70,32 +76,32 @@ impl UpstreamState {
     }
 }
 
-/// Which requests an upstream may have.
+/// Which requests an upstream admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Admits {
     None,
-    /// One at a time, to find out.
+    /// One trial request at a time.
     One,
-    /// Only requests that no better upstream can take.
+    /// Requests that no better upstream can take.
     Last,
     All,
 }
 
-/// What a request saw of an upstream.
+/// What a request observed of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
+pub enum UpstreamSignal {
     /// The connection failed; `refused`: no process listens on the port.
     Unreached { refused: bool },
-    /// A server error, or an end without an answer.
+    /// A server error, or a connection that ended without an answer.
     Failed,
     /// An answer began.
     Answered,
-    /// The upstream gave the request up without a token: it is shutting down, or a client aborted the
-    /// request. Clients may abort any request, so only a probe can tell the cases apart.
+    /// The upstream aborted the request before the first token: it is shutting down, or a client aborted the
+    /// request. Clients may abort any request, so only a probe can distinguish the two.
     GaveUp,
-    /// It said itself that it is shutting down.
-    Leaving,
-    /// It reported that its engine is dead: its process can do nothing but end.
+    /// The upstream reported that it is shutting down.
+    ShuttingDown,
+    /// The upstream reported that its engine is dead: its process will end.
     EngineDead,
 }
 
@@ -104,7 +110,7 @@ pub enum Sign {
 pub enum ProbeMiss {
     /// The connection was refused.
     Refused,
-    /// No answer in time, or a broken one.
+    /// No answer within the time limit, or a broken one.
     Silent,
     /// An error status.
     Wrong,
@@ -117,47 +123,50 @@ pub struct BreakerRules {
     pub breaker: Breaker,
 }
 
-/// After coming back an upstream works its way up for this long: its cache is cold and its kernels are
-/// not compiled.
+/// The time in which an upstream that came back grows to its full weight: its cache is cold and its kernels
+/// are not compiled.
 const WARM_UP: Duration = Duration::from_secs(10);
 
-/// The share of its weight with which it begins.
+/// The share of its weight with which an upstream that came back begins.
 const COLD_WEIGHT_SHARE: f64 = 0.1;
 
-/// The longest that an engine which announced its shutdown counts as draining. If it still answers then, the
-/// announcement was wrong.
-const MAX_LEAVING_TIME: Duration = Duration::from_secs(15);
+/// The longest time that an upstream counts as draining after it announced its shutdown. If it still answers
+/// then, the announcement was wrong.
+const MAX_SHUTDOWN_TIME: Duration = Duration::from_secs(15);
 
-/// While an upstream works its way up it has its whole weight with this many requests in flight, one more
-/// for each second. Otherwise the balancer would send it nothing beside idle upstreams, which cost a tenth.
-const FIRST_IN_FLIGHT: u64 = 1;
+/// The number of requests in flight up to which an upstream that came back has its full weight; it grows by
+/// one
+/// a second. Without it the upstream would get no requests beside idle upstreams, which cost a tenth.
+const FULL_WEIGHT_REQUESTS: u64 = 1;
 
-/// After this time good probes alone end the state of a dead engine: the probes have seen no other process,
-/// so the sign was wrong, or the balancer missed the restart.
-const MAX_DEAD: Duration = Duration::from_secs(30);
+/// The time after which good probes alone end the state of a dead engine: the report was wrong, or the
+/// balancer
+/// missed the restart.
+const MAX_DEAD_TIME: Duration = Duration::from_secs(30);
 
-/// Failures trip when they are at least this share of the answers among which they fell.
+/// The least share of failures among the answers of their period that trips the breaker.
 const TRIP_SHARE: f64 = 0.5;
 
-/// What a decision needs to know of an upstream; true until the machine moves again.
+/// The facts about an upstream that routing needs; valid until the next event of its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamStatus {
     pub state: UpstreamState,
     /// When `state` began.
     pub since: Instant,
-    /// By all that was seen of it its process does not work any more, also while an operator drains it.
+    /// Probes show that its process no longer works; also set while an operator drains it.
     pub gone: bool,
-    /// Connections are refused: its process, and what it held in memory, is gone.
+    /// Connections are refused: its process and its memory are gone.
     pub lost: bool,
-    /// It was probed and did not answer; when it will come is unknown.
+    /// Never reached although it was probed; when it will answer is unknown.
     pub missing: bool,
     admits: Admits,
-    /// Before this it admits nothing.
+    /// The end of a trip; the upstream admits nothing before it.
     opens: Option<Instant>,
     warm_since: Option<Instant>,
 }
 
 impl UpstreamStatus {
+    /// Returns which requests the upstream admits at `now`.
     pub fn admits(&self, now: Instant) -> Admits {
         match self.opens {
             Some(opens) if now < opens => Admits::None,
@@ -165,20 +174,21 @@ impl UpstreamStatus {
         }
     }
 
-    /// The end of the trip that keeps requests away; `None`: it is not tripped, or it is gone.
+    /// Returns the end of the trip; `None` when the upstream is not tripped or is gone.
     pub fn trip_end(&self) -> Option<Instant> {
         self.opens.filter(|_| !self.gone)
     }
 
-    /// The share of its weight that it has with so many requests in flight: its warmth beyond the few that it
-    /// may have at once.
+    /// Returns the share of its weight that the upstream has with `active` requests in flight: full for the
+    /// first few, its warmth beyond them.
     pub fn weight_share(&self, active: u64, now: Instant) -> f64 {
         let Some(since) = self.warm_since else { return 1.0 };
-        let at_once = FIRST_IN_FLIGHT + now.saturating_duration_since(since).as_secs();
-        if active < at_once { 1.0 } else { self.warmth(now) }
+        let full_weight = FULL_WEIGHT_REQUESTS + now.saturating_duration_since(since).as_secs();
+        if active < full_weight { 1.0 } else { self.warmth(now) }
     }
 
-    /// The share of its weight that it has: below 1 for a while after it came back.
+    /// Returns the share of its weight that the upstream has recovered: below 1 for a while after it came
+    /// back.
     pub fn warmth(&self, now: Instant) -> f64 {
         let Some(since) = self.warm_since else { return 1.0 };
         let share = now.saturating_duration_since(since).as_secs_f64() / WARM_UP.as_secs_f64();
@@ -186,25 +196,27 @@ impl UpstreamStatus {
     }
 }
 
+/// The state machine of one upstream.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct BreakerMachine {
     state: UpstreamState,
     since: Instant,
-    /// Probes in a row.
+    /// Good probes in a row.
     good: u32,
+    /// Failed probes in a row.
     bad: u32,
     /// The last connection was refused.
     refused: bool,
-    /// It said at the last probe that it is not well.
+    /// The last probe got an error status.
     unwell: bool,
-    /// Answers that had begun when it was last probed.
+    /// The number of answers that had begun at the last probe.
     answers: u64,
-    /// When requests failed, and how many answers had begun by then.
+    /// The recent failures of requests: their times, and the number of answers that had begun by then.
     failures: VecDeque<(Instant, u64)>,
-    /// How long the present trip lasts.
+    /// The length of the present trip.
     open: Duration,
     warm_since: Option<Instant>,
-    /// Since when an operator wants it drained.
+    /// When an operator's drain began.
     drained: Option<Instant>,
     dead: Option<DeadEngine>,
 }
@@ -213,13 +225,14 @@ pub struct Machine {
 #[derive(Clone, Copy, Debug)]
 struct DeadEngine {
     since: Instant,
-    /// There was a sign of another process.
+    /// There is evidence of a new process.
     replaced: bool,
 }
 
-impl Machine {
+impl BreakerMachine {
+    /// Builds the machine of an upstream that was not probed yet.
     pub fn new(now: Instant) -> Self {
-        Machine {
+        BreakerMachine {
             state: UpstreamState::Unknown,
             since: now,
             good: 0,
@@ -235,11 +248,12 @@ impl Machine {
         }
     }
 
+    /// Returns the present status.
     pub fn status(&self, rules: &BreakerRules) -> UpstreamStatus {
-        let Machine { state, since, warm_since, .. } = *self;
+        let BreakerMachine { state, since, warm_since, .. } = *self;
         let gone = match state {
             UpstreamState::Down => true,
-            // A trip hides that probes fail, too.
+            // The state stays `Tripped` while probes fail.
             UpstreamState::Tripped => self.bad >= rules.health.fall,
             UpstreamState::Unknown
             | UpstreamState::Ready
@@ -275,32 +289,32 @@ impl Machine {
         UpstreamStatus { state, since, gone, lost, missing, admits, opens, warm_since }
     }
 
-    /// When `standing` admits more by itself.
+    /// Returns the time at which the status admits more without another event.
     pub fn opens(&self) -> Option<Instant> {
         (self.state == UpstreamState::Tripped).then(|| self.since + self.open)
     }
 
-    /// Failed probes in a row.
+    /// Returns the number of failed probes in a row.
     pub fn missed(&self) -> u32 {
         self.bad
     }
 
-    /// Whether news of it are worth more than a probe at each interval.
+    /// Whether the upstream is to be probed more often than at each interval.
     pub fn is_uncertain(&self) -> bool {
         !matches!(self.state, UpstreamState::Ready | UpstreamState::Tripped)
     }
 
-    /// Whether answers are news: otherwise they are only counted.
+    /// Whether the machine needs the answers of requests as signals; otherwise they are only counted.
     pub fn counts_answers(&self) -> bool {
         matches!(self.state, UpstreamState::Suspect | UpstreamState::Tripped)
     }
 
-    /// The operator's word; it stands until the next one.
+    /// Starts or ends an operator's drain.
     pub fn drain(&mut self, drain: bool, now: Instant) {
         self.drained = drain.then(|| self.drained.unwrap_or(now));
     }
 
-    /// What a probe found; `answers` to requests have begun in all.
+    /// Applies the result of a probe; `answers` is the number of answers to requests that have begun.
     pub fn probed(&mut self, found: Result<(), ProbeMiss>, answers: u64, now: Instant, rules: &BreakerRules) {
         let alive = std::mem::replace(&mut self.answers, answers) != answers;
         match found {
@@ -310,15 +324,17 @@ impl Machine {
         }
     }
 
-    /// What a request saw; `answers` as above.
-    pub fn seen(&mut self, sign: Sign, answers: u64, now: Instant, rules: &BreakerRules) {
-        match sign {
-            Sign::Unreached { refused } => self.unreached(refused, answers, now, rules),
-            Sign::Failed => self.failed(answers, now, rules),
-            Sign::Answered => self.answered(now),
-            Sign::GaveUp if self.state == UpstreamState::Ready => self.enter(UpstreamState::Suspect, now),
-            Sign::GaveUp => {}
-            Sign::Leaving => {
+    /// Applies a signal of a request; `answers` as for `probed`.
+    pub fn signalled(&mut self, signal: UpstreamSignal, answers: u64, now: Instant, rules: &BreakerRules) {
+        match signal {
+            UpstreamSignal::Unreached { refused } => self.unreached(refused, answers, now, rules),
+            UpstreamSignal::Failed => self.failed(answers, now, rules),
+            UpstreamSignal::Answered => self.answered(now),
+            UpstreamSignal::GaveUp if self.state == UpstreamState::Ready => {
+                self.enter(UpstreamState::Suspect, now)
+            }
+            UpstreamSignal::GaveUp => {}
+            UpstreamSignal::ShuttingDown => {
                 if matches!(
                     self.state,
                     UpstreamState::Ready | UpstreamState::Suspect | UpstreamState::Tripped
@@ -326,11 +342,11 @@ impl Machine {
                     self.enter(UpstreamState::Draining, now);
                 }
             }
-            Sign::EngineDead => self.engine_died(now),
+            UpstreamSignal::EngineDead => self.engine_died(now),
         }
     }
 
-    /// Its metrics report that its process began anew.
+    /// Records that the metrics of the upstream report a new process.
     pub fn restarted(&mut self) {
         if let Some(dead) = &mut self.dead {
             dead.replaced = true;
@@ -338,7 +354,7 @@ impl Machine {
     }
 
     fn engine_died(&mut self, now: Instant) {
-        // Requests of the same process report it one after the other: the first counts.
+        // Several requests report the same death: the first report counts.
         if self.state != UpstreamState::Unknown && self.dead.is_none() {
             self.dead = Some(DeadEngine { since: now, replaced: false });
             self.good = 0;
@@ -348,7 +364,7 @@ impl Machine {
 
     /// Whether the engine may still be dead although its API server answers probes.
     fn is_dead(&self, now: Instant) -> bool {
-        self.dead.is_some_and(|dead| !dead.replaced && now < dead.since + MAX_DEAD)
+        self.dead.is_some_and(|dead| !dead.replaced && now < dead.since + MAX_DEAD_TIME)
     }
 
     fn enter(&mut self, state: UpstreamState, now: Instant) {
@@ -373,21 +389,22 @@ impl Machine {
         self.unwell = false;
         match self.state {
             UpstreamState::Down if self.good >= rules.health.rise => self.come_back(now),
-            // One that was there before us is as warm as the others; one that came up while we looked is not.
+            // An upstream that answered the first probe is as warm as the others; one that came up later is
+            // not.
             UpstreamState::Unknown if self.good >= rules.health.rise => {
                 self.warm_since = self.warm_since.or(was_missing.then_some(now));
                 self.enter(UpstreamState::Ready, now);
             }
             UpstreamState::Unknown if was_missing => self.warm_since = Some(now),
             UpstreamState::Suspect => self.enter(UpstreamState::Ready, now),
-            UpstreamState::Draining if now >= self.since + MAX_LEAVING_TIME => self.come_back(now),
+            UpstreamState::Draining if now >= self.since + MAX_SHUTDOWN_TIME => self.come_back(now),
             _ => {}
         }
     }
 
     fn bad_probe(&mut self, miss: ProbeMiss, now: Instant, rules: &BreakerRules) {
         let refused = miss == ProbeMiss::Refused;
-        // Refused twice, or after it announced its shutdown: the process is gone.
+        // Two refused connections, or one after the announced shutdown: the process is gone.
         let gone = refused && (self.refused || self.state == UpstreamState::Draining);
         self.refused = refused;
         self.unwell = miss == ProbeMiss::Wrong;
@@ -402,7 +419,7 @@ impl Machine {
                 self.enter(UpstreamState::Down, now)
             }
             UpstreamState::Ready => self.enter(UpstreamState::Suspect, now),
-            // A trip outlasts everything but the process that it was about.
+            // A trip ends early only with the process that failed.
             UpstreamState::Tripped if gone => self.enter(UpstreamState::Down, now),
             _ => {}
         }
@@ -413,7 +430,7 @@ impl Machine {
         if self.state == UpstreamState::Ready {
             self.enter(UpstreamState::Suspect, now);
         }
-        // Who refuses is found to be down by the next probe; a trip would outlast its coming back.
+        // The next probe finds that a refusing upstream is down; a trip would last longer than its restart.
         if !refused || self.state == UpstreamState::Tripped {
             self.failed(answers, now, rules);
         }

@@ -1,4 +1,4 @@
-//! Changes of the fleet at run time, from the admin interface, from reloads and from what is discovered.
+//! Changes of the fleet at run time, from the admin API, from reloads and from discovery.
 
 use std::time::Instant;
 
@@ -7,22 +7,23 @@ use thiserror::Error;
 use super::breaker::BreakerRules;
 use crate::config::types::{DiscoverySource, UpstreamConfig};
 
+/// One change of the fleet, which the keeper applies.
 #[derive(Clone, Debug)]
-pub enum Change {
-    /// Adds an upstream, or gives the one of its name other settings. One that is being removed stays. What
-    /// is discovered leaves alone what an operator has named.
+pub enum FleetChange {
+    /// Adds an upstream, or replaces the settings of the upstream with this name and cancels its removal.
+    /// A discovered upstream never replaces one that an operator has named.
     Upsert(UpstreamConfig),
-    /// Takes an upstream out: no new requests from now on, and it goes when its last one has ended; with
-    /// `force` it goes at once, and its requests end on their own.
+    /// Removes an upstream: it gets no new requests and leaves the fleet when its last request has ended.
+    /// With `force` the upstream leaves at once, and its requests end on their own.
     Remove {
         name: String,
         force: bool,
     },
-    /// No source names it any more: as `Remove`, unless an operator does by now.
+    /// Removes an upstream that discovery no longer lists, unless an operator has named it meanwhile.
     Release {
         name: String,
     },
-    /// Stops new requests, or lets them come again; it stands until the next such word.
+    /// Starts or ends an operator's drain; it lasts until the next such change.
     Drain {
         name: String,
         drain: bool,
@@ -31,22 +32,24 @@ pub enum Change {
         name: String,
         weight: f64,
     },
-    /// Goes by other settings of `health` and `breaker` from now on.
+    /// Replaces the settings of `health` and `breaker`.
     Rules(BreakerRules),
-    /// The file names it no more, and has sources that may: it goes once what they name is there.
-    Leave {
+    /// Hands an upstream that was removed from the file to discovery, which releases it once discovered
+    /// upstreams have replaced it.
+    HandToDiscovery {
         name: String,
     },
-    /// Asks these for upstreams from now on, and no others.
+    /// Replaces the discovery sources.
     Sources(Vec<DiscoverySource>),
-    /// Sources that have not answered may name upstreams until then; `None`: all have.
-    Awaits(Option<Instant>),
-    /// Lets so many wait.
+    /// Sets until when a source that has not answered yet may list upstreams; `None`: all have answered.
+    AwaitSources(Option<Instant>),
+    /// Sets the number of requests that may wait in the queue.
     QueueSize(usize),
 }
 
+/// Why a change could not be applied.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum ChangeError {
+pub enum FleetChangeError {
     #[error("no upstream is named {0:?}")]
     Unknown(String),
     #[error("{0}")]

@@ -1,9 +1,10 @@
 //! A small HTTP client for the balancer's own requests: probes, model lists and metrics of upstreams, and
 //! polls of discovery sources.
 //!
-//! One connection a request: nothing is pooled, so that every request also tests whether new connections are
-//! accepted. Requests of clients never go through here, except control calls that are fanned out to all
-//! upstreams. Every request has a time limit and a limit on the size of its answer.
+//! Every request opens its own connection, and so also tests whether the upstream accepts new ones.
+//! Requests of
+//! clients do not pass here, except control calls that are fanned out to all upstreams. Every request has a
+//! time limit and a limit on the size of its answer.
 
 use std::future::Future;
 use std::io;
@@ -20,16 +21,17 @@ use tokio::net::{TcpStream, UnixStream};
 use super::upstream::Upstream;
 use crate::names::PRODUCT;
 
-/// The largest answer to one of the balancer's own requests.
+/// The largest answer to one of the balancer's own requests, in bytes.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 
-/// The largest page of metrics, many times of what vLLM writes: one request for metrics fetches the pages of
-/// all upstreams at once and holds them together.
+/// The largest page of metrics, many times the size that vLLM writes. A request for the fleet's metrics holds
+/// the pages of all upstreams at once.
 const MAX_SCRAPE_BYTES: usize = 4 << 20;
 
-/// The largest document that holds a few lines of settings.
+/// The largest document of settings, which normally has a few lines.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
+/// Why one of the balancer's own requests failed.
 #[derive(Debug, Error)]
 pub enum FetchError {
     #[error("cannot resolve: {0}")]
@@ -42,11 +44,11 @@ pub enum FetchError {
     Answer(Box<dyn std::error::Error + Send + Sync>),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("cannot be asked: {0}")]
+    #[error("invalid request: {0}")]
     Request(#[from] http::Error),
 }
 
-/// Opens a connection for every request and keeps none.
+/// Sends the balancer's own requests, each on a connection of its own.
 pub struct UpstreamClient;
 
 trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -73,7 +75,7 @@ impl UpstreamClient {
         self.page(upstream, path, limit, MAX_SCRAPE_BYTES).await
     }
 
-    /// Fetches a small document.
+    /// Fetches a small document of settings.
     pub async fn small(
         &self,
         upstream: &Upstream,
@@ -83,20 +85,20 @@ impl UpstreamClient {
         self.page(upstream, path, limit, MAX_DOCUMENT_BYTES).await
     }
 
-    /// Fetches a document of at most `most` bytes.
+    /// Fetches a document of at most `max_bytes`.
     async fn page(
         &self,
         upstream: &Upstream,
         path: &str,
         limit: Duration,
-        most: usize,
+        max_bytes: usize,
     ) -> Result<Response<Bytes>, FetchError> {
         let request = with_own_key(upstream, Request::get(path).body(Bytes::new())?)?;
-        within(limit, self.exchange(upstream, request, most)).await
+        within(limit, self.exchange(upstream, request, max_bytes)).await
     }
 
-    /// Sends `request`, whose URI is a path, and reads the whole answer. An `authorization` that it brings
-    /// gives way to the upstream's own key.
+    /// Sends `request`, whose URI is a path, and reads the whole answer. The upstream's own key replaces an
+    /// `authorization` of the request.
     pub async fn request(
         &self,
         upstream: &Upstream,
@@ -106,7 +108,7 @@ impl UpstreamClient {
         self.request_with_key(upstream, with_own_key(upstream, request)?, limit).await
     }
 
-    /// As `request`, of a request that brings the key which the upstream is to be shown, if any.
+    /// As `request`, but forwards the `authorization` of the request, if any, in place of the upstream's key.
     pub async fn request_with_key(
         &self,
         upstream: &Upstream,
@@ -120,17 +122,17 @@ impl UpstreamClient {
         &self,
         upstream: &Upstream,
         request: Request<Bytes>,
-        most: usize,
+        max_bytes: usize,
     ) -> Result<Response<Bytes>, FetchError> {
         let stream = self.connect(upstream).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let request = addressed(upstream, request)?;
         let exchange = async {
             let (head, body) = sender.send_request(request).await?.into_parts();
-            let body = Limited::new(body, most).collect().await.map_err(FetchError::Answer)?;
+            let body = Limited::new(body, max_bytes).collect().await.map_err(FetchError::Answer)?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        // A connection that ends has delivered its data: the exchange has the result.
+        // The connection task only drives the exchange; the exchange returns the result or the error.
         let driven = async {
             drop(connection.await);
             std::future::pending().await
@@ -183,7 +185,7 @@ async fn within(
     tokio::time::timeout(limit, exchange).await.unwrap_or(Err(FetchError::Timeout(limit)))
 }
 
-/// Puts the upstream's own key on a request, if it has one.
+/// Sets the upstream's own key on a request, if the upstream has one.
 fn with_own_key(upstream: &Upstream, mut request: Request<Bytes>) -> Result<Request<Bytes>, http::Error> {
     if let Some(value) = &upstream.authorization {
         request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::try_from(value.as_str())?);
@@ -191,7 +193,7 @@ fn with_own_key(upstream: &Upstream, mut request: Request<Bytes>) -> Result<Requ
     Ok(request)
 }
 
-/// Puts the upstream's prefix and name on a request.
+/// Sets the upstream's path prefix and host name on a request.
 fn addressed(upstream: &Upstream, request: Request<Bytes>) -> Result<Request<Full<Bytes>>, http::Error> {
     let (mut head, body) = request.into_parts();
     let url = &upstream.config.url;

@@ -1,10 +1,11 @@
 //! Discovers upstreams: polls each source for its list, and reconciles the fleet with it.
 //!
-//! A source that does not answer, or gives an answer that cannot be used, keeps its last list: engines
-//! outlive the process that launched them. Each balancer polls for itself; siblings are not told of what it
-//! finds. `reconcile` decides which source, or the operator, owns an engine that several name.
+//! A source that does not answer, or whose answer is invalid, keeps its last list: engines outlive the
+//! process
+//! that launched them. Each balancer polls for itself and does not share the lists with its siblings.
+//! `reconcile` decides the owner of an engine that several sources, or the operator, name.
 //!
-//! A further kind of source is a further `Discover` and a module beside `gym`.
+//! A new kind of source needs a new variant of `Discover` and a module beside `gym`.
 
 mod gym;
 mod reconcile;
@@ -17,7 +18,7 @@ use http::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::change::{Change, ChangeError};
+use super::change::{FleetChange, FleetChangeError};
 use super::snapshot::DISCOVERY_GRACE;
 use super::upstream::Upstream;
 use super::{Fleet, now};
@@ -34,7 +35,7 @@ const UNANSWERED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The source name of upstreams that were removed from the file.
 pub(super) const NO_SOURCE: &str = "none";
 
-/// Answers of sources that the discoverer has not handled yet.
+/// The largest number of polled lists that the discoverer has not handled yet.
 const MAX_QUEUED_ANSWERS: usize = 16;
 
 /// The engines that a source lists, and the settings it gives for all of them.
@@ -58,15 +59,15 @@ pub(super) struct DiscoveryPlan {
     pub sources: Vec<Arc<PolledSource>>,
 }
 
-/// Finds upstreams until `stop`. The keeper must run.
+/// Discovers upstreams until `stop`. Requires a running keeper.
 pub async fn run(fleet: Arc<Fleet>, mut stop: watch::Receiver<bool>) {
     let mut changes = fleet.changes();
     let (sender, mut answers) = mpsc::channel(MAX_QUEUED_ANSWERS);
-    let mut finder = Discoverer::new(fleet, sender);
-    finder.follow();
+    let mut discoverer = Discoverer::new(fleet, sender);
+    discoverer.follow_plan();
     loop {
-        finder.reconcile().await;
-        let due = finder.ownerships.due();
+        discoverer.reconcile().await;
+        let due = discoverer.ownerships.due();
         let waited = async {
             match due {
                 Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -75,8 +76,8 @@ pub async fn run(fleet: Arc<Fleet>, mut stop: watch::Receiver<bool>) {
         };
         tokio::select! {
             _ = stop.wait_for(|stopping| *stopping) => return,
-            Some((label, found)) = answers.recv() => finder.take_in(label, found),
-            Ok(()) = finder.plans.changed() => finder.follow(),
+            Some((label, found)) = answers.recv() => discoverer.store_list(label, found),
+            Ok(()) = discoverer.plans.changed() => discoverer.follow_plan(),
             Ok(()) = changes.changed() => {}
             () = waited => {}
         }
@@ -90,10 +91,10 @@ struct Discoverer {
     /// The last answer of each source, by the source's label.
     found: HashMap<String, DiscoveredServers>,
     ownerships: Ownerships,
-    /// The next round compares everything, since files may have changed.
-    again: bool,
+    /// The next round sends all settings again, since the files that they name may have changed.
+    resend: bool,
     /// The polling tasks by the source's label.
-    asking: HashMap<String, PollTask>,
+    polling: HashMap<String, PollTask>,
     /// The last value that was sent to the keeper.
     awaited: Option<Instant>,
     answers: mpsc::Sender<(String, DiscoveredServers)>,
@@ -101,15 +102,15 @@ struct Discoverer {
 
 /// The task that polls one source; it ends when this is dropped.
 struct PollTask {
-    asked: Arc<PolledSource>,
+    source: Arc<PolledSource>,
     since: Instant,
     _task: JoinSet<()>,
 }
 
-// === impl Asked ===
+// === impl PolledSource ===
 
 impl PolledSource {
-    /// Fails when the source's `tls` cannot be used.
+    /// Builds the polled form of `source`; `server` holds the connection settings.
     pub fn new(source: DiscoverySource, server: Arc<Upstream>) -> Self {
         PolledSource { label: source.ask.label(), source, server }
     }
@@ -124,7 +125,7 @@ impl PolledSource {
         }
     }
 
-    fn is_as(&self, other: &PolledSource) -> bool {
+    fn has_settings_of(&self, other: &PolledSource) -> bool {
         self.source == other.source && self.server.authorities == other.server.authorities
     }
 
@@ -140,7 +141,7 @@ impl PolledSource {
         gym::parse(answer.body()).map_err(|why| format!("GET {path}: {why}"))
     }
 
-    /// An upstream for each engine that was found.
+    /// Returns an upstream for each listed engine.
     fn upstreams(&self, found: &DiscoveredServers) -> impl Iterator<Item = UpstreamConfig> {
         let DiscoverySource { weight, max_active, ref tls, .. } = self.source;
         found.urls.iter().map(move |url| UpstreamConfig {
@@ -160,31 +161,31 @@ impl PolledSource {
 /// a warning.
 async fn poll_forever(
     fleet: Arc<Fleet>,
-    asked: Arc<PolledSource>,
+    source: Arc<PolledSource>,
     answers: mpsc::Sender<(String, DiscoveredServers)>,
 ) {
     let (mut answered, mut works) = (false, None);
     loop {
-        match asked.poll(&fleet).await {
+        match source.poll(&fleet).await {
             Ok(found) => {
                 if works.replace(true) != Some(true) {
-                    fleet.observer.source_answers(&asked.label, found.urls.len(), found.model.as_deref());
+                    fleet.observer.source_answers(&source.label, found.urls.len(), found.model.as_deref());
                 }
                 answered = true;
-                if answers.send((asked.label.clone(), found)).await.is_err() {
+                if answers.send((source.label.clone(), found)).await.is_err() {
                     return;
                 }
             }
             Err(why) => {
-                fleet.observer.source_failed(&asked.label, &why, works.replace(false) != Some(false));
+                fleet.observer.source_failed(&source.label, &why, works.replace(false) != Some(false));
             }
         }
-        let every = asked.source.every;
+        let every = source.source.every;
         tokio::time::sleep(if answered { every } else { every.min(UNANSWERED_POLL_INTERVAL) }).await;
     }
 }
 
-// === impl Finder ===
+// === impl Discoverer ===
 
 impl Discoverer {
     fn new(fleet: Arc<Fleet>, answers: mpsc::Sender<(String, DiscoveredServers)>) -> Self {
@@ -194,63 +195,65 @@ impl Discoverer {
             plan: Arc::default(),
             found: HashMap::new(),
             ownerships: Ownerships::default(),
-            again: false,
-            asking: HashMap::new(),
+            resend: false,
+            polling: HashMap::new(),
             awaited: None,
             answers,
         }
     }
 
-    /// Polls exactly the sources of the plan. An answer of a source counts until the next one.
-    fn follow(&mut self) {
+    /// Polls exactly the sources of the current plan. The last list of a source that stays is kept.
+    fn follow_plan(&mut self) {
         let plan = self.plans.borrow_and_update().clone();
-        let mut before = std::mem::take(&mut self.asking);
-        for asked in &plan.sources {
-            let going = before.remove(&asked.label).filter(|going| going.asked.is_as(asked));
+        let mut before = std::mem::take(&mut self.polling);
+        for source in &plan.sources {
+            let going = before.remove(&source.label).filter(|going| going.source.has_settings_of(source));
             let going = going.unwrap_or_else(|| {
                 let mut task = JoinSet::new();
-                task.spawn(poll_forever(self.fleet.clone(), asked.clone(), self.answers.clone()));
-                PollTask { asked: asked.clone(), since: now(), _task: task }
+                task.spawn(poll_forever(self.fleet.clone(), source.clone(), self.answers.clone()));
+                PollTask { source: source.clone(), since: now(), _task: task }
             });
-            self.asking.insert(asked.label.clone(), going);
+            self.polling.insert(source.label.clone(), going);
         }
-        self.found.retain(|label, _| self.asking.contains_key(label));
-        (self.plan, self.again) = (plan, true);
+        self.found.retain(|label, _| self.polling.contains_key(label));
+        (self.plan, self.resend) = (plan, true);
     }
 
-    fn take_in(&mut self, label: String, found: DiscoveredServers) {
+    /// Stores the list that a poll returned.
+    fn store_list(&mut self, label: String, found: DiscoveredServers) {
         // The source may have left the plan meanwhile.
-        if self.asking.contains_key(&label) {
+        if self.polling.contains_key(&label) {
             self.found.insert(label, found);
         }
     }
 
-    /// The upstreams of all sources. Of several with one URL, or one name, the first is meant.
-    fn named_upstreams(&self) -> Vec<UpstreamConfig> {
-        let mut wanted: Vec<UpstreamConfig> = Vec::new();
-        let said = |asked: &Arc<PolledSource>| Some((asked.clone(), self.found.get(&asked.label)?));
-        for (asked, found) in self.plan.sources.iter().filter_map(said) {
-            for config in asked.upstreams(found) {
-                if !wanted.iter().any(|first| first.url == config.url || first.name == config.name) {
-                    wanted.push(config);
+    /// Returns the upstreams that the sources list. Of several with the same URL or name the first counts.
+    fn listed_upstreams(&self) -> Vec<UpstreamConfig> {
+        let mut listed: Vec<UpstreamConfig> = Vec::new();
+        let answered = |source: &Arc<PolledSource>| Some((source.clone(), self.found.get(&source.label)?));
+        for (source, found) in self.plan.sources.iter().filter_map(answered) {
+            for config in source.upstreams(found) {
+                if !listed.iter().any(|first| first.url == config.url || first.name == config.name) {
+                    listed.push(config);
                 }
             }
         }
-        wanted
+        listed
     }
 
-    /// Until when a source that has not answered may name upstreams that serve any model.
-    fn awaits(&self) -> Option<Instant> {
-        let silent = self.asking.iter().filter(|(label, _)| !self.found.contains_key(*label));
-        silent.map(|(_, asking)| asking.since + DISCOVERY_GRACE).max()
+    /// Returns until when a source that has not answered may still list upstreams with any model.
+    fn awaited_until(&self) -> Option<Instant> {
+        let unanswered = self.polling.iter().filter(|(label, _)| !self.found.contains_key(*label));
+        unanswered.map(|(_, task)| task.since + DISCOVERY_GRACE).max()
     }
 
     /// Reconciles the fleet with the lists of the sources.
     async fn reconcile(&mut self) {
         let snapshot = self.fleet.snapshot_owned();
-        // In this order: an upstream leaves the file together with the plan of the sources that may name it.
+        // After the snapshot: a reload removes an upstream and changes the plan together, so that this plan
+        // includes the sources that may list the upstreams of the snapshot.
         if self.plans.has_changed().is_ok_and(|changed| changed) {
-            self.follow();
+            self.follow_plan();
         }
         let present: Vec<PresentUpstream<'_>> = snapshot
             .entries
@@ -261,35 +264,35 @@ impl Discoverer {
                 ready: entry.is_ready(),
             })
             .collect();
-        let wanted = self.named_upstreams();
-        let (again, awaits) = (std::mem::take(&mut self.again), self.awaits());
+        let listed = self.listed_upstreams();
+        let (resend, awaited) = (std::mem::take(&mut self.resend), self.awaited_until());
         let mut changes = self.ownerships.reconcile(&FleetView {
-            wanted: &wanted,
+            listed: &listed,
             present: &present,
-            silent: awaits.is_some(),
-            again,
+            unanswered: awaited.is_some(),
+            resend,
             now: now(),
         });
-        if std::mem::replace(&mut self.awaited, awaits) != awaits {
-            changes.push(Change::Awaits(awaits));
+        if std::mem::replace(&mut self.awaited, awaited) != awaited {
+            changes.push(FleetChange::AwaitSources(awaited));
         }
         if changes.is_empty() {
             return;
         }
-        // All upstreams of a source enter at once; otherwise the first would get all the traffic. An
-        // upstream that cannot be used must not keep the others out.
-        if let Err(ChangeError::Unusable(_)) = self.fleet.apply(changes.clone()).await {
+        // All upstreams of a source enter at once; otherwise the first would get all the traffic. If one is
+        // unusable, the changes are applied one by one, so that the others still enter.
+        if let Err(FleetChangeError::Unusable(_)) = self.fleet.apply(changes.clone()).await {
             for change in changes {
-                if let Err(ChangeError::Unusable(why)) = self.fleet.apply(vec![change.clone()]).await {
-                    self.refused(&change, &why);
+                if let Err(FleetChangeError::Unusable(why)) = self.fleet.apply(vec![change.clone()]).await {
+                    self.mark_unusable(&change, &why);
                 }
             }
         }
     }
 
-    fn refused(&mut self, change: &Change, why: &str) {
-        if let Change::Upsert(config) = change {
-            self.ownerships.unusable(&config.url);
+    fn mark_unusable(&mut self, change: &FleetChange, why: &str) {
+        if let FleetChange::Upsert(config) = change {
+            self.ownerships.mark_unusable(&config.url);
             let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
             self.fleet.observer.discovered_unusable(source, &config.name, why);
         }

@@ -1,5 +1,6 @@
-//! A lease is one request in flight on one upstream: taking it raises the upstream's gauges, dropping
-//! it, on whatever path, lowers them by the same amounts. There is no other way up or down.
+//! A lease is one request in flight on one upstream. Taking the lease raises the upstream's gauges,
+//! dropping it
+//! lowers them by the same amounts. Nothing else changes these gauges, except for the end of a prefill.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,23 +8,24 @@ use std::time::Instant;
 
 use super::breaker::Admits;
 use super::pace::PrefillTicket;
-use super::snapshot::SnapshotEntry;
+use super::snapshot_entry::SnapshotEntry;
 use super::upstream::Upstream;
 
 /// How a request on an upstream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A whole answer with this status.
+    /// The upstream sent a whole answer with this status.
     Answered(u16),
-    /// The client left first.
+    /// The client disconnected before the end of the answer.
     ClientGone,
     /// The upstream could not be reached.
     Unreached,
-    /// The upstream ended the answer, or the connection, before it was whole.
+    /// The upstream ended the answer, or the connection, early.
     Broken,
 }
 
 impl Outcome {
+    /// Returns the value of the metric label `outcome`.
     pub fn label(self) -> &'static str {
         match self {
             Outcome::Answered(status) if status < 400 => "ok",
@@ -36,45 +38,55 @@ impl Outcome {
     }
 }
 
-/// What a request brings, in prompt tokens.
+/// The work that a request is for an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub struct RequestWork {
+    /// The prompt tokens, estimated.
     pub tokens: u64,
-    /// Of these, the ones that the upstream has not in its cache.
+    /// The prompt tokens that are not in the upstream's cache.
     pub uncached: u64,
-    /// The first byte of the answer will tell when its prefill is over.
+    /// The answer streams: its first byte shows the end of the prefill.
     pub streams: bool,
 }
 
+/// One request in flight on one upstream.
 pub struct Lease {
     upstream: Arc<Upstream>,
     tokens: u64,
     prefill: LeasePrefill,
-    /// It is the one request that is let through after a trip.
+    /// This is the trial request after a trip.
     trial: bool,
 }
 
-/// What a lease holds of the backlog.
+/// The share of a lease in the backlog.
 enum LeasePrefill {
-    /// Until the first byte. To learn from it: since when, and how much was ahead with it.
+    /// Part of the backlog until the first byte, which teaches the pace: `ahead` tokens, its own included,
+    /// since
+    /// `since`.
     Streams {
         tokens: u64,
         ahead: u64,
         since: Instant,
     },
-    /// Until the first byte, or until it should be over.
+    /// Part of the backlog until the first byte or the estimated end of the prefill.
     Expected(PrefillTicket),
     Over,
 }
 
 impl Lease {
-    /// Takes a lease on an upstream that admits so much of the request. `None` when another request has just
-    /// taken the last place.
-    pub(super) fn take_as(entry: &SnapshotEntry, admits: Admits, work: Work, now: Instant) -> Option<Self> {
+    /// Takes a lease on an upstream that admits `admits` of the request. Returns `None` when another
+    /// request has
+    /// just taken the last place.
+    pub(super) fn take_as(
+        entry: &SnapshotEntry,
+        admits: Admits,
+        work: RequestWork,
+        now: Instant,
+    ) -> Option<Self> {
         let upstream = &entry.upstream;
         let live = &upstream.live;
         let trial = match admits {
-            // What only it can answer; the candidates have said that it is so.
+            // A request that only this upstream can answer; `Snapshot::candidates` has checked that.
             Admits::None if entry.drains() => false,
             Admits::None => return None,
             Admits::One => true,
@@ -83,15 +95,15 @@ impl Lease {
         if trial && live.trial.swap(true, Relaxed) {
             return None;
         }
-        let most = upstream.config.max_active.map_or(u64::MAX, u64::from);
-        let place = |active: u64| (active < most).then_some(active + 1);
+        let max_active = upstream.config.max_active.map_or(u64::MAX, u64::from);
+        let place = |active: u64| (active < max_active).then_some(active + 1);
         if live.gauges.active.fetch_update(Relaxed, Relaxed, place).is_err() {
             if trial {
                 live.trial.store(false, Relaxed);
             }
             return None;
         }
-        live.engine_load.took(work.tokens);
+        live.engine_load.count_sent(work.tokens);
         let tokens = work.uncached;
         let before = live.gauges.backlog.fetch_add(tokens, Relaxed);
         live.gauges.context.fetch_add(work.tokens, Relaxed);
@@ -102,11 +114,12 @@ impl Lease {
         Some(Lease { upstream: upstream.clone(), tokens: work.tokens, prefill, trial })
     }
 
+    /// Returns the upstream of the request.
     pub fn upstream(&self) -> &Arc<Upstream> {
         &self.upstream
     }
 
-    /// The first byte of the answer's body came: the prefill is done. Returns whether it was the first.
+    /// Records that a byte of the answer's body came: the prefill is done. Returns whether it was the first.
     pub fn first_byte(&mut self, now: Instant) -> bool {
         if let LeasePrefill::Streams { ahead, since, .. } = self.prefill {
             self.upstream.live.pace.learn(ahead, now.saturating_duration_since(since));
@@ -114,7 +127,7 @@ impl Lease {
         self.end_prefill()
     }
 
-    /// Takes the prefill out of the backlog, if that has not been done.
+    /// Removes the prefill from the backlog. Returns whether it was still part of it.
     pub fn end_prefill(&mut self) -> bool {
         let live = &self.upstream.live;
         let tokens = match std::mem::replace(&mut self.prefill, LeasePrefill::Over) {
@@ -138,13 +151,13 @@ impl Drop for Lease {
         if live.gauges.active.fetch_sub(1, Relaxed) == 1 {
             live.emptied.notify_waiters();
         }
-        live.queue.freed(live);
+        live.queue.freed(&live.identity);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::breaker::{BreakerRules, Machine, Sign};
+    use super::super::breaker::{BreakerMachine, BreakerRules, UpstreamSignal};
     use super::super::queue::Queue;
     use super::super::upstream::UpstreamLoad;
     use super::*;
@@ -160,7 +173,7 @@ mod tests {
         let upstream =
             Upstream::new(0, config, Queue::new(9, Observer::default())).expect("it needs no file");
         let mut entry = SnapshotEntry::unknown(Arc::new(upstream));
-        let mut machine = Machine::new(Instant::now());
+        let mut machine = BreakerMachine::new(Instant::now());
         machine.probed(Ok(()), 0, Instant::now(), &rules());
         entry.status = machine.status(&rules());
         entry
@@ -172,17 +185,17 @@ mod tests {
     }
 
     impl Lease {
-        pub fn take(entry: &SnapshotEntry, work: Work, now: Instant) -> Option<Self> {
+        pub fn take(entry: &SnapshotEntry, work: RequestWork, now: Instant) -> Option<Self> {
             Lease::take_as(entry, entry.admits(now), work, now)
         }
     }
 
     fn take(entry: &SnapshotEntry, tokens: u64) -> Option<Lease> {
-        Lease::take(entry, Work { tokens, uncached: tokens, streams: true }, Instant::now())
+        Lease::take(entry, RequestWork { tokens, uncached: tokens, streams: true }, Instant::now())
     }
 
     #[test]
-    fn the_backlog_ends_with_the_first_byte_and_the_rest_with_the_lease() {
+    fn lowers_the_backlog_at_the_first_byte_and_the_rest_when_dropped() {
         let entry = entry(None);
         let mut lease = take(&entry, 700).expect("there is room");
         assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 700, context: 700 });
@@ -194,9 +207,9 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_cached_is_backlog() {
+    fn counts_only_uncached_tokens_as_backlog() {
         let entry = entry(None);
-        let work = Work { tokens: 700, uncached: 100, streams: true };
+        let work = RequestWork { tokens: 700, uncached: 100, streams: true };
         let lease = Lease::take(&entry, work, Instant::now()).expect("there is room");
         assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 100, context: 700 });
         drop(lease);
@@ -204,10 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn the_backlog_of_what_does_not_stream_ends_when_it_should() {
+    fn lowers_the_backlog_of_an_unstreamed_answer_at_its_estimated_end() {
         let entry = entry(None);
         let now = Instant::now();
-        let work = Work { tokens: 8000, uncached: 8000, streams: false };
+        let work = RequestWork { tokens: 8000, uncached: 8000, streams: false };
         let mut lease = Lease::take(&entry, work, now).expect("there is room");
         assert_eq!(entry.upstream.load_at(now).backlog, 8000);
         let second = std::time::Duration::from_secs(1);
@@ -215,7 +228,7 @@ mod tests {
             entry.upstream.load_at(now + 2 * second),
             UpstreamLoad { active: 1, backlog: 0, context: 8000 }
         );
-        assert!(lease.first_byte(now + 3 * second), "its first byte comes all the same");
+        assert!(lease.first_byte(now + 3 * second), "the first byte is still reported once");
         drop(lease);
         assert_eq!(entry.upstream.load(), UpstreamLoad::default());
         let early = Lease::take(&entry, work, now).expect("there is room");
@@ -224,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_at_once_never_exceed_max_active() {
+    fn never_exceeds_max_active_across_threads() {
         let entry = entry(Some(3));
         let most = std::sync::atomic::AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -244,22 +257,22 @@ mod tests {
     }
 
     #[test]
-    fn after_a_trip_one_request_is_let_through_at_a_time() {
+    fn admits_one_trial_request_at_a_time_after_a_trip() {
         let mut entry = entry(Some(5));
         let now = Instant::now();
-        let mut machine = Machine::new(now);
+        let mut machine = BreakerMachine::new(now);
         machine.probed(Ok(()), 0, now, &rules());
-        machine.seen(Sign::Failed, 0, now, &rules());
+        machine.signalled(UpstreamSignal::Failed, 0, now, &rules());
         entry.status = machine.status(&rules());
-        assert!(Lease::take(&entry, Work::default(), now).is_none(), "the trip is not over");
+        assert!(Lease::take(&entry, RequestWork::default(), now).is_none(), "the trip is not over");
         let later = now + rules().breaker.open;
-        let first = Lease::take(&entry, Work::default(), later);
+        let first = Lease::take(&entry, RequestWork::default(), later);
         assert!(first.is_some());
-        assert!(Lease::take(&entry, Work::default(), later).is_none(), "one is on its way");
+        assert!(Lease::take(&entry, RequestWork::default(), later).is_none(), "the trial is in flight");
         drop(first);
         assert!(
-            Lease::take(&entry, Work::default(), later).is_some(),
-            "it told nothing, and its place came back"
+            Lease::take(&entry, RequestWork::default(), later).is_some(),
+            "the trial ended without a signal and freed its place"
         );
     }
 
@@ -283,14 +296,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn leases_go_back_to_zero_after_any_sequence_of_outcomes(steps in steps()) {
+        fn gauges_return_to_zero_after_any_sequence_of_outcomes(steps in steps()) {
             let entry = entry(None);
             let upstream = entry.upstream.clone();
             let mut held: Vec<Lease> = Vec::new();
             for step in steps {
                 match step {
                     LeaseStep::Take(tokens, streams) => {
-                        let work = Work { tokens, uncached: tokens / 2, streams };
+                        let work = RequestWork { tokens, uncached: tokens / 2, streams };
                         held.extend(Lease::take(&entry, work, Instant::now()));
                     }
                     LeaseStep::FirstByte(at) if !held.is_empty() => {

@@ -1,12 +1,14 @@
 //! Estimates when a prefill without a visible end has finished.
 //!
-//! A streaming answer shows by its first event that the prompt has been read; it teaches the upstream's
-//! pace. The first byte of an answer that does not stream is its last, so its prefill counts as done at the
-//! estimated time, if no byte came before. No task waits for that time: every reader of the gauges first
-//! removes the prefills that are over.
+//! The first event of a streaming answer shows the end of the prefill and teaches the upstream's pace. An
+//! answer
+//! that does not stream shows nothing before the generation has ended, so its prefill counts as done at the
+//! estimated time, or at the first byte if that comes earlier. No task waits for that time: every reader of
+//! the
+//! gauges first removes the prefills that are over.
 //!
-//! The lock is a plain mutex: it is taken once or twice for each request that does not stream, for a few
-//! instructions, and by readers only when something is over.
+//! The lock is a plain mutex: each request that does not stream takes it twice, for a few instructions, and
+//! readers take it only when a prefill is over.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,28 +19,31 @@ use crate::rate::Rate;
 /// The pace before the first observation.
 const INITIAL_TOKENS_PER_SECOND: f32 = 8_000.0;
 
-/// Tokens after which earlier observations count half.
+/// The number of tokens after which earlier observations count half.
 const PACE_WINDOW_TOKENS: f32 = 65_536.0;
 
-/// The shortest prompt that teaches the pace: a shorter one takes a step of the engine, however fast that
-/// is.
-const MIN_LEARNT_TOKENS: u64 = 256;
+/// The shortest prompt that teaches the pace: a shorter one takes one step of the engine at any pace.
+const MIN_LEARNED_TOKENS: u64 = 256;
 
-/// The longest estimate.
+/// The longest estimate of a prefill.
 const MAX_ESTIMATE: Duration = Duration::from_secs(600);
 
+/// The value of `next` while no prefill runs.
 const NEVER: u64 = u64::MAX;
 
+/// The prefill pace of one upstream, and its prefills whose ends are estimated.
 pub struct PrefillPace {
     born: Instant,
     rate: Rate,
-    /// Milliseconds after `born` at which the next prefill must be over.
+    /// The next estimated end of a prefill, in milliseconds after `born`.
     next: AtomicU64,
     running: Mutex<RunningPrefills>,
 }
 
+/// The prefills whose ends are estimated.
 #[derive(Default)]
 struct RunningPrefills {
+    /// The number of tickets that were given out.
     count: u64,
     prefills: Vec<RunningPrefill>,
 }
@@ -46,6 +51,7 @@ struct RunningPrefills {
 struct RunningPrefill {
     ticket: PrefillTicket,
     tokens: u64,
+    /// The estimated end, in milliseconds after `born`.
     over: u64,
 }
 
@@ -54,6 +60,7 @@ struct RunningPrefill {
 pub struct PrefillTicket(u64);
 
 impl PrefillPace {
+    /// Builds the pace of a new upstream.
     pub fn new(now: Instant) -> Self {
         PrefillPace {
             born: now,
@@ -63,14 +70,14 @@ impl PrefillPace {
         }
     }
 
-    /// Tokens a second.
-    pub fn tokens(&self) -> f64 {
+    /// Returns the pace in tokens a second, at least 1.
+    pub fn tokens_per_second(&self) -> f64 {
         self.rate.value().max(1.0)
     }
 
-    /// So many tokens were ahead of a first event, its own included, and it came after `time`.
+    /// Learns from a first event that came after `time`, with `tokens` ahead of it, its own included.
     pub fn learn(&self, tokens: u64, time: Duration) {
-        if tokens >= MIN_LEARNT_TOKENS && !time.is_zero() {
+        if tokens >= MIN_LEARNED_TOKENS && !time.is_zero() {
             self.rate.add(
                 tokens as f32,
                 time.as_secs_f32(),
@@ -79,9 +86,9 @@ impl PrefillPace {
         }
     }
 
-    /// A prefill of `tokens` begins behind `ahead` others, and will be over when it should.
+    /// Begins a prefill of `tokens` behind `ahead` other tokens, and estimates its end.
     pub fn begin(&self, tokens: u64, ahead: u64, now: Instant) -> PrefillTicket {
-        let seconds = (ahead + tokens) as f64 / self.tokens();
+        let seconds = (ahead + tokens) as f64 / self.tokens_per_second();
         let time = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_ESTIMATE).min(MAX_ESTIMATE);
         let over = self.millis(now + time) + 1;
         let mut running = self.running();
@@ -92,7 +99,7 @@ impl PrefillPace {
         ticket
     }
 
-    /// The prefill has ended: its tokens, unless it was over before.
+    /// Ends a prefill and returns its tokens; `None` when its estimated end has passed already.
     pub fn end(&self, ticket: PrefillTicket) -> Option<u64> {
         let mut running = self.running();
         let at = running.prefills.iter().position(|prefill| prefill.ticket == ticket)?;
@@ -101,8 +108,8 @@ impl PrefillPace {
         Some(prefill.tokens)
     }
 
-    /// Takes out the prefills that are over by now and returns their tokens.
-    pub fn over(&self, now: Instant) -> u64 {
+    /// Removes the prefills that are over at `now`, and returns their tokens.
+    pub fn take_over_at(&self, now: Instant) -> u64 {
         if self.next.load(Relaxed) == NEVER {
             return 0;
         }
@@ -142,34 +149,34 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn the_pace_is_learnt_from_what_was_long_enough_to_tell() {
+    fn learns_the_pace_from_long_prompts_only() {
         let pace = PrefillPace::new(Instant::now());
-        assert_eq!(pace.tokens(), 8_000.0);
-        (0..10_000).for_each(|_| pace.learn(MIN_LEARNT_TOKENS - 1, SECOND));
-        assert_eq!(pace.tokens(), 8_000.0);
+        assert_eq!(pace.tokens_per_second(), 8_000.0);
+        (0..10_000).for_each(|_| pace.learn(MIN_LEARNED_TOKENS - 1, SECOND));
+        assert_eq!(pace.tokens_per_second(), 8_000.0);
         (0..100).for_each(|_| pace.learn(10_000, SECOND / 2));
-        assert!((19_900.0..20_100.0).contains(&pace.tokens()), "{}", pace.tokens());
+        assert!((19_900.0..20_100.0).contains(&pace.tokens_per_second()), "{}", pace.tokens_per_second());
     }
 
     #[test]
-    fn a_prefill_is_over_when_it_should_be_and_only_once() {
+    fn ends_a_prefill_once_at_its_estimated_time() {
         let now = Instant::now();
         let pace = PrefillPace::new(now);
         let first = pace.begin(8_000, 0, now);
         let second = pace.begin(8_000, 8_000, now);
-        assert_eq!(pace.over(now + SECOND / 2), 0);
-        assert_eq!(pace.over(now + SECOND * 11 / 10), 8_000);
-        assert_eq!(pace.over(now + SECOND * 11 / 10), 0);
+        assert_eq!(pace.take_over_at(now + SECOND / 2), 0);
+        assert_eq!(pace.take_over_at(now + SECOND * 11 / 10), 8_000);
+        assert_eq!(pace.take_over_at(now + SECOND * 11 / 10), 0);
         assert_eq!((pace.end(first), pace.end(second), pace.end(second)), (None, Some(8_000), None));
-        assert_eq!(pace.over(now + SECOND * 100), 0);
+        assert_eq!(pace.take_over_at(now + SECOND * 100), 0);
     }
 
     #[test]
-    fn the_largest_numbers_are_over_some_day() {
+    fn limits_the_estimate_of_the_largest_prompts() {
         let now = Instant::now();
         let pace = PrefillPace::new(now);
         pace.begin(u64::MAX / 2, u64::MAX / 2, now);
-        assert_eq!(pace.over(now + MAX_ESTIMATE - SECOND), 0);
-        assert_eq!(pace.over(now + MAX_ESTIMATE + SECOND), u64::MAX / 2);
+        assert_eq!(pace.take_over_at(now + MAX_ESTIMATE - SECOND), 0);
+        assert_eq!(pace.take_over_at(now + MAX_ESTIMATE + SECOND), u64::MAX / 2);
     }
 }

@@ -1,6 +1,6 @@
-//! One probe of one upstream: whether it is up, the models it serves, its version.
+//! One probe of one upstream: whether it is up, the models that it serves, its version.
 //!
-//! A prober never touches gauges and never decides the state of an upstream; it reports to the keeper.
+//! Probers only report to the keeper, which decides the state of an upstream.
 
 use std::io::ErrorKind;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,7 +22,7 @@ pub(super) struct ProbeReport {
 pub(super) enum ProbeFailure {
     /// The connection was refused.
     Refused(String),
-    /// No answer in time, or a broken one.
+    /// No answer within the time limit, or a broken one.
     Silent(String),
     /// An answer with an unexpected status or body.
     Wrong(String),
@@ -37,7 +37,7 @@ impl ProbeFailure {
     fn from(path: &str, error: &FetchError) -> Self {
         let why = format!("GET {path}: {error}");
         match error {
-            // The file of a unix socket disappears with its process too.
+            // The file of a unix socket may disappear with its process.
             FetchError::Connect(error)
                 if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
             {
@@ -48,12 +48,12 @@ impl ProbeFailure {
     }
 }
 
-/// Probes the upstream once. With `introduce` the version is fetched too, which changes only with a restart.
+/// Probes the upstream once. With `fetch_version` also reads the version, which changes only with a restart.
 pub(super) async fn probe(
     client: &UpstreamClient,
     upstream: &Upstream,
     health: &Health,
-    introduce: bool,
+    fetch_version: bool,
 ) -> Result<ProbeReport, ProbeFailure> {
     let limit = health.timeout;
     let up = client.get(upstream, &health.path, limit).await;
@@ -65,7 +65,7 @@ pub(super) async fn probe(
         Some(names) => names.iter().map(|name| plain_card(name)).collect(),
         None => models(client, upstream, health).await?,
     };
-    let version = if introduce { version(client, upstream, health).await } else { None };
+    let version = if fetch_version { version(client, upstream, health).await } else { None };
     Ok(ProbeReport { models, version })
 }
 
@@ -115,10 +115,10 @@ struct Version {
     version: String,
 }
 
-/// Fetches the version, if there is one. An upstream without it works as well.
+/// Fetches the version; `None` when the upstream does not report one, which is no failure.
 async fn version(client: &UpstreamClient, upstream: &Upstream, health: &Health) -> Option<String> {
     let answer = client.get(upstream, "/version", health.timeout).await.ok()?;
-    // The parser works in place.
+    // simd-json parses in place, so the body is copied.
     let parsed: Version = simd_json::serde::from_slice(&mut answer.body().to_vec()).ok()?;
     Some(parsed.version.chars().take(64).collect())
 }

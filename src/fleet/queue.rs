@@ -1,13 +1,17 @@
-//! Where requests wait while every upstream that could have them is full: first come, first served.
+//! The queue in which requests wait while every suitable upstream is full: first come, first served.
 //!
-//! Requests with equal keys (mostly the same model) wait in one line. Only the first of a line may look for
-//! room. A place that becomes free wakes the head of one line, the one that has waited longest. If that head
-//! does not take the place, the head of the next line looks; if it does, the next in its own line looks,
-//! since there may be more room. So requests of one line stay in order, one free place wakes one waiter, and
-//! no free place is lost: a line that could not look yet stays `due`.
+//! Requests with equal keys (mostly the same model) wait in one line. Only the head of a line may look for
+//! room.
+//! A freed place wakes the head of one line, the one that has waited longest. If that head does not take the
+//! place, the head of the next line looks; if it does, the next request of its own line looks, since there
+//! may
+//! be more room. So requests of one line stay in order, one freed place wakes one request, and no freed
+//! place is
+//! lost: a line that could not look yet stays `due`.
 //!
-//! A waiting request is a guard: a future that is dropped leaves its line, and passes its turn on. The queue
-//! never chooses an upstream: the request that has the turn evaluates the snapshot.
+//! A place in a line is a guard: a request whose future is dropped leaves its line and passes its turn on.
+//! The
+//! request that has the turn chooses the upstream from the snapshot; the queue does not.
 
 mod pace;
 
@@ -19,25 +23,26 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time;
 
-use super::snapshot::Query;
-use super::upstream::Live;
+use super::identity::UpstreamIdentity;
+use super::query::UpstreamQuery;
 use crate::observe::{Observer, QueueEnd};
 use pace::AdmissionPace;
 
-/// What a request waits for; those with equal keys stand in one line.
+/// The upstreams that a request waits for; requests with equal keys wait in one line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct QueueKey {
     model: Option<String>,
     only: Option<usize>,
-    /// The names of the upstreams of its route. Not their ids: an upstream that joins under one of these
-    /// names must find the requests that wait already, and later requests must find their line.
+    /// The upstream names of the request's route. Names rather than ids, so that an upstream that joins
+    /// under one
+    /// of them serves the requests that wait already, and later requests join the same line.
     names: Option<Vec<String>>,
-    /// Where no names are known.
+    /// The ids of the allowed upstreams, for requests without `names`.
     among: Option<Vec<usize>>,
     tried: Vec<usize>,
 }
 
-/// Why a request may not wait, or no longer.
+/// Why a request may not wait, or not any longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueRefusal {
     /// The queue is full.
@@ -46,41 +51,47 @@ pub enum QueueRefusal {
     WaitedOut { retry_after: Duration },
 }
 
+/// The queue of requests that wait for room.
 pub struct Queue {
     /// The number of waiting requests; read without the lock by every request that ends.
     waiting: AtomicUsize,
-    /// Never held across an await.
+    /// A plain mutex, never held across an await.
     lines: Mutex<WaitingLines>,
     observer: Observer,
 }
 
+/// All lines of the queue.
 struct WaitingLines {
     by_key: HashMap<QueueKey, WaitingLine>,
+    /// The number of requests that may wait.
     size: usize,
-    /// The number of the next to come.
-    next: u64,
+    /// The number of the next request to join.
+    next_number: u64,
     pace: AdmissionPace,
 }
 
+/// The waiting requests of one key.
 #[derive(Default)]
 struct WaitingLine {
     waiters: VecDeque<Waiter>,
-    /// The first waiter has the turn.
+    /// The head has the turn to look for room.
     looking: bool,
-    /// Something has changed since the first waiter looked.
+    /// There may be room since the head last looked.
     due: bool,
 }
 
+/// One waiting request.
 struct Waiter {
     number: u64,
     wake: Arc<Notify>,
 }
 
-/// The right of the first request of a line to look for room. The request calls `taken` when it found room,
-/// and `wait_on` when it did not; a dropped turn passes on.
+/// The turn of a line's head to look for room. The request calls `taken` when it found room and `wait_on`
+/// when
+/// it did not; a dropped turn passes on.
 pub struct QueueTurn(QueuePlace);
 
-/// A place in a line.
+/// The place of a request in a line.
 struct QueuePlace {
     queue: Arc<Queue>,
     key: QueueKey,
@@ -89,11 +100,11 @@ struct QueuePlace {
     end: QueueEnd,
 }
 
-// === impl Key ===
+// === impl QueueKey ===
 
 impl QueueKey {
-    pub fn new(query: &Query<'_>) -> Self {
-        // A request that may return to an upstream it tried may take any place.
+    pub fn new(query: &UpstreamQuery<'_>) -> Self {
+        // A request that may return to an upstream that it tried may take any place.
         let mut tried = if query.again { Vec::new() } else { query.tried.to_vec() };
         tried.sort_unstable();
         let names = query.names.map(<[String]>::to_vec);
@@ -101,42 +112,50 @@ impl QueueKey {
         QueueKey { model: query.model.map(str::to_string), only: query.only, names, among, tried }
     }
 
-    fn served_by(&self, live: &Live) -> bool {
-        self.only.is_none_or(|only| only == live.id)
-            && self.names.as_ref().is_none_or(|names| names.iter().any(|name| live.is_named(name)))
-            && self.among.as_ref().is_none_or(|among| among.contains(&live.id))
-            && !self.tried.contains(&live.id)
-            && self.model.as_ref().is_none_or(|model| live.serves.load().iter().any(|card| card.id == *model))
+    /// Whether the upstream can take the requests of this key.
+    fn served_by(&self, upstream: &UpstreamIdentity) -> bool {
+        self.only.is_none_or(|only| only == upstream.id)
+            && self.names.as_ref().is_none_or(|names| names.iter().any(|name| upstream.is_named(name)))
+            && self.among.as_ref().is_none_or(|among| among.contains(&upstream.id))
+            && !self.tried.contains(&upstream.id)
+            && self
+                .model
+                .as_ref()
+                .is_none_or(|model| upstream.serves.load().iter().any(|card| card.id == *model))
     }
 }
 
 // === impl Queue ===
 
 impl Queue {
+    /// Builds a queue in which `size` requests may wait.
     pub fn new(size: usize, observer: Observer) -> Arc<Self> {
-        let lines = WaitingLines { by_key: HashMap::new(), size, next: 0, pace: AdmissionPace::default() };
+        let lines =
+            WaitingLines { by_key: HashMap::new(), size, next_number: 0, pace: AdmissionPace::default() };
         Arc::new(Queue { waiting: AtomicUsize::new(0), lines: Mutex::new(lines), observer })
     }
 
-    /// Sets the number of requests that may wait. Requests that wait already stay.
+    /// Sets the number of requests that may wait. Requests beyond it that wait already stay.
     pub fn resize(&self, size: usize) {
         self.lock().size = size;
     }
 
+    /// Returns the number of waiting requests.
     pub fn len(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether requests wait with this key: then a new request must not look before them.
+    /// Whether requests wait with this key. A new request must then not look before them.
     pub(super) fn is_waiting(&self, key: &QueueKey) -> bool {
         !self.is_empty() && self.lock().by_key.contains_key(key)
     }
 
-    /// Waits for the turn, until `deadline`. `until`: when there will be room for sure.
+    /// Waits until `deadline` for the turn. `until`: the time at which there is room without another event.
     pub(super) async fn wait(
         self: &Arc<Self>,
         key: QueueKey,
@@ -146,18 +165,19 @@ impl Queue {
         self.join(key)?.turn(until, deadline).await
     }
 
-    /// Reports that an upstream may have room: one request that waits for it may look. Cheap while the queue
-    /// is empty.
-    pub(super) fn freed(&self, live: &Live) {
-        // Either this thread sees the waiting request, or that request sees the place: the other fence is in
-        // `room_was_made`.
+    /// Reports that an upstream may have room: one request that waits for the upstream may look. Cheap
+    /// while the
+    /// queue is empty.
+    pub(super) fn freed(&self, upstream: &UpstreamIdentity) {
+        // Pairs with the fence in `QueuePlace::turn`: either this thread sees the waiting request, or that
+        // request sees the freed place.
         fence(Ordering::SeqCst);
         if self.is_empty() {
             return;
         }
         let mut lines = self.lock();
         for (key, line) in &mut lines.by_key {
-            line.due |= key.served_by(live);
+            line.due |= key.served_by(upstream);
         }
         lines.let_one_look();
     }
@@ -188,10 +208,10 @@ impl Queue {
         if waiting == 0 {
             lines.pace.begin(now);
         }
-        let (number, wake) = (lines.next, Arc::new(Notify::new()));
-        lines.next += 1;
+        let (number, wake) = (lines.next_number, Arc::new(Notify::new()));
+        lines.next_number += 1;
         let line = lines.by_key.entry(key.clone()).or_default();
-        // The first waiter looks at once: room may have been made since its last look.
+        // The first request of a line looks at once: a place may have been freed since it last looked.
         line.looking |= line.waiters.is_empty();
         line.waiters.push_back(Waiter { number, wake: wake.clone() });
         self.waiting.store(waiting + 1, Ordering::Relaxed);
@@ -199,20 +219,21 @@ impl Queue {
         Ok(QueuePlace { queue: self.clone(), key, number, wake, end: QueueEnd::Left })
     }
 
+    /// Removes a request from its line and passes its turn on.
     fn leave(&self, place: &QueuePlace) {
         let mut lines = self.lock();
         let Some(line) = lines.by_key.get_mut(&place.key) else { return };
         let Some(at) = line.waiters.iter().position(|waiter| waiter.number == place.number) else { return };
         line.waiters.remove(at);
         let had_turn = at == 0 && std::mem::take(&mut line.looking);
-        // The next looks: there may be more room, and it must learn when there will be.
+        // The next request looks: there may be more room, and its look yields the next `until`.
         line.due |= at == 0;
         if line.waiters.is_empty() {
             lines.by_key.remove(&place.key);
         }
         match place.end {
             QueueEnd::Admitted => lines.pace.admitted(super::now()),
-            // The place may suit any other line.
+            // The unused place may suit any other line.
             _ if had_turn => lines.by_key.values_mut().for_each(|line| line.due = true),
             _ => {}
         }
@@ -222,6 +243,7 @@ impl Queue {
 }
 
 impl WaitingLines {
+    /// Gives the turn to the head of the due line that has waited longest.
     fn let_one_look(&mut self) {
         let due = self.by_key.values_mut().filter(|line| line.due && !line.looking);
         let oldest = due.min_by_key(|line| line.waiters.front().map(|waiter| waiter.number));
@@ -234,7 +256,7 @@ impl WaitingLines {
     }
 }
 
-// === impl Place ===
+// === impl QueuePlace ===
 
 impl QueuePlace {
     async fn turn(
@@ -245,7 +267,9 @@ impl QueuePlace {
         loop {
             let (first, looking) = self.position();
             if looking {
-                // Room that is made from here on finds us waiting; what was made before, we see.
+                // Pairs with the fence in `Queue::freed`: a place freed from here on finds this request
+                // waiting;
+                // this request sees the places freed before.
                 fence(Ordering::SeqCst);
                 return Ok(QueueTurn(self));
             }
@@ -256,7 +280,7 @@ impl QueuePlace {
                 () = time::sleep_until(wake.unwrap_or(deadline).into()) => match wake {
                     Some(_) => {
                         until = None;
-                        self.look_later();
+                        self.mark_due();
                     }
                     None => return Err(self.waited_out()),
                 }
@@ -264,7 +288,7 @@ impl QueuePlace {
         }
     }
 
-    /// Whether it is the first of its line, and whether it has the turn.
+    /// Returns whether the request is the head of its line, and whether it has the turn.
     fn position(&self) -> (bool, bool) {
         let lines = self.queue.lock();
         let line = lines.by_key.get(&self.key);
@@ -272,8 +296,8 @@ impl QueuePlace {
         (first.is_some(), first.is_some_and(|line| line.looking))
     }
 
-    /// Marks its line as due.
-    fn look_later(&self) {
+    /// Marks the line as due.
+    fn mark_due(&self) {
         let mut lines = self.queue.lock();
         if let Some(line) = lines.by_key.get_mut(&self.key) {
             line.due = true;
@@ -292,22 +316,22 @@ impl QueuePlace {
 
 impl Drop for QueuePlace {
     fn drop(&mut self) {
-        // Reported before the place is free, so that the request which takes it is not counted beside this
-        // one.
+        // Reported before the place is free, so that the gauge never counts this request and its successor at
+        // once.
         self.queue.observer.queue_left(self.end);
         self.queue.leave(self);
     }
 }
 
-// === impl Turn ===
+// === impl QueueTurn ===
 
 impl QueueTurn {
-    /// The request has taken a place.
+    /// Ends the wait: the request has taken a lease.
     pub fn taken(mut self) {
         self.0.end = QueueEnd::Admitted;
     }
 
-    /// The request found no room: it returns to the head of the line.
+    /// Waits again at the head of the line: the request found no room.
     pub async fn wait_on(self, until: Option<Instant>, deadline: Instant) -> Result<QueueTurn, QueueRefusal> {
         {
             let mut lines = self.0.queue.lock();

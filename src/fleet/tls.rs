@@ -1,4 +1,5 @@
-//! Which certificates TLS towards an upstream trusts: the system's authorities, those of a file, or all.
+//! The TLS settings of connections to an upstream: trust in the system's authorities, those of a file, or
+//! any.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,10 +13,11 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::types::UpstreamConfig;
 
-/// What it takes to open a connection of our own: the connector, and the name that must be proven.
+/// The settings of one of our own TLS connections: the connector, and the name that the certificate must
+/// have.
 pub(super) type Secure = (TlsConnector, ServerName<'static>);
 
-/// The authorities of an upstream's `tls.ca`; none where there is no file, or no TLS.
+/// Reads the authorities of an upstream's `tls.ca`; none without TLS or without a file.
 pub(super) fn authorities(config: &UpstreamConfig) -> Result<Vec<CertificateDer<'static>>, String> {
     match &config.tls.ca {
         Some(path) if config.url.https => read_authorities(path),
@@ -23,7 +25,7 @@ pub(super) fn authorities(config: &UpstreamConfig) -> Result<Vec<CertificateDer<
     }
 }
 
-/// How to talk to an upstream whose URL is https; `None` for one without TLS.
+/// Builds the TLS settings of an upstream; `None` when its URL is not https.
 pub(super) fn secure(
     config: &UpstreamConfig,
     authorities: &[CertificateDer<'static>],
@@ -37,13 +39,13 @@ pub(super) fn secure(
     Ok(Some((TlsConnector::from(Arc::new(trust)), name)))
 }
 
-/// The authorities in a PEM file; an empty file is an error.
+/// Reads the authorities of a PEM file; an empty file is an error.
 fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let say = |error: &dyn std::fmt::Display| format!("tls.ca {}: {error}", path.display());
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| say(&error))?;
+    let message = |error: &dyn std::fmt::Display| format!("tls.ca {}: {error}", path.display());
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| message(&error))?;
     let certificates: Result<Vec<_>, _> = certificates.collect();
-    match certificates.map_err(|error| say(&error))? {
-        none if none.is_empty() => Err(say(&"no certificate in the file")),
+    match certificates.map_err(|error| message(&error))? {
+        none if none.is_empty() => Err(message(&"no certificate in the file")),
         some => Ok(some),
     }
 }
@@ -58,8 +60,8 @@ fn client_config(
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
     if !tls.verify {
-        let anyone = Arc::new(Anyone { provider });
-        return Ok(builder.dangerous().with_custom_certificate_verifier(anyone).with_no_client_auth());
+        let verifier = Arc::new(AcceptAnyCertificate { provider });
+        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
     }
     let mut roots = RootCertStore::empty();
     match &tls.ca {
@@ -77,13 +79,13 @@ fn client_config(
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// `tls.verify: false`: every certificate is accepted, as the operator configured.
+/// Accepts every certificate, as configured by `tls.verify: false`.
 #[derive(Debug)]
-struct Anyone {
+struct AcceptAnyCertificate {
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _certificate: &CertificateDer<'_>,

@@ -1,83 +1,82 @@
-//! One vLLM server: its settings, its address, and what is in flight on it.
+//! One vLLM server: its settings, its address, and its requests in flight.
 //!
-//! Settings never change in place. A server whose settings change gets another `Upstream`, which shares
-//! what is alive with the one before, so that no count is lost; requests in flight keep theirs.
+//! Settings never change in place. When they change, the server gets another `Upstream` that shares the
+//! live state
+//! (`Live`) with the one before, so that no count is lost; requests in flight keep the settings they began
+//! with.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
 use super::engine_load::{EngineLoad, ForeignLoad, GaugeReport};
+use super::identity::UpstreamIdentity;
 use super::pace::PrefillPace;
 use super::queue::Queue;
 use super::tls::{self, Secure};
-use crate::aggregate::ModelCard;
 use crate::config::types::UpstreamConfig;
 
-/// The longest that an engine's Retry-After keeps requests away from it.
+/// The longest time for which an engine's Retry-After keeps requests away.
 const MAX_BUSY_TIME: Duration = Duration::from_secs(60);
 
-/// For so long when it gives none.
+/// The time for which a full engine without Retry-After gets no requests.
 const DEFAULT_BUSY_TIME: Duration = Duration::from_secs(1);
 
+/// One vLLM server with its present settings.
 pub struct Upstream {
-    /// Of this server and no other, for the life of the process; kept when only its settings change.
+    /// Identifies the server for the life of the process; kept when only its settings change.
     pub id: usize,
+    /// The configured or discovered settings.
     pub config: UpstreamConfig,
-    /// The `host` field of requests to it.
+    /// The `host` header of requests to the server.
     pub host: String,
-    /// Whole `authorization` value sent in place of the client's.
+    /// The `authorization` header that replaces the client's.
     pub authorization: Option<String>,
     /// The authorities of `tls.ca`, read once.
     pub authorities: Vec<CertificateDer<'static>>,
-    /// How our own questions talk to it, where its URL is https.
+    /// The TLS settings of the balancer's own requests; `None` without https.
     pub(super) secure: Option<Secure>,
     pub(super) live: Arc<Live>,
 }
 
-/// What is alive of a server, whatever its settings.
+/// The live state of a server, shared by all its settings.
 pub(super) struct Live {
-    pub id: usize,
-    name: String,
-    /// The source that it was discovered by, as far as the keeper has taken its settings over.
-    source: ArcSwapOption<String>,
+    pub identity: UpstreamIdentity,
     /// Written by leases only.
     pub gauges: LoadGauges,
-    /// What siblings have in flight, by their word.
+    /// The requests of siblings in flight, by their latest reports.
     pub siblings: LoadGauges,
     pub pace: PrefillPace,
-    /// The one request that is let through after a trip is on its way.
+    /// The trial request after a trip is in flight.
     pub trial: AtomicBool,
-    /// Answers to requests that have begun.
+    /// The number of answers to requests that have begun.
     pub answers: AtomicU64,
-    /// Answers are news to the keeper now.
-    pub wants_answers: AtomicBool,
-    /// What it serves, as the keeper last learnt it.
-    pub serves: ArcSwap<Vec<ModelCard>>,
-    /// Wakes its prober ahead of time.
-    pub doubt: Notify,
-    /// A round of probing went well: its metrics may be read.
+    /// The keeper needs answers as signals now.
+    pub reports_answers: AtomicBool,
+    /// Wakes the prober before the next interval.
+    pub probe_soon: Notify,
+    /// Notified after each successful probe: the metrics may be read.
     pub well: Notify,
-    /// What its metrics said.
+    /// The load by the server's metrics.
     pub engine_load: EngineLoad,
-    /// Told whenever nothing is in flight any more.
+    /// Notified when the last request in flight has ended.
     pub emptied: Notify,
-    /// Where requests wait for a place on it.
+    /// The queue of requests that wait for a place.
     pub queue: Arc<Queue>,
-    /// Full by its own word until then: milliseconds after `born`.
+    /// Until when the engine is full by its own report, in milliseconds after `born`.
     busy_until: AtomicU64,
     born: Instant,
-    /// Where its name led when it was last asked; resolving is never on a request's path.
+    /// The latest resolved address; requests never wait for the resolver.
     address: ArcSwapOption<SocketAddr>,
 }
 
-/// What is in flight. Relaxed everywhere: each is a number of its own, read as a hint.
+/// The load in flight. Relaxed everywhere: each number is independent and read as a hint.
 #[derive(Default)]
 pub(super) struct LoadGauges {
     pub active: AtomicU64,
@@ -90,13 +89,14 @@ pub(super) struct LoadGauges {
 pub struct UpstreamLoad {
     /// Requests in flight.
     pub active: u64,
-    /// Prompt tokens sent whose first byte has not come back.
+    /// Prompt tokens of the requests whose prefill has not ended.
     pub backlog: u64,
-    /// Prompt tokens of the requests in flight.
+    /// Prompt tokens of all requests in flight.
     pub context: u64,
 }
 
 impl LoadGauges {
+    /// Reads the gauges.
     pub fn read(&self) -> UpstreamLoad {
         UpstreamLoad {
             active: self.active.load(Relaxed),
@@ -106,36 +106,20 @@ impl LoadGauges {
     }
 }
 
-fn source(config: &UpstreamConfig) -> Option<Arc<String>> {
-    config.discovered.as_ref().map(|discovered| Arc::new(discovered.source.clone()))
-}
-
-// === impl Live ===
-
-impl Live {
-    /// Whether this is its name, or the name of the source that it was discovered by, as routes have it.
-    pub fn is_named(&self, name: &str) -> bool {
-        self.name == name || self.source.load().as_deref().is_some_and(|source| source == name)
-    }
-}
-
 // === impl Upstream ===
 
 impl Upstream {
-    /// Fails when what TLS towards it needs cannot be used.
+    /// Builds a new server; fails when its TLS settings cannot be used.
     pub(super) fn new(id: usize, config: UpstreamConfig, queue: Arc<Queue>) -> Result<Self, String> {
         let live = Live {
-            id,
-            name: config.name.clone(),
-            source: ArcSwapOption::new(source(&config)),
+            identity: UpstreamIdentity::new(id, &config),
             gauges: LoadGauges::default(),
             siblings: LoadGauges::default(),
             pace: PrefillPace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
-            wants_answers: AtomicBool::new(false),
-            serves: ArcSwap::default(),
-            doubt: Notify::new(),
+            reports_answers: AtomicBool::new(false),
+            probe_soon: Notify::new(),
             well: Notify::new(),
             engine_load: EngineLoad::new(super::now()),
             emptied: Notify::new(),
@@ -147,65 +131,68 @@ impl Upstream {
         Self::with(config, Arc::new(live))
     }
 
-    /// The same server with other settings.
+    /// Builds the same server with other settings.
     pub(super) fn renewed(&self, config: UpstreamConfig) -> Result<Self, String> {
         Self::with(config, self.live.clone())
     }
 
     fn with(config: UpstreamConfig, live: Arc<Live>) -> Result<Self, String> {
-        let say = |error: String| format!("upstream {}: {error}", config.name);
-        let authorities = tls::authorities(&config).map_err(say)?;
-        let secure = tls::secure(&config, &authorities).map_err(say)?;
+        let named = |error: String| format!("upstream {}: {error}", config.name);
+        let authorities = tls::authorities(&config).map_err(named)?;
+        let secure = tls::secure(&config, &authorities).map_err(named)?;
         let authorization = config.api_key.as_ref().map(|key| format!("Bearer {}", key.expose()));
         let url = &config.url;
         let host = if url.unix.is_some() { "localhost".into() } else { url.authority() };
-        Ok(Upstream { id: live.id, host, config, authorization, authorities, secure, live })
+        Ok(Upstream { id: live.identity.id, host, config, authorization, authorities, secure, live })
     }
 
-    /// Whether `config` means just this: the same settings, with the same text in the files that they name.
-    pub(super) fn is_as(&self, config: &UpstreamConfig) -> bool {
+    /// Whether the server has exactly these settings, and the files that they name are unchanged.
+    pub(super) fn has_settings(&self, config: &UpstreamConfig) -> bool {
         self.config == *config && tls::authorities(config).is_ok_and(|found| found == self.authorities)
     }
 
-    /// Whether a connection that was made by these settings may serve by the other's.
+    /// Whether a connection that was opened with these settings may serve requests with the other ones.
     pub fn connects_as(&self, other: &Upstream) -> bool {
-        let (own, others) = (&self.config, &other.config);
-        own.url == others.url && own.tls == others.tls && self.authorities == other.authorities
+        let (one, two) = (&self.config, &other.config);
+        one.url == two.url && one.tls == two.tls && self.authorities == other.authorities
     }
 
-    /// How to talk TLS with it, and the name that it must prove; `None`: its URL is not https.
+    /// Returns the TLS connector and the name that the certificate must have; `None` without https.
     pub fn tls(&self) -> Option<&(TlsConnector, ServerName<'static>)> {
         self.secure.as_ref()
     }
 
-    /// Its settings are in force from now on.
-    pub(super) fn enters(&self) {
-        self.live.source.store(source(&self.config));
+    /// Publishes the source of these settings to the queue, once the keeper has applied them.
+    pub(super) fn publish_source(&self) {
+        self.live.identity.set_source(&self.config);
     }
 
+    /// Returns the configured name.
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// What is in flight now.
+    /// Returns the load in flight now.
     pub fn load(&self) -> UpstreamLoad {
         self.load_at(super::now())
     }
 
+    /// Returns the load in flight at `now`; removes prefills whose estimated end has passed.
     pub fn load_at(&self, now: Instant) -> UpstreamLoad {
         let gauges = &self.live.gauges;
-        match self.live.pace.over(now) {
+        match self.live.pace.take_over_at(now) {
             0 => {}
             over => drop(gauges.backlog.fetch_sub(over, Relaxed)),
         }
         gauges.read()
     }
 
-    /// What other balancers have in flight on it, as they said last.
+    /// Returns the siblings' load on the upstream, by their latest reports.
     pub fn siblings(&self) -> UpstreamLoad {
         self.live.siblings.read()
     }
 
+    /// Sets the siblings' load on the upstream.
     pub fn set_siblings(&self, load: UpstreamLoad) {
         let gauges = &self.live.siblings;
         gauges.active.store(load.active, Relaxed);
@@ -213,17 +200,17 @@ impl Upstream {
         gauges.context.store(load.context, Relaxed);
     }
 
-    /// What others have in flight on it, by its own metrics; nothing when they are not known, or too old.
+    /// Returns the load of other clients by the server's metrics; none when they are unknown or too old.
     pub fn foreign(&self, now: Instant) -> ForeignLoad {
         self.live.engine_load.foreign(now)
     }
 
-    /// What its metrics said last; `None` when they are not known, or too old.
+    /// Returns the load by the server's latest metrics; `None` when they are unknown or too old.
     pub fn gauge_report(&self, now: Instant) -> Option<GaugeReport> {
         self.live.engine_load.gauge_report(now)
     }
 
-    /// The address that its name led to; `None` before the first answer of the resolver.
+    /// Returns the latest resolved address; `None` before the first answer of the resolver.
     pub fn address(&self) -> Option<SocketAddr> {
         self.live.address.load().as_deref().copied()
     }
@@ -234,19 +221,20 @@ impl Upstream {
         }
     }
 
-    /// A request could not reach it, or was given up: ask it now rather than at the next interval.
-    pub fn doubt(&self) {
-        self.live.doubt.notify_one();
+    /// Wakes the prober: a request could not reach the upstream, or was given up.
+    pub fn probe_soon(&self) {
+        self.live.probe_soon.notify_one();
     }
 
-    /// The engine said that it is full: nothing is sent for so long. The longest word counts.
-    pub(super) fn busy(&self, retry_after: Option<Duration>, now: Instant) {
+    /// Keeps new requests away for `retry_after`: the engine reported that it is full. The longest report
+    /// counts.
+    pub(super) fn mark_busy(&self, retry_after: Option<Duration>, now: Instant) {
         let until = now + retry_after.unwrap_or(DEFAULT_BUSY_TIME).min(MAX_BUSY_TIME);
         let millis = until.saturating_duration_since(self.live.born).as_millis();
         self.live.busy_until.fetch_max(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// Until when it is full by its own word.
+    /// Returns until when the engine is full by its own report.
     pub fn busy_until(&self, now: Instant) -> Option<Instant> {
         let millis = self.live.busy_until.load(Relaxed);
         if millis == 0 {
@@ -261,7 +249,7 @@ impl Upstream {
         loop {
             let emptied = self.live.emptied.notified();
             tokio::pin!(emptied);
-            // Listening begins before looking, so that nothing is missed in between.
+            // Registered before the check, so that no notification in between is missed.
             emptied.as_mut().enable();
             if self.load().active == 0 {
                 return;

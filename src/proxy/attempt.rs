@@ -27,7 +27,7 @@ use super::intake::watched;
 use super::prompt_work::Placement;
 use super::request::{ClientRequest, RequestScope};
 use super::watch::RequestWatch;
-use crate::fleet::Sign;
+use crate::fleet::UpstreamSignal;
 use crate::reject::Reject;
 use crate::reply::judge::{AnswerJudge, AnswerVerdict};
 use crate::retry::{AttemptFailure, EndReason};
@@ -200,9 +200,9 @@ async fn await_head(
 fn judge_head(scope: &RequestScope<'_>, placement: &Placement, head: &ResponseHeader) {
     let (fleet, upstream) = (&scope.shared.fleet, placement.upstream());
     match head.status.as_u16() {
-        429 | 503 => fleet.busy(upstream, retry_after(head)),
+        429 | 503 => fleet.mark_busy(upstream, retry_after(head)),
         500 | 502.. => {}
-        _ => fleet.report(upstream, Sign::Answered),
+        _ => fleet.report(upstream, UpstreamSignal::Answered),
     }
 }
 

@@ -11,7 +11,7 @@ use super::intake::watched;
 use super::prompt_work::{self, Placement};
 use super::request::{ClientRequest, RequestScope};
 use super::watch::RequestWatch;
-use crate::fleet::{Query, QueueRefusal, QueueTurn, Routing, Snapshot};
+use crate::fleet::{FilterResult, QueueRefusal, QueueTurn, Snapshot, UpstreamQuery};
 use crate::observe::decisions::Decision;
 use crate::pick::{self, DrawSeed};
 use crate::reject::Reject;
@@ -57,12 +57,12 @@ pub async fn choose(
         };
         let model = request.model.name().map(str::to_string);
         let names = request.upstream_names().map(<[String]>::to_vec);
-        let query = Query {
+        let query = UpstreamQuery {
             model: model.as_deref(),
             tokens: request.tokens,
             tried: &attempts.tried,
             again: attempts.count > 0,
-            away: &attempts.declined,
+            declined: &attempts.declined,
             only: request.only,
             among: among.as_deref(),
             names: names.as_deref(),
@@ -88,7 +88,7 @@ pub async fn choose(
 fn check_room(
     scope: &RequestScope<'_>,
     request: &ClientRequest,
-    query: &Query<'_>,
+    query: &UpstreamQuery<'_>,
     attempt: u32,
 ) -> RoomCheck {
     let shared = scope.shared;
@@ -104,8 +104,8 @@ fn check_room(
             jitter: shared.state.jitter(),
         };
         let choice = match (routing, pick::pick(&candidates, &scope.settings.knobs, seed)) {
-            (Routing::Candidates, Some(choice)) => choice,
-            (Routing::Full { until }, _) => return RoomCheck::Full { until },
+            (FilterResult::Candidates, Some(choice)) => choice,
+            (FilterResult::Full { until }, _) => return RoomCheck::Full { until },
             (routing, _) => return RoomCheck::Nothing(no_candidate(&routing, scope, request, &snapshot)),
         };
         // Another request may have taken the last place meanwhile.
@@ -132,7 +132,7 @@ fn check_room(
 
 /// The rejection where no upstream can be chosen.
 fn no_candidate(
-    routing: &Routing,
+    routing: &FilterResult,
     scope: &RequestScope<'_>,
     request: &ClientRequest,
     snapshot: &Snapshot,
@@ -141,9 +141,9 @@ fn no_candidate(
     // The model that it was made for has gone meanwhile: a later request is made for the one that is there.
     let is_late = request.edits.as_ref().is_some_and(|edits| edits.plan.found_model);
     match (routing, model) {
-        (Routing::Full { .. }, _) => Reject::Full { retry_after: 1 },
-        (Routing::NoSuchModel, model) if is_late => Reject::NotReady { model },
-        (Routing::NoSuchModel, Some(model)) => {
+        (FilterResult::Full { .. }, _) => Reject::Full { retry_after: 1 },
+        (FilterResult::NoSuchModel, model) if is_late => Reject::NotReady { model },
+        (FilterResult::NoSuchModel, Some(model)) => {
             Reject::Model { model, aliases: scope.settings.peeker.routes.aliases(snapshot) }
         }
         (_, model) => Reject::NotReady { model },

@@ -25,7 +25,7 @@ use super::request::{ClientRequest, RequestScope};
 use super::settings::ProxySettings;
 use super::watch::RequestWatch;
 use super::{Balancer, cumulative, respond, stored, translation, tunnel};
-use crate::fleet::{Blame, FailureKind, Outcome, Query, Routing, Sign, Upstream};
+use crate::fleet::{Blame, FailureKind, FilterResult, Outcome, Upstream, UpstreamQuery, UpstreamSignal};
 use crate::reject::Reject;
 use crate::reply::usage::Usage;
 use crate::retry::{self, AttemptFailure, EndReason, RetryDecision, RetryFacts};
@@ -314,9 +314,9 @@ fn permit_retry(
 fn has_untried_upstream(scope: &RequestScope<'_>, request: &ClientRequest, attempts: &Attempts) -> bool {
     let snapshot = scope.shared.fleet.snapshot();
     let among = request.among(&snapshot);
-    let query = Query { tried: &attempts.tried, ..request.query(scope.settings, among.as_deref()) };
+    let query = UpstreamQuery { tried: &attempts.tried, ..request.query(scope.settings, among.as_deref()) };
     let routing = snapshot.candidates(&query, Instant::now(), &mut Vec::new());
-    matches!(routing, Routing::Candidates | Routing::Full { .. })
+    matches!(routing, FilterResult::Candidates | FilterResult::Full { .. })
 }
 
 /// Reports a failed attempt.
@@ -344,8 +344,8 @@ pub fn report_failure(
 ) {
     report_attempt(scope, placement, failure, report);
     match fault_of(failure) {
-        UpstreamFault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
-        UpstreamFault::Failed(_) => scope.shared.fleet.report(placement.upstream(), Sign::Failed),
+        UpstreamFault::Signal(signal) => scope.shared.fleet.report(placement.upstream(), signal),
+        UpstreamFault::Failed(_) => scope.shared.fleet.report(placement.upstream(), UpstreamSignal::Failed),
         UpstreamFault::None => {}
     }
 }
@@ -354,7 +354,7 @@ pub fn report_failure(
 enum UpstreamFault {
     None,
     /// The upstream reported it, or could not be reached.
-    Sign(Sign),
+    Signal(UpstreamSignal),
     /// The upstream failed with the request, which may itself be the cause.
     Failed(FailureKind),
 }
@@ -375,10 +375,10 @@ fn outcome_of(failure: AttemptFailure) -> Outcome {
 
 fn fault_of(failure: AttemptFailure) -> UpstreamFault {
     match failure {
-        AttemptFailure::Connect { refused } => UpstreamFault::Sign(Sign::Unreached { refused }),
-        AttemptFailure::EngineDead => UpstreamFault::Sign(Sign::EngineDead),
-        AttemptFailure::Leaving => UpstreamFault::Sign(Sign::Leaving),
-        AttemptFailure::Aborted => UpstreamFault::Sign(Sign::GaveUp),
+        AttemptFailure::Connect { refused } => UpstreamFault::Signal(UpstreamSignal::Unreached { refused }),
+        AttemptFailure::EngineDead => UpstreamFault::Signal(UpstreamSignal::EngineDead),
+        AttemptFailure::Leaving => UpstreamFault::Signal(UpstreamSignal::ShuttingDown),
+        AttemptFailure::Aborted => UpstreamFault::Signal(UpstreamSignal::GaveUp),
         AttemptFailure::Reset => UpstreamFault::Failed(FailureKind::Reset),
         AttemptFailure::EngineError => UpstreamFault::Failed(FailureKind::ErrorEvent(500)),
         AttemptFailure::Status(status @ (500 | 502 | 504..)) => {
@@ -406,7 +406,7 @@ fn report_fault(
 ) {
     match fault_of(failure) {
         UpstreamFault::None => {}
-        UpstreamFault::Sign(sign) => scope.shared.fleet.report(placement.upstream(), sign),
+        UpstreamFault::Signal(signal) => scope.shared.fleet.report(placement.upstream(), signal),
         UpstreamFault::Failed(kind) => blame.failed(placement.upstream().id, kind),
     }
 }
@@ -439,9 +439,9 @@ impl Attempts {
         request: &'a ClientRequest,
         settings: &ProxySettings,
         among: Option<&'a [usize]>,
-    ) -> Query<'a> {
-        let (tried, away, again) = (&self.tried, &self.declined, self.count > 0);
-        Query { tried, away, again, ..request.query(settings, among) }
+    ) -> UpstreamQuery<'a> {
+        let (tried, declined, again) = (&self.tried, &self.declined, self.count > 0);
+        UpstreamQuery { tried, declined, again, ..request.query(settings, among) }
     }
 
     /// Records the beginning of an attempt on this upstream.

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use super::request::{ClientRequest, RequestScope};
-use crate::fleet::{Lease, Snapshot, Upstream, Work};
+use crate::fleet::{Lease, RequestWork, Snapshot, Upstream};
 use crate::pick::Candidate;
 use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
 use crate::prompt::chain::BlockLayout;
@@ -133,9 +133,9 @@ pub fn weigh(
 }
 
 /// The work of the request for the lease.
-pub fn lease_work(request: &ClientRequest, chosen: Option<&Candidate>) -> Work {
+pub fn lease_work(request: &ClientRequest, chosen: Option<&Candidate>) -> RequestWork {
     let uncached = chosen.map_or(request.tokens, |chosen| chosen.uncached);
-    Work { tokens: request.tokens, uncached, streams: request.streams }
+    RequestWork { tokens: request.tokens, uncached, streams: request.streams }
 }
 
 // === impl Placement ===

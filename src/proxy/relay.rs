@@ -21,7 +21,7 @@ use super::headers;
 use super::prompt_work::Placement;
 use super::request::{ClientRequest, RequestScope};
 use super::watch::RequestWatch;
-use crate::fleet::{Outcome, Sign};
+use crate::fleet::{Outcome, UpstreamSignal};
 use crate::reject::broken_stream;
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
@@ -277,7 +277,7 @@ fn whole(
             upstream.name(),
             "it ended before the answer was whole",
         );
-        fleet.report(upstream, Sign::Failed);
+        fleet.report(upstream, UpstreamSignal::Failed);
         return Outcome::Broken;
     }
     match answer.pipeline.failure() {
@@ -286,7 +286,7 @@ fn whole(
         Some(failure) => {
             // Where no code says so, the error may be the request's own fault.
             if let Some(500..) = failure.code {
-                fleet.report(upstream, Sign::Failed);
+                fleet.report(upstream, UpstreamSignal::Failed);
             }
             Outcome::Answered(failure.status())
         }

@@ -14,7 +14,7 @@ use super::stored::PendingResponse;
 use super::usage_injection::UsageInjection;
 use super::{ProxyShared, memory};
 use crate::config::types::{Retry, Timeouts};
-use crate::fleet::{Query, Snapshot};
+use crate::fleet::{Snapshot, UpstreamQuery};
 use crate::reject::ErrorShape;
 use crate::reply::ending::ErrorEventForm;
 use crate::route::resolve;
@@ -167,13 +167,13 @@ impl ClientRequest {
     }
 
     /// The query for its candidates, without its attempts.
-    pub fn query<'a>(&'a self, settings: &ProxySettings, among: Option<&'a [usize]>) -> Query<'a> {
-        Query {
+    pub fn query<'a>(&'a self, settings: &ProxySettings, among: Option<&'a [usize]>) -> UpstreamQuery<'a> {
+        UpstreamQuery {
             model: self.model.name(),
             tokens: self.tokens,
             tried: &[],
             again: false,
-            away: &[],
+            declined: &[],
             only: self.only,
             among,
             names: self.upstream_names(),

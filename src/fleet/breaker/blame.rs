@@ -1,25 +1,25 @@
-//! Which failed attempts of one request count against their upstreams.
+//! Decides which failed attempts of one request count against their upstreams.
 //!
-//! A request that fails alike on two upstreams is taken for the cause itself: neither failure counts. What
-//! one failed attempt means is therefore open until the next attempt has ended:
+//! When a request fails alike on two upstreams, the request is taken to be the cause and neither failure
+//! counts. A failure is therefore undecided until the next attempt has ended:
 //!
 //! ```text
 //! the next fails alike, elsewhere    neither counts, nor does any later failure of that kind
-//! the next fails otherwise           the first counts, the next is open
+//! the next fails otherwise           the first counts, the next is undecided
 //! the next is answered               the first counts
 //! no attempt follows                 the first counts
 //! ```
 //!
-//! A failure of the request alone on every upstream that it is sent to, without a further attempt, cannot be
-//! told from a failure of the upstream: it counts, and `breaker.max_ejected` limits what follows from it.
+//! Without a second attempt, a failure that the request causes cannot be distinguished from a failure of the
+//! upstream. It counts, and `breaker.max_ejected` limits how many upstreams such requests eject.
 
-/// How an attempt failed after the upstream got the request. Attempts that did not reach their upstream, or
-/// that it gave up, are never the request's doing, and do not come here.
+/// How an attempt failed after the upstream received the request. Attempts that did not reach their upstream,
+/// or that the upstream gave up, are never caused by the request and are not recorded here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
     /// The connection ended before the answer.
     Reset,
-    /// Nothing came in time.
+    /// No answer within the time limit.
     Silence,
     /// An answer with this status.
     Status(u16),
@@ -27,18 +27,18 @@ pub enum FailureKind {
     ErrorEvent(u16),
 }
 
-/// The failed attempts of one request; upstreams stand here by their ids.
+/// The failed attempts of one request, by upstream id.
 #[derive(Debug, Default)]
 pub struct BlameLedger {
     last: Option<(usize, FailureKind)>,
-    /// `last` waits for the next attempt.
+    /// `last` is undecided until the next attempt ends.
     open: bool,
-    /// The kind that the request itself is the cause of.
+    /// The kind of failure that the request itself causes.
     excused: Option<FailureKind>,
 }
 
 impl BlameLedger {
-    /// An attempt failed on an upstream. Returns the upstream whose failure before this one counts.
+    /// Records a failed attempt. Returns the upstream of the failure before it, if that one counts.
     #[must_use]
     pub fn failed(&mut self, upstream: usize, kind: FailureKind) -> Option<usize> {
         let before = self.last.replace((upstream, kind));
@@ -51,14 +51,14 @@ impl BlameLedger {
         before.filter(|_| was_open && !is_alike).map(|(other, _)| other)
     }
 
-    /// What is open counts: returns its upstream.
+    /// Decides that an undecided failure counts, and returns its upstream.
     #[must_use]
     pub fn conclude(&mut self) -> Option<usize> {
         let was_open = std::mem::replace(&mut self.open, false);
         self.last.filter(|_| was_open).map(|(upstream, _)| upstream)
     }
 
-    /// Whether a failure waits for the next attempt.
+    /// Whether a failure is undecided.
     pub fn is_open(&self) -> bool {
         self.open
     }
@@ -69,11 +69,11 @@ mod tests {
     use super::FailureKind::{ErrorEvent, Reset, Silence, Status};
     use super::*;
 
-    /// `None` settles: an attempt was answered, or none follows.
+    /// `None` concludes: an attempt was answered, or no attempt follows.
     type BlameStep = Option<(usize, FailureKind)>;
 
     #[test]
-    fn counts_what_another_upstream_does_not_confirm() {
+    fn counts_a_failure_unless_another_upstream_fails_alike() {
         let table: &[(&[BlameStep], &[usize])] = &[
             (&[None], &[]),
             (&[Some((1, Reset)), None], &[1]),
@@ -89,14 +89,15 @@ mod tests {
             (&[Some((1, Reset)), Some((2, Silence)), None], &[1, 2]),
             (&[Some((1, Status(502))), Some((2, Status(504))), None], &[1, 2]),
             (&[Some((1, Status(500))), Some((2, ErrorEvent(500))), None], &[1, 2]),
-            // What fails between two that are alike.
+            // A different failure before or between two that are alike.
             (&[Some((1, Reset)), Some((2, Silence)), Some((3, Silence)), None], &[1]),
             (&[Some((1, Reset)), Some((2, Reset)), Some((3, Silence)), None], &[3]),
             (&[Some((1, Reset)), Some((2, Reset)), Some((3, Silence)), Some((4, Reset)), None], &[3]),
-            // One upstream confirms nothing about another.
+            // Two failures on the same upstream do not excuse it.
             (&[Some((1, Reset)), Some((1, Reset)), None], &[1, 1]),
             (&[Some((1, Reset)), Some((1, Reset)), Some((2, Reset)), None], &[1]),
-            // Counted too early, since the next attempt took too long: the other does not count all the same.
+            // The first failure was counted early because the next attempt took long; the second is still
+            // excused.
             (&[Some((1, Reset)), None, Some((2, Reset)), None], &[1]),
             (&[Some((1, Reset)), None, Some((2, Silence)), None], &[1, 2]),
         ];

@@ -1,4 +1,4 @@
-//! The machine on a virtual clock, by table: a script of signs on the left, the states on the right.
+//! The machine on a virtual clock, by tables: a script of events on the left, the state on the right.
 
 use proptest::prelude::*;
 
@@ -16,30 +16,30 @@ fn rules() -> BreakerRules {
 }
 
 /// A machine with a clock, and the count of answers.
-struct Bench {
-    machine: Machine,
+struct MachineBench {
+    machine: BreakerMachine,
     rules: BreakerRules,
     now: Instant,
     answers: u64,
 }
 
-impl Bench {
+impl MachineBench {
     fn new() -> Self {
         let now = Instant::now();
-        Bench { machine: Machine::new(now), rules: rules(), now, answers: 0 }
+        MachineBench { machine: BreakerMachine::new(now), rules: rules(), now, answers: 0 }
     }
 
     fn ready() -> Self {
-        let mut bench = Bench::new();
+        let mut bench = MachineBench::new();
         bench.play("+ +");
-        assert_eq!(bench.standing().state, UpstreamState::Ready);
+        assert_eq!(bench.status().state, UpstreamState::Ready);
         bench
     }
 
-    /// Words of a script: `+` a good probe, `-` a silent one, `x` a refused one, `!` one that says 503;
-    /// `refuse`, `timeout`, `fail`, `answer`, `begin` (counted, not told), `abort`, `leave` of requests;
-    /// `dead` a request's word that the engine is, `restart` the metrics' word that the process is another;
-    /// `drain`, `undrain`; a number lets so many seconds pass.
+    /// Words of a script: `+` a good probe, `-` a silent one, `x` a refused one, `!` one answered with 503;
+    /// `refuse`, `timeout`, `fail`, `answer`, `begin` (counted, not reported), `abort`, `leave` of requests;
+    /// `dead` a request's report that the engine is dead, `restart` the metrics' report of a new process;
+    /// `drain`, `undrain`; a number advances the clock by so many seconds.
     fn step(&mut self, word: &str) {
         let (answers, now) = (self.answers, self.now);
         let mut probe = |found| self.machine.probed(found, answers, now, &self.rules);
@@ -48,17 +48,17 @@ impl Bench {
             "-" => probe(Err(ProbeMiss::Silent)),
             "x" => probe(Err(ProbeMiss::Refused)),
             "!" => probe(Err(ProbeMiss::Wrong)),
-            "refuse" => self.see(Sign::Unreached { refused: true }),
-            "timeout" => self.see(Sign::Unreached { refused: false }),
-            "fail" => self.see(Sign::Failed),
+            "refuse" => self.signal(UpstreamSignal::Unreached { refused: true }),
+            "timeout" => self.signal(UpstreamSignal::Unreached { refused: false }),
+            "fail" => self.signal(UpstreamSignal::Failed),
             "answer" => {
                 self.answers += 1;
-                self.see(Sign::Answered);
+                self.signal(UpstreamSignal::Answered);
             }
             "begin" => self.answers += 1,
-            "abort" => self.see(Sign::GaveUp),
-            "leave" => self.see(Sign::Leaving),
-            "dead" => self.see(Sign::EngineDead),
+            "abort" => self.signal(UpstreamSignal::GaveUp),
+            "leave" => self.signal(UpstreamSignal::ShuttingDown),
+            "dead" => self.signal(UpstreamSignal::EngineDead),
             "restart" => self.machine.restarted(),
             "drain" => self.machine.drain(true, now),
             "undrain" => self.machine.drain(false, now),
@@ -66,25 +66,25 @@ impl Bench {
         }
     }
 
-    fn see(&mut self, sign: Sign) {
-        self.machine.seen(sign, self.answers, self.now, &self.rules);
+    fn signal(&mut self, signal: UpstreamSignal) {
+        self.machine.signalled(signal, self.answers, self.now, &self.rules);
     }
 
     fn play(&mut self, script: &str) -> UpstreamStatus {
         script.split_whitespace().for_each(|word| self.step(word));
-        self.standing()
+        self.status()
     }
 
-    fn standing(&self) -> UpstreamStatus {
+    fn status(&self) -> UpstreamStatus {
         self.machine.status(&self.rules)
     }
 
     fn admits(&self) -> Admits {
-        self.standing().admits(self.now)
+        self.status().admits(self.now)
     }
 }
 
-/// From ready, after a script: state and what it admits.
+/// Scripts that start from ready: the state afterwards, and what it admits.
 const TABLE: &[(&str, UpstreamState, Admits)] = &[
     // Probes.
     ("-", UpstreamState::Suspect, Admits::All),
@@ -105,7 +105,7 @@ const TABLE: &[(&str, UpstreamState, Admits)] = &[
     ("begin - - -", UpstreamState::Suspect, Admits::All),
     ("begin - - - -", UpstreamState::Down, Admits::None),
     ("begin x begin x", UpstreamState::Down, Admits::None),
-    // Requests that do not reach it.
+    // Requests that do not reach the upstream.
     ("refuse", UpstreamState::Suspect, Admits::Last),
     ("refuse x", UpstreamState::Down, Admits::None),
     ("refuse -", UpstreamState::Suspect, Admits::All),
@@ -133,13 +133,13 @@ const TABLE: &[(&str, UpstreamState, Admits)] = &[
     ("fail fail fail 5 fail 10 refuse 14", UpstreamState::Tripped, Admits::None),
     ("fail fail fail 5 fail 10 refuse 15", UpstreamState::Tripped, Admits::One),
     ("fail fail fail 5 fail 10 answer fail fail fail 5", UpstreamState::Tripped, Admits::One),
-    // Neither is a trip over because probes were lost in between, only with the process itself.
+    // Failed probes do not end a trip; only the end of the process does.
     ("fail fail fail - - - + + ", UpstreamState::Tripped, Admits::None),
     ("fail fail fail 5 - - -", UpstreamState::Tripped, Admits::None),
     ("fail fail fail 5 - - - +", UpstreamState::Tripped, Admits::One),
     ("fail fail fail x x", UpstreamState::Down, Admits::None),
     ("fail fail fail x x + +", UpstreamState::Ready, Admits::All),
-    // It says that it is leaving.
+    // The upstream announces its shutdown.
     ("leave", UpstreamState::Draining, Admits::None),
     ("leave fail fail fail refuse answer", UpstreamState::Draining, Admits::None),
     ("leave + + +", UpstreamState::Draining, Admits::None),
@@ -149,7 +149,7 @@ const TABLE: &[(&str, UpstreamState, Admits)] = &[
     ("leave + 15 +", UpstreamState::Ready, Admits::All),
     ("leave 14 +", UpstreamState::Draining, Admits::None),
     ("fail fail fail leave", UpstreamState::Draining, Admits::None),
-    // It gave requests up: clients can have that done, and nothing is taken from it before a probe fails.
+    // The upstream aborts requests, which clients can cause: it keeps its requests until a probe fails.
     ("abort", UpstreamState::Suspect, Admits::All),
     ("abort abort abort abort", UpstreamState::Suspect, Admits::All),
     ("abort +", UpstreamState::Ready, Admits::All),
@@ -161,7 +161,7 @@ const TABLE: &[(&str, UpstreamState, Admits)] = &[
     ("leave abort", UpstreamState::Draining, Admits::None),
     ("x x abort", UpstreamState::Down, Admits::None),
     ("fail fail fail abort 5", UpstreamState::Tripped, Admits::One),
-    // Its engine is dead: good probes mean nothing before another process has shown.
+    // Its engine is dead: good probes count only after evidence of a new process.
     ("dead", UpstreamState::Down, Admits::None),
     ("dead + + + answer", UpstreamState::Down, Admits::None),
     ("dead + 29 + + + +", UpstreamState::Down, Admits::None),
@@ -170,7 +170,7 @@ const TABLE: &[(&str, UpstreamState, Admits)] = &[
     ("dead + restart +", UpstreamState::Down, Admits::None),
     ("dead + restart + +", UpstreamState::Ready, Admits::All),
     ("dead - + + + - ! ! + + +", UpstreamState::Down, Admits::None),
-    // Not for ever.
+    // Good probes count again after 30 seconds.
     ("dead 30 +", UpstreamState::Down, Admits::None),
     ("dead 30 + +", UpstreamState::Ready, Admits::All),
     ("dead 29 + 1 + - +", UpstreamState::Down, Admits::None),
@@ -199,17 +199,17 @@ const TABLE: &[(&str, UpstreamState, Admits)] = &[
 ];
 
 #[test]
-fn a_state_follows_from_what_was_seen() {
+fn moves_between_states_by_probes_and_signals() {
     for (script, state, admits) in TABLE {
-        let mut bench = Bench::ready();
-        let standing = bench.play(script);
-        assert_eq!((standing.state, bench.admits()), (*state, *admits), "{script}");
+        let mut bench = MachineBench::ready();
+        let status = bench.play(script);
+        assert_eq!((status.state, bench.admits()), (*state, *admits), "{script}");
     }
 }
 
-/// Where the metrics are not read, any failed probe is a sign that the process has ended.
+/// Where the metrics are not read, any failed probe is evidence that the process has ended.
 #[test]
-fn without_metrics_a_dead_engine_is_down_until_a_probe_failed() {
+fn keeps_a_dead_engine_down_until_a_probe_fails_when_metrics_are_not_read() {
     for (script, state) in [
         ("dead + + +", UpstreamState::Down),
         ("dead - + +", UpstreamState::Ready),
@@ -219,14 +219,14 @@ fn without_metrics_a_dead_engine_is_down_until_a_probe_failed() {
         ("! dead + +", UpstreamState::Down),
         ("dead 30 + +", UpstreamState::Ready),
     ] {
-        let mut bench = Bench::ready();
+        let mut bench = MachineBench::ready();
         bench.rules.health.metrics = false;
         assert_eq!(bench.play(script).state, state, "{script}");
     }
 }
 
 #[test]
-fn that_it_is_gone_shows_through_a_drain_and_through_a_trip() {
+fn reports_a_gone_upstream_during_a_drain_and_during_a_trip() {
     let table = [
         ("", false),
         ("- -", false),
@@ -253,14 +253,14 @@ fn that_it_is_gone_shows_through_a_drain_and_through_a_trip() {
         ("fail fail fail drain - - -", true),
     ];
     for (script, gone) in table {
-        assert_eq!(Bench::ready().play(script).gone, gone, "{script}");
+        assert_eq!(MachineBench::ready().play(script).gone, gone, "{script}");
     }
-    assert!(!Bench::new().play("- - - x x").gone, "it was never there");
-    assert!(!Bench::new().play("dead").gone, "it was never there");
+    assert!(!MachineBench::new().play("- - - x x").gone, "never reached");
+    assert!(!MachineBench::new().play("dead").gone, "never reached");
 }
 
 #[test]
-fn an_unknown_upstream_admits_nothing_until_it_rises() {
+fn admits_nothing_from_an_unknown_upstream_until_it_rises() {
     for (script, state) in [
         ("", UpstreamState::Unknown),
         ("+", UpstreamState::Unknown),
@@ -269,12 +269,12 @@ fn an_unknown_upstream_admits_nothing_until_it_rises() {
         ("x x x x", UpstreamState::Unknown),
         ("fail fail fail leave refuse answer", UpstreamState::Unknown),
     ] {
-        assert_eq!(Bench::new().play(script).state, state, "{script}");
+        assert_eq!(MachineBench::new().play(script).state, state, "{script}");
     }
 }
 
 #[test]
-fn who_comes_back_begins_with_a_tenth_and_is_warm_after_ten_seconds() {
+fn starts_at_a_tenth_of_its_weight_after_coming_back_and_is_warm_after_ten_seconds() {
     let table = [
         ("", 1.0),
         ("x x + +", 0.1),
@@ -289,21 +289,21 @@ fn who_comes_back_begins_with_a_tenth_and_is_warm_after_ten_seconds() {
         ("- - +", 1.0),
     ];
     for (script, warmth) in table {
-        let mut bench = Bench::ready();
-        let standing = bench.play(script);
-        assert!((standing.warmth(bench.now) - warmth).abs() < 1e-9, "{script}");
+        let mut bench = MachineBench::ready();
+        let status = bench.play(script);
+        assert!((status.warmth(bench.now) - warmth).abs() < 1e-9, "{script}");
     }
-    // At the start nobody knows better; one that comes up while we look on is cold.
+    // At the start an upstream counts as warm; one that comes up between probes is cold.
     for (script, warmth) in [("+ +", 1.0), ("x x + +", 0.1), ("x x + 5 +", 0.5)] {
-        let mut bench = Bench::new();
-        let standing = bench.play(script);
-        assert!((standing.warmth(bench.now) - warmth).abs() < 1e-9, "{script}");
+        let mut bench = MachineBench::new();
+        let status = bench.play(script);
+        assert!((status.warmth(bench.now) - warmth).abs() < 1e-9, "{script}");
     }
 }
 
 #[test]
-fn what_is_to_come_by_itself_is_the_end_of_a_trip() {
-    let mut bench = Bench::ready();
+fn opens_at_the_end_of_a_trip() {
+    let mut bench = MachineBench::ready();
     assert_eq!(bench.machine.opens(), None);
     let tripped = bench.now;
     bench.play("fail fail fail");
@@ -312,23 +312,23 @@ fn what_is_to_come_by_itself_is_the_end_of_a_trip() {
 }
 
 proptest! {
-    /// Whatever happens: a trip never ends before its time but with the process, an operator's drain never
-    /// by itself, and nothing is let through where nothing may be.
+    /// In any order of events: a trip ends early only with the process, an operator's drain ends only by the
+    /// operator, and only open states admit requests.
     #[test]
-    fn promises_hold_in_any_order(
+    fn keeps_its_invariants_in_any_order_of_events(
         words in prop::collection::vec(prop::sample::select(vec![
             "+", "+", "-", "x", "!", "refuse", "timeout", "fail", "fail", "fail", "answer", "begin", "abort",
             "leave", "drain", "undrain", "dead", "restart", "0.5", "3", "20",
         ]), 0..120),
     ) {
-        let mut bench = Bench::new();
+        let mut bench = MachineBench::new();
         let mut drained = false;
         let mut shut: Option<Instant> = None;
         for word in words {
             let before = bench.machine.clone();
             bench.step(word);
             drained = match word { "drain" => true, "undrain" => false, _ => drained };
-            prop_assert_eq!(drained && bench.standing().state != UpstreamState::Draining, false, "{}", word);
+            prop_assert_eq!(drained && bench.status().state != UpstreamState::Draining, false, "{}", word);
             if before.state == UpstreamState::Tripped && bench.machine.state == UpstreamState::Ready {
                 prop_assert_eq!(word, "answer");
                 prop_assert!(shut.is_some_and(|opens| bench.now >= opens));
@@ -337,7 +337,7 @@ proptest! {
             let open = bench.admits() != Admits::None;
             let open_states = [UpstreamState::Ready, UpstreamState::Suspect, UpstreamState::Tripped];
             let may = open_states.contains(&bench.machine.state);
-            prop_assert!(!open || (may && !drained), "{:?}", bench.standing());
+            prop_assert!(!open || (may && !drained), "{:?}", bench.status());
             prop_assert!(bench.machine.failures.len() <= 3);
             prop_assert!(bench.machine.open <= bench.rules.breaker.max_open);
         }

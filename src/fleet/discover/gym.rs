@@ -1,18 +1,18 @@
-//! What a NeMo Gym model server says of its engines, at `GET /get_inner_vllm_config`:
+//! Parses the list of engines that a NeMo Gym model server returns at `GET /get_inner_vllm_config`:
 //!
 //! ```text
 //! {"base_url": ["http://10.0.0.7:8000/v1", ...], "api_key": "dummy", "model": "Qwen/Qwen3-8B"}
 //! ```
 //!
-//! `base_url` is one text or a list. Gym's own proxy asks once, after `GET /` has had any answer; here the
-//! question is put until it is answered, and again from then on, so that one path is enough.
+//! `base_url` is one string or a list. Gym's own proxy requests the document once, after `GET /` has had any
+//! answer; the balancer polls the document for as long as the source is configured.
 //!
-//! `api_key` is sent to the engines as it is, also where it is "dummy" or "EMPTY": an engine that wants none
-//! does not look. `model` is not taken for all that an engine serves: engines are asked for their models as
-//! any others are, which brings LoRA adapters and `max_model_len`, and one that has no list of models serves
-//! this one.
+//! `api_key` is sent to the engines unchanged, also when it is "dummy" or "EMPTY": an engine without a key
+//! ignores it. `model` does not limit the models of an engine: the prober reads the engine's own list,
+//! which has
+//! LoRA adapters and `max_model_len`; an engine without such a list serves `model`.
 //!
-//! Pure: what was read is judged here, and never asked for. An answer is taken as a whole or not at all.
+//! Pure: parses a document and does no I/O. An invalid document is rejected as a whole.
 
 use serde_json::{Map, Value};
 
@@ -23,12 +23,13 @@ use crate::config::types::UpstreamUrl;
 use crate::config::url;
 use crate::config::values::{plain, secret};
 
+/// The path of the document.
 pub const PATH: &str = "/get_inner_vllm_config";
 
-/// The most engines that one source may name.
+/// The largest number of engines that one source may list.
 const MAX_ENGINES: usize = 1024;
 
-/// What the answer says, or what is wrong with it.
+/// Parses the document, or returns what is wrong with it.
 pub fn parse(body: &[u8]) -> Result<DiscoveredServers, String> {
     let answer: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| format!("is no JSON object: {error}"))?;
@@ -62,7 +63,7 @@ fn engines(list: &[Value]) -> Result<Vec<UpstreamUrl>, String> {
 
 fn engine(written: &str) -> Result<UpstreamUrl, String> {
     let url = url::upstream(written.trim()).map_err(|what| format!("base_url {what}"))?;
-    // The answering server must not choose among the sockets of this machine.
+    // A remote server must not direct the balancer to unix sockets of this machine.
     if url.unix.is_some() {
         return Err(format!("base_url {} is no http URL", seen(written)));
     }
@@ -74,7 +75,7 @@ fn key(answer: &Map<String, Value>) -> Result<Option<Secret>, String> {
     key.map_err(|what| format!("api_key {what}"))
 }
 
-/// `None` for what is not there, or empty.
+/// Returns the string member `key`; `None` when it is absent, null or blank.
 fn text<'a>(answer: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, String> {
     match answer.get(key) {
         None | Some(Value::Null) => Ok(None),

@@ -1,29 +1,30 @@
-//! Decides the owner of each discovered engine, and the changes that follow. Pure: the lists of the sources
-//! and the fleet go in, changes come out, and a second call with the same input returns no changes.
+//! Decides the owner of each discovered engine, and the resulting changes of the fleet. Pure: the lists of
+//! the
+//! sources and the fleet go in, changes come out, and a second call with the same input returns no changes.
 //!
 //! ```text
-//! named by    the operator too     owner: the operator; the entry is left alone
+//! listed by   sources and operator owner: the operator; the upstream is unchanged
 //!             sources only         owner: discovery; it enters the fleet with the source's settings
-//! removed     by the operator      stays out for as long as some source goes on naming it
-//! not named   any more             released when the named upstreams are ready, at the latest after
+//! removed     by the operator      stays out for as long as some source lists it
+//! no longer   listed               released when the listed upstreams are ready, at the latest after
 //!                                  `MAX_RELEASE_WAIT`; its requests in flight end
 //! ```
 //!
 //! The operator acts through the file, the command line and the admin interface, here or at a sibling. An
-//! upstream that a reload removes from the file has no owner but stays in the fleet like a discovered one: a
-//! source may name it. An engine is identified by its URL. A weight that was given at run time stays until
-//! the source's changes.
+//! upstream that a reload removes from the file stays in the fleet like a discovered one without an owner: a
+//! source may list it. An engine is identified by its URL. A weight that was set at run time stays until the
+//! source's weight changes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::config::types::{UpstreamConfig, UpstreamUrl};
-use crate::fleet::Change;
+use crate::fleet::FleetChange;
 
-/// The longest that an upstream which is no longer named is kept while its replacements start.
+/// The longest time that an upstream which is no longer listed is kept while its replacements start.
 const MAX_RELEASE_WAIT: Duration = Duration::from_secs(30);
 
-/// An upstream of the fleet.
+/// An upstream that is in the fleet.
 #[derive(Clone, Copy)]
 pub struct PresentUpstream<'a> {
     pub config: &'a UpstreamConfig,
@@ -31,45 +32,49 @@ pub struct PresentUpstream<'a> {
     pub ready: bool,
 }
 
-/// The fleet, and what the sources name.
+/// The fleet, and the lists of the sources.
 pub struct FleetView<'a> {
-    /// The upstreams of all sources; of several entries for one engine the first counts.
-    pub wanted: &'a [UpstreamConfig],
+    /// The upstreams of all sources, one for each engine.
+    pub listed: &'a [UpstreamConfig],
     pub present: &'a [PresentUpstream<'a>],
     /// Some source has not answered yet.
-    pub silent: bool,
-    /// Files that settings name may hold something else than before.
-    pub again: bool,
+    pub unanswered: bool,
+    /// The files that settings name may have changed: send all settings again.
+    pub resend: bool,
     pub now: Instant,
 }
 
+/// The owner of an engine that some source lists.
 enum Ownership {
     /// Discovered, with the configuration that it was last given.
     Discovery(Box<UpstreamConfig>),
     Operator,
-    Departed,
-    /// It could not be brought into the fleet.
+    /// The operator removed the upstream.
+    Removed,
+    /// The upstream could not be added to the fleet.
     Unusable,
 }
 
+/// The owners of all listed engines, and the upstreams that wait for their release.
 #[derive(Default)]
 pub struct Ownerships {
-    /// The engines that some source names.
+    /// The owners by the URLs of the engines.
     known: BTreeMap<UpstreamUrl, Ownership>,
-    /// Names of the upstreams that were discovered and are named no more, and since when.
-    leaving: BTreeMap<String, Instant>,
+    /// The names of discovered upstreams that are no longer listed, and since when.
+    releasing: BTreeMap<String, Instant>,
 }
 
-// === impl Now ===
+// === impl FleetView ===
 
 impl<'a> FleetView<'a> {
-    /// The upstreams that are not being removed: the discovered ones, or the operator's.
+    /// Returns the upstreams that are not being removed: the discovered ones, or the operator's.
     fn present(&self, discovered: bool) -> impl Iterator<Item = &'a PresentUpstream<'a>> {
         let is = move |there: &&PresentUpstream<'_>| there.config.discovered.is_some() == discovered;
         self.present.iter().filter(|there| !there.removing).filter(is)
     }
 
-    fn ours(&self, config: &UpstreamConfig) -> Option<&'a PresentUpstream<'a>> {
+    /// Returns the discovered upstream with this URL and name.
+    fn discovered(&self, config: &UpstreamConfig) -> Option<&'a PresentUpstream<'a>> {
         self.present(true).find(|there| there.config.url == config.url && there.config.name == config.name)
     }
 
@@ -79,58 +84,58 @@ impl<'a> FleetView<'a> {
     }
 }
 
-// === impl Standings ===
+// === impl Ownerships ===
 
 impl Ownerships {
     /// Returns the changes, in the order to apply them.
-    pub fn reconcile(&mut self, now: &FleetView<'_>) -> Vec<Change> {
+    pub fn reconcile(&mut self, now: &FleetView<'_>) -> Vec<FleetChange> {
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.known);
         let mut entering = false;
-        for config in now.wanted {
+        for config in now.listed {
             let (before, count) = (before.remove(&config.url), changes.len());
             // An upstream that could not be used before delays no release.
             let may_enter = !matches!(before, Some(Ownership::Unusable));
-            let standing = reconcile_one(before, config, now, &mut changes);
+            let ownership = reconcile_one(before, config, now, &mut changes);
             entering |= may_enter && changes.len() > count;
-            self.known.insert(config.url.clone(), standing);
+            self.known.insert(config.url.clone(), ownership);
         }
-        self.leave(now, entering, &mut changes);
+        self.release(now, entering, &mut changes);
         changes
     }
 
     /// Marks an upstream that could not be added; the next round tries again.
-    pub fn unusable(&mut self, url: &UpstreamUrl) {
+    pub fn mark_unusable(&mut self, url: &UpstreamUrl) {
         self.known.insert(url.clone(), Ownership::Unusable);
     }
 
-    /// When the next round is due even though nothing has changed.
+    /// Returns when the next round is due although nothing has changed.
     pub fn due(&self) -> Option<Instant> {
-        self.leaving.values().min().map(|since| *since + MAX_RELEASE_WAIT)
+        self.releasing.values().min().map(|since| *since + MAX_RELEASE_WAIT)
     }
 
-    /// Releases upstreams that are no longer named, or that the operator has under another name. Upstreams
-    /// are released only when none that enters is still missing.
-    fn leave(&mut self, now: &FleetView<'_>, entering: bool, changes: &mut Vec<Change>) {
-        let settled = !entering && !now.silent && self.all_ready(now);
-        let mut before = std::mem::take(&mut self.leaving);
+    /// Releases upstreams that are no longer listed, or that the operator has under another name. Upstreams
+    /// are released only when all that enter are ready.
+    fn release(&mut self, now: &FleetView<'_>, entering: bool, changes: &mut Vec<FleetChange>) {
+        let settled = !entering && !now.unanswered && self.all_ready(now);
+        let mut before = std::mem::take(&mut self.releasing);
         for there in now.present(true) {
             let config = there.config;
-            if self.given(&config.url).is_some_and(|ours| ours.name == config.name) {
+            if self.given(&config.url).is_some_and(|given| given.name == config.name) {
                 continue;
             }
             let since = before.remove(&config.name).unwrap_or(now.now);
             let late = !entering && now.now.saturating_duration_since(since) >= MAX_RELEASE_WAIT;
-            let twice = now.present(false).any(|theirs| theirs.config.url == config.url);
+            let twice = now.present(false).any(|operators| operators.config.url == config.url);
             if settled || late || twice {
-                changes.push(Change::Release { name: config.name.clone() });
+                changes.push(FleetChange::Release { name: config.name.clone() });
             } else {
-                self.leaving.insert(config.name.clone(), since);
+                self.releasing.insert(config.name.clone(), since);
             }
         }
     }
 
-    /// The configuration that a discovered upstream was last given.
+    /// Returns the configuration that a discovered upstream was last given.
     fn given(&self, url: &UpstreamUrl) -> Option<&UpstreamConfig> {
         match self.known.get(url) {
             Some(Ownership::Discovery(given)) => Some(given),
@@ -140,30 +145,30 @@ impl Ownerships {
 
     /// Whether all discovered upstreams are ready.
     fn all_ready(&self, now: &FleetView<'_>) -> bool {
-        let ready = |config: &UpstreamConfig| now.ours(config).is_some_and(|there| there.ready);
+        let ready = |config: &UpstreamConfig| now.discovered(config).is_some_and(|there| there.ready);
         self.known.keys().filter_map(|url| self.given(url)).all(ready)
     }
 }
 
-/// Decides the owner of one engine that a source names.
+/// Decides the owner of one listed engine.
 fn reconcile_one(
     before: Option<Ownership>,
     config: &UpstreamConfig,
     now: &FleetView<'_>,
-    changes: &mut Vec<Change>,
+    changes: &mut Vec<FleetChange>,
 ) -> Ownership {
     if now.belongs_to_operator(config) {
         return Ownership::Operator;
     }
-    match (before, now.ours(config)) {
+    match (before, now.discovered(config)) {
         (None | Some(Ownership::Unusable), _) | (Some(Ownership::Operator), Some(_)) => {
-            changes.push(Change::Upsert(config.clone()));
+            changes.push(FleetChange::Upsert(config.clone()));
         }
-        (Some(_), None) | (Some(Ownership::Departed), _) => return Ownership::Departed,
+        (Some(_), None) | (Some(Ownership::Removed), _) => return Ownership::Removed,
         (Some(Ownership::Discovery(given)), Some(there)) => {
-            if *given != *config || now.again {
+            if *given != *config || now.resend {
                 let weight = if given.weight == config.weight { there.config.weight } else { config.weight };
-                changes.push(Change::Upsert(UpstreamConfig { weight, ..config.clone() }));
+                changes.push(FleetChange::Upsert(UpstreamConfig { weight, ..config.clone() }));
             }
         }
     }

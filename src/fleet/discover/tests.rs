@@ -1,4 +1,4 @@
-//! What becomes of a source's words, and who may be asked at all.
+//! The upstreams that follow from the answers of sources, and the validation of sources.
 
 use super::*;
 use crate::config::types::Config;
@@ -10,17 +10,17 @@ fn source(written: &str) -> DiscoverySource {
 }
 
 #[tokio::test]
-async fn every_engine_has_what_its_source_says_and_what_the_entry_says() {
+async fn gives_each_engine_the_settings_of_its_source_and_of_the_configuration() {
     let tls = UpstreamTls { verify: false, ..UpstreamTls::default() };
     let source =
         DiscoverySource { weight: 2.0, max_active: Some(7), tls: tls.clone(), ..source("http://g:1") };
     let config = Config { sources: vec![source], ..Config::default() };
     let (fleet, _keeper) = Fleet::new(&config, Observer::default()).expect("it needs no file");
-    let asked = fleet.plan.borrow().sources[0].clone();
+    let source = fleet.plan.borrow().sources[0].clone();
     let document =
         br#"{"base_url": ["http://a:1/v1", "https://b", "http://a:1/x/v1"], "api_key": "k", "model": "m"}"#;
     let found = gym::parse(document).expect("is valid");
-    let upstreams: Vec<UpstreamConfig> = asked.upstreams(&found).collect();
+    let upstreams: Vec<UpstreamConfig> = source.upstreams(&found).collect();
     let names: Vec<&str> = upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["a:1", "b:443", "a:1/x"]);
     let discovered = Some(Discovered { source: "gym http://g:1".into(), model: Some("m".into()) });
@@ -34,7 +34,7 @@ async fn every_engine_has_what_its_source_says_and_what_the_entry_says() {
 }
 
 #[tokio::test]
-async fn a_source_whose_authorities_cannot_be_read_is_a_problem_before_anything_is_asked() {
+async fn rejects_a_source_with_unreadable_authorities_before_polling() {
     let tls = UpstreamTls { ca: Some("/nowhere/ca.pem".into()), ..UpstreamTls::default() };
     let with = |url: &str| Config {
         sources: vec![DiscoverySource { tls: tls.clone(), ..source(url) }],
@@ -42,31 +42,31 @@ async fn a_source_whose_authorities_cannot_be_read_is_a_problem_before_anything_
     };
     let problem = Fleet::new(&with("https://g:1"), Observer::default()).err().expect("there is no such file");
     assert!(problem.contains("/nowhere/ca.pem") && problem.contains("gym https://g:1"), "{problem}");
-    // Whether its engines have TLS is not known.
+    // Whether the engines of the source use TLS is unknown.
     assert!(Fleet::new(&with("http://g:1"), Observer::default()).is_ok());
 }
 
-/// Of several that name an engine the first is meant, also where only the name is the same.
+/// The first of several sources also wins when only the names of their engines are equal.
 #[tokio::test]
-async fn the_first_source_that_names_an_engine_has_it() {
+async fn gives_an_engine_to_the_first_source_that_lists_it() {
     let sources = vec![source("http://g:1"), source("http://g:2")];
     let (fleet, _keeper) =
         Fleet::new(&Config { sources, ..Config::default() }, Observer::default()).expect("it needs no file");
     let (sender, _answers) = mpsc::channel(1);
-    let mut finder = Discoverer::new(fleet, sender);
-    finder.follow();
-    let says = |urls: &str| gym::parse(format!(r#"{{"base_url": {urls}}}"#).as_bytes()).expect("is valid");
-    finder.take_in("gym http://g:2".into(), says(r#"["http://a:1", "http://b:1"]"#));
-    let owners = |finder: &Discoverer| -> Vec<String> {
+    let mut discoverer = Discoverer::new(fleet, sender);
+    discoverer.follow_plan();
+    let lists = |urls: &str| gym::parse(format!(r#"{{"base_url": {urls}}}"#).as_bytes()).expect("is valid");
+    discoverer.store_list("gym http://g:2".into(), lists(r#"["http://a:1", "http://b:1"]"#));
+    let owners = |discoverer: &Discoverer| -> Vec<String> {
         let owner = |config: &UpstreamConfig| {
             let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
             format!("{} {source}", config.url.display())
         };
-        finder.named_upstreams().iter().map(owner).collect()
+        discoverer.listed_upstreams().iter().map(owner).collect()
     };
-    assert_eq!(owners(&finder), ["http://a:1 gym http://g:2", "http://b:1 gym http://g:2"]);
-    finder.take_in("gym http://g:1".into(), says(r#"["http://b:1", "https://a:1"]"#));
-    assert_eq!(owners(&finder), ["http://b:1 gym http://g:1", "https://a:1 gym http://g:1"]);
-    finder.take_in("gym http://nobody:1".into(), says(r#"["http://c:1"]"#));
-    assert_eq!(finder.found.len(), 2, "who is not asked is not heard");
+    assert_eq!(owners(&discoverer), ["http://a:1 gym http://g:2", "http://b:1 gym http://g:2"]);
+    discoverer.store_list("gym http://g:1".into(), lists(r#"["http://b:1", "https://a:1"]"#));
+    assert_eq!(owners(&discoverer), ["http://b:1 gym http://g:1", "https://a:1 gym http://g:1"]);
+    discoverer.store_list("gym http://unknown:1".into(), lists(r#"["http://c:1"]"#));
+    assert_eq!(discoverer.found.len(), 2, "a source outside the plan is ignored");
 }

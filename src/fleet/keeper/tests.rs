@@ -1,8 +1,11 @@
-//! What the keeper does with words that come late.
+//! The keeper's handling of messages, one by one.
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::super::breaker::UpstreamSignal;
+use super::super::probe::ProbeReport;
 use super::*;
+use crate::aggregate::EngineMetrics;
 use crate::config::types::{Config, Discovered};
 use crate::config::url;
 use crate::fleet::UpstreamState;
@@ -14,32 +17,33 @@ fn keeper() -> Keeper {
     Fleet::new(&config, Observer::default()).expect("it needs no file").1
 }
 
-/// Between the last request's end and the keeper's look at it, one may come that chose by an older snapshot.
+/// A request that chose by an older snapshot may begin after the last one ended and before the keeper handles
+/// its message.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_got_a_late_request_goes_when_that_has_ended() {
+async fn removes_an_upstream_with_a_late_request_when_that_request_ends() {
     for force in [false, true] {
         let mut keeper = keeper();
-        let upstream = keeper.kept[0].upstream().clone();
+        let upstream = keeper.records[0].upstream().clone();
         let (id, name) = (upstream.id, upstream.name().to_string());
-        keeper.apply(vec![Change::Remove { name, force }]).expect("it is there");
-        let word = keeper.inbox.recv().await.expect("the fleet lives");
+        keeper.apply(vec![FleetChange::Remove { name, force }]).expect("it is there");
+        let message = keeper.inbox.recv().await.expect("the fleet lives");
         upstream.live.gauges.active.store(1, Relaxed);
-        keeper.take_in(word);
+        keeper.handle(message);
         assert!(keeper.fleet.snapshot().watched(id).is_some(), "force {force}: one is in flight");
         upstream.live.gauges.active.store(0, Relaxed);
         upstream.live.emptied.notify_waiters();
-        let word = tokio::time::timeout(Duration::from_secs(60), keeper.inbox.recv()).await;
-        keeper.take_in(word.expect("it is told of again").expect("the fleet lives"));
-        assert!(keeper.fleet.snapshot().watched(id).is_none(), "force {force}: nothing is");
+        let message = tokio::time::timeout(Duration::from_secs(60), keeper.inbox.recv()).await;
+        keeper.handle(message.expect("the keeper gets another message").expect("the fleet lives"));
+        assert!(keeper.fleet.snapshot().watched(id).is_none(), "force {force}: none is in flight");
     }
 }
 
-/// What metrics say of the process and of its cache, and what a snapshot tells of it: the incarnation, the
-/// cache, and whether there was a new one.
+/// The start and the cache size that metrics report, and what follows: the incarnation, the cache size in the
+/// snapshot, and whether a snapshot was published.
 #[tokio::test(start_paused = true)]
-async fn a_later_start_is_another_incarnation_and_what_is_not_said_stays() {
+async fn counts_a_later_start_as_a_new_incarnation_and_keeps_unreported_values() {
     let mut keeper = keeper();
-    let id = keeper.kept[0].upstream().id;
+    let id = keeper.records[0].upstream().id;
     let mut changes = keeper.fleet.changes();
     type Row = ((Option<f64>, Option<u64>), (u64, Option<u64>, bool));
     let table: [Row; 11] = [
@@ -58,7 +62,7 @@ async fn a_later_start_is_another_incarnation_and_what_is_not_said_stays() {
     ];
     for (at, ((started, cache_tokens), expected)) in table.into_iter().enumerate() {
         let running = Some(at as u64);
-        keeper.take_in(KeeperMessage::Metrics {
+        keeper.handle(KeeperMessage::Metrics {
             id,
             metrics: EngineMetrics { running, started, cache_tokens, ..EngineMetrics::default() },
         });
@@ -70,12 +74,12 @@ async fn a_later_start_is_another_incarnation_and_what_is_not_said_stays() {
     }
 }
 
-/// The words of a script, and the incarnation after each.
+/// The events of a script, and the incarnation after each.
 #[tokio::test(start_paused = true)]
-async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_once() {
+async fn counts_a_restart_as_one_new_incarnation() {
     let mut keeper = keeper();
-    let id = keeper.kept[0].upstream().id;
-    let found = |keeper: &mut Keeper, found| keeper.take_in(KeeperMessage::Probed { id, found });
+    let id = keeper.records[0].upstream().id;
+    let found = |keeper: &mut Keeper, found| keeper.handle(KeeperMessage::Probed { id, found });
     let script = [
         ("well", 0),
         ("began 100", 0),
@@ -83,7 +87,7 @@ async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_o
         ("well", 0),
         ("drained", 0),
         ("undrained", 0),
-        // It was gone, and its new start is no second news.
+        // The upstream was gone; its new start is the same restart.
         ("failed", 0),
         ("failed", 0),
         ("failed", 0),
@@ -91,7 +95,7 @@ async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_o
         ("began 200", 1),
         ("began 200", 1),
         ("began 300", 2),
-        // A trip hides that it is gone, and a drain too.
+        // An upstream that is gone during a trip or a drain.
         ("tripped", 2),
         ("well", 2),
         ("failed", 2),
@@ -105,67 +109,69 @@ async fn who_was_gone_comes_back_as_another_incarnation_and_one_restart_counts_o
         ("well", 4),
         ("undrained", 4),
     ];
-    for (at, (word, incarnation)) in script.into_iter().enumerate() {
-        let name = keeper.kept[0].upstream().name().to_string();
-        match word {
+    for (at, (event, incarnation)) in script.into_iter().enumerate() {
+        let name = keeper.records[0].upstream().name().to_string();
+        match event {
             "well" => found(&mut keeper, Ok(ProbeReport { models: Vec::new(), version: None })),
             "failed" => found(&mut keeper, Err(ProbeFailure::Silent("no answer".into()))),
-            "tripped" => (0..5).for_each(|_| keeper.take_in(KeeperMessage::Seen { id, sign: Sign::Failed })),
+            "tripped" => (0..5)
+                .for_each(|_| keeper.handle(KeeperMessage::Signal { id, signal: UpstreamSignal::Failed })),
             "drained" | "undrained" => {
-                let drain = word == "drained";
-                keeper.apply(vec![Change::Drain { name, drain }]).expect("it is there");
+                let drain = event == "drained";
+                keeper.apply(vec![FleetChange::Drain { name, drain }]).expect("it is there");
             }
             began => {
                 let started = began.strip_prefix("began ").and_then(|at| at.parse().ok());
-                keeper.take_in(KeeperMessage::Metrics {
+                keeper.handle(KeeperMessage::Metrics {
                     id,
                     metrics: EngineMetrics { started, ..EngineMetrics::default() },
                 });
             }
         }
-        assert_eq!(keeper.fleet.snapshot().entries[0].incarnation, incarnation, "{word}, word {at}");
+        assert_eq!(keeper.fleet.snapshot().entries[0].incarnation, incarnation, "{event}, event {at}");
     }
 }
 
-/// What is discovered, and what its source names no more, changes nothing that an operator has named.
+/// Neither a discovered upstream nor a release by its source changes an upstream that an operator has named.
 #[tokio::test(start_paused = true)]
-async fn an_operators_word_goes_before_a_sources() {
+async fn an_operators_settings_take_precedence_over_a_sources() {
     let mut keeper = keeper();
-    let operators = keeper.kept[0].upstream().config.clone();
+    let operators = keeper.records[0].upstream().config.clone();
     let name = operators.name.clone();
     let discovered = Some(Discovered { source: "gym http://g:1".into(), model: None });
-    let theirs = UpstreamConfig { weight: 9.0, discovered, ..operators.clone() };
-    let there = |keeper: &Keeper| {
-        let kept = &keeper.kept[0];
-        (kept.upstream().config.weight, kept.upstream().config.discovered.is_some(), kept.entry.removing)
+    let from_source = UpstreamConfig { weight: 9.0, discovered, ..operators.clone() };
+    let present = |keeper: &Keeper| {
+        let record = &keeper.records[0];
+        let config = &record.upstream().config;
+        (config.weight, config.discovered.is_some(), record.entry.removing)
     };
-    let id = keeper.kept[0].upstream().id;
-    let release = || vec![Change::Release { name: name.clone() }];
-    keeper.apply(vec![Change::Upsert(theirs.clone())]).expect("it is left alone");
-    keeper.apply(release()).expect("it is left alone");
-    assert_eq!(there(&keeper), (1.0, false, false));
-    // Once it is taken out the source may have it, requests in flight and all.
-    keeper.apply(vec![Change::Remove { name: name.clone(), force: false }]).expect("it is there");
-    keeper.apply(vec![Change::Upsert(theirs)]).expect("it is nobody else's");
-    assert_eq!((there(&keeper), keeper.kept[0].upstream().id), ((9.0, true, false), id));
-    keeper.apply(vec![Change::Upsert(operators)]).expect("it is there");
-    assert_eq!(there(&keeper), (1.0, false, false));
-    keeper.apply(vec![Change::Release { name: "nobody".into() }]).expect("there is nothing to do");
-    assert_eq!(keeper.kept.len(), 1);
+    let id = keeper.records[0].upstream().id;
+    let release = || vec![FleetChange::Release { name: name.clone() }];
+    keeper.apply(vec![FleetChange::Upsert(from_source.clone())]).expect("the upstream is unchanged");
+    keeper.apply(release()).expect("the upstream is unchanged");
+    assert_eq!(present(&keeper), (1.0, false, false));
+    // Once the operator has removed the upstream, the source takes it over with its requests in flight.
+    keeper.apply(vec![FleetChange::Remove { name: name.clone(), force: false }]).expect("it is there");
+    keeper.apply(vec![FleetChange::Upsert(from_source)]).expect("the operator has given it up");
+    assert_eq!((present(&keeper), keeper.records[0].upstream().id), ((9.0, true, false), id));
+    keeper.apply(vec![FleetChange::Upsert(operators)]).expect("it is there");
+    assert_eq!(present(&keeper), (1.0, false, false));
+    keeper.apply(vec![FleetChange::Release { name: "unknown".into() }]).expect("there is nothing to do");
+    assert_eq!(keeper.records.len(), 1);
 }
 
-/// The process of a dead engine answers its probes for a moment.
+/// The process of a dead engine answers probes for a moment.
 #[tokio::test(start_paused = true)]
-async fn an_upstream_whose_engine_is_dead_is_back_with_its_next_process() {
+async fn readmits_an_upstream_with_a_dead_engine_once_a_new_process_runs() {
     let mut keeper = keeper();
-    let id = keeper.kept[0].upstream().id;
+    let id = keeper.records[0].upstream().id;
     let started = |started| KeeperMessage::Metrics {
         id,
         metrics: EngineMetrics { started: Some(started), ..EngineMetrics::default() },
     };
     let well = || KeeperMessage::Probed { id, found: Ok(ProbeReport { models: Vec::new(), version: None }) };
     let refused = || KeeperMessage::Probed { id, found: Err(ProbeFailure::Refused(String::new())) };
-    let dead = || KeeperMessage::Seen { id, sign: Sign::EngineDead };
+    let dead = || KeeperMessage::Signal { id, signal: UpstreamSignal::EngineDead };
     let second = Duration::from_secs(1);
     type Script = Vec<(KeeperMessage, UpstreamState, Duration)>;
     let scripts: [Script; 3] = [
@@ -174,19 +180,19 @@ async fn an_upstream_whose_engine_is_dead_is_back_with_its_next_process() {
         vec![(well(), UpstreamState::Down, second * 28), (well(), UpstreamState::Ready, second)],
     ];
     for script in scripts {
-        for word in [well(), started(100.0), dead(), well()] {
-            keeper.take_in(word);
+        for message in [well(), started(100.0), dead(), well()] {
+            keeper.handle(message);
         }
         let state = |keeper: &Keeper| keeper.fleet.snapshot().entries[0].state();
         assert_eq!(state(&keeper), UpstreamState::Down);
-        assert!(keeper.fleet.snapshot().is_gone(id), "its requests in flight need not wait for it");
-        for (word, wanted, pause) in script {
-            keeper.take_in(word);
+        assert!(keeper.fleet.snapshot().is_gone(id), "its requests in flight end");
+        for (message, wanted, pause) in script {
+            keeper.handle(message);
             tokio::time::advance(pause + second / 2).await;
-            keeper.take_in(well());
+            keeper.handle(well());
             assert_eq!(state(&keeper), wanted);
         }
-        // The same for the next script.
-        keeper.take_in(started(100.0));
+        // The state that the next script starts from.
+        keeper.handle(started(100.0));
     }
 }

@@ -1,18 +1,18 @@
-//! The keeper's record of one upstream: its state machine, and its entry in the next snapshot.
+//! The keeper's record of one upstream: the state machine, and the entry of the next snapshot.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::super::breaker::{Admits, BreakerRules, Machine, Sign};
+use super::super::breaker::{Admits, BreakerMachine, BreakerRules, UpstreamSignal};
 use super::super::probe::{ProbeFailure, ProbeReport};
-use super::super::snapshot::SnapshotEntry;
+use super::super::snapshot_entry::SnapshotEntry;
 use super::super::upstream::Upstream;
 use super::miss;
 use crate::aggregate::{EngineMetrics, ModelCard};
 use crate::observe::Observer;
 
-/// A change of an upstream's capacity that waiting requests must learn of.
+/// A change of an upstream's capacity that wakes waiting requests.
 pub(super) enum CapacityEvent {
     /// The upstream may have room.
     Room,
@@ -20,16 +20,17 @@ pub(super) enum CapacityEvent {
     Loss,
 }
 
+/// The keeper's record of one upstream.
 pub(super) struct UpstreamRecord {
     pub entry: SnapshotEntry,
-    machine: Machine,
-    /// What it admitted at the last call of `news`.
+    machine: BreakerMachine,
+    /// What the upstream admitted at the last call of `capacity_event`.
     admitted: Admits,
-    /// It may have more room since the last call of `news`.
-    roomier: bool,
-    /// It has lost a model since the last call of `news`.
-    poorer: bool,
-    /// When its process began by its metrics, since its cache was last taken for empty.
+    /// The upstream may have gained room since the last call of `capacity_event`.
+    gained: bool,
+    /// The upstream has lost a model since the last call of `capacity_event`.
+    lost_model: bool,
+    /// The start of the process by its metrics, since the cache was last assumed to be empty; Unix seconds.
     started: Option<f64>,
     observer: Observer,
 }
@@ -38,10 +39,10 @@ impl UpstreamRecord {
     pub fn new(upstream: Arc<Upstream>, now: Instant, observer: Observer) -> Self {
         UpstreamRecord {
             entry: SnapshotEntry::unknown(upstream),
-            machine: Machine::new(now),
+            machine: BreakerMachine::new(now),
             admitted: Admits::None,
-            roomier: false,
-            poorer: false,
+            gained: false,
+            lost_model: false,
             started: None,
             observer,
         }
@@ -51,7 +52,7 @@ impl UpstreamRecord {
         &self.entry.upstream
     }
 
-    /// Whether an operator named it, and has not removed it.
+    /// Whether an operator has configured the upstream and has not removed it.
     pub fn is_operators(&self) -> bool {
         self.upstream().config.discovered.is_none() && !self.entry.removing
     }
@@ -62,10 +63,10 @@ impl UpstreamRecord {
 
     /// Replaces the settings of the same server.
     pub fn renew(&mut self, upstream: Arc<Upstream>) {
-        upstream.doubt();
-        upstream.enters();
+        upstream.probe_soon();
+        upstream.publish_source();
         self.entry.upstream = upstream;
-        self.roomier = true;
+        self.gained = true;
     }
 
     /// Applies the result of a probe. Returns whether a request could see a difference.
@@ -77,118 +78,120 @@ impl UpstreamRecord {
     ) -> bool {
         let answers = self.upstream().live.answers.load(Relaxed);
         self.machine.probed(found.as_ref().map(|_| ()).map_err(miss), answers, now, rules);
-        let learnt = match found {
-            Ok(facts) => self.learn(facts),
+        let updated = match found {
+            Ok(report) => self.update_facts(report),
             Err(failure) => {
                 self.observer.probe_failed(self.upstream().name(), failure.why(), self.machine.missed());
                 false
             }
         };
-        self.look_again(rules) || learnt
+        self.update_status(rules) || updated
     }
 
     /// Applies a page of metrics. Returns whether the snapshot changed in more than the candidates' load.
     pub fn read_metrics(&mut self, metrics: &EngineMetrics) -> bool {
-        let mut learnt = false;
-        // Only forward: behind an address that several processes share, each page may be another's.
+        let mut updated = false;
+        // Only a later start counts: when several processes share an address, the pages alternate.
         match (self.started, metrics.started) {
             (Some(before), Some(started)) if started > before => {
-                self.begin_anew("restarted");
+                self.start_incarnation("restarted");
                 self.machine.restarted();
                 self.started = Some(started);
-                learnt = true;
+                updated = true;
             }
             (None, started) => self.started = started,
             _ => {}
         }
         if metrics.cache_tokens.is_some() && metrics.cache_tokens != self.entry.cache_tokens {
             self.entry.cache_tokens = metrics.cache_tokens;
-            learnt = true;
+            updated = true;
         }
-        learnt
+        updated
     }
 
-    /// Takes the cache of the upstream for empty.
-    fn begin_anew(&mut self, why: &'static str) {
+    /// Assumes from now on that the cache of the upstream is empty.
+    fn start_incarnation(&mut self, why: &'static str) {
         self.entry.incarnation += 1;
         self.started = None;
         self.observer.upstream_began_anew(self.upstream().name(), why);
     }
 
-    /// Applies what a request saw.
-    pub fn signalled(&mut self, sign: Sign, now: Instant, rules: &BreakerRules) -> bool {
+    /// Applies the signal of a request. Returns whether the status changed.
+    pub fn signalled(&mut self, signal: UpstreamSignal, now: Instant, rules: &BreakerRules) -> bool {
         let answers = self.upstream().live.answers.load(Relaxed);
-        self.machine.seen(sign, answers, now, rules);
-        self.look_again(rules)
+        self.machine.signalled(signal, answers, now, rules);
+        self.update_status(rules)
     }
 
+    /// Starts or ends an operator's drain.
     pub fn drain(&mut self, drain: bool, now: Instant, rules: &BreakerRules) {
         self.machine.drain(drain, now);
-        self.look_again(rules);
+        self.update_status(rules);
     }
 
-    /// Brings the entry up to date with the machine.
-    pub fn look_again(&mut self, rules: &BreakerRules) -> bool {
-        let (before, standing) = (self.entry.status, self.machine.status(rules));
+    /// Copies the status of the machine into the entry. Returns whether the status changed.
+    pub fn update_status(&mut self, rules: &BreakerRules) -> bool {
+        let (before, status) = (self.entry.status, self.machine.status(rules));
         let live = &self.upstream().live;
-        live.wants_answers.store(self.machine.counts_answers(), Relaxed);
-        if before.state != standing.state {
+        live.reports_answers.store(self.machine.counts_answers(), Relaxed);
+        if before.state != status.state {
             self.observer.upstream_changed(
                 self.upstream().name(),
                 before.state.label(),
-                standing.state.label(),
+                status.state.label(),
             );
         }
         self.entry.calm = !self.machine.is_uncertain();
-        if before.state != standing.state && !self.entry.calm {
-            self.upstream().doubt();
+        if before.state != status.state && !self.entry.calm {
+            self.upstream().probe_soon();
         }
-        self.entry.status = standing;
-        if before.gone && !standing.gone {
-            // Whether it restarted is unknown, so its cache must not be relied on. The start of its process
-            // is learnt again, so that one restart counts once.
-            self.begin_anew("came back");
+        self.entry.status = status;
+        if before.gone && !status.gone {
+            // Whether the process restarted is unknown, so its cache must not be relied on. The next page
+            // sets `started` again, so that one restart counts once.
+            self.start_incarnation("came back");
         }
-        before != standing
+        before != status
     }
 
-    fn learn(&mut self, facts: ProbeReport) -> bool {
-        let ProbeReport { models, version } = facts;
+    /// Copies the models and the version into the entry. Returns whether one of them changed.
+    fn update_facts(&mut self, report: ProbeReport) -> bool {
+        let ProbeReport { models, version } = report;
         let entry = &mut self.entry;
-        let mut learnt = false;
+        let mut updated = false;
         if !same_models(&models, &entry.models) {
-            self.poorer = entry.models.iter().any(|card| !models.iter().any(|other| other.id == card.id));
+            self.lost_model = entry.models.iter().any(|card| !models.iter().any(|other| other.id == card.id));
             entry.models = Arc::new(models);
-            entry.upstream.live.serves.store(entry.models.clone());
-            self.roomier = true;
-            learnt = true;
+            entry.upstream.live.identity.serves.store(entry.models.clone());
+            self.gained = true;
+            updated = true;
         }
         if version.is_some() && version.as_deref() != entry.version.as_deref() {
             entry.version = version.map(Arc::from);
-            learnt = true;
+            updated = true;
         }
-        learnt
+        updated
     }
 
-    /// When it will admit more without another event.
+    /// Returns the time at which the upstream admits more without another event.
     pub fn opens(&self, now: Instant) -> Option<Instant> {
         self.machine.opens().filter(|opens| *opens > now)
     }
 
-    /// The change of capacity since the last call, if there was one.
-    pub fn news(&mut self, now: Instant) -> Option<CapacityEvent> {
+    /// Returns the change of capacity since the last call, if any.
+    pub fn capacity_event(&mut self, now: Instant) -> Option<CapacityEvent> {
         let admits = self.entry.admits(now);
         let before = std::mem::replace(&mut self.admitted, admits);
-        let roomier = std::mem::take(&mut self.roomier);
-        if std::mem::take(&mut self.poorer) || admits < before {
+        let gained = std::mem::take(&mut self.gained);
+        if std::mem::take(&mut self.lost_model) || admits < before {
             return Some(CapacityEvent::Loss);
         }
-        (roomier || admits > before).then_some(CapacityEvent::Room)
+        (gained || admits > before).then_some(CapacityEvent::Room)
     }
 }
 
-/// Whether two lists name the same models. Cards carry a fresh time and fresh permission ids with every
-/// answer, which are ignored.
+/// Whether two lists have the same models. The creation times and permission ids of the cards are ignored:
+/// vLLM writes new ones into every answer.
 fn same_models(one: &[ModelCard], other: &[ModelCard]) -> bool {
     let key = |card: &ModelCard| (card.id.clone(), card.max_model_len, card.parent.clone());
     one.len() == other.len() && one.iter().zip(other).all(|(a, b)| key(a) == key(b))

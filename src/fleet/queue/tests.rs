@@ -1,5 +1,4 @@
-//! The queue under schedules on a virtual clock: who is admitted in which order, and that nobody is
-//! forgotten.
+//! The queue under schedules on a virtual clock: the order of admissions, and that every request is served.
 
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
@@ -16,7 +15,7 @@ use crate::observe::Observer;
 
 const LONG: Duration = Duration::from_secs(1000);
 
-/// A server with so many places and the models that it serves.
+/// A server with a number of free places and the models that it serves.
 struct Server {
     upstream: Upstream,
     places: AtomicU64,
@@ -32,7 +31,7 @@ impl Server {
             max_model_len: None,
             parent: None,
         };
-        upstream.live.serves.store(Arc::new(models.iter().map(card).collect()));
+        upstream.live.identity.serves.store(Arc::new(models.iter().map(card).collect()));
         Server { upstream, places: AtomicU64::new(places) }
     }
 
@@ -43,19 +42,19 @@ impl Server {
 
     fn free(&self) {
         self.places.fetch_add(1, Ordering::Relaxed);
-        self.upstream.live.queue.freed(&self.upstream.live);
+        self.upstream.live.queue.freed(&self.upstream.live.identity);
     }
 }
 
 fn key(model: &str) -> QueueKey {
-    QueueKey::new(&Query { model: Some(model), ..Query::default() })
+    QueueKey::new(&UpstreamQuery { model: Some(model), ..UpstreamQuery::default() })
 }
 
 fn after(time: Duration) -> Instant {
     super::super::now() + time
 }
 
-/// What the proxy does: looks, waits, looks again. The number of looks, or why not.
+/// Looks for room and waits as the proxy does. Returns the number of looks, or the refusal.
 async fn admitted(
     queue: Arc<Queue>,
     key: QueueKey,
@@ -63,7 +62,7 @@ async fn admitted(
     deadline: Instant,
 ) -> Result<u32, QueueRefusal> {
     let mut looks = 1;
-    let room = || servers.iter().any(|server| key.served_by(&server.upstream.live) && server.take());
+    let room = || servers.iter().any(|server| key.served_by(&server.upstream.live.identity) && server.take());
     if !queue.is_waiting(&key) && room() {
         return Ok(looks);
     }
@@ -85,7 +84,7 @@ fn poll(waiting: &mut Waiting<'_>) -> Poll<Result<u32, QueueRefusal>> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_come_first_served_and_a_newcomer_does_not_overtake() {
+async fn admits_in_order_of_arrival_and_a_newcomer_does_not_overtake() {
     let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"])];
     let deadline = after(LONG);
@@ -93,7 +92,7 @@ async fn first_come_first_served_and_a_newcomer_does_not_overtake() {
     let (mut first, mut second) = (wait(), wait());
     assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
     servers[0].free();
-    assert!(queue.is_waiting(&key("m")), "room has just appeared, and belongs to others");
+    assert!(queue.is_waiting(&key("m")), "the freed place belongs to a waiting request");
     let mut third = wait();
     assert!(poll(&mut third).is_pending());
     assert!(poll(&mut second).is_pending());
@@ -101,14 +100,14 @@ async fn first_come_first_served_and_a_newcomer_does_not_overtake() {
     assert!(poll(&mut second).is_pending() && poll(&mut third).is_pending());
     servers[0].free();
     servers[0].free();
-    assert!(poll(&mut third).is_pending(), "not before the second");
+    assert!(poll(&mut third).is_pending(), "the second request goes first");
     assert!(poll(&mut second).is_ready() && poll(&mut third).is_ready());
     assert_eq!(queue.len(), 0);
     assert!(!queue.is_waiting(&key("m")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_with_the_turn_hands_it_on_also_to_another_line() {
+async fn a_request_that_leaves_passes_its_turn_on_also_to_another_line() {
     let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m", "n"])];
     let deadline = after(LONG);
@@ -126,7 +125,7 @@ async fn who_leaves_with_the_turn_hands_it_on_also_to_another_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_those_are_woken_whose_model_the_upstream_serves() {
+async fn wakes_only_requests_for_a_model_that_the_upstream_serves() {
     let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"]), Server::new(1, &queue, 0, &["n"])];
     let deadline = after(LONG);
@@ -140,24 +139,29 @@ async fn only_those_are_woken_whose_model_the_upstream_serves() {
     assert_eq!(
         poll(&mut m),
         Poll::Ready(Ok(3)),
-        "it looked when it came, when it waited, and when there was room"
+        "looks on arrival, when it begins to wait, and when there is room"
     );
 }
 
-/// Queued by the ids that the names stood for, older requests never heard of it, and newer ones went first.
+/// Keyed by the ids of the names, older requests missed the new upstream, and newer ones went first.
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() {
     let queue = Queue::new(10, Observer::default());
     let names = ["gpu:1".to_string(), "gpu:2".to_string(), "gym http://gym:11000".to_string()];
     let route = |ids| {
-        QueueKey::new(&Query { model: Some("m"), among: Some(ids), names: Some(&names), ..Query::default() })
+        QueueKey::new(&UpstreamQuery {
+            model: Some("m"),
+            among: Some(ids),
+            names: Some(&names),
+            ..UpstreamQuery::default()
+        })
     };
     let named = |id, name: &str, source: Option<&str>| {
         let server = Server::new(id, &queue, 0, &["m"]);
         let discovered = source.map(|source| Discovered { source: source.into(), model: None });
         let config = UpstreamConfig { name: name.into(), discovered, ..server.upstream.config.clone() };
         let upstream = Upstream::new(id, config, queue.clone()).expect("it needs no file");
-        upstream.live.serves.store(server.upstream.live.serves.load_full());
+        upstream.live.identity.serves.store(server.upstream.live.identity.serves.load_full());
         Server { upstream, ..server }
     };
     let servers = [
@@ -171,11 +175,11 @@ async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() 
     let (mut first, mut second) = (wait(&[0, usize::MAX]), wait(&[0, usize::MAX]));
     assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
     servers[3].free();
-    assert!(poll(&mut first).is_pending(), "it is not of the route");
-    // The second name is there by now.
+    assert!(poll(&mut first).is_pending(), "the upstream is not part of the route");
+    // The upstream of the second name has joined.
     servers[1].free();
     let mut late = wait(&[0, 1]);
-    assert!(poll(&mut late).is_pending(), "others have waited longer");
+    assert!(poll(&mut late).is_pending(), "older requests go first");
     assert!(poll(&mut first).is_ready());
     assert!(poll(&mut second).is_pending() && poll(&mut late).is_pending());
     servers[2].free();
@@ -185,7 +189,7 @@ async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_that_the_head_cannot_take_is_the_next_lines() {
+async fn offers_a_place_that_the_head_does_not_take_to_the_next_line() {
     let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"])];
     let deadline = after(LONG);
@@ -199,14 +203,14 @@ async fn a_place_that_the_head_cannot_take_is_the_next_lines() {
     servers[0].free();
     assert!(poll(&mut other).is_pending(), "the head looks first: it has waited longer");
     let Poll::Ready(Ok(turn)) = look() else { panic!("there is room") };
-    // The head does not want it, for whatever reason.
+    // The head does not take the place.
     let mut head = Box::pin(turn.wait_on(None, deadline));
     assert!(head.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     assert!(poll(&mut other).is_ready());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_queue_and_a_long_wait_are_refused_with_an_honest_time() {
+async fn refuses_with_a_measured_retry_after_when_full_or_after_a_long_wait() {
     let queue = Queue::new(2, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"])];
     let deadline = after(Duration::from_secs(8));
@@ -228,22 +232,22 @@ async fn a_full_queue_and_a_long_wait_are_refused_with_an_honest_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_head_looks_again_when_an_engine_is_no_longer_full_by_its_own_word() {
+async fn the_head_looks_again_when_an_engines_retry_after_ends() {
     let queue = Queue::new(9, Observer::default());
     let start = super::super::now();
     let until = start + Duration::from_secs(3);
-    let turn = queue.wait(key("m"), Some(until), after(LONG)).await.expect("it looks at once");
-    let turn = turn.wait_on(Some(until), after(LONG)).await.expect("it looks in time");
+    let turn = queue.wait(key("m"), Some(until), after(LONG)).await.expect("the head looks at once");
+    let turn = turn.wait_on(Some(until), after(LONG)).await.expect("the head looks at the given time");
     assert_eq!(super::super::now(), until);
-    // Without a new hint it waits for something to happen.
+    // Without a new time it waits for an event.
     let waited_out = turn.wait_on(None, until + Duration::from_secs(1)).await;
     assert!(matches!(waited_out, Err(QueueRefusal::WaitedOut { .. })));
 }
 
-/// What a schedule does next.
+/// One step of a schedule.
 #[derive(Clone, Debug)]
 enum QueueStep {
-    Come(usize),
+    Arrive(usize),
     Leave(prop::sample::Index),
     Free(usize),
     Poll(prop::sample::Index),
@@ -252,7 +256,7 @@ enum QueueStep {
 fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
     let index = any::<prop::sample::Index>;
     let step = prop_oneof![
-        4 => (0..4usize).prop_map(QueueStep::Come),
+        4 => (0..4usize).prop_map(QueueStep::Arrive),
         1 => index().prop_map(QueueStep::Leave),
         3 => (0..3usize).prop_map(QueueStep::Free),
         4 => index().prop_map(QueueStep::Poll),
@@ -260,8 +264,8 @@ fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
     prop::collection::vec(step, 0..80)
 }
 
-/// Polls everybody until nobody moves any more; removes who was admitted.
-fn settle(waiting: &mut Vec<(usize, usize, Waiting<'_>)>, order: &mut Vec<(usize, usize)>) {
+/// Polls all requests until none is admitted any more; moves the admitted ones to `order`.
+fn run_until_idle(waiting: &mut Vec<(usize, usize, Waiting<'_>)>, order: &mut Vec<(usize, usize)>) {
     loop {
         let before = waiting.len();
         waiting.retain_mut(|(model, number, future)| match poll(future) {
@@ -281,10 +285,11 @@ fn settle(waiting: &mut Vec<(usize, usize, Waiting<'_>)>, order: &mut Vec<(usize
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// In any order of coming, leaving, freeing and running: within a model nobody overtakes, when all have
-    /// run nobody waits for a place that is free, and the counts come back to zero.
+    /// In any order of arrivals, departures, freed places and polls: no request overtakes another of its
+    /// model, no
+    /// request waits beside a free place once all have run, and the counts return to zero.
     #[test]
-    fn nobody_overtakes_and_nobody_is_forgotten(steps in steps()) {
+    fn keeps_order_and_serves_every_request_in_any_schedule(steps in steps()) {
         const MODELS: [&str; 4] = ["a", "b", "c", "d"];
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime without sockets");
@@ -300,7 +305,7 @@ proptest! {
         let mut order = Vec::new();
         for (number, step) in steps.into_iter().enumerate() {
             match step {
-                QueueStep::Come(model) => {
+                QueueStep::Arrive(model) => {
                     let mut future: Waiting<'_> =
                         Box::pin(admitted(queue.clone(), key(MODELS[model]), &servers, deadline));
                     match poll(&mut future) {
@@ -320,7 +325,7 @@ proptest! {
                 _ => {}
             }
         }
-        settle(&mut waiting, &mut order);
+        run_until_idle(&mut waiting, &mut order);
         for (model, name) in MODELS.iter().enumerate() {
             let numbers: Vec<usize> = order.iter().filter(|(m, _)| *m == model).map(|(_, n)| *n).collect();
             prop_assert!(numbers.is_sorted(), "{name}: {numbers:?}");
@@ -328,7 +333,7 @@ proptest! {
         for (model, _, _) in &waiting {
             let key = key(MODELS[*model]);
             let free = |server: &Server| {
-                key.served_by(&server.upstream.live) && server.places.load(Ordering::Relaxed) > 0
+                key.served_by(&server.upstream.live.identity) && server.places.load(Ordering::Relaxed) > 0
             };
             prop_assert!(!servers.iter().any(free), "{} waits beside a free place", MODELS[*model]);
         }

@@ -1,13 +1,17 @@
-//! Who may take a request, by table.
+//! The candidates of a request, by tables.
 
 mod floor;
 mod slow_start;
 
-use super::super::breaker::{ProbeMiss, Sign};
+use std::sync::Arc;
+
+use super::super::breaker::{BreakerMachine, BreakerRules, ProbeMiss, UpstreamSignal};
 use super::super::engine_load::ForeignLoad;
 use super::super::queue::Queue;
+use super::super::upstream::Upstream;
 use super::*;
-use crate::config::types::{Discovered, UpstreamConfig};
+use crate::aggregate::ModelCard;
+use crate::config::types::{Discovered, Health, UpstreamConfig};
 use crate::config::url;
 use crate::observe::Observer;
 
@@ -16,28 +20,30 @@ fn rules() -> BreakerRules {
     BreakerRules { health: Health::default(), breaker }
 }
 
-/// For how long a source is waited for.
+/// How long an unanswered source is awaited.
 const LATE: Duration = Duration::from_secs(1);
 
-/// An upstream that serves the models, after a script for its machine; see `act`.
+/// An upstream that serves the models, after a script of events; see `act`.
 struct ScriptedUpstream {
     script: &'static str,
     models: &'static [&'static str],
 }
 
-fn act(word: &str, machine: &mut Machine, entry: &mut SnapshotEntry, now: Instant) {
+fn act(word: &str, machine: &mut BreakerMachine, entry: &mut SnapshotEntry, now: Instant) {
     match word {
         "ready" => machine.probed(Ok(()), 0, now, &rules()),
         "missed" => machine.probed(Err(ProbeMiss::Silent), 0, now, &rules()),
-        // Of its making.
+        // Read by `snapshot`.
         "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" => {}
-        "refused" => machine.seen(Sign::Unreached { refused: true }, 0, now, &rules()),
-        "tripped" => machine.seen(Sign::Failed, 0, now, &rules()),
-        "tripped-later" => machine.seen(Sign::Failed, 0, now + Duration::from_secs(1), &rules()),
+        "refused" => machine.signalled(UpstreamSignal::Unreached { refused: true }, 0, now, &rules()),
+        "tripped" => machine.signalled(UpstreamSignal::Failed, 0, now, &rules()),
+        "tripped-later" => {
+            machine.signalled(UpstreamSignal::Failed, 0, now + Duration::from_secs(1), &rules())
+        }
         "drained" => machine.drain(true, now),
         "removing" => entry.removing = true,
-        "busy" => entry.upstream.busy(None, now),
-        "busier" => entry.upstream.busy(Some(Duration::from_secs(600)), now),
+        "busy" => entry.upstream.mark_busy(None, now),
+        "busier" => entry.upstream.mark_busy(Some(Duration::from_secs(600)), now),
         "taken" => {
             entry.upstream.live.gauges.active.store(2, Relaxed);
         }
@@ -46,14 +52,15 @@ fn act(word: &str, machine: &mut Machine, entry: &mut SnapshotEntry, now: Instan
     }
 }
 
-/// Names are `u0`, `u1`, ids 10, 11, ...; the limit of each is 2.
+/// Builds a snapshot of upstreams named `u0`, `u1`, ... with ids 10, 11, ... and a `max_active` of 2.
 fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
     let queue = Queue::new(9, Observer::default());
     let make = |(index, given): (usize, &ScriptedUpstream)| {
         let url = url::upstream(&format!("http://u{index}:1")).expect("is a URL");
-        let said = given.script.split(' ').find_map(|word| word.strip_prefix("of-"));
-        let discovered = said.map(|said| {
-            let (source, model) = said.split_once('=').map_or((said, None), |(of, model)| (of, Some(model)));
+        let origin = given.script.split(' ').find_map(|word| word.strip_prefix("of-"));
+        let discovered = origin.map(|origin| {
+            let (source, model) =
+                origin.split_once('=').map_or((origin, None), |(of, model)| (of, Some(model)));
             Discovered { source: source.into(), model: model.map(Into::into) }
         });
         let config = UpstreamConfig { max_active: Some(2), discovered, ..UpstreamConfig::new(url) };
@@ -66,7 +73,7 @@ fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
             parent: id.starts_with('+').then(|| "m".to_string()),
         };
         entry.models = Arc::new(given.models.iter().map(card).collect());
-        let mut machine = Machine::new(now);
+        let mut machine = BreakerMachine::new(now);
         given.script.split_whitespace().for_each(|word| act(word, &mut machine, &mut entry, now));
         entry.status = machine.status(&rules());
         entry
@@ -78,23 +85,24 @@ fn of(scripts: &[&'static str]) -> Vec<ScriptedUpstream> {
     scripts.iter().map(|script| ScriptedUpstream { script, models: &["m"] }).collect()
 }
 
-fn ask(snapshot: &Snapshot, query: &Query<'_>, now: Instant) -> (Routing, Vec<usize>) {
+/// Returns the result of a query, and the indices of the candidates.
+fn search(snapshot: &Snapshot, query: &UpstreamQuery<'_>, now: Instant) -> (FilterResult, Vec<usize>) {
     let mut out = Vec::new();
     let routing = snapshot.candidates(query, now, &mut out);
     (routing, out.iter().map(|candidate| candidate.index).collect())
 }
 
 #[test]
-fn who_may_have_a_request_follows_from_readiness_room_and_what_was_tried() {
-    use Routing::{Candidates, NotReady, Tried};
-    let full = Routing::Full { until: None };
-    type Row<'r> = (&'r [&'static str], &'r [usize], Routing, &'r [usize]);
+fn filters_by_readiness_room_and_earlier_attempts() {
+    use FilterResult::{Candidates, NotReady, Tried};
+    let full = FilterResult::Full { until: None };
+    type Row<'r> = (&'r [&'static str], &'r [usize], FilterResult, &'r [usize]);
     let table: &[Row<'_>] = &[
         (&["ready", "ready"], &[], Candidates, &[0, 1]),
         (&["ready", ""], &[], Candidates, &[0]),
         (&["", ""], &[], NotReady, &[]),
         (&["ready drained", "ready removing"], &[], NotReady, &[]),
-        // The doubtful get what nobody better can have.
+        // A doubtful upstream takes requests that no better one can take.
         (&["ready", "ready refused"], &[], Candidates, &[0]),
         (&["", "ready refused"], &[], Candidates, &[1]),
         (&["ready", "ready refused"], &[10], Candidates, &[1]),
@@ -108,81 +116,90 @@ fn who_may_have_a_request_follows_from_readiness_room_and_what_was_tried() {
         (&["ready", "ready"], &[10, 11], Tried, &[]),
         (&["ready taken", "ready"], &[11], full, &[]),
         (&["", "ready"], &[11], Tried, &[]),
-        // A trip lets nothing through before its time.
+        // A tripped upstream admits nothing before the end of its trip.
         (&["ready tripped", "ready"], &[], Candidates, &[1]),
         (&["ready tripped", ""], &[11], Candidates, &[0]),
         (&["ready tripped missed missed missed"], &[], NotReady, &[]),
     ];
     let now = Instant::now();
     for (scripts, tried, routing, candidates) in table {
-        let query = Query { model: Some("m"), tried, ..Query::default() };
-        let found = ask(&snapshot(&of(scripts), now), &query, now);
+        let query = UpstreamQuery { model: Some("m"), tried, ..UpstreamQuery::default() };
+        let found = search(&snapshot(&of(scripts), now), &query, now);
         assert_eq!(found, (*routing, candidates.to_vec()), "{scripts:?} without {tried:?}");
     }
 }
 
 #[test]
-fn those_tried_may_be_tried_again_when_that_is_said_and_nobody_else_is_there() {
+fn offers_tried_upstreams_again_when_allowed_and_no_other_is_left() {
     let now = Instant::now();
     let both = snapshot(&of(&["ready", "ready"]), now);
-    let again = |tried| Query { model: Some("m"), tried, again: true, ..Query::default() };
-    assert_eq!(ask(&both, &again(&[10]), now), (Routing::Candidates, vec![1]));
-    assert_eq!(ask(&both, &again(&[10, 11]), now), (Routing::Candidates, vec![0, 1]));
+    let again = |tried| UpstreamQuery { model: Some("m"), tried, again: true, ..UpstreamQuery::default() };
+    assert_eq!(search(&both, &again(&[10]), now), (FilterResult::Candidates, vec![1]));
+    assert_eq!(search(&both, &again(&[10, 11]), now), (FilterResult::Candidates, vec![0, 1]));
     let one_full = snapshot(&of(&["ready taken", "ready"]), now);
-    assert_eq!(ask(&one_full, &again(&[11]), now), (Routing::Candidates, vec![1]), "it need not wait");
-    let away = |snapshot: &Snapshot| ask(snapshot, &Query { away: &[11], ..again(&[11]) }, now);
     assert_eq!(
-        away(&one_full),
-        (Routing::Full { until: None }, vec![]),
-        "better to wait than to be sent away"
+        search(&one_full, &again(&[11]), now),
+        (FilterResult::Candidates, vec![1]),
+        "the other upstream is tried again at once"
+    );
+    let declined =
+        |snapshot: &Snapshot| search(snapshot, &UpstreamQuery { declined: &[11], ..again(&[11]) }, now);
+    assert_eq!(
+        declined(&one_full),
+        (FilterResult::Full { until: None }, vec![]),
+        "waits rather than returning to the upstream that declined"
     );
     let alone = snapshot(&of(&["", "ready"]), now);
-    assert_eq!(away(&alone), (Routing::Candidates, vec![1]), "there is nobody to wait for");
+    assert_eq!(declined(&alone), (FilterResult::Candidates, vec![1]), "no other upstream is ready");
     let both_full = snapshot(&of(&["ready taken", "ready taken"]), now);
-    assert_eq!(ask(&both_full, &again(&[11]), now), (Routing::Full { until: None }, vec![]));
+    assert_eq!(search(&both_full, &again(&[11]), now), (FilterResult::Full { until: None }, vec![]));
 }
 
 #[test]
-fn only_one_may_have_it_when_it_is_named() {
+fn offers_only_the_upstream_that_the_query_requires() {
     let now = Instant::now();
     let both = snapshot(&of(&["ready", "ready taken"]), now);
-    let only = |id| Query { only: Some(id), ..Query::default() };
-    assert_eq!(ask(&both, &only(10), now), (Routing::Candidates, vec![0]));
-    assert_eq!(ask(&both, &only(11), now), (Routing::Full { until: None }, vec![]));
-    assert_eq!(ask(&both, &only(12), now), (Routing::NotReady, vec![]));
+    let only = |id| UpstreamQuery { only: Some(id), ..UpstreamQuery::default() };
+    assert_eq!(search(&both, &only(10), now), (FilterResult::Candidates, vec![0]));
+    assert_eq!(search(&both, &only(11), now), (FilterResult::Full { until: None }, vec![]));
+    assert_eq!(search(&both, &only(12), now), (FilterResult::NotReady, vec![]));
     assert_eq!(both.by_name("u1:1").map(|entry| entry.upstream.id), Some(11));
     assert!(both.by_id(12).is_none() && both.by_name("u2:1").is_none());
 }
 
 #[test]
-fn a_full_engine_is_avoided_until_its_time_is_over() {
+fn avoids_a_full_engine_until_its_retry_after_ends() {
     let now = Instant::now();
     let after = |seconds| now + Duration::from_secs_f64(seconds);
     let both = snapshot(&of(&["ready busy", "ready busier"]), now);
-    let query = Query::default();
-    let (routing, _) = ask(&both, &query, now);
-    let Routing::Full { until: Some(until) } = routing else { panic!("{routing:?}") };
+    let query = UpstreamQuery::default();
+    let (routing, _) = search(&both, &query, now);
+    let FilterResult::Full { until: Some(until) } = routing else { panic!("{routing:?}") };
     assert!((after(0.9)..=after(1.1)).contains(&until), "the first of the two");
-    assert_eq!(ask(&both, &query, after(1.1)), (Routing::Candidates, vec![0]));
-    assert_eq!(ask(&both, &query, after(59.0)), (Routing::Candidates, vec![0]));
-    assert_eq!(ask(&both, &query, after(60.1)), (Routing::Candidates, vec![0, 1]), "a minute is the most");
+    assert_eq!(search(&both, &query, after(1.1)), (FilterResult::Candidates, vec![0]));
+    assert_eq!(search(&both, &query, after(59.0)), (FilterResult::Candidates, vec![0]));
+    assert_eq!(
+        search(&both, &query, after(60.1)),
+        (FilterResult::Candidates, vec![0, 1]),
+        "at most a minute"
+    );
 }
 
 #[test]
-fn after_a_trip_one_request_is_let_through_and_none_that_failed_already() {
+fn offers_an_upstream_after_its_trip_to_one_request_that_has_not_failed() {
     let now = Instant::now();
     let later = now + rules().breaker.open;
-    let query = Query::default();
-    let retry = Query { tried: &[99], ..query };
+    let query = UpstreamQuery::default();
+    let retry = UpstreamQuery { tried: &[99], ..query };
     let both = snapshot(&of(&["ready tripped", "ready"]), now);
-    assert_eq!(ask(&both, &query, later), (Routing::Candidates, vec![0, 1]));
-    assert_eq!(ask(&both, &retry, later), (Routing::Candidates, vec![1]));
+    assert_eq!(search(&both, &query, later), (FilterResult::Candidates, vec![0, 1]));
+    assert_eq!(search(&both, &retry, later), (FilterResult::Candidates, vec![1]));
     let on_trial = snapshot(&of(&["ready tripped trial", "ready"]), now);
-    assert_eq!(ask(&on_trial, &query, later), (Routing::Candidates, vec![1]));
+    assert_eq!(search(&on_trial, &query, later), (FilterResult::Candidates, vec![1]));
 }
 
 #[test]
-fn a_name_that_nobody_serves_is_unknown_once_nobody_can_come_with_it() {
+fn reports_an_unknown_model_once_no_upstream_may_still_serve_it() {
     let now = Instant::now();
     let given = |scripts: [&'static str; 2]| {
         [
@@ -191,22 +208,26 @@ fn a_name_that_nobody_serves_is_unknown_once_nobody_can_come_with_it() {
         ]
     };
     let routing = |scripts, model, now: Instant| {
-        let query = Query { model: Some(model), ..Query::default() };
-        ask(&snapshot(&given(scripts), now), &query, now)
+        let query = UpstreamQuery { model: Some(model), ..UpstreamQuery::default() };
+        search(&snapshot(&given(scripts), now), &query, now)
     };
-    assert_eq!(routing(["ready", "ready"], "b", now), (Routing::Candidates, vec![1]));
-    assert_eq!(routing(["ready", "ready"], "c", now), (Routing::NoSuchModel, vec![]));
-    assert_eq!(routing(["ready", "ready refused"], "b", now), (Routing::Candidates, vec![1]));
-    assert_eq!(routing(["ready", "ready drained"], "b", now), (Routing::NotReady, vec![]));
-    assert_eq!(routing(["ready", "ready removing"], "b", now), (Routing::Candidates, vec![0]));
-    assert_eq!(routing(["ready", ""], "c", now), (Routing::NotReady, vec![]), "it may still come");
+    assert_eq!(routing(["ready", "ready"], "b", now), (FilterResult::Candidates, vec![1]));
+    assert_eq!(routing(["ready", "ready"], "c", now), (FilterResult::NoSuchModel, vec![]));
+    assert_eq!(routing(["ready", "ready refused"], "b", now), (FilterResult::Candidates, vec![1]));
+    assert_eq!(routing(["ready", "ready drained"], "b", now), (FilterResult::NotReady, vec![]));
+    assert_eq!(routing(["ready", "ready removing"], "b", now), (FilterResult::Candidates, vec![0]));
+    assert_eq!(
+        routing(["ready", ""], "c", now),
+        (FilterResult::NotReady, vec![]),
+        "an unreached upstream may serve it"
+    );
     let young = snapshot(&given(["ready", ""]), now);
-    let query = Query { model: Some("c"), ..Query::default() };
-    assert_eq!(ask(&young, &query, now + DISCOVERY_GRACE).0, Routing::NoSuchModel);
+    let query = UpstreamQuery { model: Some("c"), ..UpstreamQuery::default() };
+    assert_eq!(search(&young, &query, now + DISCOVERY_GRACE).0, FilterResult::NoSuchModel);
 }
 
 #[test]
-fn requests_of_others_are_work_and_take_no_place() {
+fn counts_foreign_requests_as_load_but_not_towards_max_active() {
     let now = Instant::now();
     let both = snapshot(&of(&["ready", "ready"]), now);
     both.entries[1]
@@ -215,33 +236,37 @@ fn requests_of_others_are_work_and_take_no_place() {
         .engine_load
         .set(ForeignLoad { requests: 5, tokens: 700 }, now + DISCOVERY_GRACE);
     let mut out = Vec::new();
-    let query = Query { tokens: 30, ..Query::default() };
-    assert_eq!(both.candidates(&query, now, &mut out), Routing::Candidates, "its limit is two");
+    let query = UpstreamQuery { tokens: 30, ..UpstreamQuery::default() };
+    assert_eq!(
+        both.candidates(&query, now, &mut out),
+        FilterResult::Candidates,
+        "five foreign requests do not reach max_active"
+    );
     let loads: Vec<_> = out.iter().map(|one| (one.active, one.backlog, one.context, one.missing)).collect();
     assert_eq!(loads, [(0, 0, 0, 30), (5, 700, 700, 30)]);
 }
 
-/// A model that nobody knows may be one of those that a source will name.
+/// An unanswered source may still list an upstream with an unknown model.
 #[test]
-fn an_unknown_model_may_come_while_a_source_is_silent() {
+fn waits_for_an_unknown_model_while_a_source_is_unanswered() {
     let now = Instant::now();
     let until = now + DISCOVERY_GRACE;
-    let query = |model| Query { model: Some(model), ..Query::default() };
+    let query = |model| UpstreamQuery { model: Some(model), ..UpstreamQuery::default() };
     let table = [
-        (None, "x", now, Routing::Candidates),
-        (Some(until), "x", now, Routing::NotReady),
-        (Some(until), "m", now, Routing::Candidates),
-        (Some(until), "x", until, Routing::NoSuchModel),
+        (None, "x", now, FilterResult::Candidates),
+        (Some(until), "x", now, FilterResult::NotReady),
+        (Some(until), "m", now, FilterResult::Candidates),
+        (Some(until), "x", until, FilterResult::NoSuchModel),
     ];
     for (awaited, model, now, expected) in table {
         let snapshot = snapshot(&of(&["ready"]), now).awaiting(awaited);
-        let (routing, _) = ask(&snapshot, &query(model), now);
+        let (routing, _) = search(&snapshot, &query(model), now);
         assert_eq!(routing, expected, "{model}, awaited {}", awaited.is_some());
     }
 }
 
 #[test]
-fn there_is_one_base_model_when_all_whom_sources_name_have_it() {
+fn finds_the_base_model_that_all_discovered_upstreams_share() {
     let now = Instant::now();
     type Row = (&'static [(&'static str, &'static [&'static str])], Option<&'static str>);
     let table: &[Row] = &[
@@ -251,24 +276,24 @@ fn there_is_one_base_model_when_all_whom_sources_name_have_it() {
         (&[("ready of-gym", &["+lora", "m", "m"])], Some("m")),
         (&[("ready of-gym", &["m", "n"])], None),
         (&[("ready of-gym", &["m"]), ("ready of-other", &["n"])], None),
-        // Nothing is guessed of those that the file or an operator names, whatever they serve now.
+        // Configured upstreams have no common model, whatever they serve now.
         (&[("ready", &["m"])], None),
         (&[("ready", &["m"]), ("ready", &["m"])], None),
         (&[("ready of-gym", &["m"]), ("ready", &["m"])], None),
         (&[("ready of-gym", &["m"]), ("", &[])], None),
-        // It is remembered, and may be back at any time.
+        // The models of an upstream that is down count; those of a removed one do not.
         (&[("ready of-gym", &["m"]), ("ready missed missed missed of-other", &["n"])], None),
         (&[("ready of-gym", &["m"]), ("ready removing of-other", &["n"])], Some("m")),
-        // Of some nobody knows what they serve.
+        // Some upstream has unknown models.
         (&[("ready of-gym", &["m"]), ("ready of-other", &[])], None),
         (&[("ready of-gym", &[])], None),
         (&[("ready of-gym", &["m"]), ("missed of-other", &[])], None),
-        // A source's word, for engines that have several names, or are not up yet.
+        // The model that a source states, for engines with several names or that are not up yet.
         (&[("ready of-gym=n", &["m", "n"])], Some("n")),
         (&[("ready of-gym=n", &["m"])], Some("m")),
         (&[(" of-gym=n", &[])], Some("n")),
         (&[("ready of-gym", &["m"]), (" of-gym=m", &[])], Some("m")),
-        // Of one source, the latest that is ready.
+        // Among the upstreams of one source the latest ready one counts.
         (&[("ready of-gym", &["m"]), (" of-gym", &[])], Some("m")),
         (&[("ready of-gym", &["m"]), ("ready of-gym", &["n"])], Some("n")),
         (&[("ready of-gym", &["m"]), (" of-gym=n", &[])], Some("m")),
@@ -283,7 +308,7 @@ fn there_is_one_base_model_when_all_whom_sources_name_have_it() {
 }
 
 #[test]
-fn a_route_asks_what_its_own_upstreams_serve() {
+fn considers_only_the_upstreams_of_a_route() {
     let now = Instant::now();
     let later = now + DISCOVERY_GRACE;
     let given = [("ready of-gym", &["m"] as &[_]), ("ready of-other", &["n"]), ("missed of-other", &[])];
@@ -298,23 +323,28 @@ fn a_route_asks_what_its_own_upstreams_serve() {
     ] {
         assert_eq!(known.only_base(among, now), base, "{among:?}");
         let soon = if waits { None } else { base };
-        assert_eq!(awaiting.only_base(among, now), soon, "{among:?} while a source is silent");
-        assert_eq!(awaiting.only_base(among, now + LATE), base, "{among:?} when it has been for long");
+        assert_eq!(awaiting.only_base(among, now), soon, "{among:?} while a source is unanswered");
+        assert_eq!(awaiting.only_base(among, now + LATE), base, "{among:?} after the source was awaited");
     }
     let routing = |snapshot: &Snapshot, model, among: &[usize], now| {
-        ask(snapshot, &Query { model: Some(model), among: Some(among), ..Query::default() }, now).0
+        search(
+            snapshot,
+            &UpstreamQuery { model: Some(model), among: Some(among), ..UpstreamQuery::default() },
+            now,
+        )
+        .0
     };
-    use Routing::{Candidates, NoSuchModel, NotReady};
+    use FilterResult::{Candidates, NoSuchModel, NotReady};
     for (model, among, soon, late) in [
         ("m", &[10][..], Candidates, Candidates),
         ("m", &[11], NoSuchModel, NoSuchModel),
         ("m", &[11, 12], NotReady, NoSuchModel),
         ("m", &[12], NotReady, NotReady),
-        ("nobody", &[10], NoSuchModel, NoSuchModel),
+        ("unknown", &[10], NoSuchModel, NoSuchModel),
     ] {
         assert_eq!(routing(&known, model, among, now), soon, "{model} {among:?}");
         assert_eq!(routing(&known, model, among, later), late, "{model} {among:?}, later");
     }
-    assert_eq!(routing(&awaiting, "m", &[11, 99], now), NotReady, "it may be the source's");
+    assert_eq!(routing(&awaiting, "m", &[11, 99], now), NotReady, "the source may list it");
     assert!(known.is_ready_with("n", None) && !known.is_ready_with("n", Some(&[10])));
 }

@@ -269,10 +269,7 @@ fn the_cost_of_a_byte_is_bounded() {
 #[test]
 fn an_answer_of_another_kind_is_refused() {
     for kind in [None, Some("text/html")] {
-        assert_eq!(
-            responses().begin(TranslationContext::default(), kind),
-            Err(AnswerFault::NoChat)
-        );
+        assert_eq!(responses().begin(TranslationContext::default(), kind), Err(AnswerFault::NoChat));
     }
     let mut exchange = exchange();
     assert!(!exchange.begin_error((None, None), Some("application/json")));

@@ -133,7 +133,7 @@ async fn a_failed_upstream_returns_with_an_empty_cache_and_a_drained_one_keeps_i
         let balancer = Balancer::ready(config).await;
         let fleet = &balancer.running.fleet;
         let state = async |wanted: &str| until(&balancer, "state", wanted).await;
-        let drain = |drain| vllm_lb::fleet::Change::Drain { name: direct(&engines[0]), drain };
+        let drain = |drain| vllm_lb::fleet::FleetChange::Drain { name: direct(&engines[0]), drain };
         fleet.apply(vec![drain(true)]).await.expect("it is there");
         state("draining").await;
         fleet.apply(vec![drain(false)]).await.expect("it is there");

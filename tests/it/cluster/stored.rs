@@ -19,7 +19,7 @@ use vllm_lb::config::check::check;
 use vllm_lb::config::redis;
 use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::{Config, Preset};
-use vllm_lb::fleet::Change;
+use vllm_lb::fleet::FleetChange;
 
 const RESPONSES: &str = "/v1/responses";
 
@@ -230,7 +230,7 @@ async fn a_drained_engine_answers_for_its_stored_responses_until_removed() {
     let first = make(&balancer, json!({"model": "sim", "input": "a"})).await;
     let (name, id) = (upstream_of(&first), id_of(&first));
     let fleet = &balancer.running.fleet;
-    fleet.apply(vec![Change::Drain { name: name.clone(), drain: true }]).await.unwrap();
+    fleet.apply(vec![FleetChange::Drain { name: name.clone(), drain: true }]).await.unwrap();
     for _ in 0..3 {
         let new = make(&balancer, json!({"model": "sim", "input": "a"})).await;
         assert_ne!(upstream_of(&new), name);
@@ -239,7 +239,7 @@ async fn a_drained_engine_answers_for_its_stored_responses_until_removed() {
     }
     let path = format!("{RESPONSES}/{id}");
     balancer.ask(get(&path)).await.expect(200);
-    fleet.apply(vec![Change::Remove { name, force: false }]).await.unwrap();
+    fleet.apply(vec![FleetChange::Remove { name, force: false }]).await.unwrap();
     balancer.ask(get(&path)).await.expect(404);
 }
 

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use vllm_lb::config::types::{RetryOn, UpstreamConfig};
-use vllm_lb::fleet::Change;
+use vllm_lb::fleet::FleetChange;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -348,7 +348,7 @@ async fn idle_upstream_connections_survive_unrelated_reloads() {
     let mut client = balancer.client().await;
     for weight in [2.0, 3.0, 4.0] {
         client.ask(post(CHAT, chat("sim"))).await.expect(200);
-        let change = Change::Weight { name: name.clone(), weight };
+        let change = FleetChange::Weight { name: name.clone(), weight };
         balancer.running.fleet.apply(vec![change]).await.expect("it is there");
     }
     let posts = posts.lock().expect("no test panics with it").clone();

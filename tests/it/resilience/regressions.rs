@@ -10,7 +10,7 @@ use crate::common::{
 };
 use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::Breaker;
-use vllm_lb::fleet::{Change, UpstreamState};
+use vllm_lb::fleet::{FleetChange, UpstreamState};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -278,11 +278,11 @@ async fn a_request_loop_is_refused() {
     let back = Balancer::ready(config(vec![upstream(&format!("http://{}", first.address()))])).await;
     // The first now has the second for an upstream, which has it.
     let url = format!("http://{}", back.address());
-    first.running.fleet.apply(vec![Change::Upsert(upstream(&url))]).await.unwrap();
+    first.running.fleet.apply(vec![FleetChange::Upsert(upstream(&url))]).await.unwrap();
     first.until_ready(2).await;
     let mut drain = upstreams(&engines);
     let name = drain.remove(0).name;
-    first.running.fleet.apply(vec![Change::Drain { name, drain: true }]).await.unwrap();
+    first.running.fleet.apply(vec![FleetChange::Drain { name, drain: true }]).await.unwrap();
     for balancer in [&first, &back] {
         let answer = balancer.ask(post(CHAT, chat("sim"))).await.expect(508);
         assert!(
@@ -296,11 +296,11 @@ async fn a_request_loop_is_refused() {
     first
         .running
         .fleet
-        .apply(vec![Change::Remove { name: back.address().into(), force: true }])
+        .apply(vec![FleetChange::Remove { name: back.address().into(), force: true }])
         .await
         .unwrap();
     let name = crate::common::direct(&engines[0]);
-    first.running.fleet.apply(vec![Change::Drain { name, drain: false }]).await.unwrap();
+    first.running.fleet.apply(vec![FleetChange::Drain { name, drain: false }]).await.unwrap();
     first.until_ready(1).await;
     back.ask(post(CHAT, chat("sim"))).await.expect(200);
     let via = engines[0].requests().pop().unwrap().header("via").map(str::to_string).unwrap_or_default();

@@ -262,7 +262,10 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let edited = match (case.sent(&mut ChatTranslation::new(TranslatedApi::Responses), client), case.part("refused")) {
+        let edited = match (
+            case.sent(&mut ChatTranslation::new(TranslatedApi::Responses), client),
+            case.part("refused"),
+        ) {
             (Ok(edited), None) => edited,
             (Err(reject), refused) => {
                 assert_eq!(Some(&*reject.answer(ErrorShape::OpenAi).body), refused, "{}", case.name);

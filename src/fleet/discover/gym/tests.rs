@@ -1,4 +1,4 @@
-//! Documents of model servers, good and bad.
+//! Valid and invalid documents of model servers.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -11,7 +11,7 @@ fn shown(found: &DiscoveredServers) -> (Vec<String>, Option<&str>, Option<&str>)
 }
 
 #[test]
-fn what_a_model_server_says_is_understood() {
+fn parses_the_documents_of_model_servers() {
     let table = [
         (
             r#"{"base_url": "http://a:1/v1", "api_key": "dummy", "model": "m"}"#,
@@ -30,7 +30,7 @@ fn what_a_model_server_says_is_understood() {
         (r#"{"base_url": " http://[::1]:8000/v1 "}"#, &["http://[::1]:8000"], None, None),
         (r#"{"base_url": "http://a:1", "api_key": "", "model": " "}"#, &["http://a:1"], None, None),
         (r#"{"base_url": "http://a:1", "api_key": null, "model": null}"#, &["http://a:1"], None, None),
-        // What newer ones say besides.
+        // Further members of newer servers.
         (r#"{"base_url": "http://a:1", "native_dp_size": 4, "x": [{}]}"#, &["http://a:1"], None, None),
     ];
     for (body, urls, key, model) in table {
@@ -41,7 +41,7 @@ fn what_a_model_server_says_is_understood() {
 }
 
 #[test]
-fn what_makes_no_sense_is_told_and_nothing_of_it_is_taken() {
+fn rejects_an_invalid_document_with_the_reason() {
     let many: Vec<String> = (0..=MAX_ENGINES).map(|number| format!("http://a:1/{number}")).collect();
     let many = json!({"base_url": many}).to_string();
     let deep = format!(r#"{{"base_url": {}"#, "[".repeat(100_000));
@@ -81,7 +81,7 @@ fn what_makes_no_sense_is_told_and_nothing_of_it_is_taken() {
 }
 
 #[test]
-fn no_secret_is_told() {
+fn shows_no_secret_in_an_error() {
     for body in [
         r#"{"base_url": "http://u:hunter2@a"}"#,
         r#"{"base_url": "http://a", "api_key": "hunter2 hunter2"}"#,
@@ -94,7 +94,7 @@ fn no_secret_is_told() {
 
 proptest! {
     #[test]
-    fn no_document_makes_it_panic(text in "\\PC{0,40}", cut in 0..80_usize) {
+    fn never_panics_on_a_damaged_document(text in "\\PC{0,40}", cut in 0..80_usize) {
         let whole = r#"{"base_url": ["http://a:1/v1", "http://b:2"], "api_key": "k", "model": "m"}"#;
         let cut = cut.min(whole.len());
         let damaged = format!("{}{text}{}", &whole[..cut], &whole[cut..]);
@@ -103,7 +103,7 @@ proptest! {
     }
 
     #[test]
-    fn every_engine_is_found_once_and_in_order(ports in proptest::collection::vec(1..6_u16, 1..12)) {
+    fn lists_every_engine_once_and_in_order(ports in proptest::collection::vec(1..6_u16, 1..12)) {
         let written: Vec<String> = ports.iter().map(|port| format!("http://a:{port}/v1")).collect();
         let found = parse(json!({"base_url": written}).to_string().as_bytes()).expect("is valid");
         let mut wanted: Vec<u16> = Vec::new();

@@ -1,4 +1,4 @@
-//! Who an engine belongs to, by scripts and by chance, over a fleet that does what it is told.
+//! The ownership of engines, by scripts and random schedules, over a fleet that applies every change.
 
 use proptest::prelude::*;
 
@@ -6,20 +6,20 @@ use super::*;
 use crate::config::types::Discovered;
 use crate::config::url;
 
-/// An upstream as the fleet has it.
+/// An upstream of the simulated fleet.
 #[derive(Clone, Debug)]
-struct There {
+struct FleetUpstream {
     config: UpstreamConfig,
     removing: bool,
     ready: bool,
 }
 
-/// A fleet, an operator, and what is believed.
+/// A simulated fleet with an operator, and the reconciler's state.
 struct ReconcileScene {
-    fleet: Vec<There>,
-    standings: Ownerships,
-    silent: bool,
-    again: bool,
+    fleet: Vec<FleetUpstream>,
+    ownerships: Ownerships,
+    unanswered: bool,
+    resend: bool,
     now: Instant,
 }
 
@@ -38,15 +38,15 @@ fn engines(numbers: &[u8]) -> Vec<UpstreamConfig> {
 
 impl ReconcileScene {
     fn new() -> Self {
-        let (fleet, standings) = (Vec::new(), Ownerships::default());
-        ReconcileScene { fleet, standings, silent: false, again: false, now: Instant::now() }
+        let (fleet, ownerships) = (Vec::new(), Ownerships::default());
+        ReconcileScene { fleet, ownerships, unanswered: false, resend: false, now: Instant::now() }
     }
 
     fn at(&mut self, name: &str) -> Option<usize> {
         self.fleet.iter().position(|there| there.config.name == name)
     }
 
-    /// As the keeper does.
+    /// Applies an upsert as the keeper does.
     fn upsert(&mut self, config: UpstreamConfig) {
         let removing = false;
         match self.at(&config.name) {
@@ -55,10 +55,10 @@ impl ReconcileScene {
                 let operators = there.config.discovered.is_none() && !there.removing;
                 if !operators || config.discovered.is_none() {
                     let ready = there.ready && there.config.url == config.url;
-                    self.fleet[at] = There { config, removing, ready };
+                    self.fleet[at] = FleetUpstream { config, removing, ready };
                 }
             }
-            None => self.fleet.push(There { config, removing, ready: false }),
+            None => self.fleet.push(FleetUpstream { config, removing, ready: false }),
         }
     }
 
@@ -68,50 +68,50 @@ impl ReconcileScene {
         }
     }
 
-    /// A reload takes it out of the file.
-    fn leave(&mut self, name: &str) {
+    /// Hands an upstream to discovery, as a reload does that removes it from the file.
+    fn hand_to_discovery(&mut self, name: &str) {
         if let Some(at) = self.at(name) {
             self.fleet[at].config.discovered = Some(Discovered { source: "none".into(), model: None });
         }
     }
 
-    /// Whose last request has ended.
-    fn empty(&mut self) {
+    /// Ends the last requests of the upstreams that are being removed.
+    fn end_requests(&mut self) {
         self.fleet.retain(|there| !there.removing);
     }
 
-    fn ready(&mut self) {
+    fn make_all_ready(&mut self) {
         self.fleet.iter_mut().for_each(|there| there.ready = true);
     }
 
-    /// The changes, which are carried out, as `+name`, and `-name`.
-    fn look(&mut self, wanted: &[UpstreamConfig]) -> Vec<String> {
+    /// Reconciles and applies the changes; returns them as `+name` and `-name`.
+    fn reconcile(&mut self, listed: &[UpstreamConfig]) -> Vec<String> {
         let fleet = self.fleet.clone();
         let present: Vec<PresentUpstream<'_>> = fleet
             .iter()
-            .map(|There { config, removing, ready }| PresentUpstream {
+            .map(|FleetUpstream { config, removing, ready }| PresentUpstream {
                 config,
                 removing: *removing,
                 ready: *ready,
             })
             .collect();
-        let again = std::mem::take(&mut self.again);
-        let changes = self.standings.reconcile(&FleetView {
-            wanted,
+        let resend = std::mem::take(&mut self.resend);
+        let changes = self.ownerships.reconcile(&FleetView {
+            listed,
             present: &present,
-            silent: self.silent,
-            again,
+            unanswered: self.unanswered,
+            resend,
             now: self.now,
         });
-        let mut told = Vec::new();
+        let mut log = Vec::new();
         for change in changes {
             match change {
-                Change::Upsert(config) => {
-                    told.push(format!("+{}", config.name));
+                FleetChange::Upsert(config) => {
+                    log.push(format!("+{}", config.name));
                     self.upsert(config);
                 }
-                Change::Release { name } => {
-                    told.push(format!("-{name}"));
+                FleetChange::Release { name } => {
+                    log.push(format!("-{name}"));
                     if self.at(&name).is_some_and(|at| self.fleet[at].config.discovered.is_some()) {
                         self.remove(&name);
                     }
@@ -119,10 +119,10 @@ impl ReconcileScene {
                 other => panic!("{other:?}"),
             }
         }
-        told
+        log
     }
 
-    /// Those that take requests when they are up, and of whom.
+    /// The upstreams that are not being removed, and whether each is discovered.
     fn staying(&self) -> Vec<(&str, bool)> {
         let staying = self.fleet.iter().filter(|there| !there.removing);
         staying.map(|there| (there.config.name.as_str(), there.config.discovered.is_some())).collect()
@@ -132,225 +132,225 @@ impl ReconcileScene {
 const NOTHING: [&str; 0] = [];
 
 #[test]
-fn engines_enter_at_once_and_leave_when_the_others_are_ready() {
+fn adds_engines_at_once_and_releases_old_ones_when_the_new_are_ready() {
     let mut scene = ReconcileScene::new();
-    assert_eq!(scene.look(&[]), NOTHING);
-    assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1", "+e:2"]);
-    assert_eq!(scene.look(&engines(&[1, 2])), NOTHING);
-    scene.ready();
-    assert_eq!(scene.look(&engines(&[3, 2])), ["+e:3"], "the new one first");
-    assert_eq!(scene.look(&engines(&[3, 2])), NOTHING, "it is not ready");
-    scene.ready();
-    assert_eq!(scene.look(&engines(&[3, 2])), ["-e:1"]);
-    assert_eq!(scene.look(&engines(&[3, 2])), NOTHING);
-    assert_eq!(scene.look(&engines(&[2])), ["-e:3"], "the other is ready already");
-    assert_eq!(scene.look(&engines(&[2, 3])), ["+e:3"], "it stays after all");
+    assert_eq!(scene.reconcile(&[]), NOTHING);
+    assert_eq!(scene.reconcile(&engines(&[1, 2])), ["+e:1", "+e:2"]);
+    assert_eq!(scene.reconcile(&engines(&[1, 2])), NOTHING);
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&engines(&[3, 2])), ["+e:3"], "the new one first");
+    assert_eq!(scene.reconcile(&engines(&[3, 2])), NOTHING, "the new one is not ready");
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&engines(&[3, 2])), ["-e:1"]);
+    assert_eq!(scene.reconcile(&engines(&[3, 2])), NOTHING);
+    assert_eq!(scene.reconcile(&engines(&[2])), ["-e:3"], "the remaining one is ready already");
+    assert_eq!(scene.reconcile(&engines(&[2, 3])), ["+e:3"], "listed again");
     assert_eq!(scene.staying(), [("e:2", true), ("e:3", true)]);
-    assert_eq!(scene.look(&[]), ["-e:2", "-e:3"], "nobody is asked any more");
+    assert_eq!(scene.reconcile(&[]), ["-e:2", "-e:3"], "no source is left");
 }
 
 #[test]
-fn nobody_waits_for_ever_for_engines_that_do_not_come() {
+fn releases_an_engine_after_a_limit_when_its_replacement_does_not_come() {
     let mut scene = ReconcileScene::new();
-    scene.look(&engines(&[1]));
-    scene.ready();
-    assert_eq!(scene.look(&engines(&[2])), ["+e:2"]);
-    assert_eq!(scene.standings.due(), Some(scene.now + MAX_RELEASE_WAIT));
+    scene.reconcile(&engines(&[1]));
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&engines(&[2])), ["+e:2"]);
+    assert_eq!(scene.ownerships.due(), Some(scene.now + MAX_RELEASE_WAIT));
     scene.now += MAX_RELEASE_WAIT - Duration::from_millis(1);
-    assert_eq!(scene.look(&engines(&[2])), NOTHING);
-    assert_eq!(scene.look(&engines(&[2, 1])), ["+e:1"], "it is named again");
-    assert_eq!(scene.standings.due(), None);
-    assert_eq!(scene.look(&engines(&[2])), NOTHING);
+    assert_eq!(scene.reconcile(&engines(&[2])), NOTHING);
+    assert_eq!(scene.reconcile(&engines(&[2, 1])), ["+e:1"], "listed again");
+    assert_eq!(scene.ownerships.due(), None);
+    assert_eq!(scene.reconcile(&engines(&[2])), NOTHING);
     scene.now += MAX_RELEASE_WAIT;
-    assert_eq!(scene.look(&engines(&[2])), ["-e:1"]);
-    assert_eq!(scene.standings.due(), None);
+    assert_eq!(scene.reconcile(&engines(&[2])), ["-e:1"]);
+    assert_eq!(scene.ownerships.due(), None);
 }
 
 #[test]
-fn the_operators_engine_is_left_alone_by_url_and_by_name() {
+fn leaves_the_operators_engines_alone_by_url_and_by_name() {
     let mut scene = ReconcileScene::new();
     scene.upsert(UpstreamConfig { name: "mine".into(), ..named("http://e:1/v1") });
     scene.upsert(UpstreamConfig { name: "e:2".into(), ..named("http://other:2") });
-    assert_eq!(scene.look(&engines(&[1, 2, 3])), ["+e:3"]);
-    assert_eq!(scene.look(&engines(&[1, 2, 3])), NOTHING);
-    // The operator names what was discovered, too: by the same name, and by another.
+    assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), ["+e:3"]);
+    assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), NOTHING);
+    // The operator also names discovered engines: by the same name, and by another.
     scene.upsert(UpstreamConfig { weight: 2.0, ..named("http://e:3") });
-    assert_eq!(scene.look(&engines(&[1, 2, 3])), NOTHING);
-    scene.look(&engines(&[1, 2, 3, 4]));
+    assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), NOTHING);
+    scene.reconcile(&engines(&[1, 2, 3, 4]));
     scene.upsert(UpstreamConfig { name: "fourth".into(), ..named("http://e:4") });
-    assert_eq!(scene.look(&engines(&[1, 2, 3, 4])), ["-e:4"]);
-    scene.empty();
-    assert_eq!(scene.look(&engines(&[1, 2, 3, 4])), NOTHING);
-    assert_eq!(scene.look(&[]), NOTHING, "the operator's stay");
+    assert_eq!(scene.reconcile(&engines(&[1, 2, 3, 4])), ["-e:4"]);
+    scene.end_requests();
+    assert_eq!(scene.reconcile(&engines(&[1, 2, 3, 4])), NOTHING);
+    assert_eq!(scene.reconcile(&[]), NOTHING, "the operator's upstreams stay");
     let all = ["mine", "e:2", "e:3", "fourth"].map(|name| (name, false));
     assert_eq!(scene.staying(), all);
 }
 
 #[test]
-fn what_the_operator_takes_out_stays_out_while_it_is_named() {
+fn keeps_out_what_the_operator_removed_while_a_source_lists_it() {
     for at_once in [false, true] {
         let mut scene = ReconcileScene::new();
         scene.upsert(named("http://e:2"));
-        scene.look(&engines(&[1, 2, 3]));
+        scene.reconcile(&engines(&[1, 2, 3]));
         scene.remove("e:1");
         scene.remove("e:2");
         if at_once {
-            scene.empty();
+            scene.end_requests();
         }
         for _ in 0..3 {
-            assert_eq!(scene.look(&engines(&[1, 2, 3])), NOTHING, "at once: {at_once}");
+            assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), NOTHING, "at once: {at_once}");
         }
-        scene.empty();
-        assert_eq!(scene.look(&engines(&[1, 2, 3])), NOTHING);
-        assert_eq!(scene.look(&engines(&[3])), NOTHING);
-        assert_eq!(scene.look(&engines(&[1, 2, 3])), ["+e:1", "+e:2"], "they are named anew");
-        // The operator names one that is out.
+        scene.end_requests();
+        assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), NOTHING);
+        assert_eq!(scene.reconcile(&engines(&[3])), NOTHING);
+        assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), ["+e:1", "+e:2"], "newly listed");
+        // The operator adds a removed upstream again.
         scene.remove("e:1");
-        scene.empty();
-        assert_eq!(scene.look(&engines(&[1, 2, 3])), NOTHING);
+        scene.end_requests();
+        assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), NOTHING);
         scene.upsert(named("http://e:1"));
-        assert_eq!(scene.look(&engines(&[1, 2, 3])), NOTHING);
+        assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), NOTHING);
         scene.remove("e:1");
-        assert_eq!(scene.look(&engines(&[1, 2, 3])), NOTHING);
+        assert_eq!(scene.reconcile(&engines(&[1, 2, 3])), NOTHING);
     }
 }
 
 #[test]
-fn what_the_file_names_no_more_is_its_sources_or_goes_when_those_are_there() {
+fn hands_upstreams_removed_from_the_file_to_discovery_or_releases_them() {
     let mut scene = ReconcileScene::new();
     scene.upsert(named("http://e:1"));
     scene.upsert(UpstreamConfig { name: "mine".into(), ..named("http://e:2") });
     scene.upsert(named("http://e:9"));
-    scene.ready();
-    scene.silent = true;
-    ["e:1", "mine", "e:9"].iter().for_each(|name| scene.leave(name));
-    assert_eq!(scene.look(&[]), NOTHING, "the source has not answered");
-    scene.silent = false;
-    assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1", "+e:2"]);
-    assert!(scene.fleet[0].ready, "it goes on as it was");
-    assert_eq!(scene.look(&engines(&[1, 2])), NOTHING, "another name makes another upstream of it");
-    scene.ready();
-    assert_eq!(scene.look(&engines(&[1, 2])), ["-mine", "-e:9"]);
+    scene.make_all_ready();
+    scene.unanswered = true;
+    ["e:1", "mine", "e:9"].iter().for_each(|name| scene.hand_to_discovery(name));
+    assert_eq!(scene.reconcile(&[]), NOTHING, "the source has not answered");
+    scene.unanswered = false;
+    assert_eq!(scene.reconcile(&engines(&[1, 2])), ["+e:1", "+e:2"]);
+    assert!(scene.fleet[0].ready, "the upstream is unchanged");
+    assert_eq!(scene.reconcile(&engines(&[1, 2])), NOTHING, "under another name it is another upstream");
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&engines(&[1, 2])), ["-mine", "-e:9"]);
     assert_eq!(scene.staying(), [("e:1", true), ("e:2", true)]);
-    // Named by both, left by the file.
+    // In the file and listed by a source, then removed from the file.
     scene.upsert(named("http://e:1"));
-    assert_eq!(scene.look(&engines(&[1, 2])), NOTHING);
-    scene.leave("e:1");
-    assert_eq!(scene.look(&engines(&[1, 2])), ["+e:1"]);
+    assert_eq!(scene.reconcile(&engines(&[1, 2])), NOTHING);
+    scene.hand_to_discovery("e:1");
+    assert_eq!(scene.reconcile(&engines(&[1, 2])), ["+e:1"]);
     // The source never answers.
     let mut scene = ReconcileScene::new();
     scene.upsert(named("http://e:1"));
-    scene.leave("e:1");
-    scene.silent = true;
-    assert_eq!(scene.look(&[]), NOTHING);
+    scene.hand_to_discovery("e:1");
+    scene.unanswered = true;
+    assert_eq!(scene.reconcile(&[]), NOTHING);
     scene.now += MAX_RELEASE_WAIT;
-    assert_eq!(scene.look(&[]), ["-e:1"]);
+    assert_eq!(scene.reconcile(&[]), ["-e:1"]);
 }
 
 #[test]
-fn what_a_source_says_anew_is_taken_over_and_a_weight_of_the_operators_stays() {
+fn applies_new_settings_of_a_source_and_keeps_an_operators_weight() {
     let mut scene = ReconcileScene::new();
-    scene.look(&engines(&[1]));
+    scene.reconcile(&engines(&[1]));
     scene.fleet[0].config.weight = 5.0;
     let with = |model: &str, weight: f64| {
         let discovered = Some(Discovered { source: "gym http://g:1".into(), model: Some(model.into()) });
         [UpstreamConfig { discovered, weight, ..engine(1) }]
     };
-    assert_eq!(scene.look(&with("m", 1.0)), ["+e:1"]);
+    assert_eq!(scene.reconcile(&with("m", 1.0)), ["+e:1"]);
     assert_eq!(scene.fleet[0].config.weight, 5.0);
-    assert_eq!(scene.look(&with("m", 1.0)), NOTHING);
-    assert_eq!(scene.look(&with("m", 2.0)), ["+e:1"]);
+    assert_eq!(scene.reconcile(&with("m", 1.0)), NOTHING);
+    assert_eq!(scene.reconcile(&with("m", 2.0)), ["+e:1"]);
     assert_eq!(scene.fleet[0].config.weight, 2.0);
-    scene.again = true;
-    assert_eq!(scene.look(&with("m", 2.0)), ["+e:1"], "files may have changed");
-    assert_eq!(scene.look(&with("m", 2.0)), NOTHING);
+    scene.resend = true;
+    assert_eq!(scene.reconcile(&with("m", 2.0)), ["+e:1"], "files may have changed");
+    assert_eq!(scene.reconcile(&with("m", 2.0)), NOTHING);
 }
 
-/// One with another scheme has the same name.
+/// The same engine with another scheme has the same name.
 #[test]
-fn a_name_that_another_has_by_now_is_not_taken_out_with_its_old_owner() {
+fn does_not_release_an_upstream_that_took_over_the_name() {
     let mut scene = ReconcileScene::new();
-    scene.look(&engines(&[80]));
-    scene.ready();
+    scene.reconcile(&engines(&[80]));
+    scene.make_all_ready();
     let mut secure = engine(80);
     secure.url.https = true;
-    assert_eq!(scene.look(&[secure.clone()]), ["+e:80"]);
-    scene.ready();
+    assert_eq!(scene.reconcile(&[secure.clone()]), ["+e:80"]);
+    scene.make_all_ready();
     scene.now += MAX_RELEASE_WAIT;
-    assert_eq!(scene.look(&[secure]), NOTHING);
+    assert_eq!(scene.reconcile(&[secure]), NOTHING);
     assert_eq!(scene.staying(), [("e:80", true)]);
 }
 
 #[test]
-fn what_could_not_enter_is_tried_again() {
+fn tries_an_unusable_upstream_again() {
     let mut scene = ReconcileScene::new();
-    scene.look(&engines(&[1]));
+    scene.reconcile(&engines(&[1]));
     scene.fleet.clear();
-    scene.standings.unusable(&engine(1).url);
-    assert_eq!(scene.look(&engines(&[1])), ["+e:1"]);
+    scene.ownerships.mark_unusable(&engine(1).url);
+    assert_eq!(scene.reconcile(&engines(&[1])), ["+e:1"]);
 }
 
-/// Of what is named no more nobody waits for it, and what was there before it could not be used stays.
+/// An unusable upstream delays no release, and an upstream whose new settings are unusable stays.
 #[test]
-fn what_cannot_enter_holds_nobody_and_what_cannot_be_altered_stays() {
+fn an_unusable_upstream_delays_no_release() {
     let mut scene = ReconcileScene::new();
-    scene.look(&engines(&[1, 2]));
-    scene.ready();
-    assert_eq!(scene.look(&engines(&[2, 3])), ["+e:3"]);
-    let at = scene.at("e:3").expect("it entered");
+    scene.reconcile(&engines(&[1, 2]));
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&engines(&[2, 3])), ["+e:3"]);
+    let at = scene.at("e:3").expect("the new engine entered");
     scene.fleet.remove(at);
     for more in [&[][..], &["-e:1"]] {
         for number in [2, 3] {
-            scene.standings.unusable(&engine(number).url);
+            scene.ownerships.mark_unusable(&engine(number).url);
         }
         let tried = [&["+e:2", "+e:3"], more].concat();
-        assert_eq!(scene.look(&engines(&[2, 3])), tried);
+        assert_eq!(scene.reconcile(&engines(&[2, 3])), tried);
         scene.fleet.retain(|there| there.config.name != "e:3");
         scene.now += MAX_RELEASE_WAIT;
     }
-    assert_eq!(scene.standings.due(), None);
+    assert_eq!(scene.ownerships.due(), None);
     assert!(scene.staying().contains(&("e:2", true)));
 }
 
-/// What anybody may do.
+/// What the operator, the sources or the engines may do.
 #[derive(Clone, Debug)]
 enum Act {
-    Say(Vec<u8>),
+    List(Vec<u8>),
     Add(u8, bool),
     Remove(u8),
     Empty,
     Ready,
     Wait,
-    Leave(u8),
-    Silent(bool),
+    HandToDiscovery(u8),
+    Unanswered(bool),
 }
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        proptest::collection::vec(1..6_u8, 0..5).prop_map(Act::Say),
+        proptest::collection::vec(1..6_u8, 0..5).prop_map(Act::List),
         (1..6_u8, any::<bool>()).prop_map(|(number, renamed)| Act::Add(number, renamed)),
         (1..6_u8).prop_map(Act::Remove),
         Just(Act::Empty),
         Just(Act::Ready),
         Just(Act::Wait),
-        (1..6_u8).prop_map(Act::Leave),
-        any::<bool>().prop_map(Act::Silent),
+        (1..6_u8).prop_map(Act::HandToDiscovery),
+        any::<bool>().prop_map(Act::Unanswered),
     ]
 }
 
 proptest! {
     #[test]
-    fn whatever_happens_each_engine_is_there_once_and_the_operators_stay(
+    fn keeps_each_engine_once_and_all_operators_upstreams_in_any_order(
         acts in proptest::collection::vec(act(), 1..40),
     ) {
         let mut scene = ReconcileScene::new();
-        let mut wanted: Vec<UpstreamConfig> = Vec::new();
+        let mut listed: Vec<UpstreamConfig> = Vec::new();
         for act in acts {
             match act {
-                Act::Say(mut numbers) => {
+                Act::List(mut numbers) => {
                     numbers.sort_unstable();
                     numbers.dedup();
-                    wanted = engines(&numbers);
+                    listed = engines(&numbers);
                 }
                 Act::Add(number, renamed) => {
                     let mut config = named(&format!("http://e:{number}"));
@@ -365,34 +365,33 @@ proptest! {
                     }
                 }
                 Act::Remove(number) => scene.remove(&format!("e:{number}")),
-                Act::Empty => scene.empty(),
-                Act::Ready => scene.ready(),
+                Act::Empty => scene.end_requests(),
+                Act::Ready => scene.make_all_ready(),
                 Act::Wait => scene.now += MAX_RELEASE_WAIT,
-                Act::Leave(number) => scene.leave(&format!("e:{number}")),
-                Act::Silent(silent) => scene.silent = silent,
+                Act::HandToDiscovery(number) => scene.hand_to_discovery(&format!("e:{number}")),
+                Act::Unanswered(unanswered) => scene.unanswered = unanswered,
             }
             let operators = |scene: &ReconcileScene| -> Vec<String> {
                 let staying = scene.staying().into_iter().filter(|(_, discovered)| !discovered);
                 staying.map(|(name, _)| name.to_string()).collect()
             };
             let before = operators(&scene);
-            let first = scene.look(&wanted);
+            let first = scene.reconcile(&listed);
             prop_assert_eq!(operators(&scene), before);
-            let second = scene.look(&wanted);
-            // What waited for one that entered may leave now.
-            prop_assert!(second.is_empty() || first.iter().any(|told| told.starts_with('+')), "{second:?}");
-            prop_assert_eq!(scene.look(&wanted), NOTHING);
+            let second = scene.reconcile(&listed);
+            // Upstreams that waited for an entering one may be released now.
+            prop_assert!(second.is_empty() || first.iter().any(|log| log.starts_with('+')), "{second:?}");
+            prop_assert_eq!(scene.reconcile(&listed), NOTHING);
             for there in scene.fleet.iter().filter(|there| !there.removing) {
-                let same = |other: &&There| !other.removing && other.config.url == there.config.url;
+                let same = |other: &&FleetUpstream| !other.removing && other.config.url == there.config.url;
                 prop_assert_eq!(scene.fleet.iter().filter(same).count(), 1);
             }
-        }
-        // In the end all that are named and were not taken out are there, and nobody else who was discovered.
-        scene.ready();
+        }        // In the end only listed upstreams are left of the discovered ones.
+        scene.make_all_ready();
         scene.now += MAX_RELEASE_WAIT;
-        scene.look(&wanted);
+        scene.reconcile(&listed);
         for (name, discovered) in scene.staying() {
-            prop_assert!(!discovered || wanted.iter().any(|config| config.name == name), "{name}");
+            prop_assert!(!discovered || listed.iter().any(|config| config.name == name), "{name}");
         }
     }
 }

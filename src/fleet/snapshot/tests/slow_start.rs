@@ -1,14 +1,15 @@
-//! What an upstream that came back gets of the requests, by simulation: the real candidates and the real
-//! choice, on a virtual clock.
+//! The share of requests for an upstream that came back, by simulation: the real candidates and the real
+//! choice
+//! on a virtual clock.
 
 use super::*;
 use crate::config::types::Balance;
-use crate::fleet::lease::{Lease, Work};
+use crate::fleet::lease::{Lease, RequestWork};
 use crate::pick::{self, DrawSeed};
 
 const TOKENS: u64 = 1000;
 
-/// Requests that come at an even pace.
+/// Requests that arrive at an even pace.
 struct SlowStartTraffic {
     siblings: usize,
     gap: Duration,
@@ -23,7 +24,7 @@ struct SlowStartScene {
 }
 
 impl SlowStartScene {
-    /// The last upstream is down.
+    /// Builds a fleet whose last upstream is down.
     fn new(siblings: usize, start: Instant) -> Self {
         let mut scripts = vec!["ready"; siblings];
         scripts.push("ready missed missed missed");
@@ -35,7 +36,7 @@ impl SlowStartScene {
     }
 
     fn last_comes_back(&mut self, now: Instant) {
-        let mut machine = Machine::new(self.start);
+        let mut machine = BreakerMachine::new(self.start);
         let missed = || Err(ProbeMiss::Silent);
         for found in [Ok(()), missed(), missed(), missed(), Ok(())] {
             machine.probed(found, 0, now, &rules());
@@ -45,7 +46,7 @@ impl SlowStartScene {
         assert_eq!(entry.state(), UpstreamState::Ready);
     }
 
-    /// The share of the requests that the last upstream gets in so many seconds from `now` on.
+    /// Returns the share of the requests that the last upstream gets in `seconds` from `now` on.
     fn share(&mut self, traffic: &SlowStartTraffic, now: Instant, seconds: u64) -> f64 {
         let (mut all, mut its) = (0, 0);
         let mut at = now;
@@ -58,13 +59,13 @@ impl SlowStartScene {
                     lease.first_byte(at);
                 }
             }
-            let query = Query { model: Some("m"), tokens: TOKENS, ..Query::default() };
-            assert_eq!(self.snapshot.candidates(&query, at, &mut candidates), Routing::Candidates);
+            let query = UpstreamQuery { model: Some("m"), tokens: TOKENS, ..UpstreamQuery::default() };
+            assert_eq!(self.snapshot.candidates(&query, at, &mut candidates), FilterResult::Candidates);
             self.count += 1;
             let random = self.count.wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let seed = DrawSeed { random: random ^ (random >> 29), turn: self.count, jitter: 0.0 };
             let choice = pick::pick(&candidates, &Balance::default(), seed).expect("there are candidates");
-            let work = Work { tokens: TOKENS, uncached: TOKENS, streams: true };
+            let work = RequestWork { tokens: TOKENS, uncached: TOKENS, streams: true };
             let lease = self.snapshot.take(&query, choice.index, work, at).expect("there is room");
             self.leases.push((at + traffic.lasts, lease));
             all += 1;
@@ -75,12 +76,13 @@ impl SlowStartScene {
     }
 }
 
-/// Beside idle upstreams it had got nothing for ten seconds.
+/// An upstream that came back got no requests beside idle upstreams for ten seconds.
 #[test]
-fn an_upstream_that_came_back_grows_to_its_share_and_never_starves() {
+fn grows_to_a_fair_share_after_coming_back_and_never_starves() {
     let millis = Duration::from_millis;
-    // Requests in flight for each sibling; the least and the most share in the first second, as parts of a
-    // fair one.
+    // The requests in flight for each upstream; the range of the share in the first second, relative to a
+    // fair
+    // one.
     let table = [
         ("idle", SlowStartTraffic { siblings: 3, gap: millis(20), lasts: millis(15) }, 0.5..=1.5),
         (
@@ -95,7 +97,7 @@ fn an_upstream_that_came_back_grows_to_its_share_and_never_starves() {
     for (name, traffic, at_first) in table {
         let start = Instant::now();
         let mut scene = SlowStartScene::new(traffic.siblings, start);
-        assert_eq!(scene.share(&traffic, start, 5), 0.0, "{name}: it is down");
+        assert_eq!(scene.share(&traffic, start, 5), 0.0, "{name}: still down");
         let back = start + Duration::from_secs(5);
         scene.last_comes_back(back);
         let fair = 1.0 / (traffic.siblings + 1) as f64;

@@ -71,8 +71,7 @@ impl MessageEvents {
     fn tell(&mut self, kind: BlockKind, said: &str) {
         if self.open != Some(kind) {
             self.close();
-            let block =
-                if kind == BlockKind::Thinking { blocks::thinking("") } else { blocks::text("") };
+            let block = if kind == BlockKind::Thinking { blocks::thinking("") } else { blocks::text("") };
             self.start(kind, block);
         }
         self.grow(if kind == BlockKind::Thinking {

@@ -145,12 +145,7 @@ impl Conversation {
         Ok(())
     }
 
-    fn assistant(
-        &mut self,
-        content: Value,
-        tokens: Map<String, Value>,
-        place: &str,
-    ) -> Result<(), Reject> {
+    fn assistant(&mut self, content: Value, tokens: Map<String, Value>, place: &str) -> Result<(), Reject> {
         let mut parts = MessageParts { tokens, ..MessageParts::default() };
         match content {
             Value::Array(blocks) => {

@@ -43,7 +43,11 @@ fn changed(functions: Vec<Value>, changes: Vec<ToolChange>) -> Result<Vec<Value>
     for change in changes {
         let is_removal = change.is_removal;
         let name = apply(change, &mut known)?;
-        if is_removal { removed.insert(name) } else { removed.remove(&name) };
+        if is_removal {
+            removed.insert(name)
+        } else {
+            removed.remove(&name)
+        };
     }
     let left = known.into_iter().filter(|(name, _)| !removed.contains(name));
     Ok(left.map(|(_, function)| function).collect())

@@ -4,7 +4,7 @@
 use super::*;
 
 async fn drain(balancer: &Balancer, name: &str) {
-    let change = Change::Drain { name: name.into(), drain: true };
+    let change = FleetChange::Drain { name: name.into(), drain: true };
     balancer.running.fleet.apply(vec![change]).await.expect("it is there");
 }
 

@@ -5,7 +5,7 @@ use super::*;
 use crate::common::model_server::{ModelServer, document};
 use crate::common::names;
 use crate::common::wire::upgrade;
-use vllm_lb::fleet::Change;
+use vllm_lb::fleet::FleetChange;
 
 async fn with(models: &[&str], loras: &[&str], max_model_len: usize) -> EngineServer {
     engine(Options { models: names(models), loras: names(loras), max_model_len, ..Options::default() }).await
@@ -151,7 +151,7 @@ async fn no_other_model_substitutes_an_absent_one() {
     let answer = balancer.ask(post(CHAT, chat("big"))).await.expect(200);
     assert_eq!(last_body(&engines[1])["model"], answer.json()["model"]);
     let name = balancer.running.fleet.snapshot().entries[1].upstream.name().to_string();
-    balancer.running.fleet.apply(vec![Change::Remove { name, force: false }]).await.expect("it goes");
+    balancer.running.fleet.apply(vec![FleetChange::Remove { name, force: false }]).await.expect("it goes");
     let refused = balancer.ask(post(CHAT, chat("big"))).await.expect(404);
     assert_eq!(aliases(refused.text()), "small");
     assert!(engines[0].requests().iter().all(|one| one.path != CHAT), "it was never asked");
