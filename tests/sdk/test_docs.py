@@ -39,8 +39,8 @@ CONTROL_PATHS = {"/sleep", "/reset_prefix_cache", "/abort_requests", "/get_inner
 # Paths that pages name for all that is below them.
 BEGINNINGS = {"/traces"}
 
-# Paths that the simulated engine does not have.
-NOT_SIMULATED = {"/v1/realtime"}
+# Paths of WebSockets, which answer 404 to anything else.
+SOCKETS = {"/v1/realtime"}
 
 # Words in code style that look like keys or metrics of this product and are something else.
 OTHER_NAMES = {"traces.db", "vllm_lb_session"}
@@ -119,11 +119,23 @@ def broken_links(page):
 
 
 def missing_files(page):
-    folders = "src|tests|conf|docs|benches|docker|fuzz|dev"
-    for line, span in page.spans():
-        name = re.match(rf"^\./dev$|^((?:{folders})/[\w./*-]*)$", span)
-        if name and not list(ROOT.glob(span.removeprefix("./").rstrip("/"))):
-            yield f"{line}: {span}: there is no such file"
+    folders = "src|tests|conf|docs|benches|docker|fuzz"
+    for line, text in [*page.spans(), *page.commands()]:
+        for name in re.findall(rf"(?:^|\s)((?:{folders})/[\w./*-]*)", text):
+            if not list(ROOT.glob(name.rstrip("/"))):
+                yield f"{line}: {name}: there is no such file"
+
+
+def unknown_tasks(page):
+    """Commands of `./dev`, what they take, and the groups of tests that `cargo` is to run."""
+    tasks = re.findall(r"^ {4}([a-z]+)\) ", (ROOT / "dev").read_text(), re.MULTILINE)
+    for line, text in [*page.spans(), *page.commands()]:
+        for task, name in re.findall(r"(?:^|\s)\./dev ([a-z]+)(?: ([a-z]+))?", text):
+            if task not in tasks or (task == "bench" and name and not (ROOT / f"benches/{name}.sh").exists()):
+                yield f"{line}: {text}: ./dev does no such thing"
+        for group in re.findall(r"^cargo .*--test ([a-z]+)", text):
+            if not (ROOT / f"tests/it/{group}/main.rs").exists():
+                yield f"{line}: {text}: there is no such group of tests"
 
 
 def unknown_metrics(page):
@@ -155,10 +167,11 @@ def unknown_flags(page):
 
 
 def unknown_variables(page):
+    tests = (ROOT / "tests/it/config/corpus.rs").read_text()
     for line, text in page.prose():
         for name in re.findall(r"\bVLLM_LB_[A-Z_]+\b", text):
-            if name not in helps():
-                yield f"{line}: {name}: --help names no such variable"
+            if name not in helps() + tests:
+                yield f"{line}: {name}: neither --help nor the tests name such a variable"
 
 
 def unknown_records(page):
@@ -226,8 +239,8 @@ def unreadable_json(page):
 
 
 CHECKS = (
-    unknown_languages, broken_links, missing_files, unknown_metrics, unknown_keys, unknown_flags,
-    unknown_variables, unknown_records, wrong_commands, wrong_settings, unreadable_json,
+    unknown_languages, broken_links, missing_files, unknown_tasks, unknown_metrics, unknown_keys,
+    unknown_flags, unknown_variables, unknown_records, wrong_commands, wrong_settings, unreadable_json,
 )
 
 
@@ -243,6 +256,10 @@ MISTAKES = (
     (broken_links, "[a](nowhere.md)\n"),
     (broken_links, "[a](routing.md#nothing)\n"),
     (missing_files, "See `src/nothing.rs`.\n"),
+    (missing_files, "```console\n$ docker build -f docker/nothing .\n```\n"),
+    (unknown_tasks, "Run `./dev nothing`.\n"),
+    (unknown_tasks, "Run `./dev bench nothing`.\n"),
+    (unknown_tasks, "```console\n$ cargo nextest run --test nothing\n```\n"),
     (unknown_metrics, "The metric `vllm_lb_nothing_total` counts it.\n"),
     (unknown_keys, "Set `balance.nothing`.\n"),
     (unknown_flags, "Use `--nothing`.\n"),
@@ -398,7 +415,7 @@ def test_the_paths_that_pages_name_are_served(stack):
     unknown = [
         (place, method, path)
         for place, method, path in named
-        if path not in CONTROL_PATHS | NOT_SIMULATED and not is_served(stack.admin, method, path)
+        if path not in CONTROL_PATHS | SOCKETS and not is_served(stack.admin, method, path)
     ]
     assert not unknown
     assert not is_served(stack.admin, None, "/admin/nothing")
