@@ -54,7 +54,7 @@ pub enum Reject {
     Timeout { name: Option<String> },
     /// The upstream's answer cannot be translated: it is above this limit.
     LargeAnswer { limit: String },
-    /// The model calls a tool with arguments that are no JSON object, which the client's API has no way to say.
+    /// The model calls a tool with arguments that are no JSON object, which the client's API cannot express.
     ToolInput,
     /// The answer lacks the token ids that its route requested.
     TokenIds { message: String },

@@ -66,6 +66,9 @@ pub struct EngineArgs {
     /// Have no /v1/responses, as older servers have none
     #[arg(long)]
     pub no_responses: bool,
+    /// Have no /v1/messages, as older servers have none
+    #[arg(long)]
+    pub no_messages: bool,
     /// Leave cached tokens out of usage
     #[arg(long)]
     pub no_prompt_tokens_details: bool,
@@ -104,6 +107,7 @@ impl EngineArgs {
             seed: number as u64,
             prompt_tokens_details: !self.no_prompt_tokens_details,
             responses: !self.no_responses,
+            messages: !self.no_messages,
             request_id_headers: self.enable_request_id_headers,
             dev_mode: self.dev_mode,
             version: self.report_version.clone(),

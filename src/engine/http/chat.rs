@@ -103,7 +103,10 @@ pub fn any_object() -> Value {
 /// Models named so reason always, others when they are told to.
 pub fn thinks(body: &Value, model: Option<&str>) -> bool {
     let told = &body["chat_template_kwargs"]["enable_thinking"];
-    told.as_bool().unwrap_or_else(|| model.is_some_and(|model| model.ends_with("-reasoning")))
+    let effort = || body["reasoning_effort"].as_str().map(|effort| effort != "none");
+    let budget = || body["thinking_token_budget"].is_u64().then_some(true);
+    let by_name = || model.is_some_and(|model| model.ends_with("-reasoning"));
+    told.as_bool().or_else(effort).or_else(budget).unwrap_or_else(by_name)
 }
 
 // === impl Form ===

@@ -84,10 +84,12 @@ fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>)
     let stops = body["stop_sequences"].as_array().into_iter().flatten();
     wishes.stop = stops.filter_map(Value::as_str).map(str::to_owned).collect();
     wishes.reasoning = match body["thinking"]["type"].as_str() {
-        Some("enabled" | "adaptive") => true,
+        Some("enabled") => true,
         Some("disabled") => false,
-        _ => super::chat::thinks(body, model),
+        _ => super::chat::thinks(body, model) || body["output_config"]["effort"].is_string(),
     };
+    let schema = &body["output_config"]["format"]["schema"];
+    wishes.schema = schema.is_object().then(|| schema.clone());
     let tools = body["tools"].as_array().map_or(&[][..], Vec::as_slice);
     let choice = &body["tool_choice"];
     let tool = match choice["type"].as_str() {

@@ -31,6 +31,8 @@ pub struct Options {
     pub realtime: bool,
     /// Whether there are Responses at all: older vLLM, and other engines, have only chats.
     pub responses: bool,
+    /// Whether there are Messages, and the count of their tokens.
+    pub messages: bool,
     /// Whether there are completions of prompts, and `/tokenize`: other engines may have only chats.
     pub completions: bool,
     pub tokenize: bool,
@@ -69,6 +71,7 @@ impl Default for Options {
             transcription: true,
             realtime: true,
             responses: true,
+            messages: true,
             completions: true,
             tokenize: true,
             responses_store: true,

@@ -6,7 +6,7 @@
 //!
 //! It must never fail: what it does not understand, it renders as the JSON it is.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::token::{self, END, START};
@@ -34,15 +34,70 @@ pub fn chat(body: &Value) -> Vec<u32> {
 /// Tokens of an Anthropic request.
 pub fn messages(body: &Value) -> Vec<u32> {
     let mut turns = Vec::new();
-    let system = text_of(&body["system"]);
+    let system = system_text(&body["system"]);
     if !system.is_empty() {
         turns.push(RenderedMessage { role: "system".to_owned(), text: system });
     }
     for message in body["messages"].as_array().into_iter().flatten() {
-        let role = message["role"].as_str().unwrap_or("user").to_owned();
-        turns.push(RenderedMessage { role, text: text_of(&message["content"]) });
+        message_turns(message, &mut turns);
     }
     tokens(turns, &body["tools"], true)
+}
+
+/// The turns of an Anthropic message: results of tools stand before what the user says.
+fn message_turns(message: &Value, turns: &mut Vec<RenderedMessage>) {
+    let role = message["role"].as_str().unwrap_or("user").to_owned();
+    let turn = |role: &str, text: String| RenderedMessage { role: role.to_owned(), text };
+    let Value::Array(blocks) = &message["content"] else {
+        turns.push(turn(&role, text_of(&message["content"])));
+        return;
+    };
+    if role == "system" {
+        turns.push(turn(&role, system_text(&message["content"])));
+        return;
+    }
+    let (mut texts, mut calls) = (Vec::new(), String::new());
+    for block in blocks {
+        match block["type"].as_str() {
+            Some("tool_use") => push_call(&mut calls, &block["name"], &block["input"]),
+            Some("tool_result") => {
+                let (images, plain): (Vec<Value>, Vec<Value>) =
+                    block["content"].as_array().into_iter().flatten().cloned().partition(is_image);
+                let text = block["content"].as_str().map(str::to_owned);
+                turns.push(turn("tool", text.unwrap_or_else(|| text_of(&json!(plain)))));
+                if !images.is_empty() {
+                    turns.push(turn("user", text_of(&images.iter().map(chat_image).collect())));
+                }
+            }
+            Some("thinking" | "redacted_thinking") => {}
+            _ if is_image(block) => texts.push(chat_image(block)),
+            _ => texts.push(block.clone()),
+        }
+    }
+    if role == "assistant" || !texts.is_empty() {
+        turns.push(turn(&role, text_of(&json!(texts)) + &calls));
+    }
+}
+
+fn is_image(block: &Value) -> bool {
+    block["type"] == "image"
+}
+
+/// An image as a chat has it.
+fn chat_image(block: &Value) -> Value {
+    let source = &block["source"];
+    let text = |key: &str| source[key].as_str().unwrap_or_default();
+    let url = match text("type") {
+        "url" => text("url").to_owned(),
+        _ => format!("data:{};base64,{}", text("media_type"), text("data")),
+    };
+    json!({"type": "image_url", "image_url": {"url": url}})
+}
+
+/// The texts of a system's blocks, with nothing between them.
+fn system_text(content: &Value) -> String {
+    let Value::Array(blocks) = content else { return text_of(content) };
+    blocks.iter().filter_map(part_text).collect()
 }
 
 /// Tokens of a Responses request that follows on `before`, the turns of an earlier answer.
@@ -115,12 +170,6 @@ fn part_text(part: &Value) -> Option<String> {
     }
     match part["type"].as_str() {
         Some("thinking" | "redacted_thinking") => None,
-        Some("tool_use") => {
-            let mut text = String::new();
-            push_call(&mut text, &part["name"], &part["input"]);
-            Some(text)
-        }
-        Some("tool_result") => Some(text_of(&part["content"])),
         _ => match part["text"].as_str() {
             Some(text) if text.starts_with(BILLING) => None,
             Some(text) => Some(text.to_owned()),
@@ -165,8 +214,6 @@ fn tokens(mut turns: Vec<RenderedMessage>, tools: &Value, generates: bool) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -119,6 +119,7 @@ impl EngineRoute {
             Self::Completions => options.completions,
             Self::Tokenize => options.tokenize,
             Self::Responses | Self::Response | Self::CancelResponse => options.responses,
+            Self::Messages | Self::CountTokens => options.messages,
             Self::Dev => options.dev_mode,
             Self::Sim => options.control,
             _ => true,

@@ -205,6 +205,8 @@ impl OverflowRequest<'_> {
 
     fn message(&self) -> String {
         let text = json!({"type": "text", "text": ""});
+        // As translated answers have them: whole on the last block, streamed on what ends the message.
+        let block = self.with_tokens(text.clone());
         let usage = json!({"input_tokens": 0, "output_tokens": 0});
         let answer = |content: Value, reason: Value| {
             json!({
@@ -219,9 +221,9 @@ impl OverflowRequest<'_> {
             })
         };
         if !self.stream {
-            return answer(json!([text]), "max_tokens".into()).to_string();
+            return answer(json!([block]), "max_tokens".into()).to_string();
         }
-        let delta = json!({"stop_reason": "max_tokens", "stop_sequence": null});
+        let delta = self.with_tokens(json!({"stop_reason": "max_tokens", "stop_sequence": null}));
         named(
             &[
                 json!({"type": "message_start", "message": answer(json!([]), Value::Null)}),

@@ -7,6 +7,7 @@ use super::super::json::work::WALKED;
 use super::super::table::RouteTable;
 use super::*;
 use crate::config::check::check;
+use crate::route::translate::TranslatedApi;
 
 const ROUTES: &str = "
   - model: chat

@@ -7,6 +7,7 @@ use super::*;
 use crate::route::answer::MAX_EVENT_BYTES;
 use crate::sse::tests::assert_linear;
 
+mod messages;
 mod training;
 
 const STREAM: Option<&str> = Some("text/event-stream; charset=utf-8");

@@ -30,7 +30,8 @@ const ROUTES: &str = "
       remove: [a]
       roles: {d: a-name-that-is-longer-than-the-other}
   - {model: plain, to: served, body: {overrides: {seed: 7}, remove: [a]}}
-  - {model: response, to: served, responses: chat}";
+  - {model: response, to: served, responses: chat}
+  - {model: message, to: served, messages: chat}";
 
 /// One edit at a time, also where all tests share a process.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -39,7 +40,11 @@ fn edit(model: &str) -> BodyEdit {
     let text = format!("upstreams: [http://a]\nroutes: {ROUTES}\n");
     let config = check(&text, &|_| None).expect("is a configuration");
     let plan = RouteTable::new(&config.routes).plan(Some(model), "/", &HeaderMap::new()).expect("a route");
-    let translation = (model == "response").then(|| ChatTranslation::new(TranslatedApi::Responses));
+    let translation = match model {
+        "response" => Some(ChatTranslation::new(TranslatedApi::Responses)),
+        "message" => Some(ChatTranslation::new(TranslatedApi::Messages)),
+        _ => None,
+    };
     BodyEdit { plan, upstream_dialect: BodyDialect::Chat, form: None, translation, scanner: None }
 }
 
@@ -166,4 +171,39 @@ fn of_translated_texts() {
     let input = r#"{"model":"response","input":""#;
     assert!(holds("response", filled(input, "long ", r#""}"#, SIZE)).is_some());
     assert!(holds("response", filled(input, "\\n", r#""}"#, SIZE)).is_some());
+}
+
+/// The blocks that grow most, as many as a body may have, and the texts that do.
+#[test]
+fn of_translated_messages() {
+    let list = r#"{"model":"message","max_tokens":9,"messages":["#;
+    let user = [list, r#"{"role":"user","content":["#].concat();
+    let assistant = [list, r#"{"role":"assistant","content":["#].concat();
+    for (begin, again, last, behind, values) in [
+        (list, r#"{"role":"user","content":""},"#, r#"{"role":"user","content":""}"#, "]}", 3),
+        (&user, r#"{"type":"tool_result"},"#, r#"{"type":"tool_result"}"#, "]}]}", 2),
+        (&user, r#"{"type":"text","text":"a"},"#, r#"{"type":"text","text":"a"}"#, "]}]}", 3),
+        (
+            &user,
+            r#"{"type":"image","source":{"data":""}},"#,
+            r#"{"type":"image","source":{"data":""}}"#,
+            "]}]}",
+            4,
+        ),
+        (
+            &assistant,
+            r#"{"type":"tool_use","id":"","name":""},"#,
+            r#"{"type":"tool_use","id":"","name":""}"#,
+            "]}]}",
+            4,
+        ),
+    ] {
+        let body = counted(begin, again, &[last, behind].concat(), 95_000 / values);
+        assert!(holds("message", body).is_some(), "{again}");
+    }
+    let text = [list, r#"{"role":"user","content":""#].concat();
+    assert!(holds("message", filled(&text, "long ", r#""}]}"#, SIZE)).is_some());
+    assert!(holds("message", filled(&text, "\\n", r#""}]}"#, SIZE)).is_some());
+    let input = [&*assistant, r#"{"type":"tool_use","id":"","name":"","input":{"a":""#].concat();
+    assert!(holds("message", filled(&input, "\\\"", r#""}}]}]}"#, SIZE)).is_some());
 }

@@ -84,10 +84,14 @@ impl Case {
         self.setting("asked").is_some_and(|words| words.split(' ').any(|word| word == "usage"))
     }
 
+    fn status(&self) -> u16 {
+        self.setting("status").map_or(200, |status| status.parse().expect("is a status"))
+    }
+
     /// What the client gets of an answer that comes in pieces of this size.
     fn told(&self, answer: &str, size: usize) -> String {
         let (plan, model) = (self.plan(), self.model());
-        let status = self.setting("status").map_or(200, |status| status.parse().expect("is a status"));
+        let status = self.status();
         let is_too_long = overflow::is_overflow(status, answer.as_bytes());
         if plan.route.overflow == Overflow::Length && is_too_long {
             let request = overflow::OverflowRequest {
@@ -105,8 +109,11 @@ impl Case {
         }
         let events = answer.starts_with("data") || answer.starts_with("event") || answer.starts_with(':');
         let kind = if events { "text/event-stream; charset=utf-8" } else { "application/json" };
-        if self.translates() && status == 200 {
-            return self.translated(answer, kind, size);
+        let mut exchange = self.exchange();
+        let is_translated =
+            |exchange: &ChatTranslation| status == 200 || exchange.api() != TranslatedApi::Responses;
+        if let Some(exchange) = exchange.as_mut().filter(|exchange| is_translated(exchange)) {
+            return self.translated(exchange, answer, kind, size);
         }
         let (dialect, added_fields) = (self.dialect(), self.asked());
         let asker = AnswerContext { dialect, model: model.as_deref(), added_fields };
@@ -130,28 +137,43 @@ impl Case {
     }
 
     fn translates(&self) -> bool {
-        self.plan().route.responses == UpstreamForm::Chat && self.dialect() == BodyDialect::Responses
+        self.exchange().is_some()
+    }
+
+    /// The translation of the case, where its route has one.
+    fn exchange(&self) -> Option<ChatTranslation> {
+        let route = &self.plan().route;
+        let (form, api) = match self.path() {
+            "/v1/responses" => (route.responses, TranslatedApi::Responses),
+            "/v1/messages" => (route.messages, TranslatedApi::Messages),
+            "/v1/messages/count_tokens" => (route.messages, TranslatedApi::CountTokens),
+            _ => return None,
+        };
+        (form == UpstreamForm::Chat).then(|| ChatTranslation::new(api))
     }
 
     /// What the upstream gets, as the proxy has it made.
-    fn sent(&self, exchange: &mut ChatTranslation, client: &str) -> Result<RewrittenBody, Reject> {
+    fn sent(&self, exchange: Option<&mut ChatTranslation>, client: &str) -> Result<RewrittenBody, Reject> {
         let plan = self.plan();
-        if !self.translates() {
+        let Some(exchange) = exchange else {
             return plan.edits(self.dialect()).edit(client.as_bytes());
-        }
+        };
         let chat = exchange.request(client.as_bytes(), plan.route.think_tags)?;
         let Some(chat) = chat else { return Ok(RewrittenBody::default()) };
-        let edited = plan.edits(BodyDialect::Chat).edit(&chat)?;
+        let edited = plan.edits(BodyDialect::of(exchange.api().sent_as())).edit(&chat)?;
         let body = edited.body.unwrap_or(chat);
         exchange.record_sent_chat(&body);
         Ok(RewrittenBody { body: Some(body), added_fields: edited.added_fields })
     }
 
-    /// A chat's answer as a response. The request is the case's, or one without anything to say again.
-    fn translated(&self, answer: &str, kind: &str, size: usize) -> String {
-        let mut exchange = ChatTranslation::new(TranslatedApi::Responses);
-        let client = self.part("client").unwrap_or(r#"{"input":"hi"}"#);
-        let edited = self.sent(&mut exchange, client).expect("is no refusal");
+    /// A chat's answer in the client's form. The request is the case's, or one without anything to say again.
+    fn translated(&self, exchange: &mut ChatTranslation, answer: &str, kind: &str, size: usize) -> String {
+        let client = match exchange.api() {
+            TranslatedApi::Responses => r#"{"input":"hi"}"#,
+            TranslatedApi::Messages | TranslatedApi::CountTokens => r#"{"messages":[],"max_tokens":9}"#,
+        };
+        let client = self.part("client").unwrap_or(client);
+        let edited = self.sent(Some(&mut *exchange), client).expect("is no refusal");
         let plan = self.plan();
         let asker = translate::TranslationContext {
             model: self.model(),
@@ -161,7 +183,11 @@ impl Case {
             token_ids: plan.route.token_ids,
             hides_logprobs: edited.added_fields.logprobs,
         };
-        exchange.begin(asker, Some(kind)).expect("is JSON or events");
+        if self.status() == 200 {
+            exchange.begin(asker, Some(kind)).expect("is JSON or events");
+        } else if !exchange.begin_error((asker.model.as_deref(), asker.to.as_deref()), Some(kind)) {
+            panic!("{}: goes on as it is", self.name);
+        }
         let mut told = Vec::new();
         let ends = answer.as_bytes().chunks(size).map(|piece| (piece, false)).chain([(&b""[..], true)]);
         for (piece, end) in ends {
@@ -262,10 +288,7 @@ fn requests_reach_the_upstream_as_they_should() {
         let plan = case.plan();
         let edits = plan.edits(case.dialect());
         let usage = case.setting("usage").is_some();
-        let edited = match (
-            case.sent(&mut ChatTranslation::new(TranslatedApi::Responses), client),
-            case.part("refused"),
-        ) {
+        let edited = match (case.sent(case.exchange().as_mut(), client), case.part("refused")) {
             (Ok(edited), None) => edited,
             (Err(reject), refused) => {
                 assert_eq!(Some(&*reject.answer(ErrorShape::OpenAi).body), refused, "{}", case.name);
@@ -281,7 +304,8 @@ fn requests_reach_the_upstream_as_they_should() {
             "{}: would not have been held",
             case.name
         );
-        let dialect = if case.translates() { BodyDialect::Chat } else { case.dialect() };
+        let sent_as = case.exchange().map(|exchange| BodyDialect::of(exchange.api().sent_as()));
+        let dialect = sent_as.unwrap_or_else(|| case.dialect());
         let asks = if usage && edits.leaves_usage() { asking(client, &edited, dialect) } else { None };
         let is_asked = asks.is_some() && !case.translates();
         let sent = asks.or(edited.body).map(|body| String::from_utf8_lossy(&body).into_owned());

@@ -6,6 +6,7 @@ mod choice;
 mod common;
 mod conformance;
 mod matching;
+mod messages_chat;
 mod models;
 mod responses_chat;
 mod training;

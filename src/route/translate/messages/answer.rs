@@ -93,8 +93,8 @@ pub fn count(body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
     serde_json::to_vec(&told).map_err(|_| AnswerFault::NoChat)
 }
 
-/// The engine's error in Anthropic's form, with the client's name of the model. What is no error of vLLM's own
-/// form, as a framework's 404 is none, stays as it is.
+/// The engine's error in Anthropic's form, with the client's name of the model. What is no error of vLLM's
+/// own form, as a framework's 404 is none, stays as it is.
 pub fn error(names: Option<&ModelRename>, body: &[u8]) -> Vec<u8> {
     let body = names.map_or_else(|| body.to_vec(), |names| names.document(body));
     let Ok(document) = serde_json::from_slice::<Value>(&body) else { return body };
