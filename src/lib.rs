@@ -10,7 +10,7 @@
 //!   attempt::attempt           connection, head and held body in one write, answer's head, first event
 //!   retry::decide              what failed, what is held -> another attempt or none
 //!   relay::relay               pieces -> reply::usage, route::answer -> client; deadlines; the outcome
-//!   record::write              the lease has dropped: observe::request_done
+//!   record::write              the lease has dropped: Observer::request_done
 //! ```
 //!
 //! # Layers: a module imports only downwards (held by `tests/it/tidy`)

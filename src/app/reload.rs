@@ -114,7 +114,10 @@ impl Reloader {
         renewed.into_iter().for_each(|(certificate, pair)| certificate.replace(pair));
         self.shared.reload(&new);
         self.limiter.set_limit(new.limits.connections);
-        logging::set_level(new.log.level);
+        // The log is the process's: only a change of this balancer's own setting may change it.
+        if new.log.level != old.log.level {
+            logging::set_level(new.log.level);
+        }
         self.config.store(Arc::new(new));
         Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })
     }

@@ -196,7 +196,7 @@ impl Trouble {
             }
             let state = self.fleet.snapshot().by_name(&name).map(|entry| (entry.status, entry.removing));
             let about = |line: &String| line.contains(&name) && !line.starts_with("DEBUG");
-            let log: Vec<String> = logs::all().into_iter().filter(about).collect();
+            let log: Vec<String> = logs::of_all_runtimes().into_iter().filter(about).collect();
             panic!("{name} does not come back after {after:?}: {state:?}\n{}", log.join("\n"));
         }
     }

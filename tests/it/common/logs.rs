@@ -1,20 +1,27 @@
-//! Remembers what the balancer logs, so that a test can ask for it and a failure can show it.
+//! Records what the balancers log, so that a test can read it and a failure can show it.
+//!
+//! Tests of one process share the logger, and each has a runtime of its own: a test reads the records that
+//! were written on its runtime.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Metadata, Record};
+use tokio::runtime::{Handle, Id};
 
-/// Records remembered.
-const MOST: usize = 1_000;
+/// The most records of one runtime that are kept.
+const MAX_RECORDS: usize = 1_000;
 
-struct Logs(Mutex<VecDeque<String>>);
+/// The last records of each runtime.
+type RecordsByRuntime = HashMap<Option<Id>, VecDeque<String>>;
 
-static LOGS: Logs = Logs(Mutex::new(VecDeque::new()));
+struct Logs(LazyLock<Mutex<RecordsByRuntime>>);
 
-/// Starts to remember; once a process is enough.
+static LOGS: Logs = Logs(LazyLock::new(Mutex::default));
+
+/// Starts to record; further calls do nothing.
 pub fn remember() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -23,12 +30,27 @@ pub fn remember() {
     });
 }
 
-/// What was logged, one record a line: level, message, fields.
+/// The records of the runtime that this is called on, one a line: level, message, fields.
 pub fn all() -> Vec<String> {
-    LOGS.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    LOGS.records().get(&runtime()).into_iter().flatten().cloned().collect()
+}
+
+/// The records of all runtimes, for a test whose balancer has a runtime of its own.
+pub fn of_all_runtimes() -> Vec<String> {
+    LOGS.records().values().flatten().cloned().collect()
+}
+
+fn runtime() -> Option<Id> {
+    Handle::try_current().ok().map(|handle| handle.id())
 }
 
 // === impl Logs ===
+
+impl Logs {
+    fn records(&self) -> MutexGuard<'_, RecordsByRuntime> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl log::Log for Logs {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -42,8 +64,9 @@ impl log::Log for Logs {
         let mut line = Line(format!("{} {}", record.level(), record.args()));
         // Writing to a string does not fail.
         drop(record.key_values().visit(&mut line));
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == MOST {
+        let mut records = self.records();
+        let lines = records.entry(runtime()).or_default();
+        if lines.len() == MAX_RECORDS {
             lines.pop_front();
         }
         lines.push_back(line.0);

@@ -13,6 +13,7 @@ pub mod dice;
 pub mod h2;
 pub mod logs;
 pub mod model_server;
+pub mod own_process;
 pub mod postgres;
 pub mod process;
 pub mod raw;

@@ -4,8 +4,8 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
 
+use crate::common::own_process::in_own_process;
 use bytes::Bytes;
 use http::HeaderMap;
 use vllm_lb::config::check::check;
@@ -33,9 +33,6 @@ const ROUTES: &str = "
   - {model: response, to: served, responses: chat}
   - {model: message, to: served, messages: chat}";
 
-/// One edit at a time, also where all tests share a process.
-static ALONE: Mutex<()> = Mutex::new(());
-
 fn edit(model: &str) -> BodyEdit {
     let text = format!("upstreams: [http://a]\nroutes: {ROUTES}\n");
     let config = check(&text, &|_| None).expect("is a configuration");
@@ -60,7 +57,6 @@ fn resident() -> (u64, u64) {
 
 /// Edits a body, and compares what that took with what it may take.
 fn holds(model: &str, body: String) -> Option<EditedBody> {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let edit = edit(model);
     let body = Bytes::from(body);
     let needed = edit.memory_needed(body.len());
@@ -87,90 +83,112 @@ fn counted(before: &str, again: &str, behind: &str, count: usize) -> String {
 
 #[test]
 fn of_members() {
-    let string = format!(r#""z":"{}"}}"#, "s".repeat(SIZE - 300_000));
-    assert!(holds("plain", counted("{", r#""a":1,"#, r#""z":1}"#, 9_999)).is_some());
-    assert!(holds("plain", counted("{", r#""a":1,"#, &string, 9_999)).is_some());
-    assert!(holds("plain", counted("{", r#""\u0061\\\u0061":1,"#, &string, 9_999)).is_some());
-    assert!(holds("plain", filled("{", r#""a":1,"#, r#""z":1}"#, SIZE)).is_none());
-    let keys = format!(r#""{}":1,"#, "\\!".repeat(500));
-    assert!(holds("plain", counted("{", &keys, r#""z":1}"#, 5_000)).is_some());
+    in_own_process(|| {
+        let string = format!(r#""z":"{}"}}"#, "s".repeat(SIZE - 300_000));
+        assert!(holds("plain", counted("{", r#""a":1,"#, r#""z":1}"#, 9_999)).is_some());
+        assert!(holds("plain", counted("{", r#""a":1,"#, &string, 9_999)).is_some());
+        assert!(holds("plain", counted("{", r#""\u0061\\\u0061":1,"#, &string, 9_999)).is_some());
+        assert!(holds("plain", filled("{", r#""a":1,"#, r#""z":1}"#, SIZE)).is_none());
+        let keys = format!(r#""{}":1,"#, "\\!".repeat(500));
+        assert!(holds("plain", counted("{", &keys, r#""z":1}"#, 5_000)).is_some());
+    });
 }
 
 #[test]
 fn of_messages() {
-    let list = r#"{"messages":["#;
-    assert!(holds("chat", counted(list, r#"{"role":"d"},"#, "1]}", 100_000)).is_some());
-    assert!(holds("chat", filled(list, r#"{"role":"d"},"#, "1]}", SIZE)).is_none());
-    assert!(holds("chat", filled(list, r#"{"a":1},"#, "1]}", SIZE)).is_some());
-    assert!(holds("chat", filled("{", r#""messages":[{"role":"d"}],"#, r#""z":1}"#, 200_000)).is_some());
+    in_own_process(|| {
+        let list = r#"{"messages":["#;
+        assert!(holds("chat", counted(list, r#"{"role":"d"},"#, "1]}", 100_000)).is_some());
+        assert!(holds("chat", filled(list, r#"{"role":"d"},"#, "1]}", SIZE)).is_none());
+        assert!(holds("chat", filled(list, r#"{"a":1},"#, "1]}", SIZE)).is_some());
+        assert!(holds("chat", filled("{", r#""messages":[{"role":"d"}],"#, r#""z":1}"#, 200_000)).is_some());
+    });
 }
 
 #[test]
 fn of_one_long_thought() {
-    let begin = r#"{"messages":[{"role":"assistant","content":"a<think>"#;
-    assert!(holds("chat", filled(begin, "thought ", r#"</think>b"}]}"#, SIZE)).is_some());
+    in_own_process(|| {
+        let begin = r#"{"messages":[{"role":"assistant","content":"a<think>"#;
+        assert!(holds("chat", filled(begin, "thought ", r#"</think>b"}]}"#, SIZE)).is_some());
+    });
 }
 
 #[test]
 fn of_one_long_thought_full_of_escapes() {
-    let begin = r#"{"messages":[{"role":"assistant","content":"a<think>"#;
-    assert!(holds("chat", filled(begin, "\\n", r#"</think>b"}]}"#, SIZE)).is_some());
+    in_own_process(|| {
+        let begin = r#"{"messages":[{"role":"assistant","content":"a<think>"#;
+        assert!(holds("chat", filled(begin, "\\n", r#"</think>b"}]}"#, SIZE)).is_some());
+    });
 }
 
 #[test]
 fn of_many_thoughts() {
-    let begin = r#"{"messages":[{"role":"assistant","content":""#;
-    assert!(holds("chat", filled(begin, "<think></think>", r#""}]}"#, SIZE)).is_some());
-    assert!(holds("chat", filled(begin, "<think>a</think>\\n", r#""}]}"#, SIZE)).is_some());
+    in_own_process(|| {
+        let begin = r#"{"messages":[{"role":"assistant","content":""#;
+        assert!(holds("chat", filled(begin, "<think></think>", r#""}]}"#, SIZE)).is_some());
+        assert!(holds("chat", filled(begin, "<think>a</think>\\n", r#""}]}"#, SIZE)).is_some());
+    });
 }
 
 #[test]
 fn of_many_parts() {
-    let begin = r#"{"messages":[{"role":"assistant","content":["#;
-    let part = r#"{"type":"text","text":"<think>a</think>b"},"#;
-    assert!(holds("chat", counted(begin, part, "1]}]}", 90_000)).is_some());
-    assert!(holds("chat", filled(begin, part, "1]}]}", SIZE)).is_none());
-    assert!(holds("chat", filled(begin, r#"{"a":1},"#, r#"{"think>":1}]}]}"#, SIZE)).is_some());
+    in_own_process(|| {
+        let begin = r#"{"messages":[{"role":"assistant","content":["#;
+        let part = r#"{"type":"text","text":"<think>a</think>b"},"#;
+        assert!(holds("chat", counted(begin, part, "1]}]}", 90_000)).is_some());
+        assert!(holds("chat", filled(begin, part, "1]}]}", SIZE)).is_none());
+        assert!(holds("chat", filled(begin, r#"{"a":1},"#, r#"{"think>":1}]}]}"#, SIZE)).is_some());
+    });
 }
 
 #[test]
 fn of_many_messages_with_thoughts() {
-    let message = r#"{"role":"assistant","content":"<think></think>"},"#;
-    assert!(holds("chat", counted(r#"{"messages":["#, message, "1]}", 40_000)).is_some());
+    in_own_process(|| {
+        let message = r#"{"role":"assistant","content":"<think></think>"},"#;
+        assert!(holds("chat", counted(r#"{"messages":["#, message, "1]}", 40_000)).is_some());
+    });
 }
 
 #[test]
 fn of_metadata() {
-    let extra = |text: String| format!(r#"{{"metadata":{{"extra_body":"{}"}}}}"#, text.replace('"', "\\\""));
-    let members: Vec<String> = (0..1500).map(|index| format!(r#""{index:x}":1"#)).collect();
-    assert!(holds("chat", extra(format!("{{{}}}", members.join(",")))).is_some());
-    let inner = filled("[", "1,", "1]", 14_000);
-    let deep = [r#"{"":"#.repeat(100), inner, "}".repeat(100)].concat();
-    assert!(holds("chat", extra(deep)).is_some());
+    in_own_process(|| {
+        let extra = |text: String| format!(r#"{{"metadata":{{"extra_body":"{}"}}}}"#, text.replace('"', "\\\""));
+        let members: Vec<String> = (0..1500).map(|index| format!(r#""{index:x}":1"#)).collect();
+        assert!(holds("chat", extra(format!("{{{}}}", members.join(",")))).is_some());
+        let inner = filled("[", "1,", "1]", 14_000);
+        let deep = [r#"{"":"#.repeat(100), inner, "}".repeat(100)].concat();
+        assert!(holds("chat", extra(deep)).is_some());
+    });
 }
 
 #[test]
 fn of_translations() {
-    let input = r#"{"model":"response","input":["#;
-    let text = r#"{"role":"user","content":""},"#;
-    assert!(holds("response", counted(input, text, r#"{"role":"user","content":""}]}"#, 16_000)).is_some());
-    let parts = r#"{"model":"response","input":[{"role":"user","content":["#;
-    assert!(holds("response", counted(parts, r#""","#, r#"""]}]}"#, 95_000)).is_some());
-    assert!(holds("response", filled(parts, r#""","#, r#"""]}]}"#, SIZE)).is_none());
+    in_own_process(|| {
+        let input = r#"{"model":"response","input":["#;
+        let text = r#"{"role":"user","content":""},"#;
+        assert!(holds("response", counted(input, text, r#"{"role":"user","content":""}]}"#, 16_000)).is_some());
+        let parts = r#"{"model":"response","input":[{"role":"user","content":["#;
+        assert!(holds("response", counted(parts, r#""","#, r#"""]}]}"#, 95_000)).is_some());
+        assert!(holds("response", filled(parts, r#""","#, r#"""]}]}"#, SIZE)).is_none());
+    });
 }
 
 #[test]
 fn of_translated_fields() {
-    let members: Vec<String> = (0..45_000).map(|index| format!(r#""{index:x}":1"#)).collect();
-    let tool = format!(r#"{{"model":"response","input":"a","metadata":{{{}}}}}"#, members.join(","));
-    assert!(holds("response", tool).is_some());
+    in_own_process(|| {
+        let members: Vec<String> = (0..45_000).map(|index| format!(r#""{index:x}":1"#)).collect();
+        let tool = format!(r#"{{"model":"response","input":"a","metadata":{{{}}}}}"#, members.join(","));
+        assert!(holds("response", tool).is_some());
+    });
 }
 
 #[test]
 fn of_translated_texts() {
-    let input = r#"{"model":"response","input":""#;
-    assert!(holds("response", filled(input, "long ", r#""}"#, SIZE)).is_some());
-    assert!(holds("response", filled(input, "\\n", r#""}"#, SIZE)).is_some());
+    in_own_process(|| {
+        let input = r#"{"model":"response","input":""#;
+        assert!(holds("response", filled(input, "long ", r#""}"#, SIZE)).is_some());
+        assert!(holds("response", filled(input, "\\n", r#""}"#, SIZE)).is_some());
+    });
 }
 
 /// The blocks that grow most, as many as a body may have, and the texts that do.

@@ -10,7 +10,7 @@ use crate::common::certs::Certs;
 use crate::common::clients::{Clients, none};
 use crate::common::wire::{self, Wire, get, post, tcp};
 use crate::common::{
-    Balancer, EngineServer, Options, admin, config, engines, eventually, paced, upstream, upstreams,
+    Balancer, EngineServer, Options, admin, config, engines, eventually, logs, paced, upstream, upstreams,
 };
 use serde_json::{Value, json};
 use vllm_lb::app::{self, LoadConfig};
@@ -57,6 +57,18 @@ async fn runtime_changes_survive_an_unrelated_reload() {
     next.upstreams[0].max_active = Some(9);
     next.upstreams[1].weight = 2.0;
     assert_eq!(reload(next).await, [2.0, 1.0], "the file says something new of both");
+}
+
+/// The log is the process's, and what else runs in it may log more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_without_another_log_level_leaves_the_log_as_it_is() {
+    let engines = engines(1).await;
+    let first = config(upstreams(&engines));
+    let (balancer, file) = reloadable(first.clone()).await;
+    logs::remember();
+    *file.lock().expect("nobody panics with it") = Ok(Config { expose: true, ..first });
+    admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200);
+    assert_eq!(log::max_level(), log::LevelFilter::Debug);
 }
 
 #[tokio::test(flavor = "multi_thread")]
