@@ -286,7 +286,7 @@ async fn client_errors_do_not_affect_upstream_state() {
         direct.ask(post(CHAT, chat("nobody"))).await.expect(404);
     }
     assert_eq!(state(&direct, &engines[0]).await, "ready");
-    assert_eq!(balancer.metric("vllm_lb_upstream_changes_total").await, changes + 1.0, "the other's start");
+    assert_eq!(balancer.metric("vllm_lb_upstream_changes_total").await, changes);
     for engine in &engines {
         assert_eq!(state(&balancer, engine).await, "ready");
     }
