@@ -15,7 +15,7 @@ use super::gateway::{ListRange, decoded_id, object, session_ids};
 use super::sessions::stored_id;
 use super::{AdminApi, AdminReject, AdminResult, answer, not_allowed, parameter, respond, typed_answer};
 use crate::traces::json::to_json;
-use crate::traces::store::StoredTrace;
+use crate::traces::store::{Store, StoredTrace};
 
 /// How long a call waits for calls that have ended to be stored. rllm's clients wait 30 s for an answer.
 pub const MAX_FLUSH: Duration = Duration::from_secs(28);
@@ -25,6 +25,14 @@ const MAX_READ_FLUSH: Duration = Duration::from_secs(1);
 
 /// The largest list in one answer.
 const MAX_LIST_BYTES: usize = 2 << 30;
+
+/// The traces of a session that are read at a time at first, and later at the most: a list takes little
+/// memory beside its answer, and ends early where that becomes too long.
+const FIRST_PAGE: usize = 32;
+const MAX_PAGE: usize = 512;
+
+/// What the traces of a page may take as JSON, as far as those before show it.
+const MAX_PAGE_BYTES: usize = 32 << 20;
 
 /// The trace of an id, as it stands in the path.
 pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
@@ -56,8 +64,8 @@ pub async fn of_session(api: &AdminApi, written: &str, request: &Request<Bytes>)
         }
     };
     settle(api).await;
-    let traces = api.traces.store()?.traces(&stored_id(&id), range.since, range.limit).await?;
-    TraceList::new(form).with(traces).await?.answer()
+    let store = api.traces.store()?;
+    TraceList::new(form).with_session(&store, &stored_id(&id), range).await?.answer()
 }
 
 /// The traces of several sessions, in the order of the ids; the limit is one of each session.
@@ -72,7 +80,7 @@ async fn found(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
     let store = api.traces.store()?;
     let mut list = TraceList::new(ListForm::Array);
     for id in ids {
-        list = list.with(store.traces(&stored_id(&id), range.since, range.limit).await?).await?;
+        list = list.with_session(&store, &stored_id(&id), range).await?;
     }
     list.answer()
 }
@@ -147,11 +155,55 @@ struct TraceList {
     form: ListForm,
     body: Vec<u8>,
     count: usize,
+    /// The most bytes of the body.
+    limit: usize,
+}
+
+/// The pages in which the traces of a session are read.
+struct ListPages {
+    since: Option<f64>,
+    /// The traces that are still to be read, at the most.
+    left: usize,
+    /// The traces of the next page.
+    page: usize,
+}
+
+impl ListPages {
+    fn new(range: ListRange) -> Self {
+        ListPages { since: range.since, left: range.limit.unwrap_or(usize::MAX), page: FIRST_PAGE }
+    }
+
+    /// From when on the next page begins, and how many traces it has at the most. `None`: there is none.
+    fn next(&self) -> Option<(Option<f64>, usize)> {
+        let count = self.page.min(self.left);
+        (count > 0).then_some((self.since, count))
+    }
+
+    /// The page that was requested has so many traces, the last of this time, and takes so many bytes.
+    fn add(&mut self, count: usize, last_at: Option<f64>, bytes: usize) {
+        let is_last = count < self.page.min(self.left);
+        self.left = if is_last { 0 } else { self.left - count };
+        self.since = last_at.map(f64::next_up);
+        self.page = (MAX_PAGE_BYTES / (bytes / count.max(1)).max(1)).clamp(1, MAX_PAGE);
+    }
 }
 
 impl TraceList {
     fn new(form: ListForm) -> Self {
-        TraceList { form, body: Vec::new(), count: 0 }
+        TraceList { form, body: Vec::new(), count: 0, limit: MAX_LIST_BYTES }
+    }
+
+    /// Adds the traces of a session, which are read page by page.
+    async fn with_session(mut self, store: &Store, id: &str, range: ListRange) -> Result<Self, AdminReject> {
+        let mut pages = ListPages::new(range);
+        while let Some((since, count)) = pages.next() {
+            let traces = store.traces(id, since, Some(count)).await?;
+            let (read, before) = (traces.len(), self.body.len());
+            let last_at = traces.last().map(|last| last.created_at);
+            self = self.with(traces).await?;
+            pages.add(read, last_at, self.body.len() - before);
+        }
+        Ok(self)
     }
 
     /// Adds traces, on a thread that no request waits for.
@@ -170,9 +222,10 @@ impl TraceList {
     }
 
     fn add(&mut self, trace: &str) -> Result<(), AdminReject> {
-        if self.body.len() + trace.len() > MAX_LIST_BYTES {
+        if self.body.len() + trace.len() > self.limit {
             let error = format!(
-                "the traces are longer than {MAX_LIST_BYTES} bytes: request fewer sessions, or use limit"
+                "the traces are longer than {} bytes: request fewer sessions, or use limit",
+                self.limit
             );
             return Err(AdminReject::new(StatusCode::PAYLOAD_TOO_LARGE, error));
         }
@@ -202,7 +255,11 @@ impl TraceList {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::config::types::TracesConfig;
+    use crate::traces::store::samples::record;
 
     #[test]
     fn lists_are_joined_by_their_form() {
@@ -216,6 +273,61 @@ mod tests {
                 assert_eq!(answer.body(), expected, "{form:?} of {count}");
             }
         }
+    }
+
+    /// Reads a session of so many traces, each of so many bytes. Returns the traces that were read, and the
+    /// most bytes of a page behind the first.
+    fn read_pages(range: ListRange, session: usize, each: usize) -> (usize, usize) {
+        let (mut pages, mut read, mut most) = (ListPages::new(range), 0, 0);
+        while let Some((since, wanted)) = pages.next() {
+            if read > 0 {
+                assert_eq!(since, Some(((read - 1) as f64).next_up()), "it begins behind the one before");
+                most = most.max(wanted * each);
+            }
+            let count = wanted.min(session - read);
+            read += count;
+            pages.add(count, read.checked_sub(1).map(|last| last as f64), count * each);
+        }
+        (read, most)
+    }
+
+    #[test]
+    fn long_sessions_are_read_in_pages_of_few_bytes() {
+        let all = ListRange::default();
+        for (session, each) in [(0, 1), (1, 1), (31, 1), (32, 1), (33, 10), (5_000, 100), (200, 5 << 20)] {
+            let (read, most) = read_pages(all, session, each);
+            assert!(read == session && most <= MAX_PAGE_BYTES, "{session}: {read} {most}");
+        }
+        assert_eq!(read_pages(all, 40, 64 << 20).0, 40, "one is read at least");
+        for limit in [0, 1, 32, 40, 5_000, usize::MAX] {
+            let range = ListRange { since: None, limit: Some(limit) };
+            assert_eq!(read_pages(range, 4_000, 1_000).0, limit.min(4_000));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_of_several_pages_is_that_of_the_session() {
+        let store = Store::open(&TracesConfig::default()).await.expect("a store in memory");
+        let records = (0..100).map(|at| Arc::new(record("s", &at.to_string(), &["{}"], &[1], &[2])));
+        store.put(&records.collect::<Vec<_>>(), 1.0).await.expect("is stored");
+        let list = async |limit, body| {
+            let range = ListRange { since: None, limit };
+            TraceList { limit: body, ..TraceList::new(ListForm::Lines) }
+                .with_session(&store, "s", range)
+                .await
+        };
+        let whole = list(None, 1 << 20).await.ok().expect("fits").body;
+        let ids = |body: &[u8]| -> Vec<Value> {
+            let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            lines
+                .map(|line| serde_json::from_slice::<Value>(line).expect("JSON")["trace_id"].clone())
+                .collect()
+        };
+        let wanted: Vec<Value> = (0..100).map(|at| json!(at.to_string())).collect();
+        assert_eq!(ids(&whole), wanted);
+        assert_eq!(ids(&list(Some(70), 1 << 20).await.ok().expect("fits").body), wanted[..70]);
+        let failed = list(None, 10_000).await.err().expect("is too long");
+        assert_eq!(failed.0, StatusCode::PAYLOAD_TOO_LARGE);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod contract;
 mod memory;
 mod prompts;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod sql;
 #[cfg(test)]
 mod sqlite_tests;
