@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::assemble::{self, AnswerAssembler};
@@ -125,24 +126,38 @@ struct WriterBatch {
     dropped: usize,
 }
 
-async fn run(traces: &Traces) {
+/// Work on the store beside the batches, which do not wait for it: one task of each kind at a time.
+#[derive(Default)]
+struct StoreUpkeep {
+    expiry: Option<JoinHandle<()>>,
+    refresh: Option<JoinHandle<()>>,
+}
+
+/// Begins a task unless the one before it still runs.
+fn begin(task: &mut Option<JoinHandle<()>>, work: impl Future<Output = ()> + Send + 'static) {
+    if task.as_ref().is_none_or(JoinHandle::is_finished) {
+        *task = Some(tokio::spawn(work));
+    }
+}
+
+async fn run(traces: &Arc<Traces>) {
     let (mut batch, mut messages) = (WriterBatch::default(), Vec::new());
     let (mut expires, mut refreshes) = (interval(EXPIRE_INTERVAL), interval(REFRESH_INTERVAL));
     // After an outage once, and not once for each time that was missed.
     expires.set_missed_tick_behavior(MissedTickBehavior::Delay);
     refreshes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let _guard = QueueGuard(traces);
+    let (_guard, mut upkeep) = (QueueGuard(traces), StoreUpkeep::default());
     loop {
         let wait = batch.remaining_wait();
         let open = tokio::select! {
             open = traces.queue.take(&mut messages, MAX_TAKEN) => open,
             () = sleep(wait.unwrap_or_default()), if wait.is_some() => true,
             _ = expires.tick() => {
-                expire(traces).await;
+                begin(&mut upkeep.expiry, expire(traces.clone()));
                 true
             }
             _ = refreshes.tick() => {
-                refresh(traces).await;
+                begin(&mut upkeep.refresh, refresh(traces.clone()));
                 true
             }
         };
@@ -359,12 +374,12 @@ async fn open_store(traces: &Traces) -> Result<Arc<Store>, StoreError> {
     Ok(store)
 }
 
-async fn expire(traces: &Traces) {
+async fn expire(traces: Arc<Traces>) {
     let Some(store) = traces.store.load_full() else { return };
     let mut deadline = None;
     let expired = tokio::select! {
         expired = store.expire(now()) => expired,
-        () = last_moment(traces, &mut deadline) => return,
+        () = last_moment(&traces, &mut deadline) => return,
     };
     match expired {
         Ok(0) => {}
@@ -374,7 +389,7 @@ async fn expire(traces: &Traces) {
 }
 
 /// Takes over what siblings have set in a store that they share.
-async fn refresh(traces: &Traces) {
+async fn refresh(traces: Arc<Traces>) {
     if !matches!(traces.settings.load().store, TraceStore::Postgres(_)) {
         return;
     }

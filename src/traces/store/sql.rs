@@ -64,12 +64,15 @@ use crate::traces::record::{SessionSettings, TraceRecord};
 /// a longer id the beginning counts.
 const MAX_SESSION_ID_BYTES: usize = 1024;
 
-/// The sessions that are deleted in one transaction.
+/// The sessions that are read to be deleted at a time.
 const SESSIONS_AT_ONCE: usize = 100;
 
 /// Traces in a database.
 pub struct SqlStore {
+    /// For lists, which take long.
     reads: SqlPool,
+    /// For what is read shortly: upkeep and requests do not wait for lists.
+    lookups: SqlPool,
     writes: SqlPool,
     parents: Mutex<KnownParents>,
     /// The schema is the newest.
@@ -99,6 +102,12 @@ impl SqlStore {
     async fn read(&self) -> Result<SqlLink, StoreError> {
         self.migrated().await?;
         self.reads.acquire(self.timeouts.statement).await
+    }
+
+    /// A connection for reading a few rows.
+    async fn look_up(&self) -> Result<SqlLink, StoreError> {
+        self.migrated().await?;
+        self.lookups.acquire(self.timeouts.statement).await
     }
 
     /// A transaction for writing.
@@ -154,20 +163,11 @@ impl SqlStore {
         let mut sorted: Vec<&str> = ids.iter().map(|id| session_key(id)).collect();
         sorted.sort_unstable();
         sorted.dedup();
-        let mut deleted = 0;
-        for some in sorted.chunks(SESSIONS_AT_ONCE) {
-            let mut link = self.write().await?;
-            for id in some {
-                let sql = "DELETE FROM sessions WHERE session_id = $1 RETURNING trace_count";
-                if let Some(mut row) = link.row(sql, &[SqlValue::text(id)]).await? {
-                    deleted += row.count()?;
-                }
-            }
-            link.commit().await?;
-        }
+        let whenever: Vec<(&str, f64)> = sorted.into_iter().map(|id| (id, f64::MAX)).collect();
+        let deleted = self.delete_inactive(&whenever).await;
         let mut parents = self.parents();
         ids.iter().for_each(|id| parents.forget(id));
-        Ok(deleted)
+        deleted
     }
 
     pub async fn put_session(&self, settings: &SessionSettings) -> Result<(), StoreError> {
@@ -217,6 +217,7 @@ impl SqlStore {
 
     pub async fn close(&self) {
         self.reads.close().await;
+        self.lookups.close().await;
         self.writes.close().await;
     }
 }

@@ -27,8 +27,11 @@ use crate::traces::store::{StoreError, StoreTimeouts};
 /// The most memory of what is known of the last traces of sessions, in bytes.
 const MAX_PARENT_BYTES: usize = 64 << 20;
 
-/// The connections that read at a time.
+/// The connections that read lists at a time.
 const MAX_READERS: u32 = 4;
+
+/// The connections that read a few rows at a time.
+const MAX_LOOKUPS: u32 = 2;
 
 /// The connections that write to PostgreSQL at a time. SQLite has one writer.
 const MAX_WRITERS: u32 = 2;
@@ -46,9 +49,11 @@ const MAX_IDLE: Duration = Duration::from_secs(300);
 const SERVER_MARGIN: Duration = Duration::from_secs(1);
 
 impl SqlStore {
-    fn new(reads: SqlPool, writes: SqlPool, config: &TracesConfig, timeouts: StoreTimeouts) -> Self {
+    fn new(pools: [SqlPool; 3], config: &TracesConfig, timeouts: StoreTimeouts) -> Self {
+        let [reads, lookups, writes] = pools;
         SqlStore {
             reads,
+            lookups,
             writes,
             parents: Mutex::new(KnownParents::new(MAX_PARENT_BYTES)),
             migrated: OnceCell::new(),
@@ -84,9 +89,11 @@ impl SqlStore {
                 .idle_timeout(MAX_IDLE)
         };
         let reading = options.clone().pragma("query_only", "ON");
-        let reads = pool().max_connections(MAX_READERS).connect_lazy_with(reading);
-        let writes = pool().max_connections(1).connect_lazy_with(options);
-        let mut store = Self::new(SqlPool::Sqlite(reads), SqlPool::Sqlite(writes), config, timeouts);
+        let pools =
+            [(MAX_READERS, &reading), (MAX_LOOKUPS, &reading), (1, &options)].map(|(most, options)| {
+                SqlPool::Sqlite(pool().max_connections(most).connect_lazy_with(options.clone()))
+            });
+        let mut store = Self::new(pools, config, timeouts);
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
         store.files = Some([path.to_path_buf(), log.into()]);
@@ -119,9 +126,9 @@ impl SqlStore {
                 .acquire_slow_level(LevelFilter::Off)
                 .idle_timeout(MAX_IDLE)
         };
-        let reads = pool().max_connections(MAX_READERS).connect_lazy_with(options.clone());
-        let writes = pool().max_connections(MAX_WRITERS).connect_lazy_with(options.clone());
-        let store = Self::new(SqlPool::Postgres(reads), SqlPool::Postgres(writes), config, timeouts);
+        let pools = [MAX_READERS, MAX_LOOKUPS, MAX_WRITERS]
+            .map(|most| SqlPool::Postgres(pool().max_connections(most).connect_lazy_with(options.clone())));
+        let store = Self::new(pools, config, timeouts);
         // A pool tries again and again, and does not tell why it fails: one connection does.
         let first = match timeout(MAX_FIRST_CONNECT, options.connect()).await {
             Ok(Ok(connection)) => connection.close().await.map_err(|error| error.to_string()),

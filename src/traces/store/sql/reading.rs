@@ -112,7 +112,7 @@ impl SqlStore {
 
     pub async fn session(&self, id: &str) -> Result<Option<SessionSummary>, StoreError> {
         let sql = format!("SELECT {SUMMARY} FROM sessions WHERE session_id = $1");
-        let row = self.read().await?.row(&sql, &[SqlValue::text(session_key(id))]).await?;
+        let row = self.look_up().await?.row(&sql, &[SqlValue::text(session_key(id))]).await?;
         row.map(summary).transpose()
     }
 
@@ -140,14 +140,14 @@ impl SqlStore {
     }
 
     pub async fn latest_trace(&self, session: &str) -> Result<Option<StoredTrace>, StoreError> {
-        let rows = self.read().await?.rows(&LATEST_TRACE, &[SqlValue::text(session_key(session))]).await?;
+        let rows = self.look_up().await?.rows(&LATEST_TRACE, &[SqlValue::text(session_key(session))]).await?;
         decode_last(rows).await
     }
 
     pub async fn load_session(&self, id: &str) -> Result<Option<SessionSettings>, StoreError> {
         let sql = "SELECT session_id, created_at, metadata, sampling_params, model FROM sessions \
              WHERE session_id = $1 AND created_at IS NOT NULL";
-        let row = self.read().await?.row(sql, &[SqlValue::text(session_key(id))]).await?;
+        let row = self.look_up().await?.row(sql, &[SqlValue::text(session_key(id))]).await?;
         let Some(mut row) = row else { return Ok(None) };
         let object =
             |text: Option<String>| serde_json::from_str(&text.unwrap_or_default()).unwrap_or_default();
@@ -162,7 +162,7 @@ impl SqlStore {
 
     pub async fn weight_version(&self) -> Result<Option<i64>, StoreError> {
         let sql = "SELECT value FROM trace_settings WHERE name = 'weight_version'";
-        let row = self.read().await?.row(sql, &[]).await?;
+        let row = self.look_up().await?.row(sql, &[]).await?;
         Ok(row.map(|mut row| row.text()).transpose()?.and_then(|text| text.parse().ok()))
     }
 }
