@@ -8,7 +8,8 @@
 //! A stream is edited line by line: a line of `data` is held until it is whole. Other JSON is held until it
 //! is whole; it becomes shorter, so that a `content-length` must not go with it. An event above
 //! [`MAX_EVENT_BYTES`] and an answer above [`MAX_WHOLE_ANSWER_BYTES`] go on unchanged, requested fields
-//! included. An error has none of the fields, and goes on unchanged too.
+//! included. A refusal (4xx) has none of the fields, and goes on unchanged too; a failure (5xx) may have
+//! choices. Where the data of an event stands on several lines, the event is held until its end.
 //!
 //! If nothing was requested, a stream is only searched for its terminal event, and never held.
 //!
@@ -65,6 +66,19 @@ struct EventCleanupState {
     fields: AddedAnswerFields,
     last: LastEventLine,
     is_terminal: bool,
+    /// The event whose first line of data is no whole document.
+    split: Option<SplitEvent>,
+}
+
+/// Lines of data that are one document together.
+#[derive(Debug)]
+struct SplitEvent {
+    /// As they came.
+    raw: Vec<u8>,
+    /// The document, with a line feed where a line ended.
+    data: Vec<u8>,
+    /// What stands before the data of the first line.
+    lead: Vec<u8>,
 }
 
 /// What became of the last line: a line end that was cut in two goes the same way.
@@ -90,14 +104,14 @@ impl AnswerCleanup {
         content_type: Option<&str>,
     ) -> Self {
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
-        let is_requested = fields != AddedAnswerFields::default() && (200..300).contains(&status);
+        let is_requested = fields != AddedAnswerFields::default();
         let mode = if kind.starts_with("text/event-stream") {
-            if is_requested {
+            if is_requested && (200..300).contains(&status) {
                 CleanupMode::Events(EventCleanup::new(dialect, fields))
             } else {
                 CleanupMode::Watched(TerminalWatch::new(dialect))
             }
-        } else if is_requested && kind.starts_with("application/json") {
+        } else if is_requested && matches!(status, 200..300 | 500..) && kind.starts_with("application/json") {
             CleanupMode::Whole { fields, held: Vec::new() }
         } else {
             CleanupMode::Unread
@@ -117,16 +131,20 @@ impl AnswerCleanup {
 
     /// Passes on what is held back, and all else as it is: there is no memory to hold it.
     pub fn give_up(&mut self, out: &mut Vec<u8>) {
-        if let CleanupMode::Whole { held, .. } = &mut self.mode {
-            out.append(held);
-            self.mode = CleanupMode::Unread;
+        match &mut self.mode {
+            CleanupMode::Whole { held, .. } => {
+                out.append(held);
+                self.mode = CleanupMode::Unread;
+            }
+            CleanupMode::Events(events) => events.state.give_up(out),
+            CleanupMode::Watched(_) | CleanupMode::Unread => {}
         }
     }
 
     /// The bytes that are held back.
     pub fn held_bytes(&self) -> usize {
         match &self.mode {
-            CleanupMode::Events(events) => events.lines.held_bytes(),
+            CleanupMode::Events(events) => events.lines.held_bytes() + events.state.held_bytes(),
             CleanupMode::Whole { held, .. } => held.len(),
             CleanupMode::Watched(_) | CleanupMode::Unread => 0,
         }
@@ -176,7 +194,8 @@ fn clean_whole(fields: AddedAnswerFields, held: &mut Vec<u8>, piece: &[u8], out:
 
 impl EventCleanup {
     fn new(dialect: BodyDialect, fields: AddedAnswerFields) -> Self {
-        let state = EventCleanupState { dialect, fields, last: LastEventLine::default(), is_terminal: false };
+        let last = LastEventLine::default();
+        let state = EventCleanupState { dialect, fields, last, is_terminal: false, split: None };
         EventCleanup { lines: LineSplitter::new(MAX_EVENT_BYTES), state }
     }
 
@@ -203,6 +222,10 @@ impl EventCleanup {
         {
             out.extend_from_slice(line.raw());
         }
+        if end && self.state.split.is_some() {
+            self.state.end_split(out);
+            is_copied = true;
+        }
         (is_copied, std::mem::take(&mut self.state.is_terminal))
     }
 }
@@ -214,6 +237,13 @@ impl EventCleanupState {
     fn take(&mut self, piece: &SsePiece<'_>, before: &[u8], out: &mut Vec<u8>) -> bool {
         match piece {
             SsePiece::Line(line) => self.line(line, before, out),
+            SsePiece::LineFeed if self.split.is_some() => {
+                out.extend_from_slice(before);
+                if let Some(split) = &mut self.split {
+                    split.raw.push(b'\n');
+                }
+                true
+            }
             SsePiece::LineFeed if self.last != LastEventLine::Stays => {
                 out.extend_from_slice(before);
                 true
@@ -229,6 +259,11 @@ impl EventCleanupState {
     /// As `take`, of a whole line.
     fn line(&mut self, line: &SseLine<'_>, before: &[u8], out: &mut Vec<u8>) -> bool {
         let last = std::mem::take(&mut self.last);
+        if self.split.is_some() {
+            out.extend_from_slice(before);
+            self.split_line(line, out);
+            return true;
+        }
         let Some(data) = line.data() else {
             if last != LastEventLine::EventRemoved || !line.text().is_empty() {
                 return false;
@@ -244,7 +279,13 @@ impl EventCleanupState {
             return false;
         }
         match clear_fields(&raw[..end], start, self.fields, before, out) {
-            ClearedDocument::Unchanged => false,
+            ClearedDocument::Unreadable if json::read_value(&raw[..end], start).is_err() => {
+                out.extend_from_slice(before);
+                let lead = raw[..line.data().map_or(0, |data| data.start)].to_vec();
+                self.split = Some(SplitEvent { raw: raw.to_vec(), data: raw[start..end].to_vec(), lead });
+                true
+            }
+            ClearedDocument::Unchanged | ClearedDocument::Unreadable => false,
             ClearedDocument::Written => {
                 out.extend_from_slice(&raw[end..]);
                 true
@@ -257,5 +298,68 @@ impl EventCleanupState {
                 true
             }
         }
+    }
+
+    /// Takes a line of an event whose data stands on several lines.
+    fn split_line(&mut self, line: &SseLine<'_>, out: &mut Vec<u8>) {
+        let Some(split) = &mut self.split else { return };
+        match line.data() {
+            Some(data) if split.raw.len() + line.raw().len() <= MAX_EVENT_BYTES => {
+                split.raw.extend_from_slice(line.raw());
+                split.data.push(b'\n');
+                split.data.extend_from_slice(&line.raw()[data]);
+            }
+            Some(_) => {
+                self.give_up(out);
+                out.extend_from_slice(line.raw());
+            }
+            None if line.text().is_empty() => {
+                if self.end_split(out) {
+                    out.extend_from_slice(line.raw());
+                } else {
+                    self.last = LastEventLine::EndRemoved;
+                }
+            }
+            // Its place within the event means nothing.
+            None => out.extend_from_slice(line.raw()),
+        }
+    }
+
+    /// Writes the event whose data stands on several lines. False: it is removed.
+    fn end_split(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(SplitEvent { raw, data, lead }) = self.split.take() else { return true };
+        let mut cleaned = Vec::new();
+        match clear_fields(&data, 0, self.fields, b"", &mut cleaned) {
+            ClearedDocument::Written => {}
+            ClearedDocument::Superfluous => return false,
+            ClearedDocument::Unchanged | ClearedDocument::Unreadable => {
+                out.extend_from_slice(&raw);
+                return true;
+            }
+        }
+        let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        let behind = &raw[raw.iter().position(is_end).unwrap_or(raw.len())..];
+        let line_end =
+            if behind.starts_with(b"\r\n") { &behind[..2] } else { &behind[..1.min(behind.len())] };
+        // A byte-order mark stands before the first line alone.
+        let name = lead.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&lead);
+        out.extend_from_slice(&lead[..lead.len() - name.len()]);
+        for line in cleaned.split(|byte| *byte == b'\n') {
+            out.extend_from_slice(name);
+            out.extend_from_slice(line);
+            out.extend_from_slice(line_end);
+        }
+        true
+    }
+
+    /// Passes on what is held.
+    fn give_up(&mut self, out: &mut Vec<u8>) {
+        if let Some(split) = self.split.take() {
+            out.extend_from_slice(&split.raw);
+        }
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.split.as_ref().map_or(0, |split| split.raw.len() + split.data.len())
     }
 }

@@ -12,6 +12,8 @@ const NULL: &[u8] = b"null";
 pub(super) enum ClearedDocument {
     /// Nothing was written.
     Unchanged,
+    /// Nothing was written: it is no JSON, or not all of it.
+    Unreadable,
     /// It was written, with what stands before and behind it.
     Written,
     /// Nothing was written. It is an event of tokens without text, which vLLM sends only if token ids or
@@ -74,9 +76,13 @@ pub(super) fn clear_fields(
             out.extend_from_slice(&bytes[written..]);
             ClearedDocument::Written
         }
-        _ => {
+        Ok(()) => {
             out.truncate(before);
             ClearedDocument::Unchanged
+        }
+        Err(_) => {
+            out.truncate(before);
+            ClearedDocument::Unreadable
         }
     }
 }

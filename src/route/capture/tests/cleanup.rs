@@ -50,6 +50,42 @@ fn without_a_request_nothing_is_changed() {
     }
 }
 
+/// A failure of an engine had choices, and kept what only the capture requested.
+#[test]
+fn a_failure_with_choices_loses_what_was_requested() {
+    let (with, without) = with_and_without(CHAT, BOTH);
+    let failure = || AnswerCleanup::new(Chat, BOTH, 500, Some("application/json"));
+    assert_eq!(cleaned(failure(), with.as_bytes(), &[], false).body, without);
+    let error = r#"{"error":{"message":"m","code":500}}"#;
+    assert_eq!(cleaned(failure(), error.as_bytes(), &[], true).body, error);
+}
+
+#[test]
+fn an_event_whose_data_stands_on_several_lines_loses_what_was_requested() {
+    let (with, without) = with_and_without(CHAT_STREAM, BOTH);
+    let (silent, _) = silent(BOTH);
+    for end in ["\n", "\r\n", "\r"] {
+        // Between members a line may end; the name of the event may come before and behind.
+        let split = |text: &str| {
+            let lines = text.replace(",\"model\"", ",\ndata: \"model\"").replace('\n', end);
+            lines.replace("data: {\"id\"", &format!("event: a{end}data: {{\"id\""))
+        };
+        for more in ["", ": a\n\n", "data: {\"a\":\ndata: 1}\n\n", "data: {\ndata: x\n\n", "data: {\ndata"] {
+            let with = split(&format!("{with}{more}"));
+            let without = split(&format!("{without}{more}"));
+            for cuts in [&[][..], &[40, 41, 200], &[with.len() - 1], &[with.len() - 3, with.len() - 2]] {
+                let cuts: Vec<usize> = cuts.to_vec();
+                assert_eq!(cleaned(stream(Chat, BOTH), with.as_bytes(), &cuts, false).body, without);
+            }
+        }
+        let (asked, plain) = (split(&silent), split(PLAIN[1]));
+        let text = format!("{asked}{plain}");
+        let named = format!("event: a{end}");
+        let left = cleaned(stream(Chat, BOTH), text.as_bytes(), &[], false).body.replace(&named, "");
+        assert_eq!(left, plain.replace(&named, ""), "its data is removed");
+    }
+}
+
 #[test]
 fn events_without_text_are_removed_as_the_engine_would_not_send_them() {
     for (fields, wanted) in [(BOTH, 0), (LOGPROBS, 1), (IDS, 1)] {
@@ -121,7 +157,7 @@ fn streams(fields: crate::route::rewrite::AddedAnswerFields) -> impl Strategy<Va
         let (with, without) = with_and_without(&marked, fields);
         (format!("data: {with}\n\n"), format!("data: {without}\n\n"))
     });
-    let plain = select(PLAIN.to_vec()).prop_map(|event| (event.to_owned(), event.to_owned()));
+    let plain = select([&PLAIN[..], &[TORN]].concat()).prop_map(|event| (event.to_owned(), event.to_owned()));
     let event = prop_oneof![4 => chunk, 2 => plain, 1 => Just(silent(fields))];
     let last = select(vec!["", "data: [DONE]\n\n", "data: [DONE]\n", "data: [DONE]"]);
     let starts = select(vec!["", "\u{feff}"]);
