@@ -27,7 +27,7 @@ use super::watch::RequestWatch;
 use crate::fleet::{Fleet, SnapshotEntry, Upstream};
 use crate::observe::Observer;
 use crate::route::cumulative::{
-    ChatTurn, CompletionAnswer, FallbackReason, RecordedTurn, memory_needed, parse_tokens,
+    ChatTurn, CompletionAnswer, FallbackReason, RecordedTurn, TokenForm, memory_needed, parse_tokens,
 };
 use crate::route::edit::MAX_WORKER_TREE_BYTES;
 use crate::traces::Traces;
@@ -53,8 +53,7 @@ enum TurnPlan {
 pub struct ContinuedTurn {
     /// The chat, for the case that the completion is refused.
     chat: SentBody,
-    /// Its tokens are written as ids.
-    writes_ids: bool,
+    tokens: TokenForm,
     is_counted: bool,
     answer: Option<CompletionAnswer>,
 }
@@ -177,8 +176,8 @@ async fn send_completion(
     };
     let completion = SentBody::new(chat.completion(&prompt).into());
     let Some(sent) = request.body.exchange(completion) else { return Ok(Err(FallbackReason::Size)) };
-    let writes_ids = chat.writes_ids();
-    let turn = ContinuedTurn { chat: sent, writes_ids, is_counted: false, answer: None };
+    let tokens = chat.token_form();
+    let turn = ContinuedTurn { chat: sent, tokens, is_counted: false, answer: None };
     request.continued = Some(Box::new(turn));
     Ok(Ok(()))
 }
@@ -274,7 +273,7 @@ impl ContinuedTurn {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let is_plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE).filter(|_| is_plain);
-        self.answer = Some(CompletionAnswer::new(kind, self.writes_ids).ok_or_else(unreadable)?);
+        self.answer = Some(CompletionAnswer::new(kind, self.tokens).ok_or_else(unreadable)?);
         if !std::mem::replace(&mut self.is_counted, true) {
             observer.cumulative_turn("continued");
         }

@@ -25,7 +25,7 @@ mod recorded;
 mod tests;
 
 pub use answer::{CompletionAnswer, CompletionFault};
-pub use chat::{ChatTurn, MAX_CHAT_BYTES, memory_needed};
+pub use chat::{ChatTurn, MAX_CHAT_BYTES, TokenForm, memory_needed};
 pub use recorded::{Continuation, RecordedChat, RecordedReply, RecordedTurn, parse_tokens};
 
 /// The members of a chat, of a completion, or of an answer.

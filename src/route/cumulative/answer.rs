@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-use super::ChatFields;
+use super::{ChatFields, TokenForm};
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::json::has_at_most;
 use crate::route::translate::MAX_ANSWER_VALUES;
@@ -25,8 +25,7 @@ pub enum CompletionFault {
 /// Translates one answer. See the module.
 #[derive(Debug)]
 pub struct CompletionAnswer {
-    /// Tokens are written as their ids: their bytes are not known.
-    writes_ids: bool,
+    tokens: TokenForm,
     mode: AnswerMode,
 }
 
@@ -39,9 +38,9 @@ enum AnswerMode {
 // === impl CompletionAnswer ===
 
 impl CompletionAnswer {
-    /// For an answer of this type. `None`: it is no completion. `writes_ids`: the request has
-    /// `return_tokens_as_token_ids`.
-    pub fn new(content_type: Option<&str>, writes_ids: bool) -> Option<Self> {
+    /// For an answer of this type, to the completion of a chat that has its tokens in this form. `None`: it
+    /// is no completion.
+    pub fn new(content_type: Option<&str>, tokens: TokenForm) -> Option<Self> {
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let mode = if kind.starts_with("text/event-stream") {
             AnswerMode::Events { lines: LineSplitter::new(MAX_EVENT_BYTES), has_begun: false }
@@ -50,31 +49,31 @@ impl CompletionAnswer {
         } else {
             return None;
         };
-        Some(CompletionAnswer { writes_ids, mode })
+        Some(CompletionAnswer { tokens, mode })
     }
 
     /// Takes the next piece, and returns what the chat has in its place; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Vec<u8>, CompletionFault> {
-        let writes_ids = self.writes_ids;
+        let tokens = self.tokens;
         match &mut self.mode {
             AnswerMode::Whole(held) => {
                 if held.len() + piece.len() > MAX_WHOLE_ANSWER_BYTES {
                     return Err(CompletionFault::TooLarge);
                 }
                 held.extend_from_slice(piece);
-                if end { whole(&std::mem::take(held), writes_ids) } else { Ok(Vec::new()) }
+                if end { whole(&std::mem::take(held), tokens) } else { Ok(Vec::new()) }
             }
             AnswerMode::Events { lines, has_begun } => {
                 let (mut rest, mut out) = (piece, Vec::with_capacity(2 * piece.len()));
                 while let Some(piece) = lines.next(&mut rest) {
                     match piece {
-                        SsePiece::Line(line) => event(&line, has_begun, writes_ids, &mut out)?,
+                        SsePiece::Line(line) => event(&line, has_begun, tokens, &mut out)?,
                         SsePiece::LineFeed => out.extend_from_slice(piece.raw()),
                         SsePiece::Long { .. } => return Err(CompletionFault::TooLarge),
                     }
                 }
                 if let Some(line) = end.then(|| lines.finish()).flatten() {
-                    event(&line, has_begun, writes_ids, &mut out)?;
+                    event(&line, has_begun, tokens, &mut out)?;
                 }
                 Ok(out)
             }
@@ -83,7 +82,7 @@ impl CompletionAnswer {
 }
 
 /// The chat's answer that is not a stream.
-fn whole(body: &[u8], writes_ids: bool) -> Result<Vec<u8>, CompletionFault> {
+fn whole(body: &[u8], tokens: TokenForm) -> Result<Vec<u8>, CompletionFault> {
     if !has_at_most(body, MAX_ANSWER_VALUES) {
         return Err(CompletionFault::TooLarge);
     }
@@ -106,7 +105,10 @@ fn whole(body: &[u8], writes_ids: bool) -> Result<Vec<u8>, CompletionFault> {
         let mut made = ChatFields::new();
         made.insert("index".into(), choice.get("index").cloned().unwrap_or(json!(0)));
         made.insert("message".into(), message);
-        made.insert("logprobs".into(), logprobs(choice.get("logprobs"), writes_ids));
+        made.insert("logprobs".into(), logprobs(&choice, tokens));
+        if tokens.hides_own_ids() {
+            hide(&mut choice, &mut prompt);
+        }
         take_rest(choice, &mut made);
         told.push(Value::Object(made));
     }
@@ -142,7 +144,7 @@ fn take_rest(choice: ChatFields, made: &mut ChatFields) {
 fn event(
     line: &SseLine<'_>,
     has_begun: &mut bool,
-    writes_ids: bool,
+    tokens: TokenForm,
     out: &mut Vec<u8>,
 ) -> Result<(), CompletionFault> {
     let raw = line.raw();
@@ -158,7 +160,7 @@ fn event(
         out.extend_from_slice(raw);
         return Ok(());
     }
-    let (first, chunk) = chat_chunks(chunk, *has_begun, writes_ids).ok_or(CompletionFault::Unreadable)?;
+    let (first, chunk) = chat_chunks(chunk, *has_begun, tokens).ok_or(CompletionFault::Unreadable)?;
     out.extend_from_slice(&raw[..data.start]);
     if let Some(first) = first {
         *has_begun = true;
@@ -171,7 +173,7 @@ fn event(
 }
 
 /// The chunks of a chat for one of a completion; the first one only before the first text.
-fn chat_chunks(mut given: ChatFields, has_begun: bool, writes_ids: bool) -> Option<(Option<Value>, Value)> {
+fn chat_chunks(mut given: ChatFields, has_begun: bool, tokens: TokenForm) -> Option<(Option<Value>, Value)> {
     if let Some(id) = given.get_mut("id") {
         *id = chat_id(id.take());
     }
@@ -187,7 +189,10 @@ fn chat_chunks(mut given: ChatFields, has_begun: bool, writes_ids: bool) -> Opti
         let mut made = ChatFields::new();
         made.insert("index".into(), choice.get("index").cloned().unwrap_or(json!(0)));
         made.insert("delta".into(), json!({"content": text}));
-        made.insert("logprobs".into(), logprobs(choice.get("logprobs"), writes_ids));
+        made.insert("logprobs".into(), logprobs(&choice, tokens));
+        if tokens.hides_own_ids() {
+            hide(&mut choice, &mut prompt);
+        }
         if !is_last {
             choice.retain(|key, _| key != "stop_reason");
         }
@@ -227,14 +232,26 @@ fn chat_id(id: Value) -> Value {
     }
 }
 
-/// Log-probabilities as a chat has them, without alternatives.
-fn logprobs(given: Option<&Value>, writes_ids: bool) -> Value {
-    let Some(Value::Object(given)) = given else { return Value::Null };
+/// Puts null in the place of ids that the chat did not request.
+fn hide(choice: &mut ChatFields, prompt: &mut Value) {
+    prompt.take();
+    if let Some(ids) = choice.get_mut("token_ids") {
+        ids.take();
+    }
+}
+
+/// The log-probabilities of a choice as a chat has them, without alternatives.
+fn logprobs(choice: &ChatFields, form: TokenForm) -> Value {
+    let Some(Value::Object(given)) = choice.get("logprobs") else { return Value::Null };
     let list = |key: &str| given.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let content = list("tokens").iter().zip(list("token_logprobs")).map(|(token, logprob)| {
-        let bytes = token.as_str().filter(|_| !writes_ids).map(str::as_bytes);
+    let (tokens, logprobs) = (list("tokens"), list("token_logprobs"));
+    let ids = choice.get("token_ids").and_then(Value::as_array).filter(|ids| ids.len() == tokens.len());
+    let ids = ids.filter(|_| form.as_ids);
+    let content = tokens.iter().zip(logprobs).enumerate().map(|(at, (token, logprob))| {
+        let bytes = token.as_str().map(str::as_bytes);
         // vLLM writes this number for a token that cannot be.
         let logprob = if logprob.is_null() { json!(-9999.0) } else { logprob.clone() };
+        let token = ids.map_or_else(|| token.clone(), |ids| json!(format!("token_id:{}", ids[at])));
         json!({"token": token, "logprob": logprob, "bytes": bytes, "top_logprobs": []})
     });
     json!({"content": content.collect::<Vec<Value>>()})

@@ -81,6 +81,15 @@ const TEMPLATE_FIELDS: [&str; 9] = [
     "tools",
 ];
 
+/// How the answer to a chat writes its tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenForm {
+    /// Log-probabilities have `token_id:ID` in the place of a token's text.
+    pub as_ids: bool,
+    /// The chat did not request the token ids that its completion has because of `as_ids`.
+    pub hides_ids: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct ChatTurn {
@@ -103,6 +112,13 @@ pub(super) fn settings_of(fields: &ChatFields) -> u128 {
         .map(|(key, value)| ((*key).to_owned(), value.clone()))
         .collect();
     fingerprint::of_value(&Value::Object(settings))
+}
+
+impl TokenForm {
+    /// Whether the completion has token ids that the chat has not.
+    pub fn hides_own_ids(self) -> bool {
+        self.as_ids && self.hides_ids
+    }
 }
 
 impl ChatTurn {
@@ -136,9 +152,16 @@ impl ChatTurn {
         self.fields.get("model").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Whether the answer has ids in the place of the tokens' texts.
-    pub fn writes_ids(&self) -> bool {
-        self.fields.get("return_tokens_as_token_ids") == Some(&Value::Bool(true))
+    /// How the chat's answer writes its tokens.
+    pub fn token_form(&self) -> TokenForm {
+        let is_set = |key: &str| self.fields.get(key) == Some(&Value::Bool(true));
+        TokenForm { as_ids: self.asks_for_ids_as_texts(), hides_ids: !is_set("return_token_ids") }
+    }
+
+    /// Whether log-probabilities have ids in the place of the tokens' texts.
+    fn asks_for_ids_as_texts(&self) -> bool {
+        let is_set = |key: &str| self.fields.get(key) == Some(&Value::Bool(true));
+        is_set("return_tokens_as_token_ids") && is_set("logprobs")
     }
 
     pub(super) fn settings(&self) -> u128 {
@@ -181,6 +204,12 @@ impl ChatTurn {
         body.insert("max_tokens".into(), limit.cloned().unwrap_or(Value::Null));
         if self.fields.get("logprobs") == Some(&Value::Bool(true)) {
             body.insert("logprobs".into(), json!(0));
+        }
+        if self.asks_for_ids_as_texts() {
+            // A chat has the bytes of the text besides, which a completion then leaves out: with both the
+            // text and the id, the answer can have all of it.
+            body.insert("return_tokens_as_token_ids".into(), json!(false));
+            body.insert("return_token_ids".into(), json!(true));
         }
         body.insert("add_special_tokens".into(), json!(false));
         body.insert("prompt".into(), json!(prompt));

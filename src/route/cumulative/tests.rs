@@ -274,7 +274,7 @@ fn completed_chat(token: &str, bytes: &Value) -> String {
 }
 
 fn translated(kind: &str, pieces: &[&[u8]]) -> Result<String, CompletionFault> {
-    let mut answer = CompletionAnswer::new(Some(kind), false).unwrap();
+    let mut answer = CompletionAnswer::new(Some(kind), TokenForm::default()).unwrap();
     let mut out = Vec::new();
     for (at, piece) in pieces.iter().enumerate() {
         out.extend(answer.feed(piece, at + 1 == pieces.len())?);
@@ -294,8 +294,8 @@ fn a_whole_answer_becomes_that_of_a_chat() {
         let fault = translated("application/json", &[broken.as_bytes()]);
         assert_eq!(fault, Err(CompletionFault::Unreadable), "{broken}");
     }
-    assert!(CompletionAnswer::new(Some("text/html"), false).is_none());
-    assert!(CompletionAnswer::new(None, false).is_none());
+    assert!(CompletionAnswer::new(Some("text/html"), TokenForm::default()).is_none());
+    assert!(CompletionAnswer::new(None, TokenForm::default()).is_none());
 }
 
 /// Lines of a stream of a completion, and the documents that the chat has in the place of each.
@@ -373,7 +373,8 @@ proptest! {
     #[test]
     fn no_bytes_make_it_fail_otherwise_than_with_a_fault(bytes in any::<Vec<u8>>(), is_stream: bool) {
         let kind = if is_stream { "text/event-stream" } else { "application/json" };
-        let mut answer = CompletionAnswer::new(Some(kind), true).unwrap();
+        let form = TokenForm { as_ids: true, hides_ids: true };
+        let mut answer = CompletionAnswer::new(Some(kind), form).unwrap();
         drop(answer.feed(&bytes, true));
     }
 
@@ -397,9 +398,33 @@ fn a_stream_that_is_no_completion_is_a_fault() {
     }
 }
 
+/// The bytes of such a token were null, where a chat has those of its text.
 #[test]
-fn ids_in_the_place_of_texts_have_no_bytes() {
-    let mut answer = CompletionAnswer::new(Some("application/json"), true).unwrap();
-    let chat = answer.feed(completion("token_id:1186").as_bytes(), true).unwrap();
-    assert_eq!(String::from_utf8(chat).unwrap(), completed_chat("token_id:1186", &Value::Null));
+fn ids_in_the_place_of_texts_have_the_bytes_of_the_texts() {
+    let fields = json!({"return_tokens_as_token_ids": true, "return_token_ids": false, "logprobs": true});
+    let mut body = fields.clone();
+    body["messages"] = json!([{"role": "user", "content": "a"}]);
+    let turn = chat(&body);
+    let sent: Value = serde_json::from_slice(&turn.completion(&[1])).unwrap();
+    assert_eq!(
+        (&sent["return_tokens_as_token_ids"], &sent["return_token_ids"]),
+        (&json!(false), &json!(true))
+    );
+    let bytes = json!([32, 100, 97, 108]);
+    for (hides_ids, ids) in [(false, json!([1186])), (true, Value::Null)] {
+        let form = TokenForm { as_ids: true, hides_ids };
+        let mut answer = CompletionAnswer::new(Some("application/json"), form).unwrap();
+        let made = answer.feed(completion(" dal").as_bytes(), true).unwrap();
+        let mut wanted: Value = serde_json::from_str(&completed_chat("token_id:1186", &bytes)).unwrap();
+        wanted["choices"][0]["token_ids"] = ids;
+        if hides_ids {
+            wanted["prompt_token_ids"] = Value::Null;
+        }
+        assert_eq!(serde_json::from_slice::<Value>(&made).unwrap(), wanted);
+    }
+    assert_eq!(turn.token_form(), TokenForm { as_ids: true, hides_ids: true });
+    body["return_token_ids"] = json!(true);
+    assert_eq!(chat(&body).token_form(), TokenForm { as_ids: true, hides_ids: false });
+    body["logprobs"] = json!(false);
+    assert!(!chat(&body).token_form().as_ids);
 }
