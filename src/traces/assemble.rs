@@ -310,6 +310,11 @@ impl AnswerParts {
     }
 }
 
+/// The document of an upstream's error. `None`: it is no JSON object.
+pub fn read_error(api: TraceApi, body: &[u8]) -> Option<CutDocument> {
+    document::read_document(api, true, body).1
+}
+
 /// The message of a completion.
 fn completion_message(text: &str) -> String {
     let mut message = String::with_capacity(text.len() + 40);

@@ -74,6 +74,7 @@ impl Capture {
             inserted: start.inserted,
             answer: None,
             rest: Vec::new(),
+            replaced: None,
             stored: None,
             pending: None,
         };
@@ -102,6 +103,13 @@ impl Capture {
         call.answer = Some(AnswerForm { api: call.facts.api, stream, status });
     }
 
+    /// The upstream's whole answer, an error, is replaced by one of the balancer's own, which begins now.
+    pub fn replace(&mut self, error: &[u8]) {
+        if let Some(call) = &mut self.call {
+            call.replaced = Some(error.into());
+        }
+    }
+
     /// Copies the next piece of the answer.
     pub fn piece(&mut self, piece: &[u8]) {
         let Some(call) = self.call.as_mut().filter(|_| !piece.is_empty()) else { return };
@@ -111,11 +119,14 @@ impl Capture {
         if length > call.rest.capacity() {
             // Twice: a short answer takes little, and a long one is not moved again and again.
             let room = if length <= FIRST_BUFFER_BYTES { FIRST_BUFFER_BYTES } else { MAX_BUFFERED_BYTES };
+            let before = call.rest.capacity();
             call.rest.reserve_exact(room.max(length) - call.rest.len());
+            self.traces.queue.buffer_grows(call.rest.capacity() - before);
         }
         call.rest.extend_from_slice(piece);
         if call.rest.len() >= MAX_BUFFERED_BYTES {
             let bytes = std::mem::take(&mut call.rest);
+            self.traces.queue.buffer_goes(bytes.capacity());
             self.traces.push(TraceMessage::Piece { mark: self.mark.clone(), form, bytes });
         }
     }
@@ -160,10 +171,11 @@ impl Capture {
         let Some(mut call) = self.call.take() else { return };
         let facts = &mut call.facts;
         facts.latency = self.begun.elapsed();
-        facts.partial = error.is_some() && call.answer.is_some();
+        facts.partial = error.is_some() && call.answer.is_some() && call.replaced.is_none();
         facts.error = error.or(TraceError::of_status(facts.status));
         call.stored = stored;
         call.pending = self.traces.pending_turn(&call.facts);
+        self.traces.queue.buffer_goes(call.rest.capacity());
         self.traces.push(TraceMessage::End { mark: self.mark.clone(), call });
     }
 }
@@ -171,5 +183,45 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         self.finish(Some(TraceError::Incomplete), None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::types::TracesConfig;
+
+    fn start() -> CaptureStart {
+        CaptureStart {
+            trace_id: "t".into(),
+            session_id: "s".into(),
+            api: TraceApi::Chat,
+            client_model: None,
+            request_id: "r".into(),
+            request: Bytes::new(),
+            inserted: None,
+            begun: Instant::now(),
+            cumulative: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_buffer_of_an_open_call_is_counted_until_it_goes() {
+        let traces = Traces::start(&TracesConfig::default()).await.expect("a store in memory");
+        let bytes = || traces.sizes().1;
+        let mut captures: Vec<Capture> = (0..3).map(|_| traces.begin(start())).collect();
+        for capture in &mut captures {
+            capture.answer(200, true);
+            capture.piece(b"data: 1\n\n");
+        }
+        assert_eq!(bytes(), 3 * FIRST_BUFFER_BYTES);
+        captures[0].piece(&[b'x'; 2 * FIRST_BUFFER_BYTES]);
+        assert_eq!(bytes(), 2 * FIRST_BUFFER_BYTES + MAX_BUFFERED_BYTES);
+        captures[0].piece(&[b'x'; MAX_BUFFERED_BYTES]);
+        captures[1].end(None);
+        drop(captures);
+        traces.flush().await;
+        assert_eq!(bytes(), 0);
+        traces.stop(Duration::from_secs(5)).await;
     }
 }

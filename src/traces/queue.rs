@@ -1,7 +1,7 @@
 //! The queue between requests and the writer of traces.
 //!
-//! Bounded in calls and in bytes. When it is full, the oldest call in it is dropped, with all that comes of
-//! it later: a client never waits for a trace.
+//! Bounded in calls and in bytes, those in the buffers of captures among them. When it is full, the oldest
+//! call in it is dropped, with all that comes of it later: a client never waits for a trace.
 //!
 //! Never: an await on the side of the requests, a message of a dropped call that reaches the writer.
 
@@ -51,6 +51,8 @@ pub struct EndedCall {
     pub answer: Option<AnswerForm>,
     /// The answer's bytes behind those of earlier messages.
     pub rest: Vec<u8>,
+    /// The error of the upstream, of an answer that the balancer has given in its place.
+    pub replaced: Option<Box<[u8]>>,
     /// Told once the trace is stored.
     pub stored: Option<oneshot::Sender<()>>,
     /// The session's next turn waits for this one while it is held.
@@ -91,6 +93,8 @@ pub struct CaptureQueue {
     arrived: Notify,
     max_calls: AtomicUsize,
     max_bytes: usize,
+    /// The bytes in the buffers of captures, which come into the queue when they are full.
+    buffered: AtomicUsize,
     dropped: AtomicUsize,
 }
 
@@ -129,7 +133,10 @@ impl TraceMessage {
     fn bytes(&self) -> usize {
         let bytes = match self {
             TraceMessage::Piece { bytes, .. } => bytes.capacity(),
-            TraceMessage::End { call, .. } => call.request.len() + call.rest.capacity(),
+            TraceMessage::End { call, .. } => {
+                let replaced = call.replaced.as_ref().map_or(0, |error| error.len());
+                call.request.len() + call.rest.capacity() + replaced
+            }
             TraceMessage::Flush(_) => 0,
         };
         MESSAGE_BYTES + bytes
@@ -153,8 +160,19 @@ impl CaptureQueue {
             arrived: Notify::new(),
             max_calls: AtomicUsize::new(max_calls),
             max_bytes,
+            buffered: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
         }
+    }
+
+    /// A capture's buffer has become so much larger.
+    pub fn buffer_grows(&self, bytes: usize) {
+        self.buffered.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A buffer of this size has gone to the queue, or is freed.
+    pub fn buffer_goes(&self, bytes: usize) {
+        self.buffered.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub fn set_max_calls(&self, max_calls: usize) {
@@ -180,8 +198,9 @@ impl CaptureQueue {
         }
         state.add(message);
         let max_calls = self.max_calls.load(Ordering::Relaxed);
+        let max_bytes = self.max_bytes.saturating_sub(self.buffered.load(Ordering::Relaxed));
         let mut lost = 0;
-        while state.calls > max_calls || state.bytes > self.max_bytes {
+        while state.calls > max_calls || state.bytes > max_bytes {
             let Some(is_first) = state.drop_oldest() else { break };
             lost += usize::from(is_first);
         }
@@ -232,10 +251,10 @@ impl CaptureQueue {
         self.lock().closed
     }
 
-    /// Calls that wait, and the bytes that they take.
+    /// Calls that wait, and the bytes that they and the buffers of captures take.
     pub fn size(&self) -> (usize, usize) {
         let state = self.lock();
-        (state.calls, state.bytes)
+        (state.calls, state.bytes + self.buffered.load(Ordering::Relaxed))
     }
 
     /// The number of calls dropped so far.
@@ -336,6 +355,7 @@ mod tests {
             inserted: None,
             answer: Some(FORM),
             rest: vec![0; rest],
+            replaced: None,
             stored: None,
             pending: None,
         };
@@ -372,6 +392,17 @@ mod tests {
         assert!(queue.take(&mut batch, 10).await);
         assert_eq!(ids(&batch), [Some(2)]);
         assert!(long.is_dropped() && queue.dropped() == 1);
+    }
+
+    #[tokio::test]
+    async fn the_buffers_of_captures_count_among_the_bytes() {
+        let queue = CaptureQueue::bounded(100, 4_000);
+        queue.buffer_grows(2_000);
+        assert_eq!(queue.push(end(&CaptureMark::new(1), 1_000)), 0);
+        assert_eq!(queue.push(end(&CaptureMark::new(2), 1_000)), 1);
+        queue.buffer_goes(2_000);
+        assert_eq!(queue.push(end(&CaptureMark::new(3), 1_000)), 0);
+        assert_eq!(queue.size(), (2, 2 * (1_000 + MESSAGE_BYTES)));
     }
 
     #[tokio::test]

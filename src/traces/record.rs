@@ -32,7 +32,8 @@ pub enum TraceError {
     ClientGone,
     /// The upstream's answer broke off.
     Incomplete,
-    /// The answer was larger than what is captured.
+    /// The answer was larger than what is captured, and the record is partial; or the prompt did not fit, and
+    /// the client got an answer that ends with `length`.
     Overflow,
 }
 

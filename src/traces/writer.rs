@@ -281,12 +281,15 @@ fn assembler(form: AnswerForm) -> AnswerAssembler {
 }
 
 fn assembled(call: EndedCall, open: Option<AnswerAssembler>) -> (TraceRecord, Option<oneshot::Sender<()>>) {
-    let EndedCall { facts, request, inserted, answer, rest, stored, pending: _ } = call;
-    let answer = answer.map(|form| {
+    let EndedCall { facts, request, inserted, answer, rest, replaced, stored, pending: _ } = call;
+    let mut answer = answer.map(|form| {
         let mut assembler = open.unwrap_or_else(|| assembler(form));
         assembler.feed(&rest);
         assembler.finish()
     });
+    if let (Some(answer), Some(error)) = (&mut answer, replaced) {
+        answer.response = assemble::read_error(facts.api, &error);
+    }
     let sent = inserted.map(|(at, text)| [&request[..at], text, &request[at..]].concat());
     let request = assemble::read_request(facts.api, sent.as_deref().unwrap_or(&request));
     (assemble::record(facts, request, answer), stored)
