@@ -23,6 +23,7 @@ use super::memory::MemoryReservation;
 use super::random::RandomSource;
 use super::request::{ClientRequest, RequestScope};
 use crate::reject::Reject;
+use crate::route::answer::overflow::OverflowAnswer;
 use crate::route::capture::{AnswerCleanup, CaptureQuestion};
 use crate::route::dialect::BodyDialect;
 use crate::route::paths::Api;
@@ -43,11 +44,15 @@ pub struct CaptureIntent {
     /// What the operator has set for the session.
     pub settings: Option<Arc<SessionSettings>>,
     pub is_captured: bool,
+    /// The model that the client named, where the session's settings change the body.
+    pub client_model: Option<String>,
 }
 
 /// The change of a body for its capture.
 pub struct PreparedCapture {
     pub session_id: String,
+    /// The model that the client named, where the body names the session's.
+    pub client_model: Option<String>,
     pub api: TraceApi,
     /// The dialect that the upstream receives.
     pub dialect: BodyDialect,
@@ -115,7 +120,8 @@ impl CaptureIntent {
         };
         let is_captured = traces.captures(in_path, settings.is_some(), random.next());
         let session_id = label.unwrap_or(UNNAMED_SESSION).to_string();
-        (is_captured || settings.is_some()).then_some(CaptureIntent { session_id, settings, is_captured })
+        let is_of_use = is_captured || settings.is_some();
+        is_of_use.then_some(CaptureIntent { session_id, settings, is_captured, client_model: None })
     }
 
     /// The settings, where they change a body.
@@ -132,12 +138,13 @@ impl RequestCapture {
         prepared: PreparedCapture,
         client_model: Option<&str>,
     ) -> Box<RequestCapture> {
-        let PreparedCapture { session_id, api, dialect, question, added_members, request, held } = prepared;
+        let PreparedCapture { session_id, client_model: sent_model, .. } = prepared;
+        let PreparedCapture { api, dialect, question, added_members, request, held, .. } = prepared;
         let start = CaptureStart {
             trace_id: scope.shared.random.uuid(),
             session_id,
             api,
-            client_model: client_model.map(str::to_string),
+            client_model: sent_model.or_else(|| client_model.map(str::to_string)),
             request_id: scope.id.to_string(),
             request,
             inserted: question.as_ref().map(|question| (question.at, question.text)),
@@ -250,10 +257,13 @@ impl RequestCapture {
         self.close(Some(TraceError::Incomplete));
     }
 
-    /// Copies an answer that is replaced by one of the balancer's own.
-    pub fn replaced(&mut self, beginning: &[u8]) {
-        self.capture.piece(beginning);
-        self.close(None);
+    /// An error that says that the prompt does not fit is replaced by the balancer's own answer, which the
+    /// client gets with status 200.
+    pub fn replaced(&mut self, error: &[u8], answer: &OverflowAnswer) {
+        self.capture.replace(error);
+        self.capture.answer(200, answer.content_type.starts_with("text/event-stream"));
+        self.capture.piece(answer.body.as_bytes());
+        self.close(Some(TraceError::Overflow));
     }
 
     /// The end of the request, of a call that has not ended.

@@ -289,6 +289,16 @@ pub fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
     }
 }
 
+/// The head of an answer that was edited, and is there as a whole: it has a length where the upstream's has.
+pub fn of_known_length(head: &mut ResponseHeader, from: &ResponseHeader, length: usize) -> Result<()> {
+    let names_length = |head: &ResponseHeader| head.headers.contains_key(header::CONTENT_LENGTH);
+    if length > 0 && names_length(from) && !names_length(head) {
+        head.remove_header(&header::TRANSFER_ENCODING);
+        head.insert_header(header::CONTENT_LENGTH, length)?;
+    }
+    Ok(())
+}
+
 /// The head of an upstream's answer, as far as it is the client's.
 pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build_no_case(from.status, Some(from.headers.len() + 6))?;

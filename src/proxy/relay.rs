@@ -20,11 +20,13 @@ use super::exchange::{RequestEnd, RequestReport, report_failure};
 use super::headers;
 use super::prompt_work::Placement;
 use super::request::{ClientRequest, RequestScope};
+use super::route_edits::RouteEdits;
 use super::watch::RequestWatch;
 use crate::fleet::{Outcome, UpstreamSignal};
 use crate::reject::broken_stream;
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
+use crate::route::answer::overflow::OverflowAnswer;
 use pipeline::AnswerPipeline;
 
 /// An answer that is ready to go to the client.
@@ -62,28 +64,34 @@ pub fn prepare(
 ) -> Result<PreparedAnswer> {
     let UpstreamAnswer { connection, status, beginning, mut over, error_code, failure } = answer;
     let mut head = headers::of_answer(connection.head())?;
-    let instead =
-        request.edits.as_ref().filter(|edits| over && edits.may_overflow(&head)).and_then(|edits| {
-            let seed = scope.shared.random.next();
-            edits.overflow_answer(&beginning, request.body.bytes(), request.streams, seed)
-        });
+    let replaced_by = |edits: &RouteEdits| {
+        let seed = scope.shared.random.next();
+        let (sent, streams) = (request.body.bytes(), request.streams);
+        let answer = edits.overflow_answer(&beginning, sent, streams, seed)?;
+        Some((answer, edits.upstream_overflow_answer(sent, streams, seed)))
+    };
+    let edits = request.edits.as_deref().filter(|edits| over && edits.may_overflow(&head));
+    let instead = edits.and_then(replaced_by);
     let judged = error_code.unwrap_or(status);
     let (mut first, mut replaced) = (Bytes::new(), false);
     let mut pipeline = AnswerPipeline::new(scope, request, &mut head)?;
     let mut status = status;
-    if let Some((kind, body)) = instead {
+    if let Some((OverflowAnswer { content_type: kind, body }, recorded)) = instead {
         (status, over, replaced, first) = (200, true, true, body.into());
         head.set_status(status)?;
         head.remove_header(&header::TRANSFER_ENCODING);
         head.insert_header(header::CONTENT_LENGTH, first.len())?;
         head.insert_header(header::CONTENT_TYPE, kind)?;
         request.sample_answer(&first);
-        if let Some(capture) = &mut request.capture {
-            capture.replaced(&beginning);
+        if let (Some(capture), Some(answer)) = (&mut request.capture, recorded) {
+            capture.replaced(&beginning, &answer);
         }
     } else if over || !beginning.is_empty() {
         let edited = pipeline.pass(scope, request, placement, &beginning, over)?;
         first = edited.unwrap_or_else(|| beginning.into());
+        if over && request.capture.is_some() {
+            headers::of_known_length(&mut head, connection.head(), first.len())?;
+        }
     }
     if let Some(edits) = &request.edits {
         edits.towards_client(&mut head)?;

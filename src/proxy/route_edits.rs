@@ -21,7 +21,8 @@ use super::{fleet_routes, translation};
 use crate::config::types::{HeaderEdits, Overflow};
 use crate::fleet::Upstream;
 use crate::prompt::scan::Scanner;
-use crate::route::answer::{self, AnswerContext, AnswerEditor, overflow};
+use crate::route::answer::overflow::{self, OverflowAnswer};
+use crate::route::answer::{self, AnswerContext, AnswerEditor};
 use crate::route::dialect::BodyDialect;
 use crate::route::edit::{BodyEdit, EditedBody};
 use crate::route::paths::Api;
@@ -252,17 +253,28 @@ impl RouteEdits {
         sent: &[u8],
         streams: bool,
         seed: u64,
-    ) -> Option<(&'static str, String)> {
-        if !overflow::is_overflow(400, error) {
-            return None;
-        }
-        let (now, dialect, stream) = (now(), self.dialect, streams);
+    ) -> Option<OverflowAnswer> {
+        let is_overflow = overflow::is_overflow(400, error);
+        is_overflow.then(|| self.length_answer(self.dialect, sent, streams, seed))?
+    }
+
+    /// As `overflow_answer`, of the interface that the upstream was called by.
+    pub fn upstream_overflow_answer(&self, sent: &[u8], streams: bool, seed: u64) -> Option<OverflowAnswer> {
+        self.length_answer(self.upstream_dialect(), sent, streams, seed)
+    }
+
+    fn length_answer(
+        &self,
+        dialect: BodyDialect,
+        sent: &[u8],
+        stream: bool,
+        seed: u64,
+    ) -> Option<OverflowAnswer> {
         let model = self.model.as_deref().unwrap_or_default();
         let choices = if sent.is_empty() { 1 } else { overflow::choices(dialect, sent) };
         let token_ids = self.plan.route.token_ids && self.upstream_dialect() == BodyDialect::Chat;
-        let instead = overflow::OverflowRequest { dialect, stream, choices, model, now, seed, token_ids };
-        let instead = instead.answer()?;
-        Some((instead.content_type, instead.body))
+        let now = now();
+        overflow::OverflowRequest { dialect, stream, choices, model, now, seed, token_ids }.answer()
     }
 
     /// Whether the translated stream broke: the client has received its last event.

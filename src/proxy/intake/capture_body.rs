@@ -90,7 +90,18 @@ impl PeekReader {
             added_members = question.added_members() + usize::from(usage_member);
             self.body.insert(question.at, question.text);
         }
-        let (session_id, request) = (intent.session_id, self.body.replay());
-        Some(Box::new(PreparedCapture { session_id, api, dialect, question, added_members, request, held }))
+        let CaptureIntent { session_id, client_model, .. } = intent;
+        let request = self.body.replay();
+        let prepared = PreparedCapture {
+            session_id,
+            client_model,
+            api,
+            dialect,
+            question,
+            added_members,
+            request,
+            held,
+        };
+        Some(Box::new(prepared))
     }
 }

@@ -119,11 +119,13 @@ impl Peeker {
             return Ok(Peeked { body, pace, facts, usage_injection: None, capture: None });
         }
         reader.read_needed(client, needs, &self.routes).await?;
-        let intent = self.capture_intent(client, head, &mut reader).await?;
-        if let Some(intent) = &intent {
+        let mut intent = self.capture_intent(client, head, &mut reader).await?;
+        if let Some(intent) = &mut intent {
             reader.read_all(client).await?;
-            if let Some(settings) = intent.edits() {
-                reader.edit_for_session(settings).await?;
+            if let Some(settings) = intent.edits().cloned() {
+                // The session may name another model.
+                intent.client_model = head.model.map(str::to_string).or_else(|| reader.model());
+                reader.edit_for_session(&settings).await?;
             }
         }
         let (model, found) = self.edits(client, head, &reader);
@@ -244,6 +246,12 @@ pub(super) struct PeekReader {
 }
 
 impl PeekReader {
+    /// The model that the body names, as it was read.
+    fn model(&self) -> Option<String> {
+        let facts = self.facts.scanner()?.facts(self.body.bytes());
+        facts.model.name().map(str::to_string)
+    }
+
     fn peeked(&self) -> PeekedBytes<'_> {
         PeekedBytes {
             bytes: self.body.bytes(),

@@ -12,7 +12,8 @@ use crate::common::{
     names, paced, upstreams,
 };
 use serde_json::{Value, json};
-use vllm_lb::config::types::{CaptureScope, TraceStore};
+use vllm_lb::config::check::check;
+use vllm_lb::config::types::{CaptureScope, Config, TraceStore};
 use vllm_lb::engine::http::{RecordedGeneration, logprob};
 
 use calls::{Call, seeded};
@@ -330,6 +331,44 @@ async fn settings_of_a_session_override_the_clients() {
     assert_eq!((&sent["temperature"], &sent["max_tokens"]), (&json!(0.25), &json!(2)));
     let trace = &traces(&balancer, "made").await[0];
     assert_eq!((&trace["model"], &trace["weight_version"]), (&json!("other"), &json!(7)));
+    // It was the model of the session.
+    assert_eq!(trace["client_model"], "sim");
     assert_eq!(trace["raw_request"]["temperature"], 0.25);
     assert_eq!(trace["messages"], body["messages"]);
+}
+
+/// The trace had the upstream's 400, and nothing of the answer that the client got.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trace_of_an_overflow_has_the_answer_of_the_client() {
+    let engines = [engine(Options { max_model_len: 64, ..Options::default() }).await];
+    let text = "upstreams: [http://a]\nroutes: [{model: long, to: sim, overflow: length}]";
+    let routes = check(text, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}")).routes;
+    let balancer = Balancer::ready(Config { routes, ..config(upstreams(&engines)) }).await;
+    let messages = json!([{"role": "user", "content": "word ".repeat(2000)}]);
+    for (session, stream) in [("whole", false), ("stream", true)] {
+        let body = json!({"model": "long", "stream": stream, "messages": messages, "n": 2});
+        balancer.ask(post(&format!("/sessions/{session}/v1/chat/completions"), &body)).await.expect(200);
+        let trace = &traces(&balancer, session).await[0];
+        assert_eq!((&trace["status"], &trace["error"]), (&json!(200), &json!("overflow")), "{trace}");
+        assert_eq!((&trace["finish_reason"], &trace["partial"]), (&json!("length"), &json!(false)));
+        assert_eq!((&trace["stream"], &trace["client_model"]), (&json!(stream), &json!("long")));
+        assert_eq!(trace["choices"].as_array().map(Vec::len), Some(2), "{trace}");
+        let error = &trace["raw_response"]["error"];
+        assert!(error["code"] == 400 && error["message"].is_string(), "the upstream's: {trace}");
+    }
+}
+
+/// A failure of an engine is short: it came in chunks, because it may have fields to be put back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_captured_failure_keeps_its_length() {
+    let engines = engines(1).await;
+    let balancer = over(&engines).await;
+    let fault = InjectedFault::Status { status: 500, body: r#"{"error":{"message":"m","code":500}}"#.into() };
+    engines[0].set_fault(fault).await;
+    let body = Call::chat("hi", 3).body;
+    let plain = balancer.ask(post("/v1/chat/completions", &body)).await.expect(500);
+    let captured = balancer.ask(post(&format!("{SESSION}/v1/chat/completions"), &body)).await.expect(500);
+    let length = |answer: &Answer| answer.headers.get("content-length").cloned();
+    assert_eq!((length(&captured), captured.text()), (length(&plain), plain.text()));
+    assert!(length(&captured).is_some());
 }
