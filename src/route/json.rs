@@ -264,12 +264,12 @@ fn plain_prefix(bytes: &[u8]) -> usize {
         let word = u64::from_le_bytes(*word);
         // A bracket and a brace differ by this bit.
         let braces = word | (ONES * 0x20);
-        let found = [(word, b'"'), (braces, b'{'), (braces, b'}')].map(|(word, wanted)| {
+        let find = |word: u64, wanted: u8| {
             let zero_where_found = word ^ (ONES * u64::from(wanted));
             zero_where_found.wrapping_sub(ONES) & !zero_where_found
-        });
+        };
         // The lowest bit that is set belongs to the first match; none is set where there is none.
-        let found = (found[0] | found[1] | found[2]) & (ONES << 7);
+        let found = (find(word, b'"') | find(braces, b'{') | find(braces, b'}')) & (ONES << 7);
         if found != 0 {
             return index * 8 + found.trailing_zeros() as usize / 8;
         }
@@ -281,9 +281,11 @@ fn plain_prefix(bytes: &[u8]) -> usize {
 /// How many of the next bytes are no quotes and no brackets, in whole windows: lists of numbers are long.
 pub fn plain_run(bytes: &[u8]) -> usize {
     const WINDOW: usize = 32;
-    let structure = |byte: &u8| (*byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
-    let plain = |window: &&[u8]| !window.iter().fold(false, |found, byte| found | structure(byte));
-    bytes.chunks_exact(WINDOW).take_while(plain).count() * WINDOW
+    // Bytes of 0 and 1 are compared many at a time, which truth values are not.
+    let structure =
+        |byte: u8| u8::from(byte == b'"') | u8::from(byte | 0x20 == b'{') | u8::from(byte | 0x20 == b'}');
+    let plain = |window: &&[u8; WINDOW]| window.iter().fold(0, |found, byte| found | structure(*byte)) == 0;
+    bytes.as_chunks::<WINDOW>().0.iter().take_while(plain).count() * WINDOW
 }
 
 impl<'a> JsonObject<'a> {

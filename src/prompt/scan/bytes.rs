@@ -16,7 +16,12 @@ pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize
     };
     spend(quote.unwrap_or(rest.len()) + 1);
     let at = from + quote?;
-    if is_escaped(body, start, at) { end_behind_escaped(body, start, at + 1) } else { Some(at) }
+    let may_be_escaped = at > start && body[at - 1] == b'\\';
+    if may_be_escaped && is_escaped(body, start, at) {
+        end_behind_escaped(body, start, at + 1)
+    } else {
+        Some(at)
+    }
 }
 
 /// The first of a few bytes that is `wanted`.
@@ -24,11 +29,12 @@ pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize
 pub(in crate::prompt) fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
     const ONES: u64 = u64::MAX / 255;
     let (words, _) = bytes.as_chunks::<8>();
-    let [low, high] = [words[0], words[1]].map(|word| {
+    let find = |word: [u8; 8]| {
         let zero_where_found = u64::from_le_bytes(word) ^ (ONES * u64::from(wanted));
         // The lowest bit that is set belongs to the first match; none is set where there is none.
         zero_where_found.wrapping_sub(ONES) & !zero_where_found & (ONES << 7)
-    });
+    };
+    let (low, high) = (find(words[0]), find(words[1]));
     if low | high == 0 {
         return None;
     }

@@ -239,7 +239,8 @@ impl UsageDocument {
 
     /// The inside of an object or a list that is not entered, outside of its strings.
     fn skip<'p>(&mut self, rest: &'p [u8], mut depth: u64) -> &'p [u8] {
-        let mut at = 0;
+        // A list that earlier pieces began goes on here.
+        let mut at = plain_windows(rest);
         while let Some(byte) = rest.get(at) {
             at += 1;
             match byte {
@@ -306,9 +307,12 @@ impl UsageDocument {
 /// How many of the next bytes are neither quotes nor brackets, in whole windows: lists of token ids are long.
 fn plain_windows(bytes: &[u8]) -> usize {
     const WINDOW: usize = 32;
-    let is_structure = |byte: &u8| (*byte == b'"') | (byte | 0x20 == b'{') | (byte | 0x20 == b'}');
-    let is_plain = |window: &&[u8]| !window.iter().fold(false, |found, byte| found | is_structure(byte));
-    bytes.chunks_exact(WINDOW).take_while(is_plain).count() * WINDOW
+    // Bytes of 0 and 1 are compared many at a time, which truth values are not.
+    let structure =
+        |byte: u8| u8::from(byte == b'"') | u8::from(byte | 0x20 == b'{') | u8::from(byte | 0x20 == b'}');
+    let is_plain =
+        |window: &&[u8; WINDOW]| window.iter().fold(0, |found, byte| found | structure(*byte)) == 0;
+    bytes.as_chunks::<WINDOW>().0.iter().take_while(is_plain).count() * WINDOW
 }
 
 /// Where the first quote or backslash stands. Most strings of an answer are names and words, too short for
