@@ -12,6 +12,7 @@ pub mod assemble;
 pub mod capture;
 mod cumulative;
 pub mod json;
+mod known_prompts;
 mod queue;
 pub mod record;
 mod sessions;
@@ -32,6 +33,7 @@ use crate::observe::Observer;
 use crate::route::cumulative::{FallbackReason, RecordedTurn};
 use capture::{Capture, CaptureStart};
 use cumulative::{LastTurns, PendingTurn};
+use known_prompts::KnownPrompts;
 use queue::{CaptureQueue, TraceMessage};
 use record::{CallFacts, SessionSettings};
 use sessions::{KnownSettings, SessionRegistry};
@@ -59,6 +61,7 @@ pub struct Traces {
     queue: CaptureQueue,
     sessions: SessionRegistry,
     last_turns: Arc<LastTurns>,
+    known_prompts: KnownPrompts,
     /// `None`: a database that could not be reached yet.
     store: ArcSwapOption<Store>,
     weight_version: AtomicI64,
@@ -94,6 +97,7 @@ impl Traces {
             queue: CaptureQueue::new(config.queue),
             sessions: SessionRegistry::new(is_durable, is_shared),
             last_turns: Arc::default(),
+            known_prompts: KnownPrompts::default(),
             store: ArcSwapOption::new(store),
             weight_version: AtomicI64::new(version.unwrap_or(NO_VERSION)),
             marks: AtomicU64::new(0),
@@ -194,6 +198,7 @@ impl Traces {
         for id in ids {
             self.sessions.remove(id);
             self.last_turns.remove(id);
+            self.known_prompts.remove(id);
         }
         Ok(deleted)
     }

@@ -21,6 +21,7 @@ mod request;
 mod responses;
 mod wire;
 
+pub use ids::KnownPrompt;
 pub use request::{RequestParts, read_request, record};
 
 use chunks::ChunkStream;
@@ -161,11 +162,16 @@ impl AnswerAssembler {
 
     /// What the answer said, at its end or where it broke off.
     pub fn finish(self) -> AssembledAnswer {
+        self.finish_after(&mut KnownPrompt::default())
+    }
+
+    /// As `finish`. `known`: the prompt of the turn before, which becomes that of this one.
+    pub fn finish_after(self, known: &mut KnownPrompt) -> AssembledAnswer {
         let is_failure = self.status >= 400;
         let (mut parts, response) = match self.source {
             AnswerSource::Stream(reader) => (reader.finish(), None),
             AnswerSource::Whole(_) if self.is_overflown => (AnswerParts::default(), None),
-            AnswerSource::Whole(body) => document::read_document(self.api, is_failure, &body),
+            AnswerSource::Whole(body) => document::read_document(self.api, is_failure, &body, known),
         };
         if is_failure {
             parts.choices.clear();

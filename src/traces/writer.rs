@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::assemble::{self, AnswerAssembler};
+use super::known_prompts::KnownPrompts;
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
 use super::record::{ChoiceRecord, TraceRecord};
 use super::store::{Store, StoreError};
@@ -206,7 +207,8 @@ impl WriterBatch {
                 }
                 let mut call = call;
                 let pending = call.pending.take();
-                let (record, stored) = assembled(*call, open.map(|open| open.assembler));
+                let known = &traces.known_prompts;
+                let (record, stored) = assembled(*call, open.map(|open| open.assembler), known);
                 if let Some(pending) = pending {
                     traces.last_turns.keep(&record);
                     pending.taken();
@@ -280,12 +282,19 @@ fn assembler(form: AnswerForm) -> AnswerAssembler {
     AnswerAssembler::new(form.api, form.stream, form.status)
 }
 
-fn assembled(call: EndedCall, open: Option<AnswerAssembler>) -> (TraceRecord, Option<oneshot::Sender<()>>) {
+fn assembled(
+    call: EndedCall,
+    open: Option<AnswerAssembler>,
+    known: &KnownPrompts,
+) -> (TraceRecord, Option<oneshot::Sender<()>>) {
     let EndedCall { facts, request, inserted, answer, rest, replaced, stored, pending: _ } = call;
     let mut answer = answer.map(|form| {
         let mut assembler = open.unwrap_or_else(|| assembler(form));
         assembler.feed(&rest);
-        assembler.finish()
+        let mut prompt = known.take(&facts.session_id);
+        let answer = assembler.finish_after(&mut prompt);
+        known.keep(&facts.session_id, prompt);
+        answer
     });
     if let (Some(answer), Some(error)) = (&mut answer, replaced) {
         answer.response = assemble::read_error(facts.api, &error);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde_json::value::RawValue;
 
-use super::ids::{find_ids, parse_ids};
+use super::ids::{KnownPrompt, find_ids, is_behind_key, parse_ids};
 use super::merge::MergedList;
 use super::wire::{
     AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, is_within_limits, parse_object,
@@ -20,40 +20,46 @@ use crate::traces::record::{ChoiceRecord, CutDocument, CutPart, DocumentGap, Tra
 /// Where parts were found that the record has by itself.
 pub(super) type Cuts = Vec<(Range<usize>, CutPart)>;
 
-/// Reads an answer that was not a stream. One that is no JSON object, or that some readers of JSON do not
+/// Reads an answer that was not a stream, and `known`, of which its prompt may be a longer one. One that is no JSON object, or that some readers of JSON do not
 /// take, has no document.
 pub(super) fn read_document(
     api: TraceApi,
     is_failure: bool,
     body: &[u8],
+    known: &mut KnownPrompt,
 ) -> (AnswerParts, Option<CutDocument>) {
     count_work(body.len());
+    if !is_failure && let Some((parts, document)) = read_without_prompt(api, body, known) {
+        return (parts, Some(document));
+    }
     let text = readable(body);
     let text = text.trim_ascii();
-    let long = if is_failure { None } else { read_without_prompt(api, text) };
-    let (parts, cuts, text) = match long {
-        Some((parts, cuts, rest)) => (parts, cuts, Cow::Owned(rest)),
-        None => match read_text(api, is_failure, text) {
-            Some((parts, cuts)) => (parts, cuts, Cow::Borrowed(text)),
-            None => return (AnswerParts::default(), None),
-        },
-    };
-    (parts, Some(cut_document(&text, cuts)))
+    match read_text(api, is_failure, text) {
+        Some((parts, cuts)) => (parts, Some(cut_document(text, cuts))),
+        None => (AnswerParts::default(), None),
+    }
 }
 
 /// Reads an answer whose prompt's ids are a long list: the list is read first, and the rest without it, so
 /// that it is not walked twice. `None`: it has no such list, or not where it belongs.
-fn read_without_prompt(api: TraceApi, text: &str) -> Option<(AnswerParts, Cuts, String)> {
-    let (list, ids) = find_ids(text)?;
-    let rest = [&text[..list.start], "[]", &text[list.end..]].concat();
-    let (mut parts, cuts) = read_text(api, false, &rest)?;
-    let is_prompt =
-        |(span, part): &(Range<usize>, CutPart)| *part == CutPart::PromptIds && span.start == list.start;
+fn read_without_prompt(
+    api: TraceApi,
+    body: &[u8],
+    known: &mut KnownPrompt,
+) -> Option<(AnswerParts, CutDocument)> {
+    let (list, ids) = find_ids(body, known)?;
+    let rest = [&body[..list.start], b"[]", &body[list.end..]].concat();
+    let text = readable(&rest);
+    let text = text.trim_ascii();
+    let (mut parts, cuts) = read_text(api, false, text)?;
+    let is_prompt = |(span, part): &(Range<usize>, CutPart)| {
+        *part == CutPart::PromptIds && is_behind_key(text, span.start)
+    };
     if !cuts.iter().any(is_prompt) {
         return None;
     }
     parts.prompt_token_ids = ids;
-    Some((parts, cuts, rest))
+    Some((parts, cut_document(text, cuts)))
 }
 
 /// The parts of an answer, and where they stand. `None`: it is no JSON object, or one that some readers of

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
@@ -71,6 +72,41 @@ struct RecordedRequest<'a> {
     prompt: Option<&'a RawValue>,
 }
 
+/// As [`RecordedRequest`], of a chat whose messages are a list: it is taken apart on the way.
+#[derive(serde::Deserialize)]
+struct ListedChat<'a> {
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow)]
+    messages: Option<TurnList<'a>>,
+    #[serde(borrow, rename = "input")]
+    _input: Option<&'a RawValue>,
+    #[serde(borrow, rename = "prompt")]
+    _prompt: Option<&'a RawValue>,
+}
+
+/// Reads a chat as most of them are; `None`: another one, or none.
+fn read_chat(text: &str) -> Option<RequestParts> {
+    let read = parse_object::<ListedChat<'_>>(text)?;
+    let TurnList(list) = read.messages?;
+    let span = list_span(text, &list)?;
+    Some(RequestParts {
+        model: read.model.and_then(string).map(Cow::into_owned),
+        turns: list.into_iter().map(|turn| turn.get().into()).collect(),
+        document: Some(cut_document(text, vec![(span, CutPart::Turns)])),
+        prompt_token_ids: Vec::new(),
+    })
+}
+
+/// Where in `text` the list of these values stands, its brackets included.
+fn list_span(text: &str, list: &[&RawValue]) -> Option<Range<usize>> {
+    let (first, last) = (span_in(text, list.first()?)?, span_in(text, list.last()?)?);
+    let before = text[..first.start].trim_ascii_end();
+    let behind = text[last.end..].trim_ascii_start();
+    (before.ends_with('[') && behind.starts_with(']'))
+        .then(|| before.len() - 1..text.len() - behind.len() + 1)
+}
+
 /// Reads a request's body as it went to the upstream.
 pub fn read_request(api: TraceApi, body: &[u8]) -> RequestParts {
     let text = readable(body);
@@ -78,6 +114,11 @@ pub fn read_request(api: TraceApi, body: &[u8]) -> RequestParts {
     let mut parts = RequestParts::default();
     if !is_within_limits(text) {
         return parts;
+    }
+    if matches!(api, TraceApi::Chat | TraceApi::Messages)
+        && let Some(chat) = read_chat(text)
+    {
+        return chat;
     }
     let Some(read) = parse_object::<RecordedRequest<'_>>(text) else { return parts };
     let mut cuts = Cuts::new();

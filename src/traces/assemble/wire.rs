@@ -312,7 +312,7 @@ pub(super) fn is_null(raw: &RawValue) -> bool {
 pub(super) fn span_in(text: &str, value: &RawValue) -> Option<std::ops::Range<usize>> {
     let start = (value.get().as_ptr() as usize).checked_sub(text.as_ptr() as usize)?;
     let end = start + value.get().len();
-    (text.get(start..end)? == value.get()).then_some(start..end)
+    (text.is_char_boundary(start) && text.is_char_boundary(end)).then_some(start..end)
 }
 
 /// The bytes as text that any reader of JSON takes: what is no UTF-8, and the escape of half a surrogate
@@ -323,7 +323,8 @@ pub(super) fn readable(bytes: &[u8]) -> Cow<'_, str> {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => String::from_utf8_lossy(bytes),
     };
-    if memmem::find(text.as_bytes(), b"\\u").is_none() {
+    let escaped = memchr::memchr(b'\\', text.as_bytes());
+    if escaped.is_none_or(|at| memmem::find(&text.as_bytes()[at..], b"\\u").is_none()) {
         return text;
     }
     match without_half_pairs(&text) {

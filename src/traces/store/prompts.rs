@@ -186,7 +186,11 @@ impl PromptNode {
         let mut ids = 0;
         for part in self.id_parts(true) {
             let rest = &record.prompt_token_ids[ids..];
-            let same = part.iter().zip(rest).take_while(|(held, new)| held == new).count();
+            let same = if rest.starts_with(part) {
+                part.len()
+            } else {
+                part.iter().zip(rest).take_while(|(held, new)| held == new).count()
+            };
             ids += same;
             if same < part.len() {
                 break;
