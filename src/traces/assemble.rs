@@ -318,7 +318,7 @@ impl AnswerParts {
 
 /// The document of an upstream's error. `None`: it is no JSON object.
 pub fn read_error(api: TraceApi, body: &[u8]) -> Option<CutDocument> {
-    document::read_document(api, true, body).1
+    document::read_document(api, true, body, &mut KnownPrompt::default()).1
 }
 
 /// The message of a completion.
