@@ -3,14 +3,19 @@
 //! Bounded in calls and in bytes, those in the buffers of captures among them. When it is full, the oldest
 //! call in it is dropped, with all that comes of it later: a client never waits for a trace.
 //!
+//! Messages gather for a moment, unless something waits for one of them: the writer wakes up once for many of
+//! them, and requests do not pay for waking it each time.
+//!
 //! Never: an await on the side of the requests, a message of a dropped call that reaches the writer.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::cumulative::PendingTurn;
 use super::record::{CallFacts, TraceApi};
@@ -20,6 +25,12 @@ const MAX_QUEUED_BYTES: usize = 256 << 20;
 
 /// Above so many flushes in the queue, those that nothing waits for are removed.
 const MAX_FLUSHES: usize = 64;
+
+/// How long messages that nothing waits for gather.
+const MAX_GATHER_TIME: Duration = Duration::from_millis(20);
+
+/// The bytes of the messages above which they do not gather any longer.
+const MAX_GATHERED_BYTES: usize = 8 << 20;
 
 /// What a message takes beside its bytes.
 const MESSAGE_BYTES: usize = 512;
@@ -83,6 +94,10 @@ struct QueueState {
     /// Ended calls among the messages.
     calls: usize,
     flushes: usize,
+    /// Messages that something waits for.
+    urgent: usize,
+    /// Until when the messages may gather; `None`: there are none.
+    gather_until: Option<Instant>,
     closed: bool,
 }
 
@@ -145,6 +160,15 @@ impl TraceMessage {
     fn is_end(&self) -> bool {
         matches!(self, TraceMessage::End { .. })
     }
+
+    /// A client or another caller waits until it is taken, or may soon.
+    fn is_urgent(&self) -> bool {
+        match self {
+            TraceMessage::Piece { .. } => false,
+            TraceMessage::End { call, .. } => call.stored.is_some() || call.pending.is_some(),
+            TraceMessage::Flush(_) => true,
+        }
+    }
 }
 
 // === impl CaptureQueue ===
@@ -196,6 +220,7 @@ impl CaptureQueue {
             }
             return self.count(lost);
         }
+        let (was_empty, was_due) = (state.messages.is_empty(), state.is_due());
         state.add(message);
         let max_calls = self.max_calls.load(Ordering::Relaxed);
         let max_bytes = self.max_bytes.saturating_sub(self.buffered.load(Ordering::Relaxed));
@@ -204,8 +229,12 @@ impl CaptureQueue {
             let Some(is_first) = state.drop_oldest() else { break };
             lost += usize::from(is_first);
         }
+        // The writer waits for the first message, and then for the time at which they are due.
+        let is_news = was_empty || (!was_due && state.is_due());
         drop(state);
-        self.arrived.notify_one();
+        if is_news {
+            self.arrived.notify_one();
+        }
         self.count(lost)
     }
 
@@ -213,9 +242,12 @@ impl CaptureQueue {
     pub async fn take(&self, batch: &mut Vec<TraceMessage>, most: usize) -> bool {
         loop {
             let arrived = self.arrived.notified();
-            {
+            let gather_until = {
                 let mut state = self.lock();
-                while batch.len() < most
+                let gather_until =
+                    state.gather_until.filter(|until| !state.is_due() && Instant::now() < *until);
+                while gather_until.is_none()
+                    && batch.len() < most
                     && let Some(message) = state.remove_first()
                 {
                     if !message.mark().is_some_and(CaptureMark::is_dropped) {
@@ -228,8 +260,13 @@ impl CaptureQueue {
                 if state.closed {
                     return false;
                 }
+                gather_until
+            };
+            match gather_until {
+                None => arrived.await,
+                // An error: the time is over.
+                Some(until) => drop(timeout_at(until, arrived).await),
             }
-            arrived.await;
         }
     }
 
@@ -279,7 +316,14 @@ impl QueueState {
         self.bytes += message.bytes();
         self.calls += usize::from(message.is_end());
         self.flushes += usize::from(message.mark().is_none());
+        self.urgent += usize::from(message.is_urgent());
+        self.gather_until.get_or_insert_with(|| Instant::now() + MAX_GATHER_TIME);
         self.messages.push_back(message);
+    }
+
+    /// The messages gather no longer.
+    fn is_due(&self) -> bool {
+        self.urgent > 0 || self.closed || self.bytes >= MAX_GATHERED_BYTES
     }
 
     fn remove_first(&mut self) -> Option<TraceMessage> {
@@ -287,6 +331,7 @@ impl QueueState {
         self.bytes -= message.bytes();
         self.calls -= usize::from(message.is_end());
         self.flushes -= usize::from(message.mark().is_none());
+        self.removed(usize::from(message.is_urgent()));
         Some(message)
     }
 
@@ -302,6 +347,15 @@ impl QueueState {
         let removed = before - self.messages.len();
         self.flushes -= removed;
         self.bytes -= removed * MESSAGE_BYTES;
+        self.removed(removed);
+    }
+
+    /// Messages were removed, so many of which were urgent.
+    fn removed(&mut self, urgent: usize) {
+        self.urgent -= urgent;
+        if self.messages.is_empty() {
+            self.gather_until = None;
+        }
     }
 
     /// Removes the first message of a call, and drops its call: true if it was not dropped before. Its other
@@ -311,6 +365,7 @@ impl QueueState {
         let message = self.messages.remove(at)?;
         self.bytes -= message.bytes();
         self.calls -= usize::from(message.is_end());
+        self.removed(usize::from(message.is_urgent()));
         let mark = message.mark()?;
         let is_first = !mark.is_dropped();
         mark.discard();
@@ -438,6 +493,29 @@ mod tests {
         assert_eq!(queue.size(), (0, 0));
         queue.push(end(&CaptureMark::new(1), 1));
         assert_eq!((queue.clear(), queue.size()), (1, (0, 0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_gather_until_something_waits_for_one() {
+        let (queue, begun) = (CaptureQueue::new(10), Instant::now());
+        let mut batch = Vec::new();
+        queue.push(end(&CaptureMark::new(1), 1));
+        assert!(timeout_at(begun + MAX_GATHER_TIME / 2, queue.take(&mut batch, 10)).await.is_err());
+        queue.push(end(&CaptureMark::new(2), 1));
+        assert!(queue.take(&mut batch, 10).await);
+        assert_eq!((ids(&batch), begun.elapsed() / 5), (vec![Some(1), Some(2)], MAX_GATHER_TIME / 5));
+        batch.clear();
+        let begun = Instant::now();
+        queue.push(end(&CaptureMark::new(3), 1));
+        let flush = async {
+            tokio::task::yield_now().await;
+            queue.push(TraceMessage::Flush(oneshot::channel().0));
+        };
+        assert!(tokio::join!(queue.take(&mut batch, 10), flush).0);
+        assert_eq!((ids(&batch), begun.elapsed()), (vec![Some(3), None], Duration::ZERO));
+        queue.push(piece(&CaptureMark::new(4), MAX_GATHERED_BYTES));
+        assert!(queue.take(&mut batch, 10).await);
+        assert_eq!(begun.elapsed(), Duration::ZERO, "so many bytes do not wait");
     }
 
     #[tokio::test]
