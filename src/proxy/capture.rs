@@ -203,7 +203,9 @@ impl RequestCapture {
         } else if let Some(refusal) = is_refusal.then(refusal).flatten() {
             CaptureEdit::Refusal(refusal)
         } else {
-            CaptureEdit::Cleanup(AnswerCleanup::new(self.dialect, fields, status, kind))
+            let mut cleanup = AnswerCleanup::new(self.dialect, fields, status, kind);
+            cleanup.expect(self.left.unwrap_or(0));
+            CaptureEdit::Cleanup(cleanup)
         };
         let keeps = match &edit {
             CaptureEdit::Cleanup(cleanup) => cleanup.keeps_length(),

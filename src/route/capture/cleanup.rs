@@ -23,6 +23,9 @@ use crate::route::json;
 use crate::route::rewrite::AddedAnswerFields;
 use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
 
+/// The most bytes for which there is room before they come.
+const MAX_EXPECTED_BYTES: usize = 64 << 10;
+
 /// The cleanup of one answer. See the module.
 #[derive(Debug)]
 pub struct AnswerCleanup {
@@ -48,6 +51,8 @@ enum CleanupMode {
     Whole {
         fields: AddedAnswerFields,
         held: Vec<u8>,
+        /// The bytes that are still to come, as far as that is known.
+        expected: usize,
     },
     /// It ends where it ends.
     Unread,
@@ -112,11 +117,18 @@ impl AnswerCleanup {
                 CleanupMode::Watched(TerminalWatch::new(dialect))
             }
         } else if is_requested && matches!(status, 200..300 | 500..) && kind.starts_with("application/json") {
-            CleanupMode::Whole { fields, held: Vec::new() }
+            CleanupMode::Whole { fields, held: Vec::new(), expected: 0 }
         } else {
             CleanupMode::Unread
         };
         AnswerCleanup { mode, is_complete: false }
+    }
+
+    /// The answer states that it has so many bytes.
+    pub fn expect(&mut self, length: u64) {
+        if let CleanupMode::Whole { expected, .. } = &mut self.mode {
+            *expected = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_EXPECTED_BYTES);
+        }
     }
 
     /// Whether the answer is as long as it was. Otherwise its length is not known before its end.
@@ -156,14 +168,15 @@ impl AnswerCleanup {
             CleanupMode::Events(events) => events.feed(piece, end, out),
             CleanupMode::Watched(watch) => (false, watch.feed(piece, end)),
             CleanupMode::Unread => (false, end),
-            CleanupMode::Whole { fields, held } if end => (clean_whole(*fields, held, piece, out), true),
+            CleanupMode::Whole { fields, held, .. } if end => (clean_whole(*fields, held, piece, out), true),
             CleanupMode::Whole { held, .. } if held.len() + piece.len() > MAX_WHOLE_ANSWER_BYTES => {
                 out.append(held);
                 out.extend_from_slice(piece);
                 self.mode = CleanupMode::Unread;
                 (true, false)
             }
-            CleanupMode::Whole { held, .. } => {
+            CleanupMode::Whole { held, expected, .. } => {
+                held.reserve_exact(std::mem::take(expected));
                 held.extend_from_slice(piece);
                 (true, false)
             }
