@@ -142,19 +142,29 @@ impl SqlStore {
         for (session, SessionRows { place, rows }) in sessions {
             // Sessions that begin in one batch have an order, too.
             let now = now + CREATED_STEP * *place as f64;
-            let last_at = lock_session(&mut link, session, rows.len(), now).await?;
+            // The time of a row is known later; it is as long as any other.
+            let values: Vec<_> = rows.iter().map(|row| row.values(session, now)).collect();
+            let expected: usize = values.iter().flatten().map(SqlValue::bytes).sum();
+            let last_at = lock_session(&mut link, session, (rows.len(), expected), now).await?;
             let (mut count, mut bytes) = (0, 0);
-            for (place, row) in rows.iter().enumerate() {
+            for (place, (row, values)) in rows.iter().zip(values).enumerate() {
                 let created_at = last_at - CREATED_STEP * (rows.len() - 1 - place) as f64;
-                if let Some(written) = insert(&mut link, session, row, created_at).await? {
+                if let Some(written) = insert(&mut link, session, row, values, created_at).await? {
                     count += 1;
                     bytes += written;
                 }
             }
-            let sql = "UPDATE sessions SET trace_count = trace_count + $2, bytes = bytes + $3 \
-                 WHERE session_id = $1";
-            let values = [SqlValue::text(session), SqlValue::integer(count), SqlValue::integer(bytes)];
-            link.execute(sql, &values).await?;
+            if (count, bytes) != (rows.len(), expected) {
+                let more = |found: usize, counted: usize| found as i64 - counted as i64;
+                let sql = "UPDATE sessions SET trace_count = trace_count + $2, bytes = bytes + $3 \
+                     WHERE session_id = $1";
+                let count = SqlValue::integer(more(count, rows.len()));
+                link.execute(
+                    sql,
+                    &[SqlValue::text(session), count, SqlValue::integer(more(bytes, expected))],
+                )
+                .await?;
+            }
         }
         link.commit().await
     }
@@ -238,11 +248,18 @@ struct SessionRows {
     rows: Vec<EncodedRow>,
 }
 
-/// Locks the row of a session, which is made where there is none, for `count` traces. Answers the time of the
-/// last of them.
-async fn lock_session(link: &mut SqlLink, session: &str, count: usize, now: f64) -> Result<f64, StoreError> {
+/// Locks the row of a session, which is made where there is none, for so many traces and bytes, which it
+/// counts. Answers the time of the last trace.
+async fn lock_session(
+    link: &mut SqlLink,
+    session: &str,
+    (count, bytes): (usize, usize),
+    now: f64,
+) -> Result<f64, StoreError> {
     let sql = "INSERT INTO sessions (session_id, trace_count, bytes, first_at, last_at) \
-         VALUES ($1, 0, 0, $2, $3) ON CONFLICT (session_id) DO UPDATE SET \
+         VALUES ($1, $6, $7, $2, $3) ON CONFLICT (session_id) DO UPDATE SET \
+         trace_count = sessions.trace_count + excluded.trace_count, \
+         bytes = sessions.bytes + excluded.bytes, \
          first_at = COALESCE(sessions.first_at, CASE WHEN sessions.last_at < $2 THEN $2 \
          ELSE sessions.last_at + $4 END), \
          last_at = CASE WHEN sessions.last_at < $2 THEN $3 ELSE sessions.last_at + $5 END \
@@ -253,19 +270,23 @@ async fn lock_session(link: &mut SqlLink, session: &str, count: usize, now: f64)
         SqlValue::real(now + CREATED_STEP * count.saturating_sub(1) as f64),
         SqlValue::real(CREATED_STEP),
         SqlValue::real(CREATED_STEP * count as f64),
+        SqlValue::integer(count),
+        SqlValue::integer(bytes),
     ];
     let row = link.row(sql, &values).await?;
     row.map_or(Ok(now), |mut row| row.real())
 }
 
-/// Inserts a row, whole when its parent is gone. Answers its bytes; `None`: the trace is stored already.
+/// Inserts a row of these values, whole when its parent is gone. Answers its bytes; `None`: the trace is
+/// stored already.
 async fn insert(
     link: &mut SqlLink,
     session: &str,
     row: &EncodedRow,
+    mut values: Vec<SqlValue<'_>>,
     created_at: f64,
 ) -> Result<Option<usize>, StoreError> {
-    let values = row.values(session, created_at);
+    values[schema::CREATED_COLUMN] = SqlValue::real(created_at);
     if link.execute(&schema::INSERT, &values).await? == 1 {
         return Ok(Some(values.iter().map(SqlValue::bytes).sum()));
     }

@@ -129,8 +129,7 @@ impl KnownSession {
     fn delta(&self, record: &TraceRecord, turns: &[u128]) -> (RowDelta, Option<usize>) {
         let shared = self.branches.iter().enumerate().map(|(place, branch)| {
             let same_turns = branch.turns.iter().zip(turns).take_while(|(a, b)| a == b).count();
-            let same_ids =
-                branch.ids.iter().zip(&record.prompt_token_ids).take_while(|(a, b)| a == b).count();
+            let same_ids = equal_beginning(&branch.ids, &record.prompt_token_ids);
             let text: usize = record.turns[..same_turns].iter().map(|turn| turn.len()).sum();
             (text + 4 * same_ids, place, same_turns, same_ids)
         });
@@ -182,8 +181,7 @@ impl KnownBranch {
 impl SharedEnds {
     /// The equal ends of two texts, cut where characters begin; the ends do not overlap in either text.
     pub fn of(parent: &str, own: &str) -> Self {
-        let pairs = parent.bytes().zip(own.bytes());
-        let mut lead = pairs.take_while(|(a, b)| a == b).count();
+        let mut lead = equal_beginning(parent.as_bytes(), own.as_bytes());
         while !own.is_char_boundary(lead) {
             lead -= 1;
         }
@@ -195,6 +193,16 @@ impl SharedEnds {
         }
         SharedEnds { lead, tail }
     }
+}
+
+/// How many items at the front of both lists are equal.
+fn equal_beginning<T: Eq>(one: &[T], other: &[T]) -> usize {
+    /// So many are compared at once.
+    const BLOCK: usize = 64;
+    let blocks = one.chunks_exact(BLOCK).zip(other.chunks_exact(BLOCK));
+    let whole = BLOCK * blocks.take_while(|(one, other)| one == other).count();
+    let pairs = one[whole..].iter().zip(&other[whole..]);
+    whole + pairs.take_while(|(one, other)| one == other).count()
 }
 
 #[cfg(test)]
