@@ -11,7 +11,8 @@
 #
 # How: the gateway has one core, the engine and the clients share another. What counts is the CPU time of the
 # gateway's process, the most memory that it had, and the bytes that its store takes on disk. Each gateway
-# serves the same conversations. Everything stays on loopback and ends with the script.
+# serves the same conversations. The script fails if a trace of vllm-lb is not in its store afterwards.
+# Everything stays on loopback and ends with the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -61,24 +62,36 @@ start_engine() {
     wait_for "http://127.0.0.1:${port[engine]}/health"
 }
 
-# sample NAME SESSIONS URL FLUSH: one row.
+# The traces of all sessions, as the API of a gateway at this URL counts them.
+traces() {
+    curl --silent --fail --max-time 60 "$1/sessions" |
+        python3 -c 'import json, sys; print(sum(one["trace_count"] for one in json.load(sys.stdin)))'
+}
+
+# sample NAME SESSIONS URL API: one row. API: where the gateway counts what it has stored; - for none.
 sample() {
-    local name=$1 count=$2 url=$3 flush=$4 before after result stored=0
+    local name=$1 count=$2 url=$3 api=$4 before after result stored=0 found=0
     before=$([ "$name" = direct ] && echo 0 || cpu "${pid[gateway]}")
     result=$(taskset -c $ends_cores "$load" --url "$url" --sessions "$count" --concurrent "$count" \
         --turns "$turns" --prompt-tokens "$tokens" --stream $stream \
         --plain "$([ "$name" = direct ] && echo 1 || echo 0)")
-    [ -z "$flush" ] || curl --silent --max-time 60 --request POST "$flush" --output "$dir/flush" || true
+    [ "$api" = - ] ||
+        curl --silent --max-time 60 --request POST "$api/admin/flush" --output "$dir/flush" || true
     after=$([ "$name" = direct ] && echo 0 || cpu "${pid[gateway]}")
     [ ! -d "$dir/store" ] || stored=$(du --bytes --summarize "$dir/store" | cut -f1)
     local memory=0
     [ "$name" = direct ] || memory=$(peak "${pid[gateway]}")
-    echo "$name $before $after $memory $stored $result" | tee -a "$dir/rows" >&2
+    [ "$api" = - ] || found=$(traces "$api") || found=0
+    echo "$name $before $after $memory $stored $found $result" | tee -a "$dir/rows" >&2
+    if [ "$api" != - ] && [[ $name == vllm-lb-* ]] && [ "$found" != $((count * turns)) ]; then
+        say "of $((count * turns)) traces $found are stored" >&2
+        exit 1
+    fi
 }
 
-# run NAME SESSIONS COMMAND...: a gateway's whole run.
+# run NAME SESSIONS API COMMAND...: a gateway's whole run.
 run() {
-    local name=$1 count=$2 flush=$3
+    local name=$1 count=$2 api=$3
     shift 3
     say "$name"
     rm -rf "$dir/store"
@@ -87,7 +100,7 @@ run() {
     taskset -c $proxy_cores "$@" >"$dir/$name.log" 2>&1 &
     pid[gateway]=$!
     wait_for "http://127.0.0.1:${port[gateway]}/health"
-    sample "$name" "$count" "http://127.0.0.1:${port[gateway]}" "$flush"
+    sample "$name" "$count" "http://127.0.0.1:${port[gateway]}" "$api"
     end gateway
     end engine
 }
@@ -101,7 +114,9 @@ threads: 1
 limits: {connections: 0}
 traces: {store: "$1", queue: 100000}
 YAML
-    run "vllm-lb-${1%%:*}" "$sessions" "http://127.0.0.1:${port[admin]}/admin/flush" \
+    local api=http://127.0.0.1:${port[admin]}
+    [ "$1" != none ] || api=-
+    run "vllm-lb-${1%%:*}" "$sessions" "$api" \
         "$binary" --config "$dir/lb.yaml" -q
 }
 
@@ -111,13 +126,13 @@ rows() {
 }
 
 start_engine
-sample direct "$fewer" "http://127.0.0.1:${port[engine]}" ""
+sample direct "$fewer" "http://127.0.0.1:${port[engine]}" -
 end engine
 balancer none
 balancer memory
 balancer "sqlite:$dir/store/traces.db"
 for store in memory sqlite; do
-    run "rllm-model-gateway-$store" "$fewer" "http://127.0.0.1:${port[gateway]}/admin/flush" \
+    run "rllm-model-gateway-$store" "$fewer" "http://127.0.0.1:${port[gateway]}" \
         "$gateway" --host 127.0.0.1 --port "${port[gateway]}" --worker "http://127.0.0.1:${port[engine]}/v1" \
         --store "$store" --db-path "$dir/store/traces.db" --log-level WARNING
 done

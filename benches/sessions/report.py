@@ -14,7 +14,7 @@ def machine():
 
 
 def row(line):
-    name, before, after, memory, stored, result = line.split(" ", 5)
+    name, before, after, memory, stored, found, result = line.split(" ", 6)
     result = json.loads(result)
     requests = max(result["requests"], 1)
     cpu = (float(after) - float(before)) / requests
@@ -25,6 +25,7 @@ def row(line):
         "cpu_us": cpu * 1e6,
         "memory": int(memory),
         "stored": int(stored) / requests,
+        "traces": int(found),
         "p50": result["p50_ms"],
         "p99": result["p99_ms"],
         "rate": result["per_second"],
@@ -41,14 +42,16 @@ def main():
     print(f"`{command}`, commit {commit.stdout.strip()}, {machine()}.")
     print(f"{sessions} sessions of {turns} turns, each of which repeats a conversation that begins with")
     print(f"{tokens} prompt tokens; rllm-model-gateway has fewer. CPU is that of the gateway's process,")
-    print("which has one core; memory is its peak; bytes are those of the store on disk.\n")
-    columns = ["gateway", "requests", "failed", "CPU, us a request", "requests/s a core"]
+    print("which has one core; memory is its peak; bytes are those of the store on disk;")
+    print("traces are counted in the store afterwards.\n")
+    columns = ["gateway", "requests", "failed", "traces", "CPU, us a request", "requests/s a core"]
     columns += ["peak MiB", "bytes a turn", "p50 ms", "p99 ms"]
     print("| " + " | ".join(columns) + " |")
     print("| " + " | ".join("---" for _ in columns) + " |")
     for one in rows:
         core = f"{1e6 / one['cpu_us']:.0f}" if one["cpu_us"] else ""
-        cells = [one["name"], one["requests"], one["failed"], f"{one['cpu_us']:.0f}", core, one["memory"]]
+        cells = [one["name"], one["requests"], one["failed"], one["traces"], f"{one['cpu_us']:.0f}", core]
+        cells += [one["memory"]]
         cells += [f"{one['stored']:.0f}", f"{one['p50']:.1f}", f"{one['p99']:.1f}"]
         print("| " + " | ".join(str(cell) for cell in cells) + " |")
 
