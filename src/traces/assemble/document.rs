@@ -20,8 +20,8 @@ use crate::traces::record::{ChoiceRecord, CutDocument, CutPart, DocumentGap, Tra
 /// Where parts were found that the record has by itself.
 pub(super) type Cuts = Vec<(Range<usize>, CutPart)>;
 
-/// Reads an answer that was not a stream, and `known`, of which its prompt may be a longer one. One that is no JSON object, or that some readers of JSON do not
-/// take, has no document.
+/// Reads an answer that was not a stream. One that is no JSON object, or that some readers of JSON do not
+/// take, has no document. `known`: the prompt of the turn before, with which its own may begin.
 pub(super) fn read_document(
     api: TraceApi,
     is_failure: bool,
