@@ -21,7 +21,7 @@
 //! L2b  fleet  state  traces                             things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions
-//! L1   engine cache batch dice simulate record json assemble pure: time and chance come in as arguments
+//! L1   json engine cache batch dice simulate record assemble   pure: time and chance come in as arguments
 //! L0   config::{types,secret}  reject  names  rate      vocabulary
 //! ```
 //!
@@ -41,6 +41,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod fleet;
+pub(crate) mod json;
 pub mod logging;
 pub mod names;
 pub mod observe;

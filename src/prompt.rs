@@ -8,6 +8,4 @@ pub mod session;
 mod value;
 mod work;
 
-pub(crate) use scan::string_end;
-pub(crate) use value::unescape;
 pub use value::{MAX_MODEL_NAME_BYTES, ModelField};

@@ -12,7 +12,6 @@ pub mod capture;
 pub mod cumulative;
 pub mod dialect;
 pub mod edit;
-mod json;
 pub mod paths;
 pub mod refusal;
 pub mod resolve;

@@ -60,7 +60,6 @@
 //! Never: a tree of the document, an allocation for a message, recursion, a panic.
 
 mod continuation;
-pub(super) mod cursor;
 mod ids;
 mod media;
 mod text;
@@ -68,12 +67,11 @@ mod text_form;
 mod turns;
 
 use self::continuation::{CutPlace, CutPoint, PromptContinuation};
-use self::cursor::{JsonCursor, RawValue};
-use self::text::{Minifier, decode};
 use self::text_form::write_text;
 use self::turns::{ConversationHead, ConversationWriter, LINE_FEED};
 use super::chain::{BlockLayout, Chain, ChainHasher, PromptFamily, TextDigest, TextSink};
 use super::scan::{BodyField, ScanProgress, Scanner};
+use crate::json::{ByteSink, JsonCursor, Minifier, RawValue, decode, skip_space};
 
 /// The form in which a body carries its prompt. Other interfaces have no chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,9 +297,8 @@ impl<'a> PromptSource<'a> {
 
 /// Where the list of messages begins: a batch is a list of such lists.
 fn first_conversation(bytes: &[u8]) -> usize {
-    let inner = bytes.get(1..).unwrap_or_default();
-    let gap = inner.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-    if bytes.first() == Some(&b'[') && inner.get(gap) == Some(&b'[') { 1 + gap } else { 0 }
+    let inner = skip_space(bytes, 1);
+    if bytes.first() == Some(&b'[') && bytes.get(inner) == Some(&b'[') { inner } else { 0 }
 }
 
 #[cfg(test)]

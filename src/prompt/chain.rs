@@ -11,7 +11,8 @@
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
-use super::work::spend;
+use crate::json::ByteSink;
+use crate::json::work::spend;
 
 /// What an image, a sound or a video weighs: about 1,000 tokens.
 pub const MEDIA_WEIGHT_BYTES: usize = 4096;
@@ -67,10 +68,8 @@ impl Chain {
     }
 }
 
-/// Takes bytes one after the other. The canonical text is written into one.
-pub(super) trait TextSink {
-    fn write(&mut self, bytes: &[u8]);
-
+/// The canonical text is written into one.
+pub(super) trait TextSink: ByteSink {
     /// Counts bytes without taking them, where they could not matter; false where they have to be written.
     fn skip(&mut self, _bytes: usize) -> bool {
         false
@@ -84,11 +83,7 @@ pub(super) trait TextSink {
 }
 
 #[cfg(test)]
-impl TextSink for Vec<u8> {
-    fn write(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
-    }
-}
+impl TextSink for Vec<u8> {}
 
 /// One hash of the bytes that are written to it, however they are cut.
 #[derive(Default)]
@@ -100,7 +95,9 @@ impl TextDigest {
     }
 }
 
-impl TextSink for TextDigest {
+impl TextSink for TextDigest {}
+
+impl ByteSink for TextDigest {
     fn write(&mut self, bytes: &[u8]) {
         spend(bytes.len());
         self.0.update(bytes);
@@ -173,7 +170,7 @@ impl ChainHasher {
     }
 }
 
-impl TextSink for ChainHasher {
+impl ByteSink for ChainHasher {
     #[inline]
     fn write(&mut self, mut bytes: &[u8]) {
         self.chain.bytes += bytes.len() as u64;
@@ -204,7 +201,9 @@ impl TextSink for ChainHasher {
         }
         self.rest.extend_from_slice(blocks.remainder());
     }
+}
 
+impl TextSink for ChainHasher {
     fn skip(&mut self, bytes: usize) -> bool {
         let skips = self.chain.blocks.len() >= self.max_blocks;
         if skips {

@@ -17,7 +17,7 @@ use self::plain::FormCharset;
 pub use self::tail::FormTail;
 use super::scan::ScanProgress;
 use super::value::{MAX_MODEL_NAME_BYTES, MAX_TRUE_WORD_BYTES, ModelField, is_true_word, lossy_short};
-use super::work::spend;
+use crate::json::work::spend;
 
 /// Longer boundaries are refused by vLLM's own parser.
 const MAX_BOUNDARY_BYTES: usize = 256;

@@ -5,14 +5,11 @@
 //! to quote at the speed of memory, elsewhere byte by byte with a counter for the depth.
 //!
 //! The scanner stops where the bytes end and goes on from there when the same buffer has grown, so that
-//! a body costs one pass however it is cut. It is laxer than vLLM: inside a value only brackets and
-//! quotes are looked at. The upstream refuses what is wrong there; no reading of a body is ever a reason
-//! to drop it. Where Python's `json` and others differ, Python is followed: the last of two equal keys
-//! wins, and NaN and a byte-order mark are allowed.
+//! a body costs one pass however it is cut: see [`GrowingObject`], which also says where it is laxer than
+//! vLLM. Where Python's `json` and others differ, Python is followed: the last of two equal keys wins.
 //!
 //! Never: a tree of the document, recursion, a copy of the body, a panic.
 
-pub(super) mod bytes;
 mod fields;
 mod known;
 mod tail;
@@ -20,16 +17,14 @@ mod tail;
 use std::borrow::Cow;
 use std::ops::Range;
 
-pub(crate) use self::bytes::string_end;
-use self::bytes::{ByteClass, CLASSES, numbers_at};
 pub use self::fields::{BodyField, FieldSet};
-use self::known::KnownValues;
 pub use self::tail::DocumentTail;
 use super::value::{
     MAX_MODEL_NAME_BYTES, MAX_RESPONSE_ID_BYTES, MAX_TRUE_WORD_BYTES, ModelField, is_true_number,
-    is_true_word, unescape, unescape_short,
+    is_true_word, unescape_short,
 };
-use super::work::spend;
+pub use crate::json::ScanProgress;
+use crate::json::{GrowingObject, GrownValue, MemberKind, MemberSink, ScalarKind, ValueMeter, unescape};
 
 /// How much of a string that is a `data:` URL counts as prompt: 1,000 tokens, about what an image costs.
 /// Its base64 is megabytes, none of which is read as text.
@@ -37,19 +32,6 @@ const MEDIA_WEIGHT_BYTES: u64 = 4096;
 
 /// What a number counts as prompt: it is a token id, and a token stands for four bytes.
 const NUMBER_WEIGHT_BYTES: u64 = 4;
-
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// How far the scanner has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScanProgress {
-    /// The document goes on after the bytes seen so far.
-    Cut,
-    /// The document is whole, or is no object, in which there is nothing to find.
-    Complete,
-    /// No JSON from this offset on. What was found before it still holds.
-    Malformed(usize),
-}
 
 /// What the bytes seen so far say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,74 +64,33 @@ impl ScanFacts<'_> {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ScannedKind {
-    String,
-    Number,
-    /// A number that pydantic takes for true, of a field that is true or false.
-    One,
-    True,
-    False,
-    Null,
-    Container,
-}
-
 /// A top-level value that is whole.
 #[derive(Clone, Copy, Debug)]
 struct ScannedValue {
-    kind: ScannedKind,
+    kind: MemberKind,
+    /// A number that pydantic takes for true, of a field that is true or false.
+    is_one: bool,
     start: usize,
     end: usize,
     prompt: u64,
 }
 
-/// Where in the document the scanner stands. Offsets are into the buffer.
-#[derive(Clone, Copy, Debug)]
-enum ScannerState {
-    Start,
-    /// After `{`.
-    KeyOrEnd,
-    /// After a comma.
-    Key,
-    InKey {
-        start: usize,
-    },
-    Colon,
-    BeforeValue,
-    /// After the opening quote of a top-level string.
-    InString {
-        start: usize,
-    },
-    /// In a number or a literal.
-    InScalar {
-        start: usize,
-    },
-    /// In an object or array, outside strings.
-    Nested {
-        start: usize,
-    },
-    /// In an object or array, after the opening quote of a string.
-    NestedString {
-        start: usize,
-        quote: usize,
-    },
-    CommaOrEnd,
-    /// After the last bracket: white space only.
-    End,
-    NotAnObject,
-    Malformed(usize),
-}
+/// About four times the tokens of a value.
+#[derive(Clone, Copy, Debug, Default)]
+struct PromptWeight(u64);
 
 /// See the module. Always give it the same buffer, grown at its end.
 #[derive(Clone, Debug)]
 pub struct Scanner {
-    place: ScannerState,
-    /// Everything before it has been looked at.
-    at: usize,
-    depth: u64,
+    object: GrowingObject<PromptWeight>,
+    found: FieldValues,
+}
+
+/// The values of the known fields.
+#[derive(Clone, Debug)]
+struct FieldValues {
     /// Of the value in progress.
     field: Option<BodyField>,
-    prompt: u64,
     values: [Option<ScannedValue>; fields::FIELDS.len()],
 }
 
@@ -159,193 +100,50 @@ impl Default for Scanner {
     }
 }
 
+impl ValueMeter for PromptWeight {
+    const COUNTS_NUMBERS: bool = true;
+
+    #[inline]
+    fn string(&mut self, text: &[u8]) {
+        self.0 += string_weight(text);
+    }
+
+    #[inline]
+    fn numbers(&mut self, count: u64) {
+        self.0 += NUMBER_WEIGHT_BYTES * count;
+    }
+}
+
+// === impl FieldValues ===
+
+impl MemberSink<PromptWeight> for FieldValues {
+    fn key(&mut self, raw: &[u8]) {
+        self.field = BodyField::of_key(raw);
+    }
+
+    fn value(&mut self, body: &[u8], value: GrownValue<PromptWeight>) {
+        let Some(field) = self.field.take() else { return };
+        let Some((kind, PromptWeight(prompt))) = value.read else { return };
+        let (start, end) = (value.span.start, value.span.end);
+        // Parsed here, and not whenever it is asked for: a number may be as long as the body.
+        let is_flag = matches!(field, BodyField::Stream | BodyField::Background);
+        let is_number = kind == MemberKind::Scalar(ScalarKind::Number);
+        let is_one = is_flag && is_number && is_true_number(&body[value.span]);
+        self.values[field.index()] = Some(ScannedValue { kind, is_one, start, end, prompt });
+    }
+}
+
 // === impl Scanner: reading ===
 
 impl Scanner {
     pub fn new() -> Self {
-        Scanner {
-            place: ScannerState::Start,
-            at: 0,
-            depth: 0,
-            field: None,
-            prompt: 0,
-            values: [None; fields::FIELDS.len()],
-        }
+        let found = FieldValues { field: None, values: [None; fields::FIELDS.len()] };
+        Scanner { object: GrowingObject::new(), found }
     }
 
     /// Looks at what the buffer has gained since the last call.
     pub fn scan(&mut self, body: &[u8]) {
-        self.scan_with(body, &KnownValues::NOTHING);
-    }
-
-    fn scan_with(&mut self, body: &[u8], known: &KnownValues<'_>) {
-        while let Some(&byte) = body.get(self.at) {
-            spend(1);
-            let moved = match self.place {
-                ScannerState::Start => self.start(body),
-                ScannerState::InKey { start } => self.key(body, start),
-                ScannerState::InString { start } => self.string(body, start),
-                ScannerState::InScalar { start } => self.scalar(body, start),
-                ScannerState::Nested { start } => self.nested(body, start),
-                ScannerState::NestedString { start, quote } => self.nested_string(body, start, quote),
-                ScannerState::NotAnObject | ScannerState::Malformed(_) => false,
-                ScannerState::BeforeValue => self.copy_known(body, known) || self.between(byte),
-                _ => self.between(byte),
-            };
-            if !moved {
-                return;
-            }
-        }
-    }
-
-    fn go(&mut self, at: usize, place: ScannerState) -> bool {
-        self.at = at;
-        self.place = place;
-        true
-    }
-
-    /// The bytes end here; the place stays, all of them have been looked at.
-    fn wait(&mut self, body: &[u8]) -> bool {
-        self.at = body.len();
-        false
-    }
-
-    fn start(&mut self, body: &[u8]) -> bool {
-        if self.at == 0 {
-            if body.starts_with(BYTE_ORDER_MARK) {
-                return self.go(BYTE_ORDER_MARK.len(), ScannerState::Start);
-            }
-            if BYTE_ORDER_MARK.starts_with(body) {
-                return false;
-            }
-        }
-        let place = match body[self.at] {
-            b' ' | b'\n' | b'\r' | b'\t' => ScannerState::Start,
-            b'{' => ScannerState::KeyOrEnd,
-            b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I' => ScannerState::NotAnObject,
-            _ => ScannerState::Malformed(self.at),
-        };
-        self.go(self.at + 1, place)
-    }
-
-    /// One byte of the top-level object, outside keys and values.
-    fn between(&mut self, byte: u8) -> bool {
-        let next = self.at + 1;
-        let place = match (self.place, byte) {
-            (place, b' ' | b'\n' | b'\r' | b'\t') => place,
-            (ScannerState::KeyOrEnd | ScannerState::Key, b'"') => ScannerState::InKey { start: next },
-            (ScannerState::KeyOrEnd | ScannerState::CommaOrEnd, b'}') => ScannerState::End,
-            (ScannerState::Colon, b':') => ScannerState::BeforeValue,
-            (ScannerState::CommaOrEnd, b',') => ScannerState::Key,
-            (ScannerState::BeforeValue, b'"') => ScannerState::InString { start: next },
-            (ScannerState::BeforeValue, b'{' | b'[') => {
-                self.depth = 1;
-                ScannerState::Nested { start: self.at }
-            }
-            (ScannerState::BeforeValue, b'-' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z') => {
-                ScannerState::InScalar { start: self.at }
-            }
-            _ => ScannerState::Malformed(self.at),
-        };
-        self.go(next, place)
-    }
-
-    fn key(&mut self, body: &[u8], start: usize) -> bool {
-        let Some(end) = string_end(body, start, self.at) else {
-            return self.wait(body);
-        };
-        self.field = BodyField::of_key(&body[start..end]);
-        self.prompt = 0;
-        self.go(end + 1, ScannerState::Colon)
-    }
-
-    fn string(&mut self, body: &[u8], start: usize) -> bool {
-        let Some(end) = string_end(body, start, self.at) else {
-            return self.wait(body);
-        };
-        self.prompt += string_weight(&body[start..end]);
-        self.finish(ScannedKind::String, start - 1, end + 1)
-    }
-
-    fn scalar(&mut self, body: &[u8], start: usize) -> bool {
-        let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
-        let Some(length) = body[self.at..].iter().position(|byte| !is_part(byte)) else {
-            spend(body.len() - self.at);
-            return self.wait(body);
-        };
-        spend(length);
-        let end = self.at + length;
-        let kind = match &body[start..end] {
-            b"true" => ScannedKind::True,
-            b"false" => ScannedKind::False,
-            b"null" => ScannedKind::Null,
-            b"NaN" | b"Infinity" | b"-Infinity" => ScannedKind::Number,
-            [b'-' | b'0'..=b'9', ..] => ScannedKind::Number,
-            _ => return self.go(end, ScannerState::Malformed(start)),
-        };
-        if kind == ScannedKind::Number {
-            self.prompt += NUMBER_WEIGHT_BYTES;
-        }
-        // Parsed here, and not whenever it is asked for: a number may be as long as the body.
-        let is_flag = matches!(self.field, Some(BodyField::Stream | BodyField::Background));
-        let is_one = is_flag && kind == ScannedKind::Number && is_true_number(&body[start..end]);
-        self.finish(if is_one { ScannedKind::One } else { kind }, start, end)
-    }
-
-    /// The inside of an object or array: only quotes, brackets and the beginnings of numbers matter.
-    fn nested(&mut self, body: &[u8], start: usize) -> bool {
-        let mut at = self.at;
-        let (mut depth, mut prompt) = (self.depth, self.prompt);
-        let place = loop {
-            let Some(&byte) = body.get(at) else {
-                break ScannerState::Nested { start };
-            };
-            spend(1);
-            match CLASSES[usize::from(byte)] {
-                ByteClass::Other => at += 1,
-                ByteClass::Number => {
-                    let (length, numbers) = numbers_at(body, at);
-                    prompt += NUMBER_WEIGHT_BYTES * numbers;
-                    at += length;
-                }
-                ByteClass::Open => {
-                    depth += 1;
-                    at += 1;
-                }
-                ByteClass::Close => {
-                    depth -= 1;
-                    at += 1;
-                    if depth == 0 {
-                        self.prompt = prompt;
-                        return self.finish(ScannedKind::Container, start, at);
-                    }
-                }
-                ByteClass::Quote => match string_end(body, at + 1, at + 1) {
-                    Some(end) => {
-                        prompt += string_weight(&body[at + 1..end]);
-                        at = end + 1;
-                    }
-                    None => break ScannerState::NestedString { start, quote: at + 1 },
-                },
-            }
-        };
-        (self.depth, self.prompt) = (depth, prompt);
-        self.go(body.len(), place)
-    }
-
-    fn nested_string(&mut self, body: &[u8], start: usize, quote: usize) -> bool {
-        let Some(end) = string_end(body, quote, self.at) else {
-            return self.wait(body);
-        };
-        self.prompt += string_weight(&body[quote..end]);
-        self.go(end + 1, ScannerState::Nested { start })
-    }
-
-    fn finish(&mut self, kind: ScannedKind, start: usize, end: usize) -> bool {
-        if let Some(field) = self.field.take() {
-            self.values[field.index()] = Some(ScannedValue { kind, start, end, prompt: self.prompt });
-        }
-        self.go(end, ScannerState::CommaOrEnd)
+        self.object.read(body, &mut self.found);
     }
 }
 
@@ -359,8 +157,8 @@ impl Scanner {
         let mut prompt_bytes = 0;
         for (field, _) in fields::FIELDS {
             let is_open = open == Some(field);
-            let whole = self.values[field.index()].filter(|_| !is_open);
-            if is_open || whole.is_some_and(|value| value.kind != ScannedKind::Null) {
+            let whole = self.found.values[field.index()].filter(|_| !is_open);
+            if is_open || whole.is_some_and(|value| !value.is_null()) {
                 fields.insert(field);
             }
             if field.is_prompt() {
@@ -375,8 +173,8 @@ impl Scanner {
             previous_response_id: self
                 .string_of(body, BodyField::PreviousResponseId)
                 .map(|raw| unescape_short(raw, MAX_RESPONSE_ID_BYTES)),
-            without_store: self.values[BodyField::Store.index()]
-                .is_some_and(|value| value.kind == ScannedKind::False),
+            without_store: self.found.values[BodyField::Store.index()]
+                .is_some_and(|value| value.kind == MemberKind::Scalar(ScalarKind::False)),
             background: self.is_true(body, BodyField::Background),
             prompt_bytes,
             state: self.progress(),
@@ -384,35 +182,29 @@ impl Scanner {
     }
 
     pub fn progress(&self) -> ScanProgress {
-        match self.place {
-            ScannerState::End | ScannerState::NotAnObject => ScanProgress::Complete,
-            ScannerState::Malformed(offset) => ScanProgress::Malformed(offset),
-            _ => ScanProgress::Cut,
-        }
+        self.object.progress()
     }
 
     /// Where the value of a field stands, quotes and brackets included; the last one where the key comes
     /// twice. `None` until it is whole.
     pub fn span(&self, field: BodyField) -> Option<Range<usize>> {
-        self.values[field.index()].map(|value| value.start..value.end)
+        self.found.values[field.index()].map(|value| value.start..value.end)
     }
 
     /// Where the value of a field stands as far as it was seen, and whether that is all of it.
     pub fn seen(&self, field: BodyField) -> Option<(Range<usize>, bool)> {
-        if self.open_value() != Some(field) {
-            return Some((self.span(field)?, true));
+        match self.object.open_value() {
+            Some(open) if self.found.field == Some(field) => {
+                Some((open.start..self.object.examined(), false))
+            }
+            _ => Some((self.span(field)?, true)),
         }
-        let start = match self.place {
-            ScannerState::InString { start } => start - 1,
-            ScannerState::Nested { start } | ScannerState::NestedString { start, .. } => start,
-            _ => return None,
-        };
-        Some((start..self.at, false))
     }
 
     fn model<'a>(&self, body: &'a [u8]) -> ModelField<'a> {
-        match self.values[BodyField::Model.index()] {
-            None | Some(ScannedValue { kind: ScannedKind::Null, .. }) => ModelField::Absent,
+        match self.found.values[BodyField::Model.index()] {
+            None => ModelField::Absent,
+            Some(value) if value.is_null() => ModelField::Absent,
             Some(_) => self.string_of(body, BodyField::Model).map_or(ModelField::NotAString, |raw| {
                 ModelField::named(unescape_short(raw, MAX_MODEL_NAME_BYTES))
             }),
@@ -421,42 +213,42 @@ impl Scanner {
 
     /// The bytes between the quotes of a field whose value is a string.
     fn string_of<'a>(&self, body: &'a [u8], field: BodyField) -> Option<&'a [u8]> {
-        let value = self.values[field.index()].filter(|value| value.kind == ScannedKind::String)?;
+        let value = self.found.values[field.index()].filter(|value| value.kind == MemberKind::String)?;
         body.get(value.start + 1..value.end - 1)
     }
 
     fn is_true(&self, body: &[u8], field: BodyField) -> bool {
-        let Some(value) = self.values[field.index()] else {
+        let Some(value) = self.found.values[field.index()] else {
             return false;
         };
         match value.kind {
-            ScannedKind::True | ScannedKind::One => true,
-            ScannedKind::String => self
+            MemberKind::Scalar(kind) => kind == ScalarKind::True || value.is_one,
+            MemberKind::String => self
                 .string_of(body, field)
                 .filter(|raw| raw.len() <= MAX_TRUE_WORD_BYTES)
                 .is_some_and(|raw| is_true_word(&unescape(raw))),
-            ScannedKind::False | ScannedKind::Null | ScannedKind::Number | ScannedKind::Container => false,
+            MemberKind::Container => false,
         }
     }
 
     /// The field whose value the cut goes through, where it can no longer turn out to be null.
     fn open_value(&self) -> Option<BodyField> {
-        match self.place {
-            ScannerState::InString { .. }
-            | ScannerState::Nested { .. }
-            | ScannerState::NestedString { .. } => self.field,
-            _ => None,
-        }
+        self.object.open_value().and(self.found.field)
     }
 
     fn open_prompt(&self, body: &[u8]) -> u64 {
-        let string = match self.place {
-            ScannerState::InString { start } | ScannerState::NestedString { quote: start, .. } => {
-                body.get(start..self.at)
-            }
-            _ => None,
-        };
-        self.prompt + string.map_or(0, string_weight)
+        let PromptWeight(mut weight) = self.object.open_meter();
+        let text = self.object.open_value().and_then(|open| open.text);
+        if let Some(text) = text.and_then(|start| body.get(start..self.object.examined())) {
+            weight += string_weight(text);
+        }
+        weight
+    }
+}
+
+impl ScannedValue {
+    fn is_null(&self) -> bool {
+        self.kind == MemberKind::Scalar(ScalarKind::Null)
     }
 }
 

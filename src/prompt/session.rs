@@ -32,10 +32,10 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::canon::cursor::{JsonCursor, RawValue};
 use super::scan::{BodyField, Scanner};
-use super::value::unescape;
 use crate::config::types::{SessionConfig, SubagentSessions};
+use crate::json::unescape;
+use crate::json::{JsonCursor, RawValue};
 use cookie::CookiePattern;
 
 /// The longest name that is its own label, in bytes.

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use super::work::spend;
+use crate::json::unescape;
+use crate::json::work::spend;
 use crate::names::MAX_MODEL_BYTES;
 
 /// The longest name of a model, in bytes. A longer name is one that nothing serves: it is kept as its
@@ -94,98 +95,10 @@ pub(super) fn lossy_short(bytes: &[u8], most: usize) -> Cow<'_, str> {
     shortened(String::from_utf8_lossy(seen), most)
 }
 
-/// The text of a JSON string, given the bytes between its quotes. Borrows where nothing is escaped.
-///
-/// Two escaped surrogates make one character as they do in Python. A lone one has no place in UTF-8
-/// and becomes U+FFFD, which no served model is called.
-pub(crate) fn unescape(raw: &[u8]) -> Cow<'_, str> {
-    spend(raw.len());
-    if memchr::memchr(b'\\', raw).is_none() {
-        // Making sure that there is nothing to replace is quicker than looking for what to replace.
-        return std::str::from_utf8(raw).map_or_else(|_| String::from_utf8_lossy(raw), Cow::Borrowed);
-    }
-    let mut text = Vec::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(at) = memchr::memchr(b'\\', rest) {
-        text.extend_from_slice(&rest[..at]);
-        let (decoded, used) = escape(&rest[at..]);
-        text.extend_from_slice(decoded.encode_utf8(&mut [0; 4]).as_bytes());
-        rest = &rest[at + used..];
-    }
-    text.extend_from_slice(rest);
-    match String::from_utf8(text) {
-        Ok(text) => Cow::Owned(text),
-        Err(error) => Cow::Owned(String::from_utf8_lossy(error.as_bytes()).into_owned()),
-    }
-}
-
-/// One escape, which begins at the backslash: its character and its length.
-pub(super) fn escape(raw: &[u8]) -> (char, usize) {
-    let character = match raw.get(1) {
-        Some(b'u') => return unicode_escape(raw),
-        Some(b'b') => '\u{8}',
-        Some(b'f') => '\u{c}',
-        Some(b'n') => '\n',
-        Some(b'r') => '\r',
-        Some(b't') => '\t',
-        Some(&plain @ (b'"' | b'\\' | b'/')) => char::from(plain),
-        // Not JSON. Only the backslash is used up, so that no character is cut in two.
-        _ => return (char::REPLACEMENT_CHARACTER, 1),
-    };
-    (character, 2)
-}
-
-fn unicode_escape(raw: &[u8]) -> (char, usize) {
-    let Some(first) = code_unit(raw) else {
-        return (char::REPLACEMENT_CHARACTER, 2);
-    };
-    if let Some(second) = raw.get(6..).and_then(code_unit)
-        && let Some(Ok(character)) = char::decode_utf16([first, second]).next()
-        && character.len_utf16() == 2
-    {
-        return (character, 12);
-    }
-    (char::from_u32(u32::from(first)).unwrap_or(char::REPLACEMENT_CHARACTER), 6)
-}
-
-/// The four hexadecimal digits of `\uXXXX`.
-fn code_unit(raw: &[u8]) -> Option<u16> {
-    let digits = raw.strip_prefix(b"\\u")?.get(..4)?;
-    digits.iter().try_fold(0, |unit: u16, digit| {
-        let value = char::from(*digit).to_digit(16)?;
-        Some(unit << 4 | u16::try_from(value).ok()?)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn escapes_are_decoded_as_python_does() {
-        for (raw, text) in [
-            ("plain", "plain"),
-            ("", ""),
-            (r#"a\"b\\c\/d"#, "a\"b\\c/d"),
-            (r"\b\f\n\r\t", "\u{8}\u{c}\n\r\t"),
-            (r"caf\u00e9 \u00E9", "café é"),
-            (r"\ud83d\ude00!", "😀!"),
-            (r"\ud83d", "\u{fffd}"),
-            (r"\ude00\ud83d", "\u{fffd}\u{fffd}"),
-            (r"\ud83d\u0041", "\u{fffd}A"),
-            (r"\ud83dx", "\u{fffd}x"),
-            (r"\u00", "\u{fffd}00"),
-            (r"\u+0041", "\u{fffd}+0041"),
-            (r"\x", "\u{fffd}x"),
-            ("\\", "\u{fffd}"),
-            ("\\é", "\u{fffd}é"),
-        ] {
-            assert_eq!(unescape(raw.as_bytes()), text, "{raw}");
-        }
-        assert!(matches!(unescape(b"plain"), Cow::Borrowed(_)));
-        assert_eq!(unescape(b"\xff\\n"), "\u{fffd}\n");
-    }
 
     #[test]
     fn truth_is_pydantics() {
@@ -229,23 +142,6 @@ mod tests {
         #[test]
         fn bytes_that_are_no_text_are_cut_alike(bytes in any::<Vec<u8>>(), most in 0..40_usize) {
             prop_assert_eq!(lossy_short(&bytes, most), shortened(String::from_utf8_lossy(&bytes), most));
-        }
-
-        #[test]
-        fn any_text_survives_a_round_trip(text in any::<String>()) {
-            let json = serde_json::to_string(&text).unwrap();
-            prop_assert_eq!(unescape(&json.as_bytes()[1..json.len() - 1]), text);
-        }
-
-        #[test]
-        fn any_text_survives_escaped_to_the_last_character(text in any::<String>()) {
-            let raw: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
-            prop_assert_eq!(unescape(raw.as_bytes()), text);
-        }
-
-        #[test]
-        fn any_bytes_are_taken(raw in any::<Vec<u8>>()) {
-            unescape(&raw);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::request::{ClientRequest, RequestScope};
 use crate::fleet::{Lease, RequestWork, Snapshot, Upstream};
+use crate::json;
 use crate::pick::Candidate;
 use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
 use crate::prompt::chain::BlockLayout;
@@ -94,7 +95,7 @@ fn is_batch(request: &PromptSource<'_>) -> bool {
         PromptDialect::Responses | PromptDialect::Messages | PromptDialect::Generate => return false,
     };
     let list = request.scanner.span(field).and_then(|span| request.body.get(span)?.strip_prefix(b"["));
-    let first = list.and_then(|list| list.trim_ascii_start().first());
+    let first = list.and_then(|list| list.get(json::skip_space(list, 0)));
     match request.dialect {
         PromptDialect::Completions => matches!(first, Some(b'"' | b'[')),
         _ => first == Some(&b'['),

@@ -24,11 +24,11 @@ use serde_json::Value;
 use self::chat::OpenReasoning;
 use self::rename::ModelRenamer;
 use super::dialect::BodyDialect;
-use super::json::{self, JsonObject};
 use super::rewrite::AddedAnswerFields;
 use super::splice::{Splices, write};
 use super::table::RoutePlan;
 use super::token_ids::{MissingTokens, SeenTokens};
+use crate::json::{self, JsonObject};
 use crate::reply::ending::{ErrorEventForm, error_events};
 use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
 
@@ -160,10 +160,14 @@ impl AnswerEditor {
                     match piece {
                         SsePiece::Line(line) => self.edit.line(&line, &mut out),
                         SsePiece::LineFeed => out.extend_from_slice(piece.raw()),
-                        SsePiece::Long { part, ends, .. } => {
-                            let renamer =
-                                long.get_or_insert_with(|| ModelRenamer::new(self.edit.client_name()));
-                            renamer.feed(part.raw(), &mut out);
+                        SsePiece::Long { part, begins, ends } => {
+                            let data = if begins { part.data().map(|data| data.start) } else { None };
+                            let (head, rest) = part.raw().split_at(data.unwrap_or(0));
+                            out.extend_from_slice(head);
+                            // A line of something else stays as it is.
+                            let name = || data.and_then(|_| self.edit.client_name());
+                            let renamer = long.get_or_insert_with(|| ModelRenamer::new(name()));
+                            renamer.feed(rest, &mut out);
                             if ends {
                                 *long = None;
                             }
@@ -220,7 +224,7 @@ impl AnswerEdit {
         let raw = line.raw();
         let data = line.data().unwrap_or(raw.len()..raw.len());
         let start = data.start + json::skip_space(&raw[data.clone()], 0);
-        let end = start + raw[start..data.end].trim_ascii_end().len();
+        let end = start + json::trim_end(&raw[start..data.end]).len();
         let edited = self.document(&raw[start..end], "delta");
         if let Some(missing) = self.missing {
             // The last event of the stream.

@@ -15,7 +15,7 @@ use memchr::memmem;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
-use super::json::{self, MAX_MEMBERS};
+use crate::json::{self, MAX_MEMBERS};
 
 /// The longest body that is read as an error of vLLM.
 const MAX_REFUSAL_BYTES: usize = 1 << 20;

@@ -20,10 +20,10 @@ use self::history::MAX_CHANGES;
 use self::removed::RemovedFields;
 use self::rules::{MemberRules, patch};
 use super::dialect::BodyDialect;
-pub use super::json::is_wide;
-use super::json::{self, JsonMember, JsonObject, JsonResult, MAX_KEY_BYTES, MAX_MEMBERS, ReadFault};
 use super::splice::{Splices, write};
 use crate::config::types::{BodyEdits, RouteConfig};
+pub use crate::json::is_wide;
+use crate::json::{self, JsonMember, JsonObject, JsonResult, MAX_KEY_BYTES, MAX_MEMBERS, ReadFault};
 use crate::prompt::multipart::FormScanner;
 use crate::reject::Reject;
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::json::{JsonObject, Span};
+use crate::json::{JsonObject, Span};
 
 /// Changes to one text, out of texts that live for `'t`. They may come in any order and must not overlap.
 #[derive(Debug, Default)]
@@ -147,8 +147,8 @@ pub fn write(value: &Value) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::json::document;
     use super::*;
+    use crate::json::document;
 
     fn edited(body: &str, remove: &[&str], set: &[(&str, &str)]) -> String {
         let object = document(body.as_bytes()).unwrap();

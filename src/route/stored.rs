@@ -26,6 +26,8 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::json::skip_space;
+
 /// Keys the hashes of names.
 const HASH_KEY: u64 = u64::from_be_bytes(*b"vllm-lb\0");
 
@@ -110,10 +112,9 @@ impl ResponseIdStamp {
     /// For a body that begins so, and has no id of its own; `name` is the model's `number`. `None` for one
     /// that is no object, or of which too little is known to tell what stands behind its brace.
     pub fn new(body: &[u8], name: u64, secret: [u8; SECRET]) -> Option<Self> {
-        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
-        let brace = body.iter().position(|byte| !is_space(byte))?;
-        let next = body[brace..].get(1..)?.iter().find(|byte| !is_space(byte))?;
-        let fits = body[brace] == b'{' && *next == b'"';
+        let brace = skip_space(body, 0);
+        let next = skip_space(body, brace + 1);
+        let fits = body.get(brace) == Some(&b'{') && body.get(next) == Some(&b'"');
         fits.then(|| ResponseIdStamp { name, secret, at: brace + 1 })
     }
 

@@ -26,8 +26,8 @@ mod filter;
 pub use filter::UsageFilter;
 
 use super::dialect::BodyDialect;
-use super::json::{self, Span};
 use super::splice::{ObjectEdit, Splices};
+use crate::json::{self, Span};
 use crate::prompt::scan::{BodyField, ScanProgress, Scanner};
 
 /// What a body without options gets.
@@ -77,7 +77,7 @@ pub fn usage_request(body: &[u8], scanner: &Scanner, dialect: BodyDialect) -> Op
     let mut out = Splices::default();
     match scanner.span(BodyField::StreamOptions) {
         None => {
-            let end = body.trim_ascii_end().len().checked_sub(1).filter(|end| body[*end] == b'}')?;
+            let end = json::trim_end(body).len().checked_sub(1).filter(|end| body[*end] == b'}')?;
             return Some(UsageRequest::Insert { at: end, text: STREAM_OPTIONS_MEMBER });
         }
         Some(span) if &body[span.clone()] == b"null" => out.replace(span, INCLUDE_USAGE),

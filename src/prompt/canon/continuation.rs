@@ -8,12 +8,11 @@
 //! Every byte is looked at a bounded number of times, however small the pieces are in which it comes.
 
 use super::super::chain::{ChainHasher, TextSink};
-use super::super::scan::bytes::string_end;
-use super::super::work::spend;
-use super::cursor::JsonCursor;
 use super::ids::IdReader;
 use super::text_form::write_text;
 use super::turns::{self, ConversationWriter};
+use crate::json::work::spend;
+use crate::json::{ContainerSkip, JsonCursor, is_space, string_end};
 
 /// The longest message behind the peeked bytes that is still read.
 pub const MAX_HELD_BYTES: usize = 1 << 20;
@@ -42,9 +41,8 @@ pub struct PromptContinuation {
     held: Vec<u8>,
     /// Up to here they have been looked at for the end of a message.
     searched: usize,
-    depth: u64,
-    /// Where the text of the string in progress begins.
-    string: Option<usize>,
+    /// The message in progress.
+    message: Option<ContainerSkip>,
     /// A message has come to its end, so what was written of it before is replaced.
     rewound: bool,
     ids: IdReader,
@@ -90,9 +88,9 @@ impl PromptContinuation {
         let mut start = 0;
         loop {
             spend(1);
-            if self.depth == 0 {
-                let between = |byte: &u8| byte.is_ascii_whitespace() || *byte == b',';
-                let gap = self.held[self.searched..].iter().take_while(|byte| between(byte)).count();
+            if self.message.is_none() {
+                let is_between = |byte: &u8| is_space(*byte) || *byte == b',';
+                let gap = self.held[self.searched..].iter().take_while(|byte| is_between(byte)).count();
                 spend(gap);
                 self.searched += gap;
                 start = self.searched;
@@ -102,9 +100,12 @@ impl PromptContinuation {
                     Some(_) => return false,
                 }
             }
-            if !self.find_end() {
+            let message = self.message.get_or_insert_default();
+            let Some(end) = message.resume(&self.held, self.searched, &mut ()) else {
+                self.searched = self.held.len();
                 break;
-            }
+            };
+            (self.message, self.searched) = (None, end);
             if !std::mem::replace(&mut self.rewound, true) {
                 out.rewind();
             }
@@ -122,32 +123,7 @@ impl PromptContinuation {
             self.held.drain(..start);
         }
         self.searched -= start;
-        self.string = self.string.map(|string| string - start);
+        self.message.iter_mut().for_each(|message| message.shift(start));
         self.held.len() <= MAX_HELD_BYTES
-    }
-
-    /// Looks for the bracket that closes the message in progress, and stands behind it.
-    fn find_end(&mut self) -> bool {
-        loop {
-            if let Some(start) = self.string {
-                let Some(end) = string_end(&self.held, start, self.searched.max(start)) else {
-                    self.searched = self.held.len();
-                    return false;
-                };
-                (self.string, self.searched) = (None, end + 1);
-            }
-            let Some(&byte) = self.held.get(self.searched) else { return false };
-            self.searched += 1;
-            spend(1);
-            match byte {
-                b'"' => self.string = Some(self.searched),
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => self.depth -= 1,
-                _ => {}
-            }
-            if self.depth == 0 {
-                return true;
-            }
-        }
     }
 }

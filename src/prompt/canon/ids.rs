@@ -1,7 +1,7 @@
 //! Token ids in the canonical text: four bytes each, little end first.
 
-use super::super::chain::TextSink;
-use super::super::work::spend;
+use crate::json::work::spend;
+use crate::json::{ByteSink, is_space};
 
 /// Reads a list of numbers in pieces of any size. A number that the pieces cut is kept as its value so far,
 /// so that every byte is looked at once, however long the number is.
@@ -27,7 +27,7 @@ const BATCH: usize = 512;
 
 impl IdReader {
     /// Writes the numbers of the next piece of a list whose opening bracket stands before the first piece.
-    pub fn read<S: TextSink>(&mut self, bytes: &[u8], out: &mut S) -> IdsRead {
+    pub fn read<S: ByteSink>(&mut self, bytes: &[u8], out: &mut S) -> IdsRead {
         let mut at = 0;
         if let Some(begun) = self.number {
             let (id, length) = digits(bytes, begun);
@@ -44,7 +44,8 @@ impl IdReader {
         let over = loop {
             let Some(&byte) = bytes.get(at) else { break false };
             match byte {
-                b',' | b' ' | b'\n' | b'\r' | b'\t' => at += 1,
+                b',' => at += 1,
+                _ if is_space(byte) => at += 1,
                 b'0'..=b'9' => {
                     let rest = &bytes[at..];
                     let Some((id, length)) = short_number(rest).or_else(|| number(rest)) else {
@@ -69,7 +70,7 @@ impl IdReader {
 }
 
 /// Writes the numbers of a list whose opening bracket stands before the bytes.
-pub fn write<S: TextSink>(bytes: &[u8], out: &mut S) -> IdsRead {
+pub fn write<S: ByteSink>(bytes: &[u8], out: &mut S) -> IdsRead {
     IdReader::default().read(bytes, out)
 }
 

@@ -5,9 +5,9 @@
 //! client gave them. The same picture as a URL and as data is therefore two pictures.
 
 use super::super::chain::{MEDIA_WEIGHT_BYTES, TextDigest, TextSink};
-use super::super::work::spend;
-use super::cursor::{JsonCursor, RawValue};
-use super::text::{after, begins_with, decode};
+use super::text::{after, begins_with};
+use crate::json::work::spend;
+use crate::json::{ByteSink, JsonCursor, RawValue, decode};
 
 /// Begins a picture: its kind and its hash follow.
 const MEDIA: u8 = 3;

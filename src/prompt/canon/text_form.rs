@@ -6,15 +6,12 @@
 //!
 //! Never: a text that is taken apart where it already has the form.
 
-use super::super::chain::TextSink;
-use super::super::scan::bytes::{WINDOW, windows};
-use super::super::value::escape;
-use super::super::work::spend;
-use super::text::{is_undecided, lone_unit};
+use crate::json::work::spend;
+use crate::json::{ByteSink, WINDOW, escape, is_undecided, lone_unit, windows};
 
 /// Writes a string in the one form that the canonical text has for it, given the bytes between its quotes.
 /// Returns how many of them were used: all, unless the string is cut within an escape.
-pub fn write_text<S: TextSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
+pub fn write_text<S: ByteSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
     // `at` is never within an escape. What stands from `start` on has not been written.
     let (mut start, mut at) = (0, 0);
     while let Some(escape_at) = next_replaced(raw, at) {
@@ -40,7 +37,7 @@ pub fn write_text<S: TextSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
     end
 }
 
-fn write_character<S: TextSink>(character: char, out: &mut S) {
+fn write_character<S: ByteSink>(character: char, out: &mut S) {
     let short = match character {
         '"' | '\\' => character as u8,
         '\u{8}' => b'b',
@@ -116,8 +113,8 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
-    use super::super::super::value::unescape;
     use super::*;
+    use crate::json::unescape;
 
     fn written(raw: &[u8], whole: bool) -> (Vec<u8>, usize) {
         let mut text = Vec::new();

@@ -8,10 +8,12 @@
 //! nothing to read.
 
 use super::super::chain::TextSink;
-use super::cursor::{EndOfJson, JsonCursor, JsonList, ObjectSlots, RawValue};
 use super::media;
-use super::text::{Minifier, ShortText, after, begins_with, decode};
+use super::text::{after, begins_with};
 use super::text_form::write_text;
+use crate::json::{
+    ByteSink, EndOfJson, JsonCursor, JsonList, Minifier, ObjectSlots, RawValue, ShortText, decode,
+};
 
 /// Begins a turn: the role follows.
 const TURN: u8 = 1;

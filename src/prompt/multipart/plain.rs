@@ -5,7 +5,7 @@
 
 use memchr::memchr;
 
-use super::super::work::spend;
+use crate::json::work::spend;
 
 /// The bytes in which a plain form gives its fields: in others, as in UTF-7, a name can be another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! One list, so that a field has one place: its name, and whether what it holds becomes prompt.
 
-use super::super::value::unescape;
+use crate::json::unescape;
 
 /// A top-level field of a request that the balancer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,44 +1,60 @@
 //! A body that was edited: what is in it as it was before is not read again.
 
-use super::{ScannedKind, ScannedValue, Scanner};
+use super::{FieldValues, PromptWeight, ScannedValue, Scanner};
+use crate::json::{GrownValue, MemberKind, MemberSink};
 
-/// What a scanner has found in another body.
-pub(super) struct KnownValues<'a> {
+/// What a scanner has found in another body, and what it finds in this one.
+struct KnownValues<'a> {
     body: &'a [u8],
     values: &'a [Option<ScannedValue>],
-}
-
-impl KnownValues<'_> {
-    pub(super) const NOTHING: KnownValues<'static> = KnownValues { body: &[], values: &[] };
+    found: &'a mut FieldValues,
 }
 
 impl Scanner {
     /// The scanner of what `old`, which this one has read, became.
     pub fn of_edited(&self, old: &[u8], edited: &[u8]) -> Scanner {
         let mut scanner = Scanner::new();
-        scanner.scan_with(edited, &KnownValues { body: old, values: &self.values });
+        let mut known = KnownValues { body: old, values: &self.found.values, found: &mut scanner.found };
+        scanner.object.read(edited, &mut known);
         scanner
     }
 
     /// Where the value that begins at this byte ends, if it is a field's.
     pub fn end_of(&self, start: usize) -> Option<usize> {
-        self.values.iter().flatten().find(|value| value.start == start).map(|value| value.end)
+        let mut values = self.found.values.iter().flatten();
+        values.find(|value| value.start == start).map(|value| value.end)
+    }
+}
+
+// === impl KnownValues ===
+
+impl KnownValues<'_> {
+    /// The value that the field in progress had before.
+    fn before(&self) -> Option<ScannedValue> {
+        self.found.field.and_then(|field| *self.values.get(field.index())?)
+    }
+}
+
+impl MemberSink<PromptWeight> for KnownValues<'_> {
+    fn key(&mut self, raw: &[u8]) {
+        self.found.key(raw);
     }
 
-    /// Takes a value that is, byte for byte, the one that the field had before. It ends where that ended:
+    /// Knows a value that is, byte for byte, the one that the field had before. It ends where that ended:
     /// what has quotes or brackets around it says itself where it ends.
-    pub(super) fn copy_known(&mut self, body: &[u8], known: &KnownValues<'_>) -> bool {
-        let value = self.field.and_then(|field| *known.values.get(field.index())?);
-        let closed =
-            |value: &ScannedValue| matches!(value.kind, ScannedKind::String | ScannedKind::Container);
-        let Some(value) = value.filter(closed) else { return false };
-        let end = self.at + (value.end - value.start);
-        let same =
-            body.get(self.at..end).filter(|here| Some(*here) == known.body.get(value.start..value.end));
-        if same.is_none() {
-            return false;
-        }
-        self.prompt = value.prompt;
-        self.finish(value.kind, self.at, end)
+    fn known_end(&mut self, body: &[u8], at: usize) -> Option<usize> {
+        let value = self.before()?;
+        let is_closed = matches!(value.kind, MemberKind::String | MemberKind::Container);
+        let end = at + (value.end - value.start);
+        let is_same = body.get(at..end)? == self.body.get(value.start..value.end)?;
+        (is_closed && is_same).then_some(end)
+    }
+
+    fn value(&mut self, body: &[u8], value: GrownValue<PromptWeight>) {
+        let read = value.read.or_else(|| {
+            let before = self.before()?;
+            Some((before.kind, PromptWeight(before.prompt)))
+        });
+        self.found.value(body, GrownValue { read, ..value });
     }
 }

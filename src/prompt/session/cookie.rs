@@ -13,8 +13,8 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, header};
 
-use super::super::canon::cursor::RawValue;
 use super::{member, text, trimmed_name};
+use crate::json::RawValue;
 
 /// How a JSON object begins in base64.
 const OBJECT_IN_BASE64: &[u8] = b"ey";

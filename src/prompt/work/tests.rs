@@ -2,8 +2,6 @@
 //! whatever pieces they come. Work is counted in bytes examined, copied or hashed, so the result is the same
 //! on every machine.
 
-use std::cell::Cell;
-
 use http::HeaderMap;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -14,14 +12,7 @@ use super::super::multipart::FormScanner;
 use super::super::scan::Scanner;
 use super::super::session;
 use crate::config::types::SessionConfig;
-
-thread_local! {
-    static WORK: Cell<u64> = const { Cell::new(0) };
-}
-
-pub fn count(bytes: usize) {
-    WORK.set(WORK.get() + bytes as u64);
-}
+use crate::json::work::WORK;
 
 /// The most work for a byte of a body. An object in an object in a list is looked at once for each level
 /// that has a meaning, so it takes several looks; windows of 33 bytes are looked at for numbers.

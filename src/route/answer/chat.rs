@@ -1,7 +1,7 @@
 //! Edits the messages of a chat: in an answer, or in the pieces of a stream.
 
 use super::AnswerEdit;
-use crate::route::json::{self, JsonObject, Span};
+use crate::json::{self, JsonObject, Span};
 use crate::route::splice::{ObjectEdit, Splices};
 use crate::route::token_ids::SeenTokens;
 

@@ -5,8 +5,8 @@
 
 use serde_json::{Value, json};
 
+use crate::json;
 use crate::route::dialect::BodyDialect;
-use crate::route::json;
 
 /// The longest error that is looked at.
 pub const MAX_OVERFLOW_ERROR_BYTES: usize = 64 << 10;

@@ -5,7 +5,7 @@
 //!
 //! Never: hold a byte back.
 
-use crate::route::json;
+use crate::json::{ChunkVisitor, ChunkWalker};
 
 /// The longest key that is compared: `response`.
 const MAX_COMPARED_KEY_BYTES: usize = 8;
@@ -15,174 +15,121 @@ const MAX_COMPARED_KEY_BYTES: usize = 8;
 pub struct ModelRenamer {
     /// With its quotes; without a name everything stays.
     name: Option<Vec<u8>>,
-    place: RenamerState,
-    depth: u64,
-    /// The members at this depth are looked at: those of the document, and those of the two inner objects.
-    watched: u64,
-    /// The document is a list.
-    list: bool,
-    key: RenamerKey,
-    behind_colon: bool,
+    walker: ChunkWalker,
+    names: ModelNames,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RenamerState {
-    Outside,
-    /// `escaped`: the next byte means nothing by itself.
-    Key {
-        escaped: bool,
-    },
-    Text {
-        escaped: bool,
-    },
-    /// In the text that is replaced.
-    Name {
-        escaped: bool,
-    },
+/// Finds the names in a document.
+#[derive(Debug, Default)]
+struct ModelNames {
+    /// The containers that are entered, from the document inwards.
+    depth: usize,
+    is_list: bool,
+    key: ComparedKey,
+    /// The text that is read is a name.
+    in_name: bool,
+    /// Where names begin and end in the present piece, one after the other.
+    bounds: Vec<usize>,
 }
 
 /// The beginning of a key; longer keys match none of the names.
 #[derive(Clone, Copy, Debug, Default)]
-struct RenamerKey {
+struct ComparedKey {
     bytes: [u8; MAX_COMPARED_KEY_BYTES],
     length: usize,
+    is_whole: bool,
 }
 
-impl RenamerKey {
-    fn push(&mut self, byte: u8) {
-        if let Some(slot) = self.bytes.get_mut(self.length) {
-            *slot = byte;
-        }
-        self.length += 1;
-    }
-
-    fn is(&self, name: &[u8]) -> bool {
-        self.bytes.get(..self.length) == Some(name)
-    }
-}
+// === impl ModelRenamer ===
 
 impl ModelRenamer {
     pub fn new(name: Option<Vec<u8>>) -> Self {
-        ModelRenamer {
-            name,
-            place: RenamerState::Outside,
-            depth: 0,
-            watched: 1,
-            list: false,
-            key: RenamerKey::default(),
-            behind_colon: false,
-        }
+        ModelRenamer { name, walker: ChunkWalker::new(), names: ModelNames::default() }
     }
 
     /// Takes the next piece, and writes what it became.
     pub fn feed(&mut self, piece: &[u8], out: &mut Vec<u8>) {
-        let Some(name) = self.name.take() else {
+        let Some(name) = &self.name else {
             out.extend_from_slice(piece);
             return;
         };
+        let mut in_name = self.names.in_name;
+        self.walker.read(piece, &mut self.names);
         let mut at = 0;
-        while at < piece.len() {
-            at = match self.place {
-                RenamerState::Outside => self.outside(piece, at, &name, out),
-                _ => self.inside(piece, at, out),
-            };
-        }
-        self.name = Some(name);
-    }
-
-    /// One byte between texts, or many in which there is nothing to see.
-    fn outside(&mut self, piece: &[u8], at: usize, name: &[u8], out: &mut Vec<u8>) -> usize {
-        let byte = piece[at];
-        let here = self.depth == self.watched;
-        match byte {
-            b'"' if here && self.behind_colon && self.key.is(b"model") => {
-                self.place = RenamerState::Name { escaped: false };
-                out.extend_from_slice(name);
-                return at + 1;
+        for bound in self.names.bounds.drain(..).chain([piece.len()]) {
+            if !in_name {
+                out.extend_from_slice(&piece[at..bound]);
+                out.extend_from_slice(if bound < piece.len() { name } else { b"" });
             }
-            b'"' if here && !self.behind_colon => {
-                self.key = RenamerKey::default();
-                self.place = RenamerState::Key { escaped: false };
+            in_name = !in_name;
+            at = bound;
+        }
+    }
+}
+
+// === impl ModelNames ===
+
+impl ModelNames {
+    /// Whether the members at this depth may name the model: those of the document, of an inner object, and
+    /// of the objects of a list.
+    fn is_watched(&self) -> bool {
+        self.depth == if self.is_list { 2 } else { self.depth.clamp(1, 2) }
+    }
+}
+
+impl ChunkVisitor for ModelNames {
+    fn key(&mut self, part: &[u8]) {
+        self.key.push(part);
+    }
+
+    fn key_end(&mut self) {
+        self.key.is_whole = true;
+    }
+
+    fn value(&mut self, first: u8, at: usize) -> bool {
+        let is_entered = match first {
+            b'"' => {
+                self.in_name = self.is_watched() && self.key.is(b"model");
+                self.bounds.extend(self.in_name.then_some(at));
+                return self.in_name;
             }
-            b'"' => self.place = RenamerState::Text { escaped: false },
-            // An embedding is long, and has nothing in it but numbers.
-            b'0'..=b'9' if !here => {
-                let numbers = at + 1 + json::plain_run(&piece[at + 1..]);
-                out.extend_from_slice(&piece[at..numbers]);
-                return numbers;
+            b'{' | b'[' if self.depth == 0 => {
+                self.is_list = first == b'[';
+                true
             }
-            b'{' | b'[' => self.open(byte == b'{'),
-            b'}' | b']' => self.close(),
-            b':' if here => self.behind_colon = true,
-            b',' if here => self.behind_colon = false,
-            _ => {}
-        }
-        out.push(byte);
-        at + 1
-    }
-
-    fn open(&mut self, object: bool) {
-        let carries = self.depth == 1 && self.watched == 1 && self.behind_colon;
-        self.depth += 1;
-        if self.depth == 1 && !object {
-            (self.list, self.watched) = (true, 2);
-        } else if self.list && self.depth == 2 {
-            self.behind_colon = false;
-        } else if carries && object && (self.key.is(b"response") || self.key.is(b"message")) {
-            self.watched = 2;
-            self.behind_colon = false;
-        }
-    }
-
-    fn close(&mut self) {
-        self.depth = self.depth.saturating_sub(1);
-        if self.watched == 2 && self.depth == 1 && !self.list {
-            self.watched = 1;
-            self.behind_colon = true;
-            self.key = RenamerKey::default();
-        }
-    }
-
-    /// The rest of a text, or of what is there of it.
-    fn inside(&mut self, piece: &[u8], from: usize, out: &mut Vec<u8>) -> usize {
-        use RenamerState::{Key, Name, Text};
-        let (Key { escaped } | Text { escaped } | Name { escaped }) = self.place else {
-            return from;
+            b'{' if self.depth == 1 => self.is_list || self.key.is(b"response") || self.key.is(b"message"),
+            _ => false,
         };
-        let mut at = from;
-        let mut escaped = escaped;
-        let mut over = false;
-        while at < piece.len() && !over {
-            if escaped {
-                escaped = false;
-                at += 1;
-                continue;
-            }
-            match memchr::memchr2(b'"', b'\\', &piece[at..]) {
-                None => at = piece.len(),
-                Some(found) => {
-                    at += found + 1;
-                    over = piece[at - 1] == b'"';
-                    escaped = !over;
-                }
-            }
+        self.depth += usize::from(is_entered);
+        is_entered
+    }
+
+    fn text_end(&mut self, at: usize) {
+        self.in_name = false;
+        self.bounds.push(at);
+    }
+
+    fn leave(&mut self) {
+        self.depth -= 1;
+    }
+}
+
+// === impl ComparedKey ===
+
+impl ComparedKey {
+    fn push(&mut self, part: &[u8]) {
+        if self.is_whole {
+            *self = ComparedKey::default();
         }
-        if !matches!(self.place, RenamerState::Name { .. }) {
-            out.extend_from_slice(&piece[from..at]);
+        let room = self.bytes.get_mut(self.length..).unwrap_or_default();
+        for (slot, byte) in room.iter_mut().zip(part) {
+            *slot = *byte;
         }
-        if let RenamerState::Key { .. } = self.place {
-            piece[from..at - usize::from(over)]
-                .iter()
-                .take(MAX_COMPARED_KEY_BYTES + 1)
-                .for_each(|byte| self.key.push(*byte));
-        }
-        self.place = match self.place {
-            _ if over => RenamerState::Outside,
-            RenamerState::Key { .. } => RenamerState::Key { escaped },
-            RenamerState::Name { .. } => RenamerState::Name { escaped },
-            _ => RenamerState::Text { escaped },
-        };
-        at
+        self.length += part.len();
+    }
+
+    fn is(&self, name: &[u8]) -> bool {
+        self.bytes.get(..self.length) == Some(name)
     }
 }
 

@@ -17,9 +17,9 @@
 
 use super::document::{ClearedDocument, clear_fields};
 use super::terminal::{TerminalWatch, is_done};
+use crate::json;
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::dialect::BodyDialect;
-use crate::route::json;
 use crate::route::rewrite::AddedAnswerFields;
 use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
 

@@ -1,6 +1,6 @@
 //! Clears requested fields in one document: an answer, or the data of one event.
 
-use crate::route::json::{self, JsonResult, ReadFault};
+use crate::json::{self, JsonResult, ReadFault};
 use crate::route::rewrite::AddedAnswerFields;
 use crate::sse::count_work;
 
@@ -114,7 +114,7 @@ impl FieldClearer<'_, '_> {
                 b"token_ids" | b"prompt_token_ids" => self.fields.token_ids,
                 b"delta" => {
                     let end = json::read_value(bytes, at)?;
-                    facts.has_empty_delta = is_empty_object(&bytes[at..end]);
+                    facts.has_empty_delta = json::is_empty_object(&bytes[at..end]);
                     return Ok(end);
                 }
                 b"finish_reason" => false,
@@ -151,9 +151,4 @@ impl FieldClearer<'_, '_> {
 fn value_with_end(bytes: &[u8], at: usize) -> JsonResult<(usize, bool)> {
     let end = json::read_value(bytes, at)?;
     Ok((end, &bytes[at..end] != NULL))
-}
-
-fn is_empty_object(value: &[u8]) -> bool {
-    let inside = value.strip_prefix(b"{").and_then(|rest| rest.strip_suffix(b"}"));
-    inside.is_some_and(|inside| inside.trim_ascii().is_empty())
 }

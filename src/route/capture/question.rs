@@ -14,9 +14,9 @@
 //!
 //! For a completion, `logprobs: 0` is the log-probability of each token, without alternatives.
 
+use crate::json::{self, JsonObject};
 use crate::prompt::scan::Scanner;
 use crate::route::dialect::BodyDialect;
-use crate::route::json::{self, JsonObject};
 use crate::route::rewrite::AddedAnswerFields;
 
 /// What is added to a body, and what is therefore in the answer.

@@ -8,9 +8,9 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use crate::json::{self, JsonMember, MAX_KEY_BYTES, MAX_MEMBERS, ReadFault, Span};
 use crate::reject::Reject;
 use crate::route::edit::wide;
-use crate::route::json::{self, JsonMember, MAX_KEY_BYTES, MAX_MEMBERS, ReadFault, Span};
 use crate::route::rewrite::{is_wide, too_large};
 use crate::route::splice::{ObjectEdit, Splices, member, write};
 
@@ -53,7 +53,7 @@ pub fn session_edit(
     let places: HashMap<&str, usize> = settings.iter().enumerate().map(|(at, (key, _))| (*key, at)).collect();
     let mut spans: Vec<Option<&Span>> = vec![None; settings.len()];
     for member in &object.members {
-        json::work::count(1);
+        json::work::spend(1);
         if let Some(place) = places.get(member.key.as_ref()) {
             spans[*place] = Some(&member.value);
         }

@@ -8,8 +8,8 @@
 use serde_json::{Value, json};
 
 use super::{ChatFields, TokenForm};
+use crate::json::has_at_most;
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
-use crate::route::json::has_at_most;
 use crate::route::translate::MAX_ANSWER_VALUES;
 use crate::sse::{LineSplitter, SseLine, SsePiece};
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::fingerprint;
 use super::{ChatFields, FallbackReason};
-use crate::route::json::has_at_most;
+use crate::json::has_at_most;
 
 /// The largest chat that is read.
 pub const MAX_CHAT_BYTES: usize = 32 << 20;

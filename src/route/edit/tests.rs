@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::super::json::work::WALKED;
 use super::super::table::RouteTable;
 use super::*;
 use crate::config::check::check;
+use crate::json::work::WORK;
 use crate::route::translate::TranslatedApi;
 
 const ROUTES: &str = "
@@ -129,10 +129,10 @@ proptest! {
         let (before, again, behind) = shape;
         let count = bytes / again.len() + 1;
         let body = Bytes::from([before, &again.repeat(count), behind].concat());
-        WALKED.set(0);
+        WORK.set(0);
         let length = body.len();
         drop(edit("chat").run(&body));
-        prop_assert!(WALKED.get() <= 12 * length, "{} of {length}: {shape:?}", WALKED.get());
+        prop_assert!(WORK.get() <= 12 * length as u64, "{} of {length}: {shape:?}", WORK.get());
     }
 
     /// A route's rules come from a request here, as many as its metadata have room for.
@@ -143,8 +143,8 @@ proptest! {
         let member = |index: usize| format!("\"k{index:03}\":2");
         let members = (0..members).map(member).collect::<Vec<_>>().join(",");
         let body = Bytes::from(format!(r#"{{"metadata":{{"extra_body":"{{{extra}}}"}},{members}}}"#));
-        WALKED.set(0);
+        WORK.set(0);
         prop_assert!(edit("chat").run(&body).is_ok());
-        prop_assert!(WALKED.get() <= 12 * body.len(), "{} of {}", WALKED.get(), body.len());
+        prop_assert!(WORK.get() <= 12 * body.len() as u64, "{} of {}", WORK.get(), body.len());
     }
 }

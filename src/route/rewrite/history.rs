@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 
 use super::BodyRewrite;
-use crate::route::json::{self, JsonObject, JsonResult, MAX_KEY_BYTES, ReadFault, Span};
+use crate::json::{self, JsonObject, JsonResult, MAX_KEY_BYTES, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, write_text};
 
 const OPEN_TAG: &str = "<think>";

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::history::MAX_CHANGES;
 use super::removed::RemovedFields;
-use crate::route::json::{self, JsonObject, JsonResult, ReadFault, Span};
+use crate::json::{self, JsonObject, JsonResult, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, member, write};
 
 /// The most rules that are scanned for each member; more are found by a table.
@@ -132,7 +132,7 @@ impl MemberRules {
 
     fn find(&self, key: &str) -> Option<MemberAction> {
         let looked_at = if self.table.is_empty() { self.list.len() + self.removed.len() } else { 1 };
-        json::work::count(looked_at);
+        json::work::spend(looked_at);
         if !self.table.is_empty() {
             return self.table.get(key).copied();
         }

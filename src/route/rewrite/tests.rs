@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::Value as Json;
 
-use super::super::json;
 use super::*;
 use crate::config::types::{BodyEdits, Retry, Timeouts};
+use crate::json;
 use crate::prompt::scan::Scanner;
 
 const LIMITS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::AnswerFault;
 use super::tokens::AnswerTokens;
-use crate::route::json::has_at_most;
+use crate::json::has_at_most;
 
 /// The most values that a chat's answer may have. Log-probabilities are most of those: with 20 of them for
 /// each token it is enough for some 5,000 tokens.

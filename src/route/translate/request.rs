@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::json;
 use crate::reject::Reject;
-use crate::route::json;
 
 /// The most values that a request may have which is read as a whole; each takes memory of its own.
 pub const MAX_TREE_VALUES: usize = 100_000;

@@ -12,8 +12,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
+use crate::json::{self, JsonObject, Span};
 use crate::route::answer::MAX_EVENT_BYTES;
-use crate::route::json::{self, JsonObject, Span};
 use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
@@ -116,7 +116,7 @@ impl UsageRemoval {
         let Some(data) = line.data() else { return self.put(raw, out) };
         // Whatever comes next, the chunk that ended the choice waits no longer.
         let start = data.start + json::skip_space(&raw[data.clone()], 0);
-        let document = raw[start..data.end].trim_ascii_end();
+        let document = json::trim_end(&raw[start..data.end]);
         let object = Some(document).filter(|data| is_of_interest(data)).and_then(json::document);
         match object {
             Some(object) if is_usage_alone(document, &object) => {

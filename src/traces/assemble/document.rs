@@ -12,7 +12,7 @@ use super::wire::{
     read_tokens, readable, span_in, string,
 };
 use super::{AnswerParts, completion_message, messages, responses};
-use crate::prompt::{string_end, unescape};
+use crate::json::{string_end, unescape};
 use crate::sse::count_work;
 use crate::traces::json::push_string;
 use crate::traces::record::{ChoiceRecord, CutDocument, CutPart, DocumentGap, TraceApi};

@@ -10,7 +10,7 @@ use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::prompt::{string_end, unescape};
+use crate::json::{code_unit, unescape, visit_structure};
 use crate::traces::record::{TraceApi, TraceTokens};
 
 /// The deepest nesting of a document that is recorded. Python reads about a thousand levels, others 128: one
@@ -283,25 +283,16 @@ pub(super) fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
 
 /// Whether all readers of JSON take the document.
 pub(super) fn is_within_limits(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let (mut at, mut depth, mut digits) = (0, 0_usize, 0_usize);
-    while let Some(byte) = bytes.get(at) {
+    let (mut depth, mut digits) = (0_usize, 0_usize);
+    visit_structure(text.as_bytes(), |byte| {
         digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
         match byte {
-            b'"' => match string_end(bytes, at + 1, at + 1) {
-                Some(end) => at = end,
-                None => return true,
-            },
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > MAX_DEPTH || digits > MAX_DIGITS {
-            return false;
-        }
-        at += 1;
-    }
-    true
+        depth <= MAX_DEPTH && digits <= MAX_DIGITS
+    })
 }
 
 pub(super) fn is_null(raw: &RawValue) -> bool {
@@ -339,8 +330,12 @@ fn without_half_pairs(text: &str) -> Option<String> {
     let (mut mended, mut copied, mut at) = (String::new(), 0, 0);
     while let Some(next) = memchr::memchr(b'\\', bytes.get(at..)?) {
         at += next;
-        match code_unit(bytes, at) {
-            Some(0xd800..0xdc00) if matches!(code_unit(bytes, at + 6), Some(0xdc00..0xe000)) => at += 12,
+        match code_unit(&bytes[at..]) {
+            Some(0xd800..0xdc00)
+                if matches!(bytes.get(at + 6..).and_then(code_unit), Some(0xdc00..0xe000)) =>
+            {
+                at += 12
+            }
             Some(0xd800..0xe000) => {
                 mended.push_str(text.get(copied..at)?);
                 mended.push_str("\\ufffd");
@@ -359,10 +354,4 @@ fn without_half_pairs(text: &str) -> Option<String> {
     }
     mended.push_str(text.get(copied..)?);
     Some(mended)
-}
-
-/// The unit that an escape `\uXXXX` at `at` stands for.
-fn code_unit(bytes: &[u8], at: usize) -> Option<u32> {
-    let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
-    digits.iter().try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)?))
 }

@@ -25,6 +25,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("traces::assemble", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
+    ("json", Level::Pure),
     ("prompt", Level::Pure),
     ("route", Level::Pure),
     ("retry", Level::Pure),
@@ -52,6 +53,11 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     ("app", "cli"),
     ("route", "prompt"),
+    // One room reads JSON, and says how strings are decoded.
+    ("prompt", "json"),
+    ("route", "json"),
+    ("reply", "json"),
+    ("traces::assemble", "json"),
     // A translated stream that cannot go on ends as any other does.
     ("route", "reply"),
     // Both read streams of events.
@@ -60,8 +66,6 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("traces::assemble", "traces::record"),
     ("traces::assemble", "traces::json"),
     ("traces::assemble", "sse"),
-    // The text of a JSON string is decoded as a request's is.
-    ("traces::assemble", "prompt"),
     ("traces::json", "traces::record"),
     ("engine::batch", "engine::cache"),
     ("config::types", "config::secret"),

@@ -5,9 +5,9 @@ use proptest::sample::{Index, select};
 
 use super::super::*;
 use super::streams::*;
+use crate::json::work::WORK;
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::dialect::BodyDialect;
-use crate::route::json::work::WALKED;
 use crate::sse::tests::{assert_linear, work};
 
 use BodyDialect::{Chat, Completions};
@@ -243,12 +243,12 @@ fn long_documents_are_walked_a_few_times_at_most() {
         repeated(r#"{"a":1"#, r#","choices":[{"logprobs":{}}]"#, "}"),
         repeated(r#"{"choices":[{"logprobs":""#, "\\\"", "\"}]}"),
     ] {
-        WALKED.set(0);
+        WORK.set(0);
         let work = work::of(|| {
             cleaned(whole(Chat, BOTH), body.as_bytes(), &[], false);
             cleaned(stream(Chat, BOTH), format!("data: {body}\n\n").as_bytes(), &[], false);
         });
-        let walked = WALKED.get() + work as usize;
+        let walked = WORK.get() as usize + work as usize;
         assert!(walked <= 8 * body.len(), "{walked} of {}: {}", body.len(), &body[..40]);
     }
 }

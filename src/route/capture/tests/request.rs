@@ -5,11 +5,11 @@ use proptest::sample::{select, subsequence};
 use serde_json::{Map, Value, json};
 
 use super::super::*;
+use crate::json::work::WORK;
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 use crate::route::dialect::{ALL_DIALECTS, BodyDialect};
 use crate::route::edit::wide;
-use crate::route::json::work::WALKED;
 use crate::route::refusal::{self, RefusalEditor};
 
 fn params(params: Value) -> Map<String, Value> {
@@ -234,9 +234,9 @@ proptest! {
         bytes in 1_usize..30_000,
     ) {
         let body = [before, &again.repeat(bytes / again.len() + 1), behind].concat();
-        WALKED.set(0);
+        WORK.set(0);
         drop(session_edit(body.as_bytes(), &params(json!({"a": 2, "logprobs": 1, "c": 3})), Some("m")));
         capture_question(body.as_bytes(), None, BodyDialect::Chat);
-        prop_assert!(WALKED.get() <= 6 * body.len() + 100, "{} of {}", WALKED.get(), body.len());
+        prop_assert!(WORK.get() as usize <= 6 * body.len() + 100, "{} of {}", WORK.get(), body.len());
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::blocks::{self, MessageBuilder, ToolUse};
 use super::error_form;
 use crate::route::answer::ModelRename;
-use crate::route::json;
+use crate::json;
 use crate::route::translate::AnswerFault;
 use crate::route::translate::answer::{REASONING_FIELDS, WholeChat, text};
 use crate::route::translate::stream::{ChatEnd, error_in};

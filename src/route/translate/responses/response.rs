@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::route::json;
+use crate::json;
 use crate::route::translate::TranslationContext;
 
 /// The request fields that the response echoes.

@@ -1,13 +1,13 @@
-//! Skipping: the loops in which the scanner spends its time.
+//! Skipping: the loops in which the cores spend their time.
 //!
-//! Nothing here knows where in a document it stands.
+//! Nothing here has a position in a document.
 
-use super::super::work::spend;
+use super::work::spend;
 
 /// The offset of the quote that closes a string, whose text begins at `start` and has been searched up to
 /// `from`. A quote counts unless an odd number of backslashes stands before it.
 #[inline]
-pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
+pub fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let rest = body.get(from..)?;
     // Keys and most values are short, and a call costs more than looking at them.
     let quote = match rest.first_chunk().and_then(|near| find_in(near, b'"')) {
@@ -26,8 +26,7 @@ pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize
 
 /// The first of a few bytes that is `wanted`.
 #[inline]
-pub(in crate::prompt) fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
-    const ONES: u64 = u64::MAX / 255;
+pub fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
     let (words, _) = bytes.as_chunks::<8>();
     let find = |word: [u8; 8]| {
         let zero_where_found = u64::from_le_bytes(word) ^ (ONES * u64::from(wanted));
@@ -41,6 +40,8 @@ pub(in crate::prompt) fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> 
     let bit = if low == 0 { 64 + high.trailing_zeros() } else { low.trailing_zeros() };
     Some(bit as usize / 8)
 }
+
+const ONES: u64 = u64::MAX / 255;
 
 /// As `string_end`, of a text in which escaped quotes are to be expected: a search from quote to quote would
 /// mispredict the distance to each of them. A window is passed over as a whole while none of its quotes can
@@ -65,15 +66,12 @@ fn end_behind_escaped(body: &[u8], start: usize, from: usize) -> Option<usize> {
 }
 
 /// The number of bytes that are searched at once.
-pub(in crate::prompt) const WINDOW: usize = 64;
+pub const WINDOW: usize = 64;
 
 /// The windows of the body that begin at these offsets, if it is that long. Loops over windows, and not over
 /// their offsets, become vector instructions.
 #[inline(always)]
-pub(in crate::prompt) fn windows<const N: usize>(
-    body: &[u8],
-    starts: [usize; N],
-) -> Option<[&[u8; WINDOW]; N]> {
+pub fn windows<const N: usize>(body: &[u8], starts: [usize; N]) -> Option<[&[u8; WINDOW]; N]> {
     let mut windows = [&[0; WINDOW]; N];
     for (window, start) in windows.iter_mut().zip(starts) {
         *window = body.get(start..)?.first_chunk()?;
@@ -88,18 +86,18 @@ fn first_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
 }
 
 /// Whether an odd number of backslashes stands before `at`, none of them before `start`.
-fn is_escaped(body: &[u8], start: usize, at: usize) -> bool {
+pub fn is_escaped(body: &[u8], start: usize, at: usize) -> bool {
     let backslashes = body[start..at].iter().rev().take_while(|byte| **byte == b'\\').count();
     spend(backslashes);
     backslashes % 2 == 1
 }
 
-/// How many bytes from `at` on were looked at for the beginnings of numbers, and how many began there.
+/// How many bytes from `at` on were examined for the beginnings of numbers, and how many began there.
 ///
-/// A prompt of token ids is nothing but numbers: a window of them without quotes and brackets is looked at
+/// A prompt of token ids is nothing but numbers: a window of them without quotes and brackets is examined
 /// as a whole, in a form that compilers turn into vector instructions.
 #[inline]
-pub(super) fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
+pub fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
     let Some(window) = body.get(at - 1..).and_then(|rest| rest.first_chunk::<NUMBERS>()) else {
         return (1, u64::from(begins_number(body[at - 1], body[at])));
     };
@@ -107,8 +105,7 @@ pub(super) fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
     let (mut structure, mut numbers) = (0, 0);
     for index in 1..NUMBERS {
         let (before, byte) = (window[index - 1], window[index]);
-        let folded = byte | 0x20;
-        structure |= u8::from((byte == b'"') | (folded == b'{') | (folded == b'}'));
+        structure |= is_structure(byte);
         numbers += u8::from(begins_number(before, byte));
     }
     if structure == 0 {
@@ -118,7 +115,7 @@ pub(super) fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
     }
 }
 
-/// 32 bytes to look at, and the one before them.
+/// 32 bytes to examine, and the one before them.
 const NUMBERS: usize = 33;
 
 /// Without branches, so that many can be asked at once.
@@ -129,9 +126,48 @@ fn begins_number(before: u8, byte: u8) -> bool {
     begins(byte) & !goes_on
 }
 
+/// 1 for a quote or a bracket, else 0. A bracket and a brace differ by one bit.
+#[inline]
+fn is_structure(byte: u8) -> u8 {
+    let folded = byte | 0x20;
+    u8::from(byte == b'"') | u8::from(folded == b'{') | u8::from(folded == b'}')
+}
+
+/// How many of the next bytes are no quotes and no brackets: all of them where they are few, and many of
+/// them where they are many.
+#[inline]
+pub fn plain_prefix(bytes: &[u8]) -> usize {
+    let (words, _) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().take(2).enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let braces = word | (ONES * 0x20);
+        let find = |word: u64, wanted: u8| {
+            let zero_where_found = word ^ (ONES * u64::from(wanted));
+            zero_where_found.wrapping_sub(ONES) & !zero_where_found
+        };
+        // The lowest bit that is set belongs to the first match; none is set where there is none.
+        let found = (find(word, b'"') | find(braces, b'{') | find(braces, b'}')) & (ONES << 7);
+        if found != 0 {
+            return index * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let near = words.len().min(2) * 8;
+    near + plain_run(&bytes[near..])
+}
+
+/// How many of the next bytes are no quotes and no brackets, in whole windows: lists of numbers are long.
+pub fn plain_run(bytes: &[u8]) -> usize {
+    const WINDOW: usize = 32;
+    // Without branches, and with bytes of 0 and 1, so that it becomes vector instructions: truth values are
+    // not compared many at a time.
+    let is_plain =
+        |window: &&[u8; WINDOW]| window.iter().fold(0, |found, byte| found | is_structure(*byte)) == 0;
+    bytes.as_chunks::<WINDOW>().0.iter().take_while(is_plain).count() * WINDOW
+}
+
 /// What a byte means inside an object or array, outside strings.
 #[derive(Clone, Copy)]
-pub(super) enum ByteClass {
+pub enum ByteClass {
     Other,
     Quote,
     Open,
@@ -140,7 +176,7 @@ pub(super) enum ByteClass {
     Number,
 }
 
-pub(super) const CLASSES: [ByteClass; 256] = {
+pub const CLASSES: [ByteClass; 256] = {
     let mut classes = [ByteClass::Other; 256];
     let mut byte = 0;
     while byte < 256 {

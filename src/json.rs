@@ -1,0 +1,86 @@
+//! JSON as it is read on the way of a request: where values stand, never a tree of them.
+//!
+//! | core | reads | for |
+//! | --- | --- | --- |
+//! | [`GrowingObject`] | a buffer that grows, going on where it stopped | bodies that are peeked at |
+//! | [`value_end`], [`walk`], [`each`], [`JsonCursor`] | a slice that may be cut | prompts, edits |
+//! | [`ChunkWalker`] | chunks that pass by and are not kept | answers, bodies behind a peek |
+//!
+//! They agree on what JSON is, and on where each value ends: there is one rule for white space
+//! ([`skip_space`]), one for strings ([`string_end`]), one grammar of numbers and literals (`scalar`)
+//! and one decoding of escapes ([`unescape`], [`decode`]). What serde_json reads they read as serde_json
+//! does. They are laxer in four things, and in no other:
+//!
+//! - inside an object or array that is skipped, only quotes and brackets are examined, and the kinds of
+//!   brackets are not compared;
+//! - in strings, escapes and control characters are not checked, nor is UTF-8;
+//! - `NaN`, `Infinity` and `-Infinity` are numbers, as for Python;
+//! - a byte-order mark may stand before a whole document ([`document`], [`GrowingObject`]).
+//!
+//! The upstream refuses what is wrong there, in its own words; no reading is ever a reason to drop a body.
+//!
+//! Never: recursion, a copy of a value, a panic, a byte that is examined more than a bounded number of times.
+
+mod bytes;
+mod chunks;
+mod growing;
+mod minify;
+mod scalar;
+mod slice;
+mod text;
+pub mod work;
+
+use std::ops::Range;
+
+pub use self::bytes::{WINDOW, string_end, windows};
+pub use self::chunks::{ChunkVisitor, ChunkWalker};
+pub use self::growing::{
+    ContainerSkip, GrowingObject, GrownValue, MemberKind, MemberSink, ScanProgress, ValueMeter,
+};
+pub use self::minify::Minifier;
+pub use self::scalar::ScalarKind;
+pub use self::slice::{
+    EndOfJson, JsonCursor, JsonList, JsonMember, JsonObject, JsonResult, MAX_KEY_BYTES, MAX_MEMBERS,
+    ObjectSlots, RawValue, ReadFault, document, document_with, each, has_at_most, inside, is_empty_list,
+    is_empty_object, items, object, read_object, read_value, text, value_end, visit_structure, walk,
+    walk_raw,
+};
+pub use self::text::{ByteSink, ShortText, code_unit, decode, escape, is_undecided, lone_unit, unescape};
+
+/// Where something stands in a text.
+pub type Span = Range<usize>;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Whether JSON allows this byte between its tokens.
+#[inline]
+pub fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\n' | b'\r' | b'\t')
+}
+
+/// The first byte at or after `at` that is no white space.
+#[inline]
+pub fn skip_space(bytes: &[u8], mut at: usize) -> usize {
+    while bytes.get(at).is_some_and(|byte| is_space(*byte)) {
+        work::spend(1);
+        at += 1;
+    }
+    at
+}
+
+/// The bytes without the white space behind them.
+pub fn trim_end(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|byte| !is_space(*byte)).map_or(0, |last| last + 1);
+    &bytes[..end]
+}
+
+/// Whether Python would read this body as UTF-16 or UTF-32, by a mark or by the zeros in its first four
+/// bytes. Such a body is not followed here. In UTF-8 no JSON has a zero there.
+pub fn is_wide(body: &[u8]) -> bool {
+    body.starts_with(b"\xff\xfe")
+        || body.starts_with(b"\xfe\xff")
+        || body.iter().take(4).any(|byte| *byte == 0)
+}
+
+#[cfg(test)]
+mod tests;

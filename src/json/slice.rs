@@ -1,0 +1,221 @@
+//! Values in a slice, which may be cut at any byte: where they end, member by member, element by element.
+//!
+//! A number or a literal that the slice ends with is whole only if nothing follows. Readers of whole
+//! documents take it for whole ([`value_end`]), readers of cut ones do not ([`RawValue`]).
+
+mod cursor;
+mod object;
+
+pub use self::cursor::{EndOfJson, JsonCursor, JsonList, ObjectSlots, RawValue};
+pub use self::object::{
+    JsonMember, JsonObject, document, document_with, inside, is_empty_list, is_empty_object, items, object,
+    read_object, text,
+};
+use super::bytes::{plain_prefix, string_end};
+use super::scalar::ScalarState;
+use super::skip_space;
+use super::text::unescape;
+use super::work::spend;
+use std::borrow::Cow;
+
+/// The most members that an object may have: vLLM's requests have less than a hundred.
+pub const MAX_MEMBERS: usize = 10_000;
+
+/// The longest key, with its quotes and as it is written, in bytes.
+pub const MAX_KEY_BYTES: usize = 1024;
+
+/// Why an object or a list is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFault {
+    /// It is none, or cannot be followed.
+    Syntax,
+    /// An object has more than [`MAX_MEMBERS`].
+    ManyMembers,
+    /// A key is longer than [`MAX_KEY_BYTES`].
+    LongKey,
+    /// The reader has found more to do than it may.
+    ManyChanges,
+}
+
+pub type JsonResult<T> = Result<T, ReadFault>;
+
+/// Where a value ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueEnd {
+    /// Before this offset.
+    At(usize),
+    /// With the slice, unless more follows: a number or a literal.
+    WithSlice,
+    /// Behind the slice.
+    Cut,
+    /// No value begins here.
+    Malformed,
+}
+
+/// Where the value ends that begins at `at`. Of objects, arrays and strings only quotes and brackets are
+/// examined.
+pub fn find_end(bytes: &[u8], at: usize) -> ValueEnd {
+    let Some(&first) = bytes.get(at) else { return ValueEnd::Cut };
+    let end = match first {
+        b'"' => string_end(bytes, at + 1, at + 1).map(|quote| quote + 1),
+        b'{' | b'[' => container_end(bytes, at),
+        _ => return scalar_end(bytes, at, first),
+    };
+    end.map_or(ValueEnd::Cut, ValueEnd::At)
+}
+
+fn scalar_end(bytes: &[u8], at: usize, first: u8) -> ValueEnd {
+    let Some(begun) = ScalarState::begin(first) else { return ValueEnd::Malformed };
+    let (length, state) = begun.run(&bytes[at + 1..]);
+    let end = at + 1 + length;
+    match state.kind() {
+        Some(_) if end == bytes.len() => ValueEnd::WithSlice,
+        Some(_) => ValueEnd::At(end),
+        None if end == bytes.len() => ValueEnd::Cut,
+        None => ValueEnd::Malformed,
+    }
+}
+
+fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let (mut at, mut depth) = (start, 0_u64);
+    loop {
+        match bytes.get(at)? {
+            b'"' => at = string_end(bytes, at + 1, at + 1)?,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth == 1 => return Some(at + 1),
+            b'}' | b']' => depth -= 1,
+            _ => {
+                let plain = plain_prefix(&bytes[at + 1..]);
+                spend(plain);
+                at += plain;
+            }
+        }
+        spend(1);
+        at += 1;
+    }
+}
+
+/// Where the value that begins at `at` ends, in a slice that is whole.
+pub fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
+    match find_end(bytes, at) {
+        ValueEnd::At(end) => Some(end),
+        ValueEnd::WithSlice => Some(bytes.len()),
+        ValueEnd::Cut | ValueEnd::Malformed => None,
+    }
+}
+
+/// As `value_end`, for readers of objects and lists.
+pub fn read_value(bytes: &[u8], at: usize) -> JsonResult<usize> {
+    value_end(bytes, at).ok_or(ReadFault::Syntax)
+}
+
+/// Goes from member to member of the object that begins at `at`, to its end. `read` is given a key, where
+/// the key stands and where its value begins, and says where that ends.
+pub fn walk<'a>(
+    bytes: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(Cow<'a, str>, usize, usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
+    walk_raw(bytes, start, |key, start, value| read(unescape(key), start, value))
+}
+
+/// As `walk`, with what stands between the quotes of a key: escapes are left in it.
+pub fn walk_raw<'a>(
+    bytes: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
+    let mut members = 0;
+    walk_members(bytes, start, |key, start, value| {
+        members += 1;
+        if members > MAX_MEMBERS {
+            return Err(ReadFault::ManyMembers);
+        }
+        if key.len() + 2 > MAX_KEY_BYTES {
+            return Err(ReadFault::LongKey);
+        }
+        read(key, start, value)
+    })
+}
+
+/// As `walk_raw`, of any number of members with keys of any length.
+fn walk_members<'a>(
+    bytes: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
+    if bytes.get(start) != Some(&b'{') {
+        return Err(ReadFault::Syntax);
+    }
+    let mut at = skip_space(bytes, start + 1);
+    if bytes.get(at) == Some(&b'}') {
+        return Ok(at + 1);
+    }
+    loop {
+        if bytes.get(at) != Some(&b'"') {
+            return Err(ReadFault::Syntax);
+        }
+        let quote = string_end(bytes, at + 1, at + 1).ok_or(ReadFault::Syntax)?;
+        let colon = skip_space(bytes, quote + 1);
+        if bytes.get(colon) != Some(&b':') {
+            return Err(ReadFault::Syntax);
+        }
+        let end = read(&bytes[at + 1..quote], at, skip_space(bytes, colon + 1))?;
+        at = skip_space(bytes, end);
+        match bytes.get(at) {
+            Some(b',') => at = skip_space(bytes, at + 1),
+            Some(b'}') => return Ok(at + 1),
+            _ => return Err(ReadFault::Syntax),
+        }
+    }
+}
+
+/// Goes from value to value of the array that begins at `at`, as `read` says where each ends, to its end.
+pub fn each(
+    bytes: &[u8],
+    start: usize,
+    mut read: impl FnMut(usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
+    if bytes.get(start) != Some(&b'[') {
+        return Err(ReadFault::Syntax);
+    }
+    let mut list = JsonList::at(bytes, start);
+    while list.next()? {
+        let at = skip_space(bytes, list.cursor.at);
+        list.cursor.at = read(at)?;
+    }
+    Ok(list.cursor.at)
+}
+
+/// Gives each byte outside of strings to `visit`, as long as that returns true. Whether it always did; a
+/// string that does not end is the end.
+pub fn visit_structure(bytes: &[u8], mut visit: impl FnMut(u8) -> bool) -> bool {
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if !visit(byte) {
+            return false;
+        }
+        if byte == b'"' {
+            match string_end(bytes, at + 1, at + 1) {
+                Some(end) => at = end,
+                None => return true,
+            }
+        }
+        at += 1;
+    }
+    true
+}
+
+/// Whether a document has at the most so many values. Counted are commas, colons and opening brackets: every
+/// value but the first stands behind one.
+pub fn has_at_most(bytes: &[u8], values: usize) -> bool {
+    let mut seen = 1_usize;
+    values > 0
+        && visit_structure(bytes, |byte| {
+            seen += usize::from(matches!(byte, b',' | b':' | b'[' | b'{'));
+            seen <= values
+        })
+}
+
+#[cfg(test)]
+mod tests;
