@@ -7,6 +7,7 @@
 //! State is a few flags and the first bytes of one line.
 
 use super::FirstContent;
+use crate::json::skip_space;
 use crate::sse::{LineSplitter, SseField, SseLine, SsePiece};
 
 /// Enough of a line to know its field, and an error by the beginning of its data.
@@ -127,7 +128,7 @@ impl LineSign {
 pub fn is_error(data: &[u8]) -> bool {
     let mut rest = data;
     let mut next = |token: &[u8]| {
-        rest = rest.trim_ascii_start();
+        rest = &rest[skip_space(rest, 0)..];
         let found = rest.strip_prefix(token);
         rest = found.unwrap_or(rest);
         found.is_some()
