@@ -190,6 +190,7 @@ impl Drop for Capture {
 mod tests {
     use super::*;
     use crate::config::types::TracesConfig;
+    use crate::observe::Observer;
 
     fn start() -> CaptureStart {
         CaptureStart {
@@ -207,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_buffer_of_an_open_call_is_counted_until_it_goes() {
-        let traces = Traces::start(&TracesConfig::default()).await.expect("a store in memory");
+        let traces = Traces::start(&TracesConfig::default(), Observer::default()).await.expect("a store in memory");
         let bytes = || traces.sizes().1;
         let mut captures: Vec<Capture> = (0..3).map(|_| traces.begin(start())).collect();
         for capture in &mut captures {
