@@ -126,6 +126,12 @@ pub fn upstream(written: &str) -> UpstreamConfig {
     UpstreamConfig::new(url::upstream(written).expect("engines have valid addresses"))
 }
 
+/// The value of a metric without labels, from a page of metrics.
+pub fn gauge_of(page: &str, name: &str) -> i64 {
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is not in {page}"))
+}
+
 // === impl Balancer ===
 
 impl Balancer {
@@ -187,9 +193,7 @@ impl Balancer {
 
     /// The value of a metric without labels.
     pub fn gauge(&self, name: &str) -> i64 {
-        let page = self.metrics();
-        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is not in {page}"))
+        gauge_of(&self.metrics(), name)
     }
 
     /// Waits until no upstream has anything in flight.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::common::body::{Place, padded};
 use crate::common::wire::{Answer, Wire, post};
-use crate::common::{Balancer, config, eventually, paced, upstreams};
+use crate::common::{Balancer, config, eventually, gauge_of, paced, upstreams};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -26,6 +26,9 @@ const BODY: usize = 100 << 10;
 
 /// The time over which answers are counted, after the load has settled.
 const WINDOW: Duration = Duration::from_secs(4);
+
+/// So many looks at the load come between two pages of metrics.
+const LOOKS_PER_PAGE: u32 = 5;
 
 /// What the clients of one load have seen.
 #[derive(Default)]
@@ -95,13 +98,18 @@ async fn measure(balancer: &Balancer, clients: usize) -> (u64, u64, Most, JoinSe
     let (mut tasks, seen) = load(balancer, clients);
     let settled = async || (seen.answered.load(Relaxed) as usize > 2 * FLEET).then_some(());
     eventually("the load has settled", settled).await;
-    let mut most = Most::default();
+    let (mut most, mut looks) = (Most::default(), 0_u32);
     let (begun, before) = (Instant::now(), seen.answered.load(Relaxed));
     while begun.elapsed() < WINDOW {
         let active = balancer.loads().iter().map(|load| load.active).max().unwrap_or(0);
         most.active = most.active.max(active);
-        most.queued = most.queued.max(balancer.gauge("vllm_lb_queued"));
-        most.held = most.held.max(balancer.gauge("vllm_lb_peeked_bytes"));
+        // A page takes more of the machine than a look at the leases.
+        if looks % LOOKS_PER_PAGE == 0 {
+            let page = balancer.metrics();
+            most.queued = most.queued.max(gauge_of(&page, "vllm_lb_queued"));
+            most.held = most.held.max(gauge_of(&page, "vllm_lb_peeked_bytes"));
+        }
+        looks += 1;
         while let Some(ended) = tasks.try_join_next() {
             ended.expect("a client goes on");
         }
