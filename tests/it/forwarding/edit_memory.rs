@@ -152,7 +152,8 @@ fn of_many_messages_with_thoughts() {
 #[test]
 fn of_metadata() {
     in_own_process(|| {
-        let extra = |text: String| format!(r#"{{"metadata":{{"extra_body":"{}"}}}}"#, text.replace('"', "\\\""));
+        let extra =
+            |text: String| format!(r#"{{"metadata":{{"extra_body":"{}"}}}}"#, text.replace('"', "\\\""));
         let members: Vec<String> = (0..1500).map(|index| format!(r#""{index:x}":1"#)).collect();
         assert!(holds("chat", extra(format!("{{{}}}", members.join(",")))).is_some());
         let inner = filled("[", "1,", "1]", 14_000);
@@ -166,7 +167,9 @@ fn of_translations() {
     in_own_process(|| {
         let input = r#"{"model":"response","input":["#;
         let text = r#"{"role":"user","content":""},"#;
-        assert!(holds("response", counted(input, text, r#"{"role":"user","content":""}]}"#, 16_000)).is_some());
+        assert!(
+            holds("response", counted(input, text, r#"{"role":"user","content":""}]}"#, 16_000)).is_some()
+        );
         let parts = r#"{"model":"response","input":[{"role":"user","content":["#;
         assert!(holds("response", counted(parts, r#""","#, r#"""]}]}"#, 95_000)).is_some());
         assert!(holds("response", filled(parts, r#""","#, r#"""]}]}"#, SIZE)).is_none());
@@ -194,34 +197,36 @@ fn of_translated_texts() {
 /// The blocks that grow most, as many as a body may have, and the texts that do.
 #[test]
 fn of_translated_messages() {
-    let list = r#"{"model":"message","max_tokens":9,"messages":["#;
-    let user = [list, r#"{"role":"user","content":["#].concat();
-    let assistant = [list, r#"{"role":"assistant","content":["#].concat();
-    for (begin, again, last, behind, values) in [
-        (list, r#"{"role":"user","content":""},"#, r#"{"role":"user","content":""}"#, "]}", 3),
-        (&user, r#"{"type":"tool_result"},"#, r#"{"type":"tool_result"}"#, "]}]}", 2),
-        (&user, r#"{"type":"text","text":"a"},"#, r#"{"type":"text","text":"a"}"#, "]}]}", 3),
-        (
-            &user,
-            r#"{"type":"image","source":{"data":""}},"#,
-            r#"{"type":"image","source":{"data":""}}"#,
-            "]}]}",
-            4,
-        ),
-        (
-            &assistant,
-            r#"{"type":"tool_use","id":"","name":""},"#,
-            r#"{"type":"tool_use","id":"","name":""}"#,
-            "]}]}",
-            4,
-        ),
-    ] {
-        let body = counted(begin, again, &[last, behind].concat(), 95_000 / values);
-        assert!(holds("message", body).is_some(), "{again}");
-    }
-    let text = [list, r#"{"role":"user","content":""#].concat();
-    assert!(holds("message", filled(&text, "long ", r#""}]}"#, SIZE)).is_some());
-    assert!(holds("message", filled(&text, "\\n", r#""}]}"#, SIZE)).is_some());
-    let input = [&*assistant, r#"{"type":"tool_use","id":"","name":"","input":{"a":""#].concat();
-    assert!(holds("message", filled(&input, "\\\"", r#""}}]}]}"#, SIZE)).is_some());
+    in_own_process(|| {
+        let list = r#"{"model":"message","max_tokens":9,"messages":["#;
+        let user = [list, r#"{"role":"user","content":["#].concat();
+        let assistant = [list, r#"{"role":"assistant","content":["#].concat();
+        for (begin, again, last, behind, values) in [
+            (list, r#"{"role":"user","content":""},"#, r#"{"role":"user","content":""}"#, "]}", 3),
+            (&user, r#"{"type":"tool_result"},"#, r#"{"type":"tool_result"}"#, "]}]}", 2),
+            (&user, r#"{"type":"text","text":"a"},"#, r#"{"type":"text","text":"a"}"#, "]}]}", 3),
+            (
+                &user,
+                r#"{"type":"image","source":{"data":""}},"#,
+                r#"{"type":"image","source":{"data":""}}"#,
+                "]}]}",
+                4,
+            ),
+            (
+                &assistant,
+                r#"{"type":"tool_use","id":"","name":""},"#,
+                r#"{"type":"tool_use","id":"","name":""}"#,
+                "]}]}",
+                4,
+            ),
+        ] {
+            let body = counted(begin, again, &[last, behind].concat(), 95_000 / values);
+            assert!(holds("message", body).is_some(), "{again}");
+        }
+        let text = [list, r#"{"role":"user","content":""#].concat();
+        assert!(holds("message", filled(&text, "long ", r#""}]}"#, SIZE)).is_some());
+        assert!(holds("message", filled(&text, "\\n", r#""}]}"#, SIZE)).is_some());
+        let input = [&*assistant, r#"{"type":"tool_use","id":"","name":"","input":{"a":""#].concat();
+        assert!(holds("message", filled(&input, "\\\"", r#""}}]}]}"#, SIZE)).is_some());
+    });
 }
