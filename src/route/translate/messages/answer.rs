@@ -27,7 +27,7 @@ pub fn whole(form: &MessageBuilder, mut chat: WholeChat) -> Result<Vec<u8>, Answ
     let tools = ToolUse { is_any, is_complete: is_any && inputs.iter().all(Option::is_some) };
     let (reason, sequence) = blocks::stop_reason(&end, tools);
     // A call that was cut short is shown without its input; one that the client would run is none.
-    if reason == Some("tool_use") && !tools.is_complete {
+    if reason == Some("tool_use") && is_any && !tools.is_complete {
         return Err(AnswerFault::ToolInput);
     }
     let mut content = content(form, &choice["message"]);

@@ -39,7 +39,7 @@ impl MessageBuilder {
         })
     }
 
-    /// The signature of thoughts: no one checks it.
+    /// The signature of thoughts, which clients send back and vLLM does not read.
     pub fn signature(&self) -> String {
         format!("{:032x}", self.asker.seed)
     }

@@ -19,7 +19,7 @@ const DEFAULT_IMAGE_TYPE: &str = "image/jpeg";
 
 /// The conversation of a chat, as far as it is translated.
 #[derive(Default)]
-struct Conversation {
+struct ChatHistory {
     messages: Vec<Value>,
     changes: Vec<ToolChange>,
     /// Thoughts stand in the content, between tags.
@@ -44,7 +44,7 @@ pub fn messages(
     list: Vec<Value>,
     tags: bool,
 ) -> Result<(Value, Vec<ToolChange>), Reject> {
-    let mut talk = Conversation { tags, ..Conversation::default() };
+    let mut talk = ChatHistory { tags, ..ChatHistory::default() };
     let system = match system {
         None => String::new(),
         Some(Value::String(text)) => text,
@@ -58,9 +58,9 @@ pub fn messages(
     Ok((Value::Array(talk.messages), talk.changes))
 }
 
-// === impl Conversation ===
+// === impl ChatHistory ===
 
-impl Conversation {
+impl ChatHistory {
     fn push_system(&mut self, text: String) {
         if !text.is_empty() {
             self.messages.push(json!({"role": "system", "content": text}));

@@ -214,6 +214,7 @@ fn the_end_of_a_message_is_told_as_vllm_tells_it() {
         ("length", json!(null), &call("{\"a\":"), json!("max_tokens"), json!(null)),
         ("tool_calls", json!(null), &call("{}"), json!("tool_use"), json!(null)),
         ("tool_calls", json!("x"), &call("{}"), json!("tool_use"), json!(null)),
+        ("tool_calls", json!(null), &none, json!("tool_use"), json!(null)),
         ("stop", json!(null), &call("{}"), json!("tool_use"), json!(null)),
         ("stop", json!("x"), &call("{\"a\":"), json!("stop_sequence"), json!("x")),
         ("stop", json!(null), &call(" "), json!("tool_use"), json!(null)),
