@@ -308,7 +308,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_of_several_pages_is_that_of_the_session() {
-        let store = Store::open(&TracesConfig::default(), &Observer::default()).await.expect("a store in memory");
+        let store =
+            Store::open(&TracesConfig::default(), &Observer::default()).await.expect("a store in memory");
         let records = (0..100).map(|at| Arc::new(record("s", &at.to_string(), &["{}"], &[1], &[2])));
         store.put(&records.collect::<Vec<_>>(), 1.0).await.expect("is stored");
         let list = async |limit, body| {
