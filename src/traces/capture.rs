@@ -208,7 +208,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_buffer_of_an_open_call_is_counted_until_it_goes() {
-        let traces = Traces::start(&TracesConfig::default(), Observer::default()).await.expect("a store in memory");
+        let traces =
+            Traces::start(&TracesConfig::default(), Observer::default()).await.expect("a store in memory");
         let bytes = || traces.sizes().1;
         let mut captures: Vec<Capture> = (0..3).map(|_| traces.begin(start())).collect();
         for capture in &mut captures {
