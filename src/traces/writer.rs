@@ -141,13 +141,29 @@ fn begin(task: &mut Option<JoinHandle<()>>, work: impl Future<Output = ()> + Sen
     }
 }
 
+impl StoreUpkeep {
+    /// Ends what still runs, while there is a runtime to give connections back on.
+    async fn end(self) {
+        for task in [self.expiry, self.refresh].into_iter().flatten() {
+            task.abort();
+            task.await.ok();
+        }
+    }
+}
+
 async fn run(traces: &Arc<Traces>) {
+    let (_guard, mut upkeep) = (QueueGuard(traces), StoreUpkeep::default());
+    write_batches(traces, &mut upkeep).await;
+    upkeep.end().await;
+}
+
+/// Takes and stores calls until the queue is closed.
+async fn write_batches(traces: &Arc<Traces>, upkeep: &mut StoreUpkeep) {
     let (mut batch, mut messages) = (WriterBatch::default(), Vec::new());
     let (mut expires, mut refreshes) = (interval(EXPIRE_INTERVAL), interval(REFRESH_INTERVAL));
     // After an outage once, and not once for each time that was missed.
     expires.set_missed_tick_behavior(MissedTickBehavior::Delay);
     refreshes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (_guard, mut upkeep) = (QueueGuard(traces), StoreUpkeep::default());
     loop {
         let wait = batch.remaining_wait();
         let open = tokio::select! {
