@@ -15,6 +15,11 @@
 //! The tokens of the history never come from the template, so that it may render old turns in another way
 //! than the latest one, as templates of reasoning models do.
 //!
+//! `/v1/completions` is used also where the engine has `/inference/v1/generate`. The answer of the latter has
+//! token ids without text, so the text would take a
+//! detokeniser here, or a further request for each event. It is there with `--enable-scale-out` alone. A
+//! completion takes the same ids, and answers with text, ids and log-probabilities of each event.
+//!
 //! Never: a completion where the engine would parse more than text out of a chat's answer.
 
 mod answer;
