@@ -231,6 +231,10 @@ fn push_choice(out: &mut String, choice: &ChoiceRecord, api: TraceApi) {
         out.push_str(",\"routing_matrices\":");
         push_routing(out, Some(choice));
     }
+    if let Some(extra) = &choice.extra {
+        out.push(',');
+        out.push_str(extra);
+    }
     out.push('}');
 }
 

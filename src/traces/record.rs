@@ -114,6 +114,9 @@ pub struct ChoiceRecord {
     pub finish_reason: Option<String>,
     /// Of mixture-of-experts models, as JSON.
     pub routed_experts: Option<Arc<str>>,
+    /// Further members, as they stand between the braces of a JSON object: `stop_reason` unless it is null,
+    /// `prompt_logprobs` of a stream, and the `prompt_token_ids` of a prompt that is not the record's.
+    pub extra: Option<Arc<str>>,
 }
 
 /// The tokens that an answer reported; what it did not report is `None`.

@@ -10,6 +10,7 @@ use super::wire::{
     AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, parse_object, read_tokens, string,
 };
 use super::{AnswerParts, completion_message};
+use crate::traces::json::push_ids;
 use crate::traces::record::{ChoiceRecord, TraceApi};
 
 /// What a choice, or a tool call, takes beside its texts and lists, for the bound of memory.
@@ -37,6 +38,7 @@ struct GrowingChoice {
     logprobs: Vec<f64>,
     finish_reason: Option<String>,
     routed_experts: MergedList,
+    extra: MergedObject,
 }
 
 #[derive(Debug, Default)]
@@ -106,14 +108,37 @@ impl ChunkStream {
         size_of::<u32>() * self.parts.prompt_token_ids.len()
     }
 
+    /// Takes the ids of a prompt that comes before the one whose ids came first.
+    fn first_prompt_ids(&mut self, list: &RawValue, index: u32) -> usize {
+        let (of, later) = (self.prompt_of, std::mem::take(&mut self.parts.prompt_token_ids));
+        let held = self.prompt_ids(list, Some(index));
+        if self.parts.prompt_token_ids.is_empty() {
+            (self.prompt_of, self.parts.prompt_token_ids) = (of, later);
+        } else if !later.is_empty()
+            && later != self.parts.prompt_token_ids
+            && let Some(choice) = of.and_then(|of| self.choices.get_mut(&of))
+        {
+            let mut ids = String::new();
+            push_ids(&mut ids, &later);
+            choice.extra.set_json("prompt_token_ids", ids);
+        }
+        held
+    }
+
     fn choice(&mut self, chunk: AnswerChoice<'_>) -> usize {
         let index = u32::try_from(chunk.index.0.unwrap_or(0)).unwrap_or(u32::MAX);
         let mut held = 0;
+        let mut other_prompt = chunk.prompt_token_ids.filter(|list| !is_null(list));
         if let Some(list) = chunk.prompt_token_ids
             && (self.parts.prompt_token_ids.is_empty() || self.prompt_of.is_some_and(|of| of > index))
         {
-            held += self.prompt_ids(list, Some(index));
+            held += self.first_prompt_ids(list, index);
+            other_prompt = None;
         }
+        // Several choices of one prompt have the same ids.
+        let is_other =
+            |list: &RawValue| parse_ids(list).is_some_and(|ids| ids != self.parts.prompt_token_ids);
+        let other_prompt = other_prompt.filter(|list| is_other(list));
         let state = self.choices.entry(index).or_insert_with(|| {
             held += ENTRY_BYTES;
             GrowingChoice::default()
@@ -126,6 +151,14 @@ impl ChunkStream {
         }
         if let Some(reason) = chunk.finish_reason.and_then(string) {
             state.finish_reason = Some(reason.into_owned());
+        }
+        let extra = [
+            ("stop_reason", chunk.stop_reason),
+            ("prompt_logprobs", chunk.prompt_logprobs),
+            ("prompt_token_ids", other_prompt),
+        ];
+        for (key, value) in extra {
+            held += value.map_or(0, |value| state.extra.set(key, value));
         }
         for (key, value) in chunk.delta.into_iter().flat_map(|delta| delta.0) {
             held += state.member(&key, value);
@@ -214,6 +247,7 @@ impl GrowingChoice {
             token_texts: Vec::new(),
             finish_reason: self.finish_reason,
             routed_experts: self.routed_experts.into_json().map(Into::into),
+            extra: self.extra.into_members().map(Into::into),
         }
     }
 }

@@ -168,6 +168,8 @@ fn read_choice(
         experts.merge(value);
     }
     record.routed_experts = experts.into_json().map(Into::into);
+    let reason = choice.stop_reason.filter(|reason| !is_null(reason));
+    record.extra = reason.map(|reason| format!("\"stop_reason\":{}", reason.get()).into());
     record
 }
 

@@ -110,6 +110,13 @@ impl MergedObject {
         self.members.is_empty()
     }
 
+    /// The members between the braces; `None`: there are none.
+    pub fn into_members(self) -> Option<String> {
+        let mut members = String::new();
+        self.write_members(&mut members);
+        (!members.is_empty()).then_some(members)
+    }
+
     /// Drops the members that are empty strings, but for those named.
     pub fn drop_empty(&mut self, but: &[&str]) {
         self.members.retain(|(key, member)| {

@@ -76,6 +76,10 @@ pub(super) struct AnswerChoice<'a> {
     #[serde(borrow)]
     pub finish_reason: Option<&'a RawValue>,
     #[serde(borrow)]
+    pub stop_reason: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub prompt_logprobs: Option<&'a RawValue>,
+    #[serde(borrow)]
     pub routed_experts: Option<&'a RawValue>,
     #[serde(borrow)]
     pub routing_matrices: Option<&'a RawValue>,

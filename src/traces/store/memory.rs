@@ -353,6 +353,7 @@ impl HeldTrace {
             token_texts: Vec::new(),
             finish_reason: choice.finish_reason.clone(),
             routed_experts: choice.routed_experts.clone(),
+            extra: choice.extra.clone(),
         };
         let record = TraceRecord {
             facts: record.facts.clone(),
@@ -383,6 +384,7 @@ impl HeldTrace {
                 + allocation(choice.logprobs.len() * 8)
                 + allocation(choice.finish_reason.as_ref().map_or(0, String::len))
                 + allocation(choice.routed_experts.as_ref().map_or(0, |text| text.len()))
+                + allocation(choice.extra.as_ref().map_or(0, |text| text.len()))
                 + size_of::<ChoiceRecord>() as u64
         };
         allocation(size_of::<HeldTrace>())

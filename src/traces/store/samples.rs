@@ -26,6 +26,7 @@ pub fn record(session: &str, trace: &str, turns: &[&str], prompt: &[u32], answer
             token_texts: answer.iter().map(|id| id.to_string().into()).collect(),
             finish_reason: Some("stop".into()),
             routed_experts: None,
+            extra: None,
         }],
         tokens: TraceTokens {
             prompt: Some(prompt.len() as u64),
@@ -247,6 +248,7 @@ impl SampleChoice {
             token_texts: self.texts.iter().map(|text| text.as_str().into()).collect(),
             finish_reason: self.experts.clone(),
             routed_experts: self.experts.as_ref().map(|text| format!("\"{text}\"").into()),
+            extra: self.experts.as_ref().map(|text| format!("\"stop_reason\":\"{text}\"").into()),
         }
     }
 }

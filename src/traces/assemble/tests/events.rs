@@ -29,6 +29,39 @@ fn merged(deltas: &[&str]) -> Value {
     message(&chat(&deltas.iter().map(String::as_str).collect::<Vec<_>>()))
 }
 
+/// The members of a choice that have no field of their own.
+fn extra(answer: &AssembledAnswer, place: usize) -> Value {
+    value(&format!("{{{}}}", answer.choices[place].extra.as_deref().unwrap_or_default()))
+}
+
+#[test]
+fn a_choice_of_a_stream_keeps_its_stop_reason_and_its_prompt() {
+    let chunk = |index: u32, more: &str| format!(r#"{{"choices":[{{"index":{index},"text":"a",{more}}}]}}"#);
+    let first =
+        r#""stop_reason":null,"prompt_logprobs":[null,{"7":{"logprob":-1.5}}],"prompt_token_ids":[1,2]"#;
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+        let of = |index| match index {
+            0 => chunk(0, first),
+            1 => chunk(1, r#""prompt_token_ids":[1,2]"#),
+            _ => chunk(2, r#""prompt_token_ids":[3]"#),
+        };
+        let mut data: Vec<String> = order.into_iter().map(of).collect();
+        data.push(chunk(0, r#""stop_reason":"</s>","finish_reason":"stop","prompt_token_ids":null"#));
+        data.push(chunk(2, r#""stop_reason":7,"finish_reason":"stop""#));
+        let data: Vec<&str> = data.iter().map(String::as_str).collect();
+        let answer = assembled(TraceApi::Completions, true, 200, [stream(&data).as_bytes()]);
+        assert_eq!(answer.prompt_token_ids, [1, 2], "{order:?}");
+        let logprobs = json!([null, {"7": {"logprob": -1.5}}]);
+        assert_eq!(extra(&answer, 0), json!({"stop_reason": "</s>", "prompt_logprobs": logprobs}));
+        assert_eq!(answer.choices[1].extra, None, "of the same prompt: {order:?}");
+        assert_eq!(extra(&answer, 2), json!({"stop_reason": 7, "prompt_token_ids": [3]}), "{order:?}");
+    }
+    let whole =
+        r#"{"choices":[{"index":0,"text":"a","stop_reason":7},{"index":1,"text":"b","stop_reason":null}]}"#;
+    let answer = assembled(TraceApi::Completions, false, 200, [whole.as_bytes()]);
+    assert_eq!((extra(&answer, 0), &answer.choices[1].extra), (json!({"stop_reason": 7}), &None));
+}
+
 #[test]
 fn a_stream_of_vllm_is_assembled() {
     let answer = chat(&[

@@ -44,6 +44,8 @@ struct ChoiceObject {
     logprobs: Vec<LogprobNumber>,
     token_texts: Vec<Box<str>>,
     routed_experts: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    extra: Option<String>,
 }
 
 /// A log-probability as JSON: a number, or the name of one that JSON does not have.
@@ -152,6 +154,7 @@ impl EncodedRow {
             list(|first| &first.token_texts),
             SqlValue::optional_text(first.and_then(|first| first.routed_experts.as_deref())),
             text(&self.more_choices),
+            SqlValue::optional_text(first.and_then(|first| first.extra.as_deref())),
             SqlValue::integer(parent_text[..ends.lead].chars().count()),
             SqlValue::integer(parent_text[parent_text.len() - ends.tail..].chars().count()),
             text(&self.request),
@@ -183,6 +186,7 @@ impl ChoiceObject {
             logprobs: choice.logprobs.iter().map(|number| LogprobNumber::new(*number)).collect(),
             token_texts: choice.token_texts.clone(),
             routed_experts: choice.routed_experts.as_ref().map(ToString::to_string),
+            extra: choice.extra.as_ref().map(ToString::to_string),
         }
     }
 
@@ -195,6 +199,7 @@ impl ChoiceObject {
             token_texts: self.token_texts,
             finish_reason: self.finish_reason,
             routed_experts: self.routed_experts.map(Into::into),
+            extra: self.extra.map(Into::into),
         }
     }
 }
@@ -367,7 +372,7 @@ fn decode_choices(row: &mut SqlRow, finish_reason: Option<String>) -> Result<Vec
     let message = row.optional_text()?;
     let (ids, logprobs, texts) = (row.optional_text()?, row.optional_text()?, row.optional_text()?);
     let routed_experts = row.optional_text()?.map(Into::into);
-    let more = row.optional_text()?;
+    let (more, extra) = (row.optional_text()?, row.optional_text()?.map(Into::into));
     let list = |text: &Option<String>| text.clone().unwrap_or_else(|| "[]".into());
     let Some(index) = index else { return Ok(Vec::new()) };
     let logprobs: Vec<LogprobNumber> = parsed(&list(&logprobs), "logprobs")?;
@@ -379,6 +384,7 @@ fn decode_choices(row: &mut SqlRow, finish_reason: Option<String>) -> Result<Vec
         token_texts: parsed(&list(&texts), "token_texts")?,
         finish_reason,
         routed_experts,
+        extra,
     }];
     let more: Vec<ChoiceObject> = parsed(&list(&more), "more_choices")?;
     choices.extend(more.into_iter().map(ChoiceObject::into_record));

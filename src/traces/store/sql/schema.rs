@@ -10,7 +10,9 @@ use crate::traces::store::StoreError;
 
 /// The statements that lead to each version, the first to version 1. SQLite and PostgreSQL take the same
 /// text.
-const MIGRATIONS: &[&[&str]] = &[&[
+const MIGRATIONS: &[&[&str]] = &[FIRST_TABLES, &["ALTER TABLE traces ADD COLUMN choice_extra TEXT"]];
+
+const FIRST_TABLES: &[&str] = &[
     // What the traces of a session have in common. `last_at` is the time of its last activity, `bytes` what
     // its traces take, `created_at` and what follows the settings that were made by an operator.
     "CREATE TABLE sessions (
@@ -70,7 +72,7 @@ const MIGRATIONS: &[&[&str]] = &[&[
         response_gaps TEXT)",
     "CREATE INDEX traces_by_session ON traces (session_id, created_at)",
     "CREATE TABLE trace_settings (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL)",
-]];
+];
 
 /// The columns of `traces`, in the order in which rows are written and read.
 pub const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, model, client_model, \
@@ -78,7 +80,7 @@ pub const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, mo
      weight_version, latency_ms, ttft_ms, queue_ms, prompt_tokens, completion_tokens, cached_tokens, \
      reasoning_tokens, parent_id, shared_turns, turns, shared_prompt_ids, prompt_token_ids, \
      choice_index, response_message, completion_token_ids, logprobs, token_texts, routed_experts, \
-     more_choices, request_lead, request_tail, request, request_gaps, response, response_gaps";
+     more_choices, choice_extra, request_lead, request_tail, request, request_gaps, response, response_gaps";
 
 /// The place of `created_at` among the columns.
 pub const CREATED_COLUMN: usize = 2;
