@@ -462,9 +462,17 @@ def ask(url, messages):
         return json.load(answer)
 
 
-# ---- pictures ----------------------------------------------------------------------------------
+# ---- the code, and pictures --------------------------------------------------------------------
 
 
 def test_the_plot_is_drawn_from_the_committed_figures():
     plot = pathlib.Path(ROOT, "docs/plot.py")
     assert subprocess.run([sys.executable, plot, "--check"], timeout=60, check=False).returncode == 0
+
+
+def test_the_design_page_has_a_row_for_every_module():
+    crate = (ROOT / "src/lib.rs").read_text()
+    modules = re.findall(r"^(?:pub(?:\(crate\))? )?mod (\w+);", crate, re.MULTILINE)
+    spans = {span for _, span in documents.page("docs/design.md").spans()}
+    assert len(modules) > 10
+    assert [name for name in modules if not {f"src/{name}", f"src/{name}.rs"} & spans] == []
