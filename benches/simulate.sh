@@ -67,4 +67,6 @@ exchange() {
     exchange --shape rollouts
 } >$result.new
 mv $result.new $result
+# The picture of docs/routing.md shows these figures.
+docs/plot.py
 echo "simulate: $result"

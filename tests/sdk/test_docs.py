@@ -476,3 +476,12 @@ def test_the_design_page_has_a_row_for_every_module():
     spans = {span for _, span in documents.page("docs/design.md").spans()}
     assert len(modules) > 10
     assert [name for name in modules if not {f"src/{name}", f"src/{name}.rs"} & spans] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/routing.md"])
+def test_measured_times_are_committed_figures(name):
+    figures = set(re.findall(r"\d+(?:\.\d+)?", (ROOT / "benches/results/simulate.md").read_text()))
+    text = " ".join(line for _, line in documents.page(name).lines())
+    times = re.findall(r"\b(\d+(?:\.\d+)?) s\b", text)
+    assert len(times) > 1
+    assert [time for time in times if time not in figures] == []
