@@ -164,8 +164,7 @@ impl Fleet {
     // === waiting for room ===
 
     /// Whether other requests with the same key wait. A new request then has to `wait` even if an upstream
-    /// has
-    /// room.
+    /// has room.
     pub fn must_wait(&self, query: &UpstreamQuery<'_>) -> bool {
         !self.queue.is_empty() && self.queue.is_waiting(&self.key(query))
     }
@@ -187,8 +186,7 @@ impl Fleet {
     }
 
     /// Builds the queue key of a query. Requests for a model that no upstream serves wait for any place,
-    /// since
-    /// any upstream may start to serve it.
+    /// since any upstream may start to serve it.
     fn key(&self, query: &UpstreamQuery<'_>) -> QueueKey {
         let snapshot = self.snapshot();
         QueueKey::new(&UpstreamQuery {

@@ -1,9 +1,9 @@
-//! What a balancer remembers between requests: which upstream was sent which prompts and sessions, and made
-//! which responses, how long a token of each model is, and how far engines agree with what was predicted of
-//! their caches.
+//! The balancer's memory between requests: the prompts and sessions that each upstream was sent, the
+//! upstreams of stored responses, the bytes of a token for each model, and how far engines agree with the
+//! predictions of their caches.
 //!
-//! Decisions read local memory only. It must never wait for anything on a request's path but the short
-//! lock of a writer, and never know the fleet: an upstream is a number here, the same for its life.
+//! Routing decisions read local memory only. On a request's path the module waits for nothing but the short
+//! lock of a writer. It does not depend on the fleet: an upstream is identified by its id.
 
 mod agreement;
 pub mod exchange;
@@ -30,73 +30,78 @@ use crate::prompt::session::{self, Session};
 use agreement::Agreement;
 use exchange::Outbox;
 use places::UpstreamPlaces;
-use prefix_index::{Hits, Index, Prompt, Receipt, Size, Slot};
+use prefix_index::{Hits, Index, PromptSize, Receipt, Size, Slot};
 use prompt_tails::PromptTails;
 use ratios::{DEFAULT_BYTES_PER_TOKEN, Ratios};
 use sessions::{SessionBinding, Sessions};
 
-/// The longest text that is hashed to a chain: as long as the largest bodies.
+/// The longest text that is hashed to a chain, in bytes: as long as the largest bodies.
 const MAX_CHAIN_BYTES: usize = 64 << 20;
 
-/// The assumed tokens of a prompt that cannot be read, such as a form with a recording, for its session:
-/// another upstream would have to repeat work of unknown size.
+/// The assumed tokens of a prompt that cannot be parsed, such as a form with a recording. The session penalty
+/// uses it: another upstream would have to repeat work of unknown size.
 const UNREAD_PROMPT_TOKENS: u64 = 1_000;
 
-/// What a request brings of a prompt.
+/// The prompt and the session of a request, as far as the memory needs them.
 #[derive(Debug, Default)]
 pub struct PromptLookup {
-    /// Of the model that is to answer.
+    /// The model that is to answer.
     pub model: Option<String>,
-    /// Empty where nothing is known of the prompt, or nothing is remembered.
+    /// The hashes of the prompt's blocks; empty when the prompt cannot be parsed or the index is off.
     pub chain: Vec<u64>,
     /// See `prefix_index::Index::learn`.
     pub end: Option<u64>,
+    /// The form of the prompt.
     pub family: PromptFamily,
-    /// Of the prompt, as far as it was seen, and about as many as were not.
+    /// The bytes of the prompt that were read.
     pub seen: u64,
+    /// The estimated bytes of the prompt behind them.
     pub unseen: u64,
+    /// The session of the request.
     pub session: Option<Session>,
 }
 
-/// What was learnt from a sent request, to be taken back when it never arrives.
+/// What the memory learned from a sent request, to be undone when the request never reaches the engine.
 #[derive(Debug)]
 pub struct LearnedChain {
     receipt: Option<Receipt>,
-    /// Of all of it, where it was longer than what was known when it was sent.
+    /// The receipt for the whole prompt, if it was longer than the part that was read before the choice.
     rest: Option<Receipt>,
-    /// Where its session was before.
+    /// The previous binding of the session.
     before: Option<SessionBinding>,
 }
 
-/// An upstream of the fleet, as passed to `follow`.
+/// An upstream of the fleet, as passed to `follow_fleet`.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackedUpstream<'a> {
     pub id: usize,
     pub name: &'a str,
-    /// Moves whenever its engine's cache must be believed to be empty.
+    /// Increases when the engine's cache is assumed to be empty.
     pub incarnation: u64,
-    /// What its engine's cache holds, where that is known.
+    /// The capacity of the engine's cache in tokens, if known.
     pub cache_tokens: Option<u64>,
-    /// The model that tells how long a token is.
+    /// The model whose bytes per token convert the capacity to blocks.
     pub model: Option<&'a str>,
 }
 
+/// The memory of one balancer.
 pub struct State {
     index: Index,
     blocks: BlockLayout,
-    remembers: bool,
+    /// The index has room for blocks.
+    enabled: bool,
     /// Written under the lock of `upstreams` only.
     places: ArcSwap<UpstreamPlaces>,
     upstreams: Mutex<Vec<IndexedUpstream>>,
     ratios: Ratios,
-    beyond: Mutex<PromptTails>,
+    tails: Mutex<PromptTails>,
     sessions: Sessions,
     /// The upstreams of stored responses whose ids do not name them.
     responses: Sessions,
     born: Instant,
     /// The events for siblings; `None`: there are no siblings.
     outbox: Option<Arc<Outbox>>,
-    /// The age of the siblings' reports, in microseconds.
+    /// The age of the oldest sibling's report, in microseconds.
     siblings_age: AtomicU64,
     observer: Observer,
 }
@@ -104,7 +109,7 @@ pub struct State {
 /// The state of one upstream in the index.
 struct IndexedUpstream {
     id: usize,
-    /// The name that siblings use; `None` until `follow` passes it.
+    /// The name that siblings use; `None` until `follow_fleet` passes it.
     name: Option<Arc<str>>,
     slot: Slot,
     incarnation: Option<u64>,
@@ -112,10 +117,10 @@ struct IndexedUpstream {
     agreement: Agreement,
 }
 
-// === impl Asked ===
+// === impl PromptLookup ===
 
 impl PromptLookup {
-    /// Whether there is something to look up.
+    /// Whether the prompt has blocks or an opening to look up.
     pub fn has_chain(&self) -> bool {
         !self.chain.is_empty() || self.end.is_some()
     }
@@ -128,8 +133,8 @@ fn millis(time: Duration) -> u64 {
 // === impl State ===
 
 impl State {
-    /// `ttl` is how long a session is known; `seed` is random: see `prefix_index::Index::new`.
-    /// One of several balancers publishes what it learns through `outbox`.
+    /// Builds the memory of a balancer without siblings. Sessions are kept for `ttl`; `seed` is random, see
+    /// `prefix_index::Index::new`. One of several balancers publishes what it learns through `outbox`.
     pub fn new(
         config: PrefixIndex,
         ttl: Duration,
@@ -138,7 +143,7 @@ impl State {
         observer: Observer,
     ) -> Arc<Self> {
         Arc::new(State {
-            sessions: Sessions::new(Sessions::LIMIT, millis(ttl)),
+            sessions: Sessions::new(Sessions::MAX_SESSIONS, millis(ttl)),
             responses: Sessions::new(responses::MAX_RESPONSES, millis(ttl)),
             born: Instant::now(),
             index: Index::new(config.blocks, seed),
@@ -146,18 +151,18 @@ impl State {
                 bytes: config.block_bytes,
                 max_blocks: MAX_CHAIN_BYTES / config.block_bytes.max(1),
             },
-            remembers: config.blocks > 0,
+            enabled: config.blocks > 0,
             places: ArcSwap::default(),
             upstreams: Mutex::default(),
             ratios: Ratios::default(),
-            beyond: Mutex::default(),
+            tails: Mutex::default(),
             outbox,
             siblings_age: AtomicU64::new(0),
             observer,
         })
     }
 
-    /// Another time to live of sessions.
+    /// Sets the time to live of sessions and stored responses.
     pub fn set_ttl(&self, ttl: Duration) {
         self.sessions.set_ttl(millis(ttl));
         self.responses.set_ttl(millis(ttl));
@@ -167,11 +172,12 @@ impl State {
         millis(now.saturating_duration_since(self.born))
     }
 
-    /// How prompts are cut; `None` when nothing is remembered.
+    /// Returns how prompts are cut into blocks; `None` when the index is off.
     pub fn blocks(&self) -> Option<BlockLayout> {
-        self.remembers.then_some(self.blocks)
+        self.enabled.then_some(self.blocks)
     }
 
+    /// Returns the size of the index.
     pub fn size(&self) -> Size {
         self.index.size()
     }
@@ -180,149 +186,152 @@ impl State {
         self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of a token of this prompt.
-    fn ratio(&self, asked: &PromptLookup) -> f64 {
-        match asked.family {
+    /// Returns the bytes per token of this prompt.
+    fn ratio(&self, lookup: &PromptLookup) -> f64 {
+        match lookup.family {
             PromptFamily::Tokens => DEFAULT_BYTES_PER_TOKEN,
-            PromptFamily::Chat | PromptFamily::Text => self.ratios.of(asked.model.as_deref()),
+            PromptFamily::Chat | PromptFamily::Text => self.ratios.of(lookup.model.as_deref()),
         }
     }
 
-    /// The prompt in tokens, as the formula counts it.
-    pub fn prompt(&self, asked: &PromptLookup) -> Prompt {
-        let ratio = self.ratio(asked);
-        let tokens = ((asked.seen + asked.unseen) as f64 / ratio).round() as u64;
-        Prompt { tokens, block_tokens: self.blocks.bytes as f64 / ratio }
+    /// Returns the estimated tokens of the prompt and of a block, for the cost formula.
+    pub fn prompt(&self, lookup: &PromptLookup) -> PromptSize {
+        let ratio = self.ratio(lookup);
+        let tokens = ((lookup.seen + lookup.unseen) as f64 / ratio).round() as u64;
+        PromptSize { tokens, block_tokens: self.blocks.bytes as f64 / ratio }
     }
 
-    /// Puts on each candidate what it holds of the prompt. `id` says which upstream a candidate is.
+    /// Sets on each candidate how much of the prompt the upstream holds. `id` returns the upstream of a
+    /// candidate.
     pub fn weigh(
         &self,
-        asked: &PromptLookup,
+        lookup: &PromptLookup,
         share: f64,
         hits: &mut Hits,
         candidates: &mut [Candidate],
         id: impl Fn(&Candidate) -> usize,
     ) {
-        if asked.chain.is_empty() {
+        if lookup.chain.is_empty() {
             return;
         }
-        let prompt = self.prompt(asked);
-        self.index.lookup(&asked.chain, hits);
+        let prompt = self.prompt(lookup);
+        self.index.lookup(&lookup.chain, hits);
         hits.charge(share, candidates.len());
         let places = self.places.load();
         for candidate in candidates {
             let slot = places.slot(id(candidate));
             hits.weigh(slot, prompt, candidate);
-            let all = slot.filter(|_| asked.unseen > 0 && candidate.hit as usize == asked.chain.len());
-            if let (Some(slot), Some(last)) = (all, asked.chain.last()) {
-                // It holds all that was seen: then also what it was sent behind that, as far as is known.
-                let behind = self.beyond().find(*last, slot).min(candidate.uncached);
+            let holds_all =
+                slot.filter(|_| lookup.unseen > 0 && candidate.hit as usize == lookup.chain.len());
+            if let (Some(slot), Some(last)) = (holds_all, lookup.chain.last()) {
+                // The upstream holds the whole part that was read, so also the tail that it was sent behind
+                // it.
+                let behind = self.tails().find(*last, slot).min(candidate.uncached);
                 candidate.uncached -= behind;
                 candidate.missing = candidate.missing.saturating_sub(behind);
             }
         }
     }
 
-    /// Puts on each candidate what the request's session loses by going there, after `weigh`: `bonus` times
-    /// what is held where it was last, and not there. Where that upstream is no candidate, all are the same
-    /// to it.
+    /// Sets on each candidate the penalty for moving the session there, after `weigh`: `bonus` times the
+    /// tokens that the session's last upstream holds and the candidate does not. No candidate has a penalty
+    /// when the last upstream is not among them.
     pub fn add_session_penalty(
         &self,
-        asked: &PromptLookup,
+        lookup: &PromptLookup,
         bonus: f64,
         now: Instant,
         candidates: &mut [Candidate],
         id: impl Fn(&Candidate) -> usize,
     ) {
-        let Some(session) = asked.session else { return };
+        let Some(session) = lookup.session else { return };
         let Some(bound) = self.sessions.find(session.key, self.millis(now)) else { return };
         let Some(last) = candidates.iter().find(|candidate| id(candidate) == bound.upstream) else { return };
-        let tokens = self.session_tokens(asked);
+        let tokens = self.session_tokens(lookup);
         // Without a chain the cached part is unknown; the session's last request is the estimate.
         let (guess, uncached) = (bound.tokens.min(tokens), last.uncached);
         for candidate in candidates.iter_mut().filter(|candidate| id(candidate) != bound.upstream) {
-            // An upstream that holds as much loses nothing, for example by a system prompt that all hold.
+            // No penalty for an upstream that holds as much, for example a system prompt that all hold.
             let more = candidate.uncached.saturating_sub(uncached);
-            let lost = if asked.chain.is_empty() { guess } else { more };
+            let lost = if lookup.chain.is_empty() { guess } else { more };
             candidate.session_penalty = (lost as f64 * bonus) as u64;
         }
     }
 
-    fn beyond(&self) -> MutexGuard<'_, PromptTails> {
-        self.beyond.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tails(&self) -> MutexGuard<'_, PromptTails> {
+        self.tails.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a request of a session weighs for it.
-    fn session_tokens(&self, asked: &PromptLookup) -> u64 {
-        match self.prompt(asked).tokens {
+    /// Returns the tokens of a request for its session.
+    fn session_tokens(&self, lookup: &PromptLookup) -> u64 {
+        match self.prompt(lookup).tokens {
             0 => UNREAD_PROMPT_TOKENS,
             tokens => tokens,
         }
     }
 
-    /// The request goes to this upstream.
-    pub fn learn(&self, asked: &PromptLookup, id: usize, now: Instant) -> LearnedChain {
-        let before = asked.session.and_then(|session| {
-            let (now, tokens) = (self.millis(now), self.session_tokens(asked));
+    /// Learns that the request is sent to this upstream.
+    pub fn learn(&self, lookup: &PromptLookup, id: usize, now: Instant) -> LearnedChain {
+        let before = lookup.session.and_then(|session| {
+            let (now, tokens) = (self.millis(now), self.session_tokens(lookup));
             let before = self.sessions.find(session.key, now);
             self.sessions.bind(session.key, id, tokens, now);
             self.publish_binding(session.key, SessionBinding { upstream: id, tokens });
             before
         });
-        let slot = if asked.has_chain() { self.slot(id) } else { None };
-        let receipt = slot.map(|slot| self.index.learn(&asked.chain, asked.end, slot));
+        let slot = if lookup.has_chain() { self.slot(id) } else { None };
+        let receipt = slot.map(|slot| self.index.learn(&lookup.chain, lookup.end, slot));
         if let Some(receipt) = &receipt {
-            self.publish_chain(&asked.chain, receipt, id);
+            self.publish_chain(&lookup.chain, receipt, id);
         }
         LearnedChain { receipt, rest: None, before }
     }
 
-    /// All of a prompt of which only `seen` blocks were known when it was sent: what was behind them.
+    /// Learns the whole prompt of a request of which only `seen` blocks were read before the choice.
     pub fn learn_rest(
         &self,
-        asked: &PromptLookup,
+        lookup: &PromptLookup,
         seen: usize,
         id: usize,
-        learnt: Option<&mut LearnedChain>,
+        learned: Option<&mut LearnedChain>,
     ) {
         let Some(slot) = self.slot(id) else { return };
-        let receipt = self.index.learn(&asked.chain, asked.end, slot);
-        self.publish_chain(&asked.chain, &receipt, id);
-        if let Some(learnt) = learnt {
-            learnt.rest = Some(receipt);
+        let receipt = self.index.learn(&lookup.chain, lookup.end, slot);
+        self.publish_chain(&lookup.chain, &receipt, id);
+        if let Some(learned) = learned {
+            learned.rest = Some(receipt);
         }
-        let behind = asked.chain.len().saturating_sub(seen) as f64 * self.prompt(asked).block_tokens;
-        if let Some(last) = seen.checked_sub(1).and_then(|last| asked.chain.get(last)) {
-            self.beyond().learn(*last, slot, behind as u64);
+        let behind = lookup.chain.len().saturating_sub(seen) as f64 * self.prompt(lookup).block_tokens;
+        if let Some(last) = seen.checked_sub(1).and_then(|last| lookup.chain.get(last)) {
+            self.tails().learn(*last, slot, behind as u64);
         }
     }
 
-    /// The request never reached the engine.
-    pub fn take_back(&self, asked: &PromptLookup, id: usize, learnt: LearnedChain) {
-        if let Some(session) = asked.session {
-            self.sessions.unbind(session.key, id, learnt.before);
+    /// Undoes `learn` for a request that never reached the engine.
+    pub fn take_back(&self, lookup: &PromptLookup, id: usize, learned: LearnedChain) {
+        if let Some(session) = lookup.session {
+            self.sessions.unbind(session.key, id, learned.before);
         }
         let slot = self.places.load().slot(id);
         let Some(slot) = slot else { return };
-        for receipt in [learnt.rest, learnt.receipt].into_iter().flatten() {
-            self.index.take_back(&asked.chain, slot, receipt);
+        for receipt in [learned.rest, learned.receipt].into_iter().flatten() {
+            self.index.take_back(&lookup.chain, slot, receipt);
         }
     }
 
-    /// The session of this name has ended: nothing draws its next request to the upstream that it used last,
-    /// here and at siblings. `models`: those that it may have used, as upstreams know them.
+    /// Forgets the bindings of a session that has ended, here and at siblings. `models` are the models that
+    /// the session may have used, by the names that upstreams use.
     pub fn forget_session<'m>(&self, name: &str, models: impl IntoIterator<Item = &'m str>) {
         for model in models {
             let key = session::key_of(name.as_bytes(), model);
-            // Siblings know the sessions that are known here, and no others.
+            // Siblings have the same sessions: bindings are published.
             if self.sessions.forget(key) {
                 self.publish_session_end(key);
             }
         }
     }
 
-    /// The slot of an upstream, which may be sent a request before it is told of here.
+    /// Returns the slot of an upstream; creates it for an upstream that gets a request before `follow_fleet`.
     fn slot(&self, id: usize) -> Option<Slot> {
         let known = self.places.load().slot(id);
         known.or_else(|| self.enter(&mut self.upstreams(), id))
@@ -350,8 +359,9 @@ impl State {
         self.places.store(Arc::new(UpstreamPlaces::new(places)));
     }
 
-    /// The upstreams that there are: others are forgotten, and so is what a restart has emptied.
-    pub fn follow(&self, present: &[TrackedUpstream<'_>]) {
+    /// Applies the present upstreams of the fleet: forgets upstreams that have left and caches that a
+    /// restart has emptied, and sets the limits of the caches.
+    pub fn follow_fleet(&self, present: &[TrackedUpstream<'_>]) {
         let mut upstreams = self.upstreams();
         let is_there = |id: usize| present.iter().any(|present| present.id == id);
         let gone: Vec<Slot> = upstreams.iter().filter(|one| !is_there(one.id)).map(|one| one.slot).collect();
@@ -364,7 +374,7 @@ impl State {
         }
         self.publish(&upstreams);
         for slot in gone {
-            self.beyond().forget(slot);
+            self.tails().forget(slot);
             self.index.leave(slot);
         }
         for one in present {
@@ -375,7 +385,7 @@ impl State {
             let before = upstream.incarnation.replace(one.incarnation);
             if before.is_some_and(|before| before != one.incarnation) {
                 self.index.forget(slot);
-                self.beyond().forget(slot);
+                self.tails().forget(slot);
                 upstream.agreement = Agreement::default();
                 self.observer.cache_forgotten(one.name);
             }
@@ -388,30 +398,32 @@ impl State {
         }
     }
 
-    /// An answer says how many tokens the prompt had.
-    pub fn counted(&self, asked: &PromptLookup, tokens: u64) {
-        if let (Some(model), true) = (&asked.model, asked.family != PromptFamily::Tokens && asked.unseen == 0)
+    /// Learns the bytes per token from an answer that reports the tokens of its prompt.
+    pub fn learn_token_count(&self, lookup: &PromptLookup, tokens: u64) {
+        if let (Some(model), true) =
+            (&lookup.model, lookup.family != PromptFamily::Tokens && lookup.unseen == 0)
         {
-            self.ratios.learn(model, asked.seen, tokens);
+            self.ratios.learn(model, lookup.seen, tokens);
         }
     }
 
-    /// Whether a prompt can have as many tokens as its answer says. True where its bytes are unknown.
-    pub fn can_have(&self, asked: &PromptLookup, tokens: u64) -> bool {
-        asked.family == PromptFamily::Tokens || asked.unseen > 0 || ratios::fits(asked.seen, tokens)
+    /// Whether the reported tokens are plausible for the bytes of the prompt. True when the bytes are
+    /// unknown.
+    pub fn is_plausible_count(&self, lookup: &PromptLookup, tokens: u64) -> bool {
+        lookup.family == PromptFamily::Tokens || lookup.unseen > 0 || ratios::fits(lookup.seen, tokens)
     }
 
-    /// An answer says how many of the prompt's tokens came from the engine's cache. An engine that holds far
-    /// less than is believed has forgotten what is oldest.
-    pub fn compared(&self, id: usize, name: &str, predicted: u64, reported: u64) {
+    /// Compares the cached tokens that an answer reports with the prediction. When an engine holds far less
+    /// than predicted, evicts the oldest blocks of its upstream.
+    pub fn compare_cached_tokens(&self, id: usize, name: &str, predicted: u64, reported: u64) {
         let mut upstreams = self.upstreams();
         let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == id) else { return };
-        let Some(keep) = upstream.agreement.seen(predicted, reported) else { return };
+        let Some(keep) = upstream.agreement.add(predicted, reported) else { return };
         let (slot, limit) = (upstream.slot, upstream.limit);
-        // Letting go takes its time, and others need the list.
+        // Evicting takes a while, and requests need the list meanwhile.
         drop(upstreams);
-        let most = (self.index.held(slot) as f64 * keep) as usize;
-        self.index.limit(slot, Some(most));
+        let kept = (self.index.held(slot) as f64 * keep) as usize;
+        self.index.limit(slot, Some(kept));
         self.index.limit(slot, limit);
         self.observer.cache_trimmed(name, keep);
     }

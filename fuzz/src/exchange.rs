@@ -8,9 +8,9 @@ const MEMORY: usize = 64;
 
 pub fn run(data: &[u8]) {
     let Ok(message) = Message::decode(data) else { return };
-    let hashes: usize = message.learnt.iter().map(|learnt| learnt.hashes.len() * 8).sum();
-    let rows = message.gauges.as_ref().map_or(0, |told| told.rows.len());
-    let entries = rows + message.learnt.len() + message.bound.len() + message.asks.len();
+    let hashes: usize = message.chains.iter().map(|chains| chains.hashes.len() * 8).sum();
+    let rows = message.gauges.as_ref().map_or(0, |update| update.rows.len());
+    let entries = rows + message.chains.len() + message.bound.len() + message.chain_requests.len();
     assert!(hashes <= data.len() * MEMORY, "{hashes} bytes of hashes out of {}", data.len());
     assert!(entries <= data.len(), "{entries} entries out of {} bytes", data.len());
     let written = message.encode();

@@ -41,5 +41,5 @@ pub fn publish(snapshot: &Snapshot, state: &State) {
             model: entry.models.first().map(|card| card.id.as_str()),
         })
         .collect();
-    state.follow(&present);
+    state.follow_fleet(&present);
 }

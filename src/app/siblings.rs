@@ -78,7 +78,7 @@ impl PendingExchange {
         // What is heard of upstreams is of use only when they are known by name.
         follow::publish(&fleet.snapshot(), &state);
         tasks.spawn(exchange.clone().run(stop.clone()));
-        exchange.begun(MAX_START_WAIT).await;
+        exchange.wait_caught_up(MAX_START_WAIT).await;
         let first = changed.borrow_and_update().clone();
         let mut follower = Follower { fleet, exchange, observer, known: HashMap::new(), met: HashMap::new() };
         follower.take_over(first).await;

@@ -16,8 +16,7 @@
 //! ```
 //!
 //! Dropping a `Blame` concludes it, so that no failure is lost when the client disconnects. A failure after
-//! the
-//! answer began is reported with `fleet.report`: no attempt can follow it.
+//! the answer began is reported with `fleet.report`: no attempt can follow it.
 
 use std::future::Future;
 use std::time::Duration;

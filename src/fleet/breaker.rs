@@ -21,13 +21,11 @@
 //!
 //! An operator's drain overrides and hides the state until it is taken back, except for
 //! `UpstreamStatus::gone`: requests in flight must end when their answers will not come. An upstream that
-//! comes
-//! back grows to its full weight (`UpstreamStatus::warmth`).
+//! comes back grows to its full weight (`UpstreamStatus::warmth`).
 //!
 //! A probe never ends a trip early: an engine that fails requests mostly answers probes. A probe that times
-//! out
-//! does not count against an engine that has begun answers meanwhile. Errors of clients and full engines are
-//! not reported to the machine. Pure: time comes in as `now`.
+//! out does not count against an engine that has begun answers meanwhile. Errors of clients and full engines
+//! are not reported to the machine. Pure: time comes in as `now`.
 
 pub mod blame;
 
@@ -135,13 +133,11 @@ const COLD_WEIGHT_SHARE: f64 = 0.1;
 const MAX_SHUTDOWN_TIME: Duration = Duration::from_secs(15);
 
 /// The number of requests in flight up to which an upstream that came back has its full weight; it grows by
-/// one
-/// a second. Without it the upstream would get no requests beside idle upstreams, which cost a tenth.
+/// one a second. Without it the upstream would get no requests beside idle upstreams, which cost a tenth.
 const FULL_WEIGHT_REQUESTS: u64 = 1;
 
 /// The time after which good probes alone end the state of a dead engine: the report was wrong, or the
-/// balancer
-/// missed the restart.
+/// balancer missed the restart.
 const MAX_DEAD_TIME: Duration = Duration::from_secs(30);
 
 /// The least share of failures among the answers of their period that trips the breaker.

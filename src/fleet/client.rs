@@ -1,10 +1,9 @@
 //! A small HTTP client for the balancer's own requests: probes, model lists and metrics of upstreams, and
 //! polls of discovery sources.
 //!
-//! Every request opens its own connection, and so also tests whether the upstream accepts new ones.
-//! Requests of
-//! clients do not pass here, except control calls that are fanned out to all upstreams. Every request has a
-//! time limit and a limit on the size of its answer.
+//! Every request opens its own connection, and so also tests whether the upstream accepts new ones. Requests
+//! of clients do not pass here, except control calls that are fanned out to all upstreams. Every request has
+//! a time limit and a limit on the size of its answer.
 
 use std::future::Future;
 use std::io;

@@ -1,9 +1,8 @@
 //! Discovers upstreams: polls each source for its list, and reconciles the fleet with it.
 //!
 //! A source that does not answer, or whose answer is invalid, keeps its last list: engines outlive the
-//! process
-//! that launched them. Each balancer polls for itself and does not share the lists with its siblings.
-//! `reconcile` decides the owner of an engine that several sources, or the operator, name.
+//! process that launched them. Each balancer polls for itself and does not share the lists with its
+//! siblings. `reconcile` decides the owner of an engine that several sources, or the operator, name.
 //!
 //! A new kind of source needs a new variant of `Discover` and a module beside `gym`.
 

@@ -2,8 +2,7 @@
 //! snapshots, and is their only writer. It runs a prober and a metrics reader for each upstream.
 //!
 //! An upstream that was removed by force is probed for as long as requests are in flight on it: a probe is
-//! the
-//! only way for these requests to end when the upstream dies.
+//! the only way for these requests to end when the upstream dies.
 //!
 //! An upstream that is not ready is probed more often, so that it gets requests soon after it comes up. An
 //! upstream that a request could not reach is probed at once.

@@ -1,6 +1,5 @@
-//! A lease is one request in flight on one upstream. Taking the lease raises the upstream's gauges,
-//! dropping it
-//! lowers them by the same amounts. Nothing else changes these gauges, except for the end of a prefill.
+//! A lease is one request in flight on one upstream. Taking the lease raises the upstream's gauges, dropping
+//! it lowers them by the same amounts. Nothing else changes these gauges, except for the end of a prefill.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -61,8 +60,7 @@ pub struct Lease {
 /// The share of a lease in the backlog.
 enum LeasePrefill {
     /// Part of the backlog until the first byte, which teaches the pace: `ahead` tokens, its own included,
-    /// since
-    /// `since`.
+    /// since `since`.
     Streams {
         tokens: u64,
         ahead: u64,
@@ -74,9 +72,8 @@ enum LeasePrefill {
 }
 
 impl Lease {
-    /// Takes a lease on an upstream that admits `admits` of the request. Returns `None` when another
-    /// request has
-    /// just taken the last place.
+    /// Takes a lease on an upstream that admits `admits` of the request. Returns `None` when another request
+    /// has just taken the last place.
     pub(super) fn take_as(
         entry: &SnapshotEntry,
         admits: Admits,

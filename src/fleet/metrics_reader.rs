@@ -60,9 +60,8 @@ impl OwnCounts {
     }
 
     /// Returns an upper bound of the balancers' requests in flight since these counts were taken: our own,
-    /// and
-    /// the latest reported ones of siblings, which report many times in that span. The one place that defines
-    /// which requests are not foreign.
+    /// and the latest reported ones of siblings, which report many times in that span. The one place that
+    /// defines which requests are not foreign.
     fn upper_bound(&self, live: &Live) -> u64 {
         let sent = live.engine_load.sent.load(Relaxed).saturating_sub(self.sent);
         let siblings = self.siblings.max(live.siblings.active.load(Relaxed));

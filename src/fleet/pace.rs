@@ -1,11 +1,9 @@
 //! Estimates when a prefill without a visible end has finished.
 //!
 //! The first event of a streaming answer shows the end of the prefill and teaches the upstream's pace. An
-//! answer
-//! that does not stream shows nothing before the generation has ended, so its prefill counts as done at the
-//! estimated time, or at the first byte if that comes earlier. No task waits for that time: every reader of
-//! the
-//! gauges first removes the prefills that are over.
+//! answer that does not stream shows nothing before the generation has ended, so its prefill counts as done
+//! at the estimated time, or at the first byte if that comes earlier. No task waits for that time: every
+//! reader of the gauges first removes the prefills that are over.
 //!
 //! The lock is a plain mutex: each request that does not stream takes it twice, for a few instructions, and
 //! readers take it only when a prefill is over.

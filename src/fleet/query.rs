@@ -15,13 +15,11 @@ pub struct UpstreamQuery<'a> {
     pub declined: &'a [usize],
     /// The id of the only upstream that may take the request.
     pub only: Option<usize>,
-    /// The ids of the upstreams that may take the request; `None`: all. An unknown id means an upstream
-    /// that may
-    /// still be discovered.
+    /// The ids of the upstreams that may take the request; `None`: all. An unknown id means an upstream that
+    /// may still be discovered.
     pub among: Option<&'a [usize]>,
     /// The names that `among` was resolved from: requests with equal names wait in one line of the queue,
-    /// also
-    /// when the names resolve to other upstreams later.
+    /// also when the names resolve to other upstreams later.
     pub names: Option<&'a [String]>,
     /// Routes define model names that no upstream serves: the error for an unknown model must list them.
     pub has_aliases: bool,

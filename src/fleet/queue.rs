@@ -1,17 +1,13 @@
 //! The queue in which requests wait while every suitable upstream is full: first come, first served.
 //!
 //! Requests with equal keys (mostly the same model) wait in one line. Only the head of a line may look for
-//! room.
-//! A freed place wakes the head of one line, the one that has waited longest. If that head does not take the
-//! place, the head of the next line looks; if it does, the next request of its own line looks, since there
-//! may
-//! be more room. So requests of one line stay in order, one freed place wakes one request, and no freed
-//! place is
-//! lost: a line that could not look yet stays `due`.
+//! room. A freed place wakes the head of one line, the one that has waited longest. If that head does not
+//! take the place, the head of the next line looks; if it does, the next request of its own line looks,
+//! since there may be more room. So requests of one line stay in order, one freed place wakes one request,
+//! and no freed place is lost: a line that could not look yet stays `due`.
 //!
 //! A place in a line is a guard: a request whose future is dropped leaves its line and passes its turn on.
-//! The
-//! request that has the turn chooses the upstream from the snapshot; the queue does not.
+//! The request that has the turn chooses the upstream from the snapshot; the queue does not.
 
 mod pace;
 
@@ -34,8 +30,7 @@ pub(super) struct QueueKey {
     model: Option<String>,
     only: Option<usize>,
     /// The upstream names of the request's route. Names rather than ids, so that an upstream that joins
-    /// under one
-    /// of them serves the requests that wait already, and later requests join the same line.
+    /// under one of them serves the requests that wait already, and later requests join the same line.
     names: Option<Vec<String>>,
     /// The ids of the allowed upstreams, for requests without `names`.
     among: Option<Vec<usize>>,
@@ -87,8 +82,7 @@ struct Waiter {
 }
 
 /// The turn of a line's head to look for room. The request calls `taken` when it found room and `wait_on`
-/// when
-/// it did not; a dropped turn passes on.
+/// when it did not; a dropped turn passes on.
 pub struct QueueTurn(QueuePlace);
 
 /// The place of a request in a line.
@@ -165,9 +159,8 @@ impl Queue {
         self.join(key)?.turn(until, deadline).await
     }
 
-    /// Reports that an upstream may have room: one request that waits for the upstream may look. Cheap
-    /// while the
-    /// queue is empty.
+    /// Reports that an upstream may have room: one request that waits for the upstream may look. Cheap while
+    /// the queue is empty.
     pub(super) fn freed(&self, upstream: &UpstreamIdentity) {
         // Pairs with the fence in `QueuePlace::turn`: either this thread sees the waiting request, or that
         // request sees the freed place.
@@ -268,8 +261,7 @@ impl QueuePlace {
             let (first, looking) = self.position();
             if looking {
                 // Pairs with the fence in `Queue::freed`: a place freed from here on finds this request
-                // waiting;
-                // this request sees the places freed before.
+                // waiting; this request sees the places freed before.
                 fence(Ordering::SeqCst);
                 return Ok(QueueTurn(self));
             }

@@ -21,8 +21,7 @@ pub enum FilterResult {
     /// There are candidates.
     Candidates,
     /// The suitable upstreams are at their `max_active`, or reported that they are full; the first of the
-    /// latter
-    /// takes requests again at `until`.
+    /// latter takes requests again at `until`.
     Full { until: Option<Instant> },
     /// All suitable upstreams were tried.
     Tried,
@@ -113,8 +112,7 @@ impl Snapshot {
     }
 
     /// Returns the upstreams that requests go to. Includes tripped ones: of the upstreams that serve a
-    /// model, at
-    /// least one takes requests.
+    /// model, at least one takes requests.
     pub fn ready(&self) -> impl Iterator<Item = &SnapshotEntry> {
         self.entries.iter().filter(|entry| entry.can_serve())
     }
@@ -194,8 +192,7 @@ impl Snapshot {
     }
 
     /// Takes a lease on one of the `candidates` of the same query. Returns `None` when another request has
-    /// taken
-    /// the last place meanwhile; the caller then chooses again.
+    /// taken the last place meanwhile; the caller then chooses again.
     pub fn take(
         &self,
         query: &UpstreamQuery<'_>,

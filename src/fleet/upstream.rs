@@ -1,9 +1,8 @@
 //! One vLLM server: its settings, its address, and its requests in flight.
 //!
-//! Settings never change in place. When they change, the server gets another `Upstream` that shares the
-//! live state
-//! (`Live`) with the one before, so that no count is lost; requests in flight keep the settings they began
-//! with.
+//! Settings never change in place. When they change, the server gets another `Upstream` that shares the live
+//! state (`Live`) with the one before, so that no count is lost; requests in flight keep the settings they
+//! began with.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -196,16 +196,17 @@ impl Placement {
         if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
             shared.observer.cache_compared(self.upstream().name(), self.predicted, cached);
         }
-        if usage.prompt_tokens.is_some_and(|tokens| !shared.state.can_have(&request.prompt, tokens)) {
+        if usage.prompt_tokens.is_some_and(|tokens| !shared.state.is_plausible_count(&request.prompt, tokens))
+        {
             return;
         }
         let is_known = request.model.name().is_some_and(|model| shared.fleet.snapshot().serves_model(model));
         if let (Some(tokens), true) = (usage.prompt_tokens, is_known) {
-            shared.state.counted(&request.prompt, tokens);
+            shared.state.learn_token_count(&request.prompt, tokens);
         }
         if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
             let upstream = self.upstream();
-            shared.state.compared(upstream.id, upstream.name(), self.predicted, cached);
+            shared.state.compare_cached_tokens(upstream.id, upstream.name(), self.predicted, cached);
         }
     }
 

@@ -8,7 +8,7 @@ use super::scene::{Scene, ScrapedMetrics};
 use crate::config::types::{Balance, Preset};
 use crate::engine::dice::Dice;
 use crate::pick::{Candidate, DrawSeed, jitter, pick};
-use crate::state::prefix_index::{Hits, Index, Prompt, Slot};
+use crate::state::prefix_index::{Hits, Index, PromptSize, Slot};
 
 /// Blocks that an index holds at most.
 const INDEX_BLOCKS: usize = 4_000_000;
@@ -143,7 +143,7 @@ impl ReplayBalancer {
         self.index.lookup(ask.prompt, &mut self.hits);
         self.hits.charge(knobs.share, self.slots.len());
         self.candidates.clear();
-        let prompt = Prompt { tokens: ask.tokens, block_tokens: ask.block as f64 };
+        let prompt = PromptSize { tokens: ask.tokens, block_tokens: ask.block as f64 };
         for (index, slot) in self.slots.iter().enumerate() {
             let all = self.own[index].and(sight.others[index]);
             let mut candidate = Candidate {

@@ -7,14 +7,14 @@
 //! ```
 //!
 //! Every part carries its length, so that a part of a newer version is skipped; a message of another version
-//! is skipped as a whole. Upstreams are identified by their names, which stand once in a part of their own:
-//! slot numbers mean nothing to another process.
+//! is skipped as a whole. Upstreams are identified by their names, since slots and ids differ between
+//! processes; a part of its own lists each name once.
 //!
-//! Gauges are absolute, never increments: a balancer that misses a message is right again with the next. Of
-//! a chain only the new tail is sent, with the block that it follows. A balancer that does not know that
-//! block requests the chain, and gets it whole.
+//! Gauges are absolute, never increments: the next message corrects a balancer that missed one. Of a chain
+//! only the new tail is sent, with the block that it follows. A balancer without that block requests the
+//! whole chain.
 //!
-//! Pure: no clock, no socket, no task. Reading never panics, and takes memory in proportion to the bytes.
+//! Pure: no clock, no socket, no task. Decoding never panics, and takes memory in proportion to the bytes.
 
 mod outbox;
 mod siblings;
@@ -33,21 +33,22 @@ use wire::{WireReader, put_bytes, put_hash, put_number};
 /// The version of the encoding.
 const VERSION: u8 = 1;
 
-/// The largest message that is read.
+/// The largest message that is decoded, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
+/// The kinds of parts on the wire.
 mod kind {
-    pub const WHO: u64 = 1;
+    pub const BALANCER: u64 = 1;
     pub const NAMES: u64 = 2;
     pub const GAUGES: u64 = 3;
-    pub const LEARNT: u64 = 4;
+    pub const CHAINS: u64 = 4;
     pub const BOUND: u64 = 5;
-    pub const ASKS: u64 = 6;
+    pub const CHAIN_REQUESTS: u64 = 6;
     pub const MEMBERS: u64 = 7;
     pub const LEAVING: u64 = 8;
 }
 
-/// In flight on one upstream, by one balancer or by several together.
+/// The load on one upstream by one balancer, or by several together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SiblingLoad {
     pub active: u64,
@@ -58,18 +59,18 @@ pub struct SiblingLoad {
 /// One message of one balancer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// Random, of one process.
+    /// The random id of the balancer's process.
     pub balancer: u64,
-    /// Rises with every message of the process.
+    /// Increases with every message of the process.
     pub sequence: u64,
     pub who: Option<BalancerInfo<'a>>,
     pub gauges: Option<GaugeUpdate<'a>>,
-    pub learnt: Vec<ChainUpdate<'a>>,
+    pub chains: Vec<ChainUpdate<'a>>,
     pub bound: Vec<BindingUpdate<'a>>,
-    pub asks: Vec<ChainRequest<'a>>,
-    /// Upstreams were added, drained or removed: look at the list.
+    pub chain_requests: Vec<ChainRequest<'a>>,
+    /// The list of members has changed: upstreams were added, drained or removed.
     pub members: bool,
-    /// The balancer is shutting down: its last message.
+    /// The balancer is shutting down; this is its last message.
     pub leaving: bool,
 }
 
@@ -83,13 +84,12 @@ pub struct BalancerInfo<'a> {
 /// Gauges by upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GaugeUpdate<'a> {
-    /// Whether the rows are complete, so that all other upstreams are idle; else only the changed ones are
-    /// present.
+    /// Whether all other upstreams are idle; otherwise the rows are only the changed ones.
     pub whole: bool,
     pub rows: Vec<(&'a str, SiblingLoad)>,
 }
 
-/// An upstream was sent a chain: all up to `parent`, which the reader may know, and these behind it.
+/// An upstream was sent a chain: the blocks up to `parent`, and these behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainUpdate<'a> {
     pub upstream: &'a str,
@@ -98,24 +98,25 @@ pub struct ChainUpdate<'a> {
     pub end: Option<u64>,
 }
 
-/// A session, or a stored response, is at this upstream.
+/// The upstream of a session or of a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindingUpdate<'a> {
     pub kind: Binding,
     pub key: &'a str,
     pub upstream: &'a str,
-    /// Of a session, the tokens of its last request there; of a response, the number of the name that its
-    /// client gave the model, where older balancers say 0, which is no name.
+    /// For a session, the tokens of its last request there; for a response, the number of the model name
+    /// that its client used. Older balancers send 0, which is no name.
     pub number: u64,
 }
 
+/// The kind of a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binding {
     Session,
     Response,
 }
 
-/// A request to one balancer to send the whole chain up to this block, whose predecessors are unknown here.
+/// A request to one balancer for the whole chain up to this block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainRequest<'a> {
     pub balancer: u64,
@@ -123,44 +124,44 @@ pub struct ChainRequest<'a> {
     pub hash: u64,
 }
 
-/// The memory that messages of siblings are applied to, and that own messages are taken from. No method
+/// The memory to which messages of siblings are applied, and from which own messages are built. No method
 /// waits.
 pub trait ExchangeMemory: Send + Sync {
     /// Visits the requests in flight through this balancer, by upstream; idle upstreams may be left out.
-    fn gauges(&self, tell: &mut dyn FnMut(&str, SiblingLoad));
+    fn gauges(&self, visit: &mut dyn FnMut(&str, SiblingLoad));
 
-    /// Sets the requests in flight through all siblings together; `age` is the age of the oldest report
-    /// among them, in seconds.
+    /// Sets the sums of all siblings' requests in flight; `age` is the age of the oldest report among them,
+    /// in seconds.
     fn siblings(&self, sums: &HashMap<&str, SiblingLoad>, age: f64);
 
-    /// A sibling sent an upstream a chain. Returns `false` when no upstream here holds the block that the
-    /// chain follows.
+    /// Applies a chain that a sibling sent to an upstream. Returns `false` when no upstream here holds the
+    /// block that the chain follows.
     fn learn(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool;
 
-    /// The whole chain up to a block that the upstream holds.
+    /// Returns the whole chain up to a block that the upstream holds.
     fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>>;
 
-    /// A sibling bound a session or a response.
+    /// Applies a binding of a sibling.
     fn bound(&self, bound: &BindingUpdate<'_>);
 
-    /// The list of members, as it is now: a text for each upstream that was ever changed at run time.
+    /// Applies the list of members: a record for each upstream that was ever changed at run time.
     fn members(&self, all: &HashMap<String, String>);
 }
 
-/// Why a message cannot be parsed.
+/// Why a message cannot be decoded.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum MessageError {
-    #[error("its version is {0}")]
+    #[error("unknown version {0}")]
     Version(u8),
-    #[error("it is longer than anybody writes")]
+    #[error("longer than {MAX_MESSAGE_BYTES} bytes")]
     TooLong,
-    #[error("it is broken")]
+    #[error("damaged")]
     Broken,
 }
 
 // === impl Message: writing ===
 
-/// The names of a message by number.
+/// Numbers the upstream names of a message.
 #[derive(Default)]
 struct MessageNames<'a> {
     all: Vec<&'a str>,
@@ -187,6 +188,7 @@ impl<'a> Message<'a> {
         Message { balancer, sequence, ..Message::default() }
     }
 
+    /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
         let mut names = MessageNames::default();
         let mut parts = Vec::new();
@@ -194,7 +196,7 @@ impl<'a> Message<'a> {
             let mut part = Vec::new();
             put_bytes(&mut part, who.name.as_bytes());
             put_bytes(&mut part, who.address.as_bytes());
-            put_part(&mut parts, kind::WHO, &part);
+            put_part(&mut parts, kind::BALANCER, &part);
         }
         self.put_gauges(&mut parts, &mut names);
         self.put_learnt(&mut parts, &mut names);
@@ -219,9 +221,9 @@ impl<'a> Message<'a> {
     }
 
     fn put_gauges(&self, out: &mut Vec<u8>, names: &mut MessageNames<'a>) {
-        let Some(told) = &self.gauges else { return };
-        let mut part = vec![u8::from(told.whole)];
-        for (name, gauges) in &told.rows {
+        let Some(update) = &self.gauges else { return };
+        let mut part = vec![u8::from(update.whole)];
+        for (name, gauges) in &update.rows {
             for number in [names.number(name), gauges.active, gauges.backlog, gauges.context] {
                 put_number(&mut part, number);
             }
@@ -231,15 +233,15 @@ impl<'a> Message<'a> {
 
     fn put_learnt(&self, out: &mut Vec<u8>, names: &mut MessageNames<'a>) {
         let mut part = Vec::new();
-        for learnt in &self.learnt {
-            put_number(&mut part, names.number(learnt.upstream));
-            part.push(u8::from(learnt.parent.is_some()) | u8::from(learnt.end.is_some()) << 1);
-            learnt.parent.iter().chain(&learnt.end).for_each(|hash| put_hash(&mut part, *hash));
-            put_number(&mut part, learnt.hashes.len() as u64);
-            learnt.hashes.iter().for_each(|hash| put_hash(&mut part, *hash));
+        for chains in &self.chains {
+            put_number(&mut part, names.number(chains.upstream));
+            part.push(u8::from(chains.parent.is_some()) | u8::from(chains.end.is_some()) << 1);
+            chains.parent.iter().chain(&chains.end).for_each(|hash| put_hash(&mut part, *hash));
+            put_number(&mut part, chains.hashes.len() as u64);
+            chains.hashes.iter().for_each(|hash| put_hash(&mut part, *hash));
         }
         if !part.is_empty() {
-            put_part(out, kind::LEARNT, &part);
+            put_part(out, kind::CHAINS, &part);
         }
     }
 
@@ -258,13 +260,13 @@ impl<'a> Message<'a> {
 
     fn put_chain_requests(&self, out: &mut Vec<u8>, names: &mut MessageNames<'a>) {
         let mut part = Vec::new();
-        for ask in &self.asks {
-            put_hash(&mut part, ask.balancer);
-            put_number(&mut part, names.number(ask.upstream));
-            put_hash(&mut part, ask.hash);
+        for request in &self.chain_requests {
+            put_hash(&mut part, request.balancer);
+            put_number(&mut part, names.number(request.upstream));
+            put_hash(&mut part, request.hash);
         }
         if !part.is_empty() {
-            put_part(out, kind::ASKS, &part);
+            put_part(out, kind::CHAIN_REQUESTS, &part);
         }
     }
 }
@@ -272,6 +274,7 @@ impl<'a> Message<'a> {
 // === impl Message: reading ===
 
 impl<'a> Message<'a> {
+    /// Decodes a message.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, MessageError> {
         if bytes.len() > MAX_MESSAGE_BYTES {
             return Err(MessageError::TooLong);
@@ -291,7 +294,9 @@ impl<'a> Message<'a> {
             let (kind, mut part) = (reader.number()?, WireReader::new(reader.bytes()?));
             let part = &mut part;
             match kind {
-                kind::WHO => message.who = Some(BalancerInfo { name: part.text()?, address: part.text()? }),
+                kind::BALANCER => {
+                    message.who = Some(BalancerInfo { name: part.text()?, address: part.text()? })
+                }
                 kind::GAUGES => {
                     message.gauges = Some(GaugeUpdate { whole: part.byte()? != 0, rows: Vec::new() })
                 }
@@ -303,10 +308,10 @@ impl<'a> Message<'a> {
                 match kind {
                     kind::NAMES => names.push(part.text()?),
                     kind::GAUGES => message.gauges.as_mut()?.rows.push(row(part, &names)?),
-                    kind::LEARNT => message.learnt.push(learnt(part, &names)?),
+                    kind::CHAINS => message.chains.push(chains(part, &names)?),
                     kind::BOUND => message.bound.extend(bound(part, &names)?),
-                    kind::ASKS => message.asks.push(chain_request(part, &names)?),
-                    // Of a newer balancer, or what it has put behind what is known.
+                    kind::CHAIN_REQUESTS => message.chain_requests.push(chain_request(part, &names)?),
+                    // A part of a newer version, or further fields behind the known ones.
                     _ => break,
                 }
             }
@@ -324,17 +329,17 @@ fn row<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<(&'a str, Sib
     Some((name, SiblingLoad { active: part.number()?, backlog: part.number()?, context: part.number()? }))
 }
 
-fn learnt<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<ChainUpdate<'a>> {
+fn chains<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<ChainUpdate<'a>> {
     let (upstream, marks) = (name(part, names)?, part.byte()?);
     let parent = if marks & 1 != 0 { Some(part.hash()?) } else { None };
     let end = if marks & 2 != 0 { Some(part.hash()?) } else { None };
     Some(ChainUpdate { upstream, parent, hashes: Cow::Owned(part.hashes()?), end })
 }
 
-/// Inside there is nothing for a kind of binding that is not known.
+/// Reads a binding; the inner `None` is an unknown kind of binding, which is skipped.
 fn bound<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<Option<BindingUpdate<'a>>> {
     let (kind, key, upstream, number) = (part.byte()?, part.text()?, name(part, names)?, part.number()?);
-    Some(Binding::numbered(kind).map(|kind| BindingUpdate { kind, key, upstream, number }))
+    Some(Binding::from_number(kind).map(|kind| BindingUpdate { kind, key, upstream, number }))
 }
 
 fn chain_request<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<ChainRequest<'a>> {
@@ -349,7 +354,7 @@ impl Binding {
         }
     }
 
-    fn numbered(number: u8) -> Option<Self> {
+    fn from_number(number: u8) -> Option<Self> {
         [Binding::Session, Binding::Response].into_iter().find(|kind| kind.number() == number)
     }
 }

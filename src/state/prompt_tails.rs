@@ -1,8 +1,8 @@
-//! The lengths of prompts beyond the part that was read before the choice.
+//! The lengths of prompts tails the part that was read before the choice.
 //!
 //! A body longer than `peek.bytes` is hashed to its end while it streams past, but the choice for the next
-//! one like it is made by its first part only. So this table keeps how much each upstream has received
-//! behind the last block of such a part.
+//! body with the same beginning is made by its first part. This table keeps how many tokens each upstream
+//! has received behind the last block of such a part.
 //!
 //! Two generations bound the memory: when the present one is full it becomes the past one, and the past one
 //! is dropped. Entries found in the past move to the present, so entries in use stay.
@@ -11,9 +11,10 @@ use std::collections::HashMap;
 
 use super::prefix_index::Slot;
 
-/// The most entries of one generation.
+/// The largest number of entries in one generation.
 const MAX_GENERATION_ENTRIES: usize = 16_384;
 
+/// The tokens behind a block, by block and upstream.
 #[derive(Default)]
 pub struct PromptTails {
     present: HashMap<(u64, Slot), u64>,
@@ -21,7 +22,7 @@ pub struct PromptTails {
 }
 
 impl PromptTails {
-    /// The largest number of tokens that this upstream was sent behind the block.
+    /// Returns the largest number of tokens that this upstream was sent behind the block.
     pub fn find(&mut self, block: u64, slot: Slot) -> u64 {
         let key = (block, slot);
         if let Some(found) = self.present.get(&key) {
@@ -34,12 +35,13 @@ impl PromptTails {
         found
     }
 
+    /// Learns that the upstream was sent `tokens` behind the block.
     pub fn learn(&mut self, block: u64, slot: Slot, tokens: u64) {
         let longest = self.find(block, slot).max(tokens);
         self.put((block, slot), longest);
     }
 
-    /// The upstream's cache is empty, or its slot is another's.
+    /// Forgets an upstream whose cache is empty or whose slot is reused.
     pub fn forget(&mut self, slot: Slot) {
         self.present.retain(|(_, held), _| *held != slot);
         self.past.retain(|(_, held), _| *held != slot);
@@ -59,31 +61,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_rest_is_kept_for_each_upstream() {
+    fn keeps_the_longest_tail_for_each_upstream() {
         let index = Index::new(10, 1);
         let (one, other) = (index.enter().unwrap(), index.enter().unwrap());
-        let mut beyond = PromptTails::default();
+        let mut tails = PromptTails::default();
         for tokens in [500, 900, 700] {
-            beyond.learn(7, one, tokens);
+            tails.learn(7, one, tokens);
         }
-        assert_eq!((beyond.find(7, one), beyond.find(7, other), beyond.find(8, one)), (900, 0, 0));
-        beyond.learn(7, other, 300);
-        beyond.forget(one);
-        assert_eq!((beyond.find(7, one), beyond.find(7, other)), (0, 300));
+        assert_eq!((tails.find(7, one), tails.find(7, other), tails.find(8, one)), (900, 0, 0));
+        tails.learn(7, other, 300);
+        tails.forget(one);
+        assert_eq!((tails.find(7, one), tails.find(7, other)), (0, 300));
     }
 
     #[test]
-    fn memory_is_bounded_and_what_is_used_stays() {
+    fn bounds_memory_and_keeps_used_entries() {
         let slot = Index::new(10, 1).enter().unwrap();
-        let mut beyond = PromptTails::default();
-        beyond.learn(u64::MAX, slot, 5);
+        let mut tails = PromptTails::default();
+        tails.learn(u64::MAX, slot, 5);
         for block in 0..5 * MAX_GENERATION_ENTRIES as u64 {
-            beyond.learn(block, slot, 1);
+            tails.learn(block, slot, 1);
             if block % 1_000 == 0 {
-                assert_eq!(beyond.find(u64::MAX, slot), 5);
+                assert_eq!(tails.find(u64::MAX, slot), 5);
             }
         }
-        assert!(beyond.present.len() + beyond.past.len() <= 2 * MAX_GENERATION_ENTRIES);
-        assert_eq!(beyond.find(0, slot), 0);
+        assert!(tails.present.len() + tails.past.len() <= 2 * MAX_GENERATION_ENTRIES);
+        assert_eq!(tails.find(0, slot), 0);
     }
 }

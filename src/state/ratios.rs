@@ -1,13 +1,12 @@
-//! How many bytes of a prompt make a token, for each model: learnt from answers that count them.
+//! The bytes per token of each model, learned from answers that report the tokens of their prompts.
 //!
-//! The mean is weighed by tokens and fades: what the latest hundred thousand tokens say counts most, so that
-//! many short prompts, whose chat template weighs as much as their text, do not outweigh the long ones that
-//! matter.
+//! The mean is weighted by tokens, and the latest hundred thousand tokens count most. So many short prompts,
+//! whose chat template is as long as their text, do not outweigh the long prompts that matter.
 //!
-//! A count that does not fit its prompt is not believed: no tokenizer makes tokens of such a size of a long
-//! prompt, and estimates in false tokens would draw conversations away from the upstreams that hold them.
+//! An implausible count is ignored: no tokenizer makes tokens of such a size from a long prompt, and
+//! estimates in false tokens would draw conversations away from the upstreams that hold them.
 //!
-//! Readers take no lock. Never: more models than [`MOST`]; a client may name what it likes.
+//! Readers take no lock. The number of models is bounded by [`MAX_MODELS`], since clients may send any name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,27 +15,31 @@ use arc_swap::ArcSwap;
 
 use crate::rate::Rate;
 
-/// Bytes of a token before any was counted.
+/// The assumed bytes per token before the first observation.
 pub const DEFAULT_BYTES_PER_TOKEN: f64 = 4.0;
 
-/// The bounds of what is believed of an answer, and of the estimate: from single bytes to long words and
-/// indentation. Below lie prompts of a few words, which are mostly chat template.
+/// The least plausible bytes per token: single bytes. Prompts of a few words, which are mostly chat
+/// template, are below it.
 const MIN_BYTES_PER_TOKEN: f64 = 1.0;
+
+/// The largest plausible bytes per token: long words and indentation.
 const MAX_BYTES_PER_TOKEN: f64 = 16.0;
 
-/// Tokens after which earlier observations count half.
+/// The number of tokens after which earlier observations count half.
 const RATIO_WINDOW_TOKENS: f32 = 100_000.0;
 
-/// Tokens that the first estimate weighs.
+/// The weight of the initial estimate, in tokens.
 const PRIOR_TOKENS: f32 = 1_000.0;
 
+/// The largest number of models.
 const MAX_MODELS: usize = 1_024;
 
+/// The bytes per token by model.
 #[derive(Default)]
 pub struct Ratios(ArcSwap<HashMap<String, Arc<Rate>>>);
 
 impl Ratios {
-    /// Bytes of a token of this model.
+    /// Returns the bytes per token of a model.
     pub fn of(&self, model: Option<&str>) -> f64 {
         let models = self.0.load();
         model.and_then(|model| models.get(model)).map_or(DEFAULT_BYTES_PER_TOKEN, |ratio| {
@@ -44,6 +47,7 @@ impl Ratios {
         })
     }
 
+    /// Learns from a prompt of `bytes` that had `tokens`.
     pub fn learn(&self, model: &str, bytes: u64, tokens: u64) {
         if !fits(bytes, tokens) {
             return;
@@ -51,19 +55,19 @@ impl Ratios {
         if let Some(known) = self.0.load().get(model) {
             return add(known, bytes, tokens);
         }
-        let made = Arc::new(Rate::new(PRIOR_TOKENS * DEFAULT_BYTES_PER_TOKEN as f32, PRIOR_TOKENS));
-        add(&made, bytes, tokens);
+        let new = Arc::new(Rate::new(PRIOR_TOKENS * DEFAULT_BYTES_PER_TOKEN as f32, PRIOR_TOKENS));
+        add(&new, bytes, tokens);
         self.0.rcu(|models| {
             let mut models = HashMap::clone(models);
             if models.len() < MAX_MODELS {
-                models.entry(model.to_string()).or_insert_with(|| made.clone());
+                models.entry(model.to_string()).or_insert_with(|| new.clone());
             }
             models
         });
     }
 }
 
-/// Whether a prompt of so many bytes can have so many tokens.
+/// Whether a prompt of `bytes` can plausibly have `tokens`.
 pub fn fits(bytes: u64, tokens: u64) -> bool {
     (MIN_BYTES_PER_TOKEN..=MAX_BYTES_PER_TOKEN).contains(&(bytes as f64 / tokens as f64))
 }
@@ -79,7 +83,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn each_model_has_its_own_ratio_and_begins_at_four() {
+    fn learns_a_ratio_for_each_model_and_starts_at_four() {
         let ratios = Ratios::default();
         ratios.learn("chinese", 30_000, 15_000);
         assert!((2.0..2.2).contains(&ratios.of(Some("chinese"))), "{}", ratios.of(Some("chinese")));
@@ -90,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_later_counts_more() {
+    fn later_observations_count_more() {
         let ratios = Ratios::default();
         (0..100).for_each(|_| ratios.learn("m", 50_000, 10_000));
         assert!((4.99..5.01).contains(&ratios.of(Some("m"))));
@@ -99,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn names_without_end_take_no_memory_without_end() {
+    fn limits_the_number_of_models() {
         let ratios = Ratios::default();
         (0..2 * MAX_MODELS).for_each(|number| ratios.learn(&number.to_string(), 8_000_000, 1_000_000));
         assert_eq!(ratios.0.load().len(), MAX_MODELS);
@@ -107,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_that_do_not_fit_their_prompts_are_not_believed() {
+    fn ignores_implausible_counts() {
         let ratios = Ratios::default();
         for (bytes, tokens) in [(40_000, 5), (40_000, 2_000), (40_000, 50_000), (40_000, u64::MAX), (0, 0)] {
             (0..1_000).for_each(|_| ratios.learn("m", bytes, tokens));
@@ -119,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_counted_the_ratio_stays_one(
+        fn keeps_the_ratio_plausible_for_any_counts(
             all in prop::collection::vec((any::<u64>(), any::<u64>()), 0..30),
         ) {
             let ratios = Ratios::default();

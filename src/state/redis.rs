@@ -1,29 +1,30 @@
 //! The exchange with siblings over one Redis stream, in one background task.
 //!
-//! Requests put what they have to say into a box and read local memory; the task says it, at most every
-//! `interval`, and lays over what siblings say. The one thing that a request may wait for is `lookup`, and
-//! not for long. Redis may be gone, slow, full or empty at any time: nothing here fails because of it.
+//! Requests put events into the outbox and read local memory; the task publishes the events, at most once an
+//! `interval`, and applies the messages of siblings. A request waits for Redis only in `lookup`, for a
+//! bounded time. Redis may be gone, slow, full or empty at any time: no request fails because of that.
 //!
 //! ```text
 //! stream    one entry a message, about `stream_length` of them     XADD MAXLEN ~, XREAD BLOCK
-//! s: and r: bindings that are to be found by key, with upstream, number  SET EX, GET
+//! s: and r: bindings by key: upstream and number                    SET EX, GET
 //! members   upstreams that were changed at run time                 HSET, HGETALL
-//! mark      another after every change of members                   SET, GET
+//! mark      changes with every change of members                    SET, GET
 //! ```
 //!
-//! Sessions are published in the stream and have no key: no request may wait for one, and a balancer that
-//! starts reads the stream's tail. Keys are for what only one upstream can answer.
+//! Sessions are published in the stream only: no request waits for one, and a balancer that starts reads the
+//! tail of the stream. Keys are for requests that only one upstream can answer.
 //!
-//! All keys have one hash tag, so that a cluster keeps them together. There are two connections, one to talk
-//! and one that waits for news; both are made anew together after a loss, with pauses of up to half a second.
+//! All keys share a hash tag, so that a cluster stores them on one node. There are two connections, one for
+//! commands and one for blocking reads; after a loss both are opened again, with pauses of up to half a
+//! second.
 
 mod connect;
+mod failure;
 mod members;
 mod publisher;
 mod reply;
 pub mod stored_binding;
 mod subscriber;
-mod trouble;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -38,44 +39,46 @@ use super::exchange::{Binding, ExchangeMemory, Outbox, SiblingRow, SiblingTable}
 use crate::config::types::{RedisOptions, RedisUrl};
 use crate::observe::Observer;
 use connect::{COMMAND_TIMEOUT, RedisLink};
+use failure::{FailureLog, RedisFailure};
 use members::Members;
 use publisher::Publisher;
 use stored_binding::StoredBinding;
 use subscriber::Subscriber;
-use trouble::{Trouble, Troubles};
 
-/// The shortest and the longest pause between two attempts to connect.
+/// The shortest pause between two attempts to connect.
 const MIN_CONNECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest pause between two attempts to connect.
 const MAX_CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// A connection that lasted this long was a good one: the next attempt comes at once.
+/// After a connection that lasted this long, the next attempt comes after the shortest pause.
 const STABLE_CONNECTION_TIME: Duration = Duration::from_secs(1);
 
 /// The time limit of the one lookup that a request waits for.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long a blocking read may wait in Redis.
+/// The longest time that a blocking read waits in Redis.
 const READ_BLOCK_TIME: Duration = Duration::from_secs(1);
 
 /// The interval between two checks for expired siblings.
 const SIBLING_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The time limit of the last message.
-const LEAVE_TIMEOUT: Duration = Duration::from_millis(200);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The settings of the exchange: the Redis, and the name of this balancer.
 #[derive(Clone, Debug)]
 pub struct ExchangeSettings {
     pub url: RedisUrl,
     pub options: RedisOptions,
-    /// How long bindings are kept for lookup.
+    /// The time to live of bindings that are stored by key.
     pub bindings: Duration,
-    /// For people.
+    /// The name and the address of this balancer, for display.
     pub name: String,
     pub address: String,
 }
 
-/// The names of our keys.
+/// The names of the keys in Redis.
 #[derive(Clone, Debug)]
 struct RedisKeys {
     stream: String,
@@ -85,6 +88,7 @@ struct RedisKeys {
     response: String,
 }
 
+/// The exchange with siblings over Redis.
 pub struct SiblingExchange {
     id: u64,
     settings: ExchangeSettings,
@@ -95,17 +99,17 @@ pub struct SiblingExchange {
     siblings: Mutex<SiblingTable>,
     members: Members,
     /// A sibling has changed the list of members.
-    members_news: AtomicBool,
-    troubles: Troubles,
-    /// The present connection has brought news, or could have.
-    hearing: AtomicBool,
-    /// To talk over, while there is a connection.
+    members_dirty: AtomicBool,
+    failures: FailureLog,
+    /// The present connection has caught up with the stream.
+    receiving: AtomicBool,
+    /// The connection for commands, while there is one.
     link: ArcSwapOption<RedisLink>,
-    /// The first attempt to learn what is where is over, well or badly.
-    begun: watch::Sender<bool>,
+    /// The first attempt to catch up with the stream has ended, with or without success.
+    caught_up: watch::Sender<bool>,
 }
 
-// === impl Keys ===
+// === impl RedisKeys ===
 
 impl RedisKeys {
     fn new(prefix: &str) -> Self {
@@ -128,10 +132,10 @@ impl RedisKeys {
     }
 }
 
-// === impl Exchange: for requests, and for the admin interface ===
+// === impl SiblingExchange: for requests and the admin API ===
 
 impl SiblingExchange {
-    /// `outbox` is where requests put what they have to say.
+    /// Builds the exchange; `outbox` receives the events of requests.
     pub fn new(
         settings: ExchangeSettings,
         memory: Arc<dyn ExchangeMemory>,
@@ -146,21 +150,21 @@ impl SiblingExchange {
             outbox,
             siblings: Mutex::new(SiblingTable::new(id, settings.options.gauge_ttl)),
             members: Members::default(),
-            members_news: AtomicBool::new(false),
-            troubles: Troubles::new(observer.clone()),
-            hearing: AtomicBool::new(false),
+            members_dirty: AtomicBool::new(false),
+            failures: FailureLog::new(observer.clone()),
+            receiving: AtomicBool::new(false),
             link: ArcSwapOption::empty(),
-            begun: watch::Sender::new(false),
+            caught_up: watch::Sender::new(false),
             observer,
             settings,
         })
     }
 
-    /// Where a session or a response is, as any balancer has said; waits for no longer than 50 ms.
+    /// Reads the binding of a session or a response that any balancer has stored; waits at most 50 ms.
     pub async fn lookup(&self, kind: Binding, key: &str) -> Option<StoredBinding> {
         let mut link = RedisLink::clone(&*self.link.load_full()?);
         let found = link.call(redis::cmd("GET").arg(self.keys.binding(kind, key)), LOOKUP_TIMEOUT).await;
-        // A connection that is lost is noticed, and told, by the task.
+        // The task detects and reports a lost connection.
         found
             .map_err(|_| self.observer.lookup_failed())
             .ok()
@@ -169,40 +173,42 @@ impl SiblingExchange {
             .map(StoredBinding::read)
     }
 
-    /// An upstream was changed here at run time; `text` is all there is to know of it.
+    /// Stores the record of an upstream that was changed here at run time.
     pub fn put_member(&self, name: &str, text: String) {
         self.members.put(name, text);
     }
 
-    /// All that were changed at run time, by any balancer.
+    /// Returns the records of all upstreams that any balancer has changed at run time.
     pub fn members(&self) -> HashMap<String, String> {
         self.members.all()
     }
 
-    /// The siblings, for display.
+    /// Returns the siblings, for display.
     pub fn rows(&self) -> Vec<SiblingRow> {
         self.siblings().rows(now())
     }
 
+    /// Returns the random id of this balancer's process.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Where siblings meet, without the password.
+    /// Returns the URL of Redis without the password.
     pub fn place(&self) -> String {
         self.settings.url.to_string()
     }
 
-    /// Whether Redis took in what was said last.
+    /// Whether Redis has accepted the latest message.
     pub fn works(&self) -> bool {
-        self.link.load().is_some() && !self.troubles.are_there()
+        self.link.load().is_some() && !self.failures.is_failing()
     }
 
-    /// Waits until what the stream holds is known, or cannot be, for so long at the most.
-    pub async fn begun(&self, limit: Duration) {
-        let mut begun = self.begun.subscribe();
-        // When the limit is over, the balancer starts with what it has received so far.
-        drop(tokio::time::timeout(limit, begun.wait_for(|begun| *begun)).await);
+    /// Waits for at most `limit` until the tail of the stream was applied, or the first attempt to read it
+    /// failed.
+    pub async fn wait_caught_up(&self, limit: Duration) {
+        let mut caught_up = self.caught_up.subscribe();
+        // After the limit the balancer starts with the messages that it has received so far.
+        drop(tokio::time::timeout(limit, caught_up.wait_for(|caught_up| *caught_up)).await);
     }
 
     fn siblings(&self) -> MutexGuard<'_, SiblingTable> {
@@ -210,33 +216,36 @@ impl SiblingExchange {
     }
 }
 
-// === impl Exchange: the task ===
+// === impl SiblingExchange: the task ===
 
 impl SiblingExchange {
-    /// Exchanges until `stop`, and says goodbye.
+    /// Exchanges messages until `stop`, then publishes the last message.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let (mut publisher, mut subscriber) = (Publisher::new(), Subscriber::default());
         tokio::select! {
-            () = self.sessions(&mut publisher, &mut subscriber) => {}
-            () = self.look_around() => {}
+            () = self.connect_forever(&mut publisher, &mut subscriber) => {}
+            () = self.expire_siblings_forever() => {}
             _ = stop.wait_for(|stopping| *stopping) => {}
         }
         if let Some(link) = self.link.swap(None) {
             let mut link = RedisLink::clone(&*link);
-            // Without it the others notice a little later.
-            drop(tokio::time::timeout(LEAVE_TIMEOUT, self.leave(&mut publisher, &mut link)).await);
+            // Without the last message siblings expire this balancer after `gauge_ttl`.
+            drop(
+                tokio::time::timeout(SHUTDOWN_TIMEOUT, self.publish_shutdown(&mut publisher, &mut link))
+                    .await,
+            );
         }
     }
 
-    /// One connection after another.
-    async fn sessions(&self, publisher: &mut Publisher, subscriber: &mut Subscriber) {
+    /// Runs one connection after another.
+    async fn connect_forever(&self, publisher: &mut Publisher, subscriber: &mut Subscriber) {
         let mut pause = MIN_CONNECT_PAUSE;
         loop {
             let start = now();
-            let Err(trouble) = self.session(publisher, subscriber).await;
+            let Err(failure) = self.run_connection(publisher, subscriber).await;
             self.link.store(None);
-            self.begun.send_replace(true);
-            self.troubles.met(&trouble, now());
+            self.caught_up.send_replace(true);
+            self.failures.report(&failure, now());
             if now().saturating_duration_since(start) >= STABLE_CONNECTION_TIME {
                 pause = MIN_CONNECT_PAUSE;
             }
@@ -245,43 +254,43 @@ impl SiblingExchange {
         }
     }
 
-    /// Talks and listens until something goes wrong.
-    async fn session(
+    /// Connects, catches up, then publishes and subscribes until a failure.
+    async fn run_connection(
         &self,
         publisher: &mut Publisher,
         subscriber: &mut Subscriber,
-    ) -> Result<std::convert::Infallible, Trouble> {
+    ) -> Result<std::convert::Infallible, RedisFailure> {
         let url = &self.settings.url;
-        let (mut talk, mut listen) = tokio::try_join!(
+        let (mut commands, mut reads) = tokio::try_join!(
             RedisLink::connect(url, COMMAND_TIMEOUT),
             RedisLink::connect(url, READ_BLOCK_TIME + COMMAND_TIMEOUT)
         )?;
-        self.link.store(Some(Arc::new(talk.clone())));
-        publisher.begin();
-        self.hearing.store(false, Relaxed);
-        match self.sync_members(publisher, &mut talk).await {
-            Err(trouble) if !trouble.full => return Err(trouble),
+        self.link.store(Some(Arc::new(commands.clone())));
+        publisher.republish_all();
+        self.receiving.store(false, Relaxed);
+        match self.sync_members(publisher, &mut commands).await {
+            Err(failure) if !failure.full => return Err(failure),
             _ => {}
         }
-        let hearing = async {
-            self.catch_up(subscriber, &mut listen).await?;
-            self.hearing.store(true, Relaxed);
-            self.begun.send_replace(true);
-            self.subscribe(subscriber, &mut listen).await
+        let receive = async {
+            self.catch_up(subscriber, &mut reads).await?;
+            self.receiving.store(true, Relaxed);
+            self.caught_up.send_replace(true);
+            self.subscribe(subscriber, &mut reads).await
         };
-        let (never, _) = tokio::try_join!(self.publish_forever(publisher, &mut talk), hearing)?;
+        let (never, _) = tokio::try_join!(self.publish_forever(publisher, &mut commands), receive)?;
         Ok(never)
     }
 
-    /// Removes expired siblings, whether Redis is reachable or not.
-    async fn look_around(&self) {
+    /// Removes expired siblings, also while Redis is unreachable.
+    async fn expire_siblings_forever(&self) {
         loop {
             tokio::time::sleep(SIBLING_CHECK_INTERVAL).await;
             self.apply_sibling_loads();
         }
     }
 
-    /// Tells memory what siblings have in flight.
+    /// Sets the siblings' load in the memory.
     fn apply_sibling_loads(&self) {
         let now = now();
         let mut siblings = self.siblings();
@@ -291,13 +300,13 @@ impl SiblingExchange {
         self.memory.siblings(&siblings.sums(), age);
     }
 
-    /// Tells memory what the list of members is.
-    fn take_members(&self) {
+    /// Sets the list of members in the memory.
+    fn apply_members(&self) {
         self.memory.members(&self.members.all());
     }
 
     fn members_changed(&self) -> bool {
-        self.members_news.swap(false, Relaxed)
+        self.members_dirty.swap(false, Relaxed)
     }
 }
 

@@ -1,11 +1,11 @@
-//! Where stored responses are, as far as their ids do not say it themselves: the client has given its own.
+//! The upstreams of stored responses whose ids do not name them, because the client chose the id.
 //!
-//! What was learnt of an answer is remembered for as long as a session, and said to siblings; over Redis it
-//! is also found by its key, by a balancer that was not there when it was said.
+//! An origin is kept for as long as a session and published to siblings. It is also stored in Redis by its
+//! key, for a balancer that starts later.
 //!
 //! The record includes the number of the name that the client gave the model, so that a later request for
-//! the response gets that name, and its upstream the key of that name's route. The name itself would take as
-//! much memory as a client likes.
+//! the response gets that name, and its upstream the key of that name's route. The number bounds the memory;
+//! a client could choose a name of any length.
 
 use std::time::Instant;
 
@@ -14,36 +14,36 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::State;
 use super::exchange::{Binding, OutboxEvent};
 
-/// The most responses that are remembered: few clients choose ids themselves.
+/// The largest number of responses that are kept: few clients choose ids themselves.
 pub const MAX_RESPONSES: usize = 100_000;
 
-/// Where a response was generated, and under which name.
+/// The upstream that generated a response, and the model name that its client used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseOrigin {
-    /// The fleet's id of the upstream that did.
+    /// The fleet's id of the upstream.
     pub upstream: usize,
     /// The number of the name that its client gave the model: see `route::stored`.
     pub name: u64,
 }
 
 impl State {
-    /// Stores the origin of a response, and publishes it.
-    pub fn keep_response(&self, response: &str, made: ResponseOrigin, now: Instant) {
-        self.bind_response(response, made, now);
+    /// Stores the origin of a response, and publishes it to siblings.
+    pub fn keep_response(&self, response: &str, origin: ResponseOrigin, now: Instant) {
+        self.bind_response(response, origin, now);
         let Some(outbox) = &self.outbox else { return };
-        if let Some(upstream) = self.places.load().name(made.upstream) {
+        if let Some(upstream) = self.places.load().name(origin.upstream) {
             let (key, upstream) = (response.into(), upstream.into());
             let kind = Binding::Response;
-            outbox.put(OutboxEvent::Bound { kind, key, upstream, number: made.name, keep: true });
+            outbox.put(OutboxEvent::Bound { kind, key, upstream, number: origin.name, keep: true });
         }
     }
 
-    /// A response has the number of its name in the field where a session has its tokens.
-    pub(super) fn bind_response(&self, response: &str, made: ResponseOrigin, now: Instant) {
-        self.responses.bind(xxh3_64(response.as_bytes()), made.upstream, made.name, self.millis(now));
+    /// Stores the origin of a response. The field for a session's tokens holds the number of the name.
+    pub(super) fn bind_response(&self, response: &str, origin: ResponseOrigin, now: Instant) {
+        self.responses.bind(xxh3_64(response.as_bytes()), origin.upstream, origin.name, self.millis(now));
     }
 
-    /// The origin of a response, if it is known here.
+    /// Returns the origin of a response, if it is known here.
     pub fn response(&self, response: &str, now: Instant) -> Option<ResponseOrigin> {
         let bound = self.responses.find(xxh3_64(response.as_bytes()), self.millis(now))?;
         Some(ResponseOrigin { upstream: bound.upstream, name: bound.tokens })
@@ -59,15 +59,15 @@ mod tests {
     use crate::observe::Observer;
 
     #[test]
-    fn a_response_is_where_it_was_made_for_as_long_as_a_session() {
+    fn finds_a_response_for_as_long_as_a_session() {
         let config = PrefixIndex { blocks: 0, block_bytes: 100 };
         let state = State::new(config, Duration::from_secs(60), 1, None, Observer::default());
-        let begun = Instant::now();
+        let wait_caught_up = Instant::now();
         let (mine, other) =
             (ResponseOrigin { upstream: 3, name: 7 }, ResponseOrigin { upstream: 4, name: 0 });
-        state.keep_response("mine", mine, begun);
-        state.keep_response("resp_2", other, begun);
-        let found = |id, seconds| state.response(id, begun + Duration::from_secs(seconds));
+        state.keep_response("mine", mine, wait_caught_up);
+        state.keep_response("resp_2", other, wait_caught_up);
+        let found = |id, seconds| state.response(id, wait_caught_up + Duration::from_secs(seconds));
         assert_eq!((found("mine", 0), found("resp_2", 50), found("x", 0)), (Some(mine), Some(other), None));
         assert_eq!(found("mine", 61), None);
         state.set_ttl(Duration::from_secs(120));

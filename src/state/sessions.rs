@@ -1,34 +1,34 @@
-//! Which upstream had a session last, and how many tokens of it that upstream has seen.
+//! The last upstream of each session, and the tokens of the session's last request there.
 //!
-//! A session is a key of 64 bits ([`prompt::session`](crate::prompt::session)); an upstream is the fleet's
-//! id of it, which means something in this process alone: messages to other balancers carry names. An id is
-//! never reused, so a session whose upstream has left is bound to one that is no candidate, until its next
-//! request binds it anew.
+//! A session is identified by a key of 64 bits ([`prompt::session`](crate::prompt::session)), an upstream by
+//! the fleet's id, which is valid in this process only: messages to siblings carry names. An id is never
+//! reused, so a session whose upstream has left stays bound to an id that is no candidate until its next
+//! request.
 //!
-//! Time comes in as milliseconds that never go back. A session is forgotten when it was silent for longer
-//! than its time to live, or, when there are too many, as the one that was silent longest.
+//! Time comes in as milliseconds that never decrease. A session expires after its time to live without
+//! requests; beyond the limit, the session that was idle longest is evicted.
 //!
-//! The sessions are spread over shards by their keys, each with its own lock that is held for some
-//! hundred nanoseconds: two requests hardly ever meet at one. Each shard takes its part of the limit.
+//! The sessions are spread over shards by their keys. Each shard has its own lock, held for some hundred
+//! nanoseconds, so that two requests rarely contend, and its part of the limit.
 //!
-//! Never: a clock, a task, more memory than the limit says (some 100 bytes a session).
+//! Pure: no clock, no task. The memory is bounded by the limit, at some 100 bytes a session.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Enough that threads do not meet, and a power of two.
+/// The number of shards: enough that threads rarely contend, and a power of two.
 const SHARDS: usize = 64;
 
-/// No place.
+/// The end of the list.
 const NIL: u32 = u32::MAX;
 
-/// Where a session was last.
+/// The last upstream of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionBinding {
     /// The fleet's id of the upstream.
     pub upstream: usize,
-    /// The prompt tokens of its last request there, and what was generated, if that was told.
+    /// The prompt tokens of the last request there.
     pub tokens: u64,
 }
 
@@ -46,10 +46,11 @@ struct SessionShard {
     limit: usize,
     places: HashMap<u64, u32>,
     entries: Vec<SessionEntry>,
-    /// Places of forgotten sessions, which are in no list.
+    /// The places of forgotten sessions, which are not in the list.
     vacant: Vec<u32>,
-    /// Of the list: the one that was bound last, and the one whose last request is the longest ago.
+    /// The most recently bound session.
     newest: u32,
+    /// The session that was idle longest.
     oldest: u32,
 }
 
@@ -65,10 +66,10 @@ struct SessionEntry {
 // === impl Sessions ===
 
 impl Sessions {
-    /// The most sessions that are kept when nothing else is said.
-    pub const LIMIT: usize = 1_000_000;
+    /// The largest number of sessions of a balancer.
+    pub const MAX_SESSIONS: usize = 1_000_000;
 
-    /// Keeps about `limit` sessions, each for `ttl` milliseconds.
+    /// Builds a table of about `limit` sessions, each kept for `ttl` milliseconds.
     pub fn new(limit: usize, ttl: u64) -> Self {
         Sessions::with_shards(limit, ttl, SHARDS)
     }
@@ -79,55 +80,56 @@ impl Sessions {
         Sessions { shards, ttl: AtomicU64::new(ttl) }
     }
 
-    /// Another time to live, also for the sessions that are there.
+    /// Sets the time to live, also for existing sessions.
     pub fn set_ttl(&self, millis: u64) {
         self.ttl.store(millis, Ordering::Relaxed);
     }
 
-    /// A request of the session goes to this upstream, with so many tokens.
+    /// Binds the session to the upstream of its latest request, which has `tokens`.
     pub fn bind(&self, key: u64, upstream: usize, tokens: u64, now: u64) {
         self.shard(key).bind(key, SessionBinding { upstream, tokens }, now);
     }
 
-    /// Where the session was last, unless that is too long ago.
+    /// Returns the binding of the session, unless it has expired.
     pub fn find(&self, key: u64, now: u64) -> Option<SessionBinding> {
         let entry = self.shard(key).entry(key)?;
         (now.saturating_sub(entry.at) <= self.ttl.load(Ordering::Relaxed)).then_some(entry.bound)
     }
 
-    /// The request did not reach the upstream after all: unless the session has gone on meanwhile, it is as
-    /// it was `before`.
+    /// Undoes `bind` for a request that did not reach the upstream: restores the binding `before`, unless the
+    /// session was bound to another upstream meanwhile.
     pub fn unbind(&self, key: u64, upstream: usize, before: Option<SessionBinding>) {
         self.shard(key).unbind(key, upstream, before);
     }
 
-    /// The session has ended: its next request is one of a new session. Returns whether it was known.
+    /// Removes a session that has ended. Returns whether it was known.
     pub fn forget(&self, key: u64) -> bool {
         self.shard(key).forget(key)
     }
 
-    /// How many are kept, those included that would no longer be found.
+    /// Returns the number of sessions, including expired ones.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).places.len()).sum()
     }
 
+    /// Whether there are no sessions.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn shard(&self, key: u64) -> MutexGuard<'_, SessionShard> {
-        // Keys are hashes: their upper bits are as good as any.
+        // Keys are hashes, so the upper bits are evenly distributed.
         let place = (key >> 48) as usize % self.shards.len();
         lock(&self.shards[place])
     }
 }
 
-/// A thread that panicked held the lock between two whole states, or lost one session.
+/// Locks a shard. A thread that panicked with the lock held has lost at most one session.
 fn lock(shard: &Mutex<SessionShard>) -> MutexGuard<'_, SessionShard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// === impl Shard ===
+// === impl SessionShard ===
 
 impl SessionShard {
     fn new(limit: usize) -> Self {
@@ -169,7 +171,7 @@ impl SessionShard {
         let Some(place) = self.places.get(&key).copied() else { return };
         let entry = &mut self.entries[place as usize];
         if entry.bound.upstream == upstream {
-            // Its place in the order stays: no hole is left in the list.
+            // The place in the order stays.
             entry.bound = before.unwrap_or(SessionBinding { tokens: 0, ..entry.bound });
         }
     }
@@ -181,7 +183,7 @@ impl SessionShard {
         true
     }
 
-    /// A place for one more session; when all are taken, that of the oldest.
+    /// Returns a place for one more session; when the shard is full, evicts the oldest.
     fn free(&mut self) -> u32 {
         if let Some(place) = self.vacant.pop() {
             return place;
@@ -210,7 +212,7 @@ impl SessionShard {
         }
     }
 
-    /// Puts it where the newest is.
+    /// Links the entry as the newest.
     fn link(&mut self, place: u32) {
         let before = std::mem::replace(&mut self.newest, place);
         self.entries[place as usize].older = before;
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_where_it_was_last_until_it_was_silent_for_too_long() {
+    fn finds_the_last_upstream_of_a_session_until_it_expires() {
         let sessions = Sessions::new(100, HOUR);
         assert_eq!(sessions.find(1, 0), None);
         sessions.bind(1, 7, 500, 10);
@@ -253,46 +255,46 @@ mod tests {
         assert_eq!(sessions.len(), 2);
         sessions.set_ttl(5);
         assert_eq!((sessions.find(1, 25), sessions.find(1, 26)), (bound(9, 700), None));
-        assert_eq!(sessions.find(1, 0), bound(9, 700), "a moment that was taken before it was bound");
+        assert_eq!(sessions.find(1, 0), bound(9, 700), "a time before the session was bound");
     }
 
     #[test]
-    fn what_did_not_arrive_is_taken_back() {
+    fn restores_the_previous_binding_when_a_request_did_not_arrive() {
         let sessions = Sessions::new(100, HOUR);
         sessions.bind(1, 7, 500, 0);
         sessions.bind(1, 8, 900, 1);
         sessions.unbind(1, 8, bound(7, 500));
         assert_eq!(sessions.find(1, 1), bound(7, 500));
         sessions.unbind(1, 8, None);
-        assert_eq!(sessions.find(1, 1), bound(7, 500), "it has gone on elsewhere");
+        assert_eq!(sessions.find(1, 1), bound(7, 500), "the session was bound elsewhere meanwhile");
         sessions.unbind(1, 7, None);
-        assert_eq!(sessions.find(1, 1), bound(7, 0), "nothing is there to be lost");
+        assert_eq!(sessions.find(1, 1), bound(7, 0), "no tokens are held there");
         sessions.unbind(2, 7, None);
         assert_eq!(sessions.find(2, 1), None);
     }
 
     #[test]
-    fn a_forgotten_session_is_a_new_one() {
+    fn a_forgotten_session_starts_anew() {
         let sessions = Sessions::new(100, HOUR);
         sessions.bind(1, 7, 500, 0);
         sessions.bind(2, 8, 600, 0);
         assert_eq!((sessions.forget(1), sessions.forget(3)), (true, false));
         assert_eq!((sessions.find(1, 0), sessions.find(2, 0)), (None, bound(8, 600)));
         sessions.unbind(1, 7, bound(9, 100));
-        assert_eq!((sessions.find(1, 0), sessions.len()), (None, 1), "a request that was still on its way");
+        assert_eq!((sessions.find(1, 0), sessions.len()), (None, 1), "a request that was in flight");
         sessions.bind(1, 6, 10, 1);
         assert_eq!((sessions.find(1, 1), sessions.len()), (bound(6, 10), 2));
     }
 
     #[test]
-    fn nothing_is_kept_without_room() {
+    fn keeps_no_session_with_a_limit_of_zero() {
         let sessions = Sessions::new(0, HOUR);
         sessions.bind(1, 7, 500, 0);
         assert_eq!((sessions.find(1, 0), sessions.is_empty()), (None, true));
     }
 
     #[test]
-    fn there_are_never_more_than_the_limit_and_the_spread_uses_it() {
+    fn fills_the_limit_and_never_exceeds_it() {
         let sessions = Sessions::new(64_000, HOUR);
         (0..200_000).for_each(|n| sessions.bind(key(n), 1, n, n));
         assert!((60_000..=64_000).contains(&sessions.len()), "{}", sessions.len());
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn many_threads_find_what_they_have_bound() {
+    fn threads_find_the_sessions_that_they_bound() {
         let sessions = Arc::new(Sessions::new(100_000, HOUR));
         let run = |thread: u64| {
             let sessions = sessions.clone();
@@ -322,7 +324,7 @@ mod tests {
         assert_eq!(sessions.len(), 801);
     }
 
-    /// The same as a list, in the order of the last requests.
+    /// The sessions as a list, in the order of their last requests.
     #[derive(Default)]
     struct SessionModel(Vec<(u64, SessionBinding, u64)>);
 

@@ -1,8 +1,8 @@
-//! What is remembered, as it is said to siblings and heard from them. They call an upstream by its name, and
-//! a session by its key in hexadecimal digits.
+//! Publishes the memory's updates to siblings, and applies theirs. Messages identify an upstream by its
+//! name, and a session by its key in hexadecimal digits.
 //!
-//! A request that never arrives is taken back here and not there: for a while siblings believe too much of
-//! one upstream, which costs one of them a prefill at the most.
+//! A request that never arrives is undone here but not at the siblings. For a while they overestimate one
+//! upstream, which costs at most one prefill.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -14,25 +14,25 @@ use super::responses::ResponseOrigin;
 use super::sessions::SessionBinding;
 use crate::pick;
 
-/// Stands where a session that has ended would have its upstream.
+/// The upstream name in the binding of a session that has ended.
 const NO_UPSTREAM: &str = "";
 
 impl State {
-    // === saying ===
+    // === publishing ===
 
     pub(super) fn publish_chain(&self, chain: &[u64], receipt: &Receipt, id: usize) {
         let Some(outbox) = &self.outbox else { return };
-        let (parent, new) = receipt.news(chain);
+        let (parent, new) = receipt.new_part(chain);
         if parent.is_none() && new.is_empty() {
             return;
         }
         if let Some(name) = self.places.load().name(id) {
-            outbox.put(OutboxEvent::learnt(name, parent, new, receipt.end()));
+            outbox.put(OutboxEvent::chain(name, parent, new, receipt.end()));
         }
     }
 
-    /// Published to siblings only: a balancer that starts reads the latest part of the stream, no request
-    /// waits for Redis to find a session, and keys without readers would fill it.
+    /// Publishes a session's binding to the stream only. A balancer that starts reads the tail of the
+    /// stream, and no request waits for Redis to find a session; keys without readers would only fill Redis.
     pub(super) fn publish_binding(&self, key: u64, bound: SessionBinding) {
         let Some(outbox) = &self.outbox else { return };
         if let Some(name) = self.places.load().name(bound.upstream) {
@@ -47,8 +47,8 @@ impl State {
         }
     }
 
-    /// A session without an upstream has ended. Balancers that do not know this form ignore it, as they
-    /// ignore an upstream that they do not know.
+    /// Publishes the end of a session, as a binding without an upstream. Older balancers ignore it as they
+    /// ignore an unknown upstream.
     pub(super) fn publish_session_end(&self, key: u64) {
         let Some(outbox) = &self.outbox else { return };
         let key = format!("{key:x}").into();
@@ -61,13 +61,13 @@ impl State {
         });
     }
 
-    // === hearing ===
+    // === receiving ===
 
     /// Applies a chain that a sibling sent to an upstream; returns `false` when no upstream here holds the
     /// block that it follows. Chains of unknown upstreams are ignored.
     pub fn apply_chain(&self, name: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
         let places = self.places.load();
-        let Some(slot) = places.id(name).and_then(|id| places.slot(id)).filter(|_| self.remembers) else {
+        let Some(slot) = places.id(name).and_then(|id| places.slot(id)).filter(|_| self.enabled) else {
             return true;
         };
         match parent {
@@ -79,13 +79,13 @@ impl State {
         }
     }
 
-    /// The whole chain up to a block that the upstream holds.
+    /// Returns the whole chain up to a block that the upstream holds.
     pub fn chain_to(&self, name: &str, hash: u64) -> Option<Vec<u64>> {
         let places = self.places.load();
         self.index.chain_to(hash, places.slot(places.id(name)?)?)
     }
 
-    /// Applies a session's or a response's upstream, as a sibling reported it.
+    /// Applies a sibling's binding of a session or a response.
     pub fn apply_binding(&self, bound: &exchange::BindingUpdate<'_>, now: Instant) {
         let ended = bound.kind == Binding::Session && bound.upstream == NO_UPSTREAM;
         if let (true, Ok(key)) = (ended, u64::from_str_radix(bound.key, 16)) {
@@ -101,12 +101,12 @@ impl State {
         }
     }
 
-    /// What is known of siblings' requests is so old, in seconds.
+    /// Sets the age of the oldest sibling's report, in seconds.
     pub fn set_siblings_age(&self, seconds: f64) {
         self.siblings_age.store((seconds * 1e6) as u64, Relaxed);
     }
 
-    /// The most that a cost is raised by at random: see `pick::Seed`.
+    /// Returns the largest share by which a cost is raised at random: see `pick::DrawSeed`.
     pub fn jitter(&self) -> f64 {
         let age = self.siblings_age.load(Relaxed) as f64 / 1e6;
         pick::jitter(age)
@@ -127,7 +127,7 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Two balancers that call the same upstreams by other numbers.
+    /// Two balancers with different ids for the same upstreams.
     fn pair() -> [(Arc<State>, Arc<Outbox>); 2] {
         [[0, 1], [5, 3]].map(|ids| {
             let outbox = Arc::<Outbox>::default();
@@ -136,12 +136,12 @@ mod tests {
             let names = ["a", "b"].into_iter().zip(ids);
             let present =
                 |(name, id)| TrackedUpstream { id, name, incarnation: 0, cache_tokens: None, model: None };
-            state.follow(&names.map(present).collect::<Vec<_>>());
+            state.follow_fleet(&names.map(present).collect::<Vec<_>>());
             (state, outbox)
         })
     }
 
-    fn asked(chain: &[u64], session: Option<u64>) -> PromptLookup {
+    fn lookup(chain: &[u64], session: Option<u64>) -> PromptLookup {
         let session = session.map(|key| Session { key, source: SessionOrigin::Header });
         PromptLookup {
             chain: chain.to_vec(),
@@ -151,38 +151,38 @@ mod tests {
         }
     }
 
-    /// Carries what one has to say to the other; how many blocks that were.
+    /// Applies the events of one balancer at the other. Returns the number of blocks.
     fn carry(from: &Outbox, to: &State) -> usize {
         let events = from.take(usize::MAX);
         let mut message = Message::default();
         events.iter().for_each(|event| event.fill(&mut message));
-        for learnt in &message.learnt {
-            assert!(to.apply_chain(learnt.upstream, learnt.parent, &learnt.hashes, learnt.end));
+        for chain in &message.chains {
+            assert!(to.apply_chain(chain.upstream, chain.parent, &chain.hashes, chain.end));
         }
         message.bound.iter().for_each(|bound| to.apply_binding(bound, Instant::now()));
-        message.learnt.iter().map(|learnt| learnt.hashes.len()).sum()
+        message.chains.iter().map(|chain| chain.hashes.len()).sum()
     }
 
     #[test]
-    fn a_conversation_is_known_to_both_by_its_tails() {
+    fn shares_a_conversation_by_its_tails() {
         let [(one, ours), (other, theirs)] = pair();
-        one.learn(&asked(&[1, 2, 3], Some(9)), 1, Instant::now());
+        one.learn(&lookup(&[1, 2, 3], Some(9)), 1, Instant::now());
         assert_eq!(carry(&ours, &other), 3);
         assert_eq!(other.chain_to("b", 3), Some(vec![1, 2, 3]));
         assert_eq!(other.sessions.find(9, 0).map(|bound| bound.upstream), Some(3));
-        other.learn(&asked(&[1, 2, 3, 4], Some(9)), 3, Instant::now());
+        other.learn(&lookup(&[1, 2, 3, 4], Some(9)), 3, Instant::now());
         assert_eq!(carry(&theirs, &one), 1, "one block is new");
         assert_eq!((one.chain_to("b", 4), one.chain_to("a", 4)), (Some(vec![1, 2, 3, 4]), None));
-        one.learn_rest(&asked(&[1, 2, 3, 4, 5, 6], None), 4, 1, None);
+        one.learn_rest(&lookup(&[1, 2, 3, 4, 5, 6], None), 4, 1, None);
         assert_eq!(carry(&ours, &other), 2);
         assert_eq!(other.chain_to("b", 6), Some(vec![1, 2, 3, 4, 5, 6]));
     }
 
     #[test]
-    fn a_session_that_has_ended_is_forgotten_by_both() {
+    fn forgets_an_ended_session_at_both_balancers() {
         let [(one, ours), (other, _)] = pair();
         let key = session::key_of(b"s", "m");
-        one.learn(&asked(&[], Some(key)), 1, Instant::now());
+        one.learn(&lookup(&[], Some(key)), 1, Instant::now());
         carry(&ours, &other);
         assert_eq!(other.sessions.len(), 1);
         one.forget_session("s", ["", "m"]);
@@ -192,9 +192,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_strangers_says_nothing() {
+    fn ignores_unknown_upstreams_and_invalid_keys() {
         let [(one, ours), _] = pair();
-        assert!(one.apply_chain("x", Some(7), &[8], None), "there is nothing to ask for");
+        assert!(one.apply_chain("x", Some(7), &[8], None), "an unknown upstream needs no chain");
         assert!(!one.apply_chain("a", Some(7), &[8], None));
         let bound = |key, kind| exchange::BindingUpdate { kind, key, upstream: "a", number: 5 };
         one.apply_binding(&bound("no number", Binding::Session), Instant::now());
@@ -204,12 +204,12 @@ mod tests {
         );
         assert!(one.sessions.is_empty() && one.responses.is_empty());
         // This upstream has no name yet.
-        one.learn(&asked(&[1], None), 17, Instant::now());
+        one.learn(&lookup(&[1], None), 17, Instant::now());
         assert_eq!(ours.take(usize::MAX), []);
     }
 
     #[test]
-    fn a_response_is_known_to_both_and_to_be_found_by_its_key() {
+    fn shares_the_origin_of_a_response_and_stores_it_by_key() {
         let [(one, ours), (other, _)] = pair();
         one.keep_response("mine", ResponseOrigin { upstream: 1, name: 7 }, Instant::now());
         let events = ours.take(usize::MAX);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_rises_with_the_age_of_the_reports() {
+    fn raises_jitter_with_the_age_of_the_reports() {
         let [(state, _), _] = pair();
         for (age, jitter) in [(0.0, 0.0), (0.02, 0.008), (0.25, 0.1), (0.5, 0.2), (3.0, 0.2)] {
             state.set_siblings_age(age);

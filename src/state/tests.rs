@@ -1,4 +1,4 @@
-//! What was sent, taken back, forgotten and counted, through the one door.
+//! The memory of a balancer: learning, undoing, forgetting and counting.
 
 use super::*;
 use crate::observe::Observer;
@@ -11,11 +11,11 @@ fn state() -> Arc<State> {
     State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, HOUR, 7, None, Observer::default())
 }
 
-fn learn(state: &State, asked: &PromptLookup, id: usize) -> LearnedChain {
-    state.learn(asked, id, Instant::now())
+fn learn(state: &State, lookup: &PromptLookup, id: usize) -> LearnedChain {
+    state.learn(lookup, id, Instant::now())
 }
 
-fn asked(chain: &[u64]) -> PromptLookup {
+fn lookup(chain: &[u64]) -> PromptLookup {
     let seen = chain.len() as u64 * 100 + 40;
     PromptLookup { model: Some("m".into()), chain: chain.to_vec(), seen, ..PromptLookup::default() }
 }
@@ -25,9 +25,9 @@ fn present(id: usize) -> TrackedUpstream<'static> {
 }
 
 /// Upstreams 0 to 2.
-fn candidates(state: &State, asked: &PromptLookup) -> Vec<Candidate> {
-    let tokens = state.prompt(asked).tokens;
-    let stranger = |index| Candidate {
+fn candidates(state: &State, lookup: &PromptLookup) -> Vec<Candidate> {
+    let tokens = state.prompt(lookup).tokens;
+    let empty = |index| Candidate {
         index,
         backlog: 0,
         missing: tokens,
@@ -39,136 +39,140 @@ fn candidates(state: &State, asked: &PromptLookup) -> Vec<Candidate> {
         hit: 0,
         uncached: tokens,
     };
-    let mut candidates: Vec<Candidate> = (0..3).map(stranger).collect();
-    state.weigh(asked, 2.0, &mut Hits::default(), &mut candidates, |candidate| candidate.index);
-    state.add_session_penalty(asked, 0.5, Instant::now(), &mut candidates, |candidate| candidate.index);
+    let mut candidates: Vec<Candidate> = (0..3).map(empty).collect();
+    state.weigh(lookup, 2.0, &mut Hits::default(), &mut candidates, |candidate| candidate.index);
+    state.add_session_penalty(lookup, 0.5, Instant::now(), &mut candidates, |candidate| candidate.index);
     candidates
 }
 
-/// What upstreams 0 to 2 hold of the prompt, in blocks, and the tokens that are left to prefill.
-fn weigh(state: &State, asked: &PromptLookup) -> Vec<(u64, u64)> {
-    candidates(state, asked).iter().map(|candidate| (candidate.hit, candidate.uncached)).collect()
+/// Returns the blocks of the prompt that upstreams 0 to 2 hold, and the tokens that are left to prefill.
+fn weigh(state: &State, lookup: &PromptLookup) -> Vec<(u64, u64)> {
+    candidates(state, lookup).iter().map(|candidate| (candidate.hit, candidate.uncached)).collect()
 }
 
-fn session_penalty(state: &State, asked: &PromptLookup) -> Vec<u64> {
-    candidates(state, asked).iter().map(|candidate| candidate.session_penalty).collect()
+fn session_penalty(state: &State, lookup: &PromptLookup) -> Vec<u64> {
+    candidates(state, lookup).iter().map(|candidate| candidate.session_penalty).collect()
 }
 
 #[test]
-fn what_was_sent_is_held_by_whom_it_was_sent_to() {
+fn an_upstream_holds_the_prompt_that_it_was_sent() {
     let state = state();
-    learn(&state, &asked(&[1, 2]), 1);
+    learn(&state, &lookup(&[1, 2]), 1);
     // 340 bytes are 85 tokens, a block is 25.
-    assert_eq!(weigh(&state, &asked(&[1, 2, 3])), [(0, 85), (2, 35), (0, 85)]);
-    assert_eq!(weigh(&state, &asked(&[4])), [(0, 35); 3]);
+    assert_eq!(weigh(&state, &lookup(&[1, 2, 3])), [(0, 85), (2, 35), (0, 85)]);
+    assert_eq!(weigh(&state, &lookup(&[4])), [(0, 35); 3]);
 }
 
 #[test]
-fn what_never_arrived_is_taken_back() {
+fn undoes_a_request_that_never_arrived() {
     let state = state();
-    let prompt = asked(&[1, 2]);
-    let learnt = learn(&state, &prompt, 0);
-    state.take_back(&prompt, 0, learnt);
+    let prompt = lookup(&[1, 2]);
+    let learned = learn(&state, &prompt, 0);
+    state.take_back(&prompt, 0, learned);
     assert_eq!(weigh(&state, &prompt), [(0, 60); 3]);
 }
 
 #[test]
-fn a_restart_or_a_leave_is_forgotten() {
+fn forgets_an_upstream_that_restarts_or_leaves() {
     let state = state();
-    state.follow(&[present(0), present(1)]);
-    let prompt = asked(&[1, 2]);
+    state.follow_fleet(&[present(0), present(1)]);
+    let prompt = lookup(&[1, 2]);
     learn(&state, &prompt, 0);
     learn(&state, &prompt, 1);
-    state.follow(&[present(0), present(1)]);
+    state.follow_fleet(&[present(0), present(1)]);
     assert_eq!(weigh(&state, &prompt)[..2], [(2, 10), (2, 10)]);
-    state.follow(&[TrackedUpstream { incarnation: 1, ..present(0) }, present(1)]);
+    state.follow_fleet(&[TrackedUpstream { incarnation: 1, ..present(0) }, present(1)]);
     assert_eq!(weigh(&state, &prompt)[..2], [(0, 60), (2, 10)]);
-    state.follow(&[TrackedUpstream { incarnation: 1, ..present(0) }, present(2)]);
+    state.follow_fleet(&[TrackedUpstream { incarnation: 1, ..present(0) }, present(2)]);
     assert_eq!(weigh(&state, &prompt), [(0, 60); 3]);
 }
 
 #[test]
-fn an_upstream_holds_no_more_than_its_engines_cache() {
+fn limits_an_upstream_to_its_engines_cache() {
     let state = state();
     // A hundred tokens are four blocks.
-    state.follow(&[TrackedUpstream { cache_tokens: Some(100), ..present(0) }]);
-    learn(&state, &asked(&[1, 2]), 0);
-    learn(&state, &asked(&[3, 4, 5, 6]), 0);
-    assert_eq!(weigh(&state, &asked(&[1, 2]))[0].0, 0);
-    assert_eq!(weigh(&state, &asked(&[3, 4, 5, 6]))[0].0, 4);
+    state.follow_fleet(&[TrackedUpstream { cache_tokens: Some(100), ..present(0) }]);
+    learn(&state, &lookup(&[1, 2]), 0);
+    learn(&state, &lookup(&[3, 4, 5, 6]), 0);
+    assert_eq!(weigh(&state, &lookup(&[1, 2]))[0].0, 0);
+    assert_eq!(weigh(&state, &lookup(&[3, 4, 5, 6]))[0].0, 4);
 }
 
 #[test]
-fn tokens_are_counted_as_answers_say() {
+fn learns_tokens_from_answers() {
     let state = state();
-    let prompt = asked(&[1, 2]);
-    (0..2000).for_each(|_| state.counted(&prompt, 120));
+    let prompt = lookup(&[1, 2]);
+    (0..2000).for_each(|_| state.learn_token_count(&prompt, 120));
     // Two bytes are a token: there were 120 of 240 bytes.
     let tokens = state.prompt(&prompt);
     assert!((119..=121).contains(&tokens.tokens), "{tokens:?}");
-    let ids = PromptLookup { family: PromptFamily::Tokens, ..asked(&[1, 2]) };
+    let ids = PromptLookup { family: PromptFamily::Tokens, ..lookup(&[1, 2]) };
     assert_eq!(state.prompt(&ids).tokens, 60, "ids need no estimate");
-    assert_eq!(state.prompt(&PromptLookup { model: None, ..asked(&[1, 2]) }).tokens, 60);
+    assert_eq!(state.prompt(&PromptLookup { model: None, ..lookup(&[1, 2]) }).tokens, 60);
 }
 
 #[test]
-fn who_holds_all_that_was_seen_holds_what_it_was_sent_behind_it() {
+fn counts_the_tail_behind_the_part_that_was_read() {
     let state = state();
-    let whole = asked(&[1, 2, 3, 4]);
-    learn(&state, &asked(&[1, 2]), 1);
+    let whole = lookup(&[1, 2, 3, 4]);
+    learn(&state, &lookup(&[1, 2]), 1);
     state.learn_rest(&whole, 2, 1, None);
     assert_eq!(weigh(&state, &whole)[1], (4, 10));
-    let cut = PromptLookup { unseen: 400, ..asked(&[1, 2]) };
-    // Of 160 tokens it holds two blocks that were seen, and two behind them.
+    let cut = PromptLookup { unseen: 400, ..lookup(&[1, 2]) };
+    // Of 160 tokens the upstream holds two blocks that were read, and two behind them.
     assert_eq!(weigh(&state, &cut)[..2], [(0, 160), (2, 60)]);
-    let other = PromptLookup { unseen: 400, ..asked(&[1, 9]) };
+    let other = PromptLookup { unseen: 400, ..lookup(&[1, 9]) };
     assert_eq!(weigh(&state, &other)[1], (1, 135));
 }
 
 #[test]
-fn an_engine_that_holds_far_less_than_is_believed_loses_the_oldest() {
+fn evicts_the_oldest_blocks_of_an_engine_that_holds_far_less_than_predicted() {
     let state = state();
     for block in 0..10 {
-        learn(&state, &asked(&[block * 10 + 1, block * 10 + 2]), 0);
+        learn(&state, &lookup(&[block * 10 + 1, block * 10 + 2]), 0);
     }
-    (0..40).for_each(|_| state.compared(0, "u", 10_000, 0));
-    assert_eq!(weigh(&state, &asked(&[1, 2]))[0].0, 0);
-    assert_eq!(weigh(&state, &asked(&[91, 92]))[0].0, 2);
-    learn(&state, &asked(&(200..230).collect::<Vec<u64>>()), 0);
-    assert_eq!(weigh(&state, &asked(&(200..230).collect::<Vec<u64>>()))[0].0, 30, "its limit is as before");
+    (0..40).for_each(|_| state.compare_cached_tokens(0, "u", 10_000, 0));
+    assert_eq!(weigh(&state, &lookup(&[1, 2]))[0].0, 0);
+    assert_eq!(weigh(&state, &lookup(&[91, 92]))[0].0, 2);
+    learn(&state, &lookup(&(200..230).collect::<Vec<u64>>()), 0);
+    assert_eq!(weigh(&state, &lookup(&(200..230).collect::<Vec<u64>>()))[0].0, 30, "the limit is unchanged");
 }
 
 #[test]
-fn a_session_loses_elsewhere_half_of_what_is_held_where_it_was() {
+fn penalises_other_upstreams_by_half_of_the_sessions_held_tokens() {
     let state = state();
     let session = Some(Session { key: 7, source: SessionOrigin::Header });
-    let turn = |chain: &[u64]| PromptLookup { session, ..asked(chain) };
+    let turn = |chain: &[u64]| PromptLookup { session, ..lookup(chain) };
     assert_eq!(session_penalty(&state, &turn(&[1, 2])), [0; 3]);
     learn(&state, &turn(&[1, 2]), 1);
     // Two blocks are fifty tokens.
     assert_eq!(session_penalty(&state, &turn(&[1, 2, 3, 4])), [25, 0, 25]);
-    assert_eq!(session_penalty(&state, &asked(&[1, 2, 3, 4])), [0; 3], "another session");
-    learn(&state, &asked(&[1, 2]), 0);
-    assert_eq!(session_penalty(&state, &turn(&[1, 2, 3, 4])), [0, 0, 25], "who holds as much loses nothing");
+    assert_eq!(session_penalty(&state, &lookup(&[1, 2, 3, 4])), [0; 3], "another session");
+    learn(&state, &lookup(&[1, 2]), 0);
+    assert_eq!(
+        session_penalty(&state, &turn(&[1, 2, 3, 4])),
+        [0, 0, 25],
+        "no penalty for an upstream that holds as much"
+    );
     let opaque = PromptLookup { chain: Vec::new(), ..turn(&[1, 2, 3, 4]) };
-    assert_eq!(session_penalty(&state, &opaque), [30, 0, 30], "its last prompt had sixty tokens");
+    assert_eq!(session_penalty(&state, &opaque), [30, 0, 30], "the last prompt had sixty tokens");
     let lost = learn(&state, &turn(&[1, 2, 3]), 2);
     assert_eq!(session_penalty(&state, &opaque), [42, 42, 0]);
     state.take_back(&turn(&[1, 2, 3]), 2, lost);
-    assert_eq!(session_penalty(&state, &opaque), [30, 0, 30], "it never arrived");
+    assert_eq!(session_penalty(&state, &opaque), [30, 0, 30], "the request never arrived");
     let later = Instant::now() + 2 * HOUR;
-    let mut there = candidates(&state, &asked(&[1, 2]));
+    let mut there = candidates(&state, &lookup(&[1, 2]));
     state.add_session_penalty(&opaque, 0.5, later, &mut there, |candidate| candidate.index);
     assert!(there.iter().all(|candidate| candidate.session_penalty == 0), "too long ago");
 }
 
 #[test]
-fn a_session_that_has_ended_is_drawn_nowhere() {
+fn a_session_that_has_ended_has_no_penalty() {
     let state = state();
     let named = |model: &str| {
         let key = session::key_of(b"harbor/hello:0", model);
         let session = Some(Session { key, source: SessionOrigin::Path });
-        PromptLookup { session, ..asked(&[1, 2]) }
+        PromptLookup { session, ..lookup(&[1, 2]) }
     };
     for model in ["m", "n"] {
         learn(&state, &named(model), 1);
@@ -188,12 +192,12 @@ fn false_counts_move_no_session() {
     let state =
         State::new(PrefixIndex { blocks: 10_000, block_bytes: 100 }, HOUR, 7, None, Observer::default());
     let present = [0, 1, 2].map(|id| TrackedUpstream { cache_tokens: Some(20_000), ..present(id) });
-    state.follow(&present);
+    state.follow_fleet(&present);
     let chain = |key: u64, turn: u64| (0..20 * turn).map(|block| key << 32 | block).collect::<Vec<u64>>();
     for turn in 1..=6 {
         for key in 0..12 {
             let session = Some(Session { key, source: SessionOrigin::Header });
-            let prompt = PromptLookup { session, ..asked(&chain(key, turn)) };
+            let prompt = PromptLookup { session, ..lookup(&chain(key, turn)) };
             let home = key as usize % 3;
             if turn > 1 {
                 let held = 20 * (turn - 1);
@@ -207,21 +211,24 @@ fn false_counts_move_no_session() {
             }
             learn(&state, &prompt, home);
             for tokens in [1, 5, prompt.seen * 3, u64::MAX] {
-                state.counted(&prompt, tokens);
+                state.learn_token_count(&prompt, tokens);
             }
         }
-        state.follow(&present);
+        state.follow_fleet(&present);
     }
 }
 
 #[test]
-fn a_count_is_judged_by_the_bytes_of_its_prompt() {
+fn checks_a_count_against_the_bytes_of_its_prompt() {
     let state = state();
-    let prompt = asked(&[1, 2]);
-    let fits = |tokens| state.can_have(&prompt, tokens);
+    let prompt = lookup(&[1, 2]);
+    let fits = |tokens| state.is_plausible_count(&prompt, tokens);
     // 240 bytes.
     let found = [0, 14, 15, 60, 240, 241, u64::MAX].map(fits);
     assert_eq!(found, [false, false, true, true, true, false, false]);
-    let ids = PromptLookup { family: PromptFamily::Tokens, ..asked(&[1, 2]) };
-    assert!(state.can_have(&ids, 5) && state.can_have(&PromptLookup { unseen: 1, ..asked(&[1]) }, 5));
+    let ids = PromptLookup { family: PromptFamily::Tokens, ..lookup(&[1, 2]) };
+    assert!(
+        state.is_plausible_count(&ids, 5)
+            && state.is_plausible_count(&PromptLookup { unseen: 1, ..lookup(&[1]) }, 5)
+    );
 }

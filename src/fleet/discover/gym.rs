@@ -8,9 +8,8 @@
 //! answer; the balancer polls the document for as long as the source is configured.
 //!
 //! `api_key` is sent to the engines unchanged, also when it is "dummy" or "EMPTY": an engine without a key
-//! ignores it. `model` does not limit the models of an engine: the prober reads the engine's own list,
-//! which has
-//! LoRA adapters and `max_model_len`; an engine without such a list serves `model`.
+//! ignores it. `model` does not limit the models of an engine: the prober reads the engine's own list, which
+//! has LoRA adapters and `max_model_len`; an engine without such a list serves `model`.
 //!
 //! Pure: parses a document and does no I/O. An invalid document is rejected as a whole.
 

@@ -1,6 +1,6 @@
 //! Decides the owner of each discovered engine, and the resulting changes of the fleet. Pure: the lists of
-//! the
-//! sources and the fleet go in, changes come out, and a second call with the same input returns no changes.
+//! the sources and the fleet go in, changes come out, and a second call with the same input returns no
+//! changes.
 //!
 //! ```text
 //! listed by   sources and operator owner: the operator; the upstream is unchanged

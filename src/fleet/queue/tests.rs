@@ -286,8 +286,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// In any order of arrivals, departures, freed places and polls: no request overtakes another of its
-    /// model, no
-    /// request waits beside a free place once all have run, and the counts return to zero.
+    /// model, no request waits beside a free place once all have run, and the counts return to zero.
     #[test]
     fn keeps_order_and_serves_every_request_in_any_schedule(steps in steps()) {
         const MODELS: [&str; 4] = ["a", "b", "c", "d"];

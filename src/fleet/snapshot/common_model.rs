@@ -1,11 +1,9 @@
-//! The model that the upstreams of a query have in common: whether they serve a name, and which model
-//! serves a
-//! request without one.
+//! The model that the upstreams of a query have in common: whether they serve a name, and which model serves
+//! a request without one.
 //!
 //! Only discovered upstreams are considered: their source states the model. A configured upstream may serve
-//! any
-//! model by the time it is up, and then a request would be answered by another model. For an upstream that is
-//! down its last known models count.
+//! any model by the time it is up, and then a request would be answered by another model. For an upstream
+//! that is down its last known models count.
 //!
 //! There is no common model while the models of an upstream are unknown.
 
@@ -49,8 +47,7 @@ impl SnapshotEntry {
     }
 
     /// Returns the precedence among the upstreams of one source: the greatest one determines the model of
-    /// all.
-    /// While new engines replace old ones, both are in the fleet.
+    /// all. While new engines replace old ones, both are in the fleet.
     fn source_precedence(&self) -> (bool, usize) {
         (self.is_ready(), self.upstream.id)
     }

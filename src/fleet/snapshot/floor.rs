@@ -11,8 +11,7 @@
 //!
 //! Failing requests of one client can trip one upstream after another; without the floor they would take the
 //! whole fleet from all clients. A tripped upstream that is not ejected takes requests as if it were ready:
-//! also
-//! before its trip ends, and more than one at a time after that.
+//! also before its trip ends, and more than one at a time after that.
 //!
 //! The floor is computed for each request, since upstreams serve several models and routes select some of
 //! them.

@@ -1,8 +1,7 @@
-//! What is to be said with the next message: events of requests, kept for a tick.
+//! The events of requests that wait for the next message to siblings.
 //!
-//! Adding an event takes a short lock and never waits. The pending events are bounded in bytes; when they
-//! are not taken out for long, the oldest is dropped and counted: siblings request chains whose beginning
-//! they missed.
+//! Adding an event takes a short lock and never waits. The pending events are bounded in bytes; beyond that
+//! the oldest is dropped and counted. Siblings request the chains whose beginning they missed.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -11,25 +10,25 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Binding, BindingUpdate, ChainRequest, ChainUpdate, Message};
 
-/// What may be left unsaid, in bytes; a tick's worth is a thousandth of it.
+/// The largest size of the pending events, in bytes; one interval's events take about a thousandth of it.
 const MAX_PENDING_BYTES: usize = 4 << 20;
 
 /// An event for the siblings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutboxEvent {
-    /// An upstream was sent a chain: all up to `parent`, and these behind it.
-    Learnt { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
-    /// A session, or a stored response, is at this upstream; with `keep` it is to be found by its key.
+    /// An upstream was sent a chain: the blocks up to `parent`, and these behind it.
+    Chain { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
+    /// The upstream of a session or of a stored response; with `keep` it is also stored by its key.
     Bound { kind: Binding, key: Box<str>, upstream: Box<str>, number: u64, keep: bool },
-    /// A request to a sibling to send this chain whole.
+    /// A request to a sibling for this whole chain.
     Ask { balancer: u64, upstream: Box<str>, hash: u64 },
     /// The list of members has changed.
     Members,
 }
 
+/// The bounded queue of events for siblings.
 pub struct Outbox {
-    /// In bytes.
-    limit: usize,
+    max_bytes: usize,
     pending: Mutex<PendingEvents>,
     dropped: AtomicU64,
 }
@@ -40,17 +39,18 @@ struct PendingEvents {
     bytes: usize,
 }
 
-// === impl Event ===
+// === impl OutboxEvent ===
 
 impl OutboxEvent {
-    pub fn learnt(upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> Self {
-        OutboxEvent::Learnt { upstream: upstream.into(), parent, hashes: hashes.into(), end }
+    /// Builds the event of a chain.
+    pub fn chain(upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> Self {
+        OutboxEvent::Chain { upstream: upstream.into(), parent, hashes: hashes.into(), end }
     }
 
-    /// Bytes of memory, and more than it takes on the wire.
+    /// Returns the bytes of memory; the encoded event is smaller.
     fn weight(&self) -> usize {
         let own = match self {
-            OutboxEvent::Learnt { upstream, hashes, .. } => upstream.len() + size_of_val(&**hashes),
+            OutboxEvent::Chain { upstream, hashes, .. } => upstream.len() + size_of_val(&**hashes),
             OutboxEvent::Bound { key, upstream, .. } => key.len() + upstream.len(),
             OutboxEvent::Ask { upstream, .. } => upstream.len(),
             OutboxEvent::Members => 0,
@@ -58,18 +58,18 @@ impl OutboxEvent {
         size_of::<OutboxEvent>() + own
     }
 
-    /// Puts it into a message.
+    /// Adds the event to a message.
     pub fn fill<'a>(&'a self, message: &mut Message<'a>) {
         match self {
-            OutboxEvent::Learnt { upstream, parent, hashes, end } => {
+            OutboxEvent::Chain { upstream, parent, hashes, end } => {
                 let hashes = Cow::Borrowed(&**hashes);
-                message.learnt.push(ChainUpdate { upstream, parent: *parent, hashes, end: *end });
+                message.chains.push(ChainUpdate { upstream, parent: *parent, hashes, end: *end });
             }
             OutboxEvent::Bound { kind, key, upstream, number, .. } => {
                 message.bound.push(BindingUpdate { kind: *kind, key, upstream, number: *number });
             }
             OutboxEvent::Ask { balancer, upstream, hash } => {
-                message.asks.push(ChainRequest { balancer: *balancer, upstream, hash: *hash });
+                message.chain_requests.push(ChainRequest { balancer: *balancer, upstream, hash: *hash });
             }
             OutboxEvent::Members => message.members = true,
         }
@@ -85,38 +85,38 @@ impl Default for Outbox {
 }
 
 impl Outbox {
-    /// Keeps at most so many bytes.
-    pub fn new(limit: usize) -> Self {
-        Outbox { limit, pending: Mutex::default(), dropped: AtomicU64::new(0) }
+    /// Builds an outbox of at most `max_bytes`.
+    pub fn new(max_bytes: usize) -> Self {
+        Outbox { max_bytes, pending: Mutex::default(), dropped: AtomicU64::new(0) }
     }
 
-    /// Keeps an event for the next message.
+    /// Adds an event for the next message.
     pub fn put(&self, event: OutboxEvent) {
         let weight = event.weight();
-        if weight > self.limit {
+        if weight > self.max_bytes {
             self.dropped.fetch_add(1, Relaxed);
             return;
         }
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.bytes += weight;
         pending.events.push_back(event);
-        while pending.bytes > self.limit && pending.pop().is_some() {
+        while pending.bytes > self.max_bytes && pending.pop().is_some() {
             self.dropped.fetch_add(1, Relaxed);
         }
     }
 
-    /// Whether less than half of the room is taken.
+    /// Whether less than half of the bytes are in use.
     pub fn has_room(&self) -> bool {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).bytes < self.limit / 2
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).bytes < self.max_bytes / 2
     }
 
-    /// Takes the oldest events out, of so many bytes; one at the least, when there is one.
-    pub fn take(&self, most: usize) -> Vec<OutboxEvent> {
+    /// Removes and returns the oldest events, of at most `max_bytes` together, but at least one event.
+    pub fn take(&self, max_bytes: usize) -> Vec<OutboxEvent> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while let Some(next) = pending.events.front() {
             bytes += next.weight();
-            if bytes > most && !taken.is_empty() {
+            if bytes > max_bytes && !taken.is_empty() {
                 break;
             }
             taken.extend(pending.pop());
@@ -144,7 +144,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn chain(upstream: &str, hashes: usize) -> OutboxEvent {
-        OutboxEvent::Learnt {
+        OutboxEvent::Chain {
             upstream: upstream.into(),
             parent: None,
             hashes: vec![1; hashes].into(),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_goes_when_there_is_no_room() {
+    fn drops_the_oldest_event_when_full() {
         let outbox = Outbox::new(3 * chain("a", 4).weight());
         for name in ["a", "b", "c", "d", "e"] {
             outbox.put(chain(name, 4));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_is_bounded_and_never_nothing() {
+    fn takes_a_bounded_size_and_at_least_one_event() {
         let outbox = Outbox::new(10_000);
         [1, 50, 1].into_iter().for_each(|length| outbox.put(chain("a", length)));
         let most = 2 * chain("a", 1).weight();
@@ -175,7 +175,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_that_there_is_room_for(
+        fn loses_no_event_that_fits(
             sizes in prop::collection::vec(0usize..30, 0..40),
             limit in 100usize..5000,
             most in 0usize..2000,

@@ -1,19 +1,21 @@
 //! The siblings, and the requests that each of them has in flight on each upstream.
 //!
-//! A sibling exists by its messages: it is removed when none came for `ttl`, or when it announced its end,
-//! so a crash leaves no trace. Repeated and reordered messages are recognised by their number.
+//! A sibling is known by its messages: it expires when no message came for `ttl`, as after a crash, and is
+//! removed when it announces its shutdown. Repeated and reordered messages are recognised by their sequence.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{GaugeUpdate, Message, SiblingLoad};
 
-/// The most siblings that are listened to: a stream that others write to as well must not take the memory.
+/// The largest number of siblings: a stream with foreign writers must not exhaust the memory.
 const MAX_SIBLINGS: usize = 1024;
 
+/// The siblings and their gauges.
 pub struct SiblingTable {
+    /// The id of this balancer.
     own: u64,
-    /// How long a message counts.
+    /// The time for which a message is valid.
     ttl: Duration,
     all: HashMap<u64, Sibling>,
 }
@@ -22,7 +24,8 @@ struct Sibling {
     name: String,
     address: String,
     sequence: u64,
-    heard: Instant,
+    /// When the last message was published.
+    published_at: Instant,
     gauges: HashMap<String, SiblingLoad>,
 }
 
@@ -34,21 +37,21 @@ pub struct SiblingRow {
     pub address: String,
     /// The age of its last message.
     pub age: Duration,
-    /// In flight through it.
+    /// The sibling's requests in flight on all upstreams.
     pub sum: SiblingLoad,
 }
 
-// === impl Siblings ===
+// === impl SiblingTable ===
 
 impl SiblingTable {
-    /// As the balancer `own` sees them.
+    /// Builds the table of the balancer `own`.
     pub fn new(own: u64, ttl: Duration) -> Self {
         SiblingTable { own, ttl, all: HashMap::new() }
     }
 
-    /// Applies the sender and the gauges of a message; `heard` is the estimated time at which it was
-    /// published. Returns `false` for a message without news: an own one, or an old one.
-    pub fn receive(&mut self, message: &Message<'_>, heard: Instant, now: Instant) -> bool {
+    /// Applies the sender and the gauges of a message; `published_at` is the estimated time of its
+    /// publication. Returns `false` for a message to ignore: an own one, or an old one.
+    pub fn receive(&mut self, message: &Message<'_>, published_at: Instant, now: Instant) -> bool {
         if message.balancer == self.own {
             return false;
         }
@@ -60,17 +63,17 @@ impl SiblingTable {
             self.all.remove(&message.balancer);
             return true;
         }
-        let stale = now.saturating_duration_since(heard) >= self.ttl;
+        let stale = now.saturating_duration_since(published_at) >= self.ttl;
         if stale || known.is_none() && self.all.len() >= MAX_SIBLINGS {
             return true;
         }
-        let sibling = self.all.entry(message.balancer).or_insert_with(|| Sibling::new(heard));
-        (sibling.sequence, sibling.heard) = (message.sequence, heard);
+        let sibling = self.all.entry(message.balancer).or_insert_with(|| Sibling::new(published_at));
+        (sibling.sequence, sibling.published_at) = (message.sequence, published_at);
         if let Some(who) = message.who {
             (sibling.name, sibling.address) = (who.name.into(), who.address.into());
         }
-        if let Some(told) = &message.gauges {
-            sibling.lay(told);
+        if let Some(update) = &message.gauges {
+            sibling.apply(update);
         }
         true
     }
@@ -78,22 +81,25 @@ impl SiblingTable {
     /// Removes siblings without a recent message.
     pub fn expire(&mut self, now: Instant) {
         let ttl = self.ttl;
-        self.all.retain(|_, sibling| now.saturating_duration_since(sibling.heard) < ttl);
+        self.all.retain(|_, sibling| now.saturating_duration_since(sibling.published_at) < ttl);
     }
 
+    /// Returns the number of siblings.
     pub fn len(&self) -> usize {
         self.all.len()
     }
 
+    /// Whether there are no siblings.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
+    /// Whether the balancer is a known sibling.
     pub fn contains(&self, balancer: u64) -> bool {
         self.all.contains_key(&balancer)
     }
 
-    /// What is in flight through all of them, by upstream.
+    /// Returns the sums of all siblings' requests in flight, by upstream.
     pub fn sums(&self) -> HashMap<&str, SiblingLoad> {
         let mut sums: HashMap<&str, SiblingLoad> = HashMap::new();
         for (name, gauges) in self.all.values().flat_map(|sibling| &sibling.gauges) {
@@ -102,14 +108,14 @@ impl SiblingTable {
         sums
     }
 
-    /// The age of the oldest report that the sums rest on. Siblings without requests in flight report rarely
-    /// and are left out.
+    /// Returns the age of the oldest report in the sums. Excludes siblings without requests in flight, which
+    /// report rarely.
     pub fn age(&self, now: Instant) -> Duration {
         let busy = self.all.values().filter(|sibling| !sibling.gauges.is_empty());
-        busy.map(|sibling| now.saturating_duration_since(sibling.heard)).max().unwrap_or_default()
+        busy.map(|sibling| now.saturating_duration_since(sibling.published_at)).max().unwrap_or_default()
     }
 
-    /// All of them, by name.
+    /// Returns all siblings, sorted by name.
     pub fn rows(&self, now: Instant) -> Vec<SiblingRow> {
         let mut rows: Vec<SiblingRow> = self.all.iter().map(|(id, sibling)| sibling.row(*id, now)).collect();
         rows.sort_by(|one, other| (&one.name, one.balancer).cmp(&(&other.name, other.balancer)));
@@ -118,16 +124,16 @@ impl SiblingTable {
 }
 
 impl Sibling {
-    fn new(heard: Instant) -> Self {
+    fn new(published_at: Instant) -> Self {
         let (name, address) = (String::new(), String::new());
-        Sibling { name, address, sequence: 0, heard, gauges: HashMap::new() }
+        Sibling { name, address, sequence: 0, published_at, gauges: HashMap::new() }
     }
 
-    fn lay(&mut self, told: &GaugeUpdate<'_>) {
-        if told.whole {
+    fn apply(&mut self, update: &GaugeUpdate<'_>) {
+        if update.whole {
             self.gauges.clear();
         }
-        for (name, gauges) in &told.rows {
+        for (name, gauges) in &update.rows {
             if *gauges == SiblingLoad::default() {
                 self.gauges.remove(*name);
             } else if let Some(known) = self.gauges.get_mut(*name) {
@@ -145,7 +151,7 @@ impl Sibling {
             balancer,
             name: self.name.clone(),
             address: self.address.clone(),
-            age: now.saturating_duration_since(self.heard),
+            age: now.saturating_duration_since(self.published_at),
             sum,
         }
     }
@@ -171,7 +177,7 @@ mod tests {
         SiblingLoad { active, backlog: 10 * active, context: 100 * active }
     }
 
-    fn says<'a>(balancer: u64, sequence: u64, whole: bool, rows: &[(&'a str, u64)]) -> Message<'a> {
+    fn report<'a>(balancer: u64, sequence: u64, whole: bool, rows: &[(&'a str, u64)]) -> Message<'a> {
         let rows = rows.iter().map(|(name, active)| (*name, gauges(*active))).collect();
         Message { gauges: Some(GaugeUpdate { whole, rows }), ..Message::new(balancer, sequence) }
     }
@@ -181,17 +187,17 @@ mod tests {
     }
 
     #[test]
-    fn words_are_absolute_and_add_up_over_siblings() {
+    fn sums_the_absolute_gauges_of_all_siblings() {
         let now = Instant::now();
         let mut siblings = SiblingTable::new(1, TTL);
-        assert!(siblings.receive(&says(2, 1, true, &[("a", 3), ("b", 1)]), now, now));
-        assert!(siblings.receive(&says(3, 9, true, &[("a", 4)]), now, now));
+        assert!(siblings.receive(&report(2, 1, true, &[("a", 3), ("b", 1)]), now, now));
+        assert!(siblings.receive(&report(3, 9, true, &[("a", 4)]), now, now));
         assert_eq!((active(&siblings, "a"), active(&siblings, "b"), active(&siblings, "c")), (7, 1, 0));
-        assert!(!siblings.receive(&says(1, 5, true, &[("a", 100)]), now, now), "its own echo");
-        assert!(!siblings.receive(&says(3, 9, true, &[("a", 100)]), now, now), "heard before");
-        siblings.receive(&says(2, 2, false, &[("b", 5), ("c", 1), ("a", 0)]), now, now);
+        assert!(!siblings.receive(&report(1, 5, true, &[("a", 100)]), now, now), "an own message");
+        assert!(!siblings.receive(&report(3, 9, true, &[("a", 100)]), now, now), "an old message");
+        siblings.receive(&report(2, 2, false, &[("b", 5), ("c", 1), ("a", 0)]), now, now);
         assert_eq!((active(&siblings, "a"), active(&siblings, "b"), active(&siblings, "c")), (4, 5, 1));
-        siblings.receive(&says(2, 3, true, &[("c", 2)]), now, now);
+        siblings.receive(&report(2, 3, true, &[("c", 2)]), now, now);
         assert_eq!((active(&siblings, "b"), active(&siblings, "c")), (0, 2));
         assert_eq!(siblings.rows(now).len(), 2);
         siblings.receive(&Message { leaving: true, ..Message::new(2, 4) }, now, now);
@@ -199,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_heard_is_gone_and_old_words_raise_nobody() {
+    fn expires_silent_siblings_and_ignores_old_messages() {
         let start = Instant::now();
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let mut siblings = SiblingTable::new(1, TTL);
-        siblings.receive(&says(2, 1, true, &[("a", 3)]), at(0.0), at(0.0));
+        siblings.receive(&report(2, 1, true, &[("a", 3)]), at(0.0), at(0.0));
         let who = Some(BalancerInfo { name: "lb-3", address: "h:1" });
         siblings.receive(&Message { who, ..Message::new(3, 1) }, at(0.0), at(0.0));
-        assert_eq!(siblings.age(at(1.0)), Duration::from_secs(1), "who is idle does not count");
+        assert_eq!(siblings.age(at(1.0)), Duration::from_secs(1), "an idle sibling does not count");
         siblings.receive(&Message::new(3, 2), at(2.0), at(2.0));
         siblings.expire(at(2.9));
         assert_eq!(siblings.len(), 2);
@@ -217,13 +223,13 @@ mod tests {
             (rows[0].name.as_str(), rows[0].address.as_str(), rows[0].age.as_secs()),
             ("lb-3", "h:1", 1)
         );
-        // From the tail of a stream: what is there to learn is worth hearing, the gauges are not.
-        assert!(siblings.receive(&says(4, 1, true, &[("a", 9)]), at(0.0), at(3.0)));
+        // A message from the tail of the stream: its chains are applied, its gauges are not.
+        assert!(siblings.receive(&report(4, 1, true, &[("a", 9)]), at(0.0), at(3.0)));
         assert_eq!((active(&siblings, "a"), siblings.len()), (0, 1));
     }
 
     #[test]
-    fn there_is_an_end_to_siblings() {
+    fn limits_the_number_of_siblings() {
         let now = Instant::now();
         let mut siblings = SiblingTable::new(0, TTL);
         for balancer in 1..3000 {
@@ -233,22 +239,22 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was missed on the way, the last whole word is what counts.
+        /// A complete report overrides every earlier one, also when messages were missed.
         #[test]
-        fn a_whole_word_is_right_whatever_came_before(
-            words in prop::collection::vec((0usize..3, 0u64..4, any::<bool>(), any::<bool>()), 0..30),
+        fn a_complete_report_overrides_all_earlier_ones(
+            reports in prop::collection::vec((0usize..3, 0u64..4, any::<bool>(), any::<bool>()), 0..30),
             last in prop::collection::vec(0u64..4, 3),
         ) {
             const NAMES: [&str; 3] = ["a", "b", "c"];
             let now = Instant::now();
             let mut siblings = SiblingTable::new(1, TTL);
-            for (sequence, (name, number, whole, missed)) in (1..).zip(words) {
+            for (sequence, (name, number, whole, missed)) in (1..).zip(reports) {
                 if !missed {
-                    siblings.receive(&says(2, sequence, whole, &[(NAMES[name], number)]), now, now);
+                    siblings.receive(&report(2, sequence, whole, &[(NAMES[name], number)]), now, now);
                 }
             }
             let rows: Vec<(&str, u64)> = NAMES.into_iter().zip(last.iter().copied()).collect();
-            siblings.receive(&says(2, 100, true, &rows), now, now);
+            siblings.receive(&report(2, 100, true, &rows), now, now);
             for (name, number) in rows {
                 prop_assert_eq!(active(&siblings, name), number);
             }

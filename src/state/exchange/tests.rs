@@ -1,9 +1,9 @@
-//! What is written is read, and whatever is read does no harm.
+//! Messages are decoded as they were encoded, and damaged ones do no harm.
 
 use super::*;
 use proptest::prelude::*;
 
-/// Of each upstream, by its name.
+/// The gauges of each upstream, by its name.
 type Rows = Vec<(String, [u64; 3])>;
 
 /// Upstream, parent, blocks and end.
@@ -15,9 +15,9 @@ struct OwnedMessage {
     head: (u64, u64),
     who: Option<(String, String)>,
     gauges: Option<(bool, Rows)>,
-    learnt: Vec<Chain>,
+    chains: Vec<Chain>,
     bound: Vec<(bool, String, String)>,
-    asks: Vec<(u64, String, u64)>,
+    chain_requests: Vec<(u64, String, u64)>,
     marks: (bool, bool),
 }
 
@@ -30,64 +30,64 @@ impl OwnedMessage {
             let rows = rows.iter().map(|(name, numbers)| (name.as_str(), gauges(*numbers)));
             message.gauges = Some(GaugeUpdate { whole: *whole, rows: rows.collect() });
         }
-        for (upstream, parent, hashes, end) in &self.learnt {
+        for (upstream, parent, hashes, end) in &self.chains {
             let hashes = Cow::Borrowed(&hashes[..]);
-            message.learnt.push(ChainUpdate { upstream, parent: *parent, hashes, end: *end });
+            message.chains.push(ChainUpdate { upstream, parent: *parent, hashes, end: *end });
         }
         for (session, key, upstream) in &self.bound {
             let kind = if *session { Binding::Session } else { Binding::Response };
             message.bound.push(BindingUpdate { kind, key, upstream, number: key.len() as u64 * 1000 });
         }
-        for (balancer, upstream, hash) in &self.asks {
-            message.asks.push(ChainRequest { balancer: *balancer, upstream, hash: *hash });
+        for (balancer, upstream, hash) in &self.chain_requests {
+            message.chain_requests.push(ChainRequest { balancer: *balancer, upstream, hash: *hash });
         }
         (message.members, message.leaving) = self.marks;
         message
     }
 }
 
-fn given() -> impl Strategy<Value = OwnedMessage> {
+fn messages() -> impl Strategy<Value = OwnedMessage> {
     let name = || "[a-c:]{0,3}|\\PC{0,12}";
     let hashes = prop::collection::vec(any::<u64>(), 0..20);
-    let learnt = (name(), any::<Option<u64>>(), hashes, any::<Option<u64>>());
+    let chains = (name(), any::<Option<u64>>(), hashes, any::<Option<u64>>());
     let gauges = (any::<bool>(), prop::collection::vec((name(), any::<[u64; 3]>()), 0..6));
     (
         any::<(u64, u64)>(),
         prop::option::of((name(), name())),
         prop::option::of(gauges),
-        prop::collection::vec(learnt, 0..6),
+        prop::collection::vec(chains, 0..6),
         prop::collection::vec((any::<bool>(), name(), name()), 0..6),
         prop::collection::vec((any::<u64>(), name(), any::<u64>()), 0..4),
         any::<(bool, bool)>(),
     )
-        .prop_map(|(head, who, gauges, learnt, bound, asks, marks)| OwnedMessage {
+        .prop_map(|(head, who, gauges, chains, bound, chain_requests, marks)| OwnedMessage {
             head,
             who,
             gauges,
-            learnt,
+            chains,
             bound,
-            asks,
+            chain_requests,
             marks,
         })
 }
 
-/// Memory that a message takes beside the bytes it was read from.
+/// Returns the memory of a message beside the bytes from which it was decoded.
 fn weight(message: &Message<'_>) -> usize {
-    let rows = message.gauges.as_ref().map_or(0, |told| told.rows.capacity() * 40);
-    let hashes: usize = message.learnt.iter().map(|learnt| learnt.hashes.len() * 8).sum();
-    rows + hashes + message.learnt.capacity() * size_of::<ChainUpdate<'_>>() + message.bound.capacity() * 40
+    let rows = message.gauges.as_ref().map_or(0, |update| update.rows.capacity() * 40);
+    let hashes: usize = message.chains.iter().map(|chains| chains.hashes.len() * 8).sum();
+    rows + hashes + message.chains.capacity() * size_of::<ChainUpdate<'_>>() + message.bound.capacity() * 40
 }
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(given in given()) {
+    fn decodes_what_was_encoded(given in messages()) {
         let message = given.message();
         let bytes = message.encode();
         prop_assert_eq!(Message::decode(&bytes), Ok(message));
     }
 
     #[test]
-    fn garbage_does_no_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..300), valid: bool) {
+    fn bounds_memory_on_random_bytes(mut bytes in prop::collection::vec(any::<u8>(), 0..300), valid: bool) {
         if let Some(first) = bytes.first_mut().filter(|_| valid) {
             *first = VERSION;
         }
@@ -96,10 +96,10 @@ proptest! {
         }
     }
 
-    /// A message in which something was changed, cut off or put in.
+    /// A message with bytes changed, cut off or appended.
     #[test]
-    fn what_was_damaged_does_no_harm(
-        given in given(),
+    fn bounds_memory_on_damaged_messages(
+        given in messages(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         cut in any::<prop::sample::Index>(),
         more in prop::collection::vec(any::<u8>(), 0..4),
@@ -116,10 +116,10 @@ proptest! {
         }
     }
 
-    /// Parts that a newer balancer writes, anywhere among those that are known.
+    /// Parts of a newer version, before or after the known ones.
     #[test]
-    fn what_is_not_known_is_passed_over(
-        given in given(),
+    fn skips_unknown_parts(
+        given in messages(),
         kind in 9u64..,
         part in prop::collection::vec(any::<u8>(), 0..40),
         first: bool,
@@ -138,24 +138,24 @@ proptest! {
 }
 
 #[test]
-fn a_tail_takes_few_bytes() {
+fn encodes_a_tail_in_few_bytes() {
     let mut message = Message::new(7, 300);
     let hashes: Vec<u64> = (0..6).collect();
     for _ in 0..20 {
         let hashes = Cow::Borrowed(&hashes[..]);
-        message.learnt.push(ChainUpdate { upstream: "gpu-0:8000", parent: Some(1), hashes, end: None });
+        message.chains.push(ChainUpdate { upstream: "gpu-0:8000", parent: Some(1), hashes, end: None });
     }
-    let told = GaugeUpdate {
+    let update = GaugeUpdate {
         whole: true,
         rows: vec![("gpu-0:8000", SiblingLoad { active: 9, backlog: 1500, context: 40_000 })],
     };
-    message.gauges = Some(told);
+    message.gauges = Some(update);
     let bytes = message.encode().len();
     assert!(bytes < 20 * 60 + 50, "{bytes} bytes");
 }
 
 #[test]
-fn another_version_and_too_much_are_told_apart() {
+fn rejects_another_version_and_too_long_or_damaged_messages() {
     let mut bytes = Message::new(1, 2).encode();
     assert_eq!(bytes.len(), 10);
     bytes[0] = 2;
@@ -163,18 +163,18 @@ fn another_version_and_too_much_are_told_apart() {
     assert_eq!(Message::decode(&vec![VERSION; MAX_MESSAGE_BYTES + 1]), Err(MessageError::TooLong));
     assert_eq!(Message::decode(&[]), Err(MessageError::Broken));
     let mut message = Message::new(1, 2);
-    message.asks.push(ChainRequest { balancer: 1, upstream: "a", hash: 2 });
+    message.chain_requests.push(ChainRequest { balancer: 1, upstream: "a", hash: 2 });
     let bytes = message.encode();
     for cut in 1..bytes.len() {
-        // Cut between two parts it is a message, and says less.
+        // Cut between two parts it is a valid message with fewer parts.
         if let Ok(read) = Message::decode(&bytes[..cut]) {
-            assert!(read.asks.is_empty(), "{cut}");
+            assert!(read.chain_requests.is_empty(), "{cut}");
         }
     }
 }
 
 #[test]
-fn a_binding_of_a_new_kind_is_passed_over() {
+fn skips_a_binding_of_an_unknown_kind() {
     let mut message = Message::new(1, 2);
     message.bound.push(BindingUpdate { kind: Binding::Session, key: "k", upstream: "a", number: 3 });
     message.bound.push(BindingUpdate { kind: Binding::Response, key: "r", upstream: "a", number: 3 });

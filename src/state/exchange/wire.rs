@@ -1,11 +1,12 @@
-//! Numbers and texts as bytes: the alphabet of `exchange`.
+//! The encoding of numbers and strings in messages.
 //!
-//! A whole number takes seven bits a byte, the lowest first; a text its length and itself. Reading never
-//! panics, and takes no memory for a length that the input only claims.
+//! A number is encoded in seven bits a byte, the lowest first; a string as its length and its bytes. Reading
+//! never panics, and allocates nothing for a length that exceeds the input.
 
-/// The longest form of a whole number.
+/// The longest encoding of a number, in bytes.
 const MAX_NUMBER_BYTES: u32 = 10;
 
+/// Reads encoded values; every method returns `None` at the end of the input or on damage.
 #[derive(Clone, Copy, Debug)]
 pub struct WireReader<'a>(&'a [u8]);
 
@@ -29,7 +30,7 @@ pub fn put_hash(out: &mut Vec<u8>, hash: u64) {
     out.extend_from_slice(&hash.to_le_bytes());
 }
 
-// === impl Reader ===
+// === impl WireReader ===
 
 impl<'a> WireReader<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
@@ -95,7 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn numbers_that_are_none() {
+    fn rejects_numbers_that_are_cut_or_too_large() {
         let table: [&[u8]; 4] =
             [&[], &[0x80], &[0xFF; 10], &[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 2]];
         for bytes in table {
@@ -108,7 +109,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_put_is_read(number: u64, small in 0u64..300, text in "\\PC{0,9}", hash: u64) {
+        fn reads_what_was_written(number: u64, small in 0u64..300, text in "\\PC{0,9}", hash: u64) {
             let mut out = Vec::new();
             put_number(&mut out, number);
             put_bytes(&mut out, text.as_bytes());

@@ -1,21 +1,21 @@
-//! The blocks that some upstream is believed to hold: the holders of each, its predecessor, and the number
-//! of conversations through it.
+//! The blocks that some upstream is believed to hold: the holders of each, its parent, and the number of
+//! conversations through it.
 //!
-//! Readers go straight to the fields, which are atomics, and the one writer changes them under its lock
-//! (see `local`). A block's place is used again after it went, so a reader looks at the name once more after
-//! it has read the rest.
+//! The fields are atomics: readers read them without a lock, and the one writer changes them under its lock
+//! (see `prefix_index`). The entry of a freed block is reused, so a reader checks the hash again after the
+//! other fields.
 //!
-//! Blocks form trees, a child being what was seen to follow its parent. `branches` of a block is the number
-//! of conversations that end below it:
+//! Blocks form trees: a child is a block that was seen behind its parent. `branches` of a block is the
+//! number of conversations that end below it:
 //!
 //! ```text
 //! branches(b) = max(1, open(b) + sum over the children c of b of branches(c))
 //! ```
 //!
-//! `open` counts the endings of b: openings of conversations that went on for less than a block after it.
-//! When such a conversation goes on, its next prompt makes a child where its opening made an ending; so a
-//! child takes an open ending's place instead of counting beside it. That way a conversation counts once,
-//! however many turns it has, and a hundred short questions behind one long system prompt count a hundred.
+//! `open` counts the open endings of b: openings of conversations that are less than a block longer than b.
+//! When such a conversation continues, its next prompt adds a child where its opening added an ending. So a
+//! new child replaces an open ending. Thus a conversation counts once, however many turns it has, and a
+//! hundred short questions behind one long system prompt count a hundred times.
 
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -23,52 +23,54 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::directory::{Directory, Links, NIL, mix};
 
-/// Upstreams that one word of holders has room for. The first words stand in the blocks themselves; more
-/// are made when there are more upstreams.
+/// The number of columns in one word of holders. The first word is part of the block; further words are
+/// allocated when there are more upstreams.
 pub const WORD: usize = u64::BITS as usize;
 
-/// Words of holders that there may be.
+/// The largest number of words of holders.
 pub const MAX_HOLDER_WORDS: usize = 64;
 
-/// Blocks that are made at a time.
+/// The number of blocks that are allocated at a time.
 const BLOCKS_PER_PART: usize = 1 << 13;
 
-/// In the parent's place, the mark of an ending.
+/// The bit of `parent` that marks an ending.
 const ENDING: u32 = 1 << 31;
 
+/// One block, or an ending.
 struct Block {
     hash: AtomicU64,
     holders: AtomicU64,
     next: AtomicU32,
-    /// The parent, and the mark. In a vacant place, the next vacant one.
+    /// The parent, with `ENDING`; in a vacant entry, the next vacant one.
     parent: AtomicU32,
-    /// 0 in a vacant place.
+    /// 0 in a vacant entry.
     branches: AtomicU32,
     children: AtomicU32,
     endings: AtomicU32,
-    /// Endings that no child took the place of.
+    /// The endings that no child has replaced.
     open: AtomicU32,
 }
 
-/// Parts of something that are made when they are first used.
+/// Parts of an array that are allocated at their first use.
 type LazyParts<T> = Box<[OnceLock<Box<[T]>>]>;
 
+/// All blocks, with a directory by hash.
 pub struct BlockTable {
     parts: LazyParts<Block>,
     /// The words of holders after the first.
     more: Box<[OnceLock<LazyParts<AtomicU64>>]>,
     directory: Directory,
-    /// Branches of all blocks that nothing comes before.
+    /// The sum of the branches of all first blocks.
     conversations: AtomicU32,
     seed: u64,
 }
 
-/// Places for blocks; the writer's.
+/// The vacant entries, owned by the writer.
 #[derive(Debug)]
 pub struct Vacant {
-    /// Never used from here on.
+    /// The first entry that was never used.
     fresh: u32,
-    /// The first of those that were used before.
+    /// The first freed entry.
     freed: u32,
 }
 
@@ -82,25 +84,26 @@ fn parts<T>(count: usize) -> LazyParts<T> {
     (0..count).map(|_| OnceLock::new()).collect()
 }
 
-// === impl Blocks: for readers ===
+// === impl BlockTable: for readers ===
 
 impl BlockTable {
-    /// Makes room for `most` blocks. Clients must not know `seed`.
-    pub fn new(most: usize, seed: u64) -> Self {
+    /// Builds a table of at most `max_blocks`. Clients must not know `seed`.
+    pub fn new(max_blocks: usize, seed: u64) -> Self {
         BlockTable {
-            parts: parts(most.div_ceil(BLOCKS_PER_PART).max(1)),
+            parts: parts(max_blocks.div_ceil(BLOCKS_PER_PART).max(1)),
             more: parts(MAX_HOLDER_WORDS - 1),
-            directory: Directory::new(most),
+            directory: Directory::new(max_blocks),
             conversations: AtomicU32::new(0),
             seed,
         }
     }
 
+    /// Returns the number of blocks and endings.
     pub fn len(&self) -> usize {
         self.directory.len()
     }
 
-    /// Bytes of memory.
+    /// Returns the memory in bytes.
     pub fn bytes(&self) -> usize {
         let made = |count: usize, size: usize| count * BLOCKS_PER_PART * size;
         let blocks = made(self.parts.iter().filter(|part| part.get().is_some()).count(), size_of::<Block>());
@@ -118,19 +121,19 @@ impl BlockTable {
         }
     }
 
-    /// The same, for the block that comes after another in a chain. What is learnt at once mostly lies side
-    /// by side, so it is most likely the next place, which the processor has fetched already.
+    /// As `find`, for the block behind another one in a chain. Blocks that were learned together are mostly
+    /// adjacent, so this checks the next entry first, which the processor has fetched already.
     pub fn find_after(&self, before: u32, hash: u64) -> u32 {
         let next = before.wrapping_add(1);
         let part = self.parts.get(next as usize / BLOCKS_PER_PART).and_then(OnceLock::get);
-        // A vacant place has its old name still, and no branches.
+        // A vacant entry keeps its old hash, but has no branches.
         match part.map(|part| &part[next as usize % BLOCKS_PER_PART]) {
             Some(block) if block.hash.load(Acquire) == hash && block.branches.load(Acquire) != 0 => next,
             _ => self.find(hash),
         }
     }
 
-    /// A word of the holders of what was found at a place.
+    /// Returns one word of the holders of an entry.
     pub fn holders(&self, at: u32, word: usize) -> u64 {
         match word.checked_sub(1) {
             None => self.at(at).holders.load(Acquire),
@@ -142,16 +145,17 @@ impl BlockTable {
         }
     }
 
-    /// Conversations that go through any block at all.
+    /// Returns the number of all conversations.
     pub fn conversations(&self) -> u32 {
         self.conversations.load(Relaxed)
     }
 
+    /// Returns the number of conversations through a block.
     pub fn branches(&self, at: u32) -> u32 {
         self.at(at).branches.load(Relaxed)
     }
 
-    /// Whether the place is still that block's.
+    /// Whether the entry still has this hash.
     pub fn is(&self, at: u32, hash: u64) -> bool {
         self.at(at).hash.load(Relaxed) == hash
     }
@@ -167,10 +171,10 @@ impl BlockTable {
     }
 }
 
-// === impl Blocks: for the writer ===
+// === impl BlockTable: for the writer ===
 
 impl BlockTable {
-    /// Takes in a block that is not there, behind its parent; `None` when there is no room.
+    /// Adds a block behind its parent; `None` when there is no room.
     pub fn add(&self, vacant: &mut Vacant, hash: u64, parent: u32, ending: bool) -> Option<u32> {
         let at = self.take(vacant)?;
         let block = self.at(at);
@@ -181,29 +185,30 @@ impl BlockTable {
         if parent == NIL {
             self.conversations.fetch_add(1, Relaxed);
         } else {
-            self.born(parent, ending);
+            self.add_below(parent, ending);
         }
         Some(at)
     }
 
-    /// Whether this block follows that parent. Chains name a block after all before it, so anything else is
-    /// a mistake in the chain.
+    /// Whether this block follows that parent. A hash covers all blocks before it, so another parent means an
+    /// invalid chain.
     pub fn follows(&self, at: u32, parent: u32, ending: bool) -> bool {
         self.at(at).parent.load(Relaxed) == if ending { parent | ENDING } else { parent }
     }
 
+    /// Whether the entry is an ending.
     pub fn is_ending(&self, at: u32) -> bool {
         let parent = self.at(at).parent.load(Relaxed);
         parent != NIL && parent & ENDING != 0
     }
 
-    /// The block's name.
-    pub fn name(&self, at: u32) -> u64 {
+    /// Returns the hash of a block.
+    pub fn block_hash(&self, at: u32) -> u64 {
         self.at(at).hash.load(Relaxed)
     }
 
-    /// All places from a block up to the first of its chain. Blocks stay while something follows them, so
-    /// none of them is missing.
+    /// Appends the entries from a block up to the first of its chain. A block stays while another follows
+    /// it, so none is missing.
     pub fn above(&self, at: u32, path: &mut Vec<u32>) {
         let mut at = at;
         while at != NIL {
@@ -212,10 +217,12 @@ impl BlockTable {
         }
     }
 
+    /// Whether the column holds the block.
     pub fn is_held_by(&self, at: u32, column: usize) -> bool {
         self.holders(at, column / WORD) & (1 << (column % WORD)) != 0
     }
 
+    /// Adds a holder.
     pub fn hold(&self, at: u32, column: usize) {
         self.word(at, column / WORD).fetch_or(1 << (column % WORD), Release);
     }
@@ -224,7 +231,7 @@ impl BlockTable {
     pub fn release(&self, vacant: &mut Vacant, at: u32, column: usize) {
         self.word(at, column / WORD).fetch_and(!(1 << (column % WORD)), Release);
         let mut at = at;
-        while at != NIL && self.is_forlorn(at) {
+        while at != NIL && self.is_unused(at) {
             let (block, ending) = (self.at(at), self.is_ending(at));
             let parent = match block.parent.load(Relaxed) {
                 NIL => NIL,
@@ -237,21 +244,22 @@ impl BlockTable {
             if parent == NIL {
                 self.conversations.fetch_sub(1, Relaxed);
             } else {
-                self.died(parent, ending);
+                self.remove_below(parent, ending);
             }
             at = parent;
         }
     }
 
-    fn is_forlorn(&self, at: u32) -> bool {
+    /// Whether a block has neither holders nor followers.
+    fn is_unused(&self, at: u32) -> bool {
         let block = self.at(at);
         let alone = block.children.load(Relaxed) + block.endings.load(Relaxed) == 0;
         let words = 1 + self.more.iter().take_while(|word| word.get().is_some()).count();
         alone && (0..words).all(|word| self.holders(at, word) == 0)
     }
 
-    /// One more follows `parent`: at its only end nothing changes, the conversation just goes on.
-    fn born(&self, parent: u32, ending: bool) {
+    /// Counts a new entry behind `parent`. The first one changes no count: the conversation continues.
+    fn add_below(&self, parent: u32, ending: bool) {
         let block = self.at(parent);
         let (children, open) = (block.children.load(Relaxed), block.open.load(Relaxed));
         if ending {
@@ -271,11 +279,11 @@ impl BlockTable {
         }
     }
 
-    /// One that followed `parent`, and that nothing followed, went.
-    fn died(&self, parent: u32, ending: bool) {
+    /// Counts the removal of an entry behind `parent` that had no followers.
+    fn remove_below(&self, parent: u32, ending: bool) {
         let block = self.at(parent);
         let (endings, open) = (block.endings.load(Relaxed), block.open.load(Relaxed));
-        // Which ending a child took the place of is not known: it is said of the first to go.
+        // Which ending a child replaced is unknown: the first removed one counts as replaced.
         let taken = endings > open;
         match (ending, taken) {
             (true, true) => return block.endings.store(endings - 1, Relaxed),
@@ -286,7 +294,7 @@ impl BlockTable {
             (false, taken) => {
                 block.children.fetch_sub(1, Relaxed);
                 if taken {
-                    // The conversation ends again where it did before.
+                    // The conversation end_hit again where its opening ended.
                     return block.open.store(open + 1, Relaxed);
                 }
             }
@@ -297,8 +305,8 @@ impl BlockTable {
         }
     }
 
-    /// Changes the branches of a block and of all above it. As long as the path, and once in the life of a
-    /// branch; the path itself was walked to learn it.
+    /// Changes the branches of a block and of all blocks above it. The cost is the length of the path, as for
+    /// `learn`, once for each branch.
     fn climb(&self, at: u32, change: impl Fn(u32) -> u32) {
         let mut at = at;
         while at != NIL {
@@ -332,7 +340,7 @@ impl BlockTable {
     }
 }
 
-// === impl Links for Blocks ===
+// === impl Links for BlockTable ===
 
 impl Links for BlockTable {
     fn hash(&self, at: u32) -> u64 {
@@ -369,16 +377,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What the header says, from the fields.
-    fn told(blocks: &BlockTable, at: u32, alive: &[u32]) -> u32 {
+    /// Computes the branches by the formula of the module's header.
+    fn expected_branches(blocks: &BlockTable, at: u32, alive: &[u32]) -> u32 {
         let children = alive.iter().filter(|child| blocks.at(**child).parent.load(Relaxed) == at);
-        let below: u32 = children.map(|child| told(blocks, *child, alive)).sum();
+        let below: u32 = children.map(|child| expected_branches(blocks, *child, alive)).sum();
         (blocks.at(at).open.load(Relaxed) + below).max(1)
     }
 
     proptest! {
         #[test]
-        fn branches_are_what_the_header_says(
+        fn counts_branches_by_the_formula(
             steps in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..60),
         ) {
             let (blocks, mut vacant) = (BlockTable::new(1000, 1), Vacant::default());
@@ -392,7 +400,7 @@ mod tests {
                 });
                 match (what, parent, leaf) {
                     (0..3, _, Some(leaf)) => {
-                        // Its parents are held, and stay.
+                        // The parents are held, so they stay.
                         blocks.release(&mut vacant, leaf, 3);
                         alive.retain(|at| *at != leaf);
                     }
@@ -403,7 +411,7 @@ mod tests {
                 for &at in alive.iter().filter(|at| !blocks.is_ending(**at)) {
                     let full: Vec<u32> =
                         alive.iter().copied().filter(|at| !blocks.is_ending(*at)).collect();
-                    prop_assert_eq!(blocks.branches(at), told(&blocks, at, &full));
+                    prop_assert_eq!(blocks.branches(at), expected_branches(&blocks, at, &full));
                 }
             }
             prop_assert_eq!(blocks.len(), alive.len());
@@ -413,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_goes_with_its_last_holder_in_any_word() {
+    fn frees_a_block_with_its_last_holder_in_any_word() {
         let (blocks, mut vacant) = (BlockTable::new(10, 1), Vacant::default());
         let at = blocks.add(&mut vacant, 9, NIL, false).expect("there is room");
         blocks.hold(at, 5);
@@ -426,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_outlives_its_holders_while_something_follows_it() {
+    fn keeps_a_parent_without_holders_while_a_block_follows_it() {
         let (blocks, mut vacant) = (BlockTable::new(10, 1), Vacant::default());
         let parent = blocks.add(&mut vacant, 1, NIL, false).expect("there is room");
         let child = blocks.add(&mut vacant, 2, parent, false).expect("there is room");

@@ -1,26 +1,26 @@
-//! Finds an entry of an arena by its hash, concurrently with a writer.
+//! A hash table of entries in an arena, for concurrent readers and one writer.
 //!
-//! A hash table of chains that grows by one bucket at a time (linear hashing), so that no insert ever has to
-//! move more than one chain. Entries live elsewhere and lend one link each; the table itself is one number
-//! an entry.
+//! The buckets are linked lists, and the table grows by one bucket at a time (linear hashing), so that an
+//! insert moves the entries of one bucket at most. The arena stores the entries with one link each; the table
+//! stores one number for each bucket.
 //!
-//! One writer, any number of readers, no lock between them. What a reader finds is compared by the reader;
-//! what it does not find may just have been on the move, or its chain was left under its feet. So "not found"
-//! counts only when nothing moved meanwhile: `moves` is odd while something does, and is another number
-//! afterwards.
+//! There is no lock between the writer and the readers. A reader compares what it finds. An entry that it
+//! does not find may have been moved meanwhile, so "not found" is valid only when no entry moved during the
+//! search: `moves` is odd during a move and has another value afterwards.
 
 use std::hint::spin_loop;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-/// No entry.
+/// The number that means "no entry".
 pub const NIL: u32 = u32::MAX;
 
-/// Buckets that are made at a time.
+/// The number of buckets that are allocated at a time.
 const BUCKETS_PER_PART: usize = 4096;
 
-/// The most attempts of a reader. Then it returns "not found": the index is a hint, and its time is bounded.
+/// The largest number of attempts of a reader, which then returns "not found": the index is a hint, and the
+/// time of a lookup is bounded.
 const MAX_READ_ATTEMPTS: usize = 64;
 
 /// The arena of the entries.
@@ -30,6 +30,7 @@ pub trait Links {
     fn link(&self, entry: u32, next: u32);
 }
 
+/// The hash table.
 pub struct Directory {
     parts: Box<[OnceLock<Box<[AtomicU32]>>]>,
     buckets: AtomicU32,
@@ -37,8 +38,8 @@ pub struct Directory {
     moves: AtomicU64,
 }
 
-/// Spreads a hash over all bits with a secret seed: clients choose texts, and with them hashes, but cannot
-/// make them meet in one bucket.
+/// Spreads a hash over all bits with a secret seed: clients choose texts and thereby hashes, but cannot put
+/// them into one bucket.
 pub fn mix(hash: u64, seed: u64) -> u64 {
     let spread = (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     spread ^ (spread >> 32)
@@ -47,9 +48,9 @@ pub fn mix(hash: u64, seed: u64) -> u64 {
 // === impl Directory ===
 
 impl Directory {
-    /// With a bucket for each of `most` entries in the end.
-    pub fn new(most: usize) -> Self {
-        let parts = most.div_ceil(BUCKETS_PER_PART).max(1);
+    /// Builds a table that grows up to one bucket for each of `max_entries`.
+    pub fn new(max_entries: usize) -> Self {
+        let parts = max_entries.div_ceil(BUCKETS_PER_PART).max(1);
         Directory {
             parts: (0..parts).map(|_| OnceLock::new()).collect(),
             buckets: AtomicU32::new(BUCKETS_PER_PART as u32),
@@ -58,7 +59,7 @@ impl Directory {
         }
     }
 
-    /// The entry of this hash that `is` the one, as far as can be seen at a glance.
+    /// Finds the entry of this hash for which `is` returns true. May miss an entry that is being moved.
     pub fn glance(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
         let mut at = self.head(place(hash, self.buckets.load(Acquire))).load(Acquire);
         while at != NIL && !is(at) {
@@ -67,7 +68,7 @@ impl Directory {
         at
     }
 
-    /// The same, and `NIL` only when there is none.
+    /// As `glance`, but returns `NIL` only when there is no such entry.
     pub fn find(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
         for _ in 0..MAX_READ_ATTEMPTS {
             let moves = self.moves.load(Acquire);
@@ -84,7 +85,7 @@ impl Directory {
         NIL
     }
 
-    /// Adds an entry that is not in it. For the writer alone, as is `remove`.
+    /// Adds an entry that is not in the table. For the writer only.
     pub fn add(&self, links: &impl Links, hash: u64, entry: u32) {
         let head = self.head(place(hash, self.buckets.load(Relaxed)));
         links.link(entry, head.load(Relaxed));
@@ -97,6 +98,7 @@ impl Directory {
         }
     }
 
+    /// Removes an entry. For the writer only.
     pub fn remove(&self, links: &impl Links, hash: u64, entry: u32) {
         let head = self.head(place(hash, self.buckets.load(Relaxed)));
         let (mut before, mut at) = (NIL, head.load(Relaxed));
@@ -110,17 +112,18 @@ impl Directory {
         self.entries.store(self.entries.load(Relaxed) - 1, Relaxed);
     }
 
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.entries.load(Relaxed) as usize
     }
 
-    /// Bytes of memory.
+    /// Returns the memory in bytes.
     pub fn bytes(&self) -> usize {
         let made = self.parts.iter().filter(|part| part.get().is_some()).count();
         size_of_val(&*self.parts) + made * BUCKETS_PER_PART * size_of::<AtomicU32>()
     }
 
-    /// One more bucket; what belongs there leaves the one that stood for it until now.
+    /// Adds one bucket, and moves its entries from the bucket that stood for it.
     fn split(&self, links: &impl Links, buckets: u32) {
         let old = self.head(buckets & ((buckets + 1).next_power_of_two() / 2 - 1));
         let new = self.head(buckets);
@@ -143,7 +146,7 @@ impl Directory {
 
     fn moving(&self, work: impl FnOnce()) {
         let moves = self.moves.load(Relaxed);
-        // Every change that readers can see is a release of its own, and so comes after this.
+        // Every change that readers can see is a release store, and so is ordered after this store.
         self.moves.store(moves + 1, Relaxed);
         work();
         self.moves.store(moves + 2, Release);
@@ -163,7 +166,7 @@ fn unlink(links: &impl Links, head: &AtomicU32, before: u32, next: u32) {
     }
 }
 
-/// The bucket of a hash, of so many.
+/// Returns the bucket of a hash among `buckets`.
 fn place(hash: u64, buckets: u32) -> u32 {
     let mask = buckets.next_power_of_two() - 1;
     let at = hash as u32 & mask;
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn every_hash_has_one_bucket_below_the_count() {
+    fn maps_every_hash_to_one_bucket_below_the_count() {
         for buckets in 1..70 {
             for hash in 0..300 {
                 let (now, grown) = (place(hash, buckets), place(hash, buckets + 1));
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn it_grows_and_loses_nothing() {
+    fn grows_without_losing_entries() {
         let (directory, arena) = (Directory::new(1 << 15), Arena::new(1 << 15));
         for entry in 0..1 << 15 {
             directory.add(&arena, arena.hash(entry), entry);
@@ -223,9 +226,9 @@ mod tests {
         assert_eq!(directory.buckets.load(Relaxed), 1 << 15);
     }
 
-    /// While the table grows and shrinks, readers always find what is never taken out.
+    /// While the table grows and shrinks, readers always find the entries that stay.
     #[test]
-    fn readers_never_miss_what_is_there() {
+    fn readers_never_miss_a_present_entry() {
         const STAYING: u32 = 500;
         let (directory, arena) = (Directory::new(1 << 15), Arena::new(1 << 15));
         for entry in 0..STAYING {
@@ -250,14 +253,14 @@ mod tests {
                 others.for_each(|entry| directory.remove(&arena, arena.hash(entry), entry));
             }
             done.store(true, Relaxed);
-            readers.into_iter().map(|reader| reader.join().expect("a reader ends")).sum::<usize>()
+            readers.into_iter().map(|reader| reader.join().expect("a reader end_hit")).sum::<usize>()
         });
         assert_eq!(missed, 0);
     }
 
     proptest! {
         #[test]
-        fn it_is_a_set(steps in prop::collection::vec((0u32..64, any::<bool>()), 0..300)) {
+        fn behaves_as_a_set(steps in prop::collection::vec((0u32..64, any::<bool>()), 0..300)) {
             let (directory, arena) = (Directory::new(64), Arena::new(64));
             let mut model = std::collections::BTreeSet::new();
             for (entry, add) in steps {

@@ -1,4 +1,5 @@
-//! What a lookup found: how far each upstream holds a chain, and what it costs not to hold the rest.
+//! The result of a lookup: how many leading blocks of a chain each upstream holds, and the cost of the
+//! missing rest.
 //!
 //! ```text
 //! missing(u) = sum over the blocks b that u does not hold of min(1, share * n / branches(b), spare(b))
@@ -8,104 +9,111 @@
 //! doubt(b)   = 1 / 2^(branches(b) - 2) * share / 2
 //! ```
 //!
-//! with `n` candidates, in blocks. A block without holders counts whole, and one that a single conversation
-//! goes through always does. Blocks next to each other mostly have the same branches and as many holders, so
-//! the sums are kept by run, and an upstream's is one subtraction.
+//! in blocks, with `n` candidates. A block without holders costs 1, and so does a block of a single
+//! conversation. Adjacent blocks mostly have equal branches and holders, so the sums are kept by run, and
+//! the cost of an upstream is one subtraction.
 //!
 //! # Why a shared block costs less
 //!
-//! A copy prefilled once on u serves all conversations through it that u will get. Their number is unknown;
-//! there are two signs of it, and the larger one counts.
+//! A block prefilled once on u serves all later conversations through the block that u gets. Their number is
+//! unknown; two estimates of it exist, and the larger one counts.
 //!
-//! - What was, will be: as many conversations again as were seen, `branches / n` of them on each upstream.
-//!   This needs hundreds of conversations before it is significant, and until then a long prompt has a
-//!   gravity: of a hundred new conversations with one system prompt, three a second, 67 went to the one of 16
-//!   upstreams that was warm, and at ten a second the mean time to the first token was 0.7 s, not 0.3.
-//! - The share of all: through a block goes a part of all conversations that are known,
-//!   `(branches - 1) / (conversations - 1)`, without the one at hand as it is no sign of others.
-//!   That part of the traffic needs as large a part of the upstreams. As long as fewer than `needed` hold
-//!   the block, another copy will be made anyway, now or in a moment: it costs this conversation nothing.
-//!   A copy beyond that is spare, and costs whole by this sign. So a system prompt of all is recognised
-//!   within a few conversations, each of two such prompts gets half of the upstreams, and a document that
-//!   twenty ask for among thousands of other conversations gets its one.
+//! - By history: as many conversations again as were seen, `branches / n` of them on each upstream. This
+//! estimate
+//!   needs hundreds of conversations; until then a long prompt attracts too much traffic: of a hundred new
+//!   conversations with one system prompt, at three a second, 67 went to the one warm upstream of 16, and
+//!   at ten a
+//!   second the mean time to the first token was 0.7 s instead of 0.3 s.
+//! - By share: `(branches - 1) / (conversations - 1)` of all known conversations go through the block, not
+//! counting
+//!   the one at hand, which is no evidence of others. That share of the traffic needs the same share of the
+//!   upstreams. While fewer than `needed` upstreams hold the block, another copy will be made soon anyway,
+//!   and costs
+//!   this conversation nothing. Any copy beyond that is spare and costs 1 by this estimate. So a system
+//!   prompt of
+//!   all conversations is recognised within a few of them, each of two such prompts gets half of the
+//!   upstreams, and
+//!   a document of twenty among thousands of other conversations gets one.
 //!
-//! The second sign errs where few conversations are known: a single user who edits a prompt makes a branch
-//! each time, and all of them go through what stands before it. So there is a doubt, which every further
-//! conversation halves, as it would have gone another way as well; and as there is always some doubt left, a
-//! warm upstream is preferred as long as all are idle. With several models in one index the part is too
-//! small by the others', and the first sign decides.
+//! The second estimate errs when few conversations are known: a single user who edits a prompt adds a branch
+//! each time, and all branches share the part before the edit. Therefore `doubt`, which every further
+//! conversation halves. Some doubt always remains, so that a warm upstream is preferred while all are idle.
+//! With several models in one index the other models' conversations make the share too small, and the first
+//! estimate decides.
 
 use super::Slot;
 use crate::pick::Candidate;
 
-/// Made once and filled again for every request, so that a lookup allocates nothing.
+/// The result of a lookup; reused for every request, so that a lookup allocates nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Hits {
-    /// Blocks of the chain.
+    /// The number of blocks in the chain.
     length: usize,
     /// The number of leading blocks with a holder.
     known: usize,
-    /// By slot.
-    held: Vec<Held>,
-    runs: Vec<Run>,
-    /// Conversations that the whole index knows.
+    /// The held blocks by slot.
+    held: Vec<HeldBlocks>,
+    runs: Vec<BlockRun>,
+    /// The number of conversations in the whole index.
     conversations: u32,
     /// The cost of all blocks for an upstream that holds none.
     whole: f64,
-    /// The holders of all blocks so far, word by word.
+    /// The columns that hold all blocks so far, word by word.
     pub(super) leading: Vec<u64>,
 }
 
-/// A prompt as tokens, which is what the formula counts in.
+/// The size of a prompt in tokens, the unit of the cost formula.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Prompt {
-    /// All of it, also what is in no block.
+pub struct PromptSize {
+    /// The tokens of the whole prompt, including the part behind the last block.
     pub tokens: u64,
-    /// Of a block.
+    /// The tokens of a block.
     pub block_tokens: f64,
 }
 
+/// The leading blocks that an upstream holds.
 #[derive(Clone, Copy, Debug, Default)]
-struct Held {
+struct HeldBlocks {
     blocks: u32,
-    /// The run in which they end.
+    /// The run of the last one.
     run: u32,
 }
 
-/// Blocks in a row with the same branches and as many holders.
+/// Adjacent blocks with equal branches and holders.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct BlockRun {
     from: u32,
     branches: u32,
     holders: u32,
-    /// What each of them costs, and all blocks before them together.
+    /// The cost of each block of the run.
     each: f64,
+    /// The cost of all blocks before the run.
     before: f64,
 }
 
 impl Hits {
-    /// Blocks of the chain that was looked up.
+    /// Returns the number of blocks in the chain.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// The number of leading blocks with a holder.
+    /// Returns the number of leading blocks with a holder.
     pub fn known(&self) -> usize {
         self.known
     }
 
-    /// Leading blocks that this upstream is believed to hold.
+    /// Returns the number of leading blocks that this upstream is believed to hold.
     pub fn held(&self, slot: Slot) -> usize {
         self.held.get(slot.number()).map_or(0, |held| held.blocks as usize)
     }
 
-    /// The number of conversations that were seen through a block of the chain; 0 when no upstream holds it.
+    /// Returns the number of conversations through a block of the chain; 0 when no upstream holds the block.
     pub fn branches(&self, block: usize) -> u32 {
         let after = self.runs.partition_point(|run| run.from as usize <= block);
         if block < self.known { self.runs[..after].last().map_or(0, |run| run.branches) } else { 0 }
     }
 
-    /// Says what shared blocks cost, for `missing`: `share` is the knob, `candidates` their number.
+    /// Computes the costs of shared blocks; `share` is the knob, `candidates` the number of candidates.
     pub fn charge(&mut self, share: f64, candidates: usize) {
         let candidates = candidates as f64;
         let others = f64::from(self.conversations.max(2) - 1);
@@ -124,19 +132,19 @@ impl Hits {
         self.whole = sum + (self.length - self.known) as f64;
     }
 
-    /// What an upstream without any of the blocks would have to prefill, charged in the same way.
+    /// Returns the cost of all blocks for an upstream that holds none.
     pub fn whole(&self) -> f64 {
         self.whole
     }
 
-    /// What this upstream would have to prefill, in blocks, shared ones charged as `charge` was told.
+    /// Returns the cost of the blocks that this upstream lacks, after `charge`.
     pub fn missing(&self, slot: Slot) -> f64 {
         let held = self.held.get(slot.number()).copied().unwrap_or_default();
         let paid = self.runs.get(held.run as usize).map_or(0.0, |run| run.until(held.blocks));
         self.whole - paid
     }
 
-    /// What so many leading blocks cost together, held or not.
+    /// Returns the cost of `blocks` leading blocks together, held or not.
     pub fn charged(&self, blocks: usize) -> f64 {
         let known = blocks.min(self.known);
         let after = self.runs.partition_point(|run| (run.from as usize) < known);
@@ -144,9 +152,9 @@ impl Hits {
         within + (blocks - known) as f64
     }
 
-    /// Puts on a candidate what it holds of the prompt and what it lacks, after `charge`. What is in no
-    /// block is missing everywhere.
-    pub fn weigh(&self, slot: Option<Slot>, prompt: Prompt, candidate: &mut Candidate) {
+    /// Sets on a candidate how much of the prompt it holds and lacks, after `charge`. The part behind the
+    /// last block is missing everywhere.
+    pub fn weigh(&self, slot: Option<Slot>, prompt: PromptSize, candidate: &mut Candidate) {
         let held = slot.map_or(0, |slot| self.held(slot));
         let tokens = |blocks: f64| (blocks * prompt.block_tokens).round() as u64;
         let rest = prompt.tokens.saturating_sub(tokens(self.length as f64));
@@ -156,40 +164,41 @@ impl Hits {
         candidate.missing = slot.map_or(candidate.cold, |slot| tokens(self.missing(slot)) + rest);
     }
 
-    /// Room that it has without allocating.
+    /// Returns the capacities of the buffers.
     #[cfg(test)]
-    pub(super) fn room(&self) -> (usize, usize, usize) {
+    pub(super) fn capacities(&self) -> (usize, usize, usize) {
         (self.held.capacity(), self.runs.capacity(), self.leading.capacity())
     }
 
+    /// Starts the result of another lookup.
     pub(super) fn begin(&mut self, length: usize, slots: usize, conversations: u32) {
         self.conversations = conversations;
         (self.length, self.known, self.whole) = (length, 0, length as f64);
         self.runs.clear();
         self.held.clear();
-        self.held.resize(slots, Held::default());
+        self.held.resize(slots, HeldBlocks::default());
     }
 
-    /// The next block is held by so many.
-    pub(super) fn saw(&mut self, branches: u32, holders: u32) {
+    /// Adds the next block, with its branches and its number of holders.
+    pub(super) fn add_block(&mut self, branches: u32, holders: u32) {
         if self.runs.last().is_none_or(|run| (run.branches, run.holders) != (branches, holders)) {
             let from = self.known as u32;
-            self.runs.push(Run { from, branches, holders, each: 1.0, before: f64::from(from) });
+            self.runs.push(BlockRun { from, branches, holders, each: 1.0, before: f64::from(from) });
         }
         self.known += 1;
     }
 
-    /// This upstream holds what was seen so far, and no more.
-    pub(super) fn ends(&mut self, slot: usize) {
-        let held = Held { blocks: self.known as u32, run: (self.runs.len() as u32).saturating_sub(1) };
+    /// Records that this upstream holds the blocks so far, and no more.
+    pub(super) fn end_hit(&mut self, slot: usize) {
+        let held = HeldBlocks { blocks: self.known as u32, run: (self.runs.len() as u32).saturating_sub(1) };
         if let Some(place) = self.held.get_mut(slot) {
             *place = held;
         }
     }
 }
 
-impl Run {
-    /// What the blocks cost up to this one of the run, or to its end.
+impl BlockRun {
+    /// Returns the cost of all blocks before `block`, which is in the run or its end.
     fn until(&self, block: u32) -> f64 {
         self.before + f64::from(block.saturating_sub(self.from)) * self.each
     }

@@ -1,117 +1,122 @@
-//! Which upstream holds which block, in the order in which each of them will let go: one entry a pair.
+//! The pairs of block and upstream, in the order of eviction of each upstream.
 //!
-//! A column is one upstream's place among every block's holders. Its pairs form a list from the next to go
-//! to the most recent. All of it is the writer's, under its lock.
+//! A column is one upstream's bit among the holders of every block. Its pairs form a list from the least to
+//! the most recent. Owned by the writer, under its lock.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::directory::{Directory, Links, NIL};
 
-/// Pairs that are made at a time.
+/// The number of pairs that are allocated at a time.
 const HOLDINGS_PER_PART: usize = 1 << 13;
 
-/// The count of what was learnt, in place of a clock. It wraps after four billion; then a pair that was not
-/// used for two billion passes for recent once, which only makes another pair go first.
+/// The count of calls of `learn`, in place of a clock. It wraps after four billion; then a pair that was
+/// idle for two billion counts as recent once, and another pair is evicted first.
 pub type Tick = u32;
 
+/// Whether the first tick is later.
 pub fn is_after(one: Tick, other: Tick) -> bool {
     one.wrapping_sub(other).cast_signed() > 0
 }
 
+/// One pair of block and column.
 struct Holding {
     block: u32,
     column: u16,
-    /// How often it was learnt and not taken back.
+    /// How often the pair was learned and not undone.
     claims: u16,
-    /// When it was learnt last.
+    /// When the pair was last learned.
     tick: Tick,
     older: u32,
     newer: u32,
     next: AtomicU32,
 }
 
+/// The pairs of one column.
 #[derive(Clone, Debug)]
 pub struct Column {
     oldest: u32,
     newest: u32,
-    /// Pairs, endings not counted: an engine has no block for them.
+    /// The number of pairs without endings, which take no room in an engine's cache.
     pub blocks: usize,
-    /// The most blocks there may be.
+    /// The largest number of blocks.
     pub limit: usize,
-    /// Of what was learnt up to this tick, some was let go.
-    pub settled: Tick,
+    /// The tick of the latest evicted pair.
+    pub evicted: Tick,
 }
 
+/// All pairs of all columns.
 pub struct Holdings {
     pairs: HoldingTable,
     freed: u32,
     fresh: u32,
     directory: Directory,
     columns: Vec<Column>,
-    /// The pair that was looked at last. Pairs that were made at once lie side by side, so the next to be
-    /// looked at is likely the next place.
+    /// The pair that was found last. Pairs that were added together are adjacent, so the next one is likely
+    /// the next entry.
     last: u32,
 }
 
-/// In parts, so that growing never copies.
+/// The arena of pairs, in parts, so that growing never copies.
 struct HoldingTable(Vec<Box<[Holding]>>);
 
 // === impl Holdings ===
 
 impl Holdings {
-    /// Made for `most` pairs; for a moment there may be more.
-    pub fn new(most: usize) -> Self {
+    /// Builds an arena for about `max_pairs`.
+    pub fn new(max_pairs: usize) -> Self {
         Holdings {
             pairs: HoldingTable(Vec::new()),
             freed: NIL,
             fresh: 0,
-            directory: Directory::new(most),
+            directory: Directory::new(max_pairs),
             columns: Vec::new(),
             last: NIL,
         }
     }
 
-    /// All pairs of all columns, endings included.
+    /// Returns the number of all pairs, including endings.
     pub fn len(&self) -> usize {
         self.directory.len()
     }
 
-    /// Bytes of memory.
+    /// Returns the memory in bytes.
     pub fn bytes(&self) -> usize {
         self.pairs.0.len() * HOLDINGS_PER_PART * size_of::<Holding>() + self.directory.bytes()
     }
 
-    /// Begins a column with nothing in it, at this tick.
+    /// Starts an empty column at this tick.
     pub fn begin(&mut self, column: usize, limit: usize, tick: Tick) {
-        let empty = Column { oldest: NIL, newest: NIL, blocks: 0, limit, settled: tick };
+        let empty = Column { oldest: NIL, newest: NIL, blocks: 0, limit, evicted: tick };
         if self.columns.len() <= column {
             self.columns.resize(column + 1, empty.clone());
         }
         self.columns[column] = empty;
     }
 
+    /// Returns a column.
     pub fn column(&mut self, column: usize) -> &mut Column {
         &mut self.columns[column]
     }
 
-    /// The next to go, and when it was learnt last.
+    /// Returns the least recent pair of a column, and its tick.
     pub fn oldest(&self, column: usize) -> Option<(u32, Tick)> {
         let at = self.columns[column].oldest;
         (at != NIL).then(|| (self.pairs.at(at).block, self.pairs.at(at).tick))
     }
 
-    /// Makes a pair, the most recent one of its column.
+    /// Adds a pair as the most recent one of its column.
     pub fn add(&mut self, block: u32, column: usize, ending: bool, tick: Tick) {
         let at = self.take();
         let pair = self.pairs.at_mut(at);
         (pair.block, pair.column, pair.claims, pair.tick) = (block, column as u16, 1, tick);
-        self.directory.add(&self.pairs, name(block, column as u16), at);
+        self.directory.add(&self.pairs, pair_key(block, column as u16), at);
         self.link_newest(at, column);
         self.columns[column].blocks += usize::from(!ending);
     }
 
-    /// Learns a pair once more.
+    /// Makes a pair the most recent one, with one more claim.
     pub fn touch(&mut self, block: u32, column: usize, tick: Tick) {
         let at = self.find(block, column);
         if at == NIL {
@@ -124,7 +129,7 @@ impl Holdings {
         self.link_newest(at, column);
     }
 
-    /// Takes one claim back; `true` when it was the last. Claims that were too many to count stay.
+    /// Removes one claim. Returns `true` when it was the last. A saturated count stays.
     pub fn unclaim(&mut self, block: u32, column: usize) -> bool {
         let at = self.find(block, column);
         if at == NIL {
@@ -137,13 +142,14 @@ impl Holdings {
         pair.claims == 0
     }
 
+    /// Removes a pair.
     pub fn remove(&mut self, block: u32, column: usize, ending: bool) {
         let at = self.find(block, column);
         if at == NIL {
             return;
         }
         self.unlink(at, column);
-        self.directory.remove(&self.pairs, name(block, column as u16), at);
+        self.directory.remove(&self.pairs, pair_key(block, column as u16), at);
         let pair = self.pairs.at_mut(at);
         (pair.block, pair.newer) = (NIL, self.freed);
         self.freed = at;
@@ -156,7 +162,7 @@ impl Holdings {
         let next = self.last.wrapping_add(1);
         self.last = match next < self.fresh && is(next) {
             true => next,
-            false => self.directory.glance(&self.pairs, name(block, column), is),
+            false => self.directory.glance(&self.pairs, pair_key(block, column), is),
         };
         self.last
     }
@@ -198,13 +204,13 @@ impl Holdings {
     }
 }
 
-/// What the directory knows a pair by. Not scattered: places of blocks are dense, and neighbours among them
-/// are learnt together, so they are to be found together. Columns start far from each other.
-fn name(block: u32, column: u16) -> u64 {
+/// Returns the key of a pair in the directory. The key is not scattered: adjacent blocks are learned
+/// together, so their pairs should be close together. Columns start far from each other.
+fn pair_key(block: u32, column: u16) -> u64 {
     u64::from(block.wrapping_add(u32::from(column).wrapping_mul(0x9E37_79B1)))
 }
 
-// === impl Pairs ===
+// === impl HoldingTable ===
 
 impl HoldingTable {
     fn at(&self, at: u32) -> &Holding {
@@ -218,7 +224,7 @@ impl HoldingTable {
 
 impl Links for HoldingTable {
     fn hash(&self, at: u32) -> u64 {
-        name(self.at(at).block, self.at(at).column)
+        pair_key(self.at(at).block, self.at(at).column)
     }
 
     fn next(&self, at: u32) -> u32 {

@@ -8,8 +8,8 @@ mod model;
 mod spreading;
 mod tails;
 
-use model::{IndexModel, Told, chains, name, told};
-use tails::tell;
+use model::{IndexModel, LookupFacts, chains, lookup_facts, name};
+use tails::share;
 
 fn hits(index: &Index, chain: &[u64]) -> Hits {
     let mut hits = Hits::default();
@@ -25,13 +25,13 @@ fn slots(index: &Index, count: usize) -> Vec<Slot> {
     (0..count).map(|_| index.enter().expect("there is a slot")).collect()
 }
 
-/// The chain of a conversation, by the texts of its blocks.
+/// Returns the chain of a conversation, given the texts of its blocks.
 fn chain(text: &str) -> Vec<u64> {
     name(text.as_bytes())
 }
 
 #[test]
-fn a_lookup_tells_how_far_each_upstream_holds_it() {
+fn finds_the_leading_blocks_of_each_upstream() {
     let index = Index::new(100, 1);
     let at = slots(&index, 3);
     index.learn(&chain("abcd"), None, at[0]);
@@ -44,7 +44,7 @@ fn a_lookup_tells_how_far_each_upstream_holds_it() {
 }
 
 #[test]
-fn shared_blocks_are_charged_by_their_share() {
+fn charges_shared_blocks_by_their_share() {
     let index = Index::new(1000, 1);
     let at = slots(&index, 2);
     // Eight conversations through two blocks; the first goes on for two more.
@@ -53,51 +53,52 @@ fn shared_blocks_are_charged_by_their_share() {
     }
     index.learn(&chain("abcd"), None, at[0]);
     let mut hits = hits(&index, &chain("abcdef"));
-    assert_eq!(hits.missing(at[1]), 4.0, "nothing is said of sharing");
+    assert_eq!(hits.missing(at[1]), 4.0, "before charge");
     hits.charge(2.0, 2);
     // Of eight conversations each of two upstreams is charged half a block, twice its share.
     assert_eq!(hits.missing(at[0]), 2.0);
     assert_eq!(hits.missing(at[1]), 4.0);
-    let stranger = index.enter().expect("there is a slot");
-    assert_eq!(hits.missing(stranger), 5.0);
+    let empty = index.enter().expect("there is a slot");
+    assert_eq!(hits.missing(empty), 5.0);
     hits.charge(100.0, 2);
-    assert_eq!(hits.missing(stranger), 6.0);
+    assert_eq!(hits.missing(empty), 6.0);
     index.lookup(&chain("abcd"), &mut hits);
     hits.charge(2.0, 2);
     assert_eq!(hits.missing(at[0]), 0.0);
 }
 
 #[test]
-fn a_copy_costs_little_while_fewer_hold_it_than_its_part_of_all_needs() {
+fn charges_little_for_a_copy_while_too_few_upstreams_hold_it() {
     let index = Index::new(10_000, 1);
     let at = slots(&index, 8);
-    let learn = |text: &str, at: Slot| assert!(index.learn(&chain(text), None, at).learnt() > 0);
+    let learn = |text: &str, at: Slot| assert!(index.learn(&chain(text), None, at).learned() > 0);
     let missing = |share: f64, candidates: usize| {
         let mut hits = hits(&index, &chain("abcd"));
         hits.charge(share, candidates);
         hits.missing(at[7])
     };
-    // One conversation is no sign of others, even when it is all that is known, and a second is none yet.
+    // One conversation is no evidence of others, and neither is a second.
     learn("abc", at[0]);
     assert_eq!(missing(2.0, 8), 4.0);
     learn("abi", at[0]);
     assert_eq!(missing(2.0, 8), 4.0);
-    // Each further one halves the doubt that all will go through two blocks: all eight need them.
+    // Each further conversation halves the doubt that all go through the two blocks: all eight upstreams
+    // need them.
     "jklm".chars().for_each(|name| learn(&format!("ab{name}"), at[0]));
     assert_eq!(missing(2.0, 8), 2.0 + 2.0 / 16.0);
-    // Of ten others, five go through them: half of the upstreams need them.
+    // Of ten other conversations five go through them: half of the upstreams need them.
     "opqrs".chars().for_each(|name| learn(&name.to_string(), at[0]));
     (1..3).for_each(|upstream| learn("ab", at[upstream]));
     assert_eq!(missing(2.0, 8), 2.0 + 2.0 / 16.0, "the fourth copy");
     learn("ab", at[3]);
-    assert_eq!(missing(2.0, 8), 4.0, "a fifth is one too many");
-    assert_eq!(missing(2.0, 9), 3.0, "half of it, with nine upstreams");
-    // The knob turns this off with the rest of the discount, or everything.
+    assert_eq!(missing(2.0, 8), 4.0, "a fifth copy is spare");
+    assert_eq!(missing(2.0, 9), 3.0, "half of the fifth, with nine upstreams");
+    // Extreme values of the knob turn the discount off, or the cost of shared blocks.
     assert_eq!((missing(1e6, 8), missing(0.0, 8)), (4.0, 1.0));
 }
 
 #[test]
-fn a_conversation_counts_once_however_many_turns_it_has() {
+fn counts_a_conversation_once_for_all_its_turns() {
     let index = Index::new(1000, 1);
     let at = slots(&index, 1)[0];
     let opening = Some(1000);
@@ -109,7 +110,7 @@ fn a_conversation_counts_once_however_many_turns_it_has() {
 }
 
 #[test]
-fn short_questions_behind_one_long_prompt_count_each() {
+fn counts_each_short_question_behind_one_long_prompt() {
     let index = Index::new(1000, 1);
     let at = slots(&index, 1)[0];
     let branches = || hits(&index, &chain("abc")).branches(2);
@@ -117,14 +118,14 @@ fn short_questions_behind_one_long_prompt_count_each() {
         index.learn(&chain("abc"), Some(1000 + question), at);
     }
     assert_eq!(branches(), 50);
-    // The same prompt again, as samples of one prompt are.
+    // The same prompt again, as with several samples of one prompt.
     index.learn(&chain("abc"), Some(1007), at);
     assert_eq!(branches(), 50);
-    // One of them goes on; then somebody comes with a long question, and counts for one that may go on yet.
+    // One conversation continues; then a long question arrives and replaces another open ending.
     index.learn(&chain("abcd"), None, at);
     index.learn(&chain("abce"), None, at);
     assert_eq!(branches(), 50);
-    // A request that never arrived leaves all as it was.
+    // An undone request changes nothing.
     let receipt = index.learn(&chain("abcf"), None, at);
     index.take_back(&chain("abcf"), at, receipt);
     assert_eq!(branches(), 50);
@@ -134,7 +135,7 @@ fn short_questions_behind_one_long_prompt_count_each() {
 }
 
 #[test]
-fn endings_take_no_room_in_a_cache() {
+fn endings_do_not_count_towards_the_cache() {
     let index = Index::new(1000, 1);
     let at = slots(&index, 1)[0];
     index.limit(at, Some(3));
@@ -142,11 +143,11 @@ fn endings_take_no_room_in_a_cache() {
         index.learn(&chain("abc"), Some(1000 + question), at);
     }
     assert_eq!((held(&index, &chain("abc"), at), index.held(at)), (3, 3));
-    assert_eq!(index.learn(&chain("abcde"), Some(7), at).learnt(), 3);
+    assert_eq!(index.learn(&chain("abcde"), Some(7), at).learned(), 3);
 }
 
 #[test]
-fn what_is_learnt_too_often_to_count_is_never_taken_back() {
+fn keeps_blocks_with_a_saturated_claim_count() {
     let index = Index::new(100, 1);
     let at = slots(&index, 1)[0];
     let receipts: Vec<Receipt> = (0..70_000).map(|_| index.learn(&[1], None, at)).collect();
@@ -155,7 +156,7 @@ fn what_is_learnt_too_often_to_count_is_never_taken_back() {
 }
 
 #[test]
-fn a_burst_that_never_arrived_leaves_nothing() {
+fn undoes_a_burst_that_never_arrived() {
     let index = Index::new(100, 1);
     let at = slots(&index, 1)[0];
     let mut receipts: Vec<Receipt> = (0..5).map(|_| index.learn(&[1, 2, 3], Some(4), at)).collect();
@@ -169,7 +170,7 @@ fn a_burst_that_never_arrived_leaves_nothing() {
 }
 
 #[test]
-fn a_receipt_from_before_a_restart_takes_nothing() {
+fn ignores_a_receipt_from_before_a_restart() {
     let index = Index::new(100, 1);
     let at = slots(&index, 1)[0];
     for _ in 0..5 {
@@ -182,13 +183,13 @@ fn a_receipt_from_before_a_restart_takes_nothing() {
 }
 
 #[test]
-fn chains_that_contradict_each_other_do_no_harm() {
+fn tolerates_contradicting_chains() {
     let index = Index::new(100, 1);
     let at = slots(&index, 1)[0];
     index.learn(&[1, 2, 3], Some(4), at);
     for nonsense in [&[5, 5, 5][..], &[3, 2, 1], &[2, 1], &[1, 2, 1, 2], &[6, 3], &[4], &[1, 2, 3, 4]] {
         let receipt = index.learn(nonsense, nonsense.last().copied(), at);
-        assert!(receipt.learnt() < nonsense.len() || nonsense == [4], "{nonsense:?}");
+        assert!(receipt.learned() < nonsense.len() || nonsense == [4], "{nonsense:?}");
         index.take_back(nonsense, at, receipt);
     }
     assert_eq!(held(&index, &[1, 2, 3], at), 3);
@@ -199,7 +200,7 @@ fn chains_that_contradict_each_other_do_no_harm() {
 }
 
 #[test]
-fn more_upstreams_than_one_word_has_bits() {
+fn supports_more_upstreams_than_a_word_has_bits() {
     let index = Index::new(10_000, 1);
     let at = slots(&index, 200);
     for slot in &at {
@@ -210,7 +211,7 @@ fn more_upstreams_than_one_word_has_bits() {
 }
 
 #[test]
-fn slots_are_used_again_and_the_next_knows_nothing_of_the_last() {
+fn reuses_slots_without_the_old_blocks() {
     let index = Index::new(10_000, 1);
     let at = slots(&index, 4);
     for slot in &at {
@@ -228,22 +229,22 @@ fn slots_are_used_again_and_the_next_knows_nothing_of_the_last() {
 }
 
 #[test]
-fn learning_and_looking_up_allocate_nothing_once_they_are_warm() {
+fn lookups_allocate_nothing_after_the_first() {
     let index = Index::new(10_000, 1);
     let at = slots(&index, 3);
     let long: Vec<u64> = (1..500).collect();
     index.learn(&long, None, at[1]);
     let mut hits = Hits::default();
     index.lookup(&long, &mut hits);
-    let room = hits.room();
+    let capacities = hits.capacities();
     for length in [0, 3, 499, 17] {
         index.lookup(&long[..length], &mut hits);
-        assert_eq!((hits.held(at[1]), hits.room()), (length, room));
+        assert_eq!((hits.held(at[1]), hits.capacities()), (length, capacities));
     }
 }
 
 #[test]
-fn a_block_takes_less_than_a_hundred_bytes() {
+fn a_block_takes_at_most_75_bytes() {
     let index = Index::new(400_000, 1);
     let at = slots(&index, 8);
     let nothing = index.size().bytes;
@@ -254,12 +255,12 @@ fn a_block_takes_less_than_a_hundred_bytes() {
     let size = index.size();
     assert_eq!((size.blocks, size.pairs), (250_000, 250_000));
     assert!(size.bytes - nothing < 75 * 250_000, "{} bytes a block", size.bytes / 250_000);
-    assert!(nothing < 1 << 20, "{nothing} bytes for nothing");
+    assert!(nothing < 1 << 20, "{nothing} bytes when empty");
 }
 
-/// While one upstream's blocks come and go, what another holds is found by every reader at every moment.
+/// While one upstream's blocks change, readers always find the blocks of another.
 #[test]
-fn readers_see_what_is_there_while_others_write() {
+fn readers_find_present_blocks_during_writes() {
     let index = Index::new(100_000, 1);
     let at = slots(&index, 2);
     let kept: Vec<u64> = (1..100).map(|block| block << 40).collect();
@@ -293,9 +294,9 @@ fn readers_see_what_is_there_while_others_write() {
     assert!(index.held(at[1]) <= 3000);
 }
 
-/// All that a lookup tells, of every chain.
-fn everything(index: &Index, at: &[Slot]) -> BTreeMap<Vec<u8>, Told> {
-    chains().map(|text| (text.clone(), told(&hits(index, &name(&text)), at))).collect()
+/// Returns the lookup facts of every chain.
+fn everything(index: &Index, at: &[Slot]) -> BTreeMap<Vec<u8>, LookupFacts> {
+    chains().map(|text| (text.clone(), lookup_facts(&hits(index, &name(&text)), at))).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -326,10 +327,10 @@ fn steps(all: bool) -> impl Strategy<Value = Vec<IndexStep>> {
 }
 
 proptest! {
-    /// Learning, taking back and letting go, against lists that are searched from end to end. A sibling that
-    /// is told the tails alone knows the same.
+    /// Compares learning, undoing and evicting with plain lists. A sibling that gets only the tails has the
+    /// same state.
     #[test]
-    fn it_does_what_the_model_does(limit in 1usize..40, steps in steps(false)) {
+    fn agrees_with_the_model(limit in 1usize..40, steps in steps(false)) {
         let (index, sibling) = (Index::new(limit, 3), Index::new(limit, 3));
         let mut model = IndexModel::new(limit, 3);
         let at = slots(&index, 3);
@@ -339,7 +340,7 @@ proptest! {
             match step {
                 IndexStep::Learn(text, slot, _) => {
                     let receipt = index.learn(&name(&text), None, at[slot]);
-                    let theirs = tell(&sibling, &name(&text), &receipt, at[slot]).expect("it knows the rest");
+                    let theirs = share(&sibling, &name(&text), &receipt, at[slot]).expect("the sibling has the parent");
                     model.learn(&text, slot);
                     last = Some((text, slot, receipt, theirs));
                 }
@@ -359,8 +360,8 @@ proptest! {
             }
             // Every second time, since the model is slow.
             for text in chains().filter(|_| number % 2 == 0) {
-                prop_assert_eq!(told(&hits(&index, &name(&text)), &at), model.told(&text), "{:?}", text);
-                prop_assert_eq!(told(&hits(&sibling, &name(&text)), &at), model.told(&text), "{:?}", text);
+                prop_assert_eq!(lookup_facts(&hits(&index, &name(&text)), &at), model.lookup_facts(&text), "{:?}", text);
+                prop_assert_eq!(lookup_facts(&hits(&sibling, &name(&text)), &at), model.lookup_facts(&text), "{:?}", text);
             }
             prop_assert_eq!(index.size().pairs, model.pairs());
         }
@@ -368,7 +369,7 @@ proptest! {
 
     /// No order of events exceeds a limit, and an upstream that was forgotten holds nothing.
     #[test]
-    fn no_churn_exceeds_a_limit(limit in 0usize..40, steps in steps(true)) {
+    fn never_exceeds_a_limit(limit in 0usize..40, steps in steps(true)) {
         let index = Index::new(limit, 3);
         let mut at = slots(&index, 3);
         let mut limits = [usize::MAX; 3];
@@ -378,8 +379,8 @@ proptest! {
                 IndexStep::Learn(text, slot, end) => {
                     let receipt = index.learn(&name(&text), end.map(|end| end + name(&text)[0]), at[slot]);
                     let most = limits[slot].min(limit).min(text.len());
-                    prop_assert_eq!(receipt.learnt(), most);
-                    prop_assert_eq!(held(&index, &name(&text), at[slot]), most, "what is sent is held");
+                    prop_assert_eq!(receipt.learned(), most);
+                    prop_assert_eq!(held(&index, &name(&text), at[slot]), most, "the upstream holds what it was sent");
                     open.push((text, at[slot], receipt));
                 }
                 IndexStep::TakeBack => {
@@ -409,7 +410,7 @@ proptest! {
                 prop_assert!(index.held(*slot) <= most);
             }
         }
-        // Whatever happened, nothing is left behind when all is forgotten.
+        // No pair or block is left when all upstreams are forgotten.
         at.iter().for_each(|slot| index.forget(*slot));
         for _ in 0..20 {
             index.learn(&[], None, at[0]);
@@ -417,9 +418,9 @@ proptest! {
         prop_assert_eq!((index.size().pairs, index.size().blocks), (0, 0));
     }
 
-    /// Taking back undoes one thing learnt, whatever else was learnt in between.
+    /// Taking back undoes one `learn`, also with others in between.
     #[test]
-    fn take_back_restores(
+    fn take_back_restores_the_state_before(
         before in prop::collection::vec((text(), 0usize..3), 0..30),
         lost in (text(), 0usize..3),
         meanwhile in prop::collection::vec((text(), 0usize..3), 0..5),

@@ -1,29 +1,31 @@
-//! What changes the index, one at a time.
+//! The writer of the index, behind its mutex.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use super::blocks::{BlockTable, Vacant};
 use super::directory::NIL;
 use super::holdings::{Holdings, Tick, is_after};
-use super::{COLUMNS, Columns, Slot};
+use super::{Columns, MAX_COLUMNS, Slot};
 
-/// Pairs that go in one piece of work at most, where the work can be done in pieces.
-const MAX_HOLDINGS_PER_PIECE: usize = 1024;
+/// The largest number of pairs that one step evicts, where eviction can be done in steps.
+const MAX_HOLDINGS_PER_STEP: usize = 1024;
 
-/// Pairs of columns that were given up that go with everything that is learnt, beside twice its own length.
+/// The number of pairs of condemned columns that each `learn` removes, beside twice the length of its chain.
 const SWEPT_HOLDINGS: usize = 32;
 
-/// What was learnt, to be taken back as a whole or not at all.
+/// The record of one `learn`, which `take_back` undoes as a whole or not at all.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Receipt {
     column: usize,
     tick: Tick,
-    /// Leading blocks that were learnt, and how many of them the upstream held before.
-    learnt: usize,
+    /// The number of leading blocks that were learned.
+    learned: usize,
+    /// The number of leading blocks that the upstream held before.
     held: usize,
     end: Option<u64>,
 }
 
+/// The state that only writers change.
 pub struct Writer {
     limit: usize,
     tick: Tick,
@@ -33,35 +35,35 @@ pub struct Writer {
     slots: Vec<Option<usize>>,
     /// The free columns.
     free: BTreeSet<usize>,
-    /// Columns that were given up and still hold something.
+    /// Columns of forgotten upstreams that still have pairs.
     condemned: VecDeque<usize>,
-    /// The places of the chain at hand; kept, so that learning allocates nothing either.
+    /// The entries of the present chain; reused, so that `learn` does not allocate.
     path: Vec<u32>,
 }
 
 // === impl Receipt ===
 
 impl Receipt {
-    /// Leading blocks that the upstream was believed to hold before.
+    /// Returns the number of leading blocks that the upstream was believed to hold before.
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// Leading blocks that it is believed to hold now; fewer than the chain has when its cache is smaller.
-    pub fn learnt(&self) -> usize {
-        self.learnt
+    /// Returns the number of leading blocks that the upstream is believed to hold now; limited by its cache.
+    pub fn learned(&self) -> usize {
+        self.learned
     }
 
-    /// The ending that was learnt.
+    /// Returns the ending that was learned.
     pub fn end(&self) -> Option<u64> {
         self.end
     }
 
-    /// Splits off the new part of a chain for siblings that received all before: the block that it follows,
-    /// and the blocks after it.
-    pub fn news<'c>(&self, chain: &'c [u64]) -> (Option<u64>, &'c [u64]) {
-        let learnt = &chain[..self.learnt.min(chain.len())];
-        let (known, new) = learnt.split_at(self.held.min(learnt.len()));
+    /// Returns the new part of a chain, for siblings that received all before: the block that it follows,
+    /// and the new blocks.
+    pub fn new_part<'c>(&self, chain: &'c [u64]) -> (Option<u64>, &'c [u64]) {
+        let learned = &chain[..self.learned.min(chain.len())];
+        let (known, new) = learned.split_at(self.held.min(learned.len()));
         (known.last().copied(), new)
     }
 }
@@ -69,14 +71,15 @@ impl Receipt {
 // === impl Writer ===
 
 impl Writer {
-    pub fn new(limit: usize, most: usize) -> Self {
+    /// Builds the writer of an empty index.
+    pub fn new(limit: usize, max_pairs: usize) -> Self {
         Writer {
             limit,
             tick: 0,
             vacant: Vacant::default(),
-            holdings: Holdings::new(most),
+            holdings: Holdings::new(max_pairs),
             slots: Vec::new(),
-            free: (0..COLUMNS).collect(),
+            free: (0..MAX_COLUMNS).collect(),
             condemned: VecDeque::new(),
             path: Vec::new(),
         }
@@ -123,11 +126,11 @@ impl Writer {
         self.slots[slot.number()] = self.begin(blocks, columns, slot, limit);
     }
 
-    /// Sets the limit and lets go of some of what is over it; `true` when there is more to let go.
+    /// Sets the limit and evicts some blocks beyond it. Returns `true` when more have to be evicted.
     pub fn limit(&mut self, blocks: &BlockTable, slot: Slot, limit: usize) -> bool {
         let Some(column) = self.column(slot) else { return false };
         self.holdings.column(column).limit = limit;
-        self.trim(blocks, column, MAX_HOLDINGS_PER_PIECE);
+        self.trim(blocks, column, MAX_HOLDINGS_PER_STEP);
         self.holdings.column(column).blocks > limit
     }
 
@@ -161,21 +164,21 @@ impl Writer {
         }
         self.path.clear();
         blocks.above(at, &mut self.path);
-        Some(self.path.iter().rev().map(|at| blocks.name(*at)).collect())
+        Some(self.path.iter().rev().map(|at| blocks.block_hash(*at)).collect())
     }
 
-    /// Learns what is in `path` already, and this behind it.
+    /// Learns the blocks in `path`, and `chain` behind them.
     fn learn_behind(&mut self, blocks: &BlockTable, chain: &[u64], end: Option<u64>, slot: Slot) -> Receipt {
         self.tick = self.tick.wrapping_add(1);
-        let nothing = Receipt { column: COLUMNS, tick: self.tick, learnt: 0, held: 0, end: None };
+        let nothing = Receipt { column: MAX_COLUMNS, tick: self.tick, learned: 0, held: 0, end: None };
         let Some(column) = self.column(slot) else { return nothing };
-        let most = self.holdings.column(column).limit.min(self.limit);
-        let whole = self.path.len() + chain.len() < most;
-        self.path.truncate(most);
-        let room = most - self.path.len();
+        let max_blocks = self.holdings.column(column).limit.min(self.limit);
+        let whole = self.path.len() + chain.len() < max_blocks;
+        self.path.truncate(max_blocks);
+        let room = max_blocks - self.path.len();
         let end = self.follow(blocks, &chain[..chain.len().min(room)], end.filter(|_| whole));
-        let learnt = self.path.len() - usize::from(end.is_some());
-        let mut held = learnt;
+        let learned = self.path.len() - usize::from(end.is_some());
+        let mut held = learned;
         for place in (0..self.path.len()).rev() {
             let at = self.path[place];
             if blocks.is_held_by(at, column) {
@@ -186,29 +189,29 @@ impl Writer {
                 held = held.min(place);
             }
         }
-        // A limit that was lowered is reached in pieces: a request must not wait for all of them.
-        self.trim(blocks, column, 2 * self.path.len() + MAX_HOLDINGS_PER_PIECE);
+        // A lowered limit is reached in steps, so that no request waits for all of them.
+        self.trim(blocks, column, 2 * self.path.len() + MAX_HOLDINGS_PER_STEP);
         self.sweep(blocks, 2 * self.path.len() + SWEPT_HOLDINGS);
         self.trim_all(blocks);
-        Receipt { column, tick: self.tick, learnt, held, end }
+        Receipt { column, tick: self.tick, learned, held, end }
     }
 
     pub fn take_back(&mut self, blocks: &BlockTable, chain: &[u64], slot: Slot, receipt: &Receipt) {
-        // Where something was let go since, it may have been a part of this, and been learnt anew.
+        // After a later eviction, blocks of this chain may have been evicted and learned again.
         let current = self.column(slot).filter(|column| *column == receipt.column);
-        let whole = |column: &usize| is_after(receipt.tick, self.holdings.column(*column).settled);
+        let whole = |column: &usize| is_after(receipt.tick, self.holdings.column(*column).evicted);
         let Some(column) = current.filter(whole) else { return };
-        let learnt = &chain[..receipt.learnt.min(chain.len())];
-        for hash in receipt.end.iter().chain(learnt.iter().rev()) {
+        let learned = &chain[..receipt.learned.min(chain.len())];
+        for hash in receipt.end.iter().chain(learned.iter().rev()) {
             let at = blocks.find(*hash);
             if at != NIL && blocks.is_held_by(at, column) && self.holdings.unclaim(at, column) {
-                self.let_go(blocks, at, column);
+                self.release(blocks, at, column);
             }
         }
     }
 
-    /// Goes on in `path` with the places of a chain and its end, made where there are none. Stops where the
-    /// chain contradicts what is known, and where there is no room; says whether it came to the end.
+    /// Appends the entries of a chain and its end to `path`, and adds missing ones. Stops where the chain
+    /// contradicts the index or there is no room. Returns `end` when it was reached.
     fn follow(&mut self, blocks: &BlockTable, chain: &[u64], end: Option<u64>) -> Option<u64> {
         let mut parent = self.path.last().copied().unwrap_or(NIL);
         for &hash in chain {
@@ -230,16 +233,16 @@ impl Writer {
         }
     }
 
-    /// Lets go of what a column holds over its limit.
-    fn trim(&mut self, blocks: &BlockTable, column: usize, most: usize) {
-        let mut left = most;
+    /// Evicts at most `max_pairs` beyond the limit of a column.
+    fn trim(&mut self, blocks: &BlockTable, column: usize, max_pairs: usize) {
+        let mut left = max_pairs;
         while left > 0 && self.holdings.column(column).blocks > self.holdings.column(column).limit {
             self.drop_oldest(blocks, column);
             left -= 1;
         }
     }
 
-    /// Lets go of what all columns hold over the limit of all, the least recent first.
+    /// Evicts pairs beyond the limit of all columns, the least recent first.
     fn trim_all(&mut self, blocks: &BlockTable) {
         while self.holdings.len() > self.limit {
             if !self.condemned.is_empty() {
@@ -250,7 +253,7 @@ impl Writer {
             let oldest = used.filter_map(|column| Some((*column, self.holdings.oldest(*column)?.1)));
             let oldest = oldest.reduce(|one, other| if is_after(one.1, other.1) { other } else { one });
             let Some((column, tick)) = oldest else { return };
-            // All of that age, so that columns are compared once for what was learnt at once.
+            // All pairs of that tick, so that columns are compared once for each `learn`.
             let same = |holdings: &Holdings| holdings.oldest(column).is_some_and(|oldest| oldest.1 == tick);
             while self.holdings.len() > self.limit && same(&self.holdings) {
                 self.drop_oldest(blocks, column);
@@ -258,9 +261,9 @@ impl Writer {
         }
     }
 
-    /// Lets go of so much of what condemned columns still hold, and frees those that hold nothing.
-    fn sweep(&mut self, blocks: &BlockTable, most: usize) {
-        let mut left = most;
+    /// Removes at most `max_pairs` of condemned columns, and frees the columns without pairs.
+    fn sweep(&mut self, blocks: &BlockTable, max_pairs: usize) {
+        let mut left = max_pairs;
         while let Some(&column) = self.condemned.front() {
             while self.holdings.oldest(column).is_some() {
                 if left == 0 {
@@ -276,17 +279,18 @@ impl Writer {
 
     fn drop_oldest(&mut self, blocks: &BlockTable, column: usize) {
         if let Some((at, tick)) = self.holdings.oldest(column) {
-            self.holdings.column(column).settled = tick;
-            self.let_go(blocks, at, column);
+            self.holdings.column(column).evicted = tick;
+            self.release(blocks, at, column);
         }
     }
 
-    fn let_go(&mut self, blocks: &BlockTable, at: u32, column: usize) {
+    /// Removes a pair.
+    fn release(&mut self, blocks: &BlockTable, at: u32, column: usize) {
         self.holdings.remove(at, column, blocks.is_ending(at));
         blocks.release(&mut self.vacant, at, column);
     }
 
-    /// A column for a slot, with nothing in it.
+    /// Starts an empty column for a slot.
     fn begin(&mut self, blocks: &BlockTable, columns: &Columns, slot: Slot, limit: usize) -> Option<usize> {
         if self.free.is_empty() {
             self.sweep(blocks, usize::MAX);

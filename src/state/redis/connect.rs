@@ -1,7 +1,8 @@
-//! A connection to the server that takes commands: the one Redis there is, the master that sentinels name,
-//! or the cluster node of our keys.
+//! A connection to the Redis that accepts writes: a single server, the master that sentinels name, or the
+//! cluster node of the keys.
 //!
-//! Asked for anew after every loss, so that a failover is followed. Every wait has an end.
+//! The server is resolved again after every loss, so that a failover is followed. Every wait has a time
+//! limit.
 
 use std::time::Duration;
 
@@ -14,19 +15,20 @@ use redis::{
     TlsMode, Value,
 };
 
-use super::trouble::Trouble;
+use super::failure::RedisFailure;
 use crate::config::types::{RedisForm, RedisUrl};
 
 /// The time limit of connecting to one host, and of every command that does not block on purpose.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The time limit of connecting as a whole: one of several Sentinels, or seeds of a cluster, may be a host
-/// that is off and takes its second before the next is tried.
+/// The time limit of connecting as a whole: a Sentinel or a seed of a cluster may be a host that is off and
+/// takes one `COMMAND_TIMEOUT` before the next is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// A cluster tells itself where keys went; once more is asked there, then we begin anew.
+/// The number of retries after a redirection in a cluster; after them the connection is opened again.
 const CLUSTER_RETRIES: u32 = 1;
 
+/// A connection to Redis.
 #[derive(Clone)]
 pub enum RedisLink {
     One(MultiplexedConnection),
@@ -34,31 +36,32 @@ pub enum RedisLink {
 }
 
 impl RedisLink {
-    /// Connects; no single answer may take longer than `longest`.
-    pub async fn connect(url: &RedisUrl, longest: Duration) -> Result<Self, Trouble> {
+    /// Connects; `longest` is the time limit of a single answer.
+    pub async fn connect(url: &RedisUrl, longest: Duration) -> Result<Self, RedisFailure> {
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(url, longest)).await;
-        Ok(connected.map_err(|_| Trouble::silent())??)
+        Ok(connected.map_err(|_| RedisFailure::timeout())??)
     }
 
-    pub async fn call(&mut self, command: &Cmd, limit: Duration) -> Result<Value, Trouble> {
-        let asked = async {
+    /// Runs one command within `limit`.
+    pub async fn call(&mut self, command: &Cmd, limit: Duration) -> Result<Value, RedisFailure> {
+        let query = async {
             match self {
                 RedisLink::One(link) => command.query_async(link).await,
                 RedisLink::Cluster(link) => command.query_async(link).await,
             }
         };
-        Ok(tokio::time::timeout(limit, asked).await.map_err(|_| Trouble::silent())??)
+        Ok(tokio::time::timeout(limit, query).await.map_err(|_| RedisFailure::timeout())??)
     }
 
-    /// All commands at once; fails when any of them does.
-    pub async fn pipe(&mut self, commands: &Pipeline) -> Result<Vec<Value>, Trouble> {
-        let asked = async {
+    /// Runs all commands in one pipeline; fails when any of them fails.
+    pub async fn pipe(&mut self, commands: &Pipeline) -> Result<Vec<Value>, RedisFailure> {
+        let query = async {
             match self {
                 RedisLink::One(link) => commands.query_async(link).await,
                 RedisLink::Cluster(link) => commands.query_async(link).await,
             }
         };
-        Ok(tokio::time::timeout(COMMAND_TIMEOUT, asked).await.map_err(|_| Trouble::silent())??)
+        Ok(tokio::time::timeout(COMMAND_TIMEOUT, query).await.map_err(|_| RedisFailure::timeout())??)
     }
 }
 
@@ -74,7 +77,7 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<RedisL
             };
             let mut found = address.into_iter().map(|address| address.into_connection_info());
             let Some(info) = found.next() else {
-                return Err((redis::ErrorKind::InvalidClientConfig, "no host is named").into());
+                return Err((redis::ErrorKind::InvalidClientConfig, "the URL has no host").into());
             };
             let client = Client::open(info?.set_redis_settings(settings(url)))?;
             Ok(RedisLink::One(client.get_multiplexed_async_connection_with_config(&config).await?))

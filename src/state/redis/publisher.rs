@@ -1,4 +1,4 @@
-//! Saying what is new, at most every `interval`, and that we are there, at least thrice in `gauge_ttl`.
+//! Publishes updates, at most once an `interval`, and a complete message at least three times in `gauge_ttl`.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,80 +8,85 @@ use redis::Pipeline;
 use tokio::time::MissedTickBehavior;
 
 use super::connect::RedisLink;
+use super::failure::RedisFailure;
 use super::reply::FIELD;
 use super::stored_binding::StoredBinding;
-use super::trouble::Trouble;
 use super::{SiblingExchange, now};
 use crate::state::exchange::{BalancerInfo, GaugeUpdate, Message, OutboxEvent, SiblingLoad};
 
-/// The most bytes of events in one message.
+/// The largest size of the events in one message, in bytes.
 const MAX_EVENT_BYTES: usize = 256 << 10;
 
-/// While requests are in flight, a message is sent at least every this many intervals: siblings tell by it
-/// the age of their data.
+/// The largest number of intervals without a message while requests are in flight: siblings derive the age of
+/// their data from the messages.
 const MAX_QUIET_INTERVALS: u32 = 5;
 
 /// The pause before the next attempt when Redis is out of memory.
 const FULL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
-/// What was published so far.
+/// The gauges that were published so far.
 pub struct Publisher {
     sequence: u64,
     gauges: HashMap<String, PublishedLoad>,
-    /// The next message carries all gauges, and the balancer's name.
+    /// The next message has all gauges and the balancer's name.
     whole: bool,
-    /// When all gauges were published last, and when anything was.
+    /// When all gauges were last published.
     whole_at: Instant,
+    /// When the last message was published.
     published_at: Instant,
 }
 
+/// The present and the last published load of an upstream.
 #[derive(Clone, Copy, Debug, Default)]
 struct PublishedLoad {
     now: SiblingLoad,
-    said: SiblingLoad,
+    published: SiblingLoad,
 }
 
-// === impl Mouth ===
+// === impl Publisher ===
 
 impl Publisher {
+    /// Builds a publisher that has published nothing.
     pub fn new() -> Self {
         let now = now();
         Publisher { sequence: 0, gauges: HashMap::new(), whole: true, whole_at: now, published_at: now }
     }
 
-    /// Starts anew: siblings may have no earlier message.
-    pub fn begin(&mut self) {
+    /// Makes the next message complete: siblings may have missed earlier ones.
+    pub fn republish_all(&mut self) {
         self.whole = true;
     }
 
-    /// Reads what is in flight; whether it is another than was said, and whether there is any.
-    fn look(&mut self, read: impl FnOnce(&mut dyn FnMut(&str, SiblingLoad))) -> (bool, bool) {
+    /// Reads the present load. Returns whether it differs from the published load, and whether any is in
+    /// flight.
+    fn read_gauges(&mut self, read: impl FnOnce(&mut dyn FnMut(&str, SiblingLoad))) -> (bool, bool) {
         self.gauges.values_mut().for_each(|gauge| gauge.now = SiblingLoad::default());
         read(&mut |name, gauges| match self.gauges.get_mut(name) {
             Some(gauge) => gauge.now = gauges,
             None if gauges == SiblingLoad::default() => {}
             None => drop(
-                self.gauges.insert(name.into(), PublishedLoad { now: gauges, said: SiblingLoad::default() }),
+                self.gauges
+                    .insert(name.into(), PublishedLoad { now: gauges, published: SiblingLoad::default() }),
             ),
         });
-        let changed = self.gauges.values().any(|gauge| gauge.now != gauge.said);
+        let changed = self.gauges.values().any(|gauge| gauge.now != gauge.published);
         (changed, self.gauges.values().any(|gauge| gauge.now != SiblingLoad::default()))
     }
 
     fn gauge_update(&self) -> Option<GaugeUpdate<'_>> {
-        let says = |gauge: &PublishedLoad| match self.whole {
+        let is_due = |gauge: &PublishedLoad| match self.whole {
             true => gauge.now != SiblingLoad::default(),
-            false => gauge.now != gauge.said,
+            false => gauge.now != gauge.published,
         };
-        let rows = self.gauges.iter().filter(|(_, gauge)| says(gauge));
+        let rows = self.gauges.iter().filter(|(_, gauge)| is_due(gauge));
         let rows: Vec<_> = rows.map(|(name, gauge)| (name.as_str(), gauge.now)).collect();
         (self.whole || !rows.is_empty()).then_some(GaugeUpdate { whole: self.whole, rows })
     }
 
-    /// It was said, and taken in.
+    /// Records that the message was accepted.
     fn published(&mut self, now: Instant) {
-        self.gauges.values_mut().for_each(|gauge| gauge.said = gauge.now);
-        self.gauges.retain(|_, gauge| gauge.said != SiblingLoad::default());
+        self.gauges.values_mut().for_each(|gauge| gauge.published = gauge.now);
+        self.gauges.retain(|_, gauge| gauge.published != SiblingLoad::default());
         if self.whole {
             self.whole_at = now;
         }
@@ -89,23 +94,24 @@ impl Publisher {
     }
 }
 
-// === impl Exchange ===
+// === impl SiblingExchange ===
 
 impl SiblingExchange {
+    /// Publishes at every interval until a failure.
     pub(super) async fn publish_forever(
         &self,
         publisher: &mut Publisher,
         link: &mut RedisLink,
-    ) -> Result<std::convert::Infallible, Trouble> {
+    ) -> Result<std::convert::Infallible, RedisFailure> {
         let options = &self.settings.options;
         let mut tick = tokio::time::interval(options.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            match self.turn(publisher, link).await {
-                Err(trouble) if trouble.full => {
-                    self.troubles.met(&trouble, now());
-                    publisher.begin();
+            match self.publish_once(publisher, link).await {
+                Err(failure) if failure.full => {
+                    self.failures.report(&failure, now());
+                    publisher.republish_all();
                     tokio::time::sleep(FULL_RETRY_PAUSE).await;
                 }
                 other => other?,
@@ -113,11 +119,15 @@ impl SiblingExchange {
         }
     }
 
-    /// Says what there is to say.
-    async fn turn(&self, publisher: &mut Publisher, link: &mut RedisLink) -> Result<(), Trouble> {
+    /// Publishes one message if there is an update.
+    async fn publish_once(
+        &self,
+        publisher: &mut Publisher,
+        link: &mut RedisLink,
+    ) -> Result<(), RedisFailure> {
         let options = &self.settings.options;
         let start = now();
-        let (changed, busy) = publisher.look(|tell| self.memory.gauges(tell));
+        let (changed, busy) = publisher.read_gauges(|tell| self.memory.gauges(tell));
         publisher.whole |= start.saturating_duration_since(publisher.whole_at) >= options.gauge_ttl / 3;
         let quiet =
             start.saturating_duration_since(publisher.published_at) >= options.interval * MAX_QUIET_INTERVALS;
@@ -134,15 +144,15 @@ impl SiblingExchange {
         events.iter().for_each(|event| event.fill(&mut message));
         let bytes = message.encode();
         let mut commands = self.entry(&bytes);
-        self.keep(&events, &mut commands);
-        if let Err(trouble) = link.pipe(&commands).await {
+        self.store_bindings(&events, &mut commands);
+        if let Err(failure) = link.pipe(&commands).await {
             self.observer.exchange_dropped(events.len() as u64);
-            return Err(trouble);
+            return Err(failure);
         }
         self.observer.exchange_sent(bytes.len());
         publisher.published(start);
-        if self.hearing.load(Relaxed) {
-            self.troubles.over(now());
+        if self.receiving.load(Relaxed) {
+            self.failures.clear(now());
         }
         Ok(())
     }
@@ -163,8 +173,8 @@ impl SiblingExchange {
         commands
     }
 
-    /// Bindings are kept where a balancer that starts finds them.
-    fn keep(&self, events: &[OutboxEvent], commands: &mut Pipeline) {
+    /// Adds the commands that store bindings by key, for balancers that start later.
+    fn store_bindings(&self, events: &[OutboxEvent], commands: &mut Pipeline) {
         let seconds = self.settings.bindings.as_secs().max(1);
         for event in events {
             if let OutboxEvent::Bound { kind, key, upstream, number, keep: true } = event {
@@ -175,17 +185,17 @@ impl SiblingExchange {
         }
     }
 
+    /// Writes and reads the list of members.
     pub(super) async fn sync_members(
         &self,
         publisher: &mut Publisher,
         link: &mut RedisLink,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), RedisFailure> {
         let mark = format!("{:016x}-{}", self.id, publisher.sequence);
         let synced = self.members.sync(link, &self.keys, &mark).await?;
-        // Own changes are reported too: applying them again changes nothing, and the follower of the list
-        // then has the stored text.
+        // Own changes are applied too: that changes nothing, and the list then has the stored records.
         if synced.changed || synced.written {
-            self.take_members();
+            self.apply_members();
         }
         if synced.written {
             self.outbox.put(OutboxEvent::Members);
@@ -193,9 +203,13 @@ impl SiblingExchange {
         Ok(())
     }
 
-    /// Publishes the last message, so that siblings do not wait for another.
-    pub(super) async fn leave(&self, publisher: &mut Publisher, link: &mut RedisLink) -> Result<(), Trouble> {
-        self.members_news.store(false, Relaxed);
+    /// Publishes the last message, so that siblings remove this balancer at once.
+    pub(super) async fn publish_shutdown(
+        &self,
+        publisher: &mut Publisher,
+        link: &mut RedisLink,
+    ) -> Result<(), RedisFailure> {
+        self.members_dirty.store(false, Relaxed);
         let message = Message { leaving: true, ..self.message(publisher) };
         link.pipe(&self.entry(&message.encode())).await?;
         Ok(())
@@ -210,16 +224,16 @@ mod tests {
         SiblingLoad { active, backlog: active, context: active }
     }
 
-    /// What is said when these are in flight, in the order of names; whether it is all there is.
-    fn says(publisher: &mut Publisher, flight: &[(&str, u64)]) -> Option<(bool, Vec<(String, u64)>)> {
-        let (changed, _) =
-            publisher.look(|tell| flight.iter().for_each(|(name, number)| tell(name, gauges(*number))));
-        let told = publisher.gauge_update()?;
+    /// Returns the update for this load, sorted by name, and whether it is complete.
+    fn update(publisher: &mut Publisher, flight: &[(&str, u64)]) -> Option<(bool, Vec<(String, u64)>)> {
+        let (changed, _) = publisher
+            .read_gauges(|tell| flight.iter().for_each(|(name, number)| tell(name, gauges(*number))));
+        let update = publisher.gauge_update()?;
         let mut rows: Vec<(String, u64)> =
-            told.rows.iter().map(|(name, gauges)| (name.to_string(), gauges.active)).collect();
+            update.rows.iter().map(|(name, gauges)| (name.to_string(), gauges.active)).collect();
         rows.sort();
-        assert!(changed || told.whole);
-        Some((told.whole, rows))
+        assert!(changed || update.whole);
+        Some((update.whole, rows))
     }
 
     fn rows(all: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -227,26 +241,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_moved_is_said_and_all_of_it_after_a_loss() {
+    async fn publishes_only_changed_gauges_and_all_after_a_loss() {
         let mut publisher = Publisher::new();
         let first = [("a", 1), ("b", 2), ("c", 0)];
-        assert_eq!(says(&mut publisher, &first), Some((true, rows(&[("a", 1), ("b", 2)]))));
+        assert_eq!(update(&mut publisher, &first), Some((true, rows(&[("a", 1), ("b", 2)]))));
         assert_eq!(
-            says(&mut publisher, &first),
+            update(&mut publisher, &first),
             Some((true, rows(&[("a", 1), ("b", 2)]))),
-            "it was not taken in"
+            "the message was not accepted"
         );
         publisher.published(now());
-        assert_eq!(says(&mut publisher, &first), None);
-        assert_eq!(says(&mut publisher, &[("a", 1), ("b", 5)]), Some((false, rows(&[("b", 5)]))));
+        assert_eq!(update(&mut publisher, &first), None);
+        assert_eq!(update(&mut publisher, &[("a", 1), ("b", 5)]), Some((false, rows(&[("b", 5)]))));
         publisher.published(now());
         // An upstream without requests in flight, or one that is gone, is reported once.
-        assert_eq!(says(&mut publisher, &[("b", 0)]), Some((false, rows(&[("a", 0), ("b", 0)]))));
+        assert_eq!(update(&mut publisher, &[("b", 0)]), Some((false, rows(&[("a", 0), ("b", 0)]))));
         publisher.published(now());
-        assert_eq!((says(&mut publisher, &[("b", 0)]), publisher.gauges.len()), (None, 0));
-        says(&mut publisher, &[("b", 1)]);
+        assert_eq!((update(&mut publisher, &[("b", 0)]), publisher.gauges.len()), (None, 0));
+        update(&mut publisher, &[("b", 1)]);
         publisher.published(now());
-        publisher.begin();
-        assert_eq!(says(&mut publisher, &[("b", 1)]), Some((true, rows(&[("b", 1)]))));
+        publisher.republish_all();
+        assert_eq!(update(&mut publisher, &[("b", 1)]), Some((true, rows(&[("b", 1)]))));
     }
 }

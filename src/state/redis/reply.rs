@@ -1,14 +1,15 @@
-//! What Redis answers, as values; whatever is not as expected reads as nothing.
+//! Parses answers of Redis; unexpected values parse as absent.
 
 use redis::Value;
 
-/// The place of an entry in the stream: milliseconds and a number.
+/// The id of an entry in the stream: milliseconds and a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StreamId {
     pub millis: u64,
     pub number: u64,
 }
 
+/// One entry of the stream.
 pub struct StreamEntry<'v> {
     pub id: StreamId,
     pub bytes: &'v [u8],
@@ -17,6 +18,7 @@ pub struct StreamEntry<'v> {
 /// The name of the one field of an entry.
 pub const FIELD: &str = "d";
 
+/// Parses a string.
 pub fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
@@ -33,7 +35,7 @@ fn items(value: &Value) -> &[Value] {
     }
 }
 
-/// What `HGETALL` gives.
+/// Parses the answer of `HGETALL`.
 pub fn pairs(value: &Value) -> Vec<(String, String)> {
     let pair = |name: &Value, value: &Value| Some((text(name)?, text(value)?));
     match value {
@@ -42,7 +44,7 @@ pub fn pairs(value: &Value) -> Vec<(String, String)> {
     }
 }
 
-/// What `XREAD` gives for the one stream that was asked for.
+/// Parses the answer of `XREAD` for one stream.
 pub fn read(value: &Value) -> Vec<StreamEntry<'_>> {
     match value {
         Value::Map(streams) => streams.iter().flat_map(|(_, list)| entries(list)).collect(),
@@ -50,7 +52,7 @@ pub fn read(value: &Value) -> Vec<StreamEntry<'_>> {
     }
 }
 
-/// What `XREVRANGE` gives: entries that are none of ours have no bytes.
+/// Parses the answer of `XREVRANGE`; foreign entries have no bytes.
 pub fn entries(value: &Value) -> Vec<StreamEntry<'_>> {
     items(value).iter().filter_map(entry).collect()
 }
@@ -67,14 +69,14 @@ fn entry(value: &Value) -> Option<StreamEntry<'_>> {
     Some(StreamEntry { id, bytes })
 }
 
-/// Milliseconds of what `TIME` gives.
+/// Parses the answer of `TIME`, in milliseconds.
 pub fn time(value: &Value) -> Option<u64> {
     let [seconds, micros] = items(value) else { return None };
     let number = |value: &Value| text(value)?.parse::<u64>().ok();
     number(seconds)?.checked_mul(1000)?.checked_add(number(micros)? / 1000)
 }
 
-// === impl Id ===
+// === impl StreamId ===
 
 impl StreamId {
     fn parse(text: &str) -> Option<Self> {
@@ -82,7 +84,7 @@ impl StreamId {
         Some(StreamId { millis: millis.parse().ok()?, number: number.parse().ok()? })
     }
 
-    /// The last one before this.
+    /// Returns the id before this one.
     pub fn before(self) -> Option<Self> {
         match (self.millis, self.number) {
             (0, 0) => None,
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_both_protocols_and_of_strangers() {
+    fn parses_entries_of_both_protocols_and_foreign_ones() {
         let ours = list(&[bulk("12-3"), list(&[bulk("x"), bulk("?"), bulk("d"), bulk("bytes")])]);
         let stranger = list(&[bulk("12-4"), list(&[bulk("x"), bulk("d")])]);
         let wrong =
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_in_order() {
+    fn orders_ids() {
         let id = |text: &str| StreamId::parse(text).expect(text);
         assert!(id("9-9") < id("10-0") && id("10-0") < id("10-1"));
         assert_eq!(id("10-0").before(), Some(StreamId { millis: 9, number: u64::MAX }));
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_pairs() {
+    fn parses_times_and_pairs() {
         assert_eq!(time(&list(&[bulk("12"), bulk("345678")])), Some(12_345));
         assert_eq!((time(&Value::Nil), time(&list(&[bulk("x"), bulk("1")]))), (None, None));
         let wanted = vec![("a".to_string(), "1".to_string())];

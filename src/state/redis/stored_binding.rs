@@ -1,10 +1,10 @@
-//! A binding as it stands under its own key: the upstream's name, and behind a space its number in
-//! hexadecimal digits, where there is one: `gpu-1 7a3f1`.
+//! The value of a binding's key: the upstream's name, and behind a space its number in hexadecimal digits,
+//! if there is one: `gpu-1 7a3f1`.
 //!
 //! Older balancers write the name alone, as names have no spaces. The appended number makes it an unknown
 //! name for them: they query the upstreams.
 
-/// Where a session or a response is, as some balancer has said.
+/// The upstream of a session or a response, as some balancer has stored it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredBinding {
     pub upstream: String,
@@ -12,9 +12,10 @@ pub struct StoredBinding {
     pub number: u64,
 }
 
-// === impl Kept ===
+// === impl StoredBinding ===
 
 impl StoredBinding {
+    /// Formats the value.
     pub fn write(upstream: &str, number: u64) -> String {
         match number {
             0 => upstream.to_string(),
@@ -22,6 +23,7 @@ impl StoredBinding {
         }
     }
 
+    /// Parses the value.
     pub fn read(written: String) -> Self {
         let split = written.rsplit_once(' ');
         let numbered = split.and_then(|(name, digits)| Some((name, u64::from_str_radix(digits, 16).ok()?)));
@@ -39,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn older_texts_and_strange_ones_are_read() {
+    fn reads_older_and_unexpected_values() {
         for (text, upstream, number) in [
             ("gpu-1", "gpu-1", 0),
             ("gpu-1 7a3f1", "gpu-1", 0x7a3f1),
@@ -55,12 +57,12 @@ mod tests {
                 "{text:?}"
             );
         }
-        assert_eq!(StoredBinding::write("gpu-1", 0), "gpu-1", "older balancers find it");
+        assert_eq!(StoredBinding::write("gpu-1", 0), "gpu-1", "older balancers know the name");
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(upstream in "[a-z0-9._:/-]{1,20}", number in any::<u64>()) {
+        fn reads_what_was_written(upstream in "[a-z0-9._:/-]{1,20}", number in any::<u64>()) {
             let read = StoredBinding::read(StoredBinding::write(&upstream, number));
             prop_assert_eq!(read, StoredBinding { upstream, number });
         }

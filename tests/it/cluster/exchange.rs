@@ -104,7 +104,7 @@ async fn a_chain_with_an_unknown_beginning_is_requested() {
     let options = vllm_lb::config::types::RedisOptions { stream_length: 100, ..options() };
     let small = |name: &str| ExchangeSettings { options: options.clone(), ..settings(&redis.url(), name) };
     let a = Board::with(small("a"));
-    a.exchange.begun(crate::common::PATIENCE).await;
+    a.exchange.wait_caught_up(crate::common::PATIENCE).await;
     a.send("u1", &chain(1, 20));
     let watcher = Board::begun(&redis.url(), "watcher").await;
     watcher.until_held("u1", &chain(1, 20), 20).await;
@@ -116,7 +116,7 @@ async fn a_chain_with_an_unknown_beginning_is_requested() {
     let length = redis.count(&["XLEN", "vllm-lb:{lb}:stream"]).await;
     assert!((100..200).contains(&length), "{length}");
     let late = Board::with(small("late"));
-    late.exchange.begun(crate::common::PATIENCE).await;
+    late.exchange.wait_caught_up(crate::common::PATIENCE).await;
     assert_eq!(late.held("u1", &chain(1, 20)), 0);
     assert_eq!(late.held("u2", &chain(390, 1)), 1);
     a.send("u1", &chain(1, 22));

@@ -1,6 +1,5 @@
 //! The share of requests for an upstream that came back, by simulation: the real candidates and the real
-//! choice
-//! on a virtual clock.
+//! choice on a virtual clock.
 
 use super::*;
 use crate::config::types::Balance;
@@ -81,8 +80,7 @@ impl SlowStartScene {
 fn grows_to_a_fair_share_after_coming_back_and_never_starves() {
     let millis = Duration::from_millis;
     // The requests in flight for each upstream; the range of the share in the first second, relative to a
-    // fair
-    // one.
+    // fair one.
     let table = [
         ("idle", SlowStartTraffic { siblings: 3, gap: millis(20), lasts: millis(15) }, 0.5..=1.5),
         (

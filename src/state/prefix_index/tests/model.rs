@@ -1,23 +1,23 @@
-//! The index as plain lists: slow, and plain to see through.
+//! The index as plain lists: slow but simple.
 
 use std::collections::BTreeSet;
 
 use super::{Hits, Slot};
 
-/// What a lookup tells: leading blocks of each upstream, and the branches of each known block.
-pub type Told = (Vec<usize>, Vec<u32>);
+/// The facts of a lookup: the leading blocks of each upstream, and the branches of each known block.
+pub type LookupFacts = (Vec<usize>, Vec<u32>);
 
-pub fn told(hits: &Hits, at: &[Slot]) -> Told {
+pub fn lookup_facts(hits: &Hits, at: &[Slot]) -> LookupFacts {
     let held = at.iter().map(|slot| hits.held(*slot)).collect();
     (held, (0..hits.known()).map(|block| hits.branches(block)).collect())
 }
 
-/// Every chain of four blocks, each with one of two texts: prefixes are seen on the way.
+/// Returns every chain of four blocks, each with one of two texts.
 pub fn chains() -> impl Iterator<Item = Vec<u8>> {
     (0u8..16).map(|number| [3, 2, 1, 0].map(|place| number >> place & 1).to_vec())
 }
 
-/// A chain's hashes: each tells its text and all before it.
+/// Returns the hashes of a chain, each of a block and all before it.
 pub fn name(text: &[u8]) -> Vec<u64> {
     let step = |hash: &mut u64, text: &u8| {
         *hash = (*hash ^ u64::from(*text)).wrapping_mul(0x0000_0100_0000_01B3);
@@ -34,10 +34,10 @@ struct Pair {
 
 struct ModelCache {
     limit: usize,
-    /// The next to go first.
+    /// The pairs, the least recent first.
     pairs: Vec<Pair>,
-    /// Something of what was learnt at this tick went.
-    settled: usize,
+    /// The tick of the latest evicted pair.
+    evicted: usize,
 }
 
 pub struct IndexModel {
@@ -48,7 +48,7 @@ pub struct IndexModel {
 
 impl IndexModel {
     pub fn new(limit: usize, caches: usize) -> Self {
-        let cache = || ModelCache { limit: usize::MAX, pairs: Vec::new(), settled: 0 };
+        let cache = || ModelCache { limit: usize::MAX, pairs: Vec::new(), evicted: 0 };
         IndexModel { limit, tick: 0, caches: (0..caches).map(|_| cache()).collect() }
     }
 
@@ -67,15 +67,15 @@ impl IndexModel {
         cache.trim();
         while self.pairs() > self.limit {
             let oldest = self.caches.iter_mut().filter(|cache| !cache.pairs.is_empty());
-            let oldest = oldest.min_by_key(|cache| cache.pairs[0].tick).expect("somebody has something");
+            let oldest = oldest.min_by_key(|cache| cache.pairs[0].tick).expect("some cache has pairs");
             oldest.drop_oldest();
         }
     }
 
-    /// Of what was learnt last.
+    /// Undoes the latest `learn`.
     pub fn take_back(&mut self, text: &[u8], slot: usize) {
         let cache = &mut self.caches[slot];
-        if cache.settled == self.tick {
+        if cache.evicted == self.tick {
             return;
         }
         for pair in
@@ -91,7 +91,7 @@ impl IndexModel {
         self.caches[slot].trim();
     }
 
-    pub fn told(&self, text: &[u8]) -> Told {
+    pub fn lookup_facts(&self, text: &[u8]) -> LookupFacts {
         let holds =
             |cache: &ModelCache, length: usize| cache.pairs.iter().any(|pair| pair.text == text[..length]);
         let leading =
@@ -103,7 +103,7 @@ impl IndexModel {
         (held, (1..=known).map(|length| through(length) as u32).collect())
     }
 
-    /// Conversations: what nothing is known to follow. In order, what follows a text comes next to it.
+    /// Returns the texts that no other text follows. In sorted order a following text is the next one.
     fn leaves(&self) -> Vec<&[u8]> {
         let all: BTreeSet<&[u8]> =
             self.caches.iter().flat_map(|cache| &cache.pairs).map(|pair| &pair.text[..]).collect();
@@ -124,6 +124,6 @@ impl ModelCache {
     }
 
     fn drop_oldest(&mut self) {
-        self.settled = self.pairs.remove(0).tick;
+        self.evicted = self.pairs.remove(0).tick;
     }
 }

@@ -1,18 +1,19 @@
-//! Index and formula together, over engines that are a queue and no more: prompts are prefilled one after
-//! the other, and decoding takes as long whatever else goes on.
+//! The index and the cost formula together, over simple engines: prompts are prefilled one after the other,
+//! and decoding takes a fixed time.
 
 use super::*;
 use crate::config::types::Balance;
 use crate::pick::{Candidate, DrawSeed, pick};
 
-/// Of a block of 512 bytes.
-const TOKENS: f64 = 128.0;
-/// Prefilled in a second.
-const PACE: f64 = 8000.0;
-/// Seconds from the first byte to the last.
-const DECODING: f64 = 4.0;
+/// The tokens of a block of 512 bytes.
+const BLOCK_TOKENS: f64 = 128.0;
+/// The tokens that an engine prefills in a second.
+const PREFILL_PACE: f64 = 8000.0;
+/// The seconds from the first byte to the last.
+const DECODE_SECONDS: f64 = 4.0;
+/// The knob of shared blocks.
 const SHARE: f64 = 2.0;
-/// When all that was sent in the beginning has long ended.
+/// A time after all earlier requests have ended.
 const LATER: f64 = 1000.0;
 
 struct BurstRequest {
@@ -26,7 +27,7 @@ struct BurstRequest {
 struct BurstFleet {
     index: Index,
     at: Vec<Slot>,
-    /// When each has prefilled all that it has.
+    /// When each engine has prefilled all its prompts.
     free: Vec<f64>,
     flights: Vec<BurstRequest>,
     hits: Hits,
@@ -46,7 +47,7 @@ impl BurstFleet {
 
     fn candidate(&self, engine: usize, now: f64) -> Candidate {
         let here = || self.flights.iter().filter(|flight| flight.at == engine && flight.end > now);
-        let tokens = (self.hits.length() as f64 * TOKENS) as u64;
+        let tokens = (self.hits.length() as f64 * BLOCK_TOKENS) as u64;
         let mut candidate = Candidate {
             index: engine,
             backlog: here().filter(|flight| flight.first_byte > now).map(|flight| flight.uncached).sum(),
@@ -59,12 +60,12 @@ impl BurstFleet {
             hit: 0,
             uncached: tokens,
         };
-        let prompt = Prompt { tokens, block_tokens: TOKENS };
+        let prompt = PromptSize { tokens, block_tokens: BLOCK_TOKENS };
         self.hits.weigh(Some(self.at[engine]), prompt, &mut candidate);
         candidate
     }
 
-    /// Sends a request where the formula says, and says where that is.
+    /// Sends a request to the engine that the formula chooses, and returns the engine.
     fn send(&mut self, chain: &[u64], end: Option<u64>, now: f64) -> usize {
         self.index.lookup(chain, &mut self.hits);
         self.hits.charge(self.share, self.at.len());
@@ -78,25 +79,31 @@ impl BurstFleet {
 
     fn put(&mut self, chain: &[u64], end: Option<u64>, at: usize, now: f64) {
         let receipt = self.index.learn(chain, end, self.at[at]);
-        let uncached = ((chain.len() - receipt.held()) as f64 * TOKENS) as u64;
-        let first_byte = self.free[at].max(now) + uncached as f64 / PACE;
+        let uncached = ((chain.len() - receipt.held()) as f64 * BLOCK_TOKENS) as u64;
+        let first_byte = self.free[at].max(now) + uncached as f64 / PREFILL_PACE;
         self.free[at] = first_byte;
-        let tokens = (chain.len() as f64 * TOKENS) as u64;
-        self.flights.push(BurstRequest { at, uncached, tokens, first_byte, end: first_byte + DECODING });
+        let tokens = (chain.len() as f64 * BLOCK_TOKENS) as u64;
+        self.flights.push(BurstRequest {
+            at,
+            uncached,
+            tokens,
+            first_byte,
+            end: first_byte + DECODE_SECONDS,
+        });
     }
 }
 
-/// So many blocks that all prompts of a kind begin with, and so many of this one alone.
+/// Returns a prompt of `common` blocks that all prompts of a kind share, and `own` blocks of its own.
 fn prompt(kind: u64, common: u64, own: u64, number: u64) -> Vec<u64> {
     let common = (1..=common).map(|block| kind << 48 | block);
     common.chain((1..=own).map(|block| kind << 48 | (number + 1) << 20 | block)).collect()
 }
 
-/// Sixteen engines, the first of them warm with one prompt of 10,000 tokens that so many conversations had
-/// before; then six times a hundred new ones, so many a second. How many of each hundred each engine got.
-fn gravity(share: f64, warm: u64, rate: f64, own: u64) -> Vec<[u64; 16]> {
+/// Runs sixteen engines, the first warm with one prompt of 10,000 tokens from `warm` conversations, then six
+/// times a hundred new conversations at `rate` a second. Returns how many of each hundred each engine got.
+fn hundreds(share: f64, warm: u64, rate: f64, own: u64) -> Vec<[u64; 16]> {
     let mut fleet = BurstFleet::new(16, share, 7);
-    // A conversation that is too short for a block of its own is told apart by its opening.
+    // A conversation without a block of its own is distinguished by its opening.
     let end = |number: u64| (own == 0).then_some(1 << 60 | number);
     for number in 0..warm {
         fleet.put(&prompt(1, 78, own, number), end(number), 0, 0.0);
@@ -116,26 +123,26 @@ fn most(got: &[u64]) -> u64 {
     got.iter().copied().max().unwrap_or(0)
 }
 
-/// Of a hundred, one of sixteen engines has a share of 6.25.
+/// Twice the fair share of one of sixteen engines in a hundred, which is 6.25.
 const TWICE_ITS_SHARE: u64 = 12;
 
 #[test]
-fn a_system_prompt_of_all_does_not_draw_all_to_who_holds_it() {
+fn spreads_conversations_with_one_system_prompt_beyond_the_warm_engine() {
     for warm in [1, 200] {
         for (rate, own) in [(1.0, 4), (3.0, 4), (3.0, 0), (10.0, 4), (20.0, 0)] {
-            for got in gravity(SHARE, warm, rate, own) {
+            for got in hundreds(SHARE, warm, rate, own) {
                 assert!(most(&got) <= TWICE_ITS_SHARE, "{warm} before, {rate} a second: {got:?}");
             }
         }
     }
 }
 
-/// Where a hundred come before the others have prefilled the prompt once, who is warm is done sooner and gets
-/// more of them, and fewer of the next.
+/// When a hundred requests arrive before the other engines have prefilled the prompt, the warm engine
+/// finishes sooner and gets more of them, and fewer of the next hundred.
 #[test]
-fn in_a_rush_who_is_warm_gets_more_only_until_others_are() {
+fn prefers_the_warm_engine_in_a_rush_until_others_are_warm() {
     for (warm, rate, own) in [(1, 50.0, 4), (200, 50.0, 0), (1, 1e6, 4), (200, 1e6, 0)] {
-        for pair in gravity(SHARE, warm, rate, own).chunks(2) {
+        for pair in hundreds(SHARE, warm, rate, own).chunks(2) {
             let got: Vec<u64> = pair[0].iter().zip(&pair[1]).map(|(one, other)| one + other).collect();
             assert!(most(&got) <= 2 * TWICE_ITS_SHARE, "{pair:?}");
         }
@@ -143,26 +150,26 @@ fn in_a_rush_who_is_warm_gets_more_only_until_others_are() {
 }
 
 #[test]
-fn charged_whole_a_system_prompt_leaves_engines_idle() {
-    let got = gravity(f64::MAX, 200, 10.0, 4)[0];
+fn without_a_discount_a_system_prompt_leaves_engines_idle() {
+    let got = hundreds(f64::MAX, 200, 10.0, 4)[0];
     let idle = got.iter().filter(|got| **got == 0).count();
     assert!(idle >= 7 && most(&got) > TWICE_ITS_SHARE, "{got:?}");
 }
 
-/// Thirty-two requests at once, before any has its first byte. Each engine prefills the prefix once.
+/// Thirty-two requests at once, before any first byte. Each used engine prefills the prefix once.
 #[test]
-fn a_burst_is_spread_by_what_prefilling_again_costs() {
-    // Blocks in common, of each alone, other conversations before; engines that prefill the common ones, and
-    // the most requests on one.
+fn spreads_a_burst_by_the_cost_of_another_prefill() {
+    // Common blocks, own blocks, earlier other conversations; the engines that prefill the common blocks,
+    // and the largest number of requests on one.
     let table = [
         (16, 1, 300, 8, 4),
         (125, 1, 300, 8, 12),
         (500, 1, 300, 6, 17),
-        // All that anybody ever wanted: whoever is used at all will need it.
+        // The only prompt so far: every engine in use will need it.
         (16, 1, 0, 8, 4),
         (125, 1, 0, 8, 4),
         (500, 1, 0, 8, 4),
-        // Samples of one prompt are one conversation: no sign that anybody else will want it.
+        // Samples of one prompt are one conversation, and no evidence of others.
         (16, 0, 0, 7, 5),
         (125, 0, 0, 3, 14),
         (500, 0, 0, 2, 18),
@@ -183,7 +190,7 @@ fn a_burst_is_spread_by_what_prefilling_again_costs() {
 
 /// Ten conversations side by side, ten turns each, with one system prompt, on four engines.
 #[test]
-fn conversations_stay_where_their_cache_is_and_use_all_engines() {
+fn keeps_conversations_on_their_engines_and_uses_all_engines() {
     let mut fleet = BurstFleet::new(4, SHARE, 7);
     let mut turns = vec![Vec::new(); 10];
     for turn in 0..10 {

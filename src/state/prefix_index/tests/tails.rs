@@ -1,40 +1,40 @@
-//! Chains whose beginning is known are told by their tails.
+//! Chains whose beginning is known are published by their tails.
 
 use super::model::{chains, name};
 use super::*;
 
-/// Tells a sibling's index what was news to this one.
-pub fn tell(sibling: &Index, chain: &[u64], receipt: &Receipt, slot: Slot) -> Option<Receipt> {
-    match receipt.news(chain) {
+/// Applies the new part of a chain to a sibling's index.
+pub fn share(sibling: &Index, chain: &[u64], receipt: &Receipt, slot: Slot) -> Option<Receipt> {
+    match receipt.new_part(chain) {
         (Some(parent), hashes) => sibling.learn_after(parent, hashes, receipt.end(), slot),
         (None, hashes) => Some(sibling.learn(hashes, receipt.end(), slot)),
     }
 }
 
 #[test]
-fn a_tail_is_learnt_with_all_before_it() {
+fn learns_a_tail_with_all_blocks_before_it() {
     let index = Index::new(100, 1);
     let at = slots(&index, 2);
     index.learn(&chain("abcd"), None, at[0]);
     let tail = &chain("abxy")[2..];
     let receipt = index.learn_after(chain("ab")[1], tail, Some(9), at[1]).expect("the parent is known");
     assert_eq!(
-        (receipt.held(), receipt.learnt(), receipt.news(&chain("abxy"))),
+        (receipt.held(), receipt.learned(), receipt.new_part(&chain("abxy"))),
         (0, 4, (None, &chain("abxy")[..]))
     );
     assert_eq!((held(&index, &chain("abxy"), at[1]), held(&index, &chain("abcd"), at[1])), (4, 2));
     assert_eq!(hits(&index, &chain("ab")).branches(0), 2);
-    // Said once more, with nothing new, it only makes the chain recent.
+    // A repeated tail without new blocks only makes the chain recent.
     let again = index.learn_after(chain("abxy")[3], &[], None, at[1]).expect("the parent is known");
-    assert_eq!(again.news(&chain("abxy")), (Some(chain("abxy")[3]), &[][..]));
-    assert_eq!(index.learn_after(77, tail, None, at[1]), None, "nobody holds what it goes on from");
+    assert_eq!(again.new_part(&chain("abxy")), (Some(chain("abxy")[3]), &[][..]));
+    assert_eq!(index.learn_after(77, tail, None, at[1]), None, "no upstream holds the parent");
     assert_eq!(index.learn_after(9, tail, None, at[1]), None, "nothing follows an ending");
     assert_eq!(index.chain_to(chain("abx")[2], at[1]), Some(chain("abx")));
     assert_eq!(index.chain_to(chain("abx")[2], at[0]), None);
     assert_eq!((index.chain_to(9, at[1]), index.chain_to(77, at[1])), (None, None));
     index.limit(at[0], Some(3));
     let receipt = index.learn_after(chain("abxy")[3], &[5, 6], Some(7), at[0]).expect("the parent is known");
-    assert_eq!((receipt.learnt(), index.held(at[0])), (3, 3), "what a cache has no room for is left out");
+    assert_eq!((receipt.learned(), index.held(at[0])), (3, 3), "blocks beyond the cache are left out");
 }
 
 fn end() -> impl Strategy<Value = Option<u64>> {
@@ -42,7 +42,8 @@ fn end() -> impl Strategy<Value = Option<u64>> {
 }
 
 proptest! {
-    /// Who hears tails in whatever order, and asks for the chains that it cannot place, knows what is known.
+    /// A sibling that receives the tails in any order, and requests the chains without a known parent, has
+    /// the same state.
     #[test]
     fn a_late_sibling_catches_up(
         steps in prop::collection::vec((text(), 0usize..3, end()), 0..30),
@@ -54,7 +55,7 @@ proptest! {
         for (number, (text, slot, end)) in steps.iter().enumerate() {
             let (chain, at) = (name(text), at[*slot]);
             let receipt = index.learn(&chain, end.map(|end| end + chain[0]), at);
-            if number < late || tell(&sibling, &chain, &receipt, at).is_some() {
+            if number < late || share(&sibling, &chain, &receipt, at).is_some() {
                 continue;
             }
             let whole = index.chain_to(*chain.last().expect("no text is empty"), at);

@@ -77,7 +77,7 @@ impl Board {
     /// Starts, and waits until it has heard what there is.
     pub async fn begun(url: &str, name: &str) -> Self {
         let board = Self::start(url, name);
-        board.exchange.begun(crate::common::PATIENCE).await;
+        board.exchange.wait_caught_up(crate::common::PATIENCE).await;
         board
     }
 
@@ -89,8 +89,8 @@ impl Board {
     /// A request with this chain goes to the upstream.
     pub fn send(&self, upstream: &str, chain: &[u64]) {
         let receipt = self.memory.index.learn(chain, None, self.memory.slot(upstream));
-        let (parent, new) = receipt.news(chain);
-        self.outbox.put(OutboxEvent::learnt(upstream, parent, new, receipt.end()));
+        let (parent, new) = receipt.new_part(chain);
+        self.outbox.put(OutboxEvent::chain(upstream, parent, new, receipt.end()));
     }
 
     /// A session, or a response, is at this upstream.

@@ -110,7 +110,7 @@ async fn full() {
 async fn not_there_at_the_start_or_with_another_password() {
     let start = Instant::now();
     let nobody = Board::start("redis://127.0.0.1:1", "nobody");
-    nobody.exchange.begun(PATIENCE).await;
+    nobody.exchange.wait_caught_up(PATIENCE).await;
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert_eq!(nobody.exchange.lookup(Binding::Session, "x").await, None);
     nobody.leave().await;
@@ -134,7 +134,7 @@ async fn frozen_at_the_start() {
     redis.freeze();
     let start = Instant::now();
     let a = Board::start(&redis.url(), "a");
-    a.exchange.begun(Duration::from_secs(1)).await;
+    a.exchange.wait_caught_up(Duration::from_secs(1)).await;
     assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
     redis.thaw();
     let b = Board::begun(&redis.url(), "b").await;

@@ -1,4 +1,4 @@
-//! What goes wrong with Redis: said once when it begins and once when it is over, and counted every time.
+//! Failures of Redis: logged when they begin and when they end, and counted every time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -7,17 +7,17 @@ use redis::{ErrorKind, RedisError};
 
 use crate::observe::Observer;
 
-/// Why something did not work.
+/// Why a command or a connection failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
-    /// A label of few values.
+pub struct RedisFailure {
+    /// The metric label, one of few values.
     pub cause: &'static str,
     pub text: String,
-    /// The connection is good, and Redis is not: it takes nothing in for now.
+    /// The connection works, but Redis accepts no writes at present.
     pub full: bool,
 }
 
-/// Codes by which Redis says that it takes nothing in.
+/// The error codes with which Redis rejects all writes.
 const FULL_ERRORS: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
 
 /// Whether Redis works, as far as this balancer has seen.
@@ -32,27 +32,28 @@ enum RedisHealth {
 }
 
 /// The present health of Redis, whose changes are reported.
-pub struct Troubles {
+pub struct FailureLog {
     health: Mutex<RedisHealth>,
     observer: Observer,
 }
 
-// === impl Trouble ===
+// === impl RedisFailure ===
 
-impl Trouble {
-    pub fn silent() -> Self {
-        Trouble { cause: "silent", text: "no answer in time".into(), full: false }
+impl RedisFailure {
+    /// Builds the failure of a command without an answer.
+    pub fn timeout() -> Self {
+        RedisFailure { cause: "silent", text: "no answer in time".into(), full: false }
     }
 
-    /// Redis answered with an unexpected type.
-    pub fn strange(what: &str) -> Self {
-        Trouble { cause: "strange", text: what.into(), full: false }
+    /// Builds the failure of an unexpected answer.
+    pub fn unexpected(what: &str) -> Self {
+        RedisFailure { cause: "strange", text: what.into(), full: false }
     }
 }
 
-impl From<RedisError> for Trouble {
+impl From<RedisError> for RedisFailure {
     fn from(error: RedisError) -> Self {
-        // What a command in a pipeline met stands one level deeper.
+        // The error of a command in a pipeline is nested one level deeper.
         let inner = error.clone().into_server_errors();
         let inner = inner.iter().flat_map(|all| all.iter()).map(|(_, one)| one.code()).next();
         let code = inner.or(error.code()).unwrap_or_default();
@@ -66,33 +67,34 @@ impl From<RedisError> for Trouble {
             ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::EmptySentinelList => "lost",
             _ => "refused",
         };
-        Trouble { cause, text: error.to_string(), full }
+        RedisFailure { cause, text: error.to_string(), full }
     }
 }
 
-// === impl Troubles ===
+// === impl FailureLog ===
 
-impl Troubles {
+impl FailureLog {
     pub fn new(observer: Observer) -> Self {
-        Troubles { health: Mutex::new(RedisHealth::Unknown), observer }
+        FailureLog { health: Mutex::new(RedisHealth::Unknown), observer }
     }
 
-    /// An operation on Redis failed; the first failure in a row is worth a warning.
-    pub fn met(&self, trouble: &Trouble, now: Instant) {
+    /// Reports a failure; the first of a series is logged as a warning.
+    pub fn report(&self, failure: &RedisFailure, now: Instant) {
         let mut health = self.health();
         let first = !matches!(*health, RedisHealth::Fails { .. });
-        self.observer.redis_failed(trouble.cause, &trouble.text, first);
+        self.observer.redis_failed(failure.cause, &failure.text, first);
         if first {
             *health = RedisHealth::Fails { since: now };
         }
     }
 
-    pub fn are_there(&self) -> bool {
+    /// Whether the latest command failed.
+    pub fn is_failing(&self) -> bool {
         matches!(*self.health(), RedisHealth::Fails { .. })
     }
 
-    /// Redis works.
-    pub fn over(&self, now: Instant) {
+    /// Reports that Redis works.
+    pub fn clear(&self, now: Instant) {
         let mut health = self.health();
         match std::mem::replace(&mut *health, RedisHealth::Works) {
             RedisHealth::Works => {}
