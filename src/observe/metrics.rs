@@ -56,8 +56,7 @@ impl Default for Metrics {
                 "Requests that ended, by how they did.",
                 &["model", "upstream", "status", "outcome"],
             ),
-            request_seconds: make
-                .histogram("vllm_lb_request_seconds", "From the request's head to the answer's end."),
+            request_seconds: make.histogram("vllm_lb_request_seconds", "From the head to the answer's end."),
             first_byte_seconds: make.histogram(
                 "vllm_lb_first_byte_seconds",
                 "From the request's head to the first byte of the answer's body.",
@@ -93,8 +92,7 @@ impl Default for Metrics {
                 "Answers by which an upstream said that it is full.",
                 &["upstream"],
             ),
-            signs_lost: make
-                .counter("vllm_lb_signs_lost_total", "Signs of upstreams' health that were too many."),
+            signs_lost: make.counter("vllm_lb_signs_lost_total", "Signs of health that were too many."),
             queue_ends: make.counters(
                 "vllm_lb_queue_total",
                 "Requests that waited for room, by the end of it.",

@@ -113,7 +113,8 @@ impl Client {
             Got::Wrong(why) => why,
         };
         let (id, path) = (self.id(), shape.path);
-        let log: Vec<String> = logs::of_all_runtimes().into_iter().filter(|line| line.contains(&id)).collect();
+        let all = logs::of_all_runtimes().into_iter();
+        let log: Vec<String> = all.filter(|line| line.contains(&id)).collect();
         let what = format!("{id} {path} stream {} after {:?}: {why}", shape.stream, begun.elapsed());
         let wrong = format!("{what}\n{:?}\n  {}", answer.headers, log.join("\n  "));
         tally.wrong.lock().unwrap_or_else(PoisonError::into_inner).push(wrong);

@@ -10,7 +10,7 @@ const OWN_PROCESS: &str = "VLLM_LB_TEST_OWN_PROCESS";
 /// test, and else in a process of its own. Must be called on the thread of the test.
 pub fn in_own_process(test: impl FnOnce()) {
     let current = thread::current();
-    // The harness names a test's thread by its path; with one thread, tests run one after the other on `main`.
+    // The harness names a test's thread by its path; with one thread, tests run in turn on `main`.
     let name = current.name().filter(|name| *name != "main");
     let Some(name) = name.filter(|_| !is_alone()) else { return test() };
     let program = std::env::current_exe().expect("the test is a file");

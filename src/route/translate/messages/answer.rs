@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::blocks::{self, MessageBuilder, ToolUse};
 use super::error_form;
-use crate::route::answer::ModelRename;
 use crate::json;
+use crate::route::answer::ModelRename;
 use crate::route::translate::AnswerFault;
 use crate::route::translate::answer::{REASONING_FIELDS, WholeChat, text};
 use crate::route::translate::stream::{ChatEnd, error_in};
