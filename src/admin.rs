@@ -49,9 +49,9 @@ fn is_protected(path: &str) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reloaded {
     /// Sections that are different now.
-    pub changed: Vec<&'static str>,
+    pub changed: Vec<String>,
     /// Keys whose change needs a restart, and was not taken over.
-    pub restart: Vec<&'static str>,
+    pub restart: Vec<String>,
     pub warnings: Vec<String>,
 }
 

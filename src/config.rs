@@ -1,8 +1,9 @@
-//! Configuration: what was written, checked as a whole, becomes what runs.
+//! Configuration: reads a file, checks the whole, and gives the values that run.
 //!
-//! `raw` reads the file as it was written, `expand` fills in variables, `check` turns the tree into
-//! `types` and reports every problem with its path; `render` shows what runs, secrets masked. Nothing here
-//! opens a file or a socket, reads the environment or changes the process.
+//! `types` has every setting with its default and its row of the table of settings (`setting`): keys, ranges,
+//! rendering and the comparison of a reload come from the rows. `yaml` reads the file as a tree, `expand`
+//! fills in variables, `check` reports every problem with its path. Nothing here opens a file or a socket,
+//! reads the environment or changes the process.
 
 pub mod check;
 pub mod diff;
@@ -12,11 +13,13 @@ pub mod keys;
 pub mod member;
 pub mod postgres;
 pub mod problem;
-pub mod raw;
 pub mod redis;
 pub mod render;
 pub mod secret;
 pub mod section;
+pub mod setting;
+pub mod spelling;
 pub mod types;
 pub mod url;
 pub mod values;
+pub mod yaml;

@@ -22,7 +22,8 @@
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions
 //! L1   json engine cache batch dice simulate record assemble   pure: time and chance come in as arguments
-//! L0   config::{types,secret}  reject  names  rate      vocabulary
+//! L0   config::{types,setting,redis,postgres,url,values,spelling,problem,secret}  vocabulary
+//! L0   reject  names  rate                              vocabulary
 //! ```
 //!
 //! # Words

@@ -73,7 +73,7 @@ impl Observer {
     }
 
     /// Another configuration was applied.
-    pub fn reloaded(&self, changed: &[&str], restart: &[&str], warnings: &[String]) {
+    pub fn reloaded(&self, changed: &[String], restart: &[String], warnings: &[String]) {
         self.metrics().reloads.with_label_values(&["ok"]).inc();
         info!(changed = changed.join(", "); "reloaded");
         if !restart.is_empty() {

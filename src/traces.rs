@@ -27,7 +27,6 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::config::render::trace_store;
 use crate::config::types::{CaptureScope, TraceStore, TracesConfig};
 use crate::observe::Observer;
 use crate::route::cumulative::{FallbackReason, RecordedTurn};
@@ -106,7 +105,7 @@ impl Traces {
             observer,
         });
         traces.writer.start(&traces)?;
-        traces.observer.trace_store_started(&trace_store(&config.store));
+        traces.observer.trace_store_started(&config.store.to_string());
         Ok(traces)
     }
 

@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 use super::fleet_editor::FleetEditor;
 use super::{AdminReject, AdminResult, answer, not_allowed, parameter, respond};
 use crate::config::check;
-use crate::config::types::UpstreamConfig;
+use crate::config::types::{UpstreamConfig, parse_weight};
 use crate::config::url::decoded;
 use crate::config::values::duration_in;
 use crate::fleet::{Fleet, FleetChange, FleetChangeError, SnapshotEntry, UpstreamState};
@@ -119,7 +119,7 @@ async fn alter(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) -
                 return Err(AdminReject::problem(format!("drain: {value} is neither true nor false")));
             }
             ("weight", _) => {
-                let weight = check::weight(&value.to_string());
+                let weight = parse_weight(&value.to_string());
                 let weight = weight.map_err(|what| AdminReject::problem(format!("weight: {what}")))?;
                 FleetChange::Weight { name: name.into(), weight }
             }

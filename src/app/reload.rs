@@ -109,7 +109,7 @@ impl Reloader {
         // The only step that can fail comes first.
         self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
         if !renewed.is_empty() {
-            diff.changed.push("listen.tls");
+            diff.changed.push("listen.tls".into());
         }
         renewed.into_iter().for_each(|(certificate, pair)| certificate.replace(pair));
         self.shared.reload(&new);

@@ -11,9 +11,10 @@ use super::engine::EngineArgs;
 use super::simulate::SimulateArgs;
 use super::traces::{ExportArgs, TracesCommand};
 use super::{Args, Command};
-use crate::config::check::{self, Draft};
+use crate::config::check::{self, ConfigDraft};
 use crate::config::expand::EnvLookup;
-use crate::config::problem::{ConfigPlace, Problem, seen};
+use crate::config::problem::{ConfigPlace, ConfigProblem, seen};
+use crate::config::setting::NamedChoice;
 use crate::config::types::{Config, LogFormat, LogLevel, TraceStore};
 use crate::traces::store::sqlite_path;
 
@@ -45,7 +46,7 @@ pub enum LoadMode {
 
 /// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundProblems(pub Vec<Problem>);
+pub struct FoundProblems(pub Vec<ConfigProblem>);
 
 impl fmt::Display for FoundProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,7 +112,7 @@ fn config_path(args: &Args, env: EnvLookup<'_>) -> Option<(String, std::path::Pa
     variable(&["VLLM_LB_CONFIG"], env).map(|(name, path)| (name.into(), path.into()))
 }
 
-fn file(from: &str, path: &Path, env: EnvLookup<'_>, read: ReadFile<'_>) -> Draft {
+fn file(from: &str, path: &Path, env: EnvLookup<'_>, read: ReadFile<'_>) -> ConfigDraft {
     match read(path) {
         Ok(text) => check::read(&text, env),
         Err(error) => {
@@ -119,13 +120,13 @@ fn file(from: &str, path: &Path, env: EnvLookup<'_>, read: ReadFile<'_>) -> Draf
             // The file may well name upstreams: that it cannot be read is the one thing to say.
             draft.upstreams_come_later();
             let text = format!("cannot read {}: {error}", seen(&path.display().to_string()));
-            draft.problems.push(Problem::new(&ConfigPlace::named(from), text));
+            draft.problems.push(ConfigProblem::new(&ConfigPlace::named(from), text));
             draft
         }
     }
 }
 
-fn addresses(args: &Args, env: EnvLookup<'_>, draft: &mut Draft) {
+fn addresses(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft) {
     if !args.listen.is_empty() {
         draft.listen("--listen", &args.listen);
     } else if let Some((name, value)) = variable(&["VLLM_LB_LISTEN"], env) {
@@ -143,7 +144,7 @@ fn addresses(args: &Args, env: EnvLookup<'_>, draft: &mut Draft) {
     }
 }
 
-fn redis(args: &Args, env: EnvLookup<'_>, draft: &mut Draft) {
+fn redis(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft) {
     if let Some(url) = &args.redis {
         draft.redis("--redis", url);
     } else if let Some((name, url)) = variable(&["VLLM_LB_REDIS", "VLLM_PXY_REDIS"], env) {
@@ -153,11 +154,11 @@ fn redis(args: &Args, env: EnvLookup<'_>, draft: &mut Draft) {
 
 /// Level and form of the log. A bad variable must not keep the balancer from starting, as it did not
 /// with the predecessor: it is ignored, with a warning. A bad flag is a problem.
-fn logging(args: &Args, env: EnvLookup<'_>, draft: &mut Draft, warnings: &mut Vec<String>) {
+fn logging(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft, warnings: &mut Vec<String>) {
     if let Some((name, value)) = variable(&["VLLM_LB_VERBOSITY", "VLLM_PXY_VERBOSITY"], env) {
         match LogLevel::from_initial(&value) {
             Some(level) => draft.config.log.level = level,
-            None => warnings.push(ignored(name, &value, &LogLevel::NAMES)),
+            None => warnings.push(ignored(name, &value, LogLevel::NAMES)),
         }
     }
     let steps = i32::from(args.verbose) - i32::from(args.quiet);
@@ -169,7 +170,7 @@ fn logging(args: &Args, env: EnvLookup<'_>, draft: &mut Draft, warnings: &mut Ve
     } else if let Some((name, value)) = variable(&["VLLM_LB_LOGFORMAT", "VLLM_PXY_LOGFORMAT"], env) {
         match LogFormat::from_initial(&value) {
             Some(format) => draft.config.log.format = Some(format),
-            None => warnings.push(ignored(name, &value, &LogFormat::NAMES)),
+            None => warnings.push(ignored(name, &value, LogFormat::NAMES)),
         }
     }
 }

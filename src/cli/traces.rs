@@ -9,7 +9,6 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::config::check;
 use crate::config::secret::Secret;
 use crate::config::types::{TraceStore, UpstreamUrl};
 use crate::config::{url, values};
@@ -75,7 +74,7 @@ fn token(text: &str) -> Result<Secret, String> {
 }
 
 fn store(text: &str) -> Result<TraceStore, String> {
-    match check::trace_store(text)? {
+    match TraceStore::parse(text)? {
         store @ (TraceStore::Sqlite(Some(_)) | TraceStore::Postgres(_)) => Ok(store),
         _ => Err("only sqlite:PATH and postgres://… can be read without a balancer".into()),
     }

@@ -1,25 +1,30 @@
 //! `${NAME}` and `${NAME:-default}` in every value of the file; `$$` is a dollar sign.
 //!
-//! Works on the tree, after the YAML was read, so that a variable's value can never become YAML. The
-//! environment comes in as a function. Never looks at keys.
+//! Works on the parsed tree, so that the value of a variable is never parsed as YAML. The environment comes
+//! in as a function. Keys of maps are not expanded.
 
-use super::problem::{ConfigPlace, Problem};
-use super::raw::{YamlNode, YamlValue};
+use super::problem::{ConfigPlace, ConfigProblem};
+use super::yaml::{YamlNode, YamlValue};
 
-/// How a variable is looked up: the process' environment, or a table in a test.
+/// Looks up a variable: in the environment of the process, or in a table of a test.
 pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Replaces the variables in every text below `node`.
-pub fn expand(node: &mut YamlNode, place: &ConfigPlace, env: EnvLookup<'_>, problems: &mut Vec<Problem>) {
+pub fn expand(
+    node: &mut YamlNode,
+    place: &ConfigPlace,
+    env: EnvLookup<'_>,
+    problems: &mut Vec<ConfigProblem>,
+) {
     match &mut node.value {
         YamlValue::Null | YamlValue::Broken => {}
         YamlValue::Text(text) if !text.contains('$') => {}
         YamlValue::Text(text) => match expand_text(text, env) {
-            // An empty default is how a file says that a setting is optional.
+            // With an empty default the file makes a setting optional.
             Ok(Expanded { text, emptied: true }) if text.is_empty() => node.value = YamlValue::Null,
             Ok(expanded) => node.value = YamlValue::Text(expanded.text),
             Err(reason) => {
-                problems.push(Problem::new(place, reason));
+                problems.push(ConfigProblem::new(place, reason));
                 node.value = YamlValue::Broken;
             }
         },
@@ -40,7 +45,7 @@ pub fn expand(node: &mut YamlNode, place: &ConfigPlace, env: EnvLookup<'_>, prob
 
 struct Expanded {
     text: String,
-    /// Some variable took an empty default.
+    /// Whether an empty default was used.
     emptied: bool,
 }
 
@@ -63,7 +68,7 @@ fn expand_text(template: &str, env: EnvLookup<'_>) -> Result<Expanded, String> {
             text.push_str(&value);
             rest = &after[end + 1..];
         } else {
-            // A lone dollar stands for itself: passwords have them.
+            // A single dollar sign is literal: passwords have them.
             text.push('$');
         }
     }
@@ -71,7 +76,7 @@ fn expand_text(template: &str, env: EnvLookup<'_>) -> Result<Expanded, String> {
     Ok(Expanded { text, emptied })
 }
 
-/// The value of what stands between the braces.
+/// The value of the variable, or its default, that the braces enclose.
 fn variable(inner: &str, env: EnvLookup<'_>) -> Result<String, String> {
     let (name, default) = match inner.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
@@ -81,7 +86,7 @@ fn variable(inner: &str, env: EnvLookup<'_>) -> Result<String, String> {
     if !starts_well || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         return Err(format!("${{{inner}}} is no variable: write ${{NAME}} or ${{NAME:-default}}"));
     }
-    // As in a shell, `:-` also stands in for a variable that is set but empty.
+    // As in a shell, the default after `:-` also replaces an empty value.
     match (env(name), default) {
         (Some(value), Some(default)) if value.is_empty() => Ok(default.into()),
         (Some(value), _) => Ok(value),
@@ -104,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn texts() {
+    fn expands_texts() {
         let table = [
             ("${N}", "4"),
             ("${N:-8}", "4"),
@@ -124,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn mistakes() {
+    fn rejects_mistakes() {
         for template in ["${M}", "${", "${N", "${}", "${1A}", "${A-B}", "${ N }", "${:-x}"] {
             assert!(expand_text(template, &env).is_err(), "{template}");
         }
     }
 
     #[test]
-    fn an_empty_default_means_not_given_but_an_empty_variable_does_not() {
+    fn an_empty_default_makes_the_key_absent_and_an_empty_variable_does_not() {
         let expanded = |template: &str| {
             let mut node = YamlNode { line: 1, plain: true, value: YamlValue::Text(template.into()) };
             let mut problems = Vec::new();

@@ -1,14 +1,14 @@
-//! Values whose meaning is not ours: what may stand in a request's body, as JSON.
+//! JSON values for the bodies of requests, from nodes of the file.
 //!
-//! Plain scalars are what YAML's core schema says, quoted ones are texts. Never decides what a key means.
+//! Scalars without quotes have the types of YAML's core schema; scalars in quotes are texts.
 
 use serde_json::{Map, Number, Value as Json};
 
-use super::problem::{ConfigPlace, Problem, seen};
-use super::raw::{YamlNode, YamlValue};
+use super::problem::{ConfigPlace, ConfigProblem, seen};
+use super::yaml::{YamlNode, YamlValue};
 
-/// The JSON that was written. `None` after a problem.
-pub fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -> Option<Json> {
+/// The JSON of a node; `None` after a problem.
+pub fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<ConfigProblem>) -> Option<Json> {
     match &node.value {
         YamlValue::Null => Some(Json::Null),
         YamlValue::Broken => None,
@@ -16,7 +16,7 @@ pub fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -
         YamlValue::Text(text) => match scalar(text) {
             Ok(value) => Some(value),
             Err(what) => {
-                problems.push(Problem::new(place, what));
+                problems.push(ConfigProblem::new(place, what));
                 None
             }
         },
@@ -29,17 +29,17 @@ pub fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -
     }
 }
 
-/// The JSON object that was written; what is no map is a problem.
+/// The JSON object of a node; `None` after a problem, which a node that is no map is.
 pub fn object(
     node: &YamlNode,
     place: &ConfigPlace,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<ConfigProblem>,
 ) -> Option<Map<String, Json>> {
     let entries = match &node.value {
         YamlValue::Map(entries) => entries,
         YamlValue::Null | YamlValue::Broken => return None,
         YamlValue::Text(_) | YamlValue::List(_) => {
-            problems.push(Problem::new(place, format!("must be a map of keys, is {}", node.kind())));
+            problems.push(ConfigProblem::new(place, format!("must be a map of keys, is {}", node.kind())));
             return None;
         }
     };
@@ -55,14 +55,14 @@ pub fn object(
     whole.then_some(map)
 }
 
-/// What a plain scalar is.
+/// The JSON of a scalar without quotes.
 fn scalar(text: &str) -> Result<Json, String> {
     match text {
         "true" | "True" | "TRUE" => return Ok(Json::Bool(true)),
         "false" | "False" | "FALSE" => return Ok(Json::Bool(false)),
         _ => {}
     }
-    // YAML 1.1 booleans: the operator does not mean text by them, and chat templates treat any text as true.
+    // Truth values in YAML 1.1: as texts, chat templates would treat all of them as true.
     if ["yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word)) {
         return Err(format!("{} is neither true nor false: write one of these, or quotes", seen(text)));
     }
@@ -91,7 +91,7 @@ fn number(text: &str) -> Result<Json, String> {
     number.map_err(|_| bad())
 }
 
-/// `[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?`
+/// Whether the text matches `[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?`
 fn looks_like_a_number(text: &str) -> bool {
     let text = text.strip_prefix(['+', '-']).unwrap_or(text);
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
@@ -107,17 +107,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::raw;
+    use crate::config::yaml;
 
     fn read(text: &str) -> (Option<Json>, Vec<String>) {
         let mut problems = Vec::new();
-        let node = raw::parse(text, &mut problems).expect("is YAML");
+        let node = yaml::parse(text, &mut problems).expect("is YAML");
         let value = json(&node, &ConfigPlace::named("x"), &mut problems);
-        (value, problems.iter().map(Problem::to_string).collect())
+        (value, problems.iter().map(ConfigProblem::to_string).collect())
     }
 
     #[test]
-    fn scalars_are_what_yaml_says() {
+    fn follows_the_core_schema_of_yaml() {
         for (text, wanted) in [
             ("[1, -2, +3, 0x1F, 0o17, 007]", json!([1, -2, 3, 31, 15, 7])),
             ("[0.6, 1e3, .5, 2., -1.5E-2]", json!([0.6, 1000.0, 0.5, 2.0, -0.015])),
@@ -132,9 +132,9 @@ mod tests {
         }
     }
 
-    /// For older YAML, which Gym reads, they are truth values; sent as texts, `off` would be on.
+    /// YAML 1.1, which NeMo Gym reads, has them as truth values; as a text, `off` would count as true.
     #[test]
-    fn words_that_other_yaml_takes_for_truth_values_are_a_problem() {
+    fn rejects_the_truth_values_of_yaml_1_1() {
         for word in ["yes", "No", "ON", "off"] {
             let what = "is neither true nor false: write one of these, or quotes";
             let problem = format!("x.thinks: {word:?} {what} (line 1)");
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_json_cannot_say_is_a_problem() {
+    fn rejects_what_json_cannot_hold() {
         let inexact = |key: &str, text: &str| {
             format!("x.{key}: {text:?} cannot be told exactly: write it in quotes, or smaller (line 1)")
         };

@@ -1,19 +1,20 @@
-//! What was changed of an upstream at run time, as a text that all balancers on one Redis keep.
+//! The changes of an upstream at run time, as a JSON text in the Redis that all balancers share.
 //!
 //! ```text
 //! {"upstream": {"url": "http://gpu-7:8000", ...}, "drain": true, "weight": 2, "removed": false}
 //! ```
 //!
-//! `upstream` is there for one that was added, as the file would say it, its key included; one that stands
-//! in the file, or was discovered, has only what is different. What a newer balancer says besides is left
-//! alone.
+//! An upstream that was added at run time has `upstream`, in the form of the file and with its key. An
+//! upstream of the file, or a discovered one, has only what was changed. Unknown fields, which a newer
+//! balancer may write, are ignored.
 
 use serde_json::{Map, Value, json};
 
 use super::check;
 use super::render;
-use super::types::UpstreamConfig;
+use super::types::{UpstreamConfig, parse_weight};
 
+/// The changes of one upstream.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MemberRecord {
     pub upstream: Option<UpstreamConfig>,
@@ -23,7 +24,7 @@ pub struct MemberRecord {
 }
 
 impl MemberRecord {
-    /// What the text says; the rest of a sentence when it makes no sense here.
+    /// Parses a record; the error is the rest of a sentence.
     pub fn read(text: &str) -> Result<Self, String> {
         let map: Map<String, Value> =
             serde_json::from_str(text).map_err(|error| format!("is no JSON object: {error}"))?;
@@ -34,8 +35,8 @@ impl MemberRecord {
                 problems.join("; ")
             })?),
         };
-        let weight = map.get("weight").filter(|weight| !weight.is_null());
-        let weight = weight.map(|weight| check::weight(&weight.to_string())).transpose()?;
+        let written = map.get("weight").filter(|written| !written.is_null());
+        let weight = written.map(|written| parse_weight(&written.to_string())).transpose()?;
         let is = |key: &str| map.get(key).and_then(Value::as_bool);
         Ok(MemberRecord { upstream, drain: is("drain"), weight, removed: is("removed").unwrap_or(false) })
     }
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn reads_what_it_writes() {
         let upstreams = [
             r#"{"url": "http://gpu-7:8000"}"#,
             r#"{"url": "https://gpu-7/x", "name": "a-b", "models": ["m"], "weight": 0.5, "api_key": "hunter2",
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_told_and_what_is_newer_is_left_alone() {
+    fn rejects_invalid_records_and_ignores_unknown_fields() {
         for text in
             ["", "[]", r#"{"upstream": {"url": "nonsense"}}"#, r#"{"upstream": 3}"#, r#"{"weight": 0}"#]
         {

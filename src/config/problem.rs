@@ -1,7 +1,7 @@
-//! What is wrong with a configuration, and where: collected, never thrown one at a time.
+//! Problems of a configuration with their places. They are collected, so that one run reports all.
 //!
-//! A problem is text for a person. It never holds a secret: code that reports a problem shows values only
-//! through `seen`, and never the value of a key that is secret.
+//! A problem never holds a secret: code that reports one shows values through `seen`, and never the value of
+//! a secret key.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub struct ConfigPlace {
 }
 
 impl ConfigPlace {
-    /// A place outside the file: a flag, an environment variable.
+    /// A place outside the file: a flag or an environment variable.
     pub fn named(name: &str) -> Self {
         ConfigPlace { path: name.into(), line: None }
     }
@@ -22,7 +22,7 @@ impl ConfigPlace {
         ConfigPlace { path, line: Some(line) }
     }
 
-    /// The place of a key in this map; `line` is where the key was written.
+    /// The place of a key in this map; `line` is the line of the key.
     pub fn key(&self, key: &str, line: Option<usize>) -> Self {
         let path = if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) };
         ConfigPlace { path, line: line.or(self.line) }
@@ -33,7 +33,7 @@ impl ConfigPlace {
         ConfigPlace::at(format!("{}[{index}]", self.path), line)
     }
 
-    /// The path without the numbers of list items, as the table of keys has it.
+    /// The path without the numbers of list items, as the table of settings has it.
     pub fn pattern(&self) -> String {
         let mut pattern = String::with_capacity(self.path.len());
         let mut in_brackets = false;
@@ -47,19 +47,20 @@ impl ConfigPlace {
     }
 }
 
+/// One thing that is wrong, as the end of a sentence that begins with its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     pub place: ConfigPlace,
     pub text: String,
 }
 
-impl Problem {
+impl ConfigProblem {
     pub fn new(place: &ConfigPlace, text: impl Into<String>) -> Self {
-        Problem { place: place.clone(), text: text.into() }
+        ConfigProblem { place: place.clone(), text: text.into() }
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.place.path.is_empty() {
             write!(f, "{}: ", printable(&self.place.path))?;
@@ -72,7 +73,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A value as it was written, quoted, cut to what a line can hold.
+/// A value of the file in quotes, cut to a length that fits a line.
 pub fn seen(value: &str) -> String {
     const MAX_SHOWN_CHARS: usize = 80;
     if value.chars().count() <= MAX_SHOWN_CHARS {
@@ -82,7 +83,7 @@ pub fn seen(value: &str) -> String {
     format!("{start:?}...")
 }
 
-/// Control characters escaped, so that what was written cannot draw on the terminal.
+/// The text with control characters escaped, so that a file cannot send codes to the terminal.
 fn printable(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(escape).collect()
@@ -96,19 +97,22 @@ mod tests {
     fn a_problem_names_its_place() {
         let place =
             ConfigPlace::at(String::new(), 1).key("upstreams", Some(3)).item(1, 4).key("url", Some(5));
-        assert_eq!(Problem::new(&place, "is bad").to_string(), "upstreams[1].url: is bad (line 5)");
+        assert_eq!(ConfigProblem::new(&place, "is bad").to_string(), "upstreams[1].url: is bad (line 5)");
         assert_eq!(place.pattern(), "upstreams[].url");
-        assert_eq!(Problem::new(&ConfigPlace::named("--listen"), "is bad").to_string(), "--listen: is bad");
+        assert_eq!(
+            ConfigProblem::new(&ConfigPlace::named("--listen"), "is bad").to_string(),
+            "--listen: is bad"
+        );
     }
 
     #[test]
-    fn what_was_written_cannot_draw_on_the_terminal() {
-        let problem = Problem::new(&ConfigPlace::named("a\u{1b}[31m"), "b\nc");
+    fn escapes_control_characters() {
+        let problem = ConfigProblem::new(&ConfigPlace::named("a\u{1b}[31m"), "b\nc");
         assert_eq!(problem.to_string(), "a\\u{1b}[31m: b\\nc");
     }
 
     #[test]
-    fn long_values_are_cut() {
+    fn cuts_long_values() {
         assert_eq!(seen("abc"), "\"abc\"");
         assert_eq!(seen(&"x".repeat(90)), format!("\"{}\"...", "x".repeat(80)));
     }

@@ -1,12 +1,14 @@
-//! Forms of a Redis URL: `local`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://` and
+//! Redis URLs: `local`, `redis://`, `rediss://`, `unix://`, `redis+sentinel://` and
 //! `redis-cluster://`.
 //!
-//! Parses and rejects URLs; it opens no connection. A password is never part of a message. User and password
-//! may be percent-encoded or plain: all that stands before the last `@` belongs to them.
+//! A password is never part of a message. User and password may be percent-encoded or plain: everything
+//! before the last `@` belongs to them.
+
+use std::fmt;
+use std::path::PathBuf;
 
 use super::problem::seen;
 use super::secret::Secret;
-use super::types::{RedisForm, RedisUrl};
 use super::url::{decoded, host_and_port, masked};
 use super::values::{ReadResult, unix_path};
 
@@ -18,24 +20,75 @@ const LOCAL: &str = "redis://localhost:6379";
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-/// What a scheme stands for; the path says the rest.
+/// How a Redis is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisUrl {
+    pub form: RedisTopology,
+    pub tls: bool,
+    /// One host, several of a cluster or of sentinels, or none for a socket.
+    pub hosts: Vec<(String, u16)>,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub database: u16,
+}
+
+/// How the server that executes commands is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisTopology {
+    /// At the host of the URL.
+    Single,
+    /// On a unix socket.
+    Socket(PathBuf),
+    /// From sentinels, by the name of the master.
+    Sentinel(String),
+    /// From the nodes of a cluster.
+    Cluster,
+}
+
+/// The URL in a form that can be parsed again, with the password masked.
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = match (&self.user, &self.password) {
+            (None, None) => String::new(),
+            (user, password) => {
+                let password = password.as_ref().map(|secret| format!(":{secret}")).unwrap_or_default();
+                format!("{}{password}@", user.as_deref().unwrap_or_default())
+            }
+        };
+        let scheme = if self.tls { "rediss" } else { "redis" };
+        let bracketed = |host: &str| if host.contains(':') { format!("[{host}]") } else { host.into() };
+        let hosts: Vec<String> =
+            self.hosts.iter().map(|(host, port)| format!("{}:{port}", bracketed(host))).collect();
+        let (hosts, database) = (hosts.join(","), self.database);
+        match &self.form {
+            RedisTopology::Single => write!(f, "{scheme}://{user}{hosts}/{database}"),
+            RedisTopology::Socket(path) => write!(f, "unix://{user}{}?db={database}", path.display()),
+            RedisTopology::Sentinel(master) => {
+                write!(f, "{scheme}+sentinel://{user}{hosts}/{master}/{database}")
+            }
+            RedisTopology::Cluster => write!(f, "{scheme}-cluster://{user}{hosts}"),
+        }
+    }
+}
+
+/// What a scheme stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RedisTopology {
+enum UrlTopology {
     Single,
     Sentinel,
     Cluster,
 }
 
-const SCHEMES: [(&str, RedisTopology); 6] = [
-    ("redis", RedisTopology::Single),
-    ("rediss", RedisTopology::Single),
-    ("redis+sentinel", RedisTopology::Sentinel),
-    ("rediss+sentinel", RedisTopology::Sentinel),
-    ("redis-cluster", RedisTopology::Cluster),
-    ("rediss-cluster", RedisTopology::Cluster),
+const SCHEMES: [(&str, UrlTopology); 6] = [
+    ("redis", UrlTopology::Single),
+    ("rediss", UrlTopology::Single),
+    ("redis+sentinel", UrlTopology::Sentinel),
+    ("rediss+sentinel", UrlTopology::Sentinel),
+    ("redis-cluster", UrlTopology::Cluster),
+    ("rediss-cluster", UrlTopology::Cluster),
 ];
 
-/// Reads a URL, or `local`; the error reads on after the key.
+/// Parses a URL, or `local`.
 pub fn url(text: &str) -> ReadResult<RedisUrl> {
     let text = if text == "local" { LOCAL } else { text };
     parse(text).map_err(|what| format!("{} {what}: {REMEDY}", seen(&masked(text))))
@@ -56,21 +109,21 @@ fn parse(text: &str) -> Result<RedisUrl, &'static str> {
         return Err("has a query or fragment");
     }
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let port = if *kind == RedisTopology::Sentinel { SENTINEL_PORT } else { PORT };
+    let port = if *kind == UrlTopology::Sentinel { SENTINEL_PORT } else { PORT };
     let mut hosts = Vec::new();
     for host in authority.split(',') {
         let (host, given) = host_and_port(host)?;
         hosts.push((host, given.unwrap_or(port)));
     }
-    if *kind == RedisTopology::Single && hosts.len() > 1 {
+    if *kind == UrlTopology::Single && hosts.len() > 1 {
         return Err("names several hosts");
     }
-    let (form, database) = place(*kind, path.trim_matches('/'))?;
+    let (form, database) = server(*kind, path.trim_matches('/'))?;
     let (user, password) = user_and_password(user);
     Ok(RedisUrl { form, tls: name.starts_with("rediss"), hosts, user, password, database })
 }
 
-/// `///run/redis.sock?db=2` or `//user:password@/run/redis.sock`.
+/// Parses `///run/redis.sock?db=2` or `//user:password@/run/redis.sock`.
 fn socket(rest: &str) -> Result<RedisUrl, &'static str> {
     let bad = "is no unix socket";
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -85,12 +138,19 @@ fn socket(rest: &str) -> Result<RedisUrl, &'static str> {
         None => return Err("has a query other than db"),
     };
     let (user, password) = user_and_password(user);
-    Ok(RedisUrl { form: RedisForm::Socket(path), tls: false, hosts: Vec::new(), user, password, database })
+    Ok(RedisUrl {
+        form: RedisTopology::Socket(path),
+        tls: false,
+        hosts: Vec::new(),
+        user,
+        password,
+        database,
+    })
 }
 
 fn user_and_password(written: Option<&str>) -> (Option<String>, Option<Secret>) {
     let Some(written) = written else { return (None, None) };
-    // What is not percent-encoded stands for itself.
+    // Invalid percent-encoding is taken literally.
     let plain = |text: &str| decoded(text).unwrap_or_else(|| text.into());
     let (user, password) = match written.split_once(':') {
         Some((user, password)) => (user, Some(password)),
@@ -100,22 +160,22 @@ fn user_and_password(written: Option<&str>) -> (Option<String>, Option<Secret>) 
     (user, password.filter(|password| !password.is_empty()).map(|password| Secret::new(plain(password))))
 }
 
-fn place(kind: RedisTopology, path: &str) -> Result<(RedisForm, u16), &'static str> {
+fn server(kind: UrlTopology, path: &str) -> Result<(RedisTopology, u16), &'static str> {
     let number = |text: &str| if text.is_empty() { Ok(0) } else { text.parse::<u16>() };
     match (kind, path.split_once('/')) {
-        (RedisTopology::Single, None) => match number(path) {
-            Ok(database) => Ok((RedisForm::Single, database)),
+        (UrlTopology::Single, None) => match number(path) {
+            Ok(database) => Ok((RedisTopology::Single, database)),
             Err(_) => Err("has a path that is no database number"),
         },
-        (RedisTopology::Single, _) => Err("has a path that is no database number"),
-        (RedisTopology::Sentinel, None) if path.is_empty() => Err("does not name the master"),
-        (RedisTopology::Sentinel, split) => {
+        (UrlTopology::Single, _) => Err("has a path that is no database number"),
+        (UrlTopology::Sentinel, None) if path.is_empty() => Err("does not name the master"),
+        (UrlTopology::Sentinel, split) => {
             let (master, database) = split.unwrap_or((path, ""));
             let database = number(database).map_err(|_| "has a database that is no number")?;
-            Ok((RedisForm::Sentinel(master.into()), database))
+            Ok((RedisTopology::Sentinel(master.into()), database))
         }
-        (RedisTopology::Cluster, _) if path.is_empty() || path == "0" => Ok((RedisForm::Cluster, 0)),
-        (RedisTopology::Cluster, _) => Err("names a database, which a cluster does not have"),
+        (UrlTopology::Cluster, _) if path.is_empty() || path == "0" => Ok((RedisTopology::Cluster, 0)),
+        (UrlTopology::Cluster, _) => Err("names a database, which a cluster does not have"),
     }
 }
 
@@ -124,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms() {
+    fn parses_every_form() {
         let table = [
             ("local", "redis://localhost:6379/0"),
             ("redis://localhost", "redis://localhost:6379/0"),
@@ -149,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn users_and_passwords() {
+    fn parses_users_and_passwords() {
         let table = [
             ("redis://h", None, None),
             ("redis://u@h", Some("u"), None),
@@ -167,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_never_show_the_password() {
+    fn never_shows_the_password_of_an_invalid_url() {
         let table = [
             "",
             "localhost",

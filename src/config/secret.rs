@@ -1,10 +1,11 @@
-//! A value that must never be printed: keys, tokens, passwords.
+//! Values that must never be printed: keys, tokens, passwords.
 //!
 //! `Debug` and `Display` show a mask, so a secret cannot reach a log, an error or `GET /admin/config` by
 //! accident; code that needs the value calls `expose`.
 
 use std::fmt;
 
+/// A text that prints as a mask.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -13,17 +14,17 @@ impl Secret {
         Secret(value.into())
     }
 
-    /// The value itself, for the one place that sends or compares it.
+    /// The value itself, for code that sends or compares it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Compares in a time that does not tell how much was right.
+    /// Compares in a time that does not depend on where the texts differ.
     pub fn matches(&self, given: &str) -> bool {
-        let (ours, theirs) = (self.0.as_bytes(), given.as_bytes());
-        let mut difference = ours.len() ^ theirs.len();
-        for (index, byte) in theirs.iter().enumerate() {
-            difference |= usize::from(byte ^ ours.get(index).copied().unwrap_or(0));
+        let (secret, given) = (self.0.as_bytes(), given.as_bytes());
+        let mut difference = secret.len() ^ given.len();
+        for (index, byte) in given.iter().enumerate() {
+            difference |= usize::from(byte ^ secret.get(index).copied().unwrap_or(0));
         }
         difference == 0
     }
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn comparing_takes_the_whole_value() {
+    fn compares_the_whole_value() {
         let secret = Secret::new("hunter2");
         assert!(secret.matches("hunter2"));
         for wrong in ["", "hunter", "hunter22", "Hunter2"] {

@@ -1,31 +1,40 @@
-//! Reading one map of the file key by key, collecting problems instead of stopping.
+//! One map of the file: finds unknown keys and hands values to the rows of the table.
 //!
-//! The reader returns the default for a key that is absent or has an invalid value, and goes on to the next
-//! problem. Unknown keys are found by the table in `keys`. Never keeps a default of its
-//! own.
+//! Problems are collected instead of stopping at the first; a key that is absent or invalid leaves its field
+//! unchanged.
 
+use serde_json::{Map, Value};
+
+use super::free;
 use super::keys;
-use super::problem::{ConfigPlace, Problem, seen};
-use super::raw::{self, YamlEntry, YamlNode, YamlValue};
+use super::problem::{ConfigPlace, ConfigProblem};
+use super::setting::MapSource;
+use super::spelling::closest;
 use super::values::ReadResult;
+use super::yaml::{self, YamlEntry, YamlNode, YamlValue};
 
-pub struct Section<'t, 'p> {
+/// A map of the file at its place.
+pub struct ConfigSection<'t, 'p> {
     pub place: ConfigPlace,
     entries: &'t [YamlEntry],
-    pub problems: &'p mut Vec<Problem>,
+    pub problems: &'p mut Vec<ConfigProblem>,
 }
 
-impl<'t, 'p> Section<'t, 'p> {
-    /// Opens a map. Unknown keys become problems here; what is no map is a problem and reads as empty.
-    pub fn open(node: &'t YamlNode, place: ConfigPlace, problems: &'p mut Vec<Problem>) -> Self {
-        let known = keys::of(&place.pattern());
+impl<'t, 'p> ConfigSection<'t, 'p> {
+    /// Opens a map. Unknown keys become problems; a node that is no map is a problem and reads as empty.
+    pub fn open(
+        node: &'t YamlNode,
+        place: ConfigPlace,
+        known: &[&str],
+        problems: &'p mut Vec<ConfigProblem>,
+    ) -> Self {
         let entries: &[YamlEntry] = match &node.value {
             YamlValue::Map(entries) => entries,
             YamlValue::Null | YamlValue::Broken => &[],
             YamlValue::Text(_) | YamlValue::List(_) => {
                 let text =
                     format!("must be a map of keys, is {}: known are {}", node.kind(), known.join(", "));
-                problems.push(Problem::new(&place, text));
+                problems.push(ConfigProblem::new(&place, text));
                 &[]
             }
         };
@@ -34,9 +43,9 @@ impl<'t, 'p> Section<'t, 'p> {
             if keys::is_alias(&place.pattern()) {
                 continue;
             }
-            problems.push(Problem::new(&place, unknown(&entry.key, &place.pattern(), known)));
+            problems.push(ConfigProblem::new(&place, unknown(&entry.key, &place.pattern(), known)));
         }
-        Section { place, entries, problems }
+        ConfigSection { place, entries, problems }
     }
 
     /// The place of a key, with its line if it was written.
@@ -45,68 +54,89 @@ impl<'t, 'p> Section<'t, 'p> {
         self.place.key(key, line)
     }
 
-    /// What was written for the key; `None` for nothing and for null.
+    /// The value of a key; `None` where the key is absent or null.
     pub fn node(&self, key: &str) -> Option<&'t YamlNode> {
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
         (entry.node.value != YamlValue::Null).then_some(&entry.node)
     }
 
-    /// The map of a key; reads as empty when it was not written.
-    pub fn section<'s>(&'s mut self, key: &str) -> Section<'t, 's> {
+    /// The items of the list of a key, or a problem.
+    pub fn items(&mut self, key: &str) -> Option<&'t [YamlNode]> {
         let place = self.place_of(key);
-        match self.node(key) {
-            Some(node) => Section::open(node, place, self.problems),
-            None => Section { place, entries: &[], problems: self.problems },
-        }
+        items(self.node(key)?, &place, self.problems)
     }
 
-    /// The value of a key as `read` understands it.
+    /// Parses the value of a key.
     pub fn get<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<T> {
         let place = self.place_of(key);
         scalar(self.node(key)?, &place, self.problems, read)
     }
 
-    /// As `get`, for a key that must be there.
-    pub fn require<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<T> {
-        if self.node(key).is_none() {
-            self.problem(key, "is missing");
+    /// Reports a problem with the value of a key.
+    pub fn report(&mut self, key: &str, text: impl Into<String>) {
+        let place = self.place_of(key);
+        self.problems.push(ConfigProblem::new(&place, text));
+    }
+}
+
+// === impl MapSource ===
+
+impl MapSource for ConfigSection<'_, '_> {
+    fn has(&self, key: &str) -> bool {
+        self.node(key).is_some()
+    }
+
+    fn is_list(&self, key: &str) -> bool {
+        matches!(self.node(key).map(|node| &node.value), Some(YamlValue::List(_)))
+    }
+
+    fn text(&mut self, key: &str, take: &mut dyn FnMut(&str) -> ReadResult<()>) {
+        let place = self.place_of(key);
+        if let Some(node) = self.node(key) {
+            scalar(node, &place, self.problems, take);
         }
-        self.get(key, read)
     }
 
-    /// One of a set of words.
-    pub fn choose<T>(&mut self, key: &str, allowed: &[&str], parse: fn(&str) -> Option<T>) -> Option<T> {
-        let pattern = self.place_of(key).pattern();
-        self.get(key, |text| {
-            if keys::is_later(&format!("{pattern}={text}")) {
-                return Err(format!("{} is {}", seen(text), keys::NOT_AVAILABLE));
+    fn texts(&mut self, key: &str, take: &mut dyn FnMut(&str) -> ReadResult<()>) -> Option<usize> {
+        let place = self.place_of(key);
+        let items = self.items(key)?;
+        for (index, item) in items.iter().enumerate() {
+            scalar(item, &place.item(index, item.line), self.problems, &mut *take);
+        }
+        Some(items.len())
+    }
+
+    /// A plain number or truth value is the text that was written.
+    fn pairs(&mut self, key: &str, take: &mut dyn FnMut(&str, &str) -> ReadResult<()>) {
+        let place = self.place_of(key);
+        match self.node(key) {
+            Some(YamlNode { value: YamlValue::Map(entries), .. }) => {
+                for entry in entries {
+                    let place = place.key(&entry.key, Some(entry.line));
+                    scalar(&entry.node, &place, self.problems, |text| take(&entry.key, text));
+                }
             }
-            parse(text).ok_or_else(|| {
-                let meant = keys::closest(text, allowed).map(|word| format!(" (did you mean {word}?)"));
-                format!(
-                    "{} is unknown{}: allowed are {}",
-                    seen(text),
-                    meant.unwrap_or_default(),
-                    allowed.join(", ")
-                )
-            })
-        })
+            Some(node) => {
+                free::object(node, &place, self.problems);
+            }
+            None => {}
+        }
     }
 
-    /// A list of single values.
-    pub fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<Vec<T>> {
+    fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
         let place = self.place_of(key);
-        let items = items(self.node(key)?, &place, self.problems)?;
-        let each = items
-            .iter()
-            .enumerate()
-            .filter_map(|(index, item)| scalar(item, &place.item(index, item.line), self.problems, &read));
-        Some(each.collect())
+        free::object(self.node(key)?, &place, self.problems)
     }
 
-    pub fn problem(&mut self, key: &str, text: impl Into<String>) {
+    fn map(&mut self, key: &str, known: &[&str], take: &mut dyn FnMut(&mut dyn MapSource)) {
         let place = self.place_of(key);
-        self.problems.push(Problem::new(&place, text));
+        let absent = YamlNode::null();
+        let node = self.node(key).unwrap_or(&absent);
+        take(&mut ConfigSection::open(node, place, known, self.problems));
+    }
+
+    fn problem(&mut self, key: &str, text: String) {
+        self.report(key, text);
     }
 }
 
@@ -114,30 +144,30 @@ impl<'t, 'p> Section<'t, 'p> {
 pub fn items<'t>(
     node: &'t YamlNode,
     place: &ConfigPlace,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<ConfigProblem>,
 ) -> Option<&'t [YamlNode]> {
     match &node.value {
         YamlValue::List(items) => Some(items),
         YamlValue::Null | YamlValue::Broken => None,
         YamlValue::Text(_) | YamlValue::Map(_) => {
-            problems.push(Problem::new(place, format!("must be a list, is {}", node.kind())));
+            problems.push(ConfigProblem::new(place, format!("must be a list, is {}", node.kind())));
             None
         }
     }
 }
 
-/// One single value as `read` understands it, or a problem.
+/// Parses one single value, or reports a problem.
 pub fn scalar<T>(
     node: &YamlNode,
     place: &ConfigPlace,
-    problems: &mut Vec<Problem>,
-    read: impl Fn(&str) -> ReadResult<T>,
+    problems: &mut Vec<ConfigProblem>,
+    mut read: impl FnMut(&str) -> ReadResult<T>,
 ) -> Option<T> {
     if node.value == YamlValue::Null {
-        problems.push(Problem::new(place, "must not be empty"));
+        problems.push(ConfigProblem::new(place, "must not be empty"));
     }
-    let text = raw::text(node, place, problems)?;
-    read(text).map_err(|what| problems.push(Problem::new(place, what))).ok()
+    let text = yaml::text(node, place, problems)?;
+    read(text).map_err(|what| problems.push(ConfigProblem::new(place, what))).ok()
 }
 
 fn unknown(key: &str, pattern: &str, known: &[&str]) -> String {
@@ -147,7 +177,7 @@ fn unknown(key: &str, pattern: &str, known: &[&str]) -> String {
     if let Some(why) = keys::why_absent(pattern) {
         return why.into();
     }
-    match keys::closest(key, known) {
+    match closest(key, known) {
         Some(meant) => format!("unknown key: did you mean {meant:?}?"),
         None => format!("unknown key: known here are {}", known.join(", ")),
     }

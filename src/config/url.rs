@@ -1,15 +1,50 @@
-//! Where an upstream is reached, as people write it: `http://host:port`, `https://host/prefix`, `unix:/path`.
+//! URLs of upstreams: `http://host:port`, `https://host/prefix`, `unix:/path`.
 //!
-//! A trailing `/v1` means the same as none, since clients are used to writing it. Keys do not belong into
-//! a URL: user and password are refused, and never shown.
+//! A trailing `/v1` is accepted and dropped, since base URLs of clients have it. User and password are
+//! rejected, and masked in the message.
+
+use std::path::PathBuf;
 
 use super::problem::seen;
-use super::types::UpstreamUrl;
 use super::values::{ReadResult, is_host, unix_path};
 
 const REMEDY: &str = "write http://host:port, https://host:port or unix:/path";
 
-/// Reads an upstream's URL; the error reads on after the key.
+/// The URL of an upstream, without a trailing `/v1`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UpstreamUrl {
+    pub https: bool,
+    pub host: String,
+    pub port: u16,
+    /// The unix socket to connect to, in place of host and port.
+    pub unix: Option<PathBuf>,
+    /// The prefix of every path, such as `/team-a`, or `""`.
+    pub prefix: String,
+}
+
+impl UpstreamUrl {
+    /// `host:port`, with brackets around an IPv6 address; for a unix socket its path.
+    pub fn authority(&self) -> String {
+        match &self.unix {
+            Some(path) => path.display().to_string(),
+            None if self.host.contains(':') => format!("[{}]:{}", self.host, self.port),
+            None => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// The URL as the file would hold it.
+    pub fn display(&self) -> String {
+        match &self.unix {
+            Some(path) => format!("unix:{}", path.display()),
+            None => {
+                let scheme = if self.https { "https" } else { "http" };
+                format!("{scheme}://{}{}", self.authority(), self.prefix)
+            }
+        }
+    }
+}
+
+/// Parses the URL of an upstream.
 pub fn upstream(text: &str) -> ReadResult<UpstreamUrl> {
     if text.trim().is_empty() {
         return Err(format!("must not be empty: {REMEDY}"));
@@ -39,7 +74,7 @@ fn scheme(text: &str) -> ReadResult<(bool, &str)> {
     }
 }
 
-/// Host without brackets in lower case, and the port if there is one.
+/// Parses the host, without brackets and in lower case, and the port if there is one.
 pub(super) fn host_and_port(authority: &str) -> Result<(String, Option<u16>), &'static str> {
     let after_brackets = authority.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match authority[after_brackets..].rfind(':') {
@@ -78,17 +113,17 @@ fn prefix(path: &str) -> Result<String, &'static str> {
     Ok(path.trim_end_matches('/').to_string())
 }
 
-/// The text of a URL with what stands before the `@` replaced.
+/// The text of a URL with user and password masked.
 pub fn masked(text: &str) -> String {
     let start = text.find("://").map_or(0, |at| at + 3);
-    // A password may hold a slash by mistake: everything up to the last `@` is taken for the user's part.
+    // A password may hold an unescaped slash or `@`, so everything up to the last `@` is masked.
     match text[start..].rfind('@') {
         Some(at) => format!("{}***{}", &text[..start], &text[start + at..]),
         None => text.to_string(),
     }
 }
 
-/// Without percent-encoding; `None` for what is none, or no text.
+/// Decodes percent-encoding; `None` where it is invalid or not UTF-8.
 pub fn decoded(written: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(written.len());
     let mut rest = written.as_bytes();
@@ -113,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls() {
+    fn parses_urls() {
         let table = [
             ("http://vllm-0:8000", "http://vllm-0:8000"),
             ("http://vllm-0:8000/", "http://vllm-0:8000"),
@@ -135,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_decoded() {
+    fn decodes_percent_encoding() {
         let table = [
             ("gpu-1", Some("gpu-1")),
             ("[::1]:8000", Some("[::1]:8000")),
@@ -155,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes() {
+    fn rejects_mistakes() {
         let table = [
             "",
             " ",
@@ -186,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_never_shown() {
+    fn never_shows_a_password() {
         for text in [
             "http://u:hunter2@a",
             "ftp://hunter2@a",
@@ -201,9 +236,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_again(text in "https?://[a-z]{1,3}(:[0-9]{1,5})?(/[a-z0-9]{0,2}){0,3}") {
+        fn parses_what_it_shows(text in "https?://[a-z]{1,3}(:[0-9]{1,5})?(/[a-z0-9]{0,2}){0,3}") {
             if let Ok(url) = upstream(&text) {
-                // Of /v1/v1 one is taken off, and then the other.
+                // Of /v1/v1, each parse drops one.
                 if !url.prefix.ends_with("/v1") {
                     prop_assert_eq!(upstream(&url.display()), Ok(url));
                 }
@@ -211,7 +246,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "(http://|unix:|redis://)?\\PC{0,20}") {
+        fn never_panics(text in "(http://|unix:|redis://)?\\PC{0,20}") {
             let _ = (upstream(&text), masked(&text));
         }
     }

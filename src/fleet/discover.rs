@@ -22,7 +22,9 @@ use super::snapshot::DISCOVERY_GRACE;
 use super::upstream::Upstream;
 use super::{Fleet, now};
 use crate::config::secret::Secret;
-use crate::config::types::{Discover, Discovered, DiscoverySource, UpstreamConfig, UpstreamTls, UpstreamUrl};
+use crate::config::types::{
+    DiscoveryMethod, DiscoveryOrigin, DiscoverySource, UpstreamConfig, UpstreamTls, UpstreamUrl,
+};
 use reconcile::{FleetView, Ownerships, PresentUpstream};
 
 /// The time limit of one poll.
@@ -130,7 +132,7 @@ impl PolledSource {
 
     async fn poll(&self, fleet: &Fleet) -> Result<DiscoveredServers, String> {
         let path = match self.source.ask {
-            Discover::Gym(_) => gym::PATH,
+            DiscoveryMethod::Gym(_) => gym::PATH,
         };
         let answer = fleet.client().small(&self.server, path, POLL_TIMEOUT).await;
         let answer = answer.map_err(|error| format!("GET {path}: {error}"))?;
@@ -150,7 +152,7 @@ impl PolledSource {
             max_active,
             api_key: found.api_key.clone(),
             tls: if url.https { tls.clone() } else { UpstreamTls::default() },
-            discovered: Some(Discovered { source: self.label.clone(), model: found.model.clone() }),
+            discovered: Some(DiscoveryOrigin { source: self.label.clone(), model: found.model.clone() }),
             ..UpstreamConfig::new(url.clone())
         })
     }

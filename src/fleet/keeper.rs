@@ -22,7 +22,7 @@ use super::keeper_message::KeeperMessage;
 use super::probe::{self, ProbeFailure};
 use super::snapshot::{DISCOVERY_GRACE, Snapshot};
 use super::{Fleet, Upstream, metrics_reader, now};
-use crate::config::types::{Config, Discovered, DiscoverySource, UpstreamConfig};
+use crate::config::types::{Config, DiscoveryOrigin, DiscoverySource, UpstreamConfig};
 use upstream_record::{CapacityEvent, UpstreamRecord};
 
 /// The interval between two probes while an upstream is not ready.
@@ -247,7 +247,7 @@ impl Keeper {
                 PreparedChange::Remove { id: present.id, force: false }
             }
             (FleetChange::HandToDiscovery { .. }, Some(present)) => {
-                let discovered = Some(Discovered { source: NO_SOURCE.into(), model: None });
+                let discovered = Some(DiscoveryOrigin { source: NO_SOURCE.into(), model: None });
                 let config = UpstreamConfig { discovered, ..present.config.clone() };
                 let upstream = Arc::new(present.renewed(config).map_err(FleetChangeError::Unusable)?);
                 PreparedChange::Renew { upstream, stays: false }

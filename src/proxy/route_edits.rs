@@ -18,7 +18,7 @@ use super::headers;
 use super::random::RandomSource;
 use super::upstream_head::UpstreamHead;
 use super::{fleet_routes, translation};
-use crate::config::types::{HeaderEdits, Overflow};
+use crate::config::types::{HeaderEdits, OverflowPolicy};
 use crate::fleet::Upstream;
 use crate::prompt::scan::Scanner;
 use crate::route::answer::overflow::{self, OverflowAnswer};
@@ -242,7 +242,7 @@ impl RouteEdits {
 
     /// Whether an answer with this head may be answered in another way, once its body is known.
     pub fn may_overflow(&self, head: &ResponseHeader) -> bool {
-        head.status == 400 && self.plan.route.overflow == Overflow::Length && is_plain(head)
+        head.status == 400 && self.plan.route.overflow == OverflowPolicy::Length && is_plain(head)
     }
 
     /// The answer in place of an upstream's whole error that says that the prompt does not fit. `sent`: the

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use self::api::{Api, ErrorStyle, ModelLocation};
 use self::table::{API_ROUTES, ApiRouteRow, PolicyRule, fit};
-use crate::config::types::{Passthrough, PassthroughTo};
+use crate::config::types::{Passthrough, PassthroughTarget};
 
 /// How a request is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +83,9 @@ pub struct PathTable {
 
 impl PathTable {
     pub fn new(passthrough: &[Passthrough]) -> Self {
-        let policy = |to: &PassthroughTo| match to {
-            PassthroughTo::All => PathPolicy::FanOut,
-            PassthroughTo::Upstream(name) => PathPolicy::Upstream(name.as_str().into()),
+        let policy = |to: &PassthroughTarget| match to {
+            PassthroughTarget::All => PathPolicy::FanOut,
+            PassthroughTarget::Upstream(name) => PathPolicy::Upstream(name.as_str().into()),
         };
         PathTable {
             passthrough: passthrough.iter().map(|item| (item.path.clone(), policy(&item.to))).collect(),

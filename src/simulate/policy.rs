@@ -5,6 +5,7 @@
 //! beside the choice of an upstream.
 
 use super::scene::Scene;
+use crate::config::setting::NamedChoice;
 use crate::config::types::Preset;
 use crate::engine::dice::mix;
 

@@ -1,89 +1,101 @@
-//! The upstreams, and what refers to them by name.
+//! The upstreams, the sources of further ones, and the control paths that lead to them.
 
-use std::ops::RangeInclusive;
-
-use super::{Draft, set, source};
-use crate::config::problem::{ConfigPlace, Problem, seen};
-use crate::config::raw::{self, YamlNode, YamlValue};
-use crate::config::section::{Section, items, scalar};
-use crate::config::types::{Passthrough, PassthroughTo, UpstreamConfig, UpstreamTls, UpstreamUrl};
+use super::names::UpstreamNames;
+use crate::config::problem::{ConfigPlace, ConfigProblem, seen};
+use crate::config::section::{ConfigSection, scalar};
+use crate::config::setting::{self, MapSource, SettingsTable};
+use crate::config::types::{DiscoverySource, Passthrough, PassthroughTarget, UpstreamConfig, UpstreamItem};
 use crate::config::url;
-use crate::config::values::{
-    ReadResult, boolean, duration_in, file_path, integer_in, number_in, plain, secret, url_path,
-};
+use crate::config::values::url_path;
+use crate::config::yaml::{self, YamlNode, YamlValue};
 
-pub const WEIGHT: RangeInclusive<f64> = 0.001..=1000.0;
-pub const MAX_ACTIVE: RangeInclusive<u32> = 1..=1_000_000;
-/// Metrics and admin calls carry names.
-const LONGEST_NAME: usize = 128;
-/// What `passthrough` calls every upstream.
-const ALL: &str = "all";
+/// Keys that a source cannot have, and why.
+const NOT_OF_SOURCE: [(&str, &str); 4] = [
+    ("url", "stands beside gym: an item has one of them"),
+    ("name", "an upstream that is discovered has its host and port for a name: leave it out"),
+    ("models", "comes from the model server: leave it out"),
+    ("api_key", "comes from the model server: leave it out"),
+];
 
-/// A name that must be an upstream's, and where it was written.
-pub struct Reference {
-    pub place: ConfigPlace,
-    pub name: String,
-    /// Here the word for every upstream is allowed too.
-    pub or_all: bool,
+/// Kinds of upstreams that this version rejects, and that have no URL.
+const KINDS_TO_COME: [&str; 2] = ["dns", "kubernetes"];
+
+/// The upstreams and sources of a file.
+#[derive(Default)]
+pub struct FoundUpstreams {
+    pub upstreams: Vec<UpstreamConfig>,
+    pub sources: Vec<DiscoverySource>,
+    /// Whether the file has a list with items, valid or not.
+    pub is_given: bool,
 }
 
-pub fn upstreams(root: &mut Section<'_, '_>, draft: &mut Draft) {
+/// Reads `upstreams`.
+pub fn upstreams(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNames) -> FoundUpstreams {
     let place = root.place_of("upstreams");
-    let Some(node) = root.node("upstreams") else { return };
-    // A list that is there and empty is as good as none, and gets the message that says what to do.
-    draft.upstreams_given = !matches!(&node.value, YamlValue::List(items) if items.is_empty());
-    let Some(items) = items(node, &place, root.problems) else { return };
-    let (mut found, mut sources) = (Vec::new(), Vec::new());
+    let Some(node) = root.node("upstreams") else { return FoundUpstreams::default() };
+    // An empty list gets the message that says what to do.
+    let is_given = !matches!(&node.value, YamlValue::List(items) if items.is_empty());
+    let Some(items) = root.items("upstreams") else {
+        return FoundUpstreams { is_given, ..FoundUpstreams::default() };
+    };
+    let (mut upstreams, mut sources) = (Vec::new(), Vec::new());
     for (index, item) in items.iter().enumerate() {
         let place = place.item(index, item.line);
-        if source::is_one(item) {
-            // What it will name is not known.
-            draft.names = None;
-            sources.extend(source::read(item, &place, root.problems).map(|source| (place, source)));
+        if is_source(item) {
+            names.open();
+            sources.extend(source(item, &place, root.problems).map(|source| (place, source)));
             continue;
         }
         match upstream(item, &place, root.problems) {
-            Some(upstream) => found.push((place, upstream)),
-            None => draft.names = None,
+            Some(upstream) => upstreams.push((place, upstream)),
+            None => names.open(),
         }
     }
-    source::duplicates(&sources, root.problems);
-    draft.config.sources = sources.into_iter().map(|(_, source)| source).collect();
-    adopt(found, draft, root.problems);
+    report_duplicate_sources(&sources, root.problems);
+    report_duplicate_names(&upstreams, root.problems);
+    let upstreams: Vec<UpstreamConfig> = upstreams.into_iter().map(|(_, upstream)| upstream).collect();
+    names.add(upstreams.iter().map(|upstream| upstream.name.clone()));
+    FoundUpstreams { upstreams, sources: sources.into_iter().map(|(_, source)| source).collect(), is_given }
 }
 
 /// Upstreams with every option at its default, as the command line names them.
-pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], draft: &mut Draft) {
-    let mut problems = std::mem::take(&mut draft.problems);
+pub fn from_texts<S: AsRef<str>>(
+    from: &str,
+    texts: &[S],
+    names: &mut UpstreamNames,
+    problems: &mut Vec<ConfigProblem>,
+) -> Vec<UpstreamConfig> {
     let mut found = Vec::new();
     for text in texts {
         let place = ConfigPlace::named(from);
         match url::upstream(text.as_ref()) {
             Ok(url) => found.push((place, UpstreamConfig::new(url))),
             Err(what) => {
-                problems.push(Problem::new(&place, what));
-                draft.names = None;
+                problems.push(ConfigProblem::new(&place, what));
+                names.open();
             }
         }
     }
-    adopt(found, draft, &mut problems);
-    draft.problems = problems;
+    report_duplicate_names(&found, problems);
+    let found: Vec<UpstreamConfig> = found.into_iter().map(|(_, upstream)| upstream).collect();
+    names.add(found.iter().map(|upstream| upstream.name.clone()));
+    found
 }
 
 /// Parses one upstream in its long form as JSON, under the rules of the file. Variables are not expanded: a
 /// client that may add an upstream may not read the environment.
-pub fn upstream_alone(text: &str) -> Result<UpstreamConfig, Vec<Problem>> {
+pub fn upstream_alone(text: &str) -> Result<UpstreamConfig, Vec<ConfigProblem>> {
     let place = ConfigPlace::named("upstreams").item(0, 1);
     let mut problems = Vec::new();
     if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
-        return Err(vec![Problem::new(&ConfigPlace::named(""), format!("not valid JSON: {error}"))]);
+        return Err(vec![ConfigProblem::new(&ConfigPlace::named(""), format!("not valid JSON: {error}"))]);
     }
-    let node = raw::parse(text, &mut problems).filter(|node| matches!(node.value, YamlValue::Map(_)));
+    let node = yaml::parse(text, &mut problems).filter(|node| matches!(node.value, YamlValue::Map(_)));
     let found = match &node {
         Some(node) => upstream(node, &place, &mut problems),
         None => {
             let text = "must be an object: {\"url\": \"http://gpu-0:8000\"}";
-            problems.push(Problem::new(&ConfigPlace::named(""), text));
+            problems.push(ConfigProblem::new(&ConfigPlace::named(""), text));
             None
         }
     };
@@ -97,12 +109,49 @@ pub fn upstream_alone(text: &str) -> Result<UpstreamConfig, Vec<Problem>> {
     Err(problems)
 }
 
-/// The weight of an upstream as it stands in the file.
-pub fn weight(text: &str) -> ReadResult<f64> {
-    number_in(WEIGHT)(text)
+fn open<'t, 'p>(
+    node: &'t YamlNode,
+    place: &ConfigPlace,
+    problems: &'p mut Vec<ConfigProblem>,
+) -> ConfigSection<'t, 'p> {
+    ConfigSection::open(node, place.clone(), &setting::known_keys::<UpstreamItem>(), problems)
 }
 
-fn adopt(found: Vec<(ConfigPlace, UpstreamConfig)>, draft: &mut Draft, problems: &mut Vec<Problem>) {
+// === upstreams ===
+
+/// `None` also for an upstream whose name is unreadable.
+fn upstream(
+    node: &YamlNode,
+    place: &ConfigPlace,
+    problems: &mut Vec<ConfigProblem>,
+) -> Option<UpstreamConfig> {
+    if !matches!(node.value, YamlValue::Map(_)) {
+        return scalar(node, place, problems, url::upstream).map(UpstreamConfig::new);
+    }
+    let mut section = open(node, place, problems);
+    let mut item = UpstreamItem::unread();
+    if KINDS_TO_COME.iter().any(|kind| section.has(kind)) {
+        // The kind is a problem already.
+        setting::read(&mut section, &mut item, &["url", "gym"]);
+        return None;
+    }
+    setting::read(&mut section, &mut item, &["gym"]);
+    if item.every.is_some() {
+        section.report("every", "is how often a gym is asked: leave it out");
+    }
+    if section.has("gym") {
+        section.report("gym", "can only stand in the file");
+    }
+    if section.has("tls") && item.url.as_ref().is_some_and(|url| !url.https) {
+        section.report("tls", "the url is not https: write https://, or leave tls out");
+    }
+    if section.has("name") && item.name.is_none() {
+        return None;
+    }
+    item.upstream()
+}
+
+fn report_duplicate_names(found: &[(ConfigPlace, UpstreamConfig)], problems: &mut Vec<ConfigProblem>) {
     for (index, (place, upstream)) in found.iter().enumerate() {
         if let Some((first, _)) = found[..index].iter().find(|(_, earlier)| earlier.name == upstream.name) {
             let text = match place.line {
@@ -111,144 +160,79 @@ fn adopt(found: Vec<(ConfigPlace, UpstreamConfig)>, draft: &mut Draft, problems:
                 }
                 None => format!("{} is given twice", upstream.url.display()),
             };
-            problems.push(Problem::new(place, text));
+            problems.push(ConfigProblem::new(place, text));
         }
     }
-    if let Some(names) = &mut draft.names {
-        names.extend(found.iter().map(|(_, upstream)| upstream.name.clone()));
-    }
-    draft.config.upstreams = found.into_iter().map(|(_, upstream)| upstream).collect();
 }
 
-fn upstream(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -> Option<UpstreamConfig> {
-    if !matches!(node.value, YamlValue::Map(_)) {
-        return scalar(node, place, problems, url::upstream).map(UpstreamConfig::new);
-    }
-    let mut section = Section::open(node, place.clone(), problems);
-    // A kind of upstream that comes later has no url, and is a problem already.
-    let comes_later = ["dns", "kubernetes"].iter().any(|kind| section.node(kind).is_some());
-    let url = if comes_later { None } else { section.require("url", url::upstream) };
-    let every = section.get("every", duration_in(source::EVERY));
-    if every.is_some() && !comes_later {
-        section.problem("every", "is how often a gym is asked: leave it out");
-    }
-    // The file's are read elsewhere.
-    if section.node("gym").is_some() {
-        section.problem("gym", "can only stand in the file");
-    }
-    let name_given = section.node("name").is_some();
-    let name = section.get("name", name);
-    let models = models(&mut section);
-    let weight = section.get("weight", number_in(WEIGHT));
-    let api_key = section.get("api_key", secret);
-    let max_active = section.get("max_active", integer_in(MAX_ACTIVE));
-    let tls = tls(&mut section, url.as_ref());
-    let mut upstream = UpstreamConfig::new(url?);
-    if name_given && name.is_none() {
-        return None;
-    }
-    set(&mut upstream.name, name);
-    set(&mut upstream.weight, weight);
-    Some(UpstreamConfig { models, api_key, max_active, tls, ..upstream })
+// === sources ===
+
+/// Whether an item of `upstreams` names a source in place of an upstream.
+fn is_source(node: &YamlNode) -> bool {
+    node.entry("gym").is_some_and(|entry| entry.node.value != YamlValue::Null)
 }
 
-fn models(section: &mut Section<'_, '_>) -> Option<Vec<String>> {
-    let models = section.list("models", plain);
-    let is_empty = |value: &YamlValue| matches!(value, YamlValue::List(items) if items.is_empty());
-    if section.node("models").is_some_and(|node| is_empty(&node.value)) {
-        section.problem("models", "must not be empty: leave the key out to ask the upstream");
+fn source(
+    node: &YamlNode,
+    place: &ConfigPlace,
+    problems: &mut Vec<ConfigProblem>,
+) -> Option<DiscoverySource> {
+    let mut section = open(node, place, problems);
+    for (key, why) in NOT_OF_SOURCE {
+        if section.has(key) {
+            section.report(key, why);
+        }
     }
-    models
+    let mut item = UpstreamItem::unread();
+    setting::read(&mut section, &mut item, &UpstreamItem::UPSTREAM_KEYS);
+    item.source()
 }
 
-pub fn tls(section: &mut Section<'_, '_>, url: Option<&UpstreamUrl>) -> UpstreamTls {
-    let default = UpstreamTls::default();
-    if section.node("tls").is_none() {
-        return default;
-    }
-    if url.is_some_and(|url| !url.https) {
-        section.problem("tls", "the url is not https: write https://, or leave tls out");
-    }
-    let mut section = section.section("tls");
-    UpstreamTls {
-        ca: section.get("ca", file_path),
-        verify: section.get("verify", boolean).unwrap_or(default.verify),
-        sni: section.get("sni", server_name),
+fn report_duplicate_sources(found: &[(ConfigPlace, DiscoverySource)], problems: &mut Vec<ConfigProblem>) {
+    for (index, (place, source)) in found.iter().enumerate() {
+        let first = found[..index].iter().find(|(_, earlier)| earlier.ask == source.ask);
+        if let Some((first, _)) = first {
+            let text = format!("{} is {}'s already", source.ask.url().display(), first.path);
+            problems.push(ConfigProblem::new(&place.key("gym", place.line), text));
+        }
     }
 }
 
-fn server_name(text: &str) -> ReadResult<String> {
-    if crate::config::values::is_host(text) && !text.starts_with('[') {
-        return Ok(text.into());
-    }
-    Err(format!("{} is no host name", seen(text)))
-}
+// === control paths ===
 
-fn name(text: &str) -> ReadResult<String> {
-    let clean = |c: char| c.is_ascii_alphanumeric() || "._:/-[]".contains(c);
-    if text == ALL {
-        return Err(format!("{} means every upstream: choose another name", seen(text)));
-    }
-    if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(clean) {
-        let allowed = format!("1 to {LONGEST_NAME} letters, digits and . _ : / -");
-        return Err(format!("{} is no name: allowed are {allowed}", seen(text)));
-    }
-    Ok(text.into())
-}
-
-// === what refers to upstreams ===
-
-pub fn passthrough(root: &mut Section<'_, '_>, draft: &mut Draft) {
+/// Reads `passthrough`.
+pub fn passthrough(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNames) -> Vec<Passthrough> {
     let list = root.place_of("passthrough");
-    let Some(node) = root.node("passthrough") else { return };
-    let Some(items) = items(node, &list, root.problems) else { return };
-    for (index, item) in items.iter().enumerate() {
+    let mut found: Vec<Passthrough> = Vec::new();
+    for (index, item) in root.items("passthrough").unwrap_or_default().iter().enumerate() {
         let place = list.item(index, item.line);
-        let Some(found) = one_passthrough(item, &place, root.problems, &mut draft.references) else {
-            continue;
-        };
-        let first = draft.config.passthrough.iter().any(|earlier| earlier.path == found.path);
-        if first {
-            let text = format!("{} is in the list already", seen(&found.path));
-            root.problems.push(Problem::new(&place, text));
+        let Some(passthrough) = one_passthrough(item, &place, root.problems, names) else { continue };
+        if found.iter().any(|earlier| earlier.path == passthrough.path) {
+            let text = format!("{} is in the list already", seen(&passthrough.path));
+            root.problems.push(ConfigProblem::new(&place, text));
         }
-        draft.config.passthrough.push(found);
+        found.push(passthrough);
     }
+    found
 }
 
 fn one_passthrough(
     node: &YamlNode,
     place: &ConfigPlace,
-    problems: &mut Vec<Problem>,
-    references: &mut Vec<Reference>,
+    problems: &mut Vec<ConfigProblem>,
+    names: &mut UpstreamNames,
 ) -> Option<Passthrough> {
     if !matches!(node.value, YamlValue::Map(_)) {
-        let path = scalar(node, place, problems, url_path)?;
-        return Some(Passthrough { path, to: PassthroughTo::All });
+        return scalar(node, place, problems, url_path).map(Passthrough::to_all);
     }
-    let mut section = Section::open(node, place.clone(), problems);
-    let path = section.require("path", url_path);
-    let to = match section.get("to", plain) {
-        Some(name) if name != ALL => {
-            references.push(Reference { place: section.place_of("to"), name: name.clone(), or_all: true });
-            PassthroughTo::Upstream(name)
-        }
-        _ => PassthroughTo::All,
-    };
-    Some(Passthrough { path: path?, to })
-}
-
-/// Every name that must be an upstream's is looked up among all upstreams there are.
-pub fn references(draft: &mut Draft) {
-    // With an upstream whose name is unknown, nothing can be said about the others' names.
-    let Some(names) = &draft.names else { return };
-    for reference in draft.references.iter().filter(|reference| !names.contains(&reference.name)) {
-        let mut allowed = if reference.or_all { vec![ALL] } else { Vec::new() };
-        allowed.extend(names.iter().map(String::as_str));
-        let (name, allowed) = (seen(&reference.name), allowed.join(", "));
-        let text = format!("no upstream is named {name}: allowed are {allowed}");
-        draft.problems.push(Problem::new(&reference.place, text));
+    let mut section =
+        ConfigSection::open(node, place.clone(), &setting::known_keys::<Passthrough>(), problems);
+    let mut passthrough = Passthrough::defaults();
+    setting::read(&mut section, &mut passthrough, &[]);
+    if let PassthroughTarget::Upstream(name) = &passthrough.to {
+        names.refer(section.place_of("to"), name, true);
     }
+    (!passthrough.path.is_empty()).then_some(passthrough)
 }
 
 #[cfg(test)]
@@ -256,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upstream_alone_goes_by_the_rules_of_the_file() {
+    fn applies_the_rules_of_the_file_to_an_upstream_alone() {
         let good = upstream_alone(
             r#"{"url": "http://gpu-0:8000/v1", "name": "a/b", "weight": 2.5, "models": ["m"]}"#,
         );
@@ -276,8 +260,8 @@ mod tests {
         ];
         for (text, wanted) in table {
             let problems = upstream_alone(text).expect_err(text);
-            let told = problems[0].to_string();
-            assert!(wanted.is_empty() || told == wanted, "{text}: {told}");
+            let message = problems[0].to_string();
+            assert!(wanted.is_empty() || message == wanted, "{text}: {message}");
         }
         let variable = upstream_alone(r#"{"url": "http://a", "api_key": "${HOME}"}"#).expect("is valid");
         assert_eq!(variable.api_key.expect("is there").expose(), "${HOME}");

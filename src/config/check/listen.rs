@@ -1,82 +1,75 @@
-//! The listeners: an address, a map of address and `tls`, or a list of these.
+//! The listeners: an address, a map of `address` and `tls`, or a list of these.
 
-use crate::config::problem::{ConfigPlace, Problem};
-use crate::config::raw::{YamlNode, YamlValue};
-use crate::config::section::{Section, scalar};
-use crate::config::types::{Listen, ListenAddress, ListenTls};
-use crate::config::values::{address, file_path};
+use crate::config::problem::{ConfigPlace, ConfigProblem};
+use crate::config::section::{ConfigSection, scalar};
+use crate::config::setting::{self, MapSource, SettingsTable};
+use crate::config::types::{Listen, ListenAddress};
+use crate::config::yaml::{YamlNode, YamlValue};
 
-pub fn read(root: &mut Section<'_, '_>, listen: &mut Vec<Listen>) {
+/// Reads the listeners of a file; `None` without the key.
+pub fn read(root: &mut ConfigSection<'_, '_>) -> Option<Vec<Listen>> {
     let place = root.place_of("listen");
-    let Some(node) = root.node("listen") else { return };
+    let node = root.node("listen")?;
     let problems = &mut *root.problems;
     let mut found = Vec::new();
     match &node.value {
         YamlValue::List(items) if items.is_empty() => {
-            problems.push(Problem::new(&place, "must not be empty: leave the key out for the default"));
+            problems.push(ConfigProblem::new(&place, "must not be empty: leave the key out for the default"));
         }
         YamlValue::List(items) => {
             for (index, item) in items.iter().enumerate() {
-                one(item, place.item(index, item.line), problems, &mut found);
+                found.extend(one(item, place.item(index, item.line), problems));
             }
         }
-        _ => one(node, place, problems, &mut found),
+        _ => found.extend(one(node, place, problems)),
     }
-    distinct(&found, problems);
-    *listen = found.into_iter().map(|(_, listen)| listen).collect();
+    report_duplicates(&found, problems);
+    Some(found.into_iter().map(|(_, listen)| listen).collect())
 }
 
 /// Listeners without TLS, as flags and variables name them.
-pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], problems: &mut Vec<Problem>) -> Vec<Listen> {
+pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], problems: &mut Vec<ConfigProblem>) -> Vec<Listen> {
     let mut found = Vec::new();
     for text in texts {
-        match address(text.as_ref()) {
-            Ok(address) => found.push((ConfigPlace::named(from), Listen { address, tls: None })),
-            Err(what) => problems.push(Problem::new(&ConfigPlace::named(from), what)),
+        let place = ConfigPlace::named(from);
+        match ListenAddress::parse(text.as_ref()) {
+            Ok(address) => found.push((place, Listen::plain(address))),
+            Err(what) => problems.push(ConfigProblem::new(&place, what)),
         }
     }
-    distinct(&found, problems);
+    report_duplicates(&found, problems);
     found.into_iter().map(|(_, listen)| listen).collect()
-}
-
-/// With port 0 the system gives each listener another port.
-pub fn shareable(address: &ListenAddress) -> bool {
-    matches!(address, ListenAddress::Tcp(address) if address.ends_with(":0"))
 }
 
 fn one(
     node: &YamlNode,
     place: ConfigPlace,
-    problems: &mut Vec<Problem>,
-    found: &mut Vec<(ConfigPlace, Listen)>,
-) {
+    problems: &mut Vec<ConfigProblem>,
+) -> Option<(ConfigPlace, Listen)> {
     if !matches!(node.value, YamlValue::Map(_)) {
-        if let Some(address) = scalar(node, &place, problems, address) {
-            found.push((place, Listen { address, tls: None }));
-        }
-        return;
+        let address = scalar(node, &place, problems, ListenAddress::parse)?;
+        return Some((place, Listen::plain(address)));
     }
-    let mut section = Section::open(node, place, problems);
+    let mut section = ConfigSection::open(node, place, &setting::known_keys::<Listen>(), problems);
     let place = section.place_of("address");
-    let address = section.require("address", address);
-    let tls = section.node("tls").is_some().then(|| tls(section.section("tls"))).flatten();
-    if let Some(address) = address {
-        found.push((place, Listen { address, tls }));
+    // The default is for a file without listeners: a listener with TLS must say where it listens.
+    let has_address = section.has("address");
+    if !has_address {
+        section.report("address", "is missing");
     }
+    let before = section.problems.len();
+    let mut listen = Listen::defaults();
+    setting::read(&mut section, &mut listen, &[]);
+    let is_readable = section.problems[before..].iter().all(|problem| problem.place.path != place.path);
+    (has_address && is_readable).then_some((place, listen))
 }
 
-fn tls(mut section: Section<'_, '_>) -> Option<ListenTls> {
-    let certificate = section.require("certificate", file_path);
-    let key = section.require("key", file_path);
-    Some(ListenTls { certificate: certificate?, key: key? })
-}
-
-fn distinct(found: &[(ConfigPlace, Listen)], problems: &mut Vec<Problem>) {
+fn report_duplicates(found: &[(ConfigPlace, Listen)], problems: &mut Vec<ConfigProblem>) {
     for (index, (place, listen)) in found.iter().enumerate() {
         let twice = found[..index].iter().find(|(_, earlier)| earlier.address == listen.address);
-        if let Some((first, _)) = twice.filter(|_| !shareable(&listen.address)) {
+        if let Some((first, _)) = twice.filter(|_| !listen.address.is_shareable()) {
             let text = format!("{} is also the address of {}", listen.address, first.path);
-            problems.push(Problem::new(place, text));
+            problems.push(ConfigProblem::new(place, text));
         }
     }
 }

@@ -1,15 +1,17 @@
-//! How an upstream is chosen: the weights, the sets of them, and what is remembered to choose by.
+//! How an upstream is chosen: the weights, their presets, and the size of the prefix index.
 
-/// Weights of the formula in `pick`.
+use crate::config::setting::NamedChoice;
+
+/// The weights of the formula in `pick`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Balance {
     pub preset: Preset,
     pub backlog: f64,
     pub missing: f64,
-    /// Of what is missing, for each request that is answered meanwhile.
+    /// Added to `missing` for each request in flight, whose answer pauses while the prompt is read.
     pub stall: f64,
-    /// A block of the prompt costs whole until so many conversations for each candidate went through it, or
-    /// fewer hold it than its part of all conversations needs; see `state::prefix_index`.
+    /// The conversations per candidate from which on a block that they share costs less; see
+    /// `state::prefix_index`.
     pub share: f64,
     pub active: f64,
     pub context: f64,
@@ -21,6 +23,7 @@ impl Default for Balance {
     }
 }
 
+/// A named set of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preset {
     Work,
@@ -29,30 +32,14 @@ pub enum Preset {
     RoundRobin,
 }
 
+impl NamedChoice for Preset {
+    const NAMES: &'static [&'static str] = &["work", "prefix", "least-requests", "round-robin"];
+    const VALUES: &'static [Self] =
+        &[Preset::Work, Preset::Prefix, Preset::LeastRequests, Preset::RoundRobin];
+}
+
 impl Preset {
-    /// The names that a configuration may use, for messages.
-    pub const NAMES: [&'static str; 4] = ["work", "prefix", "least-requests", "round-robin"];
-
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "work" => Some(Preset::Work),
-            "prefix" => Some(Preset::Prefix),
-            "least-requests" => Some(Preset::LeastRequests),
-            "round-robin" => Some(Preset::RoundRobin),
-            _ => None,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Preset::Work => "work",
-            Preset::Prefix => "prefix",
-            Preset::LeastRequests => "least-requests",
-            Preset::RoundRobin => "round-robin",
-        }
-    }
-
-    /// The weights that the preset stands for.
+    /// The weights of the preset.
     pub fn balance(self) -> Balance {
         let zero = Balance {
             preset: self,
@@ -73,10 +60,10 @@ impl Preset {
     }
 }
 
-/// What is remembered of the prompts that were sent.
+/// The size of the index of the prompts that were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixIndex {
-    /// The most blocks, counted for each upstream that holds them; 0 remembers nothing.
+    /// The most blocks, counted once for each upstream that holds them; 0 turns the index off.
     pub blocks: usize,
     /// Bytes of decoded text in a block.
     pub block_bytes: usize,

@@ -1,69 +1,23 @@
-//! Where siblings meet, and how much they say there.
+//! What balancers exchange on a Redis, and how often.
 
-use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::secret::Secret;
+use crate::config::setting::{SettingRow, SettingsTable, duration, integer, row, text, value};
+use crate::config::values::{HOUR, MINUTE, plain, show_duration};
 
-/// How a Redis is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RedisUrl {
-    pub form: RedisForm,
-    pub tls: bool,
-    /// One, or all that are named of a cluster or of the sentinels; none for a socket.
-    pub hosts: Vec<(String, u16)>,
-    pub user: Option<String>,
-    pub password: Option<Secret>,
-    pub database: u16,
-}
+/// The least number of messages of a balancer within `gauge_ttl`.
+const MIN_MESSAGES_PER_TTL: u32 = 3;
 
-/// How the server that takes commands is found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RedisForm {
-    /// It is the one that is named.
-    Single,
-    /// It listens on a unix socket.
-    Socket(PathBuf),
-    /// Sentinels tell, by this name.
-    Sentinel(String),
-    /// Its nodes tell.
-    Cluster,
-}
-
-/// As it can be written again, with the password masked.
-impl fmt::Display for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let user = match (&self.user, &self.password) {
-            (None, None) => String::new(),
-            (user, password) => {
-                let password = password.as_ref().map(|secret| format!(":{secret}")).unwrap_or_default();
-                format!("{}{password}@", user.as_deref().unwrap_or_default())
-            }
-        };
-        let scheme = if self.tls { "rediss" } else { "redis" };
-        let bracketed = |host: &str| if host.contains(':') { format!("[{host}]") } else { host.into() };
-        let hosts: Vec<String> =
-            self.hosts.iter().map(|(host, port)| format!("{}:{port}", bracketed(host))).collect();
-        let (hosts, database) = (hosts.join(","), self.database);
-        match &self.form {
-            RedisForm::Single => write!(f, "{scheme}://{user}{hosts}/{database}"),
-            RedisForm::Socket(path) => write!(f, "unix://{user}{}?db={database}", path.display()),
-            RedisForm::Sentinel(master) => write!(f, "{scheme}+sentinel://{user}{hosts}/{master}/{database}"),
-            RedisForm::Cluster => write!(f, "{scheme}-cluster://{user}{hosts}"),
-        }
-    }
-}
-
+/// The settings of the exchange with siblings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisOptions {
-    /// Between two messages, at the least.
+    /// The shortest time between two messages.
     pub interval: Duration,
-    /// Of all keys.
+    /// The beginning of all keys.
     pub prefix: String,
-    /// How long a sibling's gauges count when it is not heard.
+    /// How long the load that a silent sibling reported counts.
     pub gauge_ttl: Duration,
-    /// About how many messages are kept, for balancers that start.
+    /// About how many messages are kept for balancers that start.
     pub stream_length: u64,
 }
 
@@ -74,6 +28,45 @@ impl Default for RedisOptions {
             prefix: "vllm-lb:".into(),
             gauge_ttl: Duration::from_secs(3),
             stream_length: 100_000,
+        }
+    }
+}
+
+// === impl RedisOptions ===
+
+impl SettingsTable for RedisOptions {
+    const TABLE: &'static [SettingRow<Self>] = &[
+        row(
+            "interval",
+            "Shortest time between two messages of a balancer; shorter gives better routing.",
+            &value(|options: &mut Self| &mut options.interval, duration(Duration::from_millis(1), MINUTE)),
+        ),
+        row(
+            "prefix",
+            "Beginning of every key in Redis; balancers with another prefix are not siblings.",
+            &value(|options: &mut Self| &mut options.prefix, text("text", plain)),
+        ),
+        row(
+            "gauge_ttl",
+            "Time for which the load that a silent sibling reported counts; at least three intervals.",
+            &value(|options: &mut Self| &mut options.gauge_ttl, duration(Duration::from_millis(100), HOUR)),
+        ),
+        row(
+            "stream_length",
+            "Approximate number of messages that Redis keeps for balancers that start.",
+            &value(|options: &mut Self| &mut options.stream_length, integer(100, 100_000_000)),
+        ),
+    ];
+
+    fn defaults() -> Self {
+        RedisOptions::default()
+    }
+
+    fn contradictions(&self, report: &mut dyn FnMut(&'static str, String)) {
+        if self.interval * MIN_MESSAGES_PER_TTL > self.gauge_ttl {
+            let (small, large) = (show_duration(self.interval), show_duration(self.gauge_ttl));
+            let what = format!("{small} is more than a third of redis_options.gauge_ttl, which is {large}");
+            report("interval", what);
         }
     }
 }

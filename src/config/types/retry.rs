@@ -1,13 +1,19 @@
-//! What runs of `retry:`, with its defaults.
+//! When a failed request goes to another upstream.
 
 use std::time::Duration;
 
-/// When, and how often, a request that failed before its answer began goes to another upstream.
+use serde_json::json;
+
+use crate::config::problem::seen;
+use crate::config::setting::{SettingRow, SettingsTable, duration, integer, list, number, row, value};
+use crate::config::values::{MINUTE, ReadResult, show_duration};
+
+/// When, and how often, a request that failed before its answer began is sent to another upstream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retry {
     /// Attempts after the first; 0 is none.
     pub attempts: u32,
-    /// Before the second further attempt; doubles from there.
+    /// The pause before the second further attempt; doubles with each one.
     pub backoff: Duration,
     pub max_backoff: Duration,
     /// Further attempts as a share of all requests.
@@ -27,7 +33,7 @@ impl Default for Retry {
     }
 }
 
-/// The failures that are tried again.
+/// The failures after which a request is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOn {
     pub connect: bool,
@@ -35,12 +41,67 @@ pub struct RetryOn {
     pub bad_gateway: bool,
     pub unavailable: bool,
     pub gateway_timeout: bool,
-    /// The engine aborted, or is shutting down.
+    /// The engine aborted the request, or is shutting down.
     pub abort: bool,
 }
 
+// === impl Retry ===
+
+impl SettingsTable for Retry {
+    const TABLE: &'static [SettingRow<Self>] = &[
+        row(
+            "attempts",
+            "Attempts after the first; 0 is none.",
+            &value(|retry: &mut Self| &mut retry.attempts, integer(0, 7)),
+        ),
+        row(
+            "backoff",
+            "Pause before the second further attempt, which doubles from there.",
+            &value(|retry: &mut Self| &mut retry.backoff, duration(Duration::ZERO, MINUTE)),
+        ),
+        row(
+            "max_backoff",
+            "Longest pause between two attempts.",
+            &value(|retry: &mut Self| &mut retry.max_backoff, duration(Duration::ZERO, MINUTE)),
+        ),
+        row(
+            "budget",
+            "Further attempts as a share of all requests.",
+            &value(|retry: &mut Self| &mut retry.budget, number(0.0, 10.0)),
+        ),
+        row(
+            "on",
+            "Failures after which a request is retried: connect, reset, 502, 503, 504, abort.",
+            &value(
+                |retry: &mut Self| &mut retry.on,
+                list("list of failures", failure_name, RetryOn::of_names, |on| json!(on.names())),
+            ),
+        ),
+    ];
+
+    fn defaults() -> Self {
+        Retry::default()
+    }
+
+    fn contradictions(&self, report: &mut dyn FnMut(&'static str, String)) {
+        if self.backoff > self.max_backoff {
+            let (small, large) = (show_duration(self.backoff), show_duration(self.max_backoff));
+            report("backoff", format!("{small} is more than retry.max_backoff, which is {large}"));
+        }
+    }
+}
+
+fn failure_name(text: &str) -> ReadResult<&'static str> {
+    match RetryOn::NAMES.iter().find(|name| **name == text) {
+        Some(name) => Ok(*name),
+        None => Err(format!("{} is none of {}", seen(text), RetryOn::NAMES.join(", "))),
+    }
+}
+
+// === impl RetryOn ===
+
 impl RetryOn {
-    /// The words of the configuration, in the order of the fields.
+    /// The names of the failures, in the order of the fields.
     pub const NAMES: [&'static str; 6] = ["connect", "reset", "502", "503", "504", "abort"];
 
     pub const NOTHING: RetryOn = RetryOn {
@@ -52,7 +113,7 @@ impl RetryOn {
         abort: false,
     };
 
-    /// The switch that a word stands for.
+    /// The switch of a failure by its name.
     pub fn switch(&mut self, name: &str) -> Option<&mut bool> {
         match name {
             "connect" => Some(&mut self.connect),
@@ -65,9 +126,20 @@ impl RetryOn {
         }
     }
 
-    /// The words that are on.
+    /// The names of the failures that are switched on.
     pub fn names(mut self) -> Vec<&'static str> {
         Self::NAMES.into_iter().filter(|name| self.switch(name).is_some_and(|on| *on)).collect()
+    }
+
+    /// The failures that these words name.
+    fn of_names(names: Vec<&'static str>) -> Self {
+        let mut on = RetryOn::NOTHING;
+        for name in names {
+            if let Some(switch) = on.switch(name) {
+                *switch = true;
+            }
+        }
+        on
     }
 }
 

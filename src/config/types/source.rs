@@ -2,45 +2,49 @@
 
 use std::time::Duration;
 
-use super::{UpstreamTls, UpstreamUrl};
+use super::upstream_tls::UpstreamTls;
+use crate::config::url::UpstreamUrl;
+
+/// The interval between two polls, unless the file says another.
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A server that is polled for the list of upstreams.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DiscoverySource {
-    pub ask: Discover,
+    pub ask: DiscoveryMethod,
     /// The interval between two polls, once the source has answered.
     pub every: Duration,
-    /// Of each upstream that it names, as all that follows.
+    /// The weight of each upstream of the source.
     pub weight: f64,
     pub max_active: Option<u32>,
     /// The TLS settings for `https` URLs, both of the upstreams and of the source.
     pub tls: UpstreamTls,
 }
 
-/// The ways of asking.
+/// How a source is polled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Discover {
+pub enum DiscoveryMethod {
     /// A NeMo Gym model server.
     Gym(UpstreamUrl),
 }
 
-/// What an upstream that was discovered is by the word of its source.
+/// Where a discovered upstream comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Discovered {
-    /// `Discover::label` of the source.
+pub struct DiscoveryOrigin {
+    /// The label of the source, from `DiscoveryMethod::label`.
     pub source: String,
-    /// A model that it serves, whether or not it lists its models.
+    /// A model that the upstream serves, as the source reports.
     pub model: Option<String>,
 }
 
-// === impl Source ===
+// === impl DiscoverySource ===
 
 impl DiscoverySource {
     /// A source with every option at its default.
-    pub fn new(ask: Discover) -> Self {
+    pub fn new(ask: DiscoveryMethod) -> Self {
         DiscoverySource {
             ask,
-            every: Duration::from_secs(10),
+            every: DEFAULT_INTERVAL,
             weight: 1.0,
             max_active: None,
             tls: UpstreamTls::default(),
@@ -48,19 +52,19 @@ impl DiscoverySource {
     }
 }
 
-// === impl Discover ===
+// === impl DiscoveryMethod ===
 
-impl Discover {
-    /// What logs, metrics and the admin interface call it.
+impl DiscoveryMethod {
+    /// The name of the source in logs, metrics and the admin API.
     pub fn label(&self) -> String {
         match self {
-            Discover::Gym(url) => format!("gym {}", url.display()),
+            DiscoveryMethod::Gym(url) => format!("gym {}", url.display()),
         }
     }
 
     pub fn url(&self) -> &UpstreamUrl {
         match self {
-            Discover::Gym(url) => url,
+            DiscoveryMethod::Gym(url) => url,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::config::url;
 use crate::observe::Observer;
 
 fn source(written: &str) -> DiscoverySource {
-    DiscoverySource::new(Discover::Gym(url::upstream(written).expect("is a URL")))
+    DiscoverySource::new(DiscoveryMethod::Gym(url::upstream(written).expect("is a URL")))
 }
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn gives_each_engine_the_settings_of_its_source_and_of_the_configuration()
     let upstreams: Vec<UpstreamConfig> = source.upstreams(&found).collect();
     let names: Vec<&str> = upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
     assert_eq!(names, ["a:1", "b:443", "a:1/x"]);
-    let discovered = Some(Discovered { source: "gym http://g:1".into(), model: Some("m".into()) });
+    let discovered = Some(DiscoveryOrigin { source: "gym http://g:1".into(), model: Some("m".into()) });
     for upstream in &upstreams {
         assert_eq!((upstream.weight, upstream.max_active), (2.0, Some(7)));
         assert_eq!(upstream.api_key.as_ref().map(Secret::expose), Some("k"));

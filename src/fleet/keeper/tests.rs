@@ -6,7 +6,7 @@ use super::super::breaker::UpstreamSignal;
 use super::super::probe::ProbeReport;
 use super::*;
 use crate::aggregate::EngineMetrics;
-use crate::config::types::{Config, Discovered};
+use crate::config::types::{Config, DiscoveryOrigin};
 use crate::config::url;
 use crate::fleet::UpstreamState;
 use crate::observe::Observer;
@@ -138,7 +138,7 @@ async fn an_operators_settings_take_precedence_over_a_sources() {
     let mut keeper = keeper();
     let operators = keeper.records[0].upstream().config.clone();
     let name = operators.name.clone();
-    let discovered = Some(Discovered { source: "gym http://g:1".into(), model: None });
+    let discovered = Some(DiscoveryOrigin { source: "gym http://g:1".into(), model: None });
     let from_source = UpstreamConfig { weight: 9.0, discovered, ..operators.clone() };
     let present = |keeper: &Keeper| {
         let record = &keeper.records[0];

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::super::upstream::Upstream;
 use super::*;
 use crate::aggregate::ModelCard;
-use crate::config::types::{Discovered, UpstreamConfig};
+use crate::config::types::{DiscoveryOrigin, UpstreamConfig};
 use crate::config::url;
 use crate::observe::Observer;
 
@@ -158,7 +158,7 @@ async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() 
     };
     let named = |id, name: &str, source: Option<&str>| {
         let server = Server::new(id, &queue, 0, &["m"]);
-        let discovered = source.map(|source| Discovered { source: source.into(), model: None });
+        let discovered = source.map(|source| DiscoveryOrigin { source: source.into(), model: None });
         let config = UpstreamConfig { name: name.into(), discovered, ..server.upstream.config.clone() };
         let upstream = Upstream::new(id, config, queue.clone()).expect("it needs no file");
         upstream.live.identity.serves.store(server.upstream.live.identity.serves.load_full());

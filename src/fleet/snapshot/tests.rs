@@ -11,7 +11,7 @@ use super::super::queue::Queue;
 use super::super::upstream::Upstream;
 use super::*;
 use crate::aggregate::ModelCard;
-use crate::config::types::{Discovered, Health, UpstreamConfig};
+use crate::config::types::{DiscoveryOrigin, Health, UpstreamConfig};
 use crate::config::url;
 use crate::observe::Observer;
 
@@ -61,7 +61,7 @@ fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
         let discovered = origin.map(|origin| {
             let (source, model) =
                 origin.split_once('=').map_or((origin, None), |(of, model)| (of, Some(model)));
-            Discovered { source: source.into(), model: model.map(Into::into) }
+            DiscoveryOrigin { source: source.into(), model: model.map(Into::into) }
         });
         let config = UpstreamConfig { max_active: Some(2), discovered, ..UpstreamConfig::new(url) };
         let upstream = Upstream::new(10 + index, config, queue.clone()).expect("it needs no file");

@@ -177,7 +177,7 @@ proptest! {
         prop_assert_eq!(read["value"].as_str(), Some(&*value));
         let yaml = show(LogFormat::Yaml, true, Level::Info, &message, &fields);
         let mut problems = Vec::new();
-        let node = crate::config::raw::parse(&yaml, &mut problems);
+        let node = crate::config::yaml::parse(&yaml, &mut problems);
         prop_assert!(node.is_some() && problems.is_empty(), "{:?}", problems);
         let shown = format!("{node:?}");
         let wanted = format!("Text({value:?})");

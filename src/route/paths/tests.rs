@@ -212,9 +212,9 @@ fn dots_within_a_segment_are_part_of_a_name() {
 #[test]
 fn passthrough_lets_through() {
     let item = |path: &str, to| Passthrough { path: path.to_owned(), to };
-    let gpu = || PassthroughTo::Upstream("gpu-0".to_owned());
+    let gpu = || PassthroughTarget::Upstream("gpu-0".to_owned());
     let table = PathTable::new(&[
-        item("/sleep", PassthroughTo::All),
+        item("/sleep", PassthroughTarget::All),
         item("/server_info", gpu()),
         item("/adapters/{name}", gpu()),
         item("/plugin/thing", gpu()),

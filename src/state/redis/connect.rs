@@ -16,7 +16,7 @@ use redis::{
 };
 
 use super::failure::RedisFailure;
-use crate::config::types::{RedisForm, RedisUrl};
+use crate::config::types::{RedisTopology, RedisUrl};
 
 /// The time limit of connecting to one host, and of every command that does not block on purpose.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,9 +70,9 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<RedisL
         .set_connection_timeout(Some(COMMAND_TIMEOUT))
         .set_response_timeout(Some(longest));
     match &url.form {
-        RedisForm::Single | RedisForm::Socket(_) => {
+        RedisTopology::Single | RedisTopology::Socket(_) => {
             let address = match &url.form {
-                RedisForm::Socket(path) => vec![ConnectionAddr::Unix(path.clone())],
+                RedisTopology::Socket(path) => vec![ConnectionAddr::Unix(path.clone())],
                 _ => addresses(url),
             };
             let mut found = address.into_iter().map(|address| address.into_connection_info());
@@ -82,7 +82,7 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<RedisL
             let client = Client::open(info?.set_redis_settings(settings(url)))?;
             Ok(RedisLink::One(client.get_multiplexed_async_connection_with_config(&config).await?))
         }
-        RedisForm::Sentinel(master) => {
+        RedisTopology::Sentinel(master) => {
             let mut builder = SentinelClientBuilder::new(addresses(url), master, SentinelServerType::Master)?
                 .set_client_to_redis_db(i64::from(url.database));
             if url.tls {
@@ -99,7 +99,7 @@ async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<RedisL
             let mut client = builder.build()?;
             Ok(RedisLink::One(client.get_async_connection_with_config(&config).await?))
         }
-        RedisForm::Cluster => {
+        RedisTopology::Cluster => {
             let mut builder = ClusterClient::builder(addresses(url))
                 .connection_timeout(COMMAND_TIMEOUT / 2)
                 .response_timeout(longest)

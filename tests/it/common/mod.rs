@@ -25,8 +25,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use vllm_lb::app::{self, RunningBalancer};
-use vllm_lb::config::types::{Config, Health, Listen, ListenAddress, TrustedProxies, UpstreamConfig};
-use vllm_lb::config::{url, values};
+use vllm_lb::config::types::{
+    Config, Health, Listen, ListenAddress, TrustedProxies, TrustedProxy, UpstreamConfig,
+};
+use vllm_lb::config::url;
 pub use vllm_lb::engine::batch::Timing;
 pub use vllm_lb::engine::http::{EngineServer, InjectedFault, NoMetrics, Options, Recorded};
 use vllm_lb::fleet::upstream::UpstreamLoad;
@@ -110,7 +112,7 @@ pub fn config(upstreams: Vec<UpstreamConfig>) -> Config {
 
 /// Believes what clients on this machine say of where a request came from.
 pub fn loopback() -> TrustedProxies {
-    TrustedProxies::new([values::trusted_proxy("127.0.0.0/8").expect("it is a network")])
+    TrustedProxies::new([TrustedProxy::parse("127.0.0.0/8").expect("it is a network")])
 }
 
 pub fn listen(address: &str) -> Listen {

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use vllm_lb::config::types::{Discover, DiscoverySource};
+use vllm_lb::config::types::{DiscoveryMethod, DiscoverySource};
 use vllm_lb::config::url;
 
 use super::certs::Certs;
@@ -47,7 +47,7 @@ pub fn source(address: &str) -> DiscoverySource {
 
 fn source_at(url: &str) -> DiscoverySource {
     let url = url::upstream(url).expect("is a URL");
-    DiscoverySource { every: Duration::from_millis(100), ..DiscoverySource::new(Discover::Gym(url)) }
+    DiscoverySource { every: Duration::from_millis(100), ..DiscoverySource::new(DiscoveryMethod::Gym(url)) }
 }
 
 // === impl ModelServer ===

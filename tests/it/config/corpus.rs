@@ -5,20 +5,21 @@
 //! at what the test shows and run it with `VLLM_LB_BLESS=1` to write the files anew.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use serde_json::Value;
 use vllm_lb::config::types::{
-    Config, Discover, DiscoverySource, Listen, ListenTls, Passthrough, PassthroughTo, Retry, RouteConfig,
-    Timeouts, UpstreamConfig,
+    Config, DiscoveryMethod, DiscoverySource, Listen, ListenTls, Passthrough, PassthroughTarget, Retry,
+    RouteConfig, Timeouts, UpstreamConfig,
 };
 use vllm_lb::config::{
     check, keys,
-    problem::{ConfigPlace, Problem},
+    problem::{ConfigPlace, ConfigProblem},
     render, url,
 };
 
-fn env(name: &str) -> Option<String> {
+pub fn env(name: &str) -> Option<String> {
     match name {
         "TOKEN" | "VLLM_API_KEY" | "VLLM_LB_ADMIN_TOKEN" => Some("hunter2".into()),
         "THREADS" => Some("4".into()),
@@ -27,11 +28,11 @@ fn env(name: &str) -> Option<String> {
     }
 }
 
-fn none(_: &str) -> Option<String> {
+pub fn none(_: &str) -> Option<String> {
     None
 }
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -45,24 +46,30 @@ fn files(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The lines of the problems of a file; none when it is valid.
 fn problems(text: &str) -> Vec<String> {
-    check::check(text, &env).err().unwrap_or_default().iter().map(Problem::to_string).collect()
+    check::check(text, &env).err().unwrap_or_default().iter().map(ConfigProblem::to_string).collect()
 }
 
 /// As `problems`, for the product as it is: routes are refused until requests go by them.
 fn as_it_ships(text: &str) -> Vec<String> {
-    check::check(text, &env).err().unwrap_or_default().iter().map(Problem::to_string).collect()
+    check::check(text, &env).err().unwrap_or_default().iter().map(ConfigProblem::to_string).collect()
+}
+
+/// The keys that hold a map whose keys are the user's own.
+fn free() -> &'static [String] {
+    static FREE: LazyLock<Vec<String>> = LazyLock::new(keys::free);
+    &FREE
 }
 
 /// Every leaf of a rendered configuration as `path: value`.
 fn leaves(value: &Value, path: &str, out: &mut Vec<(String, String)>) {
     match value {
-        Value::Object(map) if !keys::FREE.iter().any(|free| path.ends_with(&format!(".{free}"))) => {
+        Value::Object(map) if !free().iter().any(|free| path.ends_with(&format!(".{free}"))) => {
             for (key, value) in map {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 leaves(value, &path, out);
@@ -86,13 +93,13 @@ fn all_leaves(config: &Config) -> Vec<(String, String)> {
 }
 
 /// The same by keys, as the table of them has it; one of a list's items has as many leaves as items have it.
-fn by_key(config: &Config) -> Vec<(String, String)> {
+pub fn by_key(config: &Config) -> Vec<(String, String)> {
     let key = |path: String| ConfigPlace::named(&path).pattern();
     all_leaves(config).into_iter().map(|(path, value)| (key(path), value)).collect()
 }
 
 fn gym(written: &str) -> DiscoverySource {
-    DiscoverySource::new(Discover::Gym(url::upstream(written).expect("is a URL")))
+    DiscoverySource::new(DiscoveryMethod::Gym(url::upstream(written).expect("is a URL")))
 }
 
 fn compare(file: &Path, shown: &str) {
@@ -143,17 +150,17 @@ fn rendered_yaml_reads_as_the_same_configuration() {
 // === the manual ===
 
 #[derive(Debug, Default)]
-struct Entry {
-    key: String,
-    what: String,
-    default: String,
-    range: Option<String>,
-    values: Option<String>,
-    example: String,
+pub struct Entry {
+    pub key: String,
+    pub what: String,
+    pub default: String,
+    pub range: Option<String>,
+    pub values: Option<String>,
+    pub example: String,
 }
 
 /// The entries of the manual, its list of what is to come, and that of other names.
-fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
+pub fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
     let (mut entries, mut later, mut aliases) = (Vec::<Entry>::new(), Vec::new(), Vec::new());
     let mut is_default = false;
     for line in text(&root().join("conf/lb.yaml")).lines() {
@@ -193,20 +200,9 @@ fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
     (entries, later, aliases)
 }
 
-/// Every key that holds a value and no further keys. `listen` as a map is the same as one item of it.
+/// Every key that holds a value and no further keys.
 fn known_keys() -> Vec<String> {
-    let sections: Vec<&str> = keys::SECTIONS.iter().map(|(name, _)| *name).collect();
-    let mut found = Vec::new();
-    for (section, keys) in keys::SECTIONS.iter().filter(|(name, _)| !matches!(*name, "listen" | "listen.tls"))
-    {
-        for key in *keys {
-            let path = if section.is_empty() { (*key).to_string() } else { format!("{section}.{key}") };
-            let is_list = sections.contains(&format!("{path}[]").as_str());
-            if !is_list && !sections.contains(&path.as_str()) {
-                found.push(path);
-            }
-        }
-    }
+    let mut found: Vec<String> = keys::all().into_iter().map(|row| row.path).collect();
     found.sort();
     found
 }
@@ -235,7 +231,7 @@ fn the_manual_has_the_defaults_of_the_code() {
         upstreams: vec![UpstreamConfig::new(url)],
         sources: vec![gym("http://gym:11000")],
         routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
-        passthrough: vec![Passthrough { path: "/sleep".into(), to: PassthroughTo::All }],
+        passthrough: vec![Passthrough { path: "/sleep".into(), to: PassthroughTarget::All }],
         ..Config::default()
     };
     let leaves = by_key(&config);
@@ -360,7 +356,7 @@ fn suspicious_values_are_warnings() {
         "upstreams: [{url: http://x, name: x, models: [m1]}, {url: http://y, name: y, models: [m2]}]";
     for (routes, wanted) in table {
         let config = check::check(&format!("{upstreams}\nroutes: {routes}\n"), &env).expect(routes);
-        let lines: Vec<String> = check::warnings(&config).iter().map(Problem::to_string).collect();
+        let lines: Vec<String> = check::warnings(&config).iter().map(ConfigProblem::to_string).collect();
         assert_eq!(lines, wanted, "{routes}");
     }
     let open = "upstreams: [{url: http://x, models: [m1]}, http://y]\nroutes: [{to: any}]";
@@ -381,7 +377,7 @@ fn names_that_may_be_discovered_are_warnings() {
     let routes = routes.join(", ");
     let text = format!("{upstreams}\nroutes: [{routes}]\npassthrough: [{{path: /a, to: y}}]\n");
     let config = check::check(&text, &env).expect("is valid");
-    let lines: Vec<String> = check::warnings(&config).iter().map(Problem::to_string).collect();
+    let lines: Vec<String> = check::warnings(&config).iter().map(ConfigProblem::to_string).collect();
     let wanted = [
         "routes[1].upstreams[1]: no upstream is named \"z\" unless one is discovered",
         "routes[2].upstreams[0]: no upstream is named \"z\" unless one is discovered",
@@ -409,7 +405,8 @@ fn the_shipped_examples_are_valid() {
     }
 }
 
-/// What the code reads: with every key at another value than its default, nothing renders as the default.
+/// With every key at another value than its default, nothing renders as the default. A key that the file does
+/// not have is set by its example in the manual: see `the_example_of_every_key_sets_the_key`.
 #[test]
 fn every_key_is_read() {
     let everything = text(&root().join("tests/config/valid/everything.yaml"));
@@ -419,7 +416,7 @@ fn every_key_is_read() {
         upstreams: vec![UpstreamConfig::new(url)],
         sources: vec![gym("https://default:2")],
         routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
-        passthrough: vec![Passthrough { path: "/".into(), to: PassthroughTo::All }],
+        passthrough: vec![Passthrough { path: "/".into(), to: PassthroughTarget::All }],
         listen: vec![Listen {
             tls: Some(ListenTls { certificate: "c".into(), key: "k".into() }),
             ..Config::default().listen.remove(0)
@@ -427,7 +424,8 @@ fn every_key_is_read() {
         ..Config::default()
     };
     let (read, default) = (by_key(&config), by_key(&default));
-    for key in known_keys() {
+    let names = |key: &str| everything.contains(&format!("{}:", key.rsplit('.').next().unwrap_or(key)));
+    for key in known_keys().into_iter().filter(|key| names(key)) {
         let find = |leaves: &[(String, String)]| -> Vec<String> {
             leaves.iter().filter(|(leaf, _)| *leaf == key).map(|(_, value)| value.clone()).collect()
         };

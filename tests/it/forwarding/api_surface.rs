@@ -11,7 +11,7 @@ use crate::common::{
 };
 use serde_json::json;
 use vllm_lb::config::secret::Secret;
-use vllm_lb::config::types::{Config, Passthrough, PassthroughTo};
+use vllm_lb::config::types::{Config, Passthrough, PassthroughTarget};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -135,7 +135,7 @@ async fn health_is_good_while_one_upstream_is() {
 
 // === let through ===
 
-fn passthrough(path: &str, to: PassthroughTo) -> Passthrough {
+fn passthrough(path: &str, to: PassthroughTarget) -> Passthrough {
     Passthrough { path: path.into(), to }
 }
 
@@ -174,7 +174,7 @@ async fn a_control_path_is_sent_to_all_upstreams() {
     let engines = developing(3).await;
     let mut config = config(upstreams(&engines));
     config.passthrough = ["/pause", "/resume", "/is_paused", "/sleep"]
-        .map(|path| passthrough(path, PassthroughTo::All))
+        .map(|path| passthrough(path, PassthroughTarget::All))
         .to_vec();
     let balancer = Balancer::ready(config).await;
     let answer = balancer.ask(post("/pause?mode=keep", r#"{"x":1}"#)).await.expect(200);
@@ -195,7 +195,7 @@ async fn a_control_path_is_sent_to_all_upstreams() {
 async fn a_control_call_reports_each_refusal() {
     let engines = [developing(1).await.remove(0), engine(Options::default()).await];
     let mut config = config(upstreams(&engines));
-    config.passthrough = vec![passthrough("/pause", PassthroughTo::All)];
+    config.passthrough = vec![passthrough("/pause", PassthroughTarget::All)];
     let balancer = Balancer::ready(config).await;
     balancer.ask(post("/pause", "")).await.expect(404);
     assert!(engines.iter().all(|engine| paths(engine) == ["POST /pause"]), "both were asked");
@@ -205,7 +205,7 @@ async fn a_control_call_reports_each_refusal() {
 async fn a_control_path_can_name_one_upstream() {
     let engines = developing(3).await;
     let mut config = named(&engines, &["a", "b", "c"]);
-    let to = || PassthroughTo::Upstream("b".into());
+    let to = || PassthroughTarget::Upstream("b".into());
     config.passthrough =
         vec![passthrough("/reset_prefix_cache", to()), passthrough("/own/{rest:path}", to())];
     let balancer = Balancer::ready(config).await;

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use serde_json::{Value, json};
 use vllm_lb::config::check::check;
-use vllm_lb::config::types::{Overflow, UpstreamForm};
+use vllm_lb::config::types::{OverflowPolicy, UpstreamForm};
 use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::reject::{ErrorShape, Reject};
 use vllm_lb::route::answer::{AnswerContext, AnswerEditor, overflow};
@@ -93,7 +93,7 @@ impl Case {
         let (plan, model) = (self.plan(), self.model());
         let status = self.status();
         let is_too_long = overflow::is_overflow(status, answer.as_bytes());
-        if plan.route.overflow == Overflow::Length && is_too_long {
+        if plan.route.overflow == OverflowPolicy::Length && is_too_long {
             let request = overflow::OverflowRequest {
                 dialect: self.dialect(),
                 stream: self.setting("stream").is_some(),

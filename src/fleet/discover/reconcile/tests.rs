@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::types::Discovered;
+use crate::config::types::DiscoveryOrigin;
 use crate::config::url;
 
 /// An upstream of the simulated fleet.
@@ -28,7 +28,7 @@ fn named(written: &str) -> UpstreamConfig {
 }
 
 fn engine(number: u8) -> UpstreamConfig {
-    let discovered = Some(Discovered { source: "gym http://g:1".into(), model: None });
+    let discovered = Some(DiscoveryOrigin { source: "gym http://g:1".into(), model: None });
     UpstreamConfig { discovered, ..named(&format!("http://e:{number}")) }
 }
 
@@ -71,7 +71,7 @@ impl ReconcileScene {
     /// Hands an upstream to discovery, as a reload does that removes it from the file.
     fn hand_to_discovery(&mut self, name: &str) {
         if let Some(at) = self.at(name) {
-            self.fleet[at].config.discovered = Some(Discovered { source: "none".into(), model: None });
+            self.fleet[at].config.discovered = Some(DiscoveryOrigin { source: "none".into(), model: None });
         }
     }
 
@@ -253,7 +253,7 @@ fn applies_new_settings_of_a_source_and_keeps_an_operators_weight() {
     scene.reconcile(&engines(&[1]));
     scene.fleet[0].config.weight = 5.0;
     let with = |model: &str, weight: f64| {
-        let discovered = Some(Discovered { source: "gym http://g:1".into(), model: Some(model.into()) });
+        let discovered = Some(DiscoveryOrigin { source: "gym http://g:1".into(), model: Some(model.into()) });
         [UpstreamConfig { discovered, weight, ..engine(1) }]
     };
     assert_eq!(scene.reconcile(&with("m", 1.0)), ["+e:1"]);

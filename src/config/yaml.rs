@@ -1,40 +1,43 @@
-//! The file as it was written: a tree of texts, lists and maps, with the line of every one.
+//! The YAML of the file as a tree of texts, lists and maps, each with its line.
 //!
-//! Not serde, since serde stops at the first error and forgets lines; we report every problem. A scalar
-//! stays the text that was written: what it means is decided by the key that it belongs to. Aliases,
-//! merge keys (`<<`) and comments are YAML's; a key that is given twice is a problem. Bounded in size,
-//! depth and number of nodes, so that no file can take the memory. Never substitutes, never gives defaults.
+//! serde would stop at the first error and drop line numbers; this reader reports every problem. A scalar
+//! stays the text of the file, and its key decides what it means. Aliases, merge keys (`<<`) and comments
+//! are those of YAML; a duplicate key is a problem. Size, depth and number of nodes are bounded, so that no
+//! file can exhaust the memory. Variables and defaults are left to other modules.
 
 use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use super::problem::{ConfigPlace, Problem};
+use super::problem::{ConfigPlace, ConfigProblem};
 
 const MAX_BYTES: usize = 1 << 20;
 const MAX_DEPTH: usize = 32;
-/// Counted with aliases resolved.
+/// The most nodes of a file, aliases counted in full.
 const MAX_NODES: usize = 100_000;
 
+/// A value of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct YamlNode {
     pub line: usize,
-    /// Written without quotes: where any type may stand, `1` is then a number and `"1"` is a text.
+    /// Whether the scalar has no quotes. In a JSON value, `1` is a number and `"1"` a text.
     pub plain: bool,
     pub value: YamlValue,
 }
 
+/// The kinds of values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum YamlValue {
-    /// Nothing was written, or `~` or `null`: as if the key were not there.
+    /// An empty value, `~` or `null`: the key counts as absent.
     Null,
-    /// A problem was reported for this value already; there is nothing more to say about it.
+    /// A value whose problem is reported already.
     Broken,
     Text(String),
     List(Vec<YamlNode>),
     Map(Vec<YamlEntry>),
 }
 
+/// A key of a map with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct YamlEntry {
     pub key: String,
@@ -47,7 +50,13 @@ impl YamlNode {
         YamlNode { line: 1, plain: true, value: YamlValue::Null }
     }
 
-    /// What this is, for messages.
+    /// The entry of a key, if this is a map that has the key.
+    pub fn entry(&self, key: &str) -> Option<&YamlEntry> {
+        let YamlValue::Map(entries) = &self.value else { return None };
+        entries.iter().find(|entry| entry.key == key)
+    }
+
+    /// The kind of the node, for messages.
     pub fn kind(&self) -> &'static str {
         match self.value {
             YamlValue::Null | YamlValue::Broken => "nothing",
@@ -74,11 +83,11 @@ impl YamlNode {
     }
 }
 
-/// Reads one YAML document. `None` when it is not YAML; then a problem says why.
-pub fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<YamlNode> {
+/// Parses one YAML document. `None` for text that is not YAML, with a problem.
+pub fn parse(text: &str, problems: &mut Vec<ConfigProblem>) -> Option<YamlNode> {
     let start = ConfigPlace { path: String::new(), line: None };
     if text.len() > MAX_BYTES {
-        problems.push(Problem::new(&start, format!("the file is larger than {MAX_BYTES} bytes")));
+        problems.push(ConfigProblem::new(&start, format!("the file is larger than {MAX_BYTES} bytes")));
         return None;
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -88,13 +97,13 @@ pub fn parse(text: &str, problems: &mut Vec<Problem>) -> Option<YamlNode> {
         Ok(node) => Some(node),
         Err(stop) => {
             let place = ConfigPlace { path: String::new(), line: Some(stop.line) };
-            problems.push(Problem::new(&place, stop.text));
+            problems.push(ConfigProblem::new(&place, stop.text));
             None
         }
     }
 }
 
-/// Why reading cannot go on.
+/// An error that ends the parse.
 struct YamlError {
     line: usize,
     text: String,
@@ -110,10 +119,10 @@ struct YamlReader<'t, 'p> {
     parser: Parser<'t, StrInput<'t>>,
     anchors: HashMap<usize, YamlNode>,
     nodes: usize,
-    problems: &'p mut Vec<Problem>,
+    problems: &'p mut Vec<ConfigProblem>,
 }
 
-// === impl Reader ===
+// === impl YamlReader ===
 
 impl<'t> YamlReader<'t, '_> {
     fn next(&mut self) -> Result<(Event<'t>, Span), YamlError> {
@@ -222,7 +231,7 @@ impl<'t> YamlReader<'t, '_> {
                 self.merge(node, &place, &mut merged);
             } else if let Some(first) = entries.iter().find(|entry| entry.key == key) {
                 let text = format!("given twice, first on line {}", first.line);
-                self.problems.push(Problem::new(&place, text));
+                self.problems.push(ConfigProblem::new(&place, text));
             } else {
                 entries.push(YamlEntry { key, line, node });
             }
@@ -235,7 +244,7 @@ impl<'t> YamlReader<'t, '_> {
         Ok(YamlValue::Map(entries))
     }
 
-    /// What a `<<` brings in; of several maps the first one wins, as YAML's merge key says.
+    /// Collects the entries of a `<<`. Of several maps the first wins, as YAML defines.
     fn merge(&mut self, node: YamlNode, place: &ConfigPlace, merged: &mut Vec<YamlEntry>) {
         match node.value {
             YamlValue::Map(entries) => merged.extend(entries),
@@ -246,7 +255,7 @@ impl<'t> YamlReader<'t, '_> {
             }
             _ => {
                 let text = format!("must be a map of keys or a list of maps, is {}", node.kind());
-                self.problems.push(Problem::new(place, text));
+                self.problems.push(ConfigProblem::new(place, text));
             }
         }
     }
@@ -257,13 +266,17 @@ fn scalar(text: String, style: ScalarStyle) -> YamlValue {
     if null && style == ScalarStyle::Plain { YamlValue::Null } else { YamlValue::Text(text) }
 }
 
-/// The text that was written, or a problem that says that a single value must stand here.
-pub fn text<'t>(node: &'t YamlNode, place: &ConfigPlace, problems: &mut Vec<Problem>) -> Option<&'t str> {
+/// The text of a scalar; a problem for a list or map.
+pub fn text<'t>(
+    node: &'t YamlNode,
+    place: &ConfigPlace,
+    problems: &mut Vec<ConfigProblem>,
+) -> Option<&'t str> {
     match &node.value {
         YamlValue::Text(text) => Some(text),
         YamlValue::Null | YamlValue::Broken => None,
         YamlValue::List(_) | YamlValue::Map(_) => {
-            problems.push(Problem::new(place, format!("must be a single value, is {}", node.kind())));
+            problems.push(ConfigProblem::new(place, format!("must be a single value, is {}", node.kind())));
             None
         }
     }
@@ -291,11 +304,11 @@ mod tests {
     fn read(text: &str) -> (Option<String>, Vec<String>) {
         let mut problems = Vec::new();
         let node = parse(text, &mut problems);
-        (node.as_ref().map(outline), problems.iter().map(Problem::to_string).collect())
+        (node.as_ref().map(outline), problems.iter().map(ConfigProblem::to_string).collect())
     }
 
     #[test]
-    fn trees() {
+    fn reads_trees() {
         let table = [
             ("", "null"),
             ("# nothing", "null"),
@@ -313,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn every_duplicate_is_a_problem() {
+    fn reports_every_duplicate_key() {
         let (tree, problems) = read("a: 1\nb: {c: 1, c: 2}\na: 3\n");
         assert_eq!(tree.as_deref(), Some("{a:1,b:{c:1}}"));
         assert_eq!(
@@ -323,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_document_is_one_problem() {
+    fn reports_one_problem_for_text_that_is_not_one_document() {
         let deep = "[".repeat(40);
         let bomb = format!(
             "a: &a [{}]\nb: &b [{}]\nc: &c [{}]\nd: [{}]\n",
@@ -332,7 +345,7 @@ mod tests {
             "*b,".repeat(50),
             "*c,".repeat(50)
         );
-        // Each line is deeper than the one before it by what may be written at once.
+        // Each line nests the one before it deeper by 20 levels.
         let ladder: String = (1..5)
             .map(|n| format!("k{n}: &k{n} {}*k{}{}\n", "[".repeat(20), n - 1, "]".repeat(20)))
             .collect();
@@ -356,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_of_no_map_is_a_problem() {
+    fn reports_a_merge_key_without_a_map() {
         assert_eq!(
             read("a: {<<: 3}").1,
             ["a.<<: must be a map of keys or a list of maps, is a single value (line 1)"]

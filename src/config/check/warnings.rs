@@ -1,0 +1,66 @@
+//! Warnings: what is valid and most likely a mistake.
+
+use crate::config::problem::{ConfigPlace, ConfigProblem, seen};
+use crate::config::types::{Config, PassthroughTarget, RouteConfig};
+
+/// Reports what is valid, since upstreams may be added later, and most likely a mistake.
+pub fn warnings(config: &Config) -> Vec<ConfigProblem> {
+    let mut found = names_to_come(config);
+    for (index, route) in config.routes.iter().enumerate() {
+        let place = ConfigPlace::named(&format!("routes[{index}]"));
+        if let Some(to) = route.to.as_ref().filter(|to| !may_be_served(config, route, to)) {
+            let text = format!("no upstream serves {}", seen(to));
+            found.push(ConfigProblem::new(&place.key("to", None), text));
+        }
+        if let Some(first) = config.routes[..index].iter().position(|earlier| covers(earlier, route)) {
+            found.push(ConfigProblem::new(
+                &place,
+                format!("is never reached: routes[{first}] matches all that it does"),
+            ));
+        }
+    }
+    found
+}
+
+/// Whether an upstream may serve the model: one without a list of models may, and one to be discovered.
+fn may_be_served(config: &Config, route: &RouteConfig, model: &String) -> bool {
+    let chosen = |name: &String| route.upstreams.as_ref().is_none_or(|names| names.contains(name));
+    let mut upstreams = config.upstreams.iter().filter(|upstream| chosen(&upstream.name)).peekable();
+    upstreams.peek().is_none()
+        || (route.upstreams.is_none() && !config.sources.is_empty())
+        || upstreams.any(|upstream| upstream.models.as_ref().is_none_or(|models| models.contains(model)))
+}
+
+/// Whether every request that `later` matches is matched by `earlier`, as far as patterns are not compared.
+fn covers(earlier: &RouteConfig, later: &RouteConfig) -> bool {
+    let any = |model: &Option<String>| model.as_ref().is_none_or(|model| model == "*");
+    let model = any(&earlier.model) || earlier.model == later.model;
+    let path = earlier.path.is_none() || earlier.path == later.path;
+    model && path && earlier.header.iter().all(|pair| later.header.contains(pair))
+}
+
+/// Reports names that no upstream of the file has, where sources may still discover one.
+fn names_to_come(config: &Config) -> Vec<ConfigProblem> {
+    if config.sources.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let mut look = |name: &String, place: ConfigPlace| {
+        let is_source = config.sources.iter().any(|source| source.ask.label() == *name);
+        if !is_source && !config.upstreams.iter().any(|upstream| upstream.name == *name) {
+            let text = format!("no upstream is named {} unless one is discovered", seen(name));
+            found.push(ConfigProblem::new(&place, text));
+        }
+    };
+    for (index, route) in config.routes.iter().enumerate() {
+        for (item, name) in route.upstreams.iter().flatten().enumerate() {
+            look(name, ConfigPlace::named(&format!("routes[{index}].upstreams[{item}]")));
+        }
+    }
+    for (index, passthrough) in config.passthrough.iter().enumerate() {
+        if let PassthroughTarget::Upstream(name) = &passthrough.to {
+            look(name, ConfigPlace::named(&format!("passthrough[{index}].to")));
+        }
+    }
+    found
+}

@@ -1,0 +1,41 @@
+//! An upstream as it was configured or discovered.
+
+use super::source::DiscoveryOrigin;
+use super::upstream_tls::UpstreamTls;
+use crate::config::secret::Secret;
+use crate::config::url::UpstreamUrl;
+
+/// One vLLM server as it was configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamConfig {
+    /// Unique; `host:port` unless given.
+    pub name: String,
+    pub url: UpstreamUrl,
+    /// `None`: requested from `GET /v1/models`.
+    pub models: Option<Vec<String>>,
+    /// Divides the cost; above 0.
+    pub weight: f64,
+    /// Sent as `Authorization: Bearer` in place of the client's.
+    pub api_key: Option<Secret>,
+    /// The number of requests in flight at which the upstream is no candidate.
+    pub max_active: Option<u32>,
+    pub tls: UpstreamTls,
+    /// `None` for an upstream that the operator gave in the file, on the command line or at run time.
+    pub discovered: Option<DiscoveryOrigin>,
+}
+
+impl UpstreamConfig {
+    /// An upstream with every option at its default, named after its host and port.
+    pub fn new(url: UpstreamUrl) -> Self {
+        UpstreamConfig {
+            name: url.authority(),
+            url,
+            models: None,
+            weight: 1.0,
+            api_key: None,
+            max_active: None,
+            tls: UpstreamTls::default(),
+            discovered: None,
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! One item of `upstreams`: an upstream, or a source of upstreams.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::passthrough::ALL_UPSTREAMS;
+use super::source::{DEFAULT_INTERVAL, DiscoveryMethod, DiscoverySource};
+use super::upstream::UpstreamConfig;
+use super::upstream_tls::UpstreamTls;
+use crate::config::problem::seen;
+use crate::config::secret::Secret;
+use crate::config::setting::{
+    KeyRow, MapPlace, MapSource, SettingField, SettingRow, SettingsTable, custom, describe_rows, duration,
+    integer, maybe, maybe_texts, number, row, secret, section, show, text, value,
+};
+use crate::config::url::{self, UpstreamUrl};
+use crate::config::values::{HOUR, ReadResult, number_in, plain};
+
+/// The longest name of an upstream, in bytes: metrics and admin calls carry it.
+const MAX_NAME_BYTES: usize = 128;
+const MIN_WEIGHT: f64 = 0.001;
+const MAX_WEIGHT: f64 = 1000.0;
+
+/// The keys of both kinds of items. An item has a `url` or a `gym`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamItem {
+    pub url: Option<UpstreamUrl>,
+    /// A NeMo Gym model server.
+    pub gym: Option<UpstreamUrl>,
+    /// How often a `gym` is polled; `None` where the file says nothing.
+    pub every: Option<Duration>,
+    pub name: Option<String>,
+    pub models: Option<Vec<String>>,
+    pub weight: f64,
+    pub api_key: Option<Secret>,
+    pub max_active: Option<u32>,
+    pub tls: UpstreamTls,
+}
+
+/// The field of the list `upstreams`, which is kept as two lists. Code of its own reads it.
+pub struct UpstreamsField<S: 'static> {
+    pub upstreams: fn(&mut S) -> &mut Vec<UpstreamConfig>,
+    pub sources: fn(&mut S) -> &mut Vec<DiscoverySource>,
+}
+
+// === impl UpstreamItem ===
+
+impl UpstreamItem {
+    /// The keys that belong to an upstream alone.
+    pub const UPSTREAM_KEYS: [&'static str; 4] = ["url", "name", "models", "api_key"];
+    /// The keys that belong to a source alone.
+    pub const SOURCE_KEYS: [&'static str; 2] = ["gym", "every"];
+
+    /// An item to read a map into.
+    pub fn unread() -> Self {
+        UpstreamItem { every: None, ..UpstreamItem::defaults() }
+    }
+
+    /// The upstream, if the item has a URL.
+    pub fn upstream(self) -> Option<UpstreamConfig> {
+        let upstream = UpstreamConfig::new(self.url?);
+        let UpstreamItem { models, weight, api_key, max_active, tls, .. } = self;
+        let name = self.name.unwrap_or(upstream.name);
+        Some(UpstreamConfig { name, models, weight, api_key, max_active, tls, ..upstream })
+    }
+
+    /// The source, if the item has one.
+    pub fn source(self) -> Option<DiscoverySource> {
+        let source = DiscoverySource::new(DiscoveryMethod::Gym(self.gym?));
+        let UpstreamItem { every, weight, max_active, tls, .. } = self;
+        Some(DiscoverySource { every: every.unwrap_or(source.every), weight, max_active, tls, ..source })
+    }
+
+    fn of_upstream(upstream: &UpstreamConfig) -> Self {
+        UpstreamItem {
+            url: Some(upstream.url.clone()),
+            name: Some(upstream.name.clone()),
+            models: upstream.models.clone(),
+            weight: upstream.weight,
+            api_key: upstream.api_key.clone(),
+            max_active: upstream.max_active,
+            tls: upstream.tls.clone(),
+            ..UpstreamItem::defaults()
+        }
+    }
+
+    fn of_source(source: &DiscoverySource) -> Self {
+        let DiscoveryMethod::Gym(gym) = &source.ask;
+        UpstreamItem {
+            gym: Some(gym.clone()),
+            every: Some(source.every),
+            weight: source.weight,
+            max_active: source.max_active,
+            tls: source.tls.clone(),
+            ..UpstreamItem::defaults()
+        }
+    }
+
+    /// The item as the file would hold it, without the keys of the other kind.
+    fn shown(&self, without: &[&str]) -> Value {
+        let mut shown = show(self);
+        if let Value::Object(map) = &mut shown {
+            map.retain(|key, _| !without.contains(&key.as_str()));
+        }
+        shown
+    }
+}
+
+impl SettingsTable for UpstreamItem {
+    const TABLE: &'static [SettingRow<Self>] = &[
+        row(
+            "url",
+            "URL of a vLLM server; a path goes before every request's path, a trailing /v1 is removed.",
+            &value(|item: &mut Self| &mut item.url, maybe(custom("upstream URL", url::upstream, shown_url))),
+        )
+        .required(),
+        row(
+            "gym",
+            "URL of a NeMo Gym model server, in place of `url`: its engines are upstreams.",
+            &value(|item: &mut Self| &mut item.gym, maybe(custom("upstream URL", url::upstream, shown_url))),
+        ),
+        row(
+            "every",
+            "Time between two requests for the engines of a `gym`.",
+            &value(|item: &mut Self| &mut item.every, maybe(duration(Duration::from_millis(100), HOUR))),
+        ),
+        row(
+            "name",
+            "Unique name in logs, metrics and the admin API; host and port of the URL by default.",
+            &value(|item: &mut Self| &mut item.name, maybe(text("upstream name", upstream_name))),
+        ),
+        row(
+            "models",
+            "Models that the upstream serves; requested from GET /v1/models by default.",
+            &value(
+                |item: &mut Self| &mut item.models,
+                maybe_texts("list of model names", plain).not_empty("leave the key out to ask the upstream"),
+            ),
+        ),
+        row(
+            "weight",
+            "Capacity beside the other upstreams; divides the cost of a choice.",
+            &value(|item: &mut Self| &mut item.weight, number(MIN_WEIGHT, MAX_WEIGHT)),
+        ),
+        row(
+            "api_key",
+            "Key that is sent as `Authorization: Bearer` in place of the client's.",
+            &value(|item: &mut Self| &mut item.api_key, maybe(secret())),
+        ),
+        row(
+            "max_active",
+            "Requests in flight from this balancer at which the upstream gets no more.",
+            &value(|item: &mut Self| &mut item.max_active, maybe(integer(1, 1_000_000))),
+        ),
+        row("tls", "TLS towards the upstream.", &section(|item: &mut Self| &mut item.tls)),
+    ];
+
+    fn defaults() -> Self {
+        UpstreamItem {
+            url: None,
+            gym: None,
+            every: Some(DEFAULT_INTERVAL),
+            name: None,
+            models: None,
+            weight: 1.0,
+            api_key: None,
+            max_active: None,
+            tls: UpstreamTls::default(),
+        }
+    }
+}
+
+/// Parses the weight of an upstream as the file holds it.
+pub fn parse_weight(text: &str) -> ReadResult<f64> {
+    number_in(MIN_WEIGHT..=MAX_WEIGHT)(text)
+}
+
+/// An upstream as the file would hold it, secrets masked.
+pub fn show_upstream(upstream: &UpstreamConfig) -> Value {
+    let mut shown = UpstreamItem::of_upstream(upstream).shown(&UpstreamItem::SOURCE_KEYS);
+    // The file rejects `tls` for a URL without TLS.
+    if !upstream.url.https {
+        shown["tls"] = Value::Null;
+    }
+    shown
+}
+
+fn show_source(source: &DiscoverySource) -> Value {
+    UpstreamItem::of_source(source).shown(&UpstreamItem::UPSTREAM_KEYS)
+}
+
+fn shown_url(url: &UpstreamUrl) -> Value {
+    json!(url.display())
+}
+
+fn upstream_name(text: &str) -> ReadResult<String> {
+    let clean = |c: char| c.is_ascii_alphanumeric() || "._:/-[]".contains(c);
+    if text == ALL_UPSTREAMS {
+        return Err(format!("{} means every upstream: choose another name", seen(text)));
+    }
+    if text.is_empty() || text.len() > MAX_NAME_BYTES || !text.chars().all(clean) {
+        let allowed = format!("1 to {MAX_NAME_BYTES} letters, digits and . _ : / -");
+        return Err(format!("{} is no name: allowed are {allowed}", seen(text)));
+    }
+    Ok(text.into())
+}
+
+// === impl UpstreamsField ===
+
+impl<S> SettingField<S> for UpstreamsField<S> {
+    fn read(&self, _key: &str, _from: &mut dyn MapSource, _into: &mut S) {}
+
+    fn show(&self, of: &mut S) -> Value {
+        let mut shown: Vec<Value> = (self.upstreams)(of).iter().map(show_upstream).collect();
+        shown.extend((self.sources)(of).iter().map(show_source));
+        Value::Array(shown)
+    }
+
+    fn differs(&self, old: &mut S, new: &mut S) -> bool {
+        (self.upstreams)(old) != (self.upstreams)(new) || (self.sources)(old) != (self.sources)(new)
+    }
+
+    fn copy(&self, from: &mut S, to: &mut S) {
+        (self.upstreams)(to).clone_from((self.upstreams)(from));
+        (self.sources)(to).clone_from((self.sources)(from));
+    }
+
+    fn describe(&self, row: KeyRow, _defaults: &mut S, rows: &mut Vec<KeyRow>) {
+        let path = format!("{}[]", row.path);
+        describe_rows(UpstreamItem::TABLE, &MapPlace { path: &path, ..row.map() }, rows);
+    }
+}
