@@ -122,11 +122,6 @@ impl ChunkWalker {
         (ChunkWalker { state, depth: 1, objects: 1, escaped }, key)
     }
 
-    /// Nothing more is read: the document has ended, or is no JSON.
-    pub fn is_over(&self) -> bool {
-        matches!(self.state, ChunkState::Ended | ChunkState::Malformed)
-    }
-
     /// Reads the next chunk.
     pub fn read(&mut self, chunk: &[u8], visitor: &mut impl ChunkVisitor) {
         let mut at = 0;
