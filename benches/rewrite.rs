@@ -285,6 +285,21 @@ fn answers(criterion: &mut Criterion<CpuTime>) {
                 });
             });
         }
+        group.bench_function(format!("{kind}, a tree by serde_json"), |bench| {
+            bench.iter(|| {
+                for text in black_box(answers) {
+                    black_box(serde_json::from_slice::<Value>(text.as_bytes()).expect("is JSON"));
+                }
+            });
+        });
+        group.bench_function(format!("{kind}, the same tree by simd-json"), |bench| {
+            bench.iter(|| {
+                for text in black_box(answers) {
+                    let mut copy = text.clone().into_bytes();
+                    black_box(simd_json::serde::from_slice::<Value>(&mut copy).expect("is JSON"));
+                }
+            });
+        });
     }
     group.finish();
 }

@@ -118,7 +118,6 @@ struct Version {
 /// Fetches the version; `None` when the upstream does not report one, which is no failure.
 async fn version(client: &UpstreamClient, upstream: &Upstream, health: &Health) -> Option<String> {
     let answer = client.get(upstream, "/version", health.timeout).await.ok()?;
-    // simd-json parses in place, so the body is copied.
-    let parsed: Version = simd_json::serde::from_slice(&mut answer.body().to_vec()).ok()?;
+    let parsed: Version = serde_json::from_slice(answer.body()).ok()?;
     Some(parsed.version.chars().take(64).collect())
 }
