@@ -84,6 +84,8 @@ struct SplitEvent {
     data: Vec<u8>,
     /// What stands before the data of the first line.
     lead: Vec<u8>,
+    /// The lines between them that are no data.
+    others: Vec<u8>,
 }
 
 /// What became of the last line: a line end that was cut in two goes the same way.
@@ -295,7 +297,12 @@ impl EventCleanupState {
             ClearedDocument::Unreadable if json::read_value(&raw[..end], start).is_err() => {
                 out.extend_from_slice(before);
                 let lead = raw[..line.data().map_or(0, |data| data.start)].to_vec();
-                self.split = Some(SplitEvent { raw: raw.to_vec(), data: raw[start..end].to_vec(), lead });
+                self.split = Some(SplitEvent {
+                    raw: raw.to_vec(),
+                    data: raw[start..end].to_vec(),
+                    lead,
+                    others: Vec::new(),
+                });
                 true
             }
             ClearedDocument::Unchanged | ClearedDocument::Unreadable => false,
@@ -317,14 +324,14 @@ impl EventCleanupState {
     fn split_line(&mut self, line: &SseLine<'_>, out: &mut Vec<u8>) {
         let Some(split) = &mut self.split else { return };
         match line.data() {
-            Some(data) if split.raw.len() + line.raw().len() <= MAX_EVENT_BYTES => {
+            _ if !line.text().is_empty() && split.raw.len() + line.raw().len() > MAX_EVENT_BYTES => {
+                self.give_up(out);
+                out.extend_from_slice(line.raw());
+            }
+            Some(data) => {
                 split.raw.extend_from_slice(line.raw());
                 split.data.push(b'\n');
                 split.data.extend_from_slice(&line.raw()[data]);
-            }
-            Some(_) => {
-                self.give_up(out);
-                out.extend_from_slice(line.raw());
             }
             None if line.text().is_empty() => {
                 if self.end_split(out) {
@@ -333,14 +340,16 @@ impl EventCleanupState {
                     self.last = LastEventLine::EndRemoved;
                 }
             }
-            // Its place within the event means nothing.
-            None => out.extend_from_slice(line.raw()),
+            None => {
+                split.raw.extend_from_slice(line.raw());
+                split.others.extend_from_slice(line.raw());
+            }
         }
     }
 
     /// Writes the event whose data stands on several lines. False: it is removed.
     fn end_split(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(SplitEvent { raw, data, lead }) = self.split.take() else { return true };
+        let Some(SplitEvent { raw, data, lead, others }) = self.split.take() else { return true };
         let mut cleaned = Vec::new();
         match clear_fields(&data, 0, self.fields, b"", &mut cleaned) {
             ClearedDocument::Written => {}
@@ -357,6 +366,8 @@ impl EventCleanupState {
         // A byte-order mark stands before the first line alone.
         let name = lead.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&lead);
         out.extend_from_slice(&lead[..lead.len() - name.len()]);
+        // Their place within the event means nothing.
+        out.extend_from_slice(&others);
         for line in cleaned.split(|byte| *byte == b'\n') {
             out.extend_from_slice(name);
             out.extend_from_slice(line);
@@ -373,6 +384,6 @@ impl EventCleanupState {
     }
 
     fn held_bytes(&self) -> usize {
-        self.split.as_ref().map_or(0, |split| split.raw.len() + split.data.len())
+        self.split.as_ref().map_or(0, |split| split.raw.len() + split.data.len() + split.others.len())
     }
 }
