@@ -8,7 +8,7 @@ mod model;
 mod spreading;
 mod tails;
 
-use model::{IndexModel, LookupFacts, chains, lookup_facts, name};
+use model::{IndexModel, LookupFacts, chains, facts, name};
 use tails::share;
 
 fn hits(index: &Index, chain: &[u64]) -> Hits {
@@ -296,7 +296,7 @@ fn readers_find_present_blocks_during_writes() {
 
 /// Returns the lookup facts of every chain.
 fn everything(index: &Index, at: &[Slot]) -> BTreeMap<Vec<u8>, LookupFacts> {
-    chains().map(|text| (text.clone(), lookup_facts(&hits(index, &name(&text)), at))).collect()
+    chains().map(|text| (text.clone(), facts(&hits(index, &name(&text)), at))).collect()
 }
 
 #[derive(Clone, Debug)]
@@ -340,7 +340,7 @@ proptest! {
             match step {
                 IndexStep::Learn(text, slot, _) => {
                     let receipt = index.learn(&name(&text), None, at[slot]);
-                    let theirs = share(&sibling, &name(&text), &receipt, at[slot]).expect("the sibling has the parent");
+                    let theirs = share(&sibling, &name(&text), &receipt, at[slot]).expect("known parent");
                     model.learn(&text, slot);
                     last = Some((text, slot, receipt, theirs));
                 }
@@ -360,8 +360,8 @@ proptest! {
             }
             // Every second time, since the model is slow.
             for text in chains().filter(|_| number % 2 == 0) {
-                prop_assert_eq!(lookup_facts(&hits(&index, &name(&text)), &at), model.lookup_facts(&text), "{:?}", text);
-                prop_assert_eq!(lookup_facts(&hits(&sibling, &name(&text)), &at), model.lookup_facts(&text), "{:?}", text);
+                prop_assert_eq!(facts(&hits(&index, &name(&text)), &at), model.facts(&text), "{:?}", text);
+                prop_assert_eq!(facts(&hits(&sibling, &name(&text)), &at), model.facts(&text), "{:?}", text);
             }
             prop_assert_eq!(index.size().pairs, model.pairs());
         }
@@ -380,7 +380,7 @@ proptest! {
                     let receipt = index.learn(&name(&text), end.map(|end| end + name(&text)[0]), at[slot]);
                     let most = limits[slot].min(limit).min(text.len());
                     prop_assert_eq!(receipt.learned(), most);
-                    prop_assert_eq!(held(&index, &name(&text), at[slot]), most, "the upstream holds what it was sent");
+                    prop_assert_eq!(held(&index, &name(&text), at[slot]), most, "holds what it was sent");
                     open.push((text, at[slot], receipt));
                 }
                 IndexStep::TakeBack => {

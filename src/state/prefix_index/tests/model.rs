@@ -7,7 +7,7 @@ use super::{Hits, Slot};
 /// The facts of a lookup: the leading blocks of each upstream, and the branches of each known block.
 pub type LookupFacts = (Vec<usize>, Vec<u32>);
 
-pub fn lookup_facts(hits: &Hits, at: &[Slot]) -> LookupFacts {
+pub fn facts(hits: &Hits, at: &[Slot]) -> LookupFacts {
     let held = at.iter().map(|slot| hits.held(*slot)).collect();
     (held, (0..hits.known()).map(|block| hits.branches(block)).collect())
 }
@@ -91,7 +91,7 @@ impl IndexModel {
         self.caches[slot].trim();
     }
 
-    pub fn lookup_facts(&self, text: &[u8]) -> LookupFacts {
+    pub fn facts(&self, text: &[u8]) -> LookupFacts {
         let holds =
             |cache: &ModelCache, length: usize| cache.pairs.iter().any(|pair| pair.text == text[..length]);
         let leading =
