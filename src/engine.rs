@@ -1,8 +1,8 @@
-//! A simulated vLLM: its prefix cache and its batches (pure), and its HTTP face.
+//! A simulated vLLM: its prefix cache and its batches (pure), and its HTTP server.
 //!
-//! `cache` and `batch` have no clock and no socket; `http` puts them behind vLLM's API, so that the whole
-//! product can be tried, tested and measured without a GPU. The balancer never imports any of it; `simulate`
-//! runs loads through the pure parts.
+//! `cache` and `batch` have no clock and no socket; `http` serves them by vLLM's API, so that the whole
+//! product can be tried, tested and measured without a GPU. The balancer imports none of it; `simulate` runs
+//! loads through the pure parts.
 
 pub mod batch;
 pub mod cache;

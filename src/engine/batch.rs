@@ -1,8 +1,7 @@
 //! The pace of a simulated vLLM: continuous batching, chunked prefill and a prefix cache, on any clock.
 //!
-//! The engine works in steps. A step takes one token from every sequence that is decoding and spends what is
-//! left of its token budget on prefill, first of sequences already running, then of waiting ones, in order of
-//! arrival. A step lasts
+//! The engine works in steps. A step computes one token of every decoding sequence and spends the rest of its
+//! budget on prefill, first of running sequences, then of waiting ones in order of arrival. A step lasts
 //!
 //! ```text
 //! (per_step + prefill tokens * per_prefill_token + decoding * per_sequence
@@ -11,16 +10,15 @@
 //!
 //! and its tokens are reported at its end. Leading blocks of a prompt that the cache holds are not computed
 //! again, except the last token's block, as in vLLM. A request starts only when the cache has room for its
-//! prompt and answer; real engines preempt instead, here `num_preemptions` stays zero.
+//! prompt and answer; real engines preempt instead, so `num_preemptions` stays zero here.
 //!
-//! Nothing here reads a clock: `now` is seconds on whatever axis the caller likes, so the same engine runs an
-//! hour of a trace within seconds, or paces real sockets. Calls must come with a `now` that never goes back.
+//! Pure: `now` is seconds on any clock of the caller, and must never decrease between calls.
 
 use std::collections::VecDeque;
 
 use super::cache::{BlockHash, Cache};
 
-/// How long work takes, in seconds, and how much faster than that to run.
+/// The duration of work, in seconds, and the factor by which the engine runs faster.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timing {
     pub per_step: f64,
@@ -33,53 +31,53 @@ pub struct Timing {
 /// The sizes of the engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineLimits {
-    /// Tokens in a block.
+    /// The tokens of a block.
     pub block_size: usize,
-    /// Tokens the cache can hold.
+    /// The tokens that the cache can hold.
     pub cache_tokens: usize,
-    /// Sequences in a batch.
+    /// The largest number of sequences in a batch.
     pub max_running: usize,
-    /// Requests that may wait; more are refused. `None`: no limit.
+    /// The largest number of waiting requests; more are rejected. `None`: no limit.
     pub max_waiting: Option<usize>,
-    /// Tokens a step may compute.
+    /// The largest number of tokens that a step computes.
     pub step_tokens: usize,
-    /// Whether every token is reported; else only the first and the end, which is enough for a long replay.
-    pub tell_tokens: bool,
+    /// Whether every token is reported; otherwise only the first and the end, which is enough for a replay.
+    pub report_tokens: bool,
 }
 
 /// One sequence to generate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineRequest {
-    /// The caller's name for it, unique among those in flight.
+    /// The caller's id of the request, unique among those in flight.
     pub id: u64,
     pub prompt_tokens: usize,
-    /// Tokens it will generate; 0 ends it with its prefill, as an embedding does.
+    /// The number of tokens to generate; 0 ends the request with its prefill, as for an embedding.
     pub output_tokens: usize,
-    /// Hashes of the full blocks of prompt and answer, as far as the caller knows them.
+    /// The hashes of the full blocks of prompt and answer, as far as the caller knows them.
     pub chain: Vec<BlockHash>,
-    /// Why it will end, if it is not aborted.
+    /// Why the request will end, if it is not aborted.
     pub finish: Finish,
-    /// Whether held blocks may be used; not so when the client wants logprobs of the prompt.
+    /// Whether cached blocks may be used; false when the client requests logprobs of the prompt.
     pub use_cache: bool,
 }
 
-/// Why a sequence ended by itself.
+/// Why a sequence ended without being aborted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
     Stop,
     Length,
 }
 
-/// Why a request was not taken.
+/// Why a request was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineRefusal {
-    /// As many requests wait as may.
+    /// The largest number of requests wait already.
     QueueFull,
-    /// It would not fit into the cache, even alone.
+    /// The request would not fit into the cache, even alone.
     TooLarge,
 }
 
-/// Something that happened to the request `id`.
+/// An event of the request `id`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EngineEvent {
     pub at: f64,
@@ -94,23 +92,23 @@ pub enum EngineEventKind {
     Finished(GenerationSummary),
 }
 
-/// The life of a finished request.
+/// The counts and times of a finished request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GenerationSummary {
     pub reason: Finish,
     pub prompt_tokens: usize,
     pub cached_tokens: usize,
     pub output_tokens: usize,
-    /// When it came, was first scheduled, and had its first token.
+    /// When the request arrived, was first scheduled, and had its first token.
     pub arrived: f64,
     pub started: f64,
     pub first_token: f64,
 }
 
-/// Totals since the engine began.
+/// Totals since the engine started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Prompt tokens looked up in the cache, and found.
+    /// Prompt tokens that were looked up in the cache, and those that were found.
     pub prefix_queries: u64,
     pub prefix_hits: u64,
     pub prompt_tokens: u64,
@@ -130,9 +128,9 @@ pub struct SimulatedEngine {
     cache: Cache,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
-    /// Blocks promised to running sequences and not yet taken.
+    /// Blocks that are reserved for running sequences and not yet pinned.
     reserved: usize,
-    /// When the step under way ends.
+    /// When the present step ends.
     step_ends: Option<f64>,
     paused: bool,
     counters: Counters,
@@ -145,12 +143,12 @@ struct Sequence {
     started: f64,
     first_token: f64,
     cached: usize,
-    /// Prompt tokens whose computation is done, cached ones included.
+    /// The computed prompt tokens, including cached ones.
     computed: usize,
-    /// Tokens the step under way computes for it.
+    /// The tokens that the present step computes for the sequence.
     planned: usize,
     generated: usize,
-    /// Leading blocks of its chain that it pins, and all blocks it may come to need.
+    /// The number of pinned leading blocks, and the number of blocks needed at most.
     pins: usize,
     blocks: usize,
 }
@@ -171,17 +169,17 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// Everything at once: for tests that ask what is answered, not when.
+    /// Zero durations, for tests of answers rather than times.
     pub fn instant() -> Self {
         Self { per_step: 0.0, per_prefill_token: 0.0, per_sequence: 0.0, per_context_token: 0.0, speed: 1.0 }
     }
 
-    /// The default, so many times faster.
+    /// The default pace, `speed` times faster.
     pub fn faster(speed: f64) -> Self {
         Self { speed, ..Self::default() }
     }
 
-    /// How long a step of this content takes.
+    /// Returns the duration of a step.
     pub fn step(&self, prefill_tokens: usize, decoding: usize, context_tokens: usize) -> f64 {
         let seconds = self.per_step
             + prefill_tokens as f64 * self.per_prefill_token
@@ -191,7 +189,7 @@ impl Timing {
     }
 }
 
-// === impl Limits ===
+// === impl EngineLimits ===
 
 impl Default for EngineLimits {
     fn default() -> Self {
@@ -201,12 +199,12 @@ impl Default for EngineLimits {
             max_running: 256,
             max_waiting: None,
             step_tokens: 8_192,
-            tell_tokens: true,
+            report_tokens: true,
         }
     }
 }
 
-// === impl Engine ===
+// === impl SimulatedEngine ===
 
 impl SimulatedEngine {
     pub fn new(limits: EngineLimits, timing: Timing) -> Self {
@@ -240,12 +238,13 @@ impl SimulatedEngine {
         self.waiting.len()
     }
 
-    /// Blocks the cache has room for.
+    /// Returns the number of blocks that the cache has room for.
     pub fn capacity_blocks(&self) -> usize {
         self.cache.capacity()
     }
 
-    /// Share of the cache that running sequences use, 0 to 1; blocks kept for later do not count.
+    /// Returns the share of the cache that running sequences use, 0 to 1, without blocks that are only
+    /// cached.
     pub fn kv_usage(&self) -> f64 {
         let begun = |seq: &Sequence| {
             (seq.computed + seq.generated).div_ceil(self.limits.block_size).saturating_sub(seq.pins)
@@ -254,19 +253,20 @@ impl SimulatedEngine {
         used as f64 / self.cache.capacity().max(1) as f64
     }
 
-    /// Leading blocks of `chain` that the cache holds now.
+    /// Returns the number of leading blocks of `chain` that the cache holds.
     pub fn held(&self, chain: &[BlockHash]) -> usize {
         self.cache.held(chain)
     }
 
-    /// Requests whose prompt is not computed yet, in order, and the tokens left; `None`: it has not begun.
+    /// Returns the requests with an incomplete prefill in order, and the tokens left; `None`: not yet
+    /// started.
     pub fn prefills(&self) -> impl Iterator<Item = (u64, Option<usize>)> {
         let left = |seq: &Sequence| (seq.request.id, Some(seq.request.prompt_tokens - seq.computed));
         let begun = self.running.iter().filter(|seq| !seq.is_decoding()).map(left);
         begun.chain(self.waiting.iter().map(|seq| (seq.request.id, None)))
     }
 
-    /// Takes a request in. It begins at once when no step is under way.
+    /// Adds a request, which starts at once when no step is running.
     pub fn submit(&mut self, now: f64, request: EngineRequest) -> Result<(), EngineRefusal> {
         let blocks = (request.prompt_tokens + request.output_tokens).div_ceil(self.limits.block_size);
         if blocks > self.cache.capacity() {
@@ -293,7 +293,8 @@ impl SimulatedEngine {
         Ok(())
     }
 
-    /// Drops a request that waits or runs, and frees what it held. `false`: there is none of this name.
+    /// Drops a waiting or running request and frees its blocks. Returns `false` when there is no such
+    /// request.
     pub fn abort(&mut self, id: u64) -> bool {
         if let Some(at) = self.waiting.iter().position(|seq| seq.request.id == id) {
             self.waiting.remove(at);
@@ -311,12 +312,12 @@ impl SimulatedEngine {
         true
     }
 
-    /// When `advance` will next have something to do, if nothing else comes.
+    /// Returns when the present step ends.
     pub fn next_event_time(&self) -> Option<f64> {
         self.step_ends
     }
 
-    /// Ends every step that is over by `now`, and tells what they produced, in order.
+    /// Ends every step that is over at `now`, and returns the events in order.
     pub fn advance(&mut self, now: f64) -> Vec<EngineEvent> {
         let mut events = Vec::new();
         while let Some(ends) = self.step_ends.filter(|&ends| ends <= now) {
@@ -327,12 +328,12 @@ impl SimulatedEngine {
         events
     }
 
-    /// Another pace, from the next step on.
+    /// Sets the pace from the next step on.
     pub fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
     }
 
-    /// Stops after the step under way; requests wait until `resume`.
+    /// Stops after the present step; requests wait until `resume`.
     pub fn pause(&mut self) {
         self.paused = true;
     }
@@ -346,7 +347,7 @@ impl SimulatedEngine {
         self.paused
     }
 
-    /// Empties the cache; `false` while requests hold blocks.
+    /// Empties the cache; returns `false` while requests hold blocks.
     pub fn clear_cache(&mut self) -> bool {
         self.cache.clear()
     }
@@ -358,7 +359,7 @@ impl SimulatedEngine {
         let mut budget = self.limits.step_tokens;
         let (mut prefill, mut decoding, mut context) = (0, 0, 0);
         for seq in &mut self.running {
-            seq.planned = seq.wants().min(budget);
+            seq.planned = seq.needed().min(budget);
             budget -= seq.planned;
             if seq.is_decoding() {
                 decoding += seq.planned;
@@ -369,7 +370,7 @@ impl SimulatedEngine {
         }
         while budget > 0 && self.running.len() < self.limits.max_running {
             let Some(mut seq) = self.admit(now) else { break };
-            seq.planned = seq.wants().min(budget);
+            seq.planned = seq.needed().min(budget);
             budget -= seq.planned;
             prefill += seq.planned;
             self.running.push(seq);
@@ -380,10 +381,10 @@ impl SimulatedEngine {
         }
     }
 
-    /// Takes the request that waits longest, if the cache has room for all it may need.
+    /// Admits the request that waits longest, if the cache has room for all its blocks.
     fn admit(&mut self, now: f64) -> Option<Sequence> {
         let request = &self.waiting.front()?.request;
-        // The last token is always computed, so a block that it completes is no hit.
+        // The last token is always computed, so the block that it completes is not a hit.
         let usable = request.prompt_tokens.saturating_sub(1) / self.limits.block_size;
         let usable = if request.use_cache { usable.min(request.chain.len()) } else { 0 };
         let hits = self.cache.held(&request.chain[..usable]);
@@ -414,7 +415,7 @@ impl SimulatedEngine {
                 return true;
             }
             if let Some(kind) = self.work(seq, now)
-                && (self.limits.tell_tokens || kind != EngineEventKind::Token)
+                && (self.limits.report_tokens || kind != EngineEventKind::Token)
             {
                 events.push(EngineEvent { at: now, id: seq.request.id, kind });
             }
@@ -430,7 +431,7 @@ impl SimulatedEngine {
         self.running = running;
     }
 
-    /// Books what the step did for one sequence.
+    /// Applies the step to one sequence.
     fn work(&mut self, seq: &mut Sequence, now: f64) -> Option<EngineEventKind> {
         let was_decoding = seq.is_decoding();
         if !was_decoding {
@@ -450,7 +451,7 @@ impl SimulatedEngine {
         Some(if was_decoding { EngineEventKind::Token } else { first })
     }
 
-    /// Blocks that became full enter the cache. The newest token has no entry in it until the next step.
+    /// Pins the blocks that became full. The newest token enters the cache with the next step.
     fn pin_computed(&mut self, seq: &mut Sequence) {
         let tokens = seq.computed + seq.generated.saturating_sub(1);
         let full = (tokens / self.limits.block_size).min(seq.request.chain.len()).min(seq.blocks);
@@ -477,8 +478,8 @@ impl Sequence {
         self.computed >= self.request.prompt_tokens
     }
 
-    /// Tokens the next step should compute for it.
-    fn wants(&self) -> usize {
+    /// Returns the tokens that the next step should compute for the sequence.
+    fn needed(&self) -> usize {
         if self.is_decoding() { 1 } else { self.request.prompt_tokens - self.computed }
     }
 

@@ -1,20 +1,20 @@
-//! The prefix cache of a simulated vLLM: full blocks of tokens, named by chained hashes, evicted least
+//! The prefix cache of a simulated vLLM: full blocks of tokens, identified by chained hashes, evicted least
 //! recently used first.
 //!
-//! A block's hash covers its own tokens and those of all blocks before it, so holding a block says that the
-//! whole prefix up to it is the same. Running requests pin the blocks they use; a finished request frees
-//! them tail first, so that beginnings, which are shared, live longest. Two promises are held by tests: the
-//! cache never has more blocks than its capacity, and a held block's predecessor is held too.
+//! A block's hash covers its tokens and those of all blocks before it, so equal blocks have equal prefixes.
+//! Running requests pin the blocks that they use; a finished request frees them tail first, so that shared
+//! beginnings stay longest. Two invariants are tested: the cache never has more blocks than its capacity,
+//! and the predecessor of a held block is held too.
 //!
-//! It must never look at tokens, clocks or requests: it knows hashes only.
+//! Pure: sees hashes only, no tokens, clocks or requests.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Chained hash of one full block.
+/// The chained hash of one full block.
 pub type BlockHash = u64;
 
-/// End of the list of free blocks.
+/// The end of the list of free blocks.
 const NIL: u32 = u32::MAX;
 
 /// A cache of at most `capacity` blocks.
@@ -22,9 +22,9 @@ const NIL: u32 = u32::MAX;
 pub struct Cache {
     index: HashMap<BlockHash, u32, BuildHasherDefault<Identity>>,
     slots: Vec<CacheSlot>,
-    /// Slots that hold nothing, to be used again.
+    /// Vacant slots, to be reused.
     vacant: Vec<u32>,
-    /// The free list runs from the next victim to the most recently freed block.
+    /// The ends of the free list: from the next block to evict to the most recently freed one.
     oldest: u32,
     newest: u32,
     pinned: usize,
@@ -55,7 +55,7 @@ impl Hasher for Identity {
     }
 
     fn write_u64(&mut self, value: u64) {
-        // Block hashes of a test or a trace may be small numbers; the table wants its high bits filled.
+        // Block hashes of a test or a trace may be small numbers; the hash table uses the high bits.
         self.0 = value.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
@@ -63,7 +63,7 @@ impl Hasher for Identity {
 // === impl Cache ===
 
 impl Cache {
-    /// An empty cache; `capacity` counts blocks.
+    /// Builds an empty cache of `capacity` blocks.
     pub fn new(capacity: usize) -> Self {
         Self {
             index: HashMap::default(),
@@ -80,7 +80,7 @@ impl Cache {
         self.capacity
     }
 
-    /// Blocks held, pinned or free.
+    /// Returns the number of held blocks, pinned or free.
     pub fn len(&self) -> usize {
         self.index.len()
     }
@@ -89,24 +89,23 @@ impl Cache {
         self.index.is_empty()
     }
 
-    /// Blocks that running requests use and that cannot be evicted.
+    /// Returns the number of blocks that running requests use, which cannot be evicted.
     pub fn pinned(&self) -> usize {
         self.pinned
     }
 
-    /// How many leading blocks of `chain` are held. Changes nothing.
+    /// Returns the number of leading blocks of `chain` that are held.
     pub fn held(&self, chain: &[BlockHash]) -> usize {
         chain.iter().take_while(|hash| self.index.contains_key(hash)).count()
     }
 
-    /// How many of the leading `held` blocks of `chain` are free: pinning them would take that much room.
+    /// Returns how many of these held blocks are free: pinning them takes that much room.
     pub fn free_among(&self, held: &[BlockHash]) -> usize {
         held.iter().filter(|hash| self.index.get(hash).is_some_and(|&at| self.slot(at).pins == 0)).count()
     }
 
-    /// Pins one block, taking it in when it is not held, at the cost of the block that was free longest.
-    ///
-    /// `false`: every block is pinned, so there is no room, and nothing changed.
+    /// Pins one block; adds it when it is not held, and evicts the block that was free longest if needed.
+    /// Returns `false`, without a change, when every block is pinned.
     pub fn pin(&mut self, hash: BlockHash) -> bool {
         if let Some(&at) = self.index.get(&hash) {
             if self.slot(at).pins == 0 {
@@ -135,7 +134,7 @@ impl Cache {
         true
     }
 
-    /// Gives back the pins that one request holds on `chain`, tail first.
+    /// Removes the pins of one request on `chain`, tail first.
     pub fn release(&mut self, chain: &[BlockHash]) {
         for hash in chain.iter().rev() {
             let Some(&at) = self.index.get(hash) else { continue };
@@ -151,7 +150,7 @@ impl Cache {
         }
     }
 
-    /// Forgets every block; refused while one is pinned, as vLLM refuses it while requests run.
+    /// Removes every block; returns `false` while one is pinned, as vLLM does while requests run.
     pub fn clear(&mut self) -> bool {
         if self.pinned > 0 {
             return false;
@@ -216,13 +215,13 @@ mod tests {
 
     use super::*;
 
-    /// Pins what `chain` needs, as the engine does block by block; returns how many it got.
+    /// Pins the blocks of `chain` one by one, as the engine does; returns how many were pinned.
     fn take(cache: &mut Cache, chain: &[BlockHash]) -> usize {
         chain.iter().take_while(|&&hash| cache.pin(hash)).count()
     }
 
     #[test]
-    fn a_prefix_is_found_as_far_as_it_is_held() {
+    fn finds_the_held_part_of_a_prefix() {
         let mut cache = Cache::new(8);
         assert_eq!(take(&mut cache, &[1, 2, 3]), 3);
         assert_eq!(cache.held(&[1, 2, 9, 3]), 2);
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_is_evicted_first_and_pinned_blocks_never() {
+    fn evicts_the_tail_first_and_pinned_blocks_never() {
         let mut cache = Cache::new(4);
         take(&mut cache, &[1, 2, 3]);
         cache.release(&[1, 2, 3]);
@@ -244,13 +243,13 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_two_requests_is_free_only_when_both_gave_it_back() {
+    fn frees_a_shared_block_when_both_requests_released_it() {
         let mut cache = Cache::new(2);
         take(&mut cache, &[1]);
         take(&mut cache, &[1]);
         cache.release(&[1]);
         assert_eq!(cache.pinned(), 1);
-        assert!(!cache.clear(), "a pinned block cannot be forgotten");
+        assert!(!cache.clear(), "a pinned block cannot be removed");
         cache.release(&[1]);
         assert_eq!(cache.free_among(&[1]), 1);
         assert!(cache.clear());
@@ -258,9 +257,9 @@ mod tests {
     }
 
     proptest! {
-        /// Any order of requests beginning and ending keeps the two promises of the header.
+        /// Any order of requests that start and end keeps the two invariants of the header.
         #[test]
-        fn capacity_and_prefixes_hold(
+        fn keeps_capacity_and_prefixes_in_any_order(
             capacity in 1usize..24,
             steps in prop::collection::vec((0u64..6, 1usize..9, any::<bool>()), 1..120),
         ) {
@@ -269,7 +268,7 @@ mod tests {
             let mut parent: HashMap<BlockHash, BlockHash> = HashMap::new();
             for (family, length, begins) in steps {
                 if begins {
-                    // Chains of a family share their beginning, then part ways by length.
+                    // Chains of a family share their beginning and then differ by length.
                     let mut chain: Vec<BlockHash> = Vec::new();
                     for place in 0..length {
                         let fork = if place > 3 { length as u64 } else { 0 };

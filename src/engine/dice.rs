@@ -1,6 +1,6 @@
-//! Chance that can be had again: everything random in a simulation comes from a seed.
+//! Seeded random numbers: every random choice of a simulation comes from a seed.
 
-/// splitmix64: short, and good enough for anything but secrets.
+/// A splitmix64 generator: short, and good enough for anything but secrets.
 #[derive(Clone, Debug)]
 pub struct Dice(u64);
 
@@ -11,7 +11,7 @@ impl Dice {
         Dice(seed)
     }
 
-    /// Dice of their own for each `number`, from one seed.
+    /// Derives an independent generator for each `number` from one seed.
     pub fn of(seed: u64, number: u64) -> Self {
         Dice(mix(seed).wrapping_add(mix(!number)))
     }
@@ -21,23 +21,23 @@ impl Dice {
         mix(self.0)
     }
 
-    /// A number in 0..1.
+    /// Returns a number in 0..1.
     pub fn unit(&mut self) -> f64 {
         (self.roll() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// A number from `least` to `most`, both included.
+    /// Returns a number from `least` to `most`, both included.
     pub fn between(&mut self, least: usize, most: usize) -> usize {
         least + (self.roll() % (most - least + 1) as u64) as usize
     }
 
-    /// How long until the next of what comes by itself, so many a second.
+    /// Returns an exponentially distributed gap between two arrivals at `rate` a second.
     pub fn gap(&mut self, rate: f64) -> f64 {
         -(1.0 - self.unit()).ln() / rate
     }
 }
 
-/// A number that looks random, always the same for the same.
+/// Scrambles a number; equal numbers give equal results.
 pub fn mix(number: u64) -> u64 {
     let mut z = number;
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_gives_the_same_and_stays_within_bounds() {
+    fn repeats_by_seed_and_stays_within_bounds() {
         let throw = |seed| -> Vec<usize> {
             let mut dice = Dice::of(seed, 3);
             (0..1000).map(|_| dice.between(5, 9)).collect()
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_have_the_rate() {
+    fn gaps_average_to_the_rate() {
         let mut dice = Dice::new(1);
         let total: f64 = (0..10_000).map(|_| dice.gap(4.0)).sum();
         assert!((2300.0..2700.0).contains(&total), "{total}");

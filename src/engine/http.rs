@@ -1,4 +1,4 @@
-//! The HTTP face of a simulated vLLM 0.32: its routes, its shapes, its errors, and ways to break it.
+//! The HTTP server of a simulated vLLM 0.32: its routes, its answers, its errors, and injected faults.
 //!
 //! ```text
 //! let engine = Engine::start(Options { timing: Timing::faster(50.0), ..Options::default() }).await?;
@@ -7,22 +7,25 @@
 //! engine.wait_until("both run", |stats| stats.running == 2).await;
 //! ```
 //!
-//! Answers are decided from the prompt alone (`plan`), paced by `engine::batch` and counted as vLLM counts. A
-//! client that goes away aborts its request within a step. What is under `/sim/` is no part of vLLM: it lets
-//! tests in other processes do what the methods of `EngineServer` do.
+//! Answers follow from the prompt alone (`plan`), are paced by `engine::batch` and counted as vLLM counts. A
+//! client that disconnects aborts its request within a step. The routes under `/sim/` are not part of vLLM:
+//! they give tests in other processes the methods of `EngineServer`.
 //!
-//! It must never be used by the balancer itself, and it writes nothing to logs.
+//! The balancer never uses this module, and the module writes no logs.
 
+mod accepted;
 mod audio;
 mod background;
 mod chat;
 mod clock;
 mod completions;
 mod connection;
+mod connection_state;
 mod control;
 mod driver;
 mod encode;
 mod error;
+mod event_log;
 mod fault;
 mod generate;
 mod input;
@@ -39,6 +42,7 @@ mod record;
 mod render;
 mod reply;
 mod responses;
+mod responses_form;
 mod responses_stream;
 mod route;
 mod run;
@@ -70,10 +74,10 @@ pub use run::logprob;
 use server::{EngineAddress, EngineListener};
 use shared::EngineShared;
 
-/// How long `wait_until` and the ends of connections are waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest time that `wait_until` waits.
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// One running simulated server. Dropping it ends it at once.
+/// One running simulated server, which ends when it is dropped.
 pub struct EngineServer {
     shared: Arc<EngineShared>,
     address: EngineAddress,
@@ -81,7 +85,7 @@ pub struct EngineServer {
     tasks: [JoinHandle<()>; 2],
 }
 
-// === impl Engine ===
+// === impl EngineServer ===
 
 impl EngineServer {
     /// Starts on a free port of 127.0.0.1.
@@ -89,7 +93,7 @@ impl EngineServer {
         Self::start_on(TcpListener::bind("127.0.0.1:0").await?, options)
     }
 
-    /// Starts on a socket the caller bound.
+    /// Starts on a socket that the caller has bound.
     pub fn start_on(listener: TcpListener, options: Options) -> io::Result<Self> {
         let address = EngineAddress::Tcp(listener.local_addr()?);
         Ok(Self::spawn(EngineListener::Tcp(listener), address, None, options))
@@ -103,7 +107,7 @@ impl EngineServer {
         Ok(Self::spawn(EngineListener::Tcp(listener), address, Some(acceptor), options))
     }
 
-    /// Starts on a unix socket; a file that is in the way is removed.
+    /// Starts on a unix socket; removes an existing file of that name.
     pub fn start_unix(path: impl Into<PathBuf>, options: Options) -> io::Result<Self> {
         let path = path.into();
         server::remove_socket(&path);
@@ -127,11 +131,11 @@ impl EngineServer {
         Self { shared, address, tls, tasks }
     }
 
-    /// Where it listens.
+    /// Returns the address on which the server listens.
     ///
     /// # Panics
     ///
-    /// When it listens on a unix socket, which has a `path` and no address.
+    /// Panics when the server listens on a unix socket, which has a `path` and no address.
     pub fn address(&self) -> SocketAddr {
         match &self.address {
             EngineAddress::Tcp(address) => *address,
@@ -139,7 +143,7 @@ impl EngineServer {
         }
     }
 
-    /// The file of its unix socket, if it has one.
+    /// Returns the file of the unix socket, if any.
     pub fn path(&self) -> Option<&Path> {
         match &self.address {
             EngineAddress::Tcp(_) => None,
@@ -147,7 +151,7 @@ impl EngineServer {
         }
     }
 
-    /// `http://…`, `https://…` or `unix:/…`, without a slash at the end.
+    /// Returns `http://…`, `https://…` or `unix:/…`, without a slash at the end.
     pub fn url(&self) -> String {
         match &self.address {
             EngineAddress::Tcp(address) if self.tls => format!("https://{address}"),
@@ -160,65 +164,65 @@ impl EngineServer {
         self.shared.stats()
     }
 
-    /// The latest 1,000 requests other than polls, oldest first.
+    /// Returns the latest 1,000 requests other than polls, oldest first.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.requests.all()
     }
 
-    /// What was generated for the latest 1,000 requests, oldest first.
+    /// Returns the generations of the latest 1,000 requests, oldest first.
     pub fn generations(&self) -> Vec<RecordedGeneration> {
         self.shared.generations.all()
     }
 
-    /// The latest 1,000 GETs of `/health`, `/metrics`, `/v1/models` and the like, oldest first.
+    /// Returns the latest 1,000 GETs of `/health`, `/metrics`, `/v1/models` and the like, oldest first.
     pub fn polls(&self) -> Vec<Recorded> {
         self.shared.polls.all()
     }
 
-    /// When the simulated process began, as its metrics tell it.
+    /// Returns the start of the simulated process, as its metrics report it.
     pub fn started(&self) -> f64 {
         self.shared.started()
     }
 
-    /// Breaks something, for every request until `clear_fault`. When this returns, it is broken.
+    /// Injects a fault for every request until `clear_fault`. The fault is in effect when this returns.
     pub async fn set_fault(&self, fault: InjectedFault) {
         self.shared.set_fault(Some(fault), None).await;
     }
 
-    /// Breaks something for the next `requests` requests.
+    /// Injects a fault for the next `requests` requests.
     pub async fn set_fault_for(&self, requests: u64, fault: InjectedFault) {
         self.shared.set_fault(Some(fault), Some(requests)).await;
     }
 
-    /// All is well again, but for answers that have gone silent: those stay so.
+    /// Removes the fault. Answers that have gone silent stay silent.
     pub async fn clear_fault(&self) {
         self.shared.set_fault(None, None).await;
     }
 
-    /// What `/health` answers instead of 200.
+    /// Sets the status that `/health` returns instead of 200.
     pub fn set_health(&self, status: Option<u16>) {
         self.shared.faults.set_health(status);
     }
 
-    /// What `/metrics` does in place of an answer.
+    /// Sets what `/metrics` does instead of answering.
     pub fn set_metrics(&self, instead: Option<NoMetrics>) {
         self.shared.faults.set_metrics(instead);
     }
 
-    /// A new process on the same address: nothing cached, nothing in flight, all connections closed.
+    /// Simulates a new process on the same address: an empty cache, no requests, all connections closed.
     pub async fn restart(&self) {
         let old = self.shared.restart();
-        // Clients may be back before the last old connection is closed: counting them would not do.
+        // Clients may reconnect before the last old connection is closed, so the count is no criterion.
         self.wait_until("old connections are closed", |_| old.strong_count() == 0).await;
     }
 
-    /// Closes everything and waits until it is closed.
+    /// Stops the server and waits until all connections are closed.
     pub async fn stop(self) {
         self.end();
         self.wait_until("connections are closed", |stats| stats.connections == 0).await;
     }
 
-    /// Ends the tasks, and asks the connections that became websockets to end.
+    /// Ends the tasks, and closes the connections that became websockets.
     fn end(&self) {
         for task in &self.tasks {
             task.abort();
@@ -226,19 +230,19 @@ impl EngineServer {
         self.shared.control.send_modify(|control| control.close_all += 1);
     }
 
-    /// Waits until the counts are as wanted.
+    /// Waits until the counts satisfy `condition`.
     ///
     /// # Panics
     ///
-    /// After ten seconds, with `what` and the counts as they are: this is for tests.
-    pub async fn wait_until(&self, what: &str, is_so: impl Fn(&Stats) -> bool) {
-        let end = Instant::now() + PATIENCE;
+    /// Panics after ten seconds, with `what` and the present counts: this is for tests.
+    pub async fn wait_until(&self, what: &str, condition: impl Fn(&Stats) -> bool) {
+        let end = Instant::now() + MAX_WAIT;
         loop {
             let stats = self.stats();
-            if is_so(&stats) {
+            if condition(&stats) {
                 return;
             }
-            assert!(Instant::now() < end, "waited {PATIENCE:?} in vain until {what}: {stats:?}");
+            assert!(Instant::now() < end, "waited {MAX_WAIT:?} in vain until {what}: {stats:?}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

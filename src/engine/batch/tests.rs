@@ -1,4 +1,4 @@
-//! The pace of the engine by example, and that nothing is lost by property.
+//! The pace of the engine by examples, and that no request is lost by a property.
 
 use proptest::prelude::*;
 
@@ -21,7 +21,7 @@ fn engine(limits: EngineLimits, timing: Timing) -> SimulatedEngine {
     SimulatedEngine::new(limits, timing)
 }
 
-/// Runs until nothing is left to do.
+/// Runs the engine until it is idle.
 fn drain(engine: &mut SimulatedEngine) -> Vec<EngineEvent> {
     let mut events = Vec::new();
     while let Some(next) = engine.next_event_time() {
@@ -41,7 +41,7 @@ fn finish_of(events: &[EngineEvent], id: u64) -> GenerationSummary {
 }
 
 #[test]
-fn one_request_takes_its_prefill_and_a_step_a_token() {
+fn a_request_takes_its_prefill_and_one_step_for_each_token() {
     let timing = Timing { per_step: 1.0, per_prefill_token: 0.5, per_sequence: 0.25, ..Timing::instant() };
     let mut engine = engine(EngineLimits::default(), timing);
     engine.submit(10.0, request(1, 4, 3)).unwrap();
@@ -55,7 +55,7 @@ fn one_request_takes_its_prefill_and_a_step_a_token() {
 }
 
 #[test]
-fn speed_divides_and_instant_takes_no_time() {
+fn speed_divides_times_and_instant_takes_no_time() {
     assert_eq!(Timing::default().step(800, 0, 0) / Timing::faster(10.0).step(800, 0, 0), 10.0);
     let mut engine = engine(EngineLimits::default(), Timing::instant());
     engine.submit(1.0, request(1, 20_000, 50)).unwrap();
@@ -66,7 +66,7 @@ fn speed_divides_and_instant_takes_no_time() {
 }
 
 #[test]
-fn long_prompts_are_prefilled_in_chunks_beside_decoding() {
+fn prefills_long_prompts_in_chunks_beside_decoding() {
     let timing = Timing { per_step: 1.0, ..Timing::instant() };
     let mut engine = engine(EngineLimits { step_tokens: 100, ..EngineLimits::default() }, timing);
     engine.submit(0.0, request(1, 10, 20)).unwrap();
@@ -79,7 +79,7 @@ fn long_prompts_are_prefilled_in_chunks_beside_decoding() {
 }
 
 #[test]
-fn a_known_prefix_is_not_computed_again() {
+fn does_not_compute_a_cached_prefix_again() {
     let mut engine = engine(EngineLimits::default(), Timing { per_prefill_token: 1.0, ..Timing::instant() });
     engine.submit(0.0, request(1, 64, 16)).unwrap();
     drain(&mut engine);
@@ -90,7 +90,7 @@ fn a_known_prefix_is_not_computed_again() {
     let events = drain(&mut engine);
     assert_eq!(events[0].kind, EngineEventKind::FirstToken { cached_tokens: 48 });
     assert_eq!(events[0].at, 116.0);
-    // The conversation goes on: prompt and answer are held, but for the answer's last token.
+    // The conversation continues: prompt and answer are cached, except for the answer's last token.
     let mut next = request(1, 96, 16);
     next.id = 3;
     engine.submit(200.0, next).unwrap();
@@ -104,7 +104,7 @@ fn a_known_prefix_is_not_computed_again() {
 }
 
 #[test]
-fn requests_wait_for_a_seat_and_for_room() {
+fn requests_wait_for_a_batch_slot_and_for_cache_room() {
     let timing = Timing { per_step: 1.0, ..Timing::instant() };
     let limits =
         EngineLimits { max_running: 2, max_waiting: Some(1), cache_tokens: 160, ..EngineLimits::default() };
@@ -118,26 +118,26 @@ fn requests_wait_for_a_seat_and_for_room() {
     assert_eq!((engine.running(), engine.waiting()), (2, 0), "2 + 8 of 10 blocks");
     engine.submit(1.0, request(5, 1, 1)).unwrap();
     let events = drain(&mut engine);
-    assert!(finish_of(&events, 5).started >= 16.0, "it got the seat of the first to finish");
+    assert!(finish_of(&events, 5).started >= 16.0, "starts when the first one finishes");
     assert_eq!(engine.kv_usage(), 0.0);
 }
 
 #[test]
-fn an_aborted_request_is_gone_at_once() {
+fn removes_an_aborted_request_at_once() {
     let mut engine = engine(EngineLimits { max_running: 1, ..EngineLimits::default() }, Timing::default());
     engine.submit(0.0, request(1, 64, 100)).unwrap();
     engine.submit(0.0, request(2, 64, 100)).unwrap();
     engine.advance(0.5);
     assert!(engine.kv_usage() > 0.0);
     assert!(engine.abort(2) && engine.abort(1));
-    assert!(!engine.abort(1), "a second time there is nothing to abort");
+    assert!(!engine.abort(1), "the second abort finds no request");
     assert_eq!((engine.running(), engine.waiting(), engine.kv_usage()), (0, 0, 0.0));
     assert_eq!(engine.next_event_time(), None);
     assert_eq!(engine.counters().aborted, 2);
 }
 
 #[test]
-fn a_paused_engine_keeps_its_requests() {
+fn keeps_requests_while_paused() {
     let mut engine = engine(EngineLimits::default(), Timing::instant());
     engine.pause();
     engine.submit(0.0, request(1, 16, 4)).unwrap();
@@ -149,7 +149,7 @@ fn a_paused_engine_keeps_its_requests() {
 }
 
 #[test]
-fn a_request_without_output_ends_with_its_prefill() {
+fn ends_a_request_without_output_with_its_prefill() {
     let mut engine = engine(EngineLimits::default(), Timing { per_step: 1.0, ..Timing::instant() });
     engine.submit(0.0, request(1, 30, 0)).unwrap();
     let events = drain(&mut engine);
@@ -158,10 +158,10 @@ fn a_request_without_output_ends_with_its_prefill() {
 }
 
 proptest! {
-    /// Whatever comes and goes: every request ends once, with all its tokens, nothing is left behind,
-    /// and the clock of the events never goes back.
+    /// In any schedule every request ends once with all its tokens, no block stays pinned, and the times of
+    /// the events never decrease.
     #[test]
-    fn nothing_is_lost(
+    fn loses_no_request_in_any_schedule(
         requests in prop::collection::vec((0u64..5, 1usize..90, 0usize..40, 0u8..10), 1..60),
         max_running in 1usize..6,
         step_tokens in 8usize..64,

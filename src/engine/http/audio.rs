@@ -1,7 +1,7 @@
 //! `POST /v1/audio/transcriptions` and `/v1/audio/translations`: forms with a file.
 //!
-//! The fields may come in any order, also the model after the file. What is "heard" depends on the bytes of
-//! the file alone.
+//! The fields may come in any order, also the model after the file. The transcription depends on the bytes
+//! of the file alone.
 
 use memchr::memmem;
 use serde_json::json;
@@ -13,9 +13,10 @@ use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest};
 use super::token;
 
-/// Largest file, as `VLLM_MAX_AUDIO_CLIP_FILESIZE_MB` has it.
-const MAX_FILE: usize = 25 * 1_024 * 1_024;
+/// The largest file in bytes, as the default of `VLLM_MAX_AUDIO_CLIP_FILESIZE_MB`.
+const MAX_FILE_BYTES: usize = 25 * 1_024 * 1_024;
 
+/// Transcribes the file of a form.
 pub async fn transcribe(call: &EngineCall) -> Result<Reply, ApiError> {
     let fields = fields(call).unwrap_or_default();
     let text_of = |name: &str| {
@@ -26,13 +27,13 @@ pub async fn transcribe(call: &EngineCall) -> Result<Reply, ApiError> {
         let problem = "{'type': 'missing', 'loc': 'body.file', 'msg': 'Field required', 'input': 'None'}";
         return Err(ApiError::schema(&[problem.to_owned()], Some("body.file")));
     };
-    if file.len() > MAX_FILE {
+    if file.len() > MAX_FILE_BYTES {
         return Err(ApiError::bad_request("Maximum file size exceeded"));
     }
     let (_, lora) = call.model(text_of("model"))?;
-    let mut ask = GenerationRequest { n: 1, use_cache: true, ..GenerationRequest::default() };
-    ask.prompt = token::encode(&format!("<|audio {:016x}|>", xxh3_64(file)));
-    let mut job = call.start(ask, lora.as_deref())?;
+    let mut request = GenerationRequest { n: 1, use_cache: true, ..GenerationRequest::default() };
+    request.prompt = token::encode(&format!("<|audio {:016x}|>", xxh3_64(file)));
+    let mut job = call.start(request, lora.as_deref())?;
     job.generation.finish().await;
     let text = job.answers[0].text(AnswerPart::Text, job.generation.reported(0).0);
     if text_of("response_format") == Some("text") {
@@ -41,7 +42,7 @@ pub async fn transcribe(call: &EngineCall) -> Result<Reply, ApiError> {
     Ok(reply::ok(&json!({"text": text})))
 }
 
-/// Name and content of each part of the form; `None` if it is no form.
+/// Returns the name and the content of each part of the form; `None` when the body is not a form.
 fn fields(call: &EngineCall) -> Option<Vec<(String, &[u8])>> {
     let kind = call.header("content-type")?;
     let boundary = kind.strip_prefix("multipart/form-data")?.split_once("boundary=")?.1;

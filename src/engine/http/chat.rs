@@ -6,7 +6,7 @@ use super::clock;
 use super::driver::Step;
 use super::error::ApiError;
 use super::input::Input;
-use super::plan::{AnswerPart, PlannedAnswer, SamplingWishes};
+use super::plan::{AnswerPart, PlannedAnswer, SamplingOptions};
 use super::render;
 use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest, Job, chat_logprob, finish_reason};
@@ -14,40 +14,40 @@ use super::stream::{self, EventWriter, ReplyEvents};
 use super::token;
 use super::usage::AnswerUsage;
 
-/// What the answer needs besides the job.
+/// The parts of the answer that follow from the request.
 #[derive(Debug, Clone)]
 struct ChatReplyForm {
     id: String,
     model: String,
     created: u64,
     fingerprint: String,
-    /// A named tool ends with `stop`, any other call with `tool_calls`.
+    /// The request names a tool: the call ends with `stop`, any other call with `tool_calls`.
     named_tool: bool,
-    /// Number of alternatives beside each token's log probability; `None`: no log probabilities.
+    /// The number of alternatives beside each token's log probability; `None`: no log probabilities.
     logprobs: Option<usize>,
     prompt_logprobs: bool,
     token_ids: bool,
     prompt_text: bool,
     include_usage: bool,
     continuous_usage: bool,
-    tell_cached: bool,
+    reports_cached: bool,
 }
 
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
-    let (mut ask, streams) = read(&mut input);
+    let (mut request, streams) = read(&mut input);
     let model = input.string("model");
     let mut input = input.checked()?;
     let (name, lora) = call.model(model.as_deref())?;
-    ask.check(&mut input)?;
-    ask.prompt = render::chat(&input.body);
-    read_sampling(&input.body, &mut ask.wishes, model.as_deref());
+    request.check(&mut input)?;
+    request.prompt = render::chat(&input.body);
+    read_sampling(&input.body, &mut request.sampling, model.as_deref());
     let form = ChatReplyForm::new(call, &input, name);
-    let mut job = call.start(ask, lora.as_deref())?;
+    let mut job = call.start(request, lora.as_deref())?;
     if streams {
         let Job { prompt, answers, generation } = job;
-        let talk = ChatWriter { told: vec![0; answers.len()], form, prompt, answers, cached: 0 };
-        return Ok(stream::answer(call, generation, talk));
+        let writer = ChatWriter { reported: vec![0; answers.len()], form, prompt, answers, cached: 0 };
+        return Ok(stream::answer(call, generation, writer));
     }
     let cached = job.generation.finish().await;
     Ok(reply::ok(&form.whole(&job, cached)))
@@ -57,7 +57,7 @@ fn read(input: &mut Input) -> (GenerationRequest, bool) {
     input.require("messages");
     input.list("messages");
     input.list("tools");
-    let ask = GenerationRequest::read(input, &["max_completion_tokens", "max_tokens"]);
+    let request = GenerationRequest::read(input, &["max_completion_tokens", "max_tokens"]);
     let streams = input.boolean("stream").unwrap_or(false);
     let options = input.object("stream_options");
     for name in ["logprobs", "return_token_ids"] {
@@ -70,12 +70,12 @@ fn read(input: &mut Input) -> (GenerationRequest, bool) {
     if input.get("tool_choice").is_some_and(|choice| choice != "none") && input.get("tools").is_none() {
         input.broken_rule("When using `tool_choice`, `tools` must be set.", "tool_choice");
     }
-    (ask, streams)
+    (request, streams)
 }
 
-/// Fields of chat that shape the answer.
-fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>) {
-    wishes.reasoning = thinks(body, model);
+/// Reads the fields of a chat that shape the answer.
+fn read_sampling(body: &Value, sampling: &mut SamplingOptions, model: Option<&str>) {
+    sampling.reasoning = thinks(body, model);
     let tools = body["tools"].as_array().map_or(&[][..], Vec::as_slice);
     let functions = || tools.iter().map(|tool| &tool["function"]);
     let function = match &body["tool_choice"] {
@@ -85,31 +85,31 @@ fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>)
             functions().find(|function| name.is_string() && function["name"] == *name)
         }
     };
-    wishes.call = function.map(|function| {
+    sampling.call = function.map(|function| {
         (function["name"].as_str().unwrap_or_default().to_owned(), function["parameters"].clone())
     });
-    wishes.schema = match body["response_format"]["type"].as_str() {
+    sampling.schema = match body["response_format"]["type"].as_str() {
         Some("json_schema") => Some(body["response_format"]["json_schema"]["schema"].clone()),
         Some("json_object") => Some(any_object()),
         _ => None,
     };
 }
 
-/// The schema of an answer that shall be an object, whichever.
+/// Returns a schema for an answer that may be any object.
 pub fn any_object() -> Value {
     json!({"type": "object", "required": ["answer"], "properties": {"answer": {"type": "string"}}})
 }
 
-/// Models named so reason always, others when they are told to.
+/// Whether the model reasons: by the request, else by the suffix `-reasoning` of its name.
 pub fn thinks(body: &Value, model: Option<&str>) -> bool {
-    let told = &body["chat_template_kwargs"]["enable_thinking"];
+    let enabled = &body["chat_template_kwargs"]["enable_thinking"];
     let effort = || body["reasoning_effort"].as_str().map(|effort| effort != "none");
     let budget = || body["thinking_token_budget"].is_u64().then_some(true);
     let by_name = || model.is_some_and(|model| model.ends_with("-reasoning"));
-    told.as_bool().or_else(effort).or_else(budget).unwrap_or_else(by_name)
+    enabled.as_bool().or_else(effort).or_else(budget).unwrap_or_else(by_name)
 }
 
-// === impl Form ===
+// === impl ChatReplyForm ===
 
 impl ChatReplyForm {
     fn new(call: &EngineCall, input: &Input, model: String) -> Self {
@@ -129,7 +129,7 @@ impl ChatReplyForm {
             prompt_text: is_on(&body["return_prompt_text"]),
             include_usage: usage,
             continuous_usage: usage && is_on(&body["stream_options"]["continuous_usage_stats"]),
-            tell_cached: call.shared.options.prompt_tokens_details,
+            reports_cached: call.shared.options.prompt_tokens_details,
         }
     }
 
@@ -144,11 +144,11 @@ impl ChatReplyForm {
         json!({"content": content})
     }
 
-    /// The answer in one piece.
+    /// Returns the whole answer.
     fn whole(&self, job: &Job, cached: usize) -> Value {
         let choices: Vec<Value> = (0..job.answers.len()).map(|index| self.choice(job, index)).collect();
         let completion = (0..job.answers.len()).map(|index| job.generation.reported(index).0).sum();
-        let cached = self.tell_cached.then_some(cached);
+        let cached = self.reports_cached.then_some(cached);
         let usage = AnswerUsage { prompt: job.prompt.len(), completion, cached };
         let prompt_text = self.prompt_text.then(|| token::decode(&job.prompt));
         json!({
@@ -171,11 +171,11 @@ impl ChatReplyForm {
 
     fn choice(&self, job: &Job, index: usize) -> Value {
         let answer = &job.answers[index];
-        let (told, aborted) = job.generation.reported(index);
-        let ids = answer.ids(told);
+        let (reported, aborted) = job.generation.reported(index);
+        let ids = answer.ids(reported);
         json!({
             "index": index,
-            "message": self.message(answer, told),
+            "message": self.message(answer, reported),
             "logprobs": self.logprobs(&ids),
             "finish_reason": if aborted { "abort" } else { self.finish(answer) },
             "stop_reason": answer.stop_reason,
@@ -184,9 +184,9 @@ impl ChatReplyForm {
         })
     }
 
-    fn message(&self, answer: &PlannedAnswer, told: usize) -> Value {
-        let text = answer.text(AnswerPart::Text, told);
-        let reasoning = answer.text(AnswerPart::Reasoning, told);
+    fn message(&self, answer: &PlannedAnswer, reported: usize) -> Value {
+        let text = answer.text(AnswerPart::Text, reported);
+        let reasoning = answer.text(AnswerPart::Reasoning, reported);
         let has_reasoning = answer.pieces.iter().any(|piece| piece.part == AnswerPart::Reasoning);
         let mut message = Map::new();
         message.insert("role".to_owned(), json!("assistant"));
@@ -196,7 +196,7 @@ impl ChatReplyForm {
             message.insert(absent.to_owned(), Value::Null);
         }
         if let Some(name) = &answer.tool {
-            let arguments = answer.text(AnswerPart::Arguments, told);
+            let arguments = answer.text(AnswerPart::Arguments, reported);
             let function = json!({"name": name, "arguments": arguments});
             let call = json!({"id": self.call_id(0), "type": "function", "function": function});
             message.insert("tool_calls".to_owned(), json!([call]));
@@ -205,7 +205,7 @@ impl ChatReplyForm {
         Value::Object(message)
     }
 
-    /// Stands for the call in the answer's messages: from the request's id, so that it is unique too.
+    /// Returns the id of the tool call: derived from the request's id, so that it is unique too.
     fn call_id(&self, choice: usize) -> String {
         format!("chatcmpl-tool-{}{choice}", self.id.trim_start_matches("chatcmpl-"))
     }
@@ -221,7 +221,7 @@ impl ChatReplyForm {
     }
 }
 
-/// Log probabilities of a prompt: the first token has none.
+/// Returns the log probabilities of a prompt; the first token has none.
 fn prompt_logprobs(prompt: &[u32]) -> Vec<Value> {
     let known = prompt.iter().skip(1).enumerate().map(|(at, &id)| {
         let text = token::decode(&[id]);
@@ -231,14 +231,14 @@ fn prompt_logprobs(prompt: &[u32]) -> Vec<Value> {
     std::iter::once(Value::Null).chain(known).collect()
 }
 
-/// The stream of a chat.
+/// Writes the stream of a chat.
 struct ChatWriter {
     form: ChatReplyForm,
     prompt: Vec<u32>,
     answers: Vec<PlannedAnswer>,
     cached: usize,
-    /// Tokens told, one entry a choice.
-    told: Vec<usize>,
+    /// The reported tokens of each choice.
+    reported: Vec<usize>,
 }
 
 impl EventWriter for ChatWriter {
@@ -251,7 +251,7 @@ impl EventWriter for ChatWriter {
                 }
             }
             Step::Token { choice, index, last } => {
-                self.told[choice] = index + 1;
+                self.reported[choice] = index + 1;
                 events.data(&self.token_chunk(choice, index, last));
             }
             Step::Aborted { choice } => {
@@ -332,7 +332,7 @@ impl ChatWriter {
         }
     }
 
-    /// A choice's last chunk; it carries the fingerprint unless a usage chunk comes after it.
+    /// Returns a choice's last chunk; it has the fingerprint unless a usage chunk follows.
     fn terminal(&self, choices: Value, choice: usize) -> Value {
         let mut chunk = self.form.chunk(choices);
         self.add_running_usage(&mut chunk, choice);
@@ -343,8 +343,8 @@ impl ChatWriter {
     }
 
     fn usage_chunk(&self) -> Value {
-        let completion = self.told.iter().sum();
-        let cached = self.form.tell_cached.then_some(self.cached);
+        let completion = self.reported.iter().sum();
+        let cached = self.form.reports_cached.then_some(self.cached);
         let mut chunk = self.form.chunk(json!([]));
         chunk["usage"] = AnswerUsage { prompt: self.prompt.len(), completion, cached }.last(true);
         chunk["system_fingerprint"] = json!(self.form.fingerprint);
@@ -354,7 +354,7 @@ impl ChatWriter {
     fn add_running_usage(&self, chunk: &mut Value, choice: usize) {
         if self.form.continuous_usage {
             let usage =
-                AnswerUsage { prompt: self.prompt.len(), completion: self.told[choice], cached: None };
+                AnswerUsage { prompt: self.prompt.len(), completion: self.reported[choice], cached: None };
             chunk["usage"] = usage.running();
         }
     }

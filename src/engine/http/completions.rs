@@ -13,7 +13,7 @@ use super::stream::{self, EventWriter, ReplyEvents};
 use super::token;
 use super::usage::AnswerUsage;
 
-/// Most prompts of one request (`VLLM_MAX_COMPLETION_PROMPTS`).
+/// The largest number of prompts in one request (`VLLM_MAX_COMPLETION_PROMPTS`).
 const MAX_PROMPTS: usize = 1_024;
 
 #[derive(Debug, Clone)]
@@ -22,17 +22,17 @@ struct CompletionsReplyForm {
     model: String,
     created: u64,
     fingerprint: String,
-    /// Number of alternatives beside each token's log probability; `None`: no log probabilities.
+    /// The number of alternatives beside each token's log probability; `None`: no log probabilities.
     logprobs: Option<usize>,
     token_ids: bool,
     include_usage: bool,
     continuous_usage: bool,
-    tell_cached: bool,
+    reports_cached: bool,
 }
 
 /// All choices of all prompts, in order.
 struct Batch {
-    /// One entry a choice: its prompt, its answer.
+    /// The prompt and the answer of each choice.
     choices: Vec<(Vec<u32>, PlannedAnswer)>,
     prompt_tokens: usize,
 }
@@ -40,7 +40,7 @@ struct Batch {
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("prompt");
-    let ask = GenerationRequest::read(&mut input, &["max_tokens"]);
+    let request = GenerationRequest::read(&mut input, &["max_tokens"]);
     let streams = input.boolean("stream").unwrap_or(false);
     let options = input.object("stream_options");
     input.integer("logprobs");
@@ -50,35 +50,35 @@ pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     }
     let mut input = input.checked()?;
     let (name, lora) = call.model(model.as_deref())?;
-    ask.check(&mut input)?;
+    request.check(&mut input)?;
     let form = CompletionsReplyForm::new(call, &input, name);
     let prompts = prompts(&input.body["prompt"])?;
     let mut batch = Batch { choices: Vec::new(), prompt_tokens: 0 };
     let mut requests = Vec::new();
     for (prompt, exact) in prompts {
         batch.prompt_tokens += prompt.len();
-        let ask = GenerationRequest {
+        let request = GenerationRequest {
             prompt,
             exact,
-            wishes: ask.wishes.clone(),
-            cache_salt: ask.cache_salt.clone(),
-            ..ask
+            sampling: request.sampling.clone(),
+            cache_salt: request.cache_salt.clone(),
+            ..request
         };
-        let (prepared, more) = call.prepare(ask, lora.as_deref())?;
+        let (prepared, more) = call.prepare(request, lora.as_deref())?;
         let prompt = prepared.prompt;
         batch.choices.extend(prepared.answers.into_iter().map(|answer| (prompt.clone(), answer)));
         requests.extend(more);
     }
     let mut generation = call.begin(requests)?;
     if streams {
-        let told = vec![0; batch.choices.len()];
-        return Ok(stream::answer(call, generation, CompletionTalk { form, batch, told, cached: 0 }));
+        let reported = vec![0; batch.choices.len()];
+        return Ok(stream::answer(call, generation, CompletionWriter { form, batch, reported, cached: 0 }));
     }
     let cached = generation.finish().await;
     Ok(reply::ok(&form.whole(&batch, &generation, cached)))
 }
 
-/// Token ids of each prompt, and whether they came as such.
+/// Returns the token ids of each prompt, and whether the request contained token ids.
 fn prompts(prompt: &Value) -> Result<Vec<(Vec<u32>, bool)>, ApiError> {
     let wrong = || ApiError::bad_request("prompt must be a string, an array of strings, or of token ids");
     let ids = |items: &[Value]| -> Option<Vec<u32>> {
@@ -102,7 +102,7 @@ fn prompts(prompt: &Value) -> Result<Vec<(Vec<u32>, bool)>, ApiError> {
     }
 }
 
-// === impl Form ===
+// === impl CompletionsReplyForm ===
 
 impl CompletionsReplyForm {
     fn new(call: &EngineCall, input: &Input, model: String) -> Self {
@@ -118,19 +118,19 @@ impl CompletionsReplyForm {
             token_ids: is_on(&body["return_token_ids"]),
             include_usage: usage,
             continuous_usage: usage && is_on(&body["stream_options"]["continuous_usage_stats"]),
-            tell_cached: call.shared.options.prompt_tokens_details,
+            reports_cached: call.shared.options.prompt_tokens_details,
         }
     }
 
     fn whole(&self, batch: &Batch, generation: &Generation, cached: usize) -> Value {
         let mut completion = 0;
         let choices = batch.choices.iter().enumerate().map(|(index, (prompt, answer))| {
-            let (told, aborted) = generation.reported(index);
-            completion += told;
-            let ids = answer.ids(told);
+            let (reported, aborted) = generation.reported(index);
+            completion += reported;
+            let ids = answer.ids(reported);
             json!({
                 "index": index,
-                "text": answer.text(AnswerPart::Text, told),
+                "text": answer.text(AnswerPart::Text, reported),
                 "logprobs": self.logprobs(&ids, 0),
                 "finish_reason": if aborted { "abort" } else { finish_reason(answer.finish) },
                 "stop_reason": answer.stop_reason,
@@ -141,7 +141,7 @@ impl CompletionsReplyForm {
             })
         });
         let choices: Vec<Value> = choices.collect();
-        let cached = self.tell_cached.then_some(cached);
+        let cached = self.reports_cached.then_some(cached);
         let usage = AnswerUsage { prompt: batch.prompt_tokens, completion, cached };
         json!({
             "id": self.id,
@@ -158,7 +158,8 @@ impl CompletionsReplyForm {
         })
     }
 
-    /// Log probabilities of tokens whose text begins `offset` characters into the answer.
+    /// Returns the log probabilities of tokens; `offset` is the place of the first in the answer, in
+    /// characters.
     fn logprobs(&self, ids: &[u32], mut offset: usize) -> Value {
         let Some(tops) = self.logprobs else { return Value::Null };
         let mut offsets = Vec::new();
@@ -193,19 +194,19 @@ impl CompletionsReplyForm {
 }
 
 /// The stream of a completion.
-struct CompletionTalk {
+struct CompletionWriter {
     form: CompletionsReplyForm,
     batch: Batch,
-    told: Vec<usize>,
+    reported: Vec<usize>,
     cached: usize,
 }
 
-impl EventWriter for CompletionTalk {
+impl EventWriter for CompletionWriter {
     fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => self.cached = cached_tokens,
             Step::Token { choice, index, last } => {
-                self.told[choice] = index + 1;
+                self.reported[choice] = index + 1;
                 events.data(&self.token_chunk(choice, index, last));
             }
             Step::Aborted { choice } => {
@@ -218,7 +219,7 @@ impl EventWriter for CompletionTalk {
             Step::End => {
                 if self.form.include_usage {
                     let mut chunk = self.form.chunk(json!([]));
-                    let cached = self.form.tell_cached.then_some(self.cached);
+                    let cached = self.form.reports_cached.then_some(self.cached);
                     chunk["usage"] = AnswerUsage { cached, ..self.usage() }.last(false);
                     chunk["system_fingerprint"] = json!(self.form.fingerprint);
                     events.data(&chunk);
@@ -234,7 +235,7 @@ impl EventWriter for CompletionTalk {
     }
 }
 
-impl CompletionTalk {
+impl CompletionWriter {
     fn token_chunk(&self, choice: usize, index: usize, last: bool) -> Value {
         let (prompt, answer) = &self.batch.choices[choice];
         let piece = &answer.pieces[index];
@@ -252,7 +253,7 @@ impl CompletionTalk {
         if last { self.terminal(json!([entry])) } else { self.with_usage(json!([entry])) }
     }
 
-    /// A choice's last chunk; as in a chat, it carries the fingerprint unless a usage chunk comes after it.
+    /// Returns a choice's last chunk; as in a chat, it has the fingerprint unless a usage chunk follows.
     fn terminal(&self, choices: Value) -> Value {
         let mut chunk = self.with_usage(choices);
         if !self.form.include_usage {
@@ -270,6 +271,6 @@ impl CompletionTalk {
     }
 
     fn usage(&self) -> AnswerUsage {
-        AnswerUsage { prompt: self.batch.prompt_tokens, completion: self.told.iter().sum(), cached: None }
+        AnswerUsage { prompt: self.batch.prompt_tokens, completion: self.reported.iter().sum(), cached: None }
     }
 }

@@ -1,11 +1,8 @@
-//! One accepted connection: what it is doing, and how it may end.
-//!
-//! It must never outlive the wish to close it: the connection task looks at `Control` beside its own work.
+//! One accepted connection. Its task follows `Control` beside its own work, so that it ends on request.
 
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,44 +13,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::accepted::AcceptedConnection;
+use super::connection_state::ConnectionState;
 use super::route;
-use super::shared::EngineShared;
 
-/// What the server wants of its connections; the numbers count wishes, so that each is seen once.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Control {
-    pub listening: bool,
-    pub close_idle: u64,
-    pub close_all: u64,
-}
-
-/// What one connection is doing.
-#[derive(Debug, Default)]
-pub struct ConnectionState {
-    /// Requests whose answer is not all out.
-    busy: AtomicUsize,
-    served: AtomicUsize,
-    /// Whether it shall end with a reset.
-    reset: AtomicBool,
-}
-
-/// Marks a connection busy while it lives.
-#[derive(Debug)]
-pub struct BusyGuard(Arc<ConnectionState>);
-
-/// Counts a connection while it lives, as one of the process that accepted it.
-pub struct AcceptedConnection {
-    pub shared: Arc<EngineShared>,
-    /// Wishes that come after the connection was accepted, however late it begins to look at them.
-    pub control: watch::Receiver<Control>,
-    accepted: Control,
-    _process: Arc<()>,
-}
-
-/// A stream that can end with a reset instead of a goodbye.
+/// A stream that can end with a reset instead of a close.
 pub struct ResettableSocket {
     stream: SocketStream,
     connection: Arc<ConnectionState>,
@@ -64,60 +30,7 @@ enum SocketStream {
     Unix(UnixStream),
 }
 
-// === impl Connection ===
-
-impl ConnectionState {
-    pub fn busy(self: &Arc<Self>) -> BusyGuard {
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        self.served.fetch_add(1, Ordering::SeqCst);
-        BusyGuard(Arc::clone(self))
-    }
-
-    pub fn end_with_reset(&self) {
-        self.reset.store(true, Ordering::SeqCst);
-    }
-
-    fn is_idle(&self) -> bool {
-        self.busy.load(Ordering::SeqCst) == 0
-    }
-}
-
-impl BusyGuard {
-    pub fn connection(&self) -> &Arc<ConnectionState> {
-        &self.0
-    }
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl AcceptedConnection {
-    pub fn new(shared: Arc<EngineShared>) -> Self {
-        shared.connections.fetch_add(1, Ordering::SeqCst);
-        let control = shared.control.subscribe();
-        let accepted = *control.borrow();
-        let process = shared.process();
-        Self { shared, control, accepted, _process: process }
-    }
-
-    /// Waits until all connections of its time shall end.
-    pub async fn ends(&mut self) {
-        let before = self.accepted.close_all;
-        // An error means that the server is gone, which is an end too.
-        let _ = self.control.wait_for(|now| now.close_all != before).await;
-    }
-}
-
-impl Drop for AcceptedConnection {
-    fn drop(&mut self) {
-        self.shared.connections.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Serves requests until the client, the idle limit or the server's wish ends it.
+/// Serves requests until the client, the idle limit or the server ends the connection.
 pub async fn serve<S>(io: S, connection: Arc<ConnectionState>, open: &mut AcceptedConnection)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -136,31 +49,31 @@ where
     let AcceptedConnection { control, accepted: seen, .. } = open;
     loop {
         tokio::select! {
-            // A broken connection is its client's business; all that was held is dropped with it.
+            // A broken connection drops its requests.
             _ = serving.as_mut() => return,
             changed = control.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                let wish = *control.borrow_and_update();
-                if wish.close_all != seen.close_all {
+                let command = *control.borrow_and_update();
+                if command.close_all != seen.close_all {
                     return;
                 }
-                if wish.close_idle != seen.close_idle && connection.is_idle() {
+                if command.close_idle != seen.close_idle && connection.is_idle() {
                     return;
                 }
-                *seen = wish;
+                *seen = command;
             }
             () = idle.over(&connection) => serving.as_mut().graceful_shutdown(),
         }
     }
 }
 
-/// Tells when a used connection has been idle for long enough; a fresh one may wait as it likes.
+/// Measures how long a used connection has been idle; an unused one has no limit.
 struct IdleTimer {
     limit: Duration,
     since: Instant,
-    /// Requests seen so far: one may come and go between two looks.
+    /// The served requests at the last check: one may begin and end between two checks.
     served: usize,
     fired: bool,
 }
@@ -170,10 +83,11 @@ impl IdleTimer {
         Self { limit, since: Instant::now(), served: 0, fired: false }
     }
 
-    /// Looks ten times per limit, so that it ends at most a tenth too late.
+    /// Waits until the connection was idle for the limit. Checks ten times a limit, so it ends at most a
+    /// tenth late.
     async fn over(&mut self, connection: &ConnectionState) {
         while !self.fired {
-            let served = connection.served.load(Ordering::SeqCst);
+            let served = connection.served();
             if !connection.is_idle() || served == 0 || served != self.served {
                 self.served = served;
                 self.since = Instant::now();
@@ -188,7 +102,7 @@ impl IdleTimer {
     }
 }
 
-// === impl Socket ===
+// === impl ResettableSocket ===
 
 impl ResettableSocket {
     pub fn tcp(stream: TcpStream, connection: Arc<ConnectionState>) -> Self {
@@ -202,10 +116,11 @@ impl ResettableSocket {
 
 impl Drop for ResettableSocket {
     fn drop(&mut self) {
-        if self.connection.reset.load(Ordering::SeqCst)
+        if self.connection.ends_with_reset()
             && let SocketStream::Tcp(stream) = &self.stream
         {
-            // Without a lingering second the kernel says RST; if it refuses, the client sees a plain close.
+            // With a zero linger time the kernel sends RST; if setting it fails, the client sees a plain
+            // close.
             let _ = stream.set_zero_linger();
         }
     }

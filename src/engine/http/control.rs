@@ -1,4 +1,4 @@
-//! Routes that change the server: vLLM's development routes, and `/sim/…`, which is no part of vLLM.
+//! Routes that change the server: vLLM's development routes, and `/sim/…`, which is not part of vLLM.
 //!
 //! ```text
 //! POST /sim/fault    {"kind":"status","status":503,"requests":2,"seconds":1.5}   see fault.rs; "none" clears
@@ -6,7 +6,7 @@
 //! GET  /sim/stats    counts            GET /sim/requests, /sim/polls   what was received
 //! ```
 //!
-//! A fault given with `seconds` clears itself: the only way back over HTTP when connections are refused.
+//! A fault with `seconds` clears itself, which is the only way over HTTP while connections are refused.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,10 +21,10 @@ use super::reply::{self, Reply};
 use super::run::EngineCall;
 use super::shared::EngineShared;
 
-/// Time for the answer to leave before what it announces happens.
+/// The pause after an answer before the restart that it announces.
 const ANSWER_GRACE: Duration = Duration::from_millis(20);
 
-/// `/reset_prefix_cache`, `/sleep`, `/wake_up`, `/is_sleeping`, `/pause`, `/resume`, `/is_paused`.
+/// Handles `/reset_prefix_cache`, `/sleep`, `/wake_up`, `/is_sleeping`, `/pause`, `/resume`, `/is_paused`.
 pub fn dev(call: &EngineCall) -> Result<Reply, ApiError> {
     let driver = &call.shared.driver;
     let sleep = &call.shared.sleep;
@@ -86,7 +86,7 @@ pub async fn sim(call: &EngineCall) -> Result<Reply, ApiError> {
 async fn set_fault(call: &EngineCall, body: &Value) -> Result<(), ApiError> {
     match body["kind"].as_str() {
         Some("none") => {
-            well(&call.shared).await;
+            clear_faults(&call.shared).await;
             return Ok(());
         }
         Some("restart") => {
@@ -110,20 +110,20 @@ async fn set_fault(call: &EngineCall, body: &Value) -> Result<(), ApiError> {
         let shared = Arc::clone(&call.shared);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-            well(&shared).await;
+            clear_faults(&shared).await;
         });
     }
     Ok(())
 }
 
-/// Nothing goes wrong any more.
-async fn well(shared: &EngineShared) {
+/// Removes all faults.
+async fn clear_faults(shared: &EngineShared) {
     shared.faults.set_health(None);
     shared.faults.set_metrics(None);
     shared.set_fault(None, None).await;
 }
 
-/// Restarts after the answer is out, since the answer's own connection ends too.
+/// Restarts after the answer was sent, since the restart closes the answer's connection too.
 fn restart_soon(call: &EngineCall) {
     let shared = Arc::clone(&call.shared);
     tokio::spawn(async move {

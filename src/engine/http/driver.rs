@@ -1,10 +1,10 @@
 //! Drives the pure engine on the real clock and reports progress to each request.
 //!
-//! One task ends the steps when their time has come. A request learns its progress through a `watch`: a
-//! number of tokens, not the tokens, so a slow reader makes nothing pile up. A `Generation` is the request's
-//! hold on the engine; dropped before its end, for whatever reason, it aborts.
+//! One task ends the steps at their times. A request receives its progress through a `watch`: the number of
+//! tokens rather than the tokens, so that memory is bounded with a slow reader. A `Generation` is a request
+//! in the engine; dropping it before its end aborts the request.
 //!
-//! It must never hold its lock across an await.
+//! The lock is never held across an await.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,10 +26,10 @@ pub struct Driver {
 
 struct DriverInner {
     engine: SimulatedEngine,
-    seats: HashMap<u64, ProgressSink>,
+    sinks: HashMap<u64, ProgressSink>,
     next_id: u64,
     latencies: Latencies,
-    /// The pace when nothing slows it.
+    /// The configured pace, without a fault.
     timing: Timing,
 }
 
@@ -39,7 +39,7 @@ struct ProgressSink {
     choice: usize,
 }
 
-/// How far a generation is, one entry a choice.
+/// The progress of a generation, by choice.
 #[derive(Debug, Clone, Default)]
 struct GenerationProgress {
     cached_tokens: usize,
@@ -53,7 +53,7 @@ struct ChoiceProgress {
     aborted: bool,
 }
 
-/// The engine as numbers.
+/// The state of the engine in numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineGauges {
     pub running: usize,
@@ -63,19 +63,19 @@ pub struct EngineGauges {
     pub counters: Counters,
 }
 
-/// One request in flight, `n` choices of it. Dropping it aborts what has not ended.
+/// One request with its `n` choices in the engine. Dropping it aborts the choices that have not ended.
 pub struct Generation {
     driver: Arc<Driver>,
     ids: Vec<u64>,
     progress: watch::Receiver<GenerationProgress>,
-    /// What `next` has told, one entry a choice.
-    told: Vec<ChoiceProgress>,
-    /// Tokens each choice will have.
+    /// The progress that `next` has reported, by choice.
+    reported: Vec<ChoiceProgress>,
+    /// The number of tokens of each choice.
     lengths: Vec<usize>,
     begun: bool,
 }
 
-/// What happens next in a generation.
+/// One step of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// The prefill is done.
@@ -87,7 +87,7 @@ pub enum Step {
         index: usize,
         last: bool,
     },
-    /// The engine ended the choice before its time.
+    /// The engine aborted the choice.
     Aborted {
         choice: usize,
     },
@@ -100,7 +100,7 @@ impl Driver {
     pub fn new(limits: EngineLimits, timing: Timing) -> Self {
         let inner = DriverInner {
             engine: SimulatedEngine::new(limits.clone(), timing),
-            seats: HashMap::new(),
+            sinks: HashMap::new(),
             next_id: 0,
             latencies: Latencies::default(),
             timing,
@@ -108,11 +108,11 @@ impl Driver {
         Self { inner: Mutex::new(inner), wake: Notify::new(), clock: Instant::now(), limits }
     }
 
-    /// Ends steps in time, until dropped.
+    /// Ends the steps at their times, until dropped.
     pub async fn run(&self) {
         loop {
             let next = self.advance();
-            // Steps may take no time at all; the other tasks must come to their turn.
+            // Steps may take no time at all; other tasks must still run.
             tokio::task::yield_now().await;
             match next {
                 Some(at) => {
@@ -127,7 +127,7 @@ impl Driver {
         }
     }
 
-    /// Hands `requests`, the choices of one answer, to the engine; ids are given here.
+    /// Submits `requests`, the choices of one answer, to the engine, and assigns their ids.
     pub fn begin(self: &Arc<Self>, requests: Vec<EngineRequest>) -> Result<Generation, EngineRefusal> {
         let choices = vec![ChoiceProgress::default(); requests.len()];
         let (sender, progress) =
@@ -138,25 +138,25 @@ impl Driver {
             driver: Arc::clone(self),
             ids: Vec::new(),
             progress,
-            told: choices,
+            reported: choices,
             lengths,
             begun: false,
         };
         for (choice, mut request) in requests.into_iter().enumerate() {
             let mut inner = self.lock();
-            // Read under the lock, so that the engine's time never goes back.
+            // Read under the lock, so that the engine's time never decreases.
             let now = self.now();
             inner.next_id += 1;
             request.id = inner.next_id;
             inner.engine.submit(now, request.clone())?;
-            inner.seats.insert(request.id, ProgressSink { progress: Arc::clone(&sender), choice });
+            inner.sinks.insert(request.id, ProgressSink { progress: Arc::clone(&sender), choice });
             generation.ids.push(request.id);
         }
         self.wake.notify_one();
         Ok(generation)
     }
 
-    /// A generation that the engine turned away at once, as a draining one does.
+    /// Returns a generation that is aborted at once, as by a draining engine.
     pub fn aborted(self: &Arc<Self>, choices: usize) -> Generation {
         let aborted = ChoiceProgress { aborted: true, ..ChoiceProgress::default() };
         let (_, progress) =
@@ -165,7 +165,7 @@ impl Driver {
             driver: Arc::clone(self),
             ids: Vec::new(),
             progress,
-            told: vec![ChoiceProgress::default(); choices],
+            reported: vec![ChoiceProgress::default(); choices],
             lengths: vec![0; choices],
             begun: false,
         }
@@ -186,25 +186,25 @@ impl Driver {
         self.lock().latencies.clone()
     }
 
-    /// Forgets everything, as a process that starts anew.
+    /// Resets the engine, as a new process.
     pub fn restart(&self) {
         let mut inner = self.lock();
         inner.engine = SimulatedEngine::new(self.limits.clone(), inner.timing);
-        inner.seats.clear();
+        inner.sinks.clear();
         inner.latencies = Latencies::default();
     }
 
-    /// Ends every request in flight, as a sleeping or dying engine does.
+    /// Aborts every request, as a sleeping or dying engine does.
     pub fn abort_all(&self) {
         let mut inner = self.lock();
-        for (id, seat) in std::mem::take(&mut inner.seats) {
+        for (id, sink) in std::mem::take(&mut inner.sinks) {
             inner.engine.abort(id);
             inner.latencies.forget(id);
-            seat.progress.send_modify(|progress| progress.choices[seat.choice].aborted = true);
+            sink.progress.send_modify(|progress| progress.choices[sink.choice].aborted = true);
         }
     }
 
-    /// Runs at `1/factor` of the configured speed.
+    /// Sets the pace to `1/factor` of the configured speed.
     pub fn slow_down(&self, factor: f64) {
         let mut inner = self.lock();
         let timing = Timing { speed: inner.timing.speed / factor, ..inner.timing };
@@ -239,13 +239,13 @@ impl Driver {
         let now = self.now();
         let events = inner.engine.advance(now);
         for event in events {
-            let DriverInner { seats, latencies, .. } = &mut *inner;
+            let DriverInner { sinks, latencies, .. } = &mut *inner;
             latencies.record(&event);
-            let Some(ProgressSink { progress, choice }) = seats.get(&event.id) else { continue };
+            let Some(ProgressSink { progress, choice }) = sinks.get(&event.id) else { continue };
             progress.send_modify(|progress| {
                 match event.kind {
                     EngineEventKind::FirstToken { cached_tokens } => {
-                        // Later choices find the prompt of the first, which says nothing of the client's.
+                        // Later choices hit the prompt of the first one, which is no hit of the client.
                         if *choice == 0 {
                             progress.cached_tokens = cached_tokens;
                         }
@@ -256,7 +256,7 @@ impl Driver {
                 }
             });
             if matches!(event.kind, EngineEventKind::Finished(_)) {
-                seats.remove(&event.id);
+                sinks.remove(&event.id);
             }
         }
         inner.engine.next_event_time()
@@ -265,17 +265,17 @@ impl Driver {
     fn abort(&self, ids: &[u64]) {
         let mut inner = self.lock();
         for id in ids {
-            if inner.seats.remove(id).is_some() {
+            if inner.sinks.remove(id).is_some() {
                 inner.engine.abort(*id);
                 inner.latencies.forget(*id);
             }
         }
         drop(inner);
-        // Requests that waited may begin.
+        // Waiting requests may start.
         self.wake.notify_one();
     }
 
-    /// A panic elsewhere leaves numbers that are still whole, so a poisoned lock is taken as it is.
+    /// Locks the state. After a panic elsewhere the numbers are still consistent.
     fn lock(&self) -> MutexGuard<'_, DriverInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,20 +284,20 @@ impl Driver {
 // === impl Generation ===
 
 impl Generation {
-    /// Waits for the next step. After `End` it returns `End` again.
+    /// Waits for the next step; returns `End` again after `End`.
     pub async fn next(&mut self) -> Step {
         loop {
             if let Some(step) = self.ready() {
                 return step;
             }
             if self.progress.changed().await.is_err() {
-                // The engine was restarted under it; its connection is being closed.
+                // The engine was restarted; the connection is being closed.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Waits for the end; the number of prompt tokens that came from the cache.
+    /// Waits for the end; returns the number of cached prompt tokens.
     pub async fn finish(&mut self) -> usize {
         let mut cached = 0;
         loop {
@@ -309,9 +309,9 @@ impl Generation {
         }
     }
 
-    /// Tokens of a choice told so far, and whether the engine aborted it.
+    /// Returns the reported tokens of a choice, and whether the engine aborted it.
     pub fn reported(&self, choice: usize) -> (usize, bool) {
-        (self.told[choice].tokens, self.told[choice].aborted)
+        (self.reported[choice].tokens, self.reported[choice].aborted)
     }
 
     fn ready(&mut self) -> Option<Step> {
@@ -321,19 +321,19 @@ impl Generation {
             self.begun = true;
             return Some(Step::Begun { cached_tokens: progress.cached_tokens });
         }
-        for (choice, (told, now)) in self.told.iter_mut().zip(&progress.choices).enumerate() {
-            if told.tokens < now.tokens {
-                let index = told.tokens;
-                told.tokens += 1;
-                return Some(Step::Token { choice, index, last: told.tokens == self.lengths[choice] });
+        for (choice, (reported, now)) in self.reported.iter_mut().zip(&progress.choices).enumerate() {
+            if reported.tokens < now.tokens {
+                let index = reported.tokens;
+                reported.tokens += 1;
+                return Some(Step::Token { choice, index, last: reported.tokens == self.lengths[choice] });
             }
-            if now.aborted && !told.aborted {
-                told.aborted = true;
+            if now.aborted && !reported.aborted {
+                reported.aborted = true;
                 return Some(Step::Aborted { choice });
             }
-            told.ended = now.ended;
+            reported.ended = now.ended;
         }
-        self.told.iter().all(|choice| choice.ended || choice.aborted).then_some(Step::End)
+        self.reported.iter().all(|choice| choice.ended || choice.aborted).then_some(Step::End)
     }
 }
 

@@ -1,4 +1,4 @@
-//! vLLM 0.32's refusals, word for word.
+//! The error answers of vLLM 0.32, word for word.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use super::reply::{self, Reply};
 use crate::engine::batch::EngineRefusal;
 
-/// An error before it has the shape of an API.
+/// An error, independent of the API that reports it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
     pub status: u16,
     pub kind: &'static str,
     pub message: String,
     pub param: Option<String>,
-    /// Answered in OpenAI's shape also on Anthropic's routes, as FastAPI's own errors are.
+    /// Reported in OpenAI's form also on Anthropic's routes, as FastAPI's own errors are.
     pub framework: bool,
 }
 
@@ -30,7 +30,7 @@ impl ApiError {
         Self::new(404, "NotFoundError", message, Some("model"))
     }
 
-    /// A value vLLM itself refuses; the message names parameter and value.
+    /// Builds the error of a value that vLLM rejects; the message names parameter and value.
     pub fn invalid(message: &str, param: &str, value: &str) -> Self {
         let message = format!("{message} (parameter={param}, value={value})");
         Self::new(400, "BadRequestError", message, Some(param))
@@ -40,7 +40,7 @@ impl ApiError {
         Self::new(400, "BadRequestError", message, None)
     }
 
-    /// `open`: the number is only what is known of it, there may be more.
+    /// Builds the error of a prompt beyond the context; `open`: the prompt has at least `tokens`.
     pub fn too_long(tokens: usize, open: bool, limit: usize) -> Self {
         let at_least = if open { "at least " } else { "" };
         let message = format!(
@@ -51,7 +51,7 @@ impl ApiError {
         Self::invalid(&message, "input_tokens", &tokens.to_string())
     }
 
-    /// What the schema of the request does not allow; `problems` are written out already.
+    /// Builds the error of a request that violates the schema; `problems` are formatted already.
     pub fn schema(problems: &[String], param: Option<&str>) -> Self {
         let many = if problems.len() == 1 { "error" } else { "errors" };
         let mut message = format!("{} validation {many}:", problems.len());
@@ -87,7 +87,7 @@ impl ApiError {
         Self::new(500, "InternalServerError", "cannot schedule new futures after shutdown", None)
     }
 
-    /// What a stream tells when its generation fails.
+    /// Builds the error event of a failed generation.
     pub fn generation(status: u16) -> Self {
         Self::new(status, "InternalServerError", "Internal server error", None)
     }
@@ -102,7 +102,7 @@ impl ApiError {
         json!({"type": "error", "error": {"type": self.kind, "message": self.message}})
     }
 
-    /// The answer; on `/v1/messages` in Anthropic's shape.
+    /// Returns the answer; on `/v1/messages` in Anthropic's form.
     pub fn reply(&self, anthropic: bool) -> Reply {
         let body = if anthropic && !self.framework { self.anthropic() } else { self.openai() };
         reply::json(self.status, &body)
@@ -117,7 +117,7 @@ pub fn unauthorized() -> Reply {
     reply::json(401, &json!({"error": "Unauthorized"}))
 }
 
-/// 405, which names what is allowed before everything else, as Starlette does.
+/// Returns a 405 with the `allow` header first, as Starlette does.
 pub fn method_not_allowed(allow: &'static str) -> Reply {
     let body = Bytes::from_static(b"{\"detail\":\"Method Not Allowed\"}");
     reply::with(StatusCode::METHOD_NOT_ALLOWED, &[("allow", allow)], Some("application/json"), body)

@@ -1,16 +1,15 @@
-//! Ways to break, each as some real vLLM was seen to: set for all requests or for the next few.
+//! Injected faults, each observed on some real vLLM: for all requests, or for the next few.
 //!
-//! It must never touch `/sim/…`, or there would be no way back; `/health` and `/metrics` obey settings of
-//! their own.
+//! Faults never affect `/sim/…`, which clears them; `/health` and `/metrics` have settings of their own.
 
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
-/// What goes wrong.
+/// A fault.
 #[derive(Debug, Clone, PartialEq)]
 pub enum InjectedFault {
-    /// The listener closes: connecting is refused. Idle connections end, busy ones go on.
+    /// The listener closes: connections are refused. Idle connections end, busy ones continue.
     Refuse,
     /// Connections are accepted and closed at once.
     CloseAfterAccept,
@@ -18,32 +17,32 @@ pub enum InjectedFault {
     CloseIdle,
     /// The state after SIGTERM: the listener is closed, open answers go silent and stay open.
     Silent,
-    /// The request is read and nothing is answered.
+    /// The request is read and never answered.
     StallHeaders,
     /// The request is read and the connection ends, by a reset or by a plain close.
     CutHeaders { reset: bool },
-    /// A stream says nothing more after so many events.
+    /// A stream stalls after `events`.
     StallStream { events: usize },
-    /// A stream ends without its last chunk after so many events: by a reset, or by a plain close.
+    /// A stream ends without its last chunk after `events`: by a reset, or by a plain close.
     CutStream { events: usize, reset: bool },
     /// An answer with this status and body.
     Status { status: u16, body: String },
-    /// What vLLM says while it drains: 500, "cannot schedule new futures after shutdown".
+    /// The answer of a draining vLLM: 500, "cannot schedule new futures after shutdown".
     ShuttingDown,
-    /// 200 with `finish_reason: abort` and not one token.
+    /// 200 with `finish_reason: abort` and no token.
     AbortEmpty,
     /// A stream whose first event is an error.
     ErrorEvent { status: u16 },
-    /// So many times slower.
+    /// The engine is slower by `factor`.
     Slow { factor: f64 },
 }
 
-/// What `/metrics` does in place of an answer.
+/// What `/metrics` does instead of answering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoMetrics {
-    /// They are not there.
+    /// Answers with this status.
     Status(u16),
-    /// They never come.
+    /// Never answers.
     Stall,
 }
 
@@ -53,7 +52,7 @@ pub struct Faults(Mutex<FaultState>);
 #[derive(Debug, Default)]
 struct FaultState {
     fault: Option<InjectedFault>,
-    /// How many more requests it strikes; `None`: all.
+    /// The number of requests that the fault still affects; `None`: all.
     left: Option<u64>,
     health: Option<u16>,
     metrics: Option<NoMetrics>,
@@ -84,10 +83,10 @@ impl Faults {
         self.lock().metrics
     }
 
-    /// The fault, if it is `wanted` here: it strikes, and one request less is left for it.
-    pub fn strike(&self, wanted: impl Fn(&InjectedFault) -> bool) -> Option<InjectedFault> {
+    /// Returns the fault if `applies` accepts it, and counts the affected request.
+    pub fn strike(&self, applies: impl Fn(&InjectedFault) -> bool) -> Option<InjectedFault> {
         let mut state = self.lock();
-        let fault = state.fault.clone().filter(wanted)?;
+        let fault = state.fault.clone().filter(applies)?;
         if let Some(left) = &mut state.left {
             *left = left.saturating_sub(1);
             if *left == 0 {
@@ -102,11 +101,11 @@ impl Faults {
     }
 }
 
-// === impl Fault ===
+// === impl InjectedFault ===
 
 impl InjectedFault {
-    /// Whether it happens to single requests, after they were read. The others happen to the listener, to
-    /// new connections or to the engine as a whole, and last until they are cleared.
+    /// Whether the fault affects single requests after they were read. The other faults affect the listener,
+    /// new connections or the whole engine, and last until they are cleared.
     pub(super) fn strikes_requests(&self) -> bool {
         !matches!(
             self,
@@ -114,7 +113,7 @@ impl InjectedFault {
         )
     }
 
-    /// Reads `{"kind": …}` of `POST /sim/fault`.
+    /// Parses `{"kind": …}` of `POST /sim/fault`.
     pub fn parse(body: &Value) -> Result<Self, String> {
         let number = |key: &str, default: u64| body[key].as_u64().unwrap_or(default);
         let status = |default| u16::try_from(number("status", default)).unwrap_or(500);

@@ -13,7 +13,7 @@ use super::usage::AnswerUsage;
 
 struct GenerateReplyForm {
     id: String,
-    tell_cached: bool,
+    reports_cached: bool,
     include_usage: bool,
 }
 
@@ -33,7 +33,7 @@ pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let ids: Option<Vec<u32>> = ids.map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect();
     let prompt = ids.ok_or_else(|| ApiError::bad_request("token_ids must be token ids"))?;
     let number = |key: &str| sampling.get(key).and_then(Value::as_i64);
-    let mut ask = GenerationRequest {
+    let mut request = GenerationRequest {
         prompt,
         exact: true,
         n: 1,
@@ -41,19 +41,19 @@ pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
         use_cache: true,
         ..GenerationRequest::default()
     };
-    ask.limit = number("max_tokens").map(|value| ("max_tokens", value));
-    ask.wishes.max_tokens = number("max_tokens").and_then(|value| usize::try_from(value).ok());
-    ask.n = number("n").and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
+    request.limit = number("max_tokens").map(|value| ("max_tokens", value));
+    request.sampling.max_tokens = number("max_tokens").and_then(|value| usize::try_from(value).ok());
+    request.n = number("n").and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
     let form = GenerateReplyForm {
         id: call.id("generate-tokens", &input),
-        tell_cached: call.shared.options.prompt_tokens_details,
+        reports_cached: call.shared.options.prompt_tokens_details,
         include_usage: input.body["stream_options"]["include_usage"].as_bool().unwrap_or(false),
     };
-    let mut job = call.start(ask, lora.as_deref())?;
+    let mut job = call.start(request, lora.as_deref())?;
     if streams {
         let Job { prompt, answers, generation } = job;
-        let talk = GenerateTalk { form, prompt: prompt.len(), answers, told: 0, cached: 0 };
-        return Ok(stream::answer(call, generation, talk));
+        let writer = GenerateWriter { form, prompt: prompt.len(), answers, reported: 0, cached: 0 };
+        return Ok(stream::answer(call, generation, writer));
     }
     let cached = job.generation.finish().await;
     Ok(reply::ok(&form.whole(&job, &name, cached)))
@@ -65,21 +65,21 @@ impl GenerateReplyForm {
     fn whole(&self, job: &Job, model: &str, cached: usize) -> Value {
         let mut completion = 0;
         let choices = job.answers.iter().enumerate().map(|(index, answer)| {
-            let (told, aborted) = job.generation.reported(index);
-            completion += told;
+            let (reported, aborted) = job.generation.reported(index);
+            completion += reported;
             json!({
                 "index": index,
                 "finish_reason": if aborted { "abort" } else { finish_reason(answer.finish) },
                 "stop_reason": answer.stop_reason,
-                "token_ids": answer.ids(told),
+                "token_ids": answer.ids(reported),
                 "routed_experts": null,
                 "sampling_mask": null,
-                "weight_versions": [{"version": "default", "start": 0, "end": told}],
+                "weight_versions": [{"version": "default", "start": 0, "end": reported}],
                 "logprobs": null,
             })
         });
         let choices: Vec<Value> = choices.collect();
-        let cached = self.tell_cached.then_some(cached);
+        let cached = self.reports_cached.then_some(cached);
         let usage = AnswerUsage { prompt: job.prompt.len(), completion, cached };
         json!({
             "request_id": self.id,
@@ -99,17 +99,17 @@ impl GenerateReplyForm {
     }
 }
 
-struct GenerateTalk {
+struct GenerateWriter {
     form: GenerateReplyForm,
     prompt: usize,
     answers: Vec<PlannedAnswer>,
-    told: usize,
+    reported: usize,
     cached: usize,
 }
 
-impl GenerateTalk {
+impl GenerateWriter {
     fn chunk(&self, choice: usize, ids: &[u32], finish: Option<&str>) -> Value {
-        let end = finish.map(|_| json!([{"version": "default", "start": 0, "end": self.told}]));
+        let end = finish.map(|_| json!([{"version": "default", "start": 0, "end": self.reported}]));
         let choice = json!({
             "index": choice, "finish_reason": finish, "stop_reason": null, "token_ids": ids,
             "routed_experts": null, "sampling_mask": null, "weight_versions": end, "logprobs": null,
@@ -118,12 +118,12 @@ impl GenerateTalk {
     }
 }
 
-impl EventWriter for GenerateTalk {
+impl EventWriter for GenerateWriter {
     fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => self.cached = cached_tokens,
             Step::Token { choice, index, last } => {
-                self.told += 1;
+                self.reported += 1;
                 let answer = &self.answers[choice];
                 let finish = last.then(|| finish_reason(answer.finish));
                 events.data(&self.chunk(choice, &[answer.pieces[index].id], finish));
@@ -131,8 +131,8 @@ impl EventWriter for GenerateTalk {
             Step::Aborted { choice } => events.data(&self.chunk(choice, &[], Some("abort"))),
             Step::End => {
                 if self.form.include_usage {
-                    let cached = self.form.tell_cached.then_some(self.cached);
-                    let usage = AnswerUsage { prompt: self.prompt, completion: self.told, cached };
+                    let cached = self.form.reports_cached.then_some(self.cached);
+                    let usage = AnswerUsage { prompt: self.prompt, completion: self.reported, cached };
                     events.data(&json!({
                         "request_id": self.form.id, "usage": usage.last(false), "output_mode": "tokens",
                         "choices": [],

@@ -1,6 +1,6 @@
-//! Reads a JSON body the way FastAPI and pydantic do: the same values pass, the same errors come back.
+//! Parses a JSON body as FastAPI and pydantic do: the same values pass, with the same errors.
 //!
-//! Only the fields that the simulation looks at are checked. It must never panic on what a client sends.
+//! Only the fields that the simulation uses are checked. Parsing never panics.
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
@@ -8,15 +8,15 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::python::{json_error, repr};
 
-/// Values longer than this are cut in error messages.
+/// The longest value in an error message, in characters.
 const MAX_SHOWN_CHARS: usize = 200;
 
-/// The fields of a request, and what is wrong with those looked at so far.
+/// The fields of a request, and the problems found so far.
 #[derive(Debug)]
 pub struct Input {
     pub body: Value,
     problems: Vec<String>,
-    /// Path of the first problem.
+    /// The path of the first problem.
     param: Option<String>,
 }
 
@@ -63,7 +63,7 @@ impl Input {
         Ok(input)
     }
 
-    /// The input, or all that is wrong with it.
+    /// Returns the input, or the error with all problems.
     pub fn checked(self) -> Result<Self, ApiError> {
         if self.problems.is_empty() {
             return Ok(self);
@@ -71,7 +71,7 @@ impl Input {
         Err(ApiError::schema(&self.problems, self.param.as_deref()))
     }
 
-    /// The field's value; absent and null are the same.
+    /// Returns the field's value; `None` when it is absent or null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.body.get(key).filter(|value| !value.is_null())
     }
@@ -95,7 +95,7 @@ impl Input {
         }
     }
 
-    /// An integer; as in pydantic, `3.0` and `"3"` are integers too.
+    /// Returns an integer; as in pydantic, `3.0` and `"3"` are integers too.
     pub fn integer(&mut self, key: &str) -> Option<i64> {
         let value = self.get(key)?.clone();
         let (kind, message) = match &value {
@@ -134,7 +134,7 @@ impl Input {
         None
     }
 
-    /// A boolean; as in pydantic, some words and 0 and 1 are booleans too.
+    /// Returns a boolean; as in pydantic, some words and 0 and 1 are booleans too.
     pub fn boolean(&mut self, key: &str) -> Option<bool> {
         let value = self.get(key)?.clone();
         match &value {
@@ -153,7 +153,7 @@ impl Input {
         None
     }
 
-    /// Notes a problem unless the field is absent or a list.
+    /// Records a problem unless the field is absent or a list.
     pub fn list(&mut self, key: &str) {
         if let Some(value) = self.get(key).filter(|value| !value.is_array()).cloned() {
             self.wrong(key, "list_type", "Input should be a valid list", &value);
@@ -171,7 +171,7 @@ impl Input {
         }
     }
 
-    /// A rule over several fields that is broken; pydantic calls it a value error of the whole body.
+    /// Records a violated rule over several fields, which pydantic reports as a value error of the body.
     pub fn broken_rule(&mut self, message: &str, param: &str) {
         let input = summary(&self.body);
         let text = repr(&format!("Value error, {message} (parameter={param})"));
@@ -195,7 +195,7 @@ impl Input {
     }
 }
 
-/// A value as vLLM shows it in an error: containers by their size, the rest as text of bounded length.
+/// Formats a value as vLLM does in an error: containers by their size, the rest as text of bounded length.
 fn summary(value: &Value) -> String {
     let text = match value {
         Value::Null => "None".to_owned(),
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_as_lax_as_pydantics() {
+    fn converts_types_as_pydantic_does() {
         let mut input = parse(r#"{"a":"5","b":5.0,"c":"yes","d":"1.5","e":null}"#).unwrap();
         assert_eq!((input.integer("a"), input.integer("b")), (Some(5), Some(5)));
         assert_eq!((input.boolean("c"), input.float("d")), (Some(true), Some(1.5)));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_are_told() {
+    fn reports_all_problems() {
         let mut input = parse(r#"{"max_tokens":"many","stop":3,"stream":[1]}"#).unwrap();
         input.require("messages");
         input.integer("max_tokens");
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn rejects_a_body_that_is_not_an_object() {
         for body in ["[1]", "3", "", "{\"a\":NaN}"] {
             assert_eq!(parse(body).unwrap_err().status, 400, "{body}");
         }

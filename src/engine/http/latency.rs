@@ -1,6 +1,5 @@
-//! vLLM's histograms, filled from the engine's events.
-//!
-//! It must never do more per token than find a bucket: it runs under the engine's lock.
+//! vLLM's histograms, filled from the engine's events. Runs under the engine's lock, so that a token may
+//! only cost the search for its bucket.
 
 use std::collections::HashMap;
 
@@ -25,7 +24,7 @@ const TOKENS: &[f64] = &[
 #[derive(Debug, Clone)]
 pub struct Histogram {
     pub bounds: &'static [f64],
-    /// Observations of each bucket alone, the last one for what is above all bounds.
+    /// The observations of each bucket, not cumulated; the last bucket is above all bounds.
     pub counts: Vec<u64>,
     pub sum: f64,
 }
@@ -41,7 +40,7 @@ pub struct Latencies {
     pub decode: Histogram,
     pub prompt_tokens: Histogram,
     pub generation_tokens: Histogram,
-    /// When the latest token of a running request came.
+    /// The time of the latest token of each running request.
     latest: HashMap<u64, f64>,
 }
 

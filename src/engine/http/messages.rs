@@ -1,11 +1,11 @@
-//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's API as vLLM speaks it.
+//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's API as vLLM implements it.
 
 use serde_json::{Map, Value, json};
 
 use super::driver::Step;
 use super::error::ApiError;
 use super::input::Input;
-use super::plan::{AnswerPart, PlannedAnswer, SamplingWishes};
+use super::plan::{AnswerPart, PlannedAnswer, SamplingOptions};
 use super::render;
 use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest, Job};
@@ -16,9 +16,9 @@ use crate::engine::batch::Finish;
 struct MessagesReplyForm {
     id: String,
     model: String,
-    /// Ids and signatures of blocks are made from it.
+    /// The source of the ids and signatures of blocks.
     random: String,
-    tell_cached: bool,
+    reports_cached: bool,
 }
 
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
@@ -28,42 +28,42 @@ pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     }
     input.list("messages");
     input.list("tools");
-    let mut ask = GenerationRequest::read(&mut input, &["max_tokens"]);
+    let mut request = GenerationRequest::read(&mut input, &["max_tokens"]);
     let streams = input.boolean("stream").unwrap_or(false);
     let model = input.string("model");
     let mut input = input.checked()?;
     let (name, lora) = call.model(model.as_deref())?;
-    ask.check(&mut input)?;
-    ask.prompt = render::messages(&input.body);
-    ask.n = 1;
-    read_sampling(&input.body, &mut ask.wishes, model.as_deref());
+    request.check(&mut input)?;
+    request.prompt = render::messages(&input.body);
+    request.n = 1;
+    read_sampling(&input.body, &mut request.sampling, model.as_deref());
     let form = MessagesReplyForm {
         id: call.id("chatcmpl", &input),
         model: name,
         random: call.shared.random_hex(),
-        tell_cached: call.shared.options.prompt_tokens_details,
+        reports_cached: call.shared.options.prompt_tokens_details,
     };
-    let mut job = call.start(ask, lora.as_deref())?;
+    let mut job = call.start(request, lora.as_deref())?;
     if streams {
         let Job { prompt, mut answers, generation } = job;
         let Some(answer) = answers.pop() else { return Ok(reply::empty(500)) };
-        let talk = MessageTalk {
+        let writer = MessageWriter {
             form,
             prompt: prompt.len(),
             answer,
             open: None,
             index: 0,
-            told: 0,
+            reported: 0,
             cached: 0,
             aborted: false,
         };
-        return Ok(stream::answer(call, generation, talk));
+        return Ok(stream::answer(call, generation, writer));
     }
     let cached = job.generation.finish().await;
     Ok(reply::ok(&form.whole(&job, cached)))
 }
 
-/// How many tokens the prompt has; nothing is generated.
+/// Returns the number of tokens of the prompt, without generating.
 pub fn count(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["model", "messages"] {
@@ -80,16 +80,16 @@ pub fn count(call: &EngineCall) -> Result<Reply, ApiError> {
     })))
 }
 
-fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>) {
+fn read_sampling(body: &Value, sampling: &mut SamplingOptions, model: Option<&str>) {
     let stops = body["stop_sequences"].as_array().into_iter().flatten();
-    wishes.stop = stops.filter_map(Value::as_str).map(str::to_owned).collect();
-    wishes.reasoning = match body["thinking"]["type"].as_str() {
+    sampling.stop = stops.filter_map(Value::as_str).map(str::to_owned).collect();
+    sampling.reasoning = match body["thinking"]["type"].as_str() {
         Some("enabled") => true,
         Some("disabled") => false,
         _ => super::chat::thinks(body, model) || body["output_config"]["effort"].is_string(),
     };
     let schema = &body["output_config"]["format"]["schema"];
-    wishes.schema = schema.is_object().then(|| schema.clone());
+    sampling.schema = schema.is_object().then(|| schema.clone());
     let tools = body["tools"].as_array().map_or(&[][..], Vec::as_slice);
     let choice = &body["tool_choice"];
     let tool = match choice["type"].as_str() {
@@ -97,11 +97,11 @@ fn read_sampling(body: &Value, wishes: &mut SamplingWishes, model: Option<&str>)
         Some("tool") => tools.iter().find(|tool| tool["name"].is_string() && tool["name"] == choice["name"]),
         _ => None,
     };
-    wishes.call =
+    sampling.call =
         tool.map(|tool| (tool["name"].as_str().unwrap_or_default().to_owned(), tool["input_schema"].clone()));
 }
 
-/// Anthropic's words for the end, and the stop sequence that caused it.
+/// Returns Anthropic's stop reason, and the stop sequence that caused it.
 fn stop_reason(answer: &PlannedAnswer, aborted: bool) -> (Option<&'static str>, Option<&str>) {
     if aborted {
         return (None, None);
@@ -114,24 +114,24 @@ fn stop_reason(answer: &PlannedAnswer, aborted: bool) -> (Option<&'static str>, 
     }
 }
 
-// === impl Form ===
+// === impl MessagesReplyForm ===
 
 impl MessagesReplyForm {
     fn whole(&self, job: &Job, cached: usize) -> Value {
         let answer = &job.answers[0];
-        let (told, aborted) = job.generation.reported(0);
+        let (reported, aborted) = job.generation.reported(0);
         let mut content = Vec::new();
-        let thinking = answer.text(AnswerPart::Reasoning, told);
+        let thinking = answer.text(AnswerPart::Reasoning, reported);
         if !thinking.is_empty() {
             content.push(json!({"type": "thinking", "thinking": thinking, "signature": self.random}));
         }
-        let text = answer.text(AnswerPart::Text, told);
+        let text = answer.text(AnswerPart::Text, reported);
         if !text.is_empty() {
             content.push(json!({"type": "text", "text": text}));
         }
         if let Some(name) = &answer.tool {
             let arguments =
-                serde_json::from_str(&answer.text(AnswerPart::Arguments, told)).unwrap_or(json!({}));
+                serde_json::from_str(&answer.text(AnswerPart::Arguments, reported)).unwrap_or(json!({}));
             content.push(json!({"type": "tool_use", "id": self.tool_id(), "name": name, "input": arguments}));
         }
         if content.is_empty() {
@@ -147,14 +147,14 @@ impl MessagesReplyForm {
         ] {
             message.insert(key.to_owned(), value);
         }
-        // What is null is left out of whole answers.
+        // Whole answers omit null values.
         let (reason, sequence) = stop_reason(answer, aborted);
         for (key, value) in [("stop_reason", reason), ("stop_sequence", sequence)] {
             if let Some(value) = value {
                 message.insert(key.to_owned(), json!(value));
             }
         }
-        message.insert("usage".to_owned(), self.usage(job.prompt.len(), told, cached));
+        message.insert("usage".to_owned(), self.usage(job.prompt.len(), reported, cached));
         Value::Object(message)
     }
 
@@ -162,9 +162,9 @@ impl MessagesReplyForm {
         format!("chatcmpl-tool-{}", self.random)
     }
 
-    /// `input_tokens` are those that were not read from the cache.
+    /// Returns the usage; `input_tokens` excludes cached tokens.
     fn usage(&self, prompt: usize, completion: usize, cached: usize) -> Value {
-        if !self.tell_cached {
+        if !self.reports_cached {
             return json!({"input_tokens": prompt, "output_tokens": completion});
         }
         json!({
@@ -176,21 +176,21 @@ impl MessagesReplyForm {
     }
 }
 
-/// The stream of a message: blocks that begin, grow and end.
-struct MessageTalk {
+/// Writes the stream of a message.
+struct MessageWriter {
     form: MessagesReplyForm,
     prompt: usize,
     answer: PlannedAnswer,
-    /// Which part the open block holds.
+    /// The part of the open block.
     open: Option<AnswerPart>,
-    /// Blocks closed so far.
+    /// The number of closed blocks.
     index: usize,
-    told: usize,
+    reported: usize,
     cached: usize,
     aborted: bool,
 }
 
-impl EventWriter for MessageTalk {
+impl EventWriter for MessageWriter {
     fn write(&mut self, step: Step, events: &mut ReplyEvents) {
         match step {
             Step::Begun { cached_tokens } => {
@@ -198,7 +198,7 @@ impl EventWriter for MessageTalk {
                 events.event("message_start", &self.start());
             }
             Step::Token { index, .. } => {
-                self.told = index + 1;
+                self.reported = index + 1;
                 self.piece(index, events);
             }
             Step::Aborted { .. } => self.aborted = true,
@@ -206,7 +206,7 @@ impl EventWriter for MessageTalk {
                 self.close(events);
                 let (reason, sequence) = stop_reason(&self.answer, self.aborted);
                 let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
-                let usage = self.form.usage(self.prompt, self.told, self.cached);
+                let usage = self.form.usage(self.prompt, self.reported, self.cached);
                 let delta = json!({"type": "message_delta", "delta": delta, "usage": usage});
                 events.event("message_delta", &delta);
                 events.event("message_stop", &json!({"type": "message_stop"}));
@@ -220,7 +220,7 @@ impl EventWriter for MessageTalk {
     }
 }
 
-impl MessageTalk {
+impl MessageWriter {
     fn start(&self) -> Value {
         json!({"type": "message_start", "message": {
             "id": self.form.id,
@@ -230,7 +230,7 @@ impl MessageTalk {
             "model": self.form.model,
             "stop_reason": null,
             "stop_sequence": null,
-            // The cache is told at the end only; here it is the whole prompt.
+            // Cached tokens are reported at the end only; here `input_tokens` is the whole prompt.
             "usage": {"input_tokens": self.prompt, "output_tokens": 0},
         }})
     }

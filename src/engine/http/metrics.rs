@@ -1,7 +1,7 @@
-//! `GET /metrics`: vLLM's names, labels and order of lines, as far as there is something to count.
+//! `GET /metrics`: vLLM's names, labels and order of lines, for the metrics that the simulation has.
 //!
-//! Every counter comes with its `_created` gauge, as `prometheus_client` writes them: readers that match
-//! names by their beginning must find that out here.
+//! Every counter has a `_created` gauge, as `prometheus_client` writes them, so that readers that match
+//! names by their beginning fail in tests.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use super::reply::{self, Reply};
 use super::run::EngineCall;
 use std::sync::atomic::Ordering;
 
-/// The page while it is written.
+/// The page under construction.
 struct MetricsPage {
     text: String,
     model: String,
@@ -39,15 +39,15 @@ fn page(call: &EngineCall) -> Reply {
     reply::text("text/plain; version=1.0.0; charset=utf-8", page.text)
 }
 
-// === impl Page ===
+// === impl MetricsPage ===
 
 impl MetricsPage {
     fn head(&mut self, name: &str, help: &str, kind: &str) {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// One line of a metric of the engine; labels are in alphabetical order, so what stands `before`
-    /// `model_name` and what stands `after` it are given apart.
+    /// Writes one line of a metric. Labels are in alphabetical order, so the labels `before` and `after`
+    /// `model_name` are separate arguments.
     fn line(&mut self, name: &str, before: &str, after: &str, value: f64) {
         let value = number(value);
         let _ = writeln!(
@@ -97,7 +97,7 @@ impl MetricsPage {
         let state = "vllm:engine_sleep_state";
         self.head(state, "Engine sleep state; awake = 0 means engine is sleeping.", "gauge");
         for (level, name) in ["awake", "weights_offloaded", "discard_all"].iter().enumerate() {
-            // Level 0 keeps the weights where they are, so only `awake` turns.
+            // Level 0 keeps the weights loaded, so only `awake` changes.
             let is_so = if level == 0 { asleep == 0 } else { asleep == level + 1 };
             self.line(state, "", &format!(",sleep_state=\"{name}\""), f64::from(u8::from(is_so)));
         }
@@ -146,7 +146,7 @@ impl MetricsPage {
             "Number of generation tokens processed.",
             &[("", "", c.generation_tokens)],
         );
-        // A client that goes away is no success of any kind: real servers leave `abort` at zero too.
+        // A request of a client that disconnects is not counted: real servers leave `abort` at zero too.
         self.counter(
             "vllm:request_success",
             "Count of successfully processed requests.",
@@ -161,7 +161,7 @@ impl MetricsPage {
         self.rejections(c.refused);
     }
 
-    /// The one metric of vLLM without an `engine` label.
+    /// Writes the only metric of vLLM without an `engine` label.
     fn rejections(&mut self, refused: u64) {
         let help = "Number of admission attempts rejected by a queue limit, by reason.";
         for (name, kind) in
@@ -267,7 +267,7 @@ impl MetricsPage {
     }
 }
 
-/// A number as Python writes a float: `3.0`, `1.79515492581e+09`.
+/// Formats a number as Python formats a float: `3.0`, `1.79515492581e+09`.
 fn number(value: f64) -> String {
     if value >= 1e6 {
         let digits = format!("{value:e}");
@@ -282,7 +282,7 @@ mod tests {
     use super::number;
 
     #[test]
-    fn numbers_are_written_as_python_writes_them() {
+    fn formats_numbers_as_python_does() {
         for (value, expected) in
             [(0.0, "0.0"), (202.0, "202.0"), (0.025, "0.025"), (1.79515492581e9, "1.79515492581e+09")]
         {

@@ -6,7 +6,7 @@ use super::clock;
 use super::reply::{self, Reply};
 use super::run::EngineCall;
 
-/// `GET /v1/models`: base names first, then adapters. Ids of permissions are new each time.
+/// Handles `GET /v1/models`: base names first, then adapters. The ids of permissions are new each time.
 pub fn list(call: &EngineCall) -> Reply {
     let options = &call.shared.options;
     let base = options.models.first().map_or("", String::as_str);
@@ -50,7 +50,7 @@ pub fn version(call: &EngineCall) -> Reply {
     reply::ok(&json!({"version": call.shared.options.version}))
 }
 
-/// `GET /load`: requests in the engine, if the server was told to count them.
+/// Handles `GET /load`: the requests in the engine, if the server is configured to count them.
 pub fn load(call: &EngineCall) -> Reply {
     let stats = call.shared.stats();
     let load = if call.shared.options.server_load { stats.running + stats.waiting } else { 0 };

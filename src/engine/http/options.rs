@@ -1,10 +1,10 @@
-//! What kind of vLLM is simulated.
+//! The settings of a simulated server.
 
 use std::time::Duration;
 
 use crate::engine::batch::{EngineLimits, Timing};
 
-/// Settings of one simulated server; the names are those of vLLM's flags where it has one.
+/// The settings of one simulated server, named as vLLM's flags where vLLM has one.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Served model names: the first is the name in answers and metrics, the rest are aliases.
@@ -17,37 +17,37 @@ pub struct Options {
     pub block_size: usize,
     pub max_num_seqs: usize,
     pub max_num_queued_reqs: Option<usize>,
-    /// Separates the random ids of engines.
+    /// The seed of random ids, so that those of several engines differ.
     pub seed: u64,
-    /// Whether usage tells cached tokens (`--enable-prompt-tokens-details`).
+    /// Whether usage reports cached tokens (`--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
     /// Whether answers carry `x-request-id` (`--enable-request-id-headers`).
     pub request_id_headers: bool,
     /// Whether the routes of `VLLM_SERVER_DEV_MODE=1` exist.
     pub dev_mode: bool,
-    /// Real servers have pooling or generation; this one can have all at once.
+    /// Whether pooling routes exist. Real servers have pooling or generation; this one can have both.
     pub embeddings: bool,
     pub transcription: bool,
     pub realtime: bool,
-    /// Whether there are Responses at all: older vLLM, and other engines, have only chats.
+    /// Whether the Responses API exists: older vLLM, and other engines, have only chats.
     pub responses: bool,
-    /// Whether there are Messages, and the count of their tokens.
+    /// Whether Messages exist, and the count of their tokens.
     pub messages: bool,
-    /// Whether there are completions of prompts, and `/tokenize`: other engines may have only chats.
+    /// Whether completions exist: other engines may have only chats.
     pub completions: bool,
     pub tokenize: bool,
     /// Whether Responses are kept (`VLLM_ENABLE_RESPONSES_API_STORE=1`).
     pub responses_store: bool,
     /// Whether `/load` counts (`--enable-server-load-tracking`).
     pub server_load: bool,
-    /// Whether an answer that ends by itself has the token that ends a turn, as those of real models do.
+    /// Whether an answer that ends by itself has an end-of-turn token, as with real models.
     pub end_token: bool,
-    /// Whether a word of an answer is two tokens, although its text would be one.
+    /// Whether each word of an answer is two tokens, although the tokenizer would make one of its text.
     pub split_words: bool,
     pub version: String,
     /// Idle connections are closed after this long (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`).
     pub keep_alive: Duration,
-    /// Whether `POST /sim/…` can see and disturb the server.
+    /// Whether the routes under `/sim/…` exist.
     pub control: bool,
 }
 
@@ -96,13 +96,13 @@ impl Options {
         }
     }
 
-    /// The name a model answers under, or `None` if it is not served. No name means the base model.
+    /// Resolves a model name; `None` when it is not served. No name means the base model.
     pub(super) fn resolve<'a>(&'a self, model: Option<&'a str>) -> Option<Served<'a>> {
         let base = self.models.first().map_or("", String::as_str);
         match model {
             None | Some("") => Some(Served { name: base, lora: None }),
             Some(model) if self.models.iter().any(|served| served == model) => {
-                // As in vLLM, the answer names the first alias, whichever was asked for.
+                // As in vLLM, the answer has the first alias, whichever the request names.
                 Some(Served { name: base, lora: None })
             }
             Some(model) => {

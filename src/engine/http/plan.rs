@@ -1,11 +1,11 @@
-//! What a simulated engine answers: decided in full before the first token, from the prompt alone.
+//! Plans the answer of a simulated engine in full before the first token, from the prompt alone.
 //!
-//! The same request to two engines gets the same text, whatever the engines are busy with, so an answer that
-//! came through a balancer can be held against one that did not. Lengths are predictable too: a given
-//! `max_tokens` is used up (finish `length`), without it the answer has `DEFAULT_TOKENS` tokens and ends by
-//! itself (finish `stop`). Tool calls and JSON end when they are complete.
+//! The same request to two engines gets the same text, independent of their load, so that an answer through
+//! a balancer can be compared with a direct one. Lengths are predictable too: with `max_tokens` the answer
+//! has that many tokens (finish `length`), without it `DEFAULT_TOKENS` (finish `stop`). Tool calls and JSON
+//! end when they are complete.
 //!
-//! It must never depend on time, load, sampling seeds or anything random.
+//! Plans do not depend on time, load, sampling seeds or random numbers.
 
 use serde_json::{Map, Value, json};
 
@@ -13,23 +13,23 @@ use super::token;
 use crate::engine::batch::Finish;
 use crate::engine::dice::Dice;
 
-/// Tokens of an answer whose length the client left open.
+/// The number of tokens of an answer without a requested length.
 pub const DEFAULT_TOKENS: usize = 16;
 
-/// Schemas may refer to themselves; deeper than this, values are left out.
-const SCHEMA_DEPTH: usize = 8;
+/// The largest depth of an example value; a schema may refer to itself, and deeper values are left out.
+const MAX_SCHEMA_DEPTH: usize = 8;
 
-/// What the client asked for, as far as it shapes the answer.
+/// The fields of a request that shape the answer.
 #[derive(Debug, Clone, Default)]
-pub struct SamplingWishes {
+pub struct SamplingOptions {
     pub max_tokens: Option<usize>,
     pub stop: Vec<String>,
     /// The tool to call, and the schema of its arguments.
     pub call: Option<(String, Value)>,
-    /// The schema the text must fit.
+    /// The schema of the text.
     pub schema: Option<Value>,
     pub reasoning: bool,
-    /// An answer that ends by itself has the token that ends a turn.
+    /// An answer that ends by itself has an end-of-turn token.
     pub end_token: bool,
     /// A word is two tokens.
     pub split_words: bool,
@@ -55,69 +55,69 @@ pub struct AnswerToken {
 pub struct PlannedAnswer {
     pub pieces: Vec<AnswerToken>,
     pub finish: Finish,
-    /// The stop string that ended it.
+    /// The stop string that ended the answer.
     pub stop_reason: Option<String>,
-    /// Name of the tool it calls.
+    /// The name of the called tool.
     pub tool: Option<String>,
 }
 
-/// Source of the words; splitmix64, because it is short and good enough.
-struct Words(Dice);
+/// The source of the words.
+struct WordSource(Dice);
 
-// === impl Answer ===
+// === impl PlannedAnswer ===
 
 impl PlannedAnswer {
-    /// Decides the answer to the prompt that hashes to `seed`.
-    pub fn new(wishes: &SamplingWishes, seed: u64) -> Self {
-        let mut words = Words(Dice::new(seed));
-        let structured = wishes.call.as_ref().map(|(_, schema)| schema).or(wishes.schema.as_ref());
-        let length = wishes.max_tokens.unwrap_or(DEFAULT_TOKENS).max(1);
+    /// Plans the answer to the prompt with the hash `seed`.
+    pub fn new(sampling: &SamplingOptions, seed: u64) -> Self {
+        let mut words = WordSource(Dice::new(seed));
+        let structured = sampling.call.as_ref().map(|(_, schema)| schema).or(sampling.schema.as_ref());
+        let length = sampling.max_tokens.unwrap_or(DEFAULT_TOKENS).max(1);
         let mut pieces = Vec::new();
-        if wishes.reasoning {
+        if sampling.reasoning {
             let thoughts = words.text((length / 2).clamp(1, 8));
             pieces.extend(cut(&thoughts, AnswerPart::Reasoning));
         }
         let mut finish = Finish::Stop;
         match structured {
             Some(schema) => {
-                let part = if wishes.call.is_some() { AnswerPart::Arguments } else { AnswerPart::Text };
-                let value = example(schema, schema, &mut words, SCHEMA_DEPTH).unwrap_or(json!({}));
+                let part = if sampling.call.is_some() { AnswerPart::Arguments } else { AnswerPart::Text };
+                let value = example(schema, schema, &mut words, MAX_SCHEMA_DEPTH).unwrap_or(json!({}));
                 pieces.extend(cut(&value.to_string(), part));
             }
             None => {
                 let text = words.text(length.saturating_sub(pieces.len()));
                 let words = cut(&text, AnswerPart::Text);
-                pieces.extend(if wishes.split_words { halves(words) } else { words });
-                if wishes.max_tokens.is_some() {
+                pieces.extend(if sampling.split_words { halves(words) } else { words });
+                if sampling.max_tokens.is_some() {
                     finish = Finish::Length;
-                } else if wishes.end_token {
+                } else if sampling.end_token {
                     pieces.push(AnswerToken { part: AnswerPart::Text, id: token::END, text: String::new() });
                 }
             }
         }
-        if let Some(limit) = wishes.max_tokens
+        if let Some(limit) = sampling.max_tokens
             && pieces.len() > limit
         {
             pieces.truncate(limit.max(1));
             finish = Finish::Length;
         }
-        let tool = wishes.call.as_ref().map(|(name, _)| name.clone());
+        let tool = sampling.call.as_ref().map(|(name, _)| name.clone());
         let mut answer = Self { pieces, finish, stop_reason: None, tool };
-        answer.stop_at(&wishes.stop);
+        answer.stop_at(&sampling.stop);
         answer
     }
 
-    /// Text of the first `tokens` tokens that belong to `part`.
+    /// Returns the text of the first `tokens` tokens that belong to `part`.
     pub fn text(&self, part: AnswerPart, tokens: usize) -> String {
-        let told = self.pieces.iter().take(tokens);
-        told.filter(|piece| piece.part == part).map(|piece| piece.text.as_str()).collect()
+        let reported = self.pieces.iter().take(tokens);
+        reported.filter(|piece| piece.part == part).map(|piece| piece.text.as_str()).collect()
     }
 
     pub fn ids(&self, tokens: usize) -> Vec<u32> {
         self.pieces.iter().take(tokens).map(|piece| piece.id).collect()
     }
 
-    /// Ends the answer where its text first contains one of `stops`; that string is not part of it.
+    /// Ends the answer before the first occurrence of one of `stops` in its text.
     fn stop_at(&mut self, stops: &[String]) {
         let mut text = String::new();
         for at in 0..self.pieces.len() {
@@ -146,7 +146,7 @@ fn cut(text: &str, part: AnswerPart) -> Vec<AnswerToken> {
     ids.into_iter().map(|id| AnswerToken { part, id, text: token::decode(&[id]) }).collect()
 }
 
-/// Words as two tokens each.
+/// Splits each word into two tokens.
 fn halves(words: Vec<AnswerToken>) -> Vec<AnswerToken> {
     let each = words.into_iter().flat_map(|word| {
         let (first, second) = word.text.split_at(word.text.len() / 2);
@@ -155,10 +155,10 @@ fn halves(words: Vec<AnswerToken>) -> Vec<AnswerToken> {
     each.collect()
 }
 
-// === impl Words ===
+// === impl WordSource ===
 
-impl Words {
-    /// A word of two or three letters, so that with its space it is exactly one token.
+impl WordSource {
+    /// Returns a word of two or three letters, so that it is exactly one token with its space.
     fn word(&mut self) -> String {
         const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";
         const VOWELS: &[u8] = b"aeiou";
@@ -176,8 +176,8 @@ impl Words {
     }
 }
 
-/// A value that fits a simple schema: what is required, with small values of the right type.
-fn example(schema: &Value, root: &Value, words: &mut Words, depth: usize) -> Option<Value> {
+/// Returns a value that fits a simple schema: the required members, with small values of the right type.
+fn example(schema: &Value, root: &Value, words: &mut WordSource, depth: usize) -> Option<Value> {
     let depth = depth.checked_sub(1)?;
     if let Some(name) = schema["$ref"].as_str() {
         return example(root.pointer(name.strip_prefix('#')?)?, root, words, depth);
@@ -217,7 +217,7 @@ fn example(schema: &Value, root: &Value, words: &mut Words, depth: usize) -> Opt
     })
 }
 
-fn example_object(schema: &Value, root: &Value, words: &mut Words, depth: usize) -> Map<String, Value> {
+fn example_object(schema: &Value, root: &Value, words: &mut WordSource, depth: usize) -> Map<String, Value> {
     let mut object = Map::new();
     let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
     for name in required {
@@ -237,30 +237,30 @@ mod tests {
     }
 
     #[test]
-    fn the_same_prompt_gets_the_same_answer() {
-        let wishes = SamplingWishes { max_tokens: Some(40), ..SamplingWishes::default() };
-        let (one, two) = (PlannedAnswer::new(&wishes, 5), PlannedAnswer::new(&wishes, 5));
+    fn plans_the_same_answer_for_the_same_prompt() {
+        let sampling = SamplingOptions { max_tokens: Some(40), ..SamplingOptions::default() };
+        let (one, two) = (PlannedAnswer::new(&sampling, 5), PlannedAnswer::new(&sampling, 5));
         assert_eq!(one.pieces, two.pieces);
-        assert_ne!(whole(&one), whole(&PlannedAnswer::new(&wishes, 6)));
+        assert_ne!(whole(&one), whole(&PlannedAnswer::new(&sampling, 6)));
         assert_eq!((one.pieces.len(), one.finish), (40, Finish::Length));
-        assert_eq!(token::encode(&whole(&one)), one.ids(40), "its text has the tokens it was told in");
+        assert_eq!(token::encode(&whole(&one)), one.ids(40), "its text has the tokens it was reported in");
     }
 
     #[test]
-    fn an_open_length_ends_by_itself() {
-        let answer = PlannedAnswer::new(&SamplingWishes::default(), 1);
+    fn ends_by_itself_without_a_requested_length() {
+        let answer = PlannedAnswer::new(&SamplingOptions::default(), 1);
         assert_eq!((answer.pieces.len(), answer.finish), (DEFAULT_TOKENS, Finish::Stop));
     }
 
     #[test]
-    fn a_stop_string_ends_the_text_before_it() {
+    fn ends_the_text_before_a_stop_string() {
         let free =
-            PlannedAnswer::new(&SamplingWishes { max_tokens: Some(30), ..SamplingWishes::default() }, 9);
+            PlannedAnswer::new(&SamplingOptions { max_tokens: Some(30), ..SamplingOptions::default() }, 9);
         let text = whole(&free);
         let stop = text[10..16].to_owned();
-        let wishes =
-            SamplingWishes { max_tokens: Some(30), stop: vec![stop.clone()], ..SamplingWishes::default() };
-        let answer = PlannedAnswer::new(&wishes, 9);
+        let sampling =
+            SamplingOptions { max_tokens: Some(30), stop: vec![stop.clone()], ..SamplingOptions::default() };
+        let answer = PlannedAnswer::new(&sampling, 9);
         assert_eq!(whole(&answer), text[..text.find(&stop).unwrap()]);
         assert_eq!((answer.finish, answer.stop_reason), (Finish::Stop, Some(stop)));
     }
@@ -283,8 +283,8 @@ mod tests {
                 "home": {"type": "object", "properties": {"at": {"type": "number"}}, "required": ["at"]},
             },
         });
-        let wishes = SamplingWishes { schema: Some(schema), ..SamplingWishes::default() };
-        let value: Value = serde_json::from_str(&whole(&PlannedAnswer::new(&wishes, 3))).unwrap();
+        let sampling = SamplingOptions { schema: Some(schema), ..SamplingOptions::default() };
+        let value: Value = serde_json::from_str(&whole(&PlannedAnswer::new(&sampling, 3))).unwrap();
         assert!(value["name"].is_string() && value["tags"].as_array().unwrap().len() == 2);
         assert_eq!(value["age"], 18);
         assert_eq!((&value["mood"], &value["home"]), (&json!("good"), &json!({"at": 1.5})));
@@ -292,20 +292,20 @@ mod tests {
     }
 
     #[test]
-    fn a_schema_that_contains_itself_ends() {
+    fn ends_with_a_recursive_schema() {
         let schema = json!({"type": "object", "required": ["child"], "properties": {"child": {"$ref": "#"}}});
         let answer =
-            PlannedAnswer::new(&SamplingWishes { schema: Some(schema), ..SamplingWishes::default() }, 3);
+            PlannedAnswer::new(&SamplingOptions { schema: Some(schema), ..SamplingOptions::default() }, 3);
         assert!(serde_json::from_str::<Value>(&whole(&answer)).is_ok());
     }
 
     #[test]
-    fn calls_and_thoughts_have_their_own_parts() {
+    fn separates_calls_and_reasoning_from_text() {
         let schema =
             json!({"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}});
         let call = Some(("weather".to_owned(), schema));
         let answer =
-            PlannedAnswer::new(&SamplingWishes { call, reasoning: true, ..SamplingWishes::default() }, 3);
+            PlannedAnswer::new(&SamplingOptions { call, reasoning: true, ..SamplingOptions::default() }, 3);
         let arguments: Value = serde_json::from_str(&answer.text(AnswerPart::Arguments, usize::MAX)).unwrap();
         assert!(arguments["city"].is_string());
         assert!(!answer.text(AnswerPart::Reasoning, usize::MAX).is_empty());

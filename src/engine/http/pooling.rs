@@ -1,4 +1,4 @@
-//! Embeddings, pooling, classification, scores and ranks: numbers that depend on nothing but the text.
+//! Embeddings, pooling, classification, scores and ranks: numbers that depend on the text alone.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -13,12 +13,12 @@ use super::reply::{self, Reply};
 use super::run::EngineCall;
 use super::token;
 
-/// Length of a vector, unless the client asks for another.
+/// The length of a vector, unless the client requests another.
 const DIMENSIONS: usize = 8;
-/// Longest vector that can be asked for.
+/// The longest vector that a client may request.
 const MAX_DIMENSIONS: usize = 4_096;
 
-/// A checked request: its inputs as tokens, and the work done on them.
+/// A checked request with its inputs as tokens, after their prefill.
 struct Pooled {
     input: Input,
     model: String,
@@ -62,7 +62,7 @@ impl Pooled {
         }))
     }
 
-    /// Vectors one behind the other, and a header that says where each stands.
+    /// Returns the vectors concatenated, with a header of their places.
     fn bytes(&self, call: &EngineCall, prefix: &str, vectors: &[Vec<u8>]) -> Reply {
         let place = |(index, vector): (usize, &Vec<u8>)| {
             let (start, shape) = (index * vector.len(), [vector.len() / 4]);
@@ -83,7 +83,7 @@ impl Pooled {
     }
 }
 
-/// Numbers between -1 and 1 from the tokens of a text.
+/// Derives numbers between -1 and 1 from the tokens of a text.
 fn vector(text: &[u32], dimensions: usize) -> Vec<f32> {
     let bytes: Vec<u8> = text.iter().flat_map(|id| id.to_le_bytes()).collect();
     let place = |at: usize| {
@@ -93,13 +93,13 @@ fn vector(text: &[u32], dimensions: usize) -> Vec<f32> {
     (0..dimensions).map(place).collect()
 }
 
-/// A number between 0 and 1 for how well two texts go together.
+/// Returns a score between 0 and 1 of two texts.
 fn affinity(one: &[u32], other: &[u32]) -> f64 {
     let both: Vec<u32> = one.iter().chain(other).copied().collect();
     f64::from(vector(&both, 1)[0]) / 2.0 + 0.5
 }
 
-/// The inputs of a field: one text, several, token ids, or several of those.
+/// Reads the inputs of a field: one text, several, token ids, or several lists of them.
 fn inputs(value: &Value) -> Vec<Vec<u32>> {
     let ids = |items: &[Value]| items.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect();
     match value {
@@ -117,7 +117,7 @@ fn inputs(value: &Value) -> Vec<Vec<u32>> {
     }
 }
 
-/// The text of a document, which may be an object around it.
+/// Returns the text of a document, which may be an object with a `text`.
 fn document(value: &Value) -> String {
     value.as_str().or(value["text"].as_str()).map_or_else(|| value.to_string(), str::to_owned)
 }
@@ -172,7 +172,7 @@ pub async fn classify(call: &EngineCall) -> Result<Reply, ApiError> {
     Ok(pooled.list(call, "classify", data.collect()))
 }
 
-/// One text against each of others; the fields have had several names.
+/// Scores one text against each of several; the fields have had several names.
 pub async fn score(call: &EngineCall) -> Result<Reply, ApiError> {
     let input = call.input()?;
     let field = |names: &[&str]| names.iter().find_map(|name| input.get(name)).cloned();

@@ -1,11 +1,11 @@
-//! What Python would say: where its JSON parser stops and why, and how it writes values.
+//! Imitates Python: the position and reason of its JSON errors, and its format of values.
 //!
-//! Only errors go through here, so this is slow and plain. It must never decide whether a body is valid.
+//! Used for error messages only, so it is simple rather than fast, and never decides whether a body is valid.
 
-/// Deeper nesting is left to the real parser to refuse.
+/// The deepest nesting that is scanned; the real parser rejects deeper ones.
 const MAX_DEPTH: usize = 512;
 
-/// The first error of `json.loads`, with its position in characters. `None` where Python sees none.
+/// Returns the first error of `json.loads` with its position in characters; `None` where Python finds none.
 pub fn json_error(text: &str) -> Option<(usize, &'static str)> {
     let chars: Vec<char> = text.chars().collect();
     let mut scanner = PythonScanner { chars: &chars, at: 0 };
@@ -20,7 +20,7 @@ pub fn json_error(text: &str) -> Option<(usize, &'static str)> {
     (!end.1.is_empty()).then_some((end.0, end.1))
 }
 
-/// Where and why; an empty reason stands for "too deep to say".
+/// The position and the reason; an empty reason means that the nesting is too deep.
 struct PythonError(usize, &'static str);
 
 struct PythonScanner<'a> {
@@ -63,7 +63,7 @@ impl PythonScanner<'_> {
         let digits = self.at;
         while self.peek().is_some_and(|c| c.is_ascii_digit()) {
             self.at += 1;
-            // A number that begins with zero ends there: the rest is the next error.
+            // A number that begins with zero ends there; the rest is the next error.
             if self.chars[digits] == '0' {
                 break;
             }
@@ -173,7 +173,7 @@ impl PythonScanner<'_> {
     }
 }
 
-/// A string as `repr` writes it.
+/// Formats a string as `repr` does.
 pub fn repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut written = String::from(quote);
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_where_python_sees_them() {
+    fn reports_errors_where_python_does() {
         for (text, expected) in [
             ("{\"model\":", Some((9, "Expecting value"))),
             ("", Some((0, "Expecting value"))),
@@ -220,11 +220,11 @@ mod tests {
         ] {
             assert_eq!(json_error(text), expected, "{text}");
         }
-        assert_eq!(json_error(&"[".repeat(5_000)), None, "too deep to say");
+        assert_eq!(json_error(&"[".repeat(5_000)), None, "too deep");
     }
 
     #[test]
-    fn strings_are_written_as_python_writes_them() {
+    fn formats_strings_as_python_does() {
         assert_eq!(repr("a\n"), "'a\\n'");
         assert_eq!(repr("it's"), "\"it's\"");
         assert_eq!(repr("it's \"so\""), "'it\\'s \"so\"'");

@@ -1,6 +1,6 @@
-//! `GET /v1/realtime`: a websocket that greets, echoes text and says when it does not know a model.
+//! `GET /v1/realtime`: a websocket that sends a greeting, echoes text and reports an unknown model.
 //!
-//! Just enough of RFC 6455 for that: whole frames, masked by the client, of bounded length.
+//! Implements as much of RFC 6455 as that needs: whole frames, masked by the client, of bounded length.
 
 use std::io;
 use std::sync::Arc;
@@ -11,37 +11,38 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::accepted::AcceptedConnection;
 use super::clock;
-use super::connection::{AcceptedConnection, BusyGuard};
+use super::connection_state::BusyGuard;
 use super::encode::{base64, sha1};
 use super::error::ApiError;
 use super::reply::{self, Reply};
 use super::run::EngineCall;
 use super::shared::EngineShared;
 
-/// What RFC 6455 appends to the client's key.
-const MAGIC: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-/// Longest frame taken.
-const MAX_FRAME: usize = 1_024 * 1_024;
+/// The string that RFC 6455 appends to the client's key.
+const HANDSHAKE_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// The longest accepted frame, in bytes.
+const MAX_FRAME_BYTES: usize = 1_024 * 1_024;
 
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 
-/// Accepts the upgrade; the conversation goes on in a task of its own.
+/// Accepts the upgrade; the conversation continues in a task of its own.
 pub fn open(call: &EngineCall, upgrade: OnUpgrade, busy: Arc<BusyGuard>) -> Result<Reply, ApiError> {
     let Some(key) = call.header("sec-websocket-key") else {
         return Err(ApiError::bad_request("Missing Sec-WebSocket-Key header"));
     };
-    let accept = base64(&sha1(format!("{key}{MAGIC}").as_bytes()));
+    let accept = base64(&sha1(format!("{key}{HANDSHAKE_GUID}").as_bytes()));
     let shared = Arc::clone(&call.shared);
     let mut open = AcceptedConnection::new(Arc::clone(&shared));
     tokio::spawn(async move {
         let _busy = busy;
         let Ok(upgraded) = upgrade.await else { return };
         tokio::select! {
-            // Errors mean that the client is gone.
+            // An error means that the client has disconnected.
             _ = converse(upgraded, &shared) => {}
             () = open.ends() => {}
         }
@@ -80,7 +81,7 @@ async fn converse(upgraded: Upgraded, shared: &EngineShared) -> io::Result<()> {
     }
 }
 
-/// The answer to a message that is not just echoed.
+/// Returns the answer to a message that is not echoed.
 fn answer(payload: &[u8], shared: &EngineShared) -> Option<Vec<u8>> {
     let message: Value = serde_json::from_slice(payload).ok()?;
     let model = message["model"].as_str()?;
@@ -104,7 +105,7 @@ async fn read_frame(io: &mut TokioIo<Upgraded>) -> io::Result<(u8, Vec<u8>)> {
         127 => usize::try_from(io.read_u64().await?).unwrap_or(usize::MAX),
         short => usize::from(short),
     };
-    if length > MAX_FRAME {
+    if length > MAX_FRAME_BYTES {
         return Err(invalid("frame is too long"));
     }
     let mut mask = [0; 4];

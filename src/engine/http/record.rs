@@ -1,4 +1,4 @@
-//! What the server saw: the latest requests, and counts.
+//! The records of the server: the latest requests, and counts.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -9,15 +9,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Requests remembered, and how much of each body.
+/// The largest number of kept requests.
 const MAX_RECORDS: usize = 1_000;
+/// The largest kept part of a body, in bytes.
 const MAX_RECORDED_BODY_BYTES: usize = 64 * 1_024;
 
 /// One request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     pub method: Method,
-    /// Path with query.
+    /// The path with its query.
     pub path: String,
     pub headers: HeaderMap,
     pub body_length: usize,
@@ -27,24 +28,24 @@ pub struct Recorded {
     pub body: Bytes,
 }
 
-/// Counts at one moment.
+/// The counts at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Stats {
     /// Requests other than polls of health, models, metrics and the like.
     pub received: u64,
-    /// Those polls.
+    /// Polls of health, models, metrics and the like.
     pub polled: u64,
     /// Sequences in the engine.
     pub running: usize,
     pub waiting: usize,
-    /// Sequences that ended by themselves, and those that were aborted or refused.
+    /// Sequences that ended by themselves, were aborted, or were rejected.
     pub finished: u64,
     pub aborted: u64,
     pub refused: u64,
     /// Connections open now, and accepted so far.
     pub connections: usize,
     pub accepted: u64,
-    /// Prompt tokens looked up in the prefix cache, and found.
+    /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub prefix_queries: u64,
     pub prefix_hits: u64,
     pub prompt_tokens: u64,
@@ -53,17 +54,17 @@ pub struct Stats {
     pub restarts: u64,
 }
 
-/// What the engine generates for one request: its own log, to compare with what clients and records say.
+/// The generation for one request: the engine's own log, to compare with clients and captured calls.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordedGeneration {
     /// The request's `x-request-id`; empty without one.
     pub request_id: String,
     pub prompt: Vec<u32>,
-    /// The token ids of each choice, as they are decided when the request begins.
+    /// The token ids of each choice, as planned when the request starts.
     pub choices: Vec<Vec<u32>>,
 }
 
-/// A bounded memory of the latest entries.
+/// A bounded queue of the latest entries.
 #[derive(Debug)]
 pub struct Ring<T>(Mutex<VecDeque<T>>);
 
@@ -77,17 +78,17 @@ impl Recorded {
             headers,
             body_length: body.len(),
             body_hash: xxh3_64(body),
-            // A slice would keep all of a long body alive.
+            // Copied, since a slice would keep the whole body alive.
             body: Bytes::copy_from_slice(&body[..body.len().min(MAX_RECORDED_BODY_BYTES)]),
         }
     }
 
-    /// A header's value, or nothing if it is not there or not text.
+    /// Returns a header's value, if it is present and text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The remembered body as JSON; `Null` if it is none or was longer than what is remembered.
+    /// Returns the kept body as JSON; `Null` when it is not JSON or was cut.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
@@ -126,7 +127,7 @@ impl<T: Clone> Ring<T> {
         ring.push_back(recorded);
     }
 
-    /// Oldest first.
+    /// Returns all entries, oldest first.
     pub fn all(&self) -> Vec<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }

@@ -1,17 +1,17 @@
-//! The simulated chat template: from the bodies of three APIs to one sequence of tokens.
+//! The simulated chat template: renders the bodies of three APIs to one sequence of tokens.
 //!
 //! All of them become `<|im_start|>role\n…<|im_end|>\n` messages, with tools after the system text, so that a
 //! conversation that goes on, also in another API, begins with the blocks of the one before. What templates
 //! of reasoning models drop from history (thoughts, ids of calls) is dropped here too.
 //!
-//! It must never fail: what it does not understand, it renders as the JSON it is.
+//! Rendering never fails: unknown content is rendered as its JSON.
 
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::token::{self, END, START};
 
-/// Claude Code puts a line into the system text that differs in every request; vLLM takes it out.
+/// The start of a line that Claude Code adds to the system text, different in every request; vLLM removes it.
 const BILLING: &str = "x-anthropic-billing-header";
 
 /// One message of the rendered conversation.
@@ -21,7 +21,7 @@ struct RenderedMessage {
     text: String,
 }
 
-/// Tokens of an OpenAI chat request.
+/// Renders an OpenAI chat request.
 pub fn chat(body: &Value) -> Vec<u32> {
     let mut turns = Vec::new();
     for message in body["messages"].as_array().into_iter().flatten() {
@@ -31,7 +31,7 @@ pub fn chat(body: &Value) -> Vec<u32> {
     tokens(turns, &body["tools"], generates)
 }
 
-/// Tokens of an Anthropic request.
+/// Renders an Anthropic request.
 pub fn messages(body: &Value) -> Vec<u32> {
     let mut turns = Vec::new();
     let system = system_text(&body["system"]);
@@ -44,7 +44,7 @@ pub fn messages(body: &Value) -> Vec<u32> {
     tokens(turns, &body["tools"], true)
 }
 
-/// The turns of an Anthropic message: results of tools stand before what the user says.
+/// Renders an Anthropic message: results of tools come before the text of the user.
 fn message_turns(message: &Value, turns: &mut Vec<RenderedMessage>) {
     let role = message["role"].as_str().unwrap_or("user").to_owned();
     let turn = |role: &str, text: String| RenderedMessage { role: role.to_owned(), text };
@@ -83,7 +83,7 @@ fn is_image(block: &Value) -> bool {
     block["type"] == "image"
 }
 
-/// An image as a chat has it.
+/// Converts an image to the form of a chat.
 fn chat_image(block: &Value) -> Value {
     let source = &block["source"];
     let text = |key: &str| source[key].as_str().unwrap_or_default();
@@ -94,13 +94,13 @@ fn chat_image(block: &Value) -> Value {
     json!({"type": "image_url", "image_url": {"url": url}})
 }
 
-/// The texts of a system's blocks, with nothing between them.
+/// Joins the texts of a system's blocks without a separator.
 fn system_text(content: &Value) -> String {
     let Value::Array(blocks) = content else { return text_of(content) };
     blocks.iter().filter_map(part_text).collect()
 }
 
-/// Tokens of a Responses request that follows on `before`, the turns of an earlier answer.
+/// Renders a Responses request that continues `before`, the turns of an earlier answer.
 pub fn responses(body: &Value, before: &[Value]) -> Vec<u32> {
     let mut turns = Vec::new();
     if let Some(instructions) = body["instructions"].as_str() {
@@ -124,7 +124,7 @@ fn openai_turn(message: &Value) -> RenderedMessage {
     RenderedMessage { role, text }
 }
 
-/// `None` for what leaves no trace in the prompt.
+/// Renders one item; `None` for an item that is not part of the prompt.
 fn response_turn(item: &Value) -> Option<RenderedMessage> {
     let mut text = String::new();
     let role = match item["type"].as_str() {
@@ -151,7 +151,7 @@ fn push_call(text: &mut String, name: &Value, arguments: &Value) {
     text.push_str(&format!("<tool_call>{name} {arguments}</tool_call>"));
 }
 
-/// Text of a content: a string, or parts joined by line breaks.
+/// Returns the text of a content: a string, or parts joined by line breaks.
 fn text_of(content: &Value) -> String {
     match content {
         Value::Null => String::new(),
@@ -173,7 +173,7 @@ fn part_text(part: &Value) -> Option<String> {
         _ => match part["text"].as_str() {
             Some(text) if text.starts_with(BILLING) => None,
             Some(text) => Some(text.to_owned()),
-            // An image or a sound: only which one it is matters.
+            // An image or a sound: its hash stands for it.
             None => Some(format!("<|media {:016x}|>", xxh3_64(part.to_string().as_bytes()))),
         },
     }
@@ -197,7 +197,7 @@ fn tokens(mut turns: Vec<RenderedMessage>, tools: &Value, generates: bool) -> Ve
     let mut ids = Vec::new();
     for turn in turns {
         ids.push(START);
-        // Encoded apart, so that a text has the same tokens as question, answer and history.
+        // Encoded separately, so that a text has the same tokens as question, answer and history.
         token::encode_into(&turn.role, &mut ids);
         token::encode_into("\n", &mut ids);
         token::encode_into(&turn.text, &mut ids);
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_conversation_begins_with_the_one_before() {
+    fn a_longer_conversation_begins_with_the_shorter_one() {
         let first = chat(&json!({"messages": [{"role": "user", "content": "how are you"}]}));
         let second = chat(&json!({"messages": [
             {"role": "user", "content": [{"type": "text", "text": "how are you"}]},
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn three_apis_render_alike() {
+    fn renders_three_apis_alike() {
         let schema = json!({"type": "object"});
         let function = json!({"name": "f", "description": "d", "parameters": schema});
         let tool = json!([{"type": "function", "function": function}]);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_still_counts() {
+    fn renders_media_by_its_content() {
         let picture = |url: &str| {
             chat(&json!({"messages": [{"role": "user", "content": [
                 {"type": "image_url", "image_url": {"url": url}},

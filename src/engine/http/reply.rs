@@ -1,4 +1,4 @@
-//! Answers with uvicorn's headers, in uvicorn's order.
+//! Answers with the headers of uvicorn, in its order.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,11 +14,11 @@ use hyper::body::{Body, Frame, SizeHint};
 use serde_json::Value;
 
 use super::clock;
-use super::connection::BusyGuard;
+use super::connection_state::BusyGuard;
 
 pub type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-/// A body that keeps its connection marked busy until the last byte is out.
+/// A body that keeps its connection marked busy until the last byte was sent.
 pub struct Tracked {
     pub body: UnsyncBoxBody<Bytes, io::Error>,
     pub _busy: Arc<BusyGuard>,
@@ -33,7 +33,7 @@ pub fn ok(value: &Value) -> Reply {
     json(200, value)
 }
 
-/// An answer without a body, as `/health` gives.
+/// Returns an answer without a body, as for `/health`.
 pub fn empty(status: u16) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     with(status, &[], None, Bytes::new())
@@ -43,7 +43,7 @@ pub fn text(content_type: &'static str, text: String) -> Reply {
     with(StatusCode::OK, &[], Some(content_type), Bytes::from(text))
 }
 
-/// A whole answer; `first` are headers that stand before the length.
+/// Returns a whole answer; `first` are the headers before the length.
 pub fn with(status: StatusCode, first: &[(&'static str, &str)], kind: Option<&str>, body: Bytes) -> Reply {
     let length = body.len();
     let mut reply = Response::new(boxed(body));
@@ -62,7 +62,7 @@ pub fn with(status: StatusCode, first: &[(&'static str, &str)], kind: Option<&st
     reply
 }
 
-/// Starlette's redirect of a path that differs by a slash.
+/// Returns Starlette's redirect of a path that differs by a slash.
 pub fn redirect(location: &str) -> Reply {
     let mut reply = empty(307);
     if let Ok(location) = HeaderValue::from_str(location) {
@@ -71,7 +71,7 @@ pub fn redirect(location: &str) -> Reply {
     reply
 }
 
-/// The head of a stream of events; its length is not known, so it comes in chunks.
+/// Returns a stream of events, sent in chunks since its length is unknown.
 pub fn events(body: UnsyncBoxBody<Bytes, io::Error>) -> Reply {
     let mut reply = Response::new(body);
     let headers = reply.headers_mut();

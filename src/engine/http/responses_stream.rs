@@ -1,4 +1,4 @@
-//! The stream of a response: typed events with their own numbering, and no `[DONE]`.
+//! The stream of a response: typed, numbered events without `[DONE]`.
 
 use std::sync::Arc;
 
@@ -7,30 +7,30 @@ use serde_json::{Value, json};
 use super::driver::Step;
 use super::error::ApiError;
 use super::plan::AnswerPart;
-use super::responses::{ResponseProgress, ResponsesReplyForm};
+use super::responses_form::{ResponseProgress, ResponsesReplyForm};
 use super::shared::EngineShared;
 use super::stream::{EventWriter, ReplyEvents};
 
-pub struct ResponseTalk {
+pub struct ResponseWriter {
     form: ResponsesReplyForm,
     shared: Arc<EngineShared>,
-    /// Number of the next event.
+    /// The number of the next event.
     sequence: u64,
-    /// The item that grows, and what it says so far.
+    /// The open item, and its text so far.
     open: Option<(AnswerPart, String)>,
-    /// Items closed so far.
+    /// The number of closed items.
     index: usize,
-    told: usize,
+    reported: usize,
     cached: usize,
     aborted: bool,
 }
 
-impl ResponseTalk {
+impl ResponseWriter {
     pub fn new(form: ResponsesReplyForm, shared: Arc<EngineShared>) -> Self {
-        Self { form, shared, sequence: 0, open: None, index: 0, told: 0, cached: 0, aborted: false }
+        Self { form, shared, sequence: 0, open: None, index: 0, reported: 0, cached: 0, aborted: false }
     }
 
-    /// Sends an event; its number and type come last, as its fields are in alphabetical order.
+    /// Writes an event; its number and type come last, as vLLM orders the fields.
     fn emit(&mut self, kind: &str, mut fields: Value, events: &mut ReplyEvents) {
         let text = fields.as_object_mut().and_then(|fields| fields.shift_remove("text"));
         fields["sequence_number"] = json!(self.sequence);
@@ -131,7 +131,7 @@ impl ResponseTalk {
     }
 }
 
-impl EventWriter for ResponseTalk {
+impl EventWriter for ResponseWriter {
     fn open(&mut self, events: &mut ReplyEvents) {
         let response = self.form.response(ResponseProgress::Running);
         self.emit("response.created", json!({"response": response}), events);
@@ -142,16 +142,19 @@ impl EventWriter for ResponseTalk {
         match step {
             Step::Begun { cached_tokens } => self.cached = cached_tokens,
             Step::Token { index, .. } => {
-                self.told = index + 1;
+                self.reported = index + 1;
                 self.piece(index, events);
             }
             Step::Aborted { .. } => self.aborted = true,
             Step::End => {
                 self.close(events);
-                let ended =
-                    ResponseProgress::Ended { told: self.told, cached: self.cached, aborted: self.aborted };
+                let ended = ResponseProgress::Ended {
+                    reported: self.reported,
+                    cached: self.cached,
+                    aborted: self.aborted,
+                };
                 let response = self.form.response(ended);
-                self.form.keep(&self.shared.store, &response);
+                self.form.store(&self.shared.store, &response);
                 self.emit("response.completed", json!({"response": response}), events);
             }
         }

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::connection::BusyGuard;
+use super::connection_state::BusyGuard;
 use super::error::{self, ApiError};
 use super::fault::InjectedFault;
 use super::options::Options;
@@ -21,8 +21,8 @@ use super::{
     tokenize,
 };
 
-/// No real server upgrades a connection faster; a proxy may still be noting that the request has ended.
-const UPGRADE: std::time::Duration = std::time::Duration::from_millis(5);
+/// The pause before an upgrade. No real server is faster, and a proxy may still be ending the request.
+const UPGRADE_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EngineRoute {
@@ -53,14 +53,14 @@ enum EngineRoute {
     Sim,
 }
 
-/// A row of the table: pattern as the metrics name it, methods as `allow` lists them.
+/// A row of the table: the pattern as in the metrics, the methods as in `allow`.
 struct EngineRouteRow {
     route: EngineRoute,
     pattern: &'static str,
     allow: &'static str,
 }
 
-/// Routes with a fixed path. Those with a parameter, and those under `/sim/`, are in `find`.
+/// The routes with a fixed path. `find` has those with a parameter, and those under `/sim/`.
 #[rustfmt::skip]
 const TABLE: &[EngineRouteRow] = &[
     EngineRouteRow { route: EngineRoute::Models, pattern: "/v1/models", allow: "GET" },
@@ -106,7 +106,7 @@ const CANCEL: EngineRouteRow = EngineRouteRow {
 };
 const SIM: EngineRouteRow = EngineRouteRow { route: EngineRoute::Sim, pattern: "/sim", allow: "GET, POST" };
 
-// === impl Route ===
+// === impl EngineRoute ===
 
 impl EngineRoute {
     fn exists(self, options: &Options) -> bool {
@@ -126,7 +126,7 @@ impl EngineRoute {
         }
     }
 
-    /// Asked often and by machines; kept apart in the records, and never struck by a fault.
+    /// Whether machines poll the route often: polls are recorded separately and never affected by a fault.
     fn is_poll(self) -> bool {
         matches!(self, Self::Models | Self::Health | Self::Version | Self::Load | Self::Metrics)
     }
@@ -140,7 +140,7 @@ fn find(path: &str, options: &Options) -> Option<&'static EngineRouteRow> {
             _ => return None,
         },
         None if path.starts_with("/sim/") => &SIM,
-        // Metrics are mounted, and a mount takes everything below it.
+        // `/metrics` is a mount, which takes all paths below it.
         None if path.starts_with("/metrics/") => {
             TABLE.iter().find(|row| row.route == EngineRoute::Metrics)?
         }
@@ -149,7 +149,7 @@ fn find(path: &str, options: &Options) -> Option<&'static EngineRouteRow> {
     row.route.exists(options).then_some(row)
 }
 
-/// Answers one request; the error closes the connection.
+/// Answers one request; an error closes the connection.
 pub async fn answer(
     shared: Arc<EngineShared>,
     busy: BusyGuard,
@@ -179,7 +179,7 @@ async fn respond(
     row: Option<&'static EngineRouteRow>,
     mut request: Request<Incoming>,
 ) -> io::Result<Reply> {
-    // Taken before the body is read: a request that upgrades has none.
+    // Taken before the body is read; a request that upgrades has no body.
     let upgrade = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -210,10 +210,10 @@ async fn respond(
         return Ok(error::unauthorized());
     }
     let Some(row) = row else {
-        return Ok(lost(&shared.options, &parts.uri, &parts.headers));
+        return Ok(unknown_path(&shared.options, &parts.uri, &parts.headers));
     };
     if !row.allow.split(", ").any(|method| method == parts.method.as_str()) {
-        // FastAPI makes a route of each method, and the first one speaks.
+        // FastAPI has a route for each method; the first one answers.
         return Ok(error::method_not_allowed(row.allow.split(", ").next().unwrap_or(row.allow)));
     }
     let call = EngineCall {
@@ -229,7 +229,7 @@ async fn respond(
     let anthropic = matches!(row.route, EngineRoute::Messages | EngineRoute::CountTokens);
     let reply = match (row.route, upgrade) {
         (EngineRoute::Realtime, Some(upgrade)) => {
-            tokio::time::sleep(UPGRADE).await;
+            tokio::time::sleep(UPGRADE_PAUSE).await;
             realtime::open(&call, upgrade, Arc::clone(busy))
         }
         // Without an upgrade, a websocket route does not exist for HTTP.
@@ -238,7 +238,7 @@ async fn respond(
     };
     let reply = reply.unwrap_or_else(|error| error.reply(anthropic));
     if shared.silence() != silence && !is_sim {
-        // It went silent meanwhile, and what was open then says nothing more.
+        // The server went silent meanwhile, so open requests are never answered.
         std::future::pending::<()>().await;
     }
     Ok(reply)
@@ -274,7 +274,7 @@ async fn dispatch(route: EngineRoute, call: &EngineCall) -> Result<Reply, ApiErr
     }
 }
 
-/// SageMaker's one door: the fields of the body tell which API is meant.
+/// Handles SageMaker's single path: the fields of the body select the API.
 async fn invocations(call: &EngineCall) -> Result<Reply, ApiError> {
     let input = call.input()?;
     if input.get("messages").is_some() {
@@ -303,8 +303,8 @@ fn authorized(options: &Options, method: &Method, uri: &Uri, headers: &HeaderMap
     given.is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token == key)
 }
 
-/// 404, or 307 where only a slash at the end is too much or too few.
-fn lost(options: &Options, uri: &Uri, headers: &HeaderMap) -> Reply {
+/// Answers an unknown path: 404, or 307 when the path differs from a route by a slash at the end.
+fn unknown_path(options: &Options, uri: &Uri, headers: &HeaderMap) -> Reply {
     let path = uri.path();
     let other = path.strip_suffix('/').map_or_else(|| format!("{path}/"), str::to_owned);
     if path == "/" || find(&other, options).is_none() {

@@ -1,4 +1,4 @@
-//! From a checked request to work in the engine: what all generating routes have in common.
+//! Runs checked requests in the engine: the common part of all generating routes.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use http::{HeaderMap, Method, Uri};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::connection::ConnectionState;
+use super::connection_state::ConnectionState;
 use super::driver::Generation;
 use super::error::ApiError;
 use super::fault::InjectedFault;
 use super::input::Input;
-use super::plan::{PlannedAnswer, SamplingWishes};
+use super::plan::{PlannedAnswer, SamplingOptions};
 use super::record::RecordedGeneration;
 use super::shared::EngineShared;
 use super::token;
 use crate::engine::batch::{EngineRequest, Finish};
 
-/// Most choices of one request (`VLLM_MAX_N_SEQUENCES`).
-const MAX_N: i64 = 16_384;
+/// The largest number of choices of one request (`VLLM_MAX_N_SEQUENCES`).
+const MAX_CHOICES: i64 = 16_384;
 
-/// One HTTP request on its way through a handler.
+/// One HTTP request in a handler.
 pub struct EngineCall {
     pub shared: Arc<EngineShared>,
     pub connection: Arc<ConnectionState>,
@@ -30,38 +30,38 @@ pub struct EngineCall {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub fault: Option<InjectedFault>,
-    /// Times the server had gone silent when the request came.
+    /// How often the server had gone silent when the request arrived.
     pub silence: u64,
 }
 
-/// What is asked of the model, in the words of no API.
+/// A request for a generation, independent of the API.
 #[derive(Debug, Default)]
 pub struct GenerationRequest {
     pub prompt: Vec<u32>,
     /// Whether the prompt came as token ids, whose number is known exactly.
     pub exact: bool,
-    pub wishes: SamplingWishes,
+    pub sampling: SamplingOptions,
     pub n: usize,
     pub cache_salt: Option<String>,
     pub use_cache: bool,
-    /// Name and value of the field that limits the output.
+    /// The name and the value of the field that limits the output.
     pub limit: Option<(&'static str, i64)>,
 }
 
-/// A request whose answers are decided.
+/// A request with its planned answers.
 pub struct PreparedGeneration {
     pub prompt: Vec<u32>,
     pub answers: Vec<PlannedAnswer>,
 }
 
-/// A request in the engine, and all that its answer will say.
+/// A request in the engine, with its planned answers.
 pub struct Job {
     pub prompt: Vec<u32>,
     pub answers: Vec<PlannedAnswer>,
     pub generation: Generation,
 }
 
-// === impl Call ===
+// === impl EngineCall ===
 
 impl EngineCall {
     pub fn input(&self) -> Result<Input, ApiError> {
@@ -72,13 +72,13 @@ impl EngineCall {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// A value of the query string, undecoded: the simulation only knows simple ones.
+    /// Returns a value of the query string, without decoding it.
     pub fn query(&self, key: &str) -> Option<&str> {
         let pairs = self.uri.query()?.split('&');
         pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
-    /// Name the answer gives for the model asked for, and the adapter it stands for.
+    /// Returns the name of the requested model in answers, and the adapter that it selects.
     pub fn model(&self, model: Option<&str>) -> Result<(String, Option<String>), ApiError> {
         let options = &self.shared.options;
         match options.resolve(model) {
@@ -87,7 +87,7 @@ impl EngineCall {
         }
     }
 
-    /// `prefix-<id>`: the client's header, else its field, else something new.
+    /// Returns `prefix-<id>`: by the client's header, else its field, else a new id.
     pub fn id(&self, prefix: &str, input: &Input) -> String {
         let wanted = self.header("x-request-id").or(input.body["request_id"].as_str());
         let id = wanted.map_or_else(|| self.shared.random_hex(), str::to_owned);
@@ -99,52 +99,52 @@ impl EngineCall {
         format!("vllm-{}-{:08x}", self.shared.options.version, xxh3_64(model.as_bytes()) as u32)
     }
 
-    /// Hands the request to the engine.
-    pub fn start(&self, ask: GenerationRequest, lora: Option<&str>) -> Result<Job, ApiError> {
-        let (prepared, requests) = self.prepare(ask, lora)?;
+    /// Submits the request to the engine.
+    pub fn start(&self, request: GenerationRequest, lora: Option<&str>) -> Result<Job, ApiError> {
+        let (prepared, requests) = self.prepare(request, lora)?;
         let generation = self.begin(requests)?;
         Ok(Job { prompt: prepared.prompt, answers: prepared.answers, generation })
     }
 
-    /// Decides the answers, from the prompt and the adapter alone, and what the engine has to do for them.
+    /// Plans the answers, from the prompt and the adapter alone, and the work of the engine for them.
     pub fn prepare(
         &self,
-        ask: GenerationRequest,
+        request: GenerationRequest,
         lora: Option<&str>,
     ) -> Result<(PreparedGeneration, Vec<EngineRequest>), ApiError> {
         let options = &self.shared.options;
-        check_length(&ask, options.max_model_len)?;
+        check_length(&request, options.max_model_len)?;
         let adapter = lora.map_or(0, |lora| xxh3_64(lora.as_bytes()));
-        let salt = ask.cache_salt.as_deref().unwrap_or_default();
+        let salt = request.cache_salt.as_deref().unwrap_or_default();
         let space = xxh3_64_with_seed(salt.as_bytes(), adapter);
-        let bytes: Vec<u8> = ask.prompt.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let bytes: Vec<u8> = request.prompt.iter().flat_map(|id| id.to_le_bytes()).collect();
         let seed = xxh3_64_with_seed(&bytes, adapter);
-        let room = options.max_model_len.saturating_sub(ask.prompt.len()).max(1);
-        let mut wishes = ask.wishes;
-        (wishes.end_token, wishes.split_words) = (options.end_token, options.split_words);
-        wishes.max_tokens = wishes.max_tokens.map(|tokens| tokens.min(room));
-        let choices = 0..ask.n.max(1) as u64;
+        let room = options.max_model_len.saturating_sub(request.prompt.len()).max(1);
+        let mut sampling = request.sampling;
+        (sampling.end_token, sampling.split_words) = (options.end_token, options.split_words);
+        sampling.max_tokens = sampling.max_tokens.map(|tokens| tokens.min(room));
+        let choices = 0..request.n.max(1) as u64;
         let answers: Vec<PlannedAnswer> =
-            choices.map(|choice| PlannedAnswer::new(&wishes, seed.wrapping_add(choice))).collect();
+            choices.map(|choice| PlannedAnswer::new(&sampling, seed.wrapping_add(choice))).collect();
         let requests = answers.iter().map(|answer| {
-            let mut tokens = ask.prompt.clone();
+            let mut tokens = request.prompt.clone();
             tokens.extend(answer.ids(usize::MAX));
             EngineRequest {
                 id: 0,
-                prompt_tokens: ask.prompt.len().max(1),
+                prompt_tokens: request.prompt.len().max(1),
                 output_tokens: answer.pieces.len(),
                 chain: token::chain(&tokens, options.block_size, space),
                 finish: answer.finish,
-                use_cache: ask.use_cache,
+                use_cache: request.use_cache,
             }
         });
         let requests = requests.collect();
         self.shared.generations.push(RecordedGeneration {
             request_id: self.header("x-request-id").unwrap_or_default().to_owned(),
-            prompt: ask.prompt.clone(),
+            prompt: request.prompt.clone(),
             choices: answers.iter().map(|answer| answer.ids(usize::MAX)).collect(),
         });
-        Ok((PreparedGeneration { prompt: ask.prompt, answers }, requests))
+        Ok((PreparedGeneration { prompt: request.prompt, answers }, requests))
     }
 
     /// Runs prompts through the engine without generating anything.
@@ -171,8 +171,8 @@ impl EngineCall {
     }
 }
 
-fn check_length(ask: &GenerationRequest, max_model_len: usize) -> Result<(), ApiError> {
-    let output = match ask.limit {
+fn check_length(request: &GenerationRequest, max_model_len: usize) -> Result<(), ApiError> {
+    let output = match request.limit {
         Some((name, value)) if value > max_model_len as i64 => {
             let message = format!(
                 "{name}={value} cannot be greater than max_model_len={max_model_len}. \
@@ -184,41 +184,41 @@ fn check_length(ask: &GenerationRequest, max_model_len: usize) -> Result<(), Api
         None => 0,
     };
     let room = max_model_len - output;
-    if ask.prompt.len() > room {
-        // vLLM stops tokenizing one token beyond the limit, so of a text it knows no more.
-        let known = if ask.exact { ask.prompt.len() } else { room + 1 };
+    if request.prompt.len() > room {
+        // vLLM stops tokenizing a text one token beyond the limit.
+        let known = if request.exact { request.prompt.len() } else { room + 1 };
         return Err(ApiError::too_long(known, known == room + 1, max_model_len));
     }
     Ok(())
 }
 
-// === impl Ask ===
+// === impl GenerationRequest ===
 
 impl GenerationRequest {
-    /// Reads the sampling fields that OpenAI's APIs share. `limits` are the fields that may limit the output,
-    /// the first one set wins.
+    /// Reads the sampling fields that OpenAI's APIs share. `limits` are the fields that may limit the
+    /// output; the first one present counts.
     pub fn read(input: &mut Input, limits: &[&'static str]) -> Self {
-        let mut ask = Self { n: 1, use_cache: true, ..Self::default() };
+        let mut request = Self { n: 1, use_cache: true, ..Self::default() };
         for name in limits {
             let value = input.integer(name);
-            ask.limit = ask.limit.or(value.map(|value| (*name, value)));
+            request.limit = request.limit.or(value.map(|value| (*name, value)));
         }
-        ask.wishes.max_tokens = ask.limit.and_then(|(_, value)| usize::try_from(value).ok());
-        ask.n = usize::try_from(input.integer("n").unwrap_or(1)).unwrap_or(0);
-        ask.cache_salt = input.string("cache_salt");
+        request.sampling.max_tokens = request.limit.and_then(|(_, value)| usize::try_from(value).ok());
+        request.n = usize::try_from(input.integer("n").unwrap_or(1)).unwrap_or(0);
+        request.cache_salt = input.string("cache_salt");
         for name in ["temperature", "top_p", "presence_penalty", "frequency_penalty"] {
             input.float(name);
         }
-        ask.wishes.stop = match input.get("stop") {
+        request.sampling.stop = match input.get("stop") {
             Some(Value::String(stop)) => vec![stop.clone()],
             Some(Value::Array(stops)) => stops.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             _ => Vec::new(),
         };
-        ask.use_cache = input.get("prompt_logprobs").is_none();
-        ask
+        request.use_cache = input.get("prompt_logprobs").is_none();
+        request
     }
 
-    /// The rules of vLLM's sampling parameters, checked after the model's name.
+    /// Checks the rules of vLLM's sampling parameters, after the model's name.
     pub fn check(&self, input: &mut Input) -> Result<(), ApiError> {
         if let Some(value) = input.float("temperature") {
             let shown = python_float(value);
@@ -244,8 +244,8 @@ impl GenerationRequest {
         }
         match input.integer("n") {
             Some(n) if n < 1 => Err(ApiError::bad_request(format!("n must be at least 1, got {n}."))),
-            Some(n) if n > MAX_N => {
-                Err(ApiError::bad_request(format!("n must be at most {MAX_N}, got {n}.")))
+            Some(n) if n > MAX_CHOICES => {
+                Err(ApiError::bad_request(format!("n must be at most {MAX_CHOICES}, got {n}.")))
             }
             _ => Ok(()),
         }
@@ -256,7 +256,7 @@ fn python_float(value: f64) -> String {
     if value.fract() == 0.0 { format!("{value:.1}") } else { value.to_string() }
 }
 
-/// How vLLM names the end of a choice.
+/// Returns vLLM's name for the end of a choice.
 pub fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
@@ -264,12 +264,12 @@ pub fn finish_reason(finish: Finish) -> &'static str {
     }
 }
 
-/// A log probability for a token: made up, but always the same.
+/// Returns the log probability of a token: invented, but always the same.
 pub fn logprob(id: u32) -> f64 {
     -((xxh3_64(&id.to_le_bytes()) % 7_000) as f64 + 10.0) / 1_000.0
 }
 
-/// Token, log probability and bytes, as chat tells them.
+/// Returns token, log probability and bytes, in the form of chats.
 pub fn chat_logprob(id: u32, top: usize) -> Value {
     let entry = |id: u32, logprob: f64| {
         let bytes = token::bytes_of(id);

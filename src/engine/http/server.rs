@@ -1,6 +1,5 @@
-//! The listener of a simulated server: TCP, TLS or a unix socket, which can close and come back.
-//!
-//! It must never keep a connection beyond the server: all of them belong to the accepting task.
+//! The listener of a simulated server: TCP, TLS or a unix socket, which can close and reopen. All
+//! connections belong to the accepting task, so that they end with the server.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,16 +15,18 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::connection::{self, AcceptedConnection, ConnectionState, ResettableSocket};
+use super::accepted::AcceptedConnection;
+use super::connection::{self, ResettableSocket};
+use super::connection_state::ConnectionState;
 use super::fault::InjectedFault;
 use super::shared::EngineShared;
 
-/// Connections that may wait to be accepted; uvicorn's number.
+/// The largest number of connections that wait to be accepted, as in uvicorn.
 const ACCEPT_BACKLOG: u32 = 2_048;
-/// Time between two attempts to have a port back.
+/// The pause between two attempts to bind a port again.
 const REBIND_PAUSE: Duration = Duration::from_millis(5);
 
-/// Where it listens, so that it can do so again.
+/// The address of the server.
 #[derive(Debug, Clone)]
 pub enum EngineAddress {
     Tcp(SocketAddr),
@@ -37,7 +38,7 @@ pub enum EngineListener {
     Unix(UnixListener),
 }
 
-/// A listener that can close and come back.
+/// A listener that can close and reopen.
 ///
 /// While it is closed, its port stays bound without listening, as with a vLLM that is still loading:
 /// connections are refused, and no other process can take the port.
@@ -47,7 +48,7 @@ struct ReopeningListener {
     held: Option<TcpSocket>,
 }
 
-// === impl Door ===
+// === impl ReopeningListener ===
 
 impl ReopeningListener {
     async fn close(&mut self) {
@@ -84,16 +85,16 @@ impl ReopeningListener {
     }
 }
 
-/// A socket that holds a port and does not listen.
+/// Returns a socket that is bound to a port without listening.
 fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Connections of before may still be on the port.
+    // Earlier connections may still use the port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// Tries until it works: what stands in the way are connections that are just ending.
+/// Tries until it succeeds: connections that are just ending may still block the port.
 async fn retried<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
     loop {
         if let Ok(done) = attempt() {
@@ -103,14 +104,14 @@ async fn retried<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
     }
 }
 
-// === impl Listener ===
+// === impl EngineListener ===
 
 impl EngineListener {
     async fn accept(&self, connection: &Arc<ConnectionState>) -> io::Result<ResettableSocket> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Each event of a stream shall leave at once.
+                // Each event of a stream is sent at once.
                 stream.set_nodelay(true)?;
                 Ok(ResettableSocket::tcp(stream, Arc::clone(connection)))
             }
@@ -122,12 +123,12 @@ impl EngineListener {
     }
 }
 
-/// Takes away the file of a unix socket; there may be none.
+/// Removes the file of a unix socket, if any.
 pub fn remove_socket(path: &PathBuf) {
     let _ = std::fs::remove_file(path);
 }
 
-/// A TLS acceptor for HTTP/1.1, as `--ssl-certfile` and `--ssl-keyfile` make one.
+/// Builds a TLS acceptor for HTTP/1.1, as for `--ssl-certfile` and `--ssl-keyfile`.
 pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
     let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
     let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
@@ -144,7 +145,7 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Accepts until it is dropped, while `Control` says so.
+/// Accepts connections while `Control::listening` is set, until dropped.
 pub async fn run(
     listener: EngineListener,
     address: EngineAddress,
@@ -152,14 +153,14 @@ pub async fn run(
     shared: Arc<EngineShared>,
 ) {
     let mut control = shared.control.subscribe();
-    // What was wished before this task began to run is a change too.
+    // A change from before this task started counts too.
     control.mark_changed();
-    let mut door = ReopeningListener { address, listener: Some(listener), held: None };
+    let mut listener = ReopeningListener { address, listener: Some(listener), held: None };
     let mut connections = JoinSet::new();
     loop {
         let connection = Arc::new(ConnectionState::default());
         tokio::select! {
-            accepted = door.accept(&connection) => {
+            accepted = listener.accept(&connection) => {
                 let Ok(socket) = accepted else { continue };
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
                 if shared.faults.strike(|fault| *fault == InjectedFault::CloseAfterAccept).is_some() {
@@ -172,15 +173,15 @@ pub async fn run(
                 if changed.is_err() {
                     return;
                 }
-                let wish = control.borrow_and_update().listening;
-                if wish {
-                    door.open().await;
+                let listening = control.borrow_and_update().listening;
+                if listening {
+                    listener.open().await;
                 } else {
-                    door.close().await;
+                    listener.close().await;
                 }
-                shared.listening.send_replace(wish);
+                shared.listening.send_replace(listening);
             }
-            // Ended connections are collected, or the set would grow.
+            // Collects ended connections, so that the set does not grow.
             Some(_) = connections.join_next() => {}
         }
     }
@@ -193,7 +194,7 @@ async fn attend(
     mut open: AcceptedConnection,
 ) {
     match acceptor {
-        // A handshake that fails is the client's loss.
+        // A failed handshake ends the connection.
         Some(acceptor) => {
             if let Ok(stream) = acceptor.accept(socket).await {
                 connection::serve(stream, connection, &mut open).await;

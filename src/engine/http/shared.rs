@@ -1,4 +1,4 @@
-//! What all connections of one simulated server share.
+//! The state that all connections of one simulated server share.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock;
-use super::connection::Control;
+use super::connection_state::Control;
 use super::driver::Driver;
 use super::fault::{Faults, InjectedFault};
 use super::options::Options;
@@ -20,26 +20,26 @@ pub struct EngineShared {
     pub driver: Arc<Driver>,
     pub faults: Faults,
     pub requests: Ring<Recorded>,
-    /// Polls have a memory of their own, or they would push everything else out.
+    /// Polls have a queue of their own, since they would push out all other requests.
     pub polls: Ring<Recorded>,
     pub generations: Ring<RecordedGeneration>,
     pub store: StoredAnswers,
     pub traffic: Traffic,
     pub control: watch::Sender<Control>,
-    /// Whether the listener is open; told by the task that owns it.
+    /// Whether the listener is open, set by the task that owns it.
     pub listening: watch::Sender<bool>,
     pub received: AtomicU64,
     pub polled: AtomicU64,
     pub connections: AtomicUsize,
     pub accepted: AtomicU64,
     restarts: AtomicU64,
-    /// Stands for the simulated process; its connections hold it.
+    /// Represents the simulated process; its connections hold a reference.
     process: Mutex<Arc<()>>,
-    /// Times it went silent: what was open at such a moment stays silent for good.
+    /// How often the server went silent; requests that were open then stay silent.
     silences: AtomicU64,
     started: Mutex<f64>,
     ids: AtomicU64,
-    /// 0 awake, 1 or 2 the level of sleep, plus 1.
+    /// 0: awake; otherwise the level of sleep plus 1.
     pub sleep: AtomicUsize,
 }
 
@@ -70,7 +70,7 @@ impl EngineShared {
         }
     }
 
-    /// When the simulated process began, seconds since 1970.
+    /// Returns the start of the simulated process, in seconds since 1970.
     pub fn started(&self) -> f64 {
         *self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -118,13 +118,13 @@ impl EngineShared {
         }
     }
 
-    /// Sets or clears what goes wrong; back when the listener is as it shall be.
+    /// Sets or clears the fault; returns when the listener has followed.
     pub async fn set_fault(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
         let closed = matches!(fault, Some(InjectedFault::Refuse | InjectedFault::Silent));
         let close_idle = closed || fault == Some(InjectedFault::CloseIdle);
         let factor = if let Some(InjectedFault::Slow { factor }) = fault { factor } else { 1.0 };
         let silent = fault == Some(InjectedFault::Silent);
-        // Closing idle connections happens once; nothing stays to be struck by it.
+        // Closing idle connections happens once and does not stay set.
         self.faults.set(fault.filter(|fault| *fault != InjectedFault::CloseIdle), requests);
         self.driver.slow_down(factor);
         self.control.send_modify(|control| {
@@ -136,17 +136,17 @@ impl EngineShared {
             self.driver.abort_all();
         }
         let mut listening = self.listening.subscribe();
-        // An error means the server is gone, and with it its listener.
+        // An error means that the server and its listener are gone.
         let _ = listening.wait_for(|&listening| listening != closed).await;
     }
 
-    /// What a connection holds for as long as the process of its time is not wholly gone.
+    /// Returns the reference that a connection holds to its process.
     pub fn process(&self) -> Arc<()> {
         Arc::clone(&self.process.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A new process on the same address: nothing in flight, nothing cached, all connections closed. What it
-    /// returns lives until the last connection of the old process is gone.
+    /// Simulates a new process on the same address: no requests, an empty cache, all connections closed.
+    /// Returns a reference that is valid until the last connection of the old process has ended.
     pub fn restart(&self) -> Weak<()> {
         let old = std::mem::take(&mut *self.process.lock().unwrap_or_else(PoisonError::into_inner));
         self.driver.restart();

@@ -1,4 +1,4 @@
-//! The Responses that can be asked for again: in memory, and bounded, unlike vLLM's.
+//! The stored responses: in memory, and bounded, unlike vLLM's.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
-use super::background::EventLog;
+use super::event_log::EventLog;
 
+/// The largest number of stored responses.
 const MAX_STORED_ANSWERS: usize = 1_000;
 
 /// A stored answer, and the conversation up to and including it.
@@ -17,7 +18,7 @@ pub struct StoredAnswer {
     pub turns: Vec<Value>,
     /// The task of a response in the background.
     pub task: Option<AbortHandle>,
-    /// Its events, if they were asked for.
+    /// The events of a background response that was requested as a stream.
     pub log: Option<Arc<EventLog>>,
 }
 
@@ -31,7 +32,7 @@ struct StoreInner {
 }
 
 impl StoredAnswers {
-    /// In the place of what it was before; its events stay.
+    /// Stores an answer or replaces it; the events stay.
     pub fn put(&self, id: String, mut kept: StoredAnswer) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.log = kept.log.or_else(|| inner.kept.get(&id)?.log.clone());
@@ -45,7 +46,7 @@ impl StoredAnswers {
         }
     }
 
-    /// Says which task works on a response that is not done.
+    /// Sets the task that generates a background response.
     pub fn attach(&self, id: &str, task: AbortHandle) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = inner.kept.get_mut(id) {

@@ -1,7 +1,6 @@
-//! Server-sent events: one event a chunk, each handed to the socket before the next is made.
+//! Server-sent events: one event a chunk, each written to the socket before the next one is built.
 //!
-//! An `EventWriter`, one per API, decides the events; their timing, and how a stream breaks off, is decided
-//! here.
+//! An `EventWriter` for each API builds the events; this module decides their timing and injects faults.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,7 +14,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::Value;
 
-use super::connection::ConnectionState;
+use super::connection_state::ConnectionState;
 use super::driver::{Generation, Step};
 use super::error::ApiError;
 use super::fault::InjectedFault;
@@ -23,15 +22,15 @@ use super::reply::{self, Reply};
 use super::run::EngineCall;
 use super::shared::EngineShared;
 
-/// Time for the events sent so far to reach the client before the connection breaks.
-const LAST_WORDS: Duration = Duration::from_millis(20);
+/// The pause before a connection breaks, so that the events sent so far reach the client.
+const CUT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Turns steps of the engine into events of one API.
 pub trait EventWriter: Send + 'static {
     /// Writes the events that come before the first step of the engine.
     fn open(&mut self, _events: &mut ReplyEvents) {}
     fn write(&mut self, step: Step, events: &mut ReplyEvents);
-    /// The generation failed.
+    /// Writes the events of a failed generation.
     fn fail(&mut self, error: &ApiError, events: &mut ReplyEvents);
 }
 
@@ -51,7 +50,7 @@ struct EventStream {
     silence: u64,
 }
 
-// === impl Events ===
+// === impl ReplyEvents ===
 
 impl ReplyEvents {
     pub fn data(&mut self, value: &Value) {
@@ -71,11 +70,11 @@ impl ReplyEvents {
     }
 }
 
-/// The streamed answer of a generation.
-pub fn answer(call: &EngineCall, generation: Generation, talk: impl EventWriter) -> Reply {
-    let mut speaker = EventStream {
+/// Returns the streamed answer of a generation.
+pub fn answer(call: &EngineCall, generation: Generation, writer: impl EventWriter) -> Reply {
+    let mut stream = EventStream {
         generation,
-        writer: Box::new(talk),
+        writer: Box::new(writer),
         events: ReplyEvents::default(),
         fault: call.fault.clone(),
         sent: 0,
@@ -84,31 +83,31 @@ pub fn answer(call: &EngineCall, generation: Generation, talk: impl EventWriter)
         shared: Arc::clone(&call.shared),
         silence: call.silence,
     };
-    if let Some(InjectedFault::ErrorEvent { status }) = speaker.fault {
-        speaker.writer.fail(&ApiError::generation(status), &mut speaker.events);
-        speaker.ended = true;
+    if let Some(InjectedFault::ErrorEvent { status }) = stream.fault {
+        stream.writer.fail(&ApiError::generation(status), &mut stream.events);
+        stream.ended = true;
     } else {
-        speaker.writer.open(&mut speaker.events);
+        stream.writer.open(&mut stream.events);
     }
-    reply::events(body(speaker))
+    reply::events(body(stream))
 }
 
-fn body(speaker: EventStream) -> UnsyncBoxBody<Bytes, io::Error> {
-    let frames = stream::unfold(Some(speaker), |speaker| async {
-        let mut speaker = speaker?;
-        match speaker.next().await? {
-            Ok(event) => Some((Ok(Frame::data(event)), Some(speaker))),
+fn body(stream: EventStream) -> UnsyncBoxBody<Bytes, io::Error> {
+    let frames = stream::unfold(Some(stream), |stream| async {
+        let mut stream = stream?;
+        match stream.next().await? {
+            Ok(event) => Some((Ok(Frame::data(event)), Some(stream))),
             Err(error) => Some((Err(error), None)),
         }
     });
     BodyExt::boxed_unsync(StreamBody::new(frames))
 }
 
-// === impl Speaker ===
+// === impl EventStream ===
 
 impl EventStream {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
-        // Gives hyper the chance to write what it has: each event shall be a write of its own.
+        // Lets hyper write the event before, so that each event is a write of its own.
         tokio::task::yield_now().await;
         loop {
             if (!self.events.0.is_empty() || self.ended)
@@ -125,7 +124,7 @@ impl EventStream {
             }
             let step = self.generation.next().await;
             if self.shared.silence() != self.silence {
-                // The process that would speak is shutting down; only the client can end this.
+                // The simulated process is shutting down; only the client can end the stream.
                 std::future::pending::<()>().await;
             }
             self.writer.write(step, &mut self.events);
@@ -133,14 +132,14 @@ impl EventStream {
         }
     }
 
-    /// What stands between the events sent and the next one.
+    /// Applies a fault between the events sent and the next one.
     async fn interrupted(&mut self) -> Option<io::Error> {
         match self.fault {
             Some(InjectedFault::StallStream { events }) if self.sent >= events => {
                 std::future::pending().await
             }
             Some(InjectedFault::CutStream { events, reset }) if self.sent >= events => {
-                tokio::time::sleep(LAST_WORDS).await;
+                tokio::time::sleep(CUT_PAUSE).await;
                 if reset {
                     self.connection.end_with_reset();
                 }

@@ -1,20 +1,20 @@
-//! A toy tokenizer: deterministic, reversible, about four bytes a token, and stable on shared prefixes.
+//! A simple tokenizer: deterministic, reversible, about four bytes a token, and stable on shared prefixes.
 //!
-//! A token is up to four ASCII bytes, or up to three bytes of anything else; a space begins a new token, so
-//! words look like words. Its id is its bytes, packed into an integer below 2^30, so no table is needed and
-//! every id stands for the same text in every process. Ids below `TEXT` are markers of the chat template.
-//!
-//! It must never need anything but its input: ids are compared across engines.
+//! A token is up to four ASCII bytes, or up to three other bytes; a space begins a new token. The id is the
+//! bytes packed into an integer below 2^30, so that no table is needed and an id means the same text in
+//! every process. Ids below `TEXT` are markers of the chat template. Ids depend on the input alone: they are
+//! compared across engines.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::engine::cache::BlockHash;
 
-/// Opens and closes one message of the chat template.
+/// The marker that opens a message of the chat template.
 pub const START: u32 = 1;
+/// The marker that closes a message of the chat template.
 pub const END: u32 = 2;
 
-/// Ids from here on carry text; each group holds tokens of one length.
+/// The first id with text; each group below has tokens of one length.
 const TEXT: u32 = 16;
 const TWO: u32 = TEXT + (1 << 8);
 const THREE: u32 = TWO + (1 << 16);
@@ -52,19 +52,19 @@ fn id_of(piece: &[u8]) -> u32 {
     }
 }
 
-/// Token ids of `text`, appended to `ids`.
+/// Appends the token ids of `text` to `ids`.
 pub fn encode_into(text: &str, ids: &mut Vec<u32>) {
     ids.extend(pieces(text).map(id_of));
 }
 
-/// Token ids of `text`.
+/// Returns the token ids of `text`.
 pub fn encode(text: &str) -> Vec<u32> {
     let mut ids = Vec::with_capacity(text.len() / 3);
     encode_into(text, &mut ids);
     ids
 }
 
-/// The bytes of one token; of an id the tokenizer never makes, a word that shows the id.
+/// Returns the bytes of one token; for an id that the tokenizer never returns, a word that shows the id.
 pub fn bytes_of(id: u32) -> Vec<u8> {
     match id {
         START => b"<|im_start|>".to_vec(),
@@ -81,18 +81,18 @@ pub fn bytes_of(id: u32) -> Vec<u8> {
     }
 }
 
-/// The text of `ids`; a cut character becomes U+FFFD, as with a real tokenizer.
+/// Returns the text of `ids`; a cut character becomes U+FFFD, as with a real tokenizer.
 pub fn decode(ids: &[u32]) -> String {
     let bytes: Vec<u8> = ids.iter().flat_map(|&id| bytes_of(id)).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// How the token looks in a vocabulary: byte pair encoders write `Ġ` for a space.
+/// Returns the token as in a vocabulary: byte pair encoders write `Ġ` for a space.
 pub fn written(id: u32) -> String {
     String::from_utf8_lossy(&bytes_of(id)).replace(' ', "Ġ").replace('\n', "Ċ")
 }
 
-/// Chained hashes of the full blocks of `ids`. `seed` separates adapters and cache salts.
+/// Returns the chained hashes of the full blocks of `ids`. `seed` separates adapters and cache salts.
 pub fn chain(ids: &[u32], block_size: usize, seed: u64) -> Vec<BlockHash> {
     let mut parent = seed;
     let mut bytes = Vec::with_capacity(block_size * 4);
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_stay_words() {
+    fn encodes_a_word_as_one_token() {
         let ids = encode("the of and to in");
         let text: Vec<String> = ids.iter().map(|&id| written(id)).collect();
         assert_eq!(text, ["the", "Ġof", "Ġand", "Ġto", "Ġin"]);
@@ -121,13 +121,13 @@ mod tests {
     }
 
     #[test]
-    fn markers_and_strange_ids_have_a_text() {
+    fn decodes_markers_and_unknown_ids() {
         assert_eq!(decode(&[START, END]), "<|im_start|><|im_end|>");
         assert_eq!(decode(&[0, u32::MAX]), format!("<|0|> t{}", u32::MAX));
     }
 
     #[test]
-    fn chains_part_where_the_tokens_part() {
+    fn chains_differ_from_the_first_different_token_on() {
         let one = chain(&encode(&" word".repeat(40)), 16, 0);
         let mut text = " word".repeat(40);
         text.push_str(" and more, enough for another block of tokens, is it not so, dear reader of tests");
@@ -139,18 +139,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_survives_the_round_trip(text in any::<String>()) {
+        fn decodes_what_was_encoded(text in any::<String>()) {
             prop_assert_eq!(decode(&encode(&text)), text);
         }
 
         #[test]
-        fn every_piece_has_its_own_id(text in "[ -~é漢😀]{0,60}") {
+        fn gives_every_piece_its_own_id(text in "[ -~é漢😀]{0,60}") {
             for piece in pieces(&text) {
                 prop_assert_eq!(bytes_of(id_of(piece)), piece);
             }
         }
 
-        /// What is known of a prompt stays known when more is appended after a space.
+        /// The tokens of a text stay equal when more text is appended after a space.
         #[test]
         fn shared_prefixes_share_tokens(start in "[a-z ]{0,80}", more in " [a-z ]{0,20}") {
             let known = encode(&start);

@@ -9,7 +9,7 @@ use super::reply::{self, Reply};
 use super::run::EngineCall;
 use super::token;
 
-/// Tokens of a text, or of a chat as its template renders it.
+/// Returns the tokens of a text, or of a chat as its template renders it.
 pub fn tokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     if input.get("messages").is_none() {
@@ -44,7 +44,7 @@ pub fn detokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     Ok(reply::ok(&json!({"prompt": token::decode(&tokens)})))
 }
 
-/// These routes name no aliases when they do not know the model.
+/// Checks the input; the error for an unknown model lists no aliases on these routes.
 fn checked(call: &EngineCall, mut input: Input) -> Result<Input, ApiError> {
     let model = input.string("model");
     let input = input.checked()?;

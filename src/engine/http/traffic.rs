@@ -1,4 +1,4 @@
-//! Counts of HTTP requests by route, method and class of status, as vLLM's instrumentation has them.
+//! The counts of HTTP requests by route, method and class of status, as in vLLM's instrumentation.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ pub type TrafficKey = (&'static str, String, &'static str);
 pub struct Traffic(Mutex<BTreeMap<TrafficKey, u64>>);
 
 impl Traffic {
-    /// `route` is the pattern of the route, so that the number of keys is bounded.
+    /// Counts a request; `route` is the pattern of the route, so that the number of keys is bounded.
     pub fn count(&self, route: &'static str, method: &str, status: u16) {
         let class = match status {
             100..200 => "1xx",
@@ -19,7 +19,7 @@ impl Traffic {
             400..500 => "4xx",
             _ => "5xx",
         };
-        // Methods are the client's words: only the known ones get a line of their own.
+        // Clients may send any method: only known ones get a line of their own.
         let method = if matches!(method, "GET" | "POST" | "DELETE") { method } else { "OTHER" };
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.entry((route, method.to_owned(), class)).or_default() += 1;

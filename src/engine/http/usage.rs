@@ -1,18 +1,18 @@
-//! The `usage` of each kind of answer: the same numbers, with the fields vLLM happens to set there.
+//! The `usage` of each kind of answer: the same numbers, with the fields that vLLM sets there.
 
 use serde_json::{Value, json};
 
-/// What an answer cost.
+/// The token counts of an answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AnswerUsage {
     pub prompt: usize,
     pub completion: usize,
-    /// `None` when the server does not tell.
+    /// `None` when the server does not report cached tokens.
     pub cached: Option<usize>,
 }
 
 impl AnswerUsage {
-    /// In a whole answer; `created` is what the API says of newly cached tokens.
+    /// Returns the usage of a whole answer; `created` is the API's value for newly cached tokens.
     pub fn whole(&self, created: Value) -> Value {
         let details = self.cached.map(|cached| {
             json!({"cached_tokens": cached, "created_cache_tokens": created, "multimodal_tokens": null})
@@ -23,7 +23,7 @@ impl AnswerUsage {
         usage
     }
 
-    /// In the last chunk of a stream of chat or, without created tokens, of completions.
+    /// Returns the usage in the last chunk of a stream of chat or, without created tokens, of completions.
     pub fn last(&self, created: bool) -> Value {
         let details = self.cached.map(|cached| {
             if created {
@@ -45,7 +45,7 @@ impl AnswerUsage {
         })
     }
 
-    /// In every chunk of a stream with `continuous_usage_stats`.
+    /// Returns the usage in every chunk of a stream with `continuous_usage_stats`.
     pub fn running(&self) -> Value {
         let mut usage = self.counts();
         usage["completion_tokens_details"] = Value::Null;
