@@ -1,18 +1,18 @@
-//! A load replayed on a virtual clock, through the product's own choice and index and simulated engines.
+//! Replays a load on a virtual clock, through the product's own choice and prefix index, and simulated
+//! engines.
 //!
 //! ```text
 //! session's turn -> one of the balancers: Index::lookup, Hits::charge, Hits::weigh, pick::pick
 //!   -> engine::batch -> first token: the backlog falls -> end: the lease ends, the next turn is due
 //! ```
 //!
-//! Nothing of the choice is written here a second time, so what a replay says holds of the product. Its
-//! bookkeeping is the product's too: a chain is learnt when it is sent, its uncached tokens are backlog until
-//! the first token, and an index holds of each upstream as much as its cache does.
+//! The choice is the product's own code, so the results hold for the product. The bookkeeping follows the
+//! product too: a chain is learned when it is sent, its uncached tokens are backlog until the first token,
+//! and the index holds as many blocks of each upstream as its cache.
 //!
-//! Several balancers each get a random share of the requests. Every `interval` each says its absolute
-//! gauges and the chains that it sent since; its siblings know that at once, and nothing else. With `None`
-//! they never say anything. All chance comes from the seed; the same load, setup and policy give the same
-//! row.
+//! Several balancers each get a random share of the requests. Every `interval` each publishes its absolute
+//! gauges and the chains that it has sent since; its siblings receive that at once. With `None` they publish
+//! nothing. All randomness comes from the seed; the same load, setup and policy give the same row.
 
 mod balancer;
 mod captured;
@@ -36,20 +36,21 @@ use crate::engine::dice::Dice;
 use crate::pick::Candidate;
 use crate::state::prefix_index::Hits;
 
-/// Seconds between two readings of the engines' own metrics.
+/// The interval between two readings of the engines' metrics, in seconds.
 const SCRAPE_SECONDS: f64 = 1.0;
 
+/// The settings of a replay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Setup {
     pub upstreams: usize,
     pub balancers: usize,
-    /// Whether turns come by the clock, answered or not; else each waits for the answer before it.
+    /// Whether turns come by the clock; otherwise each waits for the answer before it.
     pub open: bool,
-    /// Seconds between two words of a balancer to its siblings; `None`: they say nothing.
+    /// Seconds between two messages of a balancer to its siblings; `None`: no messages.
     pub interval: Option<f64>,
-    /// Tokens that an engine's cache holds.
+    /// The tokens that an engine's cache holds.
     pub cache_tokens: usize,
-    /// How much faster engines are than about one H100.
+    /// The factor by which engines are faster than about one H100.
     pub speed: f64,
     pub seed: u64,
 }
@@ -62,7 +63,7 @@ struct Due {
     turn: usize,
 }
 
-/// A request on its way. Its name on the engines is its place in the list.
+/// A request that was sent. Its id on the engines is its index in the list.
 #[derive(Clone, Copy)]
 struct Flight {
     session: usize,
@@ -82,17 +83,17 @@ struct Replay<'a> {
     refused: usize,
     metrics: Vec<ScrapedMetrics>,
     scraped: f64,
-    /// What each balancer said last, and when it will next say something.
-    said: Vec<Vec<ReplayLoad>>,
-    speaks: Vec<f64>,
-    /// What the siblings of the balancer at hand said, together.
+    /// The gauges that each balancer published last, and when it publishes next.
+    published: Vec<Vec<ReplayLoad>>,
+    due_at: Vec<f64>,
+    /// The sum of the gauges that the siblings of the present balancer published.
     others: Vec<ReplayLoad>,
-    /// Flights of each balancer that its siblings have not heard of.
-    unsaid: Vec<Vec<usize>>,
+    /// The flights of each balancer that it has not published yet.
+    unpublished: Vec<Vec<usize>>,
     dice: Dice,
 }
 
-/// Replays the load and says how it went; `None` when there are more upstreams than a balancer can have.
+/// Replays the load and returns the results; `None` when there are more upstreams than a balancer can have.
 pub fn run(load: &Workload, setup: Setup, policy: ReplayPolicy) -> Option<ReportRow> {
     let mut replay = Replay::new(load, setup, policy)?;
     replay.run();
@@ -106,7 +107,7 @@ impl<'a> Replay<'a> {
         let limits = EngineLimits {
             block_size: load.block,
             cache_tokens: setup.cache_tokens,
-            tell_tokens: false,
+            report_tokens: false,
             ..EngineLimits::default()
         };
         let engine = || SimulatedEngine::new(limits.clone(), Timing::faster(setup.speed));
@@ -114,9 +115,10 @@ impl<'a> Replay<'a> {
         let balancer = |number| {
             ReplayBalancer::new(policy, setup.upstreams, blocks, Dice::of(setup.seed, 1000 + number))
         };
-        let first =
-            |(session, of): (usize, &load::Conversation)| Reverse(Due { at: of.start, session, turn: 0 });
-        // One after the other, since nothing makes them speak at the same moment.
+        let first = |(session, of): (usize, &load::ReplayConversation)| {
+            Reverse(Due { at: of.start, session, turn: 0 })
+        };
+        // One after the other: real balancers do not publish at the same moment.
         let part =
             |number: usize| setup.interval.unwrap_or(0.0) * (number + 1) as f64 / setup.balancers as f64;
         Some(Replay {
@@ -131,14 +133,14 @@ impl<'a> Replay<'a> {
             metrics: vec![ScrapedMetrics::default(); setup.upstreams],
             scraped: 0.0,
             others: vec![ReplayLoad::default(); setup.upstreams],
-            said: vec![vec![ReplayLoad::default(); setup.upstreams]; setup.balancers],
-            speaks: (0..setup.balancers).map(part).collect(),
-            unsaid: vec![Vec::new(); setup.balancers],
+            published: vec![vec![ReplayLoad::default(); setup.upstreams]; setup.balancers],
+            due_at: (0..setup.balancers).map(part).collect(),
+            unpublished: vec![Vec::new(); setup.balancers],
             dice: Dice::of(setup.seed, 2),
         })
     }
 
-    /// Until nothing is due and no engine has anything to do.
+    /// Runs until no turn is due and all engines are idle.
     fn run(&mut self) {
         loop {
             let next = self
@@ -221,7 +223,7 @@ impl<'a> Replay<'a> {
         let Flight { session, turn, balancer, placed } = flight;
         let (id, of) = (self.flights.len(), &self.load.sessions[session]);
         self.flights.push(flight);
-        self.unsaid[balancer].push(id);
+        self.unpublished[balancer].push(id);
         let request = EngineRequest {
             id: id as u64,
             prompt_tokens: of.turns[turn].prompt,
@@ -242,32 +244,32 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Puts together what the siblings of a balancer said last, and says how old the oldest of it is.
+    /// Sums the latest gauges of a balancer's siblings, and returns the age of the oldest of them.
     fn receive(&mut self, number: usize, now: f64) -> f64 {
         self.others.fill(ReplayLoad::default());
         let Some(interval) = self.setup.interval else { return 0.0 };
         let mut age: f64 = 0.0;
         for sibling in (0..self.setup.balancers).filter(|sibling| *sibling != number) {
-            for (others, said) in self.others.iter_mut().zip(&self.said[sibling]) {
-                *others = others.and(*said);
+            for (others, published) in self.others.iter_mut().zip(&self.published[sibling]) {
+                *others = others.and(*published);
             }
-            age = age.max(now - (self.speaks[sibling] - interval));
+            age = age.max(now - (self.due_at[sibling] - interval));
         }
         age
     }
 
-    /// Every balancer that is due publishes its gauges, and what it sent since the last time.
+    /// Lets every balancer that is due publish its gauges and the chains that it has sent since.
     fn exchange(&mut self, now: f64) {
         let Some(interval) = self.setup.interval.filter(|_| self.setup.balancers > 1) else { return };
         for number in 0..self.setup.balancers {
-            if self.speaks[number] > now {
+            if self.due_at[number] > now {
                 continue;
             }
-            // Those in between would have said what the last says.
-            let rounds = ((now - self.speaks[number]) / interval).floor() + 1.0;
-            self.speaks[number] += rounds * interval;
-            self.said[number].copy_from_slice(self.balancers[number].gauges());
-            for id in std::mem::take(&mut self.unsaid[number]) {
+            // The rounds in between would have published the same as the last one.
+            let rounds = ((now - self.due_at[number]) / interval).floor() + 1.0;
+            self.due_at[number] += rounds * interval;
+            self.published[number].copy_from_slice(self.balancers[number].gauges());
+            for id in std::mem::take(&mut self.unpublished[number]) {
                 let Flight { session, turn, placed, .. } = self.flights[id];
                 let ask = self.placement_request(session, turn);
                 let siblings = self.balancers.iter().enumerate().filter(|(sibling, _)| *sibling != number);

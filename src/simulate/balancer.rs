@@ -1,7 +1,7 @@
-//! One balancer of a replay: the real index and the real formula, over gauges kept as leases keep them.
+//! One balancer of a replay: the real index and the real formula, over gauges as leases keep them.
 //!
-//! It has the knowledge of a balancer: the requests that it sent itself, and the last reports of its
-//! siblings. Only `Oracle` sees more, and only where its policy requires it.
+//! It uses what a balancer can know: its own requests, and the latest reports of its siblings. Only the
+//! policy `Oracle` reads the real state of the engines.
 
 use super::policy::ReplayPolicy;
 use super::scene::{Scene, ScrapedMetrics};
@@ -10,8 +10,8 @@ use crate::engine::dice::Dice;
 use crate::pick::{Candidate, DrawSeed, jitter, pick};
 use crate::state::prefix_index::{Hits, Index, PromptSize, Slot};
 
-/// Blocks that an index holds at most.
-const INDEX_BLOCKS: usize = 4_000_000;
+/// The largest number of blocks of an index.
+const MAX_INDEX_BLOCKS: usize = 4_000_000;
 
 /// The requests in flight on an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,17 +30,17 @@ pub struct PlacementRequest<'a> {
     pub block: usize,
 }
 
-/// What a balancer cannot see by itself.
+/// The state of the engines and siblings at one moment.
 pub struct EngineView<'a> {
     pub metrics: &'a [ScrapedMetrics],
-    /// What siblings said of all upstreams, and how old the oldest of it is, in seconds.
+    /// The gauges that siblings published, and the age of the oldest of them in seconds.
     pub others: &'a [ReplayLoad],
     pub age: f64,
-    /// Gives the real state of an engine to policies that may see it.
+    /// Sets the real state of an engine on a candidate, for policies that may see it.
     pub reveal: &'a dyn Fn(usize, &Hits, &mut Candidate),
 }
 
-/// Where a request went, and what was believed to be left to prefill there.
+/// The upstream of a request, and the estimated tokens to prefill there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     pub upstream: usize,
@@ -54,20 +54,20 @@ pub struct ReplayBalancer {
     own: Vec<ReplayLoad>,
     dice: Dice,
     turn: u64,
-    // Kept, so that a choice allocates nothing.
+    // Reused, so that a choice allocates nothing.
     hits: Hits,
     candidates: Vec<Candidate>,
     sent: Vec<usize>,
     costs: Vec<f64>,
 }
 
-// === impl Balancer ===
+// === impl ReplayBalancer ===
 
 impl ReplayBalancer {
-    /// `cache` is how many blocks each upstream's own cache has; `None` when there are more upstreams than an
-    /// index has room for.
+    /// Builds a balancer; `cache` is the number of blocks of each upstream's cache. Returns `None` when
+    /// there are more upstreams than an index has room for.
     pub fn new(policy: ReplayPolicy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
-        let index = Index::new(INDEX_BLOCKS, dice.roll());
+        let index = Index::new(MAX_INDEX_BLOCKS, dice.roll());
         let slots: Vec<Slot> = (0..upstreams).map_while(|_| index.enter()).collect();
         slots.iter().for_each(|slot| index.limit(*slot, Some(cache)));
         (slots.len() == upstreams).then(|| ReplayBalancer {
@@ -75,7 +75,7 @@ impl ReplayBalancer {
             index,
             slots,
             own: vec![ReplayLoad::default(); upstreams],
-            // Balancers that take turns begin anywhere.
+            // Round-robin balancers begin at different upstreams.
             turn: dice.roll() >> 32,
             dice,
             hits: Hits::default(),
@@ -90,25 +90,25 @@ impl ReplayBalancer {
     }
 
     /// Chooses an upstream and sends the request there.
-    pub fn place(&mut self, ask: PlacementRequest<'_>, sight: &EngineView<'_>) -> Placed {
+    pub fn place(&mut self, ask: PlacementRequest<'_>, view: &EngineView<'_>) -> Placed {
         let knobs = match self.policy {
             ReplayPolicy::Preset(preset) => preset.balance(),
             ReplayPolicy::Oracle | ReplayPolicy::Rival(_) => Preset::Work.balance(),
         };
-        self.look(ask, sight, &knobs);
+        self.fill_candidates(ask, view, &knobs);
         let upstream = match self.policy {
             ReplayPolicy::Rival(rival) => {
                 self.sent.clear();
                 self.sent.extend(self.slots.iter().map(|slot| self.index.held(*slot)));
                 let (prompt, candidates) = (ask.prompt, &self.candidates[..]);
-                let (sent, metrics) = (&self.sent[..], sight.metrics);
+                let (sent, metrics) = (&self.sent[..], view.metrics);
                 let (tokens, block) = (ask.tokens, ask.block);
                 rival.costs(&Scene { prompt, tokens, block, candidates, sent, metrics }, &mut self.costs);
                 self.least()
             }
             ReplayPolicy::Preset(_) | ReplayPolicy::Oracle => {
                 self.turn += 1;
-                let jitter = jitter(sight.age);
+                let jitter = jitter(view.age);
                 let seed = DrawSeed { random: self.dice.roll(), turn: self.turn, jitter };
                 pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
             }
@@ -122,30 +122,31 @@ impl ReplayBalancer {
         Placed { upstream, uncached }
     }
 
-    /// A request went to an upstream, by this balancer or a sibling.
+    /// Learns a request that this balancer or a sibling sent to an upstream.
     pub fn learn(&self, ask: PlacementRequest<'_>, upstream: usize) {
         self.index.learn(ask.prompt, ask.end, self.slots[upstream]);
     }
 
-    /// The first byte of an answer came.
+    /// Records the first byte of an answer.
     pub fn first_byte(&mut self, placed: Placed) {
         self.own[placed.upstream].backlog -= placed.uncached;
     }
 
-    /// The answer ended.
+    /// Records the end of an answer.
     pub fn ended(&mut self, placed: Placed, tokens: u64) {
         let gauges = &mut self.own[placed.upstream];
         gauges.active -= 1;
         gauges.context -= tokens;
     }
 
-    fn look(&mut self, ask: PlacementRequest<'_>, sight: &EngineView<'_>, knobs: &Balance) {
+    /// Fills the candidates for a request.
+    fn fill_candidates(&mut self, ask: PlacementRequest<'_>, view: &EngineView<'_>, knobs: &Balance) {
         self.index.lookup(ask.prompt, &mut self.hits);
         self.hits.charge(knobs.share, self.slots.len());
         self.candidates.clear();
         let prompt = PromptSize { tokens: ask.tokens, block_tokens: ask.block as f64 };
         for (index, slot) in self.slots.iter().enumerate() {
-            let all = self.own[index].and(sight.others[index]);
+            let all = self.own[index].and(view.others[index]);
             let mut candidate = Candidate {
                 index,
                 backlog: all.backlog,
@@ -160,13 +161,13 @@ impl ReplayBalancer {
             };
             self.hits.weigh(Some(*slot), prompt, &mut candidate);
             if self.policy == ReplayPolicy::Oracle {
-                (sight.reveal)(index, &self.hits, &mut candidate);
+                (view.reveal)(index, &self.hits, &mut candidate);
             }
             self.candidates.push(candidate);
         }
     }
 
-    /// One of those that cost least.
+    /// Returns one of the upstreams with the least cost, at random.
     fn least(&mut self) -> usize {
         let least = self.costs.iter().copied().fold(f64::MAX, f64::min);
         let equals = || (0..self.costs.len()).filter(|at| self.costs[*at] <= least);
@@ -176,7 +177,7 @@ impl ReplayBalancer {
     }
 }
 
-// === impl Gauges ===
+// === impl ReplayLoad ===
 
 impl ReplayLoad {
     pub fn and(self, other: ReplayLoad) -> ReplayLoad {

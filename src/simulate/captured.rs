@@ -1,16 +1,17 @@
-//! Captured calls as a load: the JSON lines of `GET /sessions/{id}/traces?format=jsonl` and of
+//! Reads captured calls as a load: the JSON lines of `GET /sessions/{id}/traces?format=jsonl` and of
 //! `vllm-lb traces export`, one call a line.
 //!
 //! ```text
 //! {"session_id": "s", "timestamp": 1760000000.25, "latency_ms": 812.5, "prompt_token_ids": [1, 2], …}
 //! ```
 //!
-//! A session's calls that follow one another are the turns of a conversation: a turn comes as long after the
-//! answer before it as it did. Calls of a session that overlap are conversations beside each other. A prompt
-//! without token ids counts as its text, four bytes a token. Calls without an answer are left out, and those
-//! of whose prompt nothing was recorded.
+//! Successive calls of a session are the turns of a conversation, with the recorded waits between an answer
+//! and the next turn. Overlapping calls of a session are separate conversations. A prompt without token ids
+//! counts as its text, at four bytes a token. Calls without an answer or without a recorded prompt are left
+//! out.
 //!
-//! Of each call only numbers and the hashes of its blocks are kept: about a twelfth of its token ids as JSON.
+//! Of each call only numbers and the hashes of its blocks are kept: about a twelfth of the size of its token
+//! ids as JSON.
 
 use std::collections::HashMap;
 
@@ -18,24 +19,24 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::load::{ChainRewrite, Conversation, ConversationTurn, Workload};
+use super::load::{ChainRewrite, ConversationTurn, ReplayConversation, Workload};
 
-/// Tokens in a block, as engines cut their caches.
+/// The tokens of a block, as in the caches of engines.
 pub const BLOCK: usize = 16;
 
-/// Bytes of a token: of its id, and about of its text.
+/// The bytes of a token id, and about the bytes of a token's text.
 const TOKEN_BYTES: usize = 4;
 
-/// The most tokens of a call.
+/// The largest number of tokens of a call.
 const MAX_TOKENS: u64 = 1 << 32;
 
-/// The most conversations of a session that its next call may belong to: the last ones that had a call.
+/// The largest number of a session's latest conversations that its next call may continue.
 const MAX_OPEN_CONVERSATIONS: usize = 64;
 
-/// The session of calls that named none, which follow from nothing.
+/// The session of calls without one, which continue no conversation.
 const UNNAMED: &str = "unnamed";
 
-/// A call must not begin before the answer that it follows has ended; recorded times are rounded.
+/// The tolerance for rounded times: a call may begin this much before the answer that it follows has ended.
 const ROUNDING_SECONDS: f64 = 0.001;
 
 #[derive(Deserialize)]
@@ -60,7 +61,7 @@ struct TokenCounts {
     completion: Option<u64>,
 }
 
-/// What a request holds of its prompt beside the messages.
+/// The parts of a request's prompt other than the messages.
 #[derive(Deserialize)]
 struct CapturedRequest<'a> {
     #[serde(borrow)]
@@ -80,27 +81,27 @@ struct CapturedCall {
     ended: f64,
     prompt: usize,
     output: usize,
-    /// The full blocks of its prompt, and of its answer where that has token ids.
+    /// The full blocks of the prompt, and of the answer if it has token ids.
     chain: Vec<u64>,
 }
 
-/// See the module.
+/// Collects captured calls; see the module.
 #[derive(Default)]
 pub struct CapturedCalls {
     calls: Vec<CapturedCall>,
     sessions: HashMap<String, usize>,
-    /// The number of sessions, those included that have no name.
+    /// The number of sessions, including those without a name.
     session_count: usize,
     left_out: usize,
 }
 
-/// A conversation that the next call of its session may belong to.
+/// A conversation that the next call of its session may continue.
 struct OpenConversation {
     number: usize,
     ended: f64,
 }
 
-/// Hashes of the full blocks of what has been fed, each with all before it.
+/// Computes the chained hashes of the full blocks of its input.
 #[derive(Default)]
 struct BlockHasher {
     chain: Vec<u64>,
@@ -108,12 +109,18 @@ struct BlockHasher {
     bytes: usize,
 }
 
+/// Returns the text of an error without "at line 1 column 7": the caller reports the line of the file.
+pub(super) fn without_place(error: serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
 // === impl CapturedCalls ===
 
 impl CapturedCalls {
     /// Adds the call of a line.
     pub fn add(&mut self, text: &str) -> Result<(), String> {
-        let line: CapturedLine<'_> = serde_json::from_str(text).map_err(super::trace::without_place)?;
+        let line: CapturedLine<'_> = serde_json::from_str(text).map_err(without_place)?;
         let latency = line.latency_ms.unwrap_or(0.0) / 1000.0;
         if !line.timestamp.is_finite() || line.timestamp < 0.0 {
             return Err(format!("timestamp {} is no time", line.timestamp));
@@ -131,7 +138,7 @@ impl CapturedCalls {
         Ok(())
     }
 
-    /// The number of calls that had no answer, or of whose prompt nothing was recorded.
+    /// Returns the number of calls without an answer or without a recorded prompt.
     pub fn left_out(&self) -> usize {
         self.left_out
     }
@@ -139,7 +146,7 @@ impl CapturedCalls {
     pub fn load(mut self) -> Workload {
         self.calls.sort_by(|one, other| one.begun.total_cmp(&other.begun));
         let first = self.calls.first().map_or(0.0, |call| call.begun);
-        let mut conversations: Vec<Conversation> = Vec::new();
+        let mut conversations: Vec<ReplayConversation> = Vec::new();
         let mut open: Vec<Vec<OpenConversation>> = Vec::new();
         open.resize_with(self.session_count, Vec::new);
         for call in self.calls {
@@ -166,7 +173,7 @@ impl CapturedCalls {
             }
             open.push(OpenConversation { number: conversations.len(), ended: call.ended });
             let (start, turns) = (call.begun - first, vec![turn(0.0)]);
-            conversations.push(Conversation {
+            conversations.push(ReplayConversation {
                 start,
                 chain: call.chain,
                 opening: None,
@@ -188,7 +195,7 @@ impl CapturedCalls {
 // === impl CapturedLine ===
 
 impl CapturedLine<'_> {
-    /// Tokens of the answer; `None`: there was none.
+    /// Returns the tokens of the answer; `None` when there was none.
     fn output(&self) -> Result<Option<usize>, String> {
         if self.status.is_some_and(|status| status >= 400) {
             return Ok(None);
@@ -199,13 +206,14 @@ impl CapturedLine<'_> {
             return Err("token_counts.completion is out of range".into());
         }
         let message = self.response_message.map_or(0, |message| message.get().len());
-        // Of a message only its braces may be there.
+        // A message may be empty braces.
         let estimated = if message > 2 { message.div_ceil(TOKEN_BYTES) } else { 0 };
         let output = [ids, counted.unwrap_or(0) as usize, estimated].into_iter().find(|tokens| *tokens > 0);
         Ok(output)
     }
 
-    /// Tokens of the prompt, and the blocks of it and of the answer; `None`: nothing of it was recorded.
+    /// Returns the tokens of the prompt, and the blocks of prompt and answer; `None` when no prompt was
+    /// recorded.
     fn prompt(&self) -> Result<Option<(usize, Vec<u64>)>, String> {
         let mut hasher = BlockHasher::default();
         let ids = self.prompt_token_ids.as_deref().unwrap_or_default();
@@ -252,9 +260,9 @@ impl BlockHasher {
     }
 }
 
-// === impl Conversation ===
+// === impl ReplayConversation ===
 
-impl Conversation {
+impl ReplayConversation {
     /// Adds a turn whose prompt and answer have these blocks.
     fn add_turn(&mut self, turn: ConversationTurn, chain: Vec<u64>) {
         let from = self.turns.len();

@@ -1,52 +1,52 @@
-//! What is replayed: conversations, each a row of requests that grow out of one another.
+//! The load of a replay: conversations, each a sequence of requests that continue one another.
 
-/// All conversations of a replay, in no order.
+/// All conversations of a replay, in any order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
-    /// Tokens in a block of the chains.
+    /// The tokens of a block.
     pub block: usize,
-    pub sessions: Vec<Conversation>,
+    pub sessions: Vec<ReplayConversation>,
 }
 
 /// A conversation. The prompt of each turn begins with the prompt and the answer of the one before.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Conversation {
+pub struct ReplayConversation {
     /// Seconds from the beginning to the first turn.
     pub start: f64,
-    /// The full blocks of all that is said in it, as far as they are known, each named after all before.
+    /// The hashes of the full blocks of the whole conversation, as far as they are known.
     pub chain: Vec<u64>,
-    /// The name of its opening, which tells it from conversations of the same blocks.
+    /// The hash of the opening, which distinguishes conversations with equal blocks.
     pub opening: Option<u64>,
     pub turns: Vec<ConversationTurn>,
-    /// Where a turn does not continue the one before it, in the order of the turns.
+    /// The chains of turns that do not continue the turn before, in order.
     pub rewrites: Vec<ChainRewrite>,
 }
 
 /// Another chain of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChainRewrite {
-    /// The first turn that has it.
+    /// The first turn with this chain.
     pub from: usize,
     pub chain: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConversationTurn {
-    /// Seconds after the answer before it, or the request before it, see `Setup::open`; 0 in the first turn.
+    /// Seconds after the previous answer, or the previous request, see `Setup::open`; 0 in the first turn.
     pub wait: f64,
     /// Tokens of the whole prompt.
     pub prompt: usize,
     pub output: usize,
 }
 
-// === impl Load ===
+// === impl Workload ===
 
 impl Workload {
     pub fn requests(&self) -> usize {
         self.sessions.iter().map(|session| session.turns.len()).sum()
     }
 
-    /// The same so many times faster.
+    /// Returns the load `rate` times faster.
     pub fn faster(mut self, rate: f64) -> Self {
         for session in &mut self.sessions {
             session.start /= rate;
@@ -56,26 +56,26 @@ impl Workload {
     }
 }
 
-// === impl Session ===
+// === impl ReplayConversation ===
 
-impl Conversation {
-    /// The blocks of a turn's prompt.
+impl ReplayConversation {
+    /// Returns the blocks of a turn's prompt.
     pub fn prompt(&self, turn: usize, block: usize) -> &[u64] {
         self.leading(turn, self.turns[turn].prompt / block)
     }
 
-    /// The blocks of a turn's prompt and answer.
+    /// Returns the blocks of a turn's prompt and answer.
     pub fn whole(&self, turn: usize, block: usize) -> &[u64] {
         self.leading(turn, (self.turns[turn].prompt + self.turns[turn].output) / block)
     }
 
-    /// The hash of the opening, where it ends behind the last block of the turn's prompt.
+    /// Returns the hash of the opening, if it ends behind the last block of the turn's prompt.
     pub fn end(&self, turn: usize, block: usize) -> Option<u64> {
         let behind = self.turns[0].prompt >= self.prompt(turn, block).len() * block;
         self.opening.filter(|_| behind)
     }
 
-    /// The chain of the last turns.
+    /// Returns the chain of the latest turns.
     pub fn last_chain(&self) -> &[u64] {
         self.rewrites.last().map_or(&self.chain, |rewrite| &rewrite.chain)
     }
@@ -96,7 +96,7 @@ mod tests {
         let turn = |prompt, output| ConversationTurn { wait: 3.0, prompt, output };
         let turns = vec![turn(25, 4), turn(29, 30), turn(75, 5)];
         let (chain, rewrites) = ((1..9).collect(), Vec::new());
-        let session = Conversation { start: 4.0, chain, opening: Some(7), turns, rewrites };
+        let session = ReplayConversation { start: 4.0, chain, opening: Some(7), turns, rewrites };
         assert_eq!(session.prompt(0, 10), [1, 2]);
         assert_eq!(session.prompt(1, 10), [1, 2]);
         assert_eq!(session.whole(1, 10), [1, 2, 3, 4, 5]);
@@ -112,7 +112,7 @@ mod tests {
     fn a_rewrite_is_the_chain_from_its_turn_on() {
         let turn = ConversationTurn { wait: 0.0, prompt: 20, output: 10 };
         let rewrite = |from, chain: [u64; 3]| ChainRewrite { from, chain: chain.to_vec() };
-        let session = Conversation {
+        let session = ReplayConversation {
             start: 0.0,
             chain: vec![1, 2, 3],
             opening: None,

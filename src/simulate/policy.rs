@@ -1,8 +1,8 @@
 //! The policies that a replay can compare: the product's own, and others for reference.
 //!
-//! A reference policy says what each upstream costs, as the product's formula does; the least wins, and
-//! equals are drawn from at random. They are written from their projects' documentation, without what is
-//! beside the choice of an upstream.
+//! A reference policy computes the cost of each upstream, as the product's formula does; the least wins, and
+//! one of equals is drawn at random. The reference policies follow the documentation of their projects, as
+//! far as the choice of an upstream is concerned.
 
 use super::scene::Scene;
 use crate::config::setting::NamedChoice;
@@ -13,12 +13,12 @@ use crate::engine::dice::mix;
 pub enum ReplayPolicy {
     /// The product's formula with the weights of a preset.
     Preset(Preset),
-    /// The formula of `work` with sight of every engine's real cache and real queue.
+    /// The formula of `work` with the real cache and the real queue of every engine.
     Oracle,
     Rival(Rival),
 }
 
-/// What others do.
+/// The policies of other projects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rival {
     /// The threshold switch of SGLang's gateway and vLLM's router, with the default thresholds of both:

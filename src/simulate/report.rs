@@ -1,10 +1,10 @@
-//! What came out of a replay, as a row of numbers.
+//! The results of a replay, as a row of numbers.
 
 use serde::Serialize;
 
 use crate::engine::batch::GenerationSummary;
 
-/// The life of one request.
+/// The counts and times of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Life {
     pub upstream: usize,
@@ -21,20 +21,20 @@ pub struct Life {
 pub struct ReportRow {
     pub policy: String,
     pub requests: usize,
-    /// Refused by the engine, since they would not fit into its cache.
+    /// Rejected by the engine, since they would not fit into its cache.
     pub refused: usize,
-    /// Share of all prompt tokens that engines found in their caches.
+    /// The share of all prompt tokens that engines found in their caches.
     pub hits: f64,
     pub ttft_mean: f64,
     pub ttft_p50: f64,
     pub ttft_p90: f64,
     pub ttft_p99: f64,
-    /// Mean time between two tokens of an answer.
+    /// The mean time between two tokens of an answer.
     pub inter_token: f64,
     pub end_to_end: f64,
-    /// Requests on the engine that had most, as a multiple of an even share; 1 is perfect.
+    /// The largest number of requests on one engine, as a multiple of an even share; 1 is perfect.
     pub imbalance: f64,
-    /// Engines that had no request at all.
+    /// The number of engines without a request.
     pub idle: usize,
 }
 
@@ -54,7 +54,7 @@ impl Life {
     }
 }
 
-// === impl Row ===
+// === impl ReportRow ===
 
 impl ReportRow {
     pub fn new(policy: &str, upstreams: usize, lives: &[Life], refused: usize) -> Self {
@@ -87,13 +87,13 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// The smallest of the sorted values that so many in a hundred do not exceed; 0 of nothing.
+/// Returns the smallest of the sorted values that `hundredths` percent do not exceed; 0 without values.
 fn percentile(sorted: &[f64], hundredths: usize) -> f64 {
     let rank = (sorted.len() * hundredths).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or(0.0)
 }
 
-/// The heads of the columns, and one line a row.
+/// Formats the heads of the columns, and one line for each row.
 pub fn table(rows: &[ReportRow]) -> String {
     let heads = ["policy", "hits", "ttft", "p50", "p90", "p99", "between", "end", "most", "idle"];
     let mut cells = vec![heads.map(str::to_owned)];
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_values_that_were_seen() {
+    fn percentiles_are_observed_values() {
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
         let three = [1.0, 2.0, 9.0];
         for (values, hundredths, expected) in [
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_says_what_happened() {
+    fn summarises_requests_in_a_row() {
         let row = ReportRow::new("work", 4, &lives(), 2);
         assert_eq!((row.requests, row.refused, row.idle), (4, 2, 2));
         assert_eq!((row.hits, row.ttft_mean, row.ttft_p50, row.ttft_p90), (0.3, 39.0, 2.0, 150.0));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_straight() {
+    fn aligns_the_columns_of_the_table() {
         let table =
             table(&[ReportRow::new("work", 4, &lives(), 0), ReportRow::new("least-requests", 4, &[], 0)]);
         let lines: Vec<&str> = table.lines().collect();

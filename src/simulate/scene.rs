@@ -1,4 +1,4 @@
-//! What a balancer sees when it chooses, and what only a simulation can see.
+//! The facts for a choice: those that a balancer has, and those that only a simulation has.
 
 use crate::engine::batch::SimulatedEngine;
 use crate::pick::Candidate;
@@ -11,40 +11,40 @@ pub struct Scene<'a> {
     pub tokens: u64,
     pub block: usize,
     pub candidates: &'a [Candidate],
-    /// Blocks that each upstream was sent and is believed to hold.
+    /// The blocks that each upstream was sent and is believed to hold.
     pub sent: &'a [usize],
-    /// What each upstream told of itself when it was last asked.
+    /// The latest metrics of each upstream.
     pub metrics: &'a [ScrapedMetrics],
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScrapedMetrics {
     pub waiting: usize,
-    /// Share of the cache in use.
+    /// The share of the cache in use.
     pub usage: f64,
 }
 
-/// A prompt that waits for its prefill, or is in the middle of it.
+/// A prompt before or during its prefill.
 pub struct PendingPrefill<'a> {
     pub prompt: &'a [u64],
     pub tokens: usize,
-    /// What is left of it, once it has begun.
+    /// The tokens left, once the prefill has started.
     pub left: Option<usize>,
 }
 
 // === impl Scene ===
 
 impl Scene<'_> {
-    /// How much of the prompt an upstream is believed to hold, 0 to 1.
+    /// Returns the share of the prompt that an upstream is believed to hold, 0 to 1.
     pub fn share_held(&self, at: usize) -> f64 {
         self.candidates[at].hit as f64 * self.block as f64 / self.tokens.max(1) as f64
     }
 }
 
-// === the truth ===
+// === the real state of an engine ===
 
-/// Lays over a candidate what its engine really holds of the prompt and really has to prefill, in place of
-/// what is believed. What a request before it is about to compute counts as held, since it will be.
+/// Replaces a candidate's estimates by the real cache and the real backlog of its engine. Blocks that an
+/// earlier request is about to compute count as held.
 pub fn reveal(
     engine: &SimulatedEngine,
     pending: &[PendingPrefill<'_>],
@@ -70,7 +70,7 @@ pub fn reveal(
     candidate.hit = held as u64;
 }
 
-/// Leading blocks that two chains have in common; a block names all before it.
+/// Returns the number of leading blocks that two chains share; a block's hash covers all before it.
 fn common(one: &[u64], other: &[u64]) -> usize {
     let (mut low, mut high) = (0, one.len().min(other.len()));
     while low < high {
@@ -86,7 +86,7 @@ mod tests {
     use crate::engine::batch::{EngineLimits, EngineRequest, Finish, Timing};
 
     #[test]
-    fn chains_part_where_they_part() {
+    fn counts_the_shared_leading_blocks_of_two_chains() {
         let chain: Vec<u64> = (1..20).collect();
         for length in 0..19 {
             let mut other = chain.clone();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_truth_is_what_the_engine_holds_and_what_it_still_has_to_do() {
+    fn reveals_the_real_cache_and_backlog_of_an_engine() {
         let limits =
             EngineLimits { block_size: 10, cache_tokens: 1000, step_tokens: 40, ..EngineLimits::default() };
         let mut engine = SimulatedEngine::new(limits, Timing::instant());

@@ -1,15 +1,15 @@
-//! Loads that are made up: shapes of traffic that a public trace does not have.
+//! Synthetic loads: shapes of traffic that public traces do not have.
 //!
-//! All but the agents last ten minutes and are meant for about eight engines of the default pace; `--rate`
-//! makes more or less of it.
+//! All but the agents last ten minutes and suit about eight engines of the default pace; `--rate` scales
+//! them.
 
-use super::load::{Conversation, ConversationTurn, Workload};
+use super::load::{ConversationTurn, ReplayConversation, Workload};
 use crate::engine::dice::{Dice, mix};
 
-/// Tokens in a block.
+/// The tokens of a block.
 const BLOCK: usize = 512;
 
-/// Seconds for which new conversations come.
+/// The seconds for which new conversations arrive.
 const ARRIVAL_SECONDS: f64 = 600.0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Shape {
         Self::ALL.into_iter().find(|shape| shape.name() == name)
     }
 
-    /// The load, always the same for a seed.
+    /// Generates the load, always the same for a seed.
     pub fn load(self, seed: u64) -> Workload {
         let mut maker = WorkloadBuilder { dice: Dice::of(seed, 1), sessions: Vec::new() };
         match self {
@@ -60,10 +60,10 @@ impl Shape {
 
 struct WorkloadBuilder {
     dice: Dice,
-    sessions: Vec<Conversation>,
+    sessions: Vec<ReplayConversation>,
 }
 
-/// So many tokens that all conversations of a kind begin with.
+/// The tokens that all conversations of a kind begin with.
 #[derive(Clone, Copy)]
 struct Common {
     kind: u64,
@@ -76,13 +76,13 @@ impl WorkloadBuilder {
         for _ in 0..160 {
             let start = self.dice.unit() * 120.0;
             let mut turns = Vec::new();
-            let mut said = common.tokens;
+            let mut published = common.tokens;
             for turn in 0..self.dice.between(20, 60) {
                 let (more, output) = (self.dice.between(1000, 3000), self.dice.between(100, 500));
                 let wait = if turn == 0 { 0.0 } else { 4.0 + 16.0 * self.dice.unit() };
-                // What is new in a turn is the answer before it, and what the tools said to that.
-                said += more;
-                turns.push(ConversationTurn { wait, prompt: said, output });
+                // The new part of a turn is the previous answer and the results of tools.
+                published += more;
+                turns.push(ConversationTurn { wait, prompt: published, output });
             }
             self.session(start, common, turns);
         }
@@ -115,7 +115,7 @@ impl WorkloadBuilder {
 
     fn apps(&mut self) {
         const APPS: usize = 30;
-        // As often as one over its rank.
+        // The frequency is one over the rank.
         let weights: Vec<f64> = (1..=APPS).map(|rank| 1.0 / rank as f64).collect();
         let total: f64 = weights.iter().sum();
         for (_, start) in self.arrivals(20.0) {
@@ -138,7 +138,7 @@ impl WorkloadBuilder {
         }
     }
 
-    /// Moments that come by themselves, so many a second, with their numbers.
+    /// Returns random arrival times at `rate` a second, with their numbers.
     fn arrivals(&mut self, rate: f64) -> Vec<(u64, f64)> {
         let mut at = 0.0;
         let gaps = std::iter::repeat_with(|| {
@@ -155,16 +155,16 @@ impl WorkloadBuilder {
 
     fn session(&mut self, start: f64, common: Common, turns: Vec<ConversationTurn>) {
         let number = self.sessions.len() as u64;
-        let said = turns.last().map_or(0, |last| last.prompt + last.output);
+        let published = turns.last().map_or(0, |last| last.prompt + last.output);
         let shared = common.tokens / BLOCK;
         let name = |block: usize| {
-            // Bits of their own for what kinds share and for what is one conversation's.
+            // Separate bits for blocks that a kind shares and for blocks of one conversation.
             let owner = if block < shared { common.kind << 1 } else { number << 1 | 1 };
             mix(owner << 20 | (block as u64 + 1))
         };
-        let chain = (0..said / BLOCK).map(name).collect();
+        let chain = (0..published / BLOCK).map(name).collect();
         let (opening, rewrites) = (Some(mix(!number)), Vec::new());
-        self.sessions.push(Conversation { start, chain, opening, turns, rewrites });
+        self.sessions.push(ReplayConversation { start, chain, opening, turns, rewrites });
     }
 }
 
@@ -174,7 +174,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     #[test]
-    fn a_seed_gives_one_load_and_names_lead_back() {
+    fn generates_one_load_for_a_seed_and_parses_names() {
         for shape in Shape::ALL {
             assert_eq!(Shape::parse(shape.name()), Some(shape));
             assert_eq!(shape.load(3), shape.load(3));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn every_block_has_one_predecessor() {
+    fn gives_every_block_one_predecessor() {
         for shape in Shape::ALL {
             let mut before = BTreeMap::new();
             for session in shape.load(1).sessions {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn agents_are_what_their_description_says() {
+    fn generates_agents_as_described() {
         let load = Shape::Agents.load(1);
         assert_eq!(load.sessions.len(), 160);
         let common: BTreeSet<&[u64]> = load.sessions.iter().map(|session| &session.chain[..19]).collect();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_what_their_descriptions_say() {
+    fn generates_other_shapes_as_described() {
         let heads = |shape: Shape| {
             let mut heads: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
             for session in shape.load(1).sessions {

@@ -1,6 +1,6 @@
-//! Small replays, whose whole course is known.
+//! Small replays with known results.
 
-use super::load::{Conversation, ConversationTurn};
+use super::load::{ConversationTurn, ReplayConversation};
 use super::*;
 use crate::config::types::Preset;
 use crate::simulate::shapes::Shape;
@@ -21,16 +21,22 @@ fn setup(upstreams: usize, seed: u64) -> Setup {
     }
 }
 
-/// A conversation that begins with so many tokens of a kind's, and goes on with its own.
-fn session(start: f64, kind: u64, common: usize, number: u64, turns: Vec<ConversationTurn>) -> Conversation {
-    let said = turns.last().map_or(0, |last| last.prompt + last.output);
+/// Returns a conversation that begins with `common` tokens of a kind and continues with its own.
+fn session(
+    start: f64,
+    kind: u64,
+    common: usize,
+    number: u64,
+    turns: Vec<ConversationTurn>,
+) -> ReplayConversation {
+    let published = turns.last().map_or(0, |last| last.prompt + last.output);
     let name = |block: usize| match block < common / BLOCK {
         true => kind << 48 | (block as u64 + 1),
         false => kind << 48 | (number + 1) << 20 | (block as u64 + 1),
     };
-    let chain = (0..said / BLOCK).map(name).collect();
+    let chain = (0..published / BLOCK).map(name).collect();
     let opening = Some(1 << 60 | kind << 48 | number);
-    Conversation { start, chain, opening, turns, rewrites: Vec::new() }
+    ReplayConversation { start, chain, opening, turns, rewrites: Vec::new() }
 }
 
 fn once(prompt: usize, output: usize) -> Vec<ConversationTurn> {
@@ -43,7 +49,7 @@ fn replayed<'a>(load: &'a Workload, setup: Setup, policy: ReplayPolicy) -> Repla
     replay
 }
 
-/// Where each turn of each session went.
+/// Returns the upstream of each turn of each session.
 fn places(replay: &Replay<'_>) -> Vec<Vec<usize>> {
     let mut places: Vec<Vec<usize>> =
         replay.load.sessions.iter().map(|of| vec![usize::MAX; of.turns.len()]).collect();
@@ -53,7 +59,7 @@ fn places(replay: &Replay<'_>) -> Vec<Vec<usize>> {
     places
 }
 
-/// How many of these sessions each upstream had.
+/// Returns how many of these sessions each upstream had.
 fn counted(replay: &Replay<'_>, sessions: std::ops::Range<usize>) -> Vec<usize> {
     let mut got = vec![0; replay.setup.upstreams];
     places(replay)[sessions].iter().flatten().for_each(|upstream| got[*upstream] += 1);
@@ -65,7 +71,7 @@ fn most(got: &[usize]) -> usize {
 }
 
 /// Twelve conversations of four turns.
-fn chatter() -> Workload {
+fn twelve_conversations() -> Workload {
     let turn = |turn: usize| ConversationTurn { wait: 2.0, prompt: 3000 + 1000 * turn, output: 50 };
     let one = |number: u64| {
         session(number as f64 * 0.1, number % 2, 2048, number, (0..4).map(turn).collect::<Vec<_>>())
@@ -74,8 +80,8 @@ fn chatter() -> Workload {
 }
 
 #[test]
-fn every_request_ends_and_no_gauge_stays_up() {
-    let load = chatter();
+fn ends_every_request_and_returns_gauges_to_zero() {
+    let load = twelve_conversations();
     for policy in ReplayPolicy::ALL {
         for (balancers, interval, open) in
             [(1, None, false), (3, None, true), (3, Some(0.02), false), (2, Some(0.5), true)]
@@ -91,8 +97,8 @@ fn every_request_ends_and_no_gauge_stays_up() {
 }
 
 #[test]
-fn the_seed_decides_everything() {
-    let load = chatter();
+fn repeats_a_replay_by_its_seed() {
+    let load = twelve_conversations();
     for policy in ReplayPolicy::ALL {
         let row = |seed| run(&load, Setup { balancers: 2, ..setup(3, seed) }, policy).expect("there is room");
         assert_eq!(row(1), row(1));
@@ -103,7 +109,7 @@ fn the_seed_decides_everything() {
 }
 
 #[test]
-fn a_prompt_larger_than_the_cache_is_refused_and_the_conversation_goes_on() {
+fn continues_a_conversation_after_a_prompt_larger_than_the_cache() {
     let turn = |prompt| ConversationTurn { wait: 1.0, prompt, output: 5 };
     let sessions = vec![session(0.0, 1, 0, 1, vec![turn(600), turn(90_000), turn(91_000)])];
     let load = Workload { block: BLOCK, sessions };
@@ -113,11 +119,11 @@ fn a_prompt_larger_than_the_cache_is_refused_and_the_conversation_goes_on() {
 }
 
 #[test]
-fn a_turn_waits_for_the_answer_before_unless_turns_come_by_the_clock() {
+fn a_turn_waits_for_the_previous_answer_unless_the_load_is_open() {
     let turn = |prompt| ConversationTurn { wait: 2.0, prompt, output: 100 };
     let load = Workload { block: BLOCK, sessions: vec![session(1.0, 1, 0, 1, vec![turn(8000), turn(9000)])] };
     let second = |open| replayed(&load, Setup { open, ..setup(1, 1) }, WORK).lives[1];
-    // A second of prefill and one of decoding lie in between.
+    // The first turn takes a second of prefill and one of decoding.
     let arrived = |open: bool| {
         let replay = replayed(&load, Setup { open, ..setup(1, 1) }, WORK);
         let ends: Vec<f64> = replay.lives.iter().map(|life| life.end).collect();
@@ -127,12 +133,12 @@ fn a_turn_waits_for_the_answer_before_unless_turns_come_by_the_clock() {
     assert!(second(false).cached == 15 * BLOCK && second(true).cached == 15 * BLOCK);
 }
 
-/// Thirty-two requests at once with one prefix that nobody has seen, before any has its first token: it is
-/// neither prefilled for each of them nor by one engine for all.
+/// Thirty-two requests at once with one new prefix, before any first token: the prefix is prefilled by
+/// several engines, but not for each request.
 #[test]
-fn a_burst_is_spread_by_what_prefilling_again_costs() {
-    // Tokens in common, and other conversations before; engines in use, the most requests on one, and how
-    // often the prefix was prefilled, as the sum of what was prefilled.
+fn spreads_a_burst_by_the_cost_of_another_prefill() {
+    // Common tokens, and earlier other conversations; engines in use, the largest number of requests on one,
+    // and how often the prefix was prefilled, as the sum of prefilled tokens.
     let table = [
         ((2000, 0), (8, 4, 14)),
         ((16_000, 0), (8, 4, 13)),
@@ -158,9 +164,9 @@ fn a_burst_is_spread_by_what_prefilling_again_costs() {
     assert_eq!(all, table);
 }
 
-/// One system prompt of all, one of sixteen engines that is warm by one conversation, and a hundred new ones
-/// of so many tokens of their own, so many a second, again and again: the most of each hundred on one engine.
-fn gravity(rate: f64, (own, output): (usize, usize), hundreds: usize, seed: u64) -> Vec<usize> {
+/// Runs sixteen engines, one of them warm by one conversation, and hundreds of new conversations with the
+/// same system prompt. Returns the largest number of each hundred on one engine.
+fn largest_shares(rate: f64, (own, output): (usize, usize), hundreds: usize, seed: u64) -> Vec<usize> {
     let common = 10_000;
     let new = |number: usize| {
         let start = if number == 0 { 0.0 } else { 1000.0 + number as f64 / rate };
@@ -171,30 +177,30 @@ fn gravity(rate: f64, (own, output): (usize, usize), hundreds: usize, seed: u64)
     (0..hundreds).map(|hundred| most(&counted(&replay, 1 + 100 * hundred..101 + 100 * hundred))).collect()
 }
 
-/// Of a hundred, one of sixteen engines has a share of 6.25.
+/// Twice the fair share of one of sixteen engines in a hundred, which is 6.25.
 const TWICE_ITS_SHARE: usize = 12;
 
 #[test]
-fn a_system_prompt_of_all_does_not_draw_all_to_who_holds_it() {
+fn spreads_conversations_with_one_system_prompt_beyond_the_warm_engine() {
     for (rate, length, seed) in
         [(1.0, (500, 300), 1), (3.0, (500, 300), 2), (3.0, (50, 1000), 3), (10.0, (1500, 300), 4)]
     {
-        let got = gravity(rate, length, 1, seed);
+        let got = largest_shares(rate, length, 1, seed);
         assert!(got[0] <= TWICE_ITS_SHARE, "{rate} a second of {length:?}: {got:?}");
     }
 }
 
-/// Where a hundred come before anybody else has prefilled the prompt once, who has it is done sooner with
-/// each, and gets more of them; as soon as the others have it too, all get as many.
+/// When a hundred requests arrive before other engines have prefilled the prompt, the warm engine finishes
+/// sooner and gets more of them; later all engines get about as many.
 #[test]
-fn in_a_rush_who_is_warm_gets_more_only_until_others_are() {
-    let got = gravity(50.0, (500, 300), 3, 1);
+fn prefers_the_warm_engine_in_a_rush_until_others_are_warm() {
+    let got = largest_shares(50.0, (500, 300), 3, 1);
     assert!(got[0] <= 20 && most(&got[1..]) <= TWICE_ITS_SHARE, "{got:?}");
 }
 
 /// Ten conversations side by side, ten turns each, with one system prompt, on four engines.
 #[test]
-fn conversations_stay_where_their_cache_is_and_use_all_engines() {
+fn keeps_conversations_on_their_engines_and_uses_all_engines() {
     for seed in 0..4 {
         let mut dice = Dice::of(seed, 77);
         let mut one = |number: u64| {
@@ -215,9 +221,10 @@ fn conversations_stay_where_their_cache_is_and_use_all_engines() {
     }
 }
 
-/// Balancers that share nothing send a conversation's turns anywhere; who hears of each other keeps it.
+/// Balancers without an exchange send a conversation's turns anywhere; with it they keep the conversation
+/// together.
 #[test]
-fn balancers_that_hear_of_each_other_are_as_one() {
+fn balancers_with_an_exchange_hit_as_often_as_one() {
     let turn = |turn: usize| ConversationTurn { wait: 2.0, prompt: 3000 + 1000 * turn, output: 20 };
     let one = |number: u64| session(number as f64 * 0.1, 1, 2048, number, (0..10).map(turn).collect());
     let load = Workload { block: BLOCK, sessions: (0..12).map(one).collect() };
@@ -230,7 +237,7 @@ fn balancers_that_hear_of_each_other_are_as_one() {
 }
 
 #[test]
-fn more_upstreams_than_there_is_room_for_are_none() {
+fn rejects_more_upstreams_than_the_index_has_room_for() {
     let load = Workload { block: BLOCK, sessions: Vec::new() };
     assert!(run(&load, setup(5000, 1), WORK).is_none());
     assert_eq!(run(&load, setup(2, 1), WORK).expect("there is room").requests, 0);

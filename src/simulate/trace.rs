@@ -1,5 +1,5 @@
-//! Traces to replay: captured calls, and traces in the form of Mooncake's. A trace has one JSON object a
-//! line, a request each; its first line decides on the form.
+//! Reads traces for a replay: captured calls, and traces in the form of Mooncake's. A trace has one JSON
+//! object a line, a request each; the first line decides the form.
 //!
 //! A line of Mooncake's form:
 //!
@@ -7,21 +7,21 @@
 //! {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
 //! ```
 //!
-//! Time is in milliseconds. `hash_ids` names blocks of 512 tokens, each after all before it; the last may
-//! not be full. The trace does not identify conversations, so every line counts as one of its own; a line
-//! does not wait for the answer to an earlier one.
+//! Time is in milliseconds. `hash_ids` are the chained hashes of blocks of 512 tokens; the last block may
+//! not be full. The trace does not identify conversations, so every line counts as one of its own and does
+//! not wait for an earlier answer.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::captured::CapturedCalls;
-use super::load::{Conversation, ConversationTurn, Workload};
+use super::captured::{CapturedCalls, without_place};
+use super::load::{ConversationTurn, ReplayConversation, Workload};
 use crate::engine::dice::{Dice, mix};
 
-/// Tokens in a block.
+/// The tokens of a block.
 pub const BLOCK: usize = 512;
 
-/// Seconds over which arrivals that were noted as of one moment are spread at most.
+/// The longest time over which arrivals with one timestamp are spread, in seconds.
 const MAX_SPREAD_SECONDS: f64 = 3.0;
 
 #[derive(Deserialize)]
@@ -36,7 +36,7 @@ struct TraceLine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceForm {
     Mooncake,
-    /// Calls that this balancer has recorded.
+    /// Calls that a balancer has captured.
     Captured,
 }
 
@@ -45,11 +45,11 @@ pub enum TraceForm {
 pub struct TraceLoad {
     pub load: Workload,
     pub form: TraceForm,
-    /// The number of recorded calls that had no answer.
+    /// The number of captured calls without an answer.
     pub left_out: usize,
 }
 
-/// Reads a trace line by line, and keeps of each line what a replay needs.
+/// Reads a trace line by line.
 #[derive(Default)]
 pub struct TraceReader {
     number: usize,
@@ -58,7 +58,7 @@ pub struct TraceReader {
     captured: CapturedCalls,
 }
 
-/// The fields that tell the forms apart.
+/// The fields that distinguish the forms.
 #[derive(Deserialize)]
 struct FormFields {
     hash_ids: Option<IgnoredAny>,
@@ -68,7 +68,7 @@ struct FormFields {
 // === impl TraceReader ===
 
 impl TraceReader {
-    /// Reads the next line; the error says which one is wrong.
+    /// Reads the next line; an error names the line.
     pub fn line(&mut self, text: &str) -> Result<(), String> {
         self.number += 1;
         if text.trim().is_empty() {
@@ -101,7 +101,7 @@ impl TraceReader {
     }
 }
 
-/// The form of a line, where its fields tell.
+/// Returns the form of a line, if its fields decide it.
 fn form(text: &str) -> Option<TraceForm> {
     let fields: FormFields = serde_json::from_str(text).ok()?;
     match (fields.hash_ids, fields.session_id) {
@@ -111,17 +111,17 @@ fn form(text: &str) -> Option<TraceForm> {
     }
 }
 
-/// Reads a whole trace; the error says which line is wrong.
+/// Reads a whole trace; an error names the line.
 pub fn parse(text: &str, seed: u64) -> Result<Workload, String> {
     let mut reader = TraceReader::default();
     text.lines().try_for_each(|line| reader.line(line))?;
     reader.finish(seed).map(|trace| trace.load)
 }
 
-/// The requests of Mooncake's lines.
+/// Returns the requests of Mooncake's lines.
 ///
-/// Clocks of traces are coarse: what came within three seconds is noted as of one moment. So each request is
-/// moved by a random part of the time to the next moment that was noted, of three seconds at most.
+/// The clocks of traces are coarse: arrivals within three seconds have one timestamp. So each request is
+/// moved by a random part of the time to the next timestamp, of three seconds at most.
 fn spread(mut lines: Vec<TraceLine>, seed: u64) -> Workload {
     lines.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
     let first = lines.first().map_or(0.0, |line| line.timestamp);
@@ -140,7 +140,7 @@ fn spread(mut lines: Vec<TraceLine>, seed: u64) -> Workload {
         let chain = line.hash_ids[..full].iter().map(|id| mix(id + 1)).collect();
         let turn = ConversationTurn { wait: 0.0, prompt: line.input_length, output: line.output_length };
         let (turns, rewrites) = (vec![turn], Vec::new());
-        sessions.push(Conversation { start, chain, opening: None, turns, rewrites });
+        sessions.push(ReplayConversation { start, chain, opening: None, turns, rewrites });
     }
     Workload { block: BLOCK, sessions }
 }
@@ -163,12 +163,6 @@ fn read(text: &str) -> Result<TraceLine, String> {
     Ok(line)
 }
 
-/// The text of an error without "at line 1 column 7": the number of the line in the file is told already.
-pub(super) fn without_place(error: serde_json::Error) -> String {
-    let text = error.to_string();
-    text.split(" at line ").next().unwrap_or(&text).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_a_request_with_its_full_blocks() {
+    fn reads_a_line_as_a_request_with_its_full_blocks() {
         let text = format!("{}\n{}", line(3000, 1100, &[0, 1, 2]), line(1000, 600, &[0, 5]));
         let load = parse(&text, 1).expect("a good trace");
         let of = |at: usize| (load.sessions[at].chain.len(), load.sessions[at].turns[0].prompt);
@@ -191,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_at_one_moment_is_spread_to_the_next_and_always_alike() {
+    fn spreads_equal_timestamps_by_the_seed() {
         let text: String = [0, 0, 0, 2000, 2000, 60_000].map(|at| line(at, 600, &[0, 1])).concat();
         let starts = |seed| -> Vec<f64> {
             parse(&text, seed).expect("a good trace").sessions.iter().map(|session| session.start).collect()
@@ -206,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named() {
+    fn names_an_invalid_line() {
         let good = line(0, 600, &[0, 1]);
         for (bad, problem) in [
             ("nonsense\n".to_owned(), "line 2: expected"),

@@ -26,7 +26,7 @@ fn load(calls: &[Value]) -> Workload {
     captured.load()
 }
 
-fn waits(conversation: &Conversation) -> Vec<f64> {
+fn waits(conversation: &ReplayConversation) -> Vec<f64> {
     conversation.turns.iter().map(|turn| (turn.wait * 1000.0).round() / 1000.0).collect()
 }
 
