@@ -1,8 +1,8 @@
 //! Builds every part from a configuration, starts it, and ends it in order.
 //!
-//! The order of an end: health says no for `shutdown.drain`, listeners close, requests in flight go on for
-//! as long as `shutdown.grace`, then what is left is cut; the keeper ends last, since requests read its
-//! snapshots.
+//! The order of a shutdown: health checks fail for `shutdown.drain`, listeners close, requests in flight
+//! continue for at most `shutdown.grace`, then the rest is cut; the keeper ends last, since requests read
+//! its snapshots.
 
 mod follow;
 pub mod notify;
@@ -42,10 +42,10 @@ pub use run::run;
 use siblings::{PendingExchange, SiblingSetup};
 use upgrade::{InheritedSockets, ListeningSocket, SocketPurpose};
 
-/// How long the balancer's end waits for traces to be stored.
+/// The longest time that a shutdown waits for traces to be stored.
 const MAX_TRACES_STOP: Duration = Duration::from_secs(10);
 
-/// The admin room behind the trait that the proxy hands its requests to.
+/// Adapts the admin API to the trait by which the proxy calls it.
 struct AdminListener(AdminApi);
 
 impl proxy::AdminService for AdminListener {
@@ -58,9 +58,9 @@ impl proxy::AdminService for AdminListener {
     }
 }
 
-/// A balancer that serves.
+/// A balancer that accepts requests.
 pub struct RunningBalancer {
-    /// Where the public listeners are bound, in the order of the configuration.
+    /// The addresses of the public listeners, in the order of the configuration.
     pub addresses: Vec<String>,
     pub admin: String,
     pub fleet: Arc<Fleet>,
@@ -76,36 +76,35 @@ pub struct RunningBalancer {
     reloader: Arc<Reloader>,
 }
 
-/// A balancer with all its sockets, on which it does not accept yet.
+/// A balancer with all its sockets bound, before it accepts connections.
 struct PreparedBalancer {
     running: RunningBalancer,
     open_listeners: Vec<OpenListener>,
 }
 
-/// A listener, and what serves it.
+/// A bound listener and its server.
 struct OpenListener {
     serves: SocketPurpose,
-    /// As it was configured.
+    /// The configured address.
     address: String,
     listener: server::Listener,
     server: server::SharedServer,
     limiter: Arc<ConnectionLimiter>,
 }
 
-/// As `start_with`, with a configuration that a reload finds unchanged.
+/// Starts a balancer as `start_with` does; a reload finds the configuration unchanged.
 pub async fn start(config: Config) -> Result<RunningBalancer, String> {
     let again = config.clone();
     start_with(config, Arc::new(move || Ok((again.clone(), Vec::new())))).await
 }
 
-/// Binds all listeners and starts to serve; `load` gives the configuration again when it is to be reloaded.
-/// Nothing has been started when it fails.
+/// Binds all listeners and starts to serve; `load` loads the configuration again for a reload. On failure
+/// nothing has been started.
 pub async fn start_with(config: Config, load: LoadConfig) -> Result<RunningBalancer, String> {
     Ok(prepare(config, load, &mut InheritedSockets::default()).await?.serve())
 }
 
-/// Builds all parts, on the sockets that are there already, and on new ones. Nothing has been started when
-/// it fails.
+/// Builds all parts on inherited sockets and new ones. On failure nothing has been started.
 async fn prepare(
     config: Config,
     load: LoadConfig,
@@ -121,7 +120,7 @@ async fn prepare(
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
     let listeners = bind(&config, sockets).await?;
-    // The last step that can fail: its thread would go on.
+    // The last step that can fail, since its thread would keep running.
     let traces = Traces::start(&config.traces, observer.clone()).await?;
     let shared = ProxyShared::new(
         &config,
@@ -190,7 +189,7 @@ async fn start_tasks(
     tasks
 }
 
-/// Binds all listeners, the admin's last.
+/// Binds all listeners, the admin listener last.
 async fn bind(
     config: &Config,
     sockets: &mut InheritedSockets,
@@ -206,14 +205,14 @@ async fn bind(
     Ok(listeners)
 }
 
-/// Puts each listener together with what serves it.
+/// Combines each listener with its server and its limit of connections.
 fn open(
     listeners: Vec<(SocketPurpose, String, server::Listener)>,
     public: &server::SharedServer,
     admin: &server::SharedServer,
     limiter: &Arc<ConnectionLimiter>,
 ) -> Vec<OpenListener> {
-    // The operator of a full balancer must still reach its admin interface.
+    // The admin API must stay reachable when the limit of connections is reached.
     let unlimited = ConnectionLimiter::new(0);
     let open = |(serves, address, listener)| {
         let (server, limiter) =
@@ -223,21 +222,21 @@ fn open(
     listeners.into_iter().map(open).collect()
 }
 
-/// Worker threads for a configuration.
+/// Returns the number of worker threads for a configuration.
 pub fn threads(config: &Config) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     if config.threads == 0 { cores() } else { config.threads }
 }
 
 impl OpenListener {
-    /// The address that it is bound to, with the port that the system chose.
+    /// Returns the bound address, with the port that the system chose.
     fn bound_address(&self) -> String {
         self.listener.address().to_string()
     }
 }
 
 impl PreparedBalancer {
-    /// Further handles on the sockets, for a process that is to follow.
+    /// Returns further handles on the sockets, for a successor process.
     fn sockets(&self) -> std::io::Result<Vec<ListeningSocket>> {
         let handle = |open_listener: &OpenListener| {
             upgrade::handle(open_listener.serves, open_listener.address.clone(), &open_listener.listener)
@@ -245,7 +244,7 @@ impl PreparedBalancer {
         self.open_listeners.iter().map(handle).collect()
     }
 
-    /// Accepts from now on.
+    /// Starts to accept connections.
     fn serve(self) -> RunningBalancer {
         let PreparedBalancer { mut running, open_listeners } = self;
         for OpenListener { serves, listener, server, limiter, .. } in open_listeners {
@@ -258,12 +257,12 @@ impl PreparedBalancer {
 }
 
 impl RunningBalancer {
-    /// Reads the configuration again and goes by it, or tells its problems and changes nothing.
+    /// Loads the configuration again and applies it, or returns its problems and changes nothing.
     pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
         self.reloader.reload().await
     }
 
-    /// Stops accepting, lets requests end for `grace`, cuts the rest. Returns how many connections were cut.
+    /// Stops accepting, lets requests end for `grace`, cuts the rest. Returns the number of cut connections.
     pub async fn stop(mut self, grace: Duration) -> usize {
         self.phase(ShutdownPhase::Stopping);
         let cut = match tokio::time::timeout(grace, self.ended()).await {
@@ -277,12 +276,12 @@ impl RunningBalancer {
         cut
     }
 
-    /// Moves the end on; it never goes back.
+    /// Advances the phase of the shutdown; it never moves back.
     fn phase(&self, phase: ShutdownPhase) {
         self.phase.send_if_modified(|now| std::mem::replace(now, phase.max(*now)) < phase);
     }
 
-    /// Waits for the last connection of all listeners. Returns how many were cut.
+    /// Waits for the last connection of all listeners. Returns the number of cut connections.
     async fn ended(&mut self) -> usize {
         let mut cut = 0;
         while let Some(left) = self.serving.join_next().await {
@@ -293,14 +292,14 @@ impl RunningBalancer {
 
     async fn close(mut self) {
         self.tasks_stop.send_replace(true);
-        // They only ever end by this word; a panic of their own was told when it happened.
+        // The tasks end by `tasks_stop`; a panic of a task was logged when it happened.
         while self.tasks.join_next().await.is_some() {}
-        // Last: requests that were cut have ended their captures by now.
+        // Last, after the cut requests have ended their captures.
         self.traces.stop(MAX_TRACES_STOP).await;
     }
 }
 
-/// Starts simulated servers in the process and makes them the upstreams.
+/// Starts simulated servers in the process and configures them as the upstreams.
 async fn demo(config: &mut Config, count: u16) -> Result<Vec<EngineServer>, String> {
     let mut engines = Vec::new();
     for seed in 0..u64::from(count) {

@@ -1,7 +1,7 @@
 //! The command line: its flags, its help, and the one place where the environment is read.
 //!
-//! `parse` understands the words, `load` makes a configuration of flags, environment and file, `main`
-//! only orders the steps. Nothing here starts anything; no value has its default here, except in words.
+//! `parse` parses the arguments, `load` builds a configuration from flags, environment and file, `main` only
+//! orders the steps. This module starts nothing, and has no defaults except in help texts.
 
 pub mod engine;
 mod load;
@@ -15,7 +15,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 pub use load::{FoundProblems, LoadMode, Loaded, again, load};
 
-/// The exit code for everything that is wrong with command line, environment or file (`EX_USAGE`).
+/// The exit code for an error of the command line, the environment or the file (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
 
 const ABOUT: &str = "The load balancer to put in front of vLLM: several servers, one API";
@@ -42,35 +42,31 @@ at once; SIGHUP reads the configuration again. -u needs none.";
     disable_help_subcommand = true
 )]
 pub struct Args {
-    /// vLLM servers to balance over: http://host:port, https://host:port,
-    /// unix:/path; in place of the file's list
+    /// vLLM servers to balance over: http://host:port, https://host:port, unix:/path; in place of the file's
+    /// list
     #[arg(value_name = "UPSTREAM_URL", verbatim_doc_comment)]
     pub upstreams: Vec<String>,
 
-    /// Configuration file; conf/lb.yaml documents every key
-    /// [env: VLLM_LB_CONFIG]
+    /// Configuration file; conf/lb.yaml documents every key [env: VLLM_LB_CONFIG]
     #[arg(short, long, value_name = "FILE", verbatim_doc_comment)]
     pub config: Option<PathBuf>,
 
-    /// Address to serve on; repeatable, in place of the file's
-    /// [env: VLLM_LB_LISTEN, separated by commas] [default: 0.0.0.0:8000]
+    /// Address to serve on; repeatable, in place of the file's [env: VLLM_LB_LISTEN, separated by commas]
+    /// [default: 0.0.0.0:8000]
     #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub listen: Vec<String>,
 
-    /// Address of the admin listener
-    /// [env: VLLM_LB_ADMIN] [default: 127.0.0.1:9090]
+    /// Address of the admin listener [env: VLLM_LB_ADMIN] [default: 127.0.0.1:9090]
     #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub admin: Option<String>,
 
-    /// Redis over which several balancers act as one: local, or a URL
-    /// redis://, rediss://, unix://, redis+sentinel://, redis-cluster://
-    /// [env: VLLM_LB_REDIS, VLLM_PXY_REDIS] [default: none]
+    /// Redis over which several balancers act as one: local, or a URL redis://, rediss://, unix://,
+    /// redis+sentinel://, redis-cluster:// [env: VLLM_LB_REDIS, VLLM_PXY_REDIS] [default: none]
     #[arg(short = 'R', long, value_name = "URL", verbatim_doc_comment)]
     pub redis: Option<String>,
 
-    /// One step louder of: quiet, error, warning, info, debug, verbose,
-    /// loud; repeatable
-    /// [env: VLLM_LB_VERBOSITY, VLLM_PXY_VERBOSITY] [default: info]
+    /// One step louder of: quiet, error, warning, info, debug, verbose, loud; repeatable [env:
+    /// VLLM_LB_VERBOSITY, VLLM_PXY_VERBOSITY] [default: info]
     #[arg(short, long, action = ArgAction::Count, global = true, verbatim_doc_comment)]
     pub verbose: u8,
 
@@ -78,24 +74,21 @@ pub struct Args {
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub quiet: u8,
 
-    /// Form of log records: txt, json, yaml or yml
-    /// [env: VLLM_LB_LOGFORMAT, VLLM_PXY_LOGFORMAT]
-    /// [default: txt on a terminal, else json]
+    /// Form of log records: txt, json, yaml or yml [env: VLLM_LB_LOGFORMAT, VLLM_PXY_LOGFORMAT] [default:
+    /// txt on a terminal, else json]
     #[arg(short = 'L', long, value_name = "FORMAT", global = true, verbatim_doc_comment)]
     pub log_format: Option<String>,
 
-    /// Check the configuration, print every problem, and end: with 0 when
-    /// there is none, else with 64
+    /// Check the configuration, print every problem, and end: with 0 when there is none, else with 64
     #[arg(short, long, verbatim_doc_comment)]
     pub test: bool,
 
-    /// Take the listening sockets over from the process that runs with
-    /// these arguments; it lets its requests end, and is gone
+    /// Take the listening sockets over from the process that runs with these arguments; it lets its requests
+    /// end, and is gone
     #[arg(short, long, verbatim_doc_comment)]
     pub upgrade: bool,
 
-    /// Start N simulated vLLM servers in the process and balance over them,
-    /// and over nothing else [N: 2]
+    /// Start N simulated vLLM servers in the process and balance over them, and over nothing else [N: 2]
     #[arg(
         long,
         value_name = "N",
@@ -121,7 +114,7 @@ pub enum Command {
     Traces(traces::TracesArgs),
 }
 
-/// What to print, and with which code to end, instead of going on.
+/// The text to print and the exit code with which to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CliExit {
     pub text: String,
@@ -129,7 +122,7 @@ pub struct CliExit {
     pub code: u8,
 }
 
-/// Understands a command line; the first item is the program's name.
+/// Parses a command line; the first item is the program's name.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, CliExit> {
     Args::try_parse_from(arguments).map_err(|error| {
         let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
@@ -137,12 +130,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, CliE
     })
 }
 
-/// A mistyped flag may hold a Redis URL: no message shows what stands between `://` and `@` on a word.
+/// Removes credentials: a mistyped flag may hold a Redis URL, so no message shows the text between `://`
+/// and `@`.
 fn masked(text: &str) -> String {
     text.split_inclusive(char::is_whitespace).map(crate::config::url::masked).collect()
 }
 
-/// A variable of the process' environment; one that is not UTF-8 counts as not set.
+/// Reads a variable of the environment; one that is not UTF-8 counts as not set.
 #[allow(clippy::disallowed_methods, reason = "the one door through which settings come from the environment")]
 pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()

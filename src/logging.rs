@@ -4,10 +4,9 @@
 //! log::info!(upstream = name, status = 200; "request done");
 //! ```
 //!
-//! The message is fixed and says what happened; everything that varies is a field. A record of ours is one
-//! whose target begins with `vllm_lb`, which is so unless a target is given; dependencies are kept
-//! quieter. `RUST_LOG` is not read: the one level is the configuration's.
-//! This is the only module that writes records; it never decides what is worth one.
+//! The message is a fixed string; everything that varies is a field. Records of our own have a target that
+//! begins with `vllm_lb`, the default; dependencies have a lower level. `RUST_LOG` is not read: the level
+//! comes from the configuration. This is the only module that writes records; `observe` decides which ones.
 
 pub mod format;
 
@@ -24,8 +23,8 @@ use format::{LogStyle, Origin};
 /// The root of the targets of our own records.
 const OURS: &str = "vllm_lb";
 
-/// Records of dependencies that say less than they alarm. They are shown as Debug, and only from
-/// `verbose` on: by target, the beginning of the message, and why.
+/// Records of dependencies that alarm without need: target, beginning of the message, reason. They are
+/// demoted to Debug, and shown from `verbose` on.
 const NOISE: &[(&str, &str, &str)] = &[
     ("pingora_proxy", "Fail to proxy", "our record of the request says the same, with its upstream"),
     ("pingora_proxy", "failed to send error response", "the client has gone, our record says so"),

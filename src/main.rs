@@ -1,5 +1,5 @@
-//! The order of the steps, and the exit codes: 0 after a clean end, 64 for a wrong configuration, 1 when
-//! something fails that the configuration cannot be blamed for.
+//! Orders the steps, and maps failures to exit codes: 0 after a clean end, 64 for an invalid configuration,
+//! 1 for any other failure.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -68,7 +68,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
                     }
                 }
             });
-            // A name that is still being looked up must not keep the process.
+            // A pending name lookup must not delay the end of the process.
             runtime.shutdown_background();
             ended
         }
@@ -82,7 +82,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
     }
 }
 
-/// A table for people or programs, and no log: whatever is wrong, the arguments are to blame for.
+/// Prints the table of a simulation, without a log; every error is one of the arguments.
 fn simulate(args: &SimulateArgs) -> ExitCode {
     match app::simulate::run(args, &mut std::io::stdout(), &mut std::io::stderr()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,7 +93,7 @@ fn simulate(args: &SimulateArgs) -> ExitCode {
     }
 }
 
-/// Lines for programs, and no log.
+/// Exports captured calls as lines, without a log.
 fn export(args: &ExportArgs) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let exported =

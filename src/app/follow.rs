@@ -1,4 +1,4 @@
-//! Tells the state which upstreams there are: fleet and state do not know each other.
+//! Passes the upstreams of the fleet to the state: the two rooms do not depend on each other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use tokio::time::timeout;
 use crate::fleet::{Fleet, Snapshot};
 use crate::state::{State, TrackedUpstream};
 
-/// How often the state is updated even when nothing changes: the ratio of bytes to tokens is learnt all the
-/// time, and the metrics should show how full the index is now.
+/// The interval of updates without a change of the fleet: the bytes per token change all the time, and the
+/// metrics should show the present size of the index.
 const REPUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs until `stopped` says so.
+/// Updates the state with every snapshot until `stopped`.
 pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
     let mut changes = fleet.changes();
     loop {
@@ -29,6 +29,7 @@ pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Re
     }
 }
 
+/// Passes the upstreams of a snapshot to the state.
 pub fn publish(snapshot: &Snapshot, state: &State) {
     let present: Vec<TrackedUpstream<'_>> = snapshot
         .entries

@@ -1,7 +1,7 @@
-//! What systemd is told of the process: that it serves, reloads, ends, or has been followed by another.
+//! Notifies systemd of the process's state: serving, reloading, stopping, or replaced by a successor.
 //!
-//! One datagram a word, to the socket that `NOTIFY_SOCKET` names; without one, nothing is said. What cannot
-//! be sent is not sent: the service goes before the supervision of it.
+//! Each notification is one datagram to the socket of `NOTIFY_SOCKET`; without it nothing is sent. A failure
+//! to send is only logged: serving has precedence over supervision.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -14,6 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// Reads a variable of the environment.
 type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// The notification socket and the watchdog of systemd.
 pub struct Notify {
     target: Option<(UnixDatagram, NotifySocket)>,
     watchdog: Option<Duration>,
@@ -21,13 +22,13 @@ pub struct Notify {
 
 enum NotifySocket {
     Path(PathBuf),
-    /// A name beginning with `@` is no file: Linux keeps it by itself.
+    /// A name beginning with `@`: an abstract address of Linux rather than a file.
     #[cfg(target_os = "linux")]
     Abstract(std::os::unix::net::SocketAddr),
 }
 
 impl Notify {
-    /// `successor` is a process that takes over from another: what supervises that one supervises it.
+    /// Reads the environment. `successor`: the process takes over from another, and its watchdog too.
     pub fn new(env: Env<'_>, successor: bool) -> Self {
         let target = env("NOTIFY_SOCKET").as_deref().and_then(target);
         let target = target.and_then(|target| Some((UnixDatagram::unbound().ok()?, target)));
@@ -37,23 +38,24 @@ impl Notify {
         Notify { target, watchdog: watchdog.map(Duration::from_micros) }
     }
 
-    /// Serves, or serves again with another configuration.
+    /// Reports that the process serves, also after a reload.
     pub fn ready(&self) {
         self.send("READY=1");
     }
 
-    /// Serves in place of the process that it took its sockets from.
+    /// Reports that the process serves in place of its predecessor.
     pub fn succeeded(&self) {
         self.send(&format!("MAINPID={}\nREADY=1", process::id()));
     }
 
-    /// Reads its configuration again; `ready` ends that.
+    /// Reports that the process reloads its configuration; `ready` ends that.
     pub fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
+    /// Reports that the process stops.
     pub fn stopping(&self) {
         self.send("STOPPING=1");
     }
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn words_reach_a_path() {
+    fn sends_notifications_to_a_path() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).expect("a free path");
@@ -131,7 +133,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn words_reach_an_abstract_name() {
+    fn sends_notifications_to_an_abstract_name() {
         use std::os::linux::net::SocketAddrExt;
         let name = format!("vllm-lb-test-{}", process::id());
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watchdog_is_fed_where_it_waits_for_this_process() {
+    fn feeds_the_watchdog_of_this_process_only() {
         let watchdog = |pid: Option<&str>, limit: &str, successor: bool| {
             let env = |name: &str| match name {
                 "NOTIFY_SOCKET" => Some("/nonexistent/notify".to_string()),
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_supervisor_nothing_is_said() {
+    fn sends_nothing_without_a_supervisor() {
         Notify::new(&|_| None, false).ready();
         Notify::new(&|_| Some("relative".into()), false).stopping();
     }

@@ -1,9 +1,10 @@
-//! A configuration takes another's place while requests are in flight.
+//! Reloads the configuration while requests are in flight.
 //!
-//! A valid one is taken over as a whole, except for what only a start can change, which is named; one
-//! with problems changes nothing. Requests end by the settings that they began with.
+//! A valid configuration is applied as a whole, except for keys that require a restart, which are reported;
+//! one with problems changes nothing. Requests end with the settings that they began with.
 //!
-//! The files of the listeners' certificates are read again, too: they run out, and their paths stay.
+//! The files of the listeners' certificates are read again too, since certificates expire while their paths
+//! stay.
 
 use std::sync::Arc;
 
@@ -21,10 +22,10 @@ use crate::proxy::ProxyShared;
 use crate::proxy::server::certificate::{CertificatePair, ListenerCertificate};
 use crate::proxy::server::connection_limit::ConnectionLimiter;
 
-/// Reads the configuration again, as at the start: itself with its warnings, or its problems.
+/// Loads the configuration as at the start. Returns it with its warnings, or its problems.
 pub type LoadConfig = Arc<dyn Fn() -> Result<(Config, Vec<String>), Vec<String>> + Send + Sync>;
 
-/// The same with these upstreams, which no file names.
+/// Returns a loader with these upstreams, which are not in the file.
 pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: LoadConfig) -> LoadConfig {
     Arc::new(move || {
         let (config, warnings) = load()?;
@@ -34,13 +35,13 @@ pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: LoadConfig) -> LoadConf
 
 pub(super) struct Reloader {
     load: LoadConfig,
-    /// What runs. One reload at a time changes it.
+    /// The running configuration; one reload at a time changes it.
     config: Arc<ArcSwap<Config>>,
     turn: Mutex<()>,
     fleet: Arc<Fleet>,
     shared: Arc<ProxyShared>,
     limiter: Arc<ConnectionLimiter>,
-    /// Of the listeners.
+    /// The certificates of the listeners.
     certificates: Vec<Arc<ListenerCertificate>>,
 }
 
@@ -56,7 +57,7 @@ impl Reloader {
         Arc::new(Reloader { load, config, turn: Mutex::new(()), fleet, shared, limiter, certificates })
     }
 
-    /// What runs now.
+    /// Returns the running configuration.
     pub fn config(&self) -> Arc<Config> {
         self.config.load_full()
     }
@@ -77,10 +78,10 @@ impl Reloader {
         let (load, certificates) = (self.load.clone(), self.certificates.clone());
         let old = self.config();
         let before = old.clone();
-        // Files may lie on slow disks.
+        // Reading files may block.
         let loaded = tokio::task::spawn_blocking(move || {
             let (new, warnings) = load()?;
-            // Listeners that are to be others at the next start may have left their files behind.
+            // Certificates of listeners that change at the next start may no longer exist.
             let stay = before.listen == new.listen;
             let renewed = if stay { renewed(&certificates)? } else { Vec::new() };
             Ok((new, warnings, renewed))
@@ -106,7 +107,7 @@ impl Reloader {
         changes.push(FleetChange::Rules(BreakerRules { health: new.health.clone(), breaker: new.breaker }));
         changes.push(FleetChange::QueueSize(new.queue.size));
         changes.push(FleetChange::Sources(new.sources.clone()));
-        // The only step that can fail comes first.
+        // The only step that can fail runs first.
         self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
         if !renewed.is_empty() {
             diff.changed.push("listen.tls".into());

@@ -1,4 +1,4 @@
-//! One process from its start to its end: signals, the handover for a process that follows, the supervisor.
+//! The life of one process: signals, the handover to a successor, notifications of the supervisor.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ struct EndSignals {
     interrupt: Signal,
 }
 
-/// The signals that do not.
+/// The signals that do not end the process.
 struct ControlSignals {
     /// Requests a handover to a new process. Without a handler the signal would end this process, with no
     /// successor.
@@ -33,8 +33,8 @@ enum RunEnd {
     Relieved(Successor),
 }
 
-/// Serves until a signal, or another process, ends it; with `demo_engines`, over so many simulated servers;
-/// with `upgrade`, on the sockets of the process that runs.
+/// Serves until a signal or a successor ends the process; with `demo_engines`, over that many simulated
+/// servers; with `upgrade`, on the sockets of the running process.
 pub async fn run(
     mut config: Config,
     demo_engines: Option<u16>,
@@ -56,7 +56,7 @@ pub async fn run(
     let notify = Notify::new(&cli::environment, upgrade);
     let begun = tokio::select! {
         begun = begin(config, load, upgrade) => begun?,
-        // Nothing of this process serves yet, and the one that runs goes on.
+        // This process does not serve yet, and the running one continues.
         signal = signals.end() => {
             process::stopping(signal, 0);
             process::stopped(0);
@@ -75,8 +75,7 @@ pub async fn run(
         RunEnd::Signal(signal) => {
             notify.stopping();
             process::stopping(signal, running.shutdown.requests.in_flight());
-            // From now on a new process finds no socket to take over from; the sockets close with their
-            // listeners.
+            // From now on a new process finds no handover socket; the sockets close with their listeners.
             if let Some(handover) = handover {
                 handover.close();
             }
@@ -85,7 +84,7 @@ pub async fn run(
         RunEnd::Relieved(follower) => {
             running.phase(ShutdownPhase::HandedOver);
             process::handed_over(follower.pid, running.shutdown.requests.in_flight());
-            // Its file stays: it is the other's now.
+            // The file stays: it belongs to the successor now.
             drop(handover);
             follower.gone().await;
             finish(&mut running, &mut signals, shutdown.grace, false).await
@@ -96,7 +95,7 @@ pub async fn run(
     Ok(())
 }
 
-/// Binds or takes over, and serves. Where it fails, a process that runs goes on as before.
+/// Binds or inherits the sockets, and serves. On failure a running process continues as before.
 async fn begin(
     config: Config,
     load: LoadConfig,
@@ -121,7 +120,7 @@ async fn begin(
     relieve(predecessor, running, handover, sockets).await
 }
 
-/// Tells the process that runs to end; where that one does not, this one does.
+/// Requests the running process to end; if it does not, this process ends.
 async fn relieve(
     predecessor: Predecessor,
     mut running: RunningBalancer,
@@ -167,7 +166,7 @@ async fn serve(
             _ = orders.quit.recv() => process::handover_signal(),
             Some(()) = orders.hangup.recv() => {
                 notify.reloading();
-                // What came of it stands in the log.
+                // The result is logged.
                 drop(running.reload().await);
                 notify.ready();
             }
@@ -176,8 +175,8 @@ async fn serve(
     }
 }
 
-/// From the signal to the end: says no to health checks for `drain`, then accepts no more, and ends with
-/// the last request, or after `grace`. A second signal ends it at once.
+/// Shuts down after a signal: fails health checks for `drain`, then stops accepting, and ends with the last
+/// request or after `grace`. A second signal ends the shutdown at once.
 async fn stop(running: &mut RunningBalancer, signals: &mut EndSignals, shutdown: ShutdownConfig) -> usize {
     running.shutdown.begin();
     let mut now = false;
@@ -219,7 +218,7 @@ async fn finish(
     running.ended().await
 }
 
-// === impl Signals ===
+// === impl EndSignals ===
 
 impl EndSignals {
     fn new() -> std::io::Result<Self> {
@@ -229,7 +228,7 @@ impl EndSignals {
         })
     }
 
-    /// The name of the next signal that ends the process.
+    /// Waits for a signal that ends the process, and returns its name.
     async fn end(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

@@ -1,5 +1,5 @@
-//! The exchange with siblings, between the parts that do not know each other: the fleet has the requests in
-//! flight, the state what was learnt, Redis what others say.
+//! Connects the exchange with siblings to the rooms that do not depend on each other: the fleet has the
+//! requests in flight, the state has the memory, Redis has the siblings' messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,27 +18,27 @@ use crate::state::State;
 use crate::state::exchange::{BindingUpdate, ExchangeMemory, Outbox, SiblingLoad};
 use crate::state::redis::{ExchangeSettings, SiblingExchange};
 
-/// The longest that a start waits for what siblings know.
+/// The longest time that a start waits for the tail of the siblings' stream.
 const MAX_START_WAIT: Duration = Duration::from_secs(1);
 
-/// What a balancer that may have siblings has besides.
+/// The additional parts of a balancer with a Redis.
 pub struct SiblingSetup {
     settings: ExchangeSettings,
     pub outbox: Arc<Outbox>,
     observer: Observer,
 }
 
-/// The parts as the exchange sees them.
+/// The parts that the exchange uses.
 struct BalancerParts {
     fleet: Arc<Fleet>,
     state: Arc<State>,
     members: watch::Sender<HashMap<String, String>>,
 }
 
-// === impl Siblings ===
+// === impl SiblingSetup ===
 
 impl SiblingSetup {
-    /// `None` without a Redis.
+    /// Builds the setup; `None` without a Redis.
     pub fn new(config: &Config, observer: Observer) -> Option<Self> {
         let url = config.redis.clone()?;
         let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
@@ -52,7 +52,7 @@ impl SiblingSetup {
         Some(SiblingSetup { settings, outbox: Arc::default(), observer })
     }
 
-    /// The exchange, which is to be begun.
+    /// Builds the exchange, which starts with `begin`.
     pub fn meet(self, fleet: Arc<Fleet>, state: Arc<State>, stop: &watch::Receiver<bool>) -> PendingExchange {
         let (members, changed) = watch::channel(HashMap::new());
         let parts = Arc::new(BalancerParts { fleet: fleet.clone(), state: state.clone(), members });
@@ -61,7 +61,7 @@ impl SiblingSetup {
     }
 }
 
-/// An exchange that is not begun.
+/// An exchange before its start.
 pub struct PendingExchange {
     pub exchange: Arc<SiblingExchange>,
     fleet: Arc<Fleet>,
@@ -72,10 +72,11 @@ pub struct PendingExchange {
 }
 
 impl PendingExchange {
-    /// Begins to exchange, and waits a moment for what is known already. The keeper must run.
+    /// Starts the exchange and waits at most `MAX_START_WAIT` for the tail of the stream. Requires a
+    /// running keeper.
     pub async fn begin(self, tasks: &mut JoinSet<()>) {
         let PendingExchange { exchange, fleet, state, mut changed, stop, observer } = self;
-        // What is heard of upstreams is of use only when they are known by name.
+        // Messages about upstreams apply only when the state has the upstreams' names.
         follow::publish(&fleet.snapshot(), &state);
         tasks.spawn(exchange.clone().run(stop.clone()));
         exchange.wait_caught_up(MAX_START_WAIT).await;
@@ -86,12 +87,12 @@ impl PendingExchange {
     }
 }
 
-/// What this machine is called.
+/// Returns the host name of this machine.
 fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-// === impl Memory for Parts ===
+// === impl ExchangeMemory for BalancerParts ===
 
 impl ExchangeMemory for BalancerParts {
     fn gauges(&self, tell: &mut dyn FnMut(&str, SiblingLoad)) {
@@ -129,14 +130,14 @@ impl ExchangeMemory for BalancerParts {
 
 // === members ===
 
-/// Changes the fleet as the list of members does.
+/// Applies the changes of the list of members to the fleet.
 struct Follower {
     fleet: Arc<Fleet>,
     exchange: Arc<SiblingExchange>,
     observer: Observer,
-    /// The list as it was carried out last.
+    /// The list as it was last applied.
     known: HashMap<String, String>,
-    /// Ids of the upstreams that were discovered here, by name; none for one that is on its way out.
+    /// The ids of the upstreams that were discovered here, by name; `None` while one is being removed.
     met: HashMap<String, Option<usize>>,
 }
 
@@ -163,7 +164,7 @@ impl Follower {
         }
     }
 
-    /// Carries out what is different from what was known.
+    /// Applies the records that differ from the known ones.
     async fn take_over(&mut self, all: HashMap<String, String>) {
         for (name, text) in all.iter().filter(|(name, text)| self.known.get(*name) != Some(*text)) {
             match MemberRecord::read(text) {
@@ -174,9 +175,9 @@ impl Follower {
         self.known = all;
     }
 
-    /// Applies the changes that were made to a discovered upstream before this balancer found it. An
-    /// upstream that its source names anew starts without them: its removal is outdated, and a balancer that
-    /// starts later must not find it.
+    /// Applies the changes that were made to a discovered upstream before this balancer discovered it. An
+    /// upstream that its source lists again starts without them: its removal is outdated and is deleted from
+    /// the list.
     async fn greet(&mut self) {
         let snapshot = self.fleet.snapshot_owned();
         for entry in snapshot.entries.iter().filter(|entry| entry.upstream.config.discovered.is_some()) {
@@ -200,7 +201,7 @@ impl Follower {
     async fn carry_out(&self, name: &str, member: MemberRecord) {
         for change in changes(name, member) {
             match self.fleet.apply(vec![change]).await {
-                // Of one that stands in another balancer's file only; or it is gone already.
+                // The upstream is configured at another balancer only, or was removed already.
                 Ok(()) | Err(FleetChangeError::Unknown(_) | FleetChangeError::Stopping) => {}
                 Err(refusal) => self.observer.member_unusable(name, &refusal.to_string()),
             }

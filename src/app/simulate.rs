@@ -1,4 +1,4 @@
-//! Reads what is to be replayed, replays it with every policy, and prints a row of each.
+//! Reads a load, replays it with every policy, and prints a row for each.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,17 +10,18 @@ use crate::simulate::report::{ReportRow, table};
 use crate::simulate::trace::{TraceForm, TraceLoad, TraceReader};
 use crate::simulate::{self, Setup};
 
-/// The longest line of a trace.
+/// The longest line of a trace, in bytes.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
-/// A problem is one of the arguments, or of the file that they name; notes are no part of the rows.
+/// Runs the command. An error concerns the arguments or the file that they name; notes are printed apart
+/// from the rows.
 pub fn run(args: &SimulateArgs, out: &mut impl Write, notes: &mut impl Write) -> Result<(), String> {
     let mut setup = args.setup();
     let load = match (args.shape, &args.trace) {
         (Some(shape), _) => shape.load(args.seed),
         (None, Some(path)) => {
             let trace = read(path, args.seed)?;
-            // Recorded turns came of the answers before them.
+            // Captured turns followed the answers before them.
             setup.open &= trace.form == TraceForm::Mooncake;
             if trace.left_out > 0 {
                 let _ = writeln!(
@@ -56,7 +57,7 @@ fn read(path: &Path, seed: u64) -> Result<TraceLoad, String> {
     }
 }
 
-/// One row a policy, each on a thread of its own.
+/// Returns one row for each policy, each computed on a thread of its own.
 fn rows(args: &SimulateArgs, setup: Setup, load: &Workload) -> Result<Vec<ReportRow>, String> {
     let rows: Option<Vec<ReportRow>> = std::thread::scope(|scope| {
         let replay = |policy| scope.spawn(move || simulate::run(load, setup, policy));

@@ -1,18 +1,18 @@
-//! One process takes the place of another without a client noticing: `vllm-lb -u`.
+//! Replaces a running process by a new one without a failed connection: `vllm-lb -u`.
 //!
 //! ```text
 //! running process                         new process
 //!   listens on upgrade_socket  <--------    take       (its version)
 //!   offer, then the sockets    -------->    builds its listeners from them
-//!   goes on serving                         waits until it knows the upstreams as well
+//!   continues to serve                      waits until its upstreams are ready
 //!                                           accepts, on the same sockets
 //!   accepts no more            <--------    go
-//!   gone                       -------->    is the one that runs, and listens on upgrade_socket
+//!   gone                       -------->    is the running process, listens on upgrade_socket
 //!   lets its requests end, ends
 //! ```
 //!
-//! Both hold the same sockets in the kernel, so that no connection is refused or reset meanwhile. Whatever
-//! fails before `go` leaves the running process as it was. Never: an end that has no follower.
+//! Both processes hold the same sockets in the kernel, so that no connection is refused or reset meanwhile.
+//! A failure before `go` leaves the running process unchanged: it never ends without a successor.
 
 mod handover_socket;
 mod wire;
@@ -31,13 +31,13 @@ use crate::config::types::Listen;
 use crate::fleet::Fleet;
 use crate::proxy::server::Listener;
 
-/// A process of this program answers at once; one that does not is none, or hangs.
+/// The time limit of an answer: a process of this program answers at once unless it hangs.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// So long a new process waits until it knows the upstreams; then it takes over all the same.
+/// The longest time that a new process waits for its upstreams before it takes over.
 const MAX_READY_WAIT: Duration = Duration::from_secs(10);
 
-/// What a listening socket is for.
+/// The purpose of a listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SocketPurpose {
@@ -56,8 +56,8 @@ impl SocketPurpose {
     }
 }
 
-/// A listening socket, and the address that it stands for: the one that was configured, since the bound
-/// one need not tell (`localhost:8000`, port 0).
+/// A listening socket with its configured address, which may differ from the bound one (`localhost:8000`,
+/// port 0).
 #[derive(Debug)]
 pub struct ListeningSocket {
     pub serves: SocketPurpose,
@@ -65,19 +65,19 @@ pub struct ListeningSocket {
     pub socket: OwnedFd,
 }
 
-/// Sockets that were taken over and are not in use yet.
+/// The inherited sockets that are not in use yet.
 #[derive(Default)]
 pub struct InheritedSockets(Vec<ListeningSocket>);
 
-/// The process that handed its sockets over and waits for the word to end.
+/// The process that handed over its sockets and waits for `Go`.
 pub struct Predecessor {
     stream: UnixStream,
     pub pid: u32,
-    /// Names of the upstreams that are ready in its view.
+    /// The names of the upstreams that are ready in that process.
     ready: Vec<String>,
 }
 
-/// Asks the process that listens at `path` for its sockets.
+/// Requests the sockets of the process that listens at `path`.
 pub async fn take_over(path: &Path) -> Result<(InheritedSockets, Predecessor), String> {
     let shown = path.display();
     let stream = UnixStream::connect(path).await.map_err(|error| {
@@ -112,10 +112,10 @@ async fn take(mut stream: UnixStream) -> Result<(InheritedSockets, Predecessor),
     Ok((InheritedSockets(sockets), Predecessor { stream, pid, ready }))
 }
 
-// === impl Sockets ===
+// === impl InheritedSockets ===
 
 impl InheritedSockets {
-    /// A listener over the socket that stands for this address, or else over a new one.
+    /// Returns a listener over the inherited socket for this address, or over a new one.
     pub async fn listener(&mut self, serves: SocketPurpose, listen: &Listen) -> Result<Listener, String> {
         match self.take(serves, &listen.address.to_string()) {
             Some(socket) => Listener::from_inherited(socket, listen),
@@ -125,7 +125,7 @@ impl InheritedSockets {
 
     fn take(&mut self, serves: SocketPurpose, address: &str) -> Option<OwnedFd> {
         let exactly = |socket: &ListeningSocket| socket.serves == serves && socket.address == address;
-        // An address may have changed its purpose. With port 0 it names many sockets, and not this one.
+        // An address may have changed its purpose. With port 0 an address means several sockets.
         let similarly = |socket: &ListeningSocket| socket.address == address && !address.ends_with(":0");
         let found = self.0.iter().position(exactly).or_else(|| self.0.iter().position(similarly))?;
         Some(self.0.remove(found).socket)
@@ -145,10 +145,9 @@ impl InheritedSockets {
 // === impl Predecessor ===
 
 impl Predecessor {
-    /// Waits until every upstream that is ready in the old process is ready here too, so that no request is
-    /// worse off. The wait is short, since an upstream may go down meanwhile. Fails where this process
-    /// cannot find some of these upstreams, since their source does not answer: the old process still has
-    /// them.
+    /// Waits until every upstream that is ready in the old process is ready here too. The wait is short,
+    /// since an upstream may go down meanwhile. Fails when this process lacks some of these upstreams
+    /// because their source does not answer: the old process still has them.
     pub async fn caught_up(&self, fleet: &Fleet) -> Result<(), String> {
         let mut changes = fleet.changes();
         let known = || {
@@ -166,7 +165,7 @@ impl Predecessor {
                 }
             }
         };
-        // What is not ready after that, requests find out.
+        // Upstreams that are not ready by then are handled as any that are down.
         drop(timeout(MAX_READY_WAIT, waiting).await);
         let snapshot = fleet.snapshot();
         let missing = self.ready.iter().filter(|name| snapshot.by_name(name).is_none()).count();
@@ -179,7 +178,7 @@ impl Predecessor {
         Ok(())
     }
 
-    /// Says that this process accepts, and that the other may end. Fails where that one goes on.
+    /// Reports that this process accepts, so that the old one may end. Fails when the old process continues.
     pub async fn go(mut self) -> Result<(), String> {
         let asked = async {
             wire::send(&mut self.stream, &HandoverMessage::Go).await?;
@@ -187,7 +186,7 @@ impl Predecessor {
         };
         match timeout(OFFER_TIMEOUT, asked).await {
             Ok(Ok(HandoverMessage::Refused(why))) => Err(format!("the running process goes on: {why}")),
-            // The old process is gone, with or without its last message: this process has to serve.
+            // The old process has ended, with or without its last message: this process has to serve.
             _ => Ok(()),
         }
     }
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_found_by_purpose_and_address() {
+    fn finds_a_socket_by_purpose_and_address() {
         let zero = "127.0.0.1:0";
         let mut had =
             sockets(&[(SocketPurpose::Admin, zero), (SocketPurpose::Api, zero), (SocketPurpose::Api, "a:1")]);
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_took_is_closed_with_its_file() {
+    fn closes_unused_sockets_and_removes_their_files() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("old.sock");
         std::fs::write(&path, "").expect("written");

@@ -83,7 +83,7 @@ pub struct EngineArgs {
 // === impl EngineArgs ===
 
 impl EngineArgs {
-    /// Settings of the server with this number.
+    /// Returns the settings of the server with this number.
     fn options(&self, number: usize) -> io::Result<Options> {
         let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
         if !self.speed.is_finite() || self.speed <= 0.0 {
@@ -132,7 +132,7 @@ impl EngineArgs {
     }
 }
 
-/// Runs until SIGTERM or SIGINT; tells one URL a line when all of them listen.
+/// Runs until SIGTERM or SIGINT; prints one URL a line when all servers listen.
 pub async fn run(args: EngineArgs) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,7 +1,7 @@
-//! Flags over environment over file over defaults: one configuration, or every problem.
+//! Builds the configuration: flags over environment over file over defaults. Returns it, or every problem.
 //!
-//! The environment and the file system come in as functions, so that all of it is tested without a
-//! process. An environment variable that is set but empty counts as not set.
+//! The environment and the file system come in as functions, so that tests need no process. An environment
+//! variable that is set but empty counts as not set.
 
 use std::fmt;
 use std::io;
@@ -18,33 +18,33 @@ use crate::config::setting::NamedChoice;
 use crate::config::types::{Config, LogFormat, LogLevel, TraceStore};
 use crate::traces::store::sqlite_path;
 
-/// How a file is read.
+/// A function that reads a file.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
 
-/// What to do, and with what.
+/// The mode of the process, and its configuration.
 #[derive(Debug)]
 pub struct Loaded {
     pub config: Config,
     pub mode: LoadMode,
-    /// So many simulated upstreams are to be started and balanced over; then `config.upstreams` is empty.
+    /// The number of simulated upstreams to start and balance over; then `config.upstreams` is empty.
     pub demo: Option<u16>,
-    /// The listening sockets are those of a process that runs.
+    /// The listening sockets are inherited from a running process.
     pub upgrade: bool,
-    /// Worth a record each, at Warning, as soon as there is a log.
+    /// Warnings, each logged as soon as the log is initialised.
     pub warnings: Vec<String>,
 }
 
 #[derive(Debug)]
 pub enum LoadMode {
     Serve,
-    /// Say that the configuration is ok, and end.
+    /// Report that the configuration is valid, and end.
     Test,
     Engine(Box<EngineArgs>),
     Simulate(Box<SimulateArgs>),
     Export(Box<ExportArgs>),
 }
 
-/// Everything that is wrong, one line each; the exit code is `EXIT_USAGE`.
+/// All problems, one line each; the exit code is `EXIT_USAGE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundProblems(pub Vec<ConfigProblem>);
 
@@ -56,7 +56,7 @@ impl fmt::Display for FoundProblems {
 
 impl std::error::Error for FoundProblems {}
 
-/// Makes the configuration. Called again, with the same arguments, it reads the file again.
+/// Builds the configuration. Another call with the same arguments reads the file again.
 pub fn load(args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded, FoundProblems> {
     let mut warnings = Vec::new();
     let Args { command, demo, test, upgrade, .. } = &args;
@@ -90,7 +90,7 @@ pub fn load(args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded
     Ok(Loaded { config, mode, demo, upgrade, warnings })
 }
 
-/// Makes the configuration again, as this process made it at its start: with its warnings, or its problems.
+/// Builds the configuration again, as at the start. Returns it with its warnings, or its problems.
 pub fn again(args: &Args) -> Result<(Config, Vec<String>), Vec<String>> {
     let loaded = load(args.clone(), &super::environment, &|path| std::fs::read_to_string(path));
     match loaded {
@@ -99,12 +99,12 @@ pub fn again(args: &Args) -> Result<(Config, Vec<String>), Vec<String>> {
     }
 }
 
-/// A variable by its name or an older one, with the name that it was found under.
+/// Reads a variable by its name or an older one. Returns the value and the name that was set.
 fn variable(names: &[&'static str], env: EnvLookup<'_>) -> Option<(&'static str, String)> {
     names.iter().find_map(|name| Some((*name, env(name).filter(|value| !value.is_empty())?)))
 }
 
-/// The path of the configuration file, and where the path was given.
+/// Returns the path of the configuration file, and where the path was given.
 fn config_path(args: &Args, env: EnvLookup<'_>) -> Option<(String, std::path::PathBuf)> {
     if let Some(path) = &args.config {
         return Some(("--config".into(), path.clone()));
@@ -117,7 +117,7 @@ fn file(from: &str, path: &Path, env: EnvLookup<'_>, read: ReadFile<'_>) -> Conf
         Ok(text) => check::read(&text, env),
         Err(error) => {
             let mut draft = check::read("", env);
-            // The file may well name upstreams: that it cannot be read is the one thing to say.
+            // The unreadable file may list upstreams, so missing upstreams are not reported too.
             draft.upstreams_come_later();
             let text = format!("cannot read {}: {error}", seen(&path.display().to_string()));
             draft.problems.push(ConfigProblem::new(&ConfigPlace::named(from), text));
@@ -152,8 +152,8 @@ fn redis(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft) {
     }
 }
 
-/// Level and form of the log. A bad variable must not keep the balancer from starting, as it did not
-/// with the predecessor: it is ignored, with a warning. A bad flag is a problem.
+/// Reads the level and the form of the log. An invalid variable is ignored with a warning, so that the
+/// balancer starts; an invalid flag is a problem.
 fn logging(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft, warnings: &mut Vec<String>) {
     if let Some((name, value)) = variable(&["VLLM_LB_VERBOSITY", "VLLM_PXY_VERBOSITY"], env) {
         match LogLevel::from_initial(&value) {

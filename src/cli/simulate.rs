@@ -15,7 +15,7 @@ use crate::simulate::Setup;
 use crate::simulate::policy::ReplayPolicy;
 use crate::simulate::shapes::Shape;
 
-/// Tokens of the caches when nothing is said: 2,000 blocks of 512; agents' are to be too small for them.
+/// The default size of the caches: 2,000 blocks of 512 tokens; smaller than the load for agents.
 const CACHE_TOKENS: usize = 2000 * 512;
 const CACHE_TOKENS_OF_AGENTS: usize = 1500 * 512;
 
@@ -88,7 +88,7 @@ pub struct SimulateArgs {
     pub json: bool,
 }
 
-/// How long balancers are silent; `None`: for ever.
+/// Parses the interval between two messages of a balancer; `None`: no messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval(pub Option<Duration>);
 

@@ -1,4 +1,4 @@
-//! `vllm-lb traces`: what can be done with recorded calls beside the admin API.
+//! `vllm-lb traces`: commands for captured calls, beside the admin API.
 //!
 //! ```text
 //! vllm-lb traces export --session rollout-17 > calls.jsonl
@@ -13,7 +13,7 @@ use crate::config::secret::Secret;
 use crate::config::types::{TraceStore, UpstreamUrl};
 use crate::config::{url, values};
 
-/// The variable with the token of the admin listener.
+/// The environment variable with the token of the admin listener.
 pub const ADMIN_TOKEN: &str = "VLLM_LB_ADMIN_TOKEN";
 
 const EXPORT: &str = "\

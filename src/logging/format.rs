@@ -22,7 +22,7 @@ pub struct LogStyle {
     pub colour: bool,
 }
 
-/// Where and when a record was made, as far as the record itself does not know.
+/// The origin of a record, as far as the record itself does not have it.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin<'a> {
     pub time: SystemTime,
@@ -30,7 +30,7 @@ pub struct Origin<'a> {
     pub pid: u32,
 }
 
-/// The record as text with its line end. `level` is the record's own unless it was demoted.
+/// Formats a record as text with its line end. `level` is the record's own unless it was demoted.
 pub fn format(record: &Record<'_>, level: Level, style: LogStyle, origin: Origin<'_>) -> String {
     let mut fields = RecordFields(Vec::new());
     // The visitor never fails, so neither does the visit.
@@ -48,7 +48,7 @@ pub fn format(record: &Record<'_>, level: Level, style: LogStyle, origin: Origin
 
 // === fields ===
 
-/// A field's value: what needs no quotes in JSON and YAML, and what does.
+/// The value of a field, with or without quotes in JSON and YAML.
 enum RecordValue {
     Bare(String),
     Text(String),
@@ -56,7 +56,7 @@ enum RecordValue {
 
 struct RecordFields(Vec<(String, RecordValue)>);
 
-/// What every record has; a field of such a name gets an underscore.
+/// The members of every record; a field of such a name gets an underscore.
 const OWN: [&str; 4] = ["time", "level", "target", "message"];
 
 impl RecordFields {
@@ -81,7 +81,7 @@ impl RecordFields {
     }
 }
 
-/// A dependency's file without the place where this machine keeps it.
+/// Returns the path of a dependency's file without the directory of this machine.
 fn short_path(file: &str) -> &str {
     let in_registry = file.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
     in_registry.map_or(file, |(_, path)| path)
@@ -90,7 +90,7 @@ fn short_path(file: &str) -> &str {
 impl<'kvs> VisitSource<'kvs> for RecordFields {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
         let mut read = ReadValue(None);
-        // A value that cannot be visited is shown as it prints.
+        // A value that cannot be visited is shown by its `Display`.
         let field = match value.visit(&mut read) {
             Ok(()) => read.0.unwrap_or_else(|| RecordValue::Text(value.to_string())),
             Err(_) => RecordValue::Text(value.to_string()),
@@ -239,7 +239,7 @@ fn scalar(value: &RecordValue) -> Cow<'_, str> {
     }
 }
 
-/// In double quotes, as JSON and YAML both read them.
+/// Quotes a text, in a form that JSON and YAML both parse.
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -260,14 +260,15 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// Control characters, other line ends, and what turns the direction of writing: all below U+10000.
+/// Whether a character is a control character, a line end, or changes the writing direction; all below
+/// U+10000.
 fn invisible(c: char) -> bool {
     let turns_or_hides =
         matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns_or_hides || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
 }
 
-/// A value in txt: bare where that cannot be mistaken for anything else.
+/// Formats a value in txt: bare where that is unambiguous.
 fn word(text: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/@+,%*~()[]{}".contains(c);
     if !text.is_empty() && text.chars().all(plain) { text.into() } else { quoted(text).into() }
@@ -279,7 +280,7 @@ fn quoted_unless_plain(name: &str) -> Cow<'_, str> {
     if plain { name.into() } else { quoted(name).into() }
 }
 
-/// A message in txt: bare unless it could be taken for fields, or holds what must be escaped.
+/// Formats a message in txt: bare unless it looks like fields or needs escapes.
 fn sentence(text: &str) -> Cow<'_, str> {
     let mistakable = |c: char| invisible(c) || matches!(c, '=' | '"' | '\\');
     if text.is_empty() || text.chars().any(mistakable) { quoted(text).into() } else { text.into() }
@@ -287,7 +288,7 @@ fn sentence(text: &str) -> Cow<'_, str> {
 
 // === time ===
 
-/// UTC with milliseconds, as `2026-11-20T08:18:53.123Z`.
+/// Formats UTC with milliseconds, as `2026-11-20T08:18:53.123Z`.
 fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
@@ -296,8 +297,8 @@ fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
-/// The date so many days after 1970-01-01. Counts in years that begin in March, so that the leap day
-/// is the last of its year, and in eras of 400 years, which all have the same length.
+/// Returns the date `days` after 1970-01-01. Counts in years that begin in March, so that the leap day is
+/// the last of its year, and in eras of 400 years, which all have the same length.
 fn date(days: u64) -> (u64, u64, u64) {
     const ERA: u64 = 146_097;
     // From 0000-03-01, the first day of an era, to 1970-01-01.

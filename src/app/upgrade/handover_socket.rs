@@ -1,4 +1,5 @@
-//! The running process' side of an upgrade: the socket at which it is asked for its sockets.
+//! The running process's side of an upgrade: the socket at which a new process requests the listening
+//! sockets.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -16,35 +17,36 @@ use super::{InheritedSockets, ListeningSocket, SocketPurpose};
 use crate::fleet::Fleet;
 use crate::observe::process;
 
-/// A new process that has not begun to serve so long after it got the sockets will not.
+/// The longest time in which a new process starts to serve after it got the sockets.
 const SUCCESSOR_START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a process that connects may take to send its first message.
+/// The time limit of the first message of a process that connects.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// After a failure to accept.
+/// The pause after a failure to accept.
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// An open handover, and what is given out at it.
+/// The handover socket, and the listening sockets that it hands over.
 pub struct HandoverSocket {
     path: PathBuf,
     listener: UnixListener,
-    /// By this the socket's file is known again.
+    /// The identity of the socket's file, to recognise it later.
     file: Option<FileIdentity>,
     sockets: Vec<ListeningSocket>,
 }
 
-/// A number may have been another file's before; number and time of birth have not.
+/// The inode and the modification time of a file; an inode alone may be reused.
 type FileIdentity = (u64, i64, i64);
 
-/// A process that accepts in this one's place, and waits for the word that this one does not any more.
+/// The process that accepts in place of this one, and waits for `Gone`.
 pub struct Successor {
     stream: UnixStream,
     pub pid: u32,
 }
 
 impl HandoverSocket {
-    /// Opens it at `path`, or goes on with the one that was taken over. `sockets` are the others.
+    /// Opens the socket at `path`, or uses the inherited one. `sockets` are the listening sockets to hand
+    /// over.
     pub fn open(
         path: &Path,
         taken: &mut InheritedSockets,
@@ -59,7 +61,7 @@ impl HandoverSocket {
         Ok(HandoverSocket { path: path.into(), listener, file: file(path), sockets })
     }
 
-    /// Waits until another process serves in this one's place. An attempt that fails changes nothing.
+    /// Waits until another process serves in place of this one. A failed attempt changes nothing.
     pub async fn relieved(&self, fleet: &Fleet) -> Successor {
         loop {
             let Ok((mut stream, _)) = self.listener.accept().await else {
@@ -73,14 +75,14 @@ impl HandoverSocket {
                 Err(_) => "it took too long".into(),
             };
             process::upgrade_failed(&why);
-            // It may be gone, and then need not know.
+            // Sending fails when the new process has ended.
             timeout(FIRST_MESSAGE_TIMEOUT, wire::send(&mut stream, &HandoverMessage::Refused(why)))
                 .await
                 .ok();
         }
     }
 
-    /// Gives the sockets out and waits for the word; the process id of the one that gives it.
+    /// Hands over the sockets and waits for `Go`. Returns the process id of the successor.
     async fn hand(&self, stream: &mut UnixStream, fleet: &Fleet) -> io::Result<u32> {
         if !wire::same_user(stream) {
             return Err(io::Error::other("it is another user's"));
@@ -114,7 +116,7 @@ impl HandoverSocket {
         }
     }
 
-    /// Removes the file, unless it is another process' by now.
+    /// Removes the file, unless another process has replaced it.
     pub fn close(self) {
         if self.file.is_some() && file(&self.path) == self.file {
             fs::remove_file(&self.path).ok();
@@ -123,7 +125,7 @@ impl HandoverSocket {
 }
 
 impl Successor {
-    /// Says that this process accepts nothing more.
+    /// Reports that this process accepts no more connections.
     pub async fn gone(mut self) {
         timeout(FIRST_MESSAGE_TIMEOUT, wire::send(&mut self.stream, &HandoverMessage::Gone)).await.ok();
     }
@@ -133,8 +135,8 @@ fn file(path: &Path) -> Option<FileIdentity> {
     fs::metadata(path).map(|found| (found.ino(), found.mtime(), found.mtime_nsec())).ok()
 }
 
-/// Binds the socket for this user alone. The file gets its name once it has its mode, and replaces a file
-/// that a crashed process left; a socket with a listener stays.
+/// Binds the socket for this user alone. The file is renamed once its mode is set, and replaces the file of
+/// a crashed process; a socket with a listener stays.
 fn bind(path: &Path) -> io::Result<net::UnixListener> {
     if net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::other("another process has it"));
@@ -161,7 +163,7 @@ fn is_socket(found: &fs::Metadata) -> bool {
     found.file_type().is_socket()
 }
 
-/// A second handle on a socket, which keeps it open in the kernel.
+/// Returns a second handle on a socket, which keeps it open in the kernel.
 pub fn handle(serves: SocketPurpose, address: String, of: &impl AsFd) -> io::Result<ListeningSocket> {
     let socket: OwnedFd = of.as_fd().try_clone_to_owned()?;
     Ok(ListeningSocket { serves, address, socket })
@@ -172,7 +174,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_file_is_the_owner_s_alone_and_replaces_a_stale_one() {
+    async fn creates_a_private_file_and_replaces_a_stale_one() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("upgrade.sock");
         drop(net::UnixListener::bind(&path).expect("a free path"));
@@ -180,7 +182,7 @@ mod tests {
         let handover = open().expect("the stale file goes");
         assert_eq!(fs::metadata(&path).expect("is there").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(folder.path()).expect("is there").count(), 1);
-        assert!(open().is_err(), "somebody listens there");
+        assert!(open().is_err(), "another process listens there");
         handover.close();
         assert!(!path.exists());
         fs::write(&path, "precious").expect("written");
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_of_somebody_else_stays() {
+    async fn keeps_the_file_of_another_process() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("upgrade.sock");
         let first =

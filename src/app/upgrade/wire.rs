@@ -1,7 +1,7 @@
-//! What the two processes of an upgrade say to each other: JSON behind its length, and sockets.
+//! The messages between the two processes of an upgrade: JSON behind its length, and sockets.
 //!
-//! A socket travels with one byte of its own, so that reading a message never takes a socket's byte with
-//! it: the kernel would close the socket unseen. Versions may differ: a field may be added, none may change.
+//! A socket is sent with one byte of its own, so that reading a message never consumes a socket's byte: the
+//! kernel would close the socket. Versions may differ: fields may be added, none may change.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,21 +18,21 @@ use tokio::net::UnixStream;
 
 use super::SocketPurpose;
 
-/// Some thousand listeners and upstreams.
+/// The largest message in bytes, enough for some thousand listeners and upstreams.
 const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandoverMessage {
-    /// The new process asks.
+    /// The new process requests the sockets.
     Take { version: String, pid: u32 },
-    /// The running one has these; their sockets follow in this order.
+    /// The running process offers these; their sockets follow in this order.
     Offer { pid: u32, listeners: Vec<OfferedListener>, ready: Vec<String> },
-    /// The new one accepts.
+    /// The new process accepts connections.
     Go,
-    /// The running one does not any more.
+    /// The running process accepts no more connections.
     Gone,
-    /// The running one goes on.
+    /// The running process continues.
     Refused(String),
 }
 
@@ -42,7 +42,7 @@ pub struct OfferedListener {
     pub address: String,
 }
 
-/// Whether the process at the other end is this one's user's.
+/// Whether the process at the other end runs as the same user.
 pub fn same_user(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
@@ -80,7 +80,7 @@ pub async fn send_socket(stream: &UnixStream, socket: BorrowedFd<'_>) -> io::Res
     stream.async_io(Interest::WRITABLE, send).await
 }
 
-/// The next socket; nothing that this process starts inherits it.
+/// Receives the next socket; child processes do not inherit it.
 pub async fn receive_socket(stream: &UnixStream) -> io::Result<OwnedFd> {
     let receive = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -109,7 +109,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[tokio::test]
-    async fn messages_and_sockets_keep_their_order() {
+    async fn receives_messages_and_sockets_in_order() {
         let (mut here, mut there) = UnixStream::pair().expect("a pair");
         assert!(same_user(&here));
         let sockets: Vec<TcpListener> =
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_message_is_an_error() {
+    async fn rejects_invalid_messages() {
         for bytes in
             [&b"\0\0\0\x02{}"[..], b"\xff\xff\xff\xff", b"\0\0\0\x09{\"take\":", b"GET / HTTP/1.1\r\n\r\n"]
         {

@@ -1,4 +1,4 @@
-//! Where each setting comes from, without a process.
+//! The source of each setting, without a process.
 
 use std::ffi::OsString;
 

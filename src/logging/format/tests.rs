@@ -1,4 +1,4 @@
-//! The formats by table, and what a client might try with them.
+//! The formats by tables, and with hostile texts of clients.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ fn show(
 }
 
 #[test]
-fn short_records() {
+fn formats_short_records() {
     let fields =
         [("upstream", "gpu-0:8000".to_value()), ("status", 200_u16.to_value()), ("share", 0.5.to_value())];
     let table = [
@@ -61,7 +61,7 @@ fn short_records() {
 }
 
 #[test]
-fn detailed_records() {
+fn formats_detailed_records() {
     let fields = [("ok", false.to_value())];
     let table = [
         (
@@ -88,7 +88,7 @@ fn detailed_records() {
 }
 
 #[test]
-fn nothing_that_a_client_sends_forges_a_record() {
+fn a_text_of_a_client_never_forges_a_record() {
     let attacks = [
         ("a\nb", "\"a\\nb\""),
         ("a\r\n---\nlevel: error", "\"a\\r\\n---\\nlevel: error\""),
@@ -122,13 +122,13 @@ fn a_field_never_takes_the_place_of_another() {
 }
 
 #[test]
-fn numbers_that_json_has_not_are_texts() {
+fn writes_numbers_unknown_to_json_as_strings() {
     let shown = show(LogFormat::Json, false, Level::Info, "m", &[("x", f64::NAN.to_value())]);
     assert!(shown.contains("\"x\":\"NaN\""), "{shown}");
 }
 
 #[test]
-fn colours_are_only_there_when_wanted() {
+fn writes_colours_only_when_enabled() {
     let style = LogStyle { format: LogFormat::Txt, detail: false, colour: true };
     let record = Record::builder().args(format_args!("m")).level(Level::Warn).build();
     let shown = super::format(&record, Level::Warn, style, origin());
@@ -136,7 +136,7 @@ fn colours_are_only_there_when_wanted() {
 }
 
 #[test]
-fn files_of_dependencies_do_not_tell_about_the_machine() {
+fn hides_the_directories_of_dependencies() {
     assert_eq!(
         short_path("/build/.cargo/registry/src/index-1/pingora-core-0.9.1/src/a.rs"),
         "pingora-core-0.9.1/src/a.rs"
@@ -145,7 +145,7 @@ fn files_of_dependencies_do_not_tell_about_the_machine() {
 }
 
 #[test]
-fn dates() {
+fn formats_dates() {
     let table = [
         (0, (1970, 1, 1)),
         (58, (1970, 2, 28)),
