@@ -1,9 +1,8 @@
-//! What several upstreams say, made the answer of one.
+//! Merges the answers of several upstreams into one.
 //!
-//! Upstreams come and go and may be of different versions, so everything here takes what it cannot read
-//! for absent, and what it can read as it is.
+//! Upstreams may have different versions, so values that cannot be parsed count as absent.
 //!
-//! Never: a connection, a cache, a guess about upstreams that did not answer.
+//! Pure: no connections, no cache, no guesses about upstreams that did not answer.
 
 mod engine_metrics;
 mod metrics;
@@ -13,7 +12,7 @@ pub use self::engine_metrics::{EngineMetrics, parse_engine_metrics};
 pub use self::metrics::merge_metrics;
 pub use self::models::{ModelCard, models_list, parse_models};
 
-/// The sum of what `GET /load` answered everywhere; an answer that says no number counts nothing.
+/// Returns the sum of the answers to `GET /load`; an answer without a number counts as 0.
 pub fn load_sum(answers: &[&[u8]]) -> u64 {
     #[derive(serde::Deserialize)]
     struct ServerLoad {
@@ -26,7 +25,8 @@ pub fn load_sum(answers: &[&[u8]]) -> u64 {
     answers.iter().filter_map(load).fold(0, u64::saturating_add)
 }
 
-/// The oldest of the versions, as written. What begins with no number is the oldest only among its like.
+/// Returns the oldest of the versions, as written. A version without a leading number is chosen only among
+/// its like.
 pub fn version_min(versions: &[&str]) -> Option<String> {
     let oldest = versions.iter().min_by_key(|version| {
         let key = version_key(version);
@@ -35,8 +35,8 @@ pub fn version_min(versions: &[&str]) -> Option<String> {
     oldest.map(|version| (*version).to_owned())
 }
 
-/// How Python orders versions: the numbers of the release, then whether it came before or after it, then
-/// the number of that. What stands after a plus sign is not compared.
+/// The order of Python's versions: the numbers of the release, then pre- or post-release, then its number.
+/// The part after a plus sign is not compared.
 type VersionKey = (Vec<u64>, ReleaseStage, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loads_are_added() {
+    fn adds_loads() {
         let load: &[u8] = include_bytes!("../tests/data/vllm-0.32/load.body");
         assert_eq!(load_sum(&[load, br#"{"server_load": 3}"#, br#"{"new":1,"server_load":4}"#]), 7);
         assert_eq!(load_sum(&[]), 0);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_ordered_as_python_orders_them() {
+    fn orders_versions_as_python_does() {
         let ordered = [
             "0.9.2",
             "0.10.1.1",
@@ -132,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_answers_are_taken(loads in any::<Vec<Vec<u8>>>(), versions in any::<Vec<String>>()) {
+        fn accepts_any_answers(loads in any::<Vec<Vec<u8>>>(), versions in any::<Vec<String>>()) {
             load_sum(&loads.iter().map(Vec::as_slice).collect::<Vec<_>>());
             let versions: Vec<&str> = versions.iter().map(String::as_str).collect();
             let oldest = version_min(&versions);

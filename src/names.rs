@@ -1,6 +1,6 @@
-//! Names that more than one room uses: header names and the product's own.
+//! Names that several rooms use: header names and the product's own.
 
-/// What we call ourselves in `User-Agent`.
+/// The product's name in `User-Agent`.
 pub const PRODUCT: &str = concat!("vllm-lb/", env!("CARGO_PKG_VERSION"));
 
 pub const X_REQUEST_ID: &str = "x-request-id";
@@ -11,29 +11,28 @@ pub const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 pub const X_UPSTREAM: &str = "x-vllm-lb-upstream";
 /// How many upstreams were tried, with `expose: true`.
 pub const X_ATTEMPTS: &str = "x-vllm-lb-attempts";
-/// Leading blocks of the prompt that it was believed to hold, of all that are known, with `expose: true`.
+/// The leading blocks of the prompt that the upstream was believed to hold, of all known blocks, with
+/// `expose: true`.
 pub const X_HIT: &str = "x-vllm-lb-hit";
 /// Why this upstream was chosen, with `expose: true`.
 pub const X_REASON: &str = "x-vllm-lb-reason";
-/// The cookie that names a session, unless the configuration says another. In two parts, since metrics are
-/// known by the first.
+/// The default cookie that names a session. In two parts, since names of metrics are recognised by the first.
 pub const SESSION_COOKIE: &str = concat!("vllm_lb", "_session");
-/// Tells the clients' libraries whether to try again, whatever the status.
+/// Controls whether client libraries retry, independent of the status.
 pub const X_SHOULD_RETRY: &str = "x-should-retry";
 
-/// Names one of the engines of an upstream that runs several.
+/// Selects one of the engines of an upstream that runs several.
 pub const X_DATA_PARALLEL_RANK: &str = "x-data-parallel-rank";
-/// The longest text of a client's that is kept or shown to operators, in bytes.
+/// The longest text of a client that is kept or shown to operators, in bytes.
 pub const MAX_SHOWN_BYTES: usize = 128;
 
-/// The longest name of a model that a request may have, in bytes; no longer text of a client's is repeated in
-/// an error.
+/// The longest model name in a request, in bytes; longer texts of a client are cut in errors.
 pub const MAX_MODEL_BYTES: usize = 4096;
 
-/// Stands behind a text that was cut.
+/// Marks the end of a text that was cut.
 const ELLIPSIS: &str = "…";
 
-/// Cuts a text of a client's to so many bytes: its beginning, and what marks the cut, empty without one.
+/// Cuts a text of a client to `limit` bytes. Returns its beginning, and the mark of a cut, empty without one.
 pub fn cut(text: &str, limit: usize) -> [&str; 2] {
     if text.len() <= limit {
         return [text, ""];
@@ -47,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_texts_are_cut_between_characters() {
+    fn cuts_long_texts_between_characters() {
         for (text, wanted) in [
             (String::new(), String::new()),
             ("a".repeat(128), "a".repeat(128)),

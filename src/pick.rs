@@ -1,58 +1,58 @@
 //! The cost formula: it estimates which candidate gives the first token soonest.
 //!
 //! Everything is counted in prompt tokens of prefill work, the unit in which an engine's time is spent
-//! before the first token. The smallest wins:
+//! before the first token. The candidate with the smallest cost wins:
 //!
 //! ```text
 //! cost(u) = (backlog * B(u) + (missing + stall * A(u)) * M(u) + active * A(u) + context * C(u) + S(u))
 //!           / weight(u)
 //!
 //! B  uncached prompt tokens sent to u whose first byte has not come back yet
-//! M  prompt tokens of this request that u does not hold; what many conversations share counts in part
+//! M  prompt tokens of this request that u does not hold; blocks that many conversations share count in part
 //! A  requests in flight on u
 //! C  prompt tokens of the requests in flight on u
 //! S  0 on the upstream that had the request's session last; on all others the prompt tokens that are
 //!    held there, times the session's bonus
 //! ```
 //!
-//! A prefill also delays other requests: while it runs, every answer on u stands still. `stall` is the cost
-//! for each of them; it is small, since they wait in the middle of an answer and not for its beginning.
+//! A prefill also delays other requests: while it runs, every answer on u pauses. `stall` is the cost for
+//! each of them; it is small, since they wait in the middle of an answer rather than for its beginning.
 //! Without it, an upstream with hundreds of answers in progress would receive a prefill as soon as it had a
 //! few requests fewer than another: in simulated rollouts answers took half as long again.
 //!
-//! With the default knobs (1, 2, 0.1, 400, 0.05) and a request of 1,000 tokens that no upstream holds:
-//! an upstream with 3 requests of 2,000 tokens each, all past their first byte, costs
-//! `0 + (2 + 0.3) * 1000 + 400 * 3 + 6000 / 20 = 3800`; an idle one costs `2000`, and wins; one that is idle
-//! but for a prefill of 2,000 tokens still to do costs `2000 + (2 + 0.1) * 1000 + 400 + 100 = 4600`.
+//! With the default knobs (1, 2, 0.1, 400, 0.05) and a request of 1,000 tokens that no upstream holds: an
+//! upstream with 3 requests of 2,000 tokens each, all past their first byte, costs `0 + (2 + 0.3) * 1000 +
+//! 400 * 3 + 6000 / 20 = 3800`; an idle one costs `2000`, and wins; one that is idle but for a prefill of
+//! 2,000 tokens still to do costs `2000 + (2 + 0.1) * 1000 + 400 + 100 = 4600`.
 //!
 //! Costs within 1 % of the smallest count as equal and are drawn from at random, never by position;
 //! a draw falls in proportion to the weights. Round robin is the preset in which nothing costs
 //! anything and the draw is a turn instead of a random number.
 //!
-//! Balancers that see the same stale numbers would all choose the same upstream: as far as numbers are
-//! stale, each cost is raised by a random share of up to `jitter`.
+//! Balancers with the same stale numbers would all choose the same upstream. So each cost is raised by a
+//! random share of up to `jitter`, which grows with the age of the numbers.
 //!
-//! `pick` must never look at a clock, take a lock, do I/O or keep anything: the same candidates, knobs
-//! and seed always give the same choice.
+//! Pure: no clock, lock, I/O or state; the same candidates, knobs and seed always give the same choice.
 
 use crate::config::types::{Balance, Preset};
 
 /// An upstream that could take the request, as numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
-    /// Place in the snapshot, handed back in the choice.
+    /// The index in the snapshot, returned in the choice.
     pub index: usize,
     pub backlog: u64,
     pub missing: u64,
     pub active: u64,
     pub context: u64,
     pub weight: f64,
-    /// What the request's session loses by not going where it was last.
+    /// The penalty for moving the request's session to this upstream.
     pub session_penalty: u64,
-    /// What `missing` would be if it held nothing of the request.
+    /// The value of `missing` if the upstream held nothing of the request.
     pub cold: u64,
-    /// To explain the choice: leading blocks that it holds, and the prompt tokens that are left to prefill.
+    /// The leading blocks that the upstream holds, to explain the choice.
     pub hit: u64,
+    /// The prompt tokens that are left to prefill, to explain the choice.
     pub uncached: u64,
 }
 
@@ -61,13 +61,13 @@ pub struct Candidate {
 pub struct DrawSeed {
     pub random: u64,
     pub turn: u64,
-    /// The most that a cost is raised by at random, as a share; 0 while nothing is stale.
+    /// The largest random increase of a cost, as a share; 0 while no number is stale.
     pub jitter: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
-    /// Place of the winner in the snapshot.
+    /// The winner's index in the snapshot.
     pub index: usize,
     pub cost: f64,
     pub reason: ChoiceReason,
@@ -77,13 +77,13 @@ pub struct Choice {
 pub enum ChoiceReason {
     /// The only candidate.
     Only,
-    /// It holds so much of the prompt; without that, another would have won.
+    /// The blocks that it holds decided: without them another would have won.
     Prefix,
-    /// Its session was there last; without that, another would have won.
+    /// The session decided: without it another would have won.
     Session,
-    /// The least work in the way.
+    /// The least load.
     Load,
-    /// Its turn.
+    /// The turn of a round-robin policy.
     Turn,
 }
 
@@ -99,19 +99,21 @@ impl ChoiceReason {
     }
 }
 
-/// Costs within this share of the smallest are equal.
+/// The share within which costs count as equal to the smallest.
 const TIE_SHARE: f64 = 0.01;
 
-/// The largest share by which a cost is raised at random, and the age in seconds at which it is reached.
+/// The largest share by which a cost is raised at random.
 const MAX_JITTER_SHARE: f64 = 0.2;
-const MIN_JITTER_AGE: f64 = 0.5;
 
-/// `DrawSeed::jitter` for numbers of this age in seconds.
+/// The age of the numbers at which the jitter is largest, in seconds.
+const MAX_JITTER_AGE: f64 = 0.5;
+
+/// Returns `DrawSeed::jitter` for numbers of this age in seconds.
 pub fn jitter(age: f64) -> f64 {
-    MAX_JITTER_SHARE * (age / MIN_JITTER_AGE).min(1.0)
+    MAX_JITTER_SHARE * (age / MAX_JITTER_AGE).min(1.0)
 }
 
-/// The cost of giving the request to `candidate`, in prompt tokens.
+/// Returns the cost of sending the request to `candidate`, in prompt tokens.
 pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
     let work = knobs.backlog * candidate.backlog as f64
         + (knobs.missing + knobs.stall * candidate.active as f64) * candidate.missing as f64
@@ -121,7 +123,7 @@ pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
     work / candidate.weight
 }
 
-/// The candidate to send the request to; `None` only when there is none.
+/// Chooses the candidate for the request; `None` only without candidates.
 pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: DrawSeed) -> Option<Choice> {
     if let [only] = candidates {
         return Some(Choice { index: only.index, cost: cost(only, knobs), reason: ChoiceReason::Only });
@@ -143,15 +145,15 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: DrawSeed) -> Option
         passed += c.weight;
         draw < passed
     });
-    // Rounding may leave the draw a hair above the sum: the last of the equals stands for it.
+    // Rounding may leave the draw slightly above the sum: then the last of the equals wins.
     let winner = winner.or_else(|| equals().next_back())?;
     let reason =
         if reason == ChoiceReason::Load { winning_reason(winner, candidates, knobs) } else { reason };
     Some(Choice { index: winner.index, cost: cost(winner, knobs), reason })
 }
 
-/// The reason for the winner: compares its cost with the costs if no candidate held any of the prompt, and
-/// if no candidate had the session.
+/// Returns the reason for the winner, by comparing its cost with the costs if no candidate held any of the
+/// prompt, and if no candidate had the session.
 fn winning_reason(winner: &Candidate, candidates: &[Candidate], knobs: &Balance) -> ChoiceReason {
     let beats = |winner: &Candidate, as_if: fn(&Candidate) -> Candidate| {
         let others = candidates.iter().filter(|other| other.index != winner.index);
@@ -177,12 +179,12 @@ fn mix(random: u64, index: usize) -> u64 {
     (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93)
 }
 
-/// A number in 0..1 from 64 random bits.
+/// Returns a number in 0..1 from 64 random bits.
 fn unit_interval(random: u64) -> f64 {
     (random >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Where in `0..total` the turn falls: each turn moves on by one and wraps, so that a candidate of
+/// Returns the place of the turn in `0..total`. Each turn advances by one and wraps, so that a candidate of
 /// weight 2 gets two turns for one of weight 1.
 fn turn_point(turn: u64, total: f64) -> f64 {
     (turn as f64 + 0.5) % total
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_share_evenly_and_by_weight() {
+    fn draws_equals_by_weight() {
         let heavy = Candidate { weight: 3.0, missing: 3000, ..idle(1) };
         let mut wins = [0u32; 2];
         for random in 0..8000 {
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn least_requests_sees_nothing_but_requests() {
+    fn least_requests_considers_requests_only() {
         let knobs = Preset::LeastRequests.balance();
         let deep = Candidate { backlog: 1 << 30, context: 1 << 30, active: 1, ..idle(0) };
         let wide = Candidate { active: 2, ..idle(1) };
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_the_prefix_only_where_it_decided() {
+    fn reports_the_prefix_as_reason_only_where_it_decided() {
         let knobs = Balance::default();
         let warm = Candidate { missing: 200, hit: 6, uncached: 200, ..idle(0) };
         let busy = Candidate { active: 2, context: 2000, ..warm };
@@ -270,7 +272,7 @@ mod tests {
             (vec![warm, Candidate { index: 1, active: 9, ..warm }], 0, ChoiceReason::Load),
             (vec![idle(0), Candidate { index: 1, active: 9, ..warm }], 0, ChoiceReason::Load),
             (vec![warm, Candidate { session_penalty: 800, ..idle(1) }], 0, ChoiceReason::Prefix),
-            // 1340 beside 2000 for who is idle; without its hits it would cost 3100.
+            // 1340 against 2000 of the idle one; without its hits the first would cost 3100.
             (vec![busy, idle(1)], 0, ChoiceReason::Prefix),
             (vec![Candidate { active: 6, ..busy }, idle(1)], 1, ChoiceReason::Load),
             (vec![busy, Candidate { active: 9, ..idle(1) }], 0, ChoiceReason::Load),
@@ -283,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_drawn_to_where_it_was_and_not_pinned() {
+    fn prefers_the_sessions_last_upstream_without_pinning() {
         let session_penalty = |index| Candidate { session_penalty: 900, ..idle(index) };
         let last = Candidate { active: 1, ..idle(0) };
         let choice = pick(&[last, session_penalty(1)], &Balance::default(), seed(3)).unwrap();
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_spreads_balancers_that_would_choose_the_same() {
+    fn jitter_spreads_equal_balancers() {
         let second = Candidate { missing: 1080, ..idle(1) };
         let far = Candidate { missing: 1300, ..idle(2) };
         let mut wins = [0; 3];
@@ -305,7 +307,7 @@ mod tests {
         assert!(wins[0] > wins[1] && wins[1] > 100 && wins[2] == 0, "{wins:?}");
     }
 
-    /// How often each wins when the draws are spread evenly.
+    /// Returns how often each candidate wins when the draws are spread evenly.
     fn wins(candidates: &[Candidate]) -> Vec<u64> {
         let mut wins = vec![0; candidates.len()];
         for draw in 0..DRAWS {
@@ -344,7 +346,7 @@ mod tests {
         }
 
         #[test]
-        fn more_load_or_less_cache_never_attracts(
+        fn more_load_or_less_cache_never_wins_more(
             all in prop_oneof![candidates(), alike()],
             which: prop::sample::Index,
             kind in 0..5,
@@ -365,7 +367,7 @@ mod tests {
         }
 
         #[test]
-        fn equals_share_evenly_wherever_they_stand(others in candidates(), equals in 1usize..20) {
+        fn equals_win_evenly_in_any_order(others in candidates(), equals in 1usize..20) {
             let best = |index| Candidate { missing: 0, ..idle(index) };
             let worse = |other: &Candidate| Candidate { backlog: other.backlog + 1, ..*other };
             let mut all: Vec<Candidate> = others.iter().map(worse).collect();

@@ -1,6 +1,5 @@
-//! A ratio of two sums that fade, such as bytes to a token: readers and writers take no lock.
-//!
-//! Never: a value that is no number, or none at all; the caller gives the initial value.
+//! A ratio of two decaying sums, such as bytes per token. Readers and writers take no lock. The caller
+//! provides the initial sums, so that there is always a value.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -17,13 +16,13 @@ impl Rate {
         f64::from(above) / f64::from(below)
     }
 
-    /// Adds to both sums, of which `keep`, 0 to 1, is left before.
+    /// Adds to both sums, after scaling them by `keep`, 0 to 1.
     pub fn add(&self, above: f32, below: f32, keep: f32) {
         let add = |packed| {
             let (before, under) = unpack(packed);
             Some(pack(before * keep + above, under * keep + below))
         };
-        // The closure always gives a value.
+        // The closure always returns a value.
         let _ = self.0.fetch_update(Relaxed, Relaxed, add);
     }
 }
@@ -41,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_counts_and_what_was_before_fades() {
+    fn adds_new_values_and_decays_old_ones() {
         let rate = Rate::new(8.0, 2.0);
         assert_eq!(rate.value(), 4.0);
         rate.add(6.0, 1.0, 0.5);

@@ -1,15 +1,14 @@
-//! Every refusal that is the balancer's own: its status, its body in the shape that a client of the
-//! route expects, its metric label, and whether trying again makes sense.
+//! Every rejection by the balancer itself: its status, its body in the form that a client of the route
+//! expects, its metric label, and whether the client should retry.
 //!
-//! Errors of an upstream never come through here; they reach the client as the upstream sent them.
-//! The texts follow vLLM where vLLM has the same case, so that a client cannot tell the balancer's errors
-//! from vLLM's.
+//! Errors of an upstream reach the client as the upstream sent them. The texts follow vLLM where vLLM has
+//! the same case, so that the balancer's errors look like vLLM's.
 
 use std::borrow::Cow;
 
 use crate::names::{MAX_MODEL_BYTES, cut};
 
-/// The shape in which a route's clients expect an error.
+/// The form in which a route's clients expect an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ErrorShape {
     /// `{"error":{"message","type","param","code"}}`
@@ -22,7 +21,7 @@ pub enum ErrorShape {
 /// Why a request is not forwarded, or got no answer from an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reject {
-    /// No such path, in the framework's own shape.
+    /// No such path, in the framework's own form.
     Path,
     /// The path exists with other methods.
     Method { allow: &'static str },
@@ -38,19 +37,20 @@ pub enum Reject {
     TooLarge { limit: u64 },
     /// `peek.memory` is used up.
     Memory,
-    /// The client took too long to send the head, or what must be read before choosing.
+    /// The client took too long to send the head, or the part of the body that must be read before the
+    /// choice.
     Slow,
-    /// The request cannot be understood as HTTP.
+    /// The request is not valid HTTP.
     Malformed { why: &'static str },
-    /// A field of the body that cannot be said to the upstreams of its route.
+    /// A field of the body that cannot be translated for the upstreams of its route.
     Field { param: String, message: String },
     /// The head is larger than `limits.header_bytes`.
     HeadTooLarge { limit: u64 },
     /// A stored response that no upstream holds.
     Response { id: String },
-    /// The upstream could not be reached, or ended without an answer. Named where clients may know it.
+    /// The upstream could not be reached, or ended without an answer; `name`: if clients may know it.
     Upstream { name: Option<String> },
-    /// The upstream did not answer in time. Named where clients may know it.
+    /// The upstream did not answer in time; `name`: if clients may know it.
     Timeout { name: Option<String> },
     /// The upstream's answer cannot be translated: it is above this limit.
     LargeAnswer { limit: String },
@@ -58,9 +58,9 @@ pub enum Reject {
     ToolInput,
     /// The answer lacks the token ids that its route requested.
     TokenIds { message: String },
-    /// The request has been here before: some upstream leads back to this balancer.
+    /// The request has passed this balancer before: an upstream leads back to it.
     Loop,
-    /// The request's own time was over before an upstream had room for it.
+    /// The request's own deadline passed before an upstream had room.
     NoTime,
     /// An admin call without the token.
     Token,
@@ -68,7 +68,7 @@ pub enum Reject {
     Internal,
 }
 
-/// What goes out for a refusal.
+/// The answer of a rejection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RejectAnswer {
     pub status: u16,
@@ -124,7 +124,7 @@ impl Reject {
         }
     }
 
-    /// Whether the connection must end, because the rest of the request cannot be trusted or waited for.
+    /// Whether the connection must end, since the rest of the request is invalid or may never arrive.
     pub fn closes(&self) -> bool {
         matches!(self, Reject::Slow | Reject::Malformed { .. } | Reject::HeadTooLarge { .. })
     }
@@ -230,7 +230,7 @@ impl Reject {
 
     fn anthropic_type(&self) -> &'static str {
         match self.status() {
-            // vLLM refuses a model itself, and says so in its own words here too.
+            // vLLM rejects a model itself, with the same type on Anthropic's routes.
             404 if matches!(self, Reject::Model { .. }) => self.openai_type(),
             404 => "not_found_error",
             413 => "request_too_large",
@@ -251,8 +251,8 @@ impl Reject {
     }
 }
 
-/// The status and the text of the error that ends a stream which had begun and cannot go on. `late`: because
-/// a deadline passed. `upstream`: its name, where clients may know it.
+/// Returns the status and the text of the error that ends a broken stream. `late`: because a deadline passed.
+/// `upstream`: its name, if clients may know it.
 pub fn broken_stream(late: bool, upstream: Option<&str>) -> (u16, String) {
     if late {
         (504, of_upstream(upstream, "did not go on with the answer in time."))
@@ -261,8 +261,8 @@ pub fn broken_stream(late: bool, upstream: Option<&str>) -> (u16, String) {
     }
 }
 
-/// The text of the error for a control call that an upstream did not answer. `error`: its name and what went
-/// wrong, where clients may know them.
+/// Returns the text of the error for a control call that an upstream did not answer. `error`: its name and
+/// the failure, if clients may know them.
 pub fn unanswered_call(error: Option<(&str, &str)>) -> String {
     match error {
         Some((name, error)) => format!("The upstream {name} did not answer: {error}."),
@@ -277,7 +277,7 @@ fn of_upstream(name: Option<&str>, what: &str) -> String {
     }
 }
 
-/// A JSON string with its quotes.
+/// Formats a JSON string with its quotes.
 fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_model_reads_as_vllm_says_it() {
+    fn formats_an_unknown_model_as_vllm_does() {
         let reject = Reject::Model { model: "nope".into(), aliases: vec!["tiny".into()] };
         let sample = concat!(
             r#"{"error":{"message":"The model `nope` does not exist. Valid aliases: tiny.","#,
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn anthropic_clients_get_their_own_shape() {
+    fn formats_errors_for_anthropic_clients() {
         let answer = Reject::NotReady { model: None }.answer(ErrorShape::Anthropic);
         assert_eq!(answer.status, 503);
         assert!(answer.body.starts_with(r#"{"type":"error","error":{"type":"overloaded_error","#));
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn framework_answers_keep_the_frameworks_shape_everywhere() {
+    fn keeps_the_frameworks_form_on_all_routes() {
         for style in [ErrorShape::OpenAi, ErrorShape::Anthropic] {
             assert_eq!(Reject::Path.answer(style).body, r#"{"detail":"Not Found"}"#);
             let method = Reject::Method { allow: "POST" }.answer(style);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_is_named_only_where_clients_may_know_it() {
+    fn names_an_upstream_only_where_clients_may_know_it() {
         let text = |reject: &Reject| {
             let body: serde_json::Value =
                 serde_json::from_str(&reject.answer(ErrorShape::OpenAi).body).unwrap();
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clients_long_name_is_not_sent_back() {
+    fn cuts_a_clients_long_name_in_errors() {
         let (long, cut) = ("é".repeat(1 << 20), "é".repeat(2046) + "…");
         for reject in [
             Reject::Model { model: long.clone(), aliases: vec![] },
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clients_text_cannot_break_out_of_the_body() {
+    fn escapes_a_clients_text_in_the_body() {
         let hostile = "a\"},{\"x\":\"\u{0}\n\u{2028}";
         let reject = Reject::Model { model: hostile.into(), aliases: vec![] };
         for style in [ErrorShape::OpenAi, ErrorShape::Anthropic] {

@@ -5,13 +5,13 @@
 //! any work (a refused connection, a pooled connection that had ended, an engine that shuts down) are retried
 //! up to `MAX_ATTEMPTS`; the others within `retry.attempts` and the retry budget.
 //!
-//! Never: a clock, a count of its own, a budget. The caller holds what was tried and pays for a retry.
+//! Pure: no clock, no counts, no budget. The caller records the attempts and pays for retries.
 
 use std::time::Duration;
 
 use crate::config::types::{Retry, RetryOn};
 
-/// The attempts that one request gets, however cheap its failures are.
+/// The largest number of attempts of one request, also when its failures cost nothing.
 pub const MAX_ATTEMPTS: u32 = 8;
 
 /// Why an attempt failed.
@@ -21,7 +21,7 @@ pub enum AttemptFailure {
     Connect { refused: bool },
     /// A pooled connection had ended before the request was sent on it.
     Stale,
-    /// The connection ended before the answer began, or the answer is no HTTP.
+    /// The connection ended before the answer began, or the answer is not HTTP.
     Reset,
     /// An answer with this status.
     Status(u16),
@@ -31,7 +31,7 @@ pub enum AttemptFailure {
     Aborted,
     /// The answer begins with an error of the engine.
     EngineError,
-    /// The answer says that the engine behind the API server has died.
+    /// The answer reports that the engine behind the API server has died.
     EngineDead,
     /// The balancer ended the attempt.
     Ended(EndReason),
@@ -48,30 +48,30 @@ pub enum EndReason {
     Total,
     /// The client of a background job has disconnected, and the upstream stays silent.
     Abandoned,
-    /// The upstream is silent, and its probes say that it is gone.
+    /// The upstream is silent, and its probes show that it is gone.
     Gone,
     /// The upstream does not read what is sent to it.
     Unread,
     /// The client sends its body too slowly.
     SlowUpload,
-    /// The balancer refuses the rest of the body: it is larger than `peek.max_body`, or names a second model.
+    /// The balancer rejects the rest of the body: it is larger than `peek.max_body`, or names a second model.
     Refused,
 }
 
-/// What the rule says about another attempt.
+/// The decision about another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryDecision {
     Stop,
-    /// It costs nothing.
+    /// Retry without cost.
     Free,
-    /// It is paid from the retry budget.
+    /// Retry at the cost of the retry budget.
     Paid,
-    /// It is paid from the retry budget, and made only if an upstream is left that was not tried: the answer
-    /// at hand tells the client more than a second one of the same upstream would.
+    /// Retry at the cost of the retry budget, but only on an untried upstream: the present answer is as
+    /// useful to the client as a second one of the same upstream.
     PaidElsewhere,
 }
 
-/// What the rule needs to know of a request.
+/// The facts of a request for the rule.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryFacts {
     /// Attempts made, the failed one included.
@@ -110,7 +110,8 @@ impl AttemptFailure {
         self == AttemptFailure::Stale || self.declines()
     }
 
-    /// Whether the upstream will hardly answer a second attempt otherwise: waiting for another is better.
+    /// Whether a second attempt on the same upstream would fail alike, so that waiting for another one is
+    /// better.
     pub fn declines(self) -> bool {
         matches!(
             self,
@@ -139,7 +140,7 @@ impl AttemptFailure {
     fn is_on(self, on: &RetryOn) -> bool {
         match self {
             AttemptFailure::Connect { .. } => on.connect,
-            // SIGTERM leaves this behind: the engine's connections stay open, and nothing comes on them.
+            // After SIGTERM an engine's connections stay open without data.
             AttemptFailure::Stale | AttemptFailure::Reset | AttemptFailure::Ended(EndReason::Gone) => {
                 on.reset
             }
@@ -155,13 +156,13 @@ impl AttemptFailure {
     }
 }
 
-/// Whether an answer with this status says that the prompt was not read: the request is wrong, the engine is
-/// too busy or shuts down, or a gateway did not find it. A timeout says nothing about it.
+/// Whether an answer with this status means that the prompt was not read: the request is invalid, the engine
+/// is too busy or shuts down, or a gateway did not find it. After a timeout this is unknown.
 pub fn is_refusal(status: u16) -> bool {
     matches!(status, 400..500 | 502 | 503)
 }
 
-/// The rule.
+/// Decides whether to retry after a failed attempt.
 pub fn decide(failure: AttemptFailure, facts: RetryFacts, retry: &Retry) -> RetryDecision {
     if retry.attempts == 0 || !facts.replayable || facts.pinned || !failure.is_on(&retry.on) {
         return RetryDecision::Stop;
@@ -176,8 +177,8 @@ pub fn decide(failure: AttemptFailure, facts: RetryFacts, retry: &Retry) -> Retr
     }
 }
 
-/// The pause before an attempt, the first being number 1. The second goes out at once, to another upstream.
-/// From then on the pauses double, each drawn between its half and its whole by `random`.
+/// Returns the pause before an attempt; the first has number 1. The second starts at once, on another
+/// upstream. From then on the pauses double, each drawn between its half and its whole by `random`.
 pub fn pause(retry: &Retry, attempt: u32, random: u64) -> Duration {
     let Some(doublings) = attempt.checked_sub(3) else { return Duration::ZERO };
     let whole = retry.backoff.saturating_mul(1 << doublings.min(16)).min(retry.max_backoff);
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn never_repeats_what_cannot_be_repeated() {
+    fn never_retries_a_request_that_cannot_be_repeated() {
         let retry = Retry::default();
         let off = Retry { attempts: 0, ..retry };
         let nothing = Retry { on: RetryOn::NOTHING, ..retry };
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn paid_retries_end_at_the_configured_attempts_and_free_ones_go_on() {
+    fn limits_paid_retries_by_the_configured_attempts_and_free_ones_by_the_maximum() {
         let retry = Retry { attempts: 2, ..Retry::default() };
         for (attempts, paid) in [(1, true), (2, true), (3, false), (7, false)] {
             let facts = RetryFacts { attempts, ..FACTS };
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_attempt_goes_out_at_once_and_then_the_pauses_double() {
+    fn starts_the_second_attempt_at_once_and_doubles_later_pauses() {
         let backoff = Duration::from_millis(50);
         let retry = Retry { backoff, max_backoff: backoff * 3, ..Retry::default() };
         for (attempt, times) in [(2, 0), (3, 1), (4, 2), (5, 3), (8, 3)] {

@@ -1,10 +1,9 @@
-//! What one engine's page of metrics says of its load, its cache and its start.
+//! Parses an engine's page of metrics: its load, its cache and its start.
 //!
-//! Under data parallelism a page has a sample for each engine behind the one address: requests and cache
-//! sizes are added, the usage of the caches is their mean. One pass; only the few lines that matter are
-//! looked at more closely, and nothing is allocated. What cannot be read, or makes no sense, is absent.
-//!
-//! Never: a number in place of one that the page does not say.
+//! Under data parallelism a page has a sample for each engine behind the address: requests and cache sizes
+//! are added, the usage of the caches is their mean. The parser makes one pass, parses only the few relevant
+//! lines, and allocates nothing. Invalid and implausible values count as absent; absent values are never
+//! replaced by a number.
 
 use std::str::from_utf8;
 
@@ -15,17 +14,17 @@ use super::metrics::{MetricSample, MetricsLine, next_label};
 const RUNNING: &str = "vllm:num_requests_running";
 const WAITING: &str = "vllm:num_requests_waiting";
 const USAGE: &str = "vllm:kv_cache_usage_perc";
-/// How the usage was called until 0.9; for a while both were there.
+/// The name of the usage until vLLM 0.9; some versions have both.
 const OLD_USAGE: &str = "vllm:gpu_cache_usage_perc";
 const CACHE: &str = "vllm:cache_config_info";
 const STARTED: &str = "process_start_time_seconds";
 
 const NAMES: [&str; 6] = [RUNNING, WAITING, USAGE, OLD_USAGE, CACHE, STARTED];
 
-/// What is more than this is no count of requests, of tokens or of seconds.
+/// The largest plausible count of requests, tokens or seconds.
 const MAX_SAMPLE_VALUE: f64 = 1e15;
 
-/// All of it is absent where the page does not say it.
+/// The values of a page; each is `None` when the page does not have it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineMetrics {
     /// Requests in the batches of all engines.
@@ -34,13 +33,13 @@ pub struct EngineMetrics {
     pub waiting: Option<u64>,
     /// The used share of the caches, 0 to 1: the mean over the engines.
     pub kv_usage: Option<f64>,
-    /// Tokens that the caches of all engines hold together.
+    /// The capacity of the caches of all engines together, in tokens.
     pub cache_tokens: Option<u64>,
-    /// When the process began, seconds since 1970; of several, the latest.
+    /// The start of the process, in seconds since 1970; of several, the latest.
     pub started: Option<f64>,
 }
 
-/// Reads a page. A last line without its end may be cut, and says nothing.
+/// Parses a page. A last line without a line end may be cut and is ignored.
 pub fn parse_engine_metrics(page: &[u8]) -> EngineMetrics {
     let mut sums = MetricSums::default();
     let mut rest = page;
@@ -69,7 +68,7 @@ struct MetricSums {
     waiting: Option<u64>,
     usage: UsageMean,
     old_usage: UsageMean,
-    /// `Some(None)`: an engine does not say its size, so that the sum is not known.
+    /// `Some(None)`: an engine does not report its size, so the sum is unknown.
     cache: Option<Option<u64>>,
     started: Option<f64>,
 }
@@ -81,7 +80,7 @@ struct UsageMean {
 }
 
 impl EngineMetrics {
-    /// Whether the page said nothing that is of use here.
+    /// Whether the page has none of these values.
     pub fn is_empty(&self) -> bool {
         *self == EngineMetrics::default()
     }
@@ -98,7 +97,7 @@ impl MetricSums {
             (USAGE, Some(value)) => self.usage.take_in(value),
             (OLD_USAGE, Some(value)) => self.old_usage.take_in(value),
             (STARTED, Some(value)) => self.started = Some(self.started.map_or(value, |at| at.max(value))),
-            // Its value is 1 and says nothing.
+            // The value is always 1.
             (CACHE, _) => {
                 let before = self.cache.unwrap_or(Some(0));
                 let sum = before.zip(capacity(sample.labels)).map(|(sum, one)| sum.saturating_add(one));
@@ -124,8 +123,8 @@ fn add(sum: &mut Option<u64>, value: f64) {
     *sum = Some(sum.unwrap_or(0).saturating_add(value as u64));
 }
 
-/// Tokens that an engine's cache holds, in its own words or as blocks times their size, which is too much
-/// for models whose layers share blocks unevenly.
+/// Returns the capacity of an engine's cache in tokens, as reported or as blocks times their size. The
+/// latter is too large for models with layers that share blocks unevenly.
 fn capacity(labels: &str) -> Option<u64> {
     let (mut tokens, mut blocks, mut block) = (None, None, None);
     let mut rest = labels;

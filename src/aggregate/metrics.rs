@@ -1,14 +1,15 @@
-//! The metrics of several upstreams in Prometheus' text format as one page, told apart by a label.
+//! Merges the metrics of several upstreams in Prometheus' text format into one page, distinguished by a
+//! label.
 //!
-//! The format wants all samples of a family together behind one HELP and one TYPE, so pages cannot simply
-//! be put one behind the other. Lines that are no metrics are dropped: one upstream that is not well must
-//! not make the page of all others unreadable. Exemplars go too, since they are no part of this format.
+//! The format requires all samples of a family together behind one HELP and one TYPE, so pages cannot simply
+//! be concatenated. Invalid lines are dropped, so that one faulty upstream does not make the whole page
+//! unreadable. Exemplars are dropped too, since they are not part of this format.
 //!
 //! One pass over each page; a line costs what its bytes cost.
 
 use std::collections::HashMap;
 
-/// What a family's name may be followed by in the names of its samples.
+/// The suffixes of a family's name in the names of its samples.
 const SUFFIXES: [&str; 8] = ["_bucket", "_sum", "_count", "_total", "_created", "_info", "_gsum", "_gcount"];
 
 #[derive(Default)]
@@ -23,16 +24,16 @@ struct MetricFamily<'p> {
 struct MetricFamilies<'p> {
     list: Vec<MetricFamily<'p>>,
     by_name: HashMap<&'p str, usize>,
-    /// Decided once for each name, so that its samples stand in one place whatever later pages say.
+    /// Decided once for each name, so that its samples stay together with later pages.
     by_sample: HashMap<&'p str, usize>,
 }
 
-/// One page out of the pages of upstreams, each with the upstream's name.
+/// Merges the pages of upstreams, each given with the upstream's name.
 pub fn merge_metrics(pages: &[(&str, &str)]) -> String {
     let mut families = MetricFamilies::default();
     for (upstream, page) in pages {
         let label = format!("upstream=\"{}\"", escaped(upstream));
-        // The family whose HELP or TYPE came last: what its page calls it decides whose samples follow.
+        // The family of the latest HELP or TYPE: its name in the page decides which samples belong to it.
         let mut current = None;
         for line in page.split('\n').map(|line| line.trim_end_matches('\r')) {
             match MetricsLine::parse(line) {
@@ -79,7 +80,7 @@ impl<'p> MetricFamilies<'p> {
         index
     }
 
-    /// The family of which a sample is a part, as the sum of a histogram.
+    /// Returns the family of a sample, such as of the sum of a histogram.
     fn whole(&self, name: &str, current: Option<usize>) -> Option<usize> {
         let names = SUFFIXES.iter().filter_map(|suffix| name.strip_suffix(suffix));
         let has_parts = |index: &usize| matches!(self.list[*index].kind, Some("histogram" | "summary"));
@@ -118,14 +119,14 @@ pub(super) enum MetricsLine<'p> {
 #[derive(Debug, PartialEq)]
 pub(super) struct MetricSample<'p> {
     pub name: &'p str,
-    /// Without the braces, checked.
+    /// The validated labels without braces.
     pub labels: &'p str,
     pub value: &'p str,
     timestamp: Option<&'p str>,
 }
 
 impl<'p> MetricsLine<'p> {
-    /// `None`: an empty line, a comment, or nothing that the format knows.
+    /// Parses a line; `None` for an empty line, a comment or an invalid line.
     pub fn parse(line: &'p str) -> Option<Self> {
         let line = line.trim_start_matches([' ', '\t']);
         if let Some(comment) = line.strip_prefix('#') {
@@ -165,7 +166,7 @@ impl MetricSample<'_> {
         let mut rest = self.labels;
         while let Some((name, value, after)) = next_label(rest) {
             page.push(',');
-            // As Prometheus names it when a label of its own is taken; again if that is taken, too.
+            // Named as in Prometheus when the label exists already; repeated if that exists too.
             if name.trim_start_matches("exported_") == "upstream" {
                 page.push_str("exported_");
             }
@@ -185,7 +186,7 @@ fn split_blank(text: &str) -> (&str, &str) {
     (word, rest.trim_start_matches([' ', '\t']))
 }
 
-/// Where a metric's name ends that begins the text.
+/// Returns where the metric's name at the beginning of the text ends.
 fn name_end(text: &str) -> usize {
     let fits = |(index, byte): (usize, u8)| {
         byte.is_ascii_alphabetic() || byte == b'_' || byte == b':' || (index > 0 && byte.is_ascii_digit())
@@ -193,7 +194,7 @@ fn name_end(text: &str) -> usize {
     text.bytes().enumerate().position(|item| !fits(item)).unwrap_or(text.len())
 }
 
-/// Where the brace stands that ends the labels; `None` when they are not in order.
+/// Returns the place of the brace that ends the labels; `None` when they are invalid.
 fn labels_end(inside: &str) -> Option<usize> {
     let mut rest = inside;
     while let Some((_, _, after)) = next_label(rest) {
@@ -203,7 +204,7 @@ fn labels_end(inside: &str) -> Option<usize> {
     rest.starts_with('}').then_some(inside.len() - rest.len())
 }
 
-/// The first label of a list, its value with the quotes, and what follows.
+/// Splits off the first label of a list and its value with the quotes.
 pub(super) fn next_label(labels: &str) -> Option<(&str, &str, &str)> {
     let labels = labels.trim_start_matches([' ', '\t', ',']);
     let (name, rest) = labels.split_at(name_end(labels));
@@ -219,7 +220,7 @@ pub(super) fn next_label(labels: &str) -> Option<(&str, &str, &str)> {
     (!name.is_empty() && !name.contains(':')).then_some((name, value, after))
 }
 
-/// A number, or one of the format's words for what is none.
+/// Whether the text is a number or one of the format's special values.
 fn is_value(text: &str) -> bool {
     text.parse::<f64>().is_ok()
 }

@@ -1,34 +1,35 @@
-//! `GET /v1/models` of several upstreams as one list.
+//! Merges `GET /v1/models` of several upstreams into one list.
 //!
-//! A card stays what its upstream wrote, byte for byte and with fields that the balancer does not know. Only
-//! a `max_model_len` is replaced, where another replica of the same model takes less: a client that trusts
-//! the list must not be refused by the replica it happens to meet.
+//! A card stays as its upstream wrote it, byte for byte and with unknown fields. Only `max_model_len` is
+//! replaced, when another replica of the same model has a lower one: any replica must accept a request that
+//! fits the list.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// A list with more than that is no list of models.
+/// The largest list of models, in bytes.
 const MAX_BODY: usize = 16 << 20;
+/// The largest number of cards in a list.
 const MAX_CARDS: usize = 10_000;
 
-/// A longer name cannot be asked for: it would not fit into an error message, let alone a label.
+/// The longest model name, in bytes: it has to fit into error messages and labels.
 const MAX_ID: usize = 1024;
 
-/// One model as an upstream shows it.
+/// One model in an upstream's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelCard {
     pub id: String,
-    /// The whole card, as it was written.
+    /// The whole card, as the upstream wrote it.
     pub raw: String,
     pub max_model_len: Option<u64>,
-    /// The base model, of a LoRA adapter.
+    /// The base model of a LoRA adapter.
     pub parent: Option<String>,
 }
 
-/// The cards of an upstream's list. Cards without a usable id are left out; a body that is no list is an
-/// error that says why.
+/// Parses the cards of an upstream's list. Cards without a valid id are left out; a body that is not a list
+/// is an error with the reason.
 pub fn parse_models(body: &[u8]) -> Result<Vec<ModelCard>, String> {
     #[derive(serde::Deserialize)]
     struct ModelList<'a> {
@@ -85,7 +86,7 @@ pub fn models_list<'c>(models: impl IntoIterator<Item = (&'c str, Vec<&'c ModelC
 /// Writes a card with another `max_model_len` or under another name; every other value stays as it was
 /// written.
 fn push_changed(body: &mut String, card: &ModelCard, length: Option<u64>, name: Option<&str>) {
-    // A card that no parser made may hold anything; it is better shown as it is than not at all.
+    // A card that was not parsed may hold anything and is shown unchanged.
     let Ok(ModelEntries(entries)) = serde_json::from_str(&card.raw) else {
         body.push_str(&card.raw);
         return;
@@ -110,11 +111,11 @@ fn push_changed(body: &mut String, card: &ModelCard, length: Option<u64>, name: 
     body.push('}');
 }
 
-/// The entries of an object as they stand there: in order, doubled keys included, values unread.
+/// The entries of an object in order, with duplicate keys and unparsed values.
 struct ModelEntries<'a>(Vec<(String, &'a RawValue)>);
 
 impl ModelEntries<'_> {
-    /// The value of a key, the last one as in Python, if it has this type.
+    /// Returns the value of a key, the last one as in Python, if it has this type.
     fn last<'s, T: Deserialize<'s>>(&'s self, key: &str) -> Option<T> {
         let (_, value) = self.0.iter().rfind(|(known, _)| known == key)?;
         serde_json::from_str(value.get()).ok()
@@ -156,7 +157,7 @@ mod tests {
         parse_models(format!(r#"{{"object":"list","data":{list}}}"#).as_bytes()).unwrap()
     }
 
-    /// Of every name, the cards of all.
+    /// The cards of all upstreams for every name.
     fn union(upstreams: &[Vec<ModelCard>]) -> String {
         let mut models: Vec<(&str, Vec<&ModelCard>)> = Vec::new();
         for card in upstreams.iter().flatten() {
