@@ -2,11 +2,9 @@
 //!
 //! ```text
 //! pool     the upstreams that suit the request by its model and its route, and that are either tripped or
-//! admit
-//!          all requests; upstreams that are down, draining, refused or unknown are not in the pool
-//! ejected  the tripped upstreams of the pool with the latest trip ends: at most the share `max_ejected` of
-//! the
-//!          pool, and at most all but one; none when all of the pool are tripped
+//!          admit all requests; upstreams that are down, draining, refused or unknown are not in the pool
+//! ejected  the tripped upstreams of the pool with the latest trip ends: at most the share `max_ejected`
+//!          of the pool, and at most all but one; none when all of the pool are tripped
 //! ```
 //!
 //! Failing requests of one client can trip one upstream after another; without the floor they would take the

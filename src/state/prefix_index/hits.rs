@@ -19,21 +19,16 @@
 //! unknown; two estimates of it exist, and the larger one counts.
 //!
 //! - By history: as many conversations again as were seen, `branches / n` of them on each upstream. This
-//! estimate
-//!   needs hundreds of conversations; until then a long prompt attracts too much traffic: of a hundred new
-//!   conversations with one system prompt, at three a second, 67 went to the one warm upstream of 16, and
-//!   at ten a
-//!   second the mean time to the first token was 0.7 s instead of 0.3 s.
+//!   estimate needs hundreds of conversations; until then a long prompt attracts too much traffic: of a
+//!   hundred new conversations with one system prompt, at three a second, 67 went to the one warm upstream
+//!   of 16, and at ten a second the mean time to the first token was 0.7 s instead of 0.3 s.
 //! - By share: `(branches - 1) / (conversations - 1)` of all known conversations go through the block, not
-//! counting
-//!   the one at hand, which is no evidence of others. That share of the traffic needs the same share of the
-//!   upstreams. While fewer than `needed` upstreams hold the block, another copy will be made soon anyway,
-//!   and costs
-//!   this conversation nothing. Any copy beyond that is spare and costs 1 by this estimate. So a system
-//!   prompt of
-//!   all conversations is recognised within a few of them, each of two such prompts gets half of the
-//!   upstreams, and
-//!   a document of twenty among thousands of other conversations gets one.
+//!   counting the one at hand, which is no evidence of others. That share of the traffic needs the same
+//!   share of the upstreams. While fewer than `needed` upstreams hold the block, another copy will be made
+//!   soon anyway, and costs this conversation nothing. Any copy beyond that is spare and costs 1 by this
+//!   estimate. So a system prompt of all conversations is recognised within a few of them, each of two such
+//!   prompts gets half of the upstreams, and a document of twenty among thousands of other conversations
+//!   gets one.
 //!
 //! The second estimate errs when few conversations are known: a single user who edits a prompt adds a branch
 //! each time, and all branches share the part before the edit. Therefore `doubt`, which every further
