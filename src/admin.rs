@@ -1,7 +1,7 @@
 //! The admin listener's own calls: `http::Request` in, `http::Response` out.
 //!
-//! Whatever is not one of these is served as on the public listener. Never: pingora, or a change to the
-//! fleet that does not go through it.
+//! Requests for other paths are served as on the public listener. Never: pingora, or a change to the fleet
+//! that bypasses [`FleetEditor`].
 
 mod decisions;
 mod fleet_editor;
@@ -40,24 +40,24 @@ pub fn serves(path: &str) -> bool {
     matches!(path, "/metrics" | "/live" | "/ready" | "/health") || is_protected(path)
 }
 
-/// Whether a call shows or changes what clients of the public listeners must not see.
+/// Whether a call shows or changes data that clients of the public listeners must not see.
 fn is_protected(path: &str) -> bool {
     path.starts_with("/admin/") || gateway::serves(path)
 }
 
-/// What a reload has done.
+/// The result of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reloaded {
-    /// Sections that are different now.
+    /// Sections that changed.
     pub changed: Vec<String>,
-    /// Keys whose change needs a restart, and was not taken over.
+    /// Keys whose change needs a restart and was not applied.
     pub restart: Vec<String>,
     pub warnings: Vec<String>,
 }
 
-/// Reads the configuration again. The assembly can; it alone knows all parts.
+/// Reads the configuration again. Implemented by the assembly, which alone has all parts.
 pub trait Reload: Send + Sync {
-    /// The problems for which everything stayed as it was.
+    /// Applies the new configuration, or returns its problems and keeps the running one.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Vec<String>>>;
 }
 
@@ -75,12 +75,12 @@ pub struct AdminApi {
     state: Arc<State>,
     traces: Arc<Traces>,
     observer: Observer,
-    /// The configuration that runs.
+    /// The running configuration.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
     /// The balancer is shutting down: load balancers in front of it should stop sending clients.
     leaving: Arc<AtomicBool>,
-    /// With the siblings, where there can be any.
+    /// The exchange with siblings; `None` without a Redis.
     exchange: Option<Arc<SiblingExchange>>,
 }
 
@@ -96,8 +96,8 @@ impl AdminApi {
         AdminApi { fleet, state, traces, observer, config, reload, leaving, exchange }
     }
 
-    /// Answers a call. One with `expect: 100-continue` comes without its body, and asks whether that is
-    /// wanted: the answer is 100, or what the call comes to without it.
+    /// Answers a call. A call with `expect: 100-continue` arrives without its body: the answer is 100 when
+    /// the body is needed, else the final answer.
     pub async fn call(&self, request: Request<Bytes>) -> Response<Bytes> {
         let path = request.uri().path();
         if is_protected(path) {
@@ -153,7 +153,7 @@ impl AdminApi {
         FleetEditor { fleet: &self.fleet, exchange: self.exchange.as_deref() }
     }
 
-    /// Without a token in the configuration the listener's address is the protection, see `guard`.
+    /// Whether the call has the configured token. Without one the address is the protection, see `guard`.
     fn allowed(&self, headers: &HeaderMap) -> bool {
         let config = self.config.load();
         let Some(token) = &config.admin.token else { return true };
@@ -220,7 +220,7 @@ impl AdminApi {
     }
 }
 
-/// Everything that a call can be refused for.
+/// The status and the error of a rejected call.
 struct AdminReject(StatusCode, Value);
 
 type AdminResult = Result<Response<Bytes>, AdminReject>;
@@ -249,7 +249,7 @@ impl From<FleetChangeError> for AdminReject {
 impl From<StoreError> for AdminReject {
     fn from(error: StoreError) -> Self {
         match error {
-            // It stays so until a restart: no status that clients try again.
+            // The cause lasts until a restart, so the status is one that clients do not retry.
             StoreError::Off => AdminReject::new(StatusCode::NOT_IMPLEMENTED, error.to_string()),
             error => {
                 AdminReject::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store of traces: {error}"))

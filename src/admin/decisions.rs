@@ -1,10 +1,10 @@
-//! `/admin/decisions`: the latest choices of upstreams, newest first, with what each was made by.
+//! `/admin/decisions`: the latest choices of upstreams, newest first, each with the numbers behind it.
 //!
 //! ```text
 //! GET /admin/decisions?limit=50
 //! ```
 //!
-//! `cost` is what `pick` weighs, in prompt tokens; the terms that it is made of stand beside it.
+//! `cost` is the number that `pick` minimizes, in prompt tokens; its terms are listed beside it.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -14,10 +14,10 @@ use super::{answer, parameter};
 use crate::config::values::integer_in;
 use crate::observe::decisions::{CandidateRecord, DecisionRecord, Decisions, KEPT_DECISIONS};
 
-/// How many decisions are returned unless the call says another number.
+/// The number of decisions in an answer when the call has no `limit`.
 const DEFAULT_DECISION_COUNT: usize = 50;
 
-/// The list.
+/// Lists the latest decisions, newest first.
 pub fn all(decisions: &Decisions, request: &Request<Bytes>) -> Response<Bytes> {
     let limit =
         parameter(request, "limit").map_or(Ok(DEFAULT_DECISION_COUNT), integer_in(1..=KEPT_DECISIONS));

@@ -1,4 +1,4 @@
-//! Where changes to the fleet are made: here at once, and, with siblings, in the list that all go by.
+//! Changes to the fleet: applied here at once and, with siblings, written to the list that all of them read.
 
 use crate::config::member::MemberRecord;
 use crate::fleet::{Fleet, FleetChange, FleetChangeError};
@@ -11,7 +11,7 @@ pub struct FleetEditor<'a> {
 }
 
 impl FleetEditor<'_> {
-    /// Carries out all changes, or none; siblings hear of them within a moment.
+    /// Applies all changes or none, and publishes them to the siblings.
     pub async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), FleetChangeError> {
         self.fleet.apply(changes.clone()).await?;
         let Some(exchange) = self.exchange else { return Ok(()) };
@@ -38,10 +38,10 @@ fn name(change: &FleetChange) -> Option<&str> {
     }
 }
 
-/// What is known of an upstream, with this change.
+/// The record of an upstream after this change.
 fn noted(known: MemberRecord, change: FleetChange) -> MemberRecord {
     match change {
-        // Named again it stays drained; one that was removed begins anew.
+        // An upstream that is added again stays drained; a removed one starts with defaults.
         FleetChange::Upsert(config) => {
             MemberRecord { upstream: Some(config), drain: known.drain, ..MemberRecord::default() }
         }

@@ -1,20 +1,20 @@
-//! The paths of rllm-model-gateway's API, on which training frameworks read what agents did.
+//! The paths of rllm-model-gateway's API, through which training frameworks read the calls of agents.
 //!
 //! ```text
-//! GET, POST    /sessions                     those with traces; a new one
+//! GET, POST    /sessions                     lists sessions with traces; creates a session
 //! GET, DELETE  /sessions/{id}                ids may hold slashes, percent-encoded or not
 //! GET          /sessions/{id}/traces         ?since= &limit= &format=jsonl
 //! POST         /sessions/batch_delete        {"session_ids": [...]}
 //! GET          /traces/{id}
 //! POST         /traces/query                 {"session_ids": [...], "since": ..., "limit": ...}
-//! GET, POST    /admin/workers                upstreams, in that gateway's words
+//! GET, POST    /admin/workers                upstreams in that gateway's terms
 //! DELETE       /admin/workers/{id}
 //! GET          /health/workers
-//! POST         /admin/flush                  answers once all that has ended is stored
+//! POST         /admin/flush                  answers once every ended call is stored
 //! GET, POST    /admin/weight_version
 //! ```
 //!
-//! `/sessions/{id}/v1/…` is not among them: such a request goes to an upstream, on every listener.
+//! Requests for `/sessions/{id}/v1/…` go to an upstream, on every listener.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -29,7 +29,7 @@ pub fn serves(path: &str) -> bool {
     is_session || matches!(path, "/sessions" | "/health/workers") || path.starts_with("/traces/")
 }
 
-/// Answers a call of this API, and 404 to others.
+/// Answers a call of this API; other paths get 404.
 pub async fn call(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     let path = request.uri().path();
     let is_post = request.method() == Method::POST;
@@ -58,12 +58,12 @@ pub async fn call(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     }
 }
 
-/// An id as it stands in a path, decoded.
+/// Decodes an id that is percent-encoded in a path.
 pub fn decoded_id(written: &str) -> Result<String, AdminReject> {
     decode_escapes(written).ok_or_else(|| AdminReject::problem("the id is not percent-encoded UTF-8"))
 }
 
-/// The object in the body of a call. No body, and one that is no JSON, are an object without members.
+/// The object in the body of a call. An empty body and one that is not JSON count as an empty object.
 pub fn object(request: &Request<Bytes>) -> Result<Map<String, Value>, AdminReject> {
     match serde_json::from_slice(request.body()) {
         Ok(Value::Object(object)) => Ok(object),
@@ -72,7 +72,7 @@ pub fn object(request: &Request<Bytes>) -> Result<Map<String, Value>, AdminRejec
     }
 }
 
-/// A text among the members of a body; null and an empty text are none.
+/// The text of a member of a body; `None` for null and for an empty text.
 pub fn text_member(body: &Map<String, Value>, name: &str) -> Result<Option<String>, AdminReject> {
     match body.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -81,7 +81,7 @@ pub fn text_member(body: &Map<String, Value>, name: &str) -> Result<Option<Strin
     }
 }
 
-/// The session ids in a body; none where it has no list of them.
+/// The session ids in a body; empty when the body has no list of them.
 pub fn session_ids(body: &Map<String, Value>) -> Result<Vec<String>, AdminReject> {
     let wrong = || AdminReject::problem("session_ids must be a list of strings");
     match body.get("session_ids") {
@@ -103,7 +103,7 @@ pub struct ListRange {
 }
 
 impl ListRange {
-    /// `?since=…&limit=…`
+    /// Parses `?since=…&limit=…`.
     pub fn of_query(request: &Request<Bytes>) -> Result<Self, AdminReject> {
         let written = |name| parameter(request, name).map(|text| decode_escapes(text).unwrap_or_default());
         let wrong = |error| AdminReject::new(StatusCode::UNPROCESSABLE_ENTITY, error);
@@ -117,13 +117,13 @@ impl ListRange {
         }
     }
 
-    /// `since` and `limit` of a body.
+    /// Parses `since` and `limit` of a body.
     pub fn of_body(body: &Map<String, Value>) -> Result<Self, AdminReject> {
         let member = |name| body.get(name).filter(|value| !value.is_null());
         let since = member("since").map(Value::as_f64);
         let limit = member("limit").map(|limit| match limit {
             Value::Number(number) => {
-                // What is larger than any list may be written as a fraction, and loses nothing as one.
+                // JSON may write a huge limit as a fraction; above any length of a list its precision is irrelevant.
                 let is_count = |number: &f64| *number >= 0.0 && number.fract() == 0.0;
                 number.as_f64().filter(is_count).map(|number| number as usize)
             }
@@ -137,7 +137,7 @@ impl ListRange {
     }
 }
 
-/// A count as decimal digits; what is larger than any list stands for all of it.
+/// Parses a count of decimal digits; a number too large for `usize` counts as no limit.
 fn count(text: &str) -> Option<usize> {
     let is_count = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_count.then(|| text.parse().unwrap_or(usize::MAX))
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_the_proxy_are_left_to_it() {
+    fn leaves_paths_of_the_proxy_to_the_proxy() {
         for (path, expected) in [
             ("/sessions", true),
             ("/sessions/a", true),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_from_queries() {
+    fn reads_ranges_from_queries() {
         let range = |since, limit| Some(ListRange { since, limit });
         for (query, expected) in [
             ("", range(None, None)),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read_from_bodies() {
+    fn reads_ranges_from_bodies() {
         let range = |since, limit| Some(ListRange { since, limit });
         for (body, expected) in [
             (json!({}), range(None, None)),

@@ -1,13 +1,13 @@
-//! Keeps web pages out: a browser sends what any page tells it to, also to addresses that only its user can
-//! reach, and a listener without a token has no other protection than its address.
+//! Rejects calls that a web page makes. A browser sends the requests of any page, also to addresses that
+//! only its user can reach, and a listener without a token is protected by its address alone.
 //!
-//! A page of another site can read no answer of this listener, and browsers ask first, which is never
-//! allowed, before they send JSON to another site. But a site may change the address of its own name to that
-//! of this listener (DNS rebinding): for the browser both are then one site, and `Host` is the site's name.
-//! Without a token `Host` must therefore be something that no site can own: an IP address, `localhost` or
-//! the name in `admin.address`; an `Origin` must be the same. Programs send no `Origin` and may leave `Host`
-//! out, which no browser does; no page reaches a Unix socket. A page does not know the token, so that with
-//! one any name will do.
+//! A page of another site cannot read answers of this listener, and browsers send a preflight request, which
+//! is always rejected, before they send JSON to another site. But a site can point its own name at the
+//! address of this listener (DNS rebinding): the browser then takes both for one site, and `Host` is the
+//! site's name. Without a token `Host` must therefore be a name that no site can own: an IP address,
+//! `localhost` or the name in `admin.address`; the same holds for `Origin`. Programs send no `Origin` and may
+//! omit `Host`; browsers always send `Host`, and cannot reach a Unix socket. With a token any name is
+//! accepted, because a page does not have the token.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -16,7 +16,8 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 
 use crate::config::types::ListenAddress;
 
-/// Where a request was made: by a page of the same address, of another one, or by the user.
+/// The header in which browsers report the origin of a request: a page of the same site, of another site,
+/// or the user.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 const FOREIGN_HOST: &str = "the host is a name that any web site could have: call the admin listener by its \
@@ -27,16 +28,16 @@ const FOREIGN_ORIGIN: &str = "the call comes from a web page of another site: ma
 /// What protects the listener.
 #[derive(Clone, Copy, Debug)]
 pub enum Protection<'a> {
-    /// Callers have shown the token.
+    /// A token, which the caller has sent.
     Token,
     /// The listener's address.
     Address(&'a ListenAddress),
 }
 
-/// The status and the text of a refusal.
+/// The status and the text of a rejected call.
 type GuardReject = (StatusCode, &'static str);
 
-/// Refuses calls that a web page may have made.
+/// Rejects calls that a web page may have made.
 pub fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(), GuardReject> {
     if let Protection::Address(address) = protection {
         check_names(request, address)?;
@@ -56,7 +57,7 @@ pub fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(),
     Ok(())
 }
 
-/// Whether the names by which the listener is called are its own.
+/// Checks that `Host` and `Origin` are names that no web site can own.
 fn check_names(request: &Request<Bytes>, address: &ListenAddress) -> Result<(), GuardReject> {
     let configured = match address {
         ListenAddress::Tcp(address) => split_port(address).unwrap_or(address),
@@ -69,7 +70,7 @@ fn check_names(request: &Request<Bytes>, address: &ListenAddress) -> Result<(), 
     if !hosts.all(|host| is_own(host, configured)) {
         return Err((StatusCode::MISDIRECTED_REQUEST, FOREIGN_HOST));
     }
-    // Reading is left to the browser, which shows no page the answers of another origin.
+    // Reads need no check: the browser hides answers of another origin from pages.
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     let mut origins = request.headers().get_all(header::ORIGIN).iter();
     let is_own_origin = |origin: &str| {
@@ -89,7 +90,7 @@ fn is_host(request: &Request<Bytes>, authority: &str) -> bool {
     host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
 }
 
-/// Whether an authority names what no web site can own. `configured`: the host in `admin.address`.
+/// Whether an authority is a name that no web site can own. `configured`: the host in `admin.address`.
 fn is_own(authority: &str, configured: &str) -> bool {
     let Some(host) = split_port(authority) else { return false };
     let is_name = |name: &str| host.eq_ignore_ascii_case(name);
@@ -104,7 +105,7 @@ fn is_ip(host: &str) -> bool {
     }
 }
 
-/// The host of an authority, which may have a port; `None` where what stands behind it is no port.
+/// The host of an authority with an optional port; `None` when the text after the colon is not a port.
 fn split_port(authority: &str) -> Option<&str> {
     let end = match authority.find(']') {
         Some(bracket) => bracket + 1,
@@ -115,7 +116,8 @@ fn split_port(authority: &str) -> Option<&str> {
     (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(host)
 }
 
-/// Browsers that tell no site tell an origin, at least with calls that can change something.
+/// Whether a page of another site sent the request. Browsers without `sec-fetch-site` send `Origin`, at
+/// least with calls that can change something.
 fn is_of_another_site(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     match (text(SEC_FETCH_SITE), text(header::ORIGIN.as_str())) {
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_must_say_that_it_is_json() {
+    fn rejects_bodies_that_are_not_declared_json() {
         for (headers, expected) in [
             (&[("content-type", "application/json")][..], 200),
             (&[("content-type", "Application/JSON; charset=utf-8")], 200),
@@ -180,13 +182,13 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_other_sites_change_nothing() {
+    fn rejects_changes_from_pages_of_other_sites() {
         for (headers, expected) in [
             (&[("sec-fetch-site", "same-origin")][..], 200),
             (&[("sec-fetch-site", "none")], 200),
             (&[("sec-fetch-site", "cross-site")], 403),
             (&[("sec-fetch-site", "same-site")], 403),
-            // A proxy in front may have changed the host; the browser knows what it asked.
+            // A proxy in front may have changed `Host`; `sec-fetch-site` comes from the browser.
             (&[("sec-fetch-site", "same-origin"), ("origin", "https://lb.example")], 200),
             (&[("origin", "http://lb:9090")], 200),
             (&[("origin", "http://lb:8000")], 403),
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_the_host_is_what_no_site_can_own() {
+    fn accepts_only_hosts_that_no_site_can_own_without_a_token() {
         const NAMED: &str = "lb.internal:9090";
         for (address, host, expected) in [
             ("127.0.0.1:9090", "127.0.0.1:9090", 200),
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_the_origin_is_the_host_and_what_no_site_can_own() {
+    fn accepts_only_origins_that_are_the_host_without_a_token() {
         for (host, origin, expected) in [
             ("127.0.0.1:9090", "http://127.0.0.1:9090", 200),
             ("[::1]:9090", "http://[::1]:9090", 200),

@@ -1,7 +1,7 @@
-//! Sessions: what operators say of them, and what there is of them. See `gateway` for the paths.
+//! Sessions: their settings, which operators write, and their stored calls. See `gateway` for the paths.
 //!
-//! A session exists once it was made here, or once a call of it is stored; only sessions with calls are
-//! listed.
+//! A session exists once it is created here or once one of its calls is stored; the list contains sessions
+//! with calls only.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -16,16 +16,16 @@ use crate::route::paths::{escape_path, of_session};
 use crate::traces::now;
 use crate::traces::record::{SessionSettings, SessionSummary};
 
-/// The longest id of a session that is made, in bytes.
+/// The longest id of a created session, in bytes.
 const MAX_ID_BYTES: usize = 1 << 10;
 
-/// What is kept of a session: its metadata, its sampling parameters and its model together, as JSON.
+/// The largest metadata, sampling parameters and model of a session together, as JSON.
 const MAX_SETTINGS_BYTES: usize = 64 << 10;
 
-/// Sessions that are forgotten between two moments at which other tasks may run.
+/// The number of sessions deleted in a row before other tasks may run.
 const MAX_FORGOTTEN_AT_ONCE: usize = 256;
 
-/// Calls of the list.
+/// Answers calls of the list of sessions.
 pub async fn all(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => respond(list(api, request).await),
@@ -34,7 +34,7 @@ pub async fn all(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     }
 }
 
-/// Calls of one session, and of its traces.
+/// Answers calls of one session and of its traces.
 pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     let with_traces = written.strip_suffix("/traces").filter(|id| !id.is_empty());
     respond(match (request.method(), with_traces) {
@@ -46,7 +46,7 @@ pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Res
     })
 }
 
-/// The id under which a session is stored: the label that its requests are recorded with.
+/// The id under which a session is stored: the label of its recorded requests.
 pub fn stored_id(id: &str) -> String {
     printable(id.trim_ascii().as_bytes())
 }
@@ -78,7 +78,7 @@ fn row(session: &SessionSummary) -> String {
     )
 }
 
-/// Makes a session. Made again, it keeps what the call says nothing of, as in rllm-model-gateway.
+/// Creates a session, or updates the members that the call has, as rllm-model-gateway does.
 async fn create(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
     let body = object(request)?;
     let id = match text_member(&body, "session_id")? {
@@ -121,7 +121,7 @@ fn url_of(id: &str) -> String {
     format!("/sessions/{}/v1", escape_path(id))
 }
 
-/// An id that requests can name in their path.
+/// The id, if requests can name it in their path.
 fn checked_id(id: String) -> Result<String, AdminReject> {
     if id.len() > MAX_ID_BYTES {
         return Err(AdminReject::problem(format!("session_id is longer than {MAX_ID_BYTES} bytes")));
@@ -135,7 +135,7 @@ fn checked_id(id: String) -> Result<String, AdminReject> {
     Ok(id)
 }
 
-/// A UUID of version 4.
+/// Generates a UUID of version 4.
 fn random_id() -> Result<String, AdminReject> {
     let mut bytes = [0; 16];
     ring::default_provider().secure_random.fill(&mut bytes).map_err(|_| {
@@ -164,7 +164,7 @@ pub async fn delete_many(api: &AdminApi, request: &Request<Bytes>) -> Response<B
     })
 }
 
-/// Deletes sessions with their traces; their next requests are those of new sessions.
+/// Deletes sessions with their traces; later requests with these ids start new sessions.
 async fn deleted(api: &AdminApi, mut ids: Vec<String>) -> AdminResult {
     ids.sort_unstable();
     ids.dedup();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_must_be_ones_that_a_path_can_name() {
+    fn rejects_ids_that_a_path_cannot_name() {
         let long = "x".repeat(MAX_ID_BYTES);
         for id in ["a", "harbor/hello-world:0", "v1", "a b", "100%", "a?b#c", "\u{e9}", "/a", "v1/a", &long] {
             assert!(checked_id(id.into()).is_ok(), "{id}");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_shown_with_its_metadata_as_it_is() {
+    fn shows_metadata_of_a_session_unchanged() {
         let mut session = SessionSummary {
             session_id: "a\"b".into(),
             trace_count: 3,

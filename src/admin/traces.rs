@@ -1,4 +1,4 @@
-//! Recorded calls, as training frameworks read them: see `gateway` for the paths.
+//! Recorded calls, in the form that training frameworks read: see `gateway` for the paths.
 //!
 //! A list shows every call that had ended before it was requested, unless the store is slower than
 //! [`MAX_READ_FLUSH`].
@@ -17,24 +17,25 @@ use super::{AdminApi, AdminReject, AdminResult, answer, not_allowed, parameter, 
 use crate::traces::json::to_json;
 use crate::traces::store::{Store, StoredTrace};
 
-/// How long a call waits for calls that have ended to be stored. rllm's clients wait 30 s for an answer.
+/// The longest time that a flush waits for ended calls to be stored. rllm's clients wait 30 s for an answer.
 pub const MAX_FLUSH: Duration = Duration::from_secs(28);
 
-/// The same before something is read.
+/// The longest time that a read waits for ended calls to be stored.
 const MAX_READ_FLUSH: Duration = Duration::from_secs(1);
 
-/// The largest list in one answer.
+/// The largest list in one answer, in bytes.
 const MAX_LIST_BYTES: usize = 2 << 30;
 
-/// The traces of a session that are read at a time at first, and later at the most: a list takes little
-/// memory beside its answer, and ends early where that becomes too long.
-const FIRST_PAGE: usize = 32;
-const MAX_PAGE: usize = 512;
+/// The number of traces in the first page that is read of a session. Pages keep the memory beside the
+/// answer small, and reading ends as soon as the answer is too long.
+const FIRST_PAGE_TRACES: usize = 32;
+/// The largest number of traces in one page.
+const MAX_PAGE_TRACES: usize = 512;
 
-/// What the traces of a page may take as JSON, as far as those before show it.
+/// The intended size of a page as JSON, estimated from the traces before.
 const MAX_PAGE_BYTES: usize = 32 << 20;
 
-/// The trace of an id, as it stands in the path.
+/// Answers calls of one trace. `written`: its id as written in the path.
 pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     if request.method() != Method::GET {
         return not_allowed("GET");
@@ -51,7 +52,7 @@ async fn show(api: &AdminApi, written: &str) -> AdminResult {
     }
 }
 
-/// The traces of a session, the oldest first.
+/// Lists the traces of a session, oldest first.
 pub async fn of_session(api: &AdminApi, written: &str, request: &Request<Bytes>) -> AdminResult {
     let id = decoded_id(written)?;
     let range = ListRange::of_query(request)?;
@@ -68,7 +69,7 @@ pub async fn of_session(api: &AdminApi, written: &str, request: &Request<Bytes>)
     TraceList::new(form).with_session(&store, &stored_id(&id), range).await?.answer()
 }
 
-/// The traces of several sessions, in the order of the ids; the limit is one of each session.
+/// Lists the traces of several sessions, in the order of the ids; the limit applies to each session.
 pub async fn query(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     respond(found(api, request).await)
 }
@@ -85,13 +86,13 @@ async fn found(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
     list.answer()
 }
 
-/// Waits until every call that has ended is stored.
+/// Answers once every ended call is stored, or once [`MAX_FLUSH`] has passed.
 pub async fn flush(api: &AdminApi) -> Response<Bytes> {
     let flushed = bounded(api.traces.flush()).await;
     respond(flushed.map(|()| answer(StatusCode::OK, &json!({"status": "flushed"}))))
 }
 
-/// Waits for work behind the queue, but not for a store that does not come back.
+/// Waits until the queued calls are stored, for a bounded time in case the store stays away.
 pub async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, AdminReject> {
     let late = |_| {
         let error = format!("traces are not stored after {} s: see the log", MAX_FLUSH.as_secs());
@@ -100,12 +101,12 @@ pub async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, AdminReject>
     timeout(MAX_FLUSH, work).await.map_err(late)
 }
 
-/// Lets a reader find what has ended before; a slow store is read as it is.
+/// Waits until ended calls are stored, at most [`MAX_READ_FLUSH`]; a slower store is read as it is.
 pub async fn settle(api: &AdminApi) {
     timeout(MAX_READ_FLUSH, api.traces.flush()).await.ok();
 }
 
-/// Shows or sets the version of the weights that calls are recorded with.
+/// Shows or sets the version of the weights that is recorded with each call.
 pub async fn weight_version(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => answer(StatusCode::OK, &json!({"weight_version": api.traces.weight_version()})),
@@ -124,17 +125,17 @@ async fn set_weight_version(api: &AdminApi, request: &Request<Bytes>) -> AdminRe
     Ok(answer(StatusCode::OK, &json!({"weight_version": version})))
 }
 
-/// A number, or a text of one.
+/// Parses a version: a number, or a text of a number.
 fn version(given: &Value) -> Option<i64> {
     let version = match given {
         Value::String(text) => text.trim().parse().ok(),
         _ => given.as_i64(),
     };
-    // The lowest number stands for none.
+    // The lowest number is reserved for "no version".
     version.filter(|version| *version != i64::MIN)
 }
 
-/// A value as Python would quote it, where it is a plain text.
+/// The value, quoted as Python quotes a plain text.
 fn quoted(value: &Value) -> String {
     match value {
         Value::String(text) => format!("'{}'", text.chars().take(100).collect::<String>()),
@@ -142,7 +143,7 @@ fn quoted(value: &Value) -> String {
     }
 }
 
-/// How traces stand in an answer.
+/// The format of a list of traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ListForm {
     Single,
@@ -150,41 +151,41 @@ enum ListForm {
     Lines,
 }
 
-/// A list of traces in the making. A trace is freed once its text is made.
+/// A list of traces under construction. Each trace is freed once its text is written.
 struct TraceList {
     form: ListForm,
     body: Vec<u8>,
     count: usize,
-    /// The most bytes of the body.
+    /// The largest body, in bytes.
     limit: usize,
 }
 
 /// The pages in which the traces of a session are read.
 struct ListPages {
     since: Option<f64>,
-    /// The traces that are still to be read, at the most.
+    /// The largest number of traces that remain to be read.
     left: usize,
-    /// The traces of the next page.
+    /// The number of traces in the next page.
     page: usize,
 }
 
 impl ListPages {
     fn new(range: ListRange) -> Self {
-        ListPages { since: range.since, left: range.limit.unwrap_or(usize::MAX), page: FIRST_PAGE }
+        ListPages { since: range.since, left: range.limit.unwrap_or(usize::MAX), page: FIRST_PAGE_TRACES }
     }
 
-    /// From when on the next page begins, and how many traces it has at the most. `None`: there is none.
+    /// The start time and the largest number of traces of the next page. `None` after the last page.
     fn next(&self) -> Option<(Option<f64>, usize)> {
         let count = self.page.min(self.left);
         (count > 0).then_some((self.since, count))
     }
 
-    /// The page that was requested has so many traces, the last of this time, and takes so many bytes.
+    /// Records the page that was read: its number of traces, the time of the last one, and its bytes.
     fn add(&mut self, count: usize, last_at: Option<f64>, bytes: usize) {
         let is_last = count < self.page.min(self.left);
         self.left = if is_last { 0 } else { self.left - count };
         self.since = last_at.map(f64::next_up);
-        self.page = (MAX_PAGE_BYTES / (bytes / count.max(1)).max(1)).clamp(1, MAX_PAGE);
+        self.page = (MAX_PAGE_BYTES / (bytes / count.max(1)).max(1)).clamp(1, MAX_PAGE_TRACES);
     }
 }
 
@@ -193,7 +194,7 @@ impl TraceList {
         TraceList { form, body: Vec::new(), count: 0, limit: MAX_LIST_BYTES }
     }
 
-    /// Adds the traces of a session, which are read page by page.
+    /// Reads the traces of a session page by page and adds them.
     async fn with_session(mut self, store: &Store, id: &str, range: ListRange) -> Result<Self, AdminReject> {
         let mut pages = ListPages::new(range);
         while let Some((since, count)) = pages.next() {
@@ -206,7 +207,7 @@ impl TraceList {
         Ok(self)
     }
 
-    /// Adds traces, on a thread that no request waits for.
+    /// Adds traces, on a thread apart from those that serve requests.
     async fn with(mut self, traces: Vec<StoredTrace>) -> Result<Self, AdminReject> {
         if traces.is_empty() {
             return Ok(self);
@@ -263,7 +264,7 @@ mod tests {
     use crate::traces::store::samples::record;
 
     #[test]
-    fn lists_are_joined_by_their_form() {
+    fn joins_lists_by_their_format() {
         for (form, none, one, two) in
             [(ListForm::Array, "[]", "[{}]", "[{},{}]"), (ListForm::Lines, "", "{}\n", "{}\n{}\n")]
         {
@@ -276,8 +277,8 @@ mod tests {
         }
     }
 
-    /// Reads a session of so many traces, each of so many bytes. Returns the traces that were read, and the
-    /// most bytes of a page behind the first.
+    /// Reads a session of `session` traces of `each` bytes. Returns the number of traces read, and the
+    /// size of the largest page after the first.
     fn read_pages(range: ListRange, session: usize, each: usize) -> (usize, usize) {
         let (mut pages, mut read, mut most) = (ListPages::new(range), 0, 0);
         while let Some((since, wanted)) = pages.next() {
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn long_sessions_are_read_in_pages_of_few_bytes() {
+    fn reads_long_sessions_in_small_pages() {
         let all = ListRange::default();
         for (session, each) in [(0, 1), (1, 1), (31, 1), (32, 1), (33, 10), (5_000, 100), (200, 5 << 20)] {
             let (read, most) = read_pages(all, session, each);
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_of_several_pages_is_that_of_the_session() {
+    async fn lists_a_whole_session_from_several_pages() {
         let store =
             Store::open(&TracesConfig::default(), &Observer::default()).await.expect("a store in memory");
         let records = (0..100).map(|at| Arc::new(record("s", &at.to_string(), &["{}"], &[1], &[2])));
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn weight_versions_are_numbers_or_texts_of_numbers() {
+    fn accepts_numbers_and_texts_of_numbers_as_weight_versions() {
         for (given, expected) in [
             (json!(7), Some(7)),
             (json!(-7), Some(-7)),

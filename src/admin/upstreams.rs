@@ -1,18 +1,18 @@
-//! `/admin/upstreams`: what the fleet is, and changes to it.
+//! `/admin/upstreams`: the upstreams of the fleet, and changes to them.
 //!
 //! ```text
-//! GET    /admin/upstreams                   all of them
+//! GET    /admin/upstreams                   all upstreams
 //! POST   /admin/upstreams?wait=30s          {"url": "http://gpu-7:8000", ...}: as in the file
 //! GET    /admin/upstreams/{name}
 //! PATCH  /admin/upstreams/{name}            {"state": "drain"} or "ready", {"drain": true}, {"weight": 2}
-//! DELETE /admin/upstreams/{name}?wait=5m    or ?force: not waiting for requests in flight
+//! DELETE /admin/upstreams/{name}?wait=5m    or ?force: without waiting for requests in flight
 //! ```
 //!
-//! An upstream with a `source` was discovered. A discovered upstream that is deleted stays out for as long
-//! as its source goes on naming it. An upstream that is added by its URL belongs to the operator from then
-//! on, whatever sources name it.
+//! An upstream with a `source` was discovered. A deleted discovered upstream stays out for as long as its
+//! source lists it. An upstream that is added by its URL belongs to the operator from then on, even if a
+//! source lists it too.
 //!
-//! Names may hold slashes and brackets, percent-encoded or not. Bodies come as `application/json`.
+//! Names may hold slashes and brackets, percent-encoded or not. Bodies must be `application/json`.
 
 use std::time::{Duration, Instant};
 
@@ -28,10 +28,10 @@ use crate::config::url::decoded;
 use crate::config::values::duration_in;
 use crate::fleet::{Fleet, FleetChange, FleetChangeError, SnapshotEntry, UpstreamState};
 
-/// The longest that a call waits.
+/// The longest time that a call waits.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
-/// Calls of the list.
+/// Answers calls of the list of upstreams.
 pub async fn all(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => {
@@ -43,7 +43,7 @@ pub async fn all(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> Response
     }
 }
 
-/// Calls of one upstream, by its name as it stands in the path.
+/// Answers calls of one upstream. `written`: its name as written in the path.
 pub async fn one(editor: &FleetEditor<'_>, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     let Some(name) = decoded(written) else {
         return respond(Err(AdminReject::problem("the upstream's name is not percent-encoded UTF-8")));
@@ -83,7 +83,7 @@ async fn add(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> AdminResult 
     editor.apply(vec![FleetChange::Upsert(config)]).await?;
     let added = if there { StatusCode::OK } else { StatusCode::CREATED };
     let Some(wait) = wait else { return show(fleet, &name, added) };
-    // The wait also ends when the upstream is removed meanwhile.
+    // The wait also ends when the upstream is removed.
     let settled = fleet.wait_until(wait, |snapshot| snapshot.by_name(&name).is_none_or(is_ready)).await;
     if settled {
         return show(fleet, &name, added);
@@ -167,7 +167,7 @@ async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) 
     }
 }
 
-/// `?wait=30s`.
+/// Parses `?wait=30s`.
 pub fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, AdminReject> {
     let Some(written) = parameter(request, "wait") else { return Ok(None) };
     let wait = duration_in(Duration::ZERO..=MAX_WAIT)(written);
@@ -196,8 +196,8 @@ fn row(entry: &SnapshotEntry) -> Value {
         "siblings_active": entry.upstream.siblings().active,
         "incarnation": entry.incarnation,
     });
-    // From the upstream's own metrics and its source. A value that was not reported is left out: a default
-    // would pass for a measured number.
+    // Values from the upstream's metrics and its source. A value that was not reported is omitted: a
+    // default would look like a measured number.
     let report = entry.upstream.gauge_report(now);
     let known = [
         ("running", report.and_then(|report| report.running).map(Value::from)),

@@ -1,11 +1,11 @@
-//! `/admin/usage`: the tokens that answers took since this balancer began, by model, route and session.
+//! `/admin/usage`: the tokens of all answers since this balancer started, by model, route and session.
 //!
 //! ```text
-//! GET /admin/usage?limit=100        the sessions that were used last, the latest first
-//! GET /admin/usage?session=ID       of sessions, this one
+//! GET /admin/usage?limit=100        the most recently used sessions, the latest first
+//! GET /admin/usage?session=ID       this session only
 //! ```
 //!
-//! A number that no answer told is absent. The numbers are this balancer's own: siblings have theirs.
+//! A number that no answer reported is absent. The numbers are this balancer's own; siblings count theirs.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -17,10 +17,10 @@ use crate::observe::usage::{DatedTotal, MAX_SESSION_TOTALS, UsageTotal, UsageTot
 use crate::prompt::session::printable;
 use crate::route::paths::decode_escapes;
 
-/// How many sessions are returned unless the call says another number.
+/// The number of sessions in an answer when the call has no `limit`.
 const DEFAULT_SESSION_COUNT: usize = 100;
 
-/// All totals.
+/// Lists all totals.
 pub fn all(totals: &UsageTotals, request: &Request<Bytes>) -> Response<Bytes> {
     let limit =
         parameter(request, "limit").map_or(Ok(DEFAULT_SESSION_COUNT), integer_in(1..=MAX_SESSION_TOTALS));

@@ -1,7 +1,7 @@
-//! Upstreams in rllm-model-gateway's words: see `gateway` for the paths, and `upstreams` for ours.
+//! Upstreams in rllm-model-gateway's terms: see `gateway` for the paths, `upstreams` for our own API.
 //!
-//! A worker's id is its upstream's name. `url` and `api_path` together are where the API is; they may both
-//! name the same path, which is meant once: `http://gpu-0:8000/v1` with `/v1` is `http://gpu-0:8000/v1`.
+//! A worker's id is its upstream's name. `url` and `api_path` together locate the API. A path that both of
+//! them name counts once: `http://gpu-0:8000/v1` with `/v1` is `http://gpu-0:8000/v1`.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::fleet::{FleetChange, Snapshot, SnapshotEntry};
 /// The path of vLLM's API below every upstream.
 const API_PATH: &str = "/v1";
 
-/// Calls of the list.
+/// Answers calls of the list of workers.
 pub async fn all(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => answer(StatusCode::OK, &rows(&api.fleet.snapshot()).into()),
@@ -28,7 +28,7 @@ pub async fn all(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
     }
 }
 
-/// Calls of one worker.
+/// Answers calls of one worker.
 pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::DELETE => respond(remove(api, written, request).await),
@@ -36,7 +36,7 @@ pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Res
     }
 }
 
-/// All workers, and how many can take requests.
+/// Lists all workers and counts those that accept requests.
 pub fn health(api: &AdminApi) -> Response<Bytes> {
     let snapshot = api.fleet.snapshot();
     let (workers, healthy) = (rows(&snapshot), present(&snapshot).filter(|entry| is_ready(entry)).count());
@@ -44,7 +44,7 @@ pub fn health(api: &AdminApi) -> Response<Bytes> {
     answer(StatusCode::OK, &json!({"workers": workers, "healthy": healthy, "total": total}))
 }
 
-/// Without upstreams that only wait for their last requests.
+/// The upstreams, without those that are removed after their last request in flight.
 fn present(snapshot: &Snapshot) -> impl Iterator<Item = &SnapshotEntry> {
     snapshot.entries.iter().filter(|entry| !entry.removing)
 }
@@ -84,7 +84,7 @@ async fn add(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
     let name = &config.name;
     let mut body = json!({"worker_id": name, "url": config.url.display(), "api_path": API_PATH});
     let Some(wait) = wait else { return Ok(answer(StatusCode::OK, &body)) };
-    // The wait also ends when the upstream is removed meanwhile.
+    // The wait also ends when the upstream is removed.
     let settled = api.fleet.wait_until(wait, |snapshot| snapshot.by_name(name).is_none_or(is_ready)).await;
     if !settled {
         body["error"] = format!("worker {name:?} was added, and is not ready yet").into();
@@ -102,7 +102,7 @@ async fn insert(api: &AdminApi, config: UpstreamConfig) -> Result<(), AdminRejec
     Ok(api.editor().apply(vec![FleetChange::Upsert(config)]).await?)
 }
 
-/// The upstream that a body describes, checked as one in the file.
+/// Parses the upstream that a body describes, with the checks for upstreams of the file.
 fn worker(body: &Map<String, Value>) -> Result<UpstreamConfig, AdminReject> {
     let Some(url) = text_member(body, "url")? else {
         return Err(AdminReject::problem("url is required"));
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn url_and_path_mean_the_same_path_once() {
+    fn counts_a_path_in_both_url_and_api_path_once() {
         for (url, api_path, expected) in [
             ("http://w:8000", None, Some("http://w:8000/v1")),
             ("http://w:8000/", Some("/v1"), Some("http://w:8000/v1")),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_checked_as_an_upstream() {
+    fn checks_a_worker_like_an_upstream() {
         let body = |value: Value| value.as_object().cloned().unwrap_or_default();
         let given = json!({
             "url": "http://w:8000/v1", "api_path": "/v1", "worker_id": "7", "model_name": "m", "weight": 2,
