@@ -46,7 +46,7 @@ struct Observed {
     metrics: Metrics,
     decisions: Decisions,
     usage: UsageTotals,
-    /// Whether the last failure of the trace store was logged: only the first of a row is a warning.
+    /// Whether the trace store fails: only the first failure in a row is logged as a warning.
     is_trace_store_failing: AtomicBool,
 }
 
@@ -72,7 +72,7 @@ impl Observer {
         &self.0.metrics
     }
 
-    /// Another configuration was applied.
+    /// Records a reload that was applied.
     pub fn reloaded(&self, changed: &[String], restart: &[String], warnings: &[String]) {
         self.metrics().reloads.with_label_values(&["ok"]).inc();
         info!(changed = changed.join(", "); "reloaded");
@@ -84,7 +84,7 @@ impl Observer {
         }
     }
 
-    /// A reload found problems: the running configuration stays.
+    /// Records a reload that found problems; the running configuration stays.
     pub fn reload_failed(&self, problems: &[String]) {
         self.metrics().reloads.with_label_values(&["failed"]).inc();
         for problem in problems {

@@ -4,7 +4,7 @@
 //! choice is not recorded. Slots keep their memory, so that recording allocates nothing once the ring has
 //! gone round. Text from clients is cut before it is stored.
 //!
-//! Never: a wait on a request's path, a lock that all requests share, a record of two choices in one.
+//! Never: a wait on a request's path, a lock that all requests share, a record that mixes two choices.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, TryLockError};
@@ -14,40 +14,40 @@ use crate::config::types::Balance;
 use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::pick::{Candidate, Choice, cost};
 
-/// How many choices are kept.
+/// The number of choices that are kept.
 pub const KEPT_DECISIONS: usize = 256;
 
-/// Of a choice: how many candidates are told.
+/// The largest number of candidates recorded of one choice.
 const MAX_RECORDED_CANDIDATES: usize = 512;
 
-/// A choice as it is made.
+/// A choice of an upstream, as the request's task reports it.
 pub struct Decision<'a> {
-    /// Of the request.
+    /// The id of the request.
     pub id: &'a str,
     pub model: Option<&'a str>,
-    /// The first is number 1.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
     /// Where the request named its session, if it did.
     pub session: Option<&'static str>,
-    /// Of the prompt, estimated, and how many blocks of it are known.
+    /// The estimated tokens of the prompt, and the number of its hashed blocks.
     pub tokens: u64,
     pub blocks: usize,
     pub choice: Choice,
     pub candidates: &'a [Candidate],
     pub knobs: &'a Balance,
-    /// The name of an upstream, by the index of a candidate.
+    /// Returns the name of a candidate's upstream by the candidate's index.
     pub name: &'a dyn Fn(usize) -> &'a str,
 }
 
-/// A choice as it is kept.
+/// A recorded choice.
 #[derive(Clone, Debug, Default)]
 pub struct DecisionRecord {
     /// Choices are counted from 1; 0 is an empty slot.
     number: u64,
-    /// Since 1970.
+    /// The time since 1970.
     pub at: Duration,
     pub id: String,
-    /// Empty where the request names none.
+    /// Empty when the request names none.
     pub model: String,
     pub attempt: u32,
     pub session: Option<&'static str>,
@@ -56,22 +56,22 @@ pub struct DecisionRecord {
     pub reason: &'static str,
     /// The number of candidates; fewer may be recorded.
     pub of: usize,
-    /// Place of the chosen one among the rows.
+    /// The index of the chosen candidate among the rows.
     chosen: usize,
-    /// All names, one after the other.
+    /// The names of all candidates, concatenated.
     names: String,
     rows: Vec<CandidateRow>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct CandidateRow {
-    /// Where in the names its own ends.
+    /// The end of this candidate's name in `names`.
     name_end: usize,
     terms: Candidate,
     cost: f64,
 }
 
-/// A candidate of a choice that was kept.
+/// A candidate of a recorded choice.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CandidateRecord<'r> {
     pub upstream: &'r str,
@@ -79,7 +79,7 @@ pub struct CandidateRecord<'r> {
     pub cost: f64,
 }
 
-/// See the module.
+/// The ring of the latest choices.
 #[derive(Debug)]
 pub struct Decisions {
     slots: Box<[Mutex<DecisionRecord>]>,
@@ -89,7 +89,7 @@ pub struct Decisions {
 // === impl Decision ===
 
 impl Decision<'_> {
-    /// Why this upstream, in a word.
+    /// The reason for the choice, as a label.
     pub fn reason(&self) -> &'static str {
         if self.attempt > 1 { "retry" } else { self.choice.reason.label() }
     }
@@ -108,7 +108,7 @@ impl Decisions {
         Decisions { slots: (0..kept).map(|_| Mutex::default()).collect(), last: AtomicU64::new(0) }
     }
 
-    /// Keeps a choice that was made `at` this time since 1970, unless its slot is being read.
+    /// Records a choice made `at` this time since 1970, unless a reader holds its slot.
     pub fn record(&self, decision: &Decision<'_>, at: Duration) {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let mut slot = match self.slot(number).try_lock() {
@@ -116,13 +116,13 @@ impl Decisions {
             Err(TryLockError::Poisoned(slot)) => slot.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        // A thread that was held up for a whole round must not hide what came after it.
+        // A thread that was delayed for a whole round must not overwrite a newer choice.
         if slot.number < number {
             slot.write(decision, number, at);
         }
     }
 
-    /// The latest choices, newest first.
+    /// Returns the latest choices, newest first.
     pub fn latest(&self, limit: usize) -> Vec<DecisionRecord> {
         let last = self.last.load(Ordering::Relaxed);
         let oldest = last.saturating_sub(self.slots.len() as u64);
@@ -139,10 +139,10 @@ impl Decisions {
     }
 }
 
-// === impl Record ===
+// === impl DecisionRecord ===
 
 impl DecisionRecord {
-    /// The candidates, in the order in which they stood.
+    /// The recorded candidates, in the order of the choice.
     pub fn candidates(&self) -> impl Iterator<Item = CandidateRecord<'_>> {
         let starts = std::iter::once(0).chain(self.rows.iter().map(|row| row.name_end));
         starts.zip(&self.rows).map(|(start, row)| CandidateRecord {
@@ -172,7 +172,7 @@ impl DecisionRecord {
         self.rows.clear();
         for (place, candidate) in decision.candidates.iter().enumerate() {
             let is_chosen = candidate.index == decision.choice.index;
-            // Of very many the first are told, and the chosen one.
+            // Above the limit the first candidates and the chosen one are recorded.
             if place >= MAX_RECORDED_CANDIDATES && !is_chosen {
                 continue;
             }
@@ -191,7 +191,7 @@ impl DecisionRecord {
     }
 }
 
-/// Takes over a text of a client's, cut.
+/// Replaces `text` with a text of the client, cut to a bound.
 fn refill(text: &mut String, with: &str) {
     text.clear();
     cut(with, MAX_SHOWN_BYTES).iter().for_each(|part| text.push_str(part));
@@ -206,7 +206,7 @@ mod tests {
 
     const NAMES: [&str; 3] = ["gpu-0", "é", "gpu-two"];
 
-    /// Every number of it is made of `seed`, so that a record of two choices shows.
+    /// A candidate whose numbers all derive from `seed`, so that a record that mixes two choices is detected.
     fn candidate(index: usize, seed: u64) -> Candidate {
         Candidate {
             index,
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_kept_with_all_its_candidates() {
+    fn records_a_choice_with_all_its_candidates() {
         let decisions = Decisions::new(4);
         assert!(decisions.latest(9).is_empty());
         record(&decisions, 5, &[candidate(2, 5), candidate(0, 5), candidate(1, 5)], 0);
@@ -261,7 +261,7 @@ mod tests {
 
     /// A ring full of names of 2 MiB held 512 MiB.
     #[test]
-    fn what_a_client_has_written_is_cut() {
+    fn cuts_texts_of_clients() {
         let (decisions, long) = (Decisions::new(1), "é".repeat(1 << 20));
         let choice = Choice { index: 0, cost: 0.0, reason: ChoiceReason::Load };
         let decision = Decision {
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_come_first_and_the_oldest_go() {
+    fn returns_the_newest_first_and_drops_the_oldest() {
         let decisions = Decisions::new(4);
         (1..=3).for_each(|seed| record(&decisions, seed, &[candidate(0, seed)], 0));
         assert_eq!(seeds(&decisions, 9), [3, 2, 1]);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_read_is_left_out() {
+    fn skips_a_slot_that_a_reader_holds() {
         let decisions = Decisions::new(2);
         (1..=2).for_each(|seed| record(&decisions, seed, &[candidate(0, seed)], 0));
         let reading = decisions.slot(3).lock().unwrap();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn another_try_is_the_reason_for_itself() {
+    fn reports_retry_as_the_reason_of_later_attempts() {
         let choice = Choice { index: 0, cost: 0.0, reason: ChoiceReason::Prefix };
         let knobs = Balance::default();
         let mut decision = Decision {
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_the_first_and_the_chosen_are_told() {
+    fn records_the_first_and_the_chosen_of_many_candidates() {
         let decisions = Decisions::new(1);
         let all: Vec<Candidate> = (0..MAX_RECORDED_CANDIDATES * 2).map(|index| candidate(index, 1)).collect();
         record(&decisions, 1, &all, MAX_RECORDED_CANDIDATES + 7);
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_keep_their_memory() {
+    fn slots_reuse_their_memory() {
         let decisions = Decisions::new(1);
         let many: Vec<Candidate> = (0..3).map(|index| candidate(index, 1)).collect();
         record(&decisions, 1, &many, 0);
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn many_writers_and_readers_meet_no_record_of_two_choices() {
+    fn readers_see_no_record_that_mixes_two_choices() {
         let decisions = Decisions::new(8);
         let over = AtomicBool::new(false);
         let write = |thread: u64| {
@@ -373,7 +373,7 @@ mod tests {
             let mut seen = 0;
             let mut is_last = false;
             while !is_last {
-                // Once more behind the last writer: there is something to see, however fast they were.
+                // Read once more after the last writer: a record exists then, however fast the writers were.
                 is_last = over.load(Ordering::Relaxed);
                 let records = decisions.latest(8);
                 assert!(records.windows(2).all(|pair| pair[0].number > pair[1].number));

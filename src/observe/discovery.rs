@@ -6,12 +6,12 @@ use log::{debug, info, warn};
 use super::Observer;
 
 impl Observer {
-    /// A source answered, for the first time or after a failure.
+    /// Records that a source answered, for the first time or after a failure.
     pub fn source_answers(&self, source: &str, upstreams: usize, model: Option<&str>) {
         info!(source = source, upstreams = upstreams, model = model.unwrap_or(""); "source names upstreams");
     }
 
-    /// A source gave no usable answer; its last list stays.
+    /// Records that a source gave no usable answer; its last list stays in effect.
     pub fn source_failed(&self, source: &str, error: &str, first: bool) {
         self.metrics().discovery_failures.with_label_values(&[source]).inc();
         if first {
@@ -21,7 +21,7 @@ impl Observer {
         }
     }
 
-    /// An upstream that a source listed cannot be used.
+    /// Records that an upstream listed by a source cannot be used.
     pub fn discovered_unusable(&self, source: &str, upstream: &str, error: &str) {
         self.metrics().discovery_failures.with_label_values(&[source]).inc();
         warn!(source = source, upstream = upstream, error = error; "upstream of a source cannot be used");

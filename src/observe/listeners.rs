@@ -10,6 +10,7 @@ impl Observer {
         GaugeGuard::new(&self.metrics().connections)
     }
 
+    /// Records that a listener failed to accept a connection.
     pub fn accept_failed(&self, address: &str, error: &str) {
         self.metrics().accept_failures.inc();
         warn!(address = address, error = error; "cannot accept a connection");
@@ -21,13 +22,13 @@ impl Observer {
         debug!(error = error; "tls handshake failed");
     }
 
-    /// A client was refused before its request head was complete.
+    /// Counts a client that was rejected before its request head was complete.
     pub fn head_refused(&self, reason: &'static str) {
         self.rejected(reason);
         debug!(reason = reason; "request head refused");
     }
 
-    /// An HTTP/2 connection was closed because its client broke a limit.
+    /// Records an HTTP/2 connection that was closed because its client exceeded a limit.
     pub fn connection_ended(&self, reason: &'static str) {
         self.rejected(reason);
         info!(reason = reason; "connection ended because of its client");

@@ -132,7 +132,7 @@ impl Metrics {
     }
 }
 
-/// Creates and registers metrics. Names and labels are constants of these files, so a failure is a typing
+/// Creates and registers metrics. Names and labels are constants of this directory, so a failure is a typing
 /// mistake, which the first test run finds.
 pub(super) struct MetricsBuilder(Registry);
 
@@ -161,7 +161,7 @@ impl MetricsBuilder {
     }
 }
 
-/// The value of the label `status`: frequent statuses by themselves, others by their class.
+/// The value of the label `status`: a frequent status itself, the class of other statuses.
 pub(super) fn status_label(status: u16) -> &'static str {
     match status {
         200 => "200",
@@ -228,7 +228,7 @@ pub(super) fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
     text
 }
 
-/// The present values of one upstream's gauges; unknown ones are `None` and left out.
+/// The current values of one upstream's gauges; unknown values are `None` and omitted.
 #[derive(Clone, Copy)]
 pub struct UpstreamGauges<'a> {
     pub upstream: &'a str,

@@ -1,25 +1,25 @@
-//! Events of the queue in which requests wait for room.
+//! Events of the queue in which requests wait for an upstream with room.
 
 use super::Observer;
 
-/// How a request's wait in the queue ended.
+/// The end of a request's wait in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueEnd {
     /// The request has a place on an upstream.
     Admitted,
-    /// The client disconnected, or the request was refused for another reason.
+    /// The client disconnected, or the request was rejected for another reason.
     Left,
     /// The deadline passed.
     WaitedOut,
 }
 
 impl Observer {
-    /// A request begins to wait.
+    /// Counts a request that begins to wait.
     pub fn queue_joined(&self) {
         self.metrics().queued.inc();
     }
 
-    /// A request has stopped waiting.
+    /// Counts a request that stops waiting.
     pub fn queue_left(&self, end: QueueEnd) {
         let label = match end {
             QueueEnd::Admitted => "admitted",
@@ -30,7 +30,7 @@ impl Observer {
         self.metrics().queue_ends.with_label_values(&[label]).inc();
     }
 
-    /// A request could not wait: the queue is full.
+    /// Counts a request that finds the queue full.
     pub fn queue_full(&self) {
         self.metrics().queue_ends.with_label_values(&["full"]).inc();
     }

@@ -1,6 +1,6 @@
 //! Events of requests: the choice of an upstream, failed attempts, and the end with its record.
 //!
-//! Never: a number that is not known, reported as one.
+//! Never: report an unknown number as a value.
 
 use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,11 +19,11 @@ use crate::reply::usage::Usage;
 /// One request that has ended.
 pub struct Done<'a> {
     pub id: &'a str,
-    /// Formatted only where the record is written, like the error.
+    /// Formatted only when the record is written, like the error.
     pub client: Option<&'a dyn Display>,
     pub method: &'a str,
     pub path: &'a str,
-    /// `None` when the request names no model, or one that no upstream serves.
+    /// `None` when the request names no model or a model that no upstream serves.
     pub model: Option<&'a str>,
     /// The name of the configured route.
     pub route: Option<&'a str>,
@@ -33,16 +33,16 @@ pub struct Done<'a> {
     /// The usage that the answer reports; `None` when the answer counts no tokens.
     pub usage: Option<Usage>,
     pub status: u16,
-    /// The label of the refusal, or of the outcome.
+    /// The label of the reject or of the outcome.
     pub outcome: &'static str,
     pub attempts: u32,
     pub first_byte: Option<Duration>,
     pub total: Duration,
     pub received: u64,
     pub sent: u64,
-    /// The error of the layer that met it.
+    /// The error, from the layer where it occurred.
     pub error: Option<&'a dyn Display>,
-    /// A call to the admin API: logged, but not counted among the clients' requests.
+    /// Whether this is a call to the admin API: logged, but not counted among the clients' requests.
     pub admin: bool,
 }
 
@@ -52,22 +52,22 @@ impl Observer {
         GaugeGuard::new(&self.metrics().in_flight)
     }
 
-    /// Memory for request bodies was reserved.
+    /// Counts reserved memory for request bodies.
     pub fn body_memory_reserved(&self, bytes: u64) {
         self.metrics().peeked_bytes.add(bytes.cast_signed());
     }
 
-    /// Reserved memory for request bodies was returned.
+    /// Counts returned memory for request bodies.
     pub fn body_memory_released(&self, bytes: u64) {
         self.metrics().peeked_bytes.sub(bytes.cast_signed());
     }
 
-    /// The balancer refused a request.
+    /// Counts a request that the balancer rejected.
     pub fn rejected(&self, reason: &'static str) {
         self.metrics().rejects.with_label_values(&[reason]).inc();
     }
 
-    /// An upstream was chosen.
+    /// Records the choice of an upstream.
     pub fn chosen(&self, decision: &Decision<'_>) {
         self.decisions().record(decision, since_1970());
         debug!(
@@ -85,18 +85,18 @@ impl Observer {
         );
     }
 
-    /// An attempt failed; the record of the request's end shows whether another followed.
+    /// Records a failed attempt; the record of the request's end shows whether another attempt followed.
     pub fn attempt_failed(&self, id: &str, upstream: &str, cause: &'static str, attempt: u32) {
         self.metrics().attempt_failures.with_label_values(&[upstream, cause]).inc();
         info!(id = id, upstream = upstream, cause = cause, attempt = attempt; "attempt failed");
     }
 
-    /// Another attempt follows a failed one.
+    /// Counts an attempt that follows a failed one.
     pub fn retried(&self, cause: &'static str) {
         self.metrics().retries.with_label_values(&[cause]).inc();
     }
 
-    /// A stream failed after its beginning, and its client got an error event.
+    /// Records a stream that failed after its beginning; its client receives an error event.
     pub fn stream_broken(&self, id: &str, upstream: &str, error: &str) {
         self.metrics().broken_streams.with_label_values(&[upstream]).inc();
         warn!(id = id, upstream = upstream, error = error; "stream ended with an error");
@@ -107,7 +107,7 @@ impl Observer {
         debug!(id = id, request_body = request, answer_body = answer; "bodies");
     }
 
-    /// A request has ended.
+    /// Records the end of a request.
     pub fn request_done(&self, done: &Done<'_>) {
         if !done.admin {
             self.count_request(done);
@@ -132,7 +132,7 @@ impl Observer {
         }
     }
 
-    /// Counts the tokens that an answer reports. Counts that it leaves out are not counted as 0.
+    /// Counts the tokens that an answer reports. Numbers that the answer omits are not counted as 0.
     fn count_usage(&self, done: &Done<'_>, usage: &Usage) {
         let (model, route) = (done.model_label(), done.route.unwrap_or(""));
         for (kind, _, tokens) in kinds(usage) {
@@ -148,7 +148,7 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Shows the candidates of a choice with the terms of their costs.
+/// Formats the candidates of a choice with the terms of their costs.
 struct CandidateTerms<'d, 'a>(&'d Decision<'a>);
 
 impl Display for CandidateTerms<'_, '_> {
@@ -169,7 +169,7 @@ impl Display for CandidateTerms<'_, '_> {
     }
 }
 
-/// Writes the record. Unknown values of route, session and tokens are left out.
+/// Writes the log record. Unknown values of route, session and tokens are omitted.
 fn write(done: &Done<'_>, level: log::Level) {
     let nothing: &dyn Display = &"";
     let mut fields: Vec<(&str, Value<'_>)> = vec![
@@ -199,7 +199,7 @@ fn write(done: &Done<'_>, level: log::Level) {
     log::logger().log(&record.args(format_args!("request done")).build());
 }
 
-/// The label of the metric, the name of the record's field, and the number.
+/// The label of the metric, the name of the record's field, and the value of each kind of token.
 fn kinds(usage: &Usage) -> [(&'static str, &'static str, Option<u64>); 4] {
     [
         ("prompt", "input_tokens", usage.prompt_tokens),

@@ -8,7 +8,7 @@ use log::{debug, info, warn};
 use super::{Observer, counted, gauge};
 
 impl Observer {
-    /// An operation on Redis failed; only the `first` failure in a row is a warning.
+    /// Records a failed operation on Redis; only the `first` failure in a row is a warning.
     pub fn redis_failed(&self, cause: &'static str, error: &str, first: bool) {
         self.metrics().exchange.redis_failures.with_label_values(&[cause]).inc();
         self.metrics().exchange.redis_up.set(0);
@@ -19,7 +19,7 @@ impl Observer {
         }
     }
 
-    /// Redis works for the first time, or again after `outage`.
+    /// Records that Redis works for the first time, or again after `outage`.
     pub fn redis_works(&self, outage: Option<Duration>) {
         self.metrics().exchange.redis_up.set(1);
         match outage {
@@ -28,12 +28,12 @@ impl Observer {
         }
     }
 
-    /// A message to the siblings was sent.
+    /// Counts a message sent to the siblings.
     pub fn exchange_sent(&self, bytes: usize) {
         self.exchanged("said", bytes);
     }
 
-    /// A message of a sibling was received.
+    /// Counts a message received from a sibling.
     pub fn exchange_received(&self, bytes: usize) {
         self.exchanged("heard", bytes);
     }
@@ -43,39 +43,39 @@ impl Observer {
         self.metrics().exchange.bytes.with_label_values(&[way]).inc_by(counted(bytes));
     }
 
-    /// Events were dropped before they were published.
+    /// Counts events that were dropped before they were published.
     pub fn exchange_dropped(&self, events: u64) {
         self.metrics().exchange.lost.with_label_values(&["unsaid"]).inc_by(events);
     }
 
-    /// An entry of the stream is no message, or one of another version.
+    /// Records an entry of the stream that is not a message, or is one of another version.
     pub fn message_unreadable(&self, error: &dyn Display) {
         self.metrics().exchange.lost.with_label_values(&["unreadable"]).inc();
         debug!(error:% = error; "skipped an unreadable message in the stream");
     }
 
-    /// Counts the end of a chain whose beginning this balancer does not know.
+    /// Counts the end of a chain whose beginning is unknown to this balancer.
     pub fn chain_unplaced(&self) {
         self.metrics().exchange.lost.with_label_values(&["unplaced"]).inc();
     }
 
-    /// A request looked up a binding in Redis and got no answer in time.
+    /// Counts a look-up of a binding in Redis without an answer in time.
     pub fn lookup_failed(&self) {
         self.metrics().exchange.lost.with_label_values(&["lookup"]).inc();
     }
 
-    /// The upstream of a stored response was searched; `by` names the source that reported it.
+    /// Counts a search for the upstream of a stored response; `by` names the source that found it.
     pub fn response_found(&self, by: &str) {
         self.metrics().exchange.found.with_label_values(&[by]).inc();
     }
 
-    /// A sibling's change of an upstream cannot be applied here.
+    /// Records a sibling's change of an upstream that cannot be applied here.
     pub fn member_unusable(&self, upstream: &str, error: &str) {
         self.metrics().exchange.lost.with_label_values(&["member"]).inc();
         warn!(upstream = upstream, error = error; "cannot apply a sibling's change of an upstream");
     }
 
-    /// Sets the number of siblings, and the age in seconds of the oldest message that counts.
+    /// Sets the number of siblings, and the age in seconds of the oldest of their last messages.
     pub fn siblings(&self, count: usize, age: f64) {
         self.metrics().exchange.siblings.set(gauge(count));
         self.metrics().exchange.age.set(age);

@@ -8,7 +8,7 @@ use log::{debug, info, warn};
 use super::{Observer, counted, gauge};
 
 impl Observer {
-    /// Traces were stored.
+    /// Records that traces were stored.
     pub fn traces_stored(&self, count: usize) {
         self.count_traces("stored", count);
         if self.0.is_trace_store_failing.swap(false, Ordering::Relaxed) {
@@ -16,18 +16,18 @@ impl Observer {
         }
     }
 
-    /// The balancer begins with this store, which is named by its kind and its place.
+    /// Logs the store of traces at the start: its kind and its location.
     pub fn trace_store_started(&self, store: &str) {
         info!(store = store; "store of traces");
     }
 
-    /// Traces were dropped.
+    /// Counts dropped traces.
     pub fn traces_dropped(&self, count: usize, reason: &'static str) {
         self.count_traces(reason, count);
         debug!(count = count, reason = reason; "traces dropped");
     }
 
-    /// Traces are lost because the balancer ends before the store takes them.
+    /// Records traces that are lost because the balancer ends before the store accepts them.
     pub fn traces_lost_at_stop(&self, count: usize) {
         if count > 0 {
             self.count_traces("store", count);
@@ -39,7 +39,7 @@ impl Observer {
         self.metrics().traces.calls.with_label_values(&[result]).inc_by(counted(count));
     }
 
-    /// The store failed. Logged once until it works again.
+    /// Records a failure of the store, as a warning once until the store works again.
     pub fn trace_store_failed(&self, error: &dyn Display) {
         self.metrics().traces.failures.inc();
         if !self.0.is_trace_store_failing.swap(true, Ordering::Relaxed) {
@@ -47,19 +47,19 @@ impl Observer {
         }
     }
 
-    /// An answer that `traces.sync` holds back ended before its trace was stored.
+    /// Records an answer that `traces.sync` held back and that ended before its trace was stored.
     pub fn trace_sync_failed(&self) {
         self.metrics().traces.failures.inc();
         warn!("an answer did not wait longer for its trace to be stored");
     }
 
-    /// Traces were removed because of their age, or of the size of the store.
+    /// Counts traces that were removed because of their age or of the size of the store.
     pub fn traces_expired(&self, count: u64) {
         self.metrics().traces.expired.inc_by(count);
         debug!(count = count; "traces expired");
     }
 
-    /// Counts a turn of the cumulative token mode by how it was served.
+    /// Counts a turn of the cumulative token mode by the way in which it was served.
     pub fn cumulative_turn(&self, how: &'static str) {
         self.metrics().traces.cumulative.with_label_values(&[how]).inc();
     }

@@ -1,17 +1,18 @@
-//! Events of upstreams: their state, their settings, and what their caches are believed to hold.
+//! Events of upstreams: their state, their settings, and the blocks that their caches are believed to hold.
 
 use log::{debug, info};
 
 use super::{Observer, gauge};
 
 impl Observer {
+    /// Records a change of an upstream's state.
     pub fn upstream_changed(&self, upstream: &str, from: &'static str, to: &'static str) {
         self.metrics().upstream_changes.with_label_values(&[upstream, to]).inc();
         let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
         log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
     }
 
-    /// The upstream's cache counts as empty from now on.
+    /// Records that an upstream's cache counts as empty from now on.
     pub fn upstream_began_anew(&self, upstream: &str, why: &'static str) {
         info!(upstream = upstream, why = why; "upstream has an empty cache");
     }
@@ -20,12 +21,12 @@ impl Observer {
         info!(upstream = upstream, url = url; "upstream added");
     }
 
-    /// The upstream has other settings.
+    /// Records a change of an upstream's settings.
     pub fn upstream_altered(&self, upstream: &str) {
         info!(upstream = upstream; "upstream altered");
     }
 
-    /// The upstream takes no requests and is removed after the last one in flight.
+    /// Records that an upstream takes no more requests and is removed after its last request in flight.
     pub fn upstream_removing(&self, upstream: &str, active: u64) {
         info!(upstream = upstream, active = active; "upstream to be removed");
     }
@@ -34,18 +35,18 @@ impl Observer {
         info!(upstream = upstream; "upstream removed");
     }
 
-    /// The engine reported that it is full.
+    /// Counts an answer in which the engine reports that it is full.
     pub fn upstream_busy(&self, upstream: &str) {
         self.metrics().upstream_busy.with_label_values(&[upstream]).inc();
         debug!(upstream = upstream; "upstream is full");
     }
 
-    /// The keeper's inbox was full: a report of a request was lost.
+    /// Counts a report of a request that was lost because the keeper's inbox was full.
     pub fn sign_lost(&self) {
         self.metrics().signs_lost.inc();
     }
 
-    /// A probe failed. The first failure in a row is logged at info level, the next ones at debug level.
+    /// Records a failed probe. The first failure in a row is logged at info level, later ones at debug level.
     pub fn probe_failed(&self, upstream: &str, why: &str, in_a_row: u32) {
         self.metrics().probe_failures.with_label_values(&[upstream]).inc();
         if in_a_row == 1 {
@@ -57,18 +58,18 @@ impl Observer {
 
     // === the prefix index ===
 
-    /// The upstream's cache is empty: the prefix index has forgotten its blocks.
+    /// Records that the prefix index removed the blocks of an upstream whose cache is empty.
     pub fn cache_forgotten(&self, upstream: &str) {
         info!(upstream = upstream; "prefix index has forgotten the upstream's blocks");
     }
 
-    /// An engine reported how many of a prompt's tokens its cache held.
+    /// Counts the cached tokens of a prompt: the prediction and the engine's report.
     pub fn cache_compared(&self, upstream: &str, predicted: u64, reported: u64) {
         self.metrics().cache.predicted.with_label_values(&[upstream]).inc_by(predicted);
         self.metrics().cache.reported.with_label_values(&[upstream]).inc_by(reported);
     }
 
-    /// The engine holds far less than the prefix index says: the index keeps the share `keep`.
+    /// Records that the engine holds far less than predicted: the prefix index keeps the share `keep`.
     pub fn cache_trimmed(&self, upstream: &str, keep: f64) {
         self.metrics().cache.trimmed.with_label_values(&[upstream]).inc();
         info!(upstream = upstream, keep = keep; "the upstream holds far less than was believed");

@@ -1,13 +1,13 @@
-//! What all answers took, by model, by route and by session: what `GET /admin/usage` tells.
+//! The token usage of all answers by model, by route and by session, for `GET /admin/usage`.
 //!
-//! In the memory of this process, since it began; siblings have totals of their own. A number that no answer
-//! has told is absent, never 0. Models and routes are bounded by the fleet and the configuration; of
-//! sessions, [`SESSIONS`] are kept, and the one that was used least recently goes.
+//! The totals are in the memory of this process, since its start; siblings have totals of their own. A number
+//! that no answer reported is absent, never 0. Models and routes are bounded by the fleet and the
+//! configuration; of sessions, [`MAX_SESSION_TOTALS`] are kept, and the least recently used one is evicted.
 //!
 //! The lock is a plain mutex. It is taken once at a request's end, for a few look-ups, and never across an
 //! await; a reader copies what it needs and releases it.
 //!
-//! Never: a name that is not bounded by its giver, a clock.
+//! Never: a name of unbounded length, a clock.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,20 +15,20 @@ use std::time::Duration;
 
 use crate::reply::usage::Usage;
 
-/// How many sessions are kept.
+/// The number of sessions that are kept.
 pub const MAX_SESSION_TOTALS: usize = 10_000;
 
-/// What some answers took together.
+/// The usage of several answers together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UsageTotal {
     pub requests: u64,
-    /// The requests whose answer had no usage.
+    /// The number of requests whose answer had no usage.
     pub unknown: u64,
-    /// The usage of the other answers, as far as they reported it.
+    /// The sums of the numbers that the other answers reported.
     pub usage: Usage,
 }
 
-/// A total, and when it was last added to, since 1970.
+/// A total, and the time of its last change since 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DatedTotal {
     pub total: UsageTotal,
@@ -39,12 +39,12 @@ pub struct DatedTotal {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UsageLabels<'a> {
     pub model: &'a str,
-    /// Empty where the request took none.
+    /// Empty when the request matched no route.
     pub route: &'a str,
     pub session: Option<&'a str>,
 }
 
-/// See the module.
+/// The totals of this process.
 #[derive(Debug)]
 pub struct UsageTotals(Mutex<UsageTables>);
 
@@ -53,9 +53,9 @@ struct UsageTables {
     models: BTreeMap<String, UsageTotal>,
     routes: BTreeMap<String, UsageTotal>,
     sessions: HashMap<Arc<str>, SessionTotal>,
-    /// By when they were last used; the first goes first.
+    /// Sessions by their last use; the first one is evicted first.
     order: BTreeMap<u64, Arc<str>>,
-    /// Counts uses.
+    /// The number of uses so far.
     uses: u64,
     most: usize,
 }
@@ -66,7 +66,7 @@ struct SessionTotal {
     use_number: u64,
 }
 
-// === impl Total ===
+// === impl UsageTotal ===
 
 impl UsageTotal {
     fn add(&mut self, usage: &Usage) {
@@ -108,7 +108,7 @@ impl UsageTotals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An answer has ended, `at` this time since 1970.
+    /// Adds the usage of an answer that ended `at` this time since 1970.
     pub fn add(&self, whose: UsageLabels<'_>, usage: &Usage, at: Duration) {
         let mut tables = self.tables();
         add(&mut tables.models, whose.model, usage);
@@ -128,7 +128,7 @@ impl UsageTotals {
         self.tables().routes.iter().map(|(name, total)| (name.clone(), *total)).collect()
     }
 
-    /// The sessions that were used last, the latest first.
+    /// The most recently used sessions, the latest first.
     pub fn sessions(&self, limit: usize) -> Vec<(Arc<str>, DatedTotal)> {
         let tables = self.tables();
         let names = tables.order.values().rev().take(limit);
@@ -147,7 +147,7 @@ fn add(totals: &mut BTreeMap<String, UsageTotal>, name: &str, usage: &Usage) {
     }
 }
 
-// === impl Tables ===
+// === impl UsageTables ===
 
 impl UsageTables {
     fn session(&mut self, name: &str, usage: &Usage, at: Duration) {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_told_is_not_zero() {
+    fn keeps_unreported_numbers_absent() {
         let totals = UsageTotals::new(10);
         let at = Duration::from_secs(7);
         totals.add(UsageLabels { model: "a", route: "fast", session: None }, &Usage::default(), at);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_session_that_was_used_least_recently_goes() {
+    fn evicts_the_least_recently_used_session() {
         let totals = UsageTotals::new(2);
         for (session, second) in [("a", 1), ("b", 2), ("a", 3), ("c", 4)] {
             totals.add(of(session), &usage(Some(1), None), Duration::from_secs(second));
@@ -218,9 +218,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plain way: a list of all uses, of which the last distinct names count.
+        /// Compares with a simple model: a list of all uses, of which the last distinct names count.
         #[test]
-        fn the_latest_sessions_are_kept(uses in prop::collection::vec(0..9_u8, 0..60), most in 1..6_usize) {
+        fn keeps_the_latest_sessions(uses in prop::collection::vec(0..9_u8, 0..60), most in 1..6_usize) {
             let totals = UsageTotals::new(most);
             let mut plain: Vec<(String, u64)> = Vec::new();
             for session in uses.iter().map(u8::to_string) {

@@ -1,4 +1,4 @@
-//! Metrics of tokens: what answers say that they took, what is remembered of prompts, and how true that is.
+//! Metrics of tokens: the usage that answers report, the size of the prefix index, and its accuracy.
 
 use prometheus::{IntCounterVec, IntGauge};
 
