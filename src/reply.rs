@@ -1,17 +1,16 @@
-//! Reads an upstream's answer while it passes by, chunk by chunk.
+//! Reads an upstream's answer chunk by chunk, while the answer streams to the client.
 //!
-//! Never: hold a byte back, copy more of an answer than the beginning of a line, use a connection.
+//! Never: delay a byte, copy more of an answer than the beginning of a line, use a connection.
 
 pub mod ending;
 pub mod judge;
 pub mod sse;
 pub mod usage;
 
-/// The first content of an answer's body. Headers are no content: vLLM sends them before it reads the
-/// prompt.
+/// The first content of an answer's body. Headers do not count: vLLM sends them before it reads the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstContent {
-    /// The first byte of an answer that is no stream of events.
+    /// The first byte of an answer other than a stream of events.
     Byte,
     /// The first event of a stream.
     Event,
@@ -19,7 +18,7 @@ pub enum FirstContent {
     Error,
 }
 
-/// The type that a `content-type` names, without its parameters.
+/// The media type in a `content-type`, without its parameters.
 fn media_type(content_type: Option<&str>) -> &str {
     content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim()
 }

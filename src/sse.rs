@@ -22,7 +22,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The largest buffer of a cut line that is kept for the next one.
 const MAX_KEPT_BUFFER_BYTES: usize = 1 << 10;
 
-/// Splits one stream into lines. See the module.
+/// Splits one stream into lines.
 #[derive(Clone, Debug)]
 pub struct LineSplitter {
     /// The longest line, without its end, that is yielded as a whole.
@@ -30,13 +30,13 @@ pub struct LineSplitter {
     position: LinePosition,
     /// The beginning of a cut line, or the line that was yielded last.
     held: Vec<u8>,
-    /// What is held was yielded, and makes room at the next call.
+    /// The held line was yielded; the next call clears it.
     is_yielded: bool,
     /// No line has been yielded yet: a byte-order mark may stand here.
     is_first: bool,
 }
 
-/// Where the bytes read so far end.
+/// The position in the stream after the bytes read so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LinePosition {
     LineStart,
@@ -67,7 +67,7 @@ pub struct SseLine<'a> {
     end: usize,
 }
 
-/// What a line says.
+/// The field of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SseField<'a> {
     /// Nothing: the end of an event.
@@ -78,10 +78,10 @@ pub enum SseField<'a> {
     Other,
 }
 
-// === impl Lines ===
+// === impl LineSplitter ===
 
 impl LineSplitter {
-    /// For a stream that begins. Lines of up to `max_line_bytes` are yielded as a whole.
+    /// Creates the splitter of a new stream. Lines of up to `max_line_bytes` are yielded as a whole.
     pub fn new(max_line_bytes: usize) -> Self {
         LineSplitter {
             max_line_bytes: max_line_bytes.max(BYTE_ORDER_MARK.len()),
@@ -152,7 +152,7 @@ impl LineSplitter {
         is_cut.then(|| self.held_line(self.held.len()))
     }
 
-    /// The whole lines at the front of a chunk, which can be skipped, and what is behind them.
+    /// Splits a chunk into the whole lines at its front, which can be skipped, and the rest.
     pub fn split_whole<'c>(&self, chunk: &'c [u8]) -> (&'c [u8], &'c [u8]) {
         if self.are_whole_in(chunk) {
             return (chunk, &[]);
@@ -166,7 +166,7 @@ impl LineSplitter {
         self.is_between_lines() && chunk.last().is_none_or(|byte| matches!(byte, b'\n' | b'\r'))
     }
 
-    /// Passes over a chunk in which [`Lines::are_whole_in`], without looking for its lines.
+    /// Skips a chunk for which [`LineSplitter::are_whole_in`] holds, without searching its lines.
     pub fn skip(&mut self, chunk: &[u8]) {
         debug_assert!(self.are_whole_in(chunk), "a line is cut");
         if let Some(last) = chunk.last() {
@@ -180,17 +180,18 @@ impl LineSplitter {
         matches!(self.position, LinePosition::LineStart | LinePosition::AfterReturn)
     }
 
-    /// Whether the last line may have had half of its end only: the next chunk may begin with the other half.
+    /// Whether the last line ended with a `\r` that may be half of a `\r\n`, so that the next chunk may begin
+    /// with its `\n`.
     pub fn may_await_line_feed(&self) -> bool {
         self.position == LinePosition::AfterReturn
     }
 
-    /// How many bytes of a cut line are held.
+    /// The number of held bytes of a cut line.
     pub fn held_bytes(&self) -> usize {
         if self.is_yielded { 0 } else { self.held.len() }
     }
 
-    /// Where the line at the start of `rest` ends, which has its text's end at `found`.
+    /// The end of the line at the start of `rest`, whose text ends at `found`.
     fn end_line(&mut self, rest: &[u8], found: Option<usize>) -> usize {
         let Some(at) = found else {
             if self.position == LinePosition::LineStart {
@@ -212,7 +213,7 @@ impl LineSplitter {
         self.held.extend_from_slice(bytes);
     }
 
-    /// What is held, as a line whose text ends at `end`.
+    /// The held bytes as a line whose text ends at `end`.
     fn held_line(&mut self, end: usize) -> SseLine<'_> {
         self.is_yielded = true;
         let is_first = std::mem::take(&mut self.is_first);
@@ -235,10 +236,10 @@ impl LineSplitter {
     }
 }
 
-// === impl Piece ===
+// === impl SsePiece ===
 
 impl<'a> SsePiece<'a> {
-    /// The bytes of the stream that it stands for.
+    /// The bytes of the stream that this piece covers.
     pub fn raw(&self) -> &'a [u8] {
         match self {
             SsePiece::Line(line) | SsePiece::Long { part: line, .. } => line.raw,
@@ -247,7 +248,7 @@ impl<'a> SsePiece<'a> {
     }
 }
 
-// === impl Line ===
+// === impl SseLine ===
 
 impl<'a> SseLine<'a> {
     fn new(raw: &'a [u8], end: usize, is_first: bool) -> Self {
@@ -265,7 +266,7 @@ impl<'a> SseLine<'a> {
         &self.raw[self.start..self.end]
     }
 
-    /// What it says, when it is whole.
+    /// The field of a whole line.
     pub fn field(&self) -> SseField<'a> {
         let text = self.text();
         match text.first() {
@@ -277,14 +278,14 @@ impl<'a> SseLine<'a> {
         }
     }
 
-    /// Where in `raw` its data stands. The line is whole, or the first part of a long one.
+    /// The range of the data in `raw`. The line must be whole, or the first part of a long one.
     pub fn data(&self) -> Option<Range<usize>> {
         let value = value_of(self.text(), b"data")?;
         Some(self.end - value.len()..self.end)
     }
 }
 
-/// What a line gives a field: all after the colon, but for one space.
+/// The value of a line's field: the text after the colon, without one leading space.
 fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
     let rest = line.strip_prefix(field)?;
     if rest.is_empty() {
@@ -294,7 +295,7 @@ fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
-/// Follows whether a stream stands between two events, by its last bytes only.
+/// Tracks whether a stream is between two events, by its last bytes only.
 ///
 /// A `\r` behind a `\n` does not count yet: it may be the first half of a line end. A stream of the other
 /// line ends has them twice in a row.
@@ -310,7 +311,7 @@ impl Default for StreamTail {
 }
 
 impl StreamTail {
-    /// Takes the next piece of the stream.
+    /// Reads the next piece of the stream.
     pub fn feed(&mut self, piece: &[u8]) {
         let [_, before, last] = self.last;
         self.last = match *piece {

@@ -1,8 +1,8 @@
-//! The end of a stream that cannot continue: a last event that reports an error, in the form of its
+//! The end of a stream that cannot continue: a last event that reports an error, in the form of the stream's
 //! interface.
 //!
-//! A client's library raises its own error for such an event, where a connection that merely closes may
-//! look like an answer that is over.
+//! The client's library raises an error for such an event; a connection that closes without one may look
+//! like a complete answer.
 
 use serde_json::{Value, json};
 
@@ -13,14 +13,14 @@ pub use crate::sse::StreamTail;
 pub enum ErrorEventForm {
     /// Chat, completions and the like: `data` lines, `[DONE]` last.
     Data,
-    /// Responses: named events with a number.
+    /// Responses: named events with a sequence number.
     Responses,
     /// Anthropic's messages: named events.
     Messages,
 }
 
-/// The last events of a stream of `form`. `apart`: an event may have been cut in the middle, so that its
-/// end has to be written first.
+/// The last events of a stream of `form`. `apart`: the stream may have been cut in the middle of an event, so
+/// that the end of that event is written first.
 pub fn error_events(form: ErrorEventForm, message: &str, code: u16, apart: bool) -> String {
     let start = if apart { "\n\n" } else { "" };
     let error = error_of(message, code);
@@ -34,14 +34,14 @@ pub fn error_events(form: ErrorEventForm, message: &str, code: u16, apart: bool)
     }
 }
 
-/// An error as vLLM writes it.
+/// An error in the form of vLLM's.
 pub fn error_of(message: &str, code: u16) -> Value {
     let kind = if code == 504 { "Gateway Timeout" } else { "InternalServerError" };
     json!({"message": message, "type": kind, "param": Value::Null, "code": code})
 }
 
-/// The last event of a Responses stream, from an error as vLLM writes it. `number`: its number, which is not
-/// known without having read every event; libraries do not look at it here.
+/// The last event of a Responses stream, from an error in the form of vLLM's. `number`: its sequence number,
+/// known only if every event was read; libraries ignore it here.
 pub fn response_error(error: Value, number: Option<u64>) -> String {
     // The nested error is what makes OpenAI's libraries raise at once.
     let mut event = json!({
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_ends_with_an_error_its_clients_read() {
+    fn ends_every_form_with_an_error_that_clients_read() {
         let data = error_events(ErrorEventForm::Data, "gone \"x\"\n", 502, false);
         let (first, rest) = data.split_once("\n\n").unwrap();
         let error: Value = serde_json::from_str(first.strip_prefix("data: ").unwrap()).unwrap();

@@ -1,27 +1,25 @@
-//! Whether the beginning of an answer is one to give to the client, or a sign that another upstream
-//! should be asked.
+//! Decides by the beginning of an answer whether to forward it to the client or to retry on another upstream.
 //!
-//! vLLM says four things in answers that are about itself and not about the request: that it is shutting
-//! down (500), that its engine has died (500, or an error as the first event), that it has aborted the
-//! request without generating anything (200), and that the engine failed after the head had gone out (an
-//! error as the first event). Each is known from a small beginning of the body, and nothing larger is ever
-//! held.
+//! Four answers of vLLM are about the server and not about the request: the server is shutting down (500);
+//! its engine has died (500, or an error as the first event); the server aborted the request without
+//! generating anything (200); the engine failed after the head was sent (an error as the first event). A
+//! small beginning of the body shows each of them, and nothing larger is ever held.
 //!
-//! A stream's prelude says nothing yet: vLLM sends `response.created` before the prompt is read, and a
+//! A stream's prelude decides nothing: vLLM sends `response.created` before it reads the prompt, and a
 //! chat's role or a `message_start` right before the first token, or before it gives up. The events of a
-//! prelude wait for the one behind them.
+//! prelude wait for the event after them.
 
 use super::media_type;
 use super::sse::is_error;
 use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
 
-/// The most of a body that is looked at.
+/// The longest beginning of a body that is examined.
 const MAX_SEEN_BYTES: usize = 64 << 10;
 
-/// An answer that is no stream and aborted at once is smaller than this.
+/// The largest answer, other than a stream, to a request that was aborted without a token.
 const MAX_ABORTED_BYTES: u64 = 8 << 10;
 
-/// What vLLM answers to new requests while it shuts down.
+/// The text of vLLM's answer to new requests during its shutdown.
 const SHUTTING_DOWN: &[u8] = b"cannot schedule new futures after shutdown";
 
 /// The message of vLLM's `EngineDeadError`, as a whole JSON string. Quoted in another text, its quotes would
@@ -29,7 +27,7 @@ const SHUTTING_DOWN: &[u8] = b"cannot schedule new futures after shutdown";
 const ENGINE_DEAD: &[u8] =
     b"\"EngineCore encountered an issue. See stack trace (above) for the root cause.\"";
 
-/// What the beginning of an answer shows.
+/// The verdict on the beginning of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerVerdict {
     /// Too little of the answer has arrived.
@@ -38,44 +36,44 @@ pub enum AnswerVerdict {
     Accept,
     /// The upstream is shutting down.
     Leaving,
-    /// Aborted without a token: the upstream is shutting down too.
+    /// The request was aborted without a token: the upstream is shutting down, too.
     Aborted,
-    /// The upstream's engine has died, in an answer of status 500 or in the first event of a stream. Every
-    /// other request would get the same until the upstream's process has restarted.
+    /// The upstream's engine has died, by an answer of status 500 or the first event of a stream. Every
+    /// other request gets the same answer until the upstream's process has restarted.
     EngineDead,
-    /// The first event is an error, with this code: below 500 it is of the request.
+    /// The first event is an error with this code: below 500 the request is the cause.
     Failed(u16),
 }
 
-/// Looks at one answer until it has a verdict.
+/// Examines one answer until it has a verdict.
 #[derive(Debug)]
 pub struct AnswerJudge {
     kind: JudgedAnswer,
-    /// How many bytes of the body were looked at.
+    /// The number of bytes of the body that were examined.
     seen_bytes: usize,
 }
 
 #[derive(Debug)]
 enum JudgedAnswer {
-    /// A server error, whose whole text is needed.
+    /// A server error: its whole text is examined.
     Error(Vec<u8>),
     Stream {
         lines: LineSplitter,
         name: EventName,
     },
-    /// Small enough to be looked at whole.
+    /// An answer that is small enough to be examined as a whole.
     Small(Vec<u8>),
-    /// Its first byte is enough.
+    /// An answer whose first byte suffices.
     Plain,
 }
 
-/// The name of an event, as far as it matters.
+/// The names of events, grouped by their meaning for the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum EventName {
     #[default]
     None,
     Error,
-    /// Of an event that comes before the engine has read the prompt, or says nothing of the answer.
+    /// An event from before the engine has read the prompt, or without a part of the answer.
     Prelude,
     MessageDelta,
     ResponseCompleted,
@@ -101,7 +99,7 @@ impl AnswerJudge {
         AnswerJudge { kind, seen_bytes: 0 }
     }
 
-    /// Takes the next piece of the body; `end`: it is the last.
+    /// Examines the next piece of the body; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> AnswerVerdict {
         let room = MAX_SEEN_BYTES - self.seen_bytes;
         let new = &piece[..piece.len().min(room)];
@@ -138,11 +136,11 @@ impl EventName {
     }
 }
 
-/// What the text of a 500 says, which has `new` behind what it had.
+/// The verdict on the text of a 500, after appending `new`.
 fn server_error(text: &mut Vec<u8>, new: &[u8]) -> Option<AnswerVerdict> {
     let old = text.len();
     text.extend_from_slice(new);
-    // What was looked at before cannot have more than the beginning of the words.
+    // Only a prefix of the words may stand in the part that was searched before.
     let not_seen = |words: &[u8]| old.saturating_sub(words.len() - 1);
     if has(&text[not_seen(SHUTTING_DOWN)..], SHUTTING_DOWN) {
         return Some(AnswerVerdict::Leaving);
@@ -151,11 +149,11 @@ fn server_error(text: &mut Vec<u8>, new: &[u8]) -> Option<AnswerVerdict> {
     is_engine_dead(text, start).then_some(AnswerVerdict::EngineDead)
 }
 
-/// The verdict of the first event that says something, when it came with the next piece.
+/// The verdict of the first event after the prelude, once the next piece contains it.
 fn stream(lines: &mut LineSplitter, name: &mut EventName, piece: &[u8]) -> Option<AnswerVerdict> {
     let mut rest = piece;
     while let Some(piece) = lines.next(&mut rest) {
-        // Nothing is looked at that is as long as a line beyond the cap.
+        // A line beyond the cap is not examined.
         let SsePiece::Line(line) = piece else { continue };
         match line.field() {
             SseField::Empty => *name = EventName::None,
@@ -172,7 +170,7 @@ fn stream(lines: &mut LineSplitter, name: &mut EventName, piece: &[u8]) -> Optio
     None
 }
 
-/// What an event says; `None` for one of the prelude.
+/// The verdict of an event; `None` for an event of the prelude.
 fn event(name: EventName, data: &[u8]) -> Option<AnswerVerdict> {
     let role = || has(data, b"\"role\":\"assistant\"") && has(data, b"\"content\":\"\"");
     match name {
@@ -189,12 +187,12 @@ fn event(name: EventName, data: &[u8]) -> Option<AnswerVerdict> {
 
 const ABORT_REASON: &[u8] = b"\"finish_reason\":\"abort\"";
 
-/// Whether a whole answer is one that was aborted before its first token.
+/// Whether a whole answer was aborted before its first token.
 fn is_aborted(text: &[u8]) -> bool {
     if has(text, b"\"completion_tokens\":0") {
         return has(text, ABORT_REASON);
     }
-    // Anthropic's interface has no word for it, and leaves the reason out.
+    // Anthropic's interface has no name for this reason, and the answer omits it.
     let message = || text.starts_with(b"{") && has(text, b"\"type\":\"message\"");
     let unfinished =
         || message() && !has(text, b"\"stop_reason\":\"") && !has(text, b"\"object\":\"response\"");
@@ -213,7 +211,7 @@ fn has_text(data: &[u8]) -> bool {
     holds(b"\"content\":\"") || holds(b"\"text\":\"")
 }
 
-/// An error event: the upstream's fault unless its code says something else.
+/// The verdict of an error event: the upstream is the cause unless the code is below 500.
 fn failed(text: &[u8]) -> AnswerVerdict {
     let code = memchr::memmem::find(text, b"\"code\":").map(|at| &text[at + 7..]);
     let digits = code.map(|rest| {
@@ -221,7 +219,7 @@ fn failed(text: &[u8]) -> AnswerVerdict {
         &rest[..rest.iter().take(3).take_while(|byte| byte.is_ascii_digit()).count()]
     });
     let code = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(500);
-    // The words may be a client's own, said back to it in an error of its request.
+    // An error of the request may quote the client's own words.
     match code {
         500.. if has(text, SHUTTING_DOWN) => AnswerVerdict::Leaving,
         500.. if is_engine_dead(text, 0) => AnswerVerdict::EngineDead,
@@ -229,7 +227,7 @@ fn failed(text: &[u8]) -> AnswerVerdict {
     }
 }
 
-/// Whether a message behind `start` is that of an engine that has died.
+/// Whether the message after `start` is that of an engine that has died.
 fn is_engine_dead(text: &[u8], start: usize) -> bool {
     count_work(text.len() - start);
     memchr::memmem::find_iter(&text[start..], ENGINE_DEAD).any(|at| {
@@ -252,7 +250,7 @@ mod tests {
     const SSE: &str = "text/event-stream; charset=utf-8";
 
     #[test]
-    fn an_answer_about_the_upstream_is_told_from_one_to_the_client() {
+    fn distinguishes_answers_about_the_upstream_from_answers_to_the_client() {
         let leaving = r#"{"error":{"message":"cannot schedule new futures after shutdown","code":500}}"#;
         let aborted = r#"{"choices":[{"finish_reason":"abort"}],"usage":{"completion_tokens":0}}"#;
         let partial = r#"{"choices":[{"finish_reason":"abort"}],"usage":{"completion_tokens":4}}"#;
@@ -324,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prelude_of_a_stream_waits_for_what_follows() {
+    fn holds_the_prelude_of_a_stream_until_the_next_event() {
         let text = r#"{"choices":[{"delta":{"content":"a"},"finish_reason":null}]}"#;
         let abort = r#"{"choices":[{"delta":{"content":""},"finish_reason":"abort"}]}"#;
         let empty = r#"{"choices":[{"text":"","finish_reason":"abort"}]}"#;
@@ -368,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_engine_is_told_from_other_errors() {
+    fn distinguishes_a_dead_engine_from_other_errors() {
         const TEXT: &str = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
         let error = |message: &str, code: &str| {
             let kind = r#""type":"InternalServerError","param":null"#;
@@ -427,7 +425,7 @@ mod tests {
     #[test]
     fn the_cost_of_a_byte_is_bounded() {
         for (status, kind) in [(500, "application/json"), (200, SSE)] {
-            // Of the words that it looks for, each byte may be the last.
+            // Each byte may be the last one of a searched word.
             assert_linear(200, || {
                 let mut judge = AnswerJudge::new(status, Some(kind), None);
                 Box::new(move |chunk| {
@@ -438,13 +436,13 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_cut_events_wait_and_nothing_large_is_held() {
+    fn holds_comments_and_cut_events_and_nothing_large() {
         let mut judge = AnswerJudge::new(200, Some(SSE), None);
         assert_eq!(judge.feed(b": keep-alive\n\n", false), AnswerVerdict::Wait);
         assert_eq!(judge.feed(b"data: {\"x\"", false), AnswerVerdict::Wait);
         assert_eq!(judge.feed(b":1}\n", false), AnswerVerdict::Accept);
 
-        // What begins an answer may be as long as the request that it repeats.
+        // The beginning of an answer may repeat a request of any length.
         let mut judge = AnswerJudge::new(200, Some(SSE), None);
         let long = format!("event: response.created\ndata: {}\n\n", "x".repeat(MAX_SEEN_BYTES));
         assert_eq!(judge.feed(long.as_bytes(), false), AnswerVerdict::Accept);

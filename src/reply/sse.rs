@@ -1,23 +1,23 @@
-//! How far a stream of events has come: its first event, and how many are whole.
+//! Tracks the progress of a stream of events: its first event, and the number of complete events.
 //!
-//! A line that begins with a colon is a comment; vLLM sends such to keep a connection open while the
-//! model has yet to say something, so comments are no sign of life of the request. An event is there with
-//! its first whole `data` line: that is when a client can act on it.
+//! A line that begins with a colon is a comment. vLLM sends comments to keep a connection open before the
+//! first token, so they are not progress of the request. An event counts from its first complete `data` line
+//! on, since the client can act on it then.
 //!
-//! State is a few flags and the first bytes of one line.
+//! The state is a few flags and the first bytes of one line.
 
 use super::FirstContent;
 use crate::json::skip_space;
 use crate::sse::{LineSplitter, SseField, SseLine, SsePiece};
 
-/// Enough of a line to know its field, and an error by the beginning of its data.
+/// The bytes of a line that suffice to recognise its field, and an error by the beginning of its data.
 const MAX_HEAD_BYTES: usize = 64;
 
-/// Follows one stream of events.
+/// Tracks one stream of events.
 #[derive(Clone, Debug)]
 pub struct EventTracker {
     lines: LineSplitter,
-    /// What the line in progress says, when it is longer than its head.
+    /// The meaning of the line in progress, when the line is longer than its head.
     long: LineSign,
     /// The event in progress has data.
     has_data: bool,
@@ -27,7 +27,7 @@ pub struct EventTracker {
     whole: u64,
 }
 
-/// What a line means for the event in progress.
+/// The meaning of a line for the event in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LineSign {
     Nothing,
@@ -54,22 +54,22 @@ impl EventTracker {
         }
     }
 
-    /// The first event: there as soon as its first `data` line has ended.
+    /// The first event, as soon as its first `data` line has ended.
     pub fn first(&self) -> Option<FirstContent> {
         self.first
     }
 
-    /// How many events have ended with their empty line.
+    /// The number of events that have ended with their empty line.
     pub fn whole(&self) -> u64 {
         self.whole
     }
 
-    /// Whether the stream stands between two events, where it can be cut, or an event of our own be put in.
+    /// Whether the stream is between two events, where it can be cut or an event of our own be inserted.
     pub fn between_events(&self) -> bool {
         self.lines.is_between_lines() && !self.has_data && !self.is_error
     }
 
-    /// Takes note of the next chunk.
+    /// Reads the next chunk.
     pub fn feed(&mut self, chunk: &[u8]) {
         let mut rest = chunk;
         while let Some(piece) = self.lines.next(&mut rest) {
@@ -109,14 +109,14 @@ impl EventTracker {
 }
 
 impl LineSign {
-    /// By the beginning of the line.
+    /// Recognises a line by its beginning.
     fn of(line: &SseLine<'_>) -> Self {
         match line.field() {
             SseField::Empty => LineSign::End,
             SseField::Comment | SseField::Other => LineSign::Nothing,
             SseField::Event(name) => LineSign::Name { is_error: name == b"error" },
             SseField::Data(data) => {
-                // The head of the line, as it is kept of one that comes in pieces.
+                // Only the head of the line, so that the result does not depend on the chunks.
                 let kept = MAX_HEAD_BYTES.saturating_sub(line.text().len() - data.len());
                 LineSign::Data { is_error: is_error(&data[..data.len().min(kept)]) }
             }
@@ -124,7 +124,7 @@ impl LineSign {
     }
 }
 
-/// Whether data begins as vLLM's errors do: `{"error":`, or `{"type":"error"` as Anthropic's.
+/// Whether data begins like vLLM's errors, `{"error":`, or like Anthropic's, `{"type":"error"`.
 pub fn is_error(data: &[u8]) -> bool {
     let mut rest = data;
     let mut next = |token: &[u8]| {
@@ -151,9 +151,9 @@ mod tests {
     use super::*;
     use crate::sse::tests::assert_linear;
 
-    /// An error behind blanks was one or not by the chunks in which its line came.
+    /// The verdict on an error after blanks once depended on the chunks in which its line arrived.
     #[test]
-    fn an_error_is_told_by_the_head_of_its_line_in_any_chunks() {
+    fn recognises_an_error_by_the_head_of_its_line_in_any_chunks() {
         for blanks in 0..70 {
             let stream = format!("data: {}{{\"error\":{{}}}}\n\n", " ".repeat(blanks));
             let whole = fed(stream.as_bytes()).first();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_is_the_first_whole_data_line() {
+    fn first_event_is_the_first_complete_data_line() {
         for (stream, first) in [
             ("", None),
             (": keep-alive\n\n: keep-alive\n\n", None),
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn vllms_streams() {
+    fn reads_streams_of_vllm() {
         for (stream, whole) in [
             (include_bytes!("../../tests/data/vllm-0.32/chat_stream.body").as_slice(), 9),
             (include_bytes!("../../tests/data/vllm-0.32/responses_stream.body"), 23),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_between_events_only_after_an_empty_line() {
+    fn is_between_events_only_after_an_empty_line() {
         for (stream, between) in [
             ("", true),
             ("data: 1\n\n", true),
@@ -267,7 +267,7 @@ mod tests {
         prop::collection::vec(piece, 0..30).prop_map(|pieces| pieces.concat())
     }
 
-    /// The standard's way, over the whole stream at once.
+    /// The algorithm of the standard, over the whole stream at once.
     fn plainly(stream: &[u8]) -> (Option<FirstContent>, u64) {
         let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
         let text = String::from_utf8_lossy(stream).replace("\r\n", "\n").replace('\r', "\n");
@@ -303,7 +303,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cuts_tell_the_same(stream in stream(), cuts in prop::collection::vec(any::<Index>(), 0..10)) {
+        fn agrees_for_any_chunks(stream in stream(), cuts in prop::collection::vec(any::<Index>(), 0..10)) {
             let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
             ends.extend([0, stream.len()]);
             ends.sort_unstable();

@@ -1,7 +1,7 @@
 //! Reads the token usage, the id and the failure that an answer reports.
 //!
-//! The answer passes by in chunks that are cut anywhere; a [`UsageMeter`] reads each and keeps a few numbers.
-//! Where the interfaces say it:
+//! The answer arrives in chunks that are cut anywhere; a [`UsageMeter`] reads each and keeps a few numbers.
+//! The interfaces report usage in these fields:
 //!
 //! - chat, completions, generate and pooling in `usage`: `prompt_tokens`, `completion_tokens`,
 //!   `prompt_tokens_details.cached_tokens`, `completion_tokens_details.reasoning_tokens`;
@@ -10,18 +10,18 @@
 //! - Messages in `usage`, in streams of the event or of its `message`: `output_tokens`, and a prompt in three
 //!   parts, `input_tokens`, `cache_read_input_tokens` (what was cached) and `cache_creation_input_tokens`.
 //!
-//! A stream fails by an event with an `error` in it, or in its `response`, or one of the type `error` or
-//! `response.failed`. As each is the last that there is, nothing behind it is needed to tell.
+//! A stream fails by an event with an `error` in it or in its `response`, or of the type `error` or
+//! `response.failed`. Such an event is the last one of its stream.
 //!
-//! What is not said, or said to be null, is unknown and never 0. Of two numbers the later counts: a stream
-//! may tell its usage again and again, and a message's first event knows nothing of the cache yet. An
-//! object that is cut off before its end says nothing.
+//! A number that is absent or null is unknown, never 0. Of two numbers the later counts: a stream may report
+//! its usage many times, and the first event of a message does not include the cache yet. An object that is
+//! cut off before its end is ignored.
 //!
-//! JSON is read as JSON, so a text that quotes a usage is a text. Of a stream, only events that hold one of
-//! three words are read so; the others are passed over at the speed of memory. Keys are known as every
+//! JSON is parsed, so a text that quotes a usage stays a text. In a stream only events that contain one of
+//! three words are parsed; the others are skipped at the speed of memory. Keys are recognised as every
 //! engine writes them: without escapes. A line of `data` is a document; engines write each on one line.
 //!
-//! Never: hold a byte back, allocate for a chunk, keep more than one name, fail.
+//! Never: delay a byte, allocate for a chunk, keep more than one name, fail.
 
 mod json;
 
@@ -33,13 +33,13 @@ use self::json::UsageDocument;
 use super::media_type;
 use crate::sse::{LineSplitter, SsePiece, count_work};
 
-/// Numbers of tokens; what is unknown is `None`.
+/// The token counts that an answer reports; unknown ones are `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// The whole prompt, what was cached included.
+    /// The whole prompt, cached tokens included.
     pub prompt_tokens: Option<u64>,
     pub cached_tokens: Option<u64>,
-    /// What was generated, reasoning included.
+    /// The generated tokens, reasoning included.
     pub output_tokens: Option<u64>,
     pub reasoning_tokens: Option<u64>,
 }
@@ -47,11 +47,11 @@ pub struct Usage {
 /// An error that a stream reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamError {
-    /// A status of HTTP, where the interface says one.
+    /// The HTTP status, if the interface reports one.
     pub code: Option<u16>,
 }
 
-/// Reads one answer. See the module.
+/// Reads the usage, the id and the failure of one answer.
 #[derive(Debug)]
 pub struct UsageMeter {
     form: MeterInput,
@@ -66,21 +66,22 @@ enum MeterInput {
     /// A stream of events, of which each line of data is a document.
     Events {
         lines: LineSplitter,
-        /// The line in progress is one of data, and is read in pieces.
+        /// The line in progress is a `data` line, which is read in pieces.
         is_data: bool,
     },
 }
 
-/// A byte-order mark and `data:`: whether a line is one of data. What follows is read as it comes.
+/// The bytes that decide whether a line is a `data` line: a byte-order mark and `data:`.
 const MAX_HEAD_BYTES: usize = 8;
 
-/// The shortest of the words that tell that an event may say something.
+/// The length of the shortest word by which an event is selected for parsing.
 const MIN_WORD_BYTES: usize = "\"usage\"".len();
 
-/// Up to here, a chunk in which one event says something is read without a search in each of its events.
+/// The largest chunk that is parsed as a whole, without a search in each event, if one of its events may
+/// have a reading.
 const MAX_READ_BYTES: usize = 1 << 10;
 
-/// The readings of the documents so far.
+/// The values read so far.
 #[derive(Debug, Default)]
 struct MeterReadings {
     counts: UsageCounts,
@@ -88,7 +89,7 @@ struct MeterReadings {
     failure: Option<StreamError>,
 }
 
-/// The numbers of a usage under the names that they have.
+/// The numbers of a usage under their names in the interfaces.
 #[derive(Clone, Copy, Debug, Default)]
 struct UsageCounts {
     prompt: Option<u64>,
@@ -100,10 +101,10 @@ struct UsageCounts {
     reasoning: Option<u64>,
 }
 
-// === impl Meter ===
+// === impl UsageMeter ===
 
 impl UsageMeter {
-    /// For an answer of this type; `None` for one that has no usage to tell, such as sound.
+    /// Creates a meter for an answer of this type; `None` for types without usage, such as sound.
     pub fn of(content_type: Option<&str>) -> Option<Self> {
         let media = media_type(content_type);
         let form = if media.eq_ignore_ascii_case("text/event-stream") {
@@ -116,13 +117,13 @@ impl UsageMeter {
         Some(UsageMeter { form, document: UsageDocument::default(), found: MeterReadings::default() })
     }
 
-    /// Takes note of the next chunk.
+    /// Reads the next chunk.
     pub fn feed(&mut self, chunk: &[u8]) {
         let MeterInput::Events { lines, is_data } = &mut self.form else {
             return self.document.feed(chunk, &mut self.found);
         };
         let mut rest = chunk;
-        // Most chunks are whole events that say nothing that is kept: one search finds that out.
+        // Most chunks are complete events without a value to keep, which a single search shows.
         let (mut may_skip, mut is_told) = (self.found.id.is_some(), false);
         loop {
             if may_skip && lines.is_between_lines() {
@@ -137,7 +138,7 @@ impl UsageMeter {
             }
             let Some(piece) = lines.next(&mut rest) else { return };
             match piece {
-                // Too short to say anything, or the end of a line that was cut.
+                // Too short for a value, or the end of a line that was cut.
                 SsePiece::Line(_) | SsePiece::LineFeed => {}
                 SsePiece::Long { part, begins: true, ends } => {
                     let data = part.data().map(|span| &part.raw()[span]);
@@ -157,7 +158,7 @@ impl UsageMeter {
         }
     }
 
-    /// What is known by now.
+    /// The usage reported so far.
     pub fn usage(&self) -> Usage {
         let counts = &self.found.counts;
         let apart = [counts.cache_read, counts.cache_creation];
@@ -170,18 +171,18 @@ impl UsageMeter {
         }
     }
 
-    /// The answer's own id, unless it is an unusually long one.
+    /// The answer's own id, unless it is longer than the limit.
     pub fn id(&self) -> Option<&str> {
         self.found.id.as_deref()
     }
 
-    /// What a stream failed by. A document has a status for that.
+    /// The error that ended a stream. A single document has a status instead.
     pub fn failure(&self) -> Option<StreamError> {
         self.found.failure.filter(|_| matches!(self.form, MeterInput::Events { .. }))
     }
 }
 
-/// Whether an event may say something that is kept. It must not miss what reading it would find.
+/// Whether an event may have a value to keep. False positives cost time; false negatives would lose a value.
 fn may_have_readings(data: &[u8]) -> bool {
     static WORDS: LazyLock<[Finder<'static>; 3]> =
         LazyLock::new(|| ["\"usage\"", "\"error\"", "\"response.failed\""].map(Finder::new));
@@ -193,28 +194,28 @@ fn may_have_readings(data: &[u8]) -> bool {
     data.len() > MIN_WORD_BYTES && WORDS.iter().any(is_said)
 }
 
-// === impl Found ===
+// === impl MeterReadings ===
 
 impl MeterReadings {
-    /// An error was told of, of which more may follow.
+    /// Records an error; its status may follow.
     fn fail(&mut self) {
         self.failure.get_or_insert_default();
     }
 }
 
-// === impl Failure ===
+// === impl StreamError ===
 
 impl StreamError {
-    /// The status that the answer would have had, had it not begun as a good one.
+    /// The status of the error, as if it had ended the request before the answer began.
     pub fn status(self) -> u16 {
         self.code.unwrap_or(500)
     }
 }
 
-// === impl Counts ===
+// === impl UsageCounts ===
 
 impl UsageCounts {
-    /// What `later` says counts.
+    /// Replaces the numbers that `later` has.
     fn update(&mut self, later: &UsageCounts) {
         self.prompt = later.prompt.or(self.prompt);
         self.input = later.input.or(self.input);

@@ -1,11 +1,11 @@
-//! Tests of `sse`: any chunks give the same lines, which are those of the standard, at a cost that is linear.
+//! Tests of `sse`: any chunks give the lines of the standard, at linear cost.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
 
-/// Counts what readers of streams examine or copy: linear cost is held by counts, not by clocks.
+/// Counts the bytes that readers of streams examine or copy, so that tests of linear cost need no clock.
 pub(crate) mod work {
     use std::cell::Cell;
 
@@ -17,7 +17,7 @@ pub(crate) mod work {
         BYTES.with(|all| all.set(all.get() + bytes as u64));
     }
 
-    /// How many bytes `run` examines or copies.
+    /// The number of bytes that `run` examines or copies.
     pub(crate) fn of(run: impl FnOnce()) -> u64 {
         let before = BYTES.with(Cell::get);
         run();
@@ -25,7 +25,7 @@ pub(crate) mod work {
     }
 }
 
-/// Streams that are costly to a careless reader, each with its name.
+/// Streams that cost a naive reader quadratic work, each with its name.
 pub(crate) fn costly_streams() -> Vec<(&'static str, Vec<u8>)> {
     const BYTES: usize = 10 << 10;
     let repeated = |text: &str| text.repeat(BYTES / text.len()).into_bytes();
@@ -50,7 +50,7 @@ pub(crate) fn costly_streams() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Feeds every costly stream in chunks of several sizes to what `reader` makes; a byte may cost so much.
+/// Feeds every costly stream in chunks of several sizes to new readers; asserts the bound of work per byte.
 pub(crate) fn assert_linear(most_a_byte: u64, mut reader: impl FnMut() -> Box<dyn FnMut(&[u8])>) {
     for (name, stream) in costly_streams() {
         for size in [1, 7, 4096, stream.len()] {
@@ -75,11 +75,11 @@ pub(crate) fn chunks<'b>(body: &'b [u8], cuts: &[Index]) -> Vec<&'b [u8]> {
 struct Seen {
     text: Vec<u8>,
     is_long: bool,
-    /// Its end has come.
+    /// Whether the line has ended.
     is_ended: bool,
 }
 
-/// Everything that a stream of these chunks yields: its lines, and its bytes as an editor would write them.
+/// The output for a stream of these chunks: its lines, and the concatenated bytes of all pieces.
 fn read<'c>(cap: usize, chunks: impl IntoIterator<Item = &'c [u8]>) -> (Vec<Seen>, Vec<u8>) {
     let (mut lines, mut seen, mut raw) = (LineSplitter::new(cap), Vec::<Seen>::new(), Vec::new());
     for chunk in chunks {
@@ -111,7 +111,7 @@ fn read<'c>(cap: usize, chunks: impl IntoIterator<Item = &'c [u8]>) -> (Vec<Seen
     (seen, raw)
 }
 
-/// The standard's way, over the whole stream at once: its lines, of which the last has no end.
+/// The lines of the whole stream by the algorithm of the standard; the last one has no end.
 fn plain_lines(stream: &[u8]) -> Vec<Vec<u8>> {
     let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
     let (mut lines, mut line, mut at) = (Vec::new(), Vec::new(), 0);
@@ -219,7 +219,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn any_chunks_give_the_lines_of_the_standard(
+    fn yields_the_lines_of_the_standard_for_any_chunks(
         stream in stream(),
         cuts in prop::collection::vec(any::<Index>(), 0..10),
         cap in select(vec![3, 8, 20, 1 << 20]),
@@ -242,7 +242,7 @@ proptest! {
     }
 
     #[test]
-    fn any_chunks_give_the_events_of_the_standard(
+    fn yields_the_events_of_the_standard_for_any_chunks(
         stream in stream(),
         cuts in prop::collection::vec(any::<Index>(), 0..10),
     ) {
@@ -252,7 +252,7 @@ proptest! {
     }
 
     #[test]
-    fn a_skipped_chunk_changes_nothing_behind_it(
+    fn skipping_a_chunk_changes_nothing_after_it(
         stream in stream(),
         cuts in prop::collection::vec(any::<Index>(), 0..10),
     ) {
@@ -274,11 +274,11 @@ proptest! {
     }
 
     #[test]
-    fn the_tail_is_between_events_behind_an_empty_line(
+    fn tail_is_between_events_after_an_empty_line(
         stream in stream(),
         cuts in prop::collection::vec(any::<Index>(), 0..10),
     ) {
-        // The tail does not see that a stream has had nothing but its mark.
+        // The tail cannot distinguish a stream that consists of a byte-order mark only.
         let mut stream = &stream[..];
         while let Some(rest) = stream.strip_prefix(BYTE_ORDER_MARK) {
             stream = rest;
@@ -300,7 +300,7 @@ proptest! {
 }
 
 #[test]
-fn a_line_is_told_by_its_field() {
+fn recognises_fields_of_lines() {
     for (line, field) in [
         ("", SseField::Empty),
         (":", SseField::Comment),
@@ -329,7 +329,7 @@ fn a_line_is_told_by_its_field() {
 }
 
 #[test]
-fn whole_lines_are_borrowed_and_cut_ones_leave_no_large_buffer() {
+fn borrows_whole_lines_and_frees_large_buffers() {
     let stream = "event: x\r\ndata: {\"a\":1}\r\n\r\n".repeat(1000);
     let (mut lines, mut rest) = (LineSplitter::new(1 << 20), stream.as_bytes());
     while let Some(piece) = lines.next(&mut rest) {
@@ -358,7 +358,7 @@ fn the_cost_of_a_byte_is_bounded() {
 }
 
 #[test]
-fn a_stream_stands_between_events_after_an_empty_line_only() {
+fn is_between_events_after_an_empty_line_only() {
     let mut tail = StreamTail::default();
     assert!(tail.between_events());
     for (piece, between) in [

@@ -1,6 +1,6 @@
-//! One document of JSON, read in pieces for the few names that tell of usage.
+//! Reads the usage members of one JSON document, which arrives in pieces.
 //!
-//! Only objects in which such a name may stand are entered; a [`ChunkWalker`] skips all else.
+//! Only objects that may have such a member are entered; a [`ChunkWalker`] skips all others.
 
 use super::{MeterReadings, StreamError, UsageCounts};
 use crate::json::{ChunkVisitor, ChunkWalker};
@@ -9,7 +9,7 @@ use crate::sse::count_work;
 /// The longest name or word that is kept.
 const MAX_WORD_BYTES: usize = 96;
 
-/// `usage`'s details inside of `usage` inside of `response` inside of the document.
+/// The deepest scope: the details in `usage` in `response` in the document.
 const MAX_SCOPE_DEPTH: usize = 4;
 
 /// An object that is entered.
@@ -24,7 +24,7 @@ enum UsageScope {
     Error,
 }
 
-/// What the parser does with a value.
+/// The use of a member's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ValueUse {
     Nothing,
@@ -46,28 +46,28 @@ enum UsageField {
     Reasoning,
 }
 
-/// See the module.
+/// One JSON document, which arrives in pieces.
 #[derive(Debug)]
 pub(super) struct UsageDocument {
     walker: ChunkWalker,
     members: UsageMembers,
 }
 
-/// The members that are wanted, as far as the document has been read.
+/// The state of the search for the members, as far as the document has been read.
 #[derive(Debug)]
 struct UsageMembers {
     value_use: ValueUse,
-    /// The scopes that are open, of which the last is the present one.
+    /// The open scopes; the last one is the current one.
     scopes: [UsageScope; MAX_SCOPE_DEPTH],
     open: usize,
     word: ParsedWord,
-    /// The number in progress, as far as it is a whole one.
+    /// The value of the number in progress; `None` once it is not an integer.
     number: Option<u64>,
-    /// Of the present usage.
+    /// The numbers of the current usage.
     counts: UsageCounts,
 }
 
-/// The members of a document, and where their readings go.
+/// The members of a document, and the readings that they update.
 struct UsageVisitor<'m, 'f> {
     members: &'m mut UsageMembers,
     found: &'f mut MeterReadings,
@@ -78,9 +78,9 @@ struct UsageVisitor<'m, 'f> {
 struct ParsedWord {
     bytes: [u8; MAX_WORD_BYTES],
     length: usize,
-    /// Too long or with escapes: none that is known.
+    /// Too long or with escapes, hence no known word.
     is_strange: bool,
-    /// The key or the text that it is has ended.
+    /// The key or the text has ended.
     is_over: bool,
 }
 
@@ -103,7 +103,7 @@ impl Default for UsageDocument {
 // === impl UsageDocument ===
 
 impl UsageDocument {
-    /// Takes the next piece.
+    /// Reads the next piece.
     pub(super) fn feed(&mut self, piece: &[u8], found: &mut MeterReadings) {
         count_work(piece.len());
         self.walker.read(piece, &mut UsageVisitor { members: &mut self.members, found });
@@ -127,7 +127,7 @@ impl UsageMembers {
         }
     }
 
-    /// A word that was wanted has ended.
+    /// Stores the word that has ended, according to its use.
     fn report(&mut self, found: &mut MeterReadings) {
         let Some(word) = self.word.known() else { return };
         match (self.value_use, word) {
@@ -205,7 +205,7 @@ impl ChunkVisitor for UsageVisitor<'_, '_> {
     }
 }
 
-/// What the value of a key is wanted for.
+/// The use of the value of a key in a scope.
 fn value_use(scope: UsageScope, key: Option<&[u8]>) -> ValueUse {
     let Some(key) = key else { return ValueUse::Nothing };
     match (scope, key) {

@@ -1,4 +1,4 @@
-//! Tests of `usage`: vLLM's answers cut anywhere, answers that lie, and any document beside its tree.
+//! Tests of `usage`: vLLM's answers cut anywhere, wrong answers, and any document compared with its tree.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -10,7 +10,7 @@ use crate::sse::tests::assert_linear;
 const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream; charset=utf-8";
 
-/// Everything that a meter tells.
+/// All results of a meter.
 type Told = (Usage, Option<String>, Option<StreamError>);
 
 fn told(meter: &UsageMeter) -> Told {
@@ -39,7 +39,7 @@ fn sample(name: &str) -> Vec<u8> {
     std::fs::read(&path).expect(&path)
 }
 
-/// Type, body, what it tells.
+/// The content type, the body and the expected results.
 type Sample = (&'static str, Vec<u8>, [Option<u64>; 4], Option<&'static str>);
 
 /// vLLM's answers.
@@ -63,7 +63,7 @@ fn samples() -> Vec<Sample> {
 }
 
 #[test]
-fn vllms_answers_tell_their_usage_wherever_they_are_cut() {
+fn reads_usage_of_vllms_answers_cut_anywhere() {
     let read = |(usage, id, _): Told| (usage, id);
     for (kind, body, numbers, id) in samples() {
         let expected = (usage(numbers), id.map(str::to_owned));
@@ -77,7 +77,7 @@ fn vllms_answers_tell_their_usage_wherever_they_are_cut() {
 }
 
 #[test]
-fn a_body_that_ends_early_tells_nothing_wrong() {
+fn reports_nothing_wrong_for_a_body_that_ends_early() {
     for (kind, body, numbers, ..) in samples() {
         for end in 0..body.len() {
             let (cut, ..) = whole(kind, &body[..end]);
@@ -91,7 +91,7 @@ fn a_body_that_ends_early_tells_nothing_wrong() {
 }
 
 #[test]
-fn numbers_are_known_or_not() {
+fn treats_absent_and_invalid_numbers_as_unknown() {
     let most = u64::MAX.to_string();
     for (written, number) in [
         ("7", Some(7)),
@@ -118,7 +118,7 @@ fn numbers_are_known_or_not() {
 }
 
 #[test]
-fn the_cached_are_part_of_anthropics_prompt_too() {
+fn adds_cached_tokens_to_anthropics_prompt() {
     let body = |usage: &str| format!("{{\"type\":\"message\",\"usage\":{usage}}}");
     for (said, prompt, cached) in [
         (r#"{"input_tokens":5,"cache_read_input_tokens":90,"cache_creation_input_tokens":5}"#, 100, Some(90)),
@@ -135,7 +135,7 @@ fn the_cached_are_part_of_anthropics_prompt_too() {
 }
 
 #[test]
-fn only_the_answers_own_usage_counts() {
+fn counts_only_the_answers_own_usage() {
     let fake = r#"{"prompt_tokens":666,"completion_tokens":666}"#;
     let quoted = serde_json::to_string(&format!("\\\"usage\":{fake}}}],\"usage\":{fake}")).unwrap();
     let real = "\"usage\":{\"prompt_tokens\":1}";
@@ -164,7 +164,7 @@ fn only_the_answers_own_usage_counts() {
 }
 
 #[test]
-fn a_stream_is_read_line_by_line() {
+fn reads_a_stream_line_by_line() {
     let real = |n: u64| format!("{{\"id\":\"a\",\"usage\":{{\"prompt_tokens\":{n}}}}}");
     for (stream, prompt) in [
         (format!("data: {}\r\n\r\n", real(1)), Some(1)),
@@ -196,7 +196,7 @@ fn the_cost_of_a_byte_is_bounded() {
 }
 
 #[test]
-fn a_stream_tells_that_it_failed() {
+fn reports_the_failure_of_a_stream() {
     let said = |code| Some(StreamError { code });
     let good = "data: {\"id\":\"a\",\"error\":null,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     for (event, failure) in [
@@ -231,7 +231,7 @@ fn a_stream_tells_that_it_failed() {
 }
 
 #[test]
-fn an_id_is_kept_when_it_is_one() {
+fn keeps_valid_ids_only() {
     let longest = "x".repeat(96);
     for (written, id) in [
         ("\"chatcmpl-1\"", Some("chatcmpl-1")),
@@ -249,7 +249,7 @@ fn an_id_is_kept_when_it_is_one() {
 }
 
 #[test]
-fn only_documents_and_streams_are_read() {
+fn reads_documents_and_streams_only() {
     for kind in [None, Some("audio/wav"), Some("text/plain"), Some("application/jsonl"), Some("")] {
         assert!(UsageMeter::of(kind).is_none(), "{kind:?}");
     }
@@ -258,7 +258,7 @@ fn only_documents_and_streams_are_read() {
     }
 }
 
-/// Any document, of names that mean something and such that do not.
+/// Any document, with names that have a meaning and others.
 fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -310,7 +310,7 @@ fn name() -> impl Strategy<Value = &'static str> {
     prop_oneof![select(often.to_vec()), select(seldom.to_vec())]
 }
 
-/// What a tree of one document with names in its order tells.
+/// The expected results, read from the tree of one document whose members keep their order.
 fn plainly(tree: &Value) -> Told {
     let mut found = MeterReadings::default();
     let Value::Object(top) = tree else { return (Usage::default(), None, None) };
@@ -372,7 +372,7 @@ fn cut<'b>(body: &'b [u8], cuts: &[Index]) -> Vec<&'b [u8]> {
 
 proptest! {
     #[test]
-    fn a_document_tells_what_its_tree_tells(
+    fn agrees_with_the_tree_of_any_document(
         tree in value(),
         pretty: bool,
         cuts in prop::collection::vec(any::<Index>(), 0..8),
@@ -383,7 +383,7 @@ proptest! {
     }
 
     #[test]
-    fn a_stream_tells_the_same_however_it_is_cut(
+    fn reads_the_same_from_a_stream_cut_anywhere(
         trees in prop::collection::vec(value(), 1..8),
         noise in prop::collection::vec(any::<u8>(), 0..20),
         cuts in prop::collection::vec(any::<Index>(), 0..12),
@@ -396,7 +396,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_taken(
+    fn accepts_any_bytes(
         body in prop::collection::vec(any::<u8>(), 0..200),
         cuts in prop::collection::vec(any::<Index>(), 0..5),
     ) {
