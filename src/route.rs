@@ -1,11 +1,17 @@
-//! Where a request may go, and what is made of it and of its answer on the way.
+//! The upstreams that a request may go to, and the edits of the request and of its answer.
 //!
-//! `paths` has vLLM's routes and what a balancer does with each; `table` has the virtual models of a
-//! configuration, `resolve` what they come to over the upstreams of one moment, `rewrite` edits what is sent
-//! and `edit` makes a value of that, `answer` edits what comes back, `stored` gives responses ids by which
-//! they are found again, `translate` says a Responses request as a chat, and `usage` asks streams for their
-//! tokens and takes out again what that adds, as `capture` does for what the record of a call needs;
-//! `cumulative` makes completions of chats that continue from recorded tokens.
+//! ```text
+//! paths        vLLM's API routes, and the policy of the balancer for each
+//! table        the virtual models of a configuration
+//! resolve      the virtual models over the upstreams of one moment
+//! rewrite      edits a request's body; edit makes a value of one such edit
+//! answer       edits an upstream's answer
+//! stored       ids of stored responses that carry their upstream
+//! translate    turns a Responses request into a chat, and the chat's answer into a response
+//! usage        requests the usage of streams, and removes from the answer what that adds
+//! capture      the same for the fields that the record of a call needs
+//! cumulative   turns chats that continue from recorded tokens into completions
+//! ```
 
 pub mod answer;
 pub mod capture;

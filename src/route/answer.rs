@@ -1,19 +1,19 @@
-//! Edits an upstream's answer on its way to the client, piece by piece, however it is cut.
+//! Edits an upstream's answer on its way to the client, in pieces that are cut anywhere.
 //!
-//! - The client's name of the model stands in it again: in JSON, in every event of a stream, in errors, and
-//!   in the header that describes an answer of plain bytes.
-//! - With `think_tags`, a chat's reasoning stands in its content.
-//! - With `token_ids`, a chat's token ids and log-probabilities stand on its messages.
-//!   One that lacks them is refused: whole, or by the last event of a stream.
+//! - The client's name of the model replaces the served one: in JSON, in every event of a stream, in errors,
+//!   and in the header that describes an answer of plain bytes.
+//! - With `think_tags`, a chat's reasoning moves into its content.
+//! - With `token_ids`, a chat's token ids and log-probabilities move to its messages.
+//!   An answer that lacks them is rejected: whole, or by the last event of a stream.
 //! - Fields that the route requested and the client did not are removed (usage is left to `usage`).
 //!
-//! A stream is edited line by line: a line of `data` is held until it is whole, which is how engines write
-//! it. JSON in which only names change flows through; a chat that is edited further, and an error, are held
-//! until they are whole. Above [`MAX_EVENT_BYTES`] or [`MAX_WHOLE_ANSWER_BYTES`], only names are changed.
+//! A stream is edited line by line: a line of `data` is held until it is whole; engines write whole lines.
+//! JSON in which only names change flows through; a chat with further edits, and an error, are held until
+//! they are whole. Above [`MAX_EVENT_BYTES`] or [`MAX_WHOLE_ANSWER_BYTES`], only names are changed.
 //!
-//! The edited answer has another length than the upstream's: a `content-length` must not go with it.
+//! The edited answer differs in length from the upstream's, so its `content-length` must not be forwarded.
 //!
-//! Never: hold more than one event of a stream, parse what it need not change, fail.
+//! Never: hold more than one event of a stream, parse a part without edits, fail.
 
 mod chat;
 pub mod overflow;
@@ -42,7 +42,7 @@ pub const MAX_WHOLE_ANSWER_BYTES: usize = 64 << 20;
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerContext<'a> {
     pub dialect: BodyDialect,
-    /// The name that the client gave.
+    /// The client's name of the model.
     pub model: Option<&'a str>,
     pub added_fields: AddedAnswerFields,
 }
@@ -58,10 +58,10 @@ pub struct AnswerEditor {
 enum AnswerEditMode {
     Events {
         lines: LineSplitter,
-        /// A line that is too long has its names changed as it goes by.
+        /// A line above the limit, in which names are changed while it streams.
         long: Option<ModelRenamer>,
     },
-    /// All that has come is held.
+    /// The whole answer so far is held.
     Whole(Vec<u8>),
     Flowing(ModelRenamer),
 }
@@ -69,13 +69,13 @@ enum AnswerEditMode {
 #[derive(Debug)]
 struct AnswerEdit {
     names: Option<ModelRename>,
-    /// The messages of a chat are looked at.
+    /// Whether the messages of a chat are examined.
     chat: bool,
     think_tags: bool,
     token_ids: bool,
     added_fields: AddedAnswerFields,
     thoughts: OpenReasoning,
-    /// What has been seen of the tokens, and what was found missing.
+    /// The token ids and log-probabilities seen so far, and those found missing.
     seen: SeenTokens,
     missing: Option<MissingTokens>,
 }
@@ -92,10 +92,10 @@ enum EditedDocument {
     Other(Vec<u8>),
 }
 
-// === impl Answer ===
+// === impl AnswerEditor ===
 
 impl AnswerEditor {
-    /// `None`: the answer goes on as it comes, and keeps its length.
+    /// Creates the editor of an answer. `None`: the answer is forwarded unchanged and keeps its length.
     pub fn new(
         plan: &RoutePlan,
         asker: AnswerContext<'_>,
@@ -129,12 +129,13 @@ impl AnswerEditor {
         edits.then_some(AnswerEditor { edit, way })
     }
 
-    /// What an answer that is no stream lacks, once it is whole: the client must not get it.
+    /// The tokens that a whole answer, other than a stream, lacks: such an answer must not reach the client.
     pub fn refusal(&self) -> Option<MissingTokens> {
         self.edit.missing.filter(|_| matches!(self.way, AnswerEditMode::Whole(_)))
     }
 
-    /// Takes the next piece of the body, and gives what can go on; `end`: it is the last.
+    /// Edits the next piece of the body and returns the bytes that can be forwarded; `end`: it is the last
+    /// piece.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         let mut out = Vec::with_capacity(piece.len());
         match &mut self.way {
@@ -164,7 +165,7 @@ impl AnswerEditor {
                             let data = if begins { part.data().map(|data| data.start) } else { None };
                             let (head, rest) = part.raw().split_at(data.unwrap_or(0));
                             out.extend_from_slice(head);
-                            // A line of something else stays as it is.
+                            // Other lines stay unchanged.
                             let name = || data.and_then(|_| self.edit.client_name());
                             let renamer = long.get_or_insert_with(|| ModelRenamer::new(name()));
                             renamer.feed(rest, &mut out);
@@ -185,8 +186,8 @@ impl AnswerEditor {
     }
 }
 
-/// What describes an answer of plain bytes, as embeddings may be asked for: the document in its header
-/// `metadata`. `None`: it stays as it is.
+/// Edits the header `metadata`, a document that describes an answer of plain bytes such as embeddings.
+/// `None`: the header stays unchanged.
 pub fn metadata(plan: &RoutePlan, model: Option<&str>, header: &[u8]) -> Option<String> {
     let names = ModelRename::of(model, plan.route.to.as_deref())?;
     let renamed = String::from_utf8(names.document(header)).ok()?;
@@ -194,7 +195,7 @@ pub fn metadata(plan: &RoutePlan, model: Option<&str>, header: &[u8]) -> Option<
     for character in renamed.chars() {
         match character {
             ' '..='~' => ascii.push(character),
-            // As vLLM writes it: a header has no place for other characters.
+            // Escaped like vLLM's: a header field must be ASCII.
             _ => {
                 ascii.extend(character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")))
             }
@@ -203,23 +204,23 @@ pub fn metadata(plan: &RoutePlan, model: Option<&str>, header: &[u8]) -> Option<
     (ascii.as_bytes() != header).then_some(ascii)
 }
 
-// === impl Edit ===
+// === impl AnswerEdit ===
 
 impl AnswerEdit {
     fn client_name(&self) -> Option<Vec<u8>> {
         self.names.as_ref().map(|names| names.client.clone())
     }
 
-    /// An answer that is no stream.
+    /// Edits an answer other than a stream.
     fn whole(&mut self, body: &[u8], out: &mut Vec<u8>) {
         match self.document(body, "message") {
             EditedDocument::Other(edited) => out.extend_from_slice(&edited),
-            // A list, or what only begins with a space.
+            // A list, or bytes that merely begin with a space.
             EditedDocument::Same => ModelRenamer::new(self.client_name()).feed(body, out),
         }
     }
 
-    /// A line of a stream.
+    /// Edits a line of a stream.
     fn line(&mut self, line: &SseLine<'_>, out: &mut Vec<u8>) {
         let raw = line.raw();
         let data = line.data().unwrap_or(raw.len()..raw.len());
@@ -242,7 +243,7 @@ impl AnswerEdit {
         }
     }
 
-    /// One document: an answer, or the data of an event. A choice has its message in `message`.
+    /// Edits one document: an answer, or the data of an event. `message`: the key of a choice's message.
     fn document(&mut self, bytes: &[u8], message: &str) -> EditedDocument {
         count_work(bytes.len());
         // The end of a stream, and other data that is no object.
@@ -261,17 +262,17 @@ impl AnswerEdit {
     }
 }
 
-// === impl Names ===
+// === impl ModelRename ===
 
 impl ModelRename {
-    /// `None`: the client has named the model as it is served.
+    /// Creates the rename. `None`: the client requested the served name.
     pub(super) fn of(client: Option<&str>, served: Option<&str>) -> Option<Self> {
         let (client, served) = client.zip(served).filter(|(client, served)| client != served)?;
         let quoted = |name: &str| write(&Value::from(name));
         Some(ModelRename { client: quoted(client), served: quoted(served) })
     }
 
-    /// A document with the client's name in it.
+    /// Returns a document with the client's name in place of the served one.
     pub(super) fn document(&self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Splices::default();
         if let Some(object) = json::document(bytes) {
@@ -280,7 +281,7 @@ impl ModelRename {
         out.apply(bytes)
     }
 
-    /// In the document itself, in the `response` or `message` that an event carries, and in errors.
+    /// Renames in the document itself, in the `response` or `message` of an event, and in errors.
     fn restore(&self, bytes: &[u8], object: &JsonObject<'_>, out: &mut Splices<'_>) {
         let inner = ["response", "message"].map(|key| object.object(bytes, key));
         let is_error = object.is(bytes, "type", "\"error\"");
@@ -297,7 +298,7 @@ impl ModelRename {
         }
     }
 
-    /// In a sentence, a name is what stands between marks.
+    /// Renames in a sentence, where a name stands between quotation marks.
     fn restore_in_text(&self, bytes: &[u8], sentence: Option<json::Span>, out: &mut Splices<'_>) {
         let Some(span) = sentence.filter(|span| bytes[span.start] == b'"') else { return };
         let (Some(client), Some(served)) = (json::inside(&self.client), json::inside(&self.served)) else {

@@ -1,26 +1,21 @@
-//! Turns of a chat that continue from the recorded token ids of the turn before, so that text which would be
-//! tokenised in another way cannot change the history.
+//! Turns of a chat that continue from the recorded token ids of the previous turn, so that a different
+//! tokenisation of the same text cannot change the history.
 //!
 //! ```text
 //! RecordedTurn        the last turn of a session: its messages as fingerprints, its answer and all its ids
 //! ChatTurn            a chat whose answer a completion can give as well
 //! Continuation        a chat with the messages of a recorded turn, its answer, and new ones behind them
-//! tokenize_bodies     the chat, and the same chat with another answer in its history: what the tokens of
-//!                     both end with is what the chat template puts behind an answer
+//! tokenize_bodies     the chat, and the same chat with another answer in its history: the common end of
+//!                     their tokens is the text that the chat template puts after an answer
 //! prompt              recorded prompt + recorded answer + that end
 //! completion          the body of the completion with this prompt
 //! CompletionAnswer    the completion's answer as the chat's
 //! ```
 //!
-//! The tokens of the history never come from the template, so that it may render old turns in another way
-//! than the latest one, as templates of reasoning models do.
+//! The tokens of the history never come from the template, so that the template may render old turns in
+//! another way than the latest one, as templates of reasoning models do.
 //!
-//! `/v1/completions` is used also where the engine has `/inference/v1/generate`. The answer of the latter has
-//! token ids without text, so the text would take a
-//! detokeniser here, or a further request for each event. It is there with `--enable-scale-out` alone. A
-//! completion takes the same ids, and answers with text, ids and log-probabilities of each event.
-//!
-//! Never: a completion where the engine would parse more than text out of a chat's answer.
+//! Never: a completion for a chat whose answer the engine parses into more than text.
 
 mod answer;
 mod chat;
@@ -36,28 +31,28 @@ pub use recorded::{Continuation, RecordedChat, RecordedReply, RecordedTurn, pars
 /// The members of a chat, of a completion, or of an answer.
 type ChatFields = serde_json::Map<String, serde_json::Value>;
 
-/// Why a turn is sent as a chat although a turn before it was recorded.
+/// The reason why a turn with a recorded previous turn is sent as a chat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FallbackReason {
-    /// The messages are not those of the last turn, its answer and new ones.
+    /// The messages differ from those of the last turn, its answer and new ones after it.
     History,
     /// Another model, or other settings of the chat template.
     Settings,
-    /// Tools: calls are parsed out of a chat's answer.
+    /// The chat has tools: calls are parsed out of its answer.
     Tools,
     /// The answer was parsed into reasoning and content.
     Reasoning,
-    /// The answer must have a form.
+    /// The chat requests a structured answer.
     Structured,
-    /// Something other than text.
+    /// A message has content other than text.
     Media,
-    /// Several choices.
+    /// The chat requests several choices.
     Choices,
-    /// Alternatives, or log-probabilities of the prompt.
+    /// The chat requests alternatives, or log-probabilities of the prompt.
     Logprobs,
-    /// Fields that a completion does not have, or reads in another way.
+    /// The chat has fields that a completion lacks, or reads in another way.
     Fields,
-    /// The body is too large, or there is no memory for it.
+    /// The body is too large, or memory for it is lacking.
     Size,
     /// The last turn's answer came without token ids.
     Ids,
@@ -65,9 +60,9 @@ pub enum FallbackReason {
     Late,
     /// No upstream tokenised the chat.
     Tokenizer,
-    /// The chat template shows no end of the answer.
+    /// The two chats have no common end of their tokens.
     Template,
-    /// The upstream refused the completion.
+    /// The upstream rejected the completion.
     Refused,
 }
 

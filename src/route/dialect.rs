@@ -1,8 +1,8 @@
-//! The languages that requests for the same thing are written in, and which field belongs to which.
+//! The dialects of requests for generation, and the fields of each dialect.
 //!
-//! A route has one set of defaults, and one of overrides, for all of them. What two languages have under two
-//! names is translated. A default that a language does not have is left out; names that stand in no table are
-//! common to all.
+//! A route has one set of defaults, and one of overrides, for all dialects. A field with different names in
+//! two dialects is translated. A default that a dialect lacks is omitted; names outside of the table are
+//! common to all dialects.
 
 use serde_json::{Map, Value, json};
 
@@ -15,11 +15,11 @@ pub enum BodyDialect {
     Completions,
     Responses,
     Messages,
-    /// JSON that asks for no generation, or in a way of its own.
+    /// JSON of other interfaces: no generation, or a format of its own.
     Other,
 }
 
-/// All of them, in the order of [`Dialect::index`].
+/// All dialects, in the order of [`BodyDialect::index`].
 pub const ALL_DIALECTS: [BodyDialect; 5] = [
     BodyDialect::Chat,
     BodyDialect::Completions,
@@ -28,10 +28,10 @@ pub const ALL_DIALECTS: [BodyDialect; 5] = [
     BodyDialect::Other,
 ];
 
-/// The names that the limit of an answer's length has.
+/// The names of the limit of an answer's length.
 const TOKEN_LIMIT_FIELDS: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
 
-/// Fields that not every language has, and the letters of those that do: chat, completions (`t`ext),
+/// Fields that not every dialect has, with the letters of the dialects that do: chat, completions (`t`ext),
 /// responses, messages.
 const DIALECT_FIELDS: &[(&str, &str)] = &[
     ("temperature", "ctrm"),
@@ -118,14 +118,13 @@ impl BodyDialect {
         self.letter().is_some_and(|letter| letters.contains(letter))
     }
 
-    /// Other names by which a request of this language may have said what `field` says.
+    /// Other names of `field` in requests of this dialect.
     pub fn same_as(self, field: &str) -> impl Iterator<Item = &'static str> {
         let is_limit = TOKEN_LIMIT_FIELDS.contains(&field);
         TOKEN_LIMIT_FIELDS.into_iter().filter(move |name| is_limit && *name != field && self.has(name))
     }
 
-    /// Defaults as this language says them. A default that is null says nothing and is not sent: for vLLM
-    /// `truncation: null` is another word for auto.
+    /// Defaults in this dialect. A default that is null is not sent: for vLLM `truncation: null` means auto.
     pub fn defaults(self, written: &Map<String, Value>) -> Map<String, Value> {
         let mut said = Map::new();
         for (field, value) in written.iter().filter(|(_, value)| !value.is_null()) {
@@ -135,7 +134,7 @@ impl BodyDialect {
         }
         for (field, value) in written.iter().filter(|(field, value)| !value.is_null() && !self.has(field)) {
             let Some((name, value)) = self.translate(field, value) else { continue };
-            // What is written in the language itself goes before what is translated into it.
+            // A field in the dialect itself takes precedence over one that is translated into it.
             match said.get_mut(name) {
                 None => drop(said.insert(name.into(), value)),
                 Some(own) => fill(own, value),
@@ -144,14 +143,14 @@ impl BodyDialect {
         said
     }
 
-    /// Overrides as this language says them, and the names by which a client may say the same, which must
-    /// not stand beside them. What has one name only is said whatever the language.
+    /// Overrides in this dialect, and the other names of the same fields, which must be removed from the
+    /// client's body. A field with a single name is overridden in every dialect.
     pub fn overrides(self, written: &Map<String, Value>) -> (Map<String, Value>, Vec<String>) {
         let (mut said, mut gone) = (written.clone(), Vec::new());
         let limits = TOKEN_LIMIT_FIELDS.iter().filter_map(|name| Some((*name, written.get(*name)?)));
-        // What may be of several languages is served best by the name that most of them have.
+        // For a body of several dialects, the name that most of them have fits best.
         let own_limit = self.limit().unwrap_or("max_tokens");
-        // Of several, the one that the language goes by.
+        // Of several names, the preferred one of the dialect.
         let limit = limits.min_by_key(|(name, _)| (own_limit != *name, !self.has(name)));
         if let Some((name, value)) = limit {
             let own = if self.has(name) { name } else { own_limit };
@@ -178,7 +177,7 @@ impl BodyDialect {
         (said, gone)
     }
 
-    /// The name that the limit of an answer's length goes by.
+    /// The preferred name of the limit of an answer's length.
     fn limit(self) -> Option<&'static str> {
         match self {
             BodyDialect::Chat => Some("max_completion_tokens"),
@@ -199,12 +198,12 @@ impl BodyDialect {
     }
 }
 
-/// Whether an override of `reasoning` is one of the effort, too.
+/// Whether an override of `reasoning` also overrides the effort.
 fn has_effort(reasoning: &Value) -> bool {
     reasoning.as_object().is_none_or(|fields| fields.contains_key("effort"))
 }
 
-/// Adds the keys of an object that another lacks.
+/// Adds the keys of `more` that `own` lacks.
 fn fill(own: &mut Value, more: Value) {
     if let (Value::Object(own), Value::Object(more)) = (own, more) {
         for (key, value) in more {
@@ -218,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_language_gets_its_own_words() {
+    fn translates_defaults_into_each_dialect() {
         let table = [
             (
                 json!({"max_tokens": 9}),
@@ -278,14 +277,14 @@ mod tests {
         assert_eq!(Value::Object(other), json!({"x": 2}));
     }
 
-    /// What is said, and which names go, for each language.
+    /// The overrides and the removed names of one dialect.
     fn overridden(dialect: BodyDialect, written: &Value) -> (String, String) {
         let (said, gone) = dialect.overrides(written.as_object().unwrap());
         (Value::Object(said).to_string(), gone.join(" "))
     }
 
     #[test]
-    fn an_override_is_said_once_and_in_the_words_of_the_language() {
+    fn translates_an_override_once_into_each_dialect() {
         const COMPLETION: &str = "max_completion_tokens max_output_tokens";
         const OUTPUT: &str = "max_tokens max_completion_tokens";
         const TOKENS: &str = "max_tokens max_output_tokens";
@@ -349,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_one_field_with_many_names() {
+    fn treats_the_names_of_the_limit_as_one_field() {
         let same = |dialect: BodyDialect, field| dialect.same_as(field).collect::<Vec<_>>();
         assert_eq!(same(BodyDialect::Chat, "max_tokens"), ["max_completion_tokens"]);
         assert_eq!(same(BodyDialect::Responses, "max_output_tokens"), Vec::<&str>::new());

@@ -1,5 +1,4 @@
-//! One edit of a request's body as a value: it can be carried out on any thread, and how much memory it takes
-//! is known before.
+//! One edit of a request's body as a value: it can run on any thread, and its memory is known in advance.
 //!
 //! ```text
 //! reserve edit.memory_needed(body.len())
@@ -19,33 +18,33 @@ use super::translate::{self, ChatTranslation};
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 
-/// Up to this size a body is edited where its request is served, in bytes: that takes a millisecond at most.
+/// The largest body, in bytes, that is edited on its request's own thread: this takes a millisecond at most.
 pub const MAX_WORKER_BYTES: usize = 256 << 10;
 
-/// The same for edits that look into every message or make a tree of the body.
+/// The same for edits that examine every message or parse the body into a tree.
 pub const MAX_WORKER_TREE_BYTES: usize = 32 << 10;
 
-/// What is to be done to a body.
+/// The edit of one body.
 #[derive(Debug)]
 pub struct BodyEdit {
     pub plan: Arc<RoutePlan>,
-    /// The language that the upstreams are spoken to in.
+    /// The dialect that the upstreams receive.
     pub upstream_dialect: BodyDialect,
     /// The `content-type` of a body that is a form.
     pub form: Option<String>,
-    /// The upstreams are spoken to in another language than the client's.
+    /// The translation, if the upstreams receive another dialect than the client's.
     pub translation: Option<ChatTranslation>,
-    /// It has read the body.
+    /// The scanner that has read the body.
     pub scanner: Option<Scanner>,
 }
 
-/// What became of it.
+/// The result of an edit.
 #[derive(Debug)]
 pub struct EditedBody {
-    /// `None`: it goes on as it is.
+    /// The edited body; `None`: the body is forwarded unchanged.
     pub body: Option<Vec<u8>>,
     pub added_fields: AddedAnswerFields,
-    /// Knows now how to translate the answer.
+    /// The translation of the answer.
     pub translation: Option<ChatTranslation>,
 }
 
@@ -54,10 +53,10 @@ impl BodyEdit {
         self.plan.edits(self.upstream_dialect)
     }
 
-    /// The most memory that `run` takes beside a body of so many bytes, the new body included.
+    /// The most memory that `run` takes beside a body of `body_len` bytes, the new body included.
     pub fn memory_needed(&self, body_len: usize) -> u64 {
         let translation = match &self.translation {
-            // The chat that is made of it is edited in its turn, and can be larger.
+            // The translated chat is edited too, and can be larger.
             Some(_) => translate::memory_needed(body_len),
             None => 0,
         };
@@ -65,13 +64,13 @@ impl BodyEdit {
         translation + self.edits().memory_needed(edited_len)
     }
 
-    /// Whether editing a body of so many bytes takes longer than other requests should wait for a worker.
+    /// Whether the edit of a body of `body_len` bytes takes too long for a thread that serves other requests.
     pub fn leaves_worker(&self, body_len: usize) -> bool {
         let reads_all = self.translation.is_some() || self.edits().reads_all();
         body_len > if reads_all { MAX_WORKER_TREE_BYTES } else { MAX_WORKER_BYTES }
     }
 
-    /// The body as it is sent. `Err`: it cannot be said to the upstreams of its route, or is too large.
+    /// Runs the edit. `Err`: the body cannot be translated for the upstreams of its route, or is too large.
     pub fn run(mut self, body: &Bytes) -> Result<EditedBody, Reject> {
         if self.scanner.is_some() && is_wide(body) {
             return Err(wide());
@@ -81,7 +80,7 @@ impl BodyEdit {
             Some(exchange) => exchange.request(body, tags)?,
             None => None,
         };
-        // It has not read what the body was made into.
+        // The scanner has not read the translated body.
         let scanner = self.scanner.as_ref().filter(|_| chat.is_none());
         let bytes: &[u8] = chat.as_deref().unwrap_or(body);
         let edited = match &self.form {
@@ -98,7 +97,7 @@ impl BodyEdit {
     }
 }
 
-/// The refusal of JSON in UTF-16 or UTF-32, which engines read and which cannot be followed here.
+/// The reject of JSON in UTF-16 or UTF-32, which engines read and the balancer does not.
 pub fn wide() -> Reject {
     Reject::Field { param: "body".into(), message: "The body must be JSON in UTF-8.".into() }
 }

@@ -1,11 +1,11 @@
-//! Which of vLLM's routes a request is for, and what a balancer does with it.
+//! Finds vLLM's API route of a request, and the balancer's policy for it.
 //!
-//! To a client the balancer is one vLLM, so methods and paths match as FastAPI matches them, with its
-//! 404, 405 and 307. Three things are stricter: a path whose percent escapes are broken, or hide a control
-//! character, is no path at all; nor is one with `.` or `..` as a segment, which a server behind us may take
-//! for another path than the one that was matched; and a route that is denied looks as if it did not exist.
+//! The balancer looks like one vLLM to a client, so methods and paths match as in FastAPI, with its 404, 405
+//! and 307. Three rules are stricter: a path with broken percent escapes, or with an escaped control
+//! character, is rejected; so is one with `.` or `..` as a segment, which an upstream may resolve to another
+//! path than the matched one; and a denied route answers as if it did not exist.
 //!
-//! Never: decide on an upstream, look at a body, or take a path for more than bytes to compare.
+//! Never: choose an upstream, read a body, interpret a path beyond a comparison of bytes.
 
 mod api;
 mod table;
@@ -17,10 +17,10 @@ pub use self::api::{Api, ErrorStyle, ModelLocation};
 use self::table::{API_ROUTES, ApiRouteRow, PolicyRule, fit};
 use crate::config::types::{Passthrough, PassthroughTarget};
 
-/// How a request is served.
+/// The way in which a request is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathPolicy {
-    /// To one upstream that serves the model; with `prefix`, what it has cached of the prompt matters.
+    /// To one upstream that serves the model; with `prefix`, by the cached blocks of the prompt, too.
     Route { prefix: bool },
     /// To the upstream that made the response of this id.
     Sticky { id: String },
@@ -28,7 +28,7 @@ pub enum PathPolicy {
     Aggregate(AggregateKind),
     /// To every upstream.
     FanOut,
-    /// To this upstream only; the configuration says so.
+    /// To this upstream only, as configured.
     Upstream(Arc<str>),
     /// The balancer answers itself.
     Answer(OwnAnswer),
@@ -92,7 +92,7 @@ impl PathTable {
         }
     }
 
-    /// The route of a method and a path, which comes decoded and without its query.
+    /// The route of a method and a decoded path without its query.
     pub fn find(&self, method: &str, path: &str) -> PathMatch {
         match self.match_path(method, path) {
             PathMatch::NotFound if path != "/" => self.with_other_slash(method, path),
@@ -100,7 +100,7 @@ impl PathTable {
         }
     }
 
-    /// A path that matches but for its last slash is redirected, whether or not the method fits.
+    /// Redirects a path that matches except for its last slash, whether or not the method fits.
     fn with_other_slash(&self, method: &str, path: &str) -> PathMatch {
         let to = match path.strip_suffix('/') {
             Some(_) => path.trim_end_matches('/').to_owned(),
@@ -156,7 +156,7 @@ impl PathTable {
     }
 }
 
-/// A path and its query with another model named in it.
+/// A path with `query`, in which the model is replaced.
 pub fn with_model(path: &str, query: &str, model: &str) -> String {
     let mut out = format!("{path}?model=");
     for byte in model.bytes() {
@@ -172,8 +172,8 @@ pub fn with_model(path: &str, query: &str, model: &str) -> String {
     out
 }
 
-/// The session that a path names, and the path without it: `/sessions/{id}/v1/…` is `/v1/…`. The path comes
-/// without its query; an id may hold slashes, and goes up to the first `/v1` behind it.
+/// The session in a path, and the path without it: `/sessions/{id}/v1/…` is `/v1/…`. The path comes without
+/// its query; an id may contain slashes and ends before the first `/v1`.
 pub fn of_session(path: &str) -> Option<(Cow<'_, str>, &str)> {
     let Some(inside) = path.strip_prefix("/sessions/") else {
         return of_rollout(path).map(|(id, rest)| (Cow::Borrowed(id), rest));
@@ -184,7 +184,7 @@ pub fn of_session(path: &str) -> Option<(Cow<'_, str>, &str)> {
     Some((decode(id)?, rest))
 }
 
-/// The rollout that a path of NeMo Gym's model servers names, and the path without it:
+/// The rollout in a path of NeMo Gym's model servers, and the path without it:
 /// `/ng-rollout/{id}/v1/…` and `/ng-rollout/{id}/training-token-capture/v1/…` are `/v1/…`.
 fn of_rollout(path: &str) -> Option<(&str, &str)> {
     let inside = path.strip_prefix("/ng-rollout/")?;
@@ -200,8 +200,8 @@ fn is_versioned(path: &str) -> bool {
     path.strip_prefix("/v1").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The absolute `location` of a redirect. `host` is the request's `host` header, `query` its query as it
-/// came; a path or host can hold anything, so whatever could end the header or the URL is escaped.
+/// The absolute `location` of a redirect. `host` is the request's `host` header, `query` its unchanged query.
+/// A path or host can contain any bytes, so bytes that could end the header or the URL are escaped.
 pub fn location(https: bool, host: &str, path: &str, query: Option<&str>) -> String {
     let mut url = String::from(if https { "https://" } else { "http://" });
     escape_into(&mut url, host, b":[]%");
@@ -213,7 +213,7 @@ pub fn location(https: bool, host: &str, path: &str, query: Option<&str>) -> Str
     url
 }
 
-/// A path of any text, as it stands in a URL.
+/// Escapes any text as a path of a URL.
 pub fn escape_path(path: &str) -> String {
     let mut escaped = String::with_capacity(path.len());
     escape_into(&mut escaped, path, b"/:@!$&'()*+,;=");
@@ -233,8 +233,8 @@ fn escape_into(url: &mut String, text: &str, safe: &[u8]) {
     }
 }
 
-/// Decodes a path for all matching. `None`: broken escapes, no UTF-8, control characters, or `.` and `..`
-/// segments, none of which a route of vLLM has.
+/// Decodes a path for matching. `None`: broken escapes, invalid UTF-8, control characters, or `.` and `..`
+/// segments; no route of vLLM has any of these.
 pub fn decode(path: &str) -> Option<Cow<'_, str>> {
     let decoded = if path.contains('%') { Cow::Owned(decode_escapes(path)?) } else { Cow::Borrowed(path) };
     let is_plain =
@@ -242,7 +242,7 @@ pub fn decode(path: &str) -> Option<Cow<'_, str>> {
     is_plain.then_some(decoded)
 }
 
-/// A text with its percent escapes decoded; `None` where that gives none.
+/// Decodes percent escapes; `None` when they are broken or the result is not UTF-8.
 pub fn decode_escapes(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();

@@ -1,11 +1,11 @@
-//! The refusal of a body that fields were put into: vLLM's errors tell how many fields the body has
-//! (`'input': '<dict of 5 items>'`), and where it is broken (`'loc': 'body.40'`), and the client must be told
-//! of its own.
+//! Edits vLLM's refusal of a body with inserted fields. vLLM's errors report the number of the body's fields
+//! (`'input': '<dict of 5 items>'`) and the position of a syntax error (`'loc': 'body.40'`); the client must
+//! receive the numbers of its own body.
 //!
-//! The refusal of a broken body may become shorter, which is known only at its end: its length
-//! cannot be declared. All others keep their length, except where a count loses a digit.
+//! The refusal of a broken body may become shorter by an amount that is known only at its end, so its length
+//! cannot be declared. Other refusals keep their length, unless a count loses a digit.
 //!
-//! Never: fail, hold more than an error may be long, copy the body.
+//! Never: fail, hold more than the limit of an error, copy the body.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -20,26 +20,26 @@ use crate::json::{self, MAX_MEMBERS};
 /// The longest body that is read as an error of vLLM.
 const MAX_REFUSAL_BYTES: usize = 1 << 20;
 
-/// What comes before an offset into the body, in a refusal of what is no JSON.
+/// The text before an offset into the body, in a refusal of invalid JSON.
 const OFFSET_PREFIX: &[u8] = b"body.";
 
-/// What comes before the kind of the first mistake, which no text of the client's can stand before, and the
-/// kind of what is no JSON.
+/// The text before the kind of the first error, which no text of the client can precede, and the kind of
+/// invalid JSON.
 const KIND_PREFIX: &[u8] = b"'type': '";
 const INVALID_JSON_KIND: &[u8] = b"json_invalid'";
 
 /// Edits one refusal on its way to the client.
 #[derive(Debug)]
 pub struct RefusalEditor {
-    /// How the engine calls a body of so many fields, and what the client's would be called.
+    /// The engine's phrase for the number of fields sent, and the phrase for those of the client.
     names: [Vec<u8>; 2],
-    /// Where the field stands, of a body that is broken behind it.
+    /// The span of the inserted field, if the body is broken after it.
     first: Option<Range<usize>>,
     held: Vec<u8>,
     is_long: bool,
 }
 
-/// The number of an object's fields, equal ones counted once.
+/// The number of an object's distinct fields.
 struct FieldCount(usize);
 
 impl<'de> Deserialize<'de> for FieldCount {
@@ -71,40 +71,40 @@ impl<'de> Visitor<'de> for FieldCounter {
     }
 }
 
-/// How many fields a body has, if it is an object and nothing in it is broken, and it has not too many.
+/// The number of fields of a body, if it is a valid object with fewer fields than the limit.
 pub fn fields_if_sound(body: &[u8]) -> Option<usize> {
     serde_json::from_slice::<FieldCount>(body).ok().map(|fields| fields.0)
 }
 
-/// How many fields a body has; `None` for one that cannot be followed, which is not counted.
+/// The number of fields of a body; `None` for a body that cannot be parsed.
 pub fn fields(body: &[u8]) -> Option<usize> {
     let object = json::document(body)?;
     Some(object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len())
 }
 
 impl RefusalEditor {
-    /// Of a body of so many fields of the client's, and one more.
+    /// Creates the editor for a body with `fields` fields of the client and one inserted field.
     pub fn new(fields: usize) -> Self {
         RefusalEditor::with_added(fields, 1)
     }
 
-    /// Of a body of so many fields of the client's, and so many that were added.
+    /// Creates the editor for a body with `fields` fields of the client and `added` inserted ones.
     pub fn with_added(fields: usize, added: usize) -> Self {
         let names = [fields + added, fields].map(|count| format!("<dict of {count} items>").into_bytes());
         RefusalEditor { names, first: None, held: Vec::new(), is_long: false }
     }
 
-    /// The body is broken, and that field stands here, before those of the client.
+    /// Corrects offsets, too: the body is broken, and the inserted field is at this span before the client's.
     pub fn broken_behind(self, field: Range<usize>) -> Self {
         RefusalEditor { first: Some(field), ..self }
     }
 
-    /// Whether the refusal is as long as it was.
+    /// Whether the refusal keeps its length.
     pub fn keeps_length(&self) -> bool {
         self.names[0].len() == self.names[1].len() && self.first.is_none()
     }
 
-    /// Takes the next piece, and gives what can go on; `end`: it is the last.
+    /// Edits the next piece and returns the bytes that can be forwarded; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         if self.is_long {
             return piece.to_vec();
@@ -123,7 +123,7 @@ impl RefusalEditor {
     }
 }
 
-/// Whether it is a refusal of what is no JSON, in which no fields are counted.
+/// Whether this is a refusal of invalid JSON, which reports no number of fields.
 fn is_of_broken(text: &[u8]) -> bool {
     memmem::find(text, KIND_PREFIX)
         .is_some_and(|at| text[at + KIND_PREFIX.len()..].starts_with(INVALID_JSON_KIND))
@@ -140,7 +140,7 @@ fn renamed(text: &[u8], said: &[u8], meant: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The text with its offsets as they are in a body without the field.
+/// The text with offsets into the body without the inserted field.
 fn without(field: &Range<usize>, text: &[u8]) -> Vec<u8> {
     let (mut out, mut at) = (Vec::with_capacity(text.len()), 0);
     for found in memmem::find_iter(text, OFFSET_PREFIX) {
@@ -163,10 +163,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_those_in_the_clients_body() {
+    fn reports_offsets_in_the_clients_body() {
         let broken =
             |at: u32| format!("1 validation error:\\n  {{'type': 'json_invalid', 'loc': 'body.{at}', 'x'");
-        // What the client has sent is no word of the engine's.
+        // Text from the client stays unchanged.
         let quoted =
             "{'type': 'missing', 'loc': 'body.1', 'input': \"{'type': 'json_invalid', 'loc': 'body.88'\"";
         for (said, wanted) in [
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_counted_once_each_where_they_can_be() {
+    fn counts_distinct_fields_of_valid_bodies() {
         for (body, wanted) in [
             (r#"{"a":1,"b":{"c":1,"d":2},"a":2}"#, (Some(2), Some(2))),
             ("{}", (Some(0), Some(0))),

@@ -1,7 +1,8 @@
-//! Which route a request takes, and which model it becomes a request for, by what the upstreams serve now.
+//! Finds the route of a request and the model that it is forwarded for, by the models that upstreams serve
+//! now.
 //!
-//! `table` decides by the configuration alone; the rules here add what the upstreams report, which they read
-//! through `UpstreamView`:
+//! `table` decides by the configuration alone; the rules here add the reports of the upstreams, which they
+//! read through `UpstreamView`:
 //!
 //! ```text
 //! among         the upstreams that a route leads to: each of its names is an upstream's, else a source's
@@ -12,10 +13,10 @@
 //! listed        the names that clients may request now: each leads to a served model
 //! ```
 //!
-//! The one base model counts for upstreams of sources only: a source names model servers, and what a model
-//! server serves when it comes back is not known before.
+//! The one base model counts for upstreams of sources only: a source names model servers, and the model of a
+//! server is unknown until the server is back.
 //!
-//! Never: a choice among upstreams, a look at a body.
+//! Never: choose an upstream, read a body.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,10 +26,10 @@ use http::HeaderMap;
 use super::table::{RoutePlan, RouteTable, UnnamedModelRoute};
 use crate::config::types::RouteConfig;
 
-/// The id that stands for an upstream or a source that is not there, and may come.
+/// The id that stands for an upstream or a source that is absent and may appear later.
 const ABSENT_UPSTREAM: usize = usize::MAX;
 
-/// What the rules read of the upstreams. `among`: the ids of the upstreams that count; `None`: all count.
+/// The view of the upstreams for these rules. `among`: the ids of the upstreams that count; `None`: all.
 pub trait UpstreamView {
     /// The upstream of this name.
     fn id_of(&self, name: &str) -> Option<usize>;
@@ -87,8 +88,7 @@ pub fn leads_to(route: &RouteConfig, upstream: &str, source: Option<&str>) -> bo
     route.upstreams.as_ref().is_none_or(|names| names.iter().any(is_named))
 }
 
-/// Whether the model is decided by what the upstreams serve: the route is for the client's name and no other,
-/// and has no name of its own for the upstreams.
+/// Whether the served models decide: the route matches exactly the client's name, and has no `to` of its own.
 fn is_open(plan: &RoutePlan, model: &str) -> bool {
     plan.route.to.is_none() && plan.is_for(model)
 }
@@ -99,7 +99,7 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
     /// The first route that matches, with the name by which its model is served now.
     pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<RoutePlan>> {
         let plan = self.table.plan(model, path, headers)?;
-        // What the configuration alone decides is not looked up.
+        // Skip the look-up if the configuration alone decides.
         let Some(model) = model.filter(|model| is_open(&plan, model)) else { return Some(plan) };
         let among = among(&plan.route, self.upstreams);
         let only = self.only_model(&plan, model, among.as_deref());
@@ -142,9 +142,9 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
         listed
     }
 
-    /// What a request for this model becomes a request for, and what `find` finds of it among the upstreams
-    /// that it may go to; `None`: they do not serve it. A route for some of the requests counts where the
-    /// others go nowhere.
+    /// The model that a request for this name is forwarded for, and the result of `find` for it among its
+    /// upstreams; `None`: they do not serve it. A route with conditions counts if other requests for the name
+    /// have no route.
     fn reach<T>(
         &self,
         model: &'a str,
@@ -165,8 +165,7 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
         general.or_else(|| bound.find_map(by_route))
     }
 
-    /// The one model that the route's upstreams have, where neither the route nor the client gives a name
-    /// that they serve.
+    /// The one model of the route's upstreams, if neither the route nor the client names one that they serve.
     fn only_model(&self, plan: &RoutePlan, model: &str, among: Option<&[usize]>) -> Option<&'a str> {
         let is_unknown = is_open(plan, model) && !self.upstreams.serves(model, among);
         if is_unknown { self.upstreams.only_base(among) } else { None }

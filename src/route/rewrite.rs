@@ -1,14 +1,14 @@
-//! Edits the JSON of a request: applies a route's edits to the body; every other byte stays.
+//! Edits the JSON of a request: applies a route's edits to the body and keeps every other byte.
 //!
 //! In order of precedence: the served name, `overrides`, the client's value, `metadata_overrides`,
 //! `defaults`. `remove` removes the client's values and the defaults. Of equal keys the last
 //! one counts, as for Python: it is the one that is edited, and all of them are removed.
 //!
-//! The same body gives the same bytes at every attempt. A body that is no JSON object goes on as it is: the
-//! upstream refuses it in its own words. One that is too large to be edited is refused: how much memory an
-//! edit takes is known before it is made, and bounded.
+//! The same body gives the same bytes at every attempt. A body other than a JSON object is forwarded
+//! unchanged: the upstream's error explains it. A body too large for its edit is rejected: the memory of an
+//! edit is known in advance, and bounded.
 //!
-//! Never: a tree of the body, a change to what no rule names.
+//! Never: a tree of the body, a change to a member without a rule.
 
 mod history;
 mod removed;
@@ -30,14 +30,14 @@ use crate::reject::Reject;
 /// The longest text in a request's `metadata` that is read as fields, in bytes.
 pub const MAX_METADATA_BYTES: usize = 16 << 10;
 
-/// What one byte of such texts may take as a tree and as rules.
+/// The memory for one byte of such texts as a tree and as rules.
 const METADATA_FACTOR: usize = 512;
 
-/// What one member of an object, or one change, may take; the list of them is copied as it grows.
+/// The memory for one member of an object, and for one change; the list of them is copied as it grows.
 const MEMBER_BYTES: usize = 3 * size_of::<JsonMember<'_>>() + 192;
 const CHANGE_BYTES: usize = 256;
 
-/// What one byte of messages may take while tags are looked for and reasoning is written.
+/// The memory for one byte of messages while tags are searched and reasoning is written.
 const TAGS_FACTOR: usize = 10;
 
 /// The shortest member, and the shortest message that is changed, in bytes.
@@ -49,16 +49,16 @@ const MIN_MESSAGE_BYTES: usize = 12;
 pub struct BodyRewrite {
     dialect: BodyDialect,
     rules: MemberRules,
-    /// As it was written, to be put together with the defaults that requests have in their `metadata`.
+    /// The configured edits, to be merged with the defaults in the `metadata` of requests.
     written: Option<BodyEdits>,
-    /// The field in which messages are changed, if they are.
+    /// The field whose messages are changed, if any.
     history: Option<&'static str>,
-    /// From and to, the latter as it stands in a body.
+    /// The old and the new role, the latter as a JSON string.
     roles: Vec<(String, Vec<u8>)>,
     think_tags: bool,
     token_ids: bool,
     to: Option<String>,
-    /// There is more to change than a name.
+    /// Whether there are edits other than the model's name.
     changes_more: bool,
     leaves_usage: bool,
 }
@@ -66,7 +66,7 @@ pub struct BodyRewrite {
 /// The result of rewriting a body.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RewrittenBody {
-    /// `None`: it goes on as it is.
+    /// The edited body; `None`: the body is forwarded unchanged.
     pub body: Option<Vec<u8>>,
     pub added_fields: AddedAnswerFields,
 }
@@ -117,18 +117,19 @@ impl BodyRewrite {
         }
     }
 
-    /// Whether a body for this model may have to be changed, so that it is held until it is whole.
+    /// Whether a body for this model may be changed, so that it must be held until it is whole.
     pub fn may_change(&self, model: Option<&str>) -> bool {
         self.changes_more || self.renames(model)
     }
 
-    /// Whether the upstreams know this model by another name. Of a form nothing else is changed.
+    /// Whether the upstreams serve this model by another name. In a form only this name is changed.
     pub fn renames(&self, model: Option<&str>) -> bool {
         self.to.is_some() && self.to.as_deref() != model
     }
 
-    /// A form, as audio comes in, with the served name in it, behind all else where it names no model.
-    /// `None`: it goes on as it is.
+    /// Edits a form, the body of audio requests: replaces the model's name, or appends it if the form has
+    /// none.
+    /// `None`: the form is forwarded unchanged.
     pub fn edit_form(&self, content_type: &str, body: &[u8]) -> Option<Vec<u8>> {
         let to = self.to.as_ref()?.as_bytes();
         let mut scanner = FormScanner::new(content_type)?;
@@ -147,12 +148,12 @@ impl BodyRewrite {
         Some(out.apply(body))
     }
 
-    /// The most memory that an edit of a body of so many bytes takes beside the body: the new body, and what
-    /// is needed to make it.
+    /// The most memory that the edit of a body of `body_len` bytes takes beside the body: the new body, and
+    /// the work space for it.
     pub fn memory_needed(&self, body_len: usize) -> u64 {
         let depth = 3 + self.rules.depth() + usize::from(self.written.is_some());
         let members = (body_len / MIN_MEMBER_BYTES + 1).min(depth * MAX_MEMBERS);
-        // Unescaping may make three bytes of one, in twice the room.
+        // Unescaping may turn one byte into three, in a buffer of twice the size.
         let keys = 6 * body_len.min(members * MAX_KEY_BYTES);
         let messages = (body_len / MIN_MESSAGE_BYTES + 1).min(MAX_CHANGES);
         let messages = if self.history.is_some() { messages } else { 0 };
@@ -168,12 +169,12 @@ impl BodyRewrite {
         all as u64
     }
 
-    /// The body as it is sent. `Err`: it is too large to be edited.
+    /// Edits a body. `Err`: it is too large to be edited.
     pub fn edit(&self, body: &[u8]) -> Result<RewrittenBody, Reject> {
         self.edit_known(body, &|_| None)
     }
 
-    /// As `edit`, of a body of which it may be known where the value that begins at a byte ends.
+    /// As `edit`, for a body whose values' ends may be known by their begins.
     pub fn edit_known(
         &self,
         body: &[u8],
@@ -207,7 +208,7 @@ impl BodyRewrite {
         Ok(Ok(RewrittenBody { body, added_fields }))
     }
 
-    /// The rules of a request that has defaults in its `metadata`, which go before those of the route.
+    /// The rules of a request with defaults in its `metadata`, which take precedence over those of the route.
     fn rules_of_request(
         &self,
         body: &[u8],
@@ -234,25 +235,25 @@ impl BodyRewrite {
             patch(&mut all, &given);
         }
         let Value::Object(mut all) = all else { return Ok(Ok(None)) };
-        // What the route keeps in its own hand, a client does not get by another way.
+        // Fields that the route overrides or removes cannot be set through `metadata`.
         all.retain(|key, _| key != "model" && !written.remove.contains(key));
         let defaults = self.dialect.defaults(&all);
         let removed = RemovedFields::parse(&written.remove);
         Ok(Ok(Some(MemberRules::new(&defaults, &written.overrides, &removed))))
     }
 
-    /// Whether more is looked at than the members of a body.
+    /// Whether an edit reads more than the top-level members of a body.
     pub fn reads_all(&self) -> bool {
         self.history.is_some() || self.written.is_some() || self.rules.reads_items()
     }
 
-    /// Whether a stream may be asked for its usage, which is not done against what the route says of it.
+    /// Whether the usage of a stream may be requested: the route has no edits of `stream_options`.
     pub fn leaves_usage(&self) -> bool {
         self.leaves_usage
     }
 }
 
-/// The refusal of a body that is too large to be edited; `rule` names what would edit it.
+/// The reject of a body that is too large to be edited; `rule` names the rule that requires the edit.
 pub(super) fn too_large(fault: ReadFault, rule: &str) -> Reject {
     let why = match fault {
         ReadFault::ManyMembers => format!("an object in it has more than {MAX_MEMBERS} members"),

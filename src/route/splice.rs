@@ -1,4 +1,4 @@
-//! Puts other bytes into spans of a text; every byte outside them stays.
+//! Replaces spans of a text and keeps every byte outside of them.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ pub struct Splices<'t> {
 pub struct ObjectEdit<'a, 'o> {
     pub object: &'o JsonObject<'a>,
     bytes: &'a [u8],
-    /// Of each member; empty while none is.
+    /// Whether each member is removed; empty while none is.
     removed: Vec<bool>,
     added: Vec<u8>,
 }
@@ -36,7 +36,7 @@ impl<'t> Splices<'t> {
         self.list.len()
     }
 
-    /// Takes back all changes but so many of the first.
+    /// Discards all changes but the first `len`.
     pub fn truncate(&mut self, len: usize) {
         self.list.truncate(len);
     }
@@ -51,7 +51,8 @@ impl<'t> Splices<'t> {
         let added: usize = self.list.iter().map(|(_, with)| with.len()).sum();
         let mut changed = Vec::with_capacity(text.len() + added);
         let mut at = 0;
-        // A span that begins inside another would be a mistake of ours; the text must not suffer for it.
+        // A span that begins inside another would be a bug of the caller; it is skipped, so that the text
+        // stays valid.
         for (span, with) in self.list.iter().filter(|(span, _)| span.start <= span.end) {
             if span.start < at {
                 continue;
@@ -72,7 +73,7 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
         ObjectEdit { object, bytes, removed: Vec::new(), added: Vec::new() }
     }
 
-    /// Takes every member of this name out: one that was left would count.
+    /// Removes every member of this name: a remaining one would count.
     pub fn remove(&mut self, key: &str) {
         let object = self.object;
         for (index, _) in object.members.iter().enumerate().filter(|(_, member)| member.key == key) {
@@ -80,13 +81,13 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
         }
     }
 
-    /// Takes out the member at this place.
+    /// Removes the member at this index.
     pub fn remove_at(&mut self, index: usize) {
         self.removed.resize(self.object.members.len(), false);
         self.removed[index] = true;
     }
 
-    /// Gives a key a value that is already written: in place of the one that counts, or behind all others.
+    /// Sets a key to a serialized value: replaces the value that counts, or appends the member.
     pub fn set<'t>(&mut self, key: &str, written: impl Into<Cow<'t, [u8]>>, out: &mut Splices<'t>) {
         let written = written.into();
         match self.object.get(key) {
@@ -96,21 +97,21 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
         }
     }
 
-    /// Adds what [`member`] has made behind all others.
+    /// Appends a member that [`member`] has made.
     pub fn add(&mut self, member: &[u8]) {
         self.added.extend_from_slice(member);
     }
 
-    /// Writes down what was removed and added.
+    /// Adds the removals and additions to `out`.
     pub fn finish(mut self, out: &mut Splices<'_>) {
         let members = &self.object.members;
         let is_kept = |index: &usize| !self.removed.get(*index).is_some_and(|removed| *removed);
         let kept = (0..members.len()).rfind(is_kept);
-        // In front of the last member that stays, a removed one goes with the comma behind it.
+        // A removed member before the last remaining one goes with the comma after it.
         for index in (0..kept.unwrap_or(0)).filter(|index| !is_kept(index)) {
             out.replace(members[index].start..members[index + 1].start, Vec::new());
         }
-        // Behind it, everything goes at once, and what is new takes its place.
+        // After the last remaining member, new members replace the whole rest.
         let inner = self.object.span.start + 1;
         let start = match (kept, members.first()) {
             (Some(index), _) => members[index].value.end,
@@ -127,12 +128,12 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
     }
 }
 
-/// A key and its value as they stand behind another member.
+/// A key and its value, written to follow another member.
 pub fn member(key: &str, written: &[u8]) -> Vec<u8> {
     [b",", write(&Value::from(key)).as_slice(), b":", written].concat()
 }
 
-/// A text with its quotes, in one allocation unless much of it has to be escaped.
+/// A JSON string of the text, in one allocation unless much of it is escaped.
 pub fn write_text(text: &str) -> Vec<u8> {
     let mut written = Vec::with_capacity(text.len() + text.len() / 16 + 2);
     // Writing to memory does not fail.
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn members_go_with_their_commas() {
+    fn removes_members_with_their_commas() {
         for (body, remove, set, wanted) in [
             ("{}", &["a"][..], &[][..], "{}"),
             ("{}", &[], &[("a", "1"), ("b", "2")], r#"{"a":1,"b":2}"#),

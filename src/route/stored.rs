@@ -1,7 +1,7 @@
 //! Ids of stored responses that carry their upstream and model.
 //!
-//! A server keeps a response in its own memory, and calls it as the request's `request_id` says. A request
-//! that has none is given one:
+//! A vLLM server keeps a response in its own memory under the request's `request_id`. The balancer inserts an
+//! id into a request without one:
 //!
 //! ```text
 //! resp_ <upstream: 9> <name: 5> <secret: 18>        hexadecimal digits
@@ -14,11 +14,11 @@
 //! own ids have 16 digits, in older versions 32, as ours: an id of 32 digits matches one of a thousand
 //! upstreams by chance once in some ten million ids.
 //!
-//! The id stands right behind the body's first brace, so that no byte behind it has to be moved or read; it
-//! has the same length at every attempt. A request that says its own id further on than was peeked has its
-//! way: of equal keys the last counts.
+//! The id is inserted right after the body's first brace, so that no later byte has to be moved or read; its
+//! length is the same at every attempt. A request's own id after the peeked part takes effect: of equal keys
+//! the last counts.
 //!
-//! Never: decide on an upstream, know which there are.
+//! Never: choose an upstream, read the set of upstreams.
 
 pub mod location;
 
@@ -28,7 +28,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::json::skip_space;
 
-/// Keys the hashes of names.
+/// The key of the hashes of names.
 const HASH_KEY: u64 = u64::from_be_bytes(*b"vllm-lb\0");
 
 const ID_PREFIX: &str = "resp_";
@@ -49,16 +49,16 @@ pub struct ResponseIdTag {
     name: u64,
 }
 
-/// The id of a response that is to be stored, as far as it does not depend on the upstream.
+/// The id of a response to be stored, without the part that depends on the upstream.
 #[derive(Clone, Debug)]
 pub struct ResponseIdStamp {
     name: u64,
     secret: [u8; SECRET],
-    /// Where in the body it goes.
+    /// The offset of the insertion in the body.
     at: usize,
 }
 
-/// Whether it can be an id of a response at all: it becomes part of a path, as it is, and of a key.
+/// Whether a text can be the id of a response: it becomes part of a path, unescaped, and of a key.
 pub fn is_id(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte);
     (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
@@ -72,20 +72,20 @@ fn of_upstream(name: &str) -> u64 {
     hash(name) >> 28
 }
 
-/// The number of a model's name, as a client gave it; 0 stands for no name, and for nothing else.
+/// The number of a client's name for the model; 0 stands for no name only.
 pub fn number(name: Option<&str>) -> u64 {
     name.map_or(0, |name| (hash(name) >> 44).max(1))
 }
 
-/// The name among these that has this number.
+/// The name with this number.
 pub fn name_of<'n>(wanted: u64, mut names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     names.find(|name| number(Some(name)) == wanted)
 }
 
-// === impl Tag ===
+// === impl ResponseIdTag ===
 
 impl ResponseIdTag {
-    /// `None` for an id that is not written as ours are.
+    /// Parses an id; `None` for an id of another form.
     pub fn read(id: &str) -> Option<Self> {
         let digits = id.strip_prefix(ID_PREFIX)?;
         let ours =
@@ -100,17 +100,17 @@ impl ResponseIdTag {
         self.upstream == of_upstream(upstream)
     }
 
-    /// The number of the name that the client gave the model.
+    /// The number of the client's name for the model.
     pub fn name(self) -> u64 {
         self.name
     }
 }
 
-// === impl Stamp ===
+// === impl ResponseIdStamp ===
 
 impl ResponseIdStamp {
-    /// For a body that begins so, and has no id of its own; `name` is the model's `number`. `None` for one
-    /// that is no object, or of which too little is known to tell what stands behind its brace.
+    /// Creates the stamp of a body with this beginning and without an id; `name` is the model's `number`.
+    /// `None` for a body other than an object, or with too few bytes to read past its brace.
     pub fn new(body: &[u8], name: u64, secret: [u8; SECRET]) -> Option<Self> {
         let brace = skip_space(body, 0);
         let next = skip_space(body, brace + 1);
@@ -124,17 +124,17 @@ impl ResponseIdStamp {
         format!("{ID_PREFIX}{:09x}{:05x}{secret:018x}", of_upstream(upstream), self.name)
     }
 
-    /// The bytes by which the body becomes longer.
+    /// The length of the insertion, in bytes.
     pub fn length() -> usize {
         r#""request_id":"","#.len() + ID_LENGTH
     }
 
-    /// Where the insertion stands in the body that is sent.
+    /// The span of the insertion in the body that is sent.
     pub fn span(&self) -> Range<usize> {
         self.at..self.at + ResponseIdStamp::length()
     }
 
-    /// What is put into the body for this upstream: where it goes, and the text.
+    /// The insertion for this upstream: its offset and its text.
     pub fn insertion(&self, upstream: &str) -> (usize, String) {
         (self.at, format!(r#""request_id":"{}","#, self.id(upstream)))
     }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_says_where_it_is_and_what_the_client_called_it() {
+    fn id_carries_the_upstream_and_the_clients_name() {
         let stamp = stamp(r#"{"model":"fast"}"#, Some("fast")).unwrap();
         let id = stamp.id("gpu-1");
         assert_eq!((id.len(), is_id(&id)), (ID_LENGTH, true));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_nobody_says_nothing() {
+    fn foreign_ids_carry_nothing() {
         for id in [
             "",
             "resp_",
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_stand_in_a_path_is_an_id() {
+    fn accepts_only_ids_that_fit_into_a_path() {
         for (id, wanted) in [
             ("resp_1", true),
             ("a-b.c_D", true),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_no_object_or_an_empty_one_is_left_alone() {
+    fn leaves_empty_objects_and_other_bodies_unchanged() {
         for body in ["", " ", "{", "{ ", "{}", " { } ", "[1]", "{1", "\u{feff}{\"a\":1}", "null"] {
             assert!(stamp(body, None).is_none(), "{body:?}");
         }
@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_other_byte_stays(
+        fn keeps_every_other_byte(
             space in "[ \t\r\n]{0,3}", inner in "[ \t\r\n]{0,3}", value in "[a-z]{0,20}", cut in 0usize..30
         ) {
             let body = format!("{space}{{{inner}\"input\":\"{value}\"}}{space}");

@@ -30,9 +30,9 @@ pub struct RouteTable {
 pub struct RoutePlan {
     /// Names the route in logs: its model, else its path, else its index.
     pub name: String,
-    /// As it was configured: upstreams, headers, key, timeouts, retry, overflow.
+    /// The configured route: upstreams, headers, key, timeouts, retry, overflow.
     pub route: RouteConfig,
-    /// `route.to` was found among its upstreams, and may change with them; the file does not set it.
+    /// Whether `route.to` comes from the upstreams, not from the file, and may change with them.
     pub found_model: bool,
     edits: [BodyRewrite; ALL_DIALECTS.len()],
     /// The last result of `serving`.
@@ -42,12 +42,12 @@ pub struct RoutePlan {
 /// The route and the model of a request that names no model.
 #[derive(Clone, Debug, Default)]
 pub struct UnnamedModelRoute {
-    /// The model that it is for, unless its route gives one to the body.
+    /// The model of the request, unless its route puts one into the body.
     pub model: Option<String>,
     pub plan: Option<Arc<RoutePlan>>,
 }
 
-// === impl Table ===
+// === impl RouteTable ===
 
 impl RouteTable {
     pub fn new(routes: &[RouteConfig]) -> Self {
@@ -74,7 +74,7 @@ impl RouteTable {
         plan.cloned()
     }
 
-    /// The routes for this model, in the order of the file, whatever else they match by.
+    /// The routes for this model, in the order of the file; further conditions are not checked.
     fn plans_for(&self, model: &str) -> impl Iterator<Item = &Arc<RoutePlan>> {
         let exact = self.exact.get(model).map(Vec::as_slice).unwrap_or_default();
         let (mut exact, mut unindexed) = (exact.iter().peekable(), self.unindexed.iter().peekable());
@@ -86,9 +86,9 @@ impl RouteTable {
         indices.map(|index| &self.plans[*index]).filter(move |plan| plan.matches_model(model))
     }
 
-    /// The route of a request that names no model: that of the model which its upstreams take then, else a
-    /// client could go past a route by leaving the name out. `base_of` gives the one base model that the
-    /// upstreams of a route, or all of them, have; `named` the route for a model.
+    /// The route of a request that names no model: the route of the model that its upstreams would use, so
+    /// that a client cannot bypass a route by omitting the name. `base_of` returns the one base model of the
+    /// upstreams of a route, or of all; `named` returns the route for a model.
     pub fn plan_unnamed(
         &self,
         path: &str,
@@ -106,7 +106,7 @@ impl RouteTable {
             Some((plan, base)) if Arc::ptr_eq(&plan, &first) || plan.route.to.is_some() => {
                 UnnamedModelRoute { model: Some(base), plan: Some(plan) }
             }
-            // Its upstreams need not be those of the first: the body has to say the model.
+            // Its upstreams may differ from those of the first route: the body must name the model.
             Some((plan, base)) => UnnamedModelRoute { model: None, plan: Some(plan.serving(&base)) },
         }
     }
@@ -132,7 +132,7 @@ impl RouteTable {
     }
 }
 
-// === impl Plan ===
+// === impl RoutePlan ===
 
 impl RoutePlan {
     fn new(index: usize, route: RouteConfig) -> Self {
@@ -145,8 +145,8 @@ impl RoutePlan {
         RoutePlan { name, route, found_model: false, edits, latest: ArcSwapOption::empty() }
     }
 
-    /// The same, as if the route said that its model is served by this name. Worked out when the name is not
-    /// the one that it was before.
+    /// The same route with `to` set to this name. Computed again only when the name differs from the last
+    /// one.
     pub fn serving(&self, to: &str) -> Arc<RoutePlan> {
         if let Some(latest) = self.latest.load_full().filter(|plan| plan.route.to.as_deref() == Some(to)) {
             return latest;
@@ -157,30 +157,30 @@ impl RoutePlan {
         plan
     }
 
-    /// Whether requests for this model, as far as that goes, are its.
+    /// Whether the route's model matches, other conditions aside.
     fn matches_model(&self, model: &str) -> bool {
         self.route.model.as_deref().is_none_or(|pattern| pattern_matches(pattern, model))
     }
 
-    /// Whether it is a route for this model and no other.
+    /// Whether the route is for this model only.
     pub fn is_for(&self, model: &str) -> bool {
         !model.contains('*') && self.route.model.as_deref() == Some(model)
     }
 
-    /// Whether it takes some requests for its models only.
+    /// Whether the route has conditions beside the model.
     pub fn has_conditions(&self) -> bool {
         self.route.path.is_some() || !self.route.header.is_empty()
     }
 
-    /// Whether it takes requests for any model, and requests without a model.
+    /// Whether the route matches requests for any model and requests without a model.
     fn is_for_any(&self) -> bool {
         matches!(self.route.model.as_deref(), None | Some("*"))
     }
 
-    /// Whether a request has the path and the headers of its requests.
+    /// Whether the path and the headers of a request match.
     fn matches(&self, path: &str, headers: &HeaderMap) -> bool {
         let route = &self.route;
-        // A header that is there twice is equal to nothing.
+        // A repeated header matches no value.
         let has = |(name, value): &(String, String)| {
             let mut all = headers.get_all(name.as_str()).iter();
             all.next().is_some_and(|first| first.as_bytes() == value.as_bytes()) && all.next().is_none()
@@ -188,23 +188,23 @@ impl RoutePlan {
         route.path.as_deref().is_none_or(|wanted| wanted == path) && route.header.iter().all(has)
     }
 
-    /// What is changed in a body of this language.
+    /// The edits of a body of this dialect.
     pub fn edits(&self, dialect: BodyDialect) -> &BodyRewrite {
         &self.edits[dialect.index()]
     }
 
-    /// The name that the upstreams serve the model by.
+    /// The name by which the upstreams serve the model.
     pub fn served<'a>(&'a self, model: Option<&'a str>) -> Option<&'a str> {
         self.route.to.as_deref().or(model)
     }
 }
 
-/// Whether a pattern, in which every `*` is any characters or none, is all of a name.
+/// Whether a pattern, in which `*` matches any characters or none, matches a whole name.
 fn pattern_matches(pattern: &str, name: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(first) else { return false };
     let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-    // The earliest place for each piece leaves the most for those behind it.
+    // The earliest match of each piece leaves the most text for later pieces.
     for piece in middle.split('*').filter(|piece| !piece.is_empty()) {
         let Some(at) = name.find(piece) else { return false };
         name = &name[at + piece.len()..];
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_matches_is_taken() {
+    fn takes_the_first_route_that_matches() {
         let table = table(
             "[{model: fast, path: /v1/chat/completions, header: {X-Team: a}, to: one},
               {model: fast, header: {x-team: a, x-level: 7}, to: two}, {model: fast, to: three},
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_model_takes_the_route_of_the_one_it_would_get() {
+    fn routes_unnamed_requests_by_the_model_they_would_get() {
         const SEED: &str = "body: {overrides: {seed: 1}}";
         let team = &[("x-team", "a")][..];
         let (same, other) = (["big", "big"], ["big", "small"]);
@@ -341,14 +341,14 @@ mod tests {
     }
 
     #[test]
-    fn a_route_is_told_by_its_model_its_path_or_its_place() {
+    fn names_a_route_by_its_model_path_or_index() {
         let table = table("[{model: 'a*', path: /p}, {path: /q, to: x}, {to: y}]");
         let names: Vec<&str> = table.plans.iter().map(|plan| plan.name.as_str()).collect();
         assert_eq!(names, ["a*", "/q", "routes[2]"]);
     }
 
     #[test]
-    fn a_plan_is_made_anew_when_the_served_name_is_another() {
+    fn rebuilds_a_plan_when_the_served_name_changes() {
         let table = table("[{model: face, path: /p, body: {defaults: {seed: 1}}}]");
         let plan = table.for_model("face").next().unwrap();
         let one = plan.serving("one");
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn stars_are_any_characters() {
+    fn stars_match_any_characters() {
         for (pattern, name, wanted) in [
             ("*", "", true),
             ("**", "x", true),
@@ -379,7 +379,7 @@ mod tests {
         }
     }
 
-    /// By trying every length for every star.
+    /// The reference: tries every length for every star.
     fn plainly(pattern: &[u8], name: &[u8]) -> bool {
         match pattern.split_first() {
             None => name.is_empty(),
@@ -390,7 +390,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn patterns_fit_as_they_are_read(pattern in "[ab*]{0,6}", name in "[ab]{0,8}") {
+        fn patterns_match_like_the_reference(pattern in "[ab*]{0,6}", name in "[ab]{0,8}") {
             prop_assert_eq!(pattern_matches(&pattern, &name), plainly(pattern.as_bytes(), name.as_bytes()));
         }
 

@@ -1,9 +1,9 @@
-//! Detects answers that lack what `token_ids: true` of a route requested: a trainer must not take an answer
-//! without token ids for a good one.
+//! Detects answers that lack the fields requested by `token_ids: true` of a route: a trainer must not accept
+//! an answer without token ids.
 //!
-//! An answer that says nothing was made of no tokens, and passes without them.
+//! An empty answer has no tokens, and passes without them.
 
-/// What an engine left out.
+/// The fields that an engine omitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MissingTokens {
     PromptIds,
@@ -11,7 +11,7 @@ pub enum MissingTokens {
     LogProbabilities,
 }
 
-/// What an answer, or a stream so far, has of its tokens.
+/// The token fields that an answer, or a stream so far, has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SeenTokens {
     pub prompt: bool,
@@ -20,7 +20,7 @@ pub struct SeenTokens {
 }
 
 impl SeenTokens {
-    /// What an answer that says something lacks.
+    /// The fields that a non-empty answer lacks.
     pub fn missing(self) -> Option<MissingTokens> {
         let lacks = [
             (self.ids, MissingTokens::AnswerIds),
@@ -30,7 +30,7 @@ impl SeenTokens {
         lacks.into_iter().find(|(seen, _)| !seen).map(|(_, missing)| missing)
     }
 
-    /// With what a further piece of the answer has.
+    /// Combines the fields of two pieces of an answer.
     pub fn and(self, more: Self) -> Self {
         SeenTokens {
             prompt: self.prompt || more.prompt,
@@ -41,8 +41,8 @@ impl SeenTokens {
 }
 
 impl MissingTokens {
-    /// The status that NeMo Gym has for it: its clients give up on it after few attempts, where they repeat a
-    /// 502 without end.
+    /// The status of NeMo Gym for this case: its clients give up on it after a few attempts, whereas they
+    /// retry a 502 without end.
     pub const STATUS: u16 = 500;
 
     /// The text of the error: what is missing, and the flag of the engine that sends it.

@@ -1,4 +1,4 @@
-//! The usage of a stream: requested where its client did not request it, and removed from the answer again.
+//! Requests the usage of a stream that its client did not request, and removes it from the answer again.
 //!
 //! A stream of chat or completions reports its usage only if `stream_options.include_usage` is set. It is
 //! set in every body that requests a stream and does not mention usage; no other byte changes, and
@@ -10,16 +10,16 @@
 //!   chunk that ends the choice is held until the next, which follows at once, and gets it back. A stream
 //!   that breaks off between the two ends before them.
 //!
-//! What is left is the stream of the engine that was not asked, byte by byte, as a refusal is after
-//! [`RefusalEditor`](super::refusal::RefusalEditor): its text counts the fields of the body. For that,
-//! usage is not requested for several choices (`n`, a list of prompts): each ends with a chunk of its own,
-//! long before the others do, which would have to wait for the fingerprint. vLLM changes nothing else in
-//! the stream; a `"usage":null` that an engine puts on its chunks carries no information, and stays.
+//! The result equals the stream without the request, byte by byte; so does a refusal after
+//! [`RefusalEditor`](super::refusal::RefusalEditor), whose text counts the fields of the body. For that
+//! reason usage is not requested for several choices (`n`, a list of prompts): each choice ends with a chunk
+//! of its own, long before the others, and that chunk would have to wait for the fingerprint. vLLM changes
+//! nothing else in the stream; a `"usage":null` in an engine's chunks carries no information, and stays.
 //!
 //! Limitation: an engine that runs with `--enable-force-include-usage` sends the chunk to every client;
 //! through a balancer only clients that request it receive it.
 //!
-//! Never: a second walk through a body, a byte that waits for anything but its line or the next event.
+//! Never: parse a body twice, delay a byte beyond the end of its line or the next event.
 
 mod filter;
 
@@ -30,13 +30,13 @@ use super::splice::{ObjectEdit, Splices};
 use crate::json::{self, Span};
 use crate::prompt::scan::{BodyField, ScanProgress, Scanner};
 
-/// What a body without options gets.
+/// The options that are inserted into a body without any.
 const INCLUDE_USAGE: &[u8] = br#"{"include_usage":true}"#;
 
 /// The same behind another field, under its name.
 const STREAM_OPTIONS_MEMBER: &[u8] = br#","stream_options":{"include_usage":true}"#;
 
-/// How a body asks for its stream's usage.
+/// The change of a body that requests its stream's usage.
 #[derive(Debug, PartialEq, Eq)]
 pub enum UsageRequest {
     /// By a field of its own, which is put in here.
@@ -46,7 +46,7 @@ pub enum UsageRequest {
 }
 
 impl UsageRequest {
-    /// The whole body that asks.
+    /// The whole body with the request.
     pub fn apply(self, body: &[u8]) -> Vec<u8> {
         match self {
             UsageRequest::Insert { at, text } => [&body[..at], text, &body[at..]].concat(),
@@ -55,14 +55,14 @@ impl UsageRequest {
     }
 }
 
-/// The most memory that asking takes for a body of so many bytes that has options: the new body, and what is
-/// looked at of the options.
+/// The most memory of the request for a body of `body_len` bytes that has options: the new body, and the
+/// parsed options.
 pub fn memory_needed(body_len: usize) -> u64 {
     let members = (body_len / 5 + 1).min(json::MAX_MEMBERS);
     (body_len + members * 4 * size_of::<json::JsonMember<'_>>() + 4096 + STREAM_OPTIONS_MEMBER.len()) as u64
 }
 
-/// How a body asks for its stream's usage; `None`: there is nothing to ask for, or the client has asked.
+/// The change that requests the stream's usage; `None`: the answer has none, or the client decides itself.
 ///
 /// `scanner` has read all of the body.
 pub fn usage_request(body: &[u8], scanner: &Scanner, dialect: BodyDialect) -> Option<UsageRequest> {

@@ -20,7 +20,7 @@ const NULL: &[u8] = b"null";
 const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
 
 impl AnswerEdit {
-    /// Goes through the choices, each of which has its message under `key`.
+    /// Edits the choices, each of which has its message under `key`.
     pub(super) fn choices(
         &mut self,
         bytes: &[u8],
@@ -49,8 +49,7 @@ impl AnswerEdit {
         }
     }
 
-    /// Reasoning becomes a part of the content. Both stand there as JSON texts, and so can be joined as
-    /// they are.
+    /// Moves reasoning into the content. Both are JSON strings, so they are joined in their escaped form.
     fn thoughts(
         &mut self,
         bytes: &[u8],
@@ -91,8 +90,8 @@ impl AnswerEdit {
         }
     }
 
-    /// Remembers what the answer lacks of what its route requested. What a stream has shown counts for all of
-    /// it; an answer that is no stream has each choice judged by itself.
+    /// Records the requested tokens that the answer lacks. In a stream, tokens seen once count for the whole
+    /// stream; in other answers each choice is checked on its own.
     fn check_tokens(
         &mut self,
         bytes: &[u8],
@@ -122,7 +121,7 @@ impl AnswerEdit {
         }
     }
 
-    /// Ids and log-probabilities move to the message; what the client did not ask for goes.
+    /// Moves ids and log-probabilities to the message, and removes fields that the client did not request.
     fn tokens(
         &self,
         bytes: &[u8],
@@ -151,7 +150,7 @@ impl AnswerEdit {
     }
 }
 
-/// The list that a field has.
+/// The list in a field.
 fn list(bytes: &[u8], object: &JsonObject<'_>, key: &str) -> Option<Span> {
     object.get(key).filter(|span| bytes[span.start] == b'[')
 }
@@ -167,10 +166,10 @@ fn log_probabilities(bytes: &[u8], start: usize) -> Option<Vec<u8>> {
     Some([b"[", numbers.join(&b","[..]).as_slice(), b"]"].concat())
 }
 
-// === impl Thoughts ===
+// === impl OpenReasoning ===
 
 impl OpenReasoning {
-    /// Whether the thought of a choice begins here.
+    /// Whether the reasoning of a choice begins here.
     fn begin(&mut self, index: u64) -> bool {
         let new = !self.open.contains(&index) && self.open.len() < MAX_REASONING_CHOICES;
         if new {
@@ -179,7 +178,7 @@ impl OpenReasoning {
         new
     }
 
-    /// Whether a thought of it was open.
+    /// Ends the reasoning of a choice. Returns whether it was open.
     fn end(&mut self, index: u64) -> bool {
         let before = self.open.len();
         self.open.retain(|open| *open != index);

@@ -1,17 +1,17 @@
-//! A prompt that is longer than the model's context, answered as one that was ended by its length.
+//! Answers a prompt that is longer than the model's context with an empty answer that ended by its length.
 //!
-//! Agents that go on until the context is full take such an answer for the end it is. What the engine did
-//! is what is said: it read nothing and generated nothing.
+//! Agents that run until the context is full take such an answer as the end of their run. Its usage is that
+//! of the engine, which read nothing and generated nothing.
 
 use serde_json::{Value, json};
 
 use crate::json;
 use crate::route::dialect::BodyDialect;
 
-/// The longest error that is looked at.
+/// The longest error that is examined.
 pub const MAX_OVERFLOW_ERROR_BYTES: usize = 64 << 10;
 
-/// More choices are not asked for: vLLM allows so many.
+/// The largest number of choices: vLLM's own limit.
 const MAX_CHOICES: usize = 1 << 14;
 
 /// An answer in place of the upstream's error.
@@ -21,14 +21,14 @@ pub struct OverflowAnswer {
     pub body: String,
 }
 
-/// What the answer is for. `seed` makes its id, `now` is in seconds since 1970.
+/// The request that is answered. `seed` makes the answer's id, `now` is in seconds since 1970.
 #[derive(Clone, Copy, Debug)]
 pub struct OverflowRequest<'a> {
     pub dialect: BodyDialect,
     pub stream: bool,
-    /// How many choices the answer has.
+    /// The number of choices in the answer.
     pub choices: usize,
-    /// The client's name of it.
+    /// The client's name of the model.
     pub model: &'a str,
     pub now: u64,
     pub seed: u64,
@@ -36,7 +36,7 @@ pub struct OverflowRequest<'a> {
     pub token_ids: bool,
 }
 
-/// How many choices an answer to this body would have: `n` for each prompt, or conversation of a batch.
+/// The number of choices in an answer to this body: `n` for each prompt, or conversation of a batch.
 pub fn choices(dialect: BodyDialect, body: &[u8]) -> usize {
     let field = match dialect {
         BodyDialect::Chat => "messages",
@@ -59,7 +59,7 @@ pub fn choices(dialect: BodyDialect, body: &[u8]) -> usize {
     each.saturating_mul(asked.max(1)).clamp(1, MAX_CHOICES)
 }
 
-/// Whether this 400 says that the prompt does not fit: by the parameter that vLLM names, or by its words.
+/// Whether a 400 reports that the prompt does not fit: by vLLM's parameter name, or by the error's words.
 pub fn is_overflow(status: u16, body: &[u8]) -> bool {
     let Some(Value::Object(body)) = (status == 400 && body.len() <= MAX_OVERFLOW_ERROR_BYTES)
         .then(|| serde_json::from_slice(body).ok())
@@ -74,7 +74,7 @@ pub fn is_overflow(status: u16, body: &[u8]) -> bool {
 }
 
 impl OverflowRequest<'_> {
-    /// `None` where an interface has no such answer.
+    /// The answer; `None` for interfaces without an answer that ends by its length.
     pub fn answer(&self) -> Option<OverflowAnswer> {
         let body = match self.dialect {
             BodyDialect::Chat | BodyDialect::Completions => self.choices(),
@@ -90,7 +90,7 @@ impl OverflowRequest<'_> {
         format!("{prefix}{:016x}", self.seed)
     }
 
-    /// With the tokens that it was made of, where the client reads them: none.
+    /// Adds empty lists of tokens to a message, if the client expects token ids.
     fn with_tokens(&self, mut message: Value) -> Value {
         for field in ["prompt_token_ids", "generation_token_ids", "generation_log_probs"] {
             if self.token_ids {
@@ -187,7 +187,7 @@ impl OverflowRequest<'_> {
             event["content_index"] = json!(0);
             at(event)
         };
-        // Libraries take nothing but response.completed for the end; its status says what it was.
+        // Libraries accept only response.completed as the end; its status reports the reason.
         named(
             &[
                 json!({"type": "response.created", "response": begun}),
@@ -205,7 +205,7 @@ impl OverflowRequest<'_> {
 
     fn message(&self) -> String {
         let text = json!({"type": "text", "text": ""});
-        // As translated answers have them: whole on the last block, streamed on what ends the message.
+        // Like translated answers: on the last block of a whole answer, on the last event of a stream.
         let block = self.with_tokens(text.clone());
         let usage = json!({"input_tokens": 0, "output_tokens": 0});
         let answer = |content: Value, reason: Value| {
@@ -242,7 +242,7 @@ fn data(events: &[Value]) -> String {
     all + "data: [DONE]\n\n"
 }
 
-/// Events with their names in front, and numbers where the interface has them.
+/// Formats named events, with sequence numbers for the interface that has them.
 fn named(events: &[Value], numbered: bool) -> String {
     let mut all = String::new();
     for (number, event) in events.iter().enumerate() {
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_has_as_many_choices_as_were_asked_for() {
+    fn has_as_many_choices_as_requested() {
         for (dialect, body, wanted) in [
             (BodyDialect::Chat, r#"{"messages":[{"role":"user","content":"hi"},{}]}"#, 1),
             (BodyDialect::Chat, r#"{"messages":[{}],"n":2}"#, 2),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overflow_is_told_from_other_mistakes() {
+    fn distinguishes_an_overflow_from_other_errors() {
         for (status, body, wanted) in [
             (400, r#"{"error":{"message":"too long","param":"input_tokens"}}"#, true),
             (400, r#"{"object":"error","message":"This model's maximum context length is 10 tokens"}"#, true),

@@ -1,9 +1,9 @@
-//! Changes the name of the model in JSON that flows by in pieces: `model`, `response.model` and
-//! `message.model`, where they are texts, and `model` in the objects of a list, as prompts come rendered.
+//! Changes the name of the model in JSON that streams by in pieces: the strings at `model`, `response.model`
+//! and `message.model`, and at `model` in the objects of a list, the form of rendered prompts.
 //!
-//! Keys are known as every engine writes them: without escapes.
+//! Keys are recognised as every engine writes them: without escapes.
 //!
-//! Never: hold a byte back.
+//! Never: delay a byte.
 
 use crate::json::{ChunkVisitor, ChunkWalker};
 
@@ -13,7 +13,7 @@ const MAX_COMPARED_KEY_BYTES: usize = 8;
 /// Puts the client's name of the model in place of the served one, in an answer that arrives in pieces.
 #[derive(Debug)]
 pub struct ModelRenamer {
-    /// With its quotes; without a name everything stays.
+    /// The client's name with its quotes; `None`: nothing is changed.
     name: Option<Vec<u8>>,
     walker: ChunkWalker,
     names: ModelNames,
@@ -22,13 +22,13 @@ pub struct ModelRenamer {
 /// Finds the names in a document.
 #[derive(Debug, Default)]
 struct ModelNames {
-    /// The containers that are entered, from the document inwards.
+    /// The entered containers, from the document inwards.
     depth: usize,
     is_list: bool,
     key: ComparedKey,
-    /// The text that is read is a name.
+    /// Whether the string in progress is a name.
     in_name: bool,
-    /// Where names begin and end in the present piece, one after the other.
+    /// The begins and ends of names in the current piece, alternating.
     bounds: Vec<usize>,
 }
 
@@ -47,7 +47,7 @@ impl ModelRenamer {
         ModelRenamer { name, walker: ChunkWalker::new(), names: ModelNames::default() }
     }
 
-    /// Takes the next piece, and writes what it became.
+    /// Edits the next piece and appends the result to `out`.
     pub fn feed(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         let Some(name) = &self.name else {
             out.extend_from_slice(piece);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_changed_where_they_stand() {
+    fn renames_in_all_places_of_the_name() {
         for (text, wanted) in [
             (r#"{"model":"old"}"#, r#"{"model":"new"}"#),
             (r#"{ "model" : "o\"l\\" , "a":1}"#, r#"{ "model" : "new" , "a":1}"#),
@@ -195,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cuts_give_the_same(
+        fn result_does_not_depend_on_the_cuts(
             text in r#"\{("model"|"response"|"message"|[{}\[\]":,\\ax ]|(1,){20,40}){0,40}"#,
             mut cuts in prop::collection::vec(0..60_usize, 0..6),
         ) {

@@ -1,5 +1,5 @@
-//! Tests of `answer` that the conformance file of tests/it/routing/conformance.rs cannot hold: what is very
-//! long, and any cuts.
+//! Tests of `answer` beyond the conformance file of tests/it/routing/conformance.rs: very long answers, and
+//! any cuts.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -32,7 +32,7 @@ fn fed(mut answer: AnswerEditor, body: &[u8], cuts: &[usize]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_too_long_to_be_held_is_renamed_all_the_same() {
+fn renames_in_answers_that_are_too_long_to_be_held() {
     let text = "x".repeat(MAX_EVENT_BYTES);
     let event = format!("data: {{\"a\":\"{text}\",\"model\":\"served\"}}\n\n");
     let more = "data: {\"model\":\"served\"}\n\n";
@@ -47,7 +47,7 @@ fn what_is_too_long_to_be_held_is_renamed_all_the_same() {
 }
 
 #[test]
-fn an_event_goes_on_as_soon_as_its_line_is_whole() {
+fn forwards_an_event_as_soon_as_its_line_is_whole() {
     let mut answer = answer("text/event-stream", ALL);
     assert_eq!(answer.feed(b"data: {\"mod", false), b"");
     assert_eq!(answer.feed(b"el\":\"served\"}\n", false), b"data: {\"model\":\"mine\"}\n");
@@ -56,7 +56,7 @@ fn an_event_goes_on_as_soon_as_its_line_is_whole() {
 }
 
 #[test]
-fn an_event_with_any_line_ends_goes_on_as_soon_as_its_line_is_whole() {
+fn forwards_events_of_any_line_ends_as_soon_as_their_line_is_whole() {
     for end in ["\n", "\r\n", "\r"] {
         let mut answer = answer("text/event-stream", ALL);
         for mark in ["\u{feff}", ""] {
@@ -87,7 +87,7 @@ fn the_cost_of_a_byte_is_bounded() {
 }
 
 #[test]
-fn what_is_neither_json_nor_events_is_left_alone() {
+fn leaves_other_types_unchanged() {
     let route =
         RouteConfig { to: Some("served".into()), ..RouteConfig::new(Timeouts::default(), Retry::default()) };
     let plan = RouteTable::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
@@ -109,7 +109,7 @@ fn what_is_neither_json_nor_events_is_left_alone() {
 }
 
 #[test]
-fn what_describes_an_answer_of_bytes_names_the_model_as_the_client_does() {
+fn renames_in_the_header_that_describes_an_answer_of_bytes() {
     let route =
         RouteConfig { to: Some("served".into()), ..RouteConfig::new(Timeouts::default(), Retry::default()) };
     let plan = RouteTable::new(&[route]).plan(None, "/", &http::HeaderMap::new()).unwrap();
@@ -162,9 +162,9 @@ proptest! {
         }
     }
 
-    /// What a client keeps of an answer and sends back in the history is for the upstream what it said.
+    /// Reasoning that a client keeps in the content and sends back reaches the upstream as reasoning.
     #[test]
-    fn thoughts_come_back_as_they_went(thought in "\\PC{1,20}|[\n\"\\\\]{1,4}", content in "\\PC{0,20}") {
+    fn reasoning_survives_the_round_trip(thought in "\\PC{1,20}|[\n\"\\\\]{1,4}", content in "\\PC{0,20}") {
         let message = serde_json::json!({"role": "assistant", "content": content, "reasoning": thought});
         let body = serde_json::json!({"choices": [{"index": 0, "message": message}]}).to_string();
         let told = fed(answer("application/json", AddedAnswerFields::default()), body.as_bytes(), &[]);

@@ -1,9 +1,9 @@
-//! The answer of a completion as the chat would have had it.
+//! Turns the answer of a completion into the answer of a chat.
 //!
-//! Ids, counts and log-probabilities stay as they are; names and places are those of vLLM's chats. A stream
-//! begins with the event of the role, and every line of it that is no document goes on as it is.
+//! Ids, counts and log-probabilities keep their values; names and positions are those of vLLM's chats. A
+//! stream begins with the event of the role, and lines without a document stay unchanged.
 //!
-//! Never: hold more than one line of a stream, go on behind a document that is no completion.
+//! Never: hold more than one line of a stream, continue after a document that is not a completion.
 
 use serde_json::{Value, json};
 
@@ -13,16 +13,16 @@ use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::translate::MAX_ANSWER_VALUES;
 use crate::sse::{LineSplitter, SseLine, SsePiece};
 
-/// Why an answer cannot be given as a chat's.
+/// The reason why an answer cannot become a chat's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompletionFault {
-    /// It is no completion.
+    /// The answer is not a completion.
     Unreadable,
-    /// It is larger than what is translated.
+    /// The answer exceeds the limit for translation.
     TooLarge,
 }
 
-/// Translates one answer. See the module.
+/// Translates one answer of a completion.
 #[derive(Debug)]
 pub struct CompletionAnswer {
     tokens: TokenForm,
@@ -38,8 +38,8 @@ enum AnswerMode {
 // === impl CompletionAnswer ===
 
 impl CompletionAnswer {
-    /// For an answer of this type, to the completion of a chat that has its tokens in this form. `None`: it
-    /// is no completion.
+    /// Creates the translation of an answer of this type, for a chat with this form of tokens. `None`: an
+    /// answer of this type is not a completion.
     pub fn new(content_type: Option<&str>, tokens: TokenForm) -> Option<Self> {
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let mode = if kind.starts_with("text/event-stream") {
@@ -52,7 +52,7 @@ impl CompletionAnswer {
         Some(CompletionAnswer { tokens, mode })
     }
 
-    /// Takes the next piece, and returns what the chat has in its place; `end`: it is the last.
+    /// Translates the next piece; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Vec<u8>, CompletionFault> {
         let tokens = self.tokens;
         match &mut self.mode {
@@ -81,7 +81,7 @@ impl CompletionAnswer {
     }
 }
 
-/// The chat's answer that is not a stream.
+/// Translates an answer other than a stream.
 fn whole(body: &[u8], tokens: TokenForm) -> Result<Vec<u8>, CompletionFault> {
     if !has_at_most(body, MAX_ANSWER_VALUES) {
         return Err(CompletionFault::TooLarge);
@@ -120,7 +120,7 @@ fn whole(body: &[u8], tokens: TokenForm) -> Result<Vec<u8>, CompletionFault> {
             "choices" => chat.insert(key, Value::Array(std::mem::take(&mut told))),
             "usage" => {
                 chat.insert(key, value);
-                // Where a chat has them.
+                // The position of these members in a chat.
                 chat.insert("prompt_logprobs".into(), Value::Null);
                 chat.insert("prompt_token_ids".into(), prompt.take());
                 chat.insert("prompt_text".into(), Value::Null)
@@ -134,13 +134,13 @@ fn whole(body: &[u8], tokens: TokenForm) -> Result<Vec<u8>, CompletionFault> {
     Ok(Value::Object(chat).to_string().into_bytes())
 }
 
-/// Moves the members of a choice that both have, and those that are not known.
+/// Moves the members that both interfaces have, and unknown ones.
 fn take_rest(choice: ChatFields, made: &mut ChatFields) {
     const OWN: [&str; 5] = ["index", "text", "logprobs", "prompt_logprobs", "prompt_token_ids"];
     made.extend(choice.into_iter().filter(|(key, _)| !OWN.contains(&key.as_str())));
 }
 
-/// One line of a stream.
+/// Translates one line of a stream.
 fn event(
     line: &SseLine<'_>,
     has_begun: &mut bool,
@@ -172,7 +172,7 @@ fn event(
     Ok(())
 }
 
-/// The chunks of a chat for one of a completion; the first one only before the first text.
+/// The chunks of a chat for one chunk of a completion; the first of the two only before the first text.
 fn chat_chunks(mut given: ChatFields, has_begun: bool, tokens: TokenForm) -> Option<(Option<Value>, Value)> {
     if let Some(id) = given.get_mut("id") {
         *id = chat_id(id.take());
@@ -240,7 +240,7 @@ fn hide(choice: &mut ChatFields, prompt: &mut Value) {
     }
 }
 
-/// The log-probabilities of a choice as a chat has them, without alternatives.
+/// The log-probabilities of a choice in a chat's form, without alternatives.
 fn logprobs(choice: &ChatFields, form: TokenForm) -> Value {
     let Some(Value::Object(given)) = choice.get("logprobs") else { return Value::Null };
     let list = |key: &str| given.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
@@ -249,7 +249,7 @@ fn logprobs(choice: &ChatFields, form: TokenForm) -> Value {
     let ids = ids.filter(|_| form.as_ids);
     let content = tokens.iter().zip(logprobs).enumerate().map(|(at, (token, logprob))| {
         let bytes = token.as_str().map(str::as_bytes);
-        // vLLM writes this number for a token that cannot be.
+        // vLLM writes this number for an impossible token.
         let logprob = if logprob.is_null() { json!(-9999.0) } else { logprob.clone() };
         let token = ids.map_or_else(|| token.clone(), |ids| json!(format!("token_id:{}", ids[at])));
         json!({"token": token, "logprob": logprob, "bytes": bytes, "top_logprobs": []})

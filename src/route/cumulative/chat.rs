@@ -1,4 +1,4 @@
-//! A chat whose answer a completion can give as well, and the completion.
+//! A chat that a completion can answer as well, and the completion.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,10 @@ use crate::json::has_at_most;
 /// The largest chat that is read.
 pub const MAX_CHAT_BYTES: usize = 32 << 20;
 
-/// The most values that it may have; each takes memory of its own.
+/// The largest number of JSON values in a chat; each takes memory of its own.
 const MAX_CHAT_VALUES: usize = 200_000;
 
-/// What one value, and one byte, of a chat may take while it is read and written again.
+/// The memory, in bytes, for one value and for one byte of a chat while it is parsed and written again.
 const VALUE_BYTES: usize = 256;
 const BYTE_FACTOR: usize = 12;
 
@@ -49,7 +49,7 @@ const COMMON_FIELDS: [&str; 29] = [
     "vllm_xargs",
 ];
 
-/// Fields of a chat that a completion has under other names, or that change nothing in an answer.
+/// Fields of a chat that a completion has under other names, or that do not change an answer.
 const OTHER_FIELDS: [&str; 15] = [
     "chat_template",
     "chat_template_kwargs",
@@ -81,7 +81,7 @@ const TEMPLATE_FIELDS: [&str; 9] = [
     "tools",
 ];
 
-/// How the answer to a chat writes its tokens.
+/// The form of the tokens in the answer to a chat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenForm {
     /// Log-probabilities have `token_id:ID` in the place of a token's text.
@@ -90,20 +90,20 @@ pub struct TokenForm {
     pub hides_ids: bool,
 }
 
-/// See the module.
+/// A chat that a completion may answer.
 #[derive(Debug)]
 pub struct ChatTurn {
     fields: ChatFields,
-    /// One of each message.
+    /// The fingerprint of each message.
     pub(super) fingerprints: Vec<u128>,
 }
 
-/// The most memory that reading a chat of so many bytes takes, and writing the completion.
+/// The most memory for reading a chat of `body_len` bytes and writing the completion.
 pub fn memory_needed(body_len: usize) -> u64 {
     ((body_len / 2 + 1).min(MAX_CHAT_VALUES) * VALUE_BYTES + body_len * BYTE_FACTOR) as u64
 }
 
-/// The fingerprint of what shapes the prompt beside the messages.
+/// The fingerprint of the fields, other than messages, that shape the prompt.
 pub(super) fn settings_of(fields: &ChatFields) -> u128 {
     let settings = TEMPLATE_FIELDS.iter().filter_map(|key| Some((key, fields.get(*key)?)));
     let is_set = |value: &Value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
@@ -115,14 +115,14 @@ pub(super) fn settings_of(fields: &ChatFields) -> u128 {
 }
 
 impl TokenForm {
-    /// Whether the completion has token ids that the chat has not.
+    /// Whether the completion's answer has token ids that the chat's lacks.
     pub fn hides_own_ids(self) -> bool {
         self.as_ids && self.hides_ids
     }
 }
 
 impl ChatTurn {
-    /// Reads a chat as it goes to the upstream.
+    /// Parses a chat in the form in which it goes to the upstream.
     pub fn read(body: &[u8]) -> Result<Self, FallbackReason> {
         if body.len() > MAX_CHAT_BYTES || !has_at_most(body, MAX_CHAT_VALUES) {
             return Err(FallbackReason::Size);
@@ -135,12 +135,12 @@ impl ChatTurn {
         Ok(ChatTurn { fields, fingerprints })
     }
 
-    /// Whether an answer stands among the messages, so that a turn came before.
+    /// Whether the messages contain an answer, so that this is not the first turn.
     pub fn has_history(&self) -> bool {
         self.messages().iter().any(|message| message["role"] == "assistant")
     }
 
-    /// Fails where a completion would be answered in another way than the chat.
+    /// Fails if the answer to a completion would differ from the answer to the chat.
     pub fn check(&self) -> Result<(), FallbackReason> {
         for (key, value) in self.fields.iter().filter(|(_, value)| !value.is_null()) {
             check_field(key, value)?;
@@ -158,7 +158,7 @@ impl ChatTurn {
         TokenForm { as_ids: self.asks_for_ids_as_texts(), hides_ids: !is_set("return_token_ids") }
     }
 
-    /// Whether log-probabilities have ids in the place of the tokens' texts.
+    /// Whether log-probabilities have ids in place of the tokens' texts.
     fn asks_for_ids_as_texts(&self) -> bool {
         let is_set = |key: &str| self.fields.get(key) == Some(&Value::Bool(true));
         is_set("return_tokens_as_token_ids") && is_set("logprobs")
@@ -217,7 +217,7 @@ impl ChatTurn {
     }
 }
 
-/// Fails where a field, which is not null, has another meaning for a completion.
+/// Fails if a field, which is not null, has another meaning for a completion.
 fn check_field(key: &str, value: &Value) -> Result<(), FallbackReason> {
     use FallbackReason::{Choices, Fields, Logprobs, Media, Structured, Tools};
     let is_off = value == false;

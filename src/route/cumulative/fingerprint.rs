@@ -3,16 +3,16 @@
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
-/// The members that hold what a model thought.
+/// The members that hold a model's reasoning.
 pub const REASONING_MEMBERS: [&str; 2] = ["reasoning", "reasoning_content"];
 
-/// The fingerprint of a message. A member that is null or an empty list of calls is none, and a list of one
-/// text is the text: clients send answers back in any of these forms.
+/// The fingerprint of a message. A member that is null or an empty list of calls counts as absent, and a list
+/// of one text as the text: clients send answers back in any of these forms.
 pub fn of_message(message: &Value) -> u128 {
     of_members(message, &[])
 }
 
-/// The fingerprint of an answer, whatever was thought before it.
+/// The fingerprint of an answer without its reasoning.
 pub fn of_reply(message: &Value) -> u128 {
     of_members(message, &REASONING_MEMBERS)
 }
@@ -38,7 +38,7 @@ fn is_empty_list(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
 
-/// The text of a content that is a text alone.
+/// The text of a content that consists of one text.
 fn lone_text(content: &Value) -> Option<&Value> {
     let [Value::Object(part)] = content.as_array()?.as_slice() else { return None };
     let text = part.get("text").filter(|text| text.is_string())?;

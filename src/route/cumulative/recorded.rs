@@ -7,7 +7,8 @@ use super::chat::{ChatTurn, settings_of};
 use super::fingerprint;
 use super::{ChatFields, FallbackReason};
 
-/// How far behind an answer its last token may stand once more in the chat template: spaces come before it.
+/// The largest distance from the end of an answer to its last token in the template's text: spaces may
+/// precede that token.
 const MAX_BEFORE_END: usize = 4;
 
 /// A chat that was recorded.
@@ -15,7 +16,7 @@ const MAX_BEFORE_END: usize = 4;
 pub struct RecordedChat<'a> {
     pub model: &'a str,
     pub upstream: Option<&'a str>,
-    /// The body, whatever stands in it for the messages.
+    /// The body; its messages are ignored.
     pub fields: ChatFields,
     /// Each message, as JSON.
     pub messages: Vec<&'a str>,
@@ -32,7 +33,7 @@ pub struct RecordedReply<'a> {
     pub finish_reason: Option<&'a str>,
 }
 
-/// What the next turn of a session needs of a recorded chat.
+/// The part of a recorded chat that the next turn of its session needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordedTurn {
     pub upstream: Option<String>,
@@ -48,9 +49,9 @@ pub struct RecordedTurn {
 struct ReplyTokens {
     fingerprint: u128,
     ids: Vec<u32>,
-    /// More than text was parsed out of it.
+    /// Whether more than text was parsed out of the choice.
     parsed: Option<FallbackReason>,
-    /// Its last token ended it, not a limit or a text.
+    /// Whether the choice ended by its last token, not by a limit or a stop text.
     ends_by_token: bool,
 }
 
@@ -94,14 +95,14 @@ impl RecordedTurn {
         })
     }
 
-    /// The memory that it takes, about.
+    /// The approximate memory of this turn.
     pub fn bytes(&self) -> usize {
         let replies: usize = self.replies.iter().map(|reply| 64 + 4 * reply.ids.len()).sum();
         let names = self.model.len() + self.upstream.as_ref().map_or(0, String::len);
         size_of::<Self>() + names + 16 * self.messages.len() + 4 * self.prompt.len() + replies
     }
 
-    /// How a chat continues from this turn.
+    /// The continuation of this turn by a chat.
     pub fn continued_by<'t>(&'t self, chat: &'t ChatTurn) -> Result<Continuation<'t>, FallbackReason> {
         let (at, messages) = (self.messages.len(), chat.messages());
         if chat.fingerprints.get(..at) != Some(&self.messages) {
@@ -162,16 +163,16 @@ impl Continuation<'_> {
         let at = self.recorded.messages.len();
         let said = &self.chat.messages()[at]["content"];
         let text = said.as_str().or_else(|| said.as_array()?.last()?["text"].as_str()).unwrap_or_default();
-        // Another last character, also where a template trims the text: no token of it ends both.
+        // A different last character, even if the template trims the text: the two texts share no last token.
         let other = if text.trim_end().ends_with('0') { "1" } else { "0" };
         [self.chat.tokenize_body(None), self.chat.tokenize_body(Some((at, other)))]
     }
 
-    /// The prompt. `tokens`, `probe`: those of the two requests.
+    /// The token ids of the prompt. `tokens`, `probe`: the token ids from the two requests.
     pub fn prompt(&self, tokens: &[u32], probe: &[u32]) -> Result<Vec<u32>, FallbackReason> {
         let behind = common_end(tokens, probe).ok_or(FallbackReason::Template)?;
         let reply = &self.reply.ids;
-        // An answer ends with the token that the template puts behind it, or without it.
+        // An answer ends with or without the token that the template puts after it.
         let most = if self.reply.ends_by_token { MAX_BEFORE_END } else { 1 };
         let end = behind.iter().take(most).position(|id| reply.last() == Some(id));
         let behind = &behind[end.map_or(0, |end| end + 1)..];
@@ -179,7 +180,7 @@ impl Continuation<'_> {
     }
 }
 
-/// What both end with; `None`: nothing, or all of one of them.
+/// The common end of both; `None` when it is empty, or all of one of them.
 fn common_end<'a>(one: &'a [u32], other: &[u32]) -> Option<&'a [u32]> {
     let same = one.iter().rev().zip(other.iter().rev()).take_while(|(one, other)| one == other).count();
     (same > 0 && same < one.len() && same < other.len()).then(|| &one[one.len() - same..])

@@ -1,5 +1,5 @@
-//! A chat continues from what was recorded of it and from nothing else, and a completion's answer becomes a
-//! chat's however it is cut.
+//! Tests of `cumulative`: a chat continues from its own recorded turns only, and a completion's answer cut
+//! anywhere becomes a chat's.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -49,7 +49,7 @@ fn verdict(turn: &RecordedTurn, value: &Value) -> Option<FallbackReason> {
 }
 
 #[test]
-fn a_chat_continues_from_its_own_history_only() {
+fn continues_a_chat_from_its_own_history_only() {
     use FallbackReason::{History, Ids, Reasoning, Settings, Tools};
     let said = json!({"role": "assistant", "content": "ho"});
     let new = json!({"role": "user", "content": "and"});
@@ -108,7 +108,7 @@ fn a_chat_continues_from_its_own_history_only() {
 }
 
 #[test]
-fn a_completion_answers_only_what_is_text_alone() {
+fn answers_plain_text_chats_only_by_a_completion() {
     use FallbackReason::{Choices, Fields, Logprobs, Media, Structured, Tools};
     let picture = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]);
     let call = json!([{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]}]);
@@ -150,7 +150,7 @@ fn a_completion_answers_only_what_is_text_alone() {
 }
 
 #[test]
-fn the_prompt_begins_with_all_recorded_ids() {
+fn prompt_begins_with_all_recorded_ids() {
     // 2 ends an answer, 3 is a line end behind it, 1 begins a turn.
     let behind: &[u32] = &[2, 3, 1, 30, 2, 3, 1, 4];
     let stop = json!({"stop": ["x"]});
@@ -184,7 +184,7 @@ fn the_prompt_begins_with_all_recorded_ids() {
 }
 
 #[test]
-fn the_probe_differs_in_the_answer_alone() {
+fn probe_differs_in_the_answer_alone() {
     for (content, other) in [(json!("ho"), "0"), (json!("10"), "1"), (json!("10 \n"), "1"), (json!(""), "0")]
     {
         let reply = json!({"role": "assistant", "content": content});
@@ -207,7 +207,7 @@ fn the_probe_differs_in_the_answer_alone() {
 }
 
 #[test]
-fn the_completion_has_the_settings_of_the_chat() {
+fn completion_has_the_settings_of_the_chat() {
     let messages = json!([{"role": "user", "content": "hi"}]);
     for (body, wanted) in [
         (json!({"model": "sim"}), json!({"model": "sim", "max_tokens": null})),
@@ -283,7 +283,7 @@ fn translated(kind: &str, pieces: &[&[u8]]) -> Result<String, CompletionFault> {
 }
 
 #[test]
-fn a_whole_answer_becomes_that_of_a_chat() {
+fn translates_a_whole_answer() {
     let (given, wanted) = (completion(" dal"), completed_chat(" dal", &json!([32, 100, 97, 108])));
     assert_eq!(translated("application/json", &[given.as_bytes()]).unwrap(), wanted);
     assert_eq!(
@@ -358,7 +358,7 @@ fn streams(end: &str) -> (String, String) {
 
 proptest! {
     #[test]
-    fn a_stream_becomes_that_of_a_chat_however_it_is_cut(
+    fn translates_a_stream_cut_anywhere(
         mut cuts in prop::collection::vec(0.0..1.0_f64, 0..12),
         end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
     ) {
@@ -380,7 +380,7 @@ proptest! {
 
     /// Fingerprints do not depend on the order of members, and differ where the text does.
     #[test]
-    fn messages_are_alike_however_they_are_written(text in ".{0,20}", other in ".{0,20}") {
+    fn fingerprints_do_not_depend_on_notation(text in ".{0,20}", other in ".{0,20}") {
         let said = json!({"role": "assistant", "content": text});
         let parts = json!([{"text": text, "type": "text"}]);
         let turned = json!({"content": parts, "refusal": null, "role": "assistant"});
@@ -391,7 +391,7 @@ proptest! {
 }
 
 #[test]
-fn a_stream_that_is_no_completion_is_a_fault() {
+fn reports_a_stream_that_is_not_a_completion() {
     for broken in ["data: {\n\n", "data: {\"choices\":[1]}\n\n"] {
         let fault = translated("text/event-stream", &[broken.as_bytes()]);
         assert_eq!(fault, Err(CompletionFault::Unreadable), "{broken}");

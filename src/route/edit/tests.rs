@@ -1,4 +1,4 @@
-//! Tests of `edit`: what is too large, and that the time of an edit grows as its body does.
+//! Tests of `edit`: bodies above the limits, and work that is linear in the body's length.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -37,7 +37,7 @@ fn list(item: &str, count: usize) -> String {
 }
 
 #[test]
-fn an_edit_can_be_carried_to_another_thread() {
+fn runs_on_another_thread() {
     fn carried<T: Send + 'static>(_: &T) {}
     let edit = edit("chat");
     carried(&edit);
@@ -51,14 +51,14 @@ fn an_edit_can_be_carried_to_another_thread() {
 }
 
 #[test]
-fn large_edits_leave_their_worker() {
+fn moves_large_edits_off_the_serving_thread() {
     for (model, most) in [("plain", 256 << 10), ("chat", 32 << 10), ("response", 32 << 10)] {
         assert!(!edit(model).leaves_worker(most) && edit(model).leaves_worker(most + 1), "{model}");
     }
 }
 
 #[test]
-fn what_is_too_large_to_be_edited_is_refused() {
+fn rejects_bodies_that_are_too_large_to_be_edited() {
     let member = r#""b":1"#;
     let message = |message: &str, count: usize| format!(r#"{{"messages":[{}]}}"#, list(message, count));
     let extra = |bytes: usize| format!(r#"{{"metadata":{{"extra_body":"{}"}}}}"#, "x".repeat(bytes - 2));
@@ -88,7 +88,7 @@ fn what_is_too_large_to_be_edited_is_refused() {
     }
 }
 
-/// Bodies of one shape, again and again: what stands before, what is repeated, and what stands behind.
+/// Shapes of bodies: the beginning, the repeated part, and the end.
 const SHAPES: [(&str, &str, &str); 24] = [
     (r#"{"tools":["#, r#"{"strict":1},"#, "1]}"),
     (r#"{"tools":["#, r#"{"strict":1,"strict":1,"function":{"a":1,"strict":{"strict":1}}},"#, "{}]}"),
@@ -125,7 +125,7 @@ proptest! {
 
     /// Members are compared with rules, keys and values are walked: all together, a few times each byte.
     #[test]
-    fn the_work_of_an_edit_grows_as_its_body(shape in select(SHAPES.to_vec()), bytes in 1_usize..200_000) {
+    fn work_is_linear_in_the_body(shape in select(SHAPES.to_vec()), bytes in 1_usize..200_000) {
         let (before, again, behind) = shape;
         let count = bytes / again.len() + 1;
         let body = Bytes::from([before, &again.repeat(count), behind].concat());
@@ -137,7 +137,7 @@ proptest! {
 
     /// A route's rules come from a request here, as many as its metadata have room for.
     #[test]
-    fn many_rules_are_found_as_quickly_as_few(rules in 1_usize..1000, members in 1_usize..9000) {
+    fn work_does_not_depend_on_the_number_of_rules(rules in 1_usize..1000, members in 1_usize..9000) {
         let rule = |index: usize| format!("\\\"k{index:03}\\\":1");
         let extra = (0..rules).map(rule).collect::<Vec<_>>().join(",");
         let member = |index: usize| format!("\"k{index:03}\":2");

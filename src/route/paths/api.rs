@@ -1,8 +1,8 @@
-//! What each of vLLM's interfaces needs to know about itself: where its model stands, how its errors look.
+//! The properties of vLLM's interfaces: the location of the model, the form of errors.
 
 use crate::prompt::scan::{BodyField, ScanFacts};
 
-/// One interface of vLLM. A closed and small set, fit to be a metric's label.
+/// One interface of vLLM. The set is closed and small, so that it can be a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Api {
     Chat,
@@ -39,11 +39,11 @@ pub enum Api {
     Load,
     Metrics,
     Docs,
-    /// Development and control, and whatever else a configuration lets through.
+    /// Development and control, and paths that the configuration passes through.
     Control,
 }
 
-/// Which shape an error has that the balancer itself answers with.
+/// The form of the balancer's own errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorStyle {
     /// `{"error":{"message":...,"type":...,"param":...,"code":...}}`
@@ -54,7 +54,7 @@ pub enum ErrorStyle {
     Detail,
 }
 
-/// Where a request names its model.
+/// The location of the model's name in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelLocation {
     Json,
@@ -63,7 +63,7 @@ pub enum ModelLocation {
     /// `?model=`
     Query,
     Nowhere,
-    /// In JSON whose other fields decide the interface, see [`Api::sniff`].
+    /// In JSON whose other fields decide the interface.
     Sniff,
 }
 
@@ -136,7 +136,7 @@ impl Api {
         }
     }
 
-    /// Whether an answer is work whose tokens count. Others have none, or tell of an answer once more.
+    /// Whether the tokens of an answer count. Other answers have none, or report an earlier answer again.
     pub fn counts_tokens(self) -> bool {
         !matches!(
             self,
@@ -160,12 +160,12 @@ impl Api {
         )
     }
 
-    /// Only a websocket finds it; to plain HTTP vLLM answers 404 there.
+    /// Whether the interface is a websocket; vLLM answers 404 to plain HTTP there.
     pub fn is_websocket(self) -> bool {
         self == Api::Realtime
     }
 
-    /// What a request to /invocations is, tried in vLLM's order.
+    /// The interface of a request to /invocations, tried in vLLM's order.
     pub fn sniff(facts: &ScanFacts<'_>) -> Api {
         let any = |fields: &[BodyField]| fields.iter().any(|field| facts.has(*field));
         if facts.has(BodyField::Messages) {

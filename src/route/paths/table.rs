@@ -1,4 +1,4 @@
-//! THE table of vLLM's routes, as data: version 0.32, and what a balancer does with each.
+//! The table of vLLM's API routes (version 0.32), with the balancer's policy for each.
 //!
 //! Rows of one path stand together, in the order in which vLLM registers them: the first one gives the
 //! `allow` header of a 405.
@@ -12,7 +12,7 @@ pub(super) enum AllowedMethods {
     Get,
     Post,
     Delete,
-    /// Routes of Starlette's own, where FastAPI's take GET only.
+    /// GET and HEAD: Starlette's own routes, unlike FastAPI's, accept HEAD.
     GetHead,
     /// A mounted application.
     Any,
@@ -42,12 +42,12 @@ impl AllowedMethods {
     }
 }
 
-/// A policy before a request gave it its details.
+/// A policy without the details that come from a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PolicyRule {
-    /// By model; what an upstream has cached of the prompt matters.
+    /// By model and by the cached blocks of the prompt.
     Prefix,
-    /// By model; only the load matters.
+    /// By model and load.
     Least,
     Sticky,
     Aggregate(AggregateKind),
@@ -60,7 +60,7 @@ pub(super) enum PolicyRule {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ApiRouteRow {
     pub(super) verb: AllowedMethods,
-    /// `{name}` stands for one segment, at the end `{name:path}` for any rest.
+    /// `{name}` matches one segment, `{name:path}` at the end any rest.
     pub(super) path: &'static str,
     pub(super) api: Api,
     pub(super) rule: PolicyRule,
@@ -120,7 +120,7 @@ pub(super) const API_ROUTES: &[ApiRouteRow] = &[
     post("/v1/chat/completions/derender", Api::Derender, PolicyRule::Least),
     post("/v1/completions/derender", Api::Derender, PolicyRule::Least),
     post("/inference/v1/generate", Api::Generate, PolicyRule::Prefix),
-    // An id that an upstream does not know is no error there.
+    // An unknown id is not an error at an upstream.
     post("/inference/v1/abort_requests", Api::AbortRequests, PolicyRule::FanOut),
     // About all upstreams.
     get("/v1/models", Api::Models, PolicyRule::Aggregate(AggregateKind::Models)),
@@ -129,7 +129,7 @@ pub(super) const API_ROUTES: &[ApiRouteRow] = &[
     post("/ping", Api::Health, PolicyRule::Answer(OwnAnswer::Health)),
     get("/version", Api::Version, PolicyRule::Aggregate(AggregateKind::Version)),
     get("/load", Api::Load, PolicyRule::Aggregate(AggregateKind::Load)),
-    // vLLM mounts an application there, on whatever begins so.
+    // vLLM mounts an application on every path with this prefix.
     ApiRouteRow {
         verb: AllowedMethods::Any,
         path: "/metrics{rest:path}",
@@ -179,7 +179,7 @@ pub(super) const API_ROUTES: &[ApiRouteRow] = &[
     deny(AllowedMethods::Get, "/fault_tolerance/status"),
 ];
 
-/// Whether a path fits a pattern; gives what the placeholder stands for, `""` without one.
+/// Matches a path with a pattern. Returns the text of the placeholder, `""` without one.
 pub(super) fn fit<'p>(pattern: &str, path: &'p str) -> Option<&'p str> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return (pattern == path).then_some("");

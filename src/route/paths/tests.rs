@@ -1,10 +1,10 @@
-//! Tests of `paths`: every route of vLLM 0.32, and the answers where none fits.
+//! Tests of `paths`: every route of vLLM 0.32, and the answers to other paths.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// The routes of vLLM 0.32 with what is done with each, written down apart from the table.
+/// The routes of vLLM 0.32 with the policy for each, written independently of the table.
 const REFERENCE: &str = "
     POST /v1/chat/completions prefix json
     POST /v1/chat/completions/batch prefix json
@@ -102,7 +102,7 @@ fn reference() -> impl Iterator<Item = Vec<&'static str>> {
 }
 
 #[test]
-fn every_route_of_vllm_is_there_with_its_policy() {
+fn has_every_route_of_vllm_with_its_policy() {
     let mut seen = Vec::new();
     for row in reference() {
         let PathMatch::Route(route) = find(row[0], row[1]) else { panic!("{row:?}") };
@@ -147,7 +147,7 @@ fn every_route_of_vllm_is_there_with_its_policy() {
 }
 
 #[test]
-fn what_fastapi_refuses_is_refused_alike() {
+fn rejects_like_fastapi() {
     let not_allowed = |allow| PathMatch::MethodNotAllowed { allow };
     let redirect = |to: &str| PathMatch::Redirect { to: to.to_owned() };
     for (method, path, found) in [
@@ -203,14 +203,14 @@ fn what_fastapi_refuses_is_refused_alike() {
 }
 
 #[test]
-fn dots_within_a_segment_are_part_of_a_name() {
+fn accepts_dots_within_a_segment() {
     for path in ["/static/a.js", "/static/..a", "/static/a..", "/static/...", "/v1/responses/.a"] {
         assert!(matches!(find("GET", path), PathMatch::Route(_)), "{path}");
     }
 }
 
 #[test]
-fn passthrough_lets_through() {
+fn passes_configured_paths_through() {
     let item = |path: &str, to| Passthrough { path: path.to_owned(), to };
     let gpu = || PassthroughTarget::Upstream("gpu-0".to_owned());
     let table = PathTable::new(&[
@@ -229,13 +229,13 @@ fn passthrough_lets_through() {
     assert_eq!(table.find("DELETE", "/adapters/a"), to_gpu());
     assert_eq!(table.find("PATCH", "/plugin/thing"), to_gpu());
     assert_eq!(table.find("POST", "/wake_up"), route(PathPolicy::Deny));
-    // Only what would be refused can be let through.
+    // Only denied paths can be passed through.
     assert_eq!(table.find("GET", "/v1/models"), find("GET", "/v1/models"));
     assert_eq!(table.find("POST", "/v1/models"), PathMatch::MethodNotAllowed { allow: "GET" });
 }
 
 #[test]
-fn a_location_cannot_be_broken_out_of() {
+fn escapes_locations() {
     for (https, host, path, query, url) in [
         (false, "lb:8000", "/v1/models", None, "http://lb:8000/v1/models"),
         (true, "[::1]:8000", "/v1/models", Some("a=b%20c&d"), "https://[::1]:8000/v1/models?a=b%20c&d"),
@@ -250,7 +250,7 @@ fn a_location_cannot_be_broken_out_of() {
 }
 
 #[test]
-fn invocations_are_what_their_fields_say() {
+fn finds_the_interface_of_invocations_by_their_fields() {
     for (body, api) in [
         (r#"{"messages":[],"prompt":""}"#, Api::Chat),
         (r#"{"messages":null,"prompt":"a","input":"b"}"#, Api::Completions),
@@ -278,7 +278,7 @@ fn names_are_labels_and_only_realtime_is_a_websocket() {
 
 proptest! {
     #[test]
-    fn any_path_is_taken(
+    fn accepts_any_path(
         path in any::<String>(),
         likely in "(/|%|v1|models|responses|2F|\\{|\\}|:path){0,9}",
     ) {
@@ -287,7 +287,7 @@ proptest! {
     }
 
     #[test]
-    fn a_redirect_leads_somewhere_and_not_further(path in "/(v1|models|responses|health|/|static|a){0,5}") {
+    fn redirects_once(path in "/(v1|models|responses|health|/|static|a){0,5}") {
         if let PathMatch::Redirect { to } = find("GET", &path) {
             let next = find("GET", &to);
             prop_assert!(!matches!(next, PathMatch::NotFound | PathMatch::Redirect { .. }), "{}", to);
@@ -305,7 +305,7 @@ proptest! {
 }
 
 #[test]
-fn a_session_in_the_path() {
+fn finds_a_session_in_the_path() {
     for (path, found) in [
         ("/sessions/a/v1/chat/completions", Some(("a", "/v1/chat/completions"))),
         ("/sessions/a/v1", Some(("a", "/v1"))),

@@ -1,12 +1,12 @@
-//! The rules over upstreams that are given as a table.
+//! Tests of `resolve`: the rules over upstreams from a table.
 
 use http::{HeaderMap, HeaderName};
 
 use super::*;
 use crate::config::check::check;
 
-/// An upstream as the rules see it: `name models…`, where `of:gym` is the source that named it, `down` one
-/// that is not ready, `drains` one that drains, and `+adapter` a model that is no base.
+/// An upstream in the notation `name models…`: `of:gym` is the source that named the upstream, `down` means
+/// not ready, `drains` draining, and `+adapter` is a model other than a base model.
 #[derive(Clone, Debug, Default)]
 pub struct StandIn {
     name: &'static str,
@@ -19,7 +19,7 @@ pub struct StandIn {
 /// Upstreams whose ids are 10, 11, ….
 pub struct StandIns(pub Vec<StandIn>);
 
-/// The name of the source that asks this host.
+/// The name of the source at this host.
 fn source_name(host: &str) -> String {
     format!("gym http://{host}:80")
 }
@@ -134,7 +134,7 @@ fn fields(headers: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 #[test]
-fn a_route_leads_to_the_upstreams_of_its_names_else_of_its_sources() {
+fn leads_to_upstreams_by_name_else_by_source() {
     let upstreams = StandIns::new(UPSTREAMS);
     for (names, among_ids, led_to) in [
         (None, None, &["one", "two", "three", "four"][..]),
@@ -156,7 +156,7 @@ fn a_route_leads_to_the_upstreams_of_its_names_else_of_its_sources() {
 }
 
 #[test]
-fn a_route_without_a_served_name_is_for_the_one_base_model_of_its_sources_upstreams() {
+fn uses_the_one_base_model_of_the_sources_without_a_served_name() {
     let two_bases = &["three of:gym big", "four of:gym small"][..];
     let with_file = &["one big", "three of:gym big"][..];
     let of_sources = &["three of:gym big", "four of:hall big +sql"][..];
@@ -192,7 +192,7 @@ fn a_route_without_a_served_name_is_for_the_one_base_model_of_its_sources_upstre
 }
 
 #[test]
-fn a_request_without_a_route_has_none() {
+fn finds_no_route_where_none_matches() {
     let table =
         RouteTable::new(&routes("[{model: face, path: /q}, {model: face, header: {x-team: a}, to: big}]"));
     let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };
@@ -203,7 +203,7 @@ fn a_request_without_a_route_has_none() {
 }
 
 #[test]
-fn a_request_that_names_no_model_is_for_the_one_base_model_of_the_ready_upstreams() {
+fn routes_unnamed_requests_to_the_one_base_model_of_ready_upstreams() {
     let alike = &["one big +sql", "two down small", "three of:gym big"][..];
     let mixed = UPSTREAMS;
     let team = &[("x-team", "a")][..];
@@ -234,7 +234,7 @@ fn a_request_that_names_no_model_is_for_the_one_base_model_of_the_ready_upstream
 }
 
 #[test]
-fn listed_are_the_names_that_lead_to_a_served_model() {
+fn lists_names_that_lead_to_a_served_model() {
     for (list, listed) in [
         ("[]", &["big", "sql", "small"][..]),
         // Names of routes come first, in the order of the file, each once.
@@ -273,7 +273,7 @@ fn listed_are_the_names_that_lead_to_a_served_model() {
 }
 
 #[test]
-fn a_listed_name_comes_with_what_its_upstreams_serve_it_as() {
+fn lists_names_with_the_models_that_serve_them() {
     let table =
         RouteTable::new(&routes("[{model: a, to: big, upstreams: [gym]}, {model: small, upstreams: [two]}]"));
     let resolver = Resolver { table: &table, upstreams: &StandIns::new(UPSTREAMS) };

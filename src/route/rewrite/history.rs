@@ -13,13 +13,13 @@ use crate::route::splice::{ObjectEdit, Splices, write_text};
 const OPEN_TAG: &str = "<think>";
 const CLOSE_TAG: &str = "</think>";
 
-/// The most places of a request's messages that may be edited.
+/// The largest number of edits in a request's messages.
 pub const MAX_CHANGES: usize = 100_000;
 
-/// What every tag has in it, brackets written as they are or escaped.
+/// The text in every tag, whether its brackets are escaped or not.
 static TAG_NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
 
-/// What stood between the tags of one message, a line each.
+/// The texts between the tags of one message, one a line.
 #[derive(Default)]
 struct MessageReasoning {
     text: String,
@@ -27,7 +27,7 @@ struct MessageReasoning {
 }
 
 impl BodyRewrite {
-    /// The body, and what is changed in its messages.
+    /// The body, and the changes to its messages.
     pub(super) fn read<'a>(
         &self,
         bytes: &'a [u8],
@@ -38,7 +38,7 @@ impl BodyRewrite {
             if self.history != Some(key) {
                 return end_of(at).map_or_else(|| json::read_value(bytes, at), Ok);
             }
-            // Of equal keys the last counts, and in a list that cannot be followed nothing is changed.
+            // Of equal keys the last counts, and a list that cannot be parsed stays unchanged.
             changes.clear();
             match self.messages(bytes, at, &mut changes) {
                 Err(ReadFault::Syntax) => {
@@ -51,7 +51,7 @@ impl BodyRewrite {
         Ok((object, changes))
     }
 
-    /// Goes through the messages of a list, or of the lists in it, as in a batch of chats, to its end.
+    /// Edits the messages of a list, or of the lists in it (a batch of chats), to its end.
     fn messages<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> JsonResult<usize> {
         let mut one = |at: usize| match self.message(bytes, at, out) {
             Err(ReadFault::Syntax) => json::read_value(bytes, at),
@@ -63,7 +63,7 @@ impl BodyRewrite {
         })
     }
 
-    /// The message that begins at `at`; its end.
+    /// Edits the message that begins at `at`. Returns its end.
     fn message<'t>(&'t self, bytes: &[u8], at: usize, out: &mut Splices<'t>) -> JsonResult<usize> {
         let [mut role, mut content] = [None, None];
         let message_end = json::walk(bytes, at, |key, _, at| {
@@ -87,8 +87,7 @@ impl BodyRewrite {
     }
 }
 
-/// Takes what stands between the tags out of the content, and gives it as the reasoning of the message that
-/// begins at `at`.
+/// Moves the text between the tags from the content to the reasoning of the message that begins at `at`.
 fn think(bytes: &[u8], at: usize, content: Span, out: &mut Splices<'_>) -> JsonResult<()> {
     if !may_have_tags(&bytes[content.clone()]) {
         return Ok(());
@@ -121,14 +120,14 @@ fn think(bytes: &[u8], at: usize, content: Span, out: &mut Splices<'_>) -> JsonR
     let reasoning = write_text(&thoughts.text);
     drop(thoughts);
     let mut edit = ObjectEdit::new(bytes, &message);
-    // vLLM reads the first, what is older than 0.16 the second.
+    // vLLM reads the first field; versions before 0.16 read the second.
     edit.set("reasoning", reasoning.clone(), out);
     edit.set("reasoning_content", reasoning, out);
     edit.finish(out);
     Ok(())
 }
 
-/// The text of the part that begins at `at`, if it is one of text.
+/// The text of the part that begins at `at`, if it is a text part.
 fn text_of_part(bytes: &[u8], at: usize) -> JsonResult<Option<Span>> {
     let (mut is_text, mut text) = (false, None);
     let read = json::walk(bytes, at, |key, _, at| {
@@ -147,11 +146,11 @@ fn text_of_part(bytes: &[u8], at: usize) -> JsonResult<Option<Span>> {
     }
 }
 
-// === impl Thoughts ===
+// === impl MessageReasoning ===
 
 impl MessageReasoning {
-    /// Takes what stands between tags out of a text. One that could not be written again as it is stays:
-    /// Python takes halves of characters.
+    /// Removes the text between tags from a text. A text with lone surrogates, which Python accepts, stays
+    /// unchanged, since it could not be written again.
     fn take(&mut self, bytes: &[u8], span: Span, out: &mut Splices<'_>) -> JsonResult<()> {
         let written = &bytes[span.clone()];
         let text = if may_have_tags(written) { serde_json::from_slice::<String>(written).ok() } else { None };
@@ -176,13 +175,13 @@ impl MessageReasoning {
     }
 }
 
-/// What stands before the first tags, and between them.
+/// The text before the first tags, and the text between them.
 fn tagged(text: &str) -> Option<(&str, &str)> {
     let (before, behind) = text.split_once(OPEN_TAG)?;
     Some((before, behind.split_once(CLOSE_TAG)?.0))
 }
 
-/// Said of most texts without reading them twice; the word alone is no tag.
+/// Whether a text may have tags: a cheap test that rules out most texts.
 fn may_have_tags(written: &[u8]) -> bool {
     TAG_NAME.find_iter(written).any(|at| matches!(written.get(at + 5), Some(b'>' | b'\\')))
 }

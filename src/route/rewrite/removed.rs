@@ -15,13 +15,13 @@ pub struct RemovedFields {
 #[derive(Debug)]
 pub struct RemovedInside {
     pub key: String,
-    /// The member is a list, each item of which loses them.
+    /// The member is a list, and the fields are removed from each of its items.
     pub in_items: bool,
     pub fields: RemovedFields,
 }
 
 impl RemovedFields {
-    /// The paths are valid, as the configuration was checked.
+    /// Parses paths that the configuration check has accepted.
     pub fn parse(paths: &[String]) -> Self {
         let mut all = RemovedFields::default();
         paths.iter().for_each(|path| all.add(path));
@@ -50,7 +50,7 @@ impl RemovedFields {
         found.map(|inside| &inside.fields)
     }
 
-    /// Takes the fields that lie further inside out of a value of the route's own.
+    /// Removes the deeper fields from a value of the route itself.
     pub fn strip_inside(&self, value: &mut Map<String, Value>) {
         for inside in &self.inner {
             match value.get_mut(&inside.key) {

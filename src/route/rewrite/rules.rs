@@ -12,7 +12,7 @@ use super::removed::RemovedFields;
 use crate::json::{self, JsonObject, JsonResult, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, member, write};
 
-/// The most rules that are scanned for each member; more are found by a table.
+/// The largest number of rules that are scanned for each member; above it a table is used.
 const MAX_SCANNED_RULES: usize = 32;
 
 /// The rules for the members of one object.
@@ -24,7 +24,7 @@ pub struct MemberRules {
     table: HashMap<String, MemberAction>,
 }
 
-/// What is done to a member.
+/// The action on a member.
 #[derive(Clone, Copy, Debug)]
 enum MemberAction {
     Removed,
@@ -36,24 +36,23 @@ enum MemberAction {
 #[derive(Debug)]
 struct MemberRule {
     key: String,
-    /// Takes the place of what the client says; without it, that stays.
+    /// The value that replaces the client's; `None`: the client's value stays.
     value: Option<Vec<u8>>,
-    /// Key and value, for an object that has no such key. `None`: it needs none.
+    /// Key and value for an object without the key. `None`: nothing is added.
     member: Option<Vec<u8>>,
-    /// Where both sides are objects, their members are put together.
+    /// The rules for merging, if both values are objects.
     inner: Option<MemberRules>,
     /// For each item of a list that the client sends.
     items: Option<Box<MemberRules>>,
 }
 
-// === impl Rules ===
+// === impl MemberRules ===
 
 impl MemberRules {
-    /// `below`: what is said where the client says nothing. `above`: what is said in any case. `removed`
-    /// goes, unless it is said in any case.
+    /// `below`: defaults. `above`: overrides. `removed`: fields to remove, unless they are overridden.
     pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, fields: &RemovedFields) -> Self {
         let mut below = Cow::Borrowed(below);
-        // A copy at each level of deep defaults would be all of them at a time.
+        // A copy at each level of deep defaults would hold all of them at once.
         if !fields.inner.is_empty() {
             fields.strip_inside(below.to_mut());
         }
@@ -82,7 +81,7 @@ impl MemberRules {
         MemberRules { list, removed, table }
     }
 
-    /// `said`: the object has under another name what this key would say by default.
+    /// `said`: whether the object has the field of this key's default under another name.
     pub fn apply<'t>(
         &'t self,
         bytes: &[u8],
@@ -107,8 +106,8 @@ impl MemberRules {
         Ok(())
     }
 
-    /// Applies the rules to each object of the list that begins at `start`. A list that cannot be followed
-    /// stays as it is.
+    /// Applies the rules to each object of the list that begins at `start`. A list that cannot be parsed
+    /// stays unchanged.
     fn apply_to_items<'t>(&'t self, bytes: &[u8], start: usize, out: &mut Splices<'t>) -> JsonResult<()> {
         let before = out.len();
         let end = json::each(bytes, start, |at| {
@@ -142,7 +141,7 @@ impl MemberRules {
         self.list.iter().position(|rule| rule.key == key).map(MemberAction::Rule)
     }
 
-    /// The bytes of all that may be put into a body.
+    /// The bytes of all texts that may be inserted into a body.
     pub fn bytes(&self) -> usize {
         let of_rule = |rule: &MemberRule| {
             let own = [&rule.value, &rule.member].into_iter().flatten().map(Vec::len).sum::<usize>();
@@ -151,23 +150,23 @@ impl MemberRules {
         self.list.iter().map(of_rule).sum()
     }
 
-    /// How many objects, one in another, are read at once.
+    /// The depth of nested objects that are read at once.
     pub fn depth(&self) -> usize {
         let inner = self.list.iter().flat_map(MemberRule::inside);
         1 + inner.map(MemberRules::depth).max().unwrap_or_default()
     }
 
-    /// Whether items of lists are looked at.
+    /// Whether items of lists are read.
     pub fn reads_items(&self) -> bool {
         let mut inner = self.list.iter().flat_map(MemberRule::inside);
         self.list.iter().any(|rule| rule.items.is_some()) || inner.any(MemberRules::reads_items)
     }
 }
 
-// === impl Rule ===
+// === impl MemberRule ===
 
 impl MemberRule {
-    /// `None`: there is no default, and only what is inside is edited.
+    /// Creates the rule of a default. `None`: there is no default, and only inner fields are edited.
     fn below(key: &str, value: Option<&Value>, fields: &RemovedFields) -> Self {
         let (nothing, none) = (Map::new(), RemovedFields::default());
         let (removed, in_items) = (fields.inside(key, false), fields.inside(key, true));
@@ -179,7 +178,7 @@ impl MemberRule {
         MemberRule { key: key.to_owned(), value: None, member, inner, items }
     }
 
-    /// The rules for what is inside.
+    /// The rules for inner members.
     fn inside(&self) -> impl Iterator<Item = &MemberRules> {
         self.inner.iter().chain(self.items.as_deref())
     }
@@ -203,7 +202,7 @@ impl MemberRule {
         }
     }
 
-    /// `value`: of the member that counts, if the object has one.
+    /// Applies the rule. `value`: the value of the member that counts, if the object has one.
     fn apply<'t>(
         &'t self,
         bytes: &[u8],
@@ -239,7 +238,7 @@ impl MemberRule {
     }
 }
 
-/// A merge patch as RFC 7396 has it.
+/// Applies a merge patch (RFC 7396).
 pub fn patch(target: &mut Value, with: &Value) {
     let Value::Object(with) = with else {
         *target = with.clone();

@@ -1,5 +1,5 @@
-//! Tests of `rewrite`: by property, against a merge of parsed documents. The cases that people read stand in
-//! the conformance file of tests/it/routing/conformance.rs.
+//! Property tests of `rewrite` against a merge of parsed documents. The readable cases are in the conformance
+//! file of tests/it/routing/conformance.rs.
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -51,7 +51,7 @@ fn body() -> impl Strategy<Value = String> {
     prop::collection::vec(text, 0..6).prop_map(|members| format!("{{{}}}", members.join(",")))
 }
 
-/// Client wins, maps merge.
+/// Applies defaults: the client's values win, maps are merged.
 fn below(body: &mut Map<String, Json>, defaults: &Map<String, Json>) {
     for (key, default) in defaults {
         match (body.get_mut(key), default) {
@@ -70,9 +70,9 @@ fn without_nulls(map: &Map<String, Json>) -> Map<String, Json> {
 }
 
 proptest! {
-    /// Whatever the client, the defaults and the override call it.
+    /// Holds for any of its names in the client's body, the defaults and the override.
     #[test]
-    fn an_override_of_the_limit_is_the_only_limit(
+    fn override_of_the_limit_is_the_only_limit(
         client in subsequence(LIMITS.to_vec(), 0..=3), default in select(LIMITS.to_vec()),
         name in select(LIMITS.to_vec()), is_null in any::<bool>(),
     ) {
@@ -94,7 +94,7 @@ proptest! {
     }
 
     #[test]
-    fn an_edit_is_a_merge_of_what_was_parsed(
+    fn edit_equals_a_merge_of_parsed_documents(
         body in body(), defaults in map_of(value()), overrides in map_of(value()),
         remove in prop::collection::vec(key(), 0..3),
     ) {
@@ -151,7 +151,7 @@ proptest! {
 }
 
 #[test]
-fn a_body_that_needs_no_edit_is_known_by_its_route() {
+fn recognises_bodies_that_need_no_edit() {
     let nothing = route(BodyEdits::default());
     assert!(!BodyRewrite::new(&nothing, BodyDialect::Chat).may_change(Some("a")));
     let renamed = RouteConfig { to: Some("a".into()), ..nothing.clone() };
@@ -168,7 +168,7 @@ fn a_body_that_needs_no_edit_is_known_by_its_route() {
 }
 
 #[test]
-fn of_equal_lists_of_messages_the_last_is_changed_and_one_that_cannot_be_followed_is_not() {
+fn changes_the_last_of_equal_lists_and_no_broken_list() {
     let roles = vec![("developer".to_owned(), "system".to_owned())];
     let edits = BodyRewrite::new(&route(BodyEdits { roles, ..BodyEdits::default() }), BodyDialect::Chat);
     for (before, after) in [
@@ -187,9 +187,9 @@ fn of_equal_lists_of_messages_the_last_is_changed_and_one_that_cannot_be_followe
     }
 }
 
-/// The configuration check rejects this; routes built in another way still get the ids.
+/// The configuration check rejects this; other routes still get the ids.
 #[test]
-fn what_token_ids_asks_for_wins_over_what_is_removed() {
+fn token_ids_win_over_removed_fields() {
     let remove = ["logprobs", "return_token_ids", "top_logprobs"].map(str::to_owned).to_vec();
     let config = RouteConfig { token_ids: true, ..route(BodyEdits { remove, ..BodyEdits::default() }) };
     let edits = BodyRewrite::new(&config, BodyDialect::Chat);
@@ -206,7 +206,7 @@ fn what_token_ids_asks_for_wins_over_what_is_removed() {
 }
 
 #[test]
-fn a_form_gets_the_served_name() {
+fn puts_the_served_name_into_a_form() {
     let kind = "multipart/form-data; boundary=AbC";
     let form = |models: &[&str], end: &str| {
         let head = "--AbC\r\nContent-Disposition: form-data; name=";

@@ -1,14 +1,14 @@
-//! Where a request goes that is for a stored response, or that continues from one.
+//! The destination of a request that is for a stored response, or that continues from one.
 //!
-//! The caller reads the sources in the order of `SOURCES` until a report settles the place, and then follows
-//! the destination:
+//! The caller reads the sources in the order of `SOURCES` until a report decides the place, and then uses the
+//! destination:
 //!
 //! ```text
-//! Memory         what this balancer has learnt, or a sibling has published
+//! Memory         bindings that this balancer has learnt, or a sibling has published
 //! Id             the tag in the response's id
-//! Redis          what stands in Redis
+//! Redis          the binding in Redis
 //! OnlyUpstream   the one upstream that the request can reach, if it serves the model
-//! Search         what the upstreams answer when all of them are asked
+//! Search         the answers of all upstreams to a request for the response
 //!
 //! place          a request that continues from it     a request for the response itself
 //! At             that upstream                        that upstream
@@ -18,17 +18,17 @@
 //! Unsure         503                                  503
 //! ```
 //!
-//! Clients choose ids of later responses, and such an id may look like one of the balancer's. So a place that
-//! the id alone tells is unproven: when its upstream does not serve the model, or answers 404, Redis is read
-//! before the client gets a 404. The upstreams are not searched then, or each request for an expired response
-//! would search all of them.
+//! Clients may choose the ids of responses, and such an id may look like one of the balancer's. So a place
+//! known from the id alone is unproven: when its upstream does not serve the model, or answers 404, Redis is
+//! read before the client gets a 404. The upstreams are not searched then: otherwise each request for an
+//! expired response would search all of them.
 //!
 //! Never: a lookup, a wait.
 
 use super::is_id;
 use crate::route::resolve::UpstreamView;
 
-/// What can report where a response is, in the order of trust.
+/// The sources that report the place of a response, in the order of trust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocationSource {
     Memory,
@@ -47,32 +47,32 @@ pub const SOURCES: [LocationSource; 5] = [
     LocationSource::Search,
 ];
 
-/// What one source reports of a response.
+/// The report of one source on a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocationReport {
     /// Nothing: the next source is read.
     Silent,
-    /// An upstream made it. `lost`: the upstream has left, and its responses with it. `name`: the number of
-    /// the model's name, 0 where the source does not tell it.
+    /// An upstream made the response. `lost`: the upstream has left, and its responses with it. `name`: the
+    /// number of the model's name, 0 if the source does not report one.
     MadeAt { upstream: usize, lost: bool, name: u64 },
     /// No upstream has it.
     Nowhere,
-    /// An upstream that may have it does not answer now.
+    /// An upstream that may have the response does not answer now.
     Unsure,
 }
 
-/// Where a response is.
+/// The place of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponsePlace {
     At(usize),
-    /// It was at an upstream that has left.
+    /// The response was at an upstream that has left.
     Lost,
     Nowhere,
     /// An upstream that may have it does not answer now.
     Unsure,
 }
 
-/// What came of looking for a response.
+/// The result of the search for a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FoundResponse {
     source: LocationSource,
@@ -81,7 +81,7 @@ pub struct FoundResponse {
     pub name: u64,
 }
 
-/// What a request does with a stored response.
+/// The use of a stored response by a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseUse {
     /// It continues from the response.
@@ -90,7 +90,7 @@ pub enum ResponseUse {
     Retrieve { any_ready: bool },
 }
 
-/// Where a request with a stored response goes.
+/// The destination of a request with a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseDestination {
     Upstream(usize),
@@ -101,21 +101,21 @@ pub enum ResponseDestination {
     NotReady,
 }
 
-/// Whether an answer may come from an upstream that does not have the response, so that another upstream, if
-/// one is known, is to be asked.
+/// Whether an answer may be due to an upstream without the response, so that another known upstream should be
+/// tried.
 pub fn may_be_elsewhere(status: u16, pinned: bool, replayable: bool) -> bool {
     status == 404 && !pinned && replayable
 }
 
-/// Whether an upstream may have made what a request with this model continues from: it serves the model, or
-/// what it serves is not known, or no upstream serves the model.
+/// Whether an upstream may have made the response that a request with this model continues from: it serves
+/// the model, or its models are unknown, or no upstream serves the model.
 pub fn may_continue(upstreams: &impl UpstreamView, upstream: usize, model: Option<&str>) -> bool {
     let is_elsewhere = |model| upstreams.serves(model, None) && !upstreams.serves(model, Some(&[upstream]));
     !(upstreams.reports_models(upstream) && model.is_some_and(is_elsewhere))
 }
 
-/// The report of `OnlyUpstream`: the one upstream that can be reached among these, if it may have made what a
-/// request with this model continues from.
+/// The report of `OnlyUpstream`: the one reachable upstream, if it may have made the response that a request
+/// with this model continues from.
 pub fn only_upstream(
     upstreams: &impl UpstreamView,
     among: Option<&[usize]>,
@@ -130,9 +130,9 @@ pub fn only_upstream(
     }
 }
 
-/// Whether the place of a response with this id is to be learnt. `own`: the id that its request was given at
-/// this upstream, which tells the place itself. An id of another form, or one that only looks like the
-/// balancer's, does not.
+/// Whether the place of a response with this id must be learnt. `own`: the id that the balancer gave the
+/// request at this upstream, which carries the place. Other ids do not carry it, even if they look like ids
+/// of the balancer.
 pub fn is_learnt(own: Option<&str>, id: &str) -> bool {
     own != Some(id) && is_id(id)
 }
@@ -160,7 +160,7 @@ impl FoundResponse {
         FoundResponse { source: LocationSource::Search, place: ResponsePlace::Nowhere, name: 0 }
     }
 
-    /// What the report of a source settles; `None`: the next source is read.
+    /// The result by the report of a source; `None`: the next source is read.
     pub fn from_report(source: LocationSource, report: LocationReport) -> Option<Self> {
         let (place, name) = match report {
             LocationReport::Silent => return None,
@@ -172,7 +172,7 @@ impl FoundResponse {
         Some(FoundResponse { source, place, name })
     }
 
-    /// What told the place, as the metric has it.
+    /// The source of the place, as the metric's label.
     pub fn label(&self) -> &'static str {
         match self.place {
             ResponsePlace::At(_) | ResponsePlace::Lost => self.source.label(),
@@ -181,13 +181,13 @@ impl FoundResponse {
         }
     }
 
-    /// Whether only the response's id tells the place.
+    /// Whether the place is known from the response's id alone.
     pub fn is_unproven(&self) -> bool {
         self.source == LocationSource::Id
     }
 
-    /// The upstream where it should be and where a request with this model cannot continue from it, because
-    /// the upstream does not serve the model.
+    /// The upstream of the response, if a request with this model cannot continue there because the upstream
+    /// does not serve the model.
     pub fn misplaced(&self, upstreams: &impl UpstreamView, model: Option<&str>) -> Option<usize> {
         match self.place {
             ResponsePlace::At(upstream) if !may_continue(upstreams, upstream, model) => Some(upstream),
@@ -195,8 +195,8 @@ impl FoundResponse {
         }
     }
 
-    /// The upstream that a second source names in place of `first`, where a request with this model may
-    /// continue from it.
+    /// The upstream that a second source reports instead of `first`, if a request with this model may
+    /// continue there.
     pub fn in_place_of(
         &self,
         first: usize,
@@ -207,19 +207,19 @@ impl FoundResponse {
         (other != first && may_continue(upstreams, other, model)).then_some(other)
     }
 
-    /// The same at another upstream, or lost.
+    /// The same response at another upstream, or lost.
     pub fn moved(self, other: Option<usize>) -> Self {
         FoundResponse { place: other.map_or(ResponsePlace::Lost, ResponsePlace::At), ..self }
     }
 
-    /// Where the request goes.
+    /// The destination of a request.
     pub fn destination(&self, response_use: ResponseUse) -> ResponseDestination {
         match (self.place, response_use) {
             (ResponsePlace::At(upstream), _) => ResponseDestination::Upstream(upstream),
             (ResponsePlace::Lost, _) => ResponseDestination::NotFound,
             (ResponsePlace::Unsure, _) => ResponseDestination::NotReady,
             (ResponsePlace::Nowhere, ResponseUse::Continue) => ResponseDestination::AnyUpstream,
-            // The upstream that has it may come back.
+            // The upstream with the response may come back.
             (ResponsePlace::Nowhere, ResponseUse::Retrieve { any_ready: false }) => {
                 ResponseDestination::NotReady
             }
@@ -238,7 +238,7 @@ mod tests {
     const MADE: LocationReport = LocationReport::MadeAt { upstream: 11, lost: false, name: 7 };
     const LOST: LocationReport = LocationReport::MadeAt { upstream: 11, lost: true, name: 7 };
 
-    /// The place by the first of the reports, one of each source, that settles it, and what told it.
+    /// The result by the first decisive report, one report of each source.
     fn found(reports: [LocationReport; SOURCES.len()]) -> (ResponsePlace, &'static str, bool, u64) {
         let mut settled = SOURCES.into_iter().zip(reports);
         let settled = settled.find_map(|(source, report)| FoundResponse::from_report(source, report));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_source_that_is_not_silent_settles_the_place() {
+    fn first_report_decides_the_place() {
         use LocationReport::{Nowhere, Silent, Unsure};
         let other = LocationReport::MadeAt { upstream: 12, lost: false, name: 0 };
         let at = ResponsePlace::At(11);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_and_a_use_make_a_destination() {
+    fn maps_place_and_use_to_a_destination() {
         use ResponseDestination::{AnyUpstream, NotFound, NotReady, Upstream};
         let ready = ResponseUse::Retrieve { any_ready: true };
         let none_ready = ResponseUse::Retrieve { any_ready: false };
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_continues_with_models_that_no_other_upstream_alone_serves() {
+    fn continues_at_an_upstream_unless_others_alone_serve_the_model() {
         let upstreams = StandIns::new(&["one big", "two small", "three"]);
         for (upstream, model, may) in [
             (10, Some("big"), true),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_source_counts_where_it_names_another_upstream_that_may_continue() {
+    fn uses_a_second_source_that_names_another_usable_upstream() {
         let upstreams = StandIns::new(&["one big", "two small", "three big"]);
         for (first, report, model, other) in [
             (10, MADE, None, Some(11)),
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_reachable_upstream_has_the_response_if_it_may_serve_the_model() {
+    fn assumes_the_one_reachable_upstream_that_may_serve_the_model() {
         let at = |upstream| LocationReport::MadeAt { upstream, lost: false, name: 0 };
         for (upstreams, among, model, report) in [
             (&["one big"][..], None, Some("big"), at(10)),
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_answer_404_that_can_be_asked_for_again_may_be_elsewhere() {
+    fn retries_elsewhere_only_replayable_answers_404() {
         for (status, pinned, replayable, may) in [
             (404, false, true, true),
             (200, false, true, false),
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_an_id_is_learnt_unless_the_id_tells_it() {
+    fn learns_the_place_of_ids_that_do_not_carry_it() {
         for (own, id, learnt) in [
             (None, "resp_1", true),
             (Some("resp_1"), "resp_1", false),

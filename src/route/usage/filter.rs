@@ -1,12 +1,13 @@
-//! Removes from a stream what is in it only because the balancer requested its usage.
+//! Removes from a stream the usage that the balancer requested.
 //!
-//! Most pieces have nothing to do with it: they end where a line does, and neither name a usage nor end a
-//! choice. Two searches find that out, and the piece goes on as it is, without a copy. In a text, the quotes
-//! of such a name would be escaped, so that what is found is a name, or a text of that one word.
+//! Most pieces are unaffected: they end with a line end, and contain neither a usage nor the end of a choice.
+//! Two searches detect this, and the piece is forwarded without a copy. Within a text the quotes of such a
+//! name would be escaped, so that a match is a name, or a text of that one word.
 //!
-//! The others are read line by line, and only a line that has such a name is read as JSON.
+//! Other pieces are read line by line, and only a line with such a name is parsed as JSON.
 //!
-//! Never: fail, change a line but for the fingerprint, hold more than a line and the chunk that ended.
+//! Never: fail, change a line except for the fingerprint, hold more than a line and the last chunk of a
+//! choice.
 
 use std::sync::LazyLock;
 
@@ -21,31 +22,31 @@ static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("
 
 const FINGERPRINT: &str = "system_fingerprint";
 
-/// One stream on its way. See the module.
+/// Removes the usage from one stream.
 #[derive(Debug)]
 pub struct UsageFilter {
     lines: LineSplitter,
     removal: UsageRemoval,
 }
 
-/// What is held of a stream from which the chunk of usage is taken out.
+/// The held part of a stream from which the chunk of usage is removed.
 #[derive(Debug, Default)]
 struct UsageRemoval {
-    /// The chunk that ended the choice, and what came behind it.
+    /// The chunk that ended the choice, and the bytes after it.
     ended: Vec<u8>,
-    /// Where in `ended` the fingerprint would stand.
+    /// The offset in `ended` at which the fingerprint is inserted.
     seam: usize,
     last: LastLine,
 }
 
-/// What became of the last line: a line end that was cut in two goes the same way.
+/// The treatment of the last line; the second half of a cut line end gets the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LastLine {
     #[default]
     Stays,
-    /// The chunk was taken out; the empty line behind it goes too.
+    /// The chunk was removed; the empty line after it is removed too.
     ChunkRemoved,
-    /// The empty line behind the chunk was taken out.
+    /// The empty line after the chunk was removed.
     EndRemoved,
 }
 
@@ -55,10 +56,11 @@ impl Default for UsageFilter {
     }
 }
 
-// === impl Unasked ===
+// === impl UsageFilter ===
 
 impl UsageFilter {
-    /// Takes the next piece, and gives what can go on; `None`: the piece as it is. `end`: it is the last.
+    /// Filters the next piece and returns the bytes that can be forwarded; `None`: the unchanged piece.
+    /// `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool) -> Option<Vec<u8>> {
         let holds_nothing = self.removal.is_idle() && self.lines.is_between_lines();
         if holds_nothing && (end || self.lines.are_whole_in(piece)) && !is_of_interest(piece) {
@@ -89,7 +91,7 @@ impl UsageFilter {
 // === impl UsageRemoval ===
 
 impl UsageRemoval {
-    /// Nothing is held, and nothing more is to be taken out.
+    /// Whether nothing is held, and nothing more is to be removed.
     fn is_idle(&self) -> bool {
         self.ended.is_empty() && self.last == LastLine::Stays
     }
@@ -114,7 +116,7 @@ impl UsageRemoval {
             return;
         }
         let Some(data) = line.data() else { return self.put(raw, out) };
-        // Whatever comes next, the chunk that ended the choice waits no longer.
+        // The chunk that ended the choice waits for one line only.
         let start = data.start + json::skip_space(&raw[data.clone()], 0);
         let document = json::trim_end(&raw[start..data.end]);
         let object = Some(document).filter(|data| is_of_interest(data)).and_then(json::document);
@@ -140,7 +142,7 @@ impl UsageRemoval {
         }
     }
 
-    /// Puts bytes that are no data behind what is held.
+    /// Appends bytes other than data to the held bytes.
     fn put(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.ended.is_empty() {
             out.extend_from_slice(bytes);
@@ -164,13 +166,13 @@ impl UsageRemoval {
     }
 }
 
-/// Whether some of it may be a usage, or the end of a choice.
+/// Whether the bytes may contain a usage or the end of a choice.
 fn is_of_interest(bytes: &[u8]) -> bool {
     count_work(bytes.len());
     ends_choice(bytes) || USAGE.find(bytes).is_some()
 }
 
-/// Whether a choice says why it ended.
+/// Whether a choice has a finish reason.
 fn ends_choice(bytes: &[u8]) -> bool {
     FINISH_REASON.find_iter(bytes).any(|at| {
         let colon = json::skip_space(bytes, at + FINISH_REASON.needle().len());
@@ -185,7 +187,7 @@ fn is_usage_alone(bytes: &[u8], object: &JsonObject<'_>) -> bool {
     usage && object.get("choices").is_some_and(|span| json::is_empty_list(bytes, &span))
 }
 
-/// As it is written.
+/// The serialized member.
 fn fingerprint<'a>(bytes: &'a [u8], object: &JsonObject<'_>) -> Option<&'a [u8]> {
     let written = |span: Span| &bytes[span];
     object.get(FINGERPRINT).map(written).filter(|value| value.starts_with(b"\""))

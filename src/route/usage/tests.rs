@@ -1,4 +1,5 @@
-//! Tests of `usage`: what is asked, and that what is left of a stream is the stream that was not asked.
+//! Tests of `usage`: the request for the usage, and a filtered stream that equals the one without the
+//! request.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -15,7 +16,7 @@ fn asking(body: &str, dialect: BodyDialect) -> Option<String> {
 }
 
 #[test]
-fn what_a_stream_is_asked_with() {
+fn requests_the_usage_of_streams() {
     const OPTIONS: &str = r#""stream_options":{"include_usage":true}"#;
     for (body, wanted) in [
         (r#"{"stream":true}"#, Some(format!(r#"{{"stream":true,{OPTIONS}}}"#))),
@@ -58,7 +59,7 @@ fn what_a_stream_is_asked_with() {
 }
 
 #[test]
-fn a_refusal_counts_the_fields_of_the_client() {
+fn refusal_counts_the_fields_of_the_client() {
     let told = |body: &str, said: &str| {
         let asking = asking(body, BodyDialect::Chat).unwrap();
         let mut refusal = RefusalEditor::new(refusal::fields(asking.as_bytes()).unwrap() - 1);
@@ -83,7 +84,7 @@ fn a_refusal_counts_the_fields_of_the_client() {
     }
 }
 
-/// What goes on of a stream in pieces that end at these places, and whether each piece was copied.
+/// The filtered stream, fed in pieces that end at these places, and whether each piece was copied.
 fn fed(body: &[u8], cuts: &[usize]) -> (Vec<u8>, Vec<bool>) {
     let (mut filter, mut out, mut copied, mut start) = (UsageFilter::default(), Vec::new(), Vec::new(), 0);
     for end in cuts.iter().copied().chain([body.len()]) {
@@ -111,7 +112,7 @@ fn events(events: &[&str]) -> String {
 }
 
 #[test]
-fn what_is_left_is_the_stream_that_was_not_asked() {
+fn leaves_the_stream_without_the_request() {
     const DONE: &str = "data: [DONE]";
     for (asked, wanted) in [
         (vec![TALK, END, USAGE, DONE], vec![TALK, STAMPED, DONE]),
@@ -134,7 +135,7 @@ fn what_is_left_is_the_stream_that_was_not_asked() {
 }
 
 #[test]
-fn what_names_no_usage_is_not_copied() {
+fn does_not_copy_pieces_without_usage() {
     let text = r#"data: {"choices":[{"delta":{"content":"\"usage\":{},\"finish_reason\":\"stop\""}}]}"#;
     let first = events(&[TALK, TALK, text, ": ping"]);
     let second = events(&[TALK]);
@@ -146,7 +147,7 @@ fn what_names_no_usage_is_not_copied() {
 }
 
 #[test]
-fn events_with_any_line_ends_go_on_as_soon_as_they_are_whole() {
+fn forwards_events_as_soon_as_they_are_whole() {
     for end in ["\n", "\r\n", "\r"] {
         let mut filter = UsageFilter::default();
         for (event, goes_on) in [(TALK, true), (END, false), (USAGE, true), ("data: [DONE]", true)] {
@@ -166,7 +167,7 @@ fn the_cost_of_a_byte_is_bounded() {
 }
 
 #[test]
-fn a_line_that_is_too_long_goes_by() {
+fn forwards_a_line_above_the_limit() {
     let long = format!(
         "data: {{\"usage\":{{}},\"choices\":[],\"x\":\"{}\"}}",
         "x".repeat(crate::route::answer::MAX_EVENT_BYTES + 1000)
@@ -177,7 +178,7 @@ fn a_line_that_is_too_long_goes_by() {
     assert!(fed(body.as_bytes(), &[half, body.len() - 200]).0 == wanted.as_bytes());
 }
 
-/// Events of an engine that was asked, each with what it would be had it not been.
+/// Events of a stream with requested usage, and the same stream without the request.
 fn streams() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let between = prop::collection::vec(
         select(vec![": ping", "event: x\ndata: {}", "retry: 5", "data:", "data"]),
@@ -203,7 +204,7 @@ fn streams() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 
 proptest! {
     #[test]
-    fn any_cuts_leave_the_stream_that_was_not_asked(
+    fn leaves_the_stream_without_the_request_for_any_cuts(
         (asked, plain) in streams(),
         cuts in prop::collection::vec(any::<Index>(), 0..12),
     ) {
@@ -212,9 +213,9 @@ proptest! {
         prop_assert_eq!(String::from_utf8(fed(&asked, &cuts).0).unwrap(), String::from_utf8(plain).unwrap());
     }
 
-    /// Whatever else comes stays, byte by byte.
+    /// All other bytes stay.
     #[test]
-    fn what_is_no_chunk_of_usage_stays(
+    fn keeps_all_other_bytes(
         pieces in prop::collection::vec(
             select(vec![
                 END, NULL, TALK, "data: {\"usage\":{},\"choices\":[", "data:",
@@ -232,7 +233,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_asked_differs_by_the_question_only(
+    fn edited_body_differs_by_the_request_only(
         fields in prop::collection::vec(select(vec![
             r#""stream":true"#, r#""stream_options":{ }"#, r#""stream_options":null"#, r#""n":1"#,
             r#""prompt":"x""#, r#""a":{"stream_options":{}}"#, r#""é\"":[1, 2.50]"#,
@@ -253,7 +254,7 @@ proptest! {
     }
 }
 
-/// How many bytes two texts have in common in front, and behind that.
+/// The lengths of the common prefix and the common suffix of two texts.
 fn same_ends(one: &[u8], other: &[u8]) -> (usize, usize) {
     let front = one.iter().zip(other).take_while(|(a, b)| a == b).count();
     let behind = one[front..].iter().rev().zip(other[front..].iter().rev());
