@@ -1,4 +1,4 @@
-//! The edge towards clients, which hands each request to `exchange`.
+//! The edge towards clients: accepts connections and hands each request to `exchange`.
 //!
 //! ```text
 //! server            connections and their limits; the head of each request
@@ -73,13 +73,14 @@ use server::shutdown::Shutdown;
 use settings::ProxySettings;
 use stored_search::ResponseSearches;
 
-/// How long the rest of a refused request is read and discarded, so that the client can read the refusal.
+/// The longest time that the rest of a rejected request is read and discarded, so that the client can read
+/// the answer.
 const MAX_DRAIN: Duration = Duration::from_secs(10);
 
 /// How long a connection may take to end, or to become ready for its next request.
 const MAX_FINISH: Duration = Duration::from_secs(15);
 
-/// What all listeners share.
+/// The state that all listeners share.
 pub struct ProxyShared {
     fleet: Arc<Fleet>,
     state: Arc<State>,
@@ -195,7 +196,7 @@ impl Balancer {
         record::write(shared, client.session(), &context, &finished);
         let (failed, drains, lingers) = (finished.error.is_some(), finished.drain, client.sends_more());
         drop(finished);
-        // Boxed: it ends at once, and an idle stream should not hold its room.
+        // Boxed: this future ends at once, and an idle stream should not hold its memory.
         let finishing = Box::pin(finish(session, failed, drains, lingers));
         timeout(MAX_FINISH, finishing).await.ok().flatten()
     }
@@ -222,7 +223,7 @@ async fn begin(mut session: ServerSession) -> Option<ServerSession> {
 }
 
 /// Ends a request after its answer. Returns its connection if it can carry another.
-/// `lingers`: the client has sent, or may send, what is not read.
+/// `lingers`: the client has sent, or may send, bytes that are not read.
 async fn finish(mut session: ServerSession, failed: bool, drains: bool, lingers: bool) -> Option<Stream> {
     let stays = session.as_http1().is_some_and(|session| session.will_keepalive());
     if drains || !failed && stays {
@@ -256,9 +257,9 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Each open stream has one of these. With pingora's proxy around it, it was 18 KiB.
+    /// Each open stream has one such future. Inside pingora's proxy it took 18 KiB.
     #[test]
-    fn a_requests_future_is_small() {
+    fn future_of_a_request_is_small() {
         let size = future_size(Balancer::serve);
         assert!(size <= 6_200, "{size} bytes");
     }

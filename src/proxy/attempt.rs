@@ -1,12 +1,11 @@
 //! One try of a request on one upstream: a connection, the request, the answer's head, its first event.
 //!
-//! The request is queued and leaves while the answer is awaited, so that an upstream that answers early is
-//! heard. The answer's beginning is read until it is known to be the client's, since vLLM sends its head
-//! before the prompt is read. What comes back is an answer with its live connection, or a failure that
-//! carries what the retry rule needs: the answer too, where there is one to fall back on.
+//! The request is queued and sent while the answer is awaited, so that an early answer is read. The answer's
+//! beginning is read until it is known to be for the client, since vLLM sends its head before it reads the
+//! prompt. The result is an answer with its live connection, or a failure with the facts for the retry rule,
+//! and with the answer to fall back on, if there is one.
 //!
-//! Never: a byte to the client, a decision on what follows a failure. No state outlives an attempt but the
-//! placement.
+//! Never: a byte to the client, a decision on what follows a failure. Only the placement outlives an attempt.
 
 pub mod connection;
 pub mod pool;
@@ -34,27 +33,27 @@ use crate::retry::{AttemptFailure, EndReason};
 use crate::route::answer::{MAX_WHOLE_ANSWER_BYTES, overflow};
 use connection::UpstreamConnection;
 
-/// How long an answer that is no stream is held while its beginning does not tell what it is: an upstream
-/// that stalls in the middle of it must not hold its head back.
+/// The longest time that an answer, other than a stream, is held without a verdict on its beginning: an
+/// upstream that stalls in the middle of the body must not delay the head.
 const MAX_HOLD_TIME: Duration = Duration::from_secs(1);
 
-/// Heads of informational answers that are passed over before one answer.
+/// The largest number of informational answers that are skipped before one answer.
 const MAX_INFORMATIONAL: u32 = 16;
 
-/// A pooled connection that ends within this time of its use had ended before.
+/// A pooled connection that ends within this time of its use counts as ended before.
 const STALE_DETECTION_TIME: Duration = Duration::from_secs(1);
 
-/// An upstream's answer, of which nothing has gone to the client.
+/// An upstream's answer before its first byte is sent to the client.
 pub struct UpstreamAnswer {
     pub connection: UpstreamConnection,
     pub status: u16,
-    /// What was read of its body.
+    /// The bytes of the body that were read.
     pub beginning: Vec<u8>,
     /// The body has ended.
     pub over: bool,
-    /// The code of an error that it begins with, whatever its status.
+    /// The code of an error at the beginning of the body, independent of the status.
     pub error_code: Option<u16>,
-    /// The upstream's failure that it shows, where the client gets it nevertheless.
+    /// The upstream's failure that the answer shows although it is sent to the client.
     pub failure: Option<AttemptFailure>,
 }
 
@@ -66,7 +65,7 @@ pub enum AttemptError {
     Stopped(RequestEnd),
 }
 
-/// An attempt that the watch has ended.
+/// The end of an attempt by the watch.
 fn ended(reason: EndReason) -> AttemptError {
     match reason {
         EndReason::SlowUpload => RequestEnd::from(Reject::Slow).into(),
@@ -86,7 +85,7 @@ impl From<AttemptFailure> for AttemptError {
     }
 }
 
-/// Tries the request on the upstream of its placement. `stale`: an attempt before has met a stale connection.
+/// Tries the request on the upstream of its placement. `stale`: an earlier attempt used a stale connection.
 pub async fn attempt(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
@@ -129,8 +128,8 @@ pub async fn attempt(
     }
 }
 
-/// A connection to the upstream, while the client is watched. `fresh`: a new one, since a pooled one had
-/// ended before.
+/// Takes a connection to the upstream while the client is watched. `fresh`: a new one, because a pooled one
+/// had ended.
 async fn connect(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
@@ -145,9 +144,9 @@ async fn connect(
         Some(wire) => UpstreamConnection::new(wire, true),
         None => {
             let limit = request.timeouts(scope.settings).connect;
-            // Boxed: most requests find a connection that waits, and pay nothing for this.
+            // Boxed: most requests find an idle connection and need no memory for this.
             let dialing = Box::pin(pool.dial(upstream, limit));
-            // The rest of a body is not read meanwhile: it might not be possible to hold it.
+            // The rest of a body is not read meanwhile: memory to hold it may be lacking.
             let complete = request.body.is_complete();
             let dialed = watched(client, request, watch, complete, dialing).await?;
             let wire = dialed.map_err(|error| AttemptFailure::Connect { refused: error.is_refused() })?;
@@ -175,7 +174,7 @@ async fn await_head(
             read = connection.read_head() => match read {
                 Err(_) => return Err(AttemptFailure::Reset.into()),
                 Ok(101) if client.is_upgrade() && connection.switches_to_websocket() => return Ok(101),
-                // An upgrade that the client did not request, or none: the bytes that follow are not known.
+                // An upgrade that the client did not request: the bytes that follow are not HTTP.
                 Ok(101) => return Err(AttemptFailure::Reset.into()),
                 Ok(100..=199) => {
                     informational += 1;
@@ -212,8 +211,8 @@ fn retry_after(head: &ResponseHeader) -> Option<Duration> {
     value.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Reads the beginning of an answer until it is known to be the client's. Returns the failure that another
-/// attempt may follow.
+/// Reads the beginning of an answer until its verdict. Returns the failure after which another attempt may
+/// follow.
 async fn judge_beginning(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
@@ -226,7 +225,7 @@ async fn judge_beginning(
     let kind = text(CONTENT_TYPE);
     let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
     let mut judge = AnswerJudge::new(answer.status, kind, headers::length(&answer.head().headers));
-    // From the first byte of the body: a head alone says nothing, and another attempt can follow it.
+    // Measured from the first byte of the body: a head alone decides nothing, and another attempt can follow.
     let mut held_until = None;
     let edits = request.edits.as_ref();
     let may_overflow = edits.is_some_and(|edits| edits.may_overflow(answer.head()));
@@ -253,7 +252,7 @@ async fn judge_beginning(
             Ok(piece) => {
                 let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
                 let verdict = judge.feed(piece, end);
-                // A prelude is no beginning: an engine sends it before it reads the prompt.
+                // A prelude is not progress: an engine sends it before it reads the prompt.
                 if verdict != AnswerVerdict::Wait {
                     watch.record_answer_piece();
                 }
@@ -282,7 +281,7 @@ async fn judge_beginning(
     }
 }
 
-/// Waits until then, or for ever.
+/// Waits until the deadline; for ever without one.
 async fn wait_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
@@ -297,7 +296,7 @@ fn failure_of(
     answer: &mut UpstreamAnswer,
 ) -> Option<AttemptFailure> {
     answer.error_code = match verdict {
-        // No code is one of success.
+        // The code is not a success.
         AnswerVerdict::Failed(code) => Some(code.max(400)),
         AnswerVerdict::Leaving => Some(503),
         AnswerVerdict::EngineDead => Some(500),
@@ -318,8 +317,8 @@ fn failure_of(
 // === impl UpstreamAnswer ===
 
 impl UpstreamAnswer {
-    /// Reads on without a wait. An engine that dies right behind its first event fails here, while another
-    /// attempt can follow.
+    /// Reads the available bytes without waiting. An engine that dies right after its first event fails here,
+    /// while another attempt can follow.
     fn read_available(&mut self) -> Result<(), AttemptFailure> {
         if self.over {
             return Ok(());

@@ -1,8 +1,8 @@
-//! A request's body: the part that is held, and what is known of the rest.
+//! A request's body: the held part, and the facts of the rest.
 //!
-//! The held part begins with the peeked bytes and grows with what is read later, up to `peek.max_body` and
-//! as far as `peek.memory` has room; a body that cannot be held is sent once. What is held goes as soon as
-//! no attempt can follow: with prompts of 100 KB it is most of what an idle stream would cost.
+//! The held part begins with the peeked bytes and grows with later reads, up to `peek.max_body` and as far as
+//! `peek.memory` has room; a body that cannot be held is sent once. The held bytes are freed as soon as no
+//! attempt can follow: with prompts of 100 KB they are most of the memory of an idle stream.
 //!
 //! Never: hold a byte that is not reserved first.
 
@@ -12,13 +12,14 @@ use super::body_tail::BodyTail;
 use super::memory::MemoryReservation;
 use crate::reject::Reject;
 
-/// The least that a growing body reserves at a time.
+/// The smallest reservation of a growing body, in bytes.
 const MIN_RESERVED: u64 = 1 << 10;
 
-/// From this size on, a body that declares its length reserves four times what came: each growth copies it.
-const FAST_GROWTH: u64 = 64 << 10;
+/// From this size on, a body with a declared length reserves four times its received bytes: each growth
+/// copies the body.
+const FAST_GROWTH_BYTES: u64 = 64 << 10;
 
-/// The bytes that are held of a body; most bodies come in one piece, which is then never copied.
+/// The held bytes of a body. Most bodies arrive in one piece, which is never copied.
 #[derive(Debug)]
 enum HeldBytes {
     Nothing,
@@ -28,10 +29,10 @@ enum HeldBytes {
     Released,
 }
 
-/// A text that is put into a body on its way to an upstream.
+/// A text that is inserted into a body on its way to an upstream.
 #[derive(Clone, Debug)]
 pub struct BodyInsertion {
-    /// Where in the body.
+    /// The offset in the body.
     pub at: usize,
     pub text: Bytes,
 }
@@ -42,7 +43,7 @@ pub struct SentBody {
     insertion: Option<BodyInsertion>,
 }
 
-/// See the module.
+/// The body of one request.
 pub struct RequestBody {
     held: HeldBytes,
     reservation: MemoryReservation,
@@ -52,11 +53,11 @@ pub struct RequestBody {
     declared: Option<u64>,
     /// The body has no more bytes than were read.
     complete: bool,
-    /// What every upstream gets in the body.
+    /// The text that is inserted for every upstream.
     insertion: Option<BodyInsertion>,
-    /// What waits for the upstream behind the held part, while it does.
+    /// The reservation for bytes after the held part that wait for the upstream.
     waiting: Option<MemoryReservation>,
-    /// Reads what streams past, where the route was found by what the peeked part says.
+    /// Reads the rest of the body, if the route depends on the model in the peeked part.
     tail: Option<Box<BodyTail>>,
 }
 
@@ -143,12 +144,12 @@ impl RequestBody {
         self.max_held
     }
 
-    /// Whether an attempt can be given every byte that was read.
+    /// Whether every byte that was read is still held, so that an attempt can send all of them.
     pub fn is_replayable(&self) -> bool {
         !matches!(self.held, HeldBytes::Released)
     }
 
-    /// Holds another piece, for which room is reserved first. False when there is none.
+    /// Reserves memory for a piece and holds it. False when memory is lacking.
     pub fn hold(&mut self, piece: Bytes) -> bool {
         let total = self.len() + piece.len() as u64;
         if !self.reserve(total) {
@@ -174,17 +175,17 @@ impl RequestBody {
         }
     }
 
-    /// Reserves for what came, not for what was declared: a client can declare much and send nothing. By
-    /// doubling, so that it is done a few times in a large body and once in a small one.
+    /// Reserves for the received bytes, not for the declared length: a client can declare much and send
+    /// nothing. Reservations double, so that a large body needs a few of them and a small one needs one.
     fn reserve(&mut self, total: u64) -> bool {
-        let grows_fast = self.declared.is_some() && total >= FAST_GROWTH;
+        let grows_fast = self.declared.is_some() && total >= FAST_GROWTH_BYTES;
         let goal = if grows_fast { total.saturating_mul(4) } else { total.next_power_of_two() };
         let ahead = goal.max(MIN_RESERVED).min(self.max_held.max(total));
         let enough = ahead.min(self.declared.unwrap_or(u64::MAX)).max(total);
         self.reservation.grow_to(enough)
     }
 
-    /// Reserves for what waits for the upstream. False when there is no room for it.
+    /// Reserves for the bytes that wait for the upstream. False when memory is lacking.
     pub fn reserve_waiting(&mut self, bytes: usize) -> bool {
         let waiting = self.waiting.get_or_insert_with(|| self.reservation.reservation_beside());
         waiting.grow_to(bytes as u64)
@@ -194,23 +195,23 @@ impl RequestBody {
         self.waiting.is_some()
     }
 
-    /// Nothing waits for the upstream any more.
+    /// Returns the reservation for waiting bytes: none wait any more.
     pub fn release_waiting(&mut self) {
         self.waiting = None;
     }
 
-    /// Reads the rest of the body as it comes.
+    /// Sets the reader of the rest of the body.
     pub fn watch(&mut self, tail: BodyTail) {
         self.tail = Some(Box::new(tail));
     }
 
-    /// Reads a piece that came behind the peek, before it is held or sent. Fails where it makes the body one
-    /// of another route.
+    /// Reads a piece after the peek, before it is held or sent. Fails if the piece makes the body one of
+    /// another route.
     pub fn read_on(&mut self, piece: &[u8]) -> Result<(), Reject> {
         self.tail.as_mut().map_or(Ok(()), |tail| tail.read(piece))
     }
 
-    /// Holds a piece that came behind the peek, as long as the body can be held; else it is sent once.
+    /// Holds a piece after the peek, as long as the body can be held; otherwise the body is sent once.
     pub fn hold_if_possible(&mut self, piece: &Bytes) {
         let total = self.len() + piece.len() as u64;
         if !self.is_replayable() {
@@ -221,12 +222,12 @@ impl RequestBody {
         }
     }
 
-    /// A reservation of nothing yet, for what is made of the body.
+    /// An empty reservation of the same memory, for a copy of the body.
     pub fn reservation_beside(&self) -> MemoryReservation {
         self.reservation.reservation_beside()
     }
 
-    /// Puts an edited body in the place of the one that came. False when there is no room for it.
+    /// Replaces the received body by an edited one. False when memory is lacking.
     pub fn replace(&mut self, edited: Bytes) -> bool {
         let length = edited.len() as u64;
         if !self.reservation.grow_to(length) {
@@ -236,7 +237,7 @@ impl RequestBody {
         true
     }
 
-    /// Puts another body in the place of a complete one, which is returned. `None`: there is no room for it.
+    /// Replaces a complete body and returns it. `None`: memory is lacking.
     pub fn exchange(&mut self, other: SentBody) -> Option<SentBody> {
         if !self.reservation.grow_to(other.bytes.len() as u64) {
             return None;
@@ -253,8 +254,8 @@ impl RequestBody {
         if self.insertion.is_none() { held } else { self.pieces(held, None).concat().into() }
     }
 
-    /// Puts a text into a complete body on its way to an upstream, without a copy of the body. A second text
-    /// goes behind the first, which is at the same place.
+    /// Inserts a text into a complete body on its way to an upstream, without a copy of the body. A second
+    /// text at the same offset follows the first.
     pub fn insert(&mut self, at: usize, text: &'static [u8]) {
         let text = match &self.insertion {
             Some(first) => [&first.text[..], text].concat().into(),
@@ -268,9 +269,9 @@ impl RequestBody {
         self.len() + self.insertion.as_ref().map_or(0, |insertion| insertion.text.len() as u64)
     }
 
-    /// The pieces of held bytes as they are sent, with what the upstream of this attempt gets besides. Each
-    /// insertion that lies in the held bytes stands between two slices of them, so that none is copied;
-    /// pieces may be empty.
+    /// The pieces of the held bytes as they are sent, with the insertion for the upstream of this attempt.
+    /// Each insertion is placed between two slices of the held bytes, so that none is copied; pieces may be
+    /// empty.
     pub fn pieces(&self, mut held: Bytes, own: Option<BodyInsertion>) -> [Bytes; 5] {
         let mut insertions = [own, self.insertion.clone()];
         insertions.sort_by_key(|insertion| insertion.as_ref().map_or(usize::MAX, |insertion| insertion.at));
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_attempt_begins_with_all_that_was_read() {
+    fn replays_every_byte_that_was_read() {
         let mut body = body(10_000, 1000);
         assert_eq!(body.replay(), "peek");
         body.hold_if_possible(&Bytes::from_static(b"ed "));
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_cannot_be_held_is_sent_once() {
+    fn sends_a_body_that_cannot_be_held_once() {
         for (memory, max_held) in [(10_000, 6), (1 << 10, 1 << 20)] {
             let mut body = body(memory, max_held);
             body.hold_if_possible(&Bytes::from(vec![b'x'; 1 << 10]));
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn an_insertion_is_sent_and_not_held() {
+    fn sends_an_insertion_without_holding_it() {
         let mut body = body(10_000, 1000);
         body.insert(2, b"**");
         let held = body.replay();
@@ -371,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn insertions_go_where_they_belong_without_a_copy_of_the_body() {
+    fn places_insertions_without_copying_the_body() {
         let own = |at, text: &'static str| Some(BodyInsertion { at, text: text.into() });
         for (both, own, sent) in [
             (None, None, "peek"),
@@ -395,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_reserved_for_what_came() {
+    fn reserves_for_received_bytes() {
         let memory = PeekMemory::new(400 << 10, Observer::default());
         let mut body = RequestBody::new(memory.reservation(), 1 << 20, Some(300 << 10));
         let take = |body: &mut RequestBody, more: usize| {
@@ -416,7 +417,7 @@ mod tests {
         assert!(other.buffer_for(101 << 10).is_some());
     }
 
-    /// One byte reserved 64 KiB of `peek.memory`: 32,768 idle uploads used all of 2 GiB up.
+    /// Regression: one byte reserved 64 KiB of `peek.memory`, so that 32,768 idle uploads used all of 2 GiB.
     #[test]
     fn a_small_body_reserves_little() {
         let memory = PeekMemory::new(1 << 20, Observer::default());

@@ -1,5 +1,4 @@
-//! Reads the part of a body behind the peek, where the route was found by the model that the peeked part
-//! names.
+//! Reads the part of a body after the peek, if the route was found by the model in the peeked part.
 //!
 //! Engines use the last of two models. A second one would bypass the route of the first, so that such a body
 //! is rejected before it is complete: no engine can have answered it.
@@ -10,7 +9,7 @@ use crate::prompt::multipart::FormTail;
 use crate::prompt::scan::DocumentTail;
 use crate::reject::Reject;
 
-/// See the module.
+/// The reader of the rest of a body.
 pub enum BodyTail {
     Json(DocumentTail),
     Multipart(Box<FormTail>),
@@ -19,7 +18,7 @@ pub enum BodyTail {
 // === impl BodyTail ===
 
 impl BodyTail {
-    /// Reads the next piece. Fails where the body is to be refused.
+    /// Reads the next piece. Fails if the body must be rejected.
     pub fn read(&mut self, piece: &[u8]) -> Result<(), Reject> {
         match self {
             BodyTail::Json(tail) => tail.read(piece),
@@ -28,7 +27,7 @@ impl BodyTail {
         self.check()
     }
 
-    /// Fails where what was read so far is to be refused.
+    /// Fails if the bytes read so far require a reject.
     pub fn check(&self) -> Result<(), Reject> {
         let (names_model, is_lost) = match self {
             BodyTail::Json(tail) => (tail.names_model(), false),
@@ -41,12 +40,12 @@ impl BodyTail {
     }
 }
 
-/// The refusal of a body that names a second model behind the part by which its route was found.
+/// The reject of a body with a second model after the part that decided its route.
 pub fn second_model() -> Reject {
     Reject::Field { param: "model".into(), message: "The body names its model more than once.".into() }
 }
 
-/// The refusal of a form that cannot be followed, where something depends on what it says.
+/// The reject of a form that cannot be parsed reliably, if routing depends on its fields.
 pub fn lost_form() -> Reject {
     Reject::Field { param: "body".into(), message: "The parts of the form cannot be followed.".into() }
 }

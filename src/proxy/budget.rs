@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tries_are_a_share_of_requests_once_the_reserve_is_gone() {
+    fn limits_retries_to_the_share_after_the_reserve() {
         let budget = RetryBudget::new();
         let free = (0..1000).filter(|_| budget.take(0.2)).count();
         assert_eq!(free, 100);
@@ -57,14 +57,14 @@ mod tests {
     }
 
     #[test]
-    fn a_calm_saves_up_no_more_than_the_reserve() {
+    fn saves_no_more_than_the_reserve() {
         let budget = RetryBudget::new();
         (0..100_000).for_each(|_| budget.request(1.0));
         assert_eq!((0..1000).filter(|_| budget.take(1.0)).count(), 100);
     }
 
     #[test]
-    fn no_share_is_no_tries() {
+    fn share_of_zero_disables_retries() {
         let budget = RetryBudget::new();
         (0..1000).for_each(|_| budget.request(0.0));
         assert!(!budget.take(0.0));

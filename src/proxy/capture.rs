@@ -4,7 +4,7 @@
 //! `route::capture` has the edits, `traces` the rest; this module applies them at their time. The call ends
 //! before the last bytes of its answer go to the client, so that a flush which follows the answer finds it.
 //!
-//! Never: a refusal because of a trace that cannot be made.
+//! Never: reject a request because its trace cannot be recorded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,10 +38,10 @@ const MAX_KEPT_BYTES: usize = 4 << 10;
 /// How long the end of an answer waits for its trace where `traces.sync` requests it.
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(30);
 
-/// What is decided of a request before its body is edited.
+/// The decisions on a request's capture before its body is edited.
 pub struct CaptureIntent {
     pub session_id: String,
-    /// What the operator has set for the session.
+    /// The operator's settings of the session.
     pub settings: Option<Arc<SessionSettings>>,
     pub is_captured: bool,
     /// The model that the client named, where the session's settings change the body.
@@ -76,11 +76,11 @@ pub struct RequestCapture {
     cleaned: Vec<u8>,
     /// The end of the answer waits for the trace.
     sync: bool,
-    /// Told once the trace is stored.
+    /// Notified once the trace is stored.
     waiting: Option<oneshot::Receiver<()>>,
-    /// What is still to come of an answer that states its length.
+    /// The bytes that remain of an answer with a declared length.
     left: Option<u64>,
-    /// What is reserved for the request.
+    /// The reservation for the request.
     request_bytes: u64,
     /// The end of the answer has been copied.
     is_over: bool,
@@ -247,14 +247,14 @@ impl RequestCapture {
         edited
     }
 
-    /// What was copied goes to the client: if it was the end, the call has ended.
+    /// Ends the call if the copied piece, which is now sent to the client, was the last one.
     pub fn conclude(&mut self) {
         if std::mem::take(&mut self.is_over) {
             self.close(None);
         }
     }
 
-    /// An answer that had begun breaks off.
+    /// Ends the call of an answer that broke off.
     pub fn break_off(&mut self) {
         self.close(Some(TraceError::Incomplete));
     }

@@ -23,7 +23,7 @@ enum RoomCheck {
     Full {
         until: Option<Instant>,
     },
-    /// There is no upstream to choose or to wait for.
+    /// No upstream can be chosen or waited for.
     Nothing(Reject),
 }
 
@@ -74,7 +74,7 @@ pub async fn choose(
                 None => fleet.wait(&query, until, deadline).await,
             }
         };
-        // Boxed: few requests wait, and the others should not hold its room.
+        // Boxed: few requests wait, and the others should not hold its memory.
         match watched(client, request, watch, true, Box::pin(waiting)).await? {
             Ok(mine) => turn = Some(mine),
             Err(QueueRefusal::Full { retry_after } | QueueRefusal::WaitedOut { retry_after }) => {
@@ -138,7 +138,7 @@ fn no_candidate(
     snapshot: &Snapshot,
 ) -> Reject {
     let model = request.client_model().map(str::to_string);
-    // The model that it was made for has gone meanwhile: a later request is made for the one that is there.
+    // The model of this request is no longer served: a later request is routed to the model that is.
     let is_late = request.edits.as_ref().is_some_and(|edits| edits.plan.found_model);
     match (routing, model) {
         (FilterResult::Full { .. }, _) => Reject::Full { retry_after: 1 },

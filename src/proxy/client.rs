@@ -1,6 +1,6 @@
-//! The client of one request: pingora's session with deadlines, and with what follows from a disconnect.
+//! The client of one request: pingora's session with deadlines and with the handling of disconnects.
 //!
-//! Every write ends within `MAX_CLIENT_STALL`: a client that stops reading holds no lease for ever. The
+//! Every write ends within `MAX_CLIENT_STALL`: a client that stops reading cannot hold a lease for ever. The
 //! client of a background job may disconnect: later writes are dropped, and the job continues.
 //!
 //! Never: write an answer of its own, retry.
@@ -29,7 +29,7 @@ const MAX_PIECE_BYTES: usize = 64 << 10;
 /// How often a client that is not read is checked for a disconnect.
 const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// See the module.
+/// The client of one request.
 pub struct Client<'s> {
     session: &'s mut ServerSession,
     presence: ClientPresence,
@@ -42,14 +42,14 @@ pub struct Client<'s> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClientPresence {
     Connected,
-    /// It has sent more than its request, and waits for the answer.
+    /// The client has sent more than its request, and waits for the answer.
     Pipelining,
-    /// It sends nothing any more; it may still read.
+    /// The client has closed its side for writing; it may still read.
     HalfClosed,
     Gone,
 }
 
-/// What came from the client while the request was on its way.
+/// An event of the client while the request is in progress.
 #[derive(Debug)]
 pub enum ClientEvent {
     /// A piece of the body; `None`: it has ended.
@@ -162,13 +162,13 @@ impl<'s> Client<'s> {
         self.session.body_bytes_sent() as u64
     }
 
-    /// Whether some of an answer has gone out; permission to send a body is none of it.
+    /// Whether a part of an answer was sent; `100 Continue` does not count.
     pub fn has_answer(&self) -> bool {
         let begun = |head: &ResponseHeader| !head.status.is_informational() || head.status.as_u16() == 101;
         self.session.response_written().is_some_and(begun)
     }
 
-    /// The client has left an answer unread: what was written of it must not look whole.
+    /// Whether the client left an answer unread: the written part must not look complete.
     pub fn is_gone(&self) -> bool {
         self.presence == ClientPresence::Gone
     }
@@ -205,20 +205,20 @@ impl<'s> Client<'s> {
         self.session.set_keepalive(None);
     }
 
-    /// Permits a client that asked for permission to send its body.
+    /// Sends `100 Continue` to a client that expects it.
     pub async fn permit_body(&mut self) -> Result<()> {
         self.permitted = true;
         within_deadline(self.session.write_continue_response()).await
     }
 
-    /// Whether the client asks for permission to send its body. HTTP/1.0 knows no permission.
+    /// Whether the client expects `100 Continue`, which HTTP/1.0 does not have.
     pub fn asks_permission(&self) -> bool {
         let expects = self.headers().get(EXPECT);
         !self.is_http10()
             && expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     }
 
-    /// Whether the client may or may not send the body that it announced: it was not permitted to.
+    /// Whether the client may omit the body that it announced: no `100 Continue` was sent.
     pub fn may_omit_body(&mut self) -> bool {
         !self.permitted && self.asks_permission() && !self.is_body_done()
     }
@@ -260,8 +260,8 @@ impl<'s> Client<'s> {
         }
     }
 
-    /// Reads and forgets the rest of a body that the connection reads itself: the next request stands behind
-    /// it, or the client is to receive its answer.
+    /// Reads and discards the rest of a body that the connection reads itself, so that the next request can
+    /// be read, or the client receives its answer.
     pub async fn discard_body(&mut self, limit: Duration) {
         let Some(wire) = self.sized().filter(|wire| !wire.is_body_done()) else { return };
         let discarding = async { while let Ok(Some(_)) = read_piece(wire).await {} };
@@ -271,9 +271,9 @@ impl<'s> Client<'s> {
         }
     }
 
-    /// Waits for the next piece of the body, or, behind its end, for the client's disconnect. The caller has
-    /// a watch. `complete`: the body has ended, whatever the connection says: a stream of HTTP/2 that its
-    /// client has reset no longer tells. Unless `reads`, no piece is read: only a disconnect is waited for.
+    /// Waits for the next piece of the body, or, after its end, for the client's disconnect. The caller has a
+    /// watch. `complete`: the body has ended, even if the connection does not report it: an HTTP/2 stream
+    /// that its client has reset no longer reports the end. Unless `reads`, only a disconnect is awaited.
     pub async fn next(&mut self, complete: bool, reads: bool) -> Result<ClientEvent> {
         let event = match self.presence {
             ClientPresence::HalfClosed | ClientPresence::Gone => std::future::pending().await,
@@ -283,8 +283,8 @@ impl<'s> Client<'s> {
             ClientPresence::Connected => self.session.read_body_or_idle(complete).await,
         };
         match event {
-            // The beginning of another request, which came too early: the client sends it again once this
-            // connection has ended behind the answer.
+            // The beginning of a pipelined request: the client repeats it after this connection has ended
+            // with the answer.
             Err(error) if complete && *error.etype() == ErrorType::ConnectError => {
                 self.lose(ClientPresence::Pipelining);
                 Box::pin(self.next(complete, reads)).await
@@ -313,7 +313,7 @@ impl<'s> Client<'s> {
         }
     }
 
-    /// The connection of a client that has disconnected is of no use any more.
+    /// Marks the connection as lost after a disconnect.
     fn lose(&mut self, presence: ClientPresence) {
         self.presence = presence;
         self.close_after();
@@ -380,7 +380,8 @@ impl<'s> Client<'s> {
         self.settle(written)
     }
 
-    /// The answer was cut. In HTTP/1.0 nothing but the end of the connection ends it: that is a reset there.
+    /// Marks the answer as cut. In HTTP/1.0 the end of the connection ends an answer, so the connection is
+    /// reset.
     pub fn cut(&mut self) {
         if self.is_http10()
             && let ServerSession::H1(session) = &*self.session
@@ -423,7 +424,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_disconnect_ends_a_request_but_not_a_background_job() {
+    async fn disconnect_ends_a_request_but_not_a_background_job() {
         for background in [true, false] {
             let (client, mut session) = sent("GET / HTTP/1.1\r\nhost: a\r\n\r\n", 1024).await;
             let mut here = Client::new(&mut session);
@@ -440,7 +441,7 @@ mod tests {
     /// Regression: a job was lost when its client reset the stream right behind the body: h2 no longer
     /// reported the end of the body.
     #[tokio::test]
-    async fn a_complete_body_stays_complete_whatever_the_connection_says() {
+    async fn complete_body_stays_complete_after_a_reset() {
         let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
         let (client, mut session) = sent(head, 1024).await;
         let mut here = Client::new(&mut session);
@@ -450,9 +451,10 @@ mod tests {
         assert!(matches!(here.next(true, true).await, Ok(ClientEvent::Abandoned)));
     }
 
-    /// The writes of heads and last chunks had no deadline: a client that stopped reading held its lease.
+    /// Regression: writes of heads and last chunks had no deadline, so a client that stopped reading held its
+    /// lease.
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_read_is_let_go_in_head_body_and_end() {
+    async fn disconnects_clients_that_stop_reading() {
         let text = "x".repeat(4096);
         for step in ["head", "body", "end"] {
             let (mut client, mut session) = sent("GET / HTTP/1.1\r\nhost: a\r\n\r\n", 64).await;

@@ -18,7 +18,7 @@ pub struct RequestContext {
     pub id: String,
 }
 
-// === impl Context ===
+// === impl RequestContext ===
 
 impl RequestContext {
     pub fn new(shared: &ProxyShared, id: String) -> Self {

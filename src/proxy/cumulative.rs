@@ -4,7 +4,8 @@
 //! and sends the completion in place of the chat. The answer becomes a chat's again before anything else
 //! reads it, so that capture, usage and the route's edits see what they see of every chat.
 //!
-//! Never: a refusal because of this mode. What cannot be continued, or is refused, is sent as the chat.
+//! Never: reject a request because of this mode. A turn that cannot be continued, or whose completion the
+//! upstream rejects, is sent as the chat.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +39,7 @@ const MAX_TOKENIZE_TIME: Duration = Duration::from_secs(2);
 const COMPLETIONS_PATH: &str = "/v1/completions";
 const TOKENIZE_PATH: &str = "/tokenize";
 
-/// How a turn is served whose upstream has not answered yet.
+/// The plan for a turn before its upstream answers.
 enum TurnPlan {
     /// There is nothing to continue from.
     First,
@@ -49,7 +50,7 @@ enum TurnPlan {
     },
 }
 
-/// A request that is sent as a completion.
+/// A turn that is sent as a completion.
 pub struct ContinuedTurn {
     /// The chat, for the case that the completion is refused.
     chat: SentBody,
@@ -233,8 +234,7 @@ pub fn target(request: &ClientRequest, head: &RequestHeader) -> Option<String> {
     Some(format!("{COMPLETIONS_PATH}{query}"))
 }
 
-/// Whether the client gets nothing of an answer before it is whole: only then another attempt can follow one
-/// that cannot be read.
+/// Whether the answer is held until it is whole: only then another attempt can follow an unreadable answer.
 pub fn holds(request: &ClientRequest, head: &ResponseHeader) -> bool {
     let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let is_json = kind.is_some_and(|kind| kind.trim_start().starts_with("application/json"));
@@ -253,7 +253,7 @@ pub fn give_up(scope: &RequestScope<'_>, request: &mut ClientRequest) -> bool {
         return false;
     }
     let Some(continued) = request.continued.take() else { return false };
-    // It fits: the completion's reservation was made beside the chat's.
+    // This succeeds: the completion's reservation was made beside the chat's.
     let is_back = request.body.exchange(continued.chat).is_some();
     if let Some(capture) = &mut request.capture {
         fall_back(&scope.shared.observer, capture, FallbackReason::Refused);

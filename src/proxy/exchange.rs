@@ -30,10 +30,10 @@ use crate::reject::Reject;
 use crate::reply::usage::Usage;
 use crate::retry::{self, AttemptFailure, EndReason, RetryDecision, RetryFacts};
 
-/// Why a request ends without an upstream's whole answer.
+/// The reason why a request ends without an upstream's whole answer.
 #[derive(Debug)]
 pub enum RequestEnd {
-    /// The balancer refuses it.
+    /// The balancer rejects the request.
     Reject(Reject),
     /// The client has disconnected, or has stopped reading.
     Disconnected(Box<Error>),
@@ -54,7 +54,7 @@ pub struct RequestReport {
     pub upstream: Option<Arc<Upstream>>,
     pub attempts: u32,
     pub status: u16,
-    /// How the last attempt ended.
+    /// The outcome of the last attempt.
     pub outcome: Option<Outcome>,
     /// The label of the rejection that was sent.
     pub refused: Option<&'static str>,
@@ -139,7 +139,7 @@ async fn serve(
     request: &mut ClientRequest,
     report: &mut RequestReport,
 ) -> Result<(), RequestEnd> {
-    // Boxed: it ends before the answer begins, and an idle stream should not hold its room.
+    // Boxed: this future ends before the answer begins, and an idle stream should not hold its memory.
     match Box::pin(take_in(balancer, scope, client, request)).await? {
         Intake::Answer(answer) => {
             report.status = answer.status().as_u16();
@@ -169,7 +169,7 @@ async fn forward(
             capture.attempt(placement.upstream().name(), attempts.count);
         }
         let trying = attempt(scope, client, request, &mut placement, watch, attempts.stale);
-        // Boxed where another attempt has failed: most requests have one, and pay nothing for that.
+        // Boxed after a failed attempt: most requests have one attempt and need no memory for more.
         let tried = if blame.is_open() { blame.during(Box::pin(trying)).await } else { trying.await };
         let failure = match conclude_attempt(scope, client, request, &placement, &mut attempts, tried).await {
             AttemptResult::Answer(answer) if answer.is_upgrade() => {
@@ -430,7 +430,7 @@ async fn refuse(
     respond::send(client, scope.id, request, answer, close).await
 }
 
-// === impl Tries ===
+// === impl Attempts ===
 
 impl Attempts {
     /// The query for the next attempt's candidates.
@@ -450,7 +450,7 @@ impl Attempts {
         self.tried.push(upstream);
     }
 
-    /// The same upstream may be tried again, with another body.
+    /// Permits another attempt on the same upstream, with another body.
     fn try_again(&mut self, placement: &Placement) {
         self.tried.retain(|id| *id != placement.upstream().id);
         self.retry_follows = true;

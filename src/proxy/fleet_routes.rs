@@ -21,7 +21,7 @@ pub struct FleetRoutes {
     fleet: Arc<Fleet>,
 }
 
-/// The name of the source that an upstream was discovered by.
+/// The name of the source that discovered an upstream.
 fn source(upstream: &Upstream) -> Option<&str> {
     upstream.config.discovered.as_ref().map(|discovered| discovered.source.as_str())
 }

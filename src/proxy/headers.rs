@@ -1,7 +1,7 @@
 //! Checks the heads of requests, and builds the heads that go to upstreams and clients.
 //!
-//! A head is built anew in one pass over the one that came, without its hop-by-hop fields and those that
-//! `connection` nominates, with the framing of the body that is really sent.
+//! A head is built in one pass over the received one, without hop-by-hop fields and fields that `connection`
+//! nominates, and with the framing of the body that is actually sent.
 
 use std::fmt::{Display, Write};
 
@@ -79,7 +79,7 @@ fn nominated(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
     names.map(|name| HeaderName::from_bytes(name).ok())
 }
 
-/// Whether a field is needed for what the request is, so that `connection` must not take it away.
+/// Whether a field is essential to the request, so that `connection` must not remove it.
 fn is_protected(name: &HeaderName) -> bool {
     matches!(*name, header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING)
         || [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name.as_str())
@@ -189,8 +189,7 @@ pub fn towards_upstream(
     Ok(head)
 }
 
-/// The `authorization` that an upstream is shown by a request that goes to it: its own or that of the route,
-/// before the client's.
+/// The `authorization` of a request to an upstream: the upstream's own or the route's, else the client's.
 pub fn authorization(
     client: &Client<'_>,
     edits: Option<&RouteEdits>,
@@ -281,7 +280,7 @@ pub fn host(head: &RequestHeader) -> Option<String> {
     field.or_else(|| head.uri.authority().map(|authority| authority.as_str())).map(str::to_string)
 }
 
-/// The answer's body will be edited as it goes by.
+/// Removes the length: the answer's body is edited while it streams.
 pub fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
     match head.remove_header(&header::CONTENT_LENGTH) {
         Some(_) => head.insert_header(header::TRANSFER_ENCODING, "chunked"),
@@ -304,7 +303,7 @@ pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build_no_case(from.status, Some(from.headers.len() + 6))?;
     head.set_reason_phrase(from.get_reason_phrase())?;
     let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-    // What frames the body is not the upstream's to nominate.
+    // `connection` must not nominate fields that frame the body.
     let nominated: Vec<HeaderName> =
         nominated(&from.headers).flatten().filter(|name| !framing.contains(name)).collect();
     for (name, value) in &from.headers {

@@ -1,4 +1,4 @@
-//! From a head to a request that can be sent, or to an answer of the balancer's own.
+//! Turns a head into a request that can be sent, or into an answer of the balancer's own.
 //!
 //! In this order: the head is checked, its API route found, the body peeked, the configured route and the
 //! stored response looked up. A rejection is a `RequestEnd`: nothing has been sent then.
@@ -46,7 +46,7 @@ const CALL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where SageMaker names a model.
 const ADAPTER_HEADER: &str = "x-amzn-sagemaker-adapter-identifier";
 
-/// How a request continues.
+/// The next step of a request.
 pub enum Intake {
     /// It is sent to an upstream, and watched.
     Forward(RequestWatch),
@@ -99,7 +99,7 @@ async fn call_admin(
         *call.body_mut() = read_call(client, MAX_CALL_BODY_BYTES, None).await?;
     }
     call.headers_mut().remove(header::EXPECT);
-    // No upstream answers it: the deadlines of requests do not hold.
+    // No upstream answers this call, so the deadlines of requests do not apply.
     let mut watch = RequestWatch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
     Ok(Some(watched(client, request, &mut watch, true, admin.call(call)).await?))
 }
@@ -182,7 +182,7 @@ fn add_host_field(client: &mut Client<'_>) {
     }
 }
 
-/// Takes a session out of the path: what is left is the path of the interface.
+/// Removes a session from the path; the rest is the path of the interface.
 fn take_session(client: &mut Client<'_>, request: &mut ClientRequest) {
     let uri = &client.head().uri;
     let Some((name, rest)) = paths::of_session(uri.path()) else { return };
@@ -288,9 +288,9 @@ async fn read_body(
         permit_body(client).await?;
         let needs = PeekNeeds {
             model: model_decides || !peeker.routes.is_empty(),
-            // Where there is one upstream, the response is there or nowhere.
+            // With one upstream, the response is there or nowhere.
             previous: shared.fleet.snapshot().entries.len() > 1,
-            // A response that is asked for again has had its route before.
+            // A request for a stored response needs no route: the response's own request had one.
             route: request.edits.is_none(),
         };
         let adapter = adapter(client, &shape);
@@ -380,8 +380,8 @@ async fn read_call(
     }
 }
 
-/// A socket's model comes only after it is open; a client that wants another than the only one names it in
-/// the query. What its route changes ends with its head: what is sent on it goes by unread.
+/// Reads the model from the query: the model in a websocket arrives only after the upgrade. The route's edits
+/// apply to the head alone, since the messages of the socket are not read.
 fn take_model_of_query(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
@@ -413,7 +413,7 @@ fn take_model_of_query(
 
 /// `?model=`, if there is one. Of two, servers take the first or the last.
 fn model_of_query(query: &str) -> Result<RequestedModel, Reject> {
-    // As forms are written. Broken escapes are text to a reader of such a query.
+    // In the encoding of forms, where broken escapes are text.
     let decoded = |text: &str| {
         let text = text.replace('+', " ");
         paths::decode_escapes(&text).map_or_else(|| text.clone(), |decoded| decoded.to_string())
@@ -428,7 +428,7 @@ fn model_of_query(query: &str) -> Result<RequestedModel, Reject> {
     Ok(if name.is_empty() { RequestedModel::Unreadable } else { RequestedModel::Named(name) })
 }
 
-/// SageMaker names the adapter in a header, which vLLM takes for the model, whatever the body says.
+/// The adapter in SageMaker's header, which vLLM uses as the model in place of the body's.
 fn adapter(client: &Client<'_>, shape: &BodyShape) -> Option<String> {
     let value = client.headers().get(ADAPTER_HEADER)?;
     if !matches!(shape, BodyShape::Json(Api::Invocations)) {
@@ -441,9 +441,9 @@ fn reject_of(reason: EndReason) -> Reject {
     if reason == EndReason::SlowUpload { Reject::Slow } else { Reject::NoTime }
 }
 
-/// Waits for something of the balancer's own while the client is watched: its disconnect is the end, and so
-/// are the request's own deadlines. What a client sends meanwhile is held with the rest of its body, unless
-/// it is not to be read: then its upload is not measured either.
+/// Waits for the balancer's own work while the client is watched: the client's disconnect and the request's
+/// deadlines end the wait. Bytes that the client sends meanwhile are held with the rest of its body, unless
+/// the client is not to be read; its upload is not measured then.
 pub async fn watched<T>(
     client: &mut Client<'_>,
     request: &mut ClientRequest,

@@ -1,10 +1,8 @@
 //! Ends a connection so that its client receives what was written to it.
 //!
-//! A socket that is closed while bytes of its client wait unread resets the connection, and takes with it
-//! what the client has not received yet. So the balancer ends its own side first, and reads and forgets what
-//! comes.
-//!
-//! Never: more than a bounded number of bytes, or a bounded time.
+//! Closing a socket with unread bytes resets the connection, and discards bytes that the client has not
+//! received yet. So the balancer ends its own side first, then reads and discards the client's bytes, for a
+//! bounded time and up to a bounded number.
 
 use std::time::Duration;
 
@@ -12,18 +10,18 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, sink};
 use tokio::time::timeout;
 
-/// The bytes that are read and forgotten.
-const MAX_DISCARDED: u64 = 64 << 10;
+/// The most bytes that are read and discarded.
+const MAX_DISCARDED_BYTES: u64 = 64 << 10;
 
 /// The time for the whole.
 const MAX_LINGERING: Duration = Duration::from_secs(1);
 
-/// See the module. What was written has been flushed.
+/// Ends the connection of `stream`, whose written bytes have been flushed.
 pub async fn linger(mut stream: Stream) {
     let end = async {
         AsyncWriteExt::shutdown(&mut stream).await?;
-        copy(&mut (&mut stream).take(MAX_DISCARDED), &mut sink()).await
+        copy(&mut (&mut stream).take(MAX_DISCARDED_BYTES), &mut sink()).await
     };
-    // However that ends, the connection does.
+    // The connection ends in any case.
     drop(timeout(MAX_LINGERING, end).await);
 }

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_than_the_limit_is_taken_and_all_comes_back() {
+    fn stays_within_the_limit_and_returns_everything() {
         let memory = PeekMemory::new(100, Observer::default());
         let (mut one, mut two) = (memory.reservation(), memory.reservation());
         assert!(one.grow_to(60) && one.grow_to(40), "growing never shrinks");

@@ -1,8 +1,8 @@
-//! What the balancer answers itself, as the one vLLM that it stands for: the model list, health,
-//! version, load, and the upstreams' metrics as one page.
+//! The balancer's own answers, in the form of a single vLLM: the model list, health, version, load, and the
+//! upstreams' metrics as one page.
 //!
-//! Lists and health come from the snapshot and never wait for an upstream; metrics and load are asked
-//! of all upstreams at once, within one time limit, once for all requests that wait.
+//! Lists and health come from the snapshot and never wait for an upstream. Metrics and load are requested
+//! from all upstreams at once, within one time limit, once for all waiting requests.
 
 mod scrape;
 
@@ -57,12 +57,12 @@ pub fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
     answer
 }
 
-/// What clients may ask for now: what ready upstreams serve, and the names that routes give to some of it.
+/// The models that clients may request now: those of ready upstreams, and the names that routes add.
 pub fn models(snapshot: &Snapshot, routes: &FleetRoutes) -> Response<Bytes> {
     json_answer(routes.models(snapshot))
 }
 
-/// The lowest version among the upstreams: what every one of them can do.
+/// The lowest version among the upstreams: each of them has its features.
 pub fn version(snapshot: &Snapshot) -> Response<Bytes> {
     let versions: Vec<&str> = snapshot.ready().filter_map(|entry| entry.version.as_deref()).collect();
     let version = aggregate::version_min(&versions).unwrap_or_else(|| VERSION_UNKNOWN.into());
@@ -93,7 +93,7 @@ async fn metrics_now(fleet: &Fleet) -> Response<Bytes> {
     answer("text/plain; version=1.0.0; charset=utf-8", aggregate::merge_metrics(&texts))
 }
 
-/// Answers of ready upstreams with status 200, by name. One that does not answer is left out.
+/// The answers of ready upstreams with status 200, by name. An upstream without an answer is omitted.
 async fn request_from_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
     let snapshot = fleet.snapshot_owned();
     let asked = snapshot.ready().map(async |entry| {
@@ -139,7 +139,7 @@ fn unreached(entry: &SnapshotEntry, error: &str, expose: bool) -> Response<Bytes
     answer
 }
 
-/// Only what describes the body is passed on from an answer that was read whole.
+/// Keeps only the fields that describe the body of an answer that was read whole.
 fn clean(answer: Response<Bytes>) -> Response<Bytes> {
     let (parts, body) = answer.into_parts();
     let mut cleaned = Response::new(body);
@@ -175,7 +175,7 @@ pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &Search
         match fleet.client().request_with_key(&entry.upstream, request, LOOKUP_TIMEOUT).await {
             Ok(answer) if answer.status() == StatusCode::OK => ResponseSearchResult::At(entry.upstream.id),
             Ok(answer) if !answer.status().is_server_error() => ResponseSearchResult::Nowhere,
-            // An upstream that is not there has nothing.
+            // An upstream that is gone has no responses.
             Err(FetchError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 ResponseSearchResult::Nowhere
             }

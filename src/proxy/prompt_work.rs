@@ -1,5 +1,5 @@
-//! A request's prompt: read before the choice, continued while the body streams past, learnt when it is sent,
-//! and taken back when the engine has not read it.
+//! A request's prompt: read before the choice, continued while the body streams past, added to the prefix
+//! index when it is sent, and removed again if the engine did not read it.
 //!
 //! Never: an await. Buffers for reading and looking up are the thread's, used and left within one call.
 
@@ -57,7 +57,7 @@ pub fn read(
     let model = facts.model.name().map(str::to_string);
     let is_cut = facts.state == ScanProgress::Cut;
     let unseen = match &facts.previous_response_id {
-        // What lies behind the peek is taken for prompt.
+        // The bytes after the peek count as prompt.
         _ if is_cut => unread.max(1),
         // The prompt begins with the previous response, which only the engine has.
         Some(id) if !id.is_empty() => 1,
@@ -105,19 +105,19 @@ fn is_batch(request: &PromptSource<'_>) -> bool {
 /// The choice of an upstream for one attempt, with its lease.
 pub struct Placement {
     pub lease: Lease,
-    /// Why this upstream was chosen.
+    /// The reason of the choice.
     pub reason: &'static str,
     /// The leading blocks that it is believed to hold, the prompt's blocks, and the tokens of the hit.
     pub hit: u64,
     pub blocks: usize,
     pub predicted: u64,
-    /// To take back what was learnt, while it may turn out that the engine has not read the prompt.
+    /// The learnt blocks, to be removed if the engine turns out not to have read the prompt.
     learnt: Option<LearnedChain>,
-    /// Some of the request may have reached the upstream.
+    /// Whether a part of the request may have reached the upstream.
     sent: bool,
 }
 
-/// Puts on each candidate what it holds of the prompt.
+/// Sets the blocks of the prompt that each candidate holds.
 pub fn weigh(
     scope: &RequestScope<'_>,
     request: &ClientRequest,
@@ -142,7 +142,7 @@ pub fn lease_work(request: &ClientRequest, chosen: Option<&Candidate>) -> Reques
 // === impl Placement ===
 
 impl Placement {
-    /// The request goes to the upstream of this lease: siblings of a burst must find it at once.
+    /// Records the request at the upstream of this lease: other requests of a burst must find it at once.
     pub fn new(
         scope: &RequestScope<'_>,
         request: &ClientRequest,
@@ -168,20 +168,20 @@ impl Placement {
         self.lease.upstream()
     }
 
-    /// The request goes out.
+    /// Records that the request is being sent.
     pub fn send(&mut self) {
         self.sent = true;
     }
 
-    /// It is known whether the engine may have read the prompt. Where it has not, it has learnt nothing.
+    /// Removes the learnt blocks unless the engine may have read the prompt (`read`).
     pub fn conclude(&mut self, scope: &RequestScope<'_>, request: &ClientRequest, read: bool) {
         if let (Some(learnt), false) = (self.learnt.take(), read && self.sent) {
             scope.shared.state.take_back(&request.prompt, self.lease.upstream().id, learnt);
         }
     }
 
-    /// The prompt has been read: the first event, or byte, of what the model says is there. An answer that
-    /// refuses the request teaches nothing of the engine's pace.
+    /// Ends the prefill at the first event, or byte, of the model's output. A refusal does not measure the
+    /// engine's pace (`teaches`).
     pub fn end_prefill(&mut self, teaches: bool) {
         if teaches {
             self.lease.first_byte(Instant::now());
@@ -210,7 +210,7 @@ impl Placement {
         }
     }
 
-    /// A piece of the body goes to the upstream, behind so many bytes.
+    /// Continues the prompt with a piece of the body that follows `before` bytes.
     pub fn follow(
         &mut self,
         scope: &RequestScope<'_>,

@@ -1,7 +1,7 @@
 //! An upstream's answer on its way to the client: head and first bytes, then piece by piece, to its end.
 //!
 //! One loop with three arms: the next piece of the answer, the client, the watch. It ends with an outcome.
-//! Once the first byte has gone out no attempt can follow, and what was held for one goes.
+//! Once the first byte was sent no attempt can follow, and the bytes held for one are freed.
 //!
 //! Never: make an attempt, write a piece without a deadline.
 
@@ -45,10 +45,10 @@ pub struct PreparedAnswer {
     failure: Option<AttemptFailure>,
 }
 
-/// How an answer ended.
+/// The end of an answer.
 enum AnswerEnd {
     Whole,
-    /// The upstream's fault; of a stream, with the last events that it tells its client itself.
+    /// The upstream failed; for a stream, with the last events that the stream itself sends.
     Failed(AttemptFailure, Option<Bytes>),
 }
 
@@ -120,7 +120,7 @@ impl PreparedAnswer {
     }
 }
 
-/// Whether what was made of the answer is no whole answer: its client has been told so.
+/// Whether the edited answer broke, and its client has received the error.
 pub fn is_broken(request: &ClientRequest) -> bool {
     request.edits.as_ref().is_some_and(|edits| edits.is_broken())
 }
@@ -159,7 +159,7 @@ pub async fn relay(
     match end? {
         AnswerEnd::Whole => {
             report.outcome = Some(whole(scope, request, placement, &answer));
-            // Boxed: it ends at once, and an idle stream should not hold its room.
+            // Boxed: this future ends at once, and an idle stream should not hold its memory.
             if let Some(wire) = Box::pin(answer.connection.into_idle()).await {
                 scope.shared.pool.keep(placement.upstream(), wire);
             }
@@ -181,7 +181,7 @@ pub async fn relay(
 /// Marks the end of the prefill, once.
 struct PrefillTracker {
     ended: bool,
-    /// The answer tells how fast the engine reads.
+    /// Whether the answer measures the engine's pace of reading.
     teaches: bool,
 }
 
@@ -271,7 +271,7 @@ async fn carry_body(
     Ok(AnswerEnd::Whole)
 }
 
-/// The outcome of an answer that came to its end. Whatever its head says, a stream may tell of an error.
+/// The outcome of a complete answer. A stream may report an error after a head of success.
 fn whole(
     scope: &RequestScope<'_>,
     request: &ClientRequest,
@@ -292,7 +292,7 @@ fn whole(
         // The upstream was judged by the beginning of its answer.
         _ if answer.judged != answer.status => Outcome::Answered(answer.judged),
         Some(failure) => {
-            // Where no code says so, the error may be the request's own fault.
+            // Without a code the request itself may be the cause.
             if let Some(500..) = failure.code {
                 fleet.report(upstream, UpstreamSignal::Failed);
             }
@@ -302,8 +302,8 @@ fn whole(
     }
 }
 
-/// A stream that had begun cannot go on: its client is told so in the interface's own form, and the
-/// connection ends. An answer that is no stream just breaks off, which its framing shows.
+/// Ends a stream that cannot continue: sends an error event in the form of the interface and closes the
+/// connection. Other answers break off, which their framing shows.
 async fn end_stream(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
@@ -323,7 +323,7 @@ async fn end_stream(
     let (code, message) = broken_stream(late, scope.settings.expose.then_some(name));
     let apart = !answer.pipeline.is_between_events();
     let events = last_words.unwrap_or_else(|| error_events(request.form, &message, code, apart).into());
-    // A client that has disconnected has not been cut silently either.
+    // A disconnected client cannot be cut silently.
     if client.write(&events).await.is_ok() {
         client.finish().await.ok();
     }

@@ -51,7 +51,7 @@ impl RequestedModel {
     }
 }
 
-/// See the module.
+/// The facts and decisions of one request.
 pub struct ClientRequest {
     /// A call to the admin API.
     pub admin: bool,
@@ -61,7 +61,7 @@ pub struct ClientRequest {
     pub path_session: Option<String>,
     /// The session, wherever it is named, in the form in which it is reported.
     pub session_label: Option<String>,
-    /// How the interface's clients expect an error, and the events of a stream.
+    /// The form of errors and of stream events for the interface's clients.
     pub style: ErrorShape,
     pub form: ErrorEventForm,
     /// The interface has answers that count tokens.
@@ -90,7 +90,7 @@ pub struct ClientRequest {
     pub only: Option<usize>,
     /// The stored response that `only` should have, where nothing but the response's id says so.
     pub unproven: Option<Box<str>>,
-    /// It names the upstream of its KV cache, or controls an upstream: no other upstream may get it.
+    /// Whether the request names the upstream of its KV cache, or controls an upstream: no retry elsewhere.
     pub pinned: bool,
     pub body: RequestBody,
     /// Bytes of the body that went to the upstream of the present attempt.
@@ -189,8 +189,8 @@ impl ClientRequest {
         Some(if length == 0 { 0 } else { length + added })
     }
 
-    /// Frees what only another attempt needs, once some of the answer has been sent. `sent`: no byte of the
-    /// body waits for the upstream.
+    /// Frees the data that only another attempt would need, once a part of the answer was sent. `sent`: no
+    /// byte of the body waits for the upstream.
     pub fn release_for_answer(&mut self, sent: bool) {
         if sent {
             self.body.release();

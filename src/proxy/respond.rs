@@ -11,14 +11,14 @@ use super::request::ClientRequest;
 use crate::names::{PRODUCT, X_REQUEST_ID};
 use crate::reject::{ErrorShape, Reject};
 
-/// A refusal as an answer, in the shape that the route's clients expect.
+/// A reject as an answer, in the form that the route's clients expect.
 pub fn refusal(reject: &Reject, style: ErrorShape) -> Response<Bytes> {
     let answer = reject.answer(style);
     let mut response = Response::new(Bytes::from(answer.body));
     *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap_or_default();
     let headers = response.headers_mut();
     for (name, value) in answer.headers {
-        // A location made of a client's bytes may be no header value; the refusal goes out without it.
+        // A location with a client's bytes may be invalid as a header value; the answer is sent without it.
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }

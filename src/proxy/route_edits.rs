@@ -132,7 +132,7 @@ impl RouteEdits {
         self.translation.is_some()
     }
 
-    /// The interface that the upstreams are asked by, where it is not the client's.
+    /// The interface of requests to the upstreams, if it differs from the client's.
     fn sent_as(&self) -> Option<Api> {
         self.translation.as_ref().map(|exchange| exchange.api().sent_as())
     }
@@ -165,7 +165,8 @@ impl RouteEdits {
         self.translation.as_ref().map(|exchange| translation::target(exchange.api(), head))
     }
 
-    /// Makes a head one for an upstream of this route, or for another that alone has what is asked for.
+    /// Edits a head for an upstream of this route, or for another upstream that alone has the stored
+    /// response.
     pub fn towards_upstream(&self, head: &mut UpstreamHead, upstream: &Upstream) {
         let route = &self.plan.route;
         let is_ours = fleet_routes::leads_to(route, upstream);
@@ -176,7 +177,7 @@ impl RouteEdits {
         }
         // It cannot fail with these fields.
         let _ = apply(&route.headers, head);
-        // What is taken out is the client's, and not what upstreams are shown in place of it.
+        // The removal applies to the client's fields, not to those that replace them.
         let is_key = |name: &str| name.eq_ignore_ascii_case("authorization");
         let is_set = route.headers.set.iter().any(|(name, _)| is_key(name));
         if is_set || !route.headers.remove.iter().any(|name| is_key(name)) {
@@ -231,7 +232,7 @@ impl RouteEdits {
         }
     }
 
-    /// Whether nothing of an answer with this head can go on before it is whole.
+    /// Whether an answer with this head must be held until it is whole.
     pub fn holds(&self, head: &ResponseHeader) -> bool {
         let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         // Without the token ids that the route requests, it is refused.
@@ -298,7 +299,7 @@ impl RouteEdits {
     }
 }
 
-/// Whether an answer can be read: what is compressed cannot; vLLM compresses nothing.
+/// Whether an answer can be read, that is, is not compressed; vLLM compresses nothing.
 fn is_plain(head: &ResponseHeader) -> bool {
     head.headers.get(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
 }

@@ -18,12 +18,12 @@ use crate::proxy::watch::RequestWatch;
 use crate::reject::Reject;
 
 /// A chunk below this size is copied together with its framing.
-const MIN_SEPARATE: usize = 1 << 10;
+const MIN_SEPARATE_BYTES: usize = 1 << 10;
 
 /// The end of a body in chunks.
 const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
 
-/// See the module.
+/// The connection of one attempt to its upstream.
 pub struct UpstreamConnection {
     session: HttpSession,
     outgoing: Outgoing,
@@ -39,7 +39,7 @@ pub struct UpstreamConnection {
 impl UpstreamConnection {
     pub fn new(wire: Box<UpstreamWire>, reused: bool) -> Self {
         let outgoing = wire.outgoing();
-        // The request before may have met a lack of memory.
+        // An earlier request may have reduced the limit for lack of memory.
         outgoing.set_ample(true);
         let session = HttpSession::new(wire);
         UpstreamConnection { session, outgoing, reused, chunked: false, queued_all: false }
@@ -66,7 +66,7 @@ impl UpstreamConnection {
         protocols.any(|protocol| protocol.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
     }
 
-    /// Queues the head. Where that fails nothing may follow it.
+    /// Queues the head. After a failure nothing else may be queued.
     pub async fn send_head(&mut self, head: &UpstreamHead) -> Result<()> {
         self.chunked = head.is_chunked();
         let bytes = head.to_bytes().ok_or_else(|| Error::new(ErrorType::InvalidHTTPHeader))?;
@@ -99,8 +99,8 @@ impl UpstreamConnection {
         }
     }
 
-    /// Reserves for what waits and a piece that is to be queued. Without room for it the client is not read
-    /// while anything waits, so that one piece is not counted at the most.
+    /// Reserves memory for the queued bytes and a further piece. Without memory the client is not read while
+    /// bytes wait, so that at most one piece is not counted.
     fn reserve(&mut self, request: &mut ClientRequest, piece: usize) {
         let waiting = self.outgoing.waiting();
         if waiting == 0 {
@@ -117,7 +117,7 @@ impl UpstreamConnection {
             return self.outgoing.push(piece);
         }
         let size = format!("{:x}\r\n", piece.len());
-        if piece.len() < MIN_SEPARATE {
+        if piece.len() < MIN_SEPARATE_BYTES {
             return self.outgoing.push([size.as_bytes(), &piece, b"\r\n"].concat().into());
         }
         self.outgoing.push(size.into());
@@ -132,8 +132,8 @@ impl UpstreamConnection {
         self.queued_all = true;
     }
 
-    /// Whether the client is to be read now: behind the body's end for its disconnect, before it while the
-    /// upstream keeps up.
+    /// Whether the client should be read now: after the body's end to detect a disconnect, before its end
+    /// while the upstream keeps up.
     pub fn takes_more(&self, complete: bool) -> bool {
         complete || self.outgoing.has_room()
     }
@@ -168,7 +168,7 @@ impl UpstreamConnection {
             }
             ClientEvent::Piece(piece) => piece,
         };
-        // A piece may be empty without being the last: the framing of a chunk came.
+        // An empty piece may be the framing of a chunk, so that it is not the last one.
         let complete = piece.is_none() || client.is_body_done();
         let piece = piece.unwrap_or_default();
         let before = request.forwarded;

@@ -48,7 +48,7 @@ impl ConnectError {
     }
 }
 
-/// The idle connections of all upstreams.
+/// Idle connections of all upstreams.
 ///
 /// The lock is a plain mutex: it is held for a push or a pop, never across an await.
 #[derive(Default)]
@@ -103,14 +103,14 @@ impl ConnectionPool {
         }
     }
 
-    /// Closes the idle connections of an upstream: one of them had ended, and the others are as old.
+    /// Closes the idle connections of an upstream: one of them had ended, so the others may have ended too.
     pub fn forget(&self, upstream: &Upstream) {
         let closed = self.lock().by_upstream.remove(&upstream.id);
         // Closed outside of the lock.
         drop(closed);
     }
 
-    /// Keeps a connection whose answer was read to its end, and on which nothing waits to be sent.
+    /// Keeps a connection whose answer was read to its end and whose send queue is empty.
     pub fn keep(&self, upstream: &Arc<Upstream>, wire: Box<UpstreamWire>) {
         let mut state = self.lock();
         let idle = state.by_upstream.entry(upstream.id).or_insert_with(|| IdleConnections::new(upstream));
@@ -126,7 +126,7 @@ impl ConnectionPool {
     }
 }
 
-/// Closes what has been idle for too long, until nothing waits any more.
+/// Closes connections that were idle for too long, until none is left.
 async fn sweep(pool: Weak<Mutex<PoolState>>) {
     loop {
         sleep(MAX_IDLE_TIME / 2).await;

@@ -1,9 +1,9 @@
 //! A connection to an upstream that sends while it is read.
 //!
-//! What goes to the upstream is queued and leaves in vectored writes, head and body together, whenever the
-//! connection is read or flushed. So one task carries both directions: an upstream that answers before it
-//! has read the whole request, or instead of reading it, is read in time. Pingora's client session, which
-//! parses the answer, sits on top, and only reads.
+//! Bytes for the upstream are queued and sent in vectored writes, head and body together, whenever the
+//! connection is read or flushed. So one task carries both directions, and an answer that begins before the
+//! upstream has read the whole request is read in time. Pingora's client session, which parses the answer,
+//! uses this connection for reading only.
 //!
 //! Never: block a reader on a writer, copy a body, hold more than the caller queued.
 
@@ -52,11 +52,11 @@ pub struct Outgoing(Arc<Mutex<SendQueue>>);
 struct SendQueue {
     pieces: VecDeque<Bytes>,
     bytes: usize,
-    /// More is queued only while less than this waits.
+    /// The queue takes further pieces only while it holds less than this.
     limit: usize,
-    /// When the upstream last took something, or the queue was last empty.
+    /// The time at which the upstream last took bytes, or the queue was last empty.
     moved: Option<Instant>,
-    /// The upstream takes nothing any more. What it has answered can still be read.
+    /// The upstream accepts no more bytes. Its answer can still be read.
     broken: bool,
     /// Wakes the task that waits for room.
     wants_room: Option<Waker>,
@@ -89,12 +89,12 @@ impl Outgoing {
         queue.pieces.push_back(piece);
     }
 
-    /// What is queued.
+    /// The number of queued bytes.
     pub fn waiting(&self) -> usize {
         self.lock().bytes
     }
 
-    /// Lets much wait for the upstream, or one piece.
+    /// Allows many queued bytes, or one piece only.
     pub fn set_ample(&self, ample: bool) {
         self.lock().limit = if ample { MAX_WAITING_BYTES } else { MIN_WAITING_BYTES };
     }
@@ -123,7 +123,7 @@ impl Outgoing {
         queue.pieces.is_empty() && !queue.broken
     }
 
-    /// Since when the upstream has taken nothing of what waits for it.
+    /// The time since which the upstream has taken none of the queued bytes.
     pub fn stuck_since(&self) -> Option<Instant> {
         let queue = self.lock();
         queue.moved.filter(|_| !queue.pieces.is_empty())
@@ -213,8 +213,8 @@ impl UpstreamWire {
         Pin::new(&mut self.transport).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
-    /// Sends what waits, as far as the socket takes it. An upstream that stopped reading may have answered:
-    /// reading tells.
+    /// Sends queued bytes, as far as the socket takes them. Errors are ignored here: an upstream that stopped
+    /// reading may have answered, and the read reports the failure.
     fn send(&mut self, cx: &mut Context<'_>) {
         let mut queue = self.outgoing.lock();
         if !queue.broken && matches!(queue.poll_send(&mut self.transport, cx), Poll::Ready(Err(_))) {
@@ -235,12 +235,13 @@ impl AsyncRead for UpstreamWire {
 }
 
 impl AsyncWrite for UpstreamWire {
-    /// Drops what the session writes, which is a head without fields: `UpstreamHead` has what is sent.
+    /// Drops the bytes that the session writes, a head without fields: `UpstreamHead` has the head that is
+    /// sent.
     fn poll_write(self: Pin<&mut Self>, _cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(data.len()))
     }
 
-    /// Nothing is sent here: what was queued leaves when the answer is read.
+    /// Does nothing: queued bytes are sent when the answer is read.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_queued_leaves_while_the_answer_is_awaited() {
+    async fn sends_queued_bytes_while_the_answer_is_awaited() {
         let (mut upstream, mut wire) = pair().await;
         let (outgoing, large) = (wire.outgoing(), vec![b'x'; 4 << 20]);
         outgoing.push(Bytes::from_static(b"head "));
@@ -323,7 +324,7 @@ mod tests {
 
     /// Regression: an upload stalled for ever once the queue was full, since its task was not woken.
     #[tokio::test]
-    async fn room_is_told_while_only_the_answer_is_awaited() {
+    async fn wakes_for_room_while_the_answer_is_awaited() {
         let (mut upstream, mut wire) = pair().await;
         let outgoing = wire.outgoing();
         outgoing.push(vec![b'x'; 4 << 20].into());
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_read_from_an_upstream_that_does_not_read() {
+    async fn reads_an_answer_from_an_upstream_that_does_not_read() {
         let (mut upstream, mut wire) = pair().await;
         let outgoing = wire.outgoing();
         outgoing.push(vec![b'x'; 64 << 20].into());
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_idle_connection_is_quiet_until_something_comes() {
+    async fn idle_connection_is_quiet_until_bytes_arrive() {
         let (mut upstream, mut wire) = pair().await;
         assert!(wire.is_quiet());
         upstream.write_all(b"x").await.unwrap();

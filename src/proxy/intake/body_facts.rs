@@ -1,4 +1,4 @@
-//! Reads what the peeked bytes of a body say, as they come.
+//! Reads the facts in the peeked bytes of a body as they arrive.
 //!
 //! Never: a byte of the connection, a change to the body.
 
@@ -16,13 +16,13 @@ use crate::reject::Reject;
 use crate::route::paths::Api;
 use crate::state::PromptLookup;
 
-/// Where the body names its model.
+/// The form of a body, which decides the location of its model.
 pub enum BodyShape {
     /// JSON of this interface.
     Json(Api),
     /// A form, with the whole value of `content-type`, which names the boundary.
     Multipart(String),
-    /// Not looked into.
+    /// Not read.
     Opaque,
 }
 
@@ -36,7 +36,7 @@ pub enum FactsReader {
     Opaque,
 }
 
-/// What the body says, as far as it was read.
+/// The facts of the body, as far as it was read.
 #[derive(Default)]
 pub struct BodyFacts {
     pub model: RequestedModel,
@@ -46,7 +46,7 @@ pub struct BodyFacts {
     pub prompt_tail: Option<Box<PromptTail>>,
     pub streams: bool,
     pub previous_response_id: Option<String>,
-    /// The client has chosen the upstream: its keys and values are there.
+    /// The client has chosen the upstream that holds its KV cache.
     pub pinned: bool,
     /// The upstream is to keep the response.
     pub kept: Option<KeptResponse>,
@@ -123,7 +123,7 @@ impl FactsReader {
         Ok(Some(tail))
     }
 
-    /// The model has not come, and may yet.
+    /// Whether the model has not arrived yet and still may.
     pub fn needs_model(&self, body: &[u8]) -> bool {
         match self {
             FactsReader::Json(scanner, _) => {
@@ -137,8 +137,8 @@ impl FactsReader {
         }
     }
 
-    /// The response that the request goes on from has not come, and may yet: OpenAI's clients write it behind
-    /// the input.
+    /// Whether the id of the previous response has not arrived yet and still may: OpenAI's clients write it
+    /// after the input.
     pub fn needs_previous(&self) -> bool {
         let FactsReader::Json(scanner, Api::Responses) = self else { return false };
         scanner.progress() == ScanProgress::Cut && scanner.span(BodyField::PreviousResponseId).is_none()
@@ -168,7 +168,7 @@ impl FactsReader {
     }
 }
 
-/// A body that is complete and whose document is not is no document either.
+/// The requested model. A complete body with an incomplete document counts as invalid.
 fn requested(model: &ModelField<'_>, state: ScanProgress, complete: bool) -> RequestedModel {
     match (model, state) {
         (_, ScanProgress::Cut) if complete => RequestedModel::Unreadable,
@@ -192,7 +192,7 @@ fn json_facts(
     let unread = peeked.declared.map_or(0, |length| length.saturating_sub(peeked.bytes.len() as u64));
     let dialect = prompt_work::dialect(api, &facts);
     let (prompt, prompt_tail) = prompt_work::read(dialect, blocks, &facts, (peeked.bytes, scanner), unread);
-    // What is no document is refused by where it is broken: nothing may be moved.
+    // The refusal of an invalid document reports an offset, so nothing may be moved.
     let reads = facts.state == ScanProgress::Complete || facts.state == ScanProgress::Cut && !peeked.complete;
     let keeps = api == Api::Responses && !facts.without_store && reads;
     let named = facts.has(BodyField::RequestId) || scanner.span(BodyField::RequestId).is_some();

@@ -1,4 +1,4 @@
-//! Reads the beginning of a request's body, and what it says, before an upstream is chosen.
+//! Reads the beginning of a request's body, and its facts, before an upstream is chosen.
 //!
 //! Bounded three ways: by `peek.bytes` (up to `peek.max_body` where something decides the upstream that has
 //! not come yet), by `peek.memory` over all requests, and by the pace of the upload.
@@ -54,7 +54,7 @@ pub struct HeadFacts<'a> {
     pub model: Option<&'a str>,
 }
 
-/// What must be known of a request before an upstream can be chosen.
+/// The facts of a request that are needed before an upstream can be chosen.
 #[derive(Clone, Copy)]
 pub struct PeekNeeds {
     pub model: bool,
@@ -204,7 +204,7 @@ impl Peeker {
         (model.clone(), plan.map(edits))
     }
 
-    /// What the request's route changes, if it has one, and the model of a request that names none.
+    /// The edits of the request's route, if it has one, and the model of a request that names none.
     fn edits(
         &self,
         client: &Client<'_>,
@@ -358,7 +358,7 @@ impl PeekReader {
             || needs.previous && self.facts.needs_previous()
     }
 
-    /// Puts the edited body in the place of the one that came, which is complete and has been read.
+    /// Replaces the received body, which is complete and has been read, by the edited one.
     async fn edit(&mut self, edits: &mut RouteEdits) -> Result<(), RequestEnd> {
         if let FactsReader::Multipart(scanner) = &self.facts
             && (scanner.is_lost() || scanner.end().is_none())
@@ -371,7 +371,7 @@ impl PeekReader {
             return Err(Reject::Memory.into());
         }
         let edited = if edit.leaves_worker(body.len()) {
-            // It goes on when its client disconnects, and holds its memory as long.
+            // The edit continues when its client disconnects, and holds its memory until it ends.
             let edited = spawn_blocking(move || (edit.run(&body), working)).await;
             edited.map_or(Err(Reject::Internal), |(edited, _)| edited)
         } else {
@@ -410,7 +410,7 @@ impl PeekReader {
                 true
             }
             UsageRequest::Body(asking) => {
-                // Where it does not fit, it is not worth a refusal.
+                // Lack of memory for this edit does not justify a reject.
                 if asking.len() as u64 > self.limits.max_body || !self.body.replace(Bytes::from(asking)) {
                     return None;
                 }
@@ -421,7 +421,7 @@ impl PeekReader {
     }
 }
 
-/// Refuses a name that would be put into every event of an answer at any length.
+/// Rejects a name that is too long: it would be written into every event of the answer.
 fn check_model(model: Option<&str>) -> Result<(), Reject> {
     if model.is_none_or(|model| model.len() <= MAX_MODEL_BYTES) {
         return Ok(());

@@ -1,11 +1,11 @@
-//! What an answer's bytes pass through on their way to the client.
+//! The steps that an answer's bytes pass on their way to the client.
 //!
-//! In this order: what the answer reports of itself is read, a completion in place of a chat becomes a chat's
-//! answer, it is copied where its call is captured, what the balancer requested for itself is taken out, and
-//! the route's edits are made. What stands behind, the log of bodies and the stream's end, sees what the
-//! client sees.
+//! In this order: the usage that the answer reports is read, a completion in place of a chat becomes a chat's
+//! answer, the answer of a captured call is copied, the fields that the balancer requested for itself are
+//! removed, and the route's edits are made. The log of bodies and the end of the stream come last and see the
+//! client's bytes.
 //!
-//! Never: an await, a byte that is held longer than one of these needs.
+//! Never: an await, a byte that is held longer than a step needs.
 
 use bytes::Bytes;
 use pingora::Result;
@@ -17,13 +17,13 @@ use crate::reply::ending::{ErrorEventForm, StreamTail};
 use crate::reply::sse::EventTracker;
 use crate::reply::usage::{StreamError, Usage, UsageMeter};
 
-/// Events of a Responses stream that say that there is a response, and nothing of it.
+/// The events at the beginning of a Responses stream that announce the response without any content.
 const ANNOUNCING_EVENTS: u64 = 2;
 
-/// The state of one answer. See the module.
+/// The steps of one answer.
 pub struct AnswerPipeline {
     meter: Option<Box<UsageMeter>>,
-    /// Where a stream stands.
+    /// The progress of a stream.
     tail: Option<StreamTail>,
     /// Events of a Responses stream, whose first two come before the prompt is read.
     announced: Option<Box<EventTracker>>,
@@ -66,7 +66,7 @@ impl AnswerPipeline {
         Ok(AnswerPipeline { meter, tail, announced })
     }
 
-    /// The next piece as the client gets it; `None`: as it is. `end`: it is the last.
+    /// Passes the next piece through the steps; `None`: the piece is unchanged. `end`: it is the last.
     pub fn pass(
         &mut self,
         scope: &RequestScope<'_>,
@@ -96,7 +96,7 @@ impl AnswerPipeline {
         Ok(edited)
     }
 
-    /// Whether something of what the model says has come: then the prompt has been read.
+    /// Whether a part of the model's output has arrived: then the prompt has been read.
     pub fn has_content(&self) -> bool {
         self.announced.is_none()
     }
@@ -110,12 +110,12 @@ impl AnswerPipeline {
         self.tail.as_ref().is_none_or(StreamTail::between_events)
     }
 
-    /// The error that the answer told of.
+    /// The error that the answer reported.
     pub fn failure(&self) -> Option<StreamError> {
         self.meter.as_ref().and_then(|meter| meter.failure())
     }
 
-    /// What the answer reported of tokens, as far as it came.
+    /// The usage that the answer has reported so far.
     pub fn usage(&self) -> Option<Usage> {
         self.meter.as_ref().map(|meter| meter.usage())
     }
