@@ -107,7 +107,7 @@ pub struct PromptReader {
     rest: PromptContinuation,
 }
 
-// === impl Reader ===
+// === impl PromptReader ===
 
 impl PromptReader {
     /// The chain of what is there of a body.

@@ -123,7 +123,7 @@ struct HasherCheckpoint {
     bytes: u64,
 }
 
-// === impl Hasher ===
+// === impl ChainHasher ===
 
 impl ChainHasher {
     /// A chain from the front. Buffers are kept.

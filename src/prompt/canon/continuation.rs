@@ -48,7 +48,7 @@ pub struct PromptContinuation {
     ids: IdReader,
 }
 
-// === impl Rest ===
+// === impl PromptContinuation ===
 
 impl PromptContinuation {
     pub fn clear(&mut self) {

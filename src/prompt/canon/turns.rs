@@ -102,7 +102,7 @@ enum ItemKind<'a> {
     Nothing,
 }
 
-// === impl Turn ===
+// === impl OpenTurn ===
 
 impl<'a> OpenTurn<'a> {
     fn of(role: TurnRole<'a>) -> Self {
@@ -110,7 +110,7 @@ impl<'a> OpenTurn<'a> {
     }
 }
 
-// === impl Role ===
+// === impl TurnRole ===
 
 impl<'a> TurnRole<'a> {
     fn of(raw: RawValue<'a>) -> Result<Self, EndOfJson> {
@@ -170,7 +170,7 @@ fn short(raw: Option<RawValue<'_>>) -> Result<Option<ShortText>, EndOfJson> {
     Ok(Some(text))
 }
 
-// === impl Talk: the order of things ===
+// === impl ConversationWriter: the order of things ===
 
 impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     /// The system's text, where an interface has a field for it.
@@ -284,7 +284,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     }
 }
 
-// === impl Talk: what messages consist of ===
+// === impl ConversationWriter: what messages consist of ===
 
 impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     fn content(&mut self, turn: &mut OpenTurn<'a>, raw: RawValue<'a>) -> Result<(), EndOfJson> {
