@@ -1,12 +1,12 @@
-//! Recorded calls: captured on the way of an answer, assembled and stored on a thread of their own.
+//! Recorded calls: captured while the answer streams, assembled and stored on a separate thread.
 //!
 //! ```text
 //! proxy: Capture  ->  CaptureQueue (bounded)  ->  writer: assemble (pure)  ->  Store: memory | SQL
 //! admin API       ->  Traces: sessions, weight version, flush; Store: what is read
 //! ```
 //!
-//! Never: an await on the way of a request (but where `traces.sync` requests it), an unlimited queue, a
-//! trace that a public listener can read.
+//! Never: an await in the path of a request (unless `traces.sync` requires it), an unlimited queue, a trace
+//! that a public listener can read.
 
 pub mod assemble;
 pub mod capture;
@@ -39,22 +39,22 @@ use sessions::{KnownSettings, SessionRegistry};
 use store::{Store, StoreError};
 use writer::WriterThread;
 
-/// How long a request waits for what a database knows of its session.
+/// The longest time that a request waits for a look-up of its session in a database.
 const MAX_LOOKUP: Duration = Duration::from_millis(250);
 
-/// How long the start waits for it.
+/// The longest time that the start waits for such a look-up.
 const MAX_START_LOOKUP: Duration = Duration::from_secs(1);
 
-/// How long requests do without a database that did not answer.
+/// The time for which requests skip a database that did not answer.
 const LOOKUP_PAUSE: Duration = Duration::from_secs(5);
 
-/// The weight version that stands for none.
+/// The number that represents "no weight version".
 const NO_VERSION: i64 = i64::MIN;
 
 /// The session of calls that name none.
 pub const UNNAMED_SESSION: &str = "unnamed";
 
-/// The traces of one balancer. See the module.
+/// The traces of one balancer.
 pub struct Traces {
     settings: ArcSwap<TracesConfig>,
     queue: CaptureQueue,
@@ -65,15 +65,15 @@ pub struct Traces {
     store: ArcSwapOption<Store>,
     weight_version: AtomicI64,
     marks: AtomicU64,
-    /// Until when requests do not ask a store that did not answer.
+    /// The time until which requests skip a store that did not answer.
     lookup_pause: Mutex<Option<Instant>>,
     writer: WriterThread,
     observer: Observer,
 }
 
 impl Traces {
-    /// Opens the store and starts the writer. Fails where the store can never work as it is configured; a
-    /// database that cannot be reached is tried again and again.
+    /// Opens the store and starts the writer. Fails if the configured store can never work; a database that
+    /// cannot be reached is retried.
     pub async fn start(config: &TracesConfig, observer: Observer) -> Result<Arc<Self>, String> {
         let store = match Store::open(config, &observer).await {
             Ok(store) => Some(Arc::new(store)),
@@ -86,7 +86,7 @@ impl Traces {
         let is_shared = matches!(config.store, TraceStore::Postgres(_));
         let is_durable = is_shared || matches!(config.store, TraceStore::Sqlite(_));
         let version = match &store {
-            // A server that is away is asked again when it is back.
+            // The writer connects again until the server is back.
             Some(store) => timeout(MAX_START_LOOKUP, store.weight_version()).await,
             None => Ok(Ok(None)),
         };
@@ -146,7 +146,7 @@ impl Traces {
         Capture::new(self.clone(), start, self.weight_version())
     }
 
-    /// What the API was told of a session; a database is waited for shortly, where it is needed at all.
+    /// The settings of a session from the API. Waits shortly for a database, if one is needed.
     pub async fn session_settings(&self, id: &str) -> Option<Arc<SessionSettings>> {
         match self.sessions.get(id, Instant::now()) {
             KnownSettings::Current(settings) => settings,
@@ -162,8 +162,8 @@ impl Traces {
         }
     }
 
-    /// Reads from the store for a request. `None`: it did not answer in time; then other requests do not wait
-    /// for it for a while.
+    /// Reads from the store for a request. `None`: the store did not answer in time; other requests then skip it
+    /// for a while.
     async fn look_up<T>(&self, read: impl AsyncFnOnce(Arc<Store>) -> Result<T, StoreError>) -> Option<T> {
         let store = self.store.load_full()?;
         let pause = || self.lookup_pause.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +175,7 @@ impl Traces {
         found
     }
 
-    /// Makes a session, or replaces what is said of it.
+    /// Creates a session, or replaces its settings.
     pub async fn put_session(&self, settings: SessionSettings) -> Result<(), StoreError> {
         self.store()?.put_session(&settings).await?;
         let id = settings.session_id.clone();
@@ -185,8 +185,7 @@ impl Traces {
         Ok(())
     }
 
-    /// Deletes sessions with their traces. Returns the number of traces; where nothing is stored, there is
-    /// none to delete.
+    /// Deletes sessions with their traces. Returns the number of traces: 0 without a store.
     pub async fn delete_sessions(&self, ids: &[String]) -> Result<u64, StoreError> {
         self.flush().await;
         let deleted = match self.store() {
@@ -236,13 +235,14 @@ impl Traces {
         Some(self.weight_version.load(Ordering::Acquire)).filter(|version| *version != NO_VERSION)
     }
 
+    /// Stores the weight version, which is recorded with calls from now on.
     pub async fn set_weight_version(&self, version: i64) -> Result<(), StoreError> {
         let stored = match self.store() {
             Ok(store) => store.set_weight_version(Some(version)).await,
             Err(StoreError::Off) => Ok(()),
             Err(error) => Err(error),
         };
-        // This balancer's own calls have it, also while a database is away.
+        // This balancer's own calls use the version even while a database is away.
         self.weight_version.store(version, Ordering::Release);
         stored
     }
@@ -251,11 +251,11 @@ impl Traces {
     pub async fn flush(&self) {
         let (told, heard) = oneshot::channel();
         self.push(TraceMessage::Flush(told));
-        // An error: the writer has ended, and nothing is left to store.
+        // On an error the writer has ended, and nothing is left to store.
         heard.await.ok();
     }
 
-    /// What is stored. An error while a database has never been reached, and where nothing is stored.
+    /// The store. `Err` until a database is first reached, and without a store.
     pub fn store(&self) -> Result<Arc<Store>, StoreError> {
         match self.store.load_full() {
             Some(store) if matches!(*store, Store::None) => Err(StoreError::Off),
@@ -264,7 +264,7 @@ impl Traces {
         }
     }
 
-    /// Stores what has been captured, for as long as `grace` allows, and ends the writer.
+    /// Stores the captured calls within `grace`, and ends the writer.
     pub async fn stop(&self, grace: Duration) {
         self.queue.close();
         self.writer.join(grace).await;
@@ -273,7 +273,7 @@ impl Traces {
         }
     }
 
-    /// Calls that wait to be stored, their bytes, and the bytes that the store takes.
+    /// The number of calls that wait to be stored, their bytes, and the size of the store.
     pub fn sizes(&self) -> (usize, usize, u64) {
         let (calls, bytes) = self.queue.size();
         (calls, bytes, self.store.load().as_ref().map_or(0, |store| store.bytes()))

@@ -9,8 +9,8 @@
 //! A message of a chat has the members of the engine's own without its nulls, and always `role` and
 //! `content`; a stream's message equals that of the same answer as a whole.
 //!
-//! Never: I/O, a clock, a panic on bytes that are not what they should be, a stream kept as it came, more
-//! than [`MAX_ANSWER_BYTES`] of one answer.
+//! Never: I/O, a clock, a panic on invalid bytes, a copy of a whole stream, more than [`MAX_ANSWER_BYTES`] of
+//! one answer.
 
 mod chunks;
 mod document;
@@ -33,13 +33,13 @@ use super::json::push_string;
 use super::record::{ChoiceRecord, CutDocument, TraceApi, TraceError, TraceTokens};
 use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
 
-/// The most bytes that are held of one answer.
+/// The largest number of held bytes of one answer.
 pub const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// The largest buffer of an event that is kept for the next one.
 const MAX_KEPT_EVENT_BYTES: usize = 64 << 10;
 
-/// Reads one answer as it comes; keeps what a record needs, never a stream as it came.
+/// Reads one answer as it arrives and keeps the parts that a record needs.
 #[derive(Debug)]
 pub struct AnswerAssembler {
     api: TraceApi,
@@ -56,7 +56,7 @@ enum AnswerSource {
     Stream(Box<StreamReader>),
 }
 
-/// A stream of events, and what came of it.
+/// A stream of events, and its parts so far.
 #[derive(Debug)]
 struct StreamReader {
     lines: LineSplitter,
@@ -68,13 +68,13 @@ struct StreamReader {
 /// The events of a stream.
 #[derive(Debug)]
 struct StreamEvents {
-    /// The data of the event whose end has not come.
+    /// The data of the event in progress.
     data: Vec<u8>,
-    /// Its name is `error`.
+    /// Whether the event in progress is named `error`.
     is_error: bool,
     has_error: bool,
     state: StreamState,
-    /// The memory that `state` holds, about.
+    /// The approximate memory of `state`.
     held: usize,
 }
 
@@ -85,7 +85,7 @@ enum StreamState {
     Messages(MessageStream),
 }
 
-/// What an answer says.
+/// An assembled answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AssembledAnswer {
     pub model: Option<String>,
@@ -97,13 +97,13 @@ pub struct AssembledAnswer {
     pub response: Option<CutDocument>,
     /// The answer has an error event, is larger than what is captured, or has no end.
     pub error: Option<TraceError>,
-    /// Something of the answer is missing.
+    /// A part of the answer is missing.
     pub partial: bool,
-    /// The stream's last event came; of another answer, the whole document.
+    /// The stream's last event arrived; for other answers, the whole document.
     pub is_complete: bool,
 }
 
-/// What all readers of answers collect.
+/// The parts of an answer that all readers collect.
 #[derive(Debug, Default)]
 struct AnswerParts {
     model: Option<String>,
@@ -113,14 +113,14 @@ struct AnswerParts {
     weight_version: Option<i64>,
     has_error: bool,
     is_complete: bool,
-    /// Something could not be read.
+    /// Whether a part could not be read.
     is_damaged: bool,
 }
 
 // === impl AnswerAssembler ===
 
 impl AnswerAssembler {
-    /// For an answer that begins. `stream`: its content type is `text/event-stream`.
+    /// Creates the assembler of an answer. `stream`: its content type is `text/event-stream`.
     pub fn new(api: TraceApi, stream: bool, status: u16) -> Self {
         Self::bounded(api, stream, status, MAX_ANSWER_BYTES)
     }
@@ -134,7 +134,7 @@ impl AnswerAssembler {
         AnswerAssembler { api, status, most, source, is_overflown: false }
     }
 
-    /// Takes the next piece of the body, cut anywhere.
+    /// Reads the next piece of the body, which may be cut anywhere.
     pub fn feed(&mut self, piece: &[u8]) {
         if self.is_overflown {
             return;
@@ -152,7 +152,7 @@ impl AnswerAssembler {
         }
     }
 
-    /// The memory held, about.
+    /// The approximate memory held.
     pub fn bytes(&self) -> usize {
         match &self.source {
             AnswerSource::Whole(body) => body.capacity(),
@@ -160,12 +160,12 @@ impl AnswerAssembler {
         }
     }
 
-    /// What the answer said, at its end or where it broke off.
+    /// The assembled answer, at its end or where it broke off.
     pub fn finish(self) -> AssembledAnswer {
         self.finish_after(&mut KnownPrompt::default())
     }
 
-    /// As `finish`. `known`: the prompt of the turn before, which becomes that of this one.
+    /// As `finish`. `known`: the prompt of the previous turn, which is replaced by that of this turn.
     pub fn finish_after(self, known: &mut KnownPrompt) -> AssembledAnswer {
         let is_failure = self.status >= 400;
         let (mut parts, response) = match self.source {
@@ -211,7 +211,7 @@ impl StreamReader {
         StreamReader { lines: LineSplitter::new(most), events, most }
     }
 
-    /// `false`: more would be held than may be, and nothing of what follows is read.
+    /// Reads a piece. `false`: the limit of held bytes is reached, and later pieces are ignored.
     fn feed(&mut self, piece: &[u8]) -> bool {
         let mut rest = piece;
         let mut fits = true;
@@ -239,7 +239,7 @@ impl StreamReader {
 
     fn finish(mut self) -> AnswerParts {
         if let Some(line) = self.lines.finish() {
-            // A line without an end may be whole all the same; half a line is of no use.
+            // A line without an end may be complete; an incomplete one is ignored.
             let is_whole = |data: &[u8]| {
                 data == b"[DONE]" || serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok()
             };
@@ -307,7 +307,7 @@ impl StreamEvents {
 // === impl AnswerParts ===
 
 impl AnswerParts {
-    /// Reads what stands in the root of every answer and every chunk.
+    /// Reads the members that every answer and every chunk has at its root.
     fn read_common(&mut self, body: &AnswerBody<'_>) {
         if let Some(version) = body.weight_version.and_then(|version| version.get().parse().ok()) {
             self.weight_version = Some(version);
@@ -316,7 +316,7 @@ impl AnswerParts {
     }
 }
 
-/// The document of an upstream's error. `None`: it is no JSON object.
+/// The document of an upstream's error. `None`: the body is not a JSON object.
 pub fn read_error(api: TraceApi, body: &[u8]) -> Option<CutDocument> {
     document::read_document(api, true, body, &mut KnownPrompt::default()).1
 }

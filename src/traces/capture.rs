@@ -1,4 +1,4 @@
-//! The capture of one call, on the way of its request and its answer.
+//! The capture of one call, while its request and its answer are forwarded.
 //!
 //! It copies the answer's pieces, as the upstream sent them, into a buffer that goes to the writer when it is
 //! full and when the call ends. A capture that is dropped ends its call as incomplete.
@@ -21,7 +21,7 @@ pub const MAX_BUFFERED_BYTES: usize = 8 << 10;
 /// The first room of the buffer: short answers need no more.
 const FIRST_BUFFER_BYTES: usize = 1 << 10;
 
-/// How a capture begins.
+/// The facts of a call at the beginning of its capture.
 pub struct CaptureStart {
     pub trace_id: String,
     pub session_id: String,
@@ -36,7 +36,7 @@ pub struct CaptureStart {
     pub cumulative: Option<String>,
 }
 
-/// See the module.
+/// The capture of one call.
 pub struct Capture {
     traces: Arc<Traces>,
     mark: Arc<CaptureMark>,
@@ -82,7 +82,7 @@ impl Capture {
         Capture { traces, mark, begun: start.begun, call: Some(Box::new(call)) }
     }
 
-    /// An attempt begins.
+    /// Records the beginning of an attempt.
     pub fn attempt(&mut self, upstream: &str, attempts: u32) {
         let Some(call) = &mut self.call else { return };
         call.facts.queued.get_or_insert_with(|| self.begun.elapsed());
@@ -90,7 +90,7 @@ impl Capture {
         call.facts.attempts = attempts;
     }
 
-    /// An upstream's answer begins. What came of another attempt's answer is discarded.
+    /// Begins an upstream's answer, and discards the parts of another attempt's answer.
     pub fn answer(&mut self, status: u16, stream: bool) {
         let Some(call) = &mut self.call else { return };
         if call.answer.is_some() {
@@ -103,7 +103,7 @@ impl Capture {
         call.answer = Some(AnswerForm { api: call.facts.api, stream, status });
     }
 
-    /// The upstream's whole answer, an error, is replaced by one of the balancer's own, which begins now.
+    /// Replaces the upstream's whole answer, an error, by the balancer's own, which begins now.
     pub fn replace(&mut self, error: &[u8]) {
         if let Some(call) = &mut self.call {
             call.replaced = Some(error.into());
@@ -131,7 +131,7 @@ impl Capture {
         }
     }
 
-    /// The balancer answers itself, with this status.
+    /// Records an answer of the balancer itself, with this status.
     pub fn refuse(&mut self, status: u16) {
         if let Some(call) = &mut self.call {
             call.answer = None;
@@ -139,12 +139,12 @@ impl Capture {
         }
     }
 
-    /// The call has ended; without an error its answer is whole.
+    /// Ends the call; without an error its answer is complete.
     pub fn end(&mut self, error: Option<TraceError>) {
         self.finish(error, None);
     }
 
-    /// As `end`; the result is told once the trace is stored.
+    /// As `end`; the returned receiver is notified once the trace is stored.
     pub fn end_stored(&mut self, error: Option<TraceError>) -> oneshot::Receiver<()> {
         let (told, heard) = oneshot::channel();
         self.finish(error, Some(told));
@@ -156,7 +156,7 @@ impl Capture {
         self.call.as_ref().map(|call| call.facts.session_id.as_str())
     }
 
-    /// How the cumulative token mode serves the call.
+    /// Records the way in which the cumulative token mode serves the call.
     pub fn set_cumulative(&mut self, way: String) {
         if let Some(call) = &mut self.call {
             call.facts.cumulative = Some(way);

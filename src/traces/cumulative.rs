@@ -1,10 +1,11 @@
 //! The last turn of each session, for the turn that continues from its tokens.
 //!
-//! The writer keeps a turn as soon as it is assembled. A client may send its next turn before that: a call
-//! that has ended is counted until its record is kept or dropped, and only then a request waits. While the
-//! writer makes no progress, one request waits in vain, and the others do not.
+//! The writer keeps a turn as soon as it is assembled. A client may send its next turn earlier: a call that
+//! has ended counts as pending until its record is kept or dropped, and a request waits only for pending
+//! calls of its session. While the writer makes no progress, one request waits in vain, and the others do not
+//! wait.
 //!
-//! Never: a wait while nothing is on its way, a turn of another session, a lock across an await.
+//! Never: a wait without a pending call, a turn of another session, a lock across an await.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,10 +25,10 @@ const MAX_SESSIONS: usize = 50_000;
 /// The most memory of last turns.
 const MAX_TURN_BYTES: usize = 256 << 20;
 
-/// How long a turn waits for the record of the turn before it.
+/// The longest time that a turn waits for the record of the previous turn.
 const MAX_LATENESS: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The last turns of sessions.
 #[derive(Default)]
 pub struct LastTurns {
     state: Mutex<LastTurnsState>,
@@ -40,9 +41,9 @@ struct LastTurnsState {
     by_use: BTreeMap<u64, Arc<str>>,
     uses: u64,
     bytes: usize,
-    /// Calls that have ended and are not kept yet.
+    /// The number of calls that have ended and are not kept yet.
     pending: HashMap<Arc<str>, PendingCalls>,
-    /// A request has waited in vain since the writer took the last call.
+    /// Whether a request has waited in vain since the writer took the last call.
     is_stalled: bool,
 }
 
@@ -61,7 +62,7 @@ struct PendingCalls {
 pub struct PendingTurn {
     turns: Arc<LastTurns>,
     session: Arc<str>,
-    /// The writer has it; otherwise it was dropped, which is no progress.
+    /// Whether the writer has taken the call; otherwise it was dropped, which does not count as progress.
     is_taken: bool,
 }
 
@@ -76,7 +77,7 @@ fn may_continue(facts: &CallFacts) -> bool {
     facts.api == TraceApi::Chat && facts.session_id != UNNAMED_SESSION
 }
 
-/// What the next turn needs of a record; `None`: nothing can continue from it.
+/// The part of a record that the next turn needs; `None`: no turn can continue from it.
 pub fn recorded_turn(record: &TraceRecord) -> Option<RecordedTurn> {
     let facts = &record.facts;
     if !may_continue(facts) || facts.status != 200 || facts.error.is_some() || facts.partial {

@@ -1,6 +1,7 @@
 //! The wire form of a record: one JSON object, rllm's fields first.
 //!
-//! Numbers are written so that they parse to the same bits. What was cut out of a document is written back.
+//! Numbers are written so that they parse to the same bits. Parts that were cut out of a document are
+//! inserted again.
 //!
 //! Never: I/O, a panic on a record whose gaps do not fit its text.
 
@@ -54,7 +55,8 @@ pub fn to_json(record: &TraceRecord) -> String {
     out
 }
 
-/// The document with what was cut out of it.
+/// The document with the parts that were cut out of it.
+#[cfg(test)]
 pub fn restored(document: &CutDocument, record: &TraceRecord) -> String {
     let mut out = String::with_capacity(document.text.len());
     push_document(&mut out, Some(document), record);

@@ -1,7 +1,7 @@
-//! The last prompt of each session that is active, as token ids: the next turn's prompt begins with them, so
-//! that only what comes behind them is parsed.
+//! The last prompt of each active session, as token ids: the next turn's prompt begins with them, so that
+//! only the ids after them are parsed.
 //!
-//! Never: more memory than [`MAX_KNOWN_BYTES`], an id that was not compared with what the engine wrote.
+//! Never: more memory than [`MAX_KNOWN_BYTES`], an id that was not compared with the engine's text.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ const MAX_KNOWN_BYTES: usize = 64 << 20;
 /// What a session takes beside the ids of its prompt.
 const ENTRY_BYTES: usize = 256;
 
-/// See the module.
+/// The last prompts of active sessions.
 #[derive(Default)]
 pub struct KnownPrompts {
     state: Mutex<KnownPromptsState>,

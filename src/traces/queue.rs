@@ -1,12 +1,12 @@
 //! The queue between requests and the writer of traces.
 //!
-//! Bounded in calls and in bytes, those in the buffers of captures among them. When it is full, the oldest
-//! call in it is dropped, with all that comes of it later: a client never waits for a trace.
+//! The queue is bounded in calls and in bytes, including the buffers of captures. When it is full, its oldest
+//! call is dropped together with that call's later messages: a client never waits for a trace.
 //!
-//! Messages gather for a moment, unless something waits for one of them: the writer wakes up once for many of
-//! them, and requests do not pay for waking it each time.
+//! Messages gather for a moment, unless a caller waits for one of them: the writer wakes up once for many
+//! messages, which saves the requests the cost of waking it each time.
 //!
-//! Never: an await on the side of the requests, a message of a dropped call that reaches the writer.
+//! Never: an await in a request's path, a message of a dropped call that reaches the writer.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,10 +23,10 @@ use super::record::{CallFacts, TraceApi};
 /// The most bytes that wait in the queue.
 const MAX_QUEUED_BYTES: usize = 256 << 20;
 
-/// Above so many flushes in the queue, those that nothing waits for are removed.
+/// The number of flushes in the queue above which flushes without a waiting caller are removed.
 const MAX_FLUSHES: usize = 64;
 
-/// How long messages that nothing waits for gather.
+/// The time for which messages without a waiting caller gather.
 const MAX_GATHER_TIME: Duration = Duration::from_millis(20);
 
 /// The bytes of the messages above which they do not gather any longer.
@@ -42,7 +42,7 @@ pub struct CaptureMark {
     dropped: AtomicBool,
 }
 
-/// How an answer is to be read.
+/// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnswerForm {
     pub api: TraceApi,
@@ -64,13 +64,13 @@ pub struct EndedCall {
     pub rest: Vec<u8>,
     /// The error of the upstream, of an answer that the balancer has given in its place.
     pub replaced: Option<Box<[u8]>>,
-    /// Told once the trace is stored.
+    /// Notified once the trace is stored.
     pub stored: Option<oneshot::Sender<()>>,
     /// The session's next turn waits for this one while it is held.
     pub pending: Option<PendingTurn>,
 }
 
-/// What the writer receives.
+/// A message to the writer.
 #[derive(Debug)]
 pub enum TraceMessage {
     /// A piece of a long answer.
@@ -83,7 +83,7 @@ pub enum TraceMessage {
         mark: Arc<CaptureMark>,
         call: Box<EndedCall>,
     },
-    /// Told once everything before it is stored.
+    /// Notified once all earlier messages are stored.
     Flush(oneshot::Sender<()>),
 }
 
@@ -94,9 +94,9 @@ struct QueueState {
     /// Ended calls among the messages.
     calls: usize,
     flushes: usize,
-    /// Messages that something waits for.
+    /// The number of messages for which a caller waits.
     urgent: usize,
-    /// Until when the messages may gather; `None`: there are none.
+    /// The time until which the messages may gather; `None`: the queue is empty.
     gather_until: Option<Instant>,
     closed: bool,
 }
@@ -120,7 +120,7 @@ impl CaptureMark {
         Arc::new(CaptureMark { id, dropped: AtomicBool::new(false) })
     }
 
-    /// No message of the call is of use any more.
+    /// Marks the call as dropped: its messages are skipped.
     pub fn discard(&self) {
         self.dropped.store(true, Ordering::Release);
     }
@@ -189,12 +189,12 @@ impl CaptureQueue {
         }
     }
 
-    /// A capture's buffer has become so much larger.
+    /// Counts the growth of a capture's buffer.
     pub fn buffer_grows(&self, bytes: usize) {
         self.buffered.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// A buffer of this size has gone to the queue, or is freed.
+    /// Subtracts a buffer that was moved to the queue or freed.
     pub fn buffer_goes(&self, bytes: usize) {
         self.buffered.fetch_sub(bytes, Ordering::Relaxed);
     }

@@ -181,6 +181,7 @@ impl TraceApi {
         }
     }
 
+    /// Parses a name in records.
     pub fn parse(name: &str) -> Option<Self> {
         [TraceApi::Chat, TraceApi::Completions, TraceApi::Responses, TraceApi::Messages]
             .into_iter()
@@ -243,6 +244,7 @@ impl TraceError {
         }
     }
 
+    /// Parses a name in records.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|error| error.name() == name)
     }

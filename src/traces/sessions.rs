@@ -1,6 +1,5 @@
-//! What operators have said of sessions, as the requests of each need it.
-//!
-//! In front of the store: a request must not wait for a database because of a session that no operator made.
+//! A cache of the session settings that operators have set, in front of the store: a request must not wait
+//! for a database because of a session without settings.
 //!
 //! Never: an unlimited number of sessions, a lock across an await.
 
@@ -14,7 +13,7 @@ use super::record::SessionSettings;
 /// The most sessions that are known at a time; the oldest are forgotten first.
 const MAX_SESSIONS: usize = 100_000;
 
-/// How long an entry from a store that siblings write to is believed.
+/// The longest use of an entry from a store that siblings write to.
 const MAX_SHARED_AGE: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub enum KnownSettings {
     Outdated(Option<Arc<SessionSettings>>),
 }
 
-/// See the module.
+/// The settings of sessions.
 pub struct SessionRegistry {
     /// Held for a lookup or an insertion.
     state: Mutex<RegistryState>,
@@ -72,6 +71,7 @@ impl SessionRegistry {
         self.is_durable || self.has_any.load(Ordering::Acquire)
     }
 
+    /// Looks up the settings of a session.
     pub fn get(&self, id: &str, now: Instant) -> KnownSettings {
         match self.lock().sessions.get(id) {
             None if self.is_durable || self.has_evicted.load(Ordering::Acquire) => {
@@ -86,6 +86,7 @@ impl SessionRegistry {
         }
     }
 
+    /// Keeps the settings of a session; `None`: the API has not created it.
     pub fn put(&self, id: &str, settings: Option<Arc<SessionSettings>>, now: Instant) {
         self.has_any.fetch_or(settings.is_some(), Ordering::AcqRel);
         let mut state = self.lock();

@@ -1,6 +1,6 @@
 //! The stores of traces: in memory, or in a database.
 //!
-//! Never: called on the way of a request.
+//! Never: a call from a request's path.
 
 #[cfg(test)]
 mod contract;
@@ -34,7 +34,7 @@ const STATE_DIRECTORY: &str = "vllm-lb";
 /// The name of the database in the state directory.
 const DATABASE_FILE: &str = "traces.db";
 
-/// Where traces are. Its methods run on any runtime, several at a time.
+/// A store of traces. Its methods can run on any runtime, several at a time.
 pub enum Store {
     None,
     Memory(MemoryStore),
@@ -49,7 +49,7 @@ pub struct StoredTrace {
     pub created_at: f64,
 }
 
-/// Why a store could not do what was requested. Nothing of a batch is stored then.
+/// The failure of an operation. A batch that fails is not stored, not even in part.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("cannot open {place}: {reason}")]
@@ -92,7 +92,7 @@ impl Default for StoreTimeouts {
 // === impl Store ===
 
 impl Store {
-    /// Opens what the configuration names. A database is made where there is none.
+    /// Opens the configured store. Creates a database that does not exist.
     pub async fn open(config: &TracesConfig, observer: &Observer) -> Result<Store, StoreError> {
         Self::open_with(config, StoreTimeouts::default(), observer).await
     }
@@ -186,7 +186,7 @@ impl Store {
         }
     }
 
-    /// Deletes sessions, their traces and their settings. Answers the number of traces that went.
+    /// Deletes sessions, their traces and their settings. Returns the number of deleted traces.
     pub async fn delete_sessions(&self, ids: &[String]) -> Result<u64, StoreError> {
         match self {
             Store::None => Ok(0),
@@ -195,7 +195,7 @@ impl Store {
         }
     }
 
-    /// Stores the settings of a session in place of those that it had.
+    /// Replaces the settings of a session.
     pub async fn put_session(&self, settings: &SessionSettings) -> Result<(), StoreError> {
         match self {
             Store::None => Ok(()),
@@ -216,6 +216,7 @@ impl Store {
         }
     }
 
+    /// Stores the weight version.
     pub async fn set_weight_version(&self, version: Option<i64>) -> Result<(), StoreError> {
         match self {
             Store::None => Ok(()),
@@ -227,6 +228,7 @@ impl Store {
         }
     }
 
+    /// The stored weight version.
     pub async fn weight_version(&self) -> Result<Option<i64>, StoreError> {
         match self {
             Store::None => Ok(None),
@@ -235,8 +237,8 @@ impl Store {
         }
     }
 
-    /// Drops the sessions that are too old or, the least recently active first, too much. Answers the number
-    /// of traces that went since the last call.
+    /// Drops sessions that are too old and, the least recently active first, sessions above the size limit.
+    /// Returns the number of traces dropped since the last call.
     pub async fn expire(&self, now: f64) -> Result<u64, StoreError> {
         match self {
             Store::None => Ok(0),
@@ -254,7 +256,7 @@ impl Store {
         }
     }
 
-    /// Ends the connections of a database, after what was begun.
+    /// Closes the connections of a database after their statements in progress.
     pub async fn close(&self) {
         match self {
             Store::None | Store::Memory(_) => {}

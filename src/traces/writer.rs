@@ -44,13 +44,14 @@ const MAX_ASSEMBLING_BYTES: usize = 512 << 20;
 /// The pause before a failed store is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// A failure that takes longer is one of the store, and not of what is to be stored.
+/// A failure that takes longer is one of the store, not of a record.
 const MAX_QUICK_FAILURE: Duration = Duration::from_secs(1);
 
-/// After so many tries of a batch its oldest record is given up: it may be the one that does not fit.
+/// The number of tries of a batch after which its oldest record is dropped: that record may cause the
+/// failure.
 const MAX_TRIES: u32 = 60;
 
-/// How long what siblings have set is waited for.
+/// The longest time for reading the settings of siblings.
 const MAX_REFRESH: Duration = Duration::from_millis(500);
 
 /// How long a batch is tried when the balancer is ending.
@@ -70,6 +71,7 @@ pub struct WriterThread {
 }
 
 impl WriterThread {
+    /// Starts the thread.
     pub fn start(&self, traces: &Arc<Traces>) -> Result<(), String> {
         let (ends, ended) = oneshot::channel();
         let traces = traces.clone();
@@ -119,7 +121,7 @@ struct WriterBatch {
     records: Vec<Arc<TraceRecord>>,
     /// The memory of the records, about.
     bytes: usize,
-    /// Told once the records are stored.
+    /// Notified once the records are stored.
     waiting: Vec<oneshot::Sender<()>>,
     /// The time of the first record.
     since: Option<Instant>,
@@ -266,7 +268,7 @@ impl WriterBatch {
         self.since.map(|since| (since + MAX_BATCH_WAIT).saturating_duration_since(Instant::now()))
     }
 
-    /// Stores the records, and tells those that wait. `last`: the balancer is ending. False: some are lost.
+    /// Stores the records and notifies waiting callers. `last`: the balancer is ending. False: some are lost.
     async fn store(&mut self, traces: &Traces, last: bool) -> bool {
         let records = std::mem::take(&mut self.records);
         (self.since, self.bytes) = (None, 0);
@@ -416,7 +418,7 @@ async fn expire(traces: Arc<Traces>) {
     }
 }
 
-/// Takes over what siblings have set in a store that they share.
+/// Applies the settings that siblings have written to a shared store.
 async fn refresh(traces: Arc<Traces>) {
     if !matches!(traces.settings.load().store, TraceStore::Postgres(_)) {
         return;

@@ -13,10 +13,10 @@ use super::{AnswerParts, completion_message};
 use crate::traces::json::push_ids;
 use crate::traces::record::{ChoiceRecord, TraceApi};
 
-/// What a choice, or a tool call, takes beside its texts and lists, for the bound of memory.
+/// The memory of a choice, or a tool call, beside its texts and lists, for the bound of memory.
 const ENTRY_BYTES: usize = 512;
 
-/// Puts chunks together.
+/// Merges chunks into one answer.
 #[derive(Debug)]
 pub(super) struct ChunkStream {
     api: TraceApi,
@@ -60,7 +60,7 @@ impl ChunkStream {
         }
     }
 
-    /// Takes the data of one event. Returns how much more memory is held.
+    /// Reads the data of one event. Returns the growth of the held memory.
     pub fn event(&mut self, data: &str) -> usize {
         if data.trim_ascii() == "[DONE]" {
             self.parts.is_complete = true;
@@ -90,6 +90,7 @@ impl ChunkStream {
         held
     }
 
+    /// The parts of the answer, at the end of the stream or where it broke off.
     pub fn finish(mut self) -> AnswerParts {
         read_tokens(self.api, &self.usage, &mut self.parts.tokens);
         let api = self.api;
@@ -225,7 +226,7 @@ impl GrowingChoice {
         held
     }
 
-    /// The place of a piece without an index: a new one for a new id, else the last one.
+    /// The index of a piece without one: a new index for a new id, else the last one.
     fn unnamed_call(&self, delta: &RawMembers<'_>) -> u64 {
         let Some((last, state)) = self.tool_calls.last_key_value() else { return 0 };
         let is_other = |id: &str| !id.is_empty() && state.call.text("id").is_some_and(|before| before != id);

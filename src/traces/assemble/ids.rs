@@ -122,13 +122,13 @@ fn read_compact(list: &[u8], ids: &mut Vec<u32>) -> Option<()> {
 
 /// Reads ids that have a comma behind them, eight digits at a time. Returns what follows.
 fn read_run<'a>(list: &'a [u8], ids: &mut Vec<u32>) -> &'a [u8] {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGH: u64 = ONES << 7;
+    const ONE_PER_BYTE: u64 = u64::MAX / 255;
+    const HIGH_BITS: u64 = ONE_PER_BYTE << 7;
     let mut rest = list;
     while let Some(word) = rest.first_chunk() {
-        let digits = u64::from_le_bytes(*word) ^ (ONES * u64::from(b'0'));
+        let digits = u64::from_le_bytes(*word) ^ (ONE_PER_BYTE * u64::from(b'0'));
         // The highest bit of each byte that is no digit; the carry of one does not reach those before it.
-        let others = (digits.wrapping_add(HIGH - 10 * ONES) | digits) & HIGH;
+        let others = (digits.wrapping_add(HIGH_BITS - 10 * ONE_PER_BYTE) | digits) & HIGH_BITS;
         let length = (others.trailing_zeros() / 8) as usize;
         if length == 0 {
             break;

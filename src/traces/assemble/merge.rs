@@ -139,12 +139,14 @@ impl MergedObject {
         }
     }
 
+    /// Writes the object as JSON.
     pub fn write(&self, out: &mut String) {
         out.push('{');
         self.write_members(out);
         out.push('}');
     }
 
+    /// The object as JSON.
     pub fn to_json(&self) -> String {
         let mut out = String::new();
         self.write(&mut out);

@@ -11,10 +11,10 @@ use super::wire::{AnswerBody, LenientCount, RawMembers, is_null, parse_object, r
 use crate::traces::json::push_string;
 use crate::traces::record::{ChoiceRecord, TraceApi};
 
-/// What a block takes beside its texts, for the bound of memory.
+/// The memory of a block beside its texts, for the bound of memory.
 const BLOCK_BYTES: usize = 512;
 
-/// Puts the events of a message together.
+/// Merges the events of a message.
 #[derive(Debug, Default)]
 pub(super) struct MessageStream {
     parts: AnswerParts,
@@ -53,7 +53,7 @@ struct MessageEvent<'a> {
 // === impl MessageStream ===
 
 impl MessageStream {
-    /// Takes the data of one event. Returns how much more memory is held.
+    /// Reads the data of one event. Returns the growth of the held memory.
     pub fn event(&mut self, data: &str) -> usize {
         let Some(event) = parse_object::<MessageEvent<'_>>(data) else {
             self.parts.is_damaged |= data != "[DONE]";
@@ -84,6 +84,7 @@ impl MessageStream {
         }
     }
 
+    /// The parts of the answer, at the end of the stream or where it broke off.
     pub fn finish(self) -> AnswerParts {
         let mut parts = self.parts;
         if !self.has_begun && self.blocks.is_empty() {

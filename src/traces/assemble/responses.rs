@@ -12,10 +12,10 @@ use super::wire::{AnswerBody, LenientCount, RawMembers, TokenLogprob, parse_obje
 use crate::traces::json::push_string;
 use crate::traces::record::{ChoiceRecord, TraceApi};
 
-/// What an item, or a part of one, takes beside its texts, for the bound of memory.
+/// The memory of an item, or of a part of one, beside its texts, for the bound of memory.
 const ITEM_BYTES: usize = 512;
 
-/// Puts the events of a response together.
+/// Merges the events of a response.
 #[derive(Debug, Default)]
 pub(super) struct ResponseStream {
     parts: AnswerParts,
@@ -88,7 +88,7 @@ struct IncompleteDetails<'a> {
 // === impl ResponseStream ===
 
 impl ResponseStream {
-    /// Takes the data of one event. Returns how much more memory is held.
+    /// Reads the data of one event. Returns the growth of the held memory.
     pub fn event(&mut self, data: &str) -> usize {
         let Some(event) = parse_object::<ResponseEvent<'_>>(data) else {
             self.parts.is_damaged |= data != "[DONE]";
@@ -126,6 +126,7 @@ impl ResponseStream {
         }
     }
 
+    /// The parts of the answer, at the end of the stream or where it broke off.
     pub fn finish(self) -> AnswerParts {
         let mut parts = self.parts;
         if let Some(choice) = parts.choices.first_mut() {

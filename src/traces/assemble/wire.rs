@@ -1,7 +1,7 @@
-//! What is read of the JSON of engines: borrowed, and no more of it than a record needs.
+//! The members of engines' JSON that a record needs, borrowed from the text.
 //!
-//! Each member that may have an unexpected form is kept as it stands and read by itself, so that one of them
-//! costs no other.
+//! Each member that may have an unexpected form is kept unparsed and parsed on its own, so that one invalid
+//! member does not affect the others.
 
 use std::borrow::Cow;
 use std::fmt;

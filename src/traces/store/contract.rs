@@ -1,4 +1,4 @@
-//! What every store does, whatever it stores in.
+//! Checks of the behaviour that all stores share.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::traces::record::{SessionSettings, TraceRecord};
 use crate::traces::store::Store;
 
 /// The time at which the checks begin.
-pub const NOW: f64 = 1_700_000_000.0;
+pub const START_TIME: f64 = 1_700_000_000.0;
 
 pub fn arcs(records: Vec<TraceRecord>) -> Vec<Arc<TraceRecord>> {
     records.into_iter().map(Arc::new).collect()
@@ -41,7 +41,7 @@ async fn check_read(store: &Store, put: &[Arc<TraceRecord>]) -> Result<(), TestC
 /// Puts random records in batches, checks them, and deletes one session after the other.
 pub async fn check_store(store: &Store, records: &[Arc<TraceRecord>]) -> Result<(), TestCaseError> {
     for batch in records.chunks(5) {
-        store.put(batch, NOW).await.expect("is stored");
+        store.put(batch, START_TIME).await.expect("is stored");
     }
     check_read(store, records).await?;
     let mut rest = records.to_vec();
@@ -58,13 +58,16 @@ pub async fn check_store(store: &Store, records: &[Arc<TraceRecord>]) -> Result<
 /// Lists sessions, with the settings of one of them.
 pub async fn check_sessions(store: &Store) {
     let one = |session: &str| vec![Arc::new(record(session, session, &["{}"], &[1], &[2]))];
-    store.put(&one("a"), NOW).await.expect("is stored");
-    store.put(&one("b"), NOW + 1.0).await.expect("is stored");
-    store.put(&[Arc::new(record("a", "a2", &["{}"], &[1], &[2]))], NOW + 2.0).await.expect("is stored");
+    store.put(&one("a"), START_TIME).await.expect("is stored");
+    store.put(&one("b"), START_TIME + 1.0).await.expect("is stored");
+    store
+        .put(&[Arc::new(record("a", "a2", &["{}"], &[1], &[2]))], START_TIME + 2.0)
+        .await
+        .expect("is stored");
     let metadata = serde_json::json!({"k": "é\u{2028}"});
     let settings = SessionSettings {
         session_id: "a".into(),
-        created_at: NOW - 5.0,
+        created_at: START_TIME - 5.0,
         metadata: metadata.as_object().expect("is an object").clone(),
         sampling_params: serde_json::json!({"temperature": 0.25}).as_object().expect("is an object").clone(),
         model: Some("m".into()),
@@ -78,19 +81,19 @@ pub async fn check_sessions(store: &Store) {
         let sessions = store.sessions(since, limit).await.expect("is read");
         sessions.into_iter().map(|s| (s.session_id, s.trace_count, s.created_at)).collect()
     };
-    let (a, b) = (("a".to_string(), 2, NOW - 5.0), ("b".to_string(), 1, NOW + 1.0));
+    let (a, b) = (("a".to_string(), 2, START_TIME - 5.0), ("b".to_string(), 1, START_TIME + 1.0));
     assert_eq!(ids(None, None).await, [b.clone(), a.clone()]);
     assert_eq!(ids(None, Some(1)).await, [b]);
-    assert_eq!(ids(Some(NOW + 2.0), None).await, [a]);
+    assert_eq!(ids(Some(START_TIME + 2.0), None).await, [a]);
     let summary = store.session("a").await.expect("is read").expect("is there");
     assert_eq!(serde_json::from_str::<serde_json::Value>(&summary.metadata).expect("is JSON"), metadata);
     let empty = store.session("empty").await.expect("is read").expect("is there");
-    assert_eq!((empty.trace_count, empty.created_at), (0, NOW - 5.0));
+    assert_eq!((empty.trace_count, empty.created_at), (0, START_TIME - 5.0));
     assert_eq!(store.session("none").await.expect("is read"), None);
     assert_eq!(store.load_session("a").await.expect("is read"), Some(settings.clone()));
     assert_eq!(store.load_session("b").await.expect("is read"), None);
 
-    let anew = SessionSettings { created_at: NOW + 9.0, model: None, ..settings };
+    let anew = SessionSettings { created_at: START_TIME + 9.0, model: None, ..settings };
     store.put_session(&anew).await.expect("is stored");
     assert_eq!(store.load_session("a").await.expect("is read"), Some(anew));
 
@@ -109,22 +112,25 @@ pub async fn check_sessions(store: &Store) {
 /// A trace that is put again stays as it is.
 pub async fn check_repeated(store: &Store) {
     let records = arcs(conversation("s", 2, 10, 3));
-    store.put(&records, NOW).await.expect("is stored");
-    store.put(&records, NOW + 1.0).await.expect("is stored");
+    store.put(&records, START_TIME).await.expect("is stored");
+    store.put(&records, START_TIME + 1.0).await.expect("is stored");
     // The least time between two traces of a session.
     let step = 2.0_f64.powi(-20);
     let read = store.traces("s", None, None).await.expect("is read");
-    assert_eq!(read.iter().map(|stored| stored.created_at).collect::<Vec<_>>(), [NOW, NOW + step]);
+    assert_eq!(
+        read.iter().map(|stored| stored.created_at).collect::<Vec<_>>(),
+        [START_TIME, START_TIME + step]
+    );
 }
 
 /// Sessions go that had no trace for too long.
 pub async fn check_expiry(store: &Store) {
     for (session, at) in [("old", 0.0), ("new", 50.0)] {
         let records = arcs(conversation(session, 3, 10, 3));
-        store.put(&records, NOW + at).await.expect("is stored");
+        store.put(&records, START_TIME + at).await.expect("is stored");
     }
-    assert_eq!(store.expire(NOW + 99.0).await.expect("expires"), 0);
-    assert_eq!(store.expire(NOW + 101.0).await.expect("expires"), 3);
+    assert_eq!(store.expire(START_TIME + 99.0).await.expect("expires"), 0);
+    assert_eq!(store.expire(START_TIME + 101.0).await.expect("expires"), 3);
     assert_eq!(store.session("old").await.expect("is read"), None);
     assert_eq!(store.traces("new", None, None).await.expect("is read").len(), 3);
 }

@@ -29,7 +29,7 @@ pub struct MemoryStore {
     keep: Duration,
 }
 
-/// The lock on what is held; the bytes of it are told when the lock goes.
+/// The lock on the held traces; publishes their size when it is dropped.
 struct HeldGuard<'a> {
     held: MutexGuard<'a, HeldTraces>,
     told_bytes: &'a AtomicU64,
@@ -45,7 +45,7 @@ struct HeldTraces {
     tick: u64,
     weight_version: Option<i64>,
     bytes: u64,
-    /// Traces that went for want of memory since they were last reported.
+    /// The number of traces evicted for lack of memory since the last report.
     evicted: u64,
 }
 
@@ -88,7 +88,7 @@ impl MemoryStore {
         HeldGuard { held, told_bytes: &self.bytes }
     }
 
-    /// Stores a batch and drops what is over the limit then.
+    /// Stores a batch, and then drops traces above the limit.
     pub fn put(&self, batch: &[Arc<TraceRecord>], now: f64) {
         // One lock for each record: a reader waits for one, not for the batch.
         for (place, record) in batch.iter().enumerate() {
@@ -97,6 +97,7 @@ impl MemoryStore {
         }
     }
 
+    /// Lists sessions with traces, as `Store::sessions` does.
     pub fn sessions(&self, since: Option<f64>, limit: Option<usize>) -> Vec<SessionSummary> {
         let held = self.held();
         let recent = |session: &HeldSession| since.is_none_or(|since| session.last_at >= since);
@@ -133,21 +134,24 @@ impl MemoryStore {
         rebuilt.map_err(|error| StoreError::Database { reason: error.to_string() })
     }
 
+    /// The trace of this id.
     pub fn trace(&self, trace_id: &str) -> Option<StoredTrace> {
         let trace = self.held().traces.get(trace_id).cloned()?;
         Some(trace.rebuild())
     }
 
+    /// The most recently stored trace of a session.
     pub fn latest_trace(&self, session: &str) -> Option<StoredTrace> {
         let trace = self.held().sessions.get(session)?.traces.back().cloned()?;
         Some(trace.rebuild())
     }
 
-    /// Deletes sessions with their settings. Answers the number of traces that went.
+    /// Deletes sessions with their settings. Returns the number of deleted traces.
     pub fn delete_sessions(&self, ids: &[String]) -> u64 {
         ids.iter().map(|id| self.held().remove_session(id)).sum()
     }
 
+    /// Replaces the settings of a session.
     pub fn put_session(&self, settings: &SessionSettings) {
         let mut held = self.held();
         let session = held.touch(&Arc::from(settings.session_id.as_str()));
@@ -171,8 +175,8 @@ impl MemoryStore {
         self.held().weight_version
     }
 
-    /// Drops sessions whose last activity is too old. Answers the number of traces that went, also for want
-    /// of memory, since the last call.
+    /// Drops sessions whose last activity is too old. Returns the number of traces dropped since the last
+    /// call, including those evicted for lack of memory.
     pub fn expire(&self, now: f64) -> u64 {
         let oldest = now - self.keep.as_secs_f64();
         let old: Vec<String> = {

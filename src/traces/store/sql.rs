@@ -169,6 +169,7 @@ impl SqlStore {
         link.commit().await
     }
 
+    /// Deletes sessions with their settings. Returns the number of deleted traces.
     pub async fn delete_sessions(&self, ids: &[String]) -> Result<u64, StoreError> {
         let mut sorted: Vec<&str> = ids.iter().map(|id| session_key(id)).collect();
         sorted.sort_unstable();
@@ -180,6 +181,7 @@ impl SqlStore {
         deleted
     }
 
+    /// Replaces the settings of a session.
     pub async fn put_session(&self, settings: &SessionSettings) -> Result<(), StoreError> {
         let sampling_params = serde_json::to_string(&settings.sampling_params).unwrap_or_default();
         let metadata = super::metadata_text(settings);
@@ -202,6 +204,7 @@ impl SqlStore {
         link.commit().await
     }
 
+    /// Stores the weight version.
     pub async fn set_weight_version(&self, version: Option<i64>) -> Result<(), StoreError> {
         let text = version.map(|version| version.to_string());
         let mut link = self.write().await?;
@@ -225,6 +228,7 @@ impl SqlStore {
         }
     }
 
+    /// Closes the connections after their statements in progress.
     pub async fn close(&self) {
         self.reads.close().await;
         self.lookups.close().await;

@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor, Row};
 use tempfile::TempDir;
 
-use super::contract::{NOW, arcs, check_expiry, check_repeated, check_sessions, check_store};
+use super::contract::{START_TIME, arcs, check_expiry, check_repeated, check_sessions, check_store};
 use super::samples::{self, conversation, record};
 use super::*;
 use crate::observe::Observer;
@@ -103,7 +103,7 @@ async fn sqlite_forgets_sessions_by_age() {
 async fn sqlite_makes_files_for_one_user_and_finds_them_again() {
     let mut fixture = SqliteFixture::new().await;
     let records = arcs(conversation("s", 3, 10, 3));
-    fixture.store.put(&records[..2], NOW).await.expect("is stored");
+    fixture.store.put(&records[..2], START_TIME).await.expect("is stored");
     let mode = |path: &Path| std::fs::metadata(path).expect("is there").permissions().mode() & 0o777;
     assert_eq!(mode(&fixture.path()), 0o600);
     assert_eq!(mode(&fixture.path().with_extension("db-wal")), 0o600);
@@ -111,7 +111,7 @@ async fn sqlite_makes_files_for_one_user_and_finds_them_again() {
     assert!(fixture.store.bytes() > 0);
     fixture.reopen().await;
     // What was known of the session went with the process: the row is whole.
-    fixture.store.put(&records[2..], NOW).await.expect("is stored");
+    fixture.store.put(&records[2..], START_TIME).await.expect("is stored");
     let read = fixture.store.traces("s", None, None).await.expect("is read");
     assert_eq!(
         read.iter().map(|stored| &stored.record).collect::<Vec<_>>(),
@@ -126,7 +126,7 @@ async fn sqlite_reads_texts_that_a_database_cannot_hold() {
     let mut odd = record(&long, "t\0", &["no JSON"], &[1], &[2]);
     odd.model = "a\0b".into();
     odd.tokens.prompt = Some(u64::MAX);
-    fixture.store.put(&arcs(vec![odd]), NOW).await.expect("is stored");
+    fixture.store.put(&arcs(vec![odd]), START_TIME).await.expect("is stored");
     let read = fixture.store.traces(&long, None, None).await.expect("is read");
     assert_eq!(read[0].record.model, "a\u{1a}b");
     assert_eq!(&*read[0].record.turns[0], "\"no JSON\"");
@@ -145,7 +145,7 @@ async fn sqlite_rebuilds_a_prompt_with_plain_sql() {
     records[3].prompt_token_ids.clear();
     records[5].prompt_token_ids.truncate(43);
     records[5].turns.truncate(4);
-    fixture.store.put(&arcs(records.clone()), NOW).await.expect("is stored");
+    fixture.store.put(&arcs(records.clone()), START_TIME).await.expect("is stored");
     let header = include_str!("sql.rs").lines().map_while(|line| line.strip_prefix("//!"));
     let header: String = header.collect::<Vec<_>>().join("\n");
     let queries: Vec<&str> =
@@ -167,18 +167,18 @@ async fn sqlite_rebuilds_a_prompt_with_plain_sql() {
 async fn sqlite_waits_for_a_lock_then_fails_and_works_again() {
     let fixture = SqliteFixture::new().await;
     let records = arcs(conversation("s", 4, 10, 3));
-    fixture.store.put(&records[..1], NOW).await.expect("is stored");
+    fixture.store.put(&records[..1], START_TIME).await.expect("is stored");
     let mut other = fixture.other().await;
     other.execute("BEGIN EXCLUSIVE").await.expect("locks");
     let begun = Instant::now();
-    let error = fixture.store.put(&records[1..], NOW).await.expect_err("is locked");
+    let error = fixture.store.put(&records[1..], START_TIME).await.expect_err("is locked");
     assert!(error.to_string().contains("locked"), "{error}");
     assert!(begun.elapsed() >= SHORT.busy, "{:?}", begun.elapsed());
     assert!(begun.elapsed() < SHORT.statement, "{:?}", begun.elapsed());
     // Readers do not wait for it.
     assert_eq!(fixture.store.traces("s", None, None).await.expect("is read").len(), 1);
     other.execute("ROLLBACK").await.expect("unlocks");
-    fixture.store.put(&records[1..], NOW).await.expect("is stored");
+    fixture.store.put(&records[1..], START_TIME).await.expect("is stored");
     let read = fixture.store.traces("s", None, None).await.expect("is read");
     assert_eq!(
         read.iter().map(|stored| &stored.record).collect::<Vec<_>>(),
@@ -190,17 +190,17 @@ async fn sqlite_waits_for_a_lock_then_fails_and_works_again() {
 async fn sqlite_stores_nothing_of_a_batch_that_fails() {
     let fixture = SqliteFixture::new().await;
     let records = arcs(conversation("s", 5, 100, 3));
-    fixture.store.put(&records[..1], NOW).await.expect("is stored");
+    fixture.store.put(&records[..1], START_TIME).await.expect("is stored");
     let mut other = fixture.other().await;
     // What a full disk does: an error at the third row of the batch.
     let full = "CREATE TRIGGER full BEFORE INSERT ON traces WHEN NEW.trace_id = 's/3' \
          BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END";
     other.execute(full).await.expect("a trigger");
-    let error = fixture.store.put(&records[1..], NOW).await.expect_err("is full");
+    let error = fixture.store.put(&records[1..], START_TIME).await.expect_err("is full");
     assert!(error.to_string().contains("disk is full"), "{error}");
     assert_eq!(fixture.store.traces("s", None, None).await.expect("is read").len(), 1);
     other.execute("DROP TRIGGER full").await.expect("no trigger");
-    fixture.store.put(&records[1..], NOW).await.expect("is stored");
+    fixture.store.put(&records[1..], START_TIME).await.expect("is stored");
     let read = fixture.store.traces("s", None, None).await.expect("is read");
     assert_eq!(
         read.iter().map(|stored| &stored.record).collect::<Vec<_>>(),
@@ -212,12 +212,12 @@ async fn sqlite_stores_nothing_of_a_batch_that_fails() {
 async fn sqlite_stores_a_trace_whole_when_its_parent_is_gone() {
     let fixture = SqliteFixture::new().await;
     let records = arcs(conversation("s", 3, 100, 3));
-    fixture.store.put(&records[..2], NOW).await.expect("is stored");
+    fixture.store.put(&records[..2], START_TIME).await.expect("is stored");
     // Another process deletes the session.
     let options = SqliteConnectOptions::new().filename(fixture.path()).foreign_keys(true);
     let mut other = SqliteConnection::connect_with(&options).await.expect("connects");
     other.execute("DELETE FROM sessions").await.expect("deletes");
-    fixture.store.put(&records[2..], NOW).await.expect("is stored");
+    fixture.store.put(&records[2..], START_TIME).await.expect("is stored");
     let read = fixture.store.traces("s", None, None).await.expect("is read");
     assert_eq!(read.iter().map(|stored| &stored.record).collect::<Vec<_>>(), [&records[2]]);
 }
@@ -253,17 +253,17 @@ async fn sqlite_reports_a_file_that_is_no_database() {
 
 #[tokio::test]
 async fn sqlite_keeps_its_size() {
-    const MAX: u64 = 1 << 20;
-    let fixture = SqliteFixture::with_size(MAX).await;
+    const MAX_BYTES: u64 = 1 << 20;
+    let fixture = SqliteFixture::with_size(MAX_BYTES).await;
     for number in 0..40 {
         let records = arcs(conversation(&format!("s{number}"), 2, 4_000, 100));
-        fixture.store.put(&records, NOW + f64::from(number)).await.expect("is stored");
+        fixture.store.put(&records, START_TIME + f64::from(number)).await.expect("is stored");
     }
     let before = fixture.store.bytes();
-    let deleted = fixture.store.expire(NOW + 50.0).await.expect("expires");
-    assert!(before > 2 * MAX, "{before}");
-    assert!(fixture.store.bytes() <= MAX + (64 << 10), "{} bytes", fixture.store.bytes());
-    assert!(fixture.store.bytes() > MAX / 2, "{} bytes", fixture.store.bytes());
+    let deleted = fixture.store.expire(START_TIME + 50.0).await.expect("expires");
+    assert!(before > 2 * MAX_BYTES, "{before}");
+    assert!(fixture.store.bytes() <= MAX_BYTES + (64 << 10), "{} bytes", fixture.store.bytes());
+    assert!(fixture.store.bytes() > MAX_BYTES / 2, "{} bytes", fixture.store.bytes());
     let left = fixture.store.sessions(None, None).await.expect("is read");
     assert_eq!(left.len() as u64, 40 - deleted / 2);
     assert_eq!(left[0].session_id, "s39", "the most recent one stays");
@@ -275,12 +275,12 @@ async fn sqlite_keeps_its_size() {
 async fn sqlite_stores_what_a_turn_adds() {
     let mut fixture = SqliteFixture::new().await;
     let records = arcs(conversation("s", 20, 8_000, 200));
-    fixture.store.put(&records[..1], NOW).await.expect("is stored");
+    fixture.store.put(&records[..1], START_TIME).await.expect("is stored");
     fixture.reopen().await;
     let first = fixture.store.bytes();
-    fixture.store.put(&records[..1], NOW).await.expect("is known");
+    fixture.store.put(&records[..1], START_TIME).await.expect("is known");
     for record in &records[1..] {
-        fixture.store.put(std::slice::from_ref(record), NOW).await.expect("is stored");
+        fixture.store.put(std::slice::from_ref(record), START_TIME).await.expect("is stored");
     }
     fixture.reopen().await;
     let each = (fixture.store.bytes() - first) / 19;

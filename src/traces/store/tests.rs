@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::contract::{NOW, arcs, check_expiry, check_repeated, check_sessions, check_store};
+use super::contract::{START_TIME, arcs, check_expiry, check_repeated, check_sessions, check_store};
 use super::samples::{self, conversation, record};
 use super::*;
 use crate::observe::Observer;
@@ -40,7 +40,7 @@ proptest! {
         let records = samples::records(&steps);
         run(async {
             for record in &records {
-                store.put(std::slice::from_ref(record), NOW).await.expect("is stored");
+                store.put(std::slice::from_ref(record), START_TIME).await.expect("is stored");
                 prop_assert!(store.bytes() <= limit);
             }
             for session in store.sessions(None, None).await.expect("is read") {
@@ -80,7 +80,7 @@ async fn a_store_of_none_holds_nothing() {
     let store = Store::open(&TracesConfig { store: TraceStore::None, ..config() }, &Observer::default())
         .await
         .expect("opens");
-    store.put(&arcs(conversation("s", 2, 10, 3)), NOW).await.expect("is accepted");
+    store.put(&arcs(conversation("s", 2, 10, 3)), START_TIME).await.expect("is accepted");
     assert_eq!(store.traces("s", None, None).await.expect("is read"), []);
     assert_eq!(store.bytes(), 0);
 }
@@ -111,8 +111,8 @@ async fn memory_holds_its_limit_under_ten_times_as_many_traces() {
         let records = arcs(conversation(&format!("s{session}"), 5, 2_000, 100));
         put += records.len() as u64;
         raw += records[0].turns[0].len() as u64 + 4 * records[0].prompt_token_ids.len() as u64;
-        store.put(&records, NOW);
-        dropped += store.expire(NOW);
+        store.put(&records, START_TIME);
+        dropped += store.expire(START_TIME);
         assert!(store.bytes() <= LIMIT);
         if raw > 10 * LIMIT {
             break;
@@ -126,13 +126,13 @@ async fn memory_holds_its_limit_under_ten_times_as_many_traces() {
 #[tokio::test]
 async fn memory_drops_the_oldest_traces_of_the_least_recently_active_session() {
     let store = MemoryStore::new(40_000, Duration::from_secs(100));
-    store.put(&arcs(conversation("a", 4, 500, 10)), NOW);
-    store.put(&arcs(conversation("b", 4, 500, 10)), NOW + 1.0);
+    store.put(&arcs(conversation("a", 4, 500, 10)), START_TIME);
+    store.put(&arcs(conversation("b", 4, 500, 10)), START_TIME + 1.0);
     let mut dropped = 0;
     for number in 0.. {
         let new = record("a", &format!("new{number}"), &["{}"], &[1], &[2]);
-        store.put(&[Arc::new(new)], NOW + 2.0);
-        dropped += store.expire(NOW);
+        store.put(&[Arc::new(new)], START_TIME + 2.0);
+        dropped += store.expire(START_TIME);
         if dropped > 0 {
             break;
         }
@@ -150,9 +150,9 @@ async fn memory_drops_the_oldest_traces_of_the_least_recently_active_session() {
 async fn memory_stores_what_a_turn_adds() {
     let Store::Memory(store) = memory(1 << 30) else { panic!("made so") };
     let records = arcs(conversation("s", 20, 8_000, 200));
-    store.put(&records[..1], NOW);
+    store.put(&records[..1], START_TIME);
     let first = store.bytes();
-    store.put(&records[1..], NOW);
+    store.put(&records[1..], START_TIME);
     let each = (store.bytes() - first) / 19;
     println!("memory: {first} bytes of the first turn, {each} of each further turn");
     assert!(each < 20_000, "{each} bytes of 200 new tokens");
@@ -170,7 +170,7 @@ async fn memory_follows_subagents_that_take_turns() {
         Arc::new(record)
     });
     for (main, other) in main.iter().zip(other) {
-        store.put(&[main.clone(), other], NOW);
+        store.put(&[main.clone(), other], START_TIME);
     }
     // Two first prompts of 16 kB of ids and one of text, and ten small turns.
     assert!(store.bytes() < 120_000, "{}", store.bytes());
@@ -183,7 +183,7 @@ fn memory_drops_a_long_session_on_a_small_stack() {
         for turn in 0..2_000_u32 {
             // Each prompt is the one before it with its answer.
             let prompt: Vec<u32> = (0..turn).collect();
-            store.put(&[Arc::new(record("s", &turn.to_string(), &[], &prompt, &[turn]))], NOW);
+            store.put(&[Arc::new(record("s", &turn.to_string(), &[], &prompt, &[turn]))], START_TIME);
         }
         store.delete_sessions(&["s".into()])
     };

@@ -157,6 +157,7 @@ impl SqlLink {
         Ok(self.rows(sql, values).await?.into_iter().next())
     }
 
+    /// Commits the transaction.
     pub async fn commit(mut self) -> Result<(), StoreError> {
         self.execute("COMMIT", &[]).await?;
         self.in_transaction = false;

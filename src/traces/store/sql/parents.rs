@@ -198,9 +198,9 @@ impl SharedEnds {
 /// How many items at the front of both lists are equal.
 fn equal_beginning<T: Eq>(one: &[T], other: &[T]) -> usize {
     /// So many are compared at once.
-    const BLOCK: usize = 64;
-    let blocks = one.chunks_exact(BLOCK).zip(other.chunks_exact(BLOCK));
-    let whole = BLOCK * blocks.take_while(|(one, other)| one == other).count();
+    const COMPARED_AT_ONCE: usize = 64;
+    let blocks = one.chunks_exact(COMPARED_AT_ONCE).zip(other.chunks_exact(COMPARED_AT_ONCE));
+    let whole = COMPARED_AT_ONCE * blocks.take_while(|(one, other)| one == other).count();
     let pairs = one[whole..].iter().zip(&other[whole..]);
     whole + pairs.take_while(|(one, other)| one == other).count()
 }

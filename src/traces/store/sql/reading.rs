@@ -96,6 +96,7 @@ fn summary(mut row: SqlRow) -> Result<SessionSummary, StoreError> {
 }
 
 impl SqlStore {
+    /// Lists sessions with traces.
     pub async fn sessions(
         &self,
         since: Option<f64>,
@@ -110,12 +111,14 @@ impl SqlStore {
         rows.into_iter().map(summary).collect()
     }
 
+    /// A session that has settings or traces.
     pub async fn session(&self, id: &str) -> Result<Option<SessionSummary>, StoreError> {
         let sql = format!("SELECT {SUMMARY} FROM sessions WHERE session_id = $1");
         let row = self.look_up().await?.row(&sql, &[SqlValue::text(session_key(id))]).await?;
         row.map(summary).transpose()
     }
 
+    /// The traces of a session since a time, the oldest first.
     pub async fn traces(
         &self,
         session: &str,
@@ -134,16 +137,19 @@ impl SqlStore {
         decode(rows, since).await
     }
 
+    /// The trace of this id.
     pub async fn trace(&self, trace_id: &str) -> Result<Option<StoredTrace>, StoreError> {
         let rows = self.read().await?.rows(&ONE_TRACE, &[SqlValue::text(trace_id)]).await?;
         decode_last(rows).await
     }
 
+    /// The most recently stored trace of a session.
     pub async fn latest_trace(&self, session: &str) -> Result<Option<StoredTrace>, StoreError> {
         let rows = self.look_up().await?.rows(&LATEST_TRACE, &[SqlValue::text(session_key(session))]).await?;
         decode_last(rows).await
     }
 
+    /// The settings of a session.
     pub async fn load_session(&self, id: &str) -> Result<Option<SessionSettings>, StoreError> {
         let sql = "SELECT session_id, created_at, metadata, sampling_params, model FROM sessions \
              WHERE session_id = $1 AND created_at IS NOT NULL";
@@ -160,6 +166,7 @@ impl SqlStore {
         }))
     }
 
+    /// The stored weight version.
     pub async fn weight_version(&self) -> Result<Option<i64>, StoreError> {
         let sql = "SELECT value FROM trace_settings WHERE name = 'weight_version'";
         let row = self.look_up().await?.row(sql, &[]).await?;

@@ -1,6 +1,6 @@
-//! Deletes sessions that are too old or too much, the least recently active first.
+//! Deletes sessions that are too old or above the size limit, the least recently active first.
 //!
-//! Never: a transaction that keeps the writer from the batches for long.
+//! Never: a transaction that delays the writer for long.
 
 use std::sync::atomic::Ordering;
 
@@ -8,7 +8,7 @@ use super::link::{SqlLink, SqlPool, SqlValue};
 use super::{SESSIONS_AT_ONCE, SqlStore, session_key};
 use crate::traces::store::StoreError;
 
-/// How often the size is brought down and measured again before the rest waits for the next call.
+/// The largest number of rounds of deleting and measuring in one call.
 const MAX_ROUNDS: usize = 64;
 
 /// The rows of traces that are deleted in one transaction, for which the writer waits.
@@ -18,7 +18,7 @@ const MAX_ROWS_AT_ONCE: u64 = 512;
 const PAGES_AT_ONCE: usize = 4096;
 
 impl SqlStore {
-    /// Deletes what the limits do not allow. Answers the number of traces that went.
+    /// Deletes sessions beyond the limits. Returns the number of deleted traces.
     pub async fn expire(&self, now: f64) -> Result<u64, StoreError> {
         let mut deleted = self.expire_old(now - self.keep_seconds).await?;
         let mut size = self.measure().await?;
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
     use crate::config::types::TracesConfig;
     use crate::traces::store::StoreTimeouts;
-    use crate::traces::store::contract::{NOW, arcs};
+    use crate::traces::store::contract::{START_TIME, arcs};
     use crate::traces::store::samples::record;
 
     const ROWS: u64 = 2 * MAX_ROWS_AT_ONCE + 100;
@@ -204,7 +204,7 @@ mod tests {
     async fn put_long_session(store: &SqlStore) {
         let text = "x".repeat(100);
         let records = (0..ROWS).map(|at| record("long", &at.to_string(), &[&text], &[1], &[2]));
-        store.put(&arcs(records.collect()), NOW).await.expect("is stored");
+        store.put(&arcs(records.collect()), START_TIME).await.expect("is stored");
     }
 
     #[tokio::test]
@@ -219,7 +219,10 @@ mod tests {
             deleted
         };
         let put = async {
-            store.put(&arcs(vec![record("other", "o", &["{}"], &[1], &[2])]), NOW).await.expect("is stored");
+            store
+                .put(&arcs(vec![record("other", "o", &["{}"], &[1], &[2])]), START_TIME)
+                .await
+                .expect("is stored");
             order.lock().unwrap().push("stored");
         };
         assert_eq!(tokio::join!(delete, put).0, ROWS);
@@ -245,7 +248,7 @@ mod tests {
             Some((ROWS - 101).to_string())
         );
         let mut link = store.write().await.expect("a connection");
-        let active = delete_piece(&mut link, "long", NOW - 1.0, 100).await.expect("is read");
+        let active = delete_piece(&mut link, "long", START_TIME - 1.0, 100).await.expect("is read");
         assert_eq!(active, (0, true), "a session that is active again stays");
     }
 
@@ -262,7 +265,7 @@ mod tests {
         let upkeep = async {
             assert_eq!(store.weight_version().await.expect("is read"), Some(7));
             assert!(store.load_session("s").await.expect("is read").is_none());
-            assert_eq!(store.expire(NOW).await.expect("is measured"), 0);
+            assert_eq!(store.expire(START_TIME).await.expect("is measured"), 0);
         };
         timeout(Duration::from_secs(1), upkeep).await.expect("there are connections for it");
     }
