@@ -32,7 +32,7 @@ pub mod work;
 
 use std::ops::Range;
 
-pub use self::bytes::{WINDOW, string_end, windows};
+pub use self::bytes::{WINDOW_BYTES, string_end, windows};
 pub use self::chunks::{ChunkVisitor, ChunkWalker};
 pub use self::growing::{
     ContainerSkip, GrowingObject, GrownValue, MemberKind, MemberSink, ScanProgress, ValueMeter,

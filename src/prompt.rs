@@ -1,4 +1,4 @@
-//! What a request's body says, read in one bounded pass over bytes that may be cut.
+//! The facts of a request's body, read in one bounded pass over bytes that may be cut.
 
 pub mod canon;
 pub mod chain;

@@ -29,9 +29,9 @@ pub fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
 pub fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
     let (words, _) = bytes.as_chunks::<8>();
     let find = |word: [u8; 8]| {
-        let zero_where_found = u64::from_le_bytes(word) ^ (ONES * u64::from(wanted));
+        let zero_where_found = u64::from_le_bytes(word) ^ (ONE_PER_BYTE * u64::from(wanted));
         // The lowest bit that is set belongs to the first match; none is set where there is none.
-        zero_where_found.wrapping_sub(ONES) & !zero_where_found & (ONES << 7)
+        zero_where_found.wrapping_sub(ONE_PER_BYTE) & !zero_where_found & (ONE_PER_BYTE << 7)
     };
     let (low, high) = (find(words[0]), find(words[1]));
     if low | high == 0 {
@@ -41,7 +41,7 @@ pub fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
     Some(bit as usize / 8)
 }
 
-const ONES: u64 = u64::MAX / 255;
+const ONE_PER_BYTE: u64 = u64::MAX / 255;
 
 /// As `string_end`, of a text in which escaped quotes are to be expected: a search from quote to quote would
 /// mispredict the distance to each of them. A window is passed over as a whole while none of its quotes can
@@ -49,30 +49,30 @@ const ONES: u64 = u64::MAX / 255;
 fn end_behind_escaped(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let mut at = from;
     while let Some([here, one_before, two_before]) = windows(body, [at, at - 1, at - 2]) {
-        spend(WINDOW);
+        spend(WINDOW_BYTES);
         let mut may_close = 0;
         for ((here, one_before), two_before) in here.iter().zip(one_before).zip(two_before) {
             let is_plain = (*one_before != b'\\') | (*two_before == b'\\');
             may_close |= u8::from((*here == b'"') & is_plain);
         }
         if may_close != 0
-            && let Some(end) = first_end(&body[..at + WINDOW], start, at)
+            && let Some(end) = first_end(&body[..at + WINDOW_BYTES], start, at)
         {
             return Some(end);
         }
-        at += WINDOW;
+        at += WINDOW_BYTES;
     }
     first_end(body, start, at)
 }
 
 /// The number of bytes that are searched at once.
-pub const WINDOW: usize = 64;
+pub const WINDOW_BYTES: usize = 64;
 
 /// The windows of the body that begin at these offsets, if it is that long. Loops over windows, and not over
 /// their offsets, become vector instructions.
 #[inline(always)]
-pub fn windows<const N: usize>(body: &[u8], starts: [usize; N]) -> Option<[&[u8; WINDOW]; N]> {
-    let mut windows = [&[0; WINDOW]; N];
+pub fn windows<const N: usize>(body: &[u8], starts: [usize; N]) -> Option<[&[u8; WINDOW_BYTES]; N]> {
+    let mut windows = [&[0; WINDOW_BYTES]; N];
     for (window, start) in windows.iter_mut().zip(starts) {
         *window = body.get(start..)?.first_chunk()?;
     }
@@ -98,25 +98,25 @@ pub fn is_escaped(body: &[u8], start: usize, at: usize) -> bool {
 /// as a whole, in a form that compilers turn into vector instructions.
 #[inline]
 pub fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
-    let Some(window) = body.get(at - 1..).and_then(|rest| rest.first_chunk::<NUMBERS>()) else {
+    let Some(window) = body.get(at - 1..).and_then(|rest| rest.first_chunk::<NUMBER_WINDOW_BYTES>()) else {
         return (1, u64::from(begins_number(body[at - 1], body[at])));
     };
-    spend(NUMBERS);
+    spend(NUMBER_WINDOW_BYTES);
     let (mut structure, mut numbers) = (0, 0);
-    for index in 1..NUMBERS {
+    for index in 1..NUMBER_WINDOW_BYTES {
         let (before, byte) = (window[index - 1], window[index]);
         structure |= is_structure(byte);
         numbers += u8::from(begins_number(before, byte));
     }
     if structure == 0 {
-        (NUMBERS - 1, u64::from(numbers))
+        (NUMBER_WINDOW_BYTES - 1, u64::from(numbers))
     } else {
         (1, u64::from(begins_number(window[0], window[1])))
     }
 }
 
 /// 32 bytes to examine, and the one before them.
-const NUMBERS: usize = 33;
+const NUMBER_WINDOW_BYTES: usize = 33;
 
 /// Without branches, so that many can be asked at once.
 #[inline]
@@ -140,13 +140,13 @@ pub fn plain_prefix(bytes: &[u8]) -> usize {
     let (words, _) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().take(2).enumerate() {
         let word = u64::from_le_bytes(*word);
-        let braces = word | (ONES * 0x20);
+        let braces = word | (ONE_PER_BYTE * 0x20);
         let find = |word: u64, wanted: u8| {
-            let zero_where_found = word ^ (ONES * u64::from(wanted));
-            zero_where_found.wrapping_sub(ONES) & !zero_where_found
+            let zero_where_found = word ^ (ONE_PER_BYTE * u64::from(wanted));
+            zero_where_found.wrapping_sub(ONE_PER_BYTE) & !zero_where_found
         };
         // The lowest bit that is set belongs to the first match; none is set where there is none.
-        let found = (find(word, b'"') | find(braces, b'{') | find(braces, b'}')) & (ONES << 7);
+        let found = (find(word, b'"') | find(braces, b'{') | find(braces, b'}')) & (ONE_PER_BYTE << 7);
         if found != 0 {
             return index * 8 + found.trailing_zeros() as usize / 8;
         }
@@ -157,12 +157,13 @@ pub fn plain_prefix(bytes: &[u8]) -> usize {
 
 /// How many of the next bytes are no quotes and no brackets, in whole windows: lists of numbers are long.
 pub fn plain_run(bytes: &[u8]) -> usize {
-    const WINDOW: usize = 32;
+    const PLAIN_WINDOW_BYTES: usize = 32;
     // Without branches, and with bytes of 0 and 1, so that it becomes vector instructions: truth values are
     // not compared many at a time.
-    let is_plain =
-        |window: &&[u8; WINDOW]| window.iter().fold(0, |found, byte| found | is_structure(*byte)) == 0;
-    bytes.as_chunks::<WINDOW>().0.iter().take_while(is_plain).count() * WINDOW
+    let is_plain = |window: &&[u8; PLAIN_WINDOW_BYTES]| {
+        window.iter().fold(0, |found, byte| found | is_structure(*byte)) == 0
+    };
+    bytes.as_chunks::<PLAIN_WINDOW_BYTES>().0.iter().take_while(is_plain).count() * PLAIN_WINDOW_BYTES
 }
 
 /// What a byte means inside an object or array, outside strings.
@@ -176,6 +177,7 @@ pub enum ByteClass {
     Number,
 }
 
+/// The class of each byte.
 pub const CLASSES: [ByteClass; 256] = {
     let mut classes = [ByteClass::Other; 256];
     let mut byte = 0;

@@ -22,6 +22,7 @@ pub enum ScanProgress {
     Malformed(usize),
 }
 
+/// The treatment of a member by the scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberKind {
     String,
@@ -156,6 +157,7 @@ impl<M: ValueMeter> GrowingObject<M> {
         }
     }
 
+    /// The progress of the scan, and the error of a broken document.
     pub fn progress(&self) -> ScanProgress {
         match self.state {
             GrowingState::End | GrowingState::NotAnObject => ScanProgress::Complete,

@@ -5,6 +5,7 @@
 
 use super::work::spend;
 
+/// The kind of a scalar value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScalarKind {
     Number,

@@ -37,6 +37,7 @@ pub enum ReadFault {
     ManyChanges,
 }
 
+/// The result of reading a part of a document.
 pub type JsonResult<T> = Result<T, ReadFault>;
 
 /// Where a value ends.

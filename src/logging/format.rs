@@ -300,10 +300,10 @@ fn rfc3339(time: SystemTime) -> String {
 /// Returns the date `days` after 1970-01-01. Counts in years that begin in March, so that the leap day is
 /// the last of its year, and in eras of 400 years, which all have the same length.
 fn date(days: u64) -> (u64, u64, u64) {
-    const ERA: u64 = 146_097;
+    const DAYS_PER_ERA: u64 = 146_097;
     // From 0000-03-01, the first day of an era, to 1970-01-01.
     let days = days + 719_468;
-    let (era, day) = (days / ERA, days % ERA);
+    let (era, day) = (days / DAYS_PER_ERA, days % DAYS_PER_ERA);
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
     let day = day - (365 * year + year / 4 - year / 100);
     // Months from March on have 153 days in every five.

@@ -1,24 +1,25 @@
 //! The canonical prompt of a request, out of a body that may be cut, and its chain of hashes.
 //!
-//! Two requests whose prompts begin alike for an engine begin alike in the canonical text, however their
-//! clients write JSON and whichever of the interfaces chat, responses and messages they use: an agent
-//! that changes its interface keeps its cache. Nothing is built in between; text is hashed where it stands in
-//! the body, block by block, unless it is escaped in an unusual way.
+//! Two requests whose prompts have a common beginning for an engine have a common beginning in the canonical
+//! text, independent of JSON notation and of the interface (chat, responses, messages): an agent that changes
+//! its interface keeps its cache. No intermediate form is built; text is hashed in place in the body, block
+//! by block, unless it is escaped in an unusual way.
 //!
 //! # The text
 //! The seed of the chain: the family (conversation, text, token ids), the model's name, `cache_salt`,
 //! `chat_template`, and where they are given `previous_response_id` and the hashes of multimodal features.
-//! Then, each piece behind a control byte that says what it is:
+//! Then the following pieces, each after a control byte that gives its kind:
 //! 1. the system's text: `instructions`, `system`, and the messages of `system` or `developer` in front;
 //! 2. tools: name, description, schema in its shortest form with the order of its keys kept;
 //! 3. `documents` in their shortest form;
-//! 4. messages: role, content, calls, name. Texts are in one form, whatever is escaped in the body: what
-//!    JSON must escape is, in the shortest way, and nothing else. The parts of one message are joined by a
-//!    line feed (Anthropic's `system` by nothing, as vLLM does). A picture is a hash of its URL, data or
+//! 4. messages: role, content, calls, name. Texts are in one form, independent of escapes in the body: only
+//!    characters that JSON must escape are escaped, in the shortest way. The parts of one message are joined
+//!    by a line feed (Anthropic's `system` by nothing, as vLLM does). A picture is a hash of its URL, data or
 //!    `uuid` and weighs [`MEDIA_WEIGHT_BYTES`](super::chain::MEDIA_BYTES). A call is a name and arguments in
 //!    their shortest form, a result is a turn of the tool.
 //!
-//! A prompt of text is that text, one of token ids four bytes for each, the first one of a batch.
+//! A text prompt is its text, a prompt of token ids is four bytes for each id; of a batch the first prompt
+//! counts.
 //!
 //! Left out, because it is random or no prompt: ids, `status`, `cache_control`, `encrypted_content`,
 //! Claude Code's billing line, reasoning (templates drop it from past turns), sampling. Left out although
@@ -26,12 +27,11 @@
 //! costs an estimate; another seed would cost the cache. An empty text is no turn.
 //!
 //! # A body that is cut
-//! The chain is a beginning of the whole body's chain, as long as what stands in front in the text stands
-//! in front in the body. Tools, `system` and documents that follow the conversation count where they are
-//! whole, and are no part where they are not: a body whose tools lie behind the cut has a chain without
-//! them. Without a byte of the conversation, a cut body has no chain at all. What is written of the last
-//! message ends before the first piece that is not known: a message that tells its role after its content
-//! begins where it ends.
+//! The chain is a prefix of the whole body's chain, if the order in the body is that of the text. Tools,
+//! `system` and documents after the conversation count if they are complete, and are left out otherwise: a
+//! body whose tools are after the cut has a chain without them. Without a byte of the conversation, a cut
+//! body has no chain. The last message is written up to its first unknown piece: a message whose role
+//! follows its content is written once it is complete.
 //!
 //! # How to use it
 //! ```
@@ -76,7 +76,7 @@ use crate::json::{ByteSink, JsonCursor, Minifier, RawValue, decode, skip_space};
 /// The form in which a body carries its prompt. Other interfaces have no chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptDialect {
-    /// `messages`, also as a batch of conversations, of which the first one counts.
+    /// `messages`, also as a batch of conversations, whose first one counts.
     Chat,
     /// `instructions` and `input`.
     Responses,
@@ -92,14 +92,14 @@ pub enum PromptDialect {
 #[derive(Clone, Copy)]
 pub struct PromptSource<'a> {
     pub dialect: PromptDialect,
-    /// As the upstream knows it, a LoRA adapter included: the caches of two models have nothing in common.
+    /// The upstream's name of the model, or of a LoRA adapter: the caches of two models share nothing.
     pub model: &'a str,
     pub body: &'a [u8],
-    /// It has scanned the body.
+    /// The scanner that has scanned the body.
     pub scanner: &'a Scanner,
 }
 
-/// Reads prompts, one after the other. See the module.
+/// Reads prompts, one after the other.
 #[derive(Debug, Default)]
 pub struct PromptReader {
     hasher: ChainHasher,
@@ -110,7 +110,7 @@ pub struct PromptReader {
 // === impl PromptReader ===
 
 impl PromptReader {
-    /// The chain of what is there of a body.
+    /// Reads the chain of the available part of a body.
     pub fn read(&mut self, request: &PromptSource<'_>, blocks: BlockLayout) -> &Chain {
         let family = request.family();
         self.hasher.begin(request.seed(family), family, blocks);
@@ -123,15 +123,15 @@ impl PromptReader {
         self.hasher.chain()
     }
 
-    /// From where in the body on [`resume`](Self::resume) wants it; none where the chain ends here.
+    /// The offset in the body at which [`resume`](Self::resume) continues; `None` when the chain ends here.
     pub fn resume_offset(&self) -> Option<usize> {
         self.stop.map(|stop| stop.at)
     }
 
-    /// Takes the next piece of a body that was cut. False when no more is wanted.
+    /// Reads the next piece of a cut body. False when no further piece is needed.
     ///
-    /// At most one message of a mebibyte is held. The chain never loses a block by it that it had, unless
-    /// a message says the same key twice.
+    /// At most one message of a mebibyte is held. The chain keeps all its blocks, unless a message has the
+    /// same key twice.
     pub fn resume(&mut self, piece: &[u8]) -> bool {
         let Some(stop) = self.stop else { return false };
         if !self.rest.resume(stop.place, piece, &mut self.hasher) {
@@ -147,7 +147,7 @@ impl PromptReader {
 /// Where a prompt that is no conversation begins.
 enum PromptStart<'a> {
     Text(RawValue<'a>),
-    /// Behind the bracket of the list.
+    /// After the bracket of the list.
     Ids(&'a [u8]),
 }
 
@@ -173,7 +173,7 @@ impl<'a> PromptSource<'a> {
         }
     }
 
-    /// Hashes everything that certainly separates two caches.
+    /// Hashes everything that is certain to separate two caches.
     fn seed(&self, family: PromptFamily) -> u64 {
         // No text holds this byte, so no two lists of texts are the same bytes.
         const BREAK: &[u8] = b"\xff";
@@ -201,7 +201,7 @@ impl<'a> PromptSource<'a> {
         digest.hash()
     }
 
-    /// Writes the canonical text, and says where it stopped if it could go on.
+    /// Writes the canonical text. Returns the place at which it can continue, if any.
     fn write<S: TextSink>(&self, out: &mut S) -> Option<CutPoint> {
         match self.dialect {
             PromptDialect::Chat => self.conversation(BodyField::Messages, None, out),

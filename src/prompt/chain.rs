@@ -1,4 +1,4 @@
-//! The chain of a prompt: a hash for each block of its canonical text, each one resting on all before it.
+//! The chain of a prompt: a hash for each block of its canonical text, each including all blocks before it.
 //!
 //! `h[0] = xxh3(block[0], seed)`, `h[i] = xxh3(block[i], h[i-1])`: two prompts share exactly the hashes of
 //! the blocks that they have in common from the front. The last block, where it is not full, has no hash,
@@ -7,17 +7,17 @@
 //! Everything that a model reads is counted in bytes of canonical text, an image included: it is written
 //! as [`MEDIA_WEIGHT_BYTES`] bytes. So a block always weighs `block_bytes` and no list of weights is needed.
 //!
-//! Never: more blocks than were asked for, an allocation once the first prompt has been seen.
+//! Never: more blocks than the layout allows, an allocation after the first prompt.
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::json::ByteSink;
 use crate::json::work::spend;
 
-/// What an image, a sound or a video weighs: about 1,000 tokens.
+/// The weight of an image, a sound or a video: about 1,000 tokens.
 pub const MEDIA_WEIGHT_BYTES: usize = 4096;
 
-/// How a chain is cut into blocks.
+/// The size of a chain's blocks and the length of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLayout {
     /// Bytes of canonical text in a block, not 0.
@@ -33,7 +33,7 @@ impl Default for BlockLayout {
     }
 }
 
-/// What the bytes of a canonical text are.
+/// The kind of a canonical text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PromptFamily {
     /// A conversation, in whichever interface.
@@ -60,25 +60,25 @@ pub struct Chain {
 // === impl Chain ===
 
 impl Chain {
-    /// What tells conversations apart that blocks cannot: where the opening ends behind the last block, its
-    /// hash, which is the same in every turn; else there is none.
+    /// The hash of the opening, the same in every turn, if the opening ends after the last block: it
+    /// distinguishes conversations that the blocks do not.
     pub fn end(&self) -> Option<u64> {
         let blocks = (self.blocks.len() * self.block_bytes) as u64;
         self.opening.filter(|(bytes, _)| *bytes > blocks).map(|(_, hash)| hash)
     }
 }
 
-/// The canonical text is written into one.
+/// Receives the canonical text.
 pub(super) trait TextSink: ByteSink {
-    /// Counts bytes without taking them, where they could not matter; false where they have to be written.
+    /// Counts bytes without reading them, if they cannot matter; false if they must be written.
     fn skip(&mut self, _bytes: usize) -> bool {
         false
     }
 
-    /// What follows may be written a second time, from here on: see [`Hasher::rewind`].
+    /// Marks the point to which [`ChainHasher::rewind`] returns.
     fn checkpoint(&mut self) {}
 
-    /// Here the first user message ends, unless one has ended before.
+    /// Marks the end of the first user message; later calls have no effect.
     fn opened(&mut self) {}
 }
 
@@ -159,7 +159,7 @@ impl ChainHasher {
         self.chain.blocks.push(self.previous);
     }
 
-    /// The bytes that fill up the block in progress are taken; true when they did fill it.
+    /// Takes bytes to fill the block in progress; true when it is full.
     fn fill(&mut self, bytes: &mut &[u8]) -> bool {
         let missing = self.chain.block_bytes - self.rest.len();
         let (first, others) = bytes.split_at(missing.min(bytes.len()));
@@ -222,7 +222,7 @@ impl TextSink for ChainHasher {
     }
 
     fn opened(&mut self) {
-        // Behind the longest chain there are no blocks that could tell anything apart.
+        // After the longest chain no blocks exist that could distinguish conversations.
         let hashed = self.chain.blocks.len() < self.max_blocks;
         if self.chain.family == PromptFamily::Chat && hashed && self.chain.opening.is_none() {
             spend(self.rest.len());
@@ -250,7 +250,7 @@ mod tests {
     const TEN: BlockLayout = BlockLayout { bytes: 10, max_blocks: 100 };
 
     #[test]
-    fn each_hash_rests_on_all_before_it() {
+    fn each_hash_includes_all_blocks_before_it() {
         let chain = chained(&[b"0123456789abcdefghij+++"], 7, TEN);
         let first = xxh3_64_with_seed(b"0123456789", 7);
         assert_eq!(chain.blocks, [first, xxh3_64_with_seed(b"abcdefghij", first)]);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_has_an_end() {
+    fn limits_the_length_of_a_chain() {
         let chain = chained(&[&[b'x'; 95], &[b'y'; 95]], 7, BlockLayout { bytes: 10, max_blocks: 4 });
         assert_eq!((chain.blocks.len(), chain.bytes), (4, 190));
         assert_eq!(chain.blocks, chained(&[&[b'x'; 40]], 7, TEN).blocks);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_behind_the_longest_chain_are_only_counted() {
+    fn counts_bytes_after_the_longest_chain() {
         let mut hasher = ChainHasher::default();
         hasher.begin(7, PromptFamily::Text, BlockLayout { bytes: 10, max_blocks: 2 });
         hasher.write(&[b'x'; 15]);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_after_a_checkpoint_can_be_taken_back() {
+    fn rewinds_to_a_checkpoint() {
         let mut hasher = ChainHasher::default();
         hasher.begin(7, PromptFamily::Text, TEN);
         hasher.write(b"0123456789abc");
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn an_opening_is_told_where_no_block_tells_it() {
+    fn reports_an_opening_that_no_block_contains() {
         let opened = |before: &[u8], after: &[u8]| {
             let mut hasher = ChainHasher::default();
             hasher.begin(7, PromptFamily::Chat, TEN);
@@ -313,7 +313,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_make_the_chain_of_the_whole(
+        fn chain_does_not_depend_on_the_pieces(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
             bytes in 1usize..40,
             most in 0usize..30,

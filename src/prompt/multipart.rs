@@ -28,12 +28,12 @@ const MAX_PART_HEADER_BYTES: usize = 32 << 10;
 /// Starlette takes 1,000 files and as many fields.
 const MAX_PARTS: usize = 2000;
 
-/// What the bytes seen so far say.
+/// The facts in the bytes read so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormFacts<'a> {
-    /// A name that is too long is cut: nothing serves it.
+    /// A name above the limit is cut: no upstream serves it.
     pub model: ModelField<'a>,
-    /// The answer is asked for as a stream of events.
+    /// Whether the client requests a stream of events.
     pub stream: bool,
     pub state: ScanProgress,
 }
@@ -64,7 +64,7 @@ enum FormParserState {
     Malformed(usize),
 }
 
-/// See the module. Always give it the same buffer, grown at its end.
+/// Scans one form. Every call must pass the same buffer, grown at its end.
 #[derive(Clone, Debug)]
 pub struct FormScanner {
     /// Line end, two dashes, boundary.
@@ -76,7 +76,7 @@ pub struct FormScanner {
     model: Option<Range<usize>>,
     stream: Option<Range<usize>>,
     charset: FormCharset,
-    /// Every engine reads what has been looked at as this scanner does.
+    /// Whether every engine reads the scanned part in the same way as this scanner.
     is_plain: bool,
 }
 
@@ -103,7 +103,7 @@ impl FormScanner {
         })
     }
 
-    /// Looks at what the buffer has gained since the last call.
+    /// Scans the bytes that the buffer has gained since the last call.
     pub fn scan(&mut self, body: &[u8]) {
         while match self.place {
             FormParserState::Start => self.start(body),
@@ -113,7 +113,7 @@ impl FormScanner {
         } {}
     }
 
-    /// What is known so far, out of the buffer that was scanned. A field counts once it is whole.
+    /// The facts so far, from the buffer that was scanned. A field counts once it is complete.
     pub fn facts<'a>(&self, body: &'a [u8]) -> FormFacts<'a> {
         // Only as much is looked at as a field can mean something with, since this is asked for again.
         let text = |span: &Option<Range<usize>>, most| {
@@ -141,7 +141,7 @@ impl FormScanner {
         Some(start..start + self.delimiter.needle().len() - 2)
     }
 
-    /// Whether the form cannot be followed any more, or engines may read it differently.
+    /// Whether the form cannot be parsed any further, or engines may read it differently.
     pub fn is_lost(&self) -> bool {
         !self.is_plain || matches!(self.place, FormParserState::Malformed(_))
     }
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_boundary_is_read_from_the_header() {
+    fn reads_the_boundary_from_the_header() {
         for (header, boundary) in [
             ("multipart/form-data; boundary=AbC", Some("AbC")),
             ("Multipart/Form-Data;charset=utf-8; Boundary = \"a b;c\\\"d\" ", Some("a b;c\"d")),
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_behind_files() {
+    fn finds_fields_after_files() {
         let file =
             part("name=\"model\"; filename=\"a;b.wav\"", b"not\r\n--AbX\r\n--AbCno\r\n--AbC-\r\n\r\n--");
         for (parts, model, stream) in [
@@ -369,14 +369,14 @@ mod tests {
     }
 
     #[test]
-    fn a_part_needs_no_headers_and_a_body_may_have_a_preamble() {
+    fn accepts_parts_without_headers_and_a_preamble() {
         let body = b"hello\r\n--AbC\r\n\r\nnameless\r\n--AbC\r\n\
             content-disposition:form-data;name=model\r\n\r\nm\r\n--AbC--";
         assert_eq!(scanned(body).facts(body).model, named("m"));
     }
 
     #[test]
-    fn limits_hold() {
+    fn enforces_limits() {
         let long = [b"--AbC\r\nx: ".as_slice(), &vec![b'y'; 2 * MAX_PART_HEADER_BYTES]].concat();
         assert_eq!(scanned(&long).facts(&long).state, ScanProgress::Malformed(5));
         let many = form(&vec![part("name=a", b""); MAX_PARTS + 1]);
@@ -420,7 +420,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_model_of_any_form_is_found((body, model) in any_form()) {
+        fn finds_the_model_of_any_form((body, model) in any_form()) {
             let scanner = scanned(&body);
             prop_assert_eq!(scanner.model.clone().map(|span| body[span].to_vec()), model);
             prop_assert_eq!(scanner.facts(&body).state, ScanProgress::Complete);
@@ -429,7 +429,7 @@ mod tests {
         }
 
         #[test]
-        fn pieces_say_what_the_whole_says(
+        fn facts_do_not_depend_on_the_pieces(
             (body, _) in any_form(),
             cuts in prop::collection::vec(any::<Index>(), 0..9),
         ) {

@@ -1,4 +1,4 @@
-//! One pass over the JSON body of a request that may be cut at any byte: what routing needs to know.
+//! Reads the facts that routing needs in one pass over a JSON body, which may be cut at any byte.
 //!
 //! A body can be megabytes and is looked at before an upstream is chosen, so this is the hottest loop
 //! of the balancer. It finds the top-level fields, and skips what is inside them: in strings from quote
@@ -33,20 +33,20 @@ const MEDIA_WEIGHT_BYTES: u64 = 4096;
 /// What a number counts as prompt: it is a token id, and a token stands for four bytes.
 const NUMBER_WEIGHT_BYTES: u64 = 4;
 
-/// What the bytes seen so far say.
+/// The facts in the bytes read so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScanFacts<'a> {
-    /// A name that is too long is cut: nothing serves it.
+    /// A name above the limit is cut: no upstream serves it.
     pub model: ModelField<'a>,
-    /// The answer is asked for as a stream of events.
+    /// Whether the client requests a stream of events.
     pub stream: bool,
-    /// The known fields that are there and not null, the one that the cut goes through included.
+    /// The known fields that are present and not null, including one that is cut.
     pub fields: FieldSet,
     /// An id that is too long is cut: no response has it.
     pub previous_response_id: Option<Cow<'a, str>>,
-    /// The response is not to be kept.
+    /// Whether the response must not be stored.
     pub without_store: bool,
-    /// The answer comes at once, and the work goes on without it.
+    /// Whether the response is generated in the background.
     pub background: bool,
     /// About four times the prompt's tokens.
     pub prompt_bytes: u64,
@@ -79,7 +79,7 @@ struct ScannedValue {
 #[derive(Clone, Copy, Debug, Default)]
 struct PromptWeight(u64);
 
-/// See the module. Always give it the same buffer, grown at its end.
+/// Scans one body. Every call must pass the same buffer, grown at its end.
 #[derive(Clone, Debug)]
 pub struct Scanner {
     object: GrowingObject<PromptWeight>,
@@ -141,16 +141,16 @@ impl Scanner {
         Scanner { object: GrowingObject::new(), found }
     }
 
-    /// Looks at what the buffer has gained since the last call.
+    /// Scans the bytes that the buffer has gained since the last call.
     pub fn scan(&mut self, body: &[u8]) {
         self.object.read(body, &mut self.found);
     }
 }
 
-// === impl Scanner: telling ===
+// === impl Scanner: results ===
 
 impl Scanner {
-    /// What is known so far, out of the buffer that was scanned.
+    /// The facts so far, from the buffer that was scanned.
     pub fn facts<'a>(&self, body: &'a [u8]) -> ScanFacts<'a> {
         let open = self.open_value();
         let mut fields = FieldSet::default();

@@ -47,13 +47,13 @@ const PARENT_HEADER: &str = "x-parent-session-id";
 /// The agent of a session that several agents share, as Claude Code and Codex send it.
 const AGENT_HEADERS: [&str; 2] = ["x-claude-code-agent-id", "thread-id"];
 
-/// Where a configuration looks for sessions, prepared for the lookup.
+/// The configured locations of session names, prepared for the lookup.
 #[derive(Clone, Debug)]
 pub struct SessionPlaces {
     headers: Vec<HeaderName>,
     fields: Vec<FieldPath>,
     cookies: Vec<CookiePattern>,
-    /// The headers that tell the agents of a session apart; none where they are one.
+    /// The headers that distinguish the agents of a session; empty when all agents share one session.
     agents: Vec<HeaderName>,
 }
 
@@ -85,7 +85,7 @@ pub struct Session {
     pub source: SessionOrigin,
 }
 
-/// Where a session's name stood.
+/// The location of a session's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionOrigin {
     Path,
@@ -97,6 +97,7 @@ pub enum SessionOrigin {
 // === impl SessionOrigin ===
 
 impl SessionOrigin {
+    /// The name in logs and decisions.
     pub fn label(self) -> &'static str {
         match self {
             SessionOrigin::Path => "path",
@@ -106,7 +107,7 @@ impl SessionOrigin {
         }
     }
 
-    /// Whether what the body says of a session counts for nothing beside it.
+    /// Whether this location takes precedence over the body.
     pub fn is_before_body(self) -> bool {
         matches!(self, SessionOrigin::Path | SessionOrigin::Header)
     }

@@ -1,7 +1,7 @@
-//! Values as a client wrote them, turned into what vLLM understands by them.
+//! Decodes values of a client's body to their meaning in vLLM.
 //!
-//! Shared by the JSON and the form scanner. Must never panic on any bytes: what cannot be decoded
-//! becomes U+FFFD, and the upstream is left to refuse it in its own words.
+//! Shared by the JSON and the form scanner. Never panics on any bytes: undecodable bytes become U+FFFD, and
+//! the upstream's error explains them.
 
 use std::borrow::Cow;
 
@@ -22,10 +22,10 @@ const CUT_MARK: &str = "…(cut)";
 /// The longest form of a character in a JSON string, for a byte of its text: `\u0061`.
 const MAX_RAW_PER_BYTE: usize = 6;
 
-/// What a request says about its model.
+/// The model in a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ModelField<'a> {
-    /// Missing, null or empty: vLLM then takes its own model.
+    /// Missing, null or empty: vLLM then uses its own model.
     #[default]
     Absent,
     /// At most [`MAX_MODEL_NAME_BYTES`] long, or marked as cut.
@@ -44,6 +44,7 @@ impl<'a> ModelField<'a> {
         }
     }
 
+    /// The name, if the request has one.
     pub fn name(&self) -> Option<&str> {
         match self {
             ModelField::Named(name) => Some(name),
@@ -52,7 +53,7 @@ impl<'a> ModelField<'a> {
     }
 }
 
-/// The strings that pydantic takes for true where a boolean is asked for.
+/// Whether pydantic accepts a string as true for a boolean field.
 pub(super) fn is_true_word(word: &str) -> bool {
     spend(word.len());
     ["true", "1", "yes", "on", "y", "t"].iter().any(|known| word.eq_ignore_ascii_case(known))
@@ -61,7 +62,7 @@ pub(super) fn is_true_word(word: &str) -> bool {
 /// The longest of these words, every character of it written as `\uXXXX`.
 pub(super) const MAX_TRUE_WORD_BYTES: usize = MAX_RAW_PER_BYTE * "true".len();
 
-/// The numbers that pydantic takes for true: whatever equals one.
+/// Whether pydantic accepts a number as true: any notation of one.
 pub(super) fn is_true_number(number: &[u8]) -> bool {
     spend(number.len());
     std::str::from_utf8(number).ok().and_then(|text| text.parse::<f64>().ok()) == Some(1.0)
@@ -101,7 +102,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn truth_is_pydantics() {
+    fn accepts_booleans_like_pydantic() {
         for word in ["true", "TRUE", "1", "yes", "On", "y", "T"] {
             assert!(is_true_word(word), "{word}");
         }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_is_cut_and_is_no_short_one() {
+    fn cuts_long_names() {
         let longest = "x".repeat(MAX_MODEL_NAME_BYTES);
         assert_eq!(ModelField::named(longest.as_str().into()).name(), Some(longest.as_str()));
         for long in [longest.clone() + "y", "é".repeat(3000), "x".repeat(1 << 20), "😀".repeat(1100)] {

@@ -1,4 +1,4 @@
-//! Holds the reading of a prompt to work that is linear in the bytes received.
+//! Tests that reading a prompt takes work linear in the bytes received.
 
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,7 @@ pub struct ObjectSlots<'a, const N: usize> {
     pub whole: bool,
 }
 
+/// A position in a document.
 pub struct JsonCursor<'a> {
     bytes: &'a [u8],
     pub at: usize,

@@ -1,11 +1,10 @@
-//! Continues a prompt's chain behind the peeked bytes, while the rest of the body streams past.
+//! Continues a prompt's chain after the peeked bytes, while the rest of the body streams past.
 //!
-//! A message has to be seen as a whole, since its keys may come in any order, so one message is held
-//! until its end, [`MAX_HELD_BYTES`] at the most. Plain text and token ids flow through: only a cut escape
-//! and the value of a cut number are kept. What follows the conversation in the body is
-//! not read any more.
+//! A message must be read as a whole, since its keys may come in any order, so one message of at most
+//! [`MAX_HELD_BYTES`] is held until its end. Plain text and token ids stream through: only a cut escape and
+//! the value of a cut number are kept. The part of the body after the conversation is not read.
 //!
-//! Every byte is looked at a bounded number of times, however small the pieces are in which it comes.
+//! Every byte is examined a bounded number of times, for pieces of any size.
 
 use super::super::chain::{ChainHasher, TextSink};
 use super::ids::IdReader;
@@ -14,20 +13,21 @@ use super::turns::{self, ConversationWriter};
 use crate::json::work::spend;
 use crate::json::{ContainerSkip, JsonCursor, is_space, string_end};
 
-/// The longest message behind the peeked bytes that is still read.
+/// The longest message after the peeked bytes that is read.
 pub const MAX_HELD_BYTES: usize = 1 << 20;
 
 /// Where the reader stopped in a prompt that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutPoint {
-    /// In the body: from here on nothing has been used.
+    /// The offset in the body up to which bytes were used.
     pub at: usize,
     pub place: CutPlace,
 }
 
+/// The kind of place at which the reader stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CutPlace {
-    /// Between the messages, or before one that was written as far as it was there.
+    /// Between the messages, or before a message of which a part was written.
     Elements,
     /// Between the quotes of a text.
     Text,
@@ -39,11 +39,11 @@ pub enum CutPlace {
 #[derive(Debug, Default)]
 pub struct PromptContinuation {
     held: Vec<u8>,
-    /// Up to here they have been looked at for the end of a message.
+    /// The offset up to which the held bytes were searched for the end of a message.
     searched: usize,
     /// The message in progress.
     message: Option<ContainerSkip>,
-    /// A message has come to its end, so what was written of it before is replaced.
+    /// Whether a message has ended, so that its written part is replaced.
     rewound: bool,
     ids: IdReader,
 }
@@ -51,12 +51,13 @@ pub struct PromptContinuation {
 // === impl PromptContinuation ===
 
 impl PromptContinuation {
+    /// Clears the state for another prompt and keeps the buffers.
     pub fn clear(&mut self) {
         self.held.clear();
         *self = PromptContinuation { held: std::mem::take(&mut self.held), ..PromptContinuation::default() };
     }
 
-    /// Takes a piece of the body; false when the prompt is over, or cannot be followed any longer.
+    /// Reads a piece of the body; false when the prompt has ended, or cannot be parsed any further.
     pub fn resume(&mut self, place: CutPlace, piece: &[u8], out: &mut ChainHasher) -> bool {
         spend(piece.len());
         match place {
@@ -114,7 +115,7 @@ impl PromptContinuation {
                 head: None::<turns::ConversationHead<'_>>,
                 in_user_turn: false,
             };
-            // A message that ends is whole, and a whole one is no error.
+            // A message that has ended is complete, and complete messages never fail.
             let _ = talk.element(&mut JsonCursor::new(&self.held[start..self.searched]));
             start = self.searched;
         }

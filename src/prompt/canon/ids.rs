@@ -3,25 +3,25 @@
 use crate::json::work::spend;
 use crate::json::{ByteSink, is_space};
 
-/// Reads a list of numbers in pieces of any size. A number that the pieces cut is kept as its value so far,
-/// so that every byte is looked at once, however long the number is.
+/// Reads a list of numbers in pieces of any size. Of a cut number only its value so far is kept, so that
+/// every byte is read once, for numbers of any length.
 #[derive(Debug, Default)]
 pub struct IdReader {
     /// The value of the digits at the end of the pieces read so far, which may go on.
     number: Option<u32>,
 }
 
-/// What was read of a list of numbers.
+/// The part of a list of numbers that was read.
 #[derive(Debug, PartialEq, Eq)]
 pub struct IdsRead {
     /// Up to the first number that may go on behind the bytes.
     pub used: usize,
-    /// The list is over, or no list of token ids.
+    /// The list has ended, or is not a list of token ids.
     pub over: bool,
 }
 
-/// Written at once, so that the sink is not asked for every number.
-const BATCH: usize = 512;
+/// The number of ids that are written to the sink at once.
+const MAX_BATCHED_IDS: usize = 512;
 
 // === impl IdReader ===
 
@@ -39,7 +39,7 @@ impl IdReader {
             self.number = None;
             at = length;
         }
-        let mut batch = [0; BATCH];
+        let mut batch = [0; MAX_BATCHED_IDS];
         let mut filled = 0;
         let over = loop {
             let Some(&byte) = bytes.get(at) else { break false };
@@ -55,7 +55,7 @@ impl IdReader {
                     batch[filled..filled + 4].copy_from_slice(&id.to_le_bytes());
                     filled += 4;
                     at += length;
-                    if filled == BATCH {
+                    if filled == MAX_BATCHED_IDS {
                         out.write(&batch);
                         filled = 0;
                     }
@@ -78,10 +78,10 @@ pub fn write<S: ByteSink>(bytes: &[u8], out: &mut S) -> IdsRead {
 /// in fours, in eights.
 #[inline]
 fn short_number(bytes: &[u8]) -> Option<(u32, usize)> {
-    const ONES: u64 = u64::MAX / 255;
-    let values = u64::from_le_bytes(*bytes.first_chunk()?) ^ (ONES * u64::from(b'0'));
-    // What is more than 9 has or gets the high bit; the lowest one is the first byte that is no digit.
-    let stops = (values.wrapping_add(ONES * 0x76) | values) & (ONES << 7);
+    const ONE_PER_BYTE: u64 = u64::MAX / 255;
+    let values = u64::from_le_bytes(*bytes.first_chunk()?) ^ (ONE_PER_BYTE * u64::from(b'0'));
+    // Bytes above 9 have or get the high bit; the lowest high bit marks the first byte other than a digit.
+    let stops = (values.wrapping_add(ONE_PER_BYTE * 0x76) | values) & (ONE_PER_BYTE << 7);
     let length = stops.trailing_zeros() / 8;
     if stops == 0 || length == 0 {
         return None;
@@ -93,7 +93,7 @@ fn short_number(bytes: &[u8]) -> Option<(u32, usize)> {
     Some((eights as u32, length as usize))
 }
 
-/// A number and its length; none where it may go on.
+/// A number and its length; `None` when the number may continue.
 fn number(bytes: &[u8]) -> Option<(u32, usize)> {
     let (id, length) = digits(bytes, 0);
     (length < bytes.len()).then_some((id, length))
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_read_as_far_as_they_are_sure() {
+    fn reads_ids_that_are_complete() {
         for (text, ids, used, over) in [
             ("1,23 , 456]", vec![1, 23, 456], 10, true),
             ("1,23", vec![1], 2, false),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_in_pieces_is_one_number() {
+    fn joins_a_number_in_pieces() {
         let text = b"4294967295,17 , 000000000000000000000012345,8,9]";
         let mut whole = Vec::new();
         assert!(write(text, &mut whole).over);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fast_way_reads_what_the_slow_one_reads() {
+    fn fast_and_slow_readers_agree() {
         for digits in ["0", "7", "10", "007", "128255", "9999999", "12345678", "4294967295"] {
             for end in
                 [",1234567", "]       ", ", 5     ", "\u{ff}\u{ff}\u{ff}\u{ff}", ".5,6,7,8", ":/:/:/:/"]
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_are_no_different() {
+    fn reads_long_lists() {
         let ids: Vec<u32> = (0..1000).map(|id| id * 131).collect();
         let text = format!("{}]", ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
         let mut written = Vec::new();

@@ -1,8 +1,8 @@
-//! Images, sounds and the like in the canonical text: by a hash of what they are, at the weight that they
-//! have for a model.
+//! Images, sounds and the like in the canonical text: a hash of their identity, with their weight for a
+//! model.
 //!
-//! The engine tells two pictures apart by their content; here it is the URL, the data or the id that the
-//! client gave them. The same picture as a URL and as data is therefore two pictures.
+//! The engine distinguishes pictures by their content; the balancer by the URL, the data or the id in the
+//! request. The same picture as a URL and as data therefore counts as two pictures.
 
 use super::super::chain::{MEDIA_WEIGHT_BYTES, TextDigest, TextSink};
 use super::text::{after, begins_with};
@@ -15,7 +15,7 @@ const MEDIA: u8 = 3;
 /// The keys of a payload that is an object, in the order in which they count.
 const INNER: [&str; 6] = ["url", "data", "file_data", "file_url", "file_id", "content"];
 
-/// Writes a picture, given the type of its part and what says which one it is.
+/// Writes a picture, given the type of its part and the value that identifies it.
 pub fn write<S: TextSink>(kind: &[u8], payload: RawValue<'_>, out: &mut S) {
     if out.skip(MEDIA_WEIGHT_BYTES) {
         return;
@@ -54,7 +54,7 @@ fn hash(payload: RawValue<'_>) -> u64 {
     digest.hash()
 }
 
-/// A data URL without its head, which other interfaces write in a field of its own.
+/// A data URL without its head, which other interfaces have in a separate field.
 fn content(text: &[u8]) -> &[u8] {
     match begins_with(text, true, "data:") {
         Some(true) => after(text, b',').map_or(text, |head| &text[head..]),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_what_it_shows_in_every_interface() {
+    fn identifies_a_picture_alike_in_every_interface() {
         let picture = written("image_url", r#"{"url":"data:image/png;base64,aGVsbG8=","detail":"low"}"#);
         assert_eq!(picture.len(), MEDIA_WEIGHT_BYTES);
         for (kind, payload) in [

@@ -1,5 +1,5 @@
-//! Tests of `canon`: what means the same has the same chain, what differs parts where it differs, and a cut
-//! body has a beginning of the whole one's chain.
+//! Tests of `canon`: equal prompts have equal chains, chains of different prompts part at the difference, and
+//! a cut body has a prefix of the whole body's chain.
 
 mod render;
 
@@ -83,7 +83,7 @@ fn shown(text: &[u8]) -> String {
 // === by table ===
 
 #[test]
-fn conversations_read_like_this() {
+fn writes_conversations_in_canonical_form() {
     for (dialect, body, expected) in [
         (
             PromptDialect::Chat,
@@ -155,7 +155,7 @@ fn conversations_read_like_this() {
 }
 
 #[test]
-fn the_line_that_changes_at_every_request_is_left_out() {
+fn omits_the_line_that_changes_with_every_request() {
     let line = "x-anthropic-billing-header: cch=1;";
     for (system, expected) in [
         (format!(r#""{line}\nBe brief""#), "<turn>system|Be brief"),
@@ -173,7 +173,7 @@ fn the_line_that_changes_at_every_request_is_left_out() {
 }
 
 #[test]
-fn what_stands_in_the_way_of_sharing_is_in_the_seed() {
+fn seed_contains_everything_that_separates_caches() {
     let plain = br#"{"messages":[{"role":"user","content":"Hello there"}]}"#;
     let base = chain(PromptDialect::Chat, plain);
     let with = |extra: &str| format!(r#"{{{extra}"messages":[{{"role":"user","content":"Hello there"}}]}}"#);
@@ -210,7 +210,7 @@ fn what_stands_in_the_way_of_sharing_is_in_the_seed() {
 }
 
 #[test]
-fn what_is_cut_off_is_no_part() {
+fn omits_cut_parts() {
     let whole = r#"{"messages":[{"role":"user","content":"Hello"}],"tools":[{"name":"look"}]}"#;
     let without = r#"{"messages":[{"role":"user","content":"Hello"}]}"#;
     assert_eq!(shown(&text(PromptDialect::Chat, whole.as_bytes())), "<tool>look||<turn>user|Hello");
@@ -224,7 +224,7 @@ fn what_is_cut_off_is_no_part() {
 }
 
 #[test]
-fn a_message_too_long_to_be_held_ends_the_chain() {
+fn ends_the_chain_at_a_message_above_the_limit() {
     let body = br#"{"messages":[{"role":"user","content":"Hi"},"#;
     let mut reader = PromptReader::default();
     let known = read(&mut reader, PromptDialect::Chat, "llama", body);
@@ -235,7 +235,7 @@ fn a_message_too_long_to_be_held_ends_the_chain() {
 }
 
 #[test]
-fn a_reader_that_was_used_is_as_good_as_new() {
+fn reader_can_be_reused() {
     let mut reader = PromptReader::default();
     let cut = br#"{"messages":[{"role":"user","content":"Hi"},{"role":"user","#;
     for _ in 0..3 {
@@ -248,7 +248,7 @@ fn a_reader_that_was_used_is_as_good_as_new() {
 }
 
 #[test]
-fn depth_is_no_danger() {
+fn accepts_deep_nesting() {
     let deep = "[".repeat(300_000);
     let part = r#"{"type":"tool_result","content":["#.repeat(100_000);
     for body in [
@@ -311,7 +311,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_same_conversation_has_one_chain(talk in render::talk(), seeds: [u64; 3]) {
+    fn equal_conversations_have_equal_chains(talk in render::talk(), seeds: [u64; 3]) {
         let chat = rendered(&talk, RenderedApi::Chat, false, seeds[0]);
         let responses = rendered(&talk, RenderedApi::Responses, false, seeds[1]);
         let messages = rendered(&talk, RenderedApi::Messages, false, seeds[2]);
@@ -325,7 +325,7 @@ proptest! {
     }
 
     #[test]
-    fn conversations_share_what_they_have_in_common(
+    fn chains_share_the_common_beginning(
         talk in render::talk(), other in render::talk(), mut turns: usize,
         seeds: [u64; 2], apis in [render::api(), render::api()],
     ) {
@@ -341,7 +341,7 @@ proptest! {
     }
 
     #[test]
-    fn another_prompt_has_another_chain(
+    fn different_prompts_have_different_chains(
         talk in render::talk(), change in one_change(), api in render::api(),
     ) {
         let mut other = talk.clone();
@@ -351,7 +351,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_body_has_the_beginning_of_the_chain(
+    fn cut_body_has_a_prefix_of_the_chain(
         talk in render::talk(), api in render::api(), seed: u64, mut cuts: [Index; 2],
     ) {
         let body = rendered(&talk, api, true, seed);
@@ -364,7 +364,7 @@ proptest! {
     }
 
     #[test]
-    fn a_body_in_pieces_has_the_chain_of_the_whole(
+    fn body_in_pieces_has_the_chain_of_the_whole(
         talk in render::talk(), api in render::api(), seed: u64,
         mut cuts in prop::collection::vec(any::<Index>(), 1..6),
     ) {

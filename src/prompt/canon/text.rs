@@ -1,10 +1,9 @@
-//! The beginnings of texts that a string stands for, however it is escaped.
+//! The beginnings of the texts of JSON strings, with any escapes.
 
 use crate::json::work::spend;
 use crate::json::{ShortText, decode, escape};
 
-/// How many of the bytes between a string's quotes lead up to a character and include it, however it is
-/// written.
+/// The number of bytes between a string's quotes up to and including a character, escaped or not.
 pub fn after(raw: &[u8], character: u8) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -23,7 +22,7 @@ pub fn after(raw: &[u8], character: u8) -> Option<usize> {
     }
 }
 
-/// Whether the text of a string begins with `prefix`; none where a cut string is too short to tell.
+/// Whether the text of a string begins with `prefix`; `None` when a cut string is too short to decide.
 pub fn begins_with(raw: &[u8], whole: bool, prefix: &str) -> Option<bool> {
     let mut short = ShortText::default();
     let reach = raw.len().min(6 * prefix.len());

@@ -1,13 +1,13 @@
-//! The one form of a text in the canonical text, however its client escapes it.
+//! The single form of a text in the canonical text, independent of the client's escapes.
 //!
-//! It is JSON's shortest form, which most clients write: quotes, backslashes and control characters are
-//! escaped, with a letter where there is one, and nothing else is. So the texts of most clients go to the
-//! sink as they stand in the body, and only escapes of another form (`\u00e9`, `\/`) are replaced.
+//! The form is JSON's shortest, which most clients write: only quotes, backslashes and control characters are
+//! escaped, with a letter if there is one. So the texts of most clients go to the sink unchanged, and only
+//! escapes of another form (`\u00e9`, `\/`) are replaced.
 //!
-//! Never: a text that is taken apart where it already has the form.
+//! Never: take apart a text that already has the form.
 
 use crate::json::work::spend;
-use crate::json::{ByteSink, WINDOW, escape, is_undecided, lone_unit, windows};
+use crate::json::{ByteSink, WINDOW_BYTES, escape, is_undecided, lone_unit, windows};
 
 /// Writes a string in the one form that the canonical text has for it, given the bytes between its quotes.
 /// Returns how many of them were used: all, unless the string is cut within an escape.
@@ -66,17 +66,17 @@ fn next_replaced(raw: &[u8], from: usize) -> Option<usize> {
     }
     let mut at = from;
     while let Some([here, next]) = windows(raw, [at, at + 1]) {
-        spend(WINDOW);
+        spend(WINDOW_BYTES);
         let mut found = 0;
         for (here, next) in here.iter().zip(next) {
             found |= u8::from((*here == b'\\') & ((*next == b'u') | (*next == b'/')));
         }
         if found != 0
-            && let Some(escape_at) = first_replaced(raw, from, at, at + WINDOW)
+            && let Some(escape_at) = first_replaced(raw, from, at, at + WINDOW_BYTES)
         {
             return Some(escape_at);
         }
-        at += WINDOW;
+        at += WINDOW_BYTES;
     }
     first_replaced(raw, from, at, raw.len())
 }

@@ -1,11 +1,10 @@
-//! A conversation in the canonical text: one form for what three interfaces write in different ways.
+//! A conversation in the canonical text: one form for the notations of three interfaces.
 //!
-//! A message, an item or a block is first looked at as a whole, so that its keys may come in any order,
-//! and then written piece by piece. Where it is cut, what stands first in the canonical order is written
-//! as long as it is known, and nothing after what is missing.
+//! A message, an item or a block is first scanned as a whole, so that its keys may come in any order, and
+//! then written piece by piece. A cut one is written in the canonical order up to its first missing piece.
 //!
-//! Never: recursion. Parts stand in messages, and plain parts in the results of tools; deeper there is
-//! nothing to read.
+//! Never: recursion. Messages contain parts, and results of tools contain plain parts; nothing deeper is
+//! read.
 
 use super::super::chain::TextSink;
 use super::media;
@@ -31,30 +30,31 @@ const DOCUMENTS: u8 = 7;
 /// Joins the texts of a message, in the form that a text has.
 pub const LINE_FEED: &[u8] = b"\\n";
 
-/// Claude Code's first system text, other at every request; vLLM leaves it out as well.
+/// Claude Code's first system text, which changes with every request; vLLM omits it as well.
 const BILLING: &str = "x-anthropic-billing-header";
 
 type ItemSlots<'a> = ObjectSlots<'a, 8>;
 const ITEM: [&str; 8] = ["role", "type", "content", "tool_calls", "name", "arguments", "input", "output"];
-const ROLE: usize = 0;
+const ITEM_ROLE: usize = 0;
 const ITEM_TYPE: usize = 1;
 const ITEM_CONTENT: usize = 2;
 const TOOL_CALLS: usize = 3;
 const ITEM_NAME: usize = 4;
-const ARGUMENTS: [usize; 2] = [5, 6];
-const OUTPUT: usize = 7;
+const ITEM_ARGUMENTS: [usize; 2] = [5, 6];
+const ITEM_OUTPUT: usize = 7;
 
+/// The values of the known keys of a part, in the order of `PART`.
 pub type PartSlots<'a> = ObjectSlots<'a, 16>;
 #[rustfmt::skip]
 const PART: [&str; 16] = [
     "type", "text", "refusal", "name", "input", "content",
-    // Which picture it is, in the order in which they count.
+    // The identity of a picture, in order of precedence.
     "uuid", "image_url", "video_url", "audio_url", "input_audio", "source", "file", "file_data", "file_url",
     "file_id",
 ];
 const PART_TYPE: usize = 0;
-const TEXT: usize = 1;
-const REFUSAL: usize = 2;
+const PART_TEXT: usize = 1;
+const PART_REFUSAL: usize = 2;
 const PART_NAME: usize = 3;
 const PART_INPUT: usize = 4;
 const PART_CONTENT: usize = 5;
@@ -63,12 +63,13 @@ const FIRST_PAYLOAD: usize = 6;
 /// Writes a conversation.
 pub struct ConversationWriter<'a, 's, S> {
     pub out: &'s mut S,
-    /// What follows the system's text and has not been written yet.
+    /// The pieces after the system text that are not written yet.
     pub head: Option<ConversationHead<'a>>,
     /// The turn in progress is the user's.
     pub in_user_turn: bool,
 }
 
+/// The values that are written between the system text and the messages.
 #[derive(Clone, Copy, Default)]
 pub struct ConversationHead<'a> {
     pub tools: Option<RawValue<'a>>,
@@ -98,7 +99,7 @@ enum ItemKind<'a> {
     Message(TurnRole<'a>),
     Call,
     Result,
-    /// Reasoning, which templates drop from past turns, and whatever else is no prompt.
+    /// Reasoning, which templates drop from past turns, and other content that is not prompt.
     Nothing,
 }
 
@@ -147,15 +148,15 @@ impl<'a> TurnRole<'a> {
 
 /// What an element of a conversation is. Items of Responses that are no messages have no role.
 fn kind<'a>(item: &ItemSlots<'a>) -> Result<ItemKind<'a>, EndOfJson> {
-    if let Ok(Some(role)) = item.get(ROLE) {
+    if let Ok(Some(role)) = item.get(ITEM_ROLE) {
         return Ok(ItemKind::Message(TurnRole::of(role)?));
     }
     let Some(named) = short(item.get(ITEM_TYPE)?)? else {
-        return item.get(ROLE).map(|_| ItemKind::Nothing);
+        return item.get(ITEM_ROLE).map(|_| ItemKind::Nothing);
     };
     match named.text().unwrap_or_default() {
         b"function_call" | b"custom_tool_call" | b"mcp_call" => Ok(ItemKind::Call),
-        b"message" => item.get(ROLE).map(|_| ItemKind::Nothing),
+        b"message" => item.get(ITEM_ROLE).map(|_| ItemKind::Nothing),
         text if text.ends_with(b"_output") => Ok(ItemKind::Result),
         _ => Ok(ItemKind::Nothing),
     }
@@ -177,7 +178,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     pub fn system(&mut self, raw: RawValue<'a>, join: &'static [u8]) {
         let mut turn = OpenTurn::of(TurnRole::System);
         turn.join = join;
-        // What is wrong with it is left to the upstream.
+        // The upstream reports errors in it.
         let _ = self.plain_content(&mut turn, raw);
     }
 
@@ -195,7 +196,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         used
     }
 
-    /// The messages or items; an error says from where on they have not been written, or not to the end.
+    /// Writes the messages or items. `Err`: the offset from which they are not, or not completely, written.
     pub fn list(&mut self, bytes: &'a [u8]) -> Result<(), usize> {
         let mut list = JsonList::new(bytes);
         loop {
@@ -212,7 +213,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         }
     }
 
-    /// One message or item. What is wrong inside a whole one is left to the upstream.
+    /// Writes one message or item. The upstream reports errors inside of a complete one.
     pub fn element(&mut self, cursor: &mut JsonCursor<'a>) -> Result<(), EndOfJson> {
         if cursor.byte() != Ok(b'{') {
             self.out.checkpoint();
@@ -234,14 +235,14 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         Ok(())
     }
 
-    /// The turn is over; with the user's first one, the opening of the conversation is.
+    /// Ends the turn; the user's first turn also ends the opening of the conversation.
     fn end_question(&mut self) {
         if std::mem::take(&mut self.in_user_turn) {
             self.out.opened();
         }
     }
 
-    /// Writes what stands between the system's text and the rest.
+    /// Writes the pieces between the system text and the messages.
     pub fn end_head(&mut self) {
         let Some(head) = self.head.take() else { return };
         if let Some(tools) = head.tools {
@@ -258,8 +259,8 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         match *kind {
             ItemKind::Nothing => Ok(()),
             ItemKind::Message(role) => self.message(role, item),
-            ItemKind::Call => self.call(item.get(ITEM_NAME)?, || item.first_of(&ARGUMENTS)),
-            ItemKind::Result => match item.get(OUTPUT)? {
+            ItemKind::Call => self.call(item.get(ITEM_NAME)?, || item.first_of(&ITEM_ARGUMENTS)),
+            ItemKind::Result => match item.get(ITEM_OUTPUT)? {
                 Some(output) => self.plain_content(&mut OpenTurn::of(TurnRole::Tool), output),
                 None => Ok(()),
             },
@@ -348,9 +349,9 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         part: &PartSlots<'a>,
     ) -> Result<(), EndOfJson> {
         let text = match kind {
-            b"text" | b"input_text" | b"output_text" => part.get(TEXT)?,
-            b"" if part.get(TEXT)?.is_some() => part.get(TEXT)?,
-            b"refusal" => part.get(REFUSAL)?,
+            b"text" | b"input_text" | b"output_text" => part.get(PART_TEXT)?,
+            b"" if part.get(PART_TEXT)?.is_some() => part.get(PART_TEXT)?,
+            b"refusal" => part.get(PART_REFUSAL)?,
             b"thinking" | b"redacted_thinking" | b"reasoning" | b"reasoning_text" | b"summary_text" => None,
             b"tool_use" | b"tool_result" | b"tool_reference" => None,
             _ => return self.media(turn, kind, part),
@@ -370,7 +371,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         Ok(())
     }
 
-    /// Begins the turn where it has not been: an empty message is none.
+    /// Begins the turn with its first content: an empty message is not a turn.
     fn begin(&mut self, turn: &mut OpenTurn<'a>) {
         if !turn.begun {
             self.end_question();
@@ -382,7 +383,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         }
     }
 
-    /// A text is decoded as far as it is there; what is no text is nothing.
+    /// Writes the available part of a text; other values are omitted.
     fn text(&mut self, turn: &mut OpenTurn<'a>, raw: RawValue<'a>) -> Result<(), EndOfJson> {
         let Some(mut text) = raw.string() else { return raw.end() };
         if matches!(turn.role, TurnRole::System) {
@@ -402,7 +403,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
 
     fn calls(&mut self, raw: RawValue<'a>) -> Result<(), EndOfJson> {
         const CALLED: [&str; 5] = ["function", "custom", "name", "arguments", "input"];
-        const ARGUMENTS: [usize; 2] = [3, 4];
+        const CALLED_ARGUMENTS: [usize; 2] = [3, 4];
         if raw.first() != b'[' {
             return raw.end();
         }
@@ -413,7 +414,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
             if let Some(inner) = call.first_of(&[0, 1])? {
                 call = JsonCursor::new(inner.bytes).object(&CALLED);
             }
-            self.call(call.get(2)?, || call.first_of(&ARGUMENTS))?;
+            self.call(call.get(2)?, || call.first_of(&CALLED_ARGUMENTS))?;
             if !whole {
                 return Err(EndOfJson);
             }
@@ -466,7 +467,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         Ok(())
     }
 
-    /// A text that must be whole, and an end to it.
+    /// Writes a text that must be complete, and its end mark.
     fn short_text(&mut self, raw: Option<RawValue<'a>>) -> Result<(), EndOfJson> {
         if let Some(raw) = raw {
             write_text(raw.string().unwrap_or_default(), raw.whole, self.out);
@@ -477,7 +478,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     }
 }
 
-/// A system text without the line that is other at every request.
+/// A system text without the line that changes with every request.
 fn without_billing(text: &[u8], whole: bool) -> Result<&[u8], EndOfJson> {
     match begins_with(text, whole, BILLING) {
         Some(false) => Ok(text),

@@ -1,12 +1,12 @@
-//! The form behind the bytes that a scanner has seen: whether it names its model once more.
+//! Detects a second model in the part of a form after the scanned bytes.
 //!
-//! Starlette takes the last of two equal fields, so that a route that was found by the first would not be
-//! that of the model which answers. The tail of a form streams past and is not held: kept is only what the
-//! scanner has not settled, which is the headers of a part or the beginning of a boundary.
+//! Starlette uses the last of two equal fields, so the route found by the first one would not be the route of
+//! the model that answers. The tail of a form streams past and is not held, except for the headers of a part
+//! or the beginning of a boundary that the scanner has not finished.
 
 use super::{FormParserState, FormScanner};
 
-/// See the module.
+/// The reader of the rest of a form.
 #[derive(Clone, Debug)]
 pub struct FormTail {
     scanner: FormScanner,

@@ -1,9 +1,9 @@
-//! A body that was edited: what is in it as it was before is not read again.
+//! Scans an edited body without reading its unchanged values again.
 
 use super::{FieldValues, PromptWeight, ScannedValue, Scanner};
 use crate::json::{GrownValue, MemberKind, MemberSink};
 
-/// What a scanner has found in another body, and what it finds in this one.
+/// The values found in the original body and those found in the edited one.
 struct KnownValues<'a> {
     body: &'a [u8],
     values: &'a [Option<ScannedValue>],
@@ -19,7 +19,7 @@ impl Scanner {
         scanner
     }
 
-    /// Where the value that begins at this byte ends, if it is a field's.
+    /// The end of the value that begins at this byte, if it is the value of a field.
     pub fn end_of(&self, start: usize) -> Option<usize> {
         let mut values = self.found.values.iter().flatten();
         values.find(|value| value.start == start).map(|value| value.end)
@@ -40,8 +40,8 @@ impl MemberSink<PromptWeight> for KnownValues<'_> {
         self.found.key(raw);
     }
 
-    /// Knows a value that is, byte for byte, the one that the field had before. It ends where that ended:
-    /// what has quotes or brackets around it says itself where it ends.
+    /// The end of a value that equals, byte for byte, the field's original value. Only values in quotes or
+    /// brackets are recognised, since their bytes contain their end.
     fn known_end(&mut self, body: &[u8], at: usize) -> Option<usize> {
         let value = self.before()?;
         let is_closed = matches!(value.kind, MemberKind::String | MemberKind::Container);

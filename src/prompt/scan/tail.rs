@@ -1,7 +1,7 @@
-//! The document behind the bytes that a scanner has seen: whether it names its model once more.
+//! Detects a second model in the part of a document after the scanned bytes.
 //!
-//! Python's `json` takes the last of two equal keys, so that a route that was found by the first name would
-//! not be that of the model which answers. The tail of a body streams past and is not held, so it is read in
+//! Python's `json` uses the last of two equal keys, so the route found by the first name would not be the
+//! route of the model that answers. The tail of a body streams past and is not held, so it is read in
 //! pieces of any size, each byte once; only the beginning of a top-level key is kept from one piece to the
 //! next.
 
@@ -11,7 +11,7 @@ use crate::json::{ChunkVisitor, ChunkWalker};
 /// The longest way to write the key, each character as `\uXXXX`.
 const MAX_KEY_BYTES: usize = 6 * "model".len();
 
-/// See the module.
+/// The reader of the rest of a document.
 #[derive(Clone, Debug)]
 pub struct DocumentTail {
     walker: ChunkWalker,

@@ -21,7 +21,7 @@ fn named(name: &str) -> ModelField<'_> {
 }
 
 #[test]
-fn the_model_is_read_as_vllm_reads_it() {
+fn reads_the_model_like_vllm() {
     for (body, model) in [
         (r#"{"model":"llama"}"#, named("llama")),
         (r#"{"model":"a\/b\"c"}"#, named("a/b\"c")),
@@ -48,7 +48,7 @@ fn the_model_is_read_as_vllm_reads_it() {
 }
 
 #[test]
-fn what_is_no_json_says_where() {
+fn reports_the_offset_of_invalid_json() {
     for (body, offset) in [
         ("nope{", None),
         ("model=llama", Some(0)),
@@ -71,7 +71,7 @@ fn what_is_no_json_says_where() {
 }
 
 #[test]
-fn a_cut_body_tells_what_stands_before_the_cut() {
+fn reads_the_facts_before_a_cut() {
     for (body, model, prompt_bytes) in [
         ("", ModelField::Absent, 0),
         ("\u{feff}", ModelField::Absent, 0),
@@ -91,7 +91,7 @@ fn a_cut_body_tells_what_stands_before_the_cut() {
 }
 
 #[test]
-fn the_other_facts() {
+fn reads_the_other_facts() {
     let body = r#"{"stream":true,"messages":[],"documents":null,"kv_transfer_params":null,
         "previous_response_id":"resp_\u0031","request_id":"r"}"#;
     let told = facts(body);
@@ -108,7 +108,7 @@ fn the_other_facts() {
 }
 
 #[test]
-fn a_value_is_seen_before_it_is_whole() {
+fn reports_a_value_before_it_is_complete() {
     for (body, seen) in [
         (r#"{"prompt":"ab"}"#, Some((r#""ab""#, true))),
         (r#"{"prompt":"ab"#, Some((r#""ab"#, false))),
@@ -124,7 +124,7 @@ fn a_value_is_seen_before_it_is_whole() {
 }
 
 #[test]
-fn prompt_is_counted_where_it_stands() {
+fn counts_the_prompt() {
     for (body, bytes) in [
         (r#"{"messages":[{"role":"user","content":"hello"}]}"#, 4 + 4 + 7 + 5),
         (r#"{"prompt":[[1,-2.5e+3],[300]]}"#, 12),
@@ -139,13 +139,13 @@ fn prompt_is_counted_where_it_stands() {
 }
 
 #[test]
-fn depth_is_a_counter() {
+fn accepts_any_depth() {
     let deep = format!(r#"{{"x":{}{},"model":"m"}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
     assert_eq!(facts(&deep).model, named("m"));
 }
 
 #[test]
-fn a_buffer_that_shrank_is_no_reason_to_panic() {
+fn does_not_panic_on_a_buffer_that_shrank() {
     let body = br#"{"model":"llama","prompt":"more"#;
     let mut scanner = scanned(body);
     for end in 0..body.len() {
@@ -246,7 +246,7 @@ fn counted(text: &str, value: &Json) -> u64 {
 
 proptest! {
     #[test]
-    fn says_what_a_full_parser_says((entries, body) in document()) {
+    fn agrees_with_a_full_parser((entries, body) in document()) {
         let parsed: Json = serde_json::from_str(&body).unwrap();
         let last = |field: BodyField| entries.iter().rfind(|entry| entry.key == field.name());
         let scanner = scanned(body.as_bytes());
@@ -279,7 +279,7 @@ proptest! {
     }
 
     #[test]
-    fn pieces_say_what_the_whole_says(
+    fn facts_do_not_depend_on_the_pieces(
         (_, body) in document(),
         mut cuts in prop::collection::vec(any::<Index>(), 0..8),
     ) {

@@ -37,7 +37,7 @@ fn in_body(fields: &str) -> Option<Session> {
 }
 
 #[test]
-fn the_first_place_that_names_a_session_counts() {
+fn uses_the_first_place_that_names_a_session() {
     let all =
         headers(&[("x-rllm-session-id", "h2"), ("x-session-id", "h1"), ("cookie", "vllm_lb_session=c")]);
     let body = r#"{"user":"u","session_id":"b"}"#;
@@ -65,7 +65,7 @@ fn the_first_place_that_names_a_session_counts() {
 }
 
 #[test]
-fn only_what_the_configuration_lists_is_looked_at() {
+fn reads_only_configured_places() {
     let headers = headers(&[("x-session-id", "h"), ("x-mine", "mine"), ("cookie", "sid=c")]);
     let mut scanner = Scanner::new();
     let body = br#"{"session_id":"b","metadata":{"chat":"m"}}"#;
@@ -86,7 +86,7 @@ fn only_what_the_configuration_lists_is_looked_at() {
 }
 
 #[test]
-fn a_session_is_told_as_it_is_written_as_far_as_it_can_be_printed() {
+fn labels_a_session_by_its_printable_name() {
     let headers = headers(&[("x-session-id", " sess-1 ")]);
     let request = SessionLookup { path: None, headers: &headers, body: None, model: "m" };
     assert_eq!(request.session(&places()).unwrap().1, "sess-1");
@@ -103,7 +103,7 @@ fn a_session_is_told_as_it_is_written_as_far_as_it_can_be_printed() {
 }
 
 #[test]
-fn fields_of_a_body() {
+fn reads_fields_of_a_body() {
     for (fields, name) in [
         (r#""session_id":"a""#, Some("a")),
         (r#""session_id":" a ""#, Some("a")),
@@ -144,7 +144,7 @@ fn fields_of_a_body() {
 }
 
 #[test]
-fn a_field_that_is_cut_is_none() {
+fn ignores_a_cut_field() {
     let body = r#"{"session_id":"abc"}"#;
     for end in 0..body.len() - 1 {
         assert_eq!(find(None, &HeaderMap::new(), &body[..end], "m"), None, "{end}");
@@ -152,7 +152,7 @@ fn a_field_that_is_cut_is_none() {
 }
 
 #[test]
-fn cookies() {
+fn reads_cookies() {
     for (line, name) in [
         ("vllm_lb_session=a", Some("a")),
         ("b=1; vllm_lb_session=a=b; c", Some("a=b")),
@@ -187,7 +187,7 @@ fn a_cookie_that_starlette_signed_names_its_session_however_it_is_signed() {
 }
 
 #[test]
-fn headers_of_agents() {
+fn reads_headers_of_agents() {
     for name in ["x-claude-code-session-id", "x-session-affinity", "session-id", "session_id"] {
         let expected = named("s", SessionOrigin::Header);
         assert_eq!(find(None, &headers(&[(name, "s")]), "{}", "m"), expected, "{name}");
@@ -195,7 +195,7 @@ fn headers_of_agents() {
 }
 
 #[test]
-fn a_subagent_has_a_session_of_its_own_or_follows() {
+fn gives_subagents_their_own_session_or_the_parents() {
     let session = |pairs: &[(&'static str, &str)], subagents| {
         let headers = headers(pairs);
         let places = SessionPlaces::new(&SessionConfig { subagents, ..SessionConfig::default() });
@@ -259,7 +259,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_told_is_short_and_told_the_same_again(name in any::<Vec<u8>>(), times in 1..40_usize) {
+    fn labels_are_short_and_stable(name in any::<Vec<u8>>(), times in 1..40_usize) {
         let told = printable(&name.repeat(times));
         prop_assert!(told.len() <= MAX_LABEL_BYTES && !told.contains(char::is_control));
         prop_assert_eq!(printable(told.as_bytes()), told);
