@@ -3,9 +3,13 @@
 /// The product's name in `User-Agent`.
 pub const PRODUCT: &str = concat!("vllm-lb/", env!("CARGO_PKG_VERSION"));
 
+/// The header field with the id of a request.
 pub const X_REQUEST_ID: &str = "x-request-id";
+/// The header field with the addresses of the client and of proxies.
 pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
+/// The header field with the host that the client requested.
 pub const X_FORWARDED_HOST: &str = "x-forwarded-host";
+/// The header field with the scheme that the client used.
 pub const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 /// The upstream that answered, with `expose: true`.
 pub const X_UPSTREAM: &str = "x-vllm-lb-upstream";

@@ -65,6 +65,7 @@ pub struct DrawSeed {
     pub jitter: f64,
 }
 
+/// The chosen candidate and the reason of the choice.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
     /// The winner's index in the snapshot.
@@ -73,6 +74,7 @@ pub struct Choice {
     pub reason: ChoiceReason,
 }
 
+/// The reason of a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChoiceReason {
     /// The only candidate.
@@ -88,6 +90,7 @@ pub enum ChoiceReason {
 }
 
 impl ChoiceReason {
+    /// The name in metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
             ChoiceReason::Only => "only",

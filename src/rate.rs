@@ -11,6 +11,7 @@ impl Rate {
         Rate(AtomicU64::new(pack(above, below)))
     }
 
+    /// The current value.
     pub fn value(&self) -> f64 {
         let (above, below) = unpack(self.0.load(Relaxed));
         f64::from(above) / f64::from(below)

@@ -77,6 +77,7 @@ pub struct RejectAnswer {
 }
 
 impl Reject {
+    /// The HTTP status of the answer.
     pub fn status(&self) -> u16 {
         match self {
             Reject::Path | Reject::Model { .. } | Reject::Response { .. } => 404,
@@ -129,6 +130,7 @@ impl Reject {
         matches!(self, Reject::Slow | Reject::Malformed { .. } | Reject::HeadTooLarge { .. })
     }
 
+    /// The answer to the client in the form of its interface.
     pub fn answer(&self, style: ErrorShape) -> RejectAnswer {
         let headers = match self {
             Reject::Method { allow } => vec![("allow", (*allow).to_string())],

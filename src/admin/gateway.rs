@@ -123,7 +123,7 @@ impl ListRange {
         let since = member("since").map(Value::as_f64);
         let limit = member("limit").map(|limit| match limit {
             Value::Number(number) => {
-                // JSON may write a huge limit as a fraction; above any length of a list its precision is irrelevant.
+                // JSON may write a huge limit as a fraction; precision is irrelevant there.
                 let is_count = |number: &f64| *number >= 0.0 && number.fract() == 0.0;
                 number.as_f64().filter(is_count).map(|number| number as usize)
             }

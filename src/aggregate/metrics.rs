@@ -109,6 +109,7 @@ impl<'p> MetricFamilies<'p> {
 
 // === Lines ===
 
+/// A line of a page of metrics.
 #[derive(Debug, PartialEq)]
 pub(super) enum MetricsLine<'p> {
     Help { name: &'p str, text: &'p str },
@@ -116,6 +117,7 @@ pub(super) enum MetricsLine<'p> {
     Sample(MetricSample<'p>),
 }
 
+/// A sample of a metric.
 #[derive(Debug, PartialEq)]
 pub(super) struct MetricSample<'p> {
     pub name: &'p str,

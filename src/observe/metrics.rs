@@ -16,7 +16,7 @@ use exchange::ExchangeMetrics;
 use traces::TraceMetrics;
 
 /// Histogram buckets in seconds: a first token takes from a millisecond to ten minutes.
-const BUCKETS: [f64; 16] =
+const SECONDS_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
 
 /// All metrics of one balancer, in a registry of their own.
@@ -150,7 +150,7 @@ impl MetricsBuilder {
     }
 
     fn histogram(&self, name: &str, help: &str) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+        let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
         self.enter(HistogramVec::new(options, &["model"]))
     }
 

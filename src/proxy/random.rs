@@ -33,8 +33,8 @@ impl RandomSource {
     }
 
     /// Unpredictable bytes from the system; `None` if the system fails.
-    pub fn secret<const LENGTH: usize>(&self) -> Option<[u8; LENGTH]> {
-        let mut bytes = [0; LENGTH];
+    pub fn secret<const SECRET_BYTES: usize>(&self) -> Option<[u8; SECRET_BYTES]> {
+        let mut bytes = [0; SECRET_BYTES];
         self.system.fill(&mut bytes).ok()?;
         Some(bytes)
     }

@@ -229,7 +229,8 @@ impl AnswerEdit {
         let edited = self.document(&raw[start..end], "delta");
         if let Some(missing) = self.missing {
             // The last event of the stream.
-            let error = error_events(ErrorEventForm::Data, &missing.message(), MissingTokens::STATUS, false);
+            let error =
+                error_events(ErrorEventForm::Data, &missing.message(), MissingTokens::REJECT_STATUS, false);
             out.extend_from_slice(error.as_bytes());
             return;
         }

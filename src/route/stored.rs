@@ -37,7 +37,7 @@ const MODEL_DIGITS: Range<usize> = 14..19;
 const ID_LENGTH: usize = 37;
 
 /// Random bytes in an id.
-pub const SECRET: usize = 9;
+pub const SECRET_BYTES: usize = 9;
 
 /// The longest id that is searched for.
 const MAX_ID_BYTES: usize = 256;
@@ -53,7 +53,7 @@ pub struct ResponseIdTag {
 #[derive(Clone, Debug)]
 pub struct ResponseIdStamp {
     name: u64,
-    secret: [u8; SECRET],
+    secret: [u8; SECRET_BYTES],
     /// The offset of the insertion in the body.
     at: usize,
 }
@@ -111,7 +111,7 @@ impl ResponseIdTag {
 impl ResponseIdStamp {
     /// Creates the stamp of a body with this beginning and without an id; `name` is the model's `number`.
     /// `None` for a body other than an object, or with too few bytes to read past its brace.
-    pub fn new(body: &[u8], name: u64, secret: [u8; SECRET]) -> Option<Self> {
+    pub fn new(body: &[u8], name: u64, secret: [u8; SECRET_BYTES]) -> Option<Self> {
         let brace = skip_space(body, 0);
         let next = skip_space(body, brace + 1);
         let fits = body.get(brace) == Some(&b'{') && body.get(next) == Some(&b'"');
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     fn stamp(body: &str, model: Option<&str>) -> Option<ResponseIdStamp> {
-        ResponseIdStamp::new(body.as_bytes(), number(model), [0xA7; SECRET])
+        ResponseIdStamp::new(body.as_bytes(), number(model), [0xA7; SECRET_BYTES])
     }
 
     /// The beginning of a body, as it is sent to this upstream.
@@ -240,7 +240,7 @@ mod tests {
         #[test]
         fn reading_never_panics(id in ".{0,60}", body in prop::collection::vec(any::<u8>(), 0..40)) {
             ResponseIdTag::read(&id);
-            if let Some(stamp) = ResponseIdStamp::new(&body, 0, [0; SECRET]) {
+            if let Some(stamp) = ResponseIdStamp::new(&body, 0, [0; SECRET_BYTES]) {
                 let (at, text) = stamp.insertion("a");
                 prop_assert!(at <= body.len() && text.len() == ResponseIdStamp::length());
             }

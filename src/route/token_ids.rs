@@ -43,7 +43,7 @@ impl SeenTokens {
 impl MissingTokens {
     /// The status of NeMo Gym for this case: its clients give up on it after a few attempts, whereas they
     /// retry a 502 without end.
-    pub const STATUS: u16 = 500;
+    pub const REJECT_STATUS: u16 = 500;
 
     /// The text of the error: what is missing, and the flag of the engine that sends it.
     pub fn message(self) -> String {

@@ -4,6 +4,7 @@ use prometheus::{IntCounterVec, IntGauge};
 
 use super::MetricsBuilder;
 
+/// The metrics of tokens and of the prefix index.
 pub(in crate::observe) struct CacheMetrics {
     pub tokens: IntCounterVec,
     pub predicted: IntCounterVec,

@@ -4,6 +4,7 @@ use prometheus::{Gauge, IntCounterVec, IntGauge};
 
 use super::MetricsBuilder;
 
+/// The metrics of Redis and the siblings.
 pub(in crate::observe) struct ExchangeMetrics {
     pub redis_up: IntGauge,
     pub redis_failures: IntCounterVec,

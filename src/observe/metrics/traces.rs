@@ -4,6 +4,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use super::MetricsBuilder;
 
+/// The metrics of recorded calls.
 pub(in crate::observe) struct TraceMetrics {
     pub calls: IntCounterVec,
     pub failures: IntCounter,

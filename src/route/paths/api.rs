@@ -1,7 +1,5 @@
 //! The properties of vLLM's interfaces: the location of the model, the form of errors.
 
-use crate::prompt::scan::{BodyField, ScanFacts};
-
 /// One interface of vLLM. The set is closed and small, so that it can be a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Api {
@@ -163,25 +161,5 @@ impl Api {
     /// Whether the interface is a websocket; vLLM answers 404 to plain HTTP there.
     pub fn is_websocket(self) -> bool {
         self == Api::Realtime
-    }
-
-    /// The interface of a request to /invocations, tried in vLLM's order.
-    pub fn sniff(facts: &ScanFacts<'_>) -> Api {
-        let any = |fields: &[BodyField]| fields.iter().any(|field| facts.has(*field));
-        if facts.has(BodyField::Messages) {
-            Api::Chat
-        } else if facts.has(BodyField::Prompt) {
-            Api::Completions
-        } else if facts.has(BodyField::Input) {
-            Api::Embeddings
-        } else if facts.has(BodyField::Query) && facts.has(BodyField::Documents) {
-            Api::Rerank
-        } else if any(&[BodyField::Queries, BodyField::Data1, BodyField::Text1]) {
-            Api::Score
-        } else if facts.has(BodyField::Data) {
-            Api::Pooling
-        } else {
-            Api::Invocations
-        }
     }
 }

@@ -250,24 +250,6 @@ fn escapes_locations() {
 }
 
 #[test]
-fn finds_the_interface_of_invocations_by_their_fields() {
-    for (body, api) in [
-        (r#"{"messages":[],"prompt":""}"#, Api::Chat),
-        (r#"{"messages":null,"prompt":"a","input":"b"}"#, Api::Completions),
-        (r#"{"input":["a"]}"#, Api::Embeddings),
-        (r#"{"query":"a","documents":["b"]}"#, Api::Rerank),
-        (r#"{"queries":"a","documents":["b"]}"#, Api::Score),
-        (r#"{"text_1":"a","text_2":"b"}"#, Api::Score),
-        (r#"{"data":"a"}"#, Api::Pooling),
-        (r#"{"model":"m"}"#, Api::Invocations),
-    ] {
-        let mut scanner = crate::prompt::scan::Scanner::new();
-        scanner.scan(body.as_bytes());
-        assert_eq!(Api::sniff(&scanner.facts(body.as_bytes())), api, "{body}");
-    }
-}
-
-#[test]
 fn names_are_labels_and_only_realtime_is_a_websocket() {
     let names: std::collections::BTreeSet<_> = API_ROUTES.iter().map(|row| row.api.name()).collect();
     let apis: std::collections::HashSet<_> = API_ROUTES.iter().map(|row| row.api).collect();

@@ -33,6 +33,7 @@ pub struct WholeChat {
 }
 
 impl WholeChat {
+    /// Parses the answer to a chat.
     pub fn read(body: &[u8]) -> Result<Self, AnswerFault> {
         if !has_at_most(body, MAX_ANSWER_VALUES) {
             return Err(AnswerFault::ManyValues);

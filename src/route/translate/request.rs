@@ -23,6 +23,7 @@ pub fn memory_needed(body_len: usize) -> u64 {
     ((body_len / 2 + 1).min(MAX_TREE_VALUES) * VALUE_BYTES + body_len * BYTE_FACTOR) as u64
 }
 
+/// The members of a JSON object.
 pub type JsonFields = Map<String, Value>;
 
 /// The refusal of what stands at `param`.

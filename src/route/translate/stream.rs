@@ -49,11 +49,15 @@ pub struct ChatEnd {
 pub struct StreamFault(&'static str);
 
 impl StreamFault {
+    /// The stream ended before the answer was whole.
     pub const ENDED: StreamFault = StreamFault("The upstream ended before the answer was whole.");
+    /// An event of the stream is not a chunk of a chat.
     pub const UNREADABLE: StreamFault = StreamFault("The upstream's stream cannot be read as a chat.");
+    /// The answer exceeds the limit for translation.
     pub const TOO_LONG: StreamFault = StreamFault("The upstream's answer is too long to be translated.");
 }
 
+/// Translates the stream of a chat into events of another interface.
 #[derive(Debug)]
 pub struct ChatStreamTranslator<E> {
     lines: LineSplitter,
@@ -164,7 +168,7 @@ impl<E: ChatEvents> ChatStream<E> {
         if self.token_ids {
             self.end.tokens.collect(&mut chunk, &mut choice);
             if let Some(missing) = self.end.tokens.missing(&choice["delta"]) {
-                self.fault(&missing.message(), MissingTokens::STATUS);
+                self.fault(&missing.message(), MissingTokens::REJECT_STATUS);
                 return Ok(());
             }
         }

@@ -219,6 +219,7 @@ pub fn message(id: &str, text: &str, logprobs: Value) -> Value {
     })
 }
 
+/// The output item of a function call.
 pub fn call(id: &str, (call_id, name): (&str, &str), arguments: &str, status: &str) -> Value {
     json!({
         "arguments": arguments,
