@@ -162,8 +162,8 @@ impl Traces {
         }
     }
 
-    /// Reads from the store for a request. `None`: the store did not answer in time; other requests then skip it
-    /// for a while.
+    /// Reads from the store for a request. `None`: the store did not answer in time; other requests then skip
+    /// it for a while.
     async fn look_up<T>(&self, read: impl AsyncFnOnce(Arc<Store>) -> Result<T, StoreError>) -> Option<T> {
         let store = self.store.load_full()?;
         let pause = || self.lookup_pause.lock().unwrap_or_else(PoisonError::into_inner);

@@ -33,6 +33,7 @@ pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: LoadConfig) -> LoadConf
     })
 }
 
+/// Reads the configuration again and applies the changes to the running parts.
 pub(super) struct Reloader {
     load: LoadConfig,
     /// The running configuration; one reload at a time changes it.
@@ -62,6 +63,7 @@ impl Reloader {
         self.config.load_full()
     }
 
+    /// Reloads once; concurrent calls take turns. Fails with all problems of the new configuration.
     pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
         let _turn = self.turn.lock().await;
         let done = self.exchange().await;

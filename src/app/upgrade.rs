@@ -47,6 +47,7 @@ pub enum SocketPurpose {
 }
 
 impl SocketPurpose {
+    /// The name of the purpose in messages and logs.
     pub fn label(self) -> &'static str {
         match self {
             SocketPurpose::Api => "api",

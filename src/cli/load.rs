@@ -34,6 +34,7 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// What the command line requests.
 #[derive(Debug)]
 pub enum LoadMode {
     Serve,

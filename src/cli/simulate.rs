@@ -95,6 +95,7 @@ pub struct Interval(pub Option<Duration>);
 // === impl SimulateArgs ===
 
 impl SimulateArgs {
+    /// The setup of the replay, with the defaults of its shape.
     pub fn setup(&self) -> Setup {
         let agents = self.shape == Some(Shape::Agents);
         let cache = if agents { CACHE_TOKENS_OF_AGENTS } else { CACHE_TOKENS };

@@ -17,7 +17,7 @@ const REMEDY: &str = "write local, redis://[user:password@]host:port/db, rediss:
 
 const LOCAL: &str = "redis://localhost:6379";
 
-const PORT: u16 = 6379;
+const DEFAULT_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 /// How a Redis is reached.
@@ -109,7 +109,7 @@ fn parse(text: &str) -> Result<RedisUrl, &'static str> {
         return Err("has a query or fragment");
     }
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let port = if *kind == UrlTopology::Sentinel { SENTINEL_PORT } else { PORT };
+    let port = if *kind == UrlTopology::Sentinel { SENTINEL_PORT } else { DEFAULT_PORT };
     let mut hosts = Vec::new();
     for host in authority.split(',') {
         let (host, given) = host_and_port(host)?;

@@ -14,11 +14,13 @@ use super::secret::Secret;
 /// The result of a parser; the error continues a sentence that begins with the key.
 pub type ReadResult<T> = Result<T, String>;
 
+/// Units of time.
 pub const SECOND: Duration = Duration::from_secs(1);
 pub const MINUTE: Duration = Duration::from_secs(60);
 pub const HOUR: Duration = Duration::from_secs(3600);
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// Units of size, in bytes.
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;

@@ -9,10 +9,8 @@
 //! ```
 //!
 //! and its tokens are reported at its end. Leading blocks of a prompt that the cache holds are not computed
-//! again, except the last token's block, as in vLLM. A request starts only when the cache has room for its
-//! prompt and answer; real engines preempt instead, so `num_preemptions` stays zero here.
-//!
-//! Pure: `now` is seconds on any clock of the caller, and must never decrease between calls.
+//! again, except the last token's block, as in vLLM. A request starts only when the cache has room for it;
+//! real engines preempt instead. Pure: `now` is seconds on any clock, and must never decrease.
 
 use std::collections::VecDeque;
 
@@ -85,6 +83,7 @@ pub struct EngineEvent {
     pub kind: EngineEventKind,
 }
 
+/// What happened to a request in a step of the engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum EngineEventKind {
     FirstToken { cached_tokens: usize },
@@ -338,6 +337,7 @@ impl SimulatedEngine {
         self.paused = true;
     }
 
+    /// Resumes the steps after a pause.
     pub fn resume(&mut self, now: f64) {
         self.paused = false;
         self.begin_if_idle(now);

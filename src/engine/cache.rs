@@ -15,7 +15,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 pub type BlockHash = u64;
 
 /// The end of the list of free blocks.
-const NIL: u32 = u32::MAX;
+const NO_BLOCK: u32 = u32::MAX;
 
 /// A cache of at most `capacity` blocks.
 #[derive(Debug)]
@@ -69,8 +69,8 @@ impl Cache {
             index: HashMap::default(),
             slots: Vec::new(),
             vacant: Vec::new(),
-            oldest: NIL,
-            newest: NIL,
+            oldest: NO_BLOCK,
+            newest: NO_BLOCK,
             pinned: 0,
             capacity,
         }
@@ -118,7 +118,7 @@ impl Cache {
         if self.index.len() >= self.capacity && !self.evict() {
             return false;
         }
-        let slot = CacheSlot { hash, pins: 1, older: NIL, newer: NIL };
+        let slot = CacheSlot { hash, pins: 1, older: NO_BLOCK, newer: NO_BLOCK };
         let at = match self.vacant.pop() {
             Some(at) => {
                 *self.slot_mut(at) = slot;
@@ -161,7 +161,7 @@ impl Cache {
 
     fn evict(&mut self) -> bool {
         let victim = self.oldest;
-        if victim == NIL {
+        if victim == NO_BLOCK {
             return false;
         }
         self.unlink(victim);
@@ -174,25 +174,25 @@ impl Cache {
     fn unlink(&mut self, at: u32) {
         let (older, newer) = (self.slot(at).older, self.slot(at).newer);
         match older {
-            NIL => self.oldest = newer,
+            NO_BLOCK => self.oldest = newer,
             older => self.slot_mut(older).newer = newer,
         }
         match newer {
-            NIL => self.newest = older,
+            NO_BLOCK => self.newest = older,
             newer => self.slot_mut(newer).older = older,
         }
         let slot = self.slot_mut(at);
-        slot.older = NIL;
-        slot.newer = NIL;
+        slot.older = NO_BLOCK;
+        slot.newer = NO_BLOCK;
     }
 
     fn link_newest(&mut self, at: u32) {
         let newest = self.newest;
         let slot = self.slot_mut(at);
         slot.older = newest;
-        slot.newer = NIL;
+        slot.newer = NO_BLOCK;
         match newest {
-            NIL => self.oldest = at,
+            NO_BLOCK => self.oldest = at,
             newest => self.slot_mut(newest).newer = at,
         }
         self.newest = at;

@@ -16,6 +16,7 @@ impl Dice {
         Dice(mix(seed).wrapping_add(mix(!number)))
     }
 
+    /// Returns the next pseudo-random number.
     pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         mix(self.0)

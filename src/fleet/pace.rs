@@ -27,7 +27,7 @@ const MIN_LEARNED_TOKENS: u64 = 256;
 const MAX_ESTIMATE: Duration = Duration::from_secs(600);
 
 /// The value of `next` while no prefill runs.
-const NEVER: u64 = u64::MAX;
+const NO_PREFILL: u64 = u64::MAX;
 
 /// The prefill pace of one upstream, and its prefills whose ends are estimated.
 pub struct PrefillPace {
@@ -63,7 +63,7 @@ impl PrefillPace {
         PrefillPace {
             born: now,
             rate: Rate::new(INITIAL_TOKENS_PER_SECOND, 1.0),
-            next: AtomicU64::new(NEVER),
+            next: AtomicU64::new(NO_PREFILL),
             running: Mutex::default(),
         }
     }
@@ -108,7 +108,7 @@ impl PrefillPace {
 
     /// Removes the prefills that are over at `now`, and returns their tokens.
     pub fn take_over_at(&self, now: Instant) -> u64 {
-        if self.next.load(Relaxed) == NEVER {
+        if self.next.load(Relaxed) == NO_PREFILL {
             return 0;
         }
         let now = self.millis(now);
@@ -128,7 +128,7 @@ impl PrefillPace {
 
     fn publish_next(&self, running: &RunningPrefills) {
         let next = running.prefills.iter().map(|prefill| prefill.over).min();
-        self.next.store(next.unwrap_or(NEVER), Relaxed);
+        self.next.store(next.unwrap_or(NO_PREFILL), Relaxed);
     }
 
     fn running(&self) -> MutexGuard<'_, RunningPrefills> {
@@ -136,7 +136,7 @@ impl PrefillPace {
     }
 
     fn millis(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.born).as_millis()).unwrap_or(NEVER - 1)
+        u64::try_from(at.saturating_duration_since(self.born).as_millis()).unwrap_or(NO_PREFILL - 1)
     }
 }
 

@@ -214,6 +214,7 @@ impl Upstream {
         self.live.address.load().as_deref().copied()
     }
 
+    /// Publishes the resolved address, where it changed.
     pub(super) fn set_address(&self, address: SocketAddr) {
         if self.address() != Some(address) {
             self.live.address.store(Some(Arc::new(address)));

@@ -47,6 +47,7 @@ pub struct Placed {
     pub uncached: u64,
 }
 
+/// One balancer of the replay, with its own index and gauges.
 pub struct ReplayBalancer {
     policy: ReplayPolicy,
     index: Index,
@@ -180,6 +181,7 @@ impl ReplayBalancer {
 // === impl ReplayLoad ===
 
 impl ReplayLoad {
+    /// The sum of two loads.
     pub fn and(self, other: ReplayLoad) -> ReplayLoad {
         ReplayLoad {
             active: self.active + other.active,

@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::load::{ChainRewrite, ConversationTurn, ReplayConversation, Workload};
 
 /// The tokens of a block, as in the caches of engines.
-pub const BLOCK: usize = 16;
+pub const BLOCK_TOKENS: usize = 16;
 
 /// The bytes of a token id, and about the bytes of a token's text.
 const TOKEN_BYTES: usize = 4;
@@ -143,6 +143,7 @@ impl CapturedCalls {
         self.left_out
     }
 
+    /// The workload of all read calls, in the order of time.
     pub fn load(mut self) -> Workload {
         self.calls.sort_by(|one, other| one.begun.total_cmp(&other.begun));
         let first = self.calls.first().map_or(0.0, |call| call.begun);
@@ -181,7 +182,7 @@ impl CapturedCalls {
                 rewrites: Vec::new(),
             });
         }
-        Workload { block: BLOCK, sessions: conversations }
+        Workload { block: BLOCK_TOKENS, sessions: conversations }
     }
 
     fn session(&mut self, name: String) -> usize {
@@ -248,10 +249,11 @@ impl BlockHasher {
     fn feed(&mut self, mut bytes: &[u8]) {
         self.bytes += bytes.len();
         while !bytes.is_empty() {
-            let (piece, behind) = bytes.split_at(bytes.len().min(BLOCK * TOKEN_BYTES - self.rest.len()));
+            let (piece, behind) =
+                bytes.split_at(bytes.len().min(BLOCK_TOKENS * TOKEN_BYTES - self.rest.len()));
             self.rest.extend_from_slice(piece);
             bytes = behind;
-            if self.rest.len() == BLOCK * TOKEN_BYTES {
+            if self.rest.len() == BLOCK_TOKENS * TOKEN_BYTES {
                 let parent = self.chain.last().copied().unwrap_or(0);
                 self.chain.push(xxh3_64_with_seed(&self.rest, parent));
                 self.rest.clear();

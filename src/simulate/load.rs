@@ -30,6 +30,7 @@ pub struct ChainRewrite {
     pub chain: Vec<u64>,
 }
 
+/// One request of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConversationTurn {
     /// Seconds after the previous answer, or the previous request, see `Setup::open`; 0 in the first turn.

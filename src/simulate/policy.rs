@@ -9,6 +9,7 @@ use crate::config::setting::NamedChoice;
 use crate::config::types::Preset;
 use crate::engine::dice::mix;
 
+/// A policy of choice that the replay compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayPolicy {
     /// The product's formula with the weights of a preset.
@@ -40,6 +41,7 @@ pub enum Rival {
 }
 
 impl ReplayPolicy {
+    /// All policies, in the order of the report.
     pub const ALL: [ReplayPolicy; 10] = [
         ReplayPolicy::Preset(Preset::RoundRobin),
         ReplayPolicy::Preset(Preset::LeastRequests),
@@ -53,6 +55,7 @@ impl ReplayPolicy {
         ReplayPolicy::Oracle,
     ];
 
+    /// The name on the command line and in the report.
     pub fn name(self) -> &'static str {
         match self {
             ReplayPolicy::Preset(preset) => preset.name(),

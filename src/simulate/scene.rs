@@ -17,6 +17,7 @@ pub struct Scene<'a> {
     pub metrics: &'a [ScrapedMetrics],
 }
 
+/// The metrics of one engine at the last scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScrapedMetrics {
     pub waiting: usize,

@@ -7,11 +7,12 @@ use super::load::{ConversationTurn, ReplayConversation, Workload};
 use crate::engine::dice::{Dice, mix};
 
 /// The tokens of a block.
-const BLOCK: usize = 512;
+const BLOCK_TOKENS: usize = 512;
 
 /// The seconds for which new conversations arrive.
 const ARRIVAL_SECONDS: f64 = 600.0;
 
+/// A generated workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// 160 sessions of 20 to 60 turns that begin within two minutes, with one prompt of 10,000 tokens in
@@ -28,8 +29,10 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// All shapes, in the order of the report.
     pub const ALL: [Shape; 5] = [Shape::Agents, Shape::Rag, Shape::Rollouts, Shape::Apps, Shape::Reasoning];
 
+    /// The name on the command line and in the report.
     pub fn name(self) -> &'static str {
         match self {
             Shape::Agents => "agents",
@@ -54,7 +57,7 @@ impl Shape {
             Shape::Apps => maker.apps(),
             Shape::Reasoning => maker.reasoning(),
         }
-        Workload { block: BLOCK, sessions: maker.sessions }
+        Workload { block: BLOCK_TOKENS, sessions: maker.sessions }
     }
 }
 
@@ -156,13 +159,13 @@ impl WorkloadBuilder {
     fn session(&mut self, start: f64, common: Common, turns: Vec<ConversationTurn>) {
         let number = self.sessions.len() as u64;
         let published = turns.last().map_or(0, |last| last.prompt + last.output);
-        let shared = common.tokens / BLOCK;
+        let shared = common.tokens / BLOCK_TOKENS;
         let name = |block: usize| {
             // Separate bits for blocks that a kind shares and for blocks of one conversation.
             let owner = if block < shared { common.kind << 1 } else { number << 1 | 1 };
             mix(owner << 20 | (block as u64 + 1))
         };
-        let chain = (0..published / BLOCK).map(name).collect();
+        let chain = (0..published / BLOCK_TOKENS).map(name).collect();
         let (opening, rewrites) = (Some(mix(!number)), Vec::new());
         self.sessions.push(ReplayConversation { start, chain, opening, turns, rewrites });
     }
@@ -210,7 +213,7 @@ mod tests {
                 assert!(pair[0].prompt + pair[0].output <= pair[1].prompt);
             }
             let last = session.turns.last().expect("a turn");
-            assert_eq!(session.chain.len(), (last.prompt + last.output) / BLOCK);
+            assert_eq!(session.chain.len(), (last.prompt + last.output) / BLOCK_TOKENS);
         }
     }
 

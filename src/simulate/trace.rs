@@ -19,7 +19,7 @@ use super::load::{ConversationTurn, ReplayConversation, Workload};
 use crate::engine::dice::{Dice, mix};
 
 /// The tokens of a block.
-pub const BLOCK: usize = 512;
+pub const BLOCK_TOKENS: usize = 512;
 
 /// The longest time over which arrivals with one timestamp are spread, in seconds.
 const MAX_SPREAD_SECONDS: f64 = 3.0;
@@ -87,6 +87,7 @@ impl TraceReader {
         })
     }
 
+    /// The load of the whole trace, once all lines are read.
     pub fn finish(self, seed: u64) -> Result<TraceLoad, String> {
         let (form, left_out) = (self.form.unwrap_or(TraceForm::Mooncake), self.captured.left_out());
         let load = match form {
@@ -136,13 +137,13 @@ fn spread(mut lines: Vec<TraceLine>, seed: u64) -> Workload {
         let gap =
             lines.get(next).map_or(MAX_SPREAD_SECONDS, |next| (next.timestamp - line.timestamp) / 1000.0);
         let start = (line.timestamp - first) / 1000.0 + dice.unit() * gap.min(MAX_SPREAD_SECONDS);
-        let full = (line.input_length / BLOCK).min(line.hash_ids.len());
+        let full = (line.input_length / BLOCK_TOKENS).min(line.hash_ids.len());
         let chain = line.hash_ids[..full].iter().map(|id| mix(id + 1)).collect();
         let turn = ConversationTurn { wait: 0.0, prompt: line.input_length, output: line.output_length };
         let (turns, rewrites) = (vec![turn], Vec::new());
         sessions.push(ReplayConversation { start, chain, opening: None, turns, rewrites });
     }
-    Workload { block: BLOCK, sessions }
+    Workload { block: BLOCK_TOKENS, sessions }
 }
 
 fn read(text: &str) -> Result<TraceLine, String> {
@@ -153,9 +154,9 @@ fn read(text: &str) -> Result<TraceLine, String> {
     if line.input_length == 0 || line.output_length == 0 {
         return Err("input_length and output_length must be above 0".into());
     }
-    if line.hash_ids.len() < line.input_length / BLOCK {
+    if line.hash_ids.len() < line.input_length / BLOCK_TOKENS {
         let ids = line.hash_ids.len();
-        return Err(format!("{ids} hash_ids for {} tokens: one for every {BLOCK}", line.input_length));
+        return Err(format!("{ids} hash_ids for {} tokens: one for every {BLOCK_TOKENS}", line.input_length));
     }
     if line.hash_ids.contains(&u64::MAX) {
         return Err("a hash id is out of range".into());

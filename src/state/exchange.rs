@@ -38,6 +38,7 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 /// The kinds of parts on the wire.
 mod kind {
+    /// The kinds of the parts of a message.
     pub const BALANCER: u64 = 1;
     pub const NAMES: u64 = 2;
     pub const GAUGES: u64 = 3;

@@ -37,12 +37,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use self::hits::{Hits, PromptSize};
 pub use self::writer::Receipt;
 
-use self::blocks::{BlockTable, MAX_HOLDER_WORDS, WORD};
-use self::directory::NIL;
+use self::blocks::{BlockTable, MAX_HOLDER_WORDS, WORD_BITS};
+use self::directory::NO_ENTRY;
 use self::writer::Writer;
 
 /// The largest number of upstreams at once, including recently forgotten ones.
-const MAX_COLUMNS: usize = WORD * MAX_HOLDER_WORDS;
+const MAX_COLUMNS: usize = WORD_BITS * MAX_HOLDER_WORDS;
 
 /// The number of an upstream in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,10 +158,10 @@ impl Index {
         let mut leading = std::mem::take(&mut out.leading);
         leading.clear();
         leading.extend(columns.used[..words].iter().map(|word| word.load(Acquire)));
-        let mut at = NIL;
+        let mut at = NO_ENTRY;
         for &hash in chain {
             at = self.blocks.find_after(at, hash);
-            if at == NIL {
+            if at == NO_ENTRY {
                 break;
             }
             let branches = self.blocks.branches(at);
@@ -228,7 +228,7 @@ impl Columns {
     fn each(&self, word: usize, columns: u64, mut visit: impl FnMut(usize)) {
         let mut columns = columns;
         while columns != 0 {
-            let column = word * WORD + columns.trailing_zeros() as usize;
+            let column = word * WORD_BITS + columns.trailing_zeros() as usize;
             visit(usize::from(self.slots[column].load(Relaxed)));
             columns &= columns - 1;
         }
@@ -237,12 +237,12 @@ impl Columns {
     fn open(&self, column: usize, slot: Slot) {
         self.slots[column].store(slot.0, Relaxed);
         self.slot_count.fetch_max(slot.number() + 1, Release);
-        self.used[column / WORD].fetch_or(1 << (column % WORD), Release);
-        self.words.fetch_max(column / WORD + 1, Release);
+        self.used[column / WORD_BITS].fetch_or(1 << (column % WORD_BITS), Release);
+        self.words.fetch_max(column / WORD_BITS + 1, Release);
     }
 
     fn close(&self, column: usize) {
-        self.used[column / WORD].fetch_and(!(1 << (column % WORD)), Release);
+        self.used[column / WORD_BITS].fetch_and(!(1 << (column % WORD_BITS)), Release);
     }
 }
 

@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The number of shards: enough that threads rarely contend, and a power of two.
-const SHARDS: usize = 64;
+const SHARD_COUNT: usize = 64;
 
 /// The end of the list.
-const NIL: u32 = u32::MAX;
+const NO_ENTRY: u32 = u32::MAX;
 
 /// The last upstream of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,11 +71,11 @@ impl Sessions {
 
     /// Builds a table of about `limit` sessions, each kept for `ttl` milliseconds.
     pub fn new(limit: usize, ttl: u64) -> Self {
-        Sessions::with_shards(limit, ttl, SHARDS)
+        Sessions::with_shards(limit, ttl, SHARD_COUNT)
     }
 
     fn with_shards(limit: usize, ttl: u64, shards: usize) -> Self {
-        let part = limit.div_ceil(shards).min(NIL as usize);
+        let part = limit.div_ceil(shards).min(NO_ENTRY as usize);
         let shards = (0..shards).map(|_| Mutex::new(SessionShard::new(part))).collect();
         Sessions { shards, ttl: AtomicU64::new(ttl) }
     }
@@ -138,8 +138,8 @@ impl SessionShard {
             places: HashMap::new(),
             entries: Vec::new(),
             vacant: Vec::new(),
-            newest: NIL,
-            oldest: NIL,
+            newest: NO_ENTRY,
+            oldest: NO_ENTRY,
         }
     }
 
@@ -163,7 +163,7 @@ impl SessionShard {
                 place
             }
         };
-        self.entries[place as usize] = SessionEntry { key, bound, at: now, newer: NIL, older: NIL };
+        self.entries[place as usize] = SessionEntry { key, bound, at: now, newer: NO_ENTRY, older: NO_ENTRY };
         self.link(place);
     }
 
@@ -191,7 +191,7 @@ impl SessionShard {
         if self.entries.len() < self.limit {
             let place = self.entries.len() as u32;
             let bound = SessionBinding { upstream: 0, tokens: 0 };
-            self.entries.push(SessionEntry { key: 0, bound, at: 0, newer: NIL, older: NIL });
+            self.entries.push(SessionEntry { key: 0, bound, at: 0, newer: NO_ENTRY, older: NO_ENTRY });
             return place;
         }
         let oldest = self.oldest;

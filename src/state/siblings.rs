@@ -20,6 +20,7 @@ const NO_UPSTREAM: &str = "";
 impl State {
     // === publishing ===
 
+    /// Publishes the new part of a chain to siblings.
     pub(super) fn publish_chain(&self, chain: &[u64], receipt: &Receipt, id: usize) {
         let Some(outbox) = &self.outbox else { return };
         let (parent, new) = receipt.new_part(chain);

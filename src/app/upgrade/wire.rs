@@ -21,6 +21,7 @@ use super::SocketPurpose;
 /// The largest message in bytes, enough for some thousand listeners and upstreams.
 const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 
+/// A message between the running and the new process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HandoverMessage {
@@ -36,6 +37,7 @@ pub enum HandoverMessage {
     Refused(String),
 }
 
+/// A listening socket that the running process offers.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct OfferedListener {
     pub serves: SocketPurpose,
@@ -48,6 +50,7 @@ pub fn same_user(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
 }
 
+/// Sends one message, behind its length.
 pub async fn send(stream: &mut UnixStream, message: &HandoverMessage) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
     let length = u32::try_from(text.len()).ok().filter(|length| *length <= MAX_MESSAGE_BYTES);
@@ -56,6 +59,7 @@ pub async fn send(stream: &mut UnixStream, message: &HandoverMessage) -> io::Res
     stream.write_all(&text).await
 }
 
+/// Receives one message of a limited length.
 pub async fn receive(stream: &mut UnixStream) -> io::Result<HandoverMessage> {
     let length = stream.read_u32().await?;
     if length > MAX_MESSAGE_BYTES {
@@ -66,6 +70,7 @@ pub async fn receive(stream: &mut UnixStream) -> io::Result<HandoverMessage> {
     Ok(serde_json::from_slice(&text)?)
 }
 
+/// Sends a socket beside one byte.
 pub async fn send_socket(stream: &UnixStream, socket: BorrowedFd<'_>) -> io::Result<()> {
     let send = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

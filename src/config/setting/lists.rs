@@ -45,6 +45,7 @@ pub const fn maybe_texts(
     list(kind, read, Some, |texts| json!(texts))
 }
 
+/// Returns the form of a list whose items are scalars.
 pub const fn list<V, L>(
     kind: &'static str,
     read: fn(&str) -> ReadResult<V>,

@@ -232,6 +232,7 @@ pub(super) fn keys_of<S>(table: &[SettingRow<S>]) -> Vec<&'static str> {
     table.iter().map(|row| row.key).collect()
 }
 
+/// Reads the keys of a map by the rows of its table.
 pub(super) fn read_rows<S: SettingsTable>(
     table: &[SettingRow<S>],
     from: &mut dyn MapSource,
@@ -247,12 +248,14 @@ pub(super) fn read_rows<S: SettingsTable>(
     into.contradictions(&mut |key, text| from.problem(key, text));
 }
 
+/// Renders the values of all rows.
 pub(super) fn show_rows<S>(table: &[SettingRow<S>], of: &mut S) -> Value {
     let shown: Map<String, Value> =
         table.iter().map(|row| (row.key.to_owned(), row.field.show(of))).collect();
     Value::Object(shown)
 }
 
+/// Appends the rows as they stand in the reference and the manual.
 pub fn describe_rows<S: SettingsTable>(table: &[SettingRow<S>], at: &MapPlace<'_>, rows: &mut Vec<KeyRow>) {
     let mut defaults = S::defaults();
     for row in table {

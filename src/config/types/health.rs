@@ -8,7 +8,7 @@ use crate::config::setting::{
 use crate::config::values::{HOUR, show_duration, url_path};
 
 /// The shortest interval, timeout and window.
-const SHORTEST: Duration = Duration::from_millis(10);
+const MIN_DURATION: Duration = Duration::from_millis(10);
 
 /// The settings of health probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,12 +76,12 @@ impl SettingsTable for Health {
         row(
             "interval",
             "Time between two probes of an upstream.",
-            &value(|health: &mut Self| &mut health.interval, duration(SHORTEST, HOUR)),
+            &value(|health: &mut Self| &mut health.interval, duration(MIN_DURATION, HOUR)),
         ),
         row(
             "timeout",
             "Time after which a probe has failed.",
-            &value(|health: &mut Self| &mut health.timeout, duration(SHORTEST, HOUR)),
+            &value(|health: &mut Self| &mut health.timeout, duration(MIN_DURATION, HOUR)),
         ),
         row(
             "fall",
@@ -117,17 +117,17 @@ impl SettingsTable for Breaker {
         row(
             "window",
             "Time within which failures count.",
-            &value(|breaker: &mut Self| &mut breaker.window, duration(SHORTEST, HOUR)),
+            &value(|breaker: &mut Self| &mut breaker.window, duration(MIN_DURATION, HOUR)),
         ),
         row(
             "open",
             "Time without requests after the breaker opened; one request then tests the upstream.",
-            &value(|breaker: &mut Self| &mut breaker.open, duration(SHORTEST, HOUR)),
+            &value(|breaker: &mut Self| &mut breaker.open, duration(MIN_DURATION, HOUR)),
         ),
         row(
             "max_open",
             "Upper limit of that time, which doubles with every test that fails.",
-            &value(|breaker: &mut Self| &mut breaker.max_open, duration(SHORTEST, HOUR)),
+            &value(|breaker: &mut Self| &mut breaker.max_open, duration(MIN_DURATION, HOUR)),
         ),
         row(
             "max_ejected",

@@ -22,6 +22,7 @@ impl Default for LogConfig {
     }
 }
 
+/// The form of log records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     Txt,

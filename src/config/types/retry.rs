@@ -104,6 +104,7 @@ impl RetryOn {
     /// The names of the failures, in the order of the fields.
     pub const NAMES: [&'static str; 6] = ["connect", "reset", "502", "503", "504", "abort"];
 
+    /// Retries for no cause.
     pub const NOTHING: RetryOn = RetryOn {
         connect: false,
         reset: false,

@@ -62,6 +62,7 @@ impl DiscoveryMethod {
         }
     }
 
+    /// The address of the source.
     pub fn url(&self) -> &UpstreamUrl {
         match self {
             DiscoveryMethod::Gym(url) => url,

@@ -33,6 +33,7 @@ struct ChatReplyForm {
     reports_cached: bool,
 }
 
+/// Answers `POST /v1/chat/completions`.
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     let (mut request, streams) = read(&mut input);

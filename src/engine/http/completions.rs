@@ -37,6 +37,7 @@ struct Batch {
     prompt_tokens: usize,
 }
 
+/// Answers `POST /v1/completions`.
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("prompt");

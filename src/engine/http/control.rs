@@ -61,6 +61,7 @@ pub fn dev(call: &EngineCall) -> Result<Reply, ApiError> {
     }))
 }
 
+/// Answers the routes under `/sim/`.
 pub async fn sim(call: &EngineCall) -> Result<Reply, ApiError> {
     let list = |all: Vec<Recorded>| {
         let all: Vec<Value> = all.iter().map(Recorded::to_json).collect();

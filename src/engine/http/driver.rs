@@ -17,6 +17,7 @@ use crate::engine::batch::{
     Counters, EngineEventKind, EngineLimits, EngineRefusal, EngineRequest, SimulatedEngine, Timing,
 };
 
+/// Runs the batches of an engine in real time.
 pub struct Driver {
     inner: Mutex<DriverInner>,
     wake: Notify,
@@ -171,6 +172,7 @@ impl Driver {
         }
     }
 
+    /// The load and the counters of the engine.
     pub fn gauges(&self) -> EngineGauges {
         let inner = self.lock();
         EngineGauges {
@@ -215,6 +217,7 @@ impl Driver {
         self.lock().engine.pause();
     }
 
+    /// Resumes the steps after a pause.
     pub fn resume(&self) {
         let mut inner = self.lock();
         inner.engine.resume(self.now());

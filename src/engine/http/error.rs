@@ -24,6 +24,7 @@ impl ApiError {
         Self { status, kind, message: message.into(), param, framework: false }
     }
 
+    /// The error of a model that the engine does not serve.
     pub fn unknown_model(model: &str, aliases: &[String]) -> Self {
         let aliases = aliases.join(", ");
         let message = format!("The model `{model}` does not exist. Valid aliases: {aliases}.");
@@ -64,6 +65,7 @@ impl ApiError {
         Self { framework: true, ..Self::new(400, "Bad Request", message, param) }
     }
 
+    /// The error of a request that the engine refused.
     pub fn refused(refused: EngineRefusal) -> Self {
         match refused {
             EngineRefusal::QueueFull => Self::new(
@@ -92,6 +94,7 @@ impl ApiError {
         Self::new(status, "InternalServerError", "Internal server error", None)
     }
 
+    /// The body of the error in OpenAI's form.
     pub fn openai(&self) -> Value {
         json!({"error": {
             "message": self.message, "type": self.kind, "param": self.param, "code": self.status,

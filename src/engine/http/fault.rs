@@ -46,6 +46,7 @@ pub enum NoMetrics {
     Stall,
 }
 
+/// The fault that is injected at the moment.
 #[derive(Debug, Default)]
 pub struct Faults(Mutex<FaultState>);
 
@@ -61,6 +62,7 @@ struct FaultState {
 // === impl Faults ===
 
 impl Faults {
+    /// Injects a fault, for a number of requests where one is given; `None` removes it.
     pub fn set(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
         let mut state = self.lock();
         state.fault = fault.filter(|_| requests != Some(0));

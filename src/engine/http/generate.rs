@@ -17,6 +17,7 @@ struct GenerateReplyForm {
     include_usage: bool,
 }
 
+/// Answers `POST /inference/v1/generate`.
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["token_ids", "sampling_params"] {

@@ -76,6 +76,7 @@ impl Input {
         self.body.get(key).filter(|value| !value.is_null())
     }
 
+    /// Reports a missing field.
     pub fn require(&mut self, key: &str) {
         if self.body.get(key).is_none() {
             let body = self.body.take();
@@ -84,6 +85,7 @@ impl Input {
         }
     }
 
+    /// Reads a field that must be a string.
     pub fn string(&mut self, key: &str) -> Option<String> {
         let value = self.get(key)?.clone();
         match value {
@@ -118,6 +120,7 @@ impl Input {
         None
     }
 
+    /// Reads a field that must be a number.
     pub fn float(&mut self, key: &str) -> Option<f64> {
         let value = self.get(key)?.clone();
         let (kind, message) = match &value {
@@ -160,6 +163,7 @@ impl Input {
         }
     }
 
+    /// Reads a field that must be an object.
     pub fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
         let value = self.get(key)?.clone();
         match value {

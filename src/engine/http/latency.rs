@@ -16,11 +16,12 @@ const SECONDS_WHOLE: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 ];
-const TOKENS: &[f64] = &[
+const TOKEN_BUCKETS: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0,
     50_000.0,
 ];
 
+/// A histogram of seconds, in the buckets of vLLM's metrics.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     pub bounds: &'static [f64],
@@ -29,6 +30,7 @@ pub struct Histogram {
     pub sum: f64,
 }
 
+/// The histograms of latencies that vLLM reports.
 #[derive(Debug, Clone)]
 pub struct Latencies {
     pub time_to_first_token: Histogram,
@@ -66,14 +68,15 @@ impl Default for Latencies {
             inference: Histogram::new(SECONDS_WHOLE),
             prefill: Histogram::new(SECONDS_WHOLE),
             decode: Histogram::new(SECONDS_WHOLE),
-            prompt_tokens: Histogram::new(TOKENS),
-            generation_tokens: Histogram::new(TOKENS),
+            prompt_tokens: Histogram::new(TOKEN_BUCKETS),
+            generation_tokens: Histogram::new(TOKEN_BUCKETS),
             latest: HashMap::new(),
         }
     }
 }
 
 impl Latencies {
+    /// Records the latencies that end with an event.
     pub fn record(&mut self, event: &EngineEvent) {
         match event.kind {
             EngineEventKind::FirstToken { .. } => {

@@ -21,6 +21,7 @@ struct MessagesReplyForm {
     reports_cached: bool,
 }
 
+/// Answers `POST /v1/messages`.
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["model", "messages", "max_tokens"] {

@@ -18,6 +18,7 @@ struct MetricsPage {
     created: f64,
 }
 
+/// Answers `GET /metrics`.
 pub async fn answer(call: &EngineCall) -> Reply {
     match call.shared.faults.metrics() {
         None => page(call),

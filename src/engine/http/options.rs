@@ -86,6 +86,7 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The limits of the engine's batches and cache.
     pub(super) fn limits(&self) -> EngineLimits {
         EngineLimits {
             block_size: self.block_size,

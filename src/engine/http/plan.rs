@@ -35,6 +35,7 @@ pub struct SamplingOptions {
     pub split_words: bool,
 }
 
+/// The part of an answer that a token belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerPart {
     Reasoning,
@@ -51,6 +52,7 @@ pub struct AnswerToken {
     pub text: String,
 }
 
+/// The tokens of an answer, planned before its first step.
 #[derive(Debug, Clone)]
 pub struct PlannedAnswer {
     pub pieces: Vec<AnswerToken>,
@@ -91,7 +93,11 @@ impl PlannedAnswer {
                 if sampling.max_tokens.is_some() {
                     finish = Finish::Length;
                 } else if sampling.end_token {
-                    pieces.push(AnswerToken { part: AnswerPart::Text, id: token::END, text: String::new() });
+                    pieces.push(AnswerToken {
+                        part: AnswerPart::Text,
+                        id: token::END_MARKER,
+                        text: String::new(),
+                    });
                 }
             }
         }

@@ -14,7 +14,7 @@ use super::run::EngineCall;
 use super::token;
 
 /// The length of a vector, unless the client requests another.
-const DIMENSIONS: usize = 8;
+const DEFAULT_DIMENSIONS: usize = 8;
 /// The longest vector that a client may request.
 const MAX_DIMENSIONS: usize = 4_096;
 
@@ -134,11 +134,12 @@ async fn pooled(call: &EngineCall) -> Result<Pooled, ApiError> {
     Pooled::run(call, input, texts).await
 }
 
+/// Answers `POST /v1/embeddings`.
 pub async fn embeddings(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let body = &pooled.input.body;
     let dimensions =
-        body["dimensions"].as_u64().map_or(DIMENSIONS, |wanted| wanted as usize).min(MAX_DIMENSIONS);
+        body["dimensions"].as_u64().map_or(DEFAULT_DIMENSIONS, |wanted| wanted as usize).min(MAX_DIMENSIONS);
     let packed = body["encoding_format"] == "base64";
     let packing = |text: &Vec<u32>| -> Vec<u8> {
         vector(text, dimensions).iter().flat_map(|number| number.to_le_bytes()).collect()
@@ -154,14 +155,18 @@ pub async fn embeddings(call: &EngineCall) -> Result<Reply, ApiError> {
     Ok(pooled.list(call, "embd", data.collect()))
 }
 
+/// Answers `POST /pooling`.
 pub async fn pooling(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let data = pooled.texts.iter().enumerate();
-    let data = data
-        .map(|(index, text)| json!({"index": index, "object": "pooling", "data": vector(text, DIMENSIONS)}));
+    let data = data.map(|(index, text)| {
+        let vector = vector(text, DEFAULT_DIMENSIONS);
+        json!({"index": index, "object": "pooling", "data": vector})
+    });
     Ok(pooled.list(call, "pooling", data.collect()))
 }
 
+/// Answers `POST /classify`.
 pub async fn classify(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let data = pooled.texts.iter().enumerate().map(|(index, text)| {
@@ -193,6 +198,7 @@ pub async fn score(call: &EngineCall) -> Result<Reply, ApiError> {
     Ok(pooled.list(call, "score", data.collect()))
 }
 
+/// Answers the routes of reranking.
 pub async fn rerank(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["query", "documents"] {

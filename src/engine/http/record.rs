@@ -93,6 +93,7 @@ impl Recorded {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
+    /// The record as `/sim/requests` lists it.
     pub(super) fn to_json(&self) -> Value {
         let headers: Vec<Value> = self
             .headers
@@ -119,6 +120,7 @@ impl<T> Default for Ring<T> {
 }
 
 impl<T: Clone> Ring<T> {
+    /// Appends a record; the oldest one goes where the log is full.
     pub fn push(&self, recorded: T) {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if ring.len() == MAX_RECORDS {

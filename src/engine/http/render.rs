@@ -9,7 +9,7 @@
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::token::{self, END, START};
+use super::token::{self, END_MARKER, START_MARKER};
 
 /// The start of a line that Claude Code adds to the system text, different in every request; vLLM removes it.
 const BILLING: &str = "x-anthropic-billing-header";
@@ -196,16 +196,16 @@ fn tokens(mut turns: Vec<RenderedMessage>, tools: &Value, generates: bool) -> Ve
     }
     let mut ids = Vec::new();
     for turn in turns {
-        ids.push(START);
+        ids.push(START_MARKER);
         // Encoded separately, so that a text has the same tokens as question, answer and history.
         token::encode_into(&turn.role, &mut ids);
         token::encode_into("\n", &mut ids);
         token::encode_into(&turn.text, &mut ids);
-        ids.push(END);
+        ids.push(END_MARKER);
         token::encode_into("\n", &mut ids);
     }
     if generates {
-        ids.push(START);
+        ids.push(START_MARKER);
         token::encode_into("assistant", &mut ids);
         token::encode_into("\n", &mut ids);
     }

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::clock;
 use super::connection_state::BusyGuard;
 
+/// An answer of the engine.
 pub type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 /// A body that keeps its connection marked busy until the last byte was sent.
@@ -24,6 +25,7 @@ pub struct Tracked {
     pub _busy: Arc<BusyGuard>,
 }
 
+/// An answer with a JSON body.
 pub fn json(status: u16, value: &Value) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     with(status, &[], Some("application/json"), Bytes::from(value.to_string()))

@@ -13,6 +13,7 @@ use super::run::{EngineCall, GenerationRequest};
 use super::store::StoredAnswer;
 use super::stream;
 
+/// Answers `POST /v1/responses`.
 pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("input");
@@ -57,6 +58,7 @@ pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     Ok(reply::ok(&response))
 }
 
+/// Answers `GET /v1/responses/{id}`.
 pub fn get(call: &EngineCall) -> Result<Reply, ApiError> {
     let id = id_of(call);
     let kept = call.shared.store.get(id).ok_or_else(|| unknown(id))?;

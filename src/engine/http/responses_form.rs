@@ -83,6 +83,7 @@ impl ResponsesReplyForm {
         store.put(self.id.clone(), StoredAnswer { response: response.clone(), turns, task: None, log: None });
     }
 
+    /// The response object at this point of its progress.
     pub fn response(&self, progress: ResponseProgress) -> Value {
         let request = &self.request;
         let or = |key: &str, default: Value| match &request[key] {
@@ -202,6 +203,7 @@ impl ResponsesReplyForm {
         }
     }
 
+    /// The output item of a function call.
     pub fn call_item(&self, arguments: &str, status: &str) -> Value {
         json!({
             "arguments": arguments,
@@ -213,6 +215,7 @@ impl ResponsesReplyForm {
         })
     }
 
+    /// The id of the output item of a part.
     pub fn item_id(&self, part: AnswerPart) -> String {
         let kind = match part {
             AnswerPart::Reasoning => "rs",

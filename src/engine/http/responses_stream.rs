@@ -11,6 +11,7 @@ use super::responses_form::{ResponseProgress, ResponsesReplyForm};
 use super::shared::EngineShared;
 use super::stream::{EventWriter, ReplyEvents};
 
+/// Writes the events of a streamed response.
 pub struct ResponseWriter {
     form: ResponsesReplyForm,
     shared: Arc<EngineShared>,

@@ -94,6 +94,7 @@ impl EngineCall {
         format!("{prefix}-{id}")
     }
 
+    /// The `system_fingerprint` of chat and completions.
     pub fn fingerprint(&self) -> String {
         let model = self.shared.options.models.first().map_or("", String::as_str);
         format!("vllm-{}-{:08x}", self.shared.options.version, xxh3_64(model.as_bytes()) as u32)

@@ -33,6 +33,7 @@ pub enum EngineAddress {
     Unix(PathBuf),
 }
 
+/// A socket that the engine listens on.
 pub enum EngineListener {
     Tcp(TcpListener),
     Unix(UnixListener),

@@ -15,6 +15,7 @@ use super::record::{Recorded, RecordedGeneration, Ring, Stats};
 use super::store::StoredAnswers;
 use super::traffic::Traffic;
 
+/// What all connections of one engine share.
 pub struct EngineShared {
     pub options: Options,
     pub driver: Arc<Driver>,
@@ -86,6 +87,7 @@ impl EngineShared {
         self.silences.load(Ordering::SeqCst)
     }
 
+    /// The counts that `/sim/stats` answers.
     pub fn stats(&self) -> Stats {
         let gauges = self.driver.gauges();
         let counters = gauges.counters;
@@ -108,6 +110,7 @@ impl EngineShared {
         }
     }
 
+    /// Records a received request; `poll`: it is a probe or a scrape.
     pub fn record(&self, recorded: Recorded, poll: bool) {
         if poll {
             self.polled.fetch_add(1, Ordering::SeqCst);

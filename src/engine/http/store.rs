@@ -22,6 +22,7 @@ pub struct StoredAnswer {
     pub log: Option<Arc<EventLog>>,
 }
 
+/// The stored responses of an engine.
 #[derive(Debug, Default)]
 pub struct StoredAnswers(Mutex<StoreInner>);
 
@@ -54,6 +55,7 @@ impl StoredAnswers {
         }
     }
 
+    /// Attaches the log of events to a stored response.
     pub fn attach_log(&self, id: &str, log: Option<Arc<EventLog>>) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = inner.kept.get_mut(id) {
@@ -65,6 +67,7 @@ impl StoredAnswers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).kept.get(id).cloned()
     }
 
+    /// Removes all responses and cancels their tasks.
     pub fn clear(&self) {
         let old = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         for task in old.kept.into_values().filter_map(|kept| kept.task) {

@@ -2,24 +2,24 @@
 //!
 //! A token is up to four ASCII bytes, or up to three other bytes; a space begins a new token. The id is the
 //! bytes packed into an integer below 2^30, so that no table is needed and an id means the same text in
-//! every process. Ids below `TEXT` are markers of the chat template. Ids depend on the input alone: they are
-//! compared across engines.
+//! every process. Ids below `FIRST_TEXT` are markers of the chat template. Ids depend on the input alone:
+//! they are compared across engines.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::engine::cache::BlockHash;
 
 /// The marker that opens a message of the chat template.
-pub const START: u32 = 1;
+pub const START_MARKER: u32 = 1;
 /// The marker that closes a message of the chat template.
-pub const END: u32 = 2;
+pub const END_MARKER: u32 = 2;
 
 /// The first id with text; each group below has tokens of one length.
-const TEXT: u32 = 16;
-const TWO: u32 = TEXT + (1 << 8);
-const THREE: u32 = TWO + (1 << 16);
-const FOUR: u32 = THREE + (1 << 24);
-const LIMIT: u32 = FOUR + (1 << 28);
+const FIRST_TEXT: u32 = 16;
+const FIRST_OF_TWO: u32 = FIRST_TEXT + (1 << 8);
+const FIRST_OF_THREE: u32 = FIRST_OF_TWO + (1 << 16);
+const FIRST_OF_FOUR: u32 = FIRST_OF_THREE + (1 << 24);
+const TEXT_LIMIT: u32 = FIRST_OF_FOUR + (1 << 28);
 
 /// Splits `text` into the bytes of its tokens, in order.
 fn pieces(text: &str) -> impl Iterator<Item = &[u8]> {
@@ -44,10 +44,12 @@ fn pieces(text: &str) -> impl Iterator<Item = &[u8]> {
 
 fn id_of(piece: &[u8]) -> u32 {
     match *piece {
-        [a] => TEXT + u32::from(a),
-        [a, b] => TWO + u32::from_be_bytes([0, 0, a, b]),
-        [a, b, c] => THREE + u32::from_be_bytes([0, a, b, c]),
-        [a, b, c, d] => FOUR + (u32::from(a) << 21 | u32::from(b) << 14 | u32::from(c) << 7 | u32::from(d)),
+        [a] => FIRST_TEXT + u32::from(a),
+        [a, b] => FIRST_OF_TWO + u32::from_be_bytes([0, 0, a, b]),
+        [a, b, c] => FIRST_OF_THREE + u32::from_be_bytes([0, a, b, c]),
+        [a, b, c, d] => {
+            FIRST_OF_FOUR + (u32::from(a) << 21 | u32::from(b) << 14 | u32::from(c) << 7 | u32::from(d))
+        }
         _ => 0,
     }
 }
@@ -67,17 +69,17 @@ pub fn encode(text: &str) -> Vec<u32> {
 /// Returns the bytes of one token; for an id that the tokenizer never returns, a word that shows the id.
 pub fn bytes_of(id: u32) -> Vec<u8> {
     match id {
-        START => b"<|im_start|>".to_vec(),
-        END => b"<|im_end|>".to_vec(),
-        0..TEXT => format!("<|{id}|>").into_bytes(),
-        TEXT..TWO => vec![(id - TEXT) as u8],
-        TWO..THREE => (id - TWO).to_be_bytes()[2..].to_vec(),
-        THREE..FOUR => (id - THREE).to_be_bytes()[1..].to_vec(),
-        FOUR..LIMIT => {
-            let packed = id - FOUR;
+        START_MARKER => b"<|im_start|>".to_vec(),
+        END_MARKER => b"<|im_end|>".to_vec(),
+        0..FIRST_TEXT => format!("<|{id}|>").into_bytes(),
+        FIRST_TEXT..FIRST_OF_TWO => vec![(id - FIRST_TEXT) as u8],
+        FIRST_OF_TWO..FIRST_OF_THREE => (id - FIRST_OF_TWO).to_be_bytes()[2..].to_vec(),
+        FIRST_OF_THREE..FIRST_OF_FOUR => (id - FIRST_OF_THREE).to_be_bytes()[1..].to_vec(),
+        FIRST_OF_FOUR..TEXT_LIMIT => {
+            let packed = id - FIRST_OF_FOUR;
             [21, 14, 7, 0].iter().map(|shift| (packed >> shift & 0x7F) as u8).collect()
         }
-        LIMIT.. => format!(" t{id}").into_bytes(),
+        TEXT_LIMIT.. => format!(" t{id}").into_bytes(),
     }
 }
 
@@ -122,7 +124,7 @@ mod tests {
 
     #[test]
     fn decodes_markers_and_unknown_ids() {
-        assert_eq!(decode(&[START, END]), "<|im_start|><|im_end|>");
+        assert_eq!(decode(&[START_MARKER, END_MARKER]), "<|im_start|><|im_end|>");
         assert_eq!(decode(&[0, u32::MAX]), format!("<|0|> t{}", u32::MAX));
     }
 

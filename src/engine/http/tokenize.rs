@@ -32,6 +32,7 @@ pub fn tokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     })))
 }
 
+/// Answers `POST /detokenize`.
 pub fn detokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("tokens");

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 /// Route, method, class of status (`2xx`).
 pub type TrafficKey = (&'static str, String, &'static str);
 
+/// Counts of requests by route, method and status.
 #[derive(Debug, Default)]
 pub struct Traffic(Mutex<BTreeMap<TrafficKey, u64>>);
 

@@ -37,6 +37,7 @@ impl AnswerUsage {
         usage
     }
 
+    /// The `usage` object of chat and completions.
     pub fn counts(&self) -> Value {
         json!({
             "prompt_tokens": self.prompt,

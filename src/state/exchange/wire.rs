@@ -12,6 +12,7 @@ pub struct WireReader<'a>(&'a [u8]);
 
 // === writing ===
 
+/// Appends a number in groups of seven bits, lowest first.
 pub fn put_number(out: &mut Vec<u8>, number: u64) {
     let mut left = number;
     while left >= 0x80 {
@@ -21,6 +22,7 @@ pub fn put_number(out: &mut Vec<u8>, number: u64) {
     out.push(left as u8);
 }
 
+/// Appends bytes behind their length.
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_number(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
@@ -41,12 +43,14 @@ impl<'a> WireReader<'a> {
         self.0.is_empty()
     }
 
+    /// Reads one byte.
     pub fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
     }
 
+    /// Reads a number; `None` where the bytes end within it or it is too long.
     pub fn number(&mut self) -> Option<u64> {
         let mut number = 0u64;
         for place in 0..MAX_NUMBER_BYTES {
@@ -64,6 +68,7 @@ impl<'a> WireReader<'a> {
         None
     }
 
+    /// Reads bytes behind their length.
     pub fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = usize::try_from(self.number()?).ok()?;
         let (bytes, rest) = self.0.split_at_checked(length)?;
@@ -75,12 +80,14 @@ impl<'a> WireReader<'a> {
         std::str::from_utf8(self.bytes()?).ok()
     }
 
+    /// Reads one hash of eight bytes.
     pub fn hash(&mut self) -> Option<u64> {
         let (hash, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(u64::from_le_bytes(*hash))
     }
 
+    /// Reads a counted list of hashes.
     pub fn hashes(&mut self) -> Option<Vec<u64>> {
         let count = usize::try_from(self.number()?).ok()?;
         let (hashes, rest) = self.0.split_at_checked(count.checked_mul(size_of::<u64>())?)?;

@@ -21,11 +21,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::directory::{Directory, Links, NIL, mix};
+use super::directory::{Directory, Links, NO_ENTRY, mix};
 
 /// The number of columns in one word of holders. The first word is part of the block; further words are
 /// allocated when there are more upstreams.
-pub const WORD: usize = u64::BITS as usize;
+pub const WORD_BITS: usize = u64::BITS as usize;
 
 /// The largest number of words of holders.
 pub const MAX_HOLDER_WORDS: usize = 64;
@@ -34,14 +34,14 @@ pub const MAX_HOLDER_WORDS: usize = 64;
 const BLOCKS_PER_PART: usize = 1 << 13;
 
 /// The bit of `parent` that marks an ending.
-const ENDING: u32 = 1 << 31;
+const ENDING_BIT: u32 = 1 << 31;
 
 /// One block, or an ending.
 struct Block {
     hash: AtomicU64,
     holders: AtomicU64,
     next: AtomicU32,
-    /// The parent, with `ENDING`; in a vacant entry, the next vacant one.
+    /// The parent, with `ENDING_BIT`; in a vacant entry, the next vacant one.
     parent: AtomicU32,
     /// 0 in a vacant entry.
     branches: AtomicU32,
@@ -76,7 +76,7 @@ pub struct Vacant {
 
 impl Default for Vacant {
     fn default() -> Self {
-        Vacant { fresh: 0, freed: NIL }
+        Vacant { fresh: 0, freed: NO_ENTRY }
     }
 }
 
@@ -112,11 +112,11 @@ impl BlockTable {
         blocks + words + self.directory.bytes()
     }
 
-    /// Finds the block; `NIL` when no upstream holds it.
+    /// Finds the block; `NO_ENTRY` when no upstream holds it.
     pub fn find(&self, hash: u64) -> u32 {
         let is = |at: u32| self.at(at).hash.load(Relaxed) == hash;
         match self.directory.glance(self, self.mixed(hash), is) {
-            NIL => self.directory.find(self, self.mixed(hash), is),
+            NO_ENTRY => self.directory.find(self, self.mixed(hash), is),
             at => at,
         }
     }
@@ -179,10 +179,10 @@ impl BlockTable {
         let at = self.take(vacant)?;
         let block = self.at(at);
         block.hash.store(hash, Relaxed);
-        block.parent.store(if ending { parent | ENDING } else { parent }, Relaxed);
+        block.parent.store(if ending { parent | ENDING_BIT } else { parent }, Relaxed);
         block.branches.store(1, Release);
         self.directory.add(self, self.mixed(hash), at);
-        if parent == NIL {
+        if parent == NO_ENTRY {
             self.conversations.fetch_add(1, Relaxed);
         } else {
             self.add_below(parent, ending);
@@ -193,13 +193,13 @@ impl BlockTable {
     /// Whether this block follows that parent. A hash covers all blocks before it, so another parent means an
     /// invalid chain.
     pub fn follows(&self, at: u32, parent: u32, ending: bool) -> bool {
-        self.at(at).parent.load(Relaxed) == if ending { parent | ENDING } else { parent }
+        self.at(at).parent.load(Relaxed) == if ending { parent | ENDING_BIT } else { parent }
     }
 
     /// Whether the entry is an ending.
     pub fn is_ending(&self, at: u32) -> bool {
         let parent = self.at(at).parent.load(Relaxed);
-        parent != NIL && parent & ENDING != 0
+        parent != NO_ENTRY && parent & ENDING_BIT != 0
     }
 
     /// Returns the hash of a block.
@@ -211,7 +211,7 @@ impl BlockTable {
     /// it, so none is missing.
     pub fn above(&self, at: u32, path: &mut Vec<u32>) {
         let mut at = at;
-        while at != NIL {
+        while at != NO_ENTRY {
             path.push(at);
             at = self.at(at).parent.load(Relaxed);
         }
@@ -219,29 +219,29 @@ impl BlockTable {
 
     /// Whether the column holds the block.
     pub fn is_held_by(&self, at: u32, column: usize) -> bool {
-        self.holders(at, column / WORD) & (1 << (column % WORD)) != 0
+        self.holders(at, column / WORD_BITS) & (1 << (column % WORD_BITS)) != 0
     }
 
     /// Adds a holder.
     pub fn hold(&self, at: u32, column: usize) {
-        self.word(at, column / WORD).fetch_or(1 << (column % WORD), Release);
+        self.word(at, column / WORD_BITS).fetch_or(1 << (column % WORD_BITS), Release);
     }
 
     /// Removes a holder. A block without holders is freed, unless another block follows it.
     pub fn release(&self, vacant: &mut Vacant, at: u32, column: usize) {
-        self.word(at, column / WORD).fetch_and(!(1 << (column % WORD)), Release);
+        self.word(at, column / WORD_BITS).fetch_and(!(1 << (column % WORD_BITS)), Release);
         let mut at = at;
-        while at != NIL && self.is_unused(at) {
+        while at != NO_ENTRY && self.is_unused(at) {
             let (block, ending) = (self.at(at), self.is_ending(at));
             let parent = match block.parent.load(Relaxed) {
-                NIL => NIL,
-                parent => parent & !ENDING,
+                NO_ENTRY => NO_ENTRY,
+                parent => parent & !ENDING_BIT,
             };
             self.directory.remove(self, self.hash(at), at);
             block.branches.store(0, Release);
             block.parent.store(vacant.freed, Relaxed);
             vacant.freed = at;
-            if parent == NIL {
+            if parent == NO_ENTRY {
                 self.conversations.fetch_sub(1, Relaxed);
             } else {
                 self.remove_below(parent, ending);
@@ -309,7 +309,7 @@ impl BlockTable {
     /// `learn`, once for each branch.
     fn climb(&self, at: u32, change: impl Fn(u32) -> u32) {
         let mut at = at;
-        while at != NIL {
+        while at != NO_ENTRY {
             let block = self.at(at);
             block.branches.store(change(block.branches.load(Relaxed)), Relaxed);
             at = block.parent.load(Relaxed);
@@ -317,7 +317,7 @@ impl BlockTable {
     }
 
     fn take(&self, vacant: &mut Vacant) -> Option<u32> {
-        if vacant.freed != NIL {
+        if vacant.freed != NO_ENTRY {
             let at = vacant.freed;
             vacant.freed = self.at(at).parent.load(Relaxed);
             return Some(at);
@@ -358,7 +358,8 @@ impl Links for BlockTable {
 
 impl Block {
     fn vacant() -> Self {
-        let [next, parent, branches, children, endings, open] = [NIL, NIL, 0, 0, 0, 0].map(AtomicU32::new);
+        let [next, parent, branches, children, endings, open] =
+            [NO_ENTRY, NO_ENTRY, 0, 0, 0, 0].map(AtomicU32::new);
         Block {
             hash: AtomicU64::new(0),
             holders: AtomicU64::new(0),
@@ -405,7 +406,7 @@ mod tests {
                         alive.retain(|at| *at != leaf);
                     }
                     (3..5, Some(parent), _) => alive.extend(blocks.add(&mut vacant, number, parent, true)),
-                    _ => alive.extend(blocks.add(&mut vacant, number, parent.unwrap_or(NIL), false)),
+                    _ => alive.extend(blocks.add(&mut vacant, number, parent.unwrap_or(NO_ENTRY), false)),
                 }
                 alive.iter().for_each(|at| blocks.hold(*at, 3));
                 for &at in alive.iter().filter(|at| !blocks.is_ending(**at)) {
@@ -415,7 +416,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(blocks.len(), alive.len());
-            let first = alive.iter().filter(|at| blocks.at(**at).parent.load(Relaxed) == NIL);
+            let first = alive.iter().filter(|at| blocks.at(**at).parent.load(Relaxed) == NO_ENTRY);
             prop_assert_eq!(blocks.conversations(), first.map(|at| blocks.branches(*at)).sum::<u32>());
         }
     }
@@ -423,20 +424,20 @@ mod tests {
     #[test]
     fn frees_a_block_with_its_last_holder_in_any_word() {
         let (blocks, mut vacant) = (BlockTable::new(10, 1), Vacant::default());
-        let at = blocks.add(&mut vacant, 9, NIL, false).expect("there is room");
+        let at = blocks.add(&mut vacant, 9, NO_ENTRY, false).expect("there is room");
         blocks.hold(at, 5);
         blocks.hold(at, 64 * 3 + 1);
         blocks.release(&mut vacant, at, 5);
         assert_eq!(blocks.find(9), at);
         assert!(blocks.is_held_by(at, 193) && !blocks.is_held_by(at, 5) && !blocks.is_held_by(at, 65));
         blocks.release(&mut vacant, at, 193);
-        assert_eq!((blocks.find(9), blocks.len()), (NIL, 0));
+        assert_eq!((blocks.find(9), blocks.len()), (NO_ENTRY, 0));
     }
 
     #[test]
     fn keeps_a_parent_without_holders_while_a_block_follows_it() {
         let (blocks, mut vacant) = (BlockTable::new(10, 1), Vacant::default());
-        let parent = blocks.add(&mut vacant, 1, NIL, false).expect("there is room");
+        let parent = blocks.add(&mut vacant, 1, NO_ENTRY, false).expect("there is room");
         let child = blocks.add(&mut vacant, 2, parent, false).expect("there is room");
         blocks.hold(parent, 0);
         blocks.hold(child, 0);

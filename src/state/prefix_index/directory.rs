@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 /// The number that means "no entry".
-pub const NIL: u32 = u32::MAX;
+pub const NO_ENTRY: u32 = u32::MAX;
 
 /// The number of buckets that are allocated at a time.
 const BUCKETS_PER_PART: usize = 4096;
@@ -62,27 +62,27 @@ impl Directory {
     /// Finds the entry of this hash for which `is` returns true. May miss an entry that is being moved.
     pub fn glance(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
         let mut at = self.head(place(hash, self.buckets.load(Acquire))).load(Acquire);
-        while at != NIL && !is(at) {
+        while at != NO_ENTRY && !is(at) {
             at = links.next(at);
         }
         at
     }
 
-    /// As `glance`, but returns `NIL` only when there is no such entry.
+    /// As `glance`, but returns `NO_ENTRY` only when there is no such entry.
     pub fn find(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
         for _ in 0..MAX_READ_ATTEMPTS {
             let moves = self.moves.load(Acquire);
             let at = self.glance(links, hash, &is);
-            if at != NIL {
+            if at != NO_ENTRY {
                 return at;
             }
             fence(Acquire);
             if moves.is_multiple_of(2) && self.moves.load(Relaxed) == moves {
-                return NIL;
+                return NO_ENTRY;
             }
             spin_loop();
         }
-        NIL
+        NO_ENTRY
     }
 
     /// Adds an entry that is not in the table. For the writer only.
@@ -101,11 +101,11 @@ impl Directory {
     /// Removes an entry. For the writer only.
     pub fn remove(&self, links: &impl Links, hash: u64, entry: u32) {
         let head = self.head(place(hash, self.buckets.load(Relaxed)));
-        let (mut before, mut at) = (NIL, head.load(Relaxed));
-        while at != NIL && at != entry {
+        let (mut before, mut at) = (NO_ENTRY, head.load(Relaxed));
+        while at != NO_ENTRY && at != entry {
             (before, at) = (at, links.next(at));
         }
-        if at == NIL {
+        if at == NO_ENTRY {
             return;
         }
         self.moving(|| unlink(links, head, before, links.next(entry)));
@@ -128,8 +128,8 @@ impl Directory {
         let old = self.head(buckets & ((buckets + 1).next_power_of_two() / 2 - 1));
         let new = self.head(buckets);
         self.moving(|| {
-            let (mut before, mut at) = (NIL, old.load(Relaxed));
-            while at != NIL {
+            let (mut before, mut at) = (NO_ENTRY, old.load(Relaxed));
+            while at != NO_ENTRY {
                 let next = links.next(at);
                 if place(links.hash(at), buckets + 1) == buckets {
                     unlink(links, old, before, next);
@@ -154,14 +154,14 @@ impl Directory {
 
     fn head(&self, bucket: u32) -> &AtomicU32 {
         let part = &self.parts[bucket as usize / BUCKETS_PER_PART];
-        &part.get_or_init(|| (0..BUCKETS_PER_PART).map(|_| AtomicU32::new(NIL)).collect())
+        &part.get_or_init(|| (0..BUCKETS_PER_PART).map(|_| AtomicU32::new(NO_ENTRY)).collect())
             [bucket as usize % BUCKETS_PER_PART]
     }
 }
 
 fn unlink(links: &impl Links, head: &AtomicU32, before: u32, next: u32) {
     match before {
-        NIL => head.store(next, Release),
+        NO_ENTRY => head.store(next, Release),
         before => links.link(before, next),
     }
 }
@@ -184,7 +184,7 @@ mod tests {
 
     impl Arena {
         fn new(size: usize) -> Self {
-            Arena((0..size).map(|_| AtomicU32::new(NIL)).collect())
+            Arena((0..size).map(|_| AtomicU32::new(NO_ENTRY)).collect())
         }
     }
 

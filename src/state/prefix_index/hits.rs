@@ -30,8 +30,8 @@
 //!   prompts gets half of the upstreams, and a document of twenty among thousands of other conversations
 //!   gets one.
 //!
-//! The second estimate errs when few conversations are known: a single user who edits a prompt adds a branch
-//! each time, and all branches share the part before the edit. Therefore `doubt`, which every further
+//! The second estimate errs when few conversations are known: a single client that edits a prompt adds a
+//! branch each time, and all branches share the part before the edit. Therefore `doubt`, which every further
 //! conversation halves. Some doubt always remains, so that a warm upstream is preferred while all are idle.
 //! With several models in one index the other models' conversations make the share too small, and the first
 //! estimate decides.

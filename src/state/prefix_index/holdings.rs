@@ -6,7 +6,7 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::directory::{Directory, Links, NIL};
+use super::directory::{Directory, Links, NO_ENTRY};
 
 /// The number of pairs that are allocated at a time.
 const HOLDINGS_PER_PART: usize = 1 << 13;
@@ -68,11 +68,11 @@ impl Holdings {
     pub fn new(max_pairs: usize) -> Self {
         Holdings {
             pairs: HoldingTable(Vec::new()),
-            freed: NIL,
+            freed: NO_ENTRY,
             fresh: 0,
             directory: Directory::new(max_pairs),
             columns: Vec::new(),
-            last: NIL,
+            last: NO_ENTRY,
         }
     }
 
@@ -88,7 +88,7 @@ impl Holdings {
 
     /// Starts an empty column at this tick.
     pub fn begin(&mut self, column: usize, limit: usize, tick: Tick) {
-        let empty = Column { oldest: NIL, newest: NIL, blocks: 0, limit, evicted: tick };
+        let empty = Column { oldest: NO_ENTRY, newest: NO_ENTRY, blocks: 0, limit, evicted: tick };
         if self.columns.len() <= column {
             self.columns.resize(column + 1, empty.clone());
         }
@@ -103,7 +103,7 @@ impl Holdings {
     /// Returns the least recent pair of a column, and its tick.
     pub fn oldest(&self, column: usize) -> Option<(u32, Tick)> {
         let at = self.columns[column].oldest;
-        (at != NIL).then(|| (self.pairs.at(at).block, self.pairs.at(at).tick))
+        (at != NO_ENTRY).then(|| (self.pairs.at(at).block, self.pairs.at(at).tick))
     }
 
     /// Adds a pair as the most recent one of its column.
@@ -119,7 +119,7 @@ impl Holdings {
     /// Makes a pair the most recent one, with one more claim.
     pub fn touch(&mut self, block: u32, column: usize, tick: Tick) {
         let at = self.find(block, column);
-        if at == NIL {
+        if at == NO_ENTRY {
             return;
         }
         let pair = self.pairs.at_mut(at);
@@ -132,7 +132,7 @@ impl Holdings {
     /// Removes one claim. Returns `true` when it was the last. A saturated count stays.
     pub fn unclaim(&mut self, block: u32, column: usize) -> bool {
         let at = self.find(block, column);
-        if at == NIL {
+        if at == NO_ENTRY {
             return false;
         }
         let pair = self.pairs.at_mut(at);
@@ -145,13 +145,13 @@ impl Holdings {
     /// Removes a pair.
     pub fn remove(&mut self, block: u32, column: usize, ending: bool) {
         let at = self.find(block, column);
-        if at == NIL {
+        if at == NO_ENTRY {
             return;
         }
         self.unlink(at, column);
         self.directory.remove(&self.pairs, pair_key(block, column as u16), at);
         let pair = self.pairs.at_mut(at);
-        (pair.block, pair.newer) = (NIL, self.freed);
+        (pair.block, pair.newer) = (NO_ENTRY, self.freed);
         self.freed = at;
         self.columns[column].blocks -= usize::from(!ending);
     }
@@ -168,7 +168,7 @@ impl Holdings {
     }
 
     fn take(&mut self) -> u32 {
-        if self.freed != NIL {
+        if self.freed != NO_ENTRY {
             let at = self.freed;
             self.freed = self.pairs.at(at).newer;
             return at;
@@ -184,11 +184,11 @@ impl Holdings {
     fn unlink(&mut self, at: u32, column: usize) {
         let (older, newer) = (self.pairs.at(at).older, self.pairs.at(at).newer);
         match older {
-            NIL => self.columns[column].oldest = newer,
+            NO_ENTRY => self.columns[column].oldest = newer,
             older => self.pairs.at_mut(older).newer = newer,
         }
         match newer {
-            NIL => self.columns[column].newest = older,
+            NO_ENTRY => self.columns[column].newest = older,
             newer => self.pairs.at_mut(newer).older = older,
         }
     }
@@ -196,9 +196,9 @@ impl Holdings {
     fn link_newest(&mut self, at: u32, column: usize) {
         let newest = std::mem::replace(&mut self.columns[column].newest, at);
         let pair = self.pairs.at_mut(at);
-        (pair.older, pair.newer) = (newest, NIL);
+        (pair.older, pair.newer) = (newest, NO_ENTRY);
         match newest {
-            NIL => self.columns[column].oldest = at,
+            NO_ENTRY => self.columns[column].oldest = at,
             newest => self.pairs.at_mut(newest).newer = at,
         }
     }
@@ -238,7 +238,7 @@ impl Links for HoldingTable {
 
 impl Holding {
     fn vacant() -> Self {
-        let next = AtomicU32::new(NIL);
-        Holding { block: 0, column: 0, claims: 0, tick: 0, older: NIL, newer: NIL, next }
+        let next = AtomicU32::new(NO_ENTRY);
+        Holding { block: 0, column: 0, claims: 0, tick: 0, older: NO_ENTRY, newer: NO_ENTRY, next }
     }
 }

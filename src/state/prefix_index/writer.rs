@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::blocks::{BlockTable, Vacant};
-use super::directory::NIL;
+use super::directory::NO_ENTRY;
 use super::holdings::{Holdings, Tick, is_after};
 use super::{Columns, MAX_COLUMNS, Slot};
 
@@ -101,6 +101,7 @@ impl Writer {
         self.slots.get(slot.number()).copied().flatten()
     }
 
+    /// Adds an upstream; `None` when all slots are taken.
     pub fn enter(&mut self, blocks: &BlockTable, columns: &Columns) -> Option<Slot> {
         let number = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let slot = Slot(u16::try_from(number).ok()?);
@@ -112,6 +113,7 @@ impl Writer {
         Some(slot)
     }
 
+    /// Removes an upstream, with all that it holds.
     pub fn leave(&mut self, columns: &Columns, slot: Slot) {
         if let Some(column) = self.column(slot) {
             self.condemn(columns, column);
@@ -119,6 +121,7 @@ impl Writer {
         }
     }
 
+    /// Empties the cache of an upstream, which stays.
     pub fn forget(&mut self, blocks: &BlockTable, columns: &Columns, slot: Slot) {
         let Some(old) = self.column(slot) else { return };
         let limit = self.holdings.column(old).limit;
@@ -134,11 +137,13 @@ impl Writer {
         self.holdings.column(column).blocks > limit
     }
 
+    /// Records that an upstream holds a chain from its beginning.
     pub fn learn(&mut self, blocks: &BlockTable, chain: &[u64], end: Option<u64>, slot: Slot) -> Receipt {
         self.path.clear();
         self.learn_behind(blocks, chain, end, slot)
     }
 
+    /// Records that an upstream holds a chain behind a known parent.
     pub fn learn_after(
         &mut self,
         blocks: &BlockTable,
@@ -148,7 +153,7 @@ impl Writer {
         slot: Slot,
     ) -> Option<Receipt> {
         let at = blocks.find(parent);
-        if at == NIL || blocks.is_ending(at) {
+        if at == NO_ENTRY || blocks.is_ending(at) {
             return None;
         }
         self.path.clear();
@@ -157,9 +162,10 @@ impl Writer {
         Some(self.learn_behind(blocks, hashes, end, slot))
     }
 
+    /// The chain up to a block, where the upstream holds all of it.
     pub fn chain_to(&mut self, blocks: &BlockTable, hash: u64, slot: Slot) -> Option<Vec<u64>> {
         let (at, column) = (blocks.find(hash), self.column(slot)?);
-        if at == NIL || blocks.is_ending(at) || !blocks.is_held_by(at, column) {
+        if at == NO_ENTRY || blocks.is_ending(at) || !blocks.is_held_by(at, column) {
             return None;
         }
         self.path.clear();
@@ -196,6 +202,7 @@ impl Writer {
         Receipt { column, tick: self.tick, learned, held, end }
     }
 
+    /// Removes what one `learn` added.
     pub fn take_back(&mut self, blocks: &BlockTable, chain: &[u64], slot: Slot, receipt: &Receipt) {
         // After a later eviction, blocks of this chain may have been evicted and learned again.
         let current = self.column(slot).filter(|column| *column == receipt.column);
@@ -204,7 +211,7 @@ impl Writer {
         let learned = &chain[..receipt.learned.min(chain.len())];
         for hash in receipt.end.iter().chain(learned.iter().rev()) {
             let at = blocks.find(*hash);
-            if at != NIL && blocks.is_held_by(at, column) && self.holdings.unclaim(at, column) {
+            if at != NO_ENTRY && blocks.is_held_by(at, column) && self.holdings.unclaim(at, column) {
                 self.release(blocks, at, column);
             }
         }
@@ -213,12 +220,12 @@ impl Writer {
     /// Appends the entries of a chain and its end to `path`, and adds missing ones. Stops where the chain
     /// contradicts the index or there is no room. Returns `end` when it was reached.
     fn follow(&mut self, blocks: &BlockTable, chain: &[u64], end: Option<u64>) -> Option<u64> {
-        let mut parent = self.path.last().copied().unwrap_or(NIL);
+        let mut parent = self.path.last().copied().unwrap_or(NO_ENTRY);
         for &hash in chain {
             parent = self.place(blocks, hash, parent, false)?;
             self.path.push(parent);
         }
-        if parent == NIL {
+        if parent == NO_ENTRY {
             return None;
         }
         let place = self.place(blocks, end?, parent, true)?;
@@ -228,7 +235,7 @@ impl Writer {
 
     fn place(&mut self, blocks: &BlockTable, hash: u64, parent: u32, ending: bool) -> Option<u32> {
         match blocks.find_after(parent, hash) {
-            NIL => blocks.add(&mut self.vacant, hash, parent, ending),
+            NO_ENTRY => blocks.add(&mut self.vacant, hash, parent, ending),
             at => blocks.follows(at, parent, ending).then_some(at),
         }
     }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod language;
 mod layers;
 mod source;
 mod type_names;
@@ -279,6 +280,26 @@ fn pure_modules_are_pure() {
 #[test]
 fn type_names_are_unique() {
     hold(&type_names::type_names(&tree()));
+}
+
+#[test]
+fn comments_name_the_actor() {
+    hold(&language::persons(&tree()));
+}
+
+#[test]
+fn constants_say_what_they_limit() {
+    hold(&language::bare_constants(&tree()));
+}
+
+#[test]
+fn public_items_are_documented() {
+    hold(&language::undocumented(&tree()));
+}
+
+#[test]
+fn public_items_are_used_by_the_product() {
+    hold(&language::used_in_tests_alone(&tree()));
 }
 
 #[test]

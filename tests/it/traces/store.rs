@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::eventually;
 use crate::common::postgres::{PostgresServer, signal};
-use contract::{NOW, arcs, check_expiry, check_repeated, check_sessions, check_store};
+use contract::{START_TIME, arcs, check_expiry, check_repeated, check_sessions, check_store};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use rustix::process::Signal;
@@ -70,7 +70,7 @@ async fn postgres_meets_the_contract_of_stores() {
     check_expiry(&store).await;
     let mut odd = conversation("odd\0", 1, 10, 2);
     odd[0].model = "a\0b".into();
-    store.put(&arcs(odd), NOW).await.expect("a text that PostgreSQL does not take fails no batch");
+    store.put(&arcs(odd), START_TIME).await.expect("a text that PostgreSQL does not take fails no batch");
     assert_eq!(records_of(&store, "odd\0").await[0].model, "a\u{1a}b");
     assert_eq!(store.delete_sessions(&["x".repeat(100_000)]).await.expect("no such session"), 0);
 }
@@ -83,9 +83,9 @@ async fn postgres_respects_the_size_limit() {
     let store = Store::open_with(&config, SHORT, &Observer::default()).await.expect("opens");
     for number in 0..40 {
         let records = arcs(conversation(&format!("s{number}"), 2, 4_000, 100));
-        store.put(&records, NOW + f64::from(number)).await.expect("is stored");
+        store.put(&records, START_TIME + f64::from(number)).await.expect("is stored");
     }
-    let deleted = store.expire(NOW + 50.0).await.expect("expires");
+    let deleted = store.expire(START_TIME + 50.0).await.expect("expires");
     let left = store.sessions(None, None).await.expect("is read");
     assert!(deleted > 0);
     assert_eq!(left.len() as u64, 40 - deleted / 2);
@@ -102,7 +102,7 @@ async fn balancers_share_a_postgres_database() {
     let records = arcs(conversation("s", 10, 100, 5));
     for (place, record) in records.iter().enumerate() {
         let balancer = if place % 2 == 0 { &first } else { &second };
-        balancer.put(std::slice::from_ref(record), NOW).await.expect("is stored");
+        balancer.put(std::slice::from_ref(record), START_TIME).await.expect("is stored");
     }
     assert_eq!(records_of(&first, "s").await, records, "one list, in the order in which they were stored");
     assert_eq!(records_of(&second, "s").await, records);
@@ -112,7 +112,7 @@ async fn balancers_share_a_postgres_database() {
         (0..40).flat_map(|n| conversation(&format!("f{n}"), 1, 50, 3)).map(Arc::new).collect();
     let second_turns = (0..40).rev().map(|n| conversation(&format!("f{n}"), 2, 50, 3).remove(1));
     let back: Vec<_> = second_turns.map(Arc::new).collect();
-    let (one, other) = tokio::join!(first.put(&forth, NOW), second.put(&back, NOW));
+    let (one, other) = tokio::join!(first.put(&forth, START_TIME), second.put(&back, START_TIME));
     one.and(other).expect("are stored");
     for session in 0..40 {
         assert_eq!(records_of(&second, &format!("f{session}")).await.len(), 2);
@@ -120,7 +120,7 @@ async fn balancers_share_a_postgres_database() {
 
     // One deletes what the other one's next trace goes on with.
     first.delete_sessions(&["s".into()]).await.expect("is deleted");
-    second.put(&arcs(conversation("s", 11, 100, 5))[10..], NOW).await.expect("is stored");
+    second.put(&arcs(conversation("s", 11, 100, 5))[10..], START_TIME).await.expect("is stored");
     assert_eq!(*records_of(&first, "s").await[0], conversation("s", 11, 100, 5)[10]);
 
     second.set_weight_version(Some(7)).await.expect("is stored");
@@ -143,21 +143,21 @@ async fn writes_resume_after_postgres_was_unreachable() {
     let store = store_of(&server, "one").await;
     let records = arcs(conversation("s", 4, 100, 5));
     let begun = Instant::now();
-    store.put(&records[..2], NOW).await.expect_err("there is no server");
+    store.put(&records[..2], START_TIME).await.expect_err("there is no server");
     assert!(begun.elapsed() < SHORT.acquire + SHORT.statement, "{:?}", begun.elapsed());
     server.again().await;
-    store.put(&records[..2], NOW).await.expect("is stored");
+    store.put(&records[..2], START_TIME).await.expect("is stored");
     server.crash();
-    store.put(&records[2..3], NOW).await.expect_err("there is no server");
+    store.put(&records[2..3], START_TIME).await.expect_err("there is no server");
     store.traces("s", None, None).await.expect_err("there is no server");
     server.again().await;
-    store.put(&records[2..3], NOW).await.expect("is stored");
+    store.put(&records[2..3], START_TIME).await.expect("is stored");
     assert_eq!(records_of(&store, "s").await, records[..3]);
 
     // A lock that lasts: the server ends the statement.
     let mut other = server.connect("one").await;
     other.execute("BEGIN; LOCK TABLE sessions").await.expect("locks");
-    let error = store.put(&records[3..], NOW).await.expect_err("is locked");
+    let error = store.put(&records[3..], START_TIME).await.expect_err("is locked");
     assert!(error.to_string().contains("timeout"), "{error}");
     other.execute("ROLLBACK").await.expect("unlocks");
 
@@ -168,7 +168,7 @@ async fn writes_resume_after_postgres_was_unreachable() {
     frozen.iter().for_each(|pid| signal(pid.unsigned_abs(), Signal::STOP));
     let put = eventually("a new connection", async || {
         let begun = Instant::now();
-        let put = store.put(&records[3..], NOW).await;
+        let put = store.put(&records[3..], START_TIME).await;
         assert!(begun.elapsed() < SHORT.acquire + SHORT.statement, "{:?}", begun.elapsed());
         put.ok()
     });
@@ -190,7 +190,7 @@ async fn writer_process() {
         .expect("opens");
     for number in 0.. {
         let records = arcs(conversation(&format!("s{number}"), 3, 2_000, 50));
-        store.put(&records, NOW).await.expect("is stored");
+        store.put(&records, START_TIME).await.expect("is stored");
         println!("\nstored {number}");
         std::io::stdout().flush().expect("the other process reads");
     }
