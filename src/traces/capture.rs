@@ -94,7 +94,7 @@ impl Capture {
     pub fn answer(&mut self, status: u16, stream: bool) {
         let Some(call) = &mut self.call else { return };
         if call.answer.is_some() {
-            self.mark.discard();
+            self.traces.queue.discard(&self.mark);
             self.mark = CaptureMark::new(self.traces.next_mark());
             call.rest.clear();
             call.facts.first_token = None;
@@ -115,6 +115,11 @@ impl Capture {
         let Some(call) = self.call.as_mut().filter(|_| !piece.is_empty()) else { return };
         let Some(form) = call.answer else { return };
         call.facts.first_token.get_or_insert_with(|| self.begun.elapsed());
+        if self.mark.is_dropped() {
+            // No part of the call is stored any more.
+            self.traces.queue.buffer_goes(std::mem::take(&mut call.rest).capacity());
+            return;
+        }
         let length = call.rest.len() + piece.len();
         if length > call.rest.capacity() {
             // Twice: a short answer takes little, and a long one is not moved again and again.

@@ -98,6 +98,8 @@ struct QueueState {
     urgent: usize,
     /// The time until which the messages may gather; `None`: the queue is empty.
     gather_until: Option<Instant>,
+    /// The messages took more than half of a bound: they gather no longer.
+    is_pressed: bool,
     closed: bool,
 }
 
@@ -111,6 +113,8 @@ pub struct CaptureQueue {
     /// The bytes in the buffers of captures, which come into the queue when they are full.
     buffered: AtomicUsize,
     dropped: AtomicUsize,
+    /// The answers given up for another attempt's answer.
+    discarded: AtomicUsize,
 }
 
 // === impl CaptureMark ===
@@ -186,6 +190,7 @@ impl CaptureQueue {
             max_bytes,
             buffered: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
+            discarded: AtomicUsize::new(0),
         }
     }
 
@@ -223,7 +228,10 @@ impl CaptureQueue {
         let (was_empty, was_due) = (state.messages.is_empty(), state.is_due());
         state.add(message);
         let max_calls = self.max_calls.load(Ordering::Relaxed);
+        // Dropping a call frees no buffer of another one: messages keep a share whatever the buffers take.
         let max_bytes = self.max_bytes.saturating_sub(self.buffered.load(Ordering::Relaxed));
+        let max_bytes = max_bytes.max(self.max_bytes / 4);
+        state.is_pressed |= state.calls > max_calls / 2 || state.bytes > max_bytes / 2;
         let mut lost = 0;
         while state.calls > max_calls || state.bytes > max_bytes {
             let Some(is_first) = state.drop_oldest() else { break };
@@ -299,6 +307,17 @@ impl CaptureQueue {
         self.dropped.load(Ordering::Acquire)
     }
 
+    /// Gives up the answer of an attempt, for the answer of another one.
+    pub fn discard(&self, mark: &CaptureMark) {
+        mark.discard();
+        self.discarded.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes whenever a mark was dropped.
+    pub fn discards(&self) -> usize {
+        self.dropped() + self.discarded.load(Ordering::Acquire)
+    }
+
     fn count(&self, lost: usize) -> usize {
         if lost > 0 {
             self.dropped.fetch_add(lost, Ordering::AcqRel);
@@ -323,7 +342,7 @@ impl QueueState {
 
     /// The messages gather no longer.
     fn is_due(&self) -> bool {
-        self.urgent > 0 || self.closed || self.bytes >= MAX_GATHERED_BYTES
+        self.urgent > 0 || self.is_pressed || self.closed || self.bytes >= MAX_GATHERED_BYTES
     }
 
     fn remove_first(&mut self) -> Option<TraceMessage> {
@@ -354,7 +373,7 @@ impl QueueState {
     fn removed(&mut self, urgent: usize) {
         self.urgent -= urgent;
         if self.messages.is_empty() {
-            self.gather_until = None;
+            (self.gather_until, self.is_pressed) = (None, false);
         }
     }
 

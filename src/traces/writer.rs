@@ -250,7 +250,7 @@ impl WriterBatch {
 
     /// Frees what was assembled of calls that the queue has dropped since.
     fn forget_dropped(&mut self, traces: &Traces) {
-        let dropped = traces.queue.dropped();
+        let dropped = traces.queue.discards();
         if dropped != self.dropped {
             self.dropped = dropped;
             self.open.retain(|_, open| !open.mark.is_dropped());

@@ -385,7 +385,7 @@ def named_paths():
     """`METHOD /path` and `/path` in code style, with where they stand, unless only a beginning is named."""
     for page in PAGES:
         for line, span in page.spans():
-            found = re.match(r"^(?:(GET|POST|PATCH|DELETE) )?(/[a-z][\w/{}.…?=&-]*)$", span)
+            found = re.match(r"^(?:(GET|POST|PATCH|DELETE) )?(/(?!run/)[a-z][\w/{}.…?=&-]*)$", span)
             if found and not found[2].endswith(("/", "/v1")) and found[2] not in BEGINNINGS:
                 yield f"{page.name}:{line}", found[1], found[2]
 

@@ -266,7 +266,14 @@ impl EventCleanupState {
             SsePiece::LineFeed => false,
             SsePiece::Long { .. } => {
                 self.last = LastEventLine::Stays;
-                false
+                if self.split.is_none() {
+                    return false;
+                }
+                // The lines of the event that are held go first.
+                out.extend_from_slice(before);
+                self.give_up(out);
+                out.extend_from_slice(piece.raw());
+                true
             }
         }
     }

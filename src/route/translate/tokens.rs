@@ -35,7 +35,8 @@ impl AnswerTokens {
     /// the message; vLLM has it beside the message.
     pub fn collect(&mut self, chat: &mut Value, choice: &mut Value) {
         let place = if choice["message"].is_object() { "message" } else { "delta" };
-        let mut on_message = |key: &str| choice[place][key].take();
+        // A delta need not be an object: an upstream may send anything.
+        let mut on_message = |key: &str| choice[place].get_mut(key).map(Value::take).unwrap_or_default();
         let (prompt, ids) = (on_message("prompt_token_ids"), on_message("generation_token_ids"));
         let (logprobs, experts) = (on_message("generation_log_probs"), on_message("routed_experts"));
         if let prompt @ Value::Array(_) = first_present(prompt, &mut chat["prompt_token_ids"]) {

@@ -155,3 +155,34 @@ async fn a_closed_queue_ends_once_it_is_empty() {
     batch.clear();
     assert!(!queue.take(&mut batch, 10).await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn calls_do_not_gather_when_the_queue_is_half_full() {
+    let queue = CaptureQueue::new(2);
+    let marks: Vec<_> = (0..2).map(CaptureMark::new).collect();
+    marks.iter().for_each(|mark| assert_eq!(queue.push(end(mark, 10)), 0));
+    let (begun, mut batch) = (Instant::now(), Vec::new());
+    assert!(queue.take(&mut batch, 10).await);
+    assert_eq!((begun.elapsed(), ids(&batch)), (Duration::ZERO, vec![Some(0), Some(1)]));
+    // Once it is empty, calls gather again.
+    queue.push(end(&CaptureMark::new(3), 10));
+    batch.clear();
+    assert!(queue.take(&mut batch, 10).await);
+    assert_eq!(begun.elapsed(), MAX_GATHER_TIME);
+}
+
+#[test]
+fn messages_keep_a_share_of_the_bytes_whatever_the_buffers_take() {
+    let queue = CaptureQueue::bounded(10, 8 << 10);
+    queue.buffer_grows(1 << 20);
+    assert_eq!(queue.push(end(&CaptureMark::new(1), 1 << 10)), 0);
+    assert_eq!(queue.push(end(&CaptureMark::new(2), 1 << 10)), 1);
+}
+
+#[test]
+fn an_answer_that_is_given_up_is_noticed() {
+    let queue = CaptureQueue::new(10);
+    let (before, mark) = (queue.discards(), CaptureMark::new(1));
+    queue.discard(&mark);
+    assert!(mark.is_dropped() && queue.discards() != before && queue.dropped() == 0);
+}

@@ -6,9 +6,9 @@ use super::blocks::{self, MessageBuilder, ToolUse};
 use super::error_form;
 use crate::json;
 use crate::route::answer::ModelRename;
-use crate::route::translate::AnswerFault;
 use crate::route::translate::answer::{REASONING_FIELDS, WholeChat, text};
 use crate::route::translate::stream::{ChatEnd, error_in};
+use crate::route::translate::{AnswerFault, MAX_ANSWER_VALUES};
 
 /// What the caller of a disaggregated prefill needs for its next request.
 const TRANSFER_FIELDS: [&str; 2] = ["kv_transfer_params", "ec_transfer_params"];
@@ -97,6 +97,9 @@ pub fn count(body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
 /// own form, as a framework's 404 is none, stays as it is.
 pub fn error(names: Option<&ModelRename>, body: &[u8]) -> Vec<u8> {
     let body = names.map_or_else(|| body.to_vec(), |names| names.document(body));
+    if !json::has_at_most(&body, MAX_ANSWER_VALUES) {
+        return body;
+    }
     let Ok(document) = serde_json::from_slice::<Value>(&body) else { return body };
     if document["error"].is_string() || document["type"] == "error" {
         return body;

@@ -15,6 +15,9 @@ use crate::route::translate::answer::{REASONING_FIELDS, text};
 use crate::route::translate::stream::{ChatEnd, ChatEvents, StreamFault};
 use crate::route::translate::tokens::AnswerTokens;
 
+/// What a waiting text takes beside its bytes.
+const WAITING_ENTRY_BYTES: usize = 64;
+
 /// The message as far as it is told.
 #[derive(Debug)]
 pub struct MessageEvents {
@@ -60,7 +63,10 @@ impl MessageEvents {
             self.hold(said.len())?;
             match self.waiting.last_mut().filter(|(last, _)| *last == kind) {
                 Some((_, text)) => text.push_str(said),
-                None => self.waiting.push((kind, said.to_owned())),
+                None => {
+                    self.hold(WAITING_ENTRY_BYTES)?;
+                    self.waiting.push((kind, said.to_owned()));
+                }
             }
             return Ok(());
         }
@@ -112,7 +118,7 @@ impl MessageEvents {
         }
         self.close();
         for (kind, said) in std::mem::take(&mut self.waiting) {
-            self.held -= said.len();
+            self.held -= said.len() + WAITING_ENTRY_BYTES;
             self.tell(kind, &said);
         }
     }

@@ -345,6 +345,25 @@ fn a_message_without_the_token_ids_of_its_route_is_an_error() {
 }
 
 #[test]
+fn a_delta_that_is_no_object_is_no_panic() {
+    for delta in ["\"x\"", "[]", "7", "null", "true"] {
+        let context = TranslationContext { token_ids: true, ..TranslationContext::default() };
+        let chunk = format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}\n\n");
+        // An error and an event are both fine; the connection must not just end.
+        drop(streaming(context).feed(chunk.as_bytes(), true));
+    }
+}
+
+#[test]
+fn an_error_of_too_many_values_stays_as_it_is() {
+    let values = vec!["7"; MAX_ANSWER_VALUES + 1].join(",");
+    let body = format!(r#"{{"error":{{"message":"m","code":500,"more":[{values}]}}}}"#);
+    let mut exchange = messages();
+    assert!(exchange.begin_error((None, None), Some("application/json")));
+    assert_eq!(exchange.feed(body.as_bytes(), true).unwrap().unwrap(), body.as_bytes());
+}
+
+#[test]
 fn errors_take_anthropics_form() {
     let ours = |kind: &str, message: &str| {
         json!({"type": "error", "error": {"type": kind, "message": message}}).to_string()

@@ -31,7 +31,7 @@ const MAX_PARENT_BYTES: usize = 64 << 20;
 const MAX_READERS: u32 = 4;
 
 /// The connections that read a few rows at a time.
-const MAX_LOOKUPS: u32 = 2;
+const MAX_LOOKUPS: u32 = 4;
 
 /// The connections that write to PostgreSQL at a time. SQLite has one writer.
 const MAX_WRITERS: u32 = 2;

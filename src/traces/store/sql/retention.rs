@@ -3,6 +3,7 @@
 //! Never: a transaction that delays the writer for long.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::link::{SqlLink, SqlPool, SqlValue};
 use super::{SESSIONS_AT_ONCE, SqlStore, session_key};
@@ -16,6 +17,9 @@ const MAX_ROWS_AT_ONCE: u64 = 512;
 
 /// The free pages that SQLite gives back in one statement.
 const PAGES_AT_ONCE: usize = 4096;
+
+/// The time for which a checkpoint waits for readers of SQLite; the writer waits for it.
+const MAX_CHECKPOINT_WAIT: Duration = Duration::from_millis(200);
 
 impl SqlStore {
     /// Deletes sessions beyond the limits. Returns the number of deleted traces.
@@ -144,13 +148,17 @@ impl SqlStore {
             before = after;
         }
         // The file itself is cut when the log is copied into it.
-        self.writes
-            .acquire(self.timeouts.statement)
-            .await?
-            .rows("PRAGMA wal_checkpoint(TRUNCATE)", &[])
-            .await?;
-        Ok(())
+        // While a reader holds a snapshot it cannot be: the next expiry cuts it then.
+        let mut link = self.writes.acquire(self.timeouts.statement).await?;
+        link.rows(&busy_timeout(MAX_CHECKPOINT_WAIT), &[]).await?;
+        let cut = link.rows("PRAGMA wal_checkpoint(TRUNCATE)", &[]).await;
+        link.rows(&busy_timeout(self.timeouts.busy), &[]).await?;
+        cut.map(drop)
     }
+}
+
+fn busy_timeout(time: Duration) -> String {
+    format!("PRAGMA busy_timeout = {}", time.as_millis())
 }
 
 /// Deletes a session of at most so many traces, or as many of a longer one: the newest, since rows depend on
