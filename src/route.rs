@@ -1,4 +1,4 @@
-//! The upstreams that a request may go to, and the edits of the request and of its answer.
+//! Finds the route of a request, and edits its body and its answer.
 //!
 //! ```text
 //! paths        vLLM's API routes, and the policy of the balancer for each

@@ -109,9 +109,12 @@ impl Traces {
         Ok(traces)
     }
 
-    /// Applies `config` to calls that begin from now on; the store stays.
+    /// Applies `config` to calls that begin from now on, and its limits to the store, which stays.
     pub fn reload(&self, config: &TracesConfig) {
         self.queue.set_max_calls(config.queue);
+        if let Some(store) = &*self.store.load() {
+            store.set_limits(config);
+        }
         self.settings.store(Arc::new(config.clone()));
     }
 

@@ -181,7 +181,7 @@ impl Snapshot {
     ) -> FilterResult {
         out.clear();
         let Some(served) = self.serving(query) else {
-            let may_appear = self.may_still_appear(query.among, now) || !self.any_ready_of(query.among);
+            let may_appear = self.may_still_appear(query, now) || !self.any_ready_of(query.among);
             return if may_appear { FilterResult::NotReady } else { FilterResult::NoSuchModel };
         };
         let floor = self.floor(served, query, now);
@@ -234,13 +234,18 @@ impl Snapshot {
         })
     }
 
-    /// Whether one of these upstreams was not reached yet and may serve any model.
-    fn may_still_appear(&self, among: Option<&[usize]>, now: Instant) -> bool {
+    /// Whether one of the query's upstreams was not reached yet and may serve its model. An upstream with
+    /// configured models serves no others.
+    fn may_still_appear(&self, query: &UpstreamQuery<'_>, now: Instant) -> bool {
         let may = |entry: &SnapshotEntry| {
-            let is_new = entry.status.state == UpstreamState::Unknown && entry.is_among(among);
-            is_new && now.saturating_duration_since(entry.status.since) < DISCOVERY_GRACE
+            let is_new = entry.status.state == UpstreamState::Unknown && entry.is_among(query.among);
+            let lists =
+                |names: &Vec<String>| query.model.is_none_or(|model| names.iter().any(|name| name == model));
+            is_new
+                && entry.upstream.config.models.as_ref().is_none_or(lists)
+                && now.saturating_duration_since(entry.status.since) < DISCOVERY_GRACE
         };
-        self.awaits_any_of(among, now) || self.entries.iter().any(may)
+        self.awaits_any_of(query.among, now) || self.entries.iter().any(may)
     }
 }
 

@@ -53,7 +53,7 @@ impl Default for Metrics {
         Metrics {
             requests: make.counters(
                 "vllm_lb_requests_total",
-                "Requests that ended, by how they did.",
+                "Requests that ended, by model, upstream, status and outcome.",
                 &["model", "upstream", "status", "outcome"],
             ),
             request_seconds: make.histogram("vllm_lb_request_seconds", "From the head to the answer's end."),
@@ -92,7 +92,7 @@ impl Default for Metrics {
                 "Answers by which an upstream said that it is full.",
                 &["upstream"],
             ),
-            signs_lost: make.counter("vllm_lb_signs_lost_total", "Signs of health that were too many."),
+            signs_lost: make.counter("vllm_lb_signs_lost_total", "Reports on upstreams that were dropped."),
             queue_ends: make.counters(
                 "vllm_lb_queue_total",
                 "Requests that waited for room, by the end of it.",
@@ -101,7 +101,7 @@ impl Default for Metrics {
             reloads: make.counters("vllm_lb_reloads_total", "Reloads of the configuration.", &["result"]),
             queued: make.gauge("vllm_lb_queued", "Requests that wait for room."),
             accept_failures: make
-                .counter("vllm_lb_accept_failures_total", "Connections that could not be taken."),
+                .counter("vllm_lb_accept_failures_total", "Connections that could not be accepted."),
             handshake_failures: make
                 .counter("vllm_lb_handshake_failures_total", "TLS handshakes that failed."),
             connections: make.gauge("vllm_lb_connections", "Connections of clients that are open."),
@@ -203,7 +203,7 @@ pub(super) fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
         ("vllm_lb_upstream_context_tokens", "Prompt tokens of requests in flight.", |row| {
             Some(row.context as f64)
         }),
-        ("vllm_lb_upstream_incarnation", "Times that its cache was taken for empty.", |row| {
+        ("vllm_lb_upstream_incarnation", "Number of times its cache was considered empty.", |row| {
             Some(row.incarnation as f64)
         }),
         ("vllm_lb_upstream_foreign_requests", "Requests of others on the upstream.", |row| {

@@ -1,7 +1,7 @@
 //! One request, from its head to its end: taken in, tried on one upstream after another, relayed.
 //!
 //! ```text
-//! intake -> choose -> attempt -> relay -> report
+//! intake -> choose -> attempt -> relay -> record
 //!              ^         |
 //!              +- failed-+   while the retry rule allows another attempt
 //! ```

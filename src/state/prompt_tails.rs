@@ -1,4 +1,4 @@
-//! The lengths of prompts tails the part that was read before the choice.
+//! The lengths of prompts behind the part that was read before the choice.
 //!
 //! A body longer than `peek.bytes` is hashed to its end while it streams past, but the choice for the next
 //! body with the same beginning is made by its first part. This table keeps how many tokens each upstream

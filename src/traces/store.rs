@@ -68,6 +68,14 @@ pub enum StoreError {
     Damaged { trace_id: String, reason: String },
 }
 
+/// The limits of a store, which a reload changes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StoreLimits {
+    /// How long traces stay after the last one of their session.
+    pub keep: Duration,
+    pub max_bytes: u64,
+}
+
 /// How long parts of a database operation may take.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreTimeouts {
@@ -91,6 +99,14 @@ impl Default for StoreTimeouts {
 
 // === impl Store ===
 
+fn memory_limits(config: &TracesConfig) -> StoreLimits {
+    StoreLimits { keep: config.keep, max_bytes: config.memory }
+}
+
+fn database_limits(config: &TracesConfig) -> StoreLimits {
+    StoreLimits { keep: config.keep, max_bytes: config.max_bytes }
+}
+
 impl Store {
     /// Opens the configured store. Creates a database that does not exist.
     pub async fn open(config: &TracesConfig, observer: &Observer) -> Result<Store, StoreError> {
@@ -105,7 +121,7 @@ impl Store {
     ) -> Result<Store, StoreError> {
         match &config.store {
             TraceStore::None => Ok(Store::None),
-            TraceStore::Memory => Ok(Store::Memory(MemoryStore::new(config.memory, config.keep))),
+            TraceStore::Memory => Ok(Store::Memory(MemoryStore::new(memory_limits(config)))),
             TraceStore::Sqlite(path) => {
                 // The environment was looked at when the configuration was read.
                 let path = sqlite_path(path.as_deref(), |_| None);
@@ -114,6 +130,15 @@ impl Store {
             TraceStore::Postgres(url) => {
                 Ok(Store::Sql(SqlStore::open_postgres(url.expose(), config, timeouts, observer).await?))
             }
+        }
+    }
+
+    /// Applies the limits of `config` from the next write or expiry on.
+    pub fn set_limits(&self, config: &TracesConfig) {
+        match self {
+            Store::None => {}
+            Store::Memory(store) => store.limits.store(Arc::new(memory_limits(config))),
+            Store::Sql(store) => store.limits.store(Arc::new(database_limits(config))),
         }
     }
 

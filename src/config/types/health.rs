@@ -75,7 +75,7 @@ impl SettingsTable for Health {
         ),
         row(
             "interval",
-            "Time between two probes of an upstream.",
+            "Time between two probes of a ready upstream; any other is probed every 250ms.",
             &value(|health: &mut Self| &mut health.interval, duration(MIN_DURATION, HOUR)),
         ),
         row(

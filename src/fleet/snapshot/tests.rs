@@ -34,7 +34,7 @@ fn act(word: &str, machine: &mut BreakerMachine, entry: &mut SnapshotEntry, now:
         "ready" => machine.probed(Ok(()), 0, now, &rules()),
         "missed" => machine.probed(Err(ProbeMiss::Silent), 0, now, &rules()),
         // Read by `snapshot`.
-        "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" => {}
+        "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" | "lists-b" | "lists-c" => {}
         "refused" => machine.signalled(UpstreamSignal::Unreached { refused: true }, 0, now, &rules()),
         "tripped" => machine.signalled(UpstreamSignal::Failed, 0, now, &rules()),
         "tripped-later" => {
@@ -63,7 +63,9 @@ fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
                 origin.split_once('=').map_or((origin, None), |(of, model)| (of, Some(model)));
             DiscoveryOrigin { source: source.into(), model: model.map(Into::into) }
         });
-        let config = UpstreamConfig { max_active: Some(2), discovered, ..UpstreamConfig::new(url) };
+        let listed = given.script.split(' ').find_map(|word| word.strip_prefix("lists-"));
+        let models = listed.map(|model| vec![model.to_string()]);
+        let config = UpstreamConfig { max_active: Some(2), discovered, models, ..UpstreamConfig::new(url) };
         let upstream = Upstream::new(10 + index, config, queue.clone()).expect("it needs no file");
         let mut entry = SnapshotEntry::unknown(Arc::new(upstream));
         let card = |id: &&str| ModelCard {
@@ -221,6 +223,9 @@ fn reports_an_unknown_model_once_no_upstream_may_still_serve_it() {
         (FilterResult::NotReady, vec![]),
         "an unreached upstream may serve it"
     );
+    // An upstream with a configured list serves no other model, whether it was reached or not.
+    assert_eq!(routing(["ready", "lists-b"], "c", now).0, FilterResult::NoSuchModel);
+    assert_eq!(routing(["ready", "lists-c"], "c", now).0, FilterResult::NotReady);
     let young = snapshot(&given(["ready", ""]), now);
     let query = UpstreamQuery { model: Some("c"), ..UpstreamQuery::default() };
     assert_eq!(search(&young, &query, now + DISCOVERY_GRACE).0, FilterResult::NoSuchModel);

@@ -20,7 +20,7 @@ impl CacheMetrics {
         CacheMetrics {
             tokens: make.counters(
                 "vllm_lb_tokens_total",
-                "Tokens of answers that count them.",
+                "Tokens that answers reported.",
                 &["model", "route", "kind"],
             ),
             predicted: make.counters(
@@ -39,7 +39,8 @@ impl CacheMetrics {
                 &["upstream"],
             ),
             blocks: make.gauge("vllm_lb_index_blocks", "Blocks of prompts that are remembered."),
-            pairs: make.gauge("vllm_lb_index_pairs", "The same, once for each upstream that holds them."),
+            pairs: make
+                .gauge("vllm_lb_index_pairs", "Blocks in the index, once for each upstream with them."),
             bytes: make.gauge("vllm_lb_index_bytes", "Memory of the prefix index."),
         }
     }

@@ -19,7 +19,7 @@ pub(in crate::observe) struct ExchangeMetrics {
 impl ExchangeMetrics {
     pub(super) fn new(make: &MetricsBuilder) -> Self {
         ExchangeMetrics {
-            redis_up: make.gauge("vllm_lb_redis_up", "1 while Redis takes in what is said to siblings."),
+            redis_up: make.gauge("vllm_lb_redis_up", "1 while Redis accepts messages, else 0."),
             redis_failures: make.counters(
                 "vllm_lb_redis_failures_total",
                 "What did not work with Redis, by cause.",
@@ -30,7 +30,7 @@ impl ExchangeMetrics {
                 "Messages to siblings and from them.",
                 &["way"],
             ),
-            bytes: make.counters("vllm_lb_exchange_bytes_total", "Their bytes.", &["way"]),
+            bytes: make.counters("vllm_lb_exchange_bytes_total", "Bytes of messages.", &["way"]),
             lost: make.counters(
                 "vllm_lb_exchange_lost_total",
                 "What did not reach a sibling, or could not be used.",
@@ -44,7 +44,7 @@ impl ExchangeMetrics {
             siblings: make.gauge("vllm_lb_siblings", "Other balancers on the same Redis."),
             age: make.enter(Gauge::new(
                 "vllm_lb_siblings_age_seconds",
-                "Age of the oldest word of a busy sibling.",
+                "Age of the oldest message of a sibling with requests in flight.",
             )),
         }
     }

@@ -31,7 +31,7 @@ impl TraceMetrics {
                 &["way"],
             ),
             waiting: make.gauge("vllm_lb_traces_waiting", "Captured calls that wait to be stored."),
-            waiting_bytes: make.gauge("vllm_lb_traces_waiting_bytes", "Their bytes."),
+            waiting_bytes: make.gauge("vllm_lb_traces_waiting_bytes", "Memory of captured calls that wait."),
             stored_bytes: make.gauge("vllm_lb_traces_stored_bytes", "Bytes that stored traces take."),
         }
     }

@@ -23,5 +23,7 @@ pub use self::request::{translate, translate_count};
 /// An error in Anthropic's form, from one as vLLM writes it.
 fn error_form(error: &Value) -> Value {
     let kind = error["type"].as_str().unwrap_or("api_error");
-    json!({"type": "error", "error": {"type": kind, "message": error["message"]}})
+    // Clients of Anthropic's API expect a text.
+    let message = error["message"].as_str().unwrap_or("The engine reported an error without a message.");
+    json!({"type": "error", "error": {"type": kind, "message": message}})
 }

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::task::spawn_blocking;
 
 use super::prompts::{PromptNode, allocation};
-use super::{CREATED_STEP, StoreError, StoredTrace};
+use super::{CREATED_STEP, StoreError, StoreLimits, StoredTrace};
 use crate::traces::record::{ChoiceRecord, SessionSettings, SessionSummary, TraceRecord};
 
 /// The conversations of one session that a new prompt is compared with: subagents take turns.
@@ -25,8 +25,7 @@ pub struct MemoryStore {
     held: Mutex<HeldTraces>,
     /// The bytes of what is held, as of the last change: metrics read it without the lock.
     bytes: AtomicU64,
-    limit: u64,
-    keep: Duration,
+    pub(super) limits: ArcSwap<StoreLimits>,
 }
 
 /// The lock on the held traces; publishes their size when it is dropped.
@@ -78,9 +77,10 @@ struct PackedTexts {
 // === impl MemoryStore ===
 
 impl MemoryStore {
-    /// A store of at most `limit` bytes, from which sessions go that had no trace for `keep`.
-    pub fn new(limit: u64, keep: Duration) -> Self {
-        MemoryStore { held: Mutex::default(), bytes: AtomicU64::new(0), limit, keep }
+    /// An empty store with these limits.
+    pub fn new(limits: StoreLimits) -> Self {
+        let limits = ArcSwap::from_pointee(limits);
+        MemoryStore { held: Mutex::default(), bytes: AtomicU64::new(0), limits }
     }
 
     fn held(&self) -> HeldGuard<'_> {
@@ -90,10 +90,11 @@ impl MemoryStore {
 
     /// Stores a batch, and then drops traces above the limit.
     pub fn put(&self, batch: &[Arc<TraceRecord>], now: f64) {
+        let max_bytes = self.limits.load().max_bytes;
         // One lock for each record: a reader waits for one, not for the batch.
         for (place, record) in batch.iter().enumerate() {
             // Sessions that begin in one batch have an order, too.
-            self.held().put(record, now + CREATED_STEP * place as f64, self.limit);
+            self.held().put(record, now + CREATED_STEP * place as f64, max_bytes);
         }
     }
 
@@ -160,7 +161,7 @@ impl MemoryStore {
         session.settings = Some(settings.clone());
         session.last_at = session.last_at.max(settings.created_at);
         held.bytes = held.bytes + after - before;
-        held.shrink(self.limit);
+        held.shrink(self.limits.load().max_bytes);
     }
 
     pub fn load_session(&self, id: &str) -> Option<SessionSettings> {
@@ -178,7 +179,7 @@ impl MemoryStore {
     /// Drops sessions whose last activity is too old. Returns the number of traces dropped since the last
     /// call, including those evicted for lack of memory.
     pub fn expire(&self, now: f64) -> u64 {
-        let oldest = now - self.keep.as_secs_f64();
+        let oldest = now - self.limits.load().keep.as_secs_f64();
         let old: Vec<String> = {
             let held = self.held();
             let old = held.sessions.iter().filter(|(_, session)| session.last_at < oldest);
@@ -443,7 +444,8 @@ mod tests {
 
     #[test]
     fn bytes_are_read_while_the_store_is_busy() {
-        let store = MemoryStore::new(1 << 20, Duration::from_secs(100));
+        let store =
+            MemoryStore::new(StoreLimits { keep: std::time::Duration::from_secs(100), max_bytes: 1 << 20 });
         for record in conversation("s", 2, 10, 2) {
             store.put(&[Arc::new(record)], 1.0);
         }

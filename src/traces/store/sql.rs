@@ -52,12 +52,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use tokio::sync::OnceCell;
 
 use self::link::{SqlLink, SqlPool, SqlValue};
 use self::parents::{KnownParents, RowDelta};
 use self::rows::EncodedRow;
-use super::{CREATED_STEP, StoreError, StoreTimeouts};
+use super::{CREATED_STEP, StoreError, StoreLimits, StoreTimeouts};
 use crate::traces::record::{SessionSettings, TraceRecord};
 
 /// The longest id of a session in a database, in bytes: an index of PostgreSQL does not take longer ones. Of
@@ -81,8 +82,7 @@ pub struct SqlStore {
     files: Option<[PathBuf; 2]>,
     /// The size of the traces when it was last measured.
     measured: AtomicU64,
-    keep_seconds: f64,
-    max_bytes: u64,
+    pub(super) limits: ArcSwap<StoreLimits>,
     timeouts: StoreTimeouts,
 }
 

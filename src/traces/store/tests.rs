@@ -15,13 +15,17 @@ fn config() -> TracesConfig {
     TracesConfig { keep: Duration::from_secs(100), ..TracesConfig::default() }
 }
 
+fn limits(max_bytes: u64) -> StoreLimits {
+    StoreLimits { keep: Duration::from_secs(100), max_bytes }
+}
+
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(future)
 }
 
 fn memory(limit: u64) -> Store {
-    Store::Memory(MemoryStore::new(limit, Duration::from_secs(100)))
+    Store::Memory(MemoryStore::new(limits(limit)))
 }
 
 proptest! {
@@ -125,7 +129,7 @@ async fn memory_holds_its_limit_under_ten_times_as_many_traces() {
 
 #[tokio::test]
 async fn memory_drops_the_oldest_traces_of_the_least_recently_active_session() {
-    let store = MemoryStore::new(40_000, Duration::from_secs(100));
+    let store = MemoryStore::new(limits(40_000));
     store.put(&arcs(conversation("a", 4, 500, 10)), START_TIME);
     store.put(&arcs(conversation("b", 4, 500, 10)), START_TIME + 1.0);
     let mut dropped = 0;
@@ -179,7 +183,7 @@ async fn memory_follows_subagents_that_take_turns() {
 #[test]
 fn memory_drops_a_long_session_on_a_small_stack() {
     let drop_it = || {
-        let store = MemoryStore::new(1 << 30, Duration::from_secs(100));
+        let store = MemoryStore::new(limits(1 << 30));
         for turn in 0..2_000_u32 {
             // Each prompt is the one before it with its answer.
             let prompt: Vec<u32> = (0..turn).collect();
@@ -189,4 +193,21 @@ fn memory_drops_a_long_session_on_a_small_stack() {
     };
     let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(drop_it).expect("a thread");
     assert_eq!(thread.join().expect("no overflow"), 2_000);
+}
+
+/// They were fixed when the store was opened, although a reload reported them as changed.
+#[test]
+fn a_reload_changes_the_limits_of_a_store() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = TraceStore::Sqlite(Some(folder.path().join("traces.db")));
+    for store in [TraceStore::Memory, file] {
+        let config = TracesConfig { store, ..config() };
+        run(async {
+            let store = Store::open(&config, &Observer::default()).await.expect("opens");
+            store.put(&arcs(conversation("s", 3, 100, 5)), START_TIME).await.expect("is stored");
+            assert_eq!(store.expire(START_TIME + 50.0).await.expect("runs"), 0);
+            store.set_limits(&TracesConfig { keep: Duration::from_secs(10), ..config.clone() });
+            assert_eq!(store.expire(START_TIME + 50.0).await.expect("runs"), 3);
+        });
+    }
 }

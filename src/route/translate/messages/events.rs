@@ -103,10 +103,16 @@ impl MessageEvents {
                 self.start(BlockKind::ToolUse, block);
             }
         }
-        let arguments = call["function"]["arguments"].as_str().filter(|arguments| !arguments.is_empty());
-        let Some(arguments) = arguments else { return Ok(()) };
+        let arguments = match &call["function"]["arguments"] {
+            Value::String(text) => text.clone(),
+            object @ Value::Object(_) => object.to_string(),
+            _ => return Ok(()),
+        };
+        if arguments.is_empty() {
+            return Ok(());
+        }
         self.hold(arguments.len())?;
-        self.arguments.push_str(arguments);
+        self.arguments.push_str(&arguments);
         self.grow(json!({"type": "input_json_delta", "partial_json": arguments}));
         Ok(())
     }

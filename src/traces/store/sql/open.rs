@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use log::LevelFilter;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{
@@ -22,7 +23,7 @@ use super::link::SqlPool;
 use super::parents::KnownParents;
 use crate::config::types::TracesConfig;
 use crate::observe::Observer;
-use crate::traces::store::{StoreError, StoreTimeouts};
+use crate::traces::store::{StoreError, StoreTimeouts, database_limits};
 
 /// The most memory of what is known of the last traces of sessions, in bytes.
 const MAX_PARENT_BYTES: usize = 64 << 20;
@@ -59,8 +60,7 @@ impl SqlStore {
             migrated: OnceCell::new(),
             files: None,
             measured: AtomicU64::new(0),
-            keep_seconds: config.keep.as_secs_f64(),
-            max_bytes: config.max_bytes,
+            limits: ArcSwap::from_pointee(database_limits(config)),
             timeouts,
         }
     }

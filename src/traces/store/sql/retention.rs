@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::link::{SqlLink, SqlPool, SqlValue};
 use super::{SESSIONS_AT_ONCE, SqlStore, session_key};
-use crate::traces::store::StoreError;
+use crate::traces::store::{StoreError, StoreLimits};
 
 /// The largest number of rounds of deleting and measuring in one call.
 const MAX_ROUNDS: usize = 64;
@@ -24,13 +24,14 @@ const MAX_CHECKPOINT_WAIT: Duration = Duration::from_millis(200);
 impl SqlStore {
     /// Deletes sessions beyond the limits. Returns the number of deleted traces.
     pub async fn expire(&self, now: f64) -> Result<u64, StoreError> {
-        let mut deleted = self.expire_old(now - self.keep_seconds).await?;
+        let StoreLimits { keep, max_bytes } = **self.limits.load();
+        let mut deleted = self.expire_old(now - keep.as_secs_f64()).await?;
         let mut size = self.measure().await?;
         for _ in 0..MAX_ROUNDS {
-            if size <= self.max_bytes {
+            if size <= max_bytes {
                 break;
             }
-            let gone = self.delete_least_recent(size - self.max_bytes).await?;
+            let gone = self.delete_least_recent(size - max_bytes).await?;
             deleted += gone;
             size = self.measure().await?;
             if gone == 0 {
