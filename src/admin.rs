@@ -50,7 +50,7 @@ fn is_protected(path: &str) -> bool {
 pub struct Reloaded {
     /// Sections that changed.
     pub changed: Vec<String>,
-    /// Keys whose change needs a restart and was not applied.
+    /// Changed keys that need a restart, and were not applied.
     pub restart: Vec<String>,
     pub warnings: Vec<String>,
 }

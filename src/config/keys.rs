@@ -50,7 +50,7 @@ pub fn all() -> Vec<KeyRow> {
     rows
 }
 
-/// The last segments of the keys whose values are maps of the user's own keys.
+/// The last segments of the keys that hold maps of the user's own keys.
 pub fn free() -> Vec<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     all().iter().filter(|row| row.is_free).map(|row| last(&row.path)).collect()

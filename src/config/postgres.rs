@@ -14,7 +14,7 @@ const REMEDY: &str = "write postgres://user:password@host:port/database, with / 
 
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// Parameters of the query whose values are free.
+/// Parameters of the query with free values.
 const TEXT_PARAMETERS: [&str; 14] = [
     "sslrootcert",
     "ssl-root-cert",

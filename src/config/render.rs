@@ -31,7 +31,7 @@ pub fn upstream_with_key(config: &UpstreamConfig) -> Value {
     value
 }
 
-/// `free` are the keys whose values are maps of the user's own keys.
+/// `free` are the keys that hold maps of the user's own keys.
 fn yaml_map(map: &Map<String, Value>, indent: usize, free: &[String], text: &mut String) {
     for (index, (key, value)) in map.iter().enumerate() {
         // The first key of a list's item stands behind the dash.

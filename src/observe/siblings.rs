@@ -54,7 +54,7 @@ impl Observer {
         debug!(error:% = error; "skipped an unreadable message in the stream");
     }
 
-    /// Counts the end of a chain whose beginning is unknown to this balancer.
+    /// Counts the end of a chain with a beginning that this balancer does not know.
     pub fn chain_unplaced(&self) {
         self.metrics().exchange.lost.with_label_values(&["unplaced"]).inc();
     }

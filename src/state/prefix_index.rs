@@ -112,7 +112,7 @@ impl Index {
         self.writer().leave(&self.columns, slot);
     }
 
-    /// Forgets all blocks of an upstream, whose cache is empty after a restart.
+    /// Forgets all blocks of an upstream: its cache is empty after a restart.
     pub fn forget(&self, slot: Slot) {
         self.writer().forget(&self.blocks, &self.columns, slot);
     }

@@ -119,7 +119,7 @@ fn open<'t, 'p>(
 
 // === upstreams ===
 
-/// `None` also for an upstream whose name is unreadable.
+/// `None` also for an upstream with an unreadable name.
 fn upstream(
     node: &YamlNode,
     place: &ConfigPlace,

@@ -40,7 +40,7 @@ pub const fn section<S, T: SettingsTable>(part: FieldPart<S, T>) -> SectionField
     SectionField { part, table: T::TABLE }
 }
 
-/// A section whose keys fill several parts of `T`, with a table of its own.
+/// A section with a table of its own; its keys fill several parts of `T`.
 pub const fn section_of<S, T>(part: FieldPart<S, T>, table: &'static [SettingRow<T>]) -> SectionField<S, T> {
     SectionField { part, table }
 }

@@ -45,7 +45,7 @@ pub const fn maybe_texts(
     list(kind, read, Some, |texts| json!(texts))
 }
 
-/// Returns the form of a list whose items are scalars.
+/// Returns the form of a list of scalars.
 pub const fn list<V, L>(
     kind: &'static str,
     read: fn(&str) -> ReadResult<V>,

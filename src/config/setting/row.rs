@@ -61,7 +61,7 @@ pub struct KeyRow {
     /// The default as it is rendered; `none` without one, `required` where the key must be given.
     pub default: String,
     pub visibility: ValueVisibility,
-    /// Whether it is a map whose keys are the user's own.
+    /// Whether it is a map of the user's own keys.
     pub is_free: bool,
     pub reload: ReloadEffect,
     pub about: &'static str,
@@ -75,7 +75,7 @@ pub trait MapSource {
     fn text(&mut self, key: &str, take: &mut dyn FnMut(&str) -> ReadResult<()>);
     /// Passes every item of a list of single values. Returns their number, if the key has a list.
     fn texts(&mut self, key: &str, take: &mut dyn FnMut(&str) -> ReadResult<()>) -> Option<usize>;
-    /// Passes every key and single value of a map whose keys are the user's own.
+    /// Passes every key and single value of a map of the user's own keys.
     fn pairs(&mut self, key: &str, take: &mut dyn FnMut(&str, &str) -> ReadResult<()>);
     /// The JSON object of a key.
     fn object(&mut self, key: &str) -> Option<Map<String, Value>>;
@@ -125,7 +125,7 @@ pub trait ValueForm<V>: Sync {
     fn visibility(&self) -> ValueVisibility {
         ValueVisibility::Shown
     }
-    /// Whether it is a map whose keys are the user's own.
+    /// Whether it is a map of the user's own keys.
     fn is_free(&self) -> bool {
         false
     }

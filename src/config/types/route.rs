@@ -229,7 +229,7 @@ const FRAMING_HEADERS: [&str; 10] = [
     "upgrade",
 ];
 
-/// Words in the name of a header whose value is masked.
+/// Words in the name of a header with a masked value.
 const SECRET_WORDS: [&str; 5] = ["auth", "key", "token", "secret", "cookie"];
 
 impl SettingsTable for HeaderEdits {

@@ -90,7 +90,7 @@ impl<'a> JsonObject<'a> {
         object(bytes, self.get(key)?.start)
     }
 
-    /// The text of a key whose value is a string.
+    /// The text of a key with a string as its value.
     pub fn text(&self, bytes: &'a [u8], key: &str) -> Option<Cow<'a, str>> {
         text(bytes.get(self.get(key)?)?)
     }

@@ -60,7 +60,7 @@ fn as_it_ships(text: &str) -> Vec<String> {
     check::check(text, &env).err().unwrap_or_default().iter().map(ConfigProblem::to_string).collect()
 }
 
-/// The keys that hold a map whose keys are the user's own.
+/// The keys that hold a map of the user's own keys.
 fn free() -> &'static [String] {
     static FREE: LazyLock<Vec<String>> = LazyLock::new(keys::free);
     &FREE

@@ -22,7 +22,7 @@ const PERSONS: &[&str] = &[
 /// Types of constants that limit or measure something.
 const MEASURES: &[&str] = &["usize", "u64", "u32", "u16", "f64", "i64", "Duration"];
 
-/// Units, whose one word says all.
+/// Units: their one word says all.
 const UNITS: &[&str] = &["SECOND", "MINUTE", "HOUR", "DAY", "WEEK", "KIB", "MIB", "GIB", "TIB"];
 
 fn is_person(word: &str) -> bool {

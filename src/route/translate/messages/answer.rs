@@ -82,7 +82,7 @@ fn input(arguments: &Value) -> Option<Value> {
     }
 }
 
-/// The count of a prompt's tokens, from the answer of `/tokenize`, whose tokens are not looked at.
+/// The count of a prompt's tokens, from the answer of `/tokenize`; its tokens are not read.
 pub fn count(body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
     let count = json::document(body).and_then(|object| {
         let span = object.get("count")?;
