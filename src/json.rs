@@ -43,7 +43,7 @@ pub use self::slice::{
     EndOfJson, JsonCursor, JsonList, JsonMember, JsonObject, JsonResult, MAX_KEY_BYTES, MAX_MEMBERS,
     ObjectSlots, RawValue, ReadFault, document, document_with, each, has_at_most, inside, is_empty_list,
     is_empty_object, items, object, read_object, read_value, text, value_end, visit_structure, walk,
-    walk_raw,
+    walk_raw, walk_rest,
 };
 pub use self::text::{ByteSink, ShortText, code_unit, decode, escape, is_undecided, lone_unit, unescape};
 

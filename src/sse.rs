@@ -14,7 +14,11 @@
 //! Never: examine a byte more than a constant number of times, hold more than one line, allocate for a line
 //! that is not cut.
 
+mod repeated_head;
+
 use std::ops::Range;
+
+pub use repeated_head::RepeatedHead;
 
 /// The byte-order mark that may stand at the beginning of a stream.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";

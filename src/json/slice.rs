@@ -124,10 +124,22 @@ pub fn walk<'a>(
 pub fn walk_raw<'a>(
     bytes: &'a [u8],
     start: usize,
+    read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
+    if bytes.get(start) != Some(&b'{') {
+        return Err(ReadFault::Syntax);
+    }
+    walk_rest(bytes, start, read)
+}
+
+/// As `walk_raw`, from the comma at `comma` on, which stands behind members of the object that were read.
+pub fn walk_rest<'a>(
+    bytes: &'a [u8],
+    comma: usize,
     mut read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
 ) -> JsonResult<usize> {
     let mut members = 0;
-    walk_members(bytes, start, |key, start, value| {
+    walk_behind(bytes, comma, |key, start, value| {
         members += 1;
         if members > MAX_MEMBERS {
             return Err(ReadFault::ManyMembers);
@@ -143,12 +155,21 @@ pub fn walk_raw<'a>(
 fn walk_members<'a>(
     bytes: &'a [u8],
     start: usize,
-    mut read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
+    read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
 ) -> JsonResult<usize> {
     if bytes.get(start) != Some(&b'{') {
         return Err(ReadFault::Syntax);
     }
-    let mut at = skip_space(bytes, start + 1);
+    walk_behind(bytes, start, read)
+}
+
+/// As `walk_members`, behind the brace or the comma at `before`.
+fn walk_behind<'a>(
+    bytes: &'a [u8],
+    before: usize,
+    mut read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
+    let mut at = skip_space(bytes, before + 1);
     if bytes.get(at) == Some(&b'}') {
         return Ok(at + 1);
     }

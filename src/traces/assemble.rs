@@ -17,6 +17,7 @@ mod document;
 mod ids;
 mod merge;
 mod messages;
+mod plain_chunk;
 mod request;
 mod responses;
 mod wire;
@@ -276,11 +277,10 @@ impl StreamEvents {
         }
         self.has_error |= is_error;
         count_work(self.data.len());
-        let data = wire::readable(&self.data);
         self.held += match &mut self.state {
-            StreamState::Chunks(chunks) => chunks.event(&data),
-            StreamState::Responses(responses) => responses.event(&data),
-            StreamState::Messages(messages) => messages.event(&data),
+            StreamState::Chunks(chunks) => chunks.event(&mut self.data),
+            StreamState::Responses(responses) => responses.event(&wire::readable(&self.data)),
+            StreamState::Messages(messages) => messages.event(&wire::readable(&self.data)),
         };
         self.data.clear();
         if self.data.capacity() > MAX_KEPT_EVENT_BYTES {

@@ -21,7 +21,7 @@ use crate::json;
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::dialect::BodyDialect;
 use crate::route::rewrite::AddedAnswerFields;
-use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
+use crate::sse::{LineSplitter, RepeatedHead, SseLine, SsePiece, count_work};
 
 /// The most bytes for which there is room before they come.
 const MAX_EXPECTED_BYTES: usize = 64 << 10;
@@ -69,6 +69,8 @@ struct EventCleanup {
 struct EventCleanupState {
     dialect: BodyDialect,
     fields: AddedAnswerFields,
+    /// What the events begin with.
+    head: RepeatedHead,
     last: LastEventLine,
     is_terminal: bool,
     /// The event whose first line of data is no whole document.
@@ -198,7 +200,7 @@ fn clean_whole(fields: AddedAnswerFields, held: &mut Vec<u8>, piece: &[u8], out:
     }
     let body = if is_alone { piece } else { &held };
     let is_written = body.len() <= MAX_WHOLE_ANSWER_BYTES
-        && clear_fields(body, json::skip_space(body, 0), fields, b"", out) == ClearedDocument::Written;
+        && clear_fields(body, json::skip_space(body, 0), fields, None, b"", out) == ClearedDocument::Written;
     if !is_written && !is_alone {
         out.append(&mut held);
     }
@@ -209,8 +211,8 @@ fn clean_whole(fields: AddedAnswerFields, held: &mut Vec<u8>, piece: &[u8], out:
 
 impl EventCleanup {
     fn new(dialect: BodyDialect, fields: AddedAnswerFields) -> Self {
-        let last = LastEventLine::default();
-        let state = EventCleanupState { dialect, fields, last, is_terminal: false, split: None };
+        let (head, last) = (RepeatedHead::default(), LastEventLine::default());
+        let state = EventCleanupState { dialect, fields, head, last, is_terminal: false, split: None };
         EventCleanup { lines: LineSplitter::new(MAX_EVENT_BYTES), state }
     }
 
@@ -300,7 +302,7 @@ impl EventCleanupState {
             self.is_terminal |= is_done(&raw[start..end], self.dialect);
             return false;
         }
-        match clear_fields(&raw[..end], start, self.fields, before, out) {
+        match clear_fields(&raw[..end], start, self.fields, Some(&mut self.head), before, out) {
             ClearedDocument::Unreadable if json::read_value(&raw[..end], start).is_err() => {
                 out.extend_from_slice(before);
                 let lead = raw[..line.data().map_or(0, |data| data.start)].to_vec();
@@ -358,7 +360,7 @@ impl EventCleanupState {
     fn end_split(&mut self, out: &mut Vec<u8>) -> bool {
         let Some(SplitEvent { raw, data, lead, others }) = self.split.take() else { return true };
         let mut cleaned = Vec::new();
-        match clear_fields(&data, 0, self.fields, b"", &mut cleaned) {
+        match clear_fields(&data, 0, self.fields, None, b"", &mut cleaned) {
             ClearedDocument::Written => {}
             ClearedDocument::Superfluous => return false,
             ClearedDocument::Unchanged | ClearedDocument::Unreadable => {

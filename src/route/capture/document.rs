@@ -2,7 +2,7 @@
 
 use crate::json::{self, JsonResult, ReadFault};
 use crate::route::rewrite::AddedAnswerFields;
-use crate::sse::count_work;
+use crate::sse::{RepeatedHead, count_work};
 
 /// vLLM's value of a field that is not requested.
 const NULL: &[u8] = b"null";
@@ -31,6 +31,8 @@ struct FieldClearer<'a, 'o> {
     /// All before it is written.
     written: usize,
     is_changed: bool,
+    /// A field beside the choices was cleared.
+    is_root_changed: bool,
     choices: usize,
     superfluous_choices: usize,
 }
@@ -44,11 +46,13 @@ struct ChoiceFacts {
 }
 
 /// Clears the fields of the document that stands at `start` in `bytes`, with white space behind it at most.
-/// Where there are any, `lead` is written, and all of `bytes`.
+/// Where there are any, `lead` is written, and all of `bytes`. Of an event that begins as the one before,
+/// `head` skips what they share.
 pub(super) fn clear_fields(
     bytes: &[u8],
     start: usize,
     fields: AddedAnswerFields,
+    head: Option<&mut RepeatedHead>,
     lead: &[u8],
     out: &mut Vec<u8>,
 ) -> ClearedDocument {
@@ -61,12 +65,21 @@ pub(super) fn clear_fields(
         out,
         written: 0,
         is_changed: false,
+        is_root_changed: false,
         choices: 0,
         superfluous_choices: 0,
     };
-    let result = clearer.document(start);
+    let comma = head.as_ref().and_then(|head| head.comma_in(&bytes[start..]));
+    let result = match comma {
+        Some(comma) => clearer.rest(start + comma),
+        None => clearer.document(start),
+    };
     let is_superfluous = clearer.choices > 0 && clearer.choices == clearer.superfluous_choices;
     let (is_changed, written) = (clearer.is_changed, clearer.written);
+    let repeats = result.is_ok() && comma.is_none() && !clearer.is_root_changed;
+    if let Some(head) = head.filter(|_| repeats) {
+        head.remember(&bytes[start..]);
+    }
     match result {
         Ok(()) if is_superfluous => {
             out.truncate(before);
@@ -89,13 +102,31 @@ pub(super) fn clear_fields(
 
 impl FieldClearer<'_, '_> {
     fn document(&mut self, start: usize) -> JsonResult<()> {
-        let bytes = self.bytes;
-        let end = json::walk_raw(bytes, start, |key, _, at| match key {
-            b"choices" if bytes.get(at) == Some(&b'[') => self.choices(at),
-            b"prompt_token_ids" if self.fields.token_ids => Ok(self.clear(at)?.0),
-            _ => json::read_value(bytes, at),
-        })?;
-        if json::skip_space(bytes, end) == bytes.len() { Ok(()) } else { Err(ReadFault::Syntax) }
+        let end = json::walk_raw(self.bytes, start, |key, _, at| self.member(key, at))?;
+        self.end(end)
+    }
+
+    /// Reads a document from the comma before its choices on.
+    fn rest(&mut self, comma: usize) -> JsonResult<()> {
+        let end = json::walk_rest(self.bytes, comma, |key, _, at| self.member(key, at))?;
+        self.end(end)
+    }
+
+    fn member(&mut self, key: &[u8], at: usize) -> JsonResult<usize> {
+        match key {
+            b"choices" if self.bytes.get(at) == Some(&b'[') => self.choices(at),
+            b"prompt_token_ids" if self.fields.token_ids => {
+                let (end, has_value) = self.clear(at)?;
+                self.is_root_changed |= has_value;
+                Ok(end)
+            }
+            _ => json::read_value(self.bytes, at),
+        }
+    }
+
+    fn end(&self, end: usize) -> JsonResult<()> {
+        let is_end = json::skip_space(self.bytes, end) == self.bytes.len();
+        if is_end { Ok(()) } else { Err(ReadFault::Syntax) }
     }
 
     fn choices(&mut self, start: usize) -> JsonResult<usize> {

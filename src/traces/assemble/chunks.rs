@@ -6,10 +6,13 @@ use serde_json::value::RawValue;
 
 use super::ids::{append_ids, parse_ids};
 use super::merge::{MergedList, MergedObject};
+use super::plain_chunk::{PlainChunk, read_plain_chunk};
 use super::wire::{
-    AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, parse_object, read_tokens, string,
+    AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, parse_object, read_tokens, readable,
+    string,
 };
 use super::{AnswerParts, completion_message};
+use crate::sse::RepeatedHead;
 use crate::traces::json::push_ids;
 use crate::traces::record::{ChoiceRecord, TraceApi};
 
@@ -26,6 +29,8 @@ pub(super) struct ChunkStream {
     prompt_of: Option<u32>,
     /// The last usage, as it stands.
     usage: String,
+    /// What the events begin with.
+    head: RepeatedHead,
 }
 
 #[derive(Debug, Default)]
@@ -57,19 +62,63 @@ impl ChunkStream {
             choices: BTreeMap::new(),
             prompt_of: None,
             usage: String::new(),
+            head: RepeatedHead::default(),
         }
     }
 
-    /// Reads the data of one event. Returns the growth of the held memory.
-    pub fn event(&mut self, data: &str) -> usize {
-        if data.trim_ascii() == "[DONE]" {
+    /// Reads the data of one event, of which a byte may change. Returns the growth of the held memory.
+    pub fn event(&mut self, data: &mut [u8]) -> usize {
+        if let Some(comma) = self.head.comma_in(data) {
+            let plain = std::str::from_utf8(&data[self.head.bytes()..]).ok().and_then(read_plain_chunk);
+            if let Some(chunk) = plain {
+                return self.plain(&chunk);
+            }
+            // The members before the choices were read with an earlier event; what follows is an object.
+            data[comma] = b'{';
+            let rest = readable(&data[comma..]);
+            if let Some(chunk) = parse_object::<AnswerBody<'_>>(&rest) {
+                return self.chunk(chunk);
+            }
+            drop(rest);
+            data[comma] = b',';
+        }
+        let text = readable(data);
+        if text.trim_ascii() == "[DONE]" {
             self.parts.is_complete = true;
             return 0;
         }
-        let Some(chunk) = parse_object::<AnswerBody<'_>>(data) else {
+        let Some(chunk) = parse_object::<AnswerBody<'_>>(&text) else {
             self.parts.is_damaged = true;
             return 0;
         };
+        self.head.remember(data);
+        self.chunk(chunk)
+    }
+
+    fn plain(&mut self, chunk: &PlainChunk<'_>) -> usize {
+        if let Some(usage) = chunk.usage {
+            self.usage.clear();
+            self.usage.push_str(usage);
+        }
+        let (choice, mut held) = self.growing(chunk.index);
+        held += choice.message.append(chunk.key, chunk.text);
+        choice.token_ids.extend(chunk.token_id);
+        choice.logprobs.extend(chunk.logprob);
+        held + size_of::<u32>() * usize::from(chunk.token_id.is_some())
+            + size_of::<f64>() * usize::from(chunk.logprob.is_some())
+    }
+
+    /// The choice of this index, and the memory that it takes if it is new.
+    fn growing(&mut self, index: u32) -> (&mut GrowingChoice, usize) {
+        let mut held = 0;
+        let choice = self.choices.entry(index).or_insert_with(|| {
+            held = ENTRY_BYTES;
+            GrowingChoice::default()
+        });
+        (choice, held)
+    }
+
+    fn chunk(&mut self, chunk: AnswerBody<'_>) -> usize {
         if self.parts.model.is_none() {
             self.parts.model = chunk.model.and_then(string).map(|model| model.into_owned());
         }
@@ -140,10 +189,8 @@ impl ChunkStream {
         let is_other =
             |list: &RawValue| parse_ids(list).is_some_and(|ids| ids != self.parts.prompt_token_ids);
         let other_prompt = other_prompt.filter(|list| is_other(list));
-        let state = self.choices.entry(index).or_insert_with(|| {
-            held += ENTRY_BYTES;
-            GrowingChoice::default()
-        });
+        let (state, new) = self.growing(index);
+        held += new;
         let mut is_damaged = false;
         held += state.lists(&chunk, &mut is_damaged);
         if let Some(text) = chunk.text.and_then(string) {

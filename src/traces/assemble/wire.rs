@@ -10,6 +10,7 @@ use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::plain_chunk::single_logprob;
 use crate::json::{code_unit, unescape, visit_structure};
 use crate::traces::record::{TraceApi, TraceTokens};
 
@@ -136,6 +137,10 @@ struct TokenDetails {
 impl ChoiceLogprobs {
     /// Appends the values to `values`; a null among them is passed over. `false`: they are no such list.
     pub fn append(raw: &RawValue, values: &mut Vec<f64>) -> bool {
+        if let Some((value, "")) = single_logprob(raw.get()) {
+            values.push(value);
+            return true;
+        }
         let Ok(read) = serde_json::from_str::<ChoiceLogprobs>(raw.get()) else { return false };
         match (read.content, read.token_logprobs) {
             (Some(content), _) => values.extend(content.iter().filter_map(|token| token.logprob)),
