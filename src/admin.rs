@@ -1,12 +1,15 @@
 //! The admin listener's own calls: `http::Request` in, `http::Response` out.
 //!
 //! Requests for other paths are served as on the public listener. Never: pingora, or a change to the fleet
-//! that bypasses [`FleetEditor`].
+//! that bypasses `fleet_editor`.
 
+mod answer;
+mod arguments;
 mod decisions;
 mod fleet_editor;
 mod gateway;
 mod guard;
+mod parts;
 mod sessions;
 mod siblings;
 mod traces;
@@ -21,19 +24,15 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use serde_json::{Value, json};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use serde_json::json;
 
 use crate::config::render;
 use crate::config::types::Config;
-use crate::fleet::{Fleet, FleetChangeError};
-use crate::observe::{Observer, UpstreamGauges};
-use crate::state::State;
-use crate::state::redis::SiblingExchange;
-use crate::traces::Traces;
-use crate::traces::store::StoreError;
-use fleet_editor::FleetEditor;
+use crate::observe::UpstreamGauges;
+use answer::{AdminReject, answer, not_allowed, respond, typed_answer};
 use guard::Protection;
+pub use parts::AdminParts;
 
 /// The paths that the admin listener has beyond the public ones.
 pub fn serves(path: &str) -> bool {
@@ -61,27 +60,14 @@ pub trait Reload: Send + Sync {
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Vec<String>>>;
 }
 
-/// The parts of the balancer that the admin API shows and changes.
-pub struct AdminParts {
-    pub fleet: Arc<Fleet>,
-    pub state: Arc<State>,
-    pub traces: Arc<Traces>,
-    pub observer: Observer,
-}
-
 /// Answers the calls of the admin listener.
 pub struct AdminApi {
-    fleet: Arc<Fleet>,
-    state: Arc<State>,
-    traces: Arc<Traces>,
-    observer: Observer,
+    parts: AdminParts,
     /// The running configuration.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
     /// The balancer is shutting down: load balancers in front of it should stop sending clients.
     leaving: Arc<AtomicBool>,
-    /// The exchange with siblings; `None` without a Redis.
-    exchange: Option<Arc<SiblingExchange>>,
 }
 
 impl AdminApi {
@@ -90,10 +76,8 @@ impl AdminApi {
         config: Arc<ArcSwap<Config>>,
         reload: Arc<dyn Reload>,
         leaving: Arc<AtomicBool>,
-        exchange: Option<Arc<SiblingExchange>>,
     ) -> Self {
-        let AdminParts { fleet, state, traces, observer } = parts;
-        AdminApi { fleet, state, traces, observer, config, reload, leaving, exchange }
+        AdminApi { parts, config, reload, leaving }
     }
 
     /// Answers a call. A call with `expect: 100-continue` arrives without its body: the answer is 100 when
@@ -119,20 +103,20 @@ impl AdminApi {
                 answer(StatusCode::OK, &render::json(&self.config.load()))
             }
             "/admin/decisions" if method == Method::GET => {
-                decisions::all(self.observer.decisions(), &request)
+                decisions::all(self.parts.observer.decisions(), &request)
             }
-            "/admin/usage" if method == Method::GET => usage::all(self.observer.usage(), &request),
-            "/admin/siblings" if method == Method::GET => siblings::all(self.exchange.as_deref()),
+            "/admin/usage" if method == Method::GET => usage::all(self.parts.observer.usage(), &request),
+            "/admin/siblings" if method == Method::GET => siblings::all(self.parts.exchange.as_deref()),
             "/admin/reload" if method == Method::POST => self.reload().await,
             "/live" | "/health" | "/ready" | "/metrics" => not_allowed("GET"),
             "/admin/config" | "/admin/decisions" | "/admin/siblings" | "/admin/usage" => not_allowed("GET"),
             "/admin/reload" => not_allowed("POST"),
             _ => match path.strip_prefix("/admin/upstreams") {
-                Some("") => upstreams::all(&self.editor(), &request).await,
+                Some("") => upstreams::all(&self.parts.editor(), &request).await,
                 Some(name) if name.starts_with('/') => {
-                    upstreams::one(&self.editor(), &name[1..], &request).await
+                    upstreams::one(&self.parts.editor(), &name[1..], &request).await
                 }
-                _ => gateway::call(self, &request).await,
+                _ => gateway::call(&self.parts, &request).await,
             },
         }
     }
@@ -149,10 +133,6 @@ impl AdminApi {
         guard::check(request, protection).map_err(|(status, error)| AdminReject::new(status, error))
     }
 
-    fn editor(&self) -> FleetEditor<'_> {
-        FleetEditor { fleet: &self.fleet, exchange: self.exchange.as_deref() }
-    }
-
     /// Whether the call has the configured token. Without one the address is the protection, see `guard`.
     fn allowed(&self, headers: &HeaderMap) -> bool {
         let config = self.config.load();
@@ -162,7 +142,7 @@ impl AdminApi {
     }
 
     fn ready(&self) -> Response<Bytes> {
-        let snapshot = self.fleet.snapshot();
+        let snapshot = self.parts.fleet.snapshot();
         let (ready, all) = (snapshot.ready().count(), snapshot.entries.len());
         let is_ready = ready > 0 && !self.leaving.load(Ordering::Acquire);
         let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -170,7 +150,7 @@ impl AdminApi {
     }
 
     fn metrics(&self) -> Response<Bytes> {
-        let (snapshot, now) = (self.fleet.snapshot(), Instant::now());
+        let (snapshot, now) = (self.parts.fleet.snapshot(), Instant::now());
         let gauges: Vec<UpstreamGauges<'_>> = snapshot
             .entries
             .iter()
@@ -190,11 +170,11 @@ impl AdminApi {
                 }
             })
             .collect();
-        let size = self.state.size();
-        self.observer.index_size(size.blocks, size.pairs, size.bytes);
-        let (calls, bytes, stored) = self.traces.sizes();
-        self.observer.trace_sizes(calls, bytes, stored);
-        let text = self.observer.render(&gauges);
+        let size = self.parts.state.size();
+        self.parts.observer.index_size(size.blocks, size.pairs, size.bytes);
+        let (calls, bytes, stored) = self.parts.traces.sizes();
+        self.parts.observer.trace_sizes(calls, bytes, stored);
+        let text = self.parts.observer.render(&gauges);
         typed_answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
     }
 
@@ -217,88 +197,5 @@ impl AdminApi {
                 answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({"error": error, "problems": problems}))
             }
         }
-    }
-}
-
-/// The status and the error of a rejected call.
-struct AdminReject(StatusCode, Value);
-
-type AdminResult = Result<Response<Bytes>, AdminReject>;
-
-impl AdminReject {
-    fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        AdminReject(status, json!({"error": error.into()}))
-    }
-
-    fn problem(error: impl Into<String>) -> Self {
-        AdminReject::new(StatusCode::BAD_REQUEST, error)
-    }
-}
-
-impl From<FleetChangeError> for AdminReject {
-    fn from(refusal: FleetChangeError) -> Self {
-        let status = match refusal {
-            FleetChangeError::Unknown(_) => StatusCode::NOT_FOUND,
-            FleetChangeError::Unusable(_) => StatusCode::BAD_REQUEST,
-            FleetChangeError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        AdminReject::new(status, refusal.to_string())
-    }
-}
-
-impl From<StoreError> for AdminReject {
-    fn from(error: StoreError) -> Self {
-        match error {
-            // The cause lasts until a restart, so the status is one that clients do not retry.
-            StoreError::Off => AdminReject::new(StatusCode::NOT_IMPLEMENTED, error.to_string()),
-            error => {
-                AdminReject::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store of traces: {error}"))
-            }
-        }
-    }
-}
-
-fn respond(answered: AdminResult) -> Response<Bytes> {
-    answered.unwrap_or_else(|AdminReject(status, body)| answer(status, &body))
-}
-
-fn answer(status: StatusCode, body: &Value) -> Response<Bytes> {
-    typed_answer(status, "application/json", body.to_string().into())
-}
-
-fn typed_answer(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Bytes> {
-    let mut answer = Response::new(body);
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
-}
-
-fn not_allowed(allow: &'static str) -> Response<Bytes> {
-    let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}));
-    refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
-    refusal
-}
-
-/// A parameter of the query; `""` when it stands there without a value.
-fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&'r str> {
-    let pairs = request.uri().query()?.split('&');
-    let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_are_found() {
-        let request = |query: &str| {
-            let uri = format!("/admin/upstreams/a{query}");
-            Request::builder().uri(uri).body(Bytes::new()).expect("is a URI")
-        };
-        assert_eq!(parameter(&request("?force&wait=3s"), "force"), Some(""));
-        assert_eq!(parameter(&request("?force&wait=3s"), "wait"), Some("3s"));
-        assert_eq!(parameter(&request("?enforce=1"), "force"), None);
-        assert_eq!(parameter(&request(""), "wait"), None);
     }
 }

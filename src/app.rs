@@ -145,8 +145,9 @@ async fn prepare(
         state: state.clone(),
         traces: traces.clone(),
         observer: observer.clone(),
+        exchange,
     };
-    let admin = AdminApi::new(parts, config, asks, leaving, exchange);
+    let admin = AdminApi::new(parts, config, asks, leaving);
     let open_listener = Arc::new(AdminListener(admin));
     let private = server::shared_server(Balancer::admin(shared, open_listener), limits);
     let open_listeners = open(listeners, &public, &private, &limiter);

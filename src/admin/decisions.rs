@@ -10,7 +10,8 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{answer, parameter};
+use super::answer::answer;
+use super::arguments::parameter;
 use crate::config::values::integer_in;
 use crate::observe::decisions::{CandidateRecord, DecisionRecord, Decisions, KEPT_DECISIONS};
 

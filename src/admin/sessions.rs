@@ -9,9 +9,10 @@ use rustls::crypto::ring;
 use serde_json::{Map, Value, json};
 use tokio::task::yield_now;
 
-use super::gateway::{ListRange, decoded_id, object, session_ids, text_member};
-use super::{AdminApi, AdminReject, AdminResult, answer, not_allowed, respond, traces, typed_answer};
-use crate::prompt::session::printable;
+use super::answer::{AdminReject, AdminResult, answer, not_allowed, respond, typed_answer};
+use super::arguments::{ListRange, decoded_id, object, session_ids, stored_id, text_member};
+use super::parts::AdminParts;
+use super::traces;
 use crate::route::paths::{escape_path, of_session};
 use crate::traces::now;
 use crate::traces::record::{SessionSettings, SessionSummary};
@@ -26,43 +27,38 @@ const MAX_SETTINGS_BYTES: usize = 64 << 10;
 const MAX_FORGOTTEN_AT_ONCE: usize = 256;
 
 /// Answers calls of the list of sessions.
-pub async fn all(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
-        Method::GET => respond(list(api, request).await),
-        Method::POST => respond(create(api, request).await),
+        Method::GET => respond(list(parts, request).await),
+        Method::POST => respond(create(parts, request).await),
         _ => not_allowed("GET, POST"),
     }
 }
 
 /// Answers calls of one session and of its traces.
-pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     let with_traces = written.strip_suffix("/traces").filter(|id| !id.is_empty());
     respond(match (request.method(), with_traces) {
-        (&Method::GET, Some(written)) => traces::of_session(api, written, request).await,
-        (&Method::GET, None) => show(api, written).await,
-        (&Method::DELETE, _) => delete(api, written).await,
+        (&Method::GET, Some(written)) => traces::of_session(parts, written, request).await,
+        (&Method::GET, None) => show(parts, written).await,
+        (&Method::DELETE, _) => delete(parts, written).await,
         (_, Some(_)) => return not_allowed("GET"),
         (_, None) => return not_allowed("GET, DELETE"),
     })
 }
 
-/// The id under which a session is stored: the label of its recorded requests.
-pub fn stored_id(id: &str) -> String {
-    printable(id.trim_ascii().as_bytes())
-}
-
-async fn list(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
+async fn list(parts: &AdminParts, request: &Request<Bytes>) -> AdminResult {
     let range = ListRange::of_query(request)?;
-    traces::settle(api).await;
-    let sessions = api.traces.store()?.sessions(range.since, range.limit).await?;
+    traces::settle(parts).await;
+    let sessions = parts.traces.store()?.sessions(range.since, range.limit).await?;
     let rows: Vec<String> = sessions.iter().map(row).collect();
     Ok(typed_answer(StatusCode::OK, "application/json", format!("[{}]", rows.join(",")).into()))
 }
 
-async fn show(api: &AdminApi, written: &str) -> AdminResult {
+async fn show(parts: &AdminParts, written: &str) -> AdminResult {
     let id = decoded_id(written)?;
-    traces::settle(api).await;
-    match api.traces.store()?.session(&stored_id(&id)).await? {
+    traces::settle(parts).await;
+    match parts.traces.store()?.session(&stored_id(&id)).await? {
         Some(session) => Ok(typed_answer(StatusCode::OK, "application/json", row(&session).into())),
         None => Err(AdminReject::new(StatusCode::NOT_FOUND, format!("Session {id} not found"))),
     }
@@ -79,7 +75,7 @@ fn row(session: &SessionSummary) -> String {
 }
 
 /// Creates a session, or updates the members that the call has, as rllm-model-gateway does.
-async fn create(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
+async fn create(parts: &AdminParts, request: &Request<Bytes>) -> AdminResult {
     let body = object(request)?;
     let id = match text_member(&body, "session_id")? {
         Some(id) => checked_id(id)?,
@@ -88,7 +84,7 @@ async fn create(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
     let metadata = object_member(&body, "metadata")?;
     let sampling_params = object_member(&body, "sampling_params")?;
     let model = text_member(&body, "model")?;
-    let known = api.traces.store()?.load_session(&stored_id(&id)).await?.unwrap_or_default();
+    let known = parts.traces.store()?.load_session(&stored_id(&id)).await?.unwrap_or_default();
     let or_known = |given: Map<String, Value>, known| if given.is_empty() { known } else { given };
     let settings = SessionSettings {
         session_id: stored_id(&id),
@@ -103,7 +99,7 @@ async fn create(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
         let what = "metadata, sampling_params and model together are longer than";
         return Err(AdminReject::problem(format!("{what} {MAX_SETTINGS_BYTES} bytes")));
     }
-    api.traces.put_session(settings).await?;
+    parts.traces.put_session(settings).await?;
     let url = url_of(&id);
     Ok(answer(StatusCode::OK, &json!({"session_id": id, "url": url})))
 }
@@ -152,25 +148,25 @@ fn uuid4(mut bytes: [u8; 16]) -> String {
     parts.join("-")
 }
 
-async fn delete(api: &AdminApi, written: &str) -> AdminResult {
-    deleted(api, vec![decoded_id(written)?]).await
+async fn delete(parts: &AdminParts, written: &str) -> AdminResult {
+    deleted(parts, vec![decoded_id(written)?]).await
 }
 
 /// Deletes several sessions.
-pub async fn delete_many(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn delete_many(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     respond(match object(request).and_then(|body| session_ids(&body)) {
-        Ok(ids) => deleted(api, ids).await,
+        Ok(ids) => deleted(parts, ids).await,
         Err(reject) => Err(reject),
     })
 }
 
 /// Deletes sessions with their traces; later requests with these ids start new sessions.
-async fn deleted(api: &AdminApi, mut ids: Vec<String>) -> AdminResult {
+async fn deleted(parts: &AdminParts, mut ids: Vec<String>) -> AdminResult {
     ids.sort_unstable();
     ids.dedup();
     let stored: Vec<String> = ids.iter().map(|id| stored_id(id)).collect();
-    let deleted = traces::bounded(api.traces.delete_sessions(&stored)).await??;
-    let snapshot = api.fleet.snapshot_owned();
+    let deleted = traces::bounded(parts.traces.delete_sessions(&stored)).await??;
+    let snapshot = parts.fleet.snapshot_owned();
     let mut models: Vec<&str> =
         snapshot.entries.iter().flat_map(|entry| entry.models.iter()).map(|card| card.id.as_str()).collect();
     // Requests that name no model.
@@ -178,7 +174,7 @@ async fn deleted(api: &AdminApi, mut ids: Vec<String>) -> AdminResult {
     models.sort_unstable();
     models.dedup();
     for ids in ids.chunks(MAX_FORGOTTEN_AT_ONCE) {
-        ids.iter().for_each(|id| api.state.forget_session(id, models.iter().copied()));
+        ids.iter().for_each(|id| parts.state.forget_session(id, models.iter().copied()));
         yield_now().await;
     }
     Ok(answer(StatusCode::OK, &json!({"deleted": deleted})))

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::answer;
+use super::answer::answer;
 use crate::state::exchange::SiblingRow;
 use crate::state::redis::SiblingExchange;
 

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::gateway::{ListRange, decoded_id, object, session_ids};
-use super::sessions::stored_id;
-use super::{AdminApi, AdminReject, AdminResult, answer, not_allowed, parameter, respond, typed_answer};
+use super::answer::{AdminReject, AdminResult, answer, not_allowed, respond, typed_answer};
+use super::arguments::{ListRange, decoded_id, object, parameter, session_ids, stored_id};
+use super::parts::AdminParts;
 use crate::traces::json::to_json;
 use crate::traces::store::{Store, StoredTrace};
 
@@ -36,24 +36,24 @@ const MAX_PAGE_TRACES: usize = 512;
 const MAX_PAGE_BYTES: usize = 32 << 20;
 
 /// Answers calls of one trace. `written`: its id as written in the path.
-pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     if request.method() != Method::GET {
         return not_allowed("GET");
     }
-    respond(show(api, written).await)
+    respond(show(parts, written).await)
 }
 
-async fn show(api: &AdminApi, written: &str) -> AdminResult {
+async fn show(parts: &AdminParts, written: &str) -> AdminResult {
     let id = decoded_id(written)?;
-    settle(api).await;
-    match api.traces.store()?.trace(&id).await? {
+    settle(parts).await;
+    match parts.traces.store()?.trace(&id).await? {
         Some(trace) => TraceList::new(ListForm::Single).with(vec![trace]).await?.answer(),
         None => Err(AdminReject::new(StatusCode::NOT_FOUND, format!("Trace {id} not found"))),
     }
 }
 
 /// Lists the traces of a session, oldest first.
-pub async fn of_session(api: &AdminApi, written: &str, request: &Request<Bytes>) -> AdminResult {
+pub async fn of_session(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> AdminResult {
     let id = decoded_id(written)?;
     let range = ListRange::of_query(request)?;
     let form = match parameter(request, "format") {
@@ -64,21 +64,21 @@ pub async fn of_session(api: &AdminApi, written: &str, request: &Request<Bytes>)
             return Err(AdminReject::new(StatusCode::UNPROCESSABLE_ENTITY, error));
         }
     };
-    settle(api).await;
-    let store = api.traces.store()?;
+    settle(parts).await;
+    let store = parts.traces.store()?;
     TraceList::new(form).with_session(&store, &stored_id(&id), range).await?.answer()
 }
 
 /// Lists the traces of several sessions, in the order of the ids; the limit applies to each session.
-pub async fn query(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
-    respond(found(api, request).await)
+pub async fn query(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
+    respond(found(parts, request).await)
 }
 
-async fn found(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
+async fn found(parts: &AdminParts, request: &Request<Bytes>) -> AdminResult {
     let body = object(request)?;
     let (ids, range) = (session_ids(&body)?, ListRange::of_body(&body)?);
-    settle(api).await;
-    let store = api.traces.store()?;
+    settle(parts).await;
+    let store = parts.traces.store()?;
     let mut list = TraceList::new(ListForm::Array);
     for id in ids {
         list = list.with_session(&store, &stored_id(&id), range).await?;
@@ -87,8 +87,8 @@ async fn found(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
 }
 
 /// Answers once every ended call is stored, or once [`MAX_FLUSH`] has passed.
-pub async fn flush(api: &AdminApi) -> Response<Bytes> {
-    let flushed = bounded(api.traces.flush()).await;
+pub async fn flush(parts: &AdminParts) -> Response<Bytes> {
+    let flushed = bounded(parts.traces.flush()).await;
     respond(flushed.map(|()| answer(StatusCode::OK, &json!({"status": "flushed"}))))
 }
 
@@ -102,26 +102,26 @@ pub async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, AdminReject>
 }
 
 /// Waits until ended calls are stored, at most [`MAX_READ_FLUSH`]; a slower store is read as it is.
-pub async fn settle(api: &AdminApi) {
-    timeout(MAX_READ_FLUSH, api.traces.flush()).await.ok();
+pub async fn settle(parts: &AdminParts) {
+    timeout(MAX_READ_FLUSH, parts.traces.flush()).await.ok();
 }
 
 /// Shows or sets the version of the weights that is recorded with each call.
-pub async fn weight_version(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn weight_version(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
-        Method::GET => answer(StatusCode::OK, &json!({"weight_version": api.traces.weight_version()})),
-        Method::POST => respond(set_weight_version(api, request).await),
+        Method::GET => answer(StatusCode::OK, &json!({"weight_version": parts.traces.weight_version()})),
+        Method::POST => respond(set_weight_version(parts, request).await),
         _ => not_allowed("GET, POST"),
     }
 }
 
-async fn set_weight_version(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
+async fn set_weight_version(parts: &AdminParts, request: &Request<Bytes>) -> AdminResult {
     let body = object(request)?;
     let given = body.get("weight_version").filter(|given| !given.is_null());
     let given = given.ok_or_else(|| AdminReject::problem("weight_version is required"))?;
     let version = version(given)
         .ok_or_else(|| AdminReject::problem(format!("invalid weight_version: {}", quoted(given))))?;
-    api.traces.set_weight_version(version).await?;
+    parts.traces.set_weight_version(version).await?;
     Ok(answer(StatusCode::OK, &json!({"weight_version": version})))
 }
 

@@ -20,8 +20,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use super::answer::{AdminReject, AdminResult, answer, not_allowed, respond};
+use super::arguments::parameter;
 use super::fleet_editor::FleetEditor;
-use super::{AdminReject, AdminResult, answer, not_allowed, parameter, respond};
 use crate::config::check;
 use crate::config::types::{UpstreamConfig, parse_weight};
 use crate::config::url::decoded;

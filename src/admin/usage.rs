@@ -11,7 +11,8 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::{answer, parameter};
+use super::answer::answer;
+use super::arguments::parameter;
 use crate::config::values::integer_in;
 use crate::observe::usage::{DatedTotal, MAX_SESSION_TOTALS, UsageTotal, UsageTotals};
 use crate::prompt::session::printable;

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::gateway::{decoded_id, object, text_member};
+use super::answer::{AdminReject, AdminResult, answer, not_allowed, respond};
+use super::arguments::{decoded_id, object, text_member};
+use super::parts::AdminParts;
 use super::upstreams::{is_ready, wait};
-use super::{AdminApi, AdminReject, AdminResult, answer, not_allowed, respond};
 use crate::config::check;
 use crate::config::types::UpstreamConfig;
 use crate::fleet::{FleetChange, Snapshot, SnapshotEntry};
@@ -20,25 +21,25 @@ use crate::fleet::{FleetChange, Snapshot, SnapshotEntry};
 const API_PATH: &str = "/v1";
 
 /// Answers calls of the list of workers.
-pub async fn all(api: &AdminApi, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
-        Method::GET => answer(StatusCode::OK, &rows(&api.fleet.snapshot()).into()),
-        Method::POST => respond(add(api, request).await),
+        Method::GET => answer(StatusCode::OK, &rows(&parts.fleet.snapshot()).into()),
+        Method::POST => respond(add(parts, request).await),
         _ => not_allowed("GET, POST"),
     }
 }
 
 /// Answers calls of one worker.
-pub async fn one(api: &AdminApi, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
-        Method::DELETE => respond(remove(api, written, request).await),
+        Method::DELETE => respond(remove(parts, written, request).await),
         _ => not_allowed("DELETE"),
     }
 }
 
 /// Lists all workers and counts those that accept requests.
-pub fn health(api: &AdminApi) -> Response<Bytes> {
-    let snapshot = api.fleet.snapshot();
+pub fn health(parts: &AdminParts) -> Response<Bytes> {
+    let snapshot = parts.fleet.snapshot();
     let (workers, healthy) = (rows(&snapshot), present(&snapshot).filter(|entry| is_ready(entry)).count());
     let total = workers.len();
     answer(StatusCode::OK, &json!({"workers": workers, "healthy": healthy, "total": total}))
@@ -68,16 +69,16 @@ fn row(entry: &SnapshotEntry) -> Value {
     })
 }
 
-async fn add(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
+async fn add(parts: &AdminParts, request: &Request<Bytes>) -> AdminResult {
     let wait = wait(request)?;
     let config = worker(&object(request)?)?;
-    let same_url = present(&api.fleet.snapshot())
+    let same_url = present(&parts.fleet.snapshot())
         .find(|entry| entry.upstream.config.url == config.url)
         .map(|entry| entry.upstream.config.clone());
     let config = match same_url {
         Some(known) => known,
         None => {
-            insert(api, config.clone()).await?;
+            insert(parts, config.clone()).await?;
             config
         }
     };
@@ -85,7 +86,7 @@ async fn add(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
     let mut body = json!({"worker_id": name, "url": config.url.display(), "api_path": API_PATH});
     let Some(wait) = wait else { return Ok(answer(StatusCode::OK, &body)) };
     // The wait also ends when the upstream is removed.
-    let settled = api.fleet.wait_until(wait, |snapshot| snapshot.by_name(name).is_none_or(is_ready)).await;
+    let settled = parts.fleet.wait_until(wait, |snapshot| snapshot.by_name(name).is_none_or(is_ready)).await;
     if !settled {
         body["error"] = format!("worker {name:?} was added, and is not ready yet").into();
         return Err(AdminReject(StatusCode::GATEWAY_TIMEOUT, body));
@@ -93,13 +94,13 @@ async fn add(api: &AdminApi, request: &Request<Bytes>) -> AdminResult {
     Ok(answer(StatusCode::OK, &body))
 }
 
-async fn insert(api: &AdminApi, config: UpstreamConfig) -> Result<(), AdminReject> {
-    let is_taken = present(&api.fleet.snapshot()).any(|entry| entry.upstream.config.name == config.name);
+async fn insert(parts: &AdminParts, config: UpstreamConfig) -> Result<(), AdminReject> {
+    let is_taken = present(&parts.fleet.snapshot()).any(|entry| entry.upstream.config.name == config.name);
     if is_taken {
         let error = format!("another worker has the id {:?}: choose another worker_id", config.name);
         return Err(AdminReject::new(StatusCode::CONFLICT, error));
     }
-    Ok(api.editor().apply(vec![FleetChange::Upsert(config)]).await?)
+    Ok(parts.editor().apply(vec![FleetChange::Upsert(config)]).await?)
 }
 
 /// Parses the upstream that a body describes, with the checks for upstreams of the file.
@@ -160,18 +161,18 @@ fn joined(url: &str, api_path: Option<&str>) -> Result<String, String> {
     }
 }
 
-async fn remove(api: &AdminApi, written: &str, request: &Request<Bytes>) -> AdminResult {
+async fn remove(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> AdminResult {
     let wait = wait(request)?;
     let name = decoded_id(written)?;
-    let found = present(&api.fleet.snapshot())
+    let found = present(&parts.fleet.snapshot())
         .find(|entry| entry.upstream.config.name == name)
         .map(|entry| entry.upstream.id);
     let Some(id) = found else {
         return Err(AdminReject::new(StatusCode::NOT_FOUND, format!("Worker {name} not found")));
     };
-    api.editor().apply(vec![FleetChange::Remove { name: name.clone(), force: false }]).await?;
+    parts.editor().apply(vec![FleetChange::Remove { name: name.clone(), force: false }]).await?;
     if let Some(wait) = wait.filter(|wait| *wait > Duration::ZERO) {
-        let gone = api.fleet.wait_until(wait, |snapshot| snapshot.by_id(id).is_none()).await;
+        let gone = parts.fleet.wait_until(wait, |snapshot| snapshot.by_id(id).is_none()).await;
         if !gone {
             let error = format!("worker {name:?} goes when its requests in flight have ended");
             return Err(AdminReject::new(StatusCode::GATEWAY_TIMEOUT, error));

@@ -1,0 +1,27 @@
+//! The parts of the balancer that the admin API shows and changes.
+
+use std::sync::Arc;
+
+use super::fleet_editor::FleetEditor;
+use crate::fleet::Fleet;
+use crate::observe::Observer;
+use crate::state::State;
+use crate::state::redis::SiblingExchange;
+use crate::traces::Traces;
+
+/// The parts of the balancer that the admin API shows and changes.
+pub struct AdminParts {
+    pub fleet: Arc<Fleet>,
+    pub state: Arc<State>,
+    pub traces: Arc<Traces>,
+    pub observer: Observer,
+    /// The exchange with siblings; `None` without a Redis.
+    pub exchange: Option<Arc<SiblingExchange>>,
+}
+
+impl AdminParts {
+    /// The way to change the fleet.
+    pub fn editor(&self) -> FleetEditor<'_> {
+        FleetEditor { fleet: &self.fleet, exchange: self.exchange.as_deref() }
+    }
+}
