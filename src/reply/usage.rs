@@ -24,12 +24,15 @@
 //! Never: delay a byte, allocate for a chunk, keep more than one name, fail.
 
 mod json;
+mod readings;
 
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
 use self::json::UsageDocument;
+use self::readings::MeterReadings;
+pub use self::readings::StreamError;
 use super::media_type;
 use crate::sse::{LineSplitter, SsePiece, count_work};
 
@@ -42,13 +45,6 @@ pub struct Usage {
     /// The generated tokens, reasoning included.
     pub output_tokens: Option<u64>,
     pub reasoning_tokens: Option<u64>,
-}
-
-/// An error that a stream reports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StreamError {
-    /// The HTTP status, if the interface reports one.
-    pub code: Option<u16>,
 }
 
 /// Reads the usage, the id and the failure of one answer.
@@ -80,26 +76,6 @@ const MIN_WORD_BYTES: usize = "\"usage\"".len();
 /// The largest chunk that is parsed as a whole, without a search in each event, if one of its events may
 /// have a reading.
 const MAX_READ_BYTES: usize = 1 << 10;
-
-/// The values read so far.
-#[derive(Debug, Default)]
-struct MeterReadings {
-    counts: UsageCounts,
-    id: Option<Box<str>>,
-    failure: Option<StreamError>,
-}
-
-/// The numbers of a usage under their names in the interfaces.
-#[derive(Clone, Copy, Debug, Default)]
-struct UsageCounts {
-    prompt: Option<u64>,
-    input: Option<u64>,
-    cache_read: Option<u64>,
-    cache_creation: Option<u64>,
-    cached: Option<u64>,
-    output: Option<u64>,
-    reasoning: Option<u64>,
-}
 
 // === impl UsageMeter ===
 
@@ -192,39 +168,6 @@ fn may_have_readings(data: &[u8]) -> bool {
     };
     count_work(data.len());
     data.len() > MIN_WORD_BYTES && WORDS.iter().any(is_said)
-}
-
-// === impl MeterReadings ===
-
-impl MeterReadings {
-    /// Records an error; its status may follow.
-    fn fail(&mut self) {
-        self.failure.get_or_insert_default();
-    }
-}
-
-// === impl StreamError ===
-
-impl StreamError {
-    /// The status of the error, as if it had ended the request before the answer began.
-    pub fn status(self) -> u16 {
-        self.code.unwrap_or(500)
-    }
-}
-
-// === impl UsageCounts ===
-
-impl UsageCounts {
-    /// Replaces the numbers that `later` has.
-    fn update(&mut self, later: &UsageCounts) {
-        self.prompt = later.prompt.or(self.prompt);
-        self.input = later.input.or(self.input);
-        self.cache_read = later.cache_read.or(self.cache_read);
-        self.cache_creation = later.cache_creation.or(self.cache_creation);
-        self.cached = later.cached.or(self.cached);
-        self.output = later.output.or(self.output);
-        self.reasoning = later.reasoning.or(self.reasoning);
-    }
 }
 
 #[cfg(test)]

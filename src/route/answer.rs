@@ -21,13 +21,13 @@ mod rename;
 
 use serde_json::Value;
 
-use self::chat::OpenReasoning;
+use self::chat::ChatEdit;
 use self::rename::ModelRenamer;
 use super::dialect::BodyDialect;
 use super::rewrite::AddedAnswerFields;
 use super::splice::{Splices, write};
 use super::table::RoutePlan;
-use super::token_ids::{MissingTokens, SeenTokens};
+use super::token_ids::MissingTokens;
 use crate::json::{self, JsonObject};
 use crate::reply::ending::{ErrorEventForm, error_events};
 use crate::sse::{LineSplitter, SseLine, SsePiece, count_work};
@@ -69,15 +69,8 @@ enum AnswerEditMode {
 #[derive(Debug)]
 struct AnswerEdit {
     names: Option<ModelRename>,
-    /// Whether the messages of a chat are examined.
-    chat: bool,
-    think_tags: bool,
-    token_ids: bool,
-    added_fields: AddedAnswerFields,
-    thoughts: OpenReasoning,
-    /// The token ids and log-probabilities seen so far, and those found missing.
-    seen: SeenTokens,
-    missing: Option<MissingTokens>,
+    /// The edits of a chat's messages, if there are any.
+    chat: Option<ChatEdit>,
 }
 
 /// Replaces the served name by the client's; both as JSON strings, quotes included.
@@ -107,31 +100,25 @@ impl AnswerEditor {
         let is_chat = asker.dialect == BodyDialect::Chat && good;
         let edit = AnswerEdit {
             names: ModelRename::of(asker.model, route.to.as_deref()),
-            chat: is_chat && (route.think_tags || route.token_ids),
-            think_tags: route.think_tags,
-            token_ids: route.token_ids,
-            added_fields: asker.added_fields,
-            thoughts: OpenReasoning::default(),
-            seen: SeenTokens::default(),
-            missing: None,
+            chat: is_chat.then(|| ChatEdit::new(route, asker.added_fields)).flatten(),
         };
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let way = if kind.starts_with("text/event-stream") {
             AnswerEditMode::Events { lines: LineSplitter::new(MAX_EVENT_BYTES), long: None }
         } else if !kind.starts_with("application/json") {
             return None;
-        } else if edit.chat || !good {
+        } else if edit.chat.is_some() || !good {
             AnswerEditMode::Whole(Vec::new())
         } else {
             AnswerEditMode::Flowing(ModelRenamer::new(edit.client_name()))
         };
-        let edits = edit.names.is_some() || edit.chat;
+        let edits = edit.names.is_some() || edit.chat.is_some();
         edits.then_some(AnswerEditor { edit, way })
     }
 
     /// The tokens that a whole answer, other than a stream, lacks: such an answer must not reach the client.
     pub fn refusal(&self) -> Option<MissingTokens> {
-        self.edit.missing.filter(|_| matches!(self.way, AnswerEditMode::Whole(_)))
+        self.edit.missing().filter(|_| matches!(self.way, AnswerEditMode::Whole(_)))
     }
 
     /// Edits the next piece of the body and returns the bytes that can be forwarded; `end`: it is the last
@@ -148,14 +135,14 @@ impl AnswerEditor {
                     self.way = AnswerEditMode::Flowing(renamer);
                 } else if end {
                     self.edit.whole(&std::mem::take(held), &mut out);
-                    if self.edit.missing.is_some() {
+                    if self.edit.missing().is_some() {
                         out.clear();
                     }
                 }
             }
             AnswerEditMode::Events { lines, long } => {
                 let mut rest = piece;
-                while self.edit.missing.is_none()
+                while self.edit.missing().is_none()
                     && let Some(piece) = lines.next(&mut rest)
                 {
                     match piece {
@@ -175,7 +162,7 @@ impl AnswerEditor {
                         }
                     }
                 }
-                if self.edit.missing.is_none()
+                if self.edit.missing().is_none()
                     && let Some(line) = end.then(|| lines.finish()).flatten()
                 {
                     self.edit.line(&line, &mut out);
@@ -211,6 +198,11 @@ impl AnswerEdit {
         self.names.as_ref().map(|names| names.client.clone())
     }
 
+    /// The requested tokens that the answer was found to lack.
+    fn missing(&self) -> Option<MissingTokens> {
+        self.chat.as_ref()?.missing
+    }
+
     /// Edits an answer other than a stream.
     fn whole(&mut self, body: &[u8], out: &mut Vec<u8>) {
         match self.document(body, "message") {
@@ -227,7 +219,7 @@ impl AnswerEdit {
         let start = data.start + json::skip_space(&raw[data.clone()], 0);
         let end = start + json::trim_end(&raw[start..data.end]).len();
         let edited = self.document(&raw[start..end], "delta");
-        if let Some(missing) = self.missing {
+        if let Some(missing) = self.missing() {
             // The last event of the stream.
             let error =
                 error_events(ErrorEventForm::Data, &missing.message(), MissingTokens::REJECT_STATUS, false);
@@ -256,8 +248,8 @@ impl AnswerEdit {
         if let Some(names) = &self.names {
             names.restore(bytes, &object, &mut out);
         }
-        if self.chat {
-            self.choices(bytes, &object, message, &mut out);
+        if let Some(chat) = &mut self.chat {
+            chat.choices(bytes, &object, message, &mut out);
         }
         if out.is_empty() { EditedDocument::Same } else { EditedDocument::Other(out.apply(bytes)) }
     }

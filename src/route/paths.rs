@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 pub use self::api::{Api, ErrorStyle, ModelLocation};
 use self::table::{API_ROUTES, ApiRouteRow, PolicyRule, fit};
+pub use self::table::{AggregateKind, OwnAnswer};
 use crate::config::types::{Passthrough, PassthroughTarget};
 
 /// The way in which a request is served.
@@ -34,22 +35,6 @@ pub enum PathPolicy {
     Answer(OwnAnswer),
     /// 404 `{"detail":"Not Found"}`, as if it did not exist.
     Deny,
-}
-
-/// Answers that the balancer merges from those of all upstreams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AggregateKind {
-    Models,
-    Load,
-    Version,
-    Metrics,
-}
-
-/// Answers that the balancer gives without an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OwnAnswer {
-    /// 200 with an empty body when an upstream is ready, else 503.
-    Health,
 }
 
 /// The API of a path, and what the balancer does with its requests.

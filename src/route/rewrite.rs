@@ -16,7 +16,7 @@ mod rules;
 
 use serde_json::{Map, Value, json};
 
-use self::history::MAX_CHANGES;
+use self::history::{MAX_CHANGES, MessageEdits};
 use self::removed::RemovedFields;
 use self::rules::{MemberRules, patch};
 use super::dialect::BodyDialect;
@@ -51,11 +51,7 @@ pub struct BodyRewrite {
     rules: MemberRules,
     /// The configured edits, to be merged with the defaults in the `metadata` of requests.
     written: Option<BodyEdits>,
-    /// The field whose messages are changed, if any.
-    history: Option<&'static str>,
-    /// The old and the new role, the latter as a JSON string.
-    roles: Vec<(String, Vec<u8>)>,
-    think_tags: bool,
+    history: MessageEdits,
     token_ids: bool,
     to: Option<String>,
     /// Whether there are edits other than the model's name.
@@ -106,9 +102,11 @@ impl BodyRewrite {
         BodyRewrite {
             dialect,
             rules: MemberRules::new(&defaults, &body.overrides, &RemovedFields::parse(&body.remove)),
-            history: changes.then_some(field),
-            roles: body.roles.iter().map(|(from, to)| (from.clone(), written(to))).collect(),
-            think_tags,
+            history: MessageEdits {
+                field: changes.then_some(field),
+                roles: body.roles.iter().map(|(from, to)| (from.clone(), written(to))).collect(),
+                think_tags,
+            },
             token_ids: route.token_ids && is_chat,
             to: route.to.clone(),
             changes_more: overridden || talks || fields,
@@ -156,11 +154,11 @@ impl BodyRewrite {
         // Unescaping may turn one byte into three, in a buffer of twice the size.
         let keys = 6 * body_len.min(members * MAX_KEY_BYTES);
         let messages = (body_len / MIN_MESSAGE_BYTES + 1).min(MAX_CHANGES);
-        let messages = if self.history.is_some() { messages } else { 0 };
+        let messages = if self.history.field.is_some() { messages } else { 0 };
         let items = if self.rules.reads_items() { body_len / MIN_MEMBER_BYTES + 1 } else { 0 };
         let items = items.min(MAX_CHANGES + MAX_MEMBERS);
-        let longest_role = self.roles.iter().map(|(_, to)| to.len()).max().unwrap_or_default();
-        let tags = if self.think_tags { TAGS_FACTOR * body_len } else { 0 };
+        let longest_role = self.history.roles.iter().map(|(_, to)| to.len()).max().unwrap_or_default();
+        let tags = if self.history.think_tags { TAGS_FACTOR * body_len } else { 0 };
         let metadata = body_len.min(2 * MAX_METADATA_BYTES) * METADATA_FACTOR;
         let metadata = if self.written.is_some() { metadata } else { 0 };
         let to = self.to.as_ref().map_or(0, |to| 4 * to.len() + 128);
@@ -192,7 +190,7 @@ impl BodyRewrite {
         body: &[u8],
         end_of: &dyn Fn(usize) -> Option<usize>,
     ) -> JsonResult<Result<RewrittenBody, Reject>> {
-        let (object, history) = self.read(body, end_of)?;
+        let (object, history) = self.history.read(body, end_of)?;
         let added_fields = AddedAnswerFields {
             logprobs: self.token_ids && !object.is(body, "logprobs", "true"),
             token_ids: self.token_ids && !object.is(body, "return_token_ids", "true"),
@@ -244,7 +242,7 @@ impl BodyRewrite {
 
     /// Whether an edit reads more than the top-level members of a body.
     pub fn reads_all(&self) -> bool {
-        self.history.is_some() || self.written.is_some() || self.rules.reads_items()
+        self.history.field.is_some() || self.written.is_some() || self.rules.reads_items()
     }
 
     /// Whether the usage of a stream may be requested: the route has no edits of `stream_options`.

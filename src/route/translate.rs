@@ -14,6 +14,7 @@
 //! Never: drop what changes the answer, report a number that the engine did not report, hold a stream back.
 
 mod answer;
+mod context;
 mod messages;
 mod request;
 mod responses;
@@ -24,15 +25,15 @@ mod tokens;
 
 use std::sync::Arc;
 
-pub use self::answer::MAX_ANSWER_VALUES;
 use self::answer::WholeChat;
+pub use self::answer::{AnswerFault, MAX_ANSWER_VALUES};
+pub use self::context::TranslationContext;
 use self::messages::{MessageBuilder, MessageEvents};
 pub use self::request::{MAX_TREE_VALUES, chat_bytes, memory_needed};
 use self::responses::{RequestEcho, ResponseBuilder, ResponseEvents};
 use self::stream::ChatStreamTranslator;
 use super::answer::{MAX_WHOLE_ANSWER_BYTES, ModelRename};
 use super::paths::Api;
-use super::token_ids::MissingTokens;
 use crate::reject::Reject;
 
 /// An API whose requests can be sent to an engine in the language of its chats.
@@ -52,22 +53,6 @@ pub struct ChatTranslation {
     way: Option<TranslatedAnswer>,
 }
 
-/// The facts of a request that the translation of its answer needs.
-#[derive(Clone, Debug, Default)]
-pub struct TranslationContext {
-    /// The name that the client gave, and what it stands for.
-    pub model: Option<String>,
-    pub to: Option<String>,
-    /// In seconds since 1970.
-    pub now: u64,
-    /// Makes the ids.
-    pub seed: u128,
-    /// Token ids and log-probabilities are put on the last item or block.
-    pub token_ids: bool,
-    /// The route added the log-probabilities: the client does not get them.
-    pub hides_logprobs: bool,
-}
-
 /// The answer in progress.
 #[derive(Debug)]
 enum TranslatedAnswer {
@@ -84,32 +69,6 @@ enum WholeForm {
     Count,
     /// The engine's error, in Anthropic's form.
     MessagesError(Option<ModelRename>),
-}
-
-/// Why an answer cannot be translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerFault {
-    /// It is no chat's.
-    NoChat,
-    /// It has more bytes than [`MAX_WHOLE_ANSWER_BYTES`].
-    ManyBytes,
-    /// It has more values than [`MAX_ANSWER_VALUES`], each of which takes memory of its own.
-    ManyValues,
-    /// The model's arguments of a tool are no JSON object.
-    ToolInput,
-    /// It lacks what a trainer needs of its tokens.
-    Tokens(MissingTokens),
-}
-
-impl AnswerFault {
-    /// The limit that the answer is above, of one that another upstream would hardly give otherwise.
-    pub fn limit(self) -> Option<String> {
-        match self {
-            AnswerFault::NoChat | AnswerFault::ToolInput | AnswerFault::Tokens(_) => None,
-            AnswerFault::ManyBytes => Some(format!("{MAX_WHOLE_ANSWER_BYTES} bytes")),
-            AnswerFault::ManyValues => Some(format!("{MAX_ANSWER_VALUES} values")),
-        }
-    }
 }
 
 impl TranslatedApi {

@@ -2,7 +2,7 @@
 //!
 //! Only objects that may have such a member are entered; a [`ChunkWalker`] skips all others.
 
-use super::{MeterReadings, StreamError, UsageCounts};
+use super::readings::{MeterReadings, StreamError, UsageCounts};
 use crate::json::{ChunkVisitor, ChunkWalker};
 use crate::sse::count_work;
 

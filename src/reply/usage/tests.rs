@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::Value;
 
+use super::readings::UsageCounts;
 use super::*;
 use crate::sse::tests::assert_linear;
 

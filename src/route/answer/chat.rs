@@ -1,13 +1,27 @@
 //! Edits the messages of a chat: in an answer, or in the pieces of a stream.
 
-use super::AnswerEdit;
+use crate::config::types::RouteConfig;
 use crate::json::{self, JsonObject, Span};
+use crate::route::rewrite::AddedAnswerFields;
 use crate::route::splice::{ObjectEdit, Splices};
-use crate::route::token_ids::SeenTokens;
+use crate::route::token_ids::{MissingTokens, SeenTokens};
+
+/// The edits of a chat's messages, with the state of a stream.
+#[derive(Debug)]
+pub struct ChatEdit {
+    think_tags: bool,
+    token_ids: bool,
+    added_fields: AddedAnswerFields,
+    thoughts: OpenReasoning,
+    /// The token ids and log-probabilities seen so far.
+    seen: SeenTokens,
+    /// Those found missing.
+    pub missing: Option<MissingTokens>,
+}
 
 /// The choices of a stream whose reasoning has begun and not ended, by their index.
 #[derive(Debug, Default)]
-pub struct OpenReasoning {
+struct OpenReasoning {
     open: Vec<u64>,
 }
 
@@ -19,15 +33,19 @@ const NULL: &[u8] = b"null";
 
 const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
 
-impl AnswerEdit {
+// === impl ChatEdit ===
+
+impl ChatEdit {
+    /// The edits of a route; `None`: it leaves messages as they are.
+    pub fn new(route: &RouteConfig, added_fields: AddedAnswerFields) -> Option<Self> {
+        let RouteConfig { think_tags, token_ids, .. } = *route;
+        let (thoughts, seen, missing) = (OpenReasoning::default(), SeenTokens::default(), None);
+        let edit = ChatEdit { think_tags, token_ids, added_fields, thoughts, seen, missing };
+        (think_tags || token_ids).then_some(edit)
+    }
+
     /// Edits the choices, each of which has its message under `key`.
-    pub(super) fn choices(
-        &mut self,
-        bytes: &[u8],
-        object: &JsonObject<'_>,
-        key: &str,
-        out: &mut Splices<'_>,
-    ) {
+    pub fn choices(&mut self, bytes: &[u8], object: &JsonObject<'_>, key: &str, out: &mut Splices<'_>) {
         let Some(span) = object.get("choices") else { return };
         let choices =
             json::items(bytes, span.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));

@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ChatFields, TokenForm};
+use super::chat::{ChatFields, TokenForm};
 use crate::json::has_at_most;
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::translate::MAX_ANSWER_VALUES;

@@ -1,10 +1,13 @@
 //! A chat that a completion can answer as well, and the completion.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::fallback::FallbackReason;
 use super::fingerprint;
-use super::{ChatFields, FallbackReason};
 use crate::json::has_at_most;
+
+/// The members of a chat, of a completion, or of an answer.
+pub type ChatFields = Map<String, Value>;
 
 /// The largest chat that is read.
 pub const MAX_CHAT_BYTES: usize = 32 << 20;

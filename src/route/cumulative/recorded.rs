@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::chat::{ChatTurn, settings_of};
+use super::chat::{ChatFields, ChatTurn, settings_of};
+use super::fallback::FallbackReason;
 use super::fingerprint;
-use super::{ChatFields, FallbackReason};
 
 /// The largest distance from the end of an answer to its last token in the template's text: spaces may
 /// precede that token.

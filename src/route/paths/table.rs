@@ -4,7 +4,22 @@
 //! `allow` header of a 405.
 
 use super::api::Api;
-use super::{AggregateKind, OwnAnswer};
+
+/// Answers that the balancer merges from those of all upstreams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AggregateKind {
+    Models,
+    Load,
+    Version,
+    Metrics,
+}
+
+/// Answers that the balancer gives without an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnAnswer {
+    /// 200 with an empty body when an upstream is ready, else 503.
+    Health,
+}
 
 /// The methods of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::BodyRewrite;
 use crate::json::{self, JsonObject, JsonResult, MAX_KEY_BYTES, ReadFault, Span};
 use crate::route::splice::{ObjectEdit, Splices, write_text};
 
@@ -19,6 +18,16 @@ pub const MAX_CHANGES: usize = 100_000;
 /// The text in every tag, whether its brackets are escaped or not.
 static TAG_NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
 
+/// The changes of a route to the messages of a request.
+#[derive(Debug)]
+pub struct MessageEdits {
+    /// The field whose messages are changed, if any.
+    pub field: Option<&'static str>,
+    /// The old and the new role, the latter as a JSON string.
+    pub roles: Vec<(String, Vec<u8>)>,
+    pub think_tags: bool,
+}
+
 /// The texts between the tags of one message, one a line.
 #[derive(Default)]
 struct MessageReasoning {
@@ -26,16 +35,18 @@ struct MessageReasoning {
     is_any: bool,
 }
 
-impl BodyRewrite {
+// === impl MessageEdits ===
+
+impl MessageEdits {
     /// The body, and the changes to its messages.
-    pub(super) fn read<'a>(
+    pub fn read<'a>(
         &self,
         bytes: &'a [u8],
         end_of: &dyn Fn(usize) -> Option<usize>,
     ) -> JsonResult<(JsonObject<'a>, Splices<'_>)> {
         let mut changes = Splices::default();
         let object = json::document_with(bytes, |key, at| {
-            if self.history != Some(key) {
+            if self.field != Some(key) {
                 return end_of(at).map_or_else(|| json::read_value(bytes, at), Ok);
             }
             // Of equal keys the last counts, and a list that cannot be parsed stays unchanged.

@@ -2,13 +2,40 @@
 
 use serde_json::Value;
 
-use super::AnswerFault;
 use super::tokens::AnswerTokens;
 use crate::json::has_at_most;
+use crate::route::answer::MAX_WHOLE_ANSWER_BYTES;
+use crate::route::token_ids::MissingTokens;
 
 /// The most values that a chat's answer may have. Log-probabilities are most of those: with 20 of them for
 /// each token it is enough for some 5,000 tokens.
 pub const MAX_ANSWER_VALUES: usize = 1_000_000;
+
+/// Why an answer cannot be translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerFault {
+    /// It is no chat's.
+    NoChat,
+    /// It has more bytes than [`MAX_WHOLE_ANSWER_BYTES`].
+    ManyBytes,
+    /// It has more values than [`MAX_ANSWER_VALUES`], each of which takes memory of its own.
+    ManyValues,
+    /// The model's arguments of a tool are no JSON object.
+    ToolInput,
+    /// It lacks what a trainer needs of its tokens.
+    Tokens(MissingTokens),
+}
+
+impl AnswerFault {
+    /// The limit that the answer is above, of one that another upstream would hardly give otherwise.
+    pub fn limit(self) -> Option<String> {
+        match self {
+            AnswerFault::NoChat | AnswerFault::ToolInput | AnswerFault::Tokens(_) => None,
+            AnswerFault::ManyBytes => Some(format!("{MAX_WHOLE_ANSWER_BYTES} bytes")),
+            AnswerFault::ManyValues => Some(format!("{MAX_ANSWER_VALUES} values")),
+        }
+    }
+}
 
 /// The text that a message has under one of these names; an empty one is none.
 pub fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
@@ -53,7 +80,7 @@ impl WholeChat {
     pub fn take_tokens(&mut self) -> Result<AnswerTokens, AnswerFault> {
         let mut tokens = AnswerTokens::default();
         tokens.collect(&mut self.chat, &mut self.choice);
-        match tokens.missing(&self.choice["message"]) {
+        match tokens.missing(has_text(&self.choice["message"])) {
             Some(missing) => Err(AnswerFault::Tokens(missing)),
             None => Ok(tokens),
         }

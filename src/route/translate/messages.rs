@@ -13,17 +13,7 @@ mod history;
 mod request;
 mod tools;
 
-use serde_json::{Value, json};
-
 pub use self::answer::{count, error, whole};
 pub use self::blocks::MessageBuilder;
 pub use self::events::MessageEvents;
 pub use self::request::{translate, translate_count};
-
-/// An error in Anthropic's form, from one as vLLM writes it.
-fn error_form(error: &Value) -> Value {
-    let kind = error["type"].as_str().unwrap_or("api_error");
-    // Clients of Anthropic's API expect a text.
-    let message = error["message"].as_str().unwrap_or("The engine reported an error without a message.");
-    json!({"type": "error", "error": {"type": kind, "message": message}})
-}

@@ -11,6 +11,7 @@ use std::fmt::Debug;
 
 use serde_json::{Value, json};
 
+use super::answer::has_text;
 use super::tokens::AnswerTokens;
 use crate::route::answer::{MAX_EVENT_BYTES, ModelRename};
 use crate::route::token_ids::MissingTokens;
@@ -167,7 +168,7 @@ impl<E: ChatEvents> ChatStream<E> {
         let mut choice = choice.take();
         if self.token_ids {
             self.end.tokens.collect(&mut chunk, &mut choice);
-            if let Some(missing) = self.end.tokens.missing(&choice["delta"]) {
+            if let Some(missing) = self.end.tokens.missing(has_text(&choice["delta"])) {
                 self.fault(&missing.message(), MissingTokens::REJECT_STATUS);
                 return Ok(());
             }

@@ -3,7 +3,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::answer::has_text;
 use crate::route::token_ids::{MissingTokens, SeenTokens};
 
 /// What trainers keep of an earlier answer: the engine that made it can go on from exactly these tokens.
@@ -59,15 +58,15 @@ impl AnswerTokens {
         }
     }
 
-    /// What an answer that says this, or a stream that has come to it, lacks.
-    pub fn missing(&self, message: &Value) -> Option<MissingTokens> {
+    /// What the answer, or the stream so far, lacks. `has_text`: its message is made of tokens.
+    pub fn missing(&self, has_text: bool) -> Option<MissingTokens> {
         let has_ids = self.ids.as_ref().is_some_and(|ids| !ids.is_empty());
         let seen = SeenTokens {
             prompt: self.prompt.is_array(),
             ids: self.ids.is_some(),
             logprobs: self.logprobs.is_some(),
         };
-        if has_ids || has_text(message) { seen.missing() } else { None }
+        if has_ids || has_text { seen.missing() } else { None }
     }
 
     /// Puts all of it on an item, as NeMo Gym's clients read it there: if there is any, with a list for each.

@@ -3,12 +3,10 @@
 use serde_json::{Value, json};
 
 use super::blocks::{self, MessageBuilder, ToolUse};
-use super::error_form;
 use crate::json;
 use crate::route::answer::ModelRename;
-use crate::route::translate::answer::{REASONING_FIELDS, WholeChat, text};
+use crate::route::translate::answer::{AnswerFault, MAX_ANSWER_VALUES, REASONING_FIELDS, WholeChat, text};
 use crate::route::translate::stream::{ChatEnd, error_in};
-use crate::route::translate::{AnswerFault, MAX_ANSWER_VALUES};
 
 /// What the caller of a disaggregated prefill needs for its next request.
 const TRANSFER_FIELDS: [&str; 2] = ["kv_transfer_params", "ec_transfer_params"];
@@ -109,4 +107,12 @@ pub fn error(names: Option<&ModelRename>, body: &[u8]) -> Vec<u8> {
         return body;
     }
     serde_json::to_vec(&error_form(&error)).unwrap_or(body)
+}
+
+/// An error in Anthropic's form, from one as vLLM writes it.
+pub fn error_form(error: &Value) -> Value {
+    let kind = error["type"].as_str().unwrap_or("api_error");
+    // Clients of Anthropic's API expect a text.
+    let message = error["message"].as_str().unwrap_or("The engine reported an error without a message.");
+    json!({"type": "error", "error": {"type": kind, "message": message}})
 }

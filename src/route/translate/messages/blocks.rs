@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::route::translate::TranslationContext;
+use crate::route::translate::context::TranslationContext;
 use crate::route::translate::stream::ChatEnd;
 
 /// Builds the message that answers one request, whole or event by event.

@@ -7,8 +7,8 @@
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use super::answer::error_form;
 use super::blocks::{self, MessageBuilder, ToolUse};
-use super::error_form;
 use crate::reply::ending::{ErrorEventForm, error_events};
 use crate::route::answer::MAX_WHOLE_ANSWER_BYTES;
 use crate::route::translate::answer::{REASONING_FIELDS, text};

@@ -3,8 +3,7 @@
 use serde_json::{Value, json};
 
 use super::response::{self, OutputItemKind, ResponseBuilder, ResponseStatus};
-use crate::route::translate::AnswerFault;
-use crate::route::translate::answer::{REASONING_FIELDS, WholeChat, text};
+use crate::route::translate::answer::{AnswerFault, REASONING_FIELDS, WholeChat, text};
 
 /// The response.
 pub fn whole(form: &ResponseBuilder, mut chat: WholeChat) -> Result<Vec<u8>, AnswerFault> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::json;
-use crate::route::translate::TranslationContext;
+use crate::route::translate::context::TranslationContext;
 
 /// The request fields that the response echoes.
 const ECHOED_FIELDS: [&str; 17] = [

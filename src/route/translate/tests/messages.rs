@@ -6,6 +6,7 @@ use super::*;
 use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
 use crate::prompt::chain::BlockLayout;
 use crate::prompt::scan::Scanner;
+use crate::route::token_ids::MissingTokens;
 
 const ASK: &[u8] = br#"{"messages":[],"max_tokens":9}"#;
 
