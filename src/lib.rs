@@ -3,7 +3,7 @@
 //! # The way of one request
 //!
 //! ```text
-//! proxy::exchange::carry       one request reads as this function, from its head to its end
+//! proxy::carry::carry          one request reads as this function, from its head to its end
 //!   intake::take_in            head -> route::paths -> peek: body -> prompt::{scan,canon} -> facts, chain
 //!                              route::{table,rewrite,translate} where a route says so | RequestEnd::Reject
 //!   choose::choose             fleet.snapshot().candidates(), state.weigh(chain) -> pick::pick -> lease

@@ -1,8 +1,8 @@
-//! The edge towards clients: accepts connections and hands each request to `exchange`.
+//! The edge towards clients: accepts connections and hands each request to `carry`.
 //!
 //! ```text
 //! server            connections and their limits; the head of each request
-//! Balancer::serve   exchange::carry: intake -> choose -> attempt -> relay; then the request's record
+//! Balancer::serve   carry::carry: intake -> choose -> attempt -> relay; then the request's record
 //! ```
 //!
 //! Pingora's sessions parse requests and frame answers. Pingora's proxy, which would carry a request through
@@ -11,31 +11,41 @@
 //! Never: a rule of routing or balancing (`route`, `pick`, `retry`), a metric's name (`observe`), an error's
 //! text (`reject`).
 
+mod admin_service;
 mod attempt;
+mod attempts;
 mod body;
 mod body_tail;
 mod budget;
+mod cached_pages;
 mod capture;
+mod carry;
 mod choose;
 mod client;
 mod context;
+mod continued_turn;
 mod cumulative;
-mod exchange;
 mod fleet_routes;
+mod forwarded_head;
 mod headers;
 mod intake;
 mod linger;
 mod memory;
 mod own_answers;
-mod prompt_work;
+mod peeked_prompt;
+mod pending_response;
+mod placement;
 mod random;
 mod record;
 mod relay;
 mod request;
+mod request_end;
+mod request_report;
 mod respond;
 mod route_edits;
 pub mod server;
 mod settings;
+mod shared;
 mod stored;
 mod stored_search;
 mod translation;
@@ -43,35 +53,23 @@ mod tunnel;
 mod upstream_head;
 mod usage_injection;
 mod watch;
+mod watched;
 mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use http::{HeaderValue, Method};
+use http::Method;
 use pingora::ErrorType;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use tokio::time::timeout;
 
-use crate::config::types::Config;
-use crate::fleet::Fleet;
-use crate::observe::Observer;
-use crate::state::State;
-use crate::state::redis::SiblingExchange;
-use crate::traces::Traces;
-use attempt::pool::ConnectionPool;
-use budget::RetryBudget;
+pub use admin_service::AdminService;
 use client::{Client, MAX_CLIENT_STALL};
 use context::RequestContext;
 use linger::linger;
-use own_answers::CachedPages;
-use server::shutdown::Shutdown;
-use settings::ProxySettings;
-use stored_search::ResponseSearches;
+pub use shared::ProxyShared;
 
 /// The longest time that the rest of a rejected request is read and discarded, so that the client can read
 /// the answer.
@@ -79,81 +77,6 @@ const MAX_DRAIN: Duration = Duration::from_secs(10);
 
 /// How long a connection may take to end, or to become ready for its next request.
 const MAX_FINISH: Duration = Duration::from_secs(15);
-
-/// The state that all listeners share.
-pub struct ProxyShared {
-    fleet: Arc<Fleet>,
-    state: Arc<State>,
-    /// Looks up what siblings have published; `None` without Redis.
-    exchange: Option<Arc<SiblingExchange>>,
-    traces: Arc<Traces>,
-    settings: ArcSwap<ProxySettings>,
-    memory: Arc<memory::PeekMemory>,
-    pool: ConnectionPool,
-    searches: ResponseSearches,
-    pages: CachedPages,
-    random: random::RandomSource,
-    /// This balancer's entry in `via`, by which it detects a request that loops back.
-    mark: HeaderValue,
-    budget: RetryBudget,
-    shutdown: Arc<Shutdown>,
-    observer: Observer,
-}
-
-impl ProxyShared {
-    pub fn new(
-        config: &Config,
-        fleet: Arc<Fleet>,
-        state: Arc<State>,
-        exchange: Option<Arc<SiblingExchange>>,
-        traces: Arc<Traces>,
-        observer: Observer,
-    ) -> Arc<Self> {
-        let memory = memory::PeekMemory::new(config.peek.memory, observer.clone());
-        let random = random::RandomSource::new();
-        Arc::new(ProxyShared {
-            settings: ArcSwap::new(ProxySettings::new(config, fleet.clone(), memory.clone(), state.blocks())),
-            fleet,
-            state,
-            exchange,
-            traces,
-            memory,
-            pool: ConnectionPool::default(),
-            searches: ResponseSearches::default(),
-            pages: CachedPages::default(),
-            mark: random.mark(),
-            random,
-            budget: RetryBudget::new(),
-            shutdown: Arc::default(),
-            observer,
-        })
-    }
-
-    /// The progress of the shutdown, which the assembly advances.
-    pub fn shutdown(&self) -> &Arc<Shutdown> {
-        &self.shutdown
-    }
-
-    pub fn observer(&self) -> &Observer {
-        &self.observer
-    }
-
-    /// Applies `config` to requests that begin from now on.
-    pub fn reload(&self, config: &Config) {
-        self.memory.set_limit(config.peek.memory);
-        self.state.set_ttl(config.sessions.ttl);
-        self.traces.reload(&config.traces);
-        let (fleet, memory) = (self.fleet.clone(), self.memory.clone());
-        self.settings.store(ProxySettings::new(config, fleet, memory, self.state.blocks()));
-    }
-}
-
-/// The admin API. The assembly passes it in: `proxy` must not import `admin`.
-pub trait AdminService: Send + Sync {
-    /// Whether the admin API serves this path.
-    fn serves(&self, path: &str) -> bool;
-    fn call(&self, request: http::Request<Bytes>) -> BoxFuture<'_, http::Response<Bytes>>;
-}
 
 /// Serves the requests of one kind of listener: the public one, or the admin's, which also serves the public
 /// API.
@@ -192,7 +115,7 @@ impl Balancer {
         let id = id.unwrap_or_else(|| shared.random.id());
         let context = RequestContext::new(shared, id);
         let mut client = Client::new(&mut session);
-        let finished = exchange::carry(self, &mut client, &context).await;
+        let finished = carry::carry(shared, self.admin.as_deref(), &mut client, &context).await;
         record::write(shared, client.session(), &context, &finished);
         let (failed, drains, lingers) = (finished.error.is_some(), finished.drain, client.sends_more());
         drop(finished);

@@ -19,13 +19,12 @@ use pingora::http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
-use super::cumulative;
-use super::exchange::RequestEnd;
-use super::headers;
-use super::intake::watched;
-use super::prompt_work::Placement;
+use super::placement::Placement;
 use super::request::{ClientRequest, RequestScope};
+use super::request_end::RequestEnd;
 use super::watch::RequestWatch;
+use super::watched::watched;
+use super::{cumulative, forwarded_head, headers};
 use crate::fleet::UpstreamSignal;
 use crate::reject::Reject;
 use crate::reply::judge::{AnswerJudge, AnswerVerdict};
@@ -96,7 +95,7 @@ pub async fn attempt(
 ) -> Result<Box<UpstreamAnswer>, AttemptError> {
     let mut connection = connect(scope, client, request, placement, watch, stale).await?;
     watch.begin_attempt(placement.upstream().id);
-    let head = headers::towards_upstream(scope, client, request, placement.upstream());
+    let head = forwarded_head::towards_upstream(scope, client, request, placement.upstream());
     let head = head.map_err(|_| RequestEnd::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
     let sent = connection.send_head(&head).await;
     sent.map_err(|_| RequestEnd::from(Reject::Malformed { why: "its head cannot be sent on" }))?;

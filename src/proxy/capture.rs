@@ -7,21 +7,19 @@
 //! Never: reject a request because its trace cannot be recorded.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
-use super::exchange::RequestEnd;
 use super::headers;
-use super::intake::peek::Peeked;
 use super::memory::MemoryReservation;
 use super::random::RandomSource;
-use super::request::{ClientRequest, RequestScope};
+use super::request_end::RequestEnd;
+use super::shared::ProxyShared;
 use crate::reject::Reject;
 use crate::route::answer::overflow::OverflowAnswer;
 use crate::route::capture::{AnswerCleanup, CaptureQuestion};
@@ -34,9 +32,6 @@ use crate::traces::{Traces, UNNAMED_SESSION};
 
 /// The largest room for a cleaned piece that is kept for the next one.
 const MAX_KEPT_BYTES: usize = 4 << 10;
-
-/// How long the end of an answer waits for its trace where `traces.sync` requests it.
-const MAX_SYNC_WAIT: Duration = Duration::from_secs(30);
 
 /// The decisions on a request's capture before its body is edited.
 pub struct CaptureIntent {
@@ -132,26 +127,27 @@ impl CaptureIntent {
 }
 
 impl RequestCapture {
-    /// Begins the capture of a prepared request.
+    /// Begins the capture of a prepared request with this id, which began at this time.
     pub fn begin(
-        scope: &RequestScope<'_>,
+        shared: &ProxyShared,
+        (id, begun): (&str, Instant),
         prepared: PreparedCapture,
         client_model: Option<&str>,
     ) -> Box<RequestCapture> {
         let PreparedCapture { session_id, client_model: sent_model, .. } = prepared;
         let PreparedCapture { api, dialect, question, added_members, request, held, .. } = prepared;
         let start = CaptureStart {
-            trace_id: scope.shared.random.uuid(),
+            trace_id: shared.random.uuid(),
             session_id,
             api,
             client_model: sent_model.or_else(|| client_model.map(str::to_string)),
-            request_id: scope.id.to_string(),
+            request_id: id.to_string(),
             request,
             inserted: question.as_ref().map(|question| (question.at, question.text)),
-            begun: scope.begun,
+            begun,
             cumulative: None,
         };
-        let (traces, waiting) = (&scope.shared.traces, None);
+        let (traces, waiting) = (&shared.traces, None);
         let sync = traces.settings().sync;
         let capture = traces.begin(start);
         Box::new(RequestCapture {
@@ -281,6 +277,11 @@ impl RequestCapture {
         }
     }
 
+    /// What is notified once the trace is stored, where the end of the answer waits for it.
+    pub fn take_waiting(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.waiting.take()
+    }
+
     /// Ends the call before its client gets the end of the answer.
     fn close(&mut self, error: Option<TraceError>) {
         if self.capture.is_ended() {
@@ -292,24 +293,6 @@ impl RequestCapture {
             self.capture.end(error);
         }
         self.held.release();
-    }
-}
-
-/// Waits until the trace is stored, where `traces.sync` requests it and the answer has ended.
-pub async fn wait_until_stored(scope: &RequestScope<'_>, request: &mut ClientRequest) {
-    let waiting = request.capture.as_mut().and_then(|capture| capture.waiting.take());
-    if let Some(waiting) = waiting
-        && timeout(MAX_SYNC_WAIT, waiting).await.is_err()
-    {
-        scope.shared.observer.trace_sync_failed();
-    }
-}
-
-/// Begins the capture of a request that was prepared for it.
-pub fn begin(scope: &RequestScope<'_>, request: &mut ClientRequest, peeked: &mut Peeked) {
-    if let Some(prepared) = peeked.capture.take() {
-        let model = request.client_model().or(peeked.facts.model.name());
-        request.capture = Some(RequestCapture::begin(scope, *prepared, model));
     }
 }
 

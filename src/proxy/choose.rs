@@ -5,12 +5,13 @@
 
 use std::time::Instant;
 
+use super::attempts::Attempts;
 use super::client::Client;
-use super::exchange::{Attempts, RequestEnd};
-use super::intake::watched;
-use super::prompt_work::{self, Placement};
+use super::placement::{self, Placement};
 use super::request::{ClientRequest, RequestScope};
+use super::request_end::RequestEnd;
 use super::watch::RequestWatch;
+use super::watched::watched;
 use crate::fleet::{FilterResult, QueueRefusal, QueueTurn, Snapshot, UpstreamQuery};
 use crate::observe::decisions::Decision;
 use crate::pick::{self, DrawSeed};
@@ -97,7 +98,7 @@ fn check_room(
     loop {
         let now = Instant::now();
         let routing = snapshot.candidates(query, now, &mut candidates);
-        prompt_work::weigh(scope, request, &snapshot, now, &mut candidates);
+        placement::weigh(scope, request, &snapshot, now, &mut candidates);
         let seed = DrawSeed {
             random: shared.random.next(),
             turn: shared.fleet.next_turn(),
@@ -110,7 +111,7 @@ fn check_room(
         };
         // Another request may have taken the last place meanwhile.
         let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
-        let work = prompt_work::lease_work(request, chosen);
+        let work = placement::lease_work(request, chosen);
         let Some(lease) = snapshot.take(query, choice.index, work, now) else { continue };
         let decision = Decision {
             id: scope.id,

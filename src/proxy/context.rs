@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::ProxyShared;
 use super::server::shutdown::InFlightRequest;
 use super::settings::ProxySettings;
+use super::shared::ProxyShared;
 use crate::observe::GaugeGuard;
 
 /// The settings, the id and the start of one request.

@@ -13,23 +13,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join;
 use http::{HeaderValue, Request, StatusCode, header};
+use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::{Error, ErrorType, Result};
 use tokio::task::spawn_blocking;
 
 use super::body::SentBody;
 use super::capture::RequestCapture;
 use super::client::Client;
-use super::exchange::RequestEnd;
-use super::headers;
-use super::intake::watched;
+use super::continued_turn::ContinuedTurn;
 use super::request::{ClientRequest, RequestScope};
+use super::request_end::RequestEnd;
+use super::route_edits::authorization;
 use super::watch::RequestWatch;
+use super::watched::watched;
 use crate::fleet::{Fleet, SnapshotEntry, Upstream};
 use crate::observe::Observer;
-use crate::route::cumulative::{
-    ChatTurn, CompletionAnswer, FallbackReason, RecordedTurn, TokenForm, memory_needed, parse_tokens,
-};
+use crate::route::cumulative::{ChatTurn, FallbackReason, RecordedTurn, memory_needed, parse_tokens};
 use crate::route::edit::MAX_WORKER_TREE_BYTES;
 use crate::traces::Traces;
 
@@ -48,15 +47,6 @@ enum TurnPlan {
         chat: ChatTurn,
         recorded: Arc<RecordedTurn>,
     },
-}
-
-/// A turn that is sent as a completion.
-pub struct ContinuedTurn {
-    /// The chat, for the case that the completion is refused.
-    chat: SentBody,
-    tokens: TokenForm,
-    is_counted: bool,
-    answer: Option<CompletionAnswer>,
 }
 
 /// Turns a request that is captured into the completion that continues from its session's last turn, where
@@ -177,9 +167,7 @@ async fn send_completion(
     };
     let completion = SentBody::new(chat.completion(&prompt).into());
     let Some(sent) = request.body.exchange(completion) else { return Ok(Err(FallbackReason::Size)) };
-    let tokens = chat.token_form();
-    let turn = ContinuedTurn { chat: sent, tokens, is_counted: false, answer: None };
-    request.continued = Some(Box::new(turn));
+    request.continued = Some(Box::new(ContinuedTurn::new(sent, chat.token_form())));
     Ok(Ok(()))
 }
 
@@ -203,7 +191,7 @@ fn tokenizer(
     let first = possible.peek().map(|entry| entry.upstream.clone());
     let last = possible.find(|entry| Some(entry.upstream.name()) == last);
     let upstream = last.map(|entry| entry.upstream.clone()).or(first)?;
-    let key = headers::authorization(client, request.edits.as_deref(), &upstream);
+    let key = authorization(client, request.edits.as_deref(), &upstream);
     Some((upstream, key))
 }
 
@@ -254,39 +242,9 @@ pub fn give_up(scope: &RequestScope<'_>, request: &mut ClientRequest) -> bool {
     }
     let Some(continued) = request.continued.take() else { return false };
     // This succeeds: the completion's reservation was made beside the chat's.
-    let is_back = request.body.exchange(continued.chat).is_some();
+    let is_back = request.body.exchange(continued.into_chat()).is_some();
     if let Some(capture) = &mut request.capture {
         fall_back(&scope.shared.observer, capture, FallbackReason::Refused);
     }
     is_back
-}
-
-// === impl ContinuedTurn ===
-
-impl ContinuedTurn {
-    /// An answer begins.
-    pub fn begin(&mut self, head: &mut ResponseHeader, observer: &Observer) -> Result<()> {
-        self.answer = None;
-        if !head.status.is_success() {
-            return Ok(());
-        }
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let is_plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
-        let kind = text(header::CONTENT_TYPE).filter(|_| is_plain);
-        self.answer = Some(CompletionAnswer::new(kind, self.tokens).ok_or_else(unreadable)?);
-        if !std::mem::replace(&mut self.is_counted, true) {
-            observer.cumulative_turn("continued");
-        }
-        headers::of_unknown_length(head)
-    }
-
-    /// The next piece of the answer as a chat's. `None`: it goes on as it is.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
-        let Some(answer) = &mut self.answer else { return Ok(None) };
-        answer.feed(piece, end).map(|chat| Some(Bytes::from(chat))).map_err(|_| unreadable())
-    }
-}
-
-fn unreadable() -> Box<Error> {
-    Error::explain(ErrorType::InvalidHTTPHeader, "the answer is no completion").into_up()
 }

@@ -1,27 +1,15 @@
-//! Checks the heads of requests, and builds the heads that go to upstreams and clients.
+//! Checks the heads of requests, and builds the heads of answers.
 //!
 //! A head is built in one pass over the received one, without hop-by-hop fields and fields that `connection`
 //! nominates, and with the framing of the body that is actually sent.
 
-use std::fmt::{Display, Write};
-
-use http::header::InvalidHeaderValue;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 
 use super::client::Client;
-use super::cumulative;
-use super::prompt_work::Placement;
-use super::request::{ClientRequest, RequestScope};
-use super::route_edits::RouteEdits;
-use super::upstream_head::UpstreamHead;
-use crate::fleet::Upstream;
-use crate::names::{
-    X_ATTEMPTS, X_DATA_PARALLEL_RANK, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_HIT, X_REASON,
-    X_REQUEST_ID, X_SHOULD_RETRY, X_UPSTREAM,
-};
+use crate::names::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 use crate::reject::Reject;
 
 /// Returns the rejection of a head that must not be used.
@@ -72,7 +60,7 @@ pub fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> Option<
 }
 
 /// The fields that `connection` nominates; `None` for what is no field's name.
-fn nominated(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
+pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
     let lines = headers.get_all(header::CONNECTION).iter();
     let names = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     let names = names.map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
@@ -86,7 +74,7 @@ fn is_protected(name: &HeaderName) -> bool {
 }
 
 /// Whether a field is for the next hop alone, or frames the body.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
     match *name {
         header::CONNECTION
         | header::TE
@@ -135,143 +123,6 @@ pub fn content_length(headers: &HeaderMap) -> std::result::Result<Option<u64>, &
 /// The length that a head declares. Pingora has refused differing ones.
 pub fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// The head of a client's request, as it goes to the upstream of this attempt.
-pub fn towards_upstream(
-    scope: &RequestScope<'_>,
-    client: &Client<'_>,
-    request: &ClientRequest,
-    upstream: &Upstream,
-) -> Result<UpstreamHead, InvalidHeaderValue> {
-    let (from, prefix) = (client.head(), &upstream.config.url.prefix);
-    let translated = cumulative::target(request, from)
-        .or_else(|| request.edits.as_ref().and_then(|edits| edits.translated_target(from)));
-    let target = translated.as_ref().map_or_else(|| origin_form(from), |target| target.as_bytes());
-    let target = [prefix.as_bytes(), target].concat();
-    let mut head = UpstreamHead::new(from.method.clone(), target, from.headers.len() + 6);
-    head.append(header::HOST, HeaderValue::from_str(&upstream.host)?);
-    let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
-    let trusted = scope.settings.trusts(client.address());
-    let edits_answer = request.edits.is_some()
-        || request.usage_injection.is_some()
-        || request.capture.is_some()
-        || request.continued.is_some();
-    for (name, value) in &from.headers {
-        let stays = match *name {
-            header::HOST | header::CONTENT_LENGTH => true,
-            // What is compressed on the way could not be edited or recorded.
-            header::ACCEPT_ENCODING => edits_answer,
-            _ => {
-                is_hop_by_hop(name)
-                    || is_forwarded(name)
-                    || !trusted && name == X_DATA_PARALLEL_RANK
-                    || is_for_trainers(name)
-            }
-        };
-        if !stays && !nominated.contains(name) {
-            head.append(name.clone(), value.clone());
-        }
-    }
-    if client.is_upgrade() {
-        head.append(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        head.append(header::UPGRADE, HeaderValue::from_static("websocket"));
-    }
-    frame(&mut head, client, request);
-    forwarded(client, &mut head, trusted)?;
-    if let Some(authorization) = &upstream.authorization {
-        replace_key(&mut head, HeaderValue::try_from(authorization)?);
-    }
-    head.append(header::VIA, scope.shared.mark.clone());
-    if let Some(edits) = &request.edits {
-        edits.towards_upstream(&mut head, upstream);
-    }
-    Ok(head)
-}
-
-/// The `authorization` of a request to an upstream: the upstream's own or the route's, else the client's.
-pub fn authorization(
-    client: &Client<'_>,
-    edits: Option<&RouteEdits>,
-    upstream: &Upstream,
-) -> Option<HeaderValue> {
-    let mut head = UpstreamHead::new(Method::GET, Vec::new(), 2);
-    if let Some(key) = client.headers().get(header::AUTHORIZATION) {
-        // Copied: it may be remembered, and a clone would keep the client's whole head.
-        head.append(header::AUTHORIZATION, HeaderValue::from_bytes(key.as_bytes()).ok()?);
-    }
-    if let Some(key) = &upstream.authorization {
-        replace_key(&mut head, HeaderValue::try_from(key).ok()?);
-    }
-    if let Some(edits) = edits {
-        edits.towards_upstream(&mut head, upstream);
-    }
-    head.get(&header::AUTHORIZATION).cloned()
-}
-
-/// The target as upstreams get it: a path with its query, also where the client named the host in it.
-fn origin_form(head: &RequestHeader) -> &[u8] {
-    let raw = head.raw_path();
-    let path = || head.uri.path_and_query().map_or("/", |path| path.as_str()).as_bytes();
-    if raw.starts_with(b"/") { raw } else { path() }
-}
-
-/// Frames the body that is sent: by its length where that is known, else in chunks.
-fn frame(head: &mut UpstreamHead, client: &Client<'_>, request: &ClientRequest) {
-    let declares = client.headers().contains_key(header::CONTENT_LENGTH);
-    match request.length() {
-        Some(0) if !declares => {}
-        Some(length) => head.append(header::CONTENT_LENGTH, length.into()),
-        None => head.append(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
-    }
-}
-
-/// Whether a field describes the origin of a request.
-fn is_forwarded(name: &HeaderName) -> bool {
-    [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name.as_str())
-}
-
-/// Whether a field is for a gateway of rllm alone, which removes it.
-fn is_for_trainers(name: &HeaderName) -> bool {
-    name.as_str().starts_with("x-rllm-")
-}
-
-/// Replaces the client's key by this one; Anthropic's clients send theirs in another field.
-pub fn replace_key(head: &mut UpstreamHead, key: HeaderValue) {
-    head.remove("x-api-key");
-    head.insert(header::AUTHORIZATION, key);
-}
-
-/// Adds the client's address, host and scheme. The fields of a trusted proxy in front are kept; those of any
-/// other client are replaced.
-fn forwarded(client: &Client<'_>, head: &mut UpstreamHead, trusted: bool) -> Result<(), InvalidHeaderValue> {
-    let from = client.headers();
-    let address = client.address().and_then(|address| address.as_inet()).map(|address| address.ip());
-    let mut chain = String::new();
-    if trusted {
-        let before = from.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
-        before.for_each(|hop| push_hop(&mut chain, hop));
-    }
-    if let Some(address) = address {
-        push_hop(&mut chain, address);
-    }
-    if !chain.is_empty() {
-        head.append(HeaderName::from_static(X_FORWARDED_FOR), HeaderValue::try_from(chain)?);
-    }
-    let told = |name: &str| from.get(name).filter(|_| trusted).cloned();
-    let scheme = if client.is_https() { "https" } else { "http" };
-    let scheme = told(X_FORWARDED_PROTO).unwrap_or(HeaderValue::from_static(scheme));
-    head.append(HeaderName::from_static(X_FORWARDED_PROTO), scheme);
-    if let Some(host) = told(X_FORWARDED_HOST).or_else(|| from.get(header::HOST).cloned()) {
-        head.append(HeaderName::from_static(X_FORWARDED_HOST), host);
-    }
-    Ok(())
-}
-
-fn push_hop(chain: &mut String, hop: impl Display) {
-    let comma = if chain.is_empty() { "" } else { ", " };
-    // Writing to a string never fails.
-    let _ = write!(chain, "{comma}{hop}");
 }
 
 /// The host that the client named.
@@ -326,31 +177,6 @@ pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
         head.insert_header(header::UPGRADE, "websocket")?;
     }
     Ok(head)
-}
-
-/// Adds the balancer's fields to an upstream's answer.
-pub fn towards_client(
-    head: &mut ResponseHeader,
-    scope: &RequestScope<'_>,
-    placement: &Placement,
-    attempts: u32,
-) -> Result<()> {
-    if !head.headers.contains_key(X_REQUEST_ID)
-        && let Ok(id) = HeaderValue::try_from(scope.id)
-    {
-        head.insert_header(X_REQUEST_ID, id)?;
-    }
-    if attempts > 1 && (head.status == 429 || head.status.is_server_error()) {
-        // The balancer has retried already: retries of the client's library would only add load.
-        head.insert_header(X_SHOULD_RETRY, "false")?;
-    }
-    if scope.settings.expose {
-        head.insert_header(X_UPSTREAM, placement.upstream().name())?;
-        head.insert_header(X_ATTEMPTS, attempts)?;
-        head.insert_header(X_REASON, placement.reason)?;
-        head.insert_header(X_HIT, format!("{}/{}", placement.hit, placement.blocks))?;
-    }
-    Ok(())
 }
 
 /// Frames an answer for the client: HTTP/1.0 knows no chunks, there the end of the connection is the end of

@@ -9,26 +9,26 @@ pub mod body_facts;
 mod capture_body;
 pub mod peek;
 
-use std::future::Future;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Client, ClientEvent};
-use super::exchange::RequestEnd;
+use super::capture::RequestCapture;
+use super::client::Client;
 use super::memory::MemoryReservation;
+use super::pending_response::PendingResponse;
 use super::request::{BodySamples, ClientRequest, RequestScope, RequestedModel};
-use super::stored::{self, PendingResponse};
+use super::request_end::{RequestEnd, client_failure};
+use super::route_edits::RouteEdits;
 use super::watch::RequestWatch;
-use super::{Balancer, capture, cumulative};
-use super::{headers, own_answers};
+use super::watched::watched;
+use super::{cumulative, headers, own_answers, stored};
 use crate::config::types::Timeouts;
 use crate::fleet::Snapshot;
 use crate::reject::{ErrorShape, Reject};
 use crate::reply::ending::ErrorEventForm;
-use crate::retry::EndReason;
 use crate::route::dialect::BodyDialect;
 use crate::route::paths::{
     self, AggregateKind, Api, ApiRoute, ErrorStyle, ModelLocation, OwnAnswer, PathMatch, PathPolicy, location,
@@ -56,7 +56,6 @@ pub enum Intake {
 
 /// Reads a request's head and peeks its body into `request`.
 pub async fn take_in(
-    balancer: &Balancer,
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
@@ -64,7 +63,7 @@ pub async fn take_in(
     if let Some(reject) = headers::refuse(client.session(), scope.settings.header_bytes, &scope.shared.mark) {
         return Err(reject.into());
     }
-    match call_admin(balancer, scope, client, request).await? {
+    match call_admin(scope, client, request).await? {
         Some(answer) => Ok(Intake::Answer(answer)),
         None => route(scope, client, request).await,
     }
@@ -75,12 +74,11 @@ pub async fn take_in(
 /// A call with a body is handed in twice: first its head alone, as with `expect: 100-continue`, so that
 /// nothing is read of a call that the API rejects.
 async fn call_admin(
-    balancer: &Balancer,
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
 ) -> Result<Option<Response<Bytes>>, RequestEnd> {
-    let Some(admin) = &balancer.admin else { return Ok(None) };
+    let Some(admin) = scope.admin else { return Ok(None) };
     let head = client.head();
     if !admin.serves(head.uri.path()) {
         return Ok(None);
@@ -307,7 +305,11 @@ async fn read_body(
         // A refusal has the headers of its route, too.
         request.edits = request.edits.take().or(edits);
         let mut peeked = peeked?;
-        capture::begin(scope, request, &mut peeked);
+        if let Some(prepared) = peeked.capture.take() {
+            let model = request.client_model().or(peeked.facts.model.name());
+            let capture = RequestCapture::begin(shared, (scope.id, scope.begun), *prepared, model);
+            request.capture = Some(capture);
+        }
         let Peeked { body, pace, facts, usage_injection, .. } = peeked;
         request.model = facts.model;
         (request.usage_injection, request.session_label) = (usage_injection, facts.session_label);
@@ -321,7 +323,7 @@ async fn read_body(
             request.samples = Some(Box::new(samples));
         }
         if let Some(kept) = facts.kept {
-            let pending = PendingResponse::new(shared, kept, body.bytes(), request.client_model());
+            let pending = PendingResponse::new(&shared.random, kept, body.bytes(), request.client_model());
             request.pending_response = Some(pending);
             request.background = kept.background;
         }
@@ -367,7 +369,7 @@ async fn read_call(
         let Ok(piece) = timeout_at(deadline, client.read()).await else {
             return Err(Reject::Slow.into());
         };
-        let Some(piece) = piece.map_err(peek::client_failure)? else { return Ok(body.freeze()) };
+        let Some(piece) = piece.map_err(client_failure)? else { return Ok(body.freeze()) };
         let total = (body.len() + piece.len()) as u64;
         if total > limit {
             return Err(Reject::TooLarge { limit }.into());
@@ -389,11 +391,11 @@ fn take_model_of_query(
 ) -> Result<(), Reject> {
     request.model = model_of_query(client.head().uri.query().unwrap_or_default())?;
     let mut model = request.model.name().map(str::to_string);
-    let (peeker, of_query) = (&scope.settings.peeker, (BodyDialect::Other, None));
+    let (routes, of_query) = (&scope.settings.peeker.routes, (BodyDialect::Other, None));
     let edits = match &model {
-        Some(model) => peeker.edits_for_model(client, &request.path, Some(model), of_query),
+        Some(model) => RouteEdits::for_model(routes, client, &request.path, Some(model), of_query),
         None => {
-            let (resolved, edits) = peeker.edits_without_model(client, &request.path, of_query);
+            let (resolved, edits) = RouteEdits::without_model(routes, client, &request.path, of_query);
             model = resolved;
             edits
         }
@@ -435,58 +437,4 @@ fn adapter(client: &Client<'_>, shape: &BodyShape) -> Option<String> {
         return None;
     }
     value.to_str().ok().filter(|name| !name.is_empty()).map(str::to_string)
-}
-
-fn reject_of(reason: EndReason) -> Reject {
-    if reason == EndReason::SlowUpload { Reject::Slow } else { Reject::NoTime }
-}
-
-/// Waits for the balancer's own work while the client is watched: the client's disconnect and the request's
-/// deadlines end the wait. Bytes that the client sends meanwhile are held with the rest of its body, unless
-/// the client is not to be read; its upload is not measured then.
-pub async fn watched<T>(
-    client: &mut Client<'_>,
-    request: &mut ClientRequest,
-    watch: &mut RequestWatch,
-    reads: bool,
-    waiting: impl Future<Output = T>,
-) -> Result<T, RequestEnd> {
-    tokio::pin!(waiting);
-    if let (Some(upload), false) = (watch.upload(), reads) {
-        upload.pause();
-    }
-    loop {
-        let complete = request.body.is_complete() || client.is_body_done();
-        let event = tokio::select! {
-            biased;
-            event = client.next(complete, reads) => event,
-            done = &mut waiting => {
-                if let Some(upload) = watch.upload() {
-                    upload.resume();
-                }
-                return Ok(done);
-            }
-            reason = watch.end() => return Err(reject_of(reason).into()),
-        };
-        match event.map_err(peek::client_failure)? {
-            ClientEvent::Abandoned => watch.abandon(),
-            ClientEvent::Piece(None) => request.body.complete(),
-            ClientEvent::Piece(Some(piece)) => {
-                watch.record_upload(piece.len());
-                let limit = request.body.max_held();
-                if request.body.len() + piece.len() as u64 > limit {
-                    return Err(Reject::TooLarge { limit }.into());
-                }
-                request.body.read_on(&piece)?;
-                request.body.hold_if_possible(&piece);
-                if !request.body.is_replayable() {
-                    return Err(Reject::Memory.into());
-                }
-            }
-        }
-        if request.body.is_complete() || client.is_body_done() {
-            request.body.complete();
-            watch.set_upload(None);
-        }
-    }
 }

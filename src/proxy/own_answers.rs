@@ -4,34 +4,24 @@
 //! Lists and health come from the snapshot and never wait for an upstream. Metrics and load are requested
 //! from all upstreams at once, within one time limit, once for all waiting requests.
 
-mod scrape;
-
-use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
+use super::cached_pages::{self, CachedPages};
 use super::fleet_routes::FleetRoutes;
 use super::respond::json;
-use super::stored_search::SearchKey;
 use crate::aggregate;
-use crate::fleet::client::FetchError;
 use crate::fleet::{Fleet, Snapshot, SnapshotEntry};
 use crate::reject::unanswered_call;
-pub use scrape::CachedPages;
 
 /// For metrics and load: a scraper's own timeout is not much longer.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For a control call that is fanned out; some of them wait for requests in flight.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// For a search for a stored response.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The version while no upstream has reported one.
 const VERSION_UNKNOWN: &str = "unknown";
@@ -71,7 +61,7 @@ pub fn version(snapshot: &Snapshot) -> Response<Bytes> {
 
 /// The sum over ready upstreams.
 pub async fn load(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
-    scrape::shared(&pages.load, load_now(fleet)).await
+    cached_pages::shared(&pages.load, load_now(fleet)).await
 }
 
 async fn load_now(fleet: &Fleet) -> Response<Bytes> {
@@ -82,7 +72,7 @@ async fn load_now(fleet: &Fleet) -> Response<Bytes> {
 
 /// The upstreams' metrics, each sample with an `upstream` label.
 pub async fn metrics(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
-    scrape::shared(&pages.metrics, metrics_now(fleet)).await
+    cached_pages::shared(&pages.metrics, metrics_now(fleet)).await
 }
 
 async fn metrics_now(fleet: &Fleet) -> Response<Bytes> {
@@ -148,48 +138,4 @@ fn clean(answer: Response<Bytes>) -> Response<Bytes> {
         cleaned.headers_mut().insert(header::CONTENT_TYPE, kind.clone());
     }
     cleaned
-}
-
-/// The result of a search for a stored response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseSearchResult {
-    /// At the upstream of this id.
-    At(usize),
-    Nowhere,
-    /// An upstream did not answer, or too many searches run.
-    Unsure,
-}
-
-/// Requests a stored response from every upstream that may hold it: responses are in the memory of the
-/// engine that made them. The id must be valid in a path.
-pub async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &SearchKey) -> ResponseSearchResult {
-    let path = format!("/v1/responses/{}", wanted.id);
-    let upstreams = wanted.upstreams.iter();
-    let entries = upstreams.filter_map(|(id, key)| Some((snapshot.by_id(*id)?, key)));
-    let asked = entries.map(async |(entry, key)| {
-        let mut request = Request::get(&path);
-        if let Some(key) = key {
-            request = request.header(header::AUTHORIZATION, key);
-        }
-        let Ok(request) = request.body(Bytes::new()) else { return ResponseSearchResult::Nowhere };
-        match fleet.client().request_with_key(&entry.upstream, request, LOOKUP_TIMEOUT).await {
-            Ok(answer) if answer.status() == StatusCode::OK => ResponseSearchResult::At(entry.upstream.id),
-            Ok(answer) if !answer.status().is_server_error() => ResponseSearchResult::Nowhere,
-            // An upstream that is gone has no responses.
-            Err(FetchError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                ResponseSearchResult::Nowhere
-            }
-            Ok(_) | Err(_) => ResponseSearchResult::Unsure,
-        }
-    });
-    let (mut asked, mut unsure) = (asked.collect::<FuturesUnordered<_>>(), false);
-    // The first upstream that has the response ends the search: the others may hang.
-    while let Some(located) = asked.next().await {
-        match located {
-            ResponseSearchResult::At(_) => return located,
-            ResponseSearchResult::Unsure => unsure = true,
-            ResponseSearchResult::Nowhere => {}
-        }
-    }
-    if unsure { ResponseSearchResult::Unsure } else { ResponseSearchResult::Nowhere }
 }

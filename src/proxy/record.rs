@@ -5,10 +5,10 @@ use std::fmt::Display;
 use pingora::ErrorType;
 use pingora::protocols::http::ServerSession;
 
-use super::ProxyShared;
+use super::carry::FinishedRequest;
 use super::context::RequestContext;
-use super::exchange::FinishedRequest;
 use super::request::RequestedModel;
+use super::shared::ProxyShared;
 use crate::fleet::Outcome;
 use crate::observe::Done;
 

@@ -7,27 +7,34 @@
 
 mod pipeline;
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use http::header;
+use http::{HeaderValue, header};
 use pingora::http::ResponseHeader;
 use pingora::{Error, Result};
+use tokio::time::timeout;
 
 use super::attempt::UpstreamAnswer;
 use super::attempt::connection::UpstreamConnection;
-use super::capture::wait_until_stored;
 use super::client::Client;
-use super::exchange::{RequestEnd, RequestReport, report_failure};
 use super::headers;
-use super::prompt_work::Placement;
+use super::placement::Placement;
 use super::request::{ClientRequest, RequestScope};
+use super::request_end::RequestEnd;
+use super::request_report::{RequestReport, report_failure};
 use super::route_edits::RouteEdits;
 use super::watch::RequestWatch;
 use crate::fleet::{Outcome, UpstreamSignal};
+use crate::names::{X_ATTEMPTS, X_HIT, X_REASON, X_REQUEST_ID, X_SHOULD_RETRY, X_UPSTREAM};
 use crate::reject::broken_stream;
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
 use crate::route::answer::overflow::OverflowAnswer;
 use pipeline::AnswerPipeline;
+
+/// How long the end of an answer waits for its trace where `traces.sync` requests it.
+const MAX_SYNC_WAIT: Duration = Duration::from_secs(30);
 
 /// An answer that is ready to go to the client.
 pub struct PreparedAnswer {
@@ -96,10 +103,35 @@ pub fn prepare(
     if let Some(edits) = &request.edits {
         edits.towards_client(&mut head)?;
     }
-    headers::towards_client(&mut head, scope, placement, attempts)?;
+    add_own_fields(&mut head, scope, placement, attempts)?;
     headers::frame_answer(&mut head, client)?;
     let judged = if replaced { 200 } else { judged };
     Ok(PreparedAnswer { connection, head, pipeline, first, over, judged, status, replaced, failure })
+}
+
+/// Adds the balancer's fields to an upstream's answer.
+fn add_own_fields(
+    head: &mut ResponseHeader,
+    scope: &RequestScope<'_>,
+    placement: &Placement,
+    attempts: u32,
+) -> Result<()> {
+    if !head.headers.contains_key(X_REQUEST_ID)
+        && let Ok(id) = HeaderValue::try_from(scope.id)
+    {
+        head.insert_header(X_REQUEST_ID, id)?;
+    }
+    if attempts > 1 && (head.status == 429 || head.status.is_server_error()) {
+        // The balancer has retried already: retries of the client's library would only add load.
+        head.insert_header(X_SHOULD_RETRY, "false")?;
+    }
+    if scope.settings.expose {
+        head.insert_header(X_UPSTREAM, placement.upstream().name())?;
+        head.insert_header(X_ATTEMPTS, attempts)?;
+        head.insert_header(X_REASON, placement.reason)?;
+        head.insert_header(X_HIT, format!("{}/{}", placement.hit, placement.blocks))?;
+    }
+    Ok(())
 }
 
 impl PreparedAnswer {
@@ -123,6 +155,16 @@ impl PreparedAnswer {
 /// Whether the edited answer broke, and its client has received the error.
 pub fn is_broken(request: &ClientRequest) -> bool {
     request.edits.as_ref().is_some_and(|edits| edits.is_broken())
+}
+
+/// Waits until the trace is stored, where `traces.sync` requests it and the answer has ended.
+pub async fn wait_until_stored(scope: &RequestScope<'_>, request: &mut ClientRequest) {
+    let waiting = request.capture.as_mut().and_then(|capture| capture.take_waiting());
+    if let Some(waiting) = waiting
+        && timeout(MAX_SYNC_WAIT, waiting).await.is_err()
+    {
+        scope.shared.observer.trace_sync_failed();
+    }
 }
 
 /// Sends the answer to the client, and writes its end into the report.

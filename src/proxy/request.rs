@@ -4,15 +4,17 @@
 
 use std::time::Instant;
 
+use super::admin_service::AdminService;
 use super::body::RequestBody;
 use super::capture::RequestCapture;
-use super::cumulative::ContinuedTurn;
-use super::prompt_work::PromptTail;
+use super::continued_turn::ContinuedTurn;
+use super::memory::MemoryReservation;
+use super::peeked_prompt::PromptTail;
+use super::pending_response::PendingResponse;
 use super::route_edits::RouteEdits;
 use super::settings::ProxySettings;
-use super::stored::PendingResponse;
+use super::shared::ProxyShared;
 use super::usage_injection::UsageInjection;
-use super::{ProxyShared, memory};
 use crate::config::types::{Retry, Timeouts};
 use crate::fleet::{Snapshot, UpstreamQuery};
 use crate::reject::ErrorShape;
@@ -25,6 +27,8 @@ use crate::state::PromptLookup;
 pub struct RequestScope<'a> {
     pub shared: &'a ProxyShared,
     pub settings: &'a ProxySettings,
+    /// The admin API, on its listener.
+    pub admin: Option<&'a dyn AdminService>,
     /// The request id of the client, or a new one.
     pub id: &'a str,
     pub begun: Instant,
@@ -110,7 +114,7 @@ pub struct BodySamples {
 // === impl ClientRequest ===
 
 impl ClientRequest {
-    pub fn new(reservation: memory::MemoryReservation) -> Self {
+    pub fn new(reservation: MemoryReservation) -> Self {
         ClientRequest {
             admin: false,
             path: String::new(),

@@ -7,17 +7,17 @@
 //! Never: an await, a rule of its own.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
-use super::headers;
+use super::client::Client;
+use super::fleet_routes::{self, FleetRoutes};
 use super::random::RandomSource;
 use super::upstream_head::UpstreamHead;
-use super::{fleet_routes, translation};
+use super::{headers, translation};
 use crate::config::types::{HeaderEdits, OverflowPolicy};
 use crate::fleet::Upstream;
 use crate::prompt::scan::Scanner;
@@ -27,7 +27,7 @@ use crate::route::dialect::BodyDialect;
 use crate::route::edit::{BodyEdit, EditedBody};
 use crate::route::paths::Api;
 use crate::route::rewrite::AddedAnswerFields;
-use crate::route::table::RoutePlan;
+use crate::route::table::{RoutePlan, UnnamedModelRoute};
 use crate::route::translate::ChatTranslation;
 
 /// The edits that a route makes to one request and its answer.
@@ -92,6 +92,30 @@ impl RouteEdits {
     ) -> Self {
         let added_fields = AddedAnswerFields::default();
         RouteEdits { plan, dialect, model, form, added_fields, answer: None, translation: None }
+    }
+
+    /// The edits of the route of a request for this model. `form`: the type of a body that is one.
+    pub fn for_model(
+        routes: &FleetRoutes,
+        client: &Client<'_>,
+        path: &str,
+        model: Option<&str>,
+        (dialect, form): (BodyDialect, Option<&str>),
+    ) -> Option<Self> {
+        let plan = routes.plan(model, path, client.headers())?;
+        Some(RouteEdits::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
+    }
+
+    /// As `for_model`, of a request that names no model; with the model that it is for.
+    pub fn without_model(
+        routes: &FleetRoutes,
+        client: &Client<'_>,
+        path: &str,
+        (dialect, form): (BodyDialect, Option<&str>),
+    ) -> (Option<String>, Option<Self>) {
+        let UnnamedModelRoute { model, plan } = routes.plan_unnamed(path, client.headers());
+        let edits = |plan| RouteEdits::new(plan, dialect, model.clone(), form.map(str::to_string));
+        (model.clone(), plan.map(edits))
     }
 
     /// Whether the body must be there as a whole, to be edited.
@@ -173,7 +197,7 @@ impl RouteEdits {
         // The key of a route is for its own upstreams.
         let routed = if is_ours { self.authorization() } else { None };
         if let Some(key) = &routed {
-            headers::replace_key(head, key.clone());
+            head.replace_key(key.clone());
         }
         // It cannot fail with these fields.
         let _ = apply(&route.headers, head);
@@ -274,7 +298,7 @@ impl RouteEdits {
         let model = self.model.as_deref().unwrap_or_default();
         let choices = if sent.is_empty() { 1 } else { overflow::choices(dialect, sent) };
         let token_ids = self.plan.route.token_ids && self.upstream_dialect() == BodyDialect::Chat;
-        let now = now();
+        let now = translation::now();
         overflow::OverflowRequest { dialect, stream, choices, model, now, seed, token_ids }.answer()
     }
 
@@ -299,12 +323,27 @@ impl RouteEdits {
     }
 }
 
+/// The `authorization` of a request to an upstream: the upstream's own or the route's, else the client's.
+pub fn authorization(
+    client: &Client<'_>,
+    edits: Option<&RouteEdits>,
+    upstream: &Upstream,
+) -> Option<HeaderValue> {
+    let mut head = UpstreamHead::new(Method::GET, Vec::new(), 2);
+    if let Some(key) = client.headers().get(header::AUTHORIZATION) {
+        // Copied: it may be remembered, and a clone would keep the client's whole head.
+        head.append(header::AUTHORIZATION, HeaderValue::from_bytes(key.as_bytes()).ok()?);
+    }
+    if let Some(key) = &upstream.authorization {
+        head.replace_key(HeaderValue::try_from(key).ok()?);
+    }
+    if let Some(edits) = edits {
+        edits.towards_upstream(&mut head, upstream);
+    }
+    head.get(&header::AUTHORIZATION).cloned()
+}
+
 /// Whether an answer can be read, that is, is not compressed; vLLM compresses nothing.
 fn is_plain(head: &ResponseHeader) -> bool {
     head.headers.get(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
-}
-
-/// In seconds since 1970.
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

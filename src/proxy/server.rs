@@ -7,6 +7,7 @@
 
 pub mod certificate;
 pub mod connection_limit;
+mod connection_server;
 mod head;
 mod http1;
 mod http2;
@@ -23,12 +24,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Balancer;
 use super::wire::{ClientWire, Transport};
-use crate::config::types::ConnectionLimits;
-use crate::observe::Observer;
 use certificate::ListenerCertificate;
 use connection_limit::{ConnectionLimiter, ConnectionPermit};
+pub use connection_server::{SharedServer, shared_server};
 use head::{HeadReader, IncomingRequest};
 use listener::AcceptedSocket;
 pub use listener::Listener;
@@ -39,30 +38,6 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// The pause after a failed accept, mostly for lack of file descriptors: connections get time to end.
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
-
-/// Serves the connections of a listener: the balancer and the limits of a connection.
-pub struct ConnectionServer {
-    balancer: Balancer,
-    limits: ConnectionLimits,
-}
-
-/// The server that all listeners share.
-pub type SharedServer = Arc<ConnectionServer>;
-
-pub fn shared_server(balancer: Balancer, limits: ConnectionLimits) -> SharedServer {
-    Arc::new(ConnectionServer { balancer, limits })
-}
-
-impl ConnectionServer {
-    fn observer(&self) -> &Observer {
-        &self.balancer.shared.observer
-    }
-
-    /// The limit of a request's head, as it is configured now.
-    fn header_bytes(&self) -> u64 {
-        self.balancer.shared.settings.load().header_bytes
-    }
-}
 
 /// Serves `listener` until the shutdown begins, then waits for requests in flight; at `ShutdownPhase::Cut`
 /// the remaining ones are dropped. Returns the number of connections that were cut. At the connection limit

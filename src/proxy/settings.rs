@@ -6,9 +6,8 @@ use std::time::Duration;
 use pingora::protocols::l4::socket::SocketAddr;
 
 use super::fleet_routes::FleetRoutes;
-use super::intake::peek::Peeker;
 use super::memory::PeekMemory;
-use crate::config::types::{Balance, Config, Retry, Timeouts, TrustedProxies};
+use crate::config::types::{Balance, Config, Peek, Retry, Timeouts, TrustedProxies};
 use crate::fleet::Fleet;
 use crate::prompt::chain::BlockLayout;
 use crate::prompt::session::SessionPlaces;
@@ -28,6 +27,19 @@ pub struct ProxySettings {
     pub trusted_proxies: TrustedProxies,
     /// Bytes of bodies that are logged.
     pub sample: Option<usize>,
+}
+
+/// The settings of what is read of a request before an upstream is chosen.
+pub struct Peeker {
+    pub limits: Peek,
+    pub memory: Arc<PeekMemory>,
+    /// How prompts are cut; none are read where it does not matter what an upstream holds.
+    pub blocks: Option<BlockLayout>,
+    /// Where requests name their session.
+    pub sessions: SessionPlaces,
+    /// See `SessionConfig::bonus`.
+    pub session_bonus: f64,
+    pub routes: FleetRoutes,
 }
 
 impl ProxySettings {

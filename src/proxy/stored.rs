@@ -13,112 +13,23 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
-use http::header;
-use pingora::Result;
-use pingora::http::ResponseHeader;
-
-use super::ProxyShared;
-use super::body::BodyInsertion;
 use super::client::Client;
-use super::exchange::RequestEnd;
-use super::headers;
-use super::own_answers::ResponseSearchResult;
-use super::prompt_work::Placement;
 use super::request::{ClientRequest, RequestScope};
-use super::route_edits::RouteEdits;
-use super::stored_search::SearchKey;
+use super::request_end::RequestEnd;
+use super::route_edits::{RouteEdits, authorization};
+use super::shared::ProxyShared;
+use super::stored_search::{ResponseSearchResult, SearchKey};
 use crate::fleet::{Snapshot, SnapshotEntry};
 use crate::reject::Reject;
 use crate::route::dialect::BodyDialect;
-use crate::route::refusal::{self, RefusalEditor};
 use crate::route::stored::location::{
     self, FoundResponse, LocationReport, LocationSource, ResponseDestination, ResponseUse, SOURCES,
 };
-use crate::route::stored::{ResponseIdStamp, ResponseIdTag, is_id, name_of, number};
+use crate::route::stored::{ResponseIdTag, is_id, name_of};
 use crate::state::exchange::Binding;
-use crate::state::responses::ResponseOrigin;
 
 /// The path by which responses are made: requests for a response look its route up by this path, too.
 const RESPONSES_PATH: &str = "/v1/responses";
-
-/// The facts of a requested response that the upstream stores.
-#[derive(Clone, Copy, Debug)]
-pub struct KeptResponse {
-    /// The body has the field of the id, if only as null: of equal keys the last one counts.
-    pub named: bool,
-    pub background: bool,
-}
-
-/// A response that is being made.
-pub struct PendingResponse {
-    stamp: Option<ResponseIdStamp>,
-    /// The number of its model's name.
-    name: u64,
-    /// The answer's id is known.
-    learnt: bool,
-    /// The present answer, where it is a refusal that counts the client's fields.
-    refusal: Option<RefusalEditor>,
-}
-
-// === impl PendingResponse ===
-
-impl PendingResponse {
-    /// `model` as the client called it.
-    pub fn new(shared: &ProxyShared, kept: KeptResponse, body: &[u8], model: Option<&str>) -> Box<Self> {
-        let secret = if kept.named { None } else { shared.random.secret() };
-        let name = number(model);
-        let stamp = secret.and_then(|secret| ResponseIdStamp::new(body, name, secret));
-        Box::new(PendingResponse { stamp, name, learnt: false, refusal: None })
-    }
-
-    /// The bytes by which the body becomes longer on its way to an upstream.
-    pub fn added_length(&self) -> u64 {
-        self.stamp.as_ref().map_or(0, |_| ResponseIdStamp::length() as u64)
-    }
-
-    /// What is put into the body on its way to this upstream.
-    pub fn insertion(&self, upstream: &str) -> Option<BodyInsertion> {
-        let (at, text) = self.stamp.as_ref()?.insertion(upstream);
-        Some(BodyInsertion { at, text: text.into() })
-    }
-
-    /// An answer begins. `body`: the client's, as far as it is held.
-    pub fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
-        // An id that was learnt came from an earlier attempt, at another upstream.
-        self.learnt = false;
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
-        let plain = text(header::CONTENT_ENCODING).is_empty();
-        let stamp = self.stamp.as_ref().filter(|_| refuses && plain && !body.is_empty());
-        self.refusal = stamp.and_then(|stamp| match refusal::fields_if_sound(body) {
-            Some(fields) => Some(RefusalEditor::new(fields)),
-            None => Some(RefusalEditor::new(refusal::fields(body)?).broken_behind(stamp.span())),
-        });
-        match &self.refusal {
-            Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
-            _ => Ok(()),
-        }
-    }
-
-    /// The next piece of the answer, without the effects of the added id. `None`: it is unchanged.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
-        Some(Bytes::from(self.refusal.as_mut()?.feed(piece, end)))
-    }
-
-    /// Stores the upstream of the answer's id, unless the id itself carries it.
-    pub fn record_id(&mut self, shared: &ProxyShared, placement: &Placement, id: &str) {
-        if std::mem::replace(&mut self.learnt, true) {
-            return;
-        }
-        let upstream = placement.upstream();
-        let own = self.stamp.as_ref().map(|stamp| stamp.id(upstream.name()));
-        if location::is_learnt(own.as_deref(), id) {
-            let made = ResponseOrigin { upstream: upstream.id, name: self.name };
-            shared.state.keep_response(id, made, Instant::now());
-        }
-    }
-}
 
 /// Sends a request that continues from a response to the upstream that has it.
 pub async fn route_to_previous(
@@ -207,8 +118,8 @@ async fn second_place(
 fn edits(scope: &RequestScope<'_>, client: &Client<'_>, name: u64) -> Option<Box<RouteEdits>> {
     let routes = &scope.settings.peeker.routes;
     let model = name_of(name, routes.names())?;
-    let plan = routes.plan(Some(model), RESPONSES_PATH, client.headers())?;
-    Some(Box::new(RouteEdits::new(plan, BodyDialect::Responses, Some(model.to_string()), None)))
+    let dialect = (BodyDialect::Responses, None);
+    RouteEdits::for_model(routes, client, RESPONSES_PATH, Some(model), dialect).map(Box::new)
 }
 
 /// Reads the sources until one settles where the response is.
@@ -294,15 +205,14 @@ async fn report_from_search(
     among: Option<&[usize]>,
     id: &str,
 ) -> LocationReport {
-    let (shared, peeker) = (scope.shared, &scope.settings.peeker);
+    let (shared, routes) = (scope.shared, &scope.settings.peeker.routes);
     // The route by which a request for a response goes when the model that made it is not known.
-    let unnamed =
-        || peeker.edits_for_model(client, &request.path, None, (BodyDialect::Other, None)).map(Box::new);
+    let unnamed = || RouteEdits::for_model(routes, client, &request.path, None, (BodyDialect::Other, None));
     let fallback = if request.edits.is_none() { unnamed() } else { None };
-    let edits = request.edits.as_deref().or(fallback.as_deref());
+    let edits = request.edits.as_deref().or(fallback.as_ref());
     let asked = snapshot.reachable().filter(|entry| entry.is_among(among)).map(|entry| {
         let upstream = &entry.upstream;
-        (upstream.id, headers::authorization(client, edits, upstream))
+        (upstream.id, authorization(client, edits, upstream))
     });
     let key = SearchKey { id: id.into(), upstreams: asked.collect() };
     match shared.searches.locate(&shared.fleet, snapshot, key).await {

@@ -8,15 +8,18 @@
 //! Never: choose an upstream, run a search without a request.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
-use http::HeaderValue;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use http::{HeaderValue, Request, StatusCode, header};
 use tokio::time::Instant;
 
-use super::own_answers::{self, ResponseSearchResult};
+use crate::fleet::client::FetchError;
 use crate::fleet::{Fleet, Snapshot};
 
 /// Searches that run at the same time.
@@ -28,6 +31,19 @@ const MAX_NOWHERE_AGE: Duration = Duration::from_secs(1);
 
 /// The most failed searches that are remembered.
 const MAX_NOWHERE: usize = 4096;
+
+/// How long an upstream may take to answer a search.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The result of a search for a stored response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResponseSearchResult {
+    /// At the upstream of this id.
+    At(usize),
+    Nowhere,
+    /// An upstream did not answer, or too many searches run.
+    Unsure,
+}
 
 type SearchFuture = BoxFuture<'static, ResponseSearchResult>;
 
@@ -73,7 +89,7 @@ impl ResponseSearches {
         key: SearchKey,
     ) -> ResponseSearchResult {
         let (fleet, snapshot, wanted) = (fleet.clone(), snapshot.clone(), key.clone());
-        let search = async move { own_answers::locate_response(&fleet, &snapshot, &wanted).await };
+        let search = async move { locate_response(&fleet, &snapshot, &wanted).await };
         self.share(key, search.boxed()).await
     }
 
@@ -124,6 +140,40 @@ impl SearchTable {
         }
         self.nowhere.push_back((Instant::now(), key));
     }
+}
+
+/// Requests a stored response from every upstream that may hold it: responses are in the memory of the
+/// engine that made them. The id must be valid in a path.
+async fn locate_response(fleet: &Fleet, snapshot: &Snapshot, wanted: &SearchKey) -> ResponseSearchResult {
+    let path = format!("/v1/responses/{}", wanted.id);
+    let upstreams = wanted.upstreams.iter();
+    let entries = upstreams.filter_map(|(id, key)| Some((snapshot.by_id(*id)?, key)));
+    let asked = entries.map(async |(entry, key)| {
+        let mut request = Request::get(&path);
+        if let Some(key) = key {
+            request = request.header(header::AUTHORIZATION, key);
+        }
+        let Ok(request) = request.body(Bytes::new()) else { return ResponseSearchResult::Nowhere };
+        match fleet.client().request_with_key(&entry.upstream, request, LOOKUP_TIMEOUT).await {
+            Ok(answer) if answer.status() == StatusCode::OK => ResponseSearchResult::At(entry.upstream.id),
+            Ok(answer) if !answer.status().is_server_error() => ResponseSearchResult::Nowhere,
+            // An upstream that is gone has no responses.
+            Err(FetchError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                ResponseSearchResult::Nowhere
+            }
+            Ok(_) | Err(_) => ResponseSearchResult::Unsure,
+        }
+    });
+    let (mut asked, mut unsure) = (asked.collect::<FuturesUnordered<_>>(), false);
+    // The first upstream that has the response ends the search: the others may hang.
+    while let Some(located) = asked.next().await {
+        match located {
+            ResponseSearchResult::At(_) => return located,
+            ResponseSearchResult::Unsure => unsure = true,
+            ResponseSearchResult::Nowhere => {}
+        }
+    }
+    if unsure { ResponseSearchResult::Unsure } else { ResponseSearchResult::Nowhere }
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@
 //!
 //! Never: an await, a word of either language.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType, Result};
 
 use super::random::RandomSource;
-use super::route_edits::now;
 use crate::config::types::UpstreamForm;
 use crate::reject::Reject;
 use crate::route::answer::AnswerContext;
@@ -108,4 +109,9 @@ pub fn refusal_of(error: &Error) -> Option<Reject> {
         etype if *etype == NO_TOKENS => Some(Reject::TokenIds { message: context }),
         _ => None,
     }
+}
+
+/// In seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

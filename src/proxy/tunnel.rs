@@ -10,10 +10,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::attempt::connection::UpstreamConnection;
 use super::client::{Client, ClientEvent};
-use super::exchange::{RequestEnd, RequestReport, report_failure};
-use super::prompt_work::Placement;
+use super::placement::Placement;
 use super::relay::PreparedAnswer;
 use super::request::{ClientRequest, RequestScope};
+use super::request_end::RequestEnd;
+use super::request_report::{RequestReport, report_failure};
 use super::watch::RequestWatch;
 use crate::fleet::Outcome;
 use crate::retry::AttemptFailure;

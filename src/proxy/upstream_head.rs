@@ -39,6 +39,12 @@ impl UpstreamHead {
         self.fields.retain(|(field, _)| !field.as_str().eq_ignore_ascii_case(name));
     }
 
+    /// Replaces the client's key by this one; Anthropic's clients send theirs in another field.
+    pub fn replace_key(&mut self, key: HeaderValue) {
+        self.remove("x-api-key");
+        self.insert(header::AUTHORIZATION, key);
+    }
+
     /// The first field of a name.
     pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)

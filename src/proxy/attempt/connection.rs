@@ -9,10 +9,9 @@ use pingora::{Error, ErrorType, Result};
 
 use super::wire::{Outgoing, UpstreamWire};
 use crate::proxy::client::{Client, ClientEvent};
-use crate::proxy::exchange::RequestEnd;
-use crate::proxy::intake::peek::client_failure;
-use crate::proxy::prompt_work::Placement;
+use crate::proxy::placement::Placement;
 use crate::proxy::request::{ClientRequest, RequestScope};
+use crate::proxy::request_end::{RequestEnd, client_failure};
 use crate::proxy::upstream_head::UpstreamHead;
 use crate::proxy::watch::RequestWatch;
 use crate::reject::Reject;

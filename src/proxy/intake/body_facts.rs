@@ -9,9 +9,9 @@ use crate::prompt::chain::BlockLayout;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::{BodyField, ScanFacts, ScanProgress, Scanner};
 use crate::proxy::body_tail::BodyTail;
-use crate::proxy::prompt_work::{self, PromptTail};
+use crate::proxy::peeked_prompt::{self, PromptTail};
+use crate::proxy::pending_response::KeptResponse;
 use crate::proxy::request::RequestedModel;
-use crate::proxy::stored::KeptResponse;
 use crate::reject::Reject;
 use crate::route::paths::Api;
 use crate::state::PromptLookup;
@@ -190,8 +190,8 @@ fn json_facts(
         facts.model = ModelField::Named(model.into());
     }
     let unread = peeked.declared.map_or(0, |length| length.saturating_sub(peeked.bytes.len() as u64));
-    let dialect = prompt_work::dialect(api, &facts);
-    let (prompt, prompt_tail) = prompt_work::read(dialect, blocks, &facts, (peeked.bytes, scanner), unread);
+    let dialect = peeked_prompt::dialect(api, &facts);
+    let (prompt, prompt_tail) = peeked_prompt::read(dialect, blocks, &facts, (peeked.bytes, scanner), unread);
     // The refusal of an invalid document reports an offset, so nothing may be moved.
     let reads = facts.state == ScanProgress::Complete || facts.state == ScanProgress::Cut && !peeked.complete;
     let keeps = api == Api::Responses && !facts.without_store && reads;

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 use super::body_facts::FactsReader;
-use super::peek::{HeadFacts, PeekReader, Peeker};
+use super::peek::{HeadFacts, PeekReader};
 use crate::observe::Observer;
 use crate::proxy::capture::{CaptureIntent, PreparedCapture, trace_api};
 use crate::proxy::client::Client;
-use crate::proxy::exchange::RequestEnd;
+use crate::proxy::request_end::RequestEnd;
+use crate::proxy::settings::Peeker;
 use crate::proxy::usage_injection::UsageInjection;
 use crate::reject::Reject;
 use crate::route::capture::{capture_question, memory_needed, session_edit};

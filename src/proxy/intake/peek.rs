@@ -3,10 +3,7 @@
 //! Bounded three ways: by `peek.bytes` (up to `peek.max_body` where something decides the upstream that has
 //! not come yet), by `peek.memory` over all requests, and by the pace of the upload.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use pingora::{Error, ErrorSource, ErrorType};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
@@ -15,27 +12,25 @@ use crate::config::types::Peek;
 use crate::names::MAX_MODEL_BYTES;
 use crate::observe::Observer;
 use crate::prompt::ModelField;
-use crate::prompt::chain::BlockLayout;
 use crate::prompt::multipart::FormScanner;
 use crate::prompt::scan::BodyField;
-use crate::prompt::session::{self, SessionPlaces};
+use crate::prompt::session;
 use crate::proxy::body::RequestBody;
 use crate::proxy::body_tail::{lost_form, second_model};
 use crate::proxy::capture::PreparedCapture;
 use crate::proxy::client::Client;
-use crate::proxy::exchange::RequestEnd;
 use crate::proxy::fleet_routes::FleetRoutes;
 use crate::proxy::headers;
-use crate::proxy::memory::PeekMemory;
 use crate::proxy::random::RandomSource;
+use crate::proxy::request_end::{RequestEnd, client_failure};
 use crate::proxy::route_edits::RouteEdits;
+use crate::proxy::settings::Peeker;
 use crate::proxy::usage_injection::{self, UsageInjection};
 use crate::proxy::watch::UploadPace;
 use crate::reject::Reject;
 use crate::route::dialect::BodyDialect;
 use crate::route::edit::wide;
 use crate::route::rewrite::is_wide;
-use crate::route::table::UnnamedModelRoute;
 use crate::route::usage::{self, UsageRequest};
 use crate::traces::Traces;
 
@@ -70,19 +65,6 @@ pub struct Peeked {
     pub facts: BodyFacts,
     pub usage_injection: Option<Box<UsageInjection>>,
     pub capture: Option<Box<PreparedCapture>>,
-}
-
-/// Settings that outlive a request.
-pub struct Peeker {
-    pub limits: Peek,
-    pub memory: Arc<PeekMemory>,
-    /// How prompts are cut; none are read where it does not matter what an upstream holds.
-    pub blocks: Option<BlockLayout>,
-    /// Where requests name their session.
-    pub sessions: SessionPlaces,
-    /// See `SessionConfig::bonus`.
-    pub session_bonus: f64,
-    pub routes: FleetRoutes,
 }
 
 impl Peeker {
@@ -180,30 +162,6 @@ impl Peeker {
         request.session(&self.sessions)
     }
 
-    /// What the route of a request for this model changes. `form`: the type of a body that is one.
-    pub fn edits_for_model(
-        &self,
-        client: &Client<'_>,
-        path: &str,
-        model: Option<&str>,
-        (dialect, form): (BodyDialect, Option<&str>),
-    ) -> Option<RouteEdits> {
-        let plan = self.routes.plan(model, path, client.headers())?;
-        Some(RouteEdits::new(plan, dialect, model.map(str::to_string), form.map(str::to_string)))
-    }
-
-    /// As `routed`, of a request that names no model; with the model that it is for.
-    pub fn edits_without_model(
-        &self,
-        client: &Client<'_>,
-        path: &str,
-        (dialect, form): (BodyDialect, Option<&str>),
-    ) -> (Option<String>, Option<RouteEdits>) {
-        let UnnamedModelRoute { model, plan } = self.routes.plan_unnamed(path, client.headers());
-        let edits = |plan| RouteEdits::new(plan, dialect, model.clone(), form.map(str::to_string));
-        (model.clone(), plan.map(edits))
-    }
-
     /// The edits of the request's route, if it has one, and the model of a request that names none.
     fn edits(
         &self,
@@ -226,9 +184,10 @@ impl Peeker {
         let is_opaque = matches!(reader.facts, FactsReader::Opaque);
         let is_unnamed = head.model.is_none() && model == ModelField::Absent && !is_opaque;
         let (resolved, mut edits) = if is_unnamed {
-            self.edits_without_model(client, head.path, (dialect, form))
+            RouteEdits::without_model(&self.routes, client, head.path, (dialect, form))
         } else {
-            (None, self.edits_for_model(client, head.path, head.model.or(model.name()), (dialect, form)))
+            let model = head.model.or(model.name());
+            (None, RouteEdits::for_model(&self.routes, client, head.path, model, (dialect, form)))
         };
         if let (FactsReader::Json(_, api), Some(edits)) = (&reader.facts, &mut edits) {
             edits.expect_body(*api);
@@ -428,21 +387,4 @@ fn check_model(model: Option<&str>) -> Result<(), Reject> {
     }
     let message = format!("The name of the model is longer than {MAX_MODEL_BYTES} bytes.");
     Err(Reject::Field { param: "model".into(), message })
-}
-
-/// A body that breaks the framing is the client's mistake; a connection that ends is its disconnect.
-pub fn client_failure(mut error: Box<Error>) -> RequestEnd {
-    let gone = matches!(
-        error.etype(),
-        ErrorType::ConnectionClosed
-            | ErrorType::ReadError
-            | ErrorType::WriteError
-            | ErrorType::H2Error
-            | ErrorType::ReadTimedout
-    );
-    if gone {
-        error.esource = ErrorSource::Downstream;
-        return RequestEnd::Disconnected(error);
-    }
-    Reject::Malformed { why: "the body's framing is broken" }.into()
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 
-use crate::proxy::prompt_work::Placement;
+use crate::proxy::placement::Placement;
 use crate::proxy::request::{ClientRequest, RequestScope};
 use crate::reply::ending::{ErrorEventForm, StreamTail};
 use crate::reply::sse::EventTracker;
@@ -78,7 +78,7 @@ impl AnswerPipeline {
         if let Some(meter) = &mut self.meter {
             meter.feed(piece);
             if let (Some(pending), Some(id)) = (&mut request.pending_response, meter.id()) {
-                pending.record_id(scope.shared, placement, id);
+                pending.record_id(&scope.shared.state, placement.upstream(), id);
             }
         }
         if let Some(events) = &mut self.announced {

@@ -9,7 +9,7 @@ use pingora::protocols::{Shutdown, Stream};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
-use super::SharedServer;
+use super::connection_server::SharedServer;
 use super::head::{HeadReader, IncomingRequest, ReceivedHead};
 use crate::config::types::ConnectionLimits;
 use crate::names::PRODUCT;

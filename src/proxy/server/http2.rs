@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::SharedServer;
+use super::connection_server::SharedServer;
 use super::resets::ResetWatch;
 use crate::proxy::wire::{Carrier, ClientWire, Transport};
 

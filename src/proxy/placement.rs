@@ -1,105 +1,20 @@
-//! A request's prompt: read before the choice, continued while the body streams past, added to the prefix
-//! index when it is sent, and removed again if the engine did not read it.
+//! The upstream of one attempt. Its prompt is added to the prefix index when it is sent, continued while the
+//! body streams past, and removed again if the engine did not read it.
 //!
-//! Never: an await. Buffers for reading and looking up are the thread's, used and left within one call.
+//! Never: an await. The buffer for looking up is the thread's, used and left within one call.
 
 use std::cell::RefCell;
 use std::time::Instant;
 
 use super::request::{ClientRequest, RequestScope};
 use crate::fleet::{Lease, RequestWork, Snapshot, Upstream};
-use crate::json;
 use crate::pick::Candidate;
-use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
-use crate::prompt::chain::BlockLayout;
-use crate::prompt::scan::{BodyField, ScanFacts, ScanProgress, Scanner};
 use crate::reply::usage::Usage;
-use crate::route::paths::Api;
+use crate::state::LearnedChain;
 use crate::state::prefix_index::Hits;
-use crate::state::{LearnedChain, PromptLookup};
 
 thread_local! {
-    static READER: RefCell<PromptReader> = RefCell::default();
     static HITS: RefCell<Hits> = RefCell::default();
-}
-
-/// Continues reading the prompt behind the peek.
-pub struct PromptTail {
-    reader: PromptReader,
-    /// The offset in the body from which it continues.
-    at: u64,
-    /// Blocks that were known before the choice.
-    known: usize,
-}
-
-/// The form of the interface's prompt; `None` where no cache holds it.
-pub fn dialect(api: Api, facts: &ScanFacts<'_>) -> Option<PromptDialect> {
-    match api {
-        Api::Chat | Api::ChatBatch => Some(PromptDialect::Chat),
-        Api::Responses => Some(PromptDialect::Responses),
-        Api::Messages => Some(PromptDialect::Messages),
-        Api::Completions => Some(PromptDialect::Completions),
-        Api::Generate => Some(PromptDialect::Generate),
-        Api::Invocations if facts.has(BodyField::Messages) => Some(PromptDialect::Chat),
-        Api::Invocations if facts.has(BodyField::Prompt) => Some(PromptDialect::Completions),
-        _ => None,
-    }
-}
-
-/// Reads the prompt in the peeked bytes. `unread`: bytes of the body that are declared beyond them.
-pub fn read(
-    dialect: Option<PromptDialect>,
-    blocks: Option<BlockLayout>,
-    facts: &ScanFacts<'_>,
-    (body, scanner): (&[u8], &Scanner),
-    unread: u64,
-) -> (PromptLookup, Option<Box<PromptTail>>) {
-    let model = facts.model.name().map(str::to_string);
-    let is_cut = facts.state == ScanProgress::Cut;
-    let unseen = match &facts.previous_response_id {
-        // The bytes after the peek count as prompt.
-        _ if is_cut => unread.max(1),
-        // The prompt begins with the previous response, which only the engine has.
-        Some(id) if !id.is_empty() => 1,
-        _ => 0,
-    };
-    let (Some(dialect), Some(blocks)) = (dialect, blocks) else {
-        return (PromptLookup { model, seen: facts.prompt_bytes, unseen, ..PromptLookup::default() }, None);
-    };
-    READER.with_borrow_mut(|reader| {
-        let request = PromptSource { dialect, model: model.as_deref().unwrap_or_default(), body, scanner };
-        let chain = reader.read(&request, blocks);
-        // The chain is of the first prompt; the others have to be read as well.
-        let others = if is_batch(&request) { facts.prompt_bytes.saturating_sub(chain.bytes) } else { 0 };
-        let asked = PromptLookup {
-            chain: chain.blocks.clone(),
-            end: if is_cut { None } else { chain.end() },
-            family: chain.family,
-            seen: chain.bytes,
-            unseen: unseen.max(others),
-            model,
-            session: None,
-        };
-        let at = reader.resume_offset().filter(|_| is_cut);
-        let known = asked.chain.len();
-        let rest = at.map(|at| Box::new(PromptTail { reader: std::mem::take(reader), at: at as u64, known }));
-        (asked, rest)
-    })
-}
-
-/// Whether the body asks for several prompts at once.
-fn is_batch(request: &PromptSource<'_>) -> bool {
-    let field = match request.dialect {
-        PromptDialect::Completions => BodyField::Prompt,
-        PromptDialect::Chat => BodyField::Messages,
-        PromptDialect::Responses | PromptDialect::Messages | PromptDialect::Generate => return false,
-    };
-    let list = request.scanner.span(field).and_then(|span| request.body.get(span)?.strip_prefix(b"["));
-    let first = list.and_then(|list| list.get(json::skip_space(list, 0)));
-    match request.dialect {
-        PromptDialect::Completions => matches!(first, Some(b'"' | b'[')),
-        _ => first == Some(&b'['),
-    }
 }
 
 /// The choice of an upstream for one attempt, with its lease.
@@ -220,19 +135,13 @@ impl Placement {
         end: bool,
     ) {
         let Some(tail) = &mut request.prompt_tail else { return };
-        let skip = tail.at.saturating_sub(before);
-        if let Some(fresh) = usize::try_from(skip).ok().and_then(|skip| piece.get(skip..)) {
-            tail.at = before + piece.len() as u64;
-            tail.reader.resume(fresh);
-        }
+        tail.read(before, piece);
         if !end {
             return;
         }
-        let (chain, prompt) = (tail.reader.chain(), &mut request.prompt);
-        (prompt.chain, prompt.end) = (chain.blocks.clone(), chain.end());
-        (prompt.seen, prompt.unseen) = (chain.bytes, 0);
+        tail.complete(&mut request.prompt);
         let upstream = self.lease.upstream().id;
-        scope.shared.state.learn_rest(prompt, tail.known, upstream, self.learnt.as_mut());
+        scope.shared.state.learn_rest(&request.prompt, tail.known_blocks(), upstream, self.learnt.as_mut());
         request.prompt_tail = None;
     }
 }

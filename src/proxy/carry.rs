@@ -8,62 +8,29 @@
 //!
 //! Only `ClientRequest`, `Attempts` and `RequestWatch` keep state from one step to the next.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pingora::{Error, Result};
 
+use super::admin_service::AdminService;
 use super::attempt::{AttemptError, UpstreamAnswer, attempt};
-use super::capture::wait_until_stored;
+use super::attempts::Attempts;
 use super::choose::choose;
 use super::client::Client;
 use super::context::RequestContext;
-use super::intake::{Intake, take_in, watched};
-use super::prompt_work::Placement;
-use super::relay::{self, PreparedAnswer};
+use super::intake::{Intake, take_in};
+use super::placement::Placement;
+use super::relay::{self, PreparedAnswer, wait_until_stored};
 use super::request::{ClientRequest, RequestScope};
-use super::settings::ProxySettings;
+use super::request_end::RequestEnd;
+use super::request_report::{RequestReport, report_attempt, report_fault};
+use super::shared::ProxyShared;
 use super::watch::RequestWatch;
-use super::{Balancer, cumulative, respond, stored, translation, tunnel};
-use crate::fleet::{Blame, FailureKind, FilterResult, Outcome, Upstream, UpstreamQuery, UpstreamSignal};
+use super::watched::watched;
+use super::{cumulative, respond, stored, translation, tunnel};
+use crate::fleet::{FilterResult, Outcome, UpstreamQuery};
 use crate::reject::Reject;
-use crate::reply::usage::Usage;
-use crate::retry::{self, AttemptFailure, EndReason, RetryDecision, RetryFacts};
-
-/// The reason why a request ends without an upstream's whole answer.
-#[derive(Debug)]
-pub enum RequestEnd {
-    /// The balancer rejects the request.
-    Reject(Reject),
-    /// The client has disconnected, or has stopped reading.
-    Disconnected(Box<Error>),
-    /// The upstream failed after the first byte of its answer; the client has received the error.
-    Broken(Box<Error>),
-}
-
-impl From<Reject> for RequestEnd {
-    fn from(reject: Reject) -> Self {
-        RequestEnd::Reject(reject)
-    }
-}
-
-/// The facts of a request for its record.
-#[derive(Default)]
-pub struct RequestReport {
-    /// The upstream of the last attempt.
-    pub upstream: Option<Arc<Upstream>>,
-    pub attempts: u32,
-    pub status: u16,
-    /// The outcome of the last attempt.
-    pub outcome: Option<Outcome>,
-    /// The label of the rejection that was sent.
-    pub refused: Option<&'static str>,
-    /// The time to the first event or byte of the model's output.
-    pub first_byte: Option<Duration>,
-    pub usage: Option<Usage>,
-    pub bytes_received: u64,
-    pub bytes_sent: u64,
-}
+use crate::retry::{self, AttemptFailure, RetryDecision, RetryFacts};
 
 /// A request that has ended, for its record and its connection.
 pub struct FinishedRequest {
@@ -76,35 +43,18 @@ pub struct FinishedRequest {
     pub drain: bool,
 }
 
-/// The attempts of one request.
-#[derive(Default)]
-pub struct Attempts {
-    pub count: u32,
-    /// The ids of the upstreams that were tried.
-    pub tried: Vec<usize>,
-    /// Upstreams that declined it.
-    pub declined: Vec<usize>,
-    /// The deadline of the wait for room.
-    pub wait_until: Option<Instant>,
-    /// The rejection for the client when no upstream is left.
-    pub failed: Option<Reject>,
-    /// An attempt found a pooled connection that had ended.
-    stale: bool,
-    /// Another attempt follows the one that failed.
-    retry_follows: bool,
-}
-
 /// Carries one request to its end. Boxed, so that the caller's future stays small.
 pub async fn carry(
-    balancer: &Balancer,
+    shared: &ProxyShared,
+    admin: Option<&dyn AdminService>,
     client: &mut Client<'_>,
     context: &RequestContext,
 ) -> Box<FinishedRequest> {
-    let (shared, settings) = (&*balancer.shared, &*context.settings);
-    let scope = RequestScope { shared, settings, id: &context.id, begun: context.started };
+    let settings = &*context.settings;
+    let scope = RequestScope { shared, settings, admin, id: &context.id, begun: context.started };
     let mut request = ClientRequest::new(settings.peeker.memory.reservation());
     let mut report = RequestReport::default();
-    let served = serve(balancer, &scope, client, &mut request, &mut report).await;
+    let served = serve(&scope, client, &mut request, &mut report).await;
     if let Some(capture) = &mut request.capture {
         capture.end(served.as_ref().copied());
         wait_until_stored(&scope, &mut request).await;
@@ -133,14 +83,13 @@ pub async fn carry(
 }
 
 async fn serve(
-    balancer: &Balancer,
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     report: &mut RequestReport,
 ) -> Result<(), RequestEnd> {
     // Boxed: this future ends before the answer begins, and an idle stream should not hold its memory.
-    match Box::pin(take_in(balancer, scope, client, request)).await? {
+    match Box::pin(take_in(scope, client, request)).await? {
         Intake::Answer(answer) => {
             report.status = answer.status().as_u16();
             report.outcome = Some(Outcome::Answered(report.status));
@@ -319,98 +268,6 @@ fn has_untried_upstream(scope: &RequestScope<'_>, request: &ClientRequest, attem
     matches!(routing, FilterResult::Candidates | FilterResult::Full { .. })
 }
 
-/// Reports a failed attempt.
-fn report_attempt(
-    scope: &RequestScope<'_>,
-    placement: &Placement,
-    failure: AttemptFailure,
-    report: &mut RequestReport,
-) {
-    report.outcome = Some(outcome_of(failure));
-    scope.shared.observer.attempt_failed(
-        scope.id,
-        placement.upstream().name(),
-        failure.label(),
-        report.attempts,
-    );
-}
-
-/// Reports an answer that failed after its beginning, also to the fleet: no attempt can follow.
-pub fn report_failure(
-    scope: &RequestScope<'_>,
-    placement: &Placement,
-    failure: AttemptFailure,
-    report: &mut RequestReport,
-) {
-    report_attempt(scope, placement, failure, report);
-    match fault_of(failure) {
-        UpstreamFault::Signal(signal) => scope.shared.fleet.report(placement.upstream(), signal),
-        UpstreamFault::Failed(_) => scope.shared.fleet.report(placement.upstream(), UpstreamSignal::Failed),
-        UpstreamFault::None => {}
-    }
-}
-
-/// The evidence of an attempt's failure against its upstream.
-enum UpstreamFault {
-    None,
-    /// The upstream reported it, or could not be reached.
-    Signal(UpstreamSignal),
-    /// The upstream failed with the request, which may itself be the cause.
-    Failed(FailureKind),
-}
-
-fn outcome_of(failure: AttemptFailure) -> Outcome {
-    match failure {
-        AttemptFailure::Connect { .. } => Outcome::Unreached,
-        AttemptFailure::Status(status) => Outcome::Answered(status),
-        AttemptFailure::Leaving | AttemptFailure::EngineError | AttemptFailure::EngineDead => {
-            Outcome::Answered(500)
-        }
-        AttemptFailure::Stale
-        | AttemptFailure::Reset
-        | AttemptFailure::Aborted
-        | AttemptFailure::Ended(_) => Outcome::Broken,
-    }
-}
-
-fn fault_of(failure: AttemptFailure) -> UpstreamFault {
-    match failure {
-        AttemptFailure::Connect { refused } => UpstreamFault::Signal(UpstreamSignal::Unreached { refused }),
-        AttemptFailure::EngineDead => UpstreamFault::Signal(UpstreamSignal::EngineDead),
-        AttemptFailure::Leaving => UpstreamFault::Signal(UpstreamSignal::ShuttingDown),
-        AttemptFailure::Aborted => UpstreamFault::Signal(UpstreamSignal::GaveUp),
-        AttemptFailure::Reset => UpstreamFault::Failed(FailureKind::Reset),
-        AttemptFailure::EngineError => UpstreamFault::Failed(FailureKind::ErrorEvent(500)),
-        AttemptFailure::Status(status @ (500 | 502 | 504..)) => {
-            UpstreamFault::Failed(FailureKind::Status(status))
-        }
-        // A long answer is not the upstream's fault, nor is a job that still waits in the engine.
-        AttemptFailure::Ended(
-            EndReason::Total | EndReason::Abandoned | EndReason::SlowUpload | EndReason::Refused,
-        ) => UpstreamFault::None,
-        // A hanging engine still answers probes: only requests detect it.
-        AttemptFailure::Ended(
-            EndReason::FirstByte | EndReason::Idle | EndReason::Gone | EndReason::Unread,
-        ) => UpstreamFault::Failed(FailureKind::Silence),
-        // A full upstream was reported with its head; a pooled connection may end at any time.
-        AttemptFailure::Status(_) | AttemptFailure::Stale => UpstreamFault::None,
-    }
-}
-
-/// Reports an attempt's failure to the fleet.
-fn report_fault(
-    scope: &RequestScope<'_>,
-    blame: &mut Blame<'_>,
-    placement: &Placement,
-    failure: AttemptFailure,
-) {
-    match fault_of(failure) {
-        UpstreamFault::None => {}
-        UpstreamFault::Signal(signal) => scope.shared.fleet.report(placement.upstream(), signal),
-        UpstreamFault::Failed(kind) => blame.failed(placement.upstream().id, kind),
-    }
-}
-
 /// Answers with a rejection.
 async fn refuse(
     scope: &RequestScope<'_>,
@@ -428,45 +285,4 @@ async fn refuse(
     let close = unread || client.may_omit_body() || reject.closes() || scope.shared.shutdown.is_closing();
     let answer = respond::refusal(reject, request.style);
     respond::send(client, scope.id, request, answer, close).await
-}
-
-// === impl Attempts ===
-
-impl Attempts {
-    /// The query for the next attempt's candidates.
-    pub fn query<'a>(
-        &'a self,
-        request: &'a ClientRequest,
-        settings: &ProxySettings,
-        among: Option<&'a [usize]>,
-    ) -> UpstreamQuery<'a> {
-        let (tried, declined, again) = (&self.tried, &self.declined, self.count > 0);
-        UpstreamQuery { tried, declined, again, ..request.query(settings, among) }
-    }
-
-    /// Records the beginning of an attempt on this upstream.
-    pub fn begin(&mut self, upstream: usize) {
-        self.count += 1;
-        self.tried.push(upstream);
-    }
-
-    /// Permits another attempt on the same upstream, with another body.
-    fn try_again(&mut self, placement: &Placement) {
-        self.tried.retain(|id| *id != placement.upstream().id);
-        self.retry_follows = true;
-    }
-
-    fn record_failure(&mut self, scope: &RequestScope<'_>, placement: &Placement, failure: AttemptFailure) {
-        let upstream = placement.upstream();
-        self.stale |= failure == AttemptFailure::Stale;
-        if failure.declines() {
-            self.declined.push(upstream.id);
-        }
-        let name = scope.settings.expose.then(|| upstream.name().to_string());
-        self.failed = Some(match failure {
-            AttemptFailure::Ended(EndReason::Gone) => Reject::Upstream { name },
-            AttemptFailure::Ended(_) => Reject::Timeout { name },
-            _ => Reject::Upstream { name },
-        });
-    }
 }

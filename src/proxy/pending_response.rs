@@ -1,0 +1,94 @@
+//! A response that is being made and that its upstream keeps: its id, and the place of that id.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header;
+use pingora::Result;
+use pingora::http::ResponseHeader;
+
+use super::body::BodyInsertion;
+use super::headers;
+use super::random::RandomSource;
+use crate::fleet::Upstream;
+use crate::route::refusal::{self, RefusalEditor};
+use crate::route::stored::{ResponseIdStamp, location, number};
+use crate::state::State;
+use crate::state::responses::ResponseOrigin;
+
+/// The facts of a requested response that the upstream stores.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptResponse {
+    /// The body has the field of the id, if only as null: of equal keys the last one counts.
+    pub named: bool,
+    pub background: bool,
+}
+
+/// A response that is being made.
+pub struct PendingResponse {
+    stamp: Option<ResponseIdStamp>,
+    /// The number of its model's name.
+    name: u64,
+    /// The answer's id is known.
+    learnt: bool,
+    /// The present answer, where it is a refusal that counts the client's fields.
+    refusal: Option<RefusalEditor>,
+}
+
+// === impl PendingResponse ===
+
+impl PendingResponse {
+    /// `model` as the client called it.
+    pub fn new(random: &RandomSource, kept: KeptResponse, body: &[u8], model: Option<&str>) -> Box<Self> {
+        let secret = if kept.named { None } else { random.secret() };
+        let name = number(model);
+        let stamp = secret.and_then(|secret| ResponseIdStamp::new(body, name, secret));
+        Box::new(PendingResponse { stamp, name, learnt: false, refusal: None })
+    }
+
+    /// The bytes by which the body becomes longer on its way to an upstream.
+    pub fn added_length(&self) -> u64 {
+        self.stamp.as_ref().map_or(0, |_| ResponseIdStamp::length() as u64)
+    }
+
+    /// What is put into the body on its way to this upstream.
+    pub fn insertion(&self, upstream: &str) -> Option<BodyInsertion> {
+        let (at, text) = self.stamp.as_ref()?.insertion(upstream);
+        Some(BodyInsertion { at, text: text.into() })
+    }
+
+    /// An answer begins. `body`: the client's, as far as it is held.
+    pub fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
+        // An id that was learnt came from an earlier attempt, at another upstream.
+        self.learnt = false;
+        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
+        let plain = text(header::CONTENT_ENCODING).is_empty();
+        let stamp = self.stamp.as_ref().filter(|_| refuses && plain && !body.is_empty());
+        self.refusal = stamp.and_then(|stamp| match refusal::fields_if_sound(body) {
+            Some(fields) => Some(RefusalEditor::new(fields)),
+            None => Some(RefusalEditor::new(refusal::fields(body)?).broken_behind(stamp.span())),
+        });
+        match &self.refusal {
+            Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next piece of the answer, without the effects of the added id. `None`: it is unchanged.
+    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
+        Some(Bytes::from(self.refusal.as_mut()?.feed(piece, end)))
+    }
+
+    /// Stores the upstream of the answer's id, unless the id itself carries it.
+    pub fn record_id(&mut self, state: &State, upstream: &Upstream, id: &str) {
+        if std::mem::replace(&mut self.learnt, true) {
+            return;
+        }
+        let own = self.stamp.as_ref().map(|stamp| stamp.id(upstream.name()));
+        if location::is_learnt(own.as_deref(), id) {
+            let made = ResponseOrigin { upstream: upstream.id, name: self.name };
+            state.keep_response(id, made, Instant::now());
+        }
+    }
+}

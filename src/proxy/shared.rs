@@ -1,0 +1,89 @@
+//! The state that all listeners share.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+
+use super::attempt::pool::ConnectionPool;
+use super::budget::RetryBudget;
+use super::cached_pages::CachedPages;
+use super::memory::PeekMemory;
+use super::random::RandomSource;
+use super::server::shutdown::Shutdown;
+use super::settings::ProxySettings;
+use super::stored_search::ResponseSearches;
+use crate::config::types::Config;
+use crate::fleet::Fleet;
+use crate::observe::Observer;
+use crate::state::State;
+use crate::state::redis::SiblingExchange;
+use crate::traces::Traces;
+
+/// The state that all listeners share.
+pub struct ProxyShared {
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) state: Arc<State>,
+    /// Looks up what siblings have published; `None` without Redis.
+    pub(super) exchange: Option<Arc<SiblingExchange>>,
+    pub(super) traces: Arc<Traces>,
+    pub(super) settings: ArcSwap<ProxySettings>,
+    pub(super) memory: Arc<PeekMemory>,
+    pub(super) pool: ConnectionPool,
+    pub(super) searches: ResponseSearches,
+    pub(super) pages: CachedPages,
+    pub(super) random: RandomSource,
+    /// This balancer's entry in `via`, by which it detects a request that loops back.
+    pub(super) mark: HeaderValue,
+    pub(super) budget: RetryBudget,
+    pub(super) shutdown: Arc<Shutdown>,
+    pub(super) observer: Observer,
+}
+
+impl ProxyShared {
+    pub fn new(
+        config: &Config,
+        fleet: Arc<Fleet>,
+        state: Arc<State>,
+        exchange: Option<Arc<SiblingExchange>>,
+        traces: Arc<Traces>,
+        observer: Observer,
+    ) -> Arc<Self> {
+        let memory = PeekMemory::new(config.peek.memory, observer.clone());
+        let random = RandomSource::new();
+        Arc::new(ProxyShared {
+            settings: ArcSwap::new(ProxySettings::new(config, fleet.clone(), memory.clone(), state.blocks())),
+            fleet,
+            state,
+            exchange,
+            traces,
+            memory,
+            pool: ConnectionPool::default(),
+            searches: ResponseSearches::default(),
+            pages: CachedPages::default(),
+            mark: random.mark(),
+            random,
+            budget: RetryBudget::new(),
+            shutdown: Arc::default(),
+            observer,
+        })
+    }
+
+    /// The progress of the shutdown, which the assembly advances.
+    pub fn shutdown(&self) -> &Arc<Shutdown> {
+        &self.shutdown
+    }
+
+    pub fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    /// Applies `config` to requests that begin from now on.
+    pub fn reload(&self, config: &Config) {
+        self.memory.set_limit(config.peek.memory);
+        self.state.set_ttl(config.sessions.ttl);
+        self.traces.reload(&config.traces);
+        let (fleet, memory) = (self.fleet.clone(), self.memory.clone());
+        self.settings.store(ProxySettings::new(config, fleet, memory, self.state.blocks()));
+    }
+}
