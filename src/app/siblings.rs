@@ -14,8 +14,11 @@ use crate::config::types::Config;
 use crate::fleet::upstream::UpstreamLoad;
 use crate::fleet::{Fleet, FleetChange, FleetChangeError};
 use crate::observe::Observer;
+use crate::prompt::canon;
 use crate::state::State;
-use crate::state::exchange::{BindingUpdate, ExchangeMemory, Outbox, SiblingLoad};
+use crate::state::exchange::{
+    self, BindingUpdate, ChainUpdate, ExchangeMemory, Outbox, SiblingLoad, TakeBack,
+};
 use crate::state::redis::{ExchangeSettings, SiblingExchange};
 
 /// The longest time that a start waits for the tail of the siblings' stream.
@@ -48,6 +51,7 @@ impl SiblingSetup {
             bindings: config.sessions.ttl,
             name: host(),
             address: addresses.join(","),
+            fingerprint: exchange::fingerprint(canon::FORM_VERSION, config.index.block_bytes),
         };
         Some(SiblingSetup { settings, outbox: Arc::default(), observer })
     }
@@ -111,8 +115,12 @@ impl ExchangeMemory for BalancerParts {
         self.state.set_siblings_age(age);
     }
 
-    fn learn(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
-        self.state.apply_chain(upstream, parent, hashes, end)
+    fn learn(&self, chain: &ChainUpdate<'_>) -> bool {
+        self.state.apply_chain(chain)
+    }
+
+    fn take_back(&self, chain: &TakeBack<'_>) {
+        self.state.apply_take_back(chain);
     }
 
     fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>> {

@@ -59,6 +59,18 @@ impl Observer {
         self.metrics().exchange.lost.with_label_values(&["unplaced"]).inc();
     }
 
+    /// Counts chains and take-backs of a sibling that cuts or hashes prompts in another way; `first` is its
+    /// name, when it is to be reported.
+    pub fn chains_foreign(&self, chains: usize, first: Option<&str>) {
+        self.metrics().exchange.lost.with_label_values(&["foreign"]).inc_by(counted(chains));
+        if let Some(sibling) = first {
+            warn!(
+                sibling = sibling;
+                "ignores the chains of a sibling with another block_bytes or release, only its load counts"
+            );
+        }
+    }
+
     /// Counts a look-up of a binding in Redis without an answer in time.
     pub fn lookup_failed(&self) {
         self.metrics().exchange.lost.with_label_values(&["lookup"]).inc();

@@ -73,6 +73,10 @@ use super::chain::{BlockLayout, Chain, ChainHasher, PromptFamily, TextDigest, Te
 use super::scan::{BodyField, ScanProgress, Scanner};
 use crate::json::{ByteSink, JsonCursor, Minifier, RawValue, decode, skip_space};
 
+/// The version of the canonical text and of its hashes. Raised by every change after which some prompt has
+/// other hashes: balancers with different versions do not share chains.
+pub const FORM_VERSION: u32 = 1;
+
 /// The form in which a body carries its prompt. Other interfaces have no chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptDialect {

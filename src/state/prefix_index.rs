@@ -150,6 +150,12 @@ impl Index {
         self.writer().take_back(&self.blocks, chain, slot, &receipt);
     }
 
+    /// Undoes `learn_after` of the same hashes, except for blocks that other requests have learned since and
+    /// for the blocks before them.
+    pub fn release(&self, hashes: &[u64], end: Option<u64>, slot: Slot) {
+        self.writer().release_tail(&self.blocks, hashes, end, slot);
+    }
+
     /// Looks up how many leading blocks of the chain each upstream holds.
     pub fn lookup(&self, chain: &[u64], out: &mut Hits) {
         let columns = &self.columns;

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
-use super::exchange::{Binding, ExchangeMemory, Outbox, SiblingRow, SiblingTable};
+use super::exchange::{Binding, ExchangeMemory, FingerprintFilter, Outbox, SiblingRow, SiblingTable};
 use crate::config::types::{RedisOptions, RedisUrl};
 use crate::observe::Observer;
 use connect::{COMMAND_TIMEOUT, RedisLink};
@@ -76,6 +76,8 @@ pub struct ExchangeSettings {
     /// The name and the address of this balancer, for display.
     pub name: String,
     pub address: String,
+    /// How this balancer cuts and hashes prompts: see `exchange::fingerprint`.
+    pub fingerprint: u64,
 }
 
 /// The names of the keys in Redis.
@@ -97,6 +99,7 @@ pub struct SiblingExchange {
     outbox: Arc<Outbox>,
     observer: Observer,
     siblings: Mutex<SiblingTable>,
+    fingerprints: Mutex<FingerprintFilter>,
     members: Members,
     /// A sibling has changed the list of members.
     members_dirty: AtomicBool,
@@ -149,6 +152,7 @@ impl SiblingExchange {
             memory,
             outbox,
             siblings: Mutex::new(SiblingTable::new(id, settings.options.gauge_ttl)),
+            fingerprints: Mutex::new(FingerprintFilter::new(settings.fingerprint)),
             members: Members::default(),
             members_dirty: AtomicBool::new(false),
             failures: FailureLog::new(observer.clone()),

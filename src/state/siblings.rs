@@ -28,7 +28,8 @@ impl State {
             return;
         }
         if let Some(name) = self.places.load().name(id) {
-            outbox.put(OutboxEvent::chain(name, parent, new, receipt.end()));
+            let depth = if parent.is_some() { receipt.held() as u64 } else { 0 };
+            outbox.put(OutboxEvent::chain(name, parent, depth, new, receipt.end()));
         }
     }
 
@@ -66,17 +67,24 @@ impl State {
 
     /// Applies a chain that a sibling sent to an upstream; returns `false` when no upstream here holds the
     /// block that it follows. Chains of unknown upstreams are ignored.
-    pub fn apply_chain(&self, name: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
+    pub fn apply_chain(&self, chain: &exchange::ChainUpdate<'_>) -> bool {
         let places = self.places.load();
-        let Some(slot) = places.id(name).and_then(|id| places.slot(id)).filter(|_| self.enabled) else {
-            return true;
-        };
-        match parent {
-            Some(parent) => self.index.learn_after(parent, hashes, end, slot).is_some(),
+        let slot = places.id(chain.upstream).and_then(|id| places.slot(id));
+        let Some(slot) = slot.filter(|_| self.enabled) else { return true };
+        match chain.parent {
+            Some(parent) => self.index.learn_after(parent, &chain.hashes, chain.end, slot).is_some(),
             None => {
-                self.index.learn(hashes, end, slot);
+                self.index.learn(&chain.hashes, chain.end, slot);
                 true
             }
+        }
+    }
+
+    /// Undoes a chain of a sibling that never reached the engine.
+    pub fn apply_take_back(&self, chain: &exchange::TakeBack<'_>) {
+        let places = self.places.load();
+        if let Some(slot) = places.id(chain.upstream).and_then(|id| places.slot(id)) {
+            self.index.release(&chain.hashes, chain.end, slot);
         }
     }
 
@@ -158,7 +166,7 @@ mod tests {
         let mut message = Message::default();
         events.iter().for_each(|event| event.fill(&mut message));
         for chain in &message.chains {
-            assert!(to.apply_chain(chain.upstream, chain.parent, &chain.hashes, chain.end));
+            assert!(to.apply_chain(chain));
         }
         message.bound.iter().for_each(|bound| to.apply_binding(bound, Instant::now()));
         message.chains.iter().map(|chain| chain.hashes.len()).sum()
@@ -195,8 +203,15 @@ mod tests {
     #[test]
     fn ignores_unknown_upstreams_and_invalid_keys() {
         let [(one, ours), _] = pair();
-        assert!(one.apply_chain("x", Some(7), &[8], None), "an unknown upstream needs no chain");
-        assert!(!one.apply_chain("a", Some(7), &[8], None));
+        let tail = |upstream| exchange::ChainUpdate {
+            upstream,
+            parent: Some(7),
+            depth: 1,
+            hashes: vec![8].into(),
+            end: None,
+        };
+        assert!(one.apply_chain(&tail("x")), "an unknown upstream needs no chain");
+        assert!(!one.apply_chain(&tail("a")));
         let bound = |key, kind| exchange::BindingUpdate { kind, key, upstream: "a", number: 5 };
         one.apply_binding(&bound("no number", Binding::Session), Instant::now());
         one.apply_binding(

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Binding, BindingUpdate, ChainRequest, ChainUpdate, Message};
+use super::{Binding, BindingUpdate, ChainRequest, ChainUpdate, Message, TakeBack};
 
 /// The largest size of the pending events, in bytes; one interval's events take about a thousandth of it.
 const MAX_PENDING_BYTES: usize = 4 << 20;
@@ -17,7 +17,9 @@ const MAX_PENDING_BYTES: usize = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutboxEvent {
     /// An upstream was sent a chain: the blocks up to `parent`, and these behind it.
-    Chain { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
+    Chain { upstream: Box<str>, parent: Option<u64>, depth: u64, hashes: Box<[u64]>, end: Option<u64> },
+    /// A request with a published chain never reached the engine: undoes its new part.
+    TakeBack { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
     /// The upstream of a session or of a stored response; with `keep` it is also stored by its key.
     Bound { kind: Binding, key: Box<str>, upstream: Box<str>, number: u64, keep: bool },
     /// A request to a sibling for this whole chain.
@@ -42,15 +44,27 @@ struct PendingEvents {
 // === impl OutboxEvent ===
 
 impl OutboxEvent {
-    /// Builds the event of a chain.
-    pub fn chain(upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> Self {
-        OutboxEvent::Chain { upstream: upstream.into(), parent, hashes: hashes.into(), end }
+    /// Builds the event of a chain; `depth` is the number of the blocks of the prompt up to `parent`.
+    pub fn chain(upstream: &str, parent: Option<u64>, depth: u64, hashes: &[u64], end: Option<u64>) -> Self {
+        OutboxEvent::Chain { upstream: upstream.into(), parent, depth, hashes: hashes.into(), end }
+    }
+
+    /// Builds the event of a chain that never reached the engine.
+    pub fn take_back(upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> Self {
+        OutboxEvent::TakeBack { upstream: upstream.into(), parent, hashes: hashes.into(), end }
+    }
+
+    /// Whether the event belongs into a message with a fingerprint.
+    pub fn is_chain(&self) -> bool {
+        matches!(self, OutboxEvent::Chain { .. } | OutboxEvent::TakeBack { .. })
     }
 
     /// Returns the bytes of memory; the encoded event is smaller.
     fn weight(&self) -> usize {
         let own = match self {
-            OutboxEvent::Chain { upstream, hashes, .. } => upstream.len() + size_of_val(&**hashes),
+            OutboxEvent::Chain { upstream, hashes, .. } | OutboxEvent::TakeBack { upstream, hashes, .. } => {
+                upstream.len() + size_of_val(&**hashes)
+            }
             OutboxEvent::Bound { key, upstream, .. } => key.len() + upstream.len(),
             OutboxEvent::Ask { upstream, .. } => upstream.len(),
             OutboxEvent::Members => 0,
@@ -61,9 +75,14 @@ impl OutboxEvent {
     /// Adds the event to a message.
     pub fn fill<'a>(&'a self, message: &mut Message<'a>) {
         match self {
-            OutboxEvent::Chain { upstream, parent, hashes, end } => {
+            OutboxEvent::Chain { upstream, parent, depth, hashes, end } => {
                 let hashes = Cow::Borrowed(&**hashes);
-                message.chains.push(ChainUpdate { upstream, parent: *parent, hashes, end: *end });
+                let (parent, depth, end) = (*parent, *depth, *end);
+                message.chains.push(ChainUpdate { upstream, parent, depth, hashes, end });
+            }
+            OutboxEvent::TakeBack { upstream, parent, hashes, end } => {
+                let hashes = Cow::Borrowed(&**hashes);
+                message.take_backs.push(TakeBack { upstream, parent: *parent, hashes, end: *end });
             }
             OutboxEvent::Bound { kind, key, upstream, number, .. } => {
                 message.bound.push(BindingUpdate { kind: *kind, key, upstream, number: *number });
@@ -144,12 +163,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn chain(upstream: &str, hashes: usize) -> OutboxEvent {
-        OutboxEvent::Chain {
-            upstream: upstream.into(),
-            parent: None,
-            hashes: vec![1; hashes].into(),
-            end: None,
-        }
+        OutboxEvent::chain(upstream, None, 0, &vec![1; hashes], None)
     }
 
     #[test]

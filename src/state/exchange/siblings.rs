@@ -99,6 +99,12 @@ impl SiblingTable {
         self.all.contains_key(&balancer)
     }
 
+    /// Returns the name of a sibling for display; one that has not published its name yet has its id.
+    pub fn name(&self, balancer: u64) -> String {
+        let known = self.all.get(&balancer).map(|sibling| sibling.name.as_str());
+        known.filter(|name| !name.is_empty()).map_or_else(|| format!("{balancer:016x}"), str::to_string)
+    }
+
     /// Returns the sums of all siblings' requests in flight, by upstream.
     pub fn sums(&self) -> HashMap<&str, SiblingLoad> {
         let mut sums: HashMap<&str, SiblingLoad> = HashMap::new();

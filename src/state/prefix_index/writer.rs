@@ -217,6 +217,17 @@ impl Writer {
         }
     }
 
+    /// Removes one claim of each block of a tail, and the blocks without further claims.
+    pub fn release_tail(&mut self, blocks: &BlockTable, hashes: &[u64], end: Option<u64>, slot: Slot) {
+        let Some(column) = self.column(slot) else { return };
+        for hash in end.iter().chain(hashes.iter().rev()) {
+            let at = blocks.find(*hash);
+            if at != NO_ENTRY && blocks.is_held_by(at, column) && self.holdings.unclaim(at, column) {
+                self.release(blocks, at, column);
+            }
+        }
+    }
+
     /// Appends the entries of a chain and its end to `path`, and adds missing ones. Stops where the chain
     /// contradicts the index or there is no room. Returns `end` when it was reached.
     fn follow(&mut self, blocks: &BlockTable, chain: &[u64], end: Option<u64>) -> Option<u64> {

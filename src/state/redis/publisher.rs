@@ -142,6 +142,7 @@ impl SiblingExchange {
         let mut message = self.message(publisher);
         message.gauges = publisher.gauge_update();
         events.iter().for_each(|event| event.fill(&mut message));
+        message.fingerprint = (message.chain_count() > 0).then_some(self.settings.fingerprint);
         let bytes = message.encode();
         let mut commands = self.entry(&bytes);
         self.store_bindings(&events, &mut commands);

@@ -1,6 +1,7 @@
 //! Receives the messages of siblings: first the tail of the stream, then every new entry.
 
 use std::collections::HashSet;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use super::connect::{COMMAND_TIMEOUT, RedisLink};
 use super::failure::RedisFailure;
 use super::reply::{self, StreamEntry, StreamId};
 use super::{READ_BLOCK_TIME, SiblingExchange, now};
-use crate::state::exchange::{Message, OutboxEvent};
+use crate::state::exchange::{ChainAdmission, Message, OutboxEvent};
 
 /// The number of entries in one read of the stream's tail.
 const TAIL_PAGE_ENTRIES: usize = 500;
@@ -174,13 +175,7 @@ impl SiblingExchange {
             return;
         }
         self.observer.exchange_received(bytes);
-        for chain in &message.chains {
-            let placed = self.memory.learn(chain.upstream, chain.parent, &chain.hashes, chain.end);
-            let hash = chain.hashes.last().copied().or(chain.parent);
-            if let Some(hash) = hash.filter(|_| !placed) {
-                self.request_chain(subscriber, message.balancer, chain.upstream, hash, now);
-            }
-        }
+        self.receive_chains(subscriber, message, now);
         for bound in &message.bound {
             self.memory.bound(bound);
         }
@@ -190,6 +185,24 @@ impl SiblingExchange {
         for request in message.chain_requests.iter().filter(|request| request.balancer == self.id) {
             self.publish_chain(request.upstream, request.hash);
         }
+    }
+
+    /// Applies the chains and take-backs of a message with the own fingerprint.
+    fn receive_chains(&self, subscriber: &mut Subscriber, message: &Message<'_>, now: Instant) {
+        let admission = self.fingerprints.lock().unwrap_or_else(PoisonError::into_inner).check(message);
+        if let ChainAdmission::Foreign { first } = admission {
+            let sibling = first.then(|| self.siblings().name(message.balancer));
+            self.observer.chains_foreign(message.chain_count(), sibling.as_deref());
+            return;
+        }
+        for chain in &message.chains {
+            let placed = self.memory.learn(chain);
+            let hash = chain.hashes.last().copied().or(chain.parent);
+            if let Some(hash) = hash.filter(|_| !placed) {
+                self.request_chain(subscriber, message.balancer, chain.upstream, hash, now);
+            }
+        }
+        message.take_backs.iter().for_each(|chain| self.memory.take_back(chain));
     }
 
     /// Requests the whole chain of a tail whose beginning is unknown, if its sender still exists.
@@ -210,7 +223,7 @@ impl SiblingExchange {
     fn publish_chain(&self, upstream: &str, hash: u64) {
         // The outbox keeps room for the events of requests; the sibling will repeat its request.
         if let Some(chain) = self.memory.chain_to(upstream, hash).filter(|_| self.outbox.has_room()) {
-            self.outbox.put(OutboxEvent::chain(upstream, None, &chain, None));
+            self.outbox.put(OutboxEvent::chain(upstream, None, 0, &chain, None));
         }
     }
 }

@@ -8,7 +8,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use vllm_lb::config::{redis, types::RedisOptions};
 use vllm_lb::observe::Observer;
-use vllm_lb::state::exchange::{Binding, BindingUpdate, ExchangeMemory, Outbox, OutboxEvent, SiblingLoad};
+use vllm_lb::state::exchange::{
+    Binding, BindingUpdate, ChainUpdate, ExchangeMemory, Outbox, OutboxEvent, SiblingLoad, TakeBack,
+    fingerprint,
+};
 use vllm_lb::state::prefix_index::{Hits, Index, Slot};
 use vllm_lb::state::redis::{ExchangeSettings, SiblingExchange};
 
@@ -47,6 +50,7 @@ pub fn settings(url: &str, name: &str) -> ExchangeSettings {
         bindings: Duration::from_secs(60),
         name: name.into(),
         address: format!("{name}:8000"),
+        fingerprint: fingerprint(1, 512),
     }
 }
 
@@ -90,7 +94,8 @@ impl Board {
     pub fn send(&self, upstream: &str, chain: &[u64]) {
         let receipt = self.memory.index.learn(chain, None, self.memory.slot(upstream));
         let (parent, new) = receipt.new_part(chain);
-        self.outbox.put(OutboxEvent::chain(upstream, parent, new, receipt.end()));
+        let depth = if parent.is_some() { receipt.held() as u64 } else { 0 };
+        self.outbox.put(OutboxEvent::chain(upstream, parent, depth, new, receipt.end()));
     }
 
     /// A session, or a response, is at this upstream.
@@ -168,15 +173,19 @@ impl ExchangeMemory for Mind {
         *self.others.lock().expect("no panic") = (sums, age);
     }
 
-    fn learn(&self, upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> bool {
-        let slot = self.slot(upstream);
-        match parent {
-            Some(parent) => self.index.learn_after(parent, hashes, end, slot).is_some(),
+    fn learn(&self, chain: &ChainUpdate<'_>) -> bool {
+        let (slot, hashes) = (self.slot(chain.upstream), &chain.hashes);
+        match chain.parent {
+            Some(parent) => self.index.learn_after(parent, hashes, chain.end, slot).is_some(),
             None => {
-                self.index.learn(hashes, end, slot);
+                self.index.learn(hashes, chain.end, slot);
                 true
             }
         }
+    }
+
+    fn take_back(&self, chain: &TakeBack<'_>) {
+        self.index.release(&chain.hashes, chain.end, self.slot(chain.upstream));
     }
 
     fn chain_to(&self, upstream: &str, hash: u64) -> Option<Vec<u64>> {
