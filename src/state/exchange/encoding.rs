@@ -58,6 +58,7 @@ fn put_hashes(out: &mut Vec<u8>, hashes: &[u64]) {
     hashes.iter().for_each(|hash| put_hash(out, *hash));
 }
 
+/// Appends a part with its kind and its length.
 pub(super) fn put_part(out: &mut Vec<u8>, kind: u64, part: &[u8]) {
     put_number(out, kind);
     put_bytes(out, part);

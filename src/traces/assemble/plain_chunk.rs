@@ -115,9 +115,10 @@ mod tests {
     use super::*;
     use crate::traces::record::TraceApi;
 
-    const PLAIN: &str = "{\"index\":0,\"delta\":{\"content\":\" a\"},\"logprobs\":{\"content\":[{\"token\":\" \
-                         a\",\"logprob\":-0.5,\"bytes\":[32,97],\"top_logprobs\":[]}]},\"finish_reason\":null,\
-                         \"token_ids\":[17]}],\"usage\":{\"prompt_tokens\":1}}";
+    const PLAIN: &str = "{\"index\":0,\"delta\":{\"content\":\" a\"},\"logprobs\":{\"content\":[{\
+                         \"token\":\" a\",\"logprob\":-0.5,\"bytes\":[32,97],\"top_logprobs\":[]}]},\
+                         \"finish_reason\":null,\"token_ids\":[17]}],\
+                         \"usage\":{\"prompt_tokens\":1}}";
 
     #[test]
     fn reads_a_chunk_of_one_token() {
