@@ -57,7 +57,7 @@ fn candidate(record: CandidateRecord<'_>) -> Value {
         "backlog": record.terms.backlog,
         "active": record.terms.active,
         "context": record.terms.context,
-        "astray": record.terms.session_penalty,
+        "session_penalty": record.terms.session_penalty,
         "weight": record.terms.weight,
     })
 }

@@ -158,11 +158,11 @@ impl Display for CandidateTerms<'_, '_> {
             let name = (self.0.name)(candidate.index);
             let cost = pick::cost(candidate, self.0.knobs);
             let Candidate { backlog, missing, active, context, weight, hit, uncached, .. } = candidate;
-            let astray = candidate.session_penalty;
+            let penalty = candidate.session_penalty;
             write!(f, "{gap}{name} cost {cost:.1} hit {hit} uncached {uncached} missing {missing}")?;
             write!(
                 f,
-                " backlog {backlog} active {active} context {context} astray {astray} weight {weight}"
+                " backlog {backlog} active {active} context {context} session_penalty {penalty} weight {weight}"
             )?;
         }
         Ok(())
