@@ -160,10 +160,8 @@ impl Display for CandidateTerms<'_, '_> {
             let Candidate { backlog, missing, active, context, weight, hit, uncached, .. } = candidate;
             let penalty = candidate.session_penalty;
             write!(f, "{gap}{name} cost {cost:.1} hit {hit} uncached {uncached} missing {missing}")?;
-            write!(
-                f,
-                " backlog {backlog} active {active} context {context} session_penalty {penalty} weight {weight}"
-            )?;
+            write!(f, " backlog {backlog} active {active} context {context} session_penalty {penalty}")?;
+            write!(f, " weight {weight}")?;
         }
         Ok(())
     }

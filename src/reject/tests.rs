@@ -1,3 +1,5 @@
+//! The documents of refusals.
+
 use super::*;
 
 #[test]

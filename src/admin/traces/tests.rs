@@ -1,3 +1,5 @@
+//! Lists of traces, page by page.
+
 use std::sync::Arc;
 
 use super::*;

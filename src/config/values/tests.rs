@@ -1,3 +1,5 @@
+//! Durations, sizes and other values as they are written.
+
 use proptest::prelude::*;
 
 use super::*;

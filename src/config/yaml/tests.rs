@@ -1,3 +1,5 @@
+//! Trees, duplicate keys and other problems of YAML files.
+
 use super::*;
 
 fn outline(node: &YamlNode) -> String {

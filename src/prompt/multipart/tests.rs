@@ -1,3 +1,5 @@
+//! Forms in whole and in pieces, and what is no form.
+
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 

@@ -1,3 +1,5 @@
+//! The verdicts on answers and their events.
+
 use super::*;
 use crate::sse::tests::assert_linear;
 

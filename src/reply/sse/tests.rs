@@ -1,3 +1,5 @@
+//! Events of real answers in any chunks.
+
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 

@@ -1,3 +1,5 @@
+//! Calls that were given up, and tiny messages.
+
 use super::super::record::TraceApi;
 use super::*;
 use crate::config::types::TracesConfig;

@@ -1,3 +1,5 @@
+//! What the simulated engine answers, and where it ends.
+
 use super::*;
 
 fn whole(answer: &PlannedAnswer) -> String {
