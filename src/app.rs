@@ -7,7 +7,7 @@
 mod follow;
 pub mod notify;
 mod reload;
-mod run;
+pub mod run;
 mod siblings;
 pub mod simulate;
 pub mod traces_export;
@@ -38,7 +38,6 @@ use crate::traces::Traces;
 
 pub use reload::LoadConfig;
 use reload::Reloader;
-pub use run::run;
 use siblings::{PendingExchange, SiblingSetup};
 use upgrade::{InheritedSockets, ListeningSocket, SocketPurpose};
 

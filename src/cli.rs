@@ -4,7 +4,7 @@
 //! orders the steps. This module starts nothing, and has no defaults except in help texts.
 
 pub mod engine;
-mod load;
+pub mod load;
 pub mod simulate;
 pub mod traces;
 
@@ -12,8 +12,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
-
-pub use load::{FoundProblems, LoadMode, Loaded, again, load};
 
 /// The exit code for an error of the command line, the environment or the file (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;

@@ -23,56 +23,34 @@
 
 mod bytes;
 mod chunks;
+mod cursor;
 mod growing;
 mod minify;
+mod object;
 mod scalar;
 mod slice;
+mod space;
 mod text;
 pub mod work;
 
-use std::ops::Range;
-
 pub use self::bytes::{WINDOW_BYTES, string_end, windows};
 pub use self::chunks::{ChunkVisitor, ChunkWalker};
+pub use self::cursor::{EndOfJson, JsonCursor, JsonList, ObjectSlots, RawValue, each};
 pub use self::growing::{
     ContainerSkip, GrowingObject, GrownValue, MemberKind, MemberSink, ScanProgress, ValueMeter,
 };
 pub use self::minify::Minifier;
+pub use self::object::{
+    JsonMember, JsonObject, document, document_with, inside, is_empty_list, is_empty_object, items, object,
+    read_object, text,
+};
 pub use self::scalar::ScalarKind;
 pub use self::slice::{
-    EndOfJson, JsonCursor, JsonList, JsonMember, JsonObject, JsonResult, MAX_KEY_BYTES, MAX_MEMBERS,
-    ObjectSlots, RawValue, ReadFault, document, document_with, each, has_at_most, inside, is_empty_list,
-    is_empty_object, items, object, read_object, read_value, text, value_end, visit_structure, walk,
-    walk_raw, walk_rest,
+    JsonResult, MAX_KEY_BYTES, MAX_MEMBERS, ReadFault, Span, has_at_most, read_value, value_end,
+    visit_structure, walk, walk_raw, walk_rest,
 };
+pub use self::space::{is_space, skip_space, trim_end};
 pub use self::text::{ByteSink, ShortText, code_unit, decode, escape, is_undecided, lone_unit, unescape};
-
-/// Where something stands in a text.
-pub type Span = Range<usize>;
-
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// Whether JSON allows this byte between its tokens.
-#[inline]
-pub fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\n' | b'\r' | b'\t')
-}
-
-/// The first byte at or after `at` that is no white space.
-#[inline]
-pub fn skip_space(bytes: &[u8], mut at: usize) -> usize {
-    while bytes.get(at).is_some_and(|byte| is_space(*byte)) {
-        work::spend(1);
-        at += 1;
-    }
-    at
-}
-
-/// The bytes without the white space behind them.
-pub fn trim_end(bytes: &[u8]) -> &[u8] {
-    let end = bytes.iter().rposition(|byte| !is_space(*byte)).map_or(0, |last| last + 1);
-    &bytes[..end]
-}
 
 /// Whether Python would read this body as UTF-16 or UTF-32, by a mark or by the zeros in its first four
 /// bytes. Such a body is not followed here. In UTF-8 no JSON has a zero there.

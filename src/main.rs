@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use vllm_lb::app::traces_export::ExportError;
+use vllm_lb::cli::load::{self, LoadMode, Loaded};
 use vllm_lb::cli::simulate::SimulateArgs;
 use vllm_lb::cli::traces::{ADMIN_TOKEN, ExportArgs};
-use vllm_lb::cli::{self, Args, LoadMode, Loaded};
+use vllm_lb::cli::{self, Args};
 use vllm_lb::{app, logging};
 
 #[cfg(feature = "jemalloc")]
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
             return ExitCode::from(ending.code);
         }
     };
-    match cli::load(args.clone(), &cli::environment, &|path| std::fs::read_to_string(path)) {
+    match load::load(args.clone(), &cli::environment, &|path| std::fs::read_to_string(path)) {
         Ok(loaded) => carry_out(loaded, args),
         Err(problems) => {
             eprint!("{problems}");
@@ -64,7 +65,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
                         cli::engine::run(*args).await.map_err(|error| error.to_string())
                     }
                     LoadMode::Serve | LoadMode::Test | LoadMode::Simulate(_) | LoadMode::Export(_) => {
-                        app::run(config, demo, upgrade, Arc::new(move || cli::again(&args))).await
+                        app::run::run(config, demo, upgrade, Arc::new(move || load::again(&args))).await
                     }
                 }
             });

@@ -15,8 +15,8 @@ mod gauge_guard;
 mod listeners;
 mod metrics;
 pub mod process;
-mod queue;
-mod request;
+pub mod queue;
+pub mod request;
 mod siblings;
 mod traces;
 mod upstreams;
@@ -29,8 +29,6 @@ use log::{error, info, warn};
 
 pub use gauge_guard::GaugeGuard;
 pub use metrics::UpstreamGauges;
-pub use queue::QueueEnd;
-pub use request::Done;
 
 use decisions::Decisions;
 use metrics::Metrics;

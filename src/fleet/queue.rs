@@ -21,7 +21,8 @@ use tokio::time;
 
 use super::identity::UpstreamIdentity;
 use super::query::UpstreamQuery;
-use crate::observe::{Observer, QueueEnd};
+use crate::observe::Observer;
+use crate::observe::queue::QueueEnd;
 use pace::AdmissionPace;
 
 /// The upstreams that a request waits for; requests with equal keys wait in one line.

@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use super::BYTE_ORDER_MARK;
 use super::bytes::{ByteClass, CLASSES, numbers_at, plain_prefix, string_end};
 use super::scalar::{ScalarKind, ScalarState};
+use super::space::BYTE_ORDER_MARK;
 use super::work::spend;
 
 /// How far a reader has come.

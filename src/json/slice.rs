@@ -1,22 +1,19 @@
 //! Values in a slice, which may be cut at any byte: where they end, member by member, element by element.
 //!
 //! A number or a literal that the slice ends with is whole only if nothing follows. Readers of whole
-//! documents take it for whole ([`value_end`]), readers of cut ones do not ([`RawValue`]).
+//! documents take it for whole ([`value_end`]), readers of cut ones do not ([`RawValue`](super::cursor::RawValue)).
 
-mod cursor;
-mod object;
+use std::borrow::Cow;
+use std::ops::Range;
 
-pub use self::cursor::{EndOfJson, JsonCursor, JsonList, ObjectSlots, RawValue};
-pub use self::object::{
-    JsonMember, JsonObject, document, document_with, inside, is_empty_list, is_empty_object, items, object,
-    read_object, text,
-};
 use super::bytes::{plain_prefix, string_end};
 use super::scalar::ScalarState;
-use super::skip_space;
+use super::space::skip_space;
 use super::text::unescape;
 use super::work::spend;
-use std::borrow::Cow;
+
+/// Where something stands in a text.
+pub type Span = Range<usize>;
 
 /// The most members that an object may have: vLLM's requests have less than a hundred.
 pub const MAX_MEMBERS: usize = 10_000;
@@ -152,7 +149,7 @@ pub fn walk_rest<'a>(
 }
 
 /// As `walk_raw`, of any number of members with keys of any length.
-fn walk_members<'a>(
+pub fn walk_members<'a>(
     bytes: &'a [u8],
     start: usize,
     read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
@@ -190,23 +187,6 @@ fn walk_behind<'a>(
             _ => return Err(ReadFault::Syntax),
         }
     }
-}
-
-/// Goes from value to value of the array that begins at `at`, as `read` says where each ends, to its end.
-pub fn each(
-    bytes: &[u8],
-    start: usize,
-    mut read: impl FnMut(usize) -> JsonResult<usize>,
-) -> JsonResult<usize> {
-    if bytes.get(start) != Some(&b'[') {
-        return Err(ReadFault::Syntax);
-    }
-    let mut list = JsonList::at(bytes, start);
-    while list.next()? {
-        let at = skip_space(bytes, list.cursor.at);
-        list.cursor.at = read(at)?;
-    }
-    Ok(list.cursor.at)
 }
 
 /// Gives each byte outside of strings to `visit`, as long as that returns true. Whether it always did; a

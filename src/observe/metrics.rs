@@ -2,22 +2,17 @@
 //!
 //! Gauges of upstreams are not stored here; each scrape reads them from the leases, so they cannot drift.
 
+mod builder;
 mod cache;
 mod exchange;
 mod traces;
 
-use prometheus::core::Collector;
-use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-};
+use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
 
+use builder::MetricsBuilder;
 use cache::CacheMetrics;
 use exchange::ExchangeMetrics;
 use traces::TraceMetrics;
-
-/// Histogram buckets in seconds: a first token takes from a millisecond to ten minutes.
-const SECONDS_BUCKETS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
 
 /// All metrics of one balancer, in a registry of their own.
 pub(super) struct Metrics {
@@ -49,7 +44,7 @@ pub(super) struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let make = MetricsBuilder(Registry::new());
+        let make = MetricsBuilder::default();
         Metrics {
             requests: make.counters(
                 "vllm_lb_requests_total",
@@ -115,7 +110,7 @@ impl Default for Metrics {
             ),
             exchange: ExchangeMetrics::new(&make),
             traces: TraceMetrics::new(&make),
-            registry: make.0,
+            registry: make.registry,
         }
     }
 }
@@ -129,35 +124,6 @@ impl Metrics {
             log::error!(error:% = error; "metrics cannot be written");
         }
         text
-    }
-}
-
-/// Creates and registers metrics. Names and labels are constants of this directory, so a failure is a typing
-/// mistake, which the first test run finds.
-pub(super) struct MetricsBuilder(Registry);
-
-impl MetricsBuilder {
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.enter(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.enter(IntCounter::new(name, help))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.enter(IntGauge::new(name, help))
-    }
-
-    fn histogram(&self, name: &str, help: &str) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
-        self.enter(HistogramVec::new(options, &["model"]))
-    }
-
-    fn enter<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
-        let collector = made.expect("metric names and labels in these files are valid");
-        self.0.register(Box::new(collector.clone())).expect("each metric is registered once");
-        collector
     }
 }
 

@@ -7,14 +7,13 @@
 //! Never: a copy of the body, a change to it, a panic, more than a bounded look at the headers of a part.
 
 mod plain;
-mod tail;
+pub mod tail;
 
 use std::ops::Range;
 
 use memchr::memmem;
 
 use self::plain::FormCharset;
-pub use self::tail::FormTail;
 use super::scan::ScanProgress;
 use super::value::{MAX_MODEL_NAME_BYTES, MAX_TRUE_WORD_BYTES, ModelField, is_true_word, lossy_short};
 use crate::json::work::spend;

@@ -12,13 +12,12 @@
 
 mod fields;
 mod known;
-mod tail;
+pub mod tail;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 pub use self::fields::{BodyField, FieldSet};
-pub use self::tail::DocumentTail;
 use super::value::{
     MAX_MODEL_NAME_BYTES, MAX_RESPONSE_ID_BYTES, MAX_TRUE_WORD_BYTES, ModelField, is_true_number,
     is_true_word, unescape_short,

@@ -26,6 +26,7 @@
 //! Never: keep or report a name unchanged.
 
 mod cookie;
+mod name;
 
 use std::borrow::Cow;
 
@@ -37,6 +38,7 @@ use crate::config::types::{SessionConfig, SubagentSessions};
 use crate::json::unescape;
 use crate::json::{JsonCursor, RawValue};
 use cookie::CookiePattern;
+use name::{member, text, trimmed_name};
 
 /// The longest name that is its own label, in bytes.
 pub const MAX_LABEL_BYTES: usize = 128;
@@ -193,11 +195,6 @@ pub fn key_of(name: &[u8], model: &str) -> u64 {
     xxh3_64_with_seed(name.trim_ascii(), xxh3_64(model.as_bytes()))
 }
 
-/// A member of an object.
-fn member<'a>(object: RawValue<'a>, name: &str) -> Option<RawValue<'a>> {
-    JsonCursor::new(object.bytes).object(&[name]).get(0).ok().flatten()
-}
-
 /// The label of a session: unprintable characters are shown as `\u{fffd}`, and a long name as its beginning
 /// with a hash of the whole name. The label of a label is the same label.
 pub fn printable(name: &[u8]) -> String {
@@ -214,27 +211,6 @@ pub fn printable(name: &[u8]) -> String {
         text.push_str(&format!("~{:016x}", xxh3_64(name)));
     }
     text
-}
-
-/// A name without the white space around it, if it is one.
-fn trimmed_name(name: &[u8]) -> Option<&[u8]> {
-    let name = name.trim_ascii();
-    (!name.is_empty()).then_some(name)
-}
-
-/// The text of a string or a number.
-fn text(raw: RawValue<'_>) -> Option<Cow<'_, [u8]>> {
-    if !raw.whole {
-        return None;
-    }
-    let Some(string) = raw.string() else {
-        let is_number = matches!(raw.first(), b'-' | b'0'..=b'9');
-        return is_number.then_some(Cow::Borrowed(raw.bytes));
-    };
-    if memchr::memchr(b'\\', string).is_none() {
-        return trimmed_name(string).map(Cow::Borrowed);
-    }
-    trimmed_name(unescape(string).as_bytes()).map(|name| Cow::Owned(name.to_vec()))
 }
 
 /// The session in Claude Code's `user_id`: `user_…_account_…_session_{uuid}`, or an object as text.

@@ -5,8 +5,8 @@
 //!
 //! Never: hold more than the parser's carry-over between two pieces.
 
-use crate::prompt::multipart::FormTail;
-use crate::prompt::scan::DocumentTail;
+use crate::prompt::multipart::tail::FormTail;
+use crate::prompt::scan::tail::DocumentTail;
 use crate::reject::Reject;
 
 /// The reader of the rest of a body.

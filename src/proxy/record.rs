@@ -10,7 +10,7 @@ use super::context::RequestContext;
 use super::request::RequestedModel;
 use super::shared::ProxyShared;
 use crate::fleet::Outcome;
-use crate::observe::Done;
+use crate::observe::request::Done;
 
 /// Writes the record of a finished request.
 pub fn write(

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::is_wide;
+use super::super::{JsonCursor, JsonMember, RawValue, document, each, is_wide, items, object, read_object};
 use super::*;
 
 fn outline(body: &str) -> Option<String> {

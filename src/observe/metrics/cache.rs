@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounterVec, IntGauge};
 
-use super::MetricsBuilder;
+use super::builder::MetricsBuilder;
 
 /// The metrics of tokens and of the prefix index.
 pub(in crate::observe) struct CacheMetrics {

@@ -2,7 +2,7 @@
 
 use prometheus::{Gauge, IntCounterVec, IntGauge};
 
-use super::MetricsBuilder;
+use super::builder::MetricsBuilder;
 
 /// The metrics of Redis and the siblings.
 pub(in crate::observe) struct ExchangeMetrics {

@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
-use super::MetricsBuilder;
+use super::builder::MetricsBuilder;
 
 /// The metrics of recorded calls.
 pub(in crate::observe) struct TraceMetrics {

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, header};
 
-use super::{member, text, trimmed_name};
+use super::name::{member, text, trimmed_name};
 use crate::json::RawValue;
 
 /// How a JSON object begins in base64.

@@ -1,6 +1,7 @@
 //! Tests of what makes a form plain, in the scanner and in the tail behind each of its bytes.
 
-use super::super::{FormScanner, FormTail};
+use super::super::FormScanner;
+use super::super::tail::FormTail;
 
 const TYPE: &str = "multipart/form-data; boundary=B";
 const FIRST: &str = "--B\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n";

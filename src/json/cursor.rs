@@ -5,10 +5,10 @@
 //!
 //! Never: recursion, a panic. What is no JSON is the same as what is cut: from there on no value is returned.
 
-use super::super::skip_space;
-use super::super::text::{ShortText, decode};
-use super::super::work::spend;
-use super::{ReadFault, ValueEnd, find_end, walk_members};
+use super::slice::{JsonResult, ReadFault, ValueEnd, find_end, walk_members};
+use super::space::skip_space;
+use super::text::{ShortText, decode};
+use super::work::spend;
 
 /// The bytes end here, or they are no JSON from here on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,4 +191,21 @@ impl<'a> JsonList<'a> {
             _ => Err(EndOfJson),
         }
     }
+}
+
+/// Goes from value to value of the array that begins at `at`, as `read` says where each ends, to its end.
+pub fn each(
+    bytes: &[u8],
+    start: usize,
+    mut read: impl FnMut(usize) -> JsonResult<usize>,
+) -> JsonResult<usize> {
+    if bytes.get(start) != Some(&b'[') {
+        return Err(ReadFault::Syntax);
+    }
+    let mut list = JsonList::at(bytes, start);
+    while list.next()? {
+        let at = skip_space(bytes, list.cursor.at);
+        list.cursor.at = read(at)?;
+    }
+    Ok(list.cursor.at)
 }

@@ -4,9 +4,10 @@
 
 use std::borrow::Cow;
 
-use super::super::text::unescape;
-use super::super::{BYTE_ORDER_MARK, Span, skip_space};
-use super::{JsonResult, ReadFault, each, read_value, walk};
+use super::cursor::each;
+use super::slice::{JsonResult, ReadFault, Span, read_value, walk};
+use super::space::{BYTE_ORDER_MARK, skip_space};
+use super::text::unescape;
 
 /// One key of an object and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
