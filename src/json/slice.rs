@@ -1,7 +1,7 @@
 //! Values in a slice, which may be cut at any byte: where they end, member by member, element by element.
 //!
 //! A number or a literal that the slice ends with is whole only if nothing follows. Readers of whole
-//! documents take it for whole ([`value_end`]), readers of cut ones do not ([`RawValue`](super::cursor::RawValue)).
+//! documents take it for whole ([`value_end`]), readers of cut ones do not (`RawValue`).
 
 use std::borrow::Cow;
 use std::ops::Range;

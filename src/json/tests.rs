@@ -14,6 +14,7 @@ use self::reference::{
 };
 use super::growing::GrowingState;
 use super::slice::{ValueEnd, find_end};
+use super::space::BYTE_ORDER_MARK;
 use super::work::WORK;
 use super::*;
 

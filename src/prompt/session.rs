@@ -35,8 +35,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::scan::{BodyField, Scanner};
 use crate::config::types::{SessionConfig, SubagentSessions};
-use crate::json::unescape;
-use crate::json::{JsonCursor, RawValue};
+use crate::json::RawValue;
 use cookie::CookiePattern;
 use name::{member, text, trimmed_name};
 

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::{JsonCursor, JsonMember, RawValue, document, each, is_wide, items, object, read_object};
+use super::super::{
+    EndOfJson, JsonCursor, JsonList, JsonMember, document, is_wide, items, object, read_object,
+};
 use super::*;
 
 fn outline(body: &str) -> Option<String> {
