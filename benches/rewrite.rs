@@ -35,7 +35,7 @@ use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::route::answer::{AnswerContext, AnswerEditor};
 use vllm_lb::route::dialect::BodyDialect;
 use vllm_lb::route::rewrite::AddedAnswerFields;
-use vllm_lb::route::table::RouteTable;
+use vllm_lb::route::virtual_models::RouteTable;
 
 /// The balancer's, as the small bodies spend a part of their time in it.
 #[cfg(feature = "jemalloc")]

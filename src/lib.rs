@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! proxy::carry::carry          one request reads as this function, from its head to its end
-//!   intake::take_in            head -> route::paths -> peek: body -> prompt::{scan,canon} -> facts, chain
-//!                              route::{table,rewrite,translate} where a route says so | RequestEnd::Reject
+//!   intake::take_in            head -> route::api_paths -> peek: body -> prompt::{scan,canon} -> facts
+//!                              where a route says so: route::{virtual_models,rewrite,translate}
 //!   choose::choose             fleet.snapshot().candidates(), state.weigh(chain) -> pick::pick -> lease
 //!   attempt::attempt           connection, head and held body in one write, answer's head, first event
 //!   retry::decide              what failed, what is held -> another attempt or none

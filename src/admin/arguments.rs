@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::answer::AdminReject;
 use crate::prompt::session::printable;
-use crate::route::paths::decode_escapes;
+use crate::route::api_paths::decode_escapes;
 
 /// A parameter of the query; `""` when it stands there without a value.
 pub fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&'r str> {

@@ -23,7 +23,7 @@ use serde_json::json;
 use super::answer::{answer, not_allowed};
 use super::parts::AdminParts;
 use super::{sessions, traces, workers};
-use crate::route::paths::of_session;
+use crate::route::api_paths::of_session;
 
 /// Whether a path outside of `/admin/` belongs to this API.
 pub fn serves(path: &str) -> bool {

@@ -13,7 +13,7 @@ use super::answer::{AdminReject, AdminResult, answer, not_allowed, respond, type
 use super::arguments::{ListRange, decoded_id, object, session_ids, stored_id, text_member};
 use super::parts::AdminParts;
 use super::traces;
-use crate::route::paths::{escape_path, of_session};
+use crate::route::api_paths::{escape_path, of_session};
 use crate::traces::now;
 use crate::traces::record::{SessionSettings, SessionSummary};
 

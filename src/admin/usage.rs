@@ -16,7 +16,7 @@ use super::arguments::parameter;
 use crate::config::values::integer_in;
 use crate::observe::usage::{DatedTotal, MAX_SESSION_TOTALS, UsageTotal, UsageTotals};
 use crate::prompt::session::printable;
-use crate::route::paths::decode_escapes;
+use crate::route::api_paths::decode_escapes;
 
 /// The number of sessions in an answer when the call has no `limit`.
 const DEFAULT_SESSION_COUNT: usize = 100;

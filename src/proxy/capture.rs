@@ -22,10 +22,10 @@ use super::request_end::RequestEnd;
 use super::shared::ProxyShared;
 use crate::reject::Reject;
 use crate::route::answer::overflow::OverflowAnswer;
+use crate::route::api_paths::Api;
 use crate::route::capture::{AnswerCleanup, CaptureQuestion};
 use crate::route::dialect::BodyDialect;
-use crate::route::paths::Api;
-use crate::route::refusal::{self, RefusalEditor};
+use crate::route::engine_error::{self, RefusalEditor};
 use crate::traces::capture::{Capture, CaptureStart};
 use crate::traces::record::{SessionSettings, TraceApi, TraceError};
 use crate::traces::{Traces, UNNAMED_SESSION};
@@ -193,7 +193,8 @@ impl RequestCapture {
         self.capture.answer(status, is_stream);
         let fields = self.question.as_ref().map(|question| question.added_fields).unwrap_or_default();
         let is_refusal = status == 400 && self.added_members > 0;
-        let refusal = || refusal::fields(body).map(|own| RefusalEditor::with_added(own, self.added_members));
+        let refusal =
+            || engine_error::fields(body).map(|own| RefusalEditor::with_added(own, self.added_members));
         let edit = if !plain {
             CaptureEdit::Unread
         } else if let Some(refusal) = is_refusal.then(refusal).flatten() {

@@ -13,7 +13,7 @@ use crate::aggregate::{self, ModelCard};
 use crate::config::types::RouteConfig;
 use crate::fleet::{Fleet, Snapshot, Upstream};
 use crate::route::resolve::{self, Resolver, UpstreamView};
-use crate::route::table::{RoutePlan, RouteTable, UnnamedModelRoute};
+use crate::route::virtual_models::{RoutePlan, RouteTable, UnnamedModelRoute};
 
 /// The routes, with the models that their upstreams serve at this moment.
 pub struct FleetRoutes {

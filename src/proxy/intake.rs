@@ -29,10 +29,10 @@ use crate::config::types::Timeouts;
 use crate::fleet::Snapshot;
 use crate::reject::{ErrorShape, Reject};
 use crate::reply::ending::ErrorEventForm;
-use crate::route::dialect::BodyDialect;
-use crate::route::paths::{
+use crate::route::api_paths::{
     self, AggregateKind, Api, ApiRoute, ErrorStyle, ModelLocation, OwnAnswer, PathMatch, PathPolicy, location,
 };
+use crate::route::dialect::BodyDialect;
 use body_facts::BodyShape;
 use peek::{HeadFacts, PeekNeeds, Peeked};
 
@@ -111,7 +111,7 @@ async fn route(
     add_host_field(client);
     take_session(client, request);
     let head = client.head();
-    let Some(path) = paths::decode(head.uri.path()) else { return Err(Reject::Path.into()) };
+    let Some(path) = api_paths::decode(head.uri.path()) else { return Err(Reject::Path.into()) };
     request.path = path.into_owned();
     let ApiRoute { api, policy } = match scope.settings.table.find(head.method.as_str(), &request.path) {
         PathMatch::Route(route) => route,
@@ -183,7 +183,7 @@ fn add_host_field(client: &mut Client<'_>) {
 /// Removes a session from the path; the rest is the path of the interface.
 fn take_session(client: &mut Client<'_>, request: &mut ClientRequest) {
     let uri = &client.head().uri;
-    let Some((name, rest)) = paths::of_session(uri.path()) else { return };
+    let Some((name, rest)) = api_paths::of_session(uri.path()) else { return };
     let query = uri.query().map_or(String::new(), |query| format!("?{query}"));
     // A piece of a path is a path.
     let Ok(inner) = Uri::try_from(format!("{rest}{query}")) else { return };
@@ -405,7 +405,7 @@ fn take_model_of_query(
     request.edits = Some(edits);
     let Some(served) = served.filter(|served| Some(served) != model.as_ref()) else { return Ok(()) };
     let uri = &client.head().uri;
-    let renamed = paths::with_model(uri.path(), uri.query().unwrap_or_default(), &served);
+    let renamed = api_paths::with_model(uri.path(), uri.query().unwrap_or_default(), &served);
     if let Ok(renamed) = Uri::try_from(renamed) {
         client.head_mut().set_uri(renamed);
         request.model = RequestedModel::Named(served);
@@ -418,7 +418,7 @@ fn model_of_query(query: &str) -> Result<RequestedModel, Reject> {
     // In the encoding of forms, where broken escapes are text.
     let decoded = |text: &str| {
         let text = text.replace('+', " ");
-        paths::decode_escapes(&text).map_or_else(|| text.clone(), |decoded| decoded.to_string())
+        api_paths::decode_escapes(&text).map_or_else(|| text.clone(), |decoded| decoded.to_string())
     };
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let mut models = pairs.filter(|(key, _)| decoded(key) == "model").map(|(_, value)| decoded(value));

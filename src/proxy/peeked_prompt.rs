@@ -8,7 +8,7 @@ use crate::json;
 use crate::prompt::canon::{PromptDialect, PromptReader, PromptSource};
 use crate::prompt::chain::BlockLayout;
 use crate::prompt::scan::{BodyField, ScanFacts, ScanProgress, Scanner};
-use crate::route::paths::Api;
+use crate::route::api_paths::Api;
 use crate::state::PromptLookup;
 
 thread_local! {

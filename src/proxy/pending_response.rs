@@ -11,7 +11,7 @@ use super::body::BodyInsertion;
 use super::headers;
 use super::random::RandomSource;
 use crate::fleet::Upstream;
-use crate::route::refusal::{self, RefusalEditor};
+use crate::route::engine_error::{self, RefusalEditor};
 use crate::route::stored::{ResponseIdStamp, location, number};
 use crate::state::State;
 use crate::state::responses::ResponseOrigin;
@@ -65,9 +65,9 @@ impl PendingResponse {
         let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
         let plain = text(header::CONTENT_ENCODING).is_empty();
         let stamp = self.stamp.as_ref().filter(|_| refuses && plain && !body.is_empty());
-        self.refusal = stamp.and_then(|stamp| match refusal::fields_if_sound(body) {
+        self.refusal = stamp.and_then(|stamp| match engine_error::fields_if_sound(body) {
             Some(fields) => Some(RefusalEditor::new(fields)),
-            None => Some(RefusalEditor::new(refusal::fields(body)?).broken_behind(stamp.span())),
+            None => Some(RefusalEditor::new(engine_error::fields(body)?).broken_behind(stamp.span())),
         });
         match &self.refusal {
             Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),

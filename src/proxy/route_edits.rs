@@ -23,12 +23,12 @@ use crate::fleet::Upstream;
 use crate::prompt::scan::Scanner;
 use crate::route::answer::overflow::{self, OverflowAnswer};
 use crate::route::answer::{self, AnswerContext, AnswerEditor};
+use crate::route::api_paths::Api;
 use crate::route::dialect::BodyDialect;
 use crate::route::edit::{BodyEdit, EditedBody};
-use crate::route::paths::Api;
 use crate::route::rewrite::AddedAnswerFields;
-use crate::route::table::{RoutePlan, UnnamedModelRoute};
 use crate::route::translate::ChatTranslation;
+use crate::route::virtual_models::{RoutePlan, UnnamedModelRoute};
 
 /// The edits that a route makes to one request and its answer.
 pub struct RouteEdits {

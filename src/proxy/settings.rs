@@ -11,11 +11,11 @@ use crate::config::types::{Balance, Config, Peek, Retry, Timeouts, TrustedProxie
 use crate::fleet::Fleet;
 use crate::prompt::chain::BlockLayout;
 use crate::prompt::session::SessionPlaces;
-use crate::route::paths;
+use crate::route::api_paths;
 
 /// What a request needs of the configuration, loaded once at its beginning.
 pub struct ProxySettings {
-    pub table: paths::PathTable,
+    pub table: api_paths::PathTable,
     pub knobs: Balance,
     pub peeker: Peeker,
     pub timeouts: Timeouts,
@@ -60,7 +60,7 @@ impl ProxySettings {
         blocks: Option<BlockLayout>,
     ) -> Arc<Self> {
         Arc::new(ProxySettings {
-            table: paths::PathTable::new(&config.passthrough),
+            table: api_paths::PathTable::new(&config.passthrough),
             knobs: config.balance,
             // Without a cost for missing tokens, prompts need not be read.
             peeker: Peeker {

@@ -14,10 +14,10 @@ use super::random::RandomSource;
 use crate::config::types::UpstreamForm;
 use crate::reject::Reject;
 use crate::route::answer::AnswerContext;
-use crate::route::paths::Api;
-use crate::route::table::RoutePlan;
+use crate::route::api_paths::Api;
 use crate::route::token_ids::MissingTokens;
 use crate::route::translate::{self, AnswerFault, ChatTranslation, TranslatedApi};
+use crate::route::virtual_models::RoutePlan;
 
 /// The type of the error for an answer above a limit.
 const TOO_LARGE: ErrorType = ErrorType::Custom("an answer that is too large to be translated");

@@ -14,9 +14,9 @@ use pingora::http::ResponseHeader;
 use super::headers;
 use super::route_edits::RouteEdits;
 use crate::prompt::scan::Scanner;
+use crate::route::api_paths::Api;
 use crate::route::dialect::BodyDialect;
-use crate::route::paths::Api;
-use crate::route::refusal::{self, RefusalEditor};
+use crate::route::engine_error::{self, RefusalEditor};
 use crate::route::usage::{self, UsageFilter, UsageRequest};
 
 /// Requests the usage of one stream, and removes it from the answer.
@@ -74,7 +74,7 @@ impl UsageInjection {
                 Some(InjectionCleanup::Stream(UsageFilter::default()))
             }
             400 if kind.starts_with("application/json") && self.is_field => {
-                refusal::fields(body).map(RefusalEditor::new).map(InjectionCleanup::Refusal)
+                engine_error::fields(body).map(RefusalEditor::new).map(InjectionCleanup::Refusal)
             }
             _ => None,
         };

@@ -6,7 +6,8 @@
 //!   when the content of an answer is complete.
 //!
 //! After the cleanup an answer has the bytes of one that was not captured. In a refusal, which counts the
-//! fields of the body, that is left to [`RefusalEditor`](super::refusal::RefusalEditor), which is made for
+//! fields of the body, that is left to
+//! [`RefusalEditor`](super::engine_error::RefusalEditor), which is made for
 //! the number of fields that were added: [`CaptureQuestion::added_members`].
 //!
 //! Never: a tree of a body or an answer, a change to bytes that are no value of a named field.

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::paths::Api;
+use super::api_paths::Api;
 
 /// The form of a request's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use bytes::Bytes;
 
 use super::dialect::BodyDialect;
 use super::rewrite::{AddedAnswerFields, BodyRewrite, RewrittenBody, is_wide};
-use super::table::RoutePlan;
 use super::translate::{self, ChatTranslation};
+use super::virtual_models::RoutePlan;
 use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::table::{RoutePlan, RouteTable, UnnamedModelRoute};
+use super::virtual_models::{RoutePlan, RouteTable, UnnamedModelRoute};
 use crate::config::types::RouteConfig;
 
 /// The id that stands for an upstream or a source that is absent and may appear later.

@@ -33,7 +33,7 @@ pub use self::request::{MAX_TREE_VALUES, chat_bytes, memory_needed};
 use self::responses::{RequestEcho, ResponseBuilder, ResponseEvents};
 use self::stream::ChatStreamTranslator;
 use super::answer::{MAX_WHOLE_ANSWER_BYTES, ModelRename};
-use super::paths::Api;
+use super::api_paths::Api;
 use crate::reject::Reject;
 
 /// An API whose requests can be sent to an engine in the language of its chats.

@@ -11,7 +11,7 @@
 //!   that breaks off between the two ends before them.
 //!
 //! The result equals the stream without the request, byte by byte; so does a refusal after
-//! [`RefusalEditor`](super::refusal::RefusalEditor), whose text counts the fields of the body. For that
+//! [`RefusalEditor`](super::engine_error::RefusalEditor), whose text counts the fields of the body. For that
 //! reason usage is not requested for several choices (`n`, a list of prompts): each choice ends with a chunk
 //! of its own, long before the others, and that chunk would have to wait for the fingerprint. vLLM changes
 //! nothing else in the stream; a `"usage":null` in an engine's chunks carries no information, and stays.

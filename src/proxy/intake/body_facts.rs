@@ -13,7 +13,7 @@ use crate::proxy::peeked_prompt::{self, PromptTail};
 use crate::proxy::pending_response::KeptResponse;
 use crate::proxy::request::RequestedModel;
 use crate::reject::Reject;
-use crate::route::paths::Api;
+use crate::route::api_paths::Api;
 use crate::state::PromptLookup;
 
 /// The form of a body, which decides the location of its model.

@@ -6,7 +6,7 @@ use proptest::sample::{Index, select};
 
 use super::*;
 use crate::config::types::{Retry, RouteConfig, Timeouts};
-use crate::route::table::RouteTable;
+use crate::route::virtual_models::RouteTable;
 use crate::sse::tests::assert_linear;
 
 const ALL: AddedAnswerFields = AddedAnswerFields { logprobs: true, token_ids: true };

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::super::table::RouteTable;
+use super::super::virtual_models::RouteTable;
 use super::*;
 use crate::config::check::check;
 use crate::json::work::WORK;

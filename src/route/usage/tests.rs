@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::refusal::{self, RefusalEditor};
+use super::super::engine_error::{self, RefusalEditor};
 use super::*;
 use crate::sse::tests::assert_linear;
 
@@ -62,7 +62,7 @@ fn requests_the_usage_of_streams() {
 fn refusal_counts_the_fields_of_the_client() {
     let told = |body: &str, said: &str| {
         let asking = asking(body, BodyDialect::Chat).unwrap();
-        let mut refusal = RefusalEditor::new(refusal::fields(asking.as_bytes()).unwrap() - 1);
+        let mut refusal = RefusalEditor::new(engine_error::fields(asking.as_bytes()).unwrap() - 1);
         let first = refusal.feed(&said.as_bytes()[..10], false);
         String::from_utf8([first, refusal.feed(&said.as_bytes()[10..], true)].concat()).unwrap()
     };

@@ -11,8 +11,8 @@ use http::HeaderMap;
 use vllm_lb::config::check::check;
 use vllm_lb::route::dialect::BodyDialect;
 use vllm_lb::route::edit::{BodyEdit, EditedBody};
-use vllm_lb::route::table::RouteTable;
 use vllm_lb::route::translate::{ChatTranslation, TranslatedApi};
+use vllm_lb::route::virtual_models::RouteTable;
 
 const SIZE: usize = 6 << 20;
 

@@ -33,12 +33,12 @@ use vllm_lb::config::types::{OverflowPolicy, UpstreamForm};
 use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::reject::{ErrorShape, Reject};
 use vllm_lb::route::answer::{AnswerContext, AnswerEditor, overflow};
+use vllm_lb::route::api_paths::{self, PathMatch};
 use vllm_lb::route::dialect::BodyDialect;
-use vllm_lb::route::paths::{self, PathMatch};
 use vllm_lb::route::rewrite::{AddedAnswerFields, RewrittenBody};
-use vllm_lb::route::table::{RoutePlan, RouteTable};
 use vllm_lb::route::translate::{self, ChatTranslation, TranslatedApi};
 use vllm_lb::route::usage::{UsageFilter, usage_request};
+use vllm_lb::route::virtual_models::{RoutePlan, RouteTable};
 
 #[derive(Debug, Default)]
 struct Case {
@@ -201,7 +201,7 @@ impl Case {
     }
 
     fn dialect(&self) -> BodyDialect {
-        match paths::PathTable::default().find("POST", self.path()) {
+        match api_paths::PathTable::default().find("POST", self.path()) {
             PathMatch::Route(route) => BodyDialect::of(route.api),
             other => panic!("{}: {other:?}", self.name),
         }

@@ -1,8 +1,8 @@
 //! Which route a request takes, however its client writes what routes go by: the path, the host, the model
 //! where it stands outside of the body, and no model at all.
 //!
-//! Which route is the first that matches is held by `route::table`; here it is held that the running balancer
-//! reads a request as an engine does before it asks there.
+//! Which route is the first that matches is held by `route::virtual_models`; here it is held that the running
+//! balancer reads a request as an engine does before it asks there.
 
 use crate::common::body::{chat, form};
 use crate::common::h2::{self, H2};

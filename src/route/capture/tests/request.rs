@@ -10,7 +10,7 @@ use crate::prompt::scan::Scanner;
 use crate::reject::Reject;
 use crate::route::dialect::{ALL_DIALECTS, BodyDialect};
 use crate::route::edit::wide;
-use crate::route::refusal::{self, RefusalEditor};
+use crate::route::engine_error::{self, RefusalEditor};
 
 fn params(params: Value) -> Map<String, Value> {
     params.as_object().cloned().unwrap()
@@ -151,8 +151,8 @@ fn a_refusal_counts_the_fields_of_the_client() {
         let question = capture_question(body.as_bytes(), None, BodyDialect::Chat).unwrap();
         assert_eq!(question.added_members(), added);
         let asked = question.apply(body.as_bytes());
-        let fields = refusal::fields(body.as_bytes()).unwrap();
-        assert_eq!(refusal::fields(&asked), Some(fields + added));
+        let fields = engine_error::fields(body.as_bytes()).unwrap();
+        assert_eq!(engine_error::fields(&asked), Some(fields + added));
         let mut refusal = RefusalEditor::with_added(fields, question.added_members());
         assert!(refusal.keeps_length());
         assert_eq!(String::from_utf8(refusal.feed(said.as_bytes(), true)).unwrap(), wanted);
