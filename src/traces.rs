@@ -16,14 +16,14 @@ mod known_prompts;
 mod queue;
 pub mod record;
 mod sessions;
+mod shared;
 pub mod store;
 mod writer;
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -31,11 +31,11 @@ use crate::config::types::{CaptureScope, TraceStore, TracesConfig};
 use crate::observe::Observer;
 use crate::route::cumulative::{FallbackReason, RecordedTurn};
 use capture::{Capture, CaptureStart};
-use cumulative::{LastTurns, PendingTurn};
-use known_prompts::KnownPrompts;
-use queue::{CaptureQueue, TraceMessage};
-use record::{CallFacts, SessionSettings};
+use queue::TraceMessage;
+use record::SessionSettings;
 use sessions::{KnownSettings, SessionRegistry};
+pub use shared::now;
+use shared::{NO_VERSION, SharedTraces};
 use store::{Store, StoreError};
 use writer::WriterThread;
 
@@ -48,27 +48,13 @@ const MAX_START_LOOKUP: Duration = Duration::from_secs(1);
 /// The time for which requests skip a database that did not answer.
 const LOOKUP_PAUSE: Duration = Duration::from_secs(5);
 
-/// The number that represents "no weight version".
-const NO_VERSION: i64 = i64::MIN;
-
-/// The session of calls that name none.
-pub const UNNAMED_SESSION: &str = "unnamed";
-
 /// The traces of one balancer.
 pub struct Traces {
-    settings: ArcSwap<TracesConfig>,
-    queue: CaptureQueue,
+    shared: Arc<SharedTraces>,
     sessions: SessionRegistry,
-    last_turns: Arc<LastTurns>,
-    known_prompts: KnownPrompts,
-    /// `None`: a database that could not be reached yet.
-    store: ArcSwapOption<Store>,
-    weight_version: AtomicI64,
-    marks: AtomicU64,
     /// The time until which requests skip a store that did not answer.
     lookup_pause: Mutex<Option<Instant>>,
     writer: WriterThread,
-    observer: Observer,
 }
 
 impl Traces {
@@ -91,40 +77,33 @@ impl Traces {
             None => Ok(Ok(None)),
         };
         let version = version.ok().and_then(Result::ok).flatten();
-        let traces = Arc::new(Traces {
-            settings: ArcSwap::from_pointee(config.clone()),
-            queue: CaptureQueue::new(config.queue),
+        let traces = Traces {
+            shared: Arc::new(SharedTraces::new(config, store, version, observer)),
             sessions: SessionRegistry::new(is_durable, is_shared),
-            last_turns: Arc::default(),
-            known_prompts: KnownPrompts::default(),
-            store: ArcSwapOption::new(store),
-            weight_version: AtomicI64::new(version.unwrap_or(NO_VERSION)),
-            marks: AtomicU64::new(0),
             lookup_pause: Mutex::new(None),
             writer: WriterThread::default(),
-            observer,
-        });
-        traces.writer.start(&traces)?;
-        traces.observer.trace_store_started(&config.store.to_string());
-        Ok(traces)
+        };
+        traces.writer.start(&traces.shared)?;
+        traces.shared.observer.trace_store_started(&config.store.to_string());
+        Ok(Arc::new(traces))
     }
 
     /// Applies `config` to calls that begin from now on, and its limits to the store, which stays.
     pub fn reload(&self, config: &TracesConfig) {
-        self.queue.set_max_calls(config.queue);
-        if let Some(store) = &*self.store.load() {
+        self.shared.queue.set_max_calls(config.queue);
+        if let Some(store) = &*self.shared.store.load() {
             store.set_limits(config);
         }
-        self.settings.store(Arc::new(config.clone()));
+        self.shared.settings.store(Arc::new(config.clone()));
     }
 
     pub fn settings(&self) -> Arc<TracesConfig> {
-        self.settings.load_full()
+        self.shared.settings.load_full()
     }
 
     /// Whether a call may be captured, or changed for its session; `named`: the path names its session.
     pub fn may_capture(&self, named: bool) -> bool {
-        let settings = self.settings.load();
+        let settings = self.shared.settings.load();
         let others = || settings.capture != CaptureScope::Sessions || self.sessions.may_have_any();
         settings.store != TraceStore::None && (named || others())
     }
@@ -132,7 +111,7 @@ impl Traces {
     /// Whether a call is captured: `named`: the path names its session, `made`: the API made it. `random`
     /// decides on the share of other calls.
     pub fn captures(&self, named: bool, made: bool, random: u64) -> bool {
-        let settings = self.settings.load();
+        let settings = self.shared.settings.load();
         settings.store != TraceStore::None
             && match settings.capture {
                 CaptureScope::All => true,
@@ -145,8 +124,8 @@ impl Traces {
     }
 
     /// Begins the capture of a call.
-    pub fn begin(self: &Arc<Self>, start: CaptureStart) -> Capture {
-        Capture::new(self.clone(), start, self.weight_version())
+    pub fn begin(&self, start: CaptureStart) -> Capture {
+        Capture::new(self.shared.clone(), start, self.weight_version())
     }
 
     /// The settings of a session from the API. Waits shortly for a database, if one is needed.
@@ -168,7 +147,7 @@ impl Traces {
     /// Reads from the store for a request. `None`: the store did not answer in time; other requests then skip
     /// it for a while.
     async fn look_up<T>(&self, read: impl AsyncFnOnce(Arc<Store>) -> Result<T, StoreError>) -> Option<T> {
-        let store = self.store.load_full()?;
+        let store = self.shared.store.load_full()?;
         let pause = || self.lookup_pause.lock().unwrap_or_else(PoisonError::into_inner);
         if pause().is_some_and(|until| Instant::now() < until) {
             return None;
@@ -198,31 +177,31 @@ impl Traces {
         };
         for id in ids {
             self.sessions.remove(id);
-            self.last_turns.remove(id);
-            self.known_prompts.remove(id);
+            self.shared.last_turns.remove(id);
+            self.shared.known_prompts.remove(id);
         }
         Ok(deleted)
     }
 
     /// Whether turns continue from recorded tokens.
     pub fn is_cumulative(&self) -> bool {
-        self.settings.load().cumulative
+        self.shared.settings.load().cumulative
     }
 
     /// The last turn of a session, as this balancer has recorded it.
     pub async fn last_turn(&self, session: &str) -> Result<Option<Arc<RecordedTurn>>, FallbackReason> {
-        self.last_turns.get(session).await.map_err(|_| FallbackReason::Late)
+        self.shared.last_turns.get(session).await.map_err(|_| FallbackReason::Late)
     }
 
     /// Whether there may be turns that only the store has.
     pub fn may_have_stored_turns(&self) -> bool {
-        matches!(self.settings.load().store, TraceStore::Sqlite(_) | TraceStore::Postgres(_))
+        matches!(self.shared.settings.load().store, TraceStore::Sqlite(_) | TraceStore::Postgres(_))
     }
 
     /// The last turn of a session in a store that other balancers write to, or that is older than this
     /// process. `known`: this balancer has recorded one.
     pub async fn stored_turn(&self, session: &str, known: bool) -> Option<RecordedTurn> {
-        let is_elsewhere = match &self.settings.load().store {
+        let is_elsewhere = match &self.shared.settings.load().store {
             TraceStore::None | TraceStore::Memory => false,
             TraceStore::Sqlite(_) => !known,
             TraceStore::Postgres(_) => true,
@@ -235,7 +214,7 @@ impl Traces {
     }
 
     pub fn weight_version(&self) -> Option<i64> {
-        Some(self.weight_version.load(Ordering::Acquire)).filter(|version| *version != NO_VERSION)
+        Some(self.shared.weight_version.load(Ordering::Acquire)).filter(|version| *version != NO_VERSION)
     }
 
     /// Stores the weight version, which is recorded with calls from now on.
@@ -246,21 +225,21 @@ impl Traces {
             Err(error) => Err(error),
         };
         // This balancer's own calls use the version even while a database is away.
-        self.weight_version.store(version, Ordering::Release);
+        self.shared.weight_version.store(version, Ordering::Release);
         stored
     }
 
     /// Waits until every call that has ended so far is stored or dropped.
     pub async fn flush(&self) {
         let (told, heard) = oneshot::channel();
-        self.push(TraceMessage::Flush(told));
+        self.shared.push(TraceMessage::Flush(told));
         // On an error the writer has ended, and nothing is left to store.
         heard.await.ok();
     }
 
     /// The store. `Err` until a database is first reached, and without a store.
     pub fn store(&self) -> Result<Arc<Store>, StoreError> {
-        match self.store.load_full() {
+        match self.shared.store.load_full() {
             Some(store) if matches!(*store, Store::None) => Err(StoreError::Off),
             Some(store) => Ok(store),
             None => Err(StoreError::Unreached),
@@ -269,37 +248,16 @@ impl Traces {
 
     /// Stores the captured calls within `grace`, and ends the writer.
     pub async fn stop(&self, grace: Duration) {
-        self.queue.close();
+        self.shared.queue.close();
         self.writer.join(grace).await;
-        if let Some(store) = self.store.load_full() {
+        if let Some(store) = self.shared.store.load_full() {
             timeout(grace, store.close()).await.ok();
         }
     }
 
     /// The number of calls that wait to be stored, their bytes, and the size of the store.
     pub fn sizes(&self) -> (usize, usize, u64) {
-        let (calls, bytes) = self.queue.size();
-        (calls, bytes, self.store.load().as_ref().map_or(0, |store| store.bytes()))
+        let (calls, bytes) = self.shared.queue.size();
+        (calls, bytes, self.shared.store.load().as_ref().map_or(0, |store| store.bytes()))
     }
-
-    /// Counts a call that has ended among those for which the next turn of its session waits.
-    fn pending_turn(&self, facts: &CallFacts) -> Option<PendingTurn> {
-        if self.is_cumulative() { self.last_turns.expect(facts) } else { None }
-    }
-
-    fn next_mark(&self) -> u64 {
-        self.marks.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn push(&self, message: TraceMessage) {
-        match self.queue.push(message) {
-            0 => {}
-            dropped => self.observer.traces_dropped(dropped, "full"),
-        }
-    }
-}
-
-/// Seconds since 1970.
-pub fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

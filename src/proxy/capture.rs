@@ -26,9 +26,9 @@ use crate::route::api_paths::Api;
 use crate::route::capture::{AnswerCleanup, CaptureQuestion};
 use crate::route::dialect::BodyDialect;
 use crate::route::engine_error::{self, RefusalEditor};
+use crate::traces::Traces;
 use crate::traces::capture::{Capture, CaptureStart};
-use crate::traces::record::{SessionSettings, TraceApi, TraceError};
-use crate::traces::{Traces, UNNAMED_SESSION};
+use crate::traces::record::{SessionSettings, TraceApi, TraceError, UNNAMED_SESSION};
 
 /// The largest room for a cleaned piece that is kept for the next one.
 const MAX_KEPT_BYTES: usize = 4 << 10;

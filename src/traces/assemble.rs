@@ -12,6 +12,7 @@
 //! Never: I/O, a clock, a panic on invalid bytes, a copy of a whole stream, more than [`MAX_ANSWER_BYTES`] of
 //! one answer.
 
+mod answer;
 mod chunks;
 mod document;
 mod ids;
@@ -22,16 +23,16 @@ mod request;
 mod responses;
 mod wire;
 
+pub use answer::AssembledAnswer;
 pub use ids::KnownPrompt;
 pub use request::{RequestParts, read_request, record};
 
+use answer::AnswerParts;
 use chunks::ChunkStream;
 use messages::MessageStream;
 use responses::ResponseStream;
-use wire::AnswerBody;
 
-use super::json::push_string;
-use super::record::{ChoiceRecord, CutDocument, TraceApi, TraceError, TraceTokens};
+use super::record::{CutDocument, TraceApi, TraceError};
 use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
 
 /// The largest number of held bytes of one answer.
@@ -84,38 +85,6 @@ enum StreamState {
     Chunks(ChunkStream),
     Responses(ResponseStream),
     Messages(MessageStream),
-}
-
-/// An assembled answer.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct AssembledAnswer {
-    pub model: Option<String>,
-    pub choices: Vec<ChoiceRecord>,
-    pub prompt_token_ids: Vec<u32>,
-    pub tokens: TraceTokens,
-    pub weight_version: Option<i64>,
-    /// An answer that was not a stream.
-    pub response: Option<CutDocument>,
-    /// The answer has an error event, is larger than what is captured, or has no end.
-    pub error: Option<TraceError>,
-    /// A part of the answer is missing.
-    pub partial: bool,
-    /// The stream's last event arrived; for other answers, the whole document.
-    pub is_complete: bool,
-}
-
-/// The parts of an answer that all readers collect.
-#[derive(Debug, Default)]
-struct AnswerParts {
-    model: Option<String>,
-    choices: Vec<ChoiceRecord>,
-    prompt_token_ids: Vec<u32>,
-    tokens: TraceTokens,
-    weight_version: Option<i64>,
-    has_error: bool,
-    is_complete: bool,
-    /// Whether a part could not be read.
-    is_damaged: bool,
 }
 
 // === impl AnswerAssembler ===
@@ -304,30 +273,9 @@ impl StreamEvents {
     }
 }
 
-// === impl AnswerParts ===
-
-impl AnswerParts {
-    /// Reads the members that every answer and every chunk has at its root.
-    fn read_common(&mut self, body: &AnswerBody<'_>) {
-        if let Some(version) = body.weight_version.and_then(|version| version.get().parse().ok()) {
-            self.weight_version = Some(version);
-        }
-        self.has_error |= body.error.is_some();
-    }
-}
-
 /// The document of an upstream's error. `None`: the body is not a JSON object.
 pub fn read_error(api: TraceApi, body: &[u8]) -> Option<CutDocument> {
     document::read_document(api, true, body, &mut KnownPrompt::default()).1
-}
-
-/// The message of a completion.
-fn completion_message(text: &str) -> String {
-    let mut message = String::with_capacity(text.len() + 40);
-    message.push_str("{\"role\":\"assistant\",\"content\":");
-    push_string(&mut message, text);
-    message.push('}');
-    message
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::Traces;
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
 use super::record::{CallFacts, TraceApi, TraceError};
+use super::shared::SharedTraces;
 
 /// The size at which the buffered part of an answer goes to the writer: it stays in a core's cache.
 pub const MAX_BUFFERED_BYTES: usize = 8 << 10;
@@ -38,7 +38,7 @@ pub struct CaptureStart {
 
 /// The capture of one call.
 pub struct Capture {
-    traces: Arc<Traces>,
+    traces: Arc<SharedTraces>,
     mark: Arc<CaptureMark>,
     begun: Instant,
     /// `None`: the call has ended.
@@ -46,7 +46,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub(super) fn new(traces: Arc<Traces>, start: CaptureStart, weight_version: Option<i64>) -> Self {
+    pub(super) fn new(traces: Arc<SharedTraces>, start: CaptureStart, weight_version: Option<i64>) -> Self {
         let arrived = SystemTime::now() - start.begun.elapsed();
         let arrived = arrived.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let facts = CallFacts {
@@ -196,6 +196,7 @@ mod tests {
     use super::*;
     use crate::config::types::TracesConfig;
     use crate::observe::Observer;
+    use crate::traces::Traces;
 
     fn start() -> CaptureStart {
         CaptureStart {

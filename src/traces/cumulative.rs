@@ -15,8 +15,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::UNNAMED_SESSION;
-use super::record::{CallFacts, CutDocument, TraceApi, TraceRecord};
+use super::record::{CallFacts, CutDocument, TraceApi, TraceRecord, UNNAMED_SESSION};
 use crate::route::cumulative::{RecordedChat, RecordedReply, RecordedTurn};
 
 /// The most sessions whose last turn is kept; the least recently used go first.

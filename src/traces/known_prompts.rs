@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::UNNAMED_SESSION;
 use super::assemble::KnownPrompt;
+use super::record::UNNAMED_SESSION;
 
 /// The most memory of known prompts; the least recently used go first.
 const MAX_KNOWN_BYTES: usize = 64 << 20;

@@ -8,6 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The session of calls that name none.
+pub const UNNAMED_SESSION: &str = "unnamed";
+
 /// The interface of a recorded call, as the upstream was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceApi {

@@ -2,6 +2,7 @@
 //!
 //! Never: a call from a request's path.
 
+mod contents;
 #[cfg(test)]
 mod contract;
 mod memory;
@@ -16,17 +17,14 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
+pub use self::contents::{StoreError, StoreTimeouts, StoredTrace};
+use self::contents::{database_limits, memory_limits};
 use self::memory::MemoryStore;
 use self::sql::SqlStore;
 use super::record::{SessionSettings, SessionSummary, TraceRecord};
 use crate::config::types::{TraceStore, TracesConfig};
 use crate::observe::Observer;
-
-/// The least time between two traces of a session, in seconds: their order is that of their times. A power of
-/// two, so that sums of it are exact.
-const CREATED_STEP: f64 = 1.0 / (1 << 20) as f64;
 
 /// The directory of this program under a directory of states.
 const STATE_DIRECTORY: &str = "vllm-lb";
@@ -41,71 +39,7 @@ pub enum Store {
     Sql(SqlStore),
 }
 
-/// A trace with the time at which it was stored.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoredTrace {
-    pub record: Arc<TraceRecord>,
-    /// In seconds since 1970; it grows within a session.
-    pub created_at: f64,
-}
-
-/// The failure of an operation. A batch that fails is not stored, not even in part.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("cannot open {place}: {reason}")]
-    Open { place: String, reason: String },
-    #[error("calls are not recorded: traces.store is none; set it to memory, sqlite or a postgres:// URL")]
-    Off,
-    #[error("the database of the traces has not been reached yet")]
-    Unreached,
-    #[error("the database of the traces: {reason}")]
-    Database { reason: String },
-    #[error("the database of the traces did not answer within {limit:?}")]
-    Timeout { limit: Duration },
-    #[error("the database of the traces has schema {found}, this version knows {known}: use a newer vllm-lb")]
-    NewerSchema { found: usize, known: usize },
-    #[error("the row of trace {trace_id} cannot be read: {reason}")]
-    Damaged { trace_id: String, reason: String },
-}
-
-/// The limits of a store, which a reload changes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StoreLimits {
-    /// How long traces stay after the last one of their session.
-    pub keep: Duration,
-    pub max_bytes: u64,
-}
-
-/// How long parts of a database operation may take.
-#[derive(Clone, Copy, Debug)]
-pub struct StoreTimeouts {
-    /// The wait for a lock of SQLite that another process has.
-    pub busy: Duration,
-    /// The wait for a connection.
-    pub acquire: Duration,
-    /// One statement.
-    pub statement: Duration,
-}
-
-impl Default for StoreTimeouts {
-    fn default() -> Self {
-        StoreTimeouts {
-            busy: Duration::from_secs(20),
-            acquire: Duration::from_secs(5),
-            statement: Duration::from_secs(30),
-        }
-    }
-}
-
 // === impl Store ===
-
-fn memory_limits(config: &TracesConfig) -> StoreLimits {
-    StoreLimits { keep: config.keep, max_bytes: config.memory }
-}
-
-fn database_limits(config: &TracesConfig) -> StoreLimits {
-    StoreLimits { keep: config.keep, max_bytes: config.max_bytes }
-}
 
 impl Store {
     /// Opens the configured store. Creates a database that does not exist.
@@ -308,9 +242,4 @@ pub fn sqlite_path(named: Option<&Path>, env: impl Fn(&str) -> Option<String>) -
         .or_else(|| Some(directory("HOME")?.join(".local/state").join(STATE_DIRECTORY)))
         .unwrap_or_else(|| std::env::temp_dir().join(STATE_DIRECTORY));
     state.join(DATABASE_FILE)
-}
-
-/// The metadata of a session as JSON.
-fn metadata_text(settings: &SessionSettings) -> String {
-    serde_json::to_string(&settings.metadata).unwrap_or_else(|_| "{}".into())
 }

@@ -20,8 +20,8 @@ use super::assemble::{self, AnswerAssembler};
 use super::known_prompts::KnownPrompts;
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
 use super::record::{ChoiceRecord, TraceRecord};
+use super::shared::{NO_VERSION, SharedTraces, now};
 use super::store::{Store, StoreError};
-use super::{NO_VERSION, Traces, now};
 use crate::config::types::TraceStore;
 use crate::observe::Observer;
 
@@ -72,7 +72,7 @@ pub struct WriterThread {
 
 impl WriterThread {
     /// Starts the thread.
-    pub fn start(&self, traces: &Arc<Traces>) -> Result<(), String> {
+    pub fn start(&self, traces: &Arc<SharedTraces>) -> Result<(), String> {
         let (ends, ended) = oneshot::channel();
         let traces = traces.clone();
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
@@ -97,11 +97,11 @@ impl WriterThread {
 }
 
 /// Ends the queue with the writer, also with one that panics: nothing waits for it then.
-struct QueueGuard<'a>(&'a Traces);
+struct QueueGuard<'a>(&'a SharedTraces);
 
 impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
-        let Traces { queue, observer, .. } = self.0;
+        let SharedTraces { queue, observer, .. } = self.0;
         queue.close();
         observer.traces_lost_at_stop(queue.clear());
     }
@@ -153,14 +153,14 @@ impl StoreUpkeep {
     }
 }
 
-async fn run(traces: &Arc<Traces>) {
+async fn run(traces: &Arc<SharedTraces>) {
     let (_guard, mut upkeep) = (QueueGuard(traces), StoreUpkeep::default());
     write_batches(traces, &mut upkeep).await;
     upkeep.end().await;
 }
 
 /// Takes and stores calls until the queue is closed.
-async fn write_batches(traces: &Arc<Traces>, upkeep: &mut StoreUpkeep) {
+async fn write_batches(traces: &Arc<SharedTraces>, upkeep: &mut StoreUpkeep) {
     let (mut batch, mut messages) = (WriterBatch::default(), Vec::new());
     let (mut expires, mut refreshes) = (interval(EXPIRE_INTERVAL), interval(REFRESH_INTERVAL));
     // After an outage once, and not once for each time that was missed.
@@ -199,7 +199,7 @@ async fn write_batches(traces: &Arc<Traces>, upkeep: &mut StoreUpkeep) {
 }
 
 impl WriterBatch {
-    fn add(&mut self, traces: &Traces, message: TraceMessage) {
+    fn add(&mut self, traces: &SharedTraces, message: TraceMessage) {
         // Given up since it was taken: what is left of it would be stored as if it were all.
         if message.is_dropped() {
             return;
@@ -249,7 +249,7 @@ impl WriterBatch {
     }
 
     /// Frees what was assembled of calls that the queue has dropped since.
-    fn forget_dropped(&mut self, traces: &Traces) {
+    fn forget_dropped(&mut self, traces: &SharedTraces) {
         let dropped = traces.queue.discards();
         if dropped != self.dropped {
             self.dropped = dropped;
@@ -269,7 +269,7 @@ impl WriterBatch {
     }
 
     /// Stores the records and notifies waiting callers. `last`: the balancer is ending. False: some are lost.
-    async fn store(&mut self, traces: &Traces, last: bool) -> bool {
+    async fn store(&mut self, traces: &SharedTraces, last: bool) -> bool {
         let records = std::mem::take(&mut self.records);
         (self.since, self.bytes) = (None, 0);
         let deadline = last.then(|| Instant::now() + MAX_LAST_TRIES);
@@ -323,7 +323,7 @@ fn assembled(
 }
 
 /// Stores a batch, again and again while the store cannot take it, until `deadline`. False: some are lost.
-async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Option<Instant>) -> bool {
+async fn store_batch(traces: &SharedTraces, records: &[Arc<TraceRecord>], deadline: Option<Instant>) -> bool {
     let (mut left, mut deadline, mut tries) = (records.to_vec(), deadline, 0);
     loop {
         let begun = Instant::now();
@@ -357,7 +357,7 @@ async fn store_batch(traces: &Traces, records: &[Arc<TraceRecord>], deadline: Op
 }
 
 /// Waits for the deadline of a balancer that is ending, which begins when the queue is closed.
-async fn last_moment(traces: &Traces, deadline: &mut Option<Instant>) {
+async fn last_moment(traces: &SharedTraces, deadline: &mut Option<Instant>) {
     while deadline.is_none() {
         if traces.queue.is_closed() {
             *deadline = Some(Instant::now() + MAX_LAST_TRIES);
@@ -370,7 +370,7 @@ async fn last_moment(traces: &Traces, deadline: &mut Option<Instant>) {
     }
 }
 
-async fn put(traces: &Traces, records: &[Arc<TraceRecord>]) -> Result<(), StoreError> {
+async fn put(traces: &SharedTraces, records: &[Arc<TraceRecord>]) -> Result<(), StoreError> {
     let store = open_store(traces).await?;
     store.put(records, now()).await?;
     traces.observer.traces_stored(records.len());
@@ -378,7 +378,7 @@ async fn put(traces: &Traces, records: &[Arc<TraceRecord>]) -> Result<(), StoreE
 }
 
 /// Returns the records that the store does not take.
-async fn store_one_by_one(traces: &Traces, records: Vec<Arc<TraceRecord>>) -> Vec<Arc<TraceRecord>> {
+async fn store_one_by_one(traces: &SharedTraces, records: Vec<Arc<TraceRecord>>) -> Vec<Arc<TraceRecord>> {
     let (mut left, mut records) = (Vec::new(), records.into_iter());
     for record in records.by_ref() {
         let begun = Instant::now();
@@ -395,16 +395,16 @@ async fn store_one_by_one(traces: &Traces, records: Vec<Arc<TraceRecord>>) -> Ve
 }
 
 /// The store, which is opened here when it could not be before.
-async fn open_store(traces: &Traces) -> Result<Arc<Store>, StoreError> {
+async fn open_store(traces: &SharedTraces) -> Result<Arc<Store>, StoreError> {
     if let Some(store) = traces.store.load_full() {
         return Ok(store);
     }
-    let store = Arc::new(Store::open(&traces.settings(), &traces.observer).await?);
+    let store = Arc::new(Store::open(&traces.settings.load(), &traces.observer).await?);
     traces.store.store(Some(store.clone()));
     Ok(store)
 }
 
-async fn expire(traces: Arc<Traces>) {
+async fn expire(traces: Arc<SharedTraces>) {
     let Some(store) = traces.store.load_full() else { return };
     let mut deadline = None;
     let expired = tokio::select! {
@@ -419,7 +419,7 @@ async fn expire(traces: Arc<Traces>) {
 }
 
 /// Applies the settings that siblings have written to a shared store.
-async fn refresh(traces: Arc<Traces>) {
+async fn refresh(traces: Arc<SharedTraces>) {
     if !matches!(traces.settings.load().store, TraceStore::Postgres(_)) {
         return;
     }

@@ -92,7 +92,7 @@ fn calls_that_overlap_are_conversations_beside_each_other() {
 
 #[test]
 fn calls_without_a_session_follow_from_nothing() {
-    assert_eq!(UNNAMED, crate::traces::UNNAMED_SESSION);
+    assert_eq!(UNNAMED, crate::traces::record::UNNAMED_SESSION);
     let calls: Vec<Value> =
         (0..3).map(|at| call(UNNAMED, f64::from(at), f64::from(at), &[ids(1, 20)], &[7])).collect();
     let load = load(&calls);

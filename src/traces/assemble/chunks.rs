@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
+use super::answer::{AnswerParts, completion_message};
 use super::ids::{append_ids, parse_ids};
 use super::merge::{MergedList, MergedObject};
 use super::plain_chunk::{PlainChunk, read_plain_chunk};
@@ -11,7 +12,6 @@ use super::wire::{
     AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, parse_object, read_tokens, readable,
     string,
 };
-use super::{AnswerParts, completion_message};
 use crate::sse::RepeatedHead;
 use crate::traces::json::push_ids;
 use crate::traces::record::{ChoiceRecord, TraceApi};

@@ -5,13 +5,14 @@ use std::ops::Range;
 
 use serde_json::value::RawValue;
 
+use super::answer::{AnswerParts, completion_message};
 use super::ids::{KnownPrompt, find_ids, is_behind_key, parse_ids};
 use super::merge::MergedList;
 use super::wire::{
     AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, is_within_limits, parse_object,
     read_tokens, readable, span_in, string,
 };
-use super::{AnswerParts, completion_message, messages, responses};
+use super::{messages, responses};
 use crate::json::{string_end, unescape};
 use crate::sse::count_work;
 use crate::traces::json::push_string;

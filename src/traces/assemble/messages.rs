@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::AnswerParts;
+use super::answer::AnswerParts;
 use super::merge::{MergedList, MergedObject};
 use super::wire::{AnswerBody, LenientCount, RawMembers, is_null, parse_object, read_tokens, string};
 use crate::traces::json::push_string;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::AssembledAnswer;
+use super::answer::AssembledAnswer;
 use super::document::{Cuts, cut_document};
 use super::ids::parse_ids;
 use super::wire::{is_within_limits, parse_object, readable, span_in, string};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::AnswerParts;
+use super::answer::AnswerParts;
 use super::ids::append_ids;
 use super::merge::MergedObject;
 use super::wire::{AnswerBody, LenientCount, RawMembers, TokenLogprob, parse_object, read_tokens, string};

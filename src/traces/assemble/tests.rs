@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::sse::tests::{assert_linear, chunks};
 use crate::traces::json::{restored, to_json};
-use crate::traces::record::{CallFacts, CutPart, TraceRecord};
+use crate::traces::record::{CallFacts, CutPart, TraceRecord, TraceTokens};
 use render::{LINE_ENDS, SourceAnswer, source_answer};
 
 /// Facts of a call that went well.

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::task::spawn_blocking;
 
+use super::contents::{CREATED_STEP, StoreError, StoreLimits, StoredTrace, metadata_text};
 use super::prompts::{PromptNode, allocation};
-use super::{CREATED_STEP, StoreError, StoreLimits, StoredTrace};
 use crate::traces::record::{ChoiceRecord, SessionSettings, SessionSummary, TraceRecord};
 
 /// The conversations of one session that a new prompt is compared with: subagents take turns.
@@ -325,7 +325,7 @@ impl HeldSession {
             session_id: id.into(),
             trace_count: self.traces.len() as u64,
             created_at: settings.map_or(first, |settings| settings.created_at),
-            metadata: settings.map_or_else(|| "{}".into(), super::metadata_text),
+            metadata: settings.map_or_else(|| "{}".into(), metadata_text),
         }
     }
 }

@@ -58,7 +58,7 @@ use tokio::sync::OnceCell;
 use self::link::{SqlLink, SqlPool, SqlValue};
 use self::parents::{KnownParents, RowDelta};
 use self::rows::EncodedRow;
-use super::{CREATED_STEP, StoreError, StoreLimits, StoreTimeouts};
+use super::contents::{CREATED_STEP, StoreError, StoreLimits, StoreTimeouts, metadata_text};
 use crate::traces::record::{SessionSettings, TraceRecord};
 
 /// The longest id of a session in a database, in bytes: an index of PostgreSQL does not take longer ones. Of
@@ -184,7 +184,7 @@ impl SqlStore {
     /// Replaces the settings of a session.
     pub async fn put_session(&self, settings: &SessionSettings) -> Result<(), StoreError> {
         let sampling_params = serde_json::to_string(&settings.sampling_params).unwrap_or_default();
-        let metadata = super::metadata_text(settings);
+        let metadata = metadata_text(settings);
         let mut link = self.write().await?;
         let sql = "INSERT INTO sessions (session_id, trace_count, bytes, last_at, created_at, metadata, \
              sampling_params, model) VALUES ($1, 0, 0, $2, $2, $3, $4, $5) \

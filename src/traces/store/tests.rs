@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::contents::StoreLimits;
 use super::contract::{START_TIME, arcs, check_expiry, check_repeated, check_sessions, check_store};
 use super::samples::{self, conversation, record};
 use super::*;

@@ -3,6 +3,7 @@
 use super::super::record::TraceApi;
 use super::*;
 use crate::config::types::TracesConfig;
+use crate::traces::Traces;
 
 #[tokio::test]
 async fn nothing_of_a_call_that_was_given_up_is_stored() {
@@ -12,11 +13,11 @@ async fn nothing_of_a_call_that_was_given_up_is_stored() {
     let form = AnswerForm { api: TraceApi::Chat, stream: true, status: 200 };
     let piece = || TraceMessage::Piece { mark: mark.clone(), form, bytes: b"data: {\"choices\":[".to_vec() };
     let later = piece();
-    batch.add(&traces, piece());
+    batch.add(&traces.shared, piece());
     assert_eq!(batch.open.len(), 1);
-    batch.give_up_largest(&traces.observer);
+    batch.give_up_largest(&traces.shared.observer);
     // Taken from the queue together with the first one.
-    batch.add(&traces, later);
+    batch.add(&traces.shared, later);
     assert!(batch.open.is_empty() && batch.open_bytes == 0);
     traces.stop(Duration::from_secs(5)).await;
 }

@@ -14,7 +14,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{PgPool, Postgres, Row, Sqlite, SqlitePool};
 use tokio::time::timeout;
 
-use crate::traces::store::StoreError;
+use crate::traces::store::contents::StoreError;
 
 /// The connections to one database.
 pub enum SqlPool {

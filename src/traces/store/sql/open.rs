@@ -23,7 +23,7 @@ use super::link::SqlPool;
 use super::parents::KnownParents;
 use crate::config::types::TracesConfig;
 use crate::observe::Observer;
-use crate::traces::store::{StoreError, StoreTimeouts, database_limits};
+use crate::traces::store::contents::{StoreError, StoreTimeouts, database_limits};
 
 /// The most memory of what is known of the last traces of sessions, in bytes.
 const MAX_PARENT_BYTES: usize = 64 << 20;

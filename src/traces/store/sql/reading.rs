@@ -12,7 +12,7 @@ use super::rows::RowDecoder;
 use super::schema::{COLUMNS, CREATED_COLUMN, PARENT_COLUMN};
 use super::{SqlStore, session_key};
 use crate::traces::record::{SessionSettings, SessionSummary};
-use crate::traces::store::{StoreError, StoredTrace};
+use crate::traces::store::contents::{StoreError, StoredTrace};
 
 /// The columns of a summary.
 const SUMMARY: &str = "session_id, trace_count, COALESCE(created_at, first_at, last_at), metadata";

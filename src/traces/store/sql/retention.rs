@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::link::{SqlLink, SqlPool, SqlValue};
 use super::{SESSIONS_AT_ONCE, SqlStore, session_key};
-use crate::traces::store::{StoreError, StoreLimits};
+use crate::traces::store::contents::{StoreError, StoreLimits};
 
 /// The largest number of rounds of deleting and measuring in one call.
 const MAX_ROUNDS: usize = 64;
@@ -198,7 +198,7 @@ mod tests {
 
     use super::*;
     use crate::config::types::TracesConfig;
-    use crate::traces::store::StoreTimeouts;
+    use crate::traces::store::contents::StoreTimeouts;
     use crate::traces::store::contract::{START_TIME, arcs};
     use crate::traces::store::samples::record;
 

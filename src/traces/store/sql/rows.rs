@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::link::{SqlRow, SqlValue};
 use super::parents::{RowDelta, SharedEnds};
 use crate::traces::record::*;
-use crate::traces::store::{StoreError, StoredTrace};
+use crate::traces::store::contents::{StoreError, StoredTrace};
 
 /// A record with the texts of its row.
 pub struct EncodedRow {

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::link::{SqlLink, SqlPool, SqlValue};
-use crate::traces::store::StoreError;
+use crate::traces::store::contents::StoreError;
 
 /// The statements that lead to each version, the first to version 1. SQLite and PostgreSQL take the same
 /// text.
