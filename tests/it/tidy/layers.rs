@@ -166,7 +166,7 @@ fn room(path: &[String]) -> Option<(&'static str, Level)> {
 }
 
 /// Where in the crate a path points to, when it points into the crate at all.
-fn target(from: &[String], children: &[String], segments: &[String]) -> Option<Vec<String>> {
+pub fn target(from: &[String], children: &[String], segments: &[String]) -> Option<Vec<String>> {
     let first = segments[0].as_str();
     let in_main = from.first().is_some_and(|name| name == "main");
     match first {

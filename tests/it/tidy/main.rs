@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod circles;
 mod language;
 mod layers;
 mod source;
@@ -251,6 +252,11 @@ fn pins(files: &[Source]) -> Vec<String> {
 #[test]
 fn layers_hold() {
     hold(&layers::arrows(&tree()));
+}
+
+#[test]
+fn imports_run_in_no_circle() {
+    hold(&circles::circles_of_the_house(&tree()));
 }
 
 #[test]

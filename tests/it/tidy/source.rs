@@ -303,7 +303,15 @@ pub fn paths(code: &str) -> Vec<Named> {
     let tokens = tokens(code);
     let (mut found, mut at) = (Vec::new(), 0);
     while at < tokens.len() {
-        if matches!(tokens[at].1, Token::Word(_)) {
+        if let [(_, Token::Word(public)), (_, Token::Other('(')), (_, Token::Word(inside)), ..] =
+            &tokens[at..]
+            && public == "pub"
+            && inside == "in"
+        {
+            // How far an item is visible: no path that the code uses.
+            let end = tokens[at..].iter().position(|(_, token)| *token == Token::Other(')'));
+            at = end.map_or(tokens.len(), |end| at + end);
+        } else if matches!(tokens[at].1, Token::Word(_)) {
             at = path(&tokens, at, &[], &mut found);
         } else {
             at += 1;
@@ -416,7 +424,8 @@ mod tests {
 
     #[test]
     fn groups_are_spread() {
-        let text = "use crate::{a::{self, b as c}, d::*, e}; fn f() { g::<h::I>::j(k::l!()) }";
+        let text =
+            "use crate::{a::{self, b as c}, d::*, e}; pub(in crate::m::n) fn f() { g::<h::I>::j(k::l!()) }";
         let found: Vec<_> = paths(text).into_iter().map(|path| path.segments.join("::")).collect();
         assert_eq!(found, ["crate::a", "crate::a::b", "crate::d::*", "crate::e", "h::I", "k::l"]);
     }
