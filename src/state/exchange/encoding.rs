@@ -47,15 +47,12 @@ impl<'a> MessageNames<'a> {
     }
 }
 
-/// Appends the marks of the optional hashes, and these.
-fn put_ends(out: &mut Vec<u8>, parent: Option<u64>, end: Option<u64>) {
-    out.push(u8::from(parent.is_some()) | u8::from(end.is_some()) << 1);
+/// Appends the number of hashes of a chain, with the marks of its optional hashes in the two lowest bits, and
+/// the optional hashes.
+fn put_chain_head(out: &mut Vec<u8>, hashes: &[u64], parent: Option<u64>, end: Option<u64>) {
+    let marks = u64::from(parent.is_some()) | u64::from(end.is_some()) << 1;
+    put_number(out, (hashes.len() as u64) << 2 | marks);
     parent.iter().chain(&end).for_each(|hash| put_hash(out, *hash));
-}
-
-fn put_hashes(out: &mut Vec<u8>, hashes: &[u64]) {
-    put_number(out, hashes.len() as u64);
-    hashes.iter().for_each(|hash| put_hash(out, *hash));
 }
 
 /// Appends a part with its kind and its length.
@@ -116,9 +113,9 @@ impl<'a> Message<'a> {
         let mut part = Vec::new();
         for chain in &self.chains {
             put_number(&mut part, names.number(chain.upstream));
-            put_ends(&mut part, chain.parent, chain.end);
+            put_chain_head(&mut part, &chain.hashes, chain.parent, chain.end);
             put_number(&mut part, chain.depth);
-            put_hashes(&mut part, &chain.hashes);
+            chain.hashes.iter().for_each(|hash| put_hash(&mut part, *hash));
         }
         if !part.is_empty() {
             put_part(out, kind::CHAINS, &part);
@@ -129,8 +126,8 @@ impl<'a> Message<'a> {
         let mut part = Vec::new();
         for chain in &self.take_backs {
             put_number(&mut part, names.number(chain.upstream));
-            put_ends(&mut part, chain.parent, chain.end);
-            put_hashes(&mut part, &chain.hashes);
+            put_chain_head(&mut part, &chain.hashes, chain.parent, chain.end);
+            chain.hashes.iter().for_each(|hash| put_hash(&mut part, *hash));
         }
         if !part.is_empty() {
             put_part(out, kind::TAKE_BACKS, &part);
@@ -224,28 +221,36 @@ fn row<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<(&'a str, Sib
     Some((name, SiblingLoad { active: part.number()?, backlog: part.number()?, context: part.number()? }))
 }
 
-/// Reads a parent and an end, as `put_ends` writes them.
-fn ends(part: &mut WireReader<'_>) -> Option<(Option<u64>, Option<u64>)> {
-    let marks = part.byte()?;
+/// Reads the optional parent and end of a chain.
+fn ends(part: &mut WireReader<'_>, marks: u64) -> Option<(Option<u64>, Option<u64>)> {
     let parent = if marks & 1 != 0 { Some(part.hash()?) } else { None };
     let end = if marks & 2 != 0 { Some(part.hash()?) } else { None };
     Some((parent, end))
 }
 
+/// Reads what `put_chain_head` wrote: the number of hashes, the parent and the end.
+fn chain_head(part: &mut WireReader<'_>) -> Option<(u64, Option<u64>, Option<u64>)> {
+    let head = part.number()?;
+    let (parent, end) = ends(part, head)?;
+    Some((head >> 2, parent, end))
+}
+
 /// Reads a chain of the first releases.
 fn first_chain<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<ChainUpdate<'a>> {
-    let (upstream, (parent, end)) = (name(part, names)?, ends(part)?);
+    let (upstream, marks) = (name(part, names)?, part.byte()?);
+    let (parent, end) = ends(part, u64::from(marks))?;
     Some(ChainUpdate { upstream, parent, depth: 0, hashes: Cow::Owned(part.hashes()?), end })
 }
 
 fn chain<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<ChainUpdate<'a>> {
-    let (upstream, (parent, end), depth) = (name(part, names)?, ends(part)?, part.number()?);
-    Some(ChainUpdate { upstream, parent, depth, hashes: Cow::Owned(part.hashes()?), end })
+    let (upstream, (count, parent, end)) = (name(part, names)?, chain_head(part)?);
+    let (depth, hashes) = (part.number()?, Cow::Owned(part.hash_list(count)?));
+    Some(ChainUpdate { upstream, parent, depth, hashes, end })
 }
 
 fn take_back<'a>(part: &mut WireReader<'a>, names: &[&'a str]) -> Option<TakeBack<'a>> {
-    let (upstream, (parent, end)) = (name(part, names)?, ends(part)?);
-    Some(TakeBack { upstream, parent, hashes: Cow::Owned(part.hashes()?), end })
+    let (upstream, (count, parent, end)) = (name(part, names)?, chain_head(part)?);
+    Some(TakeBack { upstream, parent, hashes: Cow::Owned(part.hash_list(count)?), end })
 }
 
 /// Reads a binding; the inner `None` is an unknown kind of binding, which is skipped.

@@ -89,7 +89,13 @@ impl<'a> WireReader<'a> {
 
     /// Reads a counted list of hashes.
     pub fn hashes(&mut self) -> Option<Vec<u64>> {
-        let count = usize::try_from(self.number()?).ok()?;
+        let count = self.number()?;
+        self.hash_list(count)
+    }
+
+    /// Reads this many hashes.
+    pub fn hash_list(&mut self, count: u64) -> Option<Vec<u64>> {
+        let count = usize::try_from(count).ok()?;
         let (hashes, rest) = self.0.split_at_checked(count.checked_mul(size_of::<u64>())?)?;
         self.0 = rest;
         let (hashes, _) = hashes.as_chunks();
