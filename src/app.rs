@@ -8,6 +8,7 @@ mod follow;
 pub mod notify;
 mod reload;
 pub mod run;
+mod sibling_loads;
 mod siblings;
 pub mod simulate;
 pub mod traces_export;

@@ -2,13 +2,14 @@
 //! requests in flight, the state has the memory, Redis has the siblings' messages.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::follow;
+use super::sibling_loads::SiblingLoads;
 use crate::config::member::MemberRecord;
 use crate::config::types::Config;
 use crate::fleet::upstream::UpstreamLoad;
@@ -35,6 +36,7 @@ pub struct SiblingSetup {
 struct BalancerParts {
     fleet: Arc<Fleet>,
     state: Arc<State>,
+    loads: Mutex<SiblingLoads>,
     members: watch::Sender<HashMap<String, String>>,
 }
 
@@ -59,7 +61,12 @@ impl SiblingSetup {
     /// Builds the exchange, which starts with `begin`.
     pub fn meet(self, fleet: Arc<Fleet>, state: Arc<State>, stop: &watch::Receiver<bool>) -> PendingExchange {
         let (members, changed) = watch::channel(HashMap::new());
-        let parts = Arc::new(BalancerParts { fleet: fleet.clone(), state: state.clone(), members });
+        let parts = Arc::new(BalancerParts {
+            fleet: fleet.clone(),
+            state: state.clone(),
+            loads: Mutex::default(),
+            members,
+        });
         let exchange = SiblingExchange::new(self.settings, parts, self.outbox, self.observer.clone());
         PendingExchange { exchange, fleet, state, changed, stop: stop.clone(), observer: self.observer }
     }
@@ -106,12 +113,9 @@ impl ExchangeMemory for BalancerParts {
         }
     }
 
-    fn siblings(&self, sums: &HashMap<&str, SiblingLoad>, age: f64) {
-        for entry in &self.fleet.snapshot().entries {
-            let sum = sums.get(entry.upstream.name()).copied().unwrap_or_default();
-            let SiblingLoad { active, backlog, context } = sum;
-            entry.upstream.set_siblings(UpstreamLoad { active, backlog, context });
-        }
+    fn siblings(&self, changed: &[(Arc<str>, SiblingLoad)], age: f64) {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.apply(changed, &self.fleet.snapshot());
         self.state.set_siblings_age(age);
     }
 

@@ -24,10 +24,12 @@ mod encoding;
 mod fingerprint;
 mod outbox;
 mod siblings;
+mod totals;
 mod wire;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -140,9 +142,9 @@ pub trait ExchangeMemory: Send + Sync {
     /// Visits the requests in flight through this balancer, by upstream; idle upstreams may be left out.
     fn gauges(&self, visit: &mut dyn FnMut(&str, SiblingLoad));
 
-    /// Sets the sums of all siblings' requests in flight; `age` is the age of the oldest report among them,
-    /// in seconds.
-    fn siblings(&self, sums: &HashMap<&str, SiblingLoad>, age: f64);
+    /// Sets the sums of all siblings' requests in flight on the upstreams where they have changed; `age` is
+    /// the age of the oldest report among all sums, in seconds.
+    fn siblings(&self, changed: &[(Arc<str>, SiblingLoad)], age: f64);
 
     /// Applies a chain that a sibling sent to an upstream. Returns `false` when no upstream here holds the
     /// block that the chain follows.

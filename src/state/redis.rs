@@ -301,7 +301,7 @@ impl SiblingExchange {
         siblings.expire(now);
         let age = siblings.age(now).as_secs_f64();
         self.observer.siblings(siblings.len(), age);
-        self.memory.siblings(&siblings.sums(), age);
+        self.memory.siblings(&siblings.take_changes(), age);
     }
 
     /// Sets the list of members in the memory.

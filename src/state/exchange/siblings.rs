@@ -2,10 +2,14 @@
 //!
 //! A sibling is known by its messages: it expires when no message came for `ttl`, as after a crash, and is
 //! removed when it announces its shutdown. Repeated and reordered messages are recognised by their sequence.
+//!
+//! Totals over all siblings are kept by difference: see `totals`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::totals::{LoadSum, UpstreamTotals};
 use super::{GaugeUpdate, Message, SiblingLoad};
 
 /// The largest number of siblings: a stream with foreign writers must not exhaust the memory.
@@ -18,6 +22,7 @@ pub struct SiblingTable {
     /// The time for which a message is valid.
     ttl: Duration,
     all: HashMap<u64, Sibling>,
+    totals: UpstreamTotals,
 }
 
 struct Sibling {
@@ -26,7 +31,21 @@ struct Sibling {
     sequence: u64,
     /// When the last message was published.
     published_at: Instant,
-    gauges: HashMap<String, SiblingLoad>,
+    /// The load on each upstream, by its number in the totals.
+    reported: Vec<ReportedLoad>,
+    /// The number of reports of gauges.
+    reports: u64,
+    /// The number of upstreams with requests in flight.
+    busy: usize,
+    sum: LoadSum,
+}
+
+/// The load of one sibling on one upstream.
+#[derive(Clone, Copy, Default)]
+struct ReportedLoad {
+    load: SiblingLoad,
+    /// The number of the report that had the upstream last.
+    report: u64,
 }
 
 /// One sibling, for display.
@@ -46,7 +65,7 @@ pub struct SiblingRow {
 impl SiblingTable {
     /// Builds the table of the balancer `own`.
     pub fn new(own: u64, ttl: Duration) -> Self {
-        SiblingTable { own, ttl, all: HashMap::new() }
+        SiblingTable { own, ttl, all: HashMap::new(), totals: UpstreamTotals::default() }
     }
 
     /// Applies the sender and the gauges of a message; `published_at` is the estimated time of its
@@ -60,7 +79,7 @@ impl SiblingTable {
             return false;
         }
         if message.leaving {
-            self.all.remove(&message.balancer);
+            self.remove(message.balancer);
             return true;
         }
         let stale = now.saturating_duration_since(published_at) >= self.ttl;
@@ -73,15 +92,23 @@ impl SiblingTable {
             (sibling.name, sibling.address) = (who.name.into(), who.address.into());
         }
         if let Some(update) = &message.gauges {
-            sibling.apply(update);
+            sibling.apply(update, &mut self.totals);
         }
         true
     }
 
     /// Removes siblings without a recent message.
     pub fn expire(&mut self, now: Instant) {
-        let ttl = self.ttl;
-        self.all.retain(|_, sibling| now.saturating_duration_since(sibling.published_at) < ttl);
+        let is_silent = |sibling: &Sibling| now.saturating_duration_since(sibling.published_at) >= self.ttl;
+        let silent: Vec<u64> =
+            self.all.iter().filter(|(_, sibling)| is_silent(sibling)).map(|(id, _)| *id).collect();
+        silent.into_iter().for_each(|id| self.remove(id));
+    }
+
+    fn remove(&mut self, balancer: u64) {
+        if let Some(mut sibling) = self.all.remove(&balancer) {
+            sibling.clear(&mut self.totals, |_| true);
+        }
     }
 
     /// Returns the number of siblings.
@@ -105,19 +132,21 @@ impl SiblingTable {
         known.filter(|name| !name.is_empty()).map_or_else(|| format!("{balancer:016x}"), str::to_string)
     }
 
-    /// Returns the sums of all siblings' requests in flight, by upstream.
-    pub fn sums(&self) -> HashMap<&str, SiblingLoad> {
-        let mut sums: HashMap<&str, SiblingLoad> = HashMap::new();
-        for (name, gauges) in self.all.values().flat_map(|sibling| &sibling.gauges) {
-            sums.entry(name).or_default().add(gauges);
-        }
-        sums
+    /// Returns the sum of all siblings' requests in flight on an upstream.
+    pub fn total(&self, upstream: &str) -> SiblingLoad {
+        self.totals.total(upstream)
+    }
+
+    /// Returns the sums of all siblings' requests in flight for the upstreams where they have changed since
+    /// the last call.
+    pub fn take_changes(&mut self) -> Vec<(Arc<str>, SiblingLoad)> {
+        self.totals.take_changes()
     }
 
     /// Returns the age of the oldest report in the sums. Excludes siblings without requests in flight, which
     /// report rarely.
     pub fn age(&self, now: Instant) -> Duration {
-        let busy = self.all.values().filter(|sibling| !sibling.gauges.is_empty());
+        let busy = self.all.values().filter(|sibling| sibling.busy > 0);
         busy.map(|sibling| now.saturating_duration_since(sibling.published_at)).max().unwrap_or_default()
     }
 
@@ -129,45 +158,78 @@ impl SiblingTable {
     }
 }
 
+// === impl Sibling ===
+
 impl Sibling {
     fn new(published_at: Instant) -> Self {
-        let (name, address) = (String::new(), String::new());
-        Sibling { name, address, sequence: 0, published_at, gauges: HashMap::new() }
+        Sibling {
+            name: String::new(),
+            address: String::new(),
+            sequence: 0,
+            published_at,
+            reported: Vec::new(),
+            reports: 0,
+            busy: 0,
+            sum: LoadSum::default(),
+        }
     }
 
-    fn apply(&mut self, update: &GaugeUpdate<'_>) {
-        if update.whole {
-            self.gauges.clear();
+    fn apply(&mut self, update: &GaugeUpdate<'_>, totals: &mut UpstreamTotals) {
+        self.reports += 1;
+        for (name, load) in &update.rows {
+            // An idle upstream needs no number.
+            let number = if load.is_idle() { totals.find(name) } else { totals.number(name) };
+            let Some(number) = number else { continue };
+            self.set(number, *load, totals);
         }
-        for (name, gauges) in &update.rows {
-            if *gauges == SiblingLoad::default() {
-                self.gauges.remove(*name);
-            } else if let Some(known) = self.gauges.get_mut(*name) {
-                *known = *gauges;
-            } else {
-                self.gauges.insert((*name).into(), *gauges);
+        if update.whole {
+            let report = self.reports;
+            self.clear(totals, |reported| reported.report != report);
+        }
+    }
+
+    /// Sets the load on an upstream.
+    fn set(&mut self, number: usize, load: SiblingLoad, totals: &mut UpstreamTotals) {
+        if self.reported.len() <= number {
+            if load.is_idle() {
+                return;
+            }
+            self.reported.resize(number + 1, ReportedLoad::default());
+        }
+        let reported = &mut self.reported[number];
+        let before = std::mem::replace(reported, ReportedLoad { load, report: self.reports }).load;
+        if before != load {
+            self.busy += usize::from(!load.is_idle());
+            self.busy -= usize::from(!before.is_idle());
+            self.sum.replace(&before, &load);
+            totals.replace(number, &before, &load);
+        }
+    }
+
+    /// Removes the load from the upstreams for which `is_over` returns true.
+    fn clear(&mut self, totals: &mut UpstreamTotals, is_over: impl Fn(&ReportedLoad) -> bool) {
+        for number in 0..self.reported.len() {
+            if !self.reported[number].load.is_idle() && is_over(&self.reported[number]) {
+                self.set(number, SiblingLoad::default(), totals);
             }
         }
     }
 
     fn row(&self, balancer: u64, now: Instant) -> SiblingRow {
-        let mut sum = SiblingLoad::default();
-        self.gauges.values().for_each(|gauges| sum.add(gauges));
         SiblingRow {
             balancer,
             name: self.name.clone(),
             address: self.address.clone(),
             age: now.saturating_duration_since(self.published_at),
-            sum,
+            sum: self.sum.load(),
         }
     }
 }
 
 impl SiblingLoad {
-    fn add(&mut self, other: &SiblingLoad) {
-        self.active = self.active.saturating_add(other.active);
-        self.backlog = self.backlog.saturating_add(other.backlog);
-        self.context = self.context.saturating_add(other.context);
+    /// Whether no request is in flight.
+    pub fn is_idle(&self) -> bool {
+        *self == SiblingLoad::default()
     }
 }
 
@@ -189,7 +251,7 @@ mod tests {
     }
 
     fn active(siblings: &SiblingTable, name: &str) -> u64 {
-        siblings.sums().get(name).copied().unwrap_or_default().active
+        siblings.total(name).active
     }
 
     #[test]
@@ -244,6 +306,83 @@ mod tests {
         assert_eq!(siblings.len(), MAX_SIBLINGS);
     }
 
+    #[test]
+    fn reports_only_changed_totals() {
+        let now = Instant::now();
+        let mut siblings = SiblingTable::new(1, TTL);
+        let changes = |siblings: &mut SiblingTable| {
+            let mut changes: Vec<(String, u64)> = siblings
+                .take_changes()
+                .into_iter()
+                .map(|(name, load)| (name.to_string(), load.active))
+                .collect();
+            changes.sort();
+            changes
+        };
+        let wanted = |all: &[(&str, u64)]| -> Vec<(String, u64)> {
+            all.iter().map(|(name, active)| (name.to_string(), *active)).collect()
+        };
+        siblings.receive(&report(2, 1, true, &[("a", 3), ("b", 1), ("c", 0)]), now, now);
+        siblings.receive(&report(3, 1, true, &[("a", 4)]), now, now);
+        assert_eq!(changes(&mut siblings), wanted(&[("a", 7), ("b", 1)]));
+        siblings.receive(&report(2, 2, true, &[("a", 3), ("b", 1)]), now, now);
+        assert_eq!(changes(&mut siblings), wanted(&[]), "the same report again");
+        siblings.receive(&report(2, 3, true, &[("a", 3)]), now, now);
+        assert_eq!(changes(&mut siblings), wanted(&[("b", 0)]));
+        siblings.receive(&Message { leaving: true, ..Message::new(3, 2) }, now, now);
+        assert_eq!(changes(&mut siblings), wanted(&[("a", 3)]));
+        siblings.expire(now + TTL);
+        assert_eq!(changes(&mut siblings), wanted(&[("a", 0)]));
+        assert_eq!(siblings.totals.find("c"), None, "an upstream without load has no number");
+    }
+
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+    /// The siblings as plain tables, whose sums are made anew each time.
+    #[derive(Default)]
+    struct PlainTable(HashMap<u64, (HashMap<String, SiblingLoad>, Instant)>);
+
+    impl PlainTable {
+        fn total(&self, name: &str) -> SiblingLoad {
+            let loads = self.0.values().filter_map(|(loads, _)| loads.get(name));
+            loads.fold(SiblingLoad::default(), |sum, load| SiblingLoad {
+                active: sum.active.saturating_add(load.active),
+                backlog: sum.backlog.saturating_add(load.backlog),
+                context: sum.context.saturating_add(load.context),
+            })
+        }
+
+        fn age(&self, now: Instant) -> Duration {
+            let busy = self.0.values().filter(|(loads, _)| loads.values().any(|load| !load.is_idle()));
+            busy.map(|(_, at)| now - *at).max().unwrap_or_default()
+        }
+    }
+
+    /// One step: a report of a sibling, its end, or a time in which siblings expire.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Report { balancer: u64, whole: bool, rows: Vec<(usize, SiblingLoad)> },
+        Leave(u64),
+        Wait(Duration),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let number = || prop_oneof![Just(0), 0u64..5, Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()];
+        let load = (number(), number(), number()).prop_map(|(active, backlog, context)| SiblingLoad {
+            active,
+            backlog,
+            context,
+        });
+        let load = prop_oneof![1 => Just(SiblingLoad::default()), 3 => load];
+        let report = (2u64..5, any::<bool>(), prop::collection::vec((0..NAMES.len(), load), 0..6));
+        let step = prop_oneof![
+            8 => report.prop_map(|(balancer, whole, rows)| Step::Report { balancer, whole, rows }),
+            1 => (2u64..5).prop_map(Step::Leave),
+            1 => (0u64..2000).prop_map(|millis| Step::Wait(Duration::from_millis(millis))),
+        ];
+        prop::collection::vec(step, 0..40)
+    }
+
     proptest! {
         /// A complete report overrides every earlier one, also when messages were missed.
         #[test]
@@ -263,6 +402,51 @@ mod tests {
             siblings.receive(&report(2, 100, true, &rows), now, now);
             for (name, number) in rows {
                 prop_assert_eq!(active(&siblings, name), number);
+            }
+        }
+
+        /// Totals by difference are the sums over all siblings.
+        #[test]
+        fn totals_by_difference_are_the_plain_sums(steps in steps()) {
+            let mut now = Instant::now();
+            let (mut siblings, mut plain) = (SiblingTable::new(1, TTL), PlainTable::default());
+            let mut told: HashMap<Arc<str>, SiblingLoad> = HashMap::new();
+            for (sequence, step) in (1..).zip(steps) {
+                match step {
+                    Step::Report { balancer, whole, rows } => {
+                        let rows: Vec<_> = rows.iter().map(|(name, load)| (NAMES[*name], *load)).collect();
+                        let entry = plain.0.entry(balancer).or_insert((HashMap::new(), now));
+                        entry.1 = now;
+                        if whole {
+                            entry.0.clear();
+                        }
+                        entry.0.extend(rows.iter().map(|(name, load)| (name.to_string(), *load)));
+                        let gauges = Some(GaugeUpdate { whole, rows });
+                        siblings.receive(&Message { gauges, ..Message::new(balancer, sequence) }, now, now);
+                    }
+                    Step::Leave(balancer) => {
+                        plain.0.remove(&balancer);
+                        let leaving = Message { leaving: true, ..Message::new(balancer, sequence) };
+                        siblings.receive(&leaving, now, now);
+                    }
+                    Step::Wait(time) => {
+                        now += time;
+                        plain.0.retain(|_, (_, at)| now - *at < TTL);
+                        siblings.expire(now);
+                    }
+                }
+                told.extend(siblings.take_changes());
+                for name in NAMES {
+                    let total = plain.total(name);
+                    prop_assert_eq!(siblings.total(name), total);
+                    prop_assert_eq!(told.get(name).copied().unwrap_or_default(), total);
+                }
+                prop_assert_eq!(siblings.age(now), plain.age(now));
+                for row in siblings.rows(now) {
+                    let loads = plain.0[&row.balancer].0.values();
+                    let active = loads.fold(0u64, |sum, load| sum.saturating_add(load.active));
+                    prop_assert_eq!(row.sum.active, active);
+                }
             }
         }
     }

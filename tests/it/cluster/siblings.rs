@@ -148,6 +148,31 @@ async fn requests_in_flight_of_one_balancer_count_for_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_count_for_an_upstream_that_is_added_later() {
+    let redis = Redis::start(&[]).await;
+    let [first, second] = [paced(Duration::from_millis(20)).await, paced(Duration::from_millis(20)).await];
+    let name = first.address().to_string();
+    let one = Balancer::ready(settings(std::slice::from_ref(&first), &redis)).await;
+    let other = Balancer::ready(settings(std::slice::from_ref(&second), &redis)).await;
+    let mut client = one.client().await;
+    client.send(post(CHAT, stream("sim", 2000))).await;
+    eventually("the other has heard of the request", async || {
+        let rows = siblings(&other).await;
+        (rows.len() == 1 && rows[0]["active"] == 1).then_some(())
+    })
+    .await;
+    assert!(other.running.fleet.snapshot().by_name(&name).is_none());
+    let added = json!({"url": first.url(), "name": name});
+    admin(&other, "POST", "/admin/upstreams?wait=20s", added).await.expect(201);
+    eventually("the request counts for the new upstream", async || {
+        let snapshot = other.running.fleet.snapshot();
+        snapshot.by_name(&name).filter(|entry| entry.upstream.siblings().active == 1).map(drop)
+    })
+    .await;
+    drop(client);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_runtime_change_reaches_all_balancers_and_survives_restarts() {
     let (redis, engines) = (Redis::start(&[]).await, engines(2).await);
     let more = engine(crate::common::Options::default()).await;

@@ -168,9 +168,10 @@ impl ExchangeMemory for Mind {
         self.gauges.lock().expect("no panic").iter().for_each(|(name, gauges)| tell(name, *gauges));
     }
 
-    fn siblings(&self, sums: &HashMap<&str, SiblingLoad>, age: f64) {
-        let sums = sums.iter().map(|(name, gauges)| (name.to_string(), *gauges)).collect();
-        *self.others.lock().expect("no panic") = (sums, age);
+    fn siblings(&self, changed: &[(Arc<str>, SiblingLoad)], age: f64) {
+        let mut others = self.others.lock().expect("no panic");
+        others.0.extend(changed.iter().map(|(name, gauges)| (name.to_string(), *gauges)));
+        others.1 = age;
     }
 
     fn learn(&self, chain: &ChainUpdate<'_>) -> bool {
