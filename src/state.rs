@@ -315,6 +315,7 @@ impl State {
         let slot = self.places.load().slot(id);
         let Some(slot) = slot else { return };
         for receipt in [learned.rest, learned.receipt].into_iter().flatten() {
+            self.publish_take_back(&lookup.chain, &receipt, id);
             self.index.take_back(&lookup.chain, slot, receipt);
         }
     }

@@ -1,8 +1,11 @@
 //! Publishes the memory's updates to siblings, and applies theirs. Messages identify an upstream by its
 //! name, and a session by its key in hexadecimal digits.
 //!
-//! A request that never arrives is undone here but not at the siblings. For a while they overestimate one
-//! upstream, which costs at most one prefill.
+//! A request that never arrives is undone here and, approximately, at the siblings: each removes one claim of
+//! the blocks that were new here, and releases those without further claims. A sibling that has learned a
+//! block from another request, and missed the message of this one, releases the block although the engine
+//! has it; one that missed the take-back overestimates the upstream. Either error is about one prompt, costs
+//! at most one prefill, and ends when the blocks are learned again or evicted.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -30,6 +33,18 @@ impl State {
         if let Some(name) = self.places.load().name(id) {
             let depth = if parent.is_some() { receipt.held() as u64 } else { 0 };
             outbox.put(OutboxEvent::chain(name, parent, depth, new, receipt.end()));
+        }
+    }
+
+    /// Publishes that the new part of a chain never reached the engine.
+    pub(super) fn publish_take_back(&self, chain: &[u64], receipt: &Receipt, id: usize) {
+        let Some(outbox) = &self.outbox else { return };
+        let (parent, new) = receipt.new_part(chain);
+        if new.is_empty() && receipt.end().is_none() {
+            return;
+        }
+        if let Some(name) = self.places.load().name(id) {
+            outbox.put(OutboxEvent::take_back(name, parent, new, receipt.end()));
         }
     }
 
@@ -168,6 +183,7 @@ mod tests {
         for chain in &message.chains {
             assert!(to.apply_chain(chain));
         }
+        message.take_backs.iter().for_each(|chain| to.apply_take_back(chain));
         message.bound.iter().for_each(|bound| to.apply_binding(bound, Instant::now()));
         message.chains.iter().map(|chain| chain.hashes.len()).sum()
     }
@@ -185,6 +201,48 @@ mod tests {
         one.learn_rest(&lookup(&[1, 2, 3, 4, 5, 6], None), 4, 1, None);
         assert_eq!(carry(&ours, &other), 2);
         assert_eq!(other.chain_to("b", 6), Some(vec![1, 2, 3, 4, 5, 6]));
+    }
+
+    #[test]
+    fn undoes_a_request_that_never_arrived_at_both_balancers() {
+        let [(one, ours), (other, _)] = pair();
+        let holds = |state: &State, hash| state.chain_to("b", hash).is_some();
+        let opened = |chain: &[u64], end| PromptLookup { end, ..lookup(chain, None) };
+        let first = one.learn(&opened(&[1, 2], Some(7)), 1, Instant::now());
+        carry(&ours, &other);
+        assert!(holds(&other, 2) && other.size().pairs == 3);
+        let longer = lookup(&[1, 2, 3, 4], None);
+        let second = one.learn(&longer, 1, Instant::now());
+        carry(&ours, &other);
+        assert!(holds(&other, 4));
+        other.learn(&lookup(&[1, 2, 3], None), 3, Instant::now());
+        one.take_back(&longer, 1, second);
+        carry(&ours, &other);
+        assert!(holds(&other, 3) && !holds(&other, 4), "its own request has sent the third block");
+        assert!(holds(&one, 2) && !holds(&one, 3));
+        one.take_back(&opened(&[1, 2], Some(7)), 1, first);
+        carry(&ours, &other);
+        assert_eq!(other.size().pairs, 3, "the ending is gone, the blocks were sent again");
+        assert_eq!(ours.take(usize::MAX), []);
+    }
+
+    #[test]
+    fn ignores_what_is_taken_back_at_unknown_upstreams() {
+        let [(one, ours), _] = pair();
+        let lost = one.learn(&lookup(&[1, 2], None), 1, Instant::now());
+        ours.take(usize::MAX);
+        let taken = |upstream, hashes: &[u64]| exchange::TakeBack {
+            upstream,
+            parent: None,
+            hashes: hashes.to_vec().into(),
+            end: Some(9),
+        };
+        for chain in [taken("x", &[1, 2]), taken("a", &[1, 2]), taken("b", &[3, 4]), taken("b", &[])] {
+            one.apply_take_back(&chain);
+            assert_eq!(one.chain_to("b", 2), Some(vec![1, 2]), "{chain:?}");
+        }
+        one.take_back(&lookup(&[1, 2], None), 1, lost);
+        assert_eq!((one.chain_to("b", 2), one.size().pairs), (None, 0));
     }
 
     #[test]
