@@ -143,6 +143,23 @@ impl Outbox {
         taken
     }
 
+    /// Puts taken events back to the front, since their message was not accepted; drops the oldest of them
+    /// where newer events have taken their room.
+    pub fn put_back(&self, events: Vec<OutboxEvent>) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = events.len();
+        for event in events.into_iter().rev() {
+            let weight = event.weight();
+            if pending.bytes + weight > self.max_bytes {
+                break;
+            }
+            pending.bytes += weight;
+            pending.events.push_front(event);
+            left -= 1;
+        }
+        self.dropped.fetch_add(left as u64, Relaxed);
+    }
+
     /// The number of dropped events since the last call.
     pub fn dropped(&self) -> u64 {
         self.dropped.swap(0, Relaxed)
@@ -185,6 +202,22 @@ mod tests {
         let most = 2 * chain("a", 1).weight();
         let lengths = std::iter::from_fn(|| Some(outbox.take(most).len()).filter(|taken| *taken > 0));
         assert_eq!(lengths.collect::<Vec<_>>(), [1, 1, 1]);
+    }
+
+    #[test]
+    fn puts_events_back_in_their_order_as_far_as_there_is_room() {
+        let outbox = Outbox::new(4 * chain("a", 4).weight());
+        ["a", "b", "c"].into_iter().for_each(|name| outbox.put(chain(name, 4)));
+        let taken = outbox.take(usize::MAX);
+        outbox.put(chain("d", 4));
+        outbox.put_back(taken);
+        assert_eq!(outbox.dropped(), 0);
+        let taken = outbox.take(usize::MAX);
+        assert_eq!(taken, ["a", "b", "c", "d"].map(|name| chain(name, 4)));
+        ["e", "f"].into_iter().for_each(|name| outbox.put(chain(name, 4)));
+        outbox.put_back(taken);
+        assert_eq!(outbox.dropped(), 2, "the oldest two");
+        assert_eq!(outbox.take(usize::MAX), ["c", "d", "e", "f"].map(|name| chain(name, 4)));
     }
 
     proptest! {
