@@ -20,6 +20,7 @@
 //!
 //! Pure: no clock, no socket, no task. Decoding never panics, and takes memory in proportion to the bytes.
 
+mod chain_requests;
 mod encoding;
 mod fingerprint;
 mod outbox;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use chain_requests::{ChainRequests, WaitingRequest};
 pub use fingerprint::{ChainAdmission, FingerprintFilter, fingerprint};
 pub use outbox::{Outbox, OutboxEvent};
 pub use siblings::{SiblingRow, SiblingTable};
