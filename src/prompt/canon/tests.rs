@@ -1,6 +1,7 @@
 //! Tests of `canon`: equal prompts have equal chains, chains of different prompts part at the difference, and
 //! a cut body has a prefix of the whole body's chain.
 
+mod pinned;
 mod render;
 
 use proptest::prelude::*;

@@ -2,6 +2,7 @@
 
 mod board;
 mod forms;
+mod skew;
 mod trouble;
 
 use std::time::{Duration, Instant};

@@ -67,6 +67,15 @@ impl Redis {
         command.query_async(&mut link).await
     }
 
+    /// Adds a message to a stream, as a balancer does.
+    pub async fn add(&self, stream: &str, message: &[u8]) {
+        let client = redis::Client::open(format!("unix://{}", self.socket())).expect("is a URL");
+        let mut link = client.get_multiplexed_async_connection().await.expect("redis is there");
+        let mut command = redis::cmd("XADD");
+        command.arg(stream).arg("*").arg("d").arg(message);
+        command.query_async::<Value>(&mut link).await.expect("the message is added");
+    }
+
     /// A number, from one command.
     pub async fn count(&self, words: &[&str]) -> i64 {
         match self.ask(words).await {
