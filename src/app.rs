@@ -5,6 +5,7 @@
 //! its snapshots.
 
 mod follow;
+mod members;
 pub mod notify;
 mod reload;
 pub mod run;
@@ -16,7 +17,7 @@ mod upgrade;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminApi, AdminParts, Reloaded};
+use crate::config::member::MemberRecord;
 use crate::config::types::{Config, Listen, UpstreamConfig};
 use crate::config::url;
 use crate::engine::http::{EngineServer, Options};
@@ -35,12 +37,14 @@ use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
 use crate::proxy::{self, Balancer, ProxyShared, server};
 use crate::state::State;
+use crate::state::members::Members;
 use crate::traces::Traces;
 
+use members::{MemberFollower, RecordApplier};
 pub use reload::LoadConfig;
-use reload::Reloader;
+use reload::{Reloader, RuntimeChanges};
 use siblings::{PendingExchange, SiblingSetup};
-use upgrade::{InheritedSockets, ListeningSocket, SocketPurpose};
+use upgrade::{InheritedSockets, ListeningSocket, ReceivedState, SocketPurpose, StateSource};
 
 /// The longest time that a shutdown waits for traces to be stored.
 const MAX_TRACES_STOP: Duration = Duration::from_secs(10);
@@ -74,6 +78,8 @@ pub struct RunningBalancer {
     tasks: JoinSet<()>,
     tasks_stop: watch::Sender<bool>,
     reloader: Arc<Reloader>,
+    members: Arc<Members>,
+    applier: RecordApplier,
 }
 
 /// A balancer with all its sockets bound, before it accepts connections.
@@ -119,6 +125,7 @@ async fn prepare(
     let (tasks_stop, stopped) = watch::channel(false);
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
+    let members = exchange.as_ref().map_or_else(Arc::default, |exchange| exchange.member_list());
     let listeners = bind(&config, sockets).await?;
     // The last step that can fail, since its thread would keep running.
     let traces = Traces::start(&config.traces, observer.clone()).await?;
@@ -138,7 +145,9 @@ async fn prepare(
         listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
     let (fleet_too, limiter_too) = (fleet.clone(), limiter.clone());
-    let reloader = Reloader::new(load, config.clone(), fleet_too, shared.clone(), limiter_too, certificates);
+    let changes = RuntimeChanges { members: members.clone(), exchange: exchange.clone() };
+    let parts = (fleet_too, changes);
+    let reloader = Reloader::new(load, config.clone(), parts, shared.clone(), limiter_too, certificates);
     let (asks, leaving) = (reloader.clone(), shutdown.unready());
     let parts = AdminParts {
         fleet: fleet.clone(),
@@ -146,14 +155,17 @@ async fn prepare(
         traces: traces.clone(),
         observer: observer.clone(),
         exchange,
+        members: members.clone(),
     };
+    let applier = RecordApplier { fleet: fleet.clone(), config: config.clone(), observer: observer.clone() };
+    let follower = MemberFollower::new(applier.clone(), members.clone());
     let admin = AdminApi::new(parts, config, asks, leaving);
     let open_listener = Arc::new(AdminListener(admin));
     let private = server::shared_server(Balancer::admin(shared, open_listener), limits);
     let open_listeners = open(listeners, &public, &private, &limiter);
     let mut addresses: Vec<String> = open_listeners.iter().map(OpenListener::bound_address).collect();
     let admin = addresses.pop().unwrap_or_default();
-    let tasks = start_tasks(keeper, meeting, &fleet, &state, stopped).await;
+    let tasks = start_tasks(keeper, meeting, follower, &fleet, &state, stopped).await;
     let (serving, phase) = (JoinSet::new(), watch::Sender::new(ShutdownPhase::Serving));
     let running = RunningBalancer {
         addresses,
@@ -168,6 +180,8 @@ async fn prepare(
         tasks,
         tasks_stop,
         reloader,
+        members,
+        applier,
     };
     Ok(PreparedBalancer { running, open_listeners })
 }
@@ -176,14 +190,16 @@ async fn prepare(
 async fn start_tasks(
     keeper: Keeper,
     meeting: Option<PendingExchange>,
+    follower: MemberFollower,
     fleet: &Arc<Fleet>,
     state: &Arc<State>,
     stopped: watch::Receiver<bool>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper.run(stopped.clone()));
-    if let Some(meeting) = meeting {
-        meeting.begin(&mut tasks).await;
+    match meeting {
+        Some(meeting) => meeting.begin(follower, &mut tasks).await,
+        None => drop(tasks.spawn(follower.follow(None, stopped.clone()))),
     }
     tasks.spawn(discover::run(fleet.clone(), stopped.clone()));
     tasks.spawn(follow::follow(fleet.clone(), state.clone(), stopped));
@@ -258,6 +274,48 @@ impl PreparedBalancer {
 }
 
 impl RunningBalancer {
+    /// Returns the state that a successor takes over.
+    fn state_source(&self) -> StateSource {
+        let config = self.reloader.config();
+        StateSource {
+            state: self.state.clone(),
+            members: self.members.clone(),
+            upstreams: config.upstreams.clone(),
+            fingerprint: siblings::fingerprint(&config),
+        }
+    }
+
+    /// Takes over the run-time changes of the process before.
+    async fn take_over_changes(&self, received: &ReceivedState) {
+        let config = self.reloader.config();
+        let mut count = 0;
+        for (name, text) in received.members.lasting(&config.upstreams) {
+            let applied = text.text.clone();
+            let may_be_shared = || MemberRecord::read(&applied).is_ok_and(|record| record.has_no_key());
+            if config.redis.is_some() && !may_be_shared() {
+                self.observer.member_unusable(&name, "its api_key would stand in Redis in clear");
+            } else if self.members.adopt(&name, text) {
+                self.applier.apply(&name, None, &applied, false).await;
+                count += 1;
+            }
+        }
+        process::changes_taken(count);
+    }
+
+    /// Takes over the prefix index of the process before.
+    async fn take_over_chains(&self, received: ReceivedState) {
+        let start = Instant::now();
+        // Chains apply only when the state has the names of their upstreams.
+        follow::publish(&self.fleet.snapshot(), &self.state);
+        let (state, is_whole) = (self.state.clone(), received.is_whole);
+        let fingerprint = siblings::fingerprint(&self.reloader.config());
+        let learned = tokio::task::spawn_blocking(move || received.learn(&state, fingerprint)).await;
+        if learned.unwrap_or(1) > 0 {
+            process::state_lost("the running process makes other blocks of prompts");
+        }
+        process::chains_taken(self.state.size().pairs, start.elapsed(), is_whole);
+    }
+
     /// Loads the configuration again and applies it, or returns its problems and changes nothing.
     pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
         self.reloader.reload().await

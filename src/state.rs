@@ -7,6 +7,8 @@
 
 mod agreement;
 pub mod exchange;
+mod handover;
+pub mod members;
 mod places;
 pub mod prefix_index;
 mod prompt_tails;

@@ -1,29 +1,77 @@
-//! Changes to the fleet: applied here at once and, with siblings, written to the list that all of them read.
+//! Changes to the fleet: applied here at once and recorded. With siblings the records are shared, and all of
+//! them apply the changes.
+
+use std::collections::HashMap;
 
 use crate::config::member::MemberRecord;
 use crate::fleet::{Fleet, FleetChange, FleetChangeError};
-use crate::state::redis::SiblingExchange;
+use crate::observe::Observer;
+use crate::state::members::{MAX_MEMBERS, Members};
+use http::StatusCode;
 
-/// Applies the changes that operators make to the fleet, and publishes them to siblings.
+use super::answer::AdminReject;
+
+/// Applies the changes that operators make to the fleet, and records them.
 pub struct FleetEditor<'a> {
     pub fleet: &'a Fleet,
-    pub exchange: Option<&'a SiblingExchange>,
+    pub members: &'a Members,
+    /// The records are shared with siblings over a Redis.
+    pub is_shared: bool,
+    pub observer: &'a Observer,
+}
+
+/// Why a change was rejected.
+#[derive(Debug, PartialEq, Eq)]
+pub enum EditRefusal {
+    Fleet(FleetChangeError),
+    /// There is no room for the record of another name.
+    Full,
+    /// The record cannot be shared with siblings; the text says why.
+    Unshareable(&'static str),
 }
 
 impl FleetEditor<'_> {
-    /// Applies all changes or none, and publishes them to the siblings.
-    pub async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), FleetChangeError> {
-        self.fleet.apply(changes.clone()).await?;
-        let Some(exchange) = self.exchange else { return Ok(()) };
-        let mut members = exchange.members();
-        for change in changes {
-            let Some(name) = name(&change).map(String::from) else { continue };
-            let known = members.get(&name).and_then(|text| MemberRecord::read(text).ok());
-            let text = noted(known.unwrap_or_default(), change).write();
-            exchange.put_member(&name, text.clone());
-            members.insert(name, text);
+    /// Applies all changes or none, and records them.
+    pub async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), EditRefusal> {
+        let mut records: HashMap<String, MemberRecord> = HashMap::new();
+        for change in &changes {
+            let Some(name) = name(change) else { continue };
+            let known = records.remove(name).or_else(|| MemberRecord::read(&self.members.get(name)?).ok());
+            records.insert(name.into(), noted(known.unwrap_or_default(), change.clone()));
+        }
+        for record in records.values().filter(|_| self.is_shared) {
+            record.check_shareable().map_err(EditRefusal::Unshareable)?;
+        }
+        if !self.members.has_room(records.keys().map(String::as_str)) {
+            let first = records.keys().next().map(String::as_str);
+            self.observer.members_full(first.unwrap_or_default(), MAX_MEMBERS);
+            return Err(EditRefusal::Full);
+        }
+        self.fleet.apply(changes).await.map_err(EditRefusal::Fleet)?;
+        for (name, record) in records {
+            let text = if self.is_shared { record.write() } else { record.write_with_key() };
+            if !self.members.put(&name, text) {
+                // Another call took the last place meanwhile.
+                self.observer.members_full(&name, MAX_MEMBERS);
+            }
         }
         Ok(())
+    }
+}
+
+impl From<EditRefusal> for AdminReject {
+    fn from(refusal: EditRefusal) -> Self {
+        match refusal {
+            EditRefusal::Fleet(refusal) => refusal.into(),
+            EditRefusal::Full => {
+                let error = format!(
+                    "{MAX_MEMBERS} names have run-time changes, and there is no room for another: name \
+                     upstreams in the file; removed names are forgotten after 7 days"
+                );
+                AdminReject::new(StatusCode::INSUFFICIENT_STORAGE, error)
+            }
+            EditRefusal::Unshareable(why) => AdminReject::problem(why),
+        }
     }
 }
 

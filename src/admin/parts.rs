@@ -6,6 +6,7 @@ use super::fleet_editor::FleetEditor;
 use crate::fleet::Fleet;
 use crate::observe::Observer;
 use crate::state::State;
+use crate::state::members::Members;
 use crate::state::redis::SiblingExchange;
 use crate::traces::Traces;
 
@@ -17,11 +18,18 @@ pub struct AdminParts {
     pub observer: Observer,
     /// The exchange with siblings; `None` without a Redis.
     pub exchange: Option<Arc<SiblingExchange>>,
+    /// The records of run-time changes.
+    pub members: Arc<Members>,
 }
 
 impl AdminParts {
     /// The way to change the fleet.
     pub fn editor(&self) -> FleetEditor<'_> {
-        FleetEditor { fleet: &self.fleet, exchange: self.exchange.as_deref() }
+        FleetEditor {
+            fleet: &self.fleet,
+            members: &self.members,
+            is_shared: self.exchange.is_some(),
+            observer: &self.observer,
+        }
     }
 }

@@ -15,12 +15,12 @@ pub fn all(exchange: Option<&SiblingExchange>) -> Response<Bytes> {
         "balancer": exchange.map(|exchange| id(exchange.id())),
         "redis": exchange.map(SiblingExchange::place),
         "works": exchange.is_some_and(SiblingExchange::works),
-        "siblings": rows.iter().map(row).collect::<Vec<_>>(),
+        "siblings": rows.iter().map(|sibling| row(sibling, exchange)).collect::<Vec<_>>(),
     });
     answer(StatusCode::OK, &body)
 }
 
-fn row(row: &SiblingRow) -> Value {
+fn row(row: &SiblingRow, exchange: Option<&SiblingExchange>) -> Value {
     json!({
         "balancer": id(row.balancer),
         "name": row.name,
@@ -29,6 +29,8 @@ fn row(row: &SiblingRow) -> Value {
         "active": row.sum.active,
         "backlog_tokens": row.sum.backlog,
         "context_tokens": row.sum.context,
+        // `null` while it is unknown, and of older releases.
+        "shares_upstreams": exchange.and_then(|exchange| exchange.shares_upstreams(row.balancer)),
     })
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::admin::{Reload, Reloaded};
 use crate::config::diff;
+use crate::config::member::MemberRecord;
 use crate::config::types::{Config, UpstreamConfig};
 use crate::fleet::breaker::BreakerRules;
 use crate::fleet::{Fleet, FleetChange, Snapshot};
@@ -21,6 +22,8 @@ use crate::logging;
 use crate::proxy::ProxyShared;
 use crate::proxy::server::certificate::{CertificatePair, ListenerCertificate};
 use crate::proxy::server::connection_limit::ConnectionLimiter;
+use crate::state::members::Members;
+use crate::state::redis::SiblingExchange;
 
 /// Loads the configuration as at the start. Returns it with its warnings, or its problems.
 pub type LoadConfig = Arc<dyn Fn() -> Result<(Config, Vec<String>), Vec<String>> + Send + Sync>;
@@ -33,6 +36,13 @@ pub(super) fn over(upstreams: Vec<UpstreamConfig>, load: LoadConfig) -> LoadConf
     })
 }
 
+/// The records of run-time changes, which end where the file names their upstreams anew.
+pub(super) struct RuntimeChanges {
+    pub members: Arc<Members>,
+    /// The exchange with the siblings that share the records.
+    pub exchange: Option<Arc<SiblingExchange>>,
+}
+
 /// Reads the configuration again and applies the changes to the running parts.
 pub(super) struct Reloader {
     load: LoadConfig,
@@ -40,6 +50,7 @@ pub(super) struct Reloader {
     config: Arc<ArcSwap<Config>>,
     turn: Mutex<()>,
     fleet: Arc<Fleet>,
+    changes: RuntimeChanges,
     shared: Arc<ProxyShared>,
     limiter: Arc<ConnectionLimiter>,
     /// The certificates of the listeners.
@@ -50,12 +61,13 @@ impl Reloader {
     pub fn new(
         load: LoadConfig,
         config: Arc<ArcSwap<Config>>,
-        fleet: Arc<Fleet>,
+        (fleet, changes): (Arc<Fleet>, RuntimeChanges),
         shared: Arc<ProxyShared>,
         limiter: Arc<ConnectionLimiter>,
         certificates: Vec<Arc<ListenerCertificate>>,
     ) -> Arc<Self> {
-        Arc::new(Reloader { load, config, turn: Mutex::new(()), fleet, shared, limiter, certificates })
+        let turn = Mutex::new(());
+        Arc::new(Reloader { load, config, turn, fleet, changes, shared, limiter, certificates })
     }
 
     /// Returns the running configuration.
@@ -92,8 +104,10 @@ impl Reloader {
         let mut diff = diff::diff(&old, &new);
         let new = diff::as_it_runs(&old, new);
         let snapshot = self.fleet.snapshot_owned();
+        let cleared = self.changes.cleared(&old, &new, &snapshot);
         let mut changes: Vec<FleetChange> =
             diff.upsert.into_iter().filter_map(|named| taken_over(&old, &snapshot, named)).collect();
+        changes.extend(cleared.undrained);
         for name in diff.remove {
             // The operator may have removed this upstream already. An upstream that has the name since then
             // is another one.
@@ -122,7 +136,71 @@ impl Reloader {
             logging::set_level(new.log.level);
         }
         self.config.store(Arc::new(new));
+        // After the configuration, from which a cleared record restores the upstream.
+        self.changes.clear(cleared.records);
+        for drained in cleared.drained {
+            // The upstream is in the fleet since the changes above: this fails only at the end of the process.
+            drop(self.fleet.apply(vec![drained]).await);
+        }
         Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })
+    }
+}
+
+/// The run-time changes that end with a reload.
+#[derive(Default)]
+struct ClearedRecords {
+    /// The records of upstreams that the file names anew, as they become.
+    records: Vec<(String, MemberRecord)>,
+    /// Ends the drains of present upstreams.
+    undrained: Vec<FleetChange>,
+    /// Drains new upstreams that are drained elsewhere.
+    drained: Vec<FleetChange>,
+}
+
+// === impl RuntimeChanges ===
+
+impl RuntimeChanges {
+    /// Finds the run-time changes that end. An upstream whose entry in the file has changed, or that is new
+    /// in the file, is as the file has it. One that is new in this file, and that a sibling serves, is no new
+    /// upstream: its drain lasts.
+    fn cleared(&self, old: &Config, new: &Config, snapshot: &Snapshot) -> ClearedRecords {
+        let mut cleared = ClearedRecords::default();
+        let is_new = |named: &&UpstreamConfig| !old.upstreams.contains(named);
+        for named in new.upstreams.iter().filter(is_new) {
+            let name = || named.name.clone();
+            let Some(text) = self.members.get(&named.name) else { continue };
+            let record = MemberRecord::read(&text).unwrap_or_default();
+            let changed = old.upstreams.iter().any(|before| before.name == named.name);
+            let stays_drained = !changed && record.drain == Some(true) && self.sibling_serves(&named.name);
+            if stays_drained {
+                cleared.drained.push(FleetChange::Drain { name: name(), drain: true });
+            } else if record.drain == Some(true) && snapshot.by_name(&named.name).is_some() {
+                cleared.undrained.push(FleetChange::Drain { name: name(), drain: false });
+            }
+            let drain = stays_drained.then_some(true);
+            cleared.records.push((name(), MemberRecord { drain, ..MemberRecord::default() }));
+        }
+        // A name that the file no longer has. Siblings may still serve their upstream of this name.
+        let gone = old.upstreams.iter().map(|before| &before.name).filter(|_| self.exchange.is_none());
+        let gone = gone.filter(|name| !new.upstreams.iter().any(|named| named.name == **name));
+        cleared.records.extend(gone.map(|name| (name.clone(), MemberRecord::default())));
+        cleared
+    }
+
+    /// Whether a sibling serves an upstream of this name.
+    fn sibling_serves(&self, name: &str) -> bool {
+        self.exchange.as_ref().is_some_and(|exchange| exchange.sibling_serves(name))
+    }
+
+    /// Replaces records that differ, here and at the siblings.
+    fn clear(&self, records: Vec<(String, MemberRecord)>) {
+        for (name, record) in records {
+            let known = self.members.get(&name).map(|text| MemberRecord::read(&text).unwrap_or_default());
+            if known.is_some_and(|known| known != record) {
+                // The name has a record, so there is room.
+                let _ = self.members.put(&name, record.write());
+            }
+        }
     }
 }
 

@@ -103,15 +103,24 @@ async fn begin(
 ) -> Result<(RunningBalancer, Option<HandoverSocket>), String> {
     let path = config.upgrade_socket.clone();
     let by_default = path == Config::default().upgrade_socket;
-    let (mut sockets, predecessor) = if upgrade {
+    let (mut sockets, mut predecessor) = if upgrade {
         let (sockets, predecessor) = upgrade::take_over(&path).await?;
         (sockets, Some(predecessor))
     } else {
         (InheritedSockets::default(), None)
     };
     let prepared = prepare(config, load, &mut sockets).await?;
-    if let Some(predecessor) = &predecessor {
+    if let Some(predecessor) = &mut predecessor {
+        // The changes come first, since `caught_up` also waits for upstreams that were added at run time. The
+        // chains come last: those of upstreams that are not discovered yet would be dropped.
+        let state = predecessor.state().await.map_err(|error| process::state_lost(&error)).ok();
+        if let Some(state) = &state {
+            prepared.running.take_over_changes(state).await;
+        }
         predecessor.caught_up(&prepared.running.fleet).await?;
+        if let Some(state) = state {
+            prepared.running.take_over_chains(state).await;
+        }
     }
     let handover = prepared.sockets().and_then(|others| HandoverSocket::open(&path, &mut sockets, others));
     let handover = handover.map_err(|error| process::no_upgrade(&path, &error.to_string(), by_default)).ok();
@@ -154,7 +163,7 @@ async fn serve(
 ) -> RunEnd {
     let relieved = async {
         match handover {
-            Some(handover) => handover.relieved(&running.fleet).await,
+            Some(handover) => handover.relieved(&running.fleet, || running.state_source()).await,
             None => std::future::pending().await,
         }
     };

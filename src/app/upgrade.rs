@@ -5,6 +5,7 @@
 //!   listens on upgrade_socket  <--------    take       (its version)
 //!   offer, then the sockets    -------->    builds its listeners from them
 //!   continues to serve                      waits until its upstreams are ready
+//!   run-time changes, index    -------->    takes them over (see `state_transfer`)
 //!                                           accepts, on the same sockets
 //!   accepts no more            <--------    go
 //!   gone                       -------->    is the running process, listens on upgrade_socket
@@ -15,9 +16,11 @@
 //! A failure before `go` leaves the running process unchanged: it never ends without a successor.
 
 mod handover_socket;
+mod state_transfer;
 mod wire;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,6 +28,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 pub use handover_socket::{HandoverSocket, Successor, handle};
+pub use state_transfer::{ReceivedState, StateSource};
 use wire::{HandoverMessage, OfferedListener};
 
 use crate::config::types::Listen;
@@ -44,6 +48,8 @@ pub enum SocketPurpose {
     Api,
     Admin,
     Upgrade,
+    /// No listener: the connection over which the state is handed over.
+    State,
 }
 
 impl SocketPurpose {
@@ -53,6 +59,7 @@ impl SocketPurpose {
             SocketPurpose::Api => "api",
             SocketPurpose::Admin => "admin",
             SocketPurpose::Upgrade => "upgrade",
+            SocketPurpose::State => "state",
         }
     }
 }
@@ -76,6 +83,8 @@ pub struct Predecessor {
     pub pid: u32,
     /// The names of the upstreams that are ready in that process.
     ready: Vec<String>,
+    /// The connection for the state; `None` when that process hands none over.
+    state: Option<OwnedFd>,
 }
 
 /// Requests the sockets of the process that listens at `path`.
@@ -97,7 +106,7 @@ pub async fn take_over(path: &Path) -> Result<(InheritedSockets, Predecessor), S
 async fn take(mut stream: UnixStream) -> Result<(InheritedSockets, Predecessor), String> {
     let said = |error: std::io::Error| error.to_string();
     let version = env!("CARGO_PKG_VERSION").to_string();
-    wire::send(&mut stream, &HandoverMessage::Take { version, pid: std::process::id() })
+    wire::send(&mut stream, &HandoverMessage::Take { version, pid: std::process::id(), state: true })
         .await
         .map_err(said)?;
     let (pid, listeners, ready) = match wire::receive(&mut stream).await.map_err(said)? {
@@ -105,12 +114,15 @@ async fn take(mut stream: UnixStream) -> Result<(InheritedSockets, Predecessor),
         HandoverMessage::Refused(why) => return Err(why),
         _ => return Err("the answer is not an offer".into()),
     };
-    let mut sockets = Vec::new();
+    let (mut sockets, mut state) = (Vec::new(), None);
     for OfferedListener { serves, address } in listeners {
         let socket = wire::receive_socket(&stream).await.map_err(said)?;
-        sockets.push(ListeningSocket { serves, address, socket });
+        match serves {
+            SocketPurpose::State => state = Some(socket),
+            _ => sockets.push(ListeningSocket { serves, address, socket }),
+        }
     }
-    Ok((InheritedSockets(sockets), Predecessor { stream, pid, ready }))
+    Ok((InheritedSockets(sockets), Predecessor { stream, pid, ready, state }))
 }
 
 // === impl InheritedSockets ===
@@ -177,6 +189,15 @@ impl Predecessor {
             ));
         }
         Ok(())
+    }
+
+    /// Requests the state of that process; fails with the reason when there is none to take over.
+    pub async fn state(&mut self) -> Result<ReceivedState, String> {
+        let socket = self.state.take().ok_or("the running process is of a release that hands none over")?;
+        let stream = net::UnixStream::from(socket);
+        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+        let received = async { state_transfer::receive(stream?).await };
+        received.await.map_err(|error| error.to_string())
     }
 
     /// Reports that this process accepts, so that the old one may end. Fails when the old process continues.

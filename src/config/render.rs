@@ -24,7 +24,14 @@ pub fn yaml(config: &Config) -> String {
     text
 }
 
-/// Renders an upstream with its key, for siblings that send requests to it.
+/// Renders an upstream without its key, for siblings.
+pub fn upstream_without_key(config: &UpstreamConfig) -> Value {
+    let mut value = show_upstream(config);
+    value["api_key"] = Value::Null;
+    value
+}
+
+/// Renders an upstream with its key, for a process that sends requests to it.
 pub fn upstream_with_key(config: &UpstreamConfig) -> Value {
     let mut value = show_upstream(config);
     value["api_key"] = json!(config.api_key.as_ref().map(Secret::expose));

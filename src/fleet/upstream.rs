@@ -19,7 +19,9 @@ use super::identity::UpstreamIdentity;
 use super::pace::PrefillPace;
 use super::queue::Queue;
 use super::tls::{self, Secure};
+use crate::config::secret::Secret;
 use crate::config::types::UpstreamConfig;
+use crate::config::values;
 
 /// The longest time for which an engine's Retry-After keeps requests away.
 const MAX_BUSY_TIME: Duration = Duration::from_secs(60);
@@ -105,6 +107,13 @@ impl LoadGauges {
     }
 }
 
+/// Reads the key in an environment variable.
+fn key_in(variable: &str) -> Result<Secret, String> {
+    let text =
+        std::env::var(variable).map_err(|_| format!("the variable {variable} of api_key_env is not set"))?;
+    values::secret(&text).map_err(|what| format!("the variable {variable} of api_key_env {what}"))
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -139,7 +148,11 @@ impl Upstream {
         let named = |error: String| format!("upstream {}: {error}", config.name);
         let authorities = tls::authorities(&config).map_err(named)?;
         let secure = tls::secure(&config, &authorities).map_err(named)?;
-        let authorization = config.api_key.as_ref().map(|key| format!("Bearer {}", key.expose()));
+        let key = match &config.api_key_env {
+            Some(variable) => Some(key_in(variable).map_err(named)?),
+            None => config.api_key.clone(),
+        };
+        let authorization = key.map(|key| format!("Bearer {}", key.expose()));
         let url = &config.url;
         let host = if url.unix.is_some() { "localhost".into() } else { url.authority() };
         Ok(Upstream { id: live.identity.id, host, config, authorization, authorities, secure, live })

@@ -50,6 +50,27 @@ pub fn upgrade_failed(error: &str) {
     warn!(error = error; "no hand-over, this process goes on");
 }
 
+/// Logs that a new process has not received the whole state.
+pub fn state_not_sent(error: &str) {
+    warn!(error = error; "could not hand the state over");
+}
+
+/// Logs that this process starts without the state of the one that it takes over from.
+pub fn state_lost(error: &str) {
+    warn!(error = error; "state of the running process was not taken over");
+}
+
+/// Logs the number of upstreams whose run-time changes this process has taken over from the running one.
+pub fn changes_taken(upstreams: usize) {
+    info!(upstreams = upstreams; "took run-time changes over");
+}
+
+/// Logs the size of the prefix index that this process has taken over from the running one.
+pub fn chains_taken(blocks: usize, took: Duration, is_whole: bool) {
+    let seconds = took.as_secs_f64();
+    info!(blocks = blocks, seconds = seconds, whole = is_whole; "took the prefix index over");
+}
+
 /// Logs that another process accepts connections from now on.
 pub fn handed_over(pid: u32, in_flight: u64) {
     info!(other = pid, in_flight = in_flight; "handed over, requests in flight end here");

@@ -87,6 +87,24 @@ impl Observer {
         warn!(upstream = upstream, error = error; "cannot apply a sibling's change of an upstream");
     }
 
+    /// Records that the shared list of changed upstreams has more names than are read.
+    pub fn members_overfull(&self, names: usize, most: usize) {
+        warn!(names = names, most = most; "the list of changed upstreams is full, further names are ignored");
+    }
+
+    /// Records a run-time change that was rejected, since the list of changed upstreams is full.
+    pub fn members_full(&self, upstream: &str, most: usize) {
+        warn!(upstream = upstream, most = most; "rejected a change, the list of changed upstreams is full");
+    }
+
+    /// Records a sibling that serves none of this balancer's upstreams.
+    pub fn foreign_sibling(&self, sibling: &str, prefix: &str) {
+        warn!(
+            sibling = sibling, prefix = prefix;
+            "a sibling serves none of these upstreams, give each fleet a prefix of its own"
+        );
+    }
+
     /// Sets the number of siblings, and the age in seconds of the oldest of their last messages.
     pub fn siblings(&self, count: usize, age: f64) {
         self.metrics().exchange.siblings.set(gauge(count));

@@ -24,6 +24,7 @@ mod chain_requests;
 mod encoding;
 mod fingerprint;
 mod outbox;
+pub mod served;
 mod siblings;
 mod totals;
 mod wire;
@@ -70,6 +71,8 @@ pub struct Message<'a> {
     pub chain_requests: Vec<ChainRequest<'a>>,
     /// The list of members has changed: upstreams were added, drained or removed.
     pub members: bool,
+    /// Hashes of the names of the upstreams that the balancer serves.
+    pub served: Vec<u32>,
     /// The balancer is shutting down; this is its last message.
     pub leaving: bool,
 }

@@ -78,6 +78,14 @@ pub struct Size {
     pub bytes: usize,
 }
 
+/// The last block of a chain that an upstream holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexLeaf {
+    pub hash: u64,
+    /// The ending behind the block.
+    pub end: Option<u64>,
+}
+
 // === impl Slot ===
 
 impl Slot {
@@ -142,6 +150,11 @@ impl Index {
     /// Returns the whole chain up to a block that the upstream holds.
     pub fn chain_to(&self, hash: u64, slot: Slot) -> Option<Vec<u64>> {
         self.writer().chain_to(&self.blocks, hash, slot)
+    }
+
+    /// Returns the ends of the chains that an upstream holds, the least recent first.
+    pub fn leaves(&self, slot: Slot) -> Vec<IndexLeaf> {
+        self.writer().leaves(&self.blocks, slot)
     }
 
     /// Undoes `learn` of the same chain for a request that never reached the engine, except for blocks that

@@ -23,10 +23,11 @@ mod failure;
 mod members;
 mod publisher;
 mod reply;
+mod served;
 pub mod stored_binding;
 mod subscriber;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,13 +36,15 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
+use super::exchange::served::name_hash;
 use super::exchange::{Binding, ExchangeMemory, FingerprintFilter, Outbox, SiblingRow, SiblingTable};
+use super::members::Members;
 use crate::config::types::{RedisOptions, RedisUrl};
 use crate::observe::Observer;
 use connect::{COMMAND_TIMEOUT, RedisLink};
 use failure::{FailureLog, RedisFailure};
-use members::Members;
 use publisher::Publisher;
+use served::ServedUpstreams;
 use stored_binding::StoredBinding;
 use subscriber::Subscriber;
 
@@ -100,7 +103,8 @@ pub struct SiblingExchange {
     observer: Observer,
     siblings: Mutex<SiblingTable>,
     fingerprints: Mutex<FingerprintFilter>,
-    members: Members,
+    members: Arc<Members>,
+    served: Mutex<ServedUpstreams>,
     /// A sibling has changed the list of members.
     members_dirty: AtomicBool,
     failures: FailureLog,
@@ -153,7 +157,8 @@ impl SiblingExchange {
             outbox,
             siblings: Mutex::new(SiblingTable::new(id, settings.options.gauge_ttl)),
             fingerprints: Mutex::new(FingerprintFilter::new(settings.fingerprint)),
-            members: Members::default(),
+            members: Arc::default(),
+            served: Mutex::default(),
             members_dirty: AtomicBool::new(false),
             failures: FailureLog::new(observer.clone()),
             receiving: AtomicBool::new(false),
@@ -177,14 +182,34 @@ impl SiblingExchange {
             .map(StoredBinding::read)
     }
 
-    /// Stores the record of an upstream that was changed here at run time.
-    pub fn put_member(&self, name: &str, text: String) {
-        self.members.put(name, text);
+    /// Stores the record of an upstream that was changed here at run time. Returns `false` when there is no
+    /// room for another name.
+    pub fn put_member(&self, name: &str, text: String) -> bool {
+        self.members.put(name, text)
     }
 
     /// Returns the records of all upstreams that any balancer has changed at run time.
     pub fn members(&self) -> HashMap<String, String> {
         self.members.all()
+    }
+
+    /// Returns the list of these records.
+    pub fn member_list(&self) -> Arc<Members> {
+        self.members.clone()
+    }
+
+    /// Whether a sibling serves an upstream of this name.
+    pub fn sibling_serves(&self, name: &str) -> bool {
+        self.served().is_served(name_hash(name))
+    }
+
+    /// Whether a sibling shares an upstream with this balancer; `None` while that is unknown.
+    pub fn shares_upstreams(&self, balancer: u64) -> Option<bool> {
+        self.served().shares(balancer)
+    }
+
+    fn served(&self) -> MutexGuard<'_, ServedUpstreams> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the siblings, for display.
@@ -264,13 +289,14 @@ impl SiblingExchange {
         publisher: &mut Publisher,
         subscriber: &mut Subscriber,
     ) -> Result<std::convert::Infallible, RedisFailure> {
-        let url = &self.settings.url;
+        let ExchangeSettings { url, options, .. } = &self.settings;
         let (mut commands, mut reads) = tokio::try_join!(
-            RedisLink::connect(url, COMMAND_TIMEOUT),
-            RedisLink::connect(url, READ_BLOCK_TIME + COMMAND_TIMEOUT)
+            RedisLink::connect(url, options, COMMAND_TIMEOUT),
+            RedisLink::connect(url, options, READ_BLOCK_TIME + COMMAND_TIMEOUT)
         )?;
         self.link.store(Some(Arc::new(commands.clone())));
         publisher.republish_all();
+        self.served().republish();
         self.receiving.store(false, Relaxed);
         match self.sync_members(publisher, &mut commands).await {
             Err(failure) if !failure.full => return Err(failure),
@@ -302,6 +328,23 @@ impl SiblingExchange {
         let age = siblings.age(now).as_secs_f64();
         self.observer.siblings(siblings.len(), age);
         self.memory.siblings(&siblings.take_changes(), age);
+    }
+
+    /// Returns the upstreams to publish with a complete message, and reports siblings of another fleet.
+    fn served_upstreams(&self) -> Vec<u32> {
+        let mut own = HashSet::new();
+        self.memory.gauges(&mut |name, _| {
+            own.insert(name_hash(name));
+        });
+        let now = now();
+        let siblings = self.siblings();
+        let mut served = self.served();
+        let foreign = served.check(|balancer| siblings.contains(balancer), now);
+        if let Some(foreign) = foreign {
+            let name = siblings.name(foreign);
+            self.observer.foreign_sibling(&name, &self.settings.options.prefix);
+        }
+        served.publish(own, now)
     }
 
     /// Sets the list of members in the memory.

@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use super::wire::{self, HandoverMessage, OfferedListener};
-use super::{InheritedSockets, ListeningSocket, SocketPurpose};
+use super::{InheritedSockets, ListeningSocket, SocketPurpose, StateSource};
 use crate::fleet::Fleet;
 use crate::observe::process;
 
@@ -62,13 +62,13 @@ impl HandoverSocket {
     }
 
     /// Waits until another process serves in place of this one. A failed attempt changes nothing.
-    pub async fn relieved(&self, fleet: &Fleet) -> Successor {
+    pub async fn relieved(&self, fleet: &Fleet, state: impl Fn() -> StateSource) -> Successor {
         loop {
             let Ok((mut stream, _)) = self.listener.accept().await else {
                 sleep(ACCEPT_RETRY_PAUSE).await;
                 continue;
             };
-            let handed = timeout(SUCCESSOR_START_TIMEOUT, self.hand(&mut stream, fleet)).await;
+            let handed = timeout(SUCCESSOR_START_TIMEOUT, self.hand(&mut stream, fleet, &state)).await;
             let why = match handed {
                 Ok(Ok(pid)) => return Successor { stream, pid },
                 Ok(Err(error)) => error.to_string(),
@@ -83,12 +83,19 @@ impl HandoverSocket {
     }
 
     /// Hands over the sockets and waits for `Go`. Returns the process id of the successor.
-    async fn hand(&self, stream: &mut UnixStream, fleet: &Fleet) -> io::Result<u32> {
+    async fn hand(
+        &self,
+        stream: &mut UnixStream,
+        fleet: &Fleet,
+        state: &impl Fn() -> StateSource,
+    ) -> io::Result<u32> {
         if !wire::same_user(stream) {
             return Err(io::Error::other("it is another user's"));
         }
         let hello = timeout(FIRST_MESSAGE_TIMEOUT, wire::receive(stream)).await;
-        let HandoverMessage::Take { version, pid } = hello.map_err(|_| io::ErrorKind::TimedOut)?? else {
+        let HandoverMessage::Take { version, pid, state: takes_state } =
+            hello.map_err(|_| io::ErrorKind::TimedOut)??
+        else {
             return Err(io::Error::other("it does not ask for sockets"));
         };
         process::upgrade_requested(pid, &version, self.sockets.len());
@@ -99,13 +106,20 @@ impl HandoverSocket {
             serves: *serves,
             address: address.clone(),
         });
-        let listeners = others.chain([own]).collect();
+        let offered_state = if takes_state { offer_state(state()) } else { None };
+        let connection = offered_state
+            .as_ref()
+            .map(|_| OfferedListener { serves: SocketPurpose::State, address: String::new() });
+        let listeners = others.chain([own]).chain(connection).collect();
         let ready = fleet.snapshot_owned().ready().map(|entry| entry.upstream.name().to_string()).collect();
         wire::send(stream, &HandoverMessage::Offer { pid: std::process::id(), listeners, ready }).await?;
         for ListeningSocket { socket, .. } in &self.sockets {
             wire::send_socket(stream, socket.as_fd()).await?;
         }
         wire::send_socket(stream, self.listener.as_fd()).await?;
+        if let Some(connection) = offered_state {
+            wire::send_socket(stream, connection.as_fd()).await?;
+        }
         match wire::receive(stream).await {
             Ok(HandoverMessage::Go) => Ok(pid),
             Ok(_) => Err(io::Error::other("it said something else than that it serves")),
@@ -122,6 +136,23 @@ impl HandoverSocket {
             fs::remove_file(&self.path).ok();
         }
     }
+}
+
+/// Opens a connection on which the state is served until the other end closes; returns the other end.
+/// Without it the successor starts without the state.
+fn offer_state(source: StateSource) -> Option<OwnedFd> {
+    let (here, there) = net::UnixStream::pair().ok()?;
+    here.set_nonblocking(true).ok()?;
+    let here = UnixStream::from_std(here).ok()?;
+    tokio::spawn(async move {
+        match source.serve(here).await {
+            // The new process has failed, or takes no state.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => process::state_not_sent(&error.to_string()),
+            Ok(()) => {}
+        }
+    });
+    Some(there.into())
 }
 
 impl Successor {

@@ -26,7 +26,13 @@ const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 #[serde(rename_all = "snake_case")]
 pub enum HandoverMessage {
     /// The new process requests the sockets.
-    Take { version: String, pid: u32 },
+    Take {
+        version: String,
+        pid: u32,
+        /// The new process takes the state over a socket of its own.
+        #[serde(default)]
+        state: bool,
+    },
     /// The running process offers these; their sockets follow in this order.
     Offer { pid: u32, listeners: Vec<OfferedListener>, ready: Vec<String> },
     /// The new process accepts connections.

@@ -10,11 +10,12 @@ use crate::config::values::url_path;
 use crate::config::yaml::{self, YamlNode, YamlValue};
 
 /// Keys that a source cannot have, and why.
-const NOT_OF_SOURCE: [(&str, &str); 4] = [
+const NOT_OF_SOURCE: [(&str, &str); 5] = [
     ("url", "stands beside gym: an item has one of them"),
     ("name", "an upstream that is discovered has its host and port for a name: leave it out"),
     ("models", "comes from the model server: leave it out"),
     ("api_key", "comes from the model server: leave it out"),
+    ("api_key_env", "comes from the model server: leave it out"),
 ];
 
 /// Kinds of upstreams that this version rejects, and that have no URL.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::setting::{SettingRow, SettingsTable, duration, integer, row, text, value};
+use super::redis_access::{RedisTls, SentinelAccess};
+use crate::config::setting::{SettingRow, SettingsTable, duration, integer, row, section, text, value};
 use crate::config::values::{HOUR, MINUTE, plain, show_duration};
 
 /// The least number of messages of a balancer within `gauge_ttl`.
@@ -19,6 +20,8 @@ pub struct RedisOptions {
     pub gauge_ttl: Duration,
     /// About how many messages are kept for balancers that start.
     pub stream_length: u64,
+    pub tls: RedisTls,
+    pub sentinel: SentinelAccess,
 }
 
 impl Default for RedisOptions {
@@ -28,6 +31,8 @@ impl Default for RedisOptions {
             prefix: "vllm-lb:".into(),
             gauge_ttl: Duration::from_secs(3),
             stream_length: 100_000,
+            tls: RedisTls::default(),
+            sentinel: SentinelAccess::default(),
         }
     }
 }
@@ -55,6 +60,16 @@ impl SettingsTable for RedisOptions {
             "stream_length",
             "Approximate number of messages that Redis keeps for balancers that start.",
             &value(|options: &mut Self| &mut options.stream_length, integer(100, 100_000_000)),
+        ),
+        row(
+            "tls",
+            "Certificates of connections to Redis and its sentinels, for a URL with rediss.",
+            &section(|options: &mut Self| &mut options.tls),
+        ),
+        row(
+            "sentinel",
+            "The user of the sentinels of a URL with +sentinel.",
+            &section(|options: &mut Self| &mut options.sentinel),
         ),
     ];
 

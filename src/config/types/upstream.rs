@@ -17,6 +17,8 @@ pub struct UpstreamConfig {
     pub weight: f64,
     /// Sent as `Authorization: Bearer` in place of the client's.
     pub api_key: Option<Secret>,
+    /// The environment variable with the key, in place of `api_key`; siblings share its name only.
+    pub api_key_env: Option<String>,
     /// The number of requests in flight at which the upstream is no candidate.
     pub max_active: Option<u32>,
     pub tls: UpstreamTls,
@@ -33,6 +35,7 @@ impl UpstreamConfig {
             models: None,
             weight: 1.0,
             api_key: None,
+            api_key_env: None,
             max_active: None,
             tls: UpstreamTls::default(),
             discovered: None,

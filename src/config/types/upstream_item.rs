@@ -19,6 +19,13 @@ use crate::config::values::{HOUR, ReadResult, number_in, plain};
 
 /// The longest name of an upstream, in bytes: metrics and admin calls carry it.
 const MAX_NAME_BYTES: usize = 128;
+/// The longest name of a variable, in bytes.
+const MAX_VARIABLE_BYTES: usize = 128;
+
+/// The beginning of the names of variables that hold keys. An admin call and a record of a sibling can name
+/// such a variable, and so must not reach any other.
+const KEY_VARIABLE_PREFIX: &str = "VLLM_LB_KEY_";
+
 const MIN_WEIGHT: f64 = 0.001;
 const MAX_WEIGHT: f64 = 1000.0;
 
@@ -34,6 +41,7 @@ pub struct UpstreamItem {
     pub models: Option<Vec<String>>,
     pub weight: f64,
     pub api_key: Option<Secret>,
+    pub api_key_env: Option<String>,
     pub max_active: Option<u32>,
     pub tls: UpstreamTls,
 }
@@ -48,7 +56,7 @@ pub struct UpstreamsField<S: 'static> {
 
 impl UpstreamItem {
     /// The keys that belong to an upstream alone.
-    pub const UPSTREAM_KEYS: [&'static str; 4] = ["url", "name", "models", "api_key"];
+    pub const UPSTREAM_KEYS: [&'static str; 5] = ["url", "name", "models", "api_key", "api_key_env"];
     /// The keys that belong to a source alone.
     pub const SOURCE_KEYS: [&'static str; 2] = ["gym", "every"];
 
@@ -60,9 +68,9 @@ impl UpstreamItem {
     /// The upstream, if the item has a URL.
     pub fn upstream(self) -> Option<UpstreamConfig> {
         let upstream = UpstreamConfig::new(self.url?);
-        let UpstreamItem { models, weight, api_key, max_active, tls, .. } = self;
+        let UpstreamItem { models, weight, api_key, api_key_env, max_active, tls, .. } = self;
         let name = self.name.unwrap_or(upstream.name);
-        Some(UpstreamConfig { name, models, weight, api_key, max_active, tls, ..upstream })
+        Some(UpstreamConfig { name, models, weight, api_key, api_key_env, max_active, tls, ..upstream })
     }
 
     /// The source, if the item has one.
@@ -79,6 +87,7 @@ impl UpstreamItem {
             models: upstream.models.clone(),
             weight: upstream.weight,
             api_key: upstream.api_key.clone(),
+            api_key_env: upstream.api_key_env.clone(),
             max_active: upstream.max_active,
             tls: upstream.tls.clone(),
             ..UpstreamItem::defaults()
@@ -149,6 +158,11 @@ impl SettingsTable for UpstreamItem {
             &value(|item: &mut Self| &mut item.api_key, maybe(secret())),
         ),
         row(
+            "api_key_env",
+            "Variable that holds the key, in place of `api_key`; its name begins with VLLM_LB_KEY_.",
+            &value(|item: &mut Self| &mut item.api_key_env, maybe(text("name of a variable", key_variable))),
+        ),
+        row(
             "max_active",
             "Requests in flight from this balancer at which the upstream gets no more.",
             &value(|item: &mut Self| &mut item.max_active, maybe(integer(1, 1_000_000))),
@@ -165,10 +179,28 @@ impl SettingsTable for UpstreamItem {
             models: None,
             weight: 1.0,
             api_key: None,
+            api_key_env: None,
             max_active: None,
             tls: UpstreamTls::default(),
         }
     }
+
+    fn contradictions(&self, report: &mut dyn FnMut(&'static str, String)) {
+        if self.api_key.is_some() && self.api_key_env.is_some() {
+            report("api_key_env", "stands beside api_key: an upstream has one of them".into());
+        }
+    }
+}
+
+/// Parses the name of a variable that holds a key.
+fn key_variable(text: &str) -> ReadResult<String> {
+    let clean = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let rest = text.strip_prefix(KEY_VARIABLE_PREFIX).filter(|rest| !rest.is_empty());
+    if text.len() > MAX_VARIABLE_BYTES || !rest.is_some_and(|rest| rest.chars().all(clean)) {
+        let what = format!("letters, digits and _ behind {KEY_VARIABLE_PREFIX}");
+        return Err(format!("{} is no name of a variable for a key: allowed are {what}", seen(text)));
+    }
+    Ok(text.into())
 }
 
 /// Parses the weight of an upstream as the file holds it.

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use super::served;
 use super::wire::{WireReader, put_bytes, put_hash, put_number};
 use super::{
     BalancerInfo, Binding, BindingUpdate, ChainRequest, ChainUpdate, GaugeUpdate, MAX_MESSAGE_BYTES, Message,
@@ -27,6 +28,7 @@ mod kind {
     pub const FINGERPRINT: u64 = 9;
     pub const TAKE_BACKS: u64 = 11;
     pub const CHAINS: u64 = 12;
+    pub const SERVED: u64 = 13;
 }
 
 // === writing ===
@@ -82,6 +84,9 @@ impl<'a> Message<'a> {
         self.put_chain_requests(&mut parts, &mut names);
         if self.members {
             put_part(&mut parts, kind::MEMBERS, &[]);
+        }
+        if !self.served.is_empty() {
+            put_part(&mut parts, kind::SERVED, &served::encode(&self.served));
         }
         if self.leaving {
             put_part(&mut parts, kind::LEAVING, &[]);
@@ -202,6 +207,7 @@ impl<'a> Message<'a> {
                     kind::CHAINS => message.chains.push(chain(part, &names)?),
                     kind::TAKE_BACKS => message.take_backs.push(take_back(part, &names)?),
                     kind::BOUND => message.bound.extend(bound(part, &names)?),
+                    kind::SERVED => message.served.push(served::read(part)?),
                     kind::CHAIN_REQUESTS => message.chain_requests.push(chain_request(part, &names)?),
                     // A part of a newer version, or further fields behind the known ones.
                     _ => break,

@@ -202,6 +202,14 @@ impl BlockTable {
         parent != NO_ENTRY && parent & ENDING_BIT != 0
     }
 
+    /// Returns the block that an entry follows.
+    pub fn parent(&self, at: u32) -> Option<u32> {
+        match self.at(at).parent.load(Relaxed) {
+            NO_ENTRY => None,
+            parent => Some(parent & !ENDING_BIT),
+        }
+    }
+
     /// Returns the hash of a block.
     pub fn block_hash(&self, at: u32) -> u64 {
         self.at(at).hash.load(Relaxed)

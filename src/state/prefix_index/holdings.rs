@@ -106,6 +106,15 @@ impl Holdings {
         (at != NO_ENTRY).then(|| (self.pairs.at(at).block, self.pairs.at(at).tick))
     }
 
+    /// Returns the blocks of a column, the least recent first.
+    pub fn in_order(&self, column: usize) -> impl Iterator<Item = u32> {
+        let present = |at: u32| (at != NO_ENTRY).then_some(at);
+        let pairs = std::iter::successors(present(self.columns[column].oldest), move |at| {
+            present(self.pairs.at(*at).newer)
+        });
+        pairs.map(|at| self.pairs.at(at).block)
+    }
+
     /// Adds a pair as the most recent one of its column.
     pub fn add(&mut self, block: u32, column: usize, ending: bool, tick: Tick) {
         let at = self.take();

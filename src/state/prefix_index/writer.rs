@@ -1,11 +1,11 @@
 //! The writer of the index, behind its mutex.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use super::blocks::{BlockTable, Vacant};
 use super::directory::NO_ENTRY;
 use super::holdings::{Holdings, Tick, is_after};
-use super::{Columns, MAX_COLUMNS, Slot};
+use super::{Columns, IndexLeaf, MAX_COLUMNS, Slot};
 
 /// The largest number of pairs that one step evicts, where eviction can be done in steps.
 const MAX_HOLDINGS_PER_STEP: usize = 1024;
@@ -171,6 +171,25 @@ impl Writer {
         self.path.clear();
         blocks.above(at, &mut self.path);
         Some(self.path.iter().rev().map(|at| blocks.block_hash(*at)).collect())
+    }
+
+    /// The ends of the chains of an upstream. A block is more recent than the blocks behind it, so these come
+    /// before it.
+    pub fn leaves(&self, blocks: &BlockTable, slot: Slot) -> Vec<IndexLeaf> {
+        let Some(column) = self.column(slot) else { return Vec::new() };
+        let (mut leaves, mut inner) = (Vec::new(), HashSet::new());
+        for at in self.holdings.in_order(column) {
+            let (parent, is_leaf) = (blocks.parent(at), !inner.contains(&at));
+            inner.extend(parent);
+            if is_leaf {
+                let hash = blocks.block_hash(at);
+                leaves.push(match parent.filter(|_| blocks.is_ending(at)) {
+                    Some(parent) => IndexLeaf { hash: blocks.block_hash(parent), end: Some(hash) },
+                    None => IndexLeaf { hash, end: None },
+                });
+            }
+        }
+        leaves
     }
 
     /// Learns the blocks in `path`, and `chain` behind them.

@@ -4,19 +4,20 @@
 //! The server is resolved again after every loss, so that a failover is followed. Every wait has a time
 //! limit.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
-use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
-    TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
+    Pipeline, RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
 };
 
 use super::failure::RedisFailure;
-use crate::config::types::{RedisTopology, RedisUrl};
+use crate::config::types::{RedisOptions, RedisTls, RedisTopology, RedisUrl, SentinelAccess};
 
 /// The time limit of connecting to one host, and of every command that does not block on purpose.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,8 +38,17 @@ pub enum RedisLink {
 
 impl RedisLink {
     /// Connects; `longest` is the time limit of a single answer.
-    pub async fn connect(url: &RedisUrl, longest: Duration) -> Result<Self, RedisFailure> {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(url, longest)).await;
+    pub async fn connect(
+        url: &RedisUrl,
+        options: &RedisOptions,
+        longest: Duration,
+    ) -> Result<Self, RedisFailure> {
+        let tls = options.tls.clone();
+        let certificates = tokio::task::spawn_blocking(move || certificates(&tls)).await;
+        let certificates = certificates.unwrap_or_else(|error| Err(error.to_string()));
+        let certificates = certificates.map_err(RedisFailure::certificates)?;
+        let access = RedisAccess { url, sentinel: &options.sentinel, certificates };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, access.connect(longest)).await;
         Ok(connected.map_err(|_| RedisFailure::timeout())??)
     }
 
@@ -65,74 +75,128 @@ impl RedisLink {
     }
 }
 
-async fn connect(url: &RedisUrl, longest: Duration) -> redis::RedisResult<RedisLink> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(COMMAND_TIMEOUT))
-        .set_response_timeout(Some(longest));
-    match &url.form {
-        RedisTopology::Single | RedisTopology::Socket(_) => {
-            let address = match &url.form {
-                RedisTopology::Socket(path) => vec![ConnectionAddr::Unix(path.clone())],
-                _ => addresses(url),
-            };
-            let mut found = address.into_iter().map(|address| address.into_connection_info());
-            let Some(info) = found.next() else {
-                return Err((redis::ErrorKind::InvalidClientConfig, "the URL has no host").into());
-            };
-            let client = Client::open(info?.set_redis_settings(settings(url)))?;
-            Ok(RedisLink::One(client.get_multiplexed_async_connection_with_config(&config).await?))
-        }
-        RedisTopology::Sentinel(master) => {
-            let mut builder = SentinelClientBuilder::new(addresses(url), master, SentinelServerType::Master)?
-                .set_client_to_redis_db(i64::from(url.database));
-            if url.tls {
-                builder = builder
-                    .set_client_to_redis_tls_mode(TlsMode::Secure)
-                    .set_client_to_sentinel_tls_mode(TlsMode::Secure);
-            }
-            if let Some(user) = &url.user {
-                builder = builder.set_client_to_redis_username(user);
-            }
-            if let Some(password) = &url.password {
-                builder = builder.set_client_to_redis_password(password.expose());
-            }
-            let mut client = builder.build()?;
-            Ok(RedisLink::One(client.get_async_connection_with_config(&config).await?))
-        }
-        RedisTopology::Cluster => {
-            let mut builder = ClusterClient::builder(addresses(url))
-                .connection_timeout(COMMAND_TIMEOUT / 2)
-                .response_timeout(longest)
-                .retries(CLUSTER_RETRIES);
-            if url.tls {
-                builder = builder.tls(TlsMode::Secure);
-            }
-            if let Some(user) = &url.user {
-                builder = builder.username(user);
-            }
-            if let Some(password) = &url.password {
-                builder = builder.password(password.expose());
-            }
-            Ok(RedisLink::Cluster(builder.build()?.get_async_connection().await?))
-        }
-    }
+/// The URL with the files and the users that a connection needs.
+struct RedisAccess<'a> {
+    url: &'a RedisUrl,
+    sentinel: &'a SentinelAccess,
+    certificates: TlsCertificates,
 }
 
-fn addresses(url: &RedisUrl) -> Vec<ConnectionAddr> {
-    let address = |(host, port): &(String, u16)| match url.tls {
-        true => ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None },
-        false => ConnectionAddr::Tcp(host.clone(), *port),
+/// Reads the files of the certificates; each connection reads them again, since certificates expire.
+fn certificates(tls: &RedisTls) -> Result<TlsCertificates, String> {
+    let read = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
     };
-    url.hosts.iter().map(address).collect()
+    let root_cert = tls.ca.as_ref().map(read).transpose()?;
+    let client_tls = match (&tls.certificate, &tls.key) {
+        (Some(certificate), Some(key)) => {
+            Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+        }
+        _ => None,
+    };
+    Ok(TlsCertificates { client_tls, root_cert })
 }
 
-fn settings(url: &RedisUrl) -> RedisConnectionInfo {
-    let mut settings = RedisConnectionInfo::default().set_db(i64::from(url.database));
-    if let Some(user) = &url.user {
-        settings = settings.set_username(user);
+impl RedisAccess<'_> {
+    async fn connect(&self, longest: Duration) -> RedisResult<RedisLink> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(COMMAND_TIMEOUT))
+            .set_response_timeout(Some(longest));
+        match &self.url.form {
+            RedisTopology::Single | RedisTopology::Socket(_) => {
+                let client = self.single()?;
+                Ok(RedisLink::One(client.get_multiplexed_async_connection_with_config(&config).await?))
+            }
+            RedisTopology::Sentinel(master) => {
+                let mut client = self.sentinel(master)?;
+                Ok(RedisLink::One(client.get_async_connection_with_config(&config).await?))
+            }
+            RedisTopology::Cluster => {
+                Ok(RedisLink::Cluster(self.cluster(longest)?.get_async_connection().await?))
+            }
+        }
     }
-    if let Some(password) = &url.password {
-        settings = settings.set_password(password.expose());
+
+    fn single(&self) -> RedisResult<Client> {
+        let address = match &self.url.form {
+            RedisTopology::Socket(path) => vec![ConnectionAddr::Unix(path.clone())],
+            _ => self.addresses(),
+        };
+        let mut found = address.into_iter().map(|address| address.into_connection_info());
+        let Some(info) = found.next() else {
+            return Err((ErrorKind::InvalidClientConfig, "the URL has no host").into());
+        };
+        let info = info?.set_redis_settings(self.settings());
+        if self.url.tls {
+            Client::build_with_tls(info, self.certificates.clone())
+        } else {
+            Client::open(info)
+        }
     }
-    settings
+
+    fn sentinel(&self, master: &str) -> RedisResult<SentinelClient> {
+        let (url, sentinel) = (self.url, self.sentinel);
+        let mut builder = SentinelClientBuilder::new(self.addresses(), master, SentinelServerType::Master)?
+            .set_client_to_redis_db(i64::from(url.database));
+        if url.tls {
+            builder = builder
+                .set_client_to_redis_tls_mode(TlsMode::Secure)
+                .set_client_to_redis_certificates(self.certificates.clone())
+                .set_client_to_sentinel_tls_mode(TlsMode::Secure)
+                .set_client_to_sentinel_certificates(self.certificates.clone());
+        }
+        if let Some(user) = &url.user {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = &url.password {
+            builder = builder.set_client_to_redis_password(password.expose());
+        }
+        if let Some(user) = &sentinel.user {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+        if let Some(password) = &sentinel.password {
+            builder = builder.set_client_to_sentinel_password(password.expose());
+        }
+        builder.build()
+    }
+
+    fn cluster(&self, longest: Duration) -> RedisResult<ClusterClient> {
+        let url = self.url;
+        let mut builder = ClusterClient::builder(self.addresses())
+            .connection_timeout(COMMAND_TIMEOUT / 2)
+            .response_timeout(longest)
+            .retries(CLUSTER_RETRIES);
+        if url.tls {
+            builder = builder.tls(TlsMode::Secure).certs(self.certificates.clone());
+        }
+        if let Some(user) = &url.user {
+            builder = builder.username(user);
+        }
+        if let Some(password) = &url.password {
+            builder = builder.password(password.expose());
+        }
+        builder.build()
+    }
+
+    fn addresses(&self) -> Vec<ConnectionAddr> {
+        let address = |(host, port): &(String, u16)| match self.url.tls {
+            true => {
+                ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
+            }
+            false => ConnectionAddr::Tcp(host.clone(), *port),
+        };
+        self.url.hosts.iter().map(address).collect()
+    }
+
+    fn settings(&self) -> RedisConnectionInfo {
+        let url = self.url;
+        let mut settings = RedisConnectionInfo::default().set_db(i64::from(url.database));
+        if let Some(user) = &url.user {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = &url.password {
+            settings = settings.set_password(password.expose());
+        }
+        settings
+    }
 }

@@ -45,6 +45,11 @@ impl RedisFailure {
         RedisFailure { cause: "silent", text: "no answer in time".into(), full: false }
     }
 
+    /// Builds the failure of certificates that cannot be read.
+    pub fn certificates(text: String) -> Self {
+        RedisFailure { cause: "refused", text, full: false }
+    }
+
     /// Builds the failure of an unexpected answer.
     pub fn unexpected(what: &str) -> Self {
         RedisFailure { cause: "strange", text: what.into(), full: false }

@@ -11,7 +11,7 @@ use super::connect::RedisLink;
 use super::failure::RedisFailure;
 use super::reply::FIELD;
 use super::stored_binding::StoredBinding;
-use super::{SiblingExchange, now};
+use super::{SiblingExchange, members, now};
 use crate::state::exchange::{BalancerInfo, GaugeUpdate, Message, OutboxEvent, SiblingLoad};
 
 /// The largest size of the events in one message, in bytes.
@@ -140,6 +140,9 @@ impl SiblingExchange {
             return Ok(());
         }
         let mut message = self.message(publisher);
+        if publisher.whole {
+            message.served = self.served_upstreams();
+        }
         message.gauges = publisher.gauge_update();
         events.iter().for_each(|event| event.fill(&mut message));
         message.fingerprint = (message.chain_count() > 0).then_some(self.settings.fingerprint);
@@ -193,7 +196,7 @@ impl SiblingExchange {
         link: &mut RedisLink,
     ) -> Result<(), RedisFailure> {
         let mark = format!("{:016x}-{}", self.id, publisher.sequence);
-        let synced = self.members.sync(link, &self.keys, &mark).await?;
+        let synced = members::sync(&self.members, link, &self.keys, &mark, &self.observer).await?;
         // Own changes are applied too: that changes nothing, and the list then has the stored records.
         if synced.changed || synced.written {
             self.apply_members();

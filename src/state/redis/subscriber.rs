@@ -175,6 +175,7 @@ impl SiblingExchange {
             return;
         }
         self.observer.exchange_received(bytes);
+        self.served().receive(message.balancer, &message.served);
         self.receive_chains(subscriber, message, now);
         for bound in &message.bound {
             self.memory.bound(bound);

@@ -4,5 +4,6 @@
 mod common;
 mod discovery;
 mod exchange;
+mod members;
 mod siblings;
 mod stored;

@@ -9,3 +9,4 @@ mod regressions;
 mod reload;
 mod restart;
 mod upgrade;
+mod upgrade_state;

@@ -1,8 +1,13 @@
 //! Every form of a Redis URL, against a redis-server that wants it.
 
-use super::board::Board;
+use std::path::Path;
+
+use super::board::{Board, settings};
+use crate::common::certs::Certs;
 use crate::common::eventually;
 use crate::common::redis::Redis;
+use vllm_lb::config::secret::Secret;
+use vllm_lb::config::types::{RedisTls, SentinelAccess};
 use vllm_lb::state::exchange::Binding;
 
 /// Two balancers at this URL know of each other, and find what is kept.
@@ -55,4 +60,104 @@ async fn a_cluster() {
     })
     .await;
     meet(&format!("redis-cluster://127.0.0.1:{}", redis.port)).await;
+}
+
+// === access ===
+
+/// The commands of docs/operating.md that make the user of a balancer.
+fn documented_acl() -> Vec<String> {
+    let page = include_str!("../../../../docs/operating.md");
+    let line = page.lines().find(|line| line.contains("ACL SETUSER")).expect("the page has the command");
+    let words = line.split_whitespace().skip_while(|word| *word != "ACL");
+    words.map(|word| word.trim_matches('\'').to_string()).collect()
+}
+
+/// The user of the page may do all that balancers do, on their keys, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_user_has_all_rights_that_a_balancer_needs_and_no_other() {
+    let redis = Redis::start(&[]).await;
+    let acl = documented_acl();
+    redis.ask(&acl.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let url = format!("redis://vllm-lb:secret@127.0.0.1:{}", redis.port);
+    let (a, b) = (Board::begun(&url, "a").await, Board::begun(&url, "b").await);
+    meet(&url).await;
+    a.send("u1", &[1, 2, 3]);
+    b.until_held("u1", &[1, 2, 3], 3).await;
+    // A list that was lost is restored.
+    a.exchange.put_member("u8", "drained".into());
+    b.until_member("u8", Some("drained")).await;
+    redis.ask(&["FLUSHALL"]).await;
+    eventually("the list is restored", async || {
+        (redis.count(&["HLEN", "vllm-lb:{lb}:members"]).await == 2).then_some(())
+    })
+    .await;
+    let denied = format!("{:?}", redis.ask(&["ACL", "LOG"]).await);
+    assert!(!denied.contains("vllm-lb"), "{denied}");
+    for command in [&["GET", "other:key"][..], &["KEYS", "*"], &["FLUSHALL"], &["CONFIG", "GET", "*"]] {
+        let words = [&["ACL", "DRYRUN", "vllm-lb"], command].concat();
+        let answer = format!("{:?}", redis.ask(&words).await);
+        assert!(answer.contains("no permissions") || answer.contains("permission"), "{command:?}: {answer}");
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A Redis that asks for certificates gets this balancer's.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_the_balancer() {
+    let (certs, others) = (Certs::new(), Certs::new());
+    let files = certs.listen();
+    let (certificate, key) = (shown(&files.certificate), shown(&files.key));
+    let (ca, port) = (shown(&certs.authority()), Redis::free_port().to_string());
+    let tls = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+    let client = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"];
+    let _redis = Redis::start(&[&tls[..], &client[..]].concat()).await;
+    let with = |tls: RedisTls| {
+        let mut settings = settings(&format!("rediss://localhost:{port}"), "a");
+        settings.options.tls = tls;
+        Board::with(settings)
+    };
+    let files_of = |certs: &Certs, ca: &Certs| RedisTls {
+        ca: Some(ca.authority()),
+        certificate: Some(certs.listen().certificate),
+        key: Some(certs.listen().key),
+    };
+    let (a, b) = (with(files_of(&certs, &certs)), with(files_of(&certs, &certs)));
+    a.set("u1", 3);
+    b.until_others("u1", 3).await;
+    assert!(b.exchange.works());
+    // Without a certificate, with one of another authority, and with a Redis that is not to be trusted.
+    let none = RedisTls { ca: Some(certs.authority()), ..RedisTls::default() };
+    for tls in [none, files_of(&others, &certs), files_of(&certs, &others)] {
+        let refused = with(tls.clone());
+        refused.exchange.wait_caught_up(crate::common::PATIENCE).await;
+        assert!(!refused.exchange.works(), "{tls:?}");
+        assert_eq!(refused.others("u1").active, 0);
+    }
+}
+
+/// Sentinels have a password of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_of_the_sentinels() {
+    let master = Redis::start(&["--requirepass", "of-redis"]).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("sentinel.conf");
+    let text =
+        format!("sentinel monitor main 127.0.0.1 {} 1\nsentinel auth-pass main of-redis\n", master.port);
+    std::fs::write(&file, text).expect("the folder can be written");
+    let sentinel = Redis::start(&[&shown(&file), "--sentinel", "--requirepass", "of-sentinel"]).await;
+    let with = |password: &str| {
+        let url = format!("redis+sentinel://:of-redis@127.0.0.1:{}/main", sentinel.port);
+        let mut settings = settings(&url, "a");
+        settings.options.sentinel = SentinelAccess { user: None, password: Some(Secret::new(password)) };
+        Board::with(settings)
+    };
+    let (a, b) = (with("of-sentinel"), with("of-sentinel"));
+    a.set("u1", 3);
+    b.until_others("u1", 3).await;
+    let refused = with("of-redis");
+    refused.exchange.wait_caught_up(crate::common::PATIENCE).await;
+    assert!(!refused.exchange.works());
 }

@@ -1,0 +1,259 @@
+//! The state that a process hands over to its successor: run-time changes and the prefix index.
+//!
+//! ```text
+//! new process                             running process
+//!   one byte                 -------->
+//!                            <--------    records of run-time changes, as JSON
+//!                            <--------    messages with chains, as siblings exchange them
+//!                            <--------    a frame without bytes: the end
+//! ```
+//!
+//! Every frame is preceded by its length. The frames have a socket of their own, so that a failure affects
+//! nothing else: the successor starts with what it has received. It learns the frames from the last to the
+//! first, since the most recent chains are sent first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hasher;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::config::render;
+use crate::config::types::UpstreamConfig;
+use crate::state::State;
+use crate::state::exchange::{ChainAdmission, FingerprintFilter, Message};
+use crate::state::members::{MemberText, Members};
+
+/// The longest time that the running process waits for the request, and the one in which it answers.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest time that a new process waits for the state; then it starts with what it has.
+const MAX_RECEIVE_TIME: Duration = Duration::from_secs(5);
+
+/// The largest state in bytes: more than 16 million blocks.
+const MAX_STATE_BYTES: usize = 160 << 20;
+
+/// The largest frame in bytes.
+const MAX_FRAME_BYTES: usize = 16 << 20;
+
+/// The frames that are built before they are sent.
+const MAX_WAITING_FRAMES: usize = 4;
+
+/// The parts that a process hands over.
+#[derive(Clone)]
+pub struct StateSource {
+    pub state: Arc<State>,
+    pub members: Arc<Members>,
+    /// The upstreams of the file.
+    pub upstreams: Vec<UpstreamConfig>,
+    /// How chains are made: see `exchange::fingerprint`.
+    pub fingerprint: u64,
+}
+
+/// The records of run-time changes, and the file that they are changes of.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TransferredMembers {
+    /// The records with their revisions, by name.
+    records: HashMap<String, String>,
+    /// A hash of each upstream's settings in the file, by name.
+    entries: BTreeMap<String, u64>,
+}
+
+/// What a process has received.
+#[derive(Debug, Default, PartialEq)]
+pub struct ReceivedState {
+    pub members: TransferredMembers,
+    /// Messages with chains, the most recent first.
+    frames: Vec<Vec<u8>>,
+    /// Nothing is missing.
+    pub is_whole: bool,
+}
+
+/// Returns a hash of an upstream's settings, equal for equal settings.
+fn entry_hash(upstream: &UpstreamConfig) -> u64 {
+    let mut hasher = Xxh3Default::new();
+    hasher.write(render::upstream_with_key(upstream).to_string().as_bytes());
+    hasher.finish()
+}
+
+// === the running process ===
+
+impl StateSource {
+    /// Waits for the request of the successor, and sends the state.
+    pub async fn serve(self, mut stream: UnixStream) -> io::Result<()> {
+        let served = async {
+            // The end of the stream is that of a process that takes no state.
+            stream.read_u8().await?;
+            let (frames, mut built) = mpsc::channel(MAX_WAITING_FRAMES);
+            let members = serde_json::to_vec(&self.transferred_members())?;
+            // Ends with the receiver of the frames.
+            tokio::task::spawn_blocking(move || self.build_frames(&frames));
+            send_frame(&mut stream, &members).await?;
+            while let Some(frame) = built.recv().await {
+                send_frame(&mut stream, &frame).await?;
+            }
+            send_frame(&mut stream, &[]).await
+        };
+        timeout(SERVE_TIMEOUT, served).await.map_err(|_| io::ErrorKind::TimedOut)?
+    }
+
+    fn transferred_members(&self) -> TransferredMembers {
+        let records = self.members.revisions().into_iter().map(|(name, text)| (name, text.write()));
+        let entries = self.upstreams.iter().map(|entry| (entry.name.clone(), entry_hash(entry)));
+        TransferredMembers { records: records.collect(), entries: entries.collect() }
+    }
+
+    fn build_frames(&self, frames: &mpsc::Sender<Vec<u8>>) {
+        let mut bytes = 0;
+        self.state.export_chains(|chains| {
+            let message = Message { chains, fingerprint: Some(self.fingerprint), ..Message::default() };
+            let frame = message.encode();
+            bytes += frame.len();
+            bytes <= MAX_STATE_BYTES && frames.blocking_send(frame).is_ok()
+        });
+    }
+}
+
+async fn send_frame(stream: &mut UnixStream, frame: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(frame.len()).map_err(|_| io::Error::other("a frame is too long"))?;
+    stream.write_u32(length).await?;
+    stream.write_all(frame).await
+}
+
+// === the new process ===
+
+/// Requests the state, and receives it for at most `MAX_RECEIVE_TIME`.
+pub async fn receive(mut stream: UnixStream) -> io::Result<ReceivedState> {
+    let deadline = Instant::now() + MAX_RECEIVE_TIME;
+    stream.write_u8(1).await?;
+    let first =
+        timeout_at(deadline, receive_frame(&mut stream)).await.map_err(|_| io::ErrorKind::TimedOut)?;
+    let members = serde_json::from_slice(&first?)?;
+    let mut received = ReceivedState { members, ..ReceivedState::default() };
+    let mut bytes = 0;
+    while bytes < MAX_STATE_BYTES {
+        match timeout_at(deadline, receive_frame(&mut stream)).await {
+            Ok(Ok(frame)) if frame.is_empty() => {
+                received.is_whole = true;
+                break;
+            }
+            Ok(Ok(frame)) => {
+                bytes += frame.len();
+                received.frames.push(frame);
+            }
+            // What came before is of use.
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    Ok(received)
+}
+
+async fn receive_frame(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u32().await? as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::other("a frame is too long"));
+    }
+    let mut frame = vec![0; length];
+    stream.read_exact(&mut frame).await?;
+    Ok(frame)
+}
+
+impl TransferredMembers {
+    /// Returns the records that hold for the upstreams of this file. A record ends where the entry of its
+    /// upstream in the file is new or another: as after a reload, the upstream is as the file has it.
+    pub fn lasting(&self, upstreams: &[UpstreamConfig]) -> Vec<(String, MemberText)> {
+        let is_changed = |name: &str| {
+            let entry = upstreams.iter().find(|upstream| upstream.name == name);
+            entry.is_some_and(|entry| self.entries.get(name) != Some(&entry_hash(entry)))
+        };
+        let lasting = self.records.iter().filter(|(name, _)| !is_changed(name));
+        lasting.map(|(name, text)| (name.clone(), MemberText::read(text.clone()))).collect()
+    }
+}
+
+impl ReceivedState {
+    /// Learns the chains; returns the number of frames that could not be used.
+    pub fn learn(&self, state: &State, fingerprint: u64) -> usize {
+        let mut filter = FingerprintFilter::new(fingerprint);
+        let mut unusable = 0;
+        for frame in self.frames.iter().rev() {
+            match Message::decode(frame) {
+                Ok(message) if filter.check(&message) == ChainAdmission::Applicable => {
+                    for chain in &message.chains {
+                        state.apply_chain(chain);
+                    }
+                }
+                _ => unusable += 1,
+            }
+        }
+        unusable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::check;
+
+    fn members(records: &[(&str, &str)], upstreams: &[UpstreamConfig]) -> TransferredMembers {
+        let records = records.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
+        let entries = upstreams.iter().map(|entry| (entry.name.clone(), entry_hash(entry))).collect();
+        TransferredMembers { records, entries }
+    }
+
+    fn upstream(text: &str) -> UpstreamConfig {
+        check::upstream_alone(text).expect(text)
+    }
+
+    #[test]
+    fn a_record_ends_where_its_entry_in_the_file_is_another() {
+        let before = [upstream(r#"{"url": "http://a:1"}"#), upstream(r#"{"url": "http://b:1"}"#)];
+        let after = [
+            upstream(r#"{"url": "http://a:1"}"#),
+            upstream(r#"{"url": "http://b:1", "weight": 2}"#),
+            upstream(r#"{"url": "http://c:1"}"#),
+        ];
+        let all = ["a:1", "b:1", "c:1", "d:1"].map(|name| (name, "7 {}"));
+        let mut names: Vec<String> =
+            members(&all, &before).lasting(&after).into_iter().map(|(name, _)| name).collect();
+        names.sort();
+        assert_eq!(names, ["a:1", "d:1"]);
+    }
+
+    #[tokio::test]
+    async fn takes_what_arrived_when_the_peer_ends_or_sends_nonsense() {
+        let known = members(&[("a", "7 {}")], &[]);
+        let first = serde_json::to_vec(&known).expect("is JSON");
+        for (rest, is_whole) in [(&[0u8; 4][..], true), (&[][..], false), (&[255; 9][..], false)] {
+            let (mut there, here) = UnixStream::pair().expect("a pair");
+            send_frame(&mut there, &first).await.expect("sent");
+            send_frame(&mut there, b"a chain").await.expect("sent");
+            there.write_all(rest).await.expect("sent");
+            let receiving = tokio::spawn(receive(here));
+            assert_eq!(there.read_u8().await.expect("a request"), 1);
+            drop(there);
+            let received = receiving.await.expect("no panic").expect("the records came");
+            assert_eq!((received.members.records.len(), received.frames.len()), (1, 1));
+            assert_eq!(received.is_whole, is_whole);
+        }
+        let (mut there, here) = UnixStream::pair().expect("a pair");
+        there.write_all(b"\0\0\0\x02no").await.expect("sent");
+        assert!(receive(here).await.is_err(), "without records there is no state");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_does_not_delay_the_start() {
+        let (there, here) = UnixStream::pair().expect("a pair");
+        let start = Instant::now();
+        assert!(receive(here).await.is_err());
+        assert!(start.elapsed() <= MAX_RECEIVE_TIME + Duration::from_millis(10));
+        drop(there);
+    }
+}
