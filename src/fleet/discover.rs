@@ -9,7 +9,7 @@
 mod gym;
 mod reconcile;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,10 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest interval between two polls of a source that has not answered yet.
 const UNANSWERED_POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The least interval between two rounds after changes of the fleet: each round takes time in proportion to
+/// the number of upstreams.
+const MIN_ROUND_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The source name of upstreams that were removed from the file.
 pub(super) const NO_SOURCE: &str = "none";
@@ -68,6 +72,11 @@ pub async fn run(fleet: Arc<Fleet>, mut stop: watch::Receiver<bool>) {
     discoverer.follow_plan();
     loop {
         discoverer.reconcile().await;
+        let next_round = now() + MIN_ROUND_INTERVAL;
+        let changed = async {
+            tokio::time::sleep_until(next_round.into()).await;
+            changes.changed().await
+        };
         let due = discoverer.ownerships.due();
         let waited = async {
             match due {
@@ -79,7 +88,7 @@ pub async fn run(fleet: Arc<Fleet>, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stopping| *stopping) => return,
             Some((label, found)) = answers.recv() => discoverer.store_list(label, found),
             Ok(()) = discoverer.plans.changed() => discoverer.follow_plan(),
-            Ok(()) = changes.changed() => {}
+            Ok(()) = changed => {}
             () = waited => {}
         }
     }
@@ -92,6 +101,8 @@ struct Discoverer {
     /// The last answer of each source, by the source's label.
     found: HashMap<String, DiscoveredServers>,
     ownerships: Ownerships,
+    /// The upstreams of the lists; `None` after a list or the plan has changed.
+    listed: Option<Vec<UpstreamConfig>>,
     /// The next round sends all settings again, since the files that they name may have changed.
     resend: bool,
     /// The polling tasks by the source's label.
@@ -196,6 +207,7 @@ impl Discoverer {
             plan: Arc::default(),
             found: HashMap::new(),
             ownerships: Ownerships::default(),
+            listed: None,
             resend: false,
             polling: HashMap::new(),
             awaited: None,
@@ -217,24 +229,28 @@ impl Discoverer {
             self.polling.insert(source.label.clone(), going);
         }
         self.found.retain(|label, _| self.polling.contains_key(label));
+        self.listed = None;
         (self.plan, self.resend) = (plan, true);
     }
 
     /// Stores the list that a poll returned.
     fn store_list(&mut self, label: String, found: DiscoveredServers) {
         // The source may have left the plan meanwhile.
-        if self.polling.contains_key(&label) {
+        if self.polling.contains_key(&label) && self.found.get(&label) != Some(&found) {
             self.found.insert(label, found);
+            self.listed = None;
         }
     }
 
     /// Returns the upstreams that the sources list. Of several with the same URL or name the first counts.
     fn listed_upstreams(&self) -> Vec<UpstreamConfig> {
-        let mut listed: Vec<UpstreamConfig> = Vec::new();
+        let (mut listed, mut urls, mut names) = (Vec::new(), BTreeSet::new(), HashSet::new());
         let answered = |source: &Arc<PolledSource>| Some((source.clone(), self.found.get(&source.label)?));
         for (source, found) in self.plan.sources.iter().filter_map(answered) {
             for config in source.upstreams(found) {
-                if !listed.iter().any(|first| first.url == config.url || first.name == config.name) {
+                if !urls.contains(&config.url) && !names.contains(&config.name) {
+                    urls.insert(config.url.clone());
+                    names.insert(config.name.clone());
                     listed.push(config);
                 }
             }
@@ -265,7 +281,7 @@ impl Discoverer {
                 ready: entry.is_ready(),
             })
             .collect();
-        let listed = self.listed_upstreams();
+        let listed = self.listed.take().unwrap_or_else(|| self.listed_upstreams());
         let (resend, awaited) = (std::mem::take(&mut self.resend), self.awaited_until());
         let mut changes = self.ownerships.reconcile(&FleetView {
             listed: &listed,
@@ -277,6 +293,7 @@ impl Discoverer {
         if std::mem::replace(&mut self.awaited, awaited) != awaited {
             changes.push(FleetChange::AwaitSources(awaited));
         }
+        self.listed = Some(listed);
         if changes.is_empty() {
             return;
         }

@@ -2,7 +2,8 @@
 //! any.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -12,6 +13,13 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 use tokio_rustls::TlsConnector;
 
 use crate::config::types::UpstreamConfig;
+
+/// The time after which the authorities of the system are read again for a new upstream.
+const SYSTEM_ROOTS_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The authorities of the system, and when they were read: reading takes milliseconds, and a copy for each of
+/// a thousand upstreams would take hundreds of megabytes.
+static SYSTEM_ROOTS: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);
 
 /// The settings of one of our own TLS connections: the connector, and the name that the certificate must
 /// have.
@@ -50,6 +58,23 @@ fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
     }
 }
 
+/// Returns the system's authorities. Many upstreams share one copy, which is read again after
+/// `SYSTEM_ROOTS_LIFETIME`.
+fn system_roots() -> Arc<RootCertStore> {
+    let mut known = SYSTEM_ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = super::now();
+    if let Some((read_at, roots)) = &*known
+        && now.saturating_duration_since(*read_at) < SYSTEM_ROOTS_LIFETIME
+    {
+        return roots.clone();
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let roots = Arc::new(roots);
+    *known = Some((now, roots.clone()));
+    roots
+}
+
 fn client_config(
     config: &UpstreamConfig,
     authorities: &[CertificateDer<'static>],
@@ -63,19 +88,18 @@ fn client_config(
         let verifier = Arc::new(AcceptAnyCertificate { provider });
         return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
     }
-    let mut roots = RootCertStore::empty();
-    match &tls.ca {
+    let roots = match &tls.ca {
         Some(path) => {
+            let mut roots = RootCertStore::empty();
             for certificate in authorities {
                 roots
                     .add(certificate.clone())
                     .map_err(|error| format!("tls.ca {}: {error}", path.display()))?;
             }
+            roots.into()
         }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
+        None => system_roots(),
+    };
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 

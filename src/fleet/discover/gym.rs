@@ -13,6 +13,8 @@
 //!
 //! Pure: parses a document and does no I/O. An invalid document is rejected as a whole.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::DiscoveredServers;
@@ -50,10 +52,10 @@ fn engines(list: &[Value]) -> Result<Vec<UpstreamUrl>, String> {
     if list.len() > MAX_ENGINES {
         return Err(format!("base_url names {} engines: {MAX_ENGINES} is the most", list.len()));
     }
-    let mut urls = Vec::new();
+    let (mut urls, mut known) = (Vec::new(), BTreeSet::new());
     for item in list {
         let url = engine(item.as_str().ok_or("base_url has an item that is no text")?)?;
-        if !urls.contains(&url) {
+        if known.insert(url.clone()) {
             urls.push(url);
         }
     }

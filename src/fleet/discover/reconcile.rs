@@ -15,7 +15,7 @@
 //! source may list it. An engine is identified by its URL. A weight that was set at run time stays until the
 //! source's weight changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::config::types::{UpstreamConfig, UpstreamUrl};
@@ -72,15 +72,37 @@ impl<'a> FleetView<'a> {
         let is = move |there: &&PresentUpstream<'_>| there.config.discovered.is_some() == discovered;
         self.present.iter().filter(|there| !there.removing).filter(is)
     }
+}
+
+/// The upstreams of the fleet that are not being removed, found without a search.
+struct FleetIndex<'a> {
+    /// The discovered upstreams by name.
+    discovered: HashMap<&'a str, &'a PresentUpstream<'a>>,
+    operator_urls: BTreeSet<&'a UpstreamUrl>,
+    operator_names: HashSet<&'a str>,
+}
+
+// === impl FleetIndex ===
+
+impl<'a> FleetIndex<'a> {
+    fn new(now: &FleetView<'a>) -> Self {
+        let name = |there: &'a PresentUpstream<'a>| there.config.name.as_str();
+        FleetIndex {
+            discovered: now.present(true).map(|there| (name(there), there)).collect(),
+            operator_urls: now.present(false).map(|there| &there.config.url).collect(),
+            operator_names: now.present(false).map(name).collect(),
+        }
+    }
 
     /// Returns the discovered upstream with this URL and name.
     fn discovered(&self, config: &UpstreamConfig) -> Option<&'a PresentUpstream<'a>> {
-        self.present(true).find(|there| there.config.url == config.url && there.config.name == config.name)
+        let there = self.discovered.get(config.name.as_str()).copied();
+        there.filter(|there| there.config.url == config.url)
     }
 
     /// Whether the operator has an upstream with this URL or this name.
     fn belongs_to_operator(&self, config: &UpstreamConfig) -> bool {
-        self.present(false).any(|there| there.config.url == config.url || there.config.name == config.name)
+        self.operator_urls.contains(&config.url) || self.operator_names.contains(config.name.as_str())
     }
 }
 
@@ -89,6 +111,7 @@ impl<'a> FleetView<'a> {
 impl Ownerships {
     /// Returns the changes, in the order to apply them.
     pub fn reconcile(&mut self, now: &FleetView<'_>) -> Vec<FleetChange> {
+        let index = FleetIndex::new(now);
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.known);
         let mut entering = false;
@@ -96,11 +119,11 @@ impl Ownerships {
             let (before, count) = (before.remove(&config.url), changes.len());
             // An upstream that could not be used before delays no release.
             let may_enter = !matches!(before, Some(Ownership::Unusable));
-            let ownership = reconcile_one(before, config, now, &mut changes);
+            let ownership = reconcile_one(before, config, now, &index, &mut changes);
             entering |= may_enter && changes.len() > count;
             self.known.insert(config.url.clone(), ownership);
         }
-        self.release(now, entering, &mut changes);
+        self.release(now, &index, entering, &mut changes);
         changes
     }
 
@@ -116,8 +139,14 @@ impl Ownerships {
 
     /// Releases upstreams that are no longer listed, or that the operator has under another name. Upstreams
     /// are released only when all that enter are ready.
-    fn release(&mut self, now: &FleetView<'_>, entering: bool, changes: &mut Vec<FleetChange>) {
-        let settled = !entering && !now.unanswered && self.all_ready(now);
+    fn release(
+        &mut self,
+        now: &FleetView<'_>,
+        index: &FleetIndex<'_>,
+        entering: bool,
+        changes: &mut Vec<FleetChange>,
+    ) {
+        let settled = !entering && !now.unanswered && self.all_ready(index);
         let mut before = std::mem::take(&mut self.releasing);
         for there in now.present(true) {
             let config = there.config;
@@ -126,7 +155,7 @@ impl Ownerships {
             }
             let since = before.remove(&config.name).unwrap_or(now.now);
             let late = !entering && now.now.saturating_duration_since(since) >= MAX_RELEASE_WAIT;
-            let twice = now.present(false).any(|operators| operators.config.url == config.url);
+            let twice = index.operator_urls.contains(&config.url);
             if settled || late || twice {
                 changes.push(FleetChange::Release { name: config.name.clone() });
             } else {
@@ -144,8 +173,8 @@ impl Ownerships {
     }
 
     /// Whether all discovered upstreams are ready.
-    fn all_ready(&self, now: &FleetView<'_>) -> bool {
-        let ready = |config: &UpstreamConfig| now.discovered(config).is_some_and(|there| there.ready);
+    fn all_ready(&self, index: &FleetIndex<'_>) -> bool {
+        let ready = |config: &UpstreamConfig| index.discovered(config).is_some_and(|there| there.ready);
         self.known.keys().filter_map(|url| self.given(url)).all(ready)
     }
 }
@@ -155,21 +184,23 @@ fn reconcile_one(
     before: Option<Ownership>,
     config: &UpstreamConfig,
     now: &FleetView<'_>,
+    index: &FleetIndex<'_>,
     changes: &mut Vec<FleetChange>,
 ) -> Ownership {
-    if now.belongs_to_operator(config) {
+    if index.belongs_to_operator(config) {
         return Ownership::Operator;
     }
-    match (before, now.discovered(config)) {
+    match (before, index.discovered(config)) {
         (None | Some(Ownership::Unusable), _) | (Some(Ownership::Operator), Some(_)) => {
             changes.push(FleetChange::Upsert(config.clone()));
         }
         (Some(_), None) | (Some(Ownership::Removed), _) => return Ownership::Removed,
         (Some(Ownership::Discovery(given)), Some(there)) => {
-            if *given != *config || now.resend {
-                let weight = if given.weight == config.weight { there.config.weight } else { config.weight };
-                changes.push(FleetChange::Upsert(UpstreamConfig { weight, ..config.clone() }));
+            if *given == *config && !now.resend {
+                return Ownership::Discovery(given);
             }
+            let weight = if given.weight == config.weight { there.config.weight } else { config.weight };
+            changes.push(FleetChange::Upsert(UpstreamConfig { weight, ..config.clone() }));
         }
     }
     Ownership::Discovery(Box::new(config.clone()))
