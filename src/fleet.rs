@@ -17,13 +17,18 @@ pub mod lease;
 mod metrics_reader;
 mod pace;
 mod probe;
+mod probe_connection;
+mod probe_duty;
+mod prober;
 mod query;
 pub mod queue;
+mod shared_probes;
 pub mod snapshot;
 mod snapshot_entry;
 pub mod tls;
 pub mod upstream;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -47,6 +52,7 @@ pub use lease::{Lease, Outcome, RequestWork};
 pub use query::UpstreamQuery;
 use queue::QueueKey;
 pub use queue::{Queue, QueueRefusal, QueueTurn};
+use shared_probes::SharedProbes;
 pub use snapshot::{FilterResult, Snapshot};
 pub use snapshot_entry::SnapshotEntry;
 pub use upstream::Upstream;
@@ -67,6 +73,11 @@ pub struct Fleet {
     /// The discovery sources that are polled for upstreams.
     plan: watch::Sender<Arc<DiscoveryPlan>>,
     keeper: mpsc::Sender<KeeperMessage>,
+    /// The probes that balancers make for each other.
+    shared: SharedProbes,
+    /// The source of random numbers, and the number of those that were drawn.
+    random: RandomState,
+    draws: AtomicU64,
     observer: Observer,
 }
 
@@ -90,6 +101,9 @@ impl Fleet {
             rules: ArcSwap::from_pointee(rules),
             plan: watch::Sender::default(),
             keeper: sender,
+            shared: SharedProbes::default(),
+            random: RandomState::new(),
+            draws: AtomicU64::new(0),
             observer,
         });
         let keeper = Keeper::new(fleet.clone(), inbox, config)?;
@@ -109,6 +123,12 @@ impl Fleet {
     /// Returns a number that increases by one with every call, for round-robin policies.
     pub fn next_turn(&self) -> u64 {
         self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Returns a random number in 0..1.
+    fn draw(&self) -> f64 {
+        let bits = self.random.hash_one(self.draws.fetch_add(1, Ordering::Relaxed));
+        (bits >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Returns the client for the balancer's own requests to upstreams. It shares no connections with the
@@ -158,7 +178,9 @@ impl Fleet {
     /// most 60 s, or for one second without it.
     pub fn mark_busy(&self, upstream: &Upstream, retry_after: Option<Duration>) {
         self.observer.upstream_busy(upstream.name());
-        upstream.mark_busy(retry_after, now());
+        let until = Upstream::busy_end(retry_after, now());
+        upstream.mark_busy_until(until);
+        self.shared.put_busy(upstream, until);
     }
 
     // === waiting for room ===

@@ -18,7 +18,7 @@ use crate::observe::Observer;
 use crate::prompt::canon;
 use crate::state::State;
 use crate::state::exchange::{
-    self, BindingUpdate, ChainUpdate, ExchangeMemory, Outbox, SiblingLoad, TakeBack,
+    self, BindingUpdate, ChainUpdate, ExchangeMemory, Outbox, SiblingLoad, TakeBack, UpstreamReport,
 };
 use crate::state::redis::{ExchangeSettings, SiblingExchange};
 
@@ -38,6 +38,8 @@ struct BalancerParts {
     state: Arc<State>,
     loads: Mutex<SiblingLoads>,
     members: watch::Sender<MemberTexts>,
+    /// The host name of this machine.
+    host: String,
 }
 
 // === impl SiblingSetup ===
@@ -66,6 +68,7 @@ impl SiblingSetup {
             state: state.clone(),
             loads: Mutex::default(),
             members,
+            host: host(),
         });
         let exchange = SiblingExchange::new(self.settings, parts, self.outbox, self.observer);
         PendingExchange { exchange, fleet, state, changed, stop: stop.clone() }
@@ -136,6 +139,18 @@ impl ExchangeMemory for BalancerParts {
 
     fn bound(&self, bound: &BindingUpdate<'_>) {
         self.state.apply_binding(bound, Instant::now());
+    }
+
+    fn balancers(&self, own: u64, siblings: &[u64]) {
+        self.fleet.set_balancers(own, siblings, &self.host);
+    }
+
+    fn take_reports(&self, max_bytes: usize) -> Vec<UpstreamReport> {
+        self.fleet.take_reports(max_bytes)
+    }
+
+    fn apply_reports(&self, from: u64, reports: &[UpstreamReport], age: Duration) {
+        self.fleet.apply_reports(from, reports, age);
     }
 
     fn members(&self, all: &HashMap<String, String>) {

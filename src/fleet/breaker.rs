@@ -23,6 +23,8 @@
 //! `UpstreamStatus::gone`: requests in flight must end when their answers will not come. An upstream that
 //! comes back grows to its full weight (`UpstreamStatus::warmth`).
 //!
+//! While a sibling's breaker is open, one failure of a request is enough here.
+//!
 //! A probe never ends a trip early: an engine that fails requests mostly answers probes. A probe that times
 //! out does not count against an engine that has begun answers meanwhile. Errors of clients and full engines
 //! are not reported to the machine. Pure: time comes in as `now`.
@@ -215,6 +217,8 @@ pub struct BreakerMachine {
     /// When an operator's drain began.
     drained: Option<Instant>,
     dead: Option<DeadEngine>,
+    /// Until when the breaker of a sibling keeps its requests away.
+    sibling_trip: Option<Instant>,
 }
 
 /// An upstream reported that its engine is dead.
@@ -241,6 +245,7 @@ impl BreakerMachine {
             warm_since: None,
             drained: None,
             dead: None,
+            sibling_trip: None,
         }
     }
 
@@ -342,6 +347,11 @@ impl BreakerMachine {
         }
     }
 
+    /// Records a sibling's trip: until its end one failure of a request is enough for a trip here.
+    pub fn sibling_tripped(&mut self, until: Instant) {
+        self.sibling_trip = self.sibling_trip.max(Some(until));
+    }
+
     /// Records that the metrics of the upstream report a new process.
     pub fn restarted(&mut self) {
         if let Some(dead) = &mut self.dead {
@@ -374,6 +384,7 @@ impl BreakerMachine {
         self.warm_since = Some(now);
         self.failures.clear();
         self.dead = None;
+        self.sibling_trip = None;
         self.enter(UpstreamState::Ready, now);
     }
 
@@ -433,7 +444,8 @@ impl BreakerMachine {
     }
 
     fn failed(&mut self, answers: u64, now: Instant, rules: &BreakerRules) {
-        let Breaker { failures: enough, window, open, max_open, .. } = rules.breaker;
+        let Breaker { failures, window, open, max_open, .. } = rules.breaker;
+        let enough = if self.sibling_trip.is_some_and(|until| now < until) { 1 } else { failures };
         match self.state {
             UpstreamState::Ready | UpstreamState::Suspect => {}
             UpstreamState::Tripped if now >= self.since + self.open => {

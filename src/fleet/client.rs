@@ -1,12 +1,13 @@
 //! A small HTTP client for the balancer's own requests: probes, model lists and metrics of upstreams, and
 //! polls of discovery sources.
 //!
-//! Every request opens its own connection, and so also tests whether the upstream accepts new ones. Requests
-//! of clients do not pass here, except control calls that are fanned out to all upstreams. Every request has
-//! a time limit and a limit on the size of its answer.
+//! Every request opens its own connection, except those of `ProbeConnection`. Requests of clients do not pass
+//! here, except control calls that are fanned out to all upstreams. Every request has a time limit and a
+//! limit on the size of its answer.
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,11 +22,11 @@ use super::upstream::Upstream;
 use crate::names::PRODUCT;
 
 /// The largest answer to one of the balancer's own requests, in bytes.
-const MAX_ANSWER_BYTES: usize = 16 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// The largest page of metrics, many times the size that vLLM writes. A request for the fleet's metrics holds
 /// the pages of all upstreams at once.
-const MAX_SCRAPE_BYTES: usize = 4 << 20;
+pub(super) const MAX_SCRAPE_BYTES: usize = 4 << 20;
 
 /// The largest document of settings, which normally has a few lines.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
@@ -47,10 +48,10 @@ pub enum FetchError {
     Request(#[from] http::Error),
 }
 
-/// Sends the balancer's own requests, each on a connection of its own.
+/// Sends the balancer's own requests.
 pub struct UpstreamClient;
 
-trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ClientStream for T {}
 
 impl UpstreamClient {
@@ -123,14 +124,10 @@ impl UpstreamClient {
         request: Request<Bytes>,
         max_bytes: usize,
     ) -> Result<Response<Bytes>, FetchError> {
-        let stream = self.connect(upstream).await?;
+        let (stream, _) = self.connect(upstream).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = addressed(upstream, request)?;
-        let exchange = async {
-            let (head, body) = sender.send_request(request).await?.into_parts();
-            let body = Limited::new(body, max_bytes).collect().await.map_err(FetchError::Answer)?;
-            Ok(Response::from_parts(head, body.to_bytes()))
-        };
+        let request = addressed(upstream, request, false)?;
+        let exchange = async { read_whole(sender.send_request(request).await?, max_bytes).await };
         // The connection task only drives the exchange; the exchange returns the result or the error.
         let driven = async {
             drop(connection.await);
@@ -142,10 +139,15 @@ impl UpstreamClient {
         }
     }
 
-    async fn connect(&self, upstream: &Upstream) -> Result<Box<dyn ClientStream>, FetchError> {
+    /// Connects to the upstream. Returns the address of the server too; `None` for a unix socket.
+    pub(super) async fn connect(
+        &self,
+        upstream: &Upstream,
+    ) -> Result<(Box<dyn ClientStream>, Option<SocketAddr>), FetchError> {
         let url = &upstream.config.url;
         if let Some(path) = &url.unix {
-            return Ok(Box::new(UnixStream::connect(path).await.map_err(FetchError::Connect)?));
+            let stream = UnixStream::connect(path).await.map_err(FetchError::Connect)?;
+            return Ok((Box::new(stream), None));
         }
         let addresses =
             tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(FetchError::Resolve)?;
@@ -154,7 +156,7 @@ impl UpstreamClient {
             match TcpStream::connect(address).await {
                 Ok(stream) => {
                     upstream.set_address(address);
-                    return self.secure(upstream, stream).await;
+                    return Ok((self.secure(upstream, stream).await?, Some(address)));
                 }
                 Err(error) => failure = error,
             }
@@ -177,7 +179,26 @@ impl UpstreamClient {
     }
 }
 
-async fn within(
+/// Whether the upstream's host name still has this address. A name that cannot be resolved keeps its address.
+pub(super) async fn has_address(upstream: &Upstream, address: SocketAddr) -> bool {
+    let url = &upstream.config.url;
+    match tokio::net::lookup_host((url.host.as_str(), url.port)).await {
+        Ok(mut addresses) => addresses.any(|other| other == address),
+        Err(_) => true,
+    }
+}
+
+/// Reads an answer with a body of at most `max_bytes`.
+pub(super) async fn read_whole(
+    answer: Response<hyper::body::Incoming>,
+    max_bytes: usize,
+) -> Result<Response<Bytes>, FetchError> {
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, max_bytes).collect().await.map_err(FetchError::Answer)?;
+    Ok(Response::from_parts(head, body.to_bytes()))
+}
+
+pub(super) async fn within(
     limit: Duration,
     exchange: impl Future<Output = Result<Response<Bytes>, FetchError>>,
 ) -> Result<Response<Bytes>, FetchError> {
@@ -185,15 +206,22 @@ async fn within(
 }
 
 /// Sets the upstream's own key on a request, if the upstream has one.
-fn with_own_key(upstream: &Upstream, mut request: Request<Bytes>) -> Result<Request<Bytes>, http::Error> {
+pub(super) fn with_own_key(
+    upstream: &Upstream,
+    mut request: Request<Bytes>,
+) -> Result<Request<Bytes>, http::Error> {
     if let Some(value) = &upstream.authorization {
         request.headers_mut().insert(header::AUTHORIZATION, HeaderValue::try_from(value.as_str())?);
     }
     Ok(request)
 }
 
-/// Sets the upstream's path prefix and host name on a request.
-fn addressed(upstream: &Upstream, request: Request<Bytes>) -> Result<Request<Full<Bytes>>, http::Error> {
+/// Sets the upstream's path prefix and host name on a request, and whether the connection is used again.
+pub(super) fn addressed(
+    upstream: &Upstream,
+    request: Request<Bytes>,
+    keep: bool,
+) -> Result<Request<Full<Bytes>>, http::Error> {
     let (mut head, body) = request.into_parts();
     let url = &upstream.config.url;
     if !url.prefix.is_empty() {
@@ -201,7 +229,9 @@ fn addressed(upstream: &Upstream, request: Request<Bytes>) -> Result<Request<Ful
     }
     let host = if url.unix.is_some() { "localhost".into() } else { url.authority() };
     head.headers.insert(header::HOST, HeaderValue::try_from(host)?);
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if !keep {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     head.headers.insert(header::USER_AGENT, HeaderValue::from_static(PRODUCT));
     Ok(Request::from_parts(head, Full::new(body)))
 }

@@ -1,7 +1,8 @@
 //! Reads the load of an engine from its own `/metrics`, which show what the balancer cannot see: the requests
 //! of other clients, restarts of the process, the size of the cache.
 //!
-//! A successful probe starts a reading, at most one an interval, on a connection and in a task of its own.
+//! A successful probe starts a reading, at most one an interval, on a connection and in a task of its own. Of
+//! several balancers one probes and reads for all: see `shared_probes`.
 //! Health never depends on metrics: an upstream whose metrics are missing, slow or invalid stays healthy, and
 //! is read less and less often.
 //!
@@ -9,6 +10,7 @@
 //!
 //! ```text
 //! own      = own requests in flight a moment before the reading + own requests sent until the page came
+//!            + the most requests that siblings reported in that time and a moment after it
 //! foreign  = running + waiting - own, and no more than the previous reading found
 //! tokens   = foreign * waiting / (running + waiting) * the average tokens of our own prompts
 //! ```
@@ -20,13 +22,16 @@
 //! Loads change all the time and are stored in atomics; the keeper receives every reading and publishes a
 //! snapshot only when more than the load changes.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
+use super::client::MAX_SCRAPE_BYTES;
 use super::engine_load::{ForeignLoad, GaugeReport};
 use super::keeper_message::KeeperMessage;
+use super::probe_connection::ProbeConnection;
 use super::upstream::{Live, Upstream};
 use super::{Fleet, now};
 use crate::aggregate::{EngineMetrics, parse_engine_metrics};
@@ -44,27 +49,29 @@ const MAX_READ_PAUSE: Duration = Duration::from_secs(30);
 /// The time after its end for which an engine may still count one of our requests.
 const OWN_REQUEST_LINGER: Duration = Duration::from_millis(200);
 
+/// The time after which siblings have reported the requests that a page may count.
+const SIBLING_REPORT_DELAY: Duration = Duration::from_millis(100);
+
 /// The counts of our own requests at one moment.
 struct OwnCounts {
     active: u64,
     sent: u64,
-    siblings: u64,
 }
 
 impl OwnCounts {
     fn now(live: &Live) -> Self {
         // In this order a request that is sent in between is counted twice; the other order would miss it.
         let sent = live.engine_load.sent.load(Relaxed);
-        let siblings = live.siblings.active.load(Relaxed);
-        OwnCounts { active: live.gauges.active.load(Relaxed), sent, siblings }
+        live.siblings_peak.store(live.siblings.active.load(Relaxed), Relaxed);
+        OwnCounts { active: live.gauges.active.load(Relaxed), sent }
     }
 
     /// Returns an upper bound of the balancers' requests in flight since these counts were taken: our own,
-    /// and the latest reported ones of siblings, which report many times in that span. The one place that
-    /// defines which requests are not foreign.
+    /// and the most that siblings reported in that span. The one place that defines which requests are not
+    /// foreign.
     fn upper_bound(&self, live: &Live) -> u64 {
         let sent = live.engine_load.sent.load(Relaxed).saturating_sub(self.sent);
-        let siblings = self.siblings.max(live.siblings.active.load(Relaxed));
+        let siblings = live.siblings_peak.load(Relaxed).max(live.siblings.active.load(Relaxed));
         self.active.saturating_add(sent).saturating_add(siblings)
     }
 }
@@ -86,12 +93,15 @@ struct MetricsReader {
     pause: Duration,
     /// The foreign requests of the previous page.
     before: u64,
+    /// When the previous page was read; `None` before the first.
+    read_at: Option<Instant>,
+    connection: ProbeConnection,
 }
 
 /// Reads an upstream's metrics after each successful probe. Runs until dropped.
 pub(super) async fn read_metrics_forever(fleet: &Fleet, first: &Upstream) {
     let live = &first.live;
-    let mut reader = MetricsReader { due: now(), pause: Duration::ZERO, before: 0 };
+    let mut reader = MetricsReader::new();
     loop {
         live.well.notified().await;
         let health = &fleet.rules.load_full().health;
@@ -116,17 +126,40 @@ pub(super) async fn read_metrics_forever(fleet: &Fleet, first: &Upstream) {
 // === impl MetricsReader ===
 
 impl MetricsReader {
-    async fn read(&mut self, fleet: &Fleet, upstream: &Upstream, health: &Health) -> Option<EngineMetrics> {
+    fn new() -> Self {
+        let connection = ProbeConnection::default();
+        MetricsReader { due: now(), pause: Duration::ZERO, before: 0, read_at: None, connection }
+    }
+
+    async fn read(
+        &mut self,
+        fleet: &Fleet,
+        upstream: &Arc<Upstream>,
+        health: &Health,
+    ) -> Option<EngineMetrics> {
         let (live, begun) = (&upstream.live, now());
+        let lifetime = report_lifetime(health.interval);
+        if self.read_at.is_none_or(|read_at| begun >= read_at + lifetime) {
+            // The previous page may have been a sibling's.
+            self.before = live.engine_load.foreign(begun).requests;
+        }
         let mark = OwnCounts::now(live);
         tokio::time::sleep(OWN_REQUEST_LINGER).await;
-        match fetch_metrics(fleet, upstream, health.timeout).await {
+        match self.fetch(fleet, upstream, health.timeout).await {
             MetricsReading::Page(metrics) => {
+                self.read_at = Some(now());
+                let circle = fleet.shared.circle();
+                if !circle.live.is_alone() {
+                    tokio::time::sleep(SIBLING_REPORT_DELAY).await;
+                }
                 // Half an interval, so that the next probe never comes slightly too early for a reading.
                 (self.due, self.pause) = (begun + health.interval / 2, Duration::ZERO);
                 let took = now().saturating_duration_since(begun);
-                let lifetime = (health.interval * REPORT_LIFETIME_INTERVALS).max(MIN_REPORT_LIFETIME) + took;
-                self.store(&metrics, mark.upper_bound(live), live, now() + lifetime);
+                let foreign = self.store(&metrics, mark.upper_bound(live), live, now() + lifetime + took);
+                let view = fleet.duty_view(upstream, None, &circle, now());
+                if live.duty().is_prober(&view) {
+                    fleet.shared.put_engine(upstream, &metrics, foreign);
+                }
                 return Some(metrics);
             }
             MetricsReading::Absent => {
@@ -141,8 +174,15 @@ impl MetricsReader {
         None
     }
 
-    /// Stores the load of a page; `own` is the upper bound of the balancers' requests in it.
-    fn store(&mut self, metrics: &EngineMetrics, own: u64, live: &Live, until: Instant) {
+    /// Stores the load of a page; `own` is the upper bound of the balancers' requests in it. Returns the load
+    /// of other clients, where the page counts requests.
+    fn store(
+        &mut self,
+        metrics: &EngineMetrics,
+        own: u64,
+        live: &Live,
+        until: Instant,
+    ) -> Option<ForeignLoad> {
         let EngineMetrics { running, waiting, kv_usage, .. } = *metrics;
         let counted = running.map(|running| running.saturating_add(waiting.unwrap_or(0)));
         let found = counted.unwrap_or(0).saturating_sub(own);
@@ -152,24 +192,29 @@ impl MetricsReader {
         let report = GaugeReport { running, waiting, kv_usage, foreign: counted.map(|_| requests) };
         live.engine_load.latest.store(Some(report.into()));
         live.engine_load.set(foreign, until);
+        counted.map(|_| foreign)
     }
+
+    async fn fetch(&mut self, fleet: &Fleet, upstream: &Arc<Upstream>, limit: Duration) -> MetricsReading {
+        let answer = self.connection.get(fleet.client(), upstream, "/metrics", limit, MAX_SCRAPE_BYTES).await;
+        let Ok(answer) = answer else { return MetricsReading::Failed };
+        if answer.status() != StatusCode::OK {
+            return MetricsReading::Absent;
+        }
+        let metrics = parse_engine_metrics(answer.body());
+        if metrics.is_empty() { MetricsReading::Absent } else { MetricsReading::Page(metrics) }
+    }
+}
+
+/// Returns the time for which a page is valid.
+pub(super) fn report_lifetime(interval: Duration) -> Duration {
+    (interval * REPORT_LIFETIME_INTERVALS).max(MIN_REPORT_LIFETIME)
 }
 
 /// Returns `count * part / whole`, rounded down.
 fn share(count: u64, part: u64, whole: u64) -> u64 {
     let part = u128::from(count) * u128::from(part) / u128::from(whole.max(1));
     u64::try_from(part).unwrap_or(u64::MAX)
-}
-
-async fn fetch_metrics(fleet: &Fleet, upstream: &Upstream, limit: Duration) -> MetricsReading {
-    let Ok(answer) = fleet.client().scrape(upstream, "/metrics", limit).await else {
-        return MetricsReading::Failed;
-    };
-    if answer.status() != StatusCode::OK {
-        return MetricsReading::Absent;
-    }
-    let metrics = parse_engine_metrics(answer.body());
-    if metrics.is_empty() { MetricsReading::Absent } else { MetricsReading::Page(metrics) }
 }
 
 #[cfg(test)]

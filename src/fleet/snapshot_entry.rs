@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::breaker::{Admits, BreakerMachine, BreakerRules, UpstreamState, UpstreamStatus};
+use super::probe_duty::UpstreamCondition;
 use super::upstream::Upstream;
 use crate::aggregate::ModelCard;
 use crate::config::types::{Breaker, Health};
@@ -47,6 +48,15 @@ impl SnapshotEntry {
     /// Whether the upstream takes requests by its state; it may still be full.
     pub fn is_ready(&self) -> bool {
         !self.removing && matches!(self.status.state, UpstreamState::Ready | UpstreamState::Suspect)
+    }
+
+    /// Returns the condition by which the duty to probe is decided.
+    pub(super) fn condition(&self) -> UpstreamCondition {
+        match () {
+            () if self.status.gone || self.status.missing => UpstreamCondition::Fails,
+            () if self.calm => UpstreamCondition::Works,
+            () => UpstreamCondition::Unsure,
+        }
     }
 
     /// Whether the upstream is drained but still works.

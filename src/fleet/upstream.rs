@@ -5,18 +5,20 @@
 //! began with.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::engine_load::{EngineLoad, ForeignLoad, GaugeReport};
 use super::identity::UpstreamIdentity;
 use super::pace::PrefillPace;
+use super::probe_duty::ProbeDuty;
 use super::queue::Queue;
 use super::tls::{self, Secure};
 use crate::config::secret::Secret;
@@ -53,6 +55,8 @@ pub(super) struct Live {
     pub gauges: LoadGauges,
     /// The requests of siblings in flight, by their latest reports.
     pub siblings: LoadGauges,
+    /// The most requests of siblings in flight since the metrics reader last reset it.
+    pub siblings_peak: AtomicU64,
     pub pace: PrefillPace,
     /// The trial request after a trip is in flight.
     pub trial: AtomicBool,
@@ -60,8 +64,12 @@ pub(super) struct Live {
     pub answers: AtomicU64,
     /// The keeper needs answers as signals now.
     pub reports_answers: AtomicBool,
-    /// Wakes the prober before the next interval.
-    pub probe_soon: Notify,
+    /// The hash of the upstream's name.
+    pub key: u64,
+    /// Decides when the prober probes. Locked for a moment, by the prober and for each report.
+    duty: Mutex<ProbeDuty>,
+    /// Wakes the prober for another decision.
+    pub wake: Notify,
     /// Notified after each successful probe: the metrics may be read.
     pub well: Notify,
     /// The load by the server's metrics.
@@ -114,6 +122,15 @@ fn key_in(variable: &str) -> Result<Secret, String> {
     values::secret(&text).map_err(|what| format!("the variable {variable} of api_key_env {what}"))
 }
 
+// === impl Live ===
+
+impl Live {
+    /// Locks the duty to probe.
+    pub fn duty(&self) -> MutexGuard<'_, ProbeDuty> {
+        self.duty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -123,11 +140,14 @@ impl Upstream {
             identity: UpstreamIdentity::new(id, &config),
             gauges: LoadGauges::default(),
             siblings: LoadGauges::default(),
+            siblings_peak: AtomicU64::new(0),
             pace: PrefillPace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             reports_answers: AtomicBool::new(false),
-            probe_soon: Notify::new(),
+            key: xxh3_64(config.name.as_bytes()),
+            duty: Mutex::new(ProbeDuty::new(super::now(), 0.5)),
+            wake: Notify::new(),
             well: Notify::new(),
             engine_load: EngineLoad::new(super::now()),
             emptied: Notify::new(),
@@ -136,18 +156,26 @@ impl Upstream {
             born: super::now(),
             address: ArcSwapOption::empty(),
         };
-        Self::with(config, Arc::new(live))
+        Self::with(config, Arc::new(live), None)
     }
 
     /// Builds the same server with other settings.
     pub(super) fn renewed(&self, config: UpstreamConfig) -> Result<Self, String> {
-        Self::with(config, self.live.clone())
+        Self::with(config, self.live.clone(), Some(self))
     }
 
-    fn with(config: UpstreamConfig, live: Arc<Live>) -> Result<Self, String> {
+    fn with(config: UpstreamConfig, live: Arc<Live>, before: Option<&Upstream>) -> Result<Self, String> {
         let named = |error: String| format!("upstream {}: {error}", config.name);
         let authorities = tls::authorities(&config).map_err(named)?;
-        let secure = tls::secure(&config, &authorities).map_err(named)?;
+        // Settings of TLS are expensive to build, and most changes leave them as they are.
+        let same = before.filter(|before| {
+            let connects = &before.config;
+            connects.url == config.url && connects.tls == config.tls && before.authorities == authorities
+        });
+        let secure = match same {
+            Some(before) => before.secure.clone(),
+            None => tls::secure(&config, &authorities).map_err(named)?,
+        };
         let key = match &config.api_key_env {
             Some(variable) => Some(key_in(variable).map_err(named)?),
             None => config.api_key.clone(),
@@ -210,6 +238,7 @@ impl Upstream {
         gauges.active.store(load.active, Relaxed);
         gauges.backlog.store(load.backlog, Relaxed);
         gauges.context.store(load.context, Relaxed);
+        self.live.siblings_peak.fetch_max(load.active, Relaxed);
     }
 
     /// Returns the load of other clients by the server's metrics; none when they are unknown or too old.
@@ -236,13 +265,23 @@ impl Upstream {
 
     /// Wakes the prober: a request could not reach the upstream, or was given up.
     pub fn probe_soon(&self) {
-        self.live.probe_soon.notify_one();
+        self.live.duty().doubt(super::now());
+        self.live.wake.notify_one();
     }
 
     /// Keeps new requests away for `retry_after`: the engine reported that it is full. The longest report
     /// counts.
     pub(super) fn mark_busy(&self, retry_after: Option<Duration>, now: Instant) {
-        let until = now + retry_after.unwrap_or(DEFAULT_BUSY_TIME).min(MAX_BUSY_TIME);
+        self.mark_busy_until(Self::busy_end(retry_after, now));
+    }
+
+    /// Returns until when an engine with this report gets no requests.
+    pub(super) fn busy_end(retry_after: Option<Duration>, now: Instant) -> Instant {
+        now + retry_after.unwrap_or(DEFAULT_BUSY_TIME).min(MAX_BUSY_TIME)
+    }
+
+    /// Keeps new requests away until this time.
+    pub(super) fn mark_busy_until(&self, until: Instant) {
         let millis = until.saturating_duration_since(self.live.born).as_millis();
         self.live.busy_until.fetch_max(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
     }

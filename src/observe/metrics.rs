@@ -25,7 +25,9 @@ pub(super) struct Metrics {
     pub retries: IntCounterVec,
     pub broken_streams: IntCounterVec,
     pub upstream_changes: IntCounterVec,
+    pub probes: IntCounterVec,
     pub probe_failures: IntCounterVec,
+    pub probe_reports: IntCounterVec,
     pub upstream_busy: IntCounterVec,
     pub cache: CacheMetrics,
     pub discovery_failures: IntCounterVec,
@@ -76,6 +78,16 @@ impl Default for Metrics {
                 "vllm_lb_upstream_changes_total",
                 "Changes of an upstream's state, by the new one.",
                 &["upstream", "state"],
+            ),
+            probes: make.counters(
+                "vllm_lb_probes_total",
+                "Probes of an upstream by this balancer.",
+                &["upstream"],
+            ),
+            probe_reports: make.counters(
+                "vllm_lb_probe_reports_total",
+                "Reports of siblings on an upstream that were applied.",
+                &["upstream"],
             ),
             probe_failures: make.counters(
                 "vllm_lb_probe_failures_total",

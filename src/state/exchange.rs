@@ -24,6 +24,7 @@ mod chain_requests;
 mod encoding;
 mod fingerprint;
 mod outbox;
+mod probe_report;
 pub mod served;
 mod siblings;
 mod totals;
@@ -32,12 +33,14 @@ mod wire;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 
 pub use chain_requests::{ChainRequests, WaitingRequest};
 pub use fingerprint::{ChainAdmission, FingerprintFilter, fingerprint};
 pub use outbox::{Outbox, OutboxEvent};
+pub use probe_report::{EngineFinding, MAX_CARDS_BYTES, ProbeFinding, UpstreamReport};
 pub use siblings::{SiblingRow, SiblingTable};
 
 /// The version of the encoding.
@@ -55,7 +58,7 @@ pub struct SiblingLoad {
 }
 
 /// One message of one balancer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Message<'a> {
     /// The random id of the balancer's process.
     pub balancer: u64,
@@ -69,6 +72,8 @@ pub struct Message<'a> {
     pub take_backs: Vec<TakeBack<'a>>,
     pub bound: Vec<BindingUpdate<'a>>,
     pub chain_requests: Vec<ChainRequest<'a>>,
+    /// What the balancer found about upstreams, mostly those that it probes for all.
+    pub reports: Vec<UpstreamReport>,
     /// The list of members has changed: upstreams were added, drained or removed.
     pub members: bool,
     /// Hashes of the names of the upstreams that the balancer serves.
@@ -163,6 +168,19 @@ pub trait ExchangeMemory: Send + Sync {
 
     /// Applies a binding of a sibling.
     fn bound(&self, bound: &BindingUpdate<'_>);
+
+    /// Sets the balancers that exchange messages: this one, and the siblings; without siblings while Redis is
+    /// away.
+    fn balancers(&self, _own: u64, _siblings: &[u64]) {}
+
+    /// Removes and returns reports on upstreams for the next message, of about `max_bytes` at most, but at
+    /// least one where there are any.
+    fn take_reports(&self, _max_bytes: usize) -> Vec<UpstreamReport> {
+        Vec::new()
+    }
+
+    /// Applies the reports of a sibling, which were published `age` ago.
+    fn apply_reports(&self, _from: u64, _reports: &[UpstreamReport], _age: Duration) {}
 
     /// Applies the list of members: a record for each upstream that was ever changed at run time.
     fn members(&self, all: &HashMap<String, String>);

@@ -328,6 +328,10 @@ impl SiblingExchange {
         let age = siblings.age(now).as_secs_f64();
         self.observer.siblings(siblings.len(), age);
         self.memory.siblings(&siblings.take_changes(), age);
+        // Without Redis no sibling receives what this balancer finds, and nothing comes from them.
+        let ids = if self.works() && self.receiving.load(Relaxed) { siblings.ids() } else { Vec::new() };
+        drop(siblings);
+        self.memory.balancers(self.id, &ids);
     }
 
     /// Returns the upstreams to publish with a complete message, and reports siblings of another fleet.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
-use super::connection_state::Control;
+use super::connection_state::{ConnectionState, Control};
 use super::shared::EngineShared;
 
 /// Counts a connection of the process that accepted it, until dropped.
@@ -15,16 +15,18 @@ pub struct AcceptedConnection {
     pub control: watch::Receiver<Control>,
     /// The state of the commands when the connection was accepted.
     pub(super) accepted: Control,
+    connection: Arc<ConnectionState>,
     _process: Arc<()>,
 }
 
 impl AcceptedConnection {
-    pub fn new(shared: Arc<EngineShared>) -> Self {
+    pub fn new(shared: Arc<EngineShared>, connection: Arc<ConnectionState>) -> Self {
         shared.connections.fetch_add(1, Ordering::SeqCst);
+        shared.used.fetch_add(1, Ordering::SeqCst);
         let control = shared.control.subscribe();
         let accepted = *control.borrow();
         let process = shared.process();
-        Self { shared, control, accepted, _process: process }
+        Self { shared, control, accepted, connection, _process: process }
     }
 
     /// Waits until all connections of that time have to end.
@@ -38,5 +40,8 @@ impl AcceptedConnection {
 impl Drop for AcceptedConnection {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::SeqCst);
+        if !self.connection.is_poller() {
+            self.shared.used.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }

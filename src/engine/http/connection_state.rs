@@ -20,6 +20,18 @@ pub struct ConnectionState {
     served: AtomicUsize,
     /// Whether the connection ends with a reset.
     reset: AtomicBool,
+    /// Whether the connection has carried polls and nothing else.
+    poller: AtomicBool,
+}
+
+/// The effect of one more request on what a connection is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionUse {
+    Same,
+    /// The first request is a poll.
+    BecamePoller,
+    /// The first request that is no poll, behind polls.
+    BecameUsed,
 }
 
 /// Marks a connection busy until dropped.
@@ -43,6 +55,23 @@ impl ConnectionState {
     /// Whether the connection ends with a reset.
     pub fn ends_with_reset(&self) -> bool {
         self.reset.load(Ordering::SeqCst)
+    }
+
+    /// Records a request after `busy`.
+    pub fn carries(&self, poll: bool) -> ConnectionUse {
+        if poll && self.served() == 1 {
+            self.poller.store(true, Ordering::SeqCst);
+            return ConnectionUse::BecamePoller;
+        }
+        match !poll && self.poller.swap(false, Ordering::SeqCst) {
+            true => ConnectionUse::BecameUsed,
+            false => ConnectionUse::Same,
+        }
+    }
+
+    /// Whether the connection has carried polls and nothing else.
+    pub fn is_poller(&self) -> bool {
+        self.poller.load(Ordering::SeqCst)
     }
 
     /// Whether no request is in progress.

@@ -37,7 +37,7 @@ pub fn open(call: &EngineCall, upgrade: OnUpgrade, busy: Arc<BusyGuard>) -> Resu
     };
     let accept = base64(&sha1(format!("{key}{HANDSHAKE_GUID}").as_bytes()));
     let shared = Arc::clone(&call.shared);
-    let mut open = AcceptedConnection::new(Arc::clone(&shared));
+    let mut open = AcceptedConnection::new(Arc::clone(&shared), Arc::default());
     tokio::spawn(async move {
         let _busy = busy;
         let Ok(upgraded) = upgrade.await else { return };

@@ -45,6 +45,8 @@ pub struct Stats {
     /// Connections open now, and accepted so far.
     pub connections: usize,
     pub accepted: u64,
+    /// Open connections, without those that have carried only polls.
+    pub used: usize,
     /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub prefix_queries: u64,
     pub prefix_hits: u64,

@@ -185,6 +185,7 @@ async fn respond(
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let is_sim = row.is_some_and(|row| row.route == EngineRoute::Sim);
     let is_poll = row.is_some_and(|row| row.route.is_poll());
+    shared.carries(busy.connection(), is_poll);
     if !is_sim {
         let recorded = Recorded::new(parts.method.clone(), &parts.uri, parts.headers.clone(), &body);
         shared.record(recorded, is_poll);

@@ -167,7 +167,7 @@ pub async fn run(
                 if shared.faults.strike(|fault| *fault == InjectedFault::CloseAfterAccept).is_some() {
                     continue;
                 }
-                let open = AcceptedConnection::new(Arc::clone(&shared));
+                let open = AcceptedConnection::new(Arc::clone(&shared), Arc::clone(&connection));
                 connections.spawn(attend(socket, connection, acceptor.clone(), open));
             }
             changed = control.changed() => {

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock;
-use super::connection_state::Control;
+use super::connection_state::{ConnectionState, ConnectionUse, Control};
 use super::driver::Driver;
 use super::fault::{Faults, InjectedFault};
 use super::options::Options;
@@ -32,6 +32,8 @@ pub struct EngineShared {
     pub received: AtomicU64,
     pub polled: AtomicU64,
     pub connections: AtomicUsize,
+    /// Open connections, without those that have carried only polls.
+    pub used: AtomicUsize,
     pub accepted: AtomicU64,
     restarts: AtomicU64,
     /// Represents the simulated process; its connections hold a reference.
@@ -61,6 +63,7 @@ impl EngineShared {
             received: AtomicU64::new(0),
             polled: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
+            used: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             process: Mutex::default(),
@@ -101,6 +104,7 @@ impl EngineShared {
             refused: counters.refused,
             connections: self.connections.load(Ordering::SeqCst),
             accepted: self.accepted.load(Ordering::SeqCst),
+            used: self.used.load(Ordering::SeqCst),
             prefix_queries: counters.prefix_queries,
             prefix_hits: counters.prefix_hits,
             prompt_tokens: counters.prompt_tokens,
@@ -118,6 +122,15 @@ impl EngineShared {
         } else {
             self.received.fetch_add(1, Ordering::SeqCst);
             self.requests.push(recorded);
+        }
+    }
+
+    /// Counts a connection as used, unless it has carried only polls.
+    pub fn carries(&self, connection: &ConnectionState, poll: bool) {
+        match connection.carries(poll) {
+            ConnectionUse::BecamePoller => drop(self.used.fetch_sub(1, Ordering::SeqCst)),
+            ConnectionUse::BecameUsed => drop(self.used.fetch_add(1, Ordering::SeqCst)),
+            ConnectionUse::Same => {}
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::super::breaker::{Admits, BreakerMachine, BreakerRules, UpstreamSignal};
+use super::super::keeper_message::SiblingFacts;
 use super::super::probe::{ProbeFailure, ProbeReport};
 use super::super::snapshot_entry::SnapshotEntry;
 use super::super::upstream::Upstream;
@@ -79,7 +80,7 @@ impl UpstreamRecord {
         let answers = self.upstream().live.answers.load(Relaxed);
         self.machine.probed(found.as_ref().map(|_| ()).map_err(miss), answers, now, rules);
         let updated = match found {
-            Ok(report) => self.update_facts(report),
+            Ok(ProbeReport { models, version }) => self.update_facts(Some(models), version),
             Err(failure) => {
                 self.observer.probe_failed(self.upstream().name(), failure.why(), self.machine.missed());
                 false
@@ -107,6 +108,16 @@ impl UpstreamRecord {
             updated = true;
         }
         updated
+    }
+
+    /// Applies what a sibling found. Returns whether the snapshot changed.
+    pub fn apply_facts(&mut self, facts: SiblingFacts) -> bool {
+        let SiblingFacts { models, version, metrics, tripped_until } = facts;
+        if let Some(until) = tripped_until {
+            self.machine.sibling_tripped(until);
+        }
+        let updated = metrics.is_some_and(|metrics| self.read_metrics(&metrics));
+        self.update_facts(models, version) || updated
     }
 
     /// Assumes from now on that the cache of the upstream is empty.
@@ -155,11 +166,10 @@ impl UpstreamRecord {
     }
 
     /// Copies the models and the version into the entry. Returns whether one of them changed.
-    fn update_facts(&mut self, report: ProbeReport) -> bool {
-        let ProbeReport { models, version } = report;
+    fn update_facts(&mut self, models: Option<Vec<ModelCard>>, version: Option<String>) -> bool {
         let entry = &mut self.entry;
         let mut updated = false;
-        if !same_models(&models, &entry.models) {
+        if let Some(models) = models.filter(|models| !same_models(models, &entry.models)) {
             self.lost_model = entry.models.iter().any(|card| !models.iter().any(|other| other.id == card.id));
             entry.models = Arc::new(models);
             entry.upstream.live.identity.serves.store(entry.models.clone());
@@ -173,9 +183,9 @@ impl UpstreamRecord {
         updated
     }
 
-    /// Returns the time at which the upstream admits more without another event.
-    pub fn opens(&self, now: Instant) -> Option<Instant> {
-        self.machine.opens().filter(|opens| *opens > now)
+    /// Returns the end of the upstream's trip, past or future; `None` when it is not tripped.
+    pub fn trip_end(&self) -> Option<Instant> {
+        self.machine.opens()
     }
 
     /// Returns the change of capacity since the last call, if any.

@@ -18,7 +18,7 @@ fn upstream() -> Upstream {
 }
 
 fn reader() -> MetricsReader {
-    MetricsReader { due: now(), pause: Duration::ZERO, before: 0 }
+    MetricsReader::new()
 }
 
 fn page(running: u64, waiting: u64) -> EngineMetrics {

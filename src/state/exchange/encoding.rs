@@ -10,7 +10,7 @@ use super::served;
 use super::wire::{WireReader, put_bytes, put_hash, put_number};
 use super::{
     BalancerInfo, Binding, BindingUpdate, ChainRequest, ChainUpdate, GaugeUpdate, MAX_MESSAGE_BYTES, Message,
-    MessageError, SiblingLoad, TakeBack, VERSION,
+    MessageError, SiblingLoad, TakeBack, UpstreamReport, VERSION,
 };
 
 /// The kinds of parts on the wire.
@@ -26,6 +26,7 @@ mod kind {
     pub const MEMBERS: u64 = 7;
     pub const LEAVING: u64 = 8;
     pub const FINGERPRINT: u64 = 9;
+    pub const REPORTS: u64 = 10;
     pub const TAKE_BACKS: u64 = 11;
     pub const CHAINS: u64 = 12;
     pub const SERVED: u64 = 13;
@@ -82,6 +83,11 @@ impl<'a> Message<'a> {
         self.put_take_backs(&mut parts, &mut names);
         self.put_bound(&mut parts, &mut names);
         self.put_chain_requests(&mut parts, &mut names);
+        if !self.reports.is_empty() {
+            let mut part = Vec::new();
+            self.reports.iter().for_each(|report| report.write(&mut part));
+            put_part(&mut parts, kind::REPORTS, &part);
+        }
         if self.members {
             put_part(&mut parts, kind::MEMBERS, &[]);
         }
@@ -195,6 +201,7 @@ impl<'a> Message<'a> {
                     message.gauges = Some(GaugeUpdate { whole: part.byte()? != 0, rows: Vec::new() })
                 }
                 kind::FINGERPRINT => message.fingerprint = Some(part.hash()?),
+                kind::REPORTS => message.reports.extend(UpstreamReport::read_all(part)?),
                 kind::MEMBERS => message.members = true,
                 kind::LEAVING => message.leaving = true,
                 _ => {}

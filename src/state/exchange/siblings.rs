@@ -116,6 +116,13 @@ impl SiblingTable {
         self.all.len()
     }
 
+    /// Returns the ids of the siblings, in order.
+    pub fn ids(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.all.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// Whether there are no siblings.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()

@@ -17,6 +17,9 @@ use crate::state::exchange::{BalancerInfo, GaugeUpdate, Message, OutboxEvent, Si
 /// The largest size of the events in one message, in bytes.
 const MAX_EVENT_BYTES: usize = 256 << 10;
 
+/// The largest size of the reports on upstreams in one message, in bytes.
+const MAX_REPORT_BYTES: usize = 128 << 10;
+
 /// The largest number of intervals without a message while requests are in flight: siblings derive the age of
 /// their data from the messages.
 const MAX_QUIET_INTERVALS: u32 = 5;
@@ -134,9 +137,10 @@ impl SiblingExchange {
         if publisher.whole || self.members.has_unwritten() || self.members_changed() {
             self.sync_members(publisher, link).await?;
         }
+        let reports = self.memory.take_reports(MAX_REPORT_BYTES);
         let events = self.outbox.take(MAX_EVENT_BYTES);
         self.observer.exchange_dropped(self.outbox.dropped());
-        if !(publisher.whole || changed || busy && quiet || !events.is_empty()) {
+        if !(publisher.whole || changed || busy && quiet || !events.is_empty() || !reports.is_empty()) {
             return Ok(());
         }
         let mut message = self.message(publisher);
@@ -144,6 +148,7 @@ impl SiblingExchange {
             message.served = self.served_upstreams();
         }
         message.gauges = publisher.gauge_update();
+        message.reports = reports;
         events.iter().for_each(|event| event.fill(&mut message));
         message.fingerprint = (message.chain_count() > 0).then_some(self.settings.fingerprint);
         let bytes = message.encode();

@@ -180,6 +180,10 @@ impl SiblingExchange {
         for bound in &message.bound {
             self.memory.bound(bound);
         }
+        if !message.reports.is_empty() {
+            let age = now.saturating_duration_since(published_at);
+            self.memory.apply_reports(message.balancer, &message.reports, age);
+        }
         if message.members {
             self.members_dirty.store(true, Relaxed);
         }

@@ -5,5 +5,6 @@ mod common;
 mod discovery;
 mod exchange;
 mod members;
+mod probers;
 mod siblings;
 mod stored;

@@ -37,9 +37,10 @@ impl Setup {
 
     /// Writes the configuration anew.
     pub fn write(&self, upstreams: &str, more: &str) {
+        let health = if more.contains("health:") { "" } else { "health: {interval: 100ms}\n" };
         let text = format!(
             "listen: ['127.0.0.1:0', 'unix:{}']\nadmin: {{address: '127.0.0.1:0'}}\nupgrade_socket: {}\n\
-             upstreams: [{upstreams}]\nhealth: {{interval: 100ms}}\nthreads: 2\n{more}\n",
+             upstreams: [{upstreams}]\n{health}threads: 2\n{more}\n",
             self.path("api.sock"),
             self.path("upgrade.sock"),
         );

@@ -363,7 +363,7 @@ async fn a_websocket_reaches_the_upstream_of_its_model() {
             drop(client);
         }
         balancer.until_idle().await;
-        engines[index].wait_until("the socket is closed", |stats| stats.connections == 0).await;
+        engines[index].wait_until("the socket is closed", |stats| stats.used == 0).await;
     }
     balancer.ask(upgrade("/v1/realtime?model=nope")).await.expect(404);
     // Of two models, servers take the first or the last.

@@ -146,11 +146,11 @@ async fn one(engine: &EngineServer, balancer: &Balancer, phase: Phase, way: Way)
         }
         Phase::Prefill | Phase::Whole => engine.wait_until("it runs", |stats| stats.running == 1).await,
         Phase::Stream => client.reads().await,
-        Phase::Upload => engine.wait_until("it is connected", |stats| stats.connections == 1).await,
+        Phase::Upload => engine.wait_until("it is connected", |stats| stats.used == 1).await,
     }
     let took = timed(&mut client, || {
         let stats = engine.stats();
-        stats.running + stats.waiting + stats.connections == 0
+        stats.running + stats.waiting + stats.used == 0
     });
     let took = took.await;
     balancer.until_idle().await;

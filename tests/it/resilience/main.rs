@@ -4,6 +4,7 @@
 mod common;
 mod failover;
 mod overload;
+mod probes;
 mod queue;
 mod regressions;
 mod reload;

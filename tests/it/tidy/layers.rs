@@ -12,6 +12,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("engine::http", Level::Edge),
     ("fleet", Level::Running),
     ("fleet::breaker", Level::Pure),
+    ("fleet::probe_duty", Level::Pure),
     ("state", Level::Running),
     // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
     ("state::prefix_index", Level::Pure),
